@@ -1,0 +1,68 @@
+"""Every error a user can meet, in one tree.
+
+ThinktwiceError
+├── DataError            the input data: missing, empty, truncated, or not what the schema says
+│   ├── SchemaError      a schema file that is wrong in itself, or does not fit its log
+│   └── RowsLost         a step that must conserve rows did not
+├── BundleError          a model bundle that is damaged, incomplete or not the one asked for
+├── FeatureStoreError    the feature store lacks something, or answers what was not written
+├── PipelineError        a pipeline run that cannot start, or that failed in a step
+├── ServerError          the model server: no Java, a busy port, a worker that does not come up
+├── RequestError         a scoring request that cannot be answered (HTTP 4xx)
+└── ResourceError        disk, memory or network of this machine
+
+A message names the thing, the value found and the fix. The command line prints the message alone and exits with 1.
+"""
+
+from __future__ import annotations
+
+
+class ThinktwiceError(Exception):
+    """Base of all errors that are the user's to fix."""
+
+
+class DataError(ThinktwiceError):
+    """The input data cannot be used."""
+
+
+class SchemaError(DataError):
+    """The schema file is wrong, or does not fit the log it is given for."""
+
+
+class RowsLost(DataError):
+    """Rows went missing (or multiplied) where every row must be conserved."""
+
+
+class BundleError(ThinktwiceError):
+    """A model bundle is damaged, incomplete or not the expected one."""
+
+
+class FeatureStoreError(ThinktwiceError):
+    """The feature store cannot give what was asked of it."""
+
+
+class PipelineError(ThinktwiceError):
+    """A pipeline run cannot start or failed in a step."""
+
+
+class ServerError(ThinktwiceError):
+    """The model server cannot start or does not answer."""
+
+
+class RequestError(ThinktwiceError):
+    """A scoring request cannot be answered as it is.
+
+    Args:
+        message: what is wrong, naming the field.
+        field: path of the offending field in the request body, e.g. ``instances[0].candidates``.
+        status: HTTP status to answer with.
+    """
+
+    def __init__(self, message: str, *, field: str = "", status: int = 400) -> None:
+        super().__init__(message)
+        self.field = field
+        self.status = status
+
+
+class ResourceError(ThinktwiceError):
+    """This machine lacks something: disk space, memory, network."""

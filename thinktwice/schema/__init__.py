@@ -1,0 +1,33 @@
+"""The one description of a log; see :mod:`thinktwice.schema.log`."""
+
+from thinktwice.schema.log import (
+    EVENT_TIME,
+    LABEL,
+    ROW_ID,
+    Entity,
+    EntityKey,
+    LogField,
+    LogSchema,
+    ModelField,
+    Sequence,
+    Statistics,
+    Vector,
+    load_schema,
+    parse_schema,
+)
+
+__all__ = [
+    "EVENT_TIME",
+    "LABEL",
+    "ROW_ID",
+    "Entity",
+    "EntityKey",
+    "LogField",
+    "LogSchema",
+    "ModelField",
+    "Sequence",
+    "Statistics",
+    "Vector",
+    "load_schema",
+    "parse_schema",
+]

@@ -1,0 +1,312 @@
+"""The typed description of one log: its fields, entities, time, label, sequences, scenario and vectors.
+
+This is the only place where a field is described. Validation rules, Feast objects, the encoder, the model and the
+request codec are derived from a :class:`LogSchema`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from thinktwice.errors import SchemaError
+
+Entity = Literal["user", "item", "context"]
+
+#: Columns every clean log has besides the fields. No field may take these names.
+ROW_ID = "row_id"  # stable 16 hex digits: hash of source name and row ordinal
+EVENT_TIME = "event_time"  # timestamp[us, UTC] of the impression
+LABEL = "label"  # int8, 1 = click
+RESERVED = frozenset({ROW_ID, EVENT_TIME, LABEL, "split", "created_time", "source_row"})
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,62}", value):
+        raise ValueError(f"name {value!r} must be letters, digits and '_' and start with a letter (at most 63)")
+    if value in RESERVED:
+        raise ValueError(f"name {value!r} is reserved, choose another")
+    if "__" in value:
+        raise ValueError(f"name {value!r} may not hold '__' (Feast joins view and feature names with it)")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LogField(_Frozen):
+    """One feature of an impression.
+
+    ``column`` is its name in the source file (default: ``name``). ``derived`` computes it from the impression's time.
+    ``protected`` values are never masked at test time; by default numeric and derived fields are protected.
+    """
+
+    name: Name
+    kind: Literal["categorical", "numeric"] = "categorical"
+    entity: Entity = "context"
+    column: str | None = None
+    derived: Literal["hour", "weekday"] | None = None
+    nullable: bool = True
+    allowed: tuple[str, ...] | None = None  # categorical: every other value is a broken rule
+    minimum: float | None = None  # numeric bounds, inclusive
+    maximum: float | None = None
+    buckets: int = Field(default=32, ge=2, le=1024)  # numeric: quantile bins
+    protected: bool | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LogField:
+        if self.derived and (self.kind != "categorical" or self.entity != "context" or self.column):
+            raise ValueError(f"field {self.name!r}: a derived field is a categorical context field without a column")
+        if self.kind == "numeric" and self.allowed is not None:
+            raise ValueError(f"field {self.name!r}: 'allowed' is for categorical fields; use minimum and maximum")
+        if self.kind == "categorical" and (self.minimum is not None or self.maximum is not None):
+            raise ValueError(f"field {self.name!r}: minimum and maximum are for numeric fields; use 'allowed'")
+        return self
+
+    @property
+    def source_column(self) -> str:
+        return self.column or self.name
+
+    @property
+    def is_protected(self) -> bool:
+        return self.protected if self.protected is not None else self.kind == "numeric" or self.derived is not None
+
+
+class EntityKey(_Frozen):
+    """The id of a user or an item. The id is itself a model field, unless ``as_field`` is false."""
+
+    key: Name
+    column: str | None = None
+    as_field: bool = True
+    title: str | None = None  # source column with a name for people to read; never a model input
+
+    @property
+    def source_column(self) -> str:
+        return self.column or self.key
+
+
+class Entities(_Frozen):
+    user: EntityKey | None = None
+    item: EntityKey | None = None
+
+
+class TimeColumn(_Frozen):
+    """When the impression happened. ``format`` is how the source writes it; ``order`` takes the row order, one second a row."""
+
+    column: str | None = None
+    format: Literal["s", "ms", "us", "datetime", "yymmddhh", "order"] = "s"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TimeColumn:
+        if (self.format == "order") != (self.column is None):
+            raise ValueError("time: 'column' is required for every format but 'order', which takes none")
+        return self
+
+
+class LabelColumn(_Frozen):
+    """Where the click comes from. With ``threshold`` a value of at least that is a click; otherwise it must be 0 or 1."""
+
+    column: str = "label"
+    threshold: float | None = None
+
+
+class Sequence(_Frozen):
+    """The user's latest values of an item field, newest first, strictly before the impression."""
+
+    name: Name
+    of: str
+    length: int = Field(default=20, ge=1, le=200)
+    clicks_only: bool = True
+
+
+class Vector(_Frozen):
+    """A fixed vector of the item or user, a list column of the source. A missing vector is an unknown value."""
+
+    name: Name
+    entity: Literal["user", "item"] = "item"
+    column: str | None = None
+    dim: int = Field(ge=1, le=4096)
+
+    @property
+    def source_column(self) -> str:
+        return self.column or self.name
+
+
+class Statistics(_Frozen):
+    """Trailing impression counts and smoothed click rates of users and items over windows of whole days.
+
+    A window closes at midnight UTC, strictly before the impressions that may see it. ``0`` means since the beginning.
+    """
+
+    windows_days: tuple[int, ...] = (7, 0)
+    entities: tuple[Literal["user", "item"], ...] = ("user", "item")
+    buckets: int = Field(default=24, ge=2, le=1024)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Statistics:
+        if len(set(self.windows_days)) != len(self.windows_days) or any(w < 0 for w in self.windows_days):
+            raise ValueError(f"statistics: windows_days {self.windows_days} must be different numbers of 0 or more")
+        return self
+
+
+class ModelField(_Frozen):
+    """One input position of the model, in model order. Derived from the schema by :meth:`LogSchema.model_fields`."""
+
+    name: str
+    kind: Literal["categorical", "numeric", "sequence", "vector"]
+    entity: Entity
+    origin: Literal["key", "attribute", "derived", "statistic", "sequence", "vector"]
+    protected: bool
+    buckets: int = 0  # numeric
+    length: int = 0  # sequence
+    dim: int = 0  # vector
+    of: str = ""  # sequence: the categorical field whose vocabulary and table it shares
+
+
+class LogSchema(_Frozen):
+    """One log, described. Read it with :func:`load_schema`."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
+    time: TimeColumn
+    label: LabelColumn = LabelColumn()
+    entities: Entities = Entities()
+    fields: tuple[LogField, ...] = ()
+    sequences: tuple[Sequence, ...] = ()
+    vectors: tuple[Vector, ...] = ()
+    statistics: Statistics | None = None
+    scenario: str | None = None  # name of the categorical field that is the scenario id
+    propensity: str | None = None  # source column: probability with which the logging policy showed this item
+    truth: str | None = None  # source column: true click probability (simulators only; never a model input)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LogSchema:
+        names = [f.name for f in self.model_fields_in_order()]
+        repeated = sorted({n for n in names if names.count(n) > 1})
+        if repeated:
+            raise ValueError(f"field names must be different, repeated: {', '.join(repeated)}")
+        if not names:
+            raise ValueError("the schema describes no field: name at least one under 'fields' or 'entities'")
+        for entity in ("user", "item"):
+            if getattr(self.entities, entity) is None:
+                users = [f.name for f in self.fields if f.entity == entity]
+                users += [v.name for v in self.vectors if v.entity == entity]
+                if users:
+                    raise ValueError(f"field {users[0]!r} belongs to the {entity}, but entities.{entity} is not described")
+        item_categoricals = {f.name for f in self.fields if f.entity == "item" and f.kind == "categorical"}
+        if self.entities.item is not None and self.entities.item.as_field:
+            item_categoricals.add(self.entities.item.key)
+        for sequence in self.sequences:
+            if self.entities.user is None:
+                raise ValueError(f"sequence {sequence.name!r} needs entities.user")
+            if sequence.of not in item_categoricals:
+                raise ValueError(f"sequence {sequence.name!r}: 'of' names {sequence.of!r}, which is no categorical item field")
+        if self.statistics is not None:
+            for entity in self.statistics.entities:
+                if getattr(self.entities, entity) is None:
+                    raise ValueError(f"statistics name the {entity}, but entities.{entity} is not described")
+        if self.scenario is not None and self.scenario not in {f.name for f in self.fields if f.kind == "categorical"}:
+            raise ValueError(f"scenario names {self.scenario!r}, which is no categorical field")
+        return self
+
+    def model_fields_in_order(self) -> tuple[ModelField, ...]:
+        """Every input of the model, in the one order used by encoder, model, counts and bundle."""
+        out: list[ModelField] = []
+        for entity in ("user", "item"):
+            key: EntityKey | None = getattr(self.entities, entity)
+            if key is not None and key.as_field:
+                out.append(ModelField(name=key.key, kind="categorical", entity=entity, origin="key", protected=False))
+        for f in self.fields:
+            origin = "derived" if f.derived else "attribute"
+            out.append(
+                ModelField(
+                    name=f.name,
+                    kind=f.kind,
+                    entity=f.entity,
+                    origin=origin,
+                    protected=f.is_protected,
+                    buckets=f.buckets if f.kind == "numeric" else 0,
+                )
+            )
+        if self.statistics is not None:
+            for entity in self.statistics.entities:
+                for name in self.statistic_names(entity):
+                    out.append(
+                        ModelField(
+                            name=name,
+                            kind="numeric",
+                            entity=entity,
+                            origin="statistic",
+                            protected=True,
+                            buckets=self.statistics.buckets,
+                        )
+                    )
+        for s in self.sequences:
+            out.append(
+                ModelField(
+                    name=s.name, kind="sequence", entity="user", origin="sequence", protected=True, length=s.length, of=s.of
+                )
+            )
+        for v in self.vectors:
+            out.append(ModelField(name=v.name, kind="vector", entity=v.entity, origin="vector", protected=True, dim=v.dim))
+        return tuple(out)
+
+    def statistic_names(self, entity: Literal["user", "item"]) -> tuple[str, ...]:
+        """Names of the statistic fields of one entity: ``user_views_7d``, ``user_rate_7d``, ..., ``item_views_all``."""
+        if self.statistics is None or entity not in self.statistics.entities:
+            return ()
+        windows = [f"{w}d" if w else "all" for w in self.statistics.windows_days]
+        return tuple(f"{entity}_{what}_{w}" for w in windows for what in ("views", "rate"))
+
+    def key_of(self, entity: Literal["user", "item"]) -> str | None:
+        """Name of the id column of an entity, or None when the log has no such entity."""
+        key: EntityKey | None = getattr(self.entities, entity)
+        return None if key is None else key.key
+
+    def attributes_of(self, entity: Entity) -> tuple[LogField, ...]:
+        """The described (not computed) fields of an entity, without its id."""
+        return tuple(f for f in self.fields if f.entity == entity and f.derived is None)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
+
+
+def load_schema(path: Path | str) -> LogSchema:
+    """Read a schema file.
+
+    Raises:
+        SchemaError: the file is missing, is no YAML, or breaks a rule; the message names the place in the file.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SchemaError(f"schema file {path} cannot be read ({error.strerror}): give the path of a schema YAML file") from error
+    except UnicodeDecodeError as error:
+        raise SchemaError(f"schema file {path} is not UTF-8 text: save it as UTF-8") from error
+    return parse_schema(text, where=str(path))
+
+
+def parse_schema(text: str, *, where: str) -> LogSchema:
+    """Like :func:`load_schema`, from text; ``where`` names its origin in errors."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        line = f" at line {place.line + 1}" if place is not None else ""
+        raise SchemaError(f"schema {where} is not valid YAML{line}: correct the syntax") from error
+    if not isinstance(value, dict):
+        raise SchemaError(f"schema {where} holds {type(value).__name__} instead of a mapping: start with 'name:' and 'fields:'")
+    try:
+        return LogSchema.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(p) for p in first["loc"]) or "schema"
+        message = first["msg"].removeprefix("Value error, ")
+        raise SchemaError(f"schema {where}, {place}: {message}") from error
