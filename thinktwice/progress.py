@@ -48,10 +48,8 @@ def note(stage_name: str, text: str) -> None:
 def track(items: Iterable[T], *, stage: str, total: int, label: str = "") -> Iterator[T]:
     """Yield ``items`` and report how many of ``total`` are done."""
     last = 0.0
-    done = 0
-    for item in items:
+    for done, item in enumerate(items, start=1):
         yield item
-        done += 1
         now = time.monotonic()
         if now - last >= MIN_INTERVAL or done == total:
             last = now

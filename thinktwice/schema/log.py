@@ -198,7 +198,9 @@ class LogSchema(_Frozen):
                 users = [f.name for f in self.fields if f.entity == entity]
                 users += [v.name for v in self.vectors if v.entity == entity]
                 if users:
-                    raise ValueError(f"field {users[0]!r} belongs to the {entity}, but entities.{entity} is not described")
+                    raise ValueError(
+                        f"field {users[0]!r} belongs to the {entity}, but entities.{entity} is not described"
+                    )
         item_categoricals = {f.name for f in self.fields if f.entity == "item" and f.kind == "categorical"}
         if self.entities.item is not None and self.entities.item.as_field:
             item_categoricals.add(self.entities.item.key)
@@ -206,7 +208,9 @@ class LogSchema(_Frozen):
             if self.entities.user is None:
                 raise ValueError(f"sequence {sequence.name!r} needs entities.user")
             if sequence.of not in item_categoricals:
-                raise ValueError(f"sequence {sequence.name!r}: 'of' names {sequence.of!r}, which is no categorical item field")
+                raise ValueError(
+                    f"sequence {sequence.name!r}: 'of' names {sequence.of!r}, which is no categorical item field"
+                )
         if self.statistics is not None:
             for entity in self.statistics.entities:
                 if getattr(self.entities, entity) is None:
@@ -250,11 +254,19 @@ class LogSchema(_Frozen):
         for s in self.sequences:
             out.append(
                 ModelField(
-                    name=s.name, kind="sequence", entity="user", origin="sequence", protected=True, length=s.length, of=s.of
+                    name=s.name,
+                    kind="sequence",
+                    entity="user",
+                    origin="sequence",
+                    protected=True,
+                    length=s.length,
+                    of=s.of,
                 )
             )
         for v in self.vectors:
-            out.append(ModelField(name=v.name, kind="vector", entity=v.entity, origin="vector", protected=True, dim=v.dim))
+            out.append(
+                ModelField(name=v.name, kind="vector", entity=v.entity, origin="vector", protected=True, dim=v.dim)
+            )
         return tuple(out)
 
     def statistic_names(self, entity: Literal["user", "item"]) -> tuple[str, ...]:
@@ -287,7 +299,9 @@ def load_schema(path: Path | str) -> LogSchema:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise SchemaError(f"schema file {path} cannot be read ({error.strerror}): give the path of a schema YAML file") from error
+        raise SchemaError(
+            f"schema file {path} cannot be read ({error.strerror}): give the path of a schema YAML file"
+        ) from error
     except UnicodeDecodeError as error:
         raise SchemaError(f"schema file {path} is not UTF-8 text: save it as UTF-8") from error
     return parse_schema(text, where=str(path))
@@ -302,7 +316,9 @@ def parse_schema(text: str, *, where: str) -> LogSchema:
         line = f" at line {place.line + 1}" if place is not None else ""
         raise SchemaError(f"schema {where} is not valid YAML{line}: correct the syntax") from error
     if not isinstance(value, dict):
-        raise SchemaError(f"schema {where} holds {type(value).__name__} instead of a mapping: start with 'name:' and 'fields:'")
+        raise SchemaError(
+            f"schema {where} holds {type(value).__name__} instead of a mapping: start with 'name:' and 'fields:'"
+        )
     try:
         return LogSchema.model_validate(value)
     except ValidationError as error:

@@ -1,0 +1,123 @@
+"""Encoded rows: what the model eats. Numpy on disk and in training (`EncodedRows`), torch in a forward pass (`Batch`).
+
+Shapes: R rows, B rows of a batch, C categorical-or-numeric fields in model order, L the length of a sequence.
+Index 0 of every categorical or numeric field means "unknown"; index 0 inside a sequence is padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from thinktwice.errors import DataError
+from thinktwice.files import atomic_file
+
+Rows = slice | np.ndarray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of model inputs: ids [B, C] int64, sequences name -> [B, L] int64, vectors name -> [B, dim] float32.
+
+    A vector row of NaN is a missing vector.
+    """
+
+    ids: torch.Tensor
+    sequences: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    vectors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return int(self.ids.shape[0])
+
+    def select(self, index: slice | torch.Tensor) -> Batch:
+        """The rows at ``index``."""
+        return Batch(
+            self.ids[index],
+            {k: v[index] for k, v in self.sequences.items()},
+            {k: v[index] for k, v in self.vectors.items()},
+        )
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Encoded rows of one part of a training set.
+
+    ids [R, C] int32, sequences name -> [R, L] int32, vectors name -> [R, dim] float32, label [R] float32,
+    user [R] int64 (stable hash of the user id for grouping, -1 without users), time [R] int64 microseconds.
+    """
+
+    ids: np.ndarray
+    sequences: dict[str, np.ndarray]
+    vectors: dict[str, np.ndarray]
+    label: np.ndarray
+    user: np.ndarray
+    time: np.ndarray
+
+    def __len__(self) -> int:
+        return int(self.ids.shape[0])
+
+    def batch(self, rows: Rows) -> Batch:
+        """The rows as torch tensors (a copy); ids become int64 and are never cast through floats."""
+        return Batch(
+            torch.from_numpy(self.ids[rows].astype(np.int64)),
+            {k: torch.from_numpy(v[rows].astype(np.int64)) for k, v in self.sequences.items()},
+            {k: torch.from_numpy(np.array(v[rows], dtype=np.float32)) for k, v in self.vectors.items()},
+        )
+
+    def take(self, rows: Rows) -> EncodedRows:
+        """The rows at ``rows``, in that order."""
+        return EncodedRows(
+            self.ids[rows],
+            {k: v[rows] for k, v in self.sequences.items()},
+            {k: v[rows] for k, v in self.vectors.items()},
+            self.label[rows],
+            self.user[rows],
+            self.time[rows],
+        )
+
+    def save(self, path: Path | str) -> None:
+        tensors = {"ids": self.ids, "label": self.label, "user": self.user, "time": self.time}
+        tensors |= {f"sequence.{k}": v for k, v in self.sequences.items()}
+        tensors |= {f"vector.{k}": v for k, v in self.vectors.items()}
+        with atomic_file(path) as temporary:
+            save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, str(temporary))
+
+    @staticmethod
+    def load(path: Path | str) -> EncodedRows:
+        try:
+            with safe_open(str(path), framework="numpy") as handle:
+                tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        except Exception as error:  # safetensors raises its own, untyped errors
+            raise DataError(f"encoded rows {path} cannot be read ({error}): rebuild the training set") from error
+        return EncodedRows(
+            tensors["ids"],
+            {k.removeprefix("sequence."): v for k, v in tensors.items() if k.startswith("sequence.")},
+            {k.removeprefix("vector."): v for k, v in tensors.items() if k.startswith("vector.")},
+            tensors["label"],
+            tensors["user"],
+            tensors["time"],
+        )
+
+
+def table_offsets(num_values: tuple[int, ...]) -> np.ndarray:
+    """First row of each field in the joint table, [C] int64."""
+    return np.concatenate([[0], np.cumsum(num_values)[:-1]]).astype(np.int64) if num_values else np.zeros(0, np.int64)
+
+
+def count_values(ids: np.ndarray, num_values: tuple[int, ...]) -> np.ndarray:
+    """How many rows hold each value: uint32 [sum(num_values)], aligned with the joint table.
+
+    Row 0 of a field (unknown) counts as 0: no value was ever seen there.
+    """
+    parts = []
+    for column, size in enumerate(num_values):
+        counts = np.bincount(ids[:, column], minlength=size).astype(np.uint32)
+        counts[0] = 0
+        parts.append(counts)
+    return np.concatenate(parts) if parts else np.zeros(0, np.uint32)

@@ -1,0 +1,250 @@
+"""From clean values to model indices, fitted on the training part alone and kept in the bundle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.ipc
+import torch
+import xxhash
+
+from thinktwice.data.encoded import Batch, EncodedRows
+from thinktwice.errors import BundleError
+from thinktwice.files import atomic_file, read_json, write_json
+from thinktwice.schema import EVENT_TIME, LABEL, LogSchema, ModelField
+
+NULL = "\u0000null"  # a missing categorical value is a value like any other, when training saw it
+ENCODER_FILE = "encoder.json"
+VOCABULARY_FILE = "vocabularies.arrow"
+
+
+def canonical(value: Any) -> str:
+    """A categorical value as the string that the clean log writes: 42, 42.0 and "42" are one value."""
+    if value is None:
+        return NULL
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        if math.isnan(value):
+            return NULL
+        return str(int(value)) if value.is_integer() else repr(value)
+    return str(value)
+
+
+def hash_user(value: str | None) -> int:
+    """Stable 63-bit hash of a user id, for grouping rows by user; -1 for no user."""
+    return -1 if value is None else xxhash.xxh3_64_intdigest(value.encode()) >> 1
+
+
+class Encoder:
+    """Vocabularies and bucket bounds of one model.
+
+    Attributes:
+        fields: all model fields in order.
+        columns: the categorical and numeric ones; column c of ``ids`` is ``columns[c]``.
+        num_values: indices per column, the unknown index 0 included.
+    """
+
+    def __init__(
+        self,
+        fields: tuple[ModelField, ...],
+        user_key: str | None,
+        vocabularies: dict[str, list[str]],
+        bounds: dict[str, np.ndarray],
+    ) -> None:
+        self.fields = fields
+        self.user_key = user_key
+        self.columns = tuple(f for f in fields if f.kind in ("categorical", "numeric"))
+        self.sequences = tuple(f for f in fields if f.kind == "sequence")
+        self.vectors = tuple(f for f in fields if f.kind == "vector")
+        self.bounds = bounds
+        self._values = vocabularies
+        self._index = {n: {v: i + 1 for i, v in enumerate(values)} for n, values in vocabularies.items()}
+        self.num_values = tuple(
+            len(vocabularies[f.name]) + 1 if f.kind == "categorical" else len(bounds[f.name]) + 2 for f in self.columns
+        )
+
+    @staticmethod
+    def fit(table: pa.Table, schema: LogSchema) -> Encoder:
+        """Learn vocabularies (most frequent value first) and quantile bounds from the rows of ``table``."""
+        fields = schema.model_fields_in_order()
+        frame = pl.from_arrow(table)
+        assert isinstance(frame, pl.DataFrame)
+        vocabularies: dict[str, list[str]] = {}
+        bounds: dict[str, np.ndarray] = {}
+        for f in fields:
+            if f.kind == "categorical":
+                counts = (
+                    frame.select(pl.col(f.name).cast(pl.String).fill_null(NULL).alias("value"))
+                    .group_by("value")
+                    .len()
+                    .sort(["len", "value"], descending=[True, False])
+                )
+                vocabularies[f.name] = counts["value"].to_list()
+            elif f.kind == "numeric":
+                values = frame[f.name].cast(pl.Float64).drop_nulls().drop_nans().to_numpy()
+                bounds[f.name] = _quantile_bounds(values, f.buckets)
+        return Encoder(fields, schema.key_of("user"), vocabularies, bounds)
+
+    def value_of(self, name: str, index: int) -> str | None:
+        """The value behind an index of a categorical field, None for unknown."""
+        return None if index == 0 else self._values[name][index - 1]
+
+    def index_of(self, name: str, value: Any) -> int:
+        """The index of a value of a categorical field, 0 for unknown."""
+        return self._index[name].get(canonical(value), 0)
+
+    def encode_table(self, table: pa.Table) -> EncodedRows:
+        """Encode clean rows; columns of the table beyond the model's are ignored. Labels and times may be absent."""
+        frame = pl.from_arrow(table)
+        assert isinstance(frame, pl.DataFrame)
+        rows = frame.height
+        ids = np.zeros((rows, len(self.columns)), np.int32)
+        for c, f in enumerate(self.columns):
+            if f.kind == "categorical":
+                ids[:, c] = self._lookup(f.name, frame[f.name].cast(pl.String).fill_null(NULL))
+            else:
+                ids[:, c] = self._bucket(f.name, frame[f.name].cast(pl.Float64).fill_null(math.nan).to_numpy())
+        sequences = {f.name: self._encode_sequence(f, frame[f.name]) for f in self.sequences}
+        vectors = {f.name: _stack_vectors(frame[f.name], f.dim) for f in self.vectors}
+        label = frame[LABEL].to_numpy().astype(np.float32) if LABEL in frame.columns else np.zeros(rows, np.float32)
+        if EVENT_TIME in frame.columns:
+            time = frame[EVENT_TIME].dt.epoch("us").to_numpy().astype(np.int64)
+        else:
+            time = np.zeros(rows, np.int64)
+        return EncodedRows(ids, sequences, vectors, label, self._hash_users(frame), time)
+
+    def encode_rows(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        """Encode request rows, one mapping per row; a field that is absent is a missing value."""
+        ids = np.zeros((len(rows), len(self.columns)), np.int64)
+        for c, f in enumerate(self.columns):
+            if f.kind == "categorical":
+                index = self._index[f.name]
+                ids[:, c] = [index.get(canonical(row.get(f.name)), 0) for row in rows]
+            else:
+                values = [math.nan if (v := row.get(f.name)) is None else float(v) for row in rows]
+                ids[:, c] = self._bucket(f.name, np.asarray(values, np.float64))
+        sequences = {}
+        for f in self.sequences:
+            index, block = self._index[f.of], np.zeros((len(rows), f.length), np.int64)
+            for r, row in enumerate(rows):
+                known = [i for v in (row.get(f.name) or ()) if (i := index.get(canonical(v), 0))][: f.length]
+                block[r, : len(known)] = known
+            sequences[f.name] = torch.from_numpy(block)
+        vectors = {}
+        for f in self.vectors:
+            matrix = np.full((len(rows), f.dim), np.nan, np.float32)
+            for r, row in enumerate(rows):
+                value = row.get(f.name)
+                if value is not None and len(value) == f.dim:
+                    matrix[r] = value
+            vectors[f.name] = torch.from_numpy(matrix)
+        return Batch(torch.from_numpy(ids), sequences, vectors)
+
+    def save(self, folder: Path | str) -> None:
+        """Write ``encoder.json`` and ``vocabularies.arrow`` into ``folder``."""
+        folder = Path(folder)
+        names = [n for n, values in self._values.items() for _ in values]
+        values = [v for values in self._values.values() for v in values]
+        table = pa.table({"field": pa.array(names, pa.string()), "value": pa.array(values, pa.string())})
+        with atomic_file(folder / VOCABULARY_FILE) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+            with pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+        write_json(
+            folder / ENCODER_FILE,
+            {
+                "fields": [f.model_dump() for f in self.fields],
+                "user_key": self.user_key,
+                "vocabulary_fields": list(self._values),
+                "bounds": {n: [float(b) for b in values] for n, values in self.bounds.items()},
+            },
+        )
+
+    @staticmethod
+    def load(folder: Path | str) -> Encoder:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            BundleError: a file is missing or unreadable.
+        """
+        folder = Path(folder)
+        try:
+            value = read_json(folder / ENCODER_FILE)
+            with pa.memory_map(str(folder / VOCABULARY_FILE)) as source:
+                table = pa.ipc.open_file(source).read_all()
+            vocabularies: dict[str, list[str]] = {n: [] for n in value["vocabulary_fields"]}
+            for name, word in zip(table["field"].to_pylist(), table["value"].to_pylist(), strict=True):
+                vocabularies[name].append(word)
+            fields = tuple(ModelField.model_validate(f) for f in value["fields"])
+            bounds = {n: np.asarray(b, np.float64) for n, b in value["bounds"].items()}
+        except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:
+            raise BundleError(f"encoder in {folder} cannot be read ({error}): build it again") from error
+        return Encoder(fields, value["user_key"], vocabularies, bounds)
+
+    def _lookup(self, name: str, values: pl.Series) -> np.ndarray:
+        words = pl.DataFrame(
+            {
+                "value": pl.Series(self._values[name], dtype=pl.String),
+                "index": np.arange(1, len(self._values[name]) + 1),
+            }
+        )
+        joined = values.alias("value").to_frame().join(words, on="value", how="left", maintain_order="left")
+        return joined["index"].fill_null(0).to_numpy().astype(np.int32)
+
+    def _bucket(self, name: str, values: np.ndarray) -> np.ndarray:
+        index = np.searchsorted(self.bounds[name], values, side="right") + 1
+        index[np.isnan(values)] = 0
+        return index.astype(np.int32)
+
+    def _encode_sequence(self, f: ModelField, column: pl.Series) -> np.ndarray:
+        out = np.zeros((len(column), f.length), np.int32)
+        flat = (
+            pl.DataFrame({"row": np.arange(len(column)), "value": column})
+            .explode("value", empty_as_null=True, keep_nulls=True)
+            .drop_nulls("value")
+        )
+        if flat.height == 0:
+            return out
+        index = self._lookup(f.of, flat["value"].cast(pl.String))
+        row = flat["row"].to_numpy()[index > 0]
+        index = index[index > 0]
+        starts = np.flatnonzero(np.r_[True, row[1:] != row[:-1]]) if len(row) else np.zeros(0, np.int64)
+        place = np.arange(len(row)) - np.repeat(starts, np.diff(np.r_[starts, len(row)]))
+        keep = place < f.length
+        out[row[keep], place[keep]] = index[keep]
+        return out
+
+    def _hash_users(self, frame: pl.DataFrame) -> np.ndarray:
+        if self.user_key is None or self.user_key not in frame.columns:
+            return np.full(frame.height, -1, np.int64)
+        users = frame[self.user_key].cast(pl.String)
+        unique = users.unique()
+        hashed = pl.DataFrame({"user": unique, "hash": pl.Series([hash_user(u) for u in unique], dtype=pl.Int64)})
+        joined = (
+            users.alias("user").to_frame().join(hashed, on="user", how="left", maintain_order="left", nulls_equal=True)
+        )
+        return joined["hash"].to_numpy().astype(np.int64)
+
+
+def _quantile_bounds(values: np.ndarray, buckets: int) -> np.ndarray:
+    if len(values) == 0:
+        return np.zeros(0, np.float64)
+    inner = np.quantile(values, np.linspace(0, 1, buckets + 1)[1:-1], method="lower")
+    return np.unique(inner).astype(np.float64)
+
+
+def _stack_vectors(column: pl.Series, dim: int) -> np.ndarray:
+    out = np.full((len(column), dim), np.nan, np.float32)
+    present = (column.is_not_null() & (column.list.len() == dim)).to_numpy()
+    if present.any():
+        flat = column.filter(pl.Series(present)).explode(empty_as_null=True, keep_nulls=True)
+        out[present] = flat.cast(pl.Float32).to_numpy().reshape(-1, dim)
+    return out

@@ -1,0 +1,136 @@
+"""The training set: clean rows with their point-in-time features, split, and encoded by an encoder fitted on train alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from thinktwice.data.encoded import EncodedRows
+from thinktwice.data.encoder import Encoder
+from thinktwice.data.splits import PARTS, SplitSpec, assign_split
+from thinktwice.errors import DataError, RowsLost
+from thinktwice.files import atomic_dir, read_json, write_json
+from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, LogSchema, load_schema
+
+INFO_FILE = "training_set.json"
+ROWS_FILE = "rows.parquet"
+SCHEMA_FILE = "schema.yaml"
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """A training set on disk, opened. Parts are loaded when asked for."""
+
+    folder: Path
+    schema: LogSchema
+    encoder: Encoder
+    info: dict[str, Any]
+
+    def part(self, name: str) -> EncodedRows:
+        """Encoded rows of ``train``, ``valid`` or ``test``, in the order of :meth:`rows`."""
+        return EncodedRows.load(self.folder / f"{name}.safetensors")
+
+    def rows(self, part: str) -> pl.DataFrame:
+        """The clean rows of one part with all their columns."""
+        return pl.read_parquet(self.folder / ROWS_FILE).filter(pl.col("split") == part)
+
+    @cached_property
+    def train_window(self) -> tuple[str, str]:
+        """First and last instant of the train part, ISO 8601 UTC."""
+        window = self.info["parts"]["train"]["window"]
+        return window[0], window[1]
+
+
+def build_training_set(table: pa.Table, schema: LogSchema, out_dir: Path | str, split: SplitSpec) -> dict[str, Any]:
+    """Split, fit the encoder on train, encode all parts and write the folder; returns the content of its info file.
+
+    Raises:
+        DataError: a part is empty or train has one class only.
+        RowsLost: the parts do not add up to ``table``.
+    """
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    missing = [f.name for f in schema.model_fields_in_order() if f.name not in frame.columns]
+    if missing:
+        raise DataError(
+            f"training rows lack the columns {', '.join(missing)}: materialize the features of this schema first"
+        )
+    codes = assign_split(frame[EVENT_TIME].dt.epoch("us").to_numpy(), frame[ROW_ID].to_numpy(), split)
+    frame = frame.with_columns(pl.Series("split", np.asarray(PARTS)[codes])).sort(EVENT_TIME, ROW_ID)
+    _check_parts(frame, split)
+    train = frame.filter(pl.col("split") == "train")
+    encoder = Encoder.fit(train.to_arrow(), schema)
+    info: dict[str, Any] = {
+        "schema": schema.name,
+        "split": split.model_dump(mode="json"),
+        "rows": frame.height,
+        "parts": {},
+    }
+    with atomic_dir(out_dir) as folder:
+        (folder / SCHEMA_FILE).write_text(schema.to_yaml(), encoding="utf-8")
+        encoder.save(folder)
+        for part in PARTS:
+            rows = frame.filter(pl.col("split") == part)
+            encoder.encode_table(rows.to_arrow()).save(folder / f"{part}.safetensors")
+            info["parts"][part] = _describe(rows, train, schema)
+        info["conservation"] = _conservation(frame, table.num_rows)
+        frame.write_parquet(folder / ROWS_FILE)
+        write_json(folder / INFO_FILE, info)
+    return info
+
+
+def load_training_set(folder: Path | str) -> TrainingSet:
+    """Open a training set folder.
+
+    Raises:
+        DataError: it is no training set, or an incomplete one.
+    """
+    folder = Path(folder)
+    if not (folder / INFO_FILE).is_file():
+        raise DataError(f"{folder} is no training set (no {INFO_FILE}): give the folder that build_training_set wrote")
+    return TrainingSet(folder, load_schema(folder / SCHEMA_FILE), Encoder.load(folder), read_json(folder / INFO_FILE))
+
+
+def _check_parts(frame: pl.DataFrame, split: SplitSpec) -> None:
+    sizes = dict(frame.group_by("split").len().iter_rows())
+    empty = [p for p in PARTS if not sizes.get(p)]
+    if empty:
+        raise DataError(
+            f"the {split.kind} split of {frame.height} rows leaves no rows for {', '.join(empty)}: give more rows or other shares"
+        )
+    if frame.filter(pl.col("split") == "train")[LABEL].n_unique() < 2:
+        raise DataError("all training rows have the same label: a click model needs clicks and non-clicks")
+
+
+def _describe(rows: pl.DataFrame, train: pl.DataFrame, schema: LogSchema) -> dict[str, Any]:
+    """Size, window, click rate and novelty (share of rows with an entity unseen in train) of one part."""
+    times = rows[EVENT_TIME]
+    novelty = {}
+    for entity in ("user", "item"):
+        key = schema.key_of(entity)  # type: ignore[arg-type]
+        if key is not None:
+            seen = rows[key].is_in(train[key].unique().implode())
+            novelty[entity] = 1.0 - float(seen.sum()) / rows.height
+    return {
+        "rows": rows.height,
+        "click_rate": float(rows[LABEL].cast(pl.Float64).mean() or 0.0),  # type: ignore[arg-type]
+        "window": [_iso(times.min()), _iso(times.max())],
+        "unseen_share": novelty,
+    }
+
+
+def _conservation(frame: pl.DataFrame, rows_in: int) -> dict[str, Any]:
+    unique = frame[ROW_ID].n_unique()
+    if frame.height != rows_in or unique != rows_in:
+        raise RowsLost(f"{rows_in} rows went into the split, {frame.height} came out with {unique} different ids")
+    return {"rows_in": rows_in, "rows_out": frame.height, "unique_row_ids": unique}
+
+
+def _iso(value: Any) -> str:
+    return value.isoformat() if value is not None else ""
