@@ -1,0 +1,52 @@
+# Everyday commands. `make` alone lists them.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TORCH := $(shell grep '^torch==' requirements.lock)
+UV := $(shell grep '^uv==' requirements.lock)
+DATASET ?= ml-1m
+
+# Two cores are the machine everything is measured on; more threads than cores make TorchServe's workers thrash.
+export OMP_NUM_THREADS ?= 2
+export GX_ANALYTICS_ENABLED := false
+export PYTHONWARNINGS ?= ignore::DeprecationWarning,ignore::FutureWarning
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean
+
+help: ## list the commands
+	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+setup: $(READY) ## make .venv with the exact versions of requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	@echo "setting up $(VENV) (once; about 1.9 GB)"
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 14) else "thinktwice needs Python 3.10 to 3.13, this is %d.%d: set PYTHON=/path/to/python3.11" % v)'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock $(TORCH) $(UV)
+	@grep -v '^torch==' requirements.lock > $(VENV)/without-torch.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r $(VENV)/without-torch.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY) ## train on MovieLens, serve the result, ask it a question (DATASET=ml-1m | ml-100k | sim)
+	@$(BIN)/thinktwice demo --dataset $(DATASET)
+
+test: $(READY) ## run all tests
+	@$(BIN)/python -m pytest
+
+lint: $(READY) ## style, types, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+format: $(READY) ## format the code
+	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
+
+bench-%: $(READY) ## run benchmarks/NAME.py and write benchmarks/results/NAME.json (QUICK=1 for a short form)
+	@$(BIN)/python -m benchmarks.$*
+
+clean: ## remove runs, models and caches of this project (not the virtual environment)
+	@rm -rf .thinktwice .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,19 @@
+"""Fixtures that more than one room needs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with development data and schemas that are not part of the repository; tests skip where it is absent."""
+    folder = Path(os.environ.get("THINKTWICE_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"development data not found in {folder.name}/ beside the repository (set THINKTWICE_SHARED)")
+    return folder
