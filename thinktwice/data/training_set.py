@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -21,6 +21,7 @@ from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, LogSchema, load_schema
 INFO_FILE = "training_set.json"
 ROWS_FILE = "rows.parquet"
 SCHEMA_FILE = "schema.yaml"
+ENTITIES: tuple[Literal["user", "item"], ...] = ("user", "item")
 
 
 @dataclass(frozen=True)
@@ -112,14 +113,14 @@ def _describe(rows: pl.DataFrame, train: pl.DataFrame, schema: LogSchema) -> dic
     """Size, window, click rate and novelty (share of rows with an entity unseen in train) of one part."""
     times = rows[EVENT_TIME]
     novelty = {}
-    for entity in ("user", "item"):
-        key = schema.key_of(entity)  # type: ignore[arg-type]
+    for entity in ENTITIES:
+        key = schema.key_of(entity)
         if key is not None:
             seen = rows[key].is_in(train[key].unique().implode())
             novelty[entity] = 1.0 - float(seen.sum()) / rows.height
     return {
         "rows": rows.height,
-        "click_rate": float(rows[LABEL].cast(pl.Float64).mean() or 0.0),  # type: ignore[arg-type]
+        "click_rate": float(rows[LABEL].cast(pl.Float64).mean() or 0.0),
         "window": [_iso(times.min()), _iso(times.max())],
         "unseen_share": novelty,
     }

@@ -227,13 +227,12 @@ class LogSchema(_Frozen):
             if key is not None and key.as_field:
                 out.append(ModelField(name=key.key, kind="categorical", entity=entity, origin="key", protected=False))
         for f in self.fields:
-            origin = "derived" if f.derived else "attribute"
             out.append(
                 ModelField(
                     name=f.name,
                     kind=f.kind,
                     entity=f.entity,
-                    origin=origin,
+                    origin="derived" if f.derived else "attribute",
                     protected=f.is_protected,
                     buckets=f.buckets if f.kind == "numeric" else 0,
                 )
