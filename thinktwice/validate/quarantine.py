@@ -1,0 +1,104 @@
+"""The quarantine folder: rows that broke a rule, their untouched source columns, and all the reasons.
+
+``quarantine.parquet``  row_id, source_row, the source columns as they were, reasons list<string>, rule_set_version, run_id,
+                        ingested_at. Where the log itself has a column of one of these names, ours takes the prefix ``quarantine_``;
+                        ``quarantine.json`` says which under ``columns``.
+``unparsable.parquet``  records that never became rows: row_id, source_row, raw, error and the same four columns.
+``quarantine.json``     the counts and the proof; ``schema.yaml`` the schema in force.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from thinktwice.schema.log import ROW_ID
+from thinktwice.validate.parse import SOURCE_ROW
+from thinktwice.validate.rules import UNSPLITTABLE
+
+_OWN: tuple[tuple[str, pa.DataType], ...] = (
+    ("reasons", pa.list_(pa.string())),
+    ("rule_set_version", pa.string()),
+    ("run_id", pa.string()),
+    ("ingested_at", pa.timestamp("us", tz="UTC")),
+)
+
+
+class Stamp(NamedTuple):
+    """What every quarantined row of one run carries."""
+
+    rule_set_version: str
+    run_id: str
+    ingested_at: datetime | None  # None: not recorded
+
+
+def original_columns(columns: Iterable[str]) -> dict[str, str]:
+    """Our columns and the names they take beside the source columns ``columns``."""
+    taken = set(columns)
+    names = {}
+    for name, _ in _OWN:
+        own = name
+        while own in taken:
+            own = f"quarantine_{own}"
+        names[name] = own
+    return names
+
+
+class QuarantineWriter:
+    """Appends bad rows to ``path``; the file exists, with its columns, also when no row was bad."""
+
+    def __init__(self, path: Path, log: Path, columns: tuple[str, ...], stamp: Stamp) -> None:
+        source = pq.read_schema(log)
+        names = original_columns(columns)
+        self._source = [ROW_ID, SOURCE_ROW, *columns]
+        fields = [source.field(name) for name in self._source]
+        fields += [pa.field(names[name], kind) for name, kind in _OWN]
+        self._schema = pa.schema(fields)
+        self._stamp = stamp
+        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+
+    def __enter__(self) -> QuarantineWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+
+    def write(self, rows: pa.RecordBatch, broken: pl.DataFrame) -> None:
+        """Append source rows; ``broken`` has one boolean column ``!rule`` per rule, True where the row breaks it."""
+        reason = [pl.when(pl.col(name)).then(pl.lit(name[1:])) for name in broken.columns]
+        reasons = broken.select(pl.concat_list(reason).list.drop_nulls().alias("reasons"))["reasons"]
+        arrays = [rows.column(name) for name in self._source]
+        arrays += _stamped(reasons.to_arrow().cast(pa.list_(pa.string())), self._stamp)
+        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
+
+
+def write_unparsable(source: Path, target: Path, stamp: Stamp) -> None:
+    """Carry the records that ingest could not split into columns to the quarantine."""
+    if source.exists():
+        table = pq.read_table(source)
+        table = table.drop_columns([name for name, _ in _OWN if name in table.column_names])
+    else:
+        text = [("raw", pa.string()), ("error", pa.string())]
+        table = pa.schema([(ROW_ID, pa.string()), (SOURCE_ROW, pa.int64()), *text]).empty_table()
+    reasons = pa.array([[UNSPLITTABLE.id]] * table.num_rows, pa.list_(pa.string()))
+    for (name, _), column in zip(_OWN, _stamped(reasons, stamp), strict=True):
+        table = table.append_column(name, column)
+    pq.write_table(table, target, compression="zstd")
+
+
+def _stamped(reasons: pa.Array, stamp: Stamp) -> list[pa.Array]:
+    moment = stamp.ingested_at
+    if moment is not None and moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone.utc)
+    values = (stamp.rule_set_version, stamp.run_id, moment)
+    filled = [pa.array([v] * len(reasons), kind) for v, (_, kind) in zip(values, _OWN[1:], strict=True)]
+    return [reasons, *filled]

@@ -1,0 +1,318 @@
+"""The rule catalogue: what a row, and a log as a whole, must be. Derived from the schema of the log, and from nothing else.
+
+Row rules decide which rows are clean (:mod:`thinktwice.validate.split`); profile rules judge the log as a whole on its
+profile table (:mod:`thinktwice.validate.profile`). The same catalogue generates the Great Expectations suites.
+
+A row that breaks any row rule is quarantined. Row rules are *critical* for the clean log (not one clean row may break
+one); for the run as a whole quarantined rows are a warning until their share exceeds the budget.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from thinktwice.files import sha256_text
+from thinktwice.schema.log import EVENT_TIME, LABEL, EntityKey, LogField, LogSchema
+
+Severity = Literal["critical", "warning", "info"]
+Check = Literal[
+    "splittable",
+    "number",
+    "binary",
+    "time",
+    "window",
+    "future",
+    "missing",
+    "allowed",
+    "minimum",
+    "maximum",
+    "vector",
+    "duplicate",
+]
+
+#: Plain decimal text; what ``float`` accepts beyond it (``nan``, ``inf``, ``1_000``, hex) is no number in a log.
+NUMBER = r"^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$"
+
+#: Impressions before the epoch or after 2100 are wrong units or broken clocks. Logs with relative time start at 0.
+EARLIEST_US = 0
+LATEST_US = 4_102_444_800_000_000
+
+QUARANTINE_BUDGET = 0.01  # share of quarantined rows above which a run must not go on
+MIN_JUDGED_ROWS = 1_000  # fewer rows in a slice give only noise in PSI and KS
+MIN_JUDGED_LABELS = 50  # clicks and non-clicks that a single-field AUC needs before anyone believes it
+
+
+class Rule(BaseModel):
+    """One row rule. ``column`` is the canonical column it reads, ``source`` the column of the raw log."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    check: Check
+    column: str
+    source: str
+    description: str
+    severity: Severity = "critical"
+    allowed: tuple[str, ...] | None = None
+    bound: float | None = None  # minimum, maximum: inclusive; vector: its length
+
+
+class ProfileRule(BaseModel):
+    """One rule on the profile table: every non-null value of ``column`` lies within ``minimum`` .. ``maximum``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    column: str
+    description: str
+    severity: Severity
+    minimum: float | None = None
+    maximum: float | None = None
+
+
+UNSPLITTABLE = Rule(
+    id="record:unsplittable",
+    check="splittable",
+    column="",
+    source="",
+    description="the record can be split into the columns of the log",
+)
+
+
+def row_rules(schema: LogSchema) -> tuple[Rule, ...]:
+    """Every row rule of a log, in a stable order: label, time, keys, fields, vectors, extras, duplicates."""
+    rules = [UNSPLITTABLE, *_label_rules(schema), *_time_rules(schema)]
+    for entity in ("user", "item"):
+        key: EntityKey | None = getattr(schema.entities, entity)
+        if key is not None:
+            rules.append(_missing(key.key, key.source_column, f"the {entity} id is present"))
+    for field in schema.fields:
+        if field.derived is None:
+            rules.extend(_field_rules(field))
+    for vector in schema.vectors:
+        rules.append(
+            Rule(
+                id=f"{vector.name}:vector",
+                check="vector",
+                column=vector.name,
+                source=vector.source_column,
+                description=f"{vector.name} is absent or {vector.dim} finite numbers",
+                bound=float(vector.dim),
+            )
+        )
+    for name, column in (("propensity", schema.propensity), ("truth", schema.truth)):
+        if column is not None:
+            rules.append(_number(name, column))
+            rules.append(_bound(name, column, "minimum", 0.0))
+            rules.append(_bound(name, column, "maximum", 1.0))
+    if duplicates_count(schema):
+        rules.append(
+            Rule(
+                id="row:duplicate",
+                check="duplicate",
+                column="",
+                source="",
+                description="no earlier row of the log has the same ids, time and values in every column",
+            )
+        )
+    return tuple(rules)
+
+
+def duplicates_count(schema: LogSchema) -> bool:
+    """Whether two equal rows are one impression written twice.
+
+    Without an id, or with time known only by the hour or by the row's place, equal rows are ordinary.
+    """
+    known = schema.entities.user is not None or schema.entities.item is not None
+    return known and schema.time.format not in ("order", "yymmddhh")
+
+
+def profile_rules() -> tuple[ProfileRule, ...]:
+    """The rules on the profile table. Their columns are null where there is nothing to judge.
+
+    Drift between two parts of one log is a warning: logs drift, and the model is trained on what drifted. Drift against
+    an earlier log's profile beyond the usual limits is critical.
+    """
+    return (
+        ProfileRule(
+            id="log:click_rate",
+            column="both_labels",
+            description="the log holds clicks and non-clicks",
+            severity="critical",
+            minimum=1.0,
+        ),
+        ProfileRule(
+            id="field:leak",
+            column="judged_auc",
+            description="no field alone separates clicks from non-clicks (held-out AUC), as only a copy of the label does",
+            severity="critical",
+            maximum=0.99,
+        ),
+        ProfileRule(
+            id="drift:psi_from_reference",
+            column="psi_from_reference",
+            description="the field is distributed as in the reference log (population stability index)",
+            severity="critical",
+            maximum=0.25,
+        ),
+        ProfileRule(
+            id="volume:from_reference",
+            column="volume_ratio",
+            description="the log has between a fifth and five times the rows of the reference log",
+            severity="critical",
+            minimum=0.2,
+            maximum=5.0,
+        ),
+        ProfileRule(
+            id="field:suspicious",
+            column="judged_auc",
+            description="no field alone predicts clicks suspiciously well (held-out AUC)",
+            severity="warning",
+            maximum=0.9,
+        ),
+        ProfileRule(
+            id="field:constant",
+            column="judged_distinct",
+            description="the field has at least two values",
+            severity="warning",
+            minimum=2.0,
+        ),
+        ProfileRule(
+            id="field:identifier",
+            column="judged_distinct_share",
+            description="the values of an attribute repeat; a value of its own in nearly every row teaches nothing",
+            severity="warning",
+            maximum=0.9,
+        ),
+        ProfileRule(
+            id="drift:psi",
+            column="judged_psi",
+            description="the field is distributed as in the first half of the log (population stability index)",
+            severity="warning",
+            maximum=0.25,
+        ),
+        ProfileRule(
+            id="drift:ks",
+            column="judged_ks",
+            description="the number is distributed as in the reference (Kolmogorov-Smirnov distance)",
+            severity="warning",
+            maximum=0.2,
+        ),
+        ProfileRule(
+            id="drift:nulls",
+            column="null_share_change",
+            description="the share of missing values is as in the reference",
+            severity="warning",
+            maximum=0.1,
+        ),
+        ProfileRule(
+            id="drift:click_rate",
+            column="click_rate_ratio",
+            description="the click rate is between half and twice that of the reference",
+            severity="warning",
+            minimum=0.5,
+            maximum=2.0,
+        ),
+        ProfileRule(
+            id="time:unit",
+            column="first_year",
+            description="the log starts after 1995; earlier is usually a wrong time.format",
+            severity="warning",
+            minimum=1995.0,
+        ),
+    )
+
+
+def rule_set_version(schema: LogSchema) -> str:
+    """Version of the whole catalogue of a log: it changes when, and only when, some rule changes."""
+    texts = [rule.model_dump_json() for rule in (*row_rules(schema), *profile_rules())]
+    # How the source is read decides what is a click and which instant is meant, so it belongs to the rules.
+    texts += [schema.time.model_dump_json(), schema.label.model_dump_json(), f"{NUMBER} {EARLIEST_US} {LATEST_US}"]
+    return "rules-" + sha256_text(*texts)[:12]
+
+
+def _missing(column: str, source: str, description: str) -> Rule:
+    return Rule(id=f"{column}:missing", check="missing", column=column, source=source, description=description)
+
+
+def _number(column: str, source: str) -> Rule:
+    description = f"{column} is absent or a finite number"
+    return Rule(id=f"{column}:number", check="number", column=column, source=source, description=description)
+
+
+def _bound(column: str, source: str, check: Literal["minimum", "maximum"], bound: float) -> Rule:
+    words = "at least" if check == "minimum" else "at most"
+    description = f"{column} is {words} {bound:g}"
+    return Rule(id=f"{column}:{check}", check=check, column=column, source=source, description=description, bound=bound)
+
+
+def _label_rules(schema: LogSchema) -> list[Rule]:
+    source = schema.label.column
+    rules = [_missing(LABEL, source, "the label is present"), _number(LABEL, source)]
+    if schema.label.threshold is None:
+        rules.append(
+            Rule(
+                id="label:binary",
+                check="binary",
+                column=LABEL,
+                source=source,
+                description="the label is 0 or 1",
+                bound=None,
+            )
+        )
+    return rules
+
+
+def _time_rules(schema: LogSchema) -> list[Rule]:
+    if schema.time.column is None:
+        return []
+    source = schema.time.column
+    return [
+        Rule(
+            id="time:parsable",
+            check="time",
+            column=EVENT_TIME,
+            source=source,
+            description=f"the time is present and reads as {schema.time.format!r}",
+        ),
+        Rule(
+            id="time:window",
+            check="window",
+            column=EVENT_TIME,
+            source=source,
+            description="the time lies between 1970 and 2100",
+        ),
+        Rule(
+            id="time:future",
+            check="future",
+            column=EVENT_TIME,
+            source=source,
+            description="the time is not after the moment the log was taken, where that is given",
+        ),
+    ]
+
+
+def _field_rules(field: LogField) -> list[Rule]:
+    rules: list[Rule] = []
+    if not field.nullable:
+        rules.append(_missing(field.name, field.source_column, f"{field.name} is present"))
+    if field.kind == "numeric":
+        rules.append(_number(field.name, field.source_column))
+        if field.minimum is not None:
+            rules.append(_bound(field.name, field.source_column, "minimum", field.minimum))
+        if field.maximum is not None:
+            rules.append(_bound(field.name, field.source_column, "maximum", field.maximum))
+    elif field.allowed is not None:
+        rules.append(
+            Rule(
+                id=f"{field.name}:allowed",
+                check="allowed",
+                column=field.name,
+                source=field.source_column,
+                description=f"{field.name} is absent or one of its {len(field.allowed)} allowed values",
+                allowed=field.allowed,
+            )
+        )
+    return rules

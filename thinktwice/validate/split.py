@@ -1,0 +1,382 @@
+"""Splits a raw log into a clean log and a quarantine, and proves that nothing was lost.
+
+Three passes over the parquet file, each in bounded memory (chunks of rows; per row of the log only four numbers are held,
+so ten million rows need well under 3 GB):
+
+1. ids, times and two hashes of every row: the order of the clean log, and the duplicates;
+2. every rule on every row: bad rows go to the quarantine with all their reasons and their untouched source columns,
+   good rows to the part of the clean log that holds their time;
+3. each part is sorted by (event_time, row_id) and appended to the clean log.
+
+The proof is read back from the files just written: the row ids of both, sorted together, equal those of the input.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from thinktwice.errors import DataError, RowsLost
+from thinktwice.files import atomic_dir, read_json, write_json
+from thinktwice.progress import track
+from thinktwice.schema.log import EVENT_TIME, LABEL, ROW_ID, LogSchema, load_schema
+from thinktwice.validate.parse import SOURCE_ROW, broken, canonical, check_columns, event_time, violations
+from thinktwice.validate.quarantine import QuarantineWriter, Stamp, original_columns, write_unparsable
+from thinktwice.validate.rules import UNSPLITTABLE, Rule, row_rules, rule_set_version
+
+STAGE = "validate"
+CHUNK_BYTES = 96_000_000  # decoded size of one chunk of rows, roughly
+CHUNK_ROWS = 400_000
+PART_ROWS = 1_200_000  # rows sorted at once
+
+Keys = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """What became of the rows of a log. The hashes are order-free sums over row ids, as 16 hex digits."""
+
+    rows_in: int
+    rows_clean: int
+    rows_quarantined: int
+    key_hash_in: str
+    key_hash_out: str
+    reasons: dict[str, int]  # rule id -> rows that break it; a row counts once under each of its reasons
+    rule_set_version: str
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One parquet file of raw rows, the records that never became rows, and how to read them."""
+
+    log: Path
+    unparsable: Path
+    schema: LogSchema
+    columns: tuple[str, ...]  # the source columns, without ours
+    dtypes: dict[str, pl.DataType]
+    rules: tuple[Rule, ...]
+    as_of: datetime | None
+    known_duplicates: frozenset[str] = frozenset()  # row ids whose first copy is elsewhere
+
+
+def split_log(
+    raw_dir: Path | str,
+    clean_dir: Path | str,
+    quarantine_dir: Path | str,
+    *,
+    run_id: str,
+    as_of: datetime | None = None,
+    ingested_at: datetime | None = None,
+) -> SplitResult:
+    """Split the raw log in ``raw_dir`` into ``clean_dir`` and ``quarantine_dir`` (both replaced as a whole).
+
+    Args:
+        raw_dir: ``log.parquet``, ``schema.yaml``, ``snapshot.json``, optionally ``unparsable.parquet``.
+        run_id: written into every quarantined row.
+        as_of: the moment the log was taken; later impressions are from the future and quarantined.
+        ingested_at: written into every quarantined row. The same inputs give the same files.
+
+    Raises:
+        SchemaError: the schema does not fit the columns of the log.
+        DataError: the log is missing, damaged or empty.
+        RowsLost: rows in and rows out differ.
+    """
+    raw_dir = Path(raw_dir)
+    schema = load_schema(raw_dir / "schema.yaml")
+    snapshot = read_json(raw_dir / "snapshot.json") if (raw_dir / "snapshot.json").exists() else {}
+    source = _open(raw_dir / "log.parquet", raw_dir / "unparsable.parquet", schema, as_of)
+    stamp = Stamp(rule_set_version(schema), run_id, ingested_at)
+    return _split(source, Path(clean_dir), Path(quarantine_dir), stamp, str(snapshot.get("snapshot_id", "")))
+
+
+def replay(
+    quarantine_dir: Path | str,
+    clean_dir: Path | str,
+    still_quarantined_dir: Path | str,
+    *,
+    run_id: str,
+    schema_path: Path | str | None = None,
+    as_of: datetime | None = None,
+    ingested_at: datetime | None = None,
+) -> SplitResult:
+    """Judge quarantined rows again, under the rules of ``schema_path`` (default: the schema kept in the quarantine).
+
+    Rows that pass now become a clean log of their own; the others a new quarantine. A row that was quarantined as a
+    duplicate stays one while the schema has that rule, because its first copy lies outside the quarantine.
+    Errors as in :func:`split_log`.
+    """
+    quarantine_dir = Path(quarantine_dir)
+    schema = load_schema(Path(schema_path) if schema_path is not None else quarantine_dir / "schema.yaml")
+    info = read_json(quarantine_dir / "quarantine.json")
+    log = quarantine_dir / "quarantine.parquet"
+    source = _open(log, quarantine_dir / "unparsable.parquet", schema, as_of, own=info["columns"])
+    if any(rule.check == "duplicate" for rule in source.rules):
+        reasons = pl.scan_parquet(log).filter(pl.col(info["columns"]["reasons"]).list.contains("row:duplicate"))
+        known = frozenset(reasons.select(ROW_ID).collect()[ROW_ID].to_list())
+        source = _Source(**{**source.__dict__, "known_duplicates": known})
+    stamp = Stamp(rule_set_version(schema), run_id, ingested_at)
+    return _split(source, Path(clean_dir), Path(still_quarantined_dir), stamp, str(info["snapshot_id"]))
+
+
+def row_keys(row_ids: pl.Series, *, where: str) -> Keys:
+    """Row ids as numbers. Raises DataError when one is not 16 hex digits."""
+    if row_ids.len() and not bool((row_ids.str.len_bytes() == 16).fill_null(False).all()):
+        raise DataError(f"{where}: {ROW_ID} must be 16 hex digits in every row; ingest the log again")
+    try:
+        return np.frombuffer(bytes.fromhex("".join(row_ids.to_list())), dtype=">u8").astype(np.uint64)
+    except ValueError as error:
+        raise DataError(f"{where}: {ROW_ID} must be 16 hex digits in every row; ingest the log again") from error
+
+
+def key_hash(keys: Keys) -> str:
+    """Order-free hash of a set of row keys: the sum modulo 2**64 of the mixed keys (splitmix64), as 16 hex digits."""
+    with np.errstate(over="ignore"):
+        mixed = keys + np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed ^= mixed >> np.uint64(31)
+        return f"{int(mixed.sum(dtype=np.uint64)):016x}"
+
+
+def clean_arrow_schema(schema: LogSchema, names: list[str]) -> pa.Schema:
+    """Arrow types of a clean log with these columns."""
+    numbers = {f.name for f in schema.fields if f.kind == "numeric"} | {"propensity", "truth"}
+    vectors = {v.name for v in schema.vectors}
+    special = {EVENT_TIME: pa.timestamp("us", tz="UTC"), LABEL: pa.int8()}
+    fields = []
+    for name in names:
+        if name in vectors:
+            kind: pa.DataType = pa.list_(pa.float32())
+        else:
+            kind = special.get(name) or (pa.float64() if name in numbers else pa.string())
+        fields.append(pa.field(name, kind))
+    return pa.schema(fields)
+
+
+def parquet_file(path: Path) -> pq.ParquetFile:
+    """Open a parquet file. Raises DataError when it is missing or damaged."""
+    try:
+        return pq.ParquetFile(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing: ingest the log again") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} is no readable parquet file (truncated or damaged): ingest the log again") from error
+
+
+def _open(
+    log: Path, unparsable: Path, schema: LogSchema, as_of: datetime | None, own: dict[str, str] | None = None
+) -> _Source:
+    with parquet_file(log) as file:
+        arrow = file.schema_arrow
+    ours = {ROW_ID, SOURCE_ROW, *(own or {}).values()}
+    columns = tuple(name for name in arrow.names if name not in ours)
+    for name in (ROW_ID, SOURCE_ROW):
+        if name not in arrow.names:
+            raise DataError(f"{log} has no column {name!r}: a raw log is written by ingest, ingest the source again")
+    empty = pl.from_arrow(arrow.empty_table())
+    dtypes = dict(empty.schema) if isinstance(empty, pl.DataFrame) else {}
+    check_columns(schema, {n: t for n, t in dtypes.items() if n in (*columns, SOURCE_ROW)}, where=str(log))
+    if as_of is not None and as_of.tzinfo is None:
+        as_of = as_of.replace(tzinfo=timezone.utc)
+    return _Source(log, unparsable, schema, columns, dtypes, row_rules(schema), as_of)
+
+
+def _chunks(source: _Source, *, columns: list[str] | None = None, what: str) -> Iterator[pa.RecordBatch]:
+    with parquet_file(source.log) as file:
+        num_rows = file.metadata.num_rows
+        width = sum(24 for _ in source.dtypes) + sum(4 * v.dim for v in source.schema.vectors)
+        size = max(10_000, min(CHUNK_ROWS, CHUNK_BYTES // width))
+        try:
+            batches = file.iter_batches(batch_size=size, columns=columns)
+            yield from track(batches, stage=STAGE, total=-(-num_rows // size), label=what)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(f"{source.log} cannot be read to its end ({error}): ingest the log again") from error
+
+
+def _frame(batch: pa.RecordBatch) -> pl.DataFrame:
+    frame = pl.from_arrow(batch)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+@dataclass(frozen=True)
+class _Plan:
+    keys: Keys  # [R] row ids, in file order
+    duplicate: npt.NDArray[np.bool_]  # [R] a later copy of a row
+    part: npt.NDArray[np.int32]  # [R] which part of the clean log a row belongs to, when it is clean
+    num_parts: int
+
+
+def _plan(source: _Source) -> _Plan:
+    """First pass."""
+    find = any(rule.check == "duplicate" for rule in source.rules)
+    keys, times, first, second, known = [], [], [], [], []
+    for batch in _chunks(source, what="order"):
+        frame = _frame(batch)
+        keys.append(row_keys(frame[ROW_ID], where=str(source.log)))
+        micros = frame.select(event_time(source.schema, source.dtypes).fill_null(0).alias("t"))["t"]
+        times.append(micros.to_numpy())
+        if find:
+            rows = frame.select(source.columns)
+            first.append(rows.hash_rows(seed=1).to_numpy())
+            second.append(rows.hash_rows(seed=2).to_numpy())
+            known.append(frame[ROW_ID].is_in(list(source.known_duplicates)).to_numpy())
+    if not keys:
+        return _Plan(np.zeros(0, np.uint64), np.zeros(0, bool), np.zeros(0, np.int32), 1)
+    key = np.concatenate(keys)
+    if find:
+        duplicate = _later_copies(np.concatenate(first), np.concatenate(second)) | np.concatenate(known)
+    else:
+        duplicate = np.zeros(len(key), dtype=bool)
+    num_parts = -(-len(key) // PART_ROWS)
+    part = np.zeros(len(key), dtype=np.int32)
+    if num_parts > 1:
+        part[np.lexsort((key, np.concatenate(times)))] = np.arange(len(key)) // PART_ROWS
+    return _Plan(key, duplicate, part, num_parts)
+
+
+def _later_copies(first: Keys, second: Keys) -> npt.NDArray[np.bool_]:
+    """Rows whose 128-bit hash occurred before, in file order."""
+    order = np.argsort(first, kind="stable")
+    ordered = first[order]
+    equal = ordered[1:] == ordered[:-1]
+    candidate = np.zeros(len(first), dtype=bool)
+    candidate[order[1:][equal]] = True
+    candidate[order[:-1][equal]] = True
+    places = np.flatnonzero(candidate)
+    pairs = pl.DataFrame({"first": first[places], "second": second[places]})
+    later = np.zeros(len(first), dtype=bool)
+    later[places[~pairs.select(pl.struct("first", "second").is_first_distinct()).to_series().to_numpy()]] = True
+    return later
+
+
+def _split(source: _Source, clean_dir: Path, quarantine_dir: Path, stamp: Stamp, snapshot_id: str) -> SplitResult:
+    plan = _plan(source)
+    unparsable, num_unparsable = _unparsable_keys(source.unparsable)
+    keys_in = np.sort(np.concatenate([plan.keys, unparsable]))
+    if len(keys_in) == 0:
+        raise DataError(f"{source.log} holds no row: give a log with at least one impression")
+    if bool((keys_in[1:] == keys_in[:-1]).any()):
+        raise DataError(
+            f"{source.log}: two rows share one {ROW_ID}, so rows cannot be told apart; ingest the log again"
+        )
+    reasons = {rule.id: 0 for rule in source.rules}
+    reasons[UNSPLITTABLE.id] = num_unparsable
+    with atomic_dir(clean_dir) as clean, atomic_dir(quarantine_dir) as quarantine:
+        _write_rows(source, plan, stamp, clean, quarantine, reasons)
+        write_unparsable(source.unparsable, quarantine / "unparsable.parquet", stamp)
+        for folder in (clean, quarantine):
+            (folder / "schema.yaml").write_text(source.schema.to_yaml(), encoding="utf-8")
+        clean_keys = _read_keys(clean / "clean.parquet")
+        bad_keys = np.concatenate([_read_keys(quarantine / f"{n}.parquet") for n in ("quarantine", "unparsable")])
+        keys_out = np.sort(np.concatenate([clean_keys, bad_keys]))
+        result = SplitResult(
+            rows_in=len(keys_in),
+            rows_clean=len(clean_keys),
+            rows_quarantined=len(bad_keys),
+            key_hash_in=key_hash(keys_in),
+            key_hash_out=key_hash(keys_out),
+            reasons={rule: count for rule, count in reasons.items() if count},
+            rule_set_version=stamp.rule_set_version,
+        )
+        if not np.array_equal(keys_in, keys_out) or result.key_hash_in != result.key_hash_out:
+            raise RowsLost(
+                f"{source.log}: {result.rows_in} rows in, but {result.rows_clean} clean and {result.rows_quarantined} quarantined "
+                f"with key hash {result.key_hash_out} instead of {result.key_hash_in}: nothing was written, report this as a bug"
+            )
+        info: dict[str, Any] = {**asdict(result), "snapshot_id": snapshot_id, "run_id": stamp.run_id}
+        info["schema_name"] = source.schema.name
+        info["conserved"] = True
+        write_json(clean / "clean.json", {**info, **_span(clean / "clean.parquet")})
+        write_json(quarantine / "quarantine.json", {**info, "columns": original_columns(source.columns)})
+    return result
+
+
+def _write_rows(
+    source: _Source, plan: _Plan, stamp: Stamp, clean: Path, quarantine: Path, reasons: dict[str, int]
+) -> None:
+    """Second and third pass."""
+    columns = canonical(source.schema, source.dtypes)
+    marks = violations(source.schema, source.rules, source.dtypes, as_of=source.as_of)
+    names = [broken(rule) for rule in source.rules if rule.check not in ("splittable", "duplicate")]
+    arrow = clean_arrow_schema(source.schema, list(columns))
+    parts: list[list[pl.DataFrame]] = [[] for _ in range(plan.num_parts)]
+    writers: list[pq.ParquetWriter] = []
+    scratch = clean / "parts"
+    if plan.num_parts > 1:  # a log of one part is sorted in memory, without the detour over the disk
+        scratch.mkdir()
+        writers = [pq.ParquetWriter(scratch / f"{i}.parquet", arrow, compression="lz4") for i in range(plan.num_parts)]
+    start = 0
+    with QuarantineWriter(quarantine / "quarantine.parquet", source.log, source.columns, stamp) as bad_rows:
+        for batch in _chunks(source, what="rules"):
+            rows = slice(start, start + batch.num_rows)
+            start = rows.stop
+            duplicate = pl.Series(broken_duplicate := "!row:duplicate", plan.duplicate[rows])
+            judged = _frame(batch).select(*columns.values(), *marks).with_columns(duplicate)
+            every = [*names, broken_duplicate]
+            bad = judged.select(pl.any_horizontal(every).alias("bad"))["bad"]
+            if bool(bad.any()):
+                broken_rows = judged.filter(bad).select(every)
+                for name, count in zip(every, broken_rows.sum().row(0), strict=True):
+                    if count:
+                        reasons[name[1:]] += count
+                bad_rows.write(batch.filter(bad.to_arrow()), broken_rows)
+            judged = judged.drop(every)
+            for part in range(plan.num_parts):
+                mine = judged.filter(~bad & pl.Series(plan.part[rows] == part))
+                if not mine.height:
+                    continue
+                if writers:
+                    writers[part].write_table(mine.to_arrow().cast(arrow))
+                else:
+                    parts[part].append(mine)
+    for writer in writers:
+        writer.close()
+    with pq.ParquetWriter(clean / "clean.parquet", arrow, compression="zstd") as out:
+        for part in range(plan.num_parts):
+            frames = parts[part]
+            whole = pl.read_parquet(scratch / f"{part}.parquet") if writers else pl.concat(frames) if frames else None
+            frames.clear()
+            if whole is not None and whole.height:
+                ordered = whole.sort(EVENT_TIME, ROW_ID)
+                del whole
+                for piece in ordered.iter_slices(250_000):
+                    out.write_table(piece.to_arrow().cast(arrow))
+    if writers:
+        shutil.rmtree(scratch)
+
+
+def _unparsable_keys(path: Path) -> tuple[Keys, int]:
+    if not path.exists():
+        return np.zeros(0, np.uint64), 0
+    keys = _read_keys(path)
+    return keys, len(keys)
+
+
+def _read_keys(path: Path) -> Keys:
+    with parquet_file(path) as file:
+        batches = [row_keys(_frame(b)[ROW_ID], where=str(path)) for b in file.iter_batches(columns=[ROW_ID])]
+    return np.concatenate([np.zeros(0, np.uint64), *batches])
+
+
+def _span(path: Path) -> dict[str, Any]:
+    """First and last event (ISO 8601, UTC) and the click rate of a clean log; null when it is empty."""
+    found = pl.scan_parquet(path).select(
+        first=pl.col(EVENT_TIME).min(), last=pl.col(EVENT_TIME).max(), rate=pl.col(LABEL).cast(pl.Float64).mean()
+    )
+    first, last, rate = found.collect().row(0)
+    return {
+        "first_event": first.isoformat() if first else None,
+        "last_event": last.isoformat() if last else None,
+        "click_rate": rate,
+    }
