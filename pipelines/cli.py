@@ -1,0 +1,145 @@
+"""`thinktwice pipeline`: run the training pipeline here, or compile it for a cluster."""
+
+# Annotations stay real objects here: typer reads them.
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from thinktwice.errors import PipelineError
+
+app = typer.Typer(
+    name="pipeline",
+    help="Run the training pipeline on this machine, or compile it for a Kubeflow Pipelines cluster.",
+    no_args_is_help=True,
+)
+
+# What a reader calls the tasks of the graph.
+TITLES = {
+    "ingest": "read the log",
+    "validate": "validate it",
+    "materialize": "materialize features",
+    "build-training-set": "build the training set",
+    "pretrain": "pre-train",
+    "finetune": "fine-tune from scratch",
+    "finetune-2": "fine-tune the pre-trained model",
+    "fit-test-time": "fit test-time parameters",
+    "evaluate": "evaluate",
+    "bless": "compare with the champion",
+    "package": "package",
+    "deploy": "deploy",
+}
+
+
+class OnlineStore(str, Enum):
+    """Where features are served from."""
+
+    sqlite = "sqlite"
+    redis = "redis"
+
+
+class Target(str, Enum):
+    """What deployment means."""
+
+    local = "local"
+    manifest = "manifest"
+
+
+class ProfileName(str, Enum):
+    """Where the tasks run."""
+
+    local = "local"
+    gpu_single = "gpu-single"
+
+
+@app.command()
+def run(
+    source: Annotated[
+        str,
+        typer.Option(
+            help="Where the log comes from: ml-1m, ml-100k, sim, parquet, movielens, criteo, avazu, kuairand."
+        ),
+    ] = "ml-1m",
+    path: Annotated[
+        str,
+        typer.Option(help="File or folder of the log, for the sources that read your own copy.", show_default=False),
+    ] = "",
+    schema: Annotated[
+        str, typer.Option(help="Schema file (YAML) of the log, for --source parquet.", show_default=False)
+    ] = "",
+    split: Annotated[
+        str, typer.Option(help='How rows are split into train, validation and test: "time" or "random".')
+    ] = "time",
+    recipe: Annotated[str, typer.Option(help="Training recipe: default, ml-1m, ml-100k or tiny.")] = "default",
+    seed: Annotated[int, typer.Option(help="Seed of the simulator, of a random split and of training.", min=0)] = 0,
+    limit: Annotated[int, typer.Option(help="Read at most this many rows; 0 reads all.", min=0)] = 0,
+    online_store: Annotated[
+        OnlineStore, typer.Option(help="Store the served features are read from.")
+    ] = OnlineStore.sqlite,
+    redis_address: Annotated[
+        str, typer.Option(help="host:port of the Redis server, for --online-store redis.", show_default=False)
+    ] = "",
+    target: Annotated[
+        Target,
+        typer.Option(help="local makes the model ready for `thinktwice serve`; manifest renders an InferenceService."),
+    ] = Target.local,
+    state: Annotated[Path, typer.Option(help="Folder of the champion, the model that is served.")] = Path(
+        ".thinktwice/state"
+    ),
+    work: Annotated[Path, typer.Option(help="Folder of the runs, their logs and what the next run can reuse.")] = Path(
+        ".thinktwice"
+    ),
+    profile: Annotated[
+        ProfileName, typer.Option(help="Where tasks run; only local runs here, the others are compiled for a cluster.")
+    ] = ProfileName.local,
+) -> int:
+    """Run the whole pipeline on this machine: read, validate, train, evaluate and deploy if the model is blessed."""
+    if profile is not ProfileName.local:
+        raise PipelineError(
+            f"the profile {profile.value} needs a cluster: compile it with "
+            f"`thinktwice pipeline compile --profile {profile.value} --out pipeline.yaml` and submit that file"
+        )
+    if online_store is OnlineStore.redis and not redis_address:
+        raise PipelineError("--online-store redis needs the address of the server: add --redis-address host:port")
+    from pipelines.run import RunArguments, run_local
+    from pipelines.summary import print_summary
+    from thinktwice.console.processes import terminated_like_interrupted
+    from thinktwice.console.stages import StageBoard
+
+    arguments = RunArguments(
+        source=source,
+        source_path=path,
+        schema_path=schema,
+        limit=limit,
+        seed=seed,
+        split=split,
+        recipe=recipe,
+        online_store=online_store.value,
+        redis_address=redis_address,
+        target=target.value,
+    )
+    console = Console(highlight=False, soft_wrap=False)
+    with terminated_like_interrupted(), StageBoard(console, TITLES) as board:
+        result = run_local(arguments, work_dir=work, state_dir=state, on_event=board.feed)
+    print_summary(console, result)
+    return 0
+
+
+@app.command("compile")
+def compile_(
+    out: Annotated[Path, typer.Option(help="File to write.", show_default=False)],
+    profile: Annotated[ProfileName, typer.Option(help="Where the tasks will run.")] = ProfileName.gpu_single,
+    kubernetes_manifest: Annotated[
+        bool,
+        typer.Option("--kubernetes-manifest", help="Write Pipeline and PipelineVersion objects for kubectl apply."),
+    ] = False,
+    namespace: Annotated[str, typer.Option(help="Namespace of those objects.")] = "kubeflow",
+) -> int:
+    """Compile the pipeline into a file for a Kubeflow Pipelines cluster."""
+    from pipelines.compile import compile_pipeline
+
+    compile_pipeline(profile.value, out, kubernetes_manifest=kubernetes_manifest, namespace=namespace)
+    typer.echo(f"wrote {out}")
+    return 0

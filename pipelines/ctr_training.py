@@ -1,0 +1,164 @@
+"""The training pipeline: from a log of impressions to a served model.
+
+One graph, written once. It runs on a laptop under KFP's local runner and compiles for a cluster; the profile decides
+nothing but where tasks land (see `profiles.py`).
+"""
+
+from components.data.ingest.component import ingest
+from components.data.validate.component import validate
+from components.deployment.deploy.component import deploy
+from components.deployment.package.component import package
+from components.evaluation.bless.component import bless
+from components.evaluation.evaluate.component import evaluate
+from components.evaluation.fit_test_time.component import fit_test_time
+from components.features.build_training_set.component import build_training_set
+from components.features.materialize.component import materialize
+from components.training.finetune.component import finetune
+from components.training.pretrain.component import pretrain
+from kfp import dsl
+from kfp.dsl.graph_component import GraphComponent
+
+import thinktwice
+from pipelines.profiles import DEFAULT_STATE_DIR, DEFAULT_TARGET, Profile, apply_profile
+
+NAME = "ctr-training"
+
+
+def build_pipeline(profile: Profile) -> GraphComponent:
+    """The graph for one profile.
+
+    Each verdict (validation, blessing) is an output of a step that always succeeds; the `dsl.If` behind it is the gate.
+    Steps with an effect outside their own outputs (`bless` reads the champion, `deploy` replaces it) are never cached.
+    """
+
+    @dsl.pipeline(name=NAME, description="Validate a log, train a click-through-rate model, deploy it if it is better.")
+    def ctr_training(
+        source: str = "ml-1m",
+        source_path: str = "",
+        schema_path: str = "",
+        limit: int = 0,
+        seed: int = 0,
+        split: str = "time",
+        recipe: str = "default",
+        online_store: str = "sqlite",
+        redis_address: str = "",
+        target: str = DEFAULT_TARGET[profile],
+        state_dir: str = DEFAULT_STATE_DIR[profile],
+        code_version: str = thinktwice.__version__,
+        data_version: str = "",
+    ) -> None:
+        """Train a click-through-rate model from a log and deploy it if it is blessed.
+
+        Args:
+            source: where the log comes from: ml-1m, ml-100k, sim, parquet, movielens, criteo, avazu or kuairand.
+            source_path: file or folder of the log, for the sources that need one.
+            schema_path: schema file of the log, for the source `parquet`.
+            limit: read at most this many rows; 0 reads all.
+            seed: seed of the simulator, of a random split and of training.
+            split: "time" or "random".
+            recipe: name of the training recipe.
+            online_store: "sqlite" or "redis".
+            redis_address: host:port of the Redis server, for the online store "redis".
+            target: what deployment means: "local" or "manifest".
+            state_dir: folder of the champion.
+            code_version: version of the installed code; part of every cache key, because KFP does not look into it.
+            data_version: version of the files behind source_path and schema_path; part of the cache key of ingest.
+        """
+        # A cache key sees the path of the log and not its content: the data version stands for the content.
+        log = ingest(
+            source=source,
+            source_path=source_path,
+            schema_path=schema_path,
+            limit=limit,
+            seed=seed,
+            recipe=recipe,
+            code_version=f"{code_version}+{data_version}",
+        )
+        apply_profile(log, "cpu", profile)
+
+        checked = validate(log=log.outputs["log"], code_version=code_version)
+        apply_profile(checked, "cpu", profile)
+
+        with dsl.If(checked.outputs["Output"] == True, name="log-is-valid"):  # noqa: E712  (a KFP expression)
+            features = materialize(
+                clean=checked.outputs["clean"],
+                model_version=log.outputs["model_version"],
+                online_store=online_store,
+                redis_address=redis_address,
+                code_version=code_version,
+            )
+            apply_profile(features, "cpu", profile)
+
+            rows = build_training_set(
+                clean=checked.outputs["clean"],
+                feature_store=features.outputs["feature_store"],
+                split=split,
+                seed=seed,
+                code_version=code_version,
+            )
+            apply_profile(rows, "cpu", profile)
+            training_set = rows.outputs["training_set"]
+
+            pretrained = pretrain(training_set=training_set, recipe=recipe, seed=seed, code_version=code_version)
+            apply_profile(pretrained, "train", profile)
+
+            plain_model = finetune(training_set=training_set, recipe=recipe, seed=seed, code_version=code_version)
+            apply_profile(plain_model, "train", profile)
+
+            pretrained_model = finetune(
+                training_set=training_set,
+                recipe=recipe,
+                seed=seed,
+                code_version=code_version,
+                pretrained=pretrained.outputs["pretrained"],
+            )
+            apply_profile(pretrained_model, "train", profile)
+
+            test_time = fit_test_time(
+                training_set=training_set,
+                plain=plain_model.outputs["model"],
+                pretrained=pretrained_model.outputs["model"],
+                recipe=recipe,
+                code_version=code_version,
+            )
+            apply_profile(test_time, "cpu", profile)
+
+            candidate = evaluate(
+                training_set=training_set,
+                plain=plain_model.outputs["model"],
+                pretrained=pretrained_model.outputs["model"],
+                test_time=test_time.outputs["test_time"],
+                snapshot_id=log.outputs["snapshot_id"],
+                model_version=log.outputs["model_version"],
+                code_version=code_version,
+            )
+            apply_profile(candidate, "cpu", profile)
+
+            blessed = bless(
+                training_set=training_set,
+                bundle=candidate.outputs["bundle"],
+                state_dir=state_dir,
+                code_version=code_version,
+            )
+            apply_profile(blessed, "effect", profile)
+
+            with dsl.If(blessed.outputs["Output"] == True, name="model-is-blessed"):  # noqa: E712
+                archive = package(
+                    bundle=candidate.outputs["bundle"],
+                    blessing=blessed.outputs["blessing"],
+                    code_version=code_version,
+                )
+                apply_profile(archive, "cpu", profile)
+
+                deployment = deploy(
+                    archive=archive.outputs["archive"],
+                    bundle=candidate.outputs["bundle"],
+                    feature_store=features.outputs["feature_store"],
+                    blessing=blessed.outputs["blessing"],
+                    target=target,
+                    state_dir=state_dir,
+                    code_version=code_version,
+                )
+                apply_profile(deployment, "effect", profile)
+
+    return ctr_training

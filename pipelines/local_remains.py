@@ -1,0 +1,20 @@
+"""What a stopped local run leaves behind, and its removal."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+EXECUTOR_OUTPUT = "executor_output.json"  # KFP writes it last, when a step has ended well
+
+
+def remove_unfinished(pipeline_root: Path, since: float) -> None:
+    """Remove the folders of steps that did not end well, of runs that changed after `since` (seconds since 1970)."""
+    for run in pipeline_root.glob("*"):
+        if not run.is_dir() or run.stat().st_mtime < since:
+            continue
+        for task in run.iterdir():
+            if task.is_dir() and not (task / EXECUTOR_OUTPUT).exists():
+                shutil.rmtree(task, ignore_errors=True)
+        if not any(run.iterdir()):
+            run.rmdir()

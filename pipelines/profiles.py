@@ -1,0 +1,79 @@
+"""Where a task runs: every Kubernetes setting of the pipeline, by profile and by the role of the task.
+
+Roles: `train` (works on the accelerator), `cpu` (everything else that only writes its outputs) and `effect` (changes
+something outside its outputs, so it is neither cached nor retried blindly).
+Profiles: `local` sets nothing but caching, because the local runner ignores the rest, some of it with a warning;
+`gpu-single` puts each training step on one GPU of a GPU node pool and the rest on a CPU pool.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from kfp import kubernetes
+from kfp.dsl import PipelineTask
+
+Profile = Literal["local", "gpu-single"]
+Role = Literal["train", "cpu", "effect"]
+PROFILES: tuple[Profile, ...] = get_args(Profile)
+
+DEFAULT_TARGET: dict[Profile, str] = {"local": "local", "gpu-single": "manifest"}
+STATE_MOUNT = "/var/lib/thinktwice"
+DEFAULT_STATE_DIR: dict[Profile, str] = {"local": ".thinktwice/state", "gpu-single": f"{STATE_MOUNT}/state"}
+
+# Labels and names a cluster must offer; `manifests/` and the README name the same ones.
+POOL_LABEL = "thinktwice.dev/pool"
+GPU_RESOURCE = "nvidia.com/gpu"
+STATE_CLAIM = "thinktwice-state"
+S3_SECRET = "thinktwice-s3"  # noqa: S105  (a name)
+S3_SECRET_KEYS = {
+    "access-key-id": "AWS_ACCESS_KEY_ID",
+    "secret-access-key": "AWS_SECRET_ACCESS_KEY",
+    "endpoint-url": "AWS_ENDPOINT_URL",
+    "region": "AWS_DEFAULT_REGION",
+}
+USER_ID = 1000  # the unprivileged user of the image
+
+# requests of cpu and memory, limit of memory, longest run in seconds
+CPU_SIZE = ("2", "6Gi", "12Gi", 2 * 3600)
+TRAIN_SIZE = ("4", "16Gi", "32Gi", 12 * 3600)
+
+
+def apply_profile(task: PipelineTask, role: Role, profile: Profile) -> PipelineTask:
+    """Put `task` where its `role` belongs under `profile`. The one place where the pipeline knows Kubernetes.
+
+    Raises:
+        ValueError: the profile is unknown.
+    """
+    task.set_caching_options(role != "effect")
+    if profile == "local":
+        return task
+    if profile != "gpu-single":
+        raise ValueError(f"unknown profile {profile!r}: use one of {', '.join(PROFILES)}")
+
+    cpu, memory, memory_limit, timeout = TRAIN_SIZE if role == "train" else CPU_SIZE
+    task.set_cpu_request(cpu).set_memory_request(memory).set_memory_limit(memory_limit)
+    kubernetes.set_timeout(task, seconds=timeout)
+    kubernetes.set_image_pull_policy(task, "IfNotPresent")
+    kubernetes.set_security_context(task, run_as_user=USER_ID, run_as_group=USER_ID, run_as_non_root=True)
+    # Optional: a cluster that gives pods their own identity has no such secret.
+    kubernetes.use_secret_as_env(task, S3_SECRET, S3_SECRET_KEYS, optional=True)
+
+    if role == "train":
+        # KFP copies the accelerator into the resource limits and nothing more: the node selector and the toleration
+        # that bring the pod to the GPU pool are ours to add.
+        task.set_accelerator_type(GPU_RESOURCE).set_accelerator_limit(1)
+        kubernetes.add_node_selector(task, POOL_LABEL, "gpu")
+        kubernetes.add_toleration(task, key=GPU_RESOURCE, operator="Exists", effect="NoSchedule")
+        # Loader processes hand tensors over in shared memory; a container's default of 64 MB kills them with SIGBUS.
+        kubernetes.empty_dir_mount(task, "dshm", "/dev/shm", medium="Memory", size_limit="8Gi")  # noqa: S108
+    else:
+        kubernetes.add_node_selector(task, POOL_LABEL, "cpu")
+
+    if role == "effect":
+        # The champion outlives the run: it lives on a claim, not in the pod.
+        kubernetes.mount_pvc(task, pvc_name=STATE_CLAIM, mount_path=STATE_MOUNT)
+    else:
+        # Evicted pods and object stores that blink: a second try is safe because outputs are written afresh.
+        task.set_retry(num_retries=2, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="300s")
+    return task

@@ -1,0 +1,26 @@
+"""Read the progress events another process writes (see `thinktwice.progress`)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class EventTail:
+    """Follows a progress file that is still being written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._position = 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """The events written since the last call; a line that is not finished yet waits for the next one."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as handle:
+            handle.seek(self._position)
+            data = handle.read()
+        complete = data[: data.rfind(b"\n") + 1]
+        self._position += len(complete)
+        return [json.loads(line) for line in complete.splitlines()]

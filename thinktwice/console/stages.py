@@ -1,0 +1,140 @@
+"""Stage lines: one line for each finished stage, and a bar for the running one.
+
+On a terminal the running stage is redrawn in place. Anywhere else (a CI log, a pipe) nothing is redrawn: a line when a
+stage ends, and a sign of life now and then while a long one runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+TITLE_WIDTH = 32
+BAR_WIDTH = 24
+SIGN_OF_LIFE = 20.0  # seconds between two lines of a running stage where nothing can be redrawn
+TASK_PREFIX = "task/"  # marks the events that open and close a stage line; all others belong to the running stage
+
+
+def seconds_text(seconds: float) -> str:
+    """``8.1 s``, ``2 min 05 s``."""
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+
+
+class StageBoard:
+    """Turns progress events into lines on `console`. `titles` names the stages a reader sees, by event name."""
+
+    def __init__(self, console: Console, titles: dict[str, str]) -> None:
+        self._console = console
+        self._titles = titles
+        self._running: str | None = None
+        self._started = 0.0
+        self._notes: list[str] = []
+        self._label = ""
+        self._done: int = 0
+        self._total: int | None = None
+        self._last_sign = 0.0
+        self._live: Live | None = None
+        self._spinner = Spinner("dots")
+
+    def __enter__(self) -> StageBoard:
+        if self._console.is_terminal:
+            self._live = Live(self, console=self._console, refresh_per_second=10, transient=True)
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, *reason: Any) -> None:
+        if self._running is not None:
+            self._close("stopped")
+        if self._live is not None:
+            self._live.__exit__(None, None, None)
+            self._live = None
+
+    def feed(self, event: dict[str, Any]) -> None:
+        """Take one progress event."""
+        name = str(event["stage"])
+        kind = event["event"]
+        if name.startswith(TASK_PREFIX):
+            name = name.removeprefix(TASK_PREFIX)
+            if kind == "start":
+                self._open(name, event["at"])
+            elif kind in ("done", "failed") and name == self._running:
+                self._close(kind, event["at"])
+        if kind == "note" and self._running is not None:
+            text = str(event["text"])
+            if text not in self._notes:
+                self._notes.append(text)
+        elif kind == "progress" and self._running is not None:
+            self._done, self._total, self._label = event["done"], event["total"], str(event["label"])
+            self._sign_of_life(event["at"])
+
+    def _open(self, name: str, at: float) -> None:
+        self._running, self._started, self._last_sign = name, at, at
+        self._notes, self._label, self._done, self._total = [], "", 0, None
+
+    def _close(self, outcome: str, at: float | None = None) -> None:
+        seconds = (time.time() if at is None else at) - self._started
+        mark, style = {"done": ("✓", "green"), "failed": ("✗", "red")}.get(outcome, ("■", "yellow"))
+        reused = "reused" in self._notes
+        notes = [note for note in self._notes if note != "reused"]
+        if reused:
+            notes.append("reused")
+            mark, style = "↻", "cyan"
+        text = " · ".join(notes) if outcome != "stopped" else "stopped"
+        self._console.print(self._line(Text(mark, style=style), escape(text), seconds))
+        self._running = None
+
+    def _title(self) -> str:
+        return self._titles.get(self._running or "", self._running or "")
+
+    def _line(self, mark: Any, detail: Any, seconds: float) -> Table:
+        line = Table.grid(padding=(0, 1))
+        line.add_column(width=1)
+        line.add_column(width=TITLE_WIDTH, no_wrap=True)
+        line.add_column(width=11, justify="right", no_wrap=True)
+        line.add_column(ratio=1, overflow="fold")
+        line.add_row(mark, escape(self._title()), Text(seconds_text(seconds), style="dim"), detail)
+        return line
+
+    def _sign_of_life(self, at: float) -> None:
+        if self._live is not None or at - self._last_sign < SIGN_OF_LIFE or not self._total:
+            return
+        self._last_sign = at
+        share = f"{100 * self._done // self._total} % {self._label}".rstrip()
+        self._console.print(self._line("…", escape(share), at - self._started))
+
+    def __rich__(self) -> Table | Text:
+        """The running stage, for the live display."""
+        if self._running is None:
+            return Text("")
+        detail = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=self._total, completed=self._done, width=BAR_WIDTH, pulse=self._total is None)
+        detail.add_row(bar, Text(self._label, style="dim"))
+        return self._line(self._spinner, detail, time.time() - self._started)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """A stage of this very process."""
+        self.feed({"stage": TASK_PREFIX + name, "event": "start", "at": time.time()})
+        try:
+            yield
+        except KeyboardInterrupt:
+            self._close("stopped")
+            raise
+        except BaseException:
+            self._close("failed")
+            raise
+        self._close("done")
+
+    def note(self, text: str) -> None:
+        """Attach a finding to the running stage."""
+        self._notes.append(text)
