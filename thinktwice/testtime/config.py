@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from thinktwice.models.store import Calibration
+
 Mode = Literal["off", "gate", "filter", "uttsi"]
 TriggerKind = Literal["never", "always", "dual", "entropy", "random"]
 SamplerKind = Literal["bernoulli", "enumerate"]
@@ -14,13 +16,6 @@ AggregatorKind = Literal["mean", "median", "consistency"]
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Affine(_Frozen):
-    """A calibration of logits: probability = sigmoid(a * logit + b)."""
-
-    a: float = Field(default=1.0, gt=0)  # positive, so that it never changes the order of rows
-    b: float = 0.0
 
 
 class TestTimeConfig(_Frozen):
@@ -46,8 +41,8 @@ class TestTimeConfig(_Frozen):
     max_paths: int = Field(default=8, ge=2, le=64)  # per row, beside the base pass
     max_path_rows: int = Field(default=1024, ge=0)  # per request; the rows with the largest signal come first
     importance: tuple[float, ...] = ()  # weight of each field in the epistemic signal; empty: all unprotected alike
-    calibration: Affine | None = None  # of rows with one pass; None: the model's own
-    explored_calibration: Affine | None = None  # of rows with paths; None: as above
+    calibration: Calibration | None = None  # of rows with one pass; None: the model's own
+    explored_calibration: Calibration | None = None  # of rows with paths; None: as above
     salt: int = Field(default=0, ge=0)  # changes the drawn paths of every row
 
     @model_validator(mode="after")
