@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.masks import base_mask
 from thinktwice.testtime.reliability import Reliability
 from thinktwice.testtime.rowhash import hash_rows
+from thinktwice.testtime.store import load_test_time
 
 BLOCK = 128  # rows of one forward call, paths included
 CHUNK = 4096  # rows that score_rows holds at once
@@ -90,6 +92,12 @@ class Engine:
         self.explored_calibration = config.explored_calibration or self.calibration
         with torch.inference_mode():
             self._fill = model.fill()
+
+    @staticmethod
+    def load(folder: Path | str, model: Backbone, calibration: Calibration | None = None) -> Engine:
+        """The engine of the test-time parameters in ``folder``; ``calibration`` is the model's own."""
+        shipped = load_test_time(folder)
+        return Engine(model, shipped.reliability, shipped.config, calibration)
 
     def score(self, batch: Batch, max_path_rows: int | None = None) -> Scored:
         """Score a request.

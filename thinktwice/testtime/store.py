@@ -10,10 +10,7 @@ from pydantic import ValidationError
 
 from thinktwice.errors import BundleError
 from thinktwice.files import read_json, write_json
-from thinktwice.models.backbone import Backbone
-from thinktwice.models.store import Calibration
 from thinktwice.testtime.config import TestTimeConfig
-from thinktwice.testtime.engine import Engine
 from thinktwice.testtime.reliability import Reliability
 
 TEST_TIME_FILE = "test_time.json"
@@ -29,10 +26,6 @@ class TestTime:
     config: TestTimeConfig
     reliability: Reliability
     report: dict[str, Any]
-
-    def engine(self, model: Backbone, calibration: Calibration) -> Engine:
-        """The engine of ``model`` (the trunk that the report names), ``calibration`` being the model's own."""
-        return Engine(model, self.reliability, self.config, calibration)
 
 
 def save_test_time(folder: Path | str, value: TestTime) -> None:
