@@ -33,6 +33,13 @@ TITLES = {
 }
 
 
+class Split(str, Enum):
+    """How rows are split into train, validation and test."""
+
+    time = "time"
+    random = "random"
+
+
 class OnlineStore(str, Enum):
     """Where features are served from."""
 
@@ -70,8 +77,9 @@ def run(
         str, typer.Option(help="Schema file (YAML) of the log, for --source parquet.", show_default=False)
     ] = "",
     split: Annotated[
-        str, typer.Option(help='How rows are split into train, validation and test: "time" or "random".')
-    ] = "time",
+        Split,
+        typer.Option(help="How rows are split into train, validation and test: by time, or at random by the seed."),
+    ] = Split.time,
     recipe: Annotated[str, typer.Option(help="Training recipe: default, ml-1m, ml-100k or tiny.")] = "default",
     seed: Annotated[int, typer.Option(help="Seed of the simulator, of a random split and of training.", min=0)] = 0,
     limit: Annotated[int, typer.Option(help="Read at most this many rows; 0 reads all.", min=0)] = 0,
@@ -114,7 +122,7 @@ def run(
         schema_path=schema,
         limit=limit,
         seed=seed,
-        split=split,
+        split=split.value,
         recipe=recipe,
         online_store=online_store.value,
         redis_address=redis_address,

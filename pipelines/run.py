@@ -40,7 +40,7 @@ class RunArguments(BaseModel):
     schema_path: str = ""
     limit: int = Field(0, ge=0)
     seed: int = Field(0, ge=0)
-    split: str = "time"
+    split: Literal["time", "random"] = "time"
     recipe: str = "default"
     online_store: Literal["sqlite", "redis"] = "sqlite"
     redis_address: str = ""

@@ -1,0 +1,65 @@
+"""KFP's local cache, made to notice outputs that are no longer whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kfp import dsl
+from kfp.local import cache as kfp_cache
+
+from thinktwice.files import read_json, sha256_text, write_json
+
+
+def tree_digest(path: Path) -> str:
+    """A digest of the names and sizes of all files at or under `path`; "" when there is nothing."""
+    if path.is_file():
+        return sha256_text(path.name, str(path.stat().st_size))
+    files = sorted(entry for entry in path.rglob("*") if entry.is_file())
+    parts = [part for entry in files for part in (str(entry.relative_to(path)), str(entry.stat().st_size))]
+    return sha256_text(*parts) if path.exists() else ""
+
+
+def artifacts_in(outputs: dict[str, Any]) -> Iterator[dsl.Artifact]:
+    """The artifacts among the outputs of a task."""
+    return (value for value in outputs.values() if isinstance(value, dsl.Artifact))
+
+
+class CheckedCache(kfp_cache.LocalCache):
+    """KFP's local cache, which also notices an output folder that lost or changed files.
+
+    KFP only asks whether the path of an output exists: a folder that was emptied would be handed to the next step.
+    Beside each entry lies what the outputs looked like and what the step had to say.
+    """
+
+    def __init__(self, cache_root: str) -> None:
+        super().__init__(cache_root)
+        self.hits: set[str] = set()
+        self.task = ""
+        self.notes: list[str] = []
+
+    def _beside(self, key: str) -> Path:
+        return Path(self.cache_root) / f"{key}.outputs"
+
+    def put(self, key: str, outputs: dict[str, Any]) -> None:
+        for artifact in artifacts_in(outputs):
+            # Metrics live in metadata and leave no file; KFP would take the missing file for a deleted output.
+            Path(artifact.uri).parent.mkdir(parents=True, exist_ok=True)
+            if not Path(artifact.uri).exists():
+                Path(artifact.uri).touch()
+        trees = {artifact.uri: tree_digest(Path(artifact.uri)) for artifact in artifacts_in(outputs)}
+        write_json(self._beside(key), {"trees": trees, "notes": self.notes})
+        super().put(key, outputs)
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        outputs = super().get(key)
+        beside = self._beside(key)
+        if outputs is None or not beside.exists():
+            return None
+        known = read_json(beside)
+        if any(known["trees"].get(a.uri) != tree_digest(Path(a.uri)) for a in artifacts_in(outputs)):
+            return None
+        self.hits.add(self.task)
+        self.notes = list(known["notes"])
+        return outputs

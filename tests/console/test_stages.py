@@ -1,0 +1,136 @@
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from thinktwice.console.events import EventTail
+from thinktwice.console.processes import group_alive, start, stop
+from thinktwice.console.stages import SIGN_OF_LIFE, StageBoard, seconds_text
+
+
+def board(width: int = 90) -> tuple[StageBoard, io.StringIO]:
+    out = io.StringIO()
+    return StageBoard(Console(file=out, width=width, force_terminal=False), {"ingest": "read the log"}), out
+
+
+def event(stage: str, kind: str, at: float, **more: object) -> dict:
+    return {"stage": stage, "event": kind, "at": at, **more}
+
+
+def test_a_finished_stage_is_one_line_with_title_time_and_notes():
+    stages, out = board()
+    with stages:
+        stages.feed(event("task/ingest", "start", 10.0))
+        stages.feed(event("ingest", "start", 10.0))  # the library's own stage inside the task
+        stages.feed(event("ingest", "progress", 10.1, done=1, total=2, label="rows"))
+        stages.feed(event("ingest", "note", 10.2, text="1,000 rows"))
+        stages.feed(event("ingest", "done", 10.3))
+        stages.feed(event("task/ingest", "done", 18.1))
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("✓ read the log") and "8.1 s" in lines[0] and lines[0].rstrip().endswith("1,000 rows")
+
+
+def test_a_failed_and_a_reused_stage_are_told_apart():
+    stages, out = board()
+    with stages:
+        stages.feed(event("task/ingest", "start", 0.0))
+        stages.feed(event("task/ingest", "note", 0.0, text="reused"))
+        stages.feed(event("task/ingest", "done", 0.1))
+        stages.feed(event("task/other", "start", 0.1))
+        stages.feed(event("task/other", "failed", 1.0))
+    first, second = out.getvalue().splitlines()
+    assert first.startswith("↻") and "reused" in first
+    assert second.startswith("✗ other")
+
+
+def test_a_stage_cut_short_says_so():
+    stages, out = board()
+    with pytest.raises(KeyboardInterrupt), stages:
+        stages.feed(event("task/ingest", "start", time.time()))
+        raise KeyboardInterrupt
+    assert "stopped" in out.getvalue()
+
+
+def test_a_long_stage_gives_signs_of_life_in_a_log():
+    stages, out = board()
+    with stages:
+        stages.feed(event("task/ingest", "start", 0.0))
+        for tenth in range(0, 600):
+            stages.feed(event("ingest", "progress", tenth / 10, done=tenth, total=600, label="steps"))
+        stages.feed(event("task/ingest", "done", 60.0))
+    lines = out.getvalue().splitlines()
+    assert len(lines) == int(59.9 // SIGN_OF_LIFE) + 1
+    assert "33 % steps" in lines[0]
+
+
+def test_a_terminal_shows_a_bar_and_text_with_brackets_is_literal():
+    out = io.StringIO()
+    console = Console(file=out, width=90, force_terminal=True, color_system=None)
+    stages = StageBoard(console, {"ingest": "read [bold]the log"})
+    with stages:
+        stages.feed(event("task/ingest", "start", time.time()))
+        stages.feed(event("ingest", "progress", time.time(), done=1, total=2, label="rows [1/2]"))
+        console.print(stages)
+    assert "read [bold]the log" in out.getvalue() and "━" in out.getvalue() and "rows [1/2]" in out.getvalue()
+
+
+def test_seconds_text():
+    assert seconds_text(8.14) == "8.1 s" and seconds_text(125) == "2 min 05 s"
+
+
+def test_a_half_written_event_waits_for_its_end(tmp_path: Path):
+    file = tmp_path / "progress.jsonl"
+    tail = EventTail(file)
+    assert tail.read() == []
+    whole = json.dumps({"stage": "a", "event": "start"}) + "\n"
+    file.write_text(whole + whole[:5])
+    assert len(tail.read()) == 1
+    with file.open("a") as handle:
+        handle.write(whole[5:])
+    assert tail.read() == [{"stage": "a", "event": "start"}]
+    assert tail.read() == []
+
+
+STUBBORN = """
+import signal, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("ready", flush=True)
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    open(sys.argv[1], "w").write("cleaned")
+    raise
+"""
+
+
+def test_stop_lets_a_process_clean_up_and_ends_its_children(tmp_path: Path):
+    output = (tmp_path / "out").open("wb")
+    process = start([sys.executable, "-c", STUBBORN, str(tmp_path / "mark")], environment=os.environ, output=output)
+    deadline = time.monotonic() + 30
+    while "ready" not in (tmp_path / "out").read_text() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    stop(process)
+    output.close()
+    assert (tmp_path / "mark").read_text() == "cleaned"
+    assert process.returncode != 0 and not group_alive(process.pid)
+
+
+def test_stop_uses_force_where_asking_does_not_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("thinktwice.console.processes.PATIENCE", ((signal.SIGINT, 0.2), (signal.SIGKILL, 10.0)))
+    code = (
+        "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    stop(process)
+    process.stdout.close()
+    assert process.returncode == -signal.SIGKILL

@@ -1,0 +1,95 @@
+"""The question the demo asks: which of the popular items this user has not seen would they like?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from thinktwice.errors import DataError
+from thinktwice.schema import EVENT_TIME, LABEL, LogSchema, load_schema
+
+NUM_CANDIDATES = 100
+NUM_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Question:
+    """One user, what is known of them, and the request that asks for their items."""
+
+    user: str
+    num_impressions: int
+    num_clicks: int
+    recent: tuple[str, ...]  # titles of the latest clicked items, newest first
+    titles: dict[str, str]  # title of every candidate by item id
+    request: dict[str, Any]  # one instance of a scoring request
+
+
+def choose_question(training_set: Path) -> Question:
+    """Pick the user with the most test rows among those the training part knows, and the popular items new to them.
+
+    The choice depends on the training set alone, so the demo asks the same question every time.
+
+    Raises:
+        DataError: the log has no users or no items to choose from.
+    """
+    schema = load_schema(training_set / "schema.yaml")
+    user_key, item_key = schema.key_of("user"), schema.key_of("item")
+    if user_key is None or item_key is None:
+        raise DataError(f"the log {schema.name} describes no users or no items: the demo has nobody to recommend to")
+    context = [field.name for field in schema.attributes_of("context")]
+    columns = [user_key, item_key, EVENT_TIME, LABEL, "split", *context]
+    rows = pl.read_parquet(training_set / "rows.parquet")
+    titled = "title" in rows.columns
+    rows = rows.select([*columns, "title"] if titled else columns).drop_nulls([user_key, item_key])
+
+    user = _choose_user(rows, user_key)
+    own = rows.filter(pl.col(user_key) == user).sort(EVENT_TIME, item_key, descending=[True, False])
+    names = _titles(rows, item_key) if titled else {}
+    clicked = own.filter(pl.col(LABEL) == 1)
+    candidates = _popular(rows, item_key, without=set(own[item_key].to_list()))
+    if not candidates:
+        raise DataError(f"user {user} has seen every item of {schema.name}: the demo has nothing left to recommend")
+    return Question(
+        user=user,
+        num_impressions=own.height,
+        num_clicks=clicked.height,
+        recent=tuple(names.get(item, item) for item in clicked[item_key].head(NUM_SHOWN).to_list()),
+        titles={item: names.get(item, item) for item in candidates},
+        request={
+            "user_id": user,
+            "candidates": candidates,
+            "context": _context(own, context, schema),
+            "k": 2 * NUM_SHOWN,
+        },
+    )
+
+
+def _choose_user(rows: pl.DataFrame, user_key: str) -> str:
+    per_user = rows.group_by(user_key).agg(
+        (pl.col("split") == "test").sum().alias("tested"), (pl.col("split") == "train").sum().alias("trained")
+    )
+    known = per_user.filter((pl.col("trained") > 0) & (pl.col("tested") > 0))
+    chosen = (known if known.height else per_user).sort("tested", "trained", user_key, descending=[True, True, False])
+    return str(chosen[user_key][0])
+
+
+def _popular(rows: pl.DataFrame, item_key: str, without: set[str]) -> list[str]:
+    """Ids of the items with the most impressions, most popular first."""
+    counted = rows.group_by(item_key).len().sort("len", item_key, descending=[True, False])
+    return [item for item in counted[item_key].to_list() if item not in without][:NUM_CANDIDATES]
+
+
+def _titles(rows: pl.DataFrame, item_key: str) -> dict[str, str]:
+    latest = rows.drop_nulls("title").group_by(item_key).agg(pl.col("title").last())
+    return dict(latest.iter_rows())
+
+
+def _context(own: pl.DataFrame, context: list[str], schema: LogSchema) -> dict[str, Any]:
+    """The context of the user's latest impression, and its time: the moment at which we ask."""
+    latest = own.row(0, named=True)
+    values = {name: latest[name] for name in context if latest[name] is not None}
+    clock = "event_time" if any(f.name == "timestamp" for f in schema.model_fields_in_order()) else "timestamp"
+    return {**values, clock: latest[EVENT_TIME].isoformat()}
