@@ -40,7 +40,7 @@ fi
 
 echo "wheelhouse" >&2
 "$python" images/requirements.py --lock requirements.lock --project pyproject.toml >"$context/requirements.txt"
-timeout 900 "$python" -m pip download --quiet --no-deps --only-binary :all: --dest "$wheelhouse" --requirement "$context/requirements.txt"
+timeout 900 "$python" -m pip download -qq --no-deps --only-binary :all: --dest "$wheelhouse" --requirement "$context/requirements.txt"
 
 # Exactly the pinned wheels go into the build, whatever an older build left in the wheelhouse. Hard links cost no space.
 mkdir -p "$context/wheelhouse" "$context/source"
@@ -65,7 +65,7 @@ cp pyproject.toml "$context/source/"
 for entry in README.md LICENSE thinktwice feature_repo components pipelines serving; do
     [ ! -e "$entry" ] || cp -R "$entry" "$context/source/"
 done
-"$python" -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$context/wheelhouse" "$context/source"
+"$python" -m pip wheel -qq --no-deps --no-build-isolation --wheel-dir "$context/wheelhouse" "$context/source"
 rm -rf "$context/source"
 echo "thinktwice==$version" >>"$context/requirements.txt"
 

@@ -27,6 +27,7 @@ mkdir -p "$home/data"
 # The socket path has a length limit of about 100 characters, so what is short-lived goes to a temporary folder.
 run="$(mktemp -d /tmp/engine.XXXXXX)"
 engine=""
+up=""
 
 stop() {
     code=$?
@@ -40,7 +41,7 @@ stop() {
     # The engine leaves mounts of network namespaces and layers behind.
     awk -v a="$run/" -v b="$home/data/" 'index($2, a) == 1 || index($2, b) == 1 {print $2}' /proc/mounts | sort -r |
         while read -r mount; do umount -l "$mount" || true; done
-    [ "$code" = 0 ] || tail -n 5 "$run/dockerd.log" >&2 || true
+    [ -n "$up" ] || tail -n 5 "$run/dockerd.log" >&2 || true
     rm -rf "$run"
     exit "$code"
 }
@@ -59,4 +60,5 @@ for _ in $(seq 60); do
     sleep 0.5
 done
 timeout 5 docker info >/dev/null || { echo "the private Docker engine did not answer within 30 s; its last lines:" >&2; exit 1; }
+up=yes
 "$@"

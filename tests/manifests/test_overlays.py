@@ -1,0 +1,226 @@
+"""Every overlay renders, is what its cluster would accept without dropping a field, and runs nothing as root."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+
+from tests.manifests import closed_schema, rules
+
+OVERLAYS = ("standard", "standard-canary", "knative", "knative-canary")
+CUSTOM = ("ServingRuntime", "InferenceService")
+KUBERNETES = ("1.30", "1.34")
+
+Render = Callable[[str], dict[str, dict[str, Any]]]
+
+every_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
+
+
+def pod_of(resources: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The pod KServe would make: the runtime's container and volumes, the predictor's pod fields."""
+    predictor = resources["InferenceService"]["spec"]["predictor"]
+    own = {
+        "model",
+        "minReplicas",
+        "maxReplicas",
+        "scaleMetric",
+        "scaleTarget",
+        "timeout",
+        "containerConcurrency",
+        "labels",
+    }
+    own |= {"canaryTrafficPercent", "annotations", "name"}
+    runtime = resources["ServingRuntime"]["spec"]
+    fields = {key: value for key, value in predictor.items() if key not in own}
+    return {**fields, "containers": runtime["containers"], "volumes": runtime["volumes"]}
+
+
+@every_overlay
+def test_it_has_the_resources_of_a_predictor(render: Render, overlay: str) -> None:
+    resources = render(overlay)
+    assert set(resources) == {
+        "Namespace",
+        "ServiceAccount",
+        "ServingRuntime",
+        "InferenceService",
+        "PodDisruptionBudget",
+        "NetworkPolicy",
+    }
+    for kind, resource in resources.items():
+        if kind != "Namespace":
+            assert resource["metadata"]["namespace"] == "thinktwice"
+        labels = resource["metadata"]["labels"]
+        assert labels["app.kubernetes.io/part-of"] == "thinktwice"
+        assert labels["app.kubernetes.io/managed-by"] == "kustomize"
+
+
+@every_overlay
+@pytest.mark.parametrize("kind", CUSTOM)
+def test_custom_resources_fit_their_closed_schemas(render: Render, crds: Path, overlay: str, kind: str) -> None:
+    assert closed_schema.errors(render(overlay)[kind], crds) == []
+
+
+@every_overlay
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_core_resources_fit_kubernetes(render: Render, overlay: str, version: str) -> None:
+    for kind, resource in render(overlay).items():
+        if kind not in CUSTOM:
+            kubernetes_validate.validate(resource, version, strict=True)
+
+
+@every_overlay
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_the_pod_kserve_would_make_fits_kubernetes(render: Render, overlay: str, version: str) -> None:
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ctr-predictor"}, "spec": pod_of(render(overlay))}
+    kubernetes_validate.validate(pod, version, strict=True)
+
+
+@pytest.mark.parametrize("overlay", ["knative", "knative-canary"])
+def test_knative_takes_every_pod_field_without_a_feature_flag(render: Render, crds: Path, overlay: str) -> None:
+    pod = copy.deepcopy(pod_of(render(overlay)))
+    service = {
+        "apiVersion": "serving.knative.dev/v1",
+        "kind": "Service",
+        "metadata": {"name": "ctr-predictor"},
+        "spec": {"template": {"spec": pod}},
+    }
+    assert closed_schema.errors(service, crds) == []
+    behind_flags = {
+        "affinity",
+        "nodeSelector",
+        "tolerations",
+        "securityContext",
+        "topologySpreadConstraints",
+        "initContainers",
+    }
+    assert behind_flags.isdisjoint(pod)
+    assert len(pod["containers"][0]["ports"]) == 1, "Knative takes one port a container"
+
+
+@every_overlay
+def test_no_webhook_refuses_it_and_nothing_in_it_is_ignored(render: Render, overlay: str) -> None:
+    isvc = render(overlay)["InferenceService"]
+    assert rules.refused(isvc) == []
+    assert rules.ignored(isvc) == []
+    mode = "Knative" if overlay.startswith("knative") else "Standard"
+    assert isvc["metadata"]["annotations"][rules.MODE] == mode
+
+
+@every_overlay
+def test_the_canary_is_the_one_of_its_mode(render: Render, overlay: str) -> None:
+    spec = render(overlay)["InferenceService"]["spec"]
+    shares = (
+        spec["predictor"].get("canaryTrafficPercent"),
+        [canary["trafficPercent"] for canary in spec.get("canary", [])],
+    )
+    expected = {"standard-canary": (None, [10]), "knative-canary": (10, [])}
+    assert shares == expected.get(overlay, (None, []))
+
+
+@pytest.mark.parametrize("overlay", ["standard-canary", "knative-canary"])
+def test_the_canary_serves_another_version_than_the_stable_overlay(render: Render, overlay: str) -> None:
+    stable = render(overlay.removesuffix("-canary"))["InferenceService"]
+    canary = render(overlay)["InferenceService"]
+    assert len({*rules.storage_uris(stable), *rules.storage_uris(canary)}) == 2
+    predictor = canary["spec"]["canary"][0]["predictor"] if "canary" in canary["spec"] else canary["spec"]["predictor"]
+    assert predictor["labels"]["ctr.example.org/variant"] == "canary"
+    assert stable["spec"]["predictor"]["labels"]["ctr.example.org/variant"] == "stable"
+    # Everything else stays: an edit of the pod template in the same step would make the canary differ in two things.
+    assert render(overlay)["ServingRuntime"] == render(overlay.removesuffix("-canary"))["ServingRuntime"]
+
+
+@every_overlay
+def test_versions_are_immutable_folders_named_like_the_pod_label(render: Render, overlay: str) -> None:
+    isvc = render(overlay)["InferenceService"]
+    for uri in rules.storage_uris(isvc):
+        assert uri.startswith("s3://")
+        assert uri.endswith("/")
+        assert "latest" not in uri
+    predictors = [isvc["spec"]["predictor"], *(canary["predictor"] for canary in isvc["spec"].get("canary", []))]
+    for predictor in predictors:
+        version = predictor["labels"]["ctr.example.org/model-version"]
+        assert predictor["model"]["storageUri"].rstrip("/").rsplit("/", 1)[1] == version
+
+
+@every_overlay
+def test_only_our_own_runtime_serves_it(render: Render, overlay: str) -> None:
+    resources = render(overlay)
+    runtime, predictor = resources["ServingRuntime"], resources["InferenceService"]["spec"]["predictor"]
+    assert runtime["metadata"]["name"] == predictor["model"]["runtime"] == "ctr-torchserve"
+    assert [entry["autoSelect"] for entry in runtime["spec"]["supportedModelFormats"]] == [False]
+    assert predictor["model"]["modelFormat"]["name"] in {
+        entry["name"] for entry in runtime["spec"]["supportedModelFormats"]
+    }
+    assert predictor["model"]["protocolVersion"] in runtime["spec"]["protocolVersions"]
+    everything = {**runtime["metadata"].get("annotations", {}), **runtime["spec"].get("annotations", {})}
+    assert not any("server-type" in key for key in everything)
+
+
+@every_overlay
+def test_no_container_is_root_or_may_become_it(render: Render, overlay: str) -> None:
+    containers = render(overlay)["ServingRuntime"]["spec"]["containers"]
+    assert [container["name"] for container in containers] == ["kserve-container"]
+    for container in containers:
+        context = container["securityContext"]
+        assert context["runAsNonRoot"] is True
+        assert context["runAsUser"] >= 1000
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert "privileged" not in context
+        assert set(container["resources"]["requests"]) <= set(container["resources"]["limits"])
+        assert {"cpu", "memory"} <= set(container["resources"]["limits"])
+
+
+@every_overlay
+def test_the_pod_holds_no_token_and_no_host(render: Render, overlay: str) -> None:
+    resources = render(overlay)
+    predictor = resources["InferenceService"]["spec"]["predictor"]
+    assert predictor["automountServiceAccountToken"] is False
+    assert resources["ServiceAccount"]["automountServiceAccountToken"] is False
+    assert predictor["serviceAccountName"] == resources["ServiceAccount"]["metadata"]["name"]
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(predictor)
+    volumes = resources["ServingRuntime"]["spec"]["volumes"]
+    assert all("emptyDir" in volume and "sizeLimit" in volume["emptyDir"] for volume in volumes)
+
+
+@every_overlay
+def test_every_writable_place_of_the_image_is_a_volume(render: Render, overlay: str) -> None:
+    container = render(overlay)["ServingRuntime"]["spec"]["containers"][0]
+    assert {mount["mountPath"] for mount in container["volumeMounts"]} == {
+        "/tmp",
+        "/var/lib/predictor/work",
+        "/var/lib/predictor/logs",
+    }
+
+
+@every_overlay
+def test_the_policy_lets_nobody_reach_management(render: Render, overlay: str) -> None:
+    resources = render(overlay)
+    spec = resources["NetworkPolicy"]["spec"]
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    ports = {port["port"] for rule in spec["ingress"] for port in rule["ports"]}
+    expected = {8012, 8013, 8112, 9090, 8082, 9091} if overlay.startswith("knative") else {8080, 8082}
+    assert ports == expected
+    assert all(rule["from"] for rule in spec["ingress"]), "a rule without `from` lets everybody in"
+    name = resources["InferenceService"]["metadata"]["name"]
+    assert spec["podSelector"]["matchLabels"]["serving.kserve.io/inferenceservice"] == name
+
+
+@every_overlay
+def test_a_budget_stands_over_at_least_two_replicas(render: Render, overlay: str) -> None:
+    resources = render(overlay)
+    isvc, budget = resources["InferenceService"], resources["PodDisruptionBudget"]
+    predictors = [isvc["spec"]["predictor"], *(canary["predictor"] for canary in isvc["spec"].get("canary", []))]
+    assert all(predictor["minReplicas"] >= 2 for predictor in predictors)
+    selector = budget["spec"]["selector"]["matchLabels"]
+    if overlay.startswith("knative"):
+        assert selector == {"serving.knative.dev/service": f"{isvc['metadata']['name']}-predictor"}
+    else:
+        assert selector == {"serving.kserve.io/inferenceservice": isvc["metadata"]["name"], "component": "predictor"}
