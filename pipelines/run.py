@@ -146,7 +146,7 @@ def only_run(work_dir: Path) -> Iterator[None]:
 
 
 def _write_request(arguments: RunArguments, work_dir: Path, state_dir: Path, run_dir: Path) -> Path:
-    for folder in (run_dir / "tmp", work_dir / "pipeline", work_dir / "cache", state_dir):
+    for folder in (run_dir / "tmp", work_dir / "pipeline", work_dir / "reuse", state_dir):
         folder.mkdir(parents=True, exist_ok=True)
     paths = {
         name: str(Path(value).absolute())
@@ -162,7 +162,7 @@ def _write_request(arguments: RunArguments, work_dir: Path, state_dir: Path, run
             "data_version": data_version(*paths.values()),
         },
         "pipeline_root": str(work_dir / "pipeline"),
-        "cache_root": str(work_dir / "cache"),
+        "cache_root": str(work_dir / "reuse"),
         "workspace_root": str(run_dir / "tmp" / "workspace"),
         "result_file": str(run_dir / "result.json"),
     }

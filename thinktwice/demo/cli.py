@@ -1,0 +1,100 @@
+"""`thinktwice demo`: train on real data, serve the result, ask it a question, show the answer."""
+
+# Annotations stay real objects here: typer reads them.
+import os
+import shutil
+import time
+from contextlib import ExitStack
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from thinktwice.console.processes import python_command, start, stop, terminated_like_interrupted
+from thinktwice.console.stages import StageBoard, seconds_text
+from thinktwice.demo.answer import print_answer, print_call
+from thinktwice.demo.question import choose_question
+from thinktwice.demo.server import ask, free_port, serving
+from thinktwice.errors import PipelineError
+from thinktwice.files import read_json
+
+WORK = Path(".thinktwice/demo")
+LAST_RUN = "last_run.json"  # what a run of the pipeline leaves in its work folder
+SIMULATED_ROWS = 200_000
+TITLES = {"serve": "start the model server", "ask": "ask it a question"}
+
+
+class Dataset(str, Enum):
+    """What the demo trains on."""
+
+    ml_1m = "ml-1m"
+    ml_100k = "ml-100k"
+    sim = "sim"
+
+
+RECIPES = {Dataset.ml_1m: "ml-1m", Dataset.ml_100k: "ml-100k", Dataset.sim: "ml-100k"}
+
+
+def demo(
+    dataset: Annotated[
+        Dataset, typer.Option(help="MovieLens with 1,000,209 or 100,000 ratings, or a simulated ad log.")
+    ] = Dataset.ml_1m,
+    keep_serving: Annotated[
+        bool, typer.Option("--keep-serving", help="Keep the server running at the end, until Ctrl-C.")
+    ] = False,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Forget what earlier demos of this data set computed, and compute all again."),
+    ] = False,
+) -> int:
+    """Train on real data, serve the result, ask it for one user's top items and show the answer."""
+    began = time.monotonic()
+    console = Console(highlight=False)
+    work = WORK / dataset.value
+    state = work / "state"
+    if fresh:
+        shutil.rmtree(work, ignore_errors=True)
+    with terminated_like_interrupted():
+        console.print(f"[bold]thinktwice demo[/bold] on {dataset.value}; everything it writes is under {work}\n")
+        _run_pipeline(dataset, work, state)
+        _serve_and_ask(console, work, state, keep_serving)
+    console.print(f"\ndone in {seconds_text(time.monotonic() - began)}")
+    return 0
+
+
+def _run_pipeline(dataset: Dataset, work: Path, state: Path) -> None:
+    command = python_command(
+        "thinktwice", "pipeline", "run", "--source", dataset.value, "--recipe", RECIPES[dataset], "--work", str(work)
+    )
+    command += ["--state", str(state)]
+    if dataset is Dataset.sim:
+        command += ["--limit", str(SIMULATED_ROWS)]
+    # The pipeline draws its own stages where we draw ours.
+    process = start(command, environment=os.environ)
+    try:
+        code = process.wait()
+    finally:
+        stop(process)
+    if code != 0:
+        # It has said why, in one sentence, on the same terminal.
+        raise PipelineError("the demo ends here because its pipeline did not end well (see above)")
+
+
+def _serve_and_ask(console: Console, work: Path, state: Path, keep_serving: bool) -> None:
+    question = choose_question(Path(read_json(work / LAST_RUN)["training_set"]))
+    port = free_port()
+    with ExitStack() as stack:
+        board = stack.enter_context(StageBoard(console, TITLES))
+        with board.stage("serve"):
+            server = stack.enter_context(serving(state, port, work / "serve.log"))
+        with board.stage("ask"):
+            began = time.perf_counter()
+            prediction = ask(port, question.request)
+            board.note(f"{len(question.titles)} items scored in {1000 * (time.perf_counter() - began):.0f} ms")
+        board.__exit__(None, None, None)  # the last stage line; what follows is plain text
+        print_answer(console, question, prediction)
+        print_call(console, question, port, state, running=keep_serving)
+        if keep_serving:
+            server.wait()

@@ -1,0 +1,108 @@
+"""Start the model server, ask it, and stop it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+from thinktwice.console.processes import python_command, start, stop
+from thinktwice.errors import ServerError
+
+HOST = "127.0.0.1"
+PORT = 8080  # the one the README names, when it is free
+START_LIMIT = 240.0  # seconds
+POLL = 0.25  # seconds between two looks at a starting server
+ANSWER_LIMIT = 30.0  # seconds
+
+
+def free_port(preferred: int = PORT) -> int:
+    """`preferred`, or one the system gives when somebody listens there."""
+    for port in (preferred, 0):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise ServerError(f"no port of {HOST} is free: stop a program that listens there")
+
+
+def predict_url(port: int) -> str:
+    """Where the model `ctr` answers."""
+    return f"http://{HOST}:{port}/v1/models/ctr:predict"
+
+
+@contextmanager
+def serving(state_dir: Path, port: int, log: Path) -> Iterator[Popen[bytes]]:
+    """Serve the champion of `state_dir` while the block runs; what the server prints goes to `log`.
+
+    Raises:
+        ServerError: the server ended before it answered (its own sentence is the message), or took too long.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = start(
+            python_command("thinktwice", "serve", "--state", str(state_dir), "--port", str(port)),
+            environment=os.environ,
+            output=output,
+        )
+        try:
+            _wait_ready(process, port, log)
+            yield process
+        finally:
+            stop(process)
+
+
+def _wait_ready(process: Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + START_LIMIT
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ServerError(_last_words(log))
+        if _ready(port):
+            return
+        time.sleep(POLL)
+    raise ServerError(f"the server did not answer within {START_LIMIT:.0f} s: read {log}")
+
+
+def _ready(port: int) -> bool:
+    """True once the server scores: a row with nothing in it is a question any model answers."""
+    try:
+        ask(port, {"rows": [{}]})
+    except (OSError, ServerError):
+        return False
+    return True
+
+
+def _last_words(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    own = [line.removeprefix("thinktwice: ") for line in lines if line.startswith("thinktwice: ")]
+    return own[-1] if own else f"the server ended before it was ready: read {log}"
+
+
+def ask(port: int, instance: dict[str, Any]) -> dict[str, Any]:
+    """Send one request, KServe v1, and return its prediction.
+
+    Raises:
+        ServerError: the server refused the request.
+        OSError: nobody answers on the port.
+    """
+    body = json.dumps({"instances": [instance]}).encode()
+    request = urllib.request.Request(predict_url(port), body, {"Content-Type": "application/json"})  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=ANSWER_LIMIT) as answer:  # noqa: S310
+            prediction: dict[str, Any] = json.loads(answer.read())["predictions"][0]
+    except urllib.error.HTTPError as error:
+        with error:
+            text = error.read().decode("utf-8", errors="replace")[:300]
+        raise ServerError(f"the server answered {error.code} to the demo's question: {text}") from error
+    return prediction
