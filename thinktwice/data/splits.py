@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-import xxhash
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from thinktwice.data.row_ids import row_numbers, xxh64_of_integers
 
 PARTS = ("train", "valid", "test")
 
@@ -33,7 +34,7 @@ def assign_split(event_time: np.ndarray, row_id: np.ndarray, spec: SplitSpec) ->
 
     Args:
         event_time: [R] int64 microseconds.
-        row_id: [R] strings, unique; the random split is a seeded hash of them.
+        row_id: [R] strings of 16 hex digits, unique; the random split is a seeded hash of them.
         spec: kind, shares and seed.
 
     Returns:
@@ -50,8 +51,7 @@ def assign_split(event_time: np.ndarray, row_id: np.ndarray, spec: SplitSpec) ->
         codes[event_time >= valid_from] = 1
         codes[event_time >= test_from] = 2
         return codes
-    seed = spec.seed
-    draw = np.fromiter((xxhash.xxh3_64_intdigest(r.encode(), seed) for r in row_id), np.uint64, rows) / 2.0**64
+    draw = xxh64_of_integers(row_numbers(row_id), spec.seed % 2**64) / 2.0**64
     codes[draw >= 1 - spec.valid - spec.test] = 1
     codes[draw >= 1 - spec.test] = 2
     return codes

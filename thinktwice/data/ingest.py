@@ -1,0 +1,165 @@
+"""From any source to a raw log folder: the source's columns untouched, a row id before them, and every broken record kept.
+
+The folder holds ``log.parquet``, ``unparsable.parquet``, ``schema.yaml`` and ``snapshot.json``. The same input gives the
+same snapshot id and the same rows on any machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from thinktwice.data.row_ids import row_ids
+from thinktwice.data.sources.base import Chunk, Reading, check_columns
+from thinktwice.data.sources.registry import builtin_schema, source_named
+from thinktwice.errors import DataError, RowsLost
+from thinktwice.files import atomic_dir, sha256_text, write_json
+from thinktwice.progress import note, track
+from thinktwice.schema import LogSchema, load_schema
+
+LOG_FILE = "log.parquet"
+UNPARSABLE_FILE = "unparsable.parquet"
+SCHEMA_FILE = "schema.yaml"
+SNAPSHOT_FILE = "snapshot.json"
+SOURCE_ROW = "source_row"
+
+UNPARSABLE = pa.schema([("row_id", pa.string()), (SOURCE_ROW, pa.int64()), ("raw", pa.string()), ("error", pa.string())])
+
+
+class Snapshot(BaseModel):
+    """What one ingest took in: ``rows`` in the log, ``unparsable_rows`` beside it, together all records of the source."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    schema_name: str
+    snapshot_id: str
+    rows: int
+    unparsable_rows: int
+    limit: int
+    seed: int
+    files: dict[str, str]  # name -> SHA-256
+    side_unparsable: dict[str, int] = {}  # broken lines of user and item tables: lost attributes, not lost impressions
+
+
+def ingest(
+    source: str, path: Path | str | None, schema_path: Path | str | None, out_dir: Path | str, limit: int = 0, seed: int = 0
+) -> Snapshot:
+    """Read a source into the raw log folder ``out_dir`` (replaced as a whole, or left as it was).
+
+    Args:
+        source: name of a source, see ``thinktwice data list``.
+        path: file or folder of the source; empty or None where it needs none.
+        schema_path: schema file; empty or None for the one that ships with the source.
+        out_dir: folder to write.
+        limit: read only the first so many records; 0 for all. For ``sim`` the number of rows to draw.
+        seed: for ``sim``.
+
+    Raises:
+        DataError: unknown source, missing, empty or damaged input. SchemaError: the schema does not fit the input.
+        ResourceError: no network for a data set that must be fetched, or a full disk.
+    """
+    found = source_named(source)
+    if limit < 0:
+        raise DataError(f"limit {limit} is negative: give a number of rows, or 0 for all")
+    if found.path == "none" and path:
+        raise DataError(f"source {source!r} takes no path, but {path} was given: leave --path out")
+    if not schema_path and not found.has_schema:
+        raise DataError(f"source {source!r} needs a schema file that describes your log: give it by --schema")
+    schema = load_schema(schema_path) if schema_path else builtin_schema(source)
+    reading = found.open(Path(path) if path else None, limit, seed)
+    return write_raw_log(source, reading, schema, Path(out_dir), limit, seed)
+
+
+def write_raw_log(source: str, reading: Reading, schema: LogSchema, out_dir: Path, limit: int, seed: int) -> Snapshot:
+    """Write an opened source as a raw log folder; see :func:`ingest`."""
+    check_columns(schema, reading.columns.names, reading.where)
+    digest = sha256_text(source, *sorted(reading.files.values()), str(limit), str(seed), schema.to_yaml())
+    with atomic_dir(out_dir) as folder:
+        rows, unparsable_rows = _write_rows(source, reading, folder, limit)
+        if rows == 0:
+            raise DataError(_nothing_read(reading, folder, unparsable_rows))
+        snapshot = Snapshot(
+            source=source,
+            schema_name=schema.name,
+            snapshot_id=digest[:16],
+            rows=rows,
+            unparsable_rows=unparsable_rows,
+            limit=limit,
+            seed=seed,
+            files=reading.files,
+            side_unparsable=reading.side,
+        )
+        (folder / SCHEMA_FILE).write_text(schema.to_yaml(), encoding="utf-8")
+        write_json(folder / SNAPSHOT_FILE, snapshot.model_dump(mode="json"))
+    note("ingest", f"{rows:,} rows" + (f", {unparsable_rows:,} unparsable" if unparsable_rows else ""))
+    return snapshot
+
+
+def _write_rows(source: str, reading: Reading, folder: Path, limit: int) -> tuple[int, int]:
+    fields = [pa.field("row_id", pa.string()), pa.field(SOURCE_ROW, pa.int64()), *reading.columns]
+    columns = pa.schema([f.with_metadata(None) for f in fields])
+    unique = {"row_id", SOURCE_ROW}  # a dictionary of values that never repeat is wasted work
+    dictionary = [f.name for f in columns if f.name not in unique and not pa.types.is_nested(f.type)]
+    rows = unparsable_rows = records = 0
+    with (
+        pq.ParquetWriter(folder / LOG_FILE, columns, compression="zstd", compression_level=1, use_dictionary=dictionary) as log,
+        pq.ParquetWriter(folder / UNPARSABLE_FILE, UNPARSABLE, compression="zstd") as rest,
+    ):
+        for chunk in track(_limited(reading, limit), stage="ingest", total=reading.num_chunks, label=source):
+            records += chunk.table.num_rows + len(chunk.unparsable)
+            if chunk.table.num_rows:
+                ids = [row_ids(source, chunk.ordinals), pa.array(chunk.ordinals, pa.int64())]
+                log.write_table(pa.table([*ids, *chunk.table.columns], schema=columns))
+                rows += chunk.table.num_rows
+            if chunk.unparsable:
+                rest.write_table(_unparsable_table(source, chunk))
+                unparsable_rows += len(chunk.unparsable)
+    written = pq.read_metadata(folder / LOG_FILE).num_rows + pq.read_metadata(folder / UNPARSABLE_FILE).num_rows
+    if written != records:
+        raise RowsLost(f"{records} records were read from {reading.where} but {written} written: run it again")
+    return rows, unparsable_rows
+
+
+def _limited(reading: Reading, limit: int) -> Iterator[Chunk]:
+    """Chunks up to record number ``limit``. Numbers must run on without a gap: a source that loses a record is stopped here."""
+    seen = 0
+    for chunk in reading.chunks():
+        numbers = np.concatenate([chunk.ordinals, np.array([u.ordinal for u in chunk.unparsable], np.int64)])
+        if len(numbers) and not (numbers.min() == seen and numbers.max() == seen + len(numbers) - 1):
+            raise RowsLost(f"records {seen} to {int(numbers.max())} of {reading.where} were not all read: run it again")
+        seen += len(numbers)
+        if limit and seen >= limit:
+            keep = int(np.searchsorted(chunk.ordinals, limit))
+            yield Chunk(
+                chunk.table.slice(0, keep), chunk.ordinals[:keep], tuple(u for u in chunk.unparsable if u.ordinal < limit)
+            )
+            return
+        yield chunk
+
+
+def _unparsable_table(source: str, chunk: Chunk) -> pa.Table:
+    ordinals = np.array([u.ordinal for u in chunk.unparsable], np.int64)
+    raw = pa.array([u.raw for u in chunk.unparsable], pa.string())
+    errors = pa.array([u.error for u in chunk.unparsable], pa.string())
+    return pa.table([row_ids(source, ordinals), pa.array(ordinals), raw, errors], schema=UNPARSABLE)
+
+
+def _nothing_read(reading: Reading, folder: Path, unparsable_rows: int) -> str:
+    if not unparsable_rows:
+        return f"{reading.where} holds no rows: give the whole file"
+    first = pq.read_table(folder / UNPARSABLE_FILE).slice(0, 1).to_pylist()[0]
+    return (
+        f"none of the {unparsable_rows} lines of {reading.where} could be split into columns "
+        f"(the first: {first['error']}): give a file in the layout of this source"
+    )
+
+
+def model_version(schema: LogSchema, snapshot_id: str, recipe: str, code_version: str) -> str:
+    """Name of the model that this snapshot, recipe, code and schema lead to, e.g. ``ml-1m-3f2a9c01d4e7``."""
+    return f"{schema.name}-{sha256_text(snapshot_id, recipe, code_version, schema.to_yaml())[:12]}"

@@ -1,0 +1,1 @@
+"""The schema files of the built-in sources, one YAML file each."""

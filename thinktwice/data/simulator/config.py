@@ -1,0 +1,35 @@
+"""What a simulated log is drawn from."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class SimConfig(BaseModel):
+    """Sizes and laws of a simulated ad log. Variances are of the logit over the items a visitor could have been shown.
+
+    The true logit of a row is ``bias + id part + shared part + behaviour``:
+
+    - the *id part* hangs on values that are mostly rare (user, item, user x item taste, site x author): what a model does not
+      know about it is epistemic, and shrinks with more rows of that value;
+    - the *shared part* hangs on values that every row has plenty of (device, slot, hour, scenario, age, topic, price, load time);
+    - ``behaviour`` is added when all of the user's last three clicked topics are the item's topic (a third for each).
+
+    ``noise`` is the aleatoric part that no model can learn: that share of the clicks is a coin of the base rate.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int = Field(default=200_000, ge=1)
+    users: int = Field(default=20_000, ge=100)
+    items: int = Field(default=5_000, ge=100)
+    seed: int = Field(default=0, ge=0)
+    days: int = Field(default=14, ge=1, le=365)
+    click_rate: float = Field(default=0.2, gt=0, lt=1, description="clicks over impressions, about")
+    id_variance: float = Field(default=1.2, ge=0, description="of the logit's id part")
+    shared_variance: float = Field(default=0.75, ge=0, description="of the logit's shared part")
+    behaviour: float = Field(default=0.8, ge=0, description="logit for a full match with the last clicks")
+    noise: float = Field(default=0.05, ge=0, le=1, description="share of clicks that are a coin of the base rate")
+    slate: int = Field(default=4, ge=1, le=64, description="candidates among which the logging policy chooses")
+    sharpness: float = Field(default=1.0, ge=0, description="inverse temperature of the logging policy; 0 shows at random")
+    vector_dim: int = Field(default=8, ge=1, le=256, description="length of an item's vector")

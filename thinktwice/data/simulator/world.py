@@ -1,0 +1,122 @@
+"""The fixed part of a simulated log: who its users and items are, and what each of their values does to a click."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from thinktwice.data.simulator.config import SimConfig
+
+TOPICS = (
+    "autos books cooking crafts fashion finance fitness gaming garden health home music pets sports tech travel".split()
+)
+AGES = ("13-17", "18-24", "25-34", "35-44", "45-54", "55+")
+DEVICES = ("phone", "tablet", "desktop", "tv")
+SCENARIOS = ("feed", "search", "story", "video", "shop")
+SLOTS = 3
+CITIES = 200
+SITES = 500
+COOKIES = 40_000  # an id without any effect: whoever trusts it has learnt noise
+RANK = 4  # of the user x item taste
+PAIRS = 1 << 16  # different effects of site x author
+LAST_CLICKS = 3
+DEVICE_SHARES = np.array([0.62, 0.08, 0.25, 0.05])
+SCENARIO_SHARES = np.array([0.45, 0.2, 0.12, 0.15, 0.08])
+AGE_SHARES = np.array([0.06, 0.2, 0.28, 0.2, 0.14, 0.12])
+NO_INCOME = 0.05  # share of users whose income is unknown
+NO_VECTOR = 0.03  # share of items without a vector
+LIFE = 0.25  # mean life of an item's fame, as a share of the simulated time
+MATURE = 0.6  # share of users and items that exist before the first row
+
+
+@dataclass(frozen=True)
+class World:
+    """Drawn once per seed. U users, I items, A authors; births are shares of the simulated time, below 0 before it."""
+
+    user_fame: np.ndarray  # [U] Zipf
+    user_birth: np.ndarray  # [U]
+    user_age: np.ndarray  # [U] index into AGES
+    user_city: np.ndarray  # [U]
+    user_income: np.ndarray  # [U] standardised
+    user_income_known: np.ndarray  # [U] bool
+    user_main: np.ndarray  # [U] effect
+    user_taste: np.ndarray  # [U, RANK]
+    user_topics: np.ndarray  # [U, LAST_CLICKS] topics clicked before the log begins
+    item_fame: np.ndarray  # [I] Zipf
+    item_birth: np.ndarray  # [I]
+    item_author: np.ndarray  # [I]
+    item_topic: np.ndarray  # [I]
+    item_price: np.ndarray  # [I] in money
+    item_price_z: np.ndarray  # [I] standardised logarithm
+    item_main: np.ndarray  # [I] effect
+    item_taste: np.ndarray  # [I, RANK]
+    item_vector: np.ndarray  # [I, vector_dim] noisy image of item_taste and topic
+    item_vector_known: np.ndarray  # [I] bool
+    site_cdf: np.ndarray  # [SITES]
+    cookie_cdf: np.ndarray  # [COOKIES]
+    pair_effect: np.ndarray  # [PAIRS]
+    device_effect: np.ndarray  # [4]
+    slot_effect: np.ndarray  # [SLOTS]
+    hour_scenario_effect: np.ndarray  # [24, 5]
+    age_topic_effect: np.ndarray  # [6, 16]
+    city_effect: np.ndarray  # [CITIES]
+
+
+def zipf(size: int, exponent: float, rng: np.random.Generator) -> np.ndarray:
+    """Zipf weights that sum to 1, in random order."""
+    weights = np.arange(1, size + 1) ** -exponent
+    return rng.permutation(weights / weights.sum())
+
+
+def _births(size: int, rng: np.random.Generator) -> np.ndarray:
+    births = rng.random(size)
+    mature = rng.random(size) < MATURE
+    births[mature] -= 1.0
+    births[int(np.argmin(births))] = -1.0  # somebody is always there
+    return births
+
+
+def make_world(config: SimConfig) -> World:
+    """Draw the world of ``config`` (of its seed and sizes alone)."""
+    rng = np.random.default_rng([config.seed, 0])
+    users, items = config.users, config.items
+    authors = max(10, items // 10)
+    effect = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+    item_topic = rng.choice(len(TOPICS), items, p=zipf(len(TOPICS), 0.6, rng)).astype(np.int8)
+    item_taste = effect(items, RANK)
+    price_z = effect(items)
+    image = effect(RANK + len(TOPICS), config.vector_dim)
+    known = np.concatenate([item_taste, np.eye(len(TOPICS), dtype=np.float32)[item_topic]], axis=1)
+    vector = known @ image / np.float32(np.sqrt(RANK + 1)) + np.float32(0.3) * effect(items, config.vector_dim)
+    favourite = rng.integers(0, len(TOPICS), users)
+    faithful = rng.random((users, LAST_CLICKS)) < 0.7
+    return World(
+        user_fame=zipf(users, 0.7, rng),
+        user_birth=_births(users, rng),
+        user_age=rng.choice(len(AGES), users, p=AGE_SHARES).astype(np.int8),
+        user_city=rng.choice(CITIES, users, p=zipf(CITIES, 1.0, rng)).astype(np.int16),
+        user_income=effect(users),
+        user_income_known=rng.random(users) >= NO_INCOME,
+        user_main=effect(users),
+        user_taste=effect(users, RANK),
+        user_topics=np.where(faithful, favourite[:, None], rng.integers(0, len(TOPICS), (users, LAST_CLICKS))).astype(np.int8),
+        item_fame=zipf(items, 0.9, rng),
+        item_birth=_births(items, rng),
+        item_author=rng.choice(authors, items, p=zipf(authors, 0.8, rng)).astype(np.int32),
+        item_topic=item_topic,
+        item_price=np.round(np.exp(2.5 + 0.8 * price_z.astype(np.float64)), 2),
+        item_price_z=price_z,
+        item_main=effect(items),
+        item_taste=item_taste,
+        item_vector=vector,
+        item_vector_known=rng.random(items) >= NO_VECTOR,
+        site_cdf=np.cumsum(zipf(SITES, 1.1, rng)),
+        cookie_cdf=np.cumsum(zipf(COOKIES, 0.8, rng)),
+        pair_effect=effect(PAIRS),
+        device_effect=effect(len(DEVICES)),
+        slot_effect=np.sort(effect(SLOTS))[::-1].copy(),  # the first slot is the best
+        hour_scenario_effect=effect(24, len(SCENARIOS)),
+        age_topic_effect=effect(len(AGES), len(TOPICS)),
+        city_effect=effect(CITIES),
+    )

@@ -1,0 +1,1 @@
+"""Where logs come from; :mod:`thinktwice.data.sources.registry` lists them."""

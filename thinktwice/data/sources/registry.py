@@ -1,0 +1,100 @@
+"""All sources by name."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+
+from thinktwice.data.simulator.source import open_sim
+from thinktwice.data.sources.ads import open_avazu, open_criteo
+from thinktwice.data.sources.base import Source
+from thinktwice.data.sources.kuairand import open_kuairand
+from thinktwice.data.sources.movielens import opener
+from thinktwice.data.sources.parquet import open_parquet
+from thinktwice.errors import DataError
+from thinktwice.schema import LogSchema, parse_schema
+
+SOURCES = {
+    s.name: s
+    for s in (
+        Source(
+            name="ml-1m",
+            about="MovieLens 1M: 1,000,209 ratings of 3,883 films by 6,040 people; a rating of 4 or 5 is a click",
+            path="optional",
+            path_help="official ml-1m.zip or its unpacked folder; without it the data set is fetched",
+            open=opener("ml-1m"),
+        ),
+        Source(
+            name="ml-100k",
+            about="MovieLens 100K: 100,000 ratings of 1,682 films by 943 people; a rating of 4 or 5 is a click",
+            path="optional",
+            path_help="official ml-100k.zip or its unpacked folder; without it the data set is fetched",
+            open=opener("ml-100k"),
+        ),
+        Source(
+            name="criteo",
+            about="Criteo Display Advertising: 13 counts and 26 hashed categories, in time order",
+            path="required",
+            path_help="train.txt or train.txt.gz, tab separated, no header",
+            open=open_criteo,
+        ),
+        Source(
+            name="avazu",
+            about="Avazu mobile ads: 21 categories and the hour",
+            path="required",
+            path_help="train.csv or train.gz, with its header line",
+            open=open_avazu,
+        ),
+        Source(
+            name="kuairand",
+            about="KuaiRand short videos (Pure, 1K): impressions with clicks, user and video features",
+            path="required",
+            path_help="folder with log_standard*.csv, user_features*.csv, video_features_basic*.csv",
+            open=open_kuairand,
+        ),
+        Source(
+            name="parquet",
+            about="your own log, described by your schema file",
+            path="required",
+            path_help="a parquet file or a folder of them, and --schema",
+            open=open_parquet,
+            has_schema=False,
+        ),
+        Source(
+            name="sim",
+            about="simulated ad log with the true click probability of every row",
+            path="none",
+            path_help="none: --limit is the number of rows, --seed the draw",
+            open=open_sim,
+        ),
+    )
+}
+
+
+def source_named(name: str) -> Source:
+    """The source called ``name``.
+
+    Raises:
+        DataError: there is none; the message lists those that exist.
+    """
+    if name not in SOURCES:
+        near = difflib.get_close_matches(name, SOURCES, n=1)
+        guess = f"did you mean {near[0]!r}? " if near else ""
+        raise DataError(f"unknown source {name!r}: {guess}Known are {', '.join(SOURCES)}; your own log is source 'parquet'")
+    return SOURCES[name]
+
+
+def builtin_schema(name: str) -> LogSchema:
+    """The schema that ships with source ``name``."""
+    return parse_schema(builtin_schema_text(name), where=f"{name}.yaml (built in)")
+
+
+def builtin_schema_text(name: str) -> str:
+    """Text of the schema file that ships with source ``name``, comments included.
+
+    Raises:
+        DataError: the source is unknown, or describes logs that only their owner knows.
+    """
+    if not source_named(name).has_schema:
+        raise DataError(f"source {name!r} has no schema of its own: write one for your log and give it by --schema")
+    return resources.files("thinktwice.data.schemas").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
