@@ -1,0 +1,351 @@
+"""Great Expectations suites, generated from the rule catalogue, and what they found.
+
+Three small suites instead of one large one, chosen for speed and for what they prove:
+
+* **rows**: every row rule, on all rows of the *clean* log as it was written, in chunks (bounded memory). GX reads the file
+  that the rest of the pipeline reads, not what the splitter thought of it; each rule must hold in every row. Nothing is
+  expected to fail, so the cheap BOOLEAN_ONLY form runs, and only an expectation that did fail is run again for row ids.
+* **ledger**: one row of counts: conservation of rows, the key hashes and the quarantine budget.
+* **profile**: the distribution rules on the profile table, milliseconds at any data size, with bounds as run-time parameters.
+
+The bad rows themselves are found by the vectorised splitter (GX caps its lists of failing values and flags both copies of a
+duplicate). A test holds that GX, on all raw rows, finds for every rule exactly the rows that the splitter quarantines.
+
+A check that could not be computed is an error (`CheckBroken`), never a bad verdict.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import polars as pl
+
+from thinktwice.errors import DataError
+from thinktwice.schema.log import EVENT_TIME, LABEL, ROW_ID, LogSchema
+from thinktwice.validate.rules import (
+    EARLIEST_US,
+    LATEST_US,
+    QUARANTINE_BUDGET,
+    ProfileRule,
+    Rule,
+    Severity,
+    profile_rules,
+    row_rules,
+)
+from thinktwice.validate.split import parquet_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CHUNK_ROWS = 500_000
+MAX_SAMPLES = 10
+_SUITES = ("rows", "ledger", "profile")
+
+
+class CheckBroken(DataError):
+    """A check could not be computed: nothing is known about the data."""
+
+
+class Finding(NamedTuple):
+    """The outcome of one rule."""
+
+    rule: str
+    suite: str  # rows | ledger | profile
+    severity: Severity
+    description: str
+    passed: bool
+    observed: str
+    bound: str
+    samples: list[str]  # row ids, or "partition / feature"
+
+
+class Expected(NamedTuple):
+    """One expectation to be: GX class name and arguments, and the rule it stands for."""
+
+    rule: str
+    severity: Severity
+    description: str
+    kind: str
+    arguments: dict[str, Any]
+
+
+def row_expectations(schema: LogSchema, rules: tuple[Rule, ...]) -> list[Expected]:
+    """The row rules as expectations on the frame of :func:`row_frame`."""
+    out = []
+    for rule in rules:
+        found = _row_expectation(schema, rule)
+        if found is not None:
+            kind, arguments = found
+            out.append(Expected(rule.id, rule.severity, rule.description, kind, arguments))
+    return out
+
+
+def _row_expectation(schema: LogSchema, rule: Rule) -> tuple[str, dict[str, Any]] | None:
+    if rule.check in ("missing", "time"):
+        return "ExpectColumnValuesToNotBeNull", {"column": rule.column}
+    if rule.check == "binary":
+        return "ExpectColumnValuesToBeInSet", {"column": LABEL, "value_set": [0, 1]}
+    if rule.check == "window":
+        return "ExpectColumnValuesToBeBetween", {"column": EVENT_TIME, "min_value": EARLIEST_US, "max_value": LATEST_US}
+    if rule.check == "future":
+        return "ExpectColumnValuesToBeBetween", {"column": EVENT_TIME, "max_value": {"$PARAMETER": "as_of"}}
+    if rule.check == "allowed":
+        return "ExpectColumnValuesToBeInSet", {"column": rule.column, "value_set": list(rule.allowed or ())}
+    if rule.check in ("minimum", "maximum"):
+        return "ExpectColumnValuesToBeBetween", {"column": rule.column, f"{rule.check[:3]}_value": rule.bound}
+    if rule.check == "vector":
+        return "ExpectColumnValuesToBeInSet", {"column": rule.column, "value_set": [int(rule.bound or 0)]}
+    # "number" holds by the type of the clean column, checked against the Arrow schema; "splittable" and "duplicate" are in the ledger.
+    return None
+
+
+def row_frame(frame: pl.DataFrame, schema: LogSchema, expected: list[Expected]) -> pd.DataFrame:
+    """The columns of a clean log that the row suite reads, in the form it reads them.
+
+    Times are microseconds since the epoch, vectors the number of their finite numbers; both are null where absent.
+    """
+    used = {e.arguments["column"] for e in expected} | {ROW_ID}
+    columns: list[pl.Expr] = []
+    vectors = {v.name for v in schema.vectors}
+    for name in frame.columns:
+        if name not in used:
+            continue
+        if name == EVENT_TIME:
+            columns.append(pl.col(name).cast(pl.Int64))
+        elif name in vectors:
+            finite = pl.col(name).list.eval(pl.element().filter(pl.element().is_finite())).list.len()
+            same = finite == pl.col(name).list.len()
+            columns.append(
+                pl.when(same).then(finite.cast(pl.Int64)).when(pl.col(name).is_not_null()).then(-1).alias(name)
+            )
+        else:
+            columns.append(pl.col(name))
+    return frame.select(columns).to_pandas()
+
+
+def check_rows(clean_dir: Path, schema: LogSchema, *, as_of_us: int | None = None) -> list[Finding]:
+    """Run the row suite on every row of the clean log. One finding per rule that GX can see on clean rows."""
+    rules = row_rules(schema)
+    expected = [e for e in row_expectations(schema, rules) if as_of_us is not None or not e.rule.endswith(":future")]
+    failed: dict[str, list[str]] = {}
+    counts: dict[str, int] = {}
+    rows = 0
+    parameters = {"as_of": as_of_us}
+    for frame in _clean_chunks(clean_dir / "clean.parquet", {e.arguments["column"] for e in expected} | {ROW_ID}):
+        rows += frame.height
+        pandas = row_frame(frame, schema, expected)
+        outcome = run_suite("rows", pandas, expected, parameters=parameters)
+        again = [e for e in expected if not outcome[e.rule]["success"]]
+        if again:
+            detail = run_suite("rows", pandas, again, parameters=parameters, row_ids=True)
+            for e in again:
+                result = detail[e.rule]["result"]
+                counts[e.rule] = counts.get(e.rule, 0) + int(result.get("unexpected_count", 0))
+                known = failed.setdefault(e.rule, [])
+                known.extend(_row_ids(result)[: MAX_SAMPLES - len(known)])
+    return [
+        Finding(
+            rule=e.rule,
+            suite="rows",
+            severity=e.severity,
+            description=e.description,
+            passed=e.rule not in failed,
+            observed=f"{counts.get(e.rule, 0):,} of {rows:,} clean rows break it",
+            bound="0 rows",
+            samples=failed.get(e.rule, []),
+        )
+        for e in expected
+    ]
+
+
+def ledger_expectations() -> list[Expected]:
+    """Conservation and budget, on a frame of one row."""
+
+    def between(rule: str, description: str, column: str, severity: Severity = "critical", **bounds: Any) -> Expected:
+        return Expected(rule, severity, description, "ExpectColumnValuesToBeBetween", {"column": column, **bounds})
+
+    return [
+        between(
+            "ledger:conserved",
+            "every row of the log is either clean or quarantined",
+            "rows_lost",
+            min_value=0,
+            max_value=0,
+        ),
+        between(
+            "ledger:keys",
+            "the hash over all row ids is the same before and after",
+            "keys_differ",
+            min_value=0,
+            max_value=0,
+        ),
+        between(
+            "ledger:columns", "the clean log has the columns and types of its schema", "columns_wrong", max_value=0
+        ),
+        between("ledger:clean", "at least one row is clean", "rows_clean", min_value=1),
+        between(
+            "ledger:budget",
+            "the share of quarantined rows is within the budget",
+            "quarantined_share",
+            max_value={"$PARAMETER": "quarantine_budget"},
+        ),
+        between("ledger:quarantine", "no row is quarantined", "rows_quarantined", severity="warning", max_value=0),
+    ]
+
+
+def check_ledger(ledger: Mapping[str, float], *, budget: float = QUARANTINE_BUDGET) -> list[Finding]:
+    """Run the ledger suite on ``{rows_lost, keys_differ, columns_wrong, rows_clean, rows_quarantined, quarantined_share}``."""
+    import pandas as pd
+
+    expected = ledger_expectations()
+    frame = pd.DataFrame([{**ledger, ROW_ID: "ledger"}])
+    outcome = run_suite("ledger", frame, expected, parameters={"quarantine_budget": budget})
+    shown = {"quarantine_budget": budget}
+    findings = []
+    for e in expected:
+        value = ledger[e.arguments["column"]]
+        text = f"{value:.3%}" if e.arguments["column"] == "quarantined_share" else f"{value:,.0f}"
+        bound = f"at most {budget:.1%}" if e.rule == "ledger:budget" else _bound(e.arguments, shown)
+        passed = bool(outcome[e.rule]["success"])
+        findings.append(Finding(e.rule, "ledger", e.severity, e.description, passed, text, bound, []))
+    return findings
+
+
+def profile_expectations(rules: tuple[ProfileRule, ...]) -> list[Expected]:
+    """The profile rules as expectations on the profile table; bounds are parameters ``RULE.minimum``, ``RULE.maximum``."""
+    out = []
+    for rule in rules:
+        arguments: dict[str, Any] = {"column": rule.column}
+        for side in ("minimum", "maximum"):
+            if getattr(rule, side) is not None:
+                arguments[f"{side[:3]}_value"] = {"$PARAMETER": f"{rule.id}.{side}"}
+        out.append(Expected(rule.id, rule.severity, rule.description, "ExpectColumnValuesToBeBetween", arguments))
+    return out
+
+
+def check_profile(table: pl.DataFrame) -> list[Finding]:
+    """Run the profile suite. Samples are ``partition / feature`` of the rows that break a rule."""
+    rules = profile_rules()
+    expected = profile_expectations(rules)
+    bounds = {f"{r.id}.{s}": getattr(r, s) for r in rules for s in ("minimum", "maximum") if getattr(r, s) is not None}
+    # A column with nothing to judge is all null; GX reads it as numbers only if it is typed as numbers.
+    frame = table.with_columns(pl.format("{} / {}", "partition", "feature").alias(ROW_ID)).to_pandas()
+    outcome = run_suite("profile", frame, expected, parameters=bounds, row_ids=True)
+    findings = []
+    for e in expected:
+        column = e.arguments["column"]
+        judged = table.filter(pl.col(column).is_not_null())
+        if not judged.height:
+            continue  # nothing to judge is no finding
+        samples = _row_ids(outcome[e.rule]["result"])
+        values = judged[column].to_list()
+        # The value furthest from being fine: the smallest where the rule has only a minimum, else the largest.
+        worst = (
+            min(values)
+            if "max_value" not in e.arguments or min(values) < bounds.get(f"{e.rule}.minimum", min(values))
+            else max(values)
+        )
+        where = judged.filter(pl.col(column) == worst)["feature"][0]
+        whole_log = judged.height == 1 and column in ("both_labels", "volume_ratio", "first_year", "click_rate_ratio")
+        observed = f"{worst:,.4g}" if whole_log else f"{worst:,.4g} ({where})"
+        passed = bool(outcome[e.rule]["success"])
+        findings.append(
+            Finding(
+                e.rule,
+                "profile",
+                e.severity,
+                e.description,
+                passed,
+                observed,
+                _bound(e.arguments, bounds),
+                samples[:MAX_SAMPLES],
+            )
+        )
+    return findings
+
+
+def run_suite(
+    name: str, frame: pd.DataFrame, expected: list[Expected], *, parameters: Mapping[str, Any], row_ids: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Run expectations on a frame with GX. Returns per rule ``{success, result}``; with ``row_ids`` complete lists of failing ids.
+
+    Raises:
+        CheckBroken: GX could not compute an expectation.
+    """
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    import great_expectations.expectations as gxe
+    from great_expectations import ExpectationSuite
+
+    if not expected:
+        return {}
+    batch = _batch(frame)  # also gives GX the context that a suite wants
+    suite = ExpectationSuite(
+        name=name,
+        expectations=[
+            getattr(gxe, e.kind)(**e.arguments, severity=e.severity, description=e.description, meta={"rule": e.rule})
+            for e in expected
+        ],
+    )
+    form: Any = "BOOLEAN_ONLY"
+    if row_ids:
+        form = {"result_format": "COMPLETE", "unexpected_index_column_names": [ROW_ID]}
+    result = batch.validate(suite, result_format=form, expectation_parameters=dict(parameters))
+    outcome: dict[str, dict[str, Any]] = {}
+    for one in result.results:
+        rule = one.expectation_config.meta["rule"]
+        raised = _raised(one.exception_info)
+        if raised is not None:
+            raise CheckBroken(
+                f"the check {rule!r} of suite {name!r} could not be computed ({raised}): this says nothing about the data, report it as a bug"
+            )
+        outcome[rule] = {"success": bool(one.success), "result": one.to_json_dict()["result"] if row_ids else {}}
+    absent = [e.rule for e in expected if e.rule not in outcome]
+    if absent:
+        raise CheckBroken(f"suite {name!r} gave no answer for {', '.join(absent)}: report it as a bug")
+    return outcome
+
+
+def _batch(frame: pd.DataFrame) -> Any:
+    import great_expectations as gx
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False, "metric_calculations": False}  # type: ignore[assignment]
+    asset = context.data_sources.add_pandas("pandas").add_dataframe_asset("frame")
+    return asset.add_batch_definition_whole_dataframe("whole").get_batch({"dataframe": frame})
+
+
+def _raised(info: Any) -> str | None:
+    """The message of an exception inside a result. GX keeps either one, or one per metric that failed."""
+    info = info or {}
+    many = [info] if "raised_exception" in info else list(info.values())
+    for one in many:
+        if isinstance(one, Mapping) and one.get("raised_exception"):
+            return str(one.get("exception_message"))
+    return None
+
+
+def _row_ids(result: Mapping[str, Any]) -> list[str]:
+    return [str(entry[ROW_ID]) for entry in result.get("unexpected_index_list") or []]
+
+
+def _bound(arguments: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
+    def value(side: str) -> Any:
+        found = arguments.get(side)
+        return parameters.get(found["$PARAMETER"]) if isinstance(found, dict) else found
+
+    low, high = value("min_value"), value("max_value")
+    if low is not None and high is not None:
+        return f"exactly {low:g}" if low == high else f"{low:g} to {high:g}"
+    return f"at least {low:g}" if low is not None else f"at most {high:g}"
+
+
+def _clean_chunks(path: Path, columns: set[str]) -> Iterator[pl.DataFrame]:
+    with parquet_file(path) as file:
+        names = [name for name in file.schema_arrow.names if name in columns]
+        for batch in file.iter_batches(batch_size=CHUNK_ROWS, columns=names):
+            frame = pl.from_arrow(batch)
+            assert isinstance(frame, pl.DataFrame)
+            yield frame

@@ -1,0 +1,311 @@
+"""The profile table: one row per (partition, feature) of a clean log, small at any data size.
+
+Partitions are ``whole`` and up to 24 slices of whole days. What the rules judge stands in columns of its own
+(``judged_...``, ``..._from_reference``), null where there is nothing to judge, so that a rule is one plain
+"between" on one column. Judged are the whole log only: its second half against its first, and, where the profile of an
+earlier log is given, the whole against that. Slices are for people.
+
+Ids and fields derived from the time are profiled, but their drift is not judged: new ids come by nature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from thinktwice.errors import DataError
+from thinktwice.files import read_json
+from thinktwice.progress import track
+from thinktwice.schema.log import EVENT_TIME, LABEL, LogSchema, load_schema
+from thinktwice.validate.drift import Bins, bin_counts, hashed, ks, psi, single_field_auc
+from thinktwice.validate.rules import MIN_JUDGED_LABELS, MIN_JUDGED_ROWS
+
+WHOLE = "whole"
+MAX_SLICES = 24
+_DAY_US = 86_400_000_000
+
+PROFILE_SCHEMA: dict[str, Any] = {
+    "partition": pl.String,
+    "feature": pl.String,
+    "kind": pl.String,  # key, categorical, derived, numeric, vector (its length, the Euclidean norm, is profiled)
+    "rows": pl.Int64,
+    "clicks": pl.Int64,
+    "click_rate": pl.Float64,
+    "nulls": pl.Int64,
+    "null_share": pl.Float64,
+    "distinct": pl.Int64,  # numbers: estimated
+    "top_value": pl.String,  # users: hashed
+    "top_share": pl.Float64,
+    "minimum": pl.Float64,
+    "q05": pl.Float64,
+    "median": pl.Float64,
+    "q95": pl.Float64,
+    "maximum": pl.Float64,
+    "psi": pl.Float64,  # slice against the first half; whole: second half against the first
+    "ks": pl.Float64,
+    "auc": pl.Float64,  # of this field alone, fitted on even rows, measured on odd rows; whole only
+    "both_labels": pl.Float64,
+    "judged_auc": pl.Float64,
+    "judged_distinct": pl.Float64,
+    "judged_distinct_share": pl.Float64,
+    "judged_psi": pl.Float64,
+    "judged_ks": pl.Float64,
+    "null_share_change": pl.Float64,
+    "click_rate_ratio": pl.Float64,
+    "psi_from_reference": pl.Float64,
+    "volume_ratio": pl.Float64,
+    "first_year": pl.Float64,
+}
+
+
+class Profile(NamedTuple):
+    """The profile of a log."""
+
+    table: pl.DataFrame  # columns of PROFILE_SCHEMA
+    reference: dict[str, Any]  # JSON: what a later log is compared with; see `read_reference`
+    histograms: dict[str, dict[str, Any]]  # feature -> {labels, first, second}: shares of rows per bin in both halves
+
+
+class _Feature(NamedTuple):
+    name: str
+    kind: str
+    secret: bool  # its values are user ids
+
+
+def read_reference(path: Path | str) -> dict[str, Any]:
+    """Read the reference profile that an earlier run wrote. Raises DataError when it is none."""
+    try:
+        value = read_json(path)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"reference profile {path} cannot be read: give the profile_reference.json of an earlier run"
+        ) from error
+    if not isinstance(value, dict) or value.get("format") != 1:
+        raise DataError(
+            f"{path} is no reference profile of format 1: give the profile_reference.json of an earlier run"
+        )
+    return value
+
+
+def profile_log(clean_dir: Path | str, *, reference: Mapping[str, Any] | None = None) -> Profile:
+    """Profile the clean log in ``clean_dir``. One column is in memory at a time.
+
+    Raises:
+        DataError: the clean log cannot be read.
+    """
+    clean_dir = Path(clean_dir)
+    schema = load_schema(clean_dir / "schema.yaml")
+    path = clean_dir / "clean.parquet"
+    try:
+        base = _base(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"{path} cannot be read ({error}): validate the log again") from error
+    features = _features(schema)
+    if base.height == 0:
+        return Profile(pl.DataFrame(schema=PROFILE_SCHEMA), {"format": 1, "rows": 0, "features": {}}, {})
+    labels = _partition_labels(base, schema)
+    rows: list[dict[str, Any]] = []
+    known = dict(reference["features"]) if reference else {}
+    saved: dict[str, Any] = {}
+    histograms: dict[str, dict[str, Any]] = {}
+    for feature in track(features, stage="validate", total=len(features), label="profile"):
+        counts, numbers, ids = _counts(path, base, feature)
+        bins = Bins.of_reference(counts.filter(~pl.col("half")), ids)
+        rows.extend(_rows(feature, counts, numbers, bins, labels))
+        whole = Bins.of_reference(counts, ids)
+        saved[feature.name] = whole.to_json(counts, secret=feature.secret)
+        if feature.name in known:
+            _against(rows, feature, known[feature.name], path, base)
+        histograms[feature.name] = _histogram(feature, whole, counts)
+    _judge_log(rows[0], base, schema, reference)
+    click_rate = float(base[LABEL].cast(pl.Float64).mean() or 0.0)  # type: ignore[arg-type]
+    out = {"format": 1, "rows": base.height, "click_rate": click_rate, "features": saved}
+    return Profile(pl.DataFrame(rows, schema=PROFILE_SCHEMA), out, histograms)
+
+
+def _features(schema: LogSchema) -> list[_Feature]:
+    out = []
+    for entity in ("user", "item"):
+        key = schema.key_of(entity)
+        if key is not None:
+            out.append(_Feature(key, "key", entity == "user"))
+    for field in schema.fields:
+        kind = "derived" if field.derived else field.kind
+        out.append(_Feature(field.name, kind, False))
+    return out + [_Feature(v.name, "vector", False) for v in schema.vectors]
+
+
+def _base(path: Path) -> pl.DataFrame:
+    """label, slice (0 ..), half (false: first), parity; in the order of the clean log."""
+    frame = pl.read_parquet(path, columns=[EVENT_TIME, LABEL]).with_row_index("row")
+    day = (pl.col(EVENT_TIME).cast(pl.Int64) // _DAY_US).alias("day")
+    frame = frame.select("row", LABEL, day)
+    if frame.height == 0:
+        return frame
+    first, last = frame["day"][0], frame["day"][-1]
+    width = -(-(last - first + 1) // MAX_SLICES)  # days a slice
+    return frame.select(
+        pl.col(LABEL),
+        ((pl.col("day") - first) // width).cast(pl.Int8).alias("slice"),
+        (pl.col("row") >= frame.height // 2).alias("half"),
+        (pl.col("row") % 2 == 1).alias("parity"),
+        "day",
+    )
+
+
+def _partition_labels(base: pl.DataFrame, schema: LogSchema) -> dict[int, str]:
+    starts = base.group_by("slice").agg(pl.col("day").min()).sort("slice")
+    if starts.height < 2:
+        return {}
+    if schema.time.format == "order":
+        return {s: f"part {i + 1}" for i, s in enumerate(starts["slice"])}
+    days = starts["day"].cast(pl.Int32).cast(pl.Date).dt.to_string("%Y-%m-%d")
+    return dict(zip(starts["slice"].to_list(), days.to_list(), strict=True))
+
+
+def _column(path: Path, feature: _Feature) -> pl.Series:
+    column = pl.read_parquet(path, columns=[feature.name])[feature.name]
+    if feature.kind == "vector":
+        squares = pl.DataFrame({"v": column}).select(pl.col("v").list.eval(pl.element() ** 2).list.sum().sqrt())
+        return squares.select(pl.col("v").fill_nan(None).cast(pl.Float64))["v"]
+    return column
+
+
+def _counts(
+    path: Path, base: pl.DataFrame, feature: _Feature
+) -> tuple[pl.DataFrame, pl.DataFrame | None, np.ndarray | None]:
+    """Groups (value, slice, half, parity) -> n, clicks: all the rest is derived from them.
+
+    Numbers are grouped by quantile bin of the first half; their moments per slice (and the whole, slice null) and the bin edges
+    come along.
+    """
+    column = _column(path, feature)
+    numbers, edges = None, None
+    if feature.kind in ("numeric", "vector"):
+        frame = base.select("slice").with_columns(column.alias("x"))
+        moments = [
+            pl.col("x").min().alias("minimum"),
+            *(pl.col("x").quantile(q).alias(n) for n, q in (("q05", 0.05), ("median", 0.5), ("q95", 0.95))),
+            pl.col("x").max().alias("maximum"),
+            pl.col("x").drop_nulls().approx_n_unique().cast(pl.Int64).alias("distinct"),
+        ]
+        whole = frame.select(pl.lit(None, dtype=pl.Int8).alias("slice"), *moments)
+        numbers = pl.concat([whole, frame.group_by("slice").agg(*moments)])
+        known = column.head(base.height // 2 or 1).drop_nulls()
+        edges = _edges(known if known.len() else column.drop_nulls())
+        column = _binned(column, edges)
+    groups = base.select("slice", "half", "parity", LABEL).with_columns(column.alias("value"))
+    counts = groups.group_by("value", "slice", "half", "parity").agg(
+        pl.len().cast(pl.Int64).alias("n"), pl.col(LABEL).cast(pl.Int64).sum().alias("clicks")
+    )
+    return counts, numbers, edges
+
+
+def _edges(known: pl.Series) -> np.ndarray:
+    if not known.len():
+        return np.zeros(0)
+    return np.unique(np.quantile(known.to_numpy(), np.linspace(0, 1, 21)[1:-1]))
+
+
+def _binned(column: pl.Series, edges: np.ndarray) -> pl.Series:
+    places = pl.Series(np.searchsorted(edges, column.fill_null(0.0).to_numpy(), side="left")).cast(pl.Int32)
+    return pl.select(pl.when(column.is_not_null()).then(places)).to_series()
+
+
+def _rows(
+    feature: _Feature, counts: pl.DataFrame, numbers: pl.DataFrame | None, bins: Bins, labels: dict[int, str]
+) -> list[dict[str, Any]]:
+    first = bin_counts(counts.filter(~pl.col("half")), bins)
+    out = []
+    for slice_ in (None, *labels):
+        part = counts if slice_ is None else counts.filter(pl.col("slice") == slice_)
+        row = _summary(feature, part)
+        row["partition"] = WHOLE if slice_ is None else labels[slice_]
+        compared = bin_counts(part.filter(pl.col("half")) if slice_ is None else part, bins)
+        row["psi"] = psi(first, compared)
+        if numbers is not None:
+            same = pl.col("slice").is_null() if slice_ is None else pl.col("slice") == slice_
+            row.update(numbers.filter(same).drop("slice").row(0, named=True))
+            row["ks"] = ks(first, compared)
+        out.append(row)
+        if slice_ is None:
+            _judge(row, feature, counts, first, compared)
+    return out
+
+
+def _summary(feature: _Feature, part: pl.DataFrame) -> dict[str, Any]:
+    rows, clicks = int(part["n"].sum()), int(part["clicks"].sum())
+    by_value = part.group_by("value").agg(pl.col("n").sum()).sort(["n", "value"], descending=[True, False])
+    known = by_value.drop_nulls("value")
+    nulls = rows - int(known["n"].sum())
+    row: dict[str, Any] = {"feature": feature.name, "kind": feature.kind, "rows": rows, "clicks": clicks}
+    row |= {"click_rate": clicks / rows, "nulls": nulls, "null_share": nulls / rows, "distinct": known.height}
+    if known.height and feature.kind not in ("numeric", "vector"):
+        row["top_value"] = hashed(known["value"][0]) if feature.secret else known["value"][0]
+        row["top_share"] = known["n"][0] / rows
+    return row
+
+
+def _judge(row: dict[str, Any], feature: _Feature, counts: pl.DataFrame, first: np.ndarray, second: np.ndarray) -> None:
+    auc, fewest = single_field_auc(counts)
+    row["auc"] = auc
+    if fewest >= MIN_JUDGED_LABELS:
+        row["judged_auc"] = auc
+    if feature.kind != "derived":
+        row["judged_distinct"] = float(row["distinct"] + (1 if row["nulls"] else 0))
+    if feature.kind == "categorical" and row["rows"] >= MIN_JUDGED_ROWS:
+        row["judged_distinct_share"] = row["distinct"] / row["rows"]
+    if feature.kind in ("key", "derived") or min(first.sum(), second.sum()) < MIN_JUDGED_ROWS:
+        return
+    row["judged_psi"], row["judged_ks"] = row["psi"], row.get("ks")
+    row["null_share_change"] = abs(second[-1] / second.sum() - first[-1] / first.sum())
+
+
+def _against(
+    rows: list[dict[str, Any]], feature: _Feature, known: dict[str, Any], path: Path, base: pl.DataFrame
+) -> None:
+    """Compare the whole log with an earlier one, in the bins of the earlier one."""
+    row = next(r for r in rows if r["feature"] == feature.name and r["partition"] == WHOLE)
+    bins, shares, num_rows = Bins.of_json(known)
+    if feature.kind in ("key", "derived") or min(num_rows, base.height) < MIN_JUDGED_ROWS:
+        return
+    column = _column(path, feature)
+    value = column if bins.edges is None else _binned(column, bins.edges)
+    if feature.secret:
+        value = value.replace_strict({v: hashed(v) for v in value.unique().drop_nulls()}, default=None)
+    groups = pl.DataFrame({"value": value}).group_by("value").agg(pl.len().cast(pl.Int64).alias("n"))
+    now = bin_counts(groups, bins)
+    row["psi_from_reference"] = psi(shares * num_rows, now)
+    row["null_share_change"] = abs(now[-1] / now.sum() - shares[-1])
+    if bins.edges is not None:
+        row["judged_ks"] = ks(shares * num_rows, now)
+
+
+def _judge_log(row: dict[str, Any], base: pl.DataFrame, schema: LogSchema, reference: Mapping[str, Any] | None) -> None:
+    """Findings about the log and not about one field stand in the first row of the table."""
+    halves = (
+        base.group_by("half").agg(pl.col(LABEL).cast(pl.Float64).mean().alias("rate"), pl.len().alias("n")).sort("half")
+    )
+    rates = dict(zip(halves["half"].to_list(), halves["rate"].to_list(), strict=True))
+    before, after = rates.get(False), rates.get(True)
+    if reference and reference.get("rows"):
+        row["volume_ratio"] = base.height / reference["rows"]
+        before, after = reference["click_rate"], base[LABEL].cast(pl.Float64).mean()
+    row["both_labels"] = 1.0 if base[LABEL].n_unique() == 2 else 0.0
+    if before and after is not None and base.height >= 2 * MIN_JUDGED_ROWS:
+        row["click_rate_ratio"] = after / before
+    if schema.time.format != "order":
+        row["first_year"] = float(base["day"].head(1).cast(pl.Int32).cast(pl.Date).dt.year()[0])
+
+
+def _histogram(feature: _Feature, bins: Bins, counts: pl.DataFrame) -> dict[str, Any]:
+    labels = bins.labels()
+    if feature.secret:
+        labels = [hashed(text) for text in labels[:-2]] + labels[-2:]
+    halves = [bin_counts(counts.filter(pl.col("half") == half), bins) for half in (False, True)]
+    shares = [(h / h.sum() if h.sum() else h).round(6).tolist() for h in halves]
+    return {"labels": labels, "first": shares[0], "second": shares[1]}
