@@ -1,0 +1,5 @@
+"""The deploy step."""
+
+from components.deployment.deploy.component import deploy
+
+__all__ = ["deploy"]

@@ -1,0 +1,148 @@
+"""What deployment means: the champion of this machine, or a folder and an InferenceService for a cluster."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components.deployment.blessing import require_blessing
+from thinktwice.bundle import MANIFEST_FILE, Manifest, bundle_hash, verify_bundle
+from thinktwice.champion import ARCHIVE_FILE, MODEL_NAME, install_champion
+from thinktwice.errors import BundleError, FeatureStoreError, PipelineError
+from thinktwice.files import atomic_dir, read_json, sha256_text, write_json
+
+TARGETS = ("local", "manifest")
+INFO_FILE = "deployment.json"
+MANIFEST_NAME = "inferenceservice.yaml"
+MODEL_FOLDER = "model"
+FEATURE_STORE_INFO = "feature_store.json"
+
+
+def deploy_model(
+    archive_dir: Path | str,
+    bundle_dir: Path | str,
+    feature_store_dir: Path | str,
+    blessing: Path | str,
+    *,
+    target: str,
+    state_dir: Path | str,
+    out_dir: Path | str,
+    out_uri: str = "",
+) -> dict[str, Any]:
+    """Deploy a packaged, blessed bundle with its feature store.
+
+    Args:
+        target: ``local`` makes it the champion in ``state_dir``. ``manifest`` writes ``model/`` (``ctr.mar`` and
+            ``feature_store/``, the content of a storageUri) and ``inferenceservice.yaml`` into ``out_dir``.
+        out_dir: folder to write, in both cases with ``deployment.json``.
+        out_uri: where ``out_dir`` can be found from elsewhere; storageUri points into it.
+
+    Returns:
+        The content of ``deployment.json``; ``place`` says where the model lies now.
+
+    Raises:
+        PipelineError: unknown target, or no positive blessing of this bundle.
+        BundleError: bundle or archive is damaged, or the archive holds another bundle.
+        FeatureStoreError: the store is that of another model version.
+    """
+    if target not in TARGETS:
+        raise PipelineError(f"target {target!r} is unknown: use one of {', '.join(TARGETS)}")
+    manifest = verify_bundle(bundle_dir)
+    require_blessing(blessing, bundle_dir)
+    archive = Path(archive_dir) / ARCHIVE_FILE
+    _check_archive(archive, Path(bundle_dir))
+    _check_feature_store(Path(feature_store_dir), manifest)
+    info: dict[str, Any] = {
+        "target": target,
+        "model_version": manifest.model_version,
+        "bundle_hash": bundle_hash(bundle_dir),
+        "feature_service": manifest.feature_service,
+    }
+    with atomic_dir(out_dir) as folder:
+        if target == "local":
+            champion = install_champion(
+                state_dir, bundle_dir=bundle_dir, archive=archive, feature_store_dir=feature_store_dir
+            )
+            info["place"] = str(champion.folder)
+        else:
+            model = folder / MODEL_FOLDER
+            model.mkdir()
+            shutil.copyfile(archive, model / ARCHIVE_FILE)
+            shutil.copytree(feature_store_dir, model / "feature_store")
+            info["place"] = storage_uri(out_uri or str(Path(out_dir).resolve())) + "/" + MODEL_FOLDER
+            text = yaml.safe_dump(
+                inference_service(manifest.model_version, info["bundle_hash"], info["place"]), sort_keys=False
+            )
+            (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+        write_json(folder / INFO_FILE, info)
+    return info
+
+
+def inference_service(model_version: str, bundle_hash: str, storage: str) -> dict[str, Any]:
+    """The InferenceService of one model version on our runtime ``ctr-torchserve`` (see ``manifests/``).
+
+    The deployment mode is left to the overlay it is applied with.
+    """
+    return {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {
+            "name": MODEL_NAME,
+            "labels": {"app.kubernetes.io/name": "ctr-predictor", "app.kubernetes.io/instance": MODEL_NAME},
+            "annotations": {"ctr.example.org/bundle-hash": bundle_hash},
+        },
+        "spec": {
+            "predictor": {
+                "labels": {"ctr.example.org/model-version": label_value(model_version)},
+                "model": {
+                    "runtime": "ctr-torchserve",
+                    "modelFormat": {"name": "ctr-pytorch", "version": "1"},
+                    "protocolVersion": "v1",
+                    "storageUri": storage,
+                },
+            }
+        },
+    }
+
+
+def label_value(text: str) -> str:
+    """``text`` as a Kubernetes label value: at most 63 of the characters allowed, different texts staying different."""
+    allowed = re.sub(r"[^A-Za-z0-9_.-]", "-", text).strip("-_.")
+    if allowed == text and len(text) <= 63:
+        return text
+    return f"{allowed[:50].rstrip('-_.')}-{sha256_text(text)[:8]}".lstrip("-")
+
+
+def storage_uri(uri: str) -> str:
+    """The address as KServe reads it: KFP calls its object store ``minio``, KServe calls the protocol ``s3``."""
+    uri = uri.rstrip("/")
+    if uri.startswith("minio://"):
+        return "s3://" + uri.removeprefix("minio://")
+    return uri if "://" in uri else f"file://{uri}"
+
+
+def _check_archive(archive: Path, bundle_dir: Path) -> None:
+    try:
+        with zipfile.ZipFile(archive) as content:
+            inside = content.read(f"bundle/{MANIFEST_FILE}")
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise BundleError(f"archive {archive} cannot be read ({error}): package the bundle again") from error
+    if inside != (bundle_dir / MANIFEST_FILE).read_bytes():
+        raise BundleError(f"archive {archive} holds another bundle than {bundle_dir}: package this bundle")
+
+
+def _check_feature_store(folder: Path, manifest: Manifest) -> None:
+    try:
+        service = read_json(folder / FEATURE_STORE_INFO)["feature_service"]
+    except (OSError, ValueError, KeyError) as error:
+        raise FeatureStoreError(f"feature store {folder} cannot be read ({error}): run the materialize step") from error
+    if service != manifest.feature_service:
+        raise FeatureStoreError(
+            f"feature store {folder} serves {service!r} and the model needs {manifest.feature_service!r}: "
+            "materialize the features of this model version"
+        )

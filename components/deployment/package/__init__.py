@@ -1,0 +1,5 @@
+"""The package step."""
+
+from components.deployment.package.component import package
+
+__all__ = ["package"]

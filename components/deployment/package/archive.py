@@ -1,0 +1,98 @@
+"""A TorchServe archive from a bundle, made with torch-model-archiver, the same bytes for the same bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from components.deployment.blessing import require_blessing
+from thinktwice.bundle import bundle_hash, verify_bundle
+from thinktwice.champion import ARCHIVE_FILE, MODEL_NAME
+from thinktwice.errors import PipelineError
+from thinktwice.files import atomic_dir, sha256_file
+
+HANDLER_TEMPLATE = Path(__file__).with_name("handler_template.py")
+#: TorchServe's settings of the model. One worker with one request at a time: the candidates of a request are a batch
+#: already, and TorchServe would hold a lone request back for the whole delay to fill a larger one.
+MODEL_CONFIG = """\
+minWorkers: 1
+maxWorkers: 1
+batchSize: 1
+maxBatchDelay: 1
+responseTimeout: 30
+startupTimeout: 300
+torchThreads: 1
+"""
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip file can hold
+MANIFEST = "MAR-INF/MANIFEST.json"
+
+
+def write_archive(bundle_dir: Path | str, blessing: Path | str, out_dir: Path | str) -> dict[str, Any]:
+    """Write ``ctr.mar`` into the folder ``out_dir`` (replaced); returns what describes it.
+
+    Raises:
+        PipelineError: the bundle is not blessed, or the archiver failed.
+        BundleError: the bundle is damaged.
+    """
+    manifest = verify_bundle(bundle_dir)
+    require_blessing(blessing, bundle_dir)
+    with atomic_dir(out_dir) as folder:
+        with tempfile.TemporaryDirectory(prefix="thinktwice-archive-") as scratch:
+            made = _run_archiver(Path(bundle_dir), Path(scratch), manifest.model_version)
+            _normalize(made, folder / ARCHIVE_FILE, manifest.created)
+        digest = sha256_file(folder / ARCHIVE_FILE)
+        size = (folder / ARCHIVE_FILE).stat().st_size
+    return {
+        "model_version": manifest.model_version,
+        "bundle_hash": bundle_hash(bundle_dir),
+        "archive_sha256": digest,
+        "bytes": size,
+    }
+
+
+def _run_archiver(bundle_dir: Path, scratch: Path, version: str) -> Path:
+    """Run the real torch-model-archiver in a process of its own.
+
+    It collects files in a folder of a fixed name in the temporary folder, so two at a time would mix their files; here
+    each has a temporary folder to itself. A folder among the extra files goes in with its content, hence the one around.
+    """
+    extra, temporary, out = scratch / "extra", scratch / "tmp", scratch / "out"
+    for folder in (extra, temporary, out):
+        folder.mkdir()
+    shutil.copytree(bundle_dir, extra / "bundle")
+    handler, config = scratch / "handler.py", scratch / "model-config.yaml"
+    shutil.copyfile(HANDLER_TEMPLATE, handler)
+    config.write_text(MODEL_CONFIG, encoding="utf-8")
+    command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", MODEL_NAME, "--version", version]
+    command += ["--handler", str(handler), "--extra-files", str(extra), "--config-file", str(config)]
+    command += ["--export-path", str(out), "--archive-format", "zip-store"]
+    done = subprocess.run(
+        command, env={**os.environ, "TMPDIR": str(temporary)}, capture_output=True, text=True, check=False
+    )
+    made = out / ARCHIVE_FILE
+    if done.returncode != 0 or not made.is_file():
+        last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no output"]
+        raise PipelineError(f"torch-model-archiver failed ({last[0]}): check that torch-model-archiver is installed")
+    return made
+
+
+def _normalize(source: Path, target: Path, created: str) -> None:
+    """Copy a zip with sorted names, one fixed time and the bundle's own creation time: same bundle, same bytes."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in sorted(old.namelist()):
+            data = old.read(name)
+            if name == MANIFEST:
+                value = json.loads(data)
+                value["createdOn"] = created
+                data = json.dumps(value, indent=2, sort_keys=True).encode()
+            entry = zipfile.ZipInfo(name, EPOCH)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o644 << 16
+            new.writestr(entry, data)

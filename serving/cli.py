@@ -1,0 +1,153 @@
+"""The verbs ``serve`` and ``predict``."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from thinktwice.errors import RequestError, ServerError
+
+DEFAULT_STATE = Path(".thinktwice/state")
+DEFAULT_PORT = 8080
+READY = "ready"  # first word of the line that `serve` prints when the server answers
+
+
+def serve(
+    state: Path = typer.Option(DEFAULT_STATE, help="State folder whose champion is served."),
+    port: int = typer.Option(DEFAULT_PORT, min=1, max=65535, help="Port of the inference API on 127.0.0.1."),
+    log: Path | None = typer.Option(None, help="File for the server's output [default: STATE/logs/serve-PORT.log]."),
+    start_limit: float = typer.Option(180.0, min=1, help="Seconds the start may take before it is given up."),
+) -> None:
+    """Serve the champion with TorchServe on 127.0.0.1 until Ctrl-C.
+
+    Prints one line "ready URL" when a worker has really scored a request. KServe v1 is at /v1/models/ctr:predict, Open
+    Inference v2 at /v2/models/ctr/infer.
+    """
+    from serving.torchserve_process import running
+    from thinktwice.champion import read_champion
+
+    champion = read_champion(state)
+    if champion is None:
+        raise ServerError(f"{state} holds no champion: run 'thinktwice pipeline run' first, or give --state")
+    console = Console(stderr=True)
+    began = time.monotonic()
+    console.print(f"serving {champion.info.model_version} (bundle {champion.info.bundle_hash[:12]})")
+    with (
+        console.status("starting") as status,
+        running(
+            champion.archive,
+            feature_store=champion.feature_store_dir if champion.info.feature_service else None,
+            port=port,
+            log=log or state / "logs" / f"serve-{port}.log",
+            limit=start_limit,
+            progress=lambda text: status.update(f"{text} ({time.monotonic() - began:.0f} s)"),
+        ) as server,
+    ):
+        status.stop()
+        typer.echo(f"{READY} {server.predict_url}")
+        console.print(f"ready after {server.seconds_to_ready:.1f} s, log {server.log}, stop with Ctrl-C")
+        while True:
+            server.check()
+            time.sleep(0.2)
+
+
+def predict(
+    user: str = typer.Option(..., help="Id of the user."),
+    candidates: str = typer.Option(..., help="Ids of the items to score, with commas between."),
+    context: list[str] = typer.Option(
+        [], metavar="KEY=VALUE", help="A field of the context, or timestamp (ISO 8601 or Unix seconds); may repeat."
+    ),
+    k: int | None = typer.Option(None, min=1, help="Answer with the best K items only, best first."),
+    url: str = typer.Option(f"http://127.0.0.1:{DEFAULT_PORT}", help="Address of the server."),
+    raw: bool = typer.Option(False, "--json", help="Print the answer as JSON instead of a table."),
+) -> None:
+    """Ask a running server how likely a user clicks each of some items, and print a table."""
+    request: dict[str, Any] = {
+        "user_id": user,
+        "candidates": [c.strip() for c in candidates.split(",") if c.strip()],
+        "context": dict(_pair(text) for text in context),
+    }
+    if k is not None:
+        request["k"] = k
+    answer = ask(url, {"instances": [request]})
+    if raw:
+        typer.echo(json.dumps(answer, indent=2))
+        return
+    prediction = answer["predictions"][0]
+    table = Table(title=f"user {user}, model {prediction['model_version']}")
+    for name in ("rank", "item", "probability", "uncertainty", "paths", ""):
+        table.add_column(name, justify="left" if name in ("item", "") else "right")
+    for item in sorted(prediction["items"], key=lambda entry: entry["rank"]):
+        table.add_row(
+            str(item["rank"]),
+            item["item_id"],
+            f"{item['probability']:.4f}",
+            f"{item['uncertainty']:.3f}",
+            str(item["num_paths"]),
+            "cold" if item["cold"] else "",
+        )
+    console = Console()
+    console.print(table)
+    if prediction["cold_user"]:
+        console.print(f"user {user} is unknown to the feature store")
+    if prediction["defaulted"]:
+        console.print(f"not given, treated as missing: {', '.join(prediction['defaulted'])}")
+
+
+def ask(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Send a v1 body to a server and return its answer.
+
+    Raises:
+        ServerError: nobody answers there, or the server failed.
+        RequestError: the server refused the request.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise ServerError(f"--url {url} is no address: give http://HOST:PORT")
+    address = url.rstrip("/") + "/v1/models/ctr:predict"
+    request = urllib.request.Request(  # noqa: S310 (the scheme was checked)
+        address, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
+            answer: dict[str, Any] = json.load(response)
+    except urllib.error.HTTPError as error:
+        message = _server_message(error)
+        if 400 <= error.code < 500:
+            raise RequestError(f"the server refused the request: {message}", status=error.code) from error
+        raise ServerError(f"the server at {url} failed with status {error.code} ({message}): see its log") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise ServerError(f"no predictor answers at {url} ({reason}): start one with 'thinktwice serve'") from error
+    return answer
+
+
+def _server_message(error: urllib.error.HTTPError) -> str:
+    text = error.read().decode("utf-8", errors="replace")
+    try:
+        value = json.loads(text)
+        return str(value.get("error") or value.get("message") or text)
+    except (ValueError, AttributeError):
+        return text[:200]
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise typer.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="--context")
+    return name, _number_or_text(value)
+
+
+def _number_or_text(value: str) -> Any:
+    try:
+        number = json.loads(value)
+    except ValueError:
+        return value
+    return number if isinstance(number, (int, float)) and not isinstance(number, bool) else value

@@ -1,0 +1,116 @@
+"""Open Inference v2 (JSON): one BYTES tensor ``request`` of shape [n] in, each element one request as JSON text.
+
+The answers of all n requests stand one after the other in flat output tensors; ``request_index`` says whose each is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from serving.scorer import Answer
+from thinktwice.errors import RequestError
+
+INPUT = "request"
+OUTPUTS = {
+    "request_index": "INT64",
+    "item_id": "BYTES",
+    "probability": "FP64",
+    "uncertainty": "FP64",
+    "num_paths": "INT64",
+    "rank": "INT64",
+}
+
+
+def is_v2(body: dict[str, Any]) -> bool:
+    """Whether a body means the Open Inference protocol. The path does not reach a TorchServe handler; the body decides."""
+    return "inputs" in body and "instances" not in body
+
+
+def instances(body: dict[str, Any]) -> list[Any]:
+    """The raw requests of a v2 body.
+
+    Raises:
+        RequestError: it is not one BYTES tensor named ``request`` with one JSON object per element.
+    """
+    for name in body:
+        if name not in {"id", "parameters", "inputs", "outputs"}:
+            raise RequestError(f"unknown key {name[:64]!r} in the body", field=name[:64])
+    if not isinstance(body.get("id", ""), str):
+        raise RequestError("id must be a string", field="id")
+    inputs = body["inputs"]
+    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
+        raise RequestError(f"inputs must hold one tensor, named {INPUT!r}", field="inputs")
+    tensor = inputs[0]
+    if tensor.get("name") != INPUT:
+        raise RequestError(f"inputs[0].name must be {INPUT!r}", field="inputs[0].name")
+    if tensor.get("datatype") != "BYTES":
+        raise RequestError("inputs[0].datatype must be BYTES", field="inputs[0].datatype")
+    data = tensor.get("data")
+    if not isinstance(data, list):
+        raise RequestError("inputs[0].data must be a list of JSON strings", field="inputs[0].data")
+    if tensor.get("shape") != [len(data)]:
+        raise RequestError(f"inputs[0].shape must be [{len(data)}], the length of data", field="inputs[0].shape")
+    return [_decode(element, f"inputs[0].data[{i}]") for i, element in enumerate(data)]
+
+
+def _decode(element: Any, path: str) -> Any:
+    if not isinstance(element, str):
+        raise RequestError(f"{path} must be a string that holds one JSON object", field=path)
+    try:
+        return orjson.loads(element)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"{path} is not valid JSON: {error}", field=path) from None
+
+
+def wanted_outputs(body: dict[str, Any]) -> list[str]:
+    """Names of the output tensors the caller asked for, all by default.
+
+    Raises:
+        RequestError: ``outputs`` is malformed or names an unknown tensor.
+    """
+    outputs = body.get("outputs")
+    if outputs is None:
+        return list(OUTPUTS)
+    if not isinstance(outputs, list):
+        raise RequestError("outputs must be a list", field="outputs")
+    names = []
+    for i, output in enumerate(outputs):
+        name = output.get("name") if isinstance(output, dict) else None
+        if not isinstance(name, str) or name not in OUTPUTS:
+            known = ", ".join(OUTPUTS)
+            raise RequestError(f"outputs[{i}].name names no output: known are {known}", field=f"outputs[{i}].name")
+        names.append(name)
+    return names or list(OUTPUTS)
+
+
+def encode(answers: Sequence[Answer], body: dict[str, Any], model_name: str) -> dict[str, Any]:
+    """The v2 response to ``body``."""
+    columns: dict[str, list[Any]] = {name: [] for name in OUTPUTS}
+    for index, answer in enumerate(answers):
+        for place in answer.order:
+            columns["request_index"].append(index)
+            columns["item_id"].append("" if answer.item_ids is None else answer.item_ids[place])
+            columns["probability"].append(answer.probability[place])
+            columns["uncertainty"].append(answer.uncertainty[place])
+            columns["num_paths"].append(answer.num_paths[place])
+            columns["rank"].append(answer.rank[place])
+    outputs = [
+        {"name": name, "shape": [len(columns[name])], "datatype": OUTPUTS[name], "data": columns[name]}
+        for name in wanted_outputs(body)
+    ]
+    out: dict[str, Any] = {"model_name": model_name, "model_version": answers[0].model_version}
+    if "id" in body:
+        out["id"] = body["id"]
+    flags = [
+        {"cold_user": a.cold_user, "defaulted": list(a.defaulted), "cold_items": sum(a.cold_items)} for a in answers
+    ]
+    out["parameters"] = {
+        "model_version": answers[0].model_version,
+        "bundle_hash": answers[0].bundle_hash,
+        "flags": orjson.dumps(flags).decode(),  # parameter values are scalars in this protocol
+    }
+    out["outputs"] = outputs
+    return out

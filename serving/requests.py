@@ -1,0 +1,266 @@
+"""Scoring requests, parsed and checked against the schema of the model; the wire formats live in the codecs.
+
+A request is one JSON object (one element of ``instances``), in one of two forms:
+
+* ``{"user_id": "42", "candidates": ["1", "7"], "context": {...}, "k": 10, "deadline_ms": 50}``: the predictor looks the
+  features of the user and the items up. ``context`` holds the context fields of the log and ``timestamp``.
+* ``{"rows": [{"field": value, ...}]}``: rows with all their features; a field that is absent or null is a missing value.
+
+``timestamp`` is Unix seconds or ISO 8601; the derived fields (hour, weekday) come from it. Without one it is now.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from thinktwice.data.encoder import canonical
+from thinktwice.errors import RequestError
+from thinktwice.schema import LogSchema, ModelField
+
+MAX_CANDIDATES = 1000  # candidates or rows of one request
+MAX_REQUESTS = 100  # requests of one body
+MAX_ROWS = 5000  # rows of one body
+MAX_TEXT = 512  # characters of an id or a categorical value
+MAX_SEQUENCE = 1000  # values of a sequence in a raw row
+LAST_SECOND = 253402300799.0  # end of year 9999
+
+
+@dataclass(frozen=True)
+class Request:
+    """One checked request. ``rows`` is None when the features are to be looked up for ``candidates``."""
+
+    user_id: str | None
+    candidates: tuple[str, ...]
+    context: Mapping[str, Any]  # canonical values of context fields, derived ones included
+    rows: tuple[Mapping[str, Any], ...] | None
+    k: int | None
+    deadline_ms: float | None
+    missing: tuple[str, ...]  # context fields the caller left out
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.candidates) if self.rows is None else len(self.rows)
+
+
+class RequestParser:
+    """Checks requests against one schema; built once per model.
+
+    Args:
+        schema: the schema in the bundle.
+        online: whether features can be looked up; without, only raw rows are accepted.
+        clock: gives the current Unix seconds, for requests without a timestamp.
+    """
+
+    def __init__(self, schema: LogSchema, *, online: bool, clock: Callable[[], float] = time.time) -> None:
+        fields = schema.model_fields_in_order()
+        self._user_key, self._item_key = schema.key_of("user"), schema.key_of("item")
+        self._online = online
+        self._clock = clock
+        self._derived = {f.name: f.derived for f in schema.fields if f.derived}
+        self._fields = {f.name: f for f in fields}
+        self._context = {f.name: f for f in fields if f.entity == "context" and f.origin == "attribute"}
+        # A log may have a field called timestamp of its own; the reserved name event_time then says when.
+        self._time = "event_time" if "timestamp" in self._fields else "timestamp"
+
+    def parse_all(self, values: Any, path: str) -> list[Request]:
+        """Parse the requests of one body.
+
+        Raises:
+            RequestError: naming the first field that is wrong.
+        """
+        if not isinstance(values, list):
+            raise RequestError(f"{path} must be a list of requests, not {_kind(values)}", field=path)
+        if not 1 <= len(values) <= MAX_REQUESTS:
+            raise RequestError(f"{path} must hold 1 to {MAX_REQUESTS} requests, not {len(values)}", field=path)
+        requests = [self.parse(value, f"{path}[{i}]") for i, value in enumerate(values)]
+        if (total := sum(r.num_rows for r in requests)) > MAX_ROWS:
+            raise RequestError(f"{path} holds {total} rows in all, at most {MAX_ROWS} are scored at once", field=path)
+        return requests
+
+    def parse(self, value: Any, path: str) -> Request:
+        """Parse one request.
+
+        Raises:
+            RequestError: naming the first field that is wrong.
+        """
+        if not isinstance(value, dict):
+            raise RequestError(f"{path} must be an object, not {_kind(value)}", field=path)
+        if "rows" in value:
+            return self._parse_rows(value, path)
+        return self._parse_candidates(value, path)
+
+    def _parse_candidates(self, value: dict[str, Any], path: str) -> Request:
+        if not self._online:
+            raise RequestError(
+                f"{path}.rows is missing: this model looks no features up, give rows with all their fields",
+                field=f"{path}.rows",
+            )
+        allowed = {"user_id", "candidates", "context", "k", "deadline_ms"}
+        _refuse_unknown(value, allowed, path)
+        user_id = None
+        if self._user_key is not None:
+            if "user_id" not in value:
+                raise RequestError(f"{path}.user_id is missing: give the id of the user", field=f"{path}.user_id")
+            user_id = _identifier(value["user_id"], f"{path}.user_id")
+        elif "user_id" in value:
+            raise RequestError(f"{path}.user_id: this model knows no users, leave it out", field=f"{path}.user_id")
+        candidates = self._parse_items(value, path)
+        k = _optional(value, "k", path, _positive_int)
+        deadline = _optional(value, "deadline_ms", path, _positive_number)
+        context, missing = self._parse_context(value.get("context"), f"{path}.context")
+        return Request(user_id, candidates, context, None, k, deadline, missing)
+
+    def _parse_items(self, value: dict[str, Any], path: str) -> tuple[str, ...]:
+        place = f"{path}.candidates"
+        if self._item_key is None:
+            raise RequestError(f"{place}: this model knows no items, give rows with all their fields", field=place)
+        items = value.get("candidates")
+        if not isinstance(items, list):
+            found = _kind(items) if "candidates" in value else "missing"
+            raise RequestError(f"{place} must be a list of item ids, not {found}", field=place)
+        if not 1 <= len(items) <= MAX_CANDIDATES:
+            raise RequestError(f"{place} must hold 1 to {MAX_CANDIDATES} item ids, not {len(items)}", field=place)
+        return tuple(_identifier(item, f"{place}[{i}]") for i, item in enumerate(items))
+
+    def _parse_context(self, value: Any, path: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+        if value is None:
+            value = {}
+        if not isinstance(value, dict):
+            raise RequestError(f"{path} must be an object, not {_kind(value)}", field=path)
+        _refuse_unknown(value, {*self._context, self._time}, path)
+        out = self._derive(value.get(self._time), f"{path}.{self._time}")
+        for name, field in self._context.items():
+            out[name] = _field_value(field, value.get(name), f"{path}.{name}")
+        return out, tuple(name for name in self._context if value.get(name) is None)
+
+    def _parse_rows(self, value: dict[str, Any], path: str) -> Request:
+        _refuse_unknown(value, {"rows", "k", "deadline_ms"}, path)
+        place, rows = f"{path}.rows", value["rows"]
+        if not isinstance(rows, list):
+            raise RequestError(f"{place} must be a list of objects, not {_kind(rows)}", field=place)
+        if not 1 <= len(rows) <= MAX_CANDIDATES:
+            raise RequestError(f"{place} must hold 1 to {MAX_CANDIDATES} rows, not {len(rows)}", field=place)
+        parsed = tuple(self._parse_row(row, f"{place}[{i}]") for i, row in enumerate(rows))
+        k = _optional(value, "k", path, _positive_int)
+        deadline = _optional(value, "deadline_ms", path, _positive_number)
+        return Request(None, (), {}, parsed, k, deadline, ())
+
+    def _parse_row(self, row: Any, path: str) -> dict[str, Any]:
+        if not isinstance(row, dict):
+            raise RequestError(f"{path} must be an object, not {_kind(row)}", field=path)
+        _refuse_unknown(row, {*self._fields, self._time}, path)
+        # A raw row is complete in itself: it gets no time of now behind the caller's back.
+        out = self._derive(row[self._time], f"{path}.{self._time}") if row.get(self._time) is not None else {}
+        for name, value in row.items():
+            if name != self._time:
+                out[name] = _field_value(self._fields[name], value, f"{path}.{name}")
+        return out
+
+    def _derive(self, timestamp: Any, path: str) -> dict[str, Any]:
+        seconds = self._clock() if timestamp is None else _seconds(timestamp, path)
+        moment = datetime.fromtimestamp(seconds, timezone.utc)
+        parts = {"hour": str(moment.hour), "weekday": str(moment.weekday())}
+        return {name: parts[what] for name, what in self._derived.items()}
+
+
+def _kind(value: Any) -> str:
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bool: "a truth value",
+        int: "a number",
+        float: "a number",
+    }
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def _refuse_unknown(value: Mapping[str, Any], allowed: set[str], path: str) -> None:
+    for name in value:
+        if name not in allowed:
+            shown = name if len(name) <= 64 else name[:64] + "..."
+            known = ", ".join(sorted(allowed))
+            raise RequestError(f"{path} has an unknown key {shown!r}: known are {known}", field=f"{path}.{shown}")
+
+
+def _optional(value: Mapping[str, Any], name: str, path: str, check: Callable[[Any, str], Any]) -> Any:
+    return None if value.get(name) is None else check(value[name], f"{path}.{name}")
+
+
+def _positive_int(value: Any, path: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise RequestError(f"{path} must be a whole number of at least 1", field=path)
+    return value
+
+
+def _positive_number(value: Any, path: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e9:
+        raise RequestError(f"{path} must be a number above 0", field=path)
+    return float(value)
+
+
+def _identifier(value: Any, path: str) -> str:
+    text = _text(value, path)
+    if not text:
+        raise RequestError(f"{path} must not be empty", field=path)
+    return text
+
+
+def _text(value: Any, path: str) -> str:
+    """The one spelling of a categorical value that training used: 42, 42.0 and "42" are the same."""
+    if isinstance(value, str):
+        if len(value) > MAX_TEXT:
+            raise RequestError(f"{path} has {len(value)} characters, at most {MAX_TEXT} are accepted", field=path)
+        if "\x00" in value or any("\ud800" <= c <= "\udfff" for c in value):
+            raise RequestError(f"{path} holds a character that is no text", field=path)
+        return value
+    if isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return canonical(value)
+    if isinstance(value, float):
+        raise RequestError(f"{path} must be a finite number", field=path)
+    raise RequestError(f"{path} must be a string or a number, not {_kind(value)}", field=path)
+
+
+def _number(value: Any, path: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise RequestError(f"{path} must be a number, not {_kind(value)}", field=path)
+    if not -1e300 < value < 1e300:  # also refuses NaN
+        raise RequestError(f"{path} must be a finite number", field=path)
+    return float(value)
+
+
+def _seconds(value: Any, path: str) -> float:
+    if isinstance(value, str):
+        try:
+            moment = datetime.fromisoformat(value.replace("Z", "+00:00"))
+            seconds = (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+        except (ValueError, OverflowError):
+            raise RequestError(f"{path} {value[:40]!r} is no ISO 8601 time", field=path) from None
+    else:
+        seconds = _number(value, path)
+    if not 0 <= seconds <= LAST_SECOND:
+        raise RequestError(f"{path} must be Unix seconds or an ISO 8601 time between 1970 and 9999", field=path)
+    return seconds
+
+
+def _field_value(field: ModelField, value: Any, path: str) -> Any:
+    if value is None:
+        return None
+    if field.kind == "numeric":
+        return _number(value, path)
+    if field.kind == "categorical":
+        return _text(value, path)
+    if not isinstance(value, list):
+        raise RequestError(f"{path} must be a list, not {_kind(value)}", field=path)
+    if field.kind == "sequence":
+        if len(value) > MAX_SEQUENCE:
+            raise RequestError(f"{path} holds {len(value)} values, at most {MAX_SEQUENCE} are accepted", field=path)
+        return [_text(v, f"{path}[{i}]") for i, v in enumerate(value)]
+    if len(value) != field.dim:
+        raise RequestError(f"{path} must hold {field.dim} numbers, not {len(value)}", field=path)
+    return [_number(v, f"{path}[{i}]") for i, v in enumerate(value)]

@@ -1,0 +1,340 @@
+"""The real TorchServe as a child of this process, on loopback: start, wait until a worker really scored, stop all of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from serving.java import find_java
+from thinktwice.champion import MODEL_NAME
+from thinktwice.errors import ServerError
+
+HOST = "127.0.0.1"
+LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
+PROBE: dict[str, object] = {"instances": [{"rows": [{}]}]}  # a row with nothing in it is a valid question to any model
+START_LIMIT = 180.0  # seconds; a cold disk takes most of a minute to import everything
+STOP_LIMIT = 20.0  # seconds to finish what is under way
+MAX_SOCKET_PATH = (
+    80  # TorchServe puts Unix sockets into its temporary folder, whose path the system limits to about 100
+)
+
+Progress = Callable[[str], None]
+
+
+@dataclass
+class TorchServe:
+    """A running server. Get one from :func:`running`."""
+
+    port: int
+    log: Path
+    process: subprocess.Popen[bytes]
+    work: Path
+    management_port: int
+    seconds_to_ready: float = 0.0
+    known: list[psutil.Process] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def predict_url(self) -> str:
+        return f"{self.url}/v1/models/{MODEL_NAME}:predict"
+
+    def check(self) -> None:
+        """Raise a ServerError when the server has ended by itself."""
+        if (code := self.process.poll()) is not None:
+            raise ServerError(f"TorchServe ended by itself (exit code {code}): see {self.log}")
+
+
+@contextmanager
+def running(
+    archive: Path,
+    *,
+    feature_store: Path | None,
+    port: int,
+    log: Path,
+    limit: float = START_LIMIT,
+    progress: Progress = lambda text: None,
+) -> Iterator[TorchServe]:
+    """Serve a model archive while the block runs.
+
+    The server is up when a worker answered a request. On leaving, also by Ctrl-C or SIGTERM, the Java process and all
+    workers are gone.
+
+    Args:
+        archive: a ``.mar`` file.
+        feature_store: feature store folder, None for a model without one.
+        port: of the inference API on 127.0.0.1; the other APIs take free ports.
+        log: file for the server's output; replaced.
+        limit: seconds the start may take.
+        progress: told what is going on.
+
+    Raises:
+        ServerError: no Java, a busy port, a missing archive, or a worker that does not come up.
+    """
+    if not archive.is_file():
+        raise ServerError(f"model archive {archive} does not exist: run the pipeline to package and deploy a model")
+    check_port(port)
+    java_home = find_java()
+    work = Path(tempfile.mkdtemp(prefix="tt-serve-"))
+    if len(str(work)) > MAX_SOCKET_PATH:
+        work.rmdir()
+        work = Path(tempfile.mkdtemp(prefix="tt-serve-", dir="/tmp"))
+    server: TorchServe | None = None
+    try:
+        with _sigterm_as_interrupt():
+            with _signals_later():  # an interrupt between the birth of the child and its name would orphan it
+                server = _launch(archive.resolve(), feature_store, port, log, java_home, work)
+            _wait_until_scored(server, limit, progress)
+            yield server
+    finally:
+        if server is not None:
+            stop(server)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def check_port(port: int) -> None:
+    """Raise a ServerError when somebody listens on the port already."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise ServerError(
+                f"port {port} of {HOST} cannot be used ({error.strerror}): stop the program that has it, "
+                "or give another one with --port"
+            ) from error
+
+
+def stop(server: TorchServe, limit: float = STOP_LIMIT) -> None:
+    """Stop the server and wait until Java and every worker are gone. A second Ctrl-C does not interrupt it."""
+    with _handlers(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):
+        _remember_processes(server)
+        # The launcher ends by itself when Java, its only child, has ended, and Java ends its workers.
+        for process in server.known[1:2]:
+            _signal(process, signal.SIGTERM)
+        if not _wait_gone(server, limit):
+            for process in server.known:
+                _signal(process, signal.SIGKILL)
+            _wait_gone(server, 5.0)
+
+
+def configuration(
+    archive: Path, *, port: int, management_port: int, metrics_port: int, grpc_ports: tuple[int, int]
+) -> str:
+    """Content of ``config.properties``: everything on loopback, no token, no way to load another model."""
+    lines = {
+        "inference_address": f"http://{HOST}:{port}",
+        "management_address": f"http://{HOST}:{management_port}",
+        "metrics_address": f"http://{HOST}:{metrics_port}",
+        "grpc_inference_address": HOST,
+        "grpc_inference_port": grpc_ports[0],
+        "grpc_management_address": HOST,
+        "grpc_management_port": grpc_ports[1],
+        "model_store": archive.parent,
+        "load_models": f"{MODEL_NAME}={archive.name}",
+        "allowed_urls": f"file://{archive.parent}/.*",
+        "disable_token_authorization": "true",
+        "enable_model_api": "false",
+        "enable_envvars_config": "false",
+        "install_py_dep_per_model": "false",
+        "disable_system_metrics": "true",
+        "metrics_mode": "prometheus",
+        "default_workers_per_model": 1,
+        "number_of_netty_threads": 2,
+        "job_queue_size": 100,
+        # A small heap and one compiler: the JVM only passes bytes on, and starts sooner this way.
+        "vmargs": "-Xmx256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1",
+    }
+    return "".join(f"{key}={value}\n" for key, value in lines.items())
+
+
+def _launch(archive: Path, feature_store: Path | None, port: int, log: Path, java_home: Path, work: Path) -> TorchServe:
+    management, metrics, *grpc = _free_ports(4)
+    config = work / "config.properties"
+    config.write_text(
+        configuration(
+            archive, port=port, management_port=management, metrics_port=metrics, grpc_ports=(grpc[0], grpc[1])
+        ),
+        encoding="utf-8",
+    )
+    (work / "tmp").mkdir()
+    # A TS_ variable of this shell would override the file above.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TS_")}
+    environment |= {
+        "JAVA_HOME": str(java_home),
+        "TEMP": str(work / "tmp"),
+        "TMPDIR": str(work / "tmp"),
+        "LOG_LOCATION": str(work),
+        "METRICS_LOCATION": str(work),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+        "TS_DECODE_INPUT_REQUEST": "false",  # the handler decodes by itself, once and strictly
+    }
+    environment.pop("THINKTWICE_FEATURE_STORE", None)
+    if feature_store is not None:
+        environment["THINKTWICE_FEATURE_STORE"] = str(feature_store.resolve())
+    command = [sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs", "--disable-token-auth"]
+    command += ["--ts-config", str(config), "--log-config", str(LOG_CONFIG)]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        # In a session of its own: Ctrl-C in the terminal reaches this process alone, which then stops the server in order.
+        process = subprocess.Popen(
+            command,
+            cwd=work,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return TorchServe(port=port, log=log, process=process, work=work, management_port=management)
+
+
+def _wait_until_scored(server: TorchServe, limit: float, progress: Progress) -> None:
+    start = time.monotonic()
+    stage = ""
+    while (elapsed := time.monotonic() - start) < limit:
+        server.check()
+        _raise_if_worker_failed(server)
+        status = _worker_status(server)
+        if status == "READY" and _scored(server.predict_url):
+            server.seconds_to_ready = time.monotonic() - start
+            return
+        now = {None: "starting Java", "READY": "asking the worker"}.get(status, "the worker loads the model")
+        if now != stage:
+            progress(now)
+            stage = now
+        time.sleep(0.1 if elapsed < 30 else 0.5)
+    raise ServerError(
+        f"TorchServe did not score a request within {limit:.0f} seconds (last seen: {stage or 'nothing'}): see {server.log}"
+    )
+
+
+def _raise_if_worker_failed(server: TorchServe) -> None:
+    text = server.log.read_text(encoding="utf-8", errors="replace")
+    if match := re.search(r"cannot load: (.*)", text):
+        raise ServerError(f"the model cannot be served: {match[1].strip()}")
+    if "Backend worker process died" in text or "Failed to load model" in text:
+        raise ServerError(f"the worker died while it loaded the model: see {server.log}")
+    if "Address already in use" in text or "Failed to bind" in text:
+        raise ServerError(f"port {server.port} of {HOST} was taken while the server started: give another with --port")
+
+
+def _worker_status(server: TorchServe) -> str | None:
+    try:
+        with urllib.request.urlopen(f"http://{HOST}:{server.management_port}/models/{MODEL_NAME}", timeout=2) as answer:
+            workers = json.load(answer)[0]["workers"]
+    except urllib.error.HTTPError:
+        return "LOADING"
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+    return workers[0]["status"] if workers else "LOADING"
+
+
+def _scored(url: str) -> bool:
+    request = urllib.request.Request(  # noqa: S310 (a literal http address)
+        url, json.dumps(PROBE).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind((HOST, 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def _remember_processes(server: TorchServe) -> None:
+    try:
+        launcher = psutil.Process(server.process.pid)
+        found = [launcher, *launcher.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        found = []
+    server.known += [p for p in found if p not in server.known]
+
+
+def _wait_gone(server: TorchServe, limit: float) -> bool:
+    end = time.monotonic() + limit
+    while True:
+        server.process.poll()
+        _remember_processes(server)  # a worker may have been started meanwhile
+        if not any(_alive(p) for p in server.known):
+            return True
+        if time.monotonic() >= end:
+            return False
+        time.sleep(0.05)
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _signal(process: psutil.Process, number: int) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
+
+
+@contextmanager
+def _handlers(handler: Callable[[int, object], None] | signal.Handlers, *numbers: int) -> Iterator[None]:
+    """Other signal handlers for a while; nothing in a thread, where Python cannot set them and no signal arrives."""
+    try:
+        before = {number: signal.signal(number, handler) for number in numbers}
+    except ValueError:
+        before = {}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, signal.SIG_DFL if old is None else old)
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM unwinds the stack as Ctrl-C does, so that every ``finally`` runs."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    with _handlers(interrupt, signal.SIGTERM):
+        yield
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the block is over."""
+    seen: list[int] = []
+    # No SIG_IGN here: a child inherits that, and Java would never be told to stop.
+    with _handlers(lambda number, frame: seen.append(number), signal.SIGINT, signal.SIGTERM):
+        yield
+    if seen:
+        raise KeyboardInterrupt
