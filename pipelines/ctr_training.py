@@ -4,10 +4,7 @@ One graph, written once. It runs on a laptop under KFP's local runner and compil
 nothing but where tasks land (see `profiles.py`).
 """
 
-from components.data.ingest.component import ingest
 from components.data.validate.component import validate
-from components.deployment.deploy.component import deploy
-from components.deployment.package.component import package
 from components.evaluation.bless.component import bless
 from components.evaluation.evaluate.component import evaluate
 from components.evaluation.fit_test_time.component import fit_test_time
@@ -19,7 +16,10 @@ from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
 import thinktwice
-from pipelines.profiles import DEFAULT_STATE_DIR, DEFAULT_TARGET, Profile, apply_profile
+from components.data.ingest.component import ingest
+from components.deployment.deploy.component import deploy
+from components.deployment.package.component import package
+from pipelines.profiles import DEFAULT_STATE_DIR, DEFAULT_TARGET, Profile, apply_profile, check_profile
 
 NAME = "ctr-training"
 
@@ -29,7 +29,11 @@ def build_pipeline(profile: Profile) -> GraphComponent:
 
     Each verdict (validation, blessing) is an output of a step that always succeeds; the `dsl.If` behind it is the gate.
     Steps with an effect outside their own outputs (`bless` reads the champion, `deploy` replaces it) are never cached.
+
+    Raises:
+        ValueError: the profile is unknown.
     """
+    check_profile(profile)
 
     @dsl.pipeline(name=NAME, description="Validate a log, train a click-through-rate model, deploy it if it is better.")
     def ctr_training(

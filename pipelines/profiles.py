@@ -39,17 +39,22 @@ CPU_SIZE = ("2", "6Gi", "12Gi", 2 * 3600)
 TRAIN_SIZE = ("4", "16Gi", "32Gi", 12 * 3600)
 
 
+def check_profile(profile: str) -> None:
+    """Raise a ValueError that names the known profiles when `profile` is none of them."""
+    if profile not in PROFILES:
+        raise ValueError(f"unknown profile {profile!r}: use one of {', '.join(PROFILES)}")
+
+
 def apply_profile(task: PipelineTask, role: Role, profile: Profile) -> PipelineTask:
     """Put `task` where its `role` belongs under `profile`. The one place where the pipeline knows Kubernetes.
 
     Raises:
         ValueError: the profile is unknown.
     """
+    check_profile(profile)
     task.set_caching_options(role != "effect")
     if profile == "local":
         return task
-    if profile != "gpu-single":
-        raise ValueError(f"unknown profile {profile!r}: use one of {', '.join(PROFILES)}")
 
     cpu, memory, memory_limit, timeout = TRAIN_SIZE if role == "train" else CPU_SIZE
     task.set_cpu_request(cpu).set_memory_request(memory).set_memory_limit(memory_limit)

@@ -17,7 +17,6 @@ from thinktwice.console.stages import StageBoard, seconds_text
 from thinktwice.demo.answer import print_answer, print_call
 from thinktwice.demo.question import choose_question
 from thinktwice.demo.server import ask, free_port, serving
-from thinktwice.errors import PipelineError
 from thinktwice.files import read_json
 
 WORK = Path(".thinktwice/demo")
@@ -58,13 +57,15 @@ def demo(
         shutil.rmtree(work, ignore_errors=True)
     with terminated_like_interrupted():
         console.print(f"[bold]thinktwice demo[/bold] on {dataset.value}; everything it writes is under {work}\n")
-        _run_pipeline(dataset, work, state)
+        code = _run_pipeline(dataset, work, state)
+        if code != 0:
+            return code  # the pipeline has said why on the same terminal
         _serve_and_ask(console, work, state, keep_serving)
     console.print(f"\ndone in {seconds_text(time.monotonic() - began)}")
     return 0
 
 
-def _run_pipeline(dataset: Dataset, work: Path, state: Path) -> None:
+def _run_pipeline(dataset: Dataset, work: Path, state: Path) -> int:
     command = python_command(
         "thinktwice", "pipeline", "run", "--source", dataset.value, "--recipe", RECIPES[dataset], "--work", str(work)
     )
@@ -77,23 +78,20 @@ def _run_pipeline(dataset: Dataset, work: Path, state: Path) -> None:
         code = process.wait()
     finally:
         stop(process)
-    if code != 0:
-        # It has said why, in one sentence, on the same terminal.
-        raise PipelineError("the demo ends here because its pipeline did not end well (see above)")
+    return code if code >= 0 else 1
 
 
 def _serve_and_ask(console: Console, work: Path, state: Path, keep_serving: bool) -> None:
     question = choose_question(Path(read_json(work / LAST_RUN)["training_set"]))
     port = free_port()
     with ExitStack() as stack:
-        board = stack.enter_context(StageBoard(console, TITLES))
-        with board.stage("serve"):
-            server = stack.enter_context(serving(state, port, work / "serve.log"))
-        with board.stage("ask"):
-            began = time.perf_counter()
-            prediction = ask(port, question.request)
-            board.note(f"{len(question.titles)} items scored in {1000 * (time.perf_counter() - began):.0f} ms")
-        board.__exit__(None, None, None)  # the last stage line; what follows is plain text
+        with StageBoard(console, TITLES) as board:
+            with board.stage("serve"):
+                server = stack.enter_context(serving(state, port, work / "serve.log"))
+            with board.stage("ask"):
+                began = time.perf_counter()
+                prediction = ask(port, question.request)
+                board.note(f"{len(question.titles)} items scored in {1000 * (time.perf_counter() - began):.0f} ms")
         print_answer(console, question, prediction)
         print_call(console, question, port, state, running=keep_serving)
         if keep_serving:
