@@ -76,7 +76,8 @@ def build_pipeline(profile: Profile) -> GraphComponent:
             limit=limit,
             seed=seed,
             recipe=recipe,
-            code_version=f"{code_version}+{data_version}",
+            code_version=code_version,
+            data_version=data_version,
         )
         apply_profile(log, "cpu", profile)
 

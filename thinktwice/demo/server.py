@@ -20,6 +20,7 @@ from thinktwice.errors import ServerError
 HOST = "127.0.0.1"
 PORT = 8080  # the one the README names, when it is free
 START_LIMIT = 240.0  # seconds
+READY = "ready "  # how the server's line starts once a worker has scored
 POLL = 0.25  # seconds between two looks at a starting server
 ANSWER_LIMIT = 30.0  # seconds
 
@@ -57,30 +58,21 @@ def serving(state_dir: Path, port: int, log: Path) -> Iterator[Popen[bytes]]:
             output=output,
         )
         try:
-            _wait_ready(process, port, log)
+            _wait_ready(process, log)
             yield process
         finally:
             stop(process)
 
 
-def _wait_ready(process: Popen[bytes], port: int, log: Path) -> None:
+def _wait_ready(process: Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_LIMIT
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise ServerError(_last_words(log))
-        if _ready(port):
+        if any(line.startswith(READY) for line in log.read_text(encoding="utf-8", errors="replace").splitlines()):
             return
         time.sleep(POLL)
     raise ServerError(f"the server did not answer within {START_LIMIT:.0f} s: read {log}")
-
-
-def _ready(port: int) -> bool:
-    """True once the server scores: a row with nothing in it is a question any model answers."""
-    try:
-        ask(port, {"rows": [{}]})
-    except (OSError, ServerError):
-        return False
-    return True
 
 
 def _last_words(log: Path) -> str:
