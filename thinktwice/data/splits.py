@@ -25,7 +25,9 @@ class SplitSpec(BaseModel):
     @model_validator(mode="after")
     def _leaves_train(self) -> SplitSpec:
         if self.valid + self.test >= 1:
-            raise ValueError(f"valid {self.valid} and test {self.test} leave nothing to train on: choose smaller shares")
+            raise ValueError(
+                f"valid {self.valid} and test {self.test} leave nothing to train on: choose smaller shares"
+            )
         return self
 
 

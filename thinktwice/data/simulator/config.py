@@ -31,5 +31,7 @@ class SimConfig(BaseModel):
     behaviour: float = Field(default=0.8, ge=0, description="logit for a full match with the last clicks")
     noise: float = Field(default=0.05, ge=0, le=1, description="share of clicks that are a coin of the base rate")
     slate: int = Field(default=4, ge=1, le=64, description="candidates among which the logging policy chooses")
-    sharpness: float = Field(default=1.0, ge=0, description="inverse temperature of the logging policy; 0 shows at random")
+    sharpness: float = Field(
+        default=1.0, ge=0, description="inverse temperature of the logging policy; 0 shows at random"
+    )
     vector_dim: int = Field(default=8, ge=1, le=256, description="length of an item's vector")

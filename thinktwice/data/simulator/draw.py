@@ -178,7 +178,10 @@ def _show(
     """
     rows = np.arange(len(user))
     known = scale.id_sd * np.sqrt(ID_WEIGHTS["item"]) * world.item_main[candidates]
-    known = known + scale.shared_sd * 0.6 * world.age_topic_effect[world.user_age[user][:, None], world.item_topic[candidates]]
+    known = (
+        known
+        + scale.shared_sd * 0.6 * world.age_topic_effect[world.user_age[user][:, None], world.item_topic[candidates]]
+    )
     weight = np.exp(config.sharpness * (known - known.max(axis=1, keepdims=True)))
     policy = (1 - EXPLORE) * weight / weight.sum(axis=1, keepdims=True) + EXPLORE / config.slate  # [R, slate]
     reached = np.cumsum(policy, axis=1)

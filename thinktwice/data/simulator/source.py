@@ -114,7 +114,10 @@ def _table(block: Block, world: World) -> pa.Table:
         "propensity": block.propensity,
         "true_probability": block.truth,
     }
-    return pa.table([columns[f.name] if isinstance(columns[f.name], pa.Array) else pa.array(columns[f.name]) for f in COLUMNS], schema=COLUMNS)
+    return pa.table(
+        [columns[f.name] if isinstance(columns[f.name], pa.Array) else pa.array(columns[f.name]) for f in COLUMNS],
+        schema=COLUMNS,
+    )
 
 
 def _lists(values: np.ndarray) -> pa.ListArray:

@@ -8,9 +8,24 @@ import numpy as np
 
 from thinktwice.data.simulator.config import SimConfig
 
-TOPICS = (
-    "autos books cooking crafts fashion finance fitness gaming garden health home music pets sports tech travel".split()
-)
+TOPICS = [
+    "autos",
+    "books",
+    "cooking",
+    "crafts",
+    "fashion",
+    "finance",
+    "fitness",
+    "gaming",
+    "garden",
+    "health",
+    "home",
+    "music",
+    "pets",
+    "sports",
+    "tech",
+    "travel",
+]
 AGES = ("13-17", "18-24", "25-34", "35-44", "45-54", "55+")
 DEVICES = ("phone", "tablet", "desktop", "tv")
 SCENARIOS = ("feed", "search", "story", "video", "shop")
@@ -82,7 +97,10 @@ def make_world(config: SimConfig) -> World:
     rng = np.random.default_rng([config.seed, 0])
     users, items = config.users, config.items
     authors = max(10, items // 10)
-    effect = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+
+    def effect(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, dtype=np.float32)
+
     item_topic = rng.choice(len(TOPICS), items, p=zipf(len(TOPICS), 0.6, rng)).astype(np.int8)
     item_taste = effect(items, RANK)
     price_z = effect(items)
@@ -100,7 +118,9 @@ def make_world(config: SimConfig) -> World:
         user_income_known=rng.random(users) >= NO_INCOME,
         user_main=effect(users),
         user_taste=effect(users, RANK),
-        user_topics=np.where(faithful, favourite[:, None], rng.integers(0, len(TOPICS), (users, LAST_CLICKS))).astype(np.int8),
+        user_topics=np.where(faithful, favourite[:, None], rng.integers(0, len(TOPICS), (users, LAST_CLICKS))).astype(
+            np.int8
+        ),
         item_fame=zipf(items, 0.9, rng),
         item_birth=_births(items, rng),
         item_author=rng.choice(authors, items, p=zipf(authors, 0.8, rng)).astype(np.int32),

@@ -56,7 +56,12 @@ def open_kuairand(path: Path | None, limit: int, seed: int) -> Reading:
     files = {f.name: sha256_file(f) for f in (*logs, *user_files, *video_files)}
     num_chunks = sum(max(1, log.stat().st_size // BLOCK_BYTES) for log in logs)
     return Reading(
-        str(folder), schema, files, chunks, num_chunks, {"user_features": broken_users, "video_features_basic": broken_videos}
+        str(folder),
+        schema,
+        files,
+        chunks,
+        num_chunks,
+        {"user_features": broken_users, "video_features_basic": broken_videos},
     )
 
 

@@ -63,14 +63,14 @@ def _year_of_title() -> pl.Expr:
 def _atomic_items(films: pl.DataFrame) -> pl.DataFrame:
     """The package layout. Where the year column holds something else (``V``, ``unknown``) the title's ``(1995)`` counts."""
     named = films.with_columns(
-        pl.when(pl.col("release_year").str.contains(r"^\d{4}$")).then("release_year").otherwise(_year_of_title()).alias("_year")
+        pl.when(pl.col("release_year").str.contains(r"^\d{4}$"))
+        .then("release_year")
+        .otherwise(_year_of_title())
+        .alias("_year")
     )
     has_year = pl.col("movie_title").str.contains(r"\(\d{4}\)\s*$") | pl.col("_year").is_null()
     return named.with_columns(
-        pl.when(has_year)
-        .then("movie_title")
-        .otherwise(pl.format("{} ({})", "movie_title", "_year"))
-        .alias("title"),
+        pl.when(has_year).then("movie_title").otherwise(pl.format("{} ({})", "movie_title", "_year")).alias("title"),
         _first_year(pl.col("_year")).alias("year_bucket"),
         pl.col("genre").str.split(" ").list.first().alias("main_genre"),
     )
@@ -85,10 +85,27 @@ def _official_1m_items(films: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-GENRES_100K = (
-    "unknown|Action|Adventure|Animation|Children's|Comedy|Crime|Documentary|Drama|Fantasy|Film-Noir|Horror|Musical|Mystery|"
-    "Romance|Sci-Fi|Thriller|War|Western"
-).split("|")
+GENRES_100K = [
+    "unknown",
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
+]
 
 
 def _official_100k_items(films: pl.DataFrame) -> pl.DataFrame:
@@ -148,7 +165,9 @@ def _archive(path: Path, parts: tuple[Part, ...], name: str) -> dict[str, tuple[
         for part in parts:
             file = path / part.name
             if not file.is_file():
-                raise DataError(f"folder {path} holds no {part.name}: give the official {name} zip or its unpacked folder by --path")
+                raise DataError(
+                    f"folder {path} holds no {part.name}: give the official {name} zip or its unpacked folder by --path"
+                )
             found[part.name] = (_file(file), str(file), file.stat().st_size)
         return found
     if path.stat().st_size == 0:
@@ -160,7 +179,9 @@ def _archive(path: Path, parts: tuple[Part, ...], name: str) -> dict[str, tuple[
         raise DataError(f"{path} is no intact zip file ({error}): download the official {name}.zip again") from error
     for part in parts:
         if part.name not in members:
-            raise DataError(f"{path} holds no {part.name}, so it is not the official {name}.zip: give that one by --path")
+            raise DataError(
+                f"{path} holds no {part.name}, so it is not the official {name}.zip: give that one by --path"
+            )
         member = members[part.name]
         found[part.name] = (_member(path, member.filename), f"{path}:{member.filename}", member.file_size)
     return found
@@ -186,7 +207,9 @@ def _side_table(opened: tuple[Opener, str, int], part: Part, encoding: str, key:
     )
     broken = sum(len(c.unparsable) for c in chunks)
     if not sum(c.table.num_rows for c in chunks):
-        raise DataError(f"{where} holds no line with {len(part.columns)} cells: it is empty or not the file it is named after")
+        raise DataError(
+            f"{where} holds no line with {len(part.columns)} cells: it is empty or not the file it is named after"
+        )
     frame = pl.DataFrame(pa.concat_tables([c.table for c in chunks])).unique(key, keep="first", maintain_order=True)
     return frame, broken
 
@@ -210,7 +233,9 @@ def opener(name: str) -> Callable[[Path | None, int, int], Reading]:
             place = need_path(path, name, f"the official {name}.zip or its unpacked folder")
             opened = _archive(place, (layout.ratings, layout.users, layout.films), name)
             files = (
-                {part: sha256_file(place / part) for part in opened} if place.is_dir() else {place.name: sha256_file(place)}
+                {part: sha256_file(place / part) for part in opened}
+                if place.is_dir()
+                else {place.name: sha256_file(place)}
             )
         return _reading(layout, opened, files)
 

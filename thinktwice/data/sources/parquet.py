@@ -48,10 +48,14 @@ def _footer(file: Path) -> tuple[int, pa.Schema]:
         raise DataError(f"{file} is empty: give the whole file")
     try:
         with pq.ParquetFile(file) as opened:
-            columns = [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in opened.schema_arrow]
+            columns = [
+                f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in opened.schema_arrow
+            ]
             return opened.metadata.num_rows, pa.schema(columns)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file} is no intact parquet file, perhaps truncated ({_short(error)}): copy it again") from error
+        raise DataError(
+            f"{file} is no intact parquet file, perhaps truncated ({_short(error)}): copy it again"
+        ) from error
 
 
 def _batches(file: Path) -> Iterator[pa.RecordBatch]:
@@ -74,7 +78,9 @@ def _united(schemas: dict[Path, pa.Schema]) -> pa.Schema:
         try:
             united = pa.unify_schemas([united, schemas[file]], promote_options="permissive")
         except pa.ArrowException as error:
-            raise SchemaError(f"{file} does not fit {first.name} beside it ({_short(error)}): give files of one layout") from error
+            raise SchemaError(
+                f"{file} does not fit {first.name} beside it ({_short(error)}): give files of one layout"
+            ) from error
     return united
 
 
@@ -83,7 +89,8 @@ def _shaped(table: pa.Table, schema: pa.Schema) -> pa.Table:
     if table.schema.equals(schema):
         return table
     columns = [
-        table.column(f.name).cast(f.type) if f.name in table.schema.names else pa.nulls(table.num_rows, f.type) for f in schema
+        table.column(f.name).cast(f.type) if f.name in table.schema.names else pa.nulls(table.num_rows, f.type)
+        for f in schema
     ]
     return pa.table(columns, schema=schema)
 

@@ -80,7 +80,9 @@ def source_named(name: str) -> Source:
     if name not in SOURCES:
         near = difflib.get_close_matches(name, SOURCES, n=1)
         guess = f"did you mean {near[0]!r}? " if near else ""
-        raise DataError(f"unknown source {name!r}: {guess}Known are {', '.join(SOURCES)}; your own log is source 'parquet'")
+        raise DataError(
+            f"unknown source {name!r}: {guess}Known are {', '.join(SOURCES)}; your own log is source 'parquet'"
+        )
     return SOURCES[name]
 
 

