@@ -2,61 +2,81 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
-import click
 import typer
+from typer.core import TyperGroup
 
 from thinktwice import __version__
-from thinktwice.errors import ThinktwiceError
+from thinktwice.errors import ResourceError, ThinktwiceError
 
 GROUP = "thinktwice.commands"
 
 
-def build_app() -> typer.Typer:
-    """Collect the verbs of all installed rooms. A verb is a ``typer.Typer`` (sub-verbs) or a function (one verb)."""
-    app = typer.Typer(
-        name="thinktwice",
-        help="Train a click-through-rate model and serve it so that it thinks twice only when it is unsure.",
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-    )
+class VerbsOfRooms(TyperGroup):
+    """Loads a room only when one of its verbs is asked for: ``predict`` must not wait for the imports of ``pipeline``."""
 
-    @app.callback(invoke_without_command=True)
-    def root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
-        if version:
-            typer.echo(__version__)
-            raise typer.Exit
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(point.name for point in entry_points(group=GROUP))
 
-    for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        points = [point for point in entry_points(group=GROUP) if point.name == cmd_name]
+        return _command_of(points[0]) if points else None
+
+
+def _command_of(point: EntryPoint) -> Any:
+    """The command behind an entry point: a ``typer.Typer`` with sub-verbs, or a function that is one verb."""
+    try:
         verb = point.load()
-        if isinstance(verb, typer.Typer):
-            app.add_typer(verb, name=point.name)
-        else:
-            app.command(point.name)(verb)
-    return app
+    except ModuleNotFoundError as error:
+        raise ResourceError(
+            f"the verb {point.name!r} needs the package {error.name!r}, which is not installed: run `make setup`"
+        ) from error
+    if isinstance(verb, typer.Typer):
+        command = typer.main.get_command(verb)
+    else:
+        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        single.command(point.name)(verb)
+        command = typer.main.get_command(single)
+    command.name = point.name
+    return command
+
+
+app = typer.Typer(
+    cls=VerbsOfRooms,
+    name="thinktwice",
+    help="Train a click-through-rate model and serve it so that it thinks twice only when it is unsure.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    """Train a click-through-rate model and serve it so that it thinks twice only when it is unsure."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb. A user's error prints one sentence and gives 1; Ctrl-C gives 130."""
-    command = typer.main.get_command(build_app())
+    """Run one verb; the exit status is 0, 1 for a user's error (one sentence on stderr), 2 for wrong usage, 130 for Ctrl-C."""
     try:
-        result = command.main(args=arguments, prog_name="thinktwice", standalone_mode=False)
-        return int(result) if isinstance(result, int) else 0
+        typer.main.get_command(app).main(args=arguments, prog_name="thinktwice")
     except ThinktwiceError as error:
         print(f"thinktwice: {error}", file=sys.stderr)  # noqa: T201
         return 1
-    except click.exceptions.Abort:
-        print("thinktwice: stopped", file=sys.stderr)  # noqa: T201
-        return 130
-    except KeyboardInterrupt:
-        print("thinktwice: stopped", file=sys.stderr)  # noqa: T201
-        return 130
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output (a pager, `head`) has gone: not our error, and nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
+    return 0
 
 
 if __name__ == "__main__":
