@@ -110,6 +110,17 @@ def canonical(schema: LogSchema, dtypes: dict[str, pl.DataType]) -> dict[str, pl
     return {name: expression.alias(name) for name, expression in out.items()}
 
 
+def clean_columns(schema: LogSchema) -> list[str]:
+    """Names of the columns of a clean log, in order."""
+    keys = [entity.key for entity in (schema.entities.user, schema.entities.item) if entity is not None]
+    out = [ROW_ID, EVENT_TIME, LABEL, *keys, *(f.name for f in schema.fields), *(v.name for v in schema.vectors)]
+    if schema.entities.item is not None and schema.entities.item.title is not None:
+        out.append(TITLE)
+    return out + [
+        name for name, column in ((PROPENSITY, schema.propensity), (TRUTH, schema.truth)) if column is not None
+    ]
+
+
 def violations(
     schema: LogSchema, rules: tuple[Rule, ...], dtypes: dict[str, pl.DataType], *, as_of: datetime | None
 ) -> list[pl.Expr]:

@@ -17,7 +17,7 @@ A check that could not be computed is an error (`CheckBroken`), never a bad verd
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -42,7 +42,15 @@ if TYPE_CHECKING:
 
 CHUNK_ROWS = 500_000
 MAX_SAMPLES = 10
-_SUITES = ("rows", "ledger", "profile")
+
+
+#: Profile columns about the whole log and not about one field, and how their values read.
+_OF_THE_LOG: dict[str, Callable[[float], str]] = {
+    "both_labels": lambda value: "both" if value else "one kind only",
+    "click_rate_ratio": lambda value: f"{value:.3f} times",
+    "volume_ratio": lambda value: f"{value:.2f} times",
+    "first_year": lambda value: f"{value:.0f}",
+}
 
 
 class CheckBroken(DataError):
@@ -215,22 +223,26 @@ def check_ledger(ledger: Mapping[str, float], *, budget: float = QUARANTINE_BUDG
 
 
 def profile_expectations(rules: tuple[ProfileRule, ...]) -> list[Expected]:
-    """The profile rules as expectations on the profile table; bounds are parameters ``RULE.minimum``, ``RULE.maximum``."""
+    """The profile rules as expectations on the profile table; bounds are run-time parameters (:func:`_parameter`)."""
     out = []
     for rule in rules:
         arguments: dict[str, Any] = {"column": rule.column}
         for side in ("minimum", "maximum"):
             if getattr(rule, side) is not None:
-                arguments[f"{side[:3]}_value"] = {"$PARAMETER": f"{rule.id}.{side}"}
+                arguments[f"{side[:3]}_value"] = {"$PARAMETER": _parameter(rule.id, side)}
         out.append(Expected(rule.id, rule.severity, rule.description, "ExpectColumnValuesToBeBetween", arguments))
     return out
 
 
 def check_profile(table: pl.DataFrame) -> list[Finding]:
-    """Run the profile suite. Samples are ``partition / feature`` of the rows that break a rule."""
+    """Run the profile suite. Samples are ``partition / feature`` of the rows that break a rule; none on an empty table."""
+    if not table.height:
+        return []
     rules = profile_rules()
     expected = profile_expectations(rules)
-    bounds = {f"{r.id}.{s}": getattr(r, s) for r in rules for s in ("minimum", "maximum") if getattr(r, s) is not None}
+    bounds = {
+        _parameter(r.id, s): getattr(r, s) for r in rules for s in ("minimum", "maximum") if getattr(r, s) is not None
+    }
     # A column with nothing to judge is all null; GX reads it as numbers only if it is typed as numbers.
     frame = table.with_columns(pl.format("{} / {}", "partition", "feature").alias(ROW_ID)).to_pandas()
     outcome = run_suite("profile", frame, expected, parameters=bounds, row_ids=True)
@@ -245,12 +257,11 @@ def check_profile(table: pl.DataFrame) -> list[Finding]:
         # The value furthest from being fine: the smallest where the rule has only a minimum, else the largest.
         worst = (
             min(values)
-            if "max_value" not in e.arguments or min(values) < bounds.get(f"{e.rule}.minimum", min(values))
+            if "max_value" not in e.arguments or min(values) < bounds.get(_parameter(e.rule, "minimum"), min(values))
             else max(values)
         )
         where = judged.filter(pl.col(column) == worst)["feature"][0]
-        whole_log = judged.height == 1 and column in ("both_labels", "volume_ratio", "first_year", "click_rate_ratio")
-        observed = f"{worst:,.4g}" if whole_log else f"{worst:,.4g} ({where})"
+        observed = _OF_THE_LOG[column](worst) if column in _OF_THE_LOG else f"{worst:.4g} ({where})"
         passed = bool(outcome[e.rule]["success"])
         findings.append(
             Finding(
@@ -315,6 +326,10 @@ def _batch(frame: pd.DataFrame) -> Any:
     context.variables.progress_bars = {"globally": False, "metric_calculations": False}  # type: ignore[assignment]
     asset = context.data_sources.add_pandas("pandas").add_dataframe_asset("frame")
     return asset.add_batch_definition_whole_dataframe("whole").get_batch({"dataframe": frame})
+
+
+def _parameter(rule: str, side: str) -> str:
+    return f"{rule.replace(':', '_')}_{side}"  # GX reads a parameter's name as an expression
 
 
 def _raised(info: Any) -> str | None:

@@ -1,0 +1,183 @@
+"""Validates one raw log: split, profile, check, judge, report. Always ends with a verdict, unless a check broke."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from components.data.validate.report import render
+from components.data.validate.suite import MAX_SAMPLES, Finding, check_ledger, check_profile, check_rows
+from thinktwice.files import atomic_dir, atomic_file, read_json, write_json
+from thinktwice.progress import note
+from thinktwice.schema.log import ROW_ID, LogSchema, load_schema
+from thinktwice.validate.parse import clean_columns
+from thinktwice.validate.profile import Profile, profile_log
+from thinktwice.validate.rules import UNSPLITTABLE, row_rules
+from thinktwice.validate.split import STAGE, SplitResult, clean_arrow_schema, split_log
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a log, and why. ``passed`` is false when, and only when, a critical rule is broken."""
+
+    passed: bool
+    headline: str
+    reasons: list[str]  # one sentence per broken rule, critical ones first
+    findings: list[Finding]
+    split: SplitResult
+    metrics: dict[str, float]
+
+
+def validate_log(
+    raw_dir: Path | str,
+    clean_dir: Path | str,
+    quarantine_dir: Path | str,
+    report_path: Path | str,
+    verdict_dir: Path | str,
+    *,
+    run_id: str,
+    as_of: datetime | None = None,
+    reference: Mapping[str, Any] | None = None,
+) -> Verdict:
+    """Validate the raw log in ``raw_dir``. Writes the clean log, the quarantine, one HTML file and the verdict folder.
+
+    The verdict folder holds ``verdict.json``, ``profile.parquet`` and ``profile_reference.json``, which a later log can be
+    compared with (``reference``, see :func:`thinktwice.validate.profile.read_reference`).
+
+    Raises:
+        SchemaError, DataError, RowsLost: as :func:`thinktwice.validate.split.split_log`.
+        CheckBroken: a check could not be computed.
+    """
+    clean_dir, quarantine_dir = Path(clean_dir), Path(quarantine_dir)
+    split = split_log(raw_dir, clean_dir, quarantine_dir, run_id=run_id, as_of=as_of)
+    schema = load_schema(clean_dir / "schema.yaml")
+    profile = profile_log(clean_dir, reference=reference)
+    samples = sample_rows(quarantine_dir, schema)
+    as_of_us = None if as_of is None else int(as_of.timestamp() * 1_000_000)
+    clean = check_rows(clean_dir, schema, as_of_us=as_of_us) if split.rows_clean else []
+    findings = [
+        *check_ledger(_ledger(split, clean_dir, schema)),
+        *_with_quarantined(clean, split, schema, samples),
+        *check_profile(profile.table),
+    ]
+    verdict = judge(findings, split, profile)
+    _write(Path(verdict_dir), verdict, profile)
+    info = read_json(clean_dir / "clean.json")
+    with atomic_file(report_path) as temporary:
+        temporary.write_text(render(verdict, profile, info, samples), encoding="utf-8")
+    note(STAGE, verdict.headline)
+    return verdict
+
+
+def judge(findings: list[Finding], split: SplitResult, profile: Profile) -> Verdict:
+    """Severity policy: one broken critical rule fails the log; warnings are told and do not fail it."""
+    order = {"critical": 0, "warning": 1, "info": 2}
+    findings = sorted(findings, key=lambda f: (f.passed, order[f.severity]))  # stable: catalogue order within
+    critical = [f for f in findings if not f.passed and f.severity == "critical"]
+    warnings = [f for f in findings if not f.passed and f.severity == "warning"]
+    reasons = [
+        f"{f.rule}: expected that {f.description}; found {f.observed}, bound {f.bound}" for f in critical + warnings
+    ]
+    said = f"{len(warnings)} warning{'s' if len(warnings) != 1 else ''}" if warnings else ""
+    if critical:
+        named = ", ".join(f.rule for f in critical)
+        headline = f"failed: {len(critical)} critical rule{'s' if len(critical) != 1 else ''} broken ({named})"
+        headline += f" and {said}" if said else ""
+    else:
+        quarantined = f", {split.rows_quarantined:,} in quarantine" if split.rows_quarantined else ""
+        headline = f"passed: {split.rows_clean:,} of {split.rows_in:,} rows are clean{quarantined}" + (
+            f"; {said}" if said else ""
+        )
+    return Verdict(
+        not critical, headline, reasons, findings, split, _metrics(split, profile, len(critical), len(warnings))
+    )
+
+
+def sample_rows(quarantine_dir: Path, schema: LogSchema) -> dict[str, list[str]]:
+    """Up to ten row ids for each reason of the quarantine."""
+    columns = read_json(quarantine_dir / "quarantine.json")["columns"]
+    out: dict[str, list[str]] = {}
+    bad = pl.scan_parquet(quarantine_dir / "quarantine.parquet")
+    for rule in row_rules(schema):
+        mine = bad.filter(pl.col(columns["reasons"]).list.contains(rule.id)).select(ROW_ID).head(MAX_SAMPLES)
+        if rule.id == UNSPLITTABLE.id:
+            mine = pl.scan_parquet(quarantine_dir / "unparsable.parquet").select(ROW_ID).head(MAX_SAMPLES)
+        found = mine.collect()[ROW_ID].to_list()
+        if found:
+            out[rule.id] = found
+    return out
+
+
+def _ledger(split: SplitResult, clean_dir: Path, schema: LogSchema) -> dict[str, float]:
+    expected = clean_arrow_schema(schema, clean_columns(schema))
+    actual = pq.read_schema(clean_dir / "clean.parquet")
+    wrong = {f.name for f in expected if f.name not in actual.names or actual.field(f.name).type != f.type}
+    wrong |= set(actual.names) - set(expected.names)
+    return {
+        "rows_lost": split.rows_in - split.rows_clean - split.rows_quarantined,
+        "keys_differ": float(split.key_hash_in != split.key_hash_out),
+        "columns_wrong": len(wrong),
+        "rows_clean": split.rows_clean,
+        "rows_quarantined": split.rows_quarantined,
+        "quarantined_share": split.rows_quarantined / split.rows_in,
+    }
+
+
+def _with_quarantined(
+    clean: list[Finding], split: SplitResult, schema: LogSchema, samples: Mapping[str, list[str]]
+) -> list[Finding]:
+    """One finding per row rule: critical if clean rows break it, a warning if it sent rows to the quarantine."""
+    by_rule = {f.rule: f for f in clean}
+    findings = []
+    for rule in row_rules(schema):
+        checked = by_rule.get(rule.id)
+        if checked is not None and not checked.passed:
+            findings.append(checked)
+            continue
+        count = split.reasons.get(rule.id, 0)
+        findings.append(
+            Finding(
+                rule=rule.id,
+                suite="rows",
+                severity="warning" if count else rule.severity,
+                description=rule.description,
+                passed=count == 0,
+                observed=f"{count:,} rows quarantined" if count else "no row breaks it",
+                bound="0 rows",
+                samples=list(samples.get(rule.id, [])),
+            )
+        )
+    return findings
+
+
+def _metrics(split: SplitResult, profile: Profile, num_critical: int, num_warnings: int) -> dict[str, float]:
+    metrics = {
+        "rows_in": float(split.rows_in),
+        "rows_clean": float(split.rows_clean),
+        "rows_quarantined": float(split.rows_quarantined),
+        "quarantined_share": split.rows_quarantined / split.rows_in,
+        "critical": float(num_critical),
+        "warnings": float(num_warnings),
+    }
+    if split.rows_clean:
+        metrics["click_rate"] = float(profile.reference["click_rate"])
+        for name, column in (("psi_max", "judged_psi"), ("field_auc_max", "judged_auc")):
+            values = profile.table[column].drop_nulls()
+            if values.len():  # KFP refuses NaN, so what was not judged is not logged
+                metrics[name] = max(values.to_list())
+    return metrics
+
+
+def _write(folder: Path, verdict: Verdict, profile: Profile) -> None:
+    with atomic_dir(folder) as temporary:
+        value = asdict(verdict)
+        value["findings"] = [f._asdict() for f in verdict.findings]
+        write_json(temporary / "verdict.json", value)
+        write_json(temporary / "profile_reference.json", profile.reference)
+        profile.table.write_parquet(temporary / "profile.parquet")
