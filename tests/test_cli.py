@@ -8,28 +8,29 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer
 
 from thinktwice import __version__
-from thinktwice.cli import GROUP, build_app, main
+from thinktwice.cli import GROUP, app, main
 
 VERBS = {"data", "evaluate", "demo", "pipeline", "serve", "predict"}
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def walk(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+def walk(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every command under `command` with the words that lead to it."""
     yield path, command
-    for name, child in getattr(command, "commands", {}).items():
-        yield from walk(child, (*path, name))
+    if hasattr(command, "list_commands"):
+        for name in command.list_commands(None):
+            yield from walk(command.get_command(None, name), (*path, name))
 
 
 @pytest.fixture(scope="module")
-def commands() -> dict[tuple[str, ...], click.Command]:
-    return dict(walk(typer.main.get_command(build_app())))
+def commands() -> dict[tuple[str, ...], Any]:
+    return dict(walk(typer.main.get_command(app)))
 
 
 def test_every_room_brings_its_verbs(commands: dict):
@@ -55,7 +56,7 @@ def test_help_is_shown_for_every_verb(commands: dict, capsys: pytest.CaptureFixt
         assert main([*path, "--help"]) == 0
         shown = " ".join(capsys.readouterr().out.split())
         for parameter in command.params:
-            if isinstance(parameter, click.Option) and not parameter.hidden:
+            if parameter.param_type_name == "option" and not parameter.hidden:
                 assert parameter.opts[0] in shown, f"{' '.join(path)} --help does not show {parameter.opts[0]}"
 
 
