@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -104,21 +104,24 @@ class Engine:
 
         Args:
             batch: B encoded rows.
-            max_path_rows: cap on extra rows of this request, if it is lower than the configured one. At 0 every row gets
-                its base pass alone: cost and scores of the base pass.
+            max_path_rows: cap on extra rows of this request, in place of the configured one. At 0 every row gets its
+                base pass alone: cost and scores of the base pass.
         """
-        raw = self.raw(batch, max_path_rows)
+        return self.finish(self.raw(batch, max_path_rows))
+
+    def finish(self, raw: Raw) -> Scored:
+        """Calibrate raw scores."""
         base = calibrate.apply(self.calibration, raw.z)
         logit = np.where(raw.explored, calibrate.apply(self.explored_calibration, raw.z), base)
         probability = calibrate.sigmoid(logit)
         uncertainty = 0.5 * (raw.missing + trigger.entropy(probability))
-        return Scored(logit, probability, uncertainty, raw.num_paths, int(raw.num_paths.sum()) - len(batch))
+        return Scored(logit, probability, uncertainty, raw.num_paths, int(raw.num_paths.sum()) - len(raw.z))
 
     @torch.inference_mode()
     def raw(self, batch: Batch, max_path_rows: int | None = None) -> Raw:
         """Like :meth:`score`, before calibration."""
         ids = batch.ids.numpy()
-        cap = self.config.max_path_rows if max_path_rows is None else min(max_path_rows, self.config.max_path_rows)
+        cap = self.config.max_path_rows if max_path_rows is None else max_path_rows
         r = self.reliability.of(ids)
         mask = base_mask(self.config, self.reliability, ids)
         explores = self.config.mode == "uttsi" and cap > 0
@@ -144,7 +147,9 @@ class Engine:
         num_paths[chosen] += paths.used
         return Raw(z0, z, missing, signal, num_paths)
 
-    def _base_pass(self, batch: Batch, mask: np.ndarray | None, *, keep: bool) -> tuple[np.ndarray, torch.Tensor | None]:
+    def _base_pass(
+        self, batch: Batch, mask: np.ndarray | None, *, keep: bool
+    ) -> tuple[np.ndarray, torch.Tensor | None]:
         """Logits [B] float64 of the base pass, and the field vectors [B, N, D] if paths may need them."""
         logits, vectors = [], []
         for start in range(0, len(batch), BLOCK):
@@ -190,17 +195,11 @@ class Engine:
         return (1.0 - missing) * z0 + missing * combined
 
 
-def score_rows(engine: Engine, rows: EncodedRows) -> Scored:
-    """Score any number of rows in chunks, without a cap on path rows beyond the configured one per chunk."""
+def raw_rows(engine: Engine, rows: EncodedRows) -> Raw:
+    """Raw scores of any number of rows, in chunks and without a cap on path rows."""
     with one_thread():
-        parts = [engine.score(rows.batch(slice(s, s + CHUNK))) for s in range(0, len(rows), CHUNK)]
-    return Scored(
-        np.concatenate([p.logit for p in parts]),
-        np.concatenate([p.probability for p in parts]),
-        np.concatenate([p.uncertainty for p in parts]),
-        np.concatenate([p.num_paths for p in parts]),
-        sum(p.path_rows for p in parts),
-    )
+        parts = [engine.raw(rows.batch(slice(s, s + CHUNK)), UNBOUNDED) for s in range(0, len(rows), CHUNK)]
+    return Raw(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Raw)))
 
 
 @contextmanager

@@ -34,7 +34,9 @@ class Paths:
     used: np.ndarray
 
 
-def draw(kind: SamplerKind, base: np.ndarray, r: np.ndarray, wanted: np.ndarray, row_hash: np.ndarray, most: int) -> Paths:
+def draw(
+    kind: SamplerKind, base: np.ndarray, r: np.ndarray, wanted: np.ndarray, row_hash: np.ndarray, most: int
+) -> Paths:
     """Paths of U unsure rows.
 
     Args:
@@ -56,7 +58,7 @@ def bernoulli(base: np.ndarray, keep: np.ndarray, wanted: np.ndarray, row_hash: 
     pairs = most // 2
     u = uniforms(row_hash, pairs * fields).reshape(rows, pairs, 1, fields)
     both = np.concatenate([u, 1.0 - u], axis=2).reshape(rows, 2 * pairs, fields)
-    mask = (both < keep[:, None]) & base[:, None]
+    mask = ((both < keep[:, None]) | (keep[:, None] >= 1)) & base[:, None]
     drawn = (np.arange(2 * pairs)[None] < wanted[:, None]).astype(np.float64)
 
     packed = np.packbits(mask, axis=2)  # equal bytes = equal path

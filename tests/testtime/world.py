@@ -1,0 +1,111 @@
+"""A small log with known truth, and models of it trained in a second or two."""
+
+from __future__ import annotations
+
+import datetime as dt
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from thinktwice.data.splits import SplitSpec
+from thinktwice.data.training_set import TrainingSet, build_training_set, load_training_set
+from thinktwice.models import BackboneConfig, Calibration, FieldSpace, ModelInfo, build_backbone, save_model
+from thinktwice.schema import LogSchema, parse_schema
+from thinktwice.train.measure import fit_calibration
+
+SCHEMA = """
+name: world
+time: {column: event_time, format: us}
+label: {column: label}
+entities:
+  user: {key: user_id}
+  item: {key: item_id, title: title}
+fields:
+  - {name: site}
+  - {name: device, protected: true}
+  - {name: price, kind: numeric, entity: item, buckets: 8}
+sequences:
+  - {name: recent, of: item_id, length: 4}
+vectors:
+  - {name: look, dim: 3}
+truth: truth
+"""
+
+
+def schema() -> LogSchema:
+    return parse_schema(SCHEMA, where="test")
+
+
+def log(rows: int = 6000, users: int = 400, items: int = 150, seed: int = 0) -> pl.DataFrame:
+    """Clean rows in time order. Ids are skewed, and their effects are strong, so that rare values can be memorised."""
+    rng = np.random.default_rng(seed)
+    user = np.minimum((users * rng.random(rows) ** 2.5).astype(int), users - 1)
+    item = np.minimum((items * rng.random(rows) ** 2).astype(int), items - 1)
+    site, device = rng.integers(0, 40, rows), rng.integers(0, 3, rows)
+    known = rng.random(rows) > 0.1  # a tenth of the impressions are of users who came lately
+    price = rng.gamma(2.0, 1.0, items)[item]
+    effect = rng.normal(0, 0.9, users)[user] + rng.normal(0, 0.8, items)[item] + rng.normal(0, 0.5, 40)[site]
+    truth = 1 / (1 + np.exp(-(effect - 0.6 + 0.2 * device)))
+    label = (rng.random(rows) < truth).astype(np.int8)
+    look = rng.normal(0, 1, (items, 3)).astype(np.float32)
+    start = dt.datetime(2024, 1, 1, tzinfo=dt.timezone.utc)
+    return pl.DataFrame(
+        {
+            "row_id": [f"{i:016x}" for i in range(rows)],
+            "event_time": pl.Series(
+                [start + dt.timedelta(minutes=i) for i in range(rows)], dtype=pl.Datetime("us", "UTC")
+            ),
+            "label": label,
+            "user_id": [f"u{u}" if old else f"new{i // 9}" for i, (u, old) in enumerate(zip(user, known, strict=True))],
+            "item_id": [f"i{i}" for i in item],
+            "site": [f"s{s}" for s in site],
+            "device": [f"d{d}" for d in device],
+            "price": price,
+            "recent": [[f"i{j}" for j in rng.integers(0, items, rng.integers(0, 4))] for _ in range(rows)],
+            "look": [look[i].tolist() if i % 7 else None for i in item],
+            "title": [f"Item {i}" for i in item],
+            "truth": truth,
+        },
+        schema_overrides={"recent": pl.List(pl.String), "look": pl.List(pl.Float32)},
+    )
+
+
+def make_training_set(folder: Path, rows: int = 6000, seed: int = 0) -> TrainingSet:
+    build_training_set(log(rows, seed=seed).to_arrow(), schema(), folder, SplitSpec(valid=0.25, test=0.25))
+    return load_training_set(folder)
+
+
+def train_model(
+    data: TrainingSet, folder: Path, *, name: str = "deepfm", l2: float = 1e-3, epochs: int = 3, seed: int = 0
+) -> Path:
+    """A model of ``data`` with calibration, saved into ``folder``. Without L2 and many epochs it memorises rare ids."""
+    train, valid = data.part("train"), data.part("valid")
+    fields = FieldSpace.of(data.schema, data.encoder)
+    model = build_backbone(BackboneConfig(name=name, dim=6, hidden=(16,)), fields, seed=seed)  # type: ignore[arg-type]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.from_numpy(train.label)
+    for _ in range(epochs):
+        for index in torch.randperm(len(train), generator=generator).split(256):
+            logit = model(train.batch(index.numpy()))
+            loss = (
+                torch.nn.functional.binary_cross_entropy_with_logits(logit, label[index])
+                + l2 * model.table.square().sum()
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    model.eval()
+    with torch.inference_mode():
+        z = model(valid.batch(slice(None))).numpy()
+    fitted = fit_calibration(z, valid.label)
+    save_model(folder, model, ModelInfo(stage="finetuned", calibration=Calibration(a=fitted.a, b=fitted.b)))
+    return folder
+
+
+@cache
+def one_thread() -> None:
+    torch.set_num_threads(1)

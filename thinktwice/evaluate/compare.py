@@ -1,0 +1,150 @@
+"""Plain against pre-trained against test-time work, on the same test rows: the evaluation of a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thinktwice.data.encoded import EncodedRows
+from thinktwice.data.training_set import TrainingSet, load_training_set
+from thinktwice.errors import BundleError
+from thinktwice.evaluate import slices
+from thinktwice.evaluate.cost import wall_ratio
+from thinktwice.evaluate.measure import Column, measure, operating_point
+from thinktwice.evaluate.report import render
+from thinktwice.evaluate.verdict import verdict_lines
+from thinktwice.files import atomic_dir, read_json, write_json
+from thinktwice.models.backbone import Backbone
+from thinktwice.models.store import ModelInfo, load_model
+from thinktwice.progress import note
+from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.engine import Engine, raw_rows
+from thinktwice.testtime.store import TestTime, load_test_time
+
+STAGE = "evaluate"
+EVALUATION_FILE = "evaluation.json"
+REPORT_FILE = "report.html"
+TRUNK_WORDS = {"plain": "plain", "pretrained": "pre-trained"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation: the content of ``evaluation.json``. ``shipped`` is the key of the column that a bundle holds."""
+
+    content: dict[str, Any]
+
+    @property
+    def shipped(self) -> str:
+        return str(self.content["shipped"])
+
+    @property
+    def trunk(self) -> str:
+        """``plain`` or ``pretrained``: whose weights ship."""
+        return str(self.content["trunk"])
+
+    @property
+    def verdict(self) -> str:
+        return str(self.content["verdict"][0])
+
+    def metrics(self, key: str) -> dict[str, float | None]:
+        """Metrics of one column."""
+        return next(c["metrics"] for c in self.content["columns"] if c["key"] == key)  # type: ignore[no-any-return]
+
+
+def evaluate(
+    training_set_dir: Path | str,
+    plain_dir: Path | str,
+    pretrained_dir: Path | str | None,
+    test_time_dir: Path | str,
+    out_dir: Path | str,
+) -> Evaluation:
+    """Score the test rows with every model, compare them in pairs, write ``evaluation.json`` and ``report.html``.
+
+    The column ``test_time`` is the best candidate on the chosen trunk whether it ships or not, as it was fitted on
+    validation; test rows choose nothing.
+
+    Raises:
+        DataError: the training set is missing or damaged.
+        BundleError: a model or the test-time parameters are missing or damaged.
+    """
+    data = load_training_set(training_set_dir)
+    test = data.part("test")
+    rows = data.rows("test")
+    trunks = {"plain": load_model(plain_dir)}
+    if pretrained_dir is not None:
+        trunks["pretrained"] = load_model(pretrained_dir)
+    test_time = load_test_time(test_time_dir)
+    trunk = test_time.report["trunk"]
+    if trunk not in trunks:
+        raise BundleError(f"test-time parameters in {test_time_dir} belong to the {trunk} model, which was not given")
+    columns = [_off_column(name, model, test_time, test) for name, model in trunks.items()]
+    columns.append(_test_time_column(trunk, trunks[trunk], test_time, test))
+    shipped = "test_time" if test_time.report["accepted"] else trunk
+    truth = rows["truth"].to_numpy() if "truth" in rows.columns else None
+    content = measure(
+        test.label.astype(np.float64),
+        test.user,
+        columns,
+        slices.cold_start(data, rows),
+        slices.support_deciles(test_time.reliability, test),
+        truth,
+    )
+    best = next(c for c in columns if c.key == shipped)
+    content |= {
+        "format": 1,
+        "shipped": shipped,
+        "trunk": trunk,
+        "mode": test_time.config.mode,
+        "test_time": test_time.report,
+        "novelty": test_time.report["novelty"],
+        "operating_point": operating_point(test.label, best.probability, data.info["parts"]["train"]["click_rate"]),
+        "data": _data_facts(data),
+        "curves": {
+            name: curve
+            for name, folder in (("plain", plain_dir), ("pretrained", pretrained_dir))
+            if (curve := _curve(folder))
+        },
+    }
+    content["verdict"] = verdict_lines(content)
+    with atomic_dir(out_dir) as folder:
+        write_json(folder / EVALUATION_FILE, content)
+        (folder / REPORT_FILE).write_text(render(content), encoding="utf-8")
+    note(STAGE, content["verdict"][0])
+    return Evaluation(content)
+
+
+def _off_column(name: str, model: tuple[Backbone, ModelInfo], test_time: TestTime, test: EncodedRows) -> Column:
+    engine = Engine(model[0], test_time.reliability, TestTimeConfig(), model[1].calibration)
+    scored = engine.finish(raw_rows(engine, test))
+    return Column(name, TRUNK_WORDS[name], scored.logit, scored.probability)
+
+
+def _test_time_column(trunk: str, model: tuple[Backbone, ModelInfo], test_time: TestTime, test: EncodedRows) -> Column:
+    best = test_time.report["best"]
+    config = test_time.config if best is None else TestTimeConfig.model_validate(best)
+    engine = Engine(model[0], test_time.reliability, config, model[1].calibration)
+    base = Engine(model[0], test_time.reliability, TestTimeConfig(importance=config.importance), model[1].calibration)
+    scored = engine.finish(raw_rows(engine, test))
+    ratio = wall_ratio(engine, base, test) if config.mode != "off" else 1.0
+    label = f"{TRUNK_WORDS[trunk]} + {config.mode}" if config.mode != "off" else f"{TRUNK_WORDS[trunk]}, nothing to add"
+    return Column("test_time", label, scored.logit, scored.probability, 1 + scored.path_rows / len(test), ratio)
+
+
+def _data_facts(data: TrainingSet) -> dict[str, Any]:
+    parts = data.info["parts"]
+    return {
+        "schema": data.schema.name,
+        "split": data.info["split"],
+        "parts": {name: {k: part[k] for k in ("rows", "click_rate", "window")} for name, part in parts.items()},
+    }
+
+
+def _curve(folder: Path | str | None) -> list[dict[str, float]]:
+    """Epoch, training and validation logloss of a model's training, if its folder has the record."""
+    if folder is None or not (Path(folder) / "training.json").is_file():
+        return []
+    curve = read_json(Path(folder) / "training.json").get("curve", [])
+    return [{k: float(c[k]) for k in ("epoch", "train_logloss", "valid_logloss")} for c in curve]

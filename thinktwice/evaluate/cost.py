@@ -1,0 +1,34 @@
+"""What test-time work costs in wall time, measured the way a server works: requests of a hundred rows."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+
+import numpy as np
+
+from thinktwice.data.encoded import Batch, EncodedRows
+from thinktwice.testtime.engine import Engine, one_thread
+
+REQUEST_ROWS = 100
+REQUESTS = 20
+ROUNDS = 5
+
+
+def wall_ratio(engine: Engine, base: Engine, rows: EncodedRows) -> float:
+    """Median over rounds of the time of ``engine`` divided by that of ``base`` on the same requests, taken in turns."""
+    take = min(len(rows), REQUEST_ROWS * REQUESTS)
+    spread = np.linspace(0, len(rows) - 1, take).astype(np.int64)
+    requests = [rows.batch(spread[s : s + REQUEST_ROWS]) for s in range(0, take, REQUEST_ROWS)]
+    with one_thread():
+        _seconds(engine, requests[:2])
+        _seconds(base, requests[:2])
+        ratios = [_seconds(engine, requests) / _seconds(base, requests) for _ in range(ROUNDS)]
+    return float(median(ratios))
+
+
+def _seconds(engine: Engine, requests: list[Batch]) -> float:
+    start = time.perf_counter()
+    for request in requests:
+        engine.score(request)
+    return time.perf_counter() - start

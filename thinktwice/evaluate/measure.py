@@ -1,0 +1,139 @@
+"""Every number of an evaluation: several columns of scores (models) on the same test rows, as one JSON-able mapping."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from thinktwice.evaluate import metrics, significance
+from thinktwice.evaluate.significance import Interval, clusters_of
+
+
+@dataclass(frozen=True)
+class Column:
+    """Scores of one model on R test rows: log-odds and probability [R], scored rows per row, wall time against one pass."""
+
+    key: str
+    label: str
+    logit: np.ndarray
+    probability: np.ndarray
+    passes: float = 1.0
+    wall_ratio: float = 1.0
+
+
+def measure(
+    label: np.ndarray,
+    user: np.ndarray,
+    columns: list[Column],
+    slices: dict[str, np.ndarray],
+    deciles: list[tuple[str, np.ndarray]],
+    truth: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Metrics per column, paired differences between columns, slices and calibration.
+
+    Args:
+        label: [R] 0 or 1.
+        user: [R] user hash, -1 without; rows of one user are one cluster of every interval.
+        columns: the first is what the others are compared with; the last is compared with every other.
+        slices: name -> mask [R].
+        deciles: (name, mask [R]) in order of support.
+        truth: [R] true click probability, if the log knows it.
+    """
+    cluster = clusters_of(user)
+    keys = [c.key for c in columns]
+    pairs = [(keys[0], k) for k in keys[1:]] + [(k, keys[-1]) for k in keys[1:-1]]
+    boot = significance.bootstrap_differences(
+        label, {c.key: c.logit for c in columns}, {c.key: c.probability for c in columns}, cluster, pairs
+    )
+    by_key = {c.key: c for c in columns}
+    differences = []
+    for first, second in pairs:
+        found = {"auc": significance.paired_auc(label, by_key[first].logit, by_key[second].logit, cluster)}
+        found |= boot[first, second]
+        differences += [
+            {"column": second, "against": first, "metric": metric} | interval_json(value)
+            for metric, value in found.items()
+            if np.isfinite(value.value)
+        ]
+    return {
+        "rows": len(label),
+        "users": int(cluster.max()) + 1 if (user >= 0).any() else 0,
+        "click_rate": float(label.mean()),
+        "columns": [
+            {
+                "key": c.key,
+                "label": c.label,
+                "metrics": column_metrics(label, c, cluster, truth),
+                "cost": {"passes": c.passes, "wall_ratio": c.wall_ratio},
+                "calibration": metrics.reliability_curve(label, c.probability),
+            }
+            for c in columns
+        ],
+        "differences": differences,
+        "slices": [_slice(name, mask, label, cluster, columns) for name, mask in slices.items()],
+        "deciles": [_slice(name, mask, label, cluster, columns) for name, mask in deciles],
+    }
+
+
+def column_metrics(
+    label: np.ndarray, column: Column, cluster: np.ndarray, truth: np.ndarray | None
+) -> dict[str, float | None]:
+    """All metrics of one column; None where a metric is not defined (one class, no users)."""
+    p = column.probability
+    out = {
+        "auc": metrics.auc(label, column.logit),
+        "logloss": metrics.logloss(label, column.logit),
+        "gauc": metrics.gauc(label, column.logit, cluster),
+        "ece": metrics.ece(label, p),
+        "calibration_ratio": metrics.calibration_ratio(label, p),
+    }
+    if truth is not None:
+        q = np.clip(truth, 1e-12, 1 - 1e-12)
+        floor = -(q * np.log(q) + (1 - q) * np.log1p(-q))
+        out["truth_distance"] = float(np.abs(p - truth).mean())
+        out["truth_excess_logloss"] = float((metrics.row_logloss(truth, column.logit) - floor).mean())
+    return {name: value if np.isfinite(value) else None for name, value in out.items()}
+
+
+def interval_json(value: Interval) -> dict[str, Any]:
+    """An interval for JSON; a bound that is not finite becomes None."""
+    out = value.to_json()
+    return {k: v if isinstance(v, bool) or np.isfinite(v) else None for k, v in out.items()}
+
+
+def operating_point(label: np.ndarray, probability: np.ndarray, threshold: float) -> dict[str, Any]:
+    """ROC points (at most 200, finite thresholds in [0, 1]) and the confusion counts at ``threshold``:
+    rows are the truth (no click, click), columns the prediction."""
+    said = probability >= threshold
+    clicked = label > 0.5
+    matrix = [
+        [int((~clicked & ~said).sum()), int((~clicked & said).sum())],
+        [int((clicked & ~said).sum()), int((clicked & said).sum())],
+    ]
+    return {"roc": metrics.roc_points(label, probability), "threshold": threshold, "confusion": matrix}
+
+
+def _slice(
+    name: str, mask: np.ndarray, label: np.ndarray, cluster: np.ndarray, columns: list[Column]
+) -> dict[str, Any]:
+    y, codes = label[mask], clusters_of(cluster[mask])
+    first_loss = metrics.row_logloss(y, columns[0].logit[mask])
+    out: dict[str, Any] = {
+        "name": name,
+        "rows": int(mask.sum()),
+        "share": float(mask.mean()),
+        "click_rate": float(y.mean()),
+    }
+    out["columns"] = {}
+    for place, c in enumerate(columns):
+        z = c.logit[mask]
+        loss = metrics.row_logloss(y, z)
+        out["columns"][c.key] = {
+            "auc": interval_json(significance.auc_interval(y, z, codes)),
+            "logloss": float(loss.mean()),
+            "ece": metrics.ece(y, c.probability[mask]),
+            "logloss_change": interval_json(significance.paired_mean(loss - first_loss, codes)) if place else None,
+        }
+    return out

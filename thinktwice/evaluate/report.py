@@ -1,0 +1,300 @@
+"""The evaluation as one page: opens offline, loads nothing, runs no script."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from thinktwice.evaluate.charts import Mark, Series, dot_chart, legend, line_chart
+
+COLORS = ("#8a919d", "#2f6fdb", "#e0662f", "#3a9b6a")
+METRICS = (  # key, name, decimals, which way is better, what it is
+    ("auc", "AUC", 4, 1, "share of click / non-click pairs in the right order"),
+    ("gauc", "GAUC", 4, 1, "the same within each user, weighted by impressions"),
+    ("logloss", "Logloss", 4, -1, "mean surprise at the outcome, in nats"),
+    ("ece", "ECE", 4, -1, "mean distance of predicted and real click rate, 15 bins of equal size"),
+    ("calibration_ratio", "Expected / real clicks", 3, 0, "1 is right on average"),
+    ("truth_distance", "Distance to the truth", 4, -1, "mean |p - true probability| (simulated logs know it)"),
+    ("truth_excess_logloss", "Excess logloss", 4, -1, "logloss beyond that of the true probability"),
+)
+STYLE = """
+*{box-sizing:border-box}body{margin:0;background:#f4f5f7;color:#22262c;font:15px/1.5 system-ui,-apple-system,'Segoe UI',Roboto,sans-serif}
+main{max-width:1120px;margin:0 auto;padding:28px 20px 60px}h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:0 0 4px}
+.faint{color:#6d7480;font-size:13.5px;margin:0 0 12px}.card{background:#fff;border:1px solid #e3e6ea;border-radius:10px;padding:20px 22px;margin-top:18px}
+.two{display:grid;grid-template-columns:1fr 1fr;gap:18px}.two .card{min-width:0}@media(max-width:860px){.two{grid-template-columns:1fr}}
+.verdict{border-left:5px solid #2f6fdb}.verdict.on{border-left-color:#3a9b6a}.verdict p{margin:6px 0}.verdict p:first-child{font-size:18px;font-weight:600}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin-top:18px}
+.tile{background:#fff;border:1px solid #e3e6ea;border-radius:10px;padding:12px 16px}.tile b{display:block;font-size:22px}.tile span{color:#6d7480;font-size:13px}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:14px}th,td{padding:7px 10px;text-align:right;border-bottom:1px solid #eceef1;vertical-align:top}
+th:first-child,td:first-child{text-align:left}th{color:#59606b;font-weight:600}td small{display:block;color:#7a818c}tr:last-child td{border-bottom:0}
+.good{color:#23804f}.bad{color:#bb3d2a}.ship{background:#f1f6ff}.tag{font-size:11px;background:#2f6fdb;color:#fff;border-radius:9px;padding:1px 8px;margin-left:6px;white-space:nowrap}
+.legend{display:flex;flex-wrap:wrap;gap:4px 18px;font-size:13px;color:#59606b;margin:4px 0 8px}.legend i{display:inline-block;width:11px;height:11px;border-radius:50%;margin-right:6px;vertical-align:-1px}
+.warn{background:#fff7e8;border-color:#f0d9a8}svg{width:100%;height:auto;display:block}.scroll{overflow-x:auto}
+"""
+
+
+def render(content: dict[str, Any]) -> str:
+    """The page of an evaluation (the content of ``evaluation.json``)."""
+    columns = content["columns"]
+    colors = {c["key"]: COLORS[i % len(COLORS)] for i, c in enumerate(columns)}
+    on = content.get("mode", "off") != "off"
+    parts = [
+        f"<header><h1>{escape(content['data']['schema'])}: is thinking twice worth it here?</h1>",
+        f"<p class='faint'>{escape(_subtitle(content))}</p></header>",
+        f"<section class='card verdict{' on' if on else ''}'>",
+        *(f"<p>{escape(line)}</p>" for line in content["verdict"]),
+        "</section>",
+        _tiles(content),
+        _warnings(content),
+        _main_table(content),
+        "<div class='two'>",
+        _calibration(columns, colors),
+        _frequency(content, colors),
+        "</div>",
+        _slices(content, colors),
+        _curves(content, colors),
+        _candidates(content),
+        _how_to_read(),
+    ]
+    body = "".join(parts)
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width,initial-scale=1'>"
+        f"<title>Evaluation of {escape(content['data']['schema'])}</title><style>{STYLE}</style></head>"
+        f"<body><main>{body}</main></body></html>\n"
+    )
+
+
+def _subtitle(content: dict[str, Any]) -> str:
+    users = f" of {content['users']:,} users" if content["users"] else ""
+    split = content["data"]["split"]
+    window = content["data"]["parts"]["test"]["window"]
+    when = f", {window[0][:10]} to {window[1][:10]}" if window[0] else ""
+    return f"{content['rows']:,} test rows{users}{when} · split by {split['kind']} · click rate {content['click_rate']:.2%}"
+
+
+def _tiles(content: dict[str, Any]) -> str:
+    shipped = next(c for c in content["columns"] if c["key"] == content["shipped"])
+    tiles = [
+        (_number(shipped["metrics"]["auc"], 4), "AUC of what ships"),
+        (_number(shipped["metrics"]["logloss"], 4), "logloss of what ships"),
+        (f"{shipped['cost']['passes']:.2f}×", "passes per row"),
+        (f"{shipped['cost']['wall_ratio']:.2f}×", "time against one pass"),
+    ]
+    for entity in ("user", "item"):
+        shares = {part: content["novelty"].get(part, {}).get(entity) for part in ("valid", "test")}
+        if shares["test"] is not None and shares["valid"] is not None:
+            tiles.append(
+                (f"{shares['valid']:.0%} | {shares['test']:.0%}", f"rows with an unseen {entity}, validation | test")
+            )
+    cells = "".join(
+        f"<div class='tile'><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in tiles
+    )
+    return f"<div class='tiles'>{cells}</div>"
+
+
+def _warnings(content: dict[str, Any]) -> str:
+    lines = list(content["test_time"].get("warnings", ()))
+    novelty = content["novelty"]
+    for entity in ("user", "item"):
+        valid, test = novelty.get("valid", {}).get(entity), novelty.get("test", {}).get(entity)
+        if valid is not None and test is not None and abs(valid - test) > 0.2:
+            lines.append(
+                f"validation has {valid:.0%} rows with an unseen {entity} and test {test:.0%}: what was tuned on validation "
+                "was tuned for other rows"
+            )
+    if not lines:
+        return ""
+    text = "".join(f"<p class='faint' style='margin:2px 0'>{escape(line[0].upper() + line[1:])}.</p>" for line in lines)
+    return f"<section class='card warn'><h2>Mind</h2>{text}</section>"
+
+
+def _main_table(content: dict[str, Any]) -> str:
+    columns = content["columns"]
+    first = columns[0]
+    head = "<th></th>" + "".join(
+        f"<th>{escape(c['label'])}{'<span class=tag>ships</span>' if c['key'] == content['shipped'] else ''}</th>"
+        for c in columns
+    )
+    rows = []
+    for key, name, decimals, better, meaning in METRICS:
+        if first["metrics"].get(key) is None:
+            continue
+        cells = [f"<td title='{escape(meaning)}'>{escape(name)}<small>{escape(meaning)}</small></td>"]
+        for c in columns:
+            ship = " class='ship'" if c["key"] == content["shipped"] else ""
+            change = _difference(content, c["key"], first["key"], key)
+            small = _change(change, decimals, better) if change else ""
+            cells.append(f"<td{ship}>{_number(c['metrics'][key], decimals)}{small}</td>")
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    cost = "".join(
+        f"<td{' class=ship' if c['key'] == content['shipped'] else ''}>{c['cost']['passes']:.2f}×<small>{c['cost']['wall_ratio']:.2f}× time</small></td>"
+        for c in columns
+    )
+    rows.append(f"<tr><td>Cost<small>scored rows per row, and wall time against one pass</small></td>{cost}</tr>")
+    return (
+        "<section class='card'><h2>The same test rows, side by side</h2>"
+        f"<p class='faint'>Small figures: change against {escape(first['label'])} with its 95 % interval, clustered by user. "
+        "Coloured only where chance is excluded.</p>"
+        f"<div class='scroll'><table><tr>{head}</tr>{''.join(rows)}</table></div></section>"
+    )
+
+
+def _calibration(columns: list[dict[str, Any]], colors: dict[str, str]) -> str:
+    series = [
+        Series(
+            c["label"],
+            colors[c["key"]],
+            [
+                Mark(
+                    b["predicted"],
+                    b["observed"],
+                    tip=f"predicted {b['predicted']:.3f}, real {b['observed']:.3f}, {b['rows']:,} rows",
+                )
+                for b in c["calibration"]
+            ],
+        )
+        for c in columns
+    ]
+    chart = line_chart(series, x_label="predicted click rate", y_label="real click rate", diagonal=True)
+    return (
+        "<section class='card'><h2>Calibration</h2><p class='faint'>Fifteen groups of equal size. On the dashed line the "
+        f"prediction is right.</p>{legend(series)}{chart}</section>"
+    )
+
+
+def _frequency(content: dict[str, Any], colors: dict[str, str]) -> str:
+    deciles = content["deciles"]
+    if len(deciles) < 2:
+        return "<section class='card'><h2>Rare values</h2><p class='faint'>This log has too few groups of rows to draw.</p></section>"
+    series = _slice_series(content, colors, deciles, horizontal=False)
+    chart = line_chart(
+        series,
+        x_label="training rows of the row's rarest value",
+        y_label="AUC",
+        categories=[d["name"] for d in deciles],
+    )
+    return (
+        "<section class='card'><h2>Rare values</h2><p class='faint'>Test rows in groups by the training count of their least "
+        f"supported value; bars are 95 % intervals.</p>{legend(series)}{chart}</section>"
+    )
+
+
+def _slices(content: dict[str, Any], colors: dict[str, str]) -> str:
+    slices = content["slices"]
+    if not slices:
+        return ""
+    rows = [(s["name"], f"{s['share']:.1%} of rows · clicks {s['click_rate']:.1%}") for s in slices]
+    series = _slice_series(content, colors, slices, horizontal=True)
+    columns = content["columns"]
+    head = "".join(f"<th>{escape(c['label'])}</th>" for c in columns)
+    lines = []
+    for s in slices:
+        cells = []
+        for c in columns:
+            found = s["columns"][c["key"]]
+            small = _change(found["logloss_change"], 4, -1) if found["logloss_change"] else ""
+            cells.append(f"<td>{_number(found['logloss'], 4)}{small}</td>")
+        lines.append(f"<tr><td>{escape(s['name'])}<small>{s['rows']:,} rows</small></td>{''.join(cells)}</tr>")
+    return (
+        "<section class='card'><h2>New users and new items</h2><p class='faint'>AUC with 95 % intervals for rows whose user or "
+        f"item training never saw.</p>{legend(series)}{dot_chart(rows, series, x_label='AUC')}"
+        f"<h2 style='margin-top:18px'>Logloss of the same rows</h2><div class='scroll'><table><tr><th></th>{head}</tr>{''.join(lines)}</table></div></section>"
+    )
+
+
+def _slice_series(
+    content: dict[str, Any], colors: dict[str, str], slices: list[dict[str, Any]], *, horizontal: bool
+) -> list[Series]:
+    out = []
+    for c in content["columns"]:
+        marks = []
+        for i, s in enumerate(slices):
+            a = s["columns"][c["key"]]["auc"]
+            if a["value"] is None:
+                continue
+            tip = f"{s['name']}: AUC {a['value']:.4f}, {s['rows']:,} rows"
+            if horizontal:
+                marks.append(Mark(a["value"], i, a["low"], a["high"], tip))
+            else:
+                marks.append(Mark(i, a["value"], a["low"], a["high"], tip))
+        out.append(Series(c["label"], colors[c["key"]], marks))
+    return out
+
+
+def _curves(content: dict[str, Any], colors: dict[str, str]) -> str:
+    curves = content.get("curves") or {}
+    labels = {c["key"]: c["label"] for c in content["columns"]}
+    series = []
+    for key, curve in curves.items():
+        for field, word, dashed in (("valid_logloss", "validation", False), ("train_logloss", "training", True)):
+            marks = [Mark(p["epoch"], p[field], tip=f"epoch {p['epoch']:g}, logloss {p[field]:.4f}") for p in curve]
+            series.append(Series(f"{labels[key]}, {word}", colors[key], marks, dashed))
+    if not series:
+        return ""
+    chart = line_chart(series, x_label="epoch", y_label="logloss", width=1080, height=300)
+    return (
+        "<section class='card'><h2>Training</h2><p class='faint'>Validation logloss (solid) and training logloss (dashed) of the "
+        f"chosen settings.</p>{legend(series)}{chart}</section>"
+    )
+
+
+def _candidates(content: dict[str, Any]) -> str:
+    found = content["test_time"].get("candidates") or []
+    if not found:
+        return ""
+    rows = []
+    for c in found:
+        answer = "<span class='good'>ships</span>" if c["accepted"] else escape("; ".join(c["reasons"]))
+        controls = "".join(
+            f"<small>against {escape(name.replace('_', ' '))}: {_signed(v)}</small>"
+            for name, v in c["controls"].items()
+        )
+        rows.append(
+            f"<tr><td>{escape(c['name'])}</td><td>{c['passes']:.2f}×</td><td>{_number(c['logloss'], 5)}</td>"
+            f"<td>{_signed(c['change'])}{controls}</td><td style='text-align:left;max-width:340px'>{answer}</td></tr>"
+        )
+    later = content["test_time"]["rows"]["accept"]
+    return (
+        "<section class='card'><h2>Would more work per row pay?</h2><p class='faint'>Each candidate was fitted on the earlier half "
+        f"of validation and judged on {later:,} later rows. It ships only if its gain excludes chance and a mere recalibration, "
+        "shuffled counts or randomly chosen rows do not do as well. Change of logloss, below 0 is better.</p>"
+        "<div class='scroll'><table><tr><th>candidate</th><th>passes</th><th>logloss</th><th>change</th>"
+        f"<th style='text-align:left'>answer</th></tr>{''.join(rows)}</table></div></section>"
+    )
+
+
+def _how_to_read() -> str:
+    return (
+        "<section class='card'><h2>How to read this</h2><p class='faint'>Every column scored the same rows, which no training, "
+        "tuning or choice has seen. Intervals are paired and treat the rows of one user as one piece of evidence: DeLong for AUC, "
+        "a bootstrap over users for the rest. An interval that holds 0 means that chance explains the difference. Slices overlap "
+        "and are many: one coloured figure among them proves little.</p></section>"
+    )
+
+
+def _difference(content: dict[str, Any], column: str, against: str, metric: str) -> dict[str, Any] | None:
+    for d in content["differences"]:
+        if (d["column"], d["against"], d["metric"]) == (column, against, metric):
+            return d  # type: ignore[no-any-return]
+    return None
+
+
+def _change(change: dict[str, Any], decimals: int, better: int) -> str:
+    color = ""
+    if change["significant"] and better:
+        color = " class='good'" if change["value"] * better > 0 else " class='bad'"
+    return f"<small{color}>{_signed(change, decimals)}</small>"
+
+
+def _signed(change: dict[str, Any], decimals: int = 5) -> str:
+    if change["value"] is None:
+        return "–"
+    text = f"{change['value']:+.{decimals}f}"
+    if change["low"] is not None and change["high"] is not None:
+        text += f" ({change['low']:+.{decimals}f} … {change['high']:+.{decimals}f})"
+    return text.replace("-", "−")
+
+
+def _number(value: float | None, decimals: int) -> str:
+    return "–" if value is None else f"{value:.{decimals}f}"

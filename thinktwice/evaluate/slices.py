@@ -1,0 +1,49 @@
+"""Groups of test rows that may behave unlike the rest: unseen users and items, and rows by how well their values are supported."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from thinktwice.data.encoded import EncodedRows
+from thinktwice.data.training_set import TrainingSet
+from thinktwice.testtime.reliability import Reliability
+
+MIN_ROWS = 50  # a smaller slice says nothing
+
+
+def cold_start(data: TrainingSet, test: pl.DataFrame) -> dict[str, np.ndarray]:
+    """Masks [R] of the test rows with an unseen user, an unseen item, and neither."""
+    out: dict[str, np.ndarray] = {}
+    warm = np.ones(test.height, bool)
+    train = data.rows("train")
+    for entity in ("user", "item"):
+        key = data.schema.key_of(entity)  # type: ignore[arg-type]
+        if key is None:
+            continue
+        seen = test[key].is_in(train[key].unique().implode()).fill_null(False).to_numpy()
+        out[f"cold {entity}"] = ~seen
+        warm &= seen
+    if out:
+        out["seen user and item" if len(out) == 2 else f"seen {next(iter(out)).removeprefix('cold ')}"] = warm
+    return {name: mask for name, mask in out.items() if mask.sum() >= MIN_ROWS}
+
+
+def support_deciles(reliability: Reliability, rows: EncodedRows) -> list[tuple[str, np.ndarray]]:
+    """Rows by the smallest training count among their unprotected values, in up to ten groups, least supported first.
+
+    Equal counts stay together, so that there may be fewer groups.
+    """
+    if len(reliability.open_fields) == 0 or len(rows) == 0:
+        return []
+    least = reliability.counts_of(rows.ids)[:, reliability.open_fields].min(axis=1)
+    bounds = np.unique(np.quantile(least, np.linspace(0, 1, 11)[1:-1], method="lower"))
+    group = np.searchsorted(bounds, least, side="right")
+    out = []
+    for g in np.unique(group):
+        mask = group == g
+        low, high = least[mask].min(), least[mask].max()
+        name = f"{low:,.0f}" if round(low) == round(high) else f"{low:,.0f}–{high:,.0f}"
+        if mask.sum() >= MIN_ROWS:
+            out.append((name, mask))
+    return out
