@@ -1,0 +1,116 @@
+"""Proof on a sample that no feature of a row looks at or past the row's own instant.
+
+Statistics and sequences of sampled rows are computed again from the rows themselves, by brute force and by their
+definition alone, and compared with what the join delivered.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from thinktwice.data.statistics import DAY_US, PRIOR_VIEWS
+from thinktwice.errors import FeatureStoreError
+from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, LogSchema
+
+SAMPLE_ROWS = 40
+TOLERANCE = 1e-9  # sums of a few products in another order
+
+Ints = npt.NDArray[np.int64]
+
+
+def assert_no_leak(table: pa.Table, schema: LogSchema, *, sample_rows: int = SAMPLE_ROWS, seed: int = 0) -> int:
+    """Recompute the statistics and sequences of a sample of rows and compare; returns the number of values compared.
+
+    Args:
+        table: training rows as :func:`feature_repo.retrieve.training_set` returns them, all rows of the log.
+
+    Raises:
+        FeatureStoreError: a value differs from what was known strictly before its row.
+    """
+    times = _integers(table[EVENT_TIME].cast(pa.int64()))
+    labels = _integers(table[LABEL].cast(pa.int64()))
+    picked = np.sort(np.random.default_rng(seed).permutation(len(times))[:sample_rows])
+    compared = 0
+    for entity in schema.statistics.entities if schema.statistics else ():
+        names = schema.statistic_names(entity)
+        windows = schema.statistics.windows_days if schema.statistics else ()
+        first_day, views, clicks = _daily(times, labels)
+        for row, before in _rows_of_same(table, schema.key_of(entity), picked):
+            expected = (
+                _statistics(
+                    times[before] // DAY_US, labels[before], times[row] // DAY_US, windows, first_day, views, clicks
+                )
+                if before is not None
+                else None
+            )
+            for number, name in enumerate(names):
+                _compare(table, row, name, None if expected is None else expected[number])
+                compared += 1
+    for sequence in schema.sequences:
+        for row, same in _rows_of_same(table, schema.key_of("user"), picked):
+            wanted: list[str] = []
+            if same is not None:
+                events = [
+                    (int(times[i]), table[ROW_ID][int(i)].as_py(), table[sequence.of][int(i)].as_py())
+                    for i in same
+                    if times[i] < times[row] and (labels[i] == 1 or not sequence.clicks_only)
+                ]
+                wanted = [v for _, _, v in sorted(e for e in events if e[2] is not None)][::-1][: sequence.length]
+            _compare(table, row, sequence.name, wanted)
+            compared += 1
+    return compared
+
+
+def _integers(column: pa.ChunkedArray) -> Ints:
+    return np.asarray(column.to_numpy(), dtype=np.int64)
+
+
+def _daily(times: Ints, labels: Ints) -> tuple[int, Ints, Ints]:
+    """First day, and impressions and clicks of the whole log per day from there on, cumulated up to the day before."""
+    days = times // DAY_US
+    first = int(days.min())
+    views = np.bincount(days - first)
+    clicks = np.bincount(days - first, weights=labels).astype(np.int64)
+    return first, np.r_[0, np.cumsum(views)], np.r_[0, np.cumsum(clicks)]
+
+
+def _rows_of_same(table: pa.Table, key: str | None, picked: Ints) -> list[tuple[int, Ints | None]]:
+    """For each picked row: all rows with the same key, or None when the row has no key."""
+    codes = table[key].combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    wanted = np.flatnonzero(np.isin(codes, codes[picked]))
+    of_wanted = codes[wanted]
+    return [(int(r), wanted[of_wanted == codes[r]] if codes[r] >= 0 else None) for r in picked]
+
+
+def _statistics(
+    days: Ints, labels: Ints, today: int, windows: tuple[int, ...], first_day: int, all_views: Ints, all_clicks: Ints
+) -> list[float] | None:
+    """The statistics of an entity with events on ``days`` as they stood at the last change up to ``today``."""
+    changes = np.concatenate([days + 1, *(days + w + 1 for w in windows if w)])
+    changes = changes[changes <= today]
+    if not len(changes):
+        return None
+    at = int(changes.max())
+    upto = min(at - first_day, len(all_views) - 1)
+    prior = float(all_clicks[upto]) / float(all_views[upto])
+    out: list[float] = []
+    for window in windows:
+        inside = (days < at) & (days >= at - window) if window else days < at
+        views, clicks = int(inside.sum()), int(labels[inside].sum())
+        out += [float(np.log2(1 + views)), (clicks + PRIOR_VIEWS * prior) / (views + PRIOR_VIEWS)]
+    return out
+
+
+def _compare(table: pa.Table, row: int, name: str, expected: float | list[str] | None) -> None:
+    got = table[name][row].as_py()
+    if isinstance(expected, float) and isinstance(got, float):
+        same = abs(expected - got) <= TOLERANCE * max(1.0, abs(expected))
+    else:
+        same = (got or None) == (expected or None)
+    if not same:
+        raise FeatureStoreError(
+            f"feature {name!r} of row {table[ROW_ID][row].as_py()} is {got!r}, but what was known strictly before the row "
+            f"gives {expected!r}: the feature looks into the future or lags behind, materialize again"
+        )

@@ -1,0 +1,144 @@
+"""Point-in-time training rows: every clean row with the features that were valid at its instant.
+
+The join is Feast's own ``get_historical_features`` on its DuckDB store. Feast's join pairs a row with *every* earlier
+change point of its user and item before it keeps the newest, which grows with the square of an entity's activity. So
+each chunk of rows gets a private copy of the tables in which an entity is cut into short segments of its time line
+(:mod:`feature_repo.segments`); the answer is the same and the pairs grow linearly.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from feature_repo.leaks import assert_no_leak
+from feature_repo.segments import SEGMENT_ROWS, write_chunk
+from feature_repo.store import DATA, FeatureStoreInfo, open_store, point_sources, quiet, read_info
+from feature_repo.tables_engine import feast_engine
+from thinktwice.data.feature_tables import CLEAN_FILE, EVENT_TIMESTAMP, TableSpec, table_specs
+from thinktwice.data.query import engine
+from thinktwice.errors import DataError, FeatureStoreError, RowsLost
+from thinktwice.progress import note, track
+from thinktwice.schema import ROW_ID, LogSchema, load_schema
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+CHUNK_ROWS = 100_000  # rows joined at a time; bounds memory
+COLUMN_TYPES = {
+    "string": pa.string(),
+    "number": pa.float64(),
+    "strings": pa.list_(pa.string()),
+    "vector": pa.list_(pa.float32()),
+}
+
+
+def training_set(clean_dir: Path | str, store_dir: Path | str) -> pa.Table:
+    """The clean rows in their order, with every model field as it was known at the instant of the row.
+
+    All columns of the clean log stay, except that fields of users and items come from the feature store. A row whose
+    user or item had no value yet gets nulls.
+
+    Raises:
+        RowsLost: the join dropped, added or repeated a row.
+        FeatureStoreError: the store was built for another schema, or a feature of it looks into the future.
+        DataError: the clean log is missing or empty.
+    """
+    clean_dir, store_dir = Path(clean_dir), Path(store_dir)
+    schema = load_schema(clean_dir / "schema.yaml")
+    info = read_info(store_dir)
+    specs = table_specs(schema)
+    _check_fits(info, specs, schema, store_dir)
+    clean_path = clean_dir / CLEAN_FILE
+    if not clean_path.is_file():
+        raise DataError(f"clean log {clean_path} does not exist: run the validation step first")
+    clean = pq.read_table(clean_path)
+    if not clean.num_rows:
+        raise DataError(f"clean log {clean_path} holds no rows: every row was quarantined or the source is empty")
+    if not specs:
+        return clean
+    kinds = {name: COLUMN_TYPES[kind] for spec in specs for name, kind in spec.columns}
+    chunks = [
+        pa.table({name: chunk[name].cast(kind) for name, kind in kinds.items()})
+        for chunk in _joined_chunks(clean, store_dir, info, specs)
+    ]
+    features = pa.concat_tables(chunks)
+    table = clean
+    for name in kinds:
+        if name in table.column_names:
+            table = table.set_column(table.column_names.index(name), name, features[name])
+        else:
+            table = table.append_column(name, features[name])
+    assert_no_leak(table, schema)
+    note("build_training_set", f"{table.num_rows:,} rows with {len(kinds)} point-in-time features")
+    return table
+
+
+def _check_fits(info: FeatureStoreInfo, specs: tuple[TableSpec, ...], schema: LogSchema, store_dir: Path) -> None:
+    expected = [(s.name, s.key, s.features) for s in specs]
+    found = [(v.name, v.join_key, v.features) for v in info.views]
+    if expected != found:
+        raise FeatureStoreError(
+            f"feature store {store_dir} was built for other fields than the schema {schema.name!r} describes: materialize again"
+        )
+
+
+def _joined_chunks(
+    clean: pa.Table, store_dir: Path, info: FeatureStoreInfo, specs: tuple[TableSpec, ...]
+) -> Iterator[pa.Table]:
+    """Yield the joined rows chunk by chunk, each in the order of the clean rows."""
+    keys = list(info.join_keys.values())
+    rows = clean.select([ROW_ID, "event_time", *keys])
+    starts = range(0, rows.num_rows, CHUNK_ROWS)
+    with tempfile.TemporaryDirectory(prefix="thinktwice-join-") as name:
+        workspace = Path(name)
+        for file in ("feature_store.yaml", "registry.db"):
+            shutil.copy(store_dir / file, workspace / file)
+        with open_store(workspace) as store, engine(workspace) as connection, quiet():
+            point_sources(store, workspace / DATA)
+            for start in track(starts, stage="build_training_set", total=len(starts), label="point-in-time join"):
+                chunk = rows.slice(start, CHUNK_ROWS)
+                segmented = write_chunk(connection, chunk, specs, store_dir / DATA, workspace / DATA, SEGMENT_ROWS)
+                with feast_engine(workspace):
+                    joined = point_in_time(store, info.feature_service, segmented)
+                yield in_order(chunk[ROW_ID], joined)
+
+
+def point_in_time(store: FeatureStore, feature_service: str, rows: pa.Table) -> pa.Table:
+    """Feast's historical features of ``rows`` (row_id, event_timestamp, join keys), in whatever order Feast returns."""
+    service = store.get_feature_service(feature_service)
+    job = store.get_historical_features(entity_df=rows.to_pandas(), features=service, filter_by_created_timestamp=True)
+    return job.to_arrow()
+
+
+def in_order(row_ids: pa.ChunkedArray, joined: pa.Table) -> pa.Table:
+    """The rows of ``joined`` in the order of ``row_ids``, after proof that they are the same rows.
+
+    Raises:
+        RowsLost: a row is missing, new or repeated.
+    """
+    if joined.num_rows != len(row_ids):
+        raise RowsLost(
+            f"the point-in-time join returned {joined.num_rows} of {len(row_ids)} rows: "
+            "use the duckdb offline store (the file store keeps one row per user and instant)"
+        )
+    order = pc.index_in(row_ids, value_set=joined[ROW_ID])
+    # As many rows and none missing: then none is repeated, unless the clean rows themselves repeat one.
+    missing = row_ids.filter(order.is_null())
+    if len(missing):
+        raise RowsLost(f"the point-in-time join lost {len(missing)} rows, the first is row_id {missing[0].as_py()!r}")
+    if pc.count_distinct(order).as_py() != len(row_ids):
+        raise RowsLost("the clean log repeats a row_id, so joined rows cannot be told apart: ingest the source again")
+    return joined.take(order)
+
+
+def entity_rows(chunk: pa.Table) -> pa.Table:
+    """Rows (row_id, event_time, keys) as Feast's entity rows."""
+    return chunk.rename_columns([EVENT_TIMESTAMP if c == "event_time" else c for c in chunk.column_names])

@@ -1,0 +1,259 @@
+"""The feature store of one model version, as a folder that can be moved: tables, registry, online store, description.
+
+The folder is built aside and renamed when it is complete and its online answers equal its tables. A predictor that
+holds the folder of before keeps its own registry and is never refused while the next one is filled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from feature_repo.definitions import define, project_name
+from feature_repo.readback import compare_online
+from thinktwice.data.feature_tables import FeatureTables, build_feature_tables, table_specs
+from thinktwice.errors import FeatureStoreError
+from thinktwice.files import atomic_dir, read_json, write_json
+from thinktwice.progress import note
+from thinktwice.schema import LogSchema, load_schema
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+INFO_FILE = "feature_store.json"
+SCHEMA_FILE = "schema.yaml"
+DATA = "data"
+FORMAT = 1
+#: Where the online Redis lives when no address is given; also read by Feast itself whenever it opens the folder.
+REDIS_VARIABLE = "THINKTWICE_REDIS_ADDRESS"
+WRITE_BATCH = 10_000  # rows per online write; without it Feast builds one message per cell of the whole table at once
+
+OnlineKind = Literal["sqlite", "redis"]
+
+
+@dataclass(frozen=True)
+class ViewInfo:
+    """One feature view as a reader needs it."""
+
+    name: str
+    entity: str
+    join_key: str
+    features: tuple[str, ...]
+    rows: int  # change points in its table
+
+
+@dataclass(frozen=True)
+class FeatureStoreInfo:
+    """The content of ``feature_store.json``. ``feature_service`` is empty for a log without users and items."""
+
+    format: int
+    feature_service: str
+    project: str
+    model_version: str
+    schema_name: str
+    online_store: OnlineKind
+    join_keys: dict[str, str]  # entity -> key column
+    views: tuple[ViewInfo, ...]
+    start: str  # ISO 8601 UTC, the materialized range
+    end: str
+    compared_values: int  # online values that were read back and found equal to the tables
+
+
+def build(
+    clean_dir: Path | str,
+    out_dir: Path | str,
+    *,
+    model_version: str,
+    online: OnlineKind = "sqlite",
+    redis_address: str = "",
+) -> FeatureStoreInfo:
+    """Write the feature tables of a clean log, apply the Feast objects, fill the online store and read it back.
+
+    Args:
+        clean_dir: clean log with its schema.
+        out_dir: folder to write; an existing one is replaced when the new one is complete.
+        model_version: names the feature service.
+        online: ``sqlite`` (a file in the folder) or ``redis``.
+        redis_address: ``host:port`` of the Redis; empty takes it from ``THINKTWICE_REDIS_ADDRESS``, at every opening.
+
+    Raises:
+        FeatureStoreError: no Redis there, or the online store answers other values than the tables hold.
+        DataError: the clean log is missing or empty.
+    """
+    clean_dir = Path(clean_dir)
+    schema = load_schema(clean_dir / SCHEMA_FILE)
+    if online == "redis":
+        _check_redis(redis_address or os.environ.get(REDIS_VARIABLE, ""))
+    with atomic_dir(out_dir) as folder:
+        tables = build_feature_tables(clean_dir, folder / DATA, schema)
+        (folder / SCHEMA_FILE).write_text(schema.to_yaml(), encoding="utf-8")
+        compared = 0
+        service = ""
+        if tables.specs:
+            write_config(folder, project_name(schema, model_version), online, redis_address)
+            service, compared = _apply_and_materialize(folder, schema, model_version, tables)
+        info = FeatureStoreInfo(
+            format=FORMAT,
+            feature_service=service,
+            project=project_name(schema, model_version),
+            model_version=model_version,
+            schema_name=schema.name,
+            online_store=online,
+            join_keys={spec.entity: spec.key for spec in tables.specs},
+            views=tuple(ViewInfo(s.name, s.entity, s.key, s.features, tables.rows[s.name]) for s in tables.specs),
+            start=tables.start.isoformat(),
+            end=tables.end.isoformat(),
+            compared_values=compared,
+        )
+        write_json(folder / INFO_FILE, asdict(info))
+    return info
+
+
+def read_info(store_dir: Path | str) -> FeatureStoreInfo:
+    """Read ``feature_store.json``.
+
+    Raises:
+        FeatureStoreError: the folder is no feature store, or one of another format.
+    """
+    path = Path(store_dir) / INFO_FILE
+    if not path.is_file():
+        raise FeatureStoreError(f"{store_dir} is no feature store (no {INFO_FILE}): run the materialize step first")
+    value: dict[str, Any] = read_json(path)
+    if value.get("format") != FORMAT:
+        raise FeatureStoreError(
+            f"{path} has format {value.get('format')!r}, this version reads {FORMAT}: materialize again"
+        )
+    views = tuple(ViewInfo(**{**v, "features": tuple(v["features"])}) for v in value.pop("views"))
+    return FeatureStoreInfo(views=views, **value)
+
+
+def write_config(folder: Path, project: str, online: OnlineKind, redis_address: str) -> None:
+    """Write ``feature_store.yaml``; every path in it is relative to the folder."""
+    stores: dict[OnlineKind, dict[str, Any]] = {
+        "sqlite": {"type": "sqlite", "path": "online.db"},
+        # Feast expands environment variables when it reads the file, so an address or password need not stand in it.
+        "redis": {"type": "redis", "connection_string": redis_address or f"${{{REDIS_VARIABLE}}}"},
+    }
+    config = {
+        "project": project,
+        "provider": "local",
+        # The folder never changes once it is in place, so a reader never reads the registry twice (0 = keep forever).
+        "registry": {
+            "registry_type": "file",
+            "path": "registry.db",
+            "cache_ttl_seconds": 0,
+            # Since 0.64 Feast refuses online reads of a view that is being filled, unless told otherwise.
+            "serve_features_while_materializing": True,
+        },
+        "offline_store": {"type": "duckdb"},
+        "online_store": stores[online],
+        "materialization": {"online_write_batch_size": WRITE_BATCH},
+        "entity_key_serialization_version": 3,
+        "auth": {"type": "no_auth"},
+    }
+    (folder / "feature_store.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def open_store(folder: Path) -> Iterator[FeatureStore]:
+    """Open the Feast store of a folder; its online connection is closed at the end."""
+    from feast import FeatureStore
+
+    store = FeatureStore(repo_path=str(folder))
+    try:
+        yield store
+    finally:
+        online = store._get_provider().online_store  # type: ignore[attr-defined]
+        connection = getattr(online, "_conn", None)
+        if connection is not None:
+            connection.close()
+            online._conn = None
+
+
+def point_sources(store: FeatureStore, data_dir: PurePosixPath | Path) -> None:
+    """Let every feature view of an opened store read its table in ``data_dir``.
+
+    The registry of a folder names its tables relative to the folder, so that it can be moved. Feast's DuckDB store
+    resolves such a path against the current directory, so whoever reads tables points the sources of his copy.
+    """
+    for view in store.list_feature_views():
+        source = view.batch_source
+        if source is None:
+            raise FeatureStoreError(f"feature view {view.name} has no table: materialize again")
+        source.file_options.uri = str(data_dir / f"{view.name}.parquet")  # type: ignore[attr-defined]
+        store.registry.apply_data_source(source, store.project, commit=False)
+        store.registry.apply_feature_view(view, store.project, commit=False)
+    store.registry.commit()
+    store.refresh_registry()
+
+
+def _apply_and_materialize(
+    folder: Path, schema: LogSchema, model_version: str, tables: FeatureTables
+) -> tuple[str, int]:
+    """Returns the name of the feature service and how many online values were compared with the tables."""
+    definitions = define(schema, model_version, folder / DATA)
+    assert definitions.service is not None
+    with open_store(folder) as store, quiet():
+        store.apply(definitions.objects())
+        for number, view in enumerate(definitions.views):
+            note("materialize", f"online: {view.name} ({number + 1} of {len(definitions.views)})")
+            store.materialize(tables.start, tables.end, feature_views=[view.name])
+        point_sources(store, PurePosixPath(DATA))
+    # What a predictor will do: open the folder anew and read through the service.
+    with open_store(folder) as store, quiet():
+        compared = sum(compare_online(store, spec, folder / DATA, tables.end) for spec in table_specs(schema))
+        store.get_feature_service(definitions.service.name)
+    return definitions.service.name, compared
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Feast prints tables and bars; our progress goes through :mod:`thinktwice.progress`."""
+    level = logging.getLogger("feast").level
+    logging.getLogger("feast").setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.getLogger("feast").setLevel(level)
+
+
+def _check_redis(address: str) -> None:
+    """Raise a clear error before any work when there is no Redis at ``address``."""
+    import redis
+
+    if not address:
+        raise FeatureStoreError(f"the online store redis needs an address: give redis_address or set {REDIS_VARIABLE}")
+    place = address.split(",")[0]
+    host, _, port = place.rpartition(":")
+    if not host or not port.isdigit():
+        raise FeatureStoreError(f"redis address {place!r} is not host:port, for example 127.0.0.1:6379")
+    options = dict(part.split("=", 1) for part in address.split(",")[1:] if "=" in part)
+    client = redis.Redis(
+        host=host,
+        port=int(port),
+        password=options.get("password"),
+        username=options.get("username"),
+        ssl=options.get("ssl", "").lower() == "true",
+        socket_connect_timeout=5,
+    )
+    try:
+        client.ping()
+    except redis.RedisError as error:
+        raise FeatureStoreError(f"no Redis answers at {place} ({error}): start it or correct the address") from error
+    finally:
+        client.close()
+
+
+def parse_time(text: str) -> datetime:
+    """An instant of ``feature_store.json``."""
+    return datetime.fromisoformat(text)

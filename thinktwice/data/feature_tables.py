@@ -1,0 +1,165 @@
+"""Feature tables of a clean log: what was known about each user and item, and from when on.
+
+Every table is a parquet file of change points: one row says that from ``event_timestamp`` on (until the next row of the
+same key) the features of that key have these values. Which tables exist and which columns they hold follows from the
+schema alone (:func:`table_specs`); the feature store is built from the same list.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Literal
+
+import duckdb
+import pyarrow.parquet as pq
+
+from thinktwice.data.query import engine, literal, quoted, source
+from thinktwice.data.sequences import write_sequences
+from thinktwice.data.statistics import DAY_US, write_statistics
+from thinktwice.errors import DataError
+from thinktwice.progress import note, track
+from thinktwice.schema import EVENT_TIME, ROW_ID, LogSchema
+
+CLEAN_FILE = "clean.parquet"
+EVENT_TIMESTAMP = "event_timestamp"
+CREATED_TIMESTAMP = "created_timestamp"
+
+TableKind = Literal["attributes", "statistics", "sequences"]
+ColumnKind = Literal["string", "number", "strings", "vector"]
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """One feature table: its key column and its feature columns with their kinds, in model order."""
+
+    name: str
+    kind: TableKind
+    entity: Literal["user", "item"]
+    key: str
+    columns: tuple[tuple[str, ColumnKind], ...]
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.columns)
+
+
+@dataclass(frozen=True)
+class FeatureTables:
+    """What was written: the tables, their row counts, and the time range ``[start, end]`` of their rows.
+
+    ``end`` is the midnight (UTC) that closes the last day of the log: the moment at which every statistic of the log
+    is final, and therefore the moment as of which an online store is filled.
+    """
+
+    specs: tuple[TableSpec, ...]
+    rows: dict[str, int]
+    start: datetime
+    end: datetime
+
+
+def table_specs(schema: LogSchema) -> tuple[TableSpec, ...]:
+    """The feature tables of a log with this schema; empty for a log without users and items."""
+    specs: list[TableSpec] = []
+    fields = schema.model_fields_in_order()
+    column_kinds: dict[str, ColumnKind] = {
+        "categorical": "string",
+        "numeric": "number",
+        "sequence": "strings",
+        "vector": "vector",
+    }
+    origins: tuple[tuple[TableKind, tuple[str, ...]], ...] = (
+        ("attributes", ("attribute", "vector")),
+        ("statistics", ("statistic",)),
+        ("sequences", ("sequence",)),
+    )
+    entities: tuple[Literal["user", "item"], ...] = ("user", "item")
+    for kind, wanted in origins:
+        for entity in entities:
+            key = schema.key_of(entity)
+            columns = tuple((f.name, column_kinds[f.kind]) for f in fields if f.entity == entity and f.origin in wanted)
+            if key is not None and columns:
+                specs.append(TableSpec(name=f"{entity}_{kind}", kind=kind, entity=entity, key=key, columns=columns))
+    return tuple(specs)
+
+
+def build_feature_tables(clean_dir: Path | str, out_dir: Path | str, schema: LogSchema) -> FeatureTables:
+    """Write ``<out_dir>/<table>.parquet`` for every table of ``schema`` from ``<clean_dir>/clean.parquet``.
+
+    Memory stays below about 2 GB whatever the size of the log. The output is the same, byte for byte in its values,
+    for the same rows.
+
+    Raises:
+        DataError: the clean log is missing, unreadable or empty.
+        ResourceError: no space left.
+    """
+    clean = Path(clean_dir) / CLEAN_FILE
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    specs = table_specs(schema)
+    rows: dict[str, int] = {}
+    with engine(out) as connection:
+        start_us, end_us = _time_range(connection, clean)
+        for spec in track(specs, stage="materialize", total=len(specs), label="feature tables"):
+            target = out / f"{spec.name}.parquet"
+            if spec.kind == "attributes":
+                _write_attributes(connection, clean, spec, target)
+            elif spec.kind == "statistics":
+                write_statistics(connection, clean, schema, spec.entity, end_us, target)
+            else:
+                write_sequences(connection, clean, schema, target)
+            rows[spec.name] = pq.read_metadata(target).num_rows
+    note("materialize", f"{sum(rows.values()):,} change points in {len(rows)} tables")
+    return FeatureTables(specs=specs, rows=rows, start=from_microseconds(start_us), end=from_microseconds(end_us))
+
+
+def from_microseconds(microseconds: int) -> datetime:
+    """An instant from microseconds since 1970, exact."""
+    return datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(microseconds=microseconds)
+
+
+def _time_range(connection: duckdb.DuckDBPyConnection, clean: Path) -> tuple[int, int]:
+    """First instant of the log and the midnight after its last one, in microseconds."""
+    if not clean.exists():
+        raise DataError(f"clean log {clean} does not exist: run the validation step first")
+    try:
+        answer = connection.execute(
+            f"SELECT min(epoch_us({EVENT_TIME})), max(epoch_us({EVENT_TIME})) FROM {source(clean)}"
+        ).fetchone()
+    except (duckdb.InvalidInputException, duckdb.BinderException, duckdb.IOException) as error:
+        raise DataError(
+            f"clean log {clean} cannot be read ({str(error).splitlines()[0]}): validate the log again"
+        ) from error
+    if answer is None or answer[0] is None:
+        raise DataError(f"clean log {clean} holds no rows: every row was quarantined or the source is empty")
+    first, last = answer
+    return int(first), (int(last) // DAY_US + 1) * DAY_US
+
+
+def _write_attributes(connection: duckdb.DuckDBPyConnection, clean: Path, spec: TableSpec, target: Path) -> None:
+    """Write one row per change of an entity's attributes, valid from the impression that first carries them.
+
+    Attributes are known when the impression happens and count nothing, so they are valid at that instant itself. Two
+    impressions of one entity at the same instant with different attributes: the later ``row_id`` wins.
+    """
+    key = quoted(spec.key)
+    columns = ", ".join(quoted(c) for c in spec.features)
+    # Only a hash of the attributes goes through the sort; vectors would make it as large as the log.
+    connection.execute(f"""
+        COPY (
+            WITH seen AS (
+                SELECT {key} AS key, {EVENT_TIME} AS instant, max({ROW_ID}) AS {ROW_ID},
+                       arg_max(hash({columns}), {ROW_ID}) AS content
+                FROM {source(clean)} WHERE {key} IS NOT NULL GROUP BY ALL
+            ),
+            changed AS (
+                SELECT {ROW_ID} FROM seen
+                QUALIFY content IS DISTINCT FROM lag(content) OVER (PARTITION BY key ORDER BY instant)
+                     OR row_number() OVER (PARTITION BY key ORDER BY instant) = 1
+            )
+            SELECT {key}, {EVENT_TIME} AS {EVENT_TIMESTAMP}, {EVENT_TIME} AS {CREATED_TIMESTAMP}, {columns}
+            FROM {source(clean)} SEMI JOIN changed USING ({ROW_ID})
+            ORDER BY {EVENT_TIMESTAMP}, {key}
+        ) TO {literal(str(target))} (FORMAT parquet, COMPRESSION zstd)
+    """)
