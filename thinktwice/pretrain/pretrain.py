@@ -1,0 +1,185 @@
+"""Generative pre-training by absorbing discrete diffusion over the fields and the label of an impression."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from thinktwice.data.encoded import Batch, EncodedRows, count_values
+from thinktwice.data.training_set import load_training_set
+from thinktwice.files import atomic_dir, write_json
+from thinktwice.models import FieldSpace, ModelInfo, build_backbone, write_model
+from thinktwice.models.backbone import BackboneConfig
+from thinktwice.pretrain.config import PretrainConfig
+from thinktwice.pretrain.corrupt import corrupt
+from thinktwice.pretrain.denoiser import HIDDEN_LABEL, Denoiser
+from thinktwice.progress import note, track
+from thinktwice.train.loader import BlockLoader
+from thinktwice.train.optimizer import TableAdam
+from thinktwice.train.recipes import Recipe
+
+STAGE = "pretrain"
+TRAINING_FILE = "training.json"
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Loss of one batch: the sum to minimise, per target the mean loss in nats (NaN: nothing masked), the label's loss."""
+
+    total: Tensor
+    fields: dict[str, float]
+    label: float
+
+
+def denoising_loss(model: Denoiser, batch: Batch, label: Tensor, generator: torch.Generator) -> Losses:
+    """Corrupt a batch and score the restoration of every masked element."""
+    fields, config = model.backbone.fields, model.config
+    keep, token = corrupt(label, fields.num_fields, config.label_hidden, generator)
+    hidden = model.hidden(model.backbone.embed(batch), keep, token)
+    unseen = token == HIDDEN_LABEL
+    label_loss = torch.zeros(())
+    if unseen.any():
+        label_loss = F.binary_cross_entropy_with_logits(model.backbone.head(hidden)[unseen], label[unseen])
+    predicted = model.predictions(hidden)
+    terms: dict[str, Tensor] = {}
+    for place, name in enumerate(fields.names):
+        masked = keep[:, place] == 0
+        if name in fields.vectors:
+            term = _vector_loss(model, fields.vectors.index(name), hidden, batch.vectors[name], masked)
+        else:
+            column, target = _targets(fields, place, name, batch, generator)
+            known = masked & (target > 0)
+            if not known.any():
+                continue
+            values = target[known]
+            candidates = None if model.small[column] else _candidates(values, config.negatives, generator)
+            term = model.field_loss(column, predicted[known, place], values, candidates).mean()
+        if term is not None:
+            terms[name] = term
+    total = config.label_weight * label_loss
+    if terms:
+        total = total + torch.stack(list(terms.values())).sum() / fields.num_fields
+    return Losses(total, {k: float(v.detach()) for k, v in terms.items()}, float(label_loss.detach()))
+
+
+def _targets(fields: FieldSpace, place: int, name: str, batch: Batch, generator: torch.Generator) -> tuple[int, Tensor]:
+    """Column whose vocabulary a field is restored in, and the local value [B] to restore (0: none)."""
+    if place < len(fields.num_values):
+        return place, batch.ids[:, place]
+    sequence = batch.sequences[name]
+    length = (sequence != 0).sum(dim=1)
+    pick = (torch.rand(len(sequence), generator=generator) * length).long()  # one behaviour of each row
+    return fields.columns.index(fields.sequence_of[fields.sequences.index(name)]), sequence.gather(1, pick[:, None])[
+        :, 0
+    ]
+
+
+def _candidates(values: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """At most ``most`` different values of the batch."""
+    unique = values.unique()
+    return unique if len(unique) <= most else unique[torch.randperm(len(unique), generator=generator)[:most]]
+
+
+def _vector_loss(model: Denoiser, index: int, hidden: Tensor, vector: Tensor, masked: Tensor) -> Tensor | None:
+    known = masked & ~vector.isnan().any(dim=1)
+    if not known.any():
+        return None
+    return (1.0 - F.cosine_similarity(model.vector_heads[index](hidden[known]), vector[known], dim=-1)).mean()
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pre-trained backbone with its curve: per look the epoch, the label's loss and every field's loss."""
+
+    denoiser: Denoiser
+    curve: list[dict[str, Any]]
+    unigram: dict[str, float]  # entropy of each column's values in train, in nats
+
+
+def unigram_entropy(rows: EncodedRows, fields: FieldSpace) -> dict[str, float]:
+    """Entropy of the values of each column, unknown left out, in nats: what a model without context can reach."""
+    out = {}
+    for c, (name, size) in enumerate(zip(fields.columns, fields.num_values, strict=True)):
+        counts = np.bincount(rows.ids[:, c], minlength=size)[1:].astype(np.float64)
+        share = counts[counts > 0] / max(counts.sum(), 1.0)
+        out[name] = float(-(share * np.log(share)).sum())
+    return out
+
+
+def log_shares(rows: EncodedRows, fields: FieldSpace) -> Tensor:
+    """Log of each value's share of the rows of its field [sum(num_values)]; unseen values count as half a row."""
+    counts = count_values(rows.ids, fields.num_values).astype(np.float64)
+    return torch.from_numpy(np.log(np.maximum(counts, 0.5) / max(len(rows), 1)).astype(np.float32))
+
+
+def fit(
+    train: EncodedRows, fields: FieldSpace, backbone: BackboneConfig, config: PretrainConfig, *, seed: int = 0
+) -> Pretrained:
+    """Pre-train in memory."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Denoiser(build_backbone(backbone, fields, seed=seed), config, log_shares(train, fields))
+        optimizer = _DenoiserAdam(model, config)
+        rows = BlockLoader(train)
+        generator = torch.Generator().manual_seed(seed)
+        batches = rows.shuffled(config.batch_size, generator)
+        per_epoch = max(1, len(rows) // min(config.batch_size, len(rows)))
+        steps = math.ceil(config.epochs * per_epoch)
+        look = max(1, steps // 10)
+        curve: list[dict[str, Any]] = []
+        window: list[Losses] = []
+        model.train()
+        for step in track(range(1, steps + 1), stage=STAGE, total=steps, label="steps"):
+            index = next(batches)
+            losses = denoising_loss(model, rows.batch(index), rows.label[index], generator)
+            optimizer.step(losses.total)
+            window.append(losses)
+            if step % look == 0 or step == steps:
+                curve.append({"epoch": step / per_epoch} | _mean(window))
+                window = []
+    model.backbone.sparse_gradients = False
+    return Pretrained(model.eval(), curve, unigram_entropy(train, fields))
+
+
+class _DenoiserAdam(TableAdam):
+    """The backbone's optimizer, with the heads among the dense parameters."""
+
+    def __init__(self, model: Denoiser, config: PretrainConfig) -> None:
+        super().__init__(model.backbone, rate=config.rate, table_l2=config.table_l2, sparse_rows=config.sparse_rows)
+        own = [p for name, p in model.named_parameters() if not name.startswith("backbone.") and p.numel()]
+        self.optimizers[0].add_param_group({"params": own, "weight_decay": 0.0})
+
+
+def _mean(window: list[Losses]) -> dict[str, Any]:
+    names = sorted({name for one in window for name in one.fields})
+    fields = {name: float(np.mean([one.fields[name] for one in window if name in one.fields])) for name in names}
+    return {"label": float(np.mean([one.label for one in window])), "fields": fields}
+
+
+def pretrain(training_set_dir: Path | str, out_dir: Path | str, recipe: Recipe, *, seed: int = 0) -> dict[str, Any]:
+    """Pre-train on the train part of a training set and write a model folder; returns its ``training.json``."""
+    data = load_training_set(training_set_dir)
+    fields = FieldSpace.of(data.schema, data.encoder)
+    train = data.part("train")
+    done = fit(train, fields, recipe.model, recipe.pretrain, seed=seed)
+    record = {
+        "seed": seed,
+        "torch": torch.__version__,
+        "curve": done.curve,
+        "unigram_entropy": done.unigram,
+        "config": recipe.pretrain.model_dump(mode="json"),
+        "rows": {"train": len(train)},
+    }
+    provenance = {"schema": data.schema.name, "train_window": list(data.train_window), "seed": seed}
+    with atomic_dir(out_dir) as folder:
+        write_model(folder, done.denoiser.backbone, ModelInfo(stage="pretrained", provenance=provenance))
+        write_json(folder / TRAINING_FILE, record)
+    note(STAGE, f"label loss {done.curve[-1]['label']:.4f} with half of the sample hidden")
+    return record

@@ -1,0 +1,37 @@
+"""Settings of fine-tuning."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Augmentation = Literal["none", "mask_block"]
+
+
+class FinetuneConfig(BaseModel):
+    """How a model is trained on clicks.
+
+    ``table_l2`` and ``augmentations`` are the candidates. Each trains for ``trial_epochs`` under the whole rate schedule,
+    shrunk to that length; the candidate with the best validation logloss then trains from the start for ``epochs``.
+    The rate rises over the first ``warmup`` of the steps and falls linearly to nothing, which takes the place of waiting
+    for a plateau; the weights kept are those of the best look at validation, wherever in the run it was.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_size: int = Field(default=1024, ge=1)
+    rate: float = Field(default=4e-3, gt=0)  # the highest of the schedule
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    table_l2: tuple[float, ...] = Field(default=(3e-4, 1e-3, 3e-3), min_length=1)
+    augmentations: tuple[Augmentation, ...] = Field(default=("none", "mask_block"), min_length=1)
+    trial_epochs: float = Field(default=1.0, gt=0)
+    epochs: float = Field(default=4.0, gt=0)
+    checks_per_epoch: int = Field(default=2, ge=1)  # looks at validation
+    unknown_share: float = Field(default=0.01, ge=0, le=0.5)  # values replaced by unknown, so that unknown is learned
+    blocks: int = Field(default=10, ge=2)  # mask_block: blocks of equal rows the train window is cut into
+    skipped_blocks: int = Field(default=3, ge=1)  # mask_block: first blocks, where everything looks new, are left alone
+    masked_rows: float = Field(default=0.25, gt=0, le=1)  # mask_block: share of rows that are masked
+    masked_fields: float = Field(default=0.3, gt=0, le=1)  # mask_block: at most this share of a row's fields
+    kappa: float = Field(default=20.0, gt=0)  # mask_block: reliability of a value seen c times is c / (c + kappa)
+    sparse_rows: int = Field(default=200_000, ge=1)  # tables of at least so many rows update only the rows of a batch

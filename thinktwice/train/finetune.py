@@ -1,0 +1,133 @@
+"""From a training set to a click model: tuned on validation, calibrated, written with the record of its training."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from thinktwice.data.encoded import EncodedRows
+from thinktwice.data.training_set import load_training_set
+from thinktwice.errors import DataError
+from thinktwice.files import atomic_dir, write_json
+from thinktwice.models import Backbone, Calibration, FieldSpace, ModelInfo, build_backbone, load_model, write_model
+from thinktwice.models.backbone import BackboneConfig
+from thinktwice.progress import note
+from thinktwice.train.augment import Augmenter
+from thinktwice.train.config import FinetuneConfig
+from thinktwice.train.loader import BlockLoader
+from thinktwice.train.measure import auc, fit_calibration, logits_of, logloss
+from thinktwice.train.recipes import Recipe
+from thinktwice.train.run import Look
+from thinktwice.train.tune import STAGE, Candidate, Trial, tune
+
+TRAINING_FILE = "training.json"
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A trained model and how it came about."""
+
+    model: Backbone
+    calibration: Calibration
+    chosen: Candidate
+    trials: list[Trial]
+    curve: list[Look]
+    epochs: float  # trained until the weights that were kept
+    valid_logloss: float  # calibrated
+    valid_auc: float
+
+
+def fit(
+    train: EncodedRows,
+    valid: EncodedRows,
+    fields: FieldSpace,
+    backbone: BackboneConfig,
+    config: FinetuneConfig,
+    *,
+    seed: int = 0,
+    start_from: Backbone | None = None,
+) -> Finetuned:
+    """Train, tune and calibrate a model in memory; ``start_from`` gives all its initial weights."""
+    train_rows, valid_rows = BlockLoader(train), BlockLoader(valid)
+    augmenters = {kind: Augmenter(kind, train, fields, config) for kind in config.augmentations}
+    if start_from is not None:
+        backbone = start_from.config
+
+    def start() -> Backbone:
+        model = build_backbone(backbone, fields, seed=seed)
+        if start_from is not None:
+            model.load_state_dict(start_from.state_dict())
+        return model
+
+    label = "pre-trained, " if start_from is not None else "plain, "
+    tuned = tune(config, start, augmenters, train_rows, valid_rows, seed=seed, label=label)
+    logit, truth = logits_of(tuned.model, valid_rows), valid.label
+    calibration = fit_calibration(logit, truth)
+    calibrated = calibration.a * logit.astype(np.float64) + calibration.b
+    return Finetuned(
+        tuned.model,
+        calibration,
+        tuned.chosen,
+        tuned.trials,
+        tuned.trained.curve,
+        tuned.trained.best.epoch,
+        logloss(calibrated, truth),
+        auc(logit, truth),
+    )
+
+
+def finetune(
+    training_set_dir: Path | str,
+    out_dir: Path | str,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    init_dir: Path | str | None = None,
+) -> dict[str, Any]:
+    """Fine-tune on a training set folder and write a model folder; returns the content of its ``training.json``.
+
+    With ``init_dir`` (a pre-trained model folder) all parameters start from there and the architecture is taken from it.
+
+    Raises:
+        DataError: the pre-trained model was built on another training set.
+    """
+    data = load_training_set(training_set_dir)
+    fields = FieldSpace.of(data.schema, data.encoder)
+    start_from = None
+    if init_dir is not None:
+        start_from, _ = load_model(init_dir)
+        if start_from.fields != fields:
+            raise DataError(
+                f"pre-trained model {init_dir} knows other fields or vocabularies than {training_set_dir}: "
+                "pre-train on the same training set"
+            )
+    train, valid = data.part("train"), data.part("valid")
+    done = fit(train, valid, fields, recipe.model, recipe.finetune, seed=seed, start_from=start_from)
+    record = {
+        "init": "pretrained" if init_dir is not None else "random",
+        "seed": seed,
+        "torch": torch.__version__,
+        "chosen": asdict(done.chosen) | {"epochs": done.epochs},
+        "trials": [asdict(t) for t in done.trials],
+        "curve": [asdict(c) for c in done.curve],
+        "valid": {"logloss": done.valid_logloss, "auc": done.valid_auc},
+        "config": recipe.finetune.model_dump(mode="json"),
+        "rows": {"train": len(train), "valid": len(valid)},
+    }
+    provenance = {
+        "schema": data.schema.name,
+        "train_window": list(data.train_window),
+        "seed": seed,
+        "init": record["init"],
+        "chosen": record["chosen"],
+    }
+    info = ModelInfo(stage="finetuned", calibration=done.calibration, provenance=provenance)
+    with atomic_dir(out_dir) as folder:
+        write_model(folder, done.model, info)
+        write_json(folder / TRAINING_FILE, record)
+    note(STAGE, f"valid AUC {done.valid_auc:.4f}, L2 {done.chosen.table_l2:g}, {done.chosen.augmentation}")
+    return record

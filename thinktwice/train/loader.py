@@ -1,0 +1,44 @@
+"""Batches of a training part without any work per row: tensors are sliced by index, in an order fixed by the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from thinktwice.data.encoded import Batch, EncodedRows
+
+
+class BlockLoader:
+    """The rows of one part as tensors; ids stay integers of full width."""
+
+    def __init__(self, rows: EncodedRows) -> None:
+        self.ids = torch.from_numpy(rows.ids)
+        self.sequences = {k: torch.from_numpy(v) for k, v in rows.sequences.items()}
+        self.vectors = {k: torch.from_numpy(v) for k, v in rows.vectors.items()}
+        self.label = torch.from_numpy(rows.label)
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def batch(self, index: Tensor | slice) -> Batch:
+        """The rows at ``index`` as model input."""
+        return Batch(
+            self.ids[index].long(),
+            {k: v[index].long() for k, v in self.sequences.items()},
+            {k: v[index] for k, v in self.vectors.items()},
+        )
+
+    def in_order(self, size: int) -> Iterator[Batch]:
+        """All rows in their order."""
+        for start in range(0, len(self), size):
+            yield self.batch(slice(start, start + size))
+
+    def shuffled(self, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Endless epochs: row numbers [size] in random order; the short rest of an epoch is left out."""
+        size = min(size, len(self))
+        while True:
+            order = torch.randperm(len(self), generator=generator)
+            for start in range(0, len(self) - size + 1, size):
+                yield order[start : start + size]

@@ -1,0 +1,64 @@
+"""Logits of a whole part, its logloss and AUC, and the calibration fitted on them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from scipy.special import expit
+from scipy.stats import rankdata
+
+from thinktwice.models.backbone import Backbone
+from thinktwice.models.store import Calibration
+from thinktwice.train.loader import BlockLoader
+
+EVALUATION_BATCH = 8192
+
+
+def logits_of(model: Backbone, rows: BlockLoader) -> np.ndarray:
+    """Logits [R] float32 of all rows, in evaluation mode."""
+    training = model.training
+    model.eval()
+    with torch.inference_mode():
+        parts = [model(batch).numpy() for batch in rows.in_order(EVALUATION_BATCH)]
+    model.train(training)
+    return np.concatenate(parts)
+
+
+def logloss(logit: np.ndarray, label: np.ndarray) -> float:
+    """Mean negative log-likelihood of 0/1 labels under logits."""
+    z = logit.astype(np.float64)
+    return float(np.mean(np.logaddexp(0.0, z) - label * z))
+
+
+def auc(logit: np.ndarray, label: np.ndarray) -> float:
+    """Area under the ROC curve; ties count half, one class alone gives 0.5."""
+    positive = label > 0.5
+    ones = int(positive.sum())
+    zeros = len(label) - ones
+    if ones == 0 or zeros == 0:
+        return 0.5
+    ranks = rankdata(logit)
+    return float((ranks[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
+
+
+def fit_calibration(logit: np.ndarray, label: np.ndarray) -> Calibration:
+    """Slope and offset of p = sigmoid(a z + b) that minimise logloss (Platt); the slope stays positive.
+
+    Labels of one class, or a fit that does not lower the logloss, give the identity.
+    """
+    z, y = logit.astype(np.float64), label.astype(np.float64)
+    if y.min() == y.max():
+        return Calibration()
+
+    def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        a = np.exp(theta[0])
+        s = a * z + theta[1]
+        error = expit(s) - y
+        value = np.mean(np.logaddexp(0.0, s) - y * s)
+        return float(value), np.array([np.mean(error * z) * a, np.mean(error)])
+
+    found = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", bounds=[(-3.0, 3.0), (-10.0, 10.0)])
+    if not found.fun < loss(np.zeros(2))[0]:
+        return Calibration()
+    return Calibration(a=float(np.exp(found.x[0])), b=float(found.x[1]))

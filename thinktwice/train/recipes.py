@@ -1,0 +1,65 @@
+"""Named sets of settings, one function each: what a pipeline run calls by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pydantic import BaseModel, ConfigDict
+
+from thinktwice.errors import PipelineError
+from thinktwice.models.backbone import BackboneConfig
+from thinktwice.pretrain.config import PretrainConfig
+from thinktwice.testtime.config import FitConfig
+from thinktwice.train.config import FinetuneConfig
+
+
+class Recipe(BaseModel):
+    """All settings of one training, each owned by the part it configures."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: BackboneConfig = BackboneConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    testtime: FitConfig = FitConfig()
+
+
+def default() -> Recipe:
+    """For a log of unknown size: two architectures' common middle ground, a short grid."""
+    return Recipe()
+
+
+def ml_1m() -> Recipe:
+    """MovieLens-1M on two cores in a few minutes."""
+    return Recipe()
+
+
+def ml_100k() -> Recipe:
+    """MovieLens-100K on two cores in under half a minute."""
+    return Recipe(
+        pretrain=PretrainConfig(batch_size=1024, epochs=2),
+        finetune=FinetuneConfig(batch_size=1024, table_l2=(1e-3, 1e-2)),
+    )
+
+
+def tiny() -> Recipe:
+    """For tests: seconds on a few thousand rows; the result is a working model, not a good one."""
+    return Recipe(
+        model=BackboneConfig(dim=4, hidden=(16,)),
+        pretrain=PretrainConfig(batch_size=256, epochs=1.0),
+        finetune=FinetuneConfig(batch_size=256, table_l2=(1e-3,), augmentations=("none",), epochs=2.0),
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"default": default, "ml-1m": ml_1m, "ml-100k": ml_100k, "tiny": tiny}
+
+
+def get(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        PipelineError: there is none; the message lists those there are.
+    """
+    if name not in RECIPES:
+        raise PipelineError(f"recipe {name!r} is unknown: choose one of {', '.join(RECIPES)}")
+    return RECIPES[name]()

@@ -1,0 +1,98 @@
+"""One training run under a rate schedule of fixed length; what tuning compares and what it ends with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from thinktwice.data.encoded import Batch
+from thinktwice.models.backbone import Backbone
+from thinktwice.train.augment import Augmenter
+from thinktwice.train.config import FinetuneConfig
+from thinktwice.train.loader import BlockLoader
+from thinktwice.train.measure import auc, logits_of, logloss
+from thinktwice.train.optimizer import TableAdam
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at validation during training."""
+
+    epoch: float
+    train_logloss: float
+    valid_logloss: float
+    valid_auc: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The looks of a run; the model holds the weights of ``best``."""
+
+    curve: list[Look]
+    best: Look
+
+
+def rate_factor(done: float, warmup: float) -> float:
+    """Share of the highest rate after ``done`` (0..1) of the steps: linear up during ``warmup``, then linear down to 0."""
+    rise = min(1.0, done / warmup) if warmup else 1.0
+    return rise * (1.0 - done)
+
+
+def train(
+    model: Backbone,
+    augmenter: Augmenter,
+    rows: BlockLoader,
+    valid: BlockLoader,
+    config: FinetuneConfig,
+    *,
+    table_l2: float,
+    epochs: float,
+    seed: int,
+    on_look: Callable[[Look], None] = lambda look: None,
+) -> Trained:
+    """Train ``model`` in place and leave it with its best weights, in evaluation mode.
+
+    The same arguments give the same weights to the last bit on the same machine and number of threads.
+    """
+    size = min(config.batch_size, len(rows))
+    per_epoch = max(1, len(rows) // size)
+    steps = max(1, math.ceil(epochs * per_epoch))
+    between = max(1, math.ceil(per_epoch / config.checks_per_epoch))
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = TableAdam(model, rate=config.rate, table_l2=table_l2, sparse_rows=config.sparse_rows)
+    curve: list[Look] = []
+    best: tuple[Look, dict[str, Tensor]] | None = None
+    total, since = torch.zeros(()), 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # dropout draws from the global generator
+        model.train()
+        for step, index in zip(range(1, steps + 1), rows.shuffled(size, generator), strict=False):
+            optimizer.set_rate(config.rate * rate_factor((step - 0.5) / steps, config.warmup))
+            batch = rows.batch(index)
+            ids = augmenter(batch.ids, index, generator)
+            logit = model(Batch(ids, batch.sequences, batch.vectors))
+            loss = F.binary_cross_entropy_with_logits(logit, rows.label[index])
+            optimizer.step(loss)
+            total, since = total + loss.detach(), since + 1
+            if step % between == 0 or step == steps:
+                look = _look(model, valid, step / per_epoch, float(total) / since)
+                total, since = torch.zeros(()), 0
+                curve.append(look)
+                if best is None or look.valid_logloss < best[0].valid_logloss:
+                    best = look, {name: value.detach().clone() for name, value in model.state_dict().items()}
+                on_look(look)
+    assert best is not None
+    model.load_state_dict(best[1])
+    model.sparse_gradients = False
+    model.eval()
+    return Trained(curve, best[0])
+
+
+def _look(model: Backbone, valid: BlockLoader, epoch: float, train_logloss: float) -> Look:
+    logit, label = logits_of(model, valid), valid.label.numpy()
+    return Look(epoch, train_logloss, logloss(logit, label), auc(logit, label))

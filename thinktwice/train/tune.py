@@ -1,0 +1,83 @@
+"""Choose table L2 and augmentation on validation: every candidate in a short run, then the best in a full one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from thinktwice.models.backbone import Backbone
+from thinktwice.progress import track
+from thinktwice.train.augment import Augmenter
+from thinktwice.train.config import Augmentation, FinetuneConfig
+from thinktwice.train.loader import BlockLoader
+from thinktwice.train.run import Look, Trained, train
+
+STAGE = "finetune"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    table_l2: float
+    augmentation: Augmentation
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one candidate reached in its short run."""
+
+    candidate: Candidate
+    best: Look
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class Tuned:
+    model: Backbone
+    trained: Trained
+    chosen: Candidate
+    trials: list[Trial]  # empty when there was nothing to choose
+
+
+def tune(
+    config: FinetuneConfig,
+    start: Callable[[], Backbone],
+    augmenters: dict[Augmentation, Augmenter],
+    rows: BlockLoader,
+    valid: BlockLoader,
+    *,
+    seed: int,
+    label: str = "",
+) -> Tuned:
+    """Try all pairs of L2 and augmentation for ``trial_epochs``, then train the best one from ``start`` for ``epochs``."""
+
+    def run(candidate: Candidate, epochs: float, what: str) -> tuple[Backbone, Trained]:
+        model = start()
+        looks = math.ceil(epochs * config.checks_per_epoch)
+        seen = iter(track(range(looks + 1), stage=STAGE, total=looks, label=label + what))
+        next(seen)
+
+        def on_look(look: Look) -> None:
+            next(seen, None)
+
+        trained = train(
+            model,
+            augmenters[candidate.augmentation],
+            rows,
+            valid,
+            config,
+            table_l2=candidate.table_l2,
+            epochs=epochs,
+            seed=seed,
+            on_look=on_look,
+        )
+        return model, trained
+
+    candidates = [Candidate(l2, kind) for kind in config.augmentations for l2 in config.table_l2]
+    best: dict[Candidate, Look] = {}
+    if len(candidates) > 1:
+        for number, candidate in enumerate(candidates, 1):
+            best[candidate] = run(candidate, config.trial_epochs, f"trial {number}/{len(candidates)}")[1].best
+    chosen = min(candidates, key=lambda c: best[c].valid_logloss) if best else candidates[0]
+    model, trained = run(chosen, config.epochs, "best candidate")
+    return Tuned(model, trained, chosen, [Trial(c, look, c == chosen) for c, look in best.items()])
