@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 FONT = "font-family:inherit;font-size:12px"
 GRID, INK, FAINT = "#e6e8ec", "#30343b", "#7a818c"
@@ -178,7 +179,7 @@ def _text(x: float, y: float, text: str, anchor: str, color: str, extra: str = "
 
 
 def _number(value: float, ticks: Sequence[float]) -> str:
-    step = min((b - a for a, b in zip(ticks, ticks[1:], strict=False)), default=1.0)
+    step = min((b - a for a, b in pairwise(ticks)), default=1.0)
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     if abs(round(step, decimals) - step) > 1e-9 * max(step, 1e-12):
         decimals += 1  # steps of 2.5

@@ -101,7 +101,7 @@ def evaluate(
         "test_time": test_time.report,
         "novelty": test_time.report["novelty"],
         "operating_point": operating_point(test.label, best.probability, data.info["parts"]["train"]["click_rate"]),
-        "data": _data_facts(data),
+        "data": data_facts(data),
         "curves": {
             name: curve
             for name, folder in (("plain", plain_dir), ("pretrained", pretrained_dir))
@@ -129,11 +129,18 @@ def _test_time_column(trunk: str, model: tuple[Backbone, ModelInfo], test_time: 
     base = Engine(model[0], test_time.reliability, TestTimeConfig(importance=config.importance), model[1].calibration)
     scored = engine.finish(raw_rows(engine, test))
     ratio = wall_ratio(engine, base, test) if config.mode != "off" else 1.0
-    label = f"{TRUNK_WORDS[trunk]} + {config.mode}" if config.mode != "off" else f"{TRUNK_WORDS[trunk]}, nothing to add"
-    return Column("test_time", label, scored.logit, scored.probability, 1 + scored.path_rows / len(test), ratio)
+    label = (
+        f"{TRUNK_WORDS[trunk]} + {test_time.report['best_name']}"
+        if config.mode != "off"
+        else f"{TRUNK_WORDS[trunk]}, nothing to add"
+    )
+    return Column(
+        "test_time", label, scored.logit, scored.probability, 1 + scored.path_rows / len(test), round(ratio, 2)
+    )
 
 
-def _data_facts(data: TrainingSet) -> dict[str, Any]:
+def data_facts(data: TrainingSet) -> dict[str, Any]:
+    """Schema name, split, and size, click rate and window of every part."""
     parts = data.info["parts"]
     return {
         "schema": data.schema.name,

@@ -25,16 +25,17 @@ def verdict_lines(content: dict[str, Any]) -> list[str]:
     tail = "" if shipped == "test_time" else ", without test-time work"
     lines = [f"The {labels[shipped]} model ships{tail}: on {content['rows']:,} test rows {quality}."]
     if "pretrained" in labels:
-        lines.append(_compared(content, "pretrained", "plain", "Pre-training"))
+        lines.append(compared(content, "pretrained", "plain", "Pre-training"))
     lines.append(content["test_time"]["sentence"])
     if content["test_time"]["best"] is not None:
         trunk = content["trunk"]
-        name = labels["test_time"].split(" + ")[-1]
-        lines.append(_compared(content, "test_time", trunk, f"On the test rows the best test-time candidate ({name})"))
+        name = content["test_time"]["best_name"]
+        lines.append(compared(content, "test_time", trunk, f"On the test rows the best test-time candidate ({name})"))
     return lines
 
 
-def _compared(content: dict[str, Any], column: str, against: str, subject: str) -> str:
+def compared(content: dict[str, Any], column: str, against: str, subject: str) -> str:
+    """How one column differs from another in AUC and logloss, as a sentence that starts with ``subject``."""
     words = []
     for metric, better in (("auc", 1), ("logloss", -1)):
         found = difference(content, column, against, metric)

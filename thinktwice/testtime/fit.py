@@ -110,7 +110,7 @@ def fit_mode(
     fit, later = valid.take(np.arange(half)), valid.take(np.arange(half, len(valid)))
     importance = field_importance(model, reliability, fit)
     off = TestTimeConfig(importance=importance)
-    report: dict[str, Any] = {"mode": "off", "accepted": False, "candidates": [], "best": None}
+    report: dict[str, Any] = {"mode": "off", "accepted": False, "candidates": [], "best": None, "best_name": None}
     report["rows"] = {"fit": len(fit), "accept": len(later)}
     usable = half >= MIN_HALF and all(part.label.min() != part.label.max() for part in (fit, later))
     if not usable or len(reliability.open_fields) == 0:
@@ -135,6 +135,7 @@ def fit_mode(
         "accepted": bool(accepted),
         "candidates": [v.to_json() for v in verdicts],
         "best": best.candidate.config.model_dump(mode="json") if best is not None else None,
+        "best_name": best.candidate.name if best is not None else None,
         "off": {"logloss": logloss(later.label, plain_later), "auc": auc(later.label, plain_later)},
         "sentence": sentence(best, len(later)),
     }

@@ -1,0 +1,1 @@
+"""Steps that decide what ships: fit the test-time engine, evaluate, bless."""

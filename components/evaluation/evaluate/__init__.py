@@ -1,0 +1,5 @@
+"""The pipeline step `evaluate`."""
+
+from components.evaluation.evaluate.component import evaluate
+
+__all__ = ["evaluate"]

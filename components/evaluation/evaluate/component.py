@@ -1,0 +1,52 @@
+"""Pipeline step ``evaluate``: compare the models on test rows and write the candidate bundle."""
+
+from kfp.dsl import HTML, Artifact, ClassificationMetrics, Dataset, Input, Metrics, Model, Output
+
+from components.step import step
+
+
+@step
+def evaluate(
+    training_set: Input[Dataset],
+    plain: Input[Model],
+    pretrained: Input[Model],
+    test_time: Input[Artifact],
+    snapshot_id: str,
+    model_version: str,
+    code_version: str,
+    bundle: Output[Model],
+    report: Output[HTML],
+    metrics: Output[Metrics],
+    classification: Output[ClassificationMetrics],
+) -> None:
+    """Plain, pre-trained and test-time scores on the same rows; the bundle holds what validation chose."""
+    import shutil
+    import tempfile
+
+    from thinktwice.evaluate.compare import evaluate as compare
+    from thinktwice.evaluate.package import write_candidate
+
+    with tempfile.TemporaryDirectory() as folder:
+        result = compare(training_set.path, plain.path, pretrained.path, test_time.path, f"{folder}/evaluation")
+        write_candidate(
+            bundle.path,
+            evaluation=result,
+            evaluation_dir=f"{folder}/evaluation",
+            training_set_dir=training_set.path,
+            model_dirs={"plain": plain.path, "pretrained": pretrained.path},
+            test_time_dir=test_time.path,
+            snapshot_id=snapshot_id,
+            model_version=model_version,
+            package_version=code_version,
+        )
+        shutil.copyfile(f"{folder}/evaluation/report.html", report.path)
+    bundle.metadata.update(model_version=model_version, trunk=result.trunk, verdict=result.verdict)
+    for column in result.content["columns"]:
+        for name, value in column["metrics"].items():
+            if value is not None:
+                metrics.log_metric(f"{column['key']}_{name}", value)
+    point = result.content["operating_point"]
+    metrics.log_metric("confusion_threshold", point["threshold"])
+    classification.log_confusion_matrix(["no click", "click"], point["confusion"])
+    if point["roc"]:
+        classification.log_roc_curve(*(list(axis) for axis in zip(*point["roc"], strict=True)))

@@ -1,0 +1,29 @@
+"""Pipeline step ``fit_test_time``: choose the trunk and the test-time configuration on validation rows."""
+
+from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
+
+from components.step import step
+
+
+@step
+def fit_test_time(
+    training_set: Input[Dataset],
+    plain: Input[Model],
+    pretrained: Input[Model],
+    recipe: str,
+    code_version: str,
+    test_time: Output[Artifact],
+    metrics: Output[Metrics],
+) -> None:
+    """Fit on the earlier half of validation, accept on the later half; ``off`` ships when nothing proves a gain."""
+    from thinktwice.testtime.fit import fit_test_time as fit
+    from thinktwice.train import recipes
+
+    found = fit(training_set.path, plain.path, pretrained.path, test_time.path, recipes.get(recipe).testtime)
+    test_time.metadata.update(mode=found.config.mode, trunk=found.trunk, sentence=found.sentence)
+    metrics.log_metric("test_time_work_ships", float(found.config.mode != "off"))
+    metrics.log_metric("pretrained_trunk_ships", float(found.trunk == "pretrained"))
+    for candidate in found.report["candidates"]:
+        name = candidate["name"].replace(", ", "_")
+        metrics.log_metric(f"logloss_change_{name}", candidate["change"]["value"])
+        metrics.log_metric(f"passes_{name}", candidate["passes"])

@@ -1,0 +1,156 @@
+"""May a new bundle take the champion's place? Both score the same raw test rows, each from its own bundle.
+
+A verdict never fails the run: it says yes or no with its reasons. Only a broken check (a damaged bundle) is an error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from thinktwice.bundle import Bundle, load_bundle
+from thinktwice.data.training_set import load_training_set
+from thinktwice.evaluate.from_bundle import misfit, score_bundle
+from thinktwice.evaluate.measure import Column, column_metrics, interval_json
+from thinktwice.evaluate.significance import (
+    Interval,
+    auc_interval,
+    bootstrap_differences,
+    clusters_of,
+    paired_auc,
+)
+from thinktwice.files import atomic_dir, write_json
+from thinktwice.progress import note
+
+BLESSING_FILE = "blessing.json"
+STAGE = "bless"
+ECE_LIMIT = 0.10  # a first model that misses the click rate by more is not served
+ECE_RISE = 0.01  # nor a new one that misses it by so much more than the champion, beyond chance
+
+
+@dataclass(frozen=True)
+class Blessing:
+    """A verdict. ``reasons`` are sentences; ``content`` is what ``blessing.json`` holds."""
+
+    blessed: bool
+    reasons: list[str]
+    content: dict[str, Any]
+
+
+def bless(
+    training_set_dir: Path | str, bundle_dir: Path | str, champion_dir: Path | str | None, out_dir: Path | str
+) -> Blessing:
+    """Judge a bundle on the test rows of its training set, against the champion if there is one.
+
+    Without a champion it must order rows better than chance. Against a champion it must not be significantly worse in AUC
+    or logloss. In both cases its probabilities must be usable. A champion that cannot read these rows (another schema)
+    is no opponent: the candidate is then judged alone, and the reasons say so.
+
+    Raises:
+        DataError: the training set is missing or damaged.
+        BundleError: a bundle is damaged.
+    """
+    data = load_training_set(training_set_dir)
+    rows = data.rows("test")
+    candidate = load_bundle(bundle_dir)
+    mine, encoded = score_bundle(candidate, rows, key="candidate", label="candidate")
+    label, cluster = encoded.label.astype(np.float64), clusters_of(encoded.user)
+    content: dict[str, Any] = {
+        "format": 1,
+        "bundle_hash": candidate.hash,
+        "model_version": candidate.manifest.model_version,
+        "rows": len(label),
+        "candidate": column_metrics(label, mine, cluster, None),
+    }
+    better, reasons = _better_than_chance(label, mine, cluster)
+    good = better
+    champion = _opponent(champion_dir, rows)
+    if isinstance(champion, str):
+        reasons.append(champion)
+        sound, why = _sound_alone(content["candidate"]["ece"])
+    else:
+        theirs, _ = score_bundle(champion, rows, key="champion", label="champion")
+        changes = _changes(label, theirs, mine, cluster)
+        content["champion"] = {
+            "bundle_hash": champion.hash,
+            "model_version": champion.manifest.model_version,
+            "metrics": column_metrics(label, theirs, cluster, None),
+        }
+        content["changes"] = {name: interval_json(value) for name, value in changes.items()}
+        sound, why = _against_champion(changes, same=champion.hash == candidate.hash)
+    blessed = good and sound
+    reasons += why
+    content |= {"blessed": blessed, "reasons": reasons}
+    with atomic_dir(out_dir) as folder:
+        write_json(folder / BLESSING_FILE, content)
+    note(STAGE, f"{'blessed' if blessed else 'not blessed'}: {reasons[-1]}")
+    return Blessing(blessed, reasons, content)
+
+
+def _opponent(champion_dir: Path | str | None, rows: pl.DataFrame) -> Bundle | str:
+    """The champion's bundle, or the sentence that says why there is no opponent."""
+    if champion_dir is None or not Path(champion_dir).is_dir():
+        return "there is no champion yet, so the model is judged alone"
+    champion = load_bundle(champion_dir)
+    reason = misfit(champion, rows)
+    if reason:
+        return (
+            f"the champion {champion.manifest.model_version} (schema {champion.manifest.schema_name}) cannot be compared: "
+            f"{reason}; the model is judged alone"
+        )
+    return champion
+
+
+def _better_than_chance(label: np.ndarray, mine: Column, cluster: np.ndarray) -> tuple[bool, list[str]]:
+    if label.min() == label.max():
+        return False, [f"all {len(label)} test rows have the same label, so nothing can be judged"]
+    found = auc_interval(label, mine.logit, cluster)
+    shown = f"AUC {found.value:.4f} (95 % interval {found.low:.4f} to {found.high:.4f}) on {len(label):,} test rows"
+    if found.low > 0.5:
+        return True, [f"it orders rows better than chance: {shown}"]
+    return False, [f"it does not order rows better than chance: {shown}"]
+
+
+def _sound_alone(ece: float | None) -> tuple[bool, list[str]]:
+    if ece is None or ece > ECE_LIMIT:
+        return False, [f"its probabilities are off by {ece} on average (ECE), more than the limit {ECE_LIMIT}"]
+    return True, [f"its probabilities are off by {ece:.4f} on average (ECE), within the limit {ECE_LIMIT}"]
+
+
+def _changes(label: np.ndarray, theirs: Column, mine: Column, cluster: np.ndarray) -> dict[str, Interval]:
+    """Candidate minus champion, paired on the same rows."""
+    pair = ("champion", "candidate")
+    columns = {"champion": theirs, "candidate": mine}
+    boot = bootstrap_differences(
+        label,
+        {k: c.logit for k, c in columns.items()},
+        {k: c.probability for k, c in columns.items()},
+        cluster,
+        [pair],
+    )[pair]
+    return {"auc": paired_auc(label, theirs.logit, mine.logit, cluster), **boot}
+
+
+def _against_champion(changes: dict[str, Interval], *, same: bool) -> tuple[bool, list[str]]:
+    if same:
+        return True, ["it is the champion's own bundle"]
+    worse = []
+    auc, logloss, ece = changes["auc"], changes["logloss"], changes["ece"]
+    if auc.high < 0:
+        worse.append(f"it orders rows worse than the champion: AUC {_shown(auc)}")
+    if logloss.low > 0:
+        worse.append(f"its logloss is worse than the champion's: {_shown(logloss)}")
+    if ece.value > ECE_RISE and ece.low > 0:
+        worse.append(f"its probabilities are further off than the champion's: ECE {_shown(ece)}")
+    if worse:
+        return False, worse
+    verb = "better than" if auc.low > 0 or logloss.high < 0 else "not significantly worse than"
+    return True, [f"it is {verb} the champion on the same rows: AUC {_shown(auc)}, logloss {_shown(logloss)}"]
+
+
+def _shown(change: Interval) -> str:
+    return f"{change.value:+.4f} (95 % interval {change.low:+.4f} to {change.high:+.4f})"

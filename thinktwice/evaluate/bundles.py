@@ -1,0 +1,75 @@
+"""Evaluate finished bundles on the test rows of a training set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thinktwice.bundle import Bundle, load_bundle
+from thinktwice.data.training_set import load_training_set
+from thinktwice.evaluate import slices
+from thinktwice.evaluate.compare import EVALUATION_FILE, REPORT_FILE, data_facts
+from thinktwice.evaluate.from_bundle import score_bundle
+from thinktwice.evaluate.measure import measure
+from thinktwice.evaluate.report import render
+from thinktwice.evaluate.verdict import compared
+from thinktwice.files import atomic_dir, write_json
+
+
+def evaluate_bundles(
+    bundle_dir: Path | str,
+    training_set_dir: Path | str,
+    against_dir: Path | str | None = None,
+    out_dir: Path | str | None = None,
+) -> dict[str, Any]:
+    """The content of an evaluation of one bundle, or of one against another; written to ``out_dir`` if that is given.
+
+    Raises:
+        DataError: the training set is missing or damaged.
+        BundleError: a bundle is missing or damaged.
+        SchemaError: the rows do not fit a bundle.
+    """
+    data = load_training_set(training_set_dir)
+    rows = data.rows("test")
+    bundle = load_bundle(bundle_dir)
+    column, encoded = score_bundle(bundle, rows, key="bundle", label=_name(bundle))
+    columns = [column]
+    if against_dir is not None:
+        other = load_bundle(against_dir)
+        columns.insert(0, score_bundle(other, rows, key="against", label=f"against {_name(other)}")[0])
+    content = measure(
+        encoded.label.astype(np.float64),
+        encoded.user,
+        columns,
+        slices.cold_start(data, rows),
+        slices.support_deciles(bundle.engine.reliability, encoded),
+        rows["truth"].to_numpy() if "truth" in rows.columns else None,
+    )
+    auc = content["columns"][-1]["metrics"]["auc"]
+    verdict = [
+        f"Bundle {_name(bundle)}: AUC {auc:.4f} on {len(encoded):,} test rows."
+        if auc is not None
+        else "One label only."
+    ]
+    if against_dir is not None:
+        verdict.append(compared(content, "bundle", "against", "Against the other bundle it"))
+    content |= {
+        "format": 1,
+        "shipped": "bundle",
+        "mode": bundle.engine.config.mode,
+        "test_time": {},
+        "novelty": {part: data.info["parts"][part]["unseen_share"] for part in ("valid", "test")},
+        "data": data_facts(data),
+        "verdict": verdict,
+    }
+    if out_dir is not None:
+        with atomic_dir(out_dir) as folder:
+            write_json(folder / EVALUATION_FILE, content)
+            (folder / REPORT_FILE).write_text(render(content), encoding="utf-8")
+    return content
+
+
+def _name(bundle: Bundle) -> str:
+    return bundle.manifest.model_version

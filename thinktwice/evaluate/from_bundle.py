@@ -1,0 +1,40 @@
+"""Score raw rows with a bundle: encoded by its own encoder, scored by its own engine, as a server would."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from thinktwice.bundle import Bundle
+from thinktwice.data.encoded import EncodedRows
+from thinktwice.errors import SchemaError
+from thinktwice.evaluate.measure import Column
+from thinktwice.testtime.engine import raw_rows
+
+
+def misfit(bundle: Bundle, rows: pl.DataFrame) -> str:
+    """Why the bundle cannot score ``rows``, naming the columns; empty when it can."""
+    missing = [f.name for f in bundle.encoder.fields if f.name not in rows.columns]
+    if missing:
+        return f"the rows lack its columns {', '.join(missing)}"
+    for f in bundle.encoder.fields:
+        found = rows.schema[f.name]
+        nested, number = isinstance(found, (pl.List, pl.Array)), found.is_numeric()
+        if nested != (f.kind in ("sequence", "vector")) or (f.kind == "numeric" and not number):
+            return f"it reads column {f.name} as {f.kind} and the rows hold {found}"
+    return ""
+
+
+def score_bundle(bundle: Bundle, rows: pl.DataFrame, *, key: str, label: str) -> tuple[Column, EncodedRows]:
+    """Scores of ``rows`` as a column of an evaluation, and the rows as the bundle encoded them.
+
+    Raises:
+        SchemaError: the rows do not fit the bundle.
+    """
+    reason = misfit(bundle, rows)
+    if reason:
+        raise SchemaError(
+            f"bundle {bundle.manifest.model_version} cannot score these rows: {reason}; give rows of its schema"
+        )
+    encoded = bundle.encoder.encode_table(rows.to_arrow())
+    scored = bundle.engine.finish(raw_rows(bundle.engine, encoded))
+    return Column(key, label, scored.logit, scored.probability, 1 + scored.path_rows / max(len(encoded), 1)), encoded

@@ -1,0 +1,54 @@
+"""From an evaluation to the candidate bundle: what validation chose, with the report that measured it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from thinktwice.bundle import BundleIdentity, Manifest, write_bundle
+from thinktwice.data.training_set import load_training_set
+from thinktwice.evaluate.compare import Evaluation
+from thinktwice.schema import LogSchema
+
+
+def write_candidate(
+    out_dir: Path | str,
+    *,
+    evaluation: Evaluation,
+    evaluation_dir: Path | str,
+    training_set_dir: Path | str,
+    model_dirs: Mapping[str, Path | str],
+    test_time_dir: Path | str,
+    snapshot_id: str,
+    model_version: str,
+    package_version: str,
+) -> Manifest:
+    """Write the bundle of the chosen trunk (a key of ``model_dirs``). Its date is the end of its data, so that the same
+    inputs give the same identity."""
+    data = load_training_set(training_set_dir)
+    last = data.info["parts"]["test"]["window"][1]
+    identity = BundleIdentity(
+        model_version=model_version,
+        feature_service=feature_service(data.schema, model_version),
+        schema_name=data.schema.name,
+        snapshot_id=snapshot_id,
+        package_version=package_version,
+        created=last,
+        train_window=data.train_window,
+    )
+    return write_bundle(
+        out_dir,
+        training_set_dir=training_set_dir,
+        model_dir=model_dirs[evaluation.trunk],
+        test_time_dir=test_time_dir,
+        evaluation_dir=evaluation_dir,
+        identity=identity,
+    )
+
+
+def feature_service(schema: LogSchema, model_version: str) -> str:
+    """Name of the feature service of a model version; empty for a log without entities, which has no features to look up."""
+    if schema.entities.user is None and schema.entities.item is None:
+        return ""
+    return "ctr_" + re.sub(r"[^0-9A-Za-z]", "_", model_version)
