@@ -102,7 +102,7 @@ def run(
     profile: Annotated[
         ProfileName, typer.Option(help="Where tasks run; only local runs here, the others are compiled for a cluster.")
     ] = ProfileName.local,
-) -> int:
+) -> None:
     """Run the whole pipeline on this machine: read, validate, train, evaluate and deploy if the model is blessed."""
     if profile is not ProfileName.local:
         raise PipelineError(
@@ -132,7 +132,6 @@ def run(
     with terminated_like_interrupted(), StageBoard(console, TITLES) as board:
         result = run_local(arguments, work_dir=work, state_dir=state, on_event=board.feed)
     print_summary(console, result)
-    return 0
 
 
 @app.command("compile")
@@ -144,10 +143,9 @@ def compile_(
         typer.Option("--kubernetes-manifest", help="Write Pipeline and PipelineVersion objects for kubectl apply."),
     ] = False,
     namespace: Annotated[str, typer.Option(help="Namespace of those objects.")] = "kubeflow",
-) -> int:
+) -> None:
     """Compile the pipeline into a file for a Kubeflow Pipelines cluster."""
     from pipelines.compile import compile_pipeline
 
     compile_pipeline(profile.value, out, kubernetes_manifest=kubernetes_manifest, namespace=namespace)
     typer.echo(f"wrote {out}")
-    return 0

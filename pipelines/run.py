@@ -26,6 +26,7 @@ from thinktwice.files import full_disk_named, read_json, write_json
 
 POLL = 0.1  # seconds between two looks at a running pipeline
 LAST_RUN = "last_run.json"
+MAX_REASONS = 3  # of a refusal, in one sentence; the report has them all
 
 Event = dict[str, Any]
 
@@ -224,5 +225,7 @@ def reasons_of(verdict: Path) -> list[str]:
 
 def refusal(verdict: Path, report: Path) -> str:
     """The sentence for a log the validation has refused."""
-    reasons = "; ".join(reasons_of(verdict)) or "see the report"
+    found = reasons_of(verdict)
+    more = f" (and {len(found) - MAX_REASONS} more)" if len(found) > MAX_REASONS else ""
+    reasons = ("; ".join(found[:MAX_REASONS]) or "see the report") + more
     return f"the log was refused by the validation: {reasons}; open {report} and repair the log or its schema"

@@ -37,6 +37,7 @@ class StageBoard:
         self._console = console
         self._titles = titles
         self._running: str | None = None
+        self._begun = False
         self._started = 0.0
         self._notes: list[str] = []
         self._label = ""
@@ -78,7 +79,7 @@ class StageBoard:
             self._sign_of_life(event["at"])
 
     def _open(self, name: str, at: float) -> None:
-        self._running, self._started, self._last_sign = name, at, at
+        self._running, self._started, self._last_sign, self._begun = name, at, at, True
         self._notes, self._label, self._done, self._total = [], "", 0, None
 
     def _close(self, outcome: str, at: float | None = None) -> None:
@@ -115,7 +116,7 @@ class StageBoard:
     def __rich__(self) -> Table | Text:
         """The running stage, for the live display."""
         if self._running is None:
-            return Text("")
+            return Text("" if self._begun else "  starting", style="dim")
         detail = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=self._total, completed=self._done, width=BAR_WIDTH, pulse=self._total is None)
         detail.add_row(bar, Text(self._label, style="dim"))

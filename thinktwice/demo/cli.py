@@ -47,7 +47,7 @@ def demo(
         bool,
         typer.Option("--fresh", help="Forget what earlier demos of this data set computed, and compute all again."),
     ] = False,
-) -> int:
+) -> None:
     """Train on real data, serve the result, ask it for one user's top items and show the answer."""
     began = time.monotonic()
     console = Console(highlight=False)
@@ -59,10 +59,9 @@ def demo(
         console.print(f"[bold]thinktwice demo[/bold] on {dataset.value}; everything it writes is under {work}\n")
         code = _run_pipeline(dataset, work, state)
         if code != 0:
-            return code  # the pipeline has said why on the same terminal
+            raise typer.Exit(code)  # the pipeline has said why on the same terminal
         _serve_and_ask(console, work, state, keep_serving)
     console.print(f"\ndone in {seconds_text(time.monotonic() - began)}")
-    return 0
 
 
 def _run_pipeline(dataset: Dataset, work: Path, state: Path) -> int:

@@ -1,0 +1,38 @@
+"""What a run of the pipeline prints at its end."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from pipelines.run import RunResult, reasons_of
+from thinktwice.console.results import print_results
+from thinktwice.files import read_json
+
+EVALUATION = Path("report") / "evaluation.json"
+
+
+def shown(path: Path) -> str:
+    """The path as short as a reader in this folder can use it."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)
+
+
+def print_summary(console: Console, result: RunResult) -> None:
+    """The results, the blessing with its reasons, and where the reports lie."""
+    print_results(console, read_json(result.bundle / EVALUATION))
+    reasons = "; ".join(reasons_of(result.blessing))
+    if result.blessed:
+        console.print(f"\nBlessed and deployed: {escape(reasons)}", soft_wrap=True)
+    else:
+        console.print(f"\nNot blessed, the champion stays: {escape(reasons)}", soft_wrap=True)
+    for name, path in (
+        ("report of the model", result.report),
+        ("report of the data", result.validation_report),
+        ("log of the run", result.log),
+        ("state to serve from", result.state_dir),
+    ):
+        console.print(f"  {name:<20} {escape(shown(path))}", soft_wrap=True)

@@ -1,0 +1,49 @@
+"""The result of a training run as a table: every model on the same test rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+NOT_DEFINED = "–"
+
+
+def number(value: float | None, form: str = ".4f") -> str:
+    """The number, or a dash where it is not defined."""
+    return NOT_DEFINED if value is None else format(value, form)
+
+
+def result_table(evaluation: dict[str, Any]) -> Table:
+    """Table of the content of an ``evaluation.json``: one row per model, cold-start slices and cost beside the metrics."""
+    cold = [s for s in evaluation["slices"] if s["name"].startswith("cold")]
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("model", no_wrap=True)
+    for name in ("AUC", "logloss"):
+        table.add_column(name, justify="right")
+    for part in cold:
+        table.add_column(f"AUC {part['name']}\n({part['share']:.0%} of rows)", justify="right")
+    table.add_column("cost", justify="right")
+    for column in evaluation["columns"]:
+        ships = column["key"] == evaluation["shipped"]
+        metrics, cost = column["metrics"], column["cost"]
+        table.add_row(
+            f"{'→' if ships else ' '} {escape(column['label'])}",
+            number(metrics["auc"]),
+            number(metrics["logloss"]),
+            *(number(part["columns"][column["key"]]["auc"].get("value")) for part in cold),
+            f"× {cost['wall_ratio']:.2f}",
+            style="bold" if ships else "",
+        )
+    return table
+
+
+def print_results(console: Console, evaluation: dict[str, Any]) -> None:
+    """The table, and what it means in sentences."""
+    console.print(f"\n[bold]{evaluation['rows']:,} test rows[/bold] (→ ships; cost is time per row against one pass)\n")
+    console.print(result_table(evaluation))
+    console.print()
+    for line in evaluation["verdict"]:
+        console.print(escape(line))
