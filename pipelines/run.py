@@ -22,7 +22,7 @@ from thinktwice import progress
 from thinktwice.console.events import EventTail
 from thinktwice.console.processes import python_command, start, stop
 from thinktwice.errors import PipelineError
-from thinktwice.files import full_disk_named, read_json, write_json
+from thinktwice.files import atomic_file, full_disk_named, read_json, write_json
 
 POLL = 0.1  # seconds between two looks at a running pipeline
 LAST_RUN = "last_run.json"
@@ -68,8 +68,8 @@ class RunResult(BaseModel):
     training_set: Path
     bundle: Path
     blessing: Path
-    validation_report: Path
-    report: Path
+    data_report: Path
+    model_report: Path
     state_dir: Path
     log: Path
     tasks: dict[str, TaskResult]
@@ -127,7 +127,7 @@ def run_local(
         result_file = run_dir / "result.json"
         if process.returncode != 0 or not result_file.exists():
             raise PipelineError(why_it_failed(log, result_file))
-        result = _result(read_json(result_file), state_dir, log)
+        result = _result(read_json(result_file), work_dir, state_dir, log)
         write_json(work_dir / LAST_RUN, result.model_dump(mode="json"))
     return result
 
@@ -194,22 +194,30 @@ def why_it_failed(log: Path, result_file: Path) -> str:
     return f"{step} was killed without a word, often for lack of memory: read {log}"
 
 
-def _result(raw: dict[str, Any], state_dir: Path, log: Path) -> RunResult:
+def _result(raw: dict[str, Any], work_dir: Path, state_dir: Path, log: Path) -> RunResult:
     tasks = {name: TaskResult.model_validate(task) for name, task in raw["tasks"].items()}
     checked = tasks["validate"].outputs
+    # KFP names a report without an ending, and a browser shows such a file as text: hand out a copy with one.
+    data_report = _copy(Path(checked["report"]), work_dir / "reports" / "data.html")
     if not checked["Output"]:
-        raise PipelineError(refusal(Path(checked["verdict_file"]), Path(checked["report"])))
+        raise PipelineError(refusal(Path(checked["verdict_file"]), data_report))
     return RunResult(
         blessed=bool(tasks["bless"].outputs["Output"]),
         training_set=Path(tasks["build-training-set"].outputs["training_set"]),
         bundle=Path(tasks["evaluate"].outputs["bundle"]),
         blessing=Path(tasks["bless"].outputs["blessing"]),
-        validation_report=Path(checked["report"]),
-        report=Path(tasks["evaluate"].outputs["report"]),
+        data_report=data_report,
+        model_report=_copy(Path(tasks["evaluate"].outputs["report"]), work_dir / "reports" / "model.html"),
         state_dir=state_dir,
         log=log,
         tasks=tasks,
     )
+
+
+def _copy(source: Path, target: Path) -> Path:
+    with atomic_file(target) as temporary:
+        shutil.copyfile(source, temporary)
+    return target
 
 
 def reasons_of(verdict: Path) -> list[str]:

@@ -30,8 +30,8 @@ def print_summary(console: Console, result: RunResult) -> None:
     else:
         console.print(f"\nNot blessed, the champion stays: {escape(reasons)}", soft_wrap=True)
     for name, path in (
-        ("report of the model", result.report),
-        ("report of the data", result.validation_report),
+        ("report of the model", result.model_report),
+        ("report of the data", result.data_report),
         ("log of the run", result.log),
         ("state to serve from", result.state_dir),
     ):
