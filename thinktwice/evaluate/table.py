@@ -26,7 +26,7 @@ def metrics_table(content: dict[str, Any]) -> Table:
     table = Table(title=f"{content['rows']:,} test rows", title_justify="left", header_style="bold")
     table.add_column("")
     for c in columns:
-        ships = " ✓" if c["key"] == content.get("shipped") and len(columns) > 1 else ""
+        ships = " ✓" if c["key"] == content["shipped"] and "trunk" in content else ""
         table.add_column(c["label"] + ships, justify="right")
     for metric, title, decimals, better in ROWS:
         if columns[0]["metrics"].get(metric) is None:

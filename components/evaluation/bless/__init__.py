@@ -1,4 +1,4 @@
-"""The pipeline step `bless`."""
+"""The step that compares with the champion."""
 
 from components.evaluation.bless.component import bless
 

@@ -1,4 +1,4 @@
-"""The pipeline step `evaluate`."""
+"""The step that measures and packs what ships."""
 
 from components.evaluation.evaluate.component import evaluate
 

@@ -1,4 +1,4 @@
-"""The pipeline step `fit_test_time`."""
+"""The step that decides what ships."""
 
 from components.evaluation.fit_test_time.component import fit_test_time
 
