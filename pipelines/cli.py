@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from thinktwice.errors import PipelineError
 
@@ -114,7 +113,7 @@ def run(
     from pipelines.run import RunArguments, run_local
     from pipelines.summary import print_summary
     from thinktwice.console.processes import terminated_like_interrupted
-    from thinktwice.console.stages import StageBoard
+    from thinktwice.console.stages import StageBoard, console_here
 
     arguments = RunArguments(
         source=source,
@@ -128,7 +127,7 @@ def run(
         redis_address=redis_address,
         target=target.value,
     )
-    console = Console(highlight=False, soft_wrap=False)
+    console = console_here()
     with terminated_like_interrupted(), StageBoard(console, TITLES) as board:
         result = run_local(arguments, work_dir=work, state_dir=state, on_event=board.feed)
     print_summary(console, result)

@@ -25,6 +25,15 @@ SIGN_OF_LIFE = 20.0  # seconds between two lines of a running stage where nothin
 TASK_PREFIX = "task/"  # marks the events that open and close a stage line; all others belong to the running stage
 
 
+LOG_WIDTH = 120  # columns where there is no terminal to ask
+
+
+def console_here() -> Console:
+    """The console of a command: as wide as the terminal, or wide enough to read where there is none."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=LOG_WIDTH)
+
+
 def seconds_text(seconds: float) -> str:
     """``8.1 s``, ``2 min 05 s``."""
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
@@ -102,7 +111,7 @@ class StageBoard:
         line.add_column(width=1)
         line.add_column(width=TITLE_WIDTH, no_wrap=True)
         line.add_column(width=11, justify="right", no_wrap=True)
-        line.add_column(ratio=1, overflow="fold")
+        line.add_column(ratio=1, overflow="ellipsis", no_wrap=True)
         line.add_row(mark, escape(self._title()), Text(seconds_text(seconds), style="dim"), detail)
         return line
 

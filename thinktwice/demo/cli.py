@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from thinktwice.console.processes import python_command, start, stop, terminated_like_interrupted
-from thinktwice.console.stages import StageBoard, seconds_text
+from thinktwice.console.stages import StageBoard, console_here, seconds_text
 from thinktwice.demo.answer import print_answer, print_call
 from thinktwice.demo.question import choose_question
 from thinktwice.demo.server import ask, free_port, serving
@@ -50,7 +50,7 @@ def demo(
 ) -> None:
     """Train on real data, serve the result, ask it for one user's top items and show the answer."""
     began = time.monotonic()
-    console = Console(highlight=False)
+    console = console_here()
     work = WORK / dataset.value
     state = work / "state"
     if fresh:
