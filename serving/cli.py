@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,10 +22,14 @@ READY = "ready"  # first word of the line that `serve` prints when the server an
 
 
 def serve(
-    state: Path = typer.Option(DEFAULT_STATE, help="State folder whose champion is served."),
-    port: int = typer.Option(DEFAULT_PORT, min=1, max=65535, help="Port of the inference API on 127.0.0.1."),
-    log: Path | None = typer.Option(None, help="File for the server's output [default: STATE/logs/serve-PORT.log]."),
-    start_limit: float = typer.Option(180.0, min=1, help="Seconds the start may take before it is given up."),
+    state: Annotated[Path, typer.Option(help="State folder whose champion is served.")] = DEFAULT_STATE,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the inference API on 127.0.0.1.")] = DEFAULT_PORT,
+    log: Annotated[
+        Path | None, typer.Option(help="File for the server's output.", show_default="STATE/logs/serve-PORT.log")
+    ] = None,
+    start_limit: Annotated[
+        float, typer.Option(min=1, help="Seconds the start may take before it is given up.")
+    ] = 180.0,
 ) -> None:
     """Serve the champion with TorchServe on 127.0.0.1 until Ctrl-C.
 
@@ -60,20 +65,24 @@ def serve(
 
 
 def predict(
-    user: str = typer.Option(..., help="Id of the user."),
-    candidates: str = typer.Option(..., help="Ids of the items to score, with commas between."),
-    context: list[str] = typer.Option(
-        [], metavar="KEY=VALUE", help="A field of the context, or timestamp (ISO 8601 or Unix seconds); may repeat."
-    ),
-    k: int | None = typer.Option(None, min=1, help="Answer with the best K items only, best first."),
-    url: str = typer.Option(f"http://127.0.0.1:{DEFAULT_PORT}", help="Address of the server."),
-    raw: bool = typer.Option(False, "--json", help="Print the answer as JSON instead of a table."),
+    user: Annotated[str, typer.Option(help="Id of the user.")],
+    candidates: Annotated[str, typer.Option(help="Ids of the items to score, with commas between.")],
+    context: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="A field of the context, or timestamp (ISO 8601 or Unix seconds, default now); may repeat.",
+        ),
+    ] = None,
+    k: Annotated[int | None, typer.Option(min=1, help="Answer with the best K items only, best first.")] = None,
+    url: Annotated[str, typer.Option(help="Address of the server.")] = f"http://127.0.0.1:{DEFAULT_PORT}",
+    raw: Annotated[bool, typer.Option("--json", help="Print the answer as JSON instead of a table.")] = False,
 ) -> None:
     """Ask a running server how likely a user clicks each of some items, and print a table."""
     request: dict[str, Any] = {
         "user_id": user,
         "candidates": [c.strip() for c in candidates.split(",") if c.strip()],
-        "context": dict(_pair(text) for text in context),
+        "context": dict(_pair(text) for text in context or []),
     }
     if k is not None:
         request["k"] = k
@@ -146,8 +155,5 @@ def _pair(text: str) -> tuple[str, Any]:
 
 
 def _number_or_text(value: str) -> Any:
-    try:
-        number = json.loads(value)
-    except ValueError:
-        return value
-    return number if isinstance(number, (int, float)) and not isinstance(number, bool) else value
+    """A number where the text is one as people write it; 007 and 1e5 are more likely ids and stay text."""
+    return json.loads(value) if re.fullmatch(r"-?(0|[1-9]\d{0,17})(\.\d+)?", value) else value

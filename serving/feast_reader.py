@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,6 +63,7 @@ class FeastReader:
                 f"{folder} is no feature store (no feature_store.yaml): run the materialize step, or correct the path"
             )
         feast = _import_feast()
+        logging.getLogger("feast").setLevel(logging.WARNING)
         self._store = feast.FeatureStore(repo_path=str(folder.resolve()))
         try:
             found = self._store.get_feature_service(service)

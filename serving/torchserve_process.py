@@ -154,6 +154,7 @@ def configuration(
         "disable_token_authorization": "true",
         "enable_model_api": "false",
         "enable_envvars_config": "false",
+        "decode_input_request": "false",  # the handler decodes by itself, once and strictly
         "install_py_dep_per_model": "false",
         "disable_system_metrics": "true",
         "metrics_mode": "prometheus",
@@ -186,7 +187,6 @@ def _launch(archive: Path, feature_store: Path | None, port: int, log: Path, jav
         "METRICS_LOCATION": str(work),
         "OMP_NUM_THREADS": "1",
         "PYTHONWARNINGS": "ignore",
-        "TS_DECODE_INPUT_REQUEST": "false",  # the handler decodes by itself, once and strictly
     }
     environment.pop("THINKTWICE_FEATURE_STORE", None)
     if feature_store is not None:

@@ -38,6 +38,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
     try:
         with full_disk_named(path):
             yield temporary
+            temporary.chmod(0o644)  # a server under another user reads what a pipeline wrote
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

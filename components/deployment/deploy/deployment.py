@@ -73,7 +73,8 @@ def deploy_model(
             model = folder / MODEL_FOLDER
             model.mkdir()
             shutil.copyfile(archive, model / ARCHIVE_FILE)
-            shutil.copytree(feature_store_dir, model / "feature_store")
+            # The tables are for training; a predictor reads the registry and the online store.
+            shutil.copytree(feature_store_dir, model / "feature_store", ignore=shutil.ignore_patterns("*.parquet"))
             info["place"] = storage_uri(out_uri or str(Path(out_dir).resolve())) + "/" + MODEL_FOLDER
             text = yaml.safe_dump(
                 inference_service(manifest.model_version, info["bundle_hash"], info["place"]), sort_keys=False
