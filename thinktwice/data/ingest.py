@@ -112,8 +112,7 @@ def write_raw_log(source: str, reading: Reading, schema: LogSchema, out_dir: Pat
 def _write_rows(source: str, reading: Reading, folder: Path, limit: int) -> tuple[int, int]:
     fields = [pa.field("row_id", pa.string()), pa.field(SOURCE_ROW, pa.int64()), *reading.columns]
     columns = pa.schema([f.with_metadata(None) for f in fields])
-    unique = {"row_id", SOURCE_ROW}  # a dictionary of values that never repeat is wasted work
-    dictionary = [f.name for f in columns if f.name not in unique and not pa.types.is_nested(f.type)]
+    dictionary = [f.name for f in columns if _repeats(f)]
     rows = unparsable_rows = records = 0
     with (
         pq.ParquetWriter(
@@ -134,6 +133,13 @@ def _write_rows(source: str, reading: Reading, folder: Path, limit: int) -> tupl
     if written != records:
         raise RowsLost(f"{records} records were read from {reading.where} but {written} written: run it again")
     return rows, unparsable_rows
+
+
+def _repeats(field: pa.Field) -> bool:
+    """Whether a parquet dictionary of the column is likely to pay: ids and names repeat, row ids and measurements do not."""
+    if field.name in ("row_id", SOURCE_ROW):
+        return False
+    return not (pa.types.is_nested(field.type) or pa.types.is_floating(field.type))
 
 
 def _ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:

@@ -23,8 +23,6 @@ def ingest(
 
     ``data_version`` stands for the content of the files in the cache key and does nothing else.
     """
-    from collections import namedtuple
-
     from thinktwice.data.ingest import SCHEMA_FILE, model_version
     from thinktwice.data.ingest import ingest as read
     from thinktwice.schema import load_schema
@@ -32,5 +30,4 @@ def ingest(
     snapshot = read(source, source_path, schema_path, log.path, limit, seed)
     log.metadata.update(rows=snapshot.rows, unparsable_rows=snapshot.unparsable_rows, snapshot_id=snapshot.snapshot_id)
     version = model_version(load_schema(f"{log.path}/{SCHEMA_FILE}"), snapshot.snapshot_id, recipe, code_version)
-    outputs = namedtuple("Outputs", ["snapshot_id", "model_version"])
-    return outputs(snapshot.snapshot_id, version)
+    return snapshot.snapshot_id, version

@@ -1,7 +1,7 @@
-"""Impressions and clicks, drawn in blocks of a fixed size.
+"""Impressions and clicks, drawn in blocks whose size follows from the number of rows alone.
 
-Every block has a random stream of its own, and what a user clicked in a block counts from the next block on. So the log
-depends on the seed and the config alone, however the blocks are grouped into chunks.
+Every block has a random stream of its own. Within a block nobody is born, no fame fades, and what a user clicked counts
+from the next block on. So the log depends on the config alone, however the blocks are grouped into chunks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from thinktwice.data.simulator.world import (
     World,
 )
 
-BLOCK = 1 << 15
+PILOT = 1 << 15  # rows on which the scale is fitted
 START_US = 1_704_067_200_000_000  # 2024-01-01T00:00:00Z, a Monday
 HOUR_US = 3_600_000_000
 EXPLORE = 0.1  # share of the logging policy that shows a random candidate, so that no propensity comes near 0
@@ -65,13 +65,19 @@ def draw_blocks(config: SimConfig, world: World) -> Iterator[Block]:
     """All blocks of a log, in time order; ``world`` is ``make_world(config)``."""
     scale = _fit_scale(config, world)
     topics = world.user_topics.copy()
-    for number in range(-(-config.rows // BLOCK)):
-        first = number * BLOCK
-        size = min(BLOCK, config.rows - first)
+    rows = block_rows(config)
+    for number in range(-(-config.rows // rows)):
+        first = number * rows
+        size = min(rows, config.rows - first)
         rng = np.random.default_rng([config.seed, 1, number])
         block = _draw(config, world, scale, topics, first, size, rng)
         _remember_clicks(topics, block, world)
         yield block
+
+
+def block_rows(config: SimConfig) -> int:
+    """Rows of a block: 256 blocks make a log, unless that makes them too small or too large to be drawn fast."""
+    return min(max(config.rows // 256, 1 << 10), 1 << 15)
 
 
 def _times(config: SimConfig, first: int, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -210,9 +216,9 @@ def _remember_clicks(topics: np.ndarray, block: Block, world: World) -> None:
 def _fit_scale(config: SimConfig, world: World) -> Scale:
     """Find the scale that gives the variances and the click rate of ``config``, on a pilot block from the middle of the log."""
     rng = np.random.default_rng([config.seed, 2])
-    pilot = config.model_copy(update={"slate": 1, "rows": 2 * BLOCK})
+    pilot = config.model_copy(update={"slate": 1, "rows": 2 * PILOT})
     plain = Scale(0.0, 1.0, 0.0, 1.0, 0.0)
-    block = _draw(pilot, world, plain, world.user_topics, BLOCK, BLOCK, rng)
+    block = _draw(pilot, world, plain, world.user_topics, PILOT, PILOT, rng)
     load_z = ((np.log(block.load_ms) - 6.0) / 0.5).astype(np.float32)
     hour = (block.time_us // HOUR_US % 24).astype(np.int8)
     ids = id_part(world, block.user, block.shown, block.site)
@@ -225,8 +231,8 @@ def _fit_scale(config: SimConfig, world: World) -> Scale:
         shared_mean=float(shared.mean()),
     )
     # The policy's choice lifts the rate, so the bias is fitted on what it shows, not on what it could have shown.
-    noiseless = config.model_copy(update={"rows": 2 * BLOCK, "noise": 0.0})
-    block = _draw(noiseless, world, scale, world.user_topics, BLOCK, BLOCK, np.random.default_rng([config.seed, 3]))
+    noiseless = config.model_copy(update={"rows": 2 * PILOT, "noise": 0.0})
+    block = _draw(noiseless, world, scale, world.user_topics, PILOT, PILOT, np.random.default_rng([config.seed, 3]))
     logit = np.log(block.truth) - np.log1p(-block.truth)
     low, high = -20.0, 20.0
     for _ in range(40):

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from thinktwice.data.simulator.config import SimConfig
-from thinktwice.data.simulator.draw import BLOCK, Block, draw_blocks
+from thinktwice.data.simulator.draw import Block, block_rows, draw_blocks
 from thinktwice.data.simulator.world import AGES, DEVICES, SCENARIOS, TOPICS, World, make_world
 from thinktwice.data.sources.base import Chunk, Reading
 from thinktwice.files import sha256_text
@@ -18,7 +18,7 @@ from thinktwice.files import sha256_text
 if TYPE_CHECKING:
     from thinktwice.data.ingest import Snapshot
 
-BLOCKS_PER_CHUNK = 4
+CHUNK_ROWS = 1 << 17
 
 COLUMNS = pa.schema(
     [
@@ -52,8 +52,10 @@ def open_sim(path: Path | None, limit: int, seed: int) -> Reading:
     return reading_of(config)
 
 
-def reading_of(config: SimConfig, blocks_per_chunk: int = BLOCKS_PER_CHUNK) -> Reading:
-    """A simulated log, not drawn yet."""
+def reading_of(config: SimConfig, chunk_rows: int = CHUNK_ROWS) -> Reading:
+    """A simulated log, not drawn yet; a chunk has about ``chunk_rows``."""
+
+    blocks_per_chunk = max(1, chunk_rows // block_rows(config))
 
     def chunks() -> Iterator[Chunk]:
         world = make_world(config)
@@ -68,7 +70,7 @@ def reading_of(config: SimConfig, blocks_per_chunk: int = BLOCKS_PER_CHUNK) -> R
         if waiting:
             yield _chunk(waiting, start)
 
-    num_chunks = -(-config.rows // (BLOCK * blocks_per_chunk))
+    num_chunks = -(-config.rows // (block_rows(config) * blocks_per_chunk))
     return Reading("the simulator", COLUMNS, {"config": sha256_text(config.model_dump_json())}, chunks, num_chunks)
 
 

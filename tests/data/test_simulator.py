@@ -1,0 +1,126 @@
+"""The simulated log: deterministic, drifting, and true to its truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from thinktwice.data.ingest import ingest
+from thinktwice.data.simulator import SimConfig, simulate
+from thinktwice.data.simulator.draw import START_US
+from thinktwice.data.simulator.source import reading_of
+from thinktwice.data.sources.base import columns_of
+from thinktwice.data.sources.registry import builtin_schema
+from thinktwice.schema import LogSchema
+
+BLOCK = 1 << 15
+
+
+def draw(chunk_rows: int = 1 << 17, **settings: float) -> pl.DataFrame:
+    config = SimConfig(**{"rows": 3 * BLOCK, **settings})  # type: ignore[arg-type]
+    return pl.DataFrame(pa.concat_tables([c.table for c in reading_of(config, chunk_rows).chunks()]))
+
+
+@pytest.fixture(scope="module")
+def log() -> pl.DataFrame:
+    return draw()
+
+
+def test_the_log_does_not_depend_on_the_size_of_its_chunks(log: pl.DataFrame) -> None:
+    assert log.equals(draw(chunk_rows=5000))
+    assert not log.equals(draw(seed=1))
+
+
+def test_clicks_follow_the_true_probability(log: pl.DataFrame) -> None:
+    truth, click = log["true_probability"].to_numpy(), log["click"].to_numpy()
+    assert abs(click.mean() - 0.2) < 0.02
+    bins = np.searchsorted(np.quantile(truth, np.linspace(0.1, 0.9, 9)), truth)
+    for b in range(10):
+        rows = bins == b
+        error = np.sqrt((truth[rows] * (1 - truth[rows])).sum()) / rows.sum()
+        assert abs(click[rows].mean() - truth[rows].mean()) < 4.5 * error
+    assert 0.74 < roc_auc_score(click, truth) < 0.85
+
+
+def test_time_rises_over_the_days_and_items_are_born_and_fade(log: pl.DataFrame) -> None:
+    time = log["time_us"].to_numpy()
+    assert (np.diff(time) >= 0).all()
+    assert time[0] >= START_US and time[-1] < START_US + 14 * 86_400 * 1_000_000
+    first, last = log.head(BLOCK), log.tail(BLOCK)
+    born = ~last["item_id"].is_in(first["item_id"].unique().to_list())
+    assert 0.2 < born.mean() < 0.95  # shares of impressions, not of items
+    top = first["item_id"].value_counts(sort=True)["item_id"].head(10).to_list()
+    assert last["item_id"].is_in(top).sum() < 0.7 * first["item_id"].is_in(top).sum()
+    counts = log["user_id"].value_counts(sort=True)["count"].to_numpy()
+    assert counts[:100].sum() > 10 * counts[5000:5100].sum()
+
+
+def test_the_propensity_is_that_of_the_shown_item(log: pl.DataFrame) -> None:
+    inside = log.select(pl.col("item_id").is_in(pl.col("candidates")).all()).item()
+    assert inside
+    propensity = log["propensity"].to_numpy()
+    assert propensity.min() >= 0.1 / 4 and propensity.max() <= 1.0
+    # Without repeated candidates E[1 / propensity] over the shown item is the size of the slate.
+    distinct = log.filter(pl.col("candidates").list.n_unique() == 4)
+    assert abs((1 / distinct["propensity"]).mean() - 4) < 0.05
+    random = draw(sharpness=0.0, rows=BLOCK).filter(pl.col("candidates").list.n_unique() == 4)
+    assert np.allclose(random["propensity"], 0.25)
+
+
+def logit(log: pl.DataFrame) -> np.ndarray:
+    p = log["true_probability"].to_numpy()
+    return np.log(p / (1 - p))
+
+
+def test_the_parts_of_the_logit_obey_their_settings() -> None:
+    quiet = {"behaviour": 0.0, "noise": 0.0, "sharpness": 0.0, "rows": 2 * BLOCK}
+    both, ids, shared = (
+        logit(draw(id_variance=i, shared_variance=s, **quiet)).var() for i, s in ((1.2, 0.75), (1.2, 0.0), (0.0, 0.75))
+    )
+    assert abs(ids - 1.2) < 0.2 and abs(shared - 0.75) < 0.15 and abs(both - ids - shared) < 0.2
+    drowned = draw(noise=1.0, rows=BLOCK)["true_probability"]
+    assert drowned.min() == pytest.approx(0.2) and drowned.max() == pytest.approx(0.2)
+
+
+def test_behaviour_pulls_towards_topics_clicked_before() -> None:
+    settings = {"id_variance": 0.0, "shared_variance": 0.0, "noise": 0.0, "behaviour": 1.5, "users": 500}
+    log = draw(**settings).with_row_index()
+    pairs = (
+        log.filter(click=1, time_us=pl.col("time_us"))
+        .group_by("user_id")
+        .agg(pl.col("topic").mode().first().alias("liked"))
+    )
+    joined = log.tail(BLOCK).join(pairs, on="user_id")
+    same, other = (
+        joined.filter(t)["true_probability"].mean()
+        for t in (pl.col("topic") == pl.col("liked"), pl.col("topic") != pl.col("liked"))
+    )
+    assert same > other + 0.01
+    steps = np.unique(np.round(logit(log), 6))
+    assert len(steps) == 4  # none, one, two or all of the last three clicks
+    assert np.allclose(np.diff(steps), 0.5)
+
+
+def test_the_schema_describes_the_log(log: pl.DataFrame) -> None:
+    schema: LogSchema = builtin_schema("sim")
+    wanted = columns_of(schema)
+    assert set(wanted) <= set(log.columns)
+    assert wanted["propensity"] == "propensity" and wanted["true_probability"] == "truth"
+    assert log["item_vector"].drop_nulls().list.len().unique().to_list() == [schema.vectors[0].dim]
+    assert 0 < log["item_vector"].null_count() < 0.1 * log.height
+    assert 0 < log["income"].null_count() < 0.15 * log.height
+    assert log["device"].is_in(["phone", "tablet", "desktop", "tv"]).all()
+
+
+def test_a_simulated_raw_log_folder(tmp_path: Path) -> None:
+    snapshot = simulate(SimConfig(rows=1000), tmp_path / "a")
+    assert (snapshot.rows, snapshot.schema_name) == (1000, "sim")
+    again = ingest("sim", None, None, tmp_path / "b", limit=1000)
+    assert again.snapshot_id == snapshot.snapshot_id
+    one, two = (pl.read_parquet(tmp_path / f / "log.parquet") for f in "ab")
+    assert one.equals(two) and one["row_id"].n_unique() == 1000
