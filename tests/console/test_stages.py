@@ -51,6 +51,17 @@ def test_a_failed_and_a_reused_stage_are_told_apart():
     assert second.startswith("✗ other")
 
 
+def test_a_long_finding_is_cut_and_leaves_title_and_time_alone():
+    stages, out = board(width=80)
+    with stages:
+        stages.feed(event("task/ingest", "start", 0.0))
+        stages.feed(event("ingest", "note", 0.1, text="word " * 100))
+        stages.feed(event("task/ingest", "done", 8.1))
+    (line,) = out.getvalue().splitlines()
+    assert line.startswith("✓ read the log") and "8.1 s word word" in line and line.rstrip().endswith("…")
+    assert len(line) <= 80
+
+
 def test_a_stage_cut_short_says_so():
     stages, out = board()
     with pytest.raises(KeyboardInterrupt), stages:

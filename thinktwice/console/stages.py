@@ -107,7 +107,7 @@ class StageBoard:
         return self._titles.get(self._running or "", self._running or "")
 
     def _line(self, mark: Any, detail: Any, seconds: float) -> Table:
-        line = Table.grid(padding=(0, 1))
+        line = Table.grid(padding=(0, 1), expand=True)
         line.add_column(width=1)
         line.add_column(width=TITLE_WIDTH, no_wrap=True)
         line.add_column(width=11, justify="right", no_wrap=True)

@@ -1,0 +1,185 @@
+"""The whole pipeline under KFP's local runner, on a small log of one's own: both sides of the gates, reuse, and Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.run import LAST_RUN, RunArguments, RunResult, run_local
+from tests.pipelines import ir
+from tests.pipelines.own_log import write_log
+from thinktwice.champion import read_champion
+from thinktwice.console.processes import group_alive
+from thinktwice.errors import PipelineError
+from thinktwice.files import read_json
+
+pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]
+
+REUSABLE = ir.TASKS - ir.EFFECTS - {"package"}  # the archive follows the blessing, which is given afresh each time
+
+
+class Events(list):
+    """Collects the events of a run."""
+
+    def tasks(self, kind: str) -> list[str]:
+        """Names of the tasks that reported `kind`, in order."""
+        return [e["stage"].removeprefix("task/") for e in self if e["stage"].startswith("task/") and e["event"] == kind]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pipeline")
+
+
+@pytest.fixture(scope="module")
+def arguments(work: Path) -> RunArguments:
+    log, schema = write_log(work)
+    return RunArguments(source="parquet", source_path=str(log), schema_path=str(schema), recipe="tiny")
+
+
+@pytest.fixture(scope="module")
+def first(work: Path, arguments: RunArguments) -> tuple[RunResult, Events]:
+    events = Events()
+    return run_local(arguments, work_dir=work, state_dir=work / "state", on_event=events.append), events
+
+
+def leftovers(work: Path) -> list[Path]:
+    """What a run must not leave: temporary files, and folders of steps that did not end."""
+    parts = [p for p in work.rglob("*") if p.name.endswith((".part", ".old", ".tmp"))]
+    steps = [p for p in work.glob("pipeline/*/*") if p.is_dir() and not (p / "executor_output.json").exists()]
+    return [*parts, *steps, *work.glob("runs/*/tmp")]
+
+
+def test_a_good_model_of_ones_own_log_is_deployed(first: tuple[RunResult, Events], work: Path):
+    result, events = first
+    assert result.blessed, read_json(result.blessing / "blessing.json")["reasons"]
+    assert set(result.tasks) == ir.TASKS
+    assert all(task.status == "SUCCESS" and not task.reused for task in result.tasks.values())
+    assert events.tasks("start") == events.tasks("done") and set(events.tasks("done")) == ir.TASKS
+    champion = read_champion(work / "state")
+    assert champion is not None and champion.archive.is_file() and champion.info.model_version.startswith("shop-")
+    evaluation = read_json(result.bundle / "report" / "evaluation.json")
+    auc = {column["key"]: column["metrics"]["auc"] for column in evaluation["columns"]}
+    assert auc["plain"] > 0.7  # the pattern of the log is worth 0.8
+    for report in (result.data_report, result.model_report):
+        assert (report.suffix == ".html" and "<svg" in report.read_text()) or report == result.data_report
+    assert read_json(work / LAST_RUN)["blessed"] is True
+    assert leftovers(work) == []
+
+
+def test_a_second_run_reuses_what_did_not_change(first: tuple[RunResult, Events], work: Path, arguments: RunArguments):
+    events = Events()
+    result = run_local(arguments, work_dir=work, state_dir=work / "state", on_event=events.append)
+    assert {name for name, task in result.tasks.items() if task.reused} == REUSABLE
+    assert result.bundle == first[0].bundle
+    assert result.tasks["bless"].outputs["blessing"] != first[0].tasks["bless"].outputs["blessing"]
+    notes = [e["text"] for e in events if e["event"] == "note" and e["stage"] == "task/ingest"]
+    assert "reused" in notes and len(notes) > 1  # a reused step still says what it found
+    assert read_champion(work / "state") is not None
+
+
+def command(arguments: RunArguments, work: Path) -> list[str]:
+    """The command line of the same run."""
+    return [
+        sys.executable, "-m", "thinktwice", "pipeline", "run", "--source", arguments.source,
+        "--path", arguments.source_path, "--schema", arguments.schema_path, "--recipe", arguments.recipe,
+        "--work", str(work), "--state", str(work / "state"),
+    ]  # fmt: skip
+
+
+def test_a_refused_log_stops_the_run_with_reasons_and_a_report(tmp_path: Path):
+    log, schema = write_log(tmp_path, rows=400, broken=True)
+    arguments = RunArguments(source="parquet", source_path=str(log), schema_path=str(schema), recipe="tiny")
+    done = subprocess.run(command(arguments, tmp_path / "work"), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "refused by the validation" in done.stderr and "label" in done.stderr and "data.html" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert (tmp_path / "work" / "reports" / "data.html").is_file()
+    assert read_champion(tmp_path / "work" / "state") is None
+    assert not list((tmp_path / "work" / "pipeline").glob("*/materialize"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"source": "netflix"}, "netflix"),
+        ({"source": "parquet", "source_path": "no-such.parquet", "schema_path": "SCHEMA"}, "no-such.parquet"),
+        ({"source": "parquet", "source_path": "TRUNCATED", "schema_path": "SCHEMA"}, "truncated.parquet"),
+        ({"source": "parquet", "source_path": "LOG", "schema_path": "no-such.yaml"}, "no-such.yaml"),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path: Path, changes: dict[str, Any], words: str):
+    log, schema = write_log(tmp_path, rows=50)
+    truncated = tmp_path / "truncated.parquet"
+    truncated.write_bytes(log.read_bytes()[:300])
+    places = {"LOG": str(log), "SCHEMA": str(schema), "TRUNCATED": str(truncated)}
+    arguments = RunArguments(recipe="tiny", **{name: places.get(value, value) for name, value in changes.items()})
+    with pytest.raises(PipelineError) as caught:
+        run_local(arguments, work_dir=tmp_path / "work", state_dir=tmp_path / "state")
+    message = str(caught.value)
+    assert words in message and "step ingest" in message
+    assert "\n" not in message and "failed with" not in message  # the step's own sentence, not a foreign error
+    assert leftovers(tmp_path / "work") == []
+
+
+def wait_for(condition: Any, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_leaves_nothing_half_written_and_can_be_run_again(tmp_path: Path, how: signal.Signals):
+    log, schema = write_log(tmp_path, rows=400)
+    arguments = RunArguments(source="parquet", source_path=str(log), schema_path=str(schema), recipe="tiny")
+    work = tmp_path / "work"
+    process = subprocess.Popen(
+        command(arguments, work), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        wait_for(lambda: list(work.glob("pipeline/*/validate")) or process.poll() is not None)
+        time.sleep(0.5)  # into the middle of the step
+        process.send_signal(how)
+        output, _ = process.communicate(timeout=90)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, output
+    assert "Traceback" not in output and "stopped" in output
+    assert not any(group_alive(group) for group in (process.pid, *groups_under(work)))
+    assert leftovers(work) == []
+    # The lock is free, the finished step is reused, and the run goes on from there.
+    events = Events()
+
+    class Enough(Exception):
+        pass
+
+    def until_validated(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["stage"] == "task/validate" and event["event"] == "done":
+            raise Enough
+
+    with pytest.raises(Enough):
+        run_local(arguments, work_dir=work, state_dir=work / "state", on_event=until_validated)
+    assert any(e["stage"] == "task/ingest" and e.get("text") == "reused" for e in events)
+    assert leftovers(work) == []
+
+
+def groups_under(work: Path) -> list[int]:
+    """Process groups with a process that was told of a file under `work`."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(work).encode() in (entry / "cmdline").read_bytes():
+                found.append(int((entry / "stat").read_text().rpartition(")")[2].split()[2]))
+        except OSError:
+            continue
+    return found
