@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from components.data.validate.suite import Finding
+from thinktwice.validate.drift import MISSING, OTHER
 from thinktwice.validate.profile import WHOLE, Profile
 from thinktwice.validate.rules import QUARANTINE_BUDGET
 
@@ -34,7 +35,7 @@ td{border-bottom:1px solid var(--line);padding:7px 10px 7px 0;vertical-align:top
 font-size:12px;font-weight:600;white-space:nowrap}.critical{background:var(--bad-soft);color:var(--bad)}
 .warning{background:var(--warn-soft);color:var(--warn)}.ok{background:var(--good-soft);color:var(--good)}
 code{font:12px ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;color:#475467;overflow-wrap:anywhere}
-summary{cursor:pointer;color:var(--soft);margin-top:10px}.bar{height:10px;border-radius:5px;background:#eceff3;overflow:hidden;min-width:70px}
+.id{white-space:nowrap}summary{cursor:pointer;color:var(--soft);margin-top:10px}.bar{height:10px;border-radius:5px;background:#eceff3;overflow:hidden;min-width:70px}
 .bar i{display:block;height:100%;background:var(--second);border-radius:5px}.key{display:inline-block;width:10px;height:10px;
 border-radius:2px;margin:0 5px 0 12px}svg{display:block}.equation{font-size:17px;font-variant-numeric:tabular-nums;margin:8px 0}
 @media print{body{background:#fff}section,.card{break-inside:avoid}}
@@ -124,7 +125,7 @@ def _findings(findings: list[Finding]) -> str:
     held = [f for f in findings if f.passed]
     body = _finding_table(broken, samples=True) if broken else '<p class="soft">No rule is broken.</p>'
     more = (
-        f"<details><summary>{len(held)} rules that hold</summary>{_finding_table(held, samples=False)}</details>"
+        f"<details{'' if broken else ' open'}><summary>{len(held)} rules that hold</summary>{_finding_table(held, samples=False)}</details>"
         if held
         else ""
     )
@@ -136,7 +137,7 @@ def _finding_table(findings: list[Finding], *, samples: bool) -> str:
     for f in findings:
         named = f"<br><code>{escape('  '.join(f.samples))}</code>" if samples and f.samples else ""
         rows.append(
-            f"<tr><td>{_pill(f)}</td><td><code>{escape(f.rule)}</code></td><td>{escape(f.description)}{named}</td>"
+            f"<tr><td>{_pill(f)}</td><td class=id><code>{escape(f.rule)}</code></td><td>{escape(f.description)}{named}</td>"
             f"<td class=n>{escape(f.observed)}</td><td class=n>{escape(f.bound)}</td></tr>"
         )
     head = "<tr><th></th><th>rule</th><th>what must hold</th><th class=n>observed</th><th class=n>bound</th></tr>"
@@ -182,7 +183,7 @@ def _timeline(table: pl.DataFrame) -> str:
             f'<rect x="{x:.1f}" y="{base - tall:.1f}" width="{step * 0.78:.1f}" height="{tall:.1f}" rx="2" fill="#9db4d6">{title}</rect>'
         )
         points.append(f"{x + step * 0.39:.1f},{base - rate / top_rate * 110:.1f}")
-        if i % every == 0:
+        if i % every == 0 and x < width - 70:
             labels.append(f'<text x="{x:.1f}" y="{base + 18}" font-size="11" fill="#667085">{escape(name)}</text>')
     dots = "".join(f'<circle cx="{p.split(",")[0]}" cy="{p.split(",")[1]}" r="2.6" fill="#c4572e"/>' for p in points)
     line = f'<polyline points="{" ".join(points)}" fill="none" stroke="#c4572e" stroke-width="2"/>{dots}'
@@ -219,19 +220,18 @@ def _profile(profile: Profile) -> str:
         "<th>first and second half</th><th class=n>AUC alone</th><th class=n>PSI</th></tr>"
     )
     return (
-        "<section><h2>Fields</h2><p class='soft small'>Shares of the most frequent values, or of quantile bins, in the "
+        "<section><h2>Fields</h2><p class='soft small'>Shares of the (at most 20) most frequent values, or of quantile bins, in the "
         "<span class=key style='background:#9db4d6;margin-left:4px'></span>first and <span class=key style='background:#2f5fb3;margin-left:4px'>"
         f"</span>second half of the log. PSI is not judged for ids and fields of time.</p><table>{head}{''.join(rows)}</table></section>"
     )
 
 
 def _histogram(histogram: Mapping[str, Any]) -> str:
-    """Two thin bars per bin, first half beside second half; empty last bins (other, missing) are left out."""
+    """Two thin bars per bin, first half beside second half. All other values together would dwarf the rest: left out."""
     bins = list(zip(histogram["labels"], histogram["first"], histogram["second"], strict=True))
-    while len(bins) > 1 and bins[-1][1] == 0 and bins[-1][2] == 0:
-        bins.pop()
-    if len(bins) > 1 and bins[-1][0] == "missing" and bins[-2][1] == bins[-2][2] == 0:
-        bins.pop(-2)
+    bins = [b for b in bins if b[0] != OTHER and (b[0] != MISSING or b[1] or b[2])]
+    if not bins:
+        return ""
     most = max((max(a, b) for _, a, b in bins), default=0.0) or 1.0
     step = min(14.0, 240 / len(bins))
     out = []

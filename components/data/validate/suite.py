@@ -200,7 +200,6 @@ def ledger_expectations() -> list[Expected]:
             "quarantined_share",
             max_value={"$PARAMETER": "quarantine_budget"},
         ),
-        between("ledger:quarantine", "no row is quarantined", "rows_quarantined", severity="warning", max_value=0),
     ]
 
 
