@@ -22,12 +22,13 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$store" ] || { echo "usage: images/check_predictor.sh STORE [REQUEST.json] [--tag TAG]" >&2; exit 2; }
 [ -f "$store/ctr.mar" ] || { echo "no model archive $store/ctr.mar: run the pipeline first" >&2; exit 1; }
-store="$(cd "$store" && pwd)"
 tag="${tag:-thinktwice-predictor:$(sed -n 's/^version = "\(.*\)"/\1/p' "$root/pyproject.toml" | head -n 1)}"
 docker image inspect "$tag" >/dev/null 2>&1 || { echo "no image $tag: build it with images/build_predictor.sh" >&2; exit 1; }
 
 name="predictor-check-$$"
 started="" failed=""
+# What a storage initializer would leave in the pod: the two things, readable for everybody.
+models="$(mktemp -d "${TMPDIR:-/tmp}/models.XXXXXX")"
 finish() {
     code=$?
     trap - EXIT INT TERM
@@ -35,11 +36,15 @@ finish() {
         [ "$code" = 0 ] || docker logs --tail 20 "$name" >&2 2>&1 || true
         timeout 60 docker rm --force --volumes "$name" >/dev/null 2>&1 || true
     fi
+    rm -rf "$models"
     exit "$code"
 }
 trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
+cp "$store/ctr.mar" "$models/"
+[ ! -d "$store/feature_store" ] || cp -R "$store/feature_store" "$models/"
+chmod -R a+rX "$models"
 
 seconds() { awk -v n=$(($(date +%s%N) - begin)) 'BEGIN {printf "%.1f", n / 1e9}'; }
 say() { printf '%-34s %s\n' "$1" "$2"; }
@@ -54,7 +59,7 @@ started=yes
 docker run --detach --name "$name" --network none --read-only --user 1000:1000 --cap-drop ALL \
     --security-opt no-new-privileges --memory 2g --cpus 2 \
     --tmpfs /tmp:size=768m,mode=1777 --tmpfs /var/lib/predictor/work:size=64m,uid=1000 --tmpfs /var/lib/predictor/logs:size=64m,uid=1000 \
-    --volume "$store:/mnt/models:ro" "$tag" >/dev/null
+    --volume "$models:/mnt/models:ro" "$tag" >/dev/null
 probe=(/opt/venv/bin/python -I -S /opt/predictor/probe.py)
 until reason="$(inside "${probe[@]}" --score 2>&1)"; do
     [ "$(docker inspect --format '{{.State.Running}}' "$name")" = true ] || { echo "the container ended: $reason" >&2; exit 1; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,17 @@ def _import_feast() -> ModuleType:
     return feast
 
 
+def _online_settings(feast: ModuleType, folder: Path) -> Any:
+    """The store's settings without its offline side, whose packages (ibis, for ``duckdb``) a predictor does not have."""
+    import yaml
+
+    settings = yaml.safe_load(os.path.expandvars((folder / "feature_store.yaml").read_text(encoding="utf-8")))
+    settings.pop("offline_store", None)
+    config = feast.RepoConfig(**settings)
+    config.repo_path = folder
+    return config
+
+
 class FeastReader:
     """Two reads per request, never one: the user's views with one row, the item views with each candidate once.
 
@@ -64,7 +76,9 @@ class FeastReader:
             )
         feast = _import_feast()
         logging.getLogger("feast").setLevel(logging.WARNING)
-        self._store = feast.FeatureStore(repo_path=str(folder.resolve()))
+        self._store = feast.FeatureStore(
+            repo_path=str(folder.resolve()), config=_online_settings(feast, folder.resolve())
+        )
         try:
             found = self._store.get_feature_service(service)
         except feast.errors.FeastObjectNotFoundException as error:
