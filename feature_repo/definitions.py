@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from thinktwice.data.feature_tables import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ColumnKind, TableSpec, table_specs
 from thinktwice.schema import LogSchema
@@ -35,10 +35,10 @@ class Definitions:
     views: tuple[FeatureView, ...]
     service: FeatureService | None
 
-    def objects(self) -> list[Entity | FeatureView | FeatureService]:
-        """Everything ``FeatureStore.apply`` takes; sources come with their views."""
-        out: list[Entity | FeatureView | FeatureService] = [*self.entities, *self.views]
-        return [*out, self.service] if self.service is not None else out
+    def objects(self) -> list[Any]:
+        """Everything ``FeatureStore.apply`` takes."""
+        service = () if self.service is None else (self.service,)
+        return [*self.entities, *self.sources, *self.views, *service]
 
 
 def feature_service_name(model_version: str) -> str:

@@ -20,24 +20,27 @@ TOLERANCE = 1e-9  # sums of a few products in another order
 Ints = npt.NDArray[np.int64]
 
 
-def assert_no_leak(table: pa.Table, schema: LogSchema, *, sample_rows: int = SAMPLE_ROWS, seed: int = 0) -> int:
+def assert_no_leak(
+    table: pa.Table, clean: pa.Table, schema: LogSchema, *, sample_rows: int = SAMPLE_ROWS, seed: int = 0
+) -> int:
     """Recompute the statistics and sequences of a sample of rows and compare; returns the number of values compared.
 
     Args:
         table: training rows as :func:`feature_repo.retrieve.training_set` returns them, all rows of the log.
+        clean: the clean rows they were made from, in the same order.
 
     Raises:
         FeatureStoreError: a value differs from what was known strictly before its row.
     """
-    times = _integers(table[EVENT_TIME].cast(pa.int64()))
-    labels = _integers(table[LABEL].cast(pa.int64()))
+    times = _integers(clean[EVENT_TIME].cast(pa.int64()))
+    labels = _integers(clean[LABEL].cast(pa.int64()))
     picked = np.sort(np.random.default_rng(seed).permutation(len(times))[:sample_rows])
     compared = 0
     for entity in schema.statistics.entities if schema.statistics else ():
         names = schema.statistic_names(entity)
         windows = schema.statistics.windows_days if schema.statistics else ()
         first_day, views, clicks = _daily(times, labels)
-        for row, before in _rows_of_same(table, schema.key_of(entity), picked):
+        for row, before in _rows_of_same(clean, schema.key_of(entity), picked):
             expected = (
                 _statistics(
                     times[before] // DAY_US, labels[before], times[row] // DAY_US, windows, first_day, views, clicks
@@ -49,11 +52,11 @@ def assert_no_leak(table: pa.Table, schema: LogSchema, *, sample_rows: int = SAM
                 _compare(table, row, name, None if expected is None else expected[number])
                 compared += 1
     for sequence in schema.sequences:
-        for row, same in _rows_of_same(table, schema.key_of("user"), picked):
+        for row, same in _rows_of_same(clean, schema.key_of("user"), picked):
             wanted: list[str] = []
             if same is not None:
                 events = [
-                    (int(times[i]), table[ROW_ID][int(i)].as_py(), table[sequence.of][int(i)].as_py())
+                    (int(times[i]), clean[ROW_ID][int(i)].as_py(), clean[sequence.of][int(i)].as_py())
                     for i in same
                     if times[i] < times[row] and (labels[i] == 1 or not sequence.clicks_only)
                 ]

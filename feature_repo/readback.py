@@ -1,3 +1,4 @@
+# ruff: noqa: S608 - names in queries come from the schema (letters, digits, _) and are quoted
 """Read a sample back through the online path and compare it with the tables it came from."""
 
 from __future__ import annotations

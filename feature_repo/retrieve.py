@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from feature_repo.leaks import assert_no_leak
 from feature_repo.segments import SEGMENT_ROWS, write_chunk
-from feature_repo.store import DATA, FeatureStoreInfo, open_store, point_sources, quiet, read_info
+from feature_repo.store import DATA, FeatureStoreInfo, open_store, quiet, read_info
 from feature_repo.tables_engine import feast_engine
 from thinktwice.data.feature_tables import CLEAN_FILE, EVENT_TIMESTAMP, TableSpec, table_specs
 from thinktwice.data.query import engine
@@ -76,7 +76,7 @@ def training_set(clean_dir: Path | str, store_dir: Path | str) -> pa.Table:
             table = table.set_column(table.column_names.index(name), name, features[name])
         else:
             table = table.append_column(name, features[name])
-    assert_no_leak(table, schema)
+    assert_no_leak(table, clean, schema)
     note("build_training_set", f"{table.num_rows:,} rows with {len(kinds)} point-in-time features")
     return table
 
@@ -102,7 +102,6 @@ def _joined_chunks(
         for file in ("feature_store.yaml", "registry.db"):
             shutil.copy(store_dir / file, workspace / file)
         with open_store(workspace) as store, engine(workspace) as connection, quiet():
-            point_sources(store, workspace / DATA)
             for start in track(starts, stage="build_training_set", total=len(starts), label="point-in-time join"):
                 chunk = rows.slice(start, CHUNK_ROWS)
                 segmented = write_chunk(connection, chunk, specs, store_dir / DATA, workspace / DATA, SEGMENT_ROWS)

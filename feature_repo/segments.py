@@ -1,3 +1,4 @@
+# ruff: noqa: S608 - names in queries come from the schema (letters, digits, _) and are quoted
 """Cut entities into short segments of their time line, so that a quadratic point-in-time join stays linear.
 
 A segment is a run of up to ``segment_rows`` rows of one entity in time order. It gets its own join key (the entity's

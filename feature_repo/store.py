@@ -20,10 +20,11 @@ import yaml
 
 from feature_repo.definitions import define, project_name
 from feature_repo.readback import compare_online
+from feature_repo.tables_engine import feast_engine
 from thinktwice.data.feature_tables import FeatureTables, build_feature_tables, table_specs
 from thinktwice.errors import FeatureStoreError
 from thinktwice.files import atomic_dir, read_json, write_json
-from thinktwice.progress import note
+from thinktwice.progress import track
 from thinktwice.schema import LogSchema, load_schema
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def build(
     out_dir: Path | str,
     *,
     model_version: str,
-    online: OnlineKind = "sqlite",
+    online: str = "sqlite",
     redis_address: str = "",
 ) -> FeatureStoreInfo:
     """Write the feature tables of a clean log, apply the Feast objects, fill the online store and read it back.
@@ -91,6 +92,9 @@ def build(
     """
     clean_dir = Path(clean_dir)
     schema = load_schema(clean_dir / SCHEMA_FILE)
+    kind: OnlineKind = "redis" if online == "redis" else "sqlite"
+    if online != kind:
+        raise FeatureStoreError(f"online store {online!r} is unknown: use sqlite or redis")
     if online == "redis":
         _check_redis(redis_address or os.environ.get(REDIS_VARIABLE, ""))
     with atomic_dir(out_dir) as folder:
@@ -99,7 +103,7 @@ def build(
         compared = 0
         service = ""
         if tables.specs:
-            write_config(folder, project_name(schema, model_version), online, redis_address)
+            write_config(folder, project_name(schema, model_version), kind, redis_address)
             service, compared = _apply_and_materialize(folder, schema, model_version, tables)
         info = FeatureStoreInfo(
             format=FORMAT,
@@ -107,7 +111,7 @@ def build(
             project=project_name(schema, model_version),
             model_version=model_version,
             schema_name=schema.name,
-            online_store=online,
+            online_store=kind,
             join_keys={spec.entity: spec.key for spec in tables.specs},
             views=tuple(ViewInfo(s.name, s.entity, s.key, s.features, tables.rows[s.name]) for s in tables.specs),
             start=tables.start.isoformat(),
@@ -172,42 +176,25 @@ def open_store(folder: Path) -> Iterator[FeatureStore]:
     try:
         yield store
     finally:
-        online = store._get_provider().online_store  # type: ignore[attr-defined]
+        # Feast never closes the file of its sqlite store; on a full disk or a moved folder that shows as a late error.
+        online = getattr(store._get_provider(), "online_store", None)
         connection = getattr(online, "_conn", None)
-        if connection is not None:
+        if online is not None and connection is not None:
             connection.close()
             online._conn = None
-
-
-def point_sources(store: FeatureStore, data_dir: PurePosixPath | Path) -> None:
-    """Let every feature view of an opened store read its table in ``data_dir``.
-
-    The registry of a folder names its tables relative to the folder, so that it can be moved. Feast's DuckDB store
-    resolves such a path against the current directory, so whoever reads tables points the sources of his copy.
-    """
-    for view in store.list_feature_views():
-        source = view.batch_source
-        if source is None:
-            raise FeatureStoreError(f"feature view {view.name} has no table: materialize again")
-        source.file_options.uri = str(data_dir / f"{view.name}.parquet")  # type: ignore[attr-defined]
-        store.registry.apply_data_source(source, store.project, commit=False)
-        store.registry.apply_feature_view(view, store.project, commit=False)
-    store.registry.commit()
-    store.refresh_registry()
 
 
 def _apply_and_materialize(
     folder: Path, schema: LogSchema, model_version: str, tables: FeatureTables
 ) -> tuple[str, int]:
     """Returns the name of the feature service and how many online values were compared with the tables."""
-    definitions = define(schema, model_version, folder / DATA)
+    definitions = define(schema, model_version, PurePosixPath(DATA))
     assert definitions.service is not None
-    with open_store(folder) as store, quiet():
+    with open_store(folder) as store, feast_engine(folder), quiet():
         store.apply(definitions.objects())
-        for number, view in enumerate(definitions.views):
-            note("materialize", f"online: {view.name} ({number + 1} of {len(definitions.views)})")
+        views = definitions.views
+        for view in track(views, stage="materialize", total=len(views), label="online store"):
             store.materialize(tables.start, tables.end, feature_views=[view.name])
-        point_sources(store, PurePosixPath(DATA))
     # What a predictor will do: open the folder anew and read through the service.
     with open_store(folder) as store, quiet():
         compared = sum(compare_online(store, spec, folder / DATA, tables.end) for spec in table_specs(schema))
@@ -230,6 +217,8 @@ def quiet() -> Iterator[None]:
 def _check_redis(address: str) -> None:
     """Raise a clear error before any work when there is no Redis at ``address``."""
     import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
 
     if not address:
         raise FeatureStoreError(f"the online store redis needs an address: give redis_address or set {REDIS_VARIABLE}")
@@ -245,6 +234,7 @@ def _check_redis(address: str) -> None:
         username=options.get("username"),
         ssl=options.get("ssl", "").lower() == "true",
         socket_connect_timeout=5,
+        retry=Retry(NoBackoff(), 0),
     )
     try:
         client.ping()

@@ -6,13 +6,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from thinktwice.data.query import MEMORY_LIMIT
 
 
 @contextmanager
-def feast_engine(scratch: Path) -> Iterator[None]:
-    """Give Feast a fresh DuckDB with a memory limit that spills into ``scratch``.
+def feast_engine(folder: Path) -> Iterator[None]:
+    """Give Feast a fresh DuckDB with a memory limit that finds the tables of the store in ``folder``.
+
+    The registry names its tables relative to the folder, so that the folder can be moved; but Feast's DuckDB store
+    would look for them below the current directory.
 
     Feast reads through the default engine of ibis, which is one unbounded DuckDB for the life of the process and keeps
     every table it ever read.
@@ -21,8 +25,14 @@ def feast_engine(scratch: Path) -> Iterator[None]:
 
     before = ibis.options.default_backend
     backend = ibis.duckdb.connect(
-        memory_limit=MEMORY_LIMIT, threads=min(os.cpu_count() or 1, 8), temp_directory=str(scratch / ".spill")
+        memory_limit=MEMORY_LIMIT, threads=min(os.cpu_count() or 1, 8), temp_directory=str(folder / ".spill")
     )
+    read = backend.read_parquet
+
+    def read_in_folder(path: str, *args: Any, **kwargs: Any) -> Any:
+        return read(str(folder / path), *args, **kwargs)
+
+    backend.read_parquet = read_in_folder
     ibis.options.default_backend = backend
     try:
         yield

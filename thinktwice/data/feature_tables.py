@@ -1,3 +1,4 @@
+# ruff: noqa: S608 - names in queries come from the schema (letters, digits, _) and are quoted
 """Feature tables of a clean log: what was known about each user and item, and from when on.
 
 Every table is a parquet file of change points: one row says that from ``event_timestamp`` on (until the next row of the

@@ -1,3 +1,4 @@
+# ruff: noqa: S608 - names in queries come from the schema (letters, digits, _) and are quoted
 """The latest values each user clicked (or saw), newest first, after every instant that changed them.
 
 A sequence is valid from one microsecond after the click that enters it. Impressions of the same instant (one slate)

@@ -1,3 +1,4 @@
+# ruff: noqa: S608 - names in queries come from the schema (letters, digits, _) and are quoted
 """Trailing impression counts and smoothed click rates of users and items, closed at midnight.
 
 A window of ``w`` days that is valid from midnight (UTC) of day ``D`` counts the days ``D - w`` to ``D - 1``; ``w = 0``

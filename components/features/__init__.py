@@ -1,0 +1,1 @@
+"""Steps that turn clean rows into features and training rows."""

@@ -1,0 +1,1 @@
+"""The step that joins, splits and encodes training rows."""

@@ -1,0 +1,1 @@
+"""The step that fills the feature store."""

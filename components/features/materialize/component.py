@@ -1,0 +1,34 @@
+"""Pipeline step ``materialize``: feature tables, Feast registry and a filled online store from a clean log."""
+
+from kfp.dsl import Artifact, Dataset, Input, Metrics, Output
+
+from components.step import step
+
+
+@step
+def materialize(
+    clean: Input[Dataset],
+    model_version: str,
+    online_store: str,
+    redis_address: str,
+    code_version: str,
+    feature_store: Output[Artifact],
+    metrics: Output[Metrics],
+) -> None:
+    """Build the feature store of ``model_version``; ``online_store`` is ``sqlite`` or ``redis``."""
+    from feature_repo.store import build
+
+    info = build(
+        clean.path, feature_store.path, model_version=model_version, online=online_store, redis_address=redis_address
+    )
+    feature_store.metadata.update(
+        feature_service=info.feature_service,
+        model_version=info.model_version,
+        online_store=info.online_store,
+        start=info.start,
+        end=info.end,
+        code_version=code_version,
+    )
+    for view in info.views:
+        metrics.log_metric(f"rows_{view.name}", view.rows)
+    metrics.log_metric("online_values_compared", info.compared_values)
