@@ -15,7 +15,9 @@ from thinktwice.train.run import Trained, rate_factor, train
 CONFIG = FinetuneConfig(batch_size=128, rate=2e-2, checks_per_epoch=3)
 
 
-def trained(config: FinetuneConfig = CONFIG, seed: int = 0, epochs: float = 3.0) -> tuple[Backbone, Trained, BlockLoader]:
+def trained(
+    config: FinetuneConfig = CONFIG, seed: int = 0, epochs: float = 3.0
+) -> tuple[Backbone, Trained, BlockLoader]:
     rows, valid = random_rows(3000, 1), BlockLoader(random_rows(1000, 2))
     model = build_backbone(BackboneConfig(dim=4, hidden=(16,), dropout=0.1, init_sd=0.1), FIELDS, seed=seed)
     augmenter = Augmenter("mask_block", rows, FIELDS, config)
@@ -71,7 +73,9 @@ def test_sparse_and_dense_first_steps_agree_where_every_row_is_touched() -> None
     tables = []
     for sparse_rows in (1, 10**9):
         rows = random_rows(512)
-        config = CONFIG.model_copy(update={"sparse_rows": sparse_rows, "unknown_share": 0.0, "batch_size": 512, "warmup": 0.0})
+        config = CONFIG.model_copy(
+            update={"sparse_rows": sparse_rows, "unknown_share": 0.0, "batch_size": 512, "warmup": 0.0}
+        )
         model = build_backbone(BackboneConfig(dim=4, hidden=(8,)), FIELDS)
         before = model.table.detach().clone()
         loader = BlockLoader(rows)

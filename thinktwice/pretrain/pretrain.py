@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,7 +23,9 @@ from thinktwice.pretrain.denoiser import HIDDEN_LABEL, Denoiser
 from thinktwice.progress import note, track
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.optimizer import TableAdam
-from thinktwice.train.recipes import Recipe
+
+if TYPE_CHECKING:
+    from thinktwice.train.recipes import Recipe  # recipes know the parts, not the other way round
 
 STAGE = "pretrain"
 TRAINING_FILE = "training.json"

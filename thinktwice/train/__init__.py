@@ -1,0 +1,6 @@
+"""Training on clicks: see :func:`thinktwice.train.finetune.finetune`, and :mod:`thinktwice.train.recipes` for settings."""
+
+from thinktwice.train.config import FinetuneConfig
+from thinktwice.train.finetune import finetune
+
+__all__ = ["FinetuneConfig", "finetune"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,9 +20,11 @@ from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import auc, fit_calibration, logits_of, logloss
-from thinktwice.train.recipes import Recipe
 from thinktwice.train.run import Look
 from thinktwice.train.tune import STAGE, Candidate, Trial, tune
+
+if TYPE_CHECKING:
+    from thinktwice.train.recipes import Recipe  # recipes know the parts, not the other way round
 
 TRAINING_FILE = "training.json"
 

@@ -1,0 +1,1 @@
+"""Steps that train: generative pre-training, then fine-tuning on clicks."""

@@ -1,0 +1,1 @@
+"""The step that fine-tunes a model."""

@@ -1,0 +1,1 @@
+"""The step that pre-trains a model."""

@@ -1,0 +1,138 @@
+"""What generative pre-training must do: learn dependencies between fields, and never see the answer it is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.models.synthetic import FIELDS, random_batch, random_rows
+from thinktwice.models import BACKBONES, BackboneConfig, build_backbone
+from thinktwice.pretrain.config import PretrainConfig
+from thinktwice.pretrain.corrupt import corrupt
+from thinktwice.pretrain.denoiser import HIDDEN_LABEL, Denoiser
+from thinktwice.pretrain.pretrain import denoising_loss, fit, log_shares, unigram_entropy
+
+NAMES = sorted(BACKBONES)
+
+
+def denoiser(name: str = "deepfm", config: PretrainConfig | None = None) -> Denoiser:
+    backbone = build_backbone(BackboneConfig(name=name, dim=8, hidden=(16,), init_sd=0.3), FIELDS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Denoiser(backbone, config or PretrainConfig(), log_shares(random_rows(500), FIELDS)).eval()
+
+
+def test_the_mask_rate_is_uniform_and_the_label_is_hidden_at_least_half_of_the_time() -> None:
+    label = torch.ones(100_000)
+    keep, token = corrupt(label, 8, 0.5, torch.Generator().manual_seed(0))
+    kept = keep.mean(dim=1)
+    assert float(keep.mean()) == pytest.approx(0.5, abs=0.01)
+    assert float(((kept > 0.2) & (kept < 0.8)).float().mean()) == pytest.approx(0.6, abs=0.1)
+    assert float((token == HIDDEN_LABEL).float().mean()) == pytest.approx(0.75, abs=0.01)
+    assert set(token.tolist()) == {1, HIDDEN_LABEL}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_mask_and_a_hidden_label_is_the_fine_tuning_forward(name: str) -> None:
+    model, batch = denoiser(name), random_batch(12)
+    keep = torch.ones(12, FIELDS.num_fields)
+    with torch.inference_mode():
+        pretraining = model(batch, keep, torch.full((12,), HIDDEN_LABEL))
+        assert torch.equal(pretraining, model.backbone(batch))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hidden_label_cannot_be_seen(name: str) -> None:
+    """Flipping the label changes the target, and where it is hidden nothing that the model computes."""
+    model, batch = denoiser(name), random_batch(400)
+    ones, zeros = torch.ones(400), torch.zeros(400)
+    keep, token = corrupt(ones, FIELDS.num_fields, 0.5, torch.Generator().manual_seed(3))
+    again, flipped = corrupt(zeros, FIELDS.num_fields, 0.5, torch.Generator().manual_seed(3))
+    hidden = token == HIDDEN_LABEL
+    assert torch.equal(keep, again)
+    assert torch.equal(hidden, flipped == HIDDEN_LABEL)
+    with torch.inference_mode():
+        x = model.backbone.embed(batch)
+        first, second = model.hidden(x, keep, token), model.hidden(x, keep, flipped)
+    assert torch.equal(first[hidden], second[hidden])
+    assert not torch.equal(first[~hidden], second[~hidden])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_masked_value_cannot_be_seen(name: str) -> None:
+    model, batch = denoiser(name), random_batch(60)
+    keep = torch.ones(60, FIELDS.num_fields)
+    keep[:, [0, 4, 5]] = 0
+    other = random_batch(60, seed=9)
+    changed = type(batch)(batch.ids.clone(), other.sequences, other.vectors)
+    changed.ids[:, 0] = other.ids[:, 0]
+    token = torch.full((60,), 1)
+    with torch.inference_mode():
+        first = model.hidden(model.backbone.embed(batch), keep, token)
+        second = model.hidden(model.backbone.embed(changed), keep, token)
+    torch.testing.assert_close(first, second, atol=0, rtol=0)
+
+
+def test_sampled_softmax_over_the_whole_vocabulary_is_the_full_softmax() -> None:
+    """With every value as a candidate and uniform shares the sampled loss is the exact one."""
+    full, sampled = denoiser(), denoiser(config=PretrainConfig(full_softmax=2))
+    for model in (full, sampled):
+        model.log_share.fill_(-3.0)
+        torch.nn.init.constant_(full.offset[0], -3.0)
+    hidden = torch.randn(25, full.backbone.hidden_width, generator=torch.Generator().manual_seed(0))
+    target = torch.arange(1, 26)
+    with torch.inference_mode():
+        predicted = full.predictions(hidden)[:, 0]
+        exact = full.field_loss(0, predicted, target)
+        approximate = sampled.field_loss(0, predicted, target, torch.arange(40))
+    torch.testing.assert_close(approximate, exact, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("full_softmax", [2048, 10])
+def test_fields_that_depend_on_others_beat_their_unigram_entropy(full_softmax: int) -> None:
+    rows = random_rows(6000)
+    config = PretrainConfig(batch_size=256, rate=1e-2, epochs=6, full_softmax=full_softmax)
+    done = fit(rows, FIELDS, BackboneConfig(dim=8, hidden=(32,), init_sd=0.1), config)
+    entropy = unigram_entropy(rows, FIELDS)
+    assert done.unigram == entropy
+    last = done.curve[-1]["fields"]
+    assert last["genre"] < 0.75 * entropy["genre"]  # follows from the item
+    assert last["price"] < 0.9 * entropy["price"]  # follows from the genre
+    if full_softmax == 2048:
+        assert last["item"] < entropy["item"]  # its genre narrows it down
+    share = rows.label.mean()
+    assert done.curve[-1]["label"] < -(share * np.log(share) + (1 - share) * np.log(1 - share)) - 0.01
+    assert set(last) == set(FIELDS.names)
+
+
+def test_the_loss_reaches_every_parameter_that_fine_tuning_takes_over() -> None:
+    model = denoiser()
+    model.train()
+    losses = denoising_loss(
+        model, random_batch(200), torch.from_numpy(random_rows(200).label), torch.Generator().manual_seed(0)
+    )
+    losses.total.backward()
+    for name, parameter in model.backbone.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool((parameter.grad != 0).any()), name
+
+
+def test_pretraining_repeats_to_the_bit(tmp_path: Path) -> None:
+    rows = random_rows(1000)
+    config = PretrainConfig(batch_size=128, epochs=1, negatives=8, full_softmax=10)
+    tables = [
+        fit(rows, FIELDS, BackboneConfig(dim=4, hidden=(8,)), config, seed=4).denoiser.backbone.table for _ in "ab"
+    ]
+    assert torch.equal(*tables)
+
+
+@pytest.mark.parametrize("full_softmax", [2, 10])
+def test_large_tables_pretrain_with_row_updates(full_softmax: int) -> None:
+    rows = random_rows(500)
+    config = PretrainConfig(batch_size=100, epochs=2, full_softmax=full_softmax, sparse_rows=1)
+    done = fit(rows, FIELDS, BackboneConfig(dim=4, hidden=(8,)), config)
+    assert np.isfinite(done.curve[-1]["label"])
+    assert not done.denoiser.backbone.sparse_gradients

@@ -1,0 +1,93 @@
+"""From a training set folder to a model folder, with and without pre-training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.train.logs import build_small
+from thinktwice.data.training_set import load_training_set
+from thinktwice.errors import DataError, PipelineError
+from thinktwice.files import read_json, sha256_file
+from thinktwice.models import load_model
+from thinktwice.pretrain import pretrain
+from thinktwice.train import finetune, recipes
+from thinktwice.train.loader import BlockLoader
+from thinktwice.train.measure import auc, logits_of, logloss
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_small(tmp_path_factory.mktemp("small") / "training_set")
+
+
+def recipe_with_a_choice() -> recipes.Recipe:
+    tiny = recipes.get("tiny")
+    config = tiny.finetune.model_copy(
+        update={"table_l2": (1e-4, 10.0), "augmentations": ("none", "mask_block"), "rate": 2e-2, "epochs": 4.0}
+    )
+    return tiny.model_copy(update={"finetune": config})
+
+
+def test_a_choice_is_made_on_validation_and_recorded(data: Path, tmp_path: Path) -> None:
+    record = finetune(data, tmp_path / "model", recipe_with_a_choice())
+    assert record == read_json(tmp_path / "model" / "training.json")
+    trials = record["trials"]
+    assert len(trials) == 4
+    best = min(trials, key=lambda t: t["best"]["valid_logloss"])
+    assert [t["chosen"] for t in trials] == [t is best for t in trials]
+    assert record["chosen"]["table_l2"] == best["candidate"]["table_l2"] == 1e-4  # L2 of 10 leaves nothing to learn
+
+    model, info = load_model(tmp_path / "model")
+    opened = load_training_set(data)
+    valid = opened.part("valid")
+    logit = logits_of(model, BlockLoader(valid))
+    calibrated = info.calibration.a * logit.astype(np.float64) + info.calibration.b
+    assert logloss(calibrated, valid.label) == pytest.approx(record["valid"]["logloss"])
+    assert logloss(calibrated, valid.label) <= min(look["valid_logloss"] for look in record["curve"]) + 1e-9
+    test = opened.part("test")
+    assert auc(logits_of(model, BlockLoader(test)), test.label) > 0.7
+    assert info.provenance["train_window"] == list(opened.train_window)
+
+
+def test_the_same_seed_writes_the_same_bytes(data: Path, tmp_path: Path) -> None:
+    recipe = recipes.get("tiny")
+    for name in ("a", "b"):
+        pretrain(data, tmp_path / name / "pretrained", recipe, seed=2)
+        finetune(data, tmp_path / name / "model", recipe, seed=2, init_dir=tmp_path / name / "pretrained")
+    for file in ("pretrained/weights.safetensors", "model/weights.safetensors", "model/model.json"):
+        assert sha256_file(tmp_path / "a" / file) == sha256_file(tmp_path / "b" / file)
+
+
+def test_fine_tuning_starts_from_all_pretrained_parameters(data: Path, tmp_path: Path) -> None:
+    recipe = recipes.get("tiny")
+    pretrain(data, tmp_path / "pretrained", recipe)
+    still = recipe.finetune.model_copy(update={"rate": 1e-12, "epochs": 0.1})
+    record = finetune(
+        data, tmp_path / "model", recipe.model_copy(update={"finetune": still}), init_dir=tmp_path / "pretrained"
+    )
+    before, info = load_model(tmp_path / "pretrained")
+    after, _ = load_model(tmp_path / "model")
+    assert record["init"] == "pretrained"
+    assert info.stage == "pretrained"
+    for name, value in before.state_dict().items():
+        torch.testing.assert_close(after.state_dict()[name], value, atol=1e-6, rtol=0)
+
+
+def test_a_model_of_another_training_set_is_refused(data: Path, tmp_path: Path) -> None:
+    recipe = recipes.get("tiny")
+    other = build_small(tmp_path / "other", rows=300, seed=7)
+    pretrain(other, tmp_path / "pretrained", recipe)
+    with pytest.raises(DataError, match="pre-train on the same training set"):
+        finetune(data, tmp_path / "model", recipe, init_dir=tmp_path / "pretrained")
+    assert not (tmp_path / "model").exists()
+
+
+def test_every_recipe_exists_and_a_wrong_name_is_told_the_right_ones() -> None:
+    assert sorted(recipes.RECIPES) == ["default", "ml-100k", "ml-1m", "tiny"]
+    assert all(recipes.get(name).model.dim > 0 for name in recipes.RECIPES)
+    with pytest.raises(PipelineError, match="choose one of default, ml-1m"):
+        recipes.get("ml-10m")
