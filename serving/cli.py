@@ -128,7 +128,8 @@ def ask(url: str, body: dict[str, Any]) -> dict[str, Any]:
         with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
             answer: dict[str, Any] = json.load(response)
     except urllib.error.HTTPError as error:
-        message = _server_message(error)
+        with error:
+            message = _server_message(error)
         if 400 <= error.code < 500:
             raise RequestError(f"the server refused the request: {message}", status=error.code) from error
         raise ServerError(f"the server at {url} failed with status {error.code} ({message}): see its log") from error

@@ -111,7 +111,7 @@ def write_parts(folder: Path, schema: LogSchema = SCHEMA) -> dict[str, Path]:
     model = build_backbone(BackboneConfig(dim=4, hidden=(8,), init_sd=0.5), fields)
     save_model(folder / "model", model, ModelInfo(stage="finetuned", calibration=Calibration(a=0.9, b=-0.2)))
     train = training_set.part("train")
-    config = TestTimeConfig(mode="uttsi", trigger="always", signal_max=0.5, max_paths=4)
+    config = TestTimeConfig(mode="uttsi", trigger="always", signal_max=0.5, max_paths=4, max_path_rows=4096)
     (folder / "test_time").mkdir()
     save_test_time(folder / "test_time", TestTime(config, Reliability.fit(train.ids, train.label, fields), {}))
     (folder / "evaluation").mkdir()

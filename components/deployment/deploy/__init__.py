@@ -1,5 +1,1 @@
-"""The deploy step."""
-
-from components.deployment.deploy.component import deploy
-
-__all__ = ["deploy"]
+"""The step that puts a packaged model into production."""

@@ -1,5 +1,1 @@
-"""The package step."""
-
-from components.deployment.package.component import package
-
-__all__ = ["package"]
+"""The step that packs a blessed bundle into a TorchServe archive."""

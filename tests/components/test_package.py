@@ -1,0 +1,81 @@
+"""The package step: a real archive, the same bytes for the same bundle, and only for a blessed one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components.deployment.package.archive import HANDLER_TEMPLATE, write_archive
+from tests.serving.small import MODEL_VERSION, bless, small  # noqa: F401
+from thinktwice.bundle import bundle_hash, load_bundle
+from thinktwice.errors import BundleError, PipelineError
+from thinktwice.files import sha256_file
+
+
+@pytest.fixture
+def blessing(small: Path, tmp_path: Path) -> Path:  # noqa: F811
+    return bless(tmp_path / "blessing", bundle_hash(small / "bundle"))
+
+
+def test_the_archive_holds_the_bundle(small: Path, blessing: Path, tmp_path: Path) -> None:  # noqa: F811
+    info = write_archive(small / "bundle", blessing, tmp_path / "archive")
+    path = tmp_path / "archive" / "ctr.mar"
+    assert info["archive_sha256"] == sha256_file(path)
+    assert info["bundle_hash"] == bundle_hash(small / "bundle")
+    with zipfile.ZipFile(path) as content:
+        content.extractall(tmp_path / "unpacked")
+    assert load_bundle(tmp_path / "unpacked" / "bundle").hash == info["bundle_hash"]
+    manifest = json.loads((tmp_path / "unpacked" / "MAR-INF" / "MANIFEST.json").read_text())
+    assert manifest["model"] == {
+        "modelName": "ctr",
+        "modelVersion": MODEL_VERSION,
+        "handler": "handler.py",
+        "configFile": "model-config.yaml",
+    }
+    config = yaml.safe_load((tmp_path / "unpacked" / "model-config.yaml").read_text())
+    assert (config["minWorkers"], config["maxWorkers"], config["batchSize"]) == (1, 1, 1)
+    assert not list((tmp_path / "unpacked").rglob("*.pkl"))
+
+
+def test_the_same_bundle_gives_the_same_bytes(small: Path, blessing: Path, tmp_path: Path) -> None:  # noqa: F811
+    shutil.copytree(small / "bundle", tmp_path / "copy")
+    first = write_archive(small / "bundle", blessing, tmp_path / "first")
+    assert write_archive(tmp_path / "copy", blessing, tmp_path / "second") == first
+
+
+def test_the_handler_names_a_class_that_exists() -> None:
+    from serving.torchserve_handler import CTRHandler
+
+    scope: dict[str, object] = {"__name__": "handler"}
+    exec(compile(HANDLER_TEMPLATE.read_text(), "handler.py", "exec"), scope)
+    # TorchServe takes the one class that is defined in the file itself.
+    (own,) = [v for v in scope.values() if isinstance(v, type) and v.__module__ == "handler"]
+    assert issubclass(own, CTRHandler)
+
+
+def test_no_blessing_no_archive(small: Path, tmp_path: Path) -> None:  # noqa: F811
+    own = bundle_hash(small / "bundle")
+    refused = {
+        "no": (bless(tmp_path / "no", own, blessed=False), r"is not blessed \(the first one\)"),
+        "other": (bless(tmp_path / "other", "f" * 64), "the blessing is for bundle ffffffffffff"),
+        "none": (tmp_path / "none", "cannot be read"),
+    }
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "blessing.json").write_text("{}")
+    refused["empty"] = (tmp_path / "empty", "cannot be read")
+    for blessing, message in refused.values():
+        with pytest.raises(PipelineError, match=message):
+            write_archive(small / "bundle", blessing, tmp_path / "archive")
+    assert not (tmp_path / "archive").exists()
+
+
+def test_a_damaged_bundle_is_not_packed(small: Path, blessing: Path, tmp_path: Path) -> None:  # noqa: F811
+    shutil.copytree(small / "bundle", tmp_path / "bundle")
+    (tmp_path / "bundle" / "schema.yaml").write_text("name: x\n")
+    with pytest.raises(BundleError, match=r"schema\.yaml"):
+        write_archive(tmp_path / "bundle", blessing, tmp_path / "archive")

@@ -1,0 +1,61 @@
+"""Stand-ins: a feature store in a dictionary, and the context TorchServe hands to a handler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from serving.features import Features
+from tests.serving.small import SCHEMA
+from thinktwice.errors import FeatureStoreError
+
+USERS = [f"u{i}" for i in range(30)]
+ITEMS = [f"i{i}" for i in range(60)]
+
+
+class FakeReader:
+    """Knows USERS and ITEMS; ``broken`` makes it fail as a dead store does."""
+
+    def __init__(self) -> None:
+        self.broken = False
+        self.reads: list[tuple[str | None, list[str]]] = []
+
+    def read(self, user_id: str | None, item_ids: Sequence[str]) -> Features:
+        if self.broken:
+            raise FeatureStoreError(
+                "the online store does not answer for user features (connection refused at 10.0.0.7)"
+            )
+        self.reads.append((user_id, list(item_ids)))
+        user: dict[str, Any] = dict.fromkeys(("gender", "history", *SCHEMA.statistic_names("user")))
+        if user_id in USERS:
+            user |= {"gender": "f", "history": ["i1", "i2"], "user_views_all": 1.0, "user_rate_all": 0.4}
+        items = {i: self._item(i) for i in item_ids}
+        cold = frozenset(i for i in item_ids if i not in ITEMS)
+        return Features(user, items, user_id not in USERS, cold)
+
+    @staticmethod
+    def _item(item: str) -> dict[str, Any]:
+        if item not in ITEMS:
+            return dict.fromkeys(("genre", "price", "cover", *SCHEMA.statistic_names("item")))
+        number = int(item[1:])
+        values = {"genre": f"g{number % 5}", "price": float(number % 7), "cover": [0.0, 0.5, 1.0]}
+        return {**values, "item_views_all": 2.0, "item_rate_all": 0.3}
+
+
+class FakeContext:
+    """What a handler sees of a TorchServe batch of ``size`` requests."""
+
+    def __init__(self, size: int, model_dir: Path | None = None) -> None:
+        self.model_name = "ctr"
+        self.model_yaml_config: dict[str, Any] = {"torchThreads": 1}
+        self.system_properties = {"model_dir": str(model_dir)}
+        self.status = [200] * size
+        self.content_type = [""] * size
+
+    def set_response_status(self, code: int = 200, phrase: str = "", idx: int = 0) -> None:
+        assert phrase
+        self.status[idx] = code
+
+    def set_response_content_type(self, idx: int, value: str) -> None:
+        self.content_type[idx] = value

