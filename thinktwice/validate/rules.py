@@ -123,10 +123,9 @@ def row_rules(schema: LogSchema) -> tuple[Rule, ...]:
 def duplicates_count(schema: LogSchema) -> bool:
     """Whether two equal rows are one impression written twice.
 
-    Without an id, or with time known only by the hour or by the row's place, equal rows are ordinary.
+    Without a user, or with time known only by the hour or by the row's place, equal rows are ordinary.
     """
-    known = schema.entities.user is not None or schema.entities.item is not None
-    return known and schema.time.format not in ("order", "yymmddhh")
+    return schema.entities.user is not None and schema.time.format not in ("order", "yymmddhh")
 
 
 def profile_rules() -> tuple[ProfileRule, ...]:

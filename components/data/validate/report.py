@@ -67,7 +67,7 @@ def render(verdict: Verdict, profile: Profile, info: Mapping[str, Any], samples:
 def _head(verdict: Verdict, info: Mapping[str, Any], title: str) -> str:
     word, _, rest = verdict.headline.partition(": ")
     span = ""
-    if info["first_event"]:
+    if info["first_event"] and not info["last_event"].startswith("1970"):  # relative times say nothing to a reader
         span = f" · events from {info['first_event'][:10]} to {info['last_event'][:10]}"
     facts = f"snapshot {info['snapshot_id'] or 'unnamed'} · {info['rule_set_version']}{span}"
     broken = [f for f in verdict.findings if not f.passed]

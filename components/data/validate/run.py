@@ -82,7 +82,7 @@ def judge(findings: list[Finding], split: SplitResult, profile: Profile) -> Verd
     critical = [f for f in findings if not f.passed and f.severity == "critical"]
     warnings = [f for f in findings if not f.passed and f.severity == "warning"]
     reasons = [
-        f"{f.rule}: expected that {f.description}; found {f.observed}, bound {f.bound}" for f in critical + warnings
+        f"{f.rule} ({f.severity}): {f.observed}; expected: {f.description} ({f.bound})" for f in critical + warnings
     ]
     said = f"{len(warnings)} warning{'s' if len(warnings) != 1 else ''}" if warnings else ""
     if critical:
@@ -148,7 +148,7 @@ def _with_quarantined(
                 severity="warning" if count else rule.severity,
                 description=rule.description,
                 passed=count == 0,
-                observed=f"{count:,} rows quarantined" if count else "no row breaks it",
+                observed=f"{count:,} row{'s' if count > 1 else ''} quarantined" if count else "no row breaks it",
                 bound="0 rows",
                 samples=list(samples.get(rule.id, [])),
             )
