@@ -69,7 +69,9 @@ def test_a_row_scores_the_same_alone_among_500_and_in_any_order(
     order = np.random.default_rng(0).permutation(500)
     among = engine.score(test_rows.batch(slice(0, 500)), max_path_rows=10**6)
     shuffled = engine.score(test_rows.batch(order), max_path_rows=10**6)
-    again = Engine(model, reliability, MODES[name], CALIBRATION).score(test_rows.batch(slice(0, 500)), max_path_rows=10**6)
+    again = Engine(model, reliability, MODES[name], CALIBRATION).score(
+        test_rows.batch(slice(0, 500)), max_path_rows=10**6
+    )
     for field in ("logit", "probability", "uncertainty", "num_paths"):
         assert np.array_equal(getattr(shuffled, field), getattr(among, field)[order]), field
         assert np.array_equal(getattr(again, field), getattr(among, field)), field
@@ -110,7 +112,9 @@ def test_cap_bounds_path_rows_and_the_largest_signals_come_first(
         assert np.array_equal(reverse.z[::-1], raw.z)
 
 
-def test_cap_of_zero_is_the_filtered_base_pass(model: Backbone, reliability: Reliability, test_rows: EncodedRows) -> None:
+def test_cap_of_zero_is_the_filtered_base_pass(
+    model: Backbone, reliability: Reliability, test_rows: EncodedRows
+) -> None:
     batch = test_rows.batch(slice(0, 200))
     capped = Engine(model, reliability, PATHS, CALIBRATION).score(batch, max_path_rows=0)
     base = Engine(model, reliability, TestTimeConfig(mode="filter", min_count=2), CALIBRATION).score(batch)
@@ -118,7 +122,9 @@ def test_cap_of_zero_is_the_filtered_base_pass(model: Backbone, reliability: Rel
     assert capped.path_rows == 0
 
 
-def test_configured_cap_holds_without_an_argument(model: Backbone, reliability: Reliability, test_rows: EncodedRows) -> None:
+def test_configured_cap_holds_without_an_argument(
+    model: Backbone, reliability: Reliability, test_rows: EncodedRows
+) -> None:
     config = PATHS.model_copy(update={"max_path_rows": 5})
     assert Engine(model, reliability, config).score(test_rows.batch(slice(0, 300))).path_rows <= 5
 
@@ -171,7 +177,9 @@ def test_empty_request(model: Backbone, reliability: Reliability, test_rows: Enc
 
 
 def test_counts_of_another_model_are_refused(model: Backbone, reliability: Reliability) -> None:
-    other = Reliability(reliability.counts[:-1], reliability.kappa, (*reliability.num_values[:-1], 1), reliability.protected)
+    other = Reliability(
+        reliability.counts[:-1], reliability.kappa, (*reliability.num_values[:-1], 1), reliability.protected
+    )
     with pytest.raises(BundleError, match="same bundle"):
         Engine(model, other, TestTimeConfig())
     with pytest.raises(BundleError, match="importance names 2 fields"):
@@ -206,5 +214,3 @@ def test_one_embedding_lookup_for_all_paths(
     assert calls == [BLOCK]  # 100 rows fit one block
     assert scored.path_rows > 0
     assert scores == [(BLOCK,)] * (1 + -(-scored.path_rows // BLOCK))  # one shape only
-
-

@@ -10,10 +10,23 @@ import numpy as np
 import polars as pl
 import torch
 
+from thinktwice.data.encoded import count_values
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import TrainingSet, build_training_set, load_training_set
-from thinktwice.models import BackboneConfig, Calibration, FieldSpace, ModelInfo, build_backbone, save_model
+from thinktwice.evaluate.compare import evaluate
+from thinktwice.evaluate.package import write_candidate
+from thinktwice.models import (
+    Backbone,
+    BackboneConfig,
+    Calibration,
+    FieldSpace,
+    ModelInfo,
+    build_backbone,
+    load_model,
+    save_model,
+)
 from thinktwice.schema import LogSchema, parse_schema
+from thinktwice.testtime.fit import fit_test_time
 from thinktwice.train.measure import fit_calibration
 
 SCHEMA = """
@@ -73,8 +86,10 @@ def log(rows: int = 6000, users: int = 400, items: int = 150, seed: int = 0) -> 
     )
 
 
-def make_training_set(folder: Path, rows: int = 6000, seed: int = 0) -> TrainingSet:
-    build_training_set(log(rows, seed=seed).to_arrow(), schema(), folder, SplitSpec(valid=0.25, test=0.25))
+def make_training_set(
+    folder: Path, rows: int = 6000, *, users: int = 400, items: int = 150, seed: int = 0
+) -> TrainingSet:
+    build_training_set(log(rows, users, items, seed).to_arrow(), schema(), folder, SplitSpec(valid=0.25, test=0.25))
     return load_training_set(folder)
 
 
@@ -82,7 +97,7 @@ def train_model(
     data: TrainingSet, folder: Path, *, name: str = "deepfm", l2: float = 1e-3, epochs: int = 3, seed: int = 0
 ) -> Path:
     """A model of ``data`` with calibration, saved into ``folder``. Without L2 and many epochs it memorises rare ids."""
-    train, valid = data.part("train"), data.part("valid")
+    train = data.part("train")
     fields = FieldSpace.of(data.schema, data.encoder)
     model = build_backbone(BackboneConfig(name=name, dim=6, hidden=(16,)), fields, seed=seed)  # type: ignore[arg-type]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -99,10 +114,51 @@ def train_model(
             loss.backward()
             optimizer.step()
     model.eval()
+    save_model(folder, model, ModelInfo(stage="finetuned", calibration=calibrated(model, data)))
+    return folder
+
+
+def calibrated(model: Backbone, data: TrainingSet) -> Calibration:
+    valid = data.part("valid")
     with torch.inference_mode():
-        z = model(valid.batch(slice(None))).numpy()
-    fitted = fit_calibration(z, valid.label)
-    save_model(folder, model, ModelInfo(stage="finetuned", calibration=Calibration(a=fitted.a, b=fitted.b)))
+        return fit_calibration(model(valid.batch(slice(None))).numpy(), valid.label)
+
+
+def memorise_rare_values(data: TrainingSet, source: Path, folder: Path, *, seed: int = 0) -> Path:
+    """A copy of a model whose vectors of rarely seen values are noise, the way many epochs without L2 leave them."""
+    model, _ = load_model(source)
+    counts = torch.from_numpy(count_values(data.part("train").ids, model.fields.num_values).astype(np.float32))
+    noise = torch.randn(model.table.shape, generator=torch.Generator().manual_seed(seed))
+    scale = torch.where(counts > 0, 1.5 / (1 + counts), 0.0)[:, None]
+    with torch.no_grad():
+        model.table += noise * scale
+    save_model(folder, model, ModelInfo(stage="finetuned", calibration=calibrated(model, data)))
+    return folder
+
+
+def finished_run(folder: Path) -> Path:
+    """Folders ``set``, ``plain``, ``bad`` (trained to memorise), and for the trunks good and bad: ``test_time-*``,
+    ``evaluation-*`` and ``bundle-*``."""
+    one_thread()
+    data = make_training_set(folder / "set", rows=6000)
+    train_model(data, folder / "plain")
+    train_model(data, folder / "bad", l2=0.0, epochs=12, seed=1)
+    for name, trunk in (("good", "plain"), ("bad", "bad")):
+        fit_test_time(folder / "set", folder / trunk, folder / "bad", folder / f"test_time-{name}")
+        evaluation = evaluate(
+            folder / "set", folder / trunk, folder / "bad", folder / f"test_time-{name}", folder / f"evaluation-{name}"
+        )
+        write_candidate(
+            folder / f"bundle-{name}",
+            evaluation=evaluation,
+            evaluation_dir=folder / f"evaluation-{name}",
+            training_set_dir=folder / "set",
+            model_dirs={"plain": folder / trunk, "pretrained": folder / "bad"},
+            test_time_dir=folder / f"test_time-{name}",
+            snapshot_id="0123456789abcdef",
+            model_version=f"world-{name}",
+            package_version="0.1.0",
+        )
     return folder
 
 

@@ -21,9 +21,9 @@ from thinktwice.testtime.engine import Engine, raw_rows
 from thinktwice.testtime.reliability import Reliability
 
 CONTROL_WORDS = {
-    "recalibrated": "recalibrating the plain scores does as well",
-    "shuffled_counts": "shuffled counts do as well, so it is not knowledge of rare values",
-    "random_trigger": "choosing rows at random does as well, so it is not knowledge of unsure rows",
+    "recalibrated": "it does not clearly beat a mere recalibration of the plain scores",
+    "shuffled_counts": "it does not clearly beat shuffled counts, so it need not be knowledge of rare values",
+    "random_trigger": "it does not clearly beat rows chosen at random, so it need not be knowledge of unsure rows",
 }
 
 

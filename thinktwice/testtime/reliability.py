@@ -25,7 +25,7 @@ KAPPA_BOUNDS = (1.0, 200.0)
 
 
 def quantise(counts: np.ndarray) -> np.ndarray:
-    """One byte per count, q = round(16 log2(1 + c)): exact up to 22, within 2.3 % above, saturating near 63,000."""
+    """One byte per count, q = round(16 log2(1 + c)): exact up to 22, within 3.5 % above, saturating near 63,000."""
     return np.minimum(np.round(16 * np.log2(1.0 + counts.astype(np.float64))), 255).astype(np.uint8)
 
 

@@ -1,0 +1,165 @@
+"""The verdict: the better bundle wins on the same rows, whichever side it stands on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from tests.testtime import world
+from thinktwice.bless import ECE_LIMIT, bless
+from thinktwice.bundle import bundle_hash
+from thinktwice.data.splits import SplitSpec
+from thinktwice.data.training_set import build_training_set, load_training_set
+from thinktwice.errors import BundleError
+from thinktwice.evaluate.compare import evaluate
+from thinktwice.evaluate.package import feature_service, write_candidate
+from thinktwice.files import read_json
+from thinktwice.schema import parse_schema
+from thinktwice.testtime.fit import fit_test_time
+
+
+def test_first_model_is_blessed_for_beating_chance(finished: Path, tmp_path: Path) -> None:
+    found = bless(finished / "set", finished / "bundle-good", tmp_path / "nobody", tmp_path / "out")
+    assert found.blessed
+    assert found.reasons[0].startswith("it orders rows better than chance: AUC 0.")
+    assert "there is no champion yet" in found.reasons[1]
+    assert read_json(tmp_path / "out" / "blessing.json") == found.content
+    assert found.content["bundle_hash"] == bundle_hash(finished / "bundle-good")
+
+
+def test_better_candidate_is_blessed(finished: Path, tmp_path: Path) -> None:
+    found = bless(finished / "set", finished / "bundle-good", finished / "bundle-bad", tmp_path / "out")
+    assert found.blessed
+    assert "it is better than the champion on the same rows" in found.reasons[-1]
+    assert found.content["changes"]["auc"]["low"] > 0
+    assert found.content["champion"]["model_version"] == "world-bad"
+
+
+def test_worse_candidate_is_not_blessed(finished: Path, tmp_path: Path) -> None:
+    found = bless(finished / "set", finished / "bundle-bad", finished / "bundle-good", tmp_path / "out")
+    assert not found.blessed
+    assert any("orders rows worse than the champion" in r for r in found.reasons)
+    assert any("logloss is worse than the champion's" in r for r in found.reasons)
+    assert read_json(tmp_path / "out" / "blessing.json")["blessed"] is False
+
+
+def test_both_directions_measure_the_same_difference(finished: Path, tmp_path: Path) -> None:
+    one = bless(finished / "set", finished / "bundle-good", finished / "bundle-bad", tmp_path / "a").content["changes"]
+    two = bless(finished / "set", finished / "bundle-bad", finished / "bundle-good", tmp_path / "b").content["changes"]
+    for name in ("auc", "logloss", "ece"):
+        assert one[name]["value"] == pytest.approx(-two[name]["value"])
+
+
+def test_the_champion_itself_is_blessed(finished: Path, tmp_path: Path) -> None:
+    found = bless(finished / "set", finished / "bundle-bad", finished / "bundle-bad", tmp_path / "out")
+    assert found.blessed
+    assert found.reasons[-1] == "it is the champion's own bundle"
+    assert found.content["changes"]["logloss"]["value"] == 0
+
+
+def small_bundle(folder: Path, schema_text: str, frame: pl.DataFrame, name: str) -> Path:
+    schema = parse_schema(schema_text, where="test")
+    build_training_set(frame.to_arrow(), schema, folder / "set", SplitSpec(valid=0.25, test=0.25))
+    data = load_training_set(folder / "set")
+    world.train_model(data, folder / "model", epochs=2)
+    fit_test_time(folder / "set", folder / "model", None, folder / "test_time")
+    found = evaluate(folder / "set", folder / "model", None, folder / "test_time", folder / "evaluation")
+    write_candidate(
+        folder / "bundle",
+        evaluation=found,
+        evaluation_dir=folder / "evaluation",
+        training_set_dir=folder / "set",
+        model_dirs={"plain": folder / "model"},
+        test_time_dir=folder / "test_time",
+        snapshot_id="0" * 16,
+        model_version=name,
+        package_version="0.1.0",
+    )
+    return folder / "bundle"
+
+
+OTHER_SCHEMA = """
+name: other
+time: {column: event_time, format: us}
+fields: [{name: shelf}, {name: site}]
+"""
+
+
+def other_log(rows: int = 1600) -> pl.DataFrame:
+    rng = np.random.default_rng(0)
+    shelf = rng.integers(0, 5, rows)
+    return world.log(rows).with_columns(
+        pl.Series("shelf", [f"h{s}" for s in shelf]),
+        pl.Series("label", (rng.random(rows) < 0.15 * (shelf + 1)).astype(np.int8)),
+    )
+
+
+def test_champion_of_another_schema_is_no_opponent_and_is_named(finished: Path, tmp_path: Path) -> None:
+    other = small_bundle(tmp_path / "other", OTHER_SCHEMA, other_log(), "other-1")
+    found = bless(finished / "set", finished / "bundle-good", other, tmp_path / "out")
+    assert found.blessed
+    assert (
+        "the champion other-1 (schema other) cannot be compared: the rows lack its columns shelf; the model is judged alone"
+        in found.reasons
+    )
+
+
+def test_model_that_orders_by_chance_is_not_blessed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    noise = other_log().with_columns(pl.Series("label", rng.integers(0, 2, 1600).astype(np.int8)))
+    bundle = small_bundle(tmp_path / "noise", OTHER_SCHEMA, noise, "noise-1")
+    found = bless(tmp_path / "noise" / "set", bundle, None, tmp_path / "out")
+    assert not found.blessed
+    assert "does not order rows better than chance" in found.reasons[0]
+
+
+def test_first_model_with_useless_probabilities_is_not_blessed(finished: Path, tmp_path: Path) -> None:
+    value = read_json(finished / "plain" / "model.json")
+    value["calibration"] = {"a": 1.0, "b": 3.0}
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.json").write_text(json.dumps(value))
+    (folder / "weights.safetensors").write_bytes((finished / "plain" / "weights.safetensors").read_bytes())
+    found = evaluate(finished / "set", folder, None, finished / "test_time-good", tmp_path / "evaluation")
+    arguments = {"evaluation_dir": tmp_path / "evaluation", "training_set_dir": finished / "set"}
+    write_candidate(
+        tmp_path / "bundle",
+        evaluation=found,
+        model_dirs={"plain": folder},
+        test_time_dir=finished / "test_time-good",
+        snapshot_id="0" * 16,
+        model_version="loud",
+        package_version="0.1.0",
+        **arguments,
+    )
+    alone = bless(finished / "set", tmp_path / "bundle", None, tmp_path / "out")
+    assert not alone.blessed
+    assert f"more than the limit {ECE_LIMIT}" in alone.reasons[-1]
+    against = bless(finished / "set", tmp_path / "bundle", finished / "bundle-good", tmp_path / "out")
+    assert not against.blessed
+    assert any("further off than the champion's" in r for r in against.reasons)
+
+
+def test_damaged_bundle_is_an_error_and_no_verdict(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError):
+        bless(finished / "set", tmp_path, None, tmp_path / "out")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in (finished / "bundle-bad").rglob("*"):
+        if path.is_file():
+            target = broken / path.relative_to(finished / "bundle-bad")
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    (broken / "counts.safetensors").write_bytes(b"x")
+    with pytest.raises(BundleError, match=r"counts.safetensors"):
+        bless(finished / "set", finished / "bundle-good", broken, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_feature_service_of_a_model_version() -> None:
+    assert feature_service(world.schema(), "ml-1m-0a1b") == "ctr_ml_1m_0a1b"
+    assert feature_service(parse_schema(OTHER_SCHEMA, where="test"), "x") == ""

@@ -1,0 +1,161 @@
+"""The evaluation of a run: numbers that agree with the rows, and a page that opens anywhere."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from thinktwice.data.training_set import load_training_set
+from thinktwice.errors import BundleError
+from thinktwice.evaluate import metrics
+from thinktwice.evaluate.bundles import evaluate_bundles
+from thinktwice.evaluate.charts import nice_ticks
+from thinktwice.evaluate.compare import evaluate
+from thinktwice.files import read_json
+from thinktwice.models import load_model
+from thinktwice.testtime.engine import one_thread
+
+
+@pytest.fixture(scope="module")
+def content(finished: Path) -> dict:
+    return read_json(finished / "evaluation-good" / "evaluation.json")
+
+
+def test_three_columns_on_the_same_rows(finished: Path, content: dict) -> None:
+    test = load_training_set(finished / "set").part("test")
+    assert [c["key"] for c in content["columns"]] == ["plain", "pretrained", "test_time"]
+    assert content["rows"] == len(test)
+    model, info = load_model(finished / "plain")
+    with one_thread():
+        logit = info.calibration.a * model(test.batch(slice(None))).detach().double().numpy() + info.calibration.b
+    found = content["columns"][0]["metrics"]
+    assert found["auc"] == pytest.approx(metrics.auc(test.label, logit), abs=1e-6)
+    assert found["logloss"] == pytest.approx(metrics.logloss(test.label, logit), abs=1e-6)
+    assert found["truth_distance"] > 0
+    assert content["columns"][2]["cost"]["passes"] >= 1
+
+
+def test_every_difference_is_paired_and_agrees_with_the_columns(content: dict) -> None:
+    by_key = {c["key"]: c["metrics"] for c in content["columns"]}
+    assert len(content["differences"]) == 12  # three pairs, four metrics
+    for d in content["differences"]:
+        assert d["value"] == pytest.approx(
+            by_key[d["column"]][d["metric"]] - by_key[d["against"]][d["metric"]], abs=1e-9
+        )
+        if d["metric"] != "ece":  # the bootstrap of a distance from zero is biased upwards
+            assert d["low"] <= d["value"] <= d["high"]
+        assert d["significant"] == (d["low"] > 0 or d["high"] < 0)
+
+
+def test_what_ships_was_chosen_on_validation(content: dict) -> None:
+    assert content["trunk"] == "plain"
+    assert content["shipped"] == "plain"
+    assert content["mode"] == "off"
+    assert "ships off" in content["test_time"]["sentence"]
+    assert content["verdict"][0].startswith("The plain model ships, without test-time work")
+    assert any(line.startswith("Pre-training changed AUC by -") and "(worse)" in line for line in content["verdict"])
+
+
+def test_slices_cover_cold_start_and_support(content: dict) -> None:
+    names = {s["name"]: s for s in content["slices"]}
+    assert set(names) == {"cold user", "seen user and item"}  # every item was seen
+    assert sum(s["rows"] for s in names.values()) == content["rows"]
+    assert sum(d["rows"] for d in content["deciles"]) == content["rows"]
+    assert len(content["deciles"]) >= 5
+    for found in (*content["slices"], *content["deciles"]):
+        assert set(found["columns"]) == {"plain", "pretrained", "test_time"}
+        assert found["columns"]["plain"]["logloss_change"] is None
+
+
+def test_operating_point(content: dict) -> None:
+    point = content["operating_point"]
+    assert np.sum(point["confusion"]) == content["rows"]
+    assert 2 < len(point["roc"]) <= 200
+    assert 0 < point["threshold"] < 1
+
+
+def test_json_holds_finite_numbers_only(finished: Path) -> None:
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    json.loads((finished / "evaluation-good" / "evaluation.json").read_text(), parse_constant=refuse)
+
+
+class Page(HTMLParser):
+    """Every tag must be closed, and nothing may be loaded from elsewhere."""
+
+    void = frozenset(("meta", "circle", "line", "polyline", "br"))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: dict[str, int] = {}
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen[tag] = self.seen.get(tag, 0) + 1
+        for name, value in attrs:
+            assert name not in ("src", "href"), (tag, value)
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.void:
+            assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("name", ["good", "bad"])
+def test_report_is_one_self_contained_page(finished: Path, name: str) -> None:
+    text = (finished / f"evaluation-{name}" / "report.html").read_text(encoding="utf-8")
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert page.seen["svg"] >= 3
+    assert "script" not in page.seen
+    assert "nan" not in re.sub(r"[a-z]*nan[a-z]+|[a-z]+nan[a-z]*", "", text.lower())
+    content = read_json(finished / f"evaluation-{name}" / "evaluation.json")
+    for column in content["columns"]:
+        assert f"{column['metrics']['auc']:.4f}" in text
+    assert content["verdict"][0] in text
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_without_a_pretrained_model_there_are_two_columns(finished: Path, tmp_path: Path) -> None:
+    found = evaluate(finished / "set", finished / "plain", None, finished / "test_time-good", tmp_path / "out")
+    assert [c["key"] for c in found.content["columns"]] == ["plain", "test_time"]
+    assert found.metrics("plain")["auc"] == found.content["columns"][0]["metrics"]["auc"]
+
+
+def test_the_model_that_validation_chose_must_be_given(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "test_time"
+    folder.mkdir()
+    value = read_json(finished / "test_time-good" / "test_time.json")
+    value["report"]["trunk"] = "pretrained"
+    (folder / "test_time.json").write_text(json.dumps(value))
+    (folder / "counts.safetensors").write_bytes((finished / "test_time-good" / "counts.safetensors").read_bytes())
+    with pytest.raises(BundleError, match="belong to the pretrained model"):
+        evaluate(finished / "set", finished / "plain", None, folder, tmp_path / "out")
+
+
+def test_bundle_gives_the_numbers_of_its_evaluation(finished: Path, content: dict, tmp_path: Path) -> None:
+    found = evaluate_bundles(finished / "bundle-good", finished / "set", finished / "bundle-bad", tmp_path / "out")
+    assert [c["key"] for c in found["columns"]] == ["against", "bundle"]
+    shipped = next(c for c in content["columns"] if c["key"] == content["shipped"])
+    assert found["columns"][1]["metrics"] == shipped["metrics"]
+    page = Page()
+    page.feed((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert page.open == []
+    alone = evaluate_bundles(finished / "bundle-good", finished / "set")
+    assert alone["differences"] == []
+
+
+def test_ticks_are_round_and_cover_the_range() -> None:
+    for low, high in ((0.0, 1.0), (0.7312, 0.7398), (-3e-4, 5e-4), (5.0, 5.0), (0.0, 0.0), (17, 90_000)):
+        ticks = nice_ticks(low, high)
+        assert ticks[0] <= low
+        assert ticks[-1] >= high
+        assert 2 <= len(ticks) <= 9
