@@ -1,0 +1,103 @@
+"""The build_training_set step as a plain function, and both feature steps under the local runner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import feast  # noqa: F401 - sets warning filters on import, which must not happen within a test
+import pytest
+
+from components.features.build_training_set import component
+from feature_repo.store import build
+from tests.features.conftest import SCHEMA, CleanLog, make_rows, write_clean
+from thinktwice.data.training_set import load_training_set
+from thinktwice.errors import DataError
+
+pytestmark = [
+    # KFP's and Feast's own, on import and in their calls of pandas and protobuf.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> CleanLog:
+    return write_clean(tmp_path_factory.mktemp("log") / "clean", SCHEMA, make_rows(num_rows=200))
+
+
+@pytest.fixture(scope="module")
+def store(log: CleanLog, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("store") / "store"
+    build(log.folder, folder, model_version="step-1")
+    return folder
+
+
+def run(log: CleanLog, store: Path, out: Path, split: str) -> tuple[Any, dict[str, float]]:
+    logged: dict[str, float] = {}
+    artifact = SimpleNamespace(path=str(out), metadata={})
+    component.build_training_set.python_func(
+        clean=SimpleNamespace(path=str(log.folder)),
+        feature_store=SimpleNamespace(path=str(store)),
+        split=split,
+        seed=3,
+        code_version="test",
+        training_set=artifact,
+        metrics=SimpleNamespace(log_metric=lambda name, value: logged.update({name: value})),
+    )
+    return artifact, logged
+
+
+@pytest.mark.parametrize("split", ["time", "random"])
+def test_every_clean_row_ends_in_one_part(log: CleanLog, store: Path, tmp_path: Path, split: str) -> None:
+    artifact, logged = run(log, store, tmp_path / "set", split)
+    assert artifact.metadata["rows"] == 200
+    assert sum(logged[f"rows_{part}"] for part in ("train", "valid", "test")) == 200
+    opened = load_training_set(tmp_path / "set")
+    ids = [i for part in ("train", "valid", "test") for i in opened.rows(part)["row_id"].to_list()]
+    assert sorted(ids) == sorted(r["row_id"] for r in log.rows)
+    train = opened.part("train")
+    assert len(train) == logged["rows_train"]
+    assert set(train.sequences) == {"last_clicks", "last_genres"}
+    assert train.vectors["picture"].shape == (logged["rows_train"], 3)
+
+
+def test_an_unknown_split_fails_the_step(log: CleanLog, store: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'weekly' is unknown: use time or random"):
+        run(log, store, tmp_path / "set", "weekly")
+
+
+@pytest.mark.pipeline
+def test_both_steps_under_the_local_runner(log: CleanLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kfp import dsl, local
+    from kfp.dsl import Dataset
+
+    from components.features.build_training_set.component import build_training_set
+    from components.features.materialize.component import materialize
+
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+    local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "root"))
+
+    @dsl.pipeline
+    def features_only():  # KFP reads the annotation of the result, and a string is none
+        clean = dsl.importer(artifact_uri=str(log.folder), artifact_class=Dataset, reimport=False)
+        filled = materialize(
+            clean=clean.output, model_version="step-1", online_store="sqlite", redis_address="", code_version="test"
+        )
+        build_training_set(
+            clean=clean.output,
+            feature_store=filled.outputs["feature_store"],
+            split="time",
+            seed=0,
+            code_version="test",
+        )
+
+    features_only()
+    (made,) = (tmp_path / "root").rglob("training_set.json")
+    opened = load_training_set(made.parent)
+    assert opened.info["rows"] == 200
+    (description,) = (tmp_path / "root").rglob("feature_store.json")
+    assert '"feature_service": "ctr_step_1"' in description.read_text()
