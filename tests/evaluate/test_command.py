@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import typer
 
 from thinktwice.cli import main
 from thinktwice.evaluate.cli import evaluate
@@ -23,12 +22,8 @@ def test_prints_both_bundles_and_writes_the_report(
 
 
 def test_a_folder_that_is_no_bundle_gives_one_sentence(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    app = typer.Typer()
-    app.callback()(lambda: None)
-    app.command("evaluate")(evaluate)
-    monkeypatch.setattr("thinktwice.cli.build_app", lambda: app)
     assert main(["evaluate", "--bundle", str(tmp_path), "--training-set", str(finished / "set")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("thinktwice: ")

@@ -137,12 +137,12 @@ def memorise_rare_values(data: TrainingSet, source: Path, folder: Path, *, seed:
 
 
 def finished_run(folder: Path) -> Path:
-    """Folders ``set``, ``plain``, ``bad`` (trained to memorise), and for the trunks good and bad: ``test_time-*``,
+    """Folders ``set``, ``plain``, ``bad`` (rare values memorised), and for the trunks good and bad: ``test_time-*``,
     ``evaluation-*`` and ``bundle-*``."""
     one_thread()
     data = make_training_set(folder / "set", rows=6000)
     train_model(data, folder / "plain")
-    train_model(data, folder / "bad", l2=0.0, epochs=12, seed=1)
+    memorise_rare_values(data, folder / "plain", folder / "bad")
     for name, trunk in (("good", "plain"), ("bad", "bad")):
         fit_test_time(folder / "set", folder / trunk, folder / "bad", folder / f"test_time-{name}")
         evaluation = evaluate(
