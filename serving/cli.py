@@ -43,7 +43,6 @@ def serve(
     if champion is None:
         raise ServerError(f"{state} holds no champion: run 'thinktwice pipeline run' first, or give --state")
     console = Console(stderr=True)
-    began = time.monotonic()
     console.print(f"serving {champion.info.model_version} (bundle {champion.info.bundle_hash[:12]})")
     with (
         console.status("starting") as status,
@@ -53,7 +52,7 @@ def serve(
             port=port,
             log=log or state / "logs" / f"serve-{port}.log",
             limit=start_limit,
-            progress=lambda text: status.update(f"{text} ({time.monotonic() - began:.0f} s)"),
+            progress=status.update,
         ) as server,
     ):
         status.stop()

@@ -89,25 +89,30 @@ def running(
     Raises:
         ServerError: no Java, a busy port, a missing archive, or a worker that does not come up.
     """
-    if not archive.is_file():
-        raise ServerError(f"model archive {archive} does not exist: run the pipeline to package and deploy a model")
-    check_port(port)
-    java_home = find_java()
-    work = Path(tempfile.mkdtemp(prefix="tt-serve-"))
-    if len(str(work)) > MAX_SOCKET_PATH:
-        work.rmdir()
-        work = Path(tempfile.mkdtemp(prefix="tt-serve-", dir="/tmp"))
-    server: TorchServe | None = None
-    try:
-        with _sigterm_as_interrupt():
+    with _sigterm_as_interrupt():
+        if not archive.is_file():
+            raise ServerError(f"model archive {archive} does not exist: run the pipeline to package and deploy a model")
+        check_port(port)
+        java_home = find_java()
+        work = _work_folder()
+        server: TorchServe | None = None
+        try:
             with _signals_later():  # an interrupt between the birth of the child and its name would orphan it
                 server = _launch(archive.resolve(), feature_store, port, log, java_home, work)
             _wait_until_scored(server, limit, progress)
             yield server
-    finally:
-        if server is not None:
-            stop(server)
-        shutil.rmtree(work, ignore_errors=True)
+        finally:
+            if server is not None:
+                stop(server)
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _work_folder() -> Path:
+    work = Path(tempfile.mkdtemp(prefix="tt-serve-"))
+    if len(str(work)) > MAX_SOCKET_PATH:
+        work.rmdir()
+        work = Path(tempfile.mkdtemp(prefix="tt-serve-", dir="/tmp"))
+    return work
 
 
 def check_port(port: int) -> None:
@@ -218,10 +223,8 @@ def _wait_until_scored(server: TorchServe, limit: float, progress: Progress) -> 
         if status == "READY" and _scored(server.predict_url):
             server.seconds_to_ready = time.monotonic() - start
             return
-        now = {None: "starting Java", "READY": "asking the worker"}.get(status, "the worker loads the model")
-        if now != stage:
-            progress(now)
-            stage = now
+        stage = {None: "starting Java", "READY": "asking the worker"}.get(status, "the worker loads the model")
+        progress(f"{stage} ({elapsed:.0f} s)")
         time.sleep(0.1 if elapsed < 30 else 0.5)
     raise ServerError(
         f"TorchServe did not score a request within {limit:.0f} seconds (last seen: {stage or 'nothing'}): see {server.log}"

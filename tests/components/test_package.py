@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.deployment.package.archive import HANDLER_TEMPLATE, write_archive
+from components.deployment.package.archive import HANDLER, write_archive
 from tests.serving.small import MODEL_VERSION, bless, small  # noqa: F401
 from thinktwice.bundle import bundle_hash, load_bundle
 from thinktwice.errors import BundleError, PipelineError
@@ -52,7 +52,7 @@ def test_the_handler_names_a_class_that_exists() -> None:
     from serving.torchserve_handler import CTRHandler
 
     scope: dict[str, object] = {"__name__": "handler"}
-    exec(compile(HANDLER_TEMPLATE.read_text(), "handler.py", "exec"), scope)
+    exec(compile(HANDLER, "handler.py", "exec"), scope)
     # TorchServe takes the one class that is defined in the file itself.
     (own,) = [v for v in scope.values() if isinstance(v, type) and v.__module__ == "handler"]
     assert issubclass(own, CTRHandler)

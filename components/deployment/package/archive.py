@@ -18,7 +18,15 @@ from thinktwice.champion import ARCHIVE_FILE, MODEL_NAME
 from thinktwice.errors import PipelineError
 from thinktwice.files import atomic_dir, sha256_file
 
-HANDLER_TEMPLATE = Path(__file__).with_name("handler_template.py")
+#: What TorchServe loads from the archive: the one class defined in this file. The code is a package installed beside the
+#: server, never part of the archive, and no step of the pipeline imports it; hence a text.
+HANDLER = """\
+from serving.torchserve_handler import CTRHandler as _CTRHandler
+
+
+class CTRHandler(_CTRHandler):
+    pass
+"""
 #: TorchServe's settings of the model. One worker with one request at a time: the candidates of a request are a batch
 #: already, and TorchServe would hold a lone request back for the whole delay to fill a larger one.
 MODEL_CONFIG = """\
@@ -68,7 +76,7 @@ def _run_archiver(bundle_dir: Path, scratch: Path, version: str) -> Path:
         folder.mkdir()
     shutil.copytree(bundle_dir, extra / "bundle")
     handler, config = scratch / "handler.py", scratch / "model-config.yaml"
-    shutil.copyfile(HANDLER_TEMPLATE, handler)
+    handler.write_text(HANDLER, encoding="utf-8")
     config.write_text(MODEL_CONFIG, encoding="utf-8")
     command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", MODEL_NAME, "--version", version]
     command += ["--handler", str(handler), "--extra-files", str(extra), "--config-file", str(config)]
