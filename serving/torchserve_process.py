@@ -323,12 +323,15 @@ def _handlers(handler: Callable[[int, object], None] | signal.Handlers, *numbers
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM unwinds the stack as Ctrl-C does, so that every ``finally`` runs."""
+    """SIGTERM unwinds the stack as Ctrl-C does, so that every ``finally`` runs.
+
+    SIGINT too: a shell that starts a job in the background has it ignored, and Python then leaves it so.
+    """
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    with _handlers(interrupt, signal.SIGTERM):
+    with _handlers(interrupt, signal.SIGINT, signal.SIGTERM):
         yield
 
 
