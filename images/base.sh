@@ -15,7 +15,7 @@ trap 'rm -rf "$rootfs"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-timeout 900 debootstrap --variant=minbase \
+timeout --foreground 900 debootstrap --variant=minbase \
     --include=ca-certificates,python3.11,python3.11-venv,python3-venv,openjdk-17-jre-headless \
     bookworm "$rootfs" "$mirror" >"$rootfs.log" 2>&1 || { tail -n 5 "$rootfs.log" >&2; exit 1; }
 rm -f "$rootfs.log"

@@ -34,13 +34,13 @@ if ! docker image inspect "$base" >/dev/null 2>&1; then
         echo "base image $base is missing: making it" >&2
         images/base.sh "$base"
     else
-        timeout 900 docker pull "$base"
+        timeout --foreground 900 docker pull "$base"
     fi
 fi
 
 echo "wheelhouse" >&2
 "$python" images/requirements.py --lock requirements.lock --project pyproject.toml >"$context/requirements.txt"
-timeout 900 "$python" -m pip download -qq --no-deps --only-binary :all: --dest "$wheelhouse" --requirement "$context/requirements.txt"
+timeout --foreground 900 "$python" -m pip download -qq --no-deps --only-binary :all: --dest "$wheelhouse" --requirement "$context/requirements.txt"
 
 # Exactly the pinned wheels go into the build, whatever an older build left in the wheelhouse. Hard links cost no space.
 mkdir -p "$context/wheelhouse" "$context/source"
@@ -74,7 +74,7 @@ chmod 0644 "$context"/predictor/*.py "$context"/predictor/*.properties "$context
 cp images/predictor.Containerfile "$context/Containerfile"
 echo "build" >&2
 # The classic builder: present in every engine, and enough here.
-DOCKER_BUILDKIT=0 timeout 1200 docker build --quiet --network none --force-rm --build-arg "BASE=$base" --tag "$tag" \
+DOCKER_BUILDKIT=0 timeout --foreground 1200 docker build --quiet --network none --force-rm --build-arg "BASE=$base" --tag "$tag" \
     --label "org.opencontainers.image.title=thinktwice-predictor" --label "org.opencontainers.image.version=$version" \
     --file "$context/Containerfile" "$context" >"$context/built" || { cat "$context/built" >&2; exit 1; }
 docker image inspect --format "image {{index .RepoTags 0}} user {{.Config.User}} size {{.Size}} bytes" "$tag"

@@ -34,7 +34,7 @@ finish() {
     trap - EXIT INT TERM
     if [ -n "$started" ]; then
         [ "$code" = 0 ] || docker logs --tail 20 "$name" >&2 2>&1 || true
-        timeout 60 docker rm --force --volumes "$name" >/dev/null 2>&1 || true
+        timeout --foreground 60 docker rm --force --volumes "$name" >/dev/null 2>&1 || true
     fi
     rm -rf "$models"
     exit "$code"
@@ -52,7 +52,7 @@ expect() { # expect WHAT VALUE WANTED
     say "$1" "$2"
     [ "$2" = "$3" ] || { echo "  wanted: $3" >&2; failed=yes; }
 }
-inside() { timeout 60 docker exec "$name" "$@"; }
+inside() { timeout --foreground 60 docker exec "$name" "$@"; }
 
 begin="$(date +%s%N)"
 started=yes
@@ -105,7 +105,7 @@ say "memory of all processes, MB" "$(inside sh -c 'cat /proc/[0-9]*/smaps_rollup
 say "files written" "$(inside sh -c 'find /tmp /var/lib/predictor -type f | wc -l; du -sk /tmp /var/lib/predictor/work /var/lib/predictor/logs | tr "\n\t" "  "' | tr '\n' ' ')"
 
 begin="$(date +%s%N)"
-timeout 60 docker stop --time 40 "$name" >/dev/null
+timeout --foreground 60 docker stop --time 40 "$name" >/dev/null
 # 143: the server itself got SIGTERM and ended; 137 would be a kill after the grace period.
 expect "exit code after a stop" "$(docker inspect --format '{{.State.ExitCode}}' "$name")" 143
 say "stop, s" "$(seconds)"

@@ -26,12 +26,14 @@ home="${ENGINE_DIR:-$root/.thinktwice/images/engine}"
 mkdir -p "$home/data"
 # The socket path has a length limit of about 100 characters, so what is short-lived goes to a temporary folder.
 run="$(mktemp -d /tmp/engine.XXXXXX)"
-engine=""
-up=""
+engine="" command="" up=""
 
 stop() {
     code=$?
     trap - EXIT INT TERM
+    if [ -n "$command" ] && kill -TERM -- "-$command" 2>/dev/null; then
+        wait "$command" 2>/dev/null || true
+    fi
     if [ -n "$engine" ] && kill -0 "$engine" 2>/dev/null; then
         kill "$engine"
         for _ in $(seq 60); do kill -0 "$engine" 2>/dev/null || break; sleep 0.5; done
@@ -59,6 +61,11 @@ for _ in $(seq 60); do
     kill -0 "$engine" 2>/dev/null || { echo "the private Docker engine ended at once; its last lines:" >&2; exit 1; }
     sleep 0.5
 done
-timeout 5 docker info >/dev/null || { echo "the private Docker engine did not answer within 30 s; its last lines:" >&2; exit 1; }
+timeout 5 docker info >/dev/null 2>&1 || { echo "the private Docker engine did not answer within 30 s; its last lines:" >&2; exit 1; }
 up=yes
-"$@"
+# In the background and in a process group of its own: a signal to this script is handled at once, and ends all of the command.
+set -m
+"$@" &
+command=$!
+set +m
+wait "$command"
