@@ -1,0 +1,50 @@
+"""The step ``bless`` as a function."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from kfp.dsl import Artifact, Dataset, Metrics, Model
+
+from components.deployment.blessing import require_blessing
+from components.evaluation.bless.component import bless
+from tests.testtime import world
+from thinktwice.errors import PipelineError
+
+COMPONENT = Path(__file__).resolve().parents[2] / "components/evaluation/bless"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world.finished_run(tmp_path_factory.mktemp("finished"))
+
+
+def test_verdict_against_the_champion_in_the_state_folder(finished: Path, tmp_path: Path) -> None:
+    def judge(name: str) -> tuple[bool, Artifact, Metrics]:
+        blessing = Artifact(name="blessing", uri=str(tmp_path / f"blessing-{name}"), metadata={})
+        metrics = Metrics(name="metrics", uri=str(tmp_path / "metrics"), metadata={})
+        inputs = (Dataset(uri=str(finished / "set")), Model(uri=str(finished / f"bundle-{name}")))
+        return bless.python_func(*inputs, str(tmp_path / "state"), "0.1.0", blessing, metrics), blessing, metrics
+
+    blessed, artifact, metrics = judge("good")
+    assert blessed is True
+    assert "there is no champion yet" in artifact.metadata["reasons"]
+    assert metrics.metadata == {"blessed": 1.0}
+    assert require_blessing(artifact.path, finished / "bundle-good").blessed
+
+    shutil.copytree(finished / "bundle-good", tmp_path / "state" / "champion" / "bundle")
+    blessed, artifact, metrics = judge("bad")
+    assert blessed is False
+    assert metrics.metadata["blessed"] == 0.0
+    assert metrics.metadata["auc_change_against_champion"] < 0
+    with pytest.raises(PipelineError, match="not blessed"):
+        require_blessing(artifact.path, finished / "bundle-bad")
+
+
+def test_the_interface_is_described() -> None:
+    described = yaml.safe_load((COMPONENT / "metadata.yaml").read_text())
+    assert set(described["inputs"]) == set(bless.component_spec.inputs)
+    assert set(described["outputs"]) == set(bless.component_spec.outputs)
