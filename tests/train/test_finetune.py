@@ -91,3 +91,14 @@ def test_every_recipe_exists_and_a_wrong_name_is_told_the_right_ones() -> None:
     assert all(recipes.get(name).model.dim > 0 for name in recipes.RECIPES)
     with pytest.raises(PipelineError, match="choose one of default, ml-1m"):
         recipes.get("ml-10m")
+
+
+def test_trials_as_long_as_the_run_are_the_run(data: Path, tmp_path: Path) -> None:
+    recipe = recipe_with_a_choice()
+    full = recipe.finetune.model_copy(update={"trial_epochs": 2.0, "epochs": 2.0, "augmentations": ("none",)})
+    alone = full.model_copy(update={"table_l2": (1e-4,)})
+    record = finetune(data, tmp_path / "a", recipe.model_copy(update={"finetune": full}))
+    finetune(data, tmp_path / "b", recipe.model_copy(update={"finetune": alone}))
+    assert record["chosen"]["table_l2"] == 1e-4
+    first, again = load_model(tmp_path / "a")[0], load_model(tmp_path / "b")[0]
+    assert torch.equal(first.table, again.table)

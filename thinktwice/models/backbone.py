@@ -30,7 +30,7 @@ class BackboneConfig(BaseModel):
     hidden: tuple[int, ...] = (128, 64)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     cross_layers: int = Field(default=2, ge=1, le=8)  # dcnv2 only
-    init_sd: float = Field(default=0.01, gt=0.0)  # of the embedding table
+    init_sd: float = Field(default=0.05, gt=0.0)  # of the embedding table
 
 
 class Backbone(nn.Module):

@@ -49,7 +49,10 @@ def tune(
     seed: int,
     label: str = "",
 ) -> Tuned:
-    """Try all pairs of L2 and augmentation for ``trial_epochs``, then train the best one from ``start`` for ``epochs``."""
+    """Try all pairs of L2 and augmentation for ``trial_epochs``, then train the best one from ``start`` for ``epochs``.
+
+    With ``trial_epochs`` as long as ``epochs`` the trials are full runs and the best of them is the result.
+    """
 
     def run(candidate: Candidate, epochs: float, what: str) -> tuple[Backbone, Trained]:
         model = start()
@@ -74,10 +77,18 @@ def tune(
         return model, trained
 
     candidates = [Candidate(l2, kind) for kind in config.augmentations for l2 in config.table_l2]
-    best: dict[Candidate, Look] = {}
+    trials: dict[Candidate, Look] = {}
+    kept: tuple[Candidate, Backbone, Trained] | None = None
     if len(candidates) > 1:
         for number, candidate in enumerate(candidates, 1):
-            best[candidate] = run(candidate, config.trial_epochs, f"trial {number}/{len(candidates)}")[1].best
-    chosen = min(candidates, key=lambda c: best[c].valid_logloss) if best else candidates[0]
-    model, trained = run(chosen, config.epochs, "best candidate")
-    return Tuned(model, trained, chosen, [Trial(c, look, c == chosen) for c, look in best.items()])
+            model, trained = run(
+                candidate, min(config.trial_epochs, config.epochs), f"trial {number}/{len(candidates)}"
+            )
+            trials[candidate] = trained.best
+            if kept is None or trained.best.valid_logloss < kept[2].best.valid_logloss:
+                kept = candidate, model, trained
+    chosen = kept[0] if kept else candidates[0]
+    record = [Trial(c, look, c == chosen) for c, look in trials.items()]
+    if kept is None or config.trial_epochs < config.epochs:
+        kept = chosen, *run(chosen, config.epochs, "best candidate")
+    return Tuned(kept[1], kept[2], chosen, record)
