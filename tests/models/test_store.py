@@ -32,7 +32,7 @@ def test_a_damaged_model_is_named(tmp_path: Path) -> None:
     save_model(tmp_path / "model", model, INFO)
     weights = tmp_path / "model" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(BundleError, match="cannot be read.*train it again"):
+    with pytest.raises(BundleError, match=r"cannot be read.*train it again"):
         load_model(tmp_path / "model")
     with pytest.raises(BundleError, match="nowhere"):
         load_model(tmp_path / "nowhere")

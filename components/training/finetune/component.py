@@ -13,7 +13,7 @@ def finetune(
     code_version: str,
     model: Output[Model],
     metrics: Output[Metrics],
-    pretrained: Input[Model] = None,  # type: ignore[assignment]
+    pretrained: Input[Model] = None,
 ) -> None:
     """Fine-tune by the recipe of that name; ``code_version`` is part of the cache key and does nothing else."""
     from thinktwice.train import finetune as run
