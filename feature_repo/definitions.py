@@ -12,6 +12,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from thinktwice.data.feature_tables import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ColumnKind, TableSpec, table_specs
+from thinktwice.imports import without_typeguard
 from thinktwice.schema import LogSchema
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def project_name(schema: LogSchema, model_version: str) -> str:
 
 def define(schema: LogSchema, model_version: str, data_dir: PurePath) -> Definitions:
     """Build the Feast objects; the sources read ``<data_dir>/<table>.parquet``."""
-    from feast import Entity, FeatureService, ValueType
+    with without_typeguard():
+        from feast import Entity, FeatureService, ValueType
 
     specs = table_specs(schema)
     if not specs:

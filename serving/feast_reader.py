@@ -4,40 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from serving.features import Features
 from thinktwice.errors import FeatureStoreError
+from thinktwice.imports import without_typeguard
 from thinktwice.schema import LogSchema
 
 
-@contextmanager
-def _plain_imports() -> Iterator[None]:
-    """Import without typeguard's run-time checks.
-
-    Feast decorates its classes with ``typechecked``, which parses and recompiles each of them: half of the 8 CPU seconds
-    of ``import feast``. A server only reads, with values checked already.
-    """
-    import typeguard
-
-    original = typeguard.typechecked
-
-    def plain(target: Any = None, **_: Any) -> Any:
-        return target if target is not None else plain
-
-    typeguard.typechecked = plain
-    try:
-        yield
-    finally:
-        typeguard.typechecked = original
-
-
 def _import_feast() -> ModuleType:
-    with _plain_imports():
+    with without_typeguard():
         import feast
         import feast.errors
     return feast
