@@ -120,7 +120,7 @@ def _describe(rows: pl.DataFrame, train: pl.DataFrame, schema: LogSchema) -> dic
             novelty[entity] = 1.0 - float(seen.sum()) / rows.height
     return {
         "rows": rows.height,
-        "click_rate": float(rows[LABEL].cast(pl.Float64).mean() or 0.0),
+        "click_rate": float(rows[LABEL].to_numpy().mean()),
         "window": [_iso(times.min()), _iso(times.max())],
         "unseen_share": novelty,
     }
