@@ -55,7 +55,7 @@ def line_chart(
 ) -> str:
     """Lines with marks and whiskers. With ``categories`` x is a position 0..n-1; with ``diagonal`` both axes share a range
     and the line of equality is drawn."""
-    left, right, top, bottom = 58, 14, 12, 62 if categories else 48
+    left, right, top, bottom = 68, 14, 12, 62 if categories else 48
     marks = [m for s in series for m in s.marks]
     if not marks:
         return "<p class='faint'>Nothing to draw.</p>"

@@ -51,7 +51,7 @@ class Evaluation:
 
     def metrics(self, key: str) -> dict[str, float | None]:
         """Metrics of one column."""
-        return next(c["metrics"] for c in self.content["columns"] if c["key"] == key)  # type: ignore[no-any-return]
+        return next(c["metrics"] for c in self.content["columns"] if c["key"] == key)
 
 
 def evaluate(

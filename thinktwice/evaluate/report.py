@@ -276,7 +276,7 @@ def _how_to_read() -> str:
 def _difference(content: dict[str, Any], column: str, against: str, metric: str) -> dict[str, Any] | None:
     for d in content["differences"]:
         if (d["column"], d["against"], d["metric"]) == (column, against, metric):
-            return d  # type: ignore[no-any-return]
+            return d
     return None
 
 

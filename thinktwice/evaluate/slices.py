@@ -18,7 +18,7 @@ def cold_start(data: TrainingSet, test: pl.DataFrame) -> dict[str, np.ndarray]:
     warm = np.ones(test.height, bool)
     train = data.rows("train")
     for entity in ("user", "item"):
-        key = data.schema.key_of(entity)  # type: ignore[arg-type]
+        key = data.schema.key_of(entity)
         if key is None:
             continue
         seen = test[key].is_in(train[key].unique().implode()).fill_null(False).to_numpy()

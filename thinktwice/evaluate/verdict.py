@@ -9,7 +9,7 @@ def difference(content: dict[str, Any], column: str, against: str, metric: str) 
     """One paired difference of an evaluation, or None."""
     for found in content["differences"]:
         if (found["column"], found["against"], found["metric"]) == (column, against, metric):
-            return found  # type: ignore[no-any-return]
+            return found
     return None
 
 
