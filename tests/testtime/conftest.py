@@ -22,5 +22,5 @@ def plain(data: TrainingSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def memorised(data: TrainingSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world.train_model(data, tmp_path_factory.mktemp("memorised") / "model", l2=0.0, epochs=12)
+def memorised(data: TrainingSet, plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world.memorise_rare_values(data, plain, tmp_path_factory.mktemp("memorised") / "model")
