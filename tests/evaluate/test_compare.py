@@ -16,6 +16,7 @@ from thinktwice.evaluate import metrics
 from thinktwice.evaluate.bundles import evaluate_bundles
 from thinktwice.evaluate.charts import nice_ticks
 from thinktwice.evaluate.compare import evaluate
+from thinktwice.evaluate.package import write_candidate
 from thinktwice.files import read_json
 from thinktwice.models import load_model
 from thinktwice.testtime.engine import one_thread
@@ -159,3 +160,31 @@ def test_ticks_are_round_and_cover_the_range() -> None:
         assert ticks[0] <= low
         assert ticks[-1] >= high
         assert 2 <= len(ticks) <= 9
+
+
+def test_an_accepted_candidate_is_what_ships(finished: Path, tmp_path: Path) -> None:
+    value = read_json(finished / "test_time-good" / "test_time.json")
+    value["config"] = value["report"]["best"]
+    value["report"] |= {"accepted": True, "mode": value["config"]["mode"]}
+    folder = tmp_path / "test_time"
+    folder.mkdir()
+    (folder / "test_time.json").write_text(json.dumps(value))
+    (folder / "counts.safetensors").write_bytes((finished / "test_time-good" / "counts.safetensors").read_bytes())
+    found = evaluate(finished / "set", finished / "plain", finished / "bad", folder, tmp_path / "evaluation")
+    assert found.shipped == "test_time"
+    assert found.verdict.startswith(f"The plain + {value['report']['best_name']} model ships: on ")
+    write_candidate(
+        tmp_path / "bundle",
+        evaluation=found,
+        evaluation_dir=tmp_path / "evaluation",
+        training_set_dir=finished / "set",
+        model_dirs={"plain": finished / "plain", "pretrained": finished / "bad"},
+        test_time_dir=folder,
+        snapshot_id="0" * 16,
+        model_version="world-on",
+        package_version="0.1.0",
+    )
+    content = evaluate_bundles(tmp_path / "bundle", finished / "set")
+    assert content["mode"] == value["config"]["mode"]
+    assert content["columns"][0]["metrics"] == found.metrics("test_time")
+    assert content["columns"][0]["cost"]["passes"] == found.content["columns"][2]["cost"]["passes"]
