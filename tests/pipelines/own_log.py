@@ -25,7 +25,7 @@ statistics: {windows_days: [7], entities: [item]}
 """
 
 
-def write_log(folder: Path, *, rows: int = 3000, broken: bool = False) -> tuple[Path, Path]:
+def write_log(folder: Path, *, rows: int = 9000, broken: bool = False) -> tuple[Path, Path]:
     """Write ``log.parquet`` and ``shop.yaml``; red items are bought often, the others rarely.
 
     With `broken` most rows hold a label that is none.
@@ -39,7 +39,7 @@ def write_log(folder: Path, *, rows: int = 3000, broken: bool = False) -> tuple[
     log, schema = folder / "log.parquet", folder / "shop.yaml"
     pl.DataFrame(
         {
-            "shown_at": [start + timedelta(minutes=9 * i) for i in range(rows)],
+            "shown_at": [start + timedelta(minutes=3 * i) for i in range(rows)],
             "bought": label,
             "customer": [f"c{u}" for u in users],
             "sku": [f"s{i}" for i in items],
