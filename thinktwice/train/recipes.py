@@ -37,7 +37,7 @@ def ml_1m() -> Recipe:
     """
     return Recipe(
         pretrain=PretrainConfig(epochs=1.0),
-        finetune=FinetuneConfig(table_l2=(1e-3,), trial_epochs=0.5, epochs=6.0),
+        finetune=FinetuneConfig(table_l2=(3e-4,), trial_epochs=0.5, epochs=6.0),
     )
 
 
