@@ -5,6 +5,7 @@ A verdict never fails the run: it says yes or no with its reasons. Only a broken
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from thinktwice.bundle import Bundle, load_bundle
 from thinktwice.data.training_set import load_training_set
 from thinktwice.evaluate.from_bundle import misfit, score_bundle
 from thinktwice.evaluate.measure import Column, column_metrics, interval_json
+from thinktwice.evaluate.metrics import ECE_BINS
 from thinktwice.evaluate.significance import (
     Interval,
     auc_interval,
@@ -71,7 +73,7 @@ def bless(
     champion = _opponent(champion_dir, rows)
     if isinstance(champion, str):
         reasons.append(champion)
-        sound, why = _sound_alone(content["candidate"]["ece"])
+        sound, why = _sound_alone(content["candidate"]["ece"], label)
     else:
         theirs, _ = score_bundle(champion, rows, key="champion", label="champion")
         changes = _changes(label, theirs, mine, cluster)
@@ -115,10 +117,16 @@ def _better_than_chance(label: np.ndarray, mine: Column, cluster: np.ndarray) ->
     return False, [f"it does not order rows better than chance: {shown}"]
 
 
-def _sound_alone(ece: float | None) -> tuple[bool, list[str]]:
-    if ece is None or ece > ECE_LIMIT:
-        return False, [f"its probabilities are off by {ece} on average (ECE), more than the limit {ECE_LIMIT}"]
-    return True, [f"its probabilities are off by {ece:.4f} on average (ECE), within the limit {ECE_LIMIT}"]
+def _sound_alone(ece: float | None, label: np.ndarray) -> tuple[bool, list[str]]:
+    """Few rows make even true probabilities look off: what chance alone gives is no reason to refuse."""
+    if ece is None:
+        return False, ["its calibration cannot be measured on these rows"]
+    rate = float(label.mean())
+    chance = math.sqrt(2 / math.pi * rate * (1 - rate) * ECE_BINS / len(label))  # mean |error| of a bin's click rate
+    shown = f"its probabilities are off by {ece:.4f} on average (ECE; chance alone gives about {chance:.4f})"
+    if ece - chance > ECE_LIMIT:
+        return False, [f"{shown}, more than the limit {ECE_LIMIT}"]
+    return True, [f"{shown}, within the limit {ECE_LIMIT}"]
 
 
 def _changes(label: np.ndarray, theirs: Column, mine: Column, cluster: np.ndarray) -> dict[str, Interval]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+ECE_BINS = 15  # equal-mass bins of every calibration figure
+
 
 def auc(label: np.ndarray, score: np.ndarray) -> float:
     """Probability that a click scores above a non-click; nan with one class only."""
@@ -36,12 +38,12 @@ def gauc(label: np.ndarray, score: np.ndarray, group: np.ndarray) -> float:
     return float(np.average(value[use], weights=rows[use])) if use.any() else float("nan")
 
 
-def calibration_bins(label: np.ndarray, p: np.ndarray, num_bins: int = 15) -> np.ndarray:
+def calibration_bins(label: np.ndarray, p: np.ndarray, num_bins: int = ECE_BINS) -> np.ndarray:
     """Bin [R] of every row: equal mass by rank, equal predictions always together."""
     return np.minimum(((average_ranks(p) - 0.5) / len(p) * num_bins).astype(np.int64), num_bins - 1)
 
 
-def reliability_curve(label: np.ndarray, p: np.ndarray, num_bins: int = 15) -> list[dict[str, float]]:
+def reliability_curve(label: np.ndarray, p: np.ndarray, num_bins: int = ECE_BINS) -> list[dict[str, float]]:
     """Mean prediction, click rate and rows of every bin that holds rows, lowest first."""
     bins = calibration_bins(label, p, num_bins)
     rows = np.bincount(bins, minlength=num_bins)
@@ -53,7 +55,7 @@ def reliability_curve(label: np.ndarray, p: np.ndarray, num_bins: int = 15) -> l
     ]
 
 
-def ece(label: np.ndarray, p: np.ndarray, num_bins: int = 15) -> float:
+def ece(label: np.ndarray, p: np.ndarray, num_bins: int = ECE_BINS) -> float:
     """Expected calibration error: mean distance of prediction and click rate over equal-mass bins."""
     bins = calibration_bins(label, p, num_bins)
     return float(np.abs(np.bincount(bins, weights=p - label, minlength=num_bins)).sum() / len(p))
