@@ -36,7 +36,7 @@ def test_a_choice_is_made_on_validation_and_recorded(data: Path, tmp_path: Path)
     record = finetune(data, tmp_path / "model", recipe_with_a_choice())
     assert record == read_json(tmp_path / "model" / "training.json")
     trials = record["trials"]
-    assert len(trials) == 4
+    assert len(trials) == 3
     best = min(trials, key=lambda t: t["best"]["valid_logloss"])
     assert [t["chosen"] for t in trials] == [t is best for t in trials]
     assert record["chosen"]["table_l2"] == best["candidate"]["table_l2"] == 1e-4  # L2 of 10 leaves nothing to learn

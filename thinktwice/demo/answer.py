@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ def print_answer(console: Console, question: Question, prediction: dict[str, Any
         ("", "right"),
         ("item", "left"),
         ("click probability", "right"),
-        ("± unsure", "right"),
+        ("unsure, 0 to 1", "right"),
         ("paths", "right"),
     ):
         table.add_column(name, justify=side, overflow="ellipsis", no_wrap=True)  # type: ignore[arg-type]
@@ -58,11 +61,19 @@ def call(question: Question, port: int) -> str:
     return f"curl -s {predict_url(port)} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
 
 
+def program() -> str:
+    """How to call this command line from the current folder: by name where it is on the path, else by its place."""
+    if shutil.which("thinktwice"):
+        return "thinktwice"
+    script = Path(sys.executable).parent / "thinktwice"
+    return os.path.relpath(script) if script.is_file() else f"{sys.executable} -m thinktwice"
+
+
 def print_call(console: Console, question: Question, port: int, state: Path, running: bool) -> None:
     """How to ask the server from a terminal."""
     if running:
         console.print(f"\nThe server answers on {predict_url(port)} until you press Ctrl-C. Ask it:")
     else:
         console.print("\nTo serve it again and ask it yourself:")
-        console.print(f"  thinktwice serve --state {state} --port {port}", soft_wrap=True)
+        console.print(f"  {program()} serve --state {state} --port {port}", soft_wrap=True)
     console.print("  " + call(question, port), soft_wrap=True, markup=False)

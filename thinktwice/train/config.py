@@ -12,7 +12,8 @@ Augmentation = Literal["none", "mask_block"]
 class FinetuneConfig(BaseModel):
     """How a model is trained on clicks.
 
-    ``table_l2`` and ``augmentations`` are the candidates. Each trains for ``trial_epochs`` under the whole rate schedule,
+    ``table_l2`` and ``augmentations`` are the candidates. The best L2 under the first augmentation is found
+    first, then the best augmentation under that L2. Each trial runs for ``trial_epochs`` under the whole rate schedule,
     shrunk to that length; the candidate with the best validation logloss then trains from the start for ``epochs``.
     The rate rises over the first ``warmup`` of the steps and falls linearly to nothing, which takes the place of waiting
     for a plateau; the weights kept are those of the best look at validation, wherever in the run it was.
