@@ -24,7 +24,7 @@ setup: $(READY) ## make .venv with the exact versions of requirements.lock
 
 $(READY): requirements.lock pyproject.toml
 	@echo "setting up $(VENV) (once; about 1.9 GB)"
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 14) else "thinktwice needs Python 3.10 to 3.13, this is %d.%d: set PYTHON=/path/to/python3.11" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "thinktwice needs Python 3.11 to 3.13, this is %d.%d: set PYTHON=/path/to/python3.11" % v)'
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock $(TORCH) $(UV)
 	@grep -v '^torch==' requirements.lock > $(VENV)/without-torch.txt

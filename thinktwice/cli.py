@@ -14,6 +14,7 @@ from thinktwice import __version__
 from thinktwice.errors import ResourceError, ThinktwiceError
 
 GROUP = "thinktwice.commands"
+INTERRUPTED = 130  # exit status after Ctrl-C
 
 
 class VerbsOfRooms(TyperGroup):
@@ -74,8 +75,19 @@ def main(arguments: list[str] | None = None) -> int:
         # The reader of our output (a pager, `head`) has gone: not our error, and nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        # What no room has named: a folder that cannot be made, a file that may not be read.
+        place = f" {error.filename}" if error.filename else ""
+        reason = error.strerror or type(error).__name__
+        print(
+            f"thinktwice: cannot use{place} ({reason}): check that it exists, its rights and the disk", file=sys.stderr
+        )  # noqa: T201
+        return 1
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
+        code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
+        if code == INTERRUPTED:
+            print("thinktwice: stopped; nothing half-written is left, run it again to go on", file=sys.stderr)  # noqa: T201
+        return code
     return 0
 
 
