@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         typer.main.get_command(app).main(args=arguments, prog_name="thinktwice")
     except ThinktwiceError as error:
-        print(f"thinktwice: {error}", file=sys.stderr)  # noqa: T201
+        _say(str(error))
         return 1
     except BrokenPipeError:
         # The reader of our output (a pager, `head`) has gone: not our error, and nothing is left to say.
@@ -79,16 +79,18 @@ def main(arguments: list[str] | None = None) -> int:
         # What no room has named: a folder that cannot be made, a file that may not be read.
         place = f" {error.filename}" if error.filename else ""
         reason = error.strerror or type(error).__name__
-        print(
-            f"thinktwice: cannot use{place} ({reason}): check that it exists, its rights and the disk", file=sys.stderr
-        )  # noqa: T201
+        _say(f"cannot use{place} ({reason}): check that it exists, its rights and the disk")
         return 1
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
         if code == INTERRUPTED:
-            print("thinktwice: stopped; nothing half-written is left, run it again to go on", file=sys.stderr)  # noqa: T201
+            _say("stopped; nothing half-written is left, run it again to go on")
         return code
     return 0
+
+
+def _say(sentence: str) -> None:
+    print(f"thinktwice: {sentence}", file=sys.stderr)  # noqa: T201
 
 
 if __name__ == "__main__":
