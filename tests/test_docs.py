@@ -1,0 +1,157 @@
+"""Every command in the documents is executed: here, by the gate, or by the test that is named beside it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pipelines.own_log import write_log
+from thinktwice.schema import parse_schema
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+DOCUMENTS = (README, ROOT / "CONTRIBUTING.md")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+#: Commands that no test can run inside itself, and what does.
+EXECUTED_ELSEWHERE = {
+    "make demo": ".ci/run, with the small data set",
+    "make test": ".ci/run",
+    "make lint": ".ci/run",
+    "make setup": ".ci/run",
+    "make format": "changes files; its target is checked here",
+    "make bench-NAME": "a pattern; its target is checked here",
+    ".venv/bin/python -m pytest tests/models -k mask": "pytest itself",
+    '.venv/bin/python -m pytest -m "not server and not pipeline"': "pytest itself",
+    "source .venv/bin/activate": "the shell's; the tests call the command line of the running Python",
+}
+
+
+def commands(document: Path) -> list[str]:
+    """The lines of the shell blocks of a document, without their comments."""
+    found = []
+    for language, text in FENCE.findall(document.read_text(encoding="utf-8")):
+        if language in ("sh", ""):
+            found += [re.split(r"\s+# ", line)[0].strip() for line in text.splitlines()]
+    return [line for line in found if line]
+
+
+def run(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run one documented line as this Python's own command line would."""
+    words = shlex.split(line)
+    if words[0].removeprefix(".venv/bin/") == "thinktwice":
+        words = [sys.executable, "-m", "thinktwice", *words[1:]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
+    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def test_every_documented_command_has_its_test() -> None:
+    known = set(EXECUTED_ELSEWHERE) | set(OWN_LOG) | set(ANYWHERE) | set(IN_THE_REPOSITORY)
+    unknown = [line for document in DOCUMENTS for line in commands(document) if line not in known]
+    assert unknown == [], "documented, but executed by nothing"
+
+
+def test_no_command_is_tested_that_the_documents_dropped() -> None:
+    documented = {line for document in DOCUMENTS for line in commands(document)}
+    listed = set(EXECUTED_ELSEWHERE) | set(OWN_LOG) | set(ANYWHERE) | set(IN_THE_REPOSITORY)
+    assert listed - documented == set()
+
+
+@pytest.mark.parametrize("target", ["setup", "demo", "test", "lint", "format", "bench-quality", "bench-sim", "clean"])
+def test_make_targets_exist(target: str) -> None:
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_gate_runs_what_the_readme_promises() -> None:
+    gate = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    for line in ("make setup", "make lint", "make demo DATASET=ml-100k", "make test"):
+        assert re.search(rf"^{re.escape(line)}$", gate, re.MULTILINE), line
+
+
+ANYWHERE = (
+    "thinktwice data list",
+    "thinktwice data schema ml-100k",
+    "thinktwice data simulate --rows 20000 --out ad-log",
+    "thinktwice pipeline compile --profile gpu-single --out ctr_training.yaml",
+    "thinktwice pipeline compile --profile gpu-single --kubernetes-manifest --out ctr_training.yaml",
+)
+
+
+@pytest.mark.parametrize("line", ANYWHERE)
+def test_commands_that_need_nothing(line: str, tmp_path: Path) -> None:
+    done = run(line, tmp_path)
+    assert done.stdout.strip() or list(tmp_path.iterdir())
+
+
+IN_THE_REPOSITORY = (
+    "kubectl kustomize manifests/overlays/standard",
+    "kubectl kustomize manifests/overlays/knative",
+    ".venv/bin/thinktwice pipeline compile --profile gpu-single --out pipelines/golden/gpu-single.yaml",
+)
+
+
+@pytest.mark.parametrize("line", IN_THE_REPOSITORY)
+def test_commands_of_the_repository(line: str, tmp_path: Path) -> None:
+    if "--out" in line:  # the same file, elsewhere: a test must not write into the repository
+        line = re.sub(r"--out \S+", f"--out {tmp_path / 'out.yaml'}", line)
+        run(line, ROOT)
+        assert (tmp_path / "out.yaml").read_text() == (ROOT / "pipelines/golden/gpu-single.yaml").read_text()
+        return
+    if subprocess.run(["which", "kubectl"], capture_output=True).returncode:
+        pytest.skip("kubectl is not installed")
+    assert "kind: InferenceService" in run(line, ROOT).stdout
+
+
+OWN_LOG = (
+    "thinktwice pipeline run --source parquet --path impressions.parquet --schema shop.yaml",
+    "thinktwice serve --port 8080",
+    "thinktwice predict --user c7 --candidates s1,s2,s3 --context device=phone",
+    "curl -s http://127.0.0.1:8080/v1/models/ctr:predict -H 'Content-Type: application/json' "
+    """-d '{"instances": [{"user_id": "c7", "candidates": ["s1", "s2", "s3"], "context": {"device": "phone"}}]}'""",
+    "thinktwice evaluate",
+)
+
+
+@pytest.mark.server
+@pytest.mark.pipeline
+@pytest.mark.timeout(900)
+def test_your_own_log_as_the_readme_tells_it(tmp_path: Path) -> None:
+    (schema,) = [text for language, text in FENCE.findall(README.read_text(encoding="utf-8")) if language == "yaml"]
+    parse_schema(schema, where="README.md")
+    log, _ = write_log(tmp_path)
+    log.rename(tmp_path / "impressions.parquet")
+    (tmp_path / "shop.yaml").write_text(schema, encoding="utf-8")
+
+    train, serve, predict, curl, evaluate = OWN_LOG
+    assert "Blessed and deployed" in run(train, tmp_path).stdout
+    assert "AUC" in run(evaluate, tmp_path).stdout
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    server = subprocess.Popen(
+        [sys.executable, "-m", "thinktwice", *shlex.split(serve.replace("8080", port))[1:]],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert server.stdout is not None
+        assert server.stdout.readline().startswith("ready http://127.0.0.1:")
+        shown = run(f"{predict} --url http://127.0.0.1:{port}", tmp_path).stdout
+        assert all(item in shown for item in ("s1", "s2", "s3"))
+        answered = run(curl.replace("8080", port), tmp_path).stdout
+        assert answered.count('"probability"') == 3
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=60)
+    assert server.returncode == 130
