@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -55,3 +60,54 @@ def test_json_is_stable_and_refuses_nan(tmp_path: Path) -> None:
 
 def test_text_hash_counts_the_boundaries() -> None:
     assert sha256_text("ab", "c") != sha256_text("a", "bc")
+
+
+REPLACING = """
+import sys
+from pathlib import Path
+from thinktwice.files import atomic_dir
+number = 0
+while True:
+    number += 1
+    with atomic_dir(sys.argv[1]) as folder:
+        (folder / "number").write_text(str(number))
+        (folder / "again").write_text(str(number))
+"""
+
+
+def test_a_kill_at_any_moment_leaves_one_whole_folder(tmp_path: Path) -> None:
+    target = tmp_path / "d"
+    with atomic_dir(target) as folder:
+        for name in ("number", "again"):
+            (folder / name).write_text("0")
+    for attempt in range(5):
+        process = subprocess.Popen([sys.executable, "-c", REPLACING, str(target)])
+        time.sleep(0.4 + 0.05 * attempt)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert (target / "number").read_text() == (target / "again").read_text()
+    assert int((target / "number").read_text()) > 0
+
+
+def test_without_an_exchange_a_failed_replacement_puts_the_old_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "d"
+    with atomic_dir(target) as folder:
+        (folder / "old").write_text("")
+    monkeypatch.setattr("thinktwice.files._exchange", lambda first, second: False)
+    with atomic_dir(target) as folder:
+        (folder / "new").write_text("")
+    assert [p.name for p in target.iterdir()] == ["new"]
+    replace = os.replace
+
+    def failing(source: Path, destination: Path) -> None:
+        if str(source).endswith(".part"):
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="Input/output"), atomic_dir(target) as folder:
+        (folder / "newer").write_text("")
+    assert [p.name for p in target.iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]

@@ -25,8 +25,8 @@ VOCABULARY_FILE = "vocabularies.arrow"
 
 
 def canonical(value: Any) -> str:
-    """A categorical value as the string that the clean log writes: 42, 42.0 and "42" are one value."""
-    if value is None:
+    """A categorical value as the string that the clean log writes: 42, 42.0 and "42" are one value, "" is a missing one."""
+    if value is None or value == "":
         return NULL
     if isinstance(value, str):
         return value
@@ -35,7 +35,8 @@ def canonical(value: Any) -> str:
     if isinstance(value, float):
         if math.isnan(value):
             return NULL
-        return str(int(value)) if value.is_integer() else repr(value)
+        # The clean log is written by polars, whose exponents look otherwise than Python's.
+        return str(int(value)) if value.is_integer() else str(pl.Series([value]).cast(pl.String)[0])
     return str(value)
 
 
