@@ -118,7 +118,11 @@ class LabelColumn(_Frozen):
 
 
 class Sequence(_Frozen):
-    """The user's latest values of an item field, newest first, strictly before the impression."""
+    """The user's latest values of an item field, newest first, strictly before the impression.
+
+    Training rows know every earlier click. An online store knows those of its last materialization, so a served sequence
+    is as old as that: materialize often, or push, where sessions matter.
+    """
 
     name: Name
     of: str
