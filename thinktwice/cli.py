@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -66,6 +67,8 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; the exit status is 0, 1 for a user's error (one sentence on stderr), 2 for wrong usage, 130 for Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background can be stopped like any other
     try:
         typer.main.get_command(app).main(args=arguments, prog_name="thinktwice")
     except ThinktwiceError as error:
