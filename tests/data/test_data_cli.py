@@ -14,7 +14,7 @@ from thinktwice.data.sources.registry import SOURCES
 from thinktwice.errors import DataError
 from thinktwice.schema import parse_schema
 
-VERBS = {"list", "fetch", "ingest", "simulate", "schema"}
+VERBS = {"list", "fetch", "ingest", "simulate", "schema", "replay"}
 
 
 def run(*arguments: str) -> str:

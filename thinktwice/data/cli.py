@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from thinktwice.errors import DataError
+from thinktwice.errors import DataError, ResourceError
 
 if TYPE_CHECKING:
     from thinktwice.data.ingest import Snapshot
@@ -50,7 +52,8 @@ def ingest_log(
     ],
     path: Annotated[Path | None, typer.Option(help="File or folder of the source.")] = None,
     schema: Annotated[
-        Path | None, typer.Option(help="Schema file of your log; built-in sources have their own.")
+        Path | None,
+        typer.Option(help="Schema file of your log; built-in sources and raw log folders have their own."),
     ] = None,
     limit: Annotated[int, typer.Option(min=0, help="Read only the first so many records; 0 reads all.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draw; matters to the source sim alone.")] = 0,
@@ -58,7 +61,9 @@ def ingest_log(
     """Read a log from any source into a raw log folder, the columns untouched and every broken line kept."""
     from thinktwice.data.ingest import ingest
 
-    _report(ingest(source, path, schema, out, limit, seed), out)
+    with _written(out):
+        snapshot = ingest(source, path, schema, out, limit, seed)
+    _report(snapshot, out)
 
 
 @app.command("simulate")
@@ -94,7 +99,9 @@ def simulate_log(
         shared_variance=shared_variance,
         noise=noise,
     )
-    _report(simulate(config, out), out)
+    with _written(out):
+        snapshot = simulate(config, out)
+    _report(snapshot, out)
 
 
 @app.command("schema")
@@ -107,10 +114,78 @@ def show_schema(
     typer.echo(builtin_schema_text(name), nl=False)
 
 
+@app.command("replay")
+def replay_quarantine(
+    quarantine: Annotated[Path, typer.Option(help="Quarantine folder of a validation.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder to write: clean/ with the rows that pass now, quarantine/ the rest.")
+    ],
+    schema: Annotated[
+        Path | None, typer.Option(help="Mended schema file; without it the rows are judged by the one they broke.")
+    ] = None,
+) -> None:
+    """Judge quarantined rows again under newer rules; the old quarantine stays as it is."""
+    from datetime import datetime, timezone
+
+    from thinktwice.validate.split import replay
+
+    if not (quarantine / "quarantine.json").is_file():
+        raise DataError(
+            f"{quarantine} is no quarantine (no quarantine.json): "
+            "give the folder `pipeline run` names when rows were set aside"
+        )
+    if (out / "clean").exists() or (out / "quarantine").exists():
+        raise DataError(f"{out} already holds a replay: give a new folder")
+    now = datetime.now(timezone.utc)  # without it, rows from the future would count as clean
+    with _system_errors_named(out):
+        found = replay(
+            quarantine,
+            out / "clean",
+            out / "quarantine",
+            run_id="replay",
+            schema_path=schema,
+            as_of=now,
+            ingested_at=now,
+        )
+    typer.echo(
+        f"{found.rows_in:,} rows judged again: "
+        f"{found.rows_clean:,} are clean now, {found.rows_quarantined:,} stay set aside"
+    )
+
+
+@contextmanager
+def _written(out: Path) -> Iterator[None]:
+    """Around the writing of a raw log folder, which replaces ``out`` as a whole: nothing else may lie there."""
+    from thinktwice.data.sources.raw_log import is_raw_log
+
+    with _system_errors_named(out):
+        taken = out.exists() and not (out.is_dir() and (is_raw_log(out) or not any(out.iterdir())))
+        if taken:
+            raise DataError(f"{out} exists and is no raw log folder, and would be replaced: give --out a new folder")
+        yield
+
+
+@contextmanager
+def _system_errors_named(out: Path) -> Iterator[None]:
+    """Turn what the system refuses while ``out`` is written into one sentence; sources name their own paths."""
+    try:
+        yield
+    except OSError as error:
+        raise ResourceError(
+            f"{error.filename or out} cannot be written ({error.strerror or error}): "
+            "give --out a folder in a place where you may write"
+        ) from error
+
+
 def _report(snapshot: Snapshot, out: Path) -> None:
     typer.echo(f"{snapshot.rows:,} rows in {out}, snapshot {snapshot.snapshot_id}")
     if snapshot.unparsable_rows:
         typer.echo(f"{snapshot.unparsable_rows:,} lines could not be split into columns: see unparsable.parquet there")
-    for table, lines in snapshot.side_unparsable.items():
-        if lines:
-            typer.echo(f"{lines:,} broken lines in {table}: rows that refer to them have no such attributes")
+    for table in sorted({*snapshot.side_unparsable, *snapshot.side_duplicates}):
+        broken, repeated = snapshot.side_unparsable.get(table, 0), snapshot.side_duplicates.get(table, 0)
+        if broken:
+            typer.echo(f"{broken:,} broken lines in {table}: rows that refer to them have no such attributes")
+        if repeated:
+            typer.echo(f"{repeated:,} lines in {table} describe what an earlier line describes: the earlier one counts")
+    if any(snapshot.side_unparsable.values()) or any(snapshot.side_duplicates.values()):
+        typer.echo("these lines are in side_unparsable.parquet there")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,8 +51,10 @@ def file_opener(path: Path) -> Opener:
 def _damage_named(where: str) -> Iterator[None]:
     try:
         yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
         raise DataError(f"{where} is truncated or damaged ({error}): copy or download it again") from error
+    except OSError as error:
+        raise DataError(f"{where} cannot be read ({error.strerror or error}): give a readable file") from error
 
 
 def blocks(open_stream: Opener, where: str) -> Iterator[bytes]:

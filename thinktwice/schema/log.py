@@ -188,6 +188,7 @@ class LogSchema(_Frozen):
     scenario: str | None = None  # name of the categorical field that is the scenario id
     propensity: str | None = None  # source column: probability with which the logging policy showed this item
     truth: str | None = None  # source column: true click probability (simulators only; never a model input)
+    quarantine_budget: float = Field(default=0.01, ge=0, le=1)  # share of bad rows above which the log fails validation
 
     @model_validator(mode="after")
     def _consistent(self) -> LogSchema:

@@ -39,7 +39,6 @@ NUMBER = r"^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$"
 EARLIEST_US = 0
 LATEST_US = 4_102_444_800_000_000
 
-QUARANTINE_BUDGET = 0.01  # share of quarantined rows above which a run must not go on
 MIN_JUDGED_ROWS = 1_000  # fewer rows in a slice give only noise in PSI and KS
 MIN_JUDGED_LABELS = 50  # clicks and non-clicks that a single-field AUC needs before anyone believes it
 
@@ -229,6 +228,7 @@ def rule_set_version(schema: LogSchema) -> str:
     texts = [rule.model_dump_json() for rule in (*row_rules(schema), *profile_rules())]
     # How the source is read decides what is a click and which instant is meant, so it belongs to the rules.
     texts += [schema.time.model_dump_json(), schema.label.model_dump_json(), f"{NUMBER} {EARLIEST_US} {LATEST_US}"]
+    texts.append(f"budget {schema.quarantine_budget!r}")
     return "rules-" + sha256_text(*texts)[:12]
 
 
@@ -288,7 +288,7 @@ def _time_rules(schema: LogSchema) -> list[Rule]:
             check="future",
             column=EVENT_TIME,
             source=source,
-            description="the time is not after the moment the log was taken, where that is given",
+            description="the time is not after the moment of the check",
         ),
     ]
 

@@ -83,7 +83,7 @@ def split_log(
     Args:
         raw_dir: ``log.parquet``, ``schema.yaml``, ``snapshot.json``, optionally ``unparsable.parquet``.
         run_id: written into every quarantined row.
-        as_of: the moment the log was taken; later impressions are from the future and quarantined.
+        as_of: the moment of the check; later impressions are from the future and quarantined. None: not checked.
         ingested_at: written into every quarantined row. The same inputs give the same files.
 
     Raises:
@@ -93,7 +93,7 @@ def split_log(
     """
     raw_dir = Path(raw_dir)
     schema = load_schema(raw_dir / "schema.yaml")
-    snapshot = read_json(raw_dir / "snapshot.json") if (raw_dir / "snapshot.json").exists() else {}
+    snapshot = _described(raw_dir / "snapshot.json") if (raw_dir / "snapshot.json").exists() else {}
     source = _open(raw_dir / "log.parquet", raw_dir / "unparsable.parquet", schema, as_of)
     stamp = Stamp(rule_set_version(schema), run_id, ingested_at)
     return _split(source, Path(clean_dir), Path(quarantine_dir), stamp, str(snapshot.get("snapshot_id", "")))
@@ -117,7 +117,9 @@ def replay(
     """
     quarantine_dir = Path(quarantine_dir)
     schema = load_schema(Path(schema_path) if schema_path is not None else quarantine_dir / "schema.yaml")
-    info = read_json(quarantine_dir / "quarantine.json")
+    info = _described(quarantine_dir / "quarantine.json")
+    if not isinstance(info.get("columns"), dict):
+        raise DataError(f"{quarantine_dir / 'quarantine.json'} names no columns: give the quarantine of a validation")
     log = quarantine_dir / "quarantine.parquet"
     source = _open(log, quarantine_dir / "unparsable.parquet", schema, as_of, own=info["columns"])
     if any(rule.check == "duplicate" for rule in source.rules):
@@ -125,7 +127,17 @@ def replay(
         known = frozenset(reasons.select(ROW_ID).collect()[ROW_ID].to_list())
         source = _Source(**{**source.__dict__, "known_duplicates": known})
     stamp = Stamp(rule_set_version(schema), run_id, ingested_at)
-    return _split(source, Path(clean_dir), Path(still_quarantined_dir), stamp, str(info["snapshot_id"]))
+    return _split(source, Path(clean_dir), Path(still_quarantined_dir), stamp, str(info.get("snapshot_id", "")))
+
+
+def _described(path: Path) -> dict[str, Any]:
+    try:
+        value = read_json(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}): ingest or validate the log again") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path} holds no description of a log: ingest or validate the log again")
+    return value
 
 
 def row_keys(row_ids: pl.Series, *, where: str) -> Keys:

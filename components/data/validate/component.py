@@ -16,6 +16,7 @@ def validate(
     verdict_file: Output[Artifact],
 ) -> bool:
     """True when the log passed. The step succeeds either way: a gate after it stops the run, so the report is never lost."""
+    from datetime import datetime, timezone
     from pathlib import Path
 
     from components.data.validate.run import validate_log
@@ -23,7 +24,17 @@ def validate(
 
     snapshot = read_json(Path(log.path) / "snapshot.json")
     run_id = f"{snapshot['snapshot_id']}@{code_version}"
-    verdict = validate_log(log.path, clean.path, quarantine.path, report.path, verdict_file.path, run_id=run_id)
+    now = datetime.now(timezone.utc)
+    verdict = validate_log(
+        log.path,
+        clean.path,
+        quarantine.path,
+        report.path,
+        verdict_file.path,
+        run_id=run_id,
+        as_of=now,
+        ingested_at=now,
+    )
     for name, value in verdict.metrics.items():
         metrics.log_metric(name, value)
     clean.metadata["rows"] = verdict.split.rows_clean

@@ -11,7 +11,6 @@ import polars as pl
 from components.data.validate.suite import Finding
 from thinktwice.validate.drift import MISSING, OTHER
 from thinktwice.validate.profile import WHOLE, Profile
-from thinktwice.validate.rules import QUARANTINE_BUDGET
 
 if TYPE_CHECKING:
     from components.data.validate.run import Verdict
@@ -49,7 +48,7 @@ def render(verdict: Verdict, profile: Profile, info: Mapping[str, Any], samples:
         _head(verdict, info, title),
         _cards(verdict, profile),
         _conservation(verdict, info),
-        _findings(verdict.findings),
+        _findings(verdict.findings, verdict.not_evaluated),
         _quarantine(verdict, samples),
         _timeline(profile.table),
         _profile(profile),
@@ -120,7 +119,7 @@ def _pill(finding: Finding) -> str:
     return f'<span class="pill {escape(finding.severity)}">{escape(finding.severity)}</span>'
 
 
-def _findings(findings: list[Finding]) -> str:
+def _findings(findings: list[Finding], not_evaluated: Mapping[str, str]) -> str:
     broken = [f for f in findings if not f.passed]
     held = [f for f in findings if f.passed]
     body = _finding_table(broken, samples=True) if broken else '<p class="soft">No rule is broken.</p>'
@@ -129,7 +128,15 @@ def _findings(findings: list[Finding]) -> str:
         if held
         else ""
     )
-    return f"<section><h2>Rules</h2><p class='soft small'>{len(held)} of {len(findings)} rules hold.</p>{body}{more}</section>"
+    idle = "".join(
+        f"<tr><td class=id><code>{escape(rule)}</code></td><td>not evaluated: {escape(why)}</td></tr>"
+        for rule, why in not_evaluated.items()
+    )
+    told = f"{len(held)} of {len(findings)} evaluated rules hold."
+    if idle:
+        told += f" {len(not_evaluated)} rules were not evaluated."
+        more += f"<details><summary>{len(not_evaluated)} rules not evaluated</summary><table>{idle}</table></details>"
+    return f"<section><h2>Rules</h2><p class='soft small'>{told}</p>{body}{more}</section>"
 
 
 def _finding_table(findings: list[Finding], *, samples: bool) -> str:
@@ -149,6 +156,7 @@ def _quarantine(verdict: Verdict, samples: Mapping[str, list[str]]) -> str:
     if not reasons:
         return ""
     most = reasons[0][1]
+    budget = next(f.bound for f in verdict.findings if f.rule == "ledger:budget")
     rows = "".join(
         f"<tr><td><code>{escape(rule)}</code></td><td class=n>{count:,}</td><td style='width:24%'>{_bar(count / most)}</td>"
         f"<td><code>{escape('  '.join(samples.get(rule, [])[:3]))}</code></td></tr>"
@@ -157,7 +165,7 @@ def _quarantine(verdict: Verdict, samples: Mapping[str, list[str]]) -> str:
     head = "<tr><th>reason</th><th class=n>rows</th><th></th><th>for example row_id</th></tr>"
     return (
         "<section><h2>Quarantine</h2><p class='soft small'>A row counts under each of its reasons. The untouched rows lie in "
-        f"the quarantine folder and can be replayed under newer rules. Budget: {QUARANTINE_BUDGET:.0%} of the rows.</p>"
+        f"the quarantine folder and can be replayed under newer rules. Budget: {escape(budget)} of the rows.</p>"
         f"<table>{head}{rows}</table></section>"
     )
 

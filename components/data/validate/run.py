@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from thinktwice.progress import note
 from thinktwice.schema.log import ROW_ID, LogSchema, load_schema
 from thinktwice.validate.parse import clean_columns
 from thinktwice.validate.profile import Profile, profile_log
-from thinktwice.validate.rules import UNSPLITTABLE, row_rules
+from thinktwice.validate.rules import UNSPLITTABLE, profile_rules, row_rules
 from thinktwice.validate.split import STAGE, SplitResult, clean_arrow_schema, split_log
 
 
@@ -32,6 +32,7 @@ class Verdict:
     findings: list[Finding]
     split: SplitResult
     metrics: dict[str, float]
+    not_evaluated: dict[str, str] = field(default_factory=dict)  # rule -> why; neither held nor broken
 
 
 def validate_log(
@@ -43,30 +44,33 @@ def validate_log(
     *,
     run_id: str,
     as_of: datetime | None = None,
+    ingested_at: datetime | None = None,
     reference: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Validate the raw log in ``raw_dir``. Writes the clean log, the quarantine, one HTML file and the verdict folder.
 
     The verdict folder holds ``verdict.json``, ``profile.parquet`` and ``profile_reference.json``, which a later log can be
-    compared with (``reference``, see :func:`thinktwice.validate.profile.read_reference`).
+    compared with (``reference``, see :func:`thinktwice.validate.profile.read_reference`). Without ``as_of`` nothing is from the
+    future, without ``reference`` nothing is compared with an earlier log: the verdict names what was not evaluated.
 
     Raises:
         SchemaError, DataError, RowsLost: as :func:`thinktwice.validate.split.split_log`.
         CheckBroken: a check could not be computed.
     """
     clean_dir, quarantine_dir = Path(clean_dir), Path(quarantine_dir)
-    split = split_log(raw_dir, clean_dir, quarantine_dir, run_id=run_id, as_of=as_of)
+    split = split_log(raw_dir, clean_dir, quarantine_dir, run_id=run_id, as_of=as_of, ingested_at=ingested_at)
     schema = load_schema(clean_dir / "schema.yaml")
     profile = profile_log(clean_dir, reference=reference)
     samples = sample_rows(quarantine_dir, schema)
     as_of_us = None if as_of is None else int(as_of.timestamp() * 1_000_000)
     clean = check_rows(clean_dir, schema, as_of_us=as_of_us) if split.rows_clean else []
     findings = [
-        *check_ledger(_ledger(split, clean_dir, schema)),
-        *_with_quarantined(clean, split, schema, samples),
+        *check_ledger(_ledger(split, clean_dir, schema), budget=schema.quarantine_budget),
+        *_with_quarantined(clean, split, schema, samples, future_checked=as_of is not None),
         *check_profile(profile.table),
     ]
     verdict = judge(findings, split, profile)
+    verdict = replace(verdict, not_evaluated=_not_evaluated(findings, schema, reference is not None))
     _write(Path(verdict_dir), verdict, profile)
     info = read_json(clean_dir / "clean.json")
     with atomic_file(report_path) as temporary:
@@ -130,12 +134,19 @@ def _ledger(split: SplitResult, clean_dir: Path, schema: LogSchema) -> dict[str,
 
 
 def _with_quarantined(
-    clean: list[Finding], split: SplitResult, schema: LogSchema, samples: Mapping[str, list[str]]
+    clean: list[Finding],
+    split: SplitResult,
+    schema: LogSchema,
+    samples: Mapping[str, list[str]],
+    *,
+    future_checked: bool,
 ) -> list[Finding]:
     """One finding per row rule: critical if clean rows break it, a warning if it sent rows to the quarantine."""
     by_rule = {f.rule: f for f in clean}
     findings = []
     for rule in row_rules(schema):
+        if rule.check == "future" and not future_checked:
+            continue
         checked = by_rule.get(rule.id)
         if checked is not None and not checked.passed:
             findings.append(checked)
@@ -154,6 +165,17 @@ def _with_quarantined(
             )
         )
     return findings
+
+
+def _not_evaluated(findings: list[Finding], schema: LogSchema, has_reference: bool) -> dict[str, str]:
+    """Rules of the catalogue without a finding, and why there is none."""
+    found = {f.rule for f in findings}
+    out = {r.id: "no moment of the check was given" for r in row_rules(schema) if r.id not in found}
+    for rule in profile_rules():
+        if rule.id not in found:
+            earlier = rule.column in ("psi_from_reference", "volume_ratio") and not has_reference
+            out[rule.id] = "no earlier profile" if earlier else "too few rows, or no field of this kind"
+    return out
 
 
 def _metrics(split: SplitResult, profile: Profile, num_critical: int, num_warnings: int) -> dict[str, float]:

@@ -28,7 +28,6 @@ from thinktwice.schema.log import EVENT_TIME, LABEL, ROW_ID, LogSchema
 from thinktwice.validate.rules import (
     EARLIEST_US,
     LATEST_US,
-    QUARANTINE_BUDGET,
     ProfileRule,
     Rule,
     Severity,
@@ -203,8 +202,11 @@ def ledger_expectations() -> list[Expected]:
     ]
 
 
-def check_ledger(ledger: Mapping[str, float], *, budget: float = QUARANTINE_BUDGET) -> list[Finding]:
-    """Run the ledger suite on ``{rows_lost, keys_differ, columns_wrong, rows_clean, rows_quarantined, quarantined_share}``."""
+def check_ledger(ledger: Mapping[str, float], *, budget: float) -> list[Finding]:
+    """Run the ledger suite on ``{rows_lost, keys_differ, columns_wrong, rows_clean, rows_quarantined, quarantined_share}``.
+
+    ``budget``: largest share of quarantined rows with which the log passes.
+    """
     import pandas as pd
 
     expected = ledger_expectations()
@@ -215,7 +217,7 @@ def check_ledger(ledger: Mapping[str, float], *, budget: float = QUARANTINE_BUDG
     for e in expected:
         value = ledger[e.arguments["column"]]
         text = f"{value:.3%}" if e.arguments["column"] == "quarantined_share" else f"{value:,.0f}"
-        bound = f"at most {budget:.1%}" if e.rule == "ledger:budget" else _bound(e.arguments, shown)
+        bound = f"at most {100 * budget:g}%" if e.rule == "ledger:budget" else _bound(e.arguments, shown)
         passed = bool(outcome[e.rule]["success"])
         findings.append(Finding(e.rule, "ledger", e.severity, e.description, passed, text, bound, []))
     return findings

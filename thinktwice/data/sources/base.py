@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +16,18 @@ import pyarrow as pa
 
 from thinktwice.errors import DataError, RowsLost, SchemaError
 from thinktwice.schema import LogSchema
+
+# The files of a raw log folder, and the columns that an ingest puts before those of the source.
+LOG_FILE = "log.parquet"
+UNPARSABLE_FILE = "unparsable.parquet"
+SIDE_FILE = "side_unparsable.parquet"
+SCHEMA_FILE = "schema.yaml"
+SNAPSHOT_FILE = "snapshot.json"
+SOURCE_ROW = "source_row"
+ADDED = ("row_id", SOURCE_ROW)
+
+#: Lines of user and item tables that gave no attributes; ``line`` counts from 1, as editors do.
+SIDE_LINES = pa.schema([("file", pa.string()), ("line", pa.int64()), ("raw", pa.string()), ("error", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,15 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class SideLosses:
+    """What user and item tables held beyond their rows: ``lines`` as :data:`SIDE_LINES`, and the counts per file."""
+
+    lines: pa.Table
+    unparsable: dict[str, int]
+    duplicates: dict[str, int]  # lines whose key an earlier line has; the earlier one counts
+
+
+@dataclass(frozen=True)
 class Reading:
     """An opened source, not read yet.
 
@@ -44,7 +67,7 @@ class Reading:
         files: name -> SHA-256 of everything that decides the content.
         chunks: starts the reading; ordinals run on over all chunks.
         num_chunks: how many chunks to expect, for progress alone.
-        side: how many broken lines each side table (users, items) has; they cost attributes, never impressions.
+        side: lines of the side tables (users, items) that gave no attributes; they cost no impressions. None: no such tables.
     """
 
     where: str
@@ -52,7 +75,7 @@ class Reading:
     files: dict[str, str]
     chunks: Callable[[], Iterator[Chunk]]
     num_chunks: int = 1
-    side: dict[str, int] = field(default_factory=dict)
+    side: SideLosses | None = None
 
 
 @dataclass(frozen=True)
@@ -113,16 +136,29 @@ def columns_of(schema: LogSchema) -> dict[str, str]:
 
 
 def need_path(path: Path | None, source: str, what: str) -> Path:
-    """The given path, which must exist.
+    """The given path, which must exist and, if it is a folder, be readable.
 
     Raises:
-        DataError: no path was given, or nothing is there.
+        DataError: no path was given, nothing is there, or it may not be looked at.
     """
     if path is None:
         raise DataError(f"source {source!r} reads your own copy: give --path, {what}")
-    if not path.exists():
-        raise DataError(f"no such path: {path}; give --path, {what}")
+    with readable(path):
+        if not path.exists():
+            raise DataError(f"no such path: {path}; give --path, {what}")
+        if path.is_dir():
+            os.scandir(path).close()  # a folder that may not be listed would look empty
     return path
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn the system's errors about ``path`` into a sentence that names it."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"{error.filename or path} cannot be read ({reason}): give a path that you may read") from error
 
 
 def left_join(chunk: Chunk, lookups: list[tuple[pl.DataFrame, str]], columns: pa.Schema) -> Chunk:

@@ -15,7 +15,8 @@ import polars as pl
 import pyarrow as pa
 
 from thinktwice.data.sources.ads import header_of
-from thinktwice.data.sources.base import Chunk, Reading, known_column, left_join, need_path
+from thinktwice.data.sources.base import Chunk, Reading, SideLosses, known_column, left_join, need_path
+from thinktwice.data.sources.side_tables import SideFile, joined_losses, read_side_table
 from thinktwice.data.text import BLOCK_BYTES, file_opener, first_line, read_table
 from thinktwice.errors import DataError, SchemaError
 from thinktwice.files import sha256_file
@@ -37,8 +38,8 @@ def open_kuairand(path: Path | None, limit: int, seed: int) -> Reading:
     for log in logs:
         if headers[log] != columns:
             raise SchemaError(f"{log} has other columns than {logs[0].name}: give log files of one KuaiRand version")
-    users, broken_users, user_files = _features(folder, "user_features*.csv", "user_id", columns)
-    videos, broken_videos, video_files = _features(folder, "video_features_basic*.csv", "video_id", columns)
+    users, user_losses, user_files = _features(folder, "user_features*.csv", "user_id", columns)
+    videos, video_losses, video_files = _features(folder, "video_features_basic*.csv", "video_id", columns)
     if "tag" in videos.columns:
         videos = videos.with_columns(pl.col("tag").str.split(",").list.first().alias("main_tag"))
     overlap = sorted((set(users.columns) & set(videos.columns)) - {"user_id", "video_id"})
@@ -55,32 +56,24 @@ def open_kuairand(path: Path | None, limit: int, seed: int) -> Reading:
 
     files = {f.name: sha256_file(f) for f in (*logs, *user_files, *video_files)}
     num_chunks = sum(max(1, log.stat().st_size // BLOCK_BYTES) for log in logs)
-    return Reading(
-        str(folder),
-        schema,
-        files,
-        chunks,
-        num_chunks,
-        {"user_features": broken_users, "video_features_basic": broken_videos},
-    )
+    return Reading(str(folder), schema, files, chunks, num_chunks, joined_losses(user_losses, video_losses))
 
 
-def _features(folder: Path, pattern: str, key: str, log_columns: list[str]) -> tuple[pl.DataFrame, int, list[Path]]:
+def _features(
+    folder: Path, pattern: str, key: str, log_columns: list[str]
+) -> tuple[pl.DataFrame, SideLosses, list[Path]]:
     """Feature files as one frame with unique keys and without columns that the log has itself."""
     found = sorted(folder.glob(pattern))
     if not found:
         raise DataError(f"folder {folder} holds no {pattern}: give --path, {WHAT}")
     if key not in log_columns:
         raise SchemaError(f"the logs in {folder} have no column {key!r}. {known_column(key, log_columns)}")
-    frames, broken = [], 0
+    files = []
     for file in found:
-        columns = header_of(first_line(file_opener(file), str(file)), file)
+        open_stream = file_opener(file)
+        columns = header_of(first_line(open_stream, str(file)), file)
         if key not in columns:
             raise SchemaError(f"{file} has no column {key!r}. {known_column(key, columns)}")
-        for chunk in read_table(file_opener(file), str(file), columns, ",", header=True, quotes=True):
-            frames.append(pl.DataFrame(chunk.table))
-            broken += len(chunk.unparsable)
-    if not frames:
-        raise DataError(f"{found[0]} holds no rows: give the whole file")
-    frame = pl.concat(frames, how="diagonal").unique(key, keep="first", maintain_order=True)
-    return frame.select(key, *(c for c in frame.columns if c != key and c not in log_columns)), broken, found
+        files.append(SideFile(file.name, str(file), open_stream, tuple(columns), ",", header=True, quotes=True))
+    frame, losses = read_side_table(files, key)
+    return frame.select(key, *(c for c in frame.columns if c != key and c not in log_columns)), losses, found

@@ -18,8 +18,9 @@ import polars as pl
 import pyarrow as pa
 
 from thinktwice.data import cache
-from thinktwice.data.sources.base import Chunk, Reading, left_join, need_path
-from thinktwice.data.text import BLOCK_BYTES, Opener, read_table
+from thinktwice.data.sources.base import Chunk, Reading, SideLosses, left_join, need_path, readable
+from thinktwice.data.sources.side_tables import SideFile, joined_losses, read_side_table
+from thinktwice.data.text import BLOCK_BYTES, Opener, file_opener, read_table
 from thinktwice.errors import DataError
 from thinktwice.files import sha256_file
 
@@ -168,12 +169,12 @@ def _archive(path: Path, parts: tuple[Part, ...], name: str) -> dict[str, tuple[
                 raise DataError(
                     f"folder {path} holds no {part.name}: give the official {name} zip or its unpacked folder by --path"
                 )
-            found[part.name] = (_file(file), str(file), file.stat().st_size)
+            found[part.name] = (file_opener(file), str(file), file.stat().st_size)
         return found
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty: give the official {name}.zip by --path")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with readable(path), zipfile.ZipFile(path) as archive:
             members = {PurePosixPath(m.filename).name: m for m in archive.infolist() if not m.is_dir()}
     except zipfile.BadZipFile as error:
         raise DataError(f"{path} is no intact zip file ({error}): download the official {name}.zip again") from error
@@ -187,10 +188,6 @@ def _archive(path: Path, parts: tuple[Part, ...], name: str) -> dict[str, tuple[
     return found
 
 
-def _file(path: Path) -> Opener:
-    return lambda: path.open("rb")
-
-
 def _member(path: Path, member: str) -> Opener:
     def open_member() -> BinaryIO:
         with zipfile.ZipFile(path) as archive:
@@ -199,19 +196,12 @@ def _member(path: Path, member: str) -> Opener:
     return open_member
 
 
-def _side_table(opened: tuple[Opener, str, int], part: Part, encoding: str, key: str) -> tuple[pl.DataFrame, int]:
-    """A users or films file as one frame with unique keys, and the number of its broken lines."""
+def _side_table(
+    opened: tuple[Opener, str, int], part: Part, encoding: str, key: str
+) -> tuple[pl.DataFrame, SideLosses]:
     open_stream, where, _ = opened
-    chunks = list(
-        read_table(open_stream, where, list(part.columns), part.delimiter, header=part.header, encoding=encoding)
-    )
-    broken = sum(len(c.unparsable) for c in chunks)
-    if not sum(c.table.num_rows for c in chunks):
-        raise DataError(
-            f"{where} holds no line with {len(part.columns)} cells: it is empty or not the file it is named after"
-        )
-    frame = pl.DataFrame(pa.concat_tables([c.table for c in chunks])).unique(key, keep="first", maintain_order=True)
-    return frame, broken
+    file = SideFile(part.name, where, open_stream, part.columns, part.delimiter, part.header, encoding)
+    return read_side_table([file], key)
 
 
 def opener(name: str) -> Callable[[Path | None, int, int], Reading]:
@@ -243,8 +233,8 @@ def opener(name: str) -> Callable[[Path | None, int, int], Reading]:
 
 
 def _reading(layout: Layout, opened: dict[str, tuple[Opener, str, int]], files: dict[str, str]) -> Reading:
-    users, broken_users = _side_table(opened[layout.users.name], layout.users, layout.encoding, "user_id")
-    films, broken_films = _side_table(opened[layout.films.name], layout.films, layout.encoding, "item_id")
+    users, user_losses = _side_table(opened[layout.users.name], layout.users, layout.encoding, "user_id")
+    films, film_losses = _side_table(opened[layout.films.name], layout.films, layout.encoding, "item_id")
     users = users.with_columns(pl.col("zip_code").str.slice(0, 3).alias("zip3")).select("user_id", *USER)
     films = layout.items(films).select("item_id", *ITEM)
     open_ratings, where, size = opened[layout.ratings.name]
@@ -256,5 +246,5 @@ def _reading(layout: Layout, opened: dict[str, tuple[Opener, str, int]], files: 
         ):
             yield left_join(chunk, [(users, "user_id"), (films, "item_id")], COLUMNS)
 
-    side = {layout.users.name: broken_users, layout.films.name: broken_films}
+    side = joined_losses(user_losses, film_losses)
     return Reading(where, COLUMNS, files, chunks, max(1, size // BLOCK_BYTES), side)

@@ -56,7 +56,7 @@ SOURCES = {
             name="parquet",
             about="your own log, described by your schema file",
             path="required",
-            path_help="a parquet file or a folder of them, and --schema",
+            path_help="a parquet file or a folder of them, and --schema; or the folder of `data simulate` or `data ingest`",
             open=open_parquet,
             has_schema=False,
         ),

@@ -1,0 +1,125 @@
+"""A raw log folder, as an ingest or the simulator wrote it, read once more as a source.
+
+Its records come in their old order, the broken ones among them, and are numbered afresh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from thinktwice.data.sources.base import (
+    ADDED,
+    LOG_FILE,
+    SCHEMA_FILE,
+    SIDE_FILE,
+    SIDE_LINES,
+    SNAPSHOT_FILE,
+    SOURCE_ROW,
+    UNPARSABLE_FILE,
+    Chunk,
+    Reading,
+    SideLosses,
+    Unparsable,
+)
+from thinktwice.data.sources.parquet_files import BATCH_ROWS, batches, footer
+from thinktwice.errors import DataError
+from thinktwice.files import read_json, sha256_file
+
+
+def is_raw_log(path: Path) -> bool:
+    """Whether ``path`` is a folder that an ingest wrote, by its ``snapshot.json``."""
+    return (path / SNAPSHOT_FILE).is_file()
+
+
+def schema_beside(path: Path) -> Path | None:
+    """The schema file of the raw log folder ``path``; None if it is no such folder."""
+    return path / SCHEMA_FILE if is_raw_log(path) else None
+
+
+def open_raw_log(folder: Path) -> Reading:
+    """Open a raw log folder; its columns are those of the first source, without the ids of its rows.
+
+    Raises:
+        DataError: a file is missing or damaged, or the folder does not hold what its ``snapshot.json`` says.
+    """
+    log = folder / LOG_FILE
+    if not log.is_file():
+        raise DataError(f"{folder} is a raw log folder without its {LOG_FILE}: ingest or simulate the log again")
+    num_rows, schema = footer(log)
+    if SOURCE_ROW not in schema.names:
+        raise DataError(f"{log} has no column {SOURCE_ROW!r}: ingest or simulate the log again")
+    columns = pa.schema([f for f in schema if f.name not in ADDED])
+    info = _snapshot(folder)
+    broken = _table(folder / UNPARSABLE_FILE, (SOURCE_ROW, "raw", "error"))
+    for name, found in (("rows", num_rows), ("unparsable_rows", broken.num_rows)):
+        if info.get(name, found) != found:
+            raise DataError(
+                f"{folder} holds {found} {name.replace('_', ' ')} but its {SNAPSHOT_FILE} says {info[name]}: "
+                "ingest or simulate the log again"
+            )
+    files = {f.name: sha256_file(f) for f in (log, folder / UNPARSABLE_FILE, folder / SIDE_FILE) if f.is_file()}
+    num_chunks = max(1, -(-num_rows // BATCH_ROWS))
+    return Reading(str(folder), columns, files, lambda: _chunks(log, columns, broken), num_chunks, _side(folder, info))
+
+
+def _chunks(log: Path, columns: pa.Schema, broken: pa.Table) -> Iterator[Chunk]:
+    """Rows and broken records merged by their old numbers. ``broken``: source_row, raw, error."""
+    broken = broken.sort_by(SOURCE_ROW)
+    places = broken.column(SOURCE_ROW).to_numpy()
+    texts, errors = broken.column("raw").to_pylist(), broken.column("error").to_pylist()
+    rows, told, last = 0, 0, -1
+    for batch in batches(log):
+        table = pa.Table.from_batches([batch])
+        old = table.column(SOURCE_ROW).to_numpy()
+        if len(old) and not (old[0] > last and bool((np.diff(old) > 0).all())):
+            raise DataError(
+                f"the rows of {log} are not in the order of {SOURCE_ROW!r}: ingest or simulate the log again"
+            )
+        last = int(old[-1]) if len(old) else last
+        before = np.searchsorted(places, old)  # broken records before each row
+        ordinals = np.arange(rows, rows + len(old), dtype=np.int64) + before
+        until = int(np.searchsorted(places, last))
+        between = tuple(
+            Unparsable(i + rows + int(np.searchsorted(old, places[i])), texts[i], errors[i]) for i in range(told, until)
+        )
+        rows, told = rows + len(old), until
+        yield Chunk(table.select(columns.names).cast(columns), ordinals, between)
+    rest = tuple(Unparsable(i + rows, texts[i], errors[i]) for i in range(told, len(places)))
+    if rest:
+        yield Chunk(columns.empty_table(), np.zeros(0, np.int64), rest)
+
+
+def _snapshot(folder: Path) -> dict[str, object]:
+    path = folder / SNAPSHOT_FILE
+    try:
+        info = read_json(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}): ingest or simulate the log again") from error
+    if not isinstance(info, dict):
+        raise DataError(f"{path} holds no description of a log: ingest or simulate the log again")
+    return info
+
+
+def _table(path: Path, columns: tuple[str, ...]) -> pa.Table:
+    """These columns of a small parquet file beside the log; no rows if there is no such file."""
+    if not path.is_file():
+        return pa.schema([(c, pa.int64() if c in (SOURCE_ROW, "line") else pa.string()) for c in columns]).empty_table()
+    _, schema = footer(path)
+    lacking = [c for c in columns if c not in schema.names]
+    if lacking:
+        raise DataError(f"{path} has no column {lacking[0]!r}: ingest or simulate the log again")
+    return pq.read_table(path, columns=list(columns))
+
+
+def _side(folder: Path, info: dict[str, object]) -> SideLosses | None:
+    """Lost lines of the first source's side tables, carried on."""
+    if not (folder / SIDE_FILE).is_file():
+        return None
+    counts = [info.get(name) for name in ("side_unparsable", "side_duplicates")]
+    unparsable, duplicates = (dict(c) if isinstance(c, dict) else {} for c in counts)
+    return SideLosses(_table(folder / SIDE_FILE, tuple(SIDE_LINES.names)).cast(SIDE_LINES), unparsable, duplicates)
