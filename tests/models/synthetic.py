@@ -10,6 +10,7 @@ from thinktwice.models import FieldSpace
 FIELDS = FieldSpace(
     names=("user", "item", "genre", "price", "history", "image"),
     kinds=("categorical", "categorical", "categorical", "numeric", "sequence", "vector"),
+    entities=("user", "item", "item", "item", "user", "item"),
     protected=(False, False, False, True, True, True),
     num_values=(40, 30, 6, 9),
     sequence_of=("item",),

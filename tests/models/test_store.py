@@ -7,6 +7,7 @@ import torch
 
 from tests.models.synthetic import FIELDS, random_batch
 from thinktwice.errors import BundleError
+from thinktwice.files import read_json, write_json
 from thinktwice.models import BACKBONES, BackboneConfig, Calibration, ModelInfo, build_backbone, load_model, save_model
 
 INFO = ModelInfo(stage="finetuned", calibration=Calibration(a=0.9, b=-0.1), provenance={"seed": 3})
@@ -44,3 +45,16 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b" / "weights.safetensors").replace(tmp_path / "a" / "weights.safetensors")
     with pytest.raises(BundleError, match="size mismatch"):
         load_model(tmp_path / "a")
+
+
+@pytest.mark.parametrize("key", ["entities", "protected"])
+def test_a_model_that_does_not_describe_its_fields_whole_is_refused(key: str, tmp_path: Path) -> None:
+    save_model(tmp_path / "model", build_backbone(BackboneConfig(dim=4, hidden=(8,)), FIELDS), INFO)
+    whole = read_json(tmp_path / "model" / "model.json")
+    for fields in (
+        {k: v for k, v in whole["fields"].items() if k != key},
+        whole["fields"] | {key: whole["fields"][key][1:]},
+    ):
+        write_json(tmp_path / "model" / "model.json", whole | {"fields": fields})
+        with pytest.raises(BundleError, match="train it again"):
+            load_model(tmp_path / "model")

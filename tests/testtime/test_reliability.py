@@ -14,6 +14,7 @@ from thinktwice.testtime.reliability import DECODED, KAPPA_BOUNDS, Reliability, 
 FIELDS = FieldSpace(
     names=("user", "device", "recent"),
     kinds=("categorical", "categorical", "sequence"),
+    entities=("user", "context", "user"),
     protected=(False, True, True),
     num_values=(50, 4),
     sequence_of=("user",),

@@ -87,10 +87,30 @@ def test_a_model_of_another_training_set_is_refused(data: Path, tmp_path: Path) 
 
 
 def test_every_recipe_exists_and_a_wrong_name_is_told_the_right_ones() -> None:
-    assert sorted(recipes.RECIPES) == ["default", "ml-100k", "ml-1m", "tiny"]
+    assert sorted(recipes.RECIPES) == ["dcnv2", "default", "ml-100k", "ml-1m", "tiny"]
     assert all(recipes.get(name).model.dim > 0 for name in recipes.RECIPES)
-    with pytest.raises(PipelineError, match="choose one of default, ml-1m"):
+    with pytest.raises(PipelineError, match="choose one of default, dcnv2, ml-1m"):
         recipes.get("ml-10m")
+
+
+@pytest.mark.parametrize("name", sorted(recipes.RECIPES))
+def test_every_recipe_pretrains_and_trains(name: str, data: Path, tmp_path: Path) -> None:
+    recipe = recipes.get(name)
+    few = {"batch_size": 1024, "epochs": 1.0}
+    short = recipe.model_copy(
+        update={
+            "pretrain": recipe.pretrain.model_copy(update=few),
+            "finetune": recipe.finetune.model_copy(update=few | {"trial_epochs": 0.4, "rate": 1e-2}),
+        }
+    )
+    pretrain(data, tmp_path / "pretrained", short)
+    for init in (None, tmp_path / "pretrained"):
+        record = finetune(data, tmp_path / "model", short, init_dir=init)
+        model, _ = load_model(tmp_path / "model")
+        assert model.config == recipe.model
+        assert record["curve"][-1]["valid_logloss"] < 0.7
+        assert record["valid"]["auc"] > 0.5
+    assert (model.config.name == "dcnv2") == (name == "dcnv2")
 
 
 def test_trials_as_long_as_the_run_are_the_run(data: Path, tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from tests.models.synthetic import FIELDS, random_rows
+from thinktwice.data.encoded import Batch
 from thinktwice.models import Backbone, BackboneConfig, build_backbone
 from thinktwice.train.augment import Augmenter
-from thinktwice.train.config import FinetuneConfig
+from thinktwice.train.config import Augmentation, FinetuneConfig
+from thinktwice.train.device import on_device, training_device
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import auc, fit_calibration, logits_of, logloss
 from thinktwice.train.run import Trained, rate_factor, train
@@ -45,11 +47,73 @@ def test_training_learns_and_the_seed_decides_every_bit() -> None:
     assert done.best.valid_auc > 0.7
 
 
-def test_unknown_vectors_are_learned() -> None:
-    model, _, _ = trained()
-    start = build_backbone(model.config, FIELDS, seed=0)
-    unprotected = model.offsets[:3]
-    assert bool(((model.table - start.table)[unprotected].abs().amax(dim=1) > 1e-3).all())
+@pytest.mark.parametrize("kind", ["none", "mask_block"])
+def test_every_vector_for_unknown_is_learned_where_the_data_has_no_unknown(kind: Augmentation) -> None:
+    """Row 0 of protected fields, of sequences and vectors too: a new user or item arrives with exactly these."""
+    rows = random_rows(3000, 1)
+    rows.vectors["image"][:] = np.nan_to_num(rows.vectors["image"])
+    rows.sequences["history"][:, 0] = 1
+    assert bool((rows.ids > 0).all())
+    loader = BlockLoader(rows)
+    model = build_backbone(BackboneConfig(dim=4, hidden=(16,), init_sd=0.1), FIELDS)
+    start = model.fill().detach().clone()
+    train(model, Augmenter(kind, rows, FIELDS, CONFIG), loader, loader, CONFIG, table_l2=0.0, epochs=1.0, seed=0)
+    assert bool(((model.fill() - start).abs().amax(dim=1) > 1e-3).all())
+
+
+@pytest.mark.parametrize("lost", ["user", "item"])
+def test_a_row_of_a_new_user_or_item_is_scored_better_than_by_vectors_never_trained(lost: str) -> None:
+    rows, valid = random_rows(6000, 1), random_rows(3000, 2)
+    rows.vectors["image"][:] = np.nan_to_num(rows.vectors["image"])
+    for place, entity in enumerate(FIELDS.entities[:4]):
+        if entity == lost:
+            valid.ids[:, place] = 0
+    if lost == "user":
+        valid.sequences["history"][:] = 0
+    else:
+        valid.vectors["image"][:] = np.nan
+    found = []
+    for share in (0.0, 0.02):
+        config = CONFIG.model_copy(update={"unknown_share": share})
+        model = build_backbone(BackboneConfig(dim=4, hidden=(16,), init_sd=1.0), FIELDS)
+        augmenter, loader = Augmenter("none", rows, FIELDS, config), BlockLoader(rows)
+        train(model, augmenter, loader, loader, config, table_l2=1e-4, epochs=3.0, seed=0)
+        found.append(logloss(logits_of(model, BlockLoader(valid)), valid.label))
+    assert found[1] < found[0] - 0.02
+
+
+def test_every_batch_is_moved_to_the_device_and_the_model_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert training_device() == torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    moved: list[torch.device] = []
+
+    def spy(batch: Batch, device: torch.device) -> Batch:
+        moved.append(device)
+        return on_device(batch, device)
+
+    expected, _, _ = trained(epochs=1.0)
+    monkeypatch.setattr("thinktwice.train.run.training_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("thinktwice.train.run.on_device", spy)
+    model, _, _ = trained(epochs=1.0)
+    assert moved == [torch.device("cpu")] * (3000 // CONFIG.batch_size)
+    assert {value.device for value in model.state_dict().values()} == {torch.device("cpu")}
+    if not torch.cuda.is_available():
+        assert torch.equal(model.table, expected.table)
+
+
+def test_a_batch_on_its_device_is_not_copied() -> None:
+    batch = random_rows(5).batch(slice(None))
+    there = on_device(batch, torch.device("cpu"))
+    assert there.ids is batch.ids
+    assert there.sequences["history"] is batch.sequences["history"]
+    assert there.vectors["image"] is batch.vectors["image"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+def test_a_gpu_trains_the_same_model_up_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, on_gpu, _ = trained(epochs=1.0)
+    monkeypatch.setattr("thinktwice.train.run.training_device", lambda: torch.device("cpu"))
+    _, on_cpu, _ = trained(epochs=1.0)
+    assert on_gpu.best.valid_logloss == pytest.approx(on_cpu.best.valid_logloss, abs=2e-2)  # dropout draws differ
 
 
 @pytest.mark.parametrize("l2", [0.0, 1e-3])

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from thinktwice.data.encoded import table_offsets
 from thinktwice.data.encoder import Encoder
 from thinktwice.schema import LogSchema
+from thinktwice.schema.log import Entity
 
 Kind = Literal["categorical", "numeric", "sequence", "vector"]
 
@@ -17,13 +18,15 @@ class FieldSpace(BaseModel):
     """N fields in model order: categorical and numeric ones (columns of ``ids``), then sequences, then vectors.
 
     ``num_values`` has one entry per column, the unknown index 0 included. ``sequence_of`` names, per sequence, the
-    column whose values it holds and whose table rows it shares.
+    column whose values it holds and whose table rows it shares. ``entities`` says of what each field is a property: the
+    fields of an entity are unknown together when the entity is new.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     names: tuple[str, ...]
     kinds: tuple[Kind, ...]
+    entities: tuple[Entity, ...]
     protected: tuple[bool, ...]
     num_values: tuple[int, ...]
     sequence_of: tuple[str, ...] = ()
@@ -38,7 +41,8 @@ class FieldSpace(BaseModel):
             raise ValueError("columns come first, then sequences, then vectors")
         sizes = (ranks.count(0), ranks.count(1), ranks.count(1), ranks.count(2))
         given = (len(self.num_values), len(self.sequence_of), len(self.sequence_lengths), len(self.vector_dims))
-        if sizes != given or not len(self.names) == len(self.kinds) == len(self.protected):
+        lengths = {len(self.names), len(self.kinds), len(self.entities), len(self.protected)}
+        if sizes != given or len(lengths) > 1:
             raise ValueError(f"field kinds ask for {sizes} value counts, sequences, lengths and dims, got {given}")
         return self
 
@@ -50,6 +54,7 @@ class FieldSpace(BaseModel):
         return FieldSpace(
             names=tuple(f.name for f in fields),
             kinds=tuple(f.kind for f in fields),
+            entities=tuple(f.entity for f in fields),
             protected=tuple(f.protected for f in fields),
             num_values=encoder.num_values,
             sequence_of=tuple(f.of for f in sequences),

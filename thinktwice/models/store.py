@@ -41,7 +41,7 @@ class ModelInfo(BaseModel):
 def write_model(folder: Path | str, model: Backbone, info: ModelInfo) -> None:
     """Write the two model files into an existing folder."""
     folder = Path(folder)
-    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with atomic_file(folder / WEIGHTS_FILE) as temporary:
         save_file(tensors, str(temporary))
     value = {"backbone": model.config.model_dump(mode="json"), "fields": model.fields.model_dump(mode="json")}

@@ -69,7 +69,8 @@ class Denoiser(nn.Module):
         scale = 1.0 / self.config.temperature
         if self.small[column]:
             size = self.backbone.fields.num_values[column]
-            table = F.normalize(self.backbone.rows(torch.arange(offset, offset + size))[:, :-1], dim=-1)
+            every = torch.arange(offset, offset + size, device=predicted.device)
+            table = F.normalize(self.backbone.rows(every)[:, :-1], dim=-1)
             return F.cross_entropy(scale * predicted @ table.T + self.offset[column], target, reduction="none")
         assert candidates is not None
         own = F.normalize(self.backbone.rows(target + offset)[..., :-1], dim=-1)

@@ -21,6 +21,7 @@ from thinktwice.pretrain.config import PretrainConfig
 from thinktwice.pretrain.corrupt import corrupt
 from thinktwice.pretrain.denoiser import HIDDEN_LABEL, Denoiser
 from thinktwice.progress import note, track
+from thinktwice.train.device import on_device, training_device
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.optimizer import TableAdam
 
@@ -41,12 +42,14 @@ class Losses:
 
 
 def denoising_loss(model: Denoiser, batch: Batch, label: Tensor, generator: torch.Generator) -> Losses:
-    """Corrupt a batch and score the restoration of every masked element."""
-    fields, config = model.backbone.fields, model.config
-    keep, token = corrupt(label, fields.num_fields, config.label_hidden, generator)
+    """Corrupt a batch and score the restoration of every masked element, where the model is."""
+    fields, config, device = model.backbone.fields, model.config, model.label_shift.device
+    corrupted = corrupt(label, fields.num_fields, config.label_hidden, generator)
+    keep, token = (part.to(device) for part in corrupted)
+    batch, label = on_device(batch, device), label.to(device)
     hidden = model.hidden(model.backbone.embed(batch), keep, token)
     unseen = token == HIDDEN_LABEL
-    label_loss = torch.zeros(())
+    label_loss = torch.zeros((), device=device)
     if unseen.any():
         label_loss = F.binary_cross_entropy_with_logits(model.backbone.head(hidden)[unseen], label[unseen])
     predicted = model.predictions(hidden)
@@ -77,7 +80,8 @@ def _targets(fields: FieldSpace, place: int, name: str, batch: Batch, generator:
         return place, batch.ids[:, place]
     sequence = batch.sequences[name]
     length = (sequence != 0).sum(dim=1)
-    pick = (torch.rand(len(sequence), generator=generator) * length).long()  # one behaviour of each row
+    share = torch.rand(len(sequence), generator=generator).to(length.device)
+    pick = (share * length).long()  # one behaviour of each row
     return fields.columns.index(fields.sequence_of[fields.sequences.index(name)]), sequence.gather(1, pick[:, None])[
         :, 0
     ]
@@ -124,10 +128,11 @@ def log_shares(rows: EncodedRows, fields: FieldSpace) -> Tensor:
 def fit(
     train: EncodedRows, fields: FieldSpace, backbone: BackboneConfig, config: PretrainConfig, *, seed: int = 0
 ) -> Pretrained:
-    """Pre-train in memory."""
+    """Pre-train in memory; the model comes back on the CPU."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Denoiser(build_backbone(backbone, fields, seed=seed), config, log_shares(train, fields))
+        model.to(training_device())
         optimizer = _DenoiserAdam(model, config)
         rows = BlockLoader(train)
         generator = torch.Generator().manual_seed(seed)
@@ -147,7 +152,7 @@ def fit(
                 curve.append({"epoch": step / per_epoch} | _mean(window))
                 window = []
     model.backbone.sparse_gradients = False
-    return Pretrained(model.eval(), curve, unigram_entropy(train, fields))
+    return Pretrained(model.cpu().eval(), curve, unigram_entropy(train, fields))
 
 
 class _DenoiserAdam(TableAdam):

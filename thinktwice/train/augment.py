@@ -3,6 +3,9 @@
 Time-ordered counts are what counts at test time: a value met for the first time in this block of time was unknown to
 every model trained before, however often it comes in the block itself. Leave-one-out counts miss that (a new user's
 rows come in one session).
+
+Every field, a user as a whole and an item as a whole can also come unknown whatever the time: the model answers such rows
+with the vectors for unknown values, which must be learned although the train part may hold none.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thinktwice.data.encoded import EncodedRows
+from thinktwice.data.encoded import Batch, EncodedRows
 from thinktwice.models.fields import FieldSpace
 from thinktwice.train.config import Augmentation, FinetuneConfig
 
@@ -35,11 +38,21 @@ def counts_before(ids: np.ndarray, block: np.ndarray, num_values: tuple[int, ...
 
 
 class Augmenter:
-    """Turns some ids of a training batch into 0 (unknown). Protected fields are left alone."""
+    """Makes parts of a training batch unknown.
+
+    A share of the values of every field, and of all users and items with all their fields. ``mask_block`` besides masks
+    the ids that were new or rare at the time, in the fields that are not protected.
+    """
 
     def __init__(self, kind: Augmentation, rows: EncodedRows, fields: FieldSpace, config: FinetuneConfig) -> None:
         self.kind = kind
         self.config = config
+        self.fields = fields
+        self.members = [
+            torch.tensor([e == entity for e in fields.entities])
+            for entity in ("user", "item")
+            if entity in fields.entities
+        ]
         columns = len(fields.num_values)
         self.columns = torch.tensor([c for c in range(columns) if not fields.protected[c]], dtype=torch.int64)
         self.most = max(1, math.floor(config.masked_fields * fields.num_fields))
@@ -50,17 +63,25 @@ class Augmenter:
             self.keep = torch.from_numpy(np.sqrt(counts / (counts + config.kappa)).astype(np.float32))
             self.block = torch.from_numpy(block)
 
-    def __call__(self, ids: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
-        """Augmented copy of ids [B, C]; ``index`` [B] are the rows' places in the training part."""
-        if len(self.columns) == 0:
-            return ids
-        some = ids[:, self.columns]
-        hidden = torch.rand(some.shape, generator=generator) < self.config.unknown_share
-        if self.kind == "mask_block":
-            hidden |= self._masked(some, self.block[index], generator)
-        out = ids.clone()
-        out[:, self.columns] = some.masked_fill(hidden, 0)
-        return out
+    def __call__(self, batch: Batch, index: Tensor, generator: torch.Generator) -> Batch:
+        """Augmented copy of a batch; ``index`` [B] are the rows' places in the training part."""
+        hidden = self._unknown(len(batch), generator)
+        if self.kind == "mask_block" and len(self.columns):
+            hidden[:, self.columns] |= self._masked(batch.ids[:, self.columns], self.block[index], generator)
+        places = {name: place for place, name in enumerate(self.fields.names)}
+        return Batch(
+            batch.ids.masked_fill(hidden[:, : batch.ids.shape[1]], 0),
+            {k: v.masked_fill(hidden[:, places[k], None], 0) for k, v in batch.sequences.items()},
+            {k: v.masked_fill(hidden[:, places[k], None], math.nan) for k, v in batch.vectors.items()},
+        )
+
+    def _unknown(self, rows: int, generator: torch.Generator) -> Tensor:
+        """Which fields [B, N] are unknown for no other reason than to be learned."""
+        share = self.config.unknown_share
+        hidden = torch.rand(rows, self.fields.num_fields, generator=generator) < share
+        for member in self.members:
+            hidden |= (torch.rand(rows, generator=generator) < share)[:, None] & member
+        return hidden
 
     def _masked(self, some: Tensor, block: Tensor, generator: torch.Generator) -> Tensor:
         chosen = torch.rand(len(some), generator=generator) < self.config.masked_rows

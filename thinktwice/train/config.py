@@ -29,7 +29,9 @@ class FinetuneConfig(BaseModel):
     trial_epochs: float = Field(default=1.0, gt=0)
     epochs: float = Field(default=4.0, gt=0)
     checks_per_epoch: int = Field(default=2, ge=1)  # looks at validation
-    unknown_share: float = Field(default=0.01, ge=0, le=0.5)  # values replaced by unknown, so that unknown is learned
+    unknown_share: float = Field(
+        default=0.01, ge=0, le=0.5
+    )  # of values, of users and of items made unknown in training
     blocks: int = Field(default=10, ge=2)  # mask_block: blocks of equal rows the train window is cut into
     skipped_blocks: int = Field(default=3, ge=1)  # mask_block: first blocks, where everything looks new, are left alone
     masked_rows: float = Field(default=0.25, gt=0, le=1)  # mask_block: share of rows that are masked

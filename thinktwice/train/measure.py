@@ -10,17 +10,18 @@ from scipy.stats import rankdata
 
 from thinktwice.models.backbone import Backbone
 from thinktwice.models.store import Calibration
+from thinktwice.train.device import on_device
 from thinktwice.train.loader import BlockLoader
 
 EVALUATION_BATCH = 8192
 
 
 def logits_of(model: Backbone, rows: BlockLoader) -> np.ndarray:
-    """Logits [R] float32 of all rows, in evaluation mode."""
-    training = model.training
+    """Logits [R] float32 of all rows, in evaluation mode, computed where the model is."""
+    training, device = model.training, model.table.device
     model.eval()
     with torch.inference_mode():
-        parts = [model(batch).numpy() for batch in rows.in_order(EVALUATION_BATCH)]
+        parts = [model(on_device(batch, device)).cpu().numpy() for batch in rows.in_order(EVALUATION_BATCH)]
     model.train(training)
     return np.concatenate(parts)
 

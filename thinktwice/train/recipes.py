@@ -29,6 +29,11 @@ def default() -> Recipe:
     return Recipe(finetune=FinetuneConfig(trial_epochs=8.0, epochs=8.0))
 
 
+def dcnv2() -> Recipe:
+    """The default with full-matrix cross layers in place of pairwise products: slower, for logs of many rows."""
+    return default().model_copy(update={"model": BackboneConfig(name="dcnv2")})
+
+
 def ml_1m() -> Recipe:
     """MovieLens-1M on two cores in a few minutes.
 
@@ -57,7 +62,13 @@ def tiny() -> Recipe:
     )
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"default": default, "ml-1m": ml_1m, "ml-100k": ml_100k, "tiny": tiny}
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "default": default,
+    "dcnv2": dcnv2,
+    "ml-1m": ml_1m,
+    "ml-100k": ml_100k,
+    "tiny": tiny,
+}
 
 
 def get(name: str) -> Recipe:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from thinktwice.data.encoded import Batch
 from thinktwice.models.backbone import Backbone
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig
+from thinktwice.train.device import on_device, training_device
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import auc, logits_of, logloss
 from thinktwice.train.optimizer import TableAdam
@@ -55,15 +55,17 @@ def train(
     seed: int,
     on_look: Callable[[Look], None] = lambda look: None,
 ) -> Trained:
-    """Train ``model`` in place and leave it with its best weights, in evaluation mode.
+    """Train ``model`` in place and leave it with its best weights, in evaluation mode and on the CPU.
 
-    The same arguments give the same weights to the last bit on the same machine and number of threads.
+    The same arguments give the same weights to the last bit on the same CPU and number of threads.
     """
     size = min(config.batch_size, len(rows))
     per_epoch = max(1, len(rows) // size)
     steps = max(1, math.ceil(epochs * per_epoch))
     between = max(1, math.ceil(per_epoch / config.checks_per_epoch))
     generator = torch.Generator().manual_seed(seed)
+    device = training_device()
+    model.to(device)
     optimizer = TableAdam(model, rate=config.rate, table_l2=table_l2, sparse_rows=config.sparse_rows)
     curve: list[Look] = []
     best: tuple[Look, dict[str, Tensor]] | None = None
@@ -73,10 +75,9 @@ def train(
         model.train()
         for step, index in zip(range(1, steps + 1), rows.shuffled(size, generator), strict=False):
             optimizer.set_rate(config.rate * rate_factor((step - 0.5) / steps, config.warmup))
-            batch = rows.batch(index)
-            ids = augmenter(batch.ids, index, generator)
-            logit = model(Batch(ids, batch.sequences, batch.vectors))
-            loss = F.binary_cross_entropy_with_logits(logit, rows.label[index])
+            batch = augmenter(rows.batch(index), index, generator)
+            logit = model(on_device(batch, device))
+            loss = F.binary_cross_entropy_with_logits(logit, rows.label[index].to(device))
             optimizer.step(loss)
             total, since = total + loss.detach(), since + 1
             if step % between == 0 or step == steps:
@@ -89,7 +90,7 @@ def train(
     assert best is not None
     model.load_state_dict(best[1])
     model.sparse_gradients = False
-    model.eval()
+    model.cpu().eval()
     return Trained(curve, best[0])
 
 
