@@ -25,7 +25,8 @@ from components.data.validate.suite import (
 from tests.validate.raw import SHOP, START, broken_shop, row_id, shop_columns, write_raw
 from thinktwice.files import read_json
 from thinktwice.schema.log import load_schema
-from thinktwice.validate.rules import NUMBER, Rule, row_rules
+from thinktwice.validate.profile import read_reference
+from thinktwice.validate.rules import NUMBER, Rule, profile_rules, row_rules
 from thinktwice.validate.split import split_log
 
 pytestmark = [
@@ -237,3 +238,62 @@ def test_the_step_as_a_function(tmp_path: Path) -> None:
     assert (tmp_path / "report").read_text().startswith("<!doctype html>")
     assert verdict.metadata["headline"].startswith("passed: 299 of 300 rows are clean, 1 in quarantine")
     assert json.loads((tmp_path / "quarantine/quarantine.json").read_text())["run_id"] == "0123456789abcdef@1.0"
+
+
+def future_columns() -> dict[str, list[Any]]:
+    """500 rows; two of them of the year 2090."""
+    columns = shop_columns(500)
+    columns["ts"][7] = columns["ts"][8] = "3786912000"
+    return columns
+
+
+def test_the_step_quarantines_rows_from_the_future(tmp_path: Path) -> None:
+    from kfp import dsl
+
+    from components.data.validate.component import validate
+
+    log = dsl.Dataset(name="log", uri=str(write_raw(tmp_path / "raw", future_columns())))
+    names = {"clean": dsl.Dataset, "quarantine": dsl.Dataset, "report": dsl.HTML, "metrics": dsl.Metrics}
+    outputs = {name: kind(name=name, uri=str(tmp_path / name)) for name, kind in names.items()}
+    verdict = dsl.Artifact(name="verdict_file", uri=str(tmp_path / "verdict"))
+    assert validate.python_func(log, "1.0", **outputs, verdict_file=verdict) is True
+    bad = pl.read_parquet(tmp_path / "quarantine/quarantine.parquet").sort("source_row")
+    assert bad.select("source_row", "reasons").rows() == [(7, ["time:future"]), (8, ["time:future"])]
+    assert bad["ingested_at"].null_count() == 0
+    saved = read_json(tmp_path / "verdict/verdict.json")
+    (future,) = [f for f in saved["findings"] if f["rule"] == "time:future"]
+    assert future["observed"] == "2 rows quarantined"
+    assert "time:future" not in saved["not_evaluated"]
+
+
+def test_a_rule_that_was_not_evaluated_is_not_reported_as_held(tmp_path: Path) -> None:
+    verdict = run(tmp_path, future_columns())  # no moment, no reference
+    held = {f.rule for f in verdict.findings}
+    assert not held & {"time:future", "drift:psi_from_reference", "volume:from_reference"}
+    assert verdict.not_evaluated["time:future"] == "no moment of the check was given"
+    assert verdict.not_evaluated["volume:from_reference"] == "no earlier profile"
+    every = {r.id for r in row_rules(load_schema(tmp_path / "raw/schema.yaml"))} | {r.id for r in profile_rules()}
+    assert every <= held | set(verdict.not_evaluated) and not held & set(verdict.not_evaluated)
+    page = (tmp_path / "report.html").read_text()
+    assert "not evaluated: no earlier profile" in page and "drift:psi_from_reference" in page
+
+
+def test_an_earlier_profile_is_compared_with(tmp_path: Path) -> None:
+    run(tmp_path / "old", shop_columns(3000))
+    reference = read_reference(tmp_path / "old/verdict/profile_reference.json")
+    raw = write_raw(tmp_path / "new/raw", shop_columns(300))
+    places = [tmp_path / "new" / name for name in ("clean", "bad", "report.html", "verdict")]
+    verdict = validate_log(raw, *places, run_id="run-2", reference=reference)
+    assert "volume:from_reference" not in verdict.not_evaluated
+    assert not verdict.passed and "volume:from_reference" in verdict.headline
+
+
+@pytest.mark.parametrize(("budget", "passes"), [(0.02, True), (0.0, False), (0.005, False)])
+def test_the_schema_sets_the_quarantine_budget(tmp_path: Path, budget: float, passes: bool) -> None:
+    columns = shop_columns(300)
+    columns["price"][:4] = ["free"] * 4
+    verdict = run(tmp_path, columns, schema=SHOP + f"quarantine_budget: {budget}\n")
+    assert verdict.passed is passes
+    (finding,) = [f for f in verdict.findings if f.rule == "ledger:budget"]
+    assert (finding.passed, finding.bound) == (passes, f"at most {100 * budget:g}%")
+    assert f"Budget: {finding.bound} of the rows" in (tmp_path / "report.html").read_text()

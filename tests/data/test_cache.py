@@ -96,3 +96,18 @@ def test_movielens_100k_from_its_package(tmp_path: Path) -> None:
     assert years.null_count() == 1  # film 267 is 'unknown'; another one has a broken year, but a year in its title
     assert years.drop_nulls().str.contains(r"^(19|20)\d\d$").all()
     assert "recbole" not in sys.modules
+
+
+def test_a_cache_that_cannot_be_written_is_named(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("THINKTWICE_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(ResourceError, match=r"file/cache cannot be used \(Not a directory\): set THINKTWICE_CACHE"):
+        cache.fetch("toy")
+
+    def refuse(**_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setenv("THINKTWICE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache.tempfile, "TemporaryDirectory", refuse)
+    with pytest.raises(ResourceError, match=r"cannot be used \(Permission denied\)"):
+        cache.fetch("toy")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
 
+import polars as pl
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from tests.validate.raw import SHOP, shop_columns, write_raw
 from thinktwice.data import cache
 from thinktwice.data.cli import app
 from thinktwice.data.sources.registry import SOURCES
-from thinktwice.errors import DataError
+from thinktwice.errors import DataError, ResourceError
 from thinktwice.schema import parse_schema
+from thinktwice.validate.split import split_log
 
 VERBS = {"list", "fetch", "ingest", "simulate", "schema", "replay"}
 
@@ -65,3 +69,77 @@ def test_fetch_prints_the_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         run("fetch", "criteo")
     with pytest.raises(DataError, match="unknown source 'nothing'"):
         run("fetch", "nothing")
+
+
+def test_a_simulated_log_is_ingested_without_a_schema(tmp_path: Path) -> None:
+    sizes = ("--rows", "500", "--users", "100", "--items", "100", "--noise", "0.3")
+    run("simulate", *sizes, "--out", str(tmp_path / "sim"))
+    text = run("ingest", "--source", "parquet", "--path", str(tmp_path / "sim"), "--out", str(tmp_path / "raw"))
+    assert text.startswith("500 rows in ")
+    assert (tmp_path / "raw/schema.yaml").read_text() == (tmp_path / "sim/schema.yaml").read_text()
+
+
+def test_an_out_that_would_be_lost_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("\t".join(map(str, range(40))))
+    notes, photos = tmp_path / "notes.txt", tmp_path / "photos"
+    notes.write_text("mine")
+    photos.mkdir()
+    (photos / "a.png").touch()
+    for out in (notes, photos):
+        with pytest.raises(DataError, match=f"{out.name} exists and is no raw log folder"):
+            run("ingest", "--source", "criteo", "--path", str(tmp_path / "train.txt"), "--out", str(out))
+        with pytest.raises(DataError, match="give --out a new folder"):
+            run("simulate", "--rows", "500", "--out", str(out))
+    assert notes.read_text() == "mine" and (photos / "a.png").exists()
+
+
+def test_an_out_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("\t".join(map(str, range(40))))
+    out = tmp_path / "train.txt" / "raw"
+    with pytest.raises(
+        ResourceError, match=r"train\.txt.* cannot be written \((Not a directory|File exists)\): give --out"
+    ):
+        run("ingest", "--source", "criteo", "--path", str(tmp_path / "train.txt"), "--out", str(out))
+
+
+def quarantine_of_a_strict_schema(folder: Path) -> Path:
+    """A quarantine of 200 rows, because ``desk`` was not allowed, and the mended ``mended.yaml`` beside it."""
+    raw = write_raw(folder / "raw", shop_columns(400), SHOP.replace("[phone, desk]", "[phone]"))
+    found = split_log(raw, folder / "clean", folder / "bad", run_id="r")
+    assert found.reasons == {"device:allowed": 200}
+    (folder / "mended.yaml").write_text(SHOP)
+    return folder / "bad"
+
+
+def test_replay_takes_back_what_a_mended_schema_allows(tmp_path: Path) -> None:
+    bad = quarantine_of_a_strict_schema(tmp_path)
+    text = run("replay", "--quarantine", str(bad), "--out", str(tmp_path / "same"))
+    assert text.startswith("200 rows judged again: 0 are clean now, 200 stay set aside")
+    mended = ("--schema", str(tmp_path / "mended.yaml"))
+    text = run("replay", "--quarantine", str(bad), *mended, "--out", str(tmp_path / "new"))
+    assert text.startswith("200 rows judged again: 200 are clean now, 0 stay set aside")
+    assert pl.read_parquet(tmp_path / "new/clean/clean.parquet")["device"].to_list() == ["desk"] * 200
+    assert pl.read_parquet(bad / "quarantine.parquet").height == 200, "the old quarantine stays"
+
+
+def test_replay_does_not_let_the_future_pass(tmp_path: Path) -> None:
+    columns = shop_columns(20)
+    columns["ts"][3] = "3786912000"  # 2090
+    raw = write_raw(tmp_path / "raw", columns)
+    split_log(raw, tmp_path / "clean", tmp_path / "bad", run_id="r", as_of=datetime(2030, 1, 1, tzinfo=timezone.utc))
+    text = run("replay", "--quarantine", str(tmp_path / "bad"), "--out", str(tmp_path / "new"))
+    assert text.startswith("1 rows judged again: 0 are clean now")
+
+
+def test_replay_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
+    bad = quarantine_of_a_strict_schema(tmp_path)
+    with pytest.raises(DataError, match=r"clean is no quarantine \(no quarantine\.json\): give"):
+        run("replay", "--quarantine", str(tmp_path / "clean"), "--out", str(tmp_path / "new"))
+    run("replay", "--quarantine", str(bad), "--out", str(tmp_path / "new"))
+    with pytest.raises(DataError, match="new already holds a replay: give a new folder"):
+        run("replay", "--quarantine", str(bad), "--out", str(tmp_path / "new"))
+    with pytest.raises(ResourceError, match="cannot be written"):
+        run("replay", "--quarantine", str(bad), "--out", str(bad / "quarantine.json"))
+    (bad / "quarantine.json").write_text("{}")
+    with pytest.raises(DataError, match=r"quarantine\.json names no columns"):
+        run("replay", "--quarantine", str(bad), "--out", str(tmp_path / "other"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import zipfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from thinktwice.data.ingest import ingest
+from thinktwice.data.sources import registry
 from thinktwice.data.sources.ads import CRITEO
 from thinktwice.data.sources.base import columns_of
 from thinktwice.data.sources.registry import SOURCES, builtin_schema
@@ -271,3 +273,38 @@ def test_a_column_with_a_reserved_name_is_refused(tmp_path: Path) -> None:
     log, schema = own_log(tmp_path, at=[1], clicked=[1], uid=[1], colour=["a"], row_id=["x"])
     with pytest.raises(SchemaError, match=r"column 'row_id' .* reserved"):
         ingest("parquet", log, schema, tmp_path / "raw")
+
+
+@pytest.mark.parametrize("source", ["ml-1m", "kuairand", "parquet"])
+def test_a_folder_that_may_not_be_listed_is_named(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    _, schema = own_log(tmp_path)
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"cannot be read \(Permission denied\): give a path that you may read"):
+        ingest(source, tmp_path, schema, tmp_path / "raw")
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    log, _ = own_log(tmp_path)
+    archive = movielens_1m(tmp_path)
+    monkeypatch.setattr(Path, "open", refuse)
+    for source, path in (("parquet", log), ("criteo", archive)):
+        with pytest.raises(DataError, match=rf"{path.name} cannot be read \(Permission denied\)"):
+            registry.source_named(source).open(path, 0, 0)
+    monkeypatch.setattr(zipfile, "ZipFile", refuse)
+    with pytest.raises(DataError, match=r"ml-1m\.zip cannot be read \(Permission denied\)"):
+        registry.source_named("ml-1m").open(archive, 0, 0)
+
+
+def test_a_zip_damaged_inside_is_named(tmp_path: Path) -> None:
+    path = movielens_1m(tmp_path)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"1::F::1")] = ord("9")  # the archive is stored, so its checksum breaks and nothing else
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"users\.dat is truncated or damaged .*copy or download it again"):
+        ingest("ml-1m", path, None, tmp_path / "raw")

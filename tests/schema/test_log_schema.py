@@ -71,6 +71,10 @@ def test_yaml_round_trip() -> None:
         ),
         ("{name: x, time: {column: t}, fields: [{name: a}], scenario: b}", "scenario names 'b'"),
         (
+            "{name: x, time: {column: t}, fields: [{name: a}], quarantine_budget: 5}",
+            "quarantine_budget: Input should be",
+        ),
+        (
             "{name: x, time: {column: t}, entities: {user: {key: u}}, fields: [{name: a}], sequences: [{name: s, of: a}]}",
             "no categorical item field",
         ),

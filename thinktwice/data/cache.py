@@ -75,15 +75,16 @@ def fetch(name: str) -> Path:
     """
     wheel = WHEELS[name]
     kept = cache_dir() / wheel.filename
-    if kept.is_file() and sha256_file(kept) == wheel.sha256:
-        return kept
     try:
+        if kept.is_file() and sha256_file(kept) == wheel.sha256:
+            return kept
         kept.parent.mkdir(parents=True, exist_ok=True)
+        place = tempfile.TemporaryDirectory(prefix=".fetch-", dir=kept.parent)
     except OSError as error:
         raise ResourceError(
-            f"the cache folder {kept.parent} cannot be made ({error.strerror}): set {VARIABLE} to a folder you may write to"
+            f"the cache folder {kept.parent} cannot be used ({error.strerror}): set {VARIABLE} to a folder you may write to"
         ) from error
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=kept.parent) as folder:
+    with place as folder:
         with full_disk_named(kept):
             _download(name, wheel, Path(folder))
         came = Path(folder) / wheel.filename
