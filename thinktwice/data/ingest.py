@@ -1,7 +1,8 @@
 """From any source to a raw log folder: the source's columns untouched, a row id before them, and every broken record kept.
 
-The folder holds ``log.parquet``, ``unparsable.parquet``, ``schema.yaml`` and ``snapshot.json``. The same input gives the
-same snapshot id and the same rows on any machine.
+The folder holds ``log.parquet``, ``unparsable.parquet``, ``schema.yaml`` and ``snapshot.json``, and where a source has tables
+of users and items ``side_unparsable.parquet``: their lines that gave no attributes. The same input gives the same snapshot
+id and the same rows on any machine.
 """
 
 from __future__ import annotations
@@ -16,18 +17,23 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from thinktwice.data.row_ids import row_ids
-from thinktwice.data.sources.base import Chunk, Reading, check_columns
+from thinktwice.data.sources.base import (
+    LOG_FILE,
+    SIDE_FILE,
+    SNAPSHOT_FILE,
+    SOURCE_ROW,
+    UNPARSABLE_FILE,
+    Chunk,
+    Reading,
+    check_columns,
+)
+from thinktwice.data.sources.base import SCHEMA_FILE as SCHEMA_FILE
+from thinktwice.data.sources.raw_log import schema_beside
 from thinktwice.data.sources.registry import builtin_schema, source_named
 from thinktwice.errors import DataError, RowsLost
 from thinktwice.files import atomic_dir, sha256_text, write_json
 from thinktwice.progress import note, track
 from thinktwice.schema import LogSchema, load_schema
-
-LOG_FILE = "log.parquet"
-UNPARSABLE_FILE = "unparsable.parquet"
-SCHEMA_FILE = "schema.yaml"
-SNAPSHOT_FILE = "snapshot.json"
-SOURCE_ROW = "source_row"
 
 UNPARSABLE = pa.schema(
     [("row_id", pa.string()), (SOURCE_ROW, pa.int64()), ("raw", pa.string()), ("error", pa.string())]
@@ -48,6 +54,7 @@ class Snapshot(BaseModel):
     seed: int
     files: dict[str, str]  # name -> SHA-256
     side_unparsable: dict[str, int] = {}  # broken lines of user and item tables: lost attributes, not lost impressions
+    side_duplicates: dict[str, int] = {}  # lines there whose user or item an earlier line describes; the earlier counts
 
 
 def ingest(
@@ -63,7 +70,7 @@ def ingest(
     Args:
         source: name of a source, see ``thinktwice data list``.
         path: file or folder of the source; empty or None where it needs none.
-        schema_path: schema file; empty or None for the one that ships with the source.
+        schema_path: schema file; empty or None for the one that ships with the source or lies in a raw log folder.
         out_dir: folder to write.
         limit: read only the first so many records; 0 for all. For ``sim`` the number of rows to draw.
         seed: for ``sim``.
@@ -77,6 +84,8 @@ def ingest(
         raise DataError(f"limit {limit} is negative: give a number of rows, or 0 for all")
     if found.path == "none" and path:
         raise DataError(f"source {source!r} takes no path, but {path} was given: leave --path out")
+    if not schema_path and not found.has_schema:
+        schema_path = schema_beside(Path(path)) if path else None
     if not schema_path and not found.has_schema:
         raise DataError(f"source {source!r} needs a schema file that describes your log: give it by --schema")
     schema = load_schema(schema_path) if schema_path else builtin_schema(source)
@@ -101,8 +110,11 @@ def write_raw_log(source: str, reading: Reading, schema: LogSchema, out_dir: Pat
             limit=limit,
             seed=seed,
             files=reading.files,
-            side_unparsable=reading.side,
+            side_unparsable=reading.side.unparsable if reading.side else {},
+            side_duplicates=reading.side.duplicates if reading.side else {},
         )
+        if reading.side:
+            pq.write_table(reading.side.lines, folder / SIDE_FILE, compression="zstd")
         (folder / SCHEMA_FILE).write_text(schema.to_yaml(), encoding="utf-8")
         write_json(folder / SNAPSHOT_FILE, snapshot.model_dump(mode="json"))
     note("ingest", f"{rows:,} rows" + (f", {unparsable_rows:,} unparsable" if unparsable_rows else ""))
