@@ -37,17 +37,18 @@ def serve(
     Inference v2 at /v2/models/ctr/infer.
     """
     from serving.torchserve_process import running
-    from thinktwice.champion import read_champion
+    from thinktwice.champion import read_champion, verify_archive
 
     champion = read_champion(state)
     if champion is None:
         raise ServerError(f"{state} holds no champion: run 'thinktwice pipeline run' first, or give --state")
+    archive = verify_archive(champion)
     console = Console(stderr=True)
     console.print(f"serving {champion.info.model_version} (bundle {champion.info.bundle_hash[:12]})")
     with (
         console.status("starting") as status,
         running(
-            champion.archive,
+            archive,
             feature_store=champion.feature_store_dir if champion.info.feature_service else None,
             port=port,
             log=log or state / "logs" / f"serve-{port}.log",
@@ -106,6 +107,10 @@ def predict(
     console.print(table)
     if prediction["cold_user"]:
         console.print(f"user {user} is unknown to the feature store")
+    if prediction["paths_capped"]:
+        console.print(
+            "more candidates were unsure than one request may spend work on: the least unsure kept their first score"
+        )
     if prediction["defaulted"]:
         console.print(f"not given, treated as missing: {', '.join(prediction['defaulted'])}")
 

@@ -21,6 +21,7 @@ OUTPUTS = {
     "uncertainty": "FP64",
     "num_paths": "INT64",
     "rank": "INT64",
+    "model_version": "BYTES",
 }
 
 
@@ -97,6 +98,7 @@ def encode(answers: Sequence[Answer], body: dict[str, Any], model_name: str) -> 
             columns["uncertainty"].append(answer.uncertainty[place])
             columns["num_paths"].append(answer.num_paths[place])
             columns["rank"].append(answer.rank[place])
+            columns["model_version"].append(answer.model_version)
     outputs = [
         {"name": name, "shape": [len(columns[name])], "datatype": OUTPUTS[name], "data": columns[name]}
         for name in wanted_outputs(body)
@@ -105,7 +107,13 @@ def encode(answers: Sequence[Answer], body: dict[str, Any], model_name: str) -> 
     if "id" in body:
         out["id"] = body["id"]
     flags = [
-        {"cold_user": a.cold_user, "defaulted": list(a.defaulted), "cold_items": sum(a.cold_items)} for a in answers
+        {
+            "cold_user": a.cold_user,
+            "defaulted": list(a.defaulted),
+            "cold_items": sum(a.cold_items),
+            "paths_capped": a.paths_capped,
+        }
+        for a in answers
     ]
     out["parameters"] = {
         "model_version": answers[0].model_version,

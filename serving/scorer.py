@@ -27,6 +27,8 @@ class Answer:
         item_ids: the candidates; None for raw rows.
         order: the places to answer with: all in request order or, when the request has ``k``, the best ``k`` by rank.
         rank: 1 is the most likely click; equal probabilities keep the order of the request.
+        paths_capped: more work was wanted than one request may cost (or its deadline allows): the least unsure of the
+            unsure rows kept the score of one pass.
         defaulted: context fields the caller left out.
     """
 
@@ -38,6 +40,7 @@ class Answer:
     rank: tuple[int, ...]
     cold_user: bool
     cold_items: tuple[bool, ...]
+    paths_capped: bool
     defaulted: tuple[str, ...]
     model_version: str
     bundle_hash: str
@@ -45,6 +48,10 @@ class Answer:
 
 class Scorer:
     """Scores requests with one bundle.
+
+    While the cap on path rows does not bind (``paths_capped`` is False), a row has the same scores to the last bit
+    (tolerance 0) alone, among 500, in any order and after a restart, on the same machine with the same libraries. When it
+    binds, :mod:`thinktwice.testtime.engine` says which rows are admitted; each of the others has exactly its base score.
 
     Args:
         bundle: a loaded bundle.
@@ -116,6 +123,7 @@ class Scorer:
             rank=tuple(rank.tolist()),
             cold_user=cold_user,
             cold_items=tuple(item in cold_items for item in request.candidates),
+            paths_capped=scored.capped,
             defaulted=request.missing,
             model_version=self.bundle.manifest.model_version,
             bundle_hash=self.bundle.hash,

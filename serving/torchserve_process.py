@@ -100,6 +100,7 @@ def running(
             with _signals_later():  # an interrupt between the birth of the child and its name would orphan it
                 server = _launch(archive.resolve(), feature_store, port, log, java_home, work)
             _wait_until_scored(server, limit, progress)
+            _remember_processes(server)  # the workers would lose their parent if Java died
             yield server
         finally:
             if server is not None:
@@ -139,6 +140,8 @@ def stop(server: TorchServe, limit: float = STOP_LIMIT) -> None:
             for process in server.known:
                 _signal(process, signal.SIGKILL)
             _wait_gone(server, 5.0)
+        if server.process.stdin is not None:
+            server.process.stdin.close()
 
 
 def configuration(
@@ -196,7 +199,15 @@ def _launch(archive: Path, feature_store: Path | None, port: int, log: Path, jav
     environment.pop("THINKTWICE_FEATURE_STORE", None)
     if feature_store is not None:
         environment["THINKTWICE_FEATURE_STORE"] = str(feature_store.resolve())
-    command = [sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs", "--disable-token-auth"]
+    command = [
+        sys.executable,
+        "-m",
+        "serving.torchserve_launcher",
+        "--start",
+        "--foreground",
+        "--ncs",
+        "--disable-token-auth",
+    ]
     command += ["--ts-config", str(config), "--log-config", str(LOG_CONFIG)]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
@@ -205,7 +216,7 @@ def _launch(archive: Path, feature_store: Path | None, port: int, log: Path, jav
             command,
             cwd=work,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # closes when this process ends, however it ends
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

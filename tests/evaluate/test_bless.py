@@ -117,7 +117,10 @@ def test_model_that_orders_by_chance_is_not_blessed(tmp_path: Path) -> None:
     assert "does not order rows better than chance" in found.reasons[0]
 
 
-def test_first_model_with_useless_probabilities_is_not_blessed(finished: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def loud(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The good model with probabilities that are far too high."""
+    tmp_path = tmp_path_factory.mktemp("loud")
     value = read_json(finished / "plain" / "model.json")
     value["calibration"] = {"a": 1.0, "b": 3.0}
     folder = tmp_path / "model"
@@ -136,10 +139,27 @@ def test_first_model_with_useless_probabilities_is_not_blessed(finished: Path, t
         package_version="0.1.0",
         **arguments,
     )
-    alone = bless(finished / "set", tmp_path / "bundle", None, tmp_path / "out")
+    return tmp_path / "bundle"
+
+
+def test_few_rows_make_no_reason_to_refuse(finished: Path, loud: Path, tmp_path: Path) -> None:
+    build_training_set(
+        world.log(6000).tail(320).to_arrow(), world.schema(), tmp_path / "few", SplitSpec(valid=0.25, test=0.25)
+    )
+    found = bless(tmp_path / "few", finished / "bundle-good", None, tmp_path / "out")
+    assert found.content["rows"] == 80
+    assert found.content["candidate"]["ece"] > ECE_LIMIT  # by chance alone
+    assert found.blessed, found.reasons
+    assert f"within the limit {ECE_LIMIT}" in found.reasons[-1] and "chance alone gives about 0.1" in found.reasons[-1]
+    assert not bless(tmp_path / "few", loud, None, tmp_path / "loud").blessed
+
+
+def test_first_model_with_useless_probabilities_is_not_blessed(finished: Path, loud: Path, tmp_path: Path) -> None:
+    alone = bless(finished / "set", loud, None, tmp_path / "out")
+    assert alone.content["rows"] == 1500
     assert not alone.blessed
     assert f"more than the limit {ECE_LIMIT}" in alone.reasons[-1]
-    against = bless(finished / "set", tmp_path / "bundle", finished / "bundle-good", tmp_path / "out")
+    against = bless(finished / "set", loud, finished / "bundle-good", tmp_path / "out")
     assert not against.blessed
     assert any("further off than the champion's" in r for r in against.reasons)
 

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from thinktwice.bundle import bundle_hash
+from thinktwice.champion import install_champion
 from thinktwice.cli import main
 from thinktwice.evaluate.cli import evaluate
+from thinktwice.files import write_json
 
 
 def test_prints_both_bundles_and_writes_the_report(
@@ -31,3 +34,41 @@ def test_a_folder_that_is_no_bundle_gives_one_sentence(
     assert error.count("\n") == 1
     assert main(["evaluate", "--bundle", str(finished / "bundle-good"), "--training-set", str(tmp_path)]) == 1
     assert "no training set" in capsys.readouterr().err
+
+
+def test_the_champion_on_the_training_set_of_the_last_run(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate"]) == 1
+    error = capsys.readouterr().err
+    assert "holds no champion" in error and "--bundle" in error and error.count("\n") == 1
+
+    (tmp_path / "ctr.mar").write_bytes(b"an archive")
+    (tmp_path / "store").mkdir()
+    champion = install_champion(
+        tmp_path / ".thinktwice" / "state",
+        bundle_dir=finished / "bundle-good",
+        archive=tmp_path / "ctr.mar",
+        feature_store_dir=tmp_path / "store",
+    )
+    assert champion.info.bundle_hash == bundle_hash(finished / "bundle-good")
+    assert main(["evaluate"]) == 1
+    error = capsys.readouterr().err
+    assert "holds no finished run" in error and "--training-set" in error and error.count("\n") == 1
+
+    write_json(tmp_path / ".thinktwice" / "last_run.json", {"training_set": str(finished / "set")})
+    assert main(["evaluate"]) == 0
+    assert "world-good" in capsys.readouterr().out
+    assert main(["evaluate", "--bundle", str(finished / "bundle-bad")]) == 0
+    assert "world-bad" in capsys.readouterr().out
+
+
+def test_a_last_run_that_lost_its_files(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_json(tmp_path / ".thinktwice" / "last_run.json", {"training_set": str(tmp_path / "gone")})
+    assert main(["evaluate", "--bundle", str(finished / "bundle-good")]) == 1
+    error = capsys.readouterr().err
+    assert "gone" in error and error.count("\n") == 1

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
+from rich.console import Console
 
 from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import BundleError
-from thinktwice.evaluate import metrics
+from thinktwice.evaluate import metrics, slices
 from thinktwice.evaluate.bundles import evaluate_bundles
 from thinktwice.evaluate.charts import nice_ticks
 from thinktwice.evaluate.compare import evaluate
 from thinktwice.evaluate.package import write_candidate
+from thinktwice.evaluate.table import metrics_table
 from thinktwice.files import read_json
 from thinktwice.models import load_model
 from thinktwice.testtime.engine import one_thread
@@ -71,6 +76,48 @@ def test_slices_cover_cold_start_and_support(content: dict) -> None:
     for found in (*content["slices"], *content["deciles"]):
         assert set(found["columns"]) == {"plain", "pretrained", "test_time"}
         assert found["columns"]["plain"]["logloss_change"] is None
+
+
+def test_scenarios(finished: Path, tmp_path: Path) -> None:
+    """The field that the schema names, in evaluation, table and page; a log without one has none."""
+    data = load_training_set(finished / "set")
+    rows = data.rows("test")
+    assert slices.scenarios(data.schema, rows) == {}
+    named = data.schema.model_copy(update={"scenario": "site"})
+    found = slices.scenarios(named, rows)
+    counts = rows["site"].value_counts(sort=True)
+    largest = counts.sort(["count", "site"], descending=[True, False])["site"][: slices.MAX_SCENARIOS]
+    assert list(found) == [*(s for s in (f"site {v}" for v in largest) if s in found), "site, other"]
+    assert sum(mask.astype(int) for mask in found.values()).tolist() == [1] * rows.height
+    assert all(mask.sum() >= slices.MIN_ROWS for mask in found.values())
+    device = slices.scenarios(data.schema.model_copy(update={"scenario": "device"}), rows)
+    assert sorted(device) == ["device d0", "device d1", "device d2"]
+    holes = rows.with_columns(pl.when(pl.col("device") != "d0").then("device").alias("device"))
+    device = slices.scenarios(data.schema.model_copy(update={"scenario": "device"}), holes)
+    assert list(device)[-1] == "device, other"
+    assert (device["device, other"] == holes["device"].is_null().to_numpy()).all()
+    alone = slices.scenarios(
+        named.model_copy(update={"scenario": "device"}), rows.with_columns(pl.lit("x").alias("device"))
+    )
+    assert alone == {}
+
+
+def test_scenarios_reach_the_report(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "set", tmp_path / "set")
+    named = load_training_set(finished / "set").schema.model_copy(update={"scenario": "device"})
+    (tmp_path / "set" / "schema.yaml").write_text(named.to_yaml(), encoding="utf-8")
+    content = evaluate_bundles(finished / "bundle-good", tmp_path / "set", finished / "bundle-bad", tmp_path / "out")
+    assert {s["name"] for s in content["scenarios"]} == {"device d0", "device d1", "device d2"}
+    assert sum(s["rows"] for s in content["scenarios"]) == content["rows"]
+    assert read_json(tmp_path / "out" / "evaluation.json")["scenarios"] == content["scenarios"]
+    console = Console(width=120, record=True, file=StringIO())
+    console.print(metrics_table(content))
+    assert "device d1 (3" in console.export_text()
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Scenarios</h2>" in text and "device d2" in text
+    page = Page()
+    page.feed(text)
+    assert page.open == []
 
 
 def test_operating_point(content: dict) -> None:

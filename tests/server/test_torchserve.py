@@ -26,8 +26,11 @@ pytestmark = pytest.mark.server
 
 CONTEXT = {"slot": "s1", "bid": 0.5, "timestamp": "2026-01-06T10:00:00Z"}
 ONE = {"user_id": "u1", "candidates": ["i1", "i2", "never seen"], "context": CONTEXT}
-ITEMS = [f"i{i}" if i < 60 else f"cold{i}" for i in range(500)]
+ITEMS = [f"i{i % 60}" if i % 10 else f"cold{i}" for i in range(500)]
 MANY = {"user_id": "u1", "candidates": ITEMS, "context": CONTEXT}
+
+
+COLD = {"user_id": "nobody", "candidates": [f"cold{i}" for i in range(1000)], "context": CONTEXT}
 
 
 def items(reply: tuple[int, dict[str, str], bytes]) -> list[dict[str, Any]]:
@@ -44,6 +47,7 @@ def test_v1(server: TorchServe) -> None:
     assert [item["cold"] for item in first["items"]] == [False, False, True]
     assert all(0 < item["probability"] < 1 for item in first["items"])
     assert first["model_version"] == second["model_version"] == MODEL_VERSION
+    assert {entry["model_version"] for entry in (*first["items"], *second["rows"])} == {MODEL_VERSION}
     assert not first["cold_user"]
 
 
@@ -54,6 +58,7 @@ def test_v2(server: TorchServe) -> None:
     answer = json.loads(body)
     assert (answer["id"], answer["model_version"]) == ("q1", MODEL_VERSION)
     outputs = {o["name"]: o["data"] for o in answer["outputs"]}
+    assert outputs["model_version"] == [MODEL_VERSION] * 3
     expected = items(post(server.predict_url, {"instances": [ONE]}))
     assert outputs["item_id"] == ONE["candidates"]
     assert outputs["probability"] == [item["probability"] for item in expected]
@@ -61,10 +66,23 @@ def test_v2(server: TorchServe) -> None:
 
 
 def test_a_row_scores_the_same_alone_or_among_500(server: TorchServe) -> None:
-    together = items(post(server.predict_url, {"instances": [MANY]}))
-    for place in (0, 127, 128, 499):
+    """To the last bit, with every limit as shipped."""
+    reply = post(server.predict_url, {"instances": [MANY]})
+    assert json.loads(reply[2])["predictions"][0]["paths_capped"] is False
+    together = items(reply)
+    assert len({item["num_paths"] for item in together}) > 1
+    for place in (0, 127, 128, 490, 499):
         (alone,) = items(post(server.predict_url, {"instances": [{**MANY, "candidates": [ITEMS[place]]}]}))
         assert {**alone, "rank": 0} == {**together[place], "rank": 0}
+
+
+def test_a_request_that_wants_too_many_paths_is_told(server: TorchServe) -> None:
+    reply, again = (post(server.predict_url, {"instances": [COLD]}) for _ in range(2))
+    assert reply[2] == again[2]
+    assert json.loads(reply[2])["predictions"][0]["paths_capped"] is True
+    together = items(reply)
+    assert sum(item["num_paths"] - 1 for item in together) <= 1024
+    assert {item["num_paths"] for item in together} > {1}
 
 
 @pytest.mark.parametrize(
@@ -124,13 +142,14 @@ def test_a_busy_port_is_one_sentence(server: TorchServe, state: Path) -> None:
 def command(state: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """``thinktwice serve`` as a user starts it."""
     arguments = ["serve", "--state", str(state), "--port", str(free_port()), "--log", str(tmp_path / "log")]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "thinktwice", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-    )
+    with (tmp_path / "stderr").open("wb") as error:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "thinktwice", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=error,
+            text=True,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+        )
     yield process
     if process.poll() is None:
         process.kill()
@@ -152,7 +171,7 @@ def test_serve_answers_the_same_bytes_after_a_restart_and_ends_with_ctrl_c(
     command.send_signal(signal.SIGINT)
     assert command.wait(timeout=60) == 130
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-    assert [p.name for p in tmp_path.iterdir()] == ["log"]
+    assert {p.name for p in tmp_path.iterdir()} == {"log", "stderr"}
 
 
 def test_sigterm_while_it_starts_leaves_nothing(command: subprocess.Popen[str], tmp_path: Path) -> None:
@@ -163,7 +182,34 @@ def test_sigterm_while_it_starts_leaves_nothing(command: subprocess.Popen[str], 
     command.send_signal(signal.SIGTERM)
     assert command.wait(timeout=60) == 130
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-    assert {p.name for p in tmp_path.iterdir()} <= {"log"}
+    assert {p.name for p in tmp_path.iterdir()} <= {"log", "stderr"}
+
+
+def test_a_killed_command_takes_the_server_along(command: subprocess.Popen[str]) -> None:
+    children: list[psutil.Process] = []
+    while not any("org.pytorch.serve.ModelServer" in _command_line(child) for child in children):
+        assert command.poll() is None
+        children = psutil.Process(command.pid).children(recursive=True)
+    command.kill()
+    command.wait()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    for process in alive:
+        process.kill()
+    assert alive == []
+
+
+def test_a_server_that_dies_ends_the_command_with_its_sentence(command: subprocess.Popen[str], tmp_path: Path) -> None:
+    assert command.stdout is not None
+    assert command.stdout.readline().startswith("ready ")
+    children = psutil.Process(command.pid).children(recursive=True)
+    (java,) = [child for child in children if "org.pytorch.serve.ModelServer" in _command_line(child)]
+    assert any("model_service_worker" in " ".join(_command_line(child)) for child in children)
+    java.kill()
+    assert command.wait(timeout=60) == 1
+    error = (tmp_path / "stderr").read_text().splitlines()[-1]
+    assert error.startswith("thinktwice: TorchServe ended by itself (exit code ")
+    assert str(tmp_path / "log") in error
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_a_damaged_bundle_is_refused_with_its_sentence(champion: Champion, tmp_path: Path) -> None:

@@ -11,15 +11,17 @@ import pytest
 import torch
 
 from thinktwice.bundle import BundleIdentity, Manifest, write_bundle
+from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import build_training_set, load_training_set
 from thinktwice.files import write_json
-from thinktwice.models.backbone import BackboneConfig
+from thinktwice.models.backbone import Backbone, BackboneConfig
 from thinktwice.models.fields import FieldSpace
 from thinktwice.models.registry import build_backbone
 from thinktwice.models.store import Calibration, ModelInfo, save_model
 from thinktwice.schema import LogSchema, parse_schema
-from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.config import FitConfig, TestTimeConfig
+from thinktwice.testtime.engine import Engine, raw_rows
 from thinktwice.testtime.reliability import Reliability
 from thinktwice.testtime.store import TestTime, save_test_time
 
@@ -108,16 +110,24 @@ def write_parts(folder: Path, schema: LogSchema = SCHEMA) -> dict[str, Path]:
     training_set = load_training_set(folder / "training_set")
     fields = FieldSpace.of(schema, training_set.encoder)
     torch.manual_seed(0)
-    model = build_backbone(BackboneConfig(dim=4, hidden=(8,), init_sd=0.5), fields)
+    model = build_backbone(BackboneConfig(dim=4, hidden=(8,), init_sd=0.2), fields)
     save_model(folder / "model", model, ModelInfo(stage="finetuned", calibration=Calibration(a=0.9, b=-0.2)))
     train = training_set.part("train")
-    config = TestTimeConfig(mode="uttsi", trigger="always", signal_max=0.5, max_paths=4, max_path_rows=4096)
+    reliability = Reliability.fit(train.ids, train.label, fields)
     (folder / "test_time").mkdir()
-    save_test_time(folder / "test_time", TestTime(config, Reliability.fit(train.ids, train.label, fields), {}))
+    save_test_time(folder / "test_time", TestTime(_unsure_fifth(model, reliability, train), reliability, {}))
     (folder / "evaluation").mkdir()
     write_json(folder / "evaluation" / "evaluation.json", {"auc": 0.5})
     (folder / "evaluation" / "report.html").write_text("<!doctype html><title>report</title>", encoding="utf-8")
     return {f"{name}_dir": folder / name for name in ("training_set", "model", "test_time", "evaluation")}
+
+
+def _unsure_fifth(model: Backbone, reliability: Reliability, rows: EncodedRows) -> TestTimeConfig:
+    """Paths for the usual share of rows, every limit as shipped."""
+    config = TestTimeConfig(mode="uttsi", trigger="dual", threshold=2.0)
+    signal = raw_rows(Engine(model, reliability, config), rows).signal
+    threshold = float(np.quantile(signal, 1 - FitConfig().explored_share))
+    return config.model_copy(update={"threshold": threshold, "signal_max": float(signal.max())})
 
 
 def identity(schema: LogSchema = SCHEMA) -> BundleIdentity:

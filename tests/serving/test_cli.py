@@ -13,8 +13,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from serving import cli
+from serving import cli, torchserve_process
+from thinktwice.cli import main
 from thinktwice.errors import BundleError, RequestError, ServerError
+from thinktwice.files import sha256_file, write_json
 
 ITEM = {"probability": 0.25, "uncertainty": 0.5, "num_paths": 5, "cold": False}
 ANSWER = {
@@ -23,6 +25,7 @@ ANSWER = {
             "items": [{"item_id": "a", "rank": 2, **ITEM}, {"item_id": "b", "rank": 1, **ITEM, "cold": True}],
             "cold_user": True,
             "defaulted": ["slot"],
+            "paths_capped": True,
             "model_version": "v1",
         }
     ]
@@ -83,6 +86,7 @@ def test_predict_prints_a_table(app: typer.Typer, server: HTTPServer) -> None:
     assert "0.2500" in result.output
     assert "user 7 is unknown" in result.output
     assert "treated as missing: slot" in result.output
+    assert "more candidates were unsure" in result.output
 
 
 def test_predict_prints_json(app: typer.Typer, server: HTTPServer) -> None:
@@ -129,6 +133,27 @@ def test_serve_needs_a_champion(app: typer.Typer, tmp_path: Path) -> None:
     (tmp_path / "champion").mkdir()
     with pytest.raises(BundleError, match="cannot be read"):
         raise CliRunner().invoke(app, ["serve", "--state", str(tmp_path)]).exception  # type: ignore[misc]
+
+
+def test_serve_refuses_a_damaged_archive_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torchserve_process, "running", lambda *a, **k: pytest.fail("it starts"))
+    version = tmp_path / "versions" / "000001"
+    version.mkdir(parents=True)
+    archive = version / "ctr.mar"
+    archive.write_bytes(b"a whole archive")
+    hashes = {"bundle_hash": "0" * 64, "archive_sha256": sha256_file(archive)}
+    write_json(version / "champion.json", {"model_version": "v1", "feature_service": "", "deployed_at": 0.0, **hashes})
+    (tmp_path / "champion").symlink_to(version)
+    archive.write_bytes(b"a whole")
+    assert main(["serve", "--state", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert "ctr.mar" in error and "pipeline run" in error and error.count("\n") == 1
+    archive.unlink()
+    assert main(["serve", "--state", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert "ctr.mar" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("verb", ["serve", "predict"])

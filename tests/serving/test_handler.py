@@ -43,15 +43,19 @@ def test_v1(handler: CTRHandler) -> None:
     context, (answer,) = post(handler, V1)
     assert context.status == [200]
     (prediction,) = answer["predictions"]
-    assert list(prediction) == ["items", "cold_user", "defaulted", "model_version", "bundle_hash"]
+    assert list(prediction) == ["items", "cold_user", "defaulted", "paths_capped", "model_version", "bundle_hash"]
     assert [item["item_id"] for item in prediction["items"]] == ["i1", "i2"]
-    assert set(prediction["items"][0]) == {"item_id", "probability", "uncertainty", "num_paths", "rank", "cold"}
+    names = ["item_id", "probability", "uncertainty", "num_paths", "rank", "cold", "model_version"]
+    assert all(list(item) == names for item in prediction["items"])
+    assert {item["model_version"] for item in prediction["items"]} == {"small-20260101-abc"}
+    assert prediction["paths_capped"] is False
 
 
 def test_v1_raw_rows(handler: CTRHandler) -> None:
     _, (answer,) = post(handler, json.dumps({"instances": [{"rows": [{}, {"item_id": "i1"}]}]}).encode())
     (prediction,) = answer["predictions"]
     assert [row["row"] for row in prediction["rows"]] == [0, 1]
+    assert {row["model_version"] for row in prediction["rows"]} == {prediction["model_version"]}
 
 
 def test_v2_says_the_same_as_v1(handler: CTRHandler) -> None:
@@ -61,12 +65,13 @@ def test_v2_says_the_same_as_v1(handler: CTRHandler) -> None:
     )
     assert (first["id"], first["model_name"], first["model_version"]) == ("x1", "ctr", "small-20260101-abc")
     assert first["parameters"]["model_version"] == "small-20260101-abc"
+    assert [f["paths_capped"] for f in json.loads(first["parameters"]["flags"])] == [False, False]
     outputs = {o["name"]: o for o in first["outputs"]}
     assert all(o["shape"] == [4] and len(o["data"]) == 4 for o in outputs.values())
     assert {n: o["datatype"] for n, o in outputs.items()} == codec_v2.OUTPUTS
     assert outputs["request_index"]["data"] == [0, 0, 1, 1]
     flat = [item for prediction in second["predictions"] for item in prediction["items"]]
-    for name in ("item_id", "probability", "uncertainty", "num_paths", "rank"):
+    for name in ("item_id", "probability", "uncertainty", "num_paths", "rank", "model_version"):
         assert outputs[name]["data"] == [item[name] for item in flat]
 
 

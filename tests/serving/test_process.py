@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from serving import java, torchserve_process
@@ -91,6 +94,44 @@ def test_everything_is_on_loopback_and_nothing_else_can_be_loaded(archive: Path)
     assert lines["allowed_urls"] == f"file://{archive.parent}/.*"
     assert lines["enable_model_api"] == "false"
     assert "service_envelope" not in lines
+
+
+PARENT = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+print(child.pid, int(child.stdout.readline()), flush=True)
+time.sleep(600)
+"""
+CHILD = """
+import subprocess, sys
+from serving.torchserve_launcher import end_with_parent
+end_with_parent()
+grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(grandchild.pid, flush=True)
+grandchild.wait()
+"""
+
+
+def test_a_killed_parent_takes_the_launcher_and_its_children_along() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT, CHILD], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        family = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+        assert len(family) == 2 and all(p.is_running() for p in family)
+        parent.kill()
+    _, alive = psutil.wait_procs(family, timeout=60)
+    for process in alive:
+        process.kill()
+    assert alive == []
+
+
+@pytest.mark.parametrize("file", ["images/predictor/config.properties", "serving"])
+def test_bodies_are_decoded_by_the_handler_alone(file: str, archive: Path) -> None:
+    text = (
+        configuration(archive, port=1, management_port=2, metrics_port=3, grpc_ports=(4, 5))
+        if file == "serving"
+        else (Path(__file__).resolve().parents[2] / file).read_text()
+    )
+    assert "decode_input_request=false" in text.splitlines()
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +15,8 @@ from tests.serving.fakes import ITEMS, FakeReader
 from tests.serving.small import PLAIN_SCHEMA, make_bundle
 from thinktwice.bundle import load_bundle
 from thinktwice.errors import BundleError, FeatureStoreError
+from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.engine import Engine
 
 CONTEXT = {"slot": "s1", "bid": 0.5, "timestamp": 1_767_693_600}
 
@@ -73,13 +77,38 @@ def test_equal_items_keep_the_order_of_the_request(scorer: Scorer) -> None:
 
 
 def test_a_row_scores_the_same_alone_or_among_500(scorer: Scorer) -> None:
-    items = [ITEMS[i % len(ITEMS)] if i % 3 else f"cold{i}" for i in range(500)]
+    """To the last bit, with every limit as shipped."""
+    items = [ITEMS[i % len(ITEMS)] if i % 10 else f"cold{i}" for i in range(500)]
     (together,) = ask(scorer, candidates(*items))
+    assert scorer.bundle.engine.config.max_path_rows == TestTimeConfig().max_path_rows
+    assert not together.paths_capped
+    assert 0.1 < np.mean(np.array(together.num_paths) > 1) < 0.6
     for place in (0, 1, 127, 128, 255, 400, 499):
         (alone,) = ask(scorer, candidates(items[place]))
         assert alone.probability == (together.probability[place],)
         assert alone.uncertainty == (together.uncertainty[place],)
         assert alone.num_paths == (together.num_paths[place],)
+
+
+def test_more_unsure_rows_than_the_cap_allows(scorer: Scorer) -> None:
+    """Who is admitted depends on the rows alone; the others have exactly the score of one pass, and the answer says so."""
+    config = scorer.bundle.engine.config.model_copy(update={"trigger": "always"})
+    engine = Engine(scorer.bundle.model, scorer.bundle.engine.reliability, config, scorer.bundle.engine.calibration)
+    eager = Scorer(replace(scorer.bundle, engine=engine), FakeReader())
+    eager.warm_up()
+    items = [ITEMS[i % len(ITEMS)] if i % 5 else f"cold{i}" for i in range(500)]
+    (first,), (again,), (backwards,) = (ask(eager, candidates(*i)) for i in (items, items, items[::-1]))
+    assert first == again
+    assert first.paths_capped
+    assert sum(first.num_paths) - 500 <= config.max_path_rows
+    assert sorted(first.probability) == sorted(backwards.probability)
+    (base,) = ask(eager, candidates(*items, deadline_ms=1e-6))
+    assert set(base.num_paths) == {1}
+    left = [place for place in range(500) if first.num_paths[place] == 1]
+    assert 0 < len(left) < 500
+    assert [first.probability[p] for p in left] == [base.probability[p] for p in left]
+    (alone,) = ask(eager, candidates(items[left[0]]))
+    assert not alone.paths_capped
 
 
 def test_requests_of_one_body_do_not_touch_each_other(scorer: Scorer) -> None:
@@ -108,11 +137,13 @@ def test_an_unknown_user_is_cold_and_answered(scorer: Scorer) -> None:
 
 
 def test_a_deadline_in_the_past_leaves_the_base_pass(scorer: Scorer) -> None:
-    requests = scorer.parser.parse_all([candidates("i1", "i2", deadline_ms=0.001), candidates("i1", "i2")], "instances")
+    two = ("new1", "new2")
+    requests = scorer.parser.parse_all([candidates(*two, deadline_ms=0.001), candidates(*two)], "instances")
     hurried, relaxed = scorer.score(requests)
+    assert hurried.paths_capped and not relaxed.paths_capped
     assert hurried.num_paths == (1, 1)
     assert min(relaxed.num_paths) > 1
-    (generous,) = ask(scorer, candidates("i1", "i2", deadline_ms=1e8))
+    (generous,) = ask(scorer, candidates(*two, deadline_ms=1e8))
     assert generous.probability == relaxed.probability
 
 

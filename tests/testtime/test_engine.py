@@ -16,6 +16,8 @@ from thinktwice.models.backbone import Backbone
 from thinktwice.models.store import Calibration
 from thinktwice.testtime import TestTimeConfig
 from thinktwice.testtime.calibrate import sigmoid
+from thinktwice.testtime.candidates import fit_paths
+from thinktwice.testtime.config import FitConfig
 from thinktwice.testtime.engine import BLOCK, Engine
 from thinktwice.testtime.reliability import Reliability
 from thinktwice.testtime.store import TestTime, save_test_time
@@ -84,6 +86,50 @@ def test_a_row_scores_the_same_alone_among_500_and_in_any_order(
         assert among.path_rows > 0
 
 
+@pytest.fixture(scope="module")
+def shipped(data: TrainingSet, model: Backbone, reliability: Reliability) -> TestTimeConfig:
+    """Guided paths as the fit makes them, every limit as shipped."""
+    fit = FitConfig()
+    settings = TestTimeConfig(mode="uttsi", min_count=2, max_paths=fit.max_paths)
+    return fit_paths(model, reliability, data.part("valid"), settings, fit.explored_share, "dual")
+
+
+def test_a_row_scores_the_same_alone_or_among_500_with_the_shipped_limits(
+    model: Backbone, reliability: Reliability, test_rows: EncodedRows, shipped: TestTimeConfig
+) -> None:
+    assert shipped.max_path_rows == TestTimeConfig().max_path_rows == 1024
+    engine = Engine(model, reliability, shipped, CALIBRATION)
+    for start in (0, 500, 1000):
+        rows = np.arange(start, start + 500)
+        among = engine.score(test_rows.batch(rows))
+        assert not among.capped
+        assert 0.1 < (among.num_paths > 1).mean() < 0.4
+        for row in (*np.flatnonzero(among.num_paths > 1)[:20], 0, 127, 128, 499):
+            alone = engine.score(test_rows.batch(rows[row : row + 1]))
+            for field in ("logit", "probability", "uncertainty", "num_paths"):
+                assert getattr(alone, field)[0] == getattr(among, field)[row], field
+
+
+def test_rows_that_the_shipped_cap_leaves_out_have_exactly_their_base_score(
+    model: Backbone, reliability: Reliability, test_rows: EncodedRows, shipped: TestTimeConfig
+) -> None:
+    engine = Engine(model, reliability, shipped.model_copy(update={"trigger": "always"}), CALIBRATION)
+    batch, order = test_rows.batch(slice(0, 500)), np.random.default_rng(1).permutation(500)
+    free, base = engine.score(batch, max_path_rows=10**6), engine.score(batch, max_path_rows=0)
+    first, again, shuffled = engine.score(batch), engine.score(batch), engine.score(test_rows.batch(order))
+    assert first.capped and not free.capped
+    assert 1024 - 8 <= first.path_rows <= 1024
+    out = first.left_out
+    assert 0 < out.sum() < 500
+    for field in ("logit", "probability", "uncertainty", "num_paths"):
+        values = getattr(first, field)
+        assert np.array_equal(values, getattr(again, field)), field
+        assert np.array_equal(values[order], getattr(shuffled, field)), field
+        assert np.array_equal(values[out], getattr(base, field)[out]), field
+        assert np.array_equal(values[~out], getattr(free, field)[~out]), field
+    assert base.left_out.all()
+
+
 @pytest.mark.parametrize("name", MODES)
 def test_uncertainty_and_probability_are_shares(
     name: str, model: Backbone, reliability: Reliability, test_rows: EncodedRows
@@ -107,6 +153,8 @@ def test_cap_bounds_path_rows_and_the_largest_signals_come_first(
         explored, left = raw.signal[raw.explored], raw.signal[free.explored & ~raw.explored]
         assert not len(explored) or not len(left) or explored.min() >= left.max()
         same = ~free.explored | raw.explored
+        assert not (raw.left_out & raw.explored).any()
+        assert raw.left_out[free.explored & ~raw.explored].all()
         assert np.array_equal(raw.z[same], free.z[same])  # what was admitted has its full score
         reverse = engine.raw(test_rows.batch(np.arange(300)[::-1]), cap)
         assert np.array_equal(reverse.z[::-1], raw.z)

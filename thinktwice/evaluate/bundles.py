@@ -44,6 +44,7 @@ def evaluate_bundles(
         encoded.user,
         columns,
         slices.cold_start(data, rows),
+        slices.scenarios(data.schema, rows),
         slices.support_deciles(bundle.engine.reliability, encoded),
         rows["truth"].to_numpy() if "truth" in rows.columns else None,
     )

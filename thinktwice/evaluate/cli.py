@@ -7,10 +7,23 @@ from typing import Annotated
 
 import typer
 
+from thinktwice.errors import BundleError, DataError
+from thinktwice.files import read_json
+
+WORK = Path(".thinktwice")
+
 
 def evaluate(
-    bundle: Annotated[Path, typer.Option(help="Folder of the bundle to evaluate.")],
-    training_set: Annotated[Path, typer.Option(help="Training set folder; its test rows are scored.")],
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the bundle to evaluate.", show_default="the champion of .thinktwice/state"),
+    ] = None,
+    training_set: Annotated[
+        Path | None,
+        typer.Option(
+            help="Training set folder; its test rows are scored.", show_default="that of the last `pipeline run`"
+        ),
+    ] = None,
     against: Annotated[Path | None, typer.Option(help="Folder of a bundle to compare with, on the same rows.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and report.html.")] = None,
 ) -> None:
@@ -20,10 +33,26 @@ def evaluate(
     from thinktwice.evaluate.bundles import evaluate_bundles
     from thinktwice.evaluate.table import metrics_table
 
-    content = evaluate_bundles(bundle, training_set, against, out)
+    content = evaluate_bundles(bundle or _champion(), training_set or _last_training_set(), against, out)
     console = Console()
     console.print(metrics_table(content))
     for line in content["verdict"]:
         console.print(line, highlight=False)
     if out is not None:
         console.print(f"Report: {out / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _champion() -> Path:
+    from thinktwice.champion import read_champion
+
+    champion = read_champion(WORK / "state")
+    if champion is None:
+        raise BundleError(f"{WORK / 'state'} holds no champion: run `thinktwice pipeline run` first, or give --bundle")
+    return champion.bundle_dir
+
+
+def _last_training_set() -> Path:
+    record = WORK / "last_run.json"
+    if not record.is_file():
+        raise DataError(f"{WORK} holds no finished run: run `thinktwice pipeline run` first, or give --training-set")
+    return Path(read_json(record)["training_set"])

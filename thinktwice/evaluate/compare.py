@@ -89,6 +89,7 @@ def evaluate(
         test.user,
         columns,
         slices.cold_start(data, rows),
+        slices.scenarios(data.schema, rows),
         slices.support_deciles(test_time.reliability, test),
         truth,
     )

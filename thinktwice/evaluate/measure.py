@@ -28,6 +28,7 @@ def measure(
     user: np.ndarray,
     columns: list[Column],
     slices: dict[str, np.ndarray],
+    scenarios: dict[str, np.ndarray],
     deciles: list[tuple[str, np.ndarray]],
     truth: np.ndarray | None = None,
 ) -> dict[str, Any]:
@@ -37,7 +38,8 @@ def measure(
         label: [R] 0 or 1.
         user: [R] user hash, -1 without; rows of one user are one cluster of every interval.
         columns: the first is what the others are compared with; the last is compared with every other.
-        slices: name -> mask [R].
+        slices: name -> mask [R], by what training has seen.
+        scenarios: name -> mask [R], by where the impression was.
         deciles: (name, mask [R]) in order of support.
         truth: [R] true click probability, if the log knows it.
     """
@@ -73,6 +75,7 @@ def measure(
         ],
         "differences": differences,
         "slices": [_slice(name, mask, label, cluster, columns) for name, mask in slices.items()],
+        "scenarios": [_slice(name, mask, label, cluster, columns) for name, mask in scenarios.items()],
         "deciles": [_slice(name, mask, label, cluster, columns) for name, mask in deciles],
     }
 

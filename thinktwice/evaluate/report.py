@@ -51,7 +51,20 @@ def render(content: dict[str, Any]) -> str:
         _calibration(columns, colors),
         _frequency(content, colors),
         "</div>",
-        _slices(content, colors),
+        _slices(
+            content,
+            colors,
+            content["slices"],
+            "New users and new items",
+            "AUC with 95 % intervals for rows whose user or item training never saw.",
+        ),
+        _slices(
+            content,
+            colors,
+            content["scenarios"],
+            "Scenarios",
+            "AUC with 95 % intervals by where the impression was, the largest scenarios first.",
+        ),
         _curves(content, colors),
         _candidates(content),
         _how_to_read(),
@@ -180,8 +193,9 @@ def _frequency(content: dict[str, Any], colors: dict[str, str]) -> str:
     )
 
 
-def _slices(content: dict[str, Any], colors: dict[str, str]) -> str:
-    slices = content["slices"]
+def _slices(
+    content: dict[str, Any], colors: dict[str, str], slices: list[dict[str, Any]], title: str, meaning: str
+) -> str:
     if not slices:
         return ""
     rows = [(s["name"], f"{s['share']:.1%} of rows · clicks {s['click_rate']:.1%}") for s in slices]
@@ -197,8 +211,8 @@ def _slices(content: dict[str, Any], colors: dict[str, str]) -> str:
             cells.append(f"<td>{_number(found['logloss'], 4)}{small}</td>")
         lines.append(f"<tr><td>{escape(s['name'])}<small>{s['rows']:,} rows</small></td>{''.join(cells)}</tr>")
     return (
-        "<section class='card'><h2>New users and new items</h2><p class='faint'>AUC with 95 % intervals for rows whose user or "
-        f"item training never saw.</p>{legend(series)}{dot_chart(rows, series, x_label='AUC')}"
+        f"<section class='card'><h2>{title}</h2><p class='faint'>{meaning}</p>"
+        f"{legend(series)}{dot_chart(rows, series, x_label='AUC')}"
         f"<h2 style='margin-top:18px'>Logloss of the same rows</h2><div class='scroll'><table><tr><th></th>{head}</tr>{''.join(lines)}</table></div></section>"
     )
 

@@ -1,4 +1,5 @@
-"""Groups of test rows that may behave unlike the rest: unseen users and items, and rows by how well their values are supported."""
+"""Groups of test rows that may behave unlike the rest: unseen users and items, scenarios, and rows by how well their values
+are supported."""
 
 from __future__ import annotations
 
@@ -7,9 +8,11 @@ import polars as pl
 
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import TrainingSet
+from thinktwice.schema import LogSchema
 from thinktwice.testtime.reliability import Reliability
 
 MIN_ROWS = 50  # a smaller slice says nothing
+MAX_SCENARIOS = 8  # the largest; a log may have hundreds
 
 
 def cold_start(data: TrainingSet, test: pl.DataFrame) -> dict[str, np.ndarray]:
@@ -27,6 +30,24 @@ def cold_start(data: TrainingSet, test: pl.DataFrame) -> dict[str, np.ndarray]:
     if out:
         out["seen user and item" if len(out) == 2 else f"seen {next(iter(out)).removeprefix('cold ')}"] = warm
     return {name: mask for name, mask in out.items() if mask.sum() >= MIN_ROWS}
+
+
+def scenarios(schema: LogSchema, test: pl.DataFrame) -> dict[str, np.ndarray]:
+    """Masks [R] of the test rows by scenario, most rows first, the rest as one; empty for a log without a scenario field.
+
+    A single scenario is no slice.
+    """
+    field = schema.scenario
+    if field is None:
+        return {}
+    value = test[field]
+    counts = value.drop_nulls().value_counts().sort(["count", field], descending=[True, False])
+    shown = counts.filter(pl.col("count") >= MIN_ROWS)[field].head(MAX_SCENARIOS)
+    out = {f"{field} {name}": (value == name).fill_null(False).to_numpy() for name in shown}
+    rest = ~value.is_in(shown.implode()).fill_null(False).to_numpy()
+    if rest.sum() >= MIN_ROWS:
+        out[f"{field}, other"] = rest
+    return out if len(out) > 1 else {}
 
 
 def support_deciles(reliability: Reliability, rows: EncodedRows) -> list[tuple[str, np.ndarray]]:

@@ -33,7 +33,7 @@ def metrics_table(content: dict[str, Any]) -> Table:
             continue
         cells = [_cell(content, c, first, metric, decimals, better) for c in columns]
         table.add_row(title, *cells)
-    for found in content["slices"]:
+    for found in (*content["slices"], *content["scenarios"]):
         areas = [_slice_cell(found["columns"][c["key"]]) for c in columns]
         table.add_row(f"{found['name']} ({found['share']:.0%}), AUC", *areas)
     table.add_row("passes per row", *(f"{c['cost']['passes']:.2f}" for c in columns))

@@ -1,8 +1,12 @@
 """The engine: one base pass for every row, paths for the unsure ones, one calibrated score.
 
-Rows are scored in padded blocks of one fixed shape, so that matrix kernels see the same sizes whatever the request is:
-a row gives the same bits alone, among 500, in any order and after a restart. Draws belong to the row's content.
-The only thing that couples rows is the cap on path rows of a request, and only when it binds.
+Rows are scored in padded blocks of one fixed shape, so that matrix kernels see the same sizes whatever the request is.
+Draws belong to the row's content. The guarantee: while the cap on path rows does not bind, a row gives the same bits
+(tolerance 0) alone, among 500, in any order and after a restart, on the same machine with the same libraries.
+
+The cap binds when more rows are unsure than it has path rows, or their paths together are more than it has. It then
+decides by the rows themselves, largest signal first, so that the same rows are admitted in any order; an admitted row
+keeps its full score, and a row that is left out has the exact score of its base pass and is marked in ``left_out``.
 """
 
 from __future__ import annotations
@@ -35,13 +39,15 @@ UNBOUNDED = 1 << 60
 @dataclass(frozen=True)
 class Raw:
     """Scores before calibration, per row [B]: base logit ``z0``, final logit ``z``, ``missing`` support, trigger
-    ``signal``, number of forward passes ``num_paths``, and the mask of rows that were ``explored``."""
+    ``signal``, number of forward passes ``num_paths``, the mask of unsure rows ``left_out`` by the cap, and that of the
+    rows that were ``explored``."""
 
     z0: np.ndarray
     z: np.ndarray
     missing: np.ndarray
     signal: np.ndarray
     num_paths: np.ndarray
+    left_out: np.ndarray
 
     @property
     def explored(self) -> np.ndarray:
@@ -54,15 +60,21 @@ class Scored:
 
     logit [B] float64 calibrated log-odds; probability [B] float64; uncertainty [B] float64 in 0..1, the mean of the
     entropy of the probability in bits (what the model leaves open) and of the missing support of the row's values (what
-    training has not seen), in every mode alike; num_paths [B] int64 forward passes of the row, at least 1; path_rows the
-    rows scored beyond one per row.
+    training has not seen), in every mode alike; num_paths [B] int64 forward passes of the row, at least 1; left_out [B] bool
+    unsure rows that the cap left with their base score; path_rows the rows scored beyond one per row.
     """
 
     logit: np.ndarray
     probability: np.ndarray
     uncertainty: np.ndarray
     num_paths: np.ndarray
+    left_out: np.ndarray
     path_rows: int
+
+    @property
+    def capped(self) -> bool:
+        """Whether the cap on path rows was binding."""
+        return bool(self.left_out.any())
 
 
 class Engine:
@@ -105,7 +117,7 @@ class Engine:
         Args:
             batch: B encoded rows.
             max_path_rows: cap on extra rows of this request, in place of the configured one. At 0 every row gets its
-                base pass alone: cost and scores of the base pass.
+                base pass alone: model cost and scores of the base pass.
         """
         return self.finish(self.raw(batch, max_path_rows))
 
@@ -115,7 +127,8 @@ class Engine:
         logit = np.where(raw.explored, calibrate.apply(self.explored_calibration, raw.z), base)
         probability = calibrate.sigmoid(logit)
         uncertainty = 0.5 * (raw.missing + trigger.entropy(probability))
-        return Scored(logit, probability, uncertainty, raw.num_paths, int(raw.num_paths.sum()) - len(raw.z))
+        path_rows = int(raw.num_paths.sum()) - len(raw.z)
+        return Scored(logit, probability, uncertainty, raw.num_paths, raw.left_out, path_rows)
 
     @torch.inference_mode()
     def raw(self, batch: Batch, max_path_rows: int | None = None) -> Raw:
@@ -124,28 +137,34 @@ class Engine:
         cap = self.config.max_path_rows if max_path_rows is None else max_path_rows
         r = self.reliability.of(ids)
         mask = base_mask(self.config, self.reliability, ids)
-        explores = self.config.mode == "uttsi" and cap > 0
-        z0, x = self._base_pass(batch, mask, keep=explores)
+        explores = self.config.mode == "uttsi" and len(batch) > 0
+        z0, x = self._base_pass(batch, mask, keep=explores and cap > 0)
         missing = trigger.epistemic(r, self.reliability.open_fields, self.config.importance)
-        num_paths = np.ones(len(batch), np.int64)
-        if not explores or x is None:
-            return Raw(z0, z0, missing, np.full(len(batch), -np.inf), num_paths)
+        num_paths, left_out = np.ones(len(batch), np.int64), np.zeros(len(batch), bool)
+        if not explores:
+            return Raw(z0, z0, missing, np.full(len(batch), -np.inf), num_paths, left_out)
         bits = trigger.entropy(calibrate.sigmoid(calibrate.apply(self.calibration, z0)))
         row_hash = hash_rows(batch, self.config.salt)
         signal = trigger.signal(self.config, missing, bits, row_hash)
         wanted = trigger.num_paths(self.config, signal)
+        left_out = wanted > 0
+        if x is None:
+            return Raw(z0, z0, missing, signal, num_paths, left_out)
         chosen = _by_signal(signal, row_hash, wanted)[:cap]  # every admitted row costs at least one path row
+        left_out[chosen] = False
         kept = np.ones_like(r, bool) if mask is None else mask > 0
         paths = samplers.draw(
             self.config.sampler, kept[chosen], r[chosen], wanted[chosen], row_hash[chosen], self.config.max_paths
         )
-        chosen, paths = _admit(chosen, paths, cap)
+        over = (np.cumsum(paths.used) > cap) & (paths.used > 0)
+        left_out[chosen[over]] = True
+        chosen, paths = _admit(chosen, paths, over)
         if len(chosen) == 0:
-            return Raw(z0, z0, missing, signal, num_paths)
+            return Raw(z0, z0, missing, signal, num_paths, left_out)
         z = z0.copy()
         z[chosen] = self._explore(x, z0[chosen], r[chosen], kept[chosen], missing[chosen], chosen, paths)
         num_paths[chosen] += paths.used
-        return Raw(z0, z, missing, signal, num_paths)
+        return Raw(z0, z, missing, signal, num_paths, left_out)
 
     def _base_pass(
         self, batch: Batch, mask: np.ndarray | None, *, keep: bool
@@ -219,9 +238,9 @@ def _by_signal(signal: np.ndarray, row_hash: np.ndarray, wanted: np.ndarray) -> 
     return unsure[np.lexsort((row_hash[unsure], -signal[unsure]))]
 
 
-def _admit(chosen: np.ndarray, paths: samplers.Paths, cap: int) -> tuple[np.ndarray, samplers.Paths]:
-    """The leading rows whose paths fit under ``cap`` together; rows without a path of their own are left out."""
-    fits = (np.cumsum(paths.used) <= cap) & (paths.used > 0)
+def _admit(chosen: np.ndarray, paths: samplers.Paths, over: np.ndarray) -> tuple[np.ndarray, samplers.Paths]:
+    """The rows whose paths fit under the cap together; rows without a path of their own need none."""
+    fits = ~over & (paths.used > 0)
     return chosen[fits], samplers.Paths(paths.mask[fits], paths.weight[fits], paths.base_weight[fits], paths.used[fits])
 
 
