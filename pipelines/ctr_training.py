@@ -4,28 +4,31 @@ One graph, written once. It runs on a laptop under KFP's local runner and compil
 nothing but where tasks land (see `profiles.py`).
 """
 
-from components.data.validate.component import validate
-from components.evaluation.bless.component import bless
-from components.evaluation.evaluate.component import evaluate
-from components.evaluation.fit_test_time.component import fit_test_time
-from components.features.build_training_set.component import build_training_set
-from components.features.materialize.component import materialize
-from components.training.finetune.component import finetune
-from components.training.pretrain.component import pretrain
+from functools import partial
+
 from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
 import thinktwice
 from components.data.ingest.component import ingest
+from components.data.validate.component import validate
 from components.deployment.deploy.component import deploy
 from components.deployment.package.component import package
+from components.evaluation.bless.component import bless
+from components.evaluation.evaluate.component import evaluate
+from components.evaluation.fit_test_time.component import fit_test_time
+from components.features.build_training_set.component import build_training_set
+from components.features.materialize.component import materialize
+from components.step import IMAGE
+from components.training.finetune.component import finetune
+from components.training.pretrain.component import pretrain
 from pipelines.profiles import DEFAULT_STATE_DIR, DEFAULT_TARGET, Profile, apply_profile, check_profile
 
 NAME = "ctr-training"
 
 
-def build_pipeline(profile: Profile) -> GraphComponent:
-    """The graph for one profile.
+def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
+    """The graph for one profile, every step in `image`.
 
     Each verdict (validation, blessing) is an output of a step that always succeeds; the `dsl.If` behind it is the gate.
     Steps with an effect outside their own outputs (`bless` reads the champion, `deploy` replaces it) are never cached.
@@ -34,6 +37,7 @@ def build_pipeline(profile: Profile) -> GraphComponent:
         ValueError: the profile is unknown.
     """
     check_profile(profile)
+    place = partial(apply_profile, profile=profile, image=image)
 
     @dsl.pipeline(name=NAME, description="Validate a log, train a click-through-rate model, deploy it if it is better.")
     def ctr_training(
@@ -54,7 +58,7 @@ def build_pipeline(profile: Profile) -> GraphComponent:
         """Train a click-through-rate model from a log and deploy it if it is blessed.
 
         Args:
-            source: where the log comes from: ml-1m, ml-100k, sim, parquet, movielens, criteo, avazu or kuairand.
+            source: where the log comes from, one of `thinktwice data list`.
             source_path: file or folder of the log, for the sources that need one.
             schema_path: schema file of the log, for the source `parquet`.
             limit: read at most this many rows; 0 reads all.
@@ -63,7 +67,7 @@ def build_pipeline(profile: Profile) -> GraphComponent:
             recipe: name of the training recipe.
             online_store: "sqlite" or "redis".
             redis_address: host:port of the Redis server, for the online store "redis".
-            target: what deployment means: "local" or "manifest".
+            target: what deployment means: "local" (champion in state_dir) or "manifest" (an InferenceService besides).
             state_dir: folder of the champion.
             code_version: version of the installed code; part of every cache key, because KFP does not look into it.
             data_version: version of the files behind source_path and schema_path; part of the cache key of ingest.
@@ -76,13 +80,14 @@ def build_pipeline(profile: Profile) -> GraphComponent:
             limit=limit,
             seed=seed,
             recipe=recipe,
+            split=split,
             code_version=code_version,
             data_version=data_version,
         )
-        apply_profile(log, "cpu", profile)
+        place(log, "cpu")
 
         checked = validate(log=log.outputs["log"], code_version=code_version)
-        apply_profile(checked, "cpu", profile)
+        place(checked, "cpu")
 
         with dsl.If(checked.outputs["Output"] == True, name="log-is-valid"):  # noqa: E712  (a KFP expression)
             features = materialize(
@@ -92,7 +97,7 @@ def build_pipeline(profile: Profile) -> GraphComponent:
                 redis_address=redis_address,
                 code_version=code_version,
             )
-            apply_profile(features, "cpu", profile)
+            place(features, "cpu")
 
             rows = build_training_set(
                 clean=checked.outputs["clean"],
@@ -101,14 +106,14 @@ def build_pipeline(profile: Profile) -> GraphComponent:
                 seed=seed,
                 code_version=code_version,
             )
-            apply_profile(rows, "cpu", profile)
+            place(rows, "cpu")
             training_set = rows.outputs["training_set"]
 
             pretrained = pretrain(training_set=training_set, recipe=recipe, seed=seed, code_version=code_version)
-            apply_profile(pretrained, "train", profile)
+            place(pretrained, "train")
 
             plain_model = finetune(training_set=training_set, recipe=recipe, seed=seed, code_version=code_version)
-            apply_profile(plain_model, "train", profile)
+            place(plain_model, "train")
 
             pretrained_model = finetune(
                 training_set=training_set,
@@ -117,7 +122,7 @@ def build_pipeline(profile: Profile) -> GraphComponent:
                 code_version=code_version,
                 pretrained=pretrained.outputs["pretrained"],
             )
-            apply_profile(pretrained_model, "train", profile)
+            place(pretrained_model, "train")
 
             test_time = fit_test_time(
                 training_set=training_set,
@@ -126,7 +131,7 @@ def build_pipeline(profile: Profile) -> GraphComponent:
                 recipe=recipe,
                 code_version=code_version,
             )
-            apply_profile(test_time, "cpu", profile)
+            place(test_time, "cpu")
 
             candidate = evaluate(
                 training_set=training_set,
@@ -137,7 +142,7 @@ def build_pipeline(profile: Profile) -> GraphComponent:
                 model_version=log.outputs["model_version"],
                 code_version=code_version,
             )
-            apply_profile(candidate, "cpu", profile)
+            place(candidate, "cpu")
 
             blessed = bless(
                 training_set=training_set,
@@ -145,7 +150,7 @@ def build_pipeline(profile: Profile) -> GraphComponent:
                 state_dir=state_dir,
                 code_version=code_version,
             )
-            apply_profile(blessed, "effect", profile)
+            place(blessed, "effect")
 
             with dsl.If(blessed.outputs["Output"] == True, name="model-is-blessed"):  # noqa: E712
                 archive = package(
@@ -153,7 +158,7 @@ def build_pipeline(profile: Profile) -> GraphComponent:
                     blessing=blessed.outputs["blessing"],
                     code_version=code_version,
                 )
-                apply_profile(archive, "cpu", profile)
+                place(archive, "cpu")
 
                 deployment = deploy(
                     archive=archive.outputs["archive"],
@@ -164,6 +169,6 @@ def build_pipeline(profile: Profile) -> GraphComponent:
                     state_dir=state_dir,
                     code_version=code_version,
                 )
-                apply_profile(deployment, "effect", profile)
+                place(deployment, "effect")
 
     return ctr_training

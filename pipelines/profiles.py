@@ -21,7 +21,7 @@ DEFAULT_TARGET: dict[Profile, str] = {"local": "local", "gpu-single": "manifest"
 STATE_MOUNT = "/var/lib/thinktwice"
 DEFAULT_STATE_DIR: dict[Profile, str] = {"local": ".thinktwice/state", "gpu-single": f"{STATE_MOUNT}/state"}
 
-# Labels and names a cluster must offer; `manifests/` and the README name the same ones.
+# Labels and names a cluster must offer; `manifests/README.md` and `manifests/examples/` name the same ones.
 POOL_LABEL = "thinktwice.dev/pool"
 GPU_RESOURCE = "nvidia.com/gpu"
 STATE_CLAIM = "thinktwice-state"
@@ -45,13 +45,14 @@ def check_profile(profile: str) -> None:
         raise ValueError(f"unknown profile {profile!r}: use one of {', '.join(PROFILES)}")
 
 
-def apply_profile(task: PipelineTask, role: Role, profile: Profile) -> PipelineTask:
-    """Put `task` where its `role` belongs under `profile`. The one place where the pipeline knows Kubernetes.
+def apply_profile(task: PipelineTask, role: Role, profile: Profile, image: str) -> PipelineTask:
+    """Put `task` where its `role` belongs under `profile`, in `image`. The one place where the pipeline knows Kubernetes.
 
     Raises:
         ValueError: the profile is unknown.
     """
     check_profile(profile)
+    task.set_container_image(image)
     task.set_caching_options(role != "effect")
     if profile == "local":
         return task

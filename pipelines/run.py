@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 import pipelines
+from pipelines.check import check_arguments
 from pipelines.local_remains import remove_unfinished
 from pipelines.versions import code_version, data_version
 from thinktwice import progress
@@ -65,6 +66,7 @@ class RunResult(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     blessed: bool
+    quarantine: Path
     training_set: Path
     bundle: Path
     blessing: Path
@@ -88,9 +90,11 @@ def run_local(
     what they left unfinished and is raised again; the next run goes on where this one stood.
 
     Raises:
+        DataError, PipelineError: the arguments cannot lead to a run (see `check_arguments`).
         PipelineError: a step failed (its own sentence is the message), or the log was refused by the validation.
         ResourceError: the disk is full.
     """
+    check_arguments(arguments)
     work_dir, state_dir = work_dir.absolute(), state_dir.absolute()
     began = time.time()
     run_dir = work_dir / "runs" / datetime.now(timezone.utc).strftime("%Y-%m-%dT%H-%M-%S-%f")
@@ -173,7 +177,7 @@ def _write_request(arguments: RunArguments, work_dir: Path, state_dir: Path, run
 
 OWN_ERROR = re.compile(r"^\s*thinktwice\.errors\.\w+: (?P<message>.+)$")
 ANY_ERROR = re.compile(r"^\s*(?P<message>(?:[\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning)\b.*)$")
-NO_SPACE = "No space left on device"
+NO_SPACE = ("No space left on device", "database or disk is full")  # the second is SQLite's
 
 
 def why_it_failed(log: Path, result_file: Path) -> str:
@@ -188,7 +192,7 @@ def why_it_failed(log: Path, result_file: Path) -> str:
             continue
         if pattern is OWN_ERROR:
             return f"{found[-1]} ({step}, log: {log})"
-        if NO_SPACE in found[-1]:
+        if any(words in found[-1] for words in NO_SPACE):
             return f"no space left on the disk in {step}: free some disk space and run again (log: {log})"
         return f"{step} failed with {found[-1]}: read {log}"
     return f"{step} was killed without a word, often for lack of memory: read {log}"
@@ -203,6 +207,7 @@ def _result(raw: dict[str, Any], work_dir: Path, state_dir: Path, log: Path) -> 
         raise PipelineError(refusal(Path(checked["verdict_file"]), data_report))
     return RunResult(
         blessed=bool(tasks["bless"].outputs["Output"]),
+        quarantine=Path(checked["quarantine"]),
         training_set=Path(tasks["build-training-set"].outputs["training_set"]),
         bundle=Path(tasks["evaluate"].outputs["bundle"]),
         blessing=Path(tasks["bless"].outputs["blessing"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from pipelines.run import RunResult, reasons_of
 from thinktwice.console.results import print_results
 from thinktwice.files import read_json
 
+QUARANTINE = "quarantine.json"
 EVALUATION = Path("report") / "evaluation.json"
 
 
@@ -22,13 +24,19 @@ def shown(path: Path) -> str:
 
 
 def print_summary(console: Console, result: RunResult) -> None:
-    """The results, the blessing with its reasons, and where the reports lie."""
+    """The results, the blessing with its reasons, and where quarantined rows and the reports lie."""
     print_results(console, read_json(result.bundle / EVALUATION))
     reasons = "; ".join(reasons_of(result.blessing))
     if result.blessed:
         console.print(f"\nBlessed and deployed: {escape(reasons)}", soft_wrap=True)
     else:
         console.print(f"\nNot blessed, the champion stays: {escape(reasons)}", soft_wrap=True)
+    quarantined = read_json(result.quarantine / QUARANTINE)["rows_quarantined"]
+    if quarantined:
+        place = shown(result.quarantine)
+        console.print(f"\n{quarantined:,} rows are in quarantine, {escape(place)}; with a mended schema:")
+        replay = f"thinktwice data replay --quarantine {shlex.quote(place)} --out DIR --schema MENDED.yaml"
+        console.print(f"  {escape(replay)}", soft_wrap=True)
     for name, path in (
         ("report of the model", result.model_report),
         ("report of the data", result.data_report),

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from thinktwice.bundle import bundle_hash, verify_bundle
 from thinktwice.errors import BundleError
 from thinktwice.files import atomic_dir, read_json, sha256_file, write_json
 
@@ -74,6 +73,27 @@ def read_champion(state_dir: Path | str) -> Champion | None:
     return Champion(folder, info)
 
 
+def verify_archive(champion: Champion) -> Path:
+    """The archive of a champion, after a check that it is whole: a cut one fails deep within the server.
+
+    Raises:
+        BundleError: the archive is missing, or not the one that was deployed.
+    """
+    try:
+        found = sha256_file(champion.archive)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise BundleError(
+            f"archive {champion.archive} cannot be read ({reason}): deploy again with `thinktwice pipeline run`"
+        ) from error
+    if found != champion.info.archive_sha256:
+        raise BundleError(
+            f"archive {champion.archive} is not the one that was deployed (SHA-256 {found[:12]} instead of "
+            f"{champion.info.archive_sha256[:12]}): deploy again with `thinktwice pipeline run`"
+        )
+    return champion.archive
+
+
 def install_champion(
     state_dir: Path | str, *, bundle_dir: Path | str, archive: Path | str, feature_store_dir: Path | str
 ) -> Champion:
@@ -82,6 +102,9 @@ def install_champion(
     Raises:
         BundleError: the bundle is damaged, or the state folder holds a ``champion`` that is no link.
     """
+    # The bundle brings torch with it, which a reader of the champion does not need.
+    from thinktwice.bundle import bundle_hash, verify_bundle
+
     state = Path(state_dir)
     link = state / "champion"
     if link.exists() and not link.is_symlink():

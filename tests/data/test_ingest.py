@@ -87,15 +87,16 @@ def test_the_snapshot_id_follows_the_content_alone(tmp_path: Path) -> None:
 
 def test_the_model_version_follows_everything_that_makes_the_model() -> None:
     ml, sim = builtin_schema("ml-1m"), builtin_schema("sim")
-    assert model_version(ml, "0" * 16, "default", "0.1.0").startswith("ml-1m-")
+    assert model_version(ml, "0" * 16, "default", "time", "0.1.0").startswith("ml-1m-")
     versions = {
-        model_version(ml, "0" * 16, "default", "0.1.0"),
-        model_version(ml, "1" * 16, "default", "0.1.0"),
-        model_version(ml, "0" * 16, "tiny", "0.1.0"),
-        model_version(ml, "0" * 16, "default", "0.1.1"),
-        model_version(sim, "0" * 16, "default", "0.1.0"),
+        model_version(ml, "0" * 16, "default", "time", "0.1.0"),
+        model_version(ml, "1" * 16, "default", "time", "0.1.0"),
+        model_version(ml, "0" * 16, "tiny", "time", "0.1.0"),
+        model_version(ml, "0" * 16, "default", "time", "0.1.1"),
+        model_version(sim, "0" * 16, "default", "time", "0.1.0"),
+        model_version(ml, "0" * 16, "default", "random", "0.1.0"),
     }
-    assert len({v.rsplit("-", 1)[1] for v in versions}) == 5
+    assert len({v.rsplit("-", 1)[1] for v in versions}) == 6
 
 
 def test_a_full_disk_is_named_and_the_old_log_stays(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -11,11 +12,12 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import redis
 import yaml
 
 from feature_repo import store as store_module
 from feature_repo.readback import compare_online
-from feature_repo.store import FeatureStoreInfo, build, open_store, parse_time, quiet, read_info
+from feature_repo.store import FeatureStoreInfo, build, ensure_online, open_store, parse_time, quiet, read_info
 from tests.features import online, redis_server
 from tests.features.conftest import SCHEMA, CleanLog, Row, make_rows
 from thinktwice.data.feature_tables import table_specs
@@ -195,6 +197,49 @@ def test_two_model_versions_do_not_mix(
     build(other.folder, tmp_path / "other", model_version="other", online=built.info.online_store)
     assert online.read(built.folder, "u1", ["i'1"]) == before
     assert online.read(tmp_path / "other", "u1", ["i'1"]) != before
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_online_rows_that_were_lost_are_written_again(built: Built, tmp_path: Path) -> None:
+    before, files = online.read(built.folder, "u1", ["i'1"]), tree(built.folder)
+    if built.info.online_store == "sqlite":
+        assert ensure_online(built.folder) == 0
+        return
+    assert ensure_online(built.folder) == built.info.compared_values
+    with redis_client() as client:
+        client.flushall()
+        assert online.read(built.folder, "u1", ["i'1"])["user_views_7d"] == [None]
+        assert ensure_online(built.folder) == built.info.compared_values
+        assert online.read(built.folder, "u1", ["i'1"]) == before
+        client.flushall()
+        # Tables that say something else than what was once written: the second comparison speaks.
+        broken = tmp_path / "broken"
+        shutil.copytree(built.folder, broken)
+        table = pl.read_parquet(broken / "data/user_statistics.parquet")
+        assert ensure_online(built.folder) > 0
+        table.with_columns(pl.col("user_views_7d") + 1).write_parquet(broken / "data/user_statistics.parquet")
+        with pytest.raises(FeatureStoreError, match="user_views_7d of user_id"):
+            ensure_online(broken)
+    assert tree(built.folder) == files  # the cache of the pipeline would take a changed folder for a damaged one
+
+
+def test_a_redis_that_is_gone_is_named(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    if built.info.online_store == "sqlite":
+        pytest.skip("sqlite lies in the folder")
+    monkeypatch.setenv(store_module.REDIS_VARIABLE, "127.0.0.1:1")
+    with pytest.raises(FeatureStoreError, match=r"no Redis answers at 127\.0\.0\.1:1"):
+        ensure_online(built.folder)
+    monkeypatch.delenv(store_module.REDIS_VARIABLE)
+    with pytest.raises(FeatureStoreError, match="set THINKTWICE_REDIS_ADDRESS"):
+        ensure_online(built.folder)
+
+
+def redis_client() -> redis.Redis:
+    host, port = os.environ[store_module.REDIS_VARIABLE].split(":")
+    return redis.Redis(host=host, port=int(port))
 
 
 def test_an_interrupted_build_leaves_the_old_store(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:

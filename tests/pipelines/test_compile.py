@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -14,10 +15,12 @@ from pipelines.profiles import (
     POOL_LABEL,
     PROFILES,
     S3_SECRET,
+    S3_SECRET_KEYS,
     STATE_CLAIM,
     STATE_MOUNT,
 )
 from tests.pipelines import ir
+from thinktwice.cli import main
 
 GOLDEN = Path(pipelines.__path__[0]) / "golden"
 
@@ -59,6 +62,24 @@ def test_nothing_is_installed_at_run_time(compiled: Path):
         text = "\n".join([*container["command"], *container.get("args", [])])
         assert "pip" not in text.split() and "pip install" not in text, name
         assert container["image"] == IMAGE, name
+
+
+def test_every_step_runs_in_the_image_of_ones_own_registry(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out, own = tmp_path / "own.yaml", "registry.example.com/ads/thinktwice-python:7"
+    assert main(["pipeline", "compile", "--out", str(out), "--image", own]) == 0
+    spec, kubernetes = ir.load(out)
+    assert set(ir.containers(spec)) == set(kubernetes) == ir.TASKS
+    assert {container["image"] for container in ir.containers(spec).values()} == {own}
+    assert IMAGE not in out.read_text()
+
+
+def test_the_image_lets_the_local_runner_recognize_python():
+    assert "python" in IMAGE
+
+
+def test_the_split_is_part_of_the_model_version(compiled: Path):
+    spec, _ = ir.load(compiled)
+    assert ir.tasks(spec)["ingest"]["inputs"]["parameters"]["split"] == {"componentInputParameter": "split"}
 
 
 def test_steps_with_effects_are_not_cached_and_all_others_are(compiled: Path):
@@ -156,6 +177,18 @@ def test_the_champion_outlives_the_pod(on_gpus: Path):
             assert mounts[0]["constant"] == STATE_CLAIM and mounts[0]["mountPath"] == STATE_MOUNT
     default = spec["root"]["inputDefinitions"]["parameters"]["state_dir"]["defaultValue"]
     assert default.startswith(STATE_MOUNT)
+
+
+def test_the_examples_are_what_the_profile_names():
+    examples = GOLDEN.parents[1] / "manifests" / "examples"
+    secret = yaml.safe_load((examples / "pipeline-s3-secret.yaml").read_text())
+    claim = yaml.safe_load((examples / "pipeline-state-claim.yaml").read_text())
+    for example in (secret, claim):
+        kubernetes_validate.validate(example, "1.34", strict=True)
+    assert secret["metadata"]["name"] == S3_SECRET and set(secret["stringData"]) == set(S3_SECRET_KEYS)
+    assert claim["metadata"]["name"] == STATE_CLAIM
+    text = (examples.parent / "README.md").read_text()
+    assert all(name in text for name in (POOL_LABEL, GPU_RESOURCE, S3_SECRET, STATE_CLAIM, *S3_SECRET_KEYS))
 
 
 def test_an_unknown_profile_is_refused():

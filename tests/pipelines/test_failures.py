@@ -42,8 +42,12 @@ def test_a_foreign_error_is_named_with_its_step(tmp_path: Path):
     assert message.startswith("step pretrain failed with torch.cuda.OutOfMemoryError: CUDA out of memory")
 
 
-def test_a_full_disk_is_named(tmp_path: Path):
-    message = sentence(tmp_path, "    OSError: [Errno 28] No space left on device: '/x'\n", "materialize")
+@pytest.mark.parametrize(
+    "line",
+    ["OSError: [Errno 28] No space left on device: '/x'", "sqlite3.OperationalError: database or disk is full"],
+)
+def test_a_full_disk_is_named(tmp_path: Path, line: str):
+    message = sentence(tmp_path, f"    {line}\n", "materialize")
     assert "no space left" in message and "free some disk space" in message and "materialize" in message
 
 

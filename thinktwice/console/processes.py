@@ -13,7 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-PATIENCE = ((signal.SIGINT, 30.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))  # seconds to wait after each
+POLITE = 30.0  # seconds to wait after SIGINT
+FORCE = ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))  # seconds to wait after each
+POLL = 0.05  # seconds between two looks at a process
 
 
 def start(
@@ -45,30 +47,45 @@ def group_alive(group: int) -> bool:
     return False
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End the group of `process`: first politely, so that temporary files are removed, then by force."""
+def wait(process: subprocess.Popen[bytes]) -> int:
+    """Exit status of `process`, once it has ended; Ctrl-C is noticed meanwhile.
+
+    `Popen.wait` alone would not notice it: libraries with a Ctrl-C handler of their own (polars) install it so that the
+    system call goes on after the signal, and Python never gets to raise.
+    """
+    while process.poll() is None:
+        time.sleep(POLL)
+    return int(process.returncode)
+
+
+def stop(process: subprocess.Popen[bytes], polite: float = POLITE) -> None:
+    """End the group of `process`: first politely, so that temporary files are removed, after `polite` seconds by force.
+
+    One that stops processes of its own in this way needs more than `POLITE`, or they would be orphaned.
+    """
     with uninterrupted():
-        for how, seconds in PATIENCE:
+        for how, seconds in ((signal.SIGINT, polite), *FORCE):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, how)
             deadline = time.monotonic() + seconds
             while time.monotonic() < deadline:
                 if process.poll() is not None and not group_alive(process.pid):
                     return
-                time.sleep(0.05)
+                time.sleep(POLL)
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ignore Ctrl-C for a moment: an impatient second one must not leave a half-stopped group behind."""
+    """Ignore Ctrl-C and SIGTERM for a moment: an impatient second one must not leave a half-stopped group behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -199,6 +199,9 @@ def _nothing_read(reading: Reading, folder: Path, unparsable_rows: int) -> str:
     )
 
 
-def model_version(schema: LogSchema, snapshot_id: str, recipe: str, code_version: str) -> str:
-    """Name of the model that this snapshot, recipe, code and schema lead to, e.g. ``ml-1m-3f2a9c01d4e7``."""
-    return f"{schema.name}-{sha256_text(snapshot_id, recipe, code_version, schema.to_yaml())[:12]}"
+def model_version(schema: LogSchema, snapshot_id: str, recipe: str, split: str, code_version: str) -> str:
+    """Name of the model that this snapshot, recipe, split, code and schema lead to, e.g. ``ml-1m-3f2a9c01d4e7``.
+
+    The seed of a random split is that of the snapshot and part of its id.
+    """
+    return f"{schema.name}-{sha256_text(snapshot_id, recipe, split, code_version, schema.to_yaml())[:12]}"

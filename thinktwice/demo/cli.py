@@ -7,16 +7,18 @@ import time
 from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from thinktwice.console.processes import python_command, start, stop, terminated_like_interrupted
+from thinktwice.champion import read_champion, verify_archive
+from thinktwice.console.processes import POLITE, python_command, start, stop, terminated_like_interrupted, wait
 from thinktwice.console.stages import StageBoard, console_here, seconds_text
 from thinktwice.demo.answer import print_answer, print_call
 from thinktwice.demo.question import choose_question
 from thinktwice.demo.server import ask, free_port, serving
+from thinktwice.errors import PipelineError
 from thinktwice.files import read_json
 
 WORK = Path(".thinktwice/demo")
@@ -74,14 +76,31 @@ def _run_pipeline(dataset: Dataset, work: Path, state: Path) -> int:
     # The pipeline draws its own stages where we draw ours.
     process = start(command, environment=os.environ)
     try:
-        code = process.wait()
+        code = wait(process)
     finally:
-        stop(process)
+        stop(process, polite=2 * POLITE)  # it stops its own runner first
     return code if code >= 0 else 1
 
 
+def _check_champion(state: Path, run: dict[str, Any]) -> None:
+    """Say why there is nothing to serve, rather than let the server say that it found nothing.
+
+    Raises:
+        PipelineError: no model was ever blessed. BundleError: the model that was is damaged.
+    """
+    champion = read_champion(state)
+    if champion is None:
+        raise PipelineError(
+            "the model was not blessed and there is no earlier one, so nothing is served: read the reasons above and the "
+            f"report {os.path.relpath(run['model_report'])}, or start over with --fresh"
+        )
+    verify_archive(champion)
+
+
 def _serve_and_ask(console: Console, work: Path, state: Path, keep_serving: bool) -> None:
-    question = choose_question(Path(read_json(work / LAST_RUN)["training_set"]))
+    run = read_json(work / LAST_RUN)
+    _check_champion(state, run)
+    question = choose_question(Path(run["training_set"]))
     port = free_port()
     with ExitStack() as stack:
         with StageBoard(console, TITLES) as board:
@@ -94,4 +113,4 @@ def _serve_and_ask(console: Console, work: Path, state: Path, keep_serving: bool
         print_answer(console, question, prediction)
         print_call(console, question, port, state, running=keep_serving)
         if keep_serving:
-            server.wait()
+            wait(server)

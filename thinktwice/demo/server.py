@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -85,16 +86,20 @@ def ask(port: int, instance: dict[str, Any]) -> dict[str, Any]:
     """Send one request, KServe v1, and return its prediction.
 
     Raises:
-        ServerError: the server refused the request.
-        OSError: nobody answers on the port.
+        ServerError: the server refused the request, did not answer in time, or answered something else than a prediction.
     """
     body = json.dumps({"instances": [instance]}).encode()
     request = urllib.request.Request(predict_url(port), body, {"Content-Type": "application/json"})  # noqa: S310
     try:
         with urllib.request.urlopen(request, timeout=ANSWER_LIMIT) as answer:  # noqa: S310
             prediction: dict[str, Any] = json.loads(answer.read())["predictions"][0]
-    except urllib.error.HTTPError as error:
+    except urllib.error.HTTPError as error:  # before OSError, which it is too
         with error:
             text = error.read().decode("utf-8", errors="replace")[:300]
         raise ServerError(f"the server answered {error.code} to the demo's question: {text}") from error
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+        raise ServerError(f"the server at {predict_url(port)} gave no answer ({reason}): run the demo again") from error
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise ServerError(f"what answers at {predict_url(port)} is no model server: stop it and run again") from error
     return prediction

@@ -15,12 +15,14 @@ def ingest(
     limit: int,
     seed: int,
     recipe: str,
+    split: str,
     code_version: str,
     log: Output[Dataset],
     data_version: str = "",
 ) -> NamedTuple("Outputs", snapshot_id=str, model_version=str):  # type: ignore[valid-type]
     """Read ``source`` into ``log``; empty paths mean the source's own.
 
+    ``recipe`` and ``split`` go into the model version alone: two models of one log must not share a feature service.
     ``data_version`` stands for the content of the files in the cache key and does nothing else.
     """
     from thinktwice.data.ingest import SCHEMA_FILE, model_version
@@ -29,5 +31,5 @@ def ingest(
 
     snapshot = read(source, source_path, schema_path, log.path, limit, seed)
     log.metadata.update(rows=snapshot.rows, unparsable_rows=snapshot.unparsable_rows, snapshot_id=snapshot.snapshot_id)
-    version = model_version(load_schema(f"{log.path}/{SCHEMA_FILE}"), snapshot.snapshot_id, recipe, code_version)
-    return snapshot.snapshot_id, version
+    schema = load_schema(f"{log.path}/{SCHEMA_FILE}")
+    return snapshot.snapshot_id, model_version(schema, snapshot.snapshot_id, recipe, split, code_version)

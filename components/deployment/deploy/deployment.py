@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from components.deployment.blessing import require_blessing
+from feature_repo.store import ensure_online
 from thinktwice.bundle import MANIFEST_FILE, Manifest, bundle_hash, verify_bundle
 from thinktwice.champion import ARCHIVE_FILE, MODEL_NAME, install_champion
 from thinktwice.errors import BundleError, FeatureStoreError, PipelineError
@@ -37,8 +38,9 @@ def deploy_model(
     """Deploy a packaged, blessed bundle with its feature store.
 
     Args:
-        target: ``local`` makes it the champion in ``state_dir``. ``manifest`` writes ``model/`` (``ctr.mar`` and
-            ``feature_store/``, the content of a storageUri) and ``inferenceservice.yaml`` into ``out_dir``.
+        target: ``local`` makes it the champion in ``state_dir``. ``manifest`` does too, because the next blessing compares
+            with that one, and writes ``model/`` (``ctr.mar`` and ``feature_store/``, the content of a storageUri) and
+            ``inferenceservice.yaml`` into ``out_dir``.
         out_dir: folder to write, in both cases with ``deployment.json``.
         out_uri: where ``out_dir`` can be found from elsewhere; storageUri points into it.
 
@@ -48,7 +50,7 @@ def deploy_model(
     Raises:
         PipelineError: unknown target, or no positive blessing of this bundle.
         BundleError: bundle or archive is damaged, or the archive holds another bundle.
-        FeatureStoreError: the store is that of another model version.
+        FeatureStoreError: the store is that of another model version, or what it holds online cannot be put right.
     """
     if target not in TARGETS:
         raise PipelineError(f"target {target!r} is unknown: use one of {', '.join(TARGETS)}")
@@ -63,13 +65,10 @@ def deploy_model(
         "bundle_hash": bundle_hash(bundle_dir),
         "feature_service": manifest.feature_service,
     }
+    # Rows of a Redis lie outside the store's folder: a cached materialization does not bring them back.
+    ensure_online(feature_store_dir)
     with atomic_dir(out_dir) as folder:
-        if target == "local":
-            champion = install_champion(
-                state_dir, bundle_dir=bundle_dir, archive=archive, feature_store_dir=feature_store_dir
-            )
-            info["place"] = str(champion.folder)
-        else:
+        if target == "manifest":
             model = folder / MODEL_FOLDER
             model.mkdir()
             shutil.copyfile(archive, model / ARCHIVE_FILE)
@@ -80,6 +79,10 @@ def deploy_model(
                 inference_service(manifest.model_version, info["bundle_hash"], info["place"]), sort_keys=False
             )
             (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+        champion = install_champion(
+            state_dir, bundle_dir=bundle_dir, archive=archive, feature_store_dir=feature_store_dir
+        )
+        info.setdefault("place", str(champion.folder))
         write_json(folder / INFO_FILE, info)
     return info
 

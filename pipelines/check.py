@@ -1,0 +1,45 @@
+"""What can be known to be wrong before a run starts, said before it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from thinktwice.errors import DataError, PipelineError
+
+if TYPE_CHECKING:
+    from pipelines.run import RunArguments
+
+#: Recipes known to exist. Asking `thinktwice.train.recipes` loads torch, seconds before the first sign of life.
+KNOWN_RECIPES = ("default", "dcnv2", "ml-1m", "ml-100k", "tiny")
+
+
+def check_arguments(arguments: RunArguments) -> None:
+    """Raise when a run would fail for what it was asked to do: its source, the files of the log, the recipe.
+
+    Raises:
+        DataError: unknown source, or a log that is not where it was said to be. SchemaError: a wrong schema file.
+        PipelineError: unknown recipe, or no address of the Redis.
+    """
+    from thinktwice.data.sources.raw_log import schema_beside
+    from thinktwice.data.sources.registry import source_named
+    from thinktwice.schema import load_schema
+
+    source = source_named(arguments.source)
+    path, schema = arguments.source_path, arguments.schema_path
+    if source.path == "required" and not path:
+        raise DataError(f"source {source.name!r} reads your own copy: give {source.path_help} by --path")
+    if source.path == "none" and path:
+        raise DataError(f"source {source.name!r} takes no path, but {path} was given: leave --path out")
+    if path and not Path(path).exists():
+        raise DataError(f"{path} does not exist: give {source.path_help} by --path")
+    if not schema and not source.has_schema and not schema_beside(Path(path)):
+        raise DataError(f"source {source.name!r} needs a schema file that describes your log: give it by --schema")
+    if schema:
+        load_schema(schema)
+    if arguments.recipe not in KNOWN_RECIPES:
+        from thinktwice.train.recipes import get
+
+        get(arguments.recipe)
+    if arguments.online_store == "redis" and not arguments.redis_address:
+        raise PipelineError("--online-store redis needs the address of the server: add --redis-address host:port")
