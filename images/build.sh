@@ -45,7 +45,9 @@ fi
 
 echo "wheelhouse" >&2
 "$python" images/requirements.py --lock requirements.lock --project pyproject.toml --image "$kind" >"$context/requirements.txt"
-timeout --foreground 900 "$python" -m pip download -qq --no-deps --only-binary :all: --dest "$wheelhouse" --requirement "$context/requirements.txt"
+# `pip wheel` rather than `pip download`: kfp-server-api is published as source alone.
+timeout --foreground 900 "$python" -m pip wheel -qq --no-deps --no-build-isolation --find-links "$wheelhouse" --wheel-dir "$wheelhouse" \
+    --requirement "$context/requirements.txt"
 
 # Exactly the pinned wheels go into the build, whatever an older build left in the wheelhouse. Hard links cost no space.
 mkdir -p "$context/wheelhouse" "$context/source"
