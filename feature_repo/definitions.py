@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from thinktwice.data.feature_tables import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ColumnKind, TableSpec, table_specs
+from thinktwice.data.feature_tables import (
+    CREATED_TIMESTAMP,
+    EVENT_TIMESTAMP,
+    ColumnKind,
+    TableSpec,
+    feature_service_name,
+    table_specs,
+)
 from thinktwice.imports import without_typeguard
 from thinktwice.schema import LogSchema
 
@@ -42,11 +49,6 @@ class Definitions:
         return [*self.entities, *self.sources, *self.views, *service]
 
 
-def feature_service_name(model_version: str) -> str:
-    """``ctr_`` and the model version with every other character than letters and digits as ``_``."""
-    return "ctr_" + re.sub(r"[^0-9A-Za-z]", "_", model_version)
-
-
 def project_name(schema: LogSchema, model_version: str) -> str:
     """The Feast project. A shared online store keeps the rows of different model versions apart by it."""
     return re.sub(r"[^0-9A-Za-z]", "_", f"{schema.name}_{model_version}")
@@ -75,7 +77,7 @@ def define(schema: LogSchema, model_version: str, data_dir: PurePath) -> Definit
     sources = tuple(_source(spec, data_dir, tags) for spec in specs)
     views = tuple(_view(spec, entities[spec.entity], source, tags) for spec, source in zip(specs, sources, strict=True))
     service = FeatureService(
-        name=feature_service_name(model_version),
+        name=feature_service_name(schema, model_version),
         features=list(views),
         description=f"Every feature the click model {model_version} of the log {schema.name} reads.",
         owner=OWNER,

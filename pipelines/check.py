@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ def check_arguments(arguments: RunArguments) -> None:
         DataError: unknown source, or a log that is not where it was said to be. SchemaError: a wrong schema file.
         PipelineError: unknown recipe, or no address of the Redis.
     """
+    from feature_repo.store import REDIS_VARIABLE
     from thinktwice.data.sources.raw_log import schema_beside
     from thinktwice.data.sources.registry import source_named
     from thinktwice.schema import load_schema
@@ -41,5 +43,8 @@ def check_arguments(arguments: RunArguments) -> None:
         from thinktwice.train.recipes import get
 
         get(arguments.recipe)
-    if arguments.online_store == "redis" and not arguments.redis_address:
-        raise PipelineError("--online-store redis needs the address of the server: add --redis-address host:port")
+    if arguments.online_store == "redis" and not (arguments.redis_address or os.environ.get(REDIS_VARIABLE)):
+        raise PipelineError(
+            "--online-store redis needs the address of the server: add --redis-address host:port, or set "
+            f"{REDIS_VARIABLE} (with a password: only there, it is then written nowhere)"
+        )

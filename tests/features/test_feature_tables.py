@@ -13,7 +13,7 @@ import pytest
 from tests.features import oracle
 from tests.features.conftest import SCHEMA, CleanLog, Row, make_rows
 from thinktwice.data import sequences
-from thinktwice.data.feature_tables import build_feature_tables, table_specs
+from thinktwice.data.feature_tables import build_feature_tables, feature_service_name, table_specs
 from thinktwice.errors import DataError
 from thinktwice.schema import parse_schema
 
@@ -167,3 +167,14 @@ def test_bad_logs_are_named(write_log: WriteLog, tmp_path: Path) -> None:
     (log.folder / "clean.parquet").write_bytes(b"PAR1 cut short")
     with pytest.raises(DataError, match="cannot be read"):
         build_feature_tables(log.folder, tmp_path / "out", schema)
+
+
+def test_a_log_with_nothing_to_look_up_names_no_feature_service() -> None:
+    keys_only = parse_schema(
+        "{name: k, time: {column: t}, entities: {user: {key: u}, item: {key: i}}, fields: [{name: slot}]}", where="test"
+    )
+    with_view = parse_schema(
+        "{name: k, time: {column: t}, entities: {user: {key: u}}, fields: [{name: age, entity: user}]}", where="test"
+    )
+    assert feature_service_name(keys_only, "k-1.2") == ""
+    assert feature_service_name(with_view, "k-1.2") == "ctr_k_1_2"

@@ -8,6 +8,7 @@ schema alone (:func:`table_specs`); the feature store is built from the same lis
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -58,6 +59,14 @@ class FeatureTables:
     rows: dict[str, int]
     start: datetime
     end: datetime
+
+
+def feature_service_name(schema: LogSchema, model_version: str) -> str:
+    """``ctr_`` and the model version with every other character than letters and digits as ``_``.
+
+    Empty when the log has no feature tables: there is nothing to look up, and requests bring their rows.
+    """
+    return "ctr_" + re.sub(r"[^0-9A-Za-z]", "_", model_version) if table_specs(schema) else ""
 
 
 def table_specs(schema: LogSchema) -> tuple[TableSpec, ...]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from thinktwice.bundle import BundleIdentity, Manifest, write_bundle
+from thinktwice.data.feature_tables import feature_service_name
 from thinktwice.data.training_set import load_training_set
 from thinktwice.evaluate.compare import Evaluation
-from thinktwice.schema import LogSchema
 
 
 def write_candidate(
@@ -30,7 +29,7 @@ def write_candidate(
     last = data.info["parts"]["test"]["window"][1]
     identity = BundleIdentity(
         model_version=model_version,
-        feature_service=feature_service(data.schema, model_version),
+        feature_service=feature_service_name(data.schema, model_version),
         schema_name=data.schema.name,
         snapshot_id=snapshot_id,
         package_version=package_version,
@@ -45,10 +44,3 @@ def write_candidate(
         evaluation_dir=evaluation_dir,
         identity=identity,
     )
-
-
-def feature_service(schema: LogSchema, model_version: str) -> str:
-    """Name of the feature service of a model version; empty for a log without entities, which has no features to look up."""
-    if schema.entities.user is None and schema.entities.item is None:
-        return ""
-    return "ctr_" + re.sub(r"[^0-9A-Za-z]", "_", model_version)
