@@ -16,7 +16,7 @@ from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import build_training_set, load_training_set
 from thinktwice.errors import BundleError
 from thinktwice.evaluate.compare import evaluate
-from thinktwice.evaluate.package import feature_service, write_candidate
+from thinktwice.evaluate.package import write_candidate
 from thinktwice.files import read_json
 from thinktwice.schema import parse_schema
 from thinktwice.testtime.fit import fit_test_time
@@ -178,8 +178,3 @@ def test_damaged_bundle_is_an_error_and_no_verdict(finished: Path, tmp_path: Pat
     with pytest.raises(BundleError, match=r"counts.safetensors"):
         bless(finished / "set", finished / "bundle-good", broken, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_feature_service_of_a_model_version() -> None:
-    assert feature_service(world.schema(), "ml-1m-0a1b") == "ctr_ml_1m_0a1b"
-    assert feature_service(parse_schema(OTHER_SCHEMA, where="test"), "x") == ""
