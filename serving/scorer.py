@@ -130,7 +130,10 @@ class Scorer:
         )
 
     def _path_budget(self, request: Request, start: float) -> int | None:
-        """Path rows that still fit before the deadline, after the base pass; None without a deadline."""
+        """Path rows that still fit before the deadline, after the base pass; None without a deadline.
+
+        A far deadline leaves the configured cap: the engine only ever lowers it.
+        """
         if request.deadline_ms is None or self._ms_per_path_row == 0.0:
             return None
         left = request.deadline_ms - (time.monotonic() - start) * 1000 - request.num_rows * self._ms_per_path_row

@@ -104,6 +104,8 @@ def test_more_unsure_rows_than_the_cap_allows(scorer: Scorer) -> None:
     assert sorted(first.probability) == sorted(backwards.probability)
     (base,) = ask(eager, candidates(*items, deadline_ms=1e-6))
     assert set(base.num_paths) == {1}
+    (patient,) = ask(eager, candidates(*items, deadline_ms=9e8))
+    assert patient.paths_capped and patient.num_paths == first.num_paths  # a caller cannot lift the operator's cap
     left = [place for place in range(500) if first.num_paths[place] == 1]
     assert 0 < len(left) < 500
     assert [first.probability[p] for p in left] == [base.probability[p] for p in left]

@@ -36,6 +36,10 @@ MODES = {
 }
 
 
+def uncapped(config: TestTimeConfig) -> TestTimeConfig:
+    return config.model_copy(update={"max_path_rows": 10**6})
+
+
 @pytest.fixture(scope="module")
 def test_rows(data: TrainingSet) -> EncodedRows:
     return data.part("test")
@@ -67,13 +71,12 @@ def test_off_is_the_plain_model_bit_for_bit(model: Backbone, reliability: Reliab
 def test_a_row_scores_the_same_alone_among_500_and_in_any_order(
     name: str, model: Backbone, reliability: Reliability, test_rows: EncodedRows
 ) -> None:
-    engine = Engine(model, reliability, MODES[name], CALIBRATION)
+    config = uncapped(MODES[name])
+    engine = Engine(model, reliability, config, CALIBRATION)
     order = np.random.default_rng(0).permutation(500)
-    among = engine.score(test_rows.batch(slice(0, 500)), max_path_rows=10**6)
-    shuffled = engine.score(test_rows.batch(order), max_path_rows=10**6)
-    again = Engine(model, reliability, MODES[name], CALIBRATION).score(
-        test_rows.batch(slice(0, 500)), max_path_rows=10**6
-    )
+    among = engine.score(test_rows.batch(slice(0, 500)))
+    shuffled = engine.score(test_rows.batch(order))
+    again = Engine(model, reliability, config, CALIBRATION).score(test_rows.batch(slice(0, 500)))
     for field in ("logit", "probability", "uncertainty", "num_paths"):
         assert np.array_equal(getattr(shuffled, field), getattr(among, field)[order]), field
         assert np.array_equal(getattr(again, field), getattr(among, field)), field
@@ -113,9 +116,11 @@ def test_a_row_scores_the_same_alone_or_among_500_with_the_shipped_limits(
 def test_rows_that_the_shipped_cap_leaves_out_have_exactly_their_base_score(
     model: Backbone, reliability: Reliability, test_rows: EncodedRows, shipped: TestTimeConfig
 ) -> None:
-    engine = Engine(model, reliability, shipped.model_copy(update={"trigger": "always"}), CALIBRATION)
+    eager = shipped.model_copy(update={"trigger": "always"})
+    engine = Engine(model, reliability, eager, CALIBRATION)
     batch, order = test_rows.batch(slice(0, 500)), np.random.default_rng(1).permutation(500)
-    free, base = engine.score(batch, max_path_rows=10**6), engine.score(batch, max_path_rows=0)
+    free = Engine(model, reliability, uncapped(eager), CALIBRATION).score(batch)
+    base = engine.score(batch, max_path_rows=0)
     first, again, shuffled = engine.score(batch), engine.score(batch), engine.score(test_rows.batch(order))
     assert first.capped and not free.capped
     assert 1024 - 8 <= first.path_rows <= 1024
@@ -144,8 +149,8 @@ def test_uncertainty_and_probability_are_shares(
 def test_cap_bounds_path_rows_and_the_largest_signals_come_first(
     model: Backbone, reliability: Reliability, test_rows: EncodedRows
 ) -> None:
-    engine, batch = Engine(model, reliability, PATHS, CALIBRATION), test_rows.batch(slice(0, 300))
-    free = engine.raw(batch, 10**6)
+    engine, batch = Engine(model, reliability, uncapped(PATHS), CALIBRATION), test_rows.batch(slice(0, 300))
+    free = engine.raw(batch)
     for cap in (1, 7, 40, 200):
         raw = engine.raw(batch, cap)
         spent = int(raw.num_paths.sum()) - 300
@@ -174,7 +179,19 @@ def test_configured_cap_holds_without_an_argument(
     model: Backbone, reliability: Reliability, test_rows: EncodedRows
 ) -> None:
     config = PATHS.model_copy(update={"max_path_rows": 5})
-    assert Engine(model, reliability, config).score(test_rows.batch(slice(0, 300))).path_rows <= 5
+    assert 0 < Engine(model, reliability, config).score(test_rows.batch(slice(0, 300))).path_rows <= 5
+
+
+def test_an_argument_lowers_the_configured_cap_and_never_raises_it(
+    model: Backbone, reliability: Reliability, test_rows: EncodedRows
+) -> None:
+    engine = Engine(model, reliability, PATHS.model_copy(update={"max_path_rows": 40}), CALIBRATION)
+    batch = test_rows.batch(slice(0, 300))
+    configured, asked, less = engine.score(batch), engine.score(batch, 10**9), engine.score(batch, 10)
+    assert configured.capped and 30 < configured.path_rows <= 40
+    assert np.array_equal(asked.num_paths, configured.num_paths)
+    assert np.array_equal(asked.logit, configured.logit)
+    assert 0 < less.path_rows <= 10
 
 
 def test_gate_without_strength_and_filter_without_count_change_nothing(

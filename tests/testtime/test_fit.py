@@ -15,7 +15,7 @@ from thinktwice.models import load_model
 from thinktwice.testtime import FitConfig, TestTimeConfig
 from thinktwice.testtime.accept import Verdict, sentence
 from thinktwice.testtime.candidates import Candidate
-from thinktwice.testtime.engine import Engine
+from thinktwice.testtime.engine import Engine, raw_rows
 from thinktwice.testtime.fit import choose_trunk, count_check, fit_mode, fit_test_time
 from thinktwice.testtime.reliability import Reliability
 from thinktwice.testtime.store import load_test_time
@@ -75,7 +75,7 @@ def test_trigger_explores_the_asked_share(data: TrainingSet, plain: Path, tmp_pa
     config = next(c["config"] for c in found.report["candidates"] if c["name"] == "uttsi")
     model, _ = load_model(plain)
     engine = Engine(model, load_test_time(tmp_path / "out").reliability, TestTimeConfig.model_validate(config))
-    raw = engine.raw(data.part("valid").batch(slice(None)), 10**6)
+    raw = raw_rows(engine, data.part("valid"))
     assert (raw.signal > config["threshold"]).mean() == pytest.approx(0.3, abs=0.06)
     assert raw.num_paths.max() <= 1 + config["max_paths"]
 

@@ -116,8 +116,8 @@ class Engine:
 
         Args:
             batch: B encoded rows.
-            max_path_rows: cap on extra rows of this request, in place of the configured one. At 0 every row gets its
-                base pass alone: model cost and scores of the base pass.
+            max_path_rows: lowers the configured cap on extra rows for this request; it cannot raise it, for the cap is
+                the operator's. At 0 every row gets its base pass alone: model cost and scores of the base pass.
         """
         return self.finish(self.raw(batch, max_path_rows))
 
@@ -134,7 +134,9 @@ class Engine:
     def raw(self, batch: Batch, max_path_rows: int | None = None) -> Raw:
         """Like :meth:`score`, before calibration."""
         ids = batch.ids.numpy()
-        cap = self.config.max_path_rows if max_path_rows is None else max_path_rows
+        cap = self.config.max_path_rows
+        if max_path_rows is not None:
+            cap = min(cap, max_path_rows)
         r = self.reliability.of(ids)
         mask = base_mask(self.config, self.reliability, ids)
         explores = self.config.mode == "uttsi" and len(batch) > 0
@@ -216,8 +218,10 @@ class Engine:
 
 def raw_rows(engine: Engine, rows: EncodedRows) -> Raw:
     """Raw scores of any number of rows, in chunks and without a cap on path rows."""
+    config = engine.config.model_copy(update={"max_path_rows": UNBOUNDED})
+    free = Engine(engine.model, engine.reliability, config, engine.calibration)
     with one_thread():
-        parts = [engine.raw(rows.batch(slice(s, s + CHUNK)), UNBOUNDED) for s in range(0, len(rows), CHUNK)]
+        parts = [free.raw(rows.batch(slice(s, s + CHUNK))) for s in range(0, len(rows), CHUNK)]
     return Raw(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Raw)))
 
 
