@@ -16,7 +16,7 @@ import polars as pl
 from thinktwice.bundle import Bundle, load_bundle
 from thinktwice.data.training_set import load_training_set
 from thinktwice.evaluate.from_bundle import misfit, score_bundle
-from thinktwice.evaluate.measure import Column, column_metrics, interval_json
+from thinktwice.evaluate.measure import Column, column_metrics
 from thinktwice.evaluate.metrics import ECE_BINS
 from thinktwice.evaluate.significance import (
     Interval,
@@ -82,7 +82,7 @@ def bless(
             "model_version": champion.manifest.model_version,
             "metrics": column_metrics(label, theirs, cluster, None),
         }
-        content["changes"] = {name: interval_json(value) for name, value in changes.items()}
+        content["changes"] = {name: value.to_json() for name, value in changes.items()}
         sound, why = _against_champion(changes, same=champion.hash == candidate.hash)
     blessed = good and sound
     reasons += why

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from tests.testtime import world
-from thinktwice.data.training_set import TrainingSet
+from thinktwice.data.splits import SplitSpec
+from thinktwice.data.training_set import TrainingSet, build_training_set, load_training_set
 from thinktwice.errors import BundleError
 from thinktwice.evaluate.significance import Interval
 from thinktwice.models import load_model
@@ -88,6 +90,34 @@ def test_too_few_validation_rows_ship_off(data: TrainingSet, plain: Path) -> Non
     config, report = fit_mode(model, info.calibration, reliability, few, FitConfig())
     assert config.mode == "off"
     assert "too few" in report["sentence"]
+
+
+def test_one_user_in_validation_proves_nothing_and_ships_off(
+    data: TrainingSet, tmp_path: Path
+) -> None:
+    """One cluster has no interval: off ships, the sentence says why, and the file is written."""
+    frame = data_of_one_user_in_validation()
+    build_training_set(frame.to_arrow(), data.schema, tmp_path / "set", SplitSpec(valid=0.25, test=0.25))
+    lonely = load_training_set(tmp_path / "set")
+    assert lonely.rows("valid")["user_id"].n_unique() == 1
+    world.train_model(lonely, tmp_path / "plain", epochs=1)
+    world.memorise_rare_values(lonely, tmp_path / "plain", tmp_path / "bad")
+    found = fit_test_time(lonely.folder, tmp_path / "bad", tmp_path / "plain", tmp_path / "out")
+    assert found.trunk == "plain"
+    assert found.config.mode == "off"
+    assert "rows are of one user, so that chance cannot be excluded" in found.sentence
+    assert found.report["candidates"]
+    for candidate in found.report["candidates"]:
+        assert candidate["change"]["low"] is None and not candidate["accepted"]
+        assert "hold one user only" in candidate["reasons"][0]
+    assert load_test_time(tmp_path / "out").report == found.report
+
+
+def data_of_one_user_in_validation() -> pl.DataFrame:
+    frame = world.log(4000)
+    place = pl.int_range(pl.len())
+    inside = (place >= 1900) & (place < 3100)  # a little more than the part, wherever ties cut it
+    return frame.with_columns(pl.when(inside).then(pl.lit("u1")).otherwise("user_id").alias("user_id"))
 
 
 def test_a_log_without_open_fields_ships_off(data: TrainingSet, plain: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from thinktwice.evaluate import metrics, significance
-from thinktwice.evaluate.significance import Interval, clusters_of
+from thinktwice.evaluate.significance import clusters_of
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def measure(
         found = {"auc": significance.paired_auc(label, by_key[first].logit, by_key[second].logit, cluster)}
         found |= boot[first, second]
         differences += [
-            {"column": second, "against": first, "metric": metric} | interval_json(value)
+            {"column": second, "against": first, "metric": metric} | value.to_json()
             for metric, value in found.items()
             if np.isfinite(value.value)
         ]
@@ -100,12 +100,6 @@ def column_metrics(
     return {name: value if np.isfinite(value) else None for name, value in out.items()}
 
 
-def interval_json(value: Interval) -> dict[str, Any]:
-    """An interval for JSON; a bound that is not finite becomes None."""
-    out = value.to_json()
-    return {k: v if isinstance(v, bool) or np.isfinite(v) else None for k, v in out.items()}
-
-
 def operating_point(label: np.ndarray, probability: np.ndarray, threshold: float) -> dict[str, Any]:
     """ROC points (at most 200, finite thresholds in [0, 1]) and the confusion counts at ``threshold``:
     rows are the truth (no click, click), columns the prediction."""
@@ -134,9 +128,9 @@ def _slice(
         z = c.logit[mask]
         loss = metrics.row_logloss(y, z)
         out["columns"][c.key] = {
-            "auc": interval_json(significance.auc_interval(y, z, codes)),
+            "auc": significance.auc_interval(y, z, codes).to_json(),
             "logloss": float(loss.mean()),
             "ece": metrics.ece(y, c.probability[mask]),
-            "logloss_change": interval_json(significance.paired_mean(loss - first_loss, codes)) if place else None,
+            "logloss_change": significance.paired_mean(loss - first_loss, codes).to_json() if place else None,
         }
     return out

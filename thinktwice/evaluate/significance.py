@@ -6,6 +6,7 @@ Shapes: R rows; ``cluster`` [R] holds codes 0..G-1 (see :func:`clusters_of`).
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -26,11 +27,18 @@ class Interval:
     high: float
 
     @property
+    def bounded(self) -> bool:
+        """False with fewer than two clusters: nothing then says how far chance reaches."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    @property
     def significant(self) -> bool:
         return self.low > 0 or self.high < 0
 
-    def to_json(self) -> dict[str, float | bool]:
-        return {**asdict(self), "significant": self.significant}
+    def to_json(self) -> dict[str, float | bool | None]:
+        """Value, bounds and significance; a number that is not finite becomes None."""
+        numbers = {name: number if math.isfinite(number) else None for name, number in asdict(self).items()}
+        return {**numbers, "significant": self.significant}
 
 
 def clusters_of(user: np.ndarray) -> np.ndarray:

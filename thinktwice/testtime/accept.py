@@ -43,7 +43,9 @@ class Verdict:
     def reasons(self) -> list[str]:
         """Why it is not accepted; empty when it is."""
         out = []
-        if self.change.low > 0:
+        if not self.change.bounded:
+            out.append("the later rows hold one user only, so that chance cannot be excluded")
+        elif self.change.low > 0:
             out.append("it is worse than the plain scores")
         elif self.change.value >= 0:
             out.append("that is no gain")
@@ -125,6 +127,11 @@ def sentence(best: Verdict | None, rows: int) -> str:
     """What ships and why, in one sentence without jargon."""
     if best is None:
         return f"Test-time work ships off: no candidate improved the fit on validation ({rows:,} later rows were kept to prove it)."
+    if not best.change.bounded:
+        return (
+            f"Test-time work ships off: all {rows:,} later validation rows are of one user, so that chance cannot be excluded; "
+            "every row is scored once."
+        )
     change = f"{best.change.value:+.5f} (interval {best.change.low:+.5f} to {best.change.high:+.5f}; below 0 is better)"
     if best.accepted:
         return (
