@@ -17,24 +17,37 @@ from thinktwice.errors import SchemaError
 
 Entity = Literal["user", "item", "context"]
 
-#: Columns every clean log has besides the fields. No field may take these names.
+#: Columns that a clean log, and what is made of it, may have besides the fields. No field may take these names.
 ROW_ID = "row_id"  # stable 16 hex digits: hash of source name and row ordinal
 EVENT_TIME = "event_time"  # timestamp[us, UTC] of the impression
 LABEL = "label"  # int8, 1 = click
-RESERVED = frozenset({ROW_ID, EVENT_TIME, LABEL, "split", "created_time", "source_row"})
+_CLEAN = {ROW_ID, EVENT_TIME, LABEL, "title", "propensity", "truth", "split", "created_time", "source_row"}
+_TABLES = {"event_timestamp", "created_timestamp"}  # of the feature tables
+_QUERIES = {"key", "instant", "clicked", "latest_at"}  # columns that queries put beside those of the log
+_FEAST = {"entity_row_id", "rn"}  # columns that Feast's point-in-time join adds
+RESERVED = frozenset(_CLEAN | _TABLES | _QUERIES | _FEAST)
+#: Columns that stand beside the keys of users and items alone. Other fields may take these names.
+RESERVED_KEYS = frozenset({"segment", "first_at", "last_at", "seg_user", "seg_item", "tested", "trained", "len"})
 
 
 def _name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,62}", value):
         raise ValueError(f"name {value!r} must be letters, digits and '_' and start with a letter (at most 63)")
-    if value in RESERVED:
+    if value.lower() in RESERVED:  # the query engine does not tell upper from lower case
         raise ValueError(f"name {value!r} is reserved, choose another")
     if "__" in value:
         raise ValueError(f"name {value!r} may not hold '__' (Feast joins view and feature names with it)")
     return value
 
 
+def _key(value: str) -> str:
+    if value.lower() in RESERVED_KEYS:
+        raise ValueError(f"name {value!r} is reserved, choose another")
+    return value
+
+
 Name = Annotated[str, AfterValidator(_name)]
+KeyName = Annotated[Name, AfterValidator(_key)]
 
 
 class _Frozen(BaseModel):
@@ -82,7 +95,7 @@ class LogField(_Frozen):
 class EntityKey(_Frozen):
     """The id of a user or an item. The id is itself a model field, unless ``as_field`` is false."""
 
-    key: Name
+    key: KeyName
     column: str | None = None
     as_field: bool = True
     title: str | None = None  # source column with a name for people to read; never a model input
@@ -192,12 +205,24 @@ class LogSchema(_Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> LogSchema:
-        names = [f.name for f in self.model_fields_in_order()]
-        repeated = sorted({n for n in names if names.count(n) > 1})
-        if repeated:
-            raise ValueError(f"field names must be different, repeated: {', '.join(repeated)}")
+        fields = self.model_fields_in_order()
+        names = [f.name for f in fields]
         if not names:
             raise ValueError("the schema describes no field: name at least one under 'fields' or 'entities'")
+        names += [k.key for k in (self.entities.user, self.entities.item) if k is not None and not k.as_field]
+        lower = [n.lower() for n in names]  # the query engine does not tell upper from lower case
+        repeated = sorted({n for n in names if lower.count(n.lower()) > 1})
+        if repeated:
+            raise ValueError(
+                "names of fields and entity keys must be different (in more than upper and lower case), "
+                f"repeated: {', '.join(repeated)}: choose another"
+            )
+        dropped = [f.name for f in fields if f.entity != "context" and f.origin != "key" and f.name.endswith("_y")]
+        if dropped:
+            raise ValueError(
+                f"name {dropped[0]!r} of a user or item field may not end with '_y' "
+                "(Feast drops such columns when it joins), choose another"
+            )
         for entity in ("user", "item"):
             if getattr(self.entities, entity) is None:
                 users = [f.name for f in self.fields if f.entity == entity]
