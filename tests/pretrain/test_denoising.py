@@ -13,7 +13,7 @@ from thinktwice.models import BACKBONES, BackboneConfig, build_backbone
 from thinktwice.pretrain.config import PretrainConfig
 from thinktwice.pretrain.corrupt import corrupt
 from thinktwice.pretrain.denoiser import HIDDEN_LABEL, Denoiser
-from thinktwice.pretrain.pretrain import denoising_loss, fit, log_shares, unigram_entropy
+from thinktwice.pretrain.pretrain import _candidates, denoising_loss, fit, log_shares, unigram_entropy
 
 NAMES = sorted(BACKBONES)
 
@@ -87,8 +87,37 @@ def test_sampled_softmax_over_the_whole_vocabulary_is_the_full_softmax() -> None
     with torch.inference_mode():
         predicted = full.predictions(hidden)[:, 0]
         exact = full.field_loss(0, predicted, target)
-        approximate = sampled.field_loss(0, predicted, target, torch.arange(40))
+        approximate = sampled.field_loss(0, predicted, target, torch.arange(40), draws=25)
     torch.testing.assert_close(approximate, exact, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("negatives", [512, 8])
+def test_sampled_softmax_learns_how_often_skewed_values_come(negatives: int) -> None:
+    """The logits that the sampled loss asks for are those of the full softmax, for frequent and for rare values."""
+    size, rows = FIELDS.num_values[1], 64
+    share = 1.0 / torch.arange(1, size).float() ** 1.3  # Zipf over the values 1, 2, ...
+    share = share / share.sum()
+    backbone = build_backbone(BackboneConfig(dim=size, hidden=(4,)), FIELDS)
+    log_share = torch.zeros(sum(FIELDS.num_values))
+    first = FIELDS.offsets[1]
+    log_share[first + 1 : first + size] = share.log()
+    model = Denoiser(backbone, PretrainConfig(full_softmax=2, temperature=1.0), log_share)
+    with torch.no_grad():  # every value has an axis of its own, so a prediction is the vector of its logits
+        backbone.table[first : first + size, :size] = torch.eye(size)
+    logits = torch.zeros(size, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.05)
+    generator, late = torch.Generator().manual_seed(0), []
+    for step in range(3000):
+        target = torch.multinomial(share, rows, replacement=True, generator=generator) + 1
+        candidates = _candidates(target, negatives, generator)
+        loss = model.field_loss(1, logits.expand(rows, size), target, candidates, draws=rows).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step >= 1500:
+            late.append(logits.detach().clone())
+    learned = torch.stack(late).mean(dim=0)[1:].log_softmax(dim=0)
+    torch.testing.assert_close(learned[:20], share.log()[:20], atol=0.3, rtol=0)
 
 
 @pytest.mark.parametrize("full_softmax", [2048, 10])
@@ -97,7 +126,9 @@ def test_fields_that_depend_on_others_beat_their_unigram_entropy(full_softmax: i
     config = PretrainConfig(batch_size=256, rate=1e-2, epochs=6, full_softmax=full_softmax)
     done = fit(rows, FIELDS, BackboneConfig(dim=8, hidden=(32,), init_sd=0.1), config)
     entropy = unigram_entropy(rows, FIELDS)
-    assert done.unigram == entropy
+    sampled = {2048: [], 10: ["user", "item", "history"]}[full_softmax]
+    assert done.sampled == sampled
+    assert done.unigram == {name: value for name, value in entropy.items() if name not in sampled}
     last = done.curve[-1]["fields"]
     assert last["genre"] < 0.75 * entropy["genre"]  # follows from the item
     assert last["price"] < 0.9 * entropy["price"]  # follows from the genre

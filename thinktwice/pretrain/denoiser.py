@@ -59,11 +59,14 @@ class Denoiser(nn.Module):
         out = self.heads(hidden).view(len(hidden), self.num_targets, self.backbone.dim)
         return F.normalize(out, dim=-1)
 
-    def field_loss(self, column: int, predicted: Tensor, target: Tensor, candidates: Tensor | None = None) -> Tensor:
+    def field_loss(
+        self, column: int, predicted: Tensor, target: Tensor, candidates: Tensor | None = None, draws: int = 0
+    ) -> Tensor:
         """Negative log-likelihood [M] of local values ``target`` [M] of a column under unit vectors [M, dim].
 
         Small vocabularies are scored whole. Large ones are scored against ``candidates`` [K] (different local values,
-        drawn from the batch), with the logQ correction and without the candidates that are the target itself.
+        the distinct ones of ``draws`` values of the batch), with the logQ correction and without the candidates that
+        are the target itself. That is the loss of telling the target from the candidates, less than that of the whole.
         """
         offset = self.backbone.fields.offsets[column]
         scale = 1.0 / self.config.temperature
@@ -75,7 +78,16 @@ class Denoiser(nn.Module):
         assert candidates is not None
         own = F.normalize(self.backbone.rows(target + offset)[..., :-1], dim=-1)
         others = F.normalize(self.backbone.rows(candidates + offset)[..., :-1], dim=-1)
-        positive = scale * (predicted * own).sum(dim=-1) - self.log_share[target + offset]
-        negative = scale * predicted @ others.T - self.log_share[candidates + offset]
+        positive = scale * (predicted * own).sum(dim=-1) - log_inclusion(self.log_share[target + offset], draws)
+        negative = scale * predicted @ others.T - log_inclusion(self.log_share[candidates + offset], draws)
         negative = negative.masked_fill(candidates[None] == target[:, None], -torch.inf)
         return torch.logsumexp(torch.cat([positive[:, None], negative], dim=1), dim=1) - positive
+
+
+def log_inclusion(log_share: Tensor, draws: int) -> Tensor:
+    """Log of the probability that a value of each share is among ``draws`` values of a batch, however often.
+
+    A candidate stands once however often it was drawn: what a frequent value gains by coming often must not be taken off
+    again. A cut to fewer candidates at random is the same factor for every value and cancels.
+    """
+    return torch.log(-torch.expm1(draws * torch.log1p(-log_share.exp())))

@@ -65,7 +65,7 @@ def denoising_loss(model: Denoiser, batch: Batch, label: Tensor, generator: torc
                 continue
             values = target[known]
             candidates = None if model.small[column] else _candidates(values, config.negatives, generator)
-            term = model.field_loss(column, predicted[known, place], values, candidates).mean()
+            term = model.field_loss(column, predicted[known, place], values, candidates, draws=len(values)).mean()
         if term is not None:
             terms[name] = term
     total = config.label_weight * label_loss
@@ -102,11 +102,16 @@ def _vector_loss(model: Denoiser, index: int, hidden: Tensor, vector: Tensor, ma
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A pre-trained backbone with its curve: per look the epoch, the label's loss and every field's loss."""
+    """A pre-trained backbone with its curve: per look the epoch, the label's loss and every field's loss.
+
+    The loss of a field among ``sampled`` tells values from those of the same batch alone: it is less than a loss over the
+    whole vocabulary, and the entropy of the values says nothing about it.
+    """
 
     denoiser: Denoiser
     curve: list[dict[str, Any]]
-    unigram: dict[str, float]  # entropy of each column's values in train, in nats
+    unigram: dict[str, float]  # entropy in train of the values of each column that is not sampled, in nats
+    sampled: list[str]
 
 
 def unigram_entropy(rows: EncodedRows, fields: FieldSpace) -> dict[str, float]:
@@ -152,7 +157,16 @@ def fit(
                 curve.append({"epoch": step / per_epoch} | _mean(window))
                 window = []
     model.backbone.sparse_gradients = False
-    return Pretrained(model.cpu().eval(), curve, unigram_entropy(train, fields))
+    sampled = _sampled(model)
+    unigram = {name: entropy for name, entropy in unigram_entropy(train, fields).items() if name not in sampled}
+    return Pretrained(model.cpu().eval(), curve, unigram, sampled)
+
+
+def _sampled(model: Denoiser) -> list[str]:
+    """Fields that are restored among candidates of the batch: large vocabularies, and sequences of such values."""
+    fields = model.backbone.fields
+    large = [name for name, small in zip(fields.columns, model.small, strict=True) if not small]
+    return large + [name for name, of in zip(fields.sequences, fields.sequence_of, strict=True) if of in large]
 
 
 class _DenoiserAdam(TableAdam):
@@ -181,6 +195,7 @@ def pretrain(training_set_dir: Path | str, out_dir: Path | str, recipe: Recipe, 
         "torch": torch.__version__,
         "curve": done.curve,
         "unigram_entropy": done.unigram,
+        "sampled_losses": done.sampled,
         "config": recipe.pretrain.model_dump(mode="json"),
         "rows": {"train": len(train)},
     }
