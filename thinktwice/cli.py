@@ -16,6 +16,7 @@ from thinktwice.errors import ResourceError, ThinktwiceError
 
 GROUP = "thinktwice.commands"
 INTERRUPTED = 130  # exit status after Ctrl-C
+QUIET_STOP = "THINKTWICE_QUIET_STOP"  # environment: the caller is this command line too, and says itself that it stopped
 
 
 class VerbsOfRooms(TyperGroup):
@@ -86,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
-        if code == INTERRUPTED:
+        if code == INTERRUPTED and QUIET_STOP not in os.environ:
             _say("stopped; nothing half-written is left, run it again to go on")
         return code
     return 0

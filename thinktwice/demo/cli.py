@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from thinktwice.champion import read_champion, verify_archive
+from thinktwice.cli import QUIET_STOP
 from thinktwice.console.processes import POLITE, python_command, start, stop, terminated_like_interrupted, wait
 from thinktwice.console.stages import StageBoard, console_here, seconds_text
 from thinktwice.demo.answer import print_answer, print_call
@@ -74,7 +75,7 @@ def _run_pipeline(dataset: Dataset, work: Path, state: Path) -> int:
     if dataset is Dataset.sim:
         command += ["--limit", str(SIMULATED_ROWS)]
     # The pipeline draws its own stages where we draw ours.
-    process = start(command, environment=os.environ)
+    process = start(command, environment={**os.environ, QUIET_STOP: "1"})
     try:
         code = wait(process)
     finally:
