@@ -6,7 +6,8 @@ A verdict never fails the run: it says yes or no with its reasons. Only a broken
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import polars as pl
 
 from thinktwice.bundle import Bundle, load_bundle
 from thinktwice.data.training_set import load_training_set
+from thinktwice.errors import BundleError
 from thinktwice.evaluate.from_bundle import misfit, score_bundle
 from thinktwice.evaluate.measure import Column, column_metrics
 from thinktwice.evaluate.metrics import ECE_BINS
@@ -25,11 +27,13 @@ from thinktwice.evaluate.significance import (
     clusters_of,
     paired_auc,
 )
-from thinktwice.files import atomic_dir, write_json
+from thinktwice.files import atomic_dir, read_json, write_json
 from thinktwice.progress import note
 
 BLESSING_FILE = "blessing.json"
 STAGE = "bless"
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+MIN_FRESH = 1000  # rows that a comparison needs where the champion learned from the others
 ECE_LIMIT = 0.10  # a first model that misses the click rate by more is not served
 ECE_RISE = 0.01  # nor a new one that misses it by so much more than the champion, beyond chance
 
@@ -48,13 +52,17 @@ def bless(
 ) -> Blessing:
     """Judge a bundle on the test rows of its training set, against the champion if there is one.
 
-    Without a champion it must order rows better than chance. Against a champion it must not be significantly worse in AUC
-    or logloss. In both cases its probabilities must be usable. A champion that cannot read these rows (another schema)
-    is no opponent: the candidate is then judged alone, and the reasons say so.
+    It must always order rows better than chance. Alone, its probabilities must be usable too. Against a champion it must
+    not be significantly worse in AUC or logloss, nor further off in its probabilities. A champion that cannot read these
+    rows (another schema) is no opponent, and rows that it may have learned from are no fair comparison: too few later
+    ones, and the candidate is judged alone. The reasons say so.
+
+    Args:
+        champion_dir: the champion's bundle; None when nothing was ever deployed.
 
     Raises:
         DataError: the training set is missing or damaged.
-        BundleError: a bundle is damaged.
+        BundleError: a bundle is missing or damaged.
     """
     data = load_training_set(training_set_dir)
     rows = data.rows("test")
@@ -69,35 +77,41 @@ def bless(
         "candidate": column_metrics(label, mine, cluster, None),
     }
     better, reasons = _better_than_chance(label, mine, cluster)
-    good = better
     champion = _opponent(champion_dir, rows)
-    if isinstance(champion, str):
-        reasons.append(champion)
+    fresh, remark = np.ones(len(label), bool), ""
+    if isinstance(champion, Bundle) and champion.hash != candidate.hash:
+        fresh, remark = _fresh_rows(champion, encoded.time, label)
+    if isinstance(champion, str) or not fresh.any():
         sound, why = _sound_alone(content["candidate"]["ece"], label)
+        remark = champion if isinstance(champion, str) else remark
     else:
-        theirs, _ = score_bundle(champion, rows, key="champion", label="champion")
-        changes = _changes(label, theirs, mine, cluster)
+        y, codes = label[fresh], clusters_of(encoded.user[fresh])
+        ours = _taken(mine, fresh)
+        theirs = _taken(score_bundle(champion, rows, key="champion", label="champion")[0], fresh)
+        changes = _changes(y, theirs, ours, codes)
+        content["compared_rows"] = len(y)
         content["champion"] = {
             "bundle_hash": champion.hash,
             "model_version": champion.manifest.model_version,
-            "metrics": column_metrics(label, theirs, cluster, None),
+            "metrics": column_metrics(y, theirs, codes, None),
         }
         content["changes"] = {name: value.to_json() for name, value in changes.items()}
         sound, why = _against_champion(changes, same=champion.hash == candidate.hash)
-    blessed = good and sound
-    reasons += why
+    blessed = better and sound
+    failed = ([] if better else reasons) + ([] if sound else why)
+    reasons = [*reasons, *([remark] if remark else []), *why]
     content |= {"blessed": blessed, "reasons": reasons}
     with atomic_dir(out_dir) as folder:
         write_json(folder / BLESSING_FILE, content)
-    note(STAGE, f"{'blessed' if blessed else 'not blessed'}: {reasons[-1]}")
+    note(STAGE, f"blessed: {why[-1]}" if blessed else f"not blessed: {'; '.join(failed)}")
     return Blessing(blessed, reasons, content)
 
 
 def _opponent(champion_dir: Path | str | None, rows: pl.DataFrame) -> Bundle | str:
     """The champion's bundle, or the sentence that says why there is no opponent."""
-    if champion_dir is None or not Path(champion_dir).is_dir():
+    if champion_dir is None:
         return "there is no champion yet, so the model is judged alone"
-    champion = load_bundle(champion_dir)
+    champion = load_bundle(champion_dir)  # one that is missing or damaged is an error: it must not look like a first run
     reason = misfit(champion, rows)
     if reason:
         return (
@@ -105,6 +119,42 @@ def _opponent(champion_dir: Path | str | None, rows: pl.DataFrame) -> Bundle | s
             f"{reason}; the model is judged alone"
         )
     return champion
+
+
+def _fresh_rows(champion: Bundle, time: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, str]:
+    """Mask [R] of the rows after all that the champion learned from, and what to say about it.
+
+    The mask is all True without a remark when it learned from none of them, and all False when too few are left.
+    """
+    last = _last_seen(champion)
+    fresh = time > (last - EPOCH) // timedelta(microseconds=1)
+    if fresh.all():
+        return fresh, ""
+    until, left = f"its data reach to {last:%Y-%m-%d %H:%M} UTC", int(fresh.sum())
+    if left >= MIN_FRESH and label[fresh].min() != label[fresh].max():
+        remark = f"the champion trained on some of these rows ({until}): both are compared on the {left:,} later ones"
+        return fresh, remark
+    remark = (
+        f"the champion trained on these rows ({until}; {left:,} later rows are left, and {MIN_FRESH:,} with both labels are "
+        "needed), so the model is judged alone"
+    )
+    return np.zeros_like(fresh), remark
+
+
+def _last_seen(champion: Bundle) -> datetime:
+    """End of the champion's training rows, or of its validation rows where its report names them: these tuned it."""
+    parts = read_json(champion.folder / "report" / "evaluation.json").get("data", {}).get("parts", {})
+    ends = [champion.manifest.train_window[1], *parts.get("valid", {}).get("window", [])[1:]]
+    try:
+        return max(datetime.fromisoformat(end).astimezone(timezone.utc) for end in ends)
+    except ValueError as error:
+        raise BundleError(
+            f"bundle {champion.folder}: its training window is no time ({error}): deploy a model again"
+        ) from error
+
+
+def _taken(column: Column, rows: np.ndarray) -> Column:
+    return replace(column, logit=column.logit[rows], probability=column.probability[rows])
 
 
 def _better_than_chance(label: np.ndarray, mine: Column, cluster: np.ndarray) -> tuple[bool, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from kfp.dsl import Artifact, Dataset, Metrics, Model
 from components.deployment.blessing import require_blessing
 from components.evaluation.bless.component import bless
 from tests.testtime import world
-from thinktwice.errors import PipelineError
+from thinktwice.champion import install_champion
+from thinktwice.errors import BundleError, PipelineError
 
 COMPONENT = Path(__file__).resolve().parents[2] / "components/evaluation/bless"
 
@@ -35,13 +37,29 @@ def test_verdict_against_the_champion_in_the_state_folder(finished: Path, tmp_pa
     assert metrics.metadata == {"blessed": 1.0}
     assert require_blessing(artifact.path, finished / "bundle-good").blessed
 
-    shutil.copytree(finished / "bundle-good", tmp_path / "state" / "champion" / "bundle")
+    (tmp_path / "ctr.mar").write_bytes(b"archive")
+    (tmp_path / "store").mkdir()
+    champion = install_champion(
+        tmp_path / "state",
+        bundle_dir=finished / "bundle-good",
+        archive=tmp_path / "ctr.mar",
+        feature_store_dir=tmp_path / "store",
+    )
     blessed, artifact, metrics = judge("bad")
     assert blessed is False
     assert metrics.metadata["blessed"] == 0.0
     assert metrics.metadata["auc_change_against_champion"] < 0
     with pytest.raises(PipelineError, match="not blessed"):
         require_blessing(artifact.path, finished / "bundle-bad")
+
+    # A damaged champion is no first run: anything would then be blessed over it.
+    shutil.rmtree(champion.bundle_dir)
+    with pytest.raises(BundleError, match=r"bundle is no bundle"):
+        judge("good")
+    shutil.rmtree(champion.folder)
+    assert (tmp_path / "state" / "champion").is_symlink()
+    with pytest.raises(BundleError, match=re.escape(f"champion {tmp_path / 'state' / 'champion'} cannot be read")):
+        judge("good")
 
 
 def test_the_interface_is_described() -> None:

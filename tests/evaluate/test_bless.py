@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ import pytest
 
 from tests.testtime import world
 from thinktwice.bless import ECE_LIMIT, bless
-from thinktwice.bundle import bundle_hash
+from thinktwice.bundle import BundleIdentity, bundle_hash, load_bundle, read_manifest, write_bundle
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import build_training_set, load_training_set
 from thinktwice.errors import BundleError
 from thinktwice.evaluate.compare import evaluate
+from thinktwice.evaluate.from_bundle import misfit
 from thinktwice.evaluate.package import write_candidate
 from thinktwice.files import read_json
 from thinktwice.schema import parse_schema
@@ -23,7 +25,7 @@ from thinktwice.testtime.fit import fit_test_time
 
 
 def test_first_model_is_blessed_for_beating_chance(finished: Path, tmp_path: Path) -> None:
-    found = bless(finished / "set", finished / "bundle-good", tmp_path / "nobody", tmp_path / "out")
+    found = bless(finished / "set", finished / "bundle-good", None, tmp_path / "out")
     assert found.blessed
     assert found.reasons[0].startswith("it orders rows better than chance: AUC 0.")
     assert "there is no champion yet" in found.reasons[1]
@@ -108,13 +110,95 @@ def test_champion_of_another_schema_is_no_opponent_and_is_named(finished: Path, 
     )
 
 
-def test_model_that_orders_by_chance_is_not_blessed(tmp_path: Path) -> None:
+def test_champion_that_reads_a_number_as_text_is_no_opponent(finished: Path, tmp_path: Path) -> None:
+    """It would compete with that field blanked out."""
+    text = "name: other\ntime: {column: event_time, format: us}\nfields: [{name: price}, {name: site}]\n"
+    frame = world.log(1600).with_columns(pl.col("price").round(1).cast(pl.String))
+    other = small_bundle(tmp_path / "other", text, frame, "other-2")
+    found = bless(finished / "set", finished / "bundle-good", other, tmp_path / "out")
+    assert "champion" not in found.content
+    assert "cannot be compared: it reads column price as categorical and the rows hold Float64" in found.reasons[1]
+    numbers = load_training_set(finished / "set").rows("test")
+    assert misfit(load_bundle(finished / "bundle-good"), numbers) == ""
+    names = {"recent": pl.Series([[1]] * numbers.height), "look": pl.Series([["x"]] * numbers.height)}
+    for name, column in names.items():
+        changed = numbers.with_columns(column.alias(name))
+        assert f"it reads column {name} as " in misfit(load_bundle(finished / "bundle-good"), changed)
+
+
+def with_window(finished: Path, folder: Path, *, train_end: str, valid_end: str | None = None) -> Path:
+    """The bad bundle as one that was trained on other data, up to these times."""
+    shutil.copytree(finished / "bundle-bad", folder / "evaluated")
+    evaluation = read_json(folder / "evaluated" / "report" / "evaluation.json")
+    evaluation["data"]["parts"]["valid"]["window"][1] = valid_end or train_end
+    manifest = read_manifest(finished / "bundle-bad")
+    shutil.copytree(folder / "evaluated" / "report", folder / "report")
+    (folder / "report" / "evaluation.json").write_text(json.dumps(evaluation))
+    known = {name: getattr(manifest, name) for name in BundleIdentity.model_fields}
+    window = (manifest.train_window[0], train_end)
+    parts = ("training_set_dir", "model_dir", "test_time_dir")
+    write_bundle(
+        folder / "bundle",
+        **dict.fromkeys(parts, folder / "evaluated"),
+        evaluation_dir=folder / "report",
+        identity=BundleIdentity(**{**known, "train_window": window}),
+    )
+    return folder / "bundle"
+
+
+@pytest.mark.parametrize("through", ["train", "valid"])
+def test_rows_that_the_champion_trained_on_are_left_out(finished: Path, tmp_path: Path, through: str) -> None:
+    """Of 1,500 test rows it has seen the first 300, in training or in validation; the others decide."""
+    times = load_training_set(finished / "set").rows("test")["event_time"]
+    end = times[299].isoformat()
+    champion = with_window(
+        finished, tmp_path, train_end=end if through == "train" else "2024-01-02T00:00:00+00:00", valid_end=end
+    )
+    found = bless(finished / "set", finished / "bundle-good", champion, tmp_path / "out")
+    assert found.blessed
+    assert (found.content["rows"], found.content["compared_rows"]) == (1500, 1200)
+    assert "the champion trained on some of these rows" in found.reasons[1]
+    assert "compared on the 1,200 later ones" in found.reasons[1]
+    assert "it is better than the champion" in found.reasons[-1]
+    whole = bless(finished / "set", finished / "bundle-good", finished / "bundle-bad", tmp_path / "whole")
+    assert whole.content["compared_rows"] == 1500
+    assert whole.content["changes"]["logloss"]["value"] != found.content["changes"]["logloss"]["value"]
+    assert not any("trained on" in r for r in whole.reasons)
+
+
+def test_too_few_rows_after_the_champions_training_are_no_comparison(finished: Path, tmp_path: Path) -> None:
+    times = load_training_set(finished / "set").rows("test")["event_time"]
+    champion = with_window(finished, tmp_path, train_end=times[600].isoformat())
+    found = bless(finished / "set", finished / "bundle-good", champion, tmp_path / "out")
+    assert found.blessed
+    assert "champion" not in found.content and "changes" not in found.content
+    assert found.reasons[1].startswith("the champion trained on these rows (its data reach to 2024-01-0")
+    assert "899 later rows are left" in found.reasons[1]
+    assert "within the limit" in found.reasons[-1]
+
+
+def test_after_a_random_split_the_candidate_is_judged_alone(finished: Path, tmp_path: Path) -> None:
+    spec = SplitSpec(kind="random", valid=0.25, test=0.25)
+    build_training_set(world.log(6000).to_arrow(), world.schema(), tmp_path / "set", spec)
+    end = load_training_set(tmp_path / "set").train_window[1]
+    champion = with_window(finished, tmp_path, train_end=end)
+    found = bless(tmp_path / "set", finished / "bundle-good", champion, tmp_path / "out")
+    assert "champion" not in found.content
+    assert found.reasons[1].startswith("the champion trained on these rows (")
+
+
+def test_model_that_orders_by_chance_is_not_blessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     noise = other_log().with_columns(pl.Series("label", rng.integers(0, 2, 1600).astype(np.int8)))
     bundle = small_bundle(tmp_path / "noise", OTHER_SCHEMA, noise, "noise-1")
+    notes: list[str] = []
+    monkeypatch.setattr("thinktwice.bless.note", lambda stage, text: notes.append(text))
     found = bless(tmp_path / "noise" / "set", bundle, None, tmp_path / "out")
     assert not found.blessed
     assert "does not order rows better than chance" in found.reasons[0]
+    # The note names what failed, not the last remark, which is a good one here.
+    assert "within the limit" in found.reasons[-1]
+    assert notes == [f"not blessed: {found.reasons[0]}"]
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +259,8 @@ def test_damaged_bundle_is_an_error_and_no_verdict(finished: Path, tmp_path: Pat
             target.parent.mkdir(exist_ok=True)
             target.write_bytes(path.read_bytes())
     (broken / "counts.safetensors").write_bytes(b"x")
+    with pytest.raises(BundleError, match=r"nobody is no bundle"):
+        bless(finished / "set", finished / "bundle-good", tmp_path / "nobody", tmp_path / "out")
     with pytest.raises(BundleError, match=r"counts.safetensors"):
         bless(finished / "set", finished / "bundle-good", broken, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -18,10 +18,22 @@ def misfit(bundle: Bundle, rows: pl.DataFrame) -> str:
         return f"the rows lack its columns {', '.join(missing)}"
     for f in bundle.encoder.fields:
         found = rows.schema[f.name]
-        nested, number = isinstance(found, (pl.List, pl.Array)), found.is_numeric()
-        if nested != (f.kind in ("sequence", "vector")) or (f.kind == "numeric" and not number):
+        if not _readable(f.kind, found):
             return f"it reads column {f.name} as {f.kind} and the rows hold {found}"
     return ""
+
+
+def _readable(kind: str, found: pl.DataType) -> bool:
+    """Whether a field of ``kind`` finds its values in such a column. A vocabulary of texts knows no number, for example, so
+    that a model that looks numbers up in it would compete with that field blanked out."""
+    if kind in ("sequence", "vector"):
+        if not isinstance(found, (pl.List, pl.Array)):
+            return False
+        number = found.inner.is_numeric()
+        return number if kind == "vector" else not number
+    if isinstance(found, (pl.List, pl.Array)):
+        return False
+    return found.is_numeric() == (kind == "numeric")
 
 
 def score_bundle(bundle: Bundle, rows: pl.DataFrame, *, key: str, label: str) -> tuple[Column, EncodedRows]:

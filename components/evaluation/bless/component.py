@@ -14,12 +14,12 @@ def bless(
     blessing: Output[Artifact],
     metrics: Output[Metrics],
 ) -> bool:
-    """Paired test against ``state_dir/champion/bundle`` on the same rows; the graph decides what a "no" stops."""
-    from pathlib import Path
-
+    """Paired test against the champion of ``state_dir`` on the same rows; the graph decides what a "no" stops."""
     from thinktwice.bless import bless as judge
+    from thinktwice.champion import read_champion
 
-    verdict = judge(training_set.path, bundle.path, Path(state_dir) / "champion" / "bundle", blessing.path)
+    champion = read_champion(state_dir)  # a damaged one is an error, only none at all is a first run
+    verdict = judge(training_set.path, bundle.path, champion and champion.bundle_dir, blessing.path)
     blessing.metadata.update(blessed=verdict.blessed, reasons="; ".join(verdict.reasons))
     metrics.log_metric("blessed", float(verdict.blessed))
     for name, change in verdict.content.get("changes", {}).items():
