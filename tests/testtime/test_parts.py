@@ -98,7 +98,7 @@ def test_bernoulli_keeps_a_field_as_often_as_its_reliability_says() -> None:
 def test_enumeration_is_the_exact_mixture() -> None:
     r = np.array([[0.25, 0.64, 1.0, 1.0], [0.25, 0.25, 0.25, 0.25]])
     base = np.ones((2, 4), bool)
-    paths = samplers.draw("enumerate", base, r, np.array([2, 2]), HASH[:2], 2)
+    paths = samplers.draw("enumerate", base, r, np.array([2, 2]), HASH[:2], 4)
     total = paths.weight[0].sum() + paths.base_weight[0]
     found = {tuple(m[:2].tolist()): w / total for m, w in zip(paths.mask[0], paths.weight[0], strict=True) if w > 0}
     found[True, True] = paths.base_weight[0] / total
@@ -106,7 +106,24 @@ def test_enumeration_is_the_exact_mixture() -> None:
         assert found[a, b] == pytest.approx(0.5 * (0.8 if b else 0.2))
     assert paths.used[0] == 3
     assert paths.mask[0, :3, 2:].all()  # certain fields stay in all three paths
-    assert paths.used[1] <= 2  # four doubtful fields are sampled
+    assert paths.used[1] <= 2  # two were asked for: four doubtful fields are sampled
+
+
+@pytest.mark.parametrize("most", [2, 3, 4, 6, 7, 8])
+def test_enumeration_keeps_to_the_largest_number_of_paths(most: int) -> None:
+    """Three doubtful fields have seven subsets, two have three, one has one; too many are sampled instead."""
+    r = np.array([[0.1, 0.4, 0.7, 1.0], [0.1, 0.4, 1.0, 1.0], [0.1, 1.0, 1.0, 1.0]])
+    wanted = np.full(3, most // 2 * 2)
+    paths = samplers.draw("enumerate", np.ones((3, 4), bool), r, wanted, HASH[:3], most)
+    assert (paths.used <= most).all()
+    assert paths.mask.shape[1] == paths.weight.shape[1] == most
+    assert [paths.used[row] == size for row, size in ((0, 7), (1, 3), (2, 1)) if size <= most] == [True] * sum(
+        size <= most for size in (7, 3, 1)
+    )
+    drawn = samplers.draw("bernoulli", np.ones((3, 4), bool), r, wanted, HASH[:3], most)
+    if most < 7:
+        assert paths.used[0] == drawn.used[0]
+        assert paths.weight[0].sum() == drawn.weight[0].sum()
 
 
 def test_enumeration_does_not_depend_on_the_draws() -> None:

@@ -15,7 +15,7 @@ from thinktwice.testtime.rowhash import uniforms
 
 KEEP_MIN = 0.2  # a path keeps a field with probability sqrt(reliability), and never with less than this
 DOUBTFUL = 0.95  # fields with a smaller keep probability
-MAX_EXACT = 3  # doubtful fields that are enumerated instead of sampled
+MAX_EXACT = 3  # doubtful fields that are enumerated instead of sampled, as far as their subsets fit into the paths of a row
 BASE_DRAWS = 2.0  # the base pass counts twice beside drawn paths
 
 
@@ -40,7 +40,7 @@ def draw(
     """Paths of U unsure rows.
 
     Args:
-        kind: `bernoulli` (guided random masks) or `enumerate` (all subsets where at most three fields are doubtful).
+        kind: `bernoulli` (guided random masks) or `enumerate` (all subsets where at most three fields are doubtful and the subsets are at most ``most``).
         base: [U, N] bool, fields that the base pass keeps; a path never brings back a filtered one.
         r: [U, N] reliability.
         wanted: [U] even numbers of paths, at most ``most``.
@@ -49,7 +49,7 @@ def draw(
     """
     keep = np.maximum(np.sqrt(r), KEEP_MIN)
     paths = bernoulli(base, keep, wanted, row_hash, most)
-    return enumerated(paths, base, keep, wanted) if kind == "enumerate" else paths
+    return enumerated(paths, base, keep, wanted, most) if kind == "enumerate" else paths
 
 
 def bernoulli(base: np.ndarray, keep: np.ndarray, wanted: np.ndarray, row_hash: np.ndarray, most: int) -> Paths:
@@ -76,14 +76,17 @@ def bernoulli(base: np.ndarray, keep: np.ndarray, wanted: np.ndarray, row_hash: 
     )
 
 
-def enumerated(drawn: Paths, base: np.ndarray, keep: np.ndarray, wanted: np.ndarray) -> Paths:
-    """``drawn`` with the rows of at most three doubtful fields replaced by all subsets of these and their probabilities."""
+def enumerated(drawn: Paths, base: np.ndarray, keep: np.ndarray, wanted: np.ndarray, most: int) -> Paths:
+    """``drawn`` with the rows of few doubtful fields replaced by all subsets of these and their probabilities.
+
+    Few means at most three, and no more subsets than a row may have paths: the limit holds for either sampler.
+    """
     doubtful = base & (keep < DOUBTFUL)
-    exact = np.flatnonzero(doubtful.sum(axis=1) <= MAX_EXACT)
-    rows, most, fields = drawn.mask.shape
-    width = max(2**MAX_EXACT - 1, most)
-    mask, weight = np.zeros((rows, width, fields), bool), np.zeros((rows, width))
-    mask[:, :most], weight[:, :most] = drawn.mask, drawn.weight
+    number = doubtful.sum(axis=1)
+    exact = np.flatnonzero((number <= MAX_EXACT) & (2**number - 1 <= most))
+    mask, weight = np.zeros((len(base), most, base.shape[1]), bool), np.zeros((len(base), most))
+    width = drawn.weight.shape[1]
+    mask[:, :width], weight[:, :width] = drawn.mask, drawn.weight
     base_weight, used = drawn.base_weight.copy(), drawn.used.copy()
     for row in exact:
         places = np.flatnonzero(doubtful[row])
