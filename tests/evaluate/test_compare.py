@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
+from thinktwice.bundle import bundle_hash
 from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import BundleError
 from thinktwice.evaluate import metrics, slices
@@ -21,6 +22,7 @@ from thinktwice.evaluate.bundles import evaluate_bundles
 from thinktwice.evaluate.charts import nice_ticks
 from thinktwice.evaluate.compare import evaluate
 from thinktwice.evaluate.package import write_candidate
+from thinktwice.evaluate.report import render
 from thinktwice.evaluate.table import metrics_table
 from thinktwice.files import read_json
 from thinktwice.models import load_model
@@ -207,6 +209,43 @@ def test_ticks_are_round_and_cover_the_range() -> None:
         assert ticks[0] <= low
         assert ticks[-1] >= high
         assert 2 <= len(ticks) <= 9
+
+
+def test_evaluating_twice_gives_the_same_bundle(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the scoring took: wall times stay beside the bundle."""
+    hashes = set()
+    for name, ratio in (("a", 1.25), ("b", 3.5)):
+        monkeypatch.setattr("thinktwice.evaluate.compare.wall_ratio", lambda *_, ratio=ratio: ratio)
+        found = evaluate(
+            finished / "set", finished / "plain", finished / "bad", finished / "test_time-good", tmp_path / name
+        )
+        assert found.timings == {"plain": 1.0, "pretrained": 1.0, "test_time": ratio}
+        assert read_json(tmp_path / name / "timings.json") == {"wall_ratio": found.timings}
+        assert f"{ratio:.2f}× time" in render(found.content, found.timings)
+        write_candidate(
+            tmp_path / f"bundle-{name}",
+            evaluation=found,
+            evaluation_dir=tmp_path / name,
+            training_set_dir=finished / "set",
+            model_dirs={"plain": finished / "plain", "pretrained": finished / "bad"},
+            test_time_dir=finished / "test_time-good",
+            snapshot_id="0" * 16,
+            model_version="world-twice",
+            package_version="0.1.0",
+        )
+        hashes.add(bundle_hash(tmp_path / f"bundle-{name}"))
+    assert len(hashes) == 1
+
+
+def test_only_one_of_several_accepted_candidates_ships(content: dict) -> None:
+    candidates = [{**c, "accepted": True, "reasons": []} for c in content["test_time"]["candidates"]]
+    assert len(candidates) > 1
+    test_time = {**content["test_time"], "candidates": candidates, "accepted": True, "best_name": candidates[0]["name"]}
+    page = render({**content, "test_time": test_time})
+    assert page.count("<span class='good'>ships</span>") == 1
+    assert page.count("proved a gain, but another fits the earlier half better") == len(candidates) - 1
 
 
 def test_an_accepted_candidate_is_what_ships(finished: Path, tmp_path: Path) -> None:

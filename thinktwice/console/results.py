@@ -34,7 +34,7 @@ def result_table(evaluation: dict[str, Any]) -> Table:
             number(metrics["auc"]),
             number(metrics["logloss"]),
             *(number(part["columns"][column["key"]]["auc"].get("value")) for part in cold),
-            f"× {cost['wall_ratio']:.2f}",
+            f"× {cost['passes']:.2f}",
             style="bold" if ships else "",
         )
     return table
@@ -42,7 +42,7 @@ def result_table(evaluation: dict[str, Any]) -> Table:
 
 def print_results(console: Console, evaluation: dict[str, Any]) -> None:
     """The table, and what it means in sentences."""
-    console.print(f"\n[bold]{evaluation['rows']:,} test rows[/bold] (→ ships; cost is time per row against one pass)\n")
+    console.print(f"\n[bold]{evaluation['rows']:,} test rows[/bold] (→ ships; cost is forward passes per row)\n")
     console.print(result_table(evaluation))
     console.print()
     for line in evaluation["verdict"]:

@@ -27,14 +27,20 @@ from thinktwice.testtime.store import TestTime, load_test_time
 STAGE = "evaluate"
 EVALUATION_FILE = "evaluation.json"
 REPORT_FILE = "report.html"
+TIMINGS_FILE = "timings.json"
 TRUNK_WORDS = {"plain": "plain", "pretrained": "pre-trained"}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation: the content of ``evaluation.json``. ``shipped`` is the key of the column that a bundle holds."""
+    """An evaluation: the content of ``evaluation.json``. ``shipped`` is the key of the column that a bundle holds.
+
+    ``timings`` (column -> wall time against one pass) differ from run to run. They stay out of the files that a bundle holds,
+    so that the same inputs give the same bundle.
+    """
 
     content: dict[str, Any]
+    timings: dict[str, float]
 
     @property
     def shipped(self) -> str:
@@ -61,7 +67,7 @@ def evaluate(
     test_time_dir: Path | str,
     out_dir: Path | str,
 ) -> Evaluation:
-    """Score the test rows with every model, compare them in pairs, write ``evaluation.json`` and ``report.html``.
+    """Score the test rows with every model, compare them in pairs, write ``evaluation.json``, ``report.html`` and ``timings.json``.
 
     The column ``test_time`` is the best candidate on the chosen trunk whether it ships or not, as it was fitted on
     validation; test rows choose nothing.
@@ -81,7 +87,9 @@ def evaluate(
     if trunk not in trunks:
         raise BundleError(f"test-time parameters in {test_time_dir} belong to the {trunk} model, which was not given")
     columns = [_off_column(name, model, test_time, test) for name, model in trunks.items()]
-    columns.append(_test_time_column(trunk, trunks[trunk], test_time, test))
+    column, wall = _test_time_column(trunk, trunks[trunk], test_time, test)
+    columns.append(column)
+    timings = {c.key: 1.0 for c in columns} | {column.key: wall}
     shipped = "test_time" if test_time.report["accepted"] else trunk
     truth = rows["truth"].to_numpy() if "truth" in rows.columns else None
     content = measure(
@@ -112,9 +120,10 @@ def evaluate(
     content["verdict"] = verdict_lines(content)
     with atomic_dir(out_dir) as folder:
         write_json(folder / EVALUATION_FILE, content)
+        write_json(folder / TIMINGS_FILE, {"wall_ratio": timings})
         (folder / REPORT_FILE).write_text(render(content), encoding="utf-8")
     note(STAGE, content["verdict"][0])
-    return Evaluation(content)
+    return Evaluation(content, timings)
 
 
 def _off_column(name: str, model: tuple[Backbone, ModelInfo], test_time: TestTime, test: EncodedRows) -> Column:
@@ -123,7 +132,10 @@ def _off_column(name: str, model: tuple[Backbone, ModelInfo], test_time: TestTim
     return Column(name, TRUNK_WORDS[name], scored.logit, scored.probability)
 
 
-def _test_time_column(trunk: str, model: tuple[Backbone, ModelInfo], test_time: TestTime, test: EncodedRows) -> Column:
+def _test_time_column(
+    trunk: str, model: tuple[Backbone, ModelInfo], test_time: TestTime, test: EncodedRows
+) -> tuple[Column, float]:
+    """The column, and its wall time against one pass."""
     best = test_time.report["best"]
     config = test_time.config if best is None else TestTimeConfig.model_validate(best)
     engine = Engine(model[0], test_time.reliability, config, model[1].calibration)
@@ -135,9 +147,8 @@ def _test_time_column(trunk: str, model: tuple[Backbone, ModelInfo], test_time: 
         if config.mode != "off"
         else f"{TRUNK_WORDS[trunk]}, nothing to add"
     )
-    return Column(
-        "test_time", label, scored.logit, scored.probability, 1 + scored.path_rows / len(test), round(ratio, 2)
-    )
+    passes = 1 + scored.path_rows / len(test)
+    return Column("test_time", label, scored.logit, scored.probability, passes), round(ratio, 2)
 
 
 def data_facts(data: TrainingSet) -> dict[str, Any]:

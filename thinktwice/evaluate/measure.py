@@ -13,14 +13,13 @@ from thinktwice.evaluate.significance import clusters_of
 
 @dataclass(frozen=True)
 class Column:
-    """Scores of one model on R test rows: log-odds and probability [R], scored rows per row, wall time against one pass."""
+    """Scores of one model on R test rows: log-odds and probability [R], scored rows per row."""
 
     key: str
     label: str
     logit: np.ndarray
     probability: np.ndarray
     passes: float = 1.0
-    wall_ratio: float = 1.0
 
 
 def measure(
@@ -68,7 +67,7 @@ def measure(
                 "key": c.key,
                 "label": c.label,
                 "metrics": column_metrics(label, c, cluster, truth),
-                "cost": {"passes": c.passes, "wall_ratio": c.wall_ratio},
+                "cost": {"passes": c.passes},
                 "calibration": metrics.reliability_curve(label, c.probability),
             }
             for c in columns

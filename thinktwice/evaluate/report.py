@@ -33,8 +33,14 @@ th:first-child,td:first-child{text-align:left}th{color:#59606b;font-weight:600}t
 """
 
 
-def render(content: dict[str, Any]) -> str:
-    """The page of an evaluation (the content of ``evaluation.json``)."""
+def render(content: dict[str, Any], timings: dict[str, float] | None = None) -> str:
+    """The page of an evaluation (the content of ``evaluation.json``).
+
+    Args:
+        timings: wall time of every column against one pass. Without it the page depends on ``content`` alone, as the copy in
+            a hashed bundle must.
+    """
+    timings = timings or {}
     columns = content["columns"]
     colors = {c["key"]: COLORS[i % len(COLORS)] for i, c in enumerate(columns)}
     on = content.get("mode", "off") != "off"
@@ -44,9 +50,9 @@ def render(content: dict[str, Any]) -> str:
         f"<section class='card verdict{' on' if on else ''}'>",
         *(f"<p>{escape(line)}</p>" for line in content["verdict"]),
         "</section>",
-        _tiles(content),
+        _tiles(content, timings),
         _warnings(content),
-        _main_table(content),
+        _main_table(content, timings),
         "<div class='two'>",
         _calibration(columns, colors),
         _frequency(content, colors),
@@ -86,14 +92,15 @@ def _subtitle(content: dict[str, Any]) -> str:
     return f"{content['rows']:,} test rows{users}{when} · split by {split['kind']} · click rate {content['click_rate']:.2%}"
 
 
-def _tiles(content: dict[str, Any]) -> str:
+def _tiles(content: dict[str, Any], timings: dict[str, float]) -> str:
     shipped = next(c for c in content["columns"] if c["key"] == content["shipped"])
     tiles = [
         (_number(shipped["metrics"]["auc"], 4), "AUC of what ships"),
         (_number(shipped["metrics"]["logloss"], 4), "logloss of what ships"),
         (f"{shipped['cost']['passes']:.2f}×", "passes per row"),
-        (f"{shipped['cost']['wall_ratio']:.2f}×", "time against one pass"),
     ]
+    if content["shipped"] in timings:
+        tiles.append((f"{timings[content['shipped']]:.2f}×", "time against one pass"))
     for entity in ("user", "item"):
         shares = {part: content["novelty"].get(part, {}).get(entity) for part in ("valid", "test")}
         if shares["test"] is not None and shares["valid"] is not None:
@@ -122,7 +129,7 @@ def _warnings(content: dict[str, Any]) -> str:
     return f"<section class='card warn'><h2>Mind</h2>{text}</section>"
 
 
-def _main_table(content: dict[str, Any]) -> str:
+def _main_table(content: dict[str, Any], timings: dict[str, float]) -> str:
     columns = content["columns"]
     first = columns[0]
     head = "<th></th>" + "".join(
@@ -140,11 +147,13 @@ def _main_table(content: dict[str, Any]) -> str:
             small = _change(change, decimals, better) if change else ""
             cells.append(f"<td{ship}>{_number(c['metrics'][key], decimals)}{small}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    cost = "".join(
-        f"<td{' class=ship' if c['key'] == content['shipped'] else ''}>{c['cost']['passes']:.2f}×<small>{c['cost']['wall_ratio']:.2f}× time</small></td>"
-        for c in columns
-    )
-    rows.append(f"<tr><td>Cost<small>scored rows per row, and wall time against one pass</small></td>{cost}</tr>")
+    cost = ""
+    for c in columns:
+        ship = " class='ship'" if c["key"] == content["shipped"] else ""
+        wall = f"<small>{timings[c['key']]:.2f}× time</small>" if c["key"] in timings else ""
+        cost += f"<td{ship}>{c['cost']['passes']:.2f}×{wall}</td>"
+    meaning = "scored rows per row, and wall time against one pass" if timings else "scored rows per row"
+    rows.append(f"<tr><td>Cost<small>{meaning}</small></td>{cost}</tr>")
     return (
         "<section class='card'><h2>The same test rows, side by side</h2>"
         f"<p class='faint'>Small figures: change against {escape(first['label'])} with its 95 % interval, clustered by user. "
@@ -259,7 +268,11 @@ def _candidates(content: dict[str, Any]) -> str:
         return ""
     rows = []
     for c in found:
-        answer = "<span class='good'>ships</span>" if c["accepted"] else escape("; ".join(c["reasons"]))
+        answer = escape("; ".join(c["reasons"]))
+        if c["accepted"]:
+            ships = content["test_time"]["accepted"] and c["name"] == content["test_time"]["best_name"]
+            words = "ships" if ships else "proved a gain, but another fits the earlier half better"
+            answer = f"<span class='good'>{words}</span>"
         controls = "".join(
             f"<small>against {escape(name.replace('_', ' '))}: {_signed(v)}</small>"
             for name, v in c["controls"].items()
@@ -271,8 +284,8 @@ def _candidates(content: dict[str, Any]) -> str:
     later = content["test_time"]["rows"]["accept"]
     return (
         "<section class='card'><h2>Would more work per row pay?</h2><p class='faint'>Each candidate was fitted on the earlier half "
-        f"of validation and judged on {later:,} later rows. It ships only if its gain excludes chance and a mere recalibration, "
-        "shuffled counts or randomly chosen rows do not do as well. Change of logloss, below 0 is better.</p>"
+        f"of validation and judged on {later:,} later rows. At most one ships, and only if its gain excludes chance and a mere "
+        "recalibration, shuffled counts or randomly chosen rows do not do as well. Change of logloss, below 0 is better.</p>"
         "<div class='scroll'><table><tr><th>candidate</th><th>passes</th><th>logloss</th><th>change</th>"
         f"<th style='text-align:left'>answer</th></tr>{''.join(rows)}</table></div></section>"
     )

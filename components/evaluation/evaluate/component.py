@@ -20,11 +20,12 @@ def evaluate(
     classification: Output[ClassificationMetrics],
 ) -> None:
     """Plain, pre-trained and test-time scores on the same rows; the bundle holds what validation chose."""
-    import shutil
     import tempfile
+    from pathlib import Path
 
     from thinktwice.evaluate.compare import evaluate as compare
     from thinktwice.evaluate.package import write_candidate
+    from thinktwice.evaluate.report import render
 
     with tempfile.TemporaryDirectory() as folder:
         result = compare(training_set.path, plain.path, pretrained.path, test_time.path, f"{folder}/evaluation")
@@ -39,12 +40,14 @@ def evaluate(
             model_version=model_version,
             package_version=code_version,
         )
-        shutil.copyfile(f"{folder}/evaluation/report.html", report.path)
+    # Timings are in the page beside the bundle and not in the one inside: they would change its hash in every run.
+    Path(report.path).write_text(render(result.content, result.timings), encoding="utf-8")
     bundle.metadata.update(model_version=model_version, trunk=result.trunk, verdict=result.verdict)
     for column in result.content["columns"]:
         for name, value in column["metrics"].items():
             if value is not None:
                 metrics.log_metric(f"{column['key']}_{name}", value)
+        metrics.log_metric(f"{column['key']}_wall_ratio", result.timings[column["key"]])
     point = result.content["operating_point"]
     metrics.log_metric("confusion_threshold", point["threshold"])
     classification.log_confusion_matrix(["no click", "click"], point["confusion"])
