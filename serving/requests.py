@@ -27,6 +27,7 @@ MAX_REQUESTS = 100  # requests of one body
 MAX_ROWS = 5000  # rows of one body
 MAX_TEXT = 512  # characters of an id or a categorical value
 MAX_SEQUENCE = 1000  # values of a sequence in a raw row
+MAX_FLOAT32 = 3.4028234663852886e38  # vectors reach the model as float32, where more than this is infinite
 LAST_SECOND = 253402300799.0  # end of year 9999
 
 
@@ -234,6 +235,13 @@ def _number(value: Any, path: str) -> float:
     return float(value)
 
 
+def _float32(value: Any, path: str) -> float:
+    number = _number(value, path)
+    if abs(number) > MAX_FLOAT32:
+        raise RequestError(f"{path} must be a number of at most {MAX_FLOAT32:.2g} in size", field=path)
+    return number
+
+
 def _seconds(value: Any, path: str) -> float:
     if isinstance(value, str):
         try:
@@ -263,4 +271,4 @@ def _field_value(field: ModelField, value: Any, path: str) -> Any:
         return [_text(v, f"{path}[{i}]") for i, v in enumerate(value)]
     if len(value) != field.dim:
         raise RequestError(f"{path} must hold {field.dim} numbers, not {len(value)}", field=path)
-    return [_number(v, f"{path}[{i}]") for i, v in enumerate(value)]
+    return [_float32(v, f"{path}[{i}]") for i, v in enumerate(value)]

@@ -13,7 +13,7 @@ import numpy as np
 from serving.features import OnlineFeatureReader
 from serving.requests import Request, RequestParser
 from thinktwice.bundle import Bundle, load_bundle
-from thinktwice.errors import FeatureStoreError
+from thinktwice.errors import FeatureStoreError, RequestError, ServerError
 
 WARM_UP_ROWS = 64
 WARM_UP_ROUNDS = 3
@@ -88,6 +88,8 @@ class Scorer:
 
         Raises:
             FeatureStoreError: the store does not answer.
+            RequestError: a raw row has no finite score.
+            ServerError: a looked-up row has none.
         """
         start = time.monotonic() if received is None else received
         return [self._score_one(request, start) for request in requests]
@@ -110,6 +112,7 @@ class Scorer:
         batch = self.bundle.encoder.encode_rows(rows)
         scored = self.bundle.engine.score(batch, max_path_rows=self._path_budget(request, start))
         probability = np.asarray(scored.probability, np.float64)
+        _refuse_no_numbers(request, probability)
         best_first = np.argsort(-probability, kind="stable")
         rank = np.empty(len(rows), np.int64)
         rank[best_first] = np.arange(1, len(rows) + 1)
@@ -138,6 +141,23 @@ class Scorer:
             return None
         left = request.deadline_ms - (time.monotonic() - start) * 1000 - request.num_rows * self._ms_per_path_row
         return max(0, int(left / self._ms_per_path_row))
+
+
+def _refuse_no_numbers(request: Request, probability: np.ndarray) -> None:
+    """An answer holds numbers only: huge vectors may overflow within the model, and JSON would turn NaN into null."""
+    bad = np.flatnonzero(~np.isfinite(probability))
+    if len(bad) == 0:
+        return
+    place = int(bad[0])
+    if request.rows is not None:
+        raise RequestError(
+            f"rows[{place}] has no finite score: its numbers are too large for the model, give smaller ones",
+            field=f"rows[{place}]",
+        )
+    raise ServerError(
+        f"candidate {request.candidates[place]!r} has no finite score: its stored features are too large for the model, "
+        "materialize the features again"
+    )
 
 
 def open_scorer(bundle_dir: Path | str, feature_store_dir: Path | str | None) -> Scorer:

@@ -14,7 +14,7 @@ from serving.scorer import Answer, Scorer, open_scorer
 from tests.serving.fakes import ITEMS, FakeReader
 from tests.serving.small import PLAIN_SCHEMA, make_bundle
 from thinktwice.bundle import load_bundle
-from thinktwice.errors import BundleError, FeatureStoreError
+from thinktwice.errors import BundleError, FeatureStoreError, RequestError, ServerError
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Engine
 
@@ -130,6 +130,20 @@ def test_looked_up_and_raw_rows_agree(scorer: Scorer) -> None:
         looked_up.uncertainty,
         looked_up.num_paths,
     )
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, about the overflow in question
+def test_a_row_without_a_finite_score_is_refused_and_never_null(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each number fits into float32, and the model's sums of them do not."""
+    rows = [{"cover": [0.0, 1.0, 2.0]}, {"cover": [3e38, 3e38, -3e38]}]
+    with pytest.raises(RequestError, match=r"rows\[1\] has no finite score") as refused:
+        ask(scorer, {"rows": rows})
+    assert (refused.value.field, refused.value.status) == ("rows[1]", 400)
+    monkeypatch.setattr(FakeReader, "_item", staticmethod(lambda item: {"cover": [3e38, 3e38, -3e38]}))
+    with pytest.raises(ServerError, match="candidate 'i1' has no finite score"):
+        ask(scorer, candidates("i1"))
 
 
 def test_an_unknown_user_is_cold_and_answered(scorer: Scorer) -> None:
