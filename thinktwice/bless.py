@@ -111,7 +111,9 @@ def _opponent(champion_dir: Path | str | None, rows: pl.DataFrame) -> Bundle | s
     """The champion's bundle, or the sentence that says why there is no opponent."""
     if champion_dir is None:
         return "there is no champion yet, so the model is judged alone"
-    champion = load_bundle(champion_dir)  # one that is missing or damaged is an error: it must not look like a first run
+    champion = load_bundle(
+        champion_dir
+    )  # one that is missing or damaged is an error: it must not look like a first run
     reason = misfit(champion, rows)
     if reason:
         return (

@@ -7,16 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from serving.torchserve_process import TorchServe, running
+from serving.torchserve_process import TorchServe, check_port, running, stop
 from tests.server.conftest import free_port, post
 from tests.serving.small import MODEL_VERSION
 from thinktwice.champion import Champion
@@ -212,7 +214,20 @@ def test_a_server_that_dies_ends_the_command_with_its_sentence(command: subproce
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_a_damaged_bundle_is_refused_with_its_sentence(champion: Champion, tmp_path: Path) -> None:
+def test_a_damaged_bundle_is_refused_with_its_sentence(
+    champion: Champion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing stays behind: a mark in the environment finds every process of this server, orphans too."""
+    mark = f"{tmp_path}-{uuid.uuid4()}"
+    monkeypatch.setenv("THINKTWICE_TEST_MARK", mark)
+    found: list[list[psutil.Process]] = []
+
+    def stop_and_look(server: TorchServe) -> None:
+        found.append(_marked(mark))
+        stop(server)
+
+    monkeypatch.setattr("serving.torchserve_process.stop", stop_and_look)
+    port = free_port()
     damaged = tmp_path / "ctr.mar"
     with zipfile.ZipFile(champion.archive) as old, zipfile.ZipFile(damaged, "w") as new:
         for name in old.namelist():
@@ -222,12 +237,24 @@ def test_a_damaged_bundle_is_refused_with_its_sentence(champion: Champion, tmp_p
             new.writestr(name, bytes(data))
     with (
         pytest.raises(ServerError, match=r"cannot be served: bundle .*weights\.safetensors has SHA-256 .* is damaged"),
-        running(damaged, feature_store=champion.feature_store_dir, port=free_port(), log=tmp_path / "log") as server,
+        running(damaged, feature_store=champion.feature_store_dir, port=port, log=tmp_path / "log") as server,
     ):
         pytest.fail(f"{server.url} answers")
-    assert not [
-        c for c in psutil.Process().children(recursive=True) if str(damaged.parent) in " ".join(_command_line(c))
-    ]
+    (before,) = found
+    assert len(before) >= 2  # the launcher and Java: the mark does find them
+    assert [process for process in before if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
+    assert _marked(mark) == []
+    check_port(port)
+
+
+def _marked(mark: str) -> list[psutil.Process]:
+    """Living processes that were started with this mark in their environment."""
+    out = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            if process.environ().get("THINKTWICE_TEST_MARK") == mark:
+                out.append(process)
+    return out
 
 
 def _command_line(process: psutil.Process) -> list[str]:

@@ -92,9 +92,7 @@ def test_too_few_validation_rows_ship_off(data: TrainingSet, plain: Path) -> Non
     assert "too few" in report["sentence"]
 
 
-def test_one_user_in_validation_proves_nothing_and_ships_off(
-    data: TrainingSet, tmp_path: Path
-) -> None:
+def test_one_user_in_validation_proves_nothing_and_ships_off(data: TrainingSet, tmp_path: Path) -> None:
     """One cluster has no interval: off ships, the sentence says why, and the file is written."""
     frame = data_of_one_user_in_validation()
     build_training_set(frame.to_arrow(), data.schema, tmp_path / "set", SplitSpec(valid=0.25, test=0.25))

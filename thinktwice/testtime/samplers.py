@@ -15,7 +15,9 @@ from thinktwice.testtime.rowhash import uniforms
 
 KEEP_MIN = 0.2  # a path keeps a field with probability sqrt(reliability), and never with less than this
 DOUBTFUL = 0.95  # fields with a smaller keep probability
-MAX_EXACT = 3  # doubtful fields that are enumerated instead of sampled, as far as their subsets fit into the paths of a row
+MAX_EXACT = (
+    3  # doubtful fields that are enumerated instead of sampled, as far as their subsets fit into the paths of a row
+)
 BASE_DRAWS = 2.0  # the base pass counts twice beside drawn paths
 
 

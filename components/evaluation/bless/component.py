@@ -19,7 +19,8 @@ def bless(
     from thinktwice.champion import read_champion
 
     champion = read_champion(state_dir)  # a damaged one is an error, only none at all is a first run
-    verdict = judge(training_set.path, bundle.path, champion and champion.bundle_dir, blessing.path)
+    opponent = None if champion is None else champion.bundle_dir
+    verdict = judge(training_set.path, bundle.path, opponent, blessing.path)
     blessing.metadata.update(blessed=verdict.blessed, reasons="; ".join(verdict.reasons))
     metrics.log_metric("blessed", float(verdict.blessed))
     for name, change in verdict.content.get("changes", {}).items():
