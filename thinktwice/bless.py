@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from thinktwice.bundle import Bundle, load_bundle
+from thinktwice.bundle import Bundle, bundle_hash, load_bundle
 from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import BundleError
 from thinktwice.evaluate.from_bundle import misfit, score_bundle
@@ -69,15 +69,17 @@ def bless(
     candidate = load_bundle(bundle_dir)
     mine, encoded = score_bundle(candidate, rows, key="candidate", label="candidate")
     label, cluster = encoded.label.astype(np.float64), clusters_of(encoded.user)
+    champion = _opponent(champion_dir, rows)
     content: dict[str, Any] = {
         "format": 1,
         "bundle_hash": candidate.hash,
         "model_version": candidate.manifest.model_version,
         "rows": len(label),
         "candidate": column_metrics(label, mine, cluster, None),
+        # Whom the deployment may replace: another champion was never compared with this model.
+        "champion_hash": None if champion_dir is None else bundle_hash(champion_dir),
     }
     better, reasons = _better_than_chance(label, mine, cluster)
-    champion = _opponent(champion_dir, rows)
     fresh, remark = np.ones(len(label), bool), ""
     if isinstance(champion, Bundle) and champion.hash != candidate.hash:
         fresh, remark = _fresh_rows(champion, encoded.time, label)
@@ -111,9 +113,7 @@ def _opponent(champion_dir: Path | str | None, rows: pl.DataFrame) -> Bundle | s
     """The champion's bundle, or the sentence that says why there is no opponent."""
     if champion_dir is None:
         return "there is no champion yet, so the model is judged alone"
-    champion = load_bundle(
-        champion_dir
-    )  # one that is missing or damaged is an error: it must not look like a first run
+    champion = load_bundle(champion_dir)  # a missing or damaged one is an error: it must not look like a first run
     reason = misfit(champion, rows)
     if reason:
         return (

@@ -19,6 +19,7 @@ class Blessing(BaseModel):
     blessed: bool
     bundle_hash: str
     reasons: list[str] = []
+    champion_hash: str | None = None  # bundle of the champion at that moment, None when there was none
 
 
 def require_blessing(blessing: Path | str, bundle_dir: Path | str) -> Blessing:

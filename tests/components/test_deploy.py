@@ -16,7 +16,7 @@ from tests.serving.small import MODEL_VERSION, bless, small  # noqa: F401
 from thinktwice.bundle import bundle_hash, verify_bundle
 from thinktwice.champion import read_champion, verify_archive
 from thinktwice.errors import BundleError, FeatureStoreError, PipelineError
-from thinktwice.files import read_json
+from thinktwice.files import read_json, write_json
 
 Deploy = Callable[..., dict[str, Any]]
 
@@ -135,6 +135,42 @@ def test_a_mixture_is_refused(deploy: Deploy, packed: Path, tmp_path: Path) -> N
         deploy(target="moon")
     assert read_champion(tmp_path / "state") is None
     assert not (tmp_path / "out").exists()
+
+
+def test_a_champion_the_model_was_never_compared_with_is_not_replaced(
+    deploy: Deploy,
+    small: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    def judged_against(champion: str | None) -> Path:
+        folder = tmp_path / f"blessing-{champion}"
+        mine = bundle_hash(small / "bundle")
+        write_json(folder / "blessing.json", {"blessed": True, "bundle_hash": mine, "champion_hash": champion})
+        return folder
+
+    with pytest.raises(PipelineError, match=r"another model .* was deployed .* run again"):
+        deploy_over(tmp_path, deploy, judged_against(None))
+    with pytest.raises(PipelineError, match="another model"):
+        deploy_over(tmp_path, deploy, judged_against("2" * 64))
+    deploy_over(tmp_path, deploy, judged_against("1" * 64))
+
+
+def deploy_over(tmp_path: Path, deploy: Deploy, blessing: Path) -> None:
+    """Deploy onto a state folder whose champion is the bundle 111..."""
+    folder = tmp_path / "state" / "versions" / "000001-x"
+    folder.mkdir(parents=True, exist_ok=True)
+    info = {
+        "model_version": "x",
+        "bundle_hash": "1" * 64,
+        "archive_sha256": "0",
+        "feature_service": "",
+        "deployed_at": 0.0,
+    }
+    write_json(folder / "champion.json", info)
+    link = tmp_path / "state" / "champion"
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder, target_is_directory=True)
+    deploy(blessing=blessing)
 
 
 @pytest.mark.pipeline

@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from components.deployment.blessing import require_blessing
+from components.deployment.blessing import Blessing, require_blessing
 from feature_repo.store import ensure_online
 from thinktwice.bundle import MANIFEST_FILE, Manifest, bundle_hash, verify_bundle
-from thinktwice.champion import ARCHIVE_FILE, MODEL_NAME, install_champion
+from thinktwice.champion import ARCHIVE_FILE, MODEL_NAME, install_champion, read_champion
 from thinktwice.errors import BundleError, FeatureStoreError, PipelineError
 from thinktwice.files import atomic_dir, read_json, sha256_text, write_json
 
@@ -55,7 +55,7 @@ def deploy_model(
     if target not in TARGETS:
         raise PipelineError(f"target {target!r} is unknown: use one of {', '.join(TARGETS)}")
     manifest = verify_bundle(bundle_dir)
-    require_blessing(blessing, bundle_dir)
+    _check_opponent(require_blessing(blessing, bundle_dir), Path(state_dir))
     archive = Path(archive_dir) / ARCHIVE_FILE
     _check_archive(archive, Path(bundle_dir))
     _check_feature_store(Path(feature_store_dir), manifest)
@@ -85,6 +85,19 @@ def deploy_model(
         info.setdefault("place", str(champion.folder))
         write_json(folder / INFO_FILE, info)
     return info
+
+
+def _check_opponent(blessing: Blessing, state_dir: Path) -> None:
+    """Two runs at a time may both be blessed against one champion: the second must not replace the first unseen."""
+    if "champion_hash" not in blessing.model_fields_set:
+        return
+    champion = read_champion(state_dir)
+    found = None if champion is None else champion.info.bundle_hash
+    if found not in (blessing.champion_hash, blessing.bundle_hash):
+        raise PipelineError(
+            f"another model (bundle {str(found)[:12]}) was deployed to {state_dir} since this one was judged: run again, "
+            "it is then compared with that one"
+        )
 
 
 def inference_service(model_version: str, bundle_hash: str, storage: str) -> dict[str, Any]:
