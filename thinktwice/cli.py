@@ -16,7 +16,9 @@ from thinktwice.errors import ResourceError, ThinktwiceError
 
 GROUP = "thinktwice.commands"
 INTERRUPTED = 130  # exit status after Ctrl-C
-QUIET_STOP = "THINKTWICE_QUIET_STOP"  # environment: the caller is this command line too, and says itself that it stopped
+QUIET_STOP = (
+    "THINKTWICE_QUIET_STOP"  # environment: the caller is this command line too, and says itself that it stopped
+)
 
 
 class VerbsOfRooms(TyperGroup):
@@ -69,7 +71,9 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; the exit status is 0, 1 for a user's error (one sentence on stderr), 2 for wrong usage, 130 for Ctrl-C."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background can be stopped like any other
+        signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # a job in the background can be stopped like any other
     try:
         typer.main.get_command(app).main(args=arguments, prog_name="thinktwice")
     except ThinktwiceError as error:
