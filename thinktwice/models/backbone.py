@@ -6,6 +6,7 @@ Shapes: B rows, P paths (masked views) of a row, N fields in model order, D = di
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -33,7 +34,7 @@ class BackboneConfig(BaseModel):
     init_sd: float = Field(default=0.05, gt=0.0)  # of the embedding table
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """Base of all models. A subclass gives ``hidden_width``, :meth:`trunk` and :meth:`head`.
 
     All categorical and numeric fields share one table of ``sum(num_values)`` rows; row 0 of a field is its learned
@@ -102,13 +103,13 @@ class Backbone(nn.Module):
         """Logits [B] of whole rows."""
         return self.score(self.embed(batch))[:, 0]
 
+    @abstractmethod
     def trunk(self, x_masked: Tensor) -> Tensor:
         """Hidden state [B, H] of field vectors [B, N, D]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [B] from the hidden state [B, H]."""
-        raise NotImplementedError
 
     def dense_parameters(self) -> Iterator[nn.Parameter]:
         """All parameters but the table."""
