@@ -33,13 +33,14 @@ from thinktwice.data.encoded import EncodedRows, table_offsets
 from thinktwice.data.ingest import ingest
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import TrainingSet, build_training_set, load_training_set
+from thinktwice.evaluate.metrics import auc, logloss
 from thinktwice.files import write_json
 from thinktwice.models import FieldSpace
 from thinktwice.schema import parse_schema
 from thinktwice.train import recipes
 from thinktwice.train.finetune import fit
 from thinktwice.train.loader import BlockLoader
-from thinktwice.train.measure import auc, logits_of, logloss
+from thinktwice.train.measure import logits_of
 
 RESULT = Path(__file__).parent / "results" / "quality.json"
 PEERS = {"time": 0.768, "random": 0.821}  # best of FuxiCTR, DeepCTR-Torch and torch-rechub on the same fields, test AUC
@@ -102,12 +103,12 @@ def logistic_regression(data: TrainingSet) -> dict[str, float]:
     best: tuple[float, LogisticRegression] | None = None
     for strength in (1.0, 3.0):
         model = LogisticRegression(C=strength, max_iter=400, tol=1e-4).fit(matrices[0], train.label)
-        value = logloss(model.decision_function(matrices[1]), valid.label)
+        value = logloss(valid.label, model.decision_function(matrices[1]))
         if best is None or value < best[0]:
             best = value, model
     assert best is not None
     logit = best[1].decision_function(matrices[2])
-    return {"auc": auc(logit, test.label), "logloss": logloss(logit, test.label)}
+    return {"auc": auc(test.label, logit), "logloss": logloss(test.label, logit)}
 
 
 def deep_model(data: TrainingSet, *, grid: tuple[float, ...], seed: int) -> dict[str, object]:
@@ -123,8 +124,8 @@ def deep_model(data: TrainingSet, *, grid: tuple[float, ...], seed: int) -> dict
     logit = logits_of(done.model, BlockLoader(test))
     calibrated = done.calibration.a * logit.astype(np.float64) + done.calibration.b
     return {
-        "auc": auc(logit, test.label),
-        "logloss": logloss(calibrated, test.label),
+        "auc": auc(test.label, logit),
+        "logloss": logloss(test.label, calibrated),
         "valid_logloss": done.valid_logloss,
         "table_l2": done.chosen.table_l2,
         "epochs": done.epochs,

@@ -11,12 +11,13 @@ import torch
 from tests.train.logs import build_small
 from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import DataError, PipelineError
+from thinktwice.evaluate.metrics import auc, logloss
 from thinktwice.files import read_json, sha256_file
 from thinktwice.models import load_model
 from thinktwice.pretrain import pretrain
 from thinktwice.train import finetune, recipes
 from thinktwice.train.loader import BlockLoader
-from thinktwice.train.measure import auc, logits_of, logloss
+from thinktwice.train.measure import logits_of
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +47,10 @@ def test_a_choice_is_made_on_validation_and_recorded(data: Path, tmp_path: Path)
     valid = opened.part("valid")
     logit = logits_of(model, BlockLoader(valid))
     calibrated = info.calibration.a * logit.astype(np.float64) + info.calibration.b
-    assert logloss(calibrated, valid.label) == pytest.approx(record["valid"]["logloss"])
-    assert logloss(calibrated, valid.label) <= min(look["valid_logloss"] for look in record["curve"]) + 1e-9
+    assert logloss(valid.label, calibrated) == pytest.approx(record["valid"]["logloss"])
+    assert logloss(valid.label, calibrated) <= min(look["valid_logloss"] for look in record["curve"]) + 1e-9
     test = opened.part("test")
-    assert auc(logits_of(model, BlockLoader(test)), test.label) > 0.7
+    assert auc(test.label, logits_of(model, BlockLoader(test))) > 0.7
     assert info.provenance["train_window"] == list(opened.train_window)
 
 

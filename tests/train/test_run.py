@@ -6,12 +6,13 @@ import torch
 
 from tests.models.synthetic import FIELDS, random_rows
 from thinktwice.data.encoded import Batch
+from thinktwice.evaluate.metrics import logloss
 from thinktwice.models import Backbone, BackboneConfig, build_backbone
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import Augmentation, FinetuneConfig
 from thinktwice.train.device import on_device, training_device
 from thinktwice.train.loader import BlockLoader
-from thinktwice.train.measure import auc, fit_calibration, logits_of, logloss
+from thinktwice.train.measure import auc_or_half, fit_calibration, logits_of
 from thinktwice.train.run import Trained, rate_factor, train
 
 CONFIG = FinetuneConfig(batch_size=128, rate=2e-2, checks_per_epoch=3)
@@ -32,7 +33,7 @@ def test_the_model_keeps_the_weights_of_its_best_look() -> None:
     model, done, valid = trained(config, epochs=6.0)
     assert done.best.valid_logloss == min(look.valid_logloss for look in done.curve)
     assert done.best != done.curve[-1]
-    assert logloss(logits_of(model, valid), valid.label.numpy()) == done.best.valid_logloss
+    assert logloss(valid.label.numpy(), logits_of(model, valid)) == done.best.valid_logloss
 
 
 def test_training_learns_and_the_seed_decides_every_bit() -> None:
@@ -78,7 +79,7 @@ def test_a_row_of_a_new_user_or_item_is_scored_better_than_by_vectors_never_trai
         model = build_backbone(BackboneConfig(dim=4, hidden=(16,), init_sd=1.0), FIELDS)
         augmenter, loader = Augmenter("none", rows, FIELDS, config), BlockLoader(rows)
         train(model, augmenter, loader, loader, config, table_l2=1e-4, epochs=3.0, seed=0)
-        found.append(logloss(logits_of(model, BlockLoader(valid)), valid.label))
+        found.append(logloss(valid.label, logits_of(model, BlockLoader(valid))))
     assert found[1] < found[0] - 0.02
 
 
@@ -165,8 +166,8 @@ def test_auc_counts_ties_half_and_agrees_with_pairs() -> None:
     logit, label = rng.integers(0, 5, 80).astype(np.float32), (rng.random(80) < 0.4).astype(np.float32)
     up, down = logit[label == 1], logit[label == 0]
     wins = (up[:, None] > down).sum() + 0.5 * (up[:, None] == down).sum()
-    assert auc(logit, label) == pytest.approx(wins / (len(up) * len(down)))
-    assert auc(logit, np.ones(80)) == 0.5
+    assert auc_or_half(label, logit) == pytest.approx(wins / (len(up) * len(down)))
+    assert auc_or_half(np.ones(80), logit) == 0.5
 
 
 def test_calibration_recovers_slope_and_offset() -> None:

@@ -23,7 +23,8 @@ def logloss(label: np.ndarray, logit: np.ndarray) -> float:
 
 def row_logloss(label: np.ndarray, logit: np.ndarray) -> np.ndarray:
     """Negative log likelihood of every row in nats."""
-    return np.logaddexp(0.0, logit) - label * logit
+    z = np.asarray(logit, np.float64)  # a mean over many float32 rows loses digits
+    return np.logaddexp(0.0, z) - label * z
 
 
 def group_auc(label: np.ndarray, score: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ import torch
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import DataError
+from thinktwice.evaluate.metrics import logloss
 from thinktwice.files import atomic_dir, write_json
 from thinktwice.models import Backbone, Calibration, FieldSpace, ModelInfo, build_backbone, load_model, write_model
 from thinktwice.models.backbone import BackboneConfig
@@ -19,7 +20,7 @@ from thinktwice.progress import note
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.loader import BlockLoader
-from thinktwice.train.measure import auc, fit_calibration, logits_of, logloss
+from thinktwice.train.measure import auc_or_half, fit_calibration, logits_of
 from thinktwice.train.run import Look
 from thinktwice.train.tune import STAGE, Candidate, Trial, tune
 
@@ -77,8 +78,8 @@ def fit(
         tuned.trials,
         tuned.trained.curve,
         tuned.trained.best.epoch,
-        logloss(calibrated, truth),
-        auc(logit, truth),
+        logloss(truth, calibrated),
+        auc_or_half(truth, logit),
     )
 
 

@@ -1,4 +1,4 @@
-"""Logits of a whole part, its logloss and AUC, and the calibration fitted on them."""
+"""Logits of a whole part, its AUC for the record, and the calibration fitted on them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 from scipy.special import expit
-from scipy.stats import rankdata
 
+from thinktwice.evaluate.metrics import auc
 from thinktwice.models.backbone import Backbone
 from thinktwice.models.store import Calibration
 from thinktwice.train.device import on_device
@@ -26,21 +26,10 @@ def logits_of(model: Backbone, rows: BlockLoader) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def logloss(logit: np.ndarray, label: np.ndarray) -> float:
-    """Mean negative log-likelihood of 0/1 labels under logits."""
-    z = logit.astype(np.float64)
-    return float(np.mean(np.logaddexp(0.0, z) - label * z))
-
-
-def auc(logit: np.ndarray, label: np.ndarray) -> float:
-    """Area under the ROC curve; ties count half, one class alone gives 0.5."""
-    positive = label > 0.5
-    ones = int(positive.sum())
-    zeros = len(label) - ones
-    if ones == 0 or zeros == 0:
-        return 0.5
-    ranks = rankdata(logit)
-    return float((ranks[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
+def auc_or_half(label: np.ndarray, logit: np.ndarray) -> float:
+    """AUC, and 0.5 where one class alone leaves it undefined: the record of a training holds no NaN."""
+    value = auc(label, logit)
+    return 0.5 if np.isnan(value) else value
 
 
 def fit_calibration(logit: np.ndarray, label: np.ndarray) -> Calibration:

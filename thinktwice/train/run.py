@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from thinktwice.evaluate.metrics import logloss
 from thinktwice.models.backbone import Backbone
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.device import on_device, training_device
 from thinktwice.train.loader import BlockLoader
-from thinktwice.train.measure import auc, logits_of, logloss
+from thinktwice.train.measure import auc_or_half, logits_of
 from thinktwice.train.optimizer import TableAdam
 
 
@@ -96,4 +97,4 @@ def train(
 
 def _look(model: Backbone, valid: BlockLoader, epoch: float, train_logloss: float) -> Look:
     logit, label = logits_of(model, valid), valid.label.numpy()
-    return Look(epoch, train_logloss, logloss(logit, label), auc(logit, label))
+    return Look(epoch, train_logloss, logloss(label, logit), auc_or_half(label, logit))
