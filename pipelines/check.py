@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from pipelines.run import RunArguments
 
 #: Recipes known to exist. Asking `thinktwice.train.recipes` loads torch, seconds before the first sign of life.
-KNOWN_RECIPES = ("default", "dcnv2", "ml-1m", "ml-100k", "tiny")
+KNOWN_RECIPES = ("default", "dcnv2", "autoint", "ml-1m", "ml-100k", "tiny")
+
+#: Likewise of :data:`thinktwice.testtime.config.Mode`.
+TEST_TIME_MODES = ("lean", "off", "calibrated", "gate", "filter", "uttsi", "matt", "sgctr", "members")
 
 
 def check_arguments(arguments: RunArguments) -> None:
@@ -43,6 +46,10 @@ def check_arguments(arguments: RunArguments) -> None:
         from thinktwice.train.recipes import get
 
         get(arguments.recipe)
+    if arguments.test_time_mode not in TEST_TIME_MODES:
+        raise PipelineError(
+            f"test-time mode {arguments.test_time_mode!r} is unknown: choose one of {', '.join(TEST_TIME_MODES)}"
+        )
     if arguments.online_store == "redis" and not (arguments.redis_address or os.environ.get(REDIS_VARIABLE)):
         raise PipelineError(
             "--online-store redis needs the address of the server: add --redis-address host:port, or set "

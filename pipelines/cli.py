@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.check import KNOWN_RECIPES
+from pipelines.check import KNOWN_RECIPES, TEST_TIME_MODES
 from thinktwice.errors import PipelineError
 
 app = typer.Typer(
@@ -81,6 +81,13 @@ def run(
         typer.Option(help="How rows are split into train, validation and test: by time, or at random by the seed."),
     ] = Split.time,
     recipe: Annotated[str, typer.Option(help=f"Training recipe: {', '.join(KNOWN_RECIPES)}.")] = "default",
+    test_time: Annotated[
+        str,
+        typer.Option(
+            help=f"Extra work that may ship if validation proves a gain, one of {', '.join(TEST_TIME_MODES)}; lean tries all "
+            "and ships what costs next to nothing."
+        ),
+    ] = "lean",
     seed: Annotated[int, typer.Option(help="Seed of the simulator, of a random split and of training.", min=0)] = 0,
     limit: Annotated[int, typer.Option(help="Read at most this many rows; 0 reads all.", min=0)] = 0,
     online_store: Annotated[
@@ -124,6 +131,7 @@ def run(
         seed=seed,
         split=split.value,
         recipe=recipe,
+        test_time_mode=test_time,
         online_store=online_store.value,
         redis_address=redis_address,
         target=target.value,

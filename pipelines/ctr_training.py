@@ -48,6 +48,7 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
         seed: int = 0,
         split: str = "time",
         recipe: str = "default",
+        test_time_mode: str = "lean",
         online_store: str = "sqlite",
         redis_address: str = "",
         target: str = DEFAULT_TARGET[profile],
@@ -65,6 +66,8 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
             seed: seed of the simulator, of a random split and of training.
             split: "time" or "random".
             recipe: name of the training recipe.
+            test_time_mode: which extra work may ship, if validation proves a gain: "lean" (any that costs next to nothing) or
+                one mode by name.
             online_store: "sqlite" or "redis".
             redis_address: host:port of the Redis server, for the online store "redis".
             target: what deployment means: "local" (champion in state_dir) or "manifest" (an InferenceService besides).
@@ -129,6 +132,7 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
                 plain=plain_model.outputs["model"],
                 pretrained=pretrained_model.outputs["model"],
                 recipe=recipe,
+                mode=test_time_mode,
                 code_version=code_version,
             )
             place(test_time, "cpu")

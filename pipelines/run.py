@@ -44,6 +44,7 @@ class RunArguments(BaseModel):
     seed: int = Field(0, ge=0)
     split: Literal["time", "random"] = "time"
     recipe: str = "default"
+    test_time_mode: str = "lean"
     online_store: Literal["sqlite", "redis"] = "sqlite"
     redis_address: str = ""
     target: Literal["local", "manifest"] = "local"

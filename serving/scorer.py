@@ -14,6 +14,7 @@ from serving.features import OnlineFeatureReader
 from serving.requests import Request, RequestParser
 from thinktwice.bundle import Bundle, load_bundle
 from thinktwice.errors import FeatureStoreError, RequestError, ServerError
+from thinktwice.testtime.budget import extra_rows
 
 WARM_UP_ROWS = 64
 WARM_UP_ROUNDS = 3
@@ -110,7 +111,7 @@ class Scorer:
         else:
             rows = request.rows
         batch = self.bundle.encoder.encode_rows(rows)
-        scored = self.bundle.engine.score(batch, max_path_rows=self._path_budget(request, start))
+        scored = self.bundle.engine.score(batch, self._path_budget(request, start), request.k)
         probability = np.asarray(scored.probability, np.float64)
         _refuse_no_numbers(request, probability)
         best_first = np.argsort(-probability, kind="stable")
@@ -139,8 +140,8 @@ class Scorer:
         """
         if request.deadline_ms is None or self._ms_per_path_row == 0.0:
             return None
-        left = request.deadline_ms - (time.monotonic() - start) * 1000 - request.num_rows * self._ms_per_path_row
-        return max(0, int(left / self._ms_per_path_row))
+        left = request.deadline_ms - (time.monotonic() - start) * 1000
+        return extra_rows(left, request.num_rows * self._ms_per_path_row, self._ms_per_path_row)
 
 
 def _refuse_no_numbers(request: Request, probability: np.ndarray) -> None:

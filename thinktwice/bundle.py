@@ -30,6 +30,12 @@ SCHEMA_FILE = "schema.yaml"
 TRAINING_SET_FILES = (SCHEMA_FILE, ENCODER_FILE, VOCABULARY_FILE)
 MODEL_FILES = ("model.json", "weights.safetensors")
 TEST_TIME_FILES = ("test_time.json", "counts.safetensors")
+# What some test-time modes need besides; a bundle holds those that its own configuration needs.
+EXTRA_FILES = (
+    "combinations.safetensors",
+    "heads.safetensors",
+    *(f"members/{place}/{name}" for place in (0, 1) for name in MODEL_FILES),
+)
 REPORT_FILES = ("evaluation.json", "report.html")  # under report/
 BUNDLE_FILES = frozenset((*TRAINING_SET_FILES, *MODEL_FILES, *TEST_TIME_FILES, *(f"report/{n}" for n in REPORT_FILES)))
 
@@ -65,7 +71,9 @@ class Manifest(BundleIdentity):
 
     @model_validator(mode="after")
     def _complete(self) -> Manifest:
-        if (missing := sorted(BUNDLE_FILES - set(self.files))) or (extra := sorted(set(self.files) - BUNDLE_FILES)):
+        if (missing := sorted(BUNDLE_FILES - set(self.files))) or (
+            extra := sorted(set(self.files) - BUNDLE_FILES - set(EXTRA_FILES))
+        ):
             what = f"does not list {missing[0]}" if missing else f"lists the unknown file {extra[0]}"
             raise ValueError(f"'files' {what}")
         return self
@@ -98,20 +106,22 @@ def write_bundle(
     Raises:
         BundleError: a part lacks one of its files.
     """
+    from thinktwice.testtime.store import needed_files, read_config
+
     parts = (
         (Path(training_set_dir), TRAINING_SET_FILES, ""),
         (Path(model_dir), MODEL_FILES, ""),
-        (Path(test_time_dir), TEST_TIME_FILES, ""),
+        (Path(test_time_dir), needed_files(read_config(test_time_dir)), ""),
         (Path(evaluation_dir), REPORT_FILES, "report/"),
     )
     with atomic_dir(out_dir) as folder:
-        (folder / "report").mkdir()
         entries = {}
         for source, names, prefix in parts:
             for name in names:
                 if not (source / name).is_file():
                     raise BundleError(f"{source} holds no {name}, a bundle needs it: run the step that writes it again")
                 target = folder / (prefix + name)
+                target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source / name, target)
                 entries[prefix + name] = FileEntry(sha256=sha256_file(target), size=target.stat().st_size)
         manifest = Manifest(**identity.model_dump(), files=entries)
@@ -212,6 +222,11 @@ def load_bundle(folder: Path | str) -> Bundle:
     model, info = load_model(folder)
     if encoder.num_values != model.fields.num_values or [f.name for f in encoder.fields] != list(model.fields.names):
         raise BundleError(f"bundle {folder}: encoder and model describe other fields: train and package again")
-    test_time = load_test_time(folder)
-    engine = Engine(model, test_time.reliability, test_time.config, info.calibration)
+    test_time = load_test_time(folder, model)
+    if test_time.weights and test_time.weights != manifest.files["weights.safetensors"].sha256:
+        raise BundleError(
+            f"bundle {folder}: its counts were taken for other weights ({test_time.weights[:12]}...): counts that are newer or "
+            "older than the weights would call untrained values reliable, fit the test-time parameters again"
+        )
+    engine = Engine(model, test_time.reliability, test_time.config, info.calibration, test_time.extras)
     return Bundle(folder, manifest, bundle_hash(folder), schema, encoder, model, engine)

@@ -89,7 +89,7 @@ def test_the_stage_runs_under_the_local_runner(finished: Path, tmp_path: Path, m
         plain = dsl.importer(artifact_uri=folders["plain"], artifact_class=Model, reimport=False)
         pretrained = dsl.importer(artifact_uri=folders["bad"], artifact_class=Model, reimport=False)
         inputs = {"training_set": rows.output, "plain": plain.output, "pretrained": pretrained.output}
-        fitted = fit_test_time(**inputs, recipe="tiny", code_version="0.1.0")
+        fitted = fit_test_time(**inputs, recipe="tiny", mode="lean", code_version="0.1.0")
         measured = evaluate(
             **inputs,
             test_time=fitted.outputs["test_time"],

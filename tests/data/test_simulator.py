@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from thinktwice.data.ingest import ingest
 from thinktwice.data.simulator import SimConfig, simulate
 from thinktwice.data.simulator.draw import START_US
 from thinktwice.data.simulator.source import reading_of
+from thinktwice.data.simulator.world import effects_at, make_world
 from thinktwice.data.sources.base import columns_of
 from thinktwice.data.sources.registry import builtin_schema
 from thinktwice.schema import LogSchema
@@ -124,3 +126,53 @@ def test_a_simulated_raw_log_folder(tmp_path: Path) -> None:
     assert again.snapshot_id == snapshot.snapshot_id
     one, two = (pl.read_parquet(tmp_path / f / "log.parquet") for f in "ab")
     assert one.equals(two) and one["row_id"].n_unique() == 1000
+
+
+QUIET = {"rows": 1000, "users": 300, "items": 300}
+
+
+def test_drift_turns_the_effects_of_ids_and_keeps_their_variance() -> None:
+    world = make_world(SimConfig(**QUIET, drift=1.0, seed=3))
+    early, late = effects_at(world, 0.0), effects_at(world, 1.0)
+    for first, last in zip(early, late, strict=True):
+        assert np.corrcoef(first.ravel(), last.ravel())[0, 1] == pytest.approx(np.cos(1.0), abs=0.12)
+        assert last.std() == pytest.approx(1.0, abs=0.12)
+    assert np.array_equal(early[0], world.user_main)
+
+
+def test_a_reused_id_has_the_effects_of_its_next_owner_from_its_handover_on() -> None:
+    world = make_world(SimConfig(**QUIET, reuse=0.5, seed=3))
+    assert world.change is not None
+    passed = world.change.item_handover <= 1
+    assert passed.mean() == pytest.approx(0.5, abs=0.1)
+    before, after = effects_at(world, 0.0)[2], effects_at(world, 1.0)[2]
+    assert np.array_equal(before[~passed], after[~passed])
+    assert abs(np.corrcoef(before[passed], after[passed])[0, 1]) < 0.2
+    middle = effects_at(world, 0.5)[2]
+    early = passed & (world.change.item_handover <= 0.5)
+    assert np.array_equal(middle[early], after[early])
+    assert np.array_equal(middle[passed & ~early], before[passed & ~early])
+
+
+def test_drift_and_reuse_leave_everything_else_of_the_world_as_it_was() -> None:
+    plain, changed = make_world(SimConfig(**QUIET)), make_world(SimConfig(**QUIET, drift=1.0, reuse=0.3))
+    for field in dataclasses.fields(plain):
+        if field.name != "change":
+            assert np.array_equal(getattr(plain, field.name), getattr(changed, field.name)), field.name
+    assert plain.change is None
+
+
+def test_the_true_probability_follows_a_drift(tmp_path: Path) -> None:
+    config = SimConfig(rows=40_000, users=200, items=100, id_variance=1.2, drift=2.0, behaviour=0.0, sharpness=0.0)
+    simulate(config, tmp_path / "log")
+    rows = pl.read_parquet(tmp_path / "log" / "log.parquet").with_row_index()
+    assert abs(rows["true_probability"].mean() - rows["click"].mean()) < 0.01
+    half = rows.height // 2
+    mean = [
+        part.group_by("item_id").agg(pl.col("true_probability").mean(), pl.len()).filter(pl.col("len") > 100)
+        for part in (rows.head(half), rows.tail(half))
+    ]
+    both = mean[0].join(mean[1], on="item_id")
+    assert both.height > 20
+    steady = np.corrcoef(both["true_probability"], both["true_probability_right"])[0, 1]
+    assert steady < 0.9  # an item's rate in the second half is not that of the first

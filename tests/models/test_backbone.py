@@ -102,6 +102,23 @@ def test_sequences_are_means_over_the_items_table_without_padding() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_gated_table_masks_values_as_a_mask_does(name: str) -> None:
+    model, batch = model_of(name), random_batch(40)
+    keep = torch.rand(FIELDS.num_rows, generator=torch.Generator().manual_seed(3))
+    keep[::3], keep[1::3] = 0.0, 1.0
+    mask = torch.ones(40, 1, FIELDS.num_fields)
+    mask[:, 0, :4] = keep[batch.ids + model.offsets]
+    table = model.gated_table(keep)
+    assert not table.requires_grad
+    assert torch.equal(model.gated_table(torch.ones(FIELDS.num_rows)), model.table)
+    with torch.inference_mode():
+        x, gated = model.embed(batch), model.embed(batch, table)
+        torch.testing.assert_close(model.score(gated), model.score(x, mask), atol=1e-6, rtol=1e-6)
+        assert torch.equal(gated[:, 4:], x[:, 4:])  # sequences and vectors do not read it
+        assert not torch.equal(gated[:, :4], x[:, :4])
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_ids_beyond_float_precision_keep_their_row(name: str) -> None:
     """2^24 + 1 is no float32: an id that passes through floats would hit its neighbour's row."""
     model = model_of(name)

@@ -1,20 +1,28 @@
 """A run that cannot succeed says so at once: no process is started and no folder written."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from pipelines.check import KNOWN_RECIPES, check_arguments
+from pipelines.check import KNOWN_RECIPES, TEST_TIME_MODES, check_arguments
 from pipelines.run import RunArguments, run_local
 from tests.pipelines.own_log import write_log
 from thinktwice.cli import main
 from thinktwice.data.sources.registry import SOURCES
 from thinktwice.errors import ThinktwiceError
+from thinktwice.testtime.config import Mode
 from thinktwice.train import recipes
 
 
 def test_the_recipes_named_are_the_recipes_there_are():
     assert set(KNOWN_RECIPES) == set(recipes.RECIPES)
+
+
+def test_the_test_time_modes_named_are_those_there_are(tmp_path: Path):
+    assert TEST_TIME_MODES == ("lean", *get_args(Mode))
+    with pytest.raises(ThinktwiceError, match="test-time mode 'twice' is unknown: choose one of lean, off"):
+        check_arguments(RunArguments(source="sim", test_time_mode="twice"))
 
 
 def test_the_sources_named_in_the_help_exist(capsys: pytest.CaptureFixture[str]):

@@ -1,13 +1,21 @@
-"""The small world, built once for all tests of this folder."""
+"""The small worlds, each built once for all tests of this folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.testtime import world
+from tests.testtime import wide, world
+from thinktwice.combinations.counts import CombinationCounts, open_pairs
+from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import TrainingSet
+from thinktwice.models import load_model
+from thinktwice.testtime.extras import Extras
+from thinktwice.testtime.heads import fit_heads
+from thinktwice.testtime.reliability import Reliability
+from thinktwice.testtime.subject import Subject
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +32,30 @@ def plain(data: TrainingSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def memorised(data: TrainingSet, plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return world.memorise_rare_values(data, plain, tmp_path_factory.mktemp("memorised") / "model")
+
+
+@pytest.fixture(scope="session")
+def subject(data: TrainingSet, plain: Path, memorised: Path) -> Subject:
+    """The healthy model with all extras; the memorised one is its further trunk."""
+    model, info = load_model(plain)
+    train = data.part("train")
+    reliability = Reliability.fit(train.ids, train.label, model.fields)
+    fields = reliability.open_fields
+    counts = CombinationCounts.fit(
+        [train.ids], open_pairs(fields), (), reliability.num_values, capacity=1 << 12, width=1 << 13
+    )
+    extras = Extras(counts, fit_heads(model, train, fields), (load_model(memorised)[0],))
+    return Subject(model, info.calibration, reliability, extras)
+
+
+@pytest.fixture(scope="session")
+def valid(data: TrainingSet) -> EncodedRows:
+    """Validation rows in time order."""
+    rows = data.part("valid")
+    return rows.take(np.argsort(rows.time, kind="stable"))
+
+
+@pytest.fixture(scope="session")
+def big() -> wide.Wide:
+    world.one_thread()
+    return wide.build()

@@ -6,25 +6,8 @@ import torch
 
 from tests.models.synthetic import FIELDS, random_rows
 from thinktwice.data.encoded import Batch
-from thinktwice.train.augment import Augmenter, counts_before, time_blocks
+from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import Augmentation, FinetuneConfig
-
-
-def test_blocks_are_equal_shares_in_time_and_keep_instants_together() -> None:
-    time = np.random.default_rng(0).permutation(1000).astype(np.int64)
-    block = time_blocks(time, 10)
-    assert np.bincount(block).tolist() == [100] * 10
-    assert (np.diff(block[np.argsort(time)]) >= 0).all()
-    same = time_blocks(np.repeat([5, 6], 500).astype(np.int64), 10)
-    assert len(set(same[:500])) == 1
-    assert len(set(same[500:])) == 1
-
-
-def test_counts_are_of_strictly_earlier_blocks() -> None:
-    ids = np.array([[1], [1], [2], [1], [0], [2]], np.int32)
-    block = np.array([0, 0, 1, 1, 1, 2])
-    counts = counts_before(ids, block, (3,), 3)
-    assert counts.tolist() == [[0, 0, 0], [0, 2, 0], [0, 3, 1]]
 
 
 def test_a_value_new_in_its_block_is_always_masked_in_chosen_rows() -> None:
@@ -53,13 +36,43 @@ def test_masking_spares_protected_fields_early_blocks_and_most_of_a_row() -> Non
     assert bool((batch.ids == torch.from_numpy(rows.ids)).all())  # the input is left alone
 
 
+def test_without_time_the_values_of_no_other_row_go_first_and_well_known_ones_stay() -> None:
+    rows = random_rows(4000)
+    rows.ids[:, 0] = np.arange(4000) % 2 + 1  # two users of 2000 rows each
+    rows.ids[:, 1] = np.arange(4000) % 20 + 1
+    rows.ids[:, 2] = 1
+    rows.ids[:40, 1] = 21 + np.arange(40) // 5  # eight items of five rows
+    rows.ids[7, 1] = 29  # and one of a single row
+    config = FinetuneConfig(unknown_share=0.0, masked_rows=1.0, masked_fields=0.2)  # one of six fields
+    augment = Augmenter("mask_loo", rows, FIELDS, config)
+    batch, index = rows.batch(slice(None)), torch.arange(4000)
+    generator = torch.Generator().manual_seed(0)
+    masked = torch.stack([augment(batch, index, generator).ids == 0 for _ in range(50)]).float().mean(dim=0)
+    assert float(masked[7, 1]) == 1.0
+    few = masked[:40, 1][torch.arange(40) != 7]
+    assert float(few.mean()) == pytest.approx(1 - (4 / 24) ** 0.5, abs=0.03)
+    assert float(masked[40:, 1].mean()) == pytest.approx(1 - (198 / 218) ** 0.5, abs=0.01)
+    assert float(masked[40:, [0, 2]].mean()) < 0.01
+    assert float(masked[:, 3].max()) == 0.0  # price is protected
+
+
+def test_without_time_the_first_rows_are_masked_like_the_last() -> None:
+    rows = random_rows(4000)
+    config = FinetuneConfig(unknown_share=0.0, kappa=1e6)
+    batch = rows.batch(slice(None))
+    out = Augmenter("mask_loo", rows, FIELDS, config)(batch, torch.arange(4000), torch.Generator().manual_seed(0))
+    touched = ((out.ids == 0) & (batch.ids != 0)).any(dim=1).float()
+    assert float(touched[:1200].mean()) == pytest.approx(config.masked_rows, abs=0.04)
+    assert float(touched[1200:].mean()) == pytest.approx(config.masked_rows, abs=0.04)
+
+
 def missing(batch: Batch) -> torch.Tensor:
     """Which fields [B, N] a batch does not know."""
     extra = [(batch.sequences["history"] == 0).all(dim=1), batch.vectors["image"].isnan().any(dim=1)]
     return torch.cat([batch.ids == 0, torch.stack(extra, dim=1)], dim=1)
 
 
-@pytest.mark.parametrize("kind", ["none", "mask_block"])
+@pytest.mark.parametrize("kind", ["none", "mask_block", "mask_loo"])
 def test_every_field_and_whole_users_and_items_come_unknown(kind: Augmentation) -> None:
     """Protected fields too: a new user or item has none of its attributes and statistics."""
     rows = random_rows(40_000)

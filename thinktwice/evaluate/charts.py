@@ -74,22 +74,22 @@ def line_chart(
     def py(y: float) -> float:
         return height - bottom - (y - y0) / (y1 - y0) * (height - top - bottom)
 
-    out = [_open(width, height, f"{y_label} by {x_label}")]
+    out = [opening(width, height, f"{y_label} by {x_label}")]
     for y in y_ticks:
-        out.append(_line(left, py(y), width - right, py(y), GRID))
-        out.append(_text(left - 8, py(y) + 4, _number(y, y_ticks), "end", FAINT))
+        out.append(frame_line(left, py(y), width - right, py(y), GRID))
+        out.append(text(left - 8, py(y) + 4, number(y, y_ticks), "end", FAINT))
     for i, x in enumerate(x_ticks):
-        name = categories[i] if categories else _number(x, x_ticks)
+        name = categories[i] if categories else number(x, x_ticks)
         if not categories:
-            out.append(_line(px(x), top, px(x), height - bottom, GRID))
+            out.append(frame_line(px(x), top, px(x), height - bottom, GRID))
         turned = f" transform='rotate(-28 {px(x):.1f} {height - bottom + 16})'" if len(categories) > 6 else ""
-        out.append(_text(px(x), height - bottom + 18, name, "end" if turned else "middle", FAINT, turned))
+        out.append(text(px(x), height - bottom + 18, name, "end" if turned else "middle", FAINT, turned))
     if diagonal:
         low, high = max(x0, y0), min(x1, y1)
-        out.append(_line(px(low), py(low), px(high), py(high), "#b4bac4", "4 4"))
-    out.append(_text((left + width - right) / 2, height - 4, x_label, "middle", INK))
+        out.append(frame_line(px(low), py(low), px(high), py(high), "#b4bac4", "4 4"))
+    out.append(text((left + width - right) / 2, height - 4, x_label, "middle", INK))
     out.append(
-        _text(
+        text(
             13,
             (top + height - bottom) / 2,
             y_label,
@@ -109,7 +109,7 @@ def line_chart(
         for m in s.marks:
             out.append(f"<g><title>{escape(f'{s.name}: {m.tip}')}</title>")
             if m.low is not None and m.high is not None:
-                out.append(_line(px(m.x) + dx, py(m.low), px(m.x) + dx, py(m.high), s.color))
+                out.append(frame_line(px(m.x) + dx, py(m.low), px(m.x) + dx, py(m.high), s.color))
             out.append(f"<circle cx='{px(m.x) + dx:.1f}' cy='{py(m.y):.1f}' r='3.5' fill='{s.color}'/></g>")
     return "".join(out) + "</svg>"
 
@@ -135,16 +135,16 @@ def dot_chart(
     def px(x: float) -> float:
         return left + (x - ticks[0]) / (ticks[-1] - ticks[0]) * (width - left - right)
 
-    out = [_open(width, height, x_label)]
+    out = [opening(width, height, x_label)]
     for x in ticks:
-        out.append(_line(px(x), top, px(x), height - bottom, "#9aa1ac" if zero and x == 0 else GRID))
-        out.append(_text(px(x), height - bottom + 17, _number(x, ticks), "middle", FAINT))
+        out.append(frame_line(px(x), top, px(x), height - bottom, "#9aa1ac" if zero and x == 0 else GRID))
+        out.append(text(px(x), height - bottom + 17, number(x, ticks), "middle", FAINT))
     for i, (name, remark) in enumerate(rows):
         y = top + row_height * (i + 0.5)
         if i:
-            out.append(_line(0, y - row_height / 2, width - right, y - row_height / 2, GRID))
-        out.append(_text(left - 16, y - 1, name, "end", INK, " font-weight='600'"))
-        out.append(_text(left - 16, y + 14, remark, "end", FAINT))
+            out.append(frame_line(0, y - row_height / 2, width - right, y - row_height / 2, GRID))
+        out.append(text(left - 16, y - 1, name, "end", INK, " font-weight='600'"))
+        out.append(text(left - 16, y + 14, remark, "end", FAINT))
     for place, s in enumerate(series):
         dy = (place - (len(series) - 1) / 2) * 14
         for m in s.marks:
@@ -155,7 +155,7 @@ def dot_chart(
                     f"<line x1='{px(m.low):.1f}' y1='{y:.1f}' x2='{px(m.high):.1f}' y2='{y:.1f}' stroke='{s.color}' stroke-width='3' stroke-opacity='.45' stroke-linecap='round'/>"
                 )
             out.append(f"<circle cx='{px(m.x):.1f}' cy='{y:.1f}' r='4.5' fill='{s.color}'/></g>")
-    out.append(_text((left + width - right) / 2, height - 4, x_label, "middle", INK))
+    out.append(text((left + width - right) / 2, height - 4, x_label, "middle", INK))
     return "".join(out) + "</svg>"
 
 
@@ -165,20 +165,33 @@ def legend(series: Sequence[Series]) -> str:
     return f"<div class='legend'>{names}</div>"
 
 
-def _open(width: int, height: int, title: str) -> str:
+def legend_svg(names: Sequence[tuple[str, str]], x: float, y: float) -> str:
+    """Coloured names in a row, for a drawing that stands alone."""
+    out = []
+    for name, color in names:
+        out.append(f"<circle cx='{x:.1f}' cy='{y - 4:.1f}' r='4' fill='{color}'/>" + text(x + 9, y, name, "start", color))
+        x += 30 + 6.4 * len(name)
+    return "".join(out)
+
+
+def opening(width: int, height: int, title: str) -> str:
+    """Start of a drawing."""
     return f"<svg viewBox='0 0 {width} {height}' role='img' aria-label='{escape(title)}' style='{FONT}' xmlns='http://www.w3.org/2000/svg'>"
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, color: str, dash: str = "") -> str:
+def frame_line(x1: float, y1: float, x2: float, y2: float, color: str, dash: str = "") -> str:
+    """A straight line."""
     extra = f" stroke-dasharray='{dash}'" if dash else ""
     return f"<line x1='{x1:.1f}' y1='{y1:.1f}' x2='{x2:.1f}' y2='{y2:.1f}' stroke='{color}'{extra}/>"
 
 
-def _text(x: float, y: float, text: str, anchor: str, color: str, extra: str = "") -> str:
-    return f"<text x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}' fill='{color}'{extra}>{escape(text)}</text>"
+def text(x: float, y: float, words: str, anchor: str, color: str, extra: str = "") -> str:
+    """Words at a place, anchored at their start, middle or end."""
+    return f"<text x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}' fill='{color}'{extra}>{escape(words)}</text>"
 
 
-def _number(value: float, ticks: Sequence[float]) -> str:
+def number(value: float, ticks: Sequence[float]) -> str:
+    """A value with the decimals that its ticks need."""
     step = min((b - a for a, b in pairwise(ticks)), default=1.0)
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     if abs(round(step, decimals) - step) > 1e-9 * max(step, 1e-12):

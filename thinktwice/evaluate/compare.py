@@ -13,34 +13,38 @@ from thinktwice.data.training_set import TrainingSet, load_training_set
 from thinktwice.errors import BundleError
 from thinktwice.evaluate import slices
 from thinktwice.evaluate.cost import wall_ratio
+from thinktwice.evaluate.extra_work import evenly, extra_work, fitting_rows, picked
 from thinktwice.evaluate.measure import Column, measure, operating_point
 from thinktwice.evaluate.report import render
 from thinktwice.evaluate.verdict import verdict_lines
 from thinktwice.files import atomic_dir, read_json, write_json
-from thinktwice.models.backbone import Backbone
-from thinktwice.models.store import ModelInfo, load_model
+from thinktwice.models.store import load_model
 from thinktwice.progress import note
 from thinktwice.testtime.config import TestTimeConfig
-from thinktwice.testtime.engine import Engine, raw_rows
-from thinktwice.testtime.store import TestTime, load_test_time
+from thinktwice.testtime.engine import Raw
+from thinktwice.testtime.extras import Extras
+from thinktwice.testtime.store import load_test_time
+from thinktwice.testtime.subject import Subject
 
 STAGE = "evaluate"
 EVALUATION_FILE = "evaluation.json"
 REPORT_FILE = "report.html"
 TIMINGS_FILE = "timings.json"
 TRUNK_WORDS = {"plain": "plain", "pretrained": "pre-trained"}
+OFF = TestTimeConfig()
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """An evaluation: the content of ``evaluation.json``. ``shipped`` is the key of the column that a bundle holds.
 
-    ``timings`` (column -> wall time against one pass) differ from run to run. They stay out of the files that a bundle holds,
-    so that the same inputs give the same bundle.
+    ``timings`` (column -> wall time against one pass) and ``candidate_timings`` (the same by candidate) differ from run to
+    run. They stay out of the files that a bundle holds, so that the same inputs give the same bundle.
     """
 
     content: dict[str, Any]
     timings: dict[str, float]
+    candidate_timings: dict[str, float]
 
     @property
     def shipped(self) -> str:
@@ -82,14 +86,24 @@ def evaluate(
     trunks = {"plain": load_model(plain_dir)}
     if pretrained_dir is not None:
         trunks["pretrained"] = load_model(pretrained_dir)
-    test_time = load_test_time(test_time_dir)
-    trunk = test_time.report["trunk"]
+    trunk = load_test_time(test_time_dir).report["trunk"]
     if trunk not in trunks:
         raise BundleError(f"test-time parameters in {test_time_dir} belong to the {trunk} model, which was not given")
-    columns = [_off_column(name, model, test_time, test) for name, model in trunks.items()]
-    column, wall = _test_time_column(trunk, trunks[trunk], test_time, test)
-    columns.append(column)
-    timings = {c.key: 1.0 for c in columns} | {column.key: wall}
+    test_time = load_test_time(test_time_dir, trunks[trunk][0])
+    subjects = {
+        name: Subject(model, info.calibration, test_time.reliability, test_time.extras if name == trunk else Extras())
+        for name, (model, info) in trunks.items()
+    }
+    raw = {name: subject.raw(OFF, test) for name, subject in subjects.items()}
+    columns = [_column(name, TRUNK_WORDS[name], subjects[name], OFF, raw[name]) for name in trunks]
+    known, walls = {OFF: raw[trunk]}, _walls(subjects[trunk], test_time.report, test)
+    best, best_name = test_time.report["best"], test_time.report["best_name"]
+    config = OFF if best is None else TestTimeConfig.model_validate(best)
+    if config not in known:
+        known[config] = subjects[trunk].raw(config, test)
+    label = f"{TRUNK_WORDS[trunk]}, nothing to add" if best is None else f"{TRUNK_WORDS[trunk]} + {best_name}"
+    columns.append(_column("test_time", label, subjects[trunk], config, known[config]))
+    timings = {c.key: 1.0 for c in columns} | {"test_time": walls.get(best_name, 1.0)}
     shipped = "test_time" if test_time.report["accepted"] else trunk
     truth = rows["truth"].to_numpy() if "truth" in rows.columns else None
     content = measure(
@@ -101,15 +115,26 @@ def evaluate(
         slices.support_deciles(test_time.reliability, test),
         truth,
     )
-    best = next(c for c in columns if c.key == shipped)
+    ships = next(c for c in columns if c.key == shipped)
+    index = evenly(test)
+    doubtful = slices.doubtful(data, rows, test, test_time.reliability)
     content |= {
         "format": 1,
         "shipped": shipped,
         "trunk": trunk,
         "mode": test_time.config.mode,
         "test_time": test_time.report,
+        "extra_work": extra_work(
+            subjects[trunk],
+            test_time.report,
+            test.take(index),
+            fitting_rows(data, test_time.report),
+            {name: mask[index] for name, mask in doubtful.items()},
+            None if truth is None else truth[index],
+            {config: picked(scores, index) for config, scores in known.items()},
+        ),
         "novelty": test_time.report["novelty"],
-        "operating_point": operating_point(test.label, best.probability, data.info["parts"]["train"]["click_rate"]),
+        "operating_point": operating_point(test.label, ships.probability, data.info["parts"]["train"]["click_rate"]),
         "data": data_facts(data),
         "curves": {
             name: curve
@@ -120,35 +145,22 @@ def evaluate(
     content["verdict"] = verdict_lines(content)
     with atomic_dir(out_dir) as folder:
         write_json(folder / EVALUATION_FILE, content)
-        write_json(folder / TIMINGS_FILE, {"wall_ratio": timings})
+        write_json(folder / TIMINGS_FILE, {"wall_ratio": timings, "candidates": walls})
         (folder / REPORT_FILE).write_text(render(content), encoding="utf-8")
     note(STAGE, content["verdict"][0])
-    return Evaluation(content, timings)
+    return Evaluation(content, timings, walls)
 
 
-def _off_column(name: str, model: tuple[Backbone, ModelInfo], test_time: TestTime, test: EncodedRows) -> Column:
-    engine = Engine(model[0], test_time.reliability, TestTimeConfig(), model[1].calibration)
-    scored = engine.finish(raw_rows(engine, test))
-    return Column(name, TRUNK_WORDS[name], scored.logit, scored.probability)
+def _column(key: str, label: str, subject: Subject, config: TestTimeConfig, raw: Raw) -> Column:
+    scored = subject.engine(config).finish(raw)
+    return Column(key, label, scored.logit, scored.probability, 1 + scored.path_rows / len(raw.z))
 
 
-def _test_time_column(
-    trunk: str, model: tuple[Backbone, ModelInfo], test_time: TestTime, test: EncodedRows
-) -> tuple[Column, float]:
-    """The column, and its wall time against one pass."""
-    best = test_time.report["best"]
-    config = test_time.config if best is None else TestTimeConfig.model_validate(best)
-    engine = Engine(model[0], test_time.reliability, config, model[1].calibration)
-    base = Engine(model[0], test_time.reliability, TestTimeConfig(importance=config.importance), model[1].calibration)
-    scored = engine.finish(raw_rows(engine, test))
-    ratio = wall_ratio(engine, base, test) if config.mode != "off" else 1.0
-    label = (
-        f"{TRUNK_WORDS[trunk]} + {test_time.report['best_name']}"
-        if config.mode != "off"
-        else f"{TRUNK_WORDS[trunk]}, nothing to add"
-    )
-    passes = 1 + scored.path_rows / len(test)
-    return Column("test_time", label, scored.logit, scored.probability, passes), round(ratio, 2)
+def _walls(subject: Subject, report: dict[str, Any], test: EncodedRows) -> dict[str, float]:
+    """Wall time of every candidate against one plain pass."""
+    base = subject.engine(OFF)
+    engines = {c["name"]: subject.engine(TestTimeConfig.model_validate(c["config"])) for c in report["candidates"]}
+    return {name: round(wall_ratio(engine, base, test), 2) for name, engine in engines.items()}
 
 
 def data_facts(data: TrainingSet) -> dict[str, Any]:

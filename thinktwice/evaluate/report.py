@@ -6,6 +6,8 @@ from html import escape
 from typing import Any
 
 from thinktwice.evaluate.charts import Mark, Series, dot_chart, legend, line_chart
+from thinktwice.evaluate.figures import number, small
+from thinktwice.evaluate.report_extra import extra_work_section, warning_lines
 
 COLORS = ("#8a919d", "#2f6fdb", "#e0662f", "#3a9b6a")
 METRICS = (  # key, name, decimals, which way is better, what it is
@@ -33,12 +35,17 @@ th:first-child,td:first-child{text-align:left}th{color:#59606b;font-weight:600}t
 """
 
 
-def render(content: dict[str, Any], timings: dict[str, float] | None = None) -> str:
+def render(
+    content: dict[str, Any],
+    timings: dict[str, float] | None = None,
+    candidate_timings: dict[str, float] | None = None,
+) -> str:
     """The page of an evaluation (the content of ``evaluation.json``).
 
     Args:
         timings: wall time of every column against one pass. Without it the page depends on ``content`` alone, as the copy in
             a hashed bundle must.
+        candidate_timings: the same for every candidate of the test-time work.
     """
     timings = timings or {}
     columns = content["columns"]
@@ -51,8 +58,9 @@ def render(content: dict[str, Any], timings: dict[str, float] | None = None) -> 
         *(f"<p>{escape(line)}</p>" for line in content["verdict"]),
         "</section>",
         _tiles(content, timings),
-        _warnings(content),
+        "" if content.get("extra_work") else _warnings(content),
         _main_table(content, timings),
+        extra_work_section(content, candidate_timings or {}),
         "<div class='two'>",
         _calibration(columns, colors),
         _frequency(content, colors),
@@ -72,7 +80,6 @@ def render(content: dict[str, Any], timings: dict[str, float] | None = None) -> 
             "AUC with 95 % intervals by where the impression was, the largest scenarios first.",
         ),
         _curves(content, colors),
-        _candidates(content),
         _how_to_read(),
     ]
     body = "".join(parts)
@@ -95,8 +102,8 @@ def _subtitle(content: dict[str, Any]) -> str:
 def _tiles(content: dict[str, Any], timings: dict[str, float]) -> str:
     shipped = next(c for c in content["columns"] if c["key"] == content["shipped"])
     tiles = [
-        (_number(shipped["metrics"]["auc"], 4), "AUC of what ships"),
-        (_number(shipped["metrics"]["logloss"], 4), "logloss of what ships"),
+        (number(shipped["metrics"]["auc"], 4), "AUC of what ships"),
+        (number(shipped["metrics"]["logloss"], 4), "logloss of what ships"),
         (f"{shipped['cost']['passes']:.2f}×", "passes per row"),
     ]
     if content["shipped"] in timings:
@@ -114,19 +121,8 @@ def _tiles(content: dict[str, Any], timings: dict[str, float]) -> str:
 
 
 def _warnings(content: dict[str, Any]) -> str:
-    lines = list(content["test_time"].get("warnings", ()))
-    novelty = content["novelty"]
-    for entity in ("user", "item"):
-        valid, test = novelty.get("valid", {}).get(entity), novelty.get("test", {}).get(entity)
-        if valid is not None and test is not None and abs(valid - test) > 0.2:
-            lines.append(
-                f"validation has {valid:.0%} rows with an unseen {entity} and test {test:.0%}: what was tuned on validation "
-                "was tuned for other rows"
-            )
-    if not lines:
-        return ""
-    text = "".join(f"<p class='faint' style='margin:2px 0'>{escape(line[0].upper() + line[1:])}.</p>" for line in lines)
-    return f"<section class='card warn'><h2>Mind</h2>{text}</section>"
+    lines = warning_lines(content)
+    return f"<section class='card warn'><h2>Mind</h2>{lines}</section>" if lines else ""
 
 
 def _main_table(content: dict[str, Any], timings: dict[str, float]) -> str:
@@ -144,8 +140,8 @@ def _main_table(content: dict[str, Any], timings: dict[str, float]) -> str:
         for c in columns:
             ship = " class='ship'" if c["key"] == content["shipped"] else ""
             change = _difference(content, c["key"], first["key"], key)
-            small = _change(change, decimals, better) if change else ""
-            cells.append(f"<td{ship}>{_number(c['metrics'][key], decimals)}{small}</td>")
+            below = small(change, decimals, better) if change else ""
+            cells.append(f"<td{ship}>{number(c['metrics'][key], decimals)}{below}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     cost = ""
     for c in columns:
@@ -216,8 +212,8 @@ def _slices(
         cells = []
         for c in columns:
             found = s["columns"][c["key"]]
-            small = _change(found["logloss_change"], 4, -1) if found["logloss_change"] else ""
-            cells.append(f"<td>{_number(found['logloss'], 4)}{small}</td>")
+            below = small(found["logloss_change"], 4, -1) if found["logloss_change"] else ""
+            cells.append(f"<td>{number(found['logloss'], 4)}{below}</td>")
         lines.append(f"<tr><td>{escape(s['name'])}<small>{s['rows']:,} rows</small></td>{''.join(cells)}</tr>")
     return (
         f"<section class='card'><h2>{title}</h2><p class='faint'>{meaning}</p>"
@@ -262,35 +258,6 @@ def _curves(content: dict[str, Any], colors: dict[str, str]) -> str:
     )
 
 
-def _candidates(content: dict[str, Any]) -> str:
-    found = content["test_time"].get("candidates") or []
-    if not found:
-        return ""
-    rows = []
-    for c in found:
-        answer = escape("; ".join(c["reasons"]))
-        if c["accepted"]:
-            ships = content["test_time"]["accepted"] and c["name"] == content["test_time"]["best_name"]
-            words = "ships" if ships else "proved a gain, but another fits the earlier half better"
-            answer = f"<span class='good'>{words}</span>"
-        controls = "".join(
-            f"<small>against {escape(name.replace('_', ' '))}: {_signed(v)}</small>"
-            for name, v in c["controls"].items()
-        )
-        rows.append(
-            f"<tr><td>{escape(c['name'])}</td><td>{c['passes']:.2f}×</td><td>{_number(c['logloss'], 5)}</td>"
-            f"<td>{_signed(c['change'])}{controls}</td><td style='text-align:left;max-width:340px'>{answer}</td></tr>"
-        )
-    later = content["test_time"]["rows"]["accept"]
-    return (
-        "<section class='card'><h2>Would more work per row pay?</h2><p class='faint'>Each candidate was fitted on the earlier half "
-        f"of validation and judged on {later:,} later rows. At most one ships, and only if its gain excludes chance and a mere "
-        "recalibration, shuffled counts or randomly chosen rows do not do as well. Change of logloss, below 0 is better.</p>"
-        "<div class='scroll'><table><tr><th>candidate</th><th>passes</th><th>logloss</th><th>change</th>"
-        f"<th style='text-align:left'>answer</th></tr>{''.join(rows)}</table></div></section>"
-    )
-
-
 def _how_to_read() -> str:
     return (
         "<section class='card'><h2>How to read this</h2><p class='faint'>Every column scored the same rows, which no training, "
@@ -305,23 +272,3 @@ def _difference(content: dict[str, Any], column: str, against: str, metric: str)
         if (d["column"], d["against"], d["metric"]) == (column, against, metric):
             return d
     return None
-
-
-def _change(change: dict[str, Any], decimals: int, better: int) -> str:
-    color = ""
-    if change["significant"] and better:
-        color = " class='good'" if change["value"] * better > 0 else " class='bad'"
-    return f"<small{color}>{_signed(change, decimals)}</small>"
-
-
-def _signed(change: dict[str, Any], decimals: int = 5) -> str:
-    if change["value"] is None:
-        return "–"
-    text = f"{change['value']:+.{decimals}f}"
-    if change["low"] is not None and change["high"] is not None:
-        text += f" ({change['low']:+.{decimals}f} … {change['high']:+.{decimals}f})"
-    return text.replace("-", "−")
-
-
-def _number(value: float | None, decimals: int) -> str:
-    return "–" if value is None else f"{value:.{decimals}f}"

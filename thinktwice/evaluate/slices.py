@@ -32,6 +32,29 @@ def cold_start(data: TrainingSet, test: pl.DataFrame) -> dict[str, np.ndarray]:
     return {name: mask for name, mask in out.items() if mask.sum() >= MIN_ROWS}
 
 
+def unseen_pairs(data: TrainingSet, test: pl.DataFrame) -> dict[str, np.ndarray]:
+    """Mask [R] of the test rows whose user and item training never saw together; empty without both."""
+    keys = [key for key in (data.schema.key_of("user"), data.schema.key_of("item")) if key is not None]
+    if len(keys) < 2:
+        return {}
+    pairs = data.rows("train").select(keys).unique().with_columns(pl.lit(True).alias("__seen"))
+    seen = test.select(keys).join(pairs, on=keys, how="left", maintain_order="left")["__seen"]
+    return {"unseen pair": ~seen.fill_null(False).to_numpy()}
+
+
+def doubtful(
+    data: TrainingSet, test: pl.DataFrame, rows: EncodedRows, reliability: Reliability
+) -> dict[str, np.ndarray]:
+    """Masks [R] of the test rows where extra work should pay if it pays anywhere, and of the best supported ones, where it
+    should not: unseen users, items and pairs of both, the least and the best supported tenth."""
+    out = {name: mask for name, mask in cold_start(data, test).items() if name.startswith("cold")}
+    out |= unseen_pairs(data, test)
+    deciles = support_deciles(reliability, rows)
+    if len(deciles) > 1:
+        out |= {f"{word} support ({deciles[at][0]})": deciles[at][1] for word, at in (("least", 0), ("most", -1))}
+    return {name: mask for name, mask in out.items() if mask.sum() >= MIN_ROWS}
+
+
 def scenarios(schema: LogSchema, test: pl.DataFrame) -> dict[str, np.ndarray]:
     """Masks [R] of the test rows by scenario, most rows first, the rest as one; empty for a log without a scenario field.
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from thinktwice.data.encoded import Batch
 from thinktwice.models.fields import FieldSpace
+from thinktwice.models.views import Views
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,11 +27,14 @@ class BackboneConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal["deepfm", "dcnv2"] = "deepfm"
+    name: Literal["deepfm", "dcnv2", "autoint"] = "deepfm"
     dim: int = Field(default=16, ge=1, le=512)
     hidden: tuple[int, ...] = (128, 64)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     cross_layers: int = Field(default=2, ge=1, le=8)  # dcnv2 only
+    attention_layers: int = Field(default=2, ge=1, le=8)  # autoint only
+    attention_heads: int = Field(default=2, ge=1, le=16)  # autoint only
+    attention_width: int = Field(default=16, ge=1, le=256)  # autoint only: numbers per field and head
     init_sd: float = Field(default=0.05, gt=0.0)  # of the embedding table
 
 
@@ -56,17 +60,23 @@ class Backbone(nn.Module, ABC):
         self.bias = nn.Parameter(torch.zeros(()))
         self.register_buffer("offsets", torch.tensor(fields.offsets, dtype=torch.int64), persistent=False)
         self.offsets: Tensor
+        first = dict(zip(fields.columns, fields.offsets, strict=True))
+        self.sequence_offsets = tuple(first[of] for of in fields.sequence_of)  # first row of the column each one holds
         self.sparse_gradients = False  # the trainer sets it for tables too large for dense updates
 
     def rows(self, joint: Tensor) -> Tensor:
         """Table rows [..., D] at joint indices of any shape."""
         return F.embedding(joint, self.table, sparse=self.sparse_gradients)
 
-    def embed(self, batch: Batch) -> Tensor:
-        """Field vectors X [B, N, D]."""
-        parts = [self.rows(batch.ids + self.offsets)]
-        for place, (name, of) in enumerate(zip(self.fields.sequences, self.fields.sequence_of, strict=True)):
-            offset = self.fields.offsets[self.fields.columns.index(of)]
+    def embed(self, batch: Batch, table: Tensor | None = None) -> Tensor:
+        """Field vectors X [B, N, D].
+
+        ``table`` [rows, D], such as :meth:`gated_table`, stands in for the joint table at the categorical and numeric
+        fields; sequences keep pooling the learned one.
+        """
+        joint = batch.ids + self.offsets
+        parts = [self.rows(joint) if table is None else F.embedding(joint, table)]
+        for place, (name, offset) in enumerate(zip(self.fields.sequences, self.sequence_offsets, strict=True)):
             index = batch.sequences[name]
             pooled = F.embedding_bag(
                 index + offset, self.table, mode="mean", padding_idx=offset, sparse=self.sparse_gradients
@@ -85,6 +95,17 @@ class Backbone(nn.Module, ABC):
         """The learned vector of an unknown or masked value, per field [N, D]."""
         return torch.cat([self.rows(self.offsets), self.extra_fill])
 
+    @torch.no_grad()
+    def gated_table(self, keep: Tensor) -> Tensor:
+        """The joint table [rows, D] with each row moved towards the fill of its field, its first row.
+
+        ``keep`` [rows]: 1 leaves a row as it is, 0 makes it the fill, a fraction mixes both. Looking values up here is
+        the same as masking them one by one, and costs nothing per request.
+        """
+        sizes = torch.tensor(self.fields.num_values, dtype=torch.int64, device=self.offsets.device)
+        fill = self.table[self.offsets.repeat_interleave(sizes)]
+        return torch.lerp(fill, self.table, keep[:, None])
+
     def score(self, x: Tensor, mask: Tensor | None = None, fill: Tensor | None = None) -> Tensor:
         """Logits [B, P] of the views of x [B, N, D] that ``mask`` [B, P, N] keeps.
 
@@ -94,10 +115,18 @@ class Backbone(nn.Module, ABC):
         if mask is None:
             return self.head(self.trunk(x))[:, None]
         fill = self.fill() if fill is None else fill
-        kept = mask[..., None]  # [B, P, N, 1]
-        views = kept * x[:, None] + (1.0 - kept) * (fill[:, None] if fill.dim() == 3 else fill)
+        views = torch.lerp(fill[:, None] if fill.dim() == 3 else fill, x[:, None], mask[..., None])  # [B, P, N, D]
         flat = views.flatten(0, 1)
         return self.head(self.trunk(flat)).view(mask.shape[0], mask.shape[1])
+
+    def score_paths(self, x: Tensor, mask: Tensor, fill: Tensor, fields: Tensor) -> Tensor:
+        """Logits [U, P] of views of x [U, N, D] in which only ``fields`` [n] int64, distinct, may be replaced.
+
+        The same as :meth:`score` to rounding, with less work. ``mask`` [U, P, n] speaks of ``fields`` alone and in
+        their order, all others are kept; ``fill`` is [N, D] or [U, N, D].
+        """
+        hidden = self.trunk_paths(Views.of(x, mask, fill, fields))
+        return self.head(hidden.flatten(0, 1)).view(mask.shape[0], mask.shape[1])
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B] of whole rows."""
@@ -106,6 +135,10 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def trunk(self, x_masked: Tensor) -> Tensor:
         """Hidden state [B, H] of field vectors [B, N, D]."""
+
+    def trunk_paths(self, views: Views) -> Tensor:
+        """Hidden states [U, P, H] of the views. A subclass that can update instead of recompute overrides it."""
+        return self.trunk(views.whole().flatten(0, 1)).unflatten(0, views.dropped.shape[:2])
 
     @abstractmethod
     def head(self, hidden: Tensor) -> Tensor:
@@ -120,7 +153,7 @@ def mlp(width: int, hidden: tuple[int, ...], dropout: float) -> nn.Sequential:
     """Linear, ReLU (and dropout) layers from ``width`` to ``hidden[-1]``."""
     layers: list[nn.Module] = []
     for size in hidden:
-        layers += [nn.Linear(width, size), nn.ReLU()]
+        layers += [nn.Linear(width, size), nn.ReLU(inplace=True)]
         if dropout:
             layers.append(nn.Dropout(dropout))
         width = size

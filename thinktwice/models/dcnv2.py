@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import torch
 from torch import Tensor, nn
 
 from thinktwice.models.backbone import Backbone, BackboneConfig, mlp
 from thinktwice.models.fields import FieldSpace
+from thinktwice.models.views import Views
 
 
 class DCNv2(Backbone):
@@ -23,11 +26,19 @@ class DCNv2(Backbone):
 
     def trunk(self, x_masked: Tensor) -> Tensor:
         flat = x_masked[..., :-1].flatten(1)
-        crossed = flat
-        for layer in self.cross:
-            crossed = flat * layer(crossed) + crossed
-        linear = x_masked[..., -1].sum(dim=1, keepdim=True)
-        return torch.cat([crossed, self.mlp(flat), linear], dim=1)
+        crossed = self._crossed(flat, self.cross[0](flat))
+        return torch.cat([crossed, self.mlp(flat), x_masked[..., -1].sum(dim=1, keepdim=True)], dim=1)
+
+    def trunk_paths(self, views: Views) -> Tensor:
+        crossed = self._crossed(views.flat(), views.linear(self.cross[0]))
+        return torch.cat([crossed, views.mlp(self.mlp), views.first_order()], dim=2)
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.out(hidden[:, :-1])[:, 0] + hidden[:, -1] + self.bias
+
+    def _crossed(self, flat: Tensor, first: Tensor) -> Tensor:
+        """The last cross layer of embeddings [..., N * dim], given the product of the first one with them."""
+        crossed = torch.addcmul(flat, flat, first)
+        for layer in islice(self.cross, 1, None):
+            crossed = torch.addcmul(crossed, flat, layer(crossed))
+        return crossed

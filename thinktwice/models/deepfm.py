@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from thinktwice.models.backbone import Backbone, BackboneConfig, mlp
 from thinktwice.models.fields import FieldSpace
+from thinktwice.models.views import Views
 
 
 class DeepFM(Backbone):
@@ -20,12 +21,18 @@ class DeepFM(Backbone):
         self.hidden_width = self.deep_width + config.dim + 1
 
     def trunk(self, x_masked: Tensor) -> Tensor:
-        embedding = x_masked[..., :-1]
-        total = embedding.sum(dim=1)
-        pairs = 0.5 * (total * total - (embedding * embedding).sum(dim=1))
-        linear = x_masked[..., -1].sum(dim=1, keepdim=True)
-        return torch.cat([self.mlp(embedding.flatten(1)), pairs, linear], dim=1)
+        deep = self.mlp(x_masked[..., :-1].flatten(1))
+        return _joined(deep, x_masked.sum(dim=1), (x_masked * x_masked).sum(dim=1))
+
+    def trunk_paths(self, views: Views) -> Tensor:
+        return _joined(views.mlp(self.mlp), views.total(), views.squares())
 
     def head(self, hidden: Tensor) -> Tensor:
         deep, rest = hidden[:, : self.deep_width], hidden[:, self.deep_width :]
         return self.out(deep)[:, 0] + rest.sum(dim=1) + self.bias
+
+
+def _joined(deep: Tensor, total: Tensor, squares: Tensor) -> Tensor:
+    """Hidden state from the MLP and the sums of field vectors and of their squares [..., D]."""
+    pairs = 0.5 * (total * total - squares)[..., :-1]
+    return torch.cat([deep, pairs, total[..., -1:].contiguous()], dim=-1)  # cat is slow as soon as one part is strided

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.nn import Parameter
 
 from thinktwice.errors import BundleError
 from thinktwice.files import atomic_dir, atomic_file, read_json, write_json
@@ -38,10 +39,12 @@ class ModelInfo(BaseModel):
     provenance: dict[str, Any] = Field(default_factory=dict)
 
 
-def write_model(folder: Path | str, model: Backbone, info: ModelInfo) -> None:
-    """Write the two model files into an existing folder."""
+def write_model(folder: Path | str, model: Backbone, info: ModelInfo, *, with_table: bool = True) -> None:
+    """Write the two model files into an existing folder; without the table for a model that shares another one's."""
     folder = Path(folder)
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    if not with_table:
+        del tensors["table"]
     with atomic_file(folder / WEIGHTS_FILE) as temporary:
         save_file(tensors, str(temporary))
     value = {"backbone": model.config.model_dump(mode="json"), "fields": model.fields.model_dump(mode="json")}
@@ -54,8 +57,10 @@ def save_model(folder: Path | str, model: Backbone, info: ModelInfo) -> None:
         write_model(temporary, model, info)
 
 
-def load_model(folder: Path | str) -> tuple[Backbone, ModelInfo]:
+def load_model(folder: Path | str, *, table: Parameter | None = None) -> tuple[Backbone, ModelInfo]:
     """Build and fill the model of a folder; it comes back in evaluation mode.
+
+    A model that was written without its table shares ``table``, the very object.
 
     Raises:
         BundleError: a file is missing, damaged, or the weights do not fit the description.
@@ -68,6 +73,11 @@ def load_model(folder: Path | str) -> tuple[Backbone, ModelInfo]:
         info = ModelInfo.model_validate(value)
         tensors = load_file(str(folder / WEIGHTS_FILE))
         model = build_backbone(config, fields)
+        if "table" not in tensors and table is not None:
+            if table.shape != model.table.shape:
+                raise ValueError(f"it needs a table of {tuple(model.table.shape)}, not {tuple(table.shape)}")
+            model.table = table
+            tensors["table"] = table.detach()
         model.load_state_dict(tensors)
     except (OSError, KeyError, AttributeError, ValueError, ValidationError, SafetensorError, RuntimeError) as error:
         raise BundleError(f"model in {folder} cannot be read ({error}): train it again") from error

@@ -13,23 +13,27 @@ import numpy as np
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.evaluate.metrics import auc, logloss, row_logloss
 from thinktwice.evaluate.significance import Interval, clusters_of, paired_auc, paired_mean
-from thinktwice.models.backbone import Backbone
-from thinktwice.models.store import Calibration
-from thinktwice.testtime.candidates import Candidate, recalibrated
+from thinktwice.testtime import calibrate
+from thinktwice.testtime.candidates import Candidate
 from thinktwice.testtime.config import TestTimeConfig
-from thinktwice.testtime.engine import Engine, raw_rows
-from thinktwice.testtime.reliability import Reliability
+from thinktwice.testtime.cost import reckoned
+from thinktwice.testtime.subject import Subject
+from thinktwice.train.measure import fit_calibration
 
 CONTROL_WORDS = {
     "recalibrated": "it does not clearly beat a mere recalibration of the plain scores",
     "shuffled_counts": "it does not clearly beat shuffled counts, so it need not be knowledge of rare values",
     "random_trigger": "it does not clearly beat rows chosen at random, so it need not be knowledge of unsure rows",
 }
+RANDOM_DRAWS = 4  # random choices of rows whose losses are averaged, so that one lucky choice decides nothing
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A candidate on the later rows: its change against ``off``, and against each control."""
+    """A candidate on the later rows: its change against ``off``, and against each control.
+
+    Controls explain gains: where there is none (or it costs too much to ship) they are not run.
+    """
 
     candidate: Candidate
     logloss: float
@@ -38,10 +42,21 @@ class Verdict:
     change: Interval  # of logloss against off
     auc_change: Interval
     controls: dict[str, Interval]  # of logloss against the control
+    max_cost: float
+
+    @property
+    def cost(self) -> float:
+        """Time relative to the plain model, reckoned."""
+        return reckoned(self.candidate.config, self.passes)
 
     @property
     def reasons(self) -> list[str]:
         """Why it is not accepted; empty when it is."""
+        return self.failures + [CONTROL_WORDS[name] for name, change in self.controls.items() if change.high >= 0]
+
+    @property
+    def failures(self) -> list[str]:
+        """The reasons that need no control."""
         out = []
         if not self.change.bounded:
             out.append("the later rows hold one user only, so that chance cannot be excluded")
@@ -53,7 +68,8 @@ class Verdict:
             out.append("its gain may be chance")
         if self.auc_change.high < 0:
             out.append("it orders rows worse")
-        out += [CONTROL_WORDS[name] for name, change in self.controls.items() if change.high >= 0]
+        if self.cost > self.max_cost:
+            out.append(f"it takes {self.cost:.2f} times the time of the plain model, more than {self.max_cost:g}")
         return out
 
     @property
@@ -68,6 +84,7 @@ class Verdict:
             "logloss": self.logloss,
             "auc": self.auc,
             "passes": self.passes,
+            "cost": self.cost,
             "change": self.change.to_json(),
             "auc_change": self.auc_change.to_json(),
             "controls": {name: change.to_json() for name, change in self.controls.items()},
@@ -78,49 +95,62 @@ class Verdict:
 
 def judge(
     candidate: Candidate,
-    model: Backbone,
-    calibration: Calibration,
-    reliability: Reliability,
+    subject: Subject,
     fit: EncodedRows,
     later: EncodedRows,
     off: np.ndarray,
     *,
     confidence: float,
+    max_cost: float,
 ) -> Verdict:
     """Test a candidate on ``later`` rows against the plain model's log-odds ``off`` [R] and against its controls.
 
     Controls are fitted on ``fit`` like the candidate itself. Every gain must have an interval that excludes 0.
     """
-
-    def score(settings: TestTimeConfig, counts: Reliability) -> tuple[np.ndarray, float]:
-        engine = Engine(model, counts, settings, calibration)
-        scored = engine.finish(raw_rows(engine, later))
-        return scored.logit, 1 + scored.path_rows / len(later)
-
     cluster = clusters_of(later.user)
-    logit, passes = score(candidate.config, reliability)
-    shuffled = reliability.shuffled()
-    plain = Engine(model, reliability, TestTimeConfig())
-    others = {
-        "recalibrated": recalibrated(calibration, raw_rows(plain, fit).z, fit.label, raw_rows(plain, later).z),
-        "shuffled_counts": score(candidate.refit(shuffled, candidate.config.trigger), shuffled)[0],
-    }
-    if candidate.config.trigger != "never":
-        others["random_trigger"] = score(candidate.refit(reliability, "random"), reliability)[0]
+    logit, passes = subject.logits(candidate.config, later)
     loss = row_logloss(later.label, logit)
-
-    def against(other: np.ndarray) -> Interval:
-        return paired_mean(loss - row_logloss(later.label, other), cluster, confidence)
-
-    return Verdict(
+    verdict = Verdict(
         candidate,
         logloss(later.label, logit),
         auc(later.label, logit),
         passes,
-        against(off),
+        paired_mean(loss - row_logloss(later.label, off), cluster, confidence),
         paired_auc(later.label, off, logit, cluster, confidence),
-        {name: against(other) for name, other in others.items()},
+        {},
+        max_cost,
     )
+    if verdict.failures:
+        return verdict
+    others = control_losses(candidate, subject, fit, later)
+    controls = {name: paired_mean(loss - other, cluster, confidence) for name, other in others.items()}
+    return Verdict(
+        candidate, verdict.logloss, verdict.auc, passes, verdict.change, verdict.auc_change, controls, max_cost
+    )
+
+
+def control_losses(
+    candidate: Candidate, subject: Subject, fit: EncodedRows, later: EncodedRows
+) -> dict[str, np.ndarray]:
+    """Row losses [R] of every control that applies: mere recalibration, shuffled counts, rows chosen at random.
+
+    Shuffled counts apply where counts decide something, random rows where the candidate chooses rows.
+    """
+    config = candidate.config
+
+    def losses(who: Subject, settings: TestTimeConfig) -> np.ndarray:
+        return row_logloss(later.label, who.logits(settings, later)[0])
+
+    plain = TestTimeConfig()
+    again = fit_calibration(subject.raw(plain, fit).z, fit.label)
+    out = {"recalibrated": row_logloss(later.label, calibrate.apply(again, subject.raw(plain, later).z))}
+    if config.uses_counts:
+        shuffled = subject.shuffled()
+        out["shuffled_counts"] = losses(shuffled, candidate.refit(shuffled, config.trigger, 0))
+    if config.trigger not in ("never", "always"):
+        drawn = [losses(subject, candidate.refit(subject, "random", salt)) for salt in range(RANDOM_DRAWS)]
+        out["random_trigger"] = np.mean(drawn, axis=0)
+    return out
 
 
 def sentence(best: Verdict | None, rows: int) -> str:
@@ -136,9 +166,20 @@ def sentence(best: Verdict | None, rows: int) -> str:
     if best.accepted:
         return (
             f"Test-time work ships on ({best.candidate.name}, {best.passes:.2f} passes per row): on {rows:,} later validation "
-            f"rows it changed logloss by {change}, and neither recalibration nor shuffled counts explain the gain."
+            f"rows it changed logloss by {change}, and {_explained(best)} the gain."
         )
     return (
         f"Test-time work ships off: on {rows:,} later validation rows the best candidate ({best.candidate.name}) changed "
         f"logloss by {change}, but {best.reasons[0]}; every row is scored once."
     )
+
+
+def _explained(verdict: Verdict) -> str:
+    words = {
+        "recalibrated": "recalibration",
+        "shuffled_counts": "shuffled counts",
+        "random_trigger": "a random choice of rows",
+    }
+    names = [words[name] for name in verdict.controls]
+    joined = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} nor {names[-1]}"
+    return f"neither {joined} explains" if len(names) > 1 else f"mere {joined} does not explain"

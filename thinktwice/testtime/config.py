@@ -7,11 +7,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from thinktwice.models.store import Calibration
+from thinktwice.testtime.calibrate import SupportCalibration
 
-Mode = Literal["off", "gate", "filter", "uttsi"]
-TriggerKind = Literal["never", "always", "dual", "entropy", "random"]
-SamplerKind = Literal["bernoulli", "enumerate"]
-AggregatorKind = Literal["mean", "median", "consistency"]
+Mode = Literal["off", "calibrated", "gate", "filter", "uttsi", "matt", "sgctr", "members"]
+TriggerKind = Literal["never", "always", "dual", "entropy", "random", "budget", "decision"]
+SamplerKind = Literal["none", "bernoulli", "uniform", "enumerate", "matt"]
+FillerKind = Literal["mask", "mean", "denoiser"]
+AggregatorKind = Literal["mean", "median", "consistency", "confidence"]
 
 
 class _Frozen(BaseModel):
@@ -19,45 +21,103 @@ class _Frozen(BaseModel):
 
 
 class TestTimeConfig(_Frozen):
-    """One configuration of the engine.
+    """One configuration of the engine: a base pass for every row, and at most one kind of second opinion for some rows.
 
-    ``off`` is the plain model. ``gate`` mixes every unprotected value with its field's mask vector, weight
-    c / (c + strength * kappa). ``filter`` replaces values seen fewer than ``min_count`` times. ``uttsi`` filters every row
-    and scores several guided paths of the rows that the trigger finds unsure.
+    The base pass is plain, gated (``strength``) or filtered (``min_count``). The second opinion is several feature paths
+    (``sampler``), further trunks (``members``) or features redefined by the denoiser (``redefine_rounds``). ``mode`` is the
+    name under which the combination is known; :mod:`thinktwice.testtime.modes` has the published ones.
     """
 
     __test__ = False  # the name starts with "Test", and it is no test
 
     mode: Mode = "off"
-    strength: float = Field(default=0.0, ge=0)
-    min_count: int = Field(default=0, ge=0)
+    # the base pass
+    strength: float = Field(
+        default=0.0, ge=0
+    )  # gate: a value weighs c / (c + strength * kappa) against its mask vector
+    min_count: int = Field(default=0, ge=0)  # filter: values seen less often are replaced by their mask vector
     min_kept: float = Field(default=0.7, ge=0, le=1)  # share of all fields that a filter keeps at least
+    filler: FillerKind = "mask"
+    # whom to ask again
     trigger: TriggerKind = "never"
-    threshold: float = 0.0  # rows with a trigger signal above it are unsure
+    threshold: float = 0.0  # rows with a trigger signal above it are unsure (dual, entropy, random)
     signal_max: float = 1.0  # signal at which a row gets max_paths
     entropy_floor: float = Field(default=0.5, ge=0, le=1)  # dual signal of a row whose base score is certain
-    sampler: SamplerKind = "bernoulli"
-    aggregator: AggregatorKind = "consistency"
-    max_paths: int = Field(default=8, ge=2, le=64)  # per row, beside the base pass
-    max_path_rows: int = Field(default=1024, ge=0)  # per request; the rows with the largest signal come first
+    share: float = Field(default=0.2, ge=0, le=1)  # budget: of the rows of a request
+    top_k: int = Field(default=10, ge=1)  # decision: places of a request that does not say so itself
+    spread: tuple[float, float, float] = (0.0, 0.0, 0.0)  # decision: change of a logit = s0 + s1 missing + s2 entropy
     importance: tuple[float, ...] = ()  # weight of each field in the epistemic signal; empty: all unprotected alike
+    # the second opinion
+    sampler: SamplerKind = "none"
+    max_paths: int = Field(default=8, ge=2, le=64)  # per row, beside the base pass
+    pair_share: float = Field(default=0.0, ge=0, le=1)  # weight of pair support beside value support in the draws
+    typical_pair: float = Field(default=1.0, gt=0, le=1)  # matt: support of a combination that is surely taken
+    keep_rate: float = Field(default=0.5, ge=0, le=1)  # uniform: probability of keeping a field
+    stop_at: float = Field(
+        default=0.0, ge=0
+    )  # half width of the mean's interval, in logits, at which paths stop; 0: never
+    aggregator: AggregatorKind = "mean"
+    shrink: bool = False  # weigh the paths by the missing support of the row, the base pass by the rest
+    redefine_rounds: int = Field(default=0, ge=0, le=4)
+    members: int = Field(default=0, ge=0, le=8)
+    max_path_rows: int = Field(default=1024, ge=0)  # extra rows per request; the most open scores come first
+    # from logits to probabilities
     calibration: Calibration | None = None  # of rows with one pass; None: the model's own
-    explored_calibration: Calibration | None = None  # of rows with paths; None: as above
+    explored_calibration: Calibration | None = None  # of rows with a second opinion; None: as above
+    support_calibration: SupportCalibration | None = None  # takes the place of ``calibration``
+    temperature: float = Field(default=1.0, gt=0)  # of all rows, after the above
     salt: int = Field(default=0, ge=0)  # changes the drawn paths of every row
+
+    @property
+    def asks(self) -> bool:
+        """Whether any row may get a second opinion."""
+        return self.trigger != "never" and (self.sampler != "none" or self.members > 0 or self.redefine_rounds > 0)
+
+    @property
+    def uses_counts(self) -> bool:
+        """Whether a score depends on how often a value came."""
+        return (
+            self.strength > 0
+            or self.min_count > 0
+            or self.trigger in ("dual", "decision")
+            or self.redefine_rounds > 0
+            or self.sampler in ("bernoulli", "enumerate", "matt")
+            or self.support_calibration is not None
+        )
 
     @model_validator(mode="after")
     def _consistent(self) -> TestTimeConfig:
-        if self.mode != "uttsi" and self.trigger != "never":
-            raise ValueError(f"mode {self.mode!r} scores no paths: its trigger must be 'never', not {self.trigger!r}")
+        kinds = [self.sampler != "none", self.members > 0, self.redefine_rounds > 0]
+        if sum(kinds) > 1:
+            raise ValueError(
+                "paths (sampler), members and redefine_rounds are three kinds of second opinion: choose one of them"
+            )
+        if self.trigger != "never" and not any(kinds):
+            raise ValueError(
+                f"trigger {self.trigger!r} has nobody to ask: give a sampler, members or redefine_rounds, or set it to 'never'"
+            )
+        if self.strength > 0 and self.min_count > 0:
+            raise ValueError("strength gates and min_count filters the base pass: set one of them to 0")
+        if self.aggregator == "confidence" and self.sampler != "matt":
+            raise ValueError(
+                "the aggregator 'confidence' weighs paths by what the sampler 'matt' knows of them: use both"
+            )
         return self
 
 
 class FitConfig(_Frozen):
-    """How the engine is fitted on validation rows. The grids hold 0 (no effect) on purpose."""
+    """How the engine is fitted on validation rows. The grids hold 0 (no effect) on purpose.
 
-    max_rows: int = Field(default=40_000, ge=100)  # validation rows used; more are thinned evenly over time
-    strengths: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
-    min_counts: tuple[int, ...] = (0, 1, 2, 3, 5, 10, 20)
+    ``mode`` restricts the search: ``lean`` (ours) tries every mode and ships, of those that pass the acceptance test within
+    ``max_cost``, the one that fitted best; any other name tries that mode alone. ``off`` is always a candidate.
+    """
+
+    mode: Literal[Mode, "lean"] = "lean"
+    max_rows: int = Field(default=60_000, ge=100)  # validation rows used; more are thinned evenly over time
+    strengths: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+    min_counts: tuple[int, ...] = (0, 1, 2, 3, 5, 10, 20, 50)
     explored_share: float = Field(default=0.2, gt=0, lt=1)  # share of rows that the trigger of `uttsi` finds unsure
-    max_paths: int = Field(default=8, ge=2, le=64)
+    member_shares: tuple[float, ...] = (0.1, 0.15, 0.2)  # shares of rows that members may be asked for
+    max_paths: tuple[int, ...] = Field(default=(4, 8), min_length=1)
+    max_cost: float = Field(default=1.2, ge=1)  # time of what `lean` ships relative to the plain model's, as reckoned
     confidence: float = Field(default=0.95, gt=0.5, lt=1)  # of the acceptance interval, all candidates together

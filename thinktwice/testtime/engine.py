@@ -1,12 +1,15 @@
-"""The engine: one base pass for every row, paths for the unsure ones, one calibrated score.
+"""The engine: one base pass for every row, a second opinion for the unsure ones, one calibrated score.
 
-Rows are scored in padded blocks of one fixed shape, so that matrix kernels see the same sizes whatever the request is.
-Draws belong to the row's content. The guarantee: while the cap on path rows does not bind, a row gives the same bits
-(tolerance 0) alone, among 500, in any order and after a restart, on the same machine with the same libraries.
+Reliability is read before any forward pass, so a filtered pass is the base pass; a gate is folded into the embedding table
+when the engine is made, so a gated pass costs what a plain one costs. Rows are scored in padded blocks of fixed shapes and
+draws belong to the row's content. The guarantee: while the cap on extra rows does not bind, a row gives the same bits
+(tolerance 0) alone, among 500, in any order and after a restart, with any number of threads, on the same machine with the
+same libraries. Two triggers look at the request as a whole (``budget``, ``decision``); for them the request, in any order,
+takes the place of the row.
 
-The cap binds when more rows are unsure than it has path rows, or their paths together are more than it has. It then
-decides by the rows themselves, largest signal first, so that the same rows are admitted in any order; an admitted row
-keeps its full score, and a row that is left out has the exact score of its base pass and is marked in ``left_out``.
+The cap binds when the unsure rows want more extra passes than it allows. It then decides by the rows themselves, the most
+open score first, so that the same rows are admitted in any order; an admitted row keeps its full score, and a row that is
+left out has the exact score of its base pass and is marked in ``left_out``.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,24 +25,27 @@ from thinktwice.data.encoded import Batch, EncodedRows
 from thinktwice.errors import BundleError
 from thinktwice.models.backbone import Backbone
 from thinktwice.models.store import Calibration
-from thinktwice.testtime import calibrate, samplers, trigger
-from thinktwice.testtime.aggregate import aggregate
+from thinktwice.testtime import calibrate
+from thinktwice.testtime.blocks import BASE_ROWS, padded, padded_batch
 from thinktwice.testtime.config import TestTimeConfig
-from thinktwice.testtime.masks import base_mask
+from thinktwice.testtime.extras import Extras
+from thinktwice.testtime.fillers import FILLERS
+from thinktwice.testtime.masks import filter_mask
+from thinktwice.testtime.opinions import Asked, Opinion, members, paths, redefine
 from thinktwice.testtime.reliability import Reliability
 from thinktwice.testtime.rowhash import hash_rows
-from thinktwice.testtime.store import load_test_time
+from thinktwice.testtime.samplers import Paths
+from thinktwice.testtime.support import entropy, missing_support
+from thinktwice.testtime.triggers import TRIGGERS, Seen
 
-BLOCK = 128  # rows of one forward call, paths included
-CHUNK = 4096  # rows that score_rows holds at once
+CHUNK = 4096  # rows that raw_rows holds at once
 UNBOUNDED = 1 << 60
 
 
 @dataclass(frozen=True)
 class Raw:
     """Scores before calibration, per row [B]: base logit ``z0``, final logit ``z``, ``missing`` support, trigger
-    ``signal``, number of forward passes ``num_paths``, the mask of unsure rows ``left_out`` by the cap, and that of the
-    rows that were ``explored``."""
+    ``signal``, number of forward passes ``num_paths``, the mask of unsure rows ``left_out`` by the cap."""
 
     z0: np.ndarray
     z: np.ndarray
@@ -51,6 +56,7 @@ class Raw:
 
     @property
     def explored(self) -> np.ndarray:
+        """Rows [B] with a second opinion."""
         return self.num_paths > 1
 
 
@@ -73,7 +79,7 @@ class Scored:
 
     @property
     def capped(self) -> bool:
-        """Whether the cap on path rows was binding."""
+        """Whether the cap on extra rows was binding."""
         return bool(self.left_out.any())
 
 
@@ -81,182 +87,241 @@ class Engine:
     """Scores encoded rows with one model under one configuration. Holds no state between calls.
 
     Raises:
-        BundleError: counts or importance belong to a model with other fields.
+        BundleError: counts, importance or extras belong to another model, or something that the configuration needs is
+            not there.
     """
 
     def __init__(
-        self, model: Backbone, reliability: Reliability, config: TestTimeConfig, calibration: Calibration | None = None
+        self,
+        model: Backbone,
+        reliability: Reliability,
+        config: TestTimeConfig,
+        calibration: Calibration | None = None,
+        extras: Extras | None = None,
     ) -> None:
-        if reliability.num_values != model.fields.num_values:
-            raise BundleError(
-                f"counts describe {sum(reliability.num_values)} values and the model has {model.fields.num_rows}: "
-                "counts and weights must come from the same bundle"
-            )
-        if config.importance and len(config.importance) != model.num_fields:
-            raise BundleError(
-                f"test-time importance names {len(config.importance)} fields and the model has {model.num_fields}: "
-                "fit the test-time parameters for this model"
-            )
+        self.extras = extras or Extras()
+        _check(model, reliability, config, self.extras)
         self.model = model.eval()
         self.reliability = reliability
         self.config = config
         self.calibration = config.calibration or calibration or Calibration()
         self.explored_calibration = config.explored_calibration or self.calibration
-        with torch.inference_mode():
-            self._fill = model.fill()
+        self._members = tuple(m.eval() for m in self.extras.members[: config.members])
+        with torch.inference_mode(), one_thread():
+            self._fill = FILLERS[config.filler](model, reliability)
+            self._table = self._gated(model)
+            self._member_tables = [None if m.table is model.table else self._gated(m) for m in self._members]
 
-    @staticmethod
-    def load(folder: Path | str, model: Backbone, calibration: Calibration | None = None) -> Engine:
-        """The engine of the test-time parameters in ``folder``; ``calibration`` is the model's own."""
-        shipped = load_test_time(folder)
-        return Engine(model, shipped.reliability, shipped.config, calibration)
-
-    def score(self, batch: Batch, max_path_rows: int | None = None) -> Scored:
+    def score(self, batch: Batch, max_path_rows: int | None = None, top_k: int | None = None) -> Scored:
         """Score a request.
 
         Args:
             batch: B encoded rows.
             max_path_rows: lowers the configured cap on extra rows for this request; it cannot raise it, for the cap is
                 the operator's. At 0 every row gets its base pass alone: model cost and scores of the base pass.
+            top_k: places that the request fills, for the trigger ``decision``.
         """
-        return self.finish(self.raw(batch, max_path_rows))
+        return self.finish(self.raw(batch, max_path_rows, top_k))
 
     def finish(self, raw: Raw) -> Scored:
-        """Calibrate raw scores."""
-        base = calibrate.apply(self.calibration, raw.z)
-        logit = np.where(raw.explored, calibrate.apply(self.explored_calibration, raw.z), base)
+        """Calibrate raw scores: rows with and without a second opinion share one ranking."""
+        logit = np.where(
+            raw.explored,
+            calibrate.apply(self.explored_calibration, raw.z),
+            self._base_logit(raw.z, raw.missing),
+        )
+        logit = logit / self.config.temperature
         probability = calibrate.sigmoid(logit)
-        uncertainty = 0.5 * (raw.missing + trigger.entropy(probability))
+        uncertainty = 0.5 * (raw.missing + entropy(probability))
         path_rows = int(raw.num_paths.sum()) - len(raw.z)
         return Scored(logit, probability, uncertainty, raw.num_paths, raw.left_out, path_rows)
 
-    @torch.inference_mode()
-    def raw(self, batch: Batch, max_path_rows: int | None = None) -> Raw:
+    def raw(self, batch: Batch, max_path_rows: int | None = None, top_k: int | None = None) -> Raw:
         """Like :meth:`score`, before calibration."""
+        with torch.inference_mode(), one_thread():
+            return self._raw(batch, max_path_rows, top_k)
+
+    def _raw(self, batch: Batch, max_path_rows: int | None, top_k: int | None) -> Raw:
         ids = batch.ids.numpy()
-        cap = self.config.max_path_rows
-        if max_path_rows is not None:
-            cap = min(cap, max_path_rows)
+        config, rows = self.config, len(batch)
+        cap = config.max_path_rows if max_path_rows is None else min(config.max_path_rows, max_path_rows)
         r = self.reliability.of(ids)
-        mask = base_mask(self.config, self.reliability, ids)
-        explores = self.config.mode == "uttsi" and len(batch) > 0
-        z0, x = self._base_pass(batch, mask, keep=explores and cap > 0)
-        missing = trigger.epistemic(r, self.reliability.open_fields, self.config.importance)
-        num_paths, left_out = np.ones(len(batch), np.int64), np.zeros(len(batch), bool)
-        if not explores:
-            return Raw(z0, z0, missing, np.full(len(batch), -np.inf), num_paths, left_out)
-        bits = trigger.entropy(calibrate.sigmoid(calibrate.apply(self.calibration, z0)))
-        row_hash = hash_rows(batch, self.config.salt)
-        signal = trigger.signal(self.config, missing, bits, row_hash)
-        wanted = trigger.num_paths(self.config, signal)
-        left_out = wanted > 0
-        if x is None:
-            return Raw(z0, z0, missing, signal, num_paths, left_out)
-        chosen = _by_signal(signal, row_hash, wanted)[:cap]  # every admitted row costs at least one path row
-        left_out[chosen] = False
-        kept = np.ones_like(r, bool) if mask is None else mask > 0
-        paths = samplers.draw(
-            self.config.sampler, kept[chosen], r[chosen], wanted[chosen], row_hash[chosen], self.config.max_paths
+        kept = (
+            filter_mask(self.reliability, ids, r, config.min_count, config.min_kept) if config.min_count > 0 else None
         )
-        over = (np.cumsum(paths.used) > cap) & (paths.used > 0)
-        left_out[chosen[over]] = True
-        chosen, paths = _admit(chosen, paths, over)
+        z0, x = self._base_pass(batch, kept, keep=config.asks and cap > 0)
+        missing = missing_support(r, self.reliability.open_fields, config.importance)
+        num_paths, left_out = np.ones(rows, np.int64), np.zeros(rows, bool)
+        if not config.asks or rows == 0:
+            return Raw(z0, z0, missing, np.full(rows, -np.inf), num_paths, left_out)
+        logit = self._base_logit(z0, missing)
+        bits = entropy(calibrate.sigmoid(logit / config.temperature))
+        row_hash = hash_rows(batch, config.salt) if _draws(config) else np.zeros(rows, np.uint64)
+        marked = TRIGGERS[config.trigger](config, Seen(missing, bits, logit, row_hash, top_k))
+        left_out = marked.unsure.copy()
+        unsure = np.flatnonzero(marked.unsure)
+        if not _draws(config) and len(unsure) * self._cost_of_one > cap:
+            row_hash = hash_rows(batch, config.salt)
+        # Equal scores in the order of their hashes, so that the order of rows does not matter where the cap binds.
+        unsure = unsure[np.lexsort((row_hash[unsure], -bits[unsure]))][:cap]  # no more are planned than could be admitted
+        if x is None or len(unsure) == 0:
+            return Raw(z0, z0, missing, marked.signal, num_paths, left_out)
+        wanted = _depth(config, marked.signal)
+        kept = np.ones(r.shape, bool) if kept is None else kept
+
+        def asked(chosen: np.ndarray) -> Asked:
+            place = torch.from_numpy(chosen)
+            return Asked(
+                self.model,
+                batch.select(place),
+                x[place],
+                self._fill,
+                z0[chosen],
+                r[chosen],
+                kept[chosen],
+                missing[chosen],
+                wanted[chosen],
+                row_hash[chosen],
+                self.reliability.open_fields,
+            )
+
+        planned = paths.plan(config, self.extras, asked(unsure)) if config.sampler != "none" else None
+        cost = np.full(len(unsure), self._cost_of_one) if planned is None else paths.cost(config, planned)
+        fits = (np.cumsum(cost) <= cap) | (cost == 0)
+        left_out[unsure[fits]] = False
+        admitted = np.flatnonzero(fits & (cost > 0))  # a row whose only path is its base pass needs no more
+        chosen = unsure[admitted]
         if len(chosen) == 0:
-            return Raw(z0, z0, missing, signal, num_paths, left_out)
+            return Raw(z0, z0, missing, marked.signal, num_paths, left_out)
+        opinion = self._answer(asked(chosen), None if planned is None else planned.rows(admitted))
         z = z0.copy()
-        z[chosen] = self._explore(x, z0[chosen], r[chosen], kept[chosen], missing[chosen], chosen, paths)
-        num_paths[chosen] += paths.used
-        return Raw(z0, z, missing, signal, num_paths, left_out)
+        z[chosen] = opinion.z
+        num_paths[chosen] += opinion.passes
+        return Raw(z0, z, missing, marked.signal, num_paths, left_out)
+
+    @property
+    def _cost_of_one(self) -> int:
+        """Forward passes that a second opinion takes when it is not paths, whose number differs from row to row."""
+        return len(self._members) or redefine.num_passes(self.config.redefine_rounds)
+
+    def _answer(self, asked: Asked, planned: Paths | None) -> Opinion:
+        if self.config.members > 0:
+            return members.answer(asked, self._members, self._member_tables)
+        if planned is None:
+            assert self.extras.heads is not None
+            return redefine.answer(asked, self.extras.heads, self.config.redefine_rounds)
+        return paths.answer(self.config, self.extras, asked, planned)
 
     def _base_pass(
-        self, batch: Batch, mask: np.ndarray | None, *, keep: bool
+        self, batch: Batch, kept: np.ndarray | None, *, keep: bool
     ) -> tuple[np.ndarray, torch.Tensor | None]:
-        """Logits [B] float64 of the base pass, and the field vectors [B, N, D] if paths may need them."""
+        """Logits [B] float64 of the base pass, and the field vectors [B, N, D] if a second opinion may need them."""
         logits, vectors = [], []
-        for start in range(0, len(batch), BLOCK):
-            rows = slice(start, start + BLOCK)
-            x = self.model.embed(_padded_batch(batch.select(rows)))
-            real = min(BLOCK, len(batch) - start)
-            if mask is None:
+        for start in range(0, len(batch), BASE_ROWS):
+            rows = slice(start, start + BASE_ROWS)
+            x = self.model.embed(padded_batch(batch.select(rows), BASE_ROWS), self._table)
+            real = min(BASE_ROWS, len(batch) - start)
+            if kept is None:
                 z = self.model.score(x)
             else:
-                z = self.model.score(x, _padded(torch.from_numpy(mask[rows]))[:, None], self._fill)
+                shown = padded(torch.from_numpy(kept[rows]), BASE_ROWS)[..., None]
+                z = self.model.score(torch.where(shown, x, self._fill))
             logits.append(z[:real, 0])
             if keep:
                 vectors.append(x[:real])
         z0 = torch.cat(logits).double().numpy() if logits else np.zeros(0)
         return z0, torch.cat(vectors) if vectors else None
 
-    def _explore(
-        self,
-        x: torch.Tensor,
-        z0: np.ndarray,
-        r: np.ndarray,
-        kept: np.ndarray,
-        missing: np.ndarray,
-        rows: np.ndarray,
-        paths: samplers.Paths,
-    ) -> np.ndarray:
-        """Final logits [U] of explored rows: all their paths scored together, aggregated, shrunk to the base score."""
-        most = paths.mask.shape[1]
-        owner, place = np.nonzero(np.arange(most)[None] < paths.used[:, None])  # [Q] path rows
-        mask = torch.from_numpy(paths.mask[owner, place].astype(np.float32))
-        source = torch.from_numpy(rows[owner])
-        scored = []
-        for start in range(0, len(owner), BLOCK):
-            block = slice(start, start + BLOCK)
-            z = self.model.score(_padded(x[source[block]]), _padded(mask[block])[:, None], self._fill)
-            scored.append(z[: len(owner[block]), 0])
-        z_all = np.repeat(z0[:, None], most + 1, axis=1)
-        z_all[owner, place + 1] = torch.cat(scored).double().numpy()
-        weight = np.concatenate([paths.base_weight[:, None], paths.weight], axis=1)
-        masks = np.concatenate([kept[:, None], paths.mask], axis=1)  # [U, K + 1, N]
-        support = (masks * r[:, None]).sum(axis=2) / np.maximum(masks.sum(axis=2), 1)
-        combined = aggregate(self.config.aggregator, z_all, weight, support)
-        return (1.0 - missing) * z0 + missing * combined
+    def _base_logit(self, z: np.ndarray, missing: np.ndarray) -> np.ndarray:
+        if self.config.support_calibration is not None:
+            return calibrate.apply_support(self.config.support_calibration, z, missing)
+        return calibrate.apply(self.calibration, z)
+
+    def _gated(self, model: Backbone) -> torch.Tensor | None:
+        """The table with every value mixed with its field's mask vector as the gate says; None without a gate."""
+        if self.config.strength == 0:
+            return None
+        return model.gated_table(torch.from_numpy(self.reliability.of_table(self.config.strength)))
+
+
+def _check(model: Backbone, reliability: Reliability, config: TestTimeConfig, extras: Extras) -> None:
+    if reliability.num_values != model.fields.num_values:
+        raise BundleError(
+            f"counts describe {sum(reliability.num_values)} values and the model has {model.fields.num_rows}: "
+            "counts and weights must come from the same bundle"
+        )
+    if config.importance and len(config.importance) != model.num_fields:
+        raise BundleError(
+            f"test-time importance names {len(config.importance)} fields and the model has {model.num_fields}: "
+            "fit the test-time parameters for this model"
+        )
+    if config.members > len(extras.members):
+        raise BundleError(
+            f"the configuration asks {config.members} further trunks and {len(extras.members)} are there: "
+            "package the members with the model, or fit the test-time parameters without them"
+        )
+    for place, member in enumerate(extras.members):
+        if member.fields != model.fields:
+            raise BundleError(
+                f"member {place} knows other fields or vocabularies than the model: train it on the same data"
+            )
+    heads, open_fields = extras.heads, reliability.open_fields
+    if heads is not None and (
+        heads.fields.tolist() != open_fields.tolist() or heads.weight.shape[1:] != (model.hidden_width + 1, model.dim + 1)
+    ):
+        raise BundleError("prediction heads are of another model: fit the test-time parameters for this model")
+    if extras.combinations is not None and extras.combinations.num_values != model.fields.num_values:
+        raise BundleError(
+            f"combination counts describe {sum(extras.combinations.num_values)} values and the model has "
+            f"{model.fields.num_rows}: fit the test-time parameters for this model"
+        )
+    if heads is None and (config.redefine_rounds > 0 or config.filler == "denoiser"):
+        raise BundleError(
+            f"mode {config.mode!r} needs prediction heads and there are none: fit the test-time parameters again"
+        )
+    if extras.combinations is None and (config.sampler == "matt" or config.pair_share > 0):
+        raise BundleError(
+            f"mode {config.mode!r} needs combination counts and there are none: fit the test-time parameters again"
+        )
+
+
+def _draws(config: TestTimeConfig) -> bool:
+    """Whether the content of a row decides more than its scores do."""
+    return config.sampler != "none" or config.trigger in ("random", "budget")
+
+
+def _depth(config: TestTimeConfig, signal: np.ndarray) -> np.ndarray:
+    """Paths [B] that rows of a signal [B] get if they are unsure: even numbers from 2 to ``max_paths`` with the signal."""
+    most = 2 * (config.max_paths // 2)
+    if config.trigger in ("always", "budget", "decision"):
+        return np.full(len(signal), most, np.int64)
+    width = max(config.signal_max - config.threshold, 1e-12)
+    depth = np.clip((signal - config.threshold) / width, 0.0, 1.0)
+    return np.minimum(2 * np.maximum(np.ceil(config.max_paths / 2 * depth), 1).astype(np.int64), most)
 
 
 def raw_rows(engine: Engine, rows: EncodedRows) -> Raw:
-    """Raw scores of any number of rows, in chunks and without a cap on path rows."""
-    config = engine.config.model_copy(update={"max_path_rows": UNBOUNDED})
-    free = Engine(engine.model, engine.reliability, config, engine.calibration)
-    with one_thread():
-        parts = [free.raw(rows.batch(slice(s, s + CHUNK))) for s in range(0, len(rows), CHUNK)]
+    """Raw scores of any number of rows, in chunks (each one request) and without a cap on extra rows."""
+    free = Engine(
+        engine.model,
+        engine.reliability,
+        engine.config.model_copy(update={"max_path_rows": UNBOUNDED}),
+        engine.calibration,
+        engine.extras,
+    )
+    parts = [free.raw(rows.batch(slice(s, s + CHUNK))) for s in range(0, len(rows), CHUNK)]
     return Raw(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Raw)))
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Small blocks gain nothing from several threads, and lose much when cores are shared."""
+    """Small blocks gain nothing from several threads, and the number of threads may change the order of sums."""
     before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _by_signal(signal: np.ndarray, row_hash: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Unsure rows, largest signal first; equal signals in the order of their hashes, so that row order does not matter."""
-    unsure = np.flatnonzero(wanted > 0)
-    return unsure[np.lexsort((row_hash[unsure], -signal[unsure]))]
-
-
-def _admit(chosen: np.ndarray, paths: samplers.Paths, over: np.ndarray) -> tuple[np.ndarray, samplers.Paths]:
-    """The rows whose paths fit under the cap together; rows without a path of their own need none."""
-    fits = ~over & (paths.used > 0)
-    return chosen[fits], samplers.Paths(paths.mask[fits], paths.weight[fits], paths.base_weight[fits], paths.used[fits])
-
-
-def _padded(value: torch.Tensor) -> torch.Tensor:
-    """``value`` with zero rows added up to BLOCK."""
-    missing = BLOCK - value.shape[0]
-    return value if missing == 0 else torch.cat([value, value.new_zeros((missing, *value.shape[1:]))])
-
-
-def _padded_batch(batch: Batch) -> Batch:
-    return Batch(
-        _padded(batch.ids),
-        {k: _padded(v) for k, v in batch.sequences.items()},
-        {k: _padded(v) for k, v in batch.vectors.items()},
-    )

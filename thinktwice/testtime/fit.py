@@ -13,25 +13,31 @@ from typing import Any
 import numpy as np
 import torch
 
+from thinktwice.combinations.counts import CombinationCounts, open_pairs
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import TrainingSet, load_training_set
 from thinktwice.errors import BundleError
 from thinktwice.evaluate.metrics import auc, logloss, row_logloss
-from thinktwice.evaluate.significance import Interval, clusters_of, paired_mean
-from thinktwice.files import atomic_dir
+from thinktwice.evaluate.significance import clusters_of, paired_mean
+from thinktwice.files import atomic_dir, sha256_file
 from thinktwice.models.backbone import Backbone
-from thinktwice.models.store import Calibration, load_model
+from thinktwice.models.store import WEIGHTS_FILE, load_model
 from thinktwice.progress import note
 from thinktwice.testtime import calibrate
-from thinktwice.testtime.accept import Verdict, judge, sentence
+from thinktwice.testtime.accept import judge, sentence
 from thinktwice.testtime.candidates import Candidate, candidates
 from thinktwice.testtime.config import FitConfig, TestTimeConfig
+from thinktwice.testtime.cost import reckoned
 from thinktwice.testtime.engine import Engine, raw_rows
+from thinktwice.testtime.extras import Extras
+from thinktwice.testtime.heads import fit_heads
 from thinktwice.testtime.reliability import Reliability
 from thinktwice.testtime.store import TestTime, save_test_time
+from thinktwice.testtime.subject import Subject
 
 STAGE = "fit_test_time"
 MIN_HALF = 200  # rows of a validation half; with fewer nothing is tried
+COUNT_CHUNK = 1 << 20  # rows of combinations counted at once
 COUNT_AUC_LIMIT = 0.6  # a count that predicts the label by itself makes every claim about rarity suspect
 
 
@@ -61,9 +67,8 @@ def fit_test_time(
     config = config or FitConfig()
     data = load_training_set(training_set_dir)
     valid = _thinned(data.part("valid"), config.max_rows)
-    trunks = {"plain": load_model(plain_dir)}
-    if pretrained_dir is not None:
-        trunks["pretrained"] = load_model(pretrained_dir)
+    folders = {"plain": plain_dir} | ({} if pretrained_dir is None else {"pretrained": pretrained_dir})
+    trunks = {name: load_model(folder) for name, folder in folders.items()}
     for name, (model, _) in trunks.items():
         if model.fields.num_values != data.encoder.num_values:
             raise BundleError(
@@ -79,14 +84,38 @@ def fit_test_time(
         valid,
     )
     note(STAGE, f"{trunk} trunk")
+    note(STAGE, novelty_words(novelty(data)))
     model, info = trunks[trunk]
-    shipped, report = fit_mode(model, info.calibration, reliability, valid, config)
+    others = tuple(other for name, (other, _) in trunks.items() if name != trunk)
+    extras = fit_extras(model, reliability, train, others, config)
+    subject = Subject(model, info.calibration, reliability, extras)
+    shipped, report = fit_mode(subject, valid, config)
     report |= {"trunk": trunk, "trunks": trunk_report, "novelty": novelty(data)}
     report["count_auc"], report["warnings"] = count_check(model, reliability, valid)
+    weights = sha256_file(Path(folders[trunk]) / WEIGHTS_FILE)
     with atomic_dir(out_dir) as folder:
-        save_test_time(folder, TestTime(shipped, reliability, report))
+        save_test_time(folder, TestTime(shipped, reliability, report, extras, weights), model)
     note(STAGE, report["sentence"])
     return FitResult(trunk, shipped, report["sentence"], report)
+
+
+def fit_extras(
+    model: Backbone,
+    reliability: Reliability,
+    train: EncodedRows,
+    members: tuple[Backbone, ...],
+    config: FitConfig,
+) -> Extras:
+    """What the modes that ``config`` tries need besides counts: combination counts, denoiser heads, further trunks."""
+    lean = config.mode == "lean"
+    fields = reliability.open_fields
+    combinations = heads = None
+    if len(fields) > 1 and (lean or config.mode in ("uttsi", "matt")):
+        chunks = (train.ids[s : s + COUNT_CHUNK] for s in range(0, len(train), COUNT_CHUNK))
+        combinations = CombinationCounts.fit(chunks, open_pairs(fields), (), reliability.num_values)
+    if len(fields) and (lean or config.mode == "sgctr"):
+        heads = fit_heads(model, train, fields)
+    return Extras(combinations, heads, members if lean or config.mode == "members" else ())
 
 
 def choose_trunk(logits: dict[str, np.ndarray], valid: EncodedRows) -> tuple[str, dict[str, Any]]:
@@ -102,18 +131,15 @@ def choose_trunk(logits: dict[str, np.ndarray], valid: EncodedRows) -> tuple[str
     return ("pretrained" if change.high < 0 else "plain"), report
 
 
-def fit_mode(
-    model: Backbone, calibration: Calibration, reliability: Reliability, valid: EncodedRows, config: FitConfig
-) -> tuple[TestTimeConfig, dict[str, Any]]:
+def fit_mode(subject: Subject, valid: EncodedRows, config: FitConfig) -> tuple[TestTimeConfig, dict[str, Any]]:
     """The configuration that ships with one trunk, and the evidence. ``valid`` is in time order."""
     half = len(valid) // 2
     fit, later = valid.take(np.arange(half)), valid.take(np.arange(half, len(valid)))
-    importance = field_importance(model, reliability, fit)
-    off = TestTimeConfig(importance=importance)
+    off = TestTimeConfig(importance=field_importance(subject.model, subject.reliability, fit))
     report: dict[str, Any] = {"mode": "off", "accepted": False, "candidates": [], "best": None, "best_name": None}
     report["rows"] = {"fit": len(fit), "accept": len(later)}
     usable = half >= MIN_HALF and all(part.label.min() != part.label.max() for part in (fit, later))
-    if not usable or len(reliability.open_fields) == 0:
+    if not usable or len(subject.reliability.open_fields) == 0:
         reason = (
             f"validation has {len(valid)} rows, too few (or of one class in a half) to prove anything"
             if not usable
@@ -121,14 +147,14 @@ def fit_mode(
         )
         report["sentence"] = f"Test-time work ships off: {reason}; every row is scored once."
         return off, report
-    found = candidates(model, calibration, reliability, fit, off, config)
-    plain_later = calibrate.apply(calibration, raw_rows(Engine(model, reliability, off, calibration), later).z)
-    verdicts = [
-        judge(c, model, calibration, reliability, fit, later, plain_later, confidence=_shared(config.confidence, found))
-        for c in found
-    ]
+    found = candidates(subject, fit, off, config)
+    plain = subject.logits(off, later)[0]
+    max_cost = config.max_cost if config.mode == "lean" else float("inf")
+    confidence = _shared(config.confidence, [c for c in found if reckoned(c.config, c.fit_passes) <= max_cost])
+    verdicts = [judge(c, subject, fit, later, plain, confidence=confidence, max_cost=max_cost) for c in found]
     accepted = [v for v in verdicts if v.accepted]
-    best = min(accepted or verdicts, key=lambda v: v.candidate.fit_logloss, default=None)
+    affordable = [v for v in verdicts if v.cost <= max_cost]
+    best = min(accepted or affordable, key=lambda v: v.candidate.fit_logloss, default=None)
     shipped = best.candidate.config if best is not None and accepted else off
     report |= {
         "mode": shipped.mode,
@@ -136,7 +162,7 @@ def fit_mode(
         "candidates": [v.to_json() for v in verdicts],
         "best": best.candidate.config.model_dump(mode="json") if best is not None else None,
         "best_name": best.candidate.name if best is not None else None,
-        "off": {"logloss": logloss(later.label, plain_later), "auc": auc(later.label, plain_later)},
+        "off": {"logloss": logloss(later.label, plain), "auc": auc(later.label, plain)},
         "sentence": sentence(best, len(later)),
     }
     return shipped, report
@@ -163,6 +189,15 @@ def field_importance(
 def novelty(data: TrainingSet) -> dict[str, dict[str, float]]:
     """Share of rows with a user or item that training never saw, validation beside test."""
     return {part: data.info["parts"][part]["unseen_share"] for part in ("valid", "test")}
+
+
+def novelty_words(share: dict[str, dict[str, float]]) -> str:
+    """Novelty of validation beside that of test, as one sentence; what is tuned on one kind of rows fits that kind."""
+    parts = [
+        f"unseen {entity}s in {share['valid'][entity]:.0%} of validation rows and {share['test'][entity]:.0%} of test rows"
+        for entity in share["valid"]
+    ]
+    return "; ".join(parts) if parts else "the log has no users or items whose novelty could be told"
 
 
 def count_check(model: Backbone, reliability: Reliability, rows: EncodedRows) -> tuple[dict[str, float], list[str]]:
@@ -198,6 +233,3 @@ def _shared(confidence: float, found: list[Candidate]) -> float:
 
 def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
-
-
-__all__ = ["FitResult", "Interval", "Verdict", "choose_trunk", "fit_mode", "fit_test_time"]

@@ -12,12 +12,12 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from thinktwice.data.encoded import count_values, table_offsets
 from thinktwice.errors import BundleError
 from thinktwice.files import atomic_file
+from thinktwice.mapped import map_tensors
 from thinktwice.models.fields import FieldSpace
 
 COUNTS_FILE = "counts.safetensors"
@@ -103,6 +103,11 @@ class Reliability:
         out[:, :columns] = table[np.arange(columns), self.bytes_of(ids)]
         return out
 
+    def of_table(self, strength: float) -> np.ndarray:
+        """Like :meth:`of` for every row of the joint table, float32 [sum(num_values)]."""
+        column = np.repeat(np.arange(len(self.num_values)), self.num_values)
+        return self._mixing_table(strength)[column, self.counts].astype(np.float32)
+
     def shuffled(self, seed: int = 0) -> Reliability:
         """The control: the counts of a field's known values permuted among them. No real gain survives it."""
         rng = np.random.default_rng(seed)
@@ -124,20 +129,18 @@ class Reliability:
 
     @staticmethod
     def load(folder: Path | str) -> Reliability:
-        """Read what :meth:`save` wrote.
+        """Map what :meth:`save` wrote: the counts stay on disk until they are read, and workers share them.
 
         Raises:
             BundleError: the file is missing or damaged.
         """
         path = Path(folder) / COUNTS_FILE
+        tensors = map_tensors(path)
         try:
-            with safe_open(str(path), framework="numpy") as handle:
-                counts, kappa, sizes, protected = (
-                    handle.get_tensor(k) for k in ("counts", "kappa", "num_values", "protected")
-                )
-        except (OSError, SafetensorError) as error:
-            raise BundleError(f"counts {path} cannot be read ({error}): fit the test-time parameters again") from error
-        return Reliability(counts, kappa, tuple(int(n) for n in sizes), protected.astype(bool))
+            counts, kappa, sizes, protected = (tensors[k] for k in ("counts", "kappa", "num_values", "protected"))
+        except KeyError as error:
+            raise BundleError(f"counts {path} lack {error}: fit the test-time parameters again") from error
+        return Reliability(counts, np.array(kappa), tuple(int(n) for n in sizes), protected.astype(bool))
 
 
 def moment_kappa(ids: np.ndarray, label: np.ndarray, num_values: int) -> float:

@@ -1,56 +1,118 @@
-"""Test-time parameters on disk: ``test_time.json`` (configuration, how it was chosen) and ``counts.safetensors``."""
+"""Test-time parameters on disk: ``test_time.json`` (configuration, how it was chosen), ``counts.safetensors``, and what
+some modes need besides: ``combinations.safetensors``, ``heads.safetensors``, ``members/0``, ``members/1``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from thinktwice.combinations.counts import COMBINATIONS_FILE, CombinationCounts
 from thinktwice.errors import BundleError
 from thinktwice.files import read_json, write_json
+from thinktwice.models.backbone import Backbone
+from thinktwice.models.store import MODEL_FILE, WEIGHTS_FILE, ModelInfo, load_model, write_model
 from thinktwice.testtime.config import TestTimeConfig
-from thinktwice.testtime.reliability import Reliability
+from thinktwice.testtime.extras import Extras
+from thinktwice.testtime.heads import HEADS_FILE, FieldHeads
+from thinktwice.testtime.reliability import COUNTS_FILE, Reliability
 
 TEST_TIME_FILE = "test_time.json"
-FORMAT = 1
+FORMAT = 2
+MEMBER_FOLDERS = ("members/0", "members/1")
 
 
 @dataclass(frozen=True)
 class TestTime:
-    """What ships with a model: the configuration, the counts, and the evidence of the choice (`report`)."""
+    """What ships with a model: the configuration, the counts, the evidence of the choice (`report`), and extras.
+
+    ``weights`` is the SHA-256 of the weights that the counts were taken for; "" where nobody said.
+    """
 
     __test__ = False
 
     config: TestTimeConfig
     reliability: Reliability
     report: dict[str, Any]
+    extras: Extras = field(default_factory=Extras)
+    weights: str = ""
 
 
-def save_test_time(folder: Path | str, value: TestTime) -> None:
-    """Write both files into an existing folder."""
+def save_test_time(folder: Path | str, value: TestTime, model: Backbone | None = None) -> None:
+    """Write all files into an existing folder. A member that shares the table of ``model`` is written without it.
+
+    Raises:
+        BundleError: there are more members than a bundle has room for.
+    """
     folder = Path(folder)
+    if len(value.extras.members) > len(MEMBER_FOLDERS):
+        raise BundleError(
+            f"{len(value.extras.members)} further trunks cannot be written: a bundle holds at most {len(MEMBER_FOLDERS)}, "
+            "drop the others"
+        )
     value.reliability.save(folder)
-    write_json(
-        folder / TEST_TIME_FILE,
-        {"format": FORMAT, "config": value.config.model_dump(mode="json"), "report": value.report},
-    )
+    if value.extras.combinations is not None:
+        value.extras.combinations.save(folder)
+    if value.extras.heads is not None:
+        value.extras.heads.save(folder)
+    for name, member in zip(MEMBER_FOLDERS, value.extras.members, strict=False):
+        shared = model is not None and member.table is model.table
+        (folder / name).mkdir(parents=True)
+        write_model(folder / name, member, ModelInfo(stage="finetuned"), with_table=not shared)
+    content = {"format": FORMAT, "config": value.config.model_dump(mode="json"), "report": value.report}
+    write_json(folder / TEST_TIME_FILE, content | {"weights": value.weights})
 
 
-def load_test_time(folder: Path | str) -> TestTime:
-    """Read test-time parameters.
+def load_test_time(folder: Path | str, model: Backbone | None = None) -> TestTime:
+    """Read test-time parameters; ``model`` lends its table to members that were written without one.
 
     Raises:
         BundleError: a file is missing, damaged, or written by an unknown format.
     """
-    path = Path(folder) / TEST_TIME_FILE
+    folder = Path(folder)
+    config, report, weights = _read(folder)
+    extras = Extras(
+        CombinationCounts.load(folder) if (folder / COMBINATIONS_FILE).is_file() else None,
+        FieldHeads.load(folder) if (folder / HEADS_FILE).is_file() else None,
+        tuple(
+            load_model(folder / name, table=None if model is None else model.table)[0]
+            for name in MEMBER_FOLDERS
+            if (folder / name).is_dir()
+        ),
+    )
+    return TestTime(config, Reliability.load(folder), report, extras, weights)
+
+
+def read_config(folder: Path | str) -> TestTimeConfig:
+    """The configuration alone, nothing else is read.
+
+    Raises:
+        BundleError: it is missing, damaged, or written by an unknown format.
+    """
+    return _read(Path(folder))[0]
+
+
+def _read(folder: Path) -> tuple[TestTimeConfig, dict[str, Any], str]:
+    """Configuration, report and hash of the weights."""
+    path = folder / TEST_TIME_FILE
     try:
         value = read_json(path)
         if value["format"] != FORMAT:
             raise BundleError(f"{path} has format {value['format']}, this version reads {FORMAT}: fit it again")
-        config = TestTimeConfig.model_validate(value["config"])
-        report = value["report"]
+        return TestTimeConfig.model_validate(value["config"]), value["report"], str(value["weights"])
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise BundleError(f"{path} cannot be read ({error}): fit the test-time parameters again") from error
-    return TestTime(config, Reliability.load(folder), report)
+
+
+def needed_files(config: TestTimeConfig) -> tuple[str, ...]:
+    """The files that ship with a configuration."""
+    out = [TEST_TIME_FILE, COUNTS_FILE]
+    if config.sampler == "matt" or config.pair_share > 0:
+        out.append(COMBINATIONS_FILE)
+    if config.redefine_rounds > 0 or config.filler == "denoiser":
+        out.append(HEADS_FILE)
+    for folder in MEMBER_FOLDERS[: config.members]:
+        out += [f"{folder}/{MODEL_FILE}", f"{folder}/{WEIGHTS_FILE}"]
+    return tuple(out)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Augmentation = Literal["none", "mask_block"]
+Augmentation = Literal["none", "mask_block", "mask_loo"]
 
 
 class FinetuneConfig(BaseModel):
@@ -34,7 +34,7 @@ class FinetuneConfig(BaseModel):
     )  # of values, of users and of items made unknown in training
     blocks: int = Field(default=10, ge=2)  # mask_block: blocks of equal rows the train window is cut into
     skipped_blocks: int = Field(default=3, ge=1)  # mask_block: first blocks, where everything looks new, are left alone
-    masked_rows: float = Field(default=0.25, gt=0, le=1)  # mask_block: share of rows that are masked
-    masked_fields: float = Field(default=0.3, gt=0, le=1)  # mask_block: at most this share of a row's fields
-    kappa: float = Field(default=20.0, gt=0)  # mask_block: reliability of a value seen c times is c / (c + kappa)
+    masked_rows: float = Field(default=0.25, gt=0, le=1)  # mask_*: share of rows that are masked
+    masked_fields: float = Field(default=0.3, gt=0, le=1)  # mask_*: at most this share of a row's fields
+    kappa: float = Field(default=20.0, gt=0)  # mask_*: reliability of a value seen c times is c / (c + kappa)
     sparse_rows: int = Field(default=200_000, ge=1)  # tables of at least so many rows update only the rows of a batch

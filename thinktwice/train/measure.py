@@ -8,16 +8,16 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from thinktwice.evaluate.metrics import auc
-from thinktwice.models.backbone import Backbone
 from thinktwice.models.store import Calibration
 from thinktwice.train.device import on_device
+from thinktwice.train.joint import Trainee
 from thinktwice.train.loader import BlockLoader
 
 EVALUATION_BATCH = 8192
 
 
-def logits_of(model: Backbone, rows: BlockLoader) -> np.ndarray:
-    """Logits [R] float32 of all rows, in evaluation mode, computed where the model is."""
+def logits_of(model: Trainee, rows: BlockLoader) -> np.ndarray:
+    """Logits [R] float32 of all rows (means of a joint), in evaluation mode, computed where the model is."""
     training, device = model.training, model.table.device
     model.eval()
     with torch.inference_mode():

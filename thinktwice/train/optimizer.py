@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, SparseAdam
 
-from thinktwice.models.backbone import Backbone
+from thinktwice.train.joint import Trainee
 
 
 class TableAdam:
@@ -16,7 +16,7 @@ class TableAdam:
     decays, only in the rows that the batch holds: a step then costs the batch, not the vocabulary.
     """
 
-    def __init__(self, model: Backbone, *, rate: float, table_l2: float, sparse_rows: int) -> None:
+    def __init__(self, model: Trainee, *, rate: float, table_l2: float, sparse_rows: int) -> None:
         self.table = model.table
         self.l2 = table_l2
         self.sparse = model.fields.num_rows >= sparse_rows

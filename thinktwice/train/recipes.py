@@ -34,6 +34,11 @@ def dcnv2() -> Recipe:
     return default().model_copy(update={"model": BackboneConfig(name="dcnv2")})
 
 
+def autoint() -> Recipe:
+    """The default with self-attention over the fields in place of pairwise products: the slowest of the three."""
+    return default().model_copy(update={"model": BackboneConfig(name="autoint")})
+
+
 def ml_1m() -> Recipe:
     """MovieLens-1M on two cores in a few minutes.
 
@@ -65,6 +70,7 @@ def tiny() -> Recipe:
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "default": default,
     "dcnv2": dcnv2,
+    "autoint": autoint,
     "ml-1m": ml_1m,
     "ml-100k": ml_100k,
     "tiny": tiny,

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from thinktwice.data.encoded import Batch
 from thinktwice.evaluate.metrics import logloss
-from thinktwice.models.backbone import Backbone
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.device import on_device, training_device
+from thinktwice.train.joint import Joint, Trainee
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import auc_or_half, logits_of
 from thinktwice.train.optimizer import TableAdam
@@ -45,7 +46,7 @@ def rate_factor(done: float, warmup: float) -> float:
 
 
 def train(
-    model: Backbone,
+    model: Trainee,
     augmenter: Augmenter,
     rows: BlockLoader,
     valid: BlockLoader,
@@ -77,8 +78,7 @@ def train(
         for step, index in zip(range(1, steps + 1), rows.shuffled(size, generator), strict=False):
             optimizer.set_rate(config.rate * rate_factor((step - 0.5) / steps, config.warmup))
             batch = augmenter(rows.batch(index), index, generator)
-            logit = model(on_device(batch, device))
-            loss = F.binary_cross_entropy_with_logits(logit, rows.label[index].to(device))
+            loss = _loss(model, on_device(batch, device), rows.label[index].to(device))
             optimizer.step(loss)
             total, since = total + loss.detach(), since + 1
             if step % between == 0 or step == steps:
@@ -95,6 +95,14 @@ def train(
     return Trained(curve, best[0])
 
 
-def _look(model: Backbone, valid: BlockLoader, epoch: float, train_logloss: float) -> Look:
+def _loss(model: Trainee, batch: Batch, target: Tensor) -> Tensor:
+    """Mean logloss under targets [B] in 0..1; of a joint, the mean over its members."""
+    if isinstance(model, Joint):
+        logit = model.each(batch)
+        return F.binary_cross_entropy_with_logits(logit, target[:, None].expand_as(logit))
+    return F.binary_cross_entropy_with_logits(model(batch), target)
+
+
+def _look(model: Trainee, valid: BlockLoader, epoch: float, train_logloss: float) -> Look:
     logit, label = logits_of(model, valid), valid.label.numpy()
     return Look(epoch, train_logloss, logloss(label, logit), auc_or_half(label, logit))

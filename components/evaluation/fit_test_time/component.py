@@ -11,15 +11,21 @@ def fit_test_time(
     plain: Input[Model],
     pretrained: Input[Model],
     recipe: str,
+    mode: str,
     code_version: str,
     test_time: Output[Artifact],
     metrics: Output[Metrics],
 ) -> None:
-    """Fit on the earlier half of validation, accept on the later half; ``off`` ships when nothing proves a gain."""
+    """Fit on the earlier half of validation, accept on the later half; ``off`` ships when nothing proves a gain.
+
+    ``mode`` says what may ship: ``lean`` (any mode that costs next to nothing) or one mode by name.
+    """
     from thinktwice.testtime.fit import fit_test_time as fit
+    from thinktwice.testtime.modes import search
     from thinktwice.train import recipes
 
-    found = fit(training_set.path, plain.path, pretrained.path, test_time.path, recipes.get(recipe).testtime)
+    settings = search(mode, recipes.get(recipe).testtime)
+    found = fit(training_set.path, plain.path, pretrained.path, test_time.path, settings)
     test_time.metadata.update(mode=found.config.mode, trunk=found.trunk, sentence=found.sentence)
     metrics.log_metric("test_time_work_ships", float(found.config.mode != "off"))
     metrics.log_metric("pretrained_trunk_ships", float(found.trunk == "pretrained"))

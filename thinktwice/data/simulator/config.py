@@ -15,6 +15,12 @@ class SimConfig(BaseModel):
     - the *shared part* hangs on values that every row has plenty of (device, slot, hour, scenario, age, topic, price, load time);
     - ``behaviour`` is added when all of the user's last three clicked topics are the item's topic (a third for each).
 
+    Ids need not mean the same for ever. ``drift`` turns the effects of users and items (their own and their taste) from one
+    independent draw towards another, effect(t) = cos(drift t) e0 + sin(drift t) e1 for t in 0..1 over the log, so that their
+    variance stays what it is; ``reuse`` is the share of users and items whose id passes, at one moment of the log, to a
+    newcomer with effects of its own (what else is known of the id, such as an item's topic, stays). A value that came often
+    may then say nothing about its present owner. The true probability is that of the row's own time.
+
     ``noise`` is the aleatoric part that no model can learn: that share of the clicks is a coin of the base rate.
     """
 
@@ -29,6 +35,8 @@ class SimConfig(BaseModel):
     id_variance: float = Field(default=1.2, ge=0, description="of the logit's id part")
     shared_variance: float = Field(default=0.75, ge=0, description="of the logit's shared part")
     behaviour: float = Field(default=0.8, ge=0, description="logit for a full match with the last clicks")
+    drift: float = Field(default=0.0, ge=0, le=3.2, description="radians by which effects of ids turn over the log")
+    reuse: float = Field(default=0.0, ge=0, le=1, description="share of user and item ids that pass to a newcomer")
     noise: float = Field(default=0.05, ge=0, le=1, description="share of clicks that are a coin of the base rate")
     slate: int = Field(default=4, ge=1, le=64, description="candidates among which the logging policy chooses")
     sharpness: float = Field(

@@ -7,7 +7,7 @@ from the next block on. So the log depends on the config alone, however the bloc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from thinktwice.data.simulator.world import (
     SCENARIO_SHARES,
     SLOTS,
     World,
+    effects_at,
 )
 
 PILOT = 1 << 15  # rows on which the scale is fitted
@@ -70,9 +71,17 @@ def draw_blocks(config: SimConfig, world: World) -> Iterator[Block]:
         first = number * rows
         size = min(rows, config.rows - first)
         rng = np.random.default_rng([config.seed, 1, number])
-        block = _draw(config, world, scale, topics, first, size, rng)
+        block = _draw(config, _at(world, first / config.rows), scale, topics, first, size, rng)
         _remember_clicks(topics, block, world)
         yield block
+
+
+def _at(world: World, now: float) -> World:
+    """The world with the effects that ids have at a share ``now`` of the simulated time."""
+    if world.change is None:
+        return world
+    user_main, user_taste, item_main, item_taste = effects_at(world, now)
+    return replace(world, user_main=user_main, user_taste=user_taste, item_main=item_main, item_taste=item_taste)
 
 
 def block_rows(config: SimConfig) -> int:

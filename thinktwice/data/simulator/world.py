@@ -76,6 +76,63 @@ class World:
     hour_scenario_effect: np.ndarray  # [24, 5]
     age_topic_effect: np.ndarray  # [6, 16]
     city_effect: np.ndarray  # [CITIES]
+    change: Change | None  # None: effects of ids stay what they are
+
+
+@dataclass(frozen=True)
+class Change:
+    """How the effects of ids change: by ``drift`` towards the effects ``*_later``, and at the id's own moment
+    ``*_handover`` (a share of the simulated time; beyond 1: never) to those of its next owner, ``*_next``."""
+
+    drift: float
+    user_later: np.ndarray  # [U, 1 + RANK], the id's own effect and its taste
+    item_later: np.ndarray  # [I, 1 + RANK]
+    user_next: np.ndarray  # [U, 1 + RANK]
+    item_next: np.ndarray  # [I, 1 + RANK]
+    user_handover: np.ndarray  # [U]
+    item_handover: np.ndarray  # [I]
+
+
+def effects_at(world: World, now: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Effects and tastes at a share ``now`` of the simulated time: user [U], user [U, RANK], item [I], item [I, RANK]."""
+    change = world.change
+    if change is None:
+        return world.user_main, world.user_taste, world.item_main, world.item_taste
+    out = []
+    for main, taste, later, following, handover in (
+        (world.user_main, world.user_taste, change.user_later, change.user_next, change.user_handover),
+        (world.item_main, world.item_taste, change.item_later, change.item_next, change.item_handover),
+    ):
+        first = np.concatenate([main[:, None], taste], axis=1)
+        owner = np.where((handover <= now)[:, None], following, first)
+        angle = change.drift * now
+        effect = (np.cos(angle) * owner + np.sin(angle) * later).astype(np.float32)
+        out += [effect[:, 0], effect[:, 1:]]
+    return out[0], out[1], out[2], out[3]
+
+
+def _change(config: SimConfig) -> Change | None:
+    """The changes of ``config``, from a stream of their own: without them the world is what it would be."""
+    if config.drift == 0 and config.reuse == 0:
+        return None
+    rng = np.random.default_rng([config.seed, 4])
+
+    def effect(size: int) -> np.ndarray:
+        return rng.standard_normal((size, 1 + RANK), dtype=np.float32)
+
+    def handover(size: int) -> np.ndarray:
+        return np.where(rng.random(size) < config.reuse, rng.random(size), 2.0)
+
+    users, items = config.users, config.items
+    return Change(
+        config.drift,
+        effect(users),
+        effect(items),
+        effect(users),
+        effect(items),
+        handover(users),
+        handover(items),
+    )
 
 
 def zipf(size: int, exponent: float, rng: np.random.Generator) -> np.ndarray:
@@ -139,4 +196,5 @@ def make_world(config: SimConfig) -> World:
         hour_scenario_effect=effect(24, len(SCENARIOS)),
         age_topic_effect=effect(len(AGES), len(TOPICS)),
         city_effect=effect(CITIES),
+        change=_change(config),
     )

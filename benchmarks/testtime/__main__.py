@@ -1,0 +1,102 @@
+"""What thinking twice is worth: every mode, baseline and control on the same trunks, and what each costs.
+
+make bench-testtime             # all data sets and backbones, five training seeds, three path seeds (hours on two cores)
+QUICK=1 make bench-testtime     # one small simulated log, one backbone, two seeds (under two minutes)
+
+Trained networks and scores are kept under .thinktwice/bench/testtime; what is there is not made again. Results:
+benchmarks/results/testtime.json with the list ``bars``, and the page benchmarks/results/testtime.md with its plots.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+
+from benchmarks import combinations
+from benchmarks.testtime import bars, page, plan, tables
+from benchmarks.testtime.compare import Compared
+from benchmarks.testtime.cost_table import cost_table
+from benchmarks.testtime.plan import FULL, QUICK, Part, trunks_of
+from thinktwice.files import write_json
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def collect(parts: tuple[Part, ...]) -> dict[str, Any]:
+    """All tables of the runs of ``parts``."""
+    out: dict[str, Any] = {
+        "tables": [],
+        "slices": [],
+        "uplift": [],
+        "oracle": [],
+        "lists": [],
+        "recovered": [],
+        "shares": [],
+    }
+    facts: dict[str, Any] = {}
+    for part in parts:
+        trunks = trunks_of(part.data)
+        info = trunks.data.info["parts"]
+        facts.setdefault(part.data, {p: info[p] for p in info} | {"l2": {}})
+        facts[part.data]["l2"][part.backbone] = trunks.l2_trials(part.backbone)
+        rows = tables.rows_of(trunks.data)
+        where = {"data": part.data, "backbone": part.backbone}
+        compared = {regime: Compared(rows, tables.scores_of(part, regime)) for regime in part.regimes}
+        for regime, found in compared.items():
+            here = where | {"regime": regime}
+            out["tables"].append(tables.table(part, regime, found))
+            out["slices"] += tables.slice_table(part, regime, found)
+            out["uplift"].append(here | {"curves": tables.uplift_table(found)})
+            out["oracle"].append(here | {"logloss": tables.oracle_table(found)})
+            out["lists"].append(here | {"methods": tables.list_table(found)})
+            out["shares"].append(here | tables.gain_shares(found))
+            print(f"{part.data} {part.backbone} {regime}: tables", flush=True)
+        if len(compared) == 2:
+            shares = {
+                m: tables.recovered(compared["tuned"], compared["overtrained"], m)
+                for m in ("lean", "gate", "uttsi", "matt")
+            }
+            out["recovered"].append(where | {"share": shares})
+    return out | {"data": facts}
+
+
+def main() -> None:
+    """Measure, print the bars, write the result and the page, and fail when a bar does not hold."""
+    quick = bool(os.environ.get("QUICK"))
+    parts = QUICK if quick else FULL
+    plan.perform(parts)
+    result = collect(parts)
+    result["cost"] = cost_table(parts, quick)
+    result["combinations"] = combinations.measure(quick)
+    result |= {
+        "quick": quick,
+        "machine": {"system": platform.platform(), "cores": os.cpu_count(), "threads_of_the_engine": 1},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+        },
+    }
+    result["bars"] = bars.of(result)
+    name = "testtime-quick" if quick else "testtime"
+    target = plan.WORK if quick else RESULTS  # the short form proves that everything runs, not what it is worth
+    write_json(target / f"{name}.json", result)
+    page.write(target, name, result)
+    for bar in result["bars"]:
+        print(f"{'holds' if bar['holds'] else 'FAILS'}  {bar['name']}: {json.dumps(bar['value'])} ({bar['bound']})")
+    print(f"written: {target / name}.json and .md")
+    if not quick and not all(bar["holds"] for bar in result["bars"]):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

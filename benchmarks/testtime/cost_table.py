@@ -1,0 +1,53 @@
+"""Costs of the modes on the trunk of the default recipe's sizes and on the study's own, with the configurations of the study."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.testtime import latency, study
+from benchmarks.testtime.plan import Part, trunks_of
+from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.extras import Extras
+from thinktwice.testtime.fit import fit_extras
+from thinktwice.testtime.reliability import Reliability
+from thinktwice.testtime.subject import Subject
+
+MODES = (
+    "lean",
+    "gate",
+    "filter",
+    "members, 10% by entropy",
+    "members, 20% by entropy",
+    "2 seeds",
+    "3 seeds",
+    "uttsi@0",
+    "uttsi, exact",
+    "random masks@0",
+    "matt@0",
+    "sgctr",
+)
+ROUNDS, QUICK_ROUNDS = 25, 3
+
+
+def cost_table(parts: tuple[Part, ...], quick: bool) -> list[dict[str, Any]]:
+    """Per data set, backbone and regime the costs of ``MODES`` as fitted under seed 0; ``lean`` is what was shipped there."""
+    out = []
+    for part in parts:
+        if part.data not in ("sim_strong", "sim_quick", "ml_time"):
+            continue
+        trunks = trunks_of(part.data)
+        train = trunks.train_rows
+        reliability = Reliability.fit(train.ids, train.label, trunks.fields)
+        for regime in part.regimes:
+            run = next(r for r in part.runs() if r.regime == regime)
+            configs = study.run(trunks, run).facts["configs"]
+            chain = [study.trunk_of(trunks, run, ahead) for ahead in range(study.MEMBERS)]
+            extras = fit_extras(chain[0].model, reliability, train, (), study.FIT)
+            extras = Extras(extras.combinations, extras.heads, tuple(t.model for t in chain[1:]))
+            subject = Subject(chain[0].model, chain[0].calibration, reliability, extras)
+            chosen = {"off": TestTimeConfig()}
+            chosen |= {m.split("@")[0]: TestTimeConfig.model_validate(configs[m]) for m in MODES if m in configs}
+            found = latency.measure(subject, chosen, study.test_rows(trunks.data), QUICK_ROUNDS if quick else ROUNDS)
+            where = {"data": part.data, "backbone": part.backbone, "regime": regime}
+            out += [where | entry for entry in found]
+    return out

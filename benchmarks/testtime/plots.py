@@ -1,0 +1,131 @@
+"""The plots of the page, each drawn from the result alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from thinktwice.evaluate.charts import Mark, Series, legend_svg, line_chart
+from thinktwice.evaluate.charts_scatter import Point, scatter_chart
+
+KINDS = {  # what a mode is, by colour
+    "one pass": "#2f7d4f",
+    "feature paths": "#c2571a",
+    "further trunks": "#3b6fd4",
+    "control": "#9aa1ac",
+    "lean": "#b02a5b",
+}
+FRONTIER = {
+    "lean": "lean",
+    "gate": "one pass",
+    "filter": "one pass",
+    "calibrated by support": "one pass",
+    "mask_block": "one pass",
+    "distilled from 3, soft 0.5": "one pass",
+    "3 trunks, one table: the first alone": "one pass",
+    "wider, 2 x FLOPs": "further trunks",
+    "uttsi": "feature paths",
+    "uttsi, exact": "feature paths",
+    "random masks": "feature paths",
+    "matt": "feature paths",
+    "sgctr": "feature paths",
+    "members, 10% by entropy": "further trunks",
+    "members, 20% by entropy": "further trunks",
+    "2 seeds": "further trunks",
+    "3 seeds": "further trunks",
+    "3 trunks, one table": "further trunks",
+    "3 rank-one members": "further trunks",
+    "control: members, 20% at random": "control",
+    "control: gate, shuffled counts": "control",
+}
+PANELS = (("sim_strong", "tuned"), ("sim_strong", "overtrained"), ("sim_shift", "tuned"), ("ml_time", "tuned"))
+SIGNALS = {
+    "entropy": "#3b6fd4",
+    "dual": "#c2571a",
+    "rarity": "#8a6d1f",
+    "chance": "#9aa1ac",
+    "oracle (cannot be built)": "#2f7d4f",
+}
+
+
+def all_of(result: dict[str, Any]) -> dict[str, str]:
+    """Name -> SVG of every plot."""
+    return {"frontier": _stacked(_frontiers(result), _kinds()), "uplift": _stacked(_uplifts(result), _signals())}
+
+
+def _frontiers(result: dict[str, Any]) -> list[str]:
+    tables = {(t["data"], t["regime"]): t for t in result["tables"] if t["backbone"] == "deepfm"}
+    chosen = [tables[key] for key in PANELS if key in tables] or list(tables.values())
+    return [_frontier(table) for table in chosen]
+
+
+def _frontier(table: dict[str, Any]) -> str:
+    points = [Point("plain", 1.0, 0.0, color="#30343b")]
+    for m in table["methods"]:
+        kind = FRONTIER.get(m["method"])
+        change = m["logloss"]
+        if kind is None or change["value"] is None:
+            continue
+        low, high = (None if change[k] is None else change[k] * 1e4 for k in ("low", "high"))
+        # The wider trunk is one pass of twice the arithmetic.
+        passes = 2.0 if m["method"].startswith("wider") else m["passes"]
+        points.append(
+            Point(m["method"], passes, change["value"] * 1e4, low, high, KINDS[kind], f"{change['value']:+.5f}")
+        )
+    return scatter_chart(
+        points,
+        x_label="forward passes per row",
+        y_label="change of logloss, 1e-4 (less is better)",
+        title=f"{table['data']}, {table['regime']} trunk",
+    )
+
+
+def _uplifts(result: dict[str, Any]) -> list[str]:
+    found = [u for u in result["uplift"] if u["backbone"] == "deepfm" and (u["data"], u["regime"]) in PANELS]
+    return [_uplift(u) for u in (found or result["uplift"])]
+
+
+def _uplift(found: dict[str, Any]) -> str:
+    series = [
+        Series(
+            name,
+            SIGNALS[name],
+            [
+                Mark(s * 100, c * 1e4, tip=f"{s:.0%}: {c * 1e4:+.1f}")
+                for s, c in zip(curve["shares"], curve["change"], strict=True)
+            ],
+            dashed=name.startswith(("oracle", "chance")),
+        )
+        for name, curve in found["curves"].items()
+        if not name.startswith("oracle")
+    ]
+    return line_chart(
+        series,
+        x_label=f"{found['data']}, {found['regime']}: % of rows asked again",
+        y_label="change of logloss, 1e-4",
+        width=760,
+        height=360,
+    )
+
+
+def _kinds() -> list[tuple[str, str]]:
+    return list(KINDS.items())
+
+
+def _signals() -> list[tuple[str, str]]:
+    return [(name, color) for name, color in SIGNALS.items() if not name.startswith("oracle")]
+
+
+def _stacked(panels: list[str], names: list[tuple[str, str]]) -> str:
+    """Panels of one width below one another in one picture, with a legend on top."""
+    top, width, at = 30, 760, 30.0
+    body = [legend_svg(names, 12, 18)]
+    for panel in panels:
+        height = float(panel.split("viewBox='0 0 ")[1].split("'")[0].split()[1])
+        body.append(panel.replace("<svg ", f"<svg x='0' y='{at:.0f}' width='{width}' height='{height:.0f}' ", 1))
+        at += height + 10
+    return (
+        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {at:.0f}' width='{width}' height='{at:.0f}' "
+        f"font-family='system-ui, sans-serif' font-size='12'><rect width='{width}' height='{max(at, top):.0f}' fill='white'/>"
+        + "".join(body)
+        + "</svg>"
+    )

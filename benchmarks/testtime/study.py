@@ -1,0 +1,378 @@
+"""One run of the study: every method on one trunk, fitted on validation, scored on test once; kept on disk.
+
+A run is a data set, a backbone, a regime (``tuned`` or ``overtrained`` trunk) and a training seed. It leaves the log-odds
+of every method on all test rows, from which tables are made, and a record of what was fitted. The reference of every
+difference is ``plain``, the trunk with a Platt calibration fitted on validation, so that calibration alone is no gain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from benchmarks.testtime.trunks import Setting, Trunk, Trunks
+from thinktwice.data.encoded import EncodedRows
+from thinktwice.data.training_set import TrainingSet
+from thinktwice.evaluate.metrics import logloss
+from thinktwice.files import atomic_file, read_json, write_json
+from thinktwice.models import Calibration
+from thinktwice.testtime import calibrate
+from thinktwice.testtime.candidates import STOP_AT
+from thinktwice.testtime.config import FitConfig, TestTimeConfig
+from thinktwice.testtime.engine import Raw
+from thinktwice.testtime.extras import Extras
+from thinktwice.testtime.fit import count_check, field_importance, fit_extras, fit_mode
+from thinktwice.testtime.modes import preset
+from thinktwice.testtime.parameters import (
+    NOBODY,
+    by_support,
+    calibrated,
+    fit_base,
+    fit_spread,
+    keep_rate,
+    triggered,
+    typical_pair,
+)
+from thinktwice.testtime.reliability import Reliability
+from thinktwice.testtime.subject import Subject
+from thinktwice.train.loader import BlockLoader
+from thinktwice.train.measure import fit_calibration, logits_of
+
+Baselines = Literal["none", "masks", "joint", "all"]  # those that need trainings of their own
+
+FORMAT = 1
+MEMBERS = 3  # trunks of an ensemble, the first included
+FIT_ROWS, TEST_ROWS = 24_000, 30_000  # thinned evenly over time; a data set of fewer is taken whole
+SIGNAL = "signal/"  # of triggers, among the stored arrays
+LIST, TOP_K = 100, 10
+PATHS = 8
+SHARE = 0.2
+SALTS = (0, 1, 2)
+DISTILLED = (0.5, 1.0)
+FIT = FitConfig()
+
+
+@dataclass(frozen=True)
+class Run:
+    """Which run, and which of the baselines that need trainings of their own it holds."""
+
+    data: str
+    backbone: str
+    regime: str
+    seed: int
+    baselines: Baselines
+
+    @property
+    def name(self) -> str:
+        return f"{self.data}-{self.backbone}-{self.regime}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-odds [R] on test per method (sampled methods once per path seed, ``name@salt``) and facts of the run."""
+
+    logits: dict[str, np.ndarray]
+    facts: dict[str, Any]
+
+
+class Notes:
+    """Collects the scores of one run."""
+
+    def __init__(self) -> None:
+        self.logits: dict[str, np.ndarray] = {}
+        self.signals: dict[str, np.ndarray] = {}
+        self.facts: dict[str, Any] = {"passes": {}, "configs": {}}
+
+    def add(self, name: str, logit: np.ndarray, passes: float = 1.0, config: TestTimeConfig | None = None) -> None:
+        self.logits[name] = np.asarray(logit, np.float64)
+        self.facts["passes"][name] = passes
+        if config is not None:
+            self.facts["configs"][name] = config.model_dump(mode="json", exclude_defaults=True, exclude={"importance"})
+
+
+def run(trunks: Trunks, which: Run) -> Scores:
+    """The scores of one run, computed when they are not there yet."""
+    folder = trunks.work / "runs"
+    arrays, record = folder / f"{which.name}.safetensors", folder / f"{which.name}.json"
+    key = f"{FORMAT} {which.baselines}"
+    if record.is_file() and read_json(record)["key"] == key:
+        return Scores(load_file(str(arrays)), read_json(record))
+    notes = _score(trunks, which)
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(arrays) as temporary:
+        signals = {f"{SIGNAL}{name}": value for name, value in notes.signals.items()}
+        save_file({name: z.astype(np.float32) for name, z in (notes.logits | signals).items()}, str(temporary))
+    write_json(record, notes.facts | {"key": key})
+    return Scores(load_file(str(arrays)), read_json(record))
+
+
+def trunk_of(trunks: Trunks, which: Run, ahead: int = 0) -> Trunk:
+    seed = which.seed + ahead
+    if which.regime == "overtrained":
+        return trunks.overtrained(seed, which.backbone)
+    return trunks.plain(seed, which.backbone)
+
+
+def _score(trunks: Trunks, which: Run) -> Notes:
+    train, valid, test = trunks.train_rows, thinned(trunks.valid_rows, FIT_ROWS), test_rows(trunks.data)
+    first, second, third = (trunk_of(trunks, which, ahead) for ahead in range(MEMBERS))
+    notes = Notes()
+    reliability = Reliability.fit(train.ids, train.label, trunks.fields)
+    extras = fit_extras(first.model, reliability, train, (second.model, third.model), FIT)
+    subject = Subject(first.model, first.calibration, reliability, extras)
+    off = TestTimeConfig(importance=field_importance(first.model, reliability, valid))
+    count_auc, warnings = count_check(first.model, reliability, valid)
+    notes.facts |= {"count_auc": count_auc, "warnings": warnings, "kappa": reliability.kappa.tolist()}
+    _plain(notes, subject, off, valid, test)
+    _one_pass(notes, subject, off, valid, test)
+    _paths(notes, subject, off, valid, test)
+    _members(notes, subject, off, valid, test)
+    _lists(notes, subject, off, valid, test)
+    _lean(notes, subject, valid, test)
+    if which.baselines in ("masks", "all"):
+        _trained(notes, trunks, which, MASKS, valid, test)
+    if which.baselines == "all":
+        _trained(notes, trunks, which, TRAINED, valid, test)
+        _rare(notes, trunks, which, valid, test)
+        _dropout(notes, trunks, which, valid, test)
+    if which.baselines in ("joint", "all"):
+        _distilled(notes, trunks, which, valid, test)
+        _joint_members(notes, trunks, which, valid, test)
+    return notes
+
+
+def thinned(rows: EncodedRows, limit: int) -> EncodedRows:
+    """At most ``limit`` of the rows, spread evenly, in time order."""
+    order = np.argsort(rows.time, kind="stable")
+    return rows.take(order[np.unique(np.linspace(0, len(order) - 1, min(limit, len(order))).astype(np.int64))])
+
+
+def test_rows(data: TrainingSet) -> EncodedRows:
+    """The test rows of every table."""
+    return thinned(data.part("test"), TEST_ROWS)
+
+
+def _plain(notes: Notes, subject: Subject, off: TestTimeConfig, valid: EncodedRows, test: EncodedRows) -> None:
+    z_valid, z = (subject.raw(off, rows).z for rows in (valid, test))
+    platt = fit_calibration(z_valid, valid.label)
+    notes.add("plain", calibrate.apply(platt, z))
+    notes.add("uncalibrated", z)
+    notes.add("temperature", z / calibrate.fit_temperature(z_valid, valid.label))
+
+
+def _fitted(notes: Notes, name: str, subject: Subject, config: TestTimeConfig, test: EncodedRows) -> None:
+    logit, passes = subject.logits(config, test)
+    notes.add(name, logit, passes, config)
+
+
+def _one_pass(notes: Notes, subject: Subject, off: TestTimeConfig, valid: EncodedRows, test: EncodedRows) -> None:
+    def best(mode: str, key: str, grid: tuple[Any, ...], who: Subject) -> TestTimeConfig:
+        fitted = [calibrated(who, off.model_copy(update={"mode": mode, key: v}), valid) for v in grid]
+        return min(fitted, key=lambda c: logloss(valid.label, who.logits(c, valid)[0]))
+
+    shuffled = subject.shuffled()
+    gate = best("gate", "strength", FIT.strengths, subject)
+    _fitted(notes, "gate", subject, gate, test)
+    _fitted(notes, "gate, s = 1", subject, calibrated(subject, preset("gate", off), valid), test)
+    always = max(gate.strength, 1.0)  # a gate that was fitted to 0 would survive any shuffle
+    rigid = calibrated(shuffled, off.model_copy(update={"mode": "gate", "strength": always}), valid)
+    _fitted(notes, "control: gate, shuffled counts", shuffled, rigid, test)
+    _fitted(
+        notes,
+        "control: gate refitted, shuffled counts",
+        shuffled,
+        best("gate", "strength", FIT.strengths, shuffled),
+        test,
+    )
+    _fitted(notes, "filter", subject, best("filter", "min_count", FIT.min_counts, subject), test)
+    _fitted(notes, "calibrated by support", subject, by_support(subject, off, valid), test)
+
+
+def _paths(notes: Notes, subject: Subject, off: TestTimeConfig, valid: EncodedRows, test: EncodedRows) -> None:
+    sieve = [
+        calibrated(subject, off.model_copy(update={"mode": "filter", "min_count": n}), valid) for n in FIT.min_counts
+    ]
+    min_count = min(sieve, key=lambda c: logloss(valid.label, subject.logits(c, valid)[0])).min_count
+    shuffled = subject.shuffled()
+    literal = preset("uttsi", off).model_copy(update={"min_count": min_count, "max_paths": PATHS})
+    matt = preset("matt", off).model_copy(update={"max_paths": PATHS, "typical_pair": typical_pair(subject, valid)})
+    blind = off.model_copy(
+        update={
+            "mode": "uttsi",
+            "trigger": "always",
+            "sampler": "uniform",
+            "keep_rate": keep_rate(subject, valid),
+            "max_paths": PATHS,
+        }
+    )
+
+    def guided(who: Subject, base: TestTimeConfig, trigger: Any = "dual") -> TestTimeConfig:
+        return calibrated(who, triggered(who, base, valid, trigger, SHARE), valid)
+
+    for salt in SALTS:
+        salted = {"salt": salt}
+        _fitted(notes, f"uttsi@{salt}", subject, guided(subject, literal.model_copy(update=salted)), test)
+        _fitted(notes, f"matt@{salt}", subject, calibrated(subject, matt.model_copy(update=salted), valid), test)
+        _fitted(
+            notes, f"random masks@{salt}", subject, calibrated(subject, blind.model_copy(update=salted), valid), test
+        )
+        random = guided(subject, literal.model_copy(update=salted), "random")
+        _fitted(notes, f"control: uttsi, random trigger@{salt}", subject, random, test)
+    exact = literal.model_copy(update={"sampler": "enumerate", "aggregator": "mean", "stop_at": STOP_AT})
+    _fitted(notes, "uttsi, exact", subject, guided(subject, exact), test)
+    for filler in ("mean", "denoiser"):
+        filled = exact.model_copy(update={"filler": filler})
+        _fitted(notes, f"uttsi, exact, filler {filler}", subject, guided(subject, filled), test)
+    _fitted(notes, "sgctr", subject, calibrated(subject, preset("sgctr", off), valid), test)
+    _fitted(notes, "control: uttsi, shuffled counts", shuffled, guided(shuffled, literal), test)
+    _fitted(notes, "control: matt, shuffled counts", shuffled, calibrated(shuffled, matt, valid), test)
+    everybody = literal.model_copy(update={"trigger": "always"})
+    _fitted(notes, "uttsi, all rows", subject, calibrated(subject, everybody, valid), test)
+
+
+def _members(notes: Notes, subject: Subject, off: TestTimeConfig, valid: EncodedRows, test: EncodedRows) -> None:
+    base = preset("members", off)
+    for count in (1, 2):
+        everybody = base.model_copy(update={"members": count, "trigger": "always"})
+        _fitted(notes, f"{count + 1} seeds", subject, calibrated(subject, everybody, valid), test)
+    for share in (0.1, SHARE, 0.25):
+        chosen = calibrated(subject, triggered(subject, base, valid, "entropy", share), valid)
+        _fitted(notes, f"members, {share:.0%} by entropy", subject, chosen, test)
+    notes.signals = {
+        "entropy": subject.raw(base.model_copy(update={"threshold": NOBODY}), test).signal,
+        "dual": subject.raw(base.model_copy(update={"trigger": "dual", "threshold": NOBODY}), test).signal,
+        "rarity": subject.raw(off, test).missing,
+    }
+    dual = calibrated(subject, triggered(subject, base, valid, "dual", SHARE), valid)
+    _fitted(notes, f"members, {SHARE:.0%} by dual", subject, dual, test)
+    for salt in SALTS:
+        salted = base.model_copy(update={"salt": salt})
+        random = calibrated(subject, triggered(subject, salted, valid, "random", SHARE), valid)
+        _fitted(notes, f"control: members, {SHARE:.0%} at random@{salt}", subject, random, test)
+
+
+def _lists(notes: Notes, subject: Subject, off: TestTimeConfig, valid: EncodedRows, test: EncodedRows) -> None:
+    """Requests of ``LIST`` rows with ``TOP_K`` places: the trigger that looks at the cut, a budget, and entropy and chance at
+    the rate that the cut came to."""
+    base = preset("members", off)
+    spread = fit_spread(subject, base, valid)
+    cut = fit_base(subject, base, valid).model_copy(update={"trigger": "decision", "spread": spread, "top_k": TOP_K})
+    on_valid = _in_lists(subject, cut, valid)
+    share = float(on_valid.explored.mean())
+    configs = {"decision": _group_calibrated(cut, on_valid, valid)}
+    for name, trigger in (("entropy", "entropy"), ("chance", "random"), ("budget", "budget")):
+        chosen = triggered(subject, base, valid, trigger, share)  # type: ignore[arg-type]
+        configs[name] = _group_calibrated(chosen, _in_lists(subject, chosen, valid), valid)
+    for name, config in configs.items():
+        raw = _in_lists(subject, config, test)
+        notes.add(
+            f"lists: members by {name}", subject.engine(config).finish(raw).logit, float(raw.num_paths.mean()), config
+        )
+
+
+def _in_lists(subject: Subject, config: TestTimeConfig, rows: EncodedRows) -> Raw:
+    engine = subject.engine(config)
+    parts = [engine.raw(rows.batch(slice(s, s + LIST))) for s in range(0, len(rows), LIST)]
+    return Raw(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Raw)))
+
+
+def _group_calibrated(config: TestTimeConfig, raw: Raw, rows: EncodedRows) -> TestTimeConfig:
+    explored = raw.explored
+    return config.model_copy(
+        update={
+            "calibration": fit_calibration(raw.z[~explored], rows.label[~explored]),
+            "explored_calibration": fit_calibration(raw.z[explored], rows.label[explored]),
+        }
+    )
+
+
+def _lean(notes: Notes, subject: Subject, valid: EncodedRows, test: EncodedRows) -> None:
+    order = np.argsort(valid.time, kind="stable")
+    one = replace(subject, extras=replace(subject.extras, members=subject.extras.members[:1]))
+    config, report = fit_mode(one, valid.take(order), FIT)
+    _fitted(notes, "lean", one, config, test)
+    notes.facts["lean"] = {
+        "mode": report["best_name"] if report["accepted"] else "off",
+        "sentence": report["sentence"],
+        "candidates": [
+            {k: c[k] for k in ("name", "passes", "change", "controls", "accepted", "reasons")}
+            for c in report["candidates"]
+        ],
+    }
+
+
+def _platt(model: torch.nn.Module, valid: EncodedRows, test: EncodedRows) -> np.ndarray:
+    z_valid, z = (logits_of(model, BlockLoader(rows)) for rows in (valid, test))  # type: ignore[arg-type]
+    return calibrate.apply(fit_calibration(z_valid, valid.label), z)
+
+
+#: Trunks that differ in their training from the plain one.
+MASKS: dict[str, dict[str, Any]] = {
+    "mask_block": {"augmentation": "mask_block"},
+    "mask_loo": {"augmentation": "mask_loo"},
+}
+TRAINED: dict[str, dict[str, Any]] = {"field dropout": {"unknown_share": 0.1}, "wider, 2 x FLOPs": {"wider": 2.0}}
+
+
+def _trained(
+    notes: Notes, trunks: Trunks, which: Run, kinds: dict[str, dict[str, Any]], valid: EncodedRows, test: EncodedRows
+) -> None:
+    basis = Setting(backbone=which.backbone, seed=which.seed)
+    for name, change in kinds.items():
+        notes.add(name, _platt(trunks.get(replace(basis, **change)).model, valid, test))
+
+
+def _rare(notes: Notes, trunks: Trunks, which: Run, valid: EncodedRows, test: EncodedRows) -> None:
+    for least in (2, 5, 10):
+        model = trunks.get(Setting(backbone=which.backbone, seed=which.seed, rare=least)).model
+        rows = [trunks.rare_unknown(part, least) for part in (valid, test)]
+        notes.add(f"unknown below {least}", _platt(model, *rows))
+
+
+def _distilled(notes: Notes, trunks: Trunks, which: Run, valid: EncodedRows, test: EncodedRows) -> None:
+    for soft in DISTILLED:
+        model = trunks.distilled(soft, MEMBERS, which.seed, which.backbone).model
+        notes.add(f"distilled from {MEMBERS}, soft {soft:g}", _platt(model, valid, test))
+
+
+def _dropout(notes: Notes, trunks: Trunks, which: Run, valid: EncodedRows, test: EncodedRows) -> None:
+    dropped = trunks.get(Setting(backbone=which.backbone, seed=which.seed, dropout=0.1)).model
+    notes.add("dropout 0.1", _platt(dropped, valid, test))
+    for salt in SALTS:
+        drawn = [mc_dropout(dropped, rows, salt) for rows in (valid, test)]
+        notes.add(f"mc dropout@{salt}", calibrate.apply(fit_calibration(drawn[0], valid.label), drawn[1]), PATHS)
+
+
+def mc_dropout(model: Any, rows: EncodedRows, seed: int) -> np.ndarray:
+    """Mean logit [R] of ``PATHS`` passes with the trunk's dropout left on (arXiv 1506.02142)."""
+    model.train()
+    total = np.zeros(len(rows))
+    loader = BlockLoader(rows)
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        torch.manual_seed(seed)
+        for _ in range(PATHS):
+            total += np.concatenate([model(batch).numpy() for batch in loader.in_order(8192)])
+    model.eval()
+    return total / PATHS
+
+
+def _joint_members(notes: Notes, trunks: Trunks, which: Run, valid: EncodedRows, test: EncodedRows) -> None:
+    """Members that share tables or weights: all of them on every row, and one asked for the most open fifth."""
+    for kind, words in (("shared_tables", "3 trunks, one table"), ("rank_one", "3 rank-one members")):
+        joint = trunks.members(kind, MEMBERS, which.seed, which.backbone)  # type: ignore[arg-type]
+        models = [t.model for t in joint]
+        z = [np.mean([logits_of(m, BlockLoader(rows)) for m in models], axis=0) for rows in (valid, test)]
+        notes.add(words, calibrate.apply(fit_calibration(z[0], valid.label), z[1]), float(MEMBERS))
+        notes.add(f"{words}: the first alone", _platt(models[0], valid, test))
+        reliability = Reliability.fit(trunks.train_rows.ids, trunks.train_rows.label, trunks.fields)
+        subject = Subject(models[0], Calibration(), reliability, Extras(members=tuple(models[1:])))
+        off = TestTimeConfig()
+        both = preset("members", off).model_copy(update={"members": MEMBERS - 1})
+        chosen = triggered(subject, both, valid, "entropy", SHARE)
+        _fitted(
+            notes, f"{words}, the others for {SHARE:.0%} by entropy", subject, calibrated(subject, chosen, valid), test
+        )

@@ -1,0 +1,77 @@
+"""Configurations that mean nothing are refused, and the published methods are what their table says."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from thinktwice.errors import PipelineError
+from thinktwice.testtime import FitConfig, TestTimeConfig
+from thinktwice.testtime.config import Mode
+from thinktwice.testtime.cost import ASKING, ROW, SIEVE, reckoned
+from thinktwice.testtime.modes import PRESETS, preset, search
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"trigger": "dual"}, "has nobody to ask: give a sampler, members or redefine_rounds"),
+        ({"sampler": "matt", "members": 1}, "three kinds of second opinion: choose one"),
+        ({"redefine_rounds": 1, "members": 1}, "three kinds of second opinion: choose one"),
+        ({"strength": 1.0, "min_count": 2}, "set one of them to 0"),
+        ({"sampler": "bernoulli", "aggregator": "confidence"}, "use both"),
+        ({"max_paths": 1}, "max_paths"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"sampler": "grid"}, "sampler"),
+        ({"paths": 3}, "paths"),
+    ],
+)
+def test_what_means_nothing_is_refused(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        TestTimeConfig.model_validate(settings)
+
+
+def test_who_asks_and_who_needs_counts() -> None:
+    asks = {mode for mode, config in PRESETS.items() if config.asks}
+    assert asks == {"uttsi", "matt", "sgctr", "members"}
+    assert not TestTimeConfig(sampler="bernoulli").asks  # nobody triggers it
+    uses = {mode for mode, config in PRESETS.items() if config.uses_counts}
+    assert uses == {"gate", "filter", "uttsi", "matt", "sgctr"}
+    assert TestTimeConfig(trigger="decision", members=1).uses_counts
+    assert not TestTimeConfig(trigger="always", sampler="uniform").uses_counts
+
+
+def test_every_mode_has_a_preset_of_its_name() -> None:
+    assert {mode: config.mode for mode, config in PRESETS.items()} == {mode: mode for mode in PRESETS}
+    assert PRESETS["off"] == TestTimeConfig()
+    assert (PRESETS["matt"].trigger, PRESETS["matt"].sampler, PRESETS["matt"].aggregator) == (
+        "always",
+        "matt",
+        "confidence",
+    )
+
+
+def test_a_preset_keeps_what_its_mode_does_not_decide() -> None:
+    base = TestTimeConfig(importance=(0.5, 0.5), salt=7, max_path_rows=3)
+    for mode in PRESETS:
+        found = preset(mode, base)
+        assert (found.mode, found.importance, found.salt, found.max_path_rows) == (mode, (0.5, 0.5), 7, 3)
+        assert found.trigger == PRESETS[mode].trigger
+    assert preset("uttsi") == PRESETS["uttsi"]
+
+
+def test_a_search_names_its_choices() -> None:
+    settings = FitConfig(max_rows=500, max_cost=1.5)
+    modes: tuple[Mode, ...] = ("gate", "members")
+    for mode in ("lean", *modes):
+        assert search(mode, settings) == settings.model_copy(update={"mode": mode})
+    with pytest.raises(PipelineError, match="mode 'fast' is unknown: choose one of lean, off, calibrated, gate"):
+        search("fast", settings)
+
+
+def test_reckoned_cost() -> None:
+    assert reckoned(TestTimeConfig(), 1.0) == 1.0
+    assert reckoned(TestTimeConfig(mode="gate", strength=1.0), 1.0) == 1.0
+    assert reckoned(TestTimeConfig(mode="filter", min_count=2), 1.0) == pytest.approx(1 + SIEVE)
+    assert reckoned(PRESETS["members"], 1.1) == pytest.approx(1 + ASKING + 0.1 * ROW)
+    assert reckoned(PRESETS["uttsi"], 2.0) == pytest.approx(1 + SIEVE + ASKING + ROW)

@@ -1,0 +1,1 @@
+"""How often combinations of values came, in bounded memory."""

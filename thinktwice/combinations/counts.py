@@ -1,0 +1,169 @@
+"""How often pairs and triples of values came together in training, and how far that supports a combination.
+
+Shapes: B rows, C columns of encoded ids, M combinations (pairs first, then triples), N model fields. A combination with an
+unknown value (id 0) never came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from thinktwice.combinations.sketch import Frequencies, FrequencySketch, mix
+from thinktwice.errors import BundleError
+from thinktwice.files import atomic_file
+from thinktwice.mapped import map_tensors
+
+COMBINATIONS_FILE = "combinations.safetensors"
+KAPPA = {2: 5.0, 3: 3.0}  # count at which a combination of that many values is half supported
+_PARTS = ("cells", "keys", "counts", "whole", "starts")
+
+Combination = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class CombinationCounts:
+    """Counts of ``pairs`` and ``triples`` of columns, one sketch per order (2, and 3 where triples are counted).
+
+    ``relabel`` (column -> other value for each value) belongs to the shuffled control alone and is not saved.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+    triples: tuple[tuple[int, int, int], ...]
+    num_values: tuple[int, ...]
+    orders: dict[int, Frequencies]
+    relabel: tuple[np.ndarray, ...] | None = None
+
+    @staticmethod
+    def fit(
+        chunks: Iterable[np.ndarray],
+        pairs: tuple[tuple[int, int], ...],
+        triples: tuple[tuple[int, int, int], ...],
+        num_values: tuple[int, ...],
+        *,
+        capacity: int = 1 << 17,
+        width: int = 1 << 20,
+    ) -> CombinationCounts:
+        """Count combinations of ids [n, C] in one pass over ``chunks`` of training rows."""
+        sketches = {2: FrequencySketch.empty(capacity, width)}
+        if triples:
+            sketches[3] = FrequencySketch.empty(capacity, width)
+        for ids in chunks:
+            for columns in (*pairs, *triples):  # one at a time: memory stays that of the chunk
+                keys, known = _keys(ids, (columns,))
+                sketches[len(columns)].add(keys[known])
+        return CombinationCounts(pairs, triples, num_values, {o: s.finished() for o, s in sketches.items()})
+
+    def lower_bound(self, ids: np.ndarray) -> np.ndarray:
+        """For at least 95 % of combinations no more than their count, float64 [B, M]."""
+        if self.relabel is not None:
+            ids = np.stack([table[ids[:, c]] for c, table in enumerate(self.relabel)], axis=1)
+        parts = [self._of_order(ids, found) for found in (self.pairs, self.triples) if found]
+        return np.concatenate(parts, axis=1) if parts else np.zeros((len(ids), 0))
+
+    def _of_order(self, ids: np.ndarray, found: tuple[Combination, ...]) -> np.ndarray:
+        keys, known = _keys(ids, found)
+        bound = self.orders[len(found[0])].lower(keys.reshape(-1)).reshape(keys.shape)
+        return np.where(known, bound, 0).astype(np.float64)
+
+    def reliability(self, ids: np.ndarray) -> np.ndarray:
+        """Support c / (c + kappa) of every combination by the lower bound c of its count, float64 [B, M] in 0..1."""
+        bound = self.lower_bound(ids)
+        kappa = np.array([KAPPA[len(c)] for c in (*self.pairs, *self.triples)])
+        return bound / (bound + kappa)
+
+    def pair_matrix(self, ids: np.ndarray, num_fields: int) -> np.ndarray:
+        """Support of every pair of fields, symmetric, float64 [B, N, N]; 1 on the diagonal and where pairs are not counted."""
+        known = self.reliability(ids)
+        out = np.ones((len(ids), num_fields, num_fields))
+        for place, (i, j) in enumerate(self.pairs):
+            out[:, i, j] = out[:, j, i] = known[:, place]
+        return out
+
+    def shuffled(self, seed: int = 0) -> CombinationCounts:
+        """The control: every known value is asked for as another value of its column. No real gain survives it."""
+        rng = np.random.default_rng(seed)
+        relabel = []
+        for size in self.num_values:
+            table = np.arange(size)
+            table[1:] = rng.permutation(table[1:])
+            relabel.append(table)
+        return replace(self, relabel=tuple(relabel))
+
+    def save(self, folder: Path | str) -> None:
+        """Write ``combinations.safetensors`` into ``folder``."""
+        tensors = {
+            "pairs": np.array(self.pairs, np.int64).reshape(-1, 2),
+            "triples": np.array(self.triples, np.int64).reshape(-1, 3),
+            "num_values": np.array(self.num_values, np.int64),
+        }
+        for order, found in self.orders.items():
+            tensors |= {f"{order}.{name}": np.ascontiguousarray(getattr(found, name)) for name in _PARTS}
+            tensors[f"{order}.noise"] = np.array([found.noise], np.int64)
+        with atomic_file(Path(folder) / COMBINATIONS_FILE) as temporary:
+            save_file(tensors, str(temporary))
+
+    @staticmethod
+    def load(folder: Path | str) -> CombinationCounts:
+        """Map what :meth:`save` wrote into memory, read-only.
+
+        Raises:
+            BundleError: the file is missing or damaged.
+        """
+        path = Path(folder) / COMBINATIONS_FILE
+        tensors = map_tensors(path)
+        try:
+            orders = {
+                order: Frequencies(
+                    *(tensors[f"{order}.{name}"] for name in _PARTS), noise=int(tensors[f"{order}.noise"][0])
+                )
+                for order in (2, 3)
+                if f"{order}.keys" in tensors
+            }
+            pairs = tuple((int(a), int(b)) for a, b in tensors["pairs"])
+            triples = tuple((int(a), int(b), int(c)) for a, b, c in tensors["triples"])
+            return CombinationCounts(pairs, triples, tuple(int(n) for n in tensors["num_values"]), orders)
+        except (KeyError, ValueError) as error:
+            raise BundleError(
+                f"combination counts {path} are damaged ({error}): fit the test-time parameters again"
+            ) from error
+
+
+def open_pairs(open_fields: np.ndarray, limit: int = 64) -> tuple[tuple[int, int], ...]:
+    """All pairs of the unprotected columns ``open_fields`` [n], the first ``limit`` in their order."""
+    return tuple(_some(combinations((int(f) for f in open_fields), 2), limit))  # type: ignore[arg-type]
+
+
+def _some(values: Iterator[Combination], limit: int) -> list[Combination]:
+    return [value for value, _ in zip(values, range(limit), strict=False)]
+
+
+def _keys(ids: np.ndarray, found: tuple[Combination, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Mixed 64-bit keys [B, M] of combinations of one order, and whether all values of each are known [B, M]."""
+    columns = np.array(found).T  # [order, M]
+    values = [ids[:, c].astype(np.uint64) for c in columns]
+    least = values[0]
+    for value in values[1:]:
+        least = np.minimum(least, value)
+    key = (values[0] << np.uint64(32)) | values[1]
+    for value in values[2:]:
+        key = mix(key) ^ value
+    return mix(key ^ _salts(found)[None]), least > 0
+
+
+@cache
+def _salts(found: tuple[Combination, ...]) -> np.ndarray:
+    """One 64-bit number per combination of columns [M]."""
+    codes = []
+    for columns in found:
+        code = 0
+        for c in (len(columns), *columns):
+            code = (code * 1_000_003 + c + 1) % 2**64
+        codes.append(code)
+    return mix(np.array(codes, np.uint64))

@@ -1,0 +1,235 @@
+"""Counts of 64-bit keys in bounded memory: exact for the frequent ones, an upper and a lower bound for the rest.
+
+Hierarchical probabilistic hashing as MATT-CTR describes it (arXiv 2510.08932): frequent keys are kept apart, rare ones share
+the cells of a count-min sketch. Where we differ: the frequent keys stand in a sorted array instead of a min-heap, so that
+millions of keys are added by array operations; the sketch is plain, without conservative updates, so that two sketches add
+up; and the noise of the cells is measured with keys that were never added instead of a Poisson tail, which is far too wide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+CHUNK = 1 << 20  # keys that are added at once
+GHOSTS = 100_000
+CONFIDENCE = 0.95  # share of keys whose lower bound holds
+_MULTIPLIERS = np.array(
+    [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64
+)  # odd; one per row of cells
+DEPTH = len(_MULTIPLIERS)
+
+
+def mix(key: np.ndarray) -> np.ndarray:
+    """Well mixed 64-bit keys (the finaliser of SplitMix64); one to one."""
+    z = key + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@dataclass
+class FrequencySketch:
+    """A sketch that is being filled.
+
+    Attributes:
+        cells: [DEPTH, W] uint32, W a power of two; what is not kept apart.
+        keys: [H] uint64, rising; the keys that are kept apart.
+        counts: [H] int64, how often each came while it was kept apart.
+        whole: [H] bool, nothing of the key is in the cells.
+        capacity: the most keys kept apart.
+    """
+
+    cells: np.ndarray
+    keys: np.ndarray
+    counts: np.ndarray
+    whole: np.ndarray
+    capacity: int
+
+    @staticmethod
+    def empty(capacity: int = 1 << 17, width: int = 1 << 20) -> FrequencySketch:
+        """A sketch without keys.
+
+        Raises:
+            ValueError: the width is no power of two of at least 2.
+        """
+        if width < 2 or width & (width - 1):
+            raise ValueError(f"width must be a power of two of at least 2, not {width}")
+        return FrequencySketch(
+            np.zeros((DEPTH, width), np.uint32),
+            np.zeros(0, np.uint64),
+            np.zeros(0, np.int64),
+            np.zeros(0, bool),
+            capacity,
+        )
+
+    @property
+    def spilled(self) -> bool:
+        """Whether any key ever went to the cells."""
+        return bool(self.cells[0].any())
+
+    def add(self, keys: np.ndarray) -> None:
+        """Count mixed keys [n] uint64, each as often as it stands there."""
+        for start in range(0, len(keys), CHUNK):
+            self._add(*np.unique(keys[start : start + CHUNK], return_counts=True))
+
+    def _add(self, keys: np.ndarray, counts: np.ndarray) -> None:
+        """Count distinct rising keys [n]."""
+        place = np.minimum(np.searchsorted(self.keys, keys), max(len(self.keys) - 1, 0))
+        known = self.keys[place] == keys if len(self.keys) else np.zeros(len(keys), bool)
+        self.counts[place[known]] += counts[known]
+        keys, counts = keys[~known], counts[~known]
+        if len(keys) == 0:
+            return
+        spilled = self.spilled
+        free = self.capacity - len(self.keys)
+        if len(keys) <= free:
+            self._keep(keys, counts, np.full(len(keys), not spilled))
+            return
+        estimate = counts + (self._light(keys) if spilled else 0)
+        order = np.argsort(-estimate, kind="stable")
+        smallest = np.argsort(self.counts, kind="stable")
+        bids = order[free : free + len(smallest)]
+        wins = estimate[bids] > self.counts[smallest[: len(bids)]]
+        number = len(wins) if wins.all() else int(wins.argmin())  # both are ordered: wins come first
+        evicted = smallest[:number]
+        self._spill(self.keys[evicted], self.counts[evicted])
+        stays = np.ones(len(self.keys), bool)
+        stays[evicted] = False
+        self.keys, self.counts, self.whole = self.keys[stays], self.counts[stays], self.whole[stays]
+        taken = order[: free + number]
+        self._keep(keys[taken], counts[taken], np.full(len(taken), not spilled))
+        rest = order[free + number :]
+        self._spill(keys[rest], counts[rest])
+
+    def _keep(self, keys: np.ndarray, counts: np.ndarray, whole: np.ndarray) -> None:
+        all_keys = np.concatenate([self.keys, keys])
+        order = np.argsort(all_keys, kind="stable")
+        self.keys = all_keys[order]
+        self.counts = np.concatenate([self.counts, counts.astype(np.int64)])[order]
+        self.whole = np.concatenate([self.whole, whole])[order]
+
+    def _spill(self, keys: np.ndarray, counts: np.ndarray) -> None:
+        added = counts.astype(np.uint32)
+        for row in range(DEPTH):
+            np.add.at(self.cells[row], _cell(keys, row, self.cells.shape[1]), added)
+
+    def _light(self, keys: np.ndarray) -> np.ndarray:
+        return light_estimate(self.cells, keys)
+
+    def merged(self, other: FrequencySketch) -> FrequencySketch:
+        """The sketch of both inputs: cells add, counts of common keys add; the smallest over capacity go to the cells.
+
+        Raises:
+            ValueError: the sketches have other sizes.
+        """
+        if self.cells.shape != other.cells.shape or self.capacity != other.capacity:
+            raise ValueError(
+                f"sketches of {self.cells.shape[1]} cells, {self.capacity} keys and {other.cells.shape[1]} cells, "
+                f"{other.capacity} keys cannot be merged: build them with equal sizes"
+            )
+        keys, place = np.unique(np.concatenate([self.keys, other.keys]), return_inverse=True)
+        counts = np.zeros(len(keys), np.int64)
+        np.add.at(counts, place, np.concatenate([self.counts, other.counts]))
+        whole = np.ones(len(keys), bool)
+        for mine, theirs in ((self, other), (other, self)):
+            here = np.isin(keys, mine.keys)
+            whole[here] &= mine.whole[np.searchsorted(mine.keys, keys[here])]
+            if mine.spilled:
+                whole[~here] = False  # what is not kept apart there may lie in its cells
+            del theirs
+        out = FrequencySketch(self.cells + other.cells, keys, counts, whole, self.capacity)
+        over = len(keys) - self.capacity
+        if over > 0:
+            order = np.argsort(counts, kind="stable")
+            out._spill(keys[order[:over]], counts[order[:over]])
+            stays = np.sort(order[over:])
+            out.keys, out.counts, out.whole = keys[stays], counts[stays], whole[stays]
+        return out
+
+    def finished(self) -> Frequencies:
+        """The counts, ready to be asked."""
+        return Frequencies.of(self.cells, self.keys, self.counts, self.whole)
+
+
+@dataclass(frozen=True)
+class Frequencies:
+    """Counts that can be asked, as they are in a file: the arrays of the sketch, ``starts`` of the keys by their leading bits
+    and the ``noise`` that one in twenty keys that never came exceeds in the cells."""
+
+    cells: np.ndarray
+    keys: np.ndarray
+    counts: np.ndarray
+    whole: np.ndarray
+    starts: np.ndarray
+    noise: int
+
+    @staticmethod
+    def of(cells: np.ndarray, keys: np.ndarray, counts: np.ndarray, whole: np.ndarray) -> Frequencies:
+        """Measure the noise of ``cells`` with keys that never came, and index ``keys``."""
+        ghosts = mix(mix(np.arange(1, GHOSTS + 1, dtype=np.uint64)) ^ np.uint64(0x5851F42D4C957F2D))
+        noise = int(np.quantile(light_estimate(cells, ghosts), CONFIDENCE, method="higher"))
+        bits = max(1, int(np.ceil(np.log2(max(len(keys), 1)))) + 2)
+        edges = np.arange(1 << bits, dtype=np.uint64) << np.uint64(64 - bits)
+        starts = np.append(np.searchsorted(keys, edges), len(keys)).astype(np.uint32)
+        return Frequencies(cells, keys, counts, whole, starts, noise)
+
+    def upper(self, keys: np.ndarray) -> np.ndarray:
+        """Never less than how often each of the mixed keys [n] came, int64."""
+        apart, light = self._parts(keys)
+        return apart + light
+
+    def lower(self, keys: np.ndarray) -> np.ndarray:
+        """For at least 95 % of keys no more than how often they came, never negative, int64 [n]."""
+        apart, light = self._parts(keys)
+        return apart + np.maximum(light - self.noise, 0)
+
+    def _parts(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        place = self._places(keys)
+        known = place >= 0
+        apart = (
+            np.where(known, self.counts[np.maximum(place, 0)], 0) if len(self.keys) else np.zeros(len(keys), np.int64)
+        )
+        light = np.zeros(len(keys), np.int64)
+        hazy = np.flatnonzero(~(known & self.whole[np.maximum(place, 0)])) if len(self.keys) else np.arange(len(keys))
+        light[hazy] = light_estimate(self.cells, keys[hazy])
+        return apart, light
+
+    def _places(self, keys: np.ndarray) -> np.ndarray:
+        """Place of each key among those kept apart, -1 for the others."""
+        bits = (len(self.starts) - 1).bit_length() - 1
+        bucket = (keys >> np.uint64(64 - bits)).astype(np.int64)
+        at, end = self.starts[bucket].astype(np.int64), self.starts[bucket + 1].astype(np.int64)
+        out = np.full(len(keys), -1, np.int64)
+        open_ = np.flatnonzero(at < end)
+        while len(open_):
+            here = at[open_]
+            hit = self.keys[here] == keys[open_]
+            out[open_[hit]] = here[hit]
+            at[open_] += 1
+            open_ = open_[~hit]
+            open_ = open_[at[open_] < end[open_]]
+        return out
+
+
+def light_estimate(cells: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """The smallest of the cells of each key [n], int64: its count and the noise of others."""
+    least = cells[0].take(_cell(keys, 0, cells.shape[1]))
+    for row in range(1, DEPTH):
+        np.minimum(least, cells[row].take(_cell(keys, row, cells.shape[1])), out=least)
+    return least.astype(np.int64)
+
+
+def sketch_of(chunks: Iterable[np.ndarray], capacity: int, width: int) -> FrequencySketch:
+    """The sketch of all keys of ``chunks``."""
+    sketch = FrequencySketch.empty(capacity, width)
+    for keys in chunks:
+        sketch.add(keys)
+    return sketch
+
+
+def _cell(keys: np.ndarray, row: int, width: int) -> np.ndarray:
+    shift = np.uint64(64 - (width.bit_length() - 1))
+    return ((keys * _MULTIPLIERS[row]) >> shift).astype(np.int64)

@@ -1,0 +1,285 @@
+"""Does extra work pay on this log? Every candidate that validation tried, on test rows, beside controls that explain a gain.
+
+Everything was fitted on validation, thresholds included; test rows measure and choose nothing. All changes are of logloss
+against one plain pass of the same trunk (``off``), below 0 is better. Shapes: R test rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+
+from thinktwice.data.encoded import EncodedRows
+from thinktwice.data.training_set import TrainingSet
+from thinktwice.evaluate import metrics
+from thinktwice.evaluate.metrics import row_logloss
+from thinktwice.evaluate.multiple import holm, minimum_detectable, two_sided_p
+from thinktwice.evaluate.significance import Interval, clusters_of, paired_auc, paired_mean
+from thinktwice.evaluate.uplift import area, uplift_curve
+from thinktwice.testtime.accept import RANDOM_DRAWS
+from thinktwice.testtime.calibrate import sigmoid
+from thinktwice.testtime.config import TestTimeConfig, TriggerKind
+from thinktwice.testtime.cost import reckoned
+from thinktwice.testtime.engine import Raw
+from thinktwice.testtime.parameters import by_support, calibrated, triggered
+from thinktwice.testtime.subject import Subject
+from thinktwice.testtime.support import entropy
+from thinktwice.testtime.triggers import TRIGGERS, Seen
+
+MAX_ROWS = 40_000  # test rows that every candidate scores
+REACH_95 = 1.959964  # half width of a 95 % interval in standard errors
+ORDERS: tuple[TriggerKind, ...] = ("entropy", "dual")  # triggers whose order of asking is drawn
+
+Scored = Callable[[TestTimeConfig], Raw]
+
+
+def evenly(rows: EncodedRows, limit: int = MAX_ROWS) -> np.ndarray:
+    """Indices of at most ``limit`` rows, spread evenly over time, in time order."""
+    order = np.argsort(rows.time, kind="stable")
+    if len(order) <= limit:
+        return order
+    return order[np.linspace(0, len(order) - 1, limit).astype(np.int64)]
+
+
+def fitting_rows(data: TrainingSet, report: Mapping[str, Any]) -> EncodedRows:
+    """The earlier validation rows on which the parameters of ``report`` were fitted; controls are refitted on them."""
+    valid, rows = data.part("valid"), report["rows"]
+    return valid.take(evenly(valid, rows["fit"] + rows["accept"])[: rows["fit"]])
+
+
+def picked(raw: Raw, index: np.ndarray) -> Raw:
+    """The raw scores of some rows."""
+    return Raw(*(getattr(raw, f.name)[index] for f in fields(Raw)))
+
+
+def extra_work(
+    subject: Subject,
+    report: Mapping[str, Any],
+    test: EncodedRows,
+    fit: EncodedRows,
+    slices: Mapping[str, np.ndarray],
+    truth: np.ndarray | None = None,
+    known: Mapping[TestTimeConfig, Raw] | None = None,
+) -> dict[str, Any]:
+    """What every candidate of a test-time report brings on test rows, as a JSON-able mapping without any wall time.
+
+    Args:
+        subject: the chosen trunk with the counts and extras of the report.
+        report: of :func:`thinktwice.testtime.fit.fit_test_time`.
+        test: R rows.
+        fit: validation rows for the controls (:func:`fitting_rows`).
+        slices: name -> mask [R].
+        truth: [R] true click probability, if the log knows it.
+        known: scores of ``test`` that are already there.
+    """
+
+    @cache
+    def scored(config: TestTimeConfig) -> Raw:
+        return known[config] if known is not None and config in known else subject.raw(config, test)
+
+    off = TestTimeConfig()
+    panel = Panel(subject, test, _logit(subject, off, scored(off)), slices, truth)
+    found = {c["name"]: (c, TestTimeConfig.model_validate(c["config"])) for c in report["candidates"]}
+    entries = []
+    for name, (evidence, config) in found.items():
+        raw = scored(config)
+        entries.append(
+            {
+                "name": name,
+                "mode": config.mode,
+                "passes": float(raw.num_paths.mean()),
+                "cost": reckoned(config, float(raw.num_paths.mean())),
+                **panel.measured(_logit(subject, config, raw)),
+                "ships": bool(report["accepted"]) and name == report["best_name"],
+                "validation": {key: evidence[key] for key in ("change", "controls", "accepted", "reasons")},
+            }
+        )
+    _adjust(entries)
+    asking = _best_asking(report, found)
+    named = [name for name in dict.fromkeys((report["best_name"], asking)) if name is not None]
+    return {
+        "rows": len(test),
+        "users": int(panel.cluster.max(initial=-1)) + 1,
+        "slices": {name: int(mask.sum()) for name, mask in slices.items()},
+        "off": panel.quality(panel.off),
+        "candidates": entries,
+        "references": [r for name in named for r in _references(panel, name, found[name][1], fit, scored)],
+        "uplift": _uplift(panel, asking, found[asking][1], scored) if asking is not None else None,
+    }
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The test rows on which one trunk's log-odds are measured against those of ``off``."""
+
+    subject: Subject
+    test: EncodedRows
+    off: np.ndarray
+    slices: Mapping[str, np.ndarray]
+    truth: np.ndarray | None
+
+    @cached_property
+    def label(self) -> np.ndarray:
+        return self.test.label.astype(np.float64)
+
+    @cached_property
+    def cluster(self) -> np.ndarray:
+        return clusters_of(self.test.user)
+
+    @cached_property
+    def off_loss(self) -> np.ndarray:
+        return self.loss(self.off)
+
+    def loss(self, logit: np.ndarray) -> np.ndarray:
+        return row_logloss(self.label, logit)
+
+    def change(self, loss: np.ndarray, against: np.ndarray | None = None) -> Interval:
+        """Mean of row losses [R] minus those of ``against`` (``off``)."""
+        return paired_mean(loss - (self.off_loss if against is None else against), self.cluster)
+
+    def quality(self, logit: np.ndarray) -> dict[str, Any]:
+        """Metrics of log-odds [R]."""
+        p = sigmoid(logit)
+        out = {
+            "logloss": metrics.logloss(self.label, logit),
+            "auc": _finite(metrics.auc(self.label, logit)),
+            "ece": metrics.ece(self.label, p),
+        }
+        return out if self.truth is None else out | {"truth_distance": float(np.abs(p - self.truth).mean())}
+
+    def measured(self, logit: np.ndarray) -> dict[str, Any]:
+        """Metrics of log-odds [R], what they change, in which rows, and what change these rows could have shown."""
+        loss = self.loss(logit)
+        change = self.change(loss)
+        auc_change = paired_auc(self.label, self.off, logit, self.cluster)
+        out = self.quality(logit) | {
+            "change": change.to_json() | {"p_value": two_sided_p(change)},
+            "auc_change": auc_change.to_json() | {"p_value": two_sided_p(auc_change)},
+            "detectable": {"logloss": _detectable(change), "auc": _detectable(auc_change)},
+            "slices": {
+                name: paired_mean((loss - self.off_loss)[mask], clusters_of(self.test.user[mask])).to_json()
+                for name, mask in self.slices.items()
+            },
+        }
+        if self.truth is not None:
+            distance = np.abs(sigmoid(logit) - self.truth) - np.abs(sigmoid(self.off) - self.truth)
+            expected = row_logloss(self.truth, logit) - row_logloss(self.truth, self.off)  # no luck of the labels
+            out["truth_distance_change"] = paired_mean(distance, self.cluster).to_json()
+            out["truth_logloss_change"] = paired_mean(expected, self.cluster).to_json()
+        return out
+
+
+def _adjust(entries: list[dict[str, Any]]) -> None:
+    """Holm's adjusted p-values over all candidates, added in place."""
+    for kind in ("change", "auc_change"):
+        adjusted = holm(np.asarray([e[kind]["p_value"] for e in entries]))
+        for entry, p in zip(entries, adjusted, strict=True):
+            entry[kind]["p_holm"] = float(p)
+
+
+def _best_asking(report: Mapping[str, Any], found: Mapping[str, tuple[Any, TestTimeConfig]]) -> str | None:
+    """The candidate with a second opinion that validation liked best; its thresholds decide whom to ask."""
+    names = [name for name, (_, config) in found.items() if config.asks]
+    if report["best_name"] in names:
+        return str(report["best_name"])
+    return min(names, key=lambda name: found[name][0]["fit_logloss"], default=None)
+
+
+def _references(
+    panel: Panel, name: str, config: TestTimeConfig, fit: EncodedRows, scored: Scored
+) -> Iterable[dict[str, Any]]:
+    """What explains a gain of a candidate if it does as well, and the bound of any trigger. None of them can ship."""
+    subject, test = panel.subject, panel.test
+    own = panel.loss(_logit(subject, config, scored(config)))
+
+    def reference(kind: str, loss: np.ndarray, passes: float) -> dict[str, Any]:
+        return {
+            "candidate": name,
+            "name": kind,
+            "passes": passes,
+            "change": panel.change(loss).to_json(),
+            "candidate_against": panel.change(own, loss).to_json(),
+        }
+
+    if config.uses_counts:
+        other = subject.shuffled()
+        logit, passes = other.logits(_refitted(other, config, fit, config.trigger), test)
+        yield reference("shuffled_counts", panel.loss(logit), passes)
+    if config.asks and config.trigger != "always":
+        settings = _refitted(subject, config, fit, "random")
+        drawn = [
+            subject.logits(settings.model_copy(update={"salt": settings.salt + salt}), test)
+            for salt in range(RANDOM_DRAWS)
+        ]
+        losses = [panel.loss(logit) for logit, _ in drawn]
+        yield reference("random_trigger", np.mean(losses, axis=0), float(np.mean([passes for _, passes in drawn])))
+    if config.asks:
+        base, change, passes = _everybody_asked(panel, config, scored)
+        helped = change < 0
+        loss = panel.loss(base) + np.where(helped, change, 0.0)
+        yield reference("oracle_trigger", loss, 1.0 + float(np.where(helped, passes - 1, 0).mean()))
+
+
+def _refitted(subject: Subject, config: TestTimeConfig, fit: EncodedRows, trigger: TriggerKind) -> TestTimeConfig:
+    """The configuration of a control: the same work with the parameters that suit other counts or another trigger."""
+    if config.support_calibration is not None:
+        return by_support(subject, config, fit)
+    if config.asks:
+        share = float((subject.raw(config, fit).signal > config.threshold).mean())
+        config = triggered(subject, config, fit, trigger, share)
+    return calibrated(subject, config, fit)
+
+
+def _uplift(panel: Panel, name: str, config: TestTimeConfig, scored: Scored) -> dict[str, Any]:
+    """Change of logloss against the candidate's own base pass, when a share of rows is asked, in the order of each trigger."""
+    subject, raw = panel.subject, scored(config)
+    base, change, _ = _everybody_asked(panel, config, scored)
+    seen = Seen(raw.missing, entropy(sigmoid(base)), base, np.zeros(len(base), np.uint64))
+    signals = {trigger: TRIGGERS[trigger](config, seen).signal for trigger in ORDERS} | {"oracle": -change}
+    curves = {trigger: uplift_curve(signal, change) for trigger, signal in signals.items()}
+    shares = next(iter(curves.values()))[0]
+    own = panel.change(panel.loss(_logit(subject, config, raw)), panel.loss(base))
+    return {
+        "candidate": name,
+        "base_change": panel.change(panel.loss(base)).to_json(),
+        "everybody": panel.change(panel.loss(base) + change, panel.loss(base)).to_json(),
+        "trigger": config.trigger,
+        "share": float(raw.explored.mean()),
+        "change": own.to_json(),
+        "shares": shares.tolist(),
+        "curves": {
+            **{
+                trigger: {"change": curve[1].tolist(), "area": area(curve) * abs(float(curve[1][-1]))}
+                for trigger, curve in curves.items()
+            },
+            # What rows chosen by chance give on average.
+            "random": {"change": (shares * float(change.mean())).tolist(), "area": 0.0},
+        },
+    }
+
+
+def _everybody_asked(panel: Panel, config: TestTimeConfig, scored: Scored) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Log-odds of the base pass [R], change of a row's logloss by the second opinion [R], forward passes with it [R]."""
+    everybody = config.model_copy(update={"trigger": "always"})
+    raw = scored(everybody)
+    base = _logit(panel.subject, everybody, replace(raw, z=raw.z0, num_paths=np.ones_like(raw.num_paths)))
+    return base, panel.loss(_logit(panel.subject, everybody, raw)) - panel.loss(base), raw.num_paths
+
+
+def _logit(subject: Subject, config: TestTimeConfig, raw: Raw) -> np.ndarray:
+    return subject.engine(config).finish(raw).logit
+
+
+def _detectable(change: Interval) -> float | None:
+    """The change that these rows would have shown with probability 80 %; None where chance has no bound."""
+    if not change.bounded:
+        return None
+    return minimum_detectable((change.high - change.low) / 2 / REACH_95, 0.0, 1)
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None

@@ -1,0 +1,23 @@
+"""What a configuration costs in time, reckoned: the acceptance test must decide the same on every machine.
+
+The prices were measured with the engine at 100 rows per request (`make bench-testtime`). They are those of models whose
+base pass takes about a millisecond; a larger model pays less for the same configuration.
+"""
+
+from __future__ import annotations
+
+from thinktwice.testtime.config import TestTimeConfig
+
+ASKING = 0.15  # choosing unsure rows and collecting their values, in base passes
+ROW = 2.0  # a further pass of a row beside its base pass: it runs in smaller blocks, often through other weights
+SIEVE = 0.1  # finding the values that a filter replaces
+
+
+def reckoned(config: TestTimeConfig, passes: float) -> float:
+    """Time of a request relative to the plain model's, for ``passes`` forward passes per row."""
+    cost = 1.0 + ROW * (passes - 1.0)
+    if config.asks:
+        cost += ASKING
+    if config.min_count > 0:
+        cost += SIEVE
+    return cost

@@ -1,0 +1,21 @@
+"""What some modes need beside a model and its counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from thinktwice.combinations.counts import CombinationCounts
+from thinktwice.models.backbone import Backbone
+from thinktwice.testtime.heads import FieldHeads
+
+
+@dataclass(frozen=True)
+class Extras:
+    """Combination counts (matt, uttsi's pair support), denoiser heads (sgctr, filler ``denoiser``), further trunks (members).
+
+    A member whose ``table`` is the model's own object reads the model's field vectors instead of looking up its own.
+    """
+
+    combinations: CombinationCounts | None = None
+    heads: FieldHeads | None = None
+    members: tuple[Backbone, ...] = ()

@@ -1,0 +1,137 @@
+"""Several feature paths of a row: partial views of it, scored together in one call of a fixed shape.
+
+The first layer of a path is the base pass's, updated in the fields that the path drops. With ``stop_at`` the paths come in
+rounds (two, two, the rest), and a row whose mean is known well enough stops after a round.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import stats
+
+from thinktwice.testtime.aggregators import AGGREGATORS, Passes
+from thinktwice.testtime.blocks import in_blocks
+from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.extras import Extras
+from thinktwice.testtime.fillers import row_vectors
+from thinktwice.testtime.opinions.asked import Asked, Opinion
+from thinktwice.testtime.samplers import SAMPLERS, Doubt, Paths
+
+CERTAIN = 0.95  # support above which a field needs no prediction of its vector
+
+
+def plan(config: TestTimeConfig, extras: Extras, asked: Asked) -> Paths:
+    """The paths of every row, before any of them is scored."""
+    fields = asked.open_fields
+    r = _open(asked)
+    pairs = triples = None
+    if extras.combinations is not None and (config.sampler == "matt" or config.pair_share > 0):
+        ids = asked.batch.ids.numpy()
+        known = extras.combinations.reliability(ids)
+        every = extras.combinations.pair_matrix(ids, asked.r.shape[1])
+        pairs = np.ascontiguousarray(every[:, fields[:, None], fields[None]])
+        triples = _triples(extras, known, fields)
+    kept = asked.kept[:, fields]
+    doubt = Doubt(kept, r, pairs, triples, asked.wanted, asked.row_hash)
+    return SAMPLERS[config.sampler](config, doubt)
+
+
+def cost(config: TestTimeConfig, paths: Paths) -> np.ndarray:
+    """Forward passes [U] that the paths take."""
+    return paths.used + (paths.used > 0) * (config.filler == "denoiser")
+
+
+def answer(config: TestTimeConfig, extras: Extras, asked: Asked, paths: Paths) -> Opinion:
+    """One logit per row from its base pass and its paths."""
+    fields = torch.from_numpy(asked.open_fields)
+    x, fill = _base_view(config, extras, asked)
+    most = paths.mask.shape[1]
+    z = np.repeat(asked.z0[:, None], most + 1, axis=1)
+    used = paths.used.copy()
+    going = np.arange(len(used))
+    for first, last in _rounds(config, most):
+        going = going[used[going] > first]
+        if len(going) == 0:
+            break
+        mask = torch.from_numpy(paths.mask[going, first:last].astype(np.float32))
+        vectors = fill if fill.dim() == 2 else fill[going]
+        z[going, first + 1 : last + 1] = _scored(asked, x[going], mask, vectors, fields)
+        if config.stop_at > 0 and last < most:
+            known = np.minimum(used[going], last)
+            settled = ~paths.exact[going] & (half_width(z[going, : last + 1], known) < config.stop_at)
+            used[going[settled]] = known[settled]
+    real = np.arange(most)[None] < used[:, None]
+    weight = np.concatenate([paths.base_weight[:, None], np.where(real, paths.weight, 0.0)], axis=1)
+    confidence = np.concatenate([paths.base_confidence[:, None], paths.confidence], axis=1)
+    combined = AGGREGATORS[config.aggregator](Passes(z, weight, _support(asked, paths), confidence))
+    if config.shrink:
+        combined = (1.0 - asked.missing) * asked.z0 + asked.missing * combined
+    return Opinion(combined, used + (used > 0) * (config.filler == "denoiser"))
+
+
+def half_width(z: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Half width [U] of the 90 % interval of the mean of a row's first ``known`` + 1 logits in z [U, k + 1]."""
+    here = np.arange(z.shape[1])[None] <= known[:, None]
+    count = known + 1.0
+    mean = (z * here).sum(axis=1) / count
+    variance = (((z - mean[:, None]) ** 2) * here).sum(axis=1) / np.maximum(count - 1, 1)
+    quantile = np.asarray([np.inf, *stats.t.ppf(0.95, np.arange(1, z.shape[1]))])
+    return np.where(known > 0, quantile[known] * np.sqrt(variance / count), np.inf)
+
+
+def _rounds(config: TestTimeConfig, most: int) -> list[tuple[int, int]]:
+    if config.stop_at == 0 or most <= 2:
+        return [(0, most)]
+    return [(0, 2), (2, most)] if most <= 4 else [(0, 2), (2, 4), (4, most)]
+
+
+def _base_view(config: TestTimeConfig, extras: Extras, asked: Asked) -> tuple[torch.Tensor, torch.Tensor]:
+    """The vectors [U, N, D] that the base pass scored, and those that take the place of dropped ones."""
+    fill = asked.fill
+    if config.filler == "denoiser":
+        assert extras.heads is not None
+        heads, base = extras.heads, asked.fill
+        doubtful = (asked.r[:, asked.open_fields] < CERTAIN) | ~asked.kept[:, asked.open_fields]
+        fill = in_blocks(
+            lambda x, doubtful: row_vectors(asked.model, heads, x, doubtful, base), asked.x, torch.from_numpy(doubtful)
+        )
+    kept = torch.from_numpy(asked.kept)[..., None]
+    return torch.where(kept, asked.x, fill), fill
+
+
+def _scored(asked: Asked, x: torch.Tensor, mask: torch.Tensor, fill: torch.Tensor, fields: torch.Tensor) -> np.ndarray:
+    if fill.dim() == 2:
+        z = in_blocks(lambda x, mask: asked.model.score_paths(x, mask, fill, fields), x, mask)
+    else:
+        z = in_blocks(lambda x, mask, fill: asked.model.score_paths(x, mask, fill, fields), x, mask, fill)
+    return z.double().numpy()
+
+
+def _support(asked: Asked, paths: Paths) -> np.ndarray:
+    """Mean support [U, K + 1] of the fields that each pass keeps, the protected ones included."""
+    n, total = len(asked.open_fields), asked.r.shape[1]
+    masks = np.concatenate([asked.kept[:, None, asked.open_fields], paths.mask], axis=1)
+    supported = (masks * _open(asked)[:, None]).sum(axis=2)
+    return (supported + total - n) / np.maximum(masks.sum(axis=2) + total - n, 1)
+
+
+def _open(asked: Asked) -> np.ndarray:
+    """Support [U, n] of the unprotected fields, contiguous: over another layout, sums have bits that depend on U."""
+    return np.ascontiguousarray(asked.r[:, asked.open_fields])
+
+
+def _triples(extras: Extras, known: np.ndarray, fields: np.ndarray) -> np.ndarray | None:
+    """Support of value triples [U, n, n, n]; NaN for those that are not counted."""
+    assert extras.combinations is not None
+    triples = extras.combinations.triples
+    if not triples:
+        return None
+    place = {int(f): i for i, f in enumerate(fields)}
+    out = np.full((len(known), len(fields), len(fields), len(fields)), np.nan)
+    first = len(extras.combinations.pairs)
+    for number, (a, b, c) in enumerate(triples):
+        i, j, k = place[a], place[b], place[c]
+        for order in ((i, j, k), (i, k, j), (j, i, k), (j, k, i), (k, i, j), (k, j, i)):
+            out[(slice(None), *order)] = known[:, first + number]
+    return out

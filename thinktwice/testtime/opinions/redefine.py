@@ -1,0 +1,68 @@
+"""Features redefined from the rest of their row (SGCTR, arXiv 2511.14403; reconstruction after its abstract and a review).
+
+Every unprotected field first gets a plausibility: the cosine of its vector and of what the row makes likely, each read
+from the pass that hid it (two passes with complementary halves hidden). Then in rounds the least plausible and least
+supported fields are hidden, predicted from what is left and mixed with the prediction, which weighs by the support that
+the value lacks; each round redefines fewer. At last the redefined row is scored. Passes: 2 + rounds + 1.
+Where we differ: the prediction is a conditional mean vector (:mod:`thinktwice.testtime.heads`), never another value's
+vector, so that a candidate item does not turn into another item.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from thinktwice.testtime.blocks import in_blocks
+from thinktwice.testtime.heads import FieldHeads
+from thinktwice.testtime.opinions.asked import Asked, Opinion
+
+MAX_SHARE = 0.3  # of the unprotected fields hidden in the first round
+
+
+def num_passes(rounds: int) -> int:
+    """Forward passes of a row beside its base pass."""
+    return 2 + rounds + 1
+
+
+def answer(asked: Asked, heads: FieldHeads, rounds: int) -> Opinion:
+    """Logits of the redefined rows."""
+    fill = asked.fill
+
+    def redefine(x: torch.Tensor, support: torch.Tensor) -> torch.Tensor:
+        return _redefined(asked, heads, rounds, x, support, fill)
+
+    support = torch.from_numpy(asked.r[:, asked.open_fields].astype(np.float32))
+    z = in_blocks(redefine, asked.x, support).double().numpy()
+    return Opinion(z, np.full(len(z), num_passes(rounds)))
+
+
+def _redefined(
+    asked: Asked, heads: FieldHeads, rounds: int, x: torch.Tensor, support: torch.Tensor, fill: torch.Tensor
+) -> torch.Tensor:
+    """Logits [U] of x [U, N, D] after all rounds; support [U, n] of the values of the heads' fields."""
+    model, fields = asked.model, heads.fields
+    n = len(fields)
+
+    def predicted(x: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        shown = x.clone()
+        shown[:, fields] = torch.where(hidden[..., None], fill[fields], x[:, fields])
+        return heads.predict(model.trunk(shown))
+
+    half = (torch.arange(n) % 2 == 0).expand(len(x), -1)
+    likely = torch.where(half[..., None], predicted(x, half), predicted(x, ~half))
+    plausible = F.cosine_similarity(x[:, fields], likely, dim=-1)
+    for t in range(rounds, 0, -1):
+        count = min(n, max(1, math.floor(MAX_SHARE * t / rounds * n)))
+        doubt = torch.argsort(plausible * support, dim=1, stable=True)
+        hidden = torch.zeros_like(plausible, dtype=torch.bool).scatter(1, doubt[:, :count], True)
+        likely = predicted(x, hidden)
+        alpha = (1.0 - support)[..., None]
+        mixed = torch.where(hidden[..., None], (1 - alpha) * x[:, fields] + alpha * likely, x[:, fields])
+        x = x.clone()
+        plausible = torch.where(hidden, F.cosine_similarity(x[:, fields], likely, dim=-1), plausible)
+        x[:, fields] = mixed
+    return model.score(x)[:, 0]

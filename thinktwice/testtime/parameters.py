@@ -1,0 +1,94 @@
+"""The free parameters of one configuration, fitted on validation rows: thresholds, calibrations, temperature."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from thinktwice.data.encoded import EncodedRows
+from thinktwice.testtime import calibrate
+from thinktwice.testtime.config import TestTimeConfig, TriggerKind
+from thinktwice.testtime.samplers.bernoulli import KEEP_MIN
+from thinktwice.testtime.subject import Subject
+from thinktwice.testtime.support import entropy
+from thinktwice.train.measure import fit_calibration
+
+MIN_EXPLORED = 200  # rows that a calibrator of their own needs
+NOBODY = 2.0  # above every signal of the triggers dual, entropy and random
+
+
+def calibrated(subject: Subject, settings: TestTimeConfig, rows: EncodedRows) -> TestTimeConfig:
+    """``settings`` with a calibration for rows with one pass, one for rows with more, and one temperature for both."""
+    clear = {"calibration": None, "explored_calibration": None, "temperature": 1.0}
+    settings = settings.model_copy(update=clear)
+    # The rows that are asked again must be those of serving, where triggers read calibrated scores.
+    raw = subject.raw(fit_base(subject, settings, rows) if settings.asks else settings, rows)
+    explored, plain = raw.explored, ~raw.explored
+    found = {"calibration": fit_calibration(raw.z0, rows.label)}
+    if plain.sum() >= MIN_EXPLORED:
+        found["calibration"] = fit_calibration(raw.z[plain], rows.label[plain])
+    if explored.sum() >= MIN_EXPLORED:
+        found["explored_calibration"] = fit_calibration(raw.z[explored], rows.label[explored])
+    settings = settings.model_copy(update=found)
+    logit = subject.engine(settings).finish(raw).logit
+    return settings.model_copy(update={"temperature": calibrate.fit_temperature(logit, rows.label)})
+
+
+def by_support(subject: Subject, settings: TestTimeConfig, rows: EncodedRows) -> TestTimeConfig:
+    """``settings`` with a calibration that knows the missing support of a row."""
+    raw = subject.raw(settings, rows)
+    return settings.model_copy(update={"support_calibration": calibrate.fit_support(raw.z, raw.missing, rows.label)})
+
+
+def triggered(
+    subject: Subject, settings: TestTimeConfig, rows: EncodedRows, trigger: TriggerKind, share: float
+) -> TestTimeConfig:
+    """``settings`` asking again for ``share`` of the rows, the least sure by ``trigger``; for ``always``, all of them.
+
+    The trigger ``random`` takes as many rows, and on average as many paths, as the trigger of ``settings`` does.
+    """
+    if trigger == "always":
+        return settings.model_copy(update={"trigger": trigger})
+    base = fit_base(subject, settings, rows)
+    if trigger == "budget":
+        return base.model_copy(update={"trigger": trigger, "share": share})
+    guide = settings.trigger if trigger == "random" else trigger
+    signal = subject.raw(base.model_copy(update={"trigger": guide, "threshold": NOBODY}), rows).signal
+    threshold, top = float(np.quantile(signal, 1 - share)), float(signal.max())
+    if trigger == "random":
+        chosen = signal > threshold
+        actual = float(chosen.mean())
+        depth = np.clip((signal[chosen] - threshold) / max(top - threshold, 1e-12), 0, 1)
+        mean_depth = float(depth.mean()) if chosen.any() else 1.0
+        threshold, top = 1 - actual, 1 - actual + actual / (2 * max(mean_depth, 1e-3))
+    return base.model_copy(update={"trigger": trigger, "threshold": threshold, "signal_max": top})
+
+
+def fit_base(subject: Subject, settings: TestTimeConfig, rows: EncodedRows) -> TestTimeConfig:
+    """``settings`` with the base pass calibrated, which is what triggers read."""
+    nobody = settings.model_copy(update={"trigger": "never", "calibration": None, "temperature": 1.0})
+    return settings.model_copy(update={"calibration": fit_calibration(subject.raw(nobody, rows).z0, rows.label)})
+
+
+def typical_pair(subject: Subject, rows: EncodedRows) -> float:
+    """Median support of the pairs of unprotected values that were counted: a combination of this support is surely taken."""
+    combinations = subject.extras.combinations
+    if combinations is None or not combinations.pairs:
+        return 1.0
+    known = combinations.reliability(rows.ids)[:, : len(combinations.pairs)]
+    return float(np.clip(np.median(known), 1e-3, 1.0))
+
+
+def keep_rate(subject: Subject, rows: EncodedRows) -> float:
+    """Mean probability of keeping an unprotected field on guided paths, for blind ones that drop as much."""
+    r = subject.reliability.of(rows.ids)[:, subject.reliability.open_fields]
+    return float(np.maximum(np.sqrt(r), KEEP_MIN).mean()) if r.size else 1.0
+
+
+def fit_spread(subject: Subject, settings: TestTimeConfig, rows: EncodedRows) -> tuple[float, float, float]:
+    """How far a second opinion moves a logit, as s0 + s1 missing + s2 entropy: least squares of |z - z0| when all are asked."""
+    everybody = fit_base(subject, settings, rows).model_copy(update={"trigger": "always"})
+    raw = subject.raw(everybody, rows)
+    bits = entropy(calibrate.sigmoid(calibrate.apply(everybody.calibration or subject.calibration, raw.z0)))
+    design = np.stack([np.ones(len(bits)), raw.missing, bits], axis=1)
+    s = np.linalg.lstsq(design, np.abs(raw.z - raw.z0), rcond=None)[0]
+    return float(s[0]), float(s[1]), float(s[2])

@@ -1,0 +1,45 @@
+"""Exact paths: where few fields are doubtful, all their subsets with their probabilities take the place of draws.
+
+Few means at most three, and no more subsets than a row may have paths. The other rows are sampled.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.samplers import bernoulli
+from thinktwice.testtime.samplers.paths import Doubt, Paths
+
+DOUBTFUL = 0.95  # fields with a smaller keep probability
+MAX_EXACT = 3
+
+
+def draw(config: TestTimeConfig, doubt: Doubt) -> Paths:
+    keep = bernoulli.keep_probability(config, doubt)
+    most = config.max_paths
+    doubtful = doubt.kept & (keep < DOUBTFUL)
+    number = doubtful.sum(axis=1)
+    exact = (number <= MAX_EXACT) & (2**number - 1 <= most)
+    drawn = bernoulli.antithetic(keep, doubt, most)
+    rows, n = keep.shape
+    mask, weight = np.zeros((rows, most, n), bool), np.zeros((rows, most))
+    confidence = np.ones((rows, most))
+    width = drawn.weight.shape[1]
+    mask[:, :width], weight[:, :width], confidence[:, :width] = drawn.mask, drawn.weight, drawn.confidence
+    base_weight, used = drawn.base_weight.copy(), drawn.used.copy()
+    for m in range(MAX_EXACT + 1):
+        chosen = np.flatnonzero(exact & (number == m))
+        if len(chosen) == 0:
+            continue
+        places = np.nonzero(doubtful[chosen])[1].reshape(len(chosen), m)
+        dropped = ((np.arange(2**m)[:, None] >> np.arange(m)[None]) & 1) == 1  # [2^m, m]; subset 0 is the base pass
+        chance = np.take_along_axis(keep[chosen], places, axis=1)[:, None]
+        p = np.where(dropped[None], 1.0 - chance, chance).prod(axis=2)
+        mask[chosen] = doubt.kept[chosen][:, None]
+        weight[chosen] = 0.0
+        for subset in range(1, 2**m):
+            mask[chosen[:, None], subset - 1, places] = ~dropped[subset]
+        weight[chosen, : 2**m - 1] = p[:, 1:]
+        base_weight[chosen], used[chosen] = p[:, 0], 2**m - 1
+    return Paths(mask, weight, base_weight, used, confidence, drawn.base_confidence, exact)

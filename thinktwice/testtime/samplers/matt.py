@@ -1,0 +1,60 @@
+"""Paths grown along frequent combinations (MATT-CTR, arXiv 2510.08932; reconstruction after its abstract).
+
+Each path starts with one field, drawn by the support of its value. Then fields are drawn one after the other by g, the
+support of their combination with the last two that were taken (pairs, and triples where they are counted), and a drawn
+field is taken with probability g / typical g, else left out for good. A path weighs by the geometric mean of the g it took,
+and one that took no field beside its first by the support of that.
+Protected fields are always kept. Where we differ: the lower bound of a count comes from ghost keys instead of a Poisson
+tail, and draws belong to the row's content, so that a row has the same paths everywhere.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.rowhash import uniforms
+from thinktwice.testtime.samplers.paths import Doubt, Paths, distinct
+
+FLOOR = 1e-6  # support of a combination that never came: possible, and next to never taken
+
+
+def draw(config: TestTimeConfig, doubt: Doubt) -> Paths:
+    rows, n = doubt.kept.shape
+    most = config.max_paths
+    if n == 0:
+        return distinct(np.zeros((rows, most, 0), bool), doubt.kept, doubt.wanted, base_draws=0.0)
+    pairs = np.ones((rows, n, n)) if doubt.pairs is None else doubt.pairs
+    u = uniforms(doubt.row_hash, most * 2 * n).reshape(rows, most, 2 * n)
+    row, path = np.arange(rows)[:, None], np.arange(most)[None]
+    mask = np.zeros((rows, most, n), bool)
+    left = np.repeat(doubt.kept[:, None], most, axis=1)
+    log_g, taken = np.zeros((rows, most)), np.zeros((rows, most))
+    last = _pick(np.where(left, doubt.r[:, None] + FLOOR, 0.0), u[:, :, 0])
+    before = first = last
+    some = left.any(axis=2)
+    mask[row, path, last] = some
+    left[row, path, last] = False
+    for step in range(1, n):
+        g = 0.5 * (pairs[row, last] + pairs[row, before])  # [U, K, n]
+        if doubt.triples is not None:
+            three = doubt.triples[row, last, before]
+            g = np.where(np.isnan(three), g, 0.5 * (g + three))
+        g = np.maximum(g, FLOOR)
+        j = _pick(np.where(left, g, 0.0), u[:, :, 2 * step])
+        here = np.take_along_axis(g, j[:, :, None], axis=2)[:, :, 0]
+        open_ = np.take_along_axis(left, j[:, :, None], axis=2)[:, :, 0]
+        accept = open_ & (u[:, :, 2 * step + 1] * config.typical_pair < here)
+        left[row, path, j] = False
+        mask[row, path, j] |= accept
+        log_g += np.where(accept, np.log(here), 0.0)
+        taken += accept
+        before, last = np.where(accept, last, before), np.where(accept, j, last)
+    confidence = np.where(taken > 0, np.exp(log_g / np.maximum(taken, 1)), doubt.r[row, first])
+    return distinct(mask, doubt.kept, doubt.wanted, base_draws=0.0, confidence=confidence)
+
+
+def _pick(weight: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Index [U, K] drawn with probability proportional to weight [U, K, n]; any index where no weight is left."""
+    reach = np.cumsum(weight, axis=2)
+    return np.minimum((reach <= u[:, :, None] * reach[:, :, -1:]).sum(axis=2), weight.shape[2] - 1)

@@ -1,0 +1,94 @@
+"""What a sampler gets and gives. Shapes: U unsure rows, n unprotected fields, K the largest number of paths of a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+BASE_DRAWS = 2.0  # the base pass counts twice beside drawn paths
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """What is known of the unprotected fields of U unsure rows.
+
+    kept [U, n] bool what the base pass keeps (a path never brings back a filtered field), r [U, n] support of the values,
+    pairs [U, n, n] support of value pairs and triples [U, n, n, n] of value triples (None: not counted, NaN: this triple is
+    not), wanted [U] even numbers of paths up to K, row_hash [U] uint64, the source of all draws.
+    """
+
+    kept: np.ndarray
+    r: np.ndarray
+    pairs: np.ndarray | None
+    triples: np.ndarray | None
+    wanted: np.ndarray
+    row_hash: np.ndarray
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The different paths of U rows. Path k of row u is real when k < used[u]; the rest is padding up to a width that
+    depends on the settings alone, so that sums over K give the same bits whatever the other rows are.
+
+    mask [U, K, n] bool, weight [U, K] (times a path was drawn, or its probability), base_weight [U] (the same for the
+    base pass, which costs nothing more), used [U], confidence [U, K] and base_confidence [U] of the combinations a path was
+    grown along (1 where the sampler knows none), exact [U] bool where the paths are all there are and not a sample.
+    """
+
+    mask: np.ndarray
+    weight: np.ndarray
+    base_weight: np.ndarray
+    used: np.ndarray
+    confidence: np.ndarray
+    base_confidence: np.ndarray
+    exact: np.ndarray
+
+    def rows(self, chosen: np.ndarray) -> Paths:
+        """The paths of some of the rows."""
+        return Paths(
+            self.mask[chosen],
+            self.weight[chosen],
+            self.base_weight[chosen],
+            self.used[chosen],
+            self.confidence[chosen],
+            self.base_confidence[chosen],
+            self.exact[chosen],
+        )
+
+
+def distinct(
+    mask: np.ndarray,
+    kept: np.ndarray,
+    wanted: np.ndarray,
+    *,
+    base_draws: float = BASE_DRAWS,
+    confidence: np.ndarray | None = None,
+) -> Paths:
+    """Drawn masks [U, K, n] without repetitions: equal ones weigh by their number, those equal to the base pass weigh there.
+
+    Confidences [U, K] of equal paths are averaged.
+    """
+    rows, most, _ = mask.shape
+    drawn = (np.arange(most)[None] < wanted[:, None]).astype(np.float64)
+    told = np.ones((rows, most)) if confidence is None else confidence
+    packed = np.packbits(mask, axis=2)  # equal bytes = equal path
+    same = (packed[:, :, None] == packed[:, None]).all(axis=3) & (drawn[:, None] > 0)  # [U, K, K]
+    first = same.argmax(axis=2)
+    is_base = (mask == kept[:, None]).all(axis=2) & (drawn > 0)
+    real = (first == np.arange(most)[None]) & ~is_base & (drawn > 0)
+    times = same.sum(axis=2)
+    weight = np.where(real, times, 0.0)
+    mean_told = np.where(real, (same * told[:, None]).sum(axis=2) / np.maximum(times, 1), 1.0)
+    hits = is_base.sum(axis=1)
+    base_told = np.where(hits > 0, (is_base * told).sum(axis=1) / np.maximum(hits, 1), 1.0)
+    order = np.argsort(~real, axis=1, kind="stable")  # real paths to the front, in the order they were drawn
+    return Paths(
+        np.take_along_axis(mask, order[:, :, None], axis=1),
+        np.take_along_axis(weight, order, axis=1),
+        base_draws + hits,
+        real.sum(axis=1),
+        np.take_along_axis(mean_told, order, axis=1),
+        base_told,
+        np.zeros(rows, bool),
+    )

@@ -1,0 +1,13 @@
+"""Blind random paths: every unprotected field stays with the same probability. The baseline of every guided sampler."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.samplers.bernoulli import antithetic
+from thinktwice.testtime.samplers.paths import Doubt, Paths
+
+
+def draw(config: TestTimeConfig, doubt: Doubt) -> Paths:
+    return antithetic(np.full(doubt.kept.shape, config.keep_rate), doubt, config.max_paths)

@@ -1,0 +1,44 @@
+"""A trained model whose test-time work is fitted and judged: all that stays the same while configurations are tried."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from thinktwice.data.encoded import EncodedRows
+from thinktwice.models.backbone import Backbone
+from thinktwice.models.store import Calibration
+from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.engine import Engine, Raw, raw_rows
+from thinktwice.testtime.extras import Extras
+from thinktwice.testtime.reliability import Reliability
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with its own calibration, the counts of its training rows, and what some modes need besides."""
+
+    model: Backbone
+    calibration: Calibration
+    reliability: Reliability
+    extras: Extras
+
+    def engine(self, config: TestTimeConfig) -> Engine:
+        return Engine(self.model, self.reliability, config, self.calibration, self.extras)
+
+    def raw(self, config: TestTimeConfig, rows: EncodedRows) -> Raw:
+        """Uncalibrated scores, without a cap on extra rows."""
+        return raw_rows(self.engine(config), rows)
+
+    def logits(self, config: TestTimeConfig, rows: EncodedRows) -> tuple[np.ndarray, float]:
+        """Calibrated log-odds [R] and forward passes per row."""
+        engine = self.engine(config)
+        raw = raw_rows(engine, rows)
+        return engine.finish(raw).logit, float(raw.num_paths.mean())
+
+    def shuffled(self, seed: int = 0) -> Subject:
+        """The control: the same model with counts that belong to other values. No real knowledge of support survives it."""
+        combinations = self.extras.combinations
+        extras = replace(self.extras, combinations=None if combinations is None else combinations.shuffled(seed))
+        return replace(self, reliability=self.reliability.shuffled(seed), extras=extras)

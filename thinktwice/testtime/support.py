@@ -1,0 +1,25 @@
+"""Two numbers of every row: how much support its values lack, and how open its score is."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def missing_support(r: np.ndarray, open_fields: np.ndarray, importance: tuple[float, ...]) -> np.ndarray:
+    """Share of support that is missing, [B]: 1 - weighted mean of r [B, N] over the unprotected fields; 0 without any."""
+    if len(open_fields) == 0:
+        return np.zeros(len(r))
+    weight = np.asarray(importance)[open_fields] if importance else np.ones(len(open_fields))
+    if weight.sum() <= 0:
+        return np.zeros(len(r))
+    # A sum field by field and not a matrix product, whose bits depend on the number of rows.
+    missing = np.zeros(len(r))
+    for field, share in zip(open_fields, weight / weight.sum(), strict=True):
+        missing += share * (1.0 - r[:, field])
+    return np.clip(missing, 0.0, 1.0)
+
+
+def entropy(p: np.ndarray) -> np.ndarray:
+    """Binary entropy of probabilities p [B] in bits."""
+    q = np.clip(p, 1e-12, 1 - 1e-12)
+    return -(q * np.log2(q) + (1 - q) * np.log2(1 - q))

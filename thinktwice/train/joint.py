@@ -1,0 +1,162 @@
+"""Several trunks trained together over one embedding: every batch is looked up once and then passes all of them.
+
+Shapes: B rows, K members, N fields, D numbers per field.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from thinktwice.data.encoded import Batch
+from thinktwice.models.backbone import Backbone, BackboneConfig
+from thinktwice.models.fields import FieldSpace
+from thinktwice.models.registry import build_backbone
+
+EMBEDDING = ("table", "extra_fill", "projections")  # what makes the field vectors of a backbone, and is shared
+FACTOR_SD = 0.5  # random signs, the other start of BatchEnsemble, leave members nearer to one another
+
+
+class Joint(nn.Module, ABC):
+    """K members in training. ``base`` makes the field vectors of all of them.
+
+    It is trained as one model: the loss is the mean of the members' losses, and as a model it answers with the mean of
+    their logits.
+    """
+
+    def __init__(self, base: Backbone) -> None:
+        super().__init__()
+        self.base = base
+
+    @property
+    def table(self) -> nn.Parameter:
+        return self.base.table
+
+    @property
+    def fields(self) -> FieldSpace:
+        return self.base.fields
+
+    @property
+    def sparse_gradients(self) -> bool:
+        return self.base.sparse_gradients
+
+    @sparse_gradients.setter
+    def sparse_gradients(self, sparse: bool) -> None:
+        self.base.sparse_gradients = sparse
+
+    def dense_parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters but the table."""
+        return (p for name, p in self.named_parameters() if name != "base.table")
+
+    def each(self, batch: Batch) -> Tensor:
+        """Logits [B, K] of all members."""
+        return torch.stack(self.logits(self.base.embed(batch)), dim=1)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Mean logit [B]."""
+        return self.each(batch).mean(dim=1)
+
+    @abstractmethod
+    def logits(self, x: Tensor) -> list[Tensor]:
+        """One logit [B] per member of the field vectors x [B, N, D]."""
+
+    @abstractmethod
+    def members(self) -> list[Backbone]:
+        """The members as models in evaluation mode that share one embedding, the very objects."""
+
+
+Trainee = Backbone | Joint
+
+
+class SharedTables(Joint):
+    """Trunks that start and stay apart, over one embedding; member i starts like a model of seed ``seed + i``."""
+
+    def __init__(self, config: BackboneConfig, fields: FieldSpace, *, count: int, seed: int) -> None:
+        super().__init__(build_backbone(config, fields, seed=seed))
+        self.others = nn.ModuleList(build_backbone(config, fields, seed=seed + i) for i in range(1, count))
+        for other in self.others:
+            for name in EMBEDDING:
+                delattr(other, name)
+
+    def logits(self, x: Tensor) -> list[Tensor]:
+        return [trunk.score(x)[:, 0] for trunk in self._trunks()]
+
+    def members(self) -> list[Backbone]:
+        trunks = self._trunks()
+        for other in trunks[1:]:
+            _share_embedding(other, self.base)
+        return [trunk.eval() for trunk in trunks]
+
+    def _trunks(self) -> list[Backbone]:
+        return [self.base, *self.others]
+
+
+class RankOne(Joint):
+    """Members whose matrices are one shared matrix times a rank-one matrix of their own, elementwise.
+
+    BatchEnsemble (Wen, Tran & Ba, ICLR 2020, arXiv 2002.06715): ``W_m = W * outer(s_m, r_m)``, first factors drawn
+    around 1, and biases of each member's own. We differ in three things: the loss of a batch is the mean over all members
+    on the same rows, the products are formed before the matrix product rather than around it, so that any backbone can
+    be a member, and the matrices are those of all parameters of two and more axes, attention included.
+    """
+
+    def __init__(self, config: BackboneConfig, fields: FieldSpace, *, count: int, seed: int) -> None:
+        super().__init__(build_backbone(config, fields, seed=seed))
+        self.count = count
+        generator = torch.Generator().manual_seed(seed)
+        trunk = [(n, p) for n, p in self.base.named_parameters() if n.split(".")[0] not in EMBEDDING]
+        matrices = [(name, value.shape) for name, value in trunk if value.dim() > 1]
+        self.names = [name for name, _ in matrices]
+        self.left = nn.ParameterList(_factors((count, *shape[:-1]), generator) for _, shape in matrices)
+        self.right = nn.ParameterList(_factors((count, *shape[:-2], shape[-1]), generator) for _, shape in matrices)
+        rest = [(name, value) for name, value in trunk if value.dim() < 2]
+        self.own_names = [name for name, _ in rest]
+        self.own = nn.ParameterList(value.detach().expand(count, *value.shape).clone() for _, value in rest)
+
+    def weights(self, place: int) -> dict[str, Tensor]:
+        """The parameters of a member's trunk by their names in a backbone."""
+        factors = zip(self.names, self.left, self.right, strict=True)
+        out = {
+            name: self.base.get_parameter(name) * left[place][..., None] * right[place][..., None, :]
+            for name, left, right in factors
+        }
+        return out | {name: own[place] for name, own in zip(self.own_names, self.own, strict=True)}
+
+    def logits(self, x: Tensor) -> list[Tensor]:
+        scorer = _Scorer(self.base)
+        given = [{f"model.{name}": value for name, value in self.weights(k).items()} for k in range(self.count)]
+        return [torch.func.functional_call(scorer, weights, (x,)) for weights in given]
+
+    @torch.no_grad()
+    def members(self) -> list[Backbone]:
+        out = []
+        for place in range(self.count):
+            member = build_backbone(self.base.config, self.base.fields)
+            for name, value in self.weights(place).items():
+                member.get_parameter(name).copy_(value)
+            _share_embedding(member, self.base)
+            out.append(member.eval())
+        return out
+
+
+class _Scorer(nn.Module):
+    """Scores field vectors when called, for :func:`torch.func.functional_call`."""
+
+    def __init__(self, model: Backbone) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.score(x)[:, 0]
+
+
+def _share_embedding(member: Backbone, base: Backbone) -> None:
+    for name in EMBEDDING:
+        setattr(member, name, getattr(base, name))
+
+
+def _factors(shape: tuple[int, ...], generator: torch.Generator) -> nn.Parameter:
+    return nn.Parameter(1.0 + FACTOR_SD * torch.randn(shape, generator=generator))
