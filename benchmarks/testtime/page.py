@@ -13,6 +13,7 @@ SHOWN = (
     "temperature",
     "calibrated by support",
     "gate",
+    "gate by field",
     "gate, s = 1",
     "filter",
     "uttsi",

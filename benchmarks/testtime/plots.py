@@ -17,6 +17,7 @@ KINDS = {  # what a mode is, by colour
 FRONTIER = {
     "lean": "lean",
     "gate": "one pass",
+    "gate by field": "one pass",
     "filter": "one pass",
     "calibrated by support": "one pass",
     "mask_block": "one pass",

@@ -17,7 +17,6 @@ from safetensors.numpy import load_file, save_file
 from benchmarks.testtime.trunks import Setting, Trunk, Trunks
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import TrainingSet
-from thinktwice.evaluate.metrics import logloss
 from thinktwice.files import atomic_file, read_json, write_json
 from thinktwice.models import Calibration
 from thinktwice.testtime import calibrate
@@ -29,6 +28,9 @@ from thinktwice.testtime.fit import count_check, field_importance, fit_extras, f
 from thinktwice.testtime.modes import preset
 from thinktwice.testtime.parameters import (
     NOBODY,
+    best_filter,
+    best_gate,
+    by_field,
     by_support,
     calibrated,
     fit_base,
@@ -132,7 +134,7 @@ def _score(trunks: Trunks, which: Run) -> Notes:
     _paths(notes, subject, off, valid, test)
     _members(notes, subject, off, valid, test)
     _lists(notes, subject, off, valid, test)
-    _lean(notes, subject, valid, test)
+    _lean(notes, subject, thinned(trunks.valid_rows, FIT.max_rows), test)
     if which.baselines in ("masks", "all"):
         _trained(notes, trunks, which, MASKS, valid, test)
     if which.baselines == "all":
@@ -170,33 +172,22 @@ def _fitted(notes: Notes, name: str, subject: Subject, config: TestTimeConfig, t
 
 
 def _one_pass(notes: Notes, subject: Subject, off: TestTimeConfig, valid: EncodedRows, test: EncodedRows) -> None:
-    def best(mode: str, key: str, grid: tuple[Any, ...], who: Subject) -> TestTimeConfig:
-        fitted = [calibrated(who, off.model_copy(update={"mode": mode, key: v}), valid) for v in grid]
-        return min(fitted, key=lambda c: logloss(valid.label, who.logits(c, valid)[0]))
-
     shuffled = subject.shuffled()
-    gate = best("gate", "strength", FIT.strengths, subject)
+    gate = best_gate(subject, off, valid, FIT.strengths)
     _fitted(notes, "gate", subject, gate, test)
+    _fitted(notes, "gate by field", subject, by_field(subject, gate, valid, FIT.field_factors), test)
     _fitted(notes, "gate, s = 1", subject, calibrated(subject, preset("gate", off), valid), test)
     always = max(gate.strength, 1.0)  # a gate that was fitted to 0 would survive any shuffle
     rigid = calibrated(shuffled, off.model_copy(update={"mode": "gate", "strength": always}), valid)
     _fitted(notes, "control: gate, shuffled counts", shuffled, rigid, test)
-    _fitted(
-        notes,
-        "control: gate refitted, shuffled counts",
-        shuffled,
-        best("gate", "strength", FIT.strengths, shuffled),
-        test,
-    )
-    _fitted(notes, "filter", subject, best("filter", "min_count", FIT.min_counts, subject), test)
+    refitted = best_gate(shuffled, off, valid, FIT.strengths)
+    _fitted(notes, "control: gate refitted, shuffled counts", shuffled, refitted, test)
+    _fitted(notes, "filter", subject, best_filter(subject, off, valid, FIT.min_counts), test)
     _fitted(notes, "calibrated by support", subject, by_support(subject, off, valid), test)
 
 
 def _paths(notes: Notes, subject: Subject, off: TestTimeConfig, valid: EncodedRows, test: EncodedRows) -> None:
-    sieve = [
-        calibrated(subject, off.model_copy(update={"mode": "filter", "min_count": n}), valid) for n in FIT.min_counts
-    ]
-    min_count = min(sieve, key=lambda c: logloss(valid.label, subject.logits(c, valid)[0])).min_count
+    min_count = best_filter(subject, off, valid, FIT.min_counts).min_count
     shuffled = subject.shuffled()
     literal = preset("uttsi", off).model_copy(update={"min_count": min_count, "max_paths": PATHS})
     matt = preset("matt", off).model_copy(update={"max_paths": PATHS, "typical_pair": typical_pair(subject, valid)})
@@ -291,9 +282,8 @@ def _group_calibrated(config: TestTimeConfig, raw: Raw, rows: EncodedRows) -> Te
 
 
 def _lean(notes: Notes, subject: Subject, valid: EncodedRows, test: EncodedRows) -> None:
-    order = np.argsort(valid.time, kind="stable")
     one = replace(subject, extras=replace(subject.extras, members=subject.extras.members[:1]))
-    config, report = fit_mode(one, valid.take(order), FIT)
+    config, report = fit_mode(one, valid, FIT)
     _fitted(notes, "lean", one, config, test)
     notes.facts["lean"] = {
         "mode": report["best_name"] if report["accepted"] else "off",

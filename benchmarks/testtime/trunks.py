@@ -33,7 +33,7 @@ from thinktwice.train.members import MemberKind, fit_members
 from thinktwice.train.run import train
 
 L2_GRID = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3)
-OVERTRAINED_EPOCHS = 4.0
+OVERTRAINED_EPOCHS = 3.0
 DISTILLED_L2 = (1.0, 0.3)  # of the plain trunks' L2
 FORMAT = 1
 

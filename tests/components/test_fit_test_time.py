@@ -16,29 +16,51 @@ from thinktwice.files import read_json
 COMPONENT = Path(__file__).resolve().parents[2] / "components/evaluation/fit_test_time"
 
 
-def test_writes_the_parameters_and_logs_every_candidate(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Model, Model]:
     world.one_thread()
-    data = world.make_training_set(tmp_path / "set", rows=4000)
-    world.train_model(data, tmp_path / "plain", epochs=2)
-    world.train_model(data, tmp_path / "pretrained", epochs=1, seed=1)
-    test_time = Artifact(name="test_time", uri=str(tmp_path / "out"), metadata={})
-    metrics = Metrics(name="metrics", uri=str(tmp_path / "metrics"), metadata={})
-    inputs = (
-        Dataset(uri=str(tmp_path / "set")),
-        Model(uri=str(tmp_path / "plain")),
-        Model(uri=str(tmp_path / "pretrained")),
+    folder = tmp_path_factory.mktemp("inputs")
+    data = world.make_training_set(folder / "set", rows=4000)
+    world.train_model(data, folder / "plain", epochs=2)
+    world.train_model(data, folder / "pretrained", epochs=1, seed=1)
+    return (
+        Dataset(uri=str(folder / "set")),
+        Model(uri=str(folder / "plain")),
+        Model(uri=str(folder / "pretrained")),
     )
-    fit_test_time.python_func(*inputs, "tiny", "0.1.0", test_time, metrics)
+
+
+def outputs(folder: Path) -> tuple[Artifact, Metrics]:
+    return (
+        Artifact(name="test_time", uri=str(folder / "out"), metadata={}),
+        Metrics(name="metrics", uri=str(folder / "metrics"), metadata={}),
+    )
+
+
+def test_writes_the_parameters_and_logs_every_candidate(inputs: tuple[Dataset, Model, Model], tmp_path: Path) -> None:
+    test_time, metrics = outputs(tmp_path)
+    fit_test_time.python_func(*inputs, "tiny", "lean", "0.1.0", test_time, metrics)
     written = read_json(tmp_path / "out" / "test_time.json")
     assert (tmp_path / "out" / "counts.safetensors").is_file()
     assert test_time.metadata["mode"] == written["config"]["mode"]
     assert test_time.metadata["sentence"] == written["report"]["sentence"]
     assert metrics.metadata["test_time_work_ships"] == float(written["config"]["mode"] != "off")
+    assert metrics.metadata["pretrained_trunk_ships"] == float(written["report"]["trunk"] == "pretrained")
+    assert len(written["report"]["candidates"]) > 5
     for candidate in written["report"]["candidates"]:
         name = candidate["name"].replace(", ", "_")
         assert metrics.metadata[f"logloss_change_{name}"] == candidate["change"]["value"]
+        assert metrics.metadata[f"passes_{name}"] == candidate["passes"]
+
+
+def test_the_mode_says_what_is_tried(inputs: tuple[Dataset, Model, Model], tmp_path: Path) -> None:
+    test_time, metrics = outputs(tmp_path)
+    fit_test_time.python_func(*inputs, "tiny", "calibrated", "0.1.0", test_time, metrics)
+    assert {name for name in metrics.metadata if name.startswith("passes_")} == {"passes_calibrated by support"}
+    with pytest.raises(PipelineError, match="test-time mode 'fast' is unknown: choose one of lean, off,"):
+        fit_test_time.python_func(*inputs, "tiny", "fast", "0.1.0", test_time, metrics)
     with pytest.raises(PipelineError, match="recipe 'none' is unknown"):
-        fit_test_time.python_func(*inputs, "none", "0.1.0", test_time, metrics)
+        fit_test_time.python_func(*inputs, "none", "lean", "0.1.0", test_time, metrics)
 
 
 def test_the_interface_is_described() -> None:

@@ -223,7 +223,9 @@ def test_evaluating_twice_gives_the_same_bundle(
             finished / "set", finished / "plain", finished / "bad", finished / "test_time-good", tmp_path / name
         )
         assert found.timings == {"plain": 1.0, "pretrained": 1.0, "test_time": ratio}
-        assert read_json(tmp_path / name / "timings.json") == {"wall_ratio": found.timings}
+        written = read_json(tmp_path / name / "timings.json")
+        assert written == {"wall_ratio": found.timings, "candidates": found.candidate_timings}
+        assert set(found.candidate_timings.values()) == {ratio}
         assert f"{ratio:.2f}× time" in render(found.content, found.timings)
         write_candidate(
             tmp_path / f"bundle-{name}",
@@ -241,10 +243,11 @@ def test_evaluating_twice_gives_the_same_bundle(
 
 
 def test_only_one_of_several_accepted_candidates_ships(content: dict) -> None:
-    candidates = [{**c, "accepted": True, "reasons": []} for c in content["test_time"]["candidates"]]
+    proved = {"accepted": True, "reasons": []}
+    candidates = [{**c, "validation": {**c["validation"], **proved}} for c in content["extra_work"]["candidates"]]
     assert len(candidates) > 1
-    test_time = {**content["test_time"], "candidates": candidates, "accepted": True, "best_name": candidates[0]["name"]}
-    page = render({**content, "test_time": test_time})
+    candidates[0]["ships"] = True
+    page = render({**content, "extra_work": {**content["extra_work"], "candidates": candidates}})
     assert page.count("<span class='good'>ships</span>") == 1
     assert page.count("proved a gain, but another fits the earlier half better") == len(candidates) - 1
 
@@ -254,9 +257,8 @@ def test_an_accepted_candidate_is_what_ships(finished: Path, tmp_path: Path) -> 
     value["config"] = value["report"]["best"]
     value["report"] |= {"accepted": True, "mode": value["config"]["mode"]}
     folder = tmp_path / "test_time"
-    folder.mkdir()
+    shutil.copytree(finished / "test_time-good", folder)
     (folder / "test_time.json").write_text(json.dumps(value))
-    (folder / "counts.safetensors").write_bytes((finished / "test_time-good" / "counts.safetensors").read_bytes())
     found = evaluate(finished / "set", finished / "plain", finished / "bad", folder, tmp_path / "evaluation")
     assert found.shipped == "test_time"
     assert found.verdict.startswith(f"The plain + {value['report']['best_name']} model ships: on ")

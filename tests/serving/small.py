@@ -11,19 +11,23 @@ import pytest
 import torch
 
 from thinktwice.bundle import BundleIdentity, Manifest, write_bundle
+from thinktwice.combinations.counts import CombinationCounts, open_pairs
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import build_training_set, load_training_set
-from thinktwice.files import write_json
+from thinktwice.files import sha256_file, write_json
 from thinktwice.models.backbone import Backbone, BackboneConfig
 from thinktwice.models.fields import FieldSpace
 from thinktwice.models.registry import build_backbone
-from thinktwice.models.store import Calibration, ModelInfo, save_model
+from thinktwice.models.store import Calibration, ModelInfo, load_model, save_model
 from thinktwice.schema import LogSchema, parse_schema
 from thinktwice.testtime.config import FitConfig, TestTimeConfig
 from thinktwice.testtime.engine import Engine, raw_rows
+from thinktwice.testtime.extras import Extras
+from thinktwice.testtime.heads import fit_heads
+from thinktwice.testtime.modes import preset
 from thinktwice.testtime.reliability import Reliability
-from thinktwice.testtime.store import TestTime, save_test_time
+from thinktwice.testtime.store import TestTime, load_test_time, save_test_time
 
 MODEL_VERSION = "small-20260101-abc"
 FEATURE_SERVICE = "ctr_small_20260101_abc"
@@ -124,10 +128,31 @@ def write_parts(folder: Path, schema: LogSchema = SCHEMA) -> dict[str, Path]:
 
 def _unsure_fifth(model: Backbone, reliability: Reliability, rows: EncodedRows) -> TestTimeConfig:
     """Paths for the usual share of rows, every limit as shipped."""
-    config = TestTimeConfig(mode="uttsi", trigger="dual", threshold=2.0)
+    config = preset("uttsi").model_copy(update={"min_count": 0, "pair_share": 0.0, "threshold": 2.0})
     signal = raw_rows(Engine(model, reliability, config), rows).signal
     threshold = float(np.quantile(signal, 1 - FitConfig().explored_share))
     return config.model_copy(update={"threshold": threshold, "signal_max": float(signal.max())})
+
+
+def with_members(parts: dict[str, Path], folder: Path) -> dict[str, Path]:
+    """The same parts with a configuration that asks a further trunk over the model's table for the most open fifth, and with
+    extras that this configuration does not need."""
+    model, _ = load_model(parts["model_dir"])
+    before = load_test_time(parts["test_time_dir"])
+    train = load_training_set(parts["training_set_dir"]).part("train")
+    member = build_backbone(model.config, model.fields, seed=5)
+    member.table, member.extra_fill, member.projections = model.table, model.extra_fill, model.projections
+    own = build_backbone(model.config, model.fields, seed=6)
+    open_fields = before.reliability.open_fields
+    counts = CombinationCounts.fit(
+        [train.ids], open_pairs(open_fields), (), before.reliability.num_values, capacity=64, width=256
+    )
+    extras = Extras(counts, fit_heads(model, train, open_fields), (member, own))
+    config = preset("members").model_copy(update={"trigger": "budget", "share": 0.2})
+    weights = sha256_file(parts["model_dir"] / "weights.safetensors")
+    folder.mkdir()
+    save_test_time(folder, TestTime(config, before.reliability, {}, extras, weights), model)
+    return {**parts, "test_time_dir": folder}
 
 
 def identity(schema: LogSchema = SCHEMA) -> BundleIdentity:

@@ -15,8 +15,10 @@ from tests.serving.fakes import ITEMS, FakeReader
 from tests.serving.small import PLAIN_SCHEMA, make_bundle
 from thinktwice.bundle import load_bundle
 from thinktwice.errors import BundleError, FeatureStoreError, RequestError, ServerError
+from thinktwice.models.registry import build_backbone
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Engine
+from thinktwice.testtime.extras import Extras
 
 CONTEXT = {"slot": "s1", "bid": 0.5, "timestamp": 1_767_693_600}
 
@@ -161,6 +163,49 @@ def test_a_deadline_in_the_past_leaves_the_base_pass(scorer: Scorer) -> None:
     assert min(relaxed.num_paths) > 1
     (generous,) = ask(scorer, candidates(*two, deadline_ms=1e8))
     assert generous.probability == relaxed.probability
+
+
+@pytest.mark.parametrize(
+    ("deadline_ms", "expected"), [(None, None), (100.5, 77), (30.5, 7), (23.4, 0), (10.0, 0), (1e6 + 0.5, 999_977)]
+)
+def test_what_a_deadline_leaves_for_extra_rows(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch, deadline_ms: float | None, expected: int | None
+) -> None:
+    """5 ms have passed when 15 candidates at a millisecond each are about to be scored; a fifth of that is held back."""
+    more = {} if deadline_ms is None else {"deadline_ms": deadline_ms}
+    (request,) = scorer.parser.parse_all([candidates(*ITEMS[:15], **more)], "instances")
+    monkeypatch.setattr(scorer, "_ms_per_path_row", 1.0)
+    monkeypatch.setattr("serving.scorer.time.monotonic", lambda: 1000.005)
+    assert scorer._path_budget(request, start=1000.0) == expected
+
+
+def test_the_places_of_a_request_decide_who_is_asked_again(scorer: Scorer) -> None:
+    """Under the trigger ``decision`` only rows near the k-th place are."""
+    base = scorer.bundle.engine
+    config = base.config.model_copy(
+        update={
+            "trigger": "decision",
+            "sampler": "none",
+            "redefine_rounds": 0,
+            "members": 1,
+            "spread": (0.02, 0.0, 0.0),
+        }
+    )
+    member = build_backbone(base.model.config, base.model.fields, seed=9)
+    engine = Engine(base.model, base.reliability, config, base.calibration, Extras(members=(member,)))
+    deciding = Scorer(replace(scorer.bundle, engine=engine), FakeReader())
+    plain = Scorer(
+        replace(scorer.bundle, engine=Engine(base.model, base.reliability, TestTimeConfig(), base.calibration)),
+        FakeReader(),
+    )
+    (before,) = ask(plain, candidates(*ITEMS))
+    logit = np.log(before.probability) - np.log1p(-np.asarray(before.probability))
+    for k in (5, 30):
+        (answer,) = ask(deciding, candidates(*ITEMS, k=k))
+        near = np.abs(logit - np.sort(logit)[::-1][k - 1]) <= 0.04
+        assert np.array_equal(np.asarray(answer.num_paths) == 2, near)
+    (everyone,) = ask(deciding, candidates(*ITEMS, k=len(ITEMS)))
+    assert set(everyone.num_paths) == {1}
 
 
 def test_a_dead_store_is_an_error_of_its_own(scorer: Scorer) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.testtime import wide, world
 from thinktwice.combinations.counts import CombinationCounts, open_pairs
 from thinktwice.data.encoded import EncodedRows
-from thinktwice.data.training_set import TrainingSet
+from thinktwice.data.training_set import TrainingSet, load_training_set
 from thinktwice.models import load_model
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.heads import fit_heads
@@ -59,3 +59,34 @@ def valid(data: TrainingSet) -> EncodedRows:
 def big() -> wide.Wide:
     world.one_thread()
     return wide.build()
+
+
+@pytest.fixture(scope="session")
+def rare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders ``set``, ``healthy`` and ``model`` of a log of many rare values, which the last memorised as noise."""
+    world.one_thread()
+    folder = tmp_path_factory.mktemp("rare")
+    rows = world.make_training_set(folder / "set", rows=16_000, users=2000, items=400, seed=1)
+    world.train_model(rows, folder / "healthy")
+    world.memorise_rare_values(rows, folder / "healthy", folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rare_subject(rare: Path) -> Subject:
+    """``model`` with its counts, and ``healthy`` as a further trunk."""
+    model, info = load_model(rare / "model")
+    train = load_training_set(rare / "set").part("train")
+    return Subject(
+        model,
+        info.calibration,
+        Reliability.fit(train.ids, train.label, model.fields),
+        Extras(members=(load_model(rare / "healthy")[0],)),
+    )
+
+
+@pytest.fixture(scope="session")
+def rare_valid(rare: Path) -> EncodedRows:
+    """Its validation rows in time order."""
+    rows = load_training_set(rare / "set").part("valid")
+    return rows.take(np.argsort(rows.time, kind="stable"))

@@ -42,7 +42,9 @@ def test_consistency_shuts_out_a_stray_path_and_listens_to_support() -> None:
     assert abs(combine("consistency")) < 0.05
     assert combine("consistency", support=np.array([[0.1, 1.0, 0.1, 0.1]])) > combine("consistency")
     agreed = np.array([[0.0, 0.0, 0.0, 0.02]])
-    assert combine("consistency", agreed) == pytest.approx(0.02 * np.exp(-0.08) / (4 + np.exp(-0.08)))  # never too narrow
+    assert combine("consistency", agreed) == pytest.approx(
+        0.02 * np.exp(-0.08) / (4 + np.exp(-0.08))
+    )  # never too narrow
 
 
 def test_confidence_weighs_by_it_and_the_base_pass_by_its_draws() -> None:

@@ -124,10 +124,8 @@ def test_an_empty_request(big: wide.Wide) -> None:
         assert scored.path_rows == 0 and not scored.capped
 
 
-def test_whole_parts_are_scored_in_chunks_without_a_cap(
-    big: wide.Wide, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert CHUNK > len(big.later)
+def test_whole_parts_are_scored_in_chunks_without_a_cap(big: wide.Wide, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(big.later) < CHUNK
     engine = big.engine(but(wide.UTTSI, max_path_rows=3))
     whole = raw_rows(engine, big.later)
     monkeypatch.setattr("thinktwice.testtime.engine.CHUNK", 97)
@@ -155,7 +153,9 @@ def test_one_lookup_for_all_paths_and_forward_passes_of_one_shape(
     monkeypatch.setattr(big.model, "embed", lambda batch, *rest: (lookups.append(len(batch)), embed(batch, *rest))[1])
     monkeypatch.setattr(big.model, "score", lambda x, *rest: (bases.append(len(x)), score(x, *rest))[1])
     monkeypatch.setattr(
-        big.model, "score_paths", lambda x, mask, *rest: (paths.append(tuple(mask.shape)), score_paths(x, mask, *rest))[1]
+        big.model,
+        "score_paths",
+        lambda x, mask, *rest: (paths.append(tuple(mask.shape)), score_paths(x, mask, *rest))[1],
     )
     scored = big.engine(wide.UTTSI).score(big.batch(slice(0, 200)))
     explored = int((scored.num_paths > 1).sum())
@@ -183,7 +183,9 @@ def test_parts_of_another_model_are_refused(big: wide.Wide) -> None:
         with pytest.raises(BundleError, match="prediction heads are of another model"):
             Engine(model, reliability, wide.SGCTR, extras=replace(extras, heads=heads))
     counts = replace(extras.combinations, num_values=(*wide.SIZES[:-1], 99))
-    with pytest.raises(BundleError, match=f"describe {sum(wide.SIZES) + 95} values and the model has {sum(wide.SIZES)}"):
+    with pytest.raises(
+        BundleError, match=f"describe {sum(wide.SIZES) + 95} values and the model has {sum(wide.SIZES)}"
+    ):
         Engine(model, reliability, wide.MATT, extras=replace(extras, combinations=counts))
 
 
@@ -196,7 +198,9 @@ def test_members_of_other_vocabularies_or_fields_are_refused(big: wide.Wide) -> 
         small_model(num_values=(*wide.SIZES[:-1], 5)),
         small_model(names=("user", *wide.FIELDS.names[1:])),
     ):
-        with pytest.raises(BundleError, match="member 1 knows other fields or vocabularies .* train it on the same data"):
+        with pytest.raises(
+            BundleError, match=r"member 1 knows other fields or vocabularies .* train it on the same data"
+        ):
             Engine(big.model, big.reliability, wide.MEMBERS, extras=Extras(members=(big.sharer, other)))
 
 

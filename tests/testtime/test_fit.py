@@ -1,7 +1,8 @@
-"""What ships: off for a healthy model, the gate for one that memorised rare ids, and never by luck."""
+"""What ships: off for a healthy model, the gate for one that memorised rare ids, and parameters of the earlier half alone."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,85 +10,175 @@ import polars as pl
 import pytest
 
 from tests.testtime import world
+from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import TrainingSet, build_training_set, load_training_set
 from thinktwice.errors import BundleError
-from thinktwice.evaluate.significance import Interval
+from thinktwice.files import sha256_file
 from thinktwice.models import load_model
 from thinktwice.testtime import FitConfig, TestTimeConfig
-from thinktwice.testtime.accept import Verdict, sentence
-from thinktwice.testtime.candidates import Candidate
-from thinktwice.testtime.engine import Engine, raw_rows
-from thinktwice.testtime.fit import choose_trunk, count_check, fit_mode, fit_test_time
-from thinktwice.testtime.reliability import Reliability
+from thinktwice.testtime.config import Mode
+from thinktwice.testtime.cost import reckoned
+from thinktwice.testtime.extras import Extras
+from thinktwice.testtime.fit import choose_trunk, count_check, field_importance, fit_extras, fit_mode, fit_test_time
 from thinktwice.testtime.store import load_test_time
+from thinktwice.testtime.subject import Subject
+
+QUICK = FitConfig(member_shares=(0.2,), max_paths=(4,))
+
+
+@pytest.fixture(scope="module")
+def lean(subject: Subject, valid: EncodedRows) -> dict:
+    """The report of a search through every mode."""
+    return fit_mode(subject, valid, QUICK)[1]
 
 
 def test_a_healthy_model_ships_off(data: TrainingSet, plain: Path, memorised: Path, tmp_path: Path) -> None:
-    found = fit_test_time(data.folder, plain, memorised, tmp_path / "out")
+    found = fit_test_time(data.folder, plain, memorised, tmp_path / "out", QUICK)
     assert found.trunk == "plain"  # the other one is worse on validation
     assert found.config.mode == "off"
     assert found.sentence.startswith("Test-time work ships off")
     assert found.report["trunks"]["logloss_change"]["low"] > 0
-    assert [c["name"] for c in found.report["candidates"]][-2:] == ["uttsi", "uttsi, exact"]
     assert all(c["reasons"] for c in found.report["candidates"])
     assert found.report["novelty"] == {p: data.info["parts"][p]["unseen_share"] for p in ("valid", "test")}
-    shipped = load_test_time(tmp_path / "out")
+    shipped = load_test_time(tmp_path / "out", load_model(plain)[0])
     assert shipped.config == found.config
     assert shipped.report == found.report
+    assert shipped.weights == sha256_file(plain / "weights.safetensors")
+    assert len(shipped.extras.members) == 1  # the trunk that was not chosen
 
 
-def test_a_model_that_memorised_rare_ids_ships_the_gate(tmp_path: Path) -> None:
-    data = world.make_training_set(tmp_path / "set", rows=16_000, users=2000, items=400, seed=1)
-    world.train_model(data, tmp_path / "healthy")
-    world.memorise_rare_values(data, tmp_path / "healthy", tmp_path / "model")
-    found = fit_test_time(tmp_path / "set", tmp_path / "model", None, tmp_path / "out")
+def test_a_model_that_memorised_rare_ids_ships_the_gate(rare: Path, tmp_path: Path) -> None:
+    config = FitConfig(strengths=(0.0, 0.5, 1.0, 2.0), max_paths=(4,), max_cost=1.05)
+    found = fit_test_time(rare / "set", rare / "model", None, tmp_path / "out", config)
     assert found.report["accepted"]
-    assert found.config.mode != "off"
-    assert found.sentence.startswith("Test-time work ships on")
-    gate = next(c for c in found.report["candidates"] if c["name"] == "gate")
-    assert gate["accepted"]
-    assert gate["change"]["high"] < 0
-    assert gate["controls"]["shuffled_counts"]["high"] < 0
-    assert gate["controls"]["recalibrated"]["high"] < 0
+    assert found.config.mode == "gate" and found.config.strength > 0
+    assert found.sentence.startswith("Test-time work ships on (gate, 1.00 passes per row)")
+    tried = {c["name"]: c for c in found.report["candidates"]}
+    gate = tried["gate"]
+    assert gate["change"]["high"] < 0 and gate["auc_change"]["high"] >= 0
+    assert set(gate["controls"]) == {"shuffled_counts", "recalibrated"}
+    assert all(control["high"] < 0 for control in gate["controls"].values())
+    dear = [c for c in tried.values() if c["cost"] > 1.05]
+    assert {"uttsi", "uttsi, exact", "matt", "sgctr", "filter"} <= {c["name"] for c in dear}
+    assert min(c["fit_logloss"] for c in dear) < gate["fit_logloss"]  # it is not that they were worse
+    for candidate in dear:
+        assert not candidate["accepted"] and not candidate["controls"]
+        assert candidate["reasons"][-1].endswith("times the time of the plain model, more than 1.05")
 
 
-def test_fitting_twice_gives_the_same(data: TrainingSet, plain: Path, tmp_path: Path) -> None:
-    first = fit_test_time(data.folder, plain, None, tmp_path / "a")
-    second = fit_test_time(data.folder, plain, None, tmp_path / "b")
-    assert first.report == second.report
-    for name in ("test_time.json", "counts.safetensors"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+def test_a_mode_by_name_may_cost_what_it_costs(rare_subject: Subject, rare_valid: EncodedRows) -> None:
+    settings = FitConfig(mode="members", member_shares=(0.2,), strengths=(0.0,))
+    config, report = fit_mode(rare_subject, rare_valid, settings)
+    assert report["accepted"]
+    assert config.mode == report["mode"] == "members"
+    assert {c["name"] for c in report["candidates"]} == {"members", "members, all rows"}
+    (shipped,) = [c for c in report["candidates"] if c["name"] == report["best_name"]]
+    assert shipped["cost"] == reckoned(config, shipped["passes"]) > settings.max_cost
+    assert shipped["config"] == report["best"] == config.model_dump(mode="json")
+    lean, _ = fit_mode(rare_subject, rare_valid, settings.model_copy(update={"mode": "lean", "min_counts": (0,)}))
+    assert lean.mode != "members"
 
 
-def test_the_later_half_decides_nothing_but_yes_or_no(data: TrainingSet, plain: Path) -> None:
-    model, info = load_model(plain)
-    train, valid = data.part("train"), data.part("valid")
-    reliability = Reliability.fit(train.ids, train.label, model.fields)
-    _, report = fit_mode(model, info.calibration, reliability, valid, FitConfig())
+TRIED: dict[Mode, set[str]] = {
+    "off": set(),
+    "calibrated": {"calibrated by support"},
+    "gate": {"gate"},
+    "filter": {"filter"},
+    "uttsi": {"uttsi", "uttsi, exact"},
+    "matt": {"matt"},
+    "sgctr": {"sgctr"},
+    "members": {"members", "members, gated", "members, all rows"},
+}
+
+
+@pytest.mark.parametrize("mode", TRIED)
+def test_a_mode_by_name_is_tried_alone(mode: Mode, lean: dict, subject: Subject, valid: EncodedRows) -> None:
+    config, report = fit_mode(subject, valid, QUICK.model_copy(update={"mode": mode}))
+    names = {c["name"] for c in report["candidates"]}
+    assert names <= TRIED[mode]  # a gate or filter of no strength is no candidate
+    assert names or mode in ("off", "gate", "filter")
+    assert config.mode in ("off", mode)
+    in_lean = {c["name"]: c["config"] for c in lean["candidates"]}
+    assert all(in_lean[c["name"]] == c["config"] for c in report["candidates"])
+    assert all(c["config"]["mode"] == mode for c in report["candidates"])
+
+
+def test_lean_tries_every_mode_and_ships_nothing_dear(lean: dict) -> None:
+    names = {c["name"] for c in lean["candidates"]}
+    assert {"calibrated by support", "uttsi", "uttsi, exact", "matt", "sgctr", "members", "members, all rows"} <= names
+    for candidate in lean["candidates"]:
+        config = TestTimeConfig.model_validate(candidate["config"])
+        assert candidate["cost"] == reckoned(config, candidate["passes"])
+        assert (candidate["passes"] > 1) == config.asks
+        if candidate["cost"] > QUICK.max_cost:
+            assert not candidate["accepted"]
+
+
+def test_fitting_twice_gives_the_same_bytes(data: TrainingSet, plain: Path, memorised: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        fit_test_time(data.folder, plain, memorised, tmp_path / name, QUICK)
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
+    assert len(files) == 6  # parameters, counts, combinations, heads, and a member of two files
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_the_later_half_decides_nothing_but_yes_or_no(lean: dict, subject: Subject, valid: EncodedRows) -> None:
     flipped = valid.take(np.arange(len(valid)))
     flipped.label[len(valid) // 2 :] = 1 - flipped.label[len(valid) // 2 :]
-    _, other = fit_mode(model, info.calibration, reliability, flipped, FitConfig())
-    assert [c["config"] for c in report["candidates"]] == [c["config"] for c in other["candidates"]]
-    assert [c["logloss"] for c in report["candidates"]] != [c["logloss"] for c in other["candidates"]]
+    _, other = fit_mode(subject, flipped, QUICK)
+    assert [c["config"] for c in lean["candidates"]] == [c["config"] for c in other["candidates"]]
+    assert [c["fit_logloss"] for c in lean["candidates"]] == [c["fit_logloss"] for c in other["candidates"]]
+    assert [c["logloss"] for c in lean["candidates"]] != [c["logloss"] for c in other["candidates"]]
 
 
-def test_trigger_explores_the_asked_share(data: TrainingSet, plain: Path, tmp_path: Path) -> None:
-    found = fit_test_time(data.folder, plain, None, tmp_path / "out", FitConfig(explored_share=0.3))
-    config = next(c["config"] for c in found.report["candidates"] if c["name"] == "uttsi")
-    model, _ = load_model(plain)
-    engine = Engine(model, load_test_time(tmp_path / "out").reliability, TestTimeConfig.model_validate(config))
-    raw = raw_rows(engine, data.part("valid"))
-    assert (raw.signal > config["threshold"]).mean() == pytest.approx(0.3, abs=0.06)
-    assert raw.num_paths.max() <= 1 + config["max_paths"]
+def test_the_earlier_half_decides_the_parameters(lean: dict, subject: Subject, valid: EncodedRows) -> None:
+    other = valid.take(np.arange(len(valid)))
+    other.label[: len(valid) // 2] = 1 - other.label[: len(valid) // 2]
+    _, report = fit_mode(subject, other, QUICK.model_copy(update={"mode": "calibrated"}))
+    before = next(c["config"] for c in lean["candidates"] if c["name"] == "calibrated by support")
+    assert report["candidates"][0]["config"] != before
 
 
-def test_too_few_validation_rows_ship_off(data: TrainingSet, plain: Path) -> None:
-    model, info = load_model(plain)
-    train = data.part("train")
-    reliability = Reliability.fit(train.ids, train.label, model.fields)
-    few = data.part("valid").take(np.arange(300))
-    config, report = fit_mode(model, info.calibration, reliability, few, FitConfig())
+def test_a_log_with_one_open_field_has_no_pairs_and_works(
+    data: TrainingSet, subject: Subject, valid: EncodedRows
+) -> None:
+    """Everything but the user is protected: no combination can be counted, and nothing that needs one is tried."""
+    only = replace(subject.reliability, protected=np.arange(subject.model.num_fields) != 0)
+    extras = fit_extras(subject.model, only, data.part("train"), (), QUICK)
+    assert extras.combinations is None and extras.heads is not None
+    config, report = fit_mode(replace(subject, reliability=only, extras=extras), valid, QUICK)
+    names = {c["name"] for c in report["candidates"]}
+    assert {"uttsi", "uttsi, exact", "sgctr", "calibrated by support"} <= names
+    assert not {"matt", "members", "members, all rows"} & names
+    assert all(c["config"]["pair_share"] == 0 for c in report["candidates"])
+    assert config.importance[0] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "holds"),
+    [
+        ("lean", "combinations heads members"),
+        ("uttsi", "combinations"),
+        ("matt", "combinations"),
+        ("sgctr", "heads"),
+        ("members", "members"),
+        ("gate", ""),
+        ("off", ""),
+    ],
+)
+def test_only_what_the_tried_modes_need_is_made(mode: Mode, holds: str, data: TrainingSet, subject: Subject) -> None:
+    settings = QUICK.model_copy(update={"mode": mode})
+    extras = fit_extras(subject.model, subject.reliability, data.part("train"), subject.extras.members, settings)
+    found = {"combinations": extras.combinations, "heads": extras.heads, "members": extras.members or None}
+    assert {name for name, value in found.items() if value is not None} == set(holds.split())
+    if extras.combinations is not None:
+        assert extras.combinations.pairs == ((0, 1), (0, 2), (1, 2))
+
+
+def test_too_few_validation_rows_ship_off(subject: Subject, valid: EncodedRows) -> None:
+    config, report = fit_mode(subject, valid.take(np.arange(300)), FitConfig())
     assert config.mode == "off"
     assert "too few" in report["sentence"]
 
@@ -100,7 +191,7 @@ def test_one_user_in_validation_proves_nothing_and_ships_off(data: TrainingSet, 
     assert lonely.rows("valid")["user_id"].n_unique() == 1
     world.train_model(lonely, tmp_path / "plain", epochs=1)
     world.memorise_rare_values(lonely, tmp_path / "plain", tmp_path / "bad")
-    found = fit_test_time(lonely.folder, tmp_path / "bad", tmp_path / "plain", tmp_path / "out")
+    found = fit_test_time(lonely.folder, tmp_path / "bad", tmp_path / "plain", tmp_path / "out", QUICK)
     assert found.trunk == "plain"
     assert found.config.mode == "off"
     assert "rows are of one user, so that chance cannot be excluded" in found.sentence
@@ -108,7 +199,7 @@ def test_one_user_in_validation_proves_nothing_and_ships_off(data: TrainingSet, 
     for candidate in found.report["candidates"]:
         assert candidate["change"]["low"] is None and not candidate["accepted"]
         assert "hold one user only" in candidate["reasons"][0]
-    assert load_test_time(tmp_path / "out").report == found.report
+    assert load_test_time(tmp_path / "out", load_model(tmp_path / "plain")[0]).report == found.report
 
 
 def data_of_one_user_in_validation() -> pl.DataFrame:
@@ -118,14 +209,19 @@ def data_of_one_user_in_validation() -> pl.DataFrame:
     return frame.with_columns(pl.when(inside).then(pl.lit("u1")).otherwise("user_id").alias("user_id"))
 
 
-def test_a_log_without_open_fields_ships_off(data: TrainingSet, plain: Path) -> None:
-    model, info = load_model(plain)
-    train = data.part("train")
-    found = Reliability.fit(train.ids, train.label, model.fields)
-    closed = Reliability(found.counts, found.kappa, found.num_values, np.ones_like(found.protected))
-    config, report = fit_mode(model, info.calibration, closed, data.part("valid"), FitConfig())
+def test_a_log_without_open_fields_ships_off(subject: Subject, valid: EncodedRows) -> None:
+    closed = replace(subject.reliability, protected=np.ones_like(subject.reliability.protected))
+    config, report = fit_mode(replace(subject, reliability=closed, extras=Extras()), valid, FitConfig())
     assert config.mode == "off"
     assert "every field of this log is protected" in report["sentence"]
+
+
+def test_importance_is_the_share_of_what_masking_a_field_changes(subject: Subject, valid: EncodedRows) -> None:
+    found = np.asarray(field_importance(subject.model, subject.reliability, valid))
+    names = subject.model.fields.names
+    assert found.sum() == pytest.approx(1.0)
+    assert (found > 0).tolist() == [name in ("user_id", "item_id", "site") for name in names]
+    assert names[int(found.argmax())] == "user_id"  # the strongest effect of the log
 
 
 def test_pretrained_trunk_needs_more_than_chance(data: TrainingSet) -> None:
@@ -147,38 +243,11 @@ def test_a_model_of_another_training_set_is_refused(data: TrainingSet, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
-def test_count_that_predicts_the_label_is_named(data: TrainingSet, plain: Path) -> None:
-    model, _ = load_model(plain)
-    train, valid = data.part("train"), data.part("valid")
-    reliability = Reliability.fit(train.ids, train.label, model.fields)
+def test_count_that_predicts_the_label_is_named(subject: Subject, valid: EncodedRows) -> None:
+    model, reliability = subject.model, subject.reliability
     found, warnings = count_check(model, reliability, valid)
     assert set(found) == {"user_id", "item_id", "site"}
     assert not any("site" in w for w in warnings)
     counts = reliability.counts_of(valid.ids)[:, model.fields.names.index("item_id")]
-    valid.label[:] = counts > np.median(counts)
-    assert any("'item_id' alone predicts the label" in w for w in count_check(model, reliability, valid)[1])
-
-
-def verdict(change: Interval, *, controls: dict[str, Interval], auc: Interval) -> Verdict:
-    candidate = Candidate(
-        "gate", TestTimeConfig(mode="gate", strength=1.0), 0.5, lambda counts, trigger: TestTimeConfig()
-    )
-    return Verdict(candidate, 0.5, 0.7, 1.0, change, auc, controls)
-
-
-GAIN, LOSS, CHANCE = Interval(-0.01, -0.02, -0.001), Interval(0.01, 0.001, 0.02), Interval(-0.001, -0.01, 0.01)
-
-
-def test_acceptance_needs_a_gain_over_chance_and_over_every_control() -> None:
-    good = {"recalibrated": GAIN, "shuffled_counts": GAIN, "random_trigger": GAIN}
-    assert verdict(GAIN, controls=good, auc=CHANCE).accepted
-    assert verdict(LOSS, controls=good, auc=CHANCE).reasons == ["it is worse than the plain scores"]
-    assert verdict(CHANCE, controls=good, auc=CHANCE).reasons == ["its gain may be chance"]
-    assert verdict(GAIN, controls=good, auc=GAIN).reasons == ["it orders rows worse"]
-    for control in good:
-        found = verdict(GAIN, controls=good | {control: CHANCE}, auc=CHANCE)
-        assert not found.accepted
-        assert "does not clearly beat" in found.reasons[0]
-    assert "ships off" in sentence(verdict(CHANCE, controls=good, auc=CHANCE), 1000)
-    assert "ships on" in sentence(verdict(GAIN, controls=good, auc=CHANCE), 1000)
-    assert "no candidate" in sentence(None, 1000)
+    clicked = replace(valid, label=(counts > np.median(counts)).astype(np.float32))
+    assert any("'item_id' alone predicts the label" in w for w in count_check(model, reliability, clicked)[1])

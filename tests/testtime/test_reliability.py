@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from thinktwice.data.encoded import count_values
+from thinktwice.errors import BundleError
 from thinktwice.models import FieldSpace
+from thinktwice.testtime.masks import filter_mask
 from thinktwice.testtime.reliability import DECODED, KAPPA_BOUNDS, Reliability, moment_kappa, quantise
 
 FIELDS = FieldSpace(
@@ -91,3 +93,26 @@ def test_saved_and_loaded(ids: np.ndarray, tmp_path: Path) -> None:
     again = Reliability.load(tmp_path)
     assert np.array_equal(found.of(ids), again.of(ids))
     assert again.num_values == found.num_values
+    whole = (tmp_path / "counts.safetensors").read_bytes()
+    (tmp_path / "counts.safetensors").write_bytes(whole[:-1])
+    with pytest.raises(BundleError, match="truncated"):
+        Reliability.load(tmp_path)
+
+
+def test_the_table_of_reliabilities_is_that_of_the_values(ids: np.ndarray) -> None:
+    found = Reliability.fit(ids, ids[:, 0] % 2, FIELDS)
+    for strength in (0.0, 0.5, 2.0):
+        table = found.of_table(strength)
+        assert table.dtype == np.float32 and table.shape == (54,)
+        np.testing.assert_allclose(table[ids + found.offsets], found.of(ids, strength)[:, :2], rtol=1e-6)
+
+
+def test_the_filter_keeps_supported_values_and_a_share_of_all_fields() -> None:
+    counts = quantise(np.array([0, 1, 5, 20, 0, 2, 6, 30]))
+    reliability = Reliability(counts, np.full(3, 10.0), (4, 4), np.array([False, False, True]))
+    ids = np.array([[3, 3], [1, 3], [1, 1], [0, 0]])
+    r = reliability.of(ids)
+    none, most = (filter_mask(reliability, ids, r, 3, share) for share in (0.0, 0.6))
+    assert none.tolist() == [[1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 1]]
+    # Two of three fields stay; the more reliable one comes back, the first of equals.
+    assert most.tolist() == [[1, 1, 1], [0, 1, 1], [0, 1, 1], [1, 0, 1]]

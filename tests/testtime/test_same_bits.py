@@ -61,9 +61,7 @@ def test_the_modes_of_these_tests_do_something(among: dict[str, Scored]) -> None
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_in_any_order_after_a_restart_and_with_two_threads(
-    name: str, big: wide.Wide, among: dict[str, Scored]
-) -> None:
+def test_in_any_order_after_a_restart_and_with_two_threads(name: str, big: wide.Wide, among: dict[str, Scored]) -> None:
     config, shared = config_of(name), name in wide.SHARED
     order = np.random.default_rng(0).permutation(ROWS)
     same(big.engine(config, shared=shared).score(big.batch(order)), among[name], order)
@@ -103,9 +101,7 @@ def test_triples_that_are_counted_change_paths_and_the_others_do_not(big: wide.W
 
 
 @pytest.mark.parametrize("name", wide.OF_A_REQUEST)
-def test_a_trigger_of_the_request_looks_at_the_other_rows(
-    name: str, big: wide.Wide, among: dict[str, Scored]
-) -> None:
+def test_a_trigger_of_the_request_looks_at_the_other_rows(name: str, big: wide.Wide, among: dict[str, Scored]) -> None:
     engine = big.engine(config_of(name))
     half = engine.score(big.batch(slice(0, ROWS // 2)))
     assert not np.array_equal(half.num_paths > 1, among[name].num_paths[: ROWS // 2] > 1)

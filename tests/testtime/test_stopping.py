@@ -31,7 +31,7 @@ def test_never_more_passes_than_without_and_the_same_score_where_as_many(big: wi
     batch = big.batch(slice(0, 400))
     free = big.engine(FREE).raw(batch)
     before = free.num_paths
-    for stop_at in (NEVER_REACHED, 0.05, 0.3, 1.0):
+    for stop_at in (NEVER_REACHED, 0.05, 0.5, 3.0):
         raw = big.engine(but(FREE, stop_at=stop_at)).raw(batch)
         assert (raw.num_paths <= before).all()
         same = raw.num_paths == free.num_paths
@@ -42,7 +42,7 @@ def test_never_more_passes_than_without_and_the_same_score_where_as_many(big: wi
 
 def test_a_row_stops_after_a_round_exactly_when_its_interval_is_narrow(big: wide.Wide) -> None:
     """Against the rule recomputed from the paths themselves: rounds of two, two, and the rest."""
-    stop_at, batch = 0.3, big.batch(slice(0, 200))
+    stop_at, batch = 1.0, big.batch(slice(0, 200))
     raw = big.engine(but(FREE, stop_at=stop_at)).raw(batch)
     z, used = path_logits(big, FREE, 200)
     expected = used.copy()
@@ -51,7 +51,9 @@ def test_a_row_stops_after_a_round_exactly_when_its_interval_is_narrow(big: wide
             if known < used[row] and known < 8 and half_width(z[row : row + 1], np.array([known]))[0] < stop_at:
                 expected[row] = known
                 break
-    close = np.array([abs(half_width(z[r : r + 1], np.array([k]))[0] - stop_at) < 1e-4 for r in range(200) for k in (2, 4)])
+    close = np.array(
+        [abs(half_width(z[r : r + 1], np.array([k]))[0] - stop_at) < 1e-4 for r in range(200) for k in (2, 4)]
+    )
     assert not close.any()
     assert np.array_equal(raw.num_paths - 1, expected)
     assert {2, 4} <= set(expected[expected < used].tolist())

@@ -155,7 +155,10 @@ MODES: dict[str, TestTimeConfig] = {
     "members, gated": but(MEMBERS, members=2, strength=0.5),
 }
 #: The same with a member that reads the model's table.
-SHARED: dict[str, TestTimeConfig] = {"members, one table": MEMBERS, "members, one table, gated": but(MEMBERS, strength=0.5)}
+SHARED: dict[str, TestTimeConfig] = {
+    "members, one table": MEMBERS,
+    "members, one table, gated": but(MEMBERS, strength=0.5),
+}
 #: Whom they ask depends on the other rows of the request.
 OF_A_REQUEST: dict[str, TestTimeConfig] = {
     "members, budget": but(MEMBERS, trigger="budget", share=0.3),
@@ -163,7 +166,6 @@ OF_A_REQUEST: dict[str, TestTimeConfig] = {
     "members, decision": but(MEMBERS, trigger="decision", top_k=20, spread=(0.1, 1.0, 0.2)),
     "sgctr, decision": but(SGCTR, trigger="decision", top_k=20, spread=(0.1, 1.0, 0.2)),
 }
-
 
 
 def entropy_of(z0: np.ndarray) -> np.ndarray:

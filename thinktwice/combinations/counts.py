@@ -119,13 +119,7 @@ class CombinationCounts:
         path = Path(folder) / COMBINATIONS_FILE
         tensors = map_tensors(path)
         try:
-            orders = {
-                order: Frequencies(
-                    *(tensors[f"{order}.{name}"] for name in _PARTS), noise=int(tensors[f"{order}.noise"][0])
-                )
-                for order in (2, 3)
-                if f"{order}.keys" in tensors
-            }
+            orders = {order: _mapped(tensors, order) for order in (2, 3) if f"{order}.keys" in tensors}
             pairs = tuple((int(a), int(b)) for a, b in tensors["pairs"])
             triples = tuple((int(a), int(b), int(c)) for a, b, c in tensors["triples"])
             return CombinationCounts(pairs, triples, tuple(int(n) for n in tensors["num_values"]), orders)
@@ -133,6 +127,11 @@ class CombinationCounts:
             raise BundleError(
                 f"combination counts {path} are damaged ({error}): fit the test-time parameters again"
             ) from error
+
+
+def _mapped(tensors: dict[str, np.ndarray], order: int) -> Frequencies:
+    cells, keys, counts, whole, starts = (tensors[f"{order}.{name}"] for name in _PARTS)
+    return Frequencies(cells, keys, counts, whole, starts, int(tensors[f"{order}.noise"][0]))
 
 
 def open_pairs(open_fields: np.ndarray, limit: int = 64) -> tuple[tuple[int, int], ...]:

@@ -9,13 +9,14 @@ import numpy as np
 
 from thinktwice.bundle import Bundle, load_bundle
 from thinktwice.data.training_set import load_training_set
+from thinktwice.errors import BundleError
 from thinktwice.evaluate import slices
 from thinktwice.evaluate.compare import EVALUATION_FILE, REPORT_FILE, data_facts
 from thinktwice.evaluate.from_bundle import score_bundle
 from thinktwice.evaluate.measure import measure
 from thinktwice.evaluate.report import render
 from thinktwice.evaluate.verdict import compared
-from thinktwice.files import atomic_dir, write_json
+from thinktwice.files import atomic_dir, read_json, write_json
 
 
 def evaluate_bundles(
@@ -69,6 +70,20 @@ def evaluate_bundles(
         with atomic_dir(out_dir) as folder:
             write_json(folder / EVALUATION_FILE, content)
             (folder / REPORT_FILE).write_text(render(content), encoding="utf-8")
+    return content
+
+
+def recorded_evaluation(bundle_dir: Path | str) -> dict[str, Any]:
+    """The evaluation that a bundle carries: what was measured when the model was made.
+
+    Raises:
+        BundleError: it is missing or damaged.
+    """
+    path = Path(bundle_dir) / "report" / EVALUATION_FILE
+    try:
+        content: dict[str, Any] = read_json(path)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read ({error}): package the model again") from error
     return content
 
 

@@ -55,7 +55,7 @@ def line_chart(
 ) -> str:
     """Lines with marks and whiskers. With ``categories`` x is a position 0..n-1; with ``diagonal`` both axes share a range
     and the line of equality is drawn."""
-    left, right, top, bottom = 68, 14, 12, 62 if categories else 48
+    left, right, top, bottom = 78, 14, 12, 62 if categories else 48
     marks = [m for s in series for m in s.marks]
     if not marks:
         return "<p class='faint'>Nothing to draw.</p>"
@@ -169,7 +169,9 @@ def legend_svg(names: Sequence[tuple[str, str]], x: float, y: float) -> str:
     """Coloured names in a row, for a drawing that stands alone."""
     out = []
     for name, color in names:
-        out.append(f"<circle cx='{x:.1f}' cy='{y - 4:.1f}' r='4' fill='{color}'/>" + text(x + 9, y, name, "start", color))
+        out.append(
+            f"<circle cx='{x:.1f}' cy='{y - 4:.1f}' r='4' fill='{color}'/>" + text(x + 9, y, name, "start", color)
+        )
         x += 30 + 6.4 * len(name)
     return "".join(out)
 

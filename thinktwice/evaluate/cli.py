@@ -30,14 +30,20 @@ def evaluate(
     """Evaluate a bundle on test rows, and compare it with another one."""
     from rich.console import Console
 
-    from thinktwice.evaluate.bundles import evaluate_bundles
-    from thinktwice.evaluate.table import metrics_table
+    from thinktwice.evaluate.bundles import evaluate_bundles, recorded_evaluation
+    from thinktwice.evaluate.table import extra_work_table, metrics_table
 
-    content = evaluate_bundles(bundle or _champion(), training_set or _last_training_set(), against, out)
+    bundle = bundle or _champion()
+    content = evaluate_bundles(bundle, training_set or _last_training_set(), against, out)
     console = Console()
     console.print(metrics_table(content))
     for line in content["verdict"]:
         console.print(line, highlight=False)
+    made = recorded_evaluation(bundle)
+    if made.get("extra_work", {}).get("candidates"):
+        console.print()
+        console.print(extra_work_table(made))
+        console.print(made["test_time"]["sentence"], highlight=False)
     if out is not None:
         console.print(f"Report: {out / 'report.html'}", highlight=False, soft_wrap=True)
 

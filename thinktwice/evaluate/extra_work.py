@@ -104,7 +104,7 @@ def extra_work(
     return {
         "rows": len(test),
         "users": int(panel.cluster.max(initial=-1)) + 1,
-        "slices": {name: int(mask.sum()) for name, mask in slices.items()},
+        "slices": [{"name": name, "rows": int(mask.sum())} for name, mask in slices.items()],
         "off": panel.quality(panel.off),
         "candidates": entries,
         "references": [r for name in named for r in _references(panel, name, found[name][1], fit, scored)],
@@ -182,11 +182,12 @@ def _adjust(entries: list[dict[str, Any]]) -> None:
 
 
 def _best_asking(report: Mapping[str, Any], found: Mapping[str, tuple[Any, TestTimeConfig]]) -> str | None:
-    """The candidate with a second opinion that validation liked best; its thresholds decide whom to ask."""
+    """The candidate with a second opinion that validation liked best, of those that choose rows if there are any."""
     names = [name for name, (_, config) in found.items() if config.asks]
     if report["best_name"] in names:
         return str(report["best_name"])
-    return min(names, key=lambda name: found[name][0]["fit_logloss"], default=None)
+    choosing = [name for name in names if found[name][1].trigger != "always"]
+    return min(choosing or names, key=lambda name: found[name][0]["fit_logloss"], default=None)
 
 
 def _references(
@@ -218,10 +219,10 @@ def _references(
         losses = [panel.loss(logit) for logit, _ in drawn]
         yield reference("random_trigger", np.mean(losses, axis=0), float(np.mean([passes for _, passes in drawn])))
     if config.asks:
-        base, change, passes = _everybody_asked(panel, config, scored)
+        base, change, num_paths = _everybody_asked(panel, config, scored)
         helped = change < 0
         loss = panel.loss(base) + np.where(helped, change, 0.0)
-        yield reference("oracle_trigger", loss, 1.0 + float(np.where(helped, passes - 1, 0).mean()))
+        yield reference("oracle_trigger", loss, 1.0 + float(np.where(helped, num_paths - 1, 0).mean()))
 
 
 def _refitted(subject: Subject, config: TestTimeConfig, fit: EncodedRows, trigger: TriggerKind) -> TestTimeConfig:

@@ -31,7 +31,7 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font
 th:first-child,td:first-child{text-align:left}th{color:#59606b;font-weight:600}td small{display:block;color:#7a818c}tr:last-child td{border-bottom:0}
 .good{color:#23804f}.bad{color:#bb3d2a}.ship{background:#f1f6ff}.tag{font-size:11px;background:#2f6fdb;color:#fff;border-radius:9px;padding:1px 8px;margin-left:6px;white-space:nowrap}
 .legend{display:flex;flex-wrap:wrap;gap:4px 18px;font-size:13px;color:#59606b;margin:4px 0 8px}.legend i{display:inline-block;width:11px;height:11px;border-radius:50%;margin-right:6px;vertical-align:-1px}
-.warn{background:#fff7e8;border-color:#f0d9a8}svg{width:100%;height:auto;display:block}.scroll{overflow-x:auto}
+.warn{background:#fff7e8;border-color:#f0d9a8}svg{width:100%;height:auto;display:block}.scroll{overflow-x:auto}.evidence td span,.evidence td span+small,.evidence td:first-child{white-space:nowrap}
 """
 
 

@@ -12,6 +12,7 @@ from thinktwice.evaluate.charts_scatter import Point, scatter_chart
 from thinktwice.evaluate.figures import cell, change, number, signed
 
 NOVELTY_GAP = 0.2  # difference of shares of unseen users or items from which validation speaks of other rows than test
+FAR = 2.0  # times the reach of the others, from where a loss would squeeze them into a line
 GOOD, BAD, NEUTRAL, PLAIN = "#23804f", "#bb3d2a", "#59606b", "#2f6fdb"
 CONTROLS = {
     "recalibrated": ("a mere recalibration", ""),
@@ -82,58 +83,58 @@ def _frontier(found: dict[str, Any], timings: dict[str, float]) -> str:
         color = NEUTRAL if not now["significant"] else GOOD if now["value"] < 0 else BAD
         tip = f"{c['passes']:.2f} passes, {_time(c, timings)}, logloss {signed(now, 5)}"
         points.append(Point(c["name"], c["passes"], now["value"], now["low"], now["high"], color, tip))
-    chart = scatter_chart(points, x_label="forward passes per row", y_label="change of logloss", width=1080, height=400)
+    near = [p for p in points if p.color != BAD]
+    reach = max(abs(v) for p in near for v in (p.y, p.low, p.high) if v is not None)
+    near += [p for p in points if p.color == BAD and p.y <= FAR * reach]
+    charts = _scatter(near, 430)
+    if len(near) < len(points):
+        charts += f"<p class='faint' style='margin-top:14px'>The same with those that lose far more.</p>{_scatter(points, 280)}"
     names = [Series(n, c, ()) for n, c in (("better", GOOD), ("worse", BAD), ("chance explains it", NEUTRAL))]
     return (
         f"<p class='faint'>Quality against cost on {found['rows']:,} test rows: every way to work more on a row that "
         "validation tried, against one plain pass. Below 0 is better; bars are 95 % intervals; the dashed line joins what "
-        f"nothing cheaper beats.</p>{legend(names)}{chart}"
+        f"nothing cheaper beats.</p>{legend(names)}{charts}"
     )
+
+
+def _scatter(points: list[Point], height: int) -> str:
+    x_label, y_label = "forward passes per row", "change of logloss"
+    return scatter_chart(points, x_label=x_label, y_label=y_label, log_x=True, width=1080, height=height)
 
 
 def _time(entry: dict[str, Any], timings: dict[str, float]) -> str:
     if entry["name"] in timings:
         return f"{timings[entry['name']]:.2f}× time"
-    return f"reckoned {entry['cost']:.2f}× time"
+    return f"about {entry['cost']:.1f}× time"
 
 
 def _candidates(content: dict[str, Any], found: dict[str, Any], timings: dict[str, float]) -> str:
-    truth = "truth_distance" in found["off"]
     off = found["off"]
     rows = [
         f"<tr><td>one plain pass</td><td>1.00×</td><td></td><td>{number(off['logloss'], 5)}</td>"
         f"<td>{number(off['auc'], 4)}</td><td>{number(off['ece'], 4)}</td>"
-        f"{_td(number(off['truth_distance'], 4)) if truth else ''}<td></td></tr>"
+        "<td></td></tr>"
     ]
     for c in found["candidates"]:
-        controls = "".join(
-            f"<small>against {escape(CONTROLS[name][0])}: {signed(v, 5)}</small>"
-            for name, v in c["validation"]["controls"].items()
-        )
         rows.append(
             f"<tr{' class=ship' if c['ships'] else ''}><td>{escape(c['name'])}</td>"
-            f"<td>{c['passes']:.2f}×<small>{_time(c, timings)}</small></td>"
-            f"<td>{cell(c['validation']['change'], 5)}{controls}</td>"
+            f"<td style='white-space:nowrap'>{c['passes']:.2f}×<small>{_time(c, timings)}</small></td>"
+            f"<td>{cell(c['validation']['change'], 5)}</td>"
             f"<td>{cell(c['change'], 5)}<small>p {_p(c['change'])}</small></td>"
             f"<td>{cell(c['auc_change'], 4, 1)}</td><td>{number(c['ece'], 4)}</td>"
-            f"{_td(cell(c['truth_distance_change'], 4)) if truth else ''}"
-            f"<td style='text-align:left;min-width:170px'>{_answer(c)}</td></tr>"
+            f"<td style='text-align:left'>{_answer(c)}</td></tr>"
         )
     later = content["test_time"]["rows"]["accept"]
     return (
         "<section class='card'><h2>Every candidate</h2><p class='faint'>Fitted on the earlier half of validation, judged on "
         f"{later:,} later rows: at most one ships, and only if its gain excludes chance and a mere recalibration, shuffled "
-        "counts or randomly chosen rows do not do as well. The test columns measure the same frozen settings and decide "
+        "counts or randomly chosen rows do not do as well; these intervals hold for all candidates together. The test columns measure the same frozen settings and decide "
         "nothing; p is adjusted for the number of candidates (Holm). First row: plain values; below it: changes."
-        f"{_detectable(found)}</p><div class='scroll'><table><tr><th>candidate</th><th>passes</th>"
+        f"{_detectable(found)}</p><div class='scroll'><table class='evidence'><tr><th>candidate</th><th>passes</th>"
         "<th>validation: logloss</th><th>test: logloss</th><th>AUC</th><th>ECE</th>"
-        f"{'<th>distance to the truth</th>' if truth else ''}<th style='text-align:left'>answer</th></tr>"
+        "<th style='text-align:left'>answer</th></tr>"
         f"{''.join(rows)}</table></div></section>"
     )
-
-
-def _td(text: str) -> str:
-    return f"<td>{text}</td>"
 
 
 def _p(found: dict[str, Any]) -> str:
@@ -141,11 +142,15 @@ def _p(found: dict[str, Any]) -> str:
 
 
 def _answer(entry: dict[str, Any]) -> str:
+    words = escape("; ".join(entry["validation"]["reasons"]))
     if entry["ships"]:
-        return "<span class='good'>ships</span>"
-    if entry["validation"]["accepted"]:
-        return "<span class='good'>proved a gain, but another fits the earlier half better</span>"
-    return escape("; ".join(entry["validation"]["reasons"]))
+        words = "<span class='good'>ships</span>"
+    elif entry["validation"]["accepted"]:
+        words = "<span class='good'>proved a gain, but another fits the earlier half better</span>"
+    return words + "".join(
+        f"<small>against {escape(CONTROLS[name][0])}: {signed(v, 5)}</small>"
+        for name, v in entry["validation"]["controls"].items()
+    )
 
 
 def _detectable(found: dict[str, Any]) -> str:
@@ -182,7 +187,7 @@ def _uplift(found: dict[str, Any]) -> str:
         ],
     )
     series = {key: _order(uplift, key, name, color, dashed) for key, name, color, dashed in ORDERS}
-    charts = []
+    charts: list[str] = []
     for keys in (("entropy", "dual", "random"), tuple(series)):
         drawn = [series[key] for key in keys]
         drawn += [chosen] if len(charts) == 0 else []
@@ -192,6 +197,7 @@ def _uplift(found: dict[str, Any]) -> str:
     cells = "".join(
         f"<tr><td>{escape(name)}</td><td>{change(-uplift['curves'][key]['area'], 6)}</td></tr>"
         for key, name, _, _ in ORDERS
+        if key != "random"
     )
     return (
         "<section class='card'><h2>Does the trigger find the rows that gain?</h2><p class='faint'>Every test row was asked again "
@@ -200,7 +206,7 @@ def _uplift(found: dict[str, Any]) -> str:
         f"pass alone differs from the plain one by {signed(uplift['base_change'], 5)}; asking everybody adds "
         f"{signed(uplift['everybody'], 5)}.</p>"
         f"<div class='two'>{''.join(charts)}</div>"
-        "<table style='max-width:560px;margin-top:10px'><tr><th>order</th><th>change against chance, mean over all shares</th></tr>"
+        "<table style='max-width:700px;margin-top:10px'><tr><th>order</th><th>change against chance, mean over all shares</th></tr>"
         f"{cells}</table></section>"
     )
 
@@ -216,9 +222,10 @@ def _references(found: dict[str, Any]) -> str:
     rows = []
     for r in found["references"]:
         name, meaning = CONTROLS[r["name"]]
+        better = 0 if r["name"] == "oracle_trigger" else -1  # nothing is better than a bound
         rows.append(
-            f"<tr><td>{escape(name)}<small>{escape(meaning)}</small></td><td>{escape(r['candidate'])}</td>"
-            f"<td>{r['passes']:.2f}×</td><td>{cell(r['change'], 5)}</td><td>{cell(r['candidate_against'], 5)}</td></tr>"
+            f"<tr><td>{escape(name)}<small>{escape(meaning)}</small></td><td style='white-space:nowrap'>{escape(r['candidate'])}</td>"
+            f"<td>{r['passes']:.2f}×</td><td>{cell(r['change'], 5)}</td><td>{cell(r['candidate_against'], 5, better)}</td></tr>"
         )
     return (
         "<section class='card'><h2>What explains a gain?</h2><p class='faint'>References on the same test rows; none of them can "
@@ -229,22 +236,27 @@ def _references(found: dict[str, Any]) -> str:
 
 
 def _where(found: dict[str, Any]) -> str:
-    names = list(found["slices"])
-    if not names:
+    truth = "truth_distance" in found["off"]
+    if not found["slices"] and not truth:
         return ""
+    heads = [(part["name"], f"{part['rows']:,} rows") for part in found["slices"]]
+    if truth:
+        heads.append(("distance to the truth", f"all rows, now {number(found['off']['truth_distance'], 4)}"))
     head = "".join(
-        f"<th>{escape(name)}<small style='display:block;font-weight:400'>{found['slices'][name]:,} rows</small></th>"
-        for name in names
+        f"<th>{escape(name)}<small style='display:block;font-weight:400'>{escape(remark)}</small></th>"
+        for name, remark in heads
     )
-    rows = "".join(
-        f"<tr><td>{escape(c['name'])}</td>{''.join(_td(cell(c['slices'][name], 4)) for name in names)}</tr>"
-        for c in found["candidates"]
-    )
+    rows = []
+    for c in found["candidates"]:
+        changes = [c["slices"][part["name"]] for part in found["slices"]]
+        changes += [c["truth_distance_change"]] if truth else []
+        cells = "".join(f"<td>{cell(value, 5)}</td>" for value in changes)
+        rows.append(f"<tr><td>{escape(c['name'])}</td>{cells}</tr>")
     return (
         "<section class='card'><h2>Where would it pay?</h2><p class='faint'>Change of logloss in the rows where extra work should "
         "help if it helps anywhere, and in the best supported ones. Coloured where the interval of the cell excludes 0; with "
         "so many cells, some will by chance.</p>"
-        f"<div class='scroll'><table><tr><th></th>{head}</tr>{rows}</table></div></section>"
+        f"<div class='scroll'><table class='evidence'><tr><th></th>{head}</tr>{''.join(rows)}</table></div></section>"
     )
 
 

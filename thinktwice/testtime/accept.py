@@ -101,11 +101,14 @@ def judge(
     off: np.ndarray,
     *,
     confidence: float,
+    control_confidence: float,
     max_cost: float,
 ) -> Verdict:
     """Test a candidate on ``later`` rows against the plain model's log-odds ``off`` [R] and against its controls.
 
-    Controls are fitted on ``fit`` like the candidate itself. Every gain must have an interval that excludes 0.
+    Controls are fitted on ``fit`` like the candidate itself. Every gain must have an interval that excludes 0: over ``off`` at
+    ``confidence``, which is shared by all candidates, and over each control at ``control_confidence``, which is not (a candidate
+    that has passed the first must pass them all).
     """
     cluster = clusters_of(later.user)
     logit, passes = subject.logits(candidate.config, later)
@@ -123,7 +126,7 @@ def judge(
     if verdict.failures:
         return verdict
     others = control_losses(candidate, subject, fit, later)
-    controls = {name: paired_mean(loss - other, cluster, confidence) for name, other in others.items()}
+    controls = {name: paired_mean(loss - other, cluster, control_confidence) for name, other in others.items()}
     return Verdict(
         candidate, verdict.logloss, verdict.auc, passes, verdict.change, verdict.auc_change, controls, max_cost
     )

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.evaluate.metrics import logloss
 from thinktwice.testtime.config import FitConfig, TestTimeConfig, TriggerKind
 from thinktwice.testtime.modes import PRESETS, preset
-from thinktwice.testtime.parameters import by_support, calibrated, triggered, typical_pair
+from thinktwice.testtime.parameters import (
+    best_filter,
+    best_gate,
+    by_field,
+    by_support,
+    calibrated,
+    triggered,
+    typical_pair,
+)
 from thinktwice.testtime.subject import Subject
 
 STOP_AT = 0.05  # logits: at a click rate of 10 % an error of this size costs 1e-4 of logloss on the rows it touches
@@ -34,73 +43,84 @@ class Candidate:
 def candidates(subject: Subject, fit: EncodedRows, off: TestTimeConfig, config: FitConfig) -> list[Candidate]:
     """The best of every mode that ``config`` lets try. A gate or filter whose best strength is 0 is no candidate."""
 
-    def candidate(name: str, refit: Refit, trigger: TriggerKind) -> Candidate:
-        settings = refit(subject, trigger, 0)
+    def candidate(name: str, settings: TestTimeConfig, refit: Refit) -> Candidate:
         logit, passes = subject.logits(settings, fit)
         return Candidate(name, settings, logloss(fit.label, logit), passes, refit)
 
-    def one_pass(name: str, **settings: Any) -> Candidate:
-        base = off.model_copy(update=settings)
-        return candidate(name, lambda who, _, __: calibrated(who, base, fit), "never")
-
-    def asking(name: str, base: TestTimeConfig, trigger: TriggerKind, share: float = 1.0) -> Candidate:
+    def asking(
+        name: str, base_of: Callable[[Subject], TestTimeConfig], trigger: TriggerKind, share: float
+    ) -> Candidate:
         def refit(who: Subject, trigger: TriggerKind, salt: int) -> TestTimeConfig:
-            salted = base.model_copy(update={"salt": salt})
+            salted = base_of(who).model_copy(update={"salt": salt})
             return calibrated(who, triggered(who, salted, fit, trigger, share), fit)
 
-        return candidate(name, refit, trigger)
+        return candidate(name, refit(subject, trigger, 0), refit)
 
     def tries(*modes: str) -> bool:
         return config.mode == "lean" or config.mode in modes
 
-    def best(found: Iterator[Candidate]) -> Candidate | None:
-        return min(found, key=lambda c: c.fit_logloss, default=None)
+    def best(found: Iterable[Candidate]) -> Candidate:
+        return min(found, key=lambda c: c.fit_logloss)
 
-    out: list[Candidate | None] = []
-    gate = (
-        best(one_pass("gate", mode="gate", strength=s) for s in config.strengths) if tries("gate", "members") else None
-    )
-    strength = gate.config.strength if gate is not None else 0.0
-    if tries("gate") and strength > 0:
-        out.append(gate)
-    sieve = (
-        best(one_pass("filter", mode="filter", min_count=n) for n in config.min_counts)
-        if tries("filter", "uttsi")
-        else None
-    )
-    min_count = sieve.config.min_count if sieve is not None else 0
-    if tries("filter") and min_count > 0:
-        out.append(sieve)
+    @cache
+    def gate_of(who: Subject) -> TestTimeConfig:
+        return best_gate(who, off, fit, config.strengths)
+
+    @cache
+    def finer_gate_of(who: Subject) -> TestTimeConfig:
+        return by_field(who, gate_of(who), fit, config.field_factors)
+
+    @cache
+    def filter_of(who: Subject) -> TestTimeConfig:
+        return best_filter(who, off, fit, config.min_counts)
+
+    out: list[Candidate] = []
+    if tries("gate") and gate_of(subject).strength > 0:
+        out.append(candidate("gate", gate_of(subject), lambda who, _, __: gate_of(who)))
+        out.append(candidate("gate by field", finer_gate_of(subject), lambda who, _, __: finer_gate_of(who)))
+    if tries("filter") and filter_of(subject).min_count > 0:
+        out.append(candidate("filter", filter_of(subject), lambda who, _, __: filter_of(who)))
     if tries("calibrated"):
         base = off.model_copy(update={"mode": "calibrated"})
-        out.append(candidate("calibrated by support", lambda who, _, __: by_support(who, base, fit), "never"))
+        out.append(
+            candidate(
+                "calibrated by support", by_support(subject, base, fit), lambda who, _, __: by_support(who, base, fit)
+            )
+        )
     counted = subject.extras.combinations is not None
     if tries("uttsi"):
-        literal = preset("uttsi", off).model_copy(
-            update={
-                "min_count": min_count,
-                "max_paths": max(config.max_paths),
-                "pair_share": PRESETS["uttsi"].pair_share if counted else 0.0,
-            }
-        )
+
+        def literal(who: Subject, **settings: Any) -> TestTimeConfig:
+            share = PRESETS["uttsi"].pair_share if counted else 0.0
+            basis = {"min_count": filter_of(who).min_count, "max_paths": max(config.max_paths), "pair_share": share}
+            return preset("uttsi", off).model_copy(update=basis | settings)
+
         out.append(asking("uttsi", literal, "dual", config.explored_share))
-        exact = literal.model_copy(update={"sampler": "enumerate", "aggregator": "mean", "stop_at": STOP_AT})
+        ours: dict[str, Any] = {"sampler": "enumerate", "aggregator": "mean", "stop_at": STOP_AT}
         out.append(
             best(
-                asking("uttsi, exact", exact.model_copy(update={"max_paths": k}), "dual", config.explored_share)
+                asking("uttsi, exact", partial(literal, **ours, max_paths=k), "dual", config.explored_share)
                 for k in config.max_paths
             )
         )
     if tries("matt") and counted:
-        update = {"max_paths": max(config.max_paths), "typical_pair": typical_pair(subject, fit)}
-        out.append(asking("matt", preset("matt", off).model_copy(update=update), "always"))
-    if tries("sgctr"):
-        out.append(asking("sgctr", preset("sgctr", off), "always"))
+
+        def grown(who: Subject) -> TestTimeConfig:
+            update = {"max_paths": max(config.max_paths), "typical_pair": typical_pair(who, fit)}
+            return preset("matt", off).model_copy(update=update)
+
+        out.append(asking("matt", grown, "always", 1.0))
+    if tries("sgctr") and subject.extras.heads is not None:
+        out.append(asking("sgctr", lambda _: preset("sgctr", off), "always", 1.0))
     if tries("members") and subject.extras.members:
         member = preset("members", off)
-        for gated in sorted({0.0, strength}):
-            chosen = member.model_copy(update={"strength": gated})
-            name = "members, gated" if gated else "members"
-            out.append(best(asking(name, chosen, "entropy", share) for share in config.member_shares))
-        out.append(asking("members, all rows", member, "always"))
-    return [c for c in out if c is not None]
+
+        def gated(who: Subject) -> TestTimeConfig:
+            gate = finer_gate_of(who)
+            return member.model_copy(update={"strength": gate.strength, "field_strengths": gate.field_strengths})
+
+        out.append(best(asking("members", lambda _: member, "entropy", share) for share in config.member_shares))
+        if gate_of(subject).strength > 0:
+            out.append(best(asking("members, gated", gated, "entropy", share) for share in config.member_shares))
+        out.append(asking("members, all rows", lambda _: member, "always", 1.0))
+    return out

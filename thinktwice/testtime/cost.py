@@ -10,7 +10,7 @@ from thinktwice.testtime.config import TestTimeConfig
 
 ASKING = 0.15  # choosing unsure rows and collecting their values, in base passes
 ROW = 2.0  # a further pass of a row beside its base pass: it runs in smaller blocks, often through other weights
-SIEVE = 0.1  # finding the values that a filter replaces
+SIEVE = 0.3  # finding the values that a filter replaces, and replacing them
 
 
 def reckoned(config: TestTimeConfig, passes: float) -> float:

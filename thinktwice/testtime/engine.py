@@ -163,7 +163,9 @@ class Engine:
         if not _draws(config) and len(unsure) * self._cost_of_one > cap:
             row_hash = hash_rows(batch, config.salt)
         # Equal scores in the order of their hashes, so that the order of rows does not matter where the cap binds.
-        unsure = unsure[np.lexsort((row_hash[unsure], -bits[unsure]))][:cap]  # no more are planned than could be admitted
+        unsure = unsure[np.lexsort((row_hash[unsure], -bits[unsure]))][
+            :cap
+        ]  # no more are planned than could be admitted
         if x is None or len(unsure) == 0:
             return Raw(z0, z0, missing, marked.signal, num_paths, left_out)
         wanted = _depth(config, marked.signal)
@@ -241,7 +243,8 @@ class Engine:
         """The table with every value mixed with its field's mask vector as the gate says; None without a gate."""
         if self.config.strength == 0:
             return None
-        return model.gated_table(torch.from_numpy(self.reliability.of_table(self.config.strength)))
+        keep = self.reliability.of_table(self.config.strength, self.config.field_strengths)
+        return model.gated_table(torch.from_numpy(keep))
 
 
 def _check(model: Backbone, reliability: Reliability, config: TestTimeConfig, extras: Extras) -> None:
@@ -253,6 +256,11 @@ def _check(model: Backbone, reliability: Reliability, config: TestTimeConfig, ex
     if config.importance and len(config.importance) != model.num_fields:
         raise BundleError(
             f"test-time importance names {len(config.importance)} fields and the model has {model.num_fields}: "
+            "fit the test-time parameters for this model"
+        )
+    if config.field_strengths and len(config.field_strengths) != model.num_fields:
+        raise BundleError(
+            f"field_strengths names {len(config.field_strengths)} fields and the model has {model.num_fields}: "
             "fit the test-time parameters for this model"
         )
     if config.members > len(extras.members):
@@ -267,7 +275,8 @@ def _check(model: Backbone, reliability: Reliability, config: TestTimeConfig, ex
             )
     heads, open_fields = extras.heads, reliability.open_fields
     if heads is not None and (
-        heads.fields.tolist() != open_fields.tolist() or heads.weight.shape[1:] != (model.hidden_width + 1, model.dim + 1)
+        heads.fields.tolist() != open_fields.tolist()
+        or heads.weight.shape[1:] != (model.hidden_width + 1, model.dim + 1)
     ):
         raise BundleError("prediction heads are of another model: fit the test-time parameters for this model")
     if extras.combinations is not None and extras.combinations.num_values != model.fields.num_values:

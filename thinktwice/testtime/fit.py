@@ -151,7 +151,19 @@ def fit_mode(subject: Subject, valid: EncodedRows, config: FitConfig) -> tuple[T
     plain = subject.logits(off, later)[0]
     max_cost = config.max_cost if config.mode == "lean" else float("inf")
     confidence = _shared(config.confidence, [c for c in found if reckoned(c.config, c.fit_passes) <= max_cost])
-    verdicts = [judge(c, subject, fit, later, plain, confidence=confidence, max_cost=max_cost) for c in found]
+    verdicts = [
+        judge(
+            c,
+            subject,
+            fit,
+            later,
+            plain,
+            confidence=confidence,
+            control_confidence=config.confidence,
+            max_cost=max_cost,
+        )
+        for c in found
+    ]
     accepted = [v for v in verdicts if v.accepted]
     affordable = [v for v in verdicts if v.cost <= max_cost]
     best = min(accepted or affordable, key=lambda v: v.candidate.fit_logloss, default=None)

@@ -19,7 +19,10 @@ def filter_mask(
     keep[:, :columns] = reliability.counts_of(ids) >= min_count
     keep[:, reliability.protected] = True
     needed = math.ceil(min_kept * r.shape[1])
-    for row in np.flatnonzero(keep.sum(axis=1) < needed):
-        order = np.argsort(-np.where(keep[row], 2.0, r[row]), kind="stable")
-        keep[row, order[:needed]] = True
+    short = np.flatnonzero(keep.sum(axis=1) < needed)
+    if len(short):
+        some = keep[short]
+        order = np.argsort(-np.where(some, 2.0, r[short]), axis=1, kind="stable")
+        np.put_along_axis(some, order[:, :needed], True, axis=1)
+        keep[short] = some
     return keep

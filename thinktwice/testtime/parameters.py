@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from thinktwice.data.encoded import EncodedRows
+from thinktwice.evaluate.metrics import logloss
 from thinktwice.testtime import calibrate
 from thinktwice.testtime.config import TestTimeConfig, TriggerKind
 from thinktwice.testtime.samplers.bernoulli import KEEP_MIN
@@ -37,6 +40,50 @@ def by_support(subject: Subject, settings: TestTimeConfig, rows: EncodedRows) ->
     """``settings`` with a calibration that knows the missing support of a row."""
     raw = subject.raw(settings, rows)
     return settings.model_copy(update={"support_calibration": calibrate.fit_support(raw.z, raw.missing, rows.label)})
+
+
+def best_of(subject: Subject, tried: Iterable[TestTimeConfig], rows: EncodedRows) -> TestTimeConfig:
+    """The calibrated configuration of the least logloss on ``rows``; the first of equals."""
+    fitted = [calibrated(subject, settings, rows) for settings in tried]
+    losses = [logloss(rows.label, subject.logits(settings, rows)[0]) for settings in fitted]
+    return fitted[int(np.argmin(losses))]
+
+
+def best_gate(subject: Subject, off: TestTimeConfig, rows: EncodedRows, strengths: tuple[float, ...]) -> TestTimeConfig:
+    """The gate of the best strength; with strength 0, in every grid, it is no gate."""
+    return best_of(subject, [off.model_copy(update={"mode": "gate", "strength": s}) for s in strengths], rows)
+
+
+def best_filter(
+    subject: Subject, off: TestTimeConfig, rows: EncodedRows, min_counts: tuple[int, ...]
+) -> TestTimeConfig:
+    """The filter of the best count; with count 0, in every grid, it is no filter."""
+    return best_of(subject, [off.model_copy(update={"mode": "filter", "min_count": n}) for n in min_counts], rows)
+
+
+def by_field(subject: Subject, gate: TestTimeConfig, rows: EncodedRows, factors: tuple[float, ...]) -> TestTimeConfig:
+    """``gate`` with a factor of the strength of each unprotected field, one field after the other: what a field's values are
+    worth beside their rarity differs, and moments tell it with error."""
+
+    def loss(settings: TestTimeConfig) -> float:
+        z = subject.raw(settings, rows).z
+        return logloss(rows.label, calibrate.apply(fit_calibration(z, rows.label), z))
+
+    if gate.strength == 0:
+        return gate
+    if gate.strength == 0:
+        return gate
+    strengths = np.ones(subject.model.num_fields)
+    best = loss(gate)
+    for field in subject.reliability.open_fields:
+        kept = strengths
+        for factor in factors:
+            tried = kept.copy()
+            tried[field] = factor
+            found = loss(gate.model_copy(update={"field_strengths": tuple(tried.tolist())}))
+            if found < best:
+                best, strengths = found, tried
+    return calibrated(subject, gate.model_copy(update={"field_strengths": tuple(strengths.tolist())}), rows)
 
 
 def triggered(

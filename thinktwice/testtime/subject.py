@@ -15,7 +15,7 @@ from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.reliability import Reliability
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject:
     """A model with its own calibration, the counts of its training rows, and what some modes need besides."""
 

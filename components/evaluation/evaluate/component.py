@@ -41,7 +41,7 @@ def evaluate(
             package_version=code_version,
         )
     # Timings are in the page beside the bundle and not in the one inside: they would change its hash in every run.
-    Path(report.path).write_text(render(result.content, result.timings), encoding="utf-8")
+    Path(report.path).write_text(render(result.content, result.timings, result.candidate_timings), encoding="utf-8")
     bundle.metadata.update(model_version=model_version, trunk=result.trunk, verdict=result.verdict)
     for column in result.content["columns"]:
         for name, value in column["metrics"].items():

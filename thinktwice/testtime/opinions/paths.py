@@ -76,7 +76,7 @@ def half_width(z: np.ndarray, known: np.ndarray) -> np.ndarray:
     count = known + 1.0
     mean = (z * here).sum(axis=1) / count
     variance = (((z - mean[:, None]) ** 2) * here).sum(axis=1) / np.maximum(count - 1, 1)
-    quantile = np.asarray([np.inf, *stats.t.ppf(0.95, np.arange(1, z.shape[1]))])
+    quantile = np.asarray([0.0, *stats.t.ppf(0.95, np.arange(1, z.shape[1]))])
     return np.where(known > 0, quantile[known] * np.sqrt(variance / count), np.inf)
 
 

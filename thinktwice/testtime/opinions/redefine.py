@@ -1,7 +1,7 @@
 """Features redefined from the rest of their row (SGCTR, arXiv 2511.14403; reconstruction after its abstract and a review).
 
-Every unprotected field first gets a plausibility: the cosine of its vector and of what the row makes likely, each read
-from the pass that hid it (two passes with complementary halves hidden). Then in rounds the least plausible and least
+Every unprotected field first gets a plausibility: the cosine of its vector and of what the row makes likely, as a share of
+0 to 1, each read from the pass that hid it (two passes with complementary halves hidden). Then in rounds the least plausible and least
 supported fields are hidden, predicted from what is left and mixed with the prediction, which weighs by the support that
 the value lacks; each round redefines fewer. At last the redefined row is scored. Passes: 2 + rounds + 1.
 Where we differ: the prediction is a conditional mean vector (:mod:`thinktwice.testtime.heads`), never another value's
@@ -54,7 +54,7 @@ def _redefined(
 
     half = (torch.arange(n) % 2 == 0).expand(len(x), -1)
     likely = torch.where(half[..., None], predicted(x, half), predicted(x, ~half))
-    plausible = F.cosine_similarity(x[:, fields], likely, dim=-1)
+    plausible = _plausibility(x[:, fields], likely)
     for t in range(rounds, 0, -1):
         count = min(n, max(1, math.floor(MAX_SHARE * t / rounds * n)))
         doubt = torch.argsort(plausible * support, dim=1, stable=True)
@@ -63,6 +63,11 @@ def _redefined(
         alpha = (1.0 - support)[..., None]
         mixed = torch.where(hidden[..., None], (1 - alpha) * x[:, fields] + alpha * likely, x[:, fields])
         x = x.clone()
-        plausible = torch.where(hidden, F.cosine_similarity(x[:, fields], likely, dim=-1), plausible)
+        plausible = torch.where(hidden, _plausibility(x[:, fields], likely), plausible)
         x[:, fields] = mixed
     return model.score(x)[:, 0]
+
+
+def _plausibility(own: torch.Tensor, likely: torch.Tensor) -> torch.Tensor:
+    """Cosine [U, n] as a share: times the support, less of either is less, which a negative factor would turn around."""
+    return 0.5 * (1.0 + F.cosine_similarity(own, likely, dim=-1))

@@ -26,5 +26,5 @@ def test_more_time_never_means_fewer_rows() -> None:
 
 @pytest.mark.parametrize("row_ms", [0.0, -1.0])
 def test_a_row_that_was_never_measured_is_an_error(row_ms: float) -> None:
-    with pytest.raises(ValueError, match="row_ms must be positive.*measure the cost of a row first"):
+    with pytest.raises(ValueError, match=r"row_ms must be positive.*measure the cost of a row first"):
         extra_rows(10.0, 1.0, row_ms)

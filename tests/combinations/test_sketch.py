@@ -1,0 +1,118 @@
+"""Counts in bounded memory: exact while they fit, never below the truth, and a lower bound that holds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from thinktwice.combinations.sketch import FrequencySketch, mix, sketch_of
+
+SMALL = st.lists(st.integers(0, 60), max_size=300)
+
+
+def keys_of(values: list[int] | np.ndarray) -> np.ndarray:
+    return mix(np.asarray(values, np.uint64))
+
+
+def true_counts(values: np.ndarray, distinct: int) -> np.ndarray:
+    return np.bincount(values, minlength=distinct)
+
+
+@pytest.fixture(scope="module")
+def zipf() -> tuple[np.ndarray, np.ndarray]:
+    """A million draws of 200,000 values under Zipf's law, and how often each came."""
+    reach = np.cumsum(np.arange(1, 200_001) ** -1.1)
+    drawn = np.searchsorted(reach, np.random.default_rng(0).random(1_000_000) * reach[-1]).clip(0, 199_999)
+    return drawn, true_counts(drawn, 200_000)
+
+
+def test_mixing_is_one_to_one_and_spreads_small_numbers_over_all_bits() -> None:
+    keys = keys_of(np.arange(100_000))
+    assert len(np.unique(keys)) == 100_000
+    share = [(keys >> np.uint64(bit) & np.uint64(1)).mean() for bit in range(64)]
+    assert np.allclose(share, 0.5, atol=0.01)
+
+
+@given(SMALL)
+@settings(max_examples=60, derandomize=True, deadline=None)
+def test_counts_are_exact_while_all_keys_fit(values: list[int]) -> None:
+    found = sketch_of([keys_of(values)], capacity=64, width=64).finished()
+    asked = np.arange(61)
+    truth = true_counts(np.array(values, np.int64), 61)
+    assert np.array_equal(found.upper(keys_of(asked)), truth)
+    assert np.array_equal(found.lower(keys_of(asked)), truth)
+
+
+@given(SMALL, st.integers(0, 20), st.integers(1, 7))
+@settings(max_examples=80, derandomize=True, deadline=None)
+def test_never_below_the_truth_and_never_negative(values: list[int], capacity: int, step: int) -> None:
+    chunks = [keys_of(values[s : s + 40 * step]) for s in range(0, len(values), 40 * step)]
+    found = sketch_of(chunks, capacity, width=64).finished()
+    truth = true_counts(np.array(values, np.int64), 61)
+    assert (found.upper(keys_of(np.arange(61))) >= truth).all()
+    lower = found.lower(keys_of(np.arange(61)))
+    assert (lower >= 0).all() and (lower <= found.upper(keys_of(np.arange(61)))).all()
+
+
+@pytest.mark.parametrize(("capacity", "width"), [(1 << 12, 1 << 14), (1 << 14, 1 << 16), (0, 1 << 16)])
+def test_the_lower_bound_holds_for_95_percent_of_keys(
+    zipf: tuple[np.ndarray, np.ndarray], capacity: int, width: int
+) -> None:
+    drawn, truth = zipf
+    found = sketch_of([keys_of(part) for part in np.array_split(drawn, 7)], capacity, width).finished()
+    asked = keys_of(np.arange(len(truth)))
+    assert (found.lower(asked) <= truth).mean() >= 0.95
+    assert (found.lower(asked)[truth > 0] <= truth[truth > 0]).mean() >= 0.95
+    assert (found.upper(asked) >= truth).all()
+
+
+def test_the_frequent_keys_are_kept_apart_and_their_bounds_are_tight(zipf: tuple[np.ndarray, np.ndarray]) -> None:
+    drawn, truth = zipf
+    found = sketch_of([keys_of(part) for part in np.array_split(drawn, 7)], 1 << 12, 1 << 16).finished()
+    top = np.argsort(-truth)[:1000]
+    lower, upper = found.lower(keys_of(top)), found.upper(keys_of(top))
+    assert (upper - lower <= found.noise + 1).all()
+    assert np.abs(upper - truth[top]).max() <= 0.05 * truth[top].min() + 3 * found.noise
+
+
+@given(SMALL, SMALL)
+@settings(max_examples=60, derandomize=True, deadline=None)
+def test_merging_adds_up(first: list[int], second: list[int]) -> None:
+    asked = keys_of(np.arange(61))
+    truth = true_counts(np.array([*first, *second], np.int64), 61)
+    exact = [sketch_of([keys_of(v)], 64, 64) for v in (first, second)]
+    merged = exact[0].merged(exact[1]).finished()
+    assert np.array_equal(merged.upper(asked), truth)
+    assert np.array_equal(merged.lower(asked), truth)
+    cells = [sketch_of([keys_of(v)], 0, 64) for v in (first, second)]
+    whole = sketch_of([keys_of(first), keys_of(second)], 0, 64)
+    assert np.array_equal(cells[0].merged(cells[1]).cells, whole.cells)
+    tight = [sketch_of([keys_of(v)], 5, 64) for v in (first, second)]
+    joined = tight[0].merged(tight[1])
+    assert len(joined.keys) <= 5
+    assert (joined.finished().upper(asked) >= truth).all()
+
+
+def test_sketches_of_other_sizes_are_not_merged() -> None:
+    with pytest.raises(ValueError, match="build them with equal sizes"):
+        FrequencySketch.empty(4, 64).merged(FrequencySketch.empty(4, 128))
+    with pytest.raises(ValueError, match="power of two"):
+        FrequencySketch.empty(4, 100)
+
+
+def test_the_order_of_chunks_does_not_matter_while_all_keys_fit() -> None:
+    values = np.random.default_rng(1).integers(0, 500, 5000)
+    one = sketch_of([keys_of(values)], 600, 64)
+    other = sketch_of([keys_of(part) for part in np.array_split(values[::-1], 13)], 600, 64)
+    assert np.array_equal(one.keys, other.keys)
+    assert np.array_equal(one.counts, other.counts)
+
+
+def test_counting_needs_no_torch() -> None:
+    code = "import sys, thinktwice.combinations.sketch; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
