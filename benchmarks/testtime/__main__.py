@@ -62,7 +62,7 @@ def collect(parts: tuple[Part, ...]) -> dict[str, Any]:
         if len(compared) == 2:
             shares = {
                 m: tables.recovered(compared["tuned"], compared["overtrained"], m)
-                for m in ("lean", "gate", "gate by field", "uttsi", "matt")
+                for m in ("lean", "gate", "gate by field", "gate without counts", "uttsi", "matt")
             }
             out["recovered"].append(where | {"share": shares})
     return out | {"data": facts}

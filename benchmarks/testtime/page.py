@@ -14,6 +14,7 @@ SHOWN = (
     "calibrated by support",
     "gate",
     "gate by field",
+    "gate without counts",
     "gate, s = 1",
     "filter",
     "uttsi",

@@ -18,6 +18,7 @@ FRONTIER = {
     "lean": "lean",
     "gate": "one pass",
     "gate by field": "one pass",
+    "gate without counts": "one pass",
     "filter": "one pass",
     "calibrated by support": "one pass",
     "mask_block": "one pass",

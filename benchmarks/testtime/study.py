@@ -36,6 +36,7 @@ from thinktwice.testtime.parameters import (
     fit_base,
     fit_spread,
     keep_rate,
+    shrunk,
     triggered,
     typical_pair,
 )
@@ -176,6 +177,7 @@ def _one_pass(notes: Notes, subject: Subject, off: TestTimeConfig, valid: Encode
     gate = best_gate(subject, off, valid, FIT.strengths)
     _fitted(notes, "gate", subject, gate, test)
     _fitted(notes, "gate by field", subject, by_field(subject, gate, valid, FIT.field_factors), test)
+    _fitted(notes, "gate without counts", subject, shrunk(subject, off, valid, FIT.field_shares), test)
     _fitted(notes, "gate, s = 1", subject, calibrated(subject, preset("gate", off), valid), test)
     always = max(gate.strength, 1.0)  # a gate that was fitted to 0 would survive any shuffle
     rigid = calibrated(shuffled, off.model_copy(update={"mode": "gate", "strength": always}), valid)

@@ -22,10 +22,10 @@ from thinktwice.evaluate.significance import Interval, clusters_of, paired_auc, 
 from thinktwice.evaluate.uplift import area, uplift_curve
 from thinktwice.testtime.accept import RANDOM_DRAWS
 from thinktwice.testtime.calibrate import sigmoid
-from thinktwice.testtime.config import TestTimeConfig, TriggerKind
+from thinktwice.testtime.config import FitConfig, TestTimeConfig, TriggerKind
 from thinktwice.testtime.cost import reckoned
 from thinktwice.testtime.engine import Raw
-from thinktwice.testtime.parameters import by_support, calibrated, triggered
+from thinktwice.testtime.parameters import best_of, by_support, calibrated, triggered
 from thinktwice.testtime.subject import Subject
 from thinktwice.testtime.support import entropy
 from thinktwice.testtime.triggers import TRIGGERS, Seen
@@ -33,7 +33,7 @@ from thinktwice.testtime.triggers import TRIGGERS, Seen
 MAX_ROWS = 40_000  # test rows that every candidate scores
 REACH_95 = 1.959964  # half width of a 95 % interval in standard errors
 ORDERS: tuple[TriggerKind, ...] = ("entropy", "dual")  # triggers whose order of asking is drawn
-
+GRIDS = FitConfig()  # strengths and counts among which a control finds its own
 Scored = Callable[[TestTimeConfig], Raw]
 
 
@@ -206,12 +206,14 @@ def _references(
             "candidate_against": panel.change(own, loss).to_json(),
         }
 
+    share = float((subject.raw(config, fit).signal > config.threshold).mean()) if config.asks else 0.0
     if config.uses_counts:
         other = subject.shuffled()
-        logit, passes = other.logits(_refitted(other, config, fit, config.trigger), test)
+        settings = _refitted(other, _searched(other, config, fit), fit, config.trigger, share)
+        logit, passes = other.logits(settings, test)
         yield reference("shuffled_counts", panel.loss(logit), passes)
     if config.asks and config.trigger != "always":
-        settings = _refitted(subject, config, fit, "random")
+        settings = _refitted(subject, config, fit, "random", share)
         drawn = [
             subject.logits(settings.model_copy(update={"salt": settings.salt + salt}), test)
             for salt in range(RANDOM_DRAWS)
@@ -225,14 +227,26 @@ def _references(
         yield reference("oracle_trigger", loss, 1.0 + float(np.where(helped, num_paths - 1, 0).mean()))
 
 
-def _refitted(subject: Subject, config: TestTimeConfig, fit: EncodedRows, trigger: TriggerKind) -> TestTimeConfig:
-    """The configuration of a control: the same work with the parameters that suit other counts or another trigger."""
+def _searched(subject: Subject, config: TestTimeConfig, fit: EncodedRows) -> TestTimeConfig:
+    """The configuration with the gate or filter that suits other counts, none included; factors of single fields are kept."""
+    alone = config.model_copy(update={"trigger": "never"})
+    if config.strength > 0:
+        tried = [alone.model_copy(update={"strength": strength}) for strength in GRIDS.strengths]
+    elif config.min_count > 0:
+        tried = [alone.model_copy(update={"min_count": count}) for count in GRIDS.min_counts]
+    else:
+        return config
+    found = best_of(subject, tried, fit)
+    return config.model_copy(update={"strength": found.strength, "min_count": found.min_count})
+
+
+def _refitted(
+    subject: Subject, config: TestTimeConfig, fit: EncodedRows, trigger: TriggerKind, share: float
+) -> TestTimeConfig:
+    """The configuration with the thresholds and calibrations that suit other counts or another trigger."""
     if config.support_calibration is not None:
-        return by_support(subject, config, fit)
-    if config.asks:
-        share = float((subject.raw(config, fit).signal > config.threshold).mean())
-        config = triggered(subject, config, fit, trigger, share)
-    return calibrated(subject, config, fit)
+        return by_support(subject, config.model_copy(update={"support_calibration": None}), fit)
+    return calibrated(subject, triggered(subject, config, fit, trigger, share) if config.asks else config, fit)
 
 
 def _uplift(panel: Panel, name: str, config: TestTimeConfig, scored: Scored) -> dict[str, Any]:

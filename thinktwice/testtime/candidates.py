@@ -17,6 +17,7 @@ from thinktwice.testtime.parameters import (
     by_field,
     by_support,
     calibrated,
+    shrunk,
     triggered,
     typical_pair,
 )
@@ -78,6 +79,10 @@ def candidates(subject: Subject, fit: EncodedRows, off: TestTimeConfig, config: 
     if tries("gate") and gate_of(subject).strength > 0:
         out.append(candidate("gate", gate_of(subject), lambda who, _, __: gate_of(who)))
         out.append(candidate("gate by field", finer_gate_of(subject), lambda who, _, __: finer_gate_of(who)))
+    if tries("gate"):
+        plain_gate = shrunk(subject, off, fit, config.field_shares)
+        if min(plain_gate.field_shares) < 1:
+            out.append(candidate("gate without counts", plain_gate, lambda who, _, __: plain_gate))
     if tries("filter") and filter_of(subject).min_count > 0:
         out.append(candidate("filter", filter_of(subject), lambda who, _, __: filter_of(who)))
     if tries("calibrated"):

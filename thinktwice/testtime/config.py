@@ -36,6 +36,9 @@ class TestTimeConfig(_Frozen):
         default=0.0, ge=0
     )  # gate: a value weighs c / (c + strength * kappa) against its mask vector
     field_strengths: tuple[float, ...] = ()  # gate: factor of each field's strength; empty: 1 for all
+    field_shares: tuple[
+        float, ...
+    ] = ()  # gate: weight of each field's values however often they came; empty: 1 for all
     min_count: int = Field(default=0, ge=0)  # filter: values seen less often are replaced by their mask vector
     min_kept: float = Field(default=0.7, ge=0, le=1)  # share of all fields that a filter keeps at least
     filler: FillerKind = "mask"
@@ -117,6 +120,7 @@ class FitConfig(_Frozen):
     max_rows: int = Field(default=60_000, ge=100)  # validation rows used; more are thinned evenly over time
     strengths: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
     field_factors: tuple[float, ...] = (0.0, 0.25, 0.5, 2.0, 4.0, 16.0)  # of a gate's strength, tried field by field
+    field_shares: tuple[float, ...] = (0.8, 0.6, 0.4, 0.2, 0.0)  # of a gate without counts, tried field by field
     min_counts: tuple[int, ...] = (0, 1, 2, 3, 5, 10, 20, 50)
     explored_share: float = Field(default=0.2, gt=0, lt=1)  # share of rows that the trigger of `uttsi` finds unsure
     member_shares: tuple[float, ...] = (0.1, 0.15, 0.2)  # shares of rows that members may be asked for

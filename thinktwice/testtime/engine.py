@@ -241,9 +241,10 @@ class Engine:
 
     def _gated(self, model: Backbone) -> torch.Tensor | None:
         """The table with every value mixed with its field's mask vector as the gate says; None without a gate."""
-        if self.config.strength == 0:
+        config = self.config
+        if config.strength == 0 and not config.field_shares:
             return None
-        keep = self.reliability.of_table(self.config.strength, self.config.field_strengths)
+        keep = self.reliability.of_table(config.strength, config.field_strengths, config.field_shares)
         return model.gated_table(torch.from_numpy(keep))
 
 
@@ -258,11 +259,13 @@ def _check(model: Backbone, reliability: Reliability, config: TestTimeConfig, ex
             f"test-time importance names {len(config.importance)} fields and the model has {model.num_fields}: "
             "fit the test-time parameters for this model"
         )
-    if config.field_strengths and len(config.field_strengths) != model.num_fields:
-        raise BundleError(
-            f"field_strengths names {len(config.field_strengths)} fields and the model has {model.num_fields}: "
-            "fit the test-time parameters for this model"
-        )
+    for name in ("field_strengths", "field_shares"):
+        found = getattr(config, name)
+        if found and len(found) != model.num_fields:
+            raise BundleError(
+                f"{name} names {len(found)} fields and the model has {model.num_fields}: "
+                "fit the test-time parameters for this model"
+            )
     if config.members > len(extras.members):
         raise BundleError(
             f"the configuration asks {config.members} further trunks and {len(extras.members)} are there: "

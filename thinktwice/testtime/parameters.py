@@ -62,28 +62,40 @@ def best_filter(
 
 
 def by_field(subject: Subject, gate: TestTimeConfig, rows: EncodedRows, factors: tuple[float, ...]) -> TestTimeConfig:
-    """``gate`` with a factor of the strength of each unprotected field, one field after the other: what a field's values are
-    worth beside their rarity differs, and moments tell it with error."""
+    """``gate`` with a factor of the strength of each unprotected field: what a field's values are worth beside their rarity
+    differs, and moments tell it with error. A gate of strength 0 stays what it is."""
+    return gate if gate.strength == 0 else _descended(subject, gate, rows, "field_strengths", factors)
+
+
+def shrunk(subject: Subject, off: TestTimeConfig, rows: EncodedRows, shares: tuple[float, ...]) -> TestTimeConfig:
+    """A gate that knows no counts: of each unprotected field it keeps one share, whatever the value. Where this does as well
+    as a gate by counts, the trunk was over-trained and rarity has nothing to do with it."""
+    return _descended(subject, off.model_copy(update={"mode": "gate"}), rows, "field_shares", shares)
+
+
+def _descended(
+    subject: Subject, start: TestTimeConfig, rows: EncodedRows, name: str, grid: tuple[float, ...]
+) -> TestTimeConfig:
+    """``start`` with the best number of ``grid`` (or 1) for every unprotected field, one field after the other; calibrated."""
 
     def loss(settings: TestTimeConfig) -> float:
         z = subject.raw(settings, rows).z
         return logloss(rows.label, calibrate.apply(fit_calibration(z, rows.label), z))
 
-    if gate.strength == 0:
-        return gate
-    if gate.strength == 0:
-        return gate
-    strengths = np.ones(subject.model.num_fields)
-    best = loss(gate)
+    def with_(numbers: np.ndarray) -> TestTimeConfig:
+        return start.model_copy(update={name: tuple(numbers.tolist())})
+
+    found = np.ones(subject.model.num_fields)
+    best = loss(start)
     for field in subject.reliability.open_fields:
-        kept = strengths
-        for factor in factors:
+        kept = found
+        for number in grid:
             tried = kept.copy()
-            tried[field] = factor
-            found = loss(gate.model_copy(update={"field_strengths": tuple(tried.tolist())}))
-            if found < best:
-                best, strengths = found, tried
-    return calibrated(subject, gate.model_copy(update={"field_strengths": tuple(strengths.tolist())}), rows)
+            tried[field] = number
+            value = loss(with_(tried))
+            if value < best:
+                best, found = value, tried
+    return calibrated(subject, with_(found), rows)
 
 
 def triggered(

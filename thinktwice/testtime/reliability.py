@@ -78,14 +78,18 @@ class Reliability:
     def _table(self) -> np.ndarray:
         return self._mixing_table(1.0)
 
-    def _mixing_table(self, strength: float, factors: tuple[float, ...] = ()) -> np.ndarray:
-        """c / (c + strength * factor * kappa) of every column and byte, [C, 256]; 1 where the field is protected."""
+    def _mixing_table(
+        self, strength: float, factors: tuple[float, ...] = (), shares: tuple[float, ...] = ()
+    ) -> np.ndarray:
+        """share * c / (c + strength * factor * kappa) of every column and byte, [C, 256]; 1 where the field is protected."""
         columns = len(self.num_values)
         count = DECODED[None]
         pull = strength * self.kappa[:columns, None]
         if factors:
             pull = pull * np.asarray(factors)[:columns, None]
         share = np.divide(count, count + pull, out=np.ones((columns, 256)), where=count + pull > 0)
+        if shares:
+            share = share * np.asarray(shares)[:columns, None]
         share[self.protected[:columns]] = 1.0
         return share
 
@@ -105,11 +109,11 @@ class Reliability:
         out[:, :columns] = table[np.arange(columns), self.bytes_of(ids)]
         return out
 
-    def of_table(self, strength: float, factors: tuple[float, ...] = ()) -> np.ndarray:
-        """Like :meth:`of` for every row of the joint table, float32 [sum(num_values)]; ``factors`` [N] are of each field's
-        strength."""
+    def of_table(self, strength: float, factors: tuple[float, ...] = (), shares: tuple[float, ...] = ()) -> np.ndarray:
+        """What a gate keeps of every row of the joint table, float32 [sum(num_values)]: like :meth:`of`, with ``factors`` [N]
+        of each field's strength and ``shares`` [N] that a field keeps however often its values came."""
         column = np.repeat(np.arange(len(self.num_values)), self.num_values)
-        return self._mixing_table(strength, factors)[column, self.counts].astype(np.float32)
+        return self._mixing_table(strength, factors, shares)[column, self.counts].astype(np.float32)
 
     def shuffled(self, seed: int = 0) -> Reliability:
         """The control: the counts of a field's known values permuted among them. No real gain survives it."""
