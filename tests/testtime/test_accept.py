@@ -88,7 +88,7 @@ def tried(subject: Subject, fit: EncodedRows, **settings: object) -> dict[str, C
 
 def judged(candidate: Candidate, subject: Subject, fit: EncodedRows, later: EncodedRows) -> Verdict:
     off = subject.logits(TestTimeConfig(), later)[0]
-    return judge(candidate, subject, fit, later, off, confidence=0.95, max_cost=float("inf"))
+    return judge(candidate, subject, fit, later, off, confidence=0.95, control_confidence=0.95, max_cost=float("inf"))
 
 
 def test_real_knowledge_of_rare_values_is_accepted(rare_subject: Subject, rare_valid: EncodedRows) -> None:
@@ -195,7 +195,16 @@ def test_controls_are_not_run_for_what_fails_without_them(rare_subject: Subject,
         raise AssertionError("a control was fitted")
 
     off = rare_subject.logits(TestTimeConfig(), later)[0]
-    found = judge(replace(candidate, refit=never), rare_subject, fit, later, off, confidence=0.95, max_cost=0.5)
+    found = judge(
+        replace(candidate, refit=never),
+        rare_subject,
+        fit,
+        later,
+        off,
+        confidence=0.95,
+        control_confidence=0.95,
+        max_cost=0.5,
+    )
     assert found.failures and not found.controls
 
 
@@ -204,6 +213,7 @@ def test_a_higher_confidence_widens_the_intervals(rare_subject: Subject, rare_va
     candidate = tried(rare_subject, fit, mode="calibrated")["calibrated by support"]
     off = rare_subject.logits(TestTimeConfig(), later)[0]
     low, high = (
-        judge(candidate, rare_subject, fit, later, off, confidence=c, max_cost=9.0).change for c in (0.9, 0.999)
+        judge(candidate, rare_subject, fit, later, off, confidence=c, control_confidence=0.95, max_cost=9.0).change
+        for c in (0.9, 0.999)
     )
     assert high.low < low.low < low.value < low.high < high.high

@@ -62,6 +62,26 @@ def test_the_gate_is_a_mask_of_reliabilities_and_leaves_sequences_alone(
     assert float((masked - plain).abs().max()) > 0.05
 
 
+def test_a_gate_may_differ_by_field_and_may_know_no_counts(big: wide.Wide) -> None:
+    """c / (c + strength * factor * kappa), times the share of the field; what is protected stays whole."""
+    batch = big.batch(slice(0, BASE_ROWS))
+    count = big.reliability.counts_of(batch.ids.numpy())
+    factors, shares = np.asarray(wide.FACTORS)[:11], np.asarray(wide.SHARES)[:11]
+    pulled = count / np.maximum(count + 0.5 * factors * wide.KAPPA, 1e-300)
+    for change, keep in (
+        ({"strength": 0.5, "field_strengths": wide.FACTORS}, pulled),
+        ({"field_shares": wide.SHARES}, np.broadcast_to(shares, count.shape)),
+        ({"strength": 0.5, "field_strengths": wide.FACTORS, "field_shares": wide.SHARES}, pulled * shares),
+    ):
+        mask = np.ones((BASE_ROWS, 1, 13), np.float32)
+        mask[:, 0, : wide.OPEN] = keep[:, : wide.OPEN]
+        with torch.inference_mode():
+            expected = big.model.score(big.model.embed(batch), torch.from_numpy(mask))[:, 0].double().numpy()
+        found = big.engine(but(TestTimeConfig(mode="gate"), **change)).raw(batch).z
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+        assert np.abs(found - big.engine(TestTimeConfig()).raw(batch).z).max() > 0.1
+
+
 def test_the_filter_is_a_mask_of_counts(big: wide.Wide) -> None:
     batch = big.batch(slice(0, BASE_ROWS))
     mask = np.ones((BASE_ROWS, 13), np.float32)
@@ -175,6 +195,9 @@ def test_parts_of_another_model_are_refused(big: wide.Wide) -> None:
         Engine(model, other_counts(reliability), TestTimeConfig())
     with pytest.raises(BundleError, match="importance names 2 fields and the model has 13"):
         Engine(model, reliability, TestTimeConfig(importance=(0.5, 0.5)))
+    for name in ("field_strengths", "field_shares"):
+        with pytest.raises(BundleError, match=f"{name} names 3 fields and the model has 13"):
+            Engine(model, reliability, but(MODES["gate"], **{name: (1.0, 1.0, 1.0)}))
     assert extras.heads is not None and extras.combinations is not None
     for heads in (
         replace(extras.heads, fields=extras.heads.fields + 1),

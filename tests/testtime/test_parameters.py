@@ -14,11 +14,15 @@ from thinktwice.testtime import TestTimeConfig
 from thinktwice.testtime.config import TriggerKind
 from thinktwice.testtime.modes import preset
 from thinktwice.testtime.parameters import (
+    best_filter,
+    best_gate,
+    by_field,
     by_support,
     calibrated,
     fit_base,
     fit_spread,
     keep_rate,
+    shrunk,
     triggered,
     typical_pair,
 )
@@ -104,6 +108,41 @@ def test_support_calibration_is_no_worse_than_a_plain_one(subject: Subject, vali
     assert informed.support_calibration is not None and informed.support_calibration.c != 0
     losses = [logloss(valid.label, subject.logits(s, valid)[0]) for s in (informed, plain)]
     assert losses[0] <= losses[1] + 1e-6
+
+
+def test_a_gate_by_field_fits_no_worse_and_touches_open_fields_alone(
+    rare_subject: Subject, rare_valid: EncodedRows
+) -> None:
+    rows, grid = rare_valid.take(np.arange(1500)), (0.0, 0.25, 4.0)
+    gate = best_gate(rare_subject, TestTimeConfig(), rows, (0.0, 0.5, 1.0, 2.0))
+    assert gate.mode == "gate" and gate.strength > 0
+    finer = by_field(rare_subject, gate, rows, grid)
+    factors = np.asarray(finer.field_strengths)
+    closed = np.setdiff1d(np.arange(len(factors)), rare_subject.reliability.open_fields)
+    assert (factors[closed] == 1).all() and (factors != 1).any()
+    assert set(factors.tolist()) <= {1.0, *grid}
+    losses = [logloss(rows.label, rare_subject.logits(s, rows)[0]) for s in (finer, gate)]
+    assert losses[0] < losses[1]
+    assert by_field(rare_subject, TestTimeConfig(mode="gate"), rows, grid) == TestTimeConfig(mode="gate")
+
+
+def test_a_gate_without_counts_is_the_same_under_any_counts(rare_subject: Subject, rare_valid: EncodedRows) -> None:
+    rows = rare_valid.take(np.arange(1500))
+    found = shrunk(rare_subject, TestTimeConfig(), rows, (0.6, 0.2))
+    assert found.strength == 0 and set(found.field_shares) <= {1.0, 0.6, 0.2} and min(found.field_shares) < 1
+    assert not found.uses_counts
+    assert shrunk(rare_subject.shuffled(), TestTimeConfig(), rows, (0.6, 0.2)) == found
+    assert np.array_equal(rare_subject.raw(found, rows).z, rare_subject.shuffled().raw(found, rows).z)
+
+
+def test_the_best_of_a_grid_has_the_least_loss(rare_subject: Subject, rare_valid: EncodedRows) -> None:
+    rows, grid = rare_valid.take(np.arange(1500)), (0, 1, 3, 10)
+    found = best_filter(rare_subject, TestTimeConfig(), rows, grid)
+    losses = {}
+    for count in grid:
+        settings = calibrated(rare_subject, TestTimeConfig(mode="filter", min_count=count), rows)
+        losses[count] = logloss(rows.label, rare_subject.logits(settings, rows)[0])
+    assert losses[found.min_count] == min(losses.values())
 
 
 def test_the_base_calibration_is_fitted_without_asking_anybody(subject: Subject, valid: EncodedRows) -> None:

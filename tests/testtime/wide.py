@@ -98,6 +98,8 @@ def sharing(model: Backbone, seed: int) -> Backbone:
     return member.eval()
 
 
+FACTORS = (4.0, 0.0, 0.5, 1.0, 2.0, 0.25, 16.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0)
+SHARES = (0.4, 1.0, 0.0, 0.8, 1.0, 1.0, 0.2, 1.0, 0.6, 1.0, 1.0, 1.0, 1.0)
 UTTSI = TestTimeConfig(
     mode="uttsi",
     trigger="dual",
@@ -131,6 +133,8 @@ MODES: dict[str, TestTimeConfig] = {
     "off": TestTimeConfig(),
     "calibrated": TestTimeConfig(mode="calibrated", support_calibration=SupportCalibration(a=1.1, c=-0.4, d=0.3)),
     "gate": TestTimeConfig(mode="gate", strength=0.5),
+    "gate by field": TestTimeConfig(mode="gate", strength=0.5, field_strengths=FACTORS),
+    "gate without counts": TestTimeConfig(mode="gate", field_shares=SHARES),
     "filter": TestTimeConfig(mode="filter", min_count=5),
     "filter, mean filler": TestTimeConfig(mode="filter", min_count=5, filler="mean"),
     "uttsi": UTTSI,

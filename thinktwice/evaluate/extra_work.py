@@ -245,7 +245,7 @@ def _refitted(
 ) -> TestTimeConfig:
     """The configuration with the thresholds and calibrations that suit other counts or another trigger."""
     if config.support_calibration is not None:
-        return by_support(subject, config.model_copy(update={"support_calibration": None}), fit)
+        return by_support(subject, config, fit)
     return calibrated(subject, triggered(subject, config, fit, trigger, share) if config.asks else config, fit)
 
 

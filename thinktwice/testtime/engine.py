@@ -163,9 +163,8 @@ class Engine:
         if not _draws(config) and len(unsure) * self._cost_of_one > cap:
             row_hash = hash_rows(batch, config.salt)
         # Equal scores in the order of their hashes, so that the order of rows does not matter where the cap binds.
-        unsure = unsure[np.lexsort((row_hash[unsure], -bits[unsure]))][
-            :cap
-        ]  # no more are planned than could be admitted
+        # No more are planned than could be admitted if each took one pass.
+        unsure = unsure[np.lexsort((row_hash[unsure], -bits[unsure]))][:cap]
         if x is None or len(unsure) == 0:
             return Raw(z0, z0, missing, marked.signal, num_paths, left_out)
         wanted = _depth(config, marked.signal)
