@@ -5,7 +5,8 @@ QUICK=1 make bench-combinations      # 4 million
 
 An event is one combination that came: one key added. Keys are drawn from a Zipf law (exponent 1.1) over five million
 combinations and made outside the measured time. The sketch is built in one pass in a process of its own, whose peak memory
-(interpreter and numpy included) is the figure.
+(interpreter and numpy included) is the figure. The bound is asked for keys drawn evenly from those that came and for as many
+of those that never came; the lower of both shares counts. Counts are asked as a server does: mapped from their file.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -49,14 +51,18 @@ while done < events:
     np.add.at(truth, drawn, np.uint32(1))
     done += size
 found = sketch.finished()
-place = np.random.default_rng(1).integers(0, distinct, 200_000)
+came = np.random.default_rng(1).permutation(np.flatnonzero(truth).astype(np.uint32))[:200_000]
+place = np.concatenate([came, distinct + np.arange(len(came))])
+truth = np.concatenate([truth[came], np.zeros(len(came), np.uint32)])
 lower, upper = found.lower(mix(place.astype(np.uint64))), found.upper(mix(place.astype(np.uint64)))
+holds = lower <= truth
 # Not ru_maxrss, which a process inherits from the one that started it.
 peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
 print(json.dumps({
     "events": events, "seconds": seconds, "peak_mb": peak,
-    "bound_holds": float((lower <= truth[place]).mean()), "never_below": bool((upper >= truth[place]).all()),
-    "noise": found.noise, "kept_apart": len(found.keys),
+    "bound_holds_came": float(holds[:len(came)].mean()), "bound_holds_never_came": float(holds[len(came):].mean()),
+    "never_below": bool((upper >= truth).all()),
+    "noise": found.noise, "kept_apart": len(found.keys), "kept_apart_whole": float(found.whole.mean()),
 }))
 """
 
@@ -69,6 +75,7 @@ def measure(quick: bool) -> dict[str, Any]:
         [sys.executable, "-c", CHILD, str(events)], check=True, capture_output=True, text=True, env=environment
     )
     figures = json.loads(made.stdout) | lookup()
+    bound_holds = min(figures["bound_holds_came"], figures["bound_holds_never_came"])
     bars = [
         {
             "name": f"combination counts: peak memory of {events:,} events, MB",
@@ -82,13 +89,13 @@ def measure(quick: bool) -> dict[str, Any]:
         },
         {
             "name": "combination counts: share of keys whose lower bound holds",
-            "value": figures["bound_holds"],
+            "value": bound_holds,
             "bound": ">= 0.95",
         },
     ]
     bars[0]["holds"] = figures["peak_mb"] <= MAX_RSS_MB
     bars[1]["holds"] = figures["lookup_ms"] <= MAX_LOOKUP_MS
-    bars[2]["holds"] = figures["bound_holds"] >= 0.95 and figures["never_below"]
+    bars[2]["holds"] = bound_holds >= 0.95 and figures["never_below"]
     return {"figures": figures, "bars": bars}
 
 
@@ -97,7 +104,10 @@ def lookup() -> dict[str, float]:
     rng = np.random.default_rng(2)
     sizes = (20_000, 5_000, 1_000, *[200] * (FIELDS - 3))
     ids = np.stack([(size * rng.random(200_000) ** 3).astype(np.int32).clip(0, size - 1) for size in sizes], axis=1)
-    counts = CombinationCounts.fit([ids], open_pairs(np.arange(FIELDS), 64), (), sizes)
+    made = CombinationCounts.fit([ids], open_pairs(np.arange(FIELDS), 64), (), sizes)
+    with tempfile.TemporaryDirectory() as folder:
+        made.save(folder)
+        counts = CombinationCounts.load(folder)
     times = []
     for start in np.linspace(0, len(ids) - ROWS, REPEATS).astype(int):
         rows = ids[start : start + ROWS].astype(np.int64)

@@ -44,6 +44,14 @@ def test_what_is_no_such_file_is_named(content: bytes, tmp_path: Path) -> None:
         map_tensors(path)
 
 
+def test_a_shape_whose_size_overflows_is_refused(tmp_path: Path) -> None:
+    header = b'{"a": {"dtype": "U64", "shape": [4294967296, 4294967296], "data_offsets": [0, 0]}}'
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(BundleError, match="truncated"):
+        map_tensors(path)
+
+
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file(TENSORS, str(path))

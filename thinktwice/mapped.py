@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def map_tensors(path: Path | str) -> dict[str, np.ndarray]:
 def _mapped(path: Path, start: int, size: int, value: dict) -> np.ndarray:
     dtype, shape = np.dtype(_DTYPES[value["dtype"]]), tuple(value["shape"])
     first, last = value["data_offsets"]
-    expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    expected = math.prod(shape) * dtype.itemsize
     if not 0 <= first <= last <= size - start or last - first != expected:
         raise ValueError("it is truncated")
     if expected == 0:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from thinktwice.evaluate.multiple import minimum_detectable, over_seeds, two_sided_p
 
 from benchmarks.testtime.study import Scores
 from thinktwice.evaluate.metrics import ece, row_logloss
-from thinktwice.evaluate.significance import Interval, auc_influence, clusters_of
+from thinktwice.evaluate.multiple import minimum_detectable, over_seeds, p_over_seeds
+from thinktwice.evaluate.significance import Interval, auc_influence, clustered_error, clusters_of
 from thinktwice.testtime.calibrate import sigmoid
 
 
@@ -111,7 +111,7 @@ class Compared:
             first, second = self.losses(seed, method)[:, chosen], self.losses(seed, against)[:, chosen]
             change = first.mean(axis=0) - second.mean(axis=0)
             values.append(float(change.mean()))
-            errors.append(_clustered((change - change.mean()) / len(change), cluster))
+            errors.append(clustered_error((change - change.mean()) / len(change), cluster))
             spread.append(float(first.mean(axis=1).std(ddof=1)) if len(first) > 1 else 0.0)
         return _over(values, errors, spread)
 
@@ -121,7 +121,7 @@ class Compared:
         for seed in range(len(self.runs)):
             (a, inf_a), (b, inf_b) = self.areas(seed, method), self.areas(seed, against)
             values.append(float(a.mean() - b.mean()))
-            errors.append(_clustered(inf_a - inf_b, self.rows.cluster))
+            errors.append(clustered_error(inf_a - inf_b, self.rows.cluster))
             spread.append(float(a.std(ddof=1)) if len(a) > 1 else 0.0)
         return _over(values, errors, spread)
 
@@ -140,13 +140,12 @@ class Compared:
         return {name: float(np.mean(values)) for name, values in out.items()}
 
 
-def _clustered(influence: np.ndarray, cluster: np.ndarray) -> float:
-    sums = np.bincount(cluster, weights=influence)
-    return float(np.sqrt(len(sums) / max(len(sums) - 1, 1) * np.sum(sums**2)))
-
-
 def _over(values: list[float], errors: list[float], spread: list[float]) -> Difference:
     interval = over_seeds(np.array(values), np.array(errors))
     return Difference(
-        interval, two_sided_p(interval), float(np.sqrt(np.mean(np.square(errors)))), values, float(np.mean(spread))
+        interval,
+        p_over_seeds(np.array(values), np.array(errors)),
+        float(np.sqrt(np.mean(np.square(errors)))),
+        values,
+        float(np.mean(spread)),
     )

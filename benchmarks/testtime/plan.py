@@ -47,11 +47,11 @@ FULL = (
     Part("sim_strong", "deepfm", FIVE, "all"),
     Part("sim_weak", "deepfm", FIVE, "all"),
     Part("sim_shift", "deepfm", FIVE, "all"),
-    Part("ml_time", "deepfm", FIVE, "masks"),
-    Part("ml_random", "deepfm", FIVE, "masks"),
-    Part("sim_fresh", "deepfm", FIVE, "all"),
+    Part("ml_time", "deepfm", FIVE, "masks", ("tuned",)),
     Part("sim_strong", "dcnv2", FIVE, "none"),
+    Part("ml_random", "deepfm", FIVE, "none", ("tuned",)),
     Part("sim_strong", "autoint", FIVE, "none"),
+    Part("sim_fresh", "deepfm", (0, 1, 2), "masks"),
 )
 QUICK = (Part("sim_quick", "deepfm", (0, 1), "joint"),)
 

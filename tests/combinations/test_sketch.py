@@ -52,7 +52,9 @@ def test_counts_are_exact_while_all_keys_fit(values: list[int]) -> None:
 @settings(max_examples=80, derandomize=True, deadline=None)
 def test_never_below_the_truth_and_never_negative(values: list[int], capacity: int, step: int) -> None:
     chunks = [keys_of(values[s : s + 40 * step]) for s in range(0, len(values), 40 * step)]
-    found = sketch_of(chunks, capacity, width=64).finished()
+    sketch = sketch_of(chunks, capacity, width=64)
+    assert (sketch.counts.sum() + sketch.cells.sum(axis=1) == len(values)).all()  # nothing is lost or counted twice
+    found = sketch.finished()
     truth = true_counts(np.array(values, np.int64), 61)
     assert (found.upper(keys_of(np.arange(61))) >= truth).all()
     lower = found.lower(keys_of(np.arange(61)))
@@ -69,6 +71,7 @@ def test_the_lower_bound_holds_for_95_percent_of_keys(
     assert (found.lower(asked) <= truth).mean() >= 0.95
     assert (found.lower(asked)[truth > 0] <= truth[truth > 0]).mean() >= 0.95
     assert (found.upper(asked) >= truth).all()
+    assert found.noise > 0 and (found.lower(asked) >= 0).all()
 
 
 def test_the_frequent_keys_are_kept_apart_and_their_bounds_are_tight(zipf: tuple[np.ndarray, np.ndarray]) -> None:
@@ -98,6 +101,39 @@ def test_merging_adds_up(first: list[int], second: list[int]) -> None:
     assert (joined.finished().upper(asked) >= truth).all()
 
 
+def test_a_key_that_comes_a_little_in_every_chunk_is_kept_apart_once_its_estimate_wins() -> None:
+    sketch = sketch_of([keys_of([1] * 3 + [2] * 2)], capacity=1, width=1 << 12)
+    assert list(sketch.keys) == list(keys_of([1]))
+    sketch.add(keys_of([2] * 2))
+    assert list(sketch.keys) == list(keys_of([2]))
+    assert (list(sketch.counts), list(sketch.whole)) == ([2], [False])  # since then; the rest stays in the cells
+    assert list(sketch.finished().upper(keys_of([1, 2]))) == [3, 4]
+
+
+def test_a_key_kept_apart_from_its_first_time_on_is_exact_even_after_others_spilled() -> None:
+    sketch = sketch_of([keys_of([1] * 5 + [2] * 4 + [3])], capacity=2, width=1 << 12)  # 3 spills
+    sketch.add(keys_of([4] * 10))  # takes the place of 2, whose count spills
+    sketch.add(keys_of([3] * 20))  # takes the place of 1; once it was in the cells
+    assert dict(zip(sketch.keys, sketch.whole, strict=True)) == {keys_of([4])[0]: True, keys_of([3])[0]: False}
+    found = sketch.finished()
+    asked = keys_of([1, 2, 3, 4])
+    assert (found.noise, list(found.upper(asked)), list(found.lower(asked))) == (0, [5, 4, 21, 10], [5, 4, 21, 10])
+
+
+def test_merging_knows_which_keys_lie_in_the_cells_of_the_other() -> None:
+    first = sketch_of([keys_of([1] * 5 + [2] * 4)], capacity=2, width=1 << 12)
+    second = sketch_of([keys_of([8] * 7 + [9] * 6 + [2])], capacity=2, width=1 << 12)  # 2 spills here
+    for merged in (first.merged(second), second.merged(first)):
+        assert set(merged.keys) == set(keys_of([8, 9]))
+        assert merged.whole.all()  # neither ever was in the cells of a part
+    wide = [FrequencySketch(s.cells, s.keys, s.counts, s.whole, 4) for s in (first, second)]
+    for merged in (wide[0].merged(wide[1]), wide[1].merged(wide[0])):
+        assert dict(zip(merged.keys, merged.whole, strict=True)) == dict(
+            zip(keys_of([1, 2, 8, 9]), (True, False, True, True), strict=True)
+        )
+        assert list(merged.finished().upper(keys_of([1, 2, 8, 9]))) == [5, 5, 7, 6]
+
+
 def test_sketches_of_other_sizes_are_not_merged() -> None:
     with pytest.raises(ValueError, match="build them with equal sizes"):
         FrequencySketch.empty(4, 64).merged(FrequencySketch.empty(4, 128))
@@ -114,5 +150,7 @@ def test_the_order_of_chunks_does_not_matter_while_all_keys_fit() -> None:
 
 
 def test_counting_needs_no_torch() -> None:
-    code = "import sys, thinktwice.combinations.sketch; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, thinktwice.combinations.counts, thinktwice.combinations.sketch; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

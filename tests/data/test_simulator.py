@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,17 @@ def log() -> pl.DataFrame:
 def test_the_log_does_not_depend_on_the_size_of_its_chunks(log: pl.DataFrame) -> None:
     assert log.equals(draw(chunk_rows=5000))
     assert not log.equals(draw(seed=1))
+    changing = {"rows": 6000, "drift": 1.0, "reuse": 0.5}
+    assert draw(**changing).equals(draw(chunk_rows=1500, **changing))
+
+
+def test_a_log_without_drift_and_reuse_stays_the_log_it_was() -> None:
+    """Drawn before the simulator knew either."""
+    log = draw(rows=2048, users=300, items=200, seed=3)
+    digest = hashlib.sha256()
+    for column in ("time_us", "user_id", "item_id", "site_id", "click"):
+        digest.update(log[column].to_numpy().astype("<i8").tobytes())
+    assert digest.hexdigest()[:16] == "eee07c9213511e4a"
 
 
 def test_clicks_follow_the_true_probability(log: pl.DataFrame) -> None:
@@ -145,6 +157,7 @@ def test_a_reused_id_has_the_effects_of_its_next_owner_from_its_handover_on() ->
     assert world.change is not None
     passed = world.change.item_handover <= 1
     assert passed.mean() == pytest.approx(0.5, abs=0.1)
+    assert (world.change.item_handover > world.item_birth).all()  # every id had a former owner
     before, after = effects_at(world, 0.0)[2], effects_at(world, 1.0)[2]
     assert np.array_equal(before[~passed], after[~passed])
     assert abs(np.corrcoef(before[passed], after[passed])[0, 1]) < 0.2
@@ -152,6 +165,38 @@ def test_a_reused_id_has_the_effects_of_its_next_owner_from_its_handover_on() ->
     early = passed & (world.change.item_handover <= 0.5)
     assert np.array_equal(middle[early], after[early])
     assert np.array_equal(middle[passed & ~early], before[passed & ~early])
+
+
+def test_a_newcomer_takes_nothing_over_when_effects_drift_too() -> None:
+    world = make_world(SimConfig(rows=1000, users=3000, items=3000, drift=1.5, reuse=0.5, seed=3))
+    assert world.change is not None
+    before, after = effects_at(world, 0.8), effects_at(world, 1.0)
+    for place, handover in ((0, world.change.user_handover), (2, world.change.item_handover)):
+        passed = (handover > 0.8) & (handover <= 1.0)
+        assert passed.sum() > 200
+        for first, second in zip(before[place : place + 2], after[place : place + 2], strict=True):
+            assert abs(np.corrcoef(first[passed].ravel(), second[passed].ravel())[0, 1]) < 0.2
+            stayed = handover > 1.0
+            kept = np.corrcoef(first[stayed].ravel(), second[stayed].ravel())[0, 1]
+            assert kept == pytest.approx(np.cos(1.5 * 0.2), abs=0.03)
+
+
+def test_click_rates_of_a_reused_id_before_and_after_have_nothing_in_common() -> None:
+    settings = {"id_variance": 4.0, "shared_variance": 0.0, "behaviour": 0.0, "sharpness": 0.0, "noise": 0.0}
+    config = SimConfig(rows=200_000, users=600, items=2000, reuse=0.5, seed=1, **settings)
+    change = make_world(config).change
+    assert change is not None
+    rows = draw(**config.model_dump()).with_row_index("at").with_columns(pl.col("at") / config.rows)
+    for key, handover, alike in (("user_id", change.user_handover, 0.65), ("item_id", change.item_handover, 0.65)):
+        moment = np.where(handover <= 1, handover, 0.5)  # those that stay are cut in the middle
+        parts = rows.with_columns(late=pl.col("at") >= pl.Series(moment[rows[key].to_numpy()]))
+        rates = parts.group_by(key, "late").agg(pl.col("click").mean(), pl.len()).filter(pl.col("len") >= 40)
+        both = rates.filter(~pl.col("late")).join(rates.filter("late"), on=key)
+        passed = handover[both[key].to_numpy()] <= 1
+        first, second = both["click"].to_numpy(), both["click_right"].to_numpy()
+        assert min(passed.sum(), (~passed).sum()) > 60
+        assert abs(np.corrcoef(first[passed], second[passed])[0, 1]) < 0.25
+        assert np.corrcoef(first[~passed], second[~passed])[0, 1] > alike
 
 
 def test_drift_and_reuse_leave_everything_else_of_the_world_as_it_was() -> None:

@@ -107,3 +107,18 @@ def test_one_class_gives_nan_and_one_cluster_proves_nothing() -> None:
     assert np.isnan(s.paired_auc(np.ones(5), np.arange(5.0), np.arange(5.0), np.arange(5)).value)
     alone = s.paired_mean(np.array([1.0, 1.0, 1.1]), np.zeros(3, int))
     assert not alone.significant
+
+
+def test_the_clustered_error_is_that_of_the_intervals_and_of_the_cluster_means() -> None:
+    rng = np.random.default_rng(8)
+    user = np.repeat(np.arange(40), 5)
+    difference = rng.normal(0, 1, 40)[user] + rng.normal(0, 0.5, 200)
+    means = difference.reshape(40, 5).mean(axis=1)
+    error = s.clustered_error((difference - difference.mean()) / 200, user)
+    assert error == pytest.approx(means.std(ddof=1) / np.sqrt(40))
+    label = (rng.random(200) < 0.4).astype(float)
+    first, second = label + rng.normal(0, 1, 200), label + rng.normal(0, 1, 200)
+    error = s.clustered_error(s.auc_influence(label, second)[1] - s.auc_influence(label, first)[1], user)
+    found = s.paired_auc(label, first, second, user)
+    assert (found.high - found.low) / 2 == pytest.approx(2.0227 * error, rel=1e-4)  # Student's t of 39
+    assert s.clustered_error(difference, np.zeros(200, int)) == np.inf

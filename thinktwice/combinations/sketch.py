@@ -83,12 +83,13 @@ class FrequencySketch:
         keys, counts = keys[~known], counts[~known]
         if len(keys) == 0:
             return
-        spilled = self.spilled
+        light = light_estimate(self.cells, keys) if self.spilled else np.zeros(len(keys), np.int64)
+        whole = light == 0  # an estimate is never below the truth: nothing of these keys is in the cells
         free = self.capacity - len(self.keys)
         if len(keys) <= free:
-            self._keep(keys, counts, np.full(len(keys), not spilled))
+            self._keep(keys, counts, whole)
             return
-        estimate = counts + (self._light(keys) if spilled else 0)
+        estimate = counts + light
         order = np.argsort(-estimate, kind="stable")
         smallest = np.argsort(self.counts, kind="stable")
         bids = order[free : free + len(smallest)]
@@ -100,7 +101,7 @@ class FrequencySketch:
         stays[evicted] = False
         self.keys, self.counts, self.whole = self.keys[stays], self.counts[stays], self.whole[stays]
         taken = order[: free + number]
-        self._keep(keys[taken], counts[taken], np.full(len(taken), not spilled))
+        self._keep(keys[taken], counts[taken], whole[taken])
         rest = order[free + number :]
         self._spill(keys[rest], counts[rest])
 
@@ -115,9 +116,6 @@ class FrequencySketch:
         added = counts.astype(np.uint32)
         for row in range(DEPTH):
             np.add.at(self.cells[row], _cell(keys, row, self.cells.shape[1]), added)
-
-    def _light(self, keys: np.ndarray) -> np.ndarray:
-        return light_estimate(self.cells, keys)
 
     def merged(self, other: FrequencySketch) -> FrequencySketch:
         """The sketch of both inputs: cells add, counts of common keys add; the smallest over capacity go to the cells.
@@ -134,12 +132,10 @@ class FrequencySketch:
         counts = np.zeros(len(keys), np.int64)
         np.add.at(counts, place, np.concatenate([self.counts, other.counts]))
         whole = np.ones(len(keys), bool)
-        for mine, theirs in ((self, other), (other, self)):
-            here = np.isin(keys, mine.keys)
-            whole[here] &= mine.whole[np.searchsorted(mine.keys, keys[here])]
-            if mine.spilled:
-                whole[~here] = False  # what is not kept apart there may lie in its cells
-            del theirs
+        for part in (self, other):
+            here = np.isin(keys, part.keys, assume_unique=True)
+            whole[here] &= part.whole[np.searchsorted(part.keys, keys[here])]
+            whole[~here] &= light_estimate(part.cells, keys[~here]) == 0  # else it may lie in the cells of this part
         out = FrequencySketch(self.cells + other.cells, keys, counts, whole, self.capacity)
         over = len(keys) - self.capacity
         if over > 0:

@@ -25,10 +25,13 @@ class Mark:
 
 @dataclass(frozen=True)
 class Series:
+    """Marks of one name; ``band`` draws their intervals as an area behind the lines, in :func:`line_chart`."""
+
     name: str
     color: str
     marks: Sequence[Mark]
     dashed: bool = False
+    band: bool = False
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -53,8 +56,8 @@ def line_chart(
     width: int = 520,
     height: int = 330,
 ) -> str:
-    """Lines with marks and whiskers. With ``categories`` x is a position 0..n-1; with ``diagonal`` both axes share a range
-    and the line of equality is drawn."""
+    """Lines with marks and whiskers, or with bands. With ``categories`` x is a position 0..n-1; with ``diagonal`` both
+    axes share a range and the line of equality is drawn."""
     left, right, top, bottom = 78, 14, 12, 62 if categories else 48
     marks = [m for s in series for m in s.marks]
     if not marks:
@@ -98,6 +101,12 @@ def line_chart(
             f" transform='rotate(-90 13 {(top + height - bottom) / 2})'",
         )
     )
+    for s in series:
+        ends = [(m.x, m.low, m.high) for m in s.marks if s.band and m.low is not None and m.high is not None]
+        if ends:  # behind all lines
+            outline = [(x, low) for x, low, _ in ends] + [(x, high) for x, _, high in reversed(ends)]
+            area = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in outline)
+            out.append(f"<polygon points='{area}' fill='{s.color}' fill-opacity='.15'/>")
     shift = 7 if categories else 0
     for place, s in enumerate(series):
         dx = (place - (len(series) - 1) / 2) * shift
@@ -108,9 +117,10 @@ def line_chart(
         )
         for m in s.marks:
             out.append(f"<g><title>{escape(f'{s.name}: {m.tip}')}</title>")
-            if m.low is not None and m.high is not None:
+            if m.low is not None and m.high is not None and not s.band:
                 out.append(frame_line(px(m.x) + dx, py(m.low), px(m.x) + dx, py(m.high), s.color))
-            out.append(f"<circle cx='{px(m.x) + dx:.1f}' cy='{py(m.y):.1f}' r='3.5' fill='{s.color}'/></g>")
+            radius = "1.8" if s.band else "3.5"
+            out.append(f"<circle cx='{px(m.x) + dx:.1f}' cy='{py(m.y):.1f}' r='{radius}' fill='{s.color}'/></g>")
     return "".join(out) + "</svg>"
 
 

@@ -77,6 +77,16 @@ def auc_interval(label: np.ndarray, score: np.ndarray, cluster: np.ndarray, conf
     return _interval(area, influence, cluster, confidence)
 
 
+def clustered_error(influence: np.ndarray, cluster: np.ndarray) -> float:
+    """Standard error of an estimate from what every row adds to its error [R]; infinite with fewer than two clusters.
+
+    For a paired mean it is ``(difference - mean) / R``, for a paired AUC the difference of two :func:`auc_influence`.
+    """
+    sums = np.bincount(cluster, weights=influence)
+    groups = len(sums)
+    return float(np.sqrt(groups / (groups - 1) * np.sum(sums**2))) if groups > 1 else math.inf
+
+
 def auc_influence(label: np.ndarray, score: np.ndarray) -> tuple[float, np.ndarray]:
     """AUC and what every row adds to its error [R] (DeLong's structural components, centred and scaled to sum)."""
     positive = label > 0.5
@@ -126,7 +136,7 @@ def bootstrap_differences(
         gap = np.bincount(cell, weights=probabilities[name] - label, minlength=groups * num_bins)
         sums.append(gap.reshape(groups, num_bins))
     table = np.concatenate(sums, axis=1)
-    drawn = _replicated_sums(table, seed, replicates)
+    drawn = replicated_sums(table, seed, replicates)
     full = table.sum(axis=0, keepdims=True)
 
     def statistics(totals: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
@@ -157,16 +167,14 @@ def bootstrap_differences(
 
 
 def _interval(value: float, influence: np.ndarray, cluster: np.ndarray, confidence: float) -> Interval:
-    sums = np.bincount(cluster, weights=influence)
-    groups = len(sums)
+    groups = int(cluster.max(initial=0)) + 1
     if groups < 2:
         return Interval(value, float("-inf"), float("inf"))
-    sd = float(np.sqrt(groups / (groups - 1) * np.sum(sums**2)))
-    reach = float(stats.t.ppf(0.5 + confidence / 2, groups - 1)) * sd
+    reach = float(stats.t.ppf(0.5 + confidence / 2, groups - 1)) * clustered_error(influence, cluster)
     return Interval(value, value - reach, value + reach)
 
 
-def _replicated_sums(table: np.ndarray, seed: int, replicates: int) -> np.ndarray:
+def replicated_sums(table: np.ndarray, seed: int, replicates: int) -> np.ndarray:
     """Column sums of table [G, M] under Poisson(1) weights of its rows, [replicates, M]."""
     rng = np.random.default_rng(seed)
     step = max(1, _CHUNK_CELLS // len(table))

@@ -17,9 +17,10 @@ class SimConfig(BaseModel):
 
     Ids need not mean the same for ever. ``drift`` turns the effects of users and items (their own and their taste) from one
     independent draw towards another, effect(t) = cos(drift t) e0 + sin(drift t) e1 for t in 0..1 over the log, so that their
-    variance stays what it is; ``reuse`` is the share of users and items whose id passes, at one moment of the log, to a
-    newcomer with effects of its own (what else is known of the id, such as an item's topic, stays). A value that came often
-    may then say nothing about its present owner. The true probability is that of the row's own time.
+    variance stays what it is; ``reuse`` is the share of users and items whose id passes, at one moment of the log after
+    its birth, to a newcomer with effects and a drift of its own (what else is known of the id stays: age, topic,
+    author, price, vector, fame, last clicks). A value that came often may then say nothing about its present owner. The true
+    probability is that of the row's own block, which is at most 1/256 of a log of 262,144 rows or more.
 
     ``noise`` is the aleatoric part that no model can learn: that share of the clicks is a coin of the base rate.
     """

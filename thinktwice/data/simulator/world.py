@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -82,13 +82,16 @@ class World:
 @dataclass(frozen=True)
 class Change:
     """How the effects of ids change: by ``drift`` towards the effects ``*_later``, and at the id's own moment
-    ``*_handover`` (a share of the simulated time; beyond 1: never) to those of its next owner, ``*_next``."""
+    ``*_handover`` (a share of the simulated time; beyond 1: never) to those of its next owner, who starts from
+    ``*_next`` and drifts towards ``*_next_later``. Nothing of the former owner is left then."""
 
     drift: float
     user_later: np.ndarray  # [U, 1 + RANK], the id's own effect and its taste
     item_later: np.ndarray  # [I, 1 + RANK]
     user_next: np.ndarray  # [U, 1 + RANK]
     item_next: np.ndarray  # [I, 1 + RANK]
+    user_next_later: np.ndarray  # [U, 1 + RANK]
+    item_next_later: np.ndarray  # [I, 1 + RANK]
     user_handover: np.ndarray  # [U]
     item_handover: np.ndarray  # [I]
 
@@ -98,20 +101,22 @@ def effects_at(world: World, now: float) -> tuple[np.ndarray, np.ndarray, np.nda
     change = world.change
     if change is None:
         return world.user_main, world.user_taste, world.item_main, world.item_taste
+    user_first = np.concatenate([world.user_main[:, None], world.user_taste], axis=1)
+    item_first = np.concatenate([world.item_main[:, None], world.item_taste], axis=1)
+    angle = change.drift * now
     out = []
-    for main, taste, later, following, handover in (
-        (world.user_main, world.user_taste, change.user_later, change.user_next, change.user_handover),
-        (world.item_main, world.item_taste, change.item_later, change.item_next, change.item_handover),
+    for handover, former, owner in (
+        (change.user_handover, (user_first, change.user_later), (change.user_next, change.user_next_later)),
+        (change.item_handover, (item_first, change.item_later), (change.item_next, change.item_next_later)),
     ):
-        first = np.concatenate([main[:, None], taste], axis=1)
-        owner = np.where((handover <= now)[:, None], following, first)
-        angle = change.drift * now
-        effect = (np.cos(angle) * owner + np.sin(angle) * later).astype(np.float32)
+        passed = (handover <= now)[:, None]
+        start, end = (np.where(passed, new, old) for old, new in zip(former, owner, strict=True))
+        effect = (np.cos(angle) * start + np.sin(angle) * end).astype(np.float32)
         out += [effect[:, 0], effect[:, 1:]]
     return out[0], out[1], out[2], out[3]
 
 
-def _change(config: SimConfig) -> Change | None:
+def _change(config: SimConfig, world: World) -> Change | None:
     """The changes of ``config``, from a stream of their own: without them the world is what it would be."""
     if config.drift == 0 and config.reuse == 0:
         return None
@@ -120,18 +125,22 @@ def _change(config: SimConfig) -> Change | None:
     def effect(size: int) -> np.ndarray:
         return rng.standard_normal((size, 1 + RANK), dtype=np.float32)
 
-    def handover(size: int) -> np.ndarray:
-        return np.where(rng.random(size) < config.reuse, rng.random(size), 2.0)
+    def handover(birth: np.ndarray) -> np.ndarray:
+        first = np.maximum(birth, 0.0)  # before it is born an id has no owner to pass from
+        passes = rng.random(len(birth)) < config.reuse
+        return np.where(passes, first + (1.0 - first) * rng.random(len(birth)), 2.0)
 
     users, items = config.users, config.items
     return Change(
-        config.drift,
-        effect(users),
-        effect(items),
-        effect(users),
-        effect(items),
-        handover(users),
-        handover(items),
+        drift=config.drift,
+        user_later=effect(users),
+        item_later=effect(items),
+        user_next=effect(users),
+        item_next=effect(items),
+        user_next_later=effect(users),
+        item_next_later=effect(items),
+        user_handover=handover(world.user_birth),
+        item_handover=handover(world.item_birth),
     )
 
 
@@ -150,7 +159,7 @@ def _births(size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def make_world(config: SimConfig) -> World:
-    """Draw the world of ``config`` (of its seed and sizes alone)."""
+    """Draw the world of ``config`` (of its seed and sizes alone, and its changes of drift and reuse besides)."""
     rng = np.random.default_rng([config.seed, 0])
     users, items = config.users, config.items
     authors = max(10, items // 10)
@@ -166,7 +175,7 @@ def make_world(config: SimConfig) -> World:
     vector = known @ image / np.float32(np.sqrt(RANK + 1)) + np.float32(0.3) * effect(items, config.vector_dim)
     favourite = rng.integers(0, len(TOPICS), users)
     faithful = rng.random((users, LAST_CLICKS)) < 0.7
-    return World(
+    world = World(
         user_fame=zipf(users, 0.7, rng),
         user_birth=_births(users, rng),
         user_age=rng.choice(len(AGES), users, p=AGE_SHARES).astype(np.int8),
@@ -196,5 +205,6 @@ def make_world(config: SimConfig) -> World:
         hour_scenario_effect=effect(24, len(SCENARIOS)),
         age_topic_effect=effect(len(AGES), len(TOPICS)),
         city_effect=effect(CITIES),
-        change=_change(config),
+        change=None,
     )
+    return replace(world, change=_change(config, world))
