@@ -67,7 +67,21 @@ def test_no_command_is_tested_that_the_documents_dropped() -> None:
     assert listed - documented == set()
 
 
-@pytest.mark.parametrize("target", ["setup", "demo", "test", "lint", "format", "bench-quality", "bench-sim", "clean"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "setup",
+        "demo",
+        "test",
+        "lint",
+        "format",
+        "bench-quality",
+        "bench-sim",
+        "bench-testtime",
+        "bench-combinations",
+        "clean",
+    ],
+)
 def test_make_targets_exist(target: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
