@@ -70,6 +70,9 @@ def _recovery(result: dict[str, Any]) -> list[dict[str, Any]]:
             out.append(
                 _bar(name, row["auc"]["value"], "interval not above 0", (row["auc"]["low"] or 0) <= 0) | row["auc"]
             )
+            found = table["gate_against_shuffled"]["auc"]
+            name = f"over-trained {table['data']} {table['backbone']}: AUC of the gate minus that with shuffled counts"
+            out.append(_bar(name, found["value"], "interval above 0", (found["low"] or -1) > 0) | found)
     return out
 
 

@@ -48,10 +48,10 @@ FULL = (
     Part("sim_weak", "deepfm", FIVE, "all"),
     Part("sim_shift", "deepfm", FIVE, "all"),
     Part("ml_time", "deepfm", FIVE, "masks", ("tuned",)),
-    Part("sim_strong", "dcnv2", FIVE, "none"),
+    Part("sim_strong", "dcnv2", FIVE, "none", ("tuned",)),
     Part("ml_random", "deepfm", FIVE, "none", ("tuned",)),
-    Part("sim_strong", "autoint", FIVE, "none"),
-    Part("sim_fresh", "deepfm", (0, 1, 2), "masks"),
+    Part("sim_strong", "autoint", FIVE, "none", ("tuned",)),
+    Part("sim_fresh", "deepfm", (0, 1, 2), "none"),
 )
 QUICK = (Part("sim_quick", "deepfm", (0, 1), "joint"),)
 

@@ -11,33 +11,24 @@ KINDS = {  # what a mode is, by colour
     "one pass": "#2f7d4f",
     "feature paths": "#c2571a",
     "further trunks": "#3b6fd4",
-    "control": "#9aa1ac",
     "lean": "#b02a5b",
 }
 FRONTIER = {
     "lean": "lean",
     "gate": "one pass",
-    "gate by field": "one pass",
     "gate without counts": "one pass",
-    "filter": "one pass",
-    "calibrated by support": "one pass",
     "mask_block": "one pass",
-    "distilled from 3, soft 0.5": "one pass",
+    "distilled from 3, soft 1": "one pass",
     "3 trunks, one table: the first alone": "one pass",
     "wider, 2 x FLOPs": "further trunks",
     "uttsi": "feature paths",
-    "uttsi, exact": "feature paths",
     "random masks": "feature paths",
     "matt": "feature paths",
     "sgctr": "feature paths",
-    "members, 10% by entropy": "further trunks",
     "members, 20% by entropy": "further trunks",
     "2 seeds": "further trunks",
     "3 seeds": "further trunks",
     "3 trunks, one table": "further trunks",
-    "3 rank-one members": "further trunks",
-    "control: members, 20% at random": "control",
-    "control: gate, shuffled counts": "control",
 }
 PANELS = (("sim_strong", "tuned"), ("sim_strong", "overtrained"), ("sim_shift", "tuned"), ("ml_time", "tuned"))
 SIGNALS = {
@@ -78,6 +69,7 @@ def _frontier(table: dict[str, Any]) -> str:
         x_label="forward passes per row",
         y_label="change of logloss, 1e-4 (less is better)",
         title=f"{table['data']}, {table['regime']} trunk",
+        log_x=True,
     )
 
 

@@ -84,6 +84,10 @@ def table(part: Part, regime: str, compared: Compared) -> dict[str, Any]:
         }
         if masked
         else None,
+        "gate_against_shuffled": {
+            metric: getattr(compared, metric)("gate", "control: gate refitted, shuffled counts").to_json()
+            for metric in ("auc", "logloss")
+        },
         "data": part.data,
         "backbone": part.backbone,
         "regime": regime,

@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from tests.testtime import wide
+from tests.testtime.wide import but
 from thinktwice.testtime import TestTimeConfig
 from thinktwice.testtime.engine import Scored
+from thinktwice.testtime.samplers import SAMPLERS, Doubt
+from thinktwice.testtime.samplers.bernoulli import keep_probability
 
 BY_THE_ROW = wide.MODES | wide.SHARED
 EVERY = BY_THE_ROW | wide.OF_A_REQUEST
@@ -107,3 +110,18 @@ def test_a_trigger_of_the_request_looks_at_the_other_rows(name: str, big: wide.W
     assert not np.array_equal(half.num_paths > 1, among[name].num_paths[: ROWS // 2] > 1)
     both = (half.num_paths > 1) & (among[name].num_paths[: ROWS // 2] > 1)
     assert np.array_equal(half.logit[both], among[name].logit[: ROWS // 2][both])  # whom it asks, not what they answer
+
+
+def test_probabilities_of_paths_have_the_same_bits_alone(big: wide.Wide, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums over fields and pairs: their order must not depend on the number of rows."""
+    config = but(wide.EXACT, trigger="always", pair_share=0.3)
+    seen: list[Doubt] = []
+    sampler = SAMPLERS[config.sampler]
+    monkeypatch.setitem(SAMPLERS, config.sampler, lambda config, doubt: (seen.append(doubt), sampler(config, doubt))[1])
+    engine = big.engine(config)
+    engine.score(big.batch(slice(0, 100)))
+    among = dict(zip(seen[0].row_hash.tolist(), keep_probability(config, seen[0]), strict=True))
+    for row in range(100):
+        engine.score(big.batch(slice(row, row + 1)))
+        alone = seen[-1]
+        assert np.array_equal(keep_probability(config, alone)[0], among[int(alone.row_hash[0])])

@@ -44,7 +44,7 @@ def test_a_row_stops_after_a_round_exactly_when_its_interval_is_narrow(big: wide
     """Against the rule recomputed from the paths themselves: rounds of two, two, and the rest."""
     stop_at, batch = 1.0, big.batch(slice(0, 200))
     raw = big.engine(but(FREE, stop_at=stop_at)).raw(batch)
-    z, used = path_logits(big, FREE, 200)
+    z, weight, used = path_logits(big, FREE, 200)
     expected = used.copy()
     for row in range(200):
         for known in (2, 4):
@@ -57,10 +57,12 @@ def test_a_row_stops_after_a_round_exactly_when_its_interval_is_narrow(big: wide
     assert not close.any()
     assert np.array_equal(raw.num_paths - 1, expected)
     assert {2, 4} <= set(expected[expected < used].tolist())
+    scored = np.where(np.arange(9)[None] <= expected[:, None], weight, 0.0)  # the mean is of what was scored
+    np.testing.assert_allclose(raw.z, (scored * z).sum(axis=1) / scored.sum(axis=1), atol=1e-5)
 
 
-def path_logits(big: wide.Wide, config: TestTimeConfig, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Logits [rows, 9] of the base pass and every path, each scored on its own, and the number of paths [rows]."""
+def path_logits(big: wide.Wide, config: TestTimeConfig, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits and weights [rows, 9] of the base pass and every path, each scored on its own, and the number of paths [rows]."""
     seen = {}
     sampler = SAMPLERS[config.sampler]
 
@@ -74,16 +76,16 @@ def path_logits(big: wide.Wide, config: TestTimeConfig, rows: int) -> tuple[np.n
     paths = seen["paths"]
     # The engine plans the most open scores first.
     order = np.lexsort((np.arange(rows), -wide.entropy_of(raw.z0)))
-    z = np.zeros((rows, 9))
+    z, weight = np.zeros((rows, 9)), np.zeros((rows, 9))
     used = np.zeros(rows, int)
     for place, row in enumerate(order):
         used[row] = paths.used[place]
-        z[row, 0] = raw.z0[row]
+        z[row, 0], weight[row, 0], weight[row, 1:] = raw.z0[row], paths.base_weight[place], paths.weight[place]
         for k in range(used[row]):
             mask = np.ones((1, 1, 13), np.float32)
             mask[0, 0, : wide.OPEN] = paths.mask[place, k]
             z[row, k + 1] = big.score(row, mask)
-    return z, used
+    return z, weight, used
 
 
 def test_rows_whose_paths_agree_stop_after_two(big: wide.Wide) -> None:

@@ -141,7 +141,7 @@ MODES: dict[str, TestTimeConfig] = {
     "uttsi, pair support": but(UTTSI, pair_share=0.3),
     "uttsi, median": but(UTTSI, aggregator="median", shrink=False),
     "uttsi, exact": EXACT,
-    "uttsi, exact, pair support": but(EXACT, pair_share=0.3),
+    "uttsi, exact, pair support": but(EXACT, trigger="always", pair_share=0.05),
     "uttsi, exact, stops": but(EXACT, stop_at=0.3, max_paths=4),
     "uttsi, stops": but(UTTSI, stop_at=0.3, trigger="always"),
     "uttsi, mean filler": but(UTTSI, filler="mean"),
