@@ -23,7 +23,7 @@ from thinktwice.progress import note
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Raw
 from thinktwice.testtime.extras import Extras
-from thinktwice.testtime.store import load_test_time
+from thinktwice.testtime.store import load_test_time, read_report
 from thinktwice.testtime.subject import Subject
 
 STAGE = "evaluate"
@@ -86,7 +86,7 @@ def evaluate(
     trunks = {"plain": load_model(plain_dir)}
     if pretrained_dir is not None:
         trunks["pretrained"] = load_model(pretrained_dir)
-    trunk = load_test_time(test_time_dir).report["trunk"]
+    trunk = read_report(test_time_dir)["trunk"]
     if trunk not in trunks:
         raise BundleError(f"test-time parameters in {test_time_dir} belong to the {trunk} model, which was not given")
     test_time = load_test_time(test_time_dir, trunks[trunk][0])

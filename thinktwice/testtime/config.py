@@ -63,7 +63,7 @@ class TestTimeConfig(_Frozen):
     aggregator: AggregatorKind = "mean"
     shrink: bool = False  # weigh the paths by the missing support of the row, the base pass by the rest
     redefine_rounds: int = Field(default=0, ge=0, le=4)
-    members: int = Field(default=0, ge=0, le=8)
+    members: int = Field(default=0, ge=0, le=2)
     max_path_rows: int = Field(default=1024, ge=0)  # extra rows per request; the most open scores come first
     # from logits to probabilities
     calibration: Calibration | None = None  # of rows with one pass; None: the model's own
@@ -100,8 +100,15 @@ class TestTimeConfig(_Frozen):
             raise ValueError(
                 f"trigger {self.trigger!r} has nobody to ask: give a sampler, members or redefine_rounds, or set it to 'never'"
             )
-        if self.strength > 0 and self.min_count > 0:
-            raise ValueError("strength gates and min_count filters the base pass: set one of them to 0")
+        gated = self.strength > 0 or len(self.field_shares) > 0
+        if gated and self.min_count > 0:
+            raise ValueError(
+                "a gate (strength, field_shares) and a filter (min_count) are two base passes: choose one of them"
+            )
+        if self.min_count > 0 and (self.members > 0 or self.redefine_rounds > 0):
+            raise ValueError(
+                "members and redefine_rounds see every value: set min_count to 0, or give a sampler instead"
+            )
         if self.aggregator == "confidence" and self.sampler != "matt":
             raise ValueError(
                 "the aggregator 'confidence' weighs paths by what the sampler 'matt' knows of them: use both"

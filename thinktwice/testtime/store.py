@@ -94,6 +94,15 @@ def read_config(folder: Path | str) -> TestTimeConfig:
     return _read(Path(folder))[0]
 
 
+def read_report(folder: Path | str) -> dict[str, Any]:
+    """How the configuration was chosen, nothing else is read.
+
+    Raises:
+        BundleError: like :func:`read_config`.
+    """
+    return _read(Path(folder))[1]
+
+
 def _read(folder: Path) -> tuple[TestTimeConfig, dict[str, Any], str]:
     """Configuration, report and hash of the weights."""
     path = folder / TEST_TIME_FILE
