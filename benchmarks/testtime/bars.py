@@ -106,10 +106,10 @@ def _ensembles(result: dict[str, Any]) -> list[dict[str, Any]]:
 def _masking(result: dict[str, Any]) -> list[dict[str, Any]]:
     out = []
     for table in result["tables"]:
-        rows = {m["method"]: m for m in table["methods"]}
-        if table["data"] != "ml_time" or "mask_block" not in rows:
+        if table["data"] != "ml_time":
             continue
-        change = table["block_against_loo"]["auc"]
-        name = "ML-1M by time: AUC of masking by block-time counts minus by leave-one-out"
-        out.append(_bar(name, change["value"], "interval above 0", (change["low"] or -1) > 0) | change)
+        for words, found in table["block_against_loo"].items():
+            change = found["auc"]
+            name = f"ML-1M by time: AUC of masking{words} by block-time counts minus by leave-one-out"
+            out.append(_bar(name, change["value"], "interval above 0", (change["low"] or -1) > 0) | change)
     return out

@@ -306,6 +306,10 @@ def _platt(model: torch.nn.Module, valid: EncodedRows, test: EncodedRows) -> np.
 MASKS: dict[str, dict[str, Any]] = {
     "mask_block": {"augmentation": "mask_block"},
     "mask_loo": {"augmentation": "mask_loo"},
+    # As in the first probe: nothing but the mask makes a value unknown in training.
+    "mask_block alone": {"augmentation": "mask_block", "unknown_share": 0.0},
+    "mask_loo alone": {"augmentation": "mask_loo", "unknown_share": 0.0},
+    "nothing unknown in training": {"unknown_share": 0.0},
 }
 TRAINED: dict[str, dict[str, Any]] = {"field dropout": {"unknown_share": 0.1}, "wider, 2 x FLOPs": {"wider": 2.0}}
 

@@ -19,6 +19,7 @@ from thinktwice.testtime.reliability import Reliability
 REFERENCE = "plain"
 FULL_ENSEMBLE = "2 seeds"
 MIN_SLICE = 300
+METRICS = ("auc", "logloss")
 SLICED = ("lean", "gate", "uttsi", "matt", "sgctr", "2 seeds", "members, 20% by entropy", "calibrated by support")
 RIVALS = (REFERENCE, "uttsi", "matt")
 
@@ -76,17 +77,18 @@ def table(part: Part, regime: str, compared: Compared) -> dict[str, Any]:
     for metric in ("logloss", "auc"):
         for row, p in zip(out, holm(np.array([row[metric]["p"] for row in out])), strict=True):
             row[metric]["p_holm"] = float(p)
-    masked = "mask_block" in methods
     return {
         "block_against_loo": {
-            "auc": compared.auc("mask_block", "mask_loo").to_json(),
-            "logloss": compared.logloss("mask_block", "mask_loo").to_json(),
-        }
-        if masked
-        else None,
+            words: {
+                metric: getattr(compared, metric)(f"mask_block{words}", f"mask_loo{words}").to_json()
+                for metric in METRICS
+            }
+            for words in ("", " alone")
+            if f"mask_block{words}" in methods
+        },
         "gate_against_shuffled": {
             metric: getattr(compared, metric)("gate", "control: gate refitted, shuffled counts").to_json()
-            for metric in ("auc", "logloss")
+            for metric in METRICS
         },
         "data": part.data,
         "backbone": part.backbone,
@@ -214,5 +216,10 @@ def gain_shares(compared: Compared) -> dict[str, Any]:
 
 
 def scores_of(part: Part, regime: str) -> list[Scores]:
+    """The scores of every seed. Where ``lean`` ships off it is ``plain``, whose calibration is fitted on the rows of all others."""
     trunks = trunks_of(part.data)
-    return [study.run(trunks, run) for run in part.runs() if run.regime == regime]
+    found = [study.run(trunks, run) for run in part.runs() if run.regime == regime]
+    return [
+        Scores(s.logits | {"lean": s.logits[REFERENCE]}, s.facts) if s.facts["lean"]["mode"] == "off" else s
+        for s in found
+    ]
