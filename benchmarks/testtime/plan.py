@@ -50,7 +50,7 @@ FULL = (
     Part("ml_time", "deepfm", FIVE, "masks", ("tuned",)),
     Part("sim_strong", "dcnv2", FIVE, "none", ("tuned",)),
     Part("ml_random", "deepfm", FIVE, "none", ("tuned",)),
-    Part("sim_strong", "autoint", FIVE, "none", ("tuned",)),
+    Part("sim_strong", "autoint", (0, 1, 2, 3), "none", ("tuned",)),
     Part("sim_fresh", "deepfm", (0, 1, 2), "none"),
 )
 QUICK = (Part("sim_quick", "deepfm", (0, 1), "joint"),)
