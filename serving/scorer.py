@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from serving.deadline import Deadline
 from serving.features import OnlineFeatureReader
 from serving.requests import Request, RequestParser
+from serving.tracing import Tracing
 from thinktwice.bundle import Bundle, load_bundle
 from thinktwice.errors import FeatureStoreError, RequestError, ServerError
 from thinktwice.testtime.budget import extra_rows
 
-WARM_UP_ROWS = 64
+WARM_UP_ROWS = (1, 100)
 WARM_UP_ROUNDS = 3
 
 
@@ -31,6 +33,13 @@ class Answer:
         paths_capped: more work was wanted than one request may cost (or its deadline allows): the least unsure of the
             unsure rows kept the score of one pass.
         defaulted: context fields the caller left out.
+        stale_user, stale_items: features older than allowed.
+        default_features: sides ("user", "items") whose lookup was late or failed and that were scored with defaults.
+        path_budget: extra rows the request was allowed where less than usual; None without a limit of its own.
+        shed: it was allowed less for the load of the server.
+        path_rows: extra rows that were scored.
+        stages: seconds by stage ("features", "encode", "engine"). Differs from call to call, so it is no part of a body.
+        logged: what the prediction log needs beside the scores: shared values, and values per row.
     """
 
     item_ids: tuple[str, ...] | None
@@ -45,6 +54,14 @@ class Answer:
     defaulted: tuple[str, ...]
     model_version: str
     bundle_hash: str
+    stale_user: bool = False
+    stale_items: tuple[bool, ...] = ()
+    default_features: tuple[str, ...] = ()
+    path_budget: int | None = None
+    shed: bool = False
+    path_rows: int = 0
+    stages: Mapping[str, float] = field(default_factory=dict, compare=False)
+    logged: tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]] = field(default=({}, ()), compare=False)
 
 
 class Scorer:
@@ -57,50 +74,68 @@ class Scorer:
     Args:
         bundle: a loaded bundle.
         reader: looks features up; None accepts raw rows only.
+        tracing: takes spans of the stages.
     """
 
-    def __init__(self, bundle: Bundle, reader: OnlineFeatureReader | None) -> None:
+    def __init__(self, bundle: Bundle, reader: OnlineFeatureReader | None, tracing: Tracing | None = None) -> None:
         self.bundle = bundle
         self.reader = reader
         self.parser = RequestParser(bundle.schema, online=reader is not None)
         self._user_key, self._item_key = bundle.schema.key_of("user"), bundle.schema.key_of("item")
+        self._stage = (tracing or Tracing()).stage
         self._ms_per_path_row = 0.0
+        self._costs: tuple[tuple[int, float], ...] = ()
 
     def warm_up(self) -> None:
-        """Look up and score once with made-up values, so that the first caller does not pay for it.
-
-        Also measures what one path of one row costs, for requests with a deadline.
-        """
+        """Look up and score with made-up values, so that the first caller does not pay for it, and measure what it costs."""
         if self.reader is not None:
             self.reader.read("" if self._user_key is None else "0", ["0"])
-        batch = self.bundle.encoder.encode_rows([{}] * WARM_UP_ROWS)
+        self._costs = tuple((rows, self._seconds(rows)) for rows in WARM_UP_ROWS)
+        rows, seconds = self._costs[-1]
+        self._ms_per_path_row = 1000 * seconds / rows
+
+    def costs(self) -> tuple[tuple[int, float], ...]:
+        """Seconds that requests of some numbers of rows took at warm-up; empty before."""
+        return self._costs
+
+    def _seconds(self, rows: int) -> float:
         best = float("inf")
         for _ in range(WARM_UP_ROUNDS):
             start = time.perf_counter()
-            self.bundle.engine.score(batch)
+            self.bundle.engine.score(self.bundle.encoder.encode_rows([{}] * rows), 0)
             best = min(best, time.perf_counter() - start)
-        self._ms_per_path_row = best * 1000 / WARM_UP_ROWS
+        return best
 
-    def score(self, requests: Sequence[Request], received: float | None = None) -> list[Answer]:
+    def score(
+        self, requests: Sequence[Request], deadline: Deadline | None = None, path_share: float = 1.0
+    ) -> list[Answer]:
         """Answer every request, each by itself: what stands beside it in the body does not change its scores.
 
         Args:
-            received: ``time.monotonic()`` of the arrival, from which deadlines count; default now.
+            deadline: when the body must be answered; extra paths follow what is left of it. A request's own
+                ``deadline_ms``, from the same sending, may only be sooner.
+            path_share: share of the usual extra rows that the server grants now, 0..1.
 
         Raises:
             FeatureStoreError: the store does not answer.
             RequestError: a raw row has no finite score.
             ServerError: a looked-up row has none.
         """
-        start = time.monotonic() if received is None else received
-        return [self._score_one(request, start) for request in requests]
+        after = sum(request.num_rows for request in requests)
+        answers = []
+        for request in requests:
+            after -= request.num_rows  # what still has to be answered in the same time
+            answers.append(self._score_one(request, deadline, path_share, after))
+        return answers
 
-    def _score_one(self, request: Request, start: float) -> Answer:
+    def _score_one(self, request: Request, deadline: Deadline | None, path_share: float, rows_after: int) -> Answer:
+        began = time.perf_counter()
         cold_user, cold_items = False, frozenset[str]()
         if request.rows is None:
             if self.reader is None:
                 raise FeatureStoreError("this predictor has no feature store: start it with one")
-            features = self.reader.read(request.user_id, request.candidates)
+            with self._stage("features", rows=len(request.candidates)):
+                features = self.reader.read(request.user_id, request.candidates)
             cold_user, cold_items = features.cold_user, features.cold_items
             shared: dict[str, Any] = {**request.context, **features.user}
             if self._user_key is not None:
@@ -110,20 +145,29 @@ class Scorer:
             ]
         else:
             rows = request.rows
+        looked_up = time.perf_counter()
         batch = self.bundle.encoder.encode_rows(rows)
-        scored = self.bundle.engine.score(batch, self._path_budget(request, start), request.k)
+        encoded = time.perf_counter()
+        budget, shed = self._path_budget(request, deadline, path_share, rows_after)
+        with self._stage("engine", rows=request.num_rows):
+            scored = self.bundle.engine.score(batch, budget, request.k)
         probability = np.asarray(scored.probability, np.float64)
         _refuse_no_numbers(request, probability)
         best_first = np.argsort(-probability, kind="stable")
         rank = np.empty(len(rows), np.int64)
         rank[best_first] = np.arange(1, len(rows) + 1)
         order = range(len(rows)) if request.k is None else best_first[: request.k].tolist()
+        stages = {
+            "features": looked_up - began,
+            "encode": encoded - looked_up,
+            "engine": time.perf_counter() - encoded,
+        }
         return Answer(
             item_ids=None if request.rows is not None else request.candidates,
             order=tuple(order),
             probability=tuple(probability.tolist()),
             uncertainty=tuple(np.asarray(scored.uncertainty, np.float64).tolist()),
-            num_paths=tuple(int(n) for n in scored.num_paths),
+            num_paths=tuple(scored.num_paths.tolist()),
             rank=tuple(rank.tolist()),
             cold_user=cold_user,
             cold_items=tuple(item in cold_items for item in request.candidates),
@@ -131,17 +175,25 @@ class Scorer:
             defaulted=request.missing,
             model_version=self.bundle.manifest.model_version,
             bundle_hash=self.bundle.hash,
+            path_budget=budget,
+            shed=shed,
+            path_rows=scored.path_rows,
+            stages=stages,
         )
 
-    def _path_budget(self, request: Request, start: float) -> int | None:
-        """Path rows that still fit before the deadline, after the base pass; None without a deadline.
-
-        A far deadline leaves the configured cap: the engine only ever lowers it.
-        """
-        if request.deadline_ms is None or self._ms_per_path_row == 0.0:
-            return None
-        left = request.deadline_ms - (time.monotonic() - start) * 1000
-        return extra_rows(left, request.num_rows * self._ms_per_path_row, self._ms_per_path_row)
+    def _path_budget(
+        self, request: Request, deadline: Deadline | None, path_share: float, rows_after: int
+    ) -> tuple[int | None, bool]:
+        """Extra rows the request may ask, None where nothing but the configured cap limits it; whether load lowered it."""
+        cap = self.bundle.engine.config.max_path_rows
+        allowed = cap
+        own = Deadline.of(request.deadline_ms, deadline)
+        if own is not None and self._ms_per_path_row > 0.0:
+            left_ms = own.left(time.monotonic()) * 1000
+            base_ms = (request.num_rows + rows_after) * self._ms_per_path_row
+            allowed = min(allowed, extra_rows(left_ms, base_ms, self._ms_per_path_row))
+        granted = int(path_share * cap)
+        return (min(allowed, granted) if min(allowed, granted) < cap else None), granted < allowed
 
 
 def _refuse_no_numbers(request: Request, probability: np.ndarray) -> None:
@@ -161,7 +213,7 @@ def _refuse_no_numbers(request: Request, probability: np.ndarray) -> None:
     )
 
 
-def open_scorer(bundle_dir: Path | str, feature_store_dir: Path | str | None) -> Scorer:
+def open_scorer(bundle_dir: Path | str, feature_store_dir: Path | str | None, tracing: Tracing | None = None) -> Scorer:
     """Load a bundle, open its feature service, and warm both up.
 
     Raises:
@@ -180,6 +232,6 @@ def open_scorer(bundle_dir: Path | str, feature_store_dir: Path | str | None) ->
         from serving.feast_reader import FeastReader
 
         reader = FeastReader(feature_store_dir, service, bundle.schema)
-    scorer = Scorer(bundle, reader)
+    scorer = Scorer(bundle, reader, tracing)
     scorer.warm_up()
     return scorer

@@ -21,11 +21,15 @@ from pathlib import Path
 
 import psutil
 
+from serving.config import VARIABLE, ServingConfig, load_config
 from serving.java import find_java
 from thinktwice.champion import MODEL_NAME
 from thinktwice.errors import ServerError
 
 HOST = "127.0.0.1"
+MULTIPROCESS = (
+    "PROMETHEUS_MULTIPROC_DIR"  # as :mod:`serving.metrics` says, which is not imported here: it counts from then on
+)
 LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
 PROBE: dict[str, object] = {"instances": [{"rows": [{}]}]}  # a row with nothing in it is a valid question to any model
 START_LIMIT = 180.0  # seconds; a cold disk takes most of a minute to import everything
@@ -46,6 +50,7 @@ class TorchServe:
     process: subprocess.Popen[bytes]
     work: Path
     management_port: int
+    metrics_url: str = ""
     seconds_to_ready: float = 0.0
     known: list[psutil.Process] = field(default_factory=list)
 
@@ -70,6 +75,7 @@ def running(
     feature_store: Path | None,
     port: int,
     log: Path,
+    config: ServingConfig | None = None,
     limit: float = START_LIMIT,
     progress: Progress = lambda text: None,
 ) -> Iterator[TorchServe]:
@@ -83,6 +89,7 @@ def running(
         feature_store: feature store folder, None for a model without one.
         port: of the inference API on 127.0.0.1; the other APIs take free ports.
         log: file for the server's output; replaced.
+        config: settings of the worker, by default those that the environment names; the metrics take a free port.
         limit: seconds the start may take.
         progress: told what is going on.
 
@@ -98,7 +105,7 @@ def running(
         server: TorchServe | None = None
         try:
             with _signals_later():  # an interrupt between the birth of the child and its name would orphan it
-                server = _launch(archive.resolve(), feature_store, port, log, java_home, work)
+                server = _launch(archive.resolve(), feature_store, port, log, java_home, work, config or load_config())
             _wait_until_scored(server, limit, progress)
             _remember_processes(server)  # the workers would lose their parent if Java died
             yield server
@@ -175,8 +182,16 @@ def configuration(
     return "".join(f"{key}={value}\n" for key, value in lines.items())
 
 
-def _launch(archive: Path, feature_store: Path | None, port: int, log: Path, java_home: Path, work: Path) -> TorchServe:
-    management, metrics, *grpc = _free_ports(4)
+def _launch(
+    archive: Path,
+    feature_store: Path | None,
+    port: int,
+    log: Path,
+    java_home: Path,
+    work: Path,
+    settings: ServingConfig,
+) -> TorchServe:
+    management, metrics, own_metrics, *grpc = _free_ports(5)
     config = work / "config.properties"
     config.write_text(
         configuration(
@@ -185,6 +200,9 @@ def _launch(archive: Path, feature_store: Path | None, port: int, log: Path, jav
         encoding="utf-8",
     )
     (work / "tmp").mkdir()
+    (work / "metrics").mkdir()
+    settings = settings.model_copy(update={"metrics_port": own_metrics, "metrics_host": HOST})
+    (work / "serving.yaml").write_text(json.dumps(settings.model_dump()), encoding="utf-8")
     # A TS_ variable of this shell would override the file above.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TS_")}
     environment |= {
@@ -193,6 +211,8 @@ def _launch(archive: Path, feature_store: Path | None, port: int, log: Path, jav
         "TMPDIR": str(work / "tmp"),
         "LOG_LOCATION": str(work),
         "METRICS_LOCATION": str(work),
+        VARIABLE: str(work / "serving.yaml"),
+        MULTIPROCESS: str(work / "metrics"),
         "OMP_NUM_THREADS": "1",
         "PYTHONWARNINGS": "ignore",
     }
@@ -221,7 +241,10 @@ def _launch(archive: Path, feature_store: Path | None, port: int, log: Path, jav
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return TorchServe(port=port, log=log, process=process, work=work, management_port=management)
+    metrics_url = f"http://{HOST}:{own_metrics}/metrics"
+    return TorchServe(
+        port=port, log=log, process=process, work=work, management_port=management, metrics_url=metrics_url
+    )
 
 
 def _wait_until_scored(server: TorchServe, limit: float, progress: Progress) -> None:
@@ -244,8 +267,9 @@ def _wait_until_scored(server: TorchServe, limit: float, progress: Progress) -> 
 
 def _raise_if_worker_failed(server: TorchServe) -> None:
     text = server.log.read_text(encoding="utf-8", errors="replace")
-    if match := re.search(r"cannot load: (.*)", text):
-        raise ServerError(f"the model cannot be served: {match[1].strip()}")
+    if match := re.search(r'"cannot load: (?:[^"\\]|\\.)*"', text):  # a JSON string within a line of the worker
+        reason = json.loads(match[0]).removeprefix("cannot load: ")
+        raise ServerError(f"the model cannot be served: {reason}")
     if "Backend worker process died" in text or "Failed to load model" in text:
         raise ServerError(f"the worker died while it loaded the model: see {server.log}")
     if "Address already in use" in text or "Failed to bind" in text:

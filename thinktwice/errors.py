@@ -9,6 +9,7 @@ ThinktwiceError
 ├── PipelineError        a pipeline run that cannot start, or that failed in a step
 ├── ServerError          the model server: no Java, a busy port, a worker that does not come up
 ├── RequestError         a scoring request that cannot be answered (HTTP 4xx)
+├── OverloadedError      a scoring request that cannot be answered now (HTTP 429 or 503)
 └── ResourceError        disk, memory or network of this machine
 
 A message names the thing, the value found and the fix. The command line prints the message alone and exits with 1.
@@ -61,6 +62,21 @@ class RequestError(ThinktwiceError):
     def __init__(self, message: str, *, field: str = "", status: int = 400) -> None:
         super().__init__(message)
         self.field = field
+        self.status = status
+
+
+class OverloadedError(ThinktwiceError):
+    """A scoring request cannot be answered in time; nothing was done for it.
+
+    Args:
+        message: why.
+        retry_after: seconds after which trying again makes sense.
+        status: HTTP status to answer with, 429 (too many wait) or 503 (too late).
+    """
+
+    def __init__(self, message: str, *, retry_after: float, status: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
         self.status = status
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import CollectorRegistry
+
+from serving.admission import Admission
+from serving.config import ServingConfig
 from serving.features import Features
+from serving.metrics import Metrics
+from serving.scorer import Scorer
+from serving.service import Service
+from serving.tracing import Tracing
 from tests.serving.small import SCHEMA
+from thinktwice.bundle import load_bundle
 from thinktwice.errors import FeatureStoreError
 
 USERS = [f"u{i}" for i in range(30)]
@@ -43,19 +52,41 @@ class FakeReader:
         return {**values, "item_views_all": 2.0, "item_rate_all": 0.3}
 
 
+def make_service(
+    bundle: Path,
+    config: ServingConfig | None = None,
+    registry: CollectorRegistry | None = None,
+    tracing: Tracing | None = None,
+    **more: Any,
+) -> Service:
+    """The real service over a bundle, with the store in a dictionary."""
+    config, tracing = config or ServingConfig(), tracing or Tracing()
+    scorer = Scorer(load_bundle(bundle), FakeReader(), tracing)
+    admission = Admission(
+        workers=config.workers, queue=config.queue, shed_from=config.shed_from, shed_all=config.shed_all
+    )
+    metrics = Metrics(config.arm, scorer.bundle.manifest.model_version, registry or CollectorRegistry())
+    return Service(scorer, config, metrics, admission, tracing, model_name="ctr", **more)
+
+
 class FakeContext:
     """What a handler sees of a TorchServe batch of ``size`` requests."""
 
-    def __init__(self, size: int, model_dir: Path | None = None) -> None:
+    def __init__(self, size: int, model_dir: Path | None = None, headers: Mapping[str, str] | None = None) -> None:
         self.model_name = "ctr"
         self.model_yaml_config: dict[str, Any] = {"torchThreads": 1}
         self.system_properties = {"model_dir": str(model_dir)}
         self.status = [200] * size
-        self.content_type = [""] * size
+        self.request_headers = dict(headers or {})
+        self.headers: list[dict[str, str]] = [{} for _ in range(size)]
 
     def set_response_status(self, code: int = 200, phrase: str = "", idx: int = 0) -> None:
         assert phrase
         self.status[idx] = code
 
-    def set_response_content_type(self, idx: int, value: str) -> None:
-        self.content_type[idx] = value
+    def get_all_request_header(self, idx: int) -> dict[str, str]:
+        return self.request_headers
+
+    def set_response_header(self, idx: int, key: str, value: str) -> None:
+        assert isinstance(value, str)
+        self.headers[idx][key] = value

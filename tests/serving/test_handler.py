@@ -10,9 +10,10 @@ import pytest
 
 from serving import codec_v2
 from serving.scorer import Scorer
+from serving.service import Service
 from serving.torchserve_handler import CTRHandler
-from tests.serving.fakes import FakeContext, FakeReader
-from thinktwice.bundle import load_bundle
+from tests.serving.conftest import Lines
+from tests.serving.fakes import FakeContext, FakeReader, make_service
 from thinktwice.errors import FeatureStoreError
 
 GOOD = {"user_id": "u1", "candidates": ["i1", "i2"], "context": {"slot": "s1", "bid": 0.5, "timestamp": 0}}
@@ -22,15 +23,20 @@ V1 = json.dumps({"instances": [GOOD]}).encode()
 @pytest.fixture(scope="module")
 def handler(small: Path) -> CTRHandler:
     out = CTRHandler()
-    out._scorer = Scorer(load_bundle(small / "bundle"), FakeReader())
-    out._model_name = "ctr"
+    out._service = make_service(small / "bundle")
     return out
+
+
+def service_of(handler: CTRHandler) -> Service:
+    assert handler._service is not None
+    return handler._service
 
 
 def post(handler: CTRHandler, *bodies: Any) -> tuple[FakeContext, list[Any]]:
     context = FakeContext(len(bodies))
     answers = handler.handle([{"body": body} for body in bodies], context)
-    assert context.content_type == ["application/json"] * len(bodies)
+    assert [headers["content-type"] for headers in context.headers] == ["application/json"] * len(bodies)
+    assert all(headers["x-request-id"] for headers in context.headers)
     return context, [json.loads(answer) for answer in answers]
 
 
@@ -82,7 +88,7 @@ def test_v2_gives_the_outputs_asked_for(handler: CTRHandler) -> None:
 
 def test_the_same_request_gives_the_same_bytes(handler: CTRHandler, small: Path) -> None:
     again = CTRHandler()
-    again._scorer = Scorer(load_bundle(small / "bundle"), FakeReader())
+    again._service = make_service(small / "bundle")
     bodies = [{"body": V1}, {"body": json.loads(V1)}, {"data": bytearray(V1)}, {"body": V1.decode()}]
     first = handler.handle(bodies, FakeContext(4))
     assert len(set(first)) == 1
@@ -142,8 +148,7 @@ def test_a_request_without_a_body(handler: CTRHandler) -> None:
 
 
 def test_a_dead_store_gives_503_without_internals(handler: CTRHandler) -> None:
-    assert handler._scorer is not None
-    reader = handler._scorer.reader
+    reader = service_of(handler).scorer.reader
     assert isinstance(reader, FakeReader)
     reader.broken = True
     try:
@@ -163,9 +168,11 @@ def test_a_bug_gives_500_without_internals(handler: CTRHandler, monkeypatch: pyt
 
 
 def test_it_loads_the_bundle_of_the_archive_and_says_why_it_cannot(
-    small: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    small: Path, monkeypatch: pytest.MonkeyPatch, lines: Lines
 ) -> None:
     monkeypatch.delenv("THINKTWICE_FEATURE_STORE", raising=False)
     with pytest.raises(FeatureStoreError):
         CTRHandler().initialize(FakeContext(0, small))
-    assert "cannot load: model small-20260101-abc needs the feature service 'ctr_small_20260101_abc'" in caplog.text
+    (line,) = lines
+    expected = "cannot load: model small-20260101-abc needs the feature service 'ctr_small_20260101_abc'"
+    assert line["message"].startswith(expected)

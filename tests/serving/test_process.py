@@ -138,8 +138,8 @@ def test_bodies_are_decoded_by_the_handler_alone(file: str, archive: Path) -> No
     ("log", "message"),
     [
         (
-            "worker - cannot load: bundle b: x is missing: get it again\nmore",
-            "served: bundle b: x is missing: get it again$",
+            'worker - {"level":"error","message":"cannot load: bundle b: \\"x\\" is missing: get it again","a":1}\nmore',
+            'served: bundle b: "x" is missing: get it again$',
         ),
         ("WARN worker - Backend worker process died.\n", "the worker died while it loaded the model: see"),
         ("io.netty: bind(..) failed: Address already in use", "was taken while the server started"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from serving.deadline import Deadline
 from serving.scorer import Answer, Scorer, open_scorer
 from tests.serving.fakes import ITEMS, FakeReader
 from tests.serving.small import PLAIN_SCHEMA, make_bundle
@@ -166,17 +167,35 @@ def test_a_deadline_in_the_past_leaves_the_base_pass(scorer: Scorer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("deadline_ms", "expected"), [(None, None), (100.5, 77), (30.5, 7), (23.4, 0), (10.0, 0), (1e6 + 0.5, 999_977)]
+    ("deadline_ms", "share", "after", "expected"),
+    [
+        (None, 1.0, 0, (None, False)),
+        (100.5, 1.0, 0, (77, False)),
+        (30.5, 1.0, 0, (7, False)),
+        (23.4, 1.0, 0, (0, False)),
+        (10.0, 1.0, 0, (0, False)),
+        (1e6 + 0.5, 1.0, 0, (None, False)),  # the configured cap is lower
+        (100.5, 1.0, 10, (65, False)),  # ten rows of the same body come after
+        (None, 0.5, 0, (512, True)),
+        (100.5, 0.5, 0, (77, False)),  # the deadline allowed less than the load anyway
+        (100.5, 0.0, 0, (0, True)),
+    ],
 )
-def test_what_a_deadline_leaves_for_extra_rows(
-    scorer: Scorer, monkeypatch: pytest.MonkeyPatch, deadline_ms: float | None, expected: int | None
+def test_what_deadline_and_load_leave_for_extra_rows(
+    scorer: Scorer,
+    monkeypatch: pytest.MonkeyPatch,
+    deadline_ms: float | None,
+    share: float,
+    after: int,
+    expected: tuple[int | None, bool],
 ) -> None:
     """5 ms have passed when 15 candidates at a millisecond each are about to be scored; a fifth of that is held back."""
     more = {} if deadline_ms is None else {"deadline_ms": deadline_ms}
     (request,) = scorer.parser.parse_all([candidates(*ITEMS[:15], **more)], "instances")
     monkeypatch.setattr(scorer, "_ms_per_path_row", 1.0)
     monkeypatch.setattr("serving.scorer.time.monotonic", lambda: 1000.005)
-    assert scorer._path_budget(request, start=1000.0) == expected
+    body = Deadline(1000.0, 1e9)
+    assert scorer._path_budget(request, body, share, after) == expected
 
 
 def test_the_places_of_a_request_decide_who_is_asked_again(scorer: Scorer) -> None:

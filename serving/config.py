@@ -1,0 +1,59 @@
+"""How a predictor serves: limits, deadlines, what it tells about itself. One YAML file, named by ``THINKTWICE_SERVING``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from thinktwice.errors import ServerError
+
+VARIABLE = "THINKTWICE_SERVING"
+
+
+class ServingConfig(BaseModel):
+    """Settings of one predictor process. Every default is meant for production."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    arm: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]{0,64}$")  # arm of an experiment, a label of metrics and logs
+    threads: int = Field(default=1, ge=1, le=64)  # of torch and the backend, per worker
+    workers: int = Field(
+        default=1, ge=1, le=16
+    )  # requests scored at the same time by one process (kserve adapter only)
+    queue: int = Field(default=32, ge=0, le=10_000)  # requests that may wait for a worker (kserve adapter only)
+    deadline_ms: float = Field(default=1000.0, gt=0, le=600_000)  # for requests that bring none
+    shed_from: float = Field(default=0.80, gt=0, lt=1)  # busy share above which extra paths become fewer ...
+    shed_all: float = Field(default=0.95, gt=0, le=1)  # ... and at which nothing but base passes is left
+    max_body_bytes: int = Field(default=4 << 20, ge=1024)
+    metrics_port: int = Field(default=8083, ge=0, le=65535)  # 0: none (TorchServe adapter only; kserve has /metrics)
+    metrics_host: str = "127.0.0.1"
+    access_log: bool = True  # one JSON line a request
+
+
+def load_config(path: str | Path | None = None) -> ServingConfig:
+    """Read the file ``path``, by default the one named in the environment; no file means the defaults.
+
+    Raises:
+        ServerError: the file is missing, is no YAML mapping, or holds a setting that is unknown or out of range.
+    """
+    named = path or os.environ.get(VARIABLE)
+    if not named:
+        return ServingConfig()
+    try:
+        value: Any = yaml.safe_load(Path(named).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ServerError(f"serving settings {named} cannot be read ({error.strerror}): correct {VARIABLE}") from error
+    except yaml.YAMLError as error:
+        raise ServerError(
+            f"serving settings {named} are no YAML ({' '.join(str(error).split())}): correct it"
+        ) from error
+    try:
+        return ServingConfig.model_validate(value or {})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ServerError(f"serving settings {named} are wrong at {place} ({first['msg']}): correct it") from error

@@ -1,0 +1,40 @@
+"""Structured logs: one JSON object a line, with ids of request and trace, without users, candidates or features."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import datetime, timezone
+from typing import IO, Any
+
+import orjson
+
+EXTRA = "fields"  # `logger.info("...", extra={EXTRA: {...}})` puts these beside the message
+
+
+class JsonLines(logging.Formatter):
+    """Formats a record as one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See :class:`logging.Formatter`."""
+        value: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, EXTRA, {}),
+        }
+        if record.exc_info:
+            value["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(value, default=str).decode()
+
+
+def configure(stream: IO[str] | None = None, level: int = logging.INFO) -> None:
+    """Let everything below ``serving`` and ``thinktwice`` log JSON lines to ``stream`` (standard output)."""
+    handler = logging.StreamHandler(stream or sys.stdout)
+    handler.setFormatter(JsonLines())
+    for name in ("serving", "thinktwice"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(level)
+        logger.propagate = False

@@ -1,0 +1,184 @@
+"""What a predictor tells Prometheus. Every label has few values: the arm and the model version of the process, stages, outcomes.
+
+Several workers of one machine share their numbers through the folder that ``PROMETHEUS_MULTIPROC_DIR`` names; whichever
+worker has the metrics port answers for all of them, and another takes it over when that one ends.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app, values
+
+from serving.outcome import OUTCOMES, Outcome
+
+if TYPE_CHECKING:
+    from serving.scorer import Answer
+
+MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
+SECONDS = (
+    *(0.0005, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1),
+    *(0.15, 0.25, 0.5, 1.0, 2.5, 10.0),
+)
+STAGES = ("queue", "parse", "features", "encode", "engine", "respond")
+SHARES = tuple(i / 20 for i in range(1, 21))
+PATHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+BUDGET = (0, 8, 32, 64, 128, 256, 512, 1024, 4096)
+RETRY_SECONDS = 5.0  # between tries of a worker to become the one that answers
+
+
+class Metrics:
+    """The metrics of one model in one process.
+
+    Args:
+        arm: arm of the experiment this process serves, "" for none.
+        model_version: of the bundle.
+        registry: where they are registered.
+    """
+
+    def __init__(self, arm: str, model_version: str, registry: CollectorRegistry = REGISTRY) -> None:
+        self._who = {"arm": arm, "model_version": model_version}
+        names = tuple(self._who)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"thinktwice_{name}", text, (*names, *labels), registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"thinktwice_{name}", text, (*names, *labels), buckets=buckets, registry=registry)
+
+        def gauge(name: str, text: str, mode: Any = "livemax") -> Gauge:
+            made = Gauge(f"thinktwice_{name}", text, names, registry=registry, multiprocess_mode=mode)
+            return made.labels(**self._who)
+
+        requests = counter("requests", "HTTP requests by outcome.", "outcome")
+        self._requests = {o: requests.labels(**self._who, outcome=o) for o in OUTCOMES}
+        self._seconds = histogram("request_seconds", "From the caller's sending to the answer.", SECONDS).labels(
+            **self._who
+        )
+        stages = histogram("stage_seconds", "Where the time of a request goes.", SECONDS, "stage")
+        self._stages = {s: stages.labels(**self._who, stage=s) for s in STAGES}
+        self._rows = counter("rows", "Scored candidates and raw rows.").labels(**self._who)
+        self._explored = counter("explored_rows", "Rows that got a second opinion.").labels(**self._who)
+        self._paths = histogram("row_paths", "Forward passes of a row.", PATHS).labels(**self._who)
+        self._uncertainty = histogram("row_uncertainty", "Uncertainty of a row.", SHARES).labels(**self._who)
+        cold = counter("cold", "Users and candidates that the feature store does not know.", "side")
+        self._cold = {side: cold.labels(**self._who, side=side) for side in ("user", "item")}
+        stale = counter("stale", "Users and candidates with features older than allowed.", "side")
+        self._stale = {side: stale.labels(**self._who, side=side) for side in ("user", "item")}
+        self._defaults = counter(
+            "defaulted_lookups", "Lookups answered with defaults: the store was late or failed.", "side", "reason"
+        )
+        self._budget = histogram(
+            "path_budget_rows", "Extra rows a request was allowed, as far as something limits it.", BUDGET
+        )
+        self._budget_child = self._budget.labels(**self._who)
+        self._shed = counter("shed_requests", "Requests that got fewer extra paths than usual, for load.").labels(
+            **self._who
+        )
+        self.queue = gauge("queue_length", "Requests that wait for a worker.")
+        self.busy = gauge("busy_share", "Share of the last second that went into requests.")
+        self.snapshot_age = gauge("item_snapshot_age_seconds", "Since the item features were last read from the store.")
+        self.log_rows = {
+            what: gauge(f"prediction_log_{what}", f"Requests of the prediction log: {what}.", "livesum")
+            for what in ("sampled", "written", "dropped", "failed")
+        }
+
+    def answered(self, answer: Answer) -> None:
+        """One scored request."""
+        for stage, spent in answer.stages.items():
+            self._stages[stage].observe(spent)
+        paths = np.asarray(answer.num_paths)
+        self._rows.inc(len(paths))
+        if explored := int((paths > 1).sum()):
+            self._explored.inc(explored)
+        observe_many(self._paths, paths)
+        observe_many(self._uncertainty, np.asarray(answer.uncertainty))
+        for side, cold, stale in (
+            ("user", int(answer.cold_user), int(answer.stale_user)),
+            ("item", sum(answer.cold_items), sum(answer.stale_items)),
+        ):
+            if cold:
+                self._cold[side].inc(cold)
+            if stale:
+                self._stale[side].inc(stale)
+        if answer.path_budget is not None:
+            self._budget_child.observe(answer.path_budget)
+        if answer.shed:
+            self._shed.inc()
+
+    def defaulted(self, side: str, reason: str) -> None:
+        """A lookup was answered with defaults."""
+        self._defaults.labels(**self._who, side=side, reason=reason).inc()
+
+    def stage(self, name: str, seconds: float) -> None:
+        """Time outside of the scorer: queue, parse, respond."""
+        self._stages[name].observe(seconds)
+
+    def finished(self, outcome: Outcome, seconds: float) -> None:
+        """One HTTP request, however it ended."""
+        self._requests[outcome].inc()
+        self._seconds.observe(seconds)
+
+
+def observe_many(histogram: Histogram, found: np.ndarray) -> None:
+    """The same as ``histogram.observe`` of each value, at the price of one: a request has hundreds of rows."""
+    if len(found) == 0:
+        return
+    bounds = np.asarray(histogram._upper_bounds)
+    counts = np.bincount(np.searchsorted(bounds, found, side="left"), minlength=len(bounds))
+    histogram._sum.inc(float(found.sum()))
+    for place in np.flatnonzero(counts):
+        histogram._buckets[place].inc(int(counts[place]))
+
+
+def shared_registry() -> CollectorRegistry:
+    """Everything that all processes of this machine have counted, or this process alone when it is the only one."""
+    if values.ValueClass is values.MutexValue or not os.environ.get(MULTIPROCESS):
+        return REGISTRY
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)
+    return registry
+
+
+def serve_metrics(host: str, port: int, retry: float = RETRY_SECONDS) -> Callable[[], None]:
+    """Answer ``GET /metrics`` from a thread as soon as the port is free; returns a function that stops it.
+
+    The workers of one machine all call this: one of them gets the port.
+    """
+    from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+    class Quiet(WSGIRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            """Scrapes are no news."""
+
+    stopped = threading.Event()
+    running: list[WSGIServer] = []
+
+    def run() -> None:
+        while not stopped.is_set():
+            try:
+                server = make_server(host, port, make_wsgi_app(shared_registry()), handler_class=Quiet)
+            except OSError:
+                stopped.wait(retry)
+                continue
+            running.append(server)
+            server.serve_forever(poll_interval=0.2)
+            server.server_close()
+            return
+
+    thread = threading.Thread(target=run, name="metrics", daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        stopped.set()
+        for server in running:
+            server.shutdown()
+        thread.join(5.0)
+
+    return stop

@@ -1,0 +1,53 @@
+"""From a bundle folder to a :class:`serving.service.Service` that has scored once, as settings and environment say."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from serving.admission import Admission
+from serving.config import ServingConfig
+from serving.metrics import Metrics
+from serving.scorer import open_scorer
+from serving.service import Service
+from serving.tracing import open_tracing
+from thinktwice.bundle import read_manifest
+
+FEATURE_STORE = "THINKTWICE_FEATURE_STORE"
+
+
+def open_service(
+    bundle_dir: Path | str,
+    config: ServingConfig,
+    *,
+    model_name: str,
+    feature_store: Path | str | None = None,
+    registry: CollectorRegistry = REGISTRY,
+) -> Service:
+    """Load, warm up and measure.
+
+    Args:
+        bundle_dir: the bundle.
+        config: settings of the process.
+        model_name: as it stands in the path.
+        feature_store: folder; default the one that ``THINKTWICE_FEATURE_STORE`` names.
+        registry: where the metrics are registered.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        FeatureStoreError: the bundle needs a feature store that is not there.
+    """
+    import torch
+
+    torch.set_num_threads(config.threads)
+    version = read_manifest(bundle_dir).model_version
+    tracing = open_tracing(version, config.arm)
+    scorer = open_scorer(bundle_dir, feature_store or os.environ.get(FEATURE_STORE), tracing)
+    admission = Admission(
+        workers=config.workers, queue=config.queue, shed_from=config.shed_from, shed_all=config.shed_all
+    )
+    for rows, seconds in scorer.costs():
+        admission.cost.add(rows, seconds)
+    return Service(scorer, config, Metrics(config.arm, version, registry), admission, tracing, model_name=model_name)

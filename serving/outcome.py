@@ -1,0 +1,8 @@
+"""How a request can end."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Outcome = Literal["ok", "invalid", "refused", "failed"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
