@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +27,7 @@ SECONDS = (
 STAGES = ("queue", "parse", "features", "encode", "engine", "respond")
 SHARES = tuple(i / 20 for i in range(1, 21))
 PATHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+LOGGED = ("sampled", "written", "dropped", "failed")
 BUDGET = (0, 8, 32, 64, 128, 256, 512, 1024, 4096)
 RETRY_SECONDS = 5.0  # between tries of a worker to become the one that answers
 
@@ -74,18 +75,16 @@ class Metrics:
         )
         self._budget = histogram(
             "path_budget_rows", "Extra rows a request was allowed, as far as something limits it.", BUDGET
-        )
-        self._budget_child = self._budget.labels(**self._who)
+        ).labels(**self._who)
         self._shed = counter("shed_requests", "Requests that got fewer extra paths than usual, for load.").labels(
             **self._who
         )
         self.queue = gauge("queue_length", "Requests that wait for a worker.")
         self.busy = gauge("busy_share", "Share of the last second that went into requests.")
         self.snapshot_age = gauge("item_snapshot_age_seconds", "Since the item features were last read from the store.")
-        self.log_rows = {
-            what: gauge(f"prediction_log_{what}", f"Requests of the prediction log: {what}.", "livesum")
-            for what in ("sampled", "written", "dropped", "failed")
-        }
+        log = counter("prediction_log_requests", "Requests of the prediction log: what became of them.", "what")
+        self._log = {what: log.labels(**self._who, what=what) for what in LOGGED}
+        self._logged = dict.fromkeys(LOGGED, 0)
 
     def answered(self, answer: Answer) -> None:
         """One scored request."""
@@ -106,13 +105,20 @@ class Metrics:
             if stale:
                 self._stale[side].inc(stale)
         if answer.path_budget is not None:
-            self._budget_child.observe(answer.path_budget)
+            self._budget.observe(answer.path_budget)
         if answer.shed:
             self._shed.inc()
 
     def defaulted(self, side: str, reason: str) -> None:
         """A lookup was answered with defaults."""
         self._defaults.labels(**self._who, side=side, reason=reason).inc()
+
+    def logged(self, counts: Mapping[str, int]) -> None:
+        """What the prediction log has counted since it was opened."""
+        for what in LOGGED:
+            if (more := counts[what] - self._logged[what]) > 0:
+                self._logged[what] += more
+                self._log[what].inc(more)
 
     def stage(self, name: str, seconds: float) -> None:
         """Time outside of the scorer: queue, parse, respond."""
