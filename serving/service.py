@@ -107,8 +107,8 @@ class Service:
             headers: lower-case names.
             deadline: as :meth:`arrival` gave it when the request arrived; default now.
         """
-        now = time.monotonic()
-        course = _Course(_request_id(headers), deadline or self.arrival(headers), now)
+        deadline = deadline or self.arrival(headers)
+        course = _Course(_request_id(headers), deadline, time.monotonic())
         with self._tracing.request(headers, **{"thinktwice.request_id": course.request_id}) as course.trace_id:
             reply = self._guarded(body, headers, course)
         spent = time.monotonic() - course.deadline.sent
