@@ -91,6 +91,7 @@ expect "status of the answer" "${answer%% *}" 200
 expect "status of a bad question" "$(status 8080 127.0.0.2 POST /v1/models/ctr:predict '{"instances": 3}')" 400
 expect "open inference, live" "$(status 8080 127.0.0.2 GET /v2/health/live '')" 200
 expect "metrics from outside" "$(status 8082 127.0.0.2 GET /metrics '')" 200
+expect "TorchServe's counters from outside" "$(status 8084 127.0.0.2 GET /metrics '')" ConnectionRefusedError
 expect "management from outside" "$(status 8081 127.0.0.2 GET /models '')" ConnectionRefusedError
 expect "management from inside" "$(status 8081 127.0.0.1 GET /models '')" 200
 expect "registering a model" "$(status 8081 127.0.0.1 POST '/models?url=ctr.mar' '')" 405

@@ -25,6 +25,10 @@ archive=$store/${models#*=}
     exit 1
 }
 
+# The workers share their numbers in this folder; what a container before left there does not count.
+rm -rf "$PROMETHEUS_MULTIPROC_DIR"
+mkdir -p "$PROMETHEUS_MULTIPROC_DIR"
+
 java=${JAVA_HOME:+$JAVA_HOME/bin/}java
 home=$(dirname "$(/opt/venv/bin/python -I -S -c 'import glob; print(glob.glob("/opt/venv/lib/python3*/site-packages/ts")[0])')")
 

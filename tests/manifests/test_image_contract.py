@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from serving.config import load_config
+
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "images"
 CONTAINERFILE = (IMAGES / "predictor.Containerfile").read_text()
@@ -40,7 +42,10 @@ def container(render: Render) -> dict[str, Any]:
 def test_only_scoring_and_metrics_listen_beyond_loopback() -> None:
     config = properties()
     assert config["inference_address"] == "http://0.0.0.0:8080"
-    assert config["metrics_address"] == "http://0.0.0.0:8082"
+    assert config["metrics_address"] == "http://127.0.0.1:8084"
+    settings = load_config(ROOT / "images" / "predictor" / "serving.yaml")
+    assert (settings.metrics_host, settings.metrics_port) == ("0.0.0.0", 8082)
+    assert environment()["THINKTWICE_SERVING"] == "/opt/predictor/serving.yaml"
     assert config["management_address"] == "http://127.0.0.1:8081"
     assert config["grpc_inference_address"] == config["grpc_management_address"] == "127.0.0.1"
 
