@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from serving.open_reader import FeatureConfig
 from thinktwice.errors import ServerError
 
 VARIABLE = "THINKTWICE_SERVING"
@@ -31,6 +32,7 @@ class ServingConfig(BaseModel):
     max_body_bytes: int = Field(default=4 << 20, ge=1024)
     metrics_port: int = Field(default=8083, ge=0, le=65535)  # 0: none (TorchServe adapter only; kserve has /metrics)
     metrics_host: str = "127.0.0.1"
+    features: FeatureConfig = FeatureConfig()
     access_log: bool = True  # one JSON line a request
 
 

@@ -44,10 +44,17 @@ def open_service(
     torch.set_num_threads(config.threads)
     version = read_manifest(bundle_dir).model_version
     tracing = open_tracing(version, config.arm)
-    scorer = open_scorer(bundle_dir, feature_store or os.environ.get(FEATURE_STORE), tracing)
+    metrics = Metrics(config.arm, version, registry)
+    scorer = open_scorer(
+        bundle_dir,
+        feature_store or os.environ.get(FEATURE_STORE),
+        features=config.features,
+        on_default=metrics.defaulted,
+        tracing=tracing,
+    )
     admission = Admission(
         workers=config.workers, queue=config.queue, shed_from=config.shed_from, shed_all=config.shed_all
     )
     for rows, seconds in scorer.costs():
         admission.cost.add(rows, seconds)
-    return Service(scorer, config, Metrics(config.arm, version, registry), admission, tracing, model_name=model_name)
+    return Service(scorer, config, metrics, admission, tracing, model_name=model_name)

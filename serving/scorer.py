@@ -11,15 +11,21 @@ from typing import Any
 import numpy as np
 
 from serving.deadline import Deadline
-from serving.features import OnlineFeatureReader
+from serving.features import Features, OnDefault, OnlineFeatureReader
+from serving.open_reader import FeatureConfig, open_reader
 from serving.requests import Request, RequestParser
 from serving.tracing import Tracing
 from thinktwice.bundle import Bundle, load_bundle
+from thinktwice.data.encoded import Batch
+from thinktwice.data.sides import join
 from thinktwice.errors import FeatureStoreError, RequestError, ServerError
 from thinktwice.testtime.budget import extra_rows
 
 WARM_UP_ROWS = (1, 100)
 WARM_UP_ROUNDS = 3
+
+
+Logged = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Answer:
     shed: bool = False
     path_rows: int = 0
     stages: Mapping[str, float] = field(default_factory=dict, compare=False)
-    logged: tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]] = field(default=({}, ()), compare=False)
+    logged: Logged = field(default=({}, ()), compare=False)
 
 
 class Scorer:
@@ -82,6 +88,8 @@ class Scorer:
         self.reader = reader
         self.parser = RequestParser(bundle.schema, online=reader is not None)
         self._user_key, self._item_key = bundle.schema.key_of("user"), bundle.schema.key_of("item")
+        self._item_fields = [f.name for f in bundle.encoder.fields if f.entity == "item"]
+        self._shared_fields = [f.name for f in bundle.encoder.fields if f.entity != "item"]
         self._stage = (tracing or Tracing()).stage
         self._ms_per_path_row = 0.0
         self._costs: tuple[tuple[int, float], ...] = ()
@@ -130,23 +138,15 @@ class Scorer:
 
     def _score_one(self, request: Request, deadline: Deadline | None, path_share: float, rows_after: int) -> Answer:
         began = time.perf_counter()
-        cold_user, cold_items = False, frozenset[str]()
+        features: Features | None = None
         if request.rows is None:
             if self.reader is None:
                 raise FeatureStoreError("this predictor has no feature store: start it with one")
+            left = None if deadline is None else deadline.left(time.monotonic())
             with self._stage("features", rows=len(request.candidates)):
-                features = self.reader.read(request.user_id, request.candidates)
-            cold_user, cold_items = features.cold_user, features.cold_items
-            shared: dict[str, Any] = {**request.context, **features.user}
-            if self._user_key is not None:
-                shared[self._user_key] = request.user_id
-            rows: Sequence[Any] = [
-                {**shared, **features.items[item], self._item_key: item} for item in request.candidates
-            ]
-        else:
-            rows = request.rows
+                features = self.reader.read(request.user_id, request.candidates, left)
         looked_up = time.perf_counter()
-        batch = self.bundle.encoder.encode_rows(rows)
+        batch, logged = self._encode(request, features)
         encoded = time.perf_counter()
         budget, shed = self._path_budget(request, deadline, path_share, rows_after)
         with self._stage("engine", rows=request.num_rows):
@@ -154,9 +154,9 @@ class Scorer:
         probability = np.asarray(scored.probability, np.float64)
         _refuse_no_numbers(request, probability)
         best_first = np.argsort(-probability, kind="stable")
-        rank = np.empty(len(rows), np.int64)
-        rank[best_first] = np.arange(1, len(rows) + 1)
-        order = range(len(rows)) if request.k is None else best_first[: request.k].tolist()
+        rank = np.empty(request.num_rows, np.int64)
+        rank[best_first] = np.arange(1, request.num_rows + 1)
+        order = range(request.num_rows) if request.k is None else best_first[: request.k].tolist()
         stages = {
             "features": looked_up - began,
             "encode": encoded - looked_up,
@@ -169,17 +169,35 @@ class Scorer:
             uncertainty=tuple(np.asarray(scored.uncertainty, np.float64).tolist()),
             num_paths=tuple(scored.num_paths.tolist()),
             rank=tuple(rank.tolist()),
-            cold_user=cold_user,
-            cold_items=tuple(item in cold_items for item in request.candidates),
+            cold_user=features is not None and features.cold_user,
+            cold_items=() if features is None else features.cold_items,
             paths_capped=scored.capped,
             defaulted=request.missing,
             model_version=self.bundle.manifest.model_version,
             bundle_hash=self.bundle.hash,
+            stale_user=features is not None and features.stale_user,
+            stale_items=() if features is None else features.stale_items,
+            default_features=() if features is None else features.defaulted,
             path_budget=budget,
             shed=shed,
             path_rows=scored.path_rows,
             stages=stages,
+            logged=logged,
         )
+
+    def _encode(self, request: Request, features: Features | None) -> tuple[Batch, Logged]:
+        encoder = self.bundle.encoder
+        if features is None:
+            assert request.rows is not None
+            return encoder.encode_rows(request.rows), ({}, request.rows)
+        shared: dict[str, Any] = {**request.context, **features.user}
+        if self._user_key is not None:
+            shared[self._user_key] = request.user_id
+        items = features.encoded_items
+        if items is None:
+            rows = [{**row, self._item_key: item} for item, row in zip(request.candidates, features.items, strict=True)]
+            items = encoder.encode_side(rows, self._item_fields)
+        return join(encoder.encode_side([shared], self._shared_fields), items), (shared, features.items)
 
     def _path_budget(
         self, request: Request, deadline: Deadline | None, path_share: float, rows_after: int
@@ -213,8 +231,19 @@ def _refuse_no_numbers(request: Request, probability: np.ndarray) -> None:
     )
 
 
-def open_scorer(bundle_dir: Path | str, feature_store_dir: Path | str | None, tracing: Tracing | None = None) -> Scorer:
+def open_scorer(
+    bundle_dir: Path | str,
+    feature_store_dir: Path | str | None,
+    *,
+    features: FeatureConfig | None = None,
+    on_default: OnDefault | None = None,
+    tracing: Tracing | None = None,
+) -> Scorer:
     """Load a bundle, open its feature service, and warm both up.
+
+    Args:
+        features: how features are looked up.
+        on_default: told of every lookup that was answered with defaults; without it such a lookup is an error.
 
     Raises:
         BundleError: the bundle is damaged.
@@ -229,9 +258,9 @@ def open_scorer(bundle_dir: Path | str, feature_store_dir: Path | str | None, tr
                 f"model {bundle.manifest.model_version} needs the feature service {service!r}, but no feature store is given: "
                 "set THINKTWICE_FEATURE_STORE to the feature store folder"
             )
-        from serving.feast_reader import FeastReader
-
-        reader = FeastReader(feature_store_dir, service, bundle.schema)
+        reader = open_reader(
+            feature_store_dir, service, bundle.schema, bundle.encoder, features or FeatureConfig(), on_default
+        )
     scorer = Scorer(bundle, reader, tracing)
     scorer.warm_up()
     return scorer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import socket
 import subprocess
 import time
@@ -24,6 +25,13 @@ def binary() -> Path:
 @contextmanager
 def running(folder: Path) -> Iterator[str]:
     """Yield ``host:port``."""
+    with started(folder) as (address, _):
+        yield address
+
+
+@contextmanager
+def started(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Yield ``host:port`` and the process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -40,7 +48,8 @@ def running(folder: Path) -> Iterator[str]:
             except OSError:
                 assert time.monotonic() < deadline, "Redis did not come up"
                 time.sleep(0.05)
-        yield f"127.0.0.1:{port}"
+        yield f"127.0.0.1:{port}", process
     finally:
+        process.send_signal(signal.SIGCONT)  # a stopped process would not hear that it should end
         process.terminate()
         process.wait(10)

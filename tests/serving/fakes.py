@@ -30,7 +30,7 @@ class FakeReader:
         self.broken = False
         self.reads: list[tuple[str | None, list[str]]] = []
 
-    def read(self, user_id: str | None, item_ids: Sequence[str]) -> Features:
+    def read(self, user_id: str | None, item_ids: Sequence[str], timeout: float | None = None) -> Features:
         if self.broken:
             raise FeatureStoreError(
                 "the online store does not answer for user features (connection refused at 10.0.0.7)"
@@ -39,9 +39,11 @@ class FakeReader:
         user: dict[str, Any] = dict.fromkeys(("gender", "history", *SCHEMA.statistic_names("user")))
         if user_id in USERS:
             user |= {"gender": "f", "history": ["i1", "i2"], "user_views_all": 1.0, "user_rate_all": 0.4}
-        items = {i: self._item(i) for i in item_ids}
-        cold = frozenset(i for i in item_ids if i not in ITEMS)
-        return Features(user, items, user_id not in USERS, cold)
+        cold = tuple(i not in ITEMS for i in item_ids)
+        return Features(user, [self._item(i) for i in item_ids], user_id not in USERS, cold)
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     @staticmethod
     def _item(item: str) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def test_requests_of_one_body_do_not_touch_each_other(scorer: Scorer) -> None:
 def test_looked_up_and_raw_rows_agree(scorer: Scorer) -> None:
     assert scorer.reader is not None
     features = scorer.reader.read("u1", ["i7"])
-    row = {**features.user, **features.items["i7"], "user_id": "u1", "item_id": "i7", **CONTEXT}
+    row = {**features.user, **features.items[0], "user_id": "u1", "item_id": "i7", **CONTEXT}
     (raw,) = ask(scorer, {"rows": [row]})
     (looked_up,) = ask(scorer, candidates("i7"))
     assert raw.item_ids is None

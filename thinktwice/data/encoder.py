@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 import xxhash
 
 from thinktwice.data.encoded import Batch, EncodedRows
+from thinktwice.data.sides import Side
 from thinktwice.errors import BundleError
 from thinktwice.files import atomic_file, read_json, write_json
 from thinktwice.schema import EVENT_TIME, LABEL, LogSchema, ModelField
@@ -99,6 +100,10 @@ class Encoder:
         """The value behind an index of a categorical field, None for unknown."""
         return None if index == 0 else self._values[name][index - 1]
 
+    def values_of(self, name: str) -> tuple[str, ...]:
+        """All values of a categorical field that training saw, a missing one left out; none for another field."""
+        return tuple(v for v in self._values.get(name, ()) if v != NULL)
+
     def index_of(self, name: str, value: Any) -> int:
         """The index of a value of a categorical field, 0 for unknown."""
         return self._index[name].get(canonical(value), 0)
@@ -125,30 +130,47 @@ class Encoder:
 
     def encode_rows(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Encode request rows, one mapping per row; a field that is absent is a missing value."""
-        ids = np.zeros((len(rows), len(self.columns)), np.int64)
-        for c, f in enumerate(self.columns):
+        side = self.encode_side(rows, [f.name for f in self.fields])
+        return Batch(
+            torch.from_numpy(side.ids),
+            {name: torch.from_numpy(block) for name, block in side.sequences.items()},
+            {name: torch.from_numpy(block) for name, block in side.vectors.items()},
+        )
+
+    def encode_side(self, rows: Sequence[Mapping[str, Any]], names: Collection[str]) -> Side:
+        """Encode the fields ``names`` of some rows; other values in the rows are ignored."""
+        columns = [(c, f) for c, f in enumerate(self.columns) if f.name in names]
+        ids = np.empty((len(rows), len(columns)), np.int64)
+        for place, (_, f) in enumerate(columns):
+            name = f.name
             if f.kind == "categorical":
-                index = self._index[f.name]
-                ids[:, c] = [index.get(canonical(row.get(f.name)), 0) for row in rows]
+                index = self._index[name]
+                ids[:, place] = [
+                    index.get(v if type(v := row.get(name)) is str and v else canonical(v), 0) for row in rows
+                ]
             else:
-                values = [math.nan if (v := row.get(f.name)) is None else float(v) for row in rows]
-                ids[:, c] = self._bucket(f.name, np.asarray(values, np.float64))
+                values = [math.nan if (v := row.get(name)) is None else float(v) for row in rows]
+                ids[:, place] = self._bucket(name, np.asarray(values, np.float64))
         sequences = {}
         for f in self.sequences:
+            if f.name not in names:
+                continue
             index, block = self._index[f.of], np.zeros((len(rows), f.length), np.int64)
             for r, row in enumerate(rows):
                 known = [i for v in (row.get(f.name) or ()) if (i := index.get(canonical(v), 0))][: f.length]
                 block[r, : len(known)] = known
-            sequences[f.name] = torch.from_numpy(block)
+            sequences[f.name] = block
         vectors = {}
         for f in self.vectors:
+            if f.name not in names:
+                continue
             matrix = np.full((len(rows), f.dim), np.nan, np.float32)
             for r, row in enumerate(rows):
                 value = row.get(f.name)
                 if value is not None and len(value) == f.dim:
                     matrix[r] = value
-            vectors[f.name] = torch.from_numpy(matrix)
-        return Batch(torch.from_numpy(ids), sequences, vectors)
+            vectors[f.name] = matrix
+        return Side(tuple(c for c, _ in columns), ids, sequences, vectors)
 
     def save(self, folder: Path | str) -> None:
         """Write ``encoder.json`` and ``vocabularies.arrow`` into ``folder``."""

@@ -1,0 +1,117 @@
+"""Online features from Feast, through its Python SDK: the oracle of all other sources, and what fills the item snapshot."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from serving.features import Entity, Found
+from thinktwice.errors import FeatureStoreError
+from thinktwice.imports import without_typeguard
+from thinktwice.schema import LogSchema
+
+
+def _import_feast() -> ModuleType:
+    with without_typeguard():
+        import feast
+        import feast.errors
+    return feast
+
+
+def _online_settings(feast: ModuleType, folder: Path) -> Any:
+    """The store's settings without its offline side, whose packages (ibis, for ``duckdb``) a predictor does not have."""
+    import yaml
+
+    settings = yaml.safe_load(os.path.expandvars((folder / "feature_store.yaml").read_text(encoding="utf-8")))
+    settings.pop("offline_store", None)
+    config = feast.RepoConfig(**settings)
+    config.repo_path = folder
+    return config
+
+
+def open_feast(folder: Path | str, service: str) -> tuple[Any, Any]:
+    """The Feast store in a folder and its feature service of that name.
+
+    Raises:
+        FeatureStoreError: the folder is no feature store, or does not have the service.
+    """
+    folder = Path(folder)
+    if not (folder / "feature_store.yaml").is_file():
+        raise FeatureStoreError(
+            f"{folder} is no feature store (no feature_store.yaml): run the materialize step, or correct the path"
+        )
+    feast = _import_feast()
+    logging.getLogger("feast").setLevel(logging.WARNING)
+    store = feast.FeatureStore(repo_path=str(folder.resolve()), config=_online_settings(feast, folder.resolve()))
+    try:
+        return store, store.get_feature_service(service)
+    except feast.errors.FeastObjectNotFoundException as error:
+        known = ", ".join(sorted(s.name for s in store.list_feature_services())) or "none"
+        raise FeatureStoreError(
+            f"feature store {folder} has no feature service {service!r} (it has: {known}): "
+            "materialize the features of this model version"
+        ) from error
+
+
+class FeastSource:
+    """Feast's SDK. Users and items are fetched apart: one read of both would look the user up once per candidate.
+
+    Args:
+        store: an open Feast store.
+        service: the feature service the model was trained on.
+        schema: tells which entity key is the user's and which the item's.
+        timestamps: whether rows carry their newest timestamp, which costs a little.
+    """
+
+    def __init__(self, store: Any, service: Any, schema: LogSchema, *, timestamps: bool = False) -> None:
+        self._store = store
+        self._timestamps = timestamps
+        self._lock = threading.Lock()  # Feast keeps one SQLite connection
+        self._keys: dict[Entity, str | None] = {"user": schema.key_of("user"), "item": schema.key_of("item")}
+        self._references: dict[Entity, list[str]] = {"user": [], "item": []}
+        self._names: dict[Entity, list[str]] = {"user": [], "item": []}
+        for projection in service.feature_view_projections:
+            view = store.get_feature_view(projection.name)
+            keys = {column.name for column in view.entity_columns}
+            entity: Entity = "user" if self._keys["user"] in keys else "item"
+            for feature in projection.features:
+                self._references[entity].append(f"{projection.name_to_use()}:{feature.name}")
+                self._names[entity].append(feature.name)
+
+    def names(self, entity: Entity) -> tuple[str, ...]:
+        """See :class:`serving.features.FeatureSource`."""
+        return tuple(self._names[entity])
+
+    def fetch(self, entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[Found]:
+        """See :class:`serving.features.FeatureSource`. The SDK has no limit of its own: ``timeout`` is ignored."""
+        names = self._names[entity]
+        if not names:
+            return [Found({})] * len(ids)
+        key = self._keys[entity]
+        try:
+            with self._lock:
+                answer = self._store.get_online_features(
+                    features=self._references[entity], entity_rows=[{key: value} for value in ids]
+                )
+            columns = answer.to_dict(include_event_timestamps=self._timestamps)
+        except Exception as error:
+            raise FeatureStoreError(f"the online store does not answer for {entity} features ({error})") from error
+        rows = [dict(zip(names, values, strict=True)) for values in zip(*(columns[n] for n in names), strict=True)]
+        if not self._timestamps:
+            return [Found(row) for row in rows]
+        newest = [max(times) for times in zip(*(columns[f"{n}__ts"] for n in names), strict=True)]
+        # A row that does not exist has the timestamp 0.
+        return [Found(row, float(at)) if at else Found(row) for row, at in zip(rows, newest, strict=True)]
+
+    def close(self) -> None:
+        """Close the SQLite file, which Feast never does by itself."""
+        online = getattr(self._store._get_provider(), "online_store", None)
+        connection = getattr(online, "_conn", None)
+        if online is not None and connection is not None:
+            connection.close()
+            online._conn = None

@@ -1,0 +1,117 @@
+"""A store that may be slow or dead, behind a limit of time: a lookup never takes longer than it may, and never hangs a request.
+
+Lookups run in a few threads of their own. One that is late is left to end by itself; while all threads hang, further lookups fail
+at once. After some failures in a row the store is not asked for a while, then by one lookup at a time until it answers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as LateError
+from typing import Literal
+
+from serving.features import Entity, FeatureSource, Found
+from thinktwice.errors import FeatureStoreError
+
+Reason = Literal["late", "failed", "busy", "resting"]
+FAILURES = 5  # in a row, after which the store is left alone
+REST = 1.0  # seconds
+
+
+class LookupFailed(FeatureStoreError):
+    """A lookup gave nothing; ``reason`` says why in one word."""
+
+    def __init__(self, message: str, reason: Reason) -> None:
+        super().__init__(message)
+        self.reason: Reason = reason
+
+
+class GuardedSource:
+    """Bounds the time of another source.
+
+    Args:
+        source: the store.
+        timeout: seconds a lookup may take; a caller may only lower it.
+        threads: lookups that may be under way at once, hanging ones included.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        source: FeatureSource,
+        *,
+        timeout: float,
+        threads: int = 4,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._source, self._timeout, self._clock = source, timeout, clock
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="lookup")
+        self._free = threading.Semaphore(threads)
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._rest_until = 0.0
+        self._trying = False
+
+    def names(self, entity: Entity) -> tuple[str, ...]:
+        """See :class:`serving.features.FeatureSource`."""
+        return self._source.names(entity)
+
+    def fetch(self, entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[Found]:
+        """See :class:`serving.features.FeatureSource`.
+
+        Raises:
+            LookupFailed: late, failed, or not tried.
+        """
+        limit = self._timeout if timeout is None else min(self._timeout, timeout)
+        if limit <= 0:
+            raise LookupFailed(f"no time is left to look {entity} features up", "late")
+        trial = self._start(entity)
+        if not self._free.acquire(blocking=False):
+            self._ended(trial, None)
+            raise LookupFailed(f"all lookups hang: {entity} features were not asked for", "busy")
+        future = self._pool.submit(self._run, entity, list(ids), limit)
+        try:
+            found = future.result(limit)
+        except LateError:
+            self._ended(trial, False)
+            raise LookupFailed(f"{entity} features took longer than {limit * 1000:.0f} ms", "late") from None
+        except FeatureStoreError as error:
+            self._ended(trial, False)
+            raise LookupFailed(str(error), "failed") from error
+        self._ended(trial, True)
+        return found
+
+    def close(self) -> None:
+        """Stop taking lookups and close the source."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._source.close()
+
+    def _run(self, entity: Entity, ids: list[str], limit: float) -> list[Found]:
+        try:
+            return self._source.fetch(entity, ids, limit)
+        finally:
+            self._free.release()
+
+    def _start(self, entity: Entity) -> bool:
+        """Whether this lookup is the one that tries whether the store is back."""
+        with self._lock:
+            if self._failures < FAILURES:
+                return False
+            if self._trying or self._clock() < self._rest_until:
+                raise LookupFailed(f"the online store failed {self._failures} times in a row: {entity}", "resting")
+            self._trying = True
+            return True
+
+    def _ended(self, trial: bool, good: bool | None) -> None:
+        with self._lock:
+            if trial:
+                self._trying = False
+            if good:
+                self._failures = 0
+            elif good is False:
+                self._failures += 1
+                if self._failures >= FAILURES:
+                    self._rest_until = self._clock() + REST

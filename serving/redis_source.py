@@ -1,0 +1,122 @@
+"""Online features straight from Feast's layout in Redis, several times cheaper than through the SDK.
+
+All views of an entity lie in one hash. Its key is Feast's serialization of the entity key (version 3) and the project; its fields
+are the murmur3 of ``view:feature`` with a protobuf value each, and ``_ts:view`` with the time of the view's row. So one
+HMGET per id fetches everything, and all ids go in one pipeline. The layout belongs to the pinned Feast: every source
+compares its own keys with Feast's when it is made.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+from serving.features import Entity, Found
+from thinktwice.data.feature_tables import table_specs
+from thinktwice.errors import FeatureStoreError
+from thinktwice.schema import LogSchema
+
+STRING = 2  # Feast's number of the value type
+SELF_CHECK = "ä b"
+
+
+class RedisSource:
+    """Reads the hashes that Feast writes.
+
+    Args:
+        store: an open Feast store whose online store is Redis; its connection is used.
+        schema: names the views and their features.
+
+    Raises:
+        FeatureStoreError: the store is no Redis, or the installed Feast lays its keys out otherwise.
+    """
+
+    def __init__(self, store: Any, schema: LogSchema) -> None:
+        from feast.infra.online_stores.helpers import _mmh3
+        from feast.infra.online_stores.redis import RedisOnlineStore
+        from feast.protos.feast.types.Value_pb2 import Value
+        from google.protobuf.timestamp_pb2 import Timestamp
+
+        online = store._get_provider().online_store
+        if not isinstance(online, RedisOnlineStore):
+            raise FeatureStoreError(
+                f"the online store is {type(online).__name__}, not Redis: use the feature reader 'snapshot' or 'feast'"
+            )
+        self._client = online._get_client(store.config.online_store)
+        self._value, self._timestamp = Value, Timestamp
+        self._project = store.project.encode()
+        self._prefix: dict[Entity, bytes] = {}
+        self._fields: dict[Entity, list[bytes]] = {"user": [], "item": []}
+        self._names: dict[Entity, tuple[str, ...]] = {"user": (), "item": ()}
+        times: dict[Entity, list[bytes]] = {"user": [], "item": []}
+        for spec in table_specs(schema):
+            self._prefix[spec.entity] = _prefix(spec.key)
+            self._fields[spec.entity] += [_mmh3(f"{spec.name}:{name}") for name in spec.features]
+            self._names[spec.entity] += spec.features
+            times[spec.entity].append(f"_ts:{spec.name}".encode())
+            self._check_layout(spec.key, spec.entity)
+        for entity in times:
+            self._fields[entity] += times[entity]
+
+    def names(self, entity: Entity) -> tuple[str, ...]:
+        """See :class:`serving.features.FeatureSource`."""
+        return self._names[entity]
+
+    def fetch(self, entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[Found]:
+        """See :class:`serving.features.FeatureSource`; the time limit is that of the connection."""
+        from redis import RedisError
+
+        names = self._names[entity]
+        if not names:
+            return [Found({})] * len(ids)
+        fields = self._fields[entity]
+        try:
+            with self._client.pipeline(transaction=False) as pipe:
+                for value in ids:
+                    pipe.hmget(self._key(entity, value), fields)
+                answers = pipe.execute()
+        except RedisError as error:
+            raise FeatureStoreError(f"the online store does not answer for {entity} features ({error})") from error
+        return [self._found(names, answer) for answer in answers]
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._client.close()
+
+    def _key(self, entity: Entity, value: str) -> bytes:
+        text = value.encode()
+        return self._prefix[entity] + struct.pack("<II", STRING, len(text)) + text + self._project
+
+    def _found(self, names: tuple[str, ...], answer: list[bytes | None]) -> Found:
+        values = {name: None if raw is None else self._decoded(raw) for name, raw in zip(names, answer, strict=False)}
+        newest = [self._seconds(raw) for raw in answer[len(names) :] if raw]
+        return Found(values, max(newest)) if newest else Found(values)
+
+    def _decoded(self, raw: bytes) -> Any:
+        value = self._value.FromString(raw)
+        kind = value.WhichOneof("val")
+        if kind is None:
+            return None
+        found = getattr(value, kind)
+        return list(found.val) if kind.endswith("_list_val") else found
+
+    def _seconds(self, raw: bytes) -> float:
+        at = self._timestamp.FromString(raw)
+        return float(at.seconds) + at.nanos / 1e9
+
+    def _check_layout(self, key: str, entity: Entity) -> None:
+        from feast.infra.online_stores.helpers import _redis_key
+        from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+
+        row = EntityKey(join_keys=[key], entity_values=[self._value(string_val=SELF_CHECK)])
+        if self._key(entity, SELF_CHECK) != _redis_key(self._project.decode(), row, 3):
+            raise FeatureStoreError(
+                "the installed Feast writes other Redis keys than this version reads: "
+                "install the pinned Feast, or use the feature reader 'feast'"
+            )
+
+
+def _prefix(key: str) -> bytes:
+    text = key.encode()
+    return struct.pack("<III", 1, STRING, len(text)) + text

@@ -1,0 +1,219 @@
+"""All items of the catalogue in this process, encoded ahead: the item side of a request is an index take.
+
+The snapshot is filled by batch reads of the feature store and filled anew in the background, so the store stays the only
+source. A refill that fails leaves the last good one in place. Items that are not in it are fetched when they are asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from serving.features import Features, Found, Lookup, defaulted
+from thinktwice.data.encoder import Encoder
+from thinktwice.data.sides import Side
+from thinktwice.errors import FeatureStoreError
+
+CHUNK = 2_000  # items of one read
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """Items of one moment, in columns.
+
+    places: id -> row. side: encoded, a row per item. values: as the store gave them, in chunks of CHUNK rows, for whoever wants to
+    see them. newest [n] Unix seconds, NaN unknown. cold [n] bool.
+    """
+
+    places: Mapping[str, int]
+    side: Side
+    values: tuple[pa.Table, ...]
+    newest: np.ndarray
+    cold: np.ndarray
+    filled: float  # Unix seconds
+
+    def row(self, place: int) -> dict[str, Any]:
+        """The values of one item."""
+        found: dict[str, Any] = self.values[place // CHUNK].slice(place % CHUNK, 1).to_pylist()[0]
+        return found
+
+
+class _Rows(Sequence[Mapping[str, Any]]):
+    """Values of the candidates of one request, read only when somebody looks at them."""
+
+    def __init__(self, snapshot: Snapshot, places: np.ndarray, missed: Mapping[int, Mapping[str, Any]]) -> None:
+        self._snapshot, self._places, self._missed = snapshot, places, missed
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = index % len(self) if -len(self) <= index < 0 else index
+        if place in self._missed:
+            return self._missed[place]
+        return self._snapshot.row(int(self._places[place]))
+
+
+class SnapshotReader:
+    """Reads items from the snapshot, and the user's row and unknown items from the source.
+
+    Args:
+        lookup: the source, its time limit and its defaults.
+        fill: the same source without a time limit, for batch reads.
+        item_ids: gives the ids of the catalogue, newly at every refill.
+        encoder: of the model.
+        item_key: column of the item id, None when the model does not read it.
+        refresh: seconds between refills.
+        first_limit: seconds the first fill may hold the start up; what is missing then follows in the background.
+    """
+
+    def __init__(
+        self,
+        lookup: Lookup,
+        fill: Lookup,
+        item_ids: Callable[[], Sequence[str]],
+        encoder: Encoder,
+        item_key: str,
+        *,
+        refresh: float = 300.0,
+        first_limit: float = 20.0,
+    ) -> None:
+        self._lookup, self._fill, self._item_ids = lookup, fill, item_ids
+        self._encoder, self._key = encoder, item_key
+        self._names = [f.name for f in encoder.fields if f.entity == "item"]
+        self._refresh = refresh
+        self.failures = 0
+        self._stop = threading.Event()
+        self._snapshot, complete = self._filled(time.monotonic() + first_limit)
+        self._thread = threading.Thread(target=self._keep_fresh, args=(complete,), name="snapshot", daemon=True)
+        self._thread.start()
+
+    @property
+    def filled(self) -> float:
+        """When the snapshot was filled, Unix seconds."""
+        return self._snapshot.filled
+
+    def __len__(self) -> int:
+        return len(self._snapshot.places)
+
+    def read(self, user_id: str | None, item_ids: Sequence[str], timeout: float | None = None) -> Features:
+        """See :class:`serving.features.OnlineFeatureReader`."""
+        end = None if timeout is None else time.monotonic() + timeout
+        user, user_defaulted = self._lookup.user(user_id, timeout)
+        snapshot = self._snapshot  # one for the whole request, whatever the background does
+        find = snapshot.places.get
+        places = np.array([find(item, -1) for item in item_ids], np.int64)
+        side, items_defaulted = snapshot.side.take(places), False
+        newest, cold = snapshot.newest[places], snapshot.cold[places]
+        missed: dict[int, Mapping[str, Any]] = {}
+        absent = np.flatnonzero(places < 0).tolist()
+        if absent:
+            unknown = list(dict.fromkeys(item_ids[i] for i in absent))
+            left = None if end is None else max(0.0, end - time.monotonic())
+            rows, items_defaulted = self._lookup.rows("item", unknown, left)
+            found = dict(zip(unknown, rows, strict=True))
+            _put(
+                side,
+                np.array(absent),
+                self._encode([item_ids[i] for i in absent], [found[item_ids[i]] for i in absent]),
+            )
+            for i in absent:
+                row = found[item_ids[i]]
+                missed[i] = row.values
+                newest[i], cold[i] = row.newest, not items_defaulted and self._lookup.cold("item", row)
+        stale = (
+            tuple(self._lookup.stale(at) for at in newest.tolist()) if self._lookup.ages else (False,) * len(item_ids)
+        )
+        return Features(
+            user=user.values,
+            items=_Rows(snapshot, places, missed),
+            cold_user=user_id is not None and not user_defaulted and self._lookup.cold("user", user),
+            cold_items=tuple(cold.tolist()),
+            stale_user=self._lookup.stale(user.newest),
+            stale_items=stale,
+            defaulted=defaulted(user_defaulted, items_defaulted),
+            encoded_items=side,
+        )
+
+    def refill(self) -> bool:
+        """Fill the snapshot now; False, and nothing changed, when the store does not answer."""
+        try:
+            self._snapshot, _ = self._filled(math.inf)
+        except FeatureStoreError as error:
+            self.failures += 1
+            age = time.time() - self.filled
+            logger.warning("the item snapshot was not refilled, the one of %.0f s ago stays: %s", age, error)
+            return False
+        return True
+
+    def close(self) -> None:
+        """See :class:`serving.features.OnlineFeatureReader`."""
+        self._stop.set()
+        self._thread.join(10.0)
+        self._lookup.source.close()
+
+    def _keep_fresh(self, complete: bool) -> None:
+        if not complete:
+            self.refill()
+        while not self._stop.wait(self._refresh):
+            self.refill()
+
+    def _filled(self, until: float) -> tuple[Snapshot, bool]:
+        """A snapshot of as many items as could be read until then, and whether they are all."""
+        ids = list(dict.fromkeys(self._item_ids()))
+        at = time.time()
+        # One row that nothing points to: a take from an empty snapshot would fail.
+        sides, values, newest, cold = [self._encode([""], [Found({})])], [], [np.zeros(1)], [np.zeros(1, bool)]
+        done = 0
+        while done < len(ids) and (done == 0 or time.monotonic() < until) and not self._stop.is_set():
+            chunk = ids[done : done + CHUNK]
+            rows, _ = self._fill.rows("item", chunk, None)
+            sides.append(self._encode(chunk, rows))
+            values.append(_table(rows))
+            newest.append(np.array([row.newest for row in rows]))
+            cold.append(np.array([self._fill.cold("item", row) for row in rows]))
+            done += len(chunk)
+        # The row that nothing points to comes last, where the place -1 finds it.
+        side = Side.stacked([*sides[1:], sides[0]])
+        return (
+            Snapshot(
+                places={item: place for place, item in enumerate(ids[:done])},
+                side=side,
+                values=tuple(values),
+                newest=np.concatenate([*newest[1:], newest[0]]),
+                cold=np.concatenate([*cold[1:], cold[0]]),
+                filled=at,
+            ),
+            done == len(ids),
+        )
+
+    def _encode(self, ids: Sequence[str], rows: Sequence[Found]) -> Side:
+        return self._encoder.encode_side(
+            [{**row.values, self._key: item} for item, row in zip(ids, rows, strict=True)], self._names
+        )
+
+
+def _put(side: Side, places: np.ndarray, part: Side) -> None:
+    """Write the rows of ``part`` over those of ``side`` at ``places``."""
+    side.ids[places] = part.ids
+    for name, block in part.sequences.items():
+        side.sequences[name][places] = block
+    for name, block in part.vectors.items():
+        side.vectors[name][places] = block
+
+
+def _table(rows: Sequence[Found]) -> pa.Table:
+    names = list(rows[0].values)
+    return pa.table({name: pa.array([row.values[name] for row in rows]) for name in names})

@@ -1,0 +1,131 @@
+"""A store that hangs, fails and comes back: bounded time, bounded threads, and a rest for the store."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from serving.features import DirectReader, Entity, Found, Lookup
+from serving.guarded_source import FAILURES, REST, GuardedSource, LookupFailed
+from thinktwice.errors import FeatureStoreError
+
+
+class Source:
+    """A store whose behaviour a test sets; hangs until ``gate`` opens."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.error: Exception | None = None
+        self.asked: list[tuple[Entity, list[str]]] = []
+        self.closed = False
+
+    def names(self, entity: Entity) -> tuple[str, ...]:
+        return ("age",) if entity == "user" else ("genre",)
+
+    def fetch(self, entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[Found]:
+        self.asked.append((entity, list(ids)))
+        assert self.gate.wait(30)
+        if self.error is not None:
+            raise self.error
+        return [Found({self.names(entity)[0]: value}) for value in ids]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Clock:
+    now = 50.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def reason(guarded: GuardedSource, timeout: float | None = None) -> str:
+    with pytest.raises(LookupFailed) as caught:
+        guarded.fetch("user", ["u"], timeout)
+    return caught.value.reason
+
+
+def test_a_store_that_answers() -> None:
+    source = Source()
+    guarded = GuardedSource(source, timeout=10)
+    assert [row.values for row in guarded.fetch("item", ["a", "b"])] == [{"genre": "a"}, {"genre": "b"}]
+    assert guarded.names("user") == ("age",)
+    guarded.close()
+    assert source.closed
+
+
+def test_hanging_lookups_are_late_then_refused_without_a_thread_more() -> None:
+    source = Source()
+    source.gate.clear()
+    guarded = GuardedSource(source, timeout=0.01, threads=2)
+    assert [reason(guarded) for _ in range(4)] == ["late", "late", "busy", "busy"]
+    assert len(source.asked) == 2
+    assert sum(t.name.startswith("lookup") for t in threading.enumerate()) == 2
+    source.gate.set()
+    for _ in range(200):
+        try:
+            found = guarded.fetch("user", ["u"], 0.01)
+            break
+        except LookupFailed:
+            threading.Event().wait(0.01)
+    assert found[0].values == {"age": "u"}
+    guarded.close()
+
+
+def test_no_time_left_asks_nobody() -> None:
+    source = Source()
+    guarded = GuardedSource(source, timeout=1)
+    assert reason(guarded, 0.0) == reason(guarded, -1.0) == "late"
+    assert source.asked == []
+    guarded.close()
+
+
+def test_a_store_that_fails_again_and_again_gets_a_rest_and_one_trial_at_a_time() -> None:
+    source, clock = Source(), Clock()
+    source.error = FeatureStoreError("down")
+    guarded = GuardedSource(source, timeout=10, clock=clock)
+    assert [reason(guarded) for _ in range(FAILURES + 2)] == ["failed"] * FAILURES + ["resting"] * 2
+    assert len(source.asked) == FAILURES
+    clock.now += REST + 0.01
+    assert [reason(guarded) for _ in range(2)] == ["failed", "resting"]  # one trial, then rest again
+    clock.now += REST + 0.01
+    source.error = None
+    assert guarded.fetch("user", ["u"])[0].values == {"age": "u"}
+    source.error = FeatureStoreError("down")
+    assert [reason(guarded) for _ in range(FAILURES)] == ["failed"] * FAILURES  # counted from the start
+    guarded.close()
+
+
+def test_a_bug_in_a_source_is_no_slow_store() -> None:
+    source = Source()
+    source.error = ZeroDivisionError()
+    guarded = GuardedSource(source, timeout=10)
+    with pytest.raises(ZeroDivisionError):
+        guarded.fetch("user", ["u"])
+    source.error = None
+    assert guarded.fetch("user", ["u"])  # and its thread is free again
+    guarded.close()
+
+
+def test_a_reader_answers_with_defaults_and_tells() -> None:
+    source = Source()
+    source.error = FeatureStoreError("down")
+    told: list[tuple[Entity, str]] = []
+    guarded = GuardedSource(source, timeout=10)
+    reader = DirectReader(Lookup(guarded, on_default=lambda entity, why: told.append((entity, why))))
+    features = reader.read("u", ["a", "b", "a"])
+    assert features.user == {"age": None}
+    assert list(features.items) == [{"genre": None}] * 3
+    assert features.defaulted == ("user", "item")
+    assert told == [("user", "failed"), ("item", "failed")]
+    with pytest.raises(FeatureStoreError):
+        DirectReader(Lookup(guarded)).read("u", ["a"])
+    source.error = None
+    source.asked.clear()
+    assert reader.read(None, ["a", "b", "a"]).defaulted == ()
+    assert source.asked == [("item", ["a", "b"])]
+    reader.close()

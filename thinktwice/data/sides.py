@@ -1,0 +1,73 @@
+"""A request encoded in two parts: what its rows share (user, context) once, and what is each row's own (the item).
+
+Encoding a user once instead of once per candidate, and items ahead of any request, is what makes a request cheap.
+Shapes: S shared columns, I item columns, S + I = C; n rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from thinktwice.data.encoded import Batch
+
+
+@dataclass(frozen=True)
+class Side:
+    """Encoded values of some of the model's fields.
+
+    ids [n, S or I] int64 of the columns ``columns`` [S or I] of a batch, in order; sequences name -> [n, L] int64;
+    vectors name -> [n, dim] float32.
+    """
+
+    columns: tuple[int, ...]
+    ids: np.ndarray
+    sequences: Mapping[str, np.ndarray] = field(default_factory=dict)
+    vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: np.ndarray) -> Side:
+        """The rows at ``rows`` [m], in that order, repeats included."""
+        return Side(
+            self.columns,
+            self.ids[rows],
+            {name: block[rows] for name, block in self.sequences.items()},
+            {name: block[rows] for name, block in self.vectors.items()},
+        )
+
+    @staticmethod
+    def stacked(parts: Sequence[Side]) -> Side:
+        """All rows of ``parts``, which are sides of the same fields."""
+        first = parts[0]
+        return Side(
+            first.columns,
+            np.concatenate([part.ids for part in parts]),
+            {name: np.concatenate([part.sequences[name] for part in parts]) for name in first.sequences},
+            {name: np.concatenate([part.vectors[name] for part in parts]) for name in first.vectors},
+        )
+
+
+def join(shared: Side, own: Side) -> Batch:
+    """The batch of n rows whose shared part is the one row of ``shared`` and whose other part are the n rows of ``own``.
+
+    Raises:
+        ValueError: ``shared`` is not one row.
+    """
+    if len(shared) != 1:
+        raise ValueError(f"the shared side must be one row, not {len(shared)}")
+    rows = len(own)
+    ids = np.empty((rows, len(shared.columns) + len(own.columns)), np.int64)
+    ids[:, shared.columns] = shared.ids
+    ids[:, own.columns] = own.ids
+    sequences = {name: np.repeat(block, rows, axis=0) for name, block in shared.sequences.items()} | dict(own.sequences)
+    vectors = {name: np.repeat(block, rows, axis=0) for name, block in shared.vectors.items()} | dict(own.vectors)
+    return Batch(
+        torch.from_numpy(ids),
+        {name: torch.from_numpy(block) for name, block in sequences.items()},
+        {name: torch.from_numpy(block) for name, block in vectors.items()},
+    )
