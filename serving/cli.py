@@ -7,6 +7,7 @@ import re
 import time
 import urllib.error
 import urllib.request
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,15 @@ from thinktwice.errors import RequestError, ServerError
 
 DEFAULT_STATE = Path(".thinktwice/state")
 DEFAULT_PORT = 8080
+
+
+class Server(str, Enum):
+    """The servers there are."""
+
+    torchserve = "torchserve"
+    kserve = "kserve"
+
+
 READY = "ready"  # first word of the line that `serve` prints when the server answers
 
 
@@ -30,13 +40,14 @@ def serve(
     start_limit: Annotated[
         float, typer.Option(min=1, help="Seconds the start may take before it is given up.")
     ] = 180.0,
+    server: Annotated[Server, typer.Option(help="Which server: both answer the same.")] = Server.torchserve,
 ) -> None:
-    """Serve the champion with TorchServe on 127.0.0.1 until Ctrl-C.
+    """Serve the champion on 127.0.0.1 until Ctrl-C.
 
     Prints one line "ready URL" when a worker has really scored a request. KServe v1 is at /v1/models/ctr:predict, Open
     Inference v2 at /v2/models/ctr/infer.
     """
-    from serving.torchserve_process import running
+    from serving import kserve_process, torchserve_process
     from thinktwice.champion import read_champion, verify_archive
 
     champion = read_champion(state)
@@ -45,22 +56,23 @@ def serve(
     archive = verify_archive(champion)
     console = Console(stderr=True)
     console.print(f"serving {champion.info.model_version} (bundle {champion.info.bundle_hash[:12]})")
+    running: Any = torchserve_process.running if server is Server.torchserve else kserve_process.running
     with (
         console.status("starting") as status,
         running(
-            archive,
+            archive if server is Server.torchserve else champion.bundle_dir,
             feature_store=champion.feature_store_dir if champion.info.feature_service else None,
             port=port,
             log=log or state / "logs" / f"serve-{port}.log",
             limit=start_limit,
             progress=status.update,
-        ) as server,
+        ) as started,
     ):
         status.stop()
-        typer.echo(f"{READY} {server.predict_url}")
-        console.print(f"ready after {server.seconds_to_ready:.1f} s, log {server.log}, stop with Ctrl-C")
+        typer.echo(f"{READY} {started.predict_url}")
+        console.print(f"ready after {started.seconds_to_ready:.1f} s, log {started.log}, stop with Ctrl-C")
         while True:
-            server.check()
+            started.check()
             time.sleep(0.2)
 
 

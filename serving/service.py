@@ -29,6 +29,7 @@ from thinktwice.errors import FeatureStoreError, OverloadedError, RequestError
 
 JSON = "application/json"
 REQUEST_ID = "x-request-id"
+OWN_REQUEST_ID = "x-ctr-request-id"  # the same once more: TorchServe puts an id of its own into the other
 MAX_REQUEST_ID = 128
 PHRASES = {
     400: "Bad Request",
@@ -99,6 +100,11 @@ class Service:
         milliseconds = header_deadline_ms(headers) or self.config.deadline_ms
         return Deadline(sent, sent + milliseconds / 1000)
 
+    def close(self) -> None:
+        """Stop what runs in the background."""
+        if self.scorer.reader is not None:
+            self.scorer.reader.close()
+
     def answer(self, body: Any, headers: Mapping[str, str], deadline: Deadline | None = None) -> Reply:
         """Answer one HTTP request. Never raises.
 
@@ -115,7 +121,7 @@ class Service:
         self.metrics.finished(course.outcome, spent)
         if self.config.access_log:
             self._tell(course, reply, spent)
-        reply.headers[REQUEST_ID] = course.request_id
+        reply.headers[REQUEST_ID] = reply.headers[OWN_REQUEST_ID] = course.request_id
         return reply
 
     def refuse(self, error: OverloadedError, headers: Mapping[str, str], deadline: Deadline) -> Reply:
@@ -126,7 +132,7 @@ class Service:
         self.metrics.finished("refused", spent)
         if self.config.access_log:
             self._tell(course, reply, spent)
-        reply.headers[REQUEST_ID] = course.request_id
+        reply.headers[REQUEST_ID] = reply.headers[OWN_REQUEST_ID] = course.request_id
         return reply
 
     def _guarded(self, body: Any, headers: Mapping[str, str], course: _Course) -> Reply:

@@ -7,38 +7,46 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from serving.config import VARIABLE, ServingConfig, load_config
 from serving.java import find_java
+from serving.processes import (
+    HOST,
+    START_LIMIT,
+    STOP_LIMIT,
+    Progress,
+    alive,
+    check_port,
+    free_ports,
+    handlers,
+    scored,
+    send_signal,
+    signals_later,
+    sigterm_as_interrupt,
+)
 from thinktwice.champion import MODEL_NAME
 from thinktwice.errors import ServerError
 
-HOST = "127.0.0.1"
 MULTIPROCESS = (
     "PROMETHEUS_MULTIPROC_DIR"  # as :mod:`serving.metrics` says, which is not imported here: it counts from then on
 )
 LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
-PROBE: dict[str, object] = {"instances": [{"rows": [{}]}]}  # a row with nothing in it is a valid question to any model
-START_LIMIT = 180.0  # seconds; a cold disk takes most of a minute to import everything
-STOP_LIMIT = 20.0  # seconds to finish what is under way
 MAX_SOCKET_PATH = (
     80  # TorchServe puts Unix sockets into its temporary folder, whose path the system limits to about 100
 )
-
-Progress = Callable[[str], None]
 
 
 @dataclass
@@ -96,7 +104,7 @@ def running(
     Raises:
         ServerError: no Java, a busy port, a missing archive, or a worker that does not come up.
     """
-    with _sigterm_as_interrupt():
+    with sigterm_as_interrupt():
         if not archive.is_file():
             raise ServerError(f"model archive {archive} does not exist: run the pipeline to package and deploy a model")
         check_port(port)
@@ -104,9 +112,9 @@ def running(
         work = _work_folder()
         server: TorchServe | None = None
         try:
-            with _signals_later():  # an interrupt between the birth of the child and its name would orphan it
+            with signals_later():  # an interrupt between the birth of the child and its name would orphan it
                 server = _launch(archive.resolve(), feature_store, port, log, java_home, work, config or load_config())
-            _wait_until_scored(server, limit, progress)
+            _wait_untilscored(server, limit, progress)
             _remember_processes(server)  # the workers would lose their parent if Java died
             yield server
         finally:
@@ -123,29 +131,24 @@ def _work_folder() -> Path:
     return work
 
 
-def check_port(port: int) -> None:
-    """Raise a ServerError when somebody listens on the port already."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise ServerError(
-                f"port {port} of {HOST} cannot be used ({error.strerror}): stop the program that has it, "
-                "or give another one with --port"
-            ) from error
-
-
 def stop(server: TorchServe, limit: float = STOP_LIMIT) -> None:
-    """Stop the server and wait until Java and every worker are gone. A second Ctrl-C does not interrupt it."""
-    with _handlers(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):
+    """Stop the server and wait until Java and every worker are gone. A second Ctrl-C does not interrupt it.
+
+    Java ends the connections of requests that still wait or are at work, so they are waited for first: until the queue is
+    empty, and until the one worker has answered a question that came after all of them.
+    """
+    with handlers(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):
         _remember_processes(server)
+        end = time.monotonic() + limit
+        while _pending(server) and time.monotonic() < end:
+            time.sleep(0.05)
+        scored(server.predict_url, limit=max(1.0, end - time.monotonic()))
         # The launcher ends by itself when Java, its only child, has ended, and Java ends its workers.
         for process in server.known[1:2]:
-            _signal(process, signal.SIGTERM)
+            send_signal(process, signal.SIGTERM)
         if not _wait_gone(server, limit):
             for process in server.known:
-                _signal(process, signal.SIGKILL)
+                send_signal(process, signal.SIGKILL)
             _wait_gone(server, 5.0)
         if server.process.stdin is not None:
             server.process.stdin.close()
@@ -191,7 +194,7 @@ def _launch(
     work: Path,
     settings: ServingConfig,
 ) -> TorchServe:
-    management, metrics, own_metrics, *grpc = _free_ports(5)
+    management, metrics, own_metrics, *grpc = free_ports(5)
     config = work / "config.properties"
     config.write_text(
         configuration(
@@ -212,6 +215,7 @@ def _launch(
         "LOG_LOCATION": str(work),
         "METRICS_LOCATION": str(work),
         VARIABLE: str(work / "serving.yaml"),
+        "TS_OPEN_INFERENCE_PROTOCOL": "oip",  # answers /v2/health
         MULTIPROCESS: str(work / "metrics"),
         "OMP_NUM_THREADS": "1",
         "PYTHONWARNINGS": "ignore",
@@ -247,14 +251,14 @@ def _launch(
     )
 
 
-def _wait_until_scored(server: TorchServe, limit: float, progress: Progress) -> None:
+def _wait_untilscored(server: TorchServe, limit: float, progress: Progress) -> None:
     start = time.monotonic()
     stage = ""
     while (elapsed := time.monotonic() - start) < limit:
         server.check()
         _raise_if_worker_failed(server)
         status = _worker_status(server)
-        if status == "READY" and _scored(server.predict_url):
+        if status == "READY" and scored(server.predict_url):
             server.seconds_to_ready = time.monotonic() - start
             return
         stage = {None: "starting Java", "READY": "asking the worker"}.get(status, "the worker loads the model")
@@ -278,8 +282,7 @@ def _raise_if_worker_failed(server: TorchServe) -> None:
 
 def _worker_status(server: TorchServe) -> str | None:
     try:
-        with urllib.request.urlopen(f"http://{HOST}:{server.management_port}/models/{MODEL_NAME}", timeout=2) as answer:
-            workers = json.load(answer)[0]["workers"]
+        workers = _described(server)["workers"]
     except urllib.error.HTTPError:
         return "LOADING"
     except (OSError, ValueError, KeyError, IndexError):
@@ -287,26 +290,19 @@ def _worker_status(server: TorchServe) -> str | None:
     return workers[0]["status"] if workers else "LOADING"
 
 
-def _scored(url: str) -> bool:
-    request = urllib.request.Request(  # noqa: S310 (a literal http address)
-        url, json.dumps(PROBE).encode(), {"Content-Type": "application/json"}
-    )
+def _pending(server: TorchServe) -> int:
+    """Requests in Java's queue; 0 when it does not say."""
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
-            return bool(answer.status == 200)
-    except OSError:
-        return False
+        return int(_described(server)["jobQueueStatus"]["pendingRequests"])
+    except (OSError, ValueError, KeyError, IndexError):
+        return 0
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind((HOST, 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+def _described(server: TorchServe) -> dict[str, Any]:
+    address = f"http://{HOST}:{server.management_port}/models/{MODEL_NAME}"
+    with urllib.request.urlopen(address, timeout=2) as answer:
+        found: dict[str, Any] = json.load(answer)[0]
+        return found
 
 
 def _remember_processes(server: TorchServe) -> None:
@@ -323,59 +319,8 @@ def _wait_gone(server: TorchServe, limit: float) -> bool:
     while True:
         server.process.poll()
         _remember_processes(server)  # a worker may have been started meanwhile
-        if not any(_alive(p) for p in server.known):
+        if not any(alive(p) for p in server.known):
             return True
         if time.monotonic() >= end:
             return False
         time.sleep(0.05)
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _signal(process: psutil.Process, number: int) -> None:
-    with suppress(psutil.NoSuchProcess):
-        process.send_signal(number)
-
-
-@contextmanager
-def _handlers(handler: Callable[[int, object], None] | signal.Handlers, *numbers: int) -> Iterator[None]:
-    """Other signal handlers for a while; nothing in a thread, where Python cannot set them and no signal arrives."""
-    try:
-        before = {number: signal.signal(number, handler) for number in numbers}
-    except ValueError:
-        before = {}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, signal.SIG_DFL if old is None else old)
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM unwinds the stack as Ctrl-C does, so that every ``finally`` runs.
-
-    SIGINT too: a shell that starts a job in the background has it ignored, and Python then leaves it so.
-    """
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    with _handlers(interrupt, signal.SIGINT, signal.SIGTERM):
-        yield
-
-
-@contextmanager
-def _signals_later() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the block is over."""
-    seen: list[int] = []
-    # No SIG_IGN here: a child inherits that, and Java would never be told to stop.
-    with _handlers(lambda number, frame: seen.append(number), signal.SIGINT, signal.SIGTERM):
-        yield
-    if seen:
-        raise KeyboardInterrupt

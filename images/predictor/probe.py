@@ -4,16 +4,24 @@ TorchServe's own ``/ping`` says Healthy while no worker is ready. This asks the 
 worker, and with ``--score`` also sends one prediction through the same door the callers use.
 
     probe.py [--score]
+
+With ``--drain`` it waits before a stop, as a preStop hook: first until nobody sends requests here any more, then until the queue is
+empty. TorchServe itself ends the connections of requests that are not answered yet when it is told to stop.
+
+    probe.py --drain
 """
 
 import http.client
 import json
 import sys
+import time
 
 MODEL = "ctr"
 # A row with nothing in it is a valid question to any model.
 QUESTION = b'{"instances": [{"rows": [{}]}]}'
 TIMEOUT_S = 8.0
+LEAVE_S = 5.0  # until the last gateway has heard that this pod is going
+DRAIN_S = 20.0
 
 
 def ask(method: str, port: int, path: str, body: bytes | None = None) -> tuple[int, bytes]:
@@ -47,8 +55,29 @@ def why_not_ready(score: bool) -> str:
     return ""
 
 
+def pending() -> int:
+    """Requests that wait in the queue; 0 when the server does not say."""
+    try:
+        _, answer = ask("GET", 8081, f"/models/{MODEL}")
+        return sum(version["jobQueueStatus"]["pendingRequests"] for version in json.loads(answer))
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        return 0
+
+
+def drain() -> None:
+    """Wait until this pod has nothing left to answer."""
+    time.sleep(LEAVE_S)
+    end = time.monotonic() + DRAIN_S
+    while pending() and time.monotonic() < end:
+        time.sleep(0.1)
+    why_not_ready(score=True)  # what comes after a request that is at work is answered after it
+
+
 def main(arguments: list[str]) -> int:
     """Entry point; see the module's text for the arguments."""
+    if "--drain" in arguments:
+        drain()
+        return 0
     reason = why_not_ready("--score" in arguments)
     if reason:
         sys.stderr.write(f"{reason}\n")

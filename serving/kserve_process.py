@@ -1,0 +1,137 @@
+"""The KServe predictor as a child of this process, on loopback: start, wait until it really scored, stop it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.processes import (
+    HOST,
+    START_LIMIT,
+    STOP_LIMIT,
+    Progress,
+    check_port,
+    handlers,
+    scored,
+    signals_later,
+    sigterm_as_interrupt,
+)
+from thinktwice.champion import MODEL_NAME
+from thinktwice.errors import ServerError
+
+
+@dataclass
+class KServe:
+    """A running server. Get one from :func:`running`."""
+
+    port: int
+    log: Path
+    process: subprocess.Popen[bytes]
+    seconds_to_ready: float = 0.0
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def predict_url(self) -> str:
+        return f"{self.url}/v1/models/{MODEL_NAME}:predict"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"{self.url}/metrics"
+
+    def check(self) -> None:
+        """Raise a ServerError when the server has ended by itself."""
+        if (code := self.process.poll()) is None:
+            return
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        if match := re.search(r'"cannot load: (?:[^"\\]|\\.)*"', text):
+            raise ServerError(f"the model cannot be served: {json.loads(match[0]).removeprefix('cannot load: ')}")
+        raise ServerError(f"the predictor ended by itself (exit code {code}): see {self.log}")
+
+
+@contextmanager
+def running(
+    bundle: Path,
+    *,
+    feature_store: Path | None,
+    port: int,
+    log: Path,
+    limit: float = START_LIMIT,
+    progress: Progress = lambda text: None,
+    environment: dict[str, str] | None = None,
+) -> Iterator[KServe]:
+    """Serve a bundle while the block runs; on leaving, also by Ctrl-C or SIGTERM, the process has drained and is gone.
+
+    Args:
+        bundle: bundle folder, or a ``.mar`` archive.
+        feature_store: feature store folder, None for a model without one.
+        port: on 127.0.0.1.
+        log: file for the server's output; replaced.
+        limit: seconds the start may take.
+        progress: told what is going on.
+        environment: variables beside those of this process.
+
+    Raises:
+        ServerError: a busy port, or a model that does not come up.
+    """
+    with sigterm_as_interrupt():
+        check_port(port)
+        server: KServe | None = None
+        try:
+            with signals_later():  # an interrupt between the birth of the child and its name would orphan it
+                server = _launch(bundle, feature_store, port, log, environment or {})
+            start = time.monotonic()
+            while not scored(server.predict_url):
+                server.check()
+                if (elapsed := time.monotonic() - start) > limit:
+                    raise ServerError(f"the predictor did not score within {limit:.0f} seconds: see {log}")
+                progress(f"the predictor loads the model ({elapsed:.0f} s)")
+                time.sleep(0.1)
+            server.seconds_to_ready = time.monotonic() - start
+            yield server
+        finally:
+            if server is not None:
+                stop(server)
+
+
+def stop(server: KServe, limit: float = STOP_LIMIT) -> None:
+    """End the server in order, or by force after ``limit`` seconds."""
+    import signal
+
+    with handlers(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):
+        server.process.terminate()
+        try:
+            server.process.wait(limit)
+        except subprocess.TimeoutExpired:
+            server.process.kill()
+            server.process.wait(5.0)
+
+
+def _launch(bundle: Path, store: Path | None, port: int, log: Path, more: dict[str, str]) -> KServe:
+    command = [sys.executable, "-m", "serving.kserve_predictor", "--port", str(port)]
+    command += ["--bundle" if bundle.is_dir() else "--archive", str(bundle.resolve())]
+    if store is not None:
+        command += ["--feature-store", str(store.resolve())]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **more}
+    environment.pop("THINKTWICE_FEATURE_STORE", None)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return KServe(port, log, process)

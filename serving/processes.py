@@ -1,0 +1,111 @@
+"""Children of this process that serve on loopback: ports, probes and signals, whichever server it is."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import psutil
+
+from thinktwice.errors import ServerError
+
+HOST = "127.0.0.1"
+PROBE: dict[str, object] = {"instances": [{"rows": [{}]}]}  # a row with nothing in it is a valid question to any model
+START_LIMIT = 180.0  # seconds; a cold disk takes most of a minute to import everything
+STOP_LIMIT = 20.0  # seconds to finish what is under way
+
+Progress = Callable[[str], None]
+
+
+def check_port(port: int) -> None:
+    """Raise a ServerError when somebody listens on the port already."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise ServerError(
+                f"port {port} of {HOST} cannot be used ({error.strerror}): stop the program that has it, "
+                "or give another one with --port"
+            ) from error
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody has, all different."""
+    sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind((HOST, 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def scored(url: str, limit: float = 30.0) -> bool:
+    """Whether the server at a predict address answers a question within ``limit`` seconds."""
+    request = urllib.request.Request(  # noqa: S310 (a literal http address)
+        url, json.dumps(PROBE).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=limit) as answer:  # noqa: S310
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether a process still runs."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def send_signal(process: psutil.Process, number: int) -> None:
+    """Send a signal to a process that may have ended already."""
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
+
+
+@contextmanager
+def handlers(handler: Callable[[int, object], None] | signal.Handlers, *numbers: int) -> Iterator[None]:
+    """Other signal handlers for a while; nothing in a thread, where Python cannot set them and no signal arrives."""
+    try:
+        before = {number: signal.signal(number, handler) for number in numbers}
+    except ValueError:
+        before = {}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, signal.SIG_DFL if old is None else old)
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM unwinds the stack as Ctrl-C does, so that every ``finally`` runs.
+
+    SIGINT too: a shell that starts a job in the background has it ignored, and Python then leaves it so.
+    """
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    with handlers(interrupt, signal.SIGINT, signal.SIGTERM):
+        yield
+
+
+@contextmanager
+def signals_later() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the block is over."""
+    seen: list[int] = []
+    # No SIG_IGN here: a child inherits that, and Java would never be told to stop.
+    with handlers(lambda number, frame: seen.append(number), signal.SIGINT, signal.SIGTERM):
+        yield
+    if seen:
+        raise KeyboardInterrupt

@@ -1,0 +1,188 @@
+"""Whatever TorchServe answers, the KServe predictor answers too: same status, same bytes, same headers of ours."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import time
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.contract.conftest import LARGEST, Servers
+from tests.serving.small import MODEL_VERSION
+
+pytestmark = pytest.mark.server
+
+V1 = "/v1/models/ctr:predict"
+V2 = "/v2/models/ctr/infer"
+CONTEXT = {"slot": "s1", "bid": 0.5, "timestamp": "2026-01-06T10:00:00Z"}
+ONE: dict[str, Any] = {"user_id": "u1", "candidates": ["i1", "i2", "never seen"], "context": CONTEXT}
+MANY = {**ONE, "candidates": [f"i{i % 60}" if i % 10 else f"cold{i}" for i in range(500)]}
+ROW = {"user_id": "u1", "item_id": "i7", "gender": "f", "price": 3.0, "history": ["i1"], "cover": [0.0, 0.5, 1.0]}
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def ask(
+    url: str, path: str, body: Any, headers: Mapping[str, str] | None = None, method: str = "POST", limit: float = 60
+) -> Reply:
+    place = urllib.parse.urlsplit(url)
+    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=limit)
+    data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+    try:
+        connection.request(method, path, data, {"Content-Type": "application/json", **(headers or {})})
+        answer = connection.getresponse()
+        return Reply(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+    finally:
+        connection.close()
+
+
+def both(servers: Servers, path: str, body: Any, headers: Mapping[str, str] | None = None) -> Reply:
+    """The one answer of both servers."""
+    first, second = (ask(servers.url[name], path, body, headers) for name in ("torchserve", "kserve"))
+    assert (first.status, first.body) == (second.status, second.body), (first, second)
+    for name in ("content-type", "retry-after", "x-ctr-request-id" if headers else "content-type"):
+        assert first.headers.get(name) == second.headers.get(name), name
+    return second
+
+
+def v2(*requests: Any, **more: Any) -> dict[str, Any]:
+    data = [json.dumps(r) for r in requests]
+    return {"inputs": [{"name": "request", "shape": [len(data)], "datatype": "BYTES", "data": data}], **more}
+
+
+GOOD: list[tuple[str, str, Any]] = [
+    ("candidates", V1, {"instances": [ONE]}),
+    ("five hundred", V1, {"instances": [MANY]}),
+    ("the best two", V1, {"instances": [{**ONE, "k": 2}]}),
+    ("a far deadline", V1, {"instances": [{**ONE, "deadline_ms": 60_000}]}),
+    ("no context", V1, {"instances": [{"user_id": "u1", "candidates": ["i1"], "context": {"timestamp": 0}}]}),
+    ("a cold user", V1, {"instances": [{**ONE, "user_id": "nobody"}]}),
+    ("raw rows", V1, {"instances": [{"rows": [ROW, {}, {**ROW, "timestamp": 0}], "k": 1}]}),
+    ("several requests", V1, {"instances": [ONE, {"rows": [ROW]}, MANY]}),
+    ("v2", V2, v2(ONE, {"rows": [ROW]}, id="q1")),
+    ("v2, some outputs", V2, v2(ONE, outputs=[{"name": "probability"}, {"name": "rank"}])),
+    ("v1 body on the v2 path", V2, {"instances": [ONE]}),
+]
+
+BAD: list[tuple[str, str, Any, int]] = [
+    ("no JSON", V1, b"{", 400),
+    ("a list", V1, [], 400),
+    ("nothing asked", V1, {}, 400),
+    ("an unknown key", V1, {"instances": [{**ONE, "surprise": 1}]}, 400),
+    ("no candidates", V1, {"instances": [{**ONE, "candidates": []}]}, 400),
+    ("too many candidates", V1, {"instances": [{**ONE, "candidates": ["i1"] * 1001}]}, 400),
+    ("a wrong tensor", V2, {"inputs": [{"name": "x"}]}, 400),
+    ("an unknown output", V2, v2(ONE, outputs=[{"name": "logit"}]), 400),
+    ("numbers too large", V1, {"instances": [{"rows": [{**ROW, "cover": [3e38, 3e38, 3e38]}]}]}, 400),
+    ("too large", V1, b" " * (LARGEST + 1), 413),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), [g[1:] for g in GOOD], ids=[g[0] for g in GOOD])
+def test_good_requests(servers: Servers, path: str, body: Any) -> None:
+    reply = both(servers, path, body, {"X-Request-Id": "abc-1"})
+    assert reply.status == 200
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.headers["x-ctr-request-id"] == reply.headers["x-request-id"] == "abc-1"
+    stages = reply.headers["server-timing"].split(", ")
+    names = ["queue", "parse", "features", "encode", "engine", "respond", "total"]
+    assert [stage.split(";dur=")[0] for stage in stages] == names
+    assert all(float(stage.split(";dur=")[1]) >= 0 for stage in stages)
+    assert MODEL_VERSION.encode() in reply.body
+
+
+@pytest.mark.parametrize(("path", "body", "status"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
+def test_bad_requests(servers: Servers, path: str, body: Any, status: int) -> None:
+    reply = both(servers, path, body)
+    assert reply.status == status
+    assert set(reply.json) <= {"error", "field"} and reply.json["error"]
+    assert not re.search(r"Traceback|\.py|0x", reply.body.decode())
+
+
+def test_a_deadline_that_cannot_be_met_is_refused(servers: Servers) -> None:
+    for headers, body in (
+        ({"X-Deadline-Ms": "0.0001", "X-Request-Id": "a"}, {"instances": [ONE]}),
+        ({"X-Request-Id": "a"}, {"instances": [{**ONE, "deadline_ms": 0.0001}]}),
+    ):
+        replies = [ask(url, V1, body, headers) for url in servers.url.values()]
+        for reply in replies:
+            assert reply.status == 503
+            assert int(reply.headers["retry-after"]) >= 1
+            assert "before the deadline" in reply.json["error"]
+
+
+def test_the_time_since_the_caller_sent_counts(servers: Servers) -> None:
+    for url in servers.url.values():
+        headers = {"X-Request-Start": f"t={time.time() - 30:.6f}"}
+        assert ask(url, V1, {"instances": [ONE]}, headers).status == 503  # the default deadline is a second
+        headers["X-Deadline-Ms"] = "600000"
+        assert ask(url, V1, {"instances": [ONE]}, headers).status == 200
+
+
+@pytest.mark.parametrize("name", ["torchserve", "kserve"])
+def test_unknown_models_and_methods(servers: Servers, name: str) -> None:
+    """These a server answers in its own words; to TorchServe's handler, explain is predict."""
+    assert ask(servers.url[name], "/v1/models/other:predict", {"instances": [ONE]}).status == 404
+    assert ask(servers.url[name], V1, None, method="GET").status in (400, 404, 405)
+    for path in ("/v2/repository/models/ctr/unload", "/v1/models/ctr:explain", "/models?url=http://127.0.0.1:1/x.mar"):
+        assert ask(servers.url[name], path, {}).status in (400, 404, 405, 503), path
+    assert ask(servers.url[name], V1, {"instances": [ONE]}).status == 200, "nothing was unloaded"
+
+
+@pytest.mark.parametrize("name", ["torchserve", "kserve"])
+def test_live_and_ready(servers: Servers, name: str) -> None:
+    assert ask(servers.url[name], "/v2/health/live", None, method="GET").status == 200
+    assert ask(servers.url[name], "/v2/health/ready", None, method="GET").status == 200
+
+
+def test_the_kserve_predictor_names_its_model(servers: Servers) -> None:
+    url = servers.url["kserve"]
+    assert ask(url, "/v1/models/ctr", None, method="GET").json == {"name": "ctr", "ready": True}
+    assert ask(url, "/v2/models/ctr/ready", None, method="GET").json == {"name": "ctr", "ready": True}
+    assert ask(url, "/v1/models/other", None, method="GET").status in (404, 503)
+
+
+@pytest.mark.parametrize("name", ["torchserve", "kserve"])
+def test_metrics(servers: Servers, name: str) -> None:
+    ask(servers.url[name], V1, {"instances": [ONE]})
+    path = urllib.parse.urlsplit(servers.metrics[name])
+    text = ask(f"{path.scheme}://{path.netloc}", path.path, None, method="GET").body.decode()
+    samples = [s for f in text_string_to_metric_families(text) for s in f.samples if s.name.startswith("thinktwice_")]
+    values = {(s.name, s.labels.get("outcome"), s.labels.get("le")): s.value for s in samples}
+    assert values["thinktwice_requests_total", "ok", None] >= 1
+    assert values["thinktwice_request_seconds_bucket", None, "+Inf"] >= 1
+    assert values["thinktwice_row_uncertainty_bucket", None, "+Inf"] >= 3
+    assert {(s.labels["arm"], s.labels["model_version"]) for s in samples} == {("control", MODEL_VERSION)}
+
+
+@pytest.mark.parametrize("name", ["torchserve", "kserve"])
+def test_logs_name_the_request_and_its_trace_and_no_person(servers: Servers, name: str) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    headers = {"X-Request-Id": f"logged-{name}", "traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+    body = {"instances": [{**ONE, "user_id": "somebody-private"}]}
+    assert ask(servers.url[name], V1, body, headers).status == 200
+    for _ in range(100):
+        text = servers.log[name].read_text()
+        lines = [json.loads(line[line.index("{") :]) for line in text.splitlines() if f'"logged-{name}"' in line]
+        if lines:
+            break
+        time.sleep(0.05)
+    (line,) = lines
+    assert (line["trace_id"], line["status"], line["rows"], line["arm"]) == (trace, 200, 3, "control")
+    assert "somebody-private" not in text
