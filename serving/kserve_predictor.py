@@ -26,13 +26,16 @@ from serving.service import Reply, Service
 from thinktwice.champion import MODEL_NAME
 from thinktwice.errors import OverloadedError, ThinktwiceError
 
-_arguments, sys.argv = sys.argv[1:], sys.argv[:1]  # the SDK reads the command line when it is imported
+_arguments = sys.argv[1:]
+sys.argv[1:] = []  # the SDK reads the command line when it is imported, and would take ours for its own
 import kserve  # noqa: E402
 from kserve.protocol.rest.server import RESTServer, metrics_handler  # noqa: E402
 from kserve.protocol.rest.v1_endpoints import V1Endpoints  # noqa: E402
 from kserve.protocol.rest.v2_endpoints import V2Endpoints  # noqa: E402
 from starlette.requests import Request  # noqa: E402
 from starlette.responses import JSONResponse, Response  # noqa: E402
+
+sys.argv[1:] = _arguments
 
 GRACE = 30  # seconds that requests under way have after SIGTERM
 
@@ -148,4 +151,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(_arguments))
+    sys.exit(main(sys.argv[1:]))

