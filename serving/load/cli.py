@@ -1,0 +1,127 @@
+"""The verb ``load``."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import socket
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+from rich.console import Console
+
+from serving.cli import DEFAULT_PORT, DEFAULT_STATE
+from serving.load.drive import PATHS, Target, closed_loop, open_loop
+from serving.load.plan import poisson, read_requests, requests_of
+from serving.load.report import Step, plot, strip, table, trouble
+from thinktwice.errors import ServerError
+from thinktwice.files import atomic_file
+
+MADE_UP = 200  # different requests when none are given
+
+
+def load(
+    url: Annotated[str, typer.Option(help="Address of the server.")] = f"http://127.0.0.1:{DEFAULT_PORT}",
+    state: Annotated[Path, typer.Option(help="State folder whose users and items are asked for.")] = DEFAULT_STATE,
+    requests: Annotated[
+        Path | None, typer.Option(help="File with one request a line, instead of made-up ones.", show_default=False)
+    ] = None,
+    candidates: Annotated[int, typer.Option(min=1, max=1000, help="Candidates of a made-up request.")] = 100,
+    protocol: Annotated[str, typer.Option(help="v1 or v2.")] = "v1",
+    duration: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds of every step.")] = 10.0,
+    warm_up: Annotated[float, typer.Option(min=0, help="Seconds before that are not counted.")] = 1.0,
+    connections: Annotated[int, typer.Option(min=1, max=256, help="Callers of the closed loop.")] = 4,
+    rate: Annotated[
+        float | None, typer.Option(min=0.01, help="Open loop at so many requests a second.", show_default=False)
+    ] = None,
+    steps: Annotated[
+        str, typer.Option(help="Open loop at these percents of what the closed loop reached, e.g. 50,80,110.")
+    ] = "",
+    deadline_ms: Annotated[
+        float | None, typer.Option(min=1, help="Deadline of every request.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of arrivals and made-up requests.")] = 0,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    plot_out: Annotated[Path | None, typer.Option("--plot", help="Write a page with a plot here.")] = None,
+    allow_remote: Annotated[bool, typer.Option(help="Let the address be another machine's.")] = False,
+) -> None:
+    """Put load on a running predictor and print how fast, how reliably and how rightly it answers.
+
+    Without --rate and --steps: callers that wait for their answers (closed loop). With them: Poisson arrivals (open loop), whose
+    latencies count from the moment a request was due, so that a stall shows in full. Ends with 1 when an answer was wrong or
+    never came.
+    """
+    if protocol not in PATHS:
+        raise typer.BadParameter(f"{protocol!r} is neither v1 nor v2", param_hint="--protocol")
+    percents = [_percent(text) for text in steps.split(",") if text.strip()]
+    if not allow_remote:
+        require_loopback(url)
+    if requests is not None:
+        asked = read_requests(requests)
+    else:
+        from thinktwice.bundle import SCHEMA_FILE
+        from thinktwice.champion import read_champion
+        from thinktwice.schema import load_schema
+
+        champion = read_champion(state)
+        if champion is None:
+            raise ServerError(f"{state} holds no champion to take users and items from: give --state or --requests")
+        schema = load_schema(champion.bundle_dir / SCHEMA_FILE)
+        asked = requests_of(champion.feature_store_dir, schema, count=MADE_UP, candidates=candidates, seed=seed)
+    target = Target(url, asked, protocol, None if deadline_ms is None else deadline_ms / 1000)
+    if warm_up:
+        first = closed_loop(target, connections, warm_up)
+        if first.count("lost") == len(first.outcomes):
+            raise ServerError(f"no predictor answers at {url}: start one with 'thinktwice serve'")
+    done: list[Step] = []
+    if rate is None:
+        found = closed_loop(target, connections, duration)
+        done.append(Step(f"{connections} callers", None, found))
+    rates = [("open loop", rate)] if rate is not None else []
+    rates += [(f"{p:g} %", done[0].measured.throughput * p / 100) for p in percents if rate is None]
+    for name, offered in rates:
+        if offered <= 0:
+            break
+        done.append(Step(name, offered, open_loop(target, poisson(offered, duration, seed))))
+    _tell(done, json_out, plot_out)
+
+
+def require_loopback(url: str) -> None:
+    """Raise a ServerError unless every address of the host is this machine's own."""
+    host = urlsplit(url).hostname
+    try:
+        found = {entry[4][0] for entry in socket.getaddrinfo(host, None)} if host else set()
+    except OSError as error:
+        raise ServerError(f"--url {url}: {host} is unknown ({error}): correct it") from error
+    if not found or not all(ipaddress.ip_address(address).is_loopback for address in found):
+        raise ServerError(f"--url {url} is not this machine: load on another one needs --allow-remote")
+
+
+def _tell(done: list[Step], json_out: Path | None, plot_out: Path | None) -> None:
+    console = Console()
+    console.print(table(done))
+    for step in done:
+        console.print(f"{step.name:>12} {strip(step)}", highlight=False)
+    problems = trouble(done)
+    for sentence in problems:
+        console.print(sentence)
+    if json_out is not None:
+        with atomic_file(json_out) as temporary:
+            temporary.write_text(json.dumps([s.as_json() for s in done], indent=2), encoding="utf-8")
+    if plot_out is not None:
+        with atomic_file(plot_out) as temporary:
+            temporary.write_text(plot(done), encoding="utf-8")
+    if problems:
+        raise typer.Exit(1)
+
+
+def _percent(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 1000:
+        raise typer.BadParameter(f"{text!r} is no percentage above 0", param_hint="--steps")
+    return value

@@ -1,0 +1,120 @@
+"""What a load run showed: one table, a plot, and the same as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from serving.load.drive import Measured
+from thinktwice.evaluate.charts import Mark, Series, legend, line_chart
+
+PERCENTILES = (50.0, 90.0, 99.0, 99.9, 100.0)
+COLORS = ("#2f6fde", "#d9822b", "#2e9e5b", "#b0413e", "#7a5cc0", "#30343b")
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run at one load."""
+
+    name: str
+    offered: float | None  # requests a second; None in the closed loop
+    measured: Measured
+
+    def percentile(self, q: float) -> float:
+        """Milliseconds; NaN without answers."""
+        found = self.measured.answered
+        return float(np.percentile(found, q) * 1000) if len(found) else float("nan")
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "offered_per_second": self.offered,
+            "seconds": self.measured.seconds,
+            "sent": len(self.measured.outcomes),
+            "answered_per_second": self.measured.throughput,
+            "latency_ms": {label(q): self.percentile(q) for q in PERCENTILES},
+            "outcomes": self.measured.counts(),
+            "refused_without_retry_after": self.measured.refused_silently,
+            "replayed_with_another_answer": self.measured.unequal,
+            "first_wrong": self.measured.first_wrong,
+        }
+
+
+def label(q: float) -> str:
+    """p50, p99.9, max."""
+    return "max" if q == 100 else f"p{q:g}"
+
+
+def table(steps: list[Step]) -> Table:
+    """A row a step: what was offered, what was answered, how late, and how the others ended."""
+    out = Table(title="latency in ms, from the moment a request was due")
+    names = ["load", "offered/s", "answered/s", *(label(q) for q in PERCENTILES), "refused", "late", "bad"]
+    for name in names:
+        out.add_column(name, justify="left" if name == "load" else "right")
+    for step in steps:
+        counts, sent = step.measured.counts(), max(len(step.measured.outcomes), 1)
+        bad = sum(counts[name] for name in ("failed", "wrong", "lost", "not sent")) + step.measured.unequal
+        out.add_row(
+            step.name,
+            "" if step.offered is None else f"{step.offered:.0f}",
+            f"{step.measured.throughput:.0f}",
+            *(f"{step.percentile(q):.1f}" for q in PERCENTILES),
+            f"{100 * counts['refused'] / sent:.1f} %",
+            f"{100 * counts['late'] / sent:.1f} %",
+            str(bad),
+        )
+    return out
+
+
+def strip(step: Step, width: int = 60) -> str:
+    """Answers by latency, one character a bucket of equal ratio."""
+    found = step.measured.answered * 1000
+    if len(found) == 0:
+        return "no answers"
+    low, high = max(float(found.min()), 1e-3), max(float(found.max()), 2e-3)
+    bounds = np.geomspace(low * 0.999, high * 1.001, width + 1)
+    counts, _ = np.histogram(found, bounds)
+    tall = np.ceil(counts / counts.max() * (len(BARS) - 1)).astype(int)
+    return f"{low:8.2f} ms {''.join(BARS[t] for t in tall)} {high:.1f} ms"
+
+
+def plot(steps: list[Step]) -> str:
+    """Latency by percentile, a line a step, as SVG with its legend in HTML."""
+    series = [
+        Series(
+            step.name,
+            COLORS[i % len(COLORS)],
+            [
+                Mark(x, step.percentile(q), tip=f"{step.name} {label(q)}: {step.percentile(q):.1f} ms")
+                for x, q in enumerate(PERCENTILES)
+            ],
+        )
+        for i, step in enumerate(steps)
+        if len(step.measured.answered)
+    ]
+    chart = line_chart(series, x_label="percentile", y_label="latency, ms", categories=[label(q) for q in PERCENTILES])
+    return f"<!doctype html><meta charset=utf-8><title>latency</title>{legend(series)}{chart}"
+
+
+def trouble(steps: list[Step]) -> list[str]:
+    """What nobody should see under any load, in sentences."""
+    out = []
+    for step in steps:
+        counts = step.measured.counts()
+        for name, words in (
+            ("failed", "answered with an error"),
+            ("wrong", f"answered wrongly ({step.measured.first_wrong})"),
+            ("lost", "never answered"),
+            ("not sent", "not sent, because too many were under way"),
+        ):
+            if counts[name]:  # type: ignore[index]
+                out.append(f"{step.name}: {counts[name]} requests were {words}")  # type: ignore[index]
+        if step.measured.unequal:
+            out.append(f"{step.name}: {step.measured.unequal} requests got another answer when asked again")
+        if step.measured.refused_silently:
+            out.append(f"{step.name}: {step.measured.refused_silently} refusals did not say when to try again")
+    return out
