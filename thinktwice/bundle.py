@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FORMAT: Literal[1] = 1
 MANIFEST_FILE = "manifest.json"
+SIGNATURE_FILE = "signature.json"  # signs the manifest, so the manifest cannot name it
 SCHEMA_FILE = "schema.yaml"
 TRAINING_SET_FILES = (SCHEMA_FILE, ENCODER_FILE, VOCABULARY_FILE)
 MODEL_FILES = ("model.json", "weights.safetensors")
@@ -185,7 +186,7 @@ def verify_bundle(folder: Path | str) -> Manifest:
             raise BundleError(
                 f"bundle {folder}: {name} is a link, a bundle holds plain files only: get the bundle again"
             )
-        if path.is_file() and name != MANIFEST_FILE and name not in manifest.files:
+        if path.is_file() and name not in (MANIFEST_FILE, SIGNATURE_FILE) and name not in manifest.files:
             raise BundleError(f"bundle {folder}: {name} is not in the manifest: remove it or get the bundle again")
     for name, entry in manifest.files.items():
         path = folder / name

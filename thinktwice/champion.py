@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,11 +124,23 @@ def install_champion(
     with atomic_dir(folder) as temporary:
         shutil.copytree(bundle_dir, temporary / "bundle")
         shutil.copyfile(archive, temporary / ARCHIVE_FILE)
+        _take_signature(temporary / ARCHIVE_FILE, temporary / "bundle")
         shutil.copytree(feature_store_dir, temporary / "feature_store")
         write_json(temporary / CHAMPION_FILE, info.model_dump())
     _point(link, Path("versions") / folder.name)
     _forget_old(versions, link.resolve().name)
     return Champion(folder.resolve(), info)
+
+
+def _take_signature(archive: Path, bundle: Path) -> None:
+    """Packaging signs the bundle inside the archive; the folder beside it gets the same signature."""
+    from thinktwice.bundle import SIGNATURE_FILE
+
+    if not zipfile.is_zipfile(archive):
+        return
+    with zipfile.ZipFile(archive) as content:
+        if (inside := f"bundle/{SIGNATURE_FILE}") in content.namelist():
+            (bundle / SIGNATURE_FILE).write_bytes(content.read(inside))
 
 
 def _point(link: Path, target: Path) -> None:

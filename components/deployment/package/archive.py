@@ -17,6 +17,7 @@ from thinktwice.bundle import bundle_hash, verify_bundle
 from thinktwice.champion import ARCHIVE_FILE, MODEL_NAME
 from thinktwice.errors import PipelineError
 from thinktwice.files import atomic_dir, sha256_file
+from thinktwice.signing import sign_bundle, signing_key
 
 #: What TorchServe loads from the archive: the one class defined in this file. The code is a package installed beside the
 #: server, never part of the archive, and no step of the pipeline imports it; hence a text.
@@ -44,6 +45,8 @@ MANIFEST = "MAR-INF/MANIFEST.json"
 
 def write_archive(bundle_dir: Path | str, blessing: Path | str, out_dir: Path | str) -> dict[str, Any]:
     """Write ``ctr.mar`` into the folder ``out_dir`` (replaced); returns what describes it.
+
+    The bundle in the archive is signed when ``THINKTWICE_SIGNING_KEY_FILE`` names a key.
 
     Raises:
         PipelineError: the bundle is not blessed, or the archiver failed.
@@ -75,6 +78,8 @@ def _run_archiver(bundle_dir: Path, scratch: Path, version: str) -> Path:
     for folder in (extra, temporary, out):
         folder.mkdir()
     shutil.copytree(bundle_dir, extra / "bundle")
+    if (key := signing_key()) is not None:
+        sign_bundle(extra / "bundle", key)
     handler, config = scratch / "handler.py", scratch / "model-config.yaml"
     handler.write_text(HANDLER, encoding="utf-8")
     config.write_text(MODEL_CONFIG, encoding="utf-8")
