@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.open_reader import FeatureConfig
+from serving.prediction_log import PredictionLogConfig
 from thinktwice.errors import ServerError
 
 VARIABLE = "THINKTWICE_SERVING"
@@ -33,6 +34,7 @@ class ServingConfig(BaseModel):
     metrics_port: int = Field(default=8083, ge=0, le=65535)  # 0: none (TorchServe adapter only; kserve has /metrics)
     metrics_host: str = "127.0.0.1"
     features: FeatureConfig = FeatureConfig()
+    prediction_log: PredictionLogConfig = PredictionLogConfig()
     access_log: bool = True  # one JSON line a request
 
 

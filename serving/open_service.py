@@ -10,6 +10,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from serving.admission import Admission
 from serving.config import ServingConfig
 from serving.metrics import Metrics
+from serving.prediction_log import PredictionLog
 from serving.scorer import open_scorer
 from serving.service import Service
 from serving.tracing import open_tracing
@@ -60,4 +61,5 @@ def open_service(
     )
     for rows, seconds in scorer.costs():
         admission.cost.add(rows, seconds)
-    return Service(scorer, config, metrics, admission, tracing, model_name=model_name)
+    log = PredictionLog(scorer.bundle.schema, config.prediction_log) if config.prediction_log.folder else None
+    return Service(scorer, config, metrics, admission, tracing, model_name=model_name, log=log)

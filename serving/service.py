@@ -10,7 +10,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,8 @@ from serving.deadline import Deadline, header_deadline_ms, waited
 from serving.logs import EXTRA
 from serving.metrics import Metrics
 from serving.outcome import Outcome
+from serving.prediction_log import PredictionLog, Served
+from serving.requests import Request
 from serving.scorer import Answer, Scorer
 from serving.tracing import Tracing
 from thinktwice.errors import FeatureStoreError, OverloadedError, RequestError
@@ -77,7 +79,7 @@ class Service:
         admission: shared with whoever queues requests before they come here.
         tracing: where spans go.
         model_name: as it stands in the path, for v2 answers.
-        log: takes (request id, Unix seconds, request, answer) of every answered request; None logs no predictions.
+        log: takes answered requests; None logs no predictions.
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class Service:
         tracing: Tracing,
         *,
         model_name: str,
-        log: Callable[..., object] | None = None,
+        log: PredictionLog | None = None,
     ) -> None:
         self.scorer, self.config, self.metrics, self.admission = scorer, config, metrics, admission
         self._tracing, self._model_name, self._log = tracing, model_name, log
@@ -104,6 +106,8 @@ class Service:
         """Stop what runs in the background."""
         if self.scorer.reader is not None:
             self.scorer.reader.close()
+        if self._log is not None:
+            self._log.close()
 
     def answer(self, body: Any, headers: Mapping[str, str], deadline: Deadline | None = None) -> Reply:
         """Answer one HTTP request. Never raises.
@@ -179,7 +183,9 @@ class Service:
         for request, answer in zip(requests, answers, strict=True):
             self.metrics.answered(answer)
             if self._log is not None:
-                self._log(course.request_id, request, answer)
+                self._log.offer(self._served(course.request_id, request, answer))
+        if self._log is not None:
+            self.metrics.logged(self._log.counts)
         stages = {"queue": queued, "parse": parsed - began}
         for name in ("features", "encode", "engine"):
             stages[name] = sum(answer.stages.get(name, 0.0) for answer in answers)
@@ -187,6 +193,27 @@ class Service:
         stages["total"] = queued + done - began
         reply.headers["server-timing"] = ", ".join(f"{n};dur={1000 * s:.3f}" for n, s in stages.items())
         return reply
+
+    def _served(self, request_id: str, request: Request, answer: Answer) -> Served:
+        shared, items = answer.logged
+        return Served(
+            request_id=request_id,
+            at=time.time(),
+            arm=self.config.arm,
+            model_version=answer.model_version,
+            bundle_hash=answer.bundle_hash,
+            user_id=request.user_id,
+            item_ids=answer.item_ids,
+            shared=shared,
+            items=items,
+            probability=answer.probability,
+            uncertainty=answer.uncertainty,
+            num_paths=answer.num_paths,
+            cold_user=answer.cold_user,
+            cold_items=answer.cold_items,
+            stale=answer.stale_user or any(answer.stale_items),
+            defaulted=answer.default_features,
+        )
 
     def _decode(self, raw: Any) -> dict[str, Any]:
         if raw is None:
