@@ -64,21 +64,26 @@ def training_set(clean_dir: Path | str, store_dir: Path | str) -> pa.Table:
         raise DataError(f"clean log {clean_path} holds no rows: every row was quarantined or the source is empty")
     if not specs:
         return clean
-    kinds = {name: COLUMN_TYPES[kind] for spec in specs for name, kind in spec.columns}
-    chunks = [
-        pa.table({name: chunk[name].cast(kind) for name, kind in kinds.items()})
-        for chunk in _joined_chunks(clean, store_dir, info, specs)
-    ]
-    features = pa.concat_tables(chunks)
+    features = features_at(clean, store_dir, info, specs)
     table = clean
-    for name in kinds:
+    for name in features.column_names:
         if name in table.column_names:
             table = table.set_column(table.column_names.index(name), name, features[name])
         else:
             table = table.append_column(name, features[name])
     assert_no_leak(table, clean, schema)
-    note("build_training_set", f"{table.num_rows:,} rows with {len(kinds)} point-in-time features")
+    note("build_training_set", f"{table.num_rows:,} rows with {features.num_columns} point-in-time features")
     return table
+
+
+def features_at(rows: pa.Table, store_dir: Path, info: FeatureStoreInfo, specs: tuple[TableSpec, ...]) -> pa.Table:
+    """The features of users and items as they were known at the instants of ``rows`` (row_id, event_time, join keys), in
+    their order."""
+    kinds = {name: COLUMN_TYPES[kind] for spec in specs for name, kind in spec.columns}
+    chunks = _joined_chunks(rows, store_dir, info, specs)
+    return pa.concat_tables(
+        pa.table({name: chunk[name].cast(kind) for name, kind in kinds.items()}) for chunk in chunks
+    )
 
 
 def _check_fits(info: FeatureStoreInfo, specs: tuple[TableSpec, ...], schema: LogSchema, store_dir: Path) -> None:
