@@ -31,8 +31,10 @@ SCHEMA_FILE = "schema.yaml"
 TRAINING_SET_FILES = (SCHEMA_FILE, ENCODER_FILE, VOCABULARY_FILE)
 MODEL_FILES = ("model.json", "weights.safetensors")
 TEST_TIME_FILES = ("test_time.json", "counts.safetensors")
+PROFILE_FILE = "profile.json"  # what drift is measured against; bundles of older versions have none
 # What some test-time modes need besides; a bundle holds those that its own configuration needs.
 EXTRA_FILES = (
+    PROFILE_FILE,
     "combinations.safetensors",
     "heads.safetensors",
     *(f"members/{place}/{name}" for place in (0, 1) for name in MODEL_FILES),
@@ -125,9 +127,28 @@ def write_bundle(
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source / name, target)
                 entries[prefix + name] = FileEntry(sha256=sha256_file(target), size=target.stat().st_size)
+        _write_profile(folder, Path(training_set_dir))
+        profile = folder / PROFILE_FILE
+        entries[PROFILE_FILE] = FileEntry(sha256=sha256_file(profile), size=profile.stat().st_size)
         manifest = Manifest(**identity.model_dump(), files=entries)
         write_json(folder / MANIFEST_FILE, manifest.model_dump(mode="json"))
     return manifest
+
+
+def _write_profile(folder: Path, training_set_dir: Path) -> None:
+    from thinktwice.data.encoder import Encoder
+    from thinktwice.data.training_set import load_training_set
+    from thinktwice.models.store import load_model
+    from thinktwice.monitor.profile import profile_of
+    from thinktwice.testtime.engine import Engine
+    from thinktwice.testtime.store import load_test_time
+
+    data = load_training_set(training_set_dir)
+    model, info = load_model(folder)
+    test_time = load_test_time(folder, model)
+    engine = Engine(model, test_time.reliability, test_time.config, info.calibration, test_time.extras)
+    profile = profile_of(Encoder.load(folder), data.part("train"), data.part("valid"), engine)
+    write_json(folder / PROFILE_FILE, profile.model_dump(mode="json"))
 
 
 def bundle_hash(folder: Path | str) -> str:

@@ -106,11 +106,11 @@ def plain_rows(rows: int = 400) -> pl.DataFrame:
     )
 
 
-def write_parts(folder: Path, schema: LogSchema = SCHEMA) -> dict[str, Path]:
+def write_parts(folder: Path, schema: LogSchema = SCHEMA, split: SplitSpec | None = None) -> dict[str, Path]:
     """The four folders a bundle is made of, as keyword arguments of ``write_bundle``."""
     folder.mkdir(parents=True, exist_ok=True)
     table = (training_rows() if schema is SCHEMA else plain_rows()).to_arrow()
-    build_training_set(table, schema, folder / "training_set", SplitSpec())
+    build_training_set(table, schema, folder / "training_set", split or SplitSpec())
     training_set = load_training_set(folder / "training_set")
     fields = FieldSpace.of(schema, training_set.encoder)
     torch.manual_seed(0)
@@ -175,9 +175,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_bundle(folder: Path, schema: LogSchema = SCHEMA) -> Manifest:
+def make_bundle(folder: Path, schema: LogSchema = SCHEMA, split: SplitSpec | None = None) -> Manifest:
     """Write a whole bundle to ``folder / "bundle"``."""
-    return write_bundle(folder / "bundle", **write_parts(folder / "parts", schema), identity=identity(schema))
+    return write_bundle(folder / "bundle", **write_parts(folder / "parts", schema, split), identity=identity(schema))
 
 
 def bless(folder: Path, bundle_hash: str, *, blessed: bool = True) -> Path:
