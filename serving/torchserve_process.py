@@ -114,7 +114,7 @@ def running(
         try:
             with signals_later():  # an interrupt between the birth of the child and its name would orphan it
                 server = _launch(archive.resolve(), feature_store, port, log, java_home, work, config or load_config())
-            _wait_untilscored(server, limit, progress)
+            _wait_until_scored(server, limit, progress)
             _remember_processes(server)  # the workers would lose their parent if Java died
             yield server
         finally:
@@ -251,7 +251,7 @@ def _launch(
     )
 
 
-def _wait_untilscored(server: TorchServe, limit: float, progress: Progress) -> None:
+def _wait_until_scored(server: TorchServe, limit: float, progress: Progress) -> None:
     start = time.monotonic()
     stage = ""
     while (elapsed := time.monotonic() - start) < limit:

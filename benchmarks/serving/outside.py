@@ -1,0 +1,110 @@
+"""What callers of the real servers see: TorchServe with our handler, with one that does nothing, with the obvious one; and load."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.serving.world import SCHEMA, World, with_handler
+from serving import kserve_process, torchserve_process
+from serving.config import ServingConfig
+from serving.load.drive import Measured, Target, closed_loop, open_loop
+from serving.load.plan import poisson, requests_of
+from serving.load.report import Step
+
+DEADLINE = 0.25  # seconds; what a page can wait for its ads
+LOADS = (50, 80, 110)
+
+
+@contextlib.contextmanager
+def serving(archive: Path, world: World, folder: Path, server: str = "torchserve") -> Iterator[str]:
+    """Yields the address of a server of an archive (TorchServe) or bundle (kserve)."""
+    config = ServingConfig(access_log=False)
+    log = folder / f"{archive.parent.name}-{server}.log"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    if server == "torchserve":
+        with torchserve_process.running(
+            archive, feature_store=world.store, port=port, log=log, config=config
+        ) as running:
+            yield running.url
+        return
+    with kserve_process.running(archive, feature_store=world.store, port=port, log=log) as second:
+        yield second.url
+
+
+def hop(world: World, folder: Path, seconds: float, rounds: int) -> dict[str, Any]:
+    """One caller, 100 candidates: latency through TorchServe with our handler and with one that does nothing, by turns."""
+    requests = requests_of(world.store, SCHEMA, count=100, candidates=100, seed=2)
+    nothing = with_handler(world.archives["off"], "Nothing", folder / "nothing")
+    out: dict[str, list[np.ndarray]] = {"ours": [], "nothing": []}
+    with serving(world.archives["off"], world, folder) as ours, serving(nothing, world, folder) as empty:
+        for url in (ours, empty):
+            closed_loop(Target(url, requests), 1, 1.0)
+        for _ in range(rounds):
+            for name, url in (("ours", ours), ("nothing", empty)):
+                found = closed_loop(Target(url, requests), 1, seconds)
+                out[name].append(found.latency[~np.isnan(found.latency)])
+    return {
+        name: {f"p{q}": float(1000 * np.percentile(np.concatenate(parts), q)) for q in (50, 99)}
+        for name, parts in out.items()
+    }
+
+
+def throughput(world: World, folder: Path, seconds: float, rounds: int) -> dict[str, float]:
+    """Answers a second of four callers: our handler against the obvious one, by turns."""
+    requests = requests_of(world.store, SCHEMA, count=100, candidates=100, seed=3)
+    obvious = with_handler(world.archives["off"], "Obvious", folder / "obvious")
+    rates: dict[str, list[float]] = {"ours": [], "obvious": []}
+    with serving(world.archives["off"], world, folder) as ours, serving(obvious, world, folder) as other:
+        for url in (ours, other):
+            closed_loop(Target(url, requests), 4, 1.0)
+        for _ in range(rounds):
+            for name, url in (("ours", ours), ("obvious", other)):
+                found = closed_loop(Target(url, requests), 4, seconds)
+                assert found.count("ok") > 0 and found.count("wrong") == 0, found.first_wrong
+                rates[name].append(found.throughput)
+    return {name: float(np.median(found)) for name, found in rates.items()}
+
+
+def loads(world: World, folder: Path, server: str, seconds: float, rounds: int) -> dict[str, Any]:
+    """Poisson load at some percents of what the engine-off server can do, engine on and off by turns."""
+    requests = requests_of(world.store, SCHEMA, count=200, candidates=100, seed=4)
+    where = world.archives if server == "torchserve" else world.bundles
+    out: dict[str, Any] = {}
+    with serving(where["off"], world, folder, server) as off, serving(where["on"], world, folder, server) as on:
+        urls = {"off": off, "on": on}
+        for url in urls.values():
+            closed_loop(Target(url, requests), 4, 1.0)
+        capacity = float(np.median([closed_loop(Target(off, requests), 8, seconds / 2).throughput for _ in range(3)]))
+        out["capacity_per_second"] = capacity
+        for percent in LOADS:
+            done: dict[str, list[Measured]] = {"on": [], "off": []}
+            for number in range(rounds):
+                moments = poisson(capacity * percent / 100, seconds, seed=number)
+                for name, url in urls.items():
+                    done[name].append(open_loop(Target(url, requests, deadline=DEADLINE), moments))
+            out[str(percent)] = {name: _summary(name, found) for name, found in done.items()}
+    return out
+
+
+def _summary(name: str, found: list[Measured]) -> dict[str, Any]:
+    whole = Measured(
+        seconds=sum(m.seconds for m in found),
+        latency=np.concatenate([m.latency for m in found]),
+        outcomes=[o for m in found for o in m.outcomes],
+        refused_silently=sum(m.refused_silently for m in found),
+        unequal=sum(m.unequal for m in found),
+    )
+    step = Step(name, None, whole).as_json()
+    answered = np.array([o in ("ok", "late") for o in whole.outcomes], bool)
+    step["answered_beyond_deadline_by_a_tenth"] = int((whole.latency[answered] > 1.1 * DEADLINE).sum())
+    refused = np.array([o == "refused" for o in whole.outcomes], bool)
+    step["refused_beyond_deadline_by_a_tenth"] = int((whole.latency[refused] > 1.1 * DEADLINE).sum())
+    return step

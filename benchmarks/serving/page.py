@@ -1,0 +1,69 @@
+"""The result as a page with its plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from serving.load.report import COLORS
+from thinktwice.evaluate.charts import Mark, Series, legend_svg, line_chart
+
+PERCENTILES = ("p50", "p90", "p99", "p99.9")
+
+
+def write(folder: Path, name: str, result: dict[str, Any]) -> None:
+    """``NAME.md`` and one ``NAME-SERVER.svg`` a server."""
+    lines = ["# Serving", "", "| figure | value | bound | holds |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| {b['name']} | {b['value']} | {b['bound']} | {'yes' if b['holds'] else '**no**'} |" for b in result["bars"]
+    ]
+    lines += ["", "## In the process: 100 candidates, ms", "", "| stage | off p50 | off p99 | on p50 | on p99 |"]
+    lines += ["| --- | --- | --- | --- | --- |"]
+    off, on = result["inside"]["off"], result["inside"]["on"]
+    lines += [
+        f"| {stage} | {off[stage]['p50']:.3f} | {off[stage]['p99']:.3f} | {on[stage]['p50']:.3f} | {on[stage]['p99']:.3f} |"
+        for stage in off
+    ]
+    lines += [
+        "",
+        "## Lookup of one user and 500 items, ms",
+        "",
+        "| reader | wall p50 | wall p99 | CPU p50 |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {kind} | {v['wall_p50']:.2f} | {v['wall_p99']:.2f} | {v['cpu_p50']:.2f} |"
+        for kind, v in result["lookups"].items()
+    ]
+    hop, rates = result["hop"], result["throughput"]
+    lines += ["", "## Through TorchServe", ""]
+    lines += [
+        f"One caller, 100 candidates: p50 {hop['ours']['p50']:.2f} ms, p99 {hop['ours']['p99']:.2f} ms; a handler that does"
+    ]
+    lines += [
+        f"nothing takes {hop['nothing']['p50']:.2f} and {hop['nothing']['p99']:.2f} ms. Four callers: {rates['ours']:.0f} answers a"
+    ]
+    lines += [f"second, the obvious stack {rates['obvious']:.0f}."]
+    for server, loads in result["loads"].items():
+        lines += ["", f"## {server} under Poisson load (capacity {loads['capacity_per_second']:.0f} a second)", ""]
+        lines += [f"![latency]({name}-{server}.svg)", ""]
+        lines += [
+            "| load | engine | p50 | p90 | p99 | p99.9 | refused | late |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        series = []
+        for percent in ("50", "80", "110"):
+            for mode in ("off", "on"):
+                step = loads[percent][mode]
+                found, sent = step["latency_ms"], max(step["sent"], 1)
+                shares = [f"{100 * step['outcomes'][o] / sent:.1f} %" for o in ("refused", "late")]
+                lines.append(
+                    f"| {percent} % | {mode} | {' | '.join(f'{found[p]:.1f}' for p in PERCENTILES)} | {' | '.join(shares)} |"
+                )
+                marks = [Mark(x, found[p], tip=f"{found[p]:.1f} ms") for x, p in enumerate(PERCENTILES)]
+                label = f"{percent} %, engine {mode}"
+                series.append(Series(label, COLORS[len(series) % len(COLORS)], marks, dashed=mode == "off"))
+        chart = line_chart(series, x_label="percentile", y_label="latency, ms", categories=PERCENTILES)
+        key = legend_svg([(s.name, s.color) for s in series], 84, 20)
+        (folder / f"{name}-{server}.svg").write_text(chart.replace("</svg>", key + "</svg>"), encoding="utf-8")
+    (folder / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

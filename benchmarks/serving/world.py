@@ -1,0 +1,169 @@
+"""The served world: a simulated log with users, items, statistics and histories, a model of usual size with random weights (their
+values cost nothing), its features in a real Redis, and two bundles that differ in their test-time work alone."""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from components.deployment.package.archive import write_archive
+from feature_repo.retrieve import training_set
+from feature_repo.store import build
+from thinktwice.bundle import BundleIdentity, bundle_hash, write_bundle
+from thinktwice.champion import ARCHIVE_FILE
+from thinktwice.data.encoded import EncodedRows
+from thinktwice.data.feature_tables import feature_service_name
+from thinktwice.data.simulator import SimConfig, simulate
+from thinktwice.data.splits import SplitSpec
+from thinktwice.data.training_set import build_training_set, load_training_set
+from thinktwice.files import write_json
+from thinktwice.models.backbone import Backbone, BackboneConfig
+from thinktwice.models.fields import FieldSpace
+from thinktwice.models.registry import build_backbone
+from thinktwice.models.store import Calibration, ModelInfo, save_model
+from thinktwice.schema import parse_schema
+from thinktwice.testtime.config import FitConfig, TestTimeConfig
+from thinktwice.testtime.engine import Engine, raw_rows
+from thinktwice.testtime.modes import preset
+from thinktwice.testtime.reliability import Reliability
+from thinktwice.testtime.store import TestTime, save_test_time
+
+VERSION = "bench-20260101-1"
+SCHEMA = parse_schema(
+    """
+    name: sim-serving
+    time: {column: time_us, format: us}
+    label: {column: click}
+    entities: {user: {key: user_id}, item: {key: item_id}}
+    fields:
+      - {name: age_band, entity: user}
+      - {name: city, entity: user}
+      - {name: author_id, entity: item}
+      - {name: topic, entity: item}
+      - {name: price, entity: item, kind: numeric, minimum: 0, buckets: 16}
+      - {name: site_id}
+      - {name: device}
+      - {name: slot}
+      - {name: hour, derived: hour}
+      - {name: weekday, derived: weekday}
+    sequences: [{name: clicked_before, of: item_id, length: 10}]
+    statistics: {windows_days: [1, 7]}
+    """,
+    where="benchmarks/serving/world.py",
+)
+SIZES = BackboneConfig(dim=16, hidden=(128, 64))
+HANDLER = "from benchmarks.serving.handlers import {name} as _Handler\n\n\nclass CTRHandler(_Handler):\n    pass\n"
+
+
+@dataclass(frozen=True)
+class World:
+    """Folders by name of the mode, ``on`` (a fifth of the rows explored) and ``off``."""
+
+    store: Path
+    bundles: dict[str, Path]
+    archives: dict[str, Path]
+
+    @property
+    def service(self) -> str:
+        return feature_service_name(SCHEMA, VERSION)
+
+
+def make_world(folder: Path, quick: bool) -> World:
+    """Build everything under ``folder``; the address of Redis stands in THINKTWICE_REDIS_ADDRESS."""
+    config = SimConfig(
+        rows=20_000 if quick else 80_000, users=2_000 if quick else 8_000, items=1_000 if quick else 4_000
+    )
+    clean, store = folder / "clean", folder / "store"
+    _write_clean(config, clean)
+    build(clean, store, model_version=VERSION, online="redis")
+    build_training_set(training_set(clean, store), SCHEMA, folder / "training_set", SplitSpec())
+    data = load_training_set(folder / "training_set")
+    fields = FieldSpace.of(SCHEMA, data.encoder)
+    torch.manual_seed(0)
+    model = build_backbone(SIZES, fields)
+    save_model(folder / "model", model, ModelInfo(stage="finetuned", calibration=Calibration(a=1.0, b=-1.0)))
+    train = data.part("train")
+    reliability = Reliability.fit(train.ids, train.label, fields)
+    (folder / "evaluation").mkdir()
+    write_json(folder / "evaluation" / "evaluation.json", {})
+    (folder / "evaluation" / "report.html").write_text("<!doctype html><title>none</title>", encoding="utf-8")
+    last = data.info["parts"]["test"]["window"][1]
+    identity = BundleIdentity(
+        model_version=VERSION,
+        feature_service=feature_service_name(SCHEMA, VERSION),
+        schema_name=SCHEMA.name,
+        snapshot_id="0" * 16,
+        package_version="0",
+        created=last,
+        train_window=data.train_window,
+    )
+    bundles, archives = {}, {}
+    valid = data.part("valid").take(slice(0, 5000))
+    for name, mode in (
+        ("off", preset("off")),
+        ("on", _unsure_fifth(model, reliability, valid)),
+    ):
+        test_time = folder / f"test_time_{name}"
+        test_time.mkdir()
+        save_test_time(test_time, TestTime(mode, reliability, {}))
+        bundles[name] = folder / f"bundle_{name}"
+        write_bundle(
+            bundles[name],
+            training_set_dir=folder / "training_set",
+            model_dir=folder / "model",
+            test_time_dir=test_time,
+            evaluation_dir=folder / "evaluation",
+            identity=identity,
+        )
+        blessing = folder / f"blessing_{name}"
+        blessing.mkdir()
+        verdict = {"blessed": True, "bundle_hash": bundle_hash(bundles[name]), "reasons": ["a benchmark"]}
+        write_json(blessing / "blessing.json", verdict)
+        write_archive(bundles[name], blessing, folder / f"archive_{name}")
+        archives[name] = folder / f"archive_{name}" / ARCHIVE_FILE
+    return World(store, bundles, archives)
+
+
+def with_handler(archive: Path, name: str, out: Path) -> Path:
+    """The same archive with another handler of :mod:`benchmarks.serving.handlers`."""
+    out.mkdir(parents=True, exist_ok=True)
+    target = out / ARCHIVE_FILE
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(target, "w") as new:
+        for entry in old.namelist():
+            data = HANDLER.format(name=name).encode() if entry == "handler.py" else old.read(entry)
+            new.writestr(entry, data)
+    return target
+
+
+def _unsure_fifth(model: Backbone, reliability: Reliability, rows: EncodedRows) -> TestTimeConfig:
+    config = preset("uttsi").model_copy(update={"min_count": 0, "pair_share": 0.0, "threshold": 2.0})
+    signal = raw_rows(Engine(model, reliability, config), rows).signal
+    threshold = float(np.quantile(signal, 1 - FitConfig().explored_share))
+    return config.model_copy(update={"threshold": threshold, "signal_max": float(signal.max())})
+
+
+def _write_clean(config: SimConfig, out: Path) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        simulate(config, Path(scratch) / "log")
+        rows = pl.read_parquet(Path(scratch) / "log" / "log.parquet")
+    at = pl.from_epoch(pl.col("time_us"), time_unit="us").dt.replace_time_zone("UTC")
+    names = ("user_id", "item_id", "age_band", "city", "author_id", "topic", "site_id", "device", "slot")
+    frame = rows.sort("time_us").select(
+        pl.format("{}", pl.int_range(pl.len())).str.zfill(16).alias("row_id"),
+        at.alias("event_time"),
+        pl.col("click").cast(pl.Int8).alias("label"),
+        *(pl.col(name).cast(pl.String) for name in names),
+        pl.col("price").cast(pl.Float64),
+        at.dt.hour().cast(pl.String).alias("hour"),
+        (at.dt.weekday() - 1).cast(pl.String).alias("weekday"),
+    )
+    out.mkdir(parents=True)
+    frame.write_parquet(out / "clean.parquet")
+    (out / "schema.yaml").write_text(SCHEMA.to_yaml(), encoding="utf-8")
+    write_json(out / "clean.json", {})
