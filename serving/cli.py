@@ -127,6 +127,34 @@ def predict(
         console.print(f"not given, treated as missing: {', '.join(prediction['defaulted'])}")
 
 
+def openapi(
+    bundle: Annotated[Path | None, typer.Option(help="Bundle folder.", show_default="the champion in --state")] = None,
+    state: Annotated[Path, typer.Option(help="State folder.")] = DEFAULT_STATE,
+    out: Annotated[Path | None, typer.Option(help="File to write; standard output when absent.")] = None,
+) -> None:
+    """Print what the predictor of a model accepts and answers, as an OpenAPI 3.1 document."""
+    from serving.openapi import document
+    from thinktwice.bundle import SCHEMA_FILE, verify_bundle
+    from thinktwice.champion import MODEL_NAME, read_champion
+    from thinktwice.files import atomic_file
+    from thinktwice.schema import load_schema
+
+    if bundle is None:
+        champion = read_champion(state)
+        if champion is None:
+            raise ServerError(f"{state} holds no champion: run 'thinktwice pipeline run' first, or give --bundle")
+        bundle = champion.bundle_dir
+    manifest = verify_bundle(bundle)
+    online = bool(manifest.feature_service)
+    found = document(load_schema(bundle / SCHEMA_FILE), MODEL_NAME, manifest.model_version, online=online)
+    text = json.dumps(found, indent=2)
+    if out is None:
+        typer.echo(text)
+        return
+    with atomic_file(out) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
 def ask(url: str, body: dict[str, Any]) -> dict[str, Any]:
     """Send a v1 body to a server and return its answer.
 

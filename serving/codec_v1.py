@@ -45,12 +45,15 @@ def encode_answer(answer: Answer) -> dict[str, Any]:
         entry["rank"] = answer.rank[place]
         if answer.item_ids is not None:
             entry["cold"] = answer.cold_items[place]
+            entry["stale"] = answer.stale_items[place]
         entry["model_version"] = answer.model_version
         entries.append(entry)
     out: dict[str, Any] = {"rows" if answer.item_ids is None else "items": entries}
     if answer.item_ids is not None:
         out["cold_user"] = answer.cold_user
+        out["stale_user"] = answer.stale_user
         out["defaulted"] = list(answer.defaulted)
+        out["default_features"] = list(answer.default_features)
     out["paths_capped"] = answer.paths_capped
     out["model_version"] = answer.model_version
     out["bundle_hash"] = answer.bundle_hash

@@ -111,6 +111,9 @@ def encode(answers: Sequence[Answer], body: dict[str, Any], model_name: str) -> 
             "cold_user": a.cold_user,
             "defaulted": list(a.defaulted),
             "cold_items": sum(a.cold_items),
+            "stale_user": a.stale_user,
+            "stale_items": sum(a.stale_items),
+            "default_features": list(a.default_features),
             "paths_capped": a.paths_capped,
         }
         for a in answers

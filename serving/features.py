@@ -74,8 +74,8 @@ class Features:
     items: Sequence[Mapping[str, Any]]
     cold_user: bool
     cold_items: tuple[bool, ...]
-    stale_user: bool = False
-    stale_items: tuple[bool, ...] = ()
+    stale_user: bool
+    stale_items: tuple[bool, ...]
     defaulted: tuple[Entity, ...] = ()
     encoded_items: Side | None = None
 

@@ -87,6 +87,7 @@ class Server(RESTServer):
         """None: the SDK's would log two lines a request; stages are in our metrics."""
 
     def _register_endpoints(self, app: Any) -> None:
+        app.openapi = lambda: self._model.service.openapi  # what /openapi.json answers
         v1, v2 = (kind(self.dataplane, self.model_repository_extension) for kind in (V1Endpoints, V2Endpoints))
         for path in ("/v1/models/{model_name}:predict", "/v2/models/{model_name}/infer"):
             app.add_route(path, self._predict, methods=["POST"])

@@ -12,11 +12,12 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import orjson
 
-from serving import codec_v1, codec_v2
+from serving import codec_v1, codec_v2, openapi
 from serving.admission import Admission
 from serving.config import ServingConfig
 from serving.deadline import Deadline, header_deadline_ms, waited
@@ -156,7 +157,17 @@ class Service:
             logger.exception("prediction failed", extra={EXTRA: {"request_id": course.request_id}})
             return Reply(500, _error("prediction failed"), {"content-type": JSON})
 
+    @cached_property
+    def openapi(self) -> dict[str, Any]:
+        """What this predictor accepts and answers."""
+        manifest = self.scorer.bundle.manifest
+        online = self.scorer.reader is not None
+        return openapi.document(self.scorer.bundle.schema, self._model_name, manifest.model_version, online=online)
+
     def _answer(self, raw: Any, headers: Mapping[str, str], course: _Course) -> Reply:
+        if openapi.MEDIA_TYPE in headers.get("accept", ""):
+            course.outcome = "ok"
+            return Reply(200, orjson.dumps(self.openapi), {"content-type": openapi.MEDIA_TYPE})
         queued = course.arrived - course.deadline.sent
         began = time.perf_counter()
         body = self._decode(raw)

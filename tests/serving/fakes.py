@@ -40,7 +40,8 @@ class FakeReader:
         if user_id in USERS:
             user |= {"gender": "f", "history": ["i1", "i2"], "user_views_all": 1.0, "user_rate_all": 0.4}
         cold = tuple(i not in ITEMS for i in item_ids)
-        return Features(user, [self._item(i) for i in item_ids], user_id not in USERS, cold)
+        fresh = (False,) * len(item_ids)
+        return Features(user, [self._item(i) for i in item_ids], user_id not in USERS, cold, False, fresh)
 
     def close(self) -> None:
         """Nothing is open."""

@@ -49,9 +49,10 @@ def test_v1(handler: CTRHandler) -> None:
     context, (answer,) = post(handler, V1)
     assert context.status == [200]
     (prediction,) = answer["predictions"]
-    assert list(prediction) == ["items", "cold_user", "defaulted", "paths_capped", "model_version", "bundle_hash"]
+    flags = ["cold_user", "stale_user", "defaulted", "default_features"]
+    assert list(prediction) == ["items", *flags, "paths_capped", "model_version", "bundle_hash"]
     assert [item["item_id"] for item in prediction["items"]] == ["i1", "i2"]
-    names = ["item_id", "probability", "uncertainty", "num_paths", "rank", "cold", "model_version"]
+    names = ["item_id", "probability", "uncertainty", "num_paths", "rank", "cold", "stale", "model_version"]
     assert all(list(item) == names for item in prediction["items"])
     assert {item["model_version"] for item in prediction["items"]} == {"small-20260101-abc"}
     assert prediction["paths_capped"] is False

@@ -1,0 +1,223 @@
+"""What a predictor accepts and answers, as an OpenAPI 3.1 document made from the schema of its model and the limits of requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from serving import codec_v2
+from serving.requests import MAX_CANDIDATES, MAX_REQUESTS, MAX_SEQUENCE, MAX_TEXT
+from thinktwice.schema import LogSchema, ModelField
+
+MEDIA_TYPE = "application/vnd.oai.openapi+json"  # a predict request that accepts this gets the document instead of scores
+ID = {"type": ["string", "integer", "number", "boolean"], "maxLength": MAX_TEXT}
+TIME = {
+    "description": "Unix seconds or ISO 8601; now when absent.",
+    "anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}, {"type": "null"}],
+}
+STATUSES = {
+    "400": "The request is wrong; `field` names where.",
+    "413": "The body is too large.",
+    "429": "Too many requests wait; `Retry-After` says when to come again.",
+    "500": "The predictor failed.",
+    "503": "The answer would be late, or the feature store does not answer; `Retry-After` says when to come again.",
+}
+HEADERS = {
+    "X-Request-Id": "Names the request in answers and logs.",
+    "X-Request-Start": "`t=` and Unix seconds: when the caller sent it. Time in queues then counts against the deadline.",
+    "X-Deadline-Ms": "Milliseconds from then within which the answer is of use.",
+    "traceparent": "W3C trace context; the predictor's spans go below it.",
+}
+
+
+def document(schema: LogSchema, model_name: str, model_version: str, *, online: bool) -> dict[str, Any]:
+    """The document of one model.
+
+    Args:
+        schema: of the model.
+        model_name: as it stands in the path.
+        model_version: shown as the version of the interface.
+        online: whether candidates can be looked up; without, only raw rows are accepted.
+    """
+    forms = [{"$ref": "#/components/schemas/RowsRequest"}]
+    if online and schema.key_of("item") is not None:
+        forms.insert(0, {"$ref": "#/components/schemas/CandidatesRequest"})
+    v1, v2 = f"/v1/models/{model_name}:predict", f"/v2/models/{model_name}/infer"
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": f"Click model {model_name} of the log {schema.name}", "version": model_version},
+        "paths": {
+            v1: {"post": _operation("predict", "KServe v1: scores the requests of a body.", "V1Body", "V1Answer")},
+            v2: {"post": _operation("infer", "Open Inference v2: the same in tensors.", "V2Body", "V2Answer")},
+        },
+        "components": {
+            "schemas": {
+                "CandidatesRequest": _candidates(schema),
+                "RowsRequest": _rows(schema),
+                "Request": {"anyOf": forms},
+                "V1Body": _object(
+                    {"instances": _list({"$ref": "#/components/schemas/Request"}, 1, MAX_REQUESTS)}, required=["instances"]
+                ),
+                "V1Answer": _object({"predictions": _list(_prediction(), 1, MAX_REQUESTS)}, required=["predictions"]),
+                "V2Body": _v2_body(),
+                "V2Answer": _v2_answer(),
+                "Error": _object({"error": {"type": "string"}, "field": {"type": "string"}}, required=["error"]),
+            }
+        },
+    }
+
+
+def _operation(name: str, summary: str, body: str, answer: str) -> dict[str, Any]:
+    def content(schema: str) -> dict[str, Any]:
+        return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+
+    good = {"description": "Scores.", "content": content(answer)}
+    bad = {code: {"description": text, "content": content("Error")} for code, text in STATUSES.items()}
+    parameters = [
+        {"name": header, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
+        for header, text in HEADERS.items()
+    ]
+    return {
+        "operationId": name,
+        "summary": summary,
+        "parameters": parameters,
+        "requestBody": {"required": True, "content": content(body)},
+        "responses": {"200": good, **bad},
+    }
+
+
+def _candidates(schema: LogSchema) -> dict[str, Any]:
+    fields = schema.model_fields_in_order()
+    context = {f.name: _value(f) for f in fields if f.entity == "context" and f.origin == "attribute"}
+    context[time_field(schema)] = TIME
+    properties: dict[str, Any] = {
+        "candidates": _list({**ID, "minLength": 1}, 1, MAX_CANDIDATES),
+        "context": {"anyOf": [_object(context), {"type": "null"}]},
+        **_limits(),
+    }
+    required = ["candidates"]
+    if schema.key_of("user") is not None:
+        properties["user_id"] = {**ID, "minLength": 1}
+        required.append("user_id")
+    return _object(properties, required)
+
+
+def _rows(schema: LogSchema) -> dict[str, Any]:
+    row = {f.name: _value(f) for f in schema.model_fields_in_order()}
+    row[time_field(schema)] = TIME
+    return _object({"rows": _list(_object(row), 1, MAX_CANDIDATES), **_limits()}, required=["rows"])
+
+
+def time_field(schema: LogSchema) -> str:
+    """The key that says when: a log may have a field called timestamp of its own."""
+    return "event_time" if any(f.name == "timestamp" for f in schema.model_fields_in_order()) else "timestamp"
+
+
+def _limits() -> dict[str, Any]:
+    return {
+        "k": {"description": "Answer with the best k only, best first.", "type": ["integer", "null"], "minimum": 1},
+        "deadline_ms": {
+            "description": "Milliseconds from the sending within which the answer is of use.",
+            "type": ["number", "null"],
+            "exclusiveMinimum": 0,
+            "exclusiveMaximum": 1e9,
+        },
+    }
+
+
+def _value(f: ModelField) -> dict[str, Any]:
+    if f.kind == "numeric":
+        return {"type": ["number", "null"]}
+    if f.kind == "categorical":
+        return {"type": [*ID["type"], "null"], "maxLength": MAX_TEXT}
+    if f.kind == "sequence":
+        return {"type": ["array", "null"], "items": ID, "maxItems": MAX_SEQUENCE}
+    return {"type": ["array", "null"], "items": {"type": "number"}, "minItems": f.dim, "maxItems": f.dim}
+
+
+def _prediction() -> dict[str, Any]:
+    share = {"type": "number", "minimum": 0, "maximum": 1}
+    scores: dict[str, Any] = {
+        "probability": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+        "uncertainty": share,
+        "num_paths": {"type": "integer", "minimum": 1},
+        "rank": {"type": "integer", "minimum": 1},
+        "model_version": {"type": "string"},
+    }
+    every: dict[str, Any] = {
+        "paths_capped": {"type": "boolean"},
+        "model_version": {"type": "string"},
+        "bundle_hash": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+    }
+    truth = {"type": "boolean"}
+    item = _object({"item_id": {"type": "string"}, **scores, "cold": truth, "stale": truth}, required="all")
+    row = _object({"row": {"type": "integer", "minimum": 0}, **scores}, required="all")
+    flags = {
+        "cold_user": truth,
+        "stale_user": truth,
+        "defaulted": {"type": "array", "items": {"type": "string"}},
+        "default_features": {"type": "array", "items": {"enum": ["user", "item"]}},
+    }
+    return {
+        "anyOf": [
+            _object({"items": {"type": "array", "items": item}, **flags, **every}, required="all"),
+            _object({"rows": {"type": "array", "items": row}, **every}, required="all"),
+        ]
+    }
+
+
+def _v2_body() -> dict[str, Any]:
+    tensor = _object(
+        {
+            "name": {"const": codec_v2.INPUT},
+            "datatype": {"const": "BYTES"},
+            "shape": _list({"type": "integer"}, 1, 1),
+            "data": {
+                **_list({"type": "string", "contentMediaType": "application/json"}, 1, MAX_REQUESTS),
+                "description": "Each element is one Request as JSON text.",
+            },
+            "parameters": {"type": "object"},
+        },
+        required=["name", "datatype", "shape", "data"],
+    )
+    wanted = {"type": "object", "properties": {"name": {"enum": list(codec_v2.OUTPUTS)}}, "required": ["name"]}
+    return _object(
+        {
+            "id": {"type": "string"},
+            "parameters": {"type": "object"},
+            "inputs": _list(tensor, 1, 1),
+            "outputs": {"type": ["array", "null"], "items": wanted},
+        },
+        required=["inputs"],
+    )
+
+
+def _v2_answer() -> dict[str, Any]:
+    output = _object(
+        {
+            "name": {"enum": list(codec_v2.OUTPUTS)},
+            "datatype": {"enum": sorted(set(codec_v2.OUTPUTS.values()))},
+            "shape": _list({"type": "integer"}, 1, 1),
+            "data": {"type": "array"},
+        },
+        required="all",
+    )
+    return _object(
+        {
+            "model_name": {"type": "string"},
+            "model_version": {"type": "string"},
+            "id": {"type": "string"},
+            "parameters": {"type": "object"},
+            "outputs": {"type": "array", "items": output},
+        },
+        required=["model_name", "model_version", "parameters", "outputs"],
+    )
+
+
+def _object(properties: dict[str, Any], required: Sequence[str] | Literal["all"] = ()) -> dict[str, Any]:
+    names = list(properties if required == "all" else required)
+    return {"type": "object", "properties": properties, "required": names, "additionalProperties": False}
+
+
+def _list(items: dict[str, Any], fewest: int, most: int) -> dict[str, Any]:
+    return {"type": "array", "items": items, "minItems": fewest, "maxItems": most}

@@ -1,0 +1,85 @@
+"""The interface is what its document says: what both servers answered validates, and so does what they accept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from serving import cli
+from serving.openapi import MEDIA_TYPE, document
+from tests.contract.conftest import Servers
+from tests.contract.test_contract import BAD, GOOD, V1, V2, ask
+from tests.serving.small import MODEL_VERSION, PLAIN_SCHEMA, SCHEMA
+from thinktwice.champion import Champion
+
+pytestmark = pytest.mark.server
+
+DOCUMENT = document(SCHEMA, "ctr", MODEL_VERSION, online=True)
+#: Wrong in a way that a schema cannot tell: sums over parts, texts within texts, sizes in bytes, arithmetic.
+BEYOND = {"no JSON", "too large", "numbers too large"}
+
+
+def validator(name: str, found: dict[str, Any] = DOCUMENT) -> jsonschema.Draft202012Validator:
+    schema = {"$ref": f"#/components/schemas/{name}", "components": found["components"]}
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+def names(path: str, body: Any) -> tuple[str, str]:
+    """Schemas of body and answer."""
+    v2 = path == V2 and "inputs" in body
+    return ("V2Body", "V2Answer") if v2 else ("V1Body", "V1Answer")
+
+
+@pytest.mark.parametrize(("path", "body"), [g[1:] for g in GOOD], ids=[g[0] for g in GOOD])
+def test_good_requests_and_their_answers_validate(servers: Servers, path: str, body: Any) -> None:
+    asked, answered = names(path, body)
+    validator(asked).validate(body)
+    for url in servers.url.values():
+        validator(answered).validate(ask(url, path, body).json)
+
+
+@pytest.mark.parametrize(("path", "body"), [b[1:3] for b in BAD if b[0] not in BEYOND], ids=[b[0] for b in BAD if b[0] not in BEYOND])
+def test_bad_requests_do_not_validate_and_their_errors_do(servers: Servers, path: str, body: Any) -> None:
+    asked, _ = names(path, body if isinstance(body, dict) else {})
+    assert not validator(asked).is_valid(body)
+    for url in servers.url.values():
+        reply = ask(url, path, body)
+        assert str(reply.status) in DOCUMENT["paths"][V1]["post"]["responses"]
+        validator("Error").validate(reply.json)
+
+
+def test_both_servers_give_the_document(servers: Servers) -> None:
+    for url in servers.url.values():
+        reply = ask(url, V1, {}, {"Accept": MEDIA_TYPE})
+        assert (reply.status, reply.headers["content-type"]) == (200, MEDIA_TYPE)
+        assert reply.json == DOCUMENT
+    assert ask(servers.url["kserve"], "/openapi.json", None, method="GET").json == DOCUMENT
+
+
+def test_it_follows_the_schema_of_the_log() -> None:
+    context = DOCUMENT["components"]["schemas"]["CandidatesRequest"]["properties"]["context"]["anyOf"][0]
+    assert set(context["properties"]) == {"slot", "bid", "timestamp"}
+    row = DOCUMENT["components"]["schemas"]["RowsRequest"]["properties"]["rows"]["items"]["properties"]
+    assert set(row) == {f.name for f in SCHEMA.model_fields_in_order()} | {"timestamp"}
+    assert (row["cover"]["minItems"], row["cover"]["maxItems"]) == (3, 3)
+    plain = document(PLAIN_SCHEMA, "ctr", "v", online=False)
+    forms = plain["components"]["schemas"]["Request"]["anyOf"]
+    assert forms == [{"$ref": "#/components/schemas/RowsRequest"}]
+    assert validator("V1Body", plain).is_valid({"instances": [{"rows": [{"site": "s", "bid": 1}]}]})
+    assert not validator("V1Body", plain).is_valid({"instances": [{"user_id": "u", "candidates": ["i"]}]})
+
+
+def test_the_command(champion: Champion, tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(cli.openapi)
+    done = CliRunner().invoke(app, ["--bundle", str(champion.bundle_dir)])
+    assert json.loads(done.output) == DOCUMENT
+    CliRunner().invoke(app, ["--bundle", str(champion.bundle_dir), "--out", str(tmp_path / "o.json")], catch_exceptions=False)
+    assert json.loads((tmp_path / "o.json").read_text()) == DOCUMENT
