@@ -14,7 +14,12 @@ from collections.abc import Callable
 from serving.deadline import Deadline
 from thinktwice.errors import OverloadedError
 
-WINDOW = 1.0  # seconds over which the busy share is taken
+WINDOW = 1.0  # seconds over which the share of requests that had to wait is taken
+FEWEST = 8  # requests in the window, below which nothing is said of it
+WAITED = 0.5  # of the cost of a request: who stood in a queue for longer had somebody before him
+LEAST_WAIT = 0.001  # seconds; less is the network
+FORGET = 5e-5  # a second: how fast the shortest way here is taken to grow, so that clocks may drift
+WAY_BACK = 0.002  # seconds from here to the caller
 DECAY = 0.98  # weight that a measured cost keeps at each further request
 RESERVE = 1.25  # a request is reckoned this much dearer than the average one of its size
 
@@ -48,11 +53,14 @@ class CostModel:
 class Admission:
     """Shared by all threads of one process.
 
+    Whether there is load is told by waiting alone: a caller that sends one request after the other keeps a worker busy all
+    the time, and still nobody waits.
+
     Args:
         workers: requests that are scored at the same time.
         queue: requests that may wait beside them.
-        shed_from: busy share from which extra paths become fewer.
-        shed_all: busy share at which there are none.
+        shed_from: share of requests that had to wait from which extra paths become fewer; 1 for never.
+        shed_all: share at which there are none.
         clock: monotonic seconds.
     """
 
@@ -70,9 +78,10 @@ class Admission:
         self._clock = clock
         self._lock = threading.Lock()
         self._inside = 0
-        self._busy: deque[tuple[float, float]] = deque()  # (end, seconds) of finished requests in the window
-        self._busy_sum = 0.0
-        self._born = clock()
+        self._recent: deque[tuple[float, bool]] = deque()  # (when, had to wait) of the requests in the window
+        self._waited = 0
+        self._seen = clock()
+        self._way = float("inf")  # shortest time from a caller to here: the network, and what his clock is off
         self.cost = CostModel()
 
     @property
@@ -106,7 +115,7 @@ class Admission:
             OverloadedError: what is left is less than such a request takes.
         """
         with self._lock:
-            needed = RESERVE * self.cost.seconds(rows)
+            needed = RESERVE * self.cost.seconds(rows) + WAY_BACK
         left = deadline.left(self._clock())
         if left < needed:
             raise OverloadedError(
@@ -116,32 +125,32 @@ class Admission:
                 status=503,
             )
 
-    def path_share(self) -> float:
-        """Share of the usual extra paths that a request may ask now: 1 with room to spare, 0 when the process is full."""
-        if self.waiting > self._queue / 2 > 0:
-            return 0.0
-        busy = self.busy_share()
-        return min(1.0, max(0.0, (self._shed_all - busy) / (self._shed_all - self._shed_from)))
+    def path_share(self, queued: float, rows: int) -> float:
+        """Share of the usual extra paths that a request may ask now: 1 with room to spare, 0 when the process is full.
 
-    def busy_share(self) -> float:
-        """Share of the workers' time of the last second that went into requests."""
+        Args:
+            queued: seconds since the request was sent, or came in where the caller does not say.
+            rows: of the request.
+        """
         with self._lock:
             now = self._clock()
-            self._forget(now)
-            span = min(WINDOW, max(now - self._born, 1e-3))
-            return min(1.0, self._busy_sum / (span * self._workers)) if span >= WINDOW / 2 else 0.0
+            self._way = min(self._way + FORGET * (now - self._seen), queued)
+            self._seen = now
+            waited = queued - self._way > max(WAITED * self.cost.seconds(rows), LEAST_WAIT)
+            self._recent.append((now, waited))
+            self._waited += waited
+        share = self.waiting_share()
+        return min(1.0, max(0.0, (self._shed_all - share) / (self._shed_all - self._shed_from)))
+
+    def waiting_share(self) -> float:
+        """Share of the last second's requests that had to wait for another; 0 for a handful of requests."""
+        with self._lock:
+            now = self._clock()
+            while self._recent and self._recent[0][0] <= now - WINDOW:
+                self._waited -= self._recent.popleft()[1]
+            return self._waited / len(self._recent) if len(self._recent) >= FEWEST else 0.0
 
     def finished(self, rows: int, seconds: float, extra_seconds: float) -> None:
         """Take in what a request cost; ``extra_seconds`` of it went into extra paths, which the next one need not ask."""
         with self._lock:
-            now = self._clock()
-            self._busy.append((now, seconds))
-            self._busy_sum += seconds
-            self._forget(now)
             self.cost.add(rows, max(seconds - extra_seconds, 0.0))
-
-    def _forget(self, now: float) -> None:
-        while self._busy and self._busy[0][0] <= now - WINDOW + 1e-9:
-            self._busy_sum -= self._busy.popleft()[1]
-        if not self._busy:
-            self._busy_sum = 0.0

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import sys
 import tempfile
@@ -146,6 +147,9 @@ def main(arguments: list[str]) -> int:
         if not model.load():
             logger.error("cannot load: the model does not score a row: see above")
             return 1
+        # What was loaded stays: a collection that walks through vocabularies and snapshots would hold a request up.
+        gc.collect()
+        gc.freeze()
         Server(model, chosen.host, chosen.port).run()
         service.close()
     return 0

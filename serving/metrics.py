@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from serving.outcome import OUTCOMES, Outcome
 
 if TYPE_CHECKING:
+    from serving.admission import Admission
     from serving.scorer import Answer
 
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
@@ -79,9 +81,11 @@ class Metrics:
         self._shed = counter("shed_requests", "Requests that got fewer extra paths than usual, for load.").labels(
             **self._who
         )
-        self.queue = gauge("queue_length", "Requests that wait for a worker.")
-        self.busy = gauge("busy_share", "Share of the last second that went into requests.")
-        self.snapshot_age = gauge("item_snapshot_age_seconds", "Since the item features were last read from the store.")
+        self._queue = gauge("queue_length", "Requests that wait for a worker.")
+        self._waiting = gauge("waiting_share", "Share of the last second's requests that had to wait for another.")
+        self._snapshot_age = gauge(
+            "item_snapshot_age_seconds", "Since the item features were last read from the store."
+        )
         log = counter("prediction_log_requests", "Requests of the prediction log: what became of them.", "what")
         self._log = {what: log.labels(**self._who, what=what) for what in LOGGED}
         self._logged = dict.fromkeys(LOGGED, 0)
@@ -119,6 +123,13 @@ class Metrics:
             if (more := counts[what] - self._logged[what]) > 0:
                 self._logged[what] += more
                 self._log[what].inc(more)
+
+    def state(self, admission: Admission, reader: object) -> None:
+        """How full the process is, and how old its item features are."""
+        self._queue.set(admission.waiting)
+        self._waiting.set(admission.waiting_share())
+        if (filled := getattr(reader, "filled", None)) is not None:
+            self._snapshot_age.set(time.time() - filled)
 
     def stage(self, name: str, seconds: float) -> None:
         """Time outside of the scorer: queue, parse, respond."""

@@ -9,8 +9,11 @@ from serving import codec_v2
 from serving.requests import MAX_CANDIDATES, MAX_REQUESTS, MAX_SEQUENCE, MAX_TEXT
 from thinktwice.schema import LogSchema, ModelField
 
-MEDIA_TYPE = "application/vnd.oai.openapi+json"  # a predict request that accepts this gets the document instead of scores
-ID = {"type": ["string", "integer", "number", "boolean"], "maxLength": MAX_TEXT}
+MEDIA_TYPE = (
+    "application/vnd.oai.openapi+json"  # a predict request that accepts this gets the document instead of scores
+)
+SCALARS = ["string", "integer", "number", "boolean"]
+ID = {"type": SCALARS, "maxLength": MAX_TEXT}
 TIME = {
     "description": "Unix seconds or ISO 8601; now when absent.",
     "anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}, {"type": "null"}],
@@ -56,7 +59,8 @@ def document(schema: LogSchema, model_name: str, model_version: str, *, online: 
                 "RowsRequest": _rows(schema),
                 "Request": {"anyOf": forms},
                 "V1Body": _object(
-                    {"instances": _list({"$ref": "#/components/schemas/Request"}, 1, MAX_REQUESTS)}, required=["instances"]
+                    {"instances": _list({"$ref": "#/components/schemas/Request"}, 1, MAX_REQUESTS)},
+                    required=["instances"],
                 ),
                 "V1Answer": _object({"predictions": _list(_prediction(), 1, MAX_REQUESTS)}, required=["predictions"]),
                 "V2Body": _v2_body(),
@@ -129,7 +133,7 @@ def _value(f: ModelField) -> dict[str, Any]:
     if f.kind == "numeric":
         return {"type": ["number", "null"]}
     if f.kind == "categorical":
-        return {"type": [*ID["type"], "null"], "maxLength": MAX_TEXT}
+        return {"type": [*SCALARS, "null"], "maxLength": MAX_TEXT}
     if f.kind == "sequence":
         return {"type": ["array", "null"], "items": ID, "maxItems": MAX_SEQUENCE}
     return {"type": ["array", "null"], "items": {"type": "number"}, "minItems": f.dim, "maxItems": f.dim}

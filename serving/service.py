@@ -181,7 +181,7 @@ class Service:
         soonest = min(own, key=lambda deadline: deadline.ends)
         rows = sum(request.num_rows for request in requests)
         self.admission.admit(soonest, rows)
-        answers = self.scorer.score(requests, course.deadline, self.admission.path_share())
+        answers = self.scorer.score(requests, course.deadline, self.admission.path_share(queued, rows))
         scored = time.perf_counter()
         encoded = codec_v2.encode(answers, body, self._model_name) if v2 else codec_v1.encode(answers)
         reply = Reply(200, orjson.dumps(encoded), {"content-type": JSON})
@@ -197,6 +197,7 @@ class Service:
                 self._log.offer(self._served(course.request_id, request, answer))
         if self._log is not None:
             self.metrics.logged(self._log.counts)
+        self.metrics.state(self.admission, self.scorer.reader)
         stages = {"queue": queued, "parse": parsed - began}
         for name in ("features", "encode", "engine"):
             stages[name] = sum(answer.stages.get(name, 0.0) for answer in answers)

@@ -6,6 +6,7 @@ status and error body and does not touch the others.
 
 from __future__ import annotations
 
+import gc
 import logging
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ class CTRHandler:
             # Whoever started the server looks for this line in its log and shows the sentence to the user.
             logger.error("cannot load: %s", " ".join(str(error).split()))
             raise
+        # What was loaded stays: a collection that walks through vocabularies and snapshots would hold a request up.
+        gc.collect()
+        gc.freeze()
         if config.metrics_port:
             serve_metrics(config.metrics_host, config.metrics_port)
 

@@ -17,7 +17,7 @@ from thinktwice.bundle import load_bundle
 
 
 def overhead(world: World, rounds: int) -> dict[str, Any]:
-    """Milliseconds of a 100-candidate request by stage, engine on and off by turns; ``other`` is all but the engine."""
+    """Milliseconds of a 100-candidate request by stage, the modes of the engine by turns; ``other`` is all but the engine."""
     requests = requests_of(world.store, SCHEMA, count=200, candidates=100, seed=0)
     bodies = [body_of(request, "v1") for request in requests]
     services = {

@@ -74,18 +74,20 @@ def throughput(world: World, folder: Path, seconds: float, rounds: int) -> dict[
 
 
 def loads(world: World, folder: Path, server: str, seconds: float, rounds: int) -> dict[str, Any]:
-    """Poisson load at some percents of what the engine-off server can do, engine on and off by turns."""
+    """Poisson load at some percents of what the engine-off server can do, the modes of the engine by turns."""
     requests = requests_of(world.store, SCHEMA, count=200, candidates=100, seed=4)
     where = world.archives if server == "torchserve" else world.bundles
     out: dict[str, Any] = {}
-    with serving(where["off"], world, folder, server) as off, serving(where["on"], world, folder, server) as on:
-        urls = {"off": off, "on": on}
+    with contextlib.ExitStack() as stack:
+        urls = {name: stack.enter_context(serving(place, world, folder, server)) for name, place in where.items()}
         for url in urls.values():
             closed_loop(Target(url, requests), 4, 1.0)
-        capacity = float(np.median([closed_loop(Target(off, requests), 8, seconds / 2).throughput for _ in range(3)]))
+        capacity = float(
+            np.median([closed_loop(Target(urls["off"], requests), 8, seconds / 2).throughput for _ in range(3)])
+        )
         out["capacity_per_second"] = capacity
         for percent in LOADS:
-            done: dict[str, list[Measured]] = {"on": [], "off": []}
+            done: dict[str, list[Measured]] = {name: [] for name in urls}
             for number in range(rounds):
                 moments = poisson(capacity * percent / 100, seconds, seed=number)
                 for name, url in urls.items():

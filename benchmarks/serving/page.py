@@ -17,12 +17,15 @@ def write(folder: Path, name: str, result: dict[str, Any]) -> None:
     lines += [
         f"| {b['name']} | {b['value']} | {b['bound']} | {'yes' if b['holds'] else '**no**'} |" for b in result["bars"]
     ]
-    lines += ["", "## In the process: 100 candidates, ms", "", "| stage | off p50 | off p99 | on p50 | on p99 |"]
-    lines += ["| --- | --- | --- | --- | --- |"]
-    off, on = result["inside"]["off"], result["inside"]["on"]
+    lines += ["", "## In the process: 100 candidates, ms", ""]
+    modes = result["inside"]
+    lines += ["| stage | " + " | ".join(f"{name} {q}" for name in modes for q in ("p50", "p99")) + " |"]
+    lines += ["| --- |" + " --- |" * 2 * len(modes)]
     lines += [
-        f"| {stage} | {off[stage]['p50']:.3f} | {off[stage]['p99']:.3f} | {on[stage]['p50']:.3f} | {on[stage]['p99']:.3f} |"
-        for stage in off
+        f"| {stage} | "
+        + " | ".join(f"{found[stage][q]:.3f}" for found in modes.values() for q in ("p50", "p99"))
+        + " |"
+        for stage in modes["off"]
     ]
     lines += [
         "",
@@ -48,12 +51,12 @@ def write(folder: Path, name: str, result: dict[str, Any]) -> None:
         lines += ["", f"## {server} under Poisson load (capacity {loads['capacity_per_second']:.0f} a second)", ""]
         lines += [f"![latency]({name}-{server}.svg)", ""]
         lines += [
-            "| load | engine | p50 | p90 | p99 | p99.9 | refused | late |",
+            "| load | mode | p50 | p90 | p99 | p99.9 | refused | late |",
             "| --- | --- | --- | --- | --- | --- | --- | --- |",
         ]
         series = []
         for percent in ("50", "80", "110"):
-            for mode in ("off", "on"):
+            for mode in ("off", "gate", "uttsi"):
                 step = loads[percent][mode]
                 found, sent = step["latency_ms"], max(step["sent"], 1)
                 shares = [f"{100 * step['outcomes'][o] / sent:.1f} %" for o in ("refused", "late")]
@@ -61,7 +64,7 @@ def write(folder: Path, name: str, result: dict[str, Any]) -> None:
                     f"| {percent} % | {mode} | {' | '.join(f'{found[p]:.1f}' for p in PERCENTILES)} | {' | '.join(shares)} |"
                 )
                 marks = [Mark(x, found[p], tip=f"{found[p]:.1f} ms") for x, p in enumerate(PERCENTILES)]
-                label = f"{percent} %, engine {mode}"
+                label = f"{percent} %, {mode}"
                 series.append(Series(label, COLORS[len(series) % len(COLORS)], marks, dashed=mode == "off"))
         chart = line_chart(series, x_label="percentile", y_label="latency, ms", categories=PERCENTILES)
         key = legend_svg([(s.name, s.color) for s in series], 84, 20)

@@ -45,7 +45,9 @@ def test_good_requests_and_their_answers_validate(servers: Servers, path: str, b
         validator(answered).validate(ask(url, path, body).json)
 
 
-@pytest.mark.parametrize(("path", "body"), [b[1:3] for b in BAD if b[0] not in BEYOND], ids=[b[0] for b in BAD if b[0] not in BEYOND])
+@pytest.mark.parametrize(
+    ("path", "body"), [b[1:3] for b in BAD if b[0] not in BEYOND], ids=[b[0] for b in BAD if b[0] not in BEYOND]
+)
 def test_bad_requests_do_not_validate_and_their_errors_do(servers: Servers, path: str, body: Any) -> None:
     asked, _ = names(path, body if isinstance(body, dict) else {})
     assert not validator(asked).is_valid(body)
@@ -81,5 +83,7 @@ def test_the_command(champion: Champion, tmp_path: Path) -> None:
     app.command()(cli.openapi)
     done = CliRunner().invoke(app, ["--bundle", str(champion.bundle_dir)])
     assert json.loads(done.output) == DOCUMENT
-    CliRunner().invoke(app, ["--bundle", str(champion.bundle_dir), "--out", str(tmp_path / "o.json")], catch_exceptions=False)
+    CliRunner().invoke(
+        app, ["--bundle", str(champion.bundle_dir), "--out", str(tmp_path / "o.json")], catch_exceptions=False
+    )
     assert json.loads((tmp_path / "o.json").read_text()) == DOCUMENT

@@ -63,7 +63,8 @@ def make_service(
     **more: Any,
 ) -> Service:
     """The real service over a bundle, with the store in a dictionary."""
-    config, tracing = config or ServingConfig(), tracing or Tracing()
+    # A test that calls without a pause is no load.
+    config, tracing = config or ServingConfig(shed_from=1.0), tracing or Tracing()
     scorer = Scorer(load_bundle(bundle), FakeReader(), tracing)
     admission = Admission(
         workers=config.workers, queue=config.queue, shed_from=config.shed_from, shed_all=config.shed_all
