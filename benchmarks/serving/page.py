@@ -49,7 +49,7 @@ def write(folder: Path, name: str, result: dict[str, Any]) -> None:
     lines += [f"second, the obvious stack {rates['obvious']:.0f}."]
     for server, loads in result["loads"].items():
         lines += ["", f"## {server} under Poisson load (capacity {loads['capacity_per_second']:.0f} a second)", ""]
-        lines += [f"![latency]({name}-{server}.svg)", ""]
+        lines += [f"![latency]({name}-{server}.svg)", "", "Dashed: off. Solid: gate and, above it, uttsi.", ""]
         lines += [
             "| load | mode | p50 | p90 | p99 | p99.9 | refused | late |",
             "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -65,8 +65,9 @@ def write(folder: Path, name: str, result: dict[str, Any]) -> None:
                 )
                 marks = [Mark(x, found[p], tip=f"{found[p]:.1f} ms") for x, p in enumerate(PERCENTILES)]
                 label = f"{percent} %, {mode}"
-                series.append(Series(label, COLORS[len(series) % len(COLORS)], marks, dashed=mode == "off"))
+                color = COLORS[("50", "80", "110").index(percent)]
+                series.append(Series(label, color, marks, dashed=mode == "off"))
         chart = line_chart(series, x_label="percentile", y_label="latency, ms", categories=PERCENTILES)
-        key = legend_svg([(s.name, s.color) for s in series], 84, 20)
+        key = legend_svg([(f"{p} %", COLORS[i]) for i, p in enumerate(("50", "80", "110"))], 84, 20)
         (folder / f"{name}-{server}.svg").write_text(chart.replace("</svg>", key + "</svg>"), encoding="utf-8")
     (folder / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
