@@ -1,33 +1,36 @@
 """What was served, for whoever asks later: a sample of requests with their features and scores, as parquet.
 
-Writing never holds a request up: requests go into a bounded queue, a thread of its own writes them, and what does not fit is dropped
-and counted. A request is in the sample or not by its id, on every replica alike. Parts are written aside and renamed, so a
-kill at any moment leaves whole parts only. The log holds user ids and features: it is a data store, not a text log.
+Writing never holds a request up: requests go into a bounded queue, a thread of its own turns them into columns and writes them, and
+what does not fit is dropped and counted. A request is in the sample or not by its id, on every replica alike. The log
+holds features and, unless told otherwise, user ids: it is a data store, not a text log.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field
 
-from thinktwice.errors import ThinktwiceError
-from thinktwice.files import atomic_file
+from serving.parts import PartFolder, WhenFull
+from thinktwice.errors import ServerError, ThinktwiceError
+from thinktwice.monitor.record import COLD_ITEM, HEAD, UserIds, log_schema
 from thinktwice.schema import LogSchema
 
-PART = "served-*.parquet"
-USER, ITEM = "log_user_id", "log_item_id"
+SALT = "THINKTWICE_LOG_SALT"  # environment: secret of hashed user ids, the same on every replica
+TURN, BREATH = 0.0005, 0.0002  # seconds of work, and then of rest: the threads that answer have the interpreter meanwhile
+AT_ONCE = 8  # requests that leave the queue together
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +42,12 @@ class PredictionLogConfig(BaseModel):
 
     folder: str = ""  # "" logs nothing
     sample: float = Field(default=0.01, gt=0, le=1)  # share of requests
-    queue: int = Field(default=1000, ge=1)  # requests that may wait to be written
+    queue: int = Field(default=1000, ge=1)  # requests that may wait for the writer
     part_rows: int = Field(default=50_000, ge=1)  # rows after which a part is written ...
     part_seconds: float = Field(default=60.0, gt=0)  # ... or seconds, whichever comes first
     max_bytes: int = Field(default=1 << 30, ge=1)  # of all parts together
-    when_full: Literal["stop", "forget"] = "stop"  # forget: the oldest parts go
+    when_full: WhenFull = "stop"  # forget: the oldest parts go
+    user_ids: UserIds = "raw"  # hashed, none: skew cannot be measured from such a log
 
 
 @dataclass(frozen=True)
@@ -68,163 +72,183 @@ class Served:
     defaulted: tuple[str, ...]
 
 
-def log_schema(schema: LogSchema) -> pa.Schema:
-    """The columns of the log: what identifies a row, its scores and flags, and every field of the model."""
-    types = {
-        "categorical": pa.string(),
-        "numeric": pa.float64(),
-        "sequence": pa.list_(pa.string()),
-        "vector": pa.list_(pa.float32()),
-    }
-    columns = [
-        ("log_request_id", pa.string()),
-        ("log_at", pa.timestamp("us", "UTC")),
-        ("log_arm", pa.string()),
-        ("log_model_version", pa.string()),
-        ("log_bundle_hash", pa.string()),
-        (USER, pa.string()),
-        (ITEM, pa.string()),
-        ("log_place", pa.int32()),
-        ("log_probability", pa.float64()),
-        ("log_uncertainty", pa.float64()),
-        ("log_num_paths", pa.int32()),
-        ("log_cold_user", pa.bool_()),
-        ("log_cold_item", pa.bool_()),
-        ("log_stale", pa.bool_()),
-        ("log_defaulted", pa.list_(pa.string())),
-    ]
-    return pa.schema([*columns, *((f.name, types[f.kind]) for f in schema.model_fields_in_order())])
-
-
 def in_sample(request_id: str, share: float) -> bool:
     """Whether a request is logged: a matter of its id alone."""
-    return xxhash.xxh3_64_intdigest(request_id.encode()) < share * 2**64
+    return xxhash.xxh3_64_intdigest(request_id.encode("utf-8", "backslashreplace")) < share * 2**64
 
 
 class PredictionLog:
     """Takes requests and writes them from a thread of its own.
 
     Attributes:
-        counts: requests ``sampled``, ``written``, ``dropped`` (for a full queue or folder) and ``failed`` (could not be written).
+        counts: requests ``offered``, ``sampled``, and of these ``written``, ``dropped`` (for a full queue or folder, or after the
+            end) and ``failed`` (could not be written). After :meth:`close` the last three add up to ``sampled``.
+
+    Raises:
+        ServerError: hashed user ids are wanted and there is no secret for them.
+        SchemaError: see :func:`thinktwice.monitor.record.log_schema`.
     """
 
     def __init__(self, schema: LogSchema, config: PredictionLogConfig) -> None:
-        self._config, self._folder = config, Path(config.folder)
-        self._columns = log_schema(schema)
-        self._kinds = {f.name: f.kind for f in schema.model_fields_in_order()}
-        self._queue: queue.Queue[Served | None] = queue.Queue(config.queue)
-        self.counts = dict.fromkeys(("sampled", "written", "dropped", "failed"), 0)
-        self._number = 0
+        self._config = config
+        self._columns = _Columns(schema, config.user_ids)
+        self._folder = PartFolder(Path(config.folder), config.max_bytes, config.when_full)
+        self._changed = threading.Condition()
+        self._queue: deque[Served] = deque()
+        self._ending = False
+        self.counts = dict.fromkeys(("offered", "sampled", "written", "dropped", "failed"), 0)
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
         self._thread.start()
 
     def offer(self, served: Served) -> bool:
-        """Log a request if it is in the sample; never waits and never fails. True when it was taken."""
-        if not in_sample(served.request_id, self._config.sample):
-            return False
-        self.counts["sampled"] += 1
-        try:
-            self._queue.put_nowait(served)
-        except queue.Full:
-            self.counts["dropped"] += 1
-            return False
+        """Log a request if it is in the sample; never waits for the disk and never fails. True when it was taken."""
+        sampled = in_sample(served.request_id, self._config.sample)
+        with self._changed:
+            self.counts["offered"] += 1
+            if not sampled:
+                return False
+            self.counts["sampled"] += 1
+            if self._ending or len(self._queue) >= self._config.queue:
+                self.counts["dropped"] += 1
+                return False
+            self._queue.append(served)
+            self._changed.notify()
         return True
 
     def close(self, limit: float = 10.0) -> None:
-        """Write what waits, for at most ``limit`` seconds."""
-        try:
-            self._queue.put(None, timeout=limit)
-        except queue.Full:
-            return
+        """Write what waits, for at most ``limit`` seconds; what still waits then is dropped."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify()
         self._thread.join(limit)
+        with self._changed:
+            self.counts["dropped"] += len(self._queue)
+            self._queue.clear()
 
     def _run(self) -> None:
-        waiting: list[Served] = []
-        rows, since = 0, time.monotonic()
+        part: list[pa.RecordBatch] = []
+        rows, since, turn = 0, 0.0, time.monotonic()
         while True:
-            left = self._config.part_seconds - (time.monotonic() - since)
-            try:
-                served = self._queue.get(timeout=max(left, 0.01) if waiting else None)
-            except queue.Empty:
-                served = None
-                ended = False
-            else:
-                ended = served is None
-            if served is not None:
-                if not waiting:
-                    since = time.monotonic()
-                waiting.append(served)
-                rows += len(served.probability)
-            due = rows >= self._config.part_rows or time.monotonic() - since >= self._config.part_seconds
-            if waiting and (ended or due):
-                self._write(waiting)
-                waiting, rows = [], 0
+            some, ended = self._next(since + self._config.part_seconds if part else None)
+            for served in some:
+                if (batch := self._batch(served)) is not None:
+                    since = since if part else time.monotonic()
+                    part.append(batch)
+                    rows += batch.num_rows
+                if rows >= self._config.part_rows:
+                    self._write(part)
+                    part, rows = [], 0
+                if time.monotonic() - turn > TURN:
+                    time.sleep(BREATH)
+                    turn = time.monotonic()
+            if part and (ended or time.monotonic() - since >= self._config.part_seconds):
+                self._write(part)
+                part, rows = [], 0
             if ended:
                 return
 
-    def _write(self, requests: list[Served]) -> None:
+    def _next(self, until: float | None) -> tuple[list[Served], bool]:
+        """The next requests, or none when ``until`` (monotonic) has come; and whether it is all over."""
+        with self._changed:
+            while not self._queue and not self._ending:
+                left = None if until is None else until - time.monotonic()
+                if left is not None and left <= 0:
+                    return [], False
+                self._changed.wait(left)
+            some = [self._queue.popleft() for _ in range(min(AT_ONCE, len(self._queue)))]
+            return some, not some
+
+    def _batch(self, served: Served) -> pa.RecordBatch | None:
+        """One request as columns. One that cannot be written costs itself alone."""
         try:
-            if not self._room():
-                self.counts["dropped"] += len(requests)
-                return
-            table = pa.Table.from_pylist([row for r in requests for row in self._rows(r)], self._columns)
-            self._number += 1
-            name = f"served-{time.time_ns():020d}-{os.getpid()}-{self._number}.parquet"
-            with atomic_file(self._folder / name) as temporary:
-                pq.write_table(table, temporary, compression="zstd")
-        except (OSError, ThinktwiceError, pa.ArrowException, TypeError, ValueError) as error:
-            self.counts["failed"] += len(requests)
-            logger.error("prediction log: %d requests were not written to %s (%s)", len(requests), self._folder, error)
+            return self._columns.batch(served)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError, LookupError, AttributeError) as error:
+            self._count("failed", 1)
+            logger.error("prediction log: a request cannot be written (%s)", type(error).__name__)
+            return None
+
+    def _write(self, part: list[pa.RecordBatch]) -> None:
+        try:
+            written = not self._folder.full() and self._folder.write(_parquet(part))
+        except (OSError, ThinktwiceError, pa.ArrowException) as error:
+            self._count("failed", len(part))
+            logger.error(
+                "prediction log: %d requests were not written to %s (%s)", len(part), self._folder.folder, error
+            )
             return
-        self.counts["written"] += len(requests)
+        self._count("written" if written else "dropped", len(part))
 
-    def _room(self) -> bool:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        parts = sorted(self._folder.glob(PART))
-        sizes = [part.stat().st_size for part in parts]
-        total = sum(sizes)
-        if self._config.when_full == "forget":
-            for part, size in zip(parts, sizes, strict=True):
-                if total < self._config.max_bytes:
-                    break
-                part.unlink(missing_ok=True)
-                total -= size
-        return total < self._config.max_bytes
+    def _count(self, what: str, number: int) -> None:
+        with self._changed:
+            self.counts[what] += number
 
-    def _rows(self, r: Served) -> list[dict[str, Any]]:
-        shared = {name: self._typed(name, value) for name, value in r.shared.items() if name in self._kinds}
-        head = {
+
+class _Columns:
+    """Turns requests into record batches, one request at a time: a whole part at once would hold the interpreter for 0.1 s."""
+
+    def __init__(self, schema: LogSchema, user_ids: UserIds) -> None:
+        self._schema = log_schema(schema, user_ids)
+        self._fields = tuple((f.name, f.kind, f.entity == "item") for f in schema.model_fields_in_order())
+        self._user_key, self._user_ids = schema.key_of("user"), user_ids
+        self._salt = os.environ.get(SALT, "").encode()
+        if user_ids == "hashed" and not self._salt:
+            raise ServerError(
+                f"prediction_log.user_ids is 'hashed' and {SALT} is not set: set it to the same secret on every replica"
+            )
+
+    def batch(self, r: Served) -> pa.RecordBatch:
+        rows = len(r.probability)
+        same = {
             "log_request_id": r.request_id,
-            "log_at": int(r.at * 1e6),
+            "log_at": round(r.at * 1e6),
             "log_arm": r.arm,
             "log_model_version": r.model_version,
             "log_bundle_hash": r.bundle_hash,
+            "log_user_id": self._user(r.user_id),
             "log_cold_user": r.cold_user,
             "log_stale": r.stale,
-            "log_defaulted": list(r.defaulted),
         }
-        out = []
-        for place, values in enumerate(r.items):
-            own = {name: self._typed(name, value) for name, value in values.items() if name in self._kinds}
-            row = {**head, **shared, **own}
-            row |= {
-                USER: r.user_id,
-                ITEM: None if r.item_ids is None else r.item_ids[place],
-                "log_place": place,
-                "log_probability": r.probability[place],
-                "log_uncertainty": r.uncertainty[place],
-                "log_num_paths": r.num_paths[place],
-                "log_cold_item": bool(r.cold_items[place]) if r.cold_items else False,
-            }
-            out.append(row)
-        return out
+        own: dict[str, Sequence[Any]] = {
+            "log_item_id": r.item_ids or (None,) * rows,
+            "log_place": range(rows),
+            "log_probability": r.probability,
+            "log_uncertainty": r.uncertainty,
+            "log_num_paths": r.num_paths,
+            COLD_ITEM: r.cold_items or (False,) * rows,
+            "log_defaulted": [r.defaulted] * rows,
+        }
+        arrays = [
+            pa.repeat(pa.scalar(same[name], kind), rows) if name in same else pa.array(own[name], kind)
+            for name, kind in HEAD
+        ]
+        for name, kind, of_item in self._fields:
+            typed = self._schema.field(name).type
+            if r.item_ids is not None and not of_item:
+                value = self._value(name, kind, r.shared.get(name))
+                arrays.append(pa.repeat(pa.scalar(value, typed), rows))
+            else:
+                values = [self._value(name, kind, row.get(name, r.shared.get(name))) for row in r.items]
+                arrays.append(pa.array(values, typed))
+        return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
 
-    def _typed(self, name: str, value: Any) -> Any:
+    def _value(self, name: str, kind: str, value: Any) -> Any:
         if value is None:
             return None
-        kind = self._kinds[name]
         if kind == "categorical":
-            return str(value)
-        if kind == "numeric":
-            return float(value)
-        return [str(v) for v in value] if kind == "sequence" else [float(v) for v in value]
+            # As the encoder sees it: an empty text is a missing value.
+            return self._user(str(value)) if name == self._user_key else str(value) or None
+        return float(value) if kind == "numeric" else value
+
+    def _user(self, user_id: str | None) -> str | None:
+        if not user_id or self._user_ids == "none":
+            return None
+        if self._user_ids == "raw":
+            return user_id
+        return hashlib.blake2b(user_id.encode(), key=hashlib.sha256(self._salt).digest(), digest_size=12).hexdigest()
+
+
+def _parquet(part: list[pa.RecordBatch]) -> memoryview:
+    """A whole file in memory, so that its size is known before it needs room."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_batches(part).combine_chunks(), sink, compression="zstd")
+    return memoryview(sink.getvalue())

@@ -147,7 +147,7 @@ def _write_profile(folder: Path, training_set_dir: Path) -> None:
     model, info = load_model(folder)
     test_time = load_test_time(folder, model)
     engine = Engine(model, test_time.reliability, test_time.config, info.calibration, test_time.extras)
-    profile = profile_of(Encoder.load(folder), data.part("train"), data.part("valid"), engine)
+    profile = profile_of(data, Encoder.load(folder), engine)
     write_json(folder / PROFILE_FILE, profile.model_dump(mode="json"))
 
 

@@ -1,28 +1,47 @@
-"""Live traffic against what the model was trained on: which fields have moved, and what that does to its test-time work.
+"""Live traffic against what the model was trained on and validated on: which fields have moved, and what that does to its scores.
 
-Distances with their noise: the population stability index (PSI) of two samples of one distribution is about (k - 1)(1/n + 1/m) for k
-bins, so a field has drifted only where the index is above both a threshold and what chance alone gives. Rows of one request
-share their user and context, so n is the number of requests for these.
+A field has drifted when live rows lie far from the rows of training *and* from those of validation. Statistics of users and items grow
+over a log, so validation itself lies apart from training; what looks like validation still has the quality that was
+measured there. Far is an index above a threshold and above what chance gives (:mod:`thinktwice.monitor.distances`).
+
+Not judged: the values of ids, for new users and items come by nature (how often training saw them is), and fields derived
+from the time, for a log of an afternoon has afternoon hours only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
-from scipy.spatial.distance import jensenshannon
-from scipy.stats import chi2
 
+from thinktwice.bundle import Bundle, load_bundle
 from thinktwice.data.encoded import EncodedRows
-from thinktwice.data.encoder import NULL, Encoder
-from thinktwice.monitor.profile import REST, SCORE_BINS, UNKNOWN, FieldProfile, Profile, encode_shares, histogram
-from thinktwice.validate.drift import psi
+from thinktwice.monitor.bins import (
+    MISSING,
+    UNKNOWN,
+    clusters_of,
+    count_labels,
+    labels,
+    missing_values,
+    quantile_bins,
+    row_bins,
+)
+from thinktwice.monitor.distances import Distance, distance
+from thinktwice.monitor.profile import SECOND_OPINION, Profile, SampleProfile, ScoreProfile, read_profile, support_bins
+from thinktwice.monitor.record import NUM_PATHS, PROBABILITY, REQUEST, UNCERTAINTY, USER
+from thinktwice.monitor.served import ServedRows, read_served
+from thinktwice.testtime.support import missing_support
+from thinktwice.validate.drift import hashed
 
-THRESHOLD = 0.1  # PSI; the usual words: above 0.1 something has moved, above 0.25 much has
-SURE = 0.999  # quantile of the noise that an index must exceed besides
+THRESHOLD, MUCH = 0.1, 0.25  # PSI; the usual words: above 0.1 something has moved, above 0.25 much has
+MIN_CLUSTERS = 30  # users (else requests); with fewer nothing is judged, for there is no telling what chance does
+
+What = Literal["values", "support", "score"]
 
 
 @dataclass(frozen=True)
@@ -30,141 +49,223 @@ class Moved:
     """How far one distribution has moved.
 
     Attributes:
-        psi: population stability index; noise: what chance alone exceeds once in a thousand.
-        js: Jensen-Shannon distance, 0..1 (base 2).
-        before, now: a share that is worth seeing beside: of missing and unknown values for a field, else the mean.
+        what: ``values`` of a field, its ``support`` (rows by how often training saw their value), or a ``score``.
+        from_train: distance from the rows of training; None for support and scores, which training cannot know of itself.
+        from_valid: distance from the rows of validation.
+        unjudged: why it is not judged; empty where it is.
+        labels, train, valid, live: bins, and the shares of rows in them.
+        facts: (name, before, now) of numbers worth seeing beside.
     """
 
     name: str
+    what: What
     kind: str
-    psi: float
-    noise: float
-    js: float
-    before: float
-    now: float
+    from_train: Distance | None
+    from_valid: Distance
+    unjudged: str
+    labels: tuple[str, ...]
+    train: tuple[float, ...]
+    valid: tuple[float, ...]
+    live: tuple[float, ...]
+    facts: tuple[tuple[str, float, float], ...]
 
     @property
-    def drifted(self) -> bool:
-        return self.psi > max(THRESHOLD, self.noise)
+    def nearer(self) -> Distance:
+        """The smaller of the two distances."""
+        found = [d for d in (self.from_train, self.from_valid) if d is not None]
+        return min(found, key=lambda d: d.psi)
+
+    def drifted(self, threshold: float = THRESHOLD) -> bool:
+        """Far from training and from validation, and farther than chance explains."""
+        found = [d for d in (self.from_train, self.from_valid) if d is not None]
+        return not self.unjudged and all(d.psi > max(threshold, d.noise) for d in found)
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} (how often trained)" if self.what == "support" else self.name
 
 
 @dataclass(frozen=True)
 class DriftReport:
-    """All fields and scores; ``trigger_rate`` before and now."""
+    """All that was compared, the farthest first within fields, support and scores."""
 
-    rows: int
+    model_version: str
+    bundle_hash: str
+    rows: int  # compared, whole requests
+    matching: int  # in the log
+    others: Mapping[str, int]  # rows in the log that were not this bundle's, by model version
     requests: int
-    fields: tuple[Moved, ...]
-    scores: tuple[Moved, ...]
-    trigger_rate: tuple[float, float]
+    clusters: int
+    window: tuple[str, str]
+    threshold: float
+    moved: tuple[Moved, ...]
 
     @property
-    def drifted(self) -> list[str]:
-        return [m.name for m in (*self.fields, *self.scores) if m.drifted]
+    def drifted(self) -> list[Moved]:
+        return [m for m in self.moved if m.drifted(self.threshold)]
 
     def as_json(self) -> dict[str, Any]:
         """The report with its verdict."""
-        every = {
-            part: [asdict(m) | {"drifted": m.drifted} for m in getattr(self, part)] for part in ("fields", "scores")
-        }
-        return {
-            "rows": self.rows,
-            "requests": self.requests,
-            **every,
-            "trigger_rate": {"before": self.trigger_rate[0], "now": self.trigger_rate[1]},
-            "threshold": THRESHOLD,
-        }
+        found = asdict(self) | {"others": dict(self.others), "format": 1}
+        found["moved"] = [
+            asdict(m) | {"drifted": m.drifted(self.threshold)} for m in self.moved
+        ]
+        return found | {"drifted": [m.title for m in self.drifted]}
 
 
-def measure_drift(served: pl.DataFrame, profile: Profile, encoder: Encoder, support: np.ndarray) -> DriftReport:
-    """Compare served rows with the profile of the bundle that served them.
+def drift_of_log(
+    log: Path | str,
+    bundle_dir: Path | str,
+    most_rows: int = 100_000,
+    *,
+    since: datetime | None = None,
+    threshold: float = THRESHOLD,
+) -> DriftReport:
+    """Compare the rows that a bundle served with its profile.
 
-    Args:
-        served: rows of the prediction log.
-        profile: of the bundle.
-        encoder: of the bundle; live values fall into the bins of training.
-        support: missing support [R] of the served rows, as the engine counts it.
+    Raises:
+        DataError: there is no log, or the bundle served none of it.
+        BundleError: the bundle is damaged, or has no profile.
     """
-    rows = encoder.encode_table(served.to_arrow())
-    requests = served["log_request_id"].n_unique()
-    live = {f.name: f for f in encode_shares(encoder, rows)}
-    entity = {f.name: f.entity for f in encoder.fields}
-    fields = []
-    for before in profile.fields:
-        now = _aligned(before, live[before.name], served, rows, encoder)
-        effective = served.height if entity[before.name] == "item" else requests
-        shares = (*before.shares, before.missing)
-        fields.append(
-            _moved(
-                before.name,
-                before.kind,
-                np.asarray(shares),
-                now,
-                profile.rows,
-                effective,
-                before.missing + before.shares[-1],
-                float(now[-1] + now[-2]),
+    bundle = load_bundle(bundle_dir)
+    profile = read_profile(bundle.folder)
+    names = [f.name for f in bundle.encoder.fields]
+    served = read_served(log, most_rows, bundle_hash=bundle.hash, since=since, columns=names)
+    return measure_drift(served, profile, bundle, threshold)
+
+
+def measure_drift(served: ServedRows, profile: Profile, bundle: Bundle, threshold: float = THRESHOLD) -> DriftReport:
+    """Compare served rows with the profile of the bundle that served them."""
+    encoder, frame = bundle.encoder, served.frame
+    rows = encoder.encode_table(_with_user(frame, encoder.user_key).to_arrow())
+    requests = _numbered(frame[REQUEST])
+    groups = clusters_of(rows.user, requests)
+    clusters = len(np.unique(groups))
+    few = f"only {clusters} users or requests" if clusters < MIN_CLUSTERS else ""
+    edges = {f.name: np.asarray(f.norm_edges) for f in profile.fields}
+    bins = row_bins(encoder, rows, missing_values(encoder, frame), edges)
+    support = support_bins(bundle.engine, encoder, rows)
+    by_name = {f.name: f for f in encoder.fields}
+    hidden = served.user_ids != "raw"
+    fields, supports = [], []
+    for f in profile.fields:
+        field = by_name[f.name]
+        if field.origin == "key" and field.entity == "user" and hidden:
+            continue  # hashed ids are all unknown
+        names = labels(encoder, field, edges[f.name])
+        if field.name == encoder.user_key:
+            names = [hashed(n) if n not in ("unknown", "missing", "other values") else n for n in names]
+        unjudged = {"key": "ids change by nature", "derived": "follows the hours of the log"}.get(field.origin, "")
+        live = bins[f.name]
+        facts = _facts(field.kind, f.train, f.valid, live)
+        fields.append(_moved(f.name, "values", field.kind, names, (f.train, f.valid), live, groups, unjudged or few, facts))
+        if f.support is not None and f.name in support:
+            seen = support[f.name]
+            share = (
+                "never trained",
+                f.support.counts[0] / profile.valid_rows,
+                float((seen == 0).mean()),
             )
-        )
+            supports.append(
+                _moved(f.name, "support", field.kind, count_labels(), (None, f.support), seen, groups, few, (share,))
+            )
     scores = [
-        _moved(
-            name,
-            "score",
-            np.asarray(old),
-            np.asarray(histogram(new)),
-            profile.valid_rows,
-            requests,
-            _mean(old),
-            float(new.mean()),
-        )
-        for name, old, new in (
-            ("probability", profile.probability, served["log_probability"].to_numpy()),
-            ("uncertainty", profile.uncertainty, served["log_uncertainty"].to_numpy()),
-            ("missing support", profile.missing_support, support),
-        )
+        _score(s, _score_values(s.name, frame, rows, bundle), groups, few) for s in profile.scores
     ]
-    trigger = float((served["log_num_paths"].to_numpy() > 1).mean())
-    return DriftReport(served.height, requests, tuple(fields), tuple(scores), (profile.trigger_rate, trigger))
-
-
-def _aligned(
-    before: FieldProfile, now: FieldProfile, served: pl.DataFrame, rows: EncodedRows, encoder: Encoder
-) -> np.ndarray:
-    """Shares of the live rows in the bins of the profile, missing values last."""
-    found = dict(zip(now.values, now.shares, strict=True))
-    if before.kind != "categorical":
-        return np.asarray([*(found.get(name, 0.0) for name in before.values), now.missing])
-    # The most frequent live values need not be those of training: count the profile's own.
-    column = next(c for c, f in enumerate(encoder.columns) if f.name == before.name)
-    ids = rows.ids[:, column]
-    total = max(len(ids), 1)
-    missing = float((served[before.name].is_null()).sum()) / total
-    named = [float((ids == encoder.index_of(before.name, name)).sum()) / total for name in before.values[:-2]]
-    unknown = float((ids == 0).sum()) / total
-    if encoder.index_of(before.name, NULL) == 0:
-        unknown -= missing  # training saw no missing value, so a missing one is encoded as unknown
-    rest = 1.0 - sum(named) - unknown - missing
-    assert before.values[-2:] == (REST, UNKNOWN)
-    return np.asarray([*named, max(rest, 0.0), max(unknown, 0.0), missing])
+    order = [sorted(part, key=lambda m: -m.nearer.psi) for part in (fields, supports, scores)]
+    times = frame["log_at"]
+    return DriftReport(
+        model_version=bundle.manifest.model_version,
+        bundle_hash=bundle.hash,
+        rows=frame.height,
+        matching=served.matching,
+        others=served.others,
+        requests=int(requests.max()) + 1,
+        clusters=clusters,
+        window=(_iso(times.min()), _iso(times.max())),
+        threshold=threshold,
+        moved=tuple(m for part in order for m in part),
+    )
 
 
 def _moved(
     name: str,
+    what: What,
     kind: str,
-    before: np.ndarray,
-    now: np.ndarray,
-    rows_before: int,
-    rows_now: int,
-    seen_before: float,
-    seen_now: float,
+    names: list[str],
+    references: tuple[SampleProfile | None, SampleProfile],
+    live: np.ndarray,
+    groups: np.ndarray,
+    unjudged: str,
+    facts: tuple[tuple[str, float, float], ...],
 ) -> Moved:
-    used = (before > 0) | (now > 0)
-    index = psi(before * rows_before, now * rows_now) or 0.0
-    spread = 1 / max(rows_before, 1) + 1 / max(rows_now, 1)
-    noise = float(chi2.ppf(SURE, max(int(used.sum()) - 1, 1)) * spread)
-    distance = float(jensenshannon(before + 1e-15, now + 1e-15, base=2))
-    return Moved(name, kind, index, noise, distance, seen_before, seen_now)
+    train, valid = references
+    return Moved(
+        name=name,
+        what=what,
+        kind=kind,
+        from_train=None if train is None else distance(train.sample(), live, groups),
+        from_valid=distance(valid.sample(), live, groups),
+        unjudged=unjudged,
+        labels=tuple(names),
+        train=() if train is None else _shares(train.counts),
+        valid=_shares(valid.counts),
+        live=_shares(np.bincount(live, minlength=len(names))),
+        facts=facts,
+    )
 
 
-def _mean(shares: Sequence[float]) -> float:
-    return float(np.dot(shares, (np.arange(SCORE_BINS) + 0.5) / SCORE_BINS))
+def _facts(
+    kind: str, train: SampleProfile, valid: SampleProfile, live: np.ndarray
+) -> tuple[tuple[str, float, float], ...]:
+    """Shares of missing values (before: the larger of training and validation) and of unknown ones (before: on validation)."""
+    place = {"categorical": MISSING, "numeric": 0, "vector": 0, "sequence": 0}[kind]
+    rows = max(sum(train.counts), 1), max(sum(valid.counts), 1)
+    before = max(train.counts[place] / rows[0], valid.counts[place] / rows[1])
+    word = "empty" if kind == "sequence" else "missing"
+    found = ((word, before, float((live == place).mean())),)
+    if kind != "categorical":
+        return found
+    return (*found, ("unknown", valid.counts[UNKNOWN] / rows[1], float((live == UNKNOWN).mean())))
+
+
+def _score_values(name: str, frame: pl.DataFrame, rows: EncodedRows, bundle: Bundle) -> np.ndarray:
+    if name == "missing support":
+        engine = bundle.engine
+        r = engine.reliability.of(rows.ids)
+        return missing_support(r, engine.reliability.open_fields, engine.config.importance)
+    if name == SECOND_OPINION:
+        return (frame[NUM_PATHS].to_numpy() > 1).astype(np.float64)
+    return frame[{"probability": PROBABILITY, "uncertainty": UNCERTAINTY}[name]].to_numpy()
+
+
+def _score(s: ScoreProfile, values: np.ndarray, groups: np.ndarray, few: str) -> Moved:
+    live = quantile_bins(values, np.asarray(s.edges))
+    if s.name == SECOND_OPINION:
+        names = ["one pass", "more passes"]
+    else:
+        names = [*(f"below {e:.4g}" for e in s.edges), f"from {s.edges[-1]:.4g}"] if s.edges else ["any"]
+    word = "share of rows" if s.name == SECOND_OPINION else "mean"
+    facts = ((word, s.mean, float(values.mean())),)
+    return _moved(s.name, "score", "number", names, (None, s.valid), live, groups, few, facts)
+
+
+def _with_user(frame: pl.DataFrame, user_key: str | None) -> pl.DataFrame:
+    """The rows with the id of the user in the column of its key, where the model has no such field."""
+    if user_key is None or user_key in frame.columns:
+        return frame
+    return frame.with_columns(pl.col(USER).alias(user_key))
+
+
+def _numbered(values: pl.Series) -> np.ndarray:
+    """[R] the same number for the same value."""
+    return (values.rank("dense") - 1).fill_null(0).to_numpy().astype(np.int64)
+
+
+def _shares(counts: Any) -> tuple[float, ...]:
+    found = np.asarray(counts, np.float64)
+    return tuple((found / max(found.sum(), 1)).tolist())
+
+
+def _iso(value: Any) -> str:
+    return value.isoformat() if value is not None else ""

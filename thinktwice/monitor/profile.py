@@ -1,109 +1,175 @@
-"""What a model was trained on and how its test-time work behaved then, small enough to ship in the bundle.
+"""What a model was trained on and what it was validated on, small enough to ship in the bundle.
 
-Shares over rows of the training part per field, and over rows of the validation part for everything that scores.
+Values and buckets over rows of the training part and of the validation part. Whatever training cannot know of itself, over rows of
+the validation part alone: unknown values, how often training saw the values of new rows, scores.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from thinktwice.bundle import PROFILE_FILE
 from thinktwice.data.encoded import EncodedRows
-from thinktwice.data.encoder import NULL, Encoder
+from thinktwice.data.encoder import Encoder
+from thinktwice.data.training_set import TrainingSet
+from thinktwice.errors import BundleError
+from thinktwice.files import read_json
+from thinktwice.monitor.bins import (
+    COUNT_BINS,
+    NORM_BINS,
+    SCORE_BINS,
+    clusters_of,
+    count_bins,
+    missing_values,
+    num_bins,
+    quantile_bins,
+    quantile_edges,
+    row_bins,
+    vector_norms,
+)
+from thinktwice.monitor.distances import Sample, sample
 from thinktwice.testtime.engine import Engine, raw_rows
 
-TOP_VALUES = 50  # of a field; all others are one
-SCORE_BINS = 20
-VALID_ROWS = 20_000  # scored at most
-REST, UNKNOWN = "\u0000rest", "\u0000unknown"
+TRAIN_ROWS = 200_000  # at most, thinned evenly over time
+VALID_ROWS = 20_000
+SECOND_OPINION = "second opinion"
+DIGITS = 6  # that count, of every number
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class SampleProfile(_Frozen):
+    """A :class:`thinktwice.monitor.distances.Sample`, written down."""
+
+    counts: tuple[int, ...]
+    effective: float
+    uneven: float
+
+    @staticmethod
+    def of(bins: np.ndarray, clusters: np.ndarray, size: int) -> SampleProfile:
+        found = sample(bins, clusters, size)
+        counts = tuple(int(c) for c in found.counts)
+        return SampleProfile(
+            counts=counts, effective=_short(found.effective), uneven=_short(found.uneven)
+        )
+
+    def sample(self) -> Sample:
+        return Sample(np.asarray(self.counts, np.float64), self.effective, self.uneven)
+
+
 class FieldProfile(_Frozen):
-    """Shares of the values of one field. For a number a value is the index of its bucket, 0 for a missing one."""
+    """Rows of training and validation in the bins of one field (:mod:`thinktwice.monitor.bins`)."""
 
     name: str
-    kind: str
-    values: tuple[str, ...]  # the shares' names, the rest and the unknown last
-    shares: tuple[float, ...]
-    missing: float  # share of rows without a value
+    norm_edges: tuple[float, ...]  # of a vector
+    train: SampleProfile
+    valid: SampleProfile
+    support: SampleProfile | None  # validation rows by how often training saw their value; of open fields
+
+
+class ScoreProfile(_Frozen):
+    """A number that the engine gives every row, over validation rows in its own quantiles."""
+
+    name: str
+    edges: tuple[float, ...]
+    valid: SampleProfile
+    mean: float
 
 
 class Profile(_Frozen):
     """Content of ``profile.json``."""
 
-    rows: int
-    fields: tuple[FieldProfile, ...]
+    format: Literal[1] = 1
+    train_rows: int
     valid_rows: int
-    trigger_rate: float  # share of rows with a second opinion
-    uncertainty: tuple[float, ...]  # shares in SCORE_BINS equal bins of 0..1
-    probability: tuple[float, ...]  # the same
-    missing_support: tuple[float, ...]  # the same, of the share of a row's support that training has not seen
+    fields: tuple[FieldProfile, ...]
+    scores: tuple[ScoreProfile, ...]
 
 
-def profile_of(encoder: Encoder, train: EncodedRows, valid: EncodedRows, engine: Engine) -> Profile:
-    """Profile the rows a model was trained on, and its scores on the first validation rows."""
-    columns = encode_shares(encoder, train)
-    some = valid.take(slice(0, VALID_ROWS))
-    raw = raw_rows(engine, some)
+def profile_of(data: TrainingSet, encoder: Encoder, engine: Engine) -> Profile:
+    """Profile a training set and the scores that an engine gives its validation rows."""
+    train, _ = _thinned(data.part("train"), TRAIN_ROWS)
+    valid, kept = _thinned(data.part("valid"), VALID_ROWS)
+    missing = {name: found[kept] for name, found in missing_values(encoder, data.rows("valid")).items()}
+    edges = {f.name: _edges(vector_norms(train, f.name), NORM_BINS) for f in encoder.vectors}
+    before = row_bins(encoder, train, {}, edges)
+    after = row_bins(encoder, valid, missing, edges)
+    support = support_bins(engine, encoder, valid)
+    groups = clusters_of(train.user), clusters_of(valid.user)
+    fields = []
+    for f in encoder.fields:
+        size = num_bins(encoder, f, edges.get(f.name, np.zeros(0)))
+        fields.append(
+            FieldProfile(
+                name=f.name,
+                norm_edges=tuple(edges.get(f.name, np.zeros(0)).tolist()),
+                train=SampleProfile.of(before[f.name], groups[0], size),
+                valid=SampleProfile.of(after[f.name], groups[1], size),
+                support=SampleProfile.of(support[f.name], groups[1], COUNT_BINS) if f.name in support else None,
+            )
+        )
+    raw = raw_rows(engine, valid)
     scored = engine.finish(raw)
+    values = {
+        "probability": scored.probability,
+        "uncertainty": scored.uncertainty,
+        "missing support": raw.missing,
+        SECOND_OPINION: (raw.num_paths > 1).astype(np.float64),
+    }
     return Profile(
-        rows=len(train),
-        fields=columns,
-        valid_rows=len(some),
-        trigger_rate=float((raw.num_paths > 1).mean()),
-        uncertainty=histogram(scored.uncertainty),
-        probability=histogram(scored.probability),
-        missing_support=histogram(raw.missing),
+        train_rows=len(train),
+        valid_rows=len(valid),
+        fields=tuple(fields),
+        scores=tuple(_score(name, value, groups[1]) for name, value in values.items()),
     )
 
 
-def encode_shares(encoder: Encoder, rows: EncodedRows) -> tuple[FieldProfile, ...]:
-    """Shares of the values of every field of some encoded rows."""
-    out = []
-    for column, f in enumerate(encoder.columns):
-        counts = np.bincount(rows.ids[:, column], minlength=encoder.num_values[column]).astype(float)
-        if f.kind == "numeric":
-            names = [str(i) for i in range(len(counts))]
-            out.append(_shares(f.name, f.kind, names[1:], counts[1:], 0.0, 0.0, counts[0]))
-            continue
-        words = [encoder.value_of(f.name, i) or "" for i in range(1, len(counts))]
-        missing = sum(counts[1 + i] for i, word in enumerate(words) if word == NULL)
-        order = [i for i in np.argsort(-counts[1:], kind="stable").tolist() if words[i] != NULL]
-        top = order[:TOP_VALUES]
-        rest = sum(counts[1 + i] for i in order[TOP_VALUES:])
-        out.append(_shares(f.name, f.kind, [words[i] for i in top], counts[1:][top], rest, counts[0], missing))
-    for f in encoder.sequences:
-        lengths = (rows.sequences[f.name] != 0).sum(axis=1)
-        counts = np.bincount(lengths, minlength=f.length + 1).astype(float)
-        names = [str(i) for i in range(f.length + 1)]
-        out.append(_shares(f.name, f.kind, names, counts, 0.0, 0.0, 0.0))
-    for f in encoder.vectors:
-        missing = float(np.isnan(rows.vectors[f.name]).any(axis=1).sum())
-        out.append(_shares(f.name, f.kind, ["present"], np.array([len(rows) - missing]), 0.0, 0.0, missing))
-    return tuple(out)
+def read_profile(folder: Path | str) -> Profile:
+    """The profile in a bundle.
+
+    Raises:
+        BundleError: it has none, or one of another format.
+    """
+    path = Path(folder) / PROFILE_FILE
+    try:
+        return Profile.model_validate(read_json(path))
+    except FileNotFoundError:
+        reason = "has no profile (an older version wrote it)"
+    except (OSError, ValueError, ValidationError) as error:
+        reason = f"has a profile that cannot be read ({type(error).__name__})"
+    raise BundleError(f"bundle {folder} {reason}: package the model again")
 
 
-def histogram(values: np.ndarray) -> tuple[float, ...]:
-    """Shares of values of 0..1 in SCORE_BINS equal bins."""
-    counts, _ = np.histogram(np.clip(values, 0.0, 1.0), bins=SCORE_BINS, range=(0.0, 1.0))
-    return tuple((counts / max(len(values), 1)).tolist())
+def support_bins(engine: Engine, encoder: Encoder, rows: EncodedRows) -> dict[str, np.ndarray]:
+    """Bin [R] of every row by how often training saw its value, by open field."""
+    reliability = engine.reliability
+    counts = count_bins(reliability.counts_of(rows.ids))
+    return {encoder.columns[c].name: counts[:, c] for c in reliability.open_fields.tolist()}
 
 
-def _shares(
-    name: str, kind: str, names: list[str], counts: np.ndarray, rest: float, unknown: float, missing: float
-) -> FieldProfile:
-    every: list[Any] = [*counts.tolist(), rest, unknown]
-    total = max(sum(every) + missing, 1.0)
-    return FieldProfile(
-        name=name,
-        kind=kind,
-        values=(*names, REST, UNKNOWN),
-        shares=tuple(v / total for v in every),
-        missing=missing / total,
-    )
+def _score(name: str, values: np.ndarray, groups: np.ndarray) -> ScoreProfile:
+    edges = np.array([0.5]) if name == SECOND_OPINION else _edges(values, SCORE_BINS)
+    found = SampleProfile.of(quantile_bins(values, edges), groups, len(edges) + 1)
+    return ScoreProfile(name=name, edges=tuple(edges.tolist()), valid=found, mean=_short(float(values.mean())))
+
+
+def _thinned(rows: EncodedRows, limit: int) -> tuple[EncodedRows, np.ndarray]:
+    """At most ``limit`` rows, and which they are."""
+    kept = np.arange(len(rows))
+    if len(rows) > limit:
+        kept = np.linspace(0, len(rows) - 1, limit).astype(np.int64)
+    return rows.take(kept), kept
+
+
+def _edges(values: np.ndarray, bins: int) -> np.ndarray:
+    return np.unique([_short(edge) for edge in quantile_edges(values, bins)])
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")

@@ -2,34 +2,120 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
 
 from thinktwice.errors import DataError
+from thinktwice.monitor.record import AT, BUNDLE, ITEM, PART, REQUEST, USER_IDS, VERSION
 
-PART = "served-*.parquet"
+KEYS = [REQUEST, AT, BUNDLE, VERSION, ITEM]  # what is read of every row to choose the rows to read whole
+SEED = 1  # the log itself is a sample by the hash of the request with seed 0
 
 
-def read_served(folder: Path | str, most_rows: int, *, looked_up: bool = False) -> pl.DataFrame:
-    """Rows of a prediction log, the same sample of at most ``most_rows`` whenever it is read.
+@dataclass(frozen=True)
+class ServedRows:
+    """Rows of a prediction log.
+
+    Attributes:
+        frame: the rows, whole requests, in the order they were written.
+        matching: rows that match, of which ``frame`` is a sample.
+        others: rows that do not, by the version of their model.
+        user_ids: ``raw``, or how the ids were hidden in any part of the log.
+    """
+
+    frame: pl.DataFrame
+    matching: int
+    others: dict[str, int]
+    user_ids: str
+
+
+def read_served(
+    folder: Path | str,
+    most_rows: int,
+    *,
+    bundle_hash: str | None = None,
+    looked_up: bool = False,
+    since: datetime | None = None,
+    columns: Collection[str] = (),
+) -> ServedRows:
+    """About ``most_rows`` rows of a prediction log at most, the same requests whenever it is read. One part is in memory
+    at a time.
 
     Args:
+        bundle_hash: only rows served by this bundle.
         looked_up: only rows whose features came from the feature store.
+        since: only rows served at this instant or later.
+        columns: only parts that have these columns; other models have other fields.
 
     Raises:
-        DataError: there is no log, or no such row in it.
+        DataError: there is no log, a part is damaged, or no row matches.
     """
     parts = sorted(Path(folder).glob(PART))
     if not parts:
         raise DataError(
             f"{folder} holds no prediction log: set prediction_log.folder of the predictor, or correct --log"
         )
-    frame = pl.scan_parquet(parts)
-    if looked_up:
-        frame = frame.filter(pl.col("log_item_id").is_not_null())
-    frame = frame.with_columns(pl.struct("log_request_id", "log_place").hash(seed=0).alias("log_hash"))
-    found = frame.sort("log_hash").head(most_rows).drop("log_hash").collect()
-    if found.height == 0:
-        raise DataError(f"the prediction log {folder} holds no row to compare: wait for traffic")
-    return found
+    matching, others = 0, dict[str, int]()
+    for _, keys, kept in _choices(parts, bundle_hash, looked_up, since, columns):
+        matching += int(kept.sum())
+        for version, count in keys.filter(pl.Series(~kept))[VERSION].value_counts().iter_rows():
+            others[version or "unnamed"] = others.get(version or "unnamed", 0) + count
+    if not matching:
+        found = ", ".join(sorted(others)[:5])
+        raise DataError(
+            f"the prediction log {folder} holds no row to compare (it has {sum(others.values()):,} rows of other bundles or times, "
+            f"or without looked-up features: {found}): give the bundle or store that served them"
+        )
+    share, frames, user_ids = most_rows / matching, [], "raw"
+    for part, keys, kept in _choices(parts, bundle_hash, looked_up, since, columns):
+        if share < 1:
+            kept = kept & _in_share(keys[REQUEST], share)
+        if kept.any():
+            table = _read(part, None)
+            hidden = (table.schema.metadata or {}).get(USER_IDS, b"raw").decode()
+            user_ids = hidden if hidden != "raw" else user_ids
+            frame = pl.from_arrow(table)
+            assert isinstance(frame, pl.DataFrame)
+            frames.append(frame.filter(pl.Series(kept)))
+    if not frames:
+        raise DataError(f"no whole request fits {most_rows:,} rows: allow more with --rows")
+    return ServedRows(pl.concat(frames, how="diagonal"), matching, others, user_ids)
+
+
+def _choices(
+    parts: list[Path], bundle_hash: str | None, looked_up: bool, since: datetime | None, columns: Collection[str]
+) -> Iterator[tuple[Path, pl.DataFrame, np.ndarray]]:
+    """Per part: its path, the keys of its rows, and which rows match."""
+    for part in parts:
+        keys = pl.from_arrow(_read(part, KEYS))
+        assert isinstance(keys, pl.DataFrame)
+        kept = np.full(keys.height, set(columns) <= set(pq.read_schema(part).names))
+        if bundle_hash is not None:
+            kept &= (keys[BUNDLE] == bundle_hash).fill_null(False).to_numpy()
+        if looked_up:
+            kept &= keys[ITEM].is_not_null().to_numpy()
+        if since is not None:
+            kept &= (keys[AT] >= since).fill_null(False).to_numpy()
+        yield part, keys, kept
+
+
+def _read(part: Path, columns: list[str] | None) -> pa.Table:
+    try:
+        return pq.ParquetFile(part).read(columns)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"part {part} of the prediction log cannot be read ({error}): remove it") from error
+
+
+def _in_share(requests: pl.Series, share: float) -> np.ndarray:
+    """Rows of the requests whose hash falls into the share."""
+    unique = requests.unique()
+    chosen = [xxhash.xxh3_64_intdigest((r or "").encode(), seed=SEED) < share * 2**64 for r in unique]
+    return requests.is_in(unique.filter(pl.Series(chosen, dtype=pl.Boolean)).implode()).to_numpy()

@@ -6,13 +6,34 @@ A rate of mismatches, not a distance of distributions: two columns may have the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from thinktwice.monitor.record import COLD_ITEM, COLD_USER, DEFAULTED
+
 RELATIVE = 1e-6  # numbers closer than this are one number: stores keep 64 and 32 bits
+
+
+@dataclass(frozen=True)
+class Causes:
+    """What the differing values were, where the tables of the store can tell.
+
+    Attributes:
+        rows: differing rows looked at, both values present.
+        old: the served value had been true and was replaced ``hours_old`` (median) before: materialize more often.
+        early: the store has the served value only ``hours_early`` (median) later: something looks into the future.
+        never: the store never had this value for this user or item: another row's, another field's, or computed otherwise.
+    """
+
+    rows: int
+    old: int
+    early: int
+    never: int
+    hours_old: float | None
+    hours_early: float | None
 
 
 @dataclass(frozen=True)
@@ -24,13 +45,19 @@ class FieldSkew:
         mismatches: rows whose values differ, those below included.
         only_served: rows with a served value where the store has none later.
         only_later: rows without a served value where the store has one later.
+        defaulted: rows not compared, because the lookup had failed or was late.
+        cold: rows not compared, because neither predictor nor store know the user or item.
     """
 
     name: str
+    entity: str
     rows: int
     mismatches: int
     only_served: int
     only_later: int
+    defaulted: int
+    cold: int
+    causes: Causes | None = None
 
     @property
     def rate(self) -> float:
@@ -39,48 +66,102 @@ class FieldSkew:
 
 @dataclass(frozen=True)
 class SkewReport:
-    """All fields, and how many rows were left out because they were served with defaults."""
+    """All fields.
+
+    Attributes:
+        rows: rows compared at least in part; ``matching``: in the log.
+        others: rows of the log that were left out (raw rows, other fields, earlier times), by model version.
+        versions: rows compared, by model version.
+        defaulted: rows served with defaults, by entity.
+        cold_known: rows served as unknown that the store knew, by entity.
+    """
 
     fields: tuple[FieldSkew, ...]
     rows: int
     defaulted: Mapping[str, int]
+    cold_known: Mapping[str, int]
+    matching: int = 0
+    others: Mapping[str, int] = field(default_factory=dict)
+    versions: Mapping[str, int] = field(default_factory=dict)
+    window: tuple[str, str] = ("", "")
 
     def worst(self) -> FieldSkew | None:
         """The field with the highest rate; None without fields."""
         return max(self.fields, key=lambda f: f.rate, default=None)
 
+    def skewed(self, limit: float) -> list[FieldSkew]:
+        """The fields with a higher rate than ``limit``, the worst first."""
+        return sorted((f for f in self.fields if f.rate > limit), key=lambda f: -f.rate)
+
     def as_json(self, limit: float) -> dict[str, Any]:
         """The report with its verdict."""
         found = [asdict(f) | {"rate": f.rate, "skewed": f.rate > limit} for f in self.fields]
-        return {"rows": self.rows, "defaulted_rows": dict(self.defaulted), "max_mismatch": limit, "fields": found}
+        return {
+            "format": 1,
+            "rows": self.rows,
+            "rows_matching": self.matching,
+            "rows_of_others": dict(self.others),
+            "versions": dict(self.versions),
+            "window": list(self.window),
+            "defaulted_rows": dict(self.defaulted),
+            "cold_rows_that_the_store_knew": dict(self.cold_known),
+            "max_mismatch": limit,
+            "skewed": [f.name for f in self.skewed(limit)],
+            "fields": found,
+        }
 
 
 def compare(
-    served: pl.DataFrame, later: pl.DataFrame, fields: Sequence[tuple[str, str, str]], entities: Sequence[str]
-) -> SkewReport:
+    served: pl.DataFrame, later: pl.DataFrame, fields: Sequence[tuple[str, str, str]]
+) -> tuple[SkewReport, dict[str, np.ndarray]]:
     """Compare columns of the same rows in the same order.
+
+    A row is cold for an entity when it was served as unknown and the store has no value of it either: then there is nothing to compare.
 
     Args:
         served: rows of the prediction log.
         later: values of the feature store for these rows.
         fields: (name, kind of column: string, number, strings or vector, entity).
-        entities: entities that occur, for the count of defaulted rows.
+
+    Returns:
+        The report, and for every field the rows whose two values are there and differ.
     """
     if served.height != later.height:
         raise ValueError(f"{served.height} served rows and {later.height} later ones are not the same rows")
-    defaulted = {e: served["log_defaulted"].list.contains(e).fill_null(False).to_numpy() for e in entities}
-    out = []
+    entities = list(dict.fromkeys(entity for _, _, entity in fields))
+    defaulted = {e: served[DEFAULTED].list.contains(e).fill_null(False).to_numpy() for e in entities}
+    cold, cold_known = {}, {}
+    for e in entities:
+        unknown = served[COLD_USER if e == "user" else COLD_ITEM].fill_null(False).to_numpy() & ~defaulted[e]
+        known = np.zeros(served.height, bool)
+        for name, kind, entity in fields:
+            if entity == e:
+                known |= ~_missing(later[name], kind)
+        cold[e] = unknown & ~known
+        cold_known[e] = int((unknown & known).sum())
+    out, differing = [], {}
     for name, kind, entity in fields:
-        kept = ~defaulted[entity]
-        a, b = served[name].filter(pl.Series(kept)), later[name].filter(pl.Series(kept))
+        kept = np.flatnonzero(~defaulted[entity] & ~cold[entity])
+        a, b = served[name].gather(kept), later[name].gather(kept)
         empty_a, empty_b = _missing(a, kind), _missing(b, kind)
-        differ = np.zeros(len(a), bool)
-        both = ~empty_a & ~empty_b
-        if both.any():
-            differ[both] = _differ(a.filter(pl.Series(both)), b.filter(pl.Series(both)), kind)
+        both = np.flatnonzero(~empty_a & ~empty_b)
+        differ = both[_differ(a.gather(both), b.gather(both), kind)] if len(both) else both
         only_served, only_later = int((~empty_a & empty_b).sum()), int((empty_a & ~empty_b).sum())
-        out.append(FieldSkew(name, len(a), int(differ.sum()) + only_served + only_later, only_served, only_later))
-    return SkewReport(tuple(out), served.height, {e: int(found.sum()) for e, found in defaulted.items()})
+        differing[name] = kept[differ]
+        out.append(
+            FieldSkew(
+                name=name,
+                entity=entity,
+                rows=len(kept),
+                mismatches=len(differ) + only_served + only_later,
+                only_served=only_served,
+                only_later=only_later,
+                defaulted=int(defaulted[entity].sum()),
+                cold=int(cold[entity].sum()),
+            )
+        )
+    counts = {e: int(found.sum()) for e, found in defaulted.items()}
+    return SkewReport(tuple(out), served.height, counts, cold_known), differing
 
 
 def _missing(values: pl.Series, kind: str) -> np.ndarray:

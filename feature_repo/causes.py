@@ -1,0 +1,57 @@
+# ruff: noqa: S608 - names in queries come from the schema (letters, digits, _) and are quoted
+"""Why a served value differs from the store's: it was the value once, it is to be the value later, or it never was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from thinktwice.data.feature_tables import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ColumnKind, TableSpec
+from thinktwice.data.query import engine, quoted, source
+from thinktwice.monitor.skew import RELATIVE, Causes
+
+MOST_ROWS = 10_000  # differing rows of a field that are looked at
+
+
+def causes(told: pl.DataFrame, spec: TableSpec, name: str, kind: ColumnKind, data_dir: Path) -> Causes:
+    """Look the served values up in all change points of their users or items.
+
+    Args:
+        told: ``key``, ``instant`` and ``served`` value of rows that differ.
+        spec: the table of the field ``name``, below ``data_dir``.
+    """
+    told = told.head(MOST_ROWS).with_row_index("number")
+    same = {
+        "number": f"abs(value - served) <= {RELATIVE} * abs(served)",
+        "vector": "list_aggregate(list_transform(list_zip(value, served), p -> abs(p[1] - p[2])), 'max') "
+        f"<= {RELATIVE} * list_aggregate(list_transform(served, x -> abs(x)), 'max')",
+    }.get(kind, "value = served")
+    key, column = quoted(spec.key), quoted(name)
+    with engine(data_dir) as connection:
+        connection.register("told", told.to_arrow())
+        found = connection.execute(f"""
+            WITH span AS (
+                SELECT {key} AS key, {column} AS value, greatest({EVENT_TIMESTAMP}, {CREATED_TIMESTAMP}) AS valid_from,
+                       lead(greatest({EVENT_TIMESTAMP}, {CREATED_TIMESTAMP})) OVER (
+                           PARTITION BY {key} ORDER BY {EVENT_TIMESTAMP}
+                       ) AS valid_until
+                FROM {source(data_dir / f"{spec.name}.parquet")}
+                WHERE {key} IN (SELECT key FROM told)
+            ),
+            hit AS (SELECT number, instant, valid_from, valid_until FROM told JOIN span USING (key) WHERE {same}),
+            per_row AS (
+                SELECT number,
+                       min(epoch_us(instant) - epoch_us(valid_until)) FILTER (WHERE valid_until <= instant) AS old,
+                       min(epoch_us(valid_from) - epoch_us(instant)) FILTER (WHERE valid_from > instant) AS early
+                FROM hit GROUP BY number
+            )
+            SELECT count(*) FILTER (WHERE old IS NOT NULL),
+                   count(*) FILTER (WHERE old IS NULL AND early IS NOT NULL),
+                   median(old) FILTER (WHERE old IS NOT NULL) / 3.6e9,
+                   median(early) FILTER (WHERE old IS NULL AND early IS NOT NULL) / 3.6e9
+            FROM per_row
+        """).fetchone()
+    assert found is not None
+    old, early, hours_old, hours_early = found
+    return Causes(told.height, old, early, told.height - old - early, hours_old, hours_early)

@@ -1,0 +1,130 @@
+"""Drift for people: sentences, a table for the terminal, a page."""
+
+from __future__ import annotations
+
+from html import escape
+
+from rich.table import Table
+
+from thinktwice.monitor.distances import Distance
+from thinktwice.monitor.drift import MUCH, DriftReport, Moved
+from thinktwice.monitor.page import FIRST, LIVE, SECOND, bars, card, legend, page, table, tiles
+
+TITLES = {"values": "field", "support": "how often trained", "score": "score"}
+
+
+def verdict_lines(report: DriftReport) -> list[str]:
+    """The finding in a few sentences."""
+    found = report.drifted
+    if not found:
+        lines = [f"nothing has drifted: no judged index is above {report.threshold:g} and above what chance gives"]
+    else:
+        lines = [f"drifted: {', '.join(m.title for m in found)}"]
+    unjudged = [m for m in report.moved if m.unjudged.startswith("only")]
+    if unjudged:
+        lines.append(f"nothing was judged: {unjudged[0].unjudged} are too few to tell what chance does")
+    opinion = next((m for m in report.moved if m.what == "score" and m.name == "second opinion"), None)
+    if opinion is not None:
+        _, before, now = opinion.facts[0]
+        lines.append(f"rows with a second opinion: {before:.1%} on validation, {now:.1%} now")
+    return lines
+
+
+def drift_table(report: DriftReport) -> Table:
+    """One row per field, support and score."""
+    out = Table(
+        title=f"{report.rows:,} served rows of {report.requests:,} requests, {report.window[0][:16]} to {report.window[1][:16]}",
+        title_justify="left",
+        header_style="bold",
+    )
+    for name in ("what", "PSI training", "validation", "by chance", "up to", "JS", "before → now", ""):
+        out.add_column(name, justify="left" if name in ("what", "before → now", "") else "right")
+    for m in report.moved:
+        out.add_row(
+            m.title,
+            _index(m.from_train),
+            _index(m.from_valid),
+            f"{m.nearer.expected:.3f}",
+            f"{m.nearer.noise:.3f}",
+            f"{m.nearer.js:.3f}",
+            _facts(m),
+            _word(m, report.threshold),
+            style="bold" if m.drifted(report.threshold) else "",
+        )
+    return out
+
+
+def render(report: DriftReport) -> str:
+    """The page."""
+    found = report.drifted
+    shown = [
+        (f"{report.rows:,}", f"rows compared of {report.matching:,}"),
+        (f"{report.requests:,}", f"requests, {report.clusters:,} users or requests apart"),
+        (str(len(found)), "have drifted"),
+    ]
+    for m in report.moved:
+        if m.what == "score" and m.name in ("probability", "second opinion", "uncertainty"):
+            word, before, now = m.facts[0]
+            shown.append((f"{before:.3f} | {now:.3f}", f"{m.name}, {word}, validation | now"))
+    names = {"training": FIRST, "validation": SECOND, "live": LIVE}
+    body = [tiles(shown)]
+    for what, title, meaning in (
+        ("values", "Fields", "Shares of rows by value, by bucket of the encoder, by length of a sequence or vector."),
+        (
+            "support",
+            "How often training saw the values",
+            "Rows by the number of training rows that had the same value: a shift to the left means rarer values.",
+        ),
+        ("score", "Scores", "What the model and its test-time work answer, in the quantiles of validation."),
+    ):
+        rows = [_row(m, report.threshold) for m in report.moved if m.what == what]
+        if rows:
+            head = ("", "PSI training", "validation", "by chance, up to", "JS", "before → now", "shares", "")
+            body.append(card(title, meaning, legend(names) + table(head, rows)))
+    body.append(_how_to_read(report))
+    title = f"Drift of {report.model_version}"
+    subtitle = f"served {report.window[0][:16]} to {report.window[1][:16]} UTC · bundle {report.bundle_hash[:12]}"
+    return page(title, subtitle, [line[:1].upper() + line[1:] + "." for line in verdict_lines(report)], not found, body)
+
+
+def _row(m: Moved, threshold: float) -> str:
+    series = [("training", FIRST, m.train)] if m.train else []
+    series += [("validation", SECOND, m.valid), ("live", LIVE, m.live)]
+    word = _word(m, threshold)
+    style = " class='bad'" if m.drifted(threshold) else ""
+    return (
+        f"<tr><td>{escape(m.name)}<small>{escape(m.kind)}</small></td><td>{_index(m.from_train)}</td><td>{_index(m.from_valid)}</td>"
+        f"<td>{m.nearer.expected:.3f}<small>{m.nearer.noise:.3f}</small></td><td>{m.nearer.js:.3f}</td>"
+        f"<td>{escape(_facts(m))}</td><td class='bars'>{bars(m.labels, series)}</td>"
+        f"<td class='left'><span{style}>{escape(word)}</span></td></tr>"
+    )
+
+
+def _how_to_read(report: DriftReport) -> str:
+    others = ", ".join(f"{count:,} rows of {version}" for version, count in sorted(report.others.items()))
+    aside = f" Not compared: {others} (another bundle, or an earlier time)." if others else ""
+    return card(
+        "How to read this",
+        "PSI is the population stability index: below 0.1 is quiet, above 0.25 is much. Small samples differ by chance alone: "
+        "the column beside says how much on average and at most once in a thousand, with the rows of one user (or request) "
+        "as one piece of evidence. A field has drifted when it is far from the rows of training and from those of validation. "
+        "Values of ids and of fields of the time are shown and not judged. Live rows are all scored candidates, training rows are "
+        f"shown impressions: where a ranker picks few of many, item fields differ for that reason alone.{aside}",
+        "",
+    )
+
+
+def _index(found: Distance | None) -> str:
+    return "" if found is None else f"{found.psi:.3f}"
+
+
+def _facts(m: Moved) -> str:
+    if m.what == "score":
+        return ", ".join(f"{word} {before:.3f} → {now:.3f}" for word, before, now in m.facts)
+    return ", ".join(f"{word} {before:.1%} → {now:.1%}" for word, before, now in m.facts if before or now)
+
+
+def _word(m: Moved, threshold: float) -> str:
+    if m.drifted(threshold):
+        return "drifted much" if m.nearer.psi > MUCH else "drifted"
+    return f"not judged: {m.unjudged}" if m.unjudged else ""
