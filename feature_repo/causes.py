@@ -22,11 +22,7 @@ def causes(told: pl.DataFrame, spec: TableSpec, name: str, kind: ColumnKind, dat
         spec: the table of the field ``name``, below ``data_dir``.
     """
     told = told.head(MOST_ROWS).with_row_index("number")
-    same = {
-        "number": f"abs(value - served) <= {RELATIVE} * abs(served)",
-        "vector": "list_aggregate(list_transform(list_zip(value, served), p -> abs(p[1] - p[2])), 'max') "
-        f"<= {RELATIVE} * list_aggregate(list_transform(served, x -> abs(x)), 'max')",
-    }.get(kind, "value = served")
+    same = f"abs(value - served) <= {RELATIVE} * abs(served)" if kind == "number" else "value = served"
     key, column = quoted(spec.key), quoted(name)
     with engine(data_dir) as connection:
         connection.register("told", told.to_arrow())

@@ -29,7 +29,10 @@ from thinktwice.monitor.record import COLD_ITEM, HEAD, UserIds, log_schema
 from thinktwice.schema import LogSchema
 
 SALT = "THINKTWICE_LOG_SALT"  # environment: secret of hashed user ids, the same on every replica
-TURN, BREATH = 0.0005, 0.0002  # seconds of work, and then of rest: the threads that answer have the interpreter meanwhile
+TURN, BREATH = (
+    0.0005,
+    0.0002,
+)  # seconds of work, and then of rest: the threads that answer have the interpreter meanwhile
 AT_ONCE = 8  # requests that leave the queue together
 
 logger = logging.getLogger(__name__)

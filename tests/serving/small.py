@@ -106,11 +106,14 @@ def plain_rows(rows: int = 400) -> pl.DataFrame:
     )
 
 
-def write_parts(folder: Path, schema: LogSchema = SCHEMA, split: SplitSpec | None = None) -> dict[str, Path]:
-    """The four folders a bundle is made of, as keyword arguments of ``write_bundle``."""
+def write_parts(
+    folder: Path, schema: LogSchema = SCHEMA, split: SplitSpec | None = None, frame: pl.DataFrame | None = None
+) -> dict[str, Path]:
+    """The four folders a bundle is made of, as keyword arguments of ``write_bundle``; ``frame`` are its rows."""
     folder.mkdir(parents=True, exist_ok=True)
-    table = (training_rows() if schema is SCHEMA else plain_rows()).to_arrow()
-    build_training_set(table, schema, folder / "training_set", split or SplitSpec())
+    if frame is None:
+        frame = training_rows() if schema is SCHEMA else plain_rows()
+    build_training_set(frame.to_arrow(), schema, folder / "training_set", split or SplitSpec())
     training_set = load_training_set(folder / "training_set")
     fields = FieldSpace.of(schema, training_set.encoder)
     torch.manual_seed(0)
@@ -175,9 +178,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_bundle(folder: Path, schema: LogSchema = SCHEMA, split: SplitSpec | None = None) -> Manifest:
+def make_bundle(
+    folder: Path, schema: LogSchema = SCHEMA, split: SplitSpec | None = None, frame: pl.DataFrame | None = None
+) -> Manifest:
     """Write a whole bundle to ``folder / "bundle"``."""
-    return write_bundle(folder / "bundle", **write_parts(folder / "parts", schema, split), identity=identity(schema))
+    parts = write_parts(folder / "parts", schema, split, frame)
+    return write_bundle(folder / "bundle", **parts, identity=identity(schema))
 
 
 def bless(folder: Path, bundle_hash: str, *, blessed: bool = True) -> Path:

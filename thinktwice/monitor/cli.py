@@ -21,7 +21,8 @@ def drift(
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows compared at most, whole requests.")] = 100_000,
     fail_above: Annotated[
-        float, typer.Option(min=0, help="Stability index above which something has drifted, if chance does not explain it.")
+        float,
+        typer.Option(min=0, help="Stability index above which something has drifted, if chance does not explain it."),
     ] = 0.1,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
     html_out: Annotated[Path | None, typer.Option("--html", help="Write the report as a page here.")] = None,

@@ -107,9 +107,7 @@ class DriftReport:
     def as_json(self) -> dict[str, Any]:
         """The report with its verdict."""
         found = asdict(self) | {"others": dict(self.others), "format": 1}
-        found["moved"] = [
-            asdict(m) | {"drifted": m.drifted(self.threshold)} for m in self.moved
-        ]
+        found["moved"] = [asdict(m) | {"drifted": m.drifted(self.threshold)} for m in self.moved]
         return found | {"drifted": [m.title for m in self.drifted]}
 
 
@@ -158,7 +156,9 @@ def measure_drift(served: ServedRows, profile: Profile, bundle: Bundle, threshol
         unjudged = {"key": "ids change by nature", "derived": "follows the hours of the log"}.get(field.origin, "")
         live = bins[f.name]
         facts = _facts(field.kind, f.train, f.valid, live)
-        fields.append(_moved(f.name, "values", field.kind, names, (f.train, f.valid), live, groups, unjudged or few, facts))
+        fields.append(
+            _moved(f.name, "values", field.kind, names, (f.train, f.valid), live, groups, unjudged or few, facts)
+        )
         if f.support is not None and f.name in support:
             seen = support[f.name]
             share = (
@@ -169,9 +169,7 @@ def measure_drift(served: ServedRows, profile: Profile, bundle: Bundle, threshol
             supports.append(
                 _moved(f.name, "support", field.kind, count_labels(), (None, f.support), seen, groups, few, (share,))
             )
-    scores = [
-        _score(s, _score_values(s.name, frame, rows, bundle), groups, few) for s in profile.scores
-    ]
+    scores = [_score(s, _score_values(s.name, frame, rows, bundle), groups, few) for s in profile.scores]
     order = [sorted(part, key=lambda m: -m.nearer.psi) for part in (fields, supports, scores)]
     times = frame["log_at"]
     return DriftReport(

@@ -26,7 +26,9 @@ def page(title: str, subtitle: str, verdict: Sequence[str], good: bool, body: Se
 
 def tiles(found: Sequence[tuple[str, str]]) -> str:
     """Numbers with their names."""
-    cells = "".join(f"<div class='tile'><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in found)
+    cells = "".join(
+        f"<div class='tile'><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in found
+    )
     return f"<div class='tiles'>{cells}</div>"
 
 

@@ -55,9 +55,7 @@ class SampleProfile(_Frozen):
     def of(bins: np.ndarray, clusters: np.ndarray, size: int) -> SampleProfile:
         found = sample(bins, clusters, size)
         counts = tuple(int(c) for c in found.counts)
-        return SampleProfile(
-            counts=counts, effective=_short(found.effective), uneven=_short(found.uneven)
-        )
+        return SampleProfile(counts=counts, effective=_short(found.effective), uneven=_short(found.uneven))
 
     def sample(self) -> Sample:
         return Sample(np.asarray(self.counts, np.float64), self.effective, self.uneven)

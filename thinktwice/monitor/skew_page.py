@@ -88,7 +88,9 @@ def render(report: SkewReport, limit: float) -> str:
     aside = f" Left out: {others} (raw rows, other fields or earlier times)." if others else ""
     body = [
         tiles(shown),
-        card("Fields", "Rows whose served value differs from what the store says of the same moment.", table(head, rows)),
+        card(
+            "Fields", "Rows whose served value differs from what the store says of the same moment.", table(head, rows)
+        ),
         card(
             "How to read this",
             "Every row is looked up again at the instant at which it was served, by the join that makes training rows. Texts and lists "
@@ -105,9 +107,7 @@ def render(report: SkewReport, limit: float) -> str:
 
 def _row(f: FieldSkew, limit: float) -> str:
     style = " class='bad'" if f.rate > limit else ""
-    aside = " · ".join(
-        f"{count:,} {word}" for count, word in ((f.defaulted, "defaults"), (f.cold, "unknown")) if count
-    )
+    aside = " · ".join(f"{count:,} {word}" for count, word in ((f.defaulted, "defaults"), (f.cold, "unknown")) if count)
     return (
         f"<tr><td>{escape(f.name)}<small>{escape(f.entity)}</small></td><td>{f.rows:,}</td>"
         f"<td><span{style}>{f.rate:.2%}</span><small>{f.mismatches:,} rows</small></td>"
