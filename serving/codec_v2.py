@@ -1,4 +1,5 @@
-"""Open Inference v2 (JSON): one BYTES tensor ``request`` of shape [n] in, each element one request as JSON text.
+"""Open Inference v2: one BYTES tensor ``request`` of shape [n] in, each element one request as JSON text, or one request in a tensor
+per field (:mod:`serving.v2_tensors`). Tensors are JSON or binary.
 
 The answers of all n requests stand one after the other in flat output tensors; ``request_index`` says whose each is.
 """
@@ -11,6 +12,7 @@ from typing import Any
 import orjson
 
 from serving.scorer import Answer
+from serving.v2_tensors import SIZE, pack, read, request_of, wants_binary
 from thinktwice.errors import RequestError
 
 INPUT = "request"
@@ -30,11 +32,11 @@ def is_v2(body: dict[str, Any]) -> bool:
     return "inputs" in body and "instances" not in body
 
 
-def instances(body: dict[str, Any]) -> list[Any]:
-    """The raw requests of a v2 body.
+def instances(body: dict[str, Any], tail: bytes = b"") -> list[Any]:
+    """The raw requests of a v2 body; ``tail`` is what follows its JSON.
 
     Raises:
-        RequestError: it is not one BYTES tensor named ``request`` with one JSON object per element.
+        RequestError: it is neither the tensor ``request`` with one JSON object per element, nor tensors by field.
     """
     for name in body:
         if name not in {"id", "parameters", "inputs", "outputs"}:
@@ -42,19 +44,19 @@ def instances(body: dict[str, Any]) -> list[Any]:
     if not isinstance(body.get("id", ""), str):
         raise RequestError("id must be a string", field="id")
     inputs = body["inputs"]
-    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        raise RequestError(f"inputs must hold one tensor, named {INPUT!r}", field="inputs")
-    tensor = inputs[0]
-    if tensor.get("name") != INPUT:
-        raise RequestError(f"inputs[0].name must be {INPUT!r}", field="inputs[0].name")
-    if tensor.get("datatype") != "BYTES":
+    if not isinstance(inputs, list) or not inputs or not isinstance(inputs[0], dict):
+        raise RequestError(f"inputs must hold the tensor {INPUT!r}, or one tensor per field", field="inputs")
+    names = [tensor.get("name") for tensor in inputs if isinstance(tensor, dict)]
+    if INPUT not in names:
+        return [request_of(read(inputs, tail), body.get("parameters"))]
+    if len(inputs) != 1:
+        raise RequestError(f"inputs must hold {INPUT!r} alone, or one tensor per field", field="inputs")
+    if inputs[0].get("datatype") != "BYTES":
         raise RequestError("inputs[0].datatype must be BYTES", field="inputs[0].datatype")
-    data = tensor.get("data")
-    if not isinstance(data, list):
-        raise RequestError("inputs[0].data must be a list of JSON strings", field="inputs[0].data")
-    if tensor.get("shape") != [len(data)]:
-        raise RequestError(f"inputs[0].shape must be [{len(data)}], the length of data", field="inputs[0].shape")
-    return [_decode(element, f"inputs[0].data[{i}]") for i, element in enumerate(data)]
+    (tensor,) = read(inputs, tail)
+    if len(tensor.shape) != 1:
+        raise RequestError("inputs[0].shape must be one size", field="inputs[0].shape")
+    return [_decode(element, f"inputs[0].data[{i}]") for i, element in enumerate(tensor.values)]
 
 
 def _decode(element: Any, path: str) -> Any:
@@ -87,8 +89,8 @@ def wanted_outputs(body: dict[str, Any]) -> list[str]:
     return names or list(OUTPUTS)
 
 
-def encode(answers: Sequence[Answer], body: dict[str, Any], model_name: str) -> dict[str, Any]:
-    """The v2 response to ``body``."""
+def encode(answers: Sequence[Answer], body: dict[str, Any], model_name: str) -> tuple[dict[str, Any], bytes]:
+    """The v2 response to ``body``, and the data of those outputs that are wanted as binary."""
     columns: dict[str, list[Any]] = {name: [] for name in OUTPUTS}
     for index, answer in enumerate(answers):
         for place in answer.order:
@@ -99,10 +101,15 @@ def encode(answers: Sequence[Answer], body: dict[str, Any], model_name: str) -> 
             columns["num_paths"].append(answer.num_paths[place])
             columns["rank"].append(answer.rank[place])
             columns["model_version"].append(answer.model_version)
-    outputs = [
-        {"name": name, "shape": [len(columns[name])], "datatype": OUTPUTS[name], "data": columns[name]}
-        for name in wanted_outputs(body)
-    ]
+    binary, outputs, tail = wants_binary(body), [], []
+    for name in wanted_outputs(body):
+        output: dict[str, Any] = {"name": name, "shape": [len(columns[name])], "datatype": OUTPUTS[name]}
+        if binary is None or name in binary:
+            tail.append(pack(OUTPUTS[name], columns[name]))
+            output["parameters"] = {SIZE: len(tail[-1])}
+        else:
+            output["data"] = columns[name]
+        outputs.append(output)
     out: dict[str, Any] = {"model_name": model_name, "model_version": answers[0].model_version}
     if "id" in body:
         out["id"] = body["id"]
@@ -124,4 +131,4 @@ def encode(answers: Sequence[Answer], body: dict[str, Any], model_name: str) -> 
         "flags": orjson.dumps(flags).decode(),  # parameter values are scalars in this protocol
     }
     out["outputs"] = outputs
-    return out
+    return out, b"".join(tail)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from serving import codec_v2
 from serving.requests import MAX_CANDIDATES, MAX_REQUESTS, MAX_SEQUENCE, MAX_TEXT
+from serving.v2_tensors import DATATYPES, FEW, SIZE
 from thinktwice.schema import LogSchema, ModelField
 
 MEDIA_TYPE = (
@@ -171,29 +172,41 @@ def _prediction() -> dict[str, Any]:
 
 
 def _v2_body() -> dict[str, Any]:
-    tensor = _object(
-        {
-            "name": {"const": codec_v2.INPUT},
-            "datatype": {"const": "BYTES"},
-            "shape": _list({"type": "integer"}, 1, 1),
-            "data": {
-                **_list({"type": "string", "contentMediaType": "application/json"}, 1, MAX_REQUESTS),
-                "description": "Each element is one Request as JSON text.",
-            },
-            "parameters": {"type": "object"},
-        },
-        required=["name", "datatype", "shape", "data"],
+    texts = {
+        **_list({"type": "string", "contentMediaType": "application/json"}, 1, MAX_REQUESTS),
+        "description": "Each element is one Request as JSON text.",
+    }
+    text = _tensor({"const": codec_v2.INPUT}, {"const": "BYTES"}, texts, 1)
+    by_field = _tensor(
+        {"type": "string", "minLength": 1, "not": {"const": codec_v2.INPUT}}, {"enum": list(DATATYPES)}, {"type": "array"}, 2
     )
-    wanted = {"type": "object", "properties": {"name": {"enum": list(codec_v2.OUTPUTS)}}, "required": ["name"]}
+    wanted = {
+        "type": "object",
+        "properties": {"name": {"enum": list(codec_v2.OUTPUTS)}, "parameters": {"type": "object"}},
+        "required": ["name"],
+    }
     return _object(
         {
             "id": {"type": "string"},
             "parameters": {"type": "object"},
-            "inputs": _list(tensor, 1, 1),
+            "inputs": {"anyOf": [_list(text, 1, 1), _list(by_field, 1, FEW)]},
             "outputs": {"type": ["array", "null"], "items": wanted},
         },
         required=["inputs"],
     )
+
+
+def _tensor(name: dict[str, Any], datatype: dict[str, Any], data: dict[str, Any], sizes: int) -> dict[str, Any]:
+    """A tensor whose data are in it, or behind the JSON."""
+    shape = _list({"type": "integer", "minimum": 1}, 1, sizes)
+    common = {"name": name, "datatype": datatype, "shape": shape}
+    binary = _object({SIZE: {"type": "integer", "minimum": 0}}, required=[SIZE])
+    return {
+        "anyOf": [
+            _object({**common, "data": data, "parameters": {"type": "object"}}, required=[*common, "data"]),
+            _object({**common, "parameters": binary}, required=[*common, "parameters"]),
+        ]
+    }
 
 
 def _v2_answer() -> dict[str, Any]:
@@ -203,8 +216,9 @@ def _v2_answer() -> dict[str, Any]:
             "datatype": {"enum": sorted(set(codec_v2.OUTPUTS.values()))},
             "shape": _list({"type": "integer"}, 1, 1),
             "data": {"type": "array"},
+            "parameters": {"type": "object"},
         },
-        required="all",
+        required=["name", "datatype", "shape"],
     )
     return _object(
         {

@@ -28,9 +28,10 @@ from serving.prediction_log import PredictionLog, Served
 from serving.requests import Request
 from serving.scorer import Answer, Scorer
 from serving.tracing import Tracing
+from serving.v2_tensors import HEADER, split
 from thinktwice.errors import FeatureStoreError, OverloadedError, RequestError
 
-JSON = "application/json"
+JSON, BINARY = "application/json", "application/octet-stream"
 REQUEST_ID = "x-request-id"
 OWN_REQUEST_ID = "x-ctr-request-id"  # the same once more: TorchServe puts an id of its own into the other
 MAX_REQUEST_ID = 128
@@ -170,9 +171,9 @@ class Service:
             return Reply(200, orjson.dumps(self.openapi), {"content-type": openapi.MEDIA_TYPE})
         queued = course.arrived - course.deadline.sent
         began = time.perf_counter()
-        body = self._decode(raw)
+        body, tail = self._decode(raw, headers)
         v2 = codec_v2.is_v2(body)
-        values = codec_v2.instances(body) if v2 else codec_v1.instances(body)
+        values = codec_v2.instances(body, tail) if v2 else codec_v1.instances(body)
         requests = self.scorer.parser.parse_all(values, "inputs[0].data" if v2 else "instances")
         if v2:
             codec_v2.wanted_outputs(body)  # refuse before the work is done
@@ -183,8 +184,11 @@ class Service:
         self.admission.admit(soonest, rows)
         answers = self.scorer.score(requests, course.deadline, self.admission.path_share(queued, rows))
         scored = time.perf_counter()
-        encoded = codec_v2.encode(answers, body, self._model_name) if v2 else codec_v1.encode(answers)
-        reply = Reply(200, orjson.dumps(encoded), {"content-type": JSON})
+        encoded, tail = codec_v2.encode(answers, body, self._model_name) if v2 else (codec_v1.encode(answers), b"")
+        text = orjson.dumps(encoded)
+        reply = Reply(200, text + tail, {"content-type": BINARY if tail else JSON})
+        if tail:
+            reply.headers[HEADER] = str(len(text))
         course.outcome, course.answers = "ok", answers
         done = time.perf_counter()
         self.admission.finished(rows, done - began, _extra_seconds(answers))
@@ -227,7 +231,8 @@ class Service:
             defaulted=answer.default_features,
         )
 
-    def _decode(self, raw: Any) -> dict[str, Any]:
+    def _decode(self, raw: Any, headers: Mapping[str, str]) -> tuple[dict[str, Any], bytes]:
+        tail = b""
         if raw is None:
             raise RequestError("the request has no JSON body: send Content-Type application/json", field="body")
         if isinstance(raw, (bytes, bytearray, str)):
@@ -238,12 +243,14 @@ class Service:
                     status=413,
                 )
             try:
+                if not isinstance(raw, str):
+                    raw, tail = split(bytes(raw), headers.get(HEADER))
                 raw = orjson.loads(raw)
             except orjson.JSONDecodeError as error:
                 raise RequestError(f"the body is not valid JSON: {error}", field="body") from None
         if not isinstance(raw, dict):
             raise RequestError("the body must be a JSON object", field="body")
-        return raw
+        return raw, tail
 
     def _tell(self, course: _Course, reply: Reply, spent: float) -> None:
         fields = {

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving.v2_tensors import pack
 from tests.contract.conftest import LARGEST, Servers
 from tests.serving.small import MODEL_VERSION
+from tests.serving.test_v2_tensors import BY_CANDIDATE, BY_FIELD
 
 pytestmark = pytest.mark.server
 
@@ -78,6 +80,8 @@ GOOD: list[tuple[str, str, Any]] = [
     ("v2", V2, v2(ONE, {"rows": [ROW]}, id="q1")),
     ("v2, some outputs", V2, v2(ONE, outputs=[{"name": "probability"}, {"name": "rank"}])),
     ("v1 body on the v2 path", V2, {"instances": [ONE]}),
+    ("v2 by candidate", V2, {"inputs": BY_CANDIDATE, "parameters": {"k": 2}}),
+    ("v2 by field", V2, {"inputs": BY_FIELD}),
 ]
 
 BAD: list[tuple[str, str, Any, int]] = [
@@ -113,6 +117,29 @@ def test_bad_requests(servers: Servers, path: str, body: Any, status: int) -> No
     assert reply.status == status
     assert set(reply.json) <= {"error", "field"} and reply.json["error"]
     assert not re.search(r"Traceback|\.py|0x", reply.body.decode())
+
+
+def test_binary_tensors(servers: Servers) -> None:
+    text = json.dumps(
+        {
+            "inputs": [
+                {"name": "candidates", "datatype": "BYTES", "shape": [2], "parameters": {"binary_data_size": 12}},
+                {"name": "user_id", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 6}},
+                {"name": "timestamp", "datatype": "FP64", "shape": [1], "data": [0]},
+            ],
+            "parameters": {"binary_data_output": True},
+        }
+    ).encode()
+    body = text + pack("BYTES", ["i1", "i2"]) + pack("BYTES", ["u1"])
+    headers = {"Inference-Header-Content-Length": str(len(text)), "Content-Type": "application/octet-stream"}
+    first, second = (ask(url, V2, body, headers) for url in servers.url.values())
+    assert (first.status, first.body) == (second.status, second.body)
+    assert first.status == 200, first.body
+    name = "inference-header-content-length"
+    assert first.headers[name] == second.headers[name]
+    assert first.headers["content-type"] == "application/octet-stream"
+    outputs = json.loads(first.body[: int(first.headers[name])])["outputs"]
+    assert all("data" not in output for output in outputs)
 
 
 def test_a_deadline_that_cannot_be_met_is_refused(servers: Servers) -> None:
