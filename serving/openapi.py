@@ -178,7 +178,10 @@ def _v2_body() -> dict[str, Any]:
     }
     text = _tensor({"const": codec_v2.INPUT}, {"const": "BYTES"}, texts, 1)
     by_field = _tensor(
-        {"type": "string", "minLength": 1, "not": {"const": codec_v2.INPUT}}, {"enum": list(DATATYPES)}, {"type": "array"}, 2
+        {"type": "string", "minLength": 1, "not": {"const": codec_v2.INPUT}},
+        {"enum": list(DATATYPES)},
+        {"type": "array"},
+        2,
     )
     wanted = {
         "type": "object",

@@ -32,6 +32,10 @@ from serving.v2_tensors import HEADER, split
 from thinktwice.errors import FeatureStoreError, OverloadedError, RequestError
 
 JSON, BINARY = "application/json", "application/octet-stream"
+FORMS = (
+    "application/x-www-form-urlencoded",
+    "multipart/form-data",
+)  # TorchServe takes these apart before a handler sees them
 REQUEST_ID = "x-request-id"
 OWN_REQUEST_ID = "x-ctr-request-id"  # the same once more: TorchServe puts an id of its own into the other
 MAX_REQUEST_ID = 128
@@ -233,12 +237,12 @@ class Service:
 
     def _decode(self, raw: Any, headers: Mapping[str, str]) -> tuple[dict[str, Any], bytes]:
         tail = b""
-        if raw is None:
+        if raw is None or headers.get("content-type", "").lower().startswith(FORMS):
             raise RequestError("the request has no JSON body: send Content-Type application/json", field="body")
         if isinstance(raw, (bytes, bytearray, str)):
             if len(raw) > self.config.max_body_bytes:
                 raise RequestError(
-                    f"the body has {len(raw)} bytes, at most {self.config.max_body_bytes} are accepted: send fewer rows",
+                    f"the body is too large, at most {self.config.max_body_bytes} bytes are accepted: send fewer rows",
                     field="body",
                     status=413,
                 )

@@ -47,7 +47,9 @@ def split(raw: bytes, length: str | None) -> tuple[bytes, bytes]:
     if length is None:
         return raw, b""
     if not length.isascii() or not length.isdigit() or int(length) > len(raw):
-        raise RequestError(f"header {HEADER} must be a number of bytes up to {len(raw)}, the size of the body", field=HEADER)
+        raise RequestError(
+            f"header {HEADER} must be a number of bytes up to {len(raw)}, the size of the body", field=HEADER
+        )
     return raw[: int(length)], raw[int(length) :]
 
 
@@ -76,7 +78,9 @@ def read(inputs: Any, tail: bytes) -> list[Tensor]:
             values = _flat(value.get("data"), count, f"{path}.data")
         else:
             if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(tail) - at:
-                raise RequestError(f"{path} has no {size!r} bytes of data left behind the JSON", field=f"{path}.parameters")
+                raise RequestError(
+                    f"{path} has no {size!r} bytes of data left behind the JSON", field=f"{path}.parameters"
+                )
             values = _binary(datatype, tail[at : at + size], count, path)
             at += size
         out.append(Tensor(name, shape, values))
@@ -177,7 +181,9 @@ def _binary(datatype: str, raw: bytes, count: int, path: str) -> list[Any]:
 
 def _single(tensor: Tensor) -> Any:
     if tensor.shape != (1,):
-        raise RequestError(f"input {tensor.name[:64]!r} must have the shape [1] beside candidates", field=tensor.name[:64])
+        raise RequestError(
+            f"input {tensor.name[:64]!r} must have the shape [1] beside candidates", field=tensor.name[:64]
+        )
     return tensor.values[0]
 
 

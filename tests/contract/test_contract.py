@@ -47,7 +47,8 @@ def ask(
     connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=limit)
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
     try:
-        connection.request(method, path, data, {"Content-Type": "application/json", **(headers or {})})
+        sent = {"Content-Type": "application/json", **(headers or {})}
+        connection.request(method, path, data, {name: value for name, value in sent.items() if value})
         answer = connection.getresponse()
         return Reply(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
     finally:
@@ -95,6 +96,7 @@ BAD: list[tuple[str, str, Any, int]] = [
     ("an unknown output", V2, v2(ONE, outputs=[{"name": "logit"}]), 400),
     ("numbers too large", V1, {"instances": [{"rows": [{**ROW, "cover": [3e38, 3e38, 3e38]}]}]}, 400),
     ("too large", V1, b" " * (LARGEST + 1), 413),
+    ("far too large", V1, b" " * (10 * LARGEST), 413),
 ]
 
 
@@ -117,6 +119,19 @@ def test_bad_requests(servers: Servers, path: str, body: Any, status: int) -> No
     assert reply.status == status
     assert set(reply.json) <= {"error", "field"} and reply.json["error"]
     assert not re.search(r"Traceback|\.py|0x", reply.body.decode())
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain", "application/octet-stream", "application/json; charset=utf-8"])
+def test_a_body_is_json_whatever_it_is_called(servers: Servers, kind: str) -> None:
+    assert both(servers, V1, {"instances": [ONE]}, {"Content-Type": kind, "X-Request-Id": "a"}).status == 200
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+@pytest.mark.parametrize("body", [b"a=b", b"body=%7B%7D", json.dumps({"instances": [ONE]}).encode()])
+def test_a_form_is_no_request(servers: Servers, kind: str, body: bytes) -> None:
+    reply = both(servers, V1, body, {"Content-Type": kind, "X-Request-Id": "a"})
+    assert (reply.status, reply.json["field"]) == (400, "body")
+    assert "send Content-Type application/json" in reply.json["error"]
 
 
 def test_binary_tensors(servers: Servers) -> None:
@@ -164,7 +179,7 @@ def test_the_time_since_the_caller_sent_counts(servers: Servers) -> None:
 
 @pytest.mark.parametrize("name", ["torchserve", "kserve"])
 def test_unknown_models_and_methods(servers: Servers, name: str) -> None:
-    """These a server answers in its own words; to TorchServe's handler, explain is predict."""
+    """These a server answers in its own words; to TorchServe's handler, explain and PUT are predict, and GET is an empty body."""
     assert ask(servers.url[name], "/v1/models/other:predict", {"instances": [ONE]}).status == 404
     assert ask(servers.url[name], V1, None, method="GET").status in (400, 404, 405)
     for path in ("/v2/repository/models/ctr/unload", "/v1/models/ctr:explain", "/models?url=http://127.0.0.1:1/x.mar"):
@@ -178,11 +193,27 @@ def test_live_and_ready(servers: Servers, name: str) -> None:
     assert ask(servers.url[name], "/v2/health/ready", None, method="GET").status == 200
 
 
+def test_the_kserve_predictor_refuses_in_our_form(servers: Servers) -> None:
+    url = servers.url["kserve"]
+    for method, path, status in (
+        ("GET", V1, 405),
+        ("PUT", V2, 405),
+        ("POST", "/v1/models/other:predict", 404),
+        ("GET", "/v1/models/other", 404),
+        ("GET", "/v2/models/other/ready", 404),
+        ("POST", "/v2/models/ctr/versions/1/infer", 404),
+    ):
+        reply = ask(url, path, {"instances": [ONE]} if method == "POST" else None, method=method)
+        assert (reply.status, set(reply.json)) == (status, {"error"}), path
+        assert (reply.headers.get("allow") == "POST") is (status == 405)
+        assert "server" not in reply.headers
+    assert "Traceback" not in servers.log["kserve"].read_text()
+
+
 def test_the_kserve_predictor_names_its_model(servers: Servers) -> None:
     url = servers.url["kserve"]
     assert ask(url, "/v1/models/ctr", None, method="GET").json == {"name": "ctr", "ready": True}
     assert ask(url, "/v2/models/ctr/ready", None, method="GET").json == {"name": "ctr", "ready": True}
-    assert ask(url, "/v1/models/other", None, method="GET").status in (404, 503)
 
 
 @pytest.mark.parametrize("name", ["torchserve", "kserve"])
