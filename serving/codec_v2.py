@@ -1,5 +1,5 @@
-"""Open Inference v2: one BYTES tensor ``request`` of shape [n] in, each element one request as JSON text, or one request in a tensor
-per field (:mod:`serving.v2_tensors`). Tensors are JSON or binary.
+"""Open Inference v2: one BYTES tensor ``request`` of shape [n] in, each element one request as JSON text; or one request in
+tensors by field (:mod:`serving.v2_fields`). Tensors are JSON or binary (:mod:`serving.v2_tensors`).
 
 The answers of all n requests stand one after the other in flat output tensors; ``request_index`` says whose each is.
 """
@@ -11,11 +11,21 @@ from typing import Any
 
 import orjson
 
+from serving import v2_fields
+from serving.requests import Request, RequestParser
 from serving.scorer import Answer
-from serving.v2_tensors import SIZE, pack, read, request_of, wants_binary
+from serving.v2_tensors import SIZE, WANTED, WANTED_ALL, pack, parameters, read, wants_binary
 from thinktwice.errors import RequestError
 
 INPUT = "request"
+KEYS = (
+    "id",
+    "model_name",
+    "model_version",
+    "parameters",
+    "inputs",
+    "outputs",
+)  # KServe's client names the model here too
 OUTPUTS = {
     "request_index": "INT64",
     "item_id": "BYTES",
@@ -32,31 +42,30 @@ def is_v2(body: dict[str, Any]) -> bool:
     return "inputs" in body and "instances" not in body
 
 
-def instances(body: dict[str, Any], tail: bytes = b"") -> list[Any]:
-    """The raw requests of a v2 body; ``tail`` is what follows its JSON.
+def requests(body: dict[str, Any], tail: bytes, parser: RequestParser) -> list[Request]:
+    """The requests of a v2 body; ``tail`` is what follows its JSON.
 
     Raises:
         RequestError: it is neither the tensor ``request`` with one JSON object per element, nor tensors by field.
     """
     for name in body:
-        if name not in {"id", "parameters", "inputs", "outputs"}:
+        if name not in KEYS:
             raise RequestError(f"unknown key {name[:64]!r} in the body", field=name[:64])
-    if not isinstance(body.get("id", ""), str):
-        raise RequestError("id must be a string", field="id")
-    inputs = body["inputs"]
-    if not isinstance(inputs, list) or not inputs or not isinstance(inputs[0], dict):
-        raise RequestError(f"inputs must hold the tensor {INPUT!r}, or one tensor per field", field="inputs")
-    names = [tensor.get("name") for tensor in inputs if isinstance(tensor, dict)]
-    if INPUT not in names:
-        return [request_of(read(inputs, tail), body.get("parameters"))]
-    if len(inputs) != 1:
+    for name in ("id", "model_name", "model_version"):
+        if not isinstance(body.get(name, ""), str):
+            raise RequestError(f"{name} must be a string", field=name)
+    tensors = read(body["inputs"], tail)
+    texts = next((tensor for tensor in tensors if tensor.name == INPUT), None)
+    if texts is None:
+        return [v2_fields.parse(tensors, parameters(body), parser)]
+    if len(tensors) != 1:
         raise RequestError(f"inputs must hold {INPUT!r} alone, or one tensor per field", field="inputs")
-    if inputs[0].get("datatype") != "BYTES":
-        raise RequestError("inputs[0].datatype must be BYTES", field="inputs[0].datatype")
-    (tensor,) = read(inputs, tail)
-    if len(tensor.shape) != 1:
-        raise RequestError("inputs[0].shape must be one size", field="inputs[0].shape")
-    return [_decode(element, f"inputs[0].data[{i}]") for i, element in enumerate(tensor.values)]
+    if texts.datatype != "BYTES":
+        raise RequestError(f"{texts.path}.datatype must be BYTES", field=f"{texts.path}.datatype")
+    if len(texts.shape) != 1:
+        raise RequestError(f"{texts.path}.shape must be one size", field=f"{texts.path}.shape")
+    path = f"{texts.path}.data"
+    return parser.parse_all([_decode(text, f"{path}[{i}]") for i, text in enumerate(texts.values)], path)
 
 
 def _decode(element: Any, path: str) -> Any:
@@ -68,25 +77,26 @@ def _decode(element: Any, path: str) -> Any:
         raise RequestError(f"{path} is not valid JSON: {error}", field=path) from None
 
 
-def wanted_outputs(body: dict[str, Any]) -> list[str]:
-    """Names of the output tensors the caller asked for, all by default.
+def wanted_outputs(body: dict[str, Any]) -> dict[str, bool]:
+    """The output tensors that the caller asked for, all by default, and whether each as binary.
 
     Raises:
         RequestError: ``outputs`` is malformed or names an unknown tensor.
     """
+    binary = wants_binary(body, WANTED_ALL, False)
     outputs = body.get("outputs")
     if outputs is None:
-        return list(OUTPUTS)
+        outputs = []
     if not isinstance(outputs, list):
         raise RequestError("outputs must be a list", field="outputs")
-    names = []
+    wanted = {}
     for i, output in enumerate(outputs):
         name = output.get("name") if isinstance(output, dict) else None
         if not isinstance(name, str) or name not in OUTPUTS:
             known = ", ".join(OUTPUTS)
             raise RequestError(f"outputs[{i}].name names no output: known are {known}", field=f"outputs[{i}].name")
-        names.append(name)
-    return names or list(OUTPUTS)
+        wanted[name] = wants_binary(output, WANTED, binary, f"outputs[{i}].")
+    return wanted or dict.fromkeys(OUTPUTS, binary)
 
 
 def encode(answers: Sequence[Answer], body: dict[str, Any], model_name: str) -> tuple[dict[str, Any], bytes]:
@@ -101,10 +111,10 @@ def encode(answers: Sequence[Answer], body: dict[str, Any], model_name: str) -> 
             columns["num_paths"].append(answer.num_paths[place])
             columns["rank"].append(answer.rank[place])
             columns["model_version"].append(answer.model_version)
-    binary, outputs, tail = wants_binary(body), [], []
-    for name in wanted_outputs(body):
+    outputs, tail = [], []
+    for name, binary in wanted_outputs(body).items():
         output: dict[str, Any] = {"name": name, "shape": [len(columns[name])], "datatype": OUTPUTS[name]}
-        if binary is None or name in binary:
+        if binary:
             tail.append(pack(OUTPUTS[name], columns[name]))
             output["parameters"] = {SIZE: len(tail[-1])}
         else:

@@ -177,10 +177,11 @@ class Service:
         began = time.perf_counter()
         body, tail = self._decode(raw, headers)
         v2 = codec_v2.is_v2(body)
-        values = codec_v2.instances(body, tail) if v2 else codec_v1.instances(body)
-        requests = self.scorer.parser.parse_all(values, "inputs[0].data" if v2 else "instances")
         if v2:
+            requests = codec_v2.requests(body, tail, self.scorer.parser)
             codec_v2.wanted_outputs(body)  # refuse before the work is done
+        else:
+            requests = self.scorer.parser.parse_all(codec_v1.instances(body, tail), "instances")
         parsed = time.perf_counter()
         own = [Deadline.of(request.deadline_ms, course.deadline) or course.deadline for request in requests]
         soonest = min(own, key=lambda deadline: deadline.ends)

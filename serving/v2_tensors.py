@@ -1,17 +1,13 @@
-"""Open Inference v2 tensors: as JSON or as binary behind it, and requests given by one tensor per field instead of JSON text.
-
-Two natural forms beside the tensor ``request``:
-
-* candidates: ``candidates`` BYTES [n], ``user_id`` BYTES [1], context fields [1] each; ``k`` and ``deadline_ms`` in the
-  parameters of the body.
-* raw rows: one tensor [n] per field, vectors [n, dim], sequences [n, length] whose rows end with empty strings.
+"""Tensors of the Open Inference protocol on the wire: as JSON, or as binary behind the JSON.
 
 In a binary body the header ``Inference-Header-Content-Length`` says where its JSON ends; the data of the tensors with
-``binary_data_size`` follow it in their order. Elements of BYTES are four bytes of length, little endian, and that many bytes.
+``binary_data_size`` follow it in their order. Numbers are little endian; elements of BYTES are four bytes of length and that
+many bytes of UTF-8. Answers are binary for the outputs that ask so with ``binary_data``, or for all with ``binary_data_output``.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,23 +15,31 @@ from typing import Any
 
 import numpy as np
 
-from serving.requests import MAX_CANDIDATES
 from thinktwice.errors import RequestError
 
 HEADER = "inference-header-content-length"
 SIZE, WANTED, WANTED_ALL = "binary_data_size", "binary_data", "binary_data_output"
-NUMBERS = {"FP32": "<f4", "FP64": "<f8", "INT32": "<i4", "INT64": "<i8", "BOOL": "?"}
+NUMBERS = {
+    **{f"INT{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},
+    **{f"UINT{bits}": f"<u{bits // 8}" for bits in (8, 16, 32, 64)},
+    **{f"FP{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
+    "BOOL": "?",
+}
 DATATYPES = (*NUMBERS, "BYTES")
 FEW = 64  # tensors of a body
+MOST = 1 << 20  # of one size of a shape
+DIGITS = 10  # of the length in the header
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One input: values in row order, as many as the shape says."""
+    """One input. ``values`` stand in row order, as many as the shape says; null is None. ``path`` is its place in the body."""
 
     name: str
+    datatype: str
     shape: tuple[int, ...]
     values: list[Any]
+    path: str
 
 
 def split(raw: bytes, length: str | None) -> tuple[bytes, bytes]:
@@ -46,7 +50,7 @@ def split(raw: bytes, length: str | None) -> tuple[bytes, bytes]:
     """
     if length is None:
         return raw, b""
-    if not length.isascii() or not length.isdigit() or int(length) > len(raw):
+    if not (length.isascii() and length.isdigit() and len(length) <= DIGITS and int(length) <= len(raw)):
         raise RequestError(
             f"header {HEADER} must be a number of bytes up to {len(raw)}, the size of the body", field=HEADER
         )
@@ -54,87 +58,79 @@ def split(raw: bytes, length: str | None) -> tuple[bytes, bytes]:
 
 
 def read(inputs: Any, tail: bytes) -> list[Tensor]:
-    """The tensors of a body; ``tail`` holds the binary ones.
+    """The tensors of a body; ``tail`` holds the data of the binary ones.
 
     Raises:
         RequestError: naming the first input that is wrong.
     """
     if not isinstance(inputs, list) or not 1 <= len(inputs) <= FEW:
         raise RequestError(f"inputs must be a list of 1 to {FEW} tensors", field="inputs")
-    out, at = [], 0
+    out: list[Tensor] = []
+    at = 0
     for number, value in enumerate(inputs):
-        path = f"inputs[{number}]"
-        if not isinstance(value, dict):
-            raise RequestError(f"{path} must be an object", field=path)
-        name, datatype = value.get("name"), value.get("datatype")
-        if not isinstance(name, str) or not name:
-            raise RequestError(f"{path}.name must be a name", field=f"{path}.name")
-        if datatype not in DATATYPES:
-            raise RequestError(f"{path}.datatype must be one of {', '.join(DATATYPES)}", field=f"{path}.datatype")
-        shape = _shape(value.get("shape"), path)
-        count = int(np.prod(shape))
-        size = (value.get("parameters") or {}).get(SIZE) if isinstance(value.get("parameters"), dict | None) else None
-        if size is None:
-            values = _flat(value.get("data"), count, f"{path}.data")
-        else:
-            if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(tail) - at:
-                raise RequestError(
-                    f"{path} has no {size!r} bytes of data left behind the JSON", field=f"{path}.parameters"
-                )
-            values = _binary(datatype, tail[at : at + size], count, path)
-            at += size
-        out.append(Tensor(name, shape, values))
+        tensor, used = _read_one(value, f"inputs[{number}]", tail[at:])
+        if any(tensor.name == other.name for other in out):
+            raise RequestError(f"{tensor.path}.name {tensor.name[:64]!r} is there twice", field=f"{tensor.path}.name")
+        out.append(tensor)
+        at += used
     if at != len(tail):
         raise RequestError(f"the body has {len(tail) - at} bytes that belong to no input", field="inputs")
-    names = [tensor.name for tensor in out]
-    if len(set(names)) < len(names):
-        raise RequestError("inputs name a tensor twice", field="inputs")
     return out
 
 
-def request_of(tensors: Sequence[Tensor], parameters: Any) -> dict[str, Any]:
-    """The request that tensors by field make, in the form of one element of ``instances``.
+def _read_one(value: Any, path: str, tail: bytes) -> tuple[Tensor, int]:
+    if not isinstance(value, dict):
+        raise RequestError(f"{path} must be an object", field=path)
+    name, datatype = value.get("name"), value.get("datatype")
+    if not isinstance(name, str) or not name:
+        raise RequestError(f"{path}.name must be a name", field=f"{path}.name")
+    if datatype not in DATATYPES:
+        raise RequestError(f"{path}.datatype must be one of {', '.join(DATATYPES)}", field=f"{path}.datatype")
+    shape = _shape(value.get("shape"), f"{path}.shape")
+    size = parameters(value, f"{path}.").get(SIZE)
+    if size is None:
+        return Tensor(name, datatype, shape, _from_json(value.get("data"), datatype, shape, f"{path}.data"), path), 0
+    if value.get("data") is not None:
+        raise RequestError(f"{path}.data must be absent where {SIZE} is given", field=f"{path}.data")
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(tail):
+        raise RequestError(
+            f"{path}.parameters.{SIZE} must be a number of bytes up to {len(tail)}, which are left behind the JSON",
+            field=f"{path}.parameters.{SIZE}",
+        )
+    return Tensor(name, datatype, shape, _from_binary(tail[:size], datatype, math.prod(shape), path), path), size
+
+
+def parameters(value: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """The ``parameters`` of a body or a tensor, empty when there are none.
 
     Raises:
-        RequestError: their shapes do not fit each other.
+        RequestError: they are no object.
     """
-    parameters = parameters if isinstance(parameters, dict) else {}
-    limits = {name: parameters[name] for name in ("k", "deadline_ms") if name in parameters}
-    by_name = {tensor.name: tensor for tensor in tensors}
-    if "candidates" in by_name:
-        request: dict[str, Any] = {"candidates": by_name.pop("candidates").values, **limits}
-        single = {name: _single(tensor) for name, tensor in by_name.items()}
-        if "user_id" in single:
-            request["user_id"] = single.pop("user_id")
-        return request | {"context": single}
-    rows = {tensor.shape[0] for tensor in tensors}
-    if len(rows) != 1:
-        raise RequestError(f"inputs must all have the same number of rows, not {sorted(rows)}", field="inputs")
-    count = rows.pop()
-    if not 1 <= count <= MAX_CANDIDATES:
-        raise RequestError(f"inputs must hold 1 to {MAX_CANDIDATES} rows, not {count}", field="inputs")
-    columns = {tensor.name: _column(tensor, count) for tensor in tensors}
-    return {"rows": [{name: column[row] for name, column in columns.items()} for row in range(count)], **limits}
+    found = value.get("parameters")
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise RequestError(f"{path}parameters must be an object", field=f"{path}parameters")
+    return found
 
 
-def wants_binary(body: dict[str, Any]) -> set[str] | None:
-    """Names of the outputs that the caller wants as binary; None for all of them."""
-    parameters = body.get("parameters")
-    if isinstance(parameters, dict) and parameters.get(WANTED_ALL) is True:
-        return None
-    outputs = body.get("outputs")
-    return {
-        output["name"]
-        for output in (outputs if isinstance(outputs, list) else [])
-        if isinstance(output.get("parameters"), dict) and output["parameters"].get(WANTED) is True
-    }
+def wants_binary(value: dict[str, Any], name: str, default: bool, path: str = "") -> bool:
+    """Whether the parameter ``name`` of a body or an output asks for binary data.
+
+    Raises:
+        RequestError: it is no truth value.
+    """
+    found = parameters(value, path).get(name, default)
+    if not isinstance(found, bool):
+        raise RequestError(f"{path}parameters.{name} must be true or false", field=f"{path}parameters.{name}")
+    return found
 
 
 def pack(datatype: str, values: Sequence[Any]) -> bytes:
     """The binary data of a tensor."""
     if datatype == "BYTES":
         texts = [str(value).encode() for value in values]
-        return b"".join(struct.pack("<I", len(text)) + text for text in texts)
+        return b"".join(part for text in texts for part in (struct.pack("<I", len(text)), text))
     return np.asarray(values, NUMBERS[datatype]).tobytes()
 
 
@@ -142,56 +138,61 @@ def _shape(value: Any, path: str) -> tuple[int, ...]:
     if (
         not isinstance(value, list)
         or not 1 <= len(value) <= 2
-        or not all(isinstance(size, int) and not isinstance(size, bool) and 0 < size <= 1 << 20 for size in value)
+        or not all(isinstance(size, int) and not isinstance(size, bool) and 0 < size <= MOST for size in value)
     ):
-        raise RequestError(f"{path}.shape must be one or two sizes", field=f"{path}.shape")
+        raise RequestError(f"{path} must be one or two sizes of 1 to {MOST}", field=path)
     return tuple(value)
 
 
-def _flat(data: Any, count: int, path: str) -> list[Any]:
+def _from_json(data: Any, datatype: str, shape: tuple[int, ...], path: str) -> list[Any]:
     if not isinstance(data, list):
         raise RequestError(f"{path} must be a list", field=path)
-    if data and all(isinstance(part, list) for part in data):
-        data = [value for part in data for value in part]
-    if len(data) != count:
+    if len(shape) == 2 and data and isinstance(data[0], list):
+        for number, row in enumerate(data):
+            if not isinstance(row, list) or len(row) != shape[1]:
+                raise RequestError(
+                    f"{path}[{number}] must be a list of {shape[1]} values, as the shape says",
+                    field=f"{path}[{number}]",
+                )
+        data = [value for row in data for value in row]
+    if len(data) != (count := math.prod(shape)):
         raise RequestError(f"{path} must hold {count} values, as the shape says, not {len(data)}", field=path)
+    fits, kind = _CHECKS[datatype[:2]]
+    for number, value in enumerate(data):
+        if type(value) not in fits and value is not None:
+            raise RequestError(f"{path}[{number}] must be {kind}, as {datatype} says", field=f"{path}[{number}]")
     return data
 
 
-def _binary(datatype: str, raw: bytes, count: int, path: str) -> list[Any]:
+_CHECKS: dict[str, tuple[tuple[type, ...], str]] = {
+    "BY": ((str,), "a string"),
+    "BO": ((bool,), "true or false"),
+    "FP": ((int, float), "a number"),
+    "IN": ((int,), "a whole number"),
+    "UI": ((int,), "a whole number"),
+}
+
+
+def _from_binary(raw: bytes, datatype: str, count: int, path: str) -> list[Any]:
     if datatype != "BYTES":
         kind = np.dtype(NUMBERS[datatype])
         if len(raw) != count * kind.itemsize:
-            raise RequestError(f"{path} must have {count * kind.itemsize} bytes of data, not {len(raw)}", field=path)
+            raise RequestError(
+                f"{path} must have {count * kind.itemsize} bytes of data, as its shape says, not {len(raw)}", field=path
+            )
         found: list[Any] = np.frombuffer(raw, kind).tolist()
         return found
-    out, at = [], 0
+    out: list[str] = []
+    at = 0
     while at < len(raw):
-        if at + 4 > len(raw) or at + 4 + (size := struct.unpack_from("<I", raw, at)[0]) > len(raw):
-            raise RequestError(f"{path} has BYTES data that end within an element", field=path)
+        size = struct.unpack_from("<I", raw, at)[0] if at + 4 <= len(raw) else len(raw)
+        if at + 4 + size > len(raw):
+            raise RequestError(f"{path} has data that end within element {len(out)}", field=path)
         try:
             out.append(raw[at + 4 : at + 4 + size].decode())
         except UnicodeDecodeError:
-            raise RequestError(f"{path} has an element that is no UTF-8 text", field=path) from None
+            raise RequestError(f"{path} has an element {len(out)} that is no UTF-8 text", field=path) from None
         at += 4 + size
     if len(out) != count:
-        raise RequestError(f"{path} must have {count} elements, as the shape says, not {len(out)}", field=path)
+        raise RequestError(f"{path} must have {count} elements of data, as its shape says, not {len(out)}", field=path)
     return out
-
-
-def _single(tensor: Tensor) -> Any:
-    if tensor.shape != (1,):
-        raise RequestError(
-            f"input {tensor.name[:64]!r} must have the shape [1] beside candidates", field=tensor.name[:64]
-        )
-    return tensor.values[0]
-
-
-def _column(tensor: Tensor, rows: int) -> list[Any]:
-    if len(tensor.shape) == 1:
-        return tensor.values
-    width = tensor.shape[1]
-    found = [tensor.values[row * width : (row + 1) * width] for row in range(rows)]
-    if all(isinstance(value, str) for value in tensor.values):  # a sequence; it ends where the padding begins
-        return [row[: row.index("")] if "" in row else row for row in found]
-    return found

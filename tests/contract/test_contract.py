@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import re
@@ -17,7 +18,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving.v2_tensors import pack
 from tests.contract.conftest import LARGEST, Servers
 from tests.serving.small import MODEL_VERSION
-from tests.serving.test_v2_tensors import BY_CANDIDATE, BY_FIELD
+from tests.serving.test_v2_tensors import BY_CANDIDATE, BY_FIELD, from_sdk, kserve
+
+__all__ = ["kserve"]
 
 pytestmark = pytest.mark.server
 
@@ -83,6 +86,7 @@ GOOD: list[tuple[str, str, Any]] = [
     ("v1 body on the v2 path", V2, {"instances": [ONE]}),
     ("v2 by candidate", V2, {"inputs": BY_CANDIDATE, "parameters": {"k": 2}}),
     ("v2 by field", V2, {"inputs": BY_FIELD}),
+    ("v2 as KServe's client writes it", V2, {**v2(ONE), "model_name": "ctr", "parameters": None}),
 ]
 
 BAD: list[tuple[str, str, Any, int]] = [
@@ -93,6 +97,8 @@ BAD: list[tuple[str, str, Any, int]] = [
     ("no candidates", V1, {"instances": [{**ONE, "candidates": []}]}, 400),
     ("too many candidates", V1, {"instances": [{**ONE, "candidates": ["i1"] * 1001}]}, 400),
     ("a wrong tensor", V2, {"inputs": [{"name": "x"}]}, 400),
+    ("a size that is none", V2, {"inputs": [{**BY_FIELD[0], "shape": [0]}]}, 400),
+    ("data here and behind", V2, {"inputs": [{**BY_FIELD[0], "parameters": {"binary_data_size": 0}}]}, 400),
     ("an unknown output", V2, v2(ONE, outputs=[{"name": "logit"}]), 400),
     ("numbers too large", V1, {"instances": [{"rows": [{**ROW, "cover": [3e38, 3e38, 3e38]}]}]}, 400),
     ("too large", V1, b" " * (LARGEST + 1), 413),
@@ -155,6 +161,25 @@ def test_binary_tensors(servers: Servers) -> None:
     assert first.headers["content-type"] == "application/octet-stream"
     outputs = json.loads(first.body[: int(first.headers[name])])["outputs"]
     assert all("data" not in output for output in outputs)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_client_of_kserve_gets_the_same_from_both(servers: Servers, kserve: Any) -> None:
+    """The SDK writes the tensors, sends them and reads the answer: an oracle for the binary form."""
+
+    async def ask_both() -> list[dict[str, Any]]:
+        found = []
+        for url in servers.url.values():
+            client = kserve.InferenceRESTClient(kserve.RESTConfig(protocol="v2", timeout=60))
+            request = from_sdk(kserve, BY_CANDIDATE, {"k": 2, "binary_data_output": True})
+            answer = await client.infer(url, request, model_name="ctr")
+            found.append({output.name: output.as_numpy().tolist() for output in answer.outputs})
+            await client.close()
+        return found
+
+    first, second = asyncio.run(ask_both())
+    assert first == second
+    assert set(first["item_id"]) <= {b"i1", b"i2", b"never", "i1", "i2", "never"} and len(first["rank"]) == 2
 
 
 def test_a_deadline_that_cannot_be_met_is_refused(servers: Servers) -> None:

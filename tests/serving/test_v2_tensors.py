@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.service import Service
-from serving.v2_tensors import HEADER, pack, read, request_of
+from serving.v2_fields import ROOT, place
+from serving.v2_tensors import HEADER, NUMBERS, Tensor, pack, read
 from tests.serving.fakes import make_service
 from thinktwice.errors import RequestError
 
@@ -79,8 +80,8 @@ def test_tensors_by_field_are_the_same_request(service: Service) -> None:
     assert outputs(ask(service, {"inputs": nested}).body) == outputs(ask(service, rows).body)
 
 
-def to_sdk(kserve: Any, inputs: list[dict[str, Any]], parameters: dict[str, Any] | None = None) -> tuple[bytes, dict[str, str]]:
-    """A binary body as the SDK writes it."""
+def from_sdk(kserve: Any, inputs: list[dict[str, Any]], parameters: dict[str, Any] | None = None) -> Any:
+    """The SDK's request with binary tensors."""
     kinds = {"BYTES": np.object_, "FP32": np.float32, "FP64": np.float64, "INT64": np.int64}
     made = []
     for value in inputs:
@@ -88,8 +89,14 @@ def to_sdk(kserve: Any, inputs: list[dict[str, Any]], parameters: dict[str, Any]
         array = np.array(value["data"], kinds[value["datatype"]]).reshape(value["shape"])
         one.set_data_from_numpy(array, binary_data=True)
         made.append(one)
-    request = kserve.InferRequest(model_name="ctr", infer_inputs=made, request_id="q", parameters=parameters)
-    body, length = request.to_rest()
+    return kserve.InferRequest(model_name="ctr", infer_inputs=made, request_id="q", parameters=parameters)
+
+
+def to_sdk(
+    kserve: Any, inputs: list[dict[str, Any]], parameters: dict[str, Any] | None = None
+) -> tuple[bytes, dict[str, str]]:
+    """A binary body as the SDK writes it, which names the model too."""
+    body, length = from_sdk(kserve, inputs, parameters).to_rest()
     assert isinstance(body, bytes) and length is not None, "it is binary"
     return body, {HEADER: str(length)}
 
@@ -112,6 +119,37 @@ def test_the_sdk_speaks_binary_with_us(service: Service, kserve: Any) -> None:
     assert outputs(reply.body) == outputs(ask(service, {"inputs": BY_FIELD}).body)
 
 
+def test_a_missing_value_has_a_form_in_every_tensor(service: Service) -> None:
+    """Null in JSON; NaN, a vector of NaN and the empty text in binary."""
+    rows: list[dict[str, Any]] = [{"genre": "g1", "price": 3.0, "cover": [0.0, 0.5, 1.0]}, {}]
+    expected = outputs(ask(service, {"inputs": [tensor("request", "BYTES", [json.dumps({"rows": rows})])]}).body)
+    nulls = [
+        tensor("genre", "BYTES", ["g1", None]),
+        tensor("price", "FP64", [3.0, None]),
+        tensor("history", "BYTES", ["", ""], [2, 1]),
+    ]
+    cover = np.array([[0.0, 0.5, 1.0], [np.nan] * 3], "<f4").tobytes()
+    vector = {"name": "cover", "datatype": "FP32", "shape": [2, 3], "parameters": {"binary_data_size": len(cover)}}
+    text = json.dumps({"inputs": [*nulls, vector]}).encode()
+    assert outputs(ask(service, text + cover, {HEADER: str(len(text))}).body) == expected
+    tails = [pack("BYTES", ["g1", ""]), pack("FP64", [3.0, float("nan")]), cover]
+    binary = [
+        {"name": name, "datatype": kind, "shape": shape, "parameters": {"binary_data_size": len(tail)}}
+        for name, kind, shape, tail in zip(
+            ("genre", "price", "cover"), ("BYTES", "FP64", "FP32"), ([2], [2], [2, 3]), tails, strict=True
+        )
+    ]
+    text = json.dumps({"inputs": binary}).encode()
+    assert outputs(ask(service, text + b"".join(tails), {HEADER: str(len(text))}).body) == expected
+
+
+def test_ids_may_be_numbers(service: Service) -> None:
+    numbers = [tensor("user_id", "INT64", [7]), tensor("candidates", "INT32", [1, 2])]
+    texts = [tensor("user_id", "BYTES", ["7"]), tensor("candidates", "BYTES", ["1", "2"])]
+    time = tensor("timestamp", "INT64", [0])
+    assert ask(service, {"inputs": [*numbers, time]}).body == ask(service, {"inputs": [*texts, time]}).body
+
+
 def test_single_outputs_as_binary(service: Service) -> None:
     wanted = [{"name": "probability", "parameters": {"binary_data": True}}, {"name": "rank"}]
     reply = ask(service, {"inputs": BY_CANDIDATE, "outputs": wanted})
@@ -121,10 +159,18 @@ def test_single_outputs_as_binary(service: Service) -> None:
     plain = outputs(ask(service, {"inputs": BY_CANDIDATE}).body)
     assert np.frombuffer(reply.body[length:], "<f8").tolist() == plain["probability"]
     assert second["data"] == plain["rank"]
+    wanted[0]["parameters"] = {"binary_data": False}  # an output's own word counts more than that of the body
+    body = {"inputs": BY_CANDIDATE, "outputs": wanted, "parameters": {"binary_data_output": True}}
+    reply = ask(service, body)
+    first, second = json.loads(reply.body[: int(reply.headers[HEADER])])["outputs"]
+    assert first["data"] == plain["probability"] and "data" not in second
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.text(max_size=20), min_size=1, max_size=8), st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=8))
+@given(
+    st.lists(st.text(max_size=20), min_size=1, max_size=8),
+    st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=8),
+)
 def test_what_is_packed_is_what_is_read(words: list[str], numbers: list[float]) -> None:
     tail = pack("BYTES", words) + pack("FP32", numbers)
     sizes = len(pack("BYTES", words)), len(pack("FP32", numbers))
@@ -136,19 +182,41 @@ def test_what_is_packed_is_what_is_read(words: list[str], numbers: list[float]) 
     assert first.values == words and second.values == numbers
 
 
+@pytest.mark.parametrize("datatype", sorted(NUMBERS))
+def test_every_kind_of_number_is_read(datatype: str) -> None:
+    values = [True, False] if datatype == "BOOL" else [0, 1, 100]
+    raw = pack(datatype, values)
+    inputs = [{"name": "a", "datatype": datatype, "shape": [len(values)], "parameters": {"binary_data_size": len(raw)}}]
+    assert read(inputs, raw)[0].values == values
+    assert read([tensor("a", datatype, list(values))], b"")[0].values == values
+
+
+USER = BY_FIELD[0]
 BAD: list[tuple[Any, str, str]] = [
     ([], "inputs", "1 to 64"),
+    ([USER] * 65, "inputs", "1 to 64"),
     ([3], "inputs[0]", "an object"),
-    ([{**BY_FIELD[0], "name": ""}], "inputs[0].name", "a name"),
-    ([{**BY_FIELD[0], "datatype": "FP16"}], "inputs[0].datatype", "one of"),
-    ([{**BY_FIELD[0], "shape": [2, 1, 1]}], "inputs[0].shape", "one or two"),
-    ([{**BY_FIELD[0], "shape": [0]}], "inputs[0].shape", "one or two"),
-    ([{**BY_FIELD[0], "shape": [3]}], "inputs[0].data", "3 values"),
-    ([{**BY_FIELD[0], "data": 3}], "inputs[0].data", "a list"),
-    ([BY_FIELD[0], BY_FIELD[0]], "inputs", "twice"),
-    ([{**BY_FIELD[0], "parameters": {"binary_data_size": 5}}], "inputs[0].parameters", "left behind"),
-    ([{**BY_FIELD[0], "parameters": {"binary_data_size": -1}}], "inputs[0].parameters", "left behind"),
-]
+    ([{**USER, "name": ""}], "inputs[0].name", "a name"),
+    ([{**USER, "datatype": "FP8"}], "inputs[0].datatype", "one of"),
+    ([{**USER, "datatype": ["BYTES"]}], "inputs[0].datatype", "one of"),
+    ([{**USER, "shape": [2, 1, 1]}], "inputs[0].shape", "one or two"),
+    ([{**USER, "shape": [0]}], "inputs[0].shape", "one or two"),
+    ([{**USER, "shape": [True]}], "inputs[0].shape", "one or two"),
+    ([{**USER, "shape": [1 << 40]}], "inputs[0].shape", "one or two"),
+    ([{**USER, "shape": [3]}], "inputs[0].data", "3 values"),
+    ([{**USER, "data": 3}], "inputs[0].data", "a list"),
+    ([USER, USER], "inputs[1].name", "twice"),
+    ([{**USER, "data": ["u1", 2]}], "inputs[0].data[1]", "a string, as BYTES says"),
+    ([tensor("bid", "INT64", [1, 2.5])], "inputs[0].data[1]", "a whole number"),
+    ([tensor("bid", "FP32", [True])], "inputs[0].data[0]", "a number"),
+    ([tensor("bid", "BOOL", [1])], "inputs[0].data[0]", "true or false"),
+    ([{**BY_FIELD[4], "data": [[0.0, 0.5, 1.0], [1.0, 0.0]]}], "inputs[0].data[1]", "3 values"),
+    ([{**BY_FIELD[4], "data": [[0.0, 0.5, 1.0], 1.0]}], "inputs[0].data[1]", "3 values"),
+    ([{**USER, "parameters": []}], "inputs[0].parameters", "an object"),
+    ([{"name": "a", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 5}}], "inputs[0].parameters.binary_data_size", "up to 0"),
+    ([{"name": "a", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": -1}}], "inputs[0].parameters.binary_data_size", "up to 0"),
+    ([{**USER, "parameters": {"binary_data_size": 0}}], "inputs[0].data", "absent"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("inputs", "field", "words"), BAD)
@@ -156,6 +224,7 @@ def test_bad_tensors_are_named(inputs: Any, field: str, words: str) -> None:
     with pytest.raises(RequestError, match=words) as caught:
         read(inputs, b"")
     assert caught.value.field == field
+    assert str(caught.value).startswith(field.split("[")[0])
 
 
 @pytest.mark.parametrize(
@@ -163,36 +232,105 @@ def test_bad_tensors_are_named(inputs: Any, field: str, words: str) -> None:
     [
         (b"\x05\x00\x00\x00ab", "BYTES", "end within"),
         (b"\x05\x00", "BYTES", "end within"),
+        (b"\xff\xff\xff\xff", "BYTES", "end within"),
         (b"\x01\x00\x00\x00\xff", "BYTES", "no UTF-8"),
         (b"\x01\x00\x00\x00a\x01\x00\x00\x00b", "BYTES", "1 elements"),
+        (b"", "BYTES", "1 elements"),
         (b"\x00" * 3, "FP32", "4 bytes"),
         (b"\x00" * 9, "FP64", "8 bytes"),
     ],
 )
 def test_bad_binary_data_are_named(tail: bytes, datatype: str, words: str) -> None:
     inputs = [{"name": "a", "datatype": datatype, "shape": [1], "parameters": {"binary_data_size": len(tail)}}]
-    with pytest.raises(RequestError, match=words):
+    with pytest.raises(RequestError, match=words) as caught:
         read(inputs, tail)
+    assert caught.value.field == "inputs[0]"
     with pytest.raises(RequestError, match="belong to no input"):
-        read([BY_FIELD[0]], tail)
+        read([USER], tail + b"x")
 
 
-def test_shapes_that_do_not_fit_each_other() -> None:
-    with pytest.raises(RequestError, match="same number of rows"):
-        request_of(read([BY_FIELD[0], tensor("price", "FP32", [1.0])], b""), {})
-    with pytest.raises(RequestError, match=r"shape \[1\] beside candidates"):
-        request_of(read([*BY_CANDIDATE[1:2], tensor("slot", "BYTES", ["a", "b"])], b""), {})
-    with pytest.raises(RequestError, match="1 to 1000 rows"):
-        request_of(read([tensor("slot", "BYTES", ["a"] * 1001)], b""), {})
+def changed(inputs: list[dict[str, Any]], number: int, **more: Any) -> list[dict[str, Any]]:
+    return [{**value, **more} if i == number else value for i, value in enumerate(inputs)]
 
 
-@pytest.mark.parametrize("length", ["x", "-1", "99999", "1e2", "²"])
+WRONG: list[tuple[dict[str, Any], str, str]] = [
+    ({"inputs": changed(BY_CANDIDATE, 0, data=[""])}, "inputs[0].data[0]", "must not be empty"),
+    ({"inputs": changed(BY_CANDIDATE, 1, data=["i1", "x" * 600, "i2"])}, "inputs[1].data[1]", "600 characters"),
+    ({"inputs": changed(BY_CANDIDATE, 1, shape=[3, 1])}, "inputs[1].shape", "one size"),
+    ({"inputs": changed(BY_CANDIDATE, 1, data=["i"] * 1001, shape=[1001])}, "inputs[1]", "1 to 1000 item ids"),
+    ({"inputs": changed(BY_CANDIDATE, 2, data=["a", "b"], shape=[2])}, "inputs[2].shape", "[1] beside candidates"),
+    ({"inputs": changed(BY_CANDIDATE, 3, datatype="BYTES", data=["x"])}, "inputs[3].data[0]", "must be a number"),
+    ({"inputs": changed(BY_CANDIDATE, 4, data=[-1])}, "inputs[4].data[0]", "Unix seconds"),
+    ({"inputs": BY_CANDIDATE[1:]}, "inputs.user_id", "inputs.user_id is missing: give the id of the user"),
+    ({"inputs": [*BY_CANDIDATE, tensor("colour", "BYTES", ["a"])]}, "inputs[5].data[0]", "unknown key 'colour'"),
+    ({"inputs": BY_CANDIDATE, "parameters": {"k": 0}}, "parameters.k", "parameters.k must be a whole number"),
+    ({"inputs": BY_CANDIDATE, "parameters": {"deadline_ms": "x"}}, "parameters.deadline_ms", "a number above 0"),
+    ({"inputs": BY_CANDIDATE, "parameters": 3}, "parameters", "an object"),
+    ({"inputs": BY_CANDIDATE, "parameters": {"binary_data_output": 1}}, "parameters.binary_data_output", "true or false"),
+    ({"inputs": BY_CANDIDATE, "outputs": [{"name": "rank", "parameters": {"binary_data": 1}}]}, "outputs[0].parameters.binary_data", "true or false"),
+    ({"inputs": BY_CANDIDATE, "outputs": [{"name": "rank", "parameters": 1}]}, "outputs[0].parameters", "an object"),
+    ({"inputs": [*BY_CANDIDATE, tensor("request", "BYTES", ["{}"])]}, "inputs", "'request' alone"),
+    ({"inputs": changed(BY_FIELD, 2, shape=[1], data=[1.0])}, "inputs[2].shape", "begin with 2, the rows of inputs[0]"),
+    ({"inputs": changed(BY_FIELD, 2, datatype="BYTES", data=["1", "x"])}, "inputs[2].data[0]", "must be a number"),
+    ({"inputs": changed(BY_FIELD, 4, data=[0.0, 0.5, 1.0, 1.0, None, 1.0])}, "inputs[4].data[1][1]", "must be a number, not null"),
+    ({"inputs": changed(BY_FIELD, 4, data=[0.0] * 4, shape=[2, 2])}, "inputs[4].data[0]", "must hold 3 numbers"),
+    ({"inputs": changed(BY_FIELD, 0, shape=[2, 1])}, "inputs[0].data[0]", "must be a string or a number, not a list"),
+    ({"inputs": [*BY_FIELD, tensor("colour", "BYTES", ["a", "b"])]}, "inputs[5].data[0]", "unknown key 'colour'"),
+    ({"inputs": [tensor("slot", "BYTES", ["a"] * 1001)]}, "inputs", "1 to 1000 rows"),
+    ({"inputs": BY_FIELD, "model_name": 3}, "model_name", "a string"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "field", "words"), WRONG)
+def test_what_is_wrong_with_a_request_is_named_by_its_place_in_the_body(
+    service: Service, body: dict[str, Any], field: str, words: str
+) -> None:
+    reply = ask(service, body)
+    assert reply.status == 400
+    error = json.loads(reply.body)
+    assert error["field"] == field
+    assert words in error["error"] and ROOT not in error["error"].replace("tensors by field", "")
+
+
+@pytest.mark.parametrize("where", [ROOT, f"{ROOT}[0]", f"{ROOT}[0].rows", "elsewhere", f"{ROOT}[0].rows[3]"])
+def test_a_place_that_is_no_tensor_is_all_inputs(where: str) -> None:
+    assert place(where, {"a": Tensor("a", "FP32", (1,), [1.0], "inputs[0]")}) == "inputs"
+
+
+@pytest.mark.parametrize("length", ["x", "-1", "99999", "1e2", "²", "9" * 5000, ""])
 def test_a_wrong_length_of_the_json_is_refused(service: Service, length: str) -> None:
     reply = ask(service, {"inputs": BY_FIELD}, {HEADER: length})
     assert reply.status == 400 and json.loads(reply.body)["field"] == HEADER
 
 
-def test_unknown_fields_are_refused_as_ever(service: Service) -> None:
-    for inputs in ([*BY_FIELD, tensor("colour", "BYTES", ["a", "b"])], [*BY_CANDIDATE, tensor("colour", "BYTES", ["a"])]):
-        reply = ask(service, {"inputs": inputs})
-        assert reply.status == 400 and "colour" in json.loads(reply.body)["error"]
+def test_only_tensors_may_stand_behind_the_json(service: Service) -> None:
+    text = json.dumps({"instances": [ONE]}).encode()
+    reply = ask(service, text + b"{}", {HEADER: str(len(text))})
+    assert (reply.status, json.loads(reply.body)["field"]) == (400, "body")
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+TENSOR = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.sampled_from(["request", "user_id", "candidates", "slot", "bid", "history", "cover", "x"]) | ANY,
+        "datatype": st.sampled_from(["BYTES", "FP32", "FP64", "INT64", "BOOL"]) | ANY,
+        "shape": st.lists(st.integers(0, 4), max_size=3) | ANY,
+        "data": st.lists(st.sampled_from(["i1", "", 0, 1.5, None, True, "{}"]), max_size=6) | ANY,
+        "parameters": st.fixed_dictionaries({"binary_data_size": st.integers(-1, 40)}) | ANY,
+    },
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(TENSOR, max_size=5), st.none() | ANY, st.binary(max_size=40), st.integers(-3, 3))
+def test_no_tensors_make_it_fail(service: Service, inputs: Any, parameters: Any, tail: bytes, off: int) -> None:
+    text = json.dumps({"inputs": inputs, "parameters": parameters}).encode()
+    reply = ask(service, text + tail, {HEADER: str(len(text) + off)})
+    assert reply.status in (200, 400), reply.body
+    if reply.status == 400:
+        assert json.loads(reply.body)["field"]
