@@ -9,12 +9,14 @@ from serving.scorer import Answer
 from thinktwice.errors import RequestError
 
 
-def instances(body: dict[str, Any]) -> Any:
-    """The raw requests of a v1 body.
+def instances(body: dict[str, Any], tail: bytes = b"") -> Any:
+    """The raw requests of a v1 body; ``tail`` is what follows its JSON.
 
     Raises:
-        RequestError: the body has no ``instances``, or other keys.
+        RequestError: the body has no ``instances``, or other keys, or something behind its JSON.
     """
+    if tail:
+        raise RequestError(f"the body has {len(tail)} bytes behind its JSON: only v2 bodies may", field="body")
     if "instances" not in body:
         raise RequestError(
             'instances is missing: send {"instances": [...]} or an Open Inference v2 body', field="instances"

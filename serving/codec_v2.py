@@ -1,4 +1,5 @@
-"""Open Inference v2 (JSON): one BYTES tensor ``request`` of shape [n] in, each element one request as JSON text.
+"""Open Inference v2: one BYTES tensor ``request`` of shape [n] in, each element one request as JSON text; or one request in
+tensors by field (:mod:`serving.v2_fields`). Tensors are JSON or binary (:mod:`serving.v2_tensors`).
 
 The answers of all n requests stand one after the other in flat output tensors; ``request_index`` says whose each is.
 """
@@ -10,10 +11,21 @@ from typing import Any
 
 import orjson
 
+from serving import v2_fields
+from serving.requests import Request, RequestParser
 from serving.scorer import Answer
+from serving.v2_tensors import SIZE, WANTED, WANTED_ALL, pack, parameters, read, wants_binary
 from thinktwice.errors import RequestError
 
 INPUT = "request"
+KEYS = (
+    "id",
+    "model_name",
+    "model_version",
+    "parameters",
+    "inputs",
+    "outputs",
+)  # KServe's client names the model here too
 OUTPUTS = {
     "request_index": "INT64",
     "item_id": "BYTES",
@@ -30,31 +42,30 @@ def is_v2(body: dict[str, Any]) -> bool:
     return "inputs" in body and "instances" not in body
 
 
-def instances(body: dict[str, Any]) -> list[Any]:
-    """The raw requests of a v2 body.
+def requests(body: dict[str, Any], tail: bytes, parser: RequestParser) -> list[Request]:
+    """The requests of a v2 body; ``tail`` is what follows its JSON.
 
     Raises:
-        RequestError: it is not one BYTES tensor named ``request`` with one JSON object per element.
+        RequestError: it is neither the tensor ``request`` with one JSON object per element, nor tensors by field.
     """
     for name in body:
-        if name not in {"id", "parameters", "inputs", "outputs"}:
+        if name not in KEYS:
             raise RequestError(f"unknown key {name[:64]!r} in the body", field=name[:64])
-    if not isinstance(body.get("id", ""), str):
-        raise RequestError("id must be a string", field="id")
-    inputs = body["inputs"]
-    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        raise RequestError(f"inputs must hold one tensor, named {INPUT!r}", field="inputs")
-    tensor = inputs[0]
-    if tensor.get("name") != INPUT:
-        raise RequestError(f"inputs[0].name must be {INPUT!r}", field="inputs[0].name")
-    if tensor.get("datatype") != "BYTES":
-        raise RequestError("inputs[0].datatype must be BYTES", field="inputs[0].datatype")
-    data = tensor.get("data")
-    if not isinstance(data, list):
-        raise RequestError("inputs[0].data must be a list of JSON strings", field="inputs[0].data")
-    if tensor.get("shape") != [len(data)]:
-        raise RequestError(f"inputs[0].shape must be [{len(data)}], the length of data", field="inputs[0].shape")
-    return [_decode(element, f"inputs[0].data[{i}]") for i, element in enumerate(data)]
+    for name in ("id", "model_name", "model_version"):
+        if not isinstance(body.get(name, ""), str):
+            raise RequestError(f"{name} must be a string", field=name)
+    tensors = read(body["inputs"], tail)
+    texts = next((tensor for tensor in tensors if tensor.name == INPUT), None)
+    if texts is None:
+        return [v2_fields.parse(tensors, parameters(body), parser)]
+    if len(tensors) != 1:
+        raise RequestError(f"inputs must hold {INPUT!r} alone, or one tensor per field", field="inputs")
+    if texts.datatype != "BYTES":
+        raise RequestError(f"{texts.path}.datatype must be BYTES", field=f"{texts.path}.datatype")
+    if len(texts.shape) != 1:
+        raise RequestError(f"{texts.path}.shape must be one size", field=f"{texts.path}.shape")
+    path = f"{texts.path}.data"
+    return parser.parse_all([_decode(text, f"{path}[{i}]") for i, text in enumerate(texts.values)], path)
 
 
 def _decode(element: Any, path: str) -> Any:
@@ -66,29 +77,30 @@ def _decode(element: Any, path: str) -> Any:
         raise RequestError(f"{path} is not valid JSON: {error}", field=path) from None
 
 
-def wanted_outputs(body: dict[str, Any]) -> list[str]:
-    """Names of the output tensors the caller asked for, all by default.
+def wanted_outputs(body: dict[str, Any]) -> dict[str, bool]:
+    """The output tensors that the caller asked for, all by default, and whether each as binary.
 
     Raises:
         RequestError: ``outputs`` is malformed or names an unknown tensor.
     """
+    binary = wants_binary(body, WANTED_ALL, False)
     outputs = body.get("outputs")
     if outputs is None:
-        return list(OUTPUTS)
+        outputs = []
     if not isinstance(outputs, list):
         raise RequestError("outputs must be a list", field="outputs")
-    names = []
+    wanted = {}
     for i, output in enumerate(outputs):
         name = output.get("name") if isinstance(output, dict) else None
         if not isinstance(name, str) or name not in OUTPUTS:
             known = ", ".join(OUTPUTS)
             raise RequestError(f"outputs[{i}].name names no output: known are {known}", field=f"outputs[{i}].name")
-        names.append(name)
-    return names or list(OUTPUTS)
+        wanted[name] = wants_binary(output, WANTED, binary, f"outputs[{i}].")
+    return wanted or dict.fromkeys(OUTPUTS, binary)
 
 
-def encode(answers: Sequence[Answer], body: dict[str, Any], model_name: str) -> dict[str, Any]:
-    """The v2 response to ``body``."""
+def encode(answers: Sequence[Answer], body: dict[str, Any], model_name: str) -> tuple[dict[str, Any], bytes]:
+    """The v2 response to ``body``, and the data of those outputs that are wanted as binary."""
     columns: dict[str, list[Any]] = {name: [] for name in OUTPUTS}
     for index, answer in enumerate(answers):
         for place in answer.order:
@@ -99,10 +111,15 @@ def encode(answers: Sequence[Answer], body: dict[str, Any], model_name: str) -> 
             columns["num_paths"].append(answer.num_paths[place])
             columns["rank"].append(answer.rank[place])
             columns["model_version"].append(answer.model_version)
-    outputs = [
-        {"name": name, "shape": [len(columns[name])], "datatype": OUTPUTS[name], "data": columns[name]}
-        for name in wanted_outputs(body)
-    ]
+    outputs, tail = [], []
+    for name, binary in wanted_outputs(body).items():
+        output: dict[str, Any] = {"name": name, "shape": [len(columns[name])], "datatype": OUTPUTS[name]}
+        if binary:
+            tail.append(pack(OUTPUTS[name], columns[name]))
+            output["parameters"] = {SIZE: len(tail[-1])}
+        else:
+            output["data"] = columns[name]
+        outputs.append(output)
     out: dict[str, Any] = {"model_name": model_name, "model_version": answers[0].model_version}
     if "id" in body:
         out["id"] = body["id"]
@@ -124,4 +141,4 @@ def encode(answers: Sequence[Answer], body: dict[str, Any], model_name: str) -> 
         "flags": orjson.dumps(flags).decode(),  # parameter values are scalars in this protocol
     }
     out["outputs"] = outputs
-    return out
+    return out, b"".join(tail)

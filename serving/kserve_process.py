@@ -115,21 +115,27 @@ def stop(server: KServe, limit: float = STOP_LIMIT) -> None:
         except subprocess.TimeoutExpired:
             server.process.kill()
             server.process.wait(5.0)
+        if server.process.stdin is not None:
+            server.process.stdin.close()
 
 
 def _launch(bundle: Path, store: Path | None, port: int, log: Path, more: dict[str, str]) -> KServe:
-    command = [sys.executable, "-m", "serving.kserve_predictor", "--port", str(port)]
+    command = [sys.executable, "-m", "serving.kserve_launcher", "--port", str(port)]
     command += ["--bundle" if bundle.is_dir() else "--archive", str(bundle.resolve())]
     if store is not None:
         command += ["--feature-store", str(store.resolve())]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **more}
-    environment.pop("THINKTWICE_FEATURE_STORE", None)
+    for name in (
+        "THINKTWICE_FEATURE_STORE",
+        "PROMETHEUS_MULTIPROC_DIR",
+    ):  # one process has nobody to share numbers with
+        environment.pop(name, None)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # closes when this process ends, however it ends
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

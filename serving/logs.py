@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import IO, Any
 
@@ -29,12 +30,17 @@ class JsonLines(logging.Formatter):
         return orjson.dumps(value, default=str).decode()
 
 
-def configure(stream: IO[str] | None = None, level: int = logging.INFO) -> None:
-    """Let everything below ``serving`` and ``thinktwice`` log JSON lines to ``stream`` (standard output)."""
+def configure(stream: IO[str] | None = None, level: int = logging.INFO, others: Sequence[str] = ()) -> None:
+    """Let everything below ``serving`` and ``thinktwice`` log JSON lines to ``stream`` (standard output).
+
+    Args:
+        others: loggers of libraries whose warnings and errors go there too.
+    """
     handler = logging.StreamHandler(stream or sys.stdout)
     handler.setFormatter(JsonLines())
-    for name in ("serving", "thinktwice"):
+    levels = {"serving": level, "thinktwice": level, **dict.fromkeys(others, logging.WARNING)}
+    for name, least in levels.items():
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
-        logger.setLevel(level)
+        logger.setLevel(least)
         logger.propagate = False

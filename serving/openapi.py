@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from serving import codec_v2
 from serving.requests import MAX_CANDIDATES, MAX_REQUESTS, MAX_SEQUENCE, MAX_TEXT
+from serving.v2_tensors import DATATYPES, FEW, HEADER, MOST, SIZE, WANTED, WANTED_ALL
 from thinktwice.schema import LogSchema, ModelField
 
 MEDIA_TYPE = (
@@ -25,12 +26,21 @@ STATUSES = {
     "500": "The predictor failed.",
     "503": "The answer would be late, or the feature store does not answer; `Retry-After` says when to come again.",
 }
+AGAIN = ("429", "503")  # statuses with Retry-After
 HEADERS = {
     "X-Request-Id": "Names the request in answers and logs.",
     "X-Request-Start": "`t=` and Unix seconds: when the caller sent it. Time in queues then counts against the deadline.",
     "X-Deadline-Ms": "Milliseconds from then within which the answer is of use.",
     "traceparent": "W3C trace context; the predictor's spans go below it.",
 }
+ANSWER_HEADERS = {
+    "X-Request-Id": "That of the request, or one made up.",
+    "X-Ctr-Request-Id": "The same; TorchServe puts an id of its own into the other where the request has none.",
+}
+TIMING = {"Server-Timing": "Milliseconds by stage: queue, parse, features, encode, engine, respond, total."}
+RETRY = {"Retry-After": "Seconds after which to come again."}
+LENGTH = {HEADER.title(): "Bytes of the JSON in a body that has binary tensors behind it."}
+BINARY = "application/octet-stream"
 
 
 def document(schema: LogSchema, model_name: str, model_version: str, *, online: bool) -> dict[str, Any]:
@@ -51,7 +61,13 @@ def document(schema: LogSchema, model_name: str, model_version: str, *, online: 
         "info": {"title": f"Click model {model_name} of the log {schema.name}", "version": model_version},
         "paths": {
             v1: {"post": _operation("predict", "KServe v1: scores the requests of a body.", "V1Body", "V1Answer")},
-            v2: {"post": _operation("infer", "Open Inference v2: the same in tensors.", "V2Body", "V2Answer")},
+            v2: {
+                "post": _operation(
+                    "infer", "Open Inference v2: the same in tensors.", "V2Body", "V2Answer", binary=True
+                )
+            },
+            "/v2/health/live": {"get": _health("live", "Whether the server runs.")},
+            "/v2/health/ready": {"get": _health("ready", "Whether the server takes requests.")},
         },
         "components": {
             "schemas": {
@@ -71,22 +87,50 @@ def document(schema: LogSchema, model_name: str, model_version: str, *, online: 
     }
 
 
-def _operation(name: str, summary: str, body: str, answer: str) -> dict[str, Any]:
-    def content(schema: str) -> dict[str, Any]:
-        return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+def _operation(name: str, summary: str, body: str, answer: str, *, binary: bool = False) -> dict[str, Any]:
+    def content(schema: str, *, tensors: bool = False) -> dict[str, Any]:
+        found: dict[str, Any] = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+        if tensors:  # JSON and what follows it: no schema tells
+            found[BINARY] = {}
+        return found
 
-    good = {"description": "Scores.", "content": content(answer)}
-    bad = {code: {"description": text, "content": content("Error")} for code, text in STATUSES.items()}
+    length = LENGTH if binary else {}
+    good = {
+        "description": "Scores.",
+        "headers": _headers(ANSWER_HEADERS | TIMING | length),
+        "content": content(answer, tensors=binary),
+    }
+    bad = {
+        code: {
+            "description": text,
+            "headers": _headers(ANSWER_HEADERS | (RETRY if code in AGAIN else {})),
+            "content": content("Error"),
+        }
+        for code, text in STATUSES.items()
+    }
     parameters = [
         {"name": header, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
-        for header, text in HEADERS.items()
+        for header, text in (HEADERS | length).items()
     ]
     return {
         "operationId": name,
         "summary": summary,
         "parameters": parameters,
-        "requestBody": {"required": True, "content": content(body)},
+        "requestBody": {"required": True, "content": content(body, tensors=binary)},
         "responses": {"200": good, **bad},
+    }
+
+
+def _headers(texts: dict[str, str]) -> dict[str, Any]:
+    return {name: {"description": text, "schema": {"type": "string"}} for name, text in texts.items()}
+
+
+def _health(word: str, summary: str) -> dict[str, Any]:
+    answer = _object({word: {"const": True}}, required="all")
+    return {
+        "operationId": word,
+        "summary": summary,
+        "responses": {"200": {"description": "It does.", "content": {"application/json": {"schema": answer}}}},
     }
 
 
@@ -171,29 +215,64 @@ def _prediction() -> dict[str, Any]:
 
 
 def _v2_body() -> dict[str, Any]:
-    tensor = _object(
-        {
-            "name": {"const": codec_v2.INPUT},
-            "datatype": {"const": "BYTES"},
-            "shape": _list({"type": "integer"}, 1, 1),
-            "data": {
-                **_list({"type": "string", "contentMediaType": "application/json"}, 1, MAX_REQUESTS),
-                "description": "Each element is one Request as JSON text.",
-            },
-            "parameters": {"type": "object"},
-        },
-        required=["name", "datatype", "shape", "data"],
-    )
-    wanted = {"type": "object", "properties": {"name": {"enum": list(codec_v2.OUTPUTS)}}, "required": ["name"]}
+    texts = {
+        **_list({"type": "string", "contentMediaType": "application/json"}, 1, MAX_REQUESTS),
+        "description": "Each element is one Request as JSON text.",
+    }
+    text = _tensor({"const": codec_v2.INPUT}, {"const": "BYTES"}, texts, 1)
+    field = {"type": "string", "minLength": 1, "not": {"const": codec_v2.INPUT}}
+    values = {"type": "array", "description": "In row order, flat or nested as the shape says."}
+    by_field = _tensor(field, {"enum": list(DATATYPES)}, values, 2)
+    wanted = {
+        "type": "object",
+        "properties": {"name": {"enum": list(codec_v2.OUTPUTS)}, "parameters": _parameters(WANTED)},
+        "required": ["name"],
+    }
     return _object(
         {
             "id": {"type": "string"},
-            "parameters": {"type": "object"},
-            "inputs": _list(tensor, 1, 1),
+            "model_name": {"type": "string"},
+            "model_version": {"type": "string"},
+            "parameters": _parameters(WANTED_ALL, _limits()),
+            "inputs": {
+                "description": (
+                    "Requests as JSON texts; or one request in tensors by field: candidates [n] with user_id and context "
+                    "fields [1], or raw rows with a tensor [n] per field, vectors [n, dim] and sequences [n, length] "
+                    "padded with empty texts. Then k and deadline_ms stand in the parameters."
+                ),
+                "anyOf": [_list(text, 1, 1), _list(by_field, 1, FEW)],
+            },
             "outputs": {"type": ["array", "null"], "items": wanted},
         },
         required=["inputs"],
     )
+
+
+def _parameters(truth: str, more: dict[str, Any] | None = None) -> dict[str, Any]:
+    """An object of parameters, among which ``truth`` says whether data are binary; callers may send others."""
+    return {"type": ["object", "null"], "properties": {truth: {"type": "boolean"}, **(more or {})}}
+
+
+def _tensor(name: dict[str, Any], datatype: dict[str, Any], data: dict[str, Any], sizes: int) -> dict[str, Any]:
+    """A tensor whose data are in it, or behind the JSON."""
+    shape = _list({"type": "integer", "minimum": 1, "maximum": MOST}, 1, sizes)
+    common = {"name": name, "datatype": datatype, "shape": shape}
+    here = {"type": ["object", "null"], "not": {"required": [SIZE]}}
+    behind = {"type": "object", "properties": {SIZE: {"type": "integer", "minimum": 0}}, "required": [SIZE]}
+    return {
+        "anyOf": [
+            {
+                "type": "object",
+                "properties": {**common, "data": data, "parameters": here},
+                "required": [*common, "data"],
+            },
+            {
+                "type": "object",
+                "properties": {**common, "data": {"type": "null"}, "parameters": behind},
+                "required": [*common, "parameters"],
+            },
+        ]
+    }
 
 
 def _v2_answer() -> dict[str, Any]:
@@ -203,8 +282,9 @@ def _v2_answer() -> dict[str, Any]:
             "datatype": {"enum": sorted(set(codec_v2.OUTPUTS.values()))},
             "shape": _list({"type": "integer"}, 1, 1),
             "data": {"type": "array"},
+            "parameters": {"type": "object"},
         },
-        required="all",
+        required=["name", "datatype", "shape"],
     )
     return _object(
         {

@@ -28,9 +28,14 @@ from serving.prediction_log import PredictionLog, Served
 from serving.requests import Request
 from serving.scorer import Answer, Scorer
 from serving.tracing import Tracing
+from serving.v2_tensors import HEADER, split
 from thinktwice.errors import FeatureStoreError, OverloadedError, RequestError
 
-JSON = "application/json"
+JSON, BINARY = "application/json", "application/octet-stream"
+FORMS = (
+    "application/x-www-form-urlencoded",
+    "multipart/form-data",
+)  # TorchServe takes these apart before a handler sees them
 REQUEST_ID = "x-request-id"
 OWN_REQUEST_ID = "x-ctr-request-id"  # the same once more: TorchServe puts an id of its own into the other
 MAX_REQUEST_ID = 128
@@ -170,12 +175,13 @@ class Service:
             return Reply(200, orjson.dumps(self.openapi), {"content-type": openapi.MEDIA_TYPE})
         queued = course.arrived - course.deadline.sent
         began = time.perf_counter()
-        body = self._decode(raw)
+        body, tail = self._decode(raw, headers)
         v2 = codec_v2.is_v2(body)
-        values = codec_v2.instances(body) if v2 else codec_v1.instances(body)
-        requests = self.scorer.parser.parse_all(values, "inputs[0].data" if v2 else "instances")
         if v2:
+            requests = codec_v2.requests(body, tail, self.scorer.parser)
             codec_v2.wanted_outputs(body)  # refuse before the work is done
+        else:
+            requests = self.scorer.parser.parse_all(codec_v1.instances(body, tail), "instances")
         parsed = time.perf_counter()
         own = [Deadline.of(request.deadline_ms, course.deadline) or course.deadline for request in requests]
         soonest = min(own, key=lambda deadline: deadline.ends)
@@ -183,8 +189,11 @@ class Service:
         self.admission.admit(soonest, rows)
         answers = self.scorer.score(requests, course.deadline, self.admission.path_share(queued, rows))
         scored = time.perf_counter()
-        encoded = codec_v2.encode(answers, body, self._model_name) if v2 else codec_v1.encode(answers)
-        reply = Reply(200, orjson.dumps(encoded), {"content-type": JSON})
+        encoded, tail = codec_v2.encode(answers, body, self._model_name) if v2 else (codec_v1.encode(answers), b"")
+        text = orjson.dumps(encoded)
+        reply = Reply(200, text + tail, {"content-type": BINARY if tail else JSON})
+        if tail:
+            reply.headers[HEADER] = str(len(text))
         course.outcome, course.answers = "ok", answers
         done = time.perf_counter()
         self.admission.finished(rows, done - began, _extra_seconds(answers))
@@ -227,23 +236,26 @@ class Service:
             defaulted=answer.default_features,
         )
 
-    def _decode(self, raw: Any) -> dict[str, Any]:
-        if raw is None:
+    def _decode(self, raw: Any, headers: Mapping[str, str]) -> tuple[dict[str, Any], bytes]:
+        tail = b""
+        if raw is None or headers.get("content-type", "").lower().startswith(FORMS):
             raise RequestError("the request has no JSON body: send Content-Type application/json", field="body")
         if isinstance(raw, (bytes, bytearray, str)):
             if len(raw) > self.config.max_body_bytes:
                 raise RequestError(
-                    f"the body has {len(raw)} bytes, at most {self.config.max_body_bytes} are accepted: send fewer rows",
+                    f"the body is too large, at most {self.config.max_body_bytes} bytes are accepted: send fewer rows",
                     field="body",
                     status=413,
                 )
             try:
+                if not isinstance(raw, str):
+                    raw, tail = split(bytes(raw), headers.get(HEADER))
                 raw = orjson.loads(raw)
             except orjson.JSONDecodeError as error:
                 raise RequestError(f"the body is not valid JSON: {error}", field="body") from None
         if not isinstance(raw, dict):
             raise RequestError("the body must be a JSON object", field="body")
-        return raw
+        return raw, tail
 
     def _tell(self, course: _Course, reply: Reply, spent: float) -> None:
         fields = {

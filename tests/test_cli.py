@@ -16,7 +16,7 @@ import typer
 from thinktwice import __version__
 from thinktwice.cli import GROUP, app, main
 
-VERBS = {"data", "evaluate", "demo", "pipeline", "serve", "predict"}
+VERBS = {"bundle", "data", "demo", "drift", "evaluate", "load", "openapi", "pipeline", "predict", "serve", "skew"}
 ROOT = Path(__file__).resolve().parents[1]
 
 

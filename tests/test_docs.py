@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from serving.config import load_config
 from tests.pipelines.own_log import write_log
 from thinktwice.schema import parse_schema
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-DOCUMENTS = (README, ROOT / "CONTRIBUTING.md")
+SERVING = ROOT / "docs" / "serving.md"
+DOCUMENTS = (README, ROOT / "CONTRIBUTING.md", SERVING)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 #: Commands that no test can run inside itself, and what does.
@@ -44,26 +46,26 @@ def commands(document: Path) -> list[str]:
     return [line for line in found if line]
 
 
-def run(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(line: str, cwd: Path, ends_with: int = 0) -> subprocess.CompletedProcess[str]:
     """Run one documented line as this Python's own command line would."""
     words = shlex.split(line)
     if words[0].removeprefix(".venv/bin/") == "thinktwice":
         words = [sys.executable, "-m", "thinktwice", *words[1:]]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
     done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == ends_with, f"{line}\n{done.stdout}\n{done.stderr}"
     return done
 
 
 def test_every_documented_command_has_its_test() -> None:
-    known = set(EXECUTED_ELSEWHERE) | set(OWN_LOG) | set(ANYWHERE) | set(IN_THE_REPOSITORY)
+    known = set(EXECUTED_ELSEWHERE) | set(OWN_LOG) | set(ANYWHERE) | set(IN_THE_REPOSITORY) | set(SERVED)
     unknown = [line for document in DOCUMENTS for line in commands(document) if line not in known]
     assert unknown == [], "documented, but executed by nothing"
 
 
 def test_no_command_is_tested_that_the_documents_dropped() -> None:
     documented = {line for document in DOCUMENTS for line in commands(document)}
-    listed = set(EXECUTED_ELSEWHERE) | set(OWN_LOG) | set(ANYWHERE) | set(IN_THE_REPOSITORY)
+    listed = set(EXECUTED_ELSEWHERE) | set(OWN_LOG) | set(ANYWHERE) | set(IN_THE_REPOSITORY) | set(SERVED)
     assert listed - documented == set()
 
 
@@ -79,6 +81,7 @@ def test_no_command_is_tested_that_the_documents_dropped() -> None:
         "bench-sim",
         "bench-testtime",
         "bench-combinations",
+        "bench-serving",
         "clean",
     ],
 )
@@ -97,6 +100,7 @@ ANYWHERE = (
     "thinktwice data list",
     "thinktwice data schema ml-100k",
     "thinktwice data simulate --rows 20000 --out ad-log",
+    "thinktwice bundle keygen --out keys",
     "thinktwice pipeline compile --profile gpu-single --out ctr_training.yaml",
     "thinktwice pipeline compile --profile gpu-single --kubernetes-manifest --out ctr_training.yaml",
 )
@@ -110,6 +114,7 @@ def test_commands_that_need_nothing(line: str, tmp_path: Path) -> None:
 
 IN_THE_REPOSITORY = (
     "kubectl kustomize manifests/overlays/standard",
+    "kubectl kustomize manifests/overlays/standard-kserve",
     "kubectl kustomize manifests/overlays/knative",
     ".venv/bin/thinktwice pipeline compile --profile gpu-single --out pipelines/golden/gpu-single.yaml",
 )
@@ -135,6 +140,41 @@ OWN_LOG = (
     """-d '{"instances": [{"user_id": "c7", "candidates": ["s1", "s2", "s3"], "context": {"device": "phone"}}]}'""",
     "thinktwice evaluate",
 )
+
+
+SERVED = (
+    "thinktwice serve --port 8080 --server kserve",
+    "thinktwice load --candidates 3 --duration 1 --steps 50,80",
+    "thinktwice openapi --out openapi.json",
+    "thinktwice skew --log served",
+    "thinktwice drift --log served --json drift.json",
+)
+
+
+def the_second_server(folder: Path, port: str) -> None:
+    """docs/serving.md on the state that the README left: its settings, its server, load on it, and what was logged."""
+    (settings,) = [text for language, text in FENCE.findall(SERVING.read_text(encoding="utf-8")) if language == "yaml"]
+    (folder / "serving.yaml").write_text(settings, encoding="utf-8")
+    assert load_config(folder / "serving.yaml").prediction_log.folder == "served"
+    serve, load, openapi, skew, drift = SERVED
+    server = subprocess.Popen(
+        [sys.executable, "-m", "thinktwice", *shlex.split(serve.replace("8080", port))[1:]],
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT), "THINKTWICE_SERVING": str(folder / "serving.yaml")},
+        stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert server.stdout is not None
+        assert server.stdout.readline().startswith("ready http://127.0.0.1:")
+        assert "80 %" in run(f"{load} --url http://127.0.0.1:{port}", folder).stdout
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=60)
+    run(openapi, folder)
+    assert '"3.1.0"' in (folder / "openapi.json").read_text(encoding="utf-8")
+    assert "no field is skewed" in run(skew, folder).stdout
+    # Items drawn evenly are not the traffic of training: that this has drifted is the right answer.
+    assert "drifted: " in run(drift, folder, ends_with=1).stdout
+    assert (folder / "drift.json").is_file()
 
 
 @pytest.mark.server
@@ -169,3 +209,4 @@ def test_your_own_log_as_the_readme_tells_it(tmp_path: Path) -> None:
         server.send_signal(signal.SIGINT)
         server.communicate(timeout=60)
     assert server.returncode == 130
+    the_second_server(tmp_path, port)

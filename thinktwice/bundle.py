@@ -34,7 +34,6 @@ TEST_TIME_FILES = ("test_time.json", "counts.safetensors")
 PROFILE_FILE = "profile.json"  # what drift is measured against; bundles of older versions have none
 # What some test-time modes need besides; a bundle holds those that its own configuration needs.
 EXTRA_FILES = (
-    PROFILE_FILE,
     "combinations.safetensors",
     "heads.safetensors",
     *(f"members/{place}/{name}" for place in (0, 1) for name in MODEL_FILES),
@@ -75,7 +74,7 @@ class Manifest(BundleIdentity):
     @model_validator(mode="after")
     def _complete(self) -> Manifest:
         if (missing := sorted(BUNDLE_FILES - set(self.files))) or (
-            extra := sorted(set(self.files) - BUNDLE_FILES - set(EXTRA_FILES))
+            extra := sorted(set(self.files) - BUNDLE_FILES - {PROFILE_FILE, *EXTRA_FILES})
         ):
             what = f"does not list {missing[0]}" if missing else f"lists the unknown file {extra[0]}"
             raise ValueError(f"'files' {what}")

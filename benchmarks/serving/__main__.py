@@ -64,6 +64,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     quick = bool(os.environ.get("QUICK"))
     WORK.mkdir(parents=True, exist_ok=True)
+    # Workers load the handlers to compare with from this package.
+    os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     with tempfile.TemporaryDirectory(prefix="tt-serving-") as name:
         folder = Path(name)
         with redis_server.running(folder) as address:

@@ -25,7 +25,9 @@ archive=$store/${models#*=}
     exit 1
 }
 
-# The workers share their numbers in this folder; what a container before left there does not count.
+# The workers share their numbers in this folder; what a container before left there does not count. Named here and not in the
+# image: the KServe predictor of the same image is one process, and fails where a folder is named that nobody made.
+export PROMETHEUS_MULTIPROC_DIR=/tmp/metrics
 rm -rf "$PROMETHEUS_MULTIPROC_DIR"
 mkdir -p "$PROMETHEUS_MULTIPROC_DIR"
 

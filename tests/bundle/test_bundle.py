@@ -10,13 +10,22 @@ from pathlib import Path
 import pytest
 
 from tests.serving.small import PLAIN_SCHEMA, identity, make_bundle, write_parts
-from thinktwice.bundle import BUNDLE_FILES, MANIFEST_FILE, bundle_hash, load_bundle, verify_bundle, write_bundle
+from thinktwice.bundle import (
+    BUNDLE_FILES,
+    MANIFEST_FILE,
+    PROFILE_FILE,
+    bundle_hash,
+    load_bundle,
+    verify_bundle,
+    write_bundle,
+)
 from thinktwice.errors import BundleError
+from thinktwice.files import read_json, sha256_file, write_json
 
 
 def test_what_was_written_is_loaded(small: Path) -> None:
     bundle = load_bundle(small / "bundle")
-    assert bundle.manifest.files.keys() == BUNDLE_FILES
+    assert bundle.manifest.files.keys() == BUNDLE_FILES | {PROFILE_FILE}
     assert bundle.manifest.model_version == identity().model_version
     assert bundle.hash == bundle_hash(small / "bundle")
     assert len(bundle.hash) == 64
@@ -105,10 +114,19 @@ def test_damage_is_named(small: Path, tmp_path: Path, name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_parts_of_different_models_do_not_load(small: Path, tmp_path: Path) -> None:
+def test_parts_of_different_models_are_neither_written_nor_loaded(small: Path, tmp_path: Path) -> None:
     other = write_parts(tmp_path / "parts", PLAIN_SCHEMA)
     parts = {f"{n}_dir": small / "parts" / n for n in ("training_set", "test_time", "evaluation")}
-    write_bundle(tmp_path / "bundle", **parts, model_dir=other["model_dir"], identity=identity())
+    with pytest.raises(BundleError, match="must come from the same bundle"):
+        write_bundle(tmp_path / "bundle", **parts, model_dir=other["model_dir"], identity=identity())
+    assert not (tmp_path / "bundle").exists()
+    shutil.copytree(small / "bundle", tmp_path / "bundle")
+    manifest = read_json(tmp_path / "bundle" / MANIFEST_FILE)
+    for name in ("model.json", "weights.safetensors"):
+        target = tmp_path / "bundle" / name
+        shutil.copyfile(other["model_dir"] / name, target)
+        manifest["files"][name] = {"sha256": sha256_file(target), "size": target.stat().st_size}
+    write_json(tmp_path / "bundle" / MANIFEST_FILE, manifest)
     verify_bundle(tmp_path / "bundle")
     with pytest.raises(BundleError, match="other fields"):
         load_bundle(tmp_path / "bundle")

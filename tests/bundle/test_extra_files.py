@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.serving.small import identity, with_members
-from thinktwice.bundle import BUNDLE_FILES, EXTRA_FILES, MANIFEST_FILE, load_bundle, write_bundle
+from thinktwice.bundle import BUNDLE_FILES, EXTRA_FILES, MANIFEST_FILE, PROFILE_FILE, load_bundle, write_bundle
 from thinktwice.errors import BundleError
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.modes import PRESETS
@@ -36,8 +36,8 @@ def test_only_what_the_configuration_needs_is_shipped(bundle: Path, parts: dict[
     lying_there = {p.relative_to(parts["test_time_dir"]).as_posix() for p in parts["test_time_dir"].rglob("*")}
     assert {"heads.safetensors", "combinations.safetensors", "members/1/model.json"} <= lying_there
     shipped = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
-    assert shipped == BUNDLE_FILES | MEMBER | {MANIFEST_FILE}
-    assert load_bundle(bundle).manifest.files.keys() == BUNDLE_FILES | MEMBER
+    assert shipped == BUNDLE_FILES | MEMBER | {MANIFEST_FILE, PROFILE_FILE}
+    assert load_bundle(bundle).manifest.files.keys() == BUNDLE_FILES | MEMBER | {PROFILE_FILE}
 
 
 def test_a_loaded_member_reads_the_table_of_the_model(bundle: Path) -> None:

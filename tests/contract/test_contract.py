@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import re
@@ -14,8 +15,12 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving.v2_tensors import pack
 from tests.contract.conftest import LARGEST, Servers
 from tests.serving.small import MODEL_VERSION
+from tests.serving.test_v2_tensors import BY_CANDIDATE, BY_FIELD, from_sdk, kserve
+
+__all__ = ["kserve"]
 
 pytestmark = pytest.mark.server
 
@@ -45,7 +50,8 @@ def ask(
     connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=limit)
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
     try:
-        connection.request(method, path, data, {"Content-Type": "application/json", **(headers or {})})
+        sent = {"Content-Type": "application/json", **(headers or {})}
+        connection.request(method, path, data, {name: value for name, value in sent.items() if value})
         answer = connection.getresponse()
         return Reply(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
     finally:
@@ -78,6 +84,9 @@ GOOD: list[tuple[str, str, Any]] = [
     ("v2", V2, v2(ONE, {"rows": [ROW]}, id="q1")),
     ("v2, some outputs", V2, v2(ONE, outputs=[{"name": "probability"}, {"name": "rank"}])),
     ("v1 body on the v2 path", V2, {"instances": [ONE]}),
+    ("v2 by candidate", V2, {"inputs": BY_CANDIDATE, "parameters": {"k": 2}}),
+    ("v2 by field", V2, {"inputs": BY_FIELD}),
+    ("v2 as KServe's client writes it", V2, {**v2(ONE), "model_name": "ctr", "parameters": None}),
 ]
 
 BAD: list[tuple[str, str, Any, int]] = [
@@ -88,9 +97,12 @@ BAD: list[tuple[str, str, Any, int]] = [
     ("no candidates", V1, {"instances": [{**ONE, "candidates": []}]}, 400),
     ("too many candidates", V1, {"instances": [{**ONE, "candidates": ["i1"] * 1001}]}, 400),
     ("a wrong tensor", V2, {"inputs": [{"name": "x"}]}, 400),
+    ("a size that is none", V2, {"inputs": [{**BY_FIELD[0], "shape": [0]}]}, 400),
+    ("data here and behind", V2, {"inputs": [{**BY_FIELD[0], "parameters": {"binary_data_size": 0}}]}, 400),
     ("an unknown output", V2, v2(ONE, outputs=[{"name": "logit"}]), 400),
     ("numbers too large", V1, {"instances": [{"rows": [{**ROW, "cover": [3e38, 3e38, 3e38]}]}]}, 400),
     ("too large", V1, b" " * (LARGEST + 1), 413),
+    ("far too large", V1, b" " * (10 * LARGEST), 413),
 ]
 
 
@@ -115,6 +127,61 @@ def test_bad_requests(servers: Servers, path: str, body: Any, status: int) -> No
     assert not re.search(r"Traceback|\.py|0x", reply.body.decode())
 
 
+@pytest.mark.parametrize("kind", ["", "text/plain", "application/octet-stream", "application/json; charset=utf-8"])
+def test_a_body_is_json_whatever_it_is_called(servers: Servers, kind: str) -> None:
+    assert both(servers, V1, {"instances": [ONE]}, {"Content-Type": kind, "X-Request-Id": "a"}).status == 200
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+@pytest.mark.parametrize("body", [b"a=b", b"body=%7B%7D", json.dumps({"instances": [ONE]}).encode()])
+def test_a_form_is_no_request(servers: Servers, kind: str, body: bytes) -> None:
+    reply = both(servers, V1, body, {"Content-Type": kind, "X-Request-Id": "a"})
+    assert (reply.status, reply.json["field"]) == (400, "body")
+    assert "send Content-Type application/json" in reply.json["error"]
+
+
+def test_binary_tensors(servers: Servers) -> None:
+    text = json.dumps(
+        {
+            "inputs": [
+                {"name": "candidates", "datatype": "BYTES", "shape": [2], "parameters": {"binary_data_size": 12}},
+                {"name": "user_id", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 6}},
+                {"name": "timestamp", "datatype": "FP64", "shape": [1], "data": [0]},
+            ],
+            "parameters": {"binary_data_output": True},
+        }
+    ).encode()
+    body = text + pack("BYTES", ["i1", "i2"]) + pack("BYTES", ["u1"])
+    headers = {"Inference-Header-Content-Length": str(len(text)), "Content-Type": "application/octet-stream"}
+    first, second = (ask(url, V2, body, headers) for url in servers.url.values())
+    assert (first.status, first.body) == (second.status, second.body)
+    assert first.status == 200, first.body
+    name = "inference-header-content-length"
+    assert first.headers[name] == second.headers[name]
+    assert first.headers["content-type"] == "application/octet-stream"
+    outputs = json.loads(first.body[: int(first.headers[name])])["outputs"]
+    assert all("data" not in output for output in outputs)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_client_of_kserve_gets_the_same_from_both(servers: Servers, kserve: Any) -> None:
+    """The SDK writes the tensors, sends them and reads the answer: an oracle for the binary form."""
+
+    async def ask_both() -> list[dict[str, Any]]:
+        found = []
+        for url in servers.url.values():
+            client = kserve.InferenceRESTClient(kserve.RESTConfig(protocol="v2", timeout=60))
+            request = from_sdk(kserve, BY_CANDIDATE, {"k": 2, "binary_data_output": True})
+            answer = await client.infer(url, request, model_name="ctr")
+            found.append({output.name: output.as_numpy().tolist() for output in answer.outputs})
+            await client.close()
+        return found
+
+    first, second = asyncio.run(ask_both())
+    assert first == second
+    assert set(first["item_id"]) <= {b"i1", b"i2", b"never", "i1", "i2", "never"} and len(first["rank"]) == 2
+
+
 def test_a_deadline_that_cannot_be_met_is_refused(servers: Servers) -> None:
     for headers, body in (
         ({"X-Deadline-Ms": "0.0001", "X-Request-Id": "a"}, {"instances": [ONE]}),
@@ -137,7 +204,7 @@ def test_the_time_since_the_caller_sent_counts(servers: Servers) -> None:
 
 @pytest.mark.parametrize("name", ["torchserve", "kserve"])
 def test_unknown_models_and_methods(servers: Servers, name: str) -> None:
-    """These a server answers in its own words; to TorchServe's handler, explain is predict."""
+    """These a server answers in its own words; to TorchServe's handler, explain and PUT are predict, and GET is an empty body."""
     assert ask(servers.url[name], "/v1/models/other:predict", {"instances": [ONE]}).status == 404
     assert ask(servers.url[name], V1, None, method="GET").status in (400, 404, 405)
     for path in ("/v2/repository/models/ctr/unload", "/v1/models/ctr:explain", "/models?url=http://127.0.0.1:1/x.mar"):
@@ -151,11 +218,27 @@ def test_live_and_ready(servers: Servers, name: str) -> None:
     assert ask(servers.url[name], "/v2/health/ready", None, method="GET").status == 200
 
 
+def test_the_kserve_predictor_refuses_in_our_form(servers: Servers) -> None:
+    url = servers.url["kserve"]
+    for method, path, status in (
+        ("GET", V1, 405),
+        ("PUT", V2, 405),
+        ("POST", "/v1/models/other:predict", 404),
+        ("GET", "/v1/models/other", 404),
+        ("GET", "/v2/models/other/ready", 404),
+        ("POST", "/v2/models/ctr/versions/1/infer", 404),
+    ):
+        reply = ask(url, path, {"instances": [ONE]} if method == "POST" else None, method=method)
+        assert (reply.status, set(reply.json)) == (status, {"error"}), path
+        assert (reply.headers.get("allow") == "POST") is (status == 405)
+        assert "server" not in reply.headers
+    assert "Traceback" not in servers.log["kserve"].read_text()
+
+
 def test_the_kserve_predictor_names_its_model(servers: Servers) -> None:
     url = servers.url["kserve"]
     assert ask(url, "/v1/models/ctr", None, method="GET").json == {"name": "ctr", "ready": True}
     assert ask(url, "/v2/models/ctr/ready", None, method="GET").json == {"name": "ctr", "ready": True}
-    assert ask(url, "/v1/models/other", None, method="GET").status in (404, 503)
 
 
 @pytest.mark.parametrize("name", ["torchserve", "kserve"])

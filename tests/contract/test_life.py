@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+import psutil
 import pytest
 
 from serving import kserve_process, torchserve_process
@@ -68,6 +72,51 @@ def test_live_while_predicting_and_drained_at_the_end(alone: tuple[Any, Callable
         for _ in range(600):
             server.check()
             time.sleep(0.05)
+
+
+def test_what_was_served_is_written_before_the_kserve_predictor_ends(champion: Champion, tmp_path: Path) -> None:
+    settings = {"prediction_log": {"folder": str(tmp_path / "served"), "sample": 1.0, "part_seconds": 600.0}}
+    write_json(tmp_path / "serving.yaml", settings)
+    (tmp_path / "tmp").mkdir()
+    more = {"THINKTWICE_SERVING": str(tmp_path / "serving.yaml"), "TMPDIR": str(tmp_path / "tmp")}
+    with kserve_process.running(
+        champion.archive,
+        feature_store=champion.feature_store_dir,
+        port=free_port(),
+        log=tmp_path / "log",
+        environment=more,
+    ) as server:
+        assert list((tmp_path / "tmp").iterdir()), "the bundle is unpacked there"
+        body = {"instances": [{"rows": [{}, {}]}]}
+        assert ask(server.url, V1, body, {"X-Request-Id": "the-last-one"}).status == 200
+    assert server.process.returncode == 0
+    rows = pl.read_parquet(tmp_path / "served" / "*.parquet").filter(pl.col("log_request_id") == "the-last-one")
+    assert rows.height == 2
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+SERVE = """
+import sys, time
+from pathlib import Path
+from serving import kserve_process
+archive, store, port, log = sys.argv[1:]
+with kserve_process.running(Path(archive), feature_store=Path(store), port=int(port), log=Path(log)) as server:
+    print(server.process.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_killed_parent_takes_the_kserve_predictor_along(champion: Champion, tmp_path: Path) -> None:
+    arguments = [str(champion.archive), str(champion.feature_store_dir), str(free_port()), str(tmp_path / "log")]
+    with subprocess.Popen([sys.executable, "-c", SERVE, *arguments], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        server = psutil.Process(int(parent.stdout.readline()))
+        assert server.is_running()
+        parent.kill()
+    _, alive = psutil.wait_procs([server], timeout=60)
+    for process in alive:
+        process.kill()
+    assert alive == []
 
 
 def test_a_bundle_that_cannot_be_served_is_named(champion: Champion, tmp_path: Path) -> None:

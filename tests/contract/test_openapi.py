@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from serving import cli
 from serving.openapi import MEDIA_TYPE, document
 from tests.contract.conftest import Servers
-from tests.contract.test_contract import BAD, GOOD, V1, V2, ask
+from tests.contract.test_contract import BAD, GOOD, ONE, V1, V2, ask, v2
 from tests.serving.small import MODEL_VERSION, PLAIN_SCHEMA, SCHEMA
 from thinktwice.champion import Champion
 
@@ -63,6 +63,31 @@ def test_both_servers_give_the_document(servers: Servers) -> None:
         assert (reply.status, reply.headers["content-type"]) == (200, MEDIA_TYPE)
         assert reply.json == DOCUMENT
     assert ask(servers.url["kserve"], "/openapi.json", None, method="GET").json == DOCUMENT
+
+
+def test_it_is_a_valid_document_and_always_the_same() -> None:
+    validate = pytest.importorskip("openapi_spec_validator").validate
+    for found in (DOCUMENT, document(PLAIN_SCHEMA, "ctr", "v", online=False)):
+        validate(found)
+    again = document(SCHEMA, "ctr", MODEL_VERSION, online=True)
+    assert json.dumps(again) == json.dumps(DOCUMENT)
+
+
+def test_answers_have_the_headers_of_the_document(servers: Servers) -> None:
+    wanted = {"probability": 1, "rank": 1}
+    body = {**v2(ONE, outputs=[{"name": name, "parameters": {"binary_data": True}} for name in wanted])}
+    late = {**v2({**ONE, "deadline_ms": 0.0001})}
+    for url in servers.url.values():
+        for sent, status in ((body, "200"), (late, "503"), ({}, "400")):
+            reply = ask(url, V2, sent)
+            assert str(reply.status) == status
+            told = DOCUMENT["paths"][V2]["post"]["responses"][status]
+            assert {name.lower() for name in told["headers"]} <= set(reply.headers)
+            assert reply.headers["content-type"] in told["content"]
+        for path in ("/v2/health/live", "/v2/health/ready"):
+            reply = ask(url, path, None, method="GET")
+            schema = DOCUMENT["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+            jsonschema.validate(reply.json, schema)
 
 
 def test_it_follows_the_schema_of_the_log() -> None:

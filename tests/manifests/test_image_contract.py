@@ -78,6 +78,7 @@ def test_ports_user_and_environment_agree(container: dict[str, Any]) -> None:
     )
     image = environment()
     fixed = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
+    assert fixed.pop("THINKTWICE_SERVING") != image["THINKTWICE_SERVING"], "the manifest's settings, not the image's"
     assert fixed.items() <= image.items()
     (redis,) = [entry for entry in container["env"] if "value" not in entry]
     assert redis["name"] == "THINKTWICE_REDIS_ADDRESS"
@@ -95,6 +96,13 @@ def test_the_probes_are_files_of_the_image(container: dict[str, Any]) -> None:
     assert container["startupProbe"]["exec"]["command"][-1] == "--score"
     assert (IMAGES / "predictor" / "probe.py").is_file()
     assert container["startupProbe"]["periodSeconds"] * container["startupProbe"]["failureThreshold"] >= 120
+
+
+def test_only_torchserves_workers_share_metrics_in_a_folder() -> None:
+    """The KServe predictor starts in the same image without the entry point that makes the folder."""
+    assert "PROMETHEUS_MULTIPROC_DIR" not in environment()
+    script = (IMAGES / "predictor" / "entrypoint.sh").read_text()
+    assert script.index("export PROMETHEUS_MULTIPROC_DIR=/tmp/") < script.index("\nexec ")
 
 
 def test_the_entry_point_becomes_the_server() -> None:

@@ -10,9 +10,11 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
+from serving.config import load_config
 from tests.manifests import closed_schema, rules
 
-OVERLAYS = ("standard", "standard-kserve", "standard-canary", "knative", "knative-canary")
+OVERLAYS = ("standard", "standard-kserve", "standard-canary", "knative", "knative-kserve", "knative-canary")
+ROOT = Path(__file__).resolve().parents[2]
 CUSTOM = ("ServingRuntime", "InferenceService")
 KUBERNETES = ("1.30", "1.34")
 
@@ -45,6 +47,7 @@ def test_it_has_the_resources_of_a_predictor(render: Render, overlay: str) -> No
     resources = render(overlay)
     assert set(resources) == {
         "Namespace",
+        "ConfigMap",
         "ServiceAccount",
         "ServingRuntime",
         "InferenceService",
@@ -80,7 +83,7 @@ def test_the_pod_kserve_would_make_fits_kubernetes(render: Render, overlay: str,
     kubernetes_validate.validate(pod, version, strict=True)
 
 
-@pytest.mark.parametrize("overlay", ["knative", "knative-canary"])
+@pytest.mark.parametrize("overlay", ["knative", "knative-kserve", "knative-canary"])
 def test_knative_takes_every_pod_field_without_a_feature_flag(render: Render, crds: Path, overlay: str) -> None:
     pod = copy.deepcopy(pod_of(render(overlay)))
     service = {
@@ -152,7 +155,7 @@ def test_only_our_own_runtime_serves_it(render: Render, overlay: str) -> None:
     resources = render(overlay)
     runtime, predictor = resources["ServingRuntime"], resources["InferenceService"]["spec"]["predictor"]
     assert runtime["metadata"]["name"] == predictor["model"]["runtime"]
-    assert runtime["metadata"]["name"] == ("ctr-kserve" if overlay == "standard-kserve" else "ctr-torchserve")
+    assert runtime["metadata"]["name"] == ("ctr-kserve" if overlay.endswith("-kserve") else "ctr-torchserve")
     assert [entry["autoSelect"] for entry in runtime["spec"]["supportedModelFormats"]] == [False]
     assert predictor["model"]["modelFormat"]["name"] in {
         entry["name"] for entry in runtime["spec"]["supportedModelFormats"]
@@ -188,13 +191,31 @@ def test_the_pod_holds_no_token_and_no_host(render: Render, overlay: str) -> Non
     assert predictor["serviceAccountName"] == resources["ServiceAccount"]["metadata"]["name"]
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(predictor)
     volumes = resources["ServingRuntime"]["spec"]["volumes"]
-    assert all("emptyDir" in volume and "sizeLimit" in volume["emptyDir"] for volume in volumes)
+    settings = {"name": "settings", "configMap": {"name": resources["ConfigMap"]["metadata"]["name"]}}
+    assert volumes.count(settings) == 1
+    others = [volume for volume in volumes if volume != settings]
+    assert all("emptyDir" in volume and "sizeLimit" in volume["emptyDir"] for volume in others)
+
+
+@every_overlay
+def test_settings_come_from_the_config_map(render: Render, overlay: str, tmp_path: Path) -> None:
+    resources = render(overlay)
+    container = resources["ServingRuntime"]["spec"]["containers"][0]
+    (mount,) = [mount for mount in container["volumeMounts"] if mount["name"] == "settings"]
+    assert mount["readOnly"] is True
+    (file,) = resources["ConfigMap"]["data"]
+    named = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert named["THINKTWICE_SERVING"] == f"{mount['mountPath']}/{file}"
+    (tmp_path / file).write_text(resources["ConfigMap"]["data"][file])
+    found = load_config(tmp_path / file)
+    assert (found.metrics_host, found.metrics_port) == ("0.0.0.0", 8082)
+    assert found == load_config(ROOT / "images" / "predictor" / "serving.yaml")
 
 
 @every_overlay
 def test_every_writable_place_of_the_image_is_a_volume(render: Render, overlay: str) -> None:
     container = render(overlay)["ServingRuntime"]["spec"]["containers"][0]
-    assert {mount["mountPath"] for mount in container["volumeMounts"]} == {
+    assert {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")} == {
         "/tmp",
         "/var/lib/predictor/work",
         "/var/lib/predictor/logs",
@@ -208,8 +229,16 @@ def test_the_policy_lets_nobody_reach_management(render: Render, overlay: str) -
     assert spec["policyTypes"] == ["Ingress", "Egress"]
     ports = {port["port"] for rule in spec["ingress"] for port in rule["ports"]}
     expected = {8012, 8013, 8112, 9090, 8082, 9091} if overlay.startswith("knative") else {8080, 8082}
-    expected -= {8082} if overlay == "standard-kserve" else set()
+    expected |= {8080} if overlay.endswith("-kserve") else set()
     assert ports == expected
+    if overlay.startswith("knative"):  # 8080 passes by the queue proxy's limit: nobody but a reader of metrics
+        names = [
+            source["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+            for rule in spec["ingress"]
+            for source in rule["from"]
+            if 8080 in [port["port"] for port in rule["ports"]]
+        ]
+        assert set(names) <= {"monitoring"}
     assert all(rule["from"] for rule in spec["ingress"]), "a rule without `from` lets everybody in"
     name = resources["InferenceService"]["metadata"]["name"]
     assert spec["podSelector"]["matchLabels"]["serving.kserve.io/inferenceservice"] == name

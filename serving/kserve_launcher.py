@@ -1,0 +1,19 @@
+"""The KServe predictor as a child: it ends when whoever started it is gone."""
+
+from __future__ import annotations
+
+import sys
+
+from serving.torchserve_launcher import end_with_parent
+
+
+def main() -> None:
+    """``python -m serving.kserve_launcher`` with the arguments of :mod:`serving.kserve_predictor`."""
+    end_with_parent()
+    from serving.kserve_predictor import main as predict
+
+    sys.exit(predict(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""The SDK of KServe as a plain HTTP server: which of its routes there are, on which address, and no reading of our command line.
+
+The SDK's own predict routes decode v1 and v2 by themselves and answer errors in forms of their own, with the text of exceptions;
+others unload models for whoever asks. So the predict routes and the error forms are ours, and of the others there are those
+that tell about health, readiness and metrics. The hooks used are the SDK's private ones: should a release call them no more, the
+contract tests find no predict route.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from serving.service import Reply
+
+_arguments = sys.argv[1:]
+sys.argv[1:] = []  # the SDK reads the command line when it is imported, and would take ours for its own
+import kserve  # noqa: E402
+from kserve.protocol.dataplane import DataPlane  # noqa: E402
+from kserve.protocol.model_repository_extension import ModelRepositoryExtension  # noqa: E402
+from kserve.protocol.rest.server import RESTServer, metrics_handler  # noqa: E402
+from kserve.protocol.rest.v1_endpoints import V1Endpoints  # noqa: E402
+from kserve.protocol.rest.v2_endpoints import V2Endpoints  # noqa: E402
+from starlette.exceptions import HTTPException  # noqa: E402
+from starlette.requests import ClientDisconnect, Request  # noqa: E402
+from starlette.responses import JSONResponse, Response  # noqa: E402
+
+sys.argv[1:] = _arguments
+
+__all__ = ["Server", "kserve"]
+
+Predict = Callable[[bytes, dict[str, str]], Awaitable[Reply]]
+
+
+class Server(RESTServer):
+    """Serves one model.
+
+    Args:
+        model: answers readiness, and predict requests by ``model.predict(body, headers)``.
+        openapi: the document that ``/openapi.json`` answers.
+        max_body_bytes: no more of a body is read than tells that it is larger.
+        host, port: where it listens.
+        grace: seconds that requests under way have after SIGTERM.
+    """
+
+    def __init__(
+        self, model: kserve.Model, openapi: dict[str, Any], max_body_bytes: int, host: str, port: int, grace: int
+    ) -> None:
+        repository = kserve.model_repository.ModelRepository()
+        repository.update(model)
+        super().__init__(
+            "kserve.model_server:app",
+            DataPlane(repository),
+            ModelRepositoryExtension(repository),
+            port,
+            grace_period=grace,
+        )
+        self.config.host = host
+        self.config.access_log = self.config.server_header = False
+        self._model, self._openapi, self._limit = model, openapi, max_body_bytes
+
+    def _add_middlewares(self, app: Any) -> None:
+        """None: the SDK's would log two lines a request; stages are in our metrics."""
+
+    def _add_exception_handlers(self, app: Any) -> None:
+        """Errors outside of predicting, in the form of all others."""
+
+        async def refused(_: Request, error: Exception) -> Response:
+            assert isinstance(error, HTTPException)
+            return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+        async def failed(_: Request, error: Exception) -> Response:
+            return JSONResponse({"error": "the request failed"}, 500)
+
+        app.add_exception_handler(HTTPException, refused)
+        app.add_exception_handler(Exception, failed)
+
+    def _register_endpoints(self, app: Any) -> None:
+        app.openapi = lambda: self._openapi
+        v1, v2 = (kind(self.dataplane, self.model_repository_extension) for kind in (V1Endpoints, V2Endpoints))
+        name = self._model.name
+        for path in (f"/v1/models/{name}:predict", f"/v2/models/{name}/infer"):
+            app.add_route(path, self._predict, methods=["POST"])
+        for path, answer in (
+            ("/", self.dataplane.live),
+            ("/metrics", metrics_handler),
+            ("/v1/models", v1.models),
+            (f"/v1/models/{name}", partial(v1.model_ready, name)),
+            ("/v2", v2.metadata),
+            ("/v2/health/live", v2.live),
+            ("/v2/health/ready", v2.ready),
+            (f"/v2/models/{name}", partial(v2.model_metadata, name, None)),
+            (f"/v2/models/{name}/ready", partial(v2.model_ready, name, None)),
+        ):
+            app.add_api_route(path, answer, methods=["GET"], response_model=None)
+
+    async def _predict(self, request: Request) -> Response:
+        body = bytearray()
+        try:
+            async for part in request.stream():
+                body += part
+                if len(body) > self._limit:  # the service says so; nothing beyond is kept
+                    break
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody reads it
+        reply = await self._model.predict(bytes(body), dict(request.headers))
+        return Response(reply.body, reply.status, reply.headers)
