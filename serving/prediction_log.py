@@ -192,7 +192,7 @@ class _Columns:
     def __init__(self, schema: LogSchema, user_ids: UserIds) -> None:
         self._schema = log_schema(schema, user_ids)
         self._fields = tuple((f.name, f.kind, f.entity == "item") for f in schema.model_fields_in_order())
-        self._user_key, self._user_ids = schema.key_of("user"), user_ids
+        self._user_key, self._item_key, self._user_ids = schema.key_of("user"), schema.key_of("item"), user_ids
         self._salt = os.environ.get(SALT, "").encode()
         if user_ids == "hashed" and not self._salt:
             raise ServerError(
@@ -226,7 +226,11 @@ class _Columns:
         ]
         for name, kind, of_item in self._fields:
             typed = self._schema.field(name).type
-            if r.item_ids is not None and not of_item:
+            if r.item_ids is not None and name == self._item_key:
+                arrays.append(pa.array(r.item_ids, typed))
+            elif r.item_ids is not None and name == self._user_key:
+                arrays.append(pa.repeat(pa.scalar(self._user(r.user_id), typed), rows))
+            elif r.item_ids is not None and not of_item:
                 value = self._value(name, kind, r.shared.get(name))
                 arrays.append(pa.repeat(pa.scalar(value, typed), rows))
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -23,11 +24,13 @@ from serving.prediction_log import PredictionLog, PredictionLogConfig
 from serving.scorer import Scorer
 from tests.serving.fakes import make_service
 from tests.serving.small import FEATURE_SERVICE, PLAIN_SCHEMA, SCHEMA, START, clean_log
+from tests.test_docs import ROOT, commands
 from thinktwice.bundle import load_bundle
 from thinktwice.champion import Champion
+from thinktwice.cli import main
 from thinktwice.data.feature_tables import table_specs
 from thinktwice.errors import DataError, FeatureStoreError
-from thinktwice.monitor.record import log_schema
+from thinktwice.monitor.record import HEAD, log_schema
 from thinktwice.monitor.skew import SkewReport
 
 pytestmark = [
@@ -286,3 +289,31 @@ def test_what_cannot_be_compared_is_said(log: Path, champion: Champion, tmp_path
     pq.write_table(table, hidden / "served-1.parquet")
     with pytest.raises(DataError, match=r"user ids that are hashed: skew needs them as they are"):
         measure_skew(hidden, champion.feature_store_dir)
+
+
+def test_every_command_of_the_page_runs(
+    log: Path, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = ROOT / "docs" / "monitoring.md"
+    lines = commands(page)
+    assert {line.split()[1] for line in lines} == {"skew", "drift"}
+    (tmp_path / ".thinktwice").mkdir()
+    (tmp_path / ".thinktwice" / "state").symlink_to(state)
+    (tmp_path / "served").symlink_to(log)
+    (tmp_path / "later").mkdir()
+    clean_log(400).write_parquet(tmp_path / "later" / "clean.parquet")
+    (tmp_path / "later" / "schema.yaml").write_text(SCHEMA.to_yaml(), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    for line in lines:
+        assert main(shlex.split(line)[1:]) == 0, f"{line}\n{capsys.readouterr()}"
+        shown = capsys.readouterr().out
+        assert "no field is skewed" in shown or "nothing has drifted" in shown
+    assert {"skew.html", "drift.html", "drift.json"} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_the_page_names_all_settings_and_columns_of_the_log() -> None:
+    page = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    assert [n for n in PredictionLogConfig.model_fields if f"`{n}`" not in page and n != "folder"] == []
+    assert [n for n, _ in HEAD if f"`{n}`" not in page] == []
+    assert "`prediction_log.folder`" in page

@@ -79,6 +79,7 @@ def test_what_was_scored_is_what_is_read(small: Path, tmp_path: Path) -> None:
     assert [r["log_cold_item"] for r in rows] == [False, False, True, False]
     assert {(r["log_arm"], r["log_model_version"]) for r in rows} == {("b", MODEL_VERSION)}
     assert rows[0]["log_user_id"] == rows[0]["user_id"] == "u1"
+    assert [r["item_id"] for r in rows] == ["i1", "i2", "never", None], "ids are fields of the model as well"
     assert (rows[0]["genre"], rows[0]["price"], rows[0]["cover"]) == ("g1", 1.0, [0.0, 0.5, 1.0])
     assert (rows[0]["slot"], rows[0]["bid"], rows[0]["hour"], rows[0]["history"]) == ("s1", 0.5, "10", ["i1", "i2"])
     assert (rows[2]["genre"], rows[2]["price"]) == (None, None)
