@@ -136,10 +136,10 @@ def with_window(finished: Path, folder: Path, *, train_end: str, valid_end: str 
     (folder / "report" / "evaluation.json").write_text(json.dumps(evaluation))
     known = {name: getattr(manifest, name) for name in BundleIdentity.model_fields}
     window = (manifest.train_window[0], train_end)
-    parts = ("training_set_dir", "model_dir", "test_time_dir")
     write_bundle(
         folder / "bundle",
-        **dict.fromkeys(parts, folder / "evaluated"),
+        training_set_dir=finished / "set",
+        **dict.fromkeys(("model_dir", "test_time_dir"), folder / "evaluated"),
         evaluation_dir=folder / "report",
         identity=BundleIdentity(**{**known, "train_window": window}),
     )
