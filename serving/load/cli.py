@@ -29,7 +29,7 @@ def load(
         Path | None, typer.Option(help="File with one request a line, instead of made-up ones.", show_default=False)
     ] = None,
     candidates: Annotated[int, typer.Option(min=1, max=1000, help="Candidates of a made-up request.")] = 100,
-    protocol: Annotated[str, typer.Option(help="v1 or v2.")] = "v1",
+    protocol: Annotated[str, typer.Option(help="Protocol of the requests, v1 or v2.")] = "v1",
     duration: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds of every step.")] = 10.0,
     warm_up: Annotated[float, typer.Option(min=0, help="Seconds before that are not counted.")] = 1.0,
     connections: Annotated[int, typer.Option(min=1, max=256, help="Callers of the closed loop.")] = 4,

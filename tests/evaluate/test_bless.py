@@ -138,9 +138,8 @@ def with_window(finished: Path, folder: Path, *, train_end: str, valid_end: str 
     window = (manifest.train_window[0], train_end)
     write_bundle(
         folder / "bundle",
-        training_set_dir=finished / "set",  # a profile of its rows goes into the bundle
-        model_dir=folder / "evaluated",
-        test_time_dir=folder / "evaluated",
+        training_set_dir=finished / "set",
+        **dict.fromkeys(("model_dir", "test_time_dir"), folder / "evaluated"),
         evaluation_dir=folder / "report",
         identity=BundleIdentity(**{**known, "train_window": window}),
     )

@@ -98,7 +98,7 @@ def test_a_request_that_wants_too_many_paths_is_told(server: TorchServe) -> None
         (b'{"instances": [{"user_id": NaN, "candidates": ["a"]}]}', "application/json", "body"),
         (b'{"instances": [{"user_id": "u", "candidates": []}]}', "application/json", "instances[0].candidates"),
         ({"instances": [{**ONE, "candidates": ["i"] * 100_000}]}, "application/json", "instances[0].candidates"),
-        ({"inputs": [{"name": "x"}]}, "application/json", "inputs[0].name"),
+        ({"inputs": [{"name": "x"}]}, "application/json", "inputs[0].datatype"),
         (b"hello", "text/plain", "body"),
         (b"a=b", "application/x-www-form-urlencoded", "body"),
         (b"\x00\x01", "application/octet-stream", "body"),
