@@ -37,17 +37,13 @@ def skew(
     from rich.console import Console
 
     from feature_repo.skew import measure_skew
-    from thinktwice.champion import read_champion
-    from thinktwice.errors import FeatureStoreError
+    from thinktwice.champion import require_champion
     from thinktwice.files import atomic_file, write_json
     from thinktwice.monitor.cli import in_utc
     from thinktwice.monitor.skew_page import render, skew_table, verdict_lines
 
     if store is None:
-        champion = read_champion(state)
-        if champion is None:
-            raise FeatureStoreError(f"{state} holds no champion whose store could be compared with: give --store")
-        store = champion.feature_store_dir
+        store = require_champion(state, "--store").feature_store_dir
     report = measure_skew(log, store, rows, clean_dir=clean, since=in_utc(since))
     console = Console()
     console.print(skew_table(report, max_mismatch))

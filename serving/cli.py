@@ -48,11 +48,9 @@ def serve(
     Inference v2 at /v2/models/ctr/infer.
     """
     from serving import kserve_process, torchserve_process
-    from thinktwice.champion import read_champion, verify_archive
+    from thinktwice.champion import require_champion, verify_archive
 
-    champion = read_champion(state)
-    if champion is None:
-        raise ServerError(f"{state} holds no champion: run 'thinktwice pipeline run' first, or give --state")
+    champion = require_champion(state, "--state")
     archive = verify_archive(champion)
     console = Console(stderr=True)
     console.print(f"serving {champion.info.model_version} (bundle {champion.info.bundle_hash[:12]})")
@@ -135,15 +133,12 @@ def openapi(
     """Print what the predictor of a model accepts and answers, as an OpenAPI 3.1 document."""
     from serving.openapi import document
     from thinktwice.bundle import SCHEMA_FILE, verify_bundle
-    from thinktwice.champion import MODEL_NAME, read_champion
+    from thinktwice.champion import MODEL_NAME, require_champion
     from thinktwice.files import atomic_file
     from thinktwice.schema import load_schema
 
     if bundle is None:
-        champion = read_champion(state)
-        if champion is None:
-            raise ServerError(f"{state} holds no champion: run 'thinktwice pipeline run' first, or give --bundle")
-        bundle = champion.bundle_dir
+        bundle = require_champion(state, "--bundle").bundle_dir
     manifest = verify_bundle(bundle)
     online = bool(manifest.feature_service)
     found = document(load_schema(bundle / SCHEMA_FILE), MODEL_NAME, manifest.model_version, online=online)

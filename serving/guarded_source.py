@@ -72,16 +72,18 @@ class GuardedSource:
         if not self._free.acquire(blocking=False):
             self._ended(trial, None)
             raise LookupFailed(f"all lookups hang: {entity} features were not asked for", "busy")
-        future = self._pool.submit(self._run, entity, list(ids), limit)
+        good: bool | None = None  # a bug in a source says nothing about the store, but it ends a trial too
         try:
-            found = future.result(limit)
+            found = self._pool.submit(self._run, entity, list(ids), limit).result(limit)
+            good = True
         except LateError:
-            self._ended(trial, False)
+            good = False
             raise LookupFailed(f"{entity} features took longer than {limit * 1000:.0f} ms", "late") from None
         except FeatureStoreError as error:
-            self._ended(trial, False)
+            good = False
             raise LookupFailed(str(error), "failed") from error
-        self._ended(trial, True)
+        finally:
+            self._ended(trial, good)
         return found
 
     def close(self) -> None:

@@ -24,12 +24,12 @@ from serving.archive import extract_bundle
 from serving.config import load_config
 from serving.kserve_server import Server, kserve
 from serving.open_service import open_service
+from serving.processes import PROBE
 from serving.service import Reply, Service
 from thinktwice.champion import MODEL_NAME
 from thinktwice.errors import OverloadedError, ServerError, ThinktwiceError
 
 GRACE = 30  # seconds that requests under way have after SIGTERM
-PROBE = b'{"instances": [{"rows": [{}]}]}'  # a row with nothing in it is a valid question to any model
 
 logger = logging.getLogger("serving.kserve_predictor")  # __name__ is __main__ where it counts
 
@@ -44,7 +44,7 @@ class CTRModel(kserve.Model):
 
     def load(self) -> bool:
         """Score once; ready means that it worked."""
-        self.ready = self.service.answer(PROBE, {}).status == 200
+        self.ready = self.service.answer(dict(PROBE), {}).status == 200
         return bool(self.ready)
 
     async def predict(self, payload: bytes, headers: dict[str, str] | None = None, *_: Any) -> Reply:

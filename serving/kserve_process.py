@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -14,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.processes import (
-    HOST,
     START_LIMIT,
     STOP_LIMIT,
+    LocalServer,
     Progress,
     check_port,
     handlers,
@@ -24,26 +22,14 @@ from serving.processes import (
     signals_later,
     sigterm_as_interrupt,
 )
-from thinktwice.champion import MODEL_NAME
 from thinktwice.errors import ServerError
 
 
 @dataclass
-class KServe:
+class KServe(LocalServer):
     """A running server. Get one from :func:`running`."""
 
-    port: int
-    log: Path
-    process: subprocess.Popen[bytes]
     seconds_to_ready: float = 0.0
-
-    @property
-    def url(self) -> str:
-        return f"http://{HOST}:{self.port}"
-
-    @property
-    def predict_url(self) -> str:
-        return f"{self.url}/v1/models/{MODEL_NAME}:predict"
 
     @property
     def metrics_url(self) -> str:
@@ -51,12 +37,9 @@ class KServe:
 
     def check(self) -> None:
         """Raise a ServerError when the server has ended by itself."""
-        if (code := self.process.poll()) is None:
-            return
-        text = self.log.read_text(encoding="utf-8", errors="replace")
-        if match := re.search(r'"cannot load: (?:[^"\\]|\\.)*"', text):
-            raise ServerError(f"the model cannot be served: {json.loads(match[0]).removeprefix('cannot load: ')}")
-        raise ServerError(f"the predictor ended by itself (exit code {code}): see {self.log}")
+        if (code := self.process.poll()) is not None:
+            self.output()
+            raise ServerError(f"the predictor ended by itself (exit code {code}): see {self.log}")
 
 
 @contextmanager

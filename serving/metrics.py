@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,6 +89,7 @@ class Metrics:
         log = counter("prediction_log_requests", "Requests of the prediction log: what became of them.", "what")
         self._log = {what: log.labels(**self._who, what=what) for what in LOGGED}
         self._logged = dict.fromkeys(LOGGED, 0)
+        self._logging = threading.Lock()
 
     def answered(self, answer: Answer) -> None:
         """One scored request."""
@@ -119,10 +120,11 @@ class Metrics:
 
     def logged(self, counts: Mapping[str, int]) -> None:
         """What the prediction log has counted since it was opened."""
-        for what in LOGGED:
-            if (more := counts[what] - self._logged[what]) > 0:
-                self._logged[what] += more
-                self._log[what].inc(more)
+        with self._logging:
+            for what in LOGGED:
+                if (more := counts[what] - self._logged[what]) > 0:
+                    self._logged[what] += more
+                    self._log[what].inc(more)
 
     def state(self, admission: Admission, reader: object) -> None:
         """How full the process is, and how old its item features are."""
@@ -163,39 +165,24 @@ def shared_registry() -> CollectorRegistry:
     return registry
 
 
-def serve_metrics(host: str, port: int, retry: float = RETRY_SECONDS) -> Callable[[], None]:
-    """Answer ``GET /metrics`` from a thread as soon as the port is free; returns a function that stops it.
+def serve_metrics(host: str, port: int, retry: float = RETRY_SECONDS) -> None:
+    """Answer ``GET /metrics`` from a thread, as soon as the port is free, until the process ends.
 
     The workers of one machine all call this: one of them gets the port.
     """
-    from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+    from wsgiref.simple_server import WSGIRequestHandler, make_server
 
     class Quiet(WSGIRequestHandler):
         def log_message(self, format: str, *args: Any) -> None:
             """Scrapes are no news."""
 
-    stopped = threading.Event()
-    running: list[WSGIServer] = []
-
     def run() -> None:
-        while not stopped.is_set():
+        while True:
             try:
                 server = make_server(host, port, make_wsgi_app(shared_registry()), handler_class=Quiet)
             except OSError:
-                stopped.wait(retry)
+                time.sleep(retry)
                 continue
-            running.append(server)
-            server.serve_forever(poll_interval=0.2)
-            server.server_close()
-            return
+            server.serve_forever()
 
-    thread = threading.Thread(target=run, name="metrics", daemon=True)
-    thread.start()
-
-    def stop() -> None:
-        stopped.set()
-        for server in running:
-            server.shutdown()
-        thread.join(5.0)
-
-    return stop
+    threading.Thread(target=run, name="metrics", daemon=True).start()

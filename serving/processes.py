@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
+import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
+from thinktwice.champion import MODEL_NAME
 from thinktwice.errors import ServerError
 
 HOST = "127.0.0.1"
@@ -19,6 +24,34 @@ START_LIMIT = 180.0  # seconds; a cold disk takes most of a minute to import eve
 STOP_LIMIT = 20.0  # seconds to finish what is under way
 
 Progress = Callable[[str], None]
+
+
+@dataclass
+class LocalServer:
+    """A server that runs as a child, whichever it is."""
+
+    port: int
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def predict_url(self) -> str:
+        return f"{self.url}/v1/models/{MODEL_NAME}:predict"
+
+    def output(self) -> str:
+        """What it has printed so far.
+
+        Raises:
+            ServerError: it said that it cannot load its model.
+        """
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        if match := re.search(r'"cannot load: (?:[^"\\]|\\.)*"', text):  # a JSON string within a line
+            raise ServerError(f"the model cannot be served: {json.loads(match[0]).removeprefix('cannot load: ')}")
+        return text
 
 
 def check_port(port: int) -> None:

@@ -88,8 +88,8 @@ class Scorer:
         self.reader = reader
         self.parser = RequestParser(bundle.schema, online=reader is not None)
         self._user_key, self._item_key = bundle.schema.key_of("user"), bundle.schema.key_of("item")
-        self._item_fields = [f.name for f in bundle.encoder.fields if f.entity == "item"]
-        self._shared_fields = [f.name for f in bundle.encoder.fields if f.entity != "item"]
+        self._item_fields = frozenset(f.name for f in bundle.encoder.fields if f.entity == "item")
+        self._shared_fields = frozenset(f.name for f in bundle.encoder.fields if f.entity != "item")
         self._stage = (tracing or Tracing()).stage
         self._ms_per_path_row = 0.0
         self._costs: tuple[tuple[int, float], ...] = ()

@@ -151,7 +151,7 @@ class SnapshotReader:
         """Fill the snapshot now; False, and nothing changed, when the store does not answer."""
         try:
             self._snapshot, _ = self._filled(math.inf)
-        except FeatureStoreError as error:
+        except (FeatureStoreError, OSError, pa.ArrowException) as error:  # the store, or its tables of ids
             self.failures += 1
             age = time.time() - self.filled
             logger.warning("the item snapshot was not refilled, the one of %.0f s ago stays: %s", age, error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -27,6 +26,7 @@ from serving.processes import (
     HOST,
     START_LIMIT,
     STOP_LIMIT,
+    LocalServer,
     Progress,
     alive,
     check_port,
@@ -50,25 +50,14 @@ MAX_SOCKET_PATH = (
 
 
 @dataclass
-class TorchServe:
+class TorchServe(LocalServer):
     """A running server. Get one from :func:`running`."""
 
-    port: int
-    log: Path
-    process: subprocess.Popen[bytes]
     work: Path
     management_port: int
     metrics_url: str = ""
     seconds_to_ready: float = 0.0
     known: list[psutil.Process] = field(default_factory=list)
-
-    @property
-    def url(self) -> str:
-        return f"http://{HOST}:{self.port}"
-
-    @property
-    def predict_url(self) -> str:
-        return f"{self.url}/v1/models/{MODEL_NAME}:predict"
 
     def check(self) -> None:
         """Raise a ServerError when the server has ended by itself."""
@@ -270,10 +259,7 @@ def _wait_until_scored(server: TorchServe, limit: float, progress: Progress) -> 
 
 
 def _raise_if_worker_failed(server: TorchServe) -> None:
-    text = server.log.read_text(encoding="utf-8", errors="replace")
-    if match := re.search(r'"cannot load: (?:[^"\\]|\\.)*"', text):  # a JSON string within a line of the worker
-        reason = json.loads(match[0]).removeprefix("cannot load: ")
-        raise ServerError(f"the model cannot be served: {reason}")
+    text = server.output()
     if "Backend worker process died" in text or "Failed to load model" in text:
         raise ServerError(f"the worker died while it loaded the model: see {server.log}")
     if "Address already in use" in text or "Failed to bind" in text:

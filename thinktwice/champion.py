@@ -74,6 +74,21 @@ def read_champion(state_dir: Path | str) -> Champion | None:
     return Champion(folder, info)
 
 
+def require_champion(state_dir: Path | str, instead: str) -> Champion:
+    """The champion of a state folder.
+
+    Args:
+        instead: the option of the command line that makes it unnecessary.
+
+    Raises:
+        BundleError: nothing was ever deployed, or what lies there is damaged.
+    """
+    champion = read_champion(state_dir)
+    if champion is None:
+        raise BundleError(f"{state_dir} holds no champion: run 'thinktwice pipeline run' first, or give {instead}")
+    return champion
+
+
 def verify_archive(champion: Champion) -> Path:
     """The archive of a champion, after a check that it is whole: a cut one fails deep within the server.
 

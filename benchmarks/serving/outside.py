@@ -39,38 +39,37 @@ def serving(archive: Path, world: World, folder: Path, server: str = "torchserve
         yield second.url
 
 
-def hop(world: World, folder: Path, seconds: float, rounds: int) -> dict[str, Any]:
-    """One caller, 100 candidates: latency through TorchServe with our handler and with one that does nothing, by turns."""
+def by_turns(
+    world: World, folder: Path, other: str, *, callers: int, seconds: float, rounds: int
+) -> dict[str, list[Measured]]:
+    """Closed loops on TorchServe with our handler (``ours``) and with another of :mod:`benchmarks.serving.handlers`, by turns."""
     requests = requests_of(world.store, SCHEMA, count=100, candidates=100, seed=2)
-    nothing = with_handler(world.archives["off"], "Nothing", folder / "nothing")
-    out: dict[str, list[np.ndarray]] = {"ours": [], "nothing": []}
-    with serving(world.archives["off"], world, folder) as ours, serving(nothing, world, folder) as empty:
-        for url in (ours, empty):
-            closed_loop(Target(url, requests), 1, 1.0)
+    archive = with_handler(world.archives["off"], other, folder / other.lower())
+    with serving(world.archives["off"], world, folder) as ours, serving(archive, world, folder) as theirs:
+        urls = {"ours": ours, other.lower(): theirs}
+        for url in urls.values():
+            closed_loop(Target(url, requests), callers, 1.0)
+        found: dict[str, list[Measured]] = {name: [] for name in urls}
         for _ in range(rounds):
-            for name, url in (("ours", ours), ("nothing", empty)):
-                found = closed_loop(Target(url, requests), 1, seconds)
-                out[name].append(found.latency[~np.isnan(found.latency)])
+            for name, url in urls.items():
+                found[name].append(closed_loop(Target(url, requests), callers, seconds))
+    return found
+
+
+def hop(world: World, folder: Path, seconds: float, rounds: int) -> dict[str, Any]:
+    """One caller, 100 candidates: latency through TorchServe with our handler and with one that does nothing."""
+    found = by_turns(world, folder, "Nothing", callers=1, seconds=seconds, rounds=rounds)
+    latency = {name: np.concatenate([m.latency for m in parts]) for name, parts in found.items()}
     return {
-        name: {f"p{q}": float(1000 * np.percentile(np.concatenate(parts), q)) for q in (50, 99)}
-        for name, parts in out.items()
+        name: {f"p{q}": float(1000 * np.nanpercentile(all_, q)) for q in (50, 99)} for name, all_ in latency.items()
     }
 
 
 def throughput(world: World, folder: Path, seconds: float, rounds: int) -> dict[str, float]:
-    """Answers a second of four callers: our handler against the obvious one, by turns."""
-    requests = requests_of(world.store, SCHEMA, count=100, candidates=100, seed=3)
-    obvious = with_handler(world.archives["off"], "Obvious", folder / "obvious")
-    rates: dict[str, list[float]] = {"ours": [], "obvious": []}
-    with serving(world.archives["off"], world, folder) as ours, serving(obvious, world, folder) as other:
-        for url in (ours, other):
-            closed_loop(Target(url, requests), 4, 1.0)
-        for _ in range(rounds):
-            for name, url in (("ours", ours), ("obvious", other)):
-                found = closed_loop(Target(url, requests), 4, seconds)
-                assert found.count("ok") > 0 and found.count("wrong") == 0, found.first_wrong
-                rates[name].append(found.throughput)
-    return {name: float(np.median(found)) for name, found in rates.items()}
+    """Answers a second of four callers: our handler against the obvious one."""
+    found = by_turns(world, folder, "Obvious", callers=4, seconds=seconds, rounds=rounds)
+    assert all(m.count("ok") > 0 and m.count("wrong") == 0 for parts in found.values() for m in parts)
+    return {name: float(np.median([m.throughput for m in parts])) for name, parts in found.items()}
 
 
 def loads(world: World, folder: Path, server: str, seconds: float, rounds: int) -> dict[str, Any]:

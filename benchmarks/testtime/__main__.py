@@ -1,10 +1,10 @@
 """What thinking twice is worth: every mode, baseline and control on the same trunks, and what each costs.
 
-make bench-testtime             # all data sets and backbones, five training seeds, three path seeds (hours on two cores)
+make bench-testtime             # all data sets and backbones, five training seeds, three path seeds (an hour and a half on two cores)
 QUICK=1 make bench-testtime     # one small simulated log, one backbone, two seeds (under two minutes)
 
 Trained networks and scores are kept under .thinktwice/bench/testtime; what is there is not made again. Results:
-benchmarks/results/testtime.json with the list ``bars``, and the page benchmarks/results/testtime.md with its plots.
+benchmarks/results/testtime.json with the list ``bars``, testtime-slices.json, and the page benchmarks/results/testtime.md with its plots.
 """
 
 from __future__ import annotations
@@ -68,6 +68,15 @@ def collect(parts: tuple[Part, ...]) -> dict[str, Any]:
     return out | {"data": facts}
 
 
+def rounded(value: Any, digits: int = 5) -> Any:
+    """The same with floats of so many significant digits: intervals are far wider than what falls away."""
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}")
+    if isinstance(value, dict):
+        return {key: rounded(part, digits) for key, part in value.items()}
+    return [rounded(part, digits) for part in value] if isinstance(value, list | tuple) else value
+
+
 def main() -> None:
     """Measure, print the bars, write the result and the page, and fail when a bar does not hold."""
     quick = bool(os.environ.get("QUICK"))
@@ -89,7 +98,8 @@ def main() -> None:
     result["bars"] = bars.of(result)
     name = "testtime-quick" if quick else "testtime"
     target = plan.WORK if quick else RESULTS  # the short form proves that everything runs, not what it is worth
-    write_json(target / f"{name}.json", result)
+    write_json(target / f"{name}-slices.json", rounded({"slices": result["slices"]}))
+    write_json(target / f"{name}.json", rounded({key: part for key, part in result.items() if key != "slices"}))
     page.write(target, name, result)
     for bar in result["bars"]:
         print(f"{'holds' if bar['holds'] else 'FAILS'}  {bar['name']}: {json.dumps(bar['value'])} ({bar['bound']})")

@@ -62,12 +62,10 @@ def load(
         asked = read_requests(requests)
     else:
         from thinktwice.bundle import SCHEMA_FILE
-        from thinktwice.champion import read_champion
+        from thinktwice.champion import require_champion
         from thinktwice.schema import load_schema
 
-        champion = read_champion(state)
-        if champion is None:
-            raise ServerError(f"{state} holds no champion to take users and items from: give --state or --requests")
+        champion = require_champion(state, "--state or --requests")
         schema = load_schema(champion.bundle_dir / SCHEMA_FILE)
         asked = requests_of(champion.feature_store_dir, schema, count=MADE_UP, candidates=candidates, seed=seed)
     target = Target(url, asked, protocol, None if deadline_ms is None else deadline_ms / 1000)

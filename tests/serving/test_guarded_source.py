@@ -100,6 +100,21 @@ def test_a_store_that_fails_again_and_again_gets_a_rest_and_one_trial_at_a_time(
     guarded.close()
 
 
+def test_a_bug_during_a_trial_ends_the_trial() -> None:
+    source, clock = Source(), Clock()
+    source.error = FeatureStoreError("down")
+    guarded = GuardedSource(source, timeout=10, clock=clock)
+    for _ in range(FAILURES):
+        reason(guarded)
+    clock.now += REST + 0.01
+    source.error = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        guarded.fetch("user", ["u"])
+    source.error = None
+    assert guarded.fetch("user", ["u"])[0].values == {"age": "u"}
+    guarded.close()
+
+
 def test_a_bug_in_a_source_is_no_slow_store() -> None:
     source = Source()
     source.error = ZeroDivisionError()

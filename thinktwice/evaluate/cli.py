@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from thinktwice.errors import BundleError, DataError
+from thinktwice.errors import DataError
 from thinktwice.files import read_json
 
 WORK = Path(".thinktwice")
@@ -49,12 +49,9 @@ def evaluate(
 
 
 def _champion() -> Path:
-    from thinktwice.champion import read_champion
+    from thinktwice.champion import require_champion
 
-    champion = read_champion(WORK / "state")
-    if champion is None:
-        raise BundleError(f"{WORK / 'state'} holds no champion: run `thinktwice pipeline run` first, or give --bundle")
-    return champion.bundle_dir
+    return require_champion(WORK / "state", "--bundle").bundle_dir
 
 
 def _last_training_set() -> Path:

@@ -30,17 +30,13 @@ def drift(
     """Compare live traffic with what the model was trained on, field by field; 1 when something has drifted."""
     from rich.console import Console
 
-    from thinktwice.champion import read_champion
-    from thinktwice.errors import BundleError
+    from thinktwice.champion import require_champion
     from thinktwice.files import atomic_file, write_json
     from thinktwice.monitor.drift import drift_of_log
     from thinktwice.monitor.drift_page import drift_table, render, verdict_lines
 
     if bundle is None:
-        champion = read_champion(state)
-        if champion is None:
-            raise BundleError(f"{state} holds no champion to compare with: give --bundle")
-        bundle = champion.bundle_dir
+        bundle = require_champion(state, "--bundle").bundle_dir
     report = drift_of_log(log, bundle, rows, since=in_utc(since), threshold=fail_above)
     console = Console()
     console.print(drift_table(report))
