@@ -146,7 +146,7 @@ class Scorer:
             with self._stage("features", rows=len(request.candidates)):
                 features = self.reader.read(request.user_id, request.candidates, left)
         looked_up = time.perf_counter()
-        batch, logged = self._encode(request, features)
+        batch, logged = self.encode(request, features)
         encoded = time.perf_counter()
         budget, shed = self._path_budget(request, deadline, path_share, rows_after)
         with self._stage("engine", rows=request.num_rows):
@@ -185,7 +185,8 @@ class Scorer:
             logged=logged,
         )
 
-    def _encode(self, request: Request, features: Features | None) -> tuple[Batch, Logged]:
+    def encode(self, request: Request, features: Features | None) -> tuple[Batch, Logged]:
+        """The rows of a request as the model eats them, and its values as the prediction log wants them."""
         encoder = self.bundle.encoder
         if features is None:
             assert request.rows is not None

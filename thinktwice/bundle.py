@@ -7,6 +7,7 @@ Loading verifies everything first and unpickles nothing.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,11 @@ from thinktwice.files import atomic_dir, sha256_file, write_json
 if TYPE_CHECKING:
     from thinktwice.data.encoder import Encoder
     from thinktwice.models.backbone import Backbone
+    from thinktwice.models.backends import MakeBackend
+    from thinktwice.models.store import ModelInfo
     from thinktwice.schema import LogSchema
     from thinktwice.testtime.engine import Engine
+    from thinktwice.testtime.store import TestTime
 
 FORMAT: Literal[1] = 1
 MANIFEST_FILE = "manifest.json"
@@ -32,6 +36,8 @@ TRAINING_SET_FILES = (SCHEMA_FILE, ENCODER_FILE, VOCABULARY_FILE)
 MODEL_FILES = ("model.json", "weights.safetensors")
 TEST_TIME_FILES = ("test_time.json", "counts.safetensors")
 PROFILE_FILE = "profile.json"  # what drift is measured against; bundles of older versions have none
+# How the scores are computed; bundles of older versions have none, and eager torch computes theirs.
+BACKEND_FILES = ("backend.json", "backend.onnx")
 # What some test-time modes need besides; a bundle holds those that its own configuration needs.
 EXTRA_FILES = (
     "combinations.safetensors",
@@ -40,6 +46,10 @@ EXTRA_FILES = (
 )
 REPORT_FILES = ("evaluation.json", "report.html")  # under report/
 BUNDLE_FILES = frozenset((*TRAINING_SET_FILES, *MODEL_FILES, *TEST_TIME_FILES, *(f"report/{n}" for n in REPORT_FILES)))
+
+TIMED_REQUESTS, TIMED_ROWS = 8, 1000  # of validation rows, that backends are timed with
+
+logger = logging.getLogger(__name__)
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -74,7 +84,7 @@ class Manifest(BundleIdentity):
     @model_validator(mode="after")
     def _complete(self) -> Manifest:
         if (missing := sorted(BUNDLE_FILES - set(self.files))) or (
-            extra := sorted(set(self.files) - BUNDLE_FILES - {PROFILE_FILE, *EXTRA_FILES})
+            extra := sorted(set(self.files) - BUNDLE_FILES - {PROFILE_FILE, *BACKEND_FILES, *EXTRA_FILES})
         ):
             what = f"does not list {missing[0]}" if missing else f"lists the unknown file {extra[0]}"
             raise ValueError(f"'files' {what}")
@@ -126,17 +136,20 @@ def write_bundle(
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source / name, target)
                 entries[prefix + name] = FileEntry(sha256=sha256_file(target), size=target.stat().st_size)
-        _write_profile(folder, Path(training_set_dir))
-        profile = folder / PROFILE_FILE
-        entries[PROFILE_FILE] = FileEntry(sha256=sha256_file(profile), size=profile.stat().st_size)
+        _write_derived(folder, Path(training_set_dir))
+        for name in (PROFILE_FILE, *BACKEND_FILES):
+            if (target := folder / name).is_file():
+                entries[name] = FileEntry(sha256=sha256_file(target), size=target.stat().st_size)
         manifest = Manifest(**identity.model_dump(), files=entries)
         write_json(folder / MANIFEST_FILE, manifest.model_dump(mode="json"))
     return manifest
 
 
-def _write_profile(folder: Path, training_set_dir: Path) -> None:
+def _write_derived(folder: Path, training_set_dir: Path) -> None:
+    """What only the parts together give: the profile of the scores, and the backend that computes them fastest here."""
     from thinktwice.data.encoder import Encoder
     from thinktwice.data.training_set import load_training_set
+    from thinktwice.models.backends import save_choice
     from thinktwice.models.store import load_model
     from thinktwice.monitor.profile import profile_of
     from thinktwice.testtime.engine import Engine
@@ -148,6 +161,14 @@ def _write_profile(folder: Path, training_set_dir: Path) -> None:
     engine = Engine(model, test_time.reliability, test_time.config, info.calibration, test_time.extras)
     profile = profile_of(data, Encoder.load(folder), engine)
     write_json(folder / PROFILE_FILE, profile.model_dump(mode="json"))
+    valid = data.part("valid")
+    starts = range(0, len(valid), max(1, len(valid) // TIMED_REQUESTS))
+    requests = [valid.batch(slice(start, start + TIMED_ROWS)) for start in starts][:TIMED_REQUESTS]
+    choice = save_choice(folder, engine.backend, requests)
+    for name, seconds in choice.seconds.items():
+        times = ", ".join(f"{1000 * s:.2f}" for s in seconds)
+        chosen = ", chosen" if name == choice.name else ""
+        logger.info("backend %s: %s ms for 1, 100 and 1,000 rows%s", name, times, chosen)
 
 
 def bundle_hash(folder: Path | str) -> str:
@@ -233,7 +254,6 @@ def load_bundle(folder: Path | str) -> Bundle:
     from thinktwice.data.encoder import Encoder
     from thinktwice.models.store import load_model
     from thinktwice.schema import load_schema
-    from thinktwice.testtime.engine import Engine
     from thinktwice.testtime.store import load_test_time
 
     folder = Path(folder)
@@ -249,5 +269,30 @@ def load_bundle(folder: Path | str) -> Bundle:
             f"bundle {folder}: its counts were taken for other weights ({test_time.weights[:12]}...): counts that are newer or "
             "older than the weights would call untrained values reliable, fit the test-time parameters again"
         )
-    engine = Engine(model, test_time.reliability, test_time.config, info.calibration, test_time.extras)
+    engine = _engine(folder, model, info, test_time)
     return Bundle(folder, manifest, bundle_hash(folder), schema, encoder, model, engine)
+
+
+def _engine(folder: Path, model: Backbone, info: ModelInfo, test_time: TestTime) -> Engine:
+    """The engine with the packaged backend, or with eager torch where that one gives other scores on this machine."""
+    from thinktwice.models.backends import Eager, open_backend, parity_of, verify_sizes
+    from thinktwice.testtime.engine import Engine
+
+    def made(make_backend: MakeBackend) -> Engine:
+        parts = (test_time.reliability, test_time.config, info.calibration, test_time.extras)
+        return Engine(model, *parts, make_backend)
+
+    engine = made(open_backend(folder))
+    parity = parity_of(engine.backend)
+    if engine.backend.name != "eager" and not (parity.holds and verify_sizes(engine.backend)):
+        logger.warning(
+            "backend %s is not used, eager torch scores: on this machine it differs by %.2g in probability, swaps %d pairs, or gives "
+            "a row other bits at another place",
+            engine.backend.name,
+            parity.difference,
+            parity.swapped,
+        )
+        engine = made(Eager)
+    if engine.backend.name == "eager":
+        verify_sizes(engine.backend)
+    return engine

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving import inside, outside, page
+from benchmarks.serving import backends, inside, outside, page
 from benchmarks.serving.world import make_world
 from feature_repo.store import REDIS_VARIABLE
 from tests.features import redis_server
@@ -35,6 +35,9 @@ def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
 
     other = result["inside"]["off"]["other"]["p50"]
     bar("all but the model, 100 candidates in process, p50 ms", other, "<= 1", other <= 1.0)
+    for rows, spent in result["backends"]["microseconds"].items():
+        ratio = spent["eager"] / spent["chosen"]
+        bar(f"chosen backend over eager torch, rows {rows}", ratio, ">= 2", ratio >= 2)
     hop, engine = result["hop"], result["inside"]["off"]["engine"]["p99"]
     ratio = hop["ours"]["p99"] / (hop["nothing"]["p99"] + engine)
     bar("p99 through TorchServe over that of doing nothing plus the model's own", ratio, "<= 1.3", ratio <= 1.3)
@@ -73,6 +76,7 @@ def main() -> None:
             world = make_world(folder, quick)
             print("world: built", flush=True)
             result: dict[str, Any] = {"inside": inside.overhead(world, 120 if quick else 1500)}
+            result["backends"] = backends.backends(world, 10 if quick else 60)
             result["lookups"] = inside.lookups(world, 40 if quick else 400)
             print("in process: measured", flush=True)
             seconds, rounds = (1.0, 2) if quick else (5.0, 4)

@@ -38,6 +38,18 @@ def write(folder: Path, name: str, result: dict[str, Any]) -> None:
         f"| {kind} | {v['wall_p50']:.2f} | {v['wall_p99']:.2f} | {v['cpu_p50']:.2f} |"
         for kind, v in result["lookups"].items()
     ]
+    scored = result["backends"]
+    lines += ["", f"## The trunk alone: eager torch and the chosen backend, {scored['name']}", ""]
+    lines += ["| rows | model(batch), µs | eager backend, µs | chosen, µs |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| {rows} | {v['plain']:.0f} | {v['eager']:.0f} | {v['chosen']:.0f} |"
+        for rows, v in scored["microseconds"].items()
+    ]
+    lines += [
+        "",
+        "The eager backend gives a row the same bits in any request, as the chosen one does; model(batch) does not.",
+    ]
+    lines += [f"Largest difference of a probability: {scored['largest_difference_of_a_probability']:.1e}."]
     hop, rates = result["hop"], result["throughput"]
     lines += ["", "## Through TorchServe", ""]
     lines += [

@@ -15,21 +15,23 @@ import torch
 from components.deployment.package.archive import write_archive
 from feature_repo.retrieve import training_set
 from feature_repo.store import build
-from thinktwice.bundle import BundleIdentity, bundle_hash, write_bundle
+from serving.load.plan import requests_of
+from serving.scorer import open_scorer
+from thinktwice.bundle import BundleIdentity, bundle_hash, load_bundle, write_bundle
 from thinktwice.champion import ARCHIVE_FILE
-from thinktwice.data.encoded import EncodedRows
+from thinktwice.data.encoded import Batch
 from thinktwice.data.feature_tables import feature_service_name
 from thinktwice.data.simulator import SimConfig, simulate
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import build_training_set, load_training_set
 from thinktwice.files import write_json
-from thinktwice.models.backbone import Backbone, BackboneConfig
+from thinktwice.models.backbone import BackboneConfig
 from thinktwice.models.fields import FieldSpace
 from thinktwice.models.registry import build_backbone
 from thinktwice.models.store import Calibration, ModelInfo, save_model
 from thinktwice.schema import parse_schema
 from thinktwice.testtime.config import FitConfig, TestTimeConfig
-from thinktwice.testtime.engine import Engine, raw_rows
+from thinktwice.testtime.engine import Engine
 from thinktwice.testtime.modes import preset
 from thinktwice.testtime.reliability import Reliability
 from thinktwice.testtime.store import TestTime, save_test_time
@@ -105,13 +107,11 @@ def make_world(folder: Path, quick: bool) -> World:
         train_window=data.train_window,
     )
     bundles, archives = {}, {}
-    valid = data.part("valid").take(slice(0, 5000))
-    modes = {
-        "off": preset("off"),
-        "gate": preset("gate").model_copy(update={"strength": 2.0}),
-        "uttsi": _unsure_fifth(model, reliability, valid),
-    }
-    for name, mode in modes.items():
+    world = World(store, bundles, archives)
+    for name in ("off", "gate", "uttsi"):
+        mode = _unsure_fifth(reliability, world) if name == "uttsi" else preset(name)
+        if name == "gate":
+            mode = mode.model_copy(update={"strength": 2.0})
         test_time = folder / f"test_time_{name}"
         test_time.mkdir()
         save_test_time(test_time, TestTime(mode, reliability, {}))
@@ -130,7 +130,19 @@ def make_world(folder: Path, quick: bool) -> World:
         write_json(blessing / "blessing.json", verdict)
         write_archive(bundles[name], blessing, folder / f"archive_{name}")
         archives[name] = folder / f"archive_{name}" / ARCHIVE_FILE
-    return World(store, bundles, archives)
+    return world
+
+
+def served(world: World, candidates: int, count: int) -> list[Batch]:
+    """Requests of a load as the model gets them."""
+    scorer = open_scorer(world.bundles["off"], world.store)
+    assert scorer.reader is not None
+    out = []
+    for value in requests_of(world.store, SCHEMA, count=count, candidates=candidates, seed=3):
+        request = scorer.parser.parse(value, "request")
+        out.append(scorer.encode(request, scorer.reader.read(request.user_id, request.candidates))[0])
+    scorer.reader.close()
+    return out
 
 
 def with_handler(archive: Path, name: str, out: Path) -> Path:
@@ -144,9 +156,12 @@ def with_handler(archive: Path, name: str, out: Path) -> Path:
     return target
 
 
-def _unsure_fifth(model: Backbone, reliability: Reliability, rows: EncodedRows) -> TestTimeConfig:
+def _unsure_fifth(reliability: Reliability, world: World) -> TestTimeConfig:
+    """A fifth of the rows of the load: requests lack context that the log has, and validation rows are less unsure."""
     config = preset("uttsi").model_copy(update={"min_count": 0, "pair_share": 0.0, "threshold": 2.0})
-    signal = raw_rows(Engine(model, reliability, config), rows).signal
+    plain = load_bundle(world.bundles["off"]).engine
+    engine = Engine(plain.model, reliability, config, plain.calibration)
+    signal = np.concatenate([engine.raw(batch, 0).signal for batch in served(world, 100, 50)])
     threshold = float(np.quantile(signal, 1 - FitConfig().explored_share))
     return config.model_copy(update={"threshold": threshold, "signal_max": float(signal.max())})
 

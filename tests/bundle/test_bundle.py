@@ -21,17 +21,40 @@ from thinktwice.bundle import (
 )
 from thinktwice.errors import BundleError
 from thinktwice.files import read_json, sha256_file, write_json
+from thinktwice.models import backends
+from thinktwice.models.backends import choose
 
 
 def test_what_was_written_is_loaded(small: Path) -> None:
     bundle = load_bundle(small / "bundle")
-    assert bundle.manifest.files.keys() == BUNDLE_FILES | {PROFILE_FILE}
+    assert bundle.manifest.files.keys() == BUNDLE_FILES | {PROFILE_FILE, "backend.json"}
     assert bundle.manifest.model_version == identity().model_version
     assert bundle.hash == bundle_hash(small / "bundle")
     assert len(bundle.hash) == 64
     scored = bundle.engine.score(bundle.encoder.encode_rows([{}, {"user_id": "u1", "item_id": "i1"}]))
     assert scored.probability.shape == (2,)
     assert ((scored.probability > 0) & (scored.probability < 1)).all()
+
+
+def test_the_packaged_backend_scores(small: Path) -> None:
+    engine = load_bundle(small / "bundle").engine
+    assert engine.backend.name == json.loads((small / "bundle" / "backend.json").read_bytes())["backend"] == "folded"
+    assert len(engine.backend.sizes) >= 1
+
+
+@pytest.mark.parametrize("what", ["parity", "bits"])
+def test_eager_torch_scores_where_the_packaged_backend_is_not_as_good(
+    what: str, small: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another machine may add in another order than the one that packaged the model."""
+    if what == "parity":
+        monkeypatch.setitem(choose.TOLERANCE, "folded", -1.0)
+    else:
+        monkeypatch.setattr(backends, "verify_sizes", lambda backend: backend.name == "eager")
+    bundle = load_bundle(small / "bundle")
+    assert bundle.engine.backend.name == "eager"
+    assert "backend folded is not used" in caplog.text
+    assert bundle.engine.score(bundle.encoder.encode_rows([{}])).probability.shape == (1,)
 
 
 def test_the_same_parts_give_the_same_bytes(small: Path, tmp_path: Path) -> None:

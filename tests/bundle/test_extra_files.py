@@ -36,8 +36,8 @@ def test_only_what_the_configuration_needs_is_shipped(bundle: Path, parts: dict[
     lying_there = {p.relative_to(parts["test_time_dir"]).as_posix() for p in parts["test_time_dir"].rglob("*")}
     assert {"heads.safetensors", "combinations.safetensors", "members/1/model.json"} <= lying_there
     shipped = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
-    assert shipped == BUNDLE_FILES | MEMBER | {MANIFEST_FILE, PROFILE_FILE}
-    assert load_bundle(bundle).manifest.files.keys() == BUNDLE_FILES | MEMBER | {PROFILE_FILE}
+    assert shipped == BUNDLE_FILES | MEMBER | {MANIFEST_FILE, PROFILE_FILE, "backend.json"}
+    assert load_bundle(bundle).manifest.files.keys() == BUNDLE_FILES | MEMBER | {PROFILE_FILE, "backend.json"}
 
 
 def test_a_loaded_member_reads_the_table_of_the_model(bundle: Path) -> None:

@@ -26,7 +26,7 @@ from thinktwice.evaluate.report import render
 from thinktwice.evaluate.table import metrics_table
 from thinktwice.files import read_json
 from thinktwice.models import load_model
-from thinktwice.testtime.engine import one_thread
+from thinktwice.models.blocks import one_thread
 
 
 @pytest.fixture(scope="module")

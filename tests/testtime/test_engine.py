@@ -13,9 +13,9 @@ from tests.testtime import wide
 from tests.testtime.wide import CALIBRATION, MODES, but
 from thinktwice.errors import BundleError
 from thinktwice.models import Backbone, build_backbone
+from thinktwice.models.blocks import BASE_ROWS
 from thinktwice.models.store import Calibration
 from thinktwice.testtime import TestTimeConfig
-from thinktwice.testtime.blocks import BASE_ROWS
 from thinktwice.testtime.calibrate import SupportCalibration, sigmoid
 from thinktwice.testtime.engine import CHUNK, Engine, raw_rows
 from thinktwice.testtime.extras import Extras

@@ -11,6 +11,8 @@ import torch
 
 from tests.testtime import wide
 from tests.testtime.wide import but
+from thinktwice.models.backends import verify_sizes
+from thinktwice.models.backends.folded import Folded
 from thinktwice.testtime import TestTimeConfig
 from thinktwice.testtime.engine import Scored
 from thinktwice.testtime.samplers import SAMPLERS, Doubt
@@ -80,6 +82,22 @@ def test_alone_or_in_any_company(name: str, big: wide.Wide, among: dict[str, Sco
         same(engine.score(big.batch(slice(row, row + 1))), expected, slice(row, row + 1))
     for rows in (slice(90, 133), slice(100, 400)):
         same(engine.score(big.batch(rows)), expected, rows)
+
+
+@pytest.mark.parametrize("name", BY_THE_ROW)
+def test_with_a_folded_first_layer(name: str, big: wide.Wide, among: dict[str, Scored]) -> None:
+    engine = big.engine(config_of(name), shared=name in wide.SHARED, make_backend=Folded)
+    assert verify_sizes(engine.backend)
+    found, eager = engine.score(big.batch(slice(0, ROWS))), among[name]
+    alike = found.num_paths == eager.num_paths  # a row at the edge of a threshold may fall on its other side
+    assert alike.mean() > 0.99
+    np.testing.assert_allclose(found.logit[alike], eager.logit[alike], rtol=0, atol=1e-4)
+    order = np.random.default_rng(0).permutation(ROWS)
+    same(engine.score(big.batch(order)), found, order)
+    asked = np.flatnonzero(found.num_paths > 1)
+    for row in {0, 127, 128, 499, *range(3, ROWS, 40), *asked[:15].tolist()}:
+        same(engine.score(big.batch(slice(row, row + 1))), found, slice(row, row + 1))
+    same(engine.score(big.batch(slice(90, 133))), found, slice(90, 133))
 
 
 @pytest.mark.parametrize("triples", [True, False])

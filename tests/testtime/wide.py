@@ -10,6 +10,7 @@ import torch
 from thinktwice.combinations.counts import CombinationCounts, open_pairs
 from thinktwice.data.encoded import Batch, EncodedRows, count_values
 from thinktwice.models import Backbone, BackboneConfig, FieldSpace, build_backbone
+from thinktwice.models.backends import Eager, MakeBackend
 from thinktwice.models.store import Calibration
 from thinktwice.testtime import TestTimeConfig
 from thinktwice.testtime.calibrate import SupportCalibration, apply, sigmoid
@@ -63,9 +64,9 @@ class Wide:
     sharer: Backbone
     later: EncodedRows
 
-    def engine(self, config: TestTimeConfig, *, shared: bool = False) -> Engine:
+    def engine(self, config: TestTimeConfig, *, shared: bool = False, make_backend: MakeBackend = Eager) -> Engine:
         extras = Extras(self.extras.combinations, self.extras.heads, (self.sharer,)) if shared else self.extras
-        return Engine(self.model, self.reliability, config, CALIBRATION, extras)
+        return Engine(self.model, self.reliability, config, CALIBRATION, extras, make_backend)
 
     def batch(self, chosen: slice | np.ndarray) -> Batch:
         return self.later.batch(chosen)

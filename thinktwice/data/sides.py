@@ -64,10 +64,13 @@ def join(shared: Side, own: Side) -> Batch:
     ids = np.empty((rows, len(shared.columns) + len(own.columns)), np.int64)
     ids[:, shared.columns] = shared.ids
     ids[:, own.columns] = own.ids
-    sequences = {name: np.repeat(block, rows, axis=0) for name, block in shared.sequences.items()} | dict(own.sequences)
-    vectors = {name: np.repeat(block, rows, axis=0) for name, block in shared.vectors.items()} | dict(own.vectors)
+    # Expanded and not repeated: whoever reads them sees by the stride that all rows share one.
     return Batch(
         torch.from_numpy(ids),
-        {name: torch.from_numpy(block) for name, block in sequences.items()},
-        {name: torch.from_numpy(block) for name, block in vectors.items()},
+        _expanded(shared.sequences, rows) | {name: torch.from_numpy(block) for name, block in own.sequences.items()},
+        _expanded(shared.vectors, rows) | {name: torch.from_numpy(block) for name, block in own.vectors.items()},
     )
+
+
+def _expanded(blocks: Mapping[str, np.ndarray], rows: int) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(block).expand(rows, -1) for name, block in blocks.items()}

@@ -8,7 +8,8 @@ from statistics import median
 import numpy as np
 
 from thinktwice.data.encoded import Batch, EncodedRows
-from thinktwice.testtime.engine import Engine, one_thread
+from thinktwice.models.blocks import one_thread
+from thinktwice.testtime.engine import Engine
 
 REQUEST_ROWS = 100
 REQUESTS = 20

@@ -19,7 +19,7 @@ from thinktwice.models.fields import FieldSpace
 from thinktwice.models.views import Views
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 
 class BackboneConfig(BaseModel):
@@ -75,7 +75,11 @@ class Backbone(nn.Module, ABC):
         fields; sequences keep pooling the learned one.
         """
         joint = batch.ids + self.offsets
-        parts = [self.rows(joint) if table is None else F.embedding(joint, table)]
+        columns = self.rows(joint) if table is None else F.embedding(joint, table)
+        return torch.cat([columns, *self._embed_sequences(batch), *self.embed_vectors(batch.vectors)], dim=1)
+
+    def _embed_sequences(self, batch: Batch) -> list[Tensor]:
+        parts = []
         for place, (name, offset) in enumerate(zip(self.fields.sequences, self.sequence_offsets, strict=True)):
             index = batch.sequences[name]
             pooled = F.embedding_bag(
@@ -83,13 +87,18 @@ class Backbone(nn.Module, ABC):
             )
             known = (index != 0).any(dim=1, keepdim=True)
             parts.append(torch.where(known, pooled, self.extra_fill[place])[:, None])
+        return parts
+
+    def embed_vectors(self, vectors: Mapping[str, Tensor]) -> list[Tensor]:
+        """Field vectors [B, 1, D] of the vectors of a batch."""
+        parts = []
         start = len(self.fields.sequences)
         for place, name in enumerate(self.fields.vectors):
-            vector = batch.vectors[name]
+            vector = vectors[name]
             known = ~vector.isnan().any(dim=1, keepdim=True)
             projected = self.projections[place](torch.where(known, vector, 0.0))
             parts.append(torch.where(known, projected, self.extra_fill[start + place])[:, None])
-        return torch.cat(parts, dim=1)
+        return parts
 
     def fill(self) -> Tensor:
         """The learned vector of an unknown or masked value, per field [N, D]."""

@@ -14,8 +14,6 @@ left out has the exact score of its base pass and is marked in ``left_out``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -24,9 +22,11 @@ import torch
 from thinktwice.data.encoded import Batch, EncodedRows
 from thinktwice.errors import BundleError
 from thinktwice.models.backbone import Backbone
+from thinktwice.models.backends.backend import Backend, Eager, MakeBackend, State
+from thinktwice.models.backends.folded import Folded, can_fold
+from thinktwice.models.blocks import ASKED_ROWS, one_thread
 from thinktwice.models.store import Calibration
 from thinktwice.testtime import calibrate
-from thinktwice.testtime.blocks import BASE_ROWS, padded, padded_batch
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.fillers import FILLERS
@@ -98,6 +98,7 @@ class Engine:
         config: TestTimeConfig,
         calibration: Calibration | None = None,
         extras: Extras | None = None,
+        make_backend: MakeBackend = Eager,
     ) -> None:
         self.extras = extras or Extras()
         _check(model, reliability, config, self.extras)
@@ -108,9 +109,9 @@ class Engine:
         self.explored_calibration = config.explored_calibration or self.calibration
         self._members = tuple(m.eval() for m in self.extras.members[: config.members])
         with torch.inference_mode(), one_thread():
-            self._fill = FILLERS[config.filler](model, reliability)
-            self._table = self._gated(model)
-            self._member_tables = [None if m.table is model.table else self._gated(m) for m in self._members]
+            fill = FILLERS[config.filler](model, reliability)
+            self.backend = make_backend(model, self._gated(model), fill)
+            self._member_backends = [self._of_member(m) for m in self._members]
 
     def score(self, batch: Batch, max_path_rows: int | None = None, top_k: int | None = None) -> Scored:
         """Score a request.
@@ -149,23 +150,26 @@ class Engine:
         kept = (
             filter_mask(self.reliability, ids, r, config.min_count, config.min_kept) if config.min_count > 0 else None
         )
-        z0, x = self._base_pass(batch, kept, keep=config.asks and cap > 0)
+        z0, state = self._base_pass(batch, kept)
         missing = missing_support(r, self.reliability.open_fields, config.importance)
         num_paths, left_out = np.ones(rows, np.int64), np.zeros(rows, bool)
         if not config.asks or rows == 0:
             return Raw(z0, z0, missing, np.full(rows, -np.inf), num_paths, left_out)
         logit = self._base_logit(z0, missing)
         bits = entropy(calibrate.sigmoid(logit / config.temperature))
-        row_hash = hash_rows(batch, config.salt) if _draws(config) else np.zeros(rows, np.uint64)
+        row_hash = np.zeros(rows, np.uint64)
+        by_hash = config.trigger in ("random", "budget")
+        if by_hash:
+            row_hash = hash_rows(batch, config.salt)
         marked = TRIGGERS[config.trigger](config, Seen(missing, bits, logit, row_hash, top_k))
         left_out = marked.unsure.copy()
         unsure = np.flatnonzero(marked.unsure)
-        if not _draws(config) and len(unsure) * self._cost_of_one > cap:
-            row_hash = hash_rows(batch, config.salt)
+        if not by_hash and len(unsure) and (config.sampler != "none" or len(unsure) * self._cost_of_one > cap):
+            row_hash[unsure] = hash_rows(batch.select(torch.from_numpy(unsure)), config.salt)
         # Equal scores in the order of their hashes, so that the order of rows does not matter where the cap binds.
         # No more are planned than could be admitted if each took one pass.
         unsure = unsure[np.lexsort((row_hash[unsure], -bits[unsure]))][:cap]
-        if x is None or len(unsure) == 0:
+        if len(unsure) == 0:
             return Raw(z0, z0, missing, marked.signal, num_paths, left_out)
         wanted = _depth(config, marked.signal)
         kept = np.ones(r.shape, bool) if kept is None else kept
@@ -173,10 +177,9 @@ class Engine:
         def asked(chosen: np.ndarray) -> Asked:
             place = torch.from_numpy(chosen)
             return Asked(
-                self.model,
+                self.backend,
                 batch.select(place),
-                x[place],
-                self._fill,
+                tuple(part[place] for part in state),
                 z0[chosen],
                 r[chosen],
                 kept[chosen],
@@ -207,36 +210,34 @@ class Engine:
 
     def _answer(self, asked: Asked, planned: Paths | None) -> Opinion:
         if self.config.members > 0:
-            return members.answer(asked, self._members, self._member_tables)
+            return members.answer(asked, self._member_backends)
         if planned is None:
             assert self.extras.heads is not None
             return redefine.answer(asked, self.extras.heads, self.config.redefine_rounds)
         return paths.answer(self.config, self.extras, asked, planned)
 
-    def _base_pass(
-        self, batch: Batch, kept: np.ndarray | None, *, keep: bool
-    ) -> tuple[np.ndarray, torch.Tensor | None]:
-        """Logits [B] float64 of the base pass, and the field vectors [B, N, D] if a second opinion may need them."""
-        logits, vectors = [], []
-        for start in range(0, len(batch), BASE_ROWS):
-            rows = slice(start, start + BASE_ROWS)
-            x = self.model.embed(padded_batch(batch.select(rows), BASE_ROWS), self._table)
-            real = min(BASE_ROWS, len(batch) - start)
-            if kept is None:
-                z = self.model.score(x)
-            else:
-                shown = padded(torch.from_numpy(kept[rows]), BASE_ROWS)[..., None]
-                z = self.model.score(torch.where(shown, x, self._fill))
-            logits.append(z[:real, 0])
-            if keep:
-                vectors.append(x[:real])
-        z0 = torch.cat(logits).double().numpy() if logits else np.zeros(0)
-        return z0, torch.cat(vectors) if vectors else None
+    def _base_pass(self, batch: Batch, kept: np.ndarray | None) -> tuple[np.ndarray, State]:
+        """Logits [B] float64 of the base pass, and what the backend has read of the rows."""
+        if len(batch) == 0:
+            return np.zeros(0), ()
+        state = self.backend.read(batch)
+        z0 = self.backend.logits(state, None if kept is None else torch.from_numpy(kept))
+        return z0.double().numpy(), state
 
     def _base_logit(self, z: np.ndarray, missing: np.ndarray) -> np.ndarray:
         if self.config.support_calibration is not None:
             return calibrate.apply_support(self.config.support_calibration, z, missing)
         return calibrate.apply(self.calibration, z)
+
+    def _of_member(self, member: Backbone) -> Backend:
+        table = self.backend.table if member.table is self.model.table else self._gated(member)
+        if isinstance(self.backend, Folded) and can_fold(member):
+            folded = Folded(member, table, self.backend.fill)
+            folded.sizes = self.backend.sizes
+            return folded
+        eager = Eager(member, table, self.backend.fill)
+        eager.sizes = (ASKED_ROWS,)
+        return eager
 
     def _gated(self, model: Backbone) -> torch.Tensor | None:
         """The table with every value mixed with its field's mask vector as the gate says; None without a gate."""
@@ -296,11 +297,6 @@ def _check(model: Backbone, reliability: Reliability, config: TestTimeConfig, ex
         )
 
 
-def _draws(config: TestTimeConfig) -> bool:
-    """Whether the content of a row decides more than its scores do."""
-    return config.sampler != "none" or config.trigger in ("random", "budget")
-
-
 def _depth(config: TestTimeConfig, signal: np.ndarray) -> np.ndarray:
     """Paths [B] that rows of a signal [B] get if they are unsure: even numbers from 2 to ``max_paths`` with the signal."""
     most = 2 * (config.max_paths // 2)
@@ -322,17 +318,3 @@ def raw_rows(engine: Engine, rows: EncodedRows) -> Raw:
     )
     parts = [free.raw(rows.batch(slice(s, s + CHUNK))) for s in range(0, len(rows), CHUNK)]
     return Raw(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Raw)))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Small blocks gain nothing from several threads, and the number of threads may change the order of sums."""
-    before = torch.get_num_threads()
-    if before == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from thinktwice.data.encoded import Batch
 from thinktwice.models.backbone import Backbone
+from thinktwice.models.backends.backend import Backend, Embedded, State
+from thinktwice.models.blocks import batch_in_blocks
 
 
 @dataclass(frozen=True)
 class Asked:
-    """U rows: ``batch`` of their values, field vectors ``x`` [U, N, D] of the base pass (before a filter), vectors ``fill``
-    [N, D] for dropped values, base logit ``z0``, support ``r`` [U, N], ``kept`` [U, N] bool by the base pass, ``missing``
-    support [U], ``wanted`` passes [U], ``row_hash`` [U]; ``open_fields`` [n] places of the unprotected fields."""
+    """U rows: ``batch`` of their values, ``state`` that the backend has read of them, base logit ``z0``, support ``r`` [U, N],
+    ``kept`` [U, N] bool by the base pass, ``missing`` support [U], ``wanted`` passes [U], ``row_hash`` [U]; ``open_fields`` [n]
+    places of the unprotected fields."""
 
-    model: Backbone
+    backend: Backend
     batch: Batch
-    x: torch.Tensor
-    fill: torch.Tensor
+    state: State
     z0: np.ndarray
     r: np.ndarray
     kept: np.ndarray
@@ -28,6 +30,22 @@ class Asked:
     wanted: np.ndarray
     row_hash: np.ndarray
     open_fields: np.ndarray
+
+    @property
+    def model(self) -> Backbone:
+        return self.backend.model
+
+    @property
+    def fill(self) -> torch.Tensor:
+        """Vectors [N, D] that stand in for dropped values."""
+        return self.backend.fill
+
+    @cached_property
+    def x(self) -> torch.Tensor:
+        """Field vectors [U, N, D] of the base pass, before a filter."""
+        if isinstance(self.backend, Embedded):
+            return self.state[0]
+        return batch_in_blocks(lambda rows: self.model.embed(rows, self.backend.table), self.batch)
 
 
 @dataclass(frozen=True)

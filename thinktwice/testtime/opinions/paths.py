@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from scipy import stats
 
+from thinktwice.models.blocks import in_blocks
 from thinktwice.testtime.aggregators import AGGREGATORS, Passes
-from thinktwice.testtime.blocks import in_blocks
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.fillers import row_vectors
@@ -45,7 +45,7 @@ def cost(config: TestTimeConfig, paths: Paths) -> np.ndarray:
 def answer(config: TestTimeConfig, extras: Extras, asked: Asked, paths: Paths) -> Opinion:
     """One logit per row from its base pass and its paths."""
     fields = torch.from_numpy(asked.open_fields)
-    x, fill = _base_view(config, extras, asked)
+    denoised = _denoised(extras, asked) if config.filler == "denoiser" else None
     most = paths.mask.shape[1]
     z = np.repeat(asked.z0[:, None], most + 1, axis=1)
     used = paths.used.copy()
@@ -55,8 +55,7 @@ def answer(config: TestTimeConfig, extras: Extras, asked: Asked, paths: Paths) -
         if len(going) == 0:
             break
         mask = torch.from_numpy(paths.mask[going, first:last].astype(np.float32))
-        vectors = fill if fill.dim() == 2 else fill[going]
-        z[going, first + 1 : last + 1] = _scored(asked, x[going], mask, vectors, fields)
+        z[going, first + 1 : last + 1] = _scored(asked, denoised, going, mask, fields)
         if config.stop_at > 0 and last < most:
             known = np.minimum(used[going], last)
             settled = ~paths.exact[going] & (half_width(z[going, : last + 1], known) < config.stop_at)
@@ -86,24 +85,30 @@ def _rounds(config: TestTimeConfig, most: int) -> list[tuple[int, int]]:
     return [(0, 2), (2, most)] if most <= 4 else [(0, 2), (2, 4), (4, most)]
 
 
-def _base_view(config: TestTimeConfig, extras: Extras, asked: Asked) -> tuple[torch.Tensor, torch.Tensor]:
-    """The vectors [U, N, D] that the base pass scored, and those that take the place of dropped ones."""
-    fill = asked.fill
-    if config.filler == "denoiser":
-        assert extras.heads is not None
-        heads, base = extras.heads, asked.fill
-        doubtful = (asked.r[:, asked.open_fields] < CERTAIN) | ~asked.kept[:, asked.open_fields]
-        fill = in_blocks(
-            lambda x, doubtful: row_vectors(asked.model, heads, x, doubtful, base), asked.x, torch.from_numpy(doubtful)
-        )
-    kept = torch.from_numpy(asked.kept)[..., None]
-    return torch.where(kept, asked.x, fill), fill
+def _denoised(extras: Extras, asked: Asked) -> tuple[torch.Tensor, torch.Tensor]:
+    """The vectors [U, N, D] of the base view, and those [U, N, D] that the rest of a row makes likely in place of dropped ones."""
+    assert extras.heads is not None
+    heads, base = extras.heads, asked.fill
+    doubtful = (asked.r[:, asked.open_fields] < CERTAIN) | ~asked.kept[:, asked.open_fields]
+    fill = in_blocks(
+        lambda x, doubtful: row_vectors(asked.model, heads, x, doubtful, base), asked.x, torch.from_numpy(doubtful)
+    )
+    return torch.where(torch.from_numpy(asked.kept)[..., None], asked.x, fill), fill
 
 
-def _scored(asked: Asked, x: torch.Tensor, mask: torch.Tensor, fill: torch.Tensor, fields: torch.Tensor) -> np.ndarray:
-    if fill.dim() == 2:
-        z = in_blocks(lambda x, mask: asked.model.score_paths(x, mask, fill, fields), x, mask)
+def _scored(
+    asked: Asked,
+    denoised: tuple[torch.Tensor, torch.Tensor] | None,
+    going: np.ndarray,
+    mask: torch.Tensor,
+    fields: torch.Tensor,
+) -> np.ndarray:
+    """Logits [G, P] of the paths of the rows ``going`` [G]; vectors that differ from row to row are scored by torch itself."""
+    if denoised is None:
+        state = tuple(part[going] for part in asked.state)
+        z = asked.backend.path_logits(state, torch.from_numpy(asked.kept[going]), mask, fields)
     else:
+        x, fill = (part[going] for part in denoised)
         z = in_blocks(lambda x, mask, fill: asked.model.score_paths(x, mask, fill, fields), x, mask, fill)
     return z.double().numpy()
 

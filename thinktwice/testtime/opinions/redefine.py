@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from thinktwice.testtime.blocks import in_blocks
+from thinktwice.models.blocks import in_blocks
 from thinktwice.testtime.heads import FieldHeads
 from thinktwice.testtime.opinions.asked import Asked, Opinion
 

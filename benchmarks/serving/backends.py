@@ -1,0 +1,57 @@
+"""The packaged backend against eager torch, on the rows that real requests become."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.serving.world import World, served
+from thinktwice.bundle import load_bundle
+from thinktwice.data.encoded import Batch
+from thinktwice.models.backends import Backend, Eager, parity_of, verify_sizes
+from thinktwice.models.blocks import one_thread
+
+ROWS = (1, 100, 1000)
+
+
+def backends(world: World, rounds: int) -> dict[str, Any]:
+    """Microseconds of a request of 1, 100 and 1,000 rows.
+
+    ``plain`` is ``model(batch)``; ``eager`` gives a row the same bits in any request, as the ``chosen`` one does. Turns of some
+    requests, so that each finds its own tables in the caches.
+    """
+    chosen = load_bundle(world.bundles["off"]).engine.backend
+    model = chosen.model
+    with torch.inference_mode(), one_thread():
+        eager = Eager(model, chosen.table, chosen.fill)
+        verify_sizes(eager)
+        found: dict[str, Any] = {}
+        for rows in ROWS:
+            requests = served(world, candidates=rows, count=16)
+            calls = {
+                "plain": [lambda b=batch: model(b) for batch in requests],
+                "eager": [lambda b=batch: _scored(eager, b) for batch in requests],
+                "chosen": [lambda b=batch: _scored(chosen, b) for batch in requests],
+            }
+            spent: dict[str, list[float]] = {name: [] for name in calls}
+            for _ in range(rounds):
+                for name, asked in calls.items():
+                    for ask in asked:
+                        start = time.perf_counter()
+                        ask()
+                        spent[name].append(1e6 * (time.perf_counter() - start))
+            found[str(rows)] = {name: float(np.median(values)) for name, values in spent.items()}
+    parity = parity_of(chosen)
+    return {
+        "name": chosen.name,
+        "microseconds": found,
+        "largest_difference_of_a_probability": parity.difference,
+        "pairs_swapped": parity.swapped,
+    }
+
+
+def _scored(backend: Backend, batch: Batch) -> torch.Tensor:
+    return backend.logits(backend.read(batch))

@@ -1,0 +1,275 @@
+"""Every backend gives the scores of eager torch, to its tolerance, whichever fields are dropped."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.models.synthetic import FIELDS
+from thinktwice.data.encoded import Batch
+from thinktwice.errors import BundleError
+from thinktwice.models import BackboneConfig, FieldSpace, build_backbone
+from thinktwice.models.backbone import Backbone
+from thinktwice.models.backends import (
+    Backend,
+    Eager,
+    choose_backend,
+    folded,
+    onnx,
+    open_backend,
+    parity_of,
+    save_choice,
+    store,
+    verify_sizes,
+)
+from thinktwice.models.backends.backend import random_rows
+from thinktwice.models.backends.folded import Folded, can_fold
+from thinktwice.models.backends.lower import BFloat16
+from thinktwice.models.blocks import SIZES, blocks_of
+
+ROWS = 150
+CASES = [("deepfm", "folded"), *((m, b) for m in ("deepfm", "dcnv2", "autoint") for b in ("onnx", "bfloat16"))]
+PLAIN = FieldSpace(
+    names=("a", "b"), kinds=("categorical",) * 2, entities=("context",) * 2, protected=(False,) * 2, num_values=(50, 7)
+)
+
+
+def trained(name: str, fields: FieldSpace = FIELDS) -> Backbone:
+    """Weights far from their start, so that every part of the score counts."""
+    config = BackboneConfig(name=name, dim=6, hidden=(24, 16), init_sd=0.5)  # type: ignore[arg-type]
+    model = build_backbone(config, fields, seed=1)
+    with torch.no_grad():
+        model.bias += 0.3
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {}
+    for name in ("deepfm", "dcnv2", "autoint"):
+        folders[name] = tmp_path_factory.mktemp(name)
+        onnx.export(trained(name), folders[name])
+    return folders
+
+
+def make(kind: str, model: Backbone, exported: dict[str, Path], table: Tensor | None = None) -> Backend:
+    fill = model.fill() + 0.1  # as another filler gives it: not the vectors in the table
+    if kind == "onnx":
+        return onnx.load(exported[model.config.name])(model, table, fill)
+    return {"folded": Folded, "bfloat16": BFloat16, "eager": Eager}[kind](model, table, fill)
+
+
+def gate(model: Backbone) -> Tensor:
+    return model.gated_table(torch.rand(model.fields.num_rows, generator=torch.Generator().manual_seed(3)))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(("name", "kind"), CASES)
+@torch.inference_mode()
+def test_scores_are_those_of_eager_torch(name: str, kind: str, gated: bool, exported: dict[str, Path]) -> None:
+    model = trained(name)
+    table = gate(model) if gated else None
+    found, eager = make(kind, model, exported, table), make("eager", model, exported, table)
+    batch = random_rows(model, ROWS)
+    kept = torch.rand(ROWS, model.num_fields, generator=torch.Generator().manual_seed(0)) < 0.7
+    kept[:, len(FIELDS.num_values) :] = True  # what is no column is protected
+    everything = torch.ones_like(kept)
+    fields = torch.tensor([0, 2, 1])
+    mask = (torch.rand(ROWS, 5, 3, generator=torch.Generator().manual_seed(2)) < 0.5).float()
+    tolerance = 2e-2 if kind == "bfloat16" else 1e-5
+
+    def close(a: Tensor, b: Tensor) -> None:
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
+
+    one, other = found.read(batch), eager.read(batch)
+    expected = eager.logits(other)
+    close(found.logits(one), expected)
+    close(expected, model.score(model.embed(batch, table))[:, 0])
+    assert expected.std() > 10 * tolerance
+    close(found.logits(one, kept), eager.logits(other, kept))
+    for base in (kept, everything):
+        paths = eager.path_logits(other, base, mask, fields)
+        close(found.path_logits(one, base, mask, fields), paths)
+        assert paths.std(dim=1).mean() > 10 * tolerance
+
+
+@pytest.mark.parametrize(("name", "kind"), [*CASES, ("deepfm", "eager"), ("dcnv2", "eager"), ("autoint", "eager")])
+@torch.inference_mode()
+def test_a_row_has_the_same_bits_in_any_block(name: str, kind: str, exported: dict[str, Path]) -> None:
+    model = trained(name)
+    backend = make(kind, model, exported)
+    batch = random_rows(model, 600, seed=5)
+    fixed = backend.logits(backend.read(batch))
+    verify_sizes(backend)
+    assert 128 in backend.sizes and set(backend.sizes) <= set(SIZES)
+    among = backend.logits(backend.read(batch))
+    assert torch.equal(among, fixed)
+    for rows in (slice(0, 1), slice(599, 600), slice(130, 143), slice(90, 191)):
+        assert torch.equal(backend.logits(backend.read(batch.select(rows))), among[rows])
+    order = torch.randperm(600, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(backend.logits(backend.read(batch.select(order))), among[order])
+
+
+@torch.inference_mode()
+def test_a_shared_user_is_read_once_and_changes_no_bit() -> None:
+    model = trained("deepfm")
+    backend = Folded(model, None, model.fill())
+    verify_sizes(backend)
+    rows, one = random_rows(model, 40), random_rows(model, 1, seed=8)
+    shared = Batch(
+        rows.ids,
+        {k: v.expand(40, -1) for k, v in one.sequences.items()},
+        {k: v.expand(40, -1) for k, v in one.vectors.items()},
+    )
+    repeated = Batch(
+        rows.ids, {k: v.clone() for k, v in shared.sequences.items()}, {k: v.clone() for k, v in shared.vectors.items()}
+    )
+    assert backend.read(shared)[1].stride(0) == 0
+    assert torch.equal(backend.logits(backend.read(shared)), backend.logits(backend.read(repeated)))
+
+
+@torch.inference_mode()
+def test_folding_needs_no_sequences() -> None:
+    model = trained("deepfm", PLAIN)
+    backend, eager = Folded(model, None, model.fill()), Eager(model, None, model.fill())
+    batch = random_rows(model, 60)
+    torch.testing.assert_close(backend.logits(backend.read(batch)), eager.logits(eager.read(batch)), rtol=0, atol=1e-5)
+    assert parity_of(backend).holds
+
+
+def test_what_cannot_be_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert can_fold(trained("deepfm"))
+    assert not can_fold(trained("dcnv2"))
+    assert not can_fold(build_backbone(BackboneConfig(hidden=()), FIELDS))
+    monkeypatch.setattr(folded, "MAX_BYTES", 4 * 32 * (85 + 4) - 1)
+    model = trained("deepfm")
+    assert not can_fold(model)
+    with pytest.raises(ValueError, match="cannot be folded"):
+        Folded(model, None, model.fill())
+
+
+@pytest.mark.parametrize(
+    ("total", "expected"), [(1, [(0, 4)]), (5, [(0, 8)]), (512, [(0, 512)]), (700, [(0, 512), (512, 256)]), (0, [])]
+)
+def test_blocks(total: int, expected: list[tuple[int, int]]) -> None:
+    assert list(blocks_of(total, (4, 8, 16, 64, 256, 512))) == expected
+
+
+class Wrong(Eager):
+    name = "folded"
+
+    def dense(self, x: Tensor) -> Tensor:
+        return super().dense(x) + 0.01
+
+
+class Slow(Eager):
+    name = "onnx"
+
+    def dense(self, x: Tensor) -> Tensor:
+        return sum(super(Slow, self).dense(x) for _ in range(12)) / 12  # type: ignore[return-value]
+
+
+def test_a_wrong_or_slower_backend_is_not_chosen() -> None:
+    model = trained("deepfm")
+    rows = [random_rows(model, 100, seed) for seed in range(2)]
+    with torch.inference_mode():
+        eager = Eager(model, None, model.fill())
+    choice = choose_backend({"folded": Wrong, "onnx": Slow}, eager, rows)
+    assert choice.name == "eager"
+    assert not choice.parity["folded"].holds and choice.parity["folded"].difference > 1e-4
+    assert choice.parity["onnx"].holds
+    assert set(choice.seconds) == {"eager", "onnx"}
+    assert all(len(seconds) == 3 for seconds in choice.seconds.values())
+
+
+class Swapping(Eager):
+    """Turns two rows around that lie apart by more than the tolerance, by less than it each."""
+
+    name = "bfloat16"
+
+    def dense(self, x: Tensor) -> Tensor:
+        logits = super().dense(x)
+        return logits.round(decimals=2)
+
+
+@torch.inference_mode()
+def test_parity_looks_at_the_ranking() -> None:
+    model = trained("deepfm")
+    parity = parity_of(Swapping(model, None, model.fill()))
+    assert parity.difference <= 2e-3
+    assert parity_of(Eager(model, None, model.fill())).swapped == 0
+    found = parity_of(Wrong(model, None, model.fill()))
+    assert not found.holds
+
+
+@pytest.mark.parametrize("name", ["deepfm", "dcnv2"])
+@torch.inference_mode()
+def test_a_choice_comes_back_from_disk(name: str, tmp_path: Path) -> None:
+    model = trained(name)
+    eager = Eager(model, None, model.fill())
+    choice = save_choice(tmp_path, eager, [random_rows(model, 50)])
+    backend = open_backend(tmp_path)(model, None, model.fill())
+    assert backend.name == choice.name
+    assert (tmp_path / "backend.onnx").is_file() == (choice.name == "onnx")
+    assert ("folded" in choice.seconds) == (name == "deepfm")
+    assert parity_of(backend).holds
+
+
+def test_an_exported_trunk_names_no_place_of_the_machine(exported: dict[str, Path], tmp_path: Path) -> None:
+    content = (exported["dcnv2"] / "backend.onnx").read_bytes()
+    assert str(Path(__file__).parents[2]).encode() not in content
+    assert b".py" not in content
+    onnx.export(trained("dcnv2"), tmp_path)
+    assert (tmp_path / "backend.onnx").read_bytes() == content
+
+
+def test_files_that_are_damaged(tmp_path: Path) -> None:
+    assert open_backend(tmp_path) is Eager
+    (tmp_path / "backend.json").write_text('{"backend": "fast"}')
+    with pytest.raises(BundleError, match="package the model again"):
+        open_backend(tmp_path)
+    (tmp_path / "backend.json").write_text('{"backend": "onnx"}')
+    (tmp_path / "backend.onnx").write_bytes(b"\x08\x01nonsense")
+    with pytest.raises(BundleError, match="package the model again"):
+        open_backend(tmp_path)
+
+
+def test_without_onnx_runtime_eager_torch_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "backend.json").write_text('{"backend": "onnx"}')
+    monkeypatch.setattr(store, "_installed", lambda *modules: False)
+    with caplog.at_level(logging.WARNING):
+        assert open_backend(tmp_path) is Eager
+    assert "not installed" in caplog.text
+
+
+class Misplaced(Eager):
+    """A row's bits depend on its place."""
+
+    def dense(self, x: Tensor) -> Tensor:
+        logits = super().dense(x)
+        logits[1::2] += 1e-6
+        return logits
+
+
+class Uneven(Eager):
+    """Small blocks give other bits."""
+
+    def dense(self, x: Tensor) -> Tensor:
+        return super().dense(x) + (1e-6 if len(x) < 64 else 0.0)
+
+
+@torch.inference_mode()
+def test_sizes_with_other_bits_are_not_used() -> None:
+    model = trained("deepfm")
+    backend = Uneven(model, None, model.fill())
+    assert verify_sizes(backend)
+    assert min(backend.sizes) == 64
+    misplaced = Misplaced(model, None, model.fill())
+    assert not verify_sizes(misplaced)
+    assert misplaced.sizes == Eager.sizes

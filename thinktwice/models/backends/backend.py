@@ -1,0 +1,148 @@
+"""The contract of a backend, and the one that all others are held to: eager torch in float32.
+
+Shapes: B or U rows, P paths of a row, N fields, C of them columns, D = dim + 1, n replaceable fields. A backend belongs to one
+model, one embedding table (gated or not) and one vector per field that stands in for a dropped value.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from thinktwice.data.encoded import Batch
+from thinktwice.models.backbone import Backbone
+from thinktwice.models.blocks import FIXED, SIZES, batch_in_blocks, in_blocks, one_thread
+from thinktwice.models.views import Views
+
+State = tuple[Tensor, ...]  # what a backend has read of B rows, each [B, ...]
+
+MakeBackend = Callable[[Backbone, Tensor | None, Tensor], "Backend"]  # model, table, fill
+
+CALLS = 64  # calls of one size that are compared
+
+
+class Backend(ABC):
+    """Scores rows of one model.
+
+    Args:
+        model: in evaluation mode.
+        table: [rows, D], stands in for the model's own; None for that one.
+        fill: [N, D], the vectors of dropped values.
+    """
+
+    name: str
+    sizes: tuple[int, ...] = FIXED  # blocks of rows; :func:`verify_sizes` may find that more of them are as good
+
+    def __init__(self, model: Backbone, table: Tensor | None, fill: Tensor) -> None:
+        self.model, self.table, self.fill = model, table, fill
+
+    @abstractmethod
+    def read(self, batch: Batch) -> State:
+        """Look the values of B >= 1 rows up."""
+
+    def logits(self, state: State, kept: Tensor | None = None) -> Tensor:
+        """Logits [B] of B >= 1 rows, in blocks; ``kept`` [B, N] bool says which fields are not dropped."""
+        if kept is None:
+            return in_blocks(lambda *parts: self.score(parts), *state, sizes=self.sizes)
+        return in_blocks(lambda kept, *parts: self.score(parts, kept), kept, *state, sizes=self.sizes)
+
+    def path_logits(self, state: State, kept: Tensor, mask: Tensor, fields: Tensor) -> Tensor:
+        """Logits [U, P] of the paths of U >= 1 rows, in blocks.
+
+        A path drops what ``kept`` [U, N] bool drops, and of ``fields`` [n] what ``mask`` [U, P, n] of 0 and 1 drops.
+        """
+        return in_blocks(lambda kept, mask, *parts: self.score_paths(parts, kept, mask, fields), kept, mask, *state)
+
+    @abstractmethod
+    def score(self, state: State, kept: Tensor | None = None) -> Tensor:
+        """:meth:`logits` of one block."""
+
+    @abstractmethod
+    def score_paths(self, state: State, kept: Tensor, mask: Tensor, fields: Tensor) -> Tensor:
+        """:meth:`path_logits` of one block."""
+
+
+class Embedded(Backend):
+    """Reads field vectors x [B, N, D] and scores them, and every path of them, with one function of x."""
+
+    def read(self, batch: Batch) -> State:
+        return (batch_in_blocks(lambda rows: self.model.embed(rows, self.table), batch, self.sizes),)
+
+    def score(self, state: State, kept: Tensor | None = None) -> Tensor:
+        (x,) = state
+        return self.dense(x if kept is None else torch.where(kept[..., None], x, self.fill))
+
+    def score_paths(self, state: State, kept: Tensor, mask: Tensor, fields: Tensor) -> Tensor:
+        x = torch.where(kept[..., None], state[0], self.fill)
+        views = Views.of(x, mask, self.fill, fields).whole()
+        return self.dense(views.flatten(0, 1)).view(mask.shape[:2])
+
+    @abstractmethod
+    def dense(self, x: Tensor) -> Tensor:
+        """Logits [B] of field vectors [B, N, D]."""
+
+
+class Eager(Embedded):
+    """Torch, operation by operation."""
+
+    name = "eager"
+
+    def dense(self, x: Tensor) -> Tensor:
+        return self.model.score(x)[:, 0]
+
+    def score_paths(self, state: State, kept: Tensor, mask: Tensor, fields: Tensor) -> Tensor:
+        x = torch.where(kept[..., None], state[0], self.fill)
+        return self.model.score_paths(x, mask, self.fill, fields)
+
+
+def random_rows(model: Backbone, rows: int, seed: int = 0) -> Batch:
+    """Rows of values drawn evenly, unknown ones and empty sequences included."""
+    generator = torch.Generator().manual_seed(seed)
+    fields = model.fields
+    sizes = dict(zip(fields.columns, fields.num_values, strict=True))
+
+    def drawn(size: int, width: int) -> Tensor:
+        return torch.randint(0, size, (rows, width), generator=generator)
+
+    sequences = {}
+    for name, of, length in zip(fields.sequences, fields.sequence_of, fields.sequence_lengths, strict=True):
+        filled = torch.arange(length) < drawn(length + 1, 1)
+        sequences[name] = torch.where(filled, drawn(sizes[of], length), 0)
+    vectors = {
+        name: torch.randn(rows, dim, generator=generator)
+        for name, dim in zip(fields.vectors, fields.vector_dims, strict=True)
+    }
+    ids = torch.cat([drawn(size, 1) for size in fields.num_values], dim=1)
+    return Batch(ids, sequences, vectors)
+
+
+def verify_sizes(backend: Backend) -> bool:
+    """Let the backend use every size of block that gives rows the bits of :data:`FIXED` on this machine.
+
+    False, and nothing changed, for one whose bits depend on a row's place even there.
+
+    The order in which a kernel adds depends on the shape and not on the numbers, so what holds for many random rows, each
+    of whose bits would differ with any other order, holds for all.
+    """
+    with torch.inference_mode(), one_thread():
+        return _verified(backend)
+
+
+def _verified(backend: Backend) -> bool:
+    batch = random_rows(backend.model, max(SIZES))
+
+    def same(size: int) -> bool:
+        rows = batch.select(slice(0, min(max(SIZES), CALLS * size)))
+        backend.sizes = (size,)
+        return torch.equal(backend.logits(backend.read(rows)), expected[: len(rows)])
+
+    backend.sizes = FIXED
+    expected = backend.logits(backend.read(batch))
+    turned = batch.select(torch.arange(-3, len(batch) - 3))  # every row at another place
+    if not torch.equal(backend.logits(backend.read(turned)).roll(-3), expected):
+        return False
+    backend.sizes = tuple(size for size in SIZES if size in FIXED or same(size))
+    return True

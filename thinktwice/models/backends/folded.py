@@ -1,0 +1,169 @@
+"""DeepFM with its first layer folded into the embedding table: the layer becomes a sum of table rows.
+
+The first layer of the MLP and the sums of the factorisation machine are linear in the fields, one block of weights per field.
+So what a value adds to them is a constant, computed once when the model is loaded; a row is then the sum of C rows of W = H1 +
+dim + 1 numbers (and some to fill cache lines) instead of a product with C * dim inputs. A path that drops values sums other
+rows, and costs what a row costs. Exact up to the order of sums. The price is memory: W numbers per value instead of D.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from thinktwice.data.encoded import Batch
+from thinktwice.models.backbone import Backbone
+from thinktwice.models.backends.backend import Backend, State
+from thinktwice.models.blocks import in_blocks
+from thinktwice.models.deepfm import DeepFM
+
+MAX_BYTES = 256 << 20  # of a folded table; a larger one is read from memory row by row, slower than the product
+CHUNK = 65_536  # values folded at once
+
+
+class Folded(Backend):
+    """State: index [B, C] of table rows; with sequences or vectors also theirs and their squares [B, 2 * (N - C) * D]."""
+
+    name = "folded"
+
+    def __init__(self, model: Backbone, table: Tensor | None, fill: Tensor) -> None:
+        super().__init__(model, table, fill)
+        if not can_fold(model):
+            raise ValueError(f"{model.config.name} of this size cannot be folded: use another backend")
+        assert isinstance(model, DeepFM)
+        self._first, *deeper = [layer for layer in model.mlp if isinstance(layer, nn.Linear)]
+        self._width = self._first.out_features
+        self._total_width = _aligned(self._width + model.dim + 1)
+        self._deeper = [(layer.bias, layer.weight.t().contiguous()) for layer in deeper]
+        columns = len(model.fields.num_values)
+        self._offsets = model.offsets
+        self._fill_index = model.fields.num_rows + torch.arange(columns)
+        self._table = torch.zeros(model.fields.num_rows + columns, self._total_width)
+        values, used = model.table if table is None else table, self._width + model.dim + 1
+        for column, (start, size) in enumerate(zip(model.fields.offsets, model.fields.num_values, strict=True)):
+            for first in range(start, start + size, CHUNK):
+                rows = slice(first, min(first + CHUNK, start + size))
+                self._table[rows, :used] = self._fold(values[rows], column)
+        for column in range(columns):
+            self._table[model.fields.num_rows + column, :used] = self._fold(fill[column : column + 1], column)[0]
+        bias = torch.cat([self._first.bias, torch.zeros(model.dim), model.bias[None]])
+        self._table[: model.fields.num_values[0], :used] += bias  # every row has one value of the first column
+        self._table[model.fields.num_rows, :used] += bias
+        self._out, self._half = model.out.weight.t().contiguous(), torch.full((model.dim, 1), 0.5)
+        self._pooling = [_Pooling.of(model, place) for place in range(len(model.fields.sequences))]
+        self._lists = self._fold_lists()
+
+    def read(self, batch: Batch) -> State:
+        fields = self.model.fields
+        index = batch.ids + self._offsets
+        lists = [*(batch.sequences[n] for n in fields.sequences), *(batch.vectors[n] for n in fields.vectors)]
+        if not lists:
+            return (index,)
+        if all(block.stride(0) == 0 for block in lists):  # one user asks about many items
+            one = in_blocks(self._read_lists, *(block[:1] for block in lists), sizes=self.sizes)
+            return index, one.expand(len(batch), -1)
+        return index, in_blocks(self._read_lists, *lists, sizes=self.sizes)
+
+    def path_logits(self, state: State, kept: Tensor, mask: Tensor, fields: Tensor) -> Tensor:
+        """See :class:`Backend`; a path is a row of other values, and scored in the blocks of rows."""
+        index, paths = state[0], mask.shape[1]
+        index = torch.where(kept[:, : index.shape[1]], index, self._fill_index)
+        index = index[:, None].repeat(1, paths, 1)
+        index[:, :, fields] = torch.where(mask > 0.5, index[:, :, fields], self._fill_index[fields])
+        lists = (block[:, None].expand(-1, paths, -1).flatten(0, 1) for block in state[1:])
+        return self.logits((index.flatten(0, 1), *lists)).view(mask.shape[:2])
+
+    def score(self, state: State, kept: Tensor | None = None) -> Tensor:
+        index = state[0]
+        if kept is not None:
+            index = torch.where(kept[:, : index.shape[1]], index, self._fill_index)
+        total = _sums(self._table, index)  # [B, W]
+        for lists in state[1:]:
+            total.addmm_(lists, self._lists)
+        hidden = total[:, : self._width].relu()
+        for bias, weight in self._deeper:
+            hidden = torch.addmm(bias, hidden, weight).relu_()
+        last = self._width + self.model.dim
+        pooled = total[:, self._width : last]
+        z = torch.addmm(total[:, last : last + 1], hidden, self._out)
+        return torch.addmm(z, pooled * pooled, self._half)[:, 0]
+
+    def score_paths(self, state: State, kept: Tensor, mask: Tensor, fields: Tensor) -> Tensor:
+        return self.path_logits(state, kept, mask, fields)
+
+    def _read_lists(self, *lists: Tensor) -> Tensor:
+        """Vectors of the sequences and vectors of a block of rows, and their squares [B, 2 * (N - C) * D]."""
+        parts = [pool(index) for pool, index in zip(self._pooling, lists, strict=False)]
+        if vectors := self.model.fields.vectors:
+            named = dict(zip(vectors, lists[len(parts) :], strict=True))
+            parts += [vector[:, 0] for vector in self.model.embed_vectors(named)]
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return torch.cat([x, x * x], dim=1)
+
+    def _fold_lists(self) -> Tensor:
+        """[2 * (N - C) * D, W]: from the vectors of sequences and vectors, and from their squares, to what they add."""
+        model, dim, width = self.model, self.model.dim, self._width
+        columns, lists = len(model.fields.num_values), model.num_fields - len(model.fields.num_values)
+        out, last = torch.zeros(2, lists, dim + 1, self._total_width), width + dim
+        for place in range(lists):
+            first = (columns + place) * dim
+            out[0, place, :dim, :width] = self._first.weight[:, first : first + dim].t()
+            out[0, place, :dim, width:last] = torch.eye(dim)
+            out[0, place, dim, last] = 1.0
+            out[1, place, :dim, last] = -0.5
+        return out.flatten(0, 2)
+
+    def _fold(self, values: Tensor, column: int) -> Tensor:
+        """What vectors [V, D] of a column add to [first layer, sum of embeddings, first order - half the squares]."""
+        dim = self.model.dim
+        embedding = values[:, :dim]
+        block = self._first.weight[:, column * dim : (column + 1) * dim]
+        square = values[:, dim:] - 0.5 * (embedding * embedding).sum(dim=1, keepdim=True)
+        return torch.cat([embedding @ block.t(), embedding, square], dim=1)
+
+
+@dataclass(frozen=True)
+class _Pooling:
+    """The mean of the known values of one sequence, or ``fill`` [D] without any; ``table`` [values, at least D + 1] is zero at
+    padding and has a one to count by."""
+
+    table: Tensor
+    fill: Tensor
+
+    @staticmethod
+    def of(model: Backbone, place: int) -> _Pooling:
+        first = model.sequence_offsets[place]
+        size = model.fields.num_values[model.fields.offsets.index(first)]
+        width = model.dim + 1
+        table = torch.zeros(size, _aligned(width + 1))
+        table[1:, :width] = model.table[first + 1 : first + size]
+        table[1:, width] = 1.0
+        return _Pooling(table, model.extra_fill[place])
+
+    def __call__(self, index: Tensor) -> Tensor:
+        """[B, D] of index [B, L]."""
+        total = _sums(self.table, index)
+        width = len(self.fill)
+        count = total[:, width : width + 1]
+        return torch.where(count > 0, total[:, :width] / count, self.fill)
+
+
+def _sums(table: Tensor, index: Tensor) -> Tensor:
+    """Sums [B, W] of the rows of table [rows, W] at index [B, C]; the operation itself, without its checks."""
+    starts = torch.arange(0, index.numel(), index.shape[1])
+    return torch.embedding_bag(table, index.reshape(-1), starts, False, 0)[0]
+
+
+def _aligned(width: int) -> int:
+    """Rows of whole cache lines are summed in half the time."""
+    return -(-width // 16) * 16
+
+
+def can_fold(model: Backbone) -> bool:
+    """Whether the model has a first layer to fold, and values few enough for it."""
+    if not isinstance(model, DeepFM) or not model.config.hidden or not model.fields.num_values:
+        return False
+    width = _aligned(model.config.hidden[0] + model.dim + 1)
+    return 4 * width * (model.fields.num_rows + len(model.fields.num_values)) <= MAX_BYTES

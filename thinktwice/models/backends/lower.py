@@ -1,0 +1,48 @@
+"""The trunk in bfloat16: weights cast once, sums in float32, everything that is no linear layer untouched.
+
+Not int8: its usual form takes the scale of the activations from the whole batch, and a row's score would depend on its
+neighbours.
+"""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor, nn
+
+from thinktwice.models.backbone import Backbone
+from thinktwice.models.backends.backend import Embedded
+
+
+class BFloat16(Embedded):
+    """Eager torch with linear layers in bfloat16."""
+
+    name = "bfloat16"
+
+    def __init__(self, model: Backbone, table: Tensor | None, fill: Tensor) -> None:
+        super().__init__(model, table, fill)
+        memo = {id(model.table): model.table, id(model.extra_fill): model.extra_fill}  # shared, not copied
+        self._trunk = copy.deepcopy(model, memo)
+        _lower(self._trunk)
+
+    def dense(self, x: Tensor) -> Tensor:
+        return self._trunk.score(x)[:, 0]
+
+
+class _Linear(nn.Module):
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(layer.weight.detach().bfloat16(), requires_grad=False)
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = nn.functional.linear(x.bfloat16(), self.weight).float()
+        return out if self.bias is None else out + self.bias
+
+
+def _lower(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(module, name, _Linear(child))
+        else:
+            _lower(child)

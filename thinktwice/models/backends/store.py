@@ -1,0 +1,79 @@
+"""The choice of a backend on disk: ``backend.json``, and ``backend.onnx`` where it is ONNX Runtime."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from thinktwice.data.encoded import Batch
+from thinktwice.errors import BundleError
+from thinktwice.files import read_json, write_json
+from thinktwice.models.backends import onnx
+from thinktwice.models.backends.backend import Backend, Eager, MakeBackend
+from thinktwice.models.backends.choose import Choice, choose_backend
+from thinktwice.models.backends.folded import Folded, can_fold
+from thinktwice.models.backends.lower import BFloat16
+from thinktwice.models.backends.onnx import ONNX_FILE
+
+BACKEND_FILE = "backend.json"
+BACKEND_FILES = (BACKEND_FILE, ONNX_FILE)
+
+logger = logging.getLogger(__name__)
+
+
+class BackendInfo(BaseModel):
+    """Content of ``backend.json``. No times: the same model gives the same bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backend: Literal["eager", "folded", "onnx", "bfloat16"]
+
+
+def save_choice(folder: Path | str, eager: Backend, rows: Sequence[Batch]) -> Choice:
+    """Choose the backend of a model by measurement and write the choice into ``folder``.
+
+    ``rows`` are some requests to time them with. ONNX Runtime is tried where the first layer cannot be folded, and where the exporter is installed.
+    """
+    folder = Path(folder)
+    candidates: dict[str, MakeBackend] = {}
+    if can_fold(eager.model):
+        candidates["folded"] = Folded
+    elif _installed("onnx", "onnxscript", "onnxruntime"):
+        onnx.export(eager.model, folder)
+        candidates["onnx"] = onnx.load(folder)
+    candidates["bfloat16"] = BFloat16
+    choice = choose_backend(candidates, eager, rows)
+    if choice.name != "onnx":
+        (folder / ONNX_FILE).unlink(missing_ok=True)
+    write_json(folder / BACKEND_FILE, {"backend": choice.name})
+    return choice
+
+
+def open_backend(folder: Path | str) -> MakeBackend:
+    """The backend that a folder was packaged with; eager torch where nothing was chosen or its library is not here.
+
+    Raises:
+        BundleError: a file is damaged.
+    """
+    folder = Path(folder)
+    if not (folder / BACKEND_FILE).is_file():
+        return Eager
+    try:
+        name = BackendInfo.model_validate(read_json(folder / BACKEND_FILE)).backend
+    except (OSError, ValueError, ValidationError) as error:
+        raise BundleError(f"{folder / BACKEND_FILE} cannot be read ({error}): package the model again") from error
+    if name == "onnx":
+        if _installed("onnxruntime"):
+            return onnx.load(folder)
+        logger.warning("the model was packaged for ONNX Runtime, which is not installed: eager torch scores it")
+        return Eager
+    return {"eager": Eager, "folded": Folded, "bfloat16": BFloat16}[name]
+
+
+def _installed(*modules: str) -> bool:
+    return all(importlib.util.find_spec(module) is not None for module in modules)
