@@ -126,6 +126,8 @@ class RequestParser:
             raise RequestError(f"{place} must be a list of item ids, not {found}", field=place)
         if not 1 <= len(items) <= MAX_CANDIDATES:
             raise RequestError(f"{place} must hold 1 to {MAX_CANDIDATES} item ids, not {len(items)}", field=place)
+        if _plain(items):
+            return tuple(items)
         return tuple(_identifier(item, f"{place}[{i}]") for i, item in enumerate(items))
 
     def _parse_context(self, value: Any, path: str) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -210,6 +212,14 @@ def _identifier(value: Any, path: str) -> str:
     if not text:
         raise RequestError(f"{path} must not be empty", field=path)
     return text
+
+
+def _plain(values: list[Any]) -> bool:
+    """Whether all values are ids that :func:`_identifier` would return as they are: told at once, as nearly all lists are."""
+    if not all(type(value) is str and value for value in values):
+        return False
+    joined = "".join(values)
+    return joined.isascii() and "\x00" not in joined and max(map(len, values)) <= MAX_TEXT
 
 
 def _text(value: Any, path: str) -> str:

@@ -6,7 +6,10 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from serving import requests
 from serving.requests import MAX_CANDIDATES, MAX_REQUESTS, MAX_ROWS, RequestParser
 from tests.serving.small import PLAIN_SCHEMA, SCHEMA
 from thinktwice.errors import RequestError
@@ -191,3 +194,22 @@ def test_users_and_items_a_model_does_not_know() -> None:
         RequestParser(items, online=True).parse(GOOD, "r")
     with pytest.raises(RequestError, match="knows no items"):
         RequestParser(users, online=True).parse(GOOD, "r")
+
+
+IDS = st.one_of(
+    st.text(st.characters(), max_size=6),
+    st.sampled_from(["", "a\x00", "\ud800", "é", "x" * (requests.MAX_TEXT + 1), "x" * requests.MAX_TEXT]),
+    st.integers(-5, 5),
+    st.floats(),
+    st.booleans(),
+    st.none(),
+)
+
+
+@given(st.one_of(st.lists(IDS, min_size=1, max_size=5), st.lists(st.text("abc19", min_size=1), min_size=1, max_size=5)))
+def test_a_list_of_ids_is_read_like_its_ids_one_by_one(values: list[object]) -> None:
+    if requests._plain(values):
+        assert [requests._identifier(value, "id") for value in values] == values
+    elif all(type(value) is str and value.isascii() for value in values):
+        with pytest.raises(RequestError):
+            [requests._identifier(value, "id") for value in values]
