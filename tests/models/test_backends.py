@@ -114,21 +114,24 @@ def test_a_row_has_the_same_bits_in_any_block(name: str, kind: str, exported: di
     assert torch.equal(backend.logits(backend.read(batch.select(order))), among[order])
 
 
+@pytest.mark.parametrize("kind", ["folded", "eager"])
+@pytest.mark.parametrize("number", [2, 32, 40, 128, 600])
 @torch.inference_mode()
-def test_a_shared_user_is_read_once_and_changes_no_bit() -> None:
+def test_a_shared_user_changes_no_bit(kind: str, number: int, exported: dict[str, Path]) -> None:
     model = trained("deepfm")
-    backend = Folded(model, None, model.fill())
+    backend = make(kind, model, exported)
     verify_sizes(backend)
-    rows, one = random_rows(model, 40), random_rows(model, 1, seed=8)
+    rows, one = random_rows(model, number), random_rows(model, 1, seed=8)
     shared = Batch(
         rows.ids,
-        {k: v.expand(40, -1) for k, v in one.sequences.items()},
-        {k: v.expand(40, -1) for k, v in one.vectors.items()},
+        {k: v.expand(number, -1) for k, v in one.sequences.items()},
+        {k: v.expand(number, -1) for k, v in one.vectors.items()},
     )
     repeated = Batch(
         rows.ids, {k: v.clone() for k, v in shared.sequences.items()}, {k: v.clone() for k, v in shared.vectors.items()}
     )
-    assert backend.read(shared)[1].stride(0) == 0
+    if kind == "folded":  # read once
+        assert backend.read(shared)[1].stride(0) == 0
     assert torch.equal(backend.logits(backend.read(shared)), backend.logits(backend.read(repeated)))
 
 
@@ -187,23 +190,24 @@ def test_a_wrong_or_slower_backend_is_not_chosen() -> None:
 
 
 class Swapping(Eager):
-    """Turns two rows around that lie apart by more than the tolerance, by less than it each."""
+    """Moves every row by less than the tolerance, some up and some down."""
 
     name = "bfloat16"
 
     def dense(self, x: Tensor) -> Tensor:
-        logits = super().dense(x)
-        return logits.round(decimals=2)
+        p = super().dense(x).double().sigmoid()
+        up = torch.arange(len(x)) % 2 == 0
+        return (p + torch.where(up, 0.0019, -0.0019)).clamp(1e-6, 1 - 1e-6).logit().float()
 
 
-@torch.inference_mode()
 def test_parity_looks_at_the_ranking() -> None:
     model = trained("deepfm")
-    parity = parity_of(Swapping(model, None, model.fill()))
+    with torch.inference_mode():
+        parity = parity_of(Swapping(model, None, model.fill()))
+        assert parity_of(Eager(model, None, model.fill())).swapped == 0
     assert parity.difference <= 2e-3
-    assert parity_of(Eager(model, None, model.fill())).swapped == 0
-    found = parity_of(Wrong(model, None, model.fill()))
-    assert not found.holds
+    assert parity.swapped > 0
+    assert not parity.holds
 
 
 @pytest.mark.parametrize("name", ["deepfm", "dcnv2"])

@@ -34,9 +34,9 @@ def threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def same(found: Scored, expected: Scored, order: np.ndarray | slice) -> None:
-    for name in VALUES:
-        assert np.array_equal(getattr(found, name), getattr(expected, name)[order]), name
+def differing(found: Scored, expected: Scored, order: np.ndarray | slice) -> list[str]:
+    """Values whose bits differ."""
+    return [name for name in VALUES if not np.array_equal(getattr(found, name), getattr(expected, name)[order])]
 
 
 def config_of(name: str) -> TestTimeConfig:
@@ -69,9 +69,11 @@ def test_the_modes_of_these_tests_do_something(among: dict[str, Scored]) -> None
 def test_in_any_order_after_a_restart_and_with_two_threads(name: str, big: wide.Wide, among: dict[str, Scored]) -> None:
     config, shared = config_of(name), name in wide.SHARED
     order = np.random.default_rng(0).permutation(ROWS)
-    same(big.engine(config, shared=shared).score(big.batch(order)), among[name], order)
+    assert not differing(big.engine(config, shared=shared).score(big.batch(order)), among[name], order)
     with threads(2):
-        same(big.engine(config, shared=shared).score(big.batch(slice(0, ROWS))), among[name], slice(None))
+        assert not differing(
+            big.engine(config, shared=shared).score(big.batch(slice(0, ROWS))), among[name], slice(None)
+        )
 
 
 @pytest.mark.parametrize("name", BY_THE_ROW)
@@ -79,9 +81,9 @@ def test_alone_or_in_any_company(name: str, big: wide.Wide, among: dict[str, Sco
     engine, expected = big.engine(config_of(name), shared=name in wide.SHARED), among[name]
     asked = np.flatnonzero(expected.num_paths > 1)
     for row in {0, 127, 128, 499, *range(3, ROWS, 40), *asked[:15].tolist()}:
-        same(engine.score(big.batch(slice(row, row + 1))), expected, slice(row, row + 1))
+        assert not differing(engine.score(big.batch(slice(row, row + 1))), expected, slice(row, row + 1))
     for rows in (slice(90, 133), slice(100, 400)):
-        same(engine.score(big.batch(rows)), expected, rows)
+        assert not differing(engine.score(big.batch(rows)), expected, rows)
 
 
 @pytest.mark.parametrize("name", BY_THE_ROW)
@@ -93,11 +95,11 @@ def test_with_a_folded_first_layer(name: str, big: wide.Wide, among: dict[str, S
     assert alike.mean() > 0.99
     np.testing.assert_allclose(found.logit[alike], eager.logit[alike], rtol=0, atol=1e-4)
     order = np.random.default_rng(0).permutation(ROWS)
-    same(engine.score(big.batch(order)), found, order)
+    assert not differing(engine.score(big.batch(order)), found, order)
     asked = np.flatnonzero(found.num_paths > 1)
     for row in {0, 127, 128, 499, *range(3, ROWS, 40), *asked[:15].tolist()}:
-        same(engine.score(big.batch(slice(row, row + 1))), found, slice(row, row + 1))
-    same(engine.score(big.batch(slice(90, 133))), found, slice(90, 133))
+        assert not differing(engine.score(big.batch(slice(row, row + 1))), found, slice(row, row + 1))
+    assert not differing(engine.score(big.batch(slice(90, 133))), found, slice(90, 133))
 
 
 @pytest.mark.parametrize("triples", [True, False])
@@ -106,9 +108,9 @@ def test_matt_with_and_without_triples(triples: bool) -> None:
     engine = small.engine(wide.MATT)
     among = engine.score(small.batch(slice(0, 200)))
     order = np.random.default_rng(1).permutation(200)
-    same(engine.score(small.batch(order)), among, order)
+    assert not differing(engine.score(small.batch(order)), among, order)
     for row in range(0, 200, 11):
-        same(engine.score(small.batch(slice(row, row + 1))), among, slice(row, row + 1))
+        assert not differing(engine.score(small.batch(slice(row, row + 1))), among, slice(row, row + 1))
     assert among.path_rows > 200
 
 

@@ -111,7 +111,7 @@ class Engine:
         with torch.inference_mode(), one_thread():
             fill = FILLERS[config.filler](model, reliability)
             self.backend = make_backend(model, self._gated(model), fill)
-            self._member_backends = [self._of_member(m) for m in self._members]
+            self.member_backends = [self._of_member(m) for m in self._members]
 
     def score(self, batch: Batch, max_path_rows: int | None = None, top_k: int | None = None) -> Scored:
         """Score a request.
@@ -210,7 +210,7 @@ class Engine:
 
     def _answer(self, asked: Asked, planned: Paths | None) -> Opinion:
         if self.config.members > 0:
-            return members.answer(asked, self._member_backends)
+            return members.answer(asked, self.member_backends)
         if planned is None:
             assert self.extras.heads is not None
             return redefine.answer(asked, self.extras.heads, self.config.redefine_rounds)
@@ -232,9 +232,7 @@ class Engine:
     def _of_member(self, member: Backbone) -> Backend:
         table = self.backend.table if member.table is self.model.table else self._gated(member)
         if isinstance(self.backend, Folded) and can_fold(member):
-            folded = Folded(member, table, self.backend.fill)
-            folded.sizes = self.backend.sizes
-            return folded
+            return Folded(member, table, self.backend.fill)
         eager = Eager(member, table, self.backend.fill)
         eager.sizes = (ASKED_ROWS,)
         return eager

@@ -2,10 +2,9 @@
 
 from thinktwice.models.backends.backend import Backend, Eager, MakeBackend, State, verify_sizes
 from thinktwice.models.backends.choose import Choice, choose_backend, parity_of
-from thinktwice.models.backends.store import BACKEND_FILES, open_backend, save_choice
+from thinktwice.models.backends.store import open_backend, save_choice
 
 __all__ = [
-    "BACKEND_FILES",
     "Backend",
     "Choice",
     "Eager",

@@ -49,20 +49,16 @@ class Backend(ABC):
             return in_blocks(lambda *parts: self.score(parts), *state, sizes=self.sizes)
         return in_blocks(lambda kept, *parts: self.score(parts, kept), kept, *state, sizes=self.sizes)
 
-    def path_logits(self, state: State, kept: Tensor, mask: Tensor, fields: Tensor) -> Tensor:
-        """Logits [U, P] of the paths of U >= 1 rows, in blocks.
-
-        A path drops what ``kept`` [U, N] bool drops, and of ``fields`` [n] what ``mask`` [U, P, n] of 0 and 1 drops.
-        """
-        return in_blocks(lambda kept, mask, *parts: self.score_paths(parts, kept, mask, fields), kept, mask, *state)
-
     @abstractmethod
     def score(self, state: State, kept: Tensor | None = None) -> Tensor:
         """:meth:`logits` of one block."""
 
     @abstractmethod
-    def score_paths(self, state: State, kept: Tensor, mask: Tensor, fields: Tensor) -> Tensor:
-        """:meth:`path_logits` of one block."""
+    def path_logits(self, state: State, kept: Tensor, mask: Tensor, fields: Tensor) -> Tensor:
+        """Logits [U, P] of the paths of U >= 1 rows, in blocks.
+
+        A path drops what ``kept`` [U, N] bool drops, and of ``fields`` [n] what ``mask`` [U, P, n] of 0 and 1 drops.
+        """
 
 
 class Embedded(Backend):
@@ -75,10 +71,11 @@ class Embedded(Backend):
         (x,) = state
         return self.dense(x if kept is None else torch.where(kept[..., None], x, self.fill))
 
-    def score_paths(self, state: State, kept: Tensor, mask: Tensor, fields: Tensor) -> Tensor:
+    def path_logits(self, state: State, kept: Tensor, mask: Tensor, fields: Tensor) -> Tensor:
+        """See :class:`Backend`; a path is a row of other vectors, and scored in the blocks of rows."""
         x = torch.where(kept[..., None], state[0], self.fill)
-        views = Views.of(x, mask, self.fill, fields).whole()
-        return self.dense(views.flatten(0, 1)).view(mask.shape[:2])
+        views = Views.of(x, mask, self.fill, fields).whole().flatten(0, 1)
+        return in_blocks(self.dense, views, sizes=self.sizes).view(mask.shape[:2])
 
     @abstractmethod
     def dense(self, x: Tensor) -> Tensor:
@@ -93,9 +90,10 @@ class Eager(Embedded):
     def dense(self, x: Tensor) -> Tensor:
         return self.model.score(x)[:, 0]
 
-    def score_paths(self, state: State, kept: Tensor, mask: Tensor, fields: Tensor) -> Tensor:
+    def path_logits(self, state: State, kept: Tensor, mask: Tensor, fields: Tensor) -> Tensor:
+        """See :class:`Backend`; the first layer is updated path by path and not computed anew."""
         x = torch.where(kept[..., None], state[0], self.fill)
-        return self.model.score_paths(x, mask, self.fill, fields)
+        return in_blocks(lambda x, mask: self.model.score_paths(x, mask, self.fill, fields), x, mask)
 
 
 def random_rows(model: Backbone, rows: int, seed: int = 0) -> Batch:

@@ -90,9 +90,6 @@ class Folded(Backend):
         z = torch.addmm(total[:, last : last + 1], hidden, self._out)
         return torch.addmm(z, pooled * pooled, self._half)[:, 0]
 
-    def score_paths(self, state: State, kept: Tensor, mask: Tensor, fields: Tensor) -> Tensor:
-        return self.path_logits(state, kept, mask, fields)
-
     def _read_lists(self, *lists: Tensor) -> Tensor:
         """Vectors of the sequences and vectors of a block of rows, and their squares [B, 2 * (N - C) * D]."""
         parts = [pool(index) for pool, index in zip(self._pooling, lists, strict=False)]

@@ -7,6 +7,7 @@ row's place in the batch.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ def export(model: Backbone, folder: Path | str) -> None:
     import onnx
 
     example = torch.zeros(8, model.num_fields, model.dim + 1)
+    # It tells every user about operators of a library that no model here uses.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

@@ -21,7 +21,6 @@ from thinktwice.models.backends.lower import BFloat16
 from thinktwice.models.backends.onnx import ONNX_FILE
 
 BACKEND_FILE = "backend.json"
-BACKEND_FILES = (BACKEND_FILE, ONNX_FILE)
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +36,8 @@ class BackendInfo(BaseModel):
 def save_choice(folder: Path | str, eager: Backend, rows: Sequence[Batch]) -> Choice:
     """Choose the backend of a model by measurement and write the choice into ``folder``.
 
-    ``rows`` are some requests to time them with. ONNX Runtime is tried where the first layer cannot be folded, and where the exporter is installed.
+    ``rows`` are some requests to time them with. ONNX Runtime is tried where the first layer cannot be folded, and where the
+    exporter is installed.
     """
     folder = Path(folder)
     candidates: dict[str, MakeBackend] = {}
