@@ -303,9 +303,10 @@ def _remember_processes(server: TorchServe) -> None:
 def _wait_gone(server: TorchServe, limit: float) -> bool:
     end = time.monotonic() + limit
     while True:
-        server.process.poll()
         _remember_processes(server)  # a worker may have been started meanwhile
-        if not any(alive(p) for p in server.known):
+        gone = not any(alive(p) for p in server.known)
+        server.process.poll()  # after the look: one that ends between the two would never be waited for
+        if gone:
             return True
         if time.monotonic() >= end:
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import psutil
 import pytest
 
 from serving import java, torchserve_process
-from serving.torchserve_process import check_port, configuration, running
+from serving.processes import alive, free_ports
+from serving.torchserve_process import TorchServe, check_port, configuration, running, stop
 from thinktwice.errors import ServerError
 
 
@@ -156,3 +158,21 @@ def test_the_log_tells_why_a_start_fails(tmp_path: Path, log: str, message: str)
     )
     with pytest.raises(ServerError, match=message):
         torchserve_process._raise_if_worker_failed(server)
+
+
+def test_a_launcher_that_ends_between_two_looks_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else waits for it: it would stay a zombie as long as this process lives."""
+    port, management = free_ports(2)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as launcher:
+        server = TorchServe(
+            port=port, log=tmp_path / "log", process=launcher, work=tmp_path, management_port=management, metrics_url=""
+        )
+
+        def ends_meanwhile(process: psutil.Process) -> bool:
+            launcher.send_signal(signal.SIGKILL)
+            os.waitid(os.P_PID, launcher.pid, os.WEXITED | os.WNOWAIT)
+            return alive(process)
+
+        monkeypatch.setattr(torchserve_process, "alive", ends_meanwhile)
+        stop(server, limit=5.0)
+        assert launcher.returncode == -signal.SIGKILL
