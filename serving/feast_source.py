@@ -108,6 +108,10 @@ class FeastSource:
         # A row that does not exist has the timestamp 0.
         return [Found(row, float(at)) if at else Found(row) for row, at in zip(rows, newest, strict=True)]
 
+    def fetch_now(self, entity: Entity, ids: Sequence[str], timeout: float) -> None:
+        """See :class:`serving.features.PromptSource`; the SDK knows no time limit."""
+        return
+
     def close(self) -> None:
         """Close the SQLite file, which Feast never does by itself."""
         online = getattr(self._store._get_provider(), "online_store", None)

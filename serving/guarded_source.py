@@ -1,7 +1,7 @@
 """A store that may be slow or dead, behind a limit of time: a lookup never takes longer than it may, and never hangs a request.
 
-Lookups run in a few threads of their own. One that is late is left to end by itself; while all threads hang, further lookups fail
-at once. After some failures in a row the store is not asked for a while, then by one lookup at a time until it answers.
+A source that bounds itself answers in the caller's thread; other lookups run in a few threads of their own. One that is late
+there is left to end by itself; while all threads hang, further lookups fail at once. After some failures in a row the store is not asked for a while, then by one lookup at a time until it answers.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as LateError
 from typing import Literal
 
-from serving.features import Entity, FeatureSource, Found
+from serving.features import Entity, Found, PromptSource
 from thinktwice.errors import FeatureStoreError
 
 Reason = Literal["late", "failed", "busy", "resting"]
@@ -41,7 +40,7 @@ class GuardedSource:
 
     def __init__(
         self,
-        source: FeatureSource,
+        source: PromptSource,
         *,
         timeout: float,
         threads: int = 4,
@@ -69,16 +68,18 @@ class GuardedSource:
         if limit <= 0:
             raise LookupFailed(f"no time is left to look {entity} features up", "late")
         trial = self._start(entity)
-        if not self._free.acquire(blocking=False):
-            self._ended(trial, None)
-            raise LookupFailed(f"all lookups hang: {entity} features were not asked for", "busy")
         good: bool | None = None  # a bug in a source says nothing about the store, but it ends a trial too
         try:
-            found = self._pool.submit(self._run, entity, list(ids), limit).result(limit)
+            began = time.monotonic()
+            found = None if trial else self._source.fetch_now(entity, ids, limit)
+            if found is None:
+                found = self._on_a_thread(entity, list(ids), limit - (time.monotonic() - began))
             good = True
-        except LateError:
+        except TimeoutError:
             good = False
             raise LookupFailed(f"{entity} features took longer than {limit * 1000:.0f} ms", "late") from None
+        except LookupFailed:
+            raise
         except FeatureStoreError as error:
             good = False
             raise LookupFailed(str(error), "failed") from error
@@ -90,6 +91,13 @@ class GuardedSource:
         """Stop taking lookups and close the source."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._source.close()
+
+    def _on_a_thread(self, entity: Entity, ids: list[str], limit: float) -> list[Found]:
+        if limit <= 0:
+            raise TimeoutError
+        if not self._free.acquire(blocking=False):
+            raise LookupFailed(f"all lookups hang: {entity} features were not asked for", "busy")
+        return self._pool.submit(self._run, entity, ids, limit).result(limit)
 
     def _run(self, entity: Entity, ids: list[str], limit: float) -> list[Found]:
         try:

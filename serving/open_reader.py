@@ -9,7 +9,7 @@ from typing import Literal
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.features import DirectReader, FeatureSource, Lookup, OnDefault, OnlineFeatureReader
+from serving.features import DirectReader, Lookup, OnDefault, OnlineFeatureReader, PromptSource
 from serving.guarded_source import GuardedSource
 from thinktwice.data.encoder import Encoder
 from thinktwice.data.feature_tables import table_specs
@@ -60,7 +60,7 @@ def open_reader(
             f"feature store {folder} keeps its online values in {store.config.online_store.type}, not in Redis: "
             "set features.reader to snapshot or feast"
         )
-    source: FeatureSource
+    source: PromptSource
     if is_redis and config.reader != "feast":
         from serving.redis_source import RedisSource
 

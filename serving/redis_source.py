@@ -2,13 +2,15 @@
 
 All views of an entity lie in one hash. Its key is Feast's serialization of the entity key (version 3) and the project; its fields
 are the murmur3 of ``view:feature`` with a protobuf value each, and ``_ts:view`` with the time of the view's row. So one
-HMGET per id fetches everything, and all ids go in one pipeline. The layout belongs to the pinned Feast: every source
+HMGET per id fetches everything, and all ids go in one pipeline. A few ids are asked for in the caller's own thread, over a
+connection that is open already: connecting is what may take unbounded time. The layout belongs to the pinned Feast: every source
 compares its own keys with Feast's when it is made.
 """
 
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +21,10 @@ from thinktwice.schema import LogSchema
 
 STRING = 2  # Feast's number of the value type
 SELF_CHECK = "ä b"
+FEW = 8  # ids whose answers come in one piece
+OPEN = 4  # connections kept for them
+REST_OF_ANSWER = 0.05  # seconds that the rest of an answer may take whose first bytes are here
+TRY_AGAIN = 10.0  # seconds after a connection that could not be opened
 
 
 class RedisSource:
@@ -44,6 +50,8 @@ class RedisSource:
                 f"the online store is {type(online).__name__}, not Redis: use the feature reader 'snapshot' or 'feast'"
             )
         self._client = online._get_client(store.config.online_store)
+        self._open: list[Any] = []  # connections that nobody uses now; appended to and popped from by any thread
+        self._open_from = 0.0  # monotonic time before which none is opened
         self._value, self._timestamp = Value, Timestamp
         self._project = store.project.encode()
         self._prefix: dict[Entity, bytes] = {}
@@ -78,11 +86,60 @@ class RedisSource:
                 answers = pipe.execute()
         except RedisError as error:
             raise FeatureStoreError(f"the online store does not answer for {entity} features ({error})") from error
+        self._connect_one()
+        return [self._found(names, answer) for answer in answers]
+
+    def fetch_now(self, entity: Entity, ids: Sequence[str], timeout: float) -> list[Found] | None:
+        """See :class:`serving.features.PromptSource`; None for many ids, and while no connection is open."""
+        from redis import RedisError
+
+        names = self._names[entity]
+        if not names:
+            return [Found({})] * len(ids)
+        if len(ids) > FEW or not self._open:
+            return None
+        try:
+            connection = self._open.pop()
+        except IndexError:  # another thread was faster
+            return None
+        end, fields = time.monotonic() + timeout, self._fields[entity]
+        try:
+            commands = [("HMGET", self._key(entity, value), *fields) for value in ids]
+            connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            answers = []
+            for _ in ids:
+                if not connection.can_read(max(end - time.monotonic(), 0.0)):
+                    raise TimeoutError
+                answers.append(connection.read_response())
+        except TimeoutError:
+            connection.disconnect()  # an answer that comes later would be taken for that of the next question
+            raise
+        except RedisError:  # the server has ended it
+            connection.disconnect()
+            return None
+        self._open.append(connection)
         return [self._found(names, answer) for answer in answers]
 
     def close(self) -> None:
         """Give the connections back."""
+        while self._open:
+            self._open.pop().disconnect()
         self._client.close()
+
+    def _connect_one(self) -> None:
+        """Have one more connection ready for :meth:`fetch_now`; a cluster has no single place to connect to."""
+        from redis import RedisError
+
+        pool = getattr(self._client, "connection_pool", None)
+        if pool is None or len(self._open) >= OPEN or time.monotonic() < self._open_from:
+            return
+        try:
+            connection = pool.connection_class(**{**pool.connection_kwargs, "socket_timeout": REST_OF_ANSWER})
+            connection.connect()
+        except RedisError:  # the client's own connections are good, so lookups go on with them
+            self._open_from = time.monotonic() + TRY_AGAIN
+            return
+        self._open.append(connection)
 
     def _key(self, entity: Entity, value: str) -> bytes:
         text = value.encode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -21,6 +21,8 @@ class Source:
         self.error: Exception | None = None
         self.asked: list[tuple[Entity, list[str]]] = []
         self.closed = False
+        self.now: Callable[[float], list[Found] | None] | None = None
+        self.asked_now = 0
 
     def names(self, entity: Entity) -> tuple[str, ...]:
         return ("age",) if entity == "user" else ("genre",)
@@ -31,6 +33,12 @@ class Source:
         if self.error is not None:
             raise self.error
         return [Found({self.names(entity)[0]: value}) for value in ids]
+
+    def fetch_now(self, entity: Entity, ids: Sequence[str], timeout: float) -> list[Found] | None:
+        self.asked_now += 1
+        if self.now is None:
+            return None
+        return self.now(timeout)
 
     def close(self) -> None:
         self.closed = True
@@ -144,3 +152,40 @@ def test_a_reader_answers_with_defaults_and_tells() -> None:
     assert reader.read(None, ["a", "b", "a"]).defaulted == ()
     assert source.asked == [("item", ["a", "b"])]
     reader.close()
+
+
+def test_a_source_that_bounds_itself_needs_no_thread() -> None:
+    source, before = Source(), set(threading.enumerate())
+    source.now = lambda timeout: [Found({"age": timeout})]
+    guarded = GuardedSource(source, timeout=10)
+    assert guarded.fetch("user", ["u"], 0.5)[0].values == {"age": 0.5}
+    assert source.asked == []
+    assert set(threading.enumerate()) <= before
+    source.now = lambda timeout: None  # it cannot promise now
+    assert guarded.fetch("user", ["u"])[0].values == {"age": "u"}
+    guarded.close()
+
+
+def test_a_bounded_lookup_that_is_late_counts_and_a_trial_goes_the_long_way() -> None:
+    source, clock = Source(), Clock()
+
+    def late(timeout: float) -> list[Found]:
+        raise TimeoutError
+
+    source.now = late
+    guarded = GuardedSource(source, timeout=10, clock=clock)
+    assert [reason(guarded) for _ in range(FAILURES + 1)] == ["late"] * FAILURES + ["resting"]
+    assert source.asked == []
+    clock.now += REST + 0.01
+    assert guarded.fetch("user", ["u"])[0].values == {"age": "u"}
+    assert source.asked_now == FAILURES
+    guarded.close()
+
+
+def test_no_time_is_left_after_a_bounded_lookup_gave_up() -> None:
+    source = Source()
+    source.now = lambda timeout: threading.Event().wait(0.02) or None
+    guarded = GuardedSource(source, timeout=0.01)
+    assert reason(guarded) == "late"
+    assert source.asked == []
+    guarded.close()

@@ -1,0 +1,86 @@
+"""Lookups over a connection that is open already: the same rows, and back in time whatever the store does."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from feature_repo.store import REDIS_VARIABLE, build
+from serving.feast_source import open_feast
+from serving.redis_source import FEW, OPEN, RedisSource
+from tests.features import redis_server
+from tests.serving.small import FEATURE_SERVICE, MODEL_VERSION, SCHEMA
+
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Feast keeps its connection open as long as it lives
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@contextmanager
+def half_an_answer() -> Iterator[int]:
+    """The port of a server that answers a greeting, and half of any other question."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                while data := connection.recv(65536):
+                    connection.sendall(b"*2\r\n$2\r\nab" if b"HMGET" in data else b"+OK\r\n" * data.count(b"CLIENT"))
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listening.getsockname()[1]
+    thread.join(5.0)
+
+
+def test_an_open_connection(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with redis_server.started(tmp_path) as (address, process):
+        monkeypatch.setenv(REDIS_VARIABLE, address)
+        build(state.parent / "clean", tmp_path / "store", model_version=MODEL_VERSION, online="redis")
+        feast, _ = open_feast(tmp_path / "store", FEATURE_SERVICE)
+        with closing(RedisSource(feast, SCHEMA)) as source:
+            assert source.fetch_now("user", ["u1"], 5.0) is None, "nothing is connected yet"
+            for _ in range(OPEN + 2):
+                whole = source.fetch("user", ["u1", "nobody"])
+            assert len(source._open) == OPEN
+            assert not whole[0].cold and whole[1].cold
+            assert source.fetch_now("user", ["u1", "nobody"], 5.0) == whole
+            assert source.fetch_now("item", ["i1"], 5.0) == source.fetch("item", ["i1"])
+            assert source.fetch_now("item", [f"i{n}" for n in range(FEW + 1)], 5.0) is None
+            assert len(source._open) == OPEN
+
+            process.send_signal(signal.SIGSTOP)
+            with pytest.raises(TimeoutError):
+                source.fetch_now("user", ["u1"], 0.05)
+            assert len(source._open) == OPEN - 1, "what comes late must not answer the next question"
+            process.send_signal(signal.SIGCONT)
+            assert source.fetch_now("user", ["u1", "nobody"], 5.0) == whole
+
+            process.terminate()
+            process.wait(10)
+            for left in range(OPEN - 1, 0, -1):
+                assert len(source._open) == left
+                assert source.fetch_now("user", ["u1"], 5.0) is None
+            assert source._open == []
+
+            with half_an_answer() as port:
+                source._client.connection_pool.connection_kwargs["port"] = port
+                source._connect_one()
+                assert source.fetch_now("user", ["u1"], 5.0) is None, "the rest is not waited for"
+                assert source._open == []
+
+            source._connect_one()  # nobody listens there any more
+            assert source._open == []
+            assert source._open_from > time.monotonic()
