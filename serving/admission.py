@@ -1,6 +1,7 @@
 """What a request may cost now: its answer in time, extra paths only while there is room, or a refusal at once.
 
-Under load the order is: extra paths become fewer, then none, then requests that cannot be answered before their deadline are
+A request that had to wait for another gets base passes alone, so extra paths are worked on only while nobody stands in line:
+as load grows fewer requests get them, at full load none. Then requests that cannot be answered before their deadline are
 refused. A refusal costs next to nothing, so what is accepted stays in time and nothing waits without bound.
 """
 
@@ -15,8 +16,7 @@ from serving.deadline import Deadline
 from thinktwice.errors import OverloadedError
 
 WINDOW = 1.0  # seconds over which the share of requests that had to wait is taken
-FEWEST = 8  # requests in the window, below which nothing is said of it
-WAITED = 0.5  # of the cost of a request: who stood in a queue for longer had somebody before him
+WAITED = 0.75  # of the cost of a request: who stood in a queue for longer had somebody before him; less may be a slow wake-up
 LEAST_WAIT = 0.001  # seconds; less is the network
 FORGET = 5e-5  # a second: how fast the shortest way here is taken to grow, so that clocks may drift
 WAY_BACK = 0.002  # seconds from here to the caller
@@ -59,8 +59,7 @@ class Admission:
     Args:
         workers: requests that are scored at the same time.
         queue: requests that may wait beside them.
-        shed_from: share of requests that had to wait from which extra paths become fewer; 1 for never.
-        shed_all: share at which there are none.
+        shed: whether a request that had to wait loses its extra paths.
         clock: monotonic seconds.
     """
 
@@ -69,13 +68,11 @@ class Admission:
         *,
         workers: int,
         queue: int,
-        shed_from: float,
-        shed_all: float,
+        shed: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._workers, self._queue = workers, queue
-        self._shed_from, self._shed_all = shed_from, max(shed_all, shed_from + 1e-6)
-        self._clock = clock
+        self._shed, self._clock = shed, clock
         self._lock = threading.Lock()
         self._inside = 0
         self._recent: deque[tuple[float, bool]] = deque()  # (when, had to wait) of the requests in the window
@@ -125,8 +122,8 @@ class Admission:
                 status=503,
             )
 
-    def path_share(self, queued: float, rows: int) -> float:
-        """Share of the usual extra paths that a request may ask now: 1 with room to spare, 0 when the process is full.
+    def extra_paths(self, queued: float, rows: int) -> bool:
+        """Whether a request may ask extra paths now.
 
         Args:
             queued: seconds since the request was sent, or came in where the caller does not say.
@@ -139,18 +136,20 @@ class Admission:
             waited = queued - self._way > max(WAITED * self.cost.seconds(rows), LEAST_WAIT)
             self._recent.append((now, waited))
             self._waited += waited
-        share = self.waiting_share()
-        return min(1.0, max(0.0, (self._shed_all - share) / (self._shed_all - self._shed_from)))
+            self._forget(now)
+        return not (waited and self._shed)
 
     def waiting_share(self) -> float:
-        """Share of the last second's requests that had to wait for another; 0 for a handful of requests."""
+        """Share of the last second's requests that had to wait for another; 0 without any."""
         with self._lock:
-            now = self._clock()
-            while self._recent and self._recent[0][0] <= now - WINDOW:
-                self._waited -= self._recent.popleft()[1]
-            return self._waited / len(self._recent) if len(self._recent) >= FEWEST else 0.0
+            self._forget(self._clock())
+            return self._waited / len(self._recent) if self._recent else 0.0
 
     def finished(self, rows: int, seconds: float, extra_seconds: float) -> None:
         """Take in what a request cost; ``extra_seconds`` of it went into extra paths, which the next one need not ask."""
         with self._lock:
             self.cost.add(rows, max(seconds - extra_seconds, 0.0))
+
+    def _forget(self, now: float) -> None:
+        while self._recent and self._recent[0][0] <= now - WINDOW:
+            self._waited -= self._recent.popleft()[1]

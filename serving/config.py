@@ -28,10 +28,7 @@ class ServingConfig(BaseModel):
     )  # requests scored at the same time by one process (kserve adapter only)
     queue: int = Field(default=32, ge=0, le=10_000)  # requests that may wait for a worker (kserve adapter only)
     deadline_ms: float = Field(default=1000.0, gt=0, le=600_000)  # for requests that bring none
-    shed_from: float = Field(
-        default=0.5, gt=0, le=1
-    )  # share of waiting requests from which extra paths become fewer ...
-    shed_all: float = Field(default=0.8, gt=0, le=1)  # ... and at which nothing but base passes is left
+    shed: bool = True  # a request that had to wait for another gets base passes alone
     max_body_bytes: int = Field(default=4 << 20, ge=1024)
     metrics_port: int = Field(default=8083, ge=0, le=65535)  # 0: none (TorchServe adapter only; kserve has /metrics)
     metrics_host: str = "127.0.0.1"

@@ -78,9 +78,7 @@ class Metrics:
         self._budget = histogram(
             "path_budget_rows", "Extra rows a request was allowed, as far as something limits it.", BUDGET
         ).labels(**self._who)
-        self._shed = counter("shed_requests", "Requests that got fewer extra paths than usual, for load.").labels(
-            **self._who
-        )
+        self._shed = counter("shed_requests", "Requests that got no extra paths, for load.").labels(**self._who)
         self._queue = gauge("queue_length", "Requests that wait for a worker.")
         self._waiting = gauge("waiting_share", "Share of the last second's requests that had to wait for another.")
         self._snapshot_age = gauge(

@@ -56,9 +56,7 @@ def open_service(
         on_default=metrics.defaulted,
         tracing=tracing,
     )
-    admission = Admission(
-        workers=config.workers, queue=config.queue, shed_from=config.shed_from, shed_all=config.shed_all
-    )
+    admission = Admission(workers=config.workers, queue=config.queue, shed=config.shed)
     for rows, seconds in scorer.costs():
         admission.cost.add(rows, seconds)
     log = PredictionLog(scorer.bundle.schema, config.prediction_log) if config.prediction_log.folder else None

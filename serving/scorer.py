@@ -42,7 +42,7 @@ class Answer:
         stale_user, stale_items: features older than allowed.
         default_features: sides ("user", "items") whose lookup was late or failed and that were scored with defaults.
         path_budget: extra rows the request was allowed where less than usual; None without a limit of its own.
-        shed: it was allowed less for the load of the server.
+        shed: it was allowed none for the load of the server.
         path_rows: extra rows that were scored.
         stages: seconds by stage ("features", "encode", "engine"). Differs from call to call, so it is no part of a body.
         logged: what the prediction log needs beside the scores: shared values, and values per row.
@@ -115,14 +115,14 @@ class Scorer:
         return best
 
     def score(
-        self, requests: Sequence[Request], deadline: Deadline | None = None, path_share: float = 1.0
+        self, requests: Sequence[Request], deadline: Deadline | None = None, *, extra_paths: bool = True
     ) -> list[Answer]:
         """Answer every request, each by itself: what stands beside it in the body does not change its scores.
 
         Args:
             deadline: when the body must be answered; extra paths follow what is left of it. A request's own
                 ``deadline_ms``, from the same sending, may only be sooner.
-            path_share: share of the usual extra rows that the server grants now, 0..1.
+            extra_paths: whether the server grants extra paths now.
 
         Raises:
             FeatureStoreError: the store does not answer.
@@ -133,10 +133,10 @@ class Scorer:
         answers = []
         for request in requests:
             after -= request.num_rows  # what still has to be answered in the same time
-            answers.append(self._score_one(request, deadline, path_share, after))
+            answers.append(self._score_one(request, deadline, extra_paths, after))
         return answers
 
-    def _score_one(self, request: Request, deadline: Deadline | None, path_share: float, rows_after: int) -> Answer:
+    def _score_one(self, request: Request, deadline: Deadline | None, extra_paths: bool, rows_after: int) -> Answer:
         began = time.perf_counter()
         features: Features | None = None
         if request.rows is None:
@@ -148,7 +148,7 @@ class Scorer:
         looked_up = time.perf_counter()
         batch, logged = self.encode(request, features)
         encoded = time.perf_counter()
-        budget, shed = self._path_budget(request, deadline, path_share, rows_after)
+        budget, shed = self._path_budget(request, deadline, extra_paths, rows_after)
         with self._stage("engine", rows=request.num_rows):
             scored = self.bundle.engine.score(batch, budget, request.k)
         probability = np.asarray(scored.probability, np.float64)
@@ -201,7 +201,7 @@ class Scorer:
         return join(encoder.encode_side([shared], self._shared_fields), items), (shared, features.items)
 
     def _path_budget(
-        self, request: Request, deadline: Deadline | None, path_share: float, rows_after: int
+        self, request: Request, deadline: Deadline | None, extra_paths: bool, rows_after: int
     ) -> tuple[int | None, bool]:
         """Extra rows the request may ask, None where nothing but the configured cap limits it; whether load lowered it."""
         cap = self.bundle.engine.config.max_path_rows
@@ -211,8 +211,10 @@ class Scorer:
             left_ms = own.left(time.monotonic()) * 1000
             base_ms = (request.num_rows + rows_after) * self._ms_per_path_row
             allowed = min(allowed, extra_rows(left_ms, base_ms, self._ms_per_path_row))
-        granted = int(path_share * cap)
-        return (min(allowed, granted) if min(allowed, granted) < cap else None), granted < allowed
+        shed = not extra_paths and allowed > 0
+        if shed:
+            allowed = 0
+        return (allowed if allowed < cap else None), shed
 
 
 def _refuse_no_numbers(request: Request, probability: np.ndarray) -> None:

@@ -187,7 +187,7 @@ class Service:
         soonest = min(own, key=lambda deadline: deadline.ends)
         rows = sum(request.num_rows for request in requests)
         self.admission.admit(soonest, rows)
-        answers = self.scorer.score(requests, course.deadline, self.admission.path_share(queued, rows))
+        answers = self.scorer.score(requests, course.deadline, extra_paths=self.admission.extra_paths(queued, rows))
         scored = time.perf_counter()
         encoded, tail = codec_v2.encode(answers, body, self._model_name) if v2 else (codec_v1.encode(answers), b"")
         text = orjson.dumps(encoded)

@@ -64,11 +64,9 @@ def make_service(
 ) -> Service:
     """The real service over a bundle, with the store in a dictionary."""
     # A test that calls without a pause is no load.
-    config, tracing = config or ServingConfig(shed_from=1.0), tracing or Tracing()
+    config, tracing = config or ServingConfig(shed=False), tracing or Tracing()
     scorer = Scorer(load_bundle(bundle), FakeReader(), tracing)
-    admission = Admission(
-        workers=config.workers, queue=config.queue, shed_from=config.shed_from, shed_all=config.shed_all
-    )
+    admission = Admission(workers=config.workers, queue=config.queue, shed=config.shed)
     metrics = Metrics(config.arm, scorer.bundle.manifest.model_version, registry or CollectorRegistry())
     return Service(scorer, config, metrics, admission, tracing, model_name="ctr", **more)
 

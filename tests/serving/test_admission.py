@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from serving.admission import FEWEST, RESERVE, WAY_BACK, Admission, CostModel
+from serving.admission import RESERVE, WAY_BACK, WINDOW, Admission, CostModel
 from serving.deadline import Deadline
 from thinktwice.errors import OverloadedError
 
@@ -19,7 +21,7 @@ class Clock:
 
 
 def make(clock: Clock, workers: int = 1, queue: int = 2) -> Admission:
-    return Admission(workers=workers, queue=queue, shed_from=0.6, shed_all=0.85, clock=clock)
+    return Admission(workers=workers, queue=queue, clock=clock)
 
 
 def test_cost_is_what_a_line_through_the_measurements_says() -> None:
@@ -72,53 +74,54 @@ def test_a_request_that_would_be_late_is_refused_before_any_work() -> None:
         admission.admit(Deadline(clock.now - 2, clock.now - 1), 1)
 
 
-def arrive(admission: Admission, clock: Clock, waits: list[float], gap: float = 0.01) -> list[float]:
-    """Requests one after the other that waited so long; the share each was granted."""
-    shares = []
-    for wait in waits:
-        clock.now += gap
-        shares.append(admission.path_share(wait, 100))
-    return shares
-
-
-def test_extra_paths_become_fewer_as_more_requests_wait_and_come_back() -> None:
-    clock = Clock()
-    admission = make(clock)
+def measured(clock: Clock, **more: Any) -> Admission:
+    """It has learned that 100 rows take five milliseconds."""
+    admission = Admission(workers=1, queue=2, clock=clock, **more)
     for _ in range(20):
         admission.finished(100, 0.005, 0.0)
-    assert set(arrive(admission, clock, [0.0005] * 200)) == {1.0}
-    shares = []
-    for waiting in (5, 8, 9, 10):
-        shares.append(arrive(admission, clock, ([0.02] * waiting + [0.0005] * (10 - waiting)) * 20)[-1])
-    assert shares[0] == 1.0 and shares[2] == shares[3] == 0.0
-    assert shares == sorted(shares, reverse=True)
-    assert arrive(admission, clock, [0.0005] * 200)[-1] == 1.0
+    return admission
+
+
+def arrive(admission: Admission, clock: Clock, waits: list[float], gap: float = 0.01) -> list[bool]:
+    """Requests one after the other that waited so long; whether each got its extra paths."""
+    granted = []
+    for wait in waits:
+        clock.now += gap
+        granted.append(admission.extra_paths(wait, 100))
+    return granted
+
+
+def test_who_had_to_wait_gets_no_extra_paths() -> None:
+    clock = Clock()
+    admission = measured(clock)
+    assert all(arrive(admission, clock, [0.0005] * 200))
+    assert arrive(admission, clock, [0.0035, 0.0045, 0.02, 0.0005]) == [True, False, False, True]
+    assert admission.waiting_share() == pytest.approx(2 / 100, abs=0.001)
+    clock.now += WINDOW
+    assert admission.waiting_share() == 0.0
 
 
 def test_a_caller_that_never_pauses_is_no_load() -> None:
     clock = Clock()
-    admission = make(clock)
-    for _ in range(20):
-        admission.finished(100, 0.005, 0.0)
-    assert set(arrive(admission, clock, [0.0008] * 500, gap=0.005)) == {1.0}
+    admission = measured(clock)
+    assert all(arrive(admission, clock, [0.0008] * 500, gap=0.005))
     assert admission.waiting_share() == 0.0
 
 
 def test_a_clock_that_is_off_is_no_queue() -> None:
     clock = Clock()
-    admission = make(clock)
-    for _ in range(20):
-        admission.finished(100, 0.005, 0.0)
-    assert set(arrive(admission, clock, [3.0] * 300)) == {1.0}, "every caller seems to have sent three seconds ago"
-    assert arrive(admission, clock, [3.05] * 120)[-1] == 0.0, "and now they do wait"
+    admission = measured(clock)
+    assert all(arrive(admission, clock, [3.0] * 300)), "every caller seems to have sent three seconds ago"
+    assert not any(arrive(admission, clock, [3.05] * 120)), "and now they do wait"
 
 
-def test_a_handful_of_requests_says_nothing_and_one_is_never_shed() -> None:
+def test_less_than_a_millisecond_is_the_network_and_shedding_can_be_off() -> None:
     clock = Clock()
-    admission = make(clock)
-    assert arrive(admission, clock, [0.0, *[0.5] * (FEWEST - 2)]) == [1.0] * (FEWEST - 1)
-    never = Admission(workers=1, queue=1, shed_from=1.0, shed_all=1.0, clock=clock)
-    assert set(arrive(never, clock, [0.0, *[0.5] * 100])) == {1.0}
+    quick = Admission(workers=1, queue=2, clock=clock)
+    assert arrive(quick, clock, [0.0, 0.0009, 0.0011]) == [True, True, False]
+    never = measured(clock, shed=False)
+    assert all(arrive(never, clock, [0.0, *[0.5] * 100]))
+    assert never.waiting_share() > 0.9
 
 
 def test_extra_paths_are_not_counted_as_the_cost_of_an_answer() -> None:

@@ -167,25 +167,25 @@ def test_a_deadline_in_the_past_leaves_the_base_pass(scorer: Scorer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("deadline_ms", "share", "after", "expected"),
+    ("deadline_ms", "extra_paths", "after", "expected"),
     [
-        (None, 1.0, 0, (None, False)),
-        (100.5, 1.0, 0, (77, False)),
-        (30.5, 1.0, 0, (7, False)),
-        (23.4, 1.0, 0, (0, False)),
-        (10.0, 1.0, 0, (0, False)),
-        (1e6 + 0.5, 1.0, 0, (None, False)),  # the configured cap is lower
-        (100.5, 1.0, 10, (65, False)),  # ten rows of the same body come after
-        (None, 0.5, 0, (512, True)),
-        (100.5, 0.5, 0, (77, False)),  # the deadline allowed less than the load anyway
-        (100.5, 0.0, 0, (0, True)),
+        (None, True, 0, (None, False)),
+        (100.5, True, 0, (77, False)),
+        (30.5, True, 0, (7, False)),
+        (23.4, True, 0, (0, False)),
+        (10.0, True, 0, (0, False)),
+        (1e6 + 0.5, True, 0, (None, False)),  # the configured cap is lower
+        (100.5, True, 10, (65, False)),  # ten rows of the same body come after
+        (None, False, 0, (0, True)),
+        (100.5, False, 0, (0, True)),
+        (10.0, False, 0, (0, False)),  # the deadline allowed none anyway
     ],
 )
 def test_what_deadline_and_load_leave_for_extra_rows(
     scorer: Scorer,
     monkeypatch: pytest.MonkeyPatch,
     deadline_ms: float | None,
-    share: float,
+    extra_paths: bool,
     after: int,
     expected: tuple[int | None, bool],
 ) -> None:
@@ -195,7 +195,7 @@ def test_what_deadline_and_load_leave_for_extra_rows(
     monkeypatch.setattr(scorer, "_ms_per_path_row", 1.0)
     monkeypatch.setattr("serving.scorer.time.monotonic", lambda: 1000.005)
     body = Deadline(1000.0, 1e9)
-    assert scorer._path_budget(request, body, share, after) == expected
+    assert scorer._path_budget(request, body, extra_paths, after) == expected
 
 
 def test_the_places_of_a_request_decide_who_is_asked_again(scorer: Scorer) -> None:

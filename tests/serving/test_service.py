@@ -80,7 +80,7 @@ def test_load_takes_extra_paths_and_says_so(small: Path, monkeypatch: pytest.Mon
     many = json.dumps({"instances": [{**ONE, "candidates": [f"i{i}" for i in range(60)]}]}).encode()
     usual = json.loads(service.answer(many, {}).body)["predictions"][0]
     assert max(item["num_paths"] for item in usual["items"]) > 1
-    monkeypatch.setattr(service.admission, "path_share", lambda *_: 0.0)
+    monkeypatch.setattr(service.admission, "extra_paths", lambda *_: False)
     shed = json.loads(service.answer(many, {}).body)["predictions"][0]
     assert {item["num_paths"] for item in shed["items"]} == {1}
     assert shed["paths_capped"] and not usual["paths_capped"]
