@@ -189,7 +189,8 @@ class Engine:
                 self.reliability.open_fields,
             )
 
-        planned = paths.plan(config, self.extras, asked(unsure)) if config.sampler != "none" else None
+        whole = asked(unsure)
+        planned = paths.plan(config, self.extras, whole) if config.sampler != "none" else None
         cost = np.full(len(unsure), self._cost_of_one) if planned is None else paths.cost(config, planned)
         fits = (np.cumsum(cost) <= cap) | (cost == 0)
         left_out[unsure[fits]] = False
@@ -197,7 +198,9 @@ class Engine:
         chosen = unsure[admitted]
         if len(chosen) == 0:
             return Raw(z0, z0, missing, marked.signal, num_paths, left_out)
-        opinion = self._answer(asked(chosen), None if planned is None else planned.rows(admitted))
+        if len(chosen) < len(unsure):
+            whole, planned = asked(chosen), None if planned is None else planned.rows(admitted)
+        opinion = self._answer(whole, planned)
         z = z0.copy()
         z[chosen] = opinion.z
         num_paths[chosen] += opinion.passes

@@ -15,7 +15,6 @@ from torch import Tensor
 from thinktwice.data.encoded import Batch
 from thinktwice.models.backbone import Backbone
 from thinktwice.models.blocks import FIXED, SIZES, batch_in_blocks, in_blocks, one_thread
-from thinktwice.models.views import Views
 
 State = tuple[Tensor, ...]  # what a backend has read of B rows, each [B, ...]
 
@@ -53,16 +52,19 @@ class Backend(ABC):
     def score(self, state: State, kept: Tensor | None = None) -> Tensor:
         """:meth:`logits` of one block."""
 
-    @abstractmethod
-    def path_logits(self, state: State, kept: Tensor, mask: Tensor, fields: Tensor) -> Tensor:
-        """Logits [U, P] of the paths of U >= 1 rows, in blocks.
+    def path_logits(self, state: State, kept: Tensor, mask: Tensor, fields: Tensor, real: Tensor) -> Tensor:
+        """Logits [R] of those paths of U >= 1 rows that ``real`` [U, P] bool marks, row by row, in blocks; R >= 1.
 
-        A path drops what ``kept`` [U, N] bool drops, and of ``fields`` [n] what ``mask`` [U, P, n] of 0 and 1 drops.
+        A path drops what ``kept`` [U, N] bool drops, and of ``fields`` [n] what ``mask`` [U, P, n] bool drops.
         """
+        row, path = real.nonzero(as_tuple=True)
+        kept = kept[row]
+        kept[:, fields] &= mask[row, path]
+        return self.logits(tuple(part[row] for part in state), kept)
 
 
 class Embedded(Backend):
-    """Reads field vectors x [B, N, D] and scores them, and every path of them, with one function of x."""
+    """Reads field vectors x [B, N, D] and scores them with one function of x."""
 
     def read(self, batch: Batch) -> State:
         return (batch_in_blocks(lambda rows: self.model.embed(rows, self.table), batch, self.sizes),)
@@ -70,12 +72,6 @@ class Embedded(Backend):
     def score(self, state: State, kept: Tensor | None = None) -> Tensor:
         (x,) = state
         return self.dense(x if kept is None else torch.where(kept[..., None], x, self.fill))
-
-    def path_logits(self, state: State, kept: Tensor, mask: Tensor, fields: Tensor) -> Tensor:
-        """See :class:`Backend`; a path is a row of other vectors, and scored in the blocks of rows."""
-        x = torch.where(kept[..., None], state[0], self.fill)
-        views = Views.of(x, mask, self.fill, fields).whole().flatten(0, 1)
-        return in_blocks(self.dense, views, sizes=self.sizes).view(mask.shape[:2])
 
     @abstractmethod
     def dense(self, x: Tensor) -> Tensor:
@@ -90,10 +86,11 @@ class Eager(Embedded):
     def dense(self, x: Tensor) -> Tensor:
         return self.model.score(x)[:, 0]
 
-    def path_logits(self, state: State, kept: Tensor, mask: Tensor, fields: Tensor) -> Tensor:
+    def path_logits(self, state: State, kept: Tensor, mask: Tensor, fields: Tensor, real: Tensor) -> Tensor:
         """See :class:`Backend`; the first layer is updated path by path and not computed anew."""
         x = torch.where(kept[..., None], state[0], self.fill)
-        return in_blocks(lambda x, mask: self.model.score_paths(x, mask, self.fill, fields), x, mask)
+        z = in_blocks(lambda x, mask: self.model.score_paths(x, mask, self.fill, fields), x, mask.float())
+        return z[real]
 
 
 def random_rows(model: Backbone, rows: int, seed: int = 0) -> Batch:

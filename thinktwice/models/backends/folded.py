@@ -66,15 +66,6 @@ class Folded(Backend):
             return index, one.expand(len(batch), -1)
         return index, in_blocks(self._read_lists, *lists, sizes=self.sizes)
 
-    def path_logits(self, state: State, kept: Tensor, mask: Tensor, fields: Tensor) -> Tensor:
-        """See :class:`Backend`; a path is a row of other values, and scored in the blocks of rows."""
-        index, paths = state[0], mask.shape[1]
-        index = torch.where(kept[:, : index.shape[1]], index, self._fill_index)
-        index = index[:, None].repeat(1, paths, 1)
-        index[:, :, fields] = torch.where(mask > 0.5, index[:, :, fields], self._fill_index[fields])
-        lists = (block[:, None].expand(-1, paths, -1).flatten(0, 1) for block in state[1:])
-        return self.logits((index.flatten(0, 1), *lists)).view(mask.shape[:2])
-
     def score(self, state: State, kept: Tensor | None = None) -> Tensor:
         index = state[0]
         if kept is not None:

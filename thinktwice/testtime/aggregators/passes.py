@@ -31,11 +31,11 @@ def weighted_mean(z: np.ndarray, weight: np.ndarray) -> np.ndarray:
 def weighted_median(value: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Median of each row of value [U, K] under weights [U, K]; between two values when the weight splits evenly."""
     order = np.argsort(np.where(weight > 0, value, np.inf), axis=1, kind="stable")
-    ordered = np.take_along_axis(value, order, axis=1)
-    running = np.cumsum(np.take_along_axis(weight, order, axis=1), axis=1)
+    rows = np.arange(len(value))
+    ordered = value[rows[:, None], order]
+    running = np.cumsum(weight[rows[:, None], order], axis=1)
     half = running[:, -1:] / 2
     slack = 1e-9 * (1 + half)
     low = (running >= half - slack).argmax(axis=1)
     high = (running > half + slack).argmax(axis=1)
-    rows = np.arange(len(value))
     return 0.5 * (ordered[rows, low] + ordered[rows, high])

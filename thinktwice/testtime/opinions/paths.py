@@ -54,8 +54,10 @@ def answer(config: TestTimeConfig, extras: Extras, asked: Asked, paths: Paths) -
         going = going[used[going] > first]
         if len(going) == 0:
             break
-        mask = torch.from_numpy(paths.mask[going, first:last].astype(np.float32))
-        z[going, first + 1 : last + 1] = _scored(asked, denoised, going, mask, fields)
+        real = np.arange(first, last)[None] < used[going, None]
+        row, path = real.nonzero()
+        mask = torch.from_numpy(paths.mask[going, first:last])
+        z[going[row], first + 1 + path] = _scored(asked, denoised, going, mask, fields, torch.from_numpy(real))
         if config.stop_at > 0 and last < most:
             known = np.minimum(used[going], last)
             settled = ~paths.exact[going] & (half_width(z[going, : last + 1], known) < config.stop_at)
@@ -102,14 +104,16 @@ def _scored(
     going: np.ndarray,
     mask: torch.Tensor,
     fields: torch.Tensor,
+    real: torch.Tensor,
 ) -> np.ndarray:
-    """Logits [G, P] of the paths of the rows ``going`` [G]; vectors that differ from row to row are scored by torch itself."""
+    """Logits [R] of the ``real`` [G, P] paths of the rows ``going`` [G]; vectors that differ from row to row are scored by torch
+    itself."""
     if denoised is None:
         state = tuple(part[going] for part in asked.state)
-        z = asked.backend.path_logits(state, torch.from_numpy(asked.kept[going]), mask, fields)
+        z = asked.backend.path_logits(state, torch.from_numpy(asked.kept[going]), mask, fields, real)
     else:
         x, fill = (part[going] for part in denoised)
-        z = in_blocks(lambda x, mask, fill: asked.model.score_paths(x, mask, fill, fields), x, mask, fill)
+        z = in_blocks(lambda x, mask, fill: asked.model.score_paths(x, mask, fill, fields), x, mask.float(), fill)[real]
     return z.double().numpy()
 
 

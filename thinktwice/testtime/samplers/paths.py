@@ -70,25 +70,37 @@ def distinct(
     Confidences [U, K] of equal paths are averaged.
     """
     rows, most, _ = mask.shape
-    drawn = (np.arange(most)[None] < wanted[:, None]).astype(np.float64)
-    told = np.ones((rows, most)) if confidence is None else confidence
-    packed = np.packbits(mask, axis=2)  # equal bytes = equal path
-    same = (packed[:, :, None] == packed[:, None]).all(axis=3) & (drawn[:, None] > 0)  # [U, K, K]
-    first = same.argmax(axis=2)
-    is_base = (mask == kept[:, None]).all(axis=2) & (drawn > 0)
-    real = (first == np.arange(most)[None]) & ~is_base & (drawn > 0)
+    draw = np.arange(most)
+    drawn = draw[None] < wanted[:, None]
+    same = np.ones((rows, most, most), bool)
+    is_base = drawn.copy()
+    for word, base in zip(_words(mask), _words(kept), strict=True):  # equal words = equal path
+        same &= word[:, :, None] == word[:, None]
+        is_base &= word == base[:, None]
+    same &= drawn[:, None]  # [U, K, K]
+    real = (same.argmax(axis=2) == draw) & drawn & ~is_base
     times = same.sum(axis=2)
     weight = np.where(real, times, 0.0)
-    mean_told = np.where(real, (same * told[:, None]).sum(axis=2) / np.maximum(times, 1), 1.0)
     hits = is_base.sum(axis=1)
-    base_told = np.where(hits > 0, (is_base * told).sum(axis=1) / np.maximum(hits, 1), 1.0)
     order = np.argsort(~real, axis=1, kind="stable")  # real paths to the front, in the order they were drawn
+    row = np.arange(rows)[:, None]
+    told, base_told = np.ones((rows, most)), np.ones(rows)
+    if confidence is not None:
+        mean = np.where(real, (same * confidence[:, None]).sum(axis=2) / np.maximum(times, 1), 1.0)
+        told = mean[row, order]
+        base_told = np.where(hits > 0, (is_base * confidence).sum(axis=1) / np.maximum(hits, 1), 1.0)
     return Paths(
-        np.take_along_axis(mask, order[:, :, None], axis=1),
-        np.take_along_axis(weight, order, axis=1),
+        mask[row, order],
+        weight[row, order],
         base_draws + hits,
         real.sum(axis=1),
-        np.take_along_axis(mean_told, order, axis=1),
+        told,
         base_told,
         np.zeros(rows, bool),
     )
+
+
+def _words(mask: np.ndarray) -> list[np.ndarray]:
+    """The bits of mask [..., n] in whole numbers of up to 62 of them, each [...]."""
+    parts = range(0, mask.shape[-1], 62)
+    return [mask[..., p : p + 62] @ (1 << np.arange(min(62, mask.shape[-1] - p), dtype=np.int64)) for p in parts]
