@@ -79,7 +79,7 @@ def test_scores_are_those_of_eager_torch(name: str, kind: str, gated: bool, expo
     kept[:, len(FIELDS.num_values) :] = True  # what is no column is protected
     everything = torch.ones_like(kept)
     fields = torch.tensor([0, 2, 1])
-    mask = (torch.rand(ROWS, 5, 3, generator=torch.Generator().manual_seed(2)) < 0.5)
+    mask = torch.rand(ROWS, 5, 3, generator=torch.Generator().manual_seed(2)) < 0.5
     real = torch.rand(ROWS, 5, generator=torch.Generator().manual_seed(3)) < 0.7
     tolerance = 2e-2 if kind == "bfloat16" else 1e-5
 

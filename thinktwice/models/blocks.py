@@ -13,7 +13,20 @@ from thinktwice.data.encoded import Batch
 BASE_ROWS = 128  # rows of one base pass
 ASKED_ROWS = 32  # rows of one second opinion
 FIXED = (BASE_ROWS,)
-SIZES = (1, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 512)  # rows of a call where all of them have proved to give the same bits
+SIZES = (
+    1,
+    4,
+    8,
+    16,
+    32,
+    48,
+    64,
+    96,
+    128,
+    192,
+    256,
+    512,
+)  # rows of a call where all of them have proved to give the same bits
 
 
 def blocks_of(total: int, sizes: tuple[int, ...]) -> Iterator[tuple[int, int]]:
