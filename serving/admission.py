@@ -80,6 +80,7 @@ class Admission:
         self._recent: deque[tuple[float, bool]] = deque()  # (when, had to wait) of the requests in the window
         self._waited = 0
         self._seen = clock()
+        self._ended = clock()  # when the last request was done with
         self._way = float("inf")  # shortest time from a caller to here: the network, and what his clock is off
         self.cost = CostModel()
 
@@ -135,7 +136,9 @@ class Admission:
             now = self._clock()
             self._way = min(self._way + FORGET * (now - self._seen), queued)
             self._seen = now
-            waited = queued - self._way > max(WAITED * self.cost.seconds(rows), LEAST_WAIT)
+            # Only what passed while another was at work: a sleeping server that wakes up slowly has no queue.
+            behind = queued - self._way - (now - self._ended)
+            waited = behind > max(WAITED * self.cost.seconds(rows), LEAST_WAIT)
             self._recent.append((now, waited))
             self._waited += waited
             self._forget(now)
@@ -151,6 +154,7 @@ class Admission:
         """Take in what a request cost; ``extra_seconds`` of it went into extra paths, which the next one need not ask."""
         with self._lock:
             self.cost.add(rows, max(seconds - extra_seconds, 0.0))
+            self._ended = self._clock()
 
     def _forget(self, now: float) -> None:
         while self._recent and self._recent[0][0] <= now - WINDOW:

@@ -82,29 +82,38 @@ def measured(clock: Clock, **more: Any) -> Admission:
     return admission
 
 
-def arrive(admission: Admission, clock: Clock, waits: list[float], gap: float = 0.01) -> list[bool]:
-    """Requests one after the other that waited so long; whether each got its extra paths."""
+def arrive(admission: Admission, clock: Clock, waits: list[float], gap: float = 0.0) -> list[bool]:
+    """Requests that waited so long, each when the one before it has been done for ``gap`` seconds; whether each got paths."""
     granted = []
     for wait in waits:
         clock.now += gap
         granted.append(admission.extra_paths(wait, 100))
+        clock.now += 0.005
+        admission.finished(100, 0.005, 0.0)
     return granted
 
 
 def test_who_had_to_wait_gets_no_extra_paths() -> None:
     clock = Clock()
     admission = measured(clock)
-    assert all(arrive(admission, clock, [0.0005] * 200))
+    assert all(arrive(admission, clock, [0.0005] * 100))
     assert arrive(admission, clock, [0.0029, 0.0031, 0.02, 0.0005]) == [True, False, False, True]
-    assert admission.waiting_share() == pytest.approx(2 / 100, abs=0.001)
+    assert admission.waiting_share() == pytest.approx(2 / 104)
     clock.now += WINDOW
     assert admission.waiting_share() == 0.0
+
+
+def test_what_passed_while_nobody_was_at_work_is_no_wait() -> None:
+    clock = Clock()
+    admission = measured(clock)
+    assert all(arrive(admission, clock, [0.0005] * 100))
+    assert arrive(admission, clock, [0.004, 0.004, 0.02], gap=0.003) == [True, True, False]
 
 
 def test_a_caller_that_never_pauses_is_no_load() -> None:
     clock = Clock()
     admission = measured(clock)
-    assert all(arrive(admission, clock, [0.0008] * 500, gap=0.005))
+    assert all(arrive(admission, clock, [0.0008] * 500))
     assert admission.waiting_share() == 0.0
 
 
@@ -118,7 +127,7 @@ def test_a_clock_that_is_off_is_no_queue() -> None:
 def test_less_than_a_millisecond_is_the_network_and_shedding_can_be_off() -> None:
     clock = Clock()
     quick = Admission(workers=1, queue=2, clock=clock)
-    assert arrive(quick, clock, [0.0, 0.0009, 0.0011]) == [True, True, False]
+    assert [quick.extra_paths(wait, 100) for wait in (0.0, 0.0009, 0.0011)] == [True, True, False]
     never = measured(clock, shed=False)
     assert all(arrive(never, clock, [0.0, *[0.5] * 100]))
     assert never.waiting_share() > 0.9
