@@ -87,7 +87,7 @@ def main() -> None:
             result["throughput"] = outside.throughput(world, folder, seconds, rounds)
             print("TorchServe: measured", flush=True)
             servers = ("torchserve",) if quick else ("torchserve", "kserve")
-            length, turns = (2.0, 1) if quick else (3.0, 7)
+            length, turns = (2.0, 1) if quick else (3.0, 9)
             result["loads"] = {s: outside.loads(world, folder, s, length, turns) for s in servers}
     result |= {
         "quick": quick,
