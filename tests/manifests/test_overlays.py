@@ -13,7 +13,15 @@ import pytest
 from serving.config import load_config
 from tests.manifests import closed_schema, rules
 
-OVERLAYS = ("standard", "standard-kserve", "standard-canary", "knative", "knative-kserve", "knative-canary")
+OVERLAYS = (
+    "standard",
+    "standard-kserve",
+    "standard-canary",
+    "standard-kserve-canary",
+    "knative",
+    "knative-kserve",
+    "knative-canary",
+)
 ROOT = Path(__file__).resolve().parents[2]
 CUSTOM = ("ServingRuntime", "InferenceService")
 KUBERNETES = ("1.30", "1.34")
@@ -130,11 +138,15 @@ def test_the_canary_is_the_one_of_its_mode(render: Render, overlay: str) -> None
         spec["predictor"].get("canaryTrafficPercent"),
         [canary["trafficPercent"] for canary in spec.get("canary", [])],
     )
-    expected = {"standard-canary": (None, [10]), "knative-canary": (10, [])}
+    expected = {
+        "standard-canary": (None, [10]),
+        "standard-kserve-canary": (None, [10]),
+        "knative-canary": (10, []),
+    }
     assert shares == expected.get(overlay, (None, []))
 
 
-@pytest.mark.parametrize("overlay", ["standard-canary", "knative-canary"])
+@pytest.mark.parametrize("overlay", ["standard-canary", "standard-kserve-canary", "knative-canary"])
 def test_the_canary_serves_another_version_than_the_stable_overlay(render: Render, overlay: str) -> None:
     stable = render(overlay.removesuffix("-canary"))["InferenceService"]
     canary = render(overlay)["InferenceService"]
@@ -163,8 +175,9 @@ def test_versions_are_immutable_folders_named_like_the_pod_label(render: Render,
 def test_only_our_own_runtime_serves_it(render: Render, overlay: str) -> None:
     resources = render(overlay)
     runtime, predictor = resources["ServingRuntime"], resources["InferenceService"]["spec"]["predictor"]
-    assert runtime["metadata"]["name"] == predictor["model"]["runtime"]
-    assert runtime["metadata"]["name"] == ("ctr-kserve" if overlay.endswith("-kserve") else "ctr-torchserve")
+    canaries = [canary["predictor"] for canary in resources["InferenceService"]["spec"].get("canary", [])]
+    assert {runtime["metadata"]["name"]} == {p["model"]["runtime"] for p in (predictor, *canaries)}
+    assert runtime["metadata"]["name"] == ("ctr-kserve" if "-kserve" in overlay else "ctr-torchserve")
     assert [entry["autoSelect"] for entry in runtime["spec"]["supportedModelFormats"]] == [False]
     assert predictor["model"]["modelFormat"]["name"] in {
         entry["name"] for entry in runtime["spec"]["supportedModelFormats"]
@@ -238,7 +251,7 @@ def test_the_policy_lets_nobody_reach_management(render: Render, overlay: str) -
     assert spec["policyTypes"] == ["Ingress", "Egress"]
     ports = {port["port"] for rule in spec["ingress"] for port in rule["ports"]}
     expected = {8012, 8013, 8112, 9090, 8082, 9091} if overlay.startswith("knative") else {8080, 8082}
-    expected |= {8080} if overlay.endswith("-kserve") else set()
+    expected |= {8080} if "-kserve" in overlay else set()
     assert ports == expected
     if overlay.startswith("knative"):  # 8080 passes by the queue proxy's limit: nobody but a reader of metrics
         names = [

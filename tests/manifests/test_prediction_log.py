@@ -1,0 +1,65 @@
+"""The prediction log of a deployment: one volume for all replicas, its settings, its secret, and nothing else changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+
+from serving.config import load_config
+from serving.prediction_log import SALT
+from tests.manifests import closed_schema
+
+Render = Callable[[str], dict[str, dict[str, Any]]]
+
+
+@pytest.fixture
+def logged(render: Render) -> dict[str, dict[str, Any]]:
+    return copy.deepcopy(render("standard-log"))
+
+
+def test_the_volume_is_the_claim_and_the_settings_name_its_place(
+    logged: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    claim, runtime = logged["PersistentVolumeClaim"], logged["ServingRuntime"]["spec"]
+    kubernetes_validate.validate(claim, "1.34", strict=True)
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"], "every replica writes"
+    (volume,) = [v for v in runtime["volumes"] if "persistentVolumeClaim" in v]
+    assert volume["persistentVolumeClaim"] == {"claimName": claim["metadata"]["name"]}
+    (mount,) = [m for m in runtime["containers"][0]["volumeMounts"] if m["name"] == volume["name"]]
+    assert not mount.get("readOnly")
+    ((name, text),) = logged["ConfigMap"]["data"].items()
+    (tmp_path / name).write_text(text)
+    found = load_config(tmp_path / name)
+    assert found.prediction_log.folder == mount["mountPath"]
+    assert found.prediction_log.max_bytes < 2 << 30 == _bytes(claim["spec"]["resources"]["requests"]["storage"])
+    assert found.prediction_log.when_full == "forget"
+    assert (found.metrics_host, found.metrics_port) == ("0.0.0.0", 8082)
+
+
+def test_the_secret_of_hashed_user_ids_may_be_missing(logged: dict[str, dict[str, Any]]) -> None:
+    (salt,) = [e for e in logged["ServingRuntime"]["spec"]["containers"][0]["env"] if e["name"] == SALT]
+    assert salt["valueFrom"]["secretKeyRef"] == {"name": "ctr-prediction-log", "key": "salt", "optional": True}
+
+
+def test_it_fits_the_schemas_and_the_rest_is_the_plain_overlay(
+    logged: dict[str, dict[str, Any]], render: Render, crds: Path
+) -> None:
+    assert closed_schema.errors(logged["ServingRuntime"], crds) == []
+    del logged["PersistentVolumeClaim"]
+    runtime = logged["ServingRuntime"]["spec"]
+    for part in (runtime["containers"][0]["env"], runtime["containers"][0]["volumeMounts"], runtime["volumes"]):
+        part.pop()
+    plain = copy.deepcopy(render("standard"))
+    logged["ConfigMap"].pop("data")
+    plain["ConfigMap"].pop("data")
+    assert logged == plain
+
+
+def _bytes(text: str) -> int:
+    assert text.endswith("Gi")
+    return int(text.removesuffix("Gi")) << 30
