@@ -126,7 +126,7 @@ class Admission:
             )
 
     def extra_paths(self, queued: float, rows: int) -> bool:
-        """Whether a request may ask extra paths now.
+        """Whether a request may ask extra paths now: it did not wait for another, and no other is known to wait for it.
 
         Args:
             queued: seconds since the request was sent, or came in where the caller does not say.
@@ -142,7 +142,7 @@ class Admission:
             self._recent.append((now, waited))
             self._waited += waited
             self._forget(now)
-        return not (waited and self._shed)
+            return not (self._shed and (waited or self.waiting > 0))
 
     def waiting_share(self) -> float:
         """Share of the last second's requests that had to wait for another; 0 without any."""

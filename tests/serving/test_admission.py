@@ -110,6 +110,16 @@ def test_what_passed_while_nobody_was_at_work_is_no_wait() -> None:
     assert arrive(admission, clock, [0.004, 0.004, 0.02], gap=0.003) == [True, True, False]
 
 
+def test_nobody_gets_extra_paths_while_others_stand_in_line() -> None:
+    admission = measured(Clock())
+    admission.enter()
+    assert admission.extra_paths(0.0, 100)
+    admission.enter()
+    assert not admission.extra_paths(0.0, 100)
+    admission.leave()
+    assert admission.extra_paths(0.0, 100)
+
+
 def test_a_caller_that_never_pauses_is_no_load() -> None:
     clock = Clock()
     admission = measured(clock)

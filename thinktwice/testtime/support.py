@@ -12,11 +12,9 @@ def missing_support(r: np.ndarray, open_fields: np.ndarray, importance: tuple[fl
     weight = np.asarray(importance)[open_fields] if importance else np.ones(len(open_fields))
     if weight.sum() <= 0:
         return np.zeros(len(r))
-    # A sum field by field and not a matrix product, whose bits depend on the number of rows.
-    missing = np.zeros(len(r))
-    for field, share in zip(open_fields, weight / weight.sum(), strict=True):
-        missing += share * (1.0 - r[:, field])
-    return np.clip(missing, 0.0, 1.0)
+    # Sums of contiguous rows and not a matrix product, whose bits depend on the number of rows.
+    missing = ((1.0 - r.take(open_fields, axis=1)) * (weight / weight.sum())).sum(axis=1)
+    return np.minimum(np.maximum(missing, 0.0), 1.0)
 
 
 def entropy(p: np.ndarray) -> np.ndarray:
