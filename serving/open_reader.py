@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,7 @@ from thinktwice.errors import FeatureStoreError
 from thinktwice.schema import LogSchema
 
 DATA = "data"  # folder of the feature tables within a store
+AT_ONCE, BREATH = 4096, 0.001  # ids read in one go, and seconds of rest: requests need the interpreter meanwhile
 
 
 class FeatureConfig(BaseModel):
@@ -95,8 +97,9 @@ def _catalogue(folder: Path, schema: LogSchema, encoder: Encoder) -> Callable[[]
             return encoder.values_of(key)
         found: dict[str, None] = {}
         for table in there:
-            for part in pq.ParquetFile(table).iter_batches(columns=[key]):
+            for part in pq.ParquetFile(table).iter_batches(AT_ONCE, columns=[key]):
                 found.update(dict.fromkeys(part.column(0).unique().to_pylist()))
+                time.sleep(BREATH)
         return list(found)
 
     return ids

@@ -2,6 +2,8 @@
 
 The snapshot is filled by batch reads of the feature store and filled anew in the background, so the store stays the only
 source. A refill that fails leaves the last good one in place. Items that are not in it are fetched when they are asked for.
+
+A refill works in short turns with longer rests, for requests need the interpreter meanwhile.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from thinktwice.data.encoder import Encoder
 from thinktwice.data.sides import Side
 from thinktwice.errors import FeatureStoreError
 
-CHUNK = 2_000  # items of one read
+CHUNK = 2_000  # items of one read while nobody waits for the interpreter, and of one table of values
+PIECE = 50  # items of one turn of a refill: a millisecond or two
+REST = 3.0  # times as long as a turn took
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +100,7 @@ class SnapshotReader:
         self._refresh = refresh
         self.failures = 0
         self._stop = threading.Event()
-        self._snapshot, complete = self._filled(time.monotonic() + first_limit)
+        self._snapshot, complete = self._filled(time.monotonic() + first_limit, gently=False)
         self._thread = threading.Thread(target=self._keep_fresh, args=(complete,), name="snapshot", daemon=True)
         self._thread.start()
 
@@ -150,7 +154,7 @@ class SnapshotReader:
     def refill(self) -> bool:
         """Fill the snapshot now; False, and nothing changed, when the store does not answer."""
         try:
-            self._snapshot, _ = self._filled(math.inf)
+            self._snapshot, _ = self._filled(math.inf, gently=True)
         except (FeatureStoreError, OSError, pa.ArrowException) as error:  # the store, or its tables of ids
             self.failures += 1
             age = time.time() - self.filled
@@ -170,30 +174,41 @@ class SnapshotReader:
         while not self._stop.wait(self._refresh):
             self.refill()
 
-    def _filled(self, until: float) -> tuple[Snapshot, bool]:
+    def _filled(self, until: float, *, gently: bool) -> tuple[Snapshot, bool]:
         """A snapshot of as many items as could be read until then, and whether they are all."""
-        ids = list(dict.fromkeys(self._item_ids()))
         at = time.time()
-        # One row that nothing points to: a take from an empty snapshot would fail.
-        sides, values, newest, cold = [self._encode([""], [Found({})])], [], [np.zeros(1)], [np.zeros(1, bool)]
-        done = 0
+        ids = list(dict.fromkeys(self._item_ids()))
+        step, done = PIECE if gently else CHUNK, 0
+        sides, newest, cold = [], [], []
+        places: dict[str, int] = {}
+        values: list[pa.Table] = []
+        waiting: list[Found] = []  # rows for the next table
         while done < len(ids) and (done == 0 or time.monotonic() < until) and not self._stop.is_set():
-            chunk = ids[done : done + CHUNK]
-            rows, _ = self._fill.rows("item", chunk, None)
-            sides.append(self._encode(chunk, rows))
-            values.append(_table(rows))
+            began = time.monotonic()
+            piece = ids[done : done + step]
+            rows, _ = self._fill.rows("item", piece, None)
+            sides.append(self._encode(piece, rows))
             newest.append(np.array([row.newest for row in rows]))
             cold.append(np.array([self._fill.cold("item", row) for row in rows]))
-            done += len(chunk)
-        # The row that nothing points to comes last, where the place -1 finds it.
-        side = Side.stacked([*sides[1:], sides[0]])
+            places.update(zip(piece, range(done, done + len(piece)), strict=True))
+            waiting += rows
+            done += len(piece)
+            if len(waiting) == CHUNK or done == len(ids):
+                values.append(_table(waiting))
+                waiting = []
+            if gently:
+                self._stop.wait(REST * (time.monotonic() - began))
+        if waiting:
+            values.append(_table(waiting))
+        # One row that nothing points to, for a take from an empty snapshot would fail; last, where the place -1 finds it.
+        nothing = self._encode([""], [Found({})])
         return (
             Snapshot(
-                places={item: place for place, item in enumerate(ids[:done])},
-                side=side,
+                places=places,
+                side=Side.stacked([*sides, nothing]),
                 values=tuple(values),
-                newest=np.concatenate([*newest[1:], newest[0]]),
-                cold=np.concatenate([*cold[1:], cold[0]]),
+                newest=np.concatenate([*newest, np.zeros(1)]),
+                cold=np.concatenate([*cold, np.zeros(1, bool)]),
                 filled=at,
             ),
             done == len(ids),

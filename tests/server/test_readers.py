@@ -273,6 +273,34 @@ def test_the_snapshot_is_filled_anew(champion: Champion, encoder: Encoder, monke
         assert reader.filled > filled
 
 
+def test_a_refill_works_in_short_turns_with_rests(
+    champion: Champion, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(Store(champion.feature_store_dir, "sqlite"), encoder, "snapshot") as reader:
+        assert isinstance(reader, SnapshotReader)
+        items = [f"i{n}" for n in range(60)]
+        before = reader.read(None, items)
+        values = list(before.items)
+        source, asked, rests = reader._fill.source, list[int](), list[float]()
+        real = source.fetch
+
+        def counted(entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[Found]:
+            asked.append(len(ids))
+            return real(entity, ids, timeout)
+
+        monkeypatch.setattr("serving.snapshot_reader.PIECE", 7)
+        monkeypatch.setattr("serving.snapshot_reader.CHUNK", 14)
+        monkeypatch.setattr(source, "fetch", counted)
+        monkeypatch.setattr(reader._stop, "wait", lambda seconds: rests.append(seconds))
+        assert reader.refill()
+        assert asked == [7] * 8 + [4]
+        assert len(rests) == len(asked) and min(rests) > 0
+        after = reader.read(None, items)
+        assert list(after.items) == values and len(values) == 60
+        assert before.encoded_items is not None and after.encoded_items is not None
+        np.testing.assert_array_equal(after.encoded_items.ids, before.encoded_items.ids)
+
+
 def _until(what: Any) -> None:
     for _ in range(400):
         if what():
