@@ -16,9 +16,7 @@ from serving.deadline import Deadline
 from thinktwice.errors import OverloadedError
 
 WINDOW = 1.0  # seconds over which the share of requests that had to wait is taken
-WAITED = (
-    0.5  # of the cost of a request: who stood in a queue for longer had somebody before him; less may be a slow wake-up
-)
+WAITED = 0.5  # of the cost of a request: who stood behind another for longer had to wait
 LEAST_WAIT = 0.001  # seconds; less is the network
 FORGET = 5e-5  # a second: how fast the shortest way here is taken to grow, so that clocks may drift
 WAY_BACK = 0.002  # seconds from here to the caller

@@ -61,7 +61,7 @@ class PromptSource(FeatureSource, Protocol):
     """A source that may be able to keep a time limit by itself."""
 
     def fetch_now(self, entity: Entity, ids: Sequence[str], timeout: float) -> list[Found] | None:
-        """Like :meth:`fetch`, but surely back in time, so that no other thread is needed; None when that cannot be promised.
+        """Like :meth:`fetch`, but back in time by itself, so that no other thread is needed; None when that cannot be promised.
 
         Raises:
             TimeoutError: the store has not answered after ``timeout`` seconds.

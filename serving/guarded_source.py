@@ -1,7 +1,8 @@
 """A store that may be slow or dead, behind a limit of time: a lookup never takes longer than it may, and never hangs a request.
 
 A source that bounds itself answers in the caller's thread; other lookups run in a few threads of their own. One that is late
-there is left to end by itself; while all threads hang, further lookups fail at once. After some failures in a row the store is not asked for a while, then by one lookup at a time until it answers.
+there is left to end by itself; while all threads hang, further lookups fail at once. After some failures in a row the store
+is not asked for a while, then by one lookup at a time until it answers.
 """
 
 from __future__ import annotations

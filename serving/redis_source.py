@@ -90,7 +90,11 @@ class RedisSource:
         return [self._found(names, answer) for answer in answers]
 
     def fetch_now(self, entity: Entity, ids: Sequence[str], timeout: float) -> list[Found] | None:
-        """See :class:`serving.features.PromptSource`; None for many ids, and while no connection is open."""
+        """See :class:`serving.features.PromptSource`; None for many ids, and while no connection is open.
+
+        An answer that stops half-way is given up :data:`REST_OF_ANSWER` after its last piece, which may be later than
+        ``timeout``; answers to so few ids come in one piece.
+        """
         from redis import RedisError
 
         names = self._names[entity]
@@ -129,12 +133,15 @@ class RedisSource:
     def _connect_one(self) -> None:
         """Have one more connection ready for :meth:`fetch_now`; a cluster has no single place to connect to."""
         from redis import RedisError
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
 
         pool = getattr(self._client, "connection_pool", None)
         if pool is None or len(self._open) >= OPEN or time.monotonic() < self._open_from:
             return
         try:
-            connection = pool.connection_class(**{**pool.connection_kwargs, "socket_timeout": REST_OF_ANSWER})
+            once = {"socket_timeout": REST_OF_ANSWER, "retry": Retry(NoBackoff(), 0)}  # a lookup waits for it
+            connection = pool.connection_class(**{**pool.connection_kwargs, **once})
             connection.connect()
         except RedisError:  # the client's own connections are good, so lookups go on with them
             self._open_from = time.monotonic() + TRY_AGAIN

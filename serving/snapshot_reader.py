@@ -193,7 +193,7 @@ class SnapshotReader:
             places.update(zip(piece, range(done, done + len(piece)), strict=True))
             waiting += rows
             done += len(piece)
-            if len(waiting) == CHUNK or done == len(ids):
+            if len(waiting) == CHUNK:
                 values.append(_table(waiting))
                 waiting = []
             if gently:

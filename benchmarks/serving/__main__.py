@@ -1,6 +1,6 @@
 """What serving costs beside the model and what servers do under load, with a real Redis, TorchServe and the KServe predictor.
 
-make bench-serving             # about ten minutes on two cores that do nothing else
+make bench-serving             # about thirteen minutes on two cores that do nothing else
 QUICK=1 make bench-serving     # a small world and short runs, under two minutes
 """
 

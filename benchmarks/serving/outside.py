@@ -89,10 +89,8 @@ def loads(world: World, folder: Path, server: str, seconds: float, rounds: int) 
             done: dict[str, list[Measured]] = {name: [] for name in urls}
             for number in range(rounds):
                 moments = poisson(capacity * percent / 100, seconds, seed=number)
-                turn = [*urls][number % len(urls) :] + [*urls][
-                    : number % len(urls)
-                ]  # each mode is first as often as last
-                for name in turn:
+                first = number % len(urls)  # each mode is first as often as last
+                for name in [*urls][first:] + [*urls][:first]:
                     done[name].append(open_loop(Target(urls[name], requests, deadline=DEADLINE), moments))
             out[str(percent)] = {name: _summary(name, found) for name, found in done.items()}
     return out

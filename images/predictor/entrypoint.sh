@@ -36,7 +36,8 @@ home=$(dirname "$(/opt/venv/bin/python -I -S -c 'import glob; print(glob.glob("/
 
 # A small young part of the heap, in memory that is there: collections under load pause for milliseconds.
 # shellcheck disable=SC2086  # token_auth is one word or none
-exec "$java" -Xms64m -Xmx"${PREDICTOR_JVM_HEAP:-256m}" -Xmn16m -XX:+AlwaysPreTouch -XX:+UseSerialGC -Dmodel_server_home="$home" -Djava.io.tmpdir="$TEMP" \
+exec "$java" -Xms64m -Xmx256m -Xmn16m -XX:+AlwaysPreTouch -XX:+UseSerialGC \
+    -Dmodel_server_home="$home" -Djava.io.tmpdir="$TEMP" \
     -Dlog4j.configurationFile=file:///opt/predictor/log4j2.xml \
     -cp ".:$home/ts/frontend/*" org.pytorch.serve.ModelServer \
     --python /opt/venv/bin/python -f /opt/predictor/config.properties -s "$store" -ncs $token_auth -m "$models"

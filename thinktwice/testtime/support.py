@@ -14,7 +14,7 @@ def missing_support(r: np.ndarray, open_fields: np.ndarray, importance: tuple[fl
         return np.zeros(len(r))
     # Sums of contiguous rows and not a matrix product, whose bits depend on the number of rows.
     missing = ((1.0 - r.take(open_fields, axis=1)) * (weight / weight.sum())).sum(axis=1)
-    return np.minimum(np.maximum(missing, 0.0), 1.0)
+    return np.clip(missing, 0.0, 1.0)
 
 
 def entropy(p: np.ndarray) -> np.ndarray:
