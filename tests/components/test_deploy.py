@@ -69,7 +69,7 @@ def test_manifest_writes_what_a_storage_uri_holds(deploy: Deploy, tmp_path: Path
     ]
     service = yaml.safe_load((tmp_path / "out" / "inferenceservice.yaml").read_text())
     assert service["spec"]["predictor"]["model"]["storageUri"] == "s3://bucket/run/deployment/model" == info["place"]
-    assert service["spec"]["predictor"]["model"]["runtime"] == "ctr-torchserve"
+    assert "runtime" not in service["spec"]["predictor"]["model"], "the overlay names it"
     assert service["spec"]["predictor"]["labels"]["ctr.example.org/model-version"] == MODEL_VERSION
 
 

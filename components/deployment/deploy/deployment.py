@@ -101,9 +101,9 @@ def _check_opponent(blessing: Blessing, state_dir: Path) -> None:
 
 
 def inference_service(model_version: str, bundle_hash: str, storage: str) -> dict[str, Any]:
-    """The InferenceService of one model version on our runtime ``ctr-torchserve`` (see ``manifests/``).
+    """A patch that puts one model version on the InferenceService of an overlay in ``manifests/``.
 
-    The deployment mode is left to the overlay it is applied with.
+    The overlay names what is the same for every version: the runtime and the deployment mode.
     """
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
@@ -117,7 +117,6 @@ def inference_service(model_version: str, bundle_hash: str, storage: str) -> dic
             "predictor": {
                 "labels": {"ctr.example.org/model-version": label_value(model_version)},
                 "model": {
-                    "runtime": "ctr-torchserve",
                     "modelFormat": {"name": "ctr-pytorch", "version": "1"},
                     "protocolVersion": "v1",
                     "storageUri": storage,
