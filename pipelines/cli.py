@@ -167,3 +167,32 @@ def compile_(
         profile.value, out, kubernetes_manifest=kubernetes_manifest, namespace=namespace, image=image or IMAGE
     )
     typer.echo(f"wrote {out}")
+
+
+@app.command()
+def upload(
+    to: Annotated[str, typer.Option(help="Folder of the models in the object store, s3://BUCKET/FOLDER.")],
+    state: Annotated[Path, typer.Option(help="Folder of the champion that is uploaded.")] = Path(".thinktwice/state"),
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Upload this instead: the folder model/ of a deploy step with --target manifest, here or in the same store (s3://...).",
+            show_default="the champion",
+        ),
+    ] = "",
+) -> None:
+    """Copy the files that a predictor reads to TO/VERSION/, which KServe's storageUri names.
+
+    The store and its keys are those of the AWS_* variables of the environment.
+    """
+    from components.deployment.model_store import upload_model
+    from thinktwice.champion import require_champion, verify_archive
+
+    if not model:
+        champion = require_champion(state, "--model")
+        verify_archive(champion)
+        model = str(champion.folder)
+    uri, keys = upload_model(model, to)
+    for key in keys:
+        typer.echo(f"  {key}")
+    typer.echo(f"storageUri: {uri}")

@@ -1,0 +1,186 @@
+"""Model versions in an object store: the folders that a ``storageUri`` of KServe names.
+
+A version's folder is written once and never changes. Keys, region and address of the store come from the environment, as boto3
+reads them (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_DEFAULT_REGION``, ``AWS_ENDPOINT_URL``).
+"""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from pydantic import ValidationError
+
+from components.deployment.deploy.deployment import label_value
+from thinktwice.bundle import MANIFEST_FILE, Manifest
+from thinktwice.champion import ARCHIVE_FILE, CHAMPION_FILE
+from thinktwice.errors import BundleError, PipelineError, ResourceError
+from thinktwice.files import full_disk_named, sha256_file
+
+#: What a champion's folder holds beside the files of a predictor. The tables of the feature store are training data.
+NOT_SHIPPED = ("bundle", CHAMPION_FILE)
+TABLES = ".parquet"
+MOST_BYTES = 5 << 30  # of one object that is written in one request
+SHA256 = "sha256"  # metadata of an object
+
+
+class Place(NamedTuple):
+    """A prefix of a bucket; ``prefix`` is "" or ends with a slash."""
+
+    bucket: str
+    prefix: str
+
+    @property
+    def uri(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}"
+
+
+def parse_place(uri: str) -> Place:
+    """``s3://BUCKET/PREFIX``, with or without a slash at the end; KFP's ``minio://`` means the same.
+
+    Raises:
+        PipelineError: it is something else.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in ("s3", "minio") or not parts.netloc or parts.query or parts.fragment:
+        raise PipelineError(f"{uri!r} is not a folder of an object store: give s3://BUCKET/FOLDER")
+    prefix = parts.path.strip("/")
+    return Place(parts.netloc, f"{prefix}/" if prefix else "")
+
+
+def model_files(folder: Path) -> dict[str, Path]:
+    """The files of a model version that a predictor reads, by key below the version's prefix.
+
+    Args:
+        folder: a champion, or ``model/`` of the deploy step.
+
+    Raises:
+        BundleError: the archive or the feature store is missing.
+    """
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        key = path.relative_to(folder)
+        if path.is_file() and key.parts[0] not in NOT_SHIPPED and path.suffix != TABLES:
+            found[key.as_posix()] = path
+    for needed in (ARCHIVE_FILE, "feature_store/feature_store.yaml"):
+        if needed not in found:
+            raise BundleError(f"{folder} holds no {needed}: give a champion, or the folder model/ of the deploy step")
+    return found
+
+
+def model_version(archive: Path) -> str:
+    """The version of the bundle in an archive.
+
+    Raises:
+        BundleError: the archive cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(archive) as content:
+            return Manifest.model_validate_json(content.read(f"bundle/{MANIFEST_FILE}")).model_version
+    except (OSError, KeyError, ValueError, ValidationError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0]
+        raise BundleError(f"archive {archive} cannot be read ({reason}): package the model again") from error
+
+
+def upload_model(source: str, to: str) -> tuple[str, list[str]]:
+    """Write a model version to ``TO/VERSION/``. A second call finishes what a killed one left.
+
+    Args:
+        source: local folder of the version, or its ``s3://`` prefix in the same store, e.g. in KFP's bucket.
+        to: ``s3://BUCKET/FOLDER``.
+
+    Returns:
+        The ``storageUri`` of the version, and the keys of its files below that.
+
+    Raises:
+        BundleError: the source is no whole model, or the version's folder holds something else.
+        PipelineError: ``to`` is no place in an object store.
+        ResourceError: the store does not answer, or refuses.
+    """
+    target = parse_place(to)
+    with _store() as client, tempfile.TemporaryDirectory(prefix="thinktwice-upload-") as scratch:
+        if "://" in source:
+            folder = Path(scratch)
+            _download(client, parse_place(source), folder)
+        else:
+            folder = Path(source)
+        files = model_files(folder)
+        version = Place(target.bucket, f"{target.prefix}{label_value(model_version(files[ARCHIVE_FILE]))}/")
+        _check_nothing_else(client, version, files)
+        # The archive last: a predictor that finds none does not start on half a version.
+        for key in sorted(files, key=lambda key: key == ARCHIVE_FILE):
+            _put(client, version, key, files[key])
+    return version.uri, sorted(files)
+
+
+@contextmanager
+def _store() -> Iterator[Any]:
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield boto3.client("s3", config=Config(connect_timeout=10, retries={"max_attempts": 3, "mode": "standard"}))
+    except ClientError as error:
+        what = error.response.get("Error", {})
+        raise ResourceError(
+            f"the object store refuses ({what.get('Code')}: {what.get('Message')}): check the bucket and the rights of the keys"
+        ) from error
+    except BotoCoreError as error:
+        raise ResourceError(
+            f"the object store cannot be used ({error}): check AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ) from error
+
+
+def _keys(client: Any, place: Place) -> list[str]:
+    """Keys below a place, relative to it."""
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=place.bucket, Prefix=place.prefix)
+    return [entry["Key"].removeprefix(place.prefix) for page in pages for entry in page.get("Contents", [])]
+
+
+def _download(client: Any, place: Place, folder: Path) -> None:
+    keys = [key for key in _keys(client, place) if key and not key.endswith("/")]
+    if not keys:
+        raise BundleError(f"{place.uri} holds nothing: give the folder model/ of the deploy step")
+    for key in keys:
+        if ".." in PurePosixPath(key).parts or PurePosixPath(key).is_absolute():
+            raise BundleError(f"{place.uri} holds the key {key!r}, which is no file name: give another folder")
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        with full_disk_named(folder / key):
+            client.download_file(place.bucket, place.prefix + key, str(folder / key))
+
+
+def _check_nothing_else(client: Any, version: Place, files: dict[str, Path]) -> None:
+    if extra := sorted(set(_keys(client, version)) - set(files) - {""}):
+        raise BundleError(
+            f"{version.uri} holds {extra[0]}, which is no file of this model: a version's folder never changes, so give another "
+            "folder or remove that one"
+        )
+
+
+def _put(client: Any, version: Place, key: str, path: Path) -> None:
+    from botocore.exceptions import ClientError
+
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise BundleError(f"{path} has {size} bytes, and at most {MOST_BYTES} are written at once: keep features in Redis")
+    digest = sha256_file(path)
+    where = {"Bucket": version.bucket, "Key": version.prefix + key}
+    what = {"Metadata": {SHA256: digest}, "ChecksumSHA256": base64.b64encode(bytes.fromhex(digest)).decode()}
+    try:
+        with path.open("rb") as body:
+            client.put_object(**where, **what, Body=body, IfNoneMatch="*")
+        return
+    except ClientError as error:
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 412:
+            raise
+    if client.head_object(**where)["Metadata"].get(SHA256) != digest:
+        raise BundleError(
+            f"{version.uri}{key} is there and differs from {path}: a version's folder never changes, so give another folder or "
+            "remove that one"
+        )

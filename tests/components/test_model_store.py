@@ -1,0 +1,224 @@
+"""Model versions in an object store: exactly a predictor's files, written once, whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError
+from hypothesis import given
+from hypothesis import strategies as st
+from moto.server import ThreadedMotoServer
+from typer.testing import CliRunner
+
+from components.deployment.deploy.deployment import deploy_model
+from components.deployment.model_store import model_files, parse_place, upload_model
+from components.deployment.package.archive import write_archive
+from pipelines.cli import app
+from tests.components.deployed import make_store
+from tests.serving.small import MODEL_VERSION, bless, small  # noqa: F401
+from thinktwice.bundle import bundle_hash
+from thinktwice.errors import BundleError, PipelineError, ResourceError, ThinktwiceError
+
+pytestmark = pytest.mark.server
+
+FILES = ["ctr.mar", "feature_store/feature_store.json", "feature_store/feature_store.yaml", "feature_store/online.db"]
+TO = f"s3://models/ctr/{MODEL_VERSION}/"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """Address of a real S3 server on loopback."""
+    started = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    started.start()
+    host, port = started.get_host_and_port()
+    yield f"http://{host}:{port}"
+    started.stop()
+
+
+@pytest.fixture
+def store(server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A client of the emptied server, and the environment that leads to it."""
+    names = {"AWS_ENDPOINT_URL": server, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3")
+    for bucket in client.list_buckets()["Buckets"]:
+        for key in listed(client, bucket["Name"]):
+            client.delete_object(Bucket=bucket["Name"], Key=key)
+        client.delete_bucket(Bucket=bucket["Name"])
+    client.create_bucket(Bucket="models")
+    return client
+
+
+def listed(client: Any, bucket: str = "models") -> list[str]:
+    return [entry["Key"] for entry in client.list_objects_v2(Bucket=bucket).get("Contents", [])]
+
+
+@pytest.fixture(scope="module")
+def deployed(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """``state/champion`` and ``out/model`` as the deploy step leaves them."""
+    folder = tmp_path_factory.mktemp("deployed")
+    bless(folder / "blessing", bundle_hash(small / "bundle"))
+    write_archive(small / "bundle", folder / "blessing", folder / "archive")
+    deploy_model(
+        folder / "archive",
+        small / "bundle",
+        make_store(folder / "store"),
+        folder / "blessing",
+        target="manifest",
+        state_dir=folder / "state",
+        out_dir=folder / "out",
+    )
+    return folder
+
+
+@pytest.fixture
+def model(deployed: Path, tmp_path: Path) -> Path:
+    """A model folder of one's own."""
+    return Path(shutil.copytree(deployed / "out" / "model", tmp_path / "model"))
+
+
+@pytest.mark.parametrize("place", ["state/champion", "out/model"])
+def test_exactly_a_predictors_files_are_uploaded(deployed: Path, store: Any, place: str) -> None:
+    uri, keys = upload_model(str(deployed / place), "s3://models/ctr")
+    assert (uri, keys) == (TO, FILES)
+    assert listed(store) == [f"ctr/{MODEL_VERSION}/{key}" for key in FILES]
+    body = store.get_object(Bucket="models", Key=f"ctr/{MODEL_VERSION}/ctr.mar")["Body"].read()
+    assert body == (deployed / place / "ctr.mar").read_bytes()
+
+
+def test_both_places_of_a_deployment_hold_the_same_files(deployed: Path) -> None:
+    champion, model = (model_files(deployed / place) for place in ("state/champion", "out/model"))
+    assert list(champion) == list(model)
+    assert all(champion[key].read_bytes() == model[key].read_bytes() for key in model)
+
+
+def test_a_new_file_of_a_version_is_shipped_without_being_named(model: Path, store: Any) -> None:
+    (model / "release.json").write_text("{}")
+    assert upload_model(str(model), "s3://models/ctr")[1] == sorted([*FILES, "release.json"])
+
+
+def test_the_command_uploads_the_champion_and_tells_the_uri(deployed: Path, store: Any) -> None:
+    done = CliRunner().invoke(app, ["upload", "--to", "s3://models/ctr/", "--state", str(deployed / "state")])
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines() == [*(f"  {key}" for key in FILES), f"storageUri: {TO}"]
+    assert len(listed(store)) == len(FILES)
+
+
+def test_a_version_is_copied_from_another_bucket(model: Path, store: Any) -> None:
+    store.create_bucket(Bucket="mlpipeline")
+    for key, path in model_files(model).items():
+        store.upload_file(str(path), "mlpipeline", f"v2/artifacts/run/deploy/model/{key}")
+    uri, keys = upload_model("minio://mlpipeline/v2/artifacts/run/deploy/model", "s3://models/ctr")
+    assert (uri, keys, len(listed(store))) == (TO, FILES, len(FILES))
+
+
+def test_a_killed_upload_has_no_archive_and_is_finished_by_the_next(
+    model: Path, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from components.deployment import model_store
+
+    put, calls = model_store._put, []
+
+    def dies(client: Any, version: Any, key: str, path: Path) -> None:
+        calls.append(key)
+        if key == "ctr.mar":
+            raise KeyboardInterrupt
+        put(client, version, key, path)
+
+    monkeypatch.setattr(model_store, "_put", dies)
+    with pytest.raises(KeyboardInterrupt):
+        upload_model(str(model), "s3://models/ctr")
+    assert calls[-1] == "ctr.mar" and len(listed(store)) == len(FILES) - 1
+    monkeypatch.undo()
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, {"AWS_ENDPOINT_URL": store.meta.endpoint_url}.get(name, "us-east-1"))
+    assert upload_model(str(model), "s3://models/ctr") == (TO, FILES)
+    assert upload_model(str(model), "s3://models/ctr") == (TO, FILES), "a third time changes nothing"
+
+
+@pytest.mark.parametrize("key", ["ctr.mar", "feature_store/online.db", "feature_store/feature_store.yaml"])
+def test_a_versions_folder_never_changes(model: Path, store: Any, key: str) -> None:
+    store.put_object(Bucket="models", Key=f"ctr/{MODEL_VERSION}/{key}", Body=b"another")
+    with pytest.raises(BundleError, match="differs"):
+        upload_model(str(model), "s3://models/ctr")
+    assert store.get_object(Bucket="models", Key=f"ctr/{MODEL_VERSION}/{key}")["Body"].read() == b"another"
+
+
+def test_what_lies_in_the_folder_beside_the_model_would_be_served_with_it(model: Path, store: Any) -> None:
+    store.put_object(Bucket="models", Key=f"ctr/{MODEL_VERSION}/data/users.parquet", Body=b"rows")
+    with pytest.raises(BundleError, match="holds data/users.parquet"):
+        upload_model(str(model), "s3://models/ctr")
+    assert len(listed(store)) == 1
+
+
+def cut(model: Path) -> None:
+    archive = model / "ctr.mar"
+    archive.write_bytes(archive.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda m: (m / "ctr.mar").unlink(), "holds no ctr.mar"),
+        (lambda m: shutil.rmtree(m / "feature_store"), "holds no feature_store/feature_store.yaml"),
+        (cut, "cannot be read"),
+        (lambda m: (m / "ctr.mar").write_bytes(b""), "cannot be read"),
+    ],
+)
+def test_half_a_model_is_not_uploaded(model: Path, store: Any, damage: Callable[[Path], Any], said: str) -> None:
+    damage(model)
+    with pytest.raises(BundleError, match=said):
+        upload_model(str(model), "s3://models/ctr")
+    assert listed(store) == []
+
+
+def test_a_champion_that_was_changed_is_not_uploaded(deployed: Path, store: Any, tmp_path: Path) -> None:
+    shutil.copytree(deployed / "state", tmp_path / "state", symlinks=True)
+    with (tmp_path / "state" / "champion" / "ctr.mar").open("ab") as file:
+        file.write(b"more")
+    done = CliRunner().invoke(app, ["upload", "--to", "s3://models/ctr", "--state", str(tmp_path / "state")])
+    assert isinstance(done.exception, BundleError) and "not the one that was deployed" in str(done.exception)
+    assert listed(store) == []
+
+
+@pytest.mark.parametrize("source", ["s3://models/nothing/here", "s3://no-such-bucket/x"])
+def test_a_source_that_is_not_there(store: Any, source: str) -> None:
+    with pytest.raises(ThinktwiceError, match="holds nothing|NoSuchBucket"):
+        upload_model(source, "s3://models/ctr")
+
+
+def test_a_store_that_does_not_answer_or_knows_no_bucket(model: Path, store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ResourceError, match="NoSuchBucket"):
+        upload_model(str(model), "s3://no-such-bucket/ctr")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(ResourceError, match="AWS_ENDPOINT_URL"):
+        upload_model(str(model), "s3://models/ctr")
+
+
+@pytest.mark.parametrize("to", ["models/ctr", "/models", "s3://", "s3:///ctr", "https://models/ctr", "s3://models/ctr?x=1"])
+def test_a_place_that_is_none(model: Path, to: str) -> None:
+    with pytest.raises(PipelineError, match="s3://BUCKET/FOLDER"):
+        upload_model(str(model), to)
+
+
+@given(parts=st.lists(st.from_regex(r"[a-zA-Z0-9._-]+", fullmatch=True), max_size=4), slash=st.sampled_from(["", "/", "//"]))
+def test_places_are_written_with_or_without_slashes(parts: list[str], slash: str) -> None:
+    place = parse_place("s3://bucket/" + "/".join(parts) + slash)
+    assert place.prefix == "".join(f"{part}/" for part in parts)
+    assert place.uri == "s3://bucket/" + place.prefix
+
+
+def test_a_key_that_leaves_the_folder_is_refused(model: Path, store: Any) -> None:
+    try:
+        store.put_object(Bucket="models", Key="in/../../escape", Body=b"x")
+    except ClientError:
+        pytest.skip("this store takes no such key")
+    store.put_object(Bucket="models", Key="in/ctr.mar", Body=b"x")
+    with pytest.raises(ThinktwiceError):
+        upload_model("s3://models/in", "s3://models/ctr")
