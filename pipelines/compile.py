@@ -1,5 +1,7 @@
 """Compile the pipeline for a cluster."""
 
+import shutil
+import tempfile
 from pathlib import Path
 
 from kfp.compiler import Compiler
@@ -9,7 +11,7 @@ import thinktwice
 from components.step import IMAGE
 from pipelines.ctr_training import NAME, build_pipeline
 from pipelines.profiles import Profile
-from thinktwice.files import atomic_file
+from thinktwice.files import atomic_file, sha256_file
 
 
 def compile_pipeline(
@@ -22,25 +24,23 @@ def compile_pipeline(
 ) -> None:
     """Write the pipeline for `profile` to `out`: KFP's IR, or objects for ``kubectl apply``.
 
-    Every step runs in `image`. The objects need an API server that keeps its pipelines in Kubernetes. A PipelineVersion cannot be changed, so its
-    name carries the version of the package.
+    Every step runs in `image`. The objects need an API server that keeps its pipelines in Kubernetes. The spec of a PipelineVersion cannot be
+    changed, so its name carries the version of the package and a hash of that spec: whatever differs gets another name.
     """
-    options = KubernetesManifestOptions(
-        pipeline_name=NAME,
-        pipeline_version_name=f"{NAME}-{thinktwice.__version__.replace('.', '-')}-{profile}",
-        namespace=namespace,
-        include_pipeline_manifest=True,
-    )
-    with atomic_file(out) as temporary:
-        # KFP looks at the ending of the file it writes.
-        compiled = temporary.with_suffix(".yaml")
-        try:
-            Compiler().compile(
-                build_pipeline(profile, image),
-                str(compiled),
-                kubernetes_manifest_format=kubernetes_manifest,
-                kubernetes_manifest_options=options if kubernetes_manifest else None,
+    pipeline = build_pipeline(profile, image)
+    with tempfile.TemporaryDirectory(prefix="thinktwice-compile-") as scratch:
+        compiled = Path(scratch) / "pipeline.yaml"  # KFP looks at the ending
+        Compiler().compile(pipeline, str(compiled))
+        if kubernetes_manifest:
+            digest = sha256_file(compiled)[:8]
+            options = KubernetesManifestOptions(
+                pipeline_name=NAME,
+                pipeline_version_name=f"{NAME}-{thinktwice.__version__.replace('.', '-')}-{profile}-{digest}",
+                namespace=namespace,
+                include_pipeline_manifest=True,
             )
-            compiled.replace(temporary)
-        finally:
-            compiled.unlink(missing_ok=True)
+            Compiler().compile(
+                pipeline, str(compiled), kubernetes_manifest_format=True, kubernetes_manifest_options=options
+            )
+        with atomic_file(out) as temporary:
+            shutil.copyfile(compiled, temporary)

@@ -1,5 +1,6 @@
 """The pipeline compiles for every profile, and the compiled file says what the profile promises."""
 
+import re
 from pathlib import Path
 
 import kubernetes_validate
@@ -204,6 +205,25 @@ def test_kubernetes_objects_carry_pipeline_and_version(tmp_path: Path):
     assert pipeline["metadata"] == {"name": "ctr-training", "namespace": "ml"}
     assert version["spec"]["pipelineName"] == "ctr-training"
     assert version["spec"]["pipelineSpec"]["root"] and version["spec"]["platformSpec"]["platforms"]
+
+
+def version_name(folder: Path, **change: str) -> tuple[str, dict]:
+    compile_pipeline(change.pop("profile", "gpu-single"), folder / "o.yaml", kubernetes_manifest=True, **change)
+    _, version = yaml.safe_load_all((folder / "o.yaml").read_text())
+    return version["metadata"]["name"], version["spec"]
+
+
+def test_versions_of_another_content_have_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A PipelineVersion cannot be changed: one name must never stand for two specs, whatever makes them differ."""
+    name, spec = version_name(tmp_path)
+    assert version_name(tmp_path) == (name, spec), "the same pipeline has the same name"
+    assert version_name(tmp_path, namespace="ml")[0] == name
+    assert re.fullmatch(r"ctr-training-0-1-0-gpu-single-[0-9a-f]{8}", name) and len(name) <= 63
+    others = [version_name(tmp_path, image="registry.example.com/python:2"), version_name(tmp_path, profile="local")]
+    monkeypatch.setattr("pipelines.profiles.CPU_SIZE", ("3", "6Gi", "12Gi", 60))
+    others.append(version_name(tmp_path))
+    assert len({name, *(other for other, _ in others)}) == 4
+    assert all(other != spec for _, other in others)
 
 
 def test_compiling_twice_gives_the_same_bytes(compiled: Path, profile: str, tmp_path: Path):
