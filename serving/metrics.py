@@ -86,6 +86,7 @@ class Metrics:
         )
         log = counter("prediction_log_requests", "Requests of the prediction log: what became of them.", "what")
         self._log = {what: log.labels(**self._who, what=what) for what in LOGGED}
+        self._unwritable = gauge("prediction_log_unwritable", "1 while the prediction log cannot be written, else 0.")
         self._logged = dict.fromkeys(LOGGED, 0)
         self._logging = threading.Lock()
 
@@ -123,6 +124,10 @@ class Metrics:
                 if (more := counts[what] - self._logged[what]) > 0:
                     self._logged[what] += more
                     self._log[what].inc(more)
+
+    def log_writable(self, writable: bool) -> None:
+        """Whether the prediction log can be written. Of several workers, one that cannot is enough."""
+        self._unwritable.set(not writable)
 
     def state(self, admission: Admission, reader: object) -> None:
         """How full the process is, and how old its item features are."""

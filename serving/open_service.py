@@ -59,5 +59,7 @@ def open_service(
     admission = Admission(workers=config.workers, queue=config.queue, shed=config.shed)
     for rows, seconds in scorer.costs():
         admission.cost.add(rows, seconds)
-    log = PredictionLog(scorer.bundle.schema, config.prediction_log) if config.prediction_log.folder else None
+    log = None
+    if config.prediction_log.folder:
+        log = PredictionLog(scorer.bundle.schema, config.prediction_log, metrics.log_writable)
     return Service(scorer, config, metrics, admission, tracing, model_name=model_name, log=log)

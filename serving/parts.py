@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -22,7 +23,7 @@ class PartFolder:
     ``max_bytes`` by one part each.
 
     Args:
-        folder: made when the first part is written.
+        folder: made when it is checked, or when the first part is written.
         max_bytes: of all parts together.
         when_full: ``stop`` writes no more; ``forget`` removes the oldest parts.
     """
@@ -30,6 +31,17 @@ class PartFolder:
     def __init__(self, folder: Path, max_bytes: int, when_full: WhenFull) -> None:
         self.folder, self._max_bytes, self._when_full = folder, max_bytes, when_full
         self._name, self._number = uuid.uuid4().hex[:8], 0
+
+    def check(self) -> None:
+        """Write an empty file and remove it: a mounted folder may be there and refuse.
+
+        Raises:
+            OSError: nothing can be written.
+        """
+        self.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".served-", suffix=".part", dir=self.folder)
+        os.close(handle)
+        Path(name).unlink()
 
     def full(self) -> bool:
         """Whether no part at all would find room."""

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,12 @@ def in_sample(request_id: str, share: float) -> bool:
 class PredictionLog:
     """Takes requests and writes them from a thread of its own.
 
+    A folder that cannot be written costs the log and not the server: it is logged as an error and told to ``on_writable``, at the start and
+    whenever it changes, and tried again every ``part_seconds``.
+
+    Args:
+        on_writable: called from the writer's thread with whether the folder can be written.
+
     Attributes:
         counts: requests ``offered``, ``sampled``, and of these ``written``, ``dropped`` (for a full queue or folder, or after the
             end) and ``failed`` (could not be written). After :meth:`close` the last three add up to ``sampled``.
@@ -92,13 +98,16 @@ class PredictionLog:
         SchemaError: see :func:`thinktwice.monitor.record.log_schema`.
     """
 
-    def __init__(self, schema: LogSchema, config: PredictionLogConfig) -> None:
-        self._config = config
+    def __init__(
+        self, schema: LogSchema, config: PredictionLogConfig, on_writable: Callable[[bool], None] = lambda _: None
+    ) -> None:
+        self._config, self._on_writable = config, on_writable
         self._columns = _Columns(schema, config.user_ids)
         self._folder = PartFolder(Path(config.folder), config.max_bytes, config.when_full)
         self._changed = threading.Condition()
         self._queue: deque[Served] = deque()
         self._ending = False
+        self._writable, self._checked = True, 0.0
         self.counts = dict.fromkeys(("offered", "sampled", "written", "dropped", "failed"), 0)
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
         self._thread.start()
@@ -129,10 +138,12 @@ class PredictionLog:
             self._queue.clear()
 
     def _run(self) -> None:
+        self._check()  # here, because a network disk that hangs must not hold the start of the server up
         part: list[pa.RecordBatch] = []
         rows, since, turn = 0, 0.0, time.monotonic()
         while True:
-            some, ended = self._next(since + self._config.part_seconds if part else None)
+            began = since if part else self._checked
+            some, ended = self._next(began + self._config.part_seconds if part or not self._writable else None)
             for served in some:
                 if (batch := self._batch(served)) is not None:
                     since = since if part else time.monotonic()
@@ -149,6 +160,8 @@ class PredictionLog:
                 part, rows = [], 0
             if ended:
                 return
+            if not self._writable and time.monotonic() - self._checked >= self._config.part_seconds:
+                self._check()
 
     def _next(self, until: float | None) -> tuple[list[Served], bool]:
         """The next requests, or none when ``until`` (monotonic) has come; and whether it is all over."""
@@ -170,15 +183,41 @@ class PredictionLog:
             logger.error("prediction log: a request cannot be written (%s)", type(error).__name__)
             return None
 
+    def _check(self) -> None:
+        """Whether the folder can be written, without waiting for a part: with a small sample that may take hours."""
+        self._checked = time.monotonic()
+        try:
+            self._folder.check()
+        except OSError as error:
+            self._tell(False, error.strerror or type(error).__name__)
+        else:
+            self._tell(True)
+
+    def _tell(self, writable: bool, reason: str = "") -> None:
+        changed, self._writable = writable != self._writable, writable
+        self._on_writable(writable)
+        if changed and writable:
+            logger.warning("prediction log: %s can be written again", self._folder.folder)
+        elif changed:
+            logger.error(
+                "prediction log: nothing can be written to %s (%s), so sampled requests are lost: let user %d, who runs this server, "
+                "write there",
+                *(self._folder.folder, reason, os.geteuid()),
+            )
+
     def _write(self, part: list[pa.RecordBatch]) -> None:
         try:
             written = not self._folder.full() and self._folder.write(_parquet(part))
         except (OSError, ThinktwiceError, pa.ArrowException) as error:
             self._count("failed", len(part))
+            if not isinstance(error, pa.ArrowException):
+                self._tell(False, str(error))
             logger.error(
                 "prediction log: %d requests were not written to %s (%s)", len(part), self._folder.folder, error
             )
             return
+        if written:
+            self._tell(True)
         self._count("written" if written else "dropped", len(part))
 
     def _count(self, what: str, number: int) -> None:

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
 from serving.config import ServingConfig
+from serving.open_service import open_service
 from serving.parts import STALE_SECONDS, PartFolder
 from serving.prediction_log import SALT, PredictionLog, PredictionLogConfig, Served, in_sample
+from tests.serving.conftest import Lines
 from tests.serving.fakes import make_service
 from tests.serving.small import MODEL_VERSION, SCHEMA
 from thinktwice.errors import SchemaError, ServerError
@@ -274,6 +279,98 @@ def test_a_folder_that_cannot_be_written_costs_the_log_and_not_the_server(tmp_pa
         assert log.offer(served(number))
     log.close()
     assert log.counts == {"offered": 3, "sampled": 3, "written": 0, "dropped": 0, "failed": 3}
+
+
+class Heard:
+    """What a log tells about its folder."""
+
+    def __init__(self) -> None:
+        self.said: list[bool] = []
+        self.changed = threading.Condition()
+
+    def __call__(self, writable: bool) -> None:
+        with self.changed:
+            self.said.append(writable)
+            self.changed.notify_all()
+
+    def wait(self, writable: bool) -> bool:
+        with self.changed:
+            return self.changed.wait_for(lambda: bool(self.said) and self.said[-1] is writable, 30)
+
+
+@contextmanager
+def refusing(folder: Path) -> Iterator[None]:
+    """A place that takes no file, for root too."""
+    away = folder.rename(folder.with_name("away"))
+    folder.write_text("not a folder")
+    yield
+    folder.unlink()
+    away.rename(folder)
+
+
+def test_an_unwritable_folder_is_told_at_the_start_and_tried_again_without_a_request(
+    tmp_path: Path, lines: Lines
+) -> None:
+    folder, heard = tmp_path / "log", Heard()
+    folder.mkdir()
+    with refusing(folder):
+        log = PredictionLog(SCHEMA, config(folder, sample=1e-9, part_seconds=0.05), heard)
+        assert heard.wait(False)
+        while heard.said.count(False) < 3:  # tried again, and said once
+            time.sleep(0.01)
+    assert heard.wait(True)
+    log.close()
+    first, second = lines
+    assert (first["level"], second["level"]) == ("error", "warning")
+    assert f"nothing can be written to {folder}" in first["message"] and f"user {os.geteuid()}" in first["message"]
+    assert "can be written again" in second["message"]
+    assert list(folder.iterdir()) == [], "a check leaves nothing behind"
+    assert log.counts == {"offered": 0, "sampled": 0, "written": 0, "dropped": 0, "failed": 0}
+
+
+def test_a_folder_of_somebody_else_is_told(tmp_path: Path, lines: Lines) -> None:
+    """A volume that belongs to root, and a server of user 1000."""
+    folder, heard, root = tmp_path / "log", Heard(), os.geteuid() == 0
+    folder.mkdir(mode=0o555)
+    if root:
+        os.seteuid(1000)
+    try:
+        PredictionLog(SCHEMA, config(folder), heard).close()
+    finally:
+        if root:
+            os.seteuid(0)
+    assert heard.said == [False]
+    assert "(Permission denied)" in next(iter(lines))["message"]
+
+
+def test_a_folder_that_is_lost_and_comes_back_is_told_by_what_is_written(tmp_path: Path) -> None:
+    folder, heard = tmp_path / "log", Heard()
+    folder.mkdir()
+    log = PredictionLog(SCHEMA, config(folder, part_rows=1, part_seconds=1000), heard)
+    assert heard.wait(True)
+    with refusing(folder):
+        log.offer(served(0))
+        assert heard.wait(False)
+    log.offer(served(1))
+    assert heard.wait(True)
+    log.close()
+    assert log.counts == {"offered": 2, "sampled": 2, "written": 1, "dropped": 0, "failed": 1}
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_server_shows_an_unwritable_log_as_a_metric_and_answers(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writable: bool
+) -> None:
+    registry = CollectorRegistry()
+    scorer = make_service(small / "bundle").scorer
+    monkeypatch.setattr("serving.open_service.open_scorer", lambda *_, **__: scorer)
+    (tmp_path / "log").mkdir() if writable else (tmp_path / "log").write_text("in the way")
+    settings = ServingConfig(arm="b", prediction_log=config(tmp_path / "log", part_seconds=0.01))
+    service = open_service(small / "bundle", settings, model_name="ctr", registry=registry)
+    assert service.answer(json.dumps({"instances": [ONE]}).encode(), {}).status == 200
+    service.close()
+    labels = {"arm": "b", "model_version": MODEL_VERSION}
+    assert registry.get_sample_value("thinktwice_prediction_log_unwritable", labels) == float(not writable)
 
 
 def test_a_disk_that_is_full_for_a_while_costs_what_was_due_meanwhile(
