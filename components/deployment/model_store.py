@@ -168,7 +168,9 @@ def _put(client: Any, version: Place, key: str, path: Path) -> None:
     from botocore.exceptions import ClientError
 
     if (size := path.stat().st_size) > MOST_BYTES:
-        raise BundleError(f"{path} has {size} bytes, and at most {MOST_BYTES} are written at once: keep features in Redis")
+        raise BundleError(
+            f"{path} has {size} bytes, and at most {MOST_BYTES} are written at once: keep features in Redis"
+        )
     digest = sha256_file(path)
     where = {"Bucket": version.bucket, "Key": version.prefix + key}
     what = {"Metadata": {SHA256: digest}, "ChecksumSHA256": base64.b64encode(bytes.fromhex(digest)).decode()}
