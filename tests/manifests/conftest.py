@@ -12,6 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.components.object_store import deployed, server, store
+from tests.serving.small import small
+
+__all__ = ["deployed", "server", "small", "store"]  # fixtures of the model store
+
 ROOT = Path(__file__).resolve().parents[2]
 Resources = dict[str, dict[str, Any]]
 

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import copy
+import ipaddress
+import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
+import yaml
 
 from serving.config import load_config
-from tests.manifests import closed_schema, rules
+from tests.manifests import closed_schema, knative_admission, kserve_admission, kserve_controller
+from tests.manifests.kserve_admission import MODE
+from tests.manifests.kserve_cluster import Cluster
+from tests.manifests.kserve_controller import predictors, storage_uris
 
 OVERLAYS = (
     "standard",
     "standard-kserve",
     "standard-canary",
     "standard-kserve-canary",
+    "standard-cluster-local",
     "knative",
     "knative-kserve",
     "knative-canary",
@@ -54,7 +63,6 @@ def pod_of(resources: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def test_it_has_the_resources_of_a_predictor(render: Render, overlay: str) -> None:
     resources = render(overlay)
     assert set(resources) == {
-        "Namespace",
         "ConfigMap",
         "ServiceAccount",
         "ServingRuntime",
@@ -62,9 +70,8 @@ def test_it_has_the_resources_of_a_predictor(render: Render, overlay: str) -> No
         "PodDisruptionBudget",
         "NetworkPolicy",
     }
-    for kind, resource in resources.items():
-        if kind != "Namespace":
-            assert resource["metadata"]["namespace"] == "thinktwice"
+    for resource in resources.values():
+        assert resource["metadata"]["namespace"] == "thinktwice"
         labels = resource["metadata"]["labels"]
         assert labels["app.kubernetes.io/part-of"] == "thinktwice"
         assert labels["app.kubernetes.io/managed-by"] == "kustomize"
@@ -110,25 +117,24 @@ def test_knative_takes_every_pod_field_without_a_feature_flag(render: Render, cr
         "spec": {"template": {"spec": pod}},
     }
     assert closed_schema.errors(service, crds) == []
-    behind_flags = {
-        "affinity",
-        "nodeSelector",
-        "tolerations",
-        "securityContext",
-        "topologySpreadConstraints",
-        "initContainers",
-    }
-    assert behind_flags.isdisjoint(pod)
-    assert len(pod["containers"][0]["ports"]) == 1, "Knative takes one port a container"
+    predictor = render(overlay)["InferenceService"]["spec"]["predictor"]
+    limits = {"timeoutSeconds": predictor["timeout"], "containerConcurrency": predictor["containerConcurrency"]}
+    assert knative_admission.refused({**pod, **limits}) == []
 
 
 @every_overlay
 def test_no_webhook_refuses_it_and_nothing_in_it_is_ignored(render: Render, overlay: str) -> None:
-    isvc = render(overlay)["InferenceService"]
-    assert rules.refused(isvc) == []
-    assert rules.ignored(isvc) == []
+    resources = render(overlay)
+    isvc, runtime = resources["InferenceService"], resources["ServingRuntime"]
+    assert kserve_admission.refused(isvc) == kserve_admission.runtime_refused(runtime) == []
+    assert list(kserve_controller.ignored(isvc)) == []
+    assert list(kserve_controller.never_ready(isvc, {runtime["metadata"]["name"]: runtime})) == []
     mode = "Knative" if overlay.startswith("knative") else "Standard"
-    assert isvc["metadata"]["annotations"][rules.MODE] == mode
+    assert isvc["metadata"]["annotations"][MODE] == mode
+    # Rules about these fields are not in kserve_admission.
+    assert not {"explainer", "transformer"} & set(isvc["spec"])
+    assert not any({"workerSpec", "storageUris"} & set(predictor) for predictor in predictors(isvc))
+    assert not any("confidential" in predictor["model"] for predictor in predictors(isvc))
 
 
 @every_overlay
@@ -150,7 +156,7 @@ def test_the_canary_is_the_one_of_its_mode(render: Render, overlay: str) -> None
 def test_the_canary_serves_another_version_than_the_stable_overlay(render: Render, overlay: str) -> None:
     stable = render(overlay.removesuffix("-canary"))["InferenceService"]
     canary = render(overlay)["InferenceService"]
-    assert len({*rules.storage_uris(stable), *rules.storage_uris(canary)}) == 2
+    assert len({*storage_uris(stable), *storage_uris(canary)}) == 2
     predictor = canary["spec"]["canary"][0]["predictor"] if "canary" in canary["spec"] else canary["spec"]["predictor"]
     assert predictor["labels"]["ctr.example.org/variant"] == "canary"
     assert stable["spec"]["predictor"]["labels"]["ctr.example.org/variant"] == "stable"
@@ -161,14 +167,14 @@ def test_the_canary_serves_another_version_than_the_stable_overlay(render: Rende
 @every_overlay
 def test_versions_are_immutable_folders_named_like_the_pod_label(render: Render, overlay: str) -> None:
     isvc = render(overlay)["InferenceService"]
-    for uri in rules.storage_uris(isvc):
+    for uri in storage_uris(isvc):
         assert uri.startswith("s3://")
         assert uri.endswith("/")
         assert "latest" not in uri
-    predictors = [isvc["spec"]["predictor"], *(canary["predictor"] for canary in isvc["spec"].get("canary", []))]
-    for predictor in predictors:
+    for predictor in predictors(isvc):
         version = predictor["labels"]["ctr.example.org/model-version"]
         assert predictor["model"]["storageUri"].rstrip("/").rsplit("/", 1)[1] == version
+        assert re.fullmatch(r"[a-z0-9-]+-[0-9a-f]{12}", version), "as thinktwice.data.ingest.model_version names them"
 
 
 @every_overlay
@@ -270,10 +276,88 @@ def test_the_policy_lets_nobody_reach_management(render: Render, overlay: str) -
 def test_a_budget_stands_over_at_least_two_replicas(render: Render, overlay: str) -> None:
     resources = render(overlay)
     isvc, budget = resources["InferenceService"], resources["PodDisruptionBudget"]
-    predictors = [isvc["spec"]["predictor"], *(canary["predictor"] for canary in isvc["spec"].get("canary", []))]
-    assert all(predictor["minReplicas"] >= 2 for predictor in predictors)
+    assert isvc["spec"]["predictor"]["minReplicas"] >= 2
+    if not overlay.startswith("knative"):
+        cluster = Cluster()
+        cluster.apply(resources)
+        assert cluster.autoscalers["ctr-predictor"][0] == 2, "KServe takes the canary's replicas off the stable minimum"
     selector = budget["spec"]["selector"]["matchLabels"]
     if overlay.startswith("knative"):
         assert selector == {"serving.knative.dev/service": f"{isvc['metadata']['name']}-predictor"}
     else:
         assert selector == {"serving.kserve.io/inferenceservice": isvc["metadata"]["name"], "component": "predictor"}
+
+
+@pytest.mark.parametrize("cluster_default", ["true", "false"])
+@every_overlay
+def test_the_announced_metrics_are_where_the_predictor_shows_them(
+    render: Render, overlay: str, cluster_default: str, tmp_path: Path
+) -> None:
+    """Whatever the cluster's configuration says about scraping: in Standard mode there is no queue proxy with a port of its own."""
+    resources = render(overlay)
+    runtime = resources["ServingRuntime"]
+    found = kserve_controller.announced(resources["InferenceService"], runtime, cluster_default)
+    if overlay.startswith("knative"):
+        assert found == {"port": "9091", "path": "/metrics"}
+        return
+    (tmp_path / "serving.yaml").write_text(resources["ConfigMap"]["data"]["serving.yaml"])
+    workers = load_config(tmp_path / "serving.yaml").metrics_port
+    door = [a.removeprefix("--port=") for a in runtime["spec"]["containers"][0]["args"] if a.startswith("--port=")]
+    assert found == {"scrape": "true", "port": door[0] if door else str(workers), "path": "/metrics"}
+    assert found["port"] == runtime["spec"]["annotations"]["prometheus.kserve.io/port"]
+    monitoring = [
+        port["port"]
+        for rule in resources["NetworkPolicy"]["spec"]["ingress"]
+        for source in rule["from"]
+        if source.get("namespaceSelector", {}).get("matchLabels", {}).get("kubernetes.io/metadata.name") == "monitoring"
+        for port in rule["ports"]
+    ]
+    assert int(found["port"]) in monitoring, "the network policy lets Prometheus in there"
+
+
+@every_overlay
+def test_what_the_predictor_may_reach(render: Render, overlay: str) -> None:
+    """Every rule of the way out; manifests/README.md says the same in words."""
+    dns, store, inside = render(overlay)["NetworkPolicy"]["spec"]["egress"]
+    both = [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]
+    assert dns["ports"] == both
+    kube_system = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}}
+    assert dns["to"] == [kube_system, {"ipBlock": {"cidr": "169.254.20.10/32"}}]
+    assert store["ports"] == [{"port": 443, "protocol": "TCP"}]
+    open_to = [block["ipBlock"] for block in store["to"]]
+    assert [block["cidr"] for block in open_to] == ["0.0.0.0/0", "::/0"]
+    credentials = ipaddress.ip_address("169.254.169.254")
+    assert any(credentials in ipaddress.ip_network(cidr) for block in open_to for cidr in block["except"])
+    assert inside == {"to": [{"namespaceSelector": {"matchLabels": {"ctr.example.org/serves-predictor": "true"}}}]}
+
+
+def test_every_overlay_is_tested() -> None:
+    folders = {path.name for path in (ROOT / "manifests" / "overlays").iterdir()}
+    assert folders == {*OVERLAYS, "standard-log"}, "standard-log: test_prediction_log.py"
+
+
+def test_the_namespace_is_in_no_overlay_and_enforces_a_pod_standard() -> None:
+    namespace = yaml.safe_load((ROOT / "manifests" / "namespace.yaml").read_text())
+    assert misfit(namespace, "1.34") == ""
+    labels = namespace["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] in ("baseline", "restricted")
+    assert labels["pod-security.kubernetes.io/warn"] == labels["pod-security.kubernetes.io/audit"] == "restricted"
+
+
+@pytest.mark.parametrize("canary_first", [True, False])
+@pytest.mark.parametrize("overlay", ["standard", "standard-kserve"])
+def test_a_cluster_local_service_cannot_be_built_with_a_canary(
+    tmp_path: Path, overlay: str, canary_first: bool
+) -> None:
+    shutil.copytree(ROOT / "manifests", tmp_path / "manifests")
+    components = ["standard-canary", "standard-cluster-local"]
+    text = yaml.safe_dump(
+        {
+            "resources": [f"../manifests/overlays/{overlay}"],
+            "components": [f"../manifests/components/{name}" for name in sorted(components, reverse=not canary_first)],
+        }
+    )
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "kustomization.yaml").write_text(text)
+    done = subprocess.run(["kubectl", "kustomize", str(tmp_path / "own")], capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0 and "test failed" in done.stderr

@@ -12,7 +12,7 @@ import pytest
 
 from serving.config import load_config
 from serving.prediction_log import SALT
-from tests.manifests import closed_schema
+from tests.manifests import closed_schema, kserve_admission, kserve_controller
 
 Render = Callable[[str], dict[str, dict[str, Any]]]
 
@@ -49,7 +49,13 @@ def test_the_secret_of_hashed_user_ids_may_be_missing(logged: dict[str, dict[str
 def test_it_fits_the_schemas_and_the_rest_is_the_plain_overlay(
     logged: dict[str, dict[str, Any]], render: Render, crds: Path
 ) -> None:
-    assert closed_schema.errors(logged["ServingRuntime"], crds) == []
+    isvc, runtime_object = logged["InferenceService"], logged["ServingRuntime"]
+    assert closed_schema.errors(runtime_object, crds) == closed_schema.errors(isvc, crds) == []
+    assert kserve_admission.refused(isvc) == kserve_admission.runtime_refused(runtime_object) == []
+    assert list(kserve_controller.never_ready(isvc, {runtime_object["metadata"]["name"]: runtime_object})) == []
+    # A volume of a class that honours it is then writable for the server.
+    user = runtime_object["spec"]["containers"][0]["securityContext"]["runAsUser"]
+    assert isvc["spec"]["predictor"]["securityContext"]["fsGroup"] == user
     del logged["PersistentVolumeClaim"]
     runtime = logged["ServingRuntime"]["spec"]
     for part in (runtime["containers"][0]["env"], runtime["containers"][0]["volumeMounts"], runtime["volumes"]):

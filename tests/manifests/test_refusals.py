@@ -1,4 +1,4 @@
-"""The checks themselves: a planted mistake of every kind is found."""
+"""The schema check itself: a planted mistake of every kind is found. For the rules of the webhooks see test_admission.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.manifests import closed_schema, rules
+from tests.manifests import closed_schema
 
 Render = Callable[[str], dict[str, dict[str, Any]]]
 Change = Callable[[dict[str, Any]], Any]
@@ -78,57 +78,3 @@ def test_a_number_or_a_text_is_taken_where_kubernetes_takes_both(render: Render,
         assert closed_schema.errors(probe, crds) == []
     probe = changed(runtime, lambda r: r["spec"]["containers"][0]["livenessProbe"]["httpGet"].update(port=True))
     assert closed_schema.errors(probe, crds) != []
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda isvc: canary(isvc)["predictor"].update(maxReplicas=4), "maxReplicas"),
-        (lambda isvc: canary(isvc)["predictor"].update(scaleTarget=70), "scaleTarget"),
-        (lambda isvc: canary(isvc)["predictor"].update(minReplicas=3), "more minReplicas"),
-        (lambda isvc: canary(isvc)["predictor"].pop("name"), "no name"),
-        (lambda isvc: predictor(isvc).update(name=canary(isvc)["predictor"]["name"]), "not unique"),
-        (lambda isvc: canary(isvc).update(trafficPercent=101), "0..100"),
-        (lambda isvc: isvc["spec"]["canary"].append({**canary(isvc), "trafficPercent": 95}), "at most 100"),
-        (lambda isvc: isvc["metadata"]["annotations"].update({rules.MODE: "Knative"}), "needs the annotation"),
-        (lambda isvc: isvc["metadata"]["annotations"].update({rules.MODE: "Serverless"}), "none of"),
-        (lambda isvc: predictor(isvc).update(minReplicas=9), "do not fit"),
-        (lambda isvc: predictor(isvc)["model"].update(storageUri="/mnt/models"), "no known scheme"),
-    ],
-)
-def test_what_a_webhook_refuses_is_found(render: Render, change: Change, reason: str) -> None:
-    found = rules.refused(changed(render("standard-canary")["InferenceService"], change))
-    assert any(reason in line for line in found), found
-
-
-@pytest.mark.parametrize(
-    ("overlay", "change", "reason"),
-    [
-        ("standard", lambda isvc: isvc["metadata"]["annotations"].pop(rules.MODE), "cluster's default"),
-        ("standard", lambda isvc: predictor(isvc).update(canaryTrafficPercent=10), "outside Knative"),
-        ("standard", lambda isvc: predictor(isvc).update(scaleMetric="concurrency"), "unknown to the autoscaler"),
-        ("standard", lambda isvc: isvc["metadata"]["annotations"].update({rules.AUTOSCALER: "kpa"}), "does not exist"),
-        (
-            "standard",
-            lambda isvc: isvc["metadata"]["annotations"].update({"serving.kserve.io/server-type": "torchserve"}),
-            "stock TorchServe",
-        ),
-        (
-            "standard-canary",
-            lambda isvc: isvc["metadata"]["labels"].update({rules.VISIBILITY["Standard"]: "cluster-local"}),
-            "no HTTPRoute",
-        ),
-        ("standard-canary", lambda isvc: isvc["spec"].update(transformer={}), "do not compose"),
-        ("knative-canary", lambda isvc: isvc["spec"].update(transformer={}), "do not compose"),
-        (
-            "knative",
-            lambda isvc: isvc["metadata"]["labels"].update({rules.VISIBILITY["Standard"]: "cluster-local"}),
-            "other mode",
-        ),
-    ],
-)
-def test_what_a_cluster_would_silently_ignore_is_found(
-    render: Render, overlay: str, change: Change, reason: str
-) -> None:
-    found = rules.ignored(changed(render(overlay)["InferenceService"], change))
-    assert any(reason in line for line in found), found
