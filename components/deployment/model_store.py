@@ -10,7 +10,7 @@ import base64
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -125,8 +125,10 @@ def _store() -> Iterator[Any]:
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 
+    settings = Config(connect_timeout=10, retries={"max_attempts": 3, "mode": "standard"})
     try:
-        yield boto3.client("s3", config=Config(connect_timeout=10, retries={"max_attempts": 3, "mode": "standard"}))
+        with closing(boto3.client("s3", config=settings)) as client:
+            yield client
     except ClientError as error:
         what = error.response.get("Error", {})
         raise ResourceError(

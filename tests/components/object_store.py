@@ -28,7 +28,7 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture
-def store(server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+def store(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A client of the emptied server, and the environment that leads to it."""
     names = {
         "AWS_ENDPOINT_URL": server,
@@ -44,7 +44,8 @@ def store(server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
             client.delete_object(Bucket=bucket["Name"], Key=key)
         client.delete_bucket(Bucket=bucket["Name"])
     client.create_bucket(Bucket="models")
-    return client
+    yield client
+    client.close()
 
 
 def listed(client: Any, bucket: str = "models") -> list[str]:
