@@ -47,8 +47,8 @@ def test_both_places_of_a_deployment_hold_the_same_files(deployed: Path) -> None
 
 
 def test_a_new_file_of_a_version_is_shipped_without_being_named(model: Path, store: Any) -> None:
-    (model / "release.json").write_text("{}")
-    assert upload_model(str(model), "s3://models/ctr")[1] == sorted([*FILES, "release.json"])
+    (model / "notes.json").write_text("{}")
+    assert upload_model(str(model), "s3://models/ctr")[1] == sorted([*FILES, "notes.json"])
 
 
 def test_the_command_uploads_the_champion_and_tells_the_uri(deployed: Path, store: Any) -> None:

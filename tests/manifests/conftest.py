@@ -22,7 +22,8 @@ Resources = dict[str, dict[str, Any]]
 
 
 @cache
-def _render(folder: Path) -> str:
+def rendered(folder: Path) -> str:
+    """What kustomize makes of a folder that does not change."""
     done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", "kustomize warns: " + done.stderr
@@ -36,7 +37,7 @@ def render() -> Callable[[str], Resources]:
         pytest.skip("kubectl is not installed: it renders the overlays")
 
     def by_kind(overlay: str) -> Resources:
-        resources = list(yaml.safe_load_all(_render(ROOT / "manifests" / "overlays" / overlay)))
+        resources = list(yaml.safe_load_all(rendered(ROOT / "manifests" / "overlays" / overlay)))
         kinds = {resource["kind"]: resource for resource in resources}
         assert len(kinds) == len(resources)
         return kinds

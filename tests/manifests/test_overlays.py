@@ -336,6 +336,12 @@ def test_every_overlay_is_tested() -> None:
     assert folders == {*OVERLAYS, "standard-log"}, "standard-log: test_prediction_log.py"
 
 
+def test_every_component_is_in_an_overlay() -> None:
+    files = (ROOT / "manifests" / "overlays").glob("*/kustomization.yaml")
+    used = {Path(c).name for file in files for c in yaml.safe_load(file.read_text()).get("components", [])}
+    assert used == {path.name for path in (ROOT / "manifests" / "components").iterdir()}
+
+
 def test_the_namespace_is_in_no_overlay_and_enforces_a_pod_standard() -> None:
     namespace = yaml.safe_load((ROOT / "manifests" / "namespace.yaml").read_text())
     assert misfit(namespace, "1.34") == ""

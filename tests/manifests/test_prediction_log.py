@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
+import yaml
 
 from serving.config import load_config
 from serving.prediction_log import SALT
 from tests.manifests import closed_schema, kserve_admission, kserve_controller
+from tests.manifests.conftest import ROOT, rendered
 
 Render = Callable[[str], dict[str, dict[str, Any]]]
 
@@ -64,6 +67,20 @@ def test_it_fits_the_schemas_and_the_rest_is_the_plain_overlay(
     logged["ConfigMap"].pop("data")
     plain["ConfigMap"].pop("data")
     assert logged == plain
+
+
+def test_the_other_runtime_logs_as_well(logged: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "manifests", tmp_path / "manifests")
+    own = tmp_path / "manifests" / "overlays" / "own"
+    own.mkdir()
+    content = {"resources": ["../standard-kserve"], "components": ["../../components/prediction-log"]}
+    (own / "kustomization.yaml").write_text(yaml.safe_dump(content))
+    kserve = {resource["kind"]: resource for resource in yaml.safe_load_all(rendered(own))}
+    for part in ("env", "volumeMounts"):
+        added = logged["ServingRuntime"]["spec"]["containers"][0][part][-1]
+        assert kserve["ServingRuntime"]["spec"]["containers"][0][part][-1] == added
+    assert kserve["ServingRuntime"]["metadata"]["name"] == "ctr-kserve"
+    assert kserve["ConfigMap"]["data"] == logged["ConfigMap"]["data"]
 
 
 def _bytes(text: str) -> int:
