@@ -200,8 +200,8 @@ class PredictionLog:
             logger.warning("prediction log: %s can be written again", self._folder.folder)
         elif changed:
             logger.error(
-                "prediction log: nothing can be written to %s (%s), so sampled requests are lost: let user %d, who runs this server, "
-                "write there",
+                "prediction log: nothing can be written to %s (%s), so sampled requests are lost: make room there, or let user %d, who "
+                "runs this server, write there",
                 *(self._folder.folder, reason, os.geteuid()),
             )
 

@@ -7,6 +7,7 @@ reads them (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_DEFAULT_REGI
 from __future__ import annotations
 
 import base64
+import hashlib
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -21,13 +22,13 @@ from components.deployment.deploy.deployment import label_value
 from thinktwice.bundle import MANIFEST_FILE, Manifest
 from thinktwice.champion import ARCHIVE_FILE, CHAMPION_FILE
 from thinktwice.errors import BundleError, PipelineError, ResourceError
-from thinktwice.files import full_disk_named, sha256_file
+from thinktwice.files import full_disk_named
 
 #: What a champion's folder holds beside the files of a predictor. The tables of the feature store are training data.
 NOT_SHIPPED = ("bundle", CHAMPION_FILE)
 TABLES = ".parquet"
 MOST_BYTES = 5 << 30  # of one object that is written in one request
-SHA256 = "sha256"  # metadata of an object
+BLOCK = 1 << 20
 
 
 class Place(NamedTuple):
@@ -112,10 +113,11 @@ def upload_model(source: str, to: str) -> tuple[str, list[str]]:
             folder = Path(source)
         files = model_files(folder)
         version = Place(target.bucket, f"{target.prefix}{label_value(model_version(files[ARCHIVE_FILE]))}/")
-        _check_nothing_else(client, version, files)
+        present = set(_keys(client, version))
+        _check_nothing_else(version, present, files)
         # The archive last: a predictor that finds none does not start on half a version.
         for key in sorted(files, key=lambda key: key == ARCHIVE_FILE):
-            _put(client, version, key, files[key])
+            _put(client, version, key, files[key], key in present)
     return version.uri, sorted(files)
 
 
@@ -158,33 +160,53 @@ def _download(client: Any, place: Place, folder: Path) -> None:
             client.download_file(place.bucket, place.prefix + key, str(folder / key))
 
 
-def _check_nothing_else(client: Any, version: Place, files: dict[str, Path]) -> None:
-    if extra := sorted(set(_keys(client, version)) - set(files) - {""}):
+def _check_nothing_else(version: Place, present: set[str], files: dict[str, Path]) -> None:
+    if extra := sorted(present - set(files) - {""}):
         raise BundleError(
             f"{version.uri} holds {extra[0]}, which is no file of this model: a version's folder never changes, so give another "
             "folder or remove that one"
         )
 
 
-def _put(client: Any, version: Place, key: str, path: Path) -> None:
-    from botocore.exceptions import ClientError
-
+def _put(client: Any, version: Place, key: str, path: Path, present: bool) -> None:
+    """Write one object unless it is there; one that is there must be the same."""
     if (size := path.stat().st_size) > MOST_BYTES:
         raise BundleError(
             f"{path} has {size} bytes, and at most {MOST_BYTES} are written at once: keep features in Redis"
         )
-    digest = sha256_file(path)
+    with path.open("rb") as body:
+        digest = hashlib.file_digest(body, "sha256")
     where = {"Bucket": version.bucket, "Key": version.prefix + key}
-    what = {"Metadata": {SHA256: digest}, "ChecksumSHA256": base64.b64encode(bytes.fromhex(digest)).decode()}
-    try:
-        with path.open("rb") as body:
-            client.put_object(**where, **what, Body=body, IfNoneMatch="*")
+    if not present and _put_if_absent(client, where, path, digest.digest()):
         return
-    except ClientError as error:
-        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 412:
-            raise
-    if client.head_object(**where)["Metadata"].get(SHA256) != digest:
-        raise BundleError(
-            f"{version.uri}{key} is there and differs from {path}: a version's folder never changes, so give another folder or "
-            "remove that one"
-        )
+    found = client.get_object(**where)
+    if found["ContentLength"] == size:
+        there = hashlib.sha256()
+        for block in found["Body"].iter_chunks(BLOCK):
+            there.update(block)
+        if there.digest() == digest.digest():
+            return
+    found["Body"].close()
+    raise BundleError(
+        f"{version.uri}{key} is there and differs from {path}: a version's folder never changes, so give another folder or "
+        "remove that one"
+    )
+
+
+def _put_if_absent(client: Any, where: dict[str, str], path: Path, digest: bytes) -> bool:
+    """False when another upload has written the object meanwhile."""
+    from botocore.exceptions import ClientError
+
+    what = {**where, "ChecksumSHA256": base64.b64encode(digest).decode()}
+    for condition in ({"IfNoneMatch": "*"}, {}):
+        try:
+            with path.open("rb") as body:
+                client.put_object(**what, **condition, Body=body)
+            return True
+        except ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 412:
+                return False
+            # Some stores know no conditions; that the object was not there was seen a moment ago.
+            if not condition or error.response.get("Error", {}).get("Code") != "NotImplemented":
+                raise
+    return False

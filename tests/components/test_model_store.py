@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -73,11 +74,11 @@ def test_a_killed_upload_has_no_archive_and_is_finished_by_the_next(
 
     put, calls = model_store._put, []
 
-    def dies(client: Any, version: Any, key: str, path: Path) -> None:
+    def dies(client: Any, version: Any, key: str, *rest: Any) -> None:
         calls.append(key)
         if key == "ctr.mar":
             raise KeyboardInterrupt
-        put(client, version, key, path)
+        put(client, version, key, *rest)
 
     monkeypatch.setattr(model_store, "_put", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -96,6 +97,52 @@ def test_a_versions_folder_never_changes(model: Path, store: Any, key: str) -> N
     with pytest.raises(BundleError, match="differs"):
         upload_model(str(model), "s3://models/ctr")
     assert store.get_object(Bucket="models", Key=f"ctr/{MODEL_VERSION}/{key}")["Body"].read() == b"another"
+
+
+def test_what_another_tool_uploaded_is_taken_when_it_is_the_same(model: Path, store: Any) -> None:
+    for key, path in model_files(model).items():
+        store.upload_file(str(path), "models", f"ctr/{MODEL_VERSION}/{key}")
+    assert upload_model(str(model), "s3://models/ctr") == (TO, FILES)
+    path = model / "feature_store" / "online.db"
+    path.write_bytes(path.read_bytes()[::-1])
+    with pytest.raises(BundleError, match=r"online\.db is there and differs"):
+        upload_model(str(model), "s3://models/ctr")
+
+
+def test_of_two_uploads_at_a_time_the_second_must_be_the_same(
+    model: Path, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both saw an empty folder; the other wrote in between."""
+    from components.deployment import model_store
+
+    monkeypatch.setattr(model_store, "_keys", lambda *_: [])
+    assert upload_model(str(model), "s3://models/ctr")[1] == FILES
+    assert upload_model(str(model), "s3://models/ctr")[1] == FILES
+    (model / "feature_store" / "online.db").write_bytes(b"others")
+    with pytest.raises(BundleError, match="differs"):
+        upload_model(str(model), "s3://models/ctr")
+    key = f"ctr/{MODEL_VERSION}/feature_store/online.db"
+    assert store.get_object(Bucket="models", Key=key)["Body"].read() == b"values"
+
+
+def test_a_store_that_knows_no_conditions(model: Path, store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    put, asked = BaseClient._make_api_call, []
+
+    def old(self: Any, name: str, parameters: dict[str, Any]) -> Any:
+        if name == "PutObject":
+            asked.append("IfNoneMatch" in parameters)
+            if asked[-1]:
+                raise ClientError(
+                    {"Error": {"Code": "NotImplemented"}, "ResponseMetadata": {"HTTPStatusCode": 501}}, name
+                )
+        return put(self, name, parameters)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", old)
+    assert upload_model(str(model), "s3://models/ctr") == (TO, FILES)
+    assert asked == [True, False] * len(FILES) and len(listed(store)) == len(FILES)
+    (model / "feature_store" / "online.db").write_bytes(b"others")
+    with pytest.raises(BundleError, match="differs"):
+        upload_model(str(model), "s3://models/ctr")
 
 
 def test_what_lies_in_the_folder_beside_the_model_would_be_served_with_it(model: Path, store: Any) -> None:
