@@ -280,9 +280,11 @@ def sound(resources: Resources, crds: Path) -> None:
     assert {resource["metadata"]["namespace"] for resource in resources.values()} == {"ads"}
 
 
-def test_the_overlays_of_ones_own_work_as_written(ads: Callable[..., Resources], crds: Path, render: Render) -> None:
+@pytest.mark.parametrize("overlay", ["standard", "standard-kserve"])
+def test_the_overlays_of_ones_own_work_as_written(ads: Callable[..., Resources], crds: Path, overlay: str) -> None:
     assert set(own_files()) == {"ads/stable/kustomization.yaml", "ads/canary/kustomization.yaml"}
-    stable, canary = ads("ads/stable"), ads("ads/canary")
+    assert f"overlays/{overlay}" in README.read_text()
+    stable, canary = ads("ads/stable", overlay=overlay), ads("ads/canary", overlay=overlay)
     for resources in (stable, canary):
         sound(resources, crds)
         assert "@sha256:" in resources["ServingRuntime"]["spec"]["containers"][0]["image"]
