@@ -24,7 +24,7 @@ from thinktwice.experiment.file import BUCKETS, CONTROL, UNIT, ExperimentFile
 from thinktwice.experiment.xxh64 import xxh64_many
 
 Reason = Literal["split", "outside", "holdout", "tester", "no_unit", "bad_unit"]
-NO_EXPERIMENT, HOLDOUT, TESTER = "none", "holdout", "tester"
+NO_EXPERIMENT, HOLDOUT, TESTER, OVERRIDE = "none", "holdout", "tester", "override"
 
 
 @dataclass(frozen=True)

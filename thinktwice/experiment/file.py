@@ -154,7 +154,7 @@ class ExperimentFile(_Frozen):
 
     Attributes:
         salt: of the hash that places units; experiments of one exclusive group share it, all others differ.
-        buckets: half-open range of the 10,000 buckets that this experiment owns.
+        buckets: half-open range of the 10,000 buckets that this experiment owns; by default all but the holdout.
         holdout: buckets at the top of the space that no experiment touches.
         arms: the first one is named ``control``.
         coverage: enrolled share of the owned buckets; the rest is served control and not enrolled.
@@ -211,6 +211,14 @@ class ExperimentFile(_Frozen):
         """Hash of everything but the coverage: two files of one identity are one experiment."""
         content = self.model_dump(mode="json", exclude={"coverage"})
         return sha256_text(json.dumps(content, sort_keys=True))[:16]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_buckets(cls, content: Any) -> Any:
+        holdout = content.get("holdout", 0) if isinstance(content, dict) else None
+        if type(holdout) is int and content.get("buckets") is None:
+            return {**content, "buckets": (0, BUCKETS - holdout)}
+        return content
 
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentFile:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from thinktwice.errors import ExperimentError
-from thinktwice.experiment.assignment import CONTROL, NO_EXPERIMENT, TESTER, Layout, layout_of
-from thinktwice.experiment.file import MAX_UNIT_BYTES, ExperimentFile
+from thinktwice.experiment.assignment import NO_EXPERIMENT, OVERRIDE, TESTER, Layout, layout_of
+from thinktwice.experiment.file import CONTROL, MAX_UNIT_BYTES, ExperimentFile
 from thinktwice.experiment.gateway_config import ARM, ENROLLED, EXPERIMENT, UNIT_HEADER, Endpoint, GatewayConfig
 from thinktwice.files import sha256_text
 
@@ -157,7 +157,7 @@ def _split(
 def _override(cluster: str, secret: str, config: GatewayConfig) -> Json:
     match = {"name": "x-force-arm", "string_match": {"exact": f"{cluster}:{secret}"}}
     arm = CONTROL if cluster == CONTROL else cluster.partition("_")[2]
-    route = _plain(f"override-{cluster}", [match], cluster, "override", arm, config)
+    route = _plain(f"override-{cluster}", [match], cluster, OVERRIDE, arm, config)
     return {**route, "request_headers_to_remove": ["x-force-arm"]}
 
 
