@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from thinktwice.experiment.file import ExperimentFile
+
+#: The same examples every time, and no deadline: the machine may be busy.
+repeatable = settings(derandomize=True, deadline=None)
 
 UNIT_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.:@=+-"
 COVERAGES = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)

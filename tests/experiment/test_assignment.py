@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tests.experiment.files import COVERAGES, bad_units, coverages, experiment, grouped, salts, units
+from tests.experiment.files import COVERAGES, bad_units, coverages, experiment, grouped, repeatable, salts, units
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.assignment import assign, bucket_of, buckets_of, layout_of, places_of
 from thinktwice.experiment.file import BUCKETS, UNIT
@@ -53,6 +53,7 @@ def test_frozen_vectors() -> None:
             assert (found.arm, found.enrolled) == (v["arm"], v["enrolled"])
 
 
+@repeatable
 @given(st.lists(st.text(max_size=100), max_size=40), st.text(max_size=40))
 def test_the_vectorised_hash_is_the_same(texts: list[str], prefix: str) -> None:
     texts = [t.encode("utf-8", "ignore").decode() for t in texts]
@@ -63,6 +64,7 @@ def test_the_vectorised_hash_is_the_same(texts: list[str], prefix: str) -> None:
     assert xxh64_many(sliced, prefix).tolist() == expected
 
 
+@repeatable
 @given(st.lists(st.one_of(units, bad_units, st.none(), st.sampled_from(["", " ", "\t", " a ", "a\n"])), max_size=30), salts)
 def test_buckets_of_a_column_are_those_of_its_units(column: list[str | None], salt: str) -> None:
     column = [None if c is None else c.encode("utf-8", "ignore").decode() for c in column]
@@ -91,6 +93,7 @@ def test_a_missing_or_bad_unit_gets_control_and_is_not_enrolled(unit: str | None
     assert (found.arm, found.enrolled, found.bucket, found.reason) == ("control", False, None, reason)
 
 
+@repeatable
 @given(st.integers(2, 10), coverages)
 def test_ranges_cover_all_buckets_and_arms_are_equal(arms: int, coverage: float) -> None:
     try:
@@ -108,6 +111,7 @@ def test_ranges_cover_all_buckets_and_arms_are_equal(arms: int, coverage: float)
     assert 0 <= round(coverage * BUCKETS) - sum(widths.values()) < 2 * arms
 
 
+@repeatable
 @given(st.integers(2, 6), st.lists(coverages, min_size=2, max_size=6).map(sorted))
 def test_a_ramp_moves_nobody_enrolled(arms: int, steps: list[float]) -> None:
     enrolled: dict[int, str] = {}

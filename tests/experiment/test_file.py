@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.experiment.files import coverages, experiment, grouped
+from tests.experiment.files import coverages, experiment, grouped, repeatable
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.changes import check_together, conflicts, forbidden_changes
 from thinktwice.experiment.file import ExperimentFile, load_experiment, parse_experiment
@@ -107,6 +107,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         parse_experiment("[" * 5000, "x")
 
 
+@repeatable
 @given(st.text(max_size=200))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
@@ -150,6 +151,7 @@ def test_every_field_is_either_tried_above_or_known() -> None:
     assert set(ExperimentFile.model_fields) - set(CHANGES) == {"version", "coverage", "buckets", "method"}
 
 
+@repeatable
 @given(coverages, coverages, coverages)
 def test_coverage_grows_or_stops(highest: float, old: float, new: float) -> None:
     running = experiment().model_copy(update={"coverage": old})

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.experiment.files import coverages, experiment, grouped
+from tests.experiment.files import coverages, experiment, grouped, repeatable
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.assignment import layout_of
 from thinktwice.experiment.bootstrap import bootstrap
@@ -100,7 +100,7 @@ def harmless(path: tuple[Any, ...], change: Callable[[Any, Any], None]) -> bool:
     return False
 
 
-@settings(max_examples=600)
+@settings(repeatable, max_examples=600)
 @given(st.sampled_from(PATHS), changes)
 def test_a_change_is_refused_or_changes_nothing(path: tuple[Any, ...], change: Callable[[Any, Any], None]) -> None:
     file = changed(GOOD.routes, path, change)
@@ -174,6 +174,7 @@ def test_a_cluster_that_is_not_defined() -> None:
         check_routes(GOOD.routes, {**GOOD.clusters, "resources": GOOD.clusters["resources"] * 2}, [FILE])
 
 
+@repeatable
 @given(coverages, coverages)
 def test_ranges_only_grow_or_stop(old: float, new: float) -> None:
     before, after = (experiment(coverage=c) if c > 0.0003 else experiment() for c in (old, new))

@@ -1,0 +1,97 @@
+"""DuckDB with bounded memory for the log joins: it spills to a folder of its own and keeps times in UTC."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from thinktwice.errors import ExperimentError, ResourceError
+from thinktwice.files import atomic_file
+
+MEMORY = "2GB"  # of the engine; what does not fit goes to disk
+
+
+@contextmanager
+def engine(scratch: Path, memory: str = MEMORY) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection that spills into a folder under ``scratch``, which is removed afterwards; a full disk is named."""
+    spill = scratch / f".spill-{os.getpid()}"
+    connection = duckdb.connect(":memory:")
+    try:
+        connection.execute(f"SET memory_limit = '{memory}'; SET preserve_insertion_order = false; SET TimeZone = 'UTC'")
+        connection.execute(f"SET threads = {min(os.cpu_count() or 1, 8)}; SET temp_directory = {literal(str(spill))}")
+        yield connection
+    except duckdb.OutOfMemoryException as error:
+        raise ResourceError(f"memory and disk under {scratch} do not hold the joined logs: free disk space and run again") from error
+    except duckdb.IOException as error:
+        if "No space left" in str(error):
+            raise ResourceError(f"no space left under {scratch}: free some disk space and run again") from error
+        raise ExperimentError(f"a log cannot be read: {str(error).splitlines()[0]}") from None
+    except duckdb.InvalidInputException as error:
+        raise ExperimentError(f"a log cannot be read: {str(error).splitlines()[0]}") from None
+    finally:
+        connection.close()
+        shutil.rmtree(spill, ignore_errors=True)
+
+
+def write_parquet(connection: duckdb.DuckDBPyConnection, query: str, target: Path) -> None:
+    """Write the rows of a query, aside and then renamed, without holding them in memory."""
+    with atomic_file(target) as temporary:
+        connection.execute(f"COPY ({query}) TO {literal(str(temporary))} (FORMAT parquet, COMPRESSION zstd)")
+
+
+def one_row(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, int | float | str | None]:
+    """The only row of a query, by column."""
+    cursor = connection.execute(query)
+    names = [column[0] for column in cursor.description or ()]
+    (row,) = cursor.fetchall()
+    return dict(zip(names, row, strict=True))
+
+
+def parquet_table(files: Sequence[Path], columns: pa.Schema, what: str) -> str:
+    """Parquet files as a table of a query, by column name; none of them is an empty table of these columns.
+
+    Raises:
+        ExperimentError: a file is damaged or lacks a column.
+    """
+    if not files:
+        parts = ", ".join(f"CAST(NULL AS {_SQL_TYPES[str(field.type)]}) AS {quoted(field.name)}" for field in columns)
+        return f"(SELECT {parts} WHERE false)"
+    for file in files:
+        try:
+            found = pq.read_schema(file)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ExperimentError(f"{what} {file} cannot be read ({str(error).splitlines()[0]}): remove it or restore it") from None
+        if missing := [name for name in columns.names if name not in found.names]:
+            raise ExperimentError(f"{what} {file} has no column {missing[0]!r}: it was written by a server without experiments")
+    listed = ", ".join(literal(str(file)) for file in files)
+    return f"read_parquet([{listed}], union_by_name = true)"
+
+
+_SQL_TYPES = {
+    "string": "VARCHAR",
+    "double": "DOUBLE",
+    "int8": "TINYINT",
+    "int16": "SMALLINT",
+    "int32": "INTEGER",
+    "int64": "BIGINT",
+    "uint64": "UBIGINT",
+    "bool": "BOOLEAN",
+    "timestamp[us, tz=UTC]": "TIMESTAMPTZ",
+}
+
+
+def literal(text: str) -> str:
+    """A string as an SQL literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def quoted(name: str) -> str:
+    """A column name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
