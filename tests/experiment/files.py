@@ -20,7 +20,9 @@ bad_units = st.one_of(
     st.text(min_size=1, max_size=50).filter(lambda t: any(c not in UNIT_CHARACTERS for c in t.strip(" \t"))),
     st.text(UNIT_CHARACTERS, min_size=257, max_size=600),
 )
-salts = st.text("abcxyz0189-", min_size=1, max_size=40).filter(lambda s: s not in {"none", "override", "tester", "holdout"})
+salts = st.text("abcxyz0189-", min_size=1, max_size=40).filter(
+    lambda s: s not in {"none", "override", "tester", "holdout"}
+)
 coverages = st.integers(1, 10_000).map(lambda c: c / 10_000)
 
 

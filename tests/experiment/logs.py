@@ -32,7 +32,9 @@ class World:
         access, predictions = [], []
         for number, lines in enumerate(self.access):
             path = folder / f"access-{number}.log"
-            path.write_bytes("".join(line + "\n" for line in lines).encode("latin-1") + self.torn[number].encode("latin-1"))
+            path.write_bytes(
+                "".join(line + "\n" for line in lines).encode("latin-1") + self.torn[number].encode("latin-1")
+            )
             access.append(path)
         for part in range(parts):
             path = folder / f"served-{part}.parquet"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -65,7 +66,9 @@ def test_the_vectorised_hash_is_the_same(texts: list[str], prefix: str) -> None:
 
 
 @repeatable
-@given(st.lists(st.one_of(units, bad_units, st.none(), st.sampled_from(["", " ", "\t", " a ", "a\n"])), max_size=30), salts)
+@given(
+    st.lists(st.one_of(units, bad_units, st.none(), st.sampled_from(["", " ", "\t", " a ", "a\n"])), max_size=30), salts
+)
 def test_buckets_of_a_column_are_those_of_its_units(column: list[str | None], salt: str) -> None:
     column = [None if c is None else c.encode("utf-8", "ignore").decode() for c in column]
     layout = layout_of([experiment(salt=salt, coverage=0.3, arms=3)])
@@ -103,7 +106,7 @@ def test_ranges_cover_all_buckets_and_arms_are_equal(arms: int, coverage: float)
         return
     ranges = layout_of([file]).ranges
     assert ranges[0].start == 0 and ranges[-1].stop == BUCKETS
-    assert all(a.stop == b.start for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(a.stop == b.start for a, b in itertools.pairwise(ranges))
     widths = {r.arm: r.width for r in ranges if r.enrolled}
     assert set(widths) == {a.name for a in file.arms} and len(set(widths.values())) == 1
     assert all(r.arm == "control" for r in ranges if not r.enrolled)

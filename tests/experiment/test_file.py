@@ -36,7 +36,9 @@ checks: {sample_ratio: roll_back}
 
 def test_a_good_file() -> None:
     file = parse_experiment(GOOD, "x.yaml")
-    assert file.test == "group_sequential" and file.control.name == "control" and file.checks.sample_ratio == "roll_back"
+    assert (
+        file.test == "group_sequential" and file.control.name == "control" and file.checks.sample_ratio == "roll_back"
+    )
     assert file.arm_width == 5000 and file.enrolled_width == 250
     assert parse_experiment(GOOD.replace("coverage: 0.05\n", "coverage: 0.5\n", 1), "x").identity() == file.identity()
     assert parse_experiment(GOOD.replace("fresh-evidence-1", "fresh-evidence-2"), "x").identity() != file.identity()

@@ -37,13 +37,24 @@ def random_events(seed: int) -> tuple[list[Row], list[Row], datetime]:
         at = T0 + timedelta(seconds=number * 10)
         for place in range(rng.randint(1, 3)):
             item = rng.choice([f"i{place}", f"i{place}", "same", None])
-            shown.append({"log_request_id": f"r{number}", "log_item_id": item, "log_place": place, "log_at": at, "kept": "x"})
+            shown.append(
+                {"log_request_id": f"r{number}", "log_item_id": item, "log_place": place, "log_at": at, "kept": "x"}
+            )
             for _ in range(rng.choice([0, 0, 1, 1, 2, 3])):
                 moved = rng.choice([-50, -2, -1, 0, 1, 50, 100, 100.000001, 101, 500])
                 received = at + timedelta(seconds=moved + 1)
-                clicks.append({"request_id": f"r{number}", "item_id": item, "at": at + timedelta(seconds=moved), "received_at": received})
+                clicks.append(
+                    {
+                        "request_id": f"r{number}",
+                        "item_id": item,
+                        "at": at + timedelta(seconds=moved),
+                        "received_at": received,
+                    }
+                )
     for _ in range(rng.randint(0, 5)):
-        clicks.append({"request_id": rng.choice(["gone", None]), "item_id": "i0", "at": rng.choice([T0, None]), "received_at": T0})
+        clicks.append(
+            {"request_id": rng.choice(["gone", None]), "item_id": "i0", "at": rng.choice([T0, None]), "received_at": T0}
+        )
     rng.shuffle(clicks)
     return shown, clicks, T0 + timedelta(seconds=rng.choice([0, 150, 10_000]))
 

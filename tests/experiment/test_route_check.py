@@ -80,7 +80,9 @@ def _swap(place: Any, key: Any) -> None:
         del place[key]
 
 
-values = st.one_of(st.none(), st.booleans(), st.integers(-5, 20_000), st.text(max_size=8), st.just([]), st.just({}), st.floats())
+values = st.one_of(
+    st.none(), st.booleans(), st.integers(-5, 20_000), st.text(max_size=8), st.just([]), st.just({}), st.floats()
+)
 changes = st.one_of(st.sampled_from([_delete, _repeat, _swap]), values.map(_set))
 
 
@@ -122,8 +124,16 @@ ENTRIES = (*SPLIT, "route", "weighted_clusters", "clusters")
     [
         ((*SPLIT, "route", "hash_policy"), _delete, "assignment is random"),
         ((*SPLIT, "route", "hash_policy"), _set([]), "assignment is random"),
-        ((*SPLIT, "route", "hash_policy", 0, "header", "regex_rewrite", "substitution"), _set("exp1:\\2"), "hash policy"),
-        ((*SPLIT, "route", "hash_policy", 0, "header", "regex_rewrite", "substitution"), _set("exp2:\\1"), "hash policy"),
+        (
+            (*SPLIT, "route", "hash_policy", 0, "header", "regex_rewrite", "substitution"),
+            _set("exp1:\\2"),
+            "hash policy",
+        ),
+        (
+            (*SPLIT, "route", "hash_policy", 0, "header", "regex_rewrite", "substitution"),
+            _set("exp2:\\1"),
+            "hash policy",
+        ),
         ((*SPLIT, "route", "hash_policy", 0, "header", "header_name"), _set("x-experiment-unit"), "hash policy"),
         ((*SPLIT, "route", "weighted_clusters", "use_hash_policy"), _set(False), "would be random"),
         ((*SPLIT, "route", "weighted_clusters", "runtime_key_prefix"), _set("x"), "Extra inputs"),
@@ -156,7 +166,9 @@ def test_what_the_proxy_would_accept_without_a_word(path: tuple[Any, ...], chang
     assert words in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b'"x"', b"\xff", b"[" * 100_000, b'{"resources": 1}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"{}", b'"x"', b"\xff", b"[" * 100_000, b'{"resources": 1}']
+)
 def test_what_is_no_route_file(content: bytes) -> None:
     for routes, clusters in ((content, GOOD.clusters), (GOOD.routes, content)):
         with pytest.raises(ExperimentError):

@@ -59,7 +59,23 @@ def expect(seen: dict[str, object], want: Assignment) -> None:
 def test_every_unit_at_every_step_of_a_ramp(world: tuple[Proxy, dict[str, list[Endpoint]]]) -> None:
     proxy, endpoints = world
     good = some_units(500, seed=1)
-    bad = ["ü", "日本", "a b", "a,b", "u%20x", "$0\\1", "a\tb", "x" * 257, "x" * 8192, "é" * 100, "a;b", "\\1", "(a)", "{1}", "*"]
+    bad = [
+        "ü",
+        "日本",
+        "a b",
+        "a,b",
+        "u%20x",
+        "$0\\1",
+        "a\tb",
+        "x" * 257,
+        "x" * 8192,
+        "é" * 100,
+        "a;b",
+        "\\1",
+        "(a)",
+        "{1}",
+        "*",
+    ]
     before: dict[str, str] = {}
     for serial, coverage in enumerate(COVERAGES, start=2):
         proxy.put(rendered_at(coverage, endpoints, serial))
@@ -92,7 +108,7 @@ def test_a_header_that_is_missing_empty_blank_or_repeated(world: tuple[Proxy, di
         expect(seen, assign(layout, first.decode()))  # the first value counts, on both sides
         assert seen["x-ab-unit"] == [first.decode()]
     expect(proxy.ask([(UNIT, b"  spaced\t")])[1], assign(layout, "  spaced\t"))
-    status, seen = proxy.ask([(UNIT, b"\xff\xfe")])
+    _status, seen = proxy.ask([(UNIT, b"\xff\xfe")])
     expect(seen, assign(layout, "\u00ff\u00fe"))  # not UTF-8: bad on both sides
     assert proxy.ask([(UNIT, b"x" * 70_000)])[0] == 431
 
@@ -101,7 +117,13 @@ def test_a_client_cannot_choose_its_arm(world: tuple[Proxy, dict[str, list[Endpo
     proxy, endpoints = world
     proxy.put(rendered_at(0.25, endpoints, 200))
     layout = layout_of([FILE.model_copy(update={"coverage": 0.25})])
-    forged = [(b"X-Arm", b"t1"), (b"x-enrolled", b"1"), (b"X-EXPERIMENT", b"exp1"), (b"x-arm", b"t2"), (b"x-ab-unit", b"u")]
+    forged = [
+        (b"X-Arm", b"t1"),
+        (b"x-enrolled", b"1"),
+        (b"X-EXPERIMENT", b"exp1"),
+        (b"x-arm", b"t2"),
+        (b"x-ab-unit", b"u"),
+    ]
     for unit in [*some_units(40, seed=2), ""]:
         expect(proxy.ask([*forged, (UNIT, unit.encode())])[1], assign(layout, unit))
     wrong = [(b"x-force-arm", b"exp1_t1:wrong"), (UNIT, b"u")]
@@ -132,7 +154,10 @@ def test_the_access_log_says_what_happened(world: tuple[Proxy, dict[str, list[En
 
 
 def test_a_group_and_a_holdout(tmp_path: Path) -> None:
-    files = [grouped("one", 0, 4000, coverage=0.5, holdout=1000), grouped("two", 5000, 9000, coverage=1.0, holdout=1000)]
+    files = [
+        grouped("one", 0, 4000, coverage=0.5, holdout=1000),
+        grouped("two", 5000, 9000, coverage=1.0, holdout=1000),
+    ]
     layout = layout_of(files)
     with echo_servers(("control", "one_t1", "two_t1")) as endpoints:
         rendered = render(files, endpoints, GatewayConfig(), 1)

@@ -93,12 +93,7 @@ def layout_of(experiments: Sequence[ExperimentFile]) -> Layout:
     top = BUCKETS - experiments[0].holdout
     _fill(ranges, top, NO_EXPERIMENT)
     _fill(ranges, BUCKETS, HOLDOUT)
-    testers = {
-        unit: (e.name, arm)
-        for e in experiments
-        for arm, units in e.testers.items()
-        for unit in units
-    }
+    testers = {unit: (e.name, arm) for e in experiments for arm, units in e.testers.items() for unit in units}
     return Layout(salts.pop(), tuple(ranges), testers)
 
 
@@ -120,7 +115,9 @@ def assign(layout: Layout, unit: str | None) -> Assignment:
         _, arm = layout.testers[unit]
         return Assignment(TESTER, arm, False, bucket, "tester")
     found = next(r for r in layout.ranges if r.start <= bucket < r.stop)
-    reason: Reason = "holdout" if found.experiment == HOLDOUT else "outside" if found.experiment == NO_EXPERIMENT else "split"
+    reason: Reason = (
+        "holdout" if found.experiment == HOLDOUT else "outside" if found.experiment == NO_EXPERIMENT else "split"
+    )
     return Assignment(found.experiment, found.arm, found.enrolled, bucket, reason)
 
 

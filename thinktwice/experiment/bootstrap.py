@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-
-
 from thinktwice.experiment.gateway_config import OWN_HEADERS, SERVED_ARM, UNIT_HEADER, GatewayConfig
 from thinktwice.experiment.routes import CLUSTERS, OVERWRITE, ROUTE_CONFIG, ROUTES, Json, Rendered
 
@@ -43,7 +41,10 @@ def bootstrap(config: GatewayConfig, node: str = "gateway-1") -> Json:
         "stat_prefix": "in",
         "codec_type": "AUTO",
         "http_filters": [
-            {"name": "envoy.filters.http.router", "typed_config": {"@type": _type("extensions.filters.http.router.v3.Router")}}
+            {
+                "name": "envoy.filters.http.router",
+                "typed_config": {"@type": _type("extensions.filters.http.router.v3.Router")},
+            }
         ],
         "early_header_mutation_extensions": [
             {
@@ -107,7 +108,10 @@ def inlined(start: Json, rendered: Rendered) -> Json:
     clusters = [{k: v for k, v in c.items() if k != "@type"} for c in rendered.clusters["resources"]]
     return {
         **{key: value for key, value in start.items() if key != "dynamic_resources"},
-        "static_resources": {"listeners": [{**listener, "filter_chains": [{"filters": filters}]}], "clusters": clusters},
+        "static_resources": {
+            "listeners": [{**listener, "filter_chains": [{"filters": filters}]}],
+            "clusters": clusters,
+        },
     }
 
 
@@ -120,5 +124,3 @@ def _source(config: GatewayConfig, name: str) -> Json:
 
 def _type(name: str) -> str:
     return f"type.googleapis.com/envoy.{name}"
-
-

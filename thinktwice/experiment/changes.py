@@ -78,7 +78,9 @@ def _group_conflicts(first: ExperimentFile, second: ExperimentFile, both: str) -
     if first.salt != second.salt:
         found.append(f"{both} are of the group {group!r} and need one salt, not {first.salt!r} and {second.salt!r}")
     if first.holdout != second.holdout:
-        found.append(f"{both} are of the group {group!r} and need one holdout, not {first.holdout} and {second.holdout}")
+        found.append(
+            f"{both} are of the group {group!r} and need one holdout, not {first.holdout} and {second.holdout}"
+        )
     if (first.control.bundle, first.control.mode) != (second.control.bundle, second.control.mode):
         found.append(f"{both} are of the group {group!r} and need one control bundle and mode")
     low, high = max(first.buckets[0], second.buckets[0]), min(first.buckets[1], second.buckets[1])

@@ -6,6 +6,7 @@ what each data-quality check does. While an experiment runs only ``coverage`` ma
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -261,7 +262,7 @@ def _check_buckets(file: ExperimentFile) -> None:
 
 def _check_ramp(file: ExperimentFile) -> None:
     steps = [step.coverage for step in file.ramp]
-    if any(b <= a for a, b in zip(steps, steps[1:], strict=False)) or (steps and steps[0] <= 0):
+    if any(b <= a for a, b in itertools.pairwise(steps)) or (steps and steps[0] <= 0):
         raise ValueError(f"ramp: coverages must increase from above 0, not {steps}")
     for coverage in (*steps, *((file.coverage,) if file.coverage else ())):
         if round(coverage * BUCKETS) * file.arm_width // BUCKETS < 1:
@@ -321,7 +322,9 @@ def _sentences(error: ValidationError) -> list[str]:
     for issue in error.errors():
         place = ".".join(str(part) for part in issue["loc"])
         value: Any = issue.get("input")
-        shown = "" if isinstance(value, dict | list | ExperimentFile) or value is None else f" (found {str(value)[:60]!r})"
+        shown = (
+            "" if isinstance(value, dict | list | ExperimentFile) or value is None else f" (found {str(value)[:60]!r})"
+        )
         message = issue["msg"].removeprefix("Value error, ")
         if isinstance(value, bool):
             shown = f" (found {value}; YAML reads on, off, yes and no as true or false: put quotes around it)"

@@ -4,6 +4,8 @@ An exposure is *final* when its window lies before the watermark (the time up to
 written; the others are counted and come with the next run. A click belongs to the exposure with its request id and item.
 """
 
+# ruff: noqa: S608 - names are of our own lists, values are escaped by `literal`
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -101,7 +103,9 @@ def join_outcomes(
         )
         fates = one_row(
             db,
-            "SELECT count(*) AS clicks, " + ", ".join(f"count(*) FILTER (fate = '{f}') AS {f}" for f in _FATES) + " FROM fates",
+            "SELECT count(*) AS clicks, "
+            + ", ".join(f"count(*) FILTER (fate = '{f}') AS {f}" for f in _FATES)
+            + " FROM fates",
         )
         exposures_in, final_in = int(counts["exposures"] or 0), int(counts["final"] or 0)
         doubled, doubled_final = int(repeated["n"] or 0), int(repeated["final"] or 0)

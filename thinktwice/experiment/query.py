@@ -28,7 +28,9 @@ def engine(scratch: Path, memory: str = MEMORY) -> Iterator[duckdb.DuckDBPyConne
         connection.execute(f"SET threads = {min(os.cpu_count() or 1, 8)}; SET temp_directory = {literal(str(spill))}")
         yield connection
     except duckdb.OutOfMemoryException as error:
-        raise ResourceError(f"memory and disk under {scratch} do not hold the joined logs: free disk space and run again") from error
+        raise ResourceError(
+            f"memory and disk under {scratch} do not hold the joined logs: free disk space and run again"
+        ) from error
     except duckdb.IOException as error:
         if "No space left" in str(error):
             raise ResourceError(f"no space left under {scratch}: free some disk space and run again") from error
@@ -67,9 +69,13 @@ def parquet_table(files: Sequence[Path], columns: pa.Schema, what: str) -> str:
         try:
             found = pq.read_schema(file)
         except (OSError, pa.ArrowInvalid) as error:
-            raise ExperimentError(f"{what} {file} cannot be read ({str(error).splitlines()[0]}): remove it or restore it") from None
+            raise ExperimentError(
+                f"{what} {file} cannot be read ({str(error).splitlines()[0]}): remove it or restore it"
+            ) from None
         if missing := [name for name in columns.names if name not in found.names]:
-            raise ExperimentError(f"{what} {file} has no column {missing[0]!r}: it was written by a server without experiments")
+            raise ExperimentError(
+                f"{what} {file} has no column {missing[0]!r}: it was written by a server without experiments"
+            )
     listed = ", ".join(literal(str(file)) for file in files)
     return f"read_parquet([{listed}], union_by_name = true)"
 

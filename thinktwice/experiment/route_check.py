@@ -15,7 +15,16 @@ from thinktwice.errors import ExperimentError
 from thinktwice.experiment.assignment import HOLDOUT, NO_EXPERIMENT, OVERRIDE, TESTER, Range
 from thinktwice.experiment.file import BUCKETS, CONTROL, ExperimentFile
 from thinktwice.experiment.gateway_config import ARM, ENROLLED, EXPERIMENT, UNIT_HEADER
-from thinktwice.experiment.route_file import Cluster, Content, Entry, HeaderOption, Match, Route, read_clusters, read_routes
+from thinktwice.experiment.route_file import (
+    Cluster,
+    Content,
+    Entry,
+    HeaderOption,
+    Match,
+    Route,
+    read_clusters,
+    read_routes,
+)
 from thinktwice.experiment.routes import FORMAT, GOOD_UNIT, OVERWRITE, REWRITE, cluster_of
 
 _OWN = frozenset({EXPERIMENT, ARM, ENROLLED})
@@ -40,18 +49,27 @@ def read_split(routes: Content, clusters: Content) -> Split:
     _want(config.validate_clusters, "validate_clusters is not true: an unknown cluster would answer 503")
     hosts = config.virtual_hosts
     _want(len(hosts) == 1 and hosts[0].domains == ["*"], "there must be one virtual host, for the domain '*'")
-    _want(not {o.header.key.lower() for o in config.request_headers_to_add} & _OWN, "headers of the arms are the routes' to set")
+    _want(
+        not {o.header.key.lower() for o in config.request_headers_to_add} & _OWN,
+        "headers of the arms are the routes' to set",
+    )
     _want(len(hosts[0].routes) >= 3, "the last three routes must be no-unit, bad-unit and split")
     *others, no_unit, bad_unit, split = hosts[0].routes
     missing = {"name": UNIT_HEADER, "present_match": True, "invert_match": True}
     bad = {"name": UNIT_HEADER, "string_match": {"safe_regex": {"regex": GOOD_UNIT}}, "invert_match": True}
     _want(no_unit.match == Match(prefix="/", headers=[missing]), "the route no-unit must match a missing unit")
-    _want(bad_unit.match == Match(prefix="/", headers=[bad]), "the route bad-unit must match every unit that is not allowed")
+    _want(
+        bad_unit.match == Match(prefix="/", headers=[bad]),
+        "the route bad-unit must match every unit that is not allowed",
+    )
     for route in (*others, no_unit, bad_unit):
         _check_plain(route, defined)
     for route in (no_unit, bad_unit):
         _want(route.route.cluster == CONTROL, f"{route.name} must go to control")
-        _want(_headers(route.request_headers_to_add, route.name)[EXPERIMENT] == NO_EXPERIMENT, f"{route.name} names an experiment")
+        _want(
+            _headers(route.request_headers_to_add, route.name)[EXPERIMENT] == NO_EXPERIMENT,
+            f"{route.name} names an experiment",
+        )
     for route in others:
         by_value = [set(header) for header in route.match.headers] == [{"name", "string_match"}]
         named = _headers(route.request_headers_to_add, route.name)[EXPERIMENT]
@@ -70,7 +88,9 @@ def check_routes(
     """
     split = read_split(routes, clusters)
     salts = {e.salt for e in experiments}
-    _want(salts == {split.salt}, f"the salt is {split.salt!r}, not that of the experiments ({', '.join(sorted(salts))})")
+    _want(
+        salts == {split.salt}, f"the salt is {split.salt!r}, not that of the experiments ({', '.join(sorted(salts))})"
+    )
     found = {r.experiment for r in split.ranges} - {NO_EXPERIMENT, HOLDOUT}
     names = {e.name for e in experiments}
     _want(found == names, f"the split holds {sorted(found)}, not the experiments {sorted(names)}")
@@ -87,7 +107,7 @@ def check_routes(
     declared = read_routes(routes).virtual_hosts[0].routes[-1].metadata
     identities = {e.name: e.identity() for e in experiments}
     _want(
-        declared is not None and declared.ours.experiments == identities,
+        declared is not None and declared.ours is not None and declared.ours.experiments == identities,
         "the file was rendered from another version of the experiment: render it again",
     )
     if live is not None:
@@ -129,7 +149,10 @@ def _check_arms(experiment: ExperimentFile, ranges: list[Range]) -> None:
     places = [(start + place * width, arm.name) for place, arm in enumerate(experiment.arms)]
     expected = sorted((first, first + enrolled, arm) for first, arm in places) if enrolled else []
     found = sorted((r.start, r.stop, r.arm) for r in ranges if r.enrolled)
-    _want(found == expected, f"{name}: enrolled ranges are {found}, not {expected} (equal arms at {experiment.coverage:.2%})")
+    _want(
+        found == expected,
+        f"{name}: enrolled ranges are {found}, not {expected} (equal arms at {experiment.coverage:.2%})",
+    )
 
 
 def _read_ranges(split: Route, defined: set[str]) -> Split:
@@ -138,7 +161,9 @@ def _read_ranges(split: Route, defined: set[str]) -> Split:
     _want(split.metadata is not None, "the file is of version None: it does not say what it was rendered from")
     meta = split.metadata.ours if split.metadata else None
     if meta is None or meta.format != FORMAT:
-        raise ExperimentError(f"routes refused: the file is of version {meta and meta.format}; this thinktwice reads {FORMAT}")
+        raise ExperimentError(
+            f"routes refused: the file is of version {meta and meta.format}; this thinktwice reads {FORMAT}"
+        )
     rewrite = {"pattern": {"regex": REWRITE}, "substitution": f"{meta.salt}:\\1"}
     policy = [{"header": {"header_name": UNIT_HEADER, "regex_rewrite": rewrite}}]
     _want(
@@ -166,7 +191,10 @@ def _range(entry: Entry, stop: int, defined: set[str]) -> Range:
     headers = _headers(entry.request_headers_to_add, where)
     experiment, arm, enrolled = headers[EXPERIMENT], headers[ARM], headers[ENROLLED] == "1"
     _want(headers[ENROLLED] in ("0", "1"), f"{where}: {ENROLLED} is {headers[ENROLLED]!r}, not 0 or 1")
-    _want(entry.name == cluster_of(experiment, arm), f"{where}: goes to {entry.name!r} and says it is {arm!r} of {experiment!r}")
+    _want(
+        entry.name == cluster_of(experiment, arm),
+        f"{where}: goes to {entry.name!r} and says it is {arm!r} of {experiment!r}",
+    )
     _want(entry.name in defined, f"{where}: the cluster {entry.name!r} is not defined")
     _want(enrolled or arm == CONTROL, f"{where}: gets {arm!r} and is not enrolled")
     _want(not enrolled or experiment not in (NO_EXPERIMENT, HOLDOUT), f"{where}: enrols without an experiment")
@@ -208,7 +236,9 @@ def _defined(clusters: Sequence[Cluster]) -> set[str]:
             members = cluster.cluster_type.typed_config.clusters
             for member in members:
                 _want(member in names, f"cluster {cluster.name!r} falls back to {member!r}, which is not defined")
-            _want(members[-1:] == [CONTROL], f"cluster {cluster.name!r} must fall back to control, not to {members[-1:]}")
+            _want(
+                members[-1:] == [CONTROL], f"cluster {cluster.name!r} must fall back to control, not to {members[-1:]}"
+            )
     return names
 
 

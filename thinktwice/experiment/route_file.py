@@ -60,11 +60,11 @@ class RenderedFrom(_Shape):
 
 
 class Metadata(_Shape):
-    filter_metadata: dict[Literal["thinktwice"], RenderedFrom]
+    filter_metadata: dict[str, RenderedFrom]
 
     @property
-    def ours(self) -> RenderedFrom:
-        return self.filter_metadata[METADATA]
+    def ours(self) -> RenderedFrom | None:
+        return self.filter_metadata.get(METADATA)
 
 
 class Match(_Shape):

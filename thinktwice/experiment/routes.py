@@ -75,7 +75,9 @@ def render(
     if missing := sorted(clusters - {name for name, found in endpoints.items() if found}):
         raise ExperimentError(f"no endpoint for the cluster {missing[0]!r}: give its host and port")
     if unknown := sorted(set(endpoints) - clusters):
-        raise ExperimentError(f"endpoints for {unknown[0]!r}, which is no cluster: there are {', '.join(sorted(clusters))}")
+        raise ExperimentError(
+            f"endpoints for {unknown[0]!r}, which is no cluster: there are {', '.join(sorted(clusters))}"
+        )
     shadows = [_shadow(name, clusters) for name in config.shadow]
     resources = _clusters(endpoints, shadows, config)
     routes = _route_config(layout, experiments, shadows, config, secret)
@@ -91,7 +93,9 @@ def _route_config(
     routes: list[Json] = []
     if secret is not None:
         if not re.fullmatch(r"[!-~]{16,200}", secret):
-            raise ExperimentError("the secret that chooses an arm must be 16 to 200 printable ASCII characters without blanks")
+            raise ExperimentError(
+                "the secret that chooses an arm must be 16 to 200 printable ASCII characters without blanks"
+            )
         for cluster in sorted({cluster_of(e.name, a.name) for e in experiments for a in e.arms}):
             routes.append(_override(cluster, secret, config))
     routes += _tester_routes(layout, config)
@@ -111,9 +115,7 @@ def _route_config(
     }
 
 
-def _split(
-    layout: Layout, experiments: Sequence[ExperimentFile], shadows: list[str], config: GatewayConfig
-) -> Json:
+def _split(layout: Layout, experiments: Sequence[ExperimentFile], shadows: list[str], config: GatewayConfig) -> Json:
     entries = [
         {
             "name": cluster_of(r.experiment, r.arm),

@@ -53,7 +53,9 @@ def _hash(block: np.ndarray) -> np.ndarray:
                 words = _words(block, at, 8, 4)
                 lanes = [_round(lane, words[:, i]) for i, lane in enumerate(lanes)]
                 at += 32
-            total = sum((_rotate(lane, r) for lane, r in zip(lanes, (1, 7, 12, 18), strict=True)), np.zeros(n, np.uint64))
+            total = sum(
+                (_rotate(lane, r) for lane, r in zip(lanes, (1, 7, 12, 18), strict=True)), np.zeros(n, np.uint64)
+            )
             for lane in lanes:
                 total = (total ^ _round(np.zeros(n, np.uint64), lane)) * _P1 + _P4
         else:

@@ -11,7 +11,7 @@ arms, c̄ the mean over both arms. A fixed multiple of something no arm can have
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -57,6 +57,8 @@ class Difference:
         control, treatment: the metric in each arm, adjusted for the covariates.
         value: treatment - control.
         se: its standard error.
+        borrowed: one arm does not vary (no click, no error at all), and the other arm's variance stands for its own; without that
+            an arm that lost everything could never be judged.
         variance_reduction: 1 - variance with covariates / variance without; 0 without covariates.
         flags: reasons why nothing can be said; empty for a usable difference.
     """
@@ -67,6 +69,7 @@ class Difference:
     se: float
     variance_reduction: float = 0.0
     flags: tuple[Flag, ...] = ()
+    borrowed: bool = False
 
     @property
     def usable(self) -> bool:
@@ -92,9 +95,7 @@ def arm_estimate(moments: Moments, metric: Metric) -> ArmEstimate:
     return ArmEstimate(value, float(np.sqrt(max(variance, 0.0) / moments.num_units)), moments.num_units)
 
 
-def difference(
-    control: Moments, treatment: Moments, metric: Metric, covariates: Sequence[Metric] = ()
-) -> Difference:
+def difference(control: Moments, treatment: Moments, metric: Metric, covariates: Sequence[Metric] = ()) -> Difference:
     """Treatment minus control with its standard error, adjusted for covariates of before the experiment.
 
     A covariate that is constant, or undefined in either arm, is left out: it explains nothing.
@@ -102,7 +103,7 @@ def difference(
     arms = [arm_estimate(m, metric) for m in (control, treatment)]
     flags = tuple(dict.fromkeys(f for arm in arms for f in arm.flags))
     if flags:
-        return Difference(*arms, float("nan"), float("nan"), 0.0, flags)
+        return Difference(arms[0], arms[1], float("nan"), float("nan"), 0.0, flags)
     plain = arms[0].se ** 2 + arms[1].se ** 2
     theta, used = _coefficients(control, treatment, metric, covariates)
     if used:
@@ -110,11 +111,26 @@ def difference(
         pooled = np.array([_linear(both, c)[0] for c in used])
         arms = [_adjusted(m, metric, used, theta, pooled) for m in (control, treatment)]
     value = arms[1].value - arms[0].value
-    if any(arm.se <= ROUNDING * abs(arm.value) for arm in arms):
-        return Difference(*arms, value, float("nan"), 0.0, ("zero_variance",))
+    still = [arm.se <= ROUNDING * abs(arm.value) for arm in arms]
+    if all(still):
+        return Difference(arms[0], arms[1], value, float("nan"), 0.0, ("zero_variance",))
+    if any(still):
+        constant, varying = (0, 1) if still[0] else (1, 0)
+        share = arms[varying].num_units / arms[constant].num_units
+        arms[constant] = replace(arms[constant], se=arms[varying].se * float(np.sqrt(share)))
     variance = arms[0].se ** 2 + arms[1].se ** 2
-    reduction = 1 - variance / plain if used else 0.0
-    return Difference(*arms, value, float(np.sqrt(variance)), float(reduction))
+    reduction = 1 - variance / plain if used and not any(still) else 0.0
+    return Difference(arms[0], arms[1], value, float(np.sqrt(variance)), float(reduction), borrowed=any(still))
+
+
+def explained_share(moments: Moments, metric: Metric, covariates: Sequence[Metric]) -> float:
+    """Share of a metric's variance between units that covariates of before take away: what CUPED will save. 0 where undefined."""
+    empty = arm_estimate(moments, metric)
+    theta, used = _coefficients(moments, moments, metric, covariates)
+    if empty.flags or not used or empty.se == 0:
+        return 0.0
+    pooled = np.array([_linear(moments, c)[0] for c in used])
+    return 1 - (_adjusted(moments, metric, used, theta, pooled).se / empty.se) ** 2
 
 
 def relative_change(found: Difference, multiplier: float) -> tuple[float, float, float, tuple[Flag, ...]]:
@@ -165,7 +181,9 @@ def _linear(moments: Moments, metric: Metric) -> tuple[float, np.ndarray, tuple[
     flags: tuple[Flag, ...] = ()
     if moments.num_units == 0:
         flags = ("no_units",)
-    elif not np.isfinite(moments.mean[columns]).all() or not np.isfinite(moments.scatter[np.ix_(columns, columns)]).all():
+    elif (
+        not np.isfinite(moments.mean[columns]).all() or not np.isfinite(moments.scatter[np.ix_(columns, columns)]).all()
+    ):
         flags = ("not_finite",)
     elif bottom is not None and moments.mean[bottom] == 0:
         flags = ("zero_denominator",)

@@ -12,6 +12,7 @@ Gauss-Legendre panels as wide as an increment's standard deviation. Looks need n
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def spent_by(
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha is {alpha}; it must lie between 0 and 1")
-    if any(b <= a for a, b in zip(fractions, fractions[1:], strict=False)) or (fractions and fractions[0] <= 0):
+    if any(b <= a for a, b in itertools.pairwise(fractions)) or (fractions and fractions[0] <= 0):
         raise ValueError(f"the fractions of the horizon must increase from above 0, not {list(fractions)}")
     spent = [spending(f, alpha) for f in fractions]
     if final and spent:
@@ -256,6 +257,8 @@ def _check(information: Sequence[float], looks: int) -> None:
         raise ValueError(f"{len(information)} informations for {looks} looks")
     if not all(math.isfinite(i) and i > 0 for i in information):
         raise ValueError(f"information must be above 0 and finite, not {list(information)}")
-    for a, b in zip(information, information[1:], strict=False):
+    for a, b in itertools.pairwise(information):
         if b - a < CLOSEST * b:
-            raise ValueError(f"information must increase from look to look by at least {CLOSEST:.2%}, not from {a} to {b}")
+            raise ValueError(
+                f"information must increase from look to look by at least {CLOSEST:.2%}, not from {a} to {b}"
+            )

@@ -132,7 +132,9 @@ def plan(
         )
     each = int(horizon.num_units * coverage / arms)
     if each < 2:
-        raise ValueError(f"{horizon.num_units} units at coverage {coverage} leave {each} units an arm: at least 2 are needed")
+        raise ValueError(
+            f"{horizon.num_units} units at coverage {coverage} leave {each} units an arm: at least 2 are needed"
+        )
     level = alpha / (comparisons or arms - 1)
     se = math.sqrt(2 * horizon.variance * (1 - variance_reduction) / each)
     least = drift(method, looks, level, power) * se

@@ -76,9 +76,7 @@ class Histogram:
     def __add__(self, other: Histogram) -> Histogram:
         if self.bins != other.bins or self.counts.shape != other.counts.shape:
             raise ValueError("histograms of other bins or groups cannot be added")
-        return Histogram(
-            self.bins, self.counts + other.counts, self.sums + other.sums, self.invalid + other.invalid
-        )
+        return Histogram(self.bins, self.counts + other.counts, self.sums + other.sums, self.invalid + other.invalid)
 
 
 @dataclass(frozen=True)
@@ -132,9 +130,7 @@ def quantile(found: Histogram, share: float, alpha: float = 0.05) -> Quantile:
     return Quantile(value, low, high, (high - low) / 2 / two_sided_quantile(alpha), rows, flags)
 
 
-def _error_of_share(
-    counts: np.ndarray, groups: np.ndarray, values: np.ndarray, value: float, share: float
-) -> float:
+def _error_of_share(counts: np.ndarray, groups: np.ndarray, values: np.ndarray, value: float, share: float) -> float:
     """Standard error of the mid-distribution at ``value``, from how it varies between groups (a ratio of two sums)."""
     place = int(np.clip(np.searchsorted(values, value, side="right") - 1, 0, len(values) - 2))
     part = (value - values[place]) / (values[place + 1] - values[place])
