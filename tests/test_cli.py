@@ -16,7 +16,20 @@ import typer
 from thinktwice import __version__
 from thinktwice.cli import GROUP, app, main
 
-VERBS = {"bundle", "data", "demo", "drift", "evaluate", "experiment", "load", "openapi", "pipeline", "predict", "serve", "skew"}
+VERBS = {
+    "bundle",
+    "data",
+    "demo",
+    "drift",
+    "evaluate",
+    "experiment",
+    "load",
+    "openapi",
+    "pipeline",
+    "predict",
+    "serve",
+    "skew",
+}
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -16,13 +16,21 @@ from pydantic import BaseModel, ConfigDict
 from thinktwice.experiment.evidence import ArmEvidence, Evidence, Number, known
 from thinktwice.experiment.file import ExperimentFile, Guardrail
 from thinktwice.experiment.metrics import RATIOS, quantile_share
-from thinktwice.stats.difference import Difference, Metric, difference, relative_change, two_sided_p, two_sided_quantile
+from thinktwice.stats.difference import (
+    Difference,
+    Metric,
+    difference,
+    effective_units,
+    relative_change,
+    two_sided_p,
+    two_sided_quantile,
+)
 from thinktwice.stats.group_sequential import CLOSEST, at_stop, boundaries, repeated_p, spent_by
 from thinktwice.stats.moments import Moments
 from thinktwice.stats.multiple import holm
 from thinktwice.stats.sequences import always_valid_p, one_sided_radius, two_sided_radius
 
-GUARDRAIL_UNITS = 100  # of each arm: before that a guardrail is not judged, for the law of large numbers has not begun
+EFFECTIVE_UNITS = 100  # of each arm: with fewer a few very active users are the whole average, and nothing is tested
 OPEN_END = 4.0  # without a horizon a sequence is tightest at this multiple of the first look's information
 
 Verdict = Literal["better", "worse", "unclear"]
@@ -163,17 +171,17 @@ def primary_results(
     Without a look the numbers are those of today, and nothing is tested: p is 1 and the verdict unclear.
     """
     found = {arm.name: _difference(file, evidence, arm.name) for arm in file.treatments}
+    enough = all(_enough(evidence, (file.control.name, name), RATIOS[file.primary.metric]) for name in found)
     due = due_look(file, evidence, history)
     look = None
-    if due is not None and all(d.usable for d in found.values()) and _grown(found, history):
-        arms = tuple(ArmLook(arm=n, z=d.z, information=d.information) for n, d in found.items())
-        look = Look(fraction=due[0], final=due[1], arms=arms)
+    if due is not None and enough and all(d.usable for d in found.values()):
+        look = _look(found, *due, history)
     looks = [*history, *((look,) if look else ())]
     level = file.alpha / len(found)
     tests = {name: _test(file, name, looks, level) if look else (None, 1.0) for name in found}
     adjusted = holm([p for _, p in tests.values()])
     results = tuple(
-        _primary(file, evidence, name, found[name], *tests[name], float(adjusted[place]), looks, level)
+        _primary(file, evidence, name, found[name], *tests[name], float(adjusted[place]), looks, level, enough)
         for place, name in enumerate(found)
     )
     return look, results
@@ -240,12 +248,22 @@ def _moments(evidence: Evidence, arm: str) -> Moments:
     return Moments.empty(names or tuple({m for r in RATIOS.values() for m in (r.numerator, r.denominator) if m}))
 
 
-def _grown(found: dict[str, Difference], history: Sequence[Look]) -> bool:
-    """Whether every arm's information has grown enough since the last look to be a look of its own."""
-    if not history:
-        return True
-    before = {a.arm: a.information for a in history[-1].arms}
-    return all(d.information - before[name] >= 2 * CLOSEST * d.information for name, d in found.items())
+def _enough(evidence: Evidence, arms: Sequence[str], metric: Metric) -> bool:
+    """Whether no arm is an average of a few very active units."""
+    return min(effective_units(_moments(evidence, name), metric) for name in arms) >= EFFECTIVE_UNITS
+
+
+def _look(found: dict[str, Difference], fraction: float, final: bool, history: Sequence[Look]) -> Look | None:
+    """The look that these differences make; None when information has hardly grown since the last one.
+
+    It stops growing when the same users come again and what differs between users is all the noise there is. The last look is made
+    all the same, as the smallest step.
+    """
+    least = {a.arm: a.information / (1 - 2 * CLOSEST) for a in history[-1].arms} if history else {}
+    if not final and any(d.information < least.get(name, 0.0) for name, d in found.items()):
+        return None
+    arms = tuple(ArmLook(arm=n, z=d.z, information=max(d.information, least.get(n, 0.0))) for n, d in found.items())
+    return Look(fraction=fraction, final=final, arms=arms)
 
 
 def _test(file: ExperimentFile, arm: str, looks: Sequence[Look], level: float) -> tuple[float | None, float]:
@@ -278,6 +296,7 @@ def _primary(
     adjusted_p: float,
     looks: Sequence[Look],
     level: float,
+    enough: bool,
 ) -> PrimaryResult:
     reach = math.inf if boundary is None else boundary
     relative, low, high, flags = relative_change(d, reach) if boundary is not None else _unbounded(d)
@@ -294,7 +313,7 @@ def _primary(
         low=known(d.value - reach * d.se), high=known(d.value + reach * d.se), relative=known(relative),
         relative_low=known(low), relative_high=known(high), p=p, adjusted_p=adjusted_p, boundary=boundary,
         variance_reduction=d.variance_reduction, verdict=verdict, at_stop=stop,
-        flags=tuple(dict.fromkeys((*d.flags, *flags))),
+        flags=tuple(dict.fromkeys((*d.flags, *flags, *(() if enough or d.flags else ("few_effective_units",))))),
     )  # fmt: skip
 
 
@@ -319,9 +338,10 @@ def _guardrail(
 ) -> GuardrailResult:
     control, treatment, flags = _both(file, evidence, guardrail.metric, arm)
     (c, c_se), (t, t_se) = control, treatment
-    units = [getattr(evidence.arm(n), "units", 0) for n in (file.control.name, arm)]
-    if min(units) < GUARDRAIL_UNITS:
-        flags = (*flags, "few_units")
+    # A quantile has no sums of its own; how uneven units are is seen in their requests.
+    weighed = RATIOS.get(guardrail.metric, RATIOS["error_rate"])
+    if not flags and not _enough(evidence, (file.control.name, arm), weighed):
+        flags = ("few_effective_units",)
     share = guardrail.margin if guardrail.relative else 0.0
     absolute = 0.0 if guardrail.relative else guardrail.margin
     signs = {"increase": (1,), "decrease": (-1,), "either": (1, -1)}[guardrail.worse]

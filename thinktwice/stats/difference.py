@@ -95,6 +95,19 @@ def arm_estimate(moments: Moments, metric: Metric) -> ArmEstimate:
     return ArmEstimate(value, float(np.sqrt(max(variance, 0.0) / moments.num_units)), moments.num_units)
 
 
+def effective_units(moments: Moments, metric: Metric) -> float:
+    """Units of equal weight that would average as well: n / (1 + cv²) of what a unit weighs (the denominator, else its value).
+
+    A few very active users make a ratio of thousands of users an average of a few: then no normal law holds.
+    """
+    column = moments.column(metric.denominator or metric.numerator)
+    mean = float(moments.mean[column])
+    if moments.num_units < 2 or not np.isfinite(mean) or mean == 0:
+        return 0.0
+    square = float(moments.scatter[column, column]) / moments.num_units
+    return moments.num_units / (1 + square / mean**2) if np.isfinite(square) else 0.0
+
+
 def difference(control: Moments, treatment: Moments, metric: Metric, covariates: Sequence[Metric] = ()) -> Difference:
     """Treatment minus control with its standard error, adjusted for covariates of before the experiment.
 
