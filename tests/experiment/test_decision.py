@@ -274,3 +274,12 @@ def test_slices_explain_and_are_corrected() -> None:
     assert by_value["phone"].adjusted_p < 0.01 < by_value["tv"].adjusted_p
     assert by_value["only-control"].flags == ("no_units",) and by_value["only-control"].p == 1.0
     assert all(s.adjusted_p >= s.p for s in found.slices)
+
+
+def test_a_few_very_active_users_are_no_evidence() -> None:
+    file = declared()
+    rows = users(3000, 5, 1)
+    rows[:3] *= 3000  # three users make nearly all impressions
+    found = decide(file, changed_arm(evidence(file, 5, t1={"lift": 0.5}), "t1", sums=sums_of(rows)))
+    assert found.look is None and found.primary[0].flags == ("few_effective_units",)
+    assert found.primary[0].verdict == "unclear" and not any(g.judged for g in found.guardrails)
