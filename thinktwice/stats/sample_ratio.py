@@ -57,11 +57,12 @@ def sample_ratio(counts: Sequence[int], shares: Sequence[float], alpha: float = 
 def log_e_value(counts: Sequence[int], share: np.ndarray) -> float:
     """Logarithm of the mixture martingale after these counts."""
     n = np.asarray(counts, np.float64)
-    parts = [math.log(weight) + _log_bayes_factor(n, share, k) for k, weight in CONCENTRATIONS]
+    parts = [math.log(weight) + log_bayes_factor(n, share, k) for k, weight in CONCENTRATIONS]
     return float(special.logsumexp(parts))
 
 
-def _log_bayes_factor(n: np.ndarray, share: np.ndarray, k: float) -> float:
+def log_bayes_factor(n: np.ndarray, share: np.ndarray, k: float) -> float:
+    """Logarithm of the martingale of one prior: counts [A], shares [A] that sum to 1, concentration k."""
     prior = k * share
     inside = special.gammaln(prior + n) - special.gammaln(prior) - n * np.log(share)
     return float(special.gammaln(k) - special.gammaln(k + n.sum()) + inside.sum())
