@@ -6,7 +6,7 @@ import json
 import random
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,9 @@ def _spoil(world: World, rng: random.Random) -> None:
         row = dict(rng.choice(world.rows))
         if row["log_unit"] is not None and not row["log_shadow"]:
             world.rows.append({**row, "log_unit": row["log_unit"] + 1, "log_item_id": "other", "log_place": 9})
+    if world.rows and rng.random() < 0.5:  # a request that was sent again, or a row that was written twice
+        row = dict(rng.choice(world.rows))
+        world.rows.append({**row, "log_at": row["log_at"] + timedelta(seconds=1), "log_probability": 2.0})
     if world.rows and rng.random() < 0.5:  # a wrong bucket
         row = rng.choice(world.rows)
         if row["log_bucket"] is not None:
@@ -137,7 +140,7 @@ def naive_join(world: World, layout: Layout) -> dict[str, Any]:
             units[request] |= {r["log_unit"] for r in rows}
     ambiguous = {request for request, found in units.items() if len(found) > 1}
     fates: Counter[str] = Counter()
-    skewed = exposures = 0
+    skewed = exposures = doubled = 0
     joined: dict[str, tuple[str, list[dict[str, Any]]]] = {}
     for (request, served, shadow), rows in groups.items():
         line = access.get(request)
@@ -155,7 +158,9 @@ def naive_join(world: World, layout: Layout) -> dict[str, Any]:
         if fate != "joined" or line is None:
             continue
         joined[request] = served, rows
-        exposures += len(rows)
+        places = {r["log_place"] for r in rows}
+        exposures += len(places)
+        doubled += len(rows) > len(places)
         at = min(r["log_at"] for r in rows).timestamp()
         skewed += at < float(line["ts"]) - 60 or at > float(line["ts"]) + line["ms"] / 1000 + 60
     result = {
@@ -168,7 +173,7 @@ def naive_join(world: World, layout: Layout) -> dict[str, Any]:
             200 <= c["code"] < 300 and c["served"] is not None and (r, c["served"], False) not in groups
             for r, c in access.items()
         ),
-        "predicted": len(groups), "exposures": exposures, "skewed": skewed,
+        "predicted": len(groups), "exposures": exposures, "skewed": skewed, "doubled": doubled,
         **{f: fates[f] for f in ("joined", "superseded", "shadow", "unexplained", "ambiguous")},
     }  # fmt: skip
     arms: dict[tuple[str, str], dict[str, Any]] = {}

@@ -17,7 +17,7 @@ from thinktwice.errors import ExperimentError
 from thinktwice.experiment.assignment import layout_of
 from thinktwice.experiment.join import EXPOSURES, REQUESTS, JoinCounts, Logs, join_exposures
 from thinktwice.monitor.record import HEAD
-from thinktwice.records.served import EXPERIMENT_COLUMNS, PREDICTION_COLUMNS, REQUEST_COLUMNS
+from thinktwice.records.served import EXPERIMENT_COLUMNS, EXPOSURE_ADDS, PREDICTION_COLUMNS, REQUEST_COLUMNS
 
 FILE = experiment("exp1", arms=3, coverage=0.8)
 LAYOUT = layout_of([FILE])
@@ -42,6 +42,10 @@ def test_the_join_is_the_naive_one(tmp_path_factory: pytest.TempPathFactory, see
     assert counts.predicted == counts.joined + counts.superseded + counts.shadow + counts.unexplained + counts.ambiguous
     rows = pq.read_table(folder / "out" / EXPOSURES)
     assert rows.num_rows == counts.exposures and "device" in rows.column_names
+    assert not any(r["log_probability"] == 2.0 for r in rows.to_pylist())  # the first row of a place counts
+    kept = [n for n in PREDICTION_COLUMNS.names if n != "log_shadow"]
+    typed = pa.schema([*(PREDICTION_COLUMNS.field(n) for n in kept), *EXPOSURE_ADDS])
+    assert {f.name: f.type for f in rows.schema if f.name in typed.names} == {f.name: f.type for f in typed}
     requests = pq.read_table(folder / "out" / REQUESTS)
     assert requests.num_rows == sum(a.requests for a in counts.arms) and requests.column_names == REQUEST_COLUMNS.names
 

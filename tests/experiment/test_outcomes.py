@@ -70,18 +70,12 @@ def write(folder: Path, shown: list[Row], clicks: list[Row]) -> tuple[list[Path]
 def naive(shown: list[Row], clicks: list[Row], watermark: datetime) -> tuple[OutcomeCounts, dict[tuple[Any, ...], Any]]:
     reach, early = timedelta(seconds=WINDOW.seconds), timedelta(seconds=WINDOW.early_seconds)
     first: dict[tuple[str, str], Row] = {}
-    repeated, rows = 0, []
     for row in shown:
-        key = (row["log_request_id"], row["log_item_id"])
-        if row["log_item_id"] is not None and key in first:
-            repeated += 1
-            continue
-        rows.append(row)
         if row["log_item_id"] is not None:
-            first[key] = row
+            first.setdefault((row["log_request_id"], row["log_item_id"]), row)
     fates: Counter[str] = Counter()
     labels: dict[tuple[Any, ...], Any] = {
-        (r["log_request_id"], r["log_place"]): None for r in rows if r["log_at"] + reach <= watermark
+        (r["log_request_id"], r["log_place"]): None for r in shown if r["log_at"] + reach <= watermark
     }
     for click in sorted(clicks, key=lambda c: (c["at"] is None, c["at"] or T0)):
         if click["request_id"] is None or click["item_id"] is None or click["at"] is None:
@@ -103,7 +97,7 @@ def naive(shown: list[Row], clicks: list[Row], watermark: datetime) -> tuple[Out
             labels[found["log_request_id"], found["log_place"]] = click["at"]
     names = ("matched", "duplicate", "late", "before_exposure", "unmatched", "pending", "broken")
     counts = OutcomeCounts(
-        exposures=len(shown), final=len(labels), open=len(rows) - len(labels), repeated=repeated, clicks=len(clicks),
+        exposures=len(shown), final=len(labels), open=len(shown) - len(labels), clicks=len(clicks),
         **{n: fates[n] for n in names},
     )  # fmt: skip
     return counts, labels
@@ -117,13 +111,20 @@ def test_the_join_is_the_naive_one(tmp_path_factory: pytest.TempPathFactory, see
     counts = join_outcomes(*write(folder, shown, clicks), folder, watermark, WINDOW)
     expected, labels = naive(shown, clicks, watermark)
     assert counts == expected
-    assert counts.exposures == counts.final + counts.open + counts.repeated
+    assert counts.exposures == counts.final + counts.open
     fates = ("matched", "duplicate", "late", "before_exposure", "unmatched", "pending", "broken")
     assert counts.clicks == sum(getattr(counts, n) for n in fates)
     found = pq.read_table(folder / OUTCOMES).to_pylist()
     assert {(r["log_request_id"], r["log_place"]): r["log_clicked_at"] for r in found} == labels
     assert len(found) == len(labels)
     assert all((r["label"] == 1) == (r["log_clicked_at"] is not None) and r["kept"] == "x" for r in found)
+
+
+def test_exposures_that_were_given_twice_are_refused(tmp_path: Path) -> None:
+    shown, clicks, watermark = random_events(1)
+    parts, clicked = write(tmp_path, shown, clicks)
+    with pytest.raises(ExperimentError, match="twice"):
+        join_outcomes(parts * 2, clicked, tmp_path / "out", watermark, WINDOW)
 
 
 def test_nothing_to_join(tmp_path: Path) -> None:

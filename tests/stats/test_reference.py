@@ -19,7 +19,7 @@ REFERENCE = json.loads((Path(__file__).parent / "reference.json").read_text(enco
 
 def test_mixtures() -> None:
     for row in REFERENCE["mixtures"]:
-        v, z = row["v"], row["s"] / math.sqrt(row["v"])
+        z = row["s"] / math.sqrt(row["v"])
         # Both start at -½ ln(1 + v/ρ): so much for their tuning constant ρ.
         ratio = math.expm1(-2 * row["log_at_zero"])
         found = log_e_value_above(z, ratio) if row["one_sided"] else log_e_value(z, ratio)

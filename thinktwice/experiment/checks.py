@@ -99,7 +99,7 @@ def _of_join(file: ExperimentFile, counts: JoinCounts) -> Iterator[Found]:
     computed = counts.predicted - counts.shadow
     unexplained = counts.unexplained / max(computed, 1)
     yield _below("unexplained_rows", unexplained, limits.unexplained_rows, "of the predictions are in no access log")
-    repeated = (counts.ambiguous + counts.repeated) / max(counts.requests, 1)
+    repeated = (counts.ambiguous + counts.repeated + counts.doubled) / max(counts.requests, 1)
     yield _below("duplicate_requests", repeated, limits.duplicate_requests, "of the request ids came more than once")
     wrong = counts.wrong_arm + counts.wrong_bucket
     yield "assignment", wrong == 0, wrong, 0, f"{wrong} rows are in another arm or bucket than the pure function says"

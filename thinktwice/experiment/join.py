@@ -33,6 +33,7 @@ from thinktwice.records.served import (
     EXPERIMENT,
     FALLBACK,
     MS,
+    PLACE,
     PREDICTION_COLUMNS,
     REQUEST,
     SHADOW,
@@ -95,6 +96,9 @@ class JoinCounts(BaseModel):
     wrong_arm: int  # gateway and server name different arms or experiments, or the bucket belongs elsewhere
     wrong_bucket: int  # buckets that do not come out when computed again
     skewed: int  # rows whose server time is outside the request by more than a minute
+    doubled: (
+        int  # groups with several rows for one place (a request sent again, a part given twice); the first row counts
+    )
     exposures: int  # rows written
     units_in_two_arms: int
     arms: tuple[ArmCounts, ...]
@@ -168,6 +172,7 @@ def _load_groups(db: duckdb.DuckDBPyConnection, predictions: str) -> None:
         SELECT {REQUEST} AS request_id, {ARM} AS served, coalesce({SHADOW}, false) AS shadow,
             min({UNIT}) AS unit, max({UNIT}) AS other_unit, bool_or({UNIT} IS NULL) AND bool_or({UNIT} IS NOT NULL) AS mixed,
             min({AT}) AS served_at, any_value({BUCKET}) AS bucket, min({EXPERIMENT}) AS experiment, min({ASSIGNED}) AS assigned,
+            count(*) > count(DISTINCT coalesce({PLACE}, -1)) AS doubled,
             min(coalesce({VERSION}, '') || ' ' || coalesce({BUNDLE}, '')) AS version
         FROM {predictions} WHERE {REQUEST} IS NOT NULL GROUP BY ALL
     """)
@@ -206,14 +211,13 @@ def _resolve(db: duckdb.DuckDBPyConnection) -> None:
 
 def _write(db: duckdb.DuckDBPyConnection, predictions: str, out: Path) -> None:
     replaced = ", ".join(quoted(n) for n in (EXPERIMENT, ASSIGNED, ENROLLED))
-    write_parquet(
-        db,
-        f"""SELECT p.* EXCLUDE ({replaced}, {SHADOW}), f.gateway_experiment AS {EXPERIMENT}, f.gateway_arm AS {ASSIGNED},
-                f.enrolled AS {ENROLLED}, f.ms AS {MS}, f.served <> f.gateway_arm AS {FALLBACK}
-            FROM {predictions} p JOIN fates f ON f.request_id = p.{REQUEST} AND f.served = p.{ARM} AND f.fate = 'joined'
-            WHERE NOT coalesce(p.{SHADOW}, false)""",
-        out / EXPOSURES,
-    )
+    kept = f"""SELECT p.* EXCLUDE ({replaced}, {SHADOW}), f.gateway_experiment AS {EXPERIMENT}, f.gateway_arm AS {ASSIGNED},
+            f.enrolled AS {ENROLLED}, f.ms AS {MS}, f.served <> f.gateway_arm AS {FALLBACK}
+        FROM {predictions} p JOIN fates f ON f.request_id = p.{REQUEST} AND f.served = p.{ARM} AND f.fate = 'joined'
+        WHERE NOT coalesce(p.{SHADOW}, false)"""
+    # A client that sends a request again with its id, or a part that was copied: one row a place. Few groups, so only these are sorted.
+    once = f"{kept} AND f.doubled QUALIFY row_number() OVER (PARTITION BY p.{REQUEST}, p.{PLACE} ORDER BY p.{AT}) = 1"
+    write_parquet(db, f"{kept} AND NOT f.doubled UNION ALL {once}", out / EXPOSURES)
     write_parquet(
         db, 'SELECT request_id, "at", experiment, arm, served, unit, code, ms, attempts FROM requests', out / REQUESTS
     )
@@ -245,7 +249,8 @@ _COUNTS = """
         (SELECT count(*) FROM fates WHERE fate = 'shadow') AS shadow,
         (SELECT count(*) FROM fates WHERE fate = 'unexplained') AS unexplained,
         (SELECT count(*) FROM fates WHERE fate = 'ambiguous') AS ambiguous,
-        (SELECT count(*) FROM lines WHERE request_id IS NULL) AS broken
+        (SELECT count(*) FROM lines WHERE request_id IS NULL) AS broken,
+        (SELECT count(*) FROM fates WHERE doubled AND fate = 'joined') AS doubled
 """
 
 #: Enrolled at the highest coverage is a superset of enrolled at any, so an enrolled row must be in its arm's range; testers and

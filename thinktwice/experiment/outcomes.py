@@ -1,7 +1,8 @@
 """The outcome join: which exposure was clicked, within a window, up to a watermark.
 
 An exposure is *final* when its window lies before the watermark (the time up to which clicks are complete). Only final ones are
-written; the others are counted and come with the next run. A click belongs to the exposure with its request id and item.
+written; the others are counted and come with the next run. A click belongs to the exposure with its request id and item; where a request
+shows an item twice, to the first place.
 """
 
 # ruff: noqa: S608 - names are of our own lists, values are escaped by `literal`
@@ -15,6 +16,7 @@ from pathlib import Path
 import duckdb
 from pydantic import BaseModel, ConfigDict, Field
 
+from thinktwice.errors import ExperimentError
 from thinktwice.experiment.query import engine, literal, one_row, parquet_table, write_parquet
 from thinktwice.records.events import CLICK_COLUMNS
 from thinktwice.records.served import AT, CLICKED_AT, ITEM, LABEL, PLACE, PREDICTION_COLUMNS, REQUEST
@@ -39,7 +41,7 @@ class Window(BaseModel):
 class OutcomeCounts(BaseModel):
     """Where every exposure and every click went.
 
-    ``exposures = final + open + repeated``;
+    ``exposures = final + open``;
     ``clicks = matched + duplicate + late + before_exposure + unmatched + pending + broken``.
     """
 
@@ -48,7 +50,6 @@ class OutcomeCounts(BaseModel):
     exposures: int
     final: int  # written
     open: int  # their window reaches beyond the watermark
-    repeated: int  # further rows of an item in a request; the first place counts
     clicks: int
     matched: int
     duplicate: int  # further clicks on an exposure within its window
@@ -70,7 +71,7 @@ def join_outcomes(
     """Write ``outcomes.parquet``: every final exposure with ``label`` and the time of its first click.
 
     Raises:
-        ExperimentError: a file is damaged or lacks a column.
+        ExperimentError: a file is damaged or lacks a column, or a clicked exposure is there twice.
         ValueError: the watermark has no time zone.
     """
     if watermark.tzinfo is None:
@@ -88,32 +89,17 @@ def join_outcomes(
             db,
             f"""SELECT e.*, CAST(c.request_id IS NOT NULL AS TINYINT) AS {LABEL}, c.clicked_at AS {CLICKED_AT}
                 FROM {shown} e LEFT JOIN firsts c ON c.request_id = e.{REQUEST} AND c.item_id = e.{ITEM} AND c.place = e.{PLACE}
-                WHERE {final} AND NOT EXISTS (FROM repeats r WHERE r.request_id = e.{REQUEST} AND r.item_id = e.{ITEM}
-                    AND e.{PLACE} <> r.place)""",
+                WHERE {final}""",
             out / OUTCOMES,
         )
-        counts = one_row(
-            db,
-            f"""SELECT count(*) AS exposures, count(*) FILTER ({final}) AS final FROM {shown} e""",
-        )
-        repeated = one_row(
-            db,
-            f"""SELECT count(*) AS n, count(*) FILTER ({final}) AS final FROM {shown} e
-                WHERE EXISTS (FROM repeats r WHERE r.request_id = e.{REQUEST} AND r.item_id = e.{ITEM} AND e.{PLACE} <> r.place)""",
-        )
-        fates = one_row(
-            db,
-            "SELECT count(*) AS clicks, "
-            + ", ".join(f"count(*) FILTER (fate = '{f}') AS {f}" for f in _FATES)
-            + " FROM fates",
-        )
-        exposures_in, final_in = int(counts["exposures"] or 0), int(counts["final"] or 0)
-        doubled, doubled_final = int(repeated["n"] or 0), int(repeated["final"] or 0)
+        counts = one_row(db, f"SELECT count(*) AS exposures, count(*) FILTER ({final}) AS final FROM {shown} e")
+        parts = ", ".join(f"count(*) FILTER (fate = '{fate}') AS {fate}" for fate in _FATES)
+        fates = one_row(db, f"SELECT count(*) AS clicks, {parts} FROM fates")
+        shown_rows, final_rows = int(counts["exposures"] or 0), int(counts["final"] or 0)
         return OutcomeCounts(
-            exposures=exposures_in,
-            final=final_in - doubled_final,
-            open=exposures_in - final_in - (doubled - doubled_final),
-            repeated=doubled,
+            exposures=shown_rows,
+            final=final_rows,
+            open=shown_rows - final_rows,
             **{name: int(value or 0) for name, value in fates.items()},
         )
 
@@ -124,21 +110,16 @@ _FATES = ("matched", "duplicate", "late", "before_exposure", "unmatched", "pendi
 def _match(db: duckdb.DuckDBPyConnection, shown: str, clicked: str, watermark: datetime, window: Window) -> None:
     """What becomes of each click. Clicks are few and exposures many, so the clicks are the side that is held."""
     db.execute(f"""
-        CREATE TABLE repeats AS
-        SELECT request_id, item_id, min(place) AS place FROM (
-            SELECT {REQUEST} AS request_id, {ITEM} AS item_id, {PLACE} AS place FROM {shown} WHERE {ITEM} IS NOT NULL)
-        GROUP BY request_id, item_id HAVING count(*) > 1
-    """)
-    db.execute(f"""
         CREATE TABLE fates AS
         WITH c AS (
             SELECT row_number() OVER (ORDER BY request_id, item_id, "at", received_at) AS n, request_id, item_id,
                 "at" AS clicked_at FROM {clicked}),
         good AS (SELECT * FROM c WHERE request_id IS NOT NULL AND item_id IS NOT NULL AND clicked_at IS NOT NULL),
-        e AS (SELECT {REQUEST} AS request_id, {ITEM} AS item_id, min({PLACE}) AS place, min({AT}) AS shown_at
+        e AS (SELECT {REQUEST} AS request_id, {ITEM} AS item_id, min({PLACE}) AS place, min({AT}) AS shown_at,
+                  count(*) > count(DISTINCT {PLACE}) AS doubled
               FROM {shown} WHERE {REQUEST} IN (SELECT request_id FROM good) GROUP BY 1, 2),
         judged AS (
-            SELECT c.n, c.request_id, c.item_id, c.clicked_at, e.place,
+            SELECT c.n, c.request_id, c.item_id, c.clicked_at, e.place, coalesce(e.doubled, false) AS doubled,
                 CASE WHEN c.request_id IS NULL OR c.item_id IS NULL OR c.clicked_at IS NULL THEN 'broken'
                      WHEN e.request_id IS NULL THEN 'unmatched'
                      WHEN c.clicked_at < e.shown_at - to_microseconds({_micros(window.early_seconds)}) THEN 'before_exposure'
@@ -147,11 +128,17 @@ def _match(db: duckdb.DuckDBPyConnection, shown: str, clicked: str, watermark: d
                         > TIMESTAMPTZ {literal(watermark.isoformat())} THEN 'pending'
                      ELSE 'matched' END AS fate
             FROM c LEFT JOIN e ON e.request_id = c.request_id AND e.item_id = c.item_id)
-        SELECT request_id, item_id, clicked_at, place,
+        SELECT request_id, item_id, clicked_at, place, doubled,
             CASE WHEN fate = 'matched' AND row_number() OVER (PARTITION BY fate, request_id, item_id ORDER BY clicked_at, n) > 1
                  THEN 'duplicate' ELSE fate END AS fate
         FROM judged
     """)
+    doubled = db.execute("SELECT request_id, place FROM fates WHERE doubled LIMIT 1").fetchall()
+    if doubled:
+        request, place = doubled[0]
+        raise ExperimentError(
+            f"the exposures hold place {place} of the request {request!r} twice: were they given twice?"
+        )
     db.execute("CREATE TABLE firsts AS SELECT request_id, item_id, place, clicked_at FROM fates WHERE fate = 'matched'")
 
 
