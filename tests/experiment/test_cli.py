@@ -93,6 +93,8 @@ def test_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "long.yaml").write_text(text + "pre_period: {days: 60}\n")
     assert "too short" in said(capsys, "plan", "long.yaml", "--log", "log.parquet", ends=1)
     assert "no column 'who'" in said(capsys, "plan", "one.yaml", "--log", "log.parquet", "--unit", "who", ends=1)
+    assert "not a time" in said(capsys, "plan", "one.yaml", "--log", "log.parquet", "--time", "label", ends=1)
+    assert "not 0 or 1" in said(capsys, "plan", "one.yaml", "--log", "log.parquet", "--label", "user_id", ends=1)
     (folder / "errors.yaml").write_text(text.replace("metric: ctr", "metric: error_rate", 1))
     errors = (
         (folder / "errors.yaml").read_text().replace("  - {metric: error_rate, worse: increase, margin: 0.001}\n", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import subprocess
@@ -10,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from tests.experiment.files import COVERAGES, UNIT_CHARACTERS, experiment, grouped
+from tests.experiment.files import COVERAGES, UNIT_CHARACTERS, experiment, grouped, repeatable, units
 from tests.experiment.proxy import Proxy, binary, echo_servers, running
 from thinktwice.experiment.assignment import Assignment, assign, layout_of
 from thinktwice.experiment.bootstrap import ACCESS_LOG, LOG_FORMAT, bootstrap, inlined
@@ -26,6 +29,11 @@ SECRET = "a-secret-of-twenty-one"
 TESTERS = ["tester-1", "tester-11", "a.b+c=d", "t" * 256, *(f"someone-{i}@example.org" for i in range(40))]
 FILE = experiment("exp1", arms=3, testers={"t1": TESTERS, "control": ["me"]})
 ENDPOINTS = ("control", "exp1_t1", "exp1_t2")
+
+
+SERIALS = itertools.count(1000)
+#: Any text a header can carry; control characters are refused by the proxy itself.
+sendable = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=400)
 
 
 def some_units(count: int, seed: int) -> list[str]:
@@ -92,6 +100,16 @@ def test_every_unit_at_every_step_of_a_ramp(world: tuple[Proxy, dict[str, list[E
         assert len(enrolled) > len(before) or coverage == COVERAGES[0]
         before = enrolled
     assert len(before) == len(good)
+
+
+@settings(repeatable, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.one_of(units, sendable), min_size=10, max_size=30), st.sampled_from(COVERAGES))
+def test_any_unit(world: tuple[Proxy, dict[str, list[Endpoint]]], asked: list[str], coverage: float) -> None:
+    proxy, endpoints = world
+    proxy.put(rendered_at(coverage, endpoints, next(SERIALS)))
+    layout = layout_of([FILE.model_copy(update={"coverage": coverage})])
+    for unit in asked:
+        expect(proxy.ask([(UNIT, unit.encode())])[1], assign(layout, unit))
 
 
 def test_a_header_that_is_missing_empty_blank_or_repeated(world: tuple[Proxy, dict[str, list[Endpoint]]]) -> None:

@@ -111,14 +111,20 @@ def _moments(log: Path, unit: str, time: str, label: str, before: int, wanted: i
         raise ExperimentError(f"no log {log}: give a parquet file of impressions")
     source = f"read_parquet({literal(str(log))})"
     with engine(log.parent) as db:
-        columns = [row[0] for row in db.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()]
+        types = {row[0]: str(row[1]) for row in db.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
         for name in (unit, time, label):
-            if name not in columns:
-                raise ExperimentError(f"{log} has no column {name!r}; there are {', '.join(columns[:20])}")
+            if name not in types:
+                raise ExperimentError(f"{log} has no column {name!r}; there are {', '.join(list(types)[:20])}")
+        if not types[time].startswith(("TIMESTAMP", "DATE")):
+            raise ExperimentError(
+                f"column {time!r} of {log} is {types[time]}, not a time: plan from the clean log of a validation"
+            )
+        if types[label] in ("VARCHAR", "BLOB"):
+            raise ExperimentError(f"column {label!r} of {log} is {types[label]}, not 0 or 1")
         db.execute(f"""
             CREATE TEMP TABLE d AS
             SELECT CAST({quoted(unit)} AS VARCHAR) AS unit, CAST(epoch({quoted(time)}) // 86400 AS INTEGER) AS day,
-                count(*) AS impressions, sum({quoted(label)}) AS clicks
+                count(*) AS impressions, sum(CAST({quoted(label)} AS DOUBLE)) AS clicks
             FROM {source} WHERE {quoted(unit)} IS NOT NULL AND {quoted(time)} IS NOT NULL GROUP BY ALL
         """)
         ((first, last),) = db.execute("SELECT min(day), max(day) FROM d").fetchall()
