@@ -174,6 +174,7 @@ def test_what_stands_beside_one_another() -> None:
     assert "overlap in the buckets 3000 to 4000" in conflicts([one, grouped("b", 3000, 5000)])[0]
     assert "need one salt" in conflicts([one, grouped("b", 4000, 5000).model_copy(update={"salt": "g-2"})])[0]
     assert "need one holdout" in conflicts([one, grouped("b", 4000, 5000, holdout=5)])[0]
+    assert "need one unit" in conflicts([one, grouped("b", 4000, 5000, unit="session_id")])[0]
     other = grouped("b", 4000, 5000, arms=2)
     arms = (other.arms[0].model_copy(update={"bundle": "new"}), other.arms[1])
     assert "one control" in conflicts([one, other.model_copy(update={"arms": arms})])[0]

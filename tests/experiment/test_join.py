@@ -76,6 +76,11 @@ def test_shares_of_a_server_without_experiments_are_refused(tmp_path: Path) -> N
     pq.write_table(pq.read_table(predictions[0]).drop_columns(["log_unit"]), predictions[0])
     with pytest.raises(ExperimentError, match="no column 'log_unit'"):
         join_exposures(Logs(access, predictions), LAYOUT, tmp_path / "out")
+    table = pq.read_table(predictions[1])
+    place = table.column_names.index("log_unit")
+    pq.write_table(table.set_column(place, "log_unit", pa.array(["x"] * table.num_rows)), predictions[1])
+    with pytest.raises(ExperimentError, match="'log_unit' is string, not uint64"):
+        join_exposures(Logs(access, predictions[1:]), LAYOUT, tmp_path / "out")
     predictions[0].write_bytes(b"PAR1 not")
     with pytest.raises(ExperimentError, match="cannot be read"):
         join_exposures(Logs(access, predictions), LAYOUT, tmp_path / "out")

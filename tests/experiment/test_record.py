@@ -50,8 +50,15 @@ def test_lines_are_added_and_never_changed(tmp_path: Path) -> None:
     ramped = FILE.model_copy(update={"coverage": 1.0})
     append_decision(path, ramped, evidence(ramped, 5))
     other = experiment(coverage=0.5, alpha=0.1, horizon={"days": 14, "looks": 14})
-    with pytest.raises(ExperimentError, match="another experiment"):
+    with pytest.raises(ExperimentError, match=r"alpha changed from 0\.05 to 0\.1"):
         append_decision(path, other, evidence(other, 6))
+    with pytest.raises(ExperimentError, match=r"coverage falls from 1\.0 to 0\.5"):
+        append_decision(path, FILE, evidence(FILE, 6))
+    with pytest.raises(ExperimentError, match=r"the evidence is of coverage 0\.5"):
+        append_decision(path, ramped, evidence(FILE, 6))
+    three = experiment(arms=3, coverage=1.0)
+    with pytest.raises(ExperimentError, match="the arm 't2'"):
+        append_decision(path, ramped, evidence(three, 6))
     assert len(read_record(path)) == 4
 
 
@@ -122,3 +129,22 @@ def test_the_report_holds_all_and_is_json(tmp_path: Path) -> None:
 def test_a_file_survives_json() -> None:
     again = ExperimentFile.model_validate_json(FILE.model_dump_json())
     assert again == FILE and again.identity() == FILE.identity()
+
+
+def test_evidence_that_does_not_fit_together_is_refused() -> None:
+    good = evidence(FILE, 3).model_dump(mode="json")
+    Evidence.model_validate(good)
+    first = good["arms"][0]
+    for wrong, words in [
+        ({"arms": [first, first]}, "twice"),
+        ({"arms": [{**first, "sums": {**first["sums"], "mean": [1.0]}}]}, "need"),
+        (
+            {"arms": [{**first, "sums": {"names": ["a"], "num_units": 1, "mean": [1.0], "scatter": [[1.0]]}}]},
+            "same sums",
+        ),
+        ({"format": 2}, "1"),
+        ({"days": -1}, "greater"),
+        ({"at": "2026-01-01T00:00:00"}, "timezone"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            Evidence.model_validate({**good, **wrong})

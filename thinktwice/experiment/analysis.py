@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from thinktwice.experiment.evidence import ArmEvidence, Evidence, Number, known
 from thinktwice.experiment.file import ExperimentFile, Guardrail
-from thinktwice.experiment.metrics import RATIOS, quantile_share
+from thinktwice.experiment.metrics import RATIOS, SUMS, quantile_share
 from thinktwice.stats.difference import (
     Difference,
     Metric,
@@ -245,7 +245,7 @@ def _moments(evidence: Evidence, arm: str) -> Moments:
     if found is not None and found.sums.names:
         return found.sums.moments()
     names = next((a.sums.names for a in evidence.arms if a.sums.names), ())
-    return Moments.empty(names or tuple({m for r in RATIOS.values() for m in (r.numerator, r.denominator) if m}))
+    return Moments.empty(names or SUMS)
 
 
 def _enough(evidence: Evidence, arms: Sequence[str], metric: Metric) -> bool:

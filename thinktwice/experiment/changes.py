@@ -77,6 +77,8 @@ def _group_conflicts(first: ExperimentFile, second: ExperimentFile, both: str) -
     group, found = first.exclusive_group, []
     if first.salt != second.salt:
         found.append(f"{both} are of the group {group!r} and need one salt, not {first.salt!r} and {second.salt!r}")
+    if first.unit != second.unit:
+        found.append(f"{both} are of the group {group!r} and need one unit, not {first.unit!r} and {second.unit!r}")
     if first.holdout != second.holdout:
         found.append(
             f"{both} are of the group {group!r} and need one holdout, not {first.holdout} and {second.holdout}"

@@ -8,11 +8,11 @@ from datetime import datetime
 from typing import Literal
 
 import numpy as np
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from thinktwice.experiment.file import ExperimentFile
 from thinktwice.experiment.join import JoinCounts
-from thinktwice.experiment.metrics import quantile_share
+from thinktwice.experiment.metrics import SUMS, quantile_share
 from thinktwice.experiment.outcomes import OutcomeCounts
 from thinktwice.stats.moments import Moments
 from thinktwice.stats.quantiles import Histogram, quantile
@@ -31,6 +31,13 @@ class MomentsModel(_Frozen):
     num_units: int = Field(ge=0)
     mean: tuple[Number, ...]
     scatter: tuple[tuple[Number, ...], ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MomentsModel:
+        k = len(self.names)
+        if len(self.mean) != k or len(self.scatter) != k or any(len(row) != k for row in self.scatter):
+            raise ValueError(f"{k} sums need {k} means and a scatter of {k} by {k}")
+        return self
 
     @classmethod
     def of(cls, moments: Moments) -> MomentsModel:
@@ -99,6 +106,18 @@ class Evidence(_Frozen):
     exposures: JoinCounts | None = None
     outcomes: OutcomeCounts | None = None
     log_write_failures: int | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Evidence:
+        arms = [a.arm for a in self.arms]
+        if len(set(arms)) < len(arms):
+            raise ValueError(f"an arm is there twice: {', '.join(arms)}")
+        names = {a.sums.names for a in self.arms if a.sums.names}
+        if len(names) > 1 or any(not set(SUMS) <= set(n) for n in names):
+            raise ValueError(f"every arm needs the same sums, these among them: {', '.join(SUMS)}")
+        if any(s.sums.names and not set(SUMS) <= set(s.sums.names) for s in self.slices):
+            raise ValueError(f"every slice needs the sums {', '.join(SUMS)}")
+        return self
 
     def arm(self, name: str) -> ArmEvidence | None:
         return next((a for a in self.arms if a.arm == name), None)

@@ -60,7 +60,7 @@ def parquet_table(files: Sequence[Path], columns: pa.Schema, what: str) -> str:
     """Parquet files as a table of a query, by column name; none of them is an empty table of these columns.
 
     Raises:
-        ExperimentError: a file is damaged or lacks a column.
+        ExperimentError: a file is damaged, lacks a column, or has one of another type (null: any type will do).
     """
     if not files:
         parts = ", ".join(f"CAST(NULL AS {_SQL_TYPES[str(field.type)]}) AS {quoted(field.name)}" for field in columns)
@@ -76,11 +76,29 @@ def parquet_table(files: Sequence[Path], columns: pa.Schema, what: str) -> str:
             raise ExperimentError(
                 f"{what} {file} has no column {missing[0]!r}: it was written by a server without experiments"
             )
+        for field in columns:
+            kind = found.field(field.name).type
+            if not pa.types.is_null(field.type) and _family(kind) != _family(field.type):
+                raise ExperimentError(f"{what} {file}: column {field.name!r} is {kind}, not {field.type}")
     listed = ", ".join(literal(str(file)) for file in files)
     return f"read_parquet([{listed}], union_by_name = true)"
 
 
+def _family(kind: pa.DataType) -> str:
+    """Types that the engine reads as one another."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    tests = {
+        "text": (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+        "integer": (pa.types.is_integer,),
+        "number": (pa.types.is_floating,),
+        "time": (pa.types.is_timestamp,),
+    }
+    return next((name for name, are in tests.items() if any(is_one(kind) for is_one in are)), str(kind))
+
+
 _SQL_TYPES = {
+    "null": "VARCHAR",
     "string": "VARCHAR",
     "double": "DOUBLE",
     "int8": "TINYINT",

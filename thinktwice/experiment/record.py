@@ -16,6 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from thinktwice.errors import ExperimentError
+from thinktwice.experiment.changes import forbidden_changes
 from thinktwice.experiment.decision import Decision, Verdict, decide
 from thinktwice.experiment.evidence import Evidence
 from thinktwice.experiment.file import ExperimentFile
@@ -76,20 +77,27 @@ def append_decision(path: Path | str, file: ExperimentFile, evidence: Evidence) 
     """Decide on new evidence and add the line. Two callers at once take turns.
 
     Raises:
-        ExperimentError: the record is damaged, or of another experiment, or the evidence is older than the last line.
+        ExperimentError: the record is damaged or of another experiment, the file changed in more than its coverage, or the evidence is
+            older than the last line or of another coverage or other arms.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path):
         before = read_record(path)
-        if before and before[0].file.identity() != file.identity():
-            raise ExperimentError(
-                f"the record {path} is of another experiment than {file.name}: a changed file is a new experiment"
-            )
+        if before:
+            highest = max(r.file.coverage for r in before)
+            if problems := forbidden_changes(before[-1].file, file, highest):
+                raise ExperimentError(f"the file of {file.name} is not the one of its record: " + "; ".join(problems))
         if before and evidence.at <= before[-1].evidence.at:
             raise ExperimentError(
                 f"the evidence of {evidence.at} is not newer than the last line of {path} ({before[-1].evidence.at})"
             )
+        if evidence.coverage != file.coverage:
+            raise ExperimentError(
+                f"the evidence is of coverage {evidence.coverage}, the file says {file.coverage}: collect it again"
+            )
+        if unknown := sorted({a.arm for a in evidence.arms} - {a.name for a in file.arms}):
+            raise ExperimentError(f"the evidence holds the arm {unknown[0]!r}, which {file.name} does not have")
         old = path.read_text(encoding="utf-8") if before else ""
         verdict = decide(file, evidence, [r.verdict for r in before])
         previous = _hash(old.splitlines()[-1]) if before else FIRST

@@ -82,7 +82,7 @@ def write_unit_sums(
         ExperimentError: a file is damaged or lacks a column, a declared slice among them.
     """
     out.mkdir(parents=True, exist_ok=True)
-    wanted = pa.schema([*_FROM_OUTCOMES, *((name, pa.string()) for name in slices)])
+    wanted = pa.schema([*_FROM_OUTCOMES, *((name, pa.null()) for name in slices)])
     shown, asked = parquet_table(outcomes, wanted, "outcomes"), parquet_table(requests, REQUEST_COLUMNS, "requests")
     parts = [_rows_of("''", "''", shown)]
     parts += [_rows_of(f"'{name}'", f"coalesce(CAST({quoted(name)} AS VARCHAR), '')", shown) for name in slices]
