@@ -51,6 +51,14 @@ def draw(rng: np.random.Generator, users: int, *, ramp: bool = False, lift: floa
     return World(arm, shown, clicks, np.stack([rng.binomial(pre_shown, rate), pre_shown], axis=1))
 
 
+def totals(rng: np.random.Generator, users: int, sigma: float = 1.0) -> np.ndarray:
+    """Sums of 14 days and of the 14 days before [N, 4], in the order of ``NAMES``."""
+    activity, rate = 3 * np.exp(rng.normal(0, sigma, users)), rng.beta(2, 38, users)
+    shown, before = rng.poisson(14 * activity), rng.poisson(14 * activity)
+    parts = [rng.binomial(shown, rate), shown, rng.binomial(before, rate), before]
+    return np.stack(parts, axis=1).astype(np.float64)
+
+
 def by_day(world: World) -> np.ndarray:
     """Sums of every user up to each day [D, N, 4], in the order of ``NAMES``."""
     now = np.stack([world.clicks.cumsum(axis=1), world.shown.cumsum(axis=1)], axis=2)

@@ -33,7 +33,7 @@ from thinktwice.stats.sequences import always_valid_p, one_sided_radius, two_sid
 EFFECTIVE_UNITS = 100  # of each arm: with fewer a few very active users are the whole average, and nothing is tested
 OPEN_END = 4.0  # without a horizon a sequence is tightest at this multiple of the first look's information
 
-Verdict = Literal["better", "worse", "unclear"]
+Effect = Literal["better", "worse", "unclear"]
 
 
 class _Frozen(BaseModel):
@@ -95,7 +95,7 @@ class PrimaryResult(_Frozen):
     adjusted_p: float
     boundary: Number
     variance_reduction: float
-    verdict: Verdict
+    verdict: Effect
     at_stop: Adjusted | None = None
     flags: tuple[str, ...] = ()
 
@@ -300,7 +300,7 @@ def _primary(
 ) -> PrimaryResult:
     reach = math.inf if boundary is None else boundary
     relative, low, high, flags = relative_change(d, reach) if boundary is not None else _unbounded(d)
-    verdict: Verdict = "unclear"
+    verdict: Effect = "unclear"
     if adjusted_p < file.alpha and d.usable and d.value:
         good = (d.value > 0) == (file.primary.better == "increase")
         verdict = "better" if good else "worse"

@@ -72,12 +72,11 @@ def decide(file: ExperimentFile, evidence: Evidence, history: Sequence[Verdict] 
     look, primary = primary_results(file, evidence, looks)
     guardrails = guardrail_results(file, evidence, _first_judged(history))
     ended = next((v.decision for v in history if v.decision.final), None)
-    if ended is not None:
-        decision = ended.model_copy(update={"reasons": (*ended.reasons, "decided before; it stays")})
-        decision = ended if ended.reasons[-1:] == ("decided before; it stays",) else decision
-    else:
-        over = any(v.final for v in [*looks, *((look,) if look else ())])
+    if ended is None:
+        over = any(found.final for found in [*looks, *((look,) if look else ())])
         decision = _decide(file, evidence, primary, guardrails, checks, over)
+    else:
+        decision = ended.model_copy(update={"reasons": (*ended.reasons, "decided before; it stays")})
     slices = slice_results(file, evidence)
     return Verdict(decision=decision, look=look, primary=primary, guardrails=guardrails, checks=checks, slices=slices)
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy import stats
 
-from thinktwice.stats.difference import two_sided_quantile
 
 GROUPS = 128  # of units; the variance of a share has one degree of freedom fewer
 QuantileFlag = Literal["no_rows", "few_groups", "one_value", "beyond_the_data", "out_of_range", "not_finite"]
@@ -81,7 +81,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Quantile:
-    """A quantile with its interval; ``se`` is the half width in normal standard errors. Flags say why a number is missing."""
+    """A quantile with its interval; ``se`` is the half width over Student's quantile of the groups. Flags say why a number is missing."""
 
     value: float
     low: float
@@ -116,7 +116,8 @@ def quantile(found: Histogram, share: float, alpha: float = 0.05) -> Quantile:
     if used.sum() < 10:
         return _flagged(Quantile(value, float("-inf"), float("inf"), float("nan"), rows), "few_groups")
     error = _error_of_share(counts[used], groups[used], values, value, share)
-    reach = two_sided_quantile(alpha) * error
+    student = float(stats.t.ppf(1 - alpha / 2, int(used.sum()) - 1))
+    reach = student * error
     low, high = (float(np.interp(s, middle, values)) for s in (share - reach, share + reach))
     if not middle[0] <= share - reach or not share + reach <= middle[-1]:
         low = low if middle[0] <= share - reach else float("-inf")
@@ -127,7 +128,7 @@ def quantile(found: Histogram, share: float, alpha: float = 0.05) -> Quantile:
         flags = ("out_of_range",)
     if found.invalid:
         flags = (*flags, "not_finite")
-    return Quantile(value, low, high, (high - low) / 2 / two_sided_quantile(alpha), rows, flags)
+    return Quantile(value, low, high, (high - low) / 2 / student, rows, flags)
 
 
 def _error_of_share(counts: np.ndarray, groups: np.ndarray, values: np.ndarray, value: float, share: float) -> float:
