@@ -163,7 +163,7 @@ def test_a_pre_period_joins_by_unit(tmp_path: Path) -> None:
 
 def test_what_is_refused(tmp_path: Path) -> None:
     sources = world_on_disk(tmp_path)
-    times = {"started": START, "coverage_since": START, "at": START + timedelta(days=1)}
+    times = {"started": START, "coverage_since": START, "at": START + timedelta(days=3)}
     with pytest.raises(ExperimentError, match="no column 'country'"):
         gather(FILE.model_copy(update={"slices": ("country",)}), sources, tmp_path / "out", **times)
     with pytest.raises(ValueError, match="out of order"):
@@ -174,3 +174,16 @@ def test_what_is_refused(tmp_path: Path) -> None:
     damaged.write_bytes((tmp_path / "out" / EXPOSURES).read_bytes()[:-100])
     with pytest.raises(ExperimentError, match="cannot be read"):
         write_unit_sums([damaged], [], tmp_path / "out")
+
+
+def test_empty_logs_decide_nothing(tmp_path: Path) -> None:
+    (tmp_path / "access.log").write_bytes(b"")
+    sources = Sources(Logs([tmp_path / "access.log"], []), [])
+    for slices in ((), ("device",)):
+        file = FILE.model_copy(update={"slices": slices})
+        found = gather(
+            file, sources, tmp_path / "out", started=START, coverage_since=START, at=START + timedelta(days=9)
+        )
+        verdict = decide(file, found)
+        assert (verdict.decision.action, verdict.decision.status) == ("hold", "no_data")
+        assert all(r.flags == ("no_units",) for r in verdict.primary)

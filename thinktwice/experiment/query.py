@@ -62,25 +62,33 @@ def parquet_table(files: Sequence[Path], columns: pa.Schema, what: str) -> str:
     Raises:
         ExperimentError: a file is damaged, lacks a column, or has one of another type (null: any type will do).
     """
-    if not files:
-        parts = ", ".join(f"CAST(NULL AS {_SQL_TYPES[str(field.type)]}) AS {quoted(field.name)}" for field in columns)
-        return f"(SELECT {parts} WHERE false)"
+    kept = []
     for file in files:
         try:
-            found = pq.read_schema(file)
+            found, rows = pq.read_schema(file), pq.read_metadata(file).num_rows
         except (OSError, pa.ArrowInvalid) as error:
             raise ExperimentError(
                 f"{what} {file} cannot be read ({str(error).splitlines()[0]}): remove it or restore it"
             ) from None
-        if missing := [name for name in columns.names if name not in found.names]:
-            raise ExperimentError(
-                f"{what} {file} has no column {missing[0]!r}: it was written by a server without experiments"
+        missing = [name for name in columns.names if name not in found.names]
+        if missing and not rows:
+            continue  # nothing was written yet, so nobody knew of all columns
+        if missing:
+            why = (
+                "it was written by a server without experiments"
+                if missing[0].startswith("log_")
+                else "correct its name"
             )
+            raise ExperimentError(f"{what} {file} has no column {missing[0]!r}: {why}")
         for field in columns:
             kind = found.field(field.name).type
             if not pa.types.is_null(field.type) and _family(kind) != _family(field.type):
                 raise ExperimentError(f"{what} {file}: column {field.name!r} is {kind}, not {field.type}")
-    listed = ", ".join(literal(str(file)) for file in files)
+        kept.append(file)
+    if not kept:
+        parts = ", ".join(f"CAST(NULL AS {_SQL_TYPES[str(field.type)]}) AS {quoted(field.name)}" for field in columns)
+        return f"(SELECT {parts} WHERE false)"
+    listed = ", ".join(literal(str(file)) for file in kept)
     return f"read_parquet([{listed}], union_by_name = true)"
 
 
