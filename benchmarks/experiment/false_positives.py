@@ -8,8 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.experiment.users import CLICKS, CTR, DAYS, World, by_day, compared, draw, growing_treatment_z, row_z
-from thinktwice.stats.difference import two_sided_quantile
+from benchmarks.experiment.users import (
+    CLICKS,
+    CTR,
+    DAYS,
+    PAST,
+    World,
+    by_day,
+    draw,
+    growing_treatment_z,
+    moments,
+    rows_z,
+)
+from thinktwice.stats.difference import difference, two_sided_quantile
 from thinktwice.stats.group_sequential import CLOSEST, boundaries, spent_by
 from thinktwice.stats.sequences import one_sided_radius, two_sided_radius
 
@@ -54,8 +65,9 @@ def _one(world: World) -> dict[str, bool]:
     sums = by_day(world)
     found: dict[str, bool] = {}
     days = [d for d in range(DAYS) if min((sums[d, world.arm == a, 1] > 0).sum() for a in (0, 1)) >= FIRST_UNITS]
+    arms = [moments(sums[d], world.arm) for d in days]
     for family, (metric, cuped) in FAMILIES.items():
-        looks = [compared(sums[d], world.arm, metric, cuped) for d in days]
+        looks = [difference(*pair, metric, [PAST] if cuped else []) for pair in arms]
         z, information = np.array([x.z for x in looks]), np.array([x.information for x in looks])
         # As the analysis does: a sequence is tightest at the horizon by the first look's pace.
         tuned = information[0] * DAYS / (days[0] + 1)
@@ -67,7 +79,7 @@ def _one(world: World) -> dict[str, bool]:
             v >= 1.6 and v >= one_sided_radius(i / tuned, ALPHA) for v, i in zip(z, information, strict=True)
         )
         found[f"{family}: group sequential"] = bool(np.abs(z).max() >= 1.9) and crosses(z, information, days)
-    found["rows taken for independent"] = any(abs(row_z(world, d)) >= two_sided_quantile(ALPHA) for d in days)
+    found["rows taken for independent"] = any(abs(rows_z(*pair)) >= two_sided_quantile(ALPHA) for pair in arms)
     return found
 
 

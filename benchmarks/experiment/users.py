@@ -76,9 +76,9 @@ def compared(sums: np.ndarray, arm: np.ndarray, metric: Metric, cuped: bool) -> 
     return difference(*moments(sums, arm), metric, [PAST] if cuped else [])
 
 
-def row_z(world: World, day: int) -> float:
+def rows_z(control: Moments, treatment: Moments) -> float:
     """The test that takes every row for independent: a pooled two-proportion z."""
-    c, s = (np.array([part[world.arm == a, : day + 1].sum() for a in (0, 1)]) for part in (world.clicks, world.shown))
+    c, s = (np.array([m.total(name) for m in (control, treatment)]) for name in ("clicks", "shown"))
     p = c.sum() / s.sum()
     return float((c[1] / s[1] - c[0] / s[0]) / np.sqrt(p * (1 - p) * (1 / s).sum()))
 
