@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -27,7 +28,9 @@ SEEN = ("x-arm", "x-enrolled", "x-experiment", "x-ab-unit", "x-bucket", "x-force
 
 
 def binary() -> str:
-    """Path of Envoy, or a skip that says why."""
+    """Path of Envoy ($ENVOY, that of this environment, or one on the path), or a skip that says why."""
+    if "ENVOY" in os.environ:
+        return os.environ["ENVOY"]
     beside = Path(sysconfig.get_path("scripts")) / "envoy"
     found = str(beside) if beside.is_file() else shutil.which("envoy")
     if found is None:

@@ -22,7 +22,7 @@ from thinktwice.files import sha256_text
 FORMAT = 1
 BUCKETS = 10_000
 MAX_UNIT_BYTES = 256
-UNIT = re.compile(r"[A-Za-z0-9_.:@=+-]{1,256}")
+UNIT = re.compile(rf"[A-Za-z0-9_.:@=+-]{{1,{MAX_UNIT_BYTES}}}")  # the gateway matches the same expression
 CONTROL = "control"  # name of the first arm, and arm of everybody whom no experiment has
 RESERVED = frozenset({"none", "override", "tester", "holdout"})  # values of the header x-experiment
 

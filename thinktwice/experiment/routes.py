@@ -14,7 +14,7 @@ from typing import Any
 
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.assignment import NO_EXPERIMENT, OVERRIDE, TESTER, Layout, layout_of
-from thinktwice.experiment.file import CONTROL, MAX_UNIT_BYTES, ExperimentFile
+from thinktwice.experiment.file import BUCKETS, CONTROL, UNIT, ExperimentFile
 from thinktwice.experiment.gateway_config import ARM, ENROLLED, EXPERIMENT, UNIT_HEADER, Endpoint, GatewayConfig
 from thinktwice.files import sha256_text
 
@@ -23,7 +23,7 @@ METADATA = "thinktwice"  # name under which a split says what it was rendered fr
 ROUTES, CLUSTERS = "rds.json", "cds.json"
 ROUTE_CONFIG = "thinktwice"
 REWRITE = "^(.*)$"
-GOOD_UNIT = f"[A-Za-z0-9_.:@=+-]{{1,{MAX_UNIT_BYTES}}}"
+GOOD_UNIT = UNIT.pattern
 TESTER_CHARACTERS = 60  # of the ids in one route's expression: the proxy limits its size
 OVERWRITE = "OVERWRITE_IF_EXISTS_OR_ADD"
 RETRY_ON = "connect-failure,refused-stream,reset,5xx"
@@ -124,6 +124,8 @@ def _split(layout: Layout, experiments: Sequence[ExperimentFile], shadows: list[
         }
         for r in layout.ranges
     ]
+    if (total := sum(r.width for r in layout.ranges)) != BUCKETS:
+        raise ValueError(f"the ranges of the split sum to {total}, not {BUCKETS}")
     policy = {
         "header": {
             "header_name": UNIT_HEADER,

@@ -19,7 +19,6 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-
 GROUPS = 128  # of units; the variance of a share has one degree of freedom fewer
 QuantileFlag = Literal["no_rows", "few_groups", "one_value", "beyond_the_data", "out_of_range", "not_finite"]
 
