@@ -107,7 +107,11 @@ def test_looks_are_counted_as_declared() -> None:
     file = declared()
     history = run(file, [3, 3.1, 3.2, 4, 4.4, 4.6])
     assert [v.look is not None for v in history] == [True, False, False, True, False, True]
-    assert all(v.primary[0].p == 1.0 and v.primary[0].boundary is None for v in history if v.look is None)
+    last = 1.0
+    for v in history:  # between looks nothing is tested: no interval, and the p-value is that of the look before
+        assert (v.primary[0].boundary is not None) == (v.look is not None)
+        assert v.look is not None or v.primary[0].p == last
+        last = v.primary[0].p
     assert (
         due_look(file, evidence(file, 20), [v.look for v in run(file, [3, 14]) if v.look]) is None
     )  # the last look is over
@@ -123,6 +127,24 @@ def test_a_promotion_waits_for_its_guardrails() -> None:
     assert {v.decision.action for v in history} <= {"hold", "ramp"}
     assert history[-1].decision.status == "ready_for_review"
     assert any("not yet shown" in r for r in history[-1].decision.reasons)
+
+
+def test_a_promotion_may_come_after_the_last_look() -> None:
+    """The last look shows the effect; the guardrail is shown safe by later data only."""
+    file = declared(guardrails=[{"metric": "latency_p99", "worse": "increase", "margin": 0.02, "relative": True}])
+    history = run(file, [3, 8, 14], t1={"lift": 0.3, "slower": 0.01})
+    assert history[-1].decision.status == "ready_for_review" and history[-1].primary[0].verdict == "better"
+    assert "is better" in history[-1].decision.reasons[0]
+    later = evidence(file, 15, t1={"lift": 0.3, "slower": 0.0})
+    last = decide(file, later, history)
+    assert last.look is None and last.decision.action == "promote"
+
+
+def test_what_was_not_measured_is_said() -> None:
+    file = declared(guardrails=[])
+    found = decide(file, evidence(file, 5, changes={"exposures": None, "log_write_failures": None}))
+    assert any("not measured" in r and "assignment" in r and "log_write_failures" in r for r in found.decision.reasons)
+    assert not any("not measured" in r for r in decide(file, evidence(file, 5)).decision.reasons)
 
 
 def test_a_final_decision_stays() -> None:

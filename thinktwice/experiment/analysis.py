@@ -168,7 +168,8 @@ def primary_results(
 ) -> tuple[Look | None, tuple[PrimaryResult, ...]]:
     """The primary metric of every treatment, and the look that this evidence makes (None when it makes none).
 
-    Without a look the numbers are those of today, and nothing is tested: p is 1 and the verdict unclear.
+    Without a look the numbers are those of today and nothing is tested: there is no interval, and p and verdict stay those of the
+    look before (a null hypothesis that was rejected stays rejected while the estimate keeps its sign).
     """
     found = {arm.name: _difference(file, evidence, arm.name) for arm in file.treatments}
     enough = all(_enough(evidence, (file.control.name, name), RATIOS[file.primary.metric]) for name in found)
@@ -178,13 +179,16 @@ def primary_results(
         look = _look(found, *due, history)
     looks = [*history, *((look,) if look else ())]
     level = file.alpha / len(found)
-    tests = {name: _test(file, name, looks, level) if look else (None, 1.0) for name in found}
+    tests = {name: _test(file, name, looks, level) if looks else (None, 1.0) for name in found}
     adjusted = holm([p for _, p in tests.values()])
-    results = tuple(
-        _primary(file, evidence, name, found[name], *tests[name], float(adjusted[place]), looks, level, enough)
-        for place, name in enumerate(found)
-    )
-    return look, results
+    results = []
+    for (name, d), after in zip(found.items(), adjusted, strict=True):
+        boundary, p = tests[name]
+        result = _primary(file, evidence, name, d, boundary if look else None, p, float(after), enough)
+        if look is not None and result.verdict != "unclear" and file.test == "group_sequential":
+            result = result.model_copy(update={"at_stop": _at_stop(name, looks, level)})
+        results.append(result)
+    return look, tuple(results)
 
 
 def guardrail_results(
@@ -294,8 +298,6 @@ def _primary(
     boundary: float | None,
     p: float,
     adjusted_p: float,
-    looks: Sequence[Look],
-    level: float,
     enough: bool,
 ) -> PrimaryResult:
     reach = math.inf if boundary is None else boundary
@@ -304,15 +306,12 @@ def _primary(
     if adjusted_p < file.alpha and d.usable and d.value:
         good = (d.value > 0) == (file.primary.better == "increase")
         verdict = "better" if good else "worse"
-    stop = None
-    if verdict != "unclear" and file.test == "group_sequential":
-        stop = _at_stop(name, looks, level)
     return PrimaryResult(
         arm=name, metric=file.primary.metric, units=getattr(evidence.arm(name), "units", 0),
         control=known(d.control.value), treatment=known(d.treatment.value), value=known(d.value), se=known(d.se),
         low=known(d.value - reach * d.se), high=known(d.value + reach * d.se), relative=known(relative),
         relative_low=known(low), relative_high=known(high), p=p, adjusted_p=adjusted_p, boundary=boundary,
-        variance_reduction=d.variance_reduction, verdict=verdict, at_stop=stop,
+        variance_reduction=d.variance_reduction, verdict=verdict,
         flags=tuple(dict.fromkeys((*d.flags, *flags, *(() if enough or d.flags else ("few_effective_units",))))),
     )  # fmt: skip
 

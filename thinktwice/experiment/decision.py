@@ -26,6 +26,9 @@ DecisionAction = Literal["hold", "ramp", "promote", "roll_back"]
 Status = Literal["unhealthy", "no_data", "days_left", "ship", "roll_back", "ready_for_review"]
 
 
+OPTIONAL = ("pre_exposure_bias", "late_outcomes")  # checks that an experiment may do without
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -96,6 +99,8 @@ def _decide(
     if broken := failed(checks, "hold"):
         return Decision(action="hold", status="unhealthy", reasons=tuple(_said(c) for c in broken))
     warnings = tuple(f"warning: {_said(c)}" for c in failed(checks, "warn"))
+    if unknown := [c.name for c in checks if c.passed is None and c.name not in OPTIONAL]:
+        warnings = (*warnings, f"warning: not measured: {', '.join(unknown)}")
     empty = [a.name for a in file.arms if not getattr(evidence.arm(a.name), "units", 0)]
     if empty:
         return Decision(action="hold", status="no_data", reasons=(f"no unit in {', '.join(empty)}", *warnings))
