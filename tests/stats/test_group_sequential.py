@@ -175,7 +175,7 @@ def test_the_estimate_at_the_stop_is_median_unbiased_and_its_interval_holds() ->
     rng = np.random.default_rng(1)
     information = np.array([1.0, 2.0, 3.0])
     bounds = boundaries(tuple(information), spent_by([1 / 3, 2 / 3, 1.0], ALPHA, True))
-    drift, runs = 1.2, 400
+    drift, runs = 1.2, 250
     score = np.cumsum(rng.normal(drift, 1.0, (runs, 3)), axis=1)
     z = score / np.sqrt(information)
     below = inside = 0
@@ -185,4 +185,4 @@ def test_the_estimate_at_the_stop_is_median_unbiased_and_its_interval_holds() ->
         found = at_stop(tuple(information[: k + 1]), bounds[: k + 1], float(path[k]), ALPHA)
         below += found.value < drift
         inside += found.low <= drift <= found.high
-    assert abs(below / runs - 0.5) < 0.08 and inside / runs > 0.92
+    assert abs(below / runs - 0.5) < 0.1 and inside / runs > 0.91

@@ -17,7 +17,7 @@ from thinktwice.stats.quantiles import GROUPS, Bins, Histogram, quantile
 repeatable = settings(derandomize=True, deadline=None)
 
 
-@settings(repeatable, max_examples=40)
+@settings(repeatable, max_examples=15)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_holm_is_that_of_statsmodels(p: list[float]) -> None:
     np.testing.assert_allclose(holm(p), multipletests(p, method="holm")[1], rtol=1e-12, atol=1e-15)

@@ -122,7 +122,7 @@ def test_the_order_of_arms_does_not_matter(counts: list[int]) -> None:
 def test_a_right_split_raises_few_alarms() -> None:
     rng = np.random.default_rng(1)
     alarms = 0
-    for _ in range(1000):
+    for _ in range(500):
         first = rng.binomial(2000, 0.5, 28).cumsum()
         alarms += any(sample_ratio((a, 2000 * (d + 1) - a), (1, 1)).mismatch for d, a in enumerate(first) if d % 3 == 0)
-    assert alarms / 1000 < ALPHA
+    assert alarms / 500 < ALPHA
