@@ -63,6 +63,8 @@ def raw_column(rule: Rule, log: pd.DataFrame) -> pd.Series:
         return (
             micros.where(micros < 4.2e15) if rule.check == "future" else micros
         )  # beyond 2100 is not the future's rule
+    if rule.check == "text":
+        return raw.where(raw != "", None).map(lambda v: v if v is None else -1 if "\0" in v else len(v))
     if rule.check == "vector":
         return raw.map(lambda v: v if v is None else len(v) if np.isfinite(np.asarray(v, float)).all() else -1)
     return number.where(np.isfinite(number))

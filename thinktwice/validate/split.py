@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,14 +30,25 @@ from thinktwice.errors import DataError, RowsLost
 from thinktwice.files import atomic_dir, read_json, write_json
 from thinktwice.progress import track
 from thinktwice.schema.log import EVENT_TIME, LABEL, ROW_ID, LogSchema, load_schema
-from thinktwice.validate.parse import SOURCE_ROW, broken, canonical, check_columns, event_time, violations
+from thinktwice.schema.values import as_series
+from thinktwice.validate.parse import (
+    SOURCE_ROW,
+    broken,
+    canonical,
+    check_columns,
+    clean_columns,
+    event_time,
+    read_columns,
+    violations,
+)
 from thinktwice.validate.quarantine import QuarantineWriter, Stamp, original_columns, write_unparsable
-from thinktwice.validate.rules import UNSPLITTABLE, Rule, row_rules, rule_set_version
+from thinktwice.validate.rules import UNSPLITTABLE, Rule, noted_rules, row_rules, rule_set_version
 
 STAGE = "validate"
 CHUNK_BYTES = 96_000_000  # decoded size of one chunk of rows, roughly
 CHUNK_ROWS = 400_000
 PART_ROWS = 1_200_000  # rows sorted at once
+SHOWN = 60  # characters of a value in a message
 
 Keys = npt.NDArray[np.uint64]
 
@@ -53,6 +64,8 @@ class SplitResult:
     key_hash_out: str
     reasons: dict[str, int]  # rule id -> rows that break it; a row counts once under each of its reasons
     rule_set_version: str
+    notes: dict[str, int] = field(default_factory=dict)  # rule id -> rows that break it and are clean all the same
+    examples: dict[str, str] = field(default_factory=dict)  # rule id -> a value that breaks it; no ids of users
 
 
 @dataclass(frozen=True)
@@ -63,9 +76,10 @@ class _Source:
     unparsable: Path
     schema: LogSchema
     columns: tuple[str, ...]  # the source columns, without ours
-    dtypes: dict[str, pl.DataType]
     rules: tuple[Rule, ...]
+    noted: tuple[Rule, ...]
     as_of: datetime | None
+    dates: bool = False  # the times are dates by their type
     known_duplicates: frozenset[str] = frozenset()  # row ids whose first copy is elsewhere
 
 
@@ -125,7 +139,7 @@ def replay(
     if any(rule.check == "duplicate" for rule in source.rules):
         reasons = pl.scan_parquet(log).filter(pl.col(info["columns"]["reasons"]).list.contains("row:duplicate"))
         known = frozenset(reasons.select(ROW_ID).collect()[ROW_ID].to_list())
-        source = _Source(**{**source.__dict__, "known_duplicates": known})
+        source = replace(source, known_duplicates=known)
     stamp = Stamp(rule_set_version(schema), run_id, ingested_at)
     return _split(source, Path(clean_dir), Path(still_quarantined_dir), stamp, str(info.get("snapshot_id", "")))
 
@@ -195,18 +209,17 @@ def _open(
     for name in (ROW_ID, SOURCE_ROW):
         if name not in arrow.names:
             raise DataError(f"{log} has no column {name!r}: a raw log is written by ingest, ingest the source again")
-    empty = pl.from_arrow(arrow.empty_table())
-    dtypes = dict(empty.schema) if isinstance(empty, pl.DataFrame) else {}
-    check_columns(schema, {n: t for n, t in dtypes.items() if n in (*columns, SOURCE_ROW)}, where=str(log))
+    check_columns(schema, pa.schema([f for f in arrow if f.name in (*columns, SOURCE_ROW)]), where=str(log))
     if as_of is not None and as_of.tzinfo is None:
         as_of = as_of.replace(tzinfo=timezone.utc)
-    return _Source(log, unparsable, schema, columns, dtypes, row_rules(schema), as_of)
+    dates = schema.time.column is not None and pa.types.is_date(arrow.field(schema.time.column).type)
+    return _Source(log, unparsable, schema, columns, row_rules(schema), noted_rules(schema), as_of, dates)
 
 
 def _chunks(source: _Source, *, columns: list[str] | None = None, what: str) -> Iterator[pa.RecordBatch]:
     with parquet_file(source.log) as file:
         num_rows = file.metadata.num_rows
-        width = sum(24 for _ in source.dtypes) + sum(4 * v.dim for v in source.schema.vectors)
+        width = 24 * len(source.columns) + sum(4 * v.dim for v in source.schema.vectors)
         size = max(10_000, min(CHUNK_ROWS, CHUNK_BYTES // width))
         try:
             batches = file.iter_batches(batch_size=size, columns=columns)
@@ -229,25 +242,36 @@ class _Plan:
     num_parts: int
 
 
+class _Counts(NamedTuple):
+    """What :func:`_write_rows` counts; see :class:`SplitResult`."""
+
+    reasons: dict[str, int]
+    notes: dict[str, int]
+    examples: dict[str, str]
+
+
 def _plan(source: _Source) -> _Plan:
     """First pass."""
     find = any(rule.check == "duplicate" for rule in source.rules)
     keys, times, first, second, known = [], [], [], [], []
+    coarse = True
     for batch in _chunks(source, what="order"):
-        frame = _frame(batch)
-        keys.append(row_keys(frame[ROW_ID], where=str(source.log)))
-        micros = frame.select(event_time(source.schema, source.dtypes).fill_null(0).alias("t"))["t"]
-        times.append(micros.to_numpy())
+        keys.append(row_keys(as_series(batch.column(ROW_ID)), where=str(source.log)))
+        micros = event_time(source.schema, batch)
+        coarse = coarse and _only_hours(micros, source.schema)
+        times.append(micros.fill_null(0).to_numpy())
         if find:
-            rows = frame.select(source.columns)
+            rows = _hashable(batch.select(source.columns))
             first.append(rows.hash_rows(seed=1).to_numpy())
             second.append(rows.hash_rows(seed=2).to_numpy())
-            known.append(frame[ROW_ID].is_in(list(source.known_duplicates)).to_numpy())
+            known.append(as_series(batch.column(ROW_ID)).is_in(list(source.known_duplicates)).to_numpy())
     if not keys:
         return _Plan(np.zeros(0, np.uint64), np.zeros(0, bool), np.zeros(0, np.int32), 1)
     key = np.concatenate(keys)
-    if find:
+    if find and not coarse:
         duplicate = _later_copies(np.concatenate(first), np.concatenate(second)) | np.concatenate(known)
+    elif find and not source.dates:
+        duplicate = np.concatenate(known)
     else:
         duplicate = np.zeros(len(key), dtype=bool)
     num_parts = -(-len(key) // PART_ROWS)
@@ -255,6 +279,24 @@ def _plan(source: _Source) -> _Plan:
     if num_parts > 1:
         part[np.lexsort((key, np.concatenate(times)))] = np.arange(len(key)) // PART_ROWS
     return _Plan(key, duplicate, part, num_parts)
+
+
+def _only_hours(micros: pl.Series, schema: LogSchema) -> bool:
+    """Whether all times are whole hours of the clocks in the zone of the log: then equal rows are ordinary."""
+    known = micros.drop_nulls().to_numpy()
+    return bool((schema.zone.local(known) % 3_600_000_000 == 0).all())
+
+
+def _hashable(rows: pa.RecordBatch) -> pl.DataFrame:
+    """Columns of any type in a form in which equal values have equal hashes. Text is taken as the bytes it is."""
+    columns = []
+    for name, values in zip(rows.schema.names, rows.columns, strict=True):
+        if pa.types.is_decimal256(values.type):
+            values = values.cast(pa.large_string())
+        elif pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+            values = values.cast(pa.large_binary())
+        columns.append(as_series(values).rename(name))
+    return pl.DataFrame(columns)
 
 
 def _later_copies(first: Keys, second: Keys) -> npt.NDArray[np.bool_]:
@@ -282,10 +324,10 @@ def _split(source: _Source, clean_dir: Path, quarantine_dir: Path, stamp: Stamp,
         raise DataError(
             f"{source.log}: two rows share one {ROW_ID}, so rows cannot be told apart; ingest the log again"
         )
-    reasons = {rule.id: 0 for rule in source.rules}
-    reasons[UNSPLITTABLE.id] = num_unparsable
+    counts = _Counts(dict.fromkeys((rule.id for rule in source.rules), 0), {}, {})
+    counts.reasons[UNSPLITTABLE.id] = num_unparsable
     with atomic_dir(clean_dir) as clean, atomic_dir(quarantine_dir) as quarantine:
-        _write_rows(source, plan, stamp, clean, quarantine, reasons)
+        _write_rows(source, plan, stamp, clean, quarantine, counts)
         write_unparsable(source.unparsable, quarantine / "unparsable.parquet", stamp)
         for folder in (clean, quarantine):
             (folder / "schema.yaml").write_text(source.schema.to_yaml(), encoding="utf-8")
@@ -298,8 +340,10 @@ def _split(source: _Source, clean_dir: Path, quarantine_dir: Path, stamp: Stamp,
             rows_quarantined=len(bad_keys),
             key_hash_in=key_hash(keys_in),
             key_hash_out=key_hash(keys_out),
-            reasons={rule: count for rule, count in reasons.items() if count},
+            reasons={rule: count for rule, count in counts.reasons.items() if count},
             rule_set_version=stamp.rule_set_version,
+            notes={rule: count for rule, count in counts.notes.items() if count},
+            examples=counts.examples,
         )
         if not np.array_equal(keys_in, keys_out) or result.key_hash_in != result.key_hash_out:
             raise RowsLost(
@@ -315,13 +359,13 @@ def _split(source: _Source, clean_dir: Path, quarantine_dir: Path, stamp: Stamp,
 
 
 def _write_rows(
-    source: _Source, plan: _Plan, stamp: Stamp, clean: Path, quarantine: Path, reasons: dict[str, int]
+    source: _Source, plan: _Plan, stamp: Stamp, clean: Path, quarantine: Path, counts: _Counts
 ) -> None:
     """Second and third pass."""
-    columns = canonical(source.schema, source.dtypes)
-    marks = violations(source.schema, source.rules, source.dtypes, as_of=source.as_of)
+    marks = violations(source.rules, as_of=source.as_of)
+    notes = violations(source.noted, as_of=None)
     names = [broken(rule) for rule in source.rules if rule.check not in ("splittable", "duplicate")]
-    arrow = clean_arrow_schema(source.schema, list(columns))
+    arrow = clean_arrow_schema(source.schema, clean_columns(source.schema))
     parts: list[list[pl.DataFrame]] = [[] for _ in range(plan.num_parts)]
     writers: list[pq.ParquetWriter] = []
     scratch = clean / "parts"
@@ -334,16 +378,19 @@ def _write_rows(
             rows = slice(start, start + batch.num_rows)
             start = rows.stop
             duplicate = pl.Series(broken_duplicate := "!row:duplicate", plan.duplicate[rows])
-            judged = _frame(batch).select(*columns.values(), *marks).with_columns(duplicate)
+            read = read_columns(source.schema, batch)
             every = [*names, broken_duplicate]
-            bad = judged.select(pl.any_horizontal(every).alias("bad"))["bad"]
+            marked = read.select(*marks).with_columns(duplicate)
+            bad = marked.select(pl.any_horizontal(every).alias("bad"))["bad"]
             if bool(bad.any()):
-                broken_rows = judged.filter(bad).select(every)
-                for name, count in zip(every, broken_rows.sum().row(0), strict=True):
-                    if count:
-                        reasons[name[1:]] += count
-                bad_rows.write(batch.filter(bad.to_arrow()), broken_rows)
-            judged = judged.drop(every)
+                broken_rows = marked.filter(bad).select(every)
+                bad_batch = batch.filter(bad.to_arrow())
+                _count(broken_rows, counts.reasons)
+                _exemplify(broken_rows, bad_batch, source, counts.examples)
+                bad_rows.write(bad_batch, broken_rows)
+            if notes:
+                _count(read.filter(~bad).select(*notes), counts.notes)
+            judged = canonical(source.schema, read)
             for part in range(plan.num_parts):
                 mine = judged.filter(~bad & pl.Series(plan.part[rows] == part))
                 if not mine.height:
@@ -366,6 +413,28 @@ def _write_rows(
                     out.write_table(piece.to_arrow().cast(arrow))
     if writers:
         shutil.rmtree(scratch)
+
+
+def _count(broken_rows: pl.DataFrame, into: dict[str, int]) -> None:
+    """Add the rows that break each rule; the columns are named by :func:`broken`."""
+    for name, count in zip(broken_rows.columns, broken_rows.sum().row(0), strict=True):
+        into[name[1:]] = into.get(name[1:], 0) + (count or 0)
+
+
+def _exemplify(broken_rows: pl.DataFrame, rows: pa.RecordBatch, source: _Source, into: dict[str, str]) -> None:
+    """Keep the first value that breaks each rule, for messages."""
+    user = source.schema.entities.user
+    for rule in source.rules:
+        if rule.id in into or not rule.source or (user is not None and rule.source == user.source_column):
+            continue
+        places = broken_rows[broken(rule)].arg_true()
+        if len(places):
+            into[rule.id] = _shown(rows.column(rule.source)[places[0]].as_py())
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(str(value)):,} characters)"
 
 
 def _unparsable_keys(path: Path) -> tuple[Keys, int]:

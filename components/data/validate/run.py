@@ -12,13 +12,20 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from components.data.validate.report import render
-from components.data.validate.suite import MAX_SAMPLES, Finding, check_ledger, check_profile, check_rows
+from components.data.validate.suite import (
+    MAX_SAMPLES,
+    Finding,
+    check_ledger,
+    check_notes,
+    check_profile,
+    check_rows,
+)
 from thinktwice.files import atomic_dir, atomic_file, read_json, write_json
 from thinktwice.progress import note
 from thinktwice.schema.log import ROW_ID, LogSchema, load_schema
 from thinktwice.validate.parse import clean_columns
 from thinktwice.validate.profile import Profile, profile_log
-from thinktwice.validate.rules import UNSPLITTABLE, profile_rules, row_rules
+from thinktwice.validate.rules import UNSPLITTABLE, noted_rules, profile_rules, row_rules
 from thinktwice.validate.split import STAGE, SplitResult, clean_arrow_schema, split_log
 
 
@@ -67,6 +74,7 @@ def validate_log(
     findings = [
         *check_ledger(_ledger(split, clean_dir, schema), budget=schema.quarantine_budget),
         *_with_quarantined(clean, split, schema, samples, future_checked=as_of is not None),
+        *check_notes(split.notes, noted_rules(schema)),
         *check_profile(profile.table),
     ]
     verdict = judge(findings, split, profile)
@@ -86,7 +94,9 @@ def judge(findings: list[Finding], split: SplitResult, profile: Profile) -> Verd
     critical = [f for f in findings if not f.passed and f.severity == "critical"]
     warnings = [f for f in findings if not f.passed and f.severity == "warning"]
     reasons = [
-        f"{f.rule} ({f.severity}): {f.observed}; expected: {f.description} ({f.bound})" for f in critical + warnings
+        f"{f.rule} ({f.severity}): {f.observed}{f', for example {f.example}' if f.example else ''}; "
+        f"expected: {f.description} ({f.bound})"
+        for f in critical + warnings
     ]
     said = f"{len(warnings)} warning{'s' if len(warnings) != 1 else ''}" if warnings else ""
     if critical:
@@ -162,6 +172,7 @@ def _with_quarantined(
                 observed=f"{count:,} row{'s' if count > 1 else ''} quarantined" if count else "no row breaks it",
                 bound="0 rows",
                 samples=list(samples.get(rule.id, [])),
+                example=split.examples.get(rule.id, ""),
             )
         )
     return findings
