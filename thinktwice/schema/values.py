@@ -197,7 +197,7 @@ def texts(values: pa.Array) -> pl.Series:
     return pl.select(pl.when(found.str.len_bytes() > 0).then(found)).to_series()
 
 
-def as_series(values: pa.Array) -> pl.Series:
+def as_series(values: pa.Array | pa.ChunkedArray) -> pl.Series:
     """An array as a series of the query engine, whose types must include that of the array."""
     found = pl.from_arrow(values)
     assert isinstance(found, pl.Series)
