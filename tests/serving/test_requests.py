@@ -133,8 +133,10 @@ BAD: list[tuple[Any, str]] = [
     ({**GOOD, "context": {"gender": "f"}}, "r.context.gender"),
     ({**GOOD, "context": {"x" * 100: 1}}, "r.context." + "x" * 64 + "..."),
     ({**GOOD, "context": {"slot": []}}, "r.context.slot"),
-    ({**GOOD, "context": {"bid": "1"}}, "r.context.bid"),
-    ({**GOOD, "context": {"bid": True}}, "r.context.bid"),
+    ({**GOOD, "context": {"bid": "one"}}, "r.context.bid"),
+    ({**GOOD, "context": {"bid": "nan"}}, "r.context.bid"),
+    ({**GOOD, "context": {"bid": {}}}, "r.context.bid"),
+    ({**GOOD, "context": {"bid": 1e300}}, "r.context.bid"),
     ({**GOOD, "context": {"bid": math.nan}}, "r.context.bid"),
     ({**GOOD, "context": {"bid": -math.inf}}, "r.context.bid"),
     ({**GOOD, "context": {"timestamp": "yesterday"}}, "r.context.timestamp"),
@@ -152,7 +154,7 @@ BAD: list[tuple[Any, str]] = [
     ({"rows": [{"history": [None]}]}, "r.rows[0].history[0]"),
     ({"rows": [{"history": ["a"] * 1001}]}, "r.rows[0].history"),
     ({"rows": [{"cover": [1, 2]}]}, "r.rows[0].cover"),
-    ({"rows": [{"cover": [1, 2, "3"]}]}, "r.rows[0].cover[2]"),
+    ({"rows": [{"cover": [1, 2, "x"]}]}, "r.rows[0].cover[2]"),
     ({"rows": [{"cover": [1, 2, math.nan]}]}, "r.rows[0].cover[2]"),
 ]
 

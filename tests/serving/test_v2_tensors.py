@@ -271,7 +271,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"inputs": BY_CANDIDATE, "outputs": [{"name": "rank", "parameters": 1}]}, "outputs[0].parameters", "an object"),
     ({"inputs": [*BY_CANDIDATE, tensor("request", "BYTES", ["{}"])]}, "inputs", "'request' alone"),
     ({"inputs": changed(BY_FIELD, 2, shape=[1], data=[1.0])}, "inputs[2].shape", "begin with 2, the rows of inputs[0]"),
-    ({"inputs": changed(BY_FIELD, 2, datatype="BYTES", data=["1", "x"])}, "inputs[2].data[0]", "must be a number"),
+    ({"inputs": changed(BY_FIELD, 2, datatype="BYTES", data=["1", "x"])}, "inputs[2].data[1]", "must be a number"),
     ({"inputs": changed(BY_FIELD, 4, data=[0.0, 0.5, 1.0, 1.0, None, 1.0])}, "inputs[4].data[1][1]", "must be a number, not null"),
     ({"inputs": changed(BY_FIELD, 4, data=[0.0] * 4, shape=[2, 2])}, "inputs[4].data[0]", "must hold 3 numbers"),
     ({"inputs": changed(BY_FIELD, 0, shape=[2, 1])}, "inputs[0].data[0]", "must be a string or a number, not a list"),

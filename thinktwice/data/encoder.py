@@ -154,7 +154,8 @@ class Encoder:
             if f.kind == "categorical":
                 index = self._index[name]
                 ids[:, place] = [
-                    index.get(v if type(v := row.get(name)) is str and v else canonical(self._plain(v)), 0) for row in rows
+                    index.get(v if type(v := row.get(name)) is str and v else canonical(self._plain(v)), 0)
+                    for row in rows
                 ]
             else:
                 values = [v if type(v := row.get(name)) is float else self._number(v) for row in rows]
@@ -216,7 +217,9 @@ class Encoder:
                 table = pa.ipc.open_file(source).read_all()
             written = value.get("format", 1)
             if written not in (1, FORMAT):
-                raise BundleError(f"encoder in {folder} is of format {written!r}, this version reads 1 and {FORMAT}: upgrade")
+                raise BundleError(
+                    f"encoder in {folder} is of format {written!r}, this version reads 1 and {FORMAT}: upgrade"
+                )
             vocabularies: dict[str, list[str]] = {n: [] for n in value["vocabulary_fields"]}
             for name, word in zip(table["field"].to_pylist(), table["value"].to_pylist(), strict=True):
                 vocabularies[name].append(word)

@@ -118,7 +118,9 @@ def is_text(kind: pa.DataType) -> bool:
     """Whether a type holds text, or bytes that may be text."""
     t = pa.types
     text = t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind)
-    return text or t.is_binary(kind) or t.is_large_binary(kind) or t.is_binary_view(kind) or t.is_fixed_size_binary(kind)
+    return (
+        text or t.is_binary(kind) or t.is_large_binary(kind) or t.is_binary_view(kind) or t.is_fixed_size_binary(kind)
+    )
 
 
 def shortest(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

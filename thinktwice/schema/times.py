@@ -36,9 +36,7 @@ Derived = Literal["hour", "weekday"]
 Micros = TypeVar("Micros", int, npt.NDArray[np.int64])
 Ints = npt.NDArray[np.int64]
 
-FORMS = (
-    "2024-03-01, 2024-03-01 10:00, 2024-03-01T10:00:00 or 2024-03-01T10:00:00.123, with an offset (Z, +09, +0900, +09:00) or without"
-)
+FORMS = "2024-03-01, 2024-03-01 10:00, 2024-03-01T10:00:00 or 2024-03-01T10:00:00.123, with an offset (Z, +09, +0900, +09:00) or without"
 TEXT = (
     r"^([0-9]{4})-([0-9]{2})-([0-9]{2})"
     r"(?:[ Tt]([0-9]{2})(?::([0-9]{2})(?::([0-9]{2})(?:[.,]([0-9]{1,9}))?)?)?"
@@ -255,4 +253,10 @@ def _of_texts(text: pl.Series, zone: Zone) -> Instants:
 def _days_of_month() -> pl.Expr:
     year, month = pl.col("year"), pl.col("month")
     leap = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
-    return pl.when(month == 2).then(pl.when(leap).then(29).otherwise(28)).when(month.is_in([4, 6, 9, 11])).then(30).otherwise(31)
+    return (
+        pl.when(month == 2)
+        .then(pl.when(leap).then(29).otherwise(28))
+        .when(month.is_in([4, 6, 9, 11]))
+        .then(30)
+        .otherwise(31)
+    )

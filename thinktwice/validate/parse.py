@@ -111,7 +111,9 @@ def read_columns(schema: LogSchema, rows: pa.RecordBatch) -> pl.DataFrame:
 
 def event_time(schema: LogSchema, rows: pa.RecordBatch) -> pl.Series:
     """Microseconds since the epoch as int64; null where the time cannot be read or lies outside 1970 .. 2100."""
-    only_time = schema.model_copy(update={"entities": Entities(), "fields": (), "vectors": (), "propensity": None, "truth": None})
+    only_time = schema.model_copy(
+        update={"entities": Entities(), "fields": (), "vectors": (), "propensity": None, "truth": None}
+    )
     return read_columns(only_time, rows)[_MICROS]
 
 

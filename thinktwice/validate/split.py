@@ -358,9 +358,7 @@ def _split(source: _Source, clean_dir: Path, quarantine_dir: Path, stamp: Stamp,
     return result
 
 
-def _write_rows(
-    source: _Source, plan: _Plan, stamp: Stamp, clean: Path, quarantine: Path, counts: _Counts
-) -> None:
+def _write_rows(source: _Source, plan: _Plan, stamp: Stamp, clean: Path, quarantine: Path, counts: _Counts) -> None:
     """Second and third pass."""
     marks = violations(source.rules, as_of=source.as_of)
     notes = violations(source.noted, as_of=None)

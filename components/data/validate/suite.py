@@ -101,7 +101,11 @@ def _row_expectation(schema: LogSchema, rule: Rule) -> tuple[str, dict[str, Any]
     if rule.check == "future":
         return "ExpectColumnValuesToBeBetween", {"column": EVENT_TIME, "max_value": {"$PARAMETER": "as_of"}}
     if rule.check == "text":
-        return "ExpectColumnValuesToBeBetween", {"column": _length_of(rule.column), "min_value": 1, "max_value": MAX_TEXT}
+        return "ExpectColumnValuesToBeBetween", {
+            "column": _length_of(rule.column),
+            "min_value": 1,
+            "max_value": MAX_TEXT,
+        }
     if rule.check == "allowed":
         return "ExpectColumnValuesToBeInSet", {"column": rule.column, "value_set": list(rule.allowed or ())}
     if rule.check in ("minimum", "maximum"):
@@ -129,7 +133,9 @@ def row_frame(frame: pl.DataFrame, schema: LogSchema, expected: list[Expected]) 
     for name in frame.columns:
         if _length_of(name) in used:
             text = pl.col(name)
-            length = pl.when(text.str.contains("\x00", literal=True)).then(-1).otherwise(text.str.len_chars().cast(pl.Int64))
+            length = (
+                pl.when(text.str.contains("\x00", literal=True)).then(-1).otherwise(text.str.len_chars().cast(pl.Int64))
+            )
             columns.append(length.alias(_length_of(name)))
         if name not in used:
             continue
