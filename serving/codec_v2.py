@@ -58,10 +58,11 @@ def requests(
     for name in ("id", "model_name", "model_version"):
         if not isinstance(body.get(name) or "", str):
             raise RequestError(f"{name} must be a string", field=name)
-    for name, own in (("model_name", model_name), ("model_version", model_version)):
-        if (given := body.get(name)) is not None and given != own:
+    for name, served in (("model_name", model_name), ("model_version", model_version)):
+        if (given := body.get(name)) is not None and given != served:
             raise RequestError(
-                f"{name} is {given[:64]!r}, and this is {own!r}: ask the other model, or leave {name} out", field=name
+                f"{name} is {given[:64]!r}, and this is {served!r}: ask the other model, or leave {name} out",
+                field=name,
             )
     tensors = read(body["inputs"], tail, vectors=parser.vectors, widens=parser.widens)
     texts = next((tensor for tensor in tensors if tensor.name == INPUT), None)

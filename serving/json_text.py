@@ -32,27 +32,37 @@ def loads(text: bytes | str, what: str, field: str) -> Any:
 
 
 def _surely_single(text: bytes | str, value: Any) -> bool:
-    """Whether as many colons follow a quote as the parsed objects have keys, and none follows white space.
-
-    Then no object had more keys in the text. False says nothing: a colon may also stand at the start of a string.
-    """
+    """Whether the text cannot hold more keys than the parsed value: it has as many colons, or, where strings hold some, as many
+    colons right after a quote, and none after white space. False says nothing."""
+    keys = _num_keys(value)
     if isinstance(text, str):
-        colons, loose = text.count('":'), any(colon in text for colon in (" :", "\n:", "\t:", "\r:"))
-    else:
-        colons, loose = text.count(b'":'), any(colon in text for colon in (b" :", b"\n:", b"\t:", b"\r:"))
-    return not loose and colons == _num_keys(value)
+        if text.count(":") == keys:
+            return True
+        return text.count('":') == keys and not any(loose in text for loose in (" :", "\n:", "\t:", "\r:"))
+    if text.count(b":") == keys:
+        return True
+    return text.count(b'":') == keys and not any(loose in text for loose in (b" :", b"\n:", b"\t:", b"\r:"))
 
 
 def _num_keys(value: Any) -> int:
-    """Keys of all objects in a value; those of a list whose first element is no container are left out."""
-    count, todo = 0, [value]
-    while todo:
-        one = todo.pop()
-        if type(one) is dict:
-            count += len(one)
-            todo.extend([inner for inner in one.values() if type(inner) is dict or type(inner) is list])
-        elif type(one) is list and one and (type(one[0]) is dict or type(one[0]) is list):
-            todo.extend(one)
+    """Keys of the objects that a request has: its own, those of its parts (instances, inputs, parameters) and of theirs (context,
+    rows). Objects further down, which no request has, are left out."""
+    if type(value) is not dict:
+        return 0
+    count = len(value)
+    for part in value.values():
+        if type(part) is dict:
+            count += len(part)
+        elif type(part) is list:
+            for one in part:
+                if type(one) is not dict:
+                    break
+                count += len(one)
+                for inner in one.values():
+                    if type(inner) is dict:
+                        count += len(inner)
+                    elif type(inner) is list and inner and type(inner[0]) is dict:
+                        count += sum([len(row) for row in inner if type(row) is dict])
     return count
 
 

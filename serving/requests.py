@@ -190,11 +190,12 @@ class RequestParser:
 
     def _derive(self, timestamp: Any, path: str) -> dict[str, Any]:
         instant = round(self._clock() * 1_000_000) if timestamp is None else self._instant(timestamp, path)
-        return {name: str(derive(what, instant, self._zone)) for name, what in self._derived.items()}
+        local = self._zone.local(instant)
+        return {name: str(derive(what, local)) for name, what in self._derived.items()}
 
     def _instant(self, value: Any, path: str) -> int:
         """Microseconds since the epoch."""
-        if isinstance(value, (int, float)) or not isinstance(value, TIMES):
+        if not isinstance(value, TIMES):
             instant = round(_number(value, path) * 1_000_000)
         else:
             try:
@@ -254,10 +255,11 @@ def _identifier(value: Any, path: str) -> str:
 
 def _plain(values: list[Any]) -> bool:
     """Whether all values are ids that :func:`_identifier` would return as they are: told at once, as nearly all lists are."""
-    if not all(type(value) is str and value for value in values):
+    if set(map(type, values)) != {str}:
         return False
+    sizes = list(map(len, values))
     joined = "".join(values)
-    return joined.isascii() and "\x00" not in joined and max(map(len, values)) <= MAX_TEXT
+    return 0 < min(sizes) and max(sizes) <= MAX_TEXT and joined.isascii() and "\x00" not in joined
 
 
 def _text(value: Any, path: str) -> str:
@@ -301,8 +303,8 @@ def _number(value: Any, path: str) -> float:
 
 
 def _number_or_none(value: Any, path: str) -> float | None:
-    if type(value) is float and -NUMBER_LIMIT < value < NUMBER_LIMIT:
-        return value
+    if (type(value) is float or type(value) is int) and -NUMBER_LIMIT < value < NUMBER_LIMIT:  # as nearly all are
+        return float(value)
     try:
         found = number(value)
     except ValueError:

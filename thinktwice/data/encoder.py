@@ -166,9 +166,13 @@ class Encoder:
                 continue
             index, block = self._index[f.of], np.zeros((len(rows), f.length), np.int64)
             for r, row in enumerate(rows):
-                value = row.get(f.name)  # missing values do not enter a sequence
-                words = () if value is None else [v if type(v) is str else spell(self._plain(v)) for v in value]
-                known = [i for v in words if v and (i := index.get(v, 0))][: f.length]
+                # Missing values, which are in no vocabulary without their mark, do not enter.
+                words = row.get(f.name)
+                known = (
+                    []
+                    if words is None
+                    else [i for v in words if (i := index.get(v if type(v) is str else spell(self._plain(v)) or "", 0))]
+                )[: f.length]
                 block[r, : len(known)] = known
             sequences[f.name] = block
         vectors = {}

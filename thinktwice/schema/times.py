@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from functools import lru_cache
 from importlib import resources
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -63,19 +63,25 @@ class Zone:
     local_changes: Ints
     offsets: Ints
 
-    def local(self, instant: Micros) -> Micros:
+    @overload
+    def local(self, instant: int) -> int: ...
+    @overload
+    def local(self, instant: Ints) -> Ints: ...
+    def local(self, instant: int | Ints) -> int | Ints:
         """What the clocks show at an instant."""
         return instant + self._offset(self.changes, instant)
 
-    def instant(self, local: Micros) -> Micros:
+    @overload
+    def instant(self, local: int) -> int: ...
+    @overload
+    def instant(self, local: Ints) -> Ints: ...
+    def instant(self, local: int | Ints) -> int | Ints:
         """The instant at which the clocks show ``local``; at a change as the head of this module says."""
         return local - self._offset(self.local_changes, local)
 
-    def _offset(self, changes: Ints, at: Micros) -> Micros:
-        if len(changes) == 0:
-            return int(self.offsets[0])
+    def _offset(self, changes: Ints, at: int | Ints) -> int | Ints:
         if isinstance(at, int):
-            return int(self.offsets[bisect_right(changes, at)])
+            return int(self.offsets[bisect_right(changes, at)]) if len(changes) else int(self.offsets[0])
         return self.offsets[np.searchsorted(changes, at, side="right")]
 
 
@@ -114,9 +120,8 @@ def zone_named(name: str) -> Zone:
     return Zone(name, *made)
 
 
-def derive(what: Derived, instant: Micros, zone: Zone) -> Micros:
-    """The hour (0 .. 23), or the weekday (0 is Monday), of an instant in microseconds, by the clocks of a zone."""
-    local = zone.local(instant)
+def derive(what: Derived, local: Micros) -> Micros:
+    """The hour (0 .. 23), or the weekday (0 is Monday), of what a clock shows (:meth:`Zone.local`)."""
     return local // _HOUR % 24 if what == "hour" else (local // _DAY + 3) % 7
 
 

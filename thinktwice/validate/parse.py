@@ -123,6 +123,7 @@ def canonical(schema: LogSchema, read: pl.DataFrame) -> pl.DataFrame:
     Types: row_id and categoricals string, event_time datetime[us, UTC], label int8, numbers float64, vectors list of float32.
     """
     micros = read[_MICROS]
+    local = on_present(micros, schema.zone.local)
     out: dict[str, pl.Expr | pl.Series] = {ROW_ID: pl.col(ROW_ID)}
     out[EVENT_TIME] = micros.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     label = pl.col(_name(_LABEL, schema.label.column))
@@ -135,7 +136,7 @@ def canonical(schema: LogSchema, read: pl.DataFrame) -> pl.DataFrame:
             out[entity.key] = pl.col(_name(_TEXT, entity.source_column))
     for field in schema.fields:
         if field.derived is not None:
-            out[field.name] = on_present(micros, partial(derive, field.derived, zone=schema.zone)).cast(pl.String)
+            out[field.name] = on_present(local, partial(derive, field.derived)).cast(pl.String)
         else:
             out[field.name] = pl.col(_name(_NUMBER if field.kind == "numeric" else _TEXT, field.source_column))
     for vector in schema.vectors:
