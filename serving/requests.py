@@ -255,11 +255,11 @@ def _identifier(value: Any, path: str) -> str:
 
 def _plain(values: list[Any]) -> bool:
     """Whether all values are ids that :func:`_identifier` would return as they are: told at once, as nearly all lists are."""
-    if set(map(type, values)) != {str}:
+    try:
+        joined = "\n".join(values)
+    except TypeError:  # not all are texts
         return False
-    sizes = list(map(len, values))
-    joined = "".join(values)
-    return 0 < min(sizes) and max(sizes) <= MAX_TEXT and joined.isascii() and "\x00" not in joined
+    return joined.isascii() and "\x00" not in joined and all(values) and max(map(len, values)) <= MAX_TEXT
 
 
 def _text(value: Any, path: str) -> str:
