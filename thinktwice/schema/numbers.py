@@ -128,17 +128,25 @@ def shortest(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return pl.Series(values).cast(pl.String).cast(pl.Float64).to_numpy()
 
 
-def borders(values: npt.NDArray[np.float64], bins: int) -> npt.NDArray[np.float64]:
+def borders(values: npt.NDArray[np.float64], bins: int, *, above: bool = False) -> npt.NDArray[np.float64]:
     """Inner borders of ``bins`` quantile bins of finite ``values``, ascending; fewer where values repeat.
 
-    A border lies in the middle between two neighbouring values. So none of them lies on a border, and a value that is read with
-    a small error falls into the same bin.
+    A border lies in the middle between two neighbouring values: below each quantile, or ``above`` it (then also a little above the
+    largest value, where that is a quantile). So no value lies on a border, and one that is read with a small error falls into
+    the same bin.
     """
     if len(values) == 0:
         return np.zeros(0)
     ordered = np.sort(values)
-    above = np.unique(np.quantile(ordered, np.linspace(0, 1, bins + 1)[1:-1], method="lower"))
-    above = above[above > ordered[0]]
-    below = ordered[np.searchsorted(ordered, above, side="left") - 1]
-    middle = below + (above - below) / 2
-    return np.where(middle > below, middle, above)  # nothing lies between neighbouring floats
+    cuts = np.unique(np.quantile(ordered, np.linspace(0, 1, bins + 1)[1:-1], method="lower"))
+    if above:
+        place = np.searchsorted(ordered, cuts, side="right")
+        beyond = cuts + np.maximum(np.abs(cuts), 1e-6) * 1e-6
+        low, high = cuts, np.where(place < len(ordered), ordered[np.minimum(place, len(ordered) - 1)], beyond)
+    else:
+        high = cuts[cuts > ordered[0]]
+        low = ordered[np.searchsorted(ordered, high, side="left") - 1]
+    middle = low + (high - low) / 2
+    if above:  # nothing lies between neighbouring floats: then the border is the value that belongs below it
+        return np.where(middle < high, middle, low)
+    return np.where(middle > low, middle, high)

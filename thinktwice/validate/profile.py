@@ -208,7 +208,7 @@ def _counts(
 
 
 def _edges(known: pl.Series) -> np.ndarray:
-    return borders(known.to_numpy(), EDGES + 1)
+    return borders(known.to_numpy(), EDGES + 1, above=True)
 
 
 def _above_float32(edges: np.ndarray) -> np.ndarray:
