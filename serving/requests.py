@@ -285,7 +285,7 @@ def _refuse_inexact(value: Any, path: str) -> None:
         raise RequestError(f"{path} must be a finite number", field=path)
     if is_inexact(value):
         raise RequestError(
-            f"{path} is a float too large to tell whole numbers apart ({value:.17g}): ids beyond 64 bits must be strings, "
+            f"{path} {spell(value):.40} is a float too large to tell whole numbers apart: ids beyond 64 bits must be strings, "
             "smaller ones strings or integers",
             field=path,
         )

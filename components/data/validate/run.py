@@ -98,10 +98,9 @@ def judge(findings: list[Finding], split: SplitResult, profile: Profile) -> Verd
         f"expected: {f.description} ({f.bound})"
         for f in critical + warnings
     ]
-    said = f"{len(warnings)} warning{'s' if len(warnings) != 1 else ''}" if warnings else ""
+    said = f"{len(warnings)} warning{'s' if len(warnings) != 1 else ''} ({_named(warnings)})" if warnings else ""
     if critical:
-        named = ", ".join(f.rule for f in critical)
-        headline = f"failed: {len(critical)} critical rule{'s' if len(critical) != 1 else ''} broken ({named})"
+        headline = f"failed: {len(critical)} critical rule{'s' if len(critical) != 1 else ''} broken ({_named(critical)})"
         headline += f" and {said}" if said else ""
     else:
         quarantined = f", {split.rows_quarantined:,} in quarantine" if split.rows_quarantined else ""
@@ -111,6 +110,10 @@ def judge(findings: list[Finding], split: SplitResult, profile: Profile) -> Verd
     return Verdict(
         not critical, headline, reasons, findings, split, _metrics(split, profile, len(critical), len(warnings))
     )
+
+
+def _named(findings: list[Finding]) -> str:
+    return ", ".join(f.rule for f in findings)
 
 
 def sample_rows(quarantine_dir: Path, schema: LogSchema) -> dict[str, list[str]]:
