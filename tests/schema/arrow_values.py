@@ -19,7 +19,24 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampl
     ["42", "42.0", "-0", "1e3", "", "é", "e\u0301", "true", "inf", "nan", " 7 ", "0.2", "+.5e-3", "\x00"]
 )
 BYTES = st.binary(max_size=8) | TEXT.map(lambda text: text.encode())
-ODD_FLOATS = [0.2, 42.0, -0.0, 1e-7, 1.5e-5, 1e-5, 9.99e-6, 1e16, 1.7e18, 2.0**53, 2.0**24, 2049.0, 123456.789, 5e-324, 1e300, -1e22]
+ODD_FLOATS = [
+    0.2,
+    42.0,
+    -0.0,
+    1e-7,
+    1.5e-5,
+    1e-5,
+    9.99e-6,
+    1e16,
+    1.7e18,
+    2.0**53,
+    2.0**24,
+    2049.0,
+    123456.789,
+    5e-324,
+    1e300,
+    -1e22,
+]
 
 
 def _decimals(digits: int, scale: int) -> st.SearchStrategy[Decimal]:
@@ -94,11 +111,8 @@ def one_kind(name: str) -> st.SearchStrategy[Made]:
     kind, values = KINDS[name]
 
     def made(found: list[Any], form: str) -> Made:
-        if form == "dictionary" and kind != pa.null():
-            try:
-                array = pa.array(found, kind).dictionary_encode()
-            except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
-                array = pa.array(found, kind)
+        if form == "dictionary" and not any(word in str(kind) for word in ("null", "view", "decimal")):  # Arrow cannot
+            array = pa.array(found, kind).dictionary_encode()
         elif form == "sliced":
             array = pa.array([None, *found, None], kind).slice(1, len(found))
         else:

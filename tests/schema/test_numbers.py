@@ -36,7 +36,10 @@ def test_an_array_holds_the_numbers_of_its_values(made: Made) -> None:
     assert numbers(array).to_list() == [read(value) for value in values]
     assert missing(array).to_list() == [is_missing(value) for value in values]
     both = pa.chunked_array([array, array])
-    assert numbers(both).to_list() == 2 * numbers(array).to_list() and missing(both).to_list() == 2 * missing(array).to_list()
+    assert (
+        numbers(both).to_list() == 2 * numbers(array).to_list()
+        and missing(both).to_list() == 2 * missing(array).to_list()
+    )
 
 
 @pytest.mark.parametrize(

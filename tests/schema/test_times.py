@@ -37,7 +37,9 @@ def near_changes(name: str) -> st.SearchStrategy[int]:
     changes = zone_named(name).local_changes.tolist()
     if not changes:
         return INSTANTS
-    return INSTANTS | st.builds(lambda at, off: at + off, st.sampled_from(changes), st.integers(-3 * 3600 * 10**6, 3 * 3600 * 10**6))
+    return INSTANTS | st.builds(
+        lambda at, off: at + off, st.sampled_from(changes), st.integers(-3 * 3600 * 10**6, 3 * 3600 * 10**6)
+    )
 
 
 @settings(max_examples=500, deadline=None)
@@ -95,8 +97,40 @@ def test_the_forms_of_text() -> None:
     assert [text for text, it_is in zoneless.items() if it_is] == list(READ)[:6]
 
 
-PART = st.sampled_from(["2024", "1969", "0000", "9999", "03", "3", "31", "00", "12", "23", "24", "59", "60", "-", ":", " ", "T", ".", "5", "123456", "Z", "UTC", "+", "+09", "+0900", "+09:00", "−"])
-ISO = st.datetimes(datetime(1900, 1, 1), datetime(2199, 1, 1), timezones=st.none() | st.timezones()).map(lambda m: m.isoformat())
+PART = st.sampled_from(
+    [
+        "2024",
+        "1969",
+        "0000",
+        "9999",
+        "03",
+        "3",
+        "31",
+        "00",
+        "12",
+        "23",
+        "24",
+        "59",
+        "60",
+        "-",
+        ":",
+        " ",
+        "T",
+        ".",
+        "5",
+        "123456",
+        "Z",
+        "UTC",
+        "+",
+        "+09",
+        "+0900",
+        "+09:00",
+        "−",
+    ]
+)
+ISO = st.datetimes(datetime(1900, 1, 1), datetime(2199, 1, 1), timezones=st.none() | st.timezones()).map(
+    lambda m: m.isoformat()
+)
 NEARLY = st.builds(
     lambda y, mo, d, sep, h, mi, s, f, o: f"{y:04d}-{mo:02d}-{d:02d}{sep}{h:02d}:{mi:02d}:{s:02d}{f}{o}",
     st.sampled_from([0, 1, 1970, 2024, 2023, 9999]), st.integers(0, 13), st.integers(0, 32), st.sampled_from(["T", " ", "t", ""]), st.integers(0, 25),
@@ -116,15 +150,30 @@ def test_a_column_and_a_request_read_the_same_texts(text: str, name: str) -> Non
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.datetimes(datetime(1970, 1, 2), datetime(2099, 12, 30)), st.sampled_from(ZONES), st.sampled_from(["s", "ms", "us", "ns"]))
+@given(
+    st.datetimes(datetime(1970, 1, 2), datetime(2099, 12, 30)),
+    st.sampled_from(ZONES),
+    st.sampled_from(["s", "ms", "us", "ns"]),
+)
 def test_types_of_times_and_their_text_are_one_instant(moment: datetime, name: str, unit: str) -> None:
     zone, oracle = zone_named(name), oracle_of(name)
     moment = moment.replace(microsecond=0)
     expected = micros(moment.replace(tzinfo=oracle))
     aware = datetime.fromtimestamp(expected / 1e6, timezone.utc)
-    own: list[Any] = [moment, moment.isoformat(), moment.isoformat(" "), aware, aware.isoformat(), np.datetime64(moment, unit)]
+    own: list[Any] = [
+        moment,
+        moment.isoformat(),
+        moment.isoformat(" "),
+        aware,
+        aware.isoformat(),
+        np.datetime64(moment, unit),
+    ]
     assert {instant_of(value, zone) for value in own} == {expected}
-    columns = [pa.array([moment], pa.timestamp(unit)), pa.array([aware], pa.timestamp(unit, "Asia/Tokyo")), pa.array([moment.isoformat()]).cast(pa.binary())]
+    columns = [
+        pa.array([moment], pa.timestamp(unit)),
+        pa.array([aware], pa.timestamp(unit, "Asia/Tokyo")),
+        pa.array([moment.isoformat()]).cast(pa.binary()),
+    ]
     assert [instants(column, zone).micros.to_list() for column in columns] == [[expected]] * 3
     day = micros(datetime(moment.year, moment.month, moment.day, tzinfo=oracle))
     assert instant_of(moment.date(), zone) == day

@@ -54,7 +54,15 @@ def test_an_array_is_spelled_like_its_values(made: Made) -> None:
 
 @given(st.integers(-(2**53) + 1, 2**53 - 1))
 def test_whole_numbers_of_all_types_are_one(value: int) -> None:
-    own: list[Any] = [value, str(value), float(value), Decimal(value), Decimal(f"{value}.00"), np.float64(value), np.int64(value)]
+    own: list[Any] = [
+        value,
+        str(value),
+        float(value),
+        Decimal(value),
+        Decimal(f"{value}.00"),
+        np.float64(value),
+        np.int64(value),
+    ]
     if abs(value) < 2**24:
         own += [np.float32(value), np.int32(value)]
     if abs(value) < 2**11:
@@ -85,7 +93,13 @@ def test_what_is_no_value_is_refused(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.list_(pa.string()), pa.struct([("a", pa.int8())]), pa.map_(pa.string(), pa.string()), pa.month_day_nano_interval()]
+    "kind",
+    [
+        pa.list_(pa.string()),
+        pa.struct([("a", pa.int8())]),
+        pa.map_(pa.string(), pa.string()),
+        pa.month_day_nano_interval(),
+    ],
 )
 def test_arrays_that_hold_no_values_are_refused(kind: pa.DataType) -> None:
     assert not can_spell(kind)
@@ -95,8 +109,14 @@ def test_arrays_that_hold_no_values_are_refused(kind: pa.DataType) -> None:
 
 def test_every_plain_type_is_read() -> None:
     assert all(can_spell(kind) for kind, _ in KINDS.values())
-    assert can_spell(pa.dictionary(pa.int8(), pa.string())) and not can_spell(pa.dictionary(pa.int8(), pa.list_(pa.string())))
-    assert spelled(pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1, 0, None], pa.int8()))).to_list() == ["true", "false", None]
+    assert can_spell(pa.dictionary(pa.int8(), pa.string())) and not can_spell(
+        pa.dictionary(pa.int8(), pa.list_(pa.string()))
+    )
+    assert spelled(pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1, 0, None], pa.int8()))).to_list() == [
+        "true",
+        "false",
+        None,
+    ]
 
 
 def test_text_that_is_not_utf8_in_a_column_of_text_is_spelled_as_bytes() -> None:
@@ -105,6 +125,8 @@ def test_text_that_is_not_utf8_in_a_column_of_text_is_spelled_as_bytes() -> None
 
 
 def test_floats_that_stand_for_several_whole_numbers() -> None:
-    assert [is_inexact(v) for v in (2.0**53, -(2.0**53), 2.0**53 - 1, 2**60, "x", None, True)] == [True, True] + [False] * 5
+    assert [is_inexact(v) for v in (2.0**53, -(2.0**53), 2.0**53 - 1, 2**60, "x", None, True)] == [True, True] + [
+        False
+    ] * 5
     assert is_inexact(np.float32(2**24)) and not is_inexact(np.float32(2**24 - 1))
     assert is_inexact(np.float16(2048)) and not is_inexact(np.float16(2047))

@@ -382,7 +382,7 @@ def _write_rows(source: _Source, plan: _Plan, stamp: Stamp, clean: Path, quarant
             bad = marked.select(pl.any_horizontal(every).alias("bad"))["bad"]
             if bool(bad.any()):
                 broken_rows = marked.filter(bad).select(every)
-                bad_batch = batch.filter(bad.to_arrow())
+                bad_batch = _rows_where(batch, bad.to_arrow())
                 _count(broken_rows, counts.reasons)
                 _exemplify(broken_rows, bad_batch, source, counts.examples)
                 bad_rows.write(bad_batch, broken_rows)
@@ -411,6 +411,16 @@ def _write_rows(source: _Source, plan: _Plan, stamp: Stamp, clean: Path, quarant
                     out.write_table(piece.to_arrow().cast(arrow))
     if writers:
         shutil.rmtree(scratch)
+
+
+def _rows_where(rows: pa.RecordBatch, kept: pa.BooleanArray) -> pa.RecordBatch:
+    """Some rows, with the types that they have. Arrow itself cannot choose among texts and bytes of its view types."""
+    plain = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+    columns = [
+        values.cast(plain[values.type]).filter(kept).cast(values.type) if values.type in plain else values.filter(kept)
+        for values in rows.columns
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=rows.schema)
 
 
 def _count(broken_rows: pl.DataFrame, into: dict[str, int]) -> None:

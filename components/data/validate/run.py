@@ -100,7 +100,9 @@ def judge(findings: list[Finding], split: SplitResult, profile: Profile) -> Verd
     ]
     said = f"{len(warnings)} warning{'s' if len(warnings) != 1 else ''} ({_named(warnings)})" if warnings else ""
     if critical:
-        headline = f"failed: {len(critical)} critical rule{'s' if len(critical) != 1 else ''} broken ({_named(critical)})"
+        headline = (
+            f"failed: {len(critical)} critical rule{'s' if len(critical) != 1 else ''} broken ({_named(critical)})"
+        )
         headline += f" and {said}" if said else ""
     else:
         quarantined = f", {split.rows_quarantined:,} in quarantine" if split.rows_quarantined else ""
