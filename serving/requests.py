@@ -113,7 +113,7 @@ class RequestParser:
         """
         if not isinstance(value, dict):
             raise RequestError(f"{path} must be an object, not {_kind(value)}", field=path)
-        if None in value.values():
+        if any([v is None for v in value.values()]):
             value = {name: v for name, v in value.items() if v is not None or name not in OPTIONAL}
         if "rows" in value:
             return self._parse_rows(value, path)

@@ -112,6 +112,7 @@ def profile_log(clean_dir: Path | str, *, reference: Mapping[str, Any] | None = 
     labels = _partition_labels(base, schema)
     rows: list[dict[str, Any]] = []
     known = dict(reference["features"]) if reference else {}
+    widened = bool(reference and reference.get("widened", True))
     saved: dict[str, Any] = {}
     histograms: dict[str, dict[str, Any]] = {}
     for feature in track(features, stage="validate", total=len(features), label="profile"):
@@ -121,7 +122,7 @@ def profile_log(clean_dir: Path | str, *, reference: Mapping[str, Any] | None = 
         whole = Bins.of_reference(counts, ids)
         saved[feature.name] = whole.to_json(counts, secret=feature.secret)
         if feature.name in known:
-            _against(rows, feature, known[feature.name], path, base, widened=reference.get("widened", True))
+            _against(rows, feature, known[feature.name], path, base, widened=widened)
         histograms[feature.name] = _histogram(feature, whole, counts)
     _judge_log(rows[0], base, schema, reference)
     click_rate = float(base[LABEL].cast(pl.Float64).mean() or 0.0)  # type: ignore[arg-type]
