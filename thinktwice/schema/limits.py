@@ -16,9 +16,8 @@ MAX_TEXT = 512  # characters (Unicode code points) of an id or a category
 MAX_SEQUENCE = 1000  # values of a sequence in a raw row of a request; a schema allows 200
 NUMBER_LIMIT = 1e300  # a number lies strictly between minus this and this
 FLOAT32_LIMIT = 2.0**128 - 2.0**103  # an entry of a vector is smaller in size: from here on float32 rounds to infinity
-EARLIEST_US = (
-    0  # 1970: impressions before the epoch are wrong units or broken clocks; logs with relative time start at 0
-)
+#: 1970: impressions before the epoch are wrong units or broken clocks; logs with relative time start at 0.
+EARLIEST_US = 0
 LATEST_US = 4_102_444_800_000_000  # 2100
 INTEGERS = (-(2**63), 2**64 - 1)  # whole numbers of a request: JSON readers turn larger ones into floats
 
