@@ -21,6 +21,7 @@ from thinktwice.data.encoded import EncodedRows
 from thinktwice.errors import BundleError
 from thinktwice.files import atomic_file
 from thinktwice.models.backbone import Backbone
+from thinktwice.threads import reproducible
 
 HEADS_FILE = "heads.safetensors"
 RIDGE = 1e-3  # of the mean square of the hidden state
@@ -61,6 +62,7 @@ class FieldHeads:
             ) from error
 
 
+@reproducible()
 @torch.inference_mode()
 def fit_heads(model: Backbone, train: EncodedRows, open_fields: np.ndarray, *, seed: int = 0) -> FieldHeads:
     """Fit the heads of the fields ``open_fields`` [n] (columns) on at most ``MAX_ROWS`` training rows, spread evenly."""
