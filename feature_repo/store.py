@@ -1,4 +1,4 @@
-"""The feature store of one model version, as a folder that can be moved: tables, registry, online store, description.
+"""The feature store of one feature version, as a folder that can be moved: tables, registry, online store, description.
 
 The folder is built aside and renamed when it is complete and its online answers equal its tables. A predictor that
 holds the folder of before keeps its own registry and is never refused while the next one is filled.
@@ -38,7 +38,7 @@ SCHEMA_FILE = "schema.yaml"
 CONFIG_FILE = "feature_store.yaml"
 REGISTRY_FILE = "registry.db"
 DATA = "data"
-FORMAT = 1
+FORMAT = 2
 #: Where the online Redis lives when no address is given; also read by Feast itself whenever it opens the folder.
 REDIS_VARIABLE = "THINKTWICE_REDIS_ADDRESS"
 WRITE_BATCH = 10_000  # rows per online write; without it Feast builds one message per cell of the whole table at once
@@ -64,7 +64,7 @@ class FeatureStoreInfo:
     format: int
     feature_service: str
     project: str
-    model_version: str
+    feature_version: str
     schema_name: str
     online_store: OnlineKind
     join_keys: dict[str, str]  # entity -> key column
@@ -78,7 +78,7 @@ def build(
     clean_dir: Path | str,
     out_dir: Path | str,
     *,
-    model_version: str,
+    feature_version: str,
     online: str = "sqlite",
     redis_address: str = "",
 ) -> FeatureStoreInfo:
@@ -87,7 +87,7 @@ def build(
     Args:
         clean_dir: clean log with its schema.
         out_dir: folder to write; an existing one is replaced when the new one is complete.
-        model_version: names the feature service.
+        feature_version: names the feature service; see :func:`thinktwice.data.feature_tables.feature_version`.
         online: ``sqlite`` (a file in the folder) or ``redis``.
         redis_address: ``host:port`` of the Redis; empty takes it from ``THINKTWICE_REDIS_ADDRESS``, at every opening.
 
@@ -108,13 +108,13 @@ def build(
         compared = 0
         service = ""
         if tables.specs:
-            write_config(folder, project_name(schema, model_version), kind, redis_address)
-            service, compared = _apply_and_materialize(folder, schema, model_version, tables)
+            write_config(folder, project_name(schema, feature_version), kind, redis_address)
+            service, compared = _apply_and_materialize(folder, schema, feature_version, tables)
         info = FeatureStoreInfo(
             format=FORMAT,
             feature_service=service,
-            project=project_name(schema, model_version),
-            model_version=model_version,
+            project=project_name(schema, feature_version),
+            feature_version=feature_version,
             schema_name=schema.name,
             online_store=kind,
             join_keys={spec.entity: spec.key for spec in tables.specs},
@@ -236,10 +236,10 @@ def open_store(folder: Path) -> Iterator[FeatureStore]:
 
 
 def _apply_and_materialize(
-    folder: Path, schema: LogSchema, model_version: str, tables: FeatureTables
+    folder: Path, schema: LogSchema, feature_version: str, tables: FeatureTables
 ) -> tuple[str, int]:
     """Returns the name of the feature service and how many online values were compared with the tables."""
-    definitions = define(schema, model_version, PurePosixPath(DATA))
+    definitions = define(schema, feature_version, PurePosixPath(DATA))
     assert definitions.service is not None
     with open_store(folder) as store, feast_engine(folder), quiet():
         store.apply(definitions.objects())

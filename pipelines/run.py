@@ -33,7 +33,11 @@ Event = dict[str, Any]
 
 
 class RunArguments(BaseModel):
-    """What one run of the pipeline is asked to do; the fields are those of the graph (`ctr_training.py`)."""
+    """What one run of the pipeline is asked to do; the fields are those of the graph (`ctr_training.py`).
+
+    `seed` is the one seed of a run: each step is given it where the step depends on it, so that another seed repeats no more
+    than it must.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -152,6 +156,8 @@ def only_run(work_dir: Path) -> Iterator[None]:
 
 
 def _write_request(arguments: RunArguments, work_dir: Path, state_dir: Path, run_dir: Path) -> Path:
+    from thinktwice.data.sources.registry import source_named
+
     for folder in (run_dir / "tmp", work_dir / "pipeline", work_dir / "reuse", state_dir):
         folder.mkdir(parents=True, exist_ok=True)
     paths = {
@@ -163,6 +169,8 @@ def _write_request(arguments: RunArguments, work_dir: Path, state_dir: Path, run
         "arguments": {
             **arguments.model_dump(),
             **paths,
+            "data_seed": arguments.seed if source_named(arguments.source).seeded else 0,
+            "split_seed": arguments.seed if arguments.split == "random" else 0,
             "state_dir": str(state_dir),
             "code_version": code_version(),
             "data_version": data_version(*paths.values()),

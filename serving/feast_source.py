@@ -54,7 +54,7 @@ def open_feast(folder: Path | str, service: str) -> tuple[Any, Any]:
         known = ", ".join(sorted(s.name for s in store.list_feature_services())) or "none"
         raise FeatureStoreError(
             f"feature store {folder} has no feature service {service!r} (it has: {known}): "
-            "materialize the features of this model version"
+            "give the feature store that the model was trained on"
         ) from error
 
 

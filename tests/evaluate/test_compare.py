@@ -236,6 +236,7 @@ def test_evaluating_twice_gives_the_same_bundle(
             test_time_dir=finished / "test_time-good",
             snapshot_id="0" * 16,
             model_version="world-twice",
+            feature_version="world-twice",
             package_version="0.1.0",
         )
         hashes.add(bundle_hash(tmp_path / f"bundle-{name}"))
@@ -271,6 +272,7 @@ def test_an_accepted_candidate_is_what_ships(finished: Path, tmp_path: Path) -> 
         test_time_dir=folder,
         snapshot_id="0" * 16,
         model_version="world-on",
+        feature_version="world-on",
         package_version="0.1.0",
     )
     content = evaluate_bundles(tmp_path / "bundle", finished / "set")

@@ -88,6 +88,7 @@ class Source:
     path_help: str
     open: Callable[[Path | None, int, int], Reading]
     has_schema: bool = True
+    seeded: bool = False  # whether the rows depend on the seed
 
 
 def known_column(name: str, columns: list[str]) -> str:
