@@ -7,8 +7,6 @@ TORCH := $(shell grep '^torch==' requirements.lock)
 UV := $(shell grep '^uv==' requirements.lock)
 DATASET ?= ml-1m
 
-# Two cores are the machine everything is measured on; more threads than cores make TorchServe's workers thrash.
-export OMP_NUM_THREADS ?= 2
 export GX_ANALYTICS_ENABLED := false
 # Every pipeline step is a process: compiled modules save seconds in each.
 unexport PYTHONDONTWRITEBYTECODE

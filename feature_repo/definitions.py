@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from feature_repo.sdk import load_sdk
 from thinktwice.data.feature_tables import (
     CREATED_TIMESTAMP,
     EVENT_TIMESTAMP,
@@ -19,7 +20,6 @@ from thinktwice.data.feature_tables import (
     feature_service_name,
     table_specs,
 )
-from thinktwice.imports import without_typeguard
 from thinktwice.schema import LogSchema
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def project_name(schema: LogSchema, feature_version: str) -> str:
 
 def define(schema: LogSchema, feature_version: str, data_dir: PurePath) -> Definitions:
     """Build the Feast objects; the sources read ``<data_dir>/<table>.parquet``."""
-    with without_typeguard():
-        from feast import Entity, FeatureService, ValueType
+    load_sdk()
+    from feast import Entity, FeatureService, ValueType
 
     specs = table_specs(schema)
     if not specs:

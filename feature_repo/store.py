@@ -22,11 +22,11 @@ import yaml
 
 from feature_repo.definitions import define, project_name
 from feature_repo.readback import compare_online
+from feature_repo.sdk import load_sdk
 from feature_repo.tables_engine import feast_engine
 from thinktwice.data.feature_tables import FeatureTables, build_feature_tables, table_specs
 from thinktwice.errors import FeatureStoreError
 from thinktwice.files import atomic_dir, read_json, write_json
-from thinktwice.imports import without_typeguard
 from thinktwice.progress import note, track
 from thinktwice.schema import LogSchema, load_schema
 
@@ -220,8 +220,8 @@ def write_config(folder: Path, project: str, online: OnlineKind, redis_address: 
 @contextlib.contextmanager
 def open_store(folder: Path) -> Iterator[FeatureStore]:
     """Open the Feast store of a folder; its online connection is closed at the end."""
-    with without_typeguard():
-        from feast import FeatureStore
+    load_sdk()
+    from feast import FeatureStore
 
     store = FeatureStore(repo_path=str(folder))
     try:

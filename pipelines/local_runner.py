@@ -2,8 +2,9 @@
 
 It runs the graph under KFP's local runner with everything KFP and the steps print going to its own stdout (the caller
 points that at a log file), and writes what happened to a result file. KFP's local runner returns only declared pipeline
-outputs, so two of its functions are wrapped here, and nowhere else: the one that executes a task (to learn which task
-runs and what it gave) and the one that finds the cache (to use one that looks at the content of a folder).
+outputs, so two of its functions are wrapped here: the one that executes a task (to learn which task runs and what it
+gave) and the one that finds the cache (to use one that looks at the content of a folder). A third, which starts the process
+of a step, is replaced in `warm_steps.py`. Nothing else of it is touched.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from kfp.local import cache as kfp_cache
 from kfp.local import status
 from kfp.local.orchestrator import task_executor
 
+from pipelines import warm_steps
 from pipelines.ctr_training import build_pipeline
 from pipelines.local_cache import CheckedCache
 from thinktwice import progress
@@ -99,6 +101,7 @@ def main(request_file: str) -> int:
     recorder = Recorder(cache, Path(os.environ[progress.VARIABLE]))
     kfp_cache.get_local_cache = lambda: cache
     task_executor.execute_single_task = recorder.execute
+    warm_steps.install()
     local.init(
         runner=local.SubprocessRunner(use_venv=False),
         pipeline_root=request["pipeline_root"],

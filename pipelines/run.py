@@ -24,6 +24,7 @@ from thinktwice.console.events import EventTail
 from thinktwice.console.processes import python_command, start, stop
 from thinktwice.errors import PipelineError
 from thinktwice.files import atomic_file, full_disk_named, read_json, write_json
+from thinktwice.threads import thread_environment
 
 POLL = 0.1  # seconds between two looks at a running pipeline
 LAST_RUN = "last_run.json"
@@ -114,6 +115,7 @@ def run_local(
                 [str(Path(pipelines.__path__[0]).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
             ),
             "PYTHONUNBUFFERED": "1",
+            **thread_environment(),
             # KFP leaves a folder in the temporary one for every step; this one is removed with them in it.
             "TMPDIR": str(run_dir / "tmp"),
         }
