@@ -130,8 +130,10 @@ def _in_child(call: StepCall, variables: Mapping[str, str], parent: int, reader:
     for descriptor in (1, 2):
         os.dup2(writer, descriptor)
     os.close(writer)
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="replace", buffering=1, closefd=False)
-    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="replace", buffering=1, closefd=False)
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        stream = open(descriptor, "w", encoding="utf-8", errors="replace", buffering=1, closefd=False)  # noqa: SIM115
+        for attribute in (name, f"__{name}__"):
+            setattr(sys, attribute, stream)
     root = logging.getLogger()
     root.handlers.clear()
     root.setLevel(logging.WARNING)

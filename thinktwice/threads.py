@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from thinktwice.errors import ResourceError
 
@@ -55,16 +56,17 @@ def reproducible() -> Iterator[None]:
 
     count = num_threads()
     threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic
+    fill = settings.fill_uninitialized_memory
     if threads != count:
         torch.set_num_threads(count)
     if not torch.cuda.is_available():  # on a GPU some sums have no ordered form
         torch.set_deterministic_debug_mode("error")
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
+        settings.fill_uninitialized_memory = False  # a debugging aid that costs time
     try:
         yield
     finally:
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        settings.fill_uninitialized_memory = fill
         torch.set_deterministic_debug_mode(mode)
         if threads != count:
             torch.set_num_threads(threads)
