@@ -20,6 +20,10 @@ from thinktwice.errors import ServerError
 from thinktwice.files import atomic_file
 
 MADE_UP = 200  # different requests when none are given
+LOGGED = (
+    "A server that keeps a prediction log has written these requests after part_seconds (60 seconds by default), or when it "
+    "stops."
+)
 
 
 def load(
@@ -61,13 +65,17 @@ def load(
     if requests is not None:
         asked = read_requests(requests)
     else:
+        from serving.load.context import typical_contexts
         from thinktwice.bundle import SCHEMA_FILE
         from thinktwice.champion import require_champion
         from thinktwice.schema import load_schema
 
         champion = require_champion(state, "--state or --requests")
         schema = load_schema(champion.bundle_dir / SCHEMA_FILE)
-        asked = requests_of(champion.feature_store_dir, schema, count=MADE_UP, candidates=candidates, seed=seed)
+        contexts = typical_contexts(champion.bundle_dir, count=MADE_UP, seed=seed)
+        asked = requests_of(
+            champion.feature_store_dir, schema, count=MADE_UP, candidates=candidates, seed=seed, contexts=contexts
+        )
     target = Target(url, asked, protocol, None if deadline_ms is None else deadline_ms / 1000)
     if warm_up:
         first = closed_loop(target, connections, warm_up)
@@ -102,6 +110,7 @@ def _tell(done: list[Step], json_out: Path | None, plot_out: Path | None) -> Non
     console.print(table(done))
     for step in done:
         console.print(f"{step.name:>12} {strip(step)}", highlight=False)
+    console.print(LOGGED, soft_wrap=True)
     problems = trouble(done)
     for sentence in problems:
         console.print(sentence)
