@@ -97,11 +97,11 @@ def main(request_file: str) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.getLogger().setLevel(logging.INFO)
     request = read_json(request_file)
+    warm_steps.install()
     cache = CheckedCache(request["cache_root"])
     recorder = Recorder(cache, Path(os.environ[progress.VARIABLE]))
     kfp_cache.get_local_cache = lambda: cache
     task_executor.execute_single_task = recorder.execute
-    warm_steps.install()
     local.init(
         runner=local.SubprocessRunner(use_venv=False),
         pipeline_root=request["pipeline_root"],

@@ -21,13 +21,13 @@ from pipelines.local_remains import remove_unfinished
 from pipelines.versions import code_version, data_version
 from thinktwice import progress
 from thinktwice.console.events import EventTail
+from thinktwice.console.options import LAST_RUN
 from thinktwice.console.processes import python_command, start, stop
 from thinktwice.errors import PipelineError
 from thinktwice.files import atomic_file, full_disk_named, read_json, write_json
 from thinktwice.threads import thread_environment
 
 POLL = 0.1  # seconds between two looks at a running pipeline
-LAST_RUN = "last_run.json"
 MAX_REASONS = 3  # of a refusal, in one sentence; the report has them all
 
 Event = dict[str, Any]

@@ -239,9 +239,7 @@ def _refuse_unknown(
             shown = name if len(name) <= 64 else name[:64] + "..."
             known = ", ".join(sorted(allowed))
             hint = f" ({found})" if (found := elsewhere(name)) else ""
-            raise RequestError(
-                f"{path} has an unknown key {shown!r}{hint}: known are {known}", field=f"{path}.{shown}"
-            )
+            raise RequestError(f"{path} has an unknown key {shown!r}{hint}: known are {known}", field=f"{path}.{shown}")
 
 
 def _optional(value: Mapping[str, Any], name: str, path: str, check: Callable[[Any, str], Any]) -> Any:

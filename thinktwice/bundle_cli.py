@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from thinktwice.console.output import tell
+
 app = typer.Typer(no_args_is_help=True, help="Bundles: sign them, and check signatures and hashes.")
 
 Folder = Annotated[Path, typer.Argument(help="Bundle folder.")]
@@ -18,8 +20,8 @@ def keygen(out: Annotated[Path, typer.Option(help="Folder for the two files.")])
     from thinktwice.signing import SIGNING_KEY, TRUSTED_KEYS, make_keys
 
     private, public = make_keys(out)
-    typer.echo(f"{private}: keep it secret; name it in {SIGNING_KEY} where models are packaged")
-    typer.echo(f"{public}: give it to predictors; name it, or a folder of several, in {TRUSTED_KEYS}")
+    tell(f"{private}: keep it secret; name it in {SIGNING_KEY} where models are packaged")
+    tell(f"{public}: give it to predictors; name it, or a folder of several, in {TRUSTED_KEYS}")
 
 
 @app.command()
@@ -29,7 +31,7 @@ def sign(bundle: Folder, key: Annotated[Path, typer.Option(help="File of the pri
     from thinktwice.signing import sign_bundle
 
     verify_bundle(bundle)
-    typer.echo(f"signed with the key {sign_bundle(bundle, key).key_id}")
+    tell(f"signed with the key {sign_bundle(bundle, key).key_id}")
 
 
 @app.command()
@@ -49,4 +51,4 @@ def verify(
     trusted = tuple(key) if key else trusted_keys()
     signed = f"signed with the key {verify_signature(bundle, trusted)}" if trusted else "its signature was not checked"
     manifest = verify_bundle(bundle)
-    typer.echo(f"{manifest.model_version}: whole, bundle {bundle_hash(bundle)[:12]}, {signed}")
+    tell(f"{manifest.model_version}: whole, bundle {bundle_hash(bundle)[:12]}, {signed}")

@@ -12,6 +12,8 @@ import typer
 from typer.core import TyperGroup
 
 from thinktwice import __version__
+from thinktwice.console.help import with_plain_help
+from thinktwice.console.stop import on_stop, stop_sentence
 from thinktwice.errors import ResourceError, ThinktwiceError
 
 GROUP = "thinktwice.commands"
@@ -47,7 +49,7 @@ def _command_of(point: EntryPoint) -> Any:
         single.command(point.name)(verb)
         command = typer.main.get_command(single)
     command.name = point.name
-    return command
+    return with_plain_help(command)
 
 
 app = typer.Typer(
@@ -74,8 +76,9 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(
             signal.SIGINT, signal.default_int_handler
         )  # a job in the background can be stopped like any other
+    on_stop()
     try:
-        typer.main.get_command(app).main(args=arguments, prog_name="thinktwice")
+        with_plain_help(typer.main.get_command(app)).main(args=arguments, prog_name="thinktwice")
     except ThinktwiceError as error:
         _say(str(error))
         return 1
@@ -92,13 +95,20 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
         if code == INTERRUPTED and QUIET_STOP not in os.environ:
-            _say("stopped; nothing half-written is left, run it again to go on")
+            _say(stop_sentence())
         return code
     return 0
 
 
 def _say(sentence: str) -> None:
-    print(f"thinktwice: {sentence}", file=sys.stderr)  # noqa: T201
+    """One line on stderr; on a terminal broken between words."""
+    text = f"thinktwice: {sentence}"
+    if sys.stderr.isatty():
+        from thinktwice.console.output import console_here, say
+
+        say(console_here(stderr=True), text)
+    else:
+        print(text, file=sys.stderr)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from thinktwice.evaluate.charts import nice_ticks
 from thinktwice.evaluate.compare import evaluate
 from thinktwice.evaluate.package import write_candidate
 from thinktwice.evaluate.report import render
-from thinktwice.evaluate.table import metrics_table
+from thinktwice.evaluate.table import print_metrics
 from thinktwice.files import read_json
 from thinktwice.models import load_model
 from thinktwice.models.blocks import one_thread
@@ -113,7 +113,7 @@ def test_scenarios_reach_the_report(finished: Path, tmp_path: Path) -> None:
     assert sum(s["rows"] for s in content["scenarios"]) == content["rows"]
     assert read_json(tmp_path / "out" / "evaluation.json")["scenarios"] == content["scenarios"]
     console = Console(width=120, record=True, file=StringIO())
-    console.print(metrics_table(content))
+    print_metrics(console, content)
     assert "device d1 (3" in console.export_text()
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "<h2>Scenarios</h2>" in text and "device d2" in text

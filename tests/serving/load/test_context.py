@@ -37,7 +37,9 @@ def shares(bundle: Path, contexts: list[dict]) -> dict[str, tuple[np.ndarray, np
     encoded = encoder.encode_table(training_rows(1).to_arrow()).take(np.zeros(len(requests), np.int64))
     missing = {f.name: np.zeros(len(requests), bool) for f in encoder.columns if f.kind == "categorical"}
     missing["slot"] = frame["slot"].is_null().to_numpy()
-    found = row_bins(encoder, type(encoded)(**{**vars(encoded), "ids": rows.ids.numpy()}), missing, {"cover": np.zeros(0)})
+    found = row_bins(
+        encoder, type(encoded)(**{**vars(encoded), "ids": rows.ids.numpy()}), missing, {"cover": np.zeros(0)}
+    )
     profile = {f.name: np.array(f.train.counts) for f in read_profile(bundle).fields}
     return {
         name: (

@@ -1,0 +1,145 @@
+"""What commands print: sentences that break between words, and tables that cut no name.
+
+A terminal may be narrow. A table that does not fit is shown record by record, one `name: value` a line. Where there is no
+terminal (a pipe, a CI log) everything is laid out for `LOG_WIDTH` columns.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+LOG_WIDTH = 120  # columns where there is no terminal to ask
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) != "\n"}
+ROOMY = 18  # columns that a column of free text gets at least before the table counts as too wide
+
+
+def plain(text: str) -> str:
+    """The text with control characters written out: what comes from a log or a request must not steer the terminal."""
+    return text.translate(_CONTROLS)
+
+
+def console_here(*, stderr: bool = False) -> Console:
+    """The console of a command: as wide as the terminal, or wide enough to read where there is none."""
+    console = Console(highlight=False, stderr=stderr)
+    return console if console.is_terminal else Console(highlight=False, stderr=stderr, width=LOG_WIDTH)
+
+
+def say(console: Console, sentence: str | Text, *, indent: int = 0, style: str = "") -> None:
+    """Print a sentence. Lines break between words; a word that is wider than the console is left whole."""
+    text = Text(plain(sentence), style=style) if isinstance(sentence, str) else sentence
+    width = max(1, console.width - indent)
+    for line in text.split("\n", allow_blank=True):
+        for part in _wrapped(line, width):
+            console.print(Text(" " * indent).append_text(part), soft_wrap=True)
+
+
+def _wrapped(line: Text, width: int) -> list[Text]:
+    """The line in parts of at most `width` columns. rich itself breaks a word that is wider, or cuts it."""
+    parts, start, end, taken = [], 0, 0, 0
+    for word in re.finditer(r"\s*\S+", line.plain):
+        if end > start and taken + cell_len(word[0]) > width:
+            parts.append(line[start:end])
+            start = word.start() + len(word[0]) - len(word[0].lstrip())
+            taken = 0
+        taken += cell_len(line.plain[max(start, word.start()) : word.end()])
+        end = word.end()
+    parts.append(line[start:end])
+    return parts
+
+
+def tell(sentence: str, *, indent: int = 0) -> None:
+    """Print a sentence on stdout; where that is no terminal, in one line."""
+    if sys.stdout.isatty():
+        say(console_here(), sentence, indent=indent)
+    else:
+        print(" " * indent + plain(sentence))  # noqa: T201
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table. A `wraps` column holds free text, which may take several lines; the others are never cut."""
+
+    name: str
+    right: bool = True
+    wraps: bool = False
+
+
+@dataclass(frozen=True)
+class Record:
+    """A row of a table: a cell a column, and a style for all of it."""
+
+    cells: Sequence[str | Text]
+    style: str = ""
+
+
+def print_table(console: Console, columns: Sequence[Column], records: Sequence[Record], *, title: str = "") -> None:
+    """Print a table, or its records one after the other where it does not fit the width."""
+    if title:
+        say(console, title, style="bold")
+    table = _table(columns, records)
+    if _fits(console, table, columns, records):
+        console.print(table)
+        return
+    for record in records:
+        _print_record(console, columns, record)
+
+
+def _table(columns: Sequence[Column], records: Sequence[Record]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.show_header = any(column.name for column in columns)
+    for place, column in enumerate(columns):
+        table.add_column(
+            Text(column.name),
+            justify="right" if column.right else "left",
+            no_wrap=not column.wraps,
+            overflow="fold",
+            min_width=_least(place, column, records) if column.wraps else None,
+        )
+    for record in records:
+        cells: list[RenderableType] = [_cell(c) for c in record.cells]
+        table.add_row(*cells, style=record.style)
+    return table
+
+
+def _fits(console: Console, table: Table, columns: Sequence[Column], records: Sequence[Record]) -> bool:
+    """Whether every cell has its whole width, and free text a readable one."""
+    widest = Measurement.get(console, console.options.update(width=10_000), table).maximum
+    spare = 0
+    for place, column in enumerate(columns):
+        if column.wraps:
+            needed = max([cell_len(column.name), *(_cell(record.cells[place]).cell_len for record in records)])
+            spare += max(0, needed - _least(place, column, records))
+    return widest - spare <= console.width
+
+
+def _least(place: int, column: Column, records: Sequence[Record]) -> int:
+    """Columns that a column of free text needs: its longest word, and `ROOMY` if the text is as long."""
+    texts = [column.name, *(_cell(record.cells[place]).plain for record in records)]
+    longest = max((cell_len(word) for text in texts for word in text.split()), default=0)
+    return max(longest, min(ROOMY, max(map(cell_len, texts))))
+
+
+def _cell(cell: str | Text, style: str = "") -> Text:
+    return Text(plain(cell).replace("\n", "\\n"), style=style) if isinstance(cell, str) else cell
+
+
+def _print_record(console: Console, columns: Sequence[Column], record: Record) -> None:
+    """The first cell as a heading, and the others below it by name; empty ones are left out."""
+    head, *rest = record.cells
+    title = _cell(head).copy()
+    title.stylize("bold")
+    say(console, title if title.plain.strip() else Text("(no name)", style="dim"))
+    for column, cell in zip(columns[1:], rest, strict=True):
+        value = _cell(cell, record.style)
+        if value.plain.strip():
+            name = " ".join(column.name.split())
+            say(console, Text(f"{name}: ", style="dim") + value if name else value, indent=2)
