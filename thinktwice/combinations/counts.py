@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from thinktwice.combinations.sketch import Frequencies, FrequencySketch, mix
+from thinktwice.combinations.sketch import Frequencies, FrequencySketch
 from thinktwice.errors import BundleError
 from thinktwice.files import atomic_file
 from thinktwice.mapped import map_tensors
+from thinktwice.splitmix import mix
 
 COMBINATIONS_FILE = "combinations.safetensors"
 KAPPA = {2: 5.0, 3: 3.0}  # count at which a combination of that many values is half supported

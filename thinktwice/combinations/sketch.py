@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from thinktwice.splitmix import mix
+
 CHUNK = 1 << 20  # keys that are added at once
 GHOSTS = 100_000
 CONFIDENCE = 0.95  # share of keys whose lower bound holds
@@ -20,14 +22,6 @@ _MULTIPLIERS = np.array(
     [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64
 )  # odd; one per row of cells
 DEPTH = len(_MULTIPLIERS)
-
-
-def mix(key: np.ndarray) -> np.ndarray:
-    """Well mixed 64-bit keys (the finaliser of SplitMix64); one to one."""
-    z = key + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
 
 
 @dataclass
