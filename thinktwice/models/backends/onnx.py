@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thinktwice.errors import BundleError
+from thinktwice.errors import BundleError, reason
 from thinktwice.files import atomic_file
 from thinktwice.models.backbone import Backbone
 from thinktwice.models.backends.backend import Embedded, MakeBackend
@@ -102,5 +102,5 @@ def load(folder: Path | str) -> MakeBackend:
     try:
         session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its own exception classes share no base
-        raise BundleError(f"{path} cannot be read ({error}): package the model again") from error
+        raise BundleError(f"{path} cannot be read ({reason(error)}): package the model again") from error
     return lambda model, table, fill: Onnx(model, table, fill, session)
