@@ -25,9 +25,9 @@ def check_arguments(arguments: RunArguments) -> None:
         DataError: unknown source, or a log that is not where it was said to be. SchemaError: a wrong schema file.
         PipelineError: unknown recipe, or no address of the Redis.
     """
-    from thinktwice.feature_store import REDIS_ADDRESS
     from thinktwice.data.sources.raw_log import schema_beside
     from thinktwice.data.sources.registry import source_named
+    from thinktwice.feature_store import REDIS_ADDRESS
     from thinktwice.schema import load_schema
 
     source = source_named(arguments.source)

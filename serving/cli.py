@@ -48,7 +48,8 @@ def serve(
     oldest_release: Annotated[
         datetime | None,
         typer.Option(
-            help="Refuse a release that was written before this time (UTC).", show_default="release.oldest of the settings"
+            help="Refuse a release that was written before this time (UTC).",
+            show_default="release.oldest of the settings",
         ),
     ] = None,
     pinned_release: Annotated[
@@ -173,10 +174,10 @@ def openapi(
 ) -> None:
     """Print what the predictor of a model accepts and answers, as an OpenAPI 3.1 document."""
     from serving.openapi import document
-    from thinktwice.bundle import SCHEMA_FILE, verify_bundle
+    from thinktwice.bundle import verify_bundle
     from thinktwice.champion import MODEL_NAME, require_champion
     from thinktwice.files import atomic_file
-    from thinktwice.schema import load_schema
+    from thinktwice.schema import SCHEMA_FILE, load_schema
 
     if bundle is None:
         bundle = require_champion(state, "--bundle").bundle_dir

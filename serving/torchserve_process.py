@@ -108,7 +108,9 @@ def running(
         try:
             config = config or load_config()
             (work / "models").mkdir()
-            model = stage(archive, feature_store, work / "models" / MODEL_NAME, config.release, trusted_keys(), handler=handler)
+            model = stage(
+                archive, feature_store, work / "models" / MODEL_NAME, config.release, trusted_keys(), handler=handler
+            )
             with signals_later():  # an interrupt between the birth of the child and its name would orphan it
                 server = _launch(model, port, log, java_home, work, config)
             _wait_until_scored(server, limit, progress)

@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Annotated, BinaryIO, Literal
 
@@ -53,7 +54,29 @@ SETTINGS = frozenset(
         "useJobTicket",
     }
 )
-CODE = frozenset(".py .pyc .pyd .pth .so .dll .dylib .jar .class .sh .whl .egg .pkl .pt .pth .bin .txt .zip .mar".split())
+CODE = frozenset(
+    [
+        ".py",
+        ".pyc",
+        ".pyd",
+        ".pth",
+        ".so",
+        ".dll",
+        ".dylib",
+        ".jar",
+        ".class",
+        ".sh",
+        ".whl",
+        ".egg",
+        ".pkl",
+        ".pt",
+        ".pth",
+        ".bin",
+        ".txt",
+        ".zip",
+        ".mar",
+    ]
+)
 
 MOST_DIRECTORY = 64 << 10  # bytes of the zip's directory, a hundred times that of an archive
 MOST_SMALL = 64 << 10  # bytes of TorchServe's manifest and of the settings
@@ -71,19 +94,19 @@ class _Strict(BaseModel):
 class MarModel(_Strict):
     """The model in TorchServe's manifest; nothing else may be named there, no envelope, no requirements, no other file."""
 
-    modelName: Annotated[str, Field(pattern=f"^{MODEL_NAME}$")]  # noqa: N815 - names of TorchServe
-    modelVersion: str  # noqa: N815
+    modelName: Annotated[str, Field(pattern=f"^{MODEL_NAME}$")]
+    modelVersion: str
     handler: str
-    configFile: Annotated[str, Field(pattern=f"^{SETTINGS_FILE}$")]  # noqa: N815
+    configFile: Annotated[str, Field(pattern=f"^{SETTINGS_FILE}$")]
 
 
 class MarManifest(_Strict):
     """Content of ``MAR-INF/MANIFEST.json``."""
 
-    createdOn: str  # noqa: N815
+    createdOn: str
     runtime: Literal["python"]
     model: MarModel
-    archiverVersion: str  # noqa: N815
+    archiverVersion: str
 
 
 @dataclass(frozen=True)
@@ -150,7 +173,9 @@ class Archive:
             if target is not None:
                 target.write(block)
         if left:
-            raise BundleError(f"archive {self.path}: {name} does not have the {entry.size} bytes of its manifest: {FIX}")
+            raise BundleError(
+                f"archive {self.path}: {name} does not have the {entry.size} bytes of its manifest: {FIX}"
+            )
         check_digest(f"archive {self.path}", name, digest.hexdigest(), entry, FIX)
 
     def _blocks(self, name: str) -> Iterator[bytes]:
@@ -187,7 +212,7 @@ def open_archive(path: Path, expected: FileEntry | None = None, *, handler: str 
         yield found
 
 
-def _check_whole(path: Path, file: BinaryIO, expected: FileEntry) -> None:
+def _check_whole(path: Path, file: BufferedReader, expected: FileEntry) -> None:
     size = os.fstat(file.fileno()).st_size
     if size != expected.size:
         raise BundleError(f"archive {path} has {size} bytes instead of the {expected.size} of its release: {FIX}")
@@ -226,7 +251,9 @@ def _checked(path: Path, content: zipfile.ZipFile, size: int, handler: str) -> A
                 f"archive {path}: {name} unpacks to {entries[name].file_size} bytes instead of {length}: {FIX}"
             )
     if (total := sum(wanted.values())) > max(FREE_BYTES, MOST_RATIO * size):
-        raise BundleError(f"archive {path} has {size} bytes and unpacks to {total}, it may be made to fill a disk: {FIX}")
+        raise BundleError(
+            f"archive {path} has {size} bytes and unpacks to {total}, it may be made to fill a disk: {FIX}"
+        )
     mar_manifest = _mar_manifest(path, _small(path, content, mar, MOST_SMALL), manifest, handler)
     settings = _settings(path, _small(path, content, entries[SETTINGS_FILE], MOST_SMALL))
     return Archive(path, hashlib.sha256(data).hexdigest(), manifest, mar_manifest, settings, content, data)

@@ -74,7 +74,9 @@ def read_champion(state_dir: Path | str) -> Champion | None:
     try:
         info = ChampionInfo.model_validate(read_json(folder / CHAMPION_FILE))
     except (OSError, ValueError) as error:
-        raise BundleError(f"champion {link} cannot be read ({reason(error)}): deploy again, or remove {link}") from error
+        raise BundleError(
+            f"champion {link} cannot be read ({reason(error)}): deploy again, or remove {link}"
+        ) from error
     return Champion(folder, info)
 
 

@@ -7,8 +7,9 @@ import os
 import stat
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,11 +32,13 @@ class FileEntry(BaseModel):
     def of(path: Path) -> FileEntry:
         """The entry of a file as it is now."""
         with open_plain(path) as file:
-            return FileEntry(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size=os.fstat(file.fileno()).st_size)
+            return FileEntry(
+                sha256=hashlib.file_digest(file, "sha256").hexdigest(), size=os.fstat(file.fileno()).st_size
+            )
 
 
 @contextmanager
-def open_plain(path: Path) -> Iterator[BinaryIO]:
+def open_plain(path: Path) -> Iterator[BufferedReader]:
     """Open a regular file for reading; the last part of ``path`` may not be a link.
 
     Raises:
@@ -62,7 +65,9 @@ def read_plain(path: Path, most: int) -> bytes:
     return data
 
 
-def check_folder(what: str, folder: Path, files: Mapping[str, FileEntry], fix: str, *, also: Collection[str] = ()) -> None:
+def check_folder(
+    what: str, folder: Path, files: Mapping[str, FileEntry], fix: str, *, also: Collection[str] = ()
+) -> None:
     """Check that a folder holds ``files`` as they were and nothing else: every name, kind, size and hash.
 
     Args:

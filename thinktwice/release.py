@@ -18,7 +18,7 @@ from typing import Annotated
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
 
 from thinktwice.archive import ARCHIVE_FILE, BUNDLE, HANDLER, open_archive
-from thinktwice.bundle import MANIFEST_FILE, Manifest, bundle_hash, read_manifest, verify_bundle
+from thinktwice.bundle import Manifest, bundle_hash, read_manifest, verify_bundle
 from thinktwice.errors import BundleError, FeatureStoreError, reason
 from thinktwice.feature_store import (
     FEATURE_STORE,

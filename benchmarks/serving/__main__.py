@@ -20,8 +20,8 @@ import numpy as np
 
 from benchmarks.serving import backends, inside, outside, page
 from benchmarks.serving.world import make_world
-from thinktwice.feature_store import REDIS_ADDRESS
 from tests.features import redis_server
+from thinktwice.feature_store import REDIS_ADDRESS
 from thinktwice.files import write_json
 
 RESULTS = Path(__file__).parents[1] / "results"

@@ -122,7 +122,10 @@ def test_the_bytes_that_are_hashed_and_signed_are_frozen() -> None:
     )
     key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
     assert key_id(key.public_key()) == "56475aa75463474c"
-    assert base64.b64encode(key.sign(signed_bytes(data))).decode() == "uh2Nrgjilok/jWfk4CoZX4X1jq8A7ahrnDNJonyEGE63gUixJlGs8c58YP3Lwyb8zudFrR3UiNT4XG1DlyglCQ=="
+    assert (
+        base64.b64encode(key.sign(signed_bytes(data))).decode()
+        == "uh2Nrgjilok/jWfk4CoZX4X1jq8A7ahrnDNJonyEGE63gUixJlGs8c58YP3Lwyb8zudFrR3UiNT4XG1DlyglCQ=="
+    )
 
 
 def test_a_signature_file_of_a_known_key_is_frozen(tmp_path: Path) -> None:
@@ -301,7 +304,9 @@ def test_an_older_release_is_refused_where_the_settings_say_so(release: Path, ke
     policy = ReleasePolicy(oldest=NOW)
     staged(old, tmp_path, keys[1])  # its signature is good
     staged(new, tmp_path, keys[1], policy=policy)
-    with pytest.raises(BundleError, match=r"was written at 2026-01-31T12:00:00\+00:00 and the settings accept none before"):
+    with pytest.raises(
+        BundleError, match=r"was written at 2026-01-31T12:00:00\+00:00 and the settings accept none before"
+    ):
         staged(old, tmp_path, keys[1], policy=policy)
     with pytest.raises(BundleError, match="accept none before"):
         staged(old, tmp_path, policy=policy)
@@ -443,7 +448,9 @@ def test_a_champion_of_an_earlier_version_is_read_and_not_served(small: Path, re
     (tmp_path / "champion").symlink_to(release)
     champion = read_champion(tmp_path)
     assert champion is not None and champion.info.bundle_hash == bundle_hash(small / "bundle")
-    with pytest.raises(BundleError, match=r"holds code \('handler\.py'\): archives of earlier versions .* package the model"):
+    with pytest.raises(
+        BundleError, match=r"holds code \('handler\.py'\): archives of earlier versions .* package the model"
+    ):
         verify_archive(champion)
     with pytest.raises(BundleError, match="package the model again"):
         staged(release, tmp_path)
@@ -476,5 +483,5 @@ def test_the_command_line(release: Path, tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(BundleError, match="is missing"):
         run("verify", str(release / "bundle"), app=release_cli.bundle)
     for arguments in (["sign", str(tmp_path / "x"), "--key", public], ["verify", str(tmp_path / "x")]):
-        with pytest.raises(BundleError, match="is no folder|is no release"):
+        with pytest.raises(BundleError, match=r"is no folder|is no release"):
             run(*arguments)

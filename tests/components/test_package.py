@@ -52,7 +52,9 @@ def test_the_same_bundle_gives_the_same_bytes(small: Path, blessing: Path, tmp_p
     assert sha256_file(tmp_path / "first" / "ctr.mar") == sha256_file(tmp_path / "second" / "ctr.mar")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TorchServe leaves a file of its own open
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # TorchServe leaves a file of its own open
 def test_torchserve_finds_the_handler_in_the_installed_package(tmp_path: Path) -> None:
     """By TorchServe's own loader, which takes the one class that is defined in the module."""
     from ts.model_loader import TsModelLoader

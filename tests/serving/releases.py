@@ -32,7 +32,7 @@ def pack(bundle: Path, folder: Path) -> Path:
 def with_tensor(path: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
     """Change one tensor of a safetensors file."""
     tensors = load_file(str(path))
-    tensors[name] = np.ascontiguousarray(change(tensors[name].copy()))
+    tensors[name] = np.array(change(tensors[name].copy()), order="C")
     save_file(tensors, str(path))
 
 

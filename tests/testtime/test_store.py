@@ -68,7 +68,7 @@ def test_a_shared_table_is_one_object_again_and_lies_on_disk_once(big: wide.Wide
         with safe_open(str(saved / f"members/{place}" / WEIGHTS_FILE), framework="numpy") as handle:
             names.append(set(handle.keys()))
     assert names[1] - names[0] == {"table"}
-    with pytest.raises(BundleError, match="members/0/weights.safetensors lacks 'table'"):
+    with pytest.raises(BundleError, match=r"members/0/weights.safetensors lacks 'table'"):
         load_test_time(saved)  # nobody lends a table
 
 

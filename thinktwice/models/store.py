@@ -89,9 +89,7 @@ def load_model(
     except (OSError, ValueError) as error:
         raise BundleError(f"{folder / MODEL_FILE} cannot be read ({reason(error)}): train it again") from error
     if fields is not None and described.fields != fields:
-        raise BundleError(
-            f"{folder / MODEL_FILE} describes other fields than the encoder: train and package again"
-        )
+        raise BundleError(f"{folder / MODEL_FILE} describes other fields than the encoder: train and package again")
     info = ModelInfo(stage=described.stage, calibration=described.calibration, provenance=described.provenance)
     try:
         with torch.device("meta"):  # shapes alone: a wrong description must not fill the memory
@@ -137,7 +135,7 @@ def read_tensors(path: Path, expected: Mapping[str, Tensor], optional: tuple[str
         raise refuse(f"cannot be read ({reason(error)})") from error
     for name, value in found.items():
         if not plausible(value):
-            raise refuse(f"holds numbers in {name!r} that are not finite, or above {MOST:g}")
+            raise refuse(f"holds numbers in {name!r} that are not finite, or above {MOST:,.0f}")
     return found
 
 
@@ -146,4 +144,4 @@ def plausible(value: Tensor) -> bool:
     if value.numel() == 0 or not value.is_floating_point():
         return True
     low, high = torch.aminmax(value)  # NaN where any number is NaN
-    return bool(-MOST <= low) and bool(high <= MOST)
+    return bool(low >= -MOST) and bool(high <= MOST)

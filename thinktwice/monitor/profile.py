@@ -37,7 +37,8 @@ from thinktwice.testtime.engine import Engine, raw_rows
 
 TRAIN_ROWS = 200_000  # at most, thinned evenly over time
 VALID_ROWS = 20_000
-SECOND_OPINION = "second opinion"
+ScoreName = Literal["probability", "uncertainty", "missing support", "second opinion"]
+SECOND_OPINION: ScoreName = "second opinion"
 MOST_ROWS = 2**53  # above which a count is not exact as a float
 DIGITS = 6  # that count, of every number
 
@@ -76,7 +77,7 @@ class FieldProfile(_Frozen):
 class ScoreProfile(_Frozen):
     """A number that the engine gives every row, over validation rows in its own quantiles."""
 
-    name: Literal["probability", "uncertainty", "missing support", "second opinion"]
+    name: ScoreName
     edges: tuple[float, ...]
     valid: SampleProfile
     mean: float
@@ -116,7 +117,7 @@ def profile_of(data: TrainingSet, encoder: Encoder, engine: Engine) -> Profile:
         )
     raw = raw_rows(engine, valid)
     scored = engine.finish(raw)
-    values = {
+    values: dict[ScoreName, np.ndarray] = {
         "probability": scored.probability,
         "uncertainty": scored.uncertainty,
         "missing support": raw.missing,
@@ -175,7 +176,7 @@ def support_bins(engine: Engine, encoder: Encoder, rows: EncodedRows) -> dict[st
     return {encoder.columns[c].name: counts[:, c] for c in reliability.open_fields.tolist()}
 
 
-def _score(name: str, values: np.ndarray, groups: np.ndarray) -> ScoreProfile:
+def _score(name: ScoreName, values: np.ndarray, groups: np.ndarray) -> ScoreProfile:
     edges = np.array([0.5]) if name == SECOND_OPINION else _edges(values, SCORE_BINS)
     found = SampleProfile.of(quantile_bins(values, edges), groups, len(edges) + 1)
     return ScoreProfile(name=name, edges=tuple(edges.tolist()), valid=found, mean=_short(float(values.mean())))

@@ -39,8 +39,12 @@ class TestTimeConfig(_Frozen):
     # the base pass
     strength: Factor = 0.0  # gate: a value weighs c / (c + strength * kappa) against its mask vector
     field_strengths: tuple[Factor, ...] = ()  # gate: factor of each field's strength; empty: 1 for all
-    field_shares: tuple[Share, ...] = ()  # gate: weight of each field's values however often they came; empty: 1 for all
-    min_count: int = Field(default=0, ge=0, le=MOST_COUNT)  # filter: values seen less often are replaced by their mask vector
+    field_shares: tuple[
+        Share, ...
+    ] = ()  # gate: weight of each field's values however often they came; empty: 1 for all
+    min_count: int = Field(
+        default=0, ge=0, le=MOST_COUNT
+    )  # filter: values seen less often are replaced by their mask vector
     min_kept: Share = 0.7  # share of all fields that a filter keeps at least
     filler: FillerKind = "mask"
     # whom to ask again
@@ -50,7 +54,11 @@ class TestTimeConfig(_Frozen):
     entropy_floor: Share = 0.5  # dual signal of a row whose base score is certain
     share: Share = 0.2  # budget: of the rows of a request
     top_k: int = Field(default=10, ge=1, le=MOST_COUNT)  # decision: places of a request that does not say so itself
-    spread: tuple[Coefficient, Coefficient, Coefficient] = (0.0, 0.0, 0.0)  # decision: change of a logit = s0 + s1 missing + s2 entropy
+    spread: tuple[Coefficient, Coefficient, Coefficient] = (
+        0.0,
+        0.0,
+        0.0,
+    )  # decision: change of a logit = s0 + s1 missing + s2 entropy
     importance: tuple[Factor, ...] = ()  # weight of each field in the epistemic signal; empty: all unprotected alike
     # the second opinion
     sampler: SamplerKind = "none"
@@ -63,7 +71,9 @@ class TestTimeConfig(_Frozen):
     shrink: bool = False  # weigh the paths by the missing support of the row, the base pass by the rest
     redefine_rounds: int = Field(default=0, ge=0, le=4)
     members: int = Field(default=0, ge=0, le=2)
-    max_path_rows: int = Field(default=1024, ge=0, le=MOST_COUNT)  # extra rows per request; the most open scores come first
+    max_path_rows: int = Field(
+        default=1024, ge=0, le=MOST_COUNT
+    )  # extra rows per request; the most open scores come first
     # from logits to probabilities
     calibration: Calibration | None = None  # of rows with one pass; None: the model's own
     explored_calibration: Calibration | None = None  # of rows with a second opinion; None: as above

@@ -68,7 +68,7 @@ class FieldHeads:
         elif len(fields) != len(weight):
             problem = f"it holds {len(weight)} heads for {len(fields)} fields"
         elif not plausible(weight):
-            problem = f"'weight' holds numbers that are not finite, or above {MOST:g}"
+            problem = f"'weight' holds numbers that are not finite, or above {MOST:,.0f}"
         if fields is None or weight is None or problem:
             raise BundleError(f"prediction heads {path} are damaged ({problem}): fit the test-time parameters again")
         return FieldHeads(fields, weight)

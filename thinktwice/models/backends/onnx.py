@@ -26,8 +26,30 @@ ONNX_FILE = "backend.onnx"
 
 #: What the trunks are made of. Above all no control flow, which may run for ever, and no operators of other libraries.
 OPERATORS = frozenset(
-    "Add Cast Concat Constant Div Flatten Gather Gemm Identity MatMul Mul ReduceSum Relu Reshape Shape Slice Softmax Split "
-    "Squeeze Sub Transpose Unsqueeze".split()
+    [
+        "Add",
+        "Cast",
+        "Concat",
+        "Constant",
+        "Div",
+        "Flatten",
+        "Gather",
+        "Gemm",
+        "Identity",
+        "MatMul",
+        "Mul",
+        "ReduceSum",
+        "Relu",
+        "Reshape",
+        "Shape",
+        "Slice",
+        "Softmax",
+        "Split",
+        "Squeeze",
+        "Sub",
+        "Transpose",
+        "Unsqueeze",
+    ]
 )
 
 
@@ -110,9 +132,7 @@ def load(folder: Path | str) -> MakeBackend:
     try:
         data = path.read_bytes()
         _check_operators(data)
-        session = onnxruntime.InferenceSession(
-            data, options, providers=["CPUExecutionProvider"], enable_fallback=False
-        )
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"], enable_fallback=False)
     except Exception as error:  # its own exception classes share no base
         raise BundleError(f"{path} cannot be read ({reason(error)}): package the model again") from error
     return lambda model, table, fill: Onnx(model, table, fill, session)
