@@ -20,7 +20,7 @@ import yaml
 
 from thinktwice.errors import ResourceError, reason
 
-MOST_NODES = 1_000_000  # of a YAML file
+MOST_YAML, MOST_NODES = 1 << 20, 1_000_000  # characters, and nodes with aliases unfolded
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux' renameat2
 
 
@@ -148,9 +148,11 @@ def parse_yaml(text: str) -> Any:
     """Parse YAML of plain values strictly.
 
     Raises:
-        ValueError: it is not YAML, names a key of a mapping twice, is nested too deeply, or its aliases unfold to more than
-            :data:`MOST_NODES` nodes.
+        ValueError: it is not YAML, names a key of a mapping twice, is nested too deeply, is longer than :data:`MOST_YAML` or
+            unfolds to more than :data:`MOST_NODES` nodes.
     """
+    if len(text) > MOST_YAML:
+        raise ValueError(f"it has more than {MOST_YAML} characters")
     try:
         loader = yaml.SafeLoader(text)  # libyaml's would overflow the C stack
     except yaml.YAMLError as error:
