@@ -15,6 +15,7 @@ from thinktwice.files import parse_yaml
 from thinktwice.release import ReleasePolicy
 
 VARIABLE = "THINKTWICE_SERVING"
+FEATURE_STORE = "THINKTWICE_FEATURE_STORE"  # folder of the feature store
 
 
 class ServingConfig(BaseModel):

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from serving import logs
-from serving.config import load_config
+from serving.config import FEATURE_STORE, load_config
 from serving.kserve_server import Server, kserve
-from serving.open_service import FEATURE_STORE, open_service
+from serving.open_service import open_service
 from serving.processes import PROBE
 from serving.service import Reply, Service
 from thinktwice.champion import MODEL_NAME

@@ -8,15 +8,13 @@ from pathlib import Path
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from serving.admission import Admission
-from serving.config import ServingConfig
+from serving.config import FEATURE_STORE, ServingConfig
 from serving.metrics import Metrics
 from serving.prediction_log import PredictionLog
 from serving.scorer import open_scorer
 from serving.service import Service
 from serving.tracing import open_tracing
 from thinktwice.bundle import read_manifest
-
-FEATURE_STORE = "THINKTWICE_FEATURE_STORE"
 
 
 def open_service(

@@ -296,11 +296,13 @@ def stage(
         (folder / RELEASE_FILE).write_bytes(found.content)
         if found.signature:
             (folder / SIGNATURE_FILE).write_bytes(found.signature)
-    if feature_store is None or not manifest.feature_service or found is None:
+    if found is None or not manifest.feature_service:
         return Staged(folder, bundle, feature_store)
-    if found.release.feature_store is None:
-        if trusted or policy != ReleasePolicy():
-            raise BundleError(f"{found.what} does not cover a feature store and the model needs one: deploy again")
+    required = bool(trusted) or policy != ReleasePolicy()
+    if feature_store is None or found.release.feature_store is None:
+        if required:
+            what = "is served without a feature store" if feature_store is None else "does not cover a feature store"
+            raise BundleError(f"{found.what} {what} and the model needs one: deploy again, or correct the path")
         return Staged(folder, bundle, feature_store)
     return Staged(folder, bundle, _stage_store(found, feature_store, folder / FEATURE_STORE))
 
@@ -334,4 +336,7 @@ def open_staged(folder: Path, policy: ReleasePolicy, trusted: Sequence[Path]) ->
         for name, entry in (found.release.feature_store or {}).items():
             if store.is_dir() and name in SMALL_FILES:
                 check_file(found.what, name, store / name, entry, FIX)
+        required = bool(trusted) or policy != ReleasePolicy()
+        if required and found.release.feature_service and not store.is_dir():
+            raise BundleError(f"{found.what} is served without its feature store: start the server again")
     return Staged(folder, bundle, store if store.is_dir() else None)

@@ -261,9 +261,22 @@ def test_a_release_without_a_store_does_not_serve_a_model_that_needs_one(
     shutil.copytree(packed, tmp_path / "alone")
     write_release(tmp_path / "alone" / "archive", keys[0])
     archive, store = tmp_path / "alone" / "archive" / "ctr.mar", tmp_path / "alone" / "store"
-    with pytest.raises(BundleError, match="does not cover a feature store and the model needs one: deploy again"):
+    with pytest.raises(BundleError, match="does not cover a feature store and the model needs one: deploy"):
         stage(archive, store, tmp_path / "staged", ANY, [keys[1]])
     assert stage(archive, store, tmp_path / "unsigned", ANY, []).feature_store == store
+
+
+def test_a_model_that_needs_a_store_is_not_served_without_the_signed_one(
+    release: Path, keys: Keys, tmp_path: Path
+) -> None:
+    """A server would take the one that the environment names."""
+    with pytest.raises(BundleError, match="is served without a feature store and the model needs one"):
+        stage(release / "ctr.mar", None, tmp_path / "staged", ANY, [keys[1]])
+    folder = staged(release, tmp_path, keys[1])
+    shutil.rmtree(folder / "feature_store")
+    with pytest.raises(BundleError, match="is served without its feature store"):
+        open_staged(folder, ANY, [keys[1]])
+    assert open_staged(folder, ANY, []).feature_store is None
 
 
 def test_values_outside_the_folder_are_named(packed: Path, small: Path, keys: Keys, tmp_path: Path) -> None:
