@@ -55,6 +55,8 @@ def load_config(path: str | Path | None = None) -> ServingConfig:
         raise ServerError(f"serving settings {named} cannot be read ({reason(error)}): correct {VARIABLE}") from error
     except ValueError as error:
         raise ServerError(f"serving settings {named} are no YAML ({reason(error)}): correct it") from error
+    if not isinstance(value or {}, dict):
+        raise ServerError(f"serving settings {named} are wrong at the file (it is not a mapping): correct it")
     try:
         return ServingConfig.model_validate(value or {})
     except ValueError as error:

@@ -18,7 +18,7 @@ A message names the thing, the value found and the fix. The command line prints 
 
 from __future__ import annotations
 
-LONGEST_REASON = 300  # characters; the input that an error quotes may be a whole file
+LONGEST_REASON = 500  # characters; the input that an error quotes may be a whole file
 
 
 class ThinktwiceError(Exception):

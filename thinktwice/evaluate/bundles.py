@@ -9,7 +9,7 @@ import numpy as np
 
 from thinktwice.bundle import EVALUATION_FILE, REPORT, REPORT_FILE, Bundle, load_bundle
 from thinktwice.data.training_set import load_training_set
-from thinktwice.errors import BundleError
+from thinktwice.errors import BundleError, reason
 from thinktwice.evaluate import slices
 from thinktwice.evaluate.compare import data_facts
 from thinktwice.evaluate.from_bundle import score_bundle
@@ -83,7 +83,7 @@ def recorded_evaluation(bundle_dir: Path | str) -> dict[str, Any]:
     try:
         content: dict[str, Any] = read_json(path)
     except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read ({error}): package the model again") from error
+        raise BundleError(f"{path} cannot be read ({reason(error)}): package the model again") from error
     return content
 
 

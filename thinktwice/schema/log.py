@@ -393,7 +393,4 @@ def parse_schema(text: str, *, where: str) -> LogSchema:
     try:
         return LogSchema.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(p) for p in first["loc"]) or "schema"
-        message = first["msg"].removeprefix("Value error, ")
-        raise SchemaError(f"schema {where}, {place}: {message}") from error
+        raise SchemaError(f"schema {where}, {reason(error)}") from error
