@@ -155,6 +155,13 @@ SERVED = (
 )
 
 
+def test_the_settings_that_refuse_older_releases_are_settings(tmp_path: Path) -> None:
+    blocks = [text for language, text in FENCE.findall(SERVING.read_text(encoding="utf-8")) if language == "json"]
+    (settings,) = [text for text in blocks if "oldest" in text]
+    (tmp_path / "serving.json").write_text(settings, encoding="utf-8")
+    assert load_config(tmp_path / "serving.json").release.oldest is not None
+
+
 def the_second_server(folder: Path, port: str) -> None:
     """docs/serving.md on the state that the README left: its settings, its server, load on it, and what was logged."""
     (settings,) = [text for language, text in FENCE.findall(SERVING.read_text(encoding="utf-8")) if language == "yaml"]

@@ -116,11 +116,13 @@ class Archive:
     Attributes:
         bundle_hash: names the bundle inside.
         manifest: of the bundle.
+        torchserve: entries of the two files that the bundle's manifest does not name.
     """
 
     path: Path
     bundle_hash: str
     manifest: Manifest
+    torchserve: dict[str, FileEntry]
     mar_manifest: MarManifest
     settings: dict[str, int]
     _zip: zipfile.ZipFile
@@ -227,16 +229,17 @@ def _check_directory(path: Path, file: BinaryIO) -> None:
     if len(end) < 22 or end[-22:-18] != b"PK\5\6":
         raise BundleError(f"archive {path} is not a zip file, or it is cut: {FIX}")
     length = int.from_bytes(end[-10:-6], "little")
-    if end[-42:-38] == b"PK\6\7" and len(end) == 98:  # zip64
-        length = int.from_bytes(end[-98 + 40 : -98 + 48], "little")
+    if end[-42:-38] == b"PK\6\7":  # zip64
+        if len(end) < 98 or end[:4] != b"PK\6\6":
+            raise BundleError(f"archive {path} ends in an unusual way: {FIX}")
+        length = int.from_bytes(end[40:48], "little")
     if length > MOST_DIRECTORY:
         raise BundleError(f"archive {path} lists too many files ({length} bytes of names): {FIX}")
 
 
 def _checked(path: Path, content: zipfile.ZipFile, size: int, handler: str) -> Archive:
     entries = _named(path, content)
-    mar = entries.get(MAR_MANIFEST)
-    if mar is None or SETTINGS_FILE not in entries or f"{BUNDLE}/{MANIFEST_FILE}" not in entries:
+    if not {MAR_MANIFEST, SETTINGS_FILE, f"{BUNDLE}/{MANIFEST_FILE}"} <= entries.keys():
         raise BundleError(f"archive {path} does not hold a bundle with {MAR_MANIFEST} and {SETTINGS_FILE}: {FIX}")
     data = _small(path, content, entries[f"{BUNDLE}/{MANIFEST_FILE}"], MOST_MANIFEST)
     manifest = parse_manifest(data, f"archive {path}")
@@ -254,9 +257,17 @@ def _checked(path: Path, content: zipfile.ZipFile, size: int, handler: str) -> A
         raise BundleError(
             f"archive {path} has {size} bytes and unpacks to {total}, it may be made to fill a disk: {FIX}"
         )
-    mar_manifest = _mar_manifest(path, _small(path, content, mar, MOST_SMALL), manifest, handler)
-    settings = _settings(path, _small(path, content, entries[SETTINGS_FILE], MOST_SMALL))
-    return Archive(path, hashlib.sha256(data).hexdigest(), manifest, mar_manifest, settings, content, data)
+    small = {name: _small(path, content, entries[name], MOST_SMALL) for name in (MAR_MANIFEST, SETTINGS_FILE)}
+    return Archive(
+        path,
+        hashlib.sha256(data).hexdigest(),
+        manifest,
+        {name: FileEntry(sha256=hashlib.sha256(part).hexdigest(), size=len(part)) for name, part in small.items()},
+        _mar_manifest(path, small[MAR_MANIFEST], manifest, handler),
+        _settings(path, small[SETTINGS_FILE]),
+        content,
+        data,
+    )
 
 
 def _named(path: Path, content: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:

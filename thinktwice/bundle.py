@@ -3,7 +3,7 @@
 ``manifest.json`` names every other file with its size and SHA-256, so the hash of the manifest names the whole bundle.
 Loading verifies everything first, validates what every file says, and unpickles nothing.
 
-What needs torch is imported where it is used: a manifest is read and a folder verified without it.
+Each part of a bundle owns the names of its files, and the parts bring torch with them: they are imported where they are used.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ REGISTRY_FILE = "registry.db"
 ONLINE_FILE = "online.db"
 DATA = "data"  # folder of the tables
 SMALL_FILES = (SETTINGS_FILE, INFO_FILE, REGISTRY_FILE, SCHEMA_FILE)
-MOST_SETTINGS, MOST_REGISTRY = 64 << 10, 64 << 20  # bytes
+MOST_SETTINGS, MOST_REGISTRY = 64 << 10, 8 << 20  # bytes
 
 REDIS_ADDRESS = "THINKTWICE_REDIS_ADDRESS"  # host:port, and settings after commas
 REDIS_PASSWORD = "THINKTWICE_REDIS_PASSWORD"  # noqa: S105 - the name of a variable; sent to that address alone

@@ -17,7 +17,7 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
 
-from thinktwice.archive import ARCHIVE_FILE, BUNDLE, HANDLER, open_archive
+from thinktwice.archive import ARCHIVE_FILE, BUNDLE, HANDLER, Archive, open_archive
 from thinktwice.bundle import Manifest, bundle_hash, read_manifest, verify_bundle
 from thinktwice.errors import BundleError, FeatureStoreError, reason
 from thinktwice.feature_store import (
@@ -51,8 +51,16 @@ class Release(BaseModel):
     feature_service: str
     bundle: Sha256  # of the bundle's manifest, which names its files
     archive: FileEntry
+    torchserve: dict[str, FileEntry]  # TorchServe's manifest and settings in the archive
     feature_store: dict[str, FileEntry] | None  # by path within it; None where a release has none
     not_covered: tuple[str, ...]  # what is served besides, and may change after the deployment
+
+    @field_validator("feature_store")
+    @classmethod
+    def _known_names(cls, value: dict[str, FileEntry] | None) -> dict[str, FileEntry] | None:
+        if other := sorted(name for name in value or () if not is_store_file(name)):
+            raise ValueError(f"{other[0]!r} is not a file of a feature store")
+        return value
 
     @field_validator("created")
     @classmethod
@@ -120,7 +128,7 @@ def write_release(folder: Path, key: Path | None = None, *, created: datetime | 
     archive, store = folder / ARCHIVE_FILE, folder / FEATURE_STORE
     with open_archive(archive) as content:
         content.verify()
-        manifest, bundle = content.manifest, content.bundle_hash
+        manifest, bundle, torchserve = content.manifest, content.bundle_hash, content.torchserve
     if (folder / BUNDLE).is_dir():
         verify_bundle(folder / BUNDLE)
         if bundle_hash(folder / BUNDLE) != bundle:
@@ -133,6 +141,7 @@ def write_release(folder: Path, key: Path | None = None, *, created: datetime | 
         feature_service=manifest.feature_service,
         bundle=bundle,
         archive=FileEntry.of(archive),
+        torchserve=torchserve,
         feature_store=files,
         not_covered=(REDIS_VALUES,) if uses_redis else (),
     )
@@ -234,7 +243,7 @@ def verify_release(folder: Path, policy: ReleasePolicy | None = None, trusted: S
         raise BundleError(f"{folder} is no release (no {RELEASE_FILE}): deploy again, or use 'thinktwice release sign'")
     with open_archive(folder / ARCHIVE_FILE, found.release.archive) as content:
         content.verify()
-        _check_bundle(found, content.bundle_hash, content.manifest)
+        _check_archive(found, content)
     if (folder / BUNDLE).is_dir():
         verify_bundle(folder / BUNDLE)
         _check_bundle(found, bundle_hash(folder / BUNDLE), content.manifest)
@@ -243,6 +252,13 @@ def verify_release(folder: Path, policy: ReleasePolicy | None = None, trusted: S
     elif (folder / FEATURE_STORE).exists():
         raise BundleError(f"{found.what} does not name its {FEATURE_STORE}/: {FIX}")
     return found
+
+
+def _check_archive(found: Accepted, content: Archive) -> None:
+    """The whole archive was hashed before; this holds even if somebody wrote to it since."""
+    _check_bundle(found, content.bundle_hash, content.manifest)
+    if content.torchserve != found.release.torchserve:
+        raise BundleError(f"{found.what}: TorchServe's files in the archive are others than it names: {FIX}")
 
 
 def _check_bundle(found: Accepted, bundle: str, manifest: Manifest) -> None:
@@ -290,7 +306,7 @@ def stage(
         with open_archive(model, None if found is None else found.release.archive, handler=handler) as content:
             manifest = content.manifest
             if found is not None:
-                _check_bundle(found, content.bundle_hash, manifest)
+                _check_archive(found, content)
             content.unpack(folder)
     if found is not None:
         (folder / RELEASE_FILE).write_bytes(found.content)

@@ -10,6 +10,7 @@ import shutil
 import stat
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
+from io import BufferedReader
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,9 @@ from typer.testing import CliRunner
 
 from components.deployment.deploy.deployment import deploy_model
 from tests.components.deployed import make_store
-from tests.serving.releases import pack
+from tests.serving.releases import pack, rezip
 from tests.serving.small import bless, identity
+from thinktwice import archive as archive_module
 from thinktwice import release_cli
 from thinktwice.bundle import FORMAT, MANIFEST_FILE, Manifest, bundle_files, bundle_hash, load_bundle
 from thinktwice.champion import Champion, install_champion, read_champion, verify_archive
@@ -112,19 +114,20 @@ def test_the_bytes_that_are_hashed_and_signed_are_frozen() -> None:
         feature_service="ctr_small",
         bundle="1" * 64,
         archive=FileEntry(sha256="2" * 64, size=12345),
+        torchserve={"model-config.yaml": FileEntry(sha256="4" * 64, size=7)},
         feature_store={"feature_store.yaml": FileEntry(sha256="3" * 64, size=1)},
         not_covered=("the values in Redis",),
     )
     data = json_bytes(release.model_dump(mode="json"))
-    assert hashlib.sha256(data).hexdigest() == "d81aed41062f30d5a40d9db5f869400205a7bbe225abb0a4cad1db948f21abcc"
+    assert hashlib.sha256(data).hexdigest() == "7c5483494e28fa2e8d8af40f754e49f16cce5766b8aeaeb2e15131ddbf03c27d"
     assert signed_bytes(data).hex() == (
-        b"thinktwice release 1\0".hex() + "d81aed41062f30d5a40d9db5f869400205a7bbe225abb0a4cad1db948f21abcc"
+        b"thinktwice release 1\0".hex() + "7c5483494e28fa2e8d8af40f754e49f16cce5766b8aeaeb2e15131ddbf03c27d"
     )
     key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
     assert key_id(key.public_key()) == "56475aa75463474c"
     assert (
         base64.b64encode(key.sign(signed_bytes(data))).decode()
-        == "uh2Nrgjilok/jWfk4CoZX4X1jq8A7ahrnDNJonyEGE63gUixJlGs8c58YP3Lwyb8zudFrR3UiNT4XG1DlyglCQ=="
+        == "qjYhwXgipHIL8Iktqa2J5B0ZPpgJvn1mmRoG3hAXfeQvMbksgCRQA0QSUbZWJIuzKMkmZjGTzhzoxVATDhh9Bg=="
     )
 
 
@@ -163,6 +166,32 @@ def test_a_signed_release_is_served_from_a_private_copy(release: Path, keys: Key
         if path.is_file():
             path.write_bytes(b"changed after the check")
     assert before == {p: p.read_bytes() for p in copies}
+
+
+@pytest.mark.parametrize("what", ["model-config.yaml", "bundle/weights.safetensors"])
+def test_an_archive_that_changes_after_its_hash_was_taken_is_refused(
+    release: Path, keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Written over in place, between the check of the whole file and the reading of its parts."""
+
+    def exchange(files: dict[str, bytes]) -> None:
+        data = bytearray(files[what])
+        data[-2] ^= 1
+        files[what] = b"minWorkers: 3\n" if what.endswith(".yaml") else bytes(data)
+
+    other = rezip(release / "ctr.mar", tmp_path / "other.mar", exchange).read_bytes()
+    check = archive_module._check_directory
+
+    def late(path: Path, file: BufferedReader) -> None:
+        path.write_bytes(other)
+        check(path, file)
+
+    monkeypatch.setattr(archive_module, "_check_directory", late)
+    words = (
+        r"TorchServe's files in the archive are others" if what.endswith(".yaml") else "weights.safetensors has SHA-256"
+    )
+    with pytest.raises(BundleError, match=words):
+        staged(release, tmp_path, keys[1])
 
 
 def covered(signed: Champion) -> list[str]:
@@ -354,6 +383,9 @@ def test_a_policy_asks_for_a_release(packed: Path, tmp_path: Path) -> None:
         {"bundle": "x"},
         {"archive": {"sha256": "0" * 64, "size": -1}},
         {"feature_store": []},
+        {"feature_store": {"../../evil": {"sha256": "0" * 64, "size": 1}}},
+        {"feature_store": {"/etc/passwd": {"sha256": "0" * 64, "size": 1}}},
+        {"feature_store": {"data/../x.parquet": {"sha256": "0" * 64, "size": 1}}},
         {"pickle": "x"},
     ],
 )
@@ -447,7 +479,6 @@ def test_a_champion_of_an_earlier_version_is_read_and_not_served(small: Path, re
     """Its bundle is what the next model is compared with; its archive holds code."""
     for name in (RELEASE_FILE, SIGNATURE_FILE):
         (release / name).unlink()
-    from tests.serving.releases import rezip
 
     def as_before(files: dict[str, bytes]) -> None:
         manifest = json.loads(files["MAR-INF/MANIFEST.json"])
