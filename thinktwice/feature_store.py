@@ -82,7 +82,7 @@ class _Sqlite(_Strict):
 
 class _Redis(_Strict):
     type: Literal["redis"]
-    connection_string: str
+    connection_string: Annotated[str, Field(repr=False)]  # may hold a password
     redis_type: Literal["redis", "redis_cluster", "redis_sentinel"] = "redis"
     sentinel_master: str = "mymaster"
     key_ttl_seconds: Annotated[int, Field(ge=1, strict=True)] | None = None

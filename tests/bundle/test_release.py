@@ -14,20 +14,16 @@ from io import BufferedReader
 from pathlib import Path
 
 import pytest
-import typer
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from typer.testing import CliRunner
 
 from components.deployment.deploy.deployment import deploy_model
-from tests.components.deployed import make_store
-from tests.serving.releases import pack, rezip
+from tests.bundle.conftest import Keys, install
+from tests.serving.releases import rezip
 from tests.serving.small import bless, identity
 from thinktwice import archive as archive_module
-from thinktwice import release_cli
 from thinktwice.bundle import FORMAT, MANIFEST_FILE, Manifest, bundle_files, bundle_hash, load_bundle
-from thinktwice.champion import Champion, install_champion, read_champion, verify_archive
-from thinktwice.errors import BundleError, FeatureStoreError, ThinktwiceError
+from thinktwice.champion import Champion, read_champion, verify_archive
+from thinktwice.errors import BundleError, FeatureStoreError
 from thinktwice.files import json_bytes, read_json, write_json
 from thinktwice.hashing import FileEntry
 from thinktwice.release import (
@@ -41,59 +37,13 @@ from thinktwice.release import (
     write_release,
 )
 from thinktwice.signing import (
-    PUBLIC_FILE,
     SIGNING_KEY,
-    TRUSTED_KEYS,
     key_id,
-    make_keys,
-    sign,
     signed_bytes,
-    trusted_keys,
-    verify_signature,
 )
 
 ANY = ReleasePolicy()
 NOW = datetime(2026, 2, 1, 12, tzinfo=timezone.utc)
-Keys = tuple[Path, Path]
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
-    return make_keys(tmp_path_factory.mktemp("keys"))
-
-
-@pytest.fixture(scope="module")
-def packed(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with ``archive/ctr.mar`` and ``store/``."""
-    folder = tmp_path_factory.mktemp("packed")
-    pack(small / "bundle", folder)
-    make_store(folder / "store")
-    (folder / "store" / "registry.db").write_bytes(b"a registry")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def signed(small: Path, packed: Path, keys: Keys, tmp_path_factory: pytest.TempPathFactory) -> Champion:
-    """A signed champion; nobody writes into it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(SIGNING_KEY, str(keys[0]))
-        return install(small, packed, tmp_path_factory.mktemp("state"))
-
-
-@pytest.fixture
-def release(signed: Champion, tmp_path: Path) -> Path:
-    """A copy of the signed release, to be changed."""
-    shutil.copytree(signed.folder, tmp_path / "release")
-    return tmp_path / "release"
-
-
-def install(small: Path, packed: Path, state: Path) -> Champion:
-    return install_champion(
-        state,
-        bundle_dir=small / "bundle",
-        archive=packed / "archive" / "ctr.mar",
-        feature_store_dir=packed / "store",
-    )
 
 
 def staged(release: Path, tmp_path: Path, *trusted: Path, policy: ReleasePolicy = ANY) -> Path:
@@ -129,17 +79,6 @@ def test_the_bytes_that_are_hashed_and_signed_are_frozen() -> None:
         base64.b64encode(key.sign(signed_bytes(data))).decode()
         == "qjYhwXgipHIL8Iktqa2J5B0ZPpgJvn1mmRoG3hAXfeQvMbksgCRQA0QSUbZWJIuzKMkmZjGTzhzoxVATDhh9Bg=="
     )
-
-
-def test_a_signature_file_of_a_known_key_is_frozen(tmp_path: Path) -> None:
-    key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-    private, public = tmp_path / "private.pem", tmp_path / "public.pem"
-    s = serialization
-    private.write_bytes(key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption()))
-    public.write_bytes(key.public_key().public_bytes(s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo))
-    content = sign(b"{}\n", private)
-    assert hashlib.sha256(content).hexdigest() == "4ecdbf320935ad61773f5600029aae074adc26f6d2e2621fcd0b6588a5cabb41"
-    assert verify_signature("it", b"{}\n", content, [public]) == "56475aa75463474c"
 
 
 def test_a_signed_release_is_served_from_a_private_copy(release: Path, keys: Keys, tmp_path: Path) -> None:
@@ -415,66 +354,6 @@ def test_a_bundle_folder_is_copied_where_a_release_is_asked_for(release: Path, k
         stage(release / "bundle", release / "feature_store", tmp_path / "again", ANY, [keys[1]])
 
 
-def test_keys_are_private_and_never_overwritten(tmp_path: Path) -> None:
-    private, public = make_keys(tmp_path / "keys")
-    assert stat.S_IMODE(private.stat().st_mode) == 0o600
-    before = private.read_bytes(), public.read_bytes()
-    with pytest.raises(BundleError, match="never overwritten"):
-        make_keys(tmp_path / "keys")
-    assert (private.read_bytes(), public.read_bytes()) == before
-
-
-def test_a_key_that_is_not_trusted_and_a_change_of_keys(
-    release: Path, keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    new_private, new_public = make_keys(tmp_path / "new")
-    write_release(release, new_private)
-    with pytest.raises(
-        BundleError, match=r"signed with the key [0-9a-f]{16}, which is not trusted here \(trusted: [0-9a-f]{16}\)"
-    ):
-        verify_release(release, ANY, [keys[1]])
-    folder = tmp_path / "trusted"
-    folder.mkdir()
-    shutil.copyfile(keys[1], folder / "old.pem")
-    shutil.copyfile(new_public, folder / "new.pem")
-    monkeypatch.setenv(TRUSTED_KEYS, str(folder))
-    first = verify_release(release, ANY, trusted_keys()).key_id
-    write_release(release, keys[0])
-    assert verify_release(release, ANY, trusted_keys()).key_id != first
-    (folder / "old.pem").unlink()
-    with pytest.raises(BundleError, match="not trusted here"):
-        verify_release(release, ANY, trusted_keys())
-    write_release(release)
-    with pytest.raises(BundleError, match="is not signed"):
-        verify_release(release, ANY, trusted_keys())
-
-
-def test_a_mistake_in_the_settings_does_not_turn_the_check_off(tmp_path: Path) -> None:
-    assert trusted_keys({}) == ()
-    for place in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(BundleError, match="where no key is"):
-            trusted_keys({TRUSTED_KEYS: str(place)})
-
-
-def test_errors_show_no_key(release: Path, keys: Keys, tmp_path: Path) -> None:
-    private, public = keys
-    secret = "".join(private.read_text().splitlines()[1:-1])
-    broken = tmp_path / "broken.pem"
-    broken.write_text(private.read_text().replace(secret[:8], "????????"))
-    for act in (
-        lambda: write_release(release, broken),
-        lambda: write_release(release, public),
-        lambda: write_release(release, tmp_path / "none"),
-        lambda: verify_release(release, ANY, [private]),
-        lambda: verify_release(release, ANY, [broken]),
-    ):
-        with pytest.raises(ThinktwiceError) as caught:
-            act()
-        assert secret[8:24] not in str(caught.value) and "keygen" in str(caught.value)
-        assert caught.value.__suppress_context__
-    verify_release(release, ANY, [public])  # a key that cannot sign leaves the release as it was
-
-
 def test_a_champion_of_an_earlier_version_is_read_and_not_served(small: Path, release: Path, tmp_path: Path) -> None:
     """Its bundle is what the next model is compared with; its archive holds code."""
     for name in (RELEASE_FILE, SIGNATURE_FILE):
@@ -505,27 +384,3 @@ def test_a_signed_bundle_of_an_earlier_version_still_loads(small: Path, tmp_path
     (tmp_path / "bundle" / "signature.json").write_text("{}")
     assert load_bundle(tmp_path / "bundle").hash == bundle_hash(small / "bundle")
     assert read_json(tmp_path / "bundle" / MANIFEST_FILE)["format"] == FORMAT == 1
-
-
-def test_the_command_line(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(release_cli.release, typer.Typer)
-    monkeypatch.delenv(TRUSTED_KEYS, raising=False)
-
-    def run(*arguments: str, app: typer.Typer = release_cli.release) -> str:
-        return CliRunner().invoke(app, list(arguments), catch_exceptions=False).output
-
-    assert "keep it secret" in run("keygen", "--out", str(tmp_path / "k"))
-    assert "its signature was not checked" in run("verify", str(release))
-    assert "signed, with everything" in run("sign", str(release), "--key", str(tmp_path / "k" / "signing-key.pem"))
-    public = str(tmp_path / "k" / PUBLIC_FILE)
-    out = run("verify", str(release), "--key", public)
-    assert "whole, signed with the key" in out and read_json(release / RELEASE_FILE)["bundle"] in out
-    with pytest.raises(BundleError, match="accept none before"):
-        run("verify", str(release), "--key", public, "--oldest", "2999-01-01")
-    assert "whole, bundle" in run("verify", str(release / "bundle"), app=release_cli.bundle)
-    (release / "bundle" / "weights.safetensors").unlink()
-    with pytest.raises(BundleError, match="is missing"):
-        run("verify", str(release / "bundle"), app=release_cli.bundle)
-    for arguments in (["sign", str(tmp_path / "x"), "--key", public], ["verify", str(tmp_path / "x")]):
-        with pytest.raises(BundleError, match=r"is no folder|is no release"):
-            run(*arguments)
