@@ -23,7 +23,7 @@ from thinktwice.bundle import bundle_hash, verify_bundle
 from thinktwice.errors import BundleError, reason
 from thinktwice.feature_store import FEATURE_STORE
 from thinktwice.files import atomic_dir, read_json, write_json
-from thinktwice.release import ReleasePolicy, read_release, write_release
+from thinktwice.release import Release, ReleasePolicy, read_release, write_release
 from thinktwice.signing import signing_key
 
 CHAMPION_FILE = "champion.json"
@@ -138,11 +138,21 @@ def install_champion(
         shutil.copytree(bundle_dir, temporary / BUNDLE)
         shutil.copyfile(archive, temporary / ARCHIVE_FILE)
         shutil.copytree(feature_store_dir, temporary / FEATURE_STORE)
-        write_release(temporary, signing_key())
+        write_release(temporary, signing_key(), before=_release_before(link))
         write_json(temporary / CHAMPION_FILE, info.model_dump())
     _point(link, Path("versions") / folder.name)
     _forget_old(versions, link.resolve().name)
     return Champion(folder.resolve(), info)
+
+
+def _release_before(link: Path) -> Release | None:
+    if not os.path.lexists(link):
+        return None
+    try:
+        found = read_release(link.resolve(), ReleasePolicy(), ())
+    except BundleError:  # what is damaged is about to be replaced
+        return None
+    return None if found is None else found.release
 
 
 def _point(link: Path, target: Path) -> None:

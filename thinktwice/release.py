@@ -8,6 +8,7 @@ that file. A server checks a release before it unpacks or starts anything, and t
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from thinktwice.archive import ARCHIVE_FILE, BUNDLE, HANDLER, Archive, open_arch
 from thinktwice.bundle import Manifest, bundle_hash, read_manifest, verify_bundle
 from thinktwice.errors import BundleError, FeatureStoreError, reason
 from thinktwice.feature_store import (
+    DATA,
     FEATURE_STORE,
     REDIS_ADDRESS,
     REDIS_PASSWORD,
@@ -52,7 +54,7 @@ class Release(BaseModel):
     bundle: Sha256  # of the bundle's manifest, which names its files
     archive: FileEntry
     torchserve: dict[str, FileEntry]  # TorchServe's manifest and settings in the archive
-    feature_store: dict[str, FileEntry] | None  # by path within it; None where a release has none
+    feature_store: dict[str, FileEntry] | None  # by path within it, tables included; None where a release has none
     not_covered: tuple[str, ...]  # what is served besides, and may change after the deployment
 
     @field_validator("feature_store")
@@ -113,13 +115,16 @@ class Staged:
     feature_store: Path | None
 
 
-def write_release(folder: Path, key: Path | None = None, *, created: datetime | None = None) -> Release:
+def write_release(
+    folder: Path, key: Path | None = None, *, created: datetime | None = None, before: Release | None = None
+) -> Release:
     """Describe what lies in a folder and sign it; an older description is replaced.
 
     Args:
         folder: with ``ctr.mar``, perhaps ``feature_store/``, perhaps the unpacked ``bundle/``.
         key: file of the private key; None leaves the release without a signature.
         created: default now.
+        before: the release whose place it takes; one of the same files is the same release and keeps its time.
 
     Raises:
         BundleError: archive and bundle differ or are damaged, or the key is none.
@@ -145,6 +150,8 @@ def write_release(folder: Path, key: Path | None = None, *, created: datetime | 
         feature_store=files,
         not_covered=(REDIS_VALUES,) if uses_redis else (),
     )
+    if before is not None and created is None and before == release.model_copy(update={"created": before.created}):
+        release = before
     data = json_bytes(release.model_dump(mode="json"))
     signature = None if key is None else sign(data, key)
     (folder / SIGNATURE_FILE).unlink(missing_ok=True)
@@ -154,6 +161,13 @@ def write_release(folder: Path, key: Path | None = None, *, created: datetime | 
         with atomic_file(folder / SIGNATURE_FILE) as temporary:
             temporary.write_bytes(signature)
     return release
+
+
+def copy_description(source: Path, target: Path) -> None:
+    """Copy ``release.json`` and its signature to another folder that holds the same release."""
+    for name in (RELEASE_FILE, SIGNATURE_FILE):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
 
 
 def _store_files(store: Path) -> dict[str, FileEntry]:
@@ -248,7 +262,7 @@ def verify_release(folder: Path, policy: ReleasePolicy | None = None, trusted: S
         verify_bundle(folder / BUNDLE)
         _check_bundle(found, bundle_hash(folder / BUNDLE), content.manifest)
     if found.release.feature_store is not None:
-        check_folder(found.what, folder / FEATURE_STORE, found.release.feature_store, FIX)
+        _check_store(found, folder / FEATURE_STORE)
     elif (folder / FEATURE_STORE).exists():
         raise BundleError(f"{found.what} does not name its {FEATURE_STORE}/: {FIX}")
     return found
@@ -323,10 +337,18 @@ def stage(
     return Staged(folder, bundle, _stage_store(found, feature_store, folder / FEATURE_STORE))
 
 
-def _stage_store(found: Accepted, store: Path, folder: Path) -> Path:
+def _check_store(found: Accepted, store: Path) -> dict[str, FileEntry]:
+    """Check a feature store; returns its files. The tables are for training, and a cluster gets the store without them."""
     files = found.release.feature_store or {}
+    if not os.path.lexists(store / DATA):
+        files = {name: entry for name, entry in files.items() if not name.startswith(f"{DATA}/")}
+    check_folder(f"{found.what}, {FEATURE_STORE}", store, files, FIX)
+    return files
+
+
+def _stage_store(found: Accepted, store: Path, folder: Path) -> Path:
     what = f"{found.what}, {FEATURE_STORE}"
-    check_folder(what, store, files, FIX)
+    files = _check_store(found, store)
     folder.mkdir(mode=0o700)
     for name, entry in files.items():
         target = folder / name

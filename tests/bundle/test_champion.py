@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from thinktwice.archive import SETTINGS_FILE, open_archive
 from thinktwice.bundle import bundle_hash, verify_bundle
 from thinktwice.champion import KEEP, Champion, install_champion, read_champion, verify_archive
 from thinktwice.errors import BundleError
-from thinktwice.release import verify_release
+from thinktwice.release import verify_release, write_release
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,16 @@ def test_a_server_keeps_the_version_it_started_with(small: Path, packed: Path, a
     made(archive, packed, 2)
     install(small, archive)
     assert (number_of(before), number_of(read_champion(state))) == (1, 2)
+
+
+def test_the_same_files_are_the_same_release(small: Path, packed: Path, archive: Path) -> None:
+    """Deployed once more, it is no other release: what was uploaded of it stays what it is."""
+    first = install(small, archive).folder
+    write_release(first, created=datetime(2026, 1, 1, tzinfo=timezone.utc))
+    second = install(small, archive).folder
+    assert first != second and verify_release(first).hash == verify_release(second).hash
+    made(archive, packed, 2)
+    assert verify_release(install(small, archive).folder).release.created > "2026-01-02"
 
 
 def test_old_versions_go(small: Path, archive: Path) -> None:

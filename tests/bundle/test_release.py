@@ -273,6 +273,16 @@ def test_both_layouts_of_the_deployment_are_signed(
     )
     for folder in (tmp_path / "out" / "model", tmp_path / "state" / "champion"):
         assert verify_release(folder.resolve(), ANY, [keys[1]]).key_id
+    # A cluster gets no tables; of those that are there, none may be missing or others.
+    model = tmp_path / "out" / "model"
+    assert not (model / "feature_store" / "data").exists()
+    found = stage(model / "ctr.mar", model / "feature_store", tmp_path / "staged", ANY, [keys[1]]).feature_store
+    assert found is not None and not (found / "data").exists()
+    for name in ("user_attributes.parquet", "others.parquet"):
+        (model / "feature_store" / "data").mkdir(exist_ok=True)
+        (model / "feature_store" / "data" / name).write_bytes(b"other rows")
+        with pytest.raises(BundleError, match=r"\.parquet (has|is not in the manifest)"):
+            stage(model / "ctr.mar", model / "feature_store", tmp_path / name, ANY, [keys[1]])
     # And a signed input stays what it is: packaging had no key.
     assert not (packed / "archive" / SIGNATURE_FILE).exists()
 

@@ -18,8 +18,7 @@ from thinktwice.errors import BundleError, FeatureStoreError, PipelineError, rea
 from thinktwice.feature_store import DATA, FEATURE_STORE
 from thinktwice.feature_store import INFO_FILE as FEATURE_STORE_INFO
 from thinktwice.files import atomic_dir, read_json, sha256_text, write_json
-from thinktwice.release import write_release
-from thinktwice.signing import signing_key
+from thinktwice.release import copy_description
 
 TARGETS = ("local", "manifest")
 INFO_FILE = "deployment.json"
@@ -42,8 +41,8 @@ def deploy_model(
 
     Args:
         target: ``local`` makes it the champion in ``state_dir``. ``manifest`` does too, because the next blessing compares
-            with that one, and writes ``model/`` (a release, the content of a storageUri) and ``inferenceservice.yaml`` into
-            ``out_dir``. Both releases are signed where ``THINKTWICE_SIGNING_KEY_FILE`` names a key.
+            with that one, and writes ``model/`` (the same release without tables, the content of a storageUri) and
+            ``inferenceservice.yaml`` into ``out_dir``. It is signed where ``THINKTWICE_SIGNING_KEY_FILE`` names a key.
         out_dir: folder to write, in both cases with ``deployment.json``.
         out_uri: where ``out_dir`` can be found from elsewhere; storageUri points into it.
 
@@ -77,7 +76,6 @@ def deploy_model(
             shutil.copyfile(archive, model / ARCHIVE_FILE)
             # The tables are for training; a predictor reads the registry and the online store.
             shutil.copytree(feature_store_dir, model / FEATURE_STORE, ignore=shutil.ignore_patterns(DATA))
-            write_release(model, signing_key())
             info["place"] = storage_uri(out_uri or str(Path(out_dir).resolve())) + "/" + MODEL_FOLDER
             text = yaml.safe_dump(
                 inference_service(manifest.model_version, info["bundle_hash"], info["place"]), sort_keys=False
@@ -86,6 +84,8 @@ def deploy_model(
         champion = install_champion(
             state_dir, bundle_dir=bundle_dir, archive=archive, feature_store_dir=feature_store_dir
         )
+        if target == "manifest":
+            copy_description(champion.folder, folder / MODEL_FOLDER)
         info.setdefault("place", str(champion.folder))
         write_json(folder / INFO_FILE, info)
     return info
