@@ -220,7 +220,11 @@ class Encoder:
         folder = Path(folder)
         try:
             value = read_json(folder / ENCODER_FILE)
-            if isinstance(value, dict) and type(written := value.get("format", 1)) is int and written not in (1, FORMAT):
+            if (
+                isinstance(value, dict)
+                and type(written := value.get("format", 1)) is int
+                and written not in (1, FORMAT)
+            ):
                 raise BundleError(
                     f"encoder in {folder} is of format {written!r}, this version reads 1 and {FORMAT}: upgrade"
                 )
