@@ -30,6 +30,7 @@ VERBS = {
     "openapi",
     "pipeline",
     "predict",
+    "release",
     "serve",
     "skew",
 }
@@ -121,6 +122,7 @@ SHARED = {
         ("drift",), ("evaluate",), ("load",), ("openapi",), ("pipeline", "run"), ("pipeline", "upload"), ("serve",), ("skew",),
     },
     "--work": {
+        *(("experiment", name) for name in ("decide", "list", "replay", "report", "status")),
         ("drift",), ("evaluate",), ("load",), ("openapi",), ("pipeline", "run"), ("pipeline", "upload"), ("serve",), ("skew",),
     },
     "--bundle": {("drift",), ("evaluate",), ("openapi",)},

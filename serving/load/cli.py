@@ -69,9 +69,8 @@ def load(
         asked = read_requests(requests)
     else:
         from serving.load.context import typical_contexts
-        from thinktwice.bundle import SCHEMA_FILE
         from thinktwice.champion import require_champion
-        from thinktwice.schema import load_schema
+        from thinktwice.schema import SCHEMA_FILE, load_schema
 
         champion = require_champion(state_folder(state, work), "--state, --work or --requests")
         schema = load_schema(champion.bundle_dir / SCHEMA_FILE)

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from thinktwice.bundle import SCHEMA_FILE
 from thinktwice.data.encoder import Encoder
 from thinktwice.monitor.bins import KNOWN, MISSING, UNKNOWN, top_values
 from thinktwice.monitor.profile import read_profile
-from thinktwice.schema import ModelField, load_schema
+from thinktwice.schema import SCHEMA_FILE, ModelField, load_schema
 
 
 def typical_contexts(bundle_dir: Path, *, count: int, seed: int) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import typer
 
 from thinktwice.console.options import WORK, Work
 from thinktwice.console.output import Column, Record, console_here, print_table, tell
-from thinktwice.errors import ExperimentError
+from thinktwice.errors import ExperimentError, reason
 
 if TYPE_CHECKING:
     from thinktwice.experiment.record import DecisionRecord
@@ -170,9 +170,7 @@ def decide_experiment(
     try:
         seen = Evidence.model_validate_json(evidence.read_bytes())
     except ValidationError as error:
-        issue = error.errors()[0]
-        place = ".".join(str(part) for part in issue["loc"])
-        raise ExperimentError(f"{evidence} is no evidence ({place}: {issue['msg']})") from None
+        raise ExperimentError(f"{evidence} is no evidence ({reason(error)})") from None
     _say(append_decision(_folder(records, work) / found.name / RECORD, found, seen))
 
 
@@ -257,5 +255,5 @@ def _say(record: DecisionRecord) -> None:
         what += f" to {decision.coverage:.2%}"
     left = "" if decision.days_left is None else f", about {decision.days_left:.1f} days left"
     tell(f"{record.file.name}: {what} ({decision.status.replace('_', ' ')}{left})")
-    for reason in decision.reasons:
-        tell(reason, indent=2)
+    for why in decision.reasons:
+        tell(why, indent=2)
