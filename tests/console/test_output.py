@@ -133,6 +133,15 @@ def test_free_text_takes_several_lines_before_a_table_becomes_a_list() -> None:
     ]
 
 
+def test_one_text_does_not_take_the_room_of_another() -> None:
+    """Two columns of free text, one with a long word: neither breaks it."""
+    columns = [Column("", right=False), Column("before", right=False, wraps=True), Column("", right=False, wraps=True)]
+    word = "w" * 40
+    console, out = at(80)
+    print_table(console, columns, [Record(("device", f"{word} and some more", "of these there are many words " * 6))])
+    assert word in out.getvalue() and lines_of(out)[1].startswith("device")
+
+
 def test_without_a_terminal_there_is_room(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "33")
     say(console_here(), "word " * 100)

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 LOG_WIDTH = 120  # columns where there is no terminal to ask
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) != "\n"}
+GAP = 2  # columns between two columns of a table
 ROOMY = 18  # columns that a column of free text gets at least before the table counts as too wide
 
 
@@ -85,24 +85,24 @@ def print_table(console: Console, columns: Sequence[Column], records: Sequence[R
     """Print a table, or its records one after the other where it does not fit the width."""
     if title:
         say(console, title, style="bold")
-    table = _table(columns, records)
-    if _fits(console, table, columns, records):
-        console.print(table)
+    widths = _widths(console, columns, records)
+    if widths is not None:
+        console.print(_table(columns, records, widths))
         return
     for record in records:
         _print_record(console, columns, record)
 
 
-def _table(columns: Sequence[Column], records: Sequence[Record]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+def _table(columns: Sequence[Column], records: Sequence[Record], widths: Sequence[int]) -> Table:
+    table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
     table.show_header = any(column.name for column in columns)
-    for place, column in enumerate(columns):
+    for column, width in zip(columns, widths, strict=True):
         table.add_column(
             Text(column.name),
             justify="right" if column.right else "left",
             no_wrap=not column.wraps,
             overflow="fold",
-            min_width=_least(place, column, records) if column.wraps else None,
+            width=width,
         )
     for record in records:
         cells: list[RenderableType] = [_cell(c) for c in record.cells]
@@ -110,22 +110,23 @@ def _table(columns: Sequence[Column], records: Sequence[Record]) -> Table:
     return table
 
 
-def _fits(console: Console, table: Table, columns: Sequence[Column], records: Sequence[Record]) -> bool:
-    """Whether every cell has its whole width, and free text a readable one."""
-    widest = Measurement.get(console, console.options.update(width=10_000), table).maximum
-    spare = 0
+def _widths(console: Console, columns: Sequence[Column], records: Sequence[Record]) -> list[int] | None:
+    """The width of every column, or None where not every cell can have its whole width and free text a readable one.
+
+    rich itself would take from the widest column first, and break words there while another has room.
+    """
+    needed, least = [], []
     for place, column in enumerate(columns):
-        if column.wraps:
-            needed = max([cell_len(column.name), *(_cell(record.cells[place]).cell_len for record in records)])
-            spare += max(0, needed - _least(place, column, records))
-    return widest - spare <= console.width
-
-
-def _least(place: int, column: Column, records: Sequence[Record]) -> int:
-    """Columns that a column of free text needs: its longest word, and `ROOMY` if the text is as long."""
-    texts = [column.name, *(_cell(record.cells[place]).plain for record in records)]
-    longest = max((cell_len(word) for text in texts for word in text.split()), default=0)
-    return max(longest, min(ROOMY, max(map(cell_len, texts))))
+        texts = [*column.name.split("\n"), *(_cell(record.cells[place]).plain for record in records)]
+        needed.append(max(map(cell_len, texts)))
+        longest = max((cell_len(word) for text in texts for word in text.split()), default=0)
+        least.append(max(longest, min(ROOMY, needed[-1])) if column.wraps else needed[-1])
+    spare = console.width - GAP * (len(columns) - 1) - sum(least)
+    if spare < 0:
+        return None
+    wanted = sum(needed) - sum(least)
+    share = min(1.0, spare / wanted) if wanted else 0.0
+    return [low + int(share * (high - low)) for low, high in zip(least, needed, strict=True)]
 
 
 def _cell(cell: str | Text, style: str = "") -> Text:
