@@ -37,7 +37,6 @@ class Admission:
         workers: requests that are scored at the same time.
         queue: requests that may wait beside them.
         shed: whether a request that had to wait loses its extra paths.
-        costs: (rows, seconds) of the warm-up.
         clock: monotonic seconds.
     """
 
@@ -47,7 +46,6 @@ class Admission:
         workers: int,
         queue: int,
         shed: bool = True,
-        costs: Sequence[tuple[int, float]] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._workers, self._queue = workers, queue
@@ -59,8 +57,19 @@ class Admission:
         self._seen = clock()
         self._ended = clock()  # when the last request was done with
         self._way = float("inf")  # shortest time from a caller to here: the network, and what his clock is off
-        self._usual = min((seconds for _, seconds in costs), default=0.0)
-        self._cost = CostModel(costs)
+        self._usual = 0.0
+        self._cost = CostModel()
+
+    def warmed_up(self, costs: Sequence[tuple[int, float]]) -> None:
+        """Take in what the warm-up measured, as (rows, seconds); before, every cost is unknown and nothing is refused for it."""
+        with self._lock:
+            self._usual = min((seconds for _, seconds in costs), default=0.0)
+            self._cost = CostModel(costs)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is inside."""
+        return self._inside == 0
 
     @property
     def waiting(self) -> int:

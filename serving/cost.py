@@ -18,6 +18,7 @@ RESERVE = 1.5  # times the spread of these measurements above their median is ke
 LEAST, MOST = 1.05, 1.25  # but at least and at most so much of what a request usually costs
 HALF = 0.5  # of what the smallest request costs is what none can do without
 WITNESSES = 3  # requests in a row that took longer than what is left prove that it is too little
+APART = 0.9  # of its time that a request was alone at work in its class, for it to count by itself
 FRESH = 2.0  # seconds for which they do
 AGAIN = 1.0  # seconds after which a size is tried again although it seems too dear, and at least
 SHARE = 20  # times what it seems to cost, so that such trials take a twentieth of the time at most
@@ -59,7 +60,7 @@ class CostModel:
         found = self._class(rows)
         expected = self._on_curve(rows)
         ratio = seconds / expected if expected > 0 else 1.0
-        if now - seconds >= found.ended or not found.witnesses:
+        if now - APART * seconds >= found.ended or not found.witnesses:
             found.witnesses.append((rows, seconds))
             found.ratios.append(ratio)
             found.ended = now

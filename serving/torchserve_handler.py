@@ -49,10 +49,10 @@ class CTRHandler:
         assert self._service is not None, "TorchServe calls initialize first"
         service = self._service
         headers = [{k.lower(): v for k, v in context.get_all_request_header(i).items()} for i in range(len(data))]
-        deadlines = [service.arrival(found) for found in headers]
+        arrivals = [service.arrival(found) for found in headers]
         bodies = []
-        for index, (element, found, deadline) in enumerate(zip(data, headers, deadlines, strict=True)):
-            reply = service.answer(element.get("body", element.get("data")), found, deadline)
+        for index, (element, found, arrival) in enumerate(zip(data, headers, arrivals, strict=True)):
+            reply = service.answer(element.get("body", element.get("data")), found, arrival)
             if reply.status != 200:
                 context.set_response_status(reply.status, reply.phrase, idx=index)
             for name, value in reply.headers.items():

@@ -137,7 +137,8 @@ class _Deciding:
     """What the simulation asks the real admission."""
 
     def __init__(self, world: World, curve: Sequence[tuple[int, float]], clock: Clock) -> None:
-        self.admission = Admission(workers=world.workers, queue=world.places, costs=curve, clock=clock)
+        self.admission = Admission(workers=world.workers, queue=world.places, clock=clock)
+        self.admission.warmed_up(curve)
         self._world, self._clock = world, clock
         self.enter, self.leave = self.admission.enter, self.admission.leave
         self.finished = self.admission.finished
