@@ -126,7 +126,11 @@ class Admission:
             needed = self._cost.at_most(rows) if busy else likely
             if left < needed and (
                 left <= 0
-                or (not self._cost.try_again(rows, left, needed, now) if busy else self._cost.too_little(rows, left, now))
+                or (
+                    not self._cost.try_again(rows, left, needed, now)
+                    if busy
+                    else self._cost.too_little(rows, left, now)
+                )
             ):
                 raise _too_late(left, needed)
             return not (self._shed and busy)

@@ -88,7 +88,8 @@ class Metrics:
             "item_snapshot_age_seconds", "Since the item features were last read from the store."
         )
         self._lost = gauge(
-            "item_snapshot_lost_items", "Items that had features and have none in the store now; the old ones are served."
+            "item_snapshot_lost_items",
+            "Items that had features and have none in the store now; the old ones are served.",
         )
         self._clock_offset = gauge(
             "caller_clock_offset_seconds", "What the clock behind X-Request-Start is behind by, which is corrected."

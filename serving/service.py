@@ -22,6 +22,7 @@ from serving import codec_v1, codec_v2, json_text, openapi
 from serving.admission import Admission
 from serving.config import ServingConfig
 from serving.deadline import Deadline, header_deadline_ms
+from serving.errors import JSON, error_body
 from serving.logs import EXTRA
 from serving.metrics import Metrics
 from serving.outcome import Outcome
@@ -35,7 +36,7 @@ from serving.tracing import Tracing
 from serving.v2_tensors import HEADER, split
 from thinktwice.errors import FeatureStoreError, OverloadedError, RequestError
 
-JSON, BINARY = "application/json", "application/octet-stream"
+BINARY = "application/octet-stream"
 FORMS = (
     "application/x-www-form-urlencoded",
     "multipart/form-data",
@@ -46,6 +47,7 @@ MAX_REQUEST_ID = 128
 WARM_UP_ROWS, WARM_UP_ROUNDS = (1, 100, 1000), 3
 PHRASES = {
     400: "Bad Request",
+    404: "Not Found",
     413: "Content Too Large",
     415: "Unsupported Media Type",
     429: "Too Many Requests",
@@ -134,7 +136,9 @@ class Service:
         self.scorer, self.config, self.metrics, self.admission = scorer, config, metrics, admission
         self._tracing, self._model_name, self._log = tracing, model_name, log
         self._sent = SendingTimes(metrics.start_ignored)
-        self._too_large = Trouble(logger, "stored features fit the model again, after {seconds} s and {times} answers without them")
+        self._too_large = Trouble(
+            logger, "stored features fit the model again, after {seconds} s and {times} answers without them"
+        )
 
     def arrival(
         self, headers: Mapping[str, str], *, idle: bool | None = None, waited: float = 0.0, at_most: float = 0.0
@@ -400,8 +404,3 @@ def _extra_seconds(answers: list[Answer]) -> float:
 def _request_id(headers: Mapping[str, str]) -> str:
     given = headers.get(REQUEST_ID, "")
     return given if 0 < len(given) <= MAX_REQUEST_ID and given.isascii() and given.isprintable() else str(uuid.uuid4())
-
-
-def error_body(message: str, field: str = "") -> bytes:
-    """The one form of all errors; ``field`` is the place in the request that is wrong, "" where nothing in it is."""
-    return orjson.dumps({"error": message, "field": field})

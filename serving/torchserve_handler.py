@@ -1,7 +1,8 @@
-"""TorchServe's side of the :class:`serving.service.Service`: a batch of HTTP requests in, one JSON body each out.
+"""TorchServe's side of the :class:`serving.service.Service`: loading it in a worker, and a handler for TorchServe's own worker.
 
-No envelope: TorchServe's own handle the first request of a batch only. A request that cannot be answered gets its own
-status and error body and does not touch the others.
+Our worker (:mod:`serving.torchserve_worker`) needs no handler; with TorchServe's own, which any installation of TorchServe starts, a batch
+of HTTP requests comes in and one JSON body each goes out. No envelope: TorchServe's own handle the first request of a batch
+only. A request that cannot be answered gets its own status and error body and does not touch the others.
 """
 
 from __future__ import annotations
@@ -20,29 +21,37 @@ from serving.service import Service
 logger = logging.getLogger(__name__)
 
 
+def load(folder: Path | str, model: str) -> Service:
+    """The service of an unpacked archive, with the settings and the feature store of this machine, after it has scored once.
+
+    Raises:
+        Exception: it cannot be loaded; the log says why.
+    """
+    try:
+        config = load_config()
+        service = open_service(Path(folder) / "bundle", config, model_name=model)
+    except Exception as error:
+        # Whoever started the server looks for this line in its log and shows the sentence to the user.
+        logger.error("cannot load: %s", " ".join(str(error).split()))
+        raise
+    # What was loaded stays: a collection that walks through vocabularies and snapshots would hold a request up.
+    gc.collect()
+    gc.freeze()
+    if config.metrics_port:
+        serve_metrics(config.metrics_host, config.metrics_port)
+    return service
+
+
 class CTRHandler:
-    """What TorchServe loads. One instance per worker process."""
+    """What TorchServe's own worker loads. One instance per worker process."""
 
     def __init__(self) -> None:
         self._service: Service | None = None
 
     def initialize(self, context: Any) -> None:
-        """Load the bundle inside the archive and the feature store of this machine, and score once."""
+        """Load the bundle inside the archive, and score once."""
         logs.configure()
-        folder = Path(context.system_properties["model_dir"]) / "bundle"
-        store = (context.model_yaml_config or {}).get("featureStore")
-        try:
-            config = load_config()
-            self._service = open_service(folder, config, model_name=context.model_name, feature_store=store)
-        except Exception as error:
-            # Whoever started the server looks for this line in its log and shows the sentence to the user.
-            logger.error("cannot load: %s", " ".join(str(error).split()))
-            raise
-        # What was loaded stays: a collection that walks through vocabularies and snapshots would hold a request up.
-        gc.collect()
-        gc.freeze()
-        if config.metrics_port:
-            serve_metrics(config.metrics_host, config.metrics_port)
+        self._service = load(context.system_properties["model_dir"], context.model_name)
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer every request of a TorchServe batch, in order."""

@@ -22,8 +22,10 @@ LOADS = (50, 80, 110)
 
 
 @contextlib.contextmanager
-def serving(archive: Path, world: World, folder: Path, server: str = "torchserve") -> Iterator[str]:
-    """Yields the address of a server of an archive (TorchServe) or bundle (kserve)."""
+def serving(
+    archive: Path, world: World, folder: Path, server: str = "torchserve", *, own_worker: bool = True
+) -> Iterator[str]:
+    """Yields the address of a server of an archive (TorchServe, with our worker or with its own) or bundle (kserve)."""
     config = ServingConfig(access_log=False)
     log = folder / f"{archive.parent.name}-{server}.log"
     with socket.socket() as probe:
@@ -31,7 +33,7 @@ def serving(archive: Path, world: World, folder: Path, server: str = "torchserve
         port = probe.getsockname()[1]
     if server == "torchserve":
         with torchserve_process.running(
-            archive, feature_store=world.store, port=port, log=log, config=config
+            archive, feature_store=world.store, port=port, log=log, config=config, own_worker=own_worker
         ) as running:
             yield running.url
         return
@@ -45,7 +47,10 @@ def by_turns(
     """Closed loops on TorchServe with our handler (``ours``) and with another of :mod:`benchmarks.serving.handlers`, by turns."""
     requests = requests_of(world.store, SCHEMA, count=100, candidates=100, seed=2)
     archive = with_handler(world.archives["off"], other, folder / other.lower())
-    with serving(world.archives["off"], world, folder) as ours, serving(archive, world, folder) as theirs:
+    with (
+        serving(world.archives["off"], world, folder) as ours,
+        serving(archive, world, folder, own_worker=False) as theirs,
+    ):
         urls = {"ours": ours, other.lower(): theirs}
         for url in urls.values():
             closed_loop(Target(url, requests), callers, 1.0)

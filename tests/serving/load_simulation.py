@@ -20,10 +20,11 @@ from typing import Literal
 from serving.admission import WAY_BACK, Admission
 from serving.cost import FRESH
 from serving.deadline import Deadline
+from serving.java_queue import JavaQueue
 from thinktwice.errors import OverloadedError
 
 #: Share of its cost that a request takes although it is refused at its turn: before it is read, and when its rows are known.
-UNREAD, READ = 0.005, 0.05
+UNREAD, READ = 0.005, 0.03
 
 KINDS = ("free", "wake", "over", "come")  # events of one moment come in this order
 
@@ -56,7 +57,8 @@ class World:
         places: requests that may wait.
         prompt: whether a waiting request is told at once when its time is over (the KServe predictor), or at its turn (a worker
             of TorchServe, which does not see Java's queue).
-        sees_queue: whether the time in the queue is known (a start header, or the predictor's own queue).
+        says: whether the time of sending is known (a start header, or the predictor's own queue), or reckoned by
+            :class:`serving.java_queue.JavaQueue` of one worker.
     """
 
     fixed: float = 0.001
@@ -66,6 +68,7 @@ class World:
     workers: int = 1
     places: int = 32
     prompt: bool = True
+    says: bool = True
 
     def scale(self, at: float) -> float:
         place = bisect_right(self.scales, at, key=lambda change: change[0])
@@ -140,19 +143,28 @@ class _Deciding:
         self.admission = Admission(workers=world.workers, queue=world.places, clock=clock)
         self.admission.warmed_up(curve)
         self._world, self._clock = world, clock
-        self.enter, self.leave = self.admission.enter, self.admission.leave
-        self.finished = self.admission.finished
+        self._queue = JavaQueue(None, clock)
+        self.enter, self.finished = self.admission.enter, self.admission.finished
+
+    def leave(self) -> None:
+        self.admission.leave()
+        self._queue.answered()
 
     def start(self, arrival: Arrival, done: float) -> float | None:
         """None to start the request; else the seconds it takes to refuse it."""
         now = self._clock.now
-        deadline, cost = Deadline(arrival.at, arrival.ends), self._world.cost(now, arrival.rows)
+        queued, sent = now - arrival.at, arrival.at
+        if not self._world.says:
+            wait = self._queue.came()
+            queued, sent = wait.likely, now - wait.at_most
+            self._queue.waited = now - arrival.at  # as the front end says when the next one comes
+        deadline, cost = Deadline(sent, sent + arrival.deadline), self._world.cost(now, arrival.rows)
         try:
             self.admission.refuse_hopeless(deadline)
         except OverloadedError:
             return UNREAD * cost
         try:
-            self.admission.admit(deadline, arrival.rows, now - arrival.at)
+            self.admission.admit(deadline, arrival.rows, queued)
         except OverloadedError:
             return READ * cost
         return None

@@ -80,7 +80,9 @@ def test_nothing_is_let_in_whose_time_is_over() -> None:
     for _ in range(10):
         clock.now += 100
         assert not ask(admission, clock, 1, -1e-6)
-        with pytest.raises(OverloadedError, match=r"^0 ms are left .* needs about 2: try again later, or give more time$"):
+        with pytest.raises(
+            OverloadedError, match=r"^0 ms are left .* needs about 2: try again later, or give more time$"
+        ):
             admission.refuse_hopeless(Deadline(clock.now - 2, clock.now - 1))
     admission.refuse_hopeless(Deadline(clock.now, clock.now + WAY_BACK + 0.0006))
     with pytest.raises(OverloadedError):
@@ -111,7 +113,9 @@ def test_a_refusal_says_what_it_is_about() -> None:
     for _ in range(3):
         admission.enter()
     ask(admission, clock, 100, 0.001)
-    with pytest.raises(OverloadedError, match=r"^12 ms are left before the deadline and the answer needs about 53: ") as caught:
+    with pytest.raises(
+        OverloadedError, match=r"^12 ms are left before the deadline and the answer needs about 53: "
+    ) as caught:
         admission.admit(Deadline(clock.now, clock.now + 0.012), 1000, 0.0) or admission.admit(
             Deadline(clock.now, clock.now + 0.012), 1000, 0.0
         )
@@ -142,7 +146,9 @@ def test_small_requests_say_nothing_about_large_ones(small: int, many: int, larg
         assert cost.seconds(large) == before
 
 
-@given(st.integers(1, 1000), st.floats(0.2, 5.0), st.lists(st.booleans(), min_size=1, max_size=60), st.floats(0.01, 60.0))
+@given(
+    st.integers(1, 1000), st.floats(0.2, 5.0), st.lists(st.booleans(), min_size=1, max_size=60), st.floats(0.01, 60.0)
+)
 def test_stalls_teach_nothing_and_lasting_changes_are_believed(
     rows: int, factor: float, stalls: list[bool], stall: float
 ) -> None:

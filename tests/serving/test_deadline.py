@@ -25,7 +25,9 @@ def test_text_is_refused(text: str) -> None:
     assert (caught.value.field, caught.value.status) == ("x-deadline-ms", 400)
 
 
-@pytest.mark.parametrize("text", ["abc", "nan", "inf", "-inf", "", "1_000", "0x10", "1e400", "1e10", "5 ms", "1,000", "٣", "1000,1"])
+@pytest.mark.parametrize(
+    "text", ["abc", "nan", "inf", "-inf", "", "1_000", "0x10", "1e400", "1e10", "5 ms", "1,000", "٣", "1000,1"]
+)
 def test_what_is_not_a_number_of_milliseconds_is_refused(text: str) -> None:
     with pytest.raises(RequestError, match="X-Deadline-Ms"):
         header_deadline_ms({"x-deadline-ms": text})
