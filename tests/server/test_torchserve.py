@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from serving.torchserve_process import TorchServe, check_port, running, stop
+from serving.torchserve_process import TorchServe, check_port, manage, running, stop
 from tests.server.conftest import free_port, post
 from tests.serving.small import MODEL_VERSION
 from thinktwice.champion import Champion
@@ -32,6 +32,7 @@ ITEMS = [f"i{i % 60}" if i % 10 else f"cold{i}" for i in range(500)]
 MANY = {"user_id": "u1", "candidates": ITEMS, "context": CONTEXT}
 
 
+FORM = b'--x\r\nContent-Disposition: form-data; name="f"\r\n\r\nv\r\n'
 COLD = {"user_id": "nobody", "candidates": [f"cold{i}" for i in range(1000)], "context": CONTEXT}
 
 
@@ -101,6 +102,10 @@ def test_a_request_that_wants_too_many_paths_is_told(server: TorchServe) -> None
         ({"inputs": [{"name": "x"}]}, "application/json", "inputs[0].datatype"),
         (b"hello", "text/plain", "body"),
         (b"a=b", "application/x-www-form-urlencoded", "body"),
+        (b"a&" * 20_000, "application/x-www-form-urlencoded", "body"),
+        (b"a=1&bb=22&" * 5_000, "application/x-www-form-urlencoded; charset=utf-8", "body"),
+        (FORM * 3_000 + b"--x--\r\n", "multipart/form-data; boundary=x", "body"),
+        (FORM.replace(b'"f"', b'"body"') + b"--x--\r\n", "multipart/form-data; boundary=x", "body"),
         (b"\x00\x01", "application/octet-stream", "body"),
     ],
 )
@@ -124,7 +129,7 @@ def test_good_requests_beside_bad_ones(server: TorchServe) -> None:
 
 
 def test_no_other_model_can_be_loaded(server: TorchServe) -> None:
-    status, _, _ = post(f"http://127.0.0.1:{server.management_port}/models?url=http://example.org/x.mar", b"")
+    status, _ = manage(server, "POST", "/models?url=http://example.org/x.mar")
     assert status == 405
 
 
@@ -209,7 +214,7 @@ def test_a_server_that_dies_ends_the_command_with_its_sentence(command: subproce
     java.kill()
     assert command.wait(timeout=60) == 1
     error = (tmp_path / "stderr").read_text().splitlines()[-1]
-    assert error.startswith("thinktwice: TorchServe ended by itself (exit code ")
+    assert error.startswith("thinktwice: TorchServe was ended by SIGKILL: was memory short?: see ")
     assert str(tmp_path / "log") in error
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
