@@ -105,7 +105,7 @@ class Admission:
             least = self._cost.least()
             left = deadline.left(self._clock()) - WAY_BACK
         if left <= 0 or left < least:
-            raise _too_late(left, least)
+            raise too_late(left, least)
 
     def admit(self, deadline: Deadline, rows: int, queued: float) -> bool:
         """Let a request in, whose turn has come, and tell whether it may ask extra paths.
@@ -132,7 +132,7 @@ class Admission:
                     else self._cost.too_little(rows, left, now)
                 )
             ):
-                raise _too_late(left, needed)
+                raise too_late(left, needed)
             return not (self._shed and busy)
 
     def waiting_share(self) -> float:
@@ -166,7 +166,7 @@ class Admission:
             self._waited -= self._recent.popleft()[1]
 
 
-def _too_late(left: float, needed: float) -> OverloadedError:
+def too_late(left: float, needed: float) -> OverloadedError:
     """The refusal of a request that has ``left`` seconds, not counting the way back, and seems to need ``needed``."""
     left_ms, needed_ms = (max(seconds + WAY_BACK, 0) * 1000 for seconds in (left, needed))
     return OverloadedError(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from serving import logs
+from serving.admission import WAY_BACK, too_late
 from serving.archive import extract_bundle
 from serving.config import load_config
 from serving.kserve_server import Server, kserve
@@ -27,7 +28,7 @@ from serving.open_service import open_service
 from serving.processes import PROBE
 from serving.service import Reply, Service
 from thinktwice.champion import MODEL_NAME
-from thinktwice.errors import OverloadedError, ServerError, ThinktwiceError
+from thinktwice.errors import OverloadedError, RequestError, ServerError, ThinktwiceError
 
 GRACE = 30  # seconds that requests under way have after SIGTERM
 
@@ -48,18 +49,32 @@ class CTRModel(kserve.Model):
         return bool(self.ready)
 
     async def predict(self, payload: bytes, headers: dict[str, str] | None = None, *_: Any) -> Reply:
-        """Answer a body of v1 or v2. Waits in the queue of the service, and is refused where that is full."""
+        """Answer a body of v1 or v2. Waits in the queue of the service as long as its deadline allows, and is refused where that is
+        full."""
         headers = headers or {}
-        deadline = self.service.arrival(headers)
+        service = self.service
+        arrival = service.arrival(headers)
         try:
-            self.service.admission.enter()
+            service.admission.enter()
         except OverloadedError as error:
-            return self.service.refuse(error, headers, deadline)
+            return service.refuse(error, headers, arrival)
+        turn = self._threads.submit(service.answer, payload, headers, arrival)
+        over = asyncio.get_running_loop().call_later(
+            max(arrival.deadline.left(arrival.at) - WAY_BACK, 0.0), turn.cancel
+        )
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, self.service.answer, payload, headers, deadline)
+            return await asyncio.wrap_future(turn)
+        except asyncio.CancelledError:
+            if not turn.cancelled():
+                raise
+            return service.refuse(too_late(0.0, 0.0), headers, arrival)  # it still waited when its time was over
         finally:
-            self.service.admission.leave()
+            over.cancel()
+            service.admission.leave()
+
+    def refuse(self, error: RequestError, headers: dict[str, str]) -> Reply:
+        """The answer to a request that is not read."""
+        return self.service.refuse(error, headers, self.service.arrival(headers))
 
 
 def main(arguments: list[str]) -> int:

@@ -88,7 +88,9 @@ def document(schema: LogSchema, model_name: str, model_version: str, *, online: 
                 "V1Answer": _object({"predictions": _list(_prediction(), 1, MAX_REQUESTS)}, required=["predictions"]),
                 "V2Body": _v2_body(model_name, model_version),
                 "V2Answer": _v2_answer(),
-                "Error": _object({"error": {"type": "string"}, "field": {"type": "string"}}, required=["error", "field"]),
+                "Error": _object(
+                    {"error": {"type": "string"}, "field": {"type": "string"}}, required=["error", "field"]
+                ),
             }
         },
     }

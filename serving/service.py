@@ -369,11 +369,7 @@ class Service:
             raise RequestError("the request has no JSON body: send Content-Type application/json", field="body")
         if isinstance(raw, (bytes, bytearray, str)):
             if len(raw) > self.config.max_body_bytes:
-                raise RequestError(
-                    f"the body is too large, at most {self.config.max_body_bytes} bytes are accepted: send fewer rows",
-                    field="body",
-                    status=413,
-                )
+                raise too_large(self.config.max_body_bytes)
             if not isinstance(raw, str):
                 raw, tail = split(bytes(raw), headers.get(HEADER))
             raw = json_text.loads(raw, "the body", "body")
@@ -404,3 +400,10 @@ def _extra_seconds(answers: list[Answer]) -> float:
 def _request_id(headers: Mapping[str, str]) -> str:
     given = headers.get(REQUEST_ID, "")
     return given if 0 < len(given) <= MAX_REQUEST_ID and given.isascii() and given.isprintable() else str(uuid.uuid4())
+
+
+def too_large(most: int) -> RequestError:
+    """What is wrong with a body of more than ``most`` bytes."""
+    return RequestError(
+        f"the body is too large, at most {most} bytes are accepted: send fewer rows", field="body", status=413
+    )
