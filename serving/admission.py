@@ -168,10 +168,11 @@ class Admission:
 
 def too_late(left: float, needed: float) -> OverloadedError:
     """The refusal of a request that has ``left`` seconds, not counting the way back, and seems to need ``needed``."""
-    left_ms, needed_ms = (max(seconds + WAY_BACK, 0) * 1000 for seconds in (left, needed))
+    left_ms, needed_ms = (1000 * (seconds + WAY_BACK) for seconds in (left, needed))
+    if left <= 0:
+        text = "no time is left before the deadline"
+    else:
+        text = f"{left_ms:.0f} ms are left before the deadline and the answer needs about {needed_ms:.0f}"
     return OverloadedError(
-        f"{left_ms:.0f} ms are left before the deadline and the answer needs about {needed_ms:.0f}: "
-        "try again later, or give more time",
-        retry_after=max(needed - left, 0.0),
-        status=503,
+        f"{text}: try again later, or give more time", retry_after=max(needed - left, 0.0), status=503
     )

@@ -47,11 +47,12 @@ def serve(
     Prints one line "ready URL" when a worker has really scored a request. KServe v1 is at /v1/models/ctr:predict, Open
     Inference v2 at /v2/models/ctr/infer.
     """
-    from serving import kserve_process, torchserve_process
     from thinktwice.champion import require_champion, verify_archive
 
     champion = require_champion(state, "--state")
     archive = verify_archive(champion)
+    from serving import kserve_process, torchserve_process
+
     console = Console(stderr=True)
     console.print(f"serving {champion.info.model_version} (bundle {champion.info.bundle_hash[:12]})")
     running: Any = torchserve_process.running if server is Server.torchserve else kserve_process.running

@@ -23,6 +23,7 @@ from serving import logs
 from serving.admission import WAY_BACK, too_late
 from serving.archive import extract_bundle
 from serving.config import load_config
+from serving.exits import leave_after
 from serving.kserve_server import Server, kserve
 from serving.open_service import open_service
 from serving.processes import PROBE
@@ -88,7 +89,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--model-name", default=MODEL_NAME)
     chosen = parser.parse_args(arguments)
-    logs.configure(others=("kserve", "uvicorn"))
+    logs.configure(others=("kserve", "uvicorn", "asyncio"))
     # uvicorn drains at a signal and then raises it once more, for whoever had it before: what is below must still clean up.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
@@ -117,4 +118,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave_after(lambda: main(sys.argv[1:]))

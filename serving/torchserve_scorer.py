@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import closing
 
 from serving import logs
+from serving.exits import leave_after
 from serving.java_queue import JavaQueue
 from serving.service import Service
 from serving.torchserve_handler import load
@@ -121,4 +122,4 @@ def _once(close: Callable[[], None]) -> Callable[[], None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave_after(lambda: main(sys.argv[1:]))
