@@ -22,12 +22,3 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"development data not found in {folder.name}/ beside the repository (set THINKTWICE_SHARED)")
     return folder
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave long tests out unless the command line names them."""
-    if "long" in config.option.markexpr:
-        return
-    kept = [item for item in items if item.get_closest_marker("long") is None]
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = kept

@@ -253,13 +253,6 @@ def test_traffic_behind_torchserve_without_start_headers(seed: int) -> None:
         last = max(last, course.told)
 
 
-@pytest.mark.long
-@pytest.mark.timeout(3600)
-def test_a_million_requests() -> None:
-    shares = [check(*traffic_of(seed, 3000)) for seed in range(1000, 1400)]
-    assert sum(shares) / len(shares) > 0.97
-
-
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("rows", [1, 100, 1000])
 def test_a_night_of_one_row_probes_and_then_other_sizes(workers: int, rows: int) -> None:
