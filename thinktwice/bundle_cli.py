@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from thinktwice.printable import printable
+
 app = typer.Typer(no_args_is_help=True, help="Bundles: sign them, and check signatures and hashes.")
 
 Folder = Annotated[Path, typer.Argument(help="Bundle folder.")]
@@ -49,4 +51,4 @@ def verify(
     trusted = tuple(key) if key else trusted_keys()
     signed = f"signed with the key {verify_signature(bundle, trusted)}" if trusted else "its signature was not checked"
     manifest = verify_bundle(bundle)
-    typer.echo(f"{manifest.model_version}: whole, bundle {bundle_hash(bundle)[:12]}, {signed}")
+    typer.echo(f"{printable(manifest.model_version)}: whole, bundle {bundle_hash(bundle)[:12]}, {signed}")
