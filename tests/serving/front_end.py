@@ -98,7 +98,10 @@ class FrontEnd:
         return self._bytes(self._int())
 
     def _bytes(self, length: int) -> bytes:
-        found = self._file.read(length)
+        try:
+            found = self._file.read(length)
+        except ConnectionResetError:  # it was closed before all that had been sent was read
+            found = b""
         if len(found) != length:
             raise EOFError
         return found
