@@ -174,5 +174,8 @@ def too_late(left: float, needed: float) -> OverloadedError:
     else:
         text = f"{left_ms:.0f} ms are left before the deadline and the answer needs about {needed_ms:.0f}"
     return OverloadedError(
-        f"{text}: try again later, or give more time", retry_after=max(needed - left, 0.0), status=503
+        # Time that was over before says nothing about when to try again.
+        f"{text}: try again later, or give more time",
+        retry_after=max(needed - max(left, 0.0), 0.0),
+        status=503,
     )
