@@ -125,7 +125,11 @@ def test_good_requests_beside_bad_ones(server: TorchServe) -> None:
             pool.map(lambda i: post(server.predict_url, {"instances": [ONE if i % 2 else {"rows": 1}]}), range(40))
         )
     assert [r[0] for r in replies] == [400, 200] * 20
-    assert {r[2] for r in replies[1::2]} == {good}
+    found = {r[2] for r in replies[1::2]}
+    # Those that had to wait got base passes alone, and say so; all of these are the same too.
+    waited = [json.loads(body)["predictions"][0] for body in found - {good}]
+    assert len(waited) <= 1 and all(one["paths_capped"] for one in waited)
+    assert all(item["num_paths"] == 1 for one in waited for item in one["items"])
 
 
 def test_no_other_model_can_be_loaded(server: TorchServe) -> None:
@@ -209,7 +213,7 @@ def test_a_server_that_dies_ends_the_command_with_its_sentence(command: subproce
     assert command.stdout is not None
     assert command.stdout.readline().startswith("ready ")
     children = psutil.Process(command.pid).children(recursive=True)
-    (java,) = [child for child in children if "org.pytorch.serve.ModelServer" in _command_line(child)]
+    (java,) = [child for child in children if child.name() == "java"]
     assert any("model_service_worker" in " ".join(_command_line(child)) for child in children)
     java.kill()
     assert command.wait(timeout=60) == 1
