@@ -15,6 +15,7 @@ from typing import Any
 
 from serving.errors import JSON, error_body
 from serving.service import Reply, too_large
+from thinktwice import __version__
 
 _arguments = sys.argv[1:]
 sys.argv[1:] = []  # the SDK reads the command line when it is imported, and would take ours for its own
@@ -92,13 +93,17 @@ class Server(RESTServer):
             ("/metrics", metrics_handler),
             ("/v1/models", v1.models),
             (f"/v1/models/{name}", partial(v1.model_ready, name)),
-            ("/v2", v2.metadata),
+            ("/v2", self._metadata),
             ("/v2/health/live", v2.live),
             ("/v2/health/ready", v2.ready),
             (f"/v2/models/{name}", partial(v2.model_metadata, name, None)),
             (f"/v2/models/{name}/ready", partial(v2.model_ready, name, None)),
         ):
             app.add_api_route(path, answer, methods=["GET"], response_model=None)
+
+    async def _metadata(self) -> dict[str, Any]:
+        """Server metadata of the Open Inference Protocol. The SDK's names its own release, and an extension that is not here."""
+        return {"name": "thinktwice", "version": __version__, "extensions": ["binary_tensor_data"]}
 
     async def _predict(self, request: Request) -> Response:
         # Of a header that is there twice the last counts, as with TorchServe.

@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving.bounded_http import LARGEST_HEAD, SLOWEST
 from tests.contract.conftest import LARGEST, Servers
 from tests.contract.test_contract import ONE, V1, V2, Reply, ask, both
+from thinktwice import __version__
 
 pytestmark = pytest.mark.server
 
@@ -166,6 +167,12 @@ def test_the_kserve_predictor_lists_its_model(servers: Servers, path: str) -> No
     reply = ask(servers.url["kserve"], path, None, method="GET")
     assert reply.status == 200 and isinstance(reply.json, dict)
     assert ("ctr" in reply.body.decode()) == ("models" in path)
+
+
+def test_the_kserve_predictor_names_no_software_of_others(servers: Servers) -> None:
+    reply = ask(servers.url["kserve"], "/v2", None, method="GET")
+    assert reply.json == {"name": "thinktwice", "version": __version__, "extensions": ["binary_tensor_data"]}
+    assert "server" not in reply.headers
 
 
 @pytest.mark.parametrize("path", [f"{V1}/", f"{V2}/", "/v1/models/ctr/", "/v1/models/", "//evil.example/v1/models"])
