@@ -6,14 +6,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from serving.open_reader import FeatureConfig
 from serving.prediction_log import PredictionLogConfig
-from thinktwice.errors import ServerError
+from thinktwice.errors import ServerError, reason
+from thinktwice.files import parse_yaml
+from thinktwice.release import ReleasePolicy
 
 VARIABLE = "THINKTWICE_SERVING"
+FEATURE_STORE = "THINKTWICE_FEATURE_STORE"  # folder of the feature store
 
 
 class ServingConfig(BaseModel):
@@ -34,6 +36,7 @@ class ServingConfig(BaseModel):
     max_body_bytes: int = Field(default=4 << 20, ge=1024)
     metrics_port: int = Field(default=8083, ge=0, le=65535)  # 0: none (TorchServe adapter only; kserve has /metrics)
     metrics_host: str = "127.0.0.1"
+    release: ReleasePolicy = ReleasePolicy()  # which releases are served, beside those that a trusted key has signed
     features: FeatureConfig = FeatureConfig()
     prediction_log: PredictionLogConfig = PredictionLogConfig()
     access_log: bool = True  # one JSON line a request
@@ -49,16 +52,14 @@ def load_config(path: str | Path | None = None) -> ServingConfig:
     if not named:
         return ServingConfig()
     try:
-        value: Any = yaml.safe_load(Path(named).read_text(encoding="utf-8"))
+        value: Any = parse_yaml(Path(named).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ServerError(f"serving settings {named} cannot be read ({error.strerror}): correct {VARIABLE}") from error
-    except yaml.YAMLError as error:
-        raise ServerError(
-            f"serving settings {named} are no YAML ({' '.join(str(error).split())}): correct it"
-        ) from error
+        raise ServerError(f"serving settings {named} cannot be read ({reason(error)}): correct {VARIABLE}") from error
+    except ValueError as error:
+        raise ServerError(f"serving settings {named} are no YAML ({reason(error)}): correct it") from error
+    if not isinstance(value or {}, dict):
+        raise ServerError(f"serving settings {named} are wrong at the file (it is not a mapping): correct it")
     try:
         return ServingConfig.model_validate(value or {})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ServerError(f"serving settings {named} are wrong at {place} ({first['msg']}): correct it") from error
+    except ValueError as error:
+        raise ServerError(f"serving settings {named} are wrong at {reason(error)}: correct it") from error

@@ -17,19 +17,23 @@ from serving.config import load_config
 from serving.metrics import serve_metrics
 from serving.open_service import open_service
 from serving.service import Service
+from thinktwice.release import open_staged
+from thinktwice.signing import trusted_keys
 
 logger = logging.getLogger(__name__)
 
 
 def load(folder: Path | str, model: str) -> Service:
-    """The service of an unpacked archive, with the settings and the feature store of this machine, after it has scored once.
+    """The service of a model that was staged (:func:`thinktwice.release.stage`), with the settings of this machine, after it has
+    scored once.
 
     Raises:
         Exception: it cannot be loaded; the log says why.
     """
     try:
         config = load_config()
-        service = open_service(Path(folder) / "bundle", config, model_name=model)
+        staged = open_staged(Path(folder).resolve(), config.release, trusted_keys())
+        service = open_service(staged.bundle, config, model_name=model, feature_store=staged.feature_store)
     except Exception as error:
         # Whoever started the server looks for this line in its log and shows the sentence to the user.
         logger.error("cannot load: %s", " ".join(str(error).split()))
@@ -49,7 +53,7 @@ class CTRHandler:
         self._service: Service | None = None
 
     def initialize(self, context: Any) -> None:
-        """Load the bundle inside the archive, and score once."""
+        """Load the model that was staged (:func:`thinktwice.release.stage`) and score once."""
         logs.configure()
         self._service = load(context.system_properties["model_dir"], context.model_name)
 

@@ -41,8 +41,10 @@ from serving.processes import (
     sigterm_as_interrupt,
 )
 from serving.torchserve_worker import WHILE_LOADING, interpreter_file
-from thinktwice.champion import MODEL_NAME
+from thinktwice.archive import HANDLER, MODEL_NAME
 from thinktwice.errors import ServerError
+from thinktwice.release import Staged, stage
+from thinktwice.signing import trusted_keys
 
 MULTIPROCESS = (
     "PROMETHEUS_MULTIPROC_DIR"  # as :mod:`serving.metrics` says, which is not imported here: it counts from then on
@@ -83,27 +85,28 @@ def running(
     port: int,
     log: Path,
     config: ServingConfig | None = None,
-    own_worker: bool = True,
     limit: float = START_LIMIT,
     progress: Progress = lambda text: None,
+    handler: str = HANDLER,
 ) -> Iterator[TorchServe]:
-    """Serve a model archive while the block runs.
+    """Serve a model archive while the block runs. It is checked before Java starts, and Java gets a private, unpacked copy.
 
     The server is up when a worker answered a request. On leaving, also by Ctrl-C or SIGTERM, the Java process and all
     workers are gone.
 
     Args:
-        archive: a ``.mar`` file.
+        archive: a ``.mar`` file, beside it ``release.json`` where it was deployed.
         feature_store: feature store folder, None for a model without one.
         port: of the inference API on 127.0.0.1; the other APIs take free ports.
         log: file for the server's output; replaced.
         config: settings of the worker, by default those that the environment names; the metrics take a free port.
-        own_worker: whether our worker serves the archive, or TorchServe's own with the handler in it.
         limit: seconds the start may take.
         progress: told what is going on.
+        handler: module that answers; any other than ours, as benchmarks have, runs in TorchServe's own worker.
 
     Raises:
         ServerError: no Java, a busy port, a missing archive, or a worker that does not come up.
+        BundleError: the archive or its release is refused.
     """
     with sigterm_as_interrupt():
         if not archive.is_file():
@@ -113,10 +116,13 @@ def running(
         work = _work_folder()
         server: TorchServe | None = None
         try:
+            config = config or load_config()
+            (work / "models").mkdir()
+            model = stage(
+                archive, feature_store, work / "models" / MODEL_NAME, config.release, trusted_keys(), handler=handler
+            )
             with signals_later():  # an interrupt between the birth of the child and its name would orphan it
-                server = _launch(
-                    archive.resolve(), feature_store, port, log, java_home, work, config or load_config(), own_worker
-                )
+                server = _launch(model, port, log, java_home, work, config, own_worker=handler == HANDLER)
             _wait_until_scored(server, limit, progress)
             _remember_processes(server)  # the workers would lose their parent if Java died
             yield server
@@ -158,7 +164,7 @@ def stop(server: TorchServe, limit: float = STOP_LIMIT) -> None:
 
 
 def configuration(
-    archive: Path,
+    model: Path,
     settings: ServingConfig,
     *,
     port: int,
@@ -166,8 +172,8 @@ def configuration(
     metrics_port: int,
     grpc_ports: tuple[int, int],
 ) -> str:
-    """Content of ``config.properties``: everything on loopback, no way to load another model, and the management interface, by
-    which workers can be taken away, on a socket that only this user can reach."""
+    """Content of ``config.properties``: everything on loopback, no way to load another than the folder ``model``, and the
+    management interface, by which workers can be taken away, on a socket that only this user can reach."""
     lines = {
         "inference_address": f"http://{HOST}:{port}",
         "management_address": f"unix:{management}",
@@ -176,9 +182,9 @@ def configuration(
         "grpc_inference_port": grpc_ports[0],
         "grpc_management_address": HOST,
         "grpc_management_port": grpc_ports[1],
-        "model_store": archive.parent,
-        "load_models": f"{MODEL_NAME}={archive.name}",
-        "allowed_urls": f"file://{archive.parent}/.*",
+        "model_store": model.parent,
+        "load_models": f"{MODEL_NAME}={model.name}",
+        "allowed_urls": f"file://{model.parent}/.*",
         "disable_token_authorization": "true",
         "enable_model_api": "false",
         "enable_envvars_config": "false",
@@ -195,13 +201,13 @@ def configuration(
 
 
 def _launch(
-    archive: Path,
-    feature_store: Path | None,
+    model: Staged,
     port: int,
     log: Path,
     java_home: Path,
     work: Path,
     settings: ServingConfig,
+    *,
     own_worker: bool,
 ) -> TorchServe:
     metrics, own_metrics, *grpc = free_ports(4)
@@ -209,14 +215,19 @@ def _launch(
     management = work / "management"
     config.write_text(
         configuration(
-            archive, settings, port=port, management=management, metrics_port=metrics, grpc_ports=(grpc[0], grpc[1])
+            model.folder,
+            settings,
+            port=port,
+            management=management,
+            metrics_port=metrics,
+            grpc_ports=(grpc[0], grpc[1]),
         ),
         encoding="utf-8",
     )
     (work / "tmp").mkdir()
     (work / "metrics").mkdir()
     settings = settings.model_copy(update={"metrics_port": own_metrics, "metrics_host": HOST})
-    (work / "serving.yaml").write_text(json.dumps(settings.model_dump()), encoding="utf-8")
+    (work / "serving.yaml").write_text(json.dumps(settings.model_dump(mode="json")), encoding="utf-8")
     # A TS_ variable of this shell would override the file above.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TS_")}
     environment |= {
@@ -234,8 +245,8 @@ def _launch(
         QUEUE_PORT: str(free_ports(1, socket.SOCK_DGRAM)[0]),
     }
     environment.pop("THINKTWICE_FEATURE_STORE", None)
-    if feature_store is not None:
-        environment["THINKTWICE_FEATURE_STORE"] = str(feature_store.resolve())
+    if model.feature_store is not None:
+        environment["THINKTWICE_FEATURE_STORE"] = str(model.feature_store.resolve())
     command = [sys.executable, "-m", "serving.torchserve_launcher", *_front_end(java_home, work, config, own_worker)]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:

@@ -27,6 +27,7 @@ VERBS = {
     "openapi",
     "pipeline",
     "predict",
+    "release",
     "serve",
     "skew",
 }

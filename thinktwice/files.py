@@ -6,7 +6,9 @@ import ctypes
 import errno
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,8 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from thinktwice.errors import ResourceError
+import yaml
 
+from thinktwice.errors import ResourceError, reason
+
+MOST_YAML, MOST_NODES = 1 << 20, 1_000_000  # characters, and nodes with aliases unfolded
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux' renameat2
 
 
@@ -91,16 +96,106 @@ def _replace_in_two_steps(temporary: Path, path: Path) -> None:
     shutil.rmtree(aside)
 
 
-def write_json(path: Path | str, value: Any) -> None:
-    """Write ``value`` as stable JSON (sorted keys, no NaN), atomically."""
+def json_bytes(value: Any) -> bytes:
+    """``value`` as stable JSON (sorted keys, no NaN), UTF-8: what is written, hashed and signed."""
     text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    return text.encode("utf-8")
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write :func:`json_bytes`, atomically."""
+    data = json_bytes(value)
     with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(data)
 
 
 def read_json(path: Path | str) -> Any:
-    """Read a JSON file written by this project."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """Read a JSON file written by this project; raises an OSError, or a ValueError like :func:`parse_json`."""
+    return parse_json(Path(path).read_bytes())
+
+
+def parse_json(data: bytes) -> Any:
+    """Parse JSON strictly.
+
+    Raises:
+        ValueError: it is not UTF-8, not JSON, names a key of an object twice, holds a number that is not finite or too long
+            to convert, holds half a surrogate pair, or is nested too deeply.
+    """
+    try:
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_different_keys, parse_constant=_finite, parse_float=_finite
+        )
+        if re.search(rb"\\u[dD][89a-fA-F]", data):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return value
+
+
+def _different_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:20]} is not finite")
+    return value
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML of plain values strictly.
+
+    Raises:
+        ValueError: it is not YAML, names a key of a mapping twice, is nested too deeply, is longer than :data:`MOST_YAML` or
+            unfolds to more than :data:`MOST_NODES` nodes.
+    """
+    if len(text) > MOST_YAML:
+        raise ValueError(f"it has more than {MOST_YAML} characters")
+    try:
+        loader = yaml.SafeLoader(text)  # libyaml's would overflow the C stack
+    except yaml.YAMLError as error:
+        raise ValueError(f"it is not valid YAML ({reason(error)})") from error
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count_nodes(node, {})
+        return loader.construct_document(node)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f" at line {mark.line + 1}" if mark is not None else ""
+        raise ValueError(f"it is not valid YAML{place} ({error.problem or error.context})") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"it is not valid YAML ({reason(error)})") from error
+    finally:
+        loader.dispose()
+
+
+def _count_nodes(node: yaml.Node, known: dict[int, int]) -> int:
+    """Nodes below ``node``, each alias unfolded; a node that holds itself counts as too many."""
+    if id(node) in known:
+        return known[id(node)]
+    known[id(node)] = MOST_NODES + 1
+    count = 1
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"the key {twice!r} is there twice, at line {node.start_mark.line + 1}")
+        count += sum(_count_nodes(part, known) for pair in node.value for part in pair)
+    elif isinstance(node, yaml.SequenceNode):
+        count += sum(_count_nodes(part, known) for part in node.value)
+    if count > MOST_NODES:
+        raise ValueError(f"its aliases unfold to more than {MOST_NODES} nodes")
+    known[id(node)] = count
+    return count
 
 
 def sha256_file(path: Path | str) -> str:

@@ -22,11 +22,14 @@ from pydantic import (
     model_validator,
 )
 
-from thinktwice.errors import SchemaError
+from thinktwice.errors import SchemaError, reason
+from thinktwice.files import parse_yaml
 from thinktwice.schema.times import Derived, Zone, zone_named
 from thinktwice.schema.values import spell
 
 Entity = Literal["user", "item", "context"]
+
+SCHEMA_FILE = "schema.yaml"  # in every folder that is described by one
 
 #: Columns that a clean log, and what is made of it, may have besides the fields. No field may take these names.
 ROW_ID = "row_id"  # stable 16 hex digits: hash of source name and row ordinal
@@ -380,11 +383,9 @@ def load_schema(path: Path | str) -> LogSchema:
 def parse_schema(text: str, *, where: str) -> LogSchema:
     """Like :func:`load_schema`, from text; ``where`` names its origin in errors."""
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        line = f" at line {place.line + 1}" if place is not None else ""
-        raise SchemaError(f"schema {where} is not valid YAML{line}: correct the syntax") from error
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise SchemaError(f"schema {where} cannot be read ({reason(error)}): correct the syntax") from error
     if not isinstance(value, dict):
         raise SchemaError(
             f"schema {where} holds {type(value).__name__} instead of a mapping: start with 'name:' and 'fields:'"
@@ -392,7 +393,4 @@ def parse_schema(text: str, *, where: str) -> LogSchema:
     try:
         return LogSchema.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(p) for p in first["loc"]) or "schema"
-        message = first["msg"].removeprefix("Value error, ")
-        raise SchemaError(f"schema {where}, {place}: {message}") from error
+        raise SchemaError(f"schema {where}, {reason(error)}") from error

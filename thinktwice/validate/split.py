@@ -31,6 +31,7 @@ from thinktwice.files import atomic_dir, read_json, write_json
 from thinktwice.progress import track
 from thinktwice.schema.log import EVENT_TIME, LABEL, ROW_ID, LogSchema, load_schema
 from thinktwice.schema.values import as_series
+from thinktwice.splitmix import mix
 from thinktwice.validate.parse import (
     SOURCE_ROW,
     broken,
@@ -166,12 +167,7 @@ def row_keys(row_ids: pl.Series, *, where: str) -> Keys:
 
 def key_hash(keys: Keys) -> str:
     """Order-free hash of a set of row keys: the sum modulo 2**64 of the mixed keys (splitmix64), as 16 hex digits."""
-    with np.errstate(over="ignore"):
-        mixed = keys + np.uint64(0x9E3779B97F4A7C15)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed ^= mixed >> np.uint64(31)
-        return f"{int(mixed.sum(dtype=np.uint64)):016x}"
+    return f"{int(mix(keys).sum(dtype=np.uint64)):016x}"
 
 
 def clean_arrow_schema(schema: LogSchema, names: list[str]) -> pa.Schema:
