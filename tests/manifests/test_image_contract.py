@@ -114,9 +114,9 @@ def test_ports_user_and_environment_agree(container: dict[str, Any]) -> None:
     fixed = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
     assert fixed.pop("THINKTWICE_SERVING") != image["THINKTWICE_SERVING"], "the manifest's settings, not the image's"
     assert fixed.items() <= image.items()
-    (redis,) = [entry for entry in container["env"] if "value" not in entry]
-    assert redis["name"] == "THINKTWICE_REDIS_ADDRESS"
-    assert redis["valueFrom"]["secretKeyRef"]["optional"] is True
+    redis = [entry for entry in container["env"] if "value" not in entry]
+    assert [entry["name"] for entry in redis] == ["THINKTWICE_REDIS_ADDRESS", "THINKTWICE_REDIS_PASSWORD"]
+    assert all(entry["valueFrom"]["secretKeyRef"]["optional"] is True for entry in redis)
     assert image["TEMP"] == image["TMPDIR"] == "/tmp"
     mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
     assert image["LOG_LOCATION"] in mounts
