@@ -39,7 +39,7 @@ def skew(
     """Compare served features with a later point-in-time retrieval of the same users and items; 1 when a field is skewed."""
     from feature_repo.skew import measure_skew
     from thinktwice.champion import require_champion
-    from thinktwice.console.output import console_here
+    from thinktwice.console.terminal import console_here
     from thinktwice.files import atomic_file, write_json
     from thinktwice.monitor.cli import in_utc
     from thinktwice.monitor.skew_page import print_skew, render

@@ -119,9 +119,9 @@ def run(
         )
     from pipelines.run import RunArguments, run_local
     from pipelines.summary import print_summary
-    from thinktwice.console.output import console_here
     from thinktwice.console.processes import terminated_like_interrupted
     from thinktwice.console.stages import StageBoard
+    from thinktwice.console.terminal import console_here
 
     arguments = RunArguments(
         source=source,

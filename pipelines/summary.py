@@ -7,7 +7,6 @@ import shlex
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
 from pipelines.run import RunResult, reasons_of
 from thinktwice.console.output import say
@@ -35,7 +34,7 @@ def print_summary(console: Console, result: RunResult) -> None:
         place = shown(result.quarantine)
         say(console, f"\n{quarantined:,} rows are in quarantine; with a mended schema they are judged again by:")
         replay = f"thinktwice data replay --quarantine {shlex.quote(place)} --out DIR --schema MENDED.yaml"
-        console.print(f"  {escape(replay)}", soft_wrap=True)
+        console.print(f"  {replay}", soft_wrap=True)
     console.print()
     for name, path in (
         ("report of the model", result.model_report),
@@ -45,4 +44,4 @@ def print_summary(console: Console, result: RunResult) -> None:
         ("log of the run", result.log),
         ("state to serve from", result.state_dir),
     ):
-        console.print(f"  {name:<20} {escape(shown(path))}", soft_wrap=True)  # a path is copied whole
+        console.print(f"  {name:<20} {shown(path)}", soft_wrap=True)  # a path is copied whole

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thinktwice.console.options import WORK, State, Work, state_folder
-from thinktwice.console.output import Column, Record, console_here, print_table, say
+from thinktwice.console.output import Column, Record, print_table, say
 from thinktwice.console.stop import on_stop
+from thinktwice.console.terminal import console_here
 from thinktwice.errors import RequestError, ServerError
 
 if TYPE_CHECKING:

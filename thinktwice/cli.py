@@ -15,8 +15,10 @@ from thinktwice import __version__
 from thinktwice.console.help import with_plain_help
 from thinktwice.console.stop import on_stop, stop_sentence
 from thinktwice.errors import ResourceError, ThinktwiceError
+from thinktwice.printable import printable
 
 GROUP = "thinktwice.commands"
+LINE_BREAKS = "\n"  # of messages that list several things
 INTERRUPTED = 130  # exit status after Ctrl-C
 QUIET_STOP = (
     "THINKTWICE_QUIET_STOP"  # environment: the caller is this command line too, and says itself that it stopped
@@ -102,9 +104,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _say(sentence: str) -> None:
     """One line on stderr; on a terminal broken between words."""
-    text = f"thinktwice: {sentence}"
+    text = f"thinktwice: {printable(sentence, LINE_BREAKS)}"
     if sys.stderr.isatty():
-        from thinktwice.console.output import console_here, say
+        from thinktwice.console.output import say
+        from thinktwice.console.terminal import console_here
 
         say(console_here(stderr=True), text)
     else:

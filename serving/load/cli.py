@@ -16,8 +16,9 @@ from serving.load.drive import PATHS, Target, closed_loop, open_loop
 from serving.load.plan import poisson, read_requests, requests_of
 from serving.load.report import Step, plot, print_steps, trouble
 from thinktwice.console.options import WORK, State, Work, state_folder
-from thinktwice.console.output import console_here, say
+from thinktwice.console.output import say
 from thinktwice.console.stop import on_stop
+from thinktwice.console.terminal import console_here
 from thinktwice.errors import ServerError
 from thinktwice.files import atomic_file
 

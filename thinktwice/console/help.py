@@ -10,7 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from thinktwice.console.output import Column, Record, console_here, print_table, say
+from thinktwice.console.output import Column, Record, print_table, say
+from thinktwice.console.terminal import Terminal, console_here
 
 COLUMNS = (Column("", right=False), Column("", right=False, wraps=True))
 
@@ -25,7 +26,7 @@ def with_plain_help(command: Any) -> Any:
 
 def _format_help(command: Any, context: Any, formatter: Any) -> None:
     out = io.StringIO()
-    console = Console(file=out, width=console_here().width, highlight=False, force_terminal=sys.stdout.isatty())
+    console = Terminal(file=out, width=console_here().width, force_terminal=sys.stdout.isatty())
     say(console, " ".join(["Usage:", context.command_path, *command.collect_usage_pieces(context)]))
     for paragraph in cleandoc(command.help or "").split("\n\n"):
         say(console, "\n" + " ".join(paragraph.split()))

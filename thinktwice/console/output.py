@@ -1,7 +1,7 @@
 """What commands print: sentences that break between words, and tables that cut no name.
 
 A terminal may be narrow. A table that does not fit is shown record by record, one `name: value` a line. Where there is no
-terminal (a pipe, a CI log) everything is laid out for `LOG_WIDTH` columns.
+terminal (a pipe, a CI log) everything is laid out for `terminal.LOG_WIDTH` columns.
 """
 
 from __future__ import annotations
@@ -16,26 +16,16 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-LOG_WIDTH = 120  # columns where there is no terminal to ask
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) != "\n"}
+from thinktwice.console.terminal import LINE_BREAKS, console_here
+from thinktwice.printable import printable
+
 GAP = 2  # columns between two columns of a table
 ROOMY = 18  # columns that a column of free text gets at least before the table counts as too wide
 
 
-def plain(text: str) -> str:
-    """The text with control characters written out: what comes from a log or a request must not steer the terminal."""
-    return text.translate(_CONTROLS)
-
-
-def console_here(*, stderr: bool = False) -> Console:
-    """The console of a command: as wide as the terminal, or wide enough to read where there is none."""
-    console = Console(highlight=False, stderr=stderr)
-    return console if console.is_terminal else Console(highlight=False, stderr=stderr, width=LOG_WIDTH)
-
-
 def say(console: Console, sentence: str | Text, *, indent: int = 0, style: str = "") -> None:
     """Print a sentence. Lines break between words; a word that is wider than the console is left whole."""
-    text = Text(plain(sentence), style=style) if isinstance(sentence, str) else sentence
+    text = Text(printable(sentence, LINE_BREAKS), style=style) if isinstance(sentence, str) else sentence
     width = max(1, console.width - indent)
     for line in text.split("\n", allow_blank=True):
         for part in _wrapped(line, width):
@@ -61,7 +51,7 @@ def tell(sentence: str, *, indent: int = 0) -> None:
     if sys.stdout.isatty():
         say(console_here(), sentence, indent=indent)
     else:
-        print(" " * indent + plain(sentence))  # noqa: T201
+        print(" " * indent + printable(sentence, LINE_BREAKS))  # noqa: T201
 
 
 @dataclass(frozen=True)
@@ -98,7 +88,7 @@ def _table(columns: Sequence[Column], records: Sequence[Record], widths: Sequenc
     table.show_header = any(column.name for column in columns)
     for column, width in zip(columns, widths, strict=True):
         table.add_column(
-            Text(column.name),
+            Text(printable(column.name, LINE_BREAKS)),
             justify="right" if column.right else "left",
             no_wrap=not column.wraps,
             overflow="fold",
@@ -117,7 +107,10 @@ def _widths(console: Console, columns: Sequence[Column], records: Sequence[Recor
     """
     needed, least = [], []
     for place, column in enumerate(columns):
-        texts = [*column.name.split("\n"), *(_cell(record.cells[place]).plain for record in records)]
+        texts = [
+            *printable(column.name, LINE_BREAKS).split("\n"),
+            *(_cell(record.cells[place]).plain for record in records),
+        ]
         needed.append(max(map(cell_len, texts)))
         longest = max((cell_len(word) for text in texts for word in text.split()), default=0)
         least.append(max(longest, min(ROOMY, needed[-1])) if column.wraps else needed[-1])
@@ -130,7 +123,7 @@ def _widths(console: Console, columns: Sequence[Column], records: Sequence[Recor
 
 
 def _cell(cell: str | Text, style: str = "") -> Text:
-    return Text(plain(cell).replace("\n", "\\n"), style=style) if isinstance(cell, str) else cell
+    return Text(printable(cell), style=style) if isinstance(cell, str) else cell
 
 
 def _print_record(console: Console, columns: Sequence[Column], record: Record) -> None:
@@ -142,5 +135,5 @@ def _print_record(console: Console, columns: Sequence[Column], record: Record) -
     for column, cell in zip(columns[1:], rest, strict=True):
         value = _cell(cell, record.style)
         if value.plain.strip():
-            name = " ".join(column.name.split())
+            name = " ".join(printable(column.name, LINE_BREAKS).split())
             say(console, Text(f"{name}: ", style="dim") + value if name else value, indent=2)

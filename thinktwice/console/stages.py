@@ -14,13 +14,13 @@ from typing import Any
 from rich.cells import cell_len
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
 from thinktwice.console.output import say
+from thinktwice.printable import printable
 
 TITLE_WIDTH = 32
 TIME_WIDTH = 12
@@ -122,7 +122,7 @@ class StageBoard:
         line.add_column(width=TITLE_WIDTH, no_wrap=True)
         line.add_column(width=11, justify="right", no_wrap=True)
         line.add_column(ratio=1, overflow="ellipsis", no_wrap=True)
-        line.add_row(mark, escape(self._title()), Text(seconds_text(seconds), style="dim"), detail)
+        line.add_row(mark, self._title(), Text(seconds_text(seconds), style="dim"), detail)
         return line
 
     def _sign_of_life(self, at: float) -> None:
@@ -138,7 +138,7 @@ class StageBoard:
             return Text("" if self._begun else "  starting", style="dim")
         detail = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=self._total, completed=self._done, width=BAR_WIDTH, pulse=self._total is None)
-        detail.add_row(bar, Text(self._label, style="dim"))
+        detail.add_row(bar, Text(printable(self._label), style="dim"))
         return self._line(self._spinner, detail, time.time() - self._started)
 
     @contextmanager

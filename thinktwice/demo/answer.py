@@ -78,4 +78,4 @@ def print_call(console: Console, question: Question, port: int, state: Path, run
     else:
         say(console, "\nTo serve it again and ask it yourself:")
         console.print(f"  {program()} serve --state {state} --port {port}", soft_wrap=True)
-    console.print("  " + call(question, port), soft_wrap=True, markup=False)
+    console.print("  " + call(question, port), soft_wrap=True)

@@ -15,10 +15,11 @@ from rich.console import Console
 from thinktwice.champion import read_champion, verify_archive
 from thinktwice.cli import QUIET_STOP
 from thinktwice.console.options import LAST_RUN
-from thinktwice.console.output import console_here, say
+from thinktwice.console.output import say
 from thinktwice.console.processes import POLITE, python_command, start, stop, terminated_like_interrupted, wait
 from thinktwice.console.stages import StageBoard, seconds_text
 from thinktwice.console.stop import NOTHING_HALF_WRITTEN, on_stop
+from thinktwice.console.terminal import console_here
 from thinktwice.demo.answer import print_answer, print_call
 from thinktwice.demo.question import choose_question
 from thinktwice.demo.server import ask, free_port, serving

@@ -30,7 +30,8 @@ def evaluate(
 ) -> None:
     """Evaluate a bundle on test rows, and compare it with another one."""
     from thinktwice.champion import require_champion
-    from thinktwice.console.output import console_here, say
+    from thinktwice.console.output import say
+    from thinktwice.console.terminal import console_here
     from thinktwice.evaluate.bundles import evaluate_bundles, recorded_evaluation
     from thinktwice.evaluate.table import print_extra_work, print_metrics
 

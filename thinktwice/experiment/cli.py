@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from thinktwice.console.options import WORK, Work
-from thinktwice.console.output import Column, Record, console_here, print_table, tell
+from thinktwice.console.output import Column, Record, print_table, tell
+from thinktwice.console.terminal import console_here
 from thinktwice.errors import ExperimentError, reason
+from thinktwice.printable import printable
 
 if TYPE_CHECKING:
     from thinktwice.experiment.record import DecisionRecord
@@ -108,7 +110,9 @@ def assign_units(
     for unit in units:
         found = assign(layout, unit)
         bucket = "–" if found.bucket is None else str(found.bucket)
-        typer.echo(f"{unit}\t{found.arm}\t{bucket}\t{'enrolled' if found.enrolled else 'not enrolled'}\t{found.reason}")
+        typer.echo(
+            f"{printable(unit)}\t{found.arm}\t{bucket}\t{'enrolled' if found.enrolled else 'not enrolled'}\t{found.reason}"
+        )
 
 
 @app.command("plan")
@@ -195,7 +199,7 @@ def list_experiments(records: RecordsOption = None, work: Work = WORK) -> None:
         last = _records(name, folder)[-1]
         decision = last.verdict.decision
         typer.echo(
-            f"{name}\t{last.evidence.days:.1f} days\t{last.evidence.coverage:.2%}\t{decision.action}\t{decision.status}"
+            f"{printable(name)}\t{last.evidence.days:.1f} days\t{last.evidence.coverage:.2%}\t{decision.action}\t{decision.status}"
         )
 
 

@@ -32,7 +32,7 @@ def drift(
 ) -> None:
     """Compare live traffic with what the model was trained on, field by field; 1 when something has drifted."""
     from thinktwice.champion import require_champion
-    from thinktwice.console.output import console_here
+    from thinktwice.console.terminal import console_here
     from thinktwice.files import atomic_file, write_json
     from thinktwice.monitor.drift import drift_of_log
     from thinktwice.monitor.drift_page import print_drift, render
