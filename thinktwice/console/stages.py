@@ -103,11 +103,11 @@ class StageBoard:
 
     def _print_line(self, mark: Text, detail: str, seconds: float) -> None:
         """A line that stays: what was found stands behind the time if there is room, else below."""
-        time_taken = Text(seconds_text(seconds), style="dim")
+        time_taken, name, detail = Text(seconds_text(seconds), style="dim"), printable(self._title()), printable(detail)
         if self._console.width >= TITLE_WIDTH + TIME_WIDTH + 2:
-            title = Text(f"{self._title():<{TITLE_WIDTH}}{' ' * (TIME_WIDTH - len(time_taken))}")
+            title = Text(f"{name:<{TITLE_WIDTH}}{' ' * (TIME_WIDTH - len(time_taken))}")
         else:
-            title = Text(f"{self._title()}  ")
+            title = Text(f"{name}  ")
         head = Text(" ").join([mark, title]).append_text(time_taken)
         if head.cell_len + 1 + cell_len(detail) <= self._console.width:
             say(self._console, head.append(f" {detail}" if detail else ""))
