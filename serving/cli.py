@@ -19,6 +19,7 @@ from thinktwice.console.output import Column, Record, print_table, say
 from thinktwice.console.stop import on_stop
 from thinktwice.console.terminal import console_here
 from thinktwice.errors import RequestError, ServerError
+from thinktwice.printable import printable
 
 if TYPE_CHECKING:
     from serving.config import ServingConfig
@@ -147,7 +148,7 @@ def predict(
         typer.echo(json.dumps(answer, indent=2))
         return
     prediction = answer["predictions"][0]
-    console = console_here()
+    console, user = console_here(), printable(user)
     names = ("rank", "item", "probability", "uncertainty", "paths", "")
     columns = [Column(name, right=name not in ("item", "")) for name in names]
     records = [
@@ -163,7 +164,7 @@ def predict(
         )
         for item in sorted(prediction["items"], key=lambda entry: entry["rank"])
     ]
-    print_table(console, columns, records, title=f"user {user}, model {prediction['model_version']}")
+    print_table(console, columns, records, title=f"user {user}, model {printable(prediction['model_version'])}")
     if prediction["cold_user"]:
         say(console, f"user {user} is unknown to the feature store")
     if prediction["paths_capped"]:
@@ -172,7 +173,7 @@ def predict(
             "more candidates were unsure than one request may spend work on: the least unsure kept their first score",
         )
     if prediction["defaulted"]:
-        say(console, f"not given, treated as missing: {', '.join(prediction['defaulted'])}")
+        say(console, f"not given, treated as missing: {', '.join(map(printable, prediction['defaulted']))}")
 
 
 def openapi(

@@ -10,6 +10,7 @@ import typer
 
 from thinktwice.console.output import tell
 from thinktwice.errors import BundleError
+from thinktwice.printable import printable
 
 release = typer.Typer(no_args_is_help=True, help="Releases: what is deployed, signed as a whole.")
 bundle = typer.Typer(no_args_is_help=True)
@@ -35,7 +36,7 @@ def sign(folder: Folder, key: Annotated[Path, typer.Option(help="File of the pri
     if not folder.is_dir():
         raise BundleError(f"{folder} is no folder: give a release folder")
     written = write_release(folder, key)
-    tell(f"{written.model_version}: signed, {_covered(written.not_covered)}")
+    tell(f"{printable(written.model_version)}: signed, {_covered(written.not_covered)}")
 
 
 @release.command()
@@ -59,8 +60,8 @@ def verify(
     aware = oldest if oldest is None or oldest.tzinfo else oldest.replace(tzinfo=timezone.utc)
     found = verify_release(folder, ReleasePolicy(oldest=aware), trusted)
     signed = f"signed with the key {found.key_id}" if trusted else "its signature was not checked"
-    tell(f"{found.release.model_version}: whole, {signed}, {_covered(found.release.not_covered)}")
-    tell(f"written at {found.release.created}, release {found.hash}, bundle {found.release.bundle}")
+    tell(f"{printable(found.release.model_version)}: whole, {signed}, {_covered(found.release.not_covered)}")
+    tell(f"written at {printable(found.release.created)}, release {found.hash}, bundle {found.release.bundle}")
 
 
 @bundle.callback()
@@ -74,7 +75,7 @@ def verify_bundle_folder(folder: Annotated[Path, typer.Argument(help="Bundle fol
     from thinktwice.bundle import load_bundle
 
     found = load_bundle(folder)
-    tell(f"{found.manifest.model_version}: whole, bundle {found.hash}")
+    tell(f"{printable(found.manifest.model_version)}: whole, bundle {found.hash}")
 
 
 def _covered(excluded: tuple[str, ...]) -> str:

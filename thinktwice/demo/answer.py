@@ -15,17 +15,18 @@ from rich.console import Console
 from thinktwice.console.output import Column, Record, print_table, say
 from thinktwice.demo.question import NUM_SHOWN, Question
 from thinktwice.demo.server import predict_url
+from thinktwice.printable import printable
 
 
 def print_answer(console: Console, question: Question, prediction: dict[str, Any]) -> None:
     """A table of the items the model ranks first for the user of `question`."""
     say(
         console,
-        f"\nUser {question.user} has {question.num_impressions:,} impressions "
+        f"\nUser {printable(question.user)} has {question.num_impressions:,} impressions "
         f"and {question.num_clicks:,} clicks in the log; the latest clicks:",
     )
     for title in question.recent:
-        say(console, f"· {title}", indent=2)
+        say(console, f"· {printable(title)}", indent=2)
     say(console, f"\nOf {len(question.titles)} popular items new to them, the model ranks first:")
     columns = (
         Column("rank"),

@@ -258,6 +258,6 @@ def _say(record: DecisionRecord) -> None:
     if decision.coverage is not None:
         what += f" to {decision.coverage:.2%}"
     left = "" if decision.days_left is None else f", about {decision.days_left:.1f} days left"
-    tell(f"{record.file.name}: {what} ({decision.status.replace('_', ' ')}{left})")
+    tell(f"{printable(record.file.name)}: {printable(what)} ({decision.status.replace('_', ' ')}{left})")
     for why in decision.reasons:
-        tell(why, indent=2)
+        tell(printable(why), indent=2)
