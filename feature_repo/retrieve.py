@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from feature_repo.leaks import assert_no_leak
 from feature_repo.segments import SEGMENT_ROWS, write_chunk
@@ -25,6 +24,7 @@ from feature_repo.tables_engine import feast_engine
 from thinktwice.data.feature_tables import CLEAN_FILE, EVENT_TIMESTAMP, TableSpec, table_specs
 from thinktwice.data.query import engine
 from thinktwice.errors import DataError, FeatureStoreError, RowsLost
+from thinktwice.parquet import read_table
 from thinktwice.progress import note, track
 from thinktwice.schema import ROW_ID, LogSchema, load_schema
 
@@ -59,7 +59,7 @@ def training_set(clean_dir: Path | str, store_dir: Path | str) -> pa.Table:
     clean_path = clean_dir / CLEAN_FILE
     if not clean_path.is_file():
         raise DataError(f"clean log {clean_path} does not exist: run the validation step first")
-    clean = pq.read_table(clean_path)
+    clean = read_table(clean_path)
     if not clean.num_rows:
         raise DataError(f"clean log {clean_path} holds no rows: every row was quarantined or the source is empty")
     if not specs:

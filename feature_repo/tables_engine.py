@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from thinktwice.data.query import MEMORY_LIMIT
+from thinktwice.data.query import MEMORY_LIMIT, location, take_exact_paths
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def feast_engine(folder: Path) -> Iterator[None]:
     would look for them below the current directory.
 
     Feast reads through the default engine of ibis, which is one unbounded DuckDB for the life of the process and keeps
-    every table it ever read.
+    every table it ever read. A path is only characters: a folder ``price=7`` on the way does not replace the column.
     """
     import ibis
 
@@ -27,10 +27,11 @@ def feast_engine(folder: Path) -> Iterator[None]:
     backend = ibis.duckdb.connect(
         memory_limit=MEMORY_LIMIT, threads=min(os.cpu_count() or 1, 8), temp_directory=str(folder / ".spill")
     )
+    take_exact_paths(backend.con)
     read = backend.read_parquet
 
     def read_in_folder(path: str, *args: Any, **kwargs: Any) -> Any:
-        return read(str(folder / path), *args, **kwargs)
+        return read(location(folder / path), *args, hive_partitioning=False, **kwargs)
 
     backend.read_parquet = read_in_folder
     ibis.options.default_backend = backend

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from thinktwice.data.row_ids import row_ids
@@ -32,6 +31,7 @@ from thinktwice.data.sources.raw_log import schema_beside
 from thinktwice.data.sources.registry import builtin_schema, source_named
 from thinktwice.errors import DataError, RowsLost
 from thinktwice.files import atomic_dir, sha256_text, write_json
+from thinktwice.parquet import num_rows, parquet_writer, read_table, write_table
 from thinktwice.progress import note, track
 from thinktwice.schema import LogSchema, load_schema
 
@@ -114,7 +114,7 @@ def write_raw_log(source: str, reading: Reading, schema: LogSchema, out_dir: Pat
             side_duplicates=reading.side.duplicates if reading.side else {},
         )
         if reading.side:
-            pq.write_table(reading.side.lines, folder / SIDE_FILE, compression="zstd")
+            write_table(reading.side.lines, folder / SIDE_FILE, compression="zstd")
         (folder / SCHEMA_FILE).write_text(schema.to_yaml(), encoding="utf-8")
         write_json(folder / SNAPSHOT_FILE, snapshot.model_dump(mode="json"))
     note("ingest", f"{rows:,} rows" + (f", {unparsable_rows:,} unparsable" if unparsable_rows else ""))
@@ -127,10 +127,10 @@ def _write_rows(source: str, reading: Reading, folder: Path, limit: int) -> tupl
     dictionary = [f.name for f in columns if _repeats(f)]
     rows = unparsable_rows = records = 0
     with (
-        pq.ParquetWriter(
+        parquet_writer(
             folder / LOG_FILE, columns, compression="zstd", compression_level=1, use_dictionary=dictionary
         ) as log,
-        pq.ParquetWriter(folder / UNPARSABLE_FILE, UNPARSABLE, compression="zstd") as rest,
+        parquet_writer(folder / UNPARSABLE_FILE, UNPARSABLE, compression="zstd") as rest,
     ):
         for chunk in track(_ahead(_limited(reading, limit)), stage="ingest", total=reading.num_chunks, label=source):
             records += chunk.table.num_rows + len(chunk.unparsable)
@@ -141,7 +141,7 @@ def _write_rows(source: str, reading: Reading, folder: Path, limit: int) -> tupl
             if chunk.unparsable:
                 rest.write_table(_unparsable_table(source, chunk))
                 unparsable_rows += len(chunk.unparsable)
-    written = pq.read_metadata(folder / LOG_FILE).num_rows + pq.read_metadata(folder / UNPARSABLE_FILE).num_rows
+    written = num_rows(folder / LOG_FILE) + num_rows(folder / UNPARSABLE_FILE)
     if written != records:
         raise RowsLost(f"{records} records were read from {reading.where} but {written} written: run it again")
     return rows, unparsable_rows
@@ -192,7 +192,7 @@ def _unparsable_table(source: str, chunk: Chunk) -> pa.Table:
 def _nothing_read(reading: Reading, folder: Path, unparsable_rows: int) -> str:
     if not unparsable_rows:
         return f"{reading.where} holds no rows: give the whole file"
-    first = pq.read_table(folder / UNPARSABLE_FILE).slice(0, 1).to_pylist()[0]
+    first = read_table(folder / UNPARSABLE_FILE).slice(0, 1).to_pylist()[0]
     return (
         f"none of the {unparsable_rows} lines of {reading.where} could be split into columns "
         f"(the first: {first['error']}): give a file in the layout of this source"

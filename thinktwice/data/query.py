@@ -1,17 +1,71 @@
-"""DuckDB as the query engine of the library: bounded memory, UTC, quoted names."""
+"""DuckDB as the query engine of the library: bounded memory, UTC, quoted names, exact paths."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import duckdb
+from fsspec import AbstractFileSystem
 
 from thinktwice.errors import ResourceError
 
 MEMORY_LIMIT = "1GB"  # of the query engine; what does not fit goes to disk
+EXACT = "exact"  # protocol of paths that hold characters of DuckDB's patterns
+PATTERN = frozenset("*?[]{}\\")
+
+
+class ExactFiles(AbstractFileSystem):
+    """Local files behind ``exact://PATH``, for DuckDB alone: it takes no pattern for a pattern there.
+
+    DuckDB has no way to turn patterns off, and an escaped one makes it list every folder on the way, which fails where a
+    folder may not be listed or has a neighbour with a backslash in its name.
+    """
+
+    protocol = EXACT
+    cachable = False
+
+    def glob(self, path: str, maxdepth: int | None = None, **_: Any) -> list[str]:
+        return [path]
+
+    def exists(self, path: str, **_: Any) -> bool:
+        return _local(path).exists()
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        return {"name": path, "size": _local(path).stat().st_size, "type": "file"}
+
+    def modified(self, path: str) -> datetime:
+        return datetime.fromtimestamp(_local(path).stat().st_mtime, timezone.utc)
+
+    def open(self, path: str, mode: str = "rb", **_: Any) -> FileIO:
+        return _OpenedFile(_local(path), mode)
+
+
+class _OpenedFile(FileIO):
+    """DuckDB drops its files without closing them."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _local(path: str) -> Path:
+    return Path(path.removeprefix(f"{EXACT}://"))
+
+
+def take_exact_paths(connection: duckdb.DuckDBPyConnection) -> None:
+    """Let ``connection`` read every :func:`location`."""
+    connection.register_filesystem(ExactFiles())
+
+
+def location(path: Path | str) -> str:
+    """How DuckDB is told to read the file ``path`` and no other."""
+    text = str(Path(path).absolute())
+    return f"{EXACT}://{text}" if PATTERN.intersection(text) else text
 
 
 @contextmanager
@@ -25,6 +79,7 @@ def engine(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     connection = duckdb.connect(":memory:", config=settings)
     try:
         connection.execute("SET TimeZone = 'UTC'")
+        take_exact_paths(connection)
         yield connection
     except duckdb.OutOfMemoryException as error:
         raise ResourceError(
@@ -39,8 +94,13 @@ def engine(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def source(path: Path | str) -> str:
-    """A parquet file as a table of a query."""
-    return f"read_parquet({literal(str(path))})"
+    """A parquet file as a table of a query. Folders ``key=value`` on the way to it are no columns."""
+    return f"read_parquet({literal(location(path))}, hive_partitioning = false)"
+
+
+def written(path: Path | str) -> str:
+    """The file that ``COPY ... TO`` writes, as an SQL literal."""
+    return literal(str(Path(path).absolute()))
 
 
 def literal(text: str) -> str:

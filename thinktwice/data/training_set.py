@@ -16,6 +16,7 @@ from thinktwice.data.encoder import Encoder
 from thinktwice.data.splits import PARTS, SplitSpec, assign_split
 from thinktwice.errors import DataError, RowsLost
 from thinktwice.files import atomic_dir, read_json, write_json
+from thinktwice.parquet import read_frame, write_frame
 from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, LogSchema, load_schema
 
 INFO_FILE = "training_set.json"
@@ -39,7 +40,7 @@ class TrainingSet:
 
     def rows(self, part: str) -> pl.DataFrame:
         """The clean rows of one part with all their columns."""
-        return pl.read_parquet(self.folder / ROWS_FILE).filter(pl.col("split") == part)
+        return read_frame(self.folder / ROWS_FILE).filter(pl.col("split") == part)
 
     @cached_property
     def train_window(self) -> tuple[str, str]:
@@ -81,7 +82,7 @@ def build_training_set(table: pa.Table, schema: LogSchema, out_dir: Path | str, 
             encoder.encode_table(rows.to_arrow()).save(folder / f"{part}.safetensors")
             info["parts"][part] = _describe(rows, train, schema)
         info["conservation"] = _conservation(frame, table.num_rows)
-        frame.write_parquet(folder / ROWS_FILE)
+        write_frame(frame, folder / ROWS_FILE)
         write_json(folder / INFO_FILE, info)
     return info
 

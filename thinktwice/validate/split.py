@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from thinktwice.errors import DataError, RowsLost
 from thinktwice.files import atomic_dir, read_json, write_json
+from thinktwice.parquet import open_parquet, parquet_writer, read_frame, scan_frame
 from thinktwice.progress import track
 from thinktwice.schema.log import EVENT_TIME, LABEL, ROW_ID, LogSchema, load_schema
 from thinktwice.validate.parse import SOURCE_ROW, broken, canonical, check_columns, event_time, violations
@@ -123,7 +124,7 @@ def replay(
     log = quarantine_dir / "quarantine.parquet"
     source = _open(log, quarantine_dir / "unparsable.parquet", schema, as_of, own=info["columns"])
     if any(rule.check == "duplicate" for rule in source.rules):
-        reasons = pl.scan_parquet(log).filter(pl.col(info["columns"]["reasons"]).list.contains("row:duplicate"))
+        reasons = scan_frame(log).filter(pl.col(info["columns"]["reasons"]).list.contains("row:duplicate"))
         known = frozenset(reasons.select(ROW_ID).collect()[ROW_ID].to_list())
         source = _Source(**{**source.__dict__, "known_duplicates": known})
     stamp = Stamp(rule_set_version(schema), run_id, ingested_at)
@@ -178,7 +179,7 @@ def clean_arrow_schema(schema: LogSchema, names: list[str]) -> pa.Schema:
 def parquet_file(path: Path) -> pq.ParquetFile:
     """Open a parquet file. Raises DataError when it is missing or damaged."""
     try:
-        return pq.ParquetFile(path)
+        return open_parquet(path)
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing: ingest the log again") from error
     except (pa.ArrowInvalid, OSError) as error:
@@ -327,7 +328,7 @@ def _write_rows(
     scratch = clean / "parts"
     if plan.num_parts > 1:  # a log of one part is sorted in memory, without the detour over the disk
         scratch.mkdir()
-        writers = [pq.ParquetWriter(scratch / f"{i}.parquet", arrow, compression="lz4") for i in range(plan.num_parts)]
+        writers = [parquet_writer(scratch / f"{i}.parquet", arrow, compression="lz4") for i in range(plan.num_parts)]
     start = 0
     with QuarantineWriter(quarantine / "quarantine.parquet", source.log, source.columns, stamp) as bad_rows:
         for batch in _chunks(source, what="rules"):
@@ -354,10 +355,10 @@ def _write_rows(
                     parts[part].append(mine)
     for writer in writers:
         writer.close()
-    with pq.ParquetWriter(clean / "clean.parquet", arrow, compression="zstd") as out:
+    with parquet_writer(clean / "clean.parquet", arrow, compression="zstd") as out:
         for part in range(plan.num_parts):
             frames = parts[part]
-            whole = pl.read_parquet(scratch / f"{part}.parquet") if writers else pl.concat(frames) if frames else None
+            whole = read_frame(scratch / f"{part}.parquet") if writers else pl.concat(frames) if frames else None
             frames.clear()
             if whole is not None and whole.height:
                 ordered = whole.sort(EVENT_TIME, ROW_ID)
@@ -383,7 +384,7 @@ def _read_keys(path: Path) -> Keys:
 
 def _span(path: Path) -> dict[str, Any]:
     """First and last event (ISO 8601, UTC) and the click rate of a clean log; null when it is empty."""
-    found = pl.scan_parquet(path).select(
+    found = scan_frame(path).select(
         first=pl.col(EVENT_TIME).min(), last=pl.col(EVENT_TIME).max(), rate=pl.col(LABEL).cast(pl.Float64).mean()
     )
     first, last, rate = found.collect().row(0)

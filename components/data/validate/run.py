@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import pyarrow.parquet as pq
 
 from components.data.validate.report import render
 from components.data.validate.suite import MAX_SAMPLES, Finding, check_ledger, check_profile, check_rows
 from thinktwice.files import atomic_dir, atomic_file, read_json, write_json
+from thinktwice.parquet import read_schema, scan_frame, write_frame
 from thinktwice.progress import note
 from thinktwice.schema.log import ROW_ID, LogSchema, load_schema
 from thinktwice.validate.parse import clean_columns
@@ -107,11 +107,11 @@ def sample_rows(quarantine_dir: Path, schema: LogSchema) -> dict[str, list[str]]
     """Up to ten row ids for each reason of the quarantine."""
     columns = read_json(quarantine_dir / "quarantine.json")["columns"]
     out: dict[str, list[str]] = {}
-    bad = pl.scan_parquet(quarantine_dir / "quarantine.parquet")
+    bad = scan_frame(quarantine_dir / "quarantine.parquet")
     for rule in row_rules(schema):
         mine = bad.filter(pl.col(columns["reasons"]).list.contains(rule.id)).select(ROW_ID).head(MAX_SAMPLES)
         if rule.id == UNSPLITTABLE.id:
-            mine = pl.scan_parquet(quarantine_dir / "unparsable.parquet").select(ROW_ID).head(MAX_SAMPLES)
+            mine = scan_frame(quarantine_dir / "unparsable.parquet").select(ROW_ID).head(MAX_SAMPLES)
         found = mine.collect()[ROW_ID].to_list()
         if found:
             out[rule.id] = found
@@ -120,7 +120,7 @@ def sample_rows(quarantine_dir: Path, schema: LogSchema) -> dict[str, list[str]]
 
 def _ledger(split: SplitResult, clean_dir: Path, schema: LogSchema) -> dict[str, float]:
     expected = clean_arrow_schema(schema, clean_columns(schema))
-    actual = pq.read_schema(clean_dir / "clean.parquet")
+    actual = read_schema(clean_dir / "clean.parquet")
     wrong = {f.name for f in expected if f.name not in actual.names or actual.field(f.name).type != f.type}
     wrong |= set(actual.names) - set(expected.names)
     return {
@@ -202,4 +202,4 @@ def _write(folder: Path, verdict: Verdict, profile: Profile) -> None:
         value["findings"] = [f._asdict() for f in verdict.findings]
         write_json(temporary / "verdict.json", value)
         write_json(temporary / "profile_reference.json", profile.reference)
-        profile.table.write_parquet(temporary / "profile.parquet")
+        write_frame(profile.table, temporary / "profile.parquet")
