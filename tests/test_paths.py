@@ -41,7 +41,26 @@ ROOMS = ("thinktwice", "feature_repo", "components", "pipelines", "serving", "de
 
 NAMES = (
     *("price=7", "user=alice", "item=s1", "label=1", "row_id=0000000000000001", "event_time=2024-01-01", "sku=s1"),
-    *("[1]", "[!a]", "[", "]", "*", "**", "?", "{a,b}", "a [*] b=?", "%20", "100%", "a b", "'", '"', "`", ";", "#", "$HOME"),
+    *(
+        "[1]",
+        "[!a]",
+        "[",
+        "]",
+        "*",
+        "**",
+        "?",
+        "{a,b}",
+        "a [*] b=?",
+        "%20",
+        "100%",
+        "a b",
+        "'",
+        '"',
+        "`",
+        ";",
+        "#",
+        "$HOME",
+    ),
     *("~", "\\", "a\\*", "a:b", "s3:", "file:", "&", "|", "!", "-", "--x", "ü 日本", "e\u0301", "new\nline", "tab\t"),
 )
 names = st.sampled_from(NAMES) | st.text(

@@ -24,9 +24,9 @@ from thinktwice.data.sources.base import (
     UNPARSABLE_FILE,
     Chunk,
     Reading,
-    check_columns,
 )
 from thinktwice.data.sources.base import SCHEMA_FILE as SCHEMA_FILE
+from thinktwice.data.sources.parts import printable
 from thinktwice.data.sources.raw_log import schema_beside
 from thinktwice.data.sources.registry import builtin_schema, source_named
 from thinktwice.errors import DataError, RowsLost
@@ -34,6 +34,7 @@ from thinktwice.files import atomic_dir, sha256_text, write_json
 from thinktwice.parquet import num_rows, parquet_writer, read_table, write_table
 from thinktwice.progress import note, track
 from thinktwice.schema import LogSchema, load_schema
+from thinktwice.schema.columns import check_columns
 
 UNPARSABLE = pa.schema(
     [("row_id", pa.string()), (SOURCE_ROW, pa.int64()), ("raw", pa.string()), ("error", pa.string())]
@@ -55,6 +56,8 @@ class Snapshot(BaseModel):
     files: dict[str, str]  # name -> SHA-256
     side_unparsable: dict[str, int] = {}  # broken lines of user and item tables: lost attributes, not lost impressions
     side_duplicates: dict[str, int] = {}  # lines there whose user or item an earlier line describes; the earlier counts
+    left_out: dict[str, str] = {}  # files and folders that are no part of the log -> why
+    columns_left_out: dict[str, str] = {}  # columns of the files that are not in the log -> why
 
 
 def ingest(
@@ -89,14 +92,14 @@ def ingest(
     if not schema_path and not found.has_schema:
         raise DataError(f"source {source!r} needs a schema file that describes your log: give it by --schema")
     schema = load_schema(schema_path) if schema_path else builtin_schema(source)
-    reading = found.open(Path(path) if path else None, limit, seed)
+    reading = found.open(Path(path) if path else None, limit, seed, schema)
     return write_raw_log(source, reading, schema, Path(out_dir), limit, seed)
 
 
 def write_raw_log(source: str, reading: Reading, schema: LogSchema, out_dir: Path, limit: int, seed: int) -> Snapshot:
     """Write an opened source as a raw log folder; see :func:`ingest`."""
-    check_columns(schema, reading.columns.names, reading.where)
-    digest = sha256_text(source, *sorted(reading.files.values()), str(limit), str(seed), schema.to_yaml())
+    check_columns(schema, reading.columns, reading.where)
+    digest = sha256_text(source, *reading.files.values(), str(limit), str(seed), schema.to_yaml())
     with atomic_dir(out_dir) as folder:
         rows, unparsable_rows = _write_rows(source, reading, folder, limit)
         if rows == 0:
@@ -112,6 +115,8 @@ def write_raw_log(source: str, reading: Reading, schema: LogSchema, out_dir: Pat
             files=reading.files,
             side_unparsable=reading.side.unparsable if reading.side else {},
             side_duplicates=reading.side.duplicates if reading.side else {},
+            left_out={printable(name): why for name, why in reading.left_out.items()},
+            columns_left_out=reading.columns_left_out,
         )
         if reading.side:
             write_table(reading.side.lines, folder / SIDE_FILE, compression="zstd")

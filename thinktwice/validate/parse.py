@@ -9,7 +9,6 @@ from datetime import datetime
 
 import polars as pl
 
-from thinktwice.errors import SchemaError
 from thinktwice.schema.log import EVENT_TIME, LABEL, ROW_ID, LogSchema
 from thinktwice.validate.rules import EARLIEST_US, LATEST_US, NUMBER, Rule
 
@@ -25,53 +24,6 @@ _MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 def broken(rule: Rule) -> str:
     """Name of the boolean column that says whether a row breaks ``rule``. No field name can start with '!'."""
     return f"!{rule.id}"
-
-
-def needed_columns(schema: LogSchema) -> dict[str, str]:
-    """Source columns that the schema reads, each with what it is needed for, in schema order."""
-    needed: dict[str, str] = {}
-    if schema.time.column is not None:
-        needed[schema.time.column] = "time"
-    needed.setdefault(schema.label.column, "label")
-    for entity in (schema.entities.user, schema.entities.item):
-        if entity is not None:
-            needed.setdefault(entity.source_column, f"id {entity.key!r}")
-            if entity.title is not None:
-                needed.setdefault(entity.title, "title")
-    for field in schema.fields:
-        if field.derived is None:
-            needed.setdefault(field.source_column, f"field {field.name!r}")
-    for vector in schema.vectors:
-        needed.setdefault(vector.source_column, f"vector {vector.name!r}")
-    for column, use in ((schema.propensity, "propensity"), (schema.truth, "truth")):
-        if column is not None:
-            needed.setdefault(column, use)
-    return needed
-
-
-def check_columns(schema: LogSchema, dtypes: dict[str, pl.DataType], *, where: str) -> None:
-    """Check that the schema fits the columns of a file.
-
-    Raises:
-        SchemaError: a column is missing, or of a type that its use cannot read.
-    """
-    missing = [f"{c!r} ({use})" for c, use in needed_columns(schema).items() if c not in dtypes]
-    if missing:
-        have = ", ".join(repr(c) for c in dtypes if c not in (ROW_ID, SOURCE_ROW))
-        raise SchemaError(
-            f"{where} has no column {', '.join(missing)}; it has {have}: correct the column names in schema {schema.name!r}"
-        )
-    vectors = {v.source_column for v in schema.vectors}
-    for column, use in needed_columns(schema).items():
-        nested = dtypes[column].is_nested()
-        if nested and column not in vectors:
-            raise SchemaError(
-                f"{where}, column {column!r}: {use} cannot be read from type {dtypes[column]}: name a plain column or describe a vector"
-            )
-        if column in vectors and not (isinstance(dtypes[column], pl.List | pl.Array) or dtypes[column] == pl.String):
-            raise SchemaError(
-                f"{where}, column {column!r}: {use} needs a list of numbers but has type {dtypes[column]}: store a list column"
-            )
 
 
 def event_time(schema: LogSchema, dtypes: dict[str, pl.DataType]) -> pl.Expr:

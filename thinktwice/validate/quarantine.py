@@ -57,8 +57,8 @@ class QuarantineWriter:
     def __init__(self, path: Path, log: Path, columns: tuple[str, ...], stamp: Stamp) -> None:
         source = read_schema(log)
         names = original_columns(columns)
-        self._source = [ROW_ID, SOURCE_ROW, *columns]
-        fields = [source.field(name) for name in self._source]
+        self.source_columns = [ROW_ID, SOURCE_ROW, *columns]
+        fields = [source.field(name) for name in self.source_columns]
         fields += [pa.field(names[name], kind) for name, kind in _OWN]
         self._schema = pa.schema(fields)
         self._stamp = stamp
@@ -76,7 +76,7 @@ class QuarantineWriter:
         """Append source rows; ``broken`` has one boolean column ``!rule`` per rule, True where the row breaks it."""
         reason = [pl.when(pl.col(name)).then(pl.lit(name[1:])) for name in broken.columns]
         reasons = broken.select(pl.concat_list(reason).list.drop_nulls().alias("reasons"))["reasons"]
-        arrays = [rows.column(name) for name in self._source]
+        arrays = [rows.column(name) for name in self.source_columns]
         arrays += _stamped(reasons.to_arrow().cast(pa.list_(pa.string())), self._stamp)
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
 

@@ -14,9 +14,10 @@ The proof is read back from the files just written: the row ids of both, sorted 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +25,20 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from thinktwice.errors import DataError, RowsLost
 from thinktwice.files import atomic_dir, read_json, write_json
-from thinktwice.parquet import open_parquet, parquet_writer, read_frame, scan_frame
-from thinktwice.progress import track
+from thinktwice.parquet import parquet_writer, read_frame, scan_frame
 from thinktwice.schema.log import EVENT_TIME, LABEL, ROW_ID, LogSchema, load_schema
-from thinktwice.validate.parse import SOURCE_ROW, broken, canonical, check_columns, event_time, violations
+from thinktwice.validate.copies import later_copies
+from thinktwice.validate.parse import broken, canonical, event_time, violations
 from thinktwice.validate.quarantine import QuarantineWriter, Stamp, original_columns, write_unparsable
-from thinktwice.validate.rules import UNSPLITTABLE, Rule, row_rules, rule_set_version
+from thinktwice.validate.raw_rows import RawRows, frame_of, open_rows, parquet_file
+from thinktwice.validate.rules import UNSPLITTABLE, rule_set_version
 
-STAGE = "validate"
-CHUNK_BYTES = 96_000_000  # decoded size of one chunk of rows, roughly
-CHUNK_ROWS = 400_000
 PART_ROWS = 1_200_000  # rows sorted at once
+
+DUPLICATE = "!row:duplicate"
 
 Keys = npt.NDArray[np.uint64]
 
@@ -54,20 +54,6 @@ class SplitResult:
     key_hash_out: str
     reasons: dict[str, int]  # rule id -> rows that break it; a row counts once under each of its reasons
     rule_set_version: str
-
-
-@dataclass(frozen=True)
-class _Source:
-    """One parquet file of raw rows, the records that never became rows, and how to read them."""
-
-    log: Path
-    unparsable: Path
-    schema: LogSchema
-    columns: tuple[str, ...]  # the source columns, without ours
-    dtypes: dict[str, pl.DataType]
-    rules: tuple[Rule, ...]
-    as_of: datetime | None
-    known_duplicates: frozenset[str] = frozenset()  # row ids whose first copy is elsewhere
 
 
 def split_log(
@@ -95,7 +81,7 @@ def split_log(
     raw_dir = Path(raw_dir)
     schema = load_schema(raw_dir / "schema.yaml")
     snapshot = _described(raw_dir / "snapshot.json") if (raw_dir / "snapshot.json").exists() else {}
-    source = _open(raw_dir / "log.parquet", raw_dir / "unparsable.parquet", schema, as_of)
+    source = open_rows(raw_dir / "log.parquet", raw_dir / "unparsable.parquet", schema, as_of)
     stamp = Stamp(rule_set_version(schema), run_id, ingested_at)
     return _split(source, Path(clean_dir), Path(quarantine_dir), stamp, str(snapshot.get("snapshot_id", "")))
 
@@ -122,11 +108,11 @@ def replay(
     if not isinstance(info.get("columns"), dict):
         raise DataError(f"{quarantine_dir / 'quarantine.json'} names no columns: give the quarantine of a validation")
     log = quarantine_dir / "quarantine.parquet"
-    source = _open(log, quarantine_dir / "unparsable.parquet", schema, as_of, own=info["columns"])
+    source = open_rows(log, quarantine_dir / "unparsable.parquet", schema, as_of, own=info["columns"])
     if any(rule.check == "duplicate" for rule in source.rules):
         reasons = scan_frame(log).filter(pl.col(info["columns"]["reasons"]).list.contains("row:duplicate"))
         known = frozenset(reasons.select(ROW_ID).collect()[ROW_ID].to_list())
-        source = _Source(**{**source.__dict__, "known_duplicates": known})
+        source = replace(source, known_duplicates=known)
     stamp = Stamp(rule_set_version(schema), run_id, ingested_at)
     return _split(source, Path(clean_dir), Path(still_quarantined_dir), stamp, str(info.get("snapshot_id", "")))
 
@@ -176,52 +162,6 @@ def clean_arrow_schema(schema: LogSchema, names: list[str]) -> pa.Schema:
     return pa.schema(fields)
 
 
-def parquet_file(path: Path) -> pq.ParquetFile:
-    """Open a parquet file. Raises DataError when it is missing or damaged."""
-    try:
-        return open_parquet(path)
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing: ingest the log again") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is no readable parquet file (truncated or damaged): ingest the log again") from error
-
-
-def _open(
-    log: Path, unparsable: Path, schema: LogSchema, as_of: datetime | None, own: dict[str, str] | None = None
-) -> _Source:
-    with parquet_file(log) as file:
-        arrow = file.schema_arrow
-    ours = {ROW_ID, SOURCE_ROW, *(own or {}).values()}
-    columns = tuple(name for name in arrow.names if name not in ours)
-    for name in (ROW_ID, SOURCE_ROW):
-        if name not in arrow.names:
-            raise DataError(f"{log} has no column {name!r}: a raw log is written by ingest, ingest the source again")
-    empty = pl.from_arrow(arrow.empty_table())
-    dtypes = dict(empty.schema) if isinstance(empty, pl.DataFrame) else {}
-    check_columns(schema, {n: t for n, t in dtypes.items() if n in (*columns, SOURCE_ROW)}, where=str(log))
-    if as_of is not None and as_of.tzinfo is None:
-        as_of = as_of.replace(tzinfo=timezone.utc)
-    return _Source(log, unparsable, schema, columns, dtypes, row_rules(schema), as_of)
-
-
-def _chunks(source: _Source, *, columns: list[str] | None = None, what: str) -> Iterator[pa.RecordBatch]:
-    with parquet_file(source.log) as file:
-        num_rows = file.metadata.num_rows
-        width = sum(24 for _ in source.dtypes) + sum(4 * v.dim for v in source.schema.vectors)
-        size = max(10_000, min(CHUNK_ROWS, CHUNK_BYTES // width))
-        try:
-            batches = file.iter_batches(batch_size=size, columns=columns)
-            yield from track(batches, stage=STAGE, total=-(-num_rows // size), label=what)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{source.log} cannot be read to its end ({error}): ingest the log again") from error
-
-
-def _frame(batch: pa.RecordBatch) -> pl.DataFrame:
-    frame = pl.from_arrow(batch)
-    assert isinstance(frame, pl.DataFrame)
-    return frame
-
-
 @dataclass(frozen=True)
 class _Plan:
     keys: Keys  # [R] row ids, in file order
@@ -230,17 +170,16 @@ class _Plan:
     num_parts: int
 
 
-def _plan(source: _Source) -> _Plan:
+def _plan(source: RawRows) -> _Plan:
     """First pass."""
     find = any(rule.check == "duplicate" for rule in source.rules)
     keys, times, first, second, known = [], [], [], [], []
-    for batch in _chunks(source, what="order"):
-        frame = _frame(batch)
+    for frame in source.frames(what="order"):
         keys.append(row_keys(frame[ROW_ID], where=str(source.log)))
         micros = frame.select(event_time(source.schema, source.dtypes).fill_null(0).alias("t"))["t"]
         times.append(micros.to_numpy())
         if find:
-            rows = frame.select(source.columns)
+            rows = frame.select(source.named)
             first.append(rows.hash_rows(seed=1).to_numpy())
             second.append(rows.hash_rows(seed=2).to_numpy())
             known.append(frame[ROW_ID].is_in(list(source.known_duplicates)).to_numpy())
@@ -248,7 +187,7 @@ def _plan(source: _Source) -> _Plan:
         return _Plan(np.zeros(0, np.uint64), np.zeros(0, bool), np.zeros(0, np.int32), 1)
     key = np.concatenate(keys)
     if find:
-        duplicate = _later_copies(np.concatenate(first), np.concatenate(second)) | np.concatenate(known)
+        duplicate = later_copies(source, np.concatenate(first), np.concatenate(second)) | np.concatenate(known)
     else:
         duplicate = np.zeros(len(key), dtype=bool)
     num_parts = -(-len(key) // PART_ROWS)
@@ -258,22 +197,7 @@ def _plan(source: _Source) -> _Plan:
     return _Plan(key, duplicate, part, num_parts)
 
 
-def _later_copies(first: Keys, second: Keys) -> npt.NDArray[np.bool_]:
-    """Rows whose 128-bit hash occurred before, in file order."""
-    order = np.argsort(first, kind="stable")
-    ordered = first[order]
-    equal = ordered[1:] == ordered[:-1]
-    candidate = np.zeros(len(first), dtype=bool)
-    candidate[order[1:][equal]] = True
-    candidate[order[:-1][equal]] = True
-    places = np.flatnonzero(candidate)
-    pairs = pl.DataFrame({"first": first[places], "second": second[places]})
-    later = np.zeros(len(first), dtype=bool)
-    later[places[~pairs.select(pl.struct("first", "second").is_first_distinct()).to_series().to_numpy()]] = True
-    return later
-
-
-def _split(source: _Source, clean_dir: Path, quarantine_dir: Path, stamp: Stamp, snapshot_id: str) -> SplitResult:
+def _split(source: RawRows, clean_dir: Path, quarantine_dir: Path, stamp: Stamp, snapshot_id: str) -> SplitResult:
     plan = _plan(source)
     unparsable, num_unparsable = _unparsable_keys(source.unparsable)
     keys_in = np.sort(np.concatenate([plan.keys, unparsable]))
@@ -316,34 +240,38 @@ def _split(source: _Source, clean_dir: Path, quarantine_dir: Path, stamp: Stamp,
 
 
 def _write_rows(
-    source: _Source, plan: _Plan, stamp: Stamp, clean: Path, quarantine: Path, reasons: dict[str, int]
+    source: RawRows, plan: _Plan, stamp: Stamp, clean: Path, quarantine: Path, reasons: dict[str, int]
 ) -> None:
-    """Second and third pass."""
+    """Second and third pass, and the bad rows once more with all their columns."""
     columns = canonical(source.schema, source.dtypes)
+    arrow = clean_arrow_schema(source.schema, list(columns))
     marks = violations(source.schema, source.rules, source.dtypes, as_of=source.as_of)
     names = [broken(rule) for rule in source.rules if rule.check not in ("splittable", "duplicate")]
-    arrow = clean_arrow_schema(source.schema, list(columns))
+    every = [*names, DUPLICATE]
     parts: list[list[pl.DataFrame]] = [[] for _ in range(plan.num_parts)]
-    writers: list[pq.ParquetWriter] = []
     scratch = clean / "parts"
-    if plan.num_parts > 1:  # a log of one part is sorted in memory, without the detour over the disk
-        scratch.mkdir()
-        writers = [parquet_writer(scratch / f"{i}.parquet", arrow, compression="lz4") for i in range(plan.num_parts)]
-    start = 0
-    with QuarantineWriter(quarantine / "quarantine.parquet", source.log, source.columns, stamp) as bad_rows:
-        for batch in _chunks(source, what="rules"):
-            rows = slice(start, start + batch.num_rows)
+    bad_rows = np.zeros(len(plan.keys), dtype=bool)
+    why: list[pl.DataFrame] = []
+    with ExitStack() as open_files:
+        writers = []
+        if plan.num_parts > 1:  # a log of one part is sorted in memory, without the detour over the disk
+            scratch.mkdir()
+            for part in range(plan.num_parts):
+                writer = parquet_writer(scratch / f"{part}.parquet", arrow, compression="lz4")
+                writers.append(open_files.enter_context(writer))
+        start = 0
+        for frame in source.frames(what="rules"):
+            rows = slice(start, start + frame.height)
             start = rows.stop
-            duplicate = pl.Series(broken_duplicate := "!row:duplicate", plan.duplicate[rows])
-            judged = _frame(batch).select(*columns.values(), *marks).with_columns(duplicate)
-            every = [*names, broken_duplicate]
+            duplicate = pl.Series(DUPLICATE, plan.duplicate[rows])
+            judged = frame.select(*columns.values(), *marks).with_columns(duplicate)
             bad = judged.select(pl.any_horizontal(every).alias("bad"))["bad"]
+            bad_rows[rows] = bad.to_numpy()
             if bool(bad.any()):
-                broken_rows = judged.filter(bad).select(every)
-                for name, count in zip(every, broken_rows.sum().row(0), strict=True):
+                why.append(judged.filter(bad).select(every))
+                for name, count in zip(every, why[-1].sum().row(0), strict=True):
                     if count:
                         reasons[name[1:]] += count
-                bad_rows.write(batch.filter(bad.to_arrow()), broken_rows)
             judged = judged.drop(every)
             for part in range(plan.num_parts):
                 mine = judged.filter(~bad & pl.Series(plan.part[rows] == part))
@@ -353,20 +281,39 @@ def _write_rows(
                     writers[part].write_table(mine.to_arrow().cast(arrow))
                 else:
                     parts[part].append(mine)
-    for writer in writers:
-        writer.close()
-    with parquet_writer(clean / "clean.parquet", arrow, compression="zstd") as out:
-        for part in range(plan.num_parts):
-            frames = parts[part]
-            whole = read_frame(scratch / f"{part}.parquet") if writers else pl.concat(frames) if frames else None
-            frames.clear()
-            if whole is not None and whole.height:
-                ordered = whole.sort(EVENT_TIME, ROW_ID)
-                del whole
-                for piece in ordered.iter_slices(250_000):
-                    out.write_table(piece.to_arrow().cast(arrow))
+    with QuarantineWriter(quarantine / "quarantine.parquet", source.log, source.columns, stamp) as out:
+        _write_quarantine(source, bad_rows, why, out)
+    whole = (read_frame(scratch / f"{i}.parquet") for i in range(plan.num_parts)) if writers else _joined(parts)
+    _write_clean(clean / "clean.parquet", arrow, whole)
     if writers:
         shutil.rmtree(scratch)
+
+
+def _write_quarantine(
+    source: RawRows, bad_rows: npt.NDArray[np.bool_], why: list[pl.DataFrame], out: QuarantineWriter
+) -> None:
+    """Read the bad rows with all their columns and write them with their reasons, ``why``, in file order."""
+    if not why:
+        return
+    broken_rules, start = pl.concat(why), 0
+    for rows, batch in source.rows_at(out.source_columns, bad_rows):
+        out.write(batch, broken_rules.slice(start, len(rows)))
+        start += len(rows)
+
+
+def _joined(parts: list[list[pl.DataFrame]]) -> Iterable[pl.DataFrame]:
+    for frames in parts:
+        if frames:
+            yield pl.concat(frames)
+            frames.clear()
+
+
+def _write_clean(path: Path, arrow: pa.Schema, parts: Iterable[pl.DataFrame]) -> None:
+    """Third pass: sort each part and append it."""
+    with parquet_writer(path, arrow, compression="zstd") as out:
+        for part in parts:
+            for piece in part.sort(EVENT_TIME, ROW_ID).iter_slices(250_000):
+                out.write_table(piece.to_arrow().cast(arrow))
 
 
 def _unparsable_keys(path: Path) -> tuple[Keys, int]:
@@ -378,7 +325,7 @@ def _unparsable_keys(path: Path) -> tuple[Keys, int]:
 
 def _read_keys(path: Path) -> Keys:
     with parquet_file(path) as file:
-        batches = [row_keys(_frame(b)[ROW_ID], where=str(path)) for b in file.iter_batches(columns=[ROW_ID])]
+        batches = [row_keys(frame_of(b)[ROW_ID], where=str(path)) for b in file.iter_batches(columns=[ROW_ID])]
     return np.concatenate([np.zeros(0, np.uint64), *batches])
 
 

@@ -18,8 +18,9 @@ from thinktwice.progress import note
 from thinktwice.schema.log import ROW_ID, LogSchema, load_schema
 from thinktwice.validate.parse import clean_columns
 from thinktwice.validate.profile import Profile, profile_log
+from thinktwice.validate.raw_rows import STAGE
 from thinktwice.validate.rules import UNSPLITTABLE, profile_rules, row_rules
-from thinktwice.validate.split import STAGE, SplitResult, clean_arrow_schema, split_log
+from thinktwice.validate.split import SplitResult, clean_arrow_schema, split_log
 
 
 @dataclass(frozen=True)

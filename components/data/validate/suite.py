@@ -25,6 +25,7 @@ import polars as pl
 
 from thinktwice.errors import DataError
 from thinktwice.schema.log import EVENT_TIME, LABEL, ROW_ID, LogSchema
+from thinktwice.validate.raw_rows import parquet_file
 from thinktwice.validate.rules import (
     EARLIEST_US,
     LATEST_US,
@@ -34,7 +35,6 @@ from thinktwice.validate.rules import (
     profile_rules,
     row_rules,
 )
-from thinktwice.validate.split import parquet_file
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +13,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from thinktwice.errors import DataError, RowsLost, SchemaError
+from thinktwice.errors import DataError, RowsLost
 from thinktwice.schema import LogSchema
 
 # The files of a raw log folder, and the columns that an ingest puts before those of the source.
@@ -68,6 +67,8 @@ class Reading:
         chunks: starts the reading; ordinals run on over all chunks.
         num_chunks: how many chunks to expect, for progress alone.
         side: lines of the side tables (users, items) that gave no attributes; they cost no impressions. None: no such tables.
+        left_out: files and folders below the source that are no part of the log -> why.
+        columns_left_out: columns of the files that are not carried along -> why; the schema names none of them.
     """
 
     where: str
@@ -76,63 +77,20 @@ class Reading:
     chunks: Callable[[], Iterator[Chunk]]
     num_chunks: int = 1
     side: SideLosses | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
+    columns_left_out: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Source:
-    """One kind of input. ``open(path, limit, seed)`` looks at it and gives a :class:`Reading`."""
+    """One kind of input. ``open(path, limit, seed, schema)`` looks at it and gives a :class:`Reading`."""
 
     name: str
     about: str
     path: Literal["none", "optional", "required"]
     path_help: str
-    open: Callable[[Path | None, int, int], Reading]
+    open: Callable[[Path | None, int, int, LogSchema], Reading]
     has_schema: bool = True
-
-
-def known_column(name: str, columns: list[str]) -> str:
-    """End of a sentence about a missing column: the nearest name, if there is one, and all that exist."""
-    near = difflib.get_close_matches(name, columns, n=1, cutoff=0.6)
-    listed = ", ".join(columns[:40]) + (", …" if len(columns) > 40 else "")
-    return (f"did you mean {near[0]!r}? " if near else "") + f"The columns are: {listed}"
-
-
-def check_columns(schema: LogSchema, columns: list[str], where: str) -> None:
-    """Refuse a schema that names a column which the input does not have.
-
-    Raises:
-        SchemaError: names the column, who wants it, the nearest name and all columns found.
-    """
-    for wanted, role in columns_of(schema).items():
-        if wanted not in columns:
-            raise SchemaError(
-                f"schema {schema.name!r} does not fit {where}: its {role} wants column {wanted!r}, which is not there; "
-                f"correct the schema's 'column'. {known_column(wanted, columns)}"
-            )
-
-
-def columns_of(schema: LogSchema) -> dict[str, str]:
-    """Every source column that a schema names -> what it is for, in words."""
-    wanted: dict[str, str] = {}
-    if schema.time.column is not None:
-        wanted[schema.time.column] = "time"
-    wanted[schema.label.column] = "label"
-    for entity in ("user", "item"):
-        key = getattr(schema.entities, entity)
-        if key is not None:
-            wanted.setdefault(key.source_column, f"{entity} id")
-            if key.title:
-                wanted.setdefault(key.title, f"{entity} title")
-    for f in schema.fields:
-        if f.derived is None:
-            wanted.setdefault(f.source_column, f"field {f.name!r}")
-    for v in schema.vectors:
-        wanted.setdefault(v.source_column, f"vector {v.name!r}")
-    if schema.propensity:
-        wanted.setdefault(schema.propensity, "propensity")
-    if schema.truth:
-        wanted.setdefault(schema.truth, "truth")
-    return wanted
 
 
 def need_path(path: Path | None, source: str, what: str) -> Path:
