@@ -29,6 +29,7 @@ from thinktwice.files import atomic_dir, read_json, write_json
 from thinktwice.imports import without_typeguard
 from thinktwice.progress import note, track
 from thinktwice.schema import LogSchema, load_schema
+from thinktwice.strict_yaml import read_mapping
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -143,7 +144,7 @@ def ensure_online(store_dir: Path | str) -> int:
     # Read without `read_info`: what is left alone need not be of our format.
     if _description(store_dir).get("online_store") != "redis" or not (info := read_info(store_dir)).feature_service:
         return 0
-    config = yaml.safe_load((store_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+    config = read_mapping(store_dir / CONFIG_FILE, "feature store settings file", FeatureStoreError)
     _check_redis(os.path.expandvars(config["online_store"]["connection_string"]).replace(f"${{{REDIS_VARIABLE}}}", ""))
     specs = table_specs(load_schema(store_dir / SCHEMA_FILE))
     end = parse_time(info.end)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.open_reader import FeatureConfig
 from serving.prediction_log import PredictionLogConfig
 from thinktwice.errors import ServerError
+from thinktwice.strict_yaml import read_mapping
 
 VARIABLE = "THINKTWICE_SERVING"
 
@@ -46,16 +45,9 @@ def load_config(path: str | Path | None = None) -> ServingConfig:
     named = path or os.environ.get(VARIABLE)
     if not named:
         return ServingConfig()
+    value = read_mapping(named, "serving settings file", ServerError)
     try:
-        value: Any = yaml.safe_load(Path(named).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ServerError(f"serving settings {named} cannot be read ({error.strerror}): correct {VARIABLE}") from error
-    except yaml.YAMLError as error:
-        raise ServerError(
-            f"serving settings {named} are no YAML ({' '.join(str(error).split())}): correct it"
-        ) from error
-    try:
-        return ServingConfig.model_validate(value or {})
+        return ServingConfig.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"

@@ -14,6 +14,7 @@ from serving.features import Entity, Found
 from thinktwice.errors import FeatureStoreError
 from thinktwice.imports import without_typeguard
 from thinktwice.schema import LogSchema
+from thinktwice.strict_yaml import mapping
 
 
 def _import_feast() -> ModuleType:
@@ -25,9 +26,9 @@ def _import_feast() -> ModuleType:
 
 def _online_settings(feast: ModuleType, folder: Path) -> Any:
     """The store's settings without its offline side, whose packages (ibis, for ``duckdb``) a predictor does not have."""
-    import yaml
-
-    settings = yaml.safe_load(os.path.expandvars((folder / "feature_store.yaml").read_text(encoding="utf-8")))
+    file = folder / "feature_store.yaml"
+    text = os.path.expandvars(file.read_text(encoding="utf-8"))
+    settings = mapping(text, f"feature store settings file {file}", FeatureStoreError)
     settings.pop("offline_store", None)
     config = feast.RepoConfig(**settings)
     config.repo_path = folder

@@ -11,7 +11,7 @@ import pytest
 
 from thinktwice.data.splits import SplitSpec, assign_split
 from thinktwice.data.training_set import build_training_set, load_training_set
-from thinktwice.errors import DataError, RowsLost
+from thinktwice.errors import DataError, RowsLostError
 from thinktwice.schema import parse_schema
 
 SCHEMA = parse_schema(
@@ -88,7 +88,7 @@ def test_bad_input_is_one_sentence(tmp_path: Path, frame: pl.DataFrame, message:
 
 def test_a_repeated_row_id_is_refused(tmp_path: Path) -> None:
     twice = pl.concat([log(100), log(100).head(1)])
-    with pytest.raises(RowsLost, match="101 rows went into the split"):
+    with pytest.raises(RowsLostError, match="101 rows went into the split"):
         build_training_set(twice.to_arrow(), SCHEMA, tmp_path / "ts", SplitSpec())
 
 

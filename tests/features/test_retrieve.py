@@ -21,7 +21,7 @@ from feature_repo.tables_engine import feast_engine
 from tests.features import oracle
 from tests.features.conftest import SCHEMA, START, CleanLog, Row, make_rows
 from thinktwice.data.feature_tables import build_feature_tables, table_specs
-from thinktwice.errors import DataError, FeatureStoreError, RowsLost
+from thinktwice.errors import DataError, FeatureStoreError, RowsLostError
 
 pytestmark = [
     # Feast's own, on import and in its calls of pandas and dask.
@@ -117,16 +117,16 @@ def test_the_file_store_loses_slate_rows_and_the_check_sees_it(store_dir: Path, 
     assert retrieve.in_order(slate["row_id"], kept)["row_id"].to_pylist() == slate["row_id"].to_pylist()
     lost = plain_join(store_dir, tmp_path / "file", slate, "file")
     assert lost.num_rows < 10
-    with pytest.raises(RowsLost, match=f"returned {lost.num_rows} of 10 rows"):
+    with pytest.raises(RowsLostError, match=f"returned {lost.num_rows} of 10 rows"):
         retrieve.in_order(slate["row_id"], lost)
 
 
 def test_a_swapped_or_repeated_row_is_seen() -> None:
     ids = pa.chunked_array([["a", "b", "c"]])
     assert retrieve.in_order(ids, pa.table({"row_id": ["c", "a", "b"], "x": [3, 1, 2]}))["x"].to_pylist() == [1, 2, 3]
-    with pytest.raises(RowsLost, match="lost 1 rows, the first is row_id 'b'"):
+    with pytest.raises(RowsLostError, match="lost 1 rows, the first is row_id 'b'"):
         retrieve.in_order(ids, pa.table({"row_id": ["a", "c", "c"]}))
-    with pytest.raises(RowsLost, match="repeats a row_id"):
+    with pytest.raises(RowsLostError, match="repeats a row_id"):
         retrieve.in_order(pa.chunked_array([["a", "a"]]), pa.table({"row_id": ["a", "a"]}))
 
 

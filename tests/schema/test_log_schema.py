@@ -57,7 +57,7 @@ def test_yaml_round_trip() -> None:
     ("text", "message"),
     [
         ("name: [", "not valid YAML at line"),
-        ("- a", "holds list instead of a mapping"),
+        ("- a", "holds a list instead of a mapping"),
         ("name: x", "time: Field required"),
         ("{name: x, time: {column: t}, fieldz: []}", "fieldz: Extra inputs"),
         ("{name: x, time: {column: t}}", "describes no field"),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.validate.raw import SHOP, START, broken_shop, row_id, shop_columns, write_raw
-from thinktwice.errors import DataError, RowsLost, SchemaError
+from thinktwice.errors import DataError, RowsLostError, SchemaError
 from thinktwice.files import read_json
 from thinktwice.schema.log import load_schema, parse_schema
 from thinktwice.validate import copies, quarantine, raw_rows, split
@@ -230,7 +230,7 @@ def test_rows_are_always_conserved(
 def test_lost_rows_are_an_error_and_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = write_raw(tmp_path / "raw", broken_shop()[0])
     monkeypatch.setattr(quarantine.QuarantineWriter, "write", lambda *_: None)
-    with pytest.raises(RowsLost, match=r"400 rows in, but .* nothing was written"):
+    with pytest.raises(RowsLostError, match=r"400 rows in, but .* nothing was written"):
         split_log(raw, tmp_path / "clean", tmp_path / "bad", run_id="r")
     assert not (tmp_path / "clean").exists() and not (tmp_path / "bad").exists()
 
@@ -238,15 +238,21 @@ def test_lost_rows_are_an_error_and_leave_nothing(tmp_path: Path, monkeypatch: p
 def test_a_schema_that_does_not_fit(tmp_path: Path) -> None:
     columns = shop_columns(5)
     del columns["uid"]
-    with pytest.raises(SchemaError, match=r"schema 'shop' does not fit .*user id wants column 'uid'.*The columns are: iid"):
+    with pytest.raises(
+        SchemaError, match=r"schema 'shop' does not fit .*user id wants column 'uid'.*The columns are: iid"
+    ):
         run(write_raw(tmp_path / "a", columns), tmp_path)
     columns = shop_columns(5)
     columns["device"] = [["phone"]] * 5
-    with pytest.raises(SchemaError, match="column 'device' of .* has type .*list.*, from which the field 'device' cannot"):
+    with pytest.raises(
+        SchemaError, match=r"column 'device' of .* has type .*list.*, from which the field 'device' cannot"
+    ):
         run(write_raw(tmp_path / "b", columns), tmp_path)
     columns = shop_columns(5)
     columns["image"] = [1.0] * 5
-    with pytest.raises(SchemaError, match="column 'image' of .* has type double, from which the vector 'image' cannot be read: lists"):
+    with pytest.raises(
+        SchemaError, match=r"column 'image' of .* has type double, from which the vector 'image' cannot be read: lists"
+    ):
         run(write_raw(tmp_path / "c", columns), tmp_path)
 
 

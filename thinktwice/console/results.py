@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +16,12 @@ NOT_DEFINED = "–"
 def number(value: float | None, form: str = ".4f") -> str:
     """The number, or a dash where it is not defined."""
     return NOT_DEFINED if value is None else format(value, form)
+
+
+def shown(path: Path) -> str:
+    """The path as short as a reader in this folder can use it."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)
 
 
 def result_table(evaluation: dict[str, Any]) -> Table:

@@ -29,7 +29,7 @@ from thinktwice.data.sources.base import SCHEMA_FILE as SCHEMA_FILE
 from thinktwice.data.sources.parts import printable
 from thinktwice.data.sources.raw_log import schema_beside
 from thinktwice.data.sources.registry import builtin_schema, source_named
-from thinktwice.errors import DataError, RowsLost
+from thinktwice.errors import DataError, RowsLostError
 from thinktwice.files import atomic_dir, sha256_text, write_json
 from thinktwice.parquet import num_rows, parquet_writer, read_table, write_table
 from thinktwice.progress import note, track
@@ -148,7 +148,7 @@ def _write_rows(source: str, reading: Reading, folder: Path, limit: int) -> tupl
                 unparsable_rows += len(chunk.unparsable)
     written = num_rows(folder / LOG_FILE) + num_rows(folder / UNPARSABLE_FILE)
     if written != records:
-        raise RowsLost(f"{records} records were read from {reading.where} but {written} written: run it again")
+        raise RowsLostError(f"{records} records were read from {reading.where} but {written} written: run it again")
     return rows, unparsable_rows
 
 
@@ -174,7 +174,9 @@ def _limited(reading: Reading, limit: int) -> Iterator[Chunk]:
     for chunk in reading.chunks():
         numbers = np.concatenate([chunk.ordinals, np.array([u.ordinal for u in chunk.unparsable], np.int64)])
         if len(numbers) and not (numbers.min() == seen and numbers.max() == seen + len(numbers) - 1):
-            raise RowsLost(f"records {seen} to {int(numbers.max())} of {reading.where} were not all read: run it again")
+            raise RowsLostError(
+                f"records {seen} to {int(numbers.max())} of {reading.where} were not all read: run it again"
+            )
         seen += len(numbers)
         if limit and seen >= limit:
             keep = int(np.searchsorted(chunk.ordinals, limit))

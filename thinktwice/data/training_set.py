@@ -14,7 +14,7 @@ import pyarrow as pa
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.encoder import Encoder
 from thinktwice.data.splits import PARTS, SplitSpec, assign_split
-from thinktwice.errors import DataError, RowsLost
+from thinktwice.errors import DataError, RowsLostError
 from thinktwice.files import atomic_dir, read_json, write_json
 from thinktwice.parquet import read_frame, write_frame
 from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, LogSchema, load_schema
@@ -54,7 +54,7 @@ def build_training_set(table: pa.Table, schema: LogSchema, out_dir: Path | str, 
 
     Raises:
         DataError: a part is empty or train has one class only.
-        RowsLost: the parts do not add up to ``table``.
+        RowsLostError: the parts do not add up to ``table``.
     """
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
@@ -130,7 +130,7 @@ def _describe(rows: pl.DataFrame, train: pl.DataFrame, schema: LogSchema) -> dic
 def _conservation(frame: pl.DataFrame, rows_in: int) -> dict[str, Any]:
     unique = frame[ROW_ID].n_unique()
     if frame.height != rows_in or unique != rows_in:
-        raise RowsLost(f"{rows_in} rows went into the split, {frame.height} came out with {unique} different ids")
+        raise RowsLostError(f"{rows_in} rows went into the split, {frame.height} came out with {unique} different ids")
     return {"rows_in": rows_in, "rows_out": frame.height, "unique_row_ids": unique}
 
 

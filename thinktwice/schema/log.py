@@ -7,13 +7,15 @@ request codec are derived from a :class:`LogSchema`.
 from __future__ import annotations
 
 import re
+from datetime import date
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from thinktwice.errors import SchemaError
+from thinktwice.strict_yaml import mapping, read_mapping
 
 Entity = Literal["user", "item", "context"]
 
@@ -324,34 +326,28 @@ def load_schema(path: Path | str) -> LogSchema:
     Raises:
         SchemaError: the file is missing, is no YAML, or breaks a rule; the message names the place in the file.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise SchemaError(
-            f"schema file {path} cannot be read ({error.strerror}): give the path of a schema YAML file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise SchemaError(f"schema file {path} is not UTF-8 text: save it as UTF-8") from error
-    return parse_schema(text, where=str(path))
+    return _schema_of(read_mapping(path, "schema file", SchemaError), str(path))
 
 
 def parse_schema(text: str, *, where: str) -> LogSchema:
     """Like :func:`load_schema`, from text; ``where`` names its origin in errors."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        line = f" at line {place.line + 1}" if place is not None else ""
-        raise SchemaError(f"schema {where} is not valid YAML{line}: correct the syntax") from error
-    if not isinstance(value, dict):
-        raise SchemaError(
-            f"schema {where} holds {type(value).__name__} instead of a mapping: start with 'name:' and 'fields:'"
-        )
+    return _schema_of(mapping(text, f"schema {where}", SchemaError), where)
+
+
+def _schema_of(value: dict[str, Any], where: str) -> LogSchema:
+    if not value:
+        raise SchemaError(f"schema {where} is empty: start with 'name:' and 'fields:'")
     try:
         return LogSchema.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(p) for p in first["loc"]) or "schema"
         message = first["msg"].removeprefix("Value error, ")
-        raise SchemaError(f"schema {where}, {place}: {message}") from error
+        raise SchemaError(f"schema {where}, {place}: {message}{_yaml_hint(first)}") from error
+
+
+def _yaml_hint(error: Any) -> str:
+    """YAML reads ``no``, ``on``, ``010`` and ``2024-01-01`` as something else than text."""
+    if error["type"] != "string_type" or not isinstance(error["input"], bool | int | float | date):
+        return ""
+    return f" (YAML has read it as {str(error['input']).lower()}: put it in quotes)"

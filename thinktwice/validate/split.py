@@ -26,7 +26,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from thinktwice.errors import DataError, RowsLost
+from thinktwice.errors import DataError, RowsLostError
 from thinktwice.files import atomic_dir, read_json, write_json
 from thinktwice.parquet import parquet_writer, read_frame, scan_frame
 from thinktwice.schema.log import EVENT_TIME, LABEL, ROW_ID, LogSchema, load_schema
@@ -76,7 +76,7 @@ def split_log(
     Raises:
         SchemaError: the schema does not fit the columns of the log.
         DataError: the log is missing, damaged or empty.
-        RowsLost: rows in and rows out differ.
+        RowsLostError: rows in and rows out differ.
     """
     raw_dir = Path(raw_dir)
     schema = load_schema(raw_dir / "schema.yaml")
@@ -227,7 +227,7 @@ def _split(source: RawRows, clean_dir: Path, quarantine_dir: Path, stamp: Stamp,
             rule_set_version=stamp.rule_set_version,
         )
         if not np.array_equal(keys_in, keys_out) or result.key_hash_in != result.key_hash_out:
-            raise RowsLost(
+            raise RowsLostError(
                 f"{source.log}: {result.rows_in} rows in, but {result.rows_clean} clean and {result.rows_quarantined} quarantined "
                 f"with key hash {result.key_hash_out} instead of {result.key_hash_in}: nothing was written, report this as a bug"
             )

@@ -55,8 +55,8 @@ def validate_log(
     future, without ``reference`` nothing is compared with an earlier log: the verdict names what was not evaluated.
 
     Raises:
-        SchemaError, DataError, RowsLost: as :func:`thinktwice.validate.split.split_log`.
-        CheckBroken: a check could not be computed.
+        SchemaError, DataError, RowsLostError: as :func:`thinktwice.validate.split.split_log`.
+        CheckBrokenError: a check could not be computed.
     """
     clean_dir, quarantine_dir = Path(clean_dir), Path(quarantine_dir)
     split = split_log(raw_dir, clean_dir, quarantine_dir, run_id=run_id, as_of=as_of, ingested_at=ingested_at)

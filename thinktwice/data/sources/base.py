@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from thinktwice.errors import DataError, RowsLost
+from thinktwice.errors import DataError, RowsLostError
 from thinktwice.schema import LogSchema
 
 # The files of a raw log folder, and the columns that an ingest puts before those of the source.
@@ -125,6 +125,8 @@ def left_join(chunk: Chunk, lookups: list[tuple[pl.DataFrame, str]], columns: pa
     for lookup, key in lookups:
         frame = frame.join(lookup, on=key, how="left", maintain_order="left")
     if frame.height != chunk.table.num_rows:
-        raise RowsLost(f"{chunk.table.num_rows} rows became {frame.height} when user and item columns were appended")
+        raise RowsLostError(
+            f"{chunk.table.num_rows} rows became {frame.height} when user and item columns were appended"
+        )
     table = frame.select(columns.names).to_arrow().cast(columns)
     return Chunk(table, chunk.ordinals, chunk.unparsable)

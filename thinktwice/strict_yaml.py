@@ -1,0 +1,141 @@
+"""Read YAML that people write: the one loader of the project, which refuses what PyYAML passes over.
+
+PyYAML lets the second of two equal keys win, expands aliases without a limit, and says what is wrong in the words of a
+parser. Here every fault of a file is one sentence with its line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from thinktwice.errors import ThinktwiceError
+
+MAX_CHARACTERS = 1 << 20
+MAX_NODES = 200_000  # values after all aliases are expanded
+MERGE = "tag:yaml.org,2002:merge"
+
+
+def read_mapping(path: Path | str, what: str, error: type[ThinktwiceError]) -> dict[str, Any]:
+    """The mapping in a YAML file; ``{}`` for an empty one. ``what`` names the file in messages, e.g. ``schema file``.
+
+    Raises:
+        error: the file cannot be read, or holds something else than one mapping of unique keys.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as found:
+        raise error(
+            f"{what} {path} cannot be read ({found.strerror or found}): give the path of a YAML file"
+        ) from found
+    except UnicodeDecodeError as found:
+        raise error(f"{what} {path} is not UTF-8 text (byte {found.start}): save it as UTF-8") from found
+    return mapping(text, f"{what} {path}", error)
+
+
+def mapping(text: str, where: str, error: type[ThinktwiceError]) -> dict[str, Any]:
+    """Like :func:`read_mapping`, from text; ``where`` names its origin."""
+    if len(text) > MAX_CHARACTERS:
+        raise error(f"{where} has {len(text):,} characters, at most {MAX_CHARACTERS:,} are read: give a shorter one")
+    try:
+        value = _load(text)
+    except _WrongError as found:
+        raise error(f"{where} {found}") from found
+    except RecursionError as found:
+        raise error(f"{where} is nested too deeply: give one of ordinary depth") from found
+    except yaml.YAMLError as found:
+        raise error(f"{where} is not valid YAML{_place(found)} ({_problem(found)}): correct the syntax") from found
+    except (ValueError, OverflowError) as found:  # of a value, such as the date 2024-13-45
+        raise error(f"{where} holds a value that cannot be read ({found}): put it in quotes") from found
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise error(f"{where} holds a {_kind(value)} instead of a mapping: start with a line like 'name: value'")
+    other = next((key for key in value if not isinstance(key, str)), None)
+    if other is not None:
+        raise error(f"{where} has the key {other!r}, which is no text: put it in quotes")
+    return value
+
+
+class _WrongError(Exception):
+    """What is wrong with a document, without its name."""
+
+
+def _load(text: str) -> Any:
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        # Before anything is built of the nodes: merging changes them, and keys that come by a merge may be set again.
+        _check(root, loader)
+        return loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _check(root: yaml.Node, loader: yaml.SafeLoader) -> None:
+    """Refuse keys that are there twice, aliases within themselves, and too many values."""
+    sizes: dict[int, int] = {}
+    above: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in above:
+            raise _WrongError(f"has an alias at line {_line(node)} that stands for itself: write the value out")
+        if id(node) not in sizes:
+            above.add(id(node))
+            if isinstance(node, yaml.MappingNode):
+                _check_keys(node, loader)
+                found = 1 + sum(size(key) + size(value) for key, value in node.value)
+            else:
+                found = 1 + (sum(map(size, node.value)) if isinstance(node, yaml.SequenceNode) else 0)
+            if found > MAX_NODES:
+                raise _WrongError(f"holds more than {MAX_NODES:,} values once its aliases are expanded: write fewer")
+            above.remove(id(node))
+            sizes[id(node)] = found
+        return sizes[id(node)]
+
+    size(root)
+
+
+def _check_keys(node: yaml.MappingNode, loader: yaml.SafeLoader) -> None:
+    seen: dict[Any, yaml.Node] = {}
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise _WrongError(f"has a key at line {_line(key)} that is a list or a mapping: use a text")
+        value = MERGE if key.tag == MERGE else loader.construct_object(key)
+        earlier = seen.setdefault(value, key)
+        if earlier is not key:
+            raise _WrongError(
+                f"has the key {key.value!r} twice, at lines {_line(earlier)} and {_line(key)}: "
+                "one would replace the other, keep one of them"
+            )
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _place(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    return f" at line {mark.line + 1}" if mark is not None else ""
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)
+    if "'\\t'" in problem:
+        return "a tab stands where only spaces may indent"
+    if "but found another document" in problem:
+        return "a second document begins after '---'"
+    if "could not determine a constructor for the tag" in problem:
+        return f"the tag {problem.rsplit(' ', 1)[-1]} is not read"
+    return " ".join(problem.split())
+
+
+def _kind(value: Any) -> str:
+    return {"list": "list", "str": "text", "int": "number", "float": "number", "bool": "yes or no"}.get(
+        type(value).__name__, type(value).__name__
+    )
