@@ -41,7 +41,9 @@ def open_parquet(path: Path | str) -> pq.ParquetFile:
 def read_table(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
     """The file as an arrow table; ``columns`` names those to read."""
     with open_parquet(path) as file:
-        return file.read(None if columns is None else list(columns))
+        if columns is None:
+            return file.read()
+        return file.read(list(columns)).select(list(columns))  # arrow reads ``a.b`` along with ``a``
 
 
 def read_schema(path: Path | str) -> pa.Schema:

@@ -103,8 +103,7 @@ def known_column(name: str, columns: list[str]) -> str:
 
 def is_read(kind: pa.DataType, use: Kind) -> bool:
     """Whether ``use`` can be read from a column of this arrow type."""
-    if pt.is_dictionary(kind):
-        return is_read(kind.value_type, use)
+    kind = stored(kind)
     if pt.is_null(kind) or is_text(kind):
         return True
     if use == "vector":
@@ -117,6 +116,15 @@ def is_read(kind: pa.DataType, use: Kind) -> bool:
     if pt.is_date(kind) or pt.is_timestamp(kind):
         return True
     return use == "category" and (pt.is_boolean(kind) or pt.is_time(kind) or is_bytes(kind))
+
+
+def stored(kind: pa.DataType) -> pa.DataType:
+    """The type of the values behind dictionaries, runs and extension types."""
+    if pt.is_dictionary(kind) or pt.is_run_end_encoded(kind):
+        return stored(kind.value_type)
+    if isinstance(kind, pa.BaseExtensionType):
+        return stored(kind.storage_type)
+    return kind
 
 
 def is_text(kind: pa.DataType) -> bool:

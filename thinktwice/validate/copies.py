@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.types as pt
 import xxhash
 
@@ -49,30 +52,53 @@ def repeated(first: Hashes, second: Hashes) -> npt.NDArray[np.bool_]:
 
 
 def _hashes(array: pa.Array) -> Hashes:
-    """A hash of each value [n]; equal bits have equal hashes."""
-    content = _as_bytes(array)
-    coded = content.dictionary_encode()
+    """A hash of each value [n] of any type; equal values have equal hashes."""
+    kind = array.type
+    if pt.is_dictionary(kind):
+        return _hashes(array.dictionary_decode())
+    if isinstance(kind, pa.BaseExtensionType):
+        return _hashes(array.storage)
+    if pt.is_struct(kind):
+        found = _valid(array)
+        for child in array.flatten():
+            found = _mixed(found ^ _hashes(child))
+        return found
+    if pt.is_map(kind):
+        offsets = array.offsets.to_numpy()
+        entries = pa.StructArray.from_arrays([array.keys, array.items], ["key", "value"])
+        return _hashes_of_lists(array, entries.slice(offsets[0], offsets[-1] - offsets[0]), np.diff(offsets))
+    if pt.is_nested(kind):
+        sizes = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)
+        return _hashes_of_lists(array, pc.list_flatten(array), sizes)
+    coded = _as_bytes(array).dictionary_encode()
     known = [xxhash.xxh3_64_intdigest(value) for value in coded.dictionary.to_pylist()]
     codes = coded.indices.fill_null(len(known)).to_numpy(zero_copy_only=False)
     return np.array([*known, 1], dtype=np.uint64)[codes]
 
 
+def _hashes_of_lists(array: pa.Array, values: pa.Array, sizes: npt.NDArray[Any]) -> Hashes:
+    """``values`` are the elements of all lists, one list after the other; ``sizes`` [n] how many each has."""
+    parents = np.repeat(np.arange(len(sizes)), sizes)
+    places = np.arange(len(parents)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    found = _valid(array) + sizes.astype(np.uint64)
+    np.add.at(found, parents, _mixed(_hashes(values) + places.astype(np.uint64)))
+    return _mixed(found)
+
+
+def _valid(array: pa.Array) -> Hashes:
+    return array.is_valid().to_numpy(zero_copy_only=False).astype(np.uint64) << np.uint64(63)
+
+
 def _as_bytes(array: pa.Array) -> pa.Array:
-    """The values as bytes, nulls as nulls."""
+    """The values of a type that is not nested as bytes, nulls as nulls."""
     kind = array.type
-    if pt.is_dictionary(kind):
-        return _as_bytes(array.dictionary_decode())
-    if isinstance(kind, pa.BaseExtensionType):
-        return _as_bytes(array.storage)
     if is_text(kind) or is_bytes(kind):
         return array.cast(pa.large_binary())
     if pt.is_boolean(kind):
         return _as_bytes(array.cast(pa.uint8()))
-    if pt.is_primitive(kind) or pt.is_decimal(kind):
-        return array.view(pa.binary(kind.bit_width // 8))
-    # Nested values, and types to come: arrow's own message of each single value.
-    single = [pa.RecordBatch.from_arrays([array.slice(i, 1)], ["x"]).serialize() for i in range(len(array))]
-    return pa.array([message.to_pybytes() for message in single], pa.large_binary())
+    if pt.is_null(kind):
+        return array.cast(pa.binary())
+    return array.view(pa.binary(kind.bit_width // 8))
 
 
 def _mixed(values: Hashes) -> Hashes:

@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from thinktwice.errors import DataError, RowsLostError
 from thinktwice.files import atomic_dir, read_json, write_json
-from thinktwice.parquet import parquet_writer, read_frame, scan_frame
+from thinktwice.parquet import parquet_writer, read_frame, read_table, scan_frame
 from thinktwice.schema.log import EVENT_TIME, LABEL, ROW_ID, LogSchema, load_schema
 from thinktwice.validate.copies import later_copies
 from thinktwice.validate.parse import broken, canonical, event_time, violations
@@ -110,9 +110,9 @@ def replay(
     log = quarantine_dir / "quarantine.parquet"
     source = open_rows(log, quarantine_dir / "unparsable.parquet", schema, as_of, own=info["columns"])
     if any(rule.check == "duplicate" for rule in source.rules):
-        reasons = scan_frame(log).filter(pl.col(info["columns"]["reasons"]).list.contains("row:duplicate"))
-        known = frozenset(reasons.select(ROW_ID).collect()[ROW_ID].to_list())
-        source = replace(source, known_duplicates=known)
+        column = info["columns"]["reasons"]
+        reasons = frame_of(read_table(log, [ROW_ID, column])).filter(pl.col(column).list.contains("row:duplicate"))
+        source = replace(source, known_duplicates=frozenset(reasons[ROW_ID].to_list()))
     stamp = Stamp(rule_set_version(schema), run_id, ingested_at)
     return _split(source, Path(clean_dir), Path(still_quarantined_dir), stamp, str(info.get("snapshot_id", "")))
 

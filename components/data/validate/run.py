@@ -13,12 +13,12 @@ import polars as pl
 from components.data.validate.report import render
 from components.data.validate.suite import MAX_SAMPLES, Finding, check_ledger, check_profile, check_rows
 from thinktwice.files import atomic_dir, atomic_file, read_json, write_json
-from thinktwice.parquet import read_schema, scan_frame, write_frame
+from thinktwice.parquet import read_schema, read_table, write_frame
 from thinktwice.progress import note
 from thinktwice.schema.log import ROW_ID, LogSchema, load_schema
 from thinktwice.validate.parse import clean_columns
 from thinktwice.validate.profile import Profile, profile_log
-from thinktwice.validate.raw_rows import STAGE
+from thinktwice.validate.raw_rows import STAGE, frame_of
 from thinktwice.validate.rules import UNSPLITTABLE, profile_rules, row_rules
 from thinktwice.validate.split import SplitResult, clean_arrow_schema, split_log
 
@@ -108,12 +108,14 @@ def sample_rows(quarantine_dir: Path, schema: LogSchema) -> dict[str, list[str]]
     """Up to ten row ids for each reason of the quarantine."""
     columns = read_json(quarantine_dir / "quarantine.json")["columns"]
     out: dict[str, list[str]] = {}
-    bad = scan_frame(quarantine_dir / "quarantine.parquet")
+    # Through arrow: the source columns beside these two may be of types that polars does not know.
+    bad = frame_of(read_table(quarantine_dir / "quarantine.parquet", [ROW_ID, columns["reasons"]]))
+    unparsable = frame_of(read_table(quarantine_dir / "unparsable.parquet", [ROW_ID]))
     for rule in row_rules(schema):
-        mine = bad.filter(pl.col(columns["reasons"]).list.contains(rule.id)).select(ROW_ID).head(MAX_SAMPLES)
+        mine = bad.filter(pl.col(columns["reasons"]).list.contains(rule.id))
         if rule.id == UNSPLITTABLE.id:
-            mine = scan_frame(quarantine_dir / "unparsable.parquet").select(ROW_ID).head(MAX_SAMPLES)
-        found = mine.collect()[ROW_ID].to_list()
+            mine = unparsable
+        found = mine[ROW_ID].head(MAX_SAMPLES).to_list()
         if found:
             out[rule.id] = found
     return out

@@ -92,7 +92,7 @@ def _fix(words: str, path: Path) -> str:
     if words == "an Avro file":
         return _polars(f"read_avro({str(path)!r}).write_parquet({_new(path)!r})")
     if words == "an Arrow (Feather) file":
-        return _polars(f"read_ipc({str(path)!r}, memory_map=False).write_parquet({_new(path)!r})")
+        return _polars(f"read_ipc({str(path)!r}).write_parquet({_new(path)!r})")
     if words == "an Arrow stream":
         return _polars(f"read_ipc_stream({str(path)!r}).write_parquet({_new(path)!r})")
     if words == "a Git LFS pointer":
@@ -115,15 +115,16 @@ def _zip(handle: io.BufferedReader, path: Path) -> FileKind:
 
 def _packed(head: bytes, codec: str, path: Path) -> FileKind:
     inner = _unpacked(head, codec)
+    article = "an" if codec in ("xz", "lz4") else "a"
     tool = {"gzip": "gunzip", "bzip2": "bunzip2", "xz": "unxz", "zstd": "unzstd", "lz4": "unlz4"}.get(codec)
     unpack = f"unpack it with `{tool}`" if tool else "unpack it"
     if inner is None:
-        return FileKind(f"a {codec}-compressed file", True, f"{unpack} and give the parquet file in it")
+        return FileKind(f"{article} {codec}-compressed file", True, f"{unpack} and give the parquet file in it")
     kind = _of_bytes(inner, path.with_suffix(""))
-    what = kind.words.removeprefix("a ").removeprefix("an ")
+    what = kind.words.removeprefix("an ").removeprefix("a ")
     if kind.words.startswith("a CSV") or kind.words.startswith("a TSV"):
-        return FileKind(f"a {codec}-compressed {what}", True, _csv_fix(path, inner))
-    return FileKind(f"a {codec}-compressed {what}", True, f"{unpack} first")
+        return FileKind(f"{article} {codec}-compressed {what}", True, _csv_fix(path, inner))
+    return FileKind(f"{article} {codec}-compressed {what}", True, f"{unpack} first")
 
 
 def _unpacked(head: bytes, codec: str) -> bytes | None:

@@ -17,7 +17,7 @@ import pyarrow.types as pt
 
 from thinktwice.data.sources.parquet_files import batches, short
 from thinktwice.errors import DataError, SchemaError
-from thinktwice.schema.columns import Use, is_bytes, is_text, refuse_type, twice
+from thinktwice.schema.columns import Use, is_bytes, is_text, refuse_type, stored, twice
 
 WHOLE = 2**53  # floats up to here hold every whole number
 Named = Mapping[str, tuple[Use, ...]]
@@ -44,7 +44,7 @@ def unite(files: Mapping[Path, pa.Schema], named: Named) -> Layout:
         several = {n for n in schema.names if schema.names.count(n) > 1} if _repeats(schema) else set()
         for number, name in enumerate(schema.names):
             if name not in several:
-                places.setdefault(name, {})[file] = stored(schema.field(number).type)
+                places.setdefault(name, {})[file] = schema.field(number).type
             elif name in named:
                 raise SchemaError(twice(name, str(file)))
             else:
@@ -56,7 +56,7 @@ def unite(files: Mapping[Path, pa.Schema], named: Named) -> Layout:
         if name in named:
             fields.append(pa.field(name, _named_type(name, types, named[name])))
             continue
-        common = reduce(_wider, types.values())
+        common = reduce(_wider, map(stored, types.values()))
         if common is None:
             left_out[name] = "of types that do not go together: " + _words(types)
         else:
@@ -90,15 +90,6 @@ def shaped(batch: pa.RecordBatch, columns: pa.Schema, file: Path) -> pa.Table:
     return pa.table(found, schema=columns)
 
 
-def stored(kind: pa.DataType) -> pa.DataType:
-    """The type of the values behind dictionaries, runs and extension types."""
-    if pt.is_dictionary(kind) or pt.is_run_end_encoded(kind):
-        return stored(kind.value_type)
-    if isinstance(kind, pa.BaseExtensionType):
-        return stored(kind.storage_type)
-    return kind
-
-
 def plain(array: pa.Array) -> pa.Array:
     """The values of an array without its dictionary, runs or extension type."""
     if pt.is_dictionary(array.type):
@@ -118,7 +109,7 @@ def _named_type(name: str, types: dict[Path, pa.DataType], uses: tuple[Use, ...]
     for file, kind in types.items():
         for use in uses:
             refuse_type(name, kind, use, str(file))
-    found = list(types.values())
+    found = [stored(kind) for kind in types.values()]
     numbers_alone = all(use.kind == "number" for use in uses)
     joined = reduce(_together, found[1:], found[0])
     if joined is None and numbers_alone and all(_is_numeric(kind) for kind in found):
@@ -141,6 +132,8 @@ def _together(first: pa.DataType | None, second: pa.DataType) -> pa.DataType | N
         return pa.int64()  # uint64 beside a signed one
     if _is_whole_or_float(first) and _is_whole_or_float(second):
         return pa.float64()
+    if pt.is_timestamp(first) and pt.is_timestamp(second):
+        return _joined_timestamp(first, second)
     return None
 
 
@@ -162,8 +155,8 @@ def _wider(first: pa.DataType | None, second: pa.DataType) -> pa.DataType | None
         return _wider_decimal(first, second)
     if pt.is_date(first) and pt.is_date(second):
         return pa.date32()
-    if pt.is_timestamp(first) and pt.is_timestamp(second):
-        return _wider_timestamp(first, second)
+    if pt.is_timestamp(first) and pt.is_timestamp(second) and first.unit == second.unit:
+        return _joined_timestamp(first, second)
     if _is_list(first) and _is_list(second):
         inner = _wider(first.value_type, second.value_type)
         return None if inner is None else pa.list_(inner)
@@ -184,7 +177,7 @@ def _wider_decimal(first: pa.DataType, second: pa.DataType) -> pa.DataType | Non
     return pa.decimal128(precision, scale) if precision <= 38 else None
 
 
-def _wider_timestamp(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
+def _joined_timestamp(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
     if (first.tz is None) != (second.tz is None):
         return None  # which instants the times without a zone mean, the files do not say
     units = ("s", "ms", "us", "ns")
@@ -194,14 +187,15 @@ def _wider_timestamp(first: pa.DataType, second: pa.DataType) -> pa.DataType | N
 
 def _check_values(name: str, types: dict[Path, pa.DataType], target: pa.DataType, uses: tuple[Use, ...]) -> None:
     """Look at the values of a named column where its type alone does not say that they fit; nothing is written yet."""
-    mixed = any(pt.is_integer(t) for t in types.values()) and any(pt.is_floating(t) for t in types.values())
+    found = [stored(kind) for kind in types.values()]
+    mixed = any(map(pt.is_integer, found)) and any(map(pt.is_floating, found))
     exact = mixed and any(use.kind != "number" for use in uses)
     for file, kind in types.items():
-        if kind.equals(target) and not exact:
+        if stored(kind).equals(target) and not exact:
             continue
-        if exact and (found := _beyond(file, name)) is not None:
+        if exact and (beyond := _beyond(file, name)) is not None:
             raise SchemaError(
-                f"column {name!r} is {_words(types)}, and {found} in {file.name} does not fit: ids above 2^53 "
+                f"column {name!r} is {_words(types)}, and {beyond} in {file.name} does not fit: ids above 2^53 "
                 f"({WHOLE:,}) have no exact float; write the column with one type in every file"
             )
         for array in _values(file, name):
@@ -270,7 +264,7 @@ def _words(types: Mapping[Path, pa.DataType]) -> str:
     """``integer (int64) in a.parquet and float (double) in b.parquet``: each type with the first file that has it."""
     first: dict[str, str] = {}
     for file, kind in types.items():
-        first.setdefault(_type_words(kind), file.name)
+        first.setdefault(_type_words(stored(kind)), file.name)
     return " and ".join(f"{words} in {name}" for words, name in first.items())
 
 
