@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thinktwice.data.ingest import Snapshot, ingest
-from thinktwice.data.sources.parts import is_parquet_name, natural, parts_of, told
+from thinktwice.data.sources.parts import Parts, is_parquet_name, natural, parts_of, what_was_read
 from thinktwice.errors import DataError, SchemaError
 from thinktwice.files import read_json
 
@@ -109,6 +109,11 @@ def test_a_hidden_folder_that_is_asked_for_is_read(tmp_path: Path, schema: Path)
     write(tmp_path / ".cache" / "_logs" / "a.parquet")
     assert read(tmp_path / ".cache" / "_logs", schema, tmp_path / "raw")[0].rows == 3
     assert read(write(tmp_path / "_logs" / ".one", 1), schema, tmp_path / "raw")[1] == ["1-0", "1-1", "1-2"]
+
+
+def told(parts: Parts) -> str:
+    (line,) = what_was_read(len(parts.files), parts.left_out, {})
+    return line
 
 
 def test_one_line_says_what_was_read_and_what_was_left_out(tmp_path: Path) -> None:

@@ -26,13 +26,13 @@ from thinktwice.data.sources.base import (
     Reading,
 )
 from thinktwice.data.sources.base import SCHEMA_FILE as SCHEMA_FILE
-from thinktwice.data.sources.parts import printable
+from thinktwice.data.sources.parts import printable, what_was_read
 from thinktwice.data.sources.raw_log import schema_beside
 from thinktwice.data.sources.registry import builtin_schema, source_named
 from thinktwice.errors import DataError, RowsLostError
 from thinktwice.files import atomic_dir, sha256_text, write_json
 from thinktwice.parquet import num_rows, parquet_writer, read_table, write_table
-from thinktwice.progress import note, track
+from thinktwice.progress import note, tell, track
 from thinktwice.schema import LogSchema, load_schema
 from thinktwice.schema.columns import check_columns
 
@@ -58,6 +58,11 @@ class Snapshot(BaseModel):
     side_duplicates: dict[str, int] = {}  # lines there whose user or item an earlier line describes; the earlier counts
     left_out: dict[str, str] = {}  # files and folders that are no part of the log -> why
     columns_left_out: dict[str, str] = {}  # columns of the files that are not in the log -> why
+
+    def what_was_read(self) -> list[str]:
+        """Lines about the files and columns of a log that is a folder of files; none where there is nothing to say."""
+        num_files = len(self.files) if self.source == "parquet" else 1
+        return what_was_read(num_files, self.left_out, self.columns_left_out)
 
 
 def ingest(
@@ -123,6 +128,8 @@ def write_raw_log(source: str, reading: Reading, schema: LogSchema, out_dir: Pat
         (folder / SCHEMA_FILE).write_text(schema.to_yaml(), encoding="utf-8")
         write_json(folder / SNAPSHOT_FILE, snapshot.model_dump(mode="json"))
     note("ingest", f"{rows:,} rows" + (f", {unparsable_rows:,} unparsable" if unparsable_rows else ""))
+    for line in snapshot.what_was_read():
+        tell("ingest", line)
     return snapshot
 
 

@@ -44,7 +44,8 @@ MIN_JUDGED_LABELS = 50  # clicks and non-clicks that a single-field AUC needs be
 
 
 class Rule(BaseModel):
-    """One row rule. ``column`` is the canonical column it reads, ``source`` the column of the raw log."""
+    """One row rule. ``column`` is the canonical column it reads, ``source`` the column of the raw log; ``fix`` is what a user
+    can do about rows that break it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,6 +57,7 @@ class Rule(BaseModel):
     severity: Severity = "critical"
     allowed: tuple[str, ...] | None = None
     bound: float | None = None  # minimum, maximum: inclusive; vector: its length
+    fix: str = "mend the rows or the rule, then judge them again with `thinktwice data replay`"
 
 
 class ProfileRule(BaseModel):
@@ -69,6 +71,7 @@ class ProfileRule(BaseModel):
     severity: Severity
     minimum: float | None = None
     maximum: float | None = None
+    fix: str  # what a user can do
 
 
 UNSPLITTABLE = Rule(
@@ -86,7 +89,7 @@ def row_rules(schema: LogSchema) -> tuple[Rule, ...]:
     for entity in ("user", "item"):
         key: EntityKey | None = getattr(schema.entities, entity)
         if key is not None:
-            rules.append(_missing(key.key, key.source_column, f"the {entity} id is present"))
+            rules.append(_missing(key.key, key.source_column, f"the {entity} id is present", _without_id(entity)))
     for field in schema.fields:
         if field.derived is None:
             rules.extend(_field_rules(field))
@@ -114,6 +117,8 @@ def row_rules(schema: LogSchema) -> tuple[Rule, ...]:
                 column="",
                 source="",
                 description="no earlier row of the log has the same ids, time and values in every column",
+                fix="where equal rows are impressions of their own, keep a column in the log that tells them apart, such as "
+                "an impression id; it counts even if the schema does not name it",
             )
         )
     return tuple(rules)
@@ -140,6 +145,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="the log holds clicks and non-clicks",
             severity="critical",
             minimum=1.0,
+            fix="check the label's column and threshold in the schema: a click model needs clicks and non-clicks",
         ),
         ProfileRule(
             id="field:leak",
@@ -147,6 +153,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="no field alone separates clicks from non-clicks (held-out AUC), as only a copy of the label does",
             severity="critical",
             maximum=0.99,
+            fix="leave the field out: it is the label in other words, or is known only after the click",
         ),
         ProfileRule(
             id="drift:psi_from_reference",
@@ -154,6 +161,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="the field is distributed as in the reference log (population stability index)",
             severity="critical",
             maximum=0.25,
+            fix="find out what changed where the log comes from; if the change is meant, compare with a newer reference",
         ),
         ProfileRule(
             id="volume:from_reference",
@@ -162,6 +170,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             severity="critical",
             minimum=0.2,
             maximum=5.0,
+            fix="make sure that the log is whole, or compare with a newer reference",
         ),
         ProfileRule(
             id="field:suspicious",
@@ -169,6 +178,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="no field alone predicts clicks suspiciously well (held-out AUC)",
             severity="warning",
             maximum=0.9,
+            fix="make sure that the field is known before the impression; if it is not, leave it out",
         ),
         ProfileRule(
             id="field:constant",
@@ -176,6 +186,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="the field has at least two values",
             severity="warning",
             minimum=2.0,
+            fix="leave the field out of the schema: one value teaches nothing",
         ),
         ProfileRule(
             id="field:identifier",
@@ -183,6 +194,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="the values of an attribute repeat; a value of its own in nearly every row teaches nothing",
             severity="warning",
             maximum=0.9,
+            fix="leave the field out of the schema, or describe it as the id of the user or the item",
         ),
         ProfileRule(
             id="drift:psi",
@@ -190,6 +202,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="the field is distributed as in the first half of the log (population stability index)",
             severity="warning",
             maximum=0.25,
+            fix="find out what changed: mend what broke at the source, or train on the later part alone if that is how it stays; values that come with time (campaigns, new goods) need nothing",
         ),
         ProfileRule(
             id="drift:ks",
@@ -197,6 +210,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="the number is distributed as in the reference (Kolmogorov-Smirnov distance)",
             severity="warning",
             maximum=0.2,
+            fix="find out what changed, a unit or a source; prices and counts that grow with time need nothing",
         ),
         ProfileRule(
             id="drift:nulls",
@@ -204,6 +218,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="the share of missing values is as in the reference",
             severity="warning",
             maximum=0.1,
+            fix="find out where the values went missing, or since when they are there, and train on that part alone",
         ),
         ProfileRule(
             id="drift:click_rate",
@@ -212,6 +227,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             severity="warning",
             minimum=0.5,
             maximum=2.0,
+            fix="find out what changed, the label or the traffic; with the split by time the model is judged on the later rate",
         ),
         ProfileRule(
             id="time:unit",
@@ -219,21 +235,31 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="the log starts after 1995; earlier is usually a wrong time.format",
             severity="warning",
             minimum=1995.0,
+            fix="check time.format in the schema (s, ms or us)",
         ),
     )
 
 
 def rule_set_version(schema: LogSchema) -> str:
     """Version of the whole catalogue of a log: it changes when, and only when, some rule changes."""
-    texts = [rule.model_dump_json() for rule in (*row_rules(schema), *profile_rules())]
+    texts = [rule.model_dump_json(exclude={"fix"}) for rule in (*row_rules(schema), *profile_rules())]
     # How the source is read decides what is a click and which instant is meant, so it belongs to the rules.
     texts += [schema.time.model_dump_json(), schema.label.model_dump_json(), f"{NUMBER} {EARLIEST_US} {LATEST_US}"]
     texts.append(f"budget {schema.quarantine_budget!r}")
     return "rules-" + sha256_text(*texts)[:12]
 
 
-def _missing(column: str, source: str, description: str) -> Rule:
-    return Rule(id=f"{column}:missing", check="missing", column=column, source=source, description=description)
+def _missing(column: str, source: str, description: str, fix: str = "") -> Rule:
+    fix = fix or "fill the values, or set nullable: true for the field"
+    return Rule(id=f"{column}:missing", check="missing", column=column, source=source, description=description, fix=fix)
+
+
+def _without_id(entity: str) -> str:
+    return (
+        f"to train on rows without a {entity} id, leave the {entity} out of the schema (entities.{entity}, its fields, "
+        f"sequences and statistics), or fill the ids before, for instance with one per session; a larger quarantine_budget only "
+        "sets these rows aside"
+    )
 
 
 def _number(column: str, source: str) -> Rule:
@@ -249,7 +275,10 @@ def _bound(column: str, source: str, check: Literal["minimum", "maximum"], bound
 
 def _label_rules(schema: LogSchema) -> list[Rule]:
     source = schema.label.column
-    rules = [_missing(LABEL, source, "the label is present"), _number(LABEL, source)]
+    rules = [
+        _missing(LABEL, source, "the label is present", "fill the labels, or leave these rows out of the log"),
+        _number(LABEL, source),
+    ]
     if schema.label.threshold is None:
         rules.append(
             Rule(

@@ -31,7 +31,7 @@ from thinktwice.files import atomic_dir, read_json, write_json
 from thinktwice.parquet import parquet_writer, read_frame, read_table, scan_frame
 from thinktwice.schema.log import EVENT_TIME, LABEL, ROW_ID, LogSchema, load_schema
 from thinktwice.validate.copies import later_copies
-from thinktwice.validate.parse import broken, canonical, event_time, violations
+from thinktwice.validate.parse import SOURCE_ROW, broken, canonical, event_time, violations
 from thinktwice.validate.quarantine import QuarantineWriter, Stamp, original_columns, write_unparsable
 from thinktwice.validate.raw_rows import RawRows, frame_of, open_rows, parquet_file
 from thinktwice.validate.rules import UNSPLITTABLE, rule_set_version
@@ -98,8 +98,10 @@ def replay(
 ) -> SplitResult:
     """Judge quarantined rows again, under the rules of ``schema_path`` (default: the schema kept in the quarantine).
 
-    Rows that pass now become a clean log of their own; the others a new quarantine. A row that was quarantined as a
-    duplicate stays one while the schema has that rule, because its first copy lies outside the quarantine.
+    Rows that pass now become a clean log of their own; the others a new quarantine. The folder of the clean log is a raw log
+    folder too (``log.parquet`` with the untouched originals of the same rows), so a pipeline can read it as a source. A row
+    that was quarantined as a duplicate stays one while the schema has that rule, because its first copy lies outside the
+    quarantine.
     Errors as in :func:`split_log`.
     """
     quarantine_dir = Path(quarantine_dir)
@@ -114,7 +116,8 @@ def replay(
         reasons = frame_of(read_table(log, [ROW_ID, column])).filter(pl.col(column).list.contains("row:duplicate"))
         source = replace(source, known_duplicates=frozenset(reasons[ROW_ID].to_list()))
     stamp = Stamp(rule_set_version(schema), run_id, ingested_at)
-    return _split(source, Path(clean_dir), Path(still_quarantined_dir), stamp, str(info.get("snapshot_id", "")))
+    snapshot_id = str(info.get("snapshot_id", ""))
+    return _split(source, Path(clean_dir), Path(still_quarantined_dir), stamp, snapshot_id, keep_originals=True)
 
 
 def _described(path: Path) -> dict[str, Any]:
@@ -197,7 +200,15 @@ def _plan(source: RawRows) -> _Plan:
     return _Plan(key, duplicate, part, num_parts)
 
 
-def _split(source: RawRows, clean_dir: Path, quarantine_dir: Path, stamp: Stamp, snapshot_id: str) -> SplitResult:
+def _split(
+    source: RawRows,
+    clean_dir: Path,
+    quarantine_dir: Path,
+    stamp: Stamp,
+    snapshot_id: str,
+    *,
+    keep_originals: bool = False,
+) -> SplitResult:
     plan = _plan(source)
     unparsable, num_unparsable = _unparsable_keys(source.unparsable)
     keys_in = np.sort(np.concatenate([plan.keys, unparsable]))
@@ -210,7 +221,7 @@ def _split(source: RawRows, clean_dir: Path, quarantine_dir: Path, stamp: Stamp,
     reasons = {rule.id: 0 for rule in source.rules}
     reasons[UNSPLITTABLE.id] = num_unparsable
     with atomic_dir(clean_dir) as clean, atomic_dir(quarantine_dir) as quarantine:
-        _write_rows(source, plan, stamp, clean, quarantine, reasons)
+        bad_rows = _write_rows(source, plan, stamp, clean, quarantine, reasons)
         write_unparsable(source.unparsable, quarantine / "unparsable.parquet", stamp)
         for folder in (clean, quarantine):
             (folder / "schema.yaml").write_text(source.schema.to_yaml(), encoding="utf-8")
@@ -231,6 +242,8 @@ def _split(source: RawRows, clean_dir: Path, quarantine_dir: Path, stamp: Stamp,
                 f"{source.log}: {result.rows_in} rows in, but {result.rows_clean} clean and {result.rows_quarantined} quarantined "
                 f"with key hash {result.key_hash_out} instead of {result.key_hash_in}: nothing was written, report this as a bug"
             )
+        if keep_originals:
+            _write_originals(source, ~bad_rows, clean, clean_keys, snapshot_id)
         info: dict[str, Any] = {**asdict(result), "snapshot_id": snapshot_id, "run_id": stamp.run_id}
         info["schema_name"] = source.schema.name
         info["conserved"] = True
@@ -241,8 +254,8 @@ def _split(source: RawRows, clean_dir: Path, quarantine_dir: Path, stamp: Stamp,
 
 def _write_rows(
     source: RawRows, plan: _Plan, stamp: Stamp, clean: Path, quarantine: Path, reasons: dict[str, int]
-) -> None:
-    """Second and third pass, and the bad rows once more with all their columns."""
+) -> npt.NDArray[np.bool_]:
+    """Second and third pass, and the bad rows once more with all their columns; returns which rows [R] are bad."""
     columns = canonical(source.schema, source.dtypes)
     arrow = clean_arrow_schema(source.schema, list(columns))
     marks = violations(source.schema, source.rules, source.dtypes, as_of=source.as_of)
@@ -287,6 +300,24 @@ def _write_rows(
     _write_clean(clean / "clean.parquet", arrow, whole)
     if writers:
         shutil.rmtree(scratch)
+    return bad_rows
+
+
+def _write_originals(
+    source: RawRows, good: npt.NDArray[np.bool_], clean: Path, clean_keys: Keys, snapshot_id: str
+) -> None:
+    """Make a raw log folder of ``clean``: the clean rows as they were in the source, in source order."""
+    columns = [ROW_ID, SOURCE_ROW, *source.columns]
+    with parquet_file(source.log) as file:
+        schema = pa.schema([file.schema_arrow.field(name).remove_metadata() for name in columns])
+    with parquet_writer(clean / "log.parquet", schema, compression="zstd") as out:
+        for _, batch in source.rows_at(columns, good):
+            out.write_table(pa.Table.from_arrays(batch.columns, schema=schema))
+    if not np.array_equal(np.sort(_read_keys(clean / "log.parquet")), np.sort(clean_keys)):
+        raise RowsLostError(f"{source.log}: the originals of the clean rows are not these rows: report this as a bug")
+    rows = len(clean_keys)
+    described = {"source": "replay", "schema_name": source.schema.name, "rows": rows, "unparsable_rows": 0}
+    write_json(clean / "snapshot.json", {**described, "snapshot_id": snapshot_id, "limit": 0, "seed": 0, "files": {}})
 
 
 def _write_quarantine(

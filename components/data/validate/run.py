@@ -12,15 +12,18 @@ import polars as pl
 
 from components.data.validate.report import render
 from components.data.validate.suite import MAX_SAMPLES, Finding, check_ledger, check_profile, check_rows
+from thinktwice.data.ingest import Snapshot
 from thinktwice.files import atomic_dir, atomic_file, read_json, write_json
 from thinktwice.parquet import read_schema, read_table, write_frame
-from thinktwice.progress import note
+from thinktwice.progress import note, tell
 from thinktwice.schema.log import ROW_ID, LogSchema, load_schema
 from thinktwice.validate.parse import clean_columns
 from thinktwice.validate.profile import Profile, profile_log
 from thinktwice.validate.raw_rows import STAGE, frame_of
 from thinktwice.validate.rules import UNSPLITTABLE, profile_rules, row_rules
 from thinktwice.validate.split import SplitResult, clean_arrow_schema, split_log
+
+MAX_TOLD = 3  # warnings on the console; the report has them all
 
 
 @dataclass(frozen=True)
@@ -70,14 +73,49 @@ def validate_log(
         *_with_quarantined(clean, split, schema, samples, future_checked=as_of is not None),
         *check_profile(profile.table),
     ]
-    verdict = judge(findings, split, profile)
+    verdict = judge(_with_fixes(findings, schema), split, profile)
     verdict = replace(verdict, not_evaluated=_not_evaluated(findings, schema, reference is not None))
     _write(Path(verdict_dir), verdict, profile)
-    info = read_json(clean_dir / "clean.json")
+    info = read_json(clean_dir / "clean.json") | {"read": _what_was_read(Path(raw_dir) / "snapshot.json")}
     with atomic_file(report_path) as temporary:
         temporary.write_text(render(verdict, profile, info, samples), encoding="utf-8")
     note(STAGE, verdict.headline)
+    for line in warning_lines(verdict):
+        tell(STAGE, line)
     return verdict
+
+
+def warning_lines(verdict: Verdict) -> list[str]:
+    """What is told of the warnings of a log that passed: how many, and the first few with what to do."""
+    warnings = [f for f in verdict.findings if not f.passed and f.severity == "warning"]
+    if not verdict.passed or not warnings:
+        return []
+    number = "1 warning" if len(warnings) == 1 else f"{len(warnings)} warnings"
+    first = f"{number}, the first {MAX_TOLD}:" if len(warnings) > MAX_TOLD else f"{number}:"
+    return [
+        first,
+        *(f"  {f.rule}: {f.observed}; expected: {f.description}. {_sentence(f.fix)}" for f in warnings[:MAX_TOLD]),
+    ]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def _with_fixes(findings: list[Finding], schema: LogSchema) -> list[Finding]:
+    fixes = {r.id: r.fix for r in row_rules(schema)} | {r.id: r.fix for r in profile_rules()}
+    fixes |= {
+        "ledger:budget": "mend the rows or the rules that set them aside, or raise quarantine_budget in the schema",
+        "ledger:clean": "every row broke a rule: read the reasons, and mend the schema or the log",
+    }
+    return [f if f.passed else f._replace(fix=fixes.get(f.rule, "")) for f in findings]
+
+
+def _what_was_read(snapshot: Path) -> list[str]:
+    try:
+        return Snapshot.model_validate(read_json(snapshot)).what_was_read()
+    except (OSError, ValueError):  # a log of the simulator's or of somebody's own making
+        return []
 
 
 def judge(findings: list[Finding], split: SplitResult, profile: Profile) -> Verdict:
@@ -87,7 +125,9 @@ def judge(findings: list[Finding], split: SplitResult, profile: Profile) -> Verd
     critical = [f for f in findings if not f.passed and f.severity == "critical"]
     warnings = [f for f in findings if not f.passed and f.severity == "warning"]
     reasons = [
-        f"{f.rule} ({f.severity}): {f.observed}; expected: {f.description} ({f.bound})" for f in critical + warnings
+        f"{f.rule} ({f.severity}): {f.observed}; expected: {f.description} ({f.bound})"
+        + (f"; {f.fix}" if f.fix else "")
+        for f in critical + warnings
     ]
     said = f"{len(warnings)} warning{'s' if len(warnings) != 1 else ''}" if warnings else ""
     if critical:

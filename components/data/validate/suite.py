@@ -67,6 +67,7 @@ class Finding(NamedTuple):
     observed: str
     bound: str
     samples: list[str]  # row ids, or "partition / feature"
+    fix: str = ""  # what a user can do about it
 
 
 class Expected(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from thinktwice.schema.columns import named_columns
 
 WHAT = "your parquet file, a folder of parquet files or a raw log folder"
 CLEAN_FILE = "clean.parquet"
+QUARANTINE_INFO = "quarantine.json"
 
 
 def open_parquet_log(path: Path | None, limit: int, seed: int, schema: LogSchema) -> Reading:
@@ -31,6 +33,11 @@ def open_parquet_log(path: Path | None, limit: int, seed: int, schema: LogSchema
     path = need_path(path, "parquet", WHAT)
     if is_raw_log(path):
         return open_raw_log(path)
+    if (path / QUARANTINE_INFO).is_file():
+        raise DataError(
+            f"{path} is a quarantine: judge its rows again under a mended schema with `thinktwice data replay --quarantine "
+            f"{shlex.quote(str(path))} --out DIR --schema MENDED.yaml`, and give DIR/clean"
+        )
     if (path / CLEAN_FILE).is_file():
         raise DataError(
             f"{path} is a clean log, which a validation has made: give the log that it was made from, or the clean/ of a "

@@ -11,7 +11,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,13 +113,22 @@ def natural(name: str) -> tuple[list[int | str], str]:
     return [int(piece) if number % 2 else piece for number, piece in enumerate(pieces)], name
 
 
-def told(parts: Parts) -> str:
-    """One line about what was read: ``5 files read, 2 left out: notes.txt (no data), .cache/ (hidden)``."""
-    read = f"{_count(len(parts.files), 'file')} read"
-    return f"{read}, {len(parts.left_out)} left out: {listed(parts.left_out)}" if parts.left_out else read
+def what_was_read(num_files: int, left_out: Mapping[str, str], columns_left_out: Mapping[str, str]) -> list[str]:
+    """A line about the files, ``5 files read, 2 left out: notes.txt (no data), .cache/ (hidden)``, and one about columns.
+
+    No line where there is nothing to say: one file that was read whole.
+    """
+    lines = []
+    if num_files > 1 or left_out:
+        out = f", {len(left_out)} left out: {listed(left_out)}" if left_out else ""
+        lines.append(f"{_count(num_files, 'file')} read{out}")
+    if columns_left_out:
+        number = _count(len(columns_left_out), "column")
+        lines.append(f"{number} left out that the schema does not name: {listed(columns_left_out)}")
+    return lines
 
 
-def listed(left_out: dict[str, str]) -> str:
+def listed(left_out: Mapping[str, str]) -> str:
     """The first few that were left out, and why."""
     return _listed([f"{printable(name)} ({printable(why)})" for name, why in left_out.items()])
 
