@@ -163,6 +163,10 @@ def _better_than_chance(label: np.ndarray, mine: Column, cluster: np.ndarray) ->
     if label.min() == label.max():
         return False, [f"all {len(label)} test rows have the same label, so nothing can be judged"]
     found = auc_interval(label, mine.logit, cluster)
+    if not found.bounded:
+        return False, [
+            f"all {len(label):,} test rows are of one user, so nothing says how far chance reaches (AUC {found.value:.4f})"
+        ]
     shown = f"AUC {found.value:.4f} (95 % interval {found.low:.4f} to {found.high:.4f}) on {len(label):,} test rows"
     if found.low > 0.5:
         return True, [f"it orders rows better than chance: {shown}"]

@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-NOT_DEFINED = "–"
+from thinktwice.evaluate.metrics import UNDEFINED
+
+NOT_DEFINED = "–"  # in a table, with a line below it that says why
 
 
 def number(value: float | None, form: str = ".4f") -> str:
@@ -51,7 +53,10 @@ def result_table(evaluation: dict[str, Any]) -> Table:
 def print_results(console: Console, evaluation: dict[str, Any]) -> None:
     """The table, and what it means in sentences."""
     console.print(f"\n[bold]{evaluation['rows']:,} test rows[/bold] (→ ships; cost is forward passes per row)\n")
-    console.print(result_table(evaluation))
+    table = result_table(evaluation)
+    console.print(table)
+    if any(NOT_DEFINED in cells for cells in (list(column.cells) for column in table.columns)):
+        console.print(f"  {NOT_DEFINED} {UNDEFINED}")
     console.print()
     for line in evaluation["verdict"]:
         console.print(escape(line))

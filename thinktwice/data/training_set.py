@@ -104,10 +104,16 @@ def _check_parts(frame: pl.DataFrame, split: SplitSpec) -> None:
     empty = [p for p in PARTS if not sizes.get(p)]
     if empty:
         raise DataError(
-            f"the {split.kind} split of {frame.height} rows leaves no rows for {', '.join(empty)}: give more rows or other shares"
+            f"the {split.kind} split of {frame.height:,} rows leaves no rows for {', '.join(empty)}: give a log "
+            + ("of more different times, or split it with --split random" if split.kind == "time" else "of more rows")
         )
-    if frame.filter(pl.col("split") == "train")[LABEL].n_unique() < 2:
-        raise DataError("all training rows have the same label: a click model needs clicks and non-clicks")
+    labels = frame.filter(pl.col("split") == "train")[LABEL]
+    if labels.n_unique() < 2:
+        other = ", or split it with --split random" if split.kind == "time" and frame[LABEL].n_unique() > 1 else ""
+        raise DataError(
+            f"all {len(labels):,} training rows have the same label ({labels[0]}), and a click model needs clicks and "
+            f"non-clicks: give a longer log{other}"
+        )
 
 
 def _describe(rows: pl.DataFrame, train: pl.DataFrame, schema: LogSchema) -> dict[str, Any]:
