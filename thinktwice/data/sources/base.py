@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -93,6 +94,16 @@ class Source:
     has_schema: bool = True
 
 
+def refuse_object_store(path: str) -> None:
+    """Raise DataError for a URL: logs are read from this machine's files."""
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/{1,2}(?!/)", path)
+    if found and len(found[1]) > 1 and not Path(path).exists():
+        raise DataError(
+            f"{path} is no local path: a log is not read from object stores or the web (yet); copy it to this machine and give "
+            "--path its place here"
+        )
+
+
 def need_path(path: Path | None, source: str, what: str) -> Path:
     """The given path, which must exist and, if it is a folder, be readable.
 
@@ -101,6 +112,7 @@ def need_path(path: Path | None, source: str, what: str) -> Path:
     """
     if path is None:
         raise DataError(f"source {source!r} reads your own copy: give --path, {what}")
+    refuse_object_store(str(path))
     with readable(path):
         if not path.exists():
             raise DataError(f"no such path: {path}; give --path, {what}")

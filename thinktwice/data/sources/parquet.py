@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +28,6 @@ def open_parquet_log(path: Path | None, limit: int, seed: int, schema: LogSchema
 
     A raw log folder (what ``thinktwice data simulate``, ``ingest`` and ``replay`` write) is read as the log that it is.
     """
-    refuse_object_store(str(path or ""))
     path = need_path(path, "parquet", WHAT)
     if is_raw_log(path):
         return open_raw_log(path)
@@ -76,16 +74,6 @@ def open_parquet_log(path: Path | None, limit: int, seed: int, schema: LogSchema
         left_out=parts.left_out,
         columns_left_out=layout.left_out,
     )
-
-
-def refuse_object_store(path: str) -> None:
-    """Raise DataError for a URL: logs are read from this machine's files."""
-    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/{1,2}(?!/)", path)
-    if found and len(found[1]) > 1 and not Path(path).exists():
-        raise DataError(
-            f"{path} is no local path: a log is not read from object stores or the web (yet); copy it here first and give "
-            "--path, your parquet file or a folder of parquet files"
-        )
 
 
 def _refuse_names(parts: Parts) -> None:
