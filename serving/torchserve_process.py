@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -44,6 +45,7 @@ MULTIPROCESS = (
     "PROMETHEUS_MULTIPROC_DIR"  # as :mod:`serving.metrics` says, which is not imported here: it counts from then on
 )
 LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
+PLAIN = re.compile(r"[A-Za-z0-9/._+-]*")  # a path that means itself wherever it is written
 MAX_SOCKET_PATH = (
     80  # TorchServe puts Unix sockets into its temporary folder, whose path the system limits to about 100
 )
@@ -113,8 +115,9 @@ def running(
 
 
 def _work_folder() -> Path:
+    """A folder for the server. Its path is short enough for a socket, and plain: two parsers of the properties file read it."""
     work = Path(tempfile.mkdtemp(prefix="tt-serve-"))
-    if len(str(work)) > MAX_SOCKET_PATH:
+    if len(str(work)) > MAX_SOCKET_PATH or not PLAIN.fullmatch(str(work)):
         work.rmdir()
         work = Path(tempfile.mkdtemp(prefix="tt-serve-", dir="/tmp"))
     return work
@@ -157,7 +160,7 @@ def configuration(
         "grpc_management_port": grpc_ports[1],
         "model_store": archive.parent,
         "load_models": f"{MODEL_NAME}={archive.name}",
-        "allowed_urls": f"file://{archive.parent}/.*",
+        "allowed_urls": "file:///nothing",  # the archive is named by its place in the model store
         "disable_token_authorization": "true",
         "enable_model_api": "false",
         "enable_envvars_config": "false",
@@ -186,9 +189,11 @@ def _launch(
 ) -> TorchServe:
     management, metrics, own_metrics, *grpc = free_ports(5)
     config = work / "config.properties"
+    models = work / "models"
+    models.symlink_to(archive.parent, target_is_directory=True)  # whatever its path holds
     config.write_text(
         configuration(
-            archive, port=port, management_port=management, metrics_port=metrics, grpc_ports=(grpc[0], grpc[1])
+            models / archive.name, port=port, management_port=management, metrics_port=metrics, grpc_ports=(grpc[0], grpc[1])
         ),
         encoding="utf-8",
     )

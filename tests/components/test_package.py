@@ -82,7 +82,7 @@ def test_a_damaged_bundle_is_not_packed(small: Path, blessing: Path, tmp_path: P
         write_archive(tmp_path / "bundle", blessing, tmp_path / "archive")
 
 
-@pytest.mark.parametrize("name", ["a,b", "a:b", "[1] *?", "price=7", "it's \"ü\" 100%20;#$HOME\\x"])
+@pytest.mark.parametrize("name", ["a,b", "a:b", "[1] *?", "price=7", 'it\'s "ü" 100%20;#$HOME\\x'])
 def test_a_path_is_only_characters(
     small: Path,  # noqa: F811
     blessing: Path,
