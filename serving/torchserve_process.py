@@ -193,7 +193,11 @@ def _launch(
     models.symlink_to(archive.parent, target_is_directory=True)  # whatever its path holds
     config.write_text(
         configuration(
-            models / archive.name, port=port, management_port=management, metrics_port=metrics, grpc_ports=(grpc[0], grpc[1])
+            models / archive.name,
+            port=port,
+            management_port=management,
+            metrics_port=metrics,
+            grpc_ports=(grpc[0], grpc[1]),
         ),
         encoding="utf-8",
     )

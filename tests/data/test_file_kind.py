@@ -158,3 +158,12 @@ def test_object_stores_are_not_read(tmp_path: Path, path: str) -> None:
 def _schema(tmp_path: Path) -> Path:
     (tmp_path / "mine.yaml").write_text(SCHEMA)
     return tmp_path / "mine.yaml"
+
+
+@pytest.mark.parametrize("source", ["criteo", "avazu"])
+def test_sources_of_text_name_a_file_that_is_none(tmp_path: Path, source: str) -> None:
+    (tmp_path / "log.parquet").write_bytes(parquet_bytes())
+    excel(tmp_path / "log.xlsx")
+    for name, words in (("log.parquet", "a parquet file"), ("log.xlsx", "an Excel workbook")):
+        with pytest.raises(DataError, match=rf"{name} is {words}, and this source reads text, plain or gzipped"):
+            ingest(source, tmp_path / name, None, tmp_path / "raw")

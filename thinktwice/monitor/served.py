@@ -109,6 +109,11 @@ def _choices(
 
 def _read(part: Path, columns: list[str] | None) -> pa.Table:
     try:
+        lacking = [c for c in KEYS if c not in read_schema(part).names]
+        if lacking:
+            raise DataError(
+                f"{part} is no part of a prediction log (no column {lacking[0]!r}): remove it, or correct --log"
+            )
         return read_table(part, columns)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"part {part} of the prediction log cannot be read ({error}): remove it") from error

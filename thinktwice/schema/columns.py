@@ -97,8 +97,14 @@ def refuse_type(column: str, kind: pa.DataType, use: Use, where: str) -> None:
 def known_column(name: str, columns: list[str]) -> str:
     """End of a sentence about a missing column: the nearest name, if there is one, and all that exist."""
     near = difflib.get_close_matches(name, columns, n=1, cutoff=0.6)
-    listed = ", ".join(columns[:40]) + (", …" if len(columns) > 40 else "")
+    listed = ", ".join(map(_shown, columns[:40])) + (", …" if len(columns) > 40 else "")
     return (f"did you mean {near[0]!r}? " if near else "") + f"The columns are: {listed}"
+
+
+def _shown(name: str) -> str:
+    """A column's name for a message: what is taken for a header may be anything."""
+    plain = "".join(c if c.isprintable() else "�" for c in name[:60])
+    return plain + ("…" if len(name) > 60 else "")
 
 
 def is_read(kind: pa.DataType, use: Kind) -> bool:
