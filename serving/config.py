@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from serving.open_reader import FeatureConfig
 from serving.prediction_log import PredictionLogConfig
 from thinktwice.errors import ServerError
-from thinktwice.strict_yaml import read_mapping
+from thinktwice.strict_yaml import first_fault, read_mapping
 
 VARIABLE = "THINKTWICE_SERVING"
 
@@ -49,6 +49,5 @@ def load_config(path: str | Path | None = None) -> ServingConfig:
     try:
         return ServingConfig.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ServerError(f"serving settings {named} are wrong at {place} ({first['msg']}): correct it") from error
+        place, message = first_fault(error, ServingConfig, "the file")
+        raise ServerError(f"serving settings {named} are wrong at {place} ({message}): correct it") from error

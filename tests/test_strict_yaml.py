@@ -20,8 +20,9 @@ ROOT = Path(__file__).parents[1]
 SCHEMA = "name: shop\ntime: {column: t, format: datetime}\nfields:\n  - {name: dev}\n"
 
 keys = st.text(st.characters(codec="ascii", categories=("Ll",)), min_size=1, max_size=4)
+texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp")))
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
     max_leaves=12,
 )
@@ -205,3 +206,33 @@ def test_nothing_else_loads_yaml() -> None:
             ):
                 found.append(path.relative_to(ROOT).as_posix())
     assert found == ["thinktwice/strict_yaml.py"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (
+            "fields:\n  - {name: dev, allowd: [a]}",
+            r"fields\.0\.allowd: there is no such key; did you mean 'allowed'\? Known are name, kind",
+        ),
+        ("entities: {user: {key: u, colum: x}}", r"entities\.user\.colum: .* did you mean 'column'\?"),
+        ("entities: {usr: {key: u}}", r"entities\.usr: .* did you mean 'user'\? Known are user, item"),
+        ("statistic: {windows_days: [1]}", r"statistic: .* did you mean 'statistics'\? Known are name, time, label"),
+        (
+            "sequences: [{name: s, of: i, zzz: 1}]",
+            r"sequences\.0\.zzz: there is no such key; Known are name, of, length",
+        ),
+    ],
+)
+def test_a_key_that_does_not_exist_is_named_with_the_nearest_one(wrong: str, words: str) -> None:
+    text = "name: shop\ntime: {column: t, format: datetime}\n" + wrong
+    with pytest.raises(SchemaError, match=words):
+        parse_schema(text, where="my.yaml")
+
+
+def test_a_setting_that_does_not_exist_is_named_with_the_nearest_one(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("features: {reader: feast, timeout: 3}\n")
+    with pytest.raises(
+        ServerError, match=r"wrong at features\.timeout \(there is no such key; did you mean 'timeout_ms'\?"
+    ):
+        load_config(tmp_path / "x.yaml")

@@ -217,4 +217,6 @@ def _against_champion(changes: dict[str, Interval], *, same: bool) -> tuple[bool
 
 
 def _shown(change: Interval) -> str:
+    if not change.bounded:
+        return f"{change.value:+.4f} (rows of one user say nothing about chance)"
     return f"{change.value:+.4f} (95 % interval {change.low:+.4f} to {change.high:+.4f})"

@@ -6,10 +6,14 @@ parser. Here every fault of a file is one sentence with its line.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
 from thinktwice.errors import ThinktwiceError
 
@@ -113,6 +117,40 @@ def _check_keys(node: yaml.MappingNode, loader: yaml.SafeLoader) -> None:
                 f"has the key {key.value!r} twice, at lines {_line(earlier)} and {_line(key)}: "
                 "one would replace the other, keep one of them"
             )
+
+
+def first_fault(found: ValidationError, model: type[BaseModel], whole: str) -> tuple[str, str]:
+    """Where the first fault of a mapping is, and what it is; ``whole`` names the mapping itself.
+
+    A key that ``model`` does not know is named with the nearest one that it does.
+    """
+    first = found.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"]) or whole
+    if first["type"] == "extra_forbidden":
+        known = list(_model_at(model, first["loc"][:-1]).model_fields)
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        guess = f"did you mean {near[0]!r}? " if near else ""
+        return place, f"there is no such key; {guess}Known are {', '.join(known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    # YAML reads no, on, 010 and 2024-01-01 as something else than text.
+    if first["type"] == "string_type" and isinstance(first["input"], bool | int | float | date):
+        message += f" (YAML has read it as {str(first['input']).lower()}: put it in quotes)"
+    return place, message
+
+
+def _model_at(model: type[BaseModel], place: tuple[int | str, ...]) -> type[BaseModel]:
+    """The model of the mapping at a place within a mapping of ``model``."""
+    for part in place:
+        if isinstance(part, str) and part in model.model_fields:
+            model = next(_models_in(model.model_fields[part].annotation), model)
+    return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
 
 
 def _line(node: yaml.Node) -> int:

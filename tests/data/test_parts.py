@@ -112,7 +112,7 @@ def test_a_hidden_folder_that_is_asked_for_is_read(tmp_path: Path, schema: Path)
 
 
 def told(parts: Parts) -> str:
-    (line,) = what_was_read(len(parts.files), parts.left_out, {})
+    (line,) = what_was_read(len(parts.files), parts.left_out, {}, {})
     return line
 
 
@@ -322,5 +322,40 @@ def test_a_folder_without_a_log_says_what_it_has(tmp_path: Path, schema: Path) -
     (tmp_path / "logs" / "notes.md").write_text("nothing")
     with pytest.raises(
         DataError, match=r"holds no \*\.parquet file \(left out: \.git/ \(hidden\), notes\.md \(no data\)\): give"
+    ):
+        read(tmp_path / "logs", schema, tmp_path / "raw")
+
+
+@pytest.mark.parametrize(
+    "name", ["part-0.parquet.crc", "part-0.parquet.md5", "part-0.parquet.json", "Thumbs.db", "LICENSE"]
+)
+def test_what_stands_beside_a_part_and_is_no_data_is_left_out(tmp_path: Path, schema: Path, name: str) -> None:
+    write(tmp_path / "logs" / "part-0.parquet")
+    (tmp_path / "logs" / name).write_bytes(b'{"a": 1}' if name.endswith("json") else b"crc\0\1\2")
+    assert read(tmp_path / "logs", schema, tmp_path / "raw")[0].left_out == {name: "no data"}
+
+
+def test_a_folder_with_a_snapshot_json_of_its_own_is_no_raw_log(tmp_path: Path, schema: Path) -> None:
+    write(tmp_path / "logs" / "part-0.parquet")
+    (tmp_path / "logs" / "snapshot.json").write_text('{"table": "impressions"}')
+    assert read(tmp_path / "logs", schema, tmp_path / "raw")[0].rows == 3
+
+
+def test_a_column_that_some_parts_lack_is_told(tmp_path: Path, schema: Path) -> None:
+    write(tmp_path / "logs" / "a.parquet")
+    pq.write_table(pa.table({"clicked": [1]}), tmp_path / "logs" / "b.parquet")
+    snapshot, rows = read(tmp_path / "logs", schema, tmp_path / "raw")
+    assert rows == ["0-0", "0-1", "0-2", None]
+    assert snapshot.what_was_read() == [
+        "2 files read",
+        "1 column of the schema not in every file, and empty there: colour (not in b.parquet)",
+    ]
+
+
+def test_a_parquet_file_of_something_else_is_refused(tmp_path: Path, schema: Path) -> None:
+    write(tmp_path / "logs" / "a.parquet")
+    pq.write_table(pa.table({"user": [1]}), tmp_path / "logs" / "users.parquet")
+    with pytest.raises(
+        SchemaError, match=r"users\.parquet has none of the columns that the schema names \(clicked, colour\)"
     ):
         read(tmp_path / "logs", schema, tmp_path / "raw")

@@ -59,7 +59,7 @@ def test_yaml_round_trip() -> None:
         ("name: [", "not valid YAML at line"),
         ("- a", "holds a list instead of a mapping"),
         ("name: x", "time: Field required"),
-        ("{name: x, time: {column: t}, fieldz: []}", "fieldz: Extra inputs"),
+        ("{name: x, time: {column: t}, fieldz: []}", "fieldz: there is no such key; did you mean 'fields'"),
         ("{name: x, time: {column: t}}", "describes no field"),
         ("{name: x, time: {column: t}, fields: [{name: label}]}", "'label' is reserved"),
         ("{name: x, time: {column: t}, fields: [{name: a}, {name: a}]}", "repeated: a"),

@@ -58,11 +58,12 @@ class Snapshot(BaseModel):
     side_duplicates: dict[str, int] = {}  # lines there whose user or item an earlier line describes; the earlier counts
     left_out: dict[str, str] = {}  # files and folders that are no part of the log -> why
     columns_left_out: dict[str, str] = {}  # columns of the files that are not in the log -> why
+    columns_missing: dict[str, str] = {}  # columns of the schema that some files lack, null there -> which
 
     def what_was_read(self) -> list[str]:
         """Lines about the files and columns of a log that is a folder of files; none where there is nothing to say."""
         num_files = len(self.files) if self.source == "parquet" else 1
-        return what_was_read(num_files, self.left_out, self.columns_left_out)
+        return what_was_read(num_files, self.left_out, self.columns_left_out, self.columns_missing)
 
 
 def ingest(
@@ -122,6 +123,7 @@ def write_raw_log(source: str, reading: Reading, schema: LogSchema, out_dir: Pat
             side_duplicates=reading.side.duplicates if reading.side else {},
             left_out={printable(name): why for name, why in reading.left_out.items()},
             columns_left_out=reading.columns_left_out,
+            columns_missing=reading.columns_missing,
         )
         if reading.side:
             write_table(reading.side.lines, folder / SIDE_FILE, compression="zstd")

@@ -7,7 +7,6 @@ request codec are derived from a :class:`LogSchema`.
 from __future__ import annotations
 
 import re
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +14,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from thinktwice.errors import SchemaError
-from thinktwice.strict_yaml import mapping, read_mapping
+from thinktwice.strict_yaml import first_fault, mapping, read_mapping
 
 Entity = Literal["user", "item", "context"]
 
@@ -340,14 +339,5 @@ def _schema_of(value: dict[str, Any], where: str) -> LogSchema:
     try:
         return LogSchema.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(p) for p in first["loc"]) or "schema"
-        message = first["msg"].removeprefix("Value error, ")
-        raise SchemaError(f"schema {where}, {place}: {message}{_yaml_hint(first)}") from error
-
-
-def _yaml_hint(error: Any) -> str:
-    """YAML reads ``no``, ``on``, ``010`` and ``2024-01-01`` as something else than text."""
-    if error["type"] != "string_type" or not isinstance(error["input"], bool | int | float | date):
-        return ""
-    return f" (YAML has read it as {str(error['input']).lower()}: put it in quotes)"
+        place, message = first_fault(error, LogSchema, "schema")
+        raise SchemaError(f"schema {where}, {place}: {message}") from error

@@ -70,6 +70,7 @@ class Reading:
         side: lines of the side tables (users, items) that gave no attributes; they cost no impressions. None: no such tables.
         left_out: files and folders below the source that are no part of the log -> why.
         columns_left_out: columns of the files that are not carried along -> why; the schema names none of them.
+        columns_missing: columns of the schema that some files lack -> the first of them; they are null there.
     """
 
     where: str
@@ -80,6 +81,7 @@ class Reading:
     side: SideLosses | None = None
     left_out: dict[str, str] = field(default_factory=dict)
     columns_left_out: dict[str, str] = field(default_factory=dict)
+    columns_missing: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

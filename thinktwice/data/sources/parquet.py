@@ -73,6 +73,7 @@ def open_parquet_log(path: Path | None, limit: int, seed: int, schema: LogSchema
         max(1, num_chunks),
         left_out=parts.left_out,
         columns_left_out=layout.left_out,
+        columns_missing=layout.missing,
     )
 
 

@@ -97,14 +97,18 @@ def is_parquet_name(name: str) -> bool:
     Hive writes ``000000_0``, Spark ``part-00000.c000.snappy.parquet``, dask ``part.0.parquet``. A backup (``.bak``, ``.old``,
     ``.tmp``, a name that ends with ``~``) is not meant to be read.
     """
-    endings = [e for e in name.lower().split(".")[1:] if e not in CODECS]
-    if name.endswith("~"):
-        return False
-    return not endings or endings[-1] in ENDINGS or re.fullmatch(r"c?[0-9]+", endings[-1]) is not None
+    ending = _ending(name)
+    return not name.endswith("~") and (not ending or ending in ENDINGS or re.fullmatch(r"c?[0-9]+", ending) is not None)
 
 
 def _claims_parquet(name: str) -> bool:
-    return any(ending in ENDINGS for ending in name.lower().split(".")[1:])
+    return _ending(name) in ENDINGS
+
+
+def _ending(name: str) -> str:
+    """The last ending of a name that is no codec; "" where there is none."""
+    endings = [e for e in name.lower().split(".")[1:] if e not in CODECS]
+    return endings[-1] if endings else ""
 
 
 def natural(name: str) -> tuple[list[int | str], str]:
@@ -113,8 +117,13 @@ def natural(name: str) -> tuple[list[int | str], str]:
     return [int(piece) if number % 2 else piece for number, piece in enumerate(pieces)], name
 
 
-def what_was_read(num_files: int, left_out: Mapping[str, str], columns_left_out: Mapping[str, str]) -> list[str]:
-    """A line about the files, ``5 files read, 2 left out: notes.txt (no data), .cache/ (hidden)``, and one about columns.
+def what_was_read(
+    num_files: int,
+    left_out: Mapping[str, str],
+    columns_left_out: Mapping[str, str],
+    columns_missing: Mapping[str, str],
+) -> list[str]:
+    """A line about the files, ``5 files read, 2 left out: notes.txt (no data), .cache/ (hidden)``, and two about columns.
 
     No line where there is nothing to say: one file that was read whole.
     """
@@ -125,6 +134,9 @@ def what_was_read(num_files: int, left_out: Mapping[str, str], columns_left_out:
     if columns_left_out:
         number = _count(len(columns_left_out), "column")
         lines.append(f"{number} left out that the schema does not name: {listed(columns_left_out)}")
+    if columns_missing:
+        number = _count(len(columns_missing), "column")
+        lines.append(f"{number} of the schema not in every file, and empty there: {listed(columns_missing)}")
     return lines
 
 

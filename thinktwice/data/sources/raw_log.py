@@ -32,8 +32,14 @@ from thinktwice.parquet import read_table
 
 
 def is_raw_log(path: Path) -> bool:
-    """Whether ``path`` is a folder that an ingest wrote, by its ``snapshot.json``."""
-    return (path / SNAPSHOT_FILE).is_file()
+    """Whether ``path`` is a folder that an ingest wrote, by its ``snapshot.json`` (others may have one of their own)."""
+    if not (path / SNAPSHOT_FILE).is_file():
+        return False
+    try:
+        info = read_json(path / SNAPSHOT_FILE)
+    except (OSError, ValueError):
+        return (path / LOG_FILE).is_file()
+    return (path / LOG_FILE).is_file() or (isinstance(info, dict) and "snapshot_id" in info)
 
 
 def schema_beside(path: Path) -> Path | None:

@@ -25,10 +25,11 @@ Named = Mapping[str, tuple[Use, ...]]
 
 @dataclass(frozen=True)
 class Layout:
-    """``columns`` to read, and the columns of the files that are left out, with the reason."""
+    """``columns`` to read, the columns of the files that are left out, and named ones that a file lacks; with the reason."""
 
     columns: pa.Schema
     left_out: dict[str, str]
+    missing: dict[str, str]
 
 
 def unite(files: Mapping[Path, pa.Schema], named: Named) -> Layout:
@@ -61,11 +62,26 @@ def unite(files: Mapping[Path, pa.Schema], named: Named) -> Layout:
             left_out[name] = "of types that do not go together: " + _words(types)
         else:
             fields.append(pa.field(name, common))
-    layout = Layout(pa.schema(fields), left_out)
+    layout = Layout(pa.schema(fields), left_out, _missing(files, named))
     for name, types in places.items():
         if name in named:
             _check_values(name, types, layout.columns.field(name).type, named[name])
     return layout
+
+
+def _missing(files: Mapping[Path, pa.Schema], named: Named) -> dict[str, str]:
+    """Named columns that some files have and others not. A file with none of them is refused: it belongs to another log."""
+    found: dict[str, str] = {}
+    have = {file: set(schema.names) & set(named) for file, schema in files.items()}
+    everywhere = set().union(*have.values())
+    for file, names in have.items():
+        if everywhere and not names:
+            raise SchemaError(
+                f"{file} has none of the columns that the schema names ({', '.join(sorted(everywhere))}): move it out of the folder"
+            )
+        for name in sorted(everywhere - names):
+            found.setdefault(name, f"not in {file.name}")
+    return found
 
 
 def shaped(batch: pa.RecordBatch, columns: pa.Schema, file: Path) -> pa.Table:
