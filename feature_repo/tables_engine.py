@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from thinktwice.data.query import MEMORY_LIMIT, location, take_exact_paths
+from thinktwice.data.query import MEMORY_LIMIT, location, spill_folder, take_exact_paths
 
 
 @contextmanager
@@ -24,19 +24,20 @@ def feast_engine(folder: Path) -> Iterator[None]:
     import ibis
 
     before = ibis.options.default_backend
-    backend = ibis.duckdb.connect(
-        memory_limit=MEMORY_LIMIT, threads=min(os.cpu_count() or 1, 8), temp_directory=str(folder / ".spill")
-    )
-    take_exact_paths(backend.con)
-    read = backend.read_parquet
+    with spill_folder(folder) as spill:
+        backend = ibis.duckdb.connect(
+            memory_limit=MEMORY_LIMIT, threads=min(os.cpu_count() or 1, 8), temp_directory=spill
+        )
+        take_exact_paths(backend.con)
+        read = backend.read_parquet
 
-    def read_in_folder(path: str, *args: Any, **kwargs: Any) -> Any:
-        return read(location(folder / path), *args, hive_partitioning=False, **kwargs)
+        def read_in_folder(path: str, *args: Any, **kwargs: Any) -> Any:
+            return read(location(folder / path), *args, hive_partitioning=False, **kwargs)
 
-    backend.read_parquet = read_in_folder
-    ibis.options.default_backend = backend
-    try:
-        yield
-    finally:
-        ibis.options.default_backend = before
-        backend.disconnect()
+        backend.read_parquet = read_in_folder
+        ibis.options.default_backend = backend
+        try:
+            yield
+        finally:
+            ibis.options.default_backend = before
+            backend.disconnect()

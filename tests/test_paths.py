@@ -31,6 +31,8 @@ HELPERS = {
     "thinktwice/data/query.py": "DuckDB",
     "feature_repo/tables_engine.py": "Feast's DuckDB",
     "serving/prediction_log.py": "a buffer in memory, no path",
+    "thinktwice/data/sources/file_kind.py": "commands for the user, nothing is opened",
+    "thinktwice/data/sources/parts.py": "a query for the user, nothing is opened",
 }
 DIRECT = re.compile(
     r"\b(?:scan|read)_(?:parquet|csv|ndjson|ipc|avro|delta)\(|\bpl\.read_json\(|\bparquet_scan\b|\.(?:write|sink)_parquet\("
@@ -153,6 +155,22 @@ def test_a_neighbour_that_may_not_be_listed_is_no_hindrance(tmp_path: Path) -> N
     parquet.write_frame(pl.DataFrame({"x": [1]}), named)
     with query.engine(tmp_path) as connection:
         assert connection.sql(f"FROM {query.source(named)}").fetchall() == [(1,)]
+
+
+@pytest.mark.parametrize("name", ["price=7 [1] *?{a,b} it's 100%20 ü;#", "back\\slash"])
+def test_a_query_that_does_not_fit_into_memory_spills_in_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(query, "MEMORY_LIMIT", "50MB")
+    folder = tmp_path / name
+    folder.mkdir()
+    with query.engine(folder) as connection:
+        connection.execute(
+            "CREATE TEMP TABLE t AS SELECT random() AS a, random() AS b, random() AS c FROM range(4_000_000)"
+        )
+        ((spilled,),) = connection.sql("SELECT sum(size) FROM duckdb_temporary_files()").fetchall()
+        assert spilled > 1_000_000
+    assert list(folder.iterdir()) == []
 
 
 def test_no_file_is_opened_by_its_path_but_by_the_helpers() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -71,26 +72,41 @@ def location(path: Path | str) -> str:
 @contextmanager
 def engine(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """A DuckDB connection of bounded memory that spills into ``scratch``; a full disk is named."""
-    settings: dict[str, str | bool | int | float | list[str]] = {
-        "memory_limit": MEMORY_LIMIT,
-        "threads": str(min(os.cpu_count() or 1, 8)),
-        "temp_directory": str(scratch / ".spill"),
-    }
-    connection = duckdb.connect(":memory:", config=settings)
-    try:
-        connection.execute("SET TimeZone = 'UTC'")
-        take_exact_paths(connection)
-        yield connection
-    except duckdb.OutOfMemoryException as error:
-        raise ResourceError(
-            f"memory and disk under {scratch} do not hold the intermediate data: free some disk space and run again"
-        ) from error
-    except duckdb.IOException as error:
-        if "No space left" in str(error):
-            raise ResourceError(f"no space left while writing {scratch}: free some disk space and run again") from error
-        raise
-    finally:
-        connection.close()
+    with spill_folder(scratch) as spill:
+        settings: dict[str, str | bool | int | float | list[str]] = {
+            "memory_limit": MEMORY_LIMIT,
+            "threads": str(min(os.cpu_count() or 1, 8)),
+            "temp_directory": spill,
+        }
+        connection = duckdb.connect(":memory:", config=settings)
+        try:
+            connection.execute("SET TimeZone = 'UTC'")
+            take_exact_paths(connection)
+            yield connection
+        except duckdb.OutOfMemoryException as error:
+            raise ResourceError(
+                f"memory and disk under {scratch} do not hold the intermediate data: free some disk space and run again"
+            ) from error
+        except duckdb.IOException as error:
+            if "No space left" in str(error):
+                raise ResourceError(
+                    f"no space left while writing {scratch}: free some disk space and run again"
+                ) from error
+            raise
+        finally:
+            connection.close()
+
+
+@contextmanager
+def spill_folder(scratch: Path) -> Iterator[str]:
+    """Where DuckDB puts what does not fit into memory: below ``scratch``, unless its path holds a backslash, which DuckDB takes
+    for a slash there."""
+    if "\\" not in str(scratch.absolute()):
+        yield str(scratch.absolute() / ".spill")
+        return
+    usual = tempfile.gettempdir()
+    with tempfile.TemporaryDirectory(prefix="thinktwice-spill-", dir="/tmp" if "\\" in usual else usual) as folder:  # noqa: S108
+        yield folder
 
 
 def source(path: Path | str) -> str:
