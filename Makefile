@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PYTHONWARNINGS ?= ignore::DeprecationWarning,ignore::FutureWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test test-long lint format clean
 
 help: ## list the commands
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -37,6 +37,9 @@ demo: $(READY) ## train on MovieLens, serve the result, ask it a question (DATAS
 
 test: $(READY) ## run all tests
 	@$(BIN)/python -m pytest
+
+test-long: $(READY) ## run the simulations that take minutes
+	@$(BIN)/python -m pytest -m long --timeout 3600
 
 lint: $(READY) ## style, types, import contracts
 	@$(BIN)/ruff check .

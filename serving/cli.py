@@ -81,7 +81,8 @@ def predict(
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="A field of the context, or timestamp (ISO 8601 or Unix seconds, default now); may repeat.",
+            help="A field of the context, or timestamp (Unix seconds, or a time like 2024-03-01T10:00:00+09:00; without an offset it is "
+            "local time in the zone of the log's schema, UTC if it names none; default now); may repeat.",
         ),
     ] = None,
     k: Annotated[int | None, typer.Option(min=1, help="Answer with the best K items only, best first.")] = None,

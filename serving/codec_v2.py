@@ -11,10 +11,10 @@ from typing import Any
 
 import orjson
 
-from serving import v2_fields
+from serving import json_text, v2_fields
 from serving.requests import Request, RequestParser
 from serving.scorer import Answer
-from serving.v2_tensors import SIZE, WANTED, WANTED_ALL, pack, parameters, read, wants_binary
+from serving.v2_tensors import SIZE, WANTED, WANTED_ALL, pack, parameters, read, refuse_unknown, wants_binary
 from thinktwice.errors import RequestError
 
 INPUT = "request"
@@ -42,22 +42,34 @@ def is_v2(body: dict[str, Any]) -> bool:
     return "inputs" in body and "instances" not in body
 
 
-def requests(body: dict[str, Any], tail: bytes, parser: RequestParser) -> list[Request]:
+def requests(
+    body: dict[str, Any], tail: bytes, parser: RequestParser, model_name: str, model_version: str
+) -> list[Request]:
     """The requests of a v2 body; ``tail`` is what follows its JSON.
 
+    Args:
+        model_name, model_version: of this model, which the body may name.
+
     Raises:
-        RequestError: it is neither the tensor ``request`` with one JSON object per element, nor tensors by field.
+        RequestError: it is neither the tensor ``request`` with one JSON object per element, nor tensors by field; or it is meant for
+            another model.
     """
-    for name in body:
-        if name not in KEYS:
-            raise RequestError(f"unknown key {name[:64]!r} in the body", field=name[:64])
+    refuse_unknown(body, KEYS, "the body")
     for name in ("id", "model_name", "model_version"):
-        if not isinstance(body.get(name, ""), str):
+        if not isinstance(body.get(name) or "", str):
             raise RequestError(f"{name} must be a string", field=name)
-    tensors = read(body["inputs"], tail)
+    for name, served in (("model_name", model_name), ("model_version", model_version)):
+        if (given := body.get(name)) is not None and given != served:
+            raise RequestError(
+                f"{name} is {given[:64]!r}, and this is {served!r}: ask the other model, or leave {name} out",
+                field=name,
+            )
+    tensors = read(body["inputs"], tail, vectors=parser.vectors, widens=parser.widens)
     texts = next((tensor for tensor in tensors if tensor.name == INPUT), None)
+    known = (WANTED_ALL,) if texts is not None else (WANTED_ALL, *v2_fields.LIMITS)
+    own = parameters(body, known=known)
     if texts is None:
-        return [v2_fields.parse(tensors, parameters(body), parser)]
+        return [v2_fields.parse(tensors, own, parser)]
     if len(tensors) != 1:
         raise RequestError(f"inputs must hold {INPUT!r} alone, or one tensor per field", field="inputs")
     if texts.datatype != "BYTES":
@@ -71,10 +83,7 @@ def requests(body: dict[str, Any], tail: bytes, parser: RequestParser) -> list[R
 def _decode(element: Any, path: str) -> Any:
     if not isinstance(element, str):
         raise RequestError(f"{path} must be a string that holds one JSON object", field=path)
-    try:
-        return orjson.loads(element)
-    except orjson.JSONDecodeError as error:
-        raise RequestError(f"{path} is not valid JSON: {error}", field=path) from None
+    return json_text.loads(element, path, path)
 
 
 def wanted_outputs(body: dict[str, Any]) -> dict[str, bool]:
@@ -83,7 +92,7 @@ def wanted_outputs(body: dict[str, Any]) -> dict[str, bool]:
     Raises:
         RequestError: ``outputs`` is malformed or names an unknown tensor.
     """
-    binary = wants_binary(body, WANTED_ALL, False)
+    binary = wants_binary(body, WANTED_ALL, False, known=None)  # the others were looked at with the inputs
     outputs = body.get("outputs")
     if outputs is None:
         outputs = []
@@ -95,6 +104,7 @@ def wanted_outputs(body: dict[str, Any]) -> dict[str, bool]:
         if not isinstance(name, str) or name not in OUTPUTS:
             known = ", ".join(OUTPUTS)
             raise RequestError(f"outputs[{i}].name names no output: known are {known}", field=f"outputs[{i}].name")
+        refuse_unknown(output, ("name", "parameters"), f"outputs[{i}]", f"outputs[{i}].")
         wanted[name] = wants_binary(output, WANTED, binary, f"outputs[{i}].")
     return wanted or dict.fromkeys(OUTPUTS, binary)
 
@@ -121,7 +131,7 @@ def encode(answers: Sequence[Answer], body: dict[str, Any], model_name: str) -> 
             output["data"] = columns[name]
         outputs.append(output)
     out: dict[str, Any] = {"model_name": model_name, "model_version": answers[0].model_version}
-    if "id" in body:
+    if body.get("id") is not None:
         out["id"] = body["id"]
     flags = [
         {

@@ -6,19 +6,25 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from serving import codec_v2
-from serving.requests import MAX_CANDIDATES, MAX_REQUESTS, MAX_SEQUENCE, MAX_TEXT
+from serving.requests import MAX_CANDIDATES, MAX_REQUESTS
 from serving.v2_tensors import DATATYPES, FEW, HEADER, MOST, SIZE, WANTED, WANTED_ALL
 from thinktwice.schema import LogSchema, ModelField
+from thinktwice.schema.limits import EARLIEST_US, INTEGERS, LATEST_US, MAX_SEQUENCE, MAX_TEXT, NUMBER_LIMIT
+from thinktwice.schema.numbers import NUMBER
+from thinktwice.schema.times import FORMS
 
 MEDIA_TYPE = (
     "application/vnd.oai.openapi+json"  # a predict request that accepts this gets the document instead of scores
 )
 SCALARS = ["string", "integer", "number", "boolean"]
-ID = {"type": SCALARS, "maxLength": MAX_TEXT}
-TIME = {
-    "description": "Unix seconds or ISO 8601; now when absent.",
-    "anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}, {"type": "null"}],
+ID = {
+    "description": 'Whole numbers within 64 bits; larger ones are strings. 42, 42.0 and "42" are the same.',
+    "type": SCALARS,
+    "minimum": INTEGERS[0],
+    "maximum": INTEGERS[1],
+    "maxLength": MAX_TEXT,
 }
+WHITE = r"[ \t\n\r\v\f]*"
 STATUSES = {
     "400": "The request is wrong; `field` names where.",
     "413": "The body is too large.",
@@ -79,7 +85,7 @@ def document(schema: LogSchema, model_name: str, model_version: str, *, online: 
                     required=["instances"],
                 ),
                 "V1Answer": _object({"predictions": _list(_prediction(), 1, MAX_REQUESTS)}, required=["predictions"]),
-                "V2Body": _v2_body(),
+                "V2Body": _v2_body(model_name, model_version),
                 "V2Answer": _v2_answer(),
                 "Error": _object({"error": {"type": "string"}, "field": {"type": "string"}}, required=["error"]),
             }
@@ -137,7 +143,7 @@ def _health(word: str, summary: str) -> dict[str, Any]:
 def _candidates(schema: LogSchema) -> dict[str, Any]:
     fields = schema.model_fields_in_order()
     context = {f.name: _value(f) for f in fields if f.entity == "context" and f.origin == "attribute"}
-    context[time_field(schema)] = TIME
+    context[time_field(schema)] = _time(schema)
     properties: dict[str, Any] = {
         "candidates": _list({**ID, "minLength": 1}, 1, MAX_CANDIDATES),
         "context": {"anyOf": [_object(context), {"type": "null"}]},
@@ -152,13 +158,25 @@ def _candidates(schema: LogSchema) -> dict[str, Any]:
 
 def _rows(schema: LogSchema) -> dict[str, Any]:
     row = {f.name: _value(f) for f in schema.model_fields_in_order()}
-    row[time_field(schema)] = TIME
+    row[time_field(schema)] = _time(schema)
     return _object({"rows": _list(_object(row), 1, MAX_CANDIDATES), **_limits()}, required=["rows"])
 
 
 def time_field(schema: LogSchema) -> str:
     """The key that says when: a log may have a field called timestamp of its own."""
     return "event_time" if any(f.name == "timestamp" for f in schema.model_fields_in_order()) else "timestamp"
+
+
+def _time(schema: LogSchema) -> dict[str, Any]:
+    return {
+        "description": f"Unix seconds, or text: {FORMS}; text without an offset is the time of the clocks in {schema.zone.name}. "
+        "Now when absent.",
+        "anyOf": [
+            {"type": "number", "minimum": EARLIEST_US / 1e6, "maximum": LATEST_US / 1e6},
+            {"type": "string"},
+            {"type": "null"},
+        ],
+    }
 
 
 def _limits() -> dict[str, Any]:
@@ -175,9 +193,15 @@ def _limits() -> dict[str, Any]:
 
 def _value(f: ModelField) -> dict[str, Any]:
     if f.kind == "numeric":
-        return {"type": ["number", "null"]}
+        return {
+            "description": "A number; true and false are 1 and 0, a text must be a decimal number.",
+            "type": ["number", "boolean", "string", "null"],
+            "pattern": f"^{WHITE}({NUMBER[1:-1]})?{WHITE}$",
+            "exclusiveMinimum": -NUMBER_LIMIT,
+            "exclusiveMaximum": NUMBER_LIMIT,
+        }
     if f.kind == "categorical":
-        return {"type": [*SCALARS, "null"], "maxLength": MAX_TEXT}
+        return {**ID, "type": [*SCALARS, "null"]}
     if f.kind == "sequence":
         return {"type": ["array", "null"], "items": ID, "maxItems": MAX_SEQUENCE}
     return {"type": ["array", "null"], "items": {"type": "number"}, "minItems": f.dim, "maxItems": f.dim}
@@ -214,7 +238,7 @@ def _prediction() -> dict[str, Any]:
     }
 
 
-def _v2_body() -> dict[str, Any]:
+def _v2_body(model_name: str, model_version: str) -> dict[str, Any]:
     texts = {
         **_list({"type": "string", "contentMediaType": "application/json"}, 1, MAX_REQUESTS),
         "description": "Each element is one Request as JSON text.",
@@ -227,12 +251,13 @@ def _v2_body() -> dict[str, Any]:
         "type": "object",
         "properties": {"name": {"enum": list(codec_v2.OUTPUTS)}, "parameters": _parameters(WANTED)},
         "required": ["name"],
+        "additionalProperties": False,
     }
     return _object(
         {
-            "id": {"type": "string"},
-            "model_name": {"type": "string"},
-            "model_version": {"type": "string"},
+            "id": {"type": ["string", "null"]},
+            "model_name": {"enum": [model_name, None]},
+            "model_version": {"enum": [model_version, None]},
             "parameters": _parameters(WANTED_ALL, _limits()),
             "inputs": {
                 "description": (
@@ -249,27 +274,34 @@ def _v2_body() -> dict[str, Any]:
 
 
 def _parameters(truth: str, more: dict[str, Any] | None = None) -> dict[str, Any]:
-    """An object of parameters, among which ``truth`` says whether data are binary; callers may send others."""
-    return {"type": ["object", "null"], "properties": {truth: {"type": "boolean"}, **(more or {})}}
+    """An object of parameters, among which ``truth`` says whether data are binary."""
+    return {
+        "type": ["object", "null"],
+        "properties": {truth: {"type": ["boolean", "null"]}, **(more or {})},
+        "additionalProperties": False,
+    }
 
 
 def _tensor(name: dict[str, Any], datatype: dict[str, Any], data: dict[str, Any], sizes: int) -> dict[str, Any]:
     """A tensor whose data are in it, or behind the JSON."""
     shape = _list({"type": "integer", "minimum": 1, "maximum": MOST}, 1, sizes)
     common = {"name": name, "datatype": datatype, "shape": shape}
-    here = {"type": ["object", "null"], "not": {"required": [SIZE]}}
-    behind = {"type": "object", "properties": {SIZE: {"type": "integer", "minimum": 0}}, "required": [SIZE]}
+    here = {"type": ["object", "null"], "properties": {SIZE: {"type": "null"}}, "additionalProperties": False}
+    size = {SIZE: {"type": "integer", "minimum": 0}}
+    behind = {"type": "object", "properties": size, "required": [SIZE], "additionalProperties": False}
     return {
         "anyOf": [
             {
                 "type": "object",
                 "properties": {**common, "data": data, "parameters": here},
                 "required": [*common, "data"],
+                "additionalProperties": False,
             },
             {
                 "type": "object",
                 "properties": {**common, "data": {"type": "null"}, "parameters": behind},
                 "required": [*common, "parameters"],
+                "additionalProperties": False,
             },
         ]
     }

@@ -27,6 +27,8 @@ from serving.parts import PartFolder, WhenFull
 from thinktwice.errors import ServerError, ThinktwiceError
 from thinktwice.monitor.record import COLD_ITEM, HEAD, UserIds, log_schema
 from thinktwice.schema import LogSchema
+from thinktwice.schema.numbers import number
+from thinktwice.schema.values import spell
 
 SALT = "THINKTWICE_LOG_SALT"  # environment: secret of hashed user ids, the same on every replica
 TURN, BREATH = (
@@ -281,9 +283,9 @@ class _Columns:
         if value is None:
             return None
         if kind == "categorical":
-            # As the encoder sees it: an empty text is a missing value.
-            return self._user(str(value)) if name == self._user_key else str(value) or None
-        return float(value) if kind == "numeric" else value
+            text = spell(value)
+            return self._user(text) if name == self._user_key else text
+        return number(value) if kind == "numeric" else value
 
     def _user(self, user_id: str | None) -> str | None:
         if not user_id or self._user_ids == "none":

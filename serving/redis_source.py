@@ -14,6 +14,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from serving.features import Entity, Found
 from thinktwice.data.feature_tables import table_specs
 from thinktwice.errors import FeatureStoreError
@@ -163,6 +165,8 @@ class RedisSource:
         if kind is None:
             return None
         found = getattr(value, kind)
+        if kind == "float_val":  # Python would make another number of it, see thinktwice.schema.values
+            return np.float32(found)
         return list(found.val) if kind.endswith("_list_val") else found
 
     def _seconds(self, raw: bytes) -> float:

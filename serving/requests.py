@@ -6,7 +6,11 @@ A request is one JSON object (one element of ``instances``), in one of two forms
   features of the user and the items up. ``context`` holds the context fields of the log and ``timestamp``.
 * ``{"rows": [{"field": value, ...}]}``: rows with all their features; a field that is absent or null is a missing value.
 
-``timestamp`` is Unix seconds or ISO 8601; the derived fields (hour, weekday) come from it. Without one it is now.
+``timestamp`` is Unix seconds or a text as :mod:`thinktwice.schema.times` reads it; one without an offset is local time in the zone of
+the schema. The derived fields (hour, weekday) come from it. Without one it is now.
+
+Ids, categories and numbers are read as in training (:mod:`thinktwice.schema.values`, :mod:`thinktwice.schema.numbers`), within the
+same limits (:mod:`thinktwice.schema.limits`).
 """
 
 from __future__ import annotations
@@ -15,20 +19,32 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import date
 from typing import Any
 
-from thinktwice.data.encoder import canonical
+import numpy as np
+
 from thinktwice.errors import RequestError
 from thinktwice.schema import LogSchema, ModelField
+from thinktwice.schema.limits import (
+    FLOAT32_LIMIT,
+    INTEGERS,
+    MAX_SEQUENCE,
+    MAX_TEXT,
+    NUMBER_LIMIT,
+    is_inexact,
+    text_problem,
+)
+from thinktwice.schema.numbers import number
+from thinktwice.schema.times import FORMS, derive, in_window, instant_of
+from thinktwice.schema.values import spell
 
 MAX_CANDIDATES = 1000  # candidates or rows of one request
 MAX_REQUESTS = 100  # requests of one body
 MAX_ROWS = 5000  # rows of one body
-MAX_TEXT = 512  # characters of an id or a categorical value
-MAX_SEQUENCE = 1000  # values of a sequence in a raw row
-MAX_FLOAT32 = 3.4028234663852886e38  # vectors reach the model as float32, where more than this is infinite
-LAST_SECOND = 253402300799.0  # end of year 9999
+NUMBERS = (int, float, np.number)
+TIMES = (str, date, np.datetime64)  # values of a timestamp that are not Unix seconds
+OPTIONAL = ("rows", "candidates", "user_id", "context", "k", "deadline_ms")  # null is the same as absent
 
 
 @dataclass(frozen=True)
@@ -55,13 +71,19 @@ class RequestParser:
         schema: the schema in the bundle.
         online: whether features can be looked up; without, only raw rows are accepted.
         clock: gives the current Unix seconds, for requests without a timestamp.
+        widens: as the encoder of the model says; the codecs then widen float32 values.
     """
 
-    def __init__(self, schema: LogSchema, *, online: bool, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, schema: LogSchema, *, online: bool, clock: Callable[[], float] = time.time, widens: bool = False
+    ) -> None:
         fields = schema.model_fields_in_order()
         self._user_key, self._item_key = schema.key_of("user"), schema.key_of("item")
         self._online = online
         self._clock = clock
+        self._zone = schema.zone
+        self.widens = widens
+        self.vectors = frozenset(f.name for f in fields if f.kind == "vector")
         self._derived = {f.name: f.derived for f in schema.fields if f.derived}
         self._fields = {f.name: f for f in fields}
         self._context = {f.name: f for f in fields if f.entity == "context" and f.origin == "attribute"}
@@ -91,6 +113,8 @@ class RequestParser:
         """
         if not isinstance(value, dict):
             raise RequestError(f"{path} must be an object, not {_kind(value)}", field=path)
+        if any([v is None for v in value.values()]):
+            value = {name: v for name, v in value.items() if v is not None or name not in OPTIONAL}
         if "rows" in value:
             return self._parse_rows(value, path)
         return self._parse_candidates(value, path)
@@ -139,7 +163,7 @@ class RequestParser:
         out = self._derive(value.get(self._time), f"{path}.{self._time}")
         for name, field in self._context.items():
             out[name] = _field_value(field, value.get(name), f"{path}.{name}")
-        return out, tuple(name for name in self._context if value.get(name) is None)
+        return out, tuple(name for name in self._context if out[name] is None or out[name] == "")
 
     def _parse_rows(self, value: dict[str, Any], path: str) -> Request:
         _refuse_unknown(value, {"rows", "k", "deadline_ms"}, path)
@@ -165,10 +189,25 @@ class RequestParser:
         return out
 
     def _derive(self, timestamp: Any, path: str) -> dict[str, Any]:
-        seconds = self._clock() if timestamp is None else _seconds(timestamp, path)
-        moment = datetime.fromtimestamp(seconds, timezone.utc)
-        parts = {"hour": str(moment.hour), "weekday": str(moment.weekday())}
-        return {name: parts[what] for name, what in self._derived.items()}
+        instant = round(self._clock() * 1_000_000) if timestamp is None else self._instant(timestamp, path)
+        local = self._zone.local(instant)
+        return {name: str(derive(what, local)) for name, what in self._derived.items()}
+
+    def _instant(self, value: Any, path: str) -> int:
+        """Microseconds since the epoch."""
+        if not isinstance(value, TIMES):
+            instant = round(_number(value, path) * 1_000_000)
+        else:
+            try:
+                instant = instant_of(value, self._zone)
+            except ValueError:
+                shown = value[:40] if isinstance(value, str) else value
+                raise RequestError(
+                    f"{path} {shown!r} is not a time: give Unix seconds, or {FORMS}", field=path
+                ) from None
+        if not in_window(instant):
+            raise RequestError(f"{path} must be Unix seconds or an ISO 8601 time between 1970 and 2100", field=path)
+        return instant
 
 
 def _kind(value: Any) -> str:
@@ -216,61 +255,78 @@ def _identifier(value: Any, path: str) -> str:
 
 def _plain(values: list[Any]) -> bool:
     """Whether all values are ids that :func:`_identifier` would return as they are: told at once, as nearly all lists are."""
-    if not all(type(value) is str and value for value in values):
+    try:
+        joined = "\n".join(values)
+    except TypeError:  # not all are texts
         return False
-    joined = "".join(values)
-    return joined.isascii() and "\x00" not in joined and max(map(len, values)) <= MAX_TEXT
+    return joined.isascii() and "\x00" not in joined and all(values) and max(map(len, values)) <= MAX_TEXT
 
 
 def _text(value: Any, path: str) -> str:
-    """The one spelling of a categorical value that training used: 42, 42.0 and "42" are the same."""
-    if isinstance(value, str):
-        if len(value) > MAX_TEXT:
-            raise RequestError(f"{path} has {len(value)} characters, at most {MAX_TEXT} are accepted", field=path)
-        if "\x00" in value or any("\ud800" <= c <= "\udfff" for c in value):
-            raise RequestError(f"{path} holds a character that is no text", field=path)
-        return value
-    if isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
-        return canonical(value)
-    if isinstance(value, float):
+    """The one spelling of an id or a category, empty for a missing one."""
+    if type(value) is str:
+        text = value
+    else:
+        _refuse_inexact(value, path)
+        try:
+            text = spell(value) or ""
+        except TypeError:
+            raise RequestError(f"{path} must be a string or a number, not {_kind(value)}", field=path) from None
+    if (problem := text_problem(text)) is not None:
+        raise RequestError(f"{path} {problem}", field=path)
+    return text
+
+
+def _refuse_inexact(value: Any, path: str) -> None:
+    """Numbers that stand for several ids. JSON readers make floats of whole numbers beyond 64 bits."""
+    if value is None:
+        raise RequestError(f"{path} must be a string or a number, not null", field=path)
+    if isinstance(value, (float, np.floating)) and not math.isfinite(value):
         raise RequestError(f"{path} must be a finite number", field=path)
-    raise RequestError(f"{path} must be a string or a number, not {_kind(value)}", field=path)
+    if is_inexact(value):
+        raise RequestError(
+            f"{path} {spell(value):.40} is a float too large to tell whole numbers apart: ids beyond 64 bits must be strings, "
+            "smaller ones strings or integers",
+            field=path,
+        )
+    if isinstance(value, int) and not INTEGERS[0] <= value <= INTEGERS[1]:
+        raise RequestError(
+            f"{path} is a whole number of more than 64 bits: ids beyond 64 bits must be strings", field=path
+        )
 
 
 def _number(value: Any, path: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    found = _number_or_none(value, path)
+    if found is None:
         raise RequestError(f"{path} must be a number, not {_kind(value)}", field=path)
-    if not -1e300 < value < 1e300:  # also refuses NaN
+    return found
+
+
+def _number_or_none(value: Any, path: str) -> float | None:
+    if (type(value) is float or type(value) is int) and -NUMBER_LIMIT < value < NUMBER_LIMIT:  # as nearly all are
+        return float(value)
+    try:
+        found = number(value)
+    except ValueError:
+        what = "finite number" if isinstance(value, NUMBERS) else f"number, not {_kind(value)}"
+        raise RequestError(f"{path} must be a {what}", field=path) from None
+    if found is None and isinstance(value, NUMBERS):  # NaN
         raise RequestError(f"{path} must be a finite number", field=path)
-    return float(value)
+    return found
 
 
 def _float32(value: Any, path: str) -> float:
-    number = _number(value, path)
-    if abs(number) > MAX_FLOAT32:
-        raise RequestError(f"{path} must be a number of at most {MAX_FLOAT32:.2g} in size", field=path)
-    return number
-
-
-def _seconds(value: Any, path: str) -> float:
-    if isinstance(value, str):
-        try:
-            moment = datetime.fromisoformat(value.replace("Z", "+00:00"))
-            seconds = (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
-        except (ValueError, OverflowError):
-            raise RequestError(f"{path} {value[:40]!r} is no ISO 8601 time", field=path) from None
-    else:
-        seconds = _number(value, path)
-    if not 0 <= seconds <= LAST_SECOND:
-        raise RequestError(f"{path} must be Unix seconds or an ISO 8601 time between 1970 and 9999", field=path)
-    return seconds
+    found = _number(value, path)
+    if abs(found) >= FLOAT32_LIMIT:
+        raise RequestError(f"{path} must be a number of at most 3.4e+38 in size", field=path)
+    return found
 
 
 def _field_value(field: ModelField, value: Any, path: str) -> Any:
     if value is None:
         return None
     if field.kind == "numeric":
-        return _number(value, path)
+        return _number_or_none(value, path)
     if field.kind == "categorical":
         return _text(value, path)
     if not isinstance(value, list):

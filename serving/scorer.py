@@ -86,7 +86,7 @@ class Scorer:
     def __init__(self, bundle: Bundle, reader: OnlineFeatureReader | None, tracing: Tracing | None = None) -> None:
         self.bundle = bundle
         self.reader = reader
-        self.parser = RequestParser(bundle.schema, online=reader is not None)
+        self.parser = RequestParser(bundle.schema, online=reader is not None, widens=bundle.encoder.widens)
         self._user_key, self._item_key = bundle.schema.key_of("user"), bundle.schema.key_of("item")
         self._item_fields = frozenset(f.name for f in bundle.encoder.fields if f.entity == "item")
         self._shared_fields = frozenset(f.name for f in bundle.encoder.fields if f.entity != "item")

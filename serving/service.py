@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from serving import codec_v1, codec_v2, openapi
+from serving import codec_v1, codec_v2, json_text, openapi
 from serving.admission import Admission
 from serving.config import ServingConfig
 from serving.deadline import Deadline, header_deadline_ms, waited
@@ -178,7 +178,8 @@ class Service:
         body, tail = self._decode(raw, headers)
         v2 = codec_v2.is_v2(body)
         if v2:
-            requests = codec_v2.requests(body, tail, self.scorer.parser)
+            version = self.scorer.bundle.manifest.model_version
+            requests = codec_v2.requests(body, tail, self.scorer.parser, self._model_name, version)
             codec_v2.wanted_outputs(body)  # refuse before the work is done
         else:
             requests = self.scorer.parser.parse_all(codec_v1.instances(body, tail), "instances")
@@ -247,12 +248,9 @@ class Service:
                     field="body",
                     status=413,
                 )
-            try:
-                if not isinstance(raw, str):
-                    raw, tail = split(bytes(raw), headers.get(HEADER))
-                raw = orjson.loads(raw)
-            except orjson.JSONDecodeError as error:
-                raise RequestError(f"the body is not valid JSON: {error}", field="body") from None
+            if not isinstance(raw, str):
+                raw, tail = split(bytes(raw), headers.get(HEADER))
+            raw = json_text.loads(raw, "the body", "body")
         if not isinstance(raw, dict):
             raise RequestError("the body must be a JSON object", field="body")
         return raw, tail

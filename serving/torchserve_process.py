@@ -215,6 +215,7 @@ def _launch(
         "METRICS_LOCATION": str(work),
         VARIABLE: str(work / "serving.yaml"),
         "TS_OPEN_INFERENCE_PROTOCOL": "oip",  # answers /v2/health
+        "TS_DECODE_INPUT_REQUEST": "false",  # the handler decodes the body itself, once and strictly
         MULTIPROCESS: str(work / "metrics"),
         "OMP_NUM_THREADS": "1",
         "PYTHONWARNINGS": "ignore",

@@ -5,8 +5,8 @@ Two forms, told apart by whether there is a tensor ``candidates``:
 * candidates: ``candidates`` [n] and ``user_id`` [1] (BYTES or whole numbers), context fields and ``timestamp`` [1] each;
 * raw rows: one tensor [n] per field that is given, vectors [n, dim], sequences BYTES [n, length] whose rows end with empty texts.
 
-``k`` and ``deadline_ms`` stand in the parameters of the body. In rows a missing value is null, NaN in the numbers of a binary
-tensor (a vector of NaN is a missing vector), and the empty text.
+``k`` and ``deadline_ms`` stand in the parameters of the body. A missing value is null, NaN in the numbers of a binary tensor (a
+vector of NaN is a missing vector), and the empty text.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from serving.requests import MAX_CANDIDATES, Request, RequestParser
 from serving.v2_tensors import Tensor
 from thinktwice.errors import RequestError
 
+LIMITS = ("k", "deadline_ms")  # parameters of the body
 ROOT = "tensors"  # where the parser believes to be
 PLACE = re.compile(rf"{ROOT}(?:\[0\])?(?:\.rows(?:\[(\d+)\])?|\.context)?(?:\.(.+?))?((?:\[\d+\])?)")
 
@@ -35,7 +38,7 @@ def parse(tensors: Sequence[Tensor], parameters: dict[str, Any], parser: Request
     Raises:
         RequestError: naming the input, or the place in its data, that is wrong.
     """
-    limits = {name: parameters[name] for name in ("k", "deadline_ms") if name in parameters}
+    limits = {name: parameters[name] for name in LIMITS if name in parameters}
     by_name = {tensor.name: tensor for tensor in tensors}
     value = (_candidates(by_name) if "candidates" in by_name else _rows(tensors)) | limits
     try:
@@ -56,7 +59,7 @@ def place(where: str, tensors: dict[str, Tensor]) -> str:
     row, name, index = found.groups()
     tensor = tensors.get(name)
     if tensor is None:
-        return f"parameters.{name}" if name in ("k", "deadline_ms") else f"inputs.{name}"
+        return f"parameters.{name}" if name in LIMITS else f"inputs.{name}"
     if row is not None:
         return f"{tensor.path}.data[{row}]{index}"
     return f"{tensor.path}.data{index or '[0]'}" if name != "candidates" or index else tensor.path
@@ -72,7 +75,7 @@ def _candidates(tensors: dict[str, Tensor]) -> dict[str, Any]:
             continue
         if tensor.shape != (1,):
             raise RequestError(f"{tensor.path}.shape must be [1] beside candidates", field=f"{tensor.path}.shape")
-        single[name] = tensor.values[0]
+        single[name] = None if _nan(tensor.values[0]) else tensor.values[0]
     user = {"user_id": single.pop("user_id")} if "user_id" in single else {}
     return {"candidates": candidates.values, "context": single, **user}
 
@@ -102,4 +105,4 @@ def _column(tensor: Tensor, rows: int) -> list[Any]:
 
 
 def _nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+    return isinstance(value, (float, np.floating)) and math.isnan(value)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from thinktwice.errors import RequestError
+from thinktwice.schema.limits import FLOAT32_LIMIT
 
 HEADER = "inference-header-content-length"
 SIZE, WANTED, WANTED_ALL = "binary_data_size", "binary_data", "binary_data_output"
@@ -26,6 +27,14 @@ NUMBERS = {
     "BOOL": "?",
 }
 DATATYPES = (*NUMBERS, "BYTES")
+NARROW = {"FP16": np.float16, "FP32": np.float32}
+#: Smallest and largest value. A float beyond rounds to infinity; the limits lie half a step above the largest finite one.
+RANGES: dict[str, tuple[float, float]] = {
+    **{f"INT{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)},
+    **{f"UINT{bits}": (0, 2**bits - 1) for bits in (8, 16, 32, 64)},
+    "FP16": (-65519.99999999999, 65519.99999999999),
+    "FP32": (-math.nextafter(FLOAT32_LIMIT, 0), math.nextafter(FLOAT32_LIMIT, 0)),
+}
 FEW = 64  # tensors of a body
 MOST = 1 << 20  # of one size of a shape
 DIGITS = 10  # of the length in the header
@@ -33,7 +42,10 @@ DIGITS = 10  # of the length in the header
 
 @dataclass(frozen=True)
 class Tensor:
-    """One input. ``values`` stand in row order, as many as the shape says; null is None. ``path`` is its place in the body."""
+    """One input. ``values`` stand in row order, as many as the shape says; null is None. ``path`` is its place in the body.
+
+    Values of FP32 and FP16 are numpy scalars of that type, except in vectors: their text is not that of the float64 next to them.
+    """
 
     name: str
     datatype: str
@@ -57,8 +69,12 @@ def split(raw: bytes, length: str | None) -> tuple[bytes, bytes]:
     return raw[: int(length)], raw[int(length) :]
 
 
-def read(inputs: Any, tail: bytes) -> list[Tensor]:
+def read(inputs: Any, tail: bytes, *, vectors: Collection[str] = (), widens: bool = False) -> list[Tensor]:
     """The tensors of a body; ``tail`` holds the data of the binary ones.
+
+    Args:
+        vectors: names of those that hold vectors, whose entries become float32 anyway.
+        widens: give all floats as float64.
 
     Raises:
         RequestError: naming the first input that is wrong.
@@ -69,6 +85,9 @@ def read(inputs: Any, tail: bytes) -> list[Tensor]:
     at = 0
     for number, value in enumerate(inputs):
         tensor, used = _read_one(value, f"inputs[{number}]", tail[at:])
+        if not widens and tensor.datatype in NARROW and tensor.name not in vectors:
+            kind = NARROW[tensor.datatype]
+            tensor = replace(tensor, values=[None if v is None else kind(v) for v in tensor.values])
         if any(tensor.name == other.name for other in out):
             raise RequestError(f"{tensor.path}.name {tensor.name[:64]!r} is there twice", field=f"{tensor.path}.name")
         out.append(tensor)
@@ -81,13 +100,14 @@ def read(inputs: Any, tail: bytes) -> list[Tensor]:
 def _read_one(value: Any, path: str, tail: bytes) -> tuple[Tensor, int]:
     if not isinstance(value, dict):
         raise RequestError(f"{path} must be an object", field=path)
+    refuse_unknown(value, ("name", "datatype", "shape", "data", "parameters"), path, f"{path}.")
     name, datatype = value.get("name"), value.get("datatype")
     if not isinstance(name, str) or not name:
         raise RequestError(f"{path}.name must be a name", field=f"{path}.name")
     if datatype not in DATATYPES:
         raise RequestError(f"{path}.datatype must be one of {', '.join(DATATYPES)}", field=f"{path}.datatype")
     shape = _shape(value.get("shape"), f"{path}.shape")
-    size = parameters(value, f"{path}.").get(SIZE)
+    size = parameters(value, f"{path}.", known=(SIZE,)).get(SIZE)
     if size is None:
         return Tensor(name, datatype, shape, _from_json(value.get("data"), datatype, shape, f"{path}.data"), path), 0
     if value.get("data") is not None:
@@ -100,27 +120,46 @@ def _read_one(value: Any, path: str, tail: bytes) -> tuple[Tensor, int]:
     return Tensor(name, datatype, shape, _from_binary(tail[:size], datatype, math.prod(shape), path), path), size
 
 
-def parameters(value: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """The ``parameters`` of a body or a tensor, empty when there are none.
+def parameters(value: dict[str, Any], path: str = "", *, known: Collection[str] | None) -> dict[str, Any]:
+    """The ``parameters`` of a body or a tensor, empty when there are none; ``known``: those there may be, None for any.
 
     Raises:
-        RequestError: they are no object.
+        RequestError: they are no object, or an unknown one is among them.
     """
     found = value.get("parameters")
     if found is None:
         return {}
     if not isinstance(found, dict):
         raise RequestError(f"{path}parameters must be an object", field=f"{path}parameters")
+    if known is not None:
+        refuse_unknown(found, known, f"{path}parameters", f"{path}parameters.")
     return found
 
 
-def wants_binary(value: dict[str, Any], name: str, default: bool, path: str = "") -> bool:
-    """Whether the parameter ``name`` of a body or an output asks for binary data.
+def refuse_unknown(value: dict[str, Any], known: Collection[str], where: str, path: str = "") -> None:
+    """Refuse an object with other keys than ``known``.
+
+    Raises:
+        RequestError: naming the first of them.
+    """
+    for name in value:
+        if name not in known:
+            raise RequestError(
+                f"unknown key {name[:64]!r} in {where}: known are {', '.join(known)}", field=f"{path}{name[:64]}"
+            )
+
+
+def wants_binary(
+    value: dict[str, Any], name: str, default: bool, path: str = "", *, known: Collection[str] | None = (WANTED,)
+) -> bool:
+    """Whether the parameter ``name`` of a body or an output asks for binary data; ``known`` as in :func:`parameters`.
 
     Raises:
         RequestError: it is no truth value.
     """
-    found = parameters(value, path).get(name, default)
+    found = parameters(value, path, known=known).get(name)
+    if found is None:
+        return default
     if not isinstance(found, bool):
         raise RequestError(f"{path}parameters.{name} must be true or false", field=f"{path}parameters.{name}")
     return found
@@ -161,7 +200,12 @@ def _from_json(data: Any, datatype: str, shape: tuple[int, ...], path: str) -> l
     for number, value in enumerate(data):
         if type(value) not in fits and value is not None:
             raise RequestError(f"{path}[{number}] must be {kind}, as {datatype} says", field=f"{path}[{number}]")
-    return data
+    if datatype in RANGES:
+        low, high = RANGES[datatype]
+        for number, value in enumerate(data):
+            if value is not None and not low <= value <= high:
+                raise RequestError(f"{path}[{number}] {value!s:.40} is not {datatype}", field=f"{path}[{number}]")
+    return [None if value is None else float(value) for value in data] if datatype.startswith("FP") else data
 
 
 _CHECKS: dict[str, tuple[tuple[type, ...], str]] = {
@@ -179,6 +223,10 @@ def _from_binary(raw: bytes, datatype: str, count: int, path: str) -> list[Any]:
         if len(raw) != count * kind.itemsize:
             raise RequestError(
                 f"{path} must have {count * kind.itemsize} bytes of data, as its shape says, not {len(raw)}", field=path
+            )
+        if datatype == "BOOL" and (wrong := np.flatnonzero(np.frombuffer(raw, np.uint8) > 1)).size:
+            raise RequestError(
+                f"{path} has an element {wrong[0]} that is not BOOL: its byte must be 0 or 1", field=path
             )
         found: list[Any] = np.frombuffer(raw, kind).tolist()
         return found

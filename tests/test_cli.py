@@ -21,7 +21,20 @@ from thinktwice import __version__
 from thinktwice.cli import GROUP, QUIET_STOP, app, main
 from thinktwice.data.sources import registry
 
-VERBS = {"bundle", "data", "demo", "drift", "evaluate", "load", "openapi", "pipeline", "predict", "serve", "skew"}
+VERBS = {
+    "bundle",
+    "data",
+    "demo",
+    "drift",
+    "evaluate",
+    "experiment",
+    "load",
+    "openapi",
+    "pipeline",
+    "predict",
+    "serve",
+    "skew",
+}
 ROOT = Path(__file__).resolve().parents[1]
 
 

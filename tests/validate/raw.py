@@ -85,7 +85,11 @@ def broken_shop(num_rows: int = 400) -> tuple[dict[str, list[Any]], dict[str, li
             wrong.setdefault(other, []).extend(values)
 
     spoil("user_id:missing", "uid", {3: None, 4: ""})
+    columns["iid"] = [str(item) for item in columns["iid"]]
     spoil("item_id:missing", "iid", {5: None})
+    spoil("user_id:text", "uid", {26: "u" * 513, 27: "u\x001"})
+    spoil("item_id:text", "iid", {28: "7" * 513})
+    spoil("device:text", "device", {29: "phone" * 103}, "device:allowed")
     spoil("time:parsable", "ts", {6: "yesterday", 7: None, 8: "nan"})
     spoil("time:window", "ts", {9: str(START * 1000), 10: "-5"})
     spoil("time:future", "ts", {11: str(START + 40 * 86_400)})

@@ -167,3 +167,24 @@ def test_distances() -> None:
     bins = Bins(("a", "b"), None)
     counts = pl.DataFrame({"value": ["a", "c", None, "a"], "n": [2, 3, 4, 5]})
     assert bin_counts(counts, bins).tolist() == [7, 0, 3, 4]
+
+
+def test_a_reference_of_widened_float32_numbers_is_the_same_distribution(tmp_path: Path) -> None:
+    """Earlier versions wrote float32 0.7 as 0.699999988 and laid edges on it; the log now says 0.7."""
+    rng = np.random.default_rng(4)
+    narrow = rng.choice(np.array([0.1, 0.2, 0.3, 0.7, 1.1], np.float32), 4_000)
+    known = np.quantile(narrow.astype(np.float64), np.linspace(0, 1, 21)[1:-1])
+    edges = np.unique(known)
+    counts = np.bincount(np.searchsorted(edges, narrow.astype(np.float64), side="left"), minlength=len(edges) + 1)
+    feature = {
+        "values": list(range(len(edges) + 1)),
+        "edges": edges.tolist(),
+        "shares": [*(counts / 4_000).tolist(), 0.0, 0.0],
+        "rows": 4_000,
+    }
+    reference = {"format": 1, "rows": 4_000, "click_rate": 0.5, "features": {"price": feature}}
+    later = log(4_000).with_columns(price=pl.Series([float(str(v)) for v in rng.permutation(narrow)]))
+    found = whole(profile(tmp_path / "a", later, reference=reference), "price")
+    assert found["psi_from_reference"] < 1e-6  # type: ignore[operator]
+    again = profile(tmp_path / "b", later, reference=profile(tmp_path / "c", later).reference)
+    assert whole(again, "price")["psi_from_reference"] < 1e-6  # type: ignore[operator]

@@ -14,7 +14,7 @@ from tests.validate.raw import SHOP, START, broken_shop, row_id, shop_columns, w
 from thinktwice.errors import DataError, RowsLostError, SchemaError
 from thinktwice.files import read_json
 from thinktwice.schema.log import load_schema, parse_schema
-from thinktwice.validate import copies, quarantine, raw_rows, split
+from thinktwice.validate import copies, plan, quarantine, raw_rows, split
 from thinktwice.validate.parse import clean_columns
 from thinktwice.validate.rules import profile_rules, row_rules, rule_set_version
 from thinktwice.validate.split import replay, split_log
@@ -102,7 +102,7 @@ def test_parts_and_chunks_give_the_same_files(tmp_path: Path, monkeypatch: pytes
     raw = write_raw(tmp_path / "raw", columns)
     _, clean, bad = run(raw, tmp_path / "one")
     monkeypatch.setattr(raw_rows, "CHUNK_ROWS", 11_000)
-    monkeypatch.setattr(split, "PART_ROWS", 7_000)
+    monkeypatch.setattr(plan, "PART_ROWS", 7_000)
     result, parts, parts_bad = run(raw, tmp_path / "many")
     assert parts.equals(clean) and parts_bad.equals(bad)
     assert result.rows_in == 30_000

@@ -19,26 +19,19 @@ from thinktwice.data.sides import Side
 from thinktwice.errors import BundleError
 from thinktwice.files import atomic_file, read_json, write_json
 from thinktwice.schema import EVENT_TIME, LABEL, LogSchema, ModelField
+from thinktwice.schema.numbers import borders, number, numbers
+from thinktwice.schema.values import as_series, spell, spelled
 
 NULL = "\u0000null"  # a missing categorical value is a value like any other, when training saw it
 ENCODER_FILE = "encoder.json"
 VOCABULARY_FILE = "vocabularies.arrow"
+#: Files without a format are of 1: the float32 values of their logs were widened to float64 before they were spelled and cut.
+FORMAT = 2
 
 
 def canonical(value: Any) -> str:
-    """A categorical value as the string that the clean log writes: 42, 42.0 and "42" are one value, "" is a missing one."""
-    if value is None or value == "":
-        return NULL
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        if math.isnan(value):
-            return NULL
-        # The clean log is written by polars, whose exponents look otherwise than Python's.
-        return str(int(value)) if value.is_integer() else str(pl.Series([value]).cast(pl.String)[0])
-    return str(value)
+    """A categorical value as vocabularies keep it: its spelling (:func:`thinktwice.schema.values.spell`), a missing one as :data:`NULL`."""
+    return spell(value) or NULL
 
 
 def hash_user(value: str | None) -> int:
@@ -53,6 +46,8 @@ class Encoder:
         fields: all model fields in order.
         columns: the categorical and numeric ones; column c of ``ids`` is ``columns[c]``.
         num_values: indices per column, the unknown index 0 included.
+        widens: float32 and float16 values are widened to float64 before they are read, as in the training of earlier versions;
+            otherwise they are the numbers of their fewest digits.
     """
 
     def __init__(
@@ -61,7 +56,10 @@ class Encoder:
         user_key: str | None,
         vocabularies: dict[str, list[str]],
         bounds: dict[str, np.ndarray],
+        *,
+        widens: bool = False,
     ) -> None:
+        self.widens = widens
         self.fields = fields
         self.user_key = user_key
         self.columns = tuple(f for f in fields if f.kind in ("categorical", "numeric"))
@@ -76,24 +74,24 @@ class Encoder:
 
     @staticmethod
     def fit(table: pa.Table, schema: LogSchema) -> Encoder:
-        """Learn vocabularies (most frequent value first) and quantile bounds from the rows of ``table``."""
+        """Learn vocabularies (most frequent value first) and bucket bounds from the rows of ``table``.
+
+        Bounds lie in the middle between two neighbouring values, see :func:`thinktwice.schema.numbers.borders`.
+        """
         fields = schema.model_fields_in_order()
-        frame = pl.from_arrow(table)
-        assert isinstance(frame, pl.DataFrame)
         vocabularies: dict[str, list[str]] = {}
         bounds: dict[str, np.ndarray] = {}
         for f in fields:
             if f.kind == "categorical":
                 counts = (
-                    frame.select(pl.col(f.name).cast(pl.String).fill_null(NULL).alias("value"))
+                    pl.DataFrame({"value": spelled(table[f.name]).fill_null(NULL)})
                     .group_by("value")
                     .len()
                     .sort(["len", "value"], descending=[True, False])
                 )
                 vocabularies[f.name] = counts["value"].to_list()
             elif f.kind == "numeric":
-                values = frame[f.name].cast(pl.Float64).drop_nulls().drop_nans().to_numpy()
-                bounds[f.name] = _quantile_bounds(values, f.buckets)
+                bounds[f.name] = borders(numbers(table[f.name]).drop_nulls().to_numpy(), f.buckets)
         return Encoder(fields, schema.key_of("user"), vocabularies, bounds)
 
     def value_of(self, name: str, index: int) -> str | None:
@@ -110,23 +108,33 @@ class Encoder:
 
     def encode_table(self, table: pa.Table) -> EncodedRows:
         """Encode clean rows; columns of the table beyond the model's are ignored. Labels and times may be absent."""
-        frame = pl.from_arrow(table)
-        assert isinstance(frame, pl.DataFrame)
-        rows = frame.height
+        rows = table.num_rows
         ids = np.zeros((rows, len(self.columns)), np.int32)
         for c, f in enumerate(self.columns):
+            column = self._widened(table[f.name])
             if f.kind == "categorical":
-                ids[:, c] = self._lookup(f.name, frame[f.name].cast(pl.String).fill_null(NULL))
+                ids[:, c] = self._lookup(f.name, spelled(column).fill_null(NULL))
             else:
-                ids[:, c] = self._bucket(f.name, frame[f.name].cast(pl.Float64).fill_null(math.nan).to_numpy())
-        sequences = {f.name: self._encode_sequence(f, frame[f.name]) for f in self.sequences}
-        vectors = {f.name: _stack_vectors(frame[f.name], f.dim) for f in self.vectors}
-        label = frame[LABEL].to_numpy().astype(np.float32) if LABEL in frame.columns else np.zeros(rows, np.float32)
-        if EVENT_TIME in frame.columns:
-            time = frame[EVENT_TIME].dt.epoch("us").to_numpy().astype(np.int64)
-        else:
-            time = np.zeros(rows, np.int64)
-        return EncodedRows(ids, sequences, vectors, label, self._hash_users(frame), time)
+                ids[:, c] = self._bucket(f.name, numbers(column).fill_null(math.nan).to_numpy())
+        sequences = {f.name: self._encode_sequence(f, table[f.name]) for f in self.sequences}
+        vectors = {f.name: _stack_vectors(as_series(table[f.name]), f.dim) for f in self.vectors}
+        label = as_series(table[LABEL]).to_numpy().astype(np.float32) if LABEL in table.column_names else None
+        time = as_series(table[EVENT_TIME]).dt.epoch("us") if EVENT_TIME in table.column_names else None
+        return EncodedRows(
+            ids,
+            sequences,
+            vectors,
+            np.zeros(rows, np.float32) if label is None else label,
+            self._hash_users(table),
+            np.zeros(rows, np.int64) if time is None else time.to_numpy().astype(np.int64),
+        )
+
+    def _widened(self, values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+        narrow = pa.types.is_float32(values.type) or pa.types.is_float16(values.type)
+        return values.cast(pa.float64()) if self.widens and narrow else values
+
+    def _plain(self, value: Any) -> Any:
+        return float(value) if self.widens and isinstance(value, (np.float32, np.float16)) else value
 
     def encode_rows(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Encode request rows, one mapping per row; a field that is absent is a missing value."""
@@ -146,10 +154,11 @@ class Encoder:
             if f.kind == "categorical":
                 index = self._index[name]
                 ids[:, place] = [
-                    index.get(v if type(v := row.get(name)) is str and v else canonical(v), 0) for row in rows
+                    index.get(v if type(v := row.get(name)) is str and v else canonical(self._plain(v)), 0)
+                    for row in rows
                 ]
             else:
-                values = [math.nan if (v := row.get(name)) is None else float(v) for row in rows]
+                values = [v if type(v := row.get(name)) is float else self._number(v) for row in rows]
                 ids[:, place] = self._bucket(name, np.asarray(values, np.float64))
         sequences = {}
         for f in self.sequences:
@@ -157,7 +166,13 @@ class Encoder:
                 continue
             index, block = self._index[f.of], np.zeros((len(rows), f.length), np.int64)
             for r, row in enumerate(rows):
-                known = [i for v in (row.get(f.name) or ()) if (i := index.get(canonical(v), 0))][: f.length]
+                # Missing values, which are in no vocabulary without their mark, do not enter.
+                words = row.get(f.name)
+                known = (
+                    []
+                    if words is None
+                    else [i for v in words if (i := index.get(v if type(v) is str else spell(self._plain(v)) or "", 0))]
+                )[: f.length]
                 block[r, : len(known)] = known
             sequences[f.name] = block
         vectors = {}
@@ -184,6 +199,7 @@ class Encoder:
         write_json(
             folder / ENCODER_FILE,
             {
+                "format": 1 if self.widens else FORMAT,
                 "fields": [f.model_dump() for f in self.fields],
                 "user_key": self.user_key,
                 "vocabulary_fields": list(self._values),
@@ -203,6 +219,11 @@ class Encoder:
             value = read_json(folder / ENCODER_FILE)
             with pa.memory_map(str(folder / VOCABULARY_FILE)) as source:
                 table = pa.ipc.open_file(source).read_all()
+            written = value.get("format", 1)
+            if written not in (1, FORMAT):
+                raise BundleError(
+                    f"encoder in {folder} is of format {written!r}, this version reads 1 and {FORMAT}: upgrade"
+                )
             vocabularies: dict[str, list[str]] = {n: [] for n in value["vocabulary_fields"]}
             for name, word in zip(table["field"].to_pylist(), table["value"].to_pylist(), strict=True):
                 vocabularies[name].append(word)
@@ -210,7 +231,11 @@ class Encoder:
             bounds = {n: np.asarray(b, np.float64) for n, b in value["bounds"].items()}
         except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:
             raise BundleError(f"encoder in {folder} cannot be read ({error}): build it again") from error
-        return Encoder(fields, value["user_key"], vocabularies, bounds)
+        return Encoder(fields, value["user_key"], vocabularies, bounds, widens=written == 1)
+
+    def _number(self, value: Any) -> float:
+        found = number(self._plain(value))
+        return math.nan if found is None else found
 
     def _lookup(self, name: str, values: pl.Series) -> np.ndarray:
         words = pl.DataFrame(
@@ -227,16 +252,18 @@ class Encoder:
         index[np.isnan(values)] = 0
         return index.astype(np.int32)
 
-    def _encode_sequence(self, f: ModelField, column: pl.Series) -> np.ndarray:
+    def _encode_sequence(self, f: ModelField, column: pa.ChunkedArray) -> np.ndarray:
         out = np.zeros((len(column), f.length), np.int32)
         flat = (
-            pl.DataFrame({"row": np.arange(len(column)), "value": column})
+            pl.DataFrame({"row": np.arange(len(column)), "value": as_series(column)})
             .explode("value", empty_as_null=True, keep_nulls=True)
             .drop_nulls("value")
         )
+        words = spelled(self._widened(flat["value"].to_arrow()))
+        flat = flat.select("row", words.alias("value")).drop_nulls("value")
         if flat.height == 0:
             return out
-        index = self._lookup(f.of, flat["value"].cast(pl.String))
+        index = self._lookup(f.of, flat["value"])
         row = flat["row"].to_numpy()[index > 0]
         index = index[index > 0]
         starts = np.flatnonzero(np.r_[True, row[1:] != row[:-1]]) if len(row) else np.zeros(0, np.int64)
@@ -245,23 +272,16 @@ class Encoder:
         out[row[keep], place[keep]] = index[keep]
         return out
 
-    def _hash_users(self, frame: pl.DataFrame) -> np.ndarray:
-        if self.user_key is None or self.user_key not in frame.columns:
-            return np.full(frame.height, -1, np.int64)
-        users = frame[self.user_key].cast(pl.String)
+    def _hash_users(self, table: pa.Table) -> np.ndarray:
+        if self.user_key is None or self.user_key not in table.column_names:
+            return np.full(table.num_rows, -1, np.int64)
+        users = spelled(table[self.user_key])
         unique = users.unique()
         hashed = pl.DataFrame({"user": unique, "hash": pl.Series([hash_user(u) for u in unique], dtype=pl.Int64)})
         joined = (
             users.alias("user").to_frame().join(hashed, on="user", how="left", maintain_order="left", nulls_equal=True)
         )
         return joined["hash"].to_numpy().astype(np.int64)
-
-
-def _quantile_bounds(values: np.ndarray, buckets: int) -> np.ndarray:
-    if len(values) == 0:
-        return np.zeros(0, np.float64)
-    inner = np.quantile(values, np.linspace(0, 1, buckets + 1)[1:-1], method="lower")
-    return np.unique(inner).astype(np.float64)
 
 
 def _stack_vectors(column: pl.Series, dim: int) -> np.ndarray:

@@ -13,6 +13,8 @@ import pyarrow.types as pt
 
 from thinktwice.errors import SchemaError
 from thinktwice.schema.log import LogSchema
+from thinktwice.schema.times import is_time
+from thinktwice.schema.values import can_spell
 
 #: What is read from a column: a moment, a number (the label too), the text of an id or a category, or a list of numbers.
 Kind = Literal["time", "number", "category", "vector"]
@@ -26,9 +28,9 @@ class Use(NamedTuple):
 
 
 READ = {
-    "time": "timestamps, dates, integers, floats, decimals of up to 38 digits and text",
-    "number": "integers, floats, decimals of up to 38 digits, booleans and text",
-    "category": "text, bytes, integers, floats, decimals of up to 38 digits, booleans, dates, times and timestamps",
+    "time": "timestamps, dates, integers, floats, decimals and text",
+    "number": "integers, floats, decimals, booleans and text",
+    "category": "text, bytes, integers, floats, decimals, booleans, dates, times, timestamps and durations",
     "vector": "lists of numbers and text",
 }
 
@@ -109,19 +111,15 @@ def _shown(name: str) -> str:
 
 def is_read(kind: pa.DataType, use: Kind) -> bool:
     """Whether ``use`` can be read from a column of this arrow type."""
+    if use == "category":
+        return can_spell(kind)
     kind = stored(kind)
-    if pt.is_null(kind) or is_text(kind):
+    if pt.is_null(kind) or is_text(kind) or (is_bytes(kind) and use != "vector"):
         return True
     if use == "vector":
         listed = pt.is_list(kind) or pt.is_large_list(kind) or pt.is_fixed_size_list(kind)
         return listed and (pt.is_null(kind.value_type) or pt.is_boolean(kind.value_type) or _is_number(kind.value_type))
-    if _is_number(kind):
-        return True
-    if use == "number":
-        return bool(pt.is_boolean(kind))
-    if pt.is_date(kind) or pt.is_timestamp(kind):
-        return True
-    return use == "category" and (pt.is_boolean(kind) or pt.is_time(kind) or is_bytes(kind))
+    return _is_number(kind) or (pt.is_boolean(kind) if use == "number" else is_time(kind))
 
 
 def stored(kind: pa.DataType) -> pa.DataType:
@@ -146,4 +144,4 @@ def is_bytes(kind: pa.DataType) -> bool:
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return bool(pt.is_integer(kind) or pt.is_floating(kind) or (pt.is_decimal(kind) and kind.bit_width <= 128))
+    return bool(pt.is_integer(kind) or pt.is_floating(kind) or pt.is_decimal(kind))

@@ -11,9 +11,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from thinktwice.errors import SchemaError
+from thinktwice.schema.times import Derived, Zone, zone_named
+from thinktwice.schema.values import spell
 from thinktwice.strict_yaml import first_fault, mapping, read_mapping
 
 Entity = Literal["user", "item", "context"]
@@ -47,7 +58,16 @@ def _key(value: str) -> str:
     return value
 
 
+def _spelled(value: object) -> object:
+    """YAML reads 1, 0.5, true and 2024-03-01 as other types than text; they mean the value that the log spells so."""
+    try:
+        return spell(value) or value
+    except TypeError:
+        return value
+
+
 Name = Annotated[str, AfterValidator(_name)]
+Value = Annotated[str, BeforeValidator(_spelled)]
 KeyName = Annotated[Name, AfterValidator(_key)]
 
 
@@ -66,9 +86,9 @@ class LogField(_Frozen):
     kind: Literal["categorical", "numeric"] = "categorical"
     entity: Entity = "context"
     column: str | None = None
-    derived: Literal["hour", "weekday"] | None = None
+    derived: Derived | None = None  # by the clocks in the zone of ``time``
     nullable: bool = True
-    allowed: tuple[str, ...] | None = None  # categorical: every other value is a broken rule
+    allowed: tuple[Value, ...] | None = None  # categorical: every other value is a broken rule
     minimum: float | None = None  # numeric bounds, inclusive
     maximum: float | None = None
     buckets: int = Field(default=32, ge=2, le=1024)  # numeric: quantile bins
@@ -112,15 +132,30 @@ class Entities(_Frozen):
 
 
 class TimeColumn(_Frozen):
-    """When the impression happened. ``format`` is how the source writes it; ``order`` takes the row order, one second a row."""
+    """When the impression happened. ``format`` is how the source writes it; ``order`` takes the row order, one second a row.
+
+    ``zone`` is an IANA time zone, such as Asia/Tokyo. Times that do not name their own offset are local times there, in the log as
+    in requests, and hour and weekday are those of its clocks. Without it that is UTC. :mod:`thinktwice.schema.times` says how
+    local times are read where the clocks change.
+    """
 
     column: str | None = None
     format: Literal["s", "ms", "us", "datetime", "yymmddhh", "order"] = "s"
+    zone: str | None = None
+
+    @field_validator("zone")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None:
+            zone_named(value)
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> TimeColumn:
         if (self.format == "order") != (self.column is None):
             raise ValueError("time: 'column' is required for every format but 'order', which takes none")
+        if self.format == "order" and self.zone is not None:
+            raise ValueError("time: format 'order' has no clock: leave 'zone' out")
         return self
 
 
@@ -160,7 +195,8 @@ class Vector(_Frozen):
 class Statistics(_Frozen):
     """Trailing impression counts and smoothed click rates of users and items over windows of whole days.
 
-    A window closes at midnight UTC, strictly before the impressions that may see it. ``0`` means since the beginning.
+    A window closes at midnight UTC, whatever the zone of ``time``, strictly before the impressions that may see it. ``0`` means
+    since the beginning.
     """
 
     windows_days: tuple[int, ...] = (7, 0)
@@ -249,6 +285,11 @@ class LogSchema(_Frozen):
         if self.scenario is not None and self.scenario not in {f.name for f in self.fields if f.kind == "categorical"}:
             raise ValueError(f"scenario names {self.scenario!r}, which is no categorical field")
         return self
+
+    @property
+    def zone(self) -> Zone:
+        """The zone of times that do not name their own offset, and of hour and weekday."""
+        return zone_named(self.time.zone or "UTC")
 
     def model_fields_in_order(self) -> tuple[ModelField, ...]:
         """Every input of the model, in the one order used by encoder, model, counts and bundle."""

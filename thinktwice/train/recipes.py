@@ -63,7 +63,7 @@ def tiny() -> Recipe:
     return Recipe(
         model=BackboneConfig(dim=4, hidden=(16,)),
         pretrain=PretrainConfig(batch_size=256, epochs=1.0),
-        finetune=FinetuneConfig(batch_size=256, table_l2=(1e-3,), augmentations=("none",), epochs=2.0),
+        finetune=FinetuneConfig(batch_size=256, table_l2=(1e-3,), augmentations=("none",), epochs=4.0),
     )
 
 

@@ -1,23 +1,34 @@
 """Reads the source columns of a raw log into canonical columns, and marks which rule each row breaks.
 
-Everything here is one polars selection over a chunk of rows: no Python loop sees a row.
+A chunk of rows goes through twice: :func:`read_columns` reads every column that the schema names, once for each use of it (as text, as
+a number, as a time, ...), by the rules of :mod:`thinktwice.schema`; the rest is one polars selection over what was read. No Python
+loop sees a row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from functools import partial
 
 import polars as pl
+import pyarrow as pa
 
-from thinktwice.schema.log import EVENT_TIME, LABEL, ROW_ID, LogSchema
-from thinktwice.validate.rules import EARLIEST_US, LATEST_US, NUMBER, Rule
+from thinktwice.schema.limits import EARLIEST_US, INEXACT_FROM, LATEST_US, text_is_wrong
+from thinktwice.schema.log import EVENT_TIME, LABEL, ROW_ID, Entities, LogSchema
+from thinktwice.schema.numbers import SPACE, is_text, missing, numbers
+from thinktwice.schema.times import Instants, derive, instants, is_time, localized, on_present
+from thinktwice.schema.values import as_series, spelled, texts
+from thinktwice.validate.rules import Rule
 
 SOURCE_ROW = "source_row"
 TITLE = "title"
 PROPENSITY = "propensity"
 TRUTH = "truth"
 
-_WHOLE = 2.0**53  # floats up to here hold every integer
+_TEXT, _NUMBER, _LABEL, _MISSING, _VECTOR = "text", "number", "label", "missing", "vector"
+_WRONG, _INEXACT = "wrong text", "inexact"
+_READABLE, _MICROS, _ZONELESS = "time readable", "time micros", "time zoneless"
 _MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 
 
@@ -26,40 +37,67 @@ def broken(rule: Rule) -> str:
     return f"!{rule.id}"
 
 
-def event_time(schema: LogSchema, dtypes: dict[str, pl.DataType]) -> pl.Expr:
+def read_columns(schema: LogSchema, rows: pa.RecordBatch) -> pl.DataFrame:
+    """Every source column that the schema names, read once for each use of it, with the columns that ingest added.
+
+    Numbers are float64, texts strings, vectors lists of float32, times int64 microseconds; null where the value is missing or is
+    nothing of that kind. No other column of ``rows`` is looked at.
+    """
+    out = {ROW_ID: as_series(rows.column(ROW_ID))}
+    if schema.time.column is None:  # format "order": one second a row
+        micros = as_series(rows.column(SOURCE_ROW)).cast(pl.Int64) * 1_000_000
+        moment = Instants(micros, pl.repeat(False, len(micros), eager=True))
+    else:
+        moment = _times(schema, _plain(rows.column(schema.time.column)))
+    inside = pl.when(moment.micros.is_between(EARLIEST_US, LATEST_US)).then(moment.micros)
+    out |= {_READABLE: moment.micros.is_not_null(), _MICROS: pl.select(inside).to_series(), _ZONELESS: moment.zoneless}
+    for use, column in dict.fromkeys(_uses(schema)):
+        values = _plain(rows.column(column))
+        out[_name(_MISSING, column)] = missing(values)
+        for found, series in _READERS[use](values):
+            out[_name(found, column)] = series
+    return pl.DataFrame({name: values.rename(name) for name, values in out.items()})
+
+
+def event_time(schema: LogSchema, rows: pa.RecordBatch) -> pl.Series:
     """Microseconds since the epoch as int64; null where the time cannot be read or lies outside 1970 .. 2100."""
-    return _times(schema, dtypes)[1]
+    only_time = schema.model_copy(
+        update={"entities": Entities(), "fields": (), "vectors": (), "propensity": None, "truth": None}
+    )
+    return read_columns(only_time, rows)[_MICROS]
 
 
-def canonical(schema: LogSchema, dtypes: dict[str, pl.DataType]) -> dict[str, pl.Expr]:
-    """The columns of a clean log in their order, each as an expression over the raw columns.
+def canonical(schema: LogSchema, read: pl.DataFrame) -> pl.DataFrame:
+    """The columns of a clean log in their order, from :func:`read_columns`.
 
     Types: row_id and categoricals string, event_time datetime[us, UTC], label int8, numbers float64, vectors list of float32.
     """
-    micros = event_time(schema, dtypes)
-    time = micros.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    out: dict[str, pl.Expr] = {ROW_ID: pl.col(ROW_ID), EVENT_TIME: time, LABEL: _label(schema, dtypes)}
+    micros = read[_MICROS]
+    local = on_present(micros, schema.zone.local)
+    out: dict[str, pl.Expr | pl.Series] = {ROW_ID: pl.col(ROW_ID)}
+    out[EVENT_TIME] = micros.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    label = pl.col(_name(_LABEL, schema.label.column))
+    if schema.label.threshold is not None:
+        out[LABEL] = (label >= schema.label.threshold).cast(pl.Int8)
+    else:
+        out[LABEL] = pl.when(label.is_in([0.0, 1.0])).then(label).cast(pl.Int8)
     for entity in (schema.entities.user, schema.entities.item):
         if entity is not None:
-            out[entity.key] = _category(entity.source_column, dtypes)
+            out[entity.key] = pl.col(_name(_TEXT, entity.source_column))
     for field in schema.fields:
-        if field.derived == "hour":
-            out[field.name] = time.dt.hour().cast(pl.String)
-        elif field.derived == "weekday":  # "0" is Monday
-            out[field.name] = (time.dt.weekday() - 1).cast(pl.String)
-        elif field.kind == "numeric":
-            out[field.name] = _number(field.source_column, dtypes)
+        if field.derived is not None:
+            out[field.name] = on_present(local, partial(derive, field.derived)).cast(pl.String)
         else:
-            out[field.name] = _category(field.source_column, dtypes)
+            out[field.name] = pl.col(_name(_NUMBER if field.kind == "numeric" else _TEXT, field.source_column))
     for vector in schema.vectors:
-        out[vector.name] = _vector(vector.source_column, dtypes)
+        out[vector.name] = pl.col(_name(_VECTOR, vector.source_column))
     item = schema.entities.item
     if item is not None and item.title is not None:
-        out[TITLE] = _category(item.title, dtypes)
+        out[TITLE] = pl.col(_name(_TEXT, item.title))
     for name, column in ((PROPENSITY, schema.propensity), (TRUTH, schema.truth)):
         if column is not None:
-            out[name] = _number(column, dtypes)
-    return {name: expression.alias(name) for name, expression in out.items()}
+            out[name] = pl.col(_name(_NUMBER, column))
+    return read.select(values.alias(name) for name, values in out.items())
 
 
 def clean_columns(schema: LogSchema) -> list[str]:
@@ -73,147 +111,140 @@ def clean_columns(schema: LogSchema) -> list[str]:
     ]
 
 
-def violations(
-    schema: LogSchema, rules: tuple[Rule, ...], dtypes: dict[str, pl.DataType], *, as_of: datetime | None
-) -> list[pl.Expr]:
-    """One boolean expression per row rule, named by :func:`broken`. Duplicates need the whole log and are not here."""
+def violations(rules: tuple[Rule, ...], *, as_of: datetime | None) -> list[pl.Expr]:
+    """One boolean expression per row rule over :func:`read_columns`, named by :func:`broken`. Duplicates need the whole log and are
+    not here."""
     out: list[pl.Expr] = []
     for rule in rules:
         if rule.check in ("splittable", "duplicate"):
             continue
-        out.append(_violation(schema, rule, dtypes, as_of).fill_null(False).alias(broken(rule)))
+        out.append(_violation(rule, as_of).fill_null(False).alias(broken(rule)))
     return out
 
 
-def _violation(schema: LogSchema, rule: Rule, dtypes: dict[str, pl.DataType], as_of: datetime | None) -> pl.Expr:
-    text = _present(rule.source, dtypes)
+def _violation(rule: Rule, as_of: datetime | None) -> pl.Expr:
+    def read(use: str) -> pl.Expr:
+        return pl.col(_name(use, rule.source))
+
+    value = read(_LABEL if rule.column == LABEL else _NUMBER)
     if rule.check == "missing":
-        return text.is_null()
+        return read(_MISSING)
     if rule.check == "number":
-        return text.is_not_null() & _number(rule.source, dtypes).is_null()
+        return value.is_null() & ~read(_MISSING)
     if rule.check == "binary":
-        return ~_number(rule.source, dtypes).is_in([0.0, 1.0])
+        return ~value.is_in([0.0, 1.0])
     if rule.check == "minimum":
-        return _number(rule.source, dtypes) < rule.bound
+        return value < rule.bound
     if rule.check == "maximum":
-        return _number(rule.source, dtypes) > rule.bound
+        return value > rule.bound
+    if rule.check == "text":
+        return read(_WRONG)
     if rule.check == "allowed":
-        return ~_category(rule.source, dtypes).is_in(list(rule.allowed or ()))
+        return ~read(_TEXT).is_in(list(rule.allowed or ()))
+    if rule.check == "inexact":
+        return read(_INEXACT)
+    if rule.check == "zoneless":
+        return pl.col(_ZONELESS)
     if rule.check == "vector":
-        values = _vector(rule.source, dtypes)
-        numbers = values.list.eval(pl.element().is_finite().fill_null(False)).list.all()
-        wrong = (values.list.len() != int(rule.bound or 0)) | ~numbers
-        return wrong | (text.is_not_null() & values.is_null())
-    readable, micros = _times(schema, dtypes)
+        vector = read(_VECTOR)
+        finite = vector.list.eval(pl.element().is_finite().fill_null(False)).list.all()
+        wrong = (vector.list.len() != int(rule.bound or 0)) | ~finite
+        return wrong | (vector.is_null() & ~read(_MISSING))
     if rule.check == "time":
-        return ~readable
+        return ~pl.col(_READABLE)
     if rule.check == "window":
-        return readable & micros.is_null()
-    return micros > _microseconds(as_of) if as_of is not None else pl.lit(False)  # rule.check == "future"
+        return pl.col(_READABLE) & pl.col(_MICROS).is_null()
+    return pl.col(_MICROS) > _microseconds(as_of) if as_of is not None else pl.lit(False)  # rule.check == "future"
 
 
 def _microseconds(moment: datetime) -> int:
     return int(moment.timestamp() * 1_000_000)
 
 
-def _present(column: str, dtypes: dict[str, pl.DataType]) -> pl.Expr:
-    """The raw value, null where it is missing: empty text and NaN are how files and pandas write "nothing"."""
-    value = pl.col(column)
-    dtype = dtypes[column]
-    if isinstance(dtype, pl.Categorical | pl.Enum):
-        value, dtype = value.cast(pl.String), pl.String()
-    if dtype == pl.String:
-        return pl.when(value.str.len_bytes() > 0).then(value)
-    return value.fill_nan(None) if dtype.is_float() else value
+def _name(use: str, column: str) -> str:
+    return f"{use} {column}"
 
 
-def _category(column: str, dtypes: dict[str, pl.DataType]) -> pl.Expr:
-    value = _present(column, dtypes)
-    if dtypes[column].is_float():  # 42.0 is the 42 of a column that once met a null
-        value = value.cast(pl.Float64)
-        whole = (value == value.round()) & (value.abs() < _WHOLE)
-        return pl.when(whole).then(value.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(value.cast(pl.String))
-    if dtypes[column] == pl.Binary:
-        return value.bin.encode("hex")
-    return value.cast(pl.String)
+def _uses(schema: LogSchema) -> Iterator[tuple[str, str]]:
+    """What every source column is read as."""
+    yield _LABEL, schema.label.column
+    ids = [entity for entity in (schema.entities.user, schema.entities.item) if entity is not None]
+    fields = [field for field in schema.fields if field.derived is None]
+    words = [e.source_column for e in ids] + [f.source_column for f in fields if f.kind == "categorical"]
+    yield from ((_TEXT, column) for column in (*words, *(e.title for e in ids)) if column is not None)
+    amounts = [f.source_column for f in fields if f.kind == "numeric"]
+    yield from ((_NUMBER, column) for column in (*amounts, schema.propensity, schema.truth) if column is not None)
+    yield from ((_VECTOR, vector.source_column) for vector in schema.vectors)
 
 
-def _number(column: str, dtypes: dict[str, pl.DataType]) -> pl.Expr:
-    value = _present(column, dtypes)
-    if dtypes[column] == pl.String or isinstance(dtypes[column], pl.Categorical | pl.Enum):
-        text = value.str.strip_chars()
-        value = pl.when(text.str.contains(NUMBER)).then(text).cast(pl.Float64, strict=False)
-    elif dtypes[column].is_temporal() or dtypes[column] == pl.Binary:
-        return pl.lit(None, dtype=pl.Float64)
-    else:
-        value = value.cast(pl.Float64, strict=False)
-    return pl.when(value.is_finite()).then(value)
+def _plain(values: pa.Array) -> pa.Array:
+    return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
 
 
-def _label(schema: LogSchema, dtypes: dict[str, pl.DataType]) -> pl.Expr:
-    value = _number(schema.label.column, dtypes)
-    if schema.label.threshold is not None:
-        return (value >= schema.label.threshold).cast(pl.Int8)
-    return pl.when(value.is_in([0.0, 1.0])).then(value).cast(pl.Int8)
+def _words(values: pa.Array) -> Iterator[tuple[str, pl.Series]]:
+    text = spelled(values)
+    wrong = pl.select(text_is_wrong(pl.lit(text))).to_series()
+    inexact = pl.repeat(False, len(values), eager=True)
+    if pa.types.is_floating(values.type):
+        size = as_series(values.cast(pa.float64())).abs()
+        wrong |= size.is_infinite()
+        inexact = size >= INEXACT_FROM[values.type.bit_width]
+    yield from ((_TEXT, text), (_WRONG, wrong), (_INEXACT, inexact))
 
 
-def _vector(column: str, dtypes: dict[str, pl.DataType]) -> pl.Expr:
-    value = pl.col(column)
-    if dtypes[column] == pl.String:
-        inner = _present(column, dtypes).str.strip_chars("[] ")
-        value = inner.str.split(",").list.eval(pl.element().str.strip_chars().cast(pl.Float32, strict=False))
-    elif isinstance(dtypes[column], pl.Array):
-        value = value.arr.to_list()
-    return value.cast(pl.List(pl.Float32), strict=False)
+def _label(values: pa.Array) -> pl.Series:
+    found = numbers(values)
+    if not is_text(values.type):
+        return found
+    text = texts(values).str.strip_chars(SPACE).str.to_lowercase()
+    return pl.select(pl.when(text == "true").then(1.0).when(text == "false").then(0.0).otherwise(found)).to_series()
 
 
-def _times(schema: LogSchema, dtypes: dict[str, pl.DataType]) -> tuple[pl.Expr, pl.Expr]:
-    """(time can be read, microseconds or null where unreadable or outside the window)."""
+def _vector(values: pa.Array) -> pl.Series:
+    if isinstance(values, pa.ExtensionArray):
+        values = values.storage
+    if pa.types.is_null(values.type):
+        return pl.Series([None] * len(values), dtype=pl.List(pl.Float32))
+    if is_text(values.type):
+        inner = texts(values).str.strip_chars("[]" + SPACE).str.split(",")
+        found = inner.list.eval(pl.element().str.strip_chars(SPACE).cast(pl.Float64, strict=False))
+        return found.cast(pl.List(pl.Float32))
+    if pa.types.is_fixed_size_list(values.type):
+        values = values.cast(pa.list_(values.type.value_type))
+    if values.type.value_type in (pa.float32(), pa.float64()):
+        return as_series(values).cast(pl.List(pl.Float32))
+    entries = numbers(values.values).to_arrow().cast(pa.float64())
+    made = pa.LargeListArray if pa.types.is_large_list(values.type) else pa.ListArray
+    lists = made.from_arrays(values.offsets, entries, mask=values.is_null() if values.null_count else None)
+    return as_series(lists).cast(pl.List(pl.Float32))
+
+
+_READERS: dict[str, Callable[[pa.Array], Iterable[tuple[str, pl.Series]]]] = {
+    _TEXT: _words,
+    _NUMBER: lambda values: [(_NUMBER, numbers(values))],
+    _LABEL: lambda values: [(_LABEL, _label(values))],
+    _VECTOR: lambda values: [(_VECTOR, _vector(values))],
+}
+
+
+def _times(schema: LogSchema, values: pa.Array) -> Instants:
     kind = schema.time.format
-    column = schema.time.column
-    if column is None:  # format "order": one second a row
-        micros = pl.col(SOURCE_ROW).cast(pl.Int64) * 1_000_000
-        return pl.lit(True), micros
-    if kind == "datetime":
-        moment = _datetime(column, dtypes)
-    elif kind == "yymmddhh":
-        digits = _category(column, dtypes).str.strip_chars().str.zfill(8)
+    if kind == "datetime" or is_time(values.type):  # the file may be better typed than the schema says
+        return instants(values, schema.zone)
+    if kind == "yymmddhh":
+        digits = spelled(values).str.strip_chars(SPACE).str.zfill(8)
         # Minutes are added because a time of day cannot be read from the hour alone.
-        moment = (digits + "00").str.strptime(pl.Datetime("us"), "%y%m%d%H%M", strict=False)
-    elif dtypes[column].is_temporal():
-        moment = _datetime(column, dtypes)  # the file is better typed than the schema says
+        local = (digits + "00").str.strptime(pl.Datetime("us"), "%y%m%d%H%M", strict=False).cast(pl.Int64)
+        return Instants(localized(local, schema.zone), local.is_not_null())
+    unit = _MICROSECONDS[kind]
+    number = numbers(values)
+    if pa.types.is_integer(values.type):  # exact, without the detour through floats
+        farthest = 2**62 // unit
+        micros = as_series(values).clip(-farthest if _signed(values.type) else 0, farthest).cast(pl.Int64) * unit
     else:
-        return _unix(column, dtypes, _MICROSECONDS[kind])
-    micros = moment.cast(pl.Int64)
-    return moment.is_not_null(), pl.when(micros.is_between(EARLIEST_US, LATEST_US)).then(micros)
+        micros = (number * unit).clip(-(2.0**62), 2.0**62).round().cast(pl.Int64)
+    return Instants(micros, pl.repeat(False, len(values), eager=True))
 
 
-def _unix(column: str, dtypes: dict[str, pl.DataType], unit: int) -> tuple[pl.Expr, pl.Expr]:
-    number = _number(column, dtypes)
-    inside = number.is_between(EARLIEST_US / unit, LATEST_US / unit)
-    if dtypes[column].is_integer():  # exact, without the detour through floats
-        micros = pl.when(inside).then(pl.col(column)).cast(pl.Int64, strict=False) * unit
-    else:
-        micros = (pl.when(inside).then(number) * unit).round().cast(pl.Int64, strict=False)
-    return number.is_not_null(), micros
-
-
-def _datetime(column: str, dtypes: dict[str, pl.DataType]) -> pl.Expr:
-    """A moment without zone, in UTC. Text is ISO 8601; without a zone it is UTC."""
-    dtype = dtypes[column]
-    if isinstance(dtype, pl.Datetime):
-        value = pl.col(column).cast(pl.Datetime("us", dtype.time_zone))
-        return value.dt.convert_time_zone("UTC").dt.replace_time_zone(None) if dtype.time_zone else value
-    if dtype == pl.Date:
-        return pl.col(column).cast(pl.Datetime("us"))
-    if dtype != pl.String:
-        return pl.lit(None, dtype=pl.Datetime("us"))
-    text = pl.col(column).str.strip_chars().str.replace(r"^(\d{4}-\d{2}-\d{2})T", "$1 ").str.replace(r"[zZ]$", "+00:00")
-    zoned = text.str.strptime(pl.Datetime("us", "UTC"), "%Y-%m-%d %H:%M:%S%.f%:z", strict=False).dt.replace_time_zone(
-        None
-    )
-    plain = [
-        text.str.strptime(pl.Datetime("us"), shape, strict=False)
-        for shape in ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M")
-    ]
-    return pl.coalesce([*plain, zoned, text.str.strptime(pl.Date, "%Y-%m-%d", strict=False).cast(pl.Datetime("us"))])
+def _signed(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_signed_integer(kind))

@@ -22,11 +22,13 @@ from thinktwice.files import read_json
 from thinktwice.parquet import read_frame
 from thinktwice.progress import track
 from thinktwice.schema.log import EVENT_TIME, LABEL, LogSchema, load_schema
+from thinktwice.schema.numbers import borders, shortest
 from thinktwice.validate.drift import Bins, bin_counts, hashed, ks, psi, single_field_auc
 from thinktwice.validate.rules import MIN_JUDGED_LABELS, MIN_JUDGED_ROWS
 
 WHOLE = "whole"
 MAX_SLICES = 24
+EDGES = 19  # at most, between the bins of a number
 _DAY_US = 86_400_000_000
 
 PROFILE_SCHEMA: dict[str, Any] = {
@@ -111,6 +113,7 @@ def profile_log(clean_dir: Path | str, *, reference: Mapping[str, Any] | None = 
     labels = _partition_labels(base, schema)
     rows: list[dict[str, Any]] = []
     known = dict(reference["features"]) if reference else {}
+    widened = bool(reference and reference.get("widened", True))
     saved: dict[str, Any] = {}
     histograms: dict[str, dict[str, Any]] = {}
     for feature in track(features, stage="validate", total=len(features), label="profile"):
@@ -120,11 +123,11 @@ def profile_log(clean_dir: Path | str, *, reference: Mapping[str, Any] | None = 
         whole = Bins.of_reference(counts, ids)
         saved[feature.name] = whole.to_json(counts, secret=feature.secret)
         if feature.name in known:
-            _against(rows, feature, known[feature.name], path, base)
+            _against(rows, feature, known[feature.name], path, base, widened=widened)
         histograms[feature.name] = _histogram(feature, whole, counts)
     _judge_log(rows[0], base, schema, reference)
     click_rate = float(base[LABEL].cast(pl.Float64).mean() or 0.0)  # type: ignore[arg-type]
-    out = {"format": 1, "rows": base.height, "click_rate": click_rate, "features": saved}
+    out = {"format": 1, "widened": False, "rows": base.height, "click_rate": click_rate, "features": saved}
     return Profile(pl.DataFrame(rows, schema=PROFILE_SCHEMA), out, histograms)
 
 
@@ -207,9 +210,14 @@ def _counts(
 
 
 def _edges(known: pl.Series) -> np.ndarray:
-    if not known.len():
-        return np.zeros(0)
-    return np.unique(np.quantile(known.to_numpy(), np.linspace(0, 1, 21)[1:-1]))
+    return borders(known.to_numpy(), EDGES + 1, above=True)
+
+
+def _above_float32(edges: np.ndarray) -> np.ndarray:
+    """Edges that may be widened float32 numbers, moved up to the same numbers as they are read now, so that these stay below."""
+    with np.errstate(over="ignore"):
+        narrow = edges.astype(np.float32)
+    return np.where(narrow == edges, np.maximum(edges, shortest(narrow)), edges)
 
 
 def _binned(column: pl.Series, edges: np.ndarray) -> pl.Series:
@@ -267,11 +275,22 @@ def _judge(row: dict[str, Any], feature: _Feature, counts: pl.DataFrame, first: 
 
 
 def _against(
-    rows: list[dict[str, Any]], feature: _Feature, known: dict[str, Any], path: Path, base: pl.DataFrame
+    rows: list[dict[str, Any]],
+    feature: _Feature,
+    known: dict[str, Any],
+    path: Path,
+    base: pl.DataFrame,
+    *,
+    widened: bool,
 ) -> None:
-    """Compare the whole log with an earlier one, in the bins of the earlier one."""
+    """Compare the whole log with an earlier one, in the bins of the earlier one.
+
+    Earlier versions widened float32 numbers to float64 before they looked for edges, which lay on values.
+    """
     row = next(r for r in rows if r["feature"] == feature.name and r["partition"] == WHOLE)
     bins, shares, num_rows = Bins.of_json(known)
+    if widened and bins.edges is not None:
+        bins = bins._replace(edges=_above_float32(bins.edges))
     if feature.kind in ("key", "derived") or min(num_rows, base.height) < MIN_JUDGED_ROWS:
         return
     column = _column(path, feature)

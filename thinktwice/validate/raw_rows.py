@@ -1,4 +1,4 @@
-"""Reads the rows of a raw log or a quarantine: the named columns into polars, the others only for single rows, as arrow."""
+"""Reads the rows of a raw log or a quarantine: the columns that the schema names, and the others for single rows alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from thinktwice.progress import track
 from thinktwice.schema.columns import check_columns, named_columns
 from thinktwice.schema.log import ROW_ID, LogSchema
 from thinktwice.validate.parse import SOURCE_ROW
-from thinktwice.validate.rules import Rule, row_rules
+from thinktwice.validate.rules import Rule, noted_rules, row_rules
 
 STAGE = "validate"
 CHUNK_BYTES = 96_000_000  # decoded size of one chunk of rows, roughly
@@ -35,9 +35,10 @@ class RawRows:
     schema: LogSchema
     columns: tuple[str, ...]  # the source columns, without ours
     named: tuple[str, ...]  # those of them that the schema names
-    dtypes: dict[str, pl.DataType]  # of what is read into polars: row id, source row and the named columns
     rules: tuple[Rule, ...]
+    noted: tuple[Rule, ...]
     as_of: datetime | None
+    dates: bool = False  # the times are dates by their type
     known_duplicates: frozenset[str] = frozenset()  # row ids whose first copy is elsewhere
 
     @property
@@ -45,15 +46,16 @@ class RawRows:
         """Source columns that the schema does not name."""
         return tuple(c for c in self.columns if c not in self.named)
 
-    def frames(self, *, what: str) -> Iterator[pl.DataFrame]:
+    def batches(self, *, what: str) -> Iterator[pa.RecordBatch]:
         """The named columns with row id and source row, chunk by chunk. ``what`` labels the progress."""
+        read = [ROW_ID, SOURCE_ROW, *self.named]
         with parquet_file(self.log) as file:
-            size = _chunk_rows(len(self.dtypes), self.schema)
+            size = _chunk_rows(len(read), self.schema)
             total = -(-file.metadata.num_rows // size)
             try:
-                batches = file.iter_batches(batch_size=size, columns=list(self.dtypes))
+                batches = file.iter_batches(batch_size=size, columns=read)
                 for batch in track(batches, stage=STAGE, total=total, label=what):
-                    yield frame_of(batch.select(list(self.dtypes)))
+                    yield batch.select(read)
             except (pa.ArrowInvalid, OSError) as error:
                 raise DataError(f"{self.log} cannot be read to its end ({error}): ingest the log again") from error
 
@@ -73,7 +75,7 @@ class RawRows:
                     for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=list(columns)):
                         mask = wanted[start : start + batch.num_rows]
                         if mask.any():
-                            yield np.flatnonzero(mask) + start, _filtered(batch.select(list(columns)), mask)
+                            yield np.flatnonzero(mask) + start, rows_where(batch.select(list(columns)), mask)
                         start += batch.num_rows
                 start = end
 
@@ -94,13 +96,12 @@ def open_rows(
     ours = {ROW_ID, SOURCE_ROW, *(own or {}).values()}
     source = pa.schema([f for f in arrow if f.name not in ours])
     check_columns(schema, source, str(log))
-    wanted = named_columns(schema)
-    named = tuple(name for name in source.names if name in wanted)
-    read = pa.schema([arrow.field(ROW_ID), arrow.field(SOURCE_ROW), *(source.field(name) for name in named)])
-    dtypes = dict(frame_of(read.empty_table()).schema)
+    named = tuple(name for name in named_columns(schema) if name in source.names)
     if as_of is not None and as_of.tzinfo is None:
         as_of = as_of.replace(tzinfo=timezone.utc)
-    return RawRows(log, unparsable, schema, tuple(source.names), named, dtypes, row_rules(schema), as_of)
+    dates = schema.time.column is not None and pa.types.is_date(source.field(schema.time.column).type)
+    rules, noted = row_rules(schema), noted_rules(schema)
+    return RawRows(log, unparsable, schema, tuple(source.names), named, rules, noted, as_of, dates)
 
 
 def parquet_file(path: Path) -> pq.ParquetFile:
@@ -125,7 +126,8 @@ def _chunk_rows(num_columns: int, schema: LogSchema) -> int:
     return max(10_000, min(CHUNK_ROWS, CHUNK_BYTES // width))
 
 
-def _filtered(batch: pa.RecordBatch, mask: npt.NDArray[np.bool_]) -> pa.RecordBatch:
+def rows_where(batch: pa.RecordBatch, mask: npt.NDArray[np.bool_]) -> pa.RecordBatch:
+    """The rows where ``mask`` is true, with the types that they have."""
     try:
         return batch.filter(pa.array(mask))
     except pa.ArrowNotImplementedError:  # a type that arrow cannot filter

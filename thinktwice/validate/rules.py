@@ -14,7 +14,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from thinktwice.files import sha256_text
+from thinktwice.schema.limits import EARLIEST_US, INEXACT_FROM, LATEST_US, MAX_TEXT, NUMBER_LIMIT
 from thinktwice.schema.log import EVENT_TIME, LABEL, EntityKey, LogField, LogSchema
+from thinktwice.schema.numbers import NUMBER
+from thinktwice.schema.times import FORMS
 
 Severity = Literal["critical", "warning", "info"]
 Check = Literal[
@@ -25,19 +28,24 @@ Check = Literal[
     "window",
     "future",
     "missing",
+    "text",
     "allowed",
     "minimum",
     "maximum",
     "vector",
     "duplicate",
+    "inexact",
+    "zoneless",
 ]
 
-#: Plain decimal text; what ``float`` accepts beyond it (``nan``, ``inf``, ``1_000``, hex) is no number in a log.
-NUMBER = r"^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$"
-
-#: Impressions before the epoch or after 2100 are wrong units or broken clocks. Logs with relative time start at 0.
-EARLIEST_US = 0
-LATEST_US = 4_102_444_800_000_000
+#: How the source writes the time, by ``time.format``.
+_TIME_FORMS = {
+    "s": "Unix seconds",
+    "ms": "Unix milliseconds",
+    "us": "Unix microseconds",
+    "datetime": f"a time: {FORMS}",
+    "yymmddhh": "two digits each of year, month, day and hour",
+}
 
 MIN_JUDGED_ROWS = 1_000  # fewer rows in a slice give only noise in PSI and KS
 MIN_JUDGED_LABELS = 50  # clicks and non-clicks that a single-field AUC needs before anyone believes it
@@ -90,6 +98,7 @@ def row_rules(schema: LogSchema) -> tuple[Rule, ...]:
         key: EntityKey | None = getattr(schema.entities, entity)
         if key is not None:
             rules.append(_missing(key.key, key.source_column, f"the {entity} id is present", _without_id(entity)))
+            rules.append(_text(key.key, key.source_column))
     for field in schema.fields:
         if field.derived is None:
             rules.extend(_field_rules(field))
@@ -116,9 +125,10 @@ def row_rules(schema: LogSchema) -> tuple[Rule, ...]:
                 check="duplicate",
                 column="",
                 source="",
-                description="no earlier row of the log has the same ids, time and values in every column",
-                fix="where equal rows are impressions of their own, keep a column in the log that tells them apart, such as "
-                "an impression id; it counts even if the schema does not name it",
+                description="no earlier row of the log has the same ids, time and values in every column; "
+                "where equal rows are impressions of their own, give the log a column that differs, such as an impression id "
+                "(the schema need not name it)",
+                fix="",
             )
         )
     return tuple(rules)
@@ -127,9 +137,43 @@ def row_rules(schema: LogSchema) -> tuple[Rule, ...]:
 def duplicates_count(schema: LogSchema) -> bool:
     """Whether two equal rows are one impression written twice.
 
-    Without a user, or with time known only by the hour or by the row's place, equal rows are ordinary.
+    Without a user, or with time known only by the hour or by the row's place, equal rows are ordinary. A log may also turn out
+    to know its times only by the hour or the day (:func:`thinktwice.validate.split.split_log`).
     """
     return schema.entities.user is not None and schema.time.format not in ("order", "yymmddhh")
+
+
+def noted_rules(schema: LogSchema) -> tuple[Rule, ...]:
+    """What is counted and told but keeps no row out of the clean log."""
+    rules = []
+    names = [(key.key, key.source_column) for key in (schema.entities.user, schema.entities.item) if key is not None]
+    names += [(f.name, f.source_column) for f in schema.fields if f.kind == "categorical" and f.derived is None]
+    for name, column in names:
+        rules.append(
+            Rule(
+                id=f"{name}:inexact",
+                check="inexact",
+                column=name,
+                source=column,
+                severity="warning",
+                description=f"no id or category in {name} is a float too large to tell whole numbers apart (from 2^53 on, in "
+                f"float32 from 2^24): it was rounded before this log was written, write column {column!r} as integers or text",
+            )
+        )
+    derived = [f.name for f in schema.fields if f.derived]
+    if derived and schema.time.column is not None and schema.time.zone is None:
+        rules.append(
+            Rule(
+                id="time:zone",
+                check="zoneless",
+                column=EVENT_TIME,
+                source=schema.time.column,
+                severity="warning",
+                description=f"the time names its zone or offset, or the schema does; {', '.join(derived)} is now taken from the clock "
+                "of UTC: add 'zone' to 'time' in the schema (zone: Asia/Tokyo; zone: UTC where that is meant)",
+            )
+        )
+    return tuple(rules)
 
 
 def profile_rules() -> tuple[ProfileRule, ...]:
@@ -242,9 +286,12 @@ def profile_rules() -> tuple[ProfileRule, ...]:
 
 def rule_set_version(schema: LogSchema) -> str:
     """Version of the whole catalogue of a log: it changes when, and only when, some rule changes."""
-    texts = [rule.model_dump_json(exclude={"fix"}) for rule in (*row_rules(schema), *profile_rules())]
+    texts = [
+        rule.model_dump_json(exclude={"fix"}) for rule in (*row_rules(schema), *noted_rules(schema), *profile_rules())
+    ]
     # How the source is read decides what is a click and which instant is meant, so it belongs to the rules.
     texts += [schema.time.model_dump_json(), schema.label.model_dump_json(), f"{NUMBER} {EARLIEST_US} {LATEST_US}"]
+    texts.append(f"{MAX_TEXT} {NUMBER_LIMIT} {INEXACT_FROM}")
     texts.append(f"budget {schema.quarantine_budget!r}")
     return "rules-" + sha256_text(*texts)[:12]
 
@@ -262,8 +309,13 @@ def _without_id(entity: str) -> str:
     )
 
 
+def _text(column: str, source: str) -> Rule:
+    description = f"{column} has at most {MAX_TEXT} characters, none of them NUL, and is finite where it is a number"
+    return Rule(id=f"{column}:text", check="text", column=column, source=source, description=description)
+
+
 def _number(column: str, source: str) -> Rule:
-    description = f"{column} is absent or a finite number"
+    description = f"{column} is absent or a number between -{NUMBER_LIMIT:g} and {NUMBER_LIMIT:g}"
     return Rule(id=f"{column}:number", check="number", column=column, source=source, description=description)
 
 
@@ -277,7 +329,13 @@ def _label_rules(schema: LogSchema) -> list[Rule]:
     source = schema.label.column
     rules = [
         _missing(LABEL, source, "the label is present", "fill the labels, or leave these rows out of the log"),
-        _number(LABEL, source),
+        Rule(
+            id="label:number",
+            check="number",
+            column=LABEL,
+            source=source,
+            description="the label is a number, or true or false (1 or 0)",
+        ),
     ]
     if schema.label.threshold is None:
         rules.append(
@@ -286,8 +344,8 @@ def _label_rules(schema: LogSchema) -> list[Rule]:
                 check="binary",
                 column=LABEL,
                 source=source,
-                description="the label is 0 or 1",
-                bound=None,
+                description="the label is 0 or 1 (or true or false); for other numbers say in the schema from which on they are a "
+                f"click: label: {{column: {source}, threshold: ...}}",
             )
         )
     return rules
@@ -303,7 +361,8 @@ def _time_rules(schema: LogSchema) -> list[Rule]:
             check="time",
             column=EVENT_TIME,
             source=source,
-            description=f"the time is present and reads as {schema.time.format!r}",
+            description=f"the time is present and reads as {_TIME_FORMS[schema.time.format]} (time.format "
+            f"{schema.time.format!r})",
         ),
         Rule(
             id="time:window",
@@ -332,7 +391,9 @@ def _field_rules(field: LogField) -> list[Rule]:
             rules.append(_bound(field.name, field.source_column, "minimum", field.minimum))
         if field.maximum is not None:
             rules.append(_bound(field.name, field.source_column, "maximum", field.maximum))
-    elif field.allowed is not None:
+        return rules
+    rules.append(_text(field.name, field.source_column))
+    if field.allowed is not None:
         rules.append(
             Rule(
                 id=f"{field.name}:allowed",

@@ -16,10 +16,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,17 +30,23 @@ from thinktwice.errors import DataError, RowsLostError
 from thinktwice.files import atomic_dir, read_json, write_json
 from thinktwice.parquet import parquet_writer, read_frame, read_table, scan_frame
 from thinktwice.schema.log import EVENT_TIME, LABEL, ROW_ID, LogSchema, load_schema
-from thinktwice.validate.copies import later_copies
-from thinktwice.validate.parse import SOURCE_ROW, broken, canonical, event_time, violations
+from thinktwice.validate.parse import (
+    SOURCE_ROW,
+    broken,
+    canonical,
+    clean_columns,
+    read_columns,
+    violations,
+)
+from thinktwice.validate.plan import Plan, plan_of
 from thinktwice.validate.quarantine import QuarantineWriter, Stamp, original_columns, write_unparsable
-from thinktwice.validate.raw_rows import RawRows, frame_of, open_rows, parquet_file
+from thinktwice.validate.raw_rows import RawRows, frame_of, open_rows, parquet_file, rows_where
+from thinktwice.validate.row_keys import Keys, key_hash, read_keys
 from thinktwice.validate.rules import UNSPLITTABLE, rule_set_version
 
-PART_ROWS = 1_200_000  # rows sorted at once
+SHOWN = 60  # characters of a value in a message
 
 DUPLICATE = "!row:duplicate"
-
-Keys = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ class SplitResult:
     key_hash_out: str
     reasons: dict[str, int]  # rule id -> rows that break it; a row counts once under each of its reasons
     rule_set_version: str
+    notes: dict[str, int] = field(default_factory=dict)  # rule id -> rows that break it and are clean all the same
+    examples: dict[str, str] = field(default_factory=dict)  # rule id -> a value that breaks it; no ids of users
 
 
 def split_log(
@@ -130,26 +138,6 @@ def _described(path: Path) -> dict[str, Any]:
     return value
 
 
-def row_keys(row_ids: pl.Series, *, where: str) -> Keys:
-    """Row ids as numbers. Raises DataError when one is not 16 hex digits."""
-    if row_ids.len() and not bool((row_ids.str.len_bytes() == 16).fill_null(False).all()):
-        raise DataError(f"{where}: {ROW_ID} must be 16 hex digits in every row; ingest the log again")
-    try:
-        return np.frombuffer(bytes.fromhex("".join(row_ids.to_list())), dtype=">u8").astype(np.uint64)
-    except ValueError as error:
-        raise DataError(f"{where}: {ROW_ID} must be 16 hex digits in every row; ingest the log again") from error
-
-
-def key_hash(keys: Keys) -> str:
-    """Order-free hash of a set of row keys: the sum modulo 2**64 of the mixed keys (splitmix64), as 16 hex digits."""
-    with np.errstate(over="ignore"):
-        mixed = keys + np.uint64(0x9E3779B97F4A7C15)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed ^= mixed >> np.uint64(31)
-        return f"{int(mixed.sum(dtype=np.uint64)):016x}"
-
-
 def clean_arrow_schema(schema: LogSchema, names: list[str]) -> pa.Schema:
     """Arrow types of a clean log with these columns."""
     numbers = {f.name for f in schema.fields if f.kind == "numeric"} | {"propensity", "truth"}
@@ -165,39 +153,12 @@ def clean_arrow_schema(schema: LogSchema, names: list[str]) -> pa.Schema:
     return pa.schema(fields)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    keys: Keys  # [R] row ids, in file order
-    duplicate: npt.NDArray[np.bool_]  # [R] a later copy of a row
-    part: npt.NDArray[np.int32]  # [R] which part of the clean log a row belongs to, when it is clean
-    num_parts: int
+class _Counts(NamedTuple):
+    """What :func:`_write_rows` counts; see :class:`SplitResult`."""
 
-
-def _plan(source: RawRows) -> _Plan:
-    """First pass."""
-    find = any(rule.check == "duplicate" for rule in source.rules)
-    keys, times, first, second, known = [], [], [], [], []
-    for frame in source.frames(what="order"):
-        keys.append(row_keys(frame[ROW_ID], where=str(source.log)))
-        micros = frame.select(event_time(source.schema, source.dtypes).fill_null(0).alias("t"))["t"]
-        times.append(micros.to_numpy())
-        if find:
-            rows = frame.select(source.named)
-            first.append(rows.hash_rows(seed=1).to_numpy())
-            second.append(rows.hash_rows(seed=2).to_numpy())
-            known.append(frame[ROW_ID].is_in(list(source.known_duplicates)).to_numpy())
-    if not keys:
-        return _Plan(np.zeros(0, np.uint64), np.zeros(0, bool), np.zeros(0, np.int32), 1)
-    key = np.concatenate(keys)
-    if find:
-        duplicate = later_copies(source, np.concatenate(first), np.concatenate(second)) | np.concatenate(known)
-    else:
-        duplicate = np.zeros(len(key), dtype=bool)
-    num_parts = -(-len(key) // PART_ROWS)
-    part = np.zeros(len(key), dtype=np.int32)
-    if num_parts > 1:
-        part[np.lexsort((key, np.concatenate(times)))] = np.arange(len(key)) // PART_ROWS
-    return _Plan(key, duplicate, part, num_parts)
+    reasons: dict[str, int]
+    notes: dict[str, int]
+    examples: dict[str, str]
 
 
 def _split(
@@ -209,7 +170,7 @@ def _split(
     *,
     keep_originals: bool = False,
 ) -> SplitResult:
-    plan = _plan(source)
+    plan = plan_of(source)
     unparsable, num_unparsable = _unparsable_keys(source.unparsable)
     keys_in = np.sort(np.concatenate([plan.keys, unparsable]))
     if len(keys_in) == 0:
@@ -218,15 +179,15 @@ def _split(
         raise DataError(
             f"{source.log}: two rows share one {ROW_ID}, so rows cannot be told apart; ingest the log again"
         )
-    reasons = {rule.id: 0 for rule in source.rules}
-    reasons[UNSPLITTABLE.id] = num_unparsable
+    counts = _Counts(dict.fromkeys((rule.id for rule in source.rules), 0), {}, {})
+    counts.reasons[UNSPLITTABLE.id] = num_unparsable
     with atomic_dir(clean_dir) as clean, atomic_dir(quarantine_dir) as quarantine:
-        bad_rows = _write_rows(source, plan, stamp, clean, quarantine, reasons)
+        bad_rows = _write_rows(source, plan, stamp, clean, quarantine, counts)
         write_unparsable(source.unparsable, quarantine / "unparsable.parquet", stamp)
         for folder in (clean, quarantine):
             (folder / "schema.yaml").write_text(source.schema.to_yaml(), encoding="utf-8")
-        clean_keys = _read_keys(clean / "clean.parquet")
-        bad_keys = np.concatenate([_read_keys(quarantine / f"{n}.parquet") for n in ("quarantine", "unparsable")])
+        clean_keys = read_keys(clean / "clean.parquet")
+        bad_keys = np.concatenate([read_keys(quarantine / f"{n}.parquet") for n in ("quarantine", "unparsable")])
         keys_out = np.sort(np.concatenate([clean_keys, bad_keys]))
         result = SplitResult(
             rows_in=len(keys_in),
@@ -234,8 +195,10 @@ def _split(
             rows_quarantined=len(bad_keys),
             key_hash_in=key_hash(keys_in),
             key_hash_out=key_hash(keys_out),
-            reasons={rule: count for rule, count in reasons.items() if count},
+            reasons={rule: count for rule, count in counts.reasons.items() if count},
             rule_set_version=stamp.rule_set_version,
+            notes={rule: count for rule, count in counts.notes.items() if count},
+            examples=counts.examples,
         )
         if not np.array_equal(keys_in, keys_out) or result.key_hash_in != result.key_hash_out:
             raise RowsLostError(
@@ -253,14 +216,13 @@ def _split(
 
 
 def _write_rows(
-    source: RawRows, plan: _Plan, stamp: Stamp, clean: Path, quarantine: Path, reasons: dict[str, int]
+    source: RawRows, plan: Plan, stamp: Stamp, clean: Path, quarantine: Path, counts: _Counts
 ) -> npt.NDArray[np.bool_]:
     """Second and third pass, and the bad rows once more with all their columns; returns which rows [R] are bad."""
-    columns = canonical(source.schema, source.dtypes)
-    arrow = clean_arrow_schema(source.schema, list(columns))
-    marks = violations(source.schema, source.rules, source.dtypes, as_of=source.as_of)
-    names = [broken(rule) for rule in source.rules if rule.check not in ("splittable", "duplicate")]
-    every = [*names, DUPLICATE]
+    marks = violations(source.rules, as_of=source.as_of)
+    notes = violations(source.noted, as_of=None)
+    every = [*(broken(rule) for rule in source.rules if rule.check not in ("splittable", "duplicate")), DUPLICATE]
+    arrow = clean_arrow_schema(source.schema, clean_columns(source.schema))
     parts: list[list[pl.DataFrame]] = [[] for _ in range(plan.num_parts)]
     scratch = clean / "parts"
     bad_rows = np.zeros(len(plan.keys), dtype=bool)
@@ -273,19 +235,20 @@ def _write_rows(
                 writer = parquet_writer(scratch / f"{part}.parquet", arrow, compression="lz4")
                 writers.append(open_files.enter_context(writer))
         start = 0
-        for frame in source.frames(what="rules"):
-            rows = slice(start, start + frame.height)
+        for batch in source.batches(what="rules"):
+            rows = slice(start, start + batch.num_rows)
             start = rows.stop
-            duplicate = pl.Series(DUPLICATE, plan.duplicate[rows])
-            judged = frame.select(*columns.values(), *marks).with_columns(duplicate)
-            bad = judged.select(pl.any_horizontal(every).alias("bad"))["bad"]
+            read = read_columns(source.schema, batch)
+            marked = read.select(*marks).with_columns(pl.Series(DUPLICATE, plan.duplicate[rows]))
+            bad = marked.select(pl.any_horizontal(every).alias("bad"))["bad"]
             bad_rows[rows] = bad.to_numpy()
             if bool(bad.any()):
-                why.append(judged.filter(bad).select(every))
-                for name, count in zip(every, why[-1].sum().row(0), strict=True):
-                    if count:
-                        reasons[name[1:]] += count
-            judged = judged.drop(every)
+                why.append(marked.filter(bad).select(every))
+                _count(why[-1], counts.reasons)
+                _exemplify(why[-1], rows_where(batch, bad_rows[rows]), source, counts.examples)
+            if notes:
+                _count(read.filter(~bad).select(*notes), counts.notes)
+            judged = canonical(source.schema, read)
             for part in range(plan.num_parts):
                 mine = judged.filter(~bad & pl.Series(plan.part[rows] == part))
                 if not mine.height:
@@ -313,7 +276,7 @@ def _write_originals(
     with parquet_writer(clean / "log.parquet", schema, compression="zstd") as out:
         for _, batch in source.rows_at(columns, good):
             out.write_table(pa.Table.from_arrays(batch.columns, schema=schema))
-    if not np.array_equal(np.sort(_read_keys(clean / "log.parquet")), np.sort(clean_keys)):
+    if not np.array_equal(np.sort(read_keys(clean / "log.parquet")), np.sort(clean_keys)):
         raise RowsLostError(f"{source.log}: the originals of the clean rows are not these rows: report this as a bug")
     rows = len(clean_keys)
     described = {"source": "replay", "schema_name": source.schema.name, "rows": rows, "unparsable_rows": 0}
@@ -347,17 +310,37 @@ def _write_clean(path: Path, arrow: pa.Schema, parts: Iterable[pl.DataFrame]) ->
                 out.write_table(piece.to_arrow().cast(arrow))
 
 
+def _count(broken_rows: pl.DataFrame, into: dict[str, int]) -> None:
+    """Add the rows that break each rule; the columns are named by :func:`broken`."""
+    for name, count in zip(broken_rows.columns, broken_rows.sum().row(0), strict=True):
+        into[name[1:]] = into.get(name[1:], 0) + (count or 0)
+
+
+def _exemplify(broken_rows: pl.DataFrame, rows: pa.RecordBatch, source: RawRows, into: dict[str, str]) -> None:
+    """Keep the first value that breaks each rule, for messages."""
+    user = source.schema.entities.user
+    for rule in source.rules:
+        if rule.id in into or not rule.source or (user is not None and rule.source == user.source_column):
+            continue
+        places = broken_rows[broken(rule)].arg_true()
+        if len(places):
+            into[rule.id] = _shown(rows.column(rule.source)[places[0]])
+
+
+def _shown(scalar: pa.Scalar) -> str:
+    try:
+        value = scalar.as_py()
+    except (ValueError, OverflowError, pa.ArrowException):  # a time that Python has no type for, text that is no UTF-8
+        return f"a {scalar.type} that cannot be shown"
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(str(value)):,} characters)"
+
+
 def _unparsable_keys(path: Path) -> tuple[Keys, int]:
     if not path.exists():
         return np.zeros(0, np.uint64), 0
-    keys = _read_keys(path)
+    keys = read_keys(path)
     return keys, len(keys)
-
-
-def _read_keys(path: Path) -> Keys:
-    with parquet_file(path) as file:
-        batches = [row_keys(frame_of(b)[ROW_ID], where=str(path)) for b in file.iter_batches(columns=[ROW_ID])]
-    return np.concatenate([np.zeros(0, np.uint64), *batches])
 
 
 def _span(path: Path) -> dict[str, Any]:

@@ -143,8 +143,9 @@ def _findings(findings: list[Finding], not_evaluated: Mapping[str, str]) -> str:
 def _finding_table(findings: list[Finding], *, samples: bool) -> str:
     rows = []
     for f in findings:
-        named = f"<br><code>{escape('  '.join(f.samples))}</code>" if samples and f.samples else ""
-        named = (f"<br><span class=soft>{escape(f.fix)}</span>" if f.fix else "") + named
+        named = f"<br><span class=soft>{escape(f.fix)}</span>" if f.fix else ""
+        named += f"<br>for example <code>{escape(f.example)}</code>" if samples and f.example else ""
+        named += f"<br><code>{escape('  '.join(f.samples))}</code>" if samples and f.samples else ""
         rows.append(
             f"<tr><td>{_pill(f)}</td><td class=id><code>{escape(f.rule)}</code></td><td>{escape(f.description)}{named}</td>"
             f"<td class=n>{escape(f.observed)}</td><td class=n>{escape(f.bound)}</td></tr>"

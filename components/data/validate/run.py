@@ -11,7 +11,14 @@ from typing import Any
 import polars as pl
 
 from components.data.validate.report import render
-from components.data.validate.suite import MAX_SAMPLES, Finding, check_ledger, check_profile, check_rows
+from components.data.validate.suite import (
+    MAX_SAMPLES,
+    Finding,
+    check_ledger,
+    check_notes,
+    check_profile,
+    check_rows,
+)
 from thinktwice.data.ingest import Snapshot
 from thinktwice.files import atomic_dir, atomic_file, read_json, write_json
 from thinktwice.parquet import read_schema, read_table, write_frame
@@ -20,7 +27,7 @@ from thinktwice.schema.log import ROW_ID, LogSchema, load_schema
 from thinktwice.validate.parse import clean_columns
 from thinktwice.validate.profile import Profile, profile_log
 from thinktwice.validate.raw_rows import STAGE, frame_of
-from thinktwice.validate.rules import UNSPLITTABLE, profile_rules, row_rules
+from thinktwice.validate.rules import UNSPLITTABLE, noted_rules, profile_rules, row_rules
 from thinktwice.validate.split import SplitResult, clean_arrow_schema, split_log
 
 MAX_TOLD = 3  # warnings on the console; the report has them all
@@ -71,6 +78,7 @@ def validate_log(
     findings = [
         *check_ledger(_ledger(split, clean_dir, schema), budget=schema.quarantine_budget),
         *_with_quarantined(clean, split, schema, samples, future_checked=as_of is not None),
+        *check_notes(split.notes, noted_rules(schema)),
         *check_profile(profile.table),
     ]
     verdict = judge(_with_fixes(findings, schema), split, profile)
@@ -125,14 +133,15 @@ def judge(findings: list[Finding], split: SplitResult, profile: Profile) -> Verd
     critical = [f for f in findings if not f.passed and f.severity == "critical"]
     warnings = [f for f in findings if not f.passed and f.severity == "warning"]
     reasons = [
-        f"{f.rule} ({f.severity}): {f.observed}; expected: {f.description} ({f.bound})"
-        + (f"; {f.fix}" if f.fix else "")
+        f"{f.rule} ({f.severity}): {f.observed}{f', for example {f.example}' if f.example else ''}; "
+        f"expected: {f.description} ({f.bound})" + (f"; {f.fix}" if f.fix else "")
         for f in critical + warnings
     ]
-    said = f"{len(warnings)} warning{'s' if len(warnings) != 1 else ''}" if warnings else ""
+    said = f"{len(warnings)} warning{'s' if len(warnings) != 1 else ''} ({_named(warnings)})" if warnings else ""
     if critical:
-        named = ", ".join(f.rule for f in critical)
-        headline = f"failed: {len(critical)} critical rule{'s' if len(critical) != 1 else ''} broken ({named})"
+        headline = (
+            f"failed: {len(critical)} critical rule{'s' if len(critical) != 1 else ''} broken ({_named(critical)})"
+        )
         headline += f" and {said}" if said else ""
     else:
         quarantined = f", {split.rows_quarantined:,} in quarantine" if split.rows_quarantined else ""
@@ -142,6 +151,10 @@ def judge(findings: list[Finding], split: SplitResult, profile: Profile) -> Verd
     return Verdict(
         not critical, headline, reasons, findings, split, _metrics(split, profile, len(critical), len(warnings))
     )
+
+
+def _named(findings: list[Finding]) -> str:
+    return ", ".join(f.rule for f in findings)
 
 
 def sample_rows(quarantine_dir: Path, schema: LogSchema) -> dict[str, list[str]]:
@@ -205,6 +218,7 @@ def _with_quarantined(
                 observed=f"{count:,} row{'s' if count > 1 else ''} quarantined" if count else "no row breaks it",
                 bound="0 rows",
                 samples=list(samples.get(rule.id, [])),
+                example=split.examples.get(rule.id, ""),
             )
         )
     return findings

@@ -1,11 +1,12 @@
 """Great Expectations suites, generated from the rule catalogue, and what they found.
 
-Three small suites instead of one large one, chosen for speed and for what they prove:
+Four small suites instead of one large one, chosen for speed and for what they prove:
 
 * **rows**: every row rule, on all rows of the *clean* log as it was written, in chunks (bounded memory). GX reads the file
   that the rest of the pipeline reads, not what the splitter thought of it; each rule must hold in every row. Nothing is
   expected to fail, so the cheap BOOLEAN_ONLY form runs, and only an expectation that did fail is run again for row ids.
 * **ledger**: one row of counts: conservation of rows, the key hashes and the quarantine budget.
+* **notes**: one row of counts of clean rows whose values are doubtful: ids that were rounded, times without a zone.
 * **profile**: the distribution rules on the profile table, milliseconds at any data size, with bounds as run-time parameters.
 
 The bad rows themselves are found by the vectorised splitter (GX caps its lists of failing values and flags both copies of a
@@ -24,11 +25,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import polars as pl
 
 from thinktwice.errors import DataError
+from thinktwice.schema.limits import EARLIEST_US, LATEST_US, MAX_TEXT
 from thinktwice.schema.log import EVENT_TIME, LABEL, ROW_ID, LogSchema
 from thinktwice.validate.raw_rows import parquet_file
 from thinktwice.validate.rules import (
-    EARLIEST_US,
-    LATEST_US,
     ProfileRule,
     Rule,
     Severity,
@@ -60,13 +60,14 @@ class Finding(NamedTuple):
     """The outcome of one rule."""
 
     rule: str
-    suite: str  # rows | ledger | profile
+    suite: str  # rows | ledger | notes | profile
     severity: Severity
     description: str
     passed: bool
     observed: str
     bound: str
     samples: list[str]  # row ids, or "partition / feature"
+    example: str = ""  # a value that breaks the rule
     fix: str = ""  # what a user can do about it
 
 
@@ -100,6 +101,12 @@ def _row_expectation(schema: LogSchema, rule: Rule) -> tuple[str, dict[str, Any]
         return "ExpectColumnValuesToBeBetween", {"column": EVENT_TIME, "min_value": EARLIEST_US, "max_value": LATEST_US}
     if rule.check == "future":
         return "ExpectColumnValuesToBeBetween", {"column": EVENT_TIME, "max_value": {"$PARAMETER": "as_of"}}
+    if rule.check == "text":
+        return "ExpectColumnValuesToBeBetween", {
+            "column": _length_of(rule.column),
+            "min_value": 1,
+            "max_value": MAX_TEXT,
+        }
     if rule.check == "allowed":
         return "ExpectColumnValuesToBeInSet", {"column": rule.column, "value_set": list(rule.allowed or ())}
     if rule.check in ("minimum", "maximum"):
@@ -110,15 +117,27 @@ def _row_expectation(schema: LogSchema, rule: Rule) -> tuple[str, dict[str, Any]
     return None
 
 
+def _length_of(column: str) -> str:
+    """The column of :func:`row_frame` that holds the number of characters of ``column``; no field has a name with a space."""
+    return f"{column} characters"
+
+
 def row_frame(frame: pl.DataFrame, schema: LogSchema, expected: list[Expected]) -> pd.DataFrame:
     """The columns of a clean log that the row suite reads, in the form it reads them.
 
-    Times are microseconds since the epoch, vectors the number of their finite numbers; both are null where absent.
+    Times are microseconds since the epoch, vectors the number of their finite numbers, texts also their number of characters (-1
+    where one is NUL); all are null where absent.
     """
     used = {e.arguments["column"] for e in expected} | {ROW_ID}
     columns: list[pl.Expr] = []
     vectors = {v.name for v in schema.vectors}
     for name in frame.columns:
+        if _length_of(name) in used:
+            text = pl.col(name)
+            length = (
+                pl.when(text.str.contains("\x00", literal=True)).then(-1).otherwise(text.str.len_chars().cast(pl.Int64))
+            )
+            columns.append(length.alias(_length_of(name)))
         if name not in used:
             continue
         if name == EVENT_TIME:
@@ -142,7 +161,8 @@ def check_rows(clean_dir: Path, schema: LogSchema, *, as_of_us: int | None = Non
     counts: dict[str, int] = {}
     rows = 0
     parameters = {"as_of": as_of_us}
-    for frame in _clean_chunks(clean_dir / "clean.parquet", {e.arguments["column"] for e in expected} | {ROW_ID}):
+    columns = {rule.column for rule in rules} | {ROW_ID}
+    for frame in _clean_chunks(clean_dir / "clean.parquet", columns):
         rows += frame.height
         pandas = row_frame(frame, schema, expected)
         outcome = run_suite("rows", pandas, expected, parameters=parameters)
@@ -222,6 +242,31 @@ def check_ledger(ledger: Mapping[str, float], *, budget: float) -> list[Finding]
         passed = bool(outcome[e.rule]["success"])
         findings.append(Finding(e.rule, "ledger", e.severity, e.description, passed, text, bound, []))
     return findings
+
+
+def check_notes(notes: Mapping[str, int], rules: tuple[Rule, ...]) -> list[Finding]:
+    """Run the rules that keep no row out of the clean log: ``notes`` are the clean rows that break each of them."""
+    import pandas as pd
+
+    expected = [
+        Expected(r.id, r.severity, r.description, "ExpectColumnValuesToBeBetween", {"column": r.id, "max_value": 0})
+        for r in rules
+    ]
+    frame = pd.DataFrame([{**{r.id: notes.get(r.id, 0) for r in rules}, ROW_ID: "notes"}])
+    outcome = run_suite("notes", frame, expected, parameters={})
+    return [
+        Finding(
+            rule=e.rule,
+            suite="notes",
+            severity=e.severity,
+            description=e.description,
+            passed=bool(outcome[e.rule]["success"]),
+            observed=f"{notes.get(e.rule, 0):,} clean rows break it",
+            bound="0 rows",
+            samples=[],
+        )
+        for e in expected
+    ]
 
 
 def profile_expectations(rules: tuple[ProfileRule, ...]) -> list[Expected]:

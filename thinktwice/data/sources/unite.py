@@ -57,7 +57,7 @@ def unite(files: Mapping[Path, pa.Schema], named: Named) -> Layout:
         if name in named:
             fields.append(pa.field(name, _named_type(name, types, named[name])))
             continue
-        common = reduce(_wider, map(stored, types.values()))
+        common = reduce(_wider, map(_decoded, types.values()))
         if common is None:
             left_out[name] = "of types that do not go together: " + _words(types)
         else:
@@ -107,14 +107,17 @@ def shaped(batch: pa.RecordBatch, columns: pa.Schema, file: Path) -> pa.Table:
 
 
 def plain(array: pa.Array) -> pa.Array:
-    """The values of an array without its dictionary, runs or extension type."""
+    """The values of an array without a dictionary or runs."""
     if pt.is_dictionary(array.type):
         return plain(array.dictionary_decode())
     if pt.is_run_end_encoded(array.type):
         return plain(pc.run_end_decode(array))
-    if isinstance(array.type, pa.BaseExtensionType):
-        return plain(array.storage)
     return array
+
+
+def _decoded(kind: pa.DataType) -> pa.DataType:
+    """The type of :func:`plain` values."""
+    return _decoded(kind.value_type) if pt.is_dictionary(kind) or pt.is_run_end_encoded(kind) else kind
 
 
 def _repeats(schema: pa.Schema) -> bool:
@@ -125,15 +128,15 @@ def _named_type(name: str, types: dict[Path, pa.DataType], uses: tuple[Use, ...]
     for file, kind in types.items():
         for use in uses:
             refuse_type(name, kind, use, str(file))
-    found = [stored(kind) for kind in types.values()]
+    found = [_decoded(kind) for kind in types.values()]
+    if any(not kind.equals(found[0]) for kind in found):
+        found = [stored(kind) for kind in found]
     numbers_alone = all(use.kind == "number" for use in uses)
     joined = reduce(_together, found[1:], found[0])
     if joined is None and numbers_alone and all(_is_numeric(kind) for kind in found):
         joined = pa.float64()
     if joined is None:
         raise SchemaError(f"column {name!r} is {_words(types)}: write it with one type in every file")
-    if pt.is_timestamp(joined) and joined.tz is not None and not _known_zone(joined.tz):
-        return pa.timestamp(joined.unit, "UTC")
     return joined
 
 
@@ -207,7 +210,7 @@ def _check_values(name: str, types: dict[Path, pa.DataType], target: pa.DataType
     mixed = any(map(pt.is_integer, found)) and any(map(pt.is_floating, found))
     exact = mixed and any(use.kind != "number" for use in uses)
     for file, kind in types.items():
-        if stored(kind).equals(target) and not exact:
+        if _decoded(kind).equals(target) and not exact:
             continue
         if exact and (beyond := _beyond(file, name)) is not None:
             raise SchemaError(
@@ -227,6 +230,7 @@ def _check_values(name: str, types: dict[Path, pa.DataType], target: pa.DataType
 def _beyond(file: Path, name: str) -> int | None:
     """A whole number of the column that a float does not hold exactly, or that may have been rounded to one."""
     for array in _values(file, name):
+        array = array.storage if isinstance(array, pa.ExtensionArray) else array
         if pt.is_floating(array.type):
             array = pc.cast(array, pa.float64())
             array = array.filter(pc.fill_null(pc.is_finite(array), False))
@@ -245,6 +249,8 @@ def _values(file: Path, name: str) -> Iterator[pa.Array]:
 def _as_type(array: pa.Array, kind: pa.DataType) -> pa.Array:
     if array.type.equals(kind):
         return array
+    if isinstance(array, pa.ExtensionArray):
+        return _as_type(array.storage, kind)
     if pt.is_floating(array.type) and array.type.bit_width < 64 and kind.equals(pa.float64()):
         # Through its shortest digits: 0.1 stored in 32 bits is the 0.1 of the other files, not 0.10000000149.
         return pc.cast(pc.cast(pc.cast(array, pa.float32()), pa.string()), kind)
@@ -265,15 +271,6 @@ def _is_whole_or_float(kind: pa.DataType) -> bool:
 
 def _is_numeric(kind: pa.DataType) -> bool:
     return bool(_is_whole_or_float(kind) or pt.is_decimal(kind) or pt.is_boolean(kind))
-
-
-def _known_zone(name: str) -> bool:
-    """Whether the libraries can show times in a zone; an offset is one."""
-    try:
-        pc.hour(pa.array([0], pa.timestamp("s", name)))
-    except pa.ArrowException:
-        return False
-    return True
 
 
 def _words(types: Mapping[Path, pa.DataType]) -> str:

@@ -1,0 +1,126 @@
+"""The exposure join against one in plain Python, and what it does with damaged logs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.experiment.files import experiment, repeatable
+from tests.experiment.logs import COLUMNS, World, naive_join, random_world
+from thinktwice.errors import ExperimentError
+from thinktwice.experiment.assignment import layout_of
+from thinktwice.experiment.join import EXPOSURES, REQUESTS, JoinCounts, Logs, join_exposures
+from thinktwice.monitor.record import HEAD
+from thinktwice.records.served import EXPERIMENT_COLUMNS, EXPOSURE_ADDS, PREDICTION_COLUMNS, REQUEST_COLUMNS
+
+FILE = experiment("exp1", arms=3, coverage=0.8)
+LAYOUT = layout_of([FILE])
+
+
+def joined(world: World, folder: Path) -> JoinCounts:
+    access, predictions = world.write(folder)
+    return join_exposures(Logs(access, predictions, unit_column="log_user_id"), LAYOUT, folder / "out")
+
+
+@settings(repeatable, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 10_000))
+def test_the_join_is_the_naive_one(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+    folder = tmp_path_factory.mktemp("logs")
+    world = random_world(seed, LAYOUT)
+    counts, expected = joined(world, folder), naive_join(world, LAYOUT)
+    arms = {(a.experiment, a.arm): a.model_dump(exclude={"experiment", "arm"}) for a in counts.arms}
+    assert arms == expected.pop("arms")
+    found = counts.model_dump(exclude={"arms", "wrong_arm"})
+    assert found == expected
+    assert counts.lines == counts.requests + counts.repeated + counts.broken + counts.torn
+    assert counts.predicted == counts.joined + counts.superseded + counts.shadow + counts.unexplained + counts.ambiguous
+    rows = pq.read_table(folder / "out" / EXPOSURES)
+    assert rows.num_rows == counts.exposures and "device" in rows.column_names
+    assert not any(r["log_probability"] == 2.0 for r in rows.to_pylist())  # the first row of a place counts
+    kept = [n for n in PREDICTION_COLUMNS.names if n != "log_shadow"]
+    typed = pa.schema([*(PREDICTION_COLUMNS.field(n) for n in kept), *EXPOSURE_ADDS])
+    assert {f.name: f.type for f in rows.schema if f.name in typed.names} == {f.name: f.type for f in typed}
+    requests = pq.read_table(folder / "out" / REQUESTS)
+    assert requests.num_rows == sum(a.requests for a in counts.arms) and requests.column_names == REQUEST_COLUMNS.names
+
+
+def a_world() -> World:
+    """A world without mishaps."""
+    world = random_world(1, LAYOUT)
+    for number in range(2):
+        world.torn[number] = ""
+    return world
+
+
+def test_an_arm_that_the_bucket_does_not_belong_to_is_counted(tmp_path: Path) -> None:
+    world = a_world()
+    before = joined(world, tmp_path).wrong_arm
+    line = next(
+        (n, i) for n, file in enumerate(world.access) for i, text in enumerate(file)
+        if '"enrolled": "1"' in text and '"served": "t1"' in text and '"code": 200' in text
+    )  # fmt: skip
+    content = json.loads(world.access[line[0]][line[1]])
+    world.access[line[0]][line[1]] = json.dumps({**content, "assigned": "t2"})
+    assert joined(world, tmp_path).wrong_arm == before + 1
+
+
+def test_shares_of_a_server_without_experiments_are_refused(tmp_path: Path) -> None:
+    world = a_world()
+    access, predictions = world.write(tmp_path)
+    pq.write_table(pq.read_table(predictions[0]).drop_columns(["log_unit"]), predictions[0])
+    with pytest.raises(ExperimentError, match="no column 'log_unit'"):
+        join_exposures(Logs(access, predictions), LAYOUT, tmp_path / "out")
+    table = pq.read_table(predictions[1])
+    place = table.column_names.index("log_unit")
+    pq.write_table(table.set_column(place, "log_unit", pa.array(["x"] * table.num_rows)), predictions[1])
+    with pytest.raises(ExperimentError, match="'log_unit' is string, not uint64"):
+        join_exposures(Logs(access, predictions[1:]), LAYOUT, tmp_path / "out")
+    predictions[0].write_bytes(b"PAR1 not")
+    with pytest.raises(ExperimentError, match="cannot be read"):
+        join_exposures(Logs(access, predictions), LAYOUT, tmp_path / "out")
+    with pytest.raises(ExperimentError, match="no access log"):
+        join_exposures(Logs([tmp_path / "none.log"], []), LAYOUT, tmp_path / "out")
+
+
+def test_empty_logs(tmp_path: Path) -> None:
+    (tmp_path / "empty.log").write_bytes(b"")
+    counts = join_exposures(Logs([tmp_path / "empty.log"], []), LAYOUT, tmp_path / "out")
+    assert (counts.lines, counts.predicted, counts.exposures, counts.arms) == (0, 0, 0, ())
+    assert pq.read_table(tmp_path / "out" / EXPOSURES).num_rows == 0
+
+
+def test_parts_of_other_models_have_other_fields(tmp_path: Path) -> None:
+    world = a_world()
+    access, predictions = world.write(tmp_path)
+    table = pq.read_table(predictions[0])
+    pq.write_table(table.append_column("another", pa.array(["x"] * table.num_rows)), predictions[0])
+    join_exposures(Logs(access, predictions), LAYOUT, tmp_path / "out")
+    assert {"another", "device"} <= set(pq.read_schema(tmp_path / "out" / EXPOSURES).names)
+
+
+def test_a_torn_last_line_is_counted_and_costs_itself_alone(tmp_path: Path) -> None:
+    world = a_world()
+    whole = joined(world, tmp_path)
+    line = world.access[0][-1]
+    for cut in range(1, len(line)):
+        torn = World([world.access[0][:-1], world.access[1]], world.rows, [line[:cut], ""])
+        counts = joined(torn, tmp_path)
+        assert counts.torn == 1 and counts.broken == whole.broken and counts.requests >= whole.requests - 1
+        if cut > 3:
+            break
+    finished = World([world.access[0][:-1], world.access[1]], world.rows, [line, ""])
+    assert joined(finished, tmp_path).model_dump() == whole.model_dump()
+
+
+def test_the_columns_are_those_of_the_prediction_log() -> None:
+    ours = {f.name: f.type for f in PREDICTION_COLUMNS if f.name not in EXPERIMENT_COLUMNS.names}
+    log = dict(HEAD)
+    assert ours == {name: log[name] for name in ours}
+    assert not set(EXPERIMENT_COLUMNS.names) & set(log)
+    assert set(COLUMNS.names) >= set(PREDICTION_COLUMNS.names)

@@ -1,0 +1,388 @@
+"""What the evidence says: effect on the primary metric, guardrails, slices. No decision is made here.
+
+The primary metric is tested at *looks*. A look counts when at least half the planned distance to the one before has passed, the
+minimums are reached and the information has grown; evidence in between moves no boundary and spends no α. Guardrails are always valid
+and judged every time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from thinktwice.experiment.evidence import ArmEvidence, Evidence, Number, known
+from thinktwice.experiment.file import ExperimentFile, Guardrail
+from thinktwice.experiment.metrics import RATIOS, SUMS, quantile_share
+from thinktwice.stats.difference import (
+    Difference,
+    Metric,
+    difference,
+    effective_units,
+    relative_change,
+    two_sided_p,
+    two_sided_quantile,
+)
+from thinktwice.stats.group_sequential import CLOSEST, at_stop, boundaries, repeated_p, spent_by
+from thinktwice.stats.moments import Moments
+from thinktwice.stats.multiple import holm
+from thinktwice.stats.sequences import always_valid_p, one_sided_radius, two_sided_radius
+
+EFFECTIVE_UNITS = 100  # of each arm: with fewer a few very active users are the whole average, and nothing is tested
+OPEN_END = 4.0  # without a horizon a sequence is tightest at this multiple of the first look's information
+
+Effect = Literal["better", "worse", "unclear"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ArmLook(_Frozen):
+    """What later looks need of this one: the statistic and its information."""
+
+    arm: str
+    z: float
+    information: float
+
+
+class Look(_Frozen):
+    """One look at the primary metric that counts; ``fraction`` of the horizon (of nothing, without one)."""
+
+    fraction: float
+    final: bool
+    arms: tuple[ArmLook, ...]
+
+    def arm(self, name: str) -> ArmLook | None:
+        return next((a for a in self.arms if a.arm == name), None)
+
+
+class Adjusted(_Frozen):
+    """Estimate, interval and p-value that allow for having stopped at this look (stage-wise ordering)."""
+
+    p: float
+    value: float
+    low: float
+    high: float
+
+
+class PrimaryResult(_Frozen):
+    """Treatment against control. Intervals hold at every look (repeated), simultaneously for all treatments.
+
+    Attributes:
+        value, se, low, high: absolute difference.
+        relative, relative_low, relative_high: as a share of the control's magnitude; null where the baseline is near 0.
+        p: valid at this look whatever the earlier ones showed. ``adjusted_p``: Holm over all treatments.
+        boundary: standard errors of the interval's half width; null where nothing is tested yet.
+        at_stop: only of a group sequential test, when this look decides.
+    """
+
+    arm: str
+    metric: str
+    units: int
+    control: Number
+    treatment: Number
+    value: Number
+    se: Number
+    low: Number
+    high: Number
+    relative: Number
+    relative_low: Number
+    relative_high: Number
+    p: float
+    adjusted_p: float
+    boundary: Number
+    variance_reduction: float
+    verdict: Effect
+    at_stop: Adjusted | None = None
+    flags: tuple[str, ...] = ()
+
+
+class GuardrailResult(_Frozen):
+    """Harm beyond the margin, in the metric's units: below 0 all is well.
+
+    ``breached``: the bound below it is above 0. ``safe``: the bound above it is below 0 (non-inferiority shown).
+    ``judged`` is false where data are too few or flagged. ``tuned``: information at which the sequence is tightest.
+    """
+
+    arm: str
+    metric: str
+    worse: str
+    margin: float
+    relative: bool
+    control: Number
+    treatment: Number
+    excess: Number
+    low: Number
+    high: Number
+    tuned: float
+    judged: bool
+    breached: bool
+    safe: bool
+    flags: tuple[str, ...] = ()
+
+
+class SliceResult(_Frozen):
+    """The primary metric within one value of a declared slice: it explains, and never decides."""
+
+    slice: str
+    value: str
+    arm: str
+    units: int
+    difference: Number
+    low: Number
+    high: Number
+    p: float
+    adjusted_p: float
+    flags: tuple[str, ...] = ()
+
+
+def due_look(file: ExperimentFile, evidence: Evidence, history: Sequence[Look]) -> tuple[float, bool] | None:
+    """Fraction of the horizon and whether it is the last look; None when no look is due."""
+    if any(look.final for look in history) or not minimum_reached(file, evidence):
+        return None
+    if file.horizon is None:
+        return 0.0, False
+    last = history[-1].fraction if history else 0.0
+    fraction = evidence.days / file.horizon.days
+    if file.horizon.units is not None:
+        fraction = sum(a.units for a in evidence.arms) / file.horizon.units
+    final = evidence.days >= file.horizon.days or fraction >= 1
+    if final:
+        return 1.0, True
+    if fraction - last < 0.5 / file.horizon.looks:
+        return None
+    return fraction, False
+
+
+def minimum_reached(file: ExperimentFile, evidence: Evidence) -> bool:
+    """Whether every arm has run and been seen enough."""
+    units = [a.units for arm in file.arms if (a := evidence.arm(arm.name))]
+    return evidence.days >= file.minimum.days and len(units) == len(file.arms) and min(units) >= file.minimum.units
+
+
+def primary_results(
+    file: ExperimentFile, evidence: Evidence, history: Sequence[Look]
+) -> tuple[Look | None, tuple[PrimaryResult, ...]]:
+    """The primary metric of every treatment, and the look that this evidence makes (None when it makes none).
+
+    Without a look the numbers are those of today and nothing is tested: there is no interval, and p and verdict stay those of the
+    look before (a null hypothesis that was rejected stays rejected while the estimate keeps its sign).
+    """
+    found = {arm.name: _difference(file, evidence, arm.name) for arm in file.treatments}
+    enough = all(_enough(evidence, (file.control.name, name), RATIOS[file.primary.metric]) for name in found)
+    due = due_look(file, evidence, history)
+    look = None
+    if due is not None and enough and all(d.usable for d in found.values()):
+        look = _look(found, *due, history)
+    looks = [*history, *((look,) if look else ())]
+    level = file.alpha / len(found)
+    tests = {name: _test(file, name, looks, level) if looks else (None, 1.0) for name in found}
+    adjusted = holm([p for _, p in tests.values()])
+    results = []
+    for (name, d), after in zip(found.items(), adjusted, strict=True):
+        boundary, p = tests[name]
+        result = _primary(file, evidence, name, d, boundary if look else None, p, float(after), enough)
+        if look is not None and result.verdict != "unclear" and file.test == "group_sequential":
+            result = result.model_copy(update={"at_stop": _at_stop(name, looks, level)})
+        results.append(result)
+    return look, tuple(results)
+
+
+def guardrail_results(
+    file: ExperimentFile, evidence: Evidence, first: Sequence[GuardrailResult]
+) -> tuple[GuardrailResult, ...]:
+    """Every guardrail of every treatment.
+
+    Args:
+        first: the first judged result of each, whose information tunes the sequence.
+    """
+    tuned = {(g.arm, g.metric): g.tuned for g in first}
+    return tuple(
+        _guardrail(file, evidence, guardrail, arm.name, tuned.get((arm.name, guardrail.metric)))
+        for arm in file.treatments
+        for guardrail in file.guardrails
+    )
+
+
+def slice_results(file: ExperimentFile, evidence: Evidence) -> tuple[SliceResult, ...]:
+    """The primary metric by declared slice, at today's data with fixed intervals, corrected over all of them by Holm.
+
+    To be read at the end: under repeated looks these p-values are too small.
+    """
+    metric = RATIOS[file.primary.metric]
+    by_place = {(s.slice, s.value, s.arm): s.sums.moments() for s in evidence.slices}
+    places = sorted({(s.slice, s.value) for s in evidence.slices if s.slice in file.slices})
+    raw = []
+    for name, value in places:
+        for arm in file.treatments:
+            control, treatment = by_place.get((name, value, file.control.name)), by_place.get((name, value, arm.name))
+            one = control or treatment
+            if one is None:
+                continue
+            empty = Moments.empty(one.names)
+            raw.append((name, value, arm.name, difference(control or empty, treatment or empty, metric)))
+    adjusted = holm([two_sided_p(d.z) if d.usable else math.nan for *_, d in raw])
+    reach = two_sided_quantile(file.alpha / max(len(raw), 1))
+    return tuple(
+        SliceResult(
+            slice=name, value=value, arm=arm, units=d.control.num_units + d.treatment.num_units, difference=known(d.value),
+            low=known(d.value - reach * d.se), high=known(d.value + reach * d.se),
+            p=two_sided_p(d.z) if d.usable else 1.0, adjusted_p=float(p), flags=d.flags,
+        )
+        for (name, value, arm, d), p in zip(raw, adjusted, strict=True)
+    )  # fmt: skip
+
+
+def _difference(file: ExperimentFile, evidence: Evidence, arm: str) -> Difference:
+    control, treatment = (_moments(evidence, name) for name in (file.control.name, arm))
+    metric = RATIOS[file.primary.metric]
+    bottom = f"pre_{metric.denominator}" if metric.denominator else None
+    before = Metric(f"pre_{metric.numerator}", bottom)
+    return difference(control, treatment, metric, [before] if before.numerator in control.names else [])
+
+
+def _moments(evidence: Evidence, arm: str) -> Moments:
+    found = evidence.arm(arm)
+    if found is not None and found.sums.names:
+        return found.sums.moments()
+    names = next((a.sums.names for a in evidence.arms if a.sums.names), ())
+    return Moments.empty(names or SUMS)
+
+
+def _enough(evidence: Evidence, arms: Sequence[str], metric: Metric) -> bool:
+    """Whether no arm is an average of a few very active units."""
+    return min(effective_units(_moments(evidence, name), metric) for name in arms) >= EFFECTIVE_UNITS
+
+
+def _look(found: dict[str, Difference], fraction: float, final: bool, history: Sequence[Look]) -> Look | None:
+    """The look that these differences make; None when information has hardly grown since the last one.
+
+    It stops growing when the same users come again and what differs between users is all the noise there is. The last look is made
+    all the same, as the smallest step.
+    """
+    least = {a.arm: a.information / (1 - 2 * CLOSEST) for a in history[-1].arms} if history else {}
+    if not final and any(d.information < least.get(name, 0.0) for name, d in found.items()):
+        return None
+    arms = tuple(ArmLook(arm=n, z=d.z, information=max(d.information, least.get(n, 0.0))) for n, d in found.items())
+    return Look(fraction=fraction, final=final, arms=arms)
+
+
+def _test(file: ExperimentFile, arm: str, looks: Sequence[Look], level: float) -> tuple[float | None, float]:
+    """Boundary of |z| at level ``level`` and valid p-value at the last of these looks."""
+    mine = [a for look in looks if (a := look.arm(arm))]
+    information, z = [a.information for a in mine], [a.z for a in mine]
+    if file.test == "fixed":
+        return (two_sided_quantile(level), two_sided_p(z[-1])) if looks[-1].final else (None, 1.0)
+    if file.test == "sequence":
+        tuned = tuned_information(file, looks[0].fraction, information[0])
+        p = min(always_valid_p(v, i / tuned, level) for v, i in zip(z, information, strict=True))
+        return two_sided_radius(information[-1] / tuned, level), p
+    fractions, final = [look.fraction for look in looks], looks[-1].final
+    bound = boundaries(tuple(information), spent_by(fractions, level, final))[-1]
+    return (bound if math.isfinite(bound) else None), repeated_p(information, fractions, z, final)
+
+
+def tuned_information(file: ExperimentFile, fraction: float, information: float) -> float:
+    """Information at which a sequence is tightest: at the horizon by the first look's pace, or at a multiple of the first look."""
+    return information / fraction if file.horizon is not None and fraction > 0 else OPEN_END * information
+
+
+def _primary(
+    file: ExperimentFile,
+    evidence: Evidence,
+    name: str,
+    d: Difference,
+    boundary: float | None,
+    p: float,
+    adjusted_p: float,
+    enough: bool,
+) -> PrimaryResult:
+    reach = math.inf if boundary is None else boundary
+    relative, low, high, flags = relative_change(d, reach) if boundary is not None else _unbounded(d)
+    verdict: Effect = "unclear"
+    if adjusted_p < file.alpha and d.usable and d.value:
+        good = (d.value > 0) == (file.primary.better == "increase")
+        verdict = "better" if good else "worse"
+    return PrimaryResult(
+        arm=name, metric=file.primary.metric, units=getattr(evidence.arm(name), "units", 0),
+        control=known(d.control.value), treatment=known(d.treatment.value), value=known(d.value), se=known(d.se),
+        low=known(d.value - reach * d.se), high=known(d.value + reach * d.se), relative=known(relative),
+        relative_low=known(low), relative_high=known(high), p=p, adjusted_p=adjusted_p, boundary=boundary,
+        variance_reduction=d.variance_reduction, verdict=verdict,
+        flags=tuple(dict.fromkeys((*d.flags, *flags, *(() if enough or d.flags else ("few_effective_units",))))),
+    )  # fmt: skip
+
+
+def _unbounded(d: Difference) -> tuple[float, float, float, tuple[str, ...]]:
+    value = d.value / abs(d.control.value) if d.usable and d.control.value else math.nan
+    return value, -math.inf, math.inf, ()
+
+
+def _at_stop(arm: str, looks: Sequence[Look], level: float) -> Adjusted | None:
+    """The adjusted result if the last look is the first that crosses."""
+    mine = [a for look in looks if (a := look.arm(arm))]
+    information = tuple(a.information for a in mine)
+    bounds = boundaries(information, spent_by([look.fraction for look in looks], level, looks[-1].final))
+    if any(abs(a.z) >= b for a, b in zip(mine[:-1], bounds[:-1], strict=True)):
+        return None
+    found = at_stop(information, bounds, mine[-1].z, level)
+    return Adjusted(p=found.p, value=found.value, low=found.low, high=found.high)
+
+
+def _guardrail(
+    file: ExperimentFile, evidence: Evidence, guardrail: Guardrail, arm: str, first: float | None
+) -> GuardrailResult:
+    control, treatment, flags = _both(file, evidence, guardrail.metric, arm)
+    (c, c_se), (t, t_se) = control, treatment
+    # A quantile has no sums of its own; how uneven units are is seen in their requests.
+    weighed = RATIOS.get(guardrail.metric, RATIOS["error_rate"])
+    if not flags and not _enough(evidence, (file.control.name, arm), weighed):
+        flags = ("few_effective_units",)
+    share = guardrail.margin if guardrail.relative else 0.0
+    absolute = 0.0 if guardrail.relative else guardrail.margin
+    signs = {"increase": (1,), "decrease": (-1,), "either": (1, -1)}[guardrail.worse]
+    # Harm beyond the margin: s (t - c) - margin |c| is s t - (s + share sign(c)) c.
+    sign = -1.0 if c < 0 else 1.0
+    excesses = []
+    for s in signs:
+        weight = s + share * sign
+        excesses.append((s * t - weight * c - absolute, math.hypot(t_se, weight * c_se)))
+    value, se = max(excesses)
+    judged = not flags and math.isfinite(value) and se > 0
+    low = high = None
+    tuned = 0.0
+    if judged:
+        information = 1 / se**2
+        fraction = min(evidence.days / file.horizon.days, 1.0) if file.horizon else 0.0
+        tuned = tuned_information(file, fraction, information) if first is None else first
+        # A breach rolls back, so all guardrails of all arms share α; a proof of safety needs every one of them, so each has its own.
+        harm = file.guardrail_alpha / (len(signs) * len(file.guardrails) * len(file.treatments))
+        low = value - one_sided_radius(information / tuned, harm) * se
+        high = max(v + one_sided_radius(information / tuned, file.guardrail_alpha) * e for v, e in excesses)
+    return GuardrailResult(
+        arm=arm, metric=guardrail.metric, worse=guardrail.worse, margin=guardrail.margin, relative=guardrail.relative,
+        control=known(c), treatment=known(t), excess=known(value), low=low, high=high, tuned=tuned, judged=judged,
+        breached=low is not None and low > 0, safe=high is not None and high < 0,
+        flags=flags if flags or judged else ("zero_variance",),
+    )  # fmt: skip
+
+
+def _both(
+    file: ExperimentFile, evidence: Evidence, metric: str, arm: str
+) -> tuple[tuple[float, float], tuple[float, float], tuple[str, ...]]:
+    """Value and standard error in control and treatment, and flags."""
+    if quantile_share(metric) is None:
+        d = difference(_moments(evidence, file.control.name), _moments(evidence, arm), RATIOS[metric])
+        return (d.control.value, d.control.se), (d.treatment.value, d.treatment.se), d.flags
+    found = [_quantile(evidence.arm(name), metric) for name in (file.control.name, arm)]
+    return found[0][:2], found[1][:2], tuple(dict.fromkeys((*found[0][2], *found[1][2])))
+
+
+def _quantile(arm: ArmEvidence | None, metric: str) -> tuple[float, float, tuple[str, ...]]:
+    found = next((q for q in arm.quantiles if q.metric == metric), None) if arm else None
+    if found is None or found.value is None or found.se is None:
+        return math.nan, math.nan, (found.flags if found else ()) or ("no_rows",)
+    return found.value, found.se, found.flags

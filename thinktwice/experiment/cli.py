@@ -1,0 +1,244 @@
+"""``thinktwice experiment``: declare, check, plan, decide and report; the verbs that need no server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from thinktwice.errors import ExperimentError
+
+if TYPE_CHECKING:
+    from thinktwice.experiment.record import DecisionRecord
+
+# The verbs import what they need when they run: every start of the command line loads this file.
+
+app = typer.Typer(help="Declare, check, plan, decide and report online experiments.", no_args_is_help=True)
+
+FileArgument = Annotated[Path, typer.Argument(help="Experiment file (YAML).")]
+StateOption = Annotated[Path, typer.Option(help="Folder with one folder an experiment, each with its record.jsonl.")]
+STATE = Path(".thinktwice/experiments")
+RECORD = "record.jsonl"
+
+TEMPLATE = """\
+version: 1
+name: {name}
+unit: user_id
+salt: {name}          # another salt moves every user: it is another experiment
+arms:                 # the first is control; all have equal parts
+  - {{name: control, bundle: CONTROL-BUNDLE}}
+  - {{name: treatment, bundle: TREATMENT-BUNDLE}}
+coverage: 0.0         # share of users that is enrolled; the only field that may change while it runs
+ramp:
+  - {{coverage: 0.02}}
+  - {{coverage: 0.10, after_days: 1}}
+  - {{coverage: 1.00, after_days: 1}}
+primary: {{metric: ctr, better: increase}}
+guardrails:
+  - {{metric: error_rate, worse: increase, margin: 0.001}}
+  - {{metric: latency_p99, worse: increase, margin: 0.1, relative: true}}
+horizon: {{days: 14, looks: 14}}
+minimum: {{days: 7, units: 1000}}
+alpha: 0.05
+"""
+
+
+@app.command("new")
+def new_file(
+    name: Annotated[str, typer.Argument(help="Name of the experiment: a-z, 0-9 and '-'.")],
+    out: Annotated[Path | None, typer.Option(help="File to write; default NAME.yaml.", show_default=False)] = None,
+) -> None:
+    """Write an experiment file to fill in."""
+    from thinktwice.experiment.file import parse_experiment
+    from thinktwice.files import atomic_file
+
+    path = out or Path(f"{name}.yaml")
+    text = TEMPLATE.format(name=name)
+    parse_experiment(text, f"experiment {name!r}")
+    if path.exists():
+        raise ExperimentError(f"{path} is there already: choose another name, or remove it")
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    typer.echo(str(path))
+
+
+@app.command("check")
+def check_file(
+    file: FileArgument,
+    beside: Annotated[
+        list[Path] | None, typer.Option(help="Other experiments, running or finished; repeat the option.")
+    ] = None,
+    running: Annotated[
+        Path | None, typer.Option(help="The file as it runs now: only its coverage may differ.", show_default=False)
+    ] = None,
+) -> None:
+    """Check a file, alone, beside others, and against the one that runs; 1 with every reason when something is wrong."""
+    from thinktwice.experiment.changes import conflicts, forbidden_changes
+    from thinktwice.experiment.file import load_experiment
+
+    found = load_experiment(file)
+    problems = conflicts([found, *map(load_experiment, beside or ())])
+    if running is not None:
+        problems += forbidden_changes(load_experiment(running), found)
+    if problems:
+        raise ExperimentError(f"{file}: " + "; ".join(problems))
+    typer.echo(
+        f"{file}: {found.name}, {len(found.arms)} arms, coverage {found.coverage:.2%}, {found.test.replace('_', ' ')}"
+    )
+
+
+@app.command("assign")
+def assign_units(
+    file: FileArgument,
+    units: Annotated[list[str], typer.Argument(help="Units to place.")],
+) -> None:
+    """Print the arm, bucket and enrolment of units, as the gateway decides them."""
+    from thinktwice.experiment.assignment import assign, layout_of
+    from thinktwice.experiment.file import load_experiment
+
+    layout = layout_of([load_experiment(file)])
+    for unit in units:
+        found = assign(layout, unit)
+        bucket = "–" if found.bucket is None else str(found.bucket)
+        typer.echo(f"{unit}\t{found.arm}\t{bucket}\t{'enrolled' if found.enrolled else 'not enrolled'}\t{found.reason}")
+
+
+@app.command("plan")
+def plan_file(
+    file: FileArgument,
+    log: Annotated[Path, typer.Option(help="Impressions of the past weeks, a parquet file.")],
+    effect: Annotated[
+        float | None,
+        typer.Option(help="Relative effect to find, e.g. 0.02 for 2 %: prints the days it takes.", show_default=False),
+    ] = None,
+    power: Annotated[float, typer.Option(min=0.01, max=0.999, help="Probability of finding it.")] = 0.8,
+    unit: Annotated[str, typer.Option(help="Column of the unit.")] = "user_id",
+    time: Annotated[str, typer.Option(help="Column of the time.")] = "event_time",
+    label: Annotated[str, typer.Option(help="Column of the click, 0 or 1.")] = "label",
+) -> None:
+    """Print what the experiment can find after each number of days, from the log of the past weeks."""
+    from thinktwice.experiment.file import load_experiment
+    from thinktwice.experiment.planning import plan_experiment
+
+    found = plan_experiment(
+        load_experiment(file), log, unit=unit, time=time, label=label, power=power, relative_effect=effect
+    )
+    typer.echo(
+        f"{found.metric}, {found.method.replace('_', ' ')}: {found.inflation:.2f} times the units of a fixed horizon"
+    )
+    if found.variance_reduction:
+        typer.echo(f"the pre-period takes away {found.variance_reduction:.0%} of the variance")
+    typer.echo("days   units an arm   smallest effect found" + ("    power" if effect is not None else ""))
+    for line in found.lines:
+        relative = "–" if line.relative is None else f"{line.relative:.2%}"
+        shown = "" if line.power is None else f"   {line.power:6.1%}"
+        typer.echo(f"{line.days:4}   {line.units_per_arm:12,}   {line.minimum_detectable:12.6f} {relative:>8}{shown}")
+    if effect is not None:
+        days = found.days_needed
+        enough = (
+            f"{days} days find {effect:.2%}"
+            if days
+            else f"{found.lines[-1].days} days, all the log holds, do not find {effect:.2%}"
+        )
+        typer.echo(f"{enough} with a power of {power:.0%}")
+
+
+@app.command("decide")
+def decide_experiment(
+    file: FileArgument,
+    evidence: Annotated[Path, typer.Option(help="Evidence of this look (JSON, as the log join writes it).")],
+    state: StateOption = STATE,
+) -> None:
+    """Decide on new evidence, add the line to the record, and print the decision with its reasons."""
+    from pydantic import ValidationError
+
+    from thinktwice.experiment.evidence import Evidence
+    from thinktwice.experiment.file import load_experiment
+    from thinktwice.experiment.record import append_decision
+
+    found = load_experiment(file)
+    try:
+        seen = Evidence.model_validate_json(evidence.read_bytes())
+    except ValidationError as error:
+        issue = error.errors()[0]
+        place = ".".join(str(part) for part in issue["loc"])
+        raise ExperimentError(f"{evidence} is no evidence ({place}: {issue['msg']})") from None
+    _say(append_decision(state / found.name / RECORD, found, seen))
+
+
+@app.command("status")
+def show_status(
+    name: Annotated[str, typer.Argument(help="Name of the experiment.")],
+    state: StateOption = STATE,
+) -> None:
+    """Print the last decision of an experiment."""
+    _say(_records(name, state)[-1])
+
+
+@app.command("list")
+def list_experiments(state: StateOption = STATE) -> None:
+    """List the experiments with a record, and their last decision."""
+    names = sorted(path.parent.name for path in state.glob(f"*/{RECORD}"))
+    if not names:
+        typer.echo(f"no experiment has a record in {state}")
+    for name in names:
+        last = _records(name, state)[-1]
+        decision = last.verdict.decision
+        typer.echo(
+            f"{name}\t{last.evidence.days:.1f} days\t{last.evidence.coverage:.2%}\t{decision.action}\t{decision.status}"
+        )
+
+
+@app.command("report")
+def write_report_file(
+    name: Annotated[str, typer.Argument(help="Name of the experiment.")],
+    json_out: Annotated[Path, typer.Option("--json", help="File to write.")],
+    state: StateOption = STATE,
+) -> None:
+    """Write the whole experiment as one JSON file: effects with intervals, guardrails, checks and slices over time."""
+    from thinktwice.experiment.report import report_of, write_report
+
+    write_report(report_of(_records(name, state)), json_out)
+    typer.echo(str(json_out))
+
+
+@app.command("replay")
+def replay_record(
+    name: Annotated[str, typer.Argument(help="Name of the experiment.")],
+    state: StateOption = STATE,
+) -> None:
+    """Decide again on every line of the record; 1 when a decision comes out otherwise."""
+    from thinktwice.experiment.record import replay
+
+    records = _records(name, state)
+    for number, (before, again) in enumerate(replay(records), start=1):
+        if before != again:
+            raise ExperimentError(
+                f"line {number} of {name} says {before.action} ({before.status}); now it is {again.action} ({again.status})"
+            )
+    typer.echo(f"{name}: {len(records)} decisions, all the same")
+
+
+def _records(name: str, state: Path) -> tuple[DecisionRecord, ...]:
+    from thinktwice.experiment.record import read_record
+
+    found = read_record(state / name / RECORD)
+    if not found:
+        raise ExperimentError(
+            f"no record of the experiment {name!r} in {state}: `thinktwice experiment list` names those there are"
+        )
+    return found
+
+
+def _say(record: DecisionRecord) -> None:
+    decision = record.verdict.decision
+    what = decision.action.replace("_", " ")
+    if decision.arm:
+        what += f" {decision.arm}"
+    if decision.coverage is not None:
+        what += f" to {decision.coverage:.2%}"
+    left = "" if decision.days_left is None else f", about {decision.days_left:.1f} days left"
+    typer.echo(f"{record.file.name}: {what} ({decision.status.replace('_', ' ')}{left})")
+    for reason in decision.reasons:
+        typer.echo(f"  {reason}")

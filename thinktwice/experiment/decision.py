@@ -1,0 +1,189 @@
+"""Hold, ramp, promote or roll back: a pure function of the file, the evidence and the looks before, with its reasons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from thinktwice.experiment.analysis import (
+    GuardrailResult,
+    Look,
+    PrimaryResult,
+    SliceResult,
+    guardrail_results,
+    minimum_reached,
+    primary_results,
+    slice_results,
+)
+from thinktwice.experiment.checks import CheckResult, check_results, failed
+from thinktwice.experiment.evidence import Evidence
+from thinktwice.experiment.file import ExperimentFile
+
+DecisionAction = Literal["hold", "ramp", "promote", "roll_back"]
+Status = Literal["unhealthy", "no_data", "days_left", "ship", "roll_back", "ready_for_review"]
+
+
+OPTIONAL = ("pre_exposure_bias", "late_outcomes")  # checks that an experiment may do without
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Decision(_Frozen):
+    """What to do.
+
+    Attributes:
+        arm: the one to promote; null for other actions.
+        coverage: the next one of a ramp; null for other actions.
+        days_left: until a decision can be expected; null where nothing says when.
+    """
+
+    action: DecisionAction
+    status: Status
+    arm: str | None = None
+    coverage: float | None = None
+    days_left: float | None = None
+    reasons: tuple[str, ...]
+
+    @property
+    def final(self) -> bool:
+        return self.action in ("promote", "roll_back")
+
+
+class Verdict(_Frozen):
+    """A decision and everything it rests on. ``look`` is set when this evidence counted as one."""
+
+    decision: Decision
+    look: Look | None
+    primary: tuple[PrimaryResult, ...]
+    guardrails: tuple[GuardrailResult, ...]
+    checks: tuple[CheckResult, ...]
+    slices: tuple[SliceResult, ...]
+
+
+def decide(file: ExperimentFile, evidence: Evidence, history: Sequence[Verdict] = ()) -> Verdict:
+    """The verdict on one piece of evidence after the verdicts before it.
+
+    A promotion or roll-back ends an experiment: later evidence is analysed, and the decision stays.
+    """
+    looks = [v.look for v in history if v.look is not None]
+    checks = check_results(file, evidence, _worst_ratio(history))
+    look, primary = primary_results(file, evidence, looks)
+    guardrails = guardrail_results(file, evidence, _first_judged(history))
+    ended = next((v.decision for v in history if v.decision.final), None)
+    if ended is None:
+        over = any(found.final for found in [*looks, *((look,) if look else ())])
+        decision = _decide(file, evidence, primary, guardrails, checks, over)
+    else:
+        decision = ended.model_copy(update={"reasons": (*ended.reasons, "decided before; it stays")})
+    slices = slice_results(file, evidence)
+    return Verdict(decision=decision, look=look, primary=primary, guardrails=guardrails, checks=checks, slices=slices)
+
+
+def _decide(
+    file: ExperimentFile,
+    evidence: Evidence,
+    primary: Sequence[PrimaryResult],
+    guardrails: Sequence[GuardrailResult],
+    checks: Sequence[CheckResult],
+    over: bool,
+) -> Decision:
+    if broken := failed(checks, "roll_back"):
+        return Decision(action="roll_back", status="roll_back", reasons=tuple(_said(c) for c in broken))
+    if breached := [g for g in guardrails if g.breached]:
+        return Decision(action="roll_back", status="roll_back", reasons=tuple(_harm(g) for g in breached))
+    if broken := failed(checks, "hold"):
+        return Decision(action="hold", status="unhealthy", reasons=tuple(_said(c) for c in broken))
+    warnings = tuple(f"warning: {_said(c)}" for c in failed(checks, "warn"))
+    if unknown := [c.name for c in checks if c.passed is None and c.name not in OPTIONAL]:
+        warnings = (*warnings, f"warning: not measured: {', '.join(unknown)}")
+    empty = [a.name for a in file.arms if not getattr(evidence.arm(a.name), "units", 0)]
+    if empty:
+        return Decision(action="hold", status="no_data", reasons=(f"no unit in {', '.join(empty)}", *warnings))
+    if worse := [r for r in primary if r.verdict == "worse"]:
+        return Decision(action="roll_back", status="roll_back", reasons=(*(_effect(r) for r in worse), *warnings))
+    better = [r for r in primary if r.verdict == "better"]
+    shown = [r for r in better if all(g.safe for g in guardrails if g.arm == r.arm)]
+    if shown:
+        best = max(shown, key=lambda r: abs(r.value or 0.0))
+        safe = tuple(f"{g.metric} of {g.arm} is within its margin" for g in guardrails if g.arm == best.arm)
+        return Decision(action="promote", status="ship", arm=best.arm, reasons=(_effect(best), *safe, *warnings))
+    open_guardrails = tuple(_unproven(g) for g in guardrails if not g.safe)
+    flags = tuple(f"{r.metric} of {r.arm}: {', '.join(r.flags)}" for r in primary if r.flags)
+    if over:
+        text = tuple(_effect(r) for r in better) or ("the horizon has passed and nothing is shown",)
+        return Decision(
+            action="hold",
+            status="ready_for_review",
+            days_left=0.0,
+            reasons=(*text, *flags, *open_guardrails, *warnings),
+        )
+    left = _days_left(file, evidence)
+    waiting: tuple[str, ...] = tuple(_effect(r) for r in better) + (open_guardrails if better else ())
+    if not minimum_reached(file, evidence):
+        units = min(getattr(evidence.arm(a.name), "units", 0) for a in file.arms)
+        waiting = (
+            f"{evidence.days:.1f} of at least {file.minimum.days:g} days and {units:,} of at least "
+            f"{file.minimum.units:,} units an arm",
+        )
+    reasons = (*(waiting or ("nothing is shown yet",)), *flags, *warnings)
+    step = next((s for s in file.ramp if s.coverage > evidence.coverage), None)
+    if step is not None and evidence.coverage > 0 and not better:
+        units = min(getattr(evidence.arm(a.name), "units", 0) for a in file.arms)
+        if evidence.days_at_coverage >= step.after_days and units >= step.after_units:
+            return Decision(
+                action="ramp", status="days_left", coverage=step.coverage, days_left=left,
+                reasons=(f"no check failed and no guardrail is breached at {evidence.coverage:.2%}", *reasons),
+            )  # fmt: skip
+    return Decision(action="hold", status="days_left", days_left=left, reasons=reasons)
+
+
+def _days_left(file: ExperimentFile, evidence: Evidence) -> float | None:
+    """Days until the minimums, or with a horizon until its end."""
+    units = min(getattr(evidence.arm(a.name), "units", 0) for a in file.arms)
+    left = max(0.0, file.minimum.days - evidence.days)
+    if units < file.minimum.units:
+        left = max(left, evidence.days * (file.minimum.units / units - 1)) if units else math.inf
+    if file.horizon is not None:
+        left = max(left, file.horizon.days - evidence.days)
+    return left if math.isfinite(left) and (file.horizon is not None or left > 0) else None
+
+
+def _worst_ratio(history: Sequence[Verdict]) -> float:
+    found = [c.value for v in history for c in v.checks if c.name == "sample_ratio" and c.value is not None]
+    return min(found, default=1.0)
+
+
+def _first_judged(history: Sequence[Verdict]) -> list[GuardrailResult]:
+    first: dict[tuple[str, str], GuardrailResult] = {}
+    for verdict in history:
+        for g in verdict.guardrails:
+            if g.judged:
+                first.setdefault((g.arm, g.metric), g)
+    return list(first.values())
+
+
+def _said(check: CheckResult) -> str:
+    return f"{check.name}: {check.reason}"
+
+
+def _harm(g: GuardrailResult) -> str:
+    margin = f"{g.margin:.2%} of control" if g.relative else f"{g.margin:g}"
+    return (
+        f"{g.metric} of {g.arm} is worse than control by more than {margin}: {g.treatment:.6g} against {g.control:.6g}"
+    )
+
+
+def _unproven(g: GuardrailResult) -> str:
+    why = f" ({', '.join(g.flags)})" if g.flags else ""
+    return f"{g.metric} of {g.arm} is not yet shown to be within its margin{why}"
+
+
+def _effect(r: PrimaryResult) -> str:
+    relative = "" if r.relative is None else f", {r.relative:+.2%}"
+    interval = "" if r.low is None or r.high is None else f" ({r.low:+.6g} to {r.high:+.6g})"
+    return f"{r.metric} of {r.arm} is {r.verdict}: {r.value:+.6g}{interval}{relative}, p {r.adjusted_p:.2g}"

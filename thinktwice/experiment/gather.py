@@ -1,0 +1,81 @@
+"""From logs to evidence in one call: join, outcomes, sums per unit, moments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from thinktwice.experiment.assignment import layout_of
+from thinktwice.experiment.evidence import Evidence, collect
+from thinktwice.experiment.file import ExperimentFile
+from thinktwice.experiment.join import EXPOSURES, REQUESTS, Logs, join_exposures
+from thinktwice.experiment.outcomes import OUTCOMES, Window, join_outcomes
+from thinktwice.experiment.unit_sums import LATENCY, UNITS, arm_latencies, arm_moments, check_arms, write_unit_sums
+
+SECONDS_A_DAY = 86_400
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where everything is that happened since the experiment started.
+
+    Attributes:
+        before: ``units.parquet`` of the days before, for variance reduction; none goes without.
+        others: experiments of the same exclusive group.
+        warm_replicas: servers that answer, by arm; None: not measured.
+        log_write_failures: of the access log; None: not measured.
+    """
+
+    logs: Logs
+    clicks: Sequence[Path]
+    before: Sequence[Path] = ()
+    others: Sequence[ExperimentFile] = ()
+    warm_replicas: Mapping[str, int] | None = None
+    log_write_failures: int | None = None
+
+
+def gather(
+    file: ExperimentFile,
+    sources: Sources,
+    out: Path,
+    *,
+    started: datetime,
+    coverage_since: datetime,
+    at: datetime,
+    window: Window | None = None,
+) -> Evidence:
+    """Join everything into ``out`` and return the evidence of this instant.
+
+    Args:
+        started: when the first unit was enrolled.
+        coverage_since: when the coverage last changed.
+        at: up to when clicks are complete.
+
+    Raises:
+        ExperimentError: a log is missing or damaged, or holds an arm that the experiment does not have.
+        ValueError: times are out of order.
+    """
+    if not started <= coverage_since <= at:
+        raise ValueError(f"times are out of order: started {started}, coverage since {coverage_since}, now {at}")
+    highest = max((step.coverage for step in file.ramp), default=file.coverage)
+    widest = file.model_copy(update={"coverage": max(highest, file.coverage)})
+    exposures = join_exposures(sources.logs, layout_of([widest, *sources.others]), out)
+    outcomes = join_outcomes([out / EXPOSURES], sources.clicks, out, at, window)
+    write_unit_sums([out / OUTCOMES], [out / REQUESTS], out, file.slices)
+    sums = arm_moments([out / UNITS], file.name, before=sources.before)
+    check_arms(sums, [arm.name for arm in file.arms], file.name)
+    return collect(
+        file,
+        at=at,
+        days=(at - started).total_seconds() / SECONDS_A_DAY,
+        days_at_coverage=(at - coverage_since).total_seconds() / SECONDS_A_DAY,
+        sums=sums,
+        latencies=arm_latencies([out / LATENCY], file.name),
+        slices={name: arm_moments([out / UNITS], file.name, slice_name=name) for name in file.slices},
+        exposures=exposures,
+        outcomes=outcomes,
+        warm_replicas=sources.warm_replicas,
+        log_write_failures=sources.log_write_failures,
+    )

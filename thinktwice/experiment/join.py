@@ -1,0 +1,319 @@
+"""The exposure join: what the gateway answered (access log) with what the servers computed (prediction log).
+
+The key is request id and serving arm. A request may have been computed more than once, by a slow server that was given up and by
+control after it, or by a shadow: the row kept is that of the answer that reached the caller. Everything else is counted by reason.
+Analysis goes by the *assigned* arm, whoever served.
+"""
+
+# ruff: noqa: S608 - names are of our own lists, values are escaped by `literal`
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from thinktwice.errors import ExperimentError
+from thinktwice.experiment.assignment import HOLDOUT, NO_EXPERIMENT, Layout, buckets_of
+from thinktwice.experiment.query import engine, literal, one_row, parquet_table, quoted, write_parquet
+from thinktwice.parquet import num_rows
+from thinktwice.records.served import (
+    ACCESS_COLUMNS,
+    ARM,
+    ASSIGNED,
+    AT,
+    BUCKET,
+    BUNDLE,
+    ENROLLED,
+    EXPERIMENT,
+    FALLBACK,
+    MS,
+    PLACE,
+    PREDICTION_COLUMNS,
+    REQUEST,
+    SHADOW,
+    UNIT,
+    VERSION,
+)
+from thinktwice.sql_files import listed
+
+EXPOSURES, REQUESTS = "exposures.parquet", "requests.parquet"
+SKEW = 60.0  # seconds by which the clocks of gateway and server may differ without being counted
+
+
+@dataclass(frozen=True)
+class Logs:
+    """What to join: lines of access logs, parts of prediction logs, and the column that holds the raw unit if there is one."""
+
+    access: Sequence[Path]
+    predictions: Sequence[Path]
+    unit_column: str | None = None  # log_user_id where the log keeps raw ids: buckets are then recomputed from it
+
+
+class ArmCounts(BaseModel):
+    """Requests of one assigned arm of one experiment, enrolled ones alone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    experiment: str
+    arm: str
+    requests: int
+    answered: int  # 2xx
+    joined: int
+    lost: int  # answered, without a row in the prediction log
+    fallbacks: int  # answered by another arm
+    units: int
+    versions: tuple[str, ...]  # model version and bundle of the rows that the arm itself served
+
+
+class JoinCounts(BaseModel):
+    """Where every line and every row went.
+
+    ``lines = requests + repeated + broken + torn``;
+    ``predicted = joined + superseded + shadow + unexplained + ambiguous`` (prediction groups: a request at one server).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lines: int
+    torn: int  # last lines that a kill cut
+    broken: int  # other lines that are no JSON or name no request
+    requests: int
+    repeated: int  # further lines of a request id; the first counts
+    unanswered: int  # requests whose status is not 2xx
+    unnamed: int  # answered, but the answer does not say by which arm
+    lost: int  # answered by a named arm, without a row in the prediction log
+    predicted: int
+    joined: int
+    superseded: int  # computed, but another arm's answer reached the caller, or none did
+    shadow: int
+    unexplained: int  # computed, without a line in the access log
+    ambiguous: int  # request ids that different units used: none of their rows is kept
+    wrong_arm: int  # gateway and server name different arms or experiments, or the bucket belongs elsewhere
+    wrong_bucket: int  # buckets that do not come out when computed again
+    skewed: int  # rows whose server time is outside the request by more than a minute
+    doubled: (
+        int  # groups with several rows for one place (a request sent again, a part given twice); the first row counts
+    )
+    exposures: int  # rows written
+    units_in_two_arms: int
+    arms: tuple[ArmCounts, ...]
+
+
+def join_exposures(logs: Logs, layout: Layout, out: Path, memory: str = "2GB") -> JoinCounts:
+    """Write ``exposures.parquet`` (rows of the prediction log whose answer was delivered, enrolled or not, with what the gateway
+    knows) and ``requests.parquet`` (enrolled requests, answered or not) into ``out``.
+
+    Args:
+        layout: the split at its highest coverage.
+
+    Raises:
+        ExperimentError: a log is missing, damaged, or without the columns of experiments.
+    """
+    for file in logs.access:
+        if not file.is_file():
+            raise ExperimentError(f"no access log {file}")
+    out.mkdir(parents=True, exist_ok=True)
+    predictions = parquet_table(logs.predictions, PREDICTION_COLUMNS, "prediction log")
+    with engine(out, memory) as db:
+        _load_access(db, logs.access)
+        _load_groups(db, predictions)
+        _resolve(db)
+        _write(db, predictions, out)
+        _load_layout(db, layout)
+        counts = _counts(db)
+        torn = sum(_is_torn(file) for file in logs.access)
+        return JoinCounts(
+            **{name: number - torn if name == "broken" else number for name, number in counts.items()},
+            torn=torn,
+            wrong_bucket=_wrong_buckets(db, layout.salt, predictions, logs.unit_column),
+            exposures=num_rows(out / EXPOSURES),
+            arms=_arms(db),
+        )
+
+
+def _load_access(db: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> None:
+    """Every line as it is, parsed where it can be. Bytes are read as Latin-1, which reads any; ids and arms are ASCII."""
+    wanted = {"ts": "VARCHAR", **{n: "VARCHAR" for n in ACCESS_COLUMNS.names if n != "ts"}}
+    shape = literal("{" + ", ".join(f'"{name}": "{kind}"' for name, kind in wanted.items()) + "}")
+    whole = [f for f in files if f.stat().st_size]
+    text = (
+        f"SELECT line FROM read_csv({listed(*whole)}, hive_partitioning = false, columns = {{'line': 'VARCHAR'}}, delim = '\x01', quote = '', escape = '', "
+        "header = false, auto_detect = false, null_padding = true, encoding = 'latin-1', max_line_size = 16777216)"
+        if whole
+        else "SELECT CAST(NULL AS VARCHAR) AS line WHERE false"
+    )
+    db.execute(f"""
+        CREATE TABLE lines AS
+        SELECT nullif(r.request_id, '') AS request_id, try_cast(r.ts AS DOUBLE) AS ts, r.experiment, r.assigned,
+            r.enrolled = '1' AS enrolled, nullif(r.served, '') AS served, try_cast(r.code AS INTEGER) AS code,
+            try_cast(r.attempts AS INTEGER) AS attempts, try_cast(r.ms AS DOUBLE) AS ms
+        FROM (SELECT CASE WHEN json_valid(line) AND json_type(line) = 'OBJECT' THEN json_transform(line, {shape}) END AS r
+              FROM ({text}) WHERE line IS NOT NULL AND line <> '')
+    """)
+    # The first line of a request counts; a client that repeats an id does not make a second exposure.
+    db.execute("""
+        CREATE TABLE access AS
+        SELECT * EXCLUDE (place) FROM (
+            SELECT *, row_number() OVER (PARTITION BY request_id ORDER BY ts NULLS LAST, code, served) AS place
+            FROM lines WHERE request_id IS NOT NULL)
+        WHERE place = 1
+    """)
+
+
+def _load_groups(db: duckdb.DuckDBPyConnection, predictions: str) -> None:
+    """One row for a request at one server: the rows of its candidates have all but the item in common."""
+    db.execute(f"""
+        CREATE TABLE groups AS
+        SELECT {REQUEST} AS request_id, {ARM} AS served, coalesce({SHADOW}, false) AS shadow,
+            min({UNIT}) AS unit, max({UNIT}) AS other_unit, bool_or({UNIT} IS NULL) AND bool_or({UNIT} IS NOT NULL) AS mixed,
+            min({AT}) AS served_at, any_value({BUCKET}) AS bucket, min({EXPERIMENT}) AS experiment, min({ASSIGNED}) AS assigned,
+            count(*) > count(DISTINCT coalesce({PLACE}, -1)) AS doubled,
+            min(coalesce({VERSION}, '') || ' ' || coalesce({BUNDLE}, '')) AS version
+        FROM {predictions} WHERE {REQUEST} IS NOT NULL GROUP BY ALL
+    """)
+
+
+def _resolve(db: duckdb.DuckDBPyConnection) -> None:
+    """What becomes of each group."""
+    db.execute("""
+        CREATE TABLE ambiguous AS
+        SELECT request_id FROM groups WHERE NOT shadow GROUP BY request_id
+        HAVING min(unit) <> max(other_unit) OR bool_or(mixed) OR (bool_or(unit IS NULL) AND bool_or(unit IS NOT NULL))
+    """)
+    db.execute("""
+        CREATE TABLE fates AS
+        SELECT g.*, a.ts, a.ms, a.code, a.experiment AS gateway_experiment, a.assigned AS gateway_arm, a.enrolled,
+            CASE WHEN g.shadow THEN 'shadow'
+                 WHEN g.request_id IN (SELECT request_id FROM ambiguous) THEN 'ambiguous'
+                 WHEN a.request_id IS NULL THEN 'unexplained'
+                 WHEN a.served = g.served AND a.code BETWEEN 200 AND 299 THEN 'joined'
+                 ELSE 'superseded' END AS fate
+        FROM groups g LEFT JOIN access a ON a.request_id = g.request_id
+    """)
+    db.execute("""
+        CREATE TABLE requests AS
+        SELECT a.request_id, make_timestamptz(CAST(round(a.ts * 1e6) AS BIGINT)) AS at, a.experiment, a.assigned AS arm,
+            a.served, g.unit, a.code, a.ms, a.attempts, coalesce(f.joined, false) AS joined,
+            coalesce(a.code BETWEEN 200 AND 299, false) AS answered, f.version, coalesce(f.own, false) AS own
+        FROM access a
+        LEFT JOIN (SELECT request_id, min(unit) AS unit FROM groups WHERE NOT shadow GROUP BY request_id) g USING (request_id)
+        LEFT JOIN (SELECT request_id, true AS joined, any_value(version) AS version,
+                       bool_or(served = assigned) AS own
+                   FROM fates WHERE fate = 'joined' GROUP BY request_id) f USING (request_id)
+        WHERE a.enrolled AND a.request_id NOT IN (SELECT request_id FROM ambiguous)
+    """)
+
+
+def _write(db: duckdb.DuckDBPyConnection, predictions: str, out: Path) -> None:
+    replaced = ", ".join(quoted(n) for n in (EXPERIMENT, ASSIGNED, ENROLLED))
+    kept = f"""SELECT p.* EXCLUDE ({replaced}, {SHADOW}), f.gateway_experiment AS {EXPERIMENT}, f.gateway_arm AS {ASSIGNED},
+            f.enrolled AS {ENROLLED}, f.ms AS {MS}, f.served <> f.gateway_arm AS {FALLBACK}
+        FROM {predictions} p JOIN fates f ON f.request_id = p.{REQUEST} AND f.served = p.{ARM} AND f.fate = 'joined'
+        WHERE NOT coalesce(p.{SHADOW}, false)"""
+    # A client that sends a request again with its id, or a part that was copied: one row a place. Few groups, so only these are sorted.
+    once = f"{kept} AND f.doubled QUALIFY row_number() OVER (PARTITION BY p.{REQUEST}, p.{PLACE} ORDER BY p.{AT}) = 1"
+    write_parquet(db, f"{kept} AND NOT f.doubled UNION ALL {once}", out / EXPOSURES)
+    write_parquet(
+        db, 'SELECT request_id, "at", experiment, arm, served, unit, code, ms, attempts FROM requests', out / REQUESTS
+    )
+
+
+def _load_layout(db: duckdb.DuckDBPyConnection, layout: Layout) -> None:
+    ranges = pa.table(
+        {
+            "start": pa.array([r.start for r in layout.ranges], pa.int32()),
+            "stop": pa.array([r.stop for r in layout.ranges], pa.int32()),
+            "experiment": [r.experiment for r in layout.ranges],
+            "arm": [r.arm for r in layout.ranges],
+            "enrolled": [r.enrolled for r in layout.ranges],
+        }
+    )
+    db.register("ranges", ranges)
+
+
+_COUNTS = """
+    SELECT (SELECT count(*) FROM lines) AS lines, (SELECT count(*) FROM access) AS requests,
+        (SELECT count(*) FROM lines WHERE request_id IS NOT NULL) - (SELECT count(*) FROM access) AS repeated,
+        (SELECT count(*) FROM access WHERE code IS NULL OR code NOT BETWEEN 200 AND 299) AS unanswered,
+        (SELECT count(*) FROM access WHERE code BETWEEN 200 AND 299 AND served IS NULL) AS unnamed,
+        (SELECT count(*) FROM access a WHERE code BETWEEN 200 AND 299 AND served IS NOT NULL
+            AND NOT EXISTS (FROM groups g WHERE g.request_id = a.request_id AND g.served = a.served AND NOT g.shadow)) AS lost,
+        (SELECT count(*) FROM groups) AS predicted,
+        (SELECT count(*) FROM fates WHERE fate = 'joined') AS joined,
+        (SELECT count(*) FROM fates WHERE fate = 'superseded') AS superseded,
+        (SELECT count(*) FROM fates WHERE fate = 'shadow') AS shadow,
+        (SELECT count(*) FROM fates WHERE fate = 'unexplained') AS unexplained,
+        (SELECT count(*) FROM fates WHERE fate = 'ambiguous') AS ambiguous,
+        (SELECT count(*) FROM lines WHERE request_id IS NULL) AS broken,
+        (SELECT count(*) FROM fates WHERE doubled AND fate = 'joined') AS doubled
+"""
+
+#: Enrolled at the highest coverage is a superset of enrolled at any, so an enrolled row must be in its arm's range; testers and
+#: overrides are never enrolled and may be anywhere.
+_WRONG_ARM = f"""
+    SELECT count(*) AS n FROM fates f LEFT JOIN ranges r ON f.bucket >= r.start AND f.bucket < r.stop
+    WHERE f.fate = 'joined' AND (
+        f.experiment IS DISTINCT FROM f.gateway_experiment OR f.assigned IS DISTINCT FROM f.gateway_arm
+        OR (f.enrolled AND (r.arm IS NULL OR NOT r.enrolled OR r.arm <> f.gateway_arm OR r.experiment <> f.gateway_experiment))
+        OR (f.enrolled AND f.gateway_experiment IN ('{NO_EXPERIMENT}', '{HOLDOUT}')))
+"""
+
+_SKEWED = f"""
+    SELECT count(*) AS n FROM fates
+    WHERE fate = 'joined' AND (epoch(served_at) < ts - {SKEW} OR epoch(served_at) > ts + coalesce(ms, 0) / 1000 + {SKEW})
+"""
+
+_TWO_ARMS = """
+    SELECT count(*) AS n FROM (
+        SELECT experiment, unit FROM requests WHERE unit IS NOT NULL GROUP BY experiment, unit HAVING count(DISTINCT arm) > 1)
+"""
+
+
+def _counts(db: duckdb.DuckDBPyConnection) -> dict[str, int]:
+    found = {name: int(value or 0) for name, value in one_row(db, _COUNTS).items()}
+    for name, query in (("wrong_arm", _WRONG_ARM), ("skewed", _SKEWED), ("units_in_two_arms", _TWO_ARMS)):
+        found[name] = int(one_row(db, query)["n"] or 0)
+    return found
+
+
+def _arms(db: duckdb.DuckDBPyConnection) -> tuple[ArmCounts, ...]:
+    rows = db.execute("""
+        SELECT experiment, arm, count(*), count(*) FILTER (answered), count(*) FILTER (joined),
+            count(*) FILTER (answered AND served IS NOT NULL AND NOT joined), count(*) FILTER (answered AND served <> arm),
+            count(DISTINCT unit), list_sort(list(DISTINCT version) FILTER (own AND version IS NOT NULL))
+        FROM requests GROUP BY experiment, arm ORDER BY experiment, arm
+    """).fetchall()
+    names = ("experiment", "arm", "requests", "answered", "joined", "lost", "fallbacks", "units")
+    return tuple(ArmCounts(**dict(zip(names, row[:8], strict=True)), versions=tuple(row[8] or ())) for row in rows)
+
+
+def _wrong_buckets(db: duckdb.DuckDBPyConnection, salt: str, predictions: str, column: str | None) -> int:
+    """Distinct units whose logged bucket is not that of the pure function; 0 without raw units."""
+    if column is None:
+        return 0
+    reader = db.sql(
+        f"SELECT DISTINCT CAST({quoted(column)} AS VARCHAR) AS unit, {BUCKET} AS bucket FROM {predictions} "
+        f"WHERE {quoted(column)} IS NOT NULL AND {BUCKET} IS NOT NULL"
+    ).to_arrow_reader(100_000)
+    return sum(int((buckets_of(salt, batch["unit"]) != batch["bucket"].to_numpy()).sum()) for batch in reader)
+
+
+def _is_torn(file: Path) -> bool:
+    """Whether the last line was cut: it has no end, and is no JSON object."""
+    size = file.stat().st_size
+    with file.open("rb") as handle:
+        handle.seek(max(0, size - (1 << 20)))
+        tail = handle.read()
+    if not tail or tail.endswith(b"\n"):
+        return False
+    try:
+        json.loads(tail.rsplit(b"\n", 1)[-1].decode("latin-1"))
+    except ValueError:
+        return True
+    return False

@@ -1,0 +1,146 @@
+"""The outcome join: which exposure was clicked, within a window, up to a watermark.
+
+An exposure is *final* when its window lies before the watermark (the time up to which clicks are complete). Only final ones are
+written; the others are counted and come with the next run. A click belongs to the exposure with its request id and item; where a request
+shows an item twice, to the first place.
+"""
+
+# ruff: noqa: S608 - names are of our own lists, values are escaped by `literal`
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import duckdb
+from pydantic import BaseModel, ConfigDict, Field
+
+from thinktwice.errors import ExperimentError
+from thinktwice.experiment.query import engine, literal, one_row, parquet_table, write_parquet
+from thinktwice.records.events import CLICK_COLUMNS
+from thinktwice.records.served import AT, CLICKED_AT, ITEM, LABEL, PLACE, PREDICTION_COLUMNS, REQUEST
+
+OUTCOMES = "outcomes.parquet"
+
+
+class Window(BaseModel):
+    """Which clicks count.
+
+    Attributes:
+        seconds: after the exposure.
+        early_seconds: by which a click may lie before its exposure, for clocks differ.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seconds: float = Field(default=86_400.0, gt=0)
+    early_seconds: float = Field(default=5.0, ge=0)
+
+
+class OutcomeCounts(BaseModel):
+    """Where every exposure and every click went.
+
+    ``exposures = final + open``;
+    ``clicks = matched + duplicate + late + before_exposure + unmatched + pending + broken``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    exposures: int
+    final: int  # written
+    open: int  # their window reaches beyond the watermark
+    clicks: int
+    matched: int
+    duplicate: int  # further clicks on an exposure within its window
+    late: int  # after the window
+    before_exposure: int
+    unmatched: int  # no such exposure
+    pending: int  # on an exposure that is still open
+    broken: int  # without request, item or time
+
+
+def join_outcomes(
+    exposures: Sequence[Path],
+    clicks: Sequence[Path],
+    out: Path,
+    watermark: datetime,
+    window: Window | None = None,
+    memory: str = "2GB",
+) -> OutcomeCounts:
+    """Write ``outcomes.parquet``: every final exposure with ``label`` and the time of its first click.
+
+    Raises:
+        ExperimentError: a file is damaged or lacks a column, or a clicked exposure is there twice.
+        ValueError: the watermark has no time zone.
+    """
+    if watermark.tzinfo is None:
+        raise ValueError("the watermark needs a time zone")
+    window = window or Window()
+    out.mkdir(parents=True, exist_ok=True)
+    needed = PREDICTION_COLUMNS.empty_table().select([REQUEST, ITEM, PLACE, AT]).schema
+    shown = parquet_table(exposures, needed, "exposures")
+    clicked = parquet_table(clicks, CLICK_COLUMNS, "clicks")
+    with engine(out, memory) as db:
+        _match(db, shown, clicked, watermark, window)
+        end = f"TIMESTAMPTZ {literal(watermark.isoformat())}"
+        final = f"e.{AT} + to_microseconds({_micros(window.seconds)}) <= {end}"
+        write_parquet(
+            db,
+            f"""SELECT e.*, CAST(c.request_id IS NOT NULL AS TINYINT) AS {LABEL}, c.clicked_at AS {CLICKED_AT}
+                FROM {shown} e LEFT JOIN firsts c ON c.request_id = e.{REQUEST} AND c.item_id = e.{ITEM} AND c.place = e.{PLACE}
+                WHERE {final}""",
+            out / OUTCOMES,
+        )
+        counts = one_row(db, f"SELECT count(*) AS exposures, count(*) FILTER ({final}) AS final FROM {shown} e")
+        parts = ", ".join(f"count(*) FILTER (fate = '{fate}') AS {fate}" for fate in _FATES)
+        fates = one_row(db, f"SELECT count(*) AS clicks, {parts} FROM fates")
+        shown_rows, final_rows = int(counts["exposures"] or 0), int(counts["final"] or 0)
+        return OutcomeCounts(
+            exposures=shown_rows,
+            final=final_rows,
+            open=shown_rows - final_rows,
+            **{name: int(value or 0) for name, value in fates.items()},
+        )
+
+
+_FATES = ("matched", "duplicate", "late", "before_exposure", "unmatched", "pending", "broken")
+
+
+def _match(db: duckdb.DuckDBPyConnection, shown: str, clicked: str, watermark: datetime, window: Window) -> None:
+    """What becomes of each click. Clicks are few and exposures many, so the clicks are the side that is held."""
+    db.execute(f"""
+        CREATE TABLE fates AS
+        WITH c AS (
+            SELECT row_number() OVER (ORDER BY request_id, item_id, "at", received_at) AS n, request_id, item_id,
+                "at" AS clicked_at FROM {clicked}),
+        good AS (SELECT * FROM c WHERE request_id IS NOT NULL AND item_id IS NOT NULL AND clicked_at IS NOT NULL),
+        e AS (SELECT {REQUEST} AS request_id, {ITEM} AS item_id, min({PLACE}) AS place, min({AT}) AS shown_at,
+                  count(*) > count(DISTINCT {PLACE}) AS doubled
+              FROM {shown} WHERE {REQUEST} IN (SELECT request_id FROM good) GROUP BY 1, 2),
+        judged AS (
+            SELECT c.n, c.request_id, c.item_id, c.clicked_at, e.place, coalesce(e.doubled, false) AS doubled,
+                CASE WHEN c.request_id IS NULL OR c.item_id IS NULL OR c.clicked_at IS NULL THEN 'broken'
+                     WHEN e.request_id IS NULL THEN 'unmatched'
+                     WHEN c.clicked_at < e.shown_at - to_microseconds({_micros(window.early_seconds)}) THEN 'before_exposure'
+                     WHEN c.clicked_at > e.shown_at + to_microseconds({_micros(window.seconds)}) THEN 'late'
+                     WHEN e.shown_at + to_microseconds({_micros(window.seconds)})
+                        > TIMESTAMPTZ {literal(watermark.isoformat())} THEN 'pending'
+                     ELSE 'matched' END AS fate
+            FROM c LEFT JOIN e ON e.request_id = c.request_id AND e.item_id = c.item_id)
+        SELECT request_id, item_id, clicked_at, place, doubled,
+            CASE WHEN fate = 'matched' AND row_number() OVER (PARTITION BY fate, request_id, item_id ORDER BY clicked_at, n) > 1
+                 THEN 'duplicate' ELSE fate END AS fate
+        FROM judged
+    """)
+    doubled = db.execute("SELECT request_id, place FROM fates WHERE doubled LIMIT 1").fetchall()
+    if doubled:
+        request, place = doubled[0]
+        raise ExperimentError(
+            f"the exposures hold place {place} of the request {request!r} twice: were they given twice?"
+        )
+    db.execute("CREATE TABLE firsts AS SELECT request_id, item_id, place, clicked_at FROM fates WHERE fate = 'matched'")
+
+
+def _micros(seconds: float) -> int:
+    return round(seconds * 1e6)

@@ -1,0 +1,151 @@
+"""How long an experiment must run, from the log of the past weeks."""
+
+# ruff: noqa: S608 - names are of our own lists, values are escaped by `literal`
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from thinktwice.errors import ExperimentError
+from thinktwice.experiment.evidence import Number, known
+from thinktwice.experiment.file import ExperimentFile
+from thinktwice.experiment.metrics import RATIOS
+from thinktwice.experiment.query import engine, quoted
+from thinktwice.sql_files import source
+from thinktwice.stats.difference import Metric, explained_share
+from thinktwice.stats.moments import Moments
+from thinktwice.stats.plan import Plan, days_needed, horizon_of, plan
+
+COUNTED = ("impressions", "clicks")
+
+
+class PlanLine(BaseModel):
+    """What the experiment can find after so many days."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    days: int
+    units_per_arm: int
+    baseline: float
+    minimum_detectable: float
+    relative: Number
+    power: Number
+
+
+class ExperimentPlan(BaseModel):
+    """Plans for every length that the log holds, at full coverage."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metric: str
+    method: str
+    alpha: float
+    wanted_power: float
+    inflation: float
+    variance_reduction: float
+    lines: tuple[PlanLine, ...]
+    days_needed: int | None  # for the effect asked for; null when the log is too short for it or none was asked for
+
+
+def plan_experiment(
+    file: ExperimentFile,
+    log: Path,
+    *,
+    unit: str,
+    time: str,
+    label: str,
+    power: float = 0.8,
+    relative_effect: float | None = None,
+) -> ExperimentPlan:
+    """Plan from a log of impressions in parquet with a unit, a time and a label (1 = click) in each row.
+
+    The last days of the log stand for the experiment; with a declared pre-period the days before them are its covariate.
+
+    Raises:
+        ExperimentError: the log is damaged, too short, or lacks a column, or the primary metric cannot be planned from it.
+    """
+    metric = RATIOS[file.primary.metric]
+    if not {metric.numerator, metric.denominator} - {None} <= set(COUNTED):
+        raise ExperimentError(
+            f"{file.primary.metric} cannot be planned from impressions and clicks: use ctr, clicks_per_unit or impressions_per_unit"
+        )
+    before = file.pre_period.days if file.pre_period else 0
+    wanted = max(1, round(file.horizon.days)) if file.horizon else 28
+    found = _moments(log, unit, time, label, before, wanted)
+    looks = file.horizon.looks if file.horizon else max(found)
+    covariate = Metric(f"pre_{metric.numerator}", f"pre_{metric.denominator}" if metric.denominator else None)
+    reduction = explained_share(found[max(found)], metric, [covariate]) if before else 0.0
+    share = (file.buckets[1] - file.buckets[0]) / 10_000
+    plans: list[Plan] = []
+    for days, moments in sorted(found.items()):
+        try:
+            horizon = horizon_of(days, moments, metric)
+            effect = None if relative_effect is None else relative_effect * abs(horizon.baseline)
+            plans.append(
+                plan(
+                    horizon, method=file.test, looks=looks, alpha=file.alpha, power=power, arms=len(file.arms), coverage=share,
+                    effect=effect, variance_reduction=reduction,
+                )
+            )  # fmt: skip
+        except ValueError as error:
+            raise ExperimentError(f"{log} cannot plan {days} days: {error}") from None
+    needed = None if relative_effect is None else days_needed(plans, relative_effect * abs(plans[-1].baseline))
+    lines = tuple(
+        PlanLine(
+            days=p.days, units_per_arm=p.units_per_arm, baseline=p.baseline, minimum_detectable=p.minimum_detectable,
+            relative=known(p.relative), power=p.power,
+        )
+        for p in plans
+    )  # fmt: skip
+    return ExperimentPlan(
+        metric=file.primary.metric, method=file.test, alpha=file.alpha, wanted_power=power, inflation=plans[-1].inflation,
+        variance_reduction=reduction, lines=lines, days_needed=needed,
+    )  # fmt: skip
+
+
+def _moments(log: Path, unit: str, time: str, label: str, before: int, wanted: int) -> dict[int, Moments]:
+    """Moments by length in days, of at most the ``wanted`` last days of the log."""
+    if not log.is_file():
+        raise ExperimentError(f"no log {log}: give a parquet file of impressions")
+    table = source(log)
+    with engine(log.parent) as db:
+        types = {row[0]: str(row[1]) for row in db.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()}
+        for name in (unit, time, label):
+            if name not in types:
+                raise ExperimentError(f"{log} has no column {name!r}; there are {', '.join(list(types)[:20])}")
+        if not types[time].startswith(("TIMESTAMP", "DATE")):
+            raise ExperimentError(
+                f"column {time!r} of {log} is {types[time]}, not a time: plan from the clean log of a validation"
+            )
+        if types[label] in ("VARCHAR", "BLOB"):
+            raise ExperimentError(f"column {label!r} of {log} is {types[label]}, not 0 or 1")
+        db.execute(f"""
+            CREATE TEMP TABLE d AS
+            SELECT CAST({quoted(unit)} AS VARCHAR) AS unit, CAST(epoch({quoted(time)}) // 86400 AS INTEGER) AS day,
+                count(*) AS impressions, sum(CAST({quoted(label)} AS DOUBLE)) AS clicks
+            FROM {table} WHERE {quoted(unit)} IS NOT NULL AND {quoted(time)} IS NOT NULL GROUP BY ALL
+        """)
+        ((first, last),) = db.execute("SELECT min(day), max(day) FROM d").fetchall()
+        if first is None:
+            raise ExperimentError(f"{log} holds no row with a unit and a time")
+        longest = min(wanted, last - first + 1 - before)
+        if longest < 1:
+            raise ExperimentError(
+                f"{log} spans {last - first + 1} days, too short for a pre-period of {before} days and an experiment: give a longer log"
+            )
+        start = last - longest + 1
+        found = {}
+        for days in range(1, longest + 1):
+            rows = db.execute(
+                f"""SELECT sum(impressions) FILTER (day >= {start}) AS impressions, sum(clicks) FILTER (day >= {start}) AS clicks,
+                    coalesce(sum(impressions) FILTER (day < {start}), 0) AS pre_impressions,
+                    coalesce(sum(clicks) FILTER (day < {start}), 0) AS pre_clicks
+                FROM d WHERE day >= {start - before} AND day < {start + days}
+                GROUP BY unit HAVING count(*) FILTER (day >= {start}) > 0"""
+            ).fetchnumpy()
+            names = (*COUNTED, *(f"pre_{name}" for name in COUNTED))
+            found[days] = Moments.of(names, np.stack([np.asarray(rows[n], np.float64) for n in names], axis=1))
+    return found

@@ -1,0 +1,129 @@
+"""DuckDB with bounded memory for the log joins: it spills to a folder of its own and keeps times in UTC."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from thinktwice.errors import ExperimentError, ResourceError
+from thinktwice.files import atomic_file
+from thinktwice.parquet import num_rows, read_schema
+from thinktwice.sql_files import literal as literal
+from thinktwice.sql_files import source as source
+from thinktwice.sql_files import spill_folder, take_exact_paths, written
+
+MEMORY = "2GB"  # of the engine; what does not fit goes to disk
+
+
+@contextmanager
+def engine(scratch: Path, memory: str = MEMORY) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection that spills into a folder under ``scratch``, which is removed afterwards; a full disk is named."""
+    with spill_folder(scratch, f".spill-{os.getpid()}") as spill:
+        connection = duckdb.connect(":memory:")
+        try:
+            connection.execute(
+                f"SET memory_limit = '{memory}'; SET preserve_insertion_order = false; SET TimeZone = 'UTC'"
+            )
+            connection.execute(f"SET threads = {min(os.cpu_count() or 1, 8)}; SET temp_directory = {literal(spill)}")
+            take_exact_paths(connection)
+            yield connection
+        except duckdb.OutOfMemoryException as error:
+            raise ResourceError(
+                f"memory and disk under {scratch} do not hold the joined logs: free disk space and run again"
+            ) from error
+        except duckdb.IOException as error:
+            if "No space left" in str(error):
+                raise ResourceError(f"no space left under {scratch}: free some disk space and run again") from error
+            raise ExperimentError(f"a log cannot be read: {str(error).splitlines()[0]}") from None
+        except duckdb.InvalidInputException as error:
+            raise ExperimentError(f"a log cannot be read: {str(error).splitlines()[0]}") from None
+        finally:
+            connection.close()
+            shutil.rmtree(spill, ignore_errors=True)
+
+
+def write_parquet(connection: duckdb.DuckDBPyConnection, query: str, target: Path) -> None:
+    """Write the rows of a query, aside and then renamed, without holding them in memory."""
+    with atomic_file(target) as temporary:
+        connection.execute(f"COPY ({query}) TO {written(temporary)} (FORMAT parquet, COMPRESSION zstd)")
+
+
+def one_row(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, int | float | str | None]:
+    """The only row of a query, by column."""
+    cursor = connection.execute(query)
+    names = [column[0] for column in cursor.description or ()]
+    (row,) = cursor.fetchall()
+    return dict(zip(names, row, strict=True))
+
+
+def parquet_table(files: Sequence[Path], columns: pa.Schema, what: str) -> str:
+    """Parquet files as a table of a query, by column name; none of them is an empty table of these columns.
+
+    Raises:
+        ExperimentError: a file is damaged, lacks a column, or has one of another type (null: any type will do).
+    """
+    kept = []
+    for file in files:
+        try:
+            found, rows = read_schema(file), num_rows(file)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ExperimentError(
+                f"{what} {file} cannot be read ({str(error).splitlines()[0]}): remove it or restore it"
+            ) from None
+        missing = [name for name in columns.names if name not in found.names]
+        if missing and not rows:
+            continue  # nothing was written yet, so nobody knew of all columns
+        if missing:
+            why = (
+                "it was written by a server without experiments"
+                if missing[0].startswith("log_")
+                else "correct its name"
+            )
+            raise ExperimentError(f"{what} {file} has no column {missing[0]!r}: {why}")
+        for field in columns:
+            kind = found.field(field.name).type
+            if not pa.types.is_null(field.type) and _family(kind) != _family(field.type):
+                raise ExperimentError(f"{what} {file}: column {field.name!r} is {kind}, not {field.type}")
+        kept.append(file)
+    if not kept:
+        parts = ", ".join(f"CAST(NULL AS {_SQL_TYPES[str(field.type)]}) AS {quoted(field.name)}" for field in columns)
+        return f"(SELECT {parts} WHERE false)"
+    return source(*kept, options=", union_by_name = true")
+
+
+def _family(kind: pa.DataType) -> str:
+    """Types that the engine reads as one another."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    tests = {
+        "text": (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+        "integer": (pa.types.is_integer,),
+        "number": (pa.types.is_floating,),
+        "time": (pa.types.is_timestamp,),
+    }
+    return next((name for name, are in tests.items() if any(is_one(kind) for is_one in are)), str(kind))
+
+
+_SQL_TYPES = {
+    "null": "VARCHAR",
+    "string": "VARCHAR",
+    "double": "DOUBLE",
+    "int8": "TINYINT",
+    "int16": "SMALLINT",
+    "int32": "INTEGER",
+    "int64": "BIGINT",
+    "uint64": "UBIGINT",
+    "bool": "BOOLEAN",
+    "timestamp[us, tz=UTC]": "TIMESTAMPTZ",
+}
+
+
+def quoted(name: str) -> str:
+    """A column name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'

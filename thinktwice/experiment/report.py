@@ -1,0 +1,136 @@
+"""The result of an experiment as typed data with a version: what a page or a screen draws, and nothing to compute any more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from thinktwice.errors import ExperimentError
+from thinktwice.experiment.analysis import GuardrailResult, PrimaryResult, SliceResult
+from thinktwice.experiment.checks import CheckResult
+from thinktwice.experiment.decision import Decision
+from thinktwice.experiment.evidence import MomentsModel, Number
+from thinktwice.experiment.file import ExperimentFile
+from thinktwice.experiment.join import JoinCounts
+from thinktwice.experiment.metrics import RATIOS
+from thinktwice.experiment.outcomes import OutcomeCounts
+from thinktwice.experiment.record import DecisionRecord
+from thinktwice.files import write_json
+from thinktwice.stats.difference import arm_estimate
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class MetricValue(_Frozen):
+    """A metric in one arm, with its standard error; null and a flag where it has none."""
+
+    metric: str
+    value: Number
+    se: Number
+    flags: tuple[str, ...] = ()
+
+
+class ArmReport(_Frozen):
+    arm: str
+    bundle: str
+    mode: str | None
+    units: int
+    metrics: tuple[MetricValue, ...]
+
+
+class Point(_Frozen):
+    """One line of the record, for plots over time."""
+
+    at: AwareDatetime
+    days: float
+    coverage: float
+    counted: bool  # whether it was a look at the primary metric
+    action: str
+    status: str
+    units: tuple[int, ...]  # by arm
+    primary: tuple[PrimaryResult, ...]
+    guardrails: tuple[GuardrailResult, ...]
+
+
+class Report(_Frozen):
+    """The whole experiment up to its last line."""
+
+    format: Literal[1] = 1
+    experiment: ExperimentFile
+    method: str
+    at: AwareDatetime
+    days: float
+    decision: Decision
+    arms: tuple[ArmReport, ...]
+    primary: tuple[PrimaryResult, ...]
+    guardrails: tuple[GuardrailResult, ...]
+    checks: tuple[CheckResult, ...]
+    slices: tuple[SliceResult, ...]
+    exposures: JoinCounts | None
+    outcomes: OutcomeCounts | None
+    points: tuple[Point, ...]
+
+
+def report_of(records: Sequence[DecisionRecord]) -> Report:
+    """The report of a record.
+
+    Raises:
+        ExperimentError: the record is empty.
+    """
+    if not records:
+        raise ExperimentError("the record is empty: nothing has been decided yet")
+    last = records[-1]
+    file, evidence, verdict = last.file, last.evidence, last.verdict
+    arms = []
+    for arm in file.arms:
+        found = evidence.arm(arm.name)
+        metrics = _values(found.sums) if found else ()
+        if found:
+            metrics += tuple(
+                MetricValue(metric=q.metric, value=q.value, se=q.se, flags=q.flags) for q in found.quantiles
+            )
+        arms.append(
+            ArmReport(
+                arm=arm.name, bundle=arm.bundle, mode=arm.mode, units=found.units if found else 0, metrics=metrics
+            )
+        )
+    return Report(
+        experiment=file, method=file.test, at=evidence.at, days=evidence.days, decision=verdict.decision, arms=tuple(arms),
+        primary=verdict.primary, guardrails=verdict.guardrails, checks=verdict.checks, slices=verdict.slices,
+        exposures=evidence.exposures, outcomes=evidence.outcomes, points=tuple(_point(r) for r in records),
+    )  # fmt: skip
+
+
+def write_report(report: Report, path: Path | str) -> None:
+    """Write the report as JSON."""
+    write_json(path, report.model_dump(mode="json"))
+
+
+def _point(record: DecisionRecord) -> Point:
+    evidence, verdict = record.evidence, record.verdict
+    units = {a.arm: a.units for a in evidence.arms}
+    return Point(
+        at=evidence.at, days=evidence.days, coverage=evidence.coverage, counted=verdict.look is not None,
+        action=verdict.decision.action, status=verdict.decision.status,
+        units=tuple(units.get(a.name, 0) for a in record.file.arms), primary=verdict.primary, guardrails=verdict.guardrails,
+    )  # fmt: skip
+
+
+def _values(sums: MomentsModel) -> tuple[MetricValue, ...]:
+    moments, found = sums.moments(), []
+    for name, metric in RATIOS.items():
+        if not {metric.numerator, metric.denominator} - {None} <= set(sums.names):
+            continue
+        value = arm_estimate(moments, metric)
+        finite = not value.flags
+        found.append(
+            MetricValue(
+                metric=name, value=value.value if finite else None, se=value.se if finite else None, flags=value.flags
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,216 @@
+"""Sums per unit from joined logs: what all statistics are computed from, as one small table.
+
+``units.parquet`` has a row for each experiment, arm, unit and day with the sums of ``metrics.SUMS``, and for each declared slice and its
+values too. Days add by unit; shards of disjoint units add as moments. ``latency.parquet`` has counts by arm, group of units
+and bin, which add in any way.
+"""
+
+# ruff: noqa: S608 - names are of our own lists, values are escaped by `literal`
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from thinktwice.errors import ExperimentError
+from thinktwice.experiment.metrics import SUMS
+from thinktwice.experiment.query import engine, parquet_table, quoted, write_parquet
+from thinktwice.records.served import (
+    ASSIGNED,
+    AT,
+    ENROLLED,
+    EXPERIMENT,
+    LABEL,
+    NUM_PATHS,
+    PROBABILITY,
+    REQUEST_COLUMNS,
+    UNIT,
+)
+from thinktwice.stats.moments import Moments
+from thinktwice.stats.quantiles import GROUPS, Bins, Histogram
+
+UNITS, LATENCY = "units.parquet", "latency.parquet"
+ALL = ""  # slice of everything
+BINS = Bins()  # of latencies in milliseconds
+
+UNIT_COLUMNS = pa.schema(
+    [
+        ("experiment", pa.string()),
+        ("arm", pa.string()),
+        ("slice", pa.string()),  # name of the column; "" for everything
+        ("value", pa.string()),
+        ("unit", pa.uint64()),
+        ("day", pa.int32()),  # since 1970, UTC
+        *((name, pa.float64()) for name in SUMS),
+    ]
+)
+LATENCY_COLUMNS = pa.schema(
+    [
+        ("experiment", pa.string()),
+        ("arm", pa.string()),
+        ("group", pa.int32()),
+        ("bin", pa.int32()),
+        ("count", pa.float64()),
+        ("sum", pa.float64()),
+    ]
+)
+_FROM_OUTCOMES = pa.schema(
+    [
+        (EXPERIMENT, pa.string()),
+        (ASSIGNED, pa.string()),
+        (ENROLLED, pa.bool_()),
+        (UNIT, pa.uint64()),
+        (AT, pa.timestamp("us", "UTC")),
+        (LABEL, pa.int8()),
+        (PROBABILITY, pa.float64()),
+        (NUM_PATHS, pa.int32()),
+    ]
+)
+
+
+def write_unit_sums(
+    outcomes: Sequence[Path], requests: Sequence[Path], out: Path, slices: Sequence[str] = (), memory: str = "2GB"
+) -> None:
+    """Write ``units.parquet`` and ``latency.parquet`` into ``out``.
+
+    Requests of which no server saw the unit count as units of their own, so that no error is lost.
+
+    Raises:
+        ExperimentError: a file is damaged or lacks a column, a declared slice among them.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    wanted = pa.schema([*_FROM_OUTCOMES, *((name, pa.null()) for name in slices)])
+    shown, asked = parquet_table(outcomes, wanted, "outcomes"), parquet_table(requests, REQUEST_COLUMNS, "requests")
+    parts = [_rows_of("''", "''", shown)]
+    parts += [_rows_of(f"'{name}'", f"coalesce(CAST({quoted(name)} AS VARCHAR), '')", shown) for name in slices]
+    parts.append(f"""
+        SELECT experiment, arm, '' AS slice, '' AS value,
+            coalesce(unit, hash(request_id)) AS unit, {_day('"at"')} AS day, count(*) AS requests,
+            count(*) FILTER (code IS NULL OR code NOT BETWEEN 200 AND 299) AS errors,
+            count(*) FILTER (code BETWEEN 200 AND 299 AND served <> arm) AS fallbacks,
+            0 AS impressions, 0 AS clicks, 0 AS escalated, 0 AS probability, 0 AS paths
+        FROM {asked} GROUP BY ALL
+    """)
+    sums = ", ".join(f"CAST(sum({name}) AS DOUBLE) AS {name}" for name in SUMS)
+    step = float(np.log1p(BINS.width))
+    with engine(out, memory) as db:
+        write_parquet(
+            db,
+            f"SELECT experiment, arm, slice, value, unit, day, {sums} FROM ({' UNION ALL '.join(parts)}) GROUP BY ALL",
+            out / UNITS,
+        )
+        # The bins of ``Bins.place``, in the query's words.
+        place = f"least(greatest(CAST(floor(ln(ms / {BINS.lowest}) / {step!r}) AS INTEGER) + 1, 0), {BINS.count - 1})"
+        write_parquet(
+            db,
+            f"""SELECT experiment, arm, CAST(coalesce(unit, hash(request_id)) % {GROUPS} AS INTEGER) AS "group",
+                    CASE WHEN ms < {BINS.lowest} THEN 0 ELSE {place} END AS bin,
+                    CAST(count(*) AS DOUBLE) AS "count", sum(ms) AS "sum"
+                FROM {asked} WHERE ms >= 0 AND isfinite(ms) GROUP BY ALL""",
+            out / LATENCY,
+        )
+
+
+def _rows_of(name: str, value: str, shown: str) -> str:
+    return f"""
+        SELECT {EXPERIMENT} AS experiment, {ASSIGNED} AS arm, {name} AS slice, {value} AS value, {UNIT} AS unit,
+            {_day(AT)} AS day, 0 AS requests, 0 AS errors, 0 AS fallbacks, count(*) AS impressions, sum({LABEL}) AS clicks,
+            count(*) FILTER ({NUM_PATHS} > 1) AS escalated, sum({PROBABILITY}) AS probability, sum({NUM_PATHS}) AS paths
+        FROM {shown} WHERE {ENROLLED} AND {UNIT} IS NOT NULL GROUP BY ALL
+    """
+
+
+def _day(column: str) -> str:
+    return f"CAST(epoch({column}) // 86400 AS INTEGER)"
+
+
+def arm_moments(
+    units: Sequence[Path],
+    experiment: str,
+    *,
+    slice_name: str = ALL,
+    before: Sequence[Path] = (),
+    until_day: int | None = None,
+    memory: str = "2GB",
+) -> dict[tuple[str, str], Moments]:
+    """Moments by (value of the slice, arm); for everything the value is "".
+
+    Args:
+        units: files of :func:`write_unit_sums`; days of one unit add.
+        before: the same of the days before the experiment; its arms do not matter, and a unit without any counts as zeros.
+        until_day: last day that counts.
+
+    Units that were seen in two arms are left out (and counted elsewhere).
+    """
+    table = parquet_table(units, UNIT_COLUMNS, "sums per unit")
+    past = parquet_table(before, UNIT_COLUMNS, "sums per unit before the experiment") if before else None
+    names = [*SUMS, *(f"pre_{name}" for name in SUMS)] if past else list(SUMS)
+    sums = ", ".join(f"sum({name}) AS {name}" for name in SUMS)
+    day = "" if until_day is None else f"AND day <= {int(until_day)}"
+    inner = f"""
+        SELECT value, min(arm) AS arm, unit, {sums} FROM {table}
+        WHERE experiment = ? AND slice = ? {day} GROUP BY value, unit HAVING min(arm) = max(arm)
+    """
+    if past:
+        pre = ", ".join(f"sum({name}) AS pre_{name}" for name in SUMS)
+        filled = ", ".join(f"coalesce(p.pre_{name}, 0) AS pre_{name}" for name in SUMS)
+        inner = f"""
+            SELECT u.*, {filled} FROM ({inner}) u
+            LEFT JOIN (SELECT unit, {pre} FROM {past} WHERE slice = '' GROUP BY unit) p USING (unit)
+        """
+    # Moments in the engine: first the means, then centred products, so that large means cost no digits.
+    means = ", ".join(f"avg({n}) AS m_{n}" for n in names)
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i:]]
+    products = ", ".join(f"sum(({a} - m_{a}) * ({b} - m_{b})) AS {a}__{b}" for a, b in pairs)
+    kept = ", ".join(f"any_value(m_{n})" for n in names)
+    found: dict[tuple[str, str], Moments] = {}
+    scratch = (units[0] if units else Path()).parent
+    with engine(scratch, memory) as db:
+        db.execute(f"CREATE TEMP TABLE u AS {inner}", [experiment, slice_name])
+        rows = db.execute(f"""
+            SELECT u.value, u.arm, count(*), {kept}, {products} FROM u
+            JOIN (SELECT value, arm, {means} FROM u GROUP BY value, arm) m
+                ON m.value = u.value AND m.arm = u.arm GROUP BY u.value, u.arm
+        """).fetchall()
+    for value, arm, count, *numbers in rows:
+        scatter = np.empty((len(names), len(names)))
+        for (a, b), product in zip(pairs, numbers[len(names) :], strict=True):
+            i, j = names.index(a), names.index(b)
+            scatter[i, j] = scatter[j, i] = product
+        found[value, arm] = Moments(tuple(names), count, np.array(numbers[: len(names)], np.float64), scatter)
+    return found
+
+
+def arm_latencies(files: Sequence[Path], experiment: str) -> dict[str, Histogram]:
+    """Latency histograms by arm."""
+    table = parquet_table(files, LATENCY_COLUMNS, "latencies")
+    found: dict[str, Histogram] = {}
+    with engine((files[0] if files else Path()).parent) as db:
+        rows = db.execute(
+            f"""SELECT arm, "group", bin, sum("count") AS n, sum("sum") AS s FROM {table}
+                WHERE experiment = ? GROUP BY ALL ORDER BY ALL""",
+            [experiment],
+        ).fetchnumpy()
+    arms = np.asarray(rows["arm"], object)
+    for arm in sorted(set(arms.tolist())):
+        use = arms == arm
+        counts, sums = np.zeros((GROUPS, BINS.count)), np.zeros(BINS.count)
+        counts[rows["group"][use], rows["bin"][use]] = rows["n"][use]
+        np.add.at(sums, rows["bin"][use], rows["s"][use])
+        found[arm] = Histogram(BINS, counts, sums)
+    return found
+
+
+def check_arms(found: dict[tuple[str, str], Moments], arms: Sequence[str], experiment: str) -> None:
+    """Refuse data of an arm that the experiment does not have.
+
+    Raises:
+        ExperimentError: there is one.
+    """
+    if unknown := sorted({arm for _, arm in found} - set(arms)):
+        raise ExperimentError(
+            f"the logs hold the arm {unknown[0]!r}, which {experiment} does not have: {', '.join(arms)}"
+        )

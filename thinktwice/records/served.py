@@ -1,0 +1,82 @@
+"""Columns of what was served: prediction (a model's row), access (a request at the gateway), exposure and outcome (both joined).
+
+Columns of prediction that do not belong to experiments are those of the prediction log; a test holds the two lists together.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+REQUEST, AT, ARM = "log_request_id", "log_at", "log_arm"  # log_arm: the arm that served, its own name
+BUNDLE, VERSION = "log_bundle_hash", "log_model_version"
+USER, ITEM, PLACE = "log_user_id", "log_item_id", "log_place"
+PROBABILITY, NUM_PATHS = "log_probability", "log_num_paths"
+EXPERIMENT, ASSIGNED, ENROLLED = "log_experiment", "log_assigned_arm", "log_enrolled"
+UNIT, BUCKET, ATTEMPT, SHADOW = "log_unit", "log_bucket", "log_attempt", "log_shadow"
+MS, FALLBACK = "log_ms", "log_fallback"
+LABEL, CLICKED_AT = "label", "log_clicked_at"
+
+#: What an experiment adds to each row of the prediction log.
+EXPERIMENT_COLUMNS = pa.schema(
+    [
+        (EXPERIMENT, pa.string()),  # header x-experiment
+        (ASSIGNED, pa.string()),  # header x-arm
+        (ENROLLED, pa.bool_()),  # header x-enrolled
+        (UNIT, pa.uint64()),  # keyed hash of the unit; null without one
+        (BUCKET, pa.int16()),  # of the unit; null without one
+        (ATTEMPT, pa.int16()),  # the gateway's attempt that reached this server
+        (SHADOW, pa.bool_()),  # a copy whose answer nobody got
+    ]
+)
+
+#: One row of a model, as the prediction log has it; the fields of the model stand beside these.
+PREDICTION_COLUMNS = pa.schema(
+    [
+        (REQUEST, pa.string()),
+        (AT, pa.timestamp("us", "UTC")),
+        (ARM, pa.string()),
+        (VERSION, pa.string()),
+        (BUNDLE, pa.string()),
+        (ITEM, pa.string()),
+        (PLACE, pa.int32()),
+        (PROBABILITY, pa.float64()),
+        (NUM_PATHS, pa.int32()),
+        *EXPERIMENT_COLUMNS,
+    ]
+)
+
+#: One request at the gateway: a line of its access log, by the names of that log.
+ACCESS_COLUMNS = pa.schema(
+    [
+        ("ts", pa.float64()),  # Unix seconds at the start of the request
+        ("request_id", pa.string()),
+        ("experiment", pa.string()),
+        ("assigned", pa.string()),
+        ("enrolled", pa.string()),  # "1" or "0"
+        ("served", pa.string()),  # arm that answered, by its own word; null when none did
+        ("code", pa.int32()),
+        ("attempts", pa.int32()),
+        ("ms", pa.float64()),  # whole duration
+    ]
+)
+
+#: What an exposure adds to the row of the prediction log whose answer reached the caller.
+EXPOSURE_ADDS = pa.schema([(MS, pa.float64()), (FALLBACK, pa.bool_())])
+
+#: What an outcome adds to an exposure.
+OUTCOME_ADDS = pa.schema([(LABEL, pa.int8()), (CLICKED_AT, pa.timestamp("us", "UTC"))])
+
+#: One enrolled request, answered or not.
+REQUEST_COLUMNS = pa.schema(
+    [
+        ("request_id", pa.string()),
+        ("at", pa.timestamp("us", "UTC")),
+        ("experiment", pa.string()),
+        ("arm", pa.string()),  # assigned
+        ("served", pa.string()),
+        ("unit", pa.uint64()),  # null when no server saw the request
+        ("code", pa.int32()),
+        ("ms", pa.float64()),
+        ("attempts", pa.int32()),
+    ]
+)
