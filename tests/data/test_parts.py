@@ -199,31 +199,66 @@ def test_a_part_that_is_empty_or_cut_is_named(tmp_path: Path, schema: Path, cont
         read(tmp_path / "logs", schema, tmp_path / "raw")
 
 
-@pytest.mark.parametrize("where", ["day=2024-03-01", "x/day=1/hour=2", "_day=1", "=1/day=2"])
-def test_hive_partitions_are_refused_by_name(tmp_path: Path, schema: Path, where: str) -> None:
+NAMING_DAY = SCHEMA.replace("[{name: colour}]", "[{name: colour}, {name: day, nullable: true}]")
+FOLDERS = ["day=2024-03-01", "x/day=1/hour=2", "_day=1/day=1", "=1/day=2"]
+
+
+@pytest.mark.parametrize("where", FOLDERS)
+def test_hive_partitions_that_the_schema_names_are_refused(tmp_path: Path, schema: Path, where: str) -> None:
+    schema.write_text(NAMING_DAY)
     write(tmp_path / "logs" / where / "part-0.parquet")
+    with pytest.raises(DataError, match=r"is a Hive partition, and folder names are not read: the column 'day', which"):
+        read(tmp_path / "logs", schema, tmp_path / "raw")
+
+
+@pytest.mark.parametrize("where", FOLDERS)
+def test_hive_partitions_that_the_schema_does_not_name_are_only_folders(
+    tmp_path: Path, schema: Path, where: str
+) -> None:
+    write(tmp_path / "logs" / where / "part-0.parquet")
+    snapshot, rows = read(tmp_path / "logs", schema, tmp_path / "raw")
+    keys = {part.partition("=")[0] for part in where.split("/") if "=" in part} - {""}
+    assert rows == ["0-0", "0-1", "0-2"] and snapshot.columns_left_out.keys() == keys
+    assert pl.read_parquet(tmp_path / "raw/log.parquet", hive_partitioning=False).columns == [
+        "row_id",
+        "source_row",
+        "clicked",
+        "colour",
+    ]
+    assert any("day (in folder names, which are not read)" in line for line in snapshot.what_was_read())
+
+
+def test_a_column_that_files_hold_themselves_is_read_from_them(tmp_path: Path, schema: Path) -> None:
+    schema.write_text(NAMING_DAY)
+    for number in (1, 2):
+        file = write(tmp_path / "logs" / f"day={number}" / "part-0.parquet", number)
+        pq.write_table(pq.ParquetFile(file).read().append_column("day", pa.array([10 * number] * 3)), file)
+    snapshot, _ = read(tmp_path / "logs", schema, tmp_path / "raw")
+    days = pl.read_parquet(tmp_path / "raw/log.parquet", hive_partitioning=False)["day"].to_list()
+    assert days == [10] * 3 + [20] * 3 and snapshot.columns_left_out == {}
+    write(tmp_path / "logs" / "day=3" / "part-0.parquet")  # without the column
     with pytest.raises(
-        DataError, match=r"is a Hive partition, and folder names are not read: the column '_?day' would"
+        DataError, match=r"folder day=3 in .* the column 'day', which the schema names, would be missing"
     ):
         read(tmp_path / "logs", schema, tmp_path / "raw")
 
 
-def test_the_sentence_about_partitions_leads_to_a_log_with_the_column(tmp_path: Path, schema: Path) -> None:
-    for day in (1, 2):
-        write(tmp_path / "it's [1]" / f"day={day}" / "part-0.parquet", day)
-    with pytest.raises(DataError) as caught:
-        read(tmp_path / "it's [1]", schema, tmp_path / "raw")
-    assert "it''s [1]/**/*.parquet" in str(caught.value)
+@pytest.mark.parametrize("name", ["logs", "it's [1]", "a*b?"])
+def test_the_sentence_about_partitions_leads_to_a_log_with_the_column(
+    tmp_path: Path, schema: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import duckdb
 
+    schema.write_text(NAMING_DAY)
     for day in (1, 2):
-        write(tmp_path / "logs" / f"day={day}" / "part-0.parquet", day)
+        write(tmp_path / name / f"day={day}" / "part-0.parquet", day)
+        write(tmp_path / "it's 1" / f"day={day + 2}" / "part-0.parquet", day)  # what a pattern would find
+        write(tmp_path / "aabb" / f"day={day + 2}" / "part-0.parquet", day)
     with pytest.raises(DataError) as caught:
-        read(tmp_path / "logs", schema, tmp_path / "raw")
-    query = str(caught.value).split("e.g. with DuckDB: ")[1].replace("log.parquet", str(tmp_path / "log.parquet"))
+        read(tmp_path / name, schema, tmp_path / "raw")
+    monkeypatch.chdir(tmp_path)
     with duckdb.connect() as connection:
-        connection.execute(query)
-    schema.write_text(SCHEMA.replace("[{name: colour}]", "[{name: colour}, {name: day}]"))
+        connection.execute(str(caught.value).split("e.g. with DuckDB: ")[1])
     snapshot, _ = read(tmp_path / "log.parquet", schema, tmp_path / "raw")
     assert snapshot.rows == 6
     assert pl.read_parquet(tmp_path / "raw/log.parquet")["day"].unique().sort().to_list() == [1, 2]

@@ -310,6 +310,10 @@ def load_experiment(path: Path | str) -> ExperimentFile:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ExperimentError(f"no experiment file {path}: `thinktwice experiment new` writes one") from None
+    except OSError as error:
+        raise ExperimentError(
+            f"experiment file {path} cannot be read ({error.strerror or error}): give the path of a YAML file"
+        ) from None
     except UnicodeDecodeError as error:
         raise ExperimentError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
     return parse_experiment(text, str(path))

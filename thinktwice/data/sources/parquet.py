@@ -10,7 +10,7 @@ import numpy as np
 
 from thinktwice.data.sources.base import ADDED, Chunk, Reading, need_path
 from thinktwice.data.sources.parquet_files import BATCH_ROWS, batches, footer
-from thinktwice.data.sources.parts import Parts, parts_of, printable
+from thinktwice.data.sources.parts import Parts, partition_key, parts_of, printable, refuse_partition
 from thinktwice.data.sources.raw_log import is_raw_log, open_raw_log
 from thinktwice.data.sources.unite import shaped, unite
 from thinktwice.errors import DataError, SchemaError
@@ -44,7 +44,15 @@ def open_parquet_log(path: Path | None, limit: int, seed: int, schema: LogSchema
     parts = parts_of(path) if path.is_dir() else Parts((path,))
     _refuse_names(parts)
     footers = {file: footer(file) for file in parts.files}
-    layout = unite({file: columns for file, (_, columns) in footers.items()}, named_columns(schema))
+    named = named_columns(schema)
+    in_names: dict[str, str] = {}
+    for file, folders in parts.partitions.items():
+        for folder in folders:
+            key = partition_key(folder)
+            if key in named and key not in footers[file][1].names:
+                refuse_partition(path, folder)
+            in_names.setdefault(key, "in folder names, which are not read")
+    layout = unite({file: columns for file, (_, columns) in footers.items()}, named)
     taken = [c for c in ADDED if c in layout.columns.names]
     if taken:
         raise SchemaError(
@@ -72,7 +80,8 @@ def open_parquet_log(path: Path | None, limit: int, seed: int, schema: LogSchema
         chunks,
         max(1, num_chunks),
         left_out=parts.left_out,
-        columns_left_out=layout.left_out,
+        columns_left_out=layout.left_out
+        | {key: why for key, why in in_names.items() if key not in layout.columns.names},
         columns_missing=layout.missing,
     )
 

@@ -8,6 +8,7 @@ read. Whatever is not read is named: a file that is no data is left out, one tha
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import re
 import stat
@@ -35,22 +36,27 @@ SAME = "the same file again"
 
 @dataclass(frozen=True)
 class Parts:
-    """``files`` in reading order; ``left_out`` is path below the folder (a folder ends with ``/``) -> why."""
+    """``files`` in reading order; ``left_out`` is path below the folder (a folder ends with ``/``) -> why.
+
+    ``partitions`` is file -> the names ``key=value`` of folders between the given folder and the file. They are not read.
+    """
 
     files: tuple[Path, ...]
     left_out: dict[str, str] = field(default_factory=dict)
+    partitions: dict[Path, tuple[str, ...]] = field(default_factory=dict)
 
 
 def parts_of(folder: Path) -> Parts:
     """The parquet files below ``folder``, and what is left out.
 
     Raises:
-        DataError: the folder is a table of another kind or partitioned by folder names, holds a file that looks like data and
-            would not be read, or may not be read; or it holds no parquet file.
+        DataError: the folder is a table of another kind, holds a file that looks like data and would not be read, or may not be
+            read; or it holds no parquet file.
     """
     _refuse_table(folder)
     files: list[Path] = []
     left_out: dict[str, str] = {}
+    partitions: dict[Path, tuple[str, ...]] = {}
     refused: list[str] = []
     seen: dict[tuple[int, int], str] = {}
     for path, name, why in _walk(folder):
@@ -65,8 +71,8 @@ def parts_of(folder: Path) -> Parts:
         with readable(path):
             kind = kind_of(path)
         if kind.is_parquet and is_parquet_name(path.name):
-            _refuse_partition(folder, name)
             files.append(path)
+            partitions[path] = tuple(part for part in name.split("/")[:-1] if partition_key(part))
         elif kind.is_parquet:
             refused.append(f"{name} is a parquet file by its content, but does not end like one")
         elif kind.is_data:
@@ -88,7 +94,13 @@ def parts_of(folder: Path) -> Parts:
         raise DataError(
             f"folder {folder} holds no *.parquet file{out}: give --path, your parquet file or a folder of them"
         )
-    return Parts(tuple(files), left_out)
+    return Parts(tuple(files), left_out, {file: found for file, found in partitions.items() if found})
+
+
+def partition_key(folder: str) -> str:
+    """The key of a folder ``key=value``; "" for another name."""
+    key, equals, _ = folder.partition("=")
+    return key if equals else ""
 
 
 def is_parquet_name(name: str) -> bool:
@@ -219,14 +231,16 @@ def _refuse_table(folder: Path) -> None:
         )
 
 
-def _refuse_partition(folder: Path, name: str) -> None:
-    """Folder names are not read: refuse a log whose folders hold a column."""
-    for part in name.split("/")[:-1]:
-        key, equals, _ = part.partition("=")
-        if key and equals:
-            inside = str(folder).replace("'", "''")
-            query = f"COPY (FROM read_parquet('{inside}/**/*.parquet', hive_partitioning=true)) TO 'log.parquet'"
-            raise DataError(
-                f"folder {part} in {folder} is a Hive partition, and folder names are not read: the column {key!r} would be "
-                f"missing. Write it into the files, e.g. with DuckDB: {query}"
-            )
+def refuse_partition(folder: Path, part: str) -> None:
+    """Refuse a log that has a column of the schema in the names of its folders alone; ``part`` is one of them.
+
+    Raises:
+        DataError: always.
+    """
+    # DuckDB takes [ and ] for a pattern; a character in brackets is itself.
+    inside = glob.escape(str(folder.absolute())).replace("'", "''")
+    query = f"COPY (FROM read_parquet('{inside}/**/*.parquet', hive_partitioning=true)) TO 'log.parquet'"
+    raise DataError(
+        f"folder {part} in {folder} is a Hive partition, and folder names are not read: the column {partition_key(part)!r}, "
+        f"which the schema names, would be missing. Write it into the files, e.g. with DuckDB: {query}"
+    )
