@@ -91,7 +91,7 @@ def numbers(values: pa.Array | pa.ChunkedArray) -> pl.Series:
         found = as_series(values).cast(pl.Float64)
     elif pa.types.is_decimal(kind):
         found = as_series(values.cast(pa.large_string())).cast(pl.Float64, strict=False)
-    elif is_text(kind):
+    elif holds_text(kind):
         text = texts(values).str.strip_chars(SPACE)
         found = pl.select(pl.when(text.str.contains(NUMBER)).then(text)).to_series().cast(pl.Float64, strict=False)
     else:
@@ -109,12 +109,12 @@ def missing(values: pa.Array | pa.ChunkedArray) -> pl.Series:
         found = missing(values.dictionary).gather(as_series(values.indices).cast(pl.Int64))
         return found.fill_null(True)
     nothing = values.is_null(nan_is_null=True)
-    if is_text(values.type):
+    if holds_text(values.type):
         return as_series(nothing) | (as_series(values.cast(pa.large_binary())).bin.size() == 0).fill_null(True)
     return as_series(nothing)
 
 
-def is_text(kind: pa.DataType) -> bool:
+def holds_text(kind: pa.DataType) -> bool:
     """Whether a type holds text, or bytes that may be text."""
     t = pa.types
     text = t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind)

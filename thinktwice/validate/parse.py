@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from thinktwice.schema.limits import EARLIEST_US, INEXACT_FROM, LATEST_US, text_is_wrong
 from thinktwice.schema.log import EVENT_TIME, LABEL, ROW_ID, Entities, LogSchema
-from thinktwice.schema.numbers import SPACE, is_text, missing, numbers
+from thinktwice.schema.numbers import SPACE, holds_text, missing, numbers
 from thinktwice.schema.times import Instants, derive, instants, is_time, localized, on_present
 from thinktwice.schema.values import as_series, spelled, texts
 from thinktwice.validate.rules import Rule
@@ -194,7 +194,7 @@ def _words(values: pa.Array) -> Iterator[tuple[str, pl.Series]]:
 
 def _label(values: pa.Array) -> pl.Series:
     found = numbers(values)
-    if not is_text(values.type):
+    if not holds_text(values.type):
         return found
     text = texts(values).str.strip_chars(SPACE).str.to_lowercase()
     return pl.select(pl.when(text == "true").then(1.0).when(text == "false").then(0.0).otherwise(found)).to_series()
@@ -205,7 +205,7 @@ def _vector(values: pa.Array) -> pl.Series:
         values = values.storage
     if pa.types.is_null(values.type):
         return pl.Series([None] * len(values), dtype=pl.List(pl.Float32))
-    if is_text(values.type):
+    if holds_text(values.type):
         inner = texts(values).str.strip_chars("[]" + SPACE).str.split(",")
         found = inner.list.eval(pl.element().str.strip_chars(SPACE).cast(pl.Float64, strict=False))
         return found.cast(pl.List(pl.Float32))
