@@ -153,7 +153,8 @@ KINDS = {
     "keys that are no fields": Kind(schema=HEAD + ENTITIES.replace("}\n", ", as_field: false}\n") + "fields: [{name: dev}]\n"),
     "no statistics windows": Kind(schema=SCHEMA.replace("windows_days: [1]", "windows_days: []")),
     "windows longer than the log": Kind(schema=SCHEMA.replace("windows_days: [1]", "windows_days: [0, 100000]")),
-    "huge numbers": Kind(numbers(lambda k: (-1) ** k * 1e300 * (k + 1))),
+    "huge numbers": Kind(numbers(lambda k: (-1) ** k * 1e297 * (k + 1))),
+    "numbers beyond the limit": Kind(numbers(lambda k: (-1) ** k * 1e300 * (k + 1)), "price:number (warning): 300 rows quarantined"),
     "the smallest numbers": Kind(numbers(lambda k: 5e-324 * (k % 3))),
     "negative numbers": Kind(numbers(lambda k: -float(k))),
     "infinities": Kind(numbers(lambda k: math.inf if k % 2 else 1.0), "price:number (warning): 150 rows quarantined"),
@@ -161,7 +162,7 @@ KINDS = {
     "copies of one row": Kind(every(t=START, u="a", i="b", dev="c", price=1.0, y=1), "row:duplicate (warning): 299 rows"),
     "copies of two rows": Kind(
         lambda log: (every(t=START, u="a", i="b", dev="c", price=1.0)(log), log.update(y=[k % 2 for k in range(ROWS)])),
-        "keep a column in the log that tells them apart, such as an impression id",
+        "give the log a column that differs, such as an impression id",
     ),
     "a copy of the label": Kind(lambda log: log.update(dev=[str(y) for y in log["y"]]), "leave the field out: it is the label in other words"),
 }  # fmt: skip
@@ -228,7 +229,7 @@ def test_warnings_of_a_log_that_passes_say_what_to_do(tmp_path: Path, monkeypatc
     lines = outcome.told[first_line : first_line + 4]
     assert lines[0] == "3 warnings:"
     assert lines[1].startswith(
-        "  label:binary: 1 row quarantined; expected: the label is 0 or 1. Mend the rows or the rule"
+        "  label:binary: 1 row quarantined; expected: the label is 0 or 1 (or true or false); for other numbers say in the schema"
     )
     assert lines[2].startswith("  price:number: 2 rows quarantined") and "`thinktwice data replay`" in lines[2]
     assert (
