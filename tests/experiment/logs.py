@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections import Counter, defaultdict
@@ -45,7 +46,7 @@ class World:
 
 def unit_key(unit: str) -> int:
     """A keyed hash of a unit, as a server would log it."""
-    return hash(("key", unit)) % 2**63
+    return int.from_bytes(hashlib.sha256(b"key " + unit.encode()).digest()[:8], "big") % 2**63
 
 
 def random_world(seed: int, layout: Layout, requests: int = 60) -> World:

@@ -70,6 +70,16 @@ def test_an_arm_that_the_bucket_does_not_belong_to_is_counted(tmp_path: Path) ->
     assert joined(world, tmp_path).wrong_arm == before + 1
 
 
+def test_the_order_of_lines_and_rows_changes_nothing(tmp_path: Path) -> None:
+    world = a_world()
+    whole = joined(world, tmp_path)
+    rows = pq.read_table(tmp_path / "out" / EXPOSURES).to_pylist()
+    turned = World([file[::-1] for file in world.access[::-1]], world.rows[::-1], world.torn)
+    assert joined(turned, tmp_path) == whole
+    again = pq.read_table(tmp_path / "out" / EXPOSURES).to_pylist()
+    assert sorted(map(repr, again)) == sorted(map(repr, rows))
+
+
 def test_shares_of_a_server_without_experiments_are_refused(tmp_path: Path) -> None:
     world = a_world()
     access, predictions = world.write(tmp_path)

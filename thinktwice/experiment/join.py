@@ -160,7 +160,8 @@ def _load_access(db: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> None:
     db.execute("""
         CREATE TABLE access AS
         SELECT * EXCLUDE (place) FROM (
-            SELECT *, row_number() OVER (PARTITION BY request_id ORDER BY ts NULLS LAST, code, served) AS place
+            SELECT *, row_number() OVER (PARTITION BY request_id ORDER BY ts NULLS LAST, code, served, experiment, assigned,
+                enrolled, attempts, ms) AS place
             FROM lines WHERE request_id IS NOT NULL)
         WHERE place = 1
     """)
@@ -172,7 +173,7 @@ def _load_groups(db: duckdb.DuckDBPyConnection, predictions: str) -> None:
         CREATE TABLE groups AS
         SELECT {REQUEST} AS request_id, {ARM} AS served, coalesce({SHADOW}, false) AS shadow,
             min({UNIT}) AS unit, max({UNIT}) AS other_unit, bool_or({UNIT} IS NULL) AND bool_or({UNIT} IS NOT NULL) AS mixed,
-            min({AT}) AS served_at, any_value({BUCKET}) AS bucket, min({EXPERIMENT}) AS experiment, min({ASSIGNED}) AS assigned,
+            min({AT}) AS served_at, min({BUCKET}) AS bucket, min({EXPERIMENT}) AS experiment, min({ASSIGNED}) AS assigned,
             count(*) > count(DISTINCT coalesce({PLACE}, -1)) AS doubled,
             min(coalesce({VERSION}, '') || ' ' || coalesce({BUNDLE}, '')) AS version
         FROM {predictions} WHERE {REQUEST} IS NOT NULL GROUP BY ALL
@@ -203,7 +204,7 @@ def _resolve(db: duckdb.DuckDBPyConnection) -> None:
             coalesce(a.code BETWEEN 200 AND 299, false) AS answered, f.version, coalesce(f.own, false) AS own
         FROM access a
         LEFT JOIN (SELECT request_id, min(unit) AS unit FROM groups WHERE NOT shadow GROUP BY request_id) g USING (request_id)
-        LEFT JOIN (SELECT request_id, true AS joined, any_value(version) AS version,
+        LEFT JOIN (SELECT request_id, true AS joined, min(version) AS version,
                        bool_or(served = assigned) AS own
                    FROM fates WHERE fate = 'joined' GROUP BY request_id) f USING (request_id)
         WHERE a.enrolled AND a.request_id NOT IN (SELECT request_id FROM ambiguous)
@@ -217,7 +218,9 @@ def _write(db: duckdb.DuckDBPyConnection, predictions: str, out: Path) -> None:
         FROM {predictions} p JOIN fates f ON f.request_id = p.{REQUEST} AND f.served = p.{ARM} AND f.fate = 'joined'
         WHERE NOT coalesce(p.{SHADOW}, false)"""
     # A client that sends a request again with its id, or a part that was copied: one row a place. Few groups, so only these are sorted.
-    once = f"{kept} AND f.doubled QUALIFY row_number() OVER (PARTITION BY p.{REQUEST}, p.{PLACE} ORDER BY p.{AT}) = 1"
+    once = (
+        f"{kept} AND f.doubled QUALIFY row_number() OVER (PARTITION BY p.{REQUEST}, p.{PLACE} ORDER BY p.{AT}, p) = 1"
+    )
     write_parquet(db, f"{kept} AND NOT f.doubled UNION ALL {once}", out / EXPOSURES)
     write_parquet(
         db, 'SELECT request_id, "at", experiment, arm, served, unit, code, ms, attempts FROM requests', out / REQUESTS
