@@ -159,11 +159,12 @@ KINDS = {
     "negative numbers": Kind(numbers(lambda k: -float(k))),
     "infinities": Kind(numbers(lambda k: math.inf if k % 2 else 1.0), "price:number (warning): 150 rows quarantined"),
     "numbers that are none": Kind(numbers(lambda k: math.nan)),
-    "copies of one row": Kind(every(t=START, u="a", i="b", dev="c", price=1.0, y=1), "row:duplicate (warning): 299 rows"),
+    "copies of one row": Kind(every(t=START + timedelta(seconds=1), u="a", i="b", dev="c", price=1.0, y=1), "row:duplicate (warning): 299 rows"),
     "copies of two rows": Kind(
-        lambda log: (every(t=START, u="a", i="b", dev="c", price=1.0)(log), log.update(y=[k % 2 for k in range(ROWS)])),
+        lambda log: (every(t=START + timedelta(seconds=1), u="a", i="b", dev="c", price=1.0)(log), log.update(y=[k % 2 for k in range(ROWS)])),
         "give the log a column that differs, such as an impression id",
     ),
+    "equal rows of one hour": Kind(lambda log: (every(u="a", i="b", dev="c", price=1.0)(log), log.update(t=[START + timedelta(hours=k // 9) for k in range(ROWS)]))),
     "a copy of the label": Kind(lambda log: log.update(dev=[str(y) for y in log["y"]]), "leave the field out: it is the label in other words"),
 }  # fmt: skip
 
