@@ -36,7 +36,8 @@ REPEATS = 400
 CHILD = """
 import json, sys, time
 import numpy as np
-from thinktwice.combinations.sketch import CHUNK, FrequencySketch, mix
+from thinktwice.combinations.sketch import CHUNK, FrequencySketch
+from thinktwice.splitmix import mix
 events, distinct = int(sys.argv[1]), 5_000_000
 reach = np.cumsum(np.arange(1, distinct + 1) ** -1.1)
 rng, sketch, seconds, done = np.random.default_rng(0), FrequencySketch.empty(), 0.0, 0

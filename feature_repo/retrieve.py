@@ -19,11 +19,12 @@ import pyarrow.compute as pc
 
 from feature_repo.leaks import assert_no_leak
 from feature_repo.segments import SEGMENT_ROWS, write_chunk
-from feature_repo.store import DATA, FeatureStoreInfo, open_store, quiet, read_info
+from feature_repo.store import FeatureStoreInfo, open_store, quiet, read_info
 from feature_repo.tables_engine import feast_engine
 from thinktwice.data.feature_tables import CLEAN_FILE, EVENT_TIMESTAMP, TableSpec, table_specs
 from thinktwice.data.query import engine
 from thinktwice.errors import DataError, FeatureStoreError, RowsLostError
+from thinktwice.feature_store import DATA, REGISTRY_FILE, SETTINGS_FILE
 from thinktwice.parquet import read_table
 from thinktwice.progress import note, track
 from thinktwice.schema import ROW_ID, LogSchema, load_schema
@@ -104,7 +105,7 @@ def _joined_chunks(
     starts = range(0, rows.num_rows, CHUNK_ROWS)
     with tempfile.TemporaryDirectory(prefix="thinktwice-join-") as name:
         workspace = Path(name)
-        for file in ("feature_store.yaml", "registry.db"):
+        for file in (SETTINGS_FILE, REGISTRY_FILE):
             shutil.copy(store_dir / file, workspace / file)
         with open_store(workspace) as store, engine(workspace) as connection, quiet():
             for start in track(starts, stage="build_training_set", total=len(starts), label="point-in-time join"):

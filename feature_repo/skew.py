@@ -17,13 +17,14 @@ import pyarrow as pa
 
 from feature_repo.causes import causes
 from feature_repo.retrieve import features_at
-from feature_repo.store import CONFIG_FILE, DATA, REGISTRY_FILE, SCHEMA_FILE, read_info
+from feature_repo.store import read_info
 from thinktwice.data.feature_tables import TableSpec, build_feature_tables, table_specs
 from thinktwice.errors import DataError, FeatureStoreError
+from thinktwice.feature_store import DATA, REGISTRY_FILE, SETTINGS_FILE
 from thinktwice.monitor.record import AT, ITEM, USER, VERSION
 from thinktwice.monitor.served import read_served
 from thinktwice.monitor.skew import SkewReport, compare
-from thinktwice.schema import ROW_ID, load_schema
+from thinktwice.schema import ROW_ID, SCHEMA_FILE, load_schema
 
 IDS = {"user": USER, "item": ITEM}
 
@@ -106,7 +107,7 @@ def _tables(store_dir: Path, clean_dir: Path | str | None, specs: tuple[TableSpe
         )
     with tempfile.TemporaryDirectory(prefix="thinktwice-skew-") as scratch:
         folder = Path(scratch)
-        for name in (CONFIG_FILE, REGISTRY_FILE):
+        for name in (SETTINGS_FILE, REGISTRY_FILE):
             shutil.copyfile(store_dir / name, folder / name)
         build_feature_tables(clean_dir, folder / DATA, schema)
         yield folder

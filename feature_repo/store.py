@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -25,23 +25,26 @@ from feature_repo.readback import compare_online
 from feature_repo.tables_engine import feast_engine
 from thinktwice.data.feature_tables import FeatureTables, build_feature_tables, table_specs
 from thinktwice.errors import FeatureStoreError
+from thinktwice.feature_store import (
+    DATA,
+    INFO_FILE,
+    REDIS_ADDRESS,
+    REGISTRY_FILE,
+    SETTINGS_FILE,
+    read_registry,
+    read_settings,
+    redis_connection,
+)
 from thinktwice.files import atomic_dir, read_json, write_json
 from thinktwice.imports import without_typeguard
 from thinktwice.progress import note, track
-from thinktwice.schema import LogSchema, load_schema
-from thinktwice.strict_yaml import read_mapping
+from thinktwice.schema import SCHEMA_FILE, LogSchema, load_schema
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-INFO_FILE = "feature_store.json"
-SCHEMA_FILE = "schema.yaml"
-CONFIG_FILE = "feature_store.yaml"
-REGISTRY_FILE = "registry.db"
-DATA = "data"
 FORMAT = 1
-#: Where the online Redis lives when no address is given; also read by Feast itself whenever it opens the folder.
-REDIS_VARIABLE = "THINKTWICE_REDIS_ADDRESS"
+FROM_ENVIRONMENT = f"${{{REDIS_ADDRESS}}}"
 WRITE_BATCH = 10_000  # rows per online write; without it Feast builds one message per cell of the whole table at once
 
 OnlineKind = Literal["sqlite", "redis"]
@@ -90,7 +93,8 @@ def build(
         out_dir: folder to write; an existing one is replaced when the new one is complete.
         model_version: names the feature service.
         online: ``sqlite`` (a file in the folder) or ``redis``.
-        redis_address: ``host:port`` of the Redis; empty takes it from ``THINKTWICE_REDIS_ADDRESS``, at every opening.
+        redis_address: ``host:port`` of the Redis; empty takes it from ``THINKTWICE_REDIS_ADDRESS`` (and its password from
+            ``THINKTWICE_REDIS_PASSWORD``), at every opening.
 
     Raises:
         FeatureStoreError: no Redis there, or the online store answers other values than the tables hold.
@@ -102,7 +106,7 @@ def build(
     if online != kind:
         raise FeatureStoreError(f"online store {online!r} is unknown: use sqlite or redis")
     if online == "redis":
-        _check_redis(redis_address or os.environ.get(REDIS_VARIABLE, ""))
+        _check_redis(_connection(redis_address))
     with atomic_dir(out_dir) as folder:
         tables = build_feature_tables(clean_dir, folder / DATA, schema)
         (folder / SCHEMA_FILE).write_text(schema.to_yaml(), encoding="utf-8")
@@ -144,8 +148,8 @@ def ensure_online(store_dir: Path | str) -> int:
     # Read without `read_info`: what is left alone need not be of our format.
     if _description(store_dir).get("online_store") != "redis" or not (info := read_info(store_dir)).feature_service:
         return 0
-    config = read_mapping(store_dir / CONFIG_FILE, "feature store settings file", FeatureStoreError)
-    _check_redis(os.path.expandvars(config["online_store"]["connection_string"]).replace(f"${{{REDIS_VARIABLE}}}", ""))
+    online = read_settings(store_dir).for_feast(offline=False)["online_store"]
+    _check_redis(online["connection_string"])
     specs = table_specs(load_schema(store_dir / SCHEMA_FILE))
     end = parse_time(info.end)
 
@@ -160,7 +164,7 @@ def ensure_online(store_dir: Path | str) -> int:
     # Feast notes in the registry what it has materialized; the registry of a finished store stays as it is.
     with tempfile.TemporaryDirectory(prefix="thinktwice-online-") as scratch:
         folder = Path(scratch)
-        for name in (CONFIG_FILE, REGISTRY_FILE):
+        for name in (SETTINGS_FILE, REGISTRY_FILE):
             shutil.copyfile(store_dir / name, folder / name)
         (folder / DATA).symlink_to((store_dir / DATA).resolve(), target_is_directory=True)
         with open_store(folder) as store, feast_engine(folder), quiet():
@@ -195,8 +199,8 @@ def write_config(folder: Path, project: str, online: OnlineKind, redis_address: 
     """Write ``feature_store.yaml``; every path in it is relative to the folder."""
     stores: dict[OnlineKind, dict[str, Any]] = {
         "sqlite": {"type": "sqlite", "path": "online.db"},
-        # Feast expands environment variables when it reads the file, so an address or password need not stand in it.
-        "redis": {"type": "redis", "connection_string": redis_address or f"${{{REDIS_VARIABLE}}}"},
+        # The variable is put in when the file is read, so an address or password need not stand in it.
+        "redis": {"type": "redis", "connection_string": redis_address or FROM_ENVIRONMENT},
     }
     config = {
         "project": project,
@@ -215,16 +219,27 @@ def write_config(folder: Path, project: str, online: OnlineKind, redis_address: 
         "entity_key_serialization_version": 3,
         "auth": {"type": "no_auth"},
     }
-    (folder / CONFIG_FILE).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    (folder / SETTINGS_FILE).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
 @contextlib.contextmanager
 def open_store(folder: Path) -> Iterator[FeatureStore]:
-    """Open the Feast store of a folder; its online connection is closed at the end."""
-    with without_typeguard():
-        from feast import FeatureStore
+    """Open the Feast store of a folder; its online connection is closed at the end.
 
-    store = FeatureStore(repo_path=str(folder))
+    Raises:
+        FeatureStoreError: its settings or its registry hold what a store may not hold.
+    """
+    settings = read_settings(folder)
+    with without_typeguard():
+        from feast import FeatureStore, RepoConfig
+        from feast.protos.feast.core.FeatureView_pb2 import FeatureView
+        from feast.protos.feast.core.Registry_pb2 import Registry
+
+    if (folder / REGISTRY_FILE).exists():
+        read_registry(folder / REGISTRY_FILE, Registry, FeatureView)
+    config = RepoConfig(**settings.for_feast(offline=True))
+    config.repo_path = folder
+    store = FeatureStore(repo_path=str(folder), config=config)
     try:
         yield store
     finally:
@@ -269,14 +284,19 @@ def quiet() -> Iterator[None]:
         logging.getLogger("feast").setLevel(level)
 
 
+def _connection(redis_address: str) -> str:
+    try:
+        return redis_connection(redis_address or FROM_ENVIRONMENT)
+    except ValueError as error:
+        raise FeatureStoreError(f"the online store redis cannot be used ({error}): correct redis_address") from error
+
+
 def _check_redis(address: str) -> None:
     """Raise a clear error before any work when there is no Redis at ``address``."""
     import redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
-    if not address:
-        raise FeatureStoreError(f"the online store redis needs an address: give redis_address or set {REDIS_VARIABLE}")
     place = address.split(",")[0]
     host, _, port = place.rpartition(":")
     if not host or not port.isdigit():
@@ -285,7 +305,7 @@ def _check_redis(address: str) -> None:
     client = redis.Redis(
         host=host,
         port=int(port),
-        password=options.get("password"),
+        password=_plain(options.get("password")),
         username=options.get("username"),
         ssl=options.get("ssl", "").lower() == "true",
         socket_connect_timeout=5,
@@ -297,6 +317,14 @@ def _check_redis(address: str) -> None:
         raise FeatureStoreError(f"no Redis answers at {place} ({error}): start it or correct the address") from error
     finally:
         client.close()
+
+
+def _plain(option: str | None) -> str | None:
+    """An option as Feast reads it: JSON where it is some."""
+    try:
+        return None if option is None else str(json.loads(option))
+    except ValueError:
+        return option
 
 
 def parse_time(text: str) -> datetime:

@@ -3,7 +3,7 @@
 #
 #   images/engine.sh images/check_predictor.sh STORE [REQUEST.json] [--tag TAG]
 #
-# STORE         folder with ctr.mar and feature_store/, as `thinktwice pipeline run` leaves it in .thinktwice/state/champion
+# STORE         a release (ctr.mar, feature_store/, release.json), as `thinktwice pipeline run` leaves it in .thinktwice/state/champion
 # REQUEST.json  body for /v1/models/ctr:predict; without it one empty row is scored
 #
 # The container is user 1000 without capabilities, its root file system and the store are read-only, it has no network but
@@ -43,7 +43,9 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 cp "$store/ctr.mar" "$models/"
-[ ! -d "$store/feature_store" ] || cp -R "$store/feature_store" "$models/"
+for part in feature_store release.json release-signature.json; do
+    [ ! -e "$store/$part" ] || cp -R "$store/$part" "$models/"
+done
 chmod -R a+rX "$models"
 
 seconds() { awk -v n=$(($(date +%s%N) - begin)) 'BEGIN {printf "%.1f", n / 1e9}'; }

@@ -25,10 +25,10 @@ def check_arguments(arguments: RunArguments) -> None:
         DataError: unknown source, or a log that is not where it was said to be. SchemaError: a wrong schema file.
         PipelineError: unknown recipe, or no address of the Redis.
     """
-    from feature_repo.store import REDIS_VARIABLE
     from thinktwice.data.sources.base import refuse_object_store
     from thinktwice.data.sources.raw_log import schema_beside
     from thinktwice.data.sources.registry import source_named
+    from thinktwice.feature_store import REDIS_ADDRESS
     from thinktwice.schema import load_schema
 
     source = source_named(arguments.source)
@@ -52,8 +52,8 @@ def check_arguments(arguments: RunArguments) -> None:
         raise PipelineError(
             f"test-time mode {arguments.test_time_mode!r} is unknown: choose one of {', '.join(TEST_TIME_MODES)}"
         )
-    if arguments.online_store == "redis" and not (arguments.redis_address or os.environ.get(REDIS_VARIABLE)):
+    if arguments.online_store == "redis" and not (arguments.redis_address or os.environ.get(REDIS_ADDRESS)):
         raise PipelineError(
             "--online-store redis needs the address of the server: add --redis-address host:port, or set "
-            f"{REDIS_VARIABLE} (with a password: only there, it is then written nowhere)"
+            f"{REDIS_ADDRESS} (with a password: only there, it is then written nowhere)"
         )

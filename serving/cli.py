@@ -7,15 +7,19 @@ import re
 import time
 import urllib.error
 import urllib.request
+from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from thinktwice.errors import RequestError, ServerError
+
+if TYPE_CHECKING:
+    from serving.config import ServingConfig
 
 DEFAULT_STATE = Path(".thinktwice/state")
 DEFAULT_PORT = 8080
@@ -41,25 +45,46 @@ def serve(
         float, typer.Option(min=1, help="Seconds the start may take before it is given up.")
     ] = 180.0,
     server: Annotated[Server, typer.Option(help="Which server: both answer the same.")] = Server.torchserve,
+    oldest_release: Annotated[
+        datetime | None,
+        typer.Option(
+            help="Refuse a release that was written before this time (UTC).",
+            show_default="release.oldest of the settings",
+        ),
+    ] = None,
+    pinned_release: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Refuse every release but the one with this hash, or with this bundle; may repeat.",
+            show_default="release.pinned of the settings",
+        ),
+    ] = None,
 ) -> None:
     """Serve the champion on 127.0.0.1 until Ctrl-C.
+
+    Before anything starts, the release is checked: its files against their hashes, its signature where THINKTWICE_TRUSTED_KEYS
+    names public keys.
 
     Prints one line "ready URL" when a worker has really scored a request. KServe v1 is at /v1/models/ctr:predict, Open
     Inference v2 at /v2/models/ctr/infer.
     """
-    from serving import kserve_process, torchserve_process
     from thinktwice.champion import require_champion, verify_archive
 
     champion = require_champion(state, "--state")
     archive = verify_archive(champion)
+    from serving import kserve_process, torchserve_process
+    from serving.config import load_config
+
+    config = _with_policy(load_config(), oldest_release, pinned_release)
     console = Console(stderr=True)
     console.print(f"serving {champion.info.model_version} (bundle {champion.info.bundle_hash[:12]})")
     running: Any = torchserve_process.running if server is Server.torchserve else kserve_process.running
     with (
         console.status("starting") as status,
         running(
-            archive if server is Server.torchserve else champion.bundle_dir,
+            archive,
             feature_store=champion.feature_store_dir if champion.info.feature_service else None,
+            config=config,
             port=port,
             log=log or state / "logs" / f"serve-{port}.log",
             limit=start_limit,
@@ -72,6 +97,22 @@ def serve(
         while True:
             started.check()
             time.sleep(0.2)
+
+
+def _with_policy(config: ServingConfig, oldest: datetime | None, pinned: list[str] | None) -> ServingConfig:
+    from thinktwice.errors import reason
+    from thinktwice.release import ReleasePolicy
+
+    given: dict[str, Any] = {}
+    if oldest is not None:
+        given["oldest"] = oldest if oldest.tzinfo else oldest.replace(tzinfo=timezone.utc)
+    if pinned:
+        given["pinned"] = pinned
+    try:
+        policy = ReleasePolicy.model_validate(config.release.model_dump() | given)
+    except ValueError as error:
+        raise ServerError(f"--pinned-release is not a SHA-256 of 64 hex digits ({reason(error)})") from error
+    return config.model_copy(update={"release": policy})
 
 
 def predict(
@@ -133,10 +174,10 @@ def openapi(
 ) -> None:
     """Print what the predictor of a model accepts and answers, as an OpenAPI 3.1 document."""
     from serving.openapi import document
-    from thinktwice.bundle import SCHEMA_FILE, verify_bundle
+    from thinktwice.bundle import verify_bundle
     from thinktwice.champion import MODEL_NAME, require_champion
     from thinktwice.files import atomic_file
-    from thinktwice.schema import load_schema
+    from thinktwice.schema import SCHEMA_FILE, load_schema
 
     if bundle is None:
         bundle = require_champion(state, "--bundle").bundle_dir

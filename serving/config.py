@@ -10,9 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from serving.open_reader import FeatureConfig
 from serving.prediction_log import PredictionLogConfig
 from thinktwice.errors import ServerError
+from thinktwice.release import ReleasePolicy
 from thinktwice.strict_yaml import first_fault, read_mapping
 
 VARIABLE = "THINKTWICE_SERVING"
+FEATURE_STORE = "THINKTWICE_FEATURE_STORE"  # folder of the feature store
 
 
 class ServingConfig(BaseModel):
@@ -31,6 +33,7 @@ class ServingConfig(BaseModel):
     max_body_bytes: int = Field(default=4 << 20, ge=1024)
     metrics_port: int = Field(default=8083, ge=0, le=65535)  # 0: none (TorchServe adapter only; kserve has /metrics)
     metrics_host: str = "127.0.0.1"
+    release: ReleasePolicy = ReleasePolicy()  # which releases are served, beside those that a trusted key has signed
     features: FeatureConfig = FeatureConfig()
     prediction_log: PredictionLogConfig = PredictionLogConfig()
     access_log: bool = True  # one JSON line a request

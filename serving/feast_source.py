@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-import os
+import shutil
+import tempfile
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from serving.features import Entity, Found
-from thinktwice.errors import FeatureStoreError
+from thinktwice.errors import FeatureStoreError, reason
+from thinktwice.feature_store import FIX, REGISTRY_FILE, read_registry, read_settings
 from thinktwice.imports import without_typeguard
 from thinktwice.schema import LogSchema
-from thinktwice.strict_yaml import mapping
 
 
 def _import_feast() -> ModuleType:
@@ -24,39 +26,48 @@ def _import_feast() -> ModuleType:
     return feast
 
 
-def _online_settings(feast: ModuleType, folder: Path) -> Any:
-    """The store's settings without its offline side, whose packages (ibis, for ``duckdb``) a predictor does not have."""
-    file = folder / "feature_store.yaml"
-    text = os.path.expandvars(file.read_text(encoding="utf-8"))
-    settings = mapping(text, f"feature store settings file {file}", FeatureStoreError)
-    settings.pop("offline_store", None)
-    config = feast.RepoConfig(**settings)
-    config.repo_path = folder
-    return config
-
-
 def open_feast(folder: Path | str, service: str) -> tuple[Any, Any]:
     """The Feast store in a folder and its feature service of that name.
 
+    Feast reads the registry again when its file changes, so it gets a private copy of what was checked.
+
     Raises:
-        FeatureStoreError: the folder is no feature store, or does not have the service.
+        FeatureStoreError: the folder is no feature store, holds what a store may not hold, or does not have the service.
     """
-    folder = Path(folder)
-    if not (folder / "feature_store.yaml").is_file():
-        raise FeatureStoreError(
-            f"{folder} is no feature store (no feature_store.yaml): run the materialize step, or correct the path"
-        )
+    folder = Path(folder).resolve()
+    settings = read_settings(folder)
     feast = _import_feast()
     logging.getLogger("feast").setLevel(logging.WARNING)
-    store = feast.FeatureStore(repo_path=str(folder.resolve()), config=_online_settings(feast, folder.resolve()))
+    from feast.protos.feast.core.FeatureView_pb2 import FeatureView
+    from feast.protos.feast.core.Registry_pb2 import Registry
+
+    registry = read_registry(folder / REGISTRY_FILE, Registry, FeatureView)
+    private = Path(tempfile.mkdtemp(prefix="thinktwice-registry-"))
+    (private / REGISTRY_FILE).write_bytes(registry)
     try:
-        return store, store.get_feature_service(service)
+        arguments = settings.for_feast(offline=False)
+        arguments["registry"]["path"] = str(private / REGISTRY_FILE)
+        config = feast.RepoConfig(**arguments)
+        config.repo_path = folder
+        store = feast.FeatureStore(repo_path=str(folder), config=config)
+    except Exception as error:
+        shutil.rmtree(private, ignore_errors=True)
+        raise FeatureStoreError(f"feature store {folder} cannot be opened ({reason(error)}): {FIX}") from error
+    weakref.finalize(store, shutil.rmtree, private, ignore_errors=True)
+    return store, _service(store, service, feast, folder)
+
+
+def _service(store: Any, service: str, feast: ModuleType, folder: Path) -> Any:
+    try:
+        return store.get_feature_service(service)
     except feast.errors.FeastObjectNotFoundException as error:
         known = ", ".join(sorted(s.name for s in store.list_feature_services())) or "none"
         raise FeatureStoreError(
             f"feature store {folder} has no feature service {service!r} (it has: {known}): "
             "materialize the features of this model version"
         ) from error
+    except Exception as error:
+        raise FeatureStoreError(f"feature store {folder} cannot be opened ({reason(error)}): {FIX}") from error
 
 
 class FeastSource:
@@ -77,7 +88,12 @@ class FeastSource:
         self._references: dict[Entity, list[str]] = {"user": [], "item": []}
         self._names: dict[Entity, list[str]] = {"user": [], "item": []}
         for projection in service.feature_view_projections:
-            view = store.get_feature_view(projection.name)
+            try:
+                view = store.get_feature_view(projection.name)
+            except Exception as error:
+                raise FeatureStoreError(
+                    f"the feature store cannot give the view {projection.name!r} ({reason(error)}): {FIX}"
+                ) from error
             keys = {column.name for column in view.entity_columns}
             entity: Entity = "user" if self._keys["user"] in keys else "item"
             for feature in projection.features:

@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import gc
 import logging
+import os
 import signal
 import sys
 import tempfile
@@ -20,14 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from serving import logs
-from serving.archive import extract_bundle
-from serving.config import load_config
+from serving.config import FEATURE_STORE, load_config
 from serving.kserve_server import Server, kserve
 from serving.open_service import open_service
 from serving.processes import PROBE
 from serving.service import Reply, Service
 from thinktwice.champion import MODEL_NAME
-from thinktwice.errors import OverloadedError, ServerError, ThinktwiceError
+from thinktwice.errors import OverloadedError, ServerError, ThinktwiceError, reason
+from thinktwice.release import stage
+from thinktwice.signing import trusted_keys
 
 GRACE = 30  # seconds that requests under way have after SIGTERM
 
@@ -67,7 +69,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m serving.kserve_predictor", description="Serve a click model.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--bundle", type=Path, help="bundle folder")
-    what.add_argument("--archive", type=Path, help="TorchServe archive (.mar) whose bundle is served")
+    what.add_argument("--archive", type=Path, help="TorchServe archive (.mar) whose bundle is served, of a release")
     parser.add_argument("--feature-store", type=Path, help="default: THINKTWICE_FEATURE_STORE")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
@@ -79,16 +81,24 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="thinktwice-bundle-") as scratch:
         try:
-            bundle = chosen.bundle or extract_bundle(chosen.archive, Path(scratch))
+            config = load_config()
+            store = chosen.feature_store or os.environ.get(FEATURE_STORE)
+            staged = stage(
+                chosen.bundle or chosen.archive,
+                Path(store) if store else None,
+                Path(scratch) / MODEL_NAME,
+                config.release,
+                trusted_keys(),
+            )
             service = open_service(
-                bundle, load_config(), model_name=chosen.model_name, feature_store=chosen.feature_store
+                staged.bundle, config, model_name=chosen.model_name, feature_store=staged.feature_store
             )
             model = CTRModel(chosen.model_name, service)
             if not model.load():
                 raise ServerError("the model does not score a row: the line before says why")
-        except ThinktwiceError as error:
+        except Exception as error:  # noqa: BLE001 - the sentence is what its starter shows
             # Whoever started the server looks for this line in its log and shows the sentence to the user.
-            logger.error("cannot load: %s", " ".join(str(error).split()))
+            logger.error("cannot load: %s", _sentence(error))
             return 1
         # What was loaded stays: a collection that walks through vocabularies and snapshots would hold a request up.
         gc.collect()
@@ -99,6 +109,11 @@ def main(arguments: list[str]) -> int:
             service.close()
             gc.unfreeze()
     return 0
+
+
+def _sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ThinktwiceError) else f"{type(error).__name__}: {reason(error)}"
 
 
 if __name__ == "__main__":

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.config import VARIABLE, ServingConfig
 from serving.processes import (
     START_LIMIT,
     STOP_LIMIT,
@@ -49,6 +52,7 @@ def running(
     feature_store: Path | None,
     port: int,
     log: Path,
+    config: ServingConfig | None = None,
     limit: float = START_LIMIT,
     progress: Progress = lambda text: None,
     environment: dict[str, str] | None = None,
@@ -57,6 +61,7 @@ def running(
 
     Args:
         bundle: bundle folder, or a ``.mar`` archive.
+        config: settings of the predictor, by default those that the environment names.
         feature_store: feature store folder, None for a model without one.
         port: on 127.0.0.1.
         log: file for the server's output; replaced.
@@ -70,9 +75,14 @@ def running(
     with sigterm_as_interrupt():
         check_port(port)
         server: KServe | None = None
+        scratch = tempfile.TemporaryDirectory(prefix="thinktwice-settings-")
         try:
+            more = dict(environment or {})
+            if config is not None:
+                more[VARIABLE] = str(Path(scratch.name) / "serving.yaml")
+                Path(more[VARIABLE]).write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
             with signals_later():  # an interrupt between the birth of the child and its name would orphan it
-                server = _launch(bundle, feature_store, port, log, environment or {})
+                server = _launch(bundle, feature_store, port, log, more)
             start = time.monotonic()
             while not scored(server.predict_url):
                 server.check()
@@ -85,6 +95,7 @@ def running(
         finally:
             if server is not None:
                 stop(server)
+            scratch.cleanup()
 
 
 def stop(server: KServe, limit: float = STOP_LIMIT) -> None:

@@ -8,16 +8,13 @@ from pathlib import Path
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from serving.admission import Admission
-from serving.config import ServingConfig
+from serving.config import FEATURE_STORE, ServingConfig
 from serving.metrics import Metrics
 from serving.prediction_log import PredictionLog
 from serving.scorer import open_scorer
 from serving.service import Service
 from serving.tracing import open_tracing
 from thinktwice.bundle import read_manifest
-from thinktwice.signing import trusted_keys, verify_signature
-
-FEATURE_STORE = "THINKTWICE_FEATURE_STORE"
 
 
 def open_service(
@@ -38,14 +35,12 @@ def open_service(
         registry: where the metrics are registered.
 
     Raises:
-        BundleError: the bundle is damaged, or not signed by a key that ``THINKTWICE_TRUSTED_KEYS`` names.
+        BundleError: the bundle is damaged. Its signature was checked before (:func:`thinktwice.release.stage`).
         FeatureStoreError: the bundle needs a feature store that is not there.
     """
     import torch
 
     torch.set_num_threads(config.threads)
-    if trusted := trusted_keys():
-        verify_signature(bundle_dir, trusted)  # before anything else of the bundle is read
     version = read_manifest(bundle_dir).model_version
     tracing = open_tracing(version, config.arm)
     metrics = Metrics(config.arm, version, registry)

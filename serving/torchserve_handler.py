@@ -16,6 +16,8 @@ from serving.config import load_config
 from serving.metrics import serve_metrics
 from serving.open_service import open_service
 from serving.service import Service
+from thinktwice.release import open_staged
+from thinktwice.signing import trusted_keys
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +29,15 @@ class CTRHandler:
         self._service: Service | None = None
 
     def initialize(self, context: Any) -> None:
-        """Load the bundle inside the archive and the feature store of this machine, and score once."""
+        """Load the model that was staged (:func:`thinktwice.release.stage`) and score once."""
         logs.configure()
-        folder = Path(context.system_properties["model_dir"]) / "bundle"
-        store = (context.model_yaml_config or {}).get("featureStore")
         try:
             config = load_config()
-            self._service = open_service(folder, config, model_name=context.model_name, feature_store=store)
+            folder = Path(context.system_properties["model_dir"]).resolve()
+            staged = open_staged(folder, config.release, trusted_keys())
+            self._service = open_service(
+                staged.bundle, config, model_name=context.model_name, feature_store=staged.feature_store
+            )
         except Exception as error:
             # Whoever started the server looks for this line in its log and shows the sentence to the user.
             logger.error("cannot load: %s", " ".join(str(error).split()))

@@ -38,8 +38,10 @@ from serving.processes import (
     signals_later,
     sigterm_as_interrupt,
 )
-from thinktwice.champion import MODEL_NAME
+from thinktwice.archive import HANDLER, MODEL_NAME
 from thinktwice.errors import ServerError
+from thinktwice.release import Staged, stage
+from thinktwice.signing import trusted_keys
 
 MULTIPROCESS = (
     "PROMETHEUS_MULTIPROC_DIR"  # as :mod:`serving.metrics` says, which is not imported here: it counts from then on
@@ -77,23 +79,26 @@ def running(
     config: ServingConfig | None = None,
     limit: float = START_LIMIT,
     progress: Progress = lambda text: None,
+    handler: str = HANDLER,
 ) -> Iterator[TorchServe]:
-    """Serve a model archive while the block runs.
+    """Serve a model archive while the block runs. It is checked before Java starts, and Java gets a private, unpacked copy.
 
     The server is up when a worker answered a request. On leaving, also by Ctrl-C or SIGTERM, the Java process and all
     workers are gone.
 
     Args:
-        archive: a ``.mar`` file.
+        archive: a ``.mar`` file, beside it ``release.json`` where it was deployed.
         feature_store: feature store folder, None for a model without one.
         port: of the inference API on 127.0.0.1; the other APIs take free ports.
         log: file for the server's output; replaced.
         config: settings of the worker, by default those that the environment names; the metrics take a free port.
         limit: seconds the start may take.
         progress: told what is going on.
+        handler: module that answers; benchmarks have others.
 
     Raises:
         ServerError: no Java, a busy port, a missing archive, or a worker that does not come up.
+        BundleError: the archive or its release is refused.
     """
     with sigterm_as_interrupt():
         if not archive.is_file():
@@ -103,8 +108,13 @@ def running(
         work = _work_folder()
         server: TorchServe | None = None
         try:
+            config = config or load_config()
+            (work / "models").mkdir()
+            model = stage(
+                archive, feature_store, work / "models" / MODEL_NAME, config.release, trusted_keys(), handler=handler
+            )
             with signals_later():  # an interrupt between the birth of the child and its name would orphan it
-                server = _launch(archive.resolve(), feature_store, port, log, java_home, work, config or load_config())
+                server = _launch(model, port, log, java_home, work, config)
             _wait_until_scored(server, limit, progress)
             _remember_processes(server)  # the workers would lose their parent if Java died
             yield server
@@ -147,9 +157,9 @@ def stop(server: TorchServe, limit: float = STOP_LIMIT) -> None:
 
 
 def configuration(
-    archive: Path, *, port: int, management_port: int, metrics_port: int, grpc_ports: tuple[int, int]
+    model: Path, *, port: int, management_port: int, metrics_port: int, grpc_ports: tuple[int, int]
 ) -> str:
-    """Content of ``config.properties``: everything on loopback, no token, no way to load another model."""
+    """Content of ``config.properties``: everything on loopback, no token, no way to load another than the folder ``model``."""
     lines = {
         "inference_address": f"http://{HOST}:{port}",
         "management_address": f"http://{HOST}:{management_port}",
@@ -158,9 +168,9 @@ def configuration(
         "grpc_inference_port": grpc_ports[0],
         "grpc_management_address": HOST,
         "grpc_management_port": grpc_ports[1],
-        "model_store": archive.parent,
-        "load_models": f"{MODEL_NAME}={archive.name}",
-        "allowed_urls": "file:///nothing",  # the archive is named by its place in the model store
+        "model_store": model.parent,
+        "load_models": f"{MODEL_NAME}={model.name}",
+        "allowed_urls": f"file://{model.parent}/.*",
         "disable_token_authorization": "true",
         "enable_model_api": "false",
         "enable_envvars_config": "false",
@@ -179,8 +189,7 @@ def configuration(
 
 
 def _launch(
-    archive: Path,
-    feature_store: Path | None,
+    model: Staged,
     port: int,
     log: Path,
     java_home: Path,
@@ -189,22 +198,16 @@ def _launch(
 ) -> TorchServe:
     management, metrics, own_metrics, *grpc = free_ports(5)
     config = work / "config.properties"
-    models = work / "models"
-    models.symlink_to(archive.parent, target_is_directory=True)  # whatever its path holds
     config.write_text(
         configuration(
-            models / archive.name,
-            port=port,
-            management_port=management,
-            metrics_port=metrics,
-            grpc_ports=(grpc[0], grpc[1]),
+            model.folder, port=port, management_port=management, metrics_port=metrics, grpc_ports=(grpc[0], grpc[1])
         ),
         encoding="utf-8",
     )
     (work / "tmp").mkdir()
     (work / "metrics").mkdir()
     settings = settings.model_copy(update={"metrics_port": own_metrics, "metrics_host": HOST})
-    (work / "serving.yaml").write_text(json.dumps(settings.model_dump()), encoding="utf-8")
+    (work / "serving.yaml").write_text(json.dumps(settings.model_dump(mode="json")), encoding="utf-8")
     # A TS_ variable of this shell would override the file above.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TS_")}
     environment |= {
@@ -221,8 +224,8 @@ def _launch(
         "PYTHONWARNINGS": "ignore",
     }
     environment.pop("THINKTWICE_FEATURE_STORE", None)
-    if feature_store is not None:
-        environment["THINKTWICE_FEATURE_STORE"] = str(feature_store.resolve())
+    if model.feature_store is not None:
+        environment["THINKTWICE_FEATURE_STORE"] = str(model.feature_store.resolve())
     command = [
         sys.executable,
         "-m",

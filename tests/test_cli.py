@@ -32,6 +32,7 @@ VERBS = {
     "openapi",
     "pipeline",
     "predict",
+    "release",
     "serve",
     "skew",
 }

@@ -105,7 +105,7 @@ ANYWHERE = (
     "thinktwice data list",
     "thinktwice data schema ml-100k",
     "thinktwice data simulate --rows 20000 --out ad-log",
-    "thinktwice bundle keygen --out keys",
+    "thinktwice release keygen --out keys",
     "thinktwice pipeline compile --profile gpu-single --out ctr_training.yaml",
     "thinktwice pipeline compile --profile gpu-single --kubernetes-manifest --out ctr_training.yaml",
 )
@@ -148,6 +148,7 @@ OWN_LOG = (
 
 
 SERVED = (
+    "thinktwice release verify .thinktwice/state/champion",
     "thinktwice serve --port 8080 --server kserve",
     "thinktwice load --candidates 3 --duration 1 --steps 50,80",
     "thinktwice openapi --out openapi.json",
@@ -156,12 +157,20 @@ SERVED = (
 )
 
 
+def test_the_settings_that_refuse_older_releases_are_settings(tmp_path: Path) -> None:
+    blocks = [text for language, text in FENCE.findall(SERVING.read_text(encoding="utf-8")) if language == "json"]
+    (settings,) = [text for text in blocks if "oldest" in text]
+    (tmp_path / "serving.json").write_text(settings, encoding="utf-8")
+    assert load_config(tmp_path / "serving.json").release.oldest is not None
+
+
 def the_second_server(folder: Path, port: str) -> None:
     """docs/serving.md on the state that the README left: its settings, its server, load on it, and what was logged."""
     (settings,) = [text for language, text in FENCE.findall(SERVING.read_text(encoding="utf-8")) if language == "yaml"]
     (folder / "serving.yaml").write_text(settings, encoding="utf-8")
     assert load_config(folder / "serving.yaml").prediction_log.folder == "served"
-    serve, load, openapi, skew, drift = SERVED
+    verify, serve, load, openapi, skew, drift = SERVED
+    assert "whole, its signature was not checked" in run(verify, folder).stdout
     server = subprocess.Popen(
         [sys.executable, "-m", "thinktwice", *shlex.split(serve.replace("8080", port))[1:]],
         cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT), "THINKTWICE_SERVING": str(folder / "serving.yaml")},

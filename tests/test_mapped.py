@@ -19,11 +19,12 @@ TENSORS = {
     "flags": np.array([True, False]),
     "none": np.zeros((0, 2), np.float32),
 }
+TYPES = {name: value.dtype.type for name, value in TENSORS.items()}
 
 
 def test_every_tensor_is_mapped_as_the_reference_reads_it(tmp_path: Path) -> None:
     save_file(TENSORS, str(tmp_path / "a.safetensors"), metadata={"for": "test"})
-    found, expected = map_tensors(tmp_path / "a.safetensors"), load_file(str(tmp_path / "a.safetensors"))
+    found, expected = map_tensors(tmp_path / "a.safetensors", TYPES), load_file(str(tmp_path / "a.safetensors"))
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name].dtype == value.dtype and np.array_equal(found[name], value), name
@@ -41,7 +42,7 @@ def test_what_is_no_such_file_is_named(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "bad.safetensors"
     path.write_bytes(content)
     with pytest.raises(BundleError, match=r"bad\.safetensors cannot be read"):
-        map_tensors(path)
+        map_tensors(path, TYPES)
 
 
 def test_a_shape_whose_size_overflows_is_refused(tmp_path: Path) -> None:
@@ -49,7 +50,7 @@ def test_a_shape_whose_size_overflows_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(BundleError, match="truncated"):
-        map_tensors(path)
+        map_tensors(path, {"a": np.uint64})
 
 
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
@@ -57,4 +58,19 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     save_file(TENSORS, str(path))
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(BundleError, match="truncated"):
-        map_tensors(path)
+        map_tensors(path, TYPES)
+
+
+@pytest.mark.parametrize(
+    ("types", "words"),
+    [
+        ({**TYPES, "more": np.uint8}, "it lacks 'more'"),
+        ({k: v for k, v in TYPES.items() if k != "keys"}, "it holds the unknown tensor 'keys'"),
+        ({**TYPES, "reals": np.float32}, "it holds 'reals' as F64 instead of float32"),
+    ],
+)
+def test_other_tensors_than_expected_are_refused(types: dict[str, type], words: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file(TENSORS, str(path))
+    with pytest.raises(BundleError, match=words):
+        map_tensors(path, types)

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from thinktwice.bundle import Bundle, bundle_hash, load_bundle
+from thinktwice.bundle import EVALUATION_FILE, REPORT, Bundle, bundle_hash, load_bundle
 from thinktwice.data.training_set import load_training_set
-from thinktwice.errors import BundleError
+from thinktwice.errors import BundleError, reason
 from thinktwice.evaluate.from_bundle import misfit, score_bundle
 from thinktwice.evaluate.measure import Column, column_metrics
 from thinktwice.evaluate.metrics import ECE_BINS
@@ -145,13 +145,15 @@ def _fresh_rows(champion: Bundle, time: np.ndarray, label: np.ndarray) -> tuple[
 
 def _last_seen(champion: Bundle) -> datetime:
     """End of the champion's training rows, or of its validation rows where its report names them: these tuned it."""
-    parts = read_json(champion.folder / "report" / "evaluation.json").get("data", {}).get("parts", {})
-    ends = [champion.manifest.train_window[1], *parts.get("valid", {}).get("window", [])[1:]]
+    ends = [champion.manifest.train_window[1]]
+    match read_json(champion.folder / REPORT / EVALUATION_FILE):
+        case {"data": {"parts": {"valid": {"window": [_, end]}}}}:
+            ends.append(str(end))
     try:
         return max(datetime.fromisoformat(end).astimezone(timezone.utc) for end in ends)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise BundleError(
-            f"bundle {champion.folder}: its training window is no time ({error}): deploy a model again"
+            f"bundle {champion.folder}: its training window is not a time ({reason(error)}): deploy a model again"
         ) from error
 
 

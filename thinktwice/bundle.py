@@ -1,23 +1,27 @@
 """One immutable, hashed folder per model version: training writes it, serving reads it, nothing else passes between them.
 
 ``manifest.json`` names every other file with its size and SHA-256, so the hash of the manifest names the whole bundle.
-Loading verifies everything first and unpickles nothing.
+Loading verifies everything first, validates what every file says, and unpickles nothing.
+
+Each part of a bundle owns the names of its files, and the parts bring torch with them: they are imported where they are used.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import logging
 import shutil
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from thinktwice.data.encoder import ENCODER_FILE, VOCABULARY_FILE
-from thinktwice.errors import BundleError
-from thinktwice.files import atomic_dir, sha256_file, write_json
+from thinktwice.errors import BundleError, ThinktwiceError, reason
+from thinktwice.files import atomic_dir, parse_json, read_json, write_json
+from thinktwice.hashing import FileEntry, check_folder, read_plain
+from thinktwice.schema import SCHEMA_FILE
 
 if TYPE_CHECKING:
     from thinktwice.data.encoder import Encoder
@@ -28,30 +32,32 @@ if TYPE_CHECKING:
     from thinktwice.testtime.engine import Engine
     from thinktwice.testtime.store import TestTime
 
-FORMAT: Literal[1] = 1
+FORMAT = 1
 MANIFEST_FILE = "manifest.json"
-SIGNATURE_FILE = "signature.json"  # signs the manifest, so the manifest cannot name it
-SCHEMA_FILE = "schema.yaml"
-TRAINING_SET_FILES = (SCHEMA_FILE, ENCODER_FILE, VOCABULARY_FILE)
-MODEL_FILES = ("model.json", "weights.safetensors")
-TEST_TIME_FILES = ("test_time.json", "counts.safetensors")
+MOST_MANIFEST = 1 << 20  # bytes
 PROFILE_FILE = "profile.json"  # what drift is measured against; bundles of older versions have none
-# How the scores are computed; bundles of older versions have none, and eager torch computes theirs.
-BACKEND_FILES = ("backend.json", "backend.onnx")
-# What some test-time modes need besides; a bundle holds those that its own configuration needs.
-EXTRA_FILES = (
-    "combinations.safetensors",
-    "heads.safetensors",
-    *(f"members/{place}/{name}" for place in (0, 1) for name in MODEL_FILES),
-)
-REPORT_FILES = ("evaluation.json", "report.html")  # under report/
-BUNDLE_FILES = frozenset((*TRAINING_SET_FILES, *MODEL_FILES, *TEST_TIME_FILES, *(f"report/{n}" for n in REPORT_FILES)))
+REPORT = "report"  # folder of the next two
+EVALUATION_FILE, REPORT_FILE = "evaluation.json", "report.html"
+REPORT_FILES = (f"{REPORT}/{EVALUATION_FILE}", f"{REPORT}/{REPORT_FILE}")
+OLD_SIGNATURE_FILE = "signature.json"  # may lie in bundles of older versions; a signature now covers a whole release
+FIX = "get the bundle again"
 
+PROBED_ROWS = 32  # random rows that a loaded bundle scores
 TIMED_REQUESTS, TIMED_ROWS = 8, 1000  # of validation rows, that backends are timed with
 
 logger = logging.getLogger(__name__)
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+@cache
+def bundle_files() -> tuple[frozenset[str], frozenset[str]]:
+    """Names of the files that every bundle holds, and of those that some hold; each part owns the names of its files."""
+    from thinktwice.data.encoder import ENCODER_FILE, VOCABULARY_FILE
+    from thinktwice.models.backends.store import BACKEND_FILES
+    from thinktwice.models.store import MODEL_FILES
+    from thinktwice.testtime.store import EXTRA_FILES, TEST_TIME_FILES
+
+    always = (SCHEMA_FILE, ENCODER_FILE, VOCABULARY_FILE, *MODEL_FILES, *TEST_TIME_FILES, *REPORT_FILES)
+    return frozenset(always), frozenset((PROFILE_FILE, *BACKEND_FILES, *EXTRA_FILES))
 
 
 class _Frozen(BaseModel):
@@ -70,22 +76,16 @@ class BundleIdentity(_Frozen):
     train_window: tuple[str, str]  # first and last instant of the train part, ISO 8601
 
 
-class FileEntry(_Frozen):
-    sha256: Sha256
-    size: int = Field(ge=0)  # bytes
-
-
 class Manifest(BundleIdentity):
     """Content of ``manifest.json``."""
 
-    format: Literal[1] = FORMAT
+    format: Annotated[int, Field(ge=FORMAT, le=FORMAT, strict=True)] = FORMAT
     files: dict[str, FileEntry]
 
     @model_validator(mode="after")
     def _complete(self) -> Manifest:
-        if (missing := sorted(BUNDLE_FILES - set(self.files))) or (
-            extra := sorted(set(self.files) - BUNDLE_FILES - {PROFILE_FILE, *BACKEND_FILES, *EXTRA_FILES})
-        ):
+        always, sometimes = bundle_files()
+        if (missing := sorted(always - set(self.files))) or (extra := sorted(set(self.files) - always - sometimes)):
             what = f"does not list {missing[0]}" if missing else f"lists the unknown file {extra[0]}"
             raise ValueError(f"'files' {what}")
         return self
@@ -118,13 +118,16 @@ def write_bundle(
     Raises:
         BundleError: a part lacks one of its files.
     """
+    from thinktwice.data.encoder import ENCODER_FILE, VOCABULARY_FILE
+    from thinktwice.models.backends.store import BACKEND_FILES
+    from thinktwice.models.store import MODEL_FILES
     from thinktwice.testtime.store import needed_files, read_config
 
     parts = (
-        (Path(training_set_dir), TRAINING_SET_FILES, ""),
+        (Path(training_set_dir), (SCHEMA_FILE, ENCODER_FILE, VOCABULARY_FILE), ""),
         (Path(model_dir), MODEL_FILES, ""),
         (Path(test_time_dir), needed_files(read_config(test_time_dir)), ""),
-        (Path(evaluation_dir), REPORT_FILES, "report/"),
+        (Path(evaluation_dir), (EVALUATION_FILE, REPORT_FILE), f"{REPORT}/"),
     )
     with atomic_dir(out_dir) as folder:
         entries = {}
@@ -135,11 +138,11 @@ def write_bundle(
                 target = folder / (prefix + name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source / name, target)
-                entries[prefix + name] = FileEntry(sha256=sha256_file(target), size=target.stat().st_size)
+                entries[prefix + name] = FileEntry.of(target)
         _write_derived(folder, Path(training_set_dir))
         for name in (PROFILE_FILE, *BACKEND_FILES):
             if (target := folder / name).is_file():
-                entries[name] = FileEntry(sha256=sha256_file(target), size=target.stat().st_size)
+                entries[name] = FileEntry.of(target)
         manifest = Manifest(**identity.model_dump(), files=entries)
         write_json(folder / MANIFEST_FILE, manifest.model_dump(mode="json"))
     return manifest
@@ -177,11 +180,7 @@ def bundle_hash(folder: Path | str) -> str:
     Raises:
         BundleError: there is no manifest.
     """
-    path = Path(folder) / MANIFEST_FILE
-    try:
-        return sha256_file(path)
-    except OSError as error:
-        raise BundleError(f"{folder} is no bundle ({MANIFEST_FILE}: {error.strerror}): give a bundle folder") from error
+    return hashlib.sha256(_manifest_bytes(Path(folder))).hexdigest()
 
 
 def read_manifest(folder: Path | str) -> Manifest:
@@ -190,27 +189,35 @@ def read_manifest(folder: Path | str) -> Manifest:
     Raises:
         BundleError: it is missing, damaged, of another format, or has unknown keys.
     """
-    path = Path(folder) / MANIFEST_FILE
+    return parse_manifest(_manifest_bytes(Path(folder)), f"bundle {folder}")
+
+
+def parse_manifest(data: bytes, what: str) -> Manifest:
+    """The manifest in the content of ``manifest.json``; ``what`` names its bundle in errors.
+
+    Raises:
+        BundleError: it is damaged, of another format, or has unknown keys.
+    """
     try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise BundleError(f"{folder} is no bundle ({MANIFEST_FILE}: {error.strerror}): give a bundle folder") from error
+        value = parse_json(data)
     except ValueError as error:
-        raise BundleError(f"bundle {folder}: {MANIFEST_FILE} is damaged ({error}): get the bundle again") from error
-    if isinstance(value, dict) and value.get("format") != FORMAT:
+        raise BundleError(f"{what}: {MANIFEST_FILE} is damaged ({reason(error)}): {FIX}") from error
+    if isinstance(value, dict) and type(found := value.get("format")) is int and found != FORMAT:
         raise BundleError(
-            f"bundle {folder} has format {value.get('format')!r}, this version of thinktwice reads format {FORMAT}: "
+            f"{what} has format {found}, this version of thinktwice reads format {FORMAT}: "
             "install the version that wrote it, or train again"
         )
     try:
         return Manifest.model_validate(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(p) for p in first["loc"]) or "the file"
-        reason = first["msg"].removeprefix("Value error, ")
-        raise BundleError(
-            f"bundle {folder}: {MANIFEST_FILE} is wrong at {place} ({reason}): get the bundle again"
-        ) from error
+    except ValueError as error:
+        raise BundleError(f"{what}: {MANIFEST_FILE} is wrong ({reason(error)}): {FIX}") from error
+
+
+def _manifest_bytes(folder: Path) -> bytes:
+    try:
+        return read_plain(folder / MANIFEST_FILE, MOST_MANIFEST)
+    except OSError as error:
+        raise BundleError(f"{folder} is no bundle ({MANIFEST_FILE}: {reason(error)}): give a bundle folder") from error
 
 
 def verify_bundle(folder: Path | str) -> Manifest:
@@ -221,27 +228,8 @@ def verify_bundle(folder: Path | str) -> Manifest:
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_symlink():
-            raise BundleError(
-                f"bundle {folder}: {name} is a link, a bundle holds plain files only: get the bundle again"
-            )
-        if path.is_file() and name not in (MANIFEST_FILE, SIGNATURE_FILE) and name not in manifest.files:
-            raise BundleError(f"bundle {folder}: {name} is not in the manifest: remove it or get the bundle again")
-    for name, entry in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise BundleError(f"bundle {folder}: {name} is missing: get the bundle again")
-        if (size := path.stat().st_size) != entry.size:
-            raise BundleError(
-                f"bundle {folder}: {name} has {size} bytes instead of {entry.size}, it is damaged: get the bundle again"
-            )
-        if (found := sha256_file(path)) != entry.sha256:
-            raise BundleError(
-                f"bundle {folder}: {name} has SHA-256 {found[:12]}... instead of {entry.sha256[:12]}..., "
-                "it is damaged: get the bundle again"
-            )
+    also = [name for name in (MANIFEST_FILE, OLD_SIGNATURE_FILE) if (folder / name).is_file()]
+    check_folder(f"bundle {folder}", folder, manifest.files, FIX, also=also)
     return manifest
 
 
@@ -249,28 +237,92 @@ def load_bundle(folder: Path | str) -> Bundle:
     """Verify a bundle and load it, ready to score.
 
     Raises:
-        BundleError: it is damaged, incomplete, or its parts do not fit each other.
+        ThinktwiceError: it is damaged, incomplete, its parts do not fit each other, or it scores nothing finite; the message
+            names the file.
     """
-    from thinktwice.data.encoder import Encoder
-    from thinktwice.models.store import load_model
+    folder = Path(folder)
+    manifest = verify_bundle(folder)
+    try:
+        return _load(folder, manifest)
+    except ThinktwiceError:
+        raise
+    except Exception as error:  # content that no check has foreseen must not end a server with a trace
+        logger.debug("bundle %s", folder, exc_info=error)
+        raise BundleError(
+            f"bundle {folder} cannot be loaded ({type(error).__name__}: {reason(error)}): its files do not fit each other, {FIX}"
+        ) from error
+
+
+def _load(folder: Path, manifest: Manifest) -> Bundle:
+    from thinktwice.data.encoder import ENCODER_FILE, Encoder
+    from thinktwice.models.fields import FieldSpace
+    from thinktwice.models.store import WEIGHTS_FILE, load_model
     from thinktwice.schema import load_schema
     from thinktwice.testtime.store import load_test_time
 
-    folder = Path(folder)
-    manifest = verify_bundle(folder)
     schema = load_schema(folder / SCHEMA_FILE)
     encoder = Encoder.load(folder)
-    model, info = load_model(folder)
-    if encoder.num_values != model.fields.num_values or [f.name for f in encoder.fields] != list(model.fields.names):
-        raise BundleError(f"bundle {folder}: encoder and model describe other fields: train and package again")
+    if different := _other_fields(schema, encoder):
+        raise BundleError(
+            f"bundle {folder}: {SCHEMA_FILE} and {ENCODER_FILE} describe different fields ({different}): "
+            "train and package again"
+        )
+    model, info = load_model(folder, fields=FieldSpace.of(schema, encoder))
     test_time = load_test_time(folder, model)
-    if test_time.weights and test_time.weights != manifest.files["weights.safetensors"].sha256:
+    if test_time.weights and test_time.weights != manifest.files[WEIGHTS_FILE].sha256:
         raise BundleError(
             f"bundle {folder}: its counts were taken for other weights ({test_time.weights[:12]}...): counts that are newer or "
             "older than the weights would call untrained values reliable, fit the test-time parameters again"
         )
+    _check_papers(folder, manifest, encoder)
     engine = _engine(folder, model, info, test_time)
+    _check_scores(folder, engine)
     return Bundle(folder, manifest, bundle_hash(folder), schema, encoder, model, engine)
+
+
+def _other_fields(schema: LogSchema, encoder: Encoder) -> str:
+    """How the fields of a schema and of an encoder differ: their order, kinds, entities, or the key; empty when they do not."""
+    ours, theirs = schema.model_fields_in_order(), encoder.fields
+    for mine, other in zip(ours, theirs, strict=False):
+        if mine != other:
+            names = [name for name in type(mine).model_fields if getattr(mine, name) != getattr(other, name)]
+            return f"field {mine.name!r} has another {names[0]}"
+    if len(ours) != len(theirs):
+        return f"{len(ours)} fields and {len(theirs)}"
+    if schema.key_of("user") != encoder.user_key:
+        return f"the users' key is {schema.key_of('user')!r} and {encoder.user_key!r}"
+    return ""
+
+
+def _check_papers(folder: Path, manifest: Manifest, encoder: Encoder) -> None:
+    """What travels with a model and no score depends on: the profile, and the report of its evaluation."""
+    from thinktwice.monitor.profile import check_profile, read_profile
+
+    name = PROFILE_FILE
+    try:
+        if PROFILE_FILE in manifest.files:
+            check_profile(read_profile(folder), encoder)
+        name = REPORT_FILES[0]
+        if not isinstance(read_json(folder / name), dict):
+            raise ValueError("it is not an object")
+        name = REPORT_FILES[1]
+        (folder / name).read_bytes().decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise BundleError(f"bundle {folder}: {name} is damaged ({reason(error)}): {FIX}") from error
+
+
+def _check_scores(folder: Path, engine: Engine) -> None:
+    """Score rows of the largest weights there are, beside ordinary ones: finite weights may still overflow in products."""
+    import numpy as np
+
+    from thinktwice.models.backends.backend import largest_rows, random_rows
+
+    for rows in (largest_rows(engine.model), random_rows(engine.model, PROBED_ROWS)):
+        scored = engine.score(rows)
+        if not (np.isfinite(scored.logit).all() and np.isfinite(scored.uncertainty).all()):
+            raise BundleError(
+                f"bundle {folder}: its weights or calibrations are so large that a row has no finite score: train again"
+            )
 
 
 def _engine(folder: Path, model: Backbone, info: ModelInfo, test_time: TestTime) -> Engine:
@@ -282,7 +334,11 @@ def _engine(folder: Path, model: Backbone, info: ModelInfo, test_time: TestTime)
         parts = (test_time.reliability, test_time.config, info.calibration, test_time.extras)
         return Engine(model, *parts, make_backend)
 
-    engine = made(open_backend(folder))
+    make_backend = open_backend(folder)
+    try:
+        engine = made(make_backend)
+    except ValueError as error:
+        raise BundleError(f"bundle {folder}: its backend cannot score this model ({reason(error)}): {FIX}") from error
     for backend in (engine.backend, *engine.member_backends):
         if backend.name == "eager":
             continue

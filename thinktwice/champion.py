@@ -1,7 +1,8 @@
 """The model in production, as a folder: the pipeline puts it there, a server and the next blessing read it.
 
-``STATE/champion`` is a link to ``STATE/versions/NAME/`` with ``bundle/``, ``ctr.mar``, ``feature_store/`` and, written
-last, ``champion.json``. Replacing the link is one atomic step, so a kill at any moment leaves the old champion or the new.
+``STATE/champion`` is a link to ``STATE/versions/NAME/``: a release (``ctr.mar``, ``feature_store/``, ``release.json``) with the
+unpacked ``bundle/`` and, written last, ``champion.json``. Replacing the link is one atomic step, so a kill at any moment leaves
+the old champion or the new.
 """
 
 from __future__ import annotations
@@ -10,17 +11,21 @@ import os
 import re
 import shutil
 import time
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from thinktwice.errors import BundleError
-from thinktwice.files import atomic_dir, read_json, sha256_file, write_json
+from thinktwice.archive import ARCHIVE_FILE as ARCHIVE_FILE
+from thinktwice.archive import BUNDLE, open_archive
+from thinktwice.archive import MODEL_NAME as MODEL_NAME
+from thinktwice.bundle import bundle_hash, verify_bundle
+from thinktwice.errors import BundleError, reason
+from thinktwice.feature_store import FEATURE_STORE
+from thinktwice.files import atomic_dir, read_json, write_json
+from thinktwice.release import Release, ReleasePolicy, read_release, write_release
+from thinktwice.signing import signing_key
 
-MODEL_NAME = "ctr"
-ARCHIVE_FILE = f"{MODEL_NAME}.mar"
 CHAMPION_FILE = "champion.json"
 KEEP = 3  # versions kept: the champion, the one before (a server may still read it), and one more to go back to
 
@@ -28,11 +33,10 @@ KEEP = 3  # versions kept: the champion, the one before (a server may still read
 class ChampionInfo(BaseModel):
     """Content of ``champion.json``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")  # earlier versions wrote more
 
     model_version: str
     bundle_hash: str
-    archive_sha256: str
     feature_service: str
     deployed_at: float  # Unix seconds
 
@@ -46,7 +50,7 @@ class Champion:
 
     @property
     def bundle_dir(self) -> Path:
-        return self.folder / "bundle"
+        return self.folder / BUNDLE
 
     @property
     def archive(self) -> Path:
@@ -54,7 +58,7 @@ class Champion:
 
     @property
     def feature_store_dir(self) -> Path:
-        return self.folder / "feature_store"
+        return self.folder / FEATURE_STORE
 
 
 def read_champion(state_dir: Path | str) -> Champion | None:
@@ -69,8 +73,10 @@ def read_champion(state_dir: Path | str) -> Champion | None:
     folder = link.resolve()
     try:
         info = ChampionInfo.model_validate(read_json(folder / CHAMPION_FILE))
-    except (OSError, ValueError, ValidationError) as error:
-        raise BundleError(f"champion {link} cannot be read ({error}): deploy again, or remove {link}") from error
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            f"champion {link} cannot be read ({reason(error)}): deploy again, or remove {link}"
+        ) from error
     return Champion(folder, info)
 
 
@@ -90,37 +96,30 @@ def require_champion(state_dir: Path | str, instead: str) -> Champion:
 
 
 def verify_archive(champion: Champion) -> Path:
-    """The archive of a champion, after a check that it is whole: a cut one fails deep within the server.
+    """The archive of a champion, after a check that it is the one that was deployed: a cut one fails deep within the server.
 
     Raises:
-        BundleError: the archive is missing, or not the one that was deployed.
+        BundleError: the archive is missing, another one, or of an earlier version.
     """
+    found = read_release(champion.folder, ReleasePolicy(), ())
     try:
-        found = sha256_file(champion.archive)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise BundleError(
-            f"archive {champion.archive} cannot be read ({reason}): deploy again with `thinktwice pipeline run`"
-        ) from error
-    if found != champion.info.archive_sha256:
-        raise BundleError(
-            f"archive {champion.archive} is not the one that was deployed (SHA-256 {found[:12]} instead of "
-            f"{champion.info.archive_sha256[:12]}): deploy again with `thinktwice pipeline run`"
-        )
-    return champion.archive
+        with open_archive(champion.archive, None if found is None else found.release.archive):
+            return champion.archive
+    except BundleError as error:
+        raise BundleError(f"{error}; or deploy again with `thinktwice pipeline run`") from error
 
 
 def install_champion(
     state_dir: Path | str, *, bundle_dir: Path | str, archive: Path | str, feature_store_dir: Path | str
 ) -> Champion:
-    """Copy a version into the state folder and make it the champion. Concurrent calls end with one of them on top.
+    """Copy a version into the state folder, describe it as a release and make it the champion.
+
+    The release is signed where the environment names a key. Concurrent calls end with one of them on top.
 
     Raises:
-        BundleError: the bundle is damaged, or the state folder holds a ``champion`` that is no link.
+        BundleError: the bundle or the archive is damaged, or the state folder holds a ``champion`` that is no link.
+        FeatureStoreError: the feature store holds what it may not hold.
     """
-    # The bundle brings torch with it, which a reader of the champion does not need.
-    from thinktwice.bundle import bundle_hash, verify_bundle
-
     state = Path(state_dir)
     link = state / "champion"
     if link.exists() and not link.is_symlink():
@@ -131,31 +130,29 @@ def install_champion(
     info = ChampionInfo(
         model_version=manifest.model_version,
         bundle_hash=bundle_hash(bundle_dir),
-        archive_sha256=sha256_file(archive),
         feature_service=manifest.feature_service,
         deployed_at=time.time(),
     )
     folder = versions / f"{_next_number(versions):06d}-{info.bundle_hash[:12]}-{os.getpid()}"
     with atomic_dir(folder) as temporary:
-        shutil.copytree(bundle_dir, temporary / "bundle")
+        shutil.copytree(bundle_dir, temporary / BUNDLE)
         shutil.copyfile(archive, temporary / ARCHIVE_FILE)
-        _take_signature(temporary / ARCHIVE_FILE, temporary / "bundle")
-        shutil.copytree(feature_store_dir, temporary / "feature_store")
+        shutil.copytree(feature_store_dir, temporary / FEATURE_STORE)
+        write_release(temporary, signing_key(), before=_release_before(link))
         write_json(temporary / CHAMPION_FILE, info.model_dump())
     _point(link, Path("versions") / folder.name)
     _forget_old(versions, link.resolve().name)
     return Champion(folder.resolve(), info)
 
 
-def _take_signature(archive: Path, bundle: Path) -> None:
-    """Packaging signs the bundle inside the archive; the folder beside it gets the same signature."""
-    from thinktwice.bundle import SIGNATURE_FILE
-
-    if not zipfile.is_zipfile(archive):
-        return
-    with zipfile.ZipFile(archive) as content:
-        if (inside := f"bundle/{SIGNATURE_FILE}") in content.namelist():
-            (bundle / SIGNATURE_FILE).write_bytes(content.read(inside))
+def _release_before(link: Path) -> Release | None:
+    if not os.path.lexists(link):
+        return None
+    try:
+        found = read_release(link.resolve(), ReleasePolicy(), ())
+    except BundleError:  # what is damaged is about to be replaced
+        return None
+    return None if found is None else found.release
 
 
 def _point(link: Path, target: Path) -> None:

@@ -18,9 +18,38 @@ A message names the thing, the value found and the fix. The command line prints 
 
 from __future__ import annotations
 
+LONGEST_REASON = 500  # characters; the input that an error quotes may be a whole file
+
 
 class ThinktwiceError(Exception):
     """Base of all errors that are the user's to fix."""
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in one line that fits into a message: the library's own text without its links, lines and traces."""
+    text = _text(error)
+    return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 3] + "..."
+
+
+def _text(error: BaseException) -> str:
+    from pydantic import ValidationError  # the command line starts without it
+
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        message = " ".join(first["msg"].removeprefix("Value error, ").split())
+        if first["type"] == "literal_error" and isinstance(first["input"], str | int):
+            message += f", not {first['input']!r}"  # other inputs may be secrets, or large
+        return f"{place}: {message}" if place else message
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, UnicodeError):
+        return "it is not UTF-8 text"
+    if isinstance(error, KeyError) and error.args:
+        return f"{error.args[0]!r} is missing"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class DataError(ThinktwiceError):

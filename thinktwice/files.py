@@ -6,7 +6,9 @@ import ctypes
 import errno
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -88,16 +90,55 @@ def _replace_in_two_steps(temporary: Path, path: Path) -> None:
     shutil.rmtree(aside)
 
 
-def write_json(path: Path | str, value: Any) -> None:
-    """Write ``value`` as stable JSON (sorted keys, no NaN), atomically."""
+def json_bytes(value: Any) -> bytes:
+    """``value`` as stable JSON (sorted keys, no NaN), UTF-8: what is written, hashed and signed."""
     text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    return text.encode("utf-8")
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write :func:`json_bytes`, atomically."""
+    data = json_bytes(value)
     with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(data)
 
 
 def read_json(path: Path | str) -> Any:
-    """Read a JSON file written by this project."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """Read a JSON file written by this project; raises an OSError, or a ValueError like :func:`parse_json`."""
+    return parse_json(Path(path).read_bytes())
+
+
+def parse_json(data: bytes) -> Any:
+    """Parse JSON strictly.
+
+    Raises:
+        ValueError: it is not UTF-8, not JSON, names a key of an object twice, holds a number that is not finite or too long
+            to convert, holds half a surrogate pair, or is nested too deeply.
+    """
+    try:
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_different_keys, parse_constant=_finite, parse_float=_finite
+        )
+        if re.search(rb"\\u[dD][89a-fA-F]", data):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return value
+
+
+def _different_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:20]} is not finite")
+    return value
 
 
 def sha256_file(path: Path | str) -> str:

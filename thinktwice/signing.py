@@ -1,12 +1,11 @@
-"""Who made a bundle: an ed25519 signature over its manifest, which names every file by its hash.
+"""Who made a release: an ed25519 signature over the bytes of its manifest, which names everything it covers by hash.
 
-Protects against whoever can write to the object store or the wire but does not have the signing key: a changed, exchanged or
-invented bundle is refused before anything but its manifest and its signature is read. It does not protect against whoever has
-the key, nor against an older bundle that was signed once; take a key that leaked out of ``THINKTWICE_TRUSTED_KEYS``.
+Protects against whoever can write to the object store or the wire but does not have the signing key. It does not protect
+against whoever has the key; take a key that leaked out of ``THINKTWICE_TRUSTED_KEYS``.
 
 Keys are PEM files (PKCS8 and SubjectPublicKeyInfo). The private one is named by ``THINKTWICE_SIGNING_KEY_FILE``, for the
-step that packages a model; the public ones by ``THINKTWICE_TRUSTED_KEYS``, a file or a folder of ``*.pem``, for predictors.
-Several may be trusted, so that keys can be changed without a moment in which nothing is served.
+steps that package and deploy a model; the public ones by ``THINKTWICE_TRUSTED_KEYS``, a file or a folder of ``*.pem``, for
+predictors. Several may be trusted, so that keys can be changed without a moment in which nothing is served.
 """
 
 from __future__ import annotations
@@ -18,11 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from thinktwice.bundle import MANIFEST_FILE, SIGNATURE_FILE
-from thinktwice.errors import BundleError
-from thinktwice.files import read_json, write_json
+from thinktwice.errors import BundleError, reason
+from thinktwice.files import json_bytes, parse_json
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -30,12 +28,11 @@ if TYPE_CHECKING:
 SIGNING_KEY = "THINKTWICE_SIGNING_KEY_FILE"
 TRUSTED_KEYS = "THINKTWICE_TRUSTED_KEYS"
 PRIVATE_FILE, PUBLIC_FILE = "signing-key.pem", "trusted-key.pem"
-MOST_BYTES = 4096  # of signature.json
-DOMAIN = b"thinktwice bundle 1\0"  # a signature of something else must not pass for one of a bundle
+DOMAIN = b"thinktwice release 1\0"  # a signature of something else must not pass for one of a release
 
 
 class Signature(BaseModel):
-    """Content of ``signature.json``."""
+    """Content of a signature file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -72,20 +69,6 @@ def signing_key(environment: Mapping[str, str] = os.environ) -> Path | None:
     return Path(named) if named else None
 
 
-def sign_bundle(folder: Path | str, private: Path) -> Signature:
-    """Write ``signature.json`` beside the manifest of a bundle.
-
-    Raises:
-        BundleError: there is no manifest, or no key in the file.
-    """
-    key = _private(private)
-    signature = Signature(
-        key_id=key_id(key.public_key()), signature=base64.b64encode(key.sign(_message(Path(folder)))).decode()
-    )
-    write_json(Path(folder) / SIGNATURE_FILE, signature.model_dump())
-    return signature
-
-
 def trusted_keys(environment: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
     """Files of the public keys that the environment trusts; none when it asks for no signature.
 
@@ -102,50 +85,54 @@ def trusted_keys(environment: Mapping[str, str] = os.environ) -> tuple[Path, ...
     return found
 
 
-def verify_signature(folder: Path | str, trusted: Sequence[Path]) -> str:
-    """Check that one of the trusted keys signed the manifest of a bundle; returns the id of the key.
+def sign(manifest: bytes, private: Path) -> bytes:
+    """The content of the signature file of a manifest.
 
     Raises:
-        BundleError: no signature, one of an unknown key, or one that does not fit.
+        BundleError: there is no key in the file.
+    """
+    key = _private(private)
+    signature = base64.b64encode(key.sign(signed_bytes(manifest))).decode()
+    return json_bytes(Signature(key_id=key_id(key.public_key()), signature=signature).model_dump())
+
+
+def verify_signature(what: str, manifest: bytes, signature: bytes, trusted: Sequence[Path]) -> str:
+    """Check that one of the trusted keys signed a manifest; returns the id of the key.
+
+    Args:
+        what: names the signed thing in errors.
+
+    Raises:
+        BundleError: the signature is damaged, one of an unknown key, or one of something else.
     """
     from cryptography.exceptions import InvalidSignature
 
-    folder = Path(folder)
-    path = folder / SIGNATURE_FILE
-    if not path.is_file():
-        raise BundleError(
-            f"bundle {folder} is not signed, and only signed ones are accepted here: sign it, or get it again"
-        )
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError("too large")
-        found = Signature.model_validate(read_json(path))
+        found = Signature.model_validate(parse_json(signature))
         raw = base64.b64decode(found.signature, validate=True)
-    except (OSError, ValueError, ValidationError) as error:
-        raise BundleError(f"bundle {folder}: {SIGNATURE_FILE} is damaged: get the bundle again") from error
+    except ValueError as error:
+        raise BundleError(f"{what}: its signature is damaged ({reason(error)}): get it again") from error
     keys = {key_id(key): key for key in map(_public, trusted)}
     if found.key_id not in keys:
         raise BundleError(
-            f"bundle {folder} is signed with the key {found.key_id}, which is not trusted here (trusted: {', '.join(sorted(keys))}): "
-            f"get the bundle from its maker, or add the key to {TRUSTED_KEYS}"
+            f"{what} is signed with the key {found.key_id}, which is not trusted here (trusted: {', '.join(sorted(keys))}): "
+            f"get it from its maker, or add the key to {TRUSTED_KEYS}"
         )
     try:
-        keys[found.key_id].verify(raw, _message(folder))
+        keys[found.key_id].verify(raw, signed_bytes(manifest))
     except InvalidSignature:
-        raise BundleError(f"bundle {folder}: its signature does not fit its manifest: get the bundle again") from None
+        raise BundleError(f"{what}: its signature does not fit its manifest: get it again") from None
     return found.key_id
+
+
+def signed_bytes(manifest: bytes) -> bytes:
+    """What the key signs of a manifest."""
+    return DOMAIN + hashlib.sha256(manifest).digest()
 
 
 def key_id(key: Ed25519PublicKey) -> str:
     """16 hex digits that name a public key."""
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
-
-
-def _message(folder: Path) -> bytes:
-    try:
-        return DOMAIN + hashlib.sha256((folder / MANIFEST_FILE).read_bytes()).digest()
-    except OSError as error:
-        raise BundleError(f"{folder} is no bundle ({MANIFEST_FILE}: {error.strerror}): give a bundle folder") from error
 
 
 def _private(path: Path) -> Ed25519PrivateKey:
@@ -155,9 +142,9 @@ def _private(path: Path) -> Ed25519PrivateKey:
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError, TypeError):  # what the library says may quote the file
-        raise BundleError(f"{path} holds no private key: make one with 'thinktwice bundle keygen'") from None
+        raise BundleError(f"{path} holds no private key: make one with 'thinktwice release keygen'") from None
     if not isinstance(key, Ed25519PrivateKey):
-        raise BundleError(f"{path} holds a key of another kind than ed25519: make one with 'thinktwice bundle keygen'")
+        raise BundleError(f"{path} holds a key of another kind than ed25519: make one with 'thinktwice release keygen'")
     return key
 
 
@@ -168,7 +155,7 @@ def _public(path: Path) -> Ed25519PublicKey:
     try:
         key = load_pem_public_key(path.read_bytes())
     except (OSError, ValueError):
-        raise BundleError(f"{path} holds no public key: take {PUBLIC_FILE} of 'thinktwice bundle keygen'") from None
+        raise BundleError(f"{path} holds no public key: take {PUBLIC_FILE} of 'thinktwice release keygen'") from None
     if not isinstance(key, Ed25519PublicKey):
-        raise BundleError(f"{path} holds a key of another kind than ed25519: make one with 'thinktwice bundle keygen'")
+        raise BundleError(f"{path} holds a key of another kind than ed25519: make one with 'thinktwice release keygen'")
     return key

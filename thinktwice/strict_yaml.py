@@ -43,18 +43,10 @@ def read_mapping(path: Path | str, what: str, error: type[ThinktwiceError]) -> d
 
 def mapping(text: str, where: str, error: type[ThinktwiceError]) -> dict[str, Any]:
     """Like :func:`read_mapping`, from text; ``where`` names its origin."""
-    if len(text) > MAX_CHARACTERS:
-        raise error(f"{where} has {len(text):,} characters, at most {MAX_CHARACTERS:,} are read: give a shorter one")
     try:
-        value = _load(text)
+        value = _parsed(text)
     except _WrongError as found:
         raise error(f"{where} {found}") from found
-    except RecursionError as found:
-        raise error(f"{where} is nested too deeply: give one of ordinary depth") from found
-    except yaml.YAMLError as found:
-        raise error(f"{where} is not valid YAML{_place(found)} ({_problem(found)}): correct the syntax") from found
-    except (ValueError, OverflowError) as found:  # of a value, such as the date 2024-13-45
-        raise error(f"{where} holds a value that cannot be read ({found}): put it in quotes") from found
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -63,6 +55,31 @@ def mapping(text: str, where: str, error: type[ThinktwiceError]) -> dict[str, An
     if other is not None:
         raise error(f"{where} has the key {other!r}, which is no text: put it in quotes")
     return value
+
+
+def parse_yaml(text: str) -> Any:
+    """The value in a YAML text; None for an empty one.
+
+    Raises:
+        ValueError: it is not YAML, or breaks one of the rules of this module; the message starts with ``it``.
+    """
+    try:
+        return _parsed(text)
+    except _WrongError as found:
+        raise ValueError(f"it {found}") from found
+
+
+def _parsed(text: str) -> Any:
+    if len(text) > MAX_CHARACTERS:
+        raise _WrongError(f"has {len(text):,} characters, at most {MAX_CHARACTERS:,} are read: give a shorter one")
+    try:
+        return _load(text)
+    except RecursionError as found:
+        raise _WrongError("is nested too deeply: give one of ordinary depth") from found
+    except yaml.YAMLError as found:
+        raise _WrongError(f"is not valid YAML{_place(found)} ({_problem(found)}): correct the syntax") from found
+    except (ValueError, OverflowError) as found:  # of a value, such as the date 2024-13-45
+        raise _WrongError(f"holds a value that cannot be read ({found}): put it in quotes") from found
 
 
 class _WrongError(Exception):

@@ -20,8 +20,8 @@ import numpy as np
 
 from benchmarks.serving import backends, inside, outside, page
 from benchmarks.serving.world import make_world
-from feature_repo.store import REDIS_VARIABLE
 from tests.features import redis_server
+from thinktwice.feature_store import REDIS_ADDRESS
 from thinktwice.files import write_json
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -75,7 +75,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tt-serving-") as name:
         folder = Path(name)
         with redis_server.running(folder) as address:
-            os.environ[REDIS_VARIABLE] = address
+            os.environ[REDIS_ADDRESS] = address
             world = make_world(folder, quick)
             print("world: built", flush=True)
             result: dict[str, Any] = {"inside": inside.overhead(world, 120 if quick else 1500)}

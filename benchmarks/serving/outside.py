@@ -10,19 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.serving.world import SCHEMA, World, with_handler
+from benchmarks.serving.world import OTHER_HANDLER, SCHEMA, World, with_handler
 from serving import kserve_process, torchserve_process
 from serving.config import ServingConfig
 from serving.load.drive import Measured, Target, closed_loop, open_loop
 from serving.load.plan import poisson, requests_of
 from serving.load.report import Step
+from thinktwice.archive import HANDLER
 
 DEADLINE = 0.25  # seconds; what a page can wait for its ads
 LOADS = (50, 80, 110)
 
 
 @contextlib.contextmanager
-def serving(archive: Path, world: World, folder: Path, server: str = "torchserve") -> Iterator[str]:
+def serving(
+    archive: Path, world: World, folder: Path, server: str = "torchserve", handler: str = HANDLER
+) -> Iterator[str]:
     """Yields the address of a server of an archive (TorchServe) or bundle (kserve)."""
     config = ServingConfig(access_log=False)
     log = folder / f"{archive.parent.name}-{server}.log"
@@ -31,7 +34,7 @@ def serving(archive: Path, world: World, folder: Path, server: str = "torchserve
         port = probe.getsockname()[1]
     if server == "torchserve":
         with torchserve_process.running(
-            archive, feature_store=world.store, port=port, log=log, config=config
+            archive, feature_store=world.store, port=port, log=log, config=config, handler=handler
         ) as running:
             yield running.url
         return
@@ -42,11 +45,15 @@ def serving(archive: Path, world: World, folder: Path, server: str = "torchserve
 def by_turns(
     world: World, folder: Path, other: str, *, callers: int, seconds: float, rounds: int
 ) -> dict[str, list[Measured]]:
-    """Closed loops on TorchServe with our handler (``ours``) and with another of :mod:`benchmarks.serving.handlers`, by turns."""
+    """Closed loops on TorchServe with our handler (``ours``) and with another, ``nothing`` or ``obvious``, by turns."""
     requests = requests_of(world.store, SCHEMA, count=100, candidates=100, seed=2)
-    archive = with_handler(world.archives["off"], other, folder / other.lower())
-    with serving(world.archives["off"], world, folder) as ours, serving(archive, world, folder) as theirs:
-        urls = {"ours": ours, other.lower(): theirs}
+    archive = with_handler(world.archives["off"], other, folder / other)
+    name = OTHER_HANDLER.format(name=other)
+    with (
+        serving(world.archives["off"], world, folder) as ours,
+        serving(archive, world, folder, handler=name) as theirs,
+    ):
+        urls = {"ours": ours, other: theirs}
         for url in urls.values():
             closed_loop(Target(url, requests), callers, 1.0)
         found: dict[str, list[Measured]] = {name: [] for name in urls}
@@ -58,7 +65,7 @@ def by_turns(
 
 def hop(world: World, folder: Path, seconds: float, rounds: int) -> dict[str, Any]:
     """One caller, 100 candidates: latency through TorchServe with our handler and with one that does nothing."""
-    found = by_turns(world, folder, "Nothing", callers=1, seconds=seconds, rounds=rounds)
+    found = by_turns(world, folder, "nothing", callers=1, seconds=seconds, rounds=rounds)
     latency = {name: np.concatenate([m.latency for m in parts]) for name, parts in found.items()}
     return {
         name: {f"p{q}": float(1000 * np.nanpercentile(all_, q)) for q in (50, 99)} for name, all_ in latency.items()
@@ -67,7 +74,7 @@ def hop(world: World, folder: Path, seconds: float, rounds: int) -> dict[str, An
 
 def throughput(world: World, folder: Path, seconds: float, rounds: int) -> dict[str, float]:
     """Answers a second of four callers: our handler against the obvious one."""
-    found = by_turns(world, folder, "Obvious", callers=4, seconds=seconds, rounds=rounds)
+    found = by_turns(world, folder, "obvious", callers=4, seconds=seconds, rounds=rounds)
     assert all(m.count("ok") > 0 and m.count("wrong") == 0 for parts in found.values() for m in parts)
     return {name: float(np.median([m.throughput for m in parts])) for name, parts in found.items()}
 

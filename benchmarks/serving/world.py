@@ -3,6 +3,7 @@ values cost nothing), its features in a real Redis, and two bundles that differ 
 
 from __future__ import annotations
 
+import json
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from feature_repo.retrieve import training_set
 from feature_repo.store import build
 from serving.load.plan import requests_of
 from serving.scorer import open_scorer
+from thinktwice.archive import ARCHIVE_FILE, MAR_MANIFEST
 from thinktwice.bundle import BundleIdentity, bundle_hash, load_bundle, write_bundle
-from thinktwice.champion import ARCHIVE_FILE
 from thinktwice.data.encoded import Batch
 from thinktwice.data.feature_tables import feature_service_name
 from thinktwice.data.simulator import SimConfig, simulate
@@ -61,7 +62,7 @@ SCHEMA = parse_schema(
     where="benchmarks/serving/world.py",
 )
 SIZES = BackboneConfig(dim=16, hidden=(128, 64))
-HANDLER = "from benchmarks.serving.handlers import {name} as _Handler\n\n\nclass CTRHandler(_Handler):\n    pass\n"
+OTHER_HANDLER = "benchmarks.serving.handler_{name}"  # a module with one class
 
 
 @dataclass(frozen=True)
@@ -147,12 +148,16 @@ def served(world: World, candidates: int, count: int) -> list[Batch]:
 
 
 def with_handler(archive: Path, name: str, out: Path) -> Path:
-    """The same archive with another handler of :mod:`benchmarks.serving.handlers`."""
+    """The same archive with another handler, ``nothing`` or ``obvious``."""
     out.mkdir(parents=True, exist_ok=True)
     target = out / ARCHIVE_FILE
     with zipfile.ZipFile(archive) as old, zipfile.ZipFile(target, "w") as new:
         for entry in old.namelist():
-            data = HANDLER.format(name=name).encode() if entry == "handler.py" else old.read(entry)
+            data = old.read(entry)
+            if entry == MAR_MANIFEST:
+                manifest = json.loads(data)
+                manifest["model"]["handler"] = OTHER_HANDLER.format(name=name)
+                data = json.dumps(manifest).encode()
             new.writestr(entry, data)
     return target
 

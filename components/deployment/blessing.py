@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from thinktwice.bundle import bundle_hash
-from thinktwice.errors import PipelineError
+from thinktwice.errors import PipelineError, reason
 from thinktwice.files import read_json
 
 BLESSING_FILE = "blessing.json"
@@ -32,8 +32,8 @@ def require_blessing(blessing: Path | str, bundle_dir: Path | str) -> Blessing:
     path = path / BLESSING_FILE if path.is_dir() else path
     try:
         value = Blessing.model_validate(read_json(path))
-    except (OSError, ValueError, ValidationError) as error:
-        raise PipelineError(f"blessing {path} cannot be read ({error}): run the bless step first") from error
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"blessing {path} cannot be read ({reason(error)}): run the bless step first") from error
     if not value.blessed:
         why = "; ".join(value.reasons) or "no reason given"
         raise PipelineError(f"the model is not blessed ({why}): it is not deployed, the champion stays")

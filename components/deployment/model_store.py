@@ -9,23 +9,22 @@ from __future__ import annotations
 import base64
 import hashlib
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from pydantic import ValidationError
-
 from components.deployment.deploy.deployment import label_value
-from thinktwice.bundle import MANIFEST_FILE, Manifest
-from thinktwice.champion import ARCHIVE_FILE, CHAMPION_FILE
+from thinktwice.archive import ARCHIVE_FILE, BUNDLE
+from thinktwice.champion import CHAMPION_FILE
 from thinktwice.errors import BundleError, PipelineError, ResourceError
+from thinktwice.feature_store import FEATURE_STORE, SETTINGS_FILE
 from thinktwice.files import full_disk_named
+from thinktwice.release import RELEASE_FILE, verify_release
 
 #: What a champion's folder holds beside the files of a predictor. The tables of the feature store are training data.
-NOT_SHIPPED = ("bundle", CHAMPION_FILE)
+NOT_SHIPPED = (BUNDLE, CHAMPION_FILE)
 TABLES = ".parquet"
 MOST_BYTES = 5 << 30  # of one object that is written in one request
 BLOCK = 1 << 20
@@ -62,31 +61,17 @@ def model_files(folder: Path) -> dict[str, Path]:
         folder: a champion, or ``model/`` of the deploy step.
 
     Raises:
-        BundleError: the archive or the feature store is missing.
+        BundleError: the archive, the feature store or the description of the release is missing.
     """
     found = {}
     for path in sorted(folder.rglob("*")):
         key = path.relative_to(folder)
         if path.is_file() and key.parts[0] not in NOT_SHIPPED and path.suffix != TABLES:
             found[key.as_posix()] = path
-    for needed in (ARCHIVE_FILE, "feature_store/feature_store.yaml"):
+    for needed in (ARCHIVE_FILE, f"{FEATURE_STORE}/{SETTINGS_FILE}", RELEASE_FILE):
         if needed not in found:
             raise BundleError(f"{folder} holds no {needed}: give a champion, or the folder model/ of the deploy step")
     return found
-
-
-def model_version(archive: Path) -> str:
-    """The version of the bundle in an archive.
-
-    Raises:
-        BundleError: the archive cannot be read.
-    """
-    try:
-        with zipfile.ZipFile(archive) as content:
-            return Manifest.model_validate_json(content.read(f"bundle/{MANIFEST_FILE}")).model_version
-    except (OSError, KeyError, ValueError, ValidationError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0]
-        raise BundleError(f"archive {archive} cannot be read ({reason}): package the model again") from error
 
 
 def upload_model(source: str, to: str) -> tuple[str, list[str]]:
@@ -100,7 +85,7 @@ def upload_model(source: str, to: str) -> tuple[str, list[str]]:
         The ``storageUri`` of the version, and the keys of its files below that.
 
     Raises:
-        BundleError: the source is no whole model, or the version's folder holds something else.
+        BundleError: the source is no whole release, or the version's folder holds something else.
         PipelineError: ``to`` is no place in an object store.
         ResourceError: the store does not answer, or refuses.
     """
@@ -112,7 +97,8 @@ def upload_model(source: str, to: str) -> tuple[str, list[str]]:
         else:
             folder = Path(source)
         files = model_files(folder)
-        version = Place(target.bucket, f"{target.prefix}{label_value(model_version(files[ARCHIVE_FILE]))}/")
+        release = verify_release(folder).release
+        version = Place(target.bucket, f"{target.prefix}{label_value(release.model_version)}/")
         present = set(_keys(client, version))
         _check_nothing_else(version, present, files)
         # The archive last: a predictor that finds none does not start on half a version.

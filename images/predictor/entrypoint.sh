@@ -25,6 +25,14 @@ archive=$store/${models#*=}
     exit 1
 }
 
+# The release is checked, and unpacked into a folder of ours, before Java starts: Java gets that folder and never the archive, and
+# whatever is written to the store afterwards is not read. -P: nothing is imported from the working folder.
+name=${models%%=*}
+staged=$TEMP/release
+rm -rf "$staged"
+mkdir -m 700 "$staged"
+/opt/venv/bin/python -P -m serving.stage --archive "$archive" --into "$staged/$name"
+
 # The workers share their numbers in this folder; what a container before left there does not count. Named here and not in the
 # image: the KServe predictor of the same image is one process, and fails where a folder is named that nobody made.
 export PROMETHEUS_MULTIPROC_DIR=/tmp/metrics
@@ -40,4 +48,4 @@ exec "$java" -Xms64m -Xmx256m -Xmn16m -XX:+AlwaysPreTouch -XX:+UseSerialGC \
     -Dmodel_server_home="$home" -Djava.io.tmpdir="$TEMP" \
     -Dlog4j.configurationFile=file:///opt/predictor/log4j2.xml \
     -cp ".:$home/ts/frontend/*" org.pytorch.serve.ModelServer \
-    --python /opt/venv/bin/python -f /opt/predictor/config.properties -s "$store" -ncs $token_auth -m "$models"
+    --python /opt/venv/bin/python -f /opt/predictor/config.properties -s "$staged" -ncs $token_auth -m "$name=$name"

@@ -61,9 +61,8 @@ def load(
     if requests is not None:
         asked = read_requests(requests)
     else:
-        from thinktwice.bundle import SCHEMA_FILE
         from thinktwice.champion import require_champion
-        from thinktwice.schema import load_schema
+        from thinktwice.schema import SCHEMA_FILE, load_schema
 
         champion = require_champion(state, "--state or --requests")
         schema = load_schema(champion.bundle_dir / SCHEMA_FILE)

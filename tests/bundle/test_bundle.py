@@ -11,9 +11,9 @@ import pytest
 
 from tests.serving.small import PLAIN_SCHEMA, identity, make_bundle, write_parts
 from thinktwice.bundle import (
-    BUNDLE_FILES,
     MANIFEST_FILE,
     PROFILE_FILE,
+    bundle_files,
     bundle_hash,
     load_bundle,
     verify_bundle,
@@ -23,6 +23,8 @@ from thinktwice.errors import BundleError
 from thinktwice.files import read_json, sha256_file, write_json
 from thinktwice.models import backends
 from thinktwice.models.backends import choose
+
+BUNDLE_FILES, FURTHER_FILES = bundle_files()
 
 
 def test_what_was_written_is_loaded(small: Path) -> None:
@@ -120,7 +122,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "not json": (lambda f: (f / MANIFEST_FILE).write_text("{"), r"manifest\.json is damaged"),
     "not an object": (lambda f: (f / MANIFEST_FILE).write_text("[]"), r"manifest\.json is wrong"),
     "other format": (_manifest(format=2), "has format 2, this version of thinktwice reads format 1"),
-    "unknown key": (_manifest(pickle="x"), "wrong at pickle"),
+    "unknown key": (_manifest(pickle="x"), "wrong .pickle: Extra inputs are not permitted"),
     "no files": (_manifest(files={}), "does not list counts"),
     "bad hash": (_manifest(files={"schema.yaml": {"sha256": "x", "size": 1}}), r"files\.schema\.yaml\.sha256"),
 }

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from tests.serving.small import identity, with_members
-from thinktwice.bundle import BUNDLE_FILES, EXTRA_FILES, MANIFEST_FILE, PROFILE_FILE, load_bundle, write_bundle
+from thinktwice.bundle import MANIFEST_FILE, PROFILE_FILE, bundle_files, load_bundle, write_bundle
 from thinktwice.errors import BundleError
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.modes import PRESETS
-from thinktwice.testtime.store import MEMBER_FOLDERS, needed_files
+from thinktwice.testtime.store import EXTRA_FILES, MEMBER_FOLDERS, needed_files
 
+BUNDLE_FILES, FURTHER_FILES = bundle_files()
 MEMBER = {"members/0/model.json", "members/0/weights.safetensors"}
 
 
@@ -52,7 +53,7 @@ def test_a_loaded_member_reads_the_table_of_the_model(bundle: Path) -> None:
 def test_every_file_that_any_mode_needs_is_known_to_bundles() -> None:
     configs = [*PRESETS.values(), TestTimeConfig(trigger="always", members=len(MEMBER_FOLDERS))]
     needed = {name for config in configs for name in needed_files(config)}
-    assert needed <= BUNDLE_FILES | set(EXTRA_FILES)
+    assert needed <= BUNDLE_FILES | FURTHER_FILES
     assert set(EXTRA_FILES) <= needed
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thinktwice.combinations.sketch import FrequencySketch, mix, sketch_of
+from thinktwice.combinations.sketch import FrequencySketch, sketch_of
+from thinktwice.splitmix import mix
 
 SMALL = st.lists(st.integers(0, 60), max_size=300)
 

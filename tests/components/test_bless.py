@@ -12,6 +12,7 @@ from kfp.dsl import Artifact, Dataset, Metrics, Model
 
 from components.deployment.blessing import require_blessing
 from components.evaluation.bless.component import bless
+from tests.serving.releases import pack
 from tests.testtime import world
 from thinktwice.champion import install_champion
 from thinktwice.errors import BundleError, PipelineError
@@ -37,12 +38,11 @@ def test_verdict_against_the_champion_in_the_state_folder(finished: Path, tmp_pa
     assert metrics.metadata == {"blessed": 1.0}
     assert require_blessing(artifact.path, finished / "bundle-good").blessed
 
-    (tmp_path / "ctr.mar").write_bytes(b"archive")
     (tmp_path / "store").mkdir()
     champion = install_champion(
         tmp_path / "state",
         bundle_dir=finished / "bundle-good",
-        archive=tmp_path / "ctr.mar",
+        archive=pack(finished / "bundle-good", tmp_path / "packed"),
         feature_store_dir=tmp_path / "store",
     )
     blessed, artifact, metrics = judge("bad")

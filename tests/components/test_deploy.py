@@ -1,6 +1,5 @@
 """The deploy step: champion here or a folder for a cluster, and never a mixture of versions."""
 
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ from components.deployment.deploy.deployment import deploy_model, inference_serv
 from components.deployment.package.archive import write_archive
 from tests.components.deployed import make_store
 from tests.manifests import closed_schema
-from tests.serving.small import MODEL_VERSION, bless, small  # noqa: F401
+from tests.serving.small import MODEL_VERSION, PLAIN_SCHEMA, bless, make_bundle, small  # noqa: F401
 from thinktwice.bundle import bundle_hash, verify_bundle
 from thinktwice.champion import read_champion, verify_archive
 from thinktwice.errors import BundleError, FeatureStoreError, PipelineError
 from thinktwice.files import read_json, write_json
+from thinktwice.release import verify_release
 
 Deploy = Callable[..., dict[str, Any]]
 
@@ -66,7 +66,10 @@ def test_manifest_writes_what_a_storage_uri_holds(deploy: Deploy, tmp_path: Path
         "feature_store/feature_store.json",
         "feature_store/feature_store.yaml",
         "feature_store/online.db",
+        "release.json",
     ]
+    release = verify_release(model)
+    assert release.hash == verify_release(tmp_path / "state" / "champion").hash, "one release, here without its tables"
     service = yaml.safe_load((tmp_path / "out" / "inferenceservice.yaml").read_text())
     assert service["spec"]["predictor"]["model"]["storageUri"] == "s3://bucket/run/deployment/model" == info["place"]
     assert "runtime" not in service["spec"]["predictor"]["model"], "the overlay names it"
@@ -124,11 +127,14 @@ def test_a_mixture_is_refused(deploy: Deploy, packed: Path, tmp_path: Path) -> N
         deploy(feature_store_dir=tmp_path)
     with pytest.raises(BundleError, match="cannot be read"):
         deploy(archive_dir=tmp_path)
-    (tmp_path / "wrong").mkdir()
-    with zipfile.ZipFile(tmp_path / "wrong" / "ctr.mar", "w") as content:
-        content.writestr("bundle/manifest.json", "{}")
+    make_bundle(tmp_path / "wrong", PLAIN_SCHEMA)
+    write_archive(
+        tmp_path / "wrong" / "bundle",
+        bless(tmp_path / "wrong" / "blessing", bundle_hash(tmp_path / "wrong" / "bundle")),
+        tmp_path / "wrong" / "archive",
+    )
     with pytest.raises(BundleError, match="holds another bundle"):
-        deploy(archive_dir=tmp_path / "wrong")
+        deploy(archive_dir=tmp_path / "wrong" / "archive")
     with pytest.raises(PipelineError, match="not blessed"):
         deploy(blessing=bless(tmp_path / "no", "0" * 64, blessed=False))
     with pytest.raises(PipelineError, match="target 'moon' is unknown: use one of local, manifest"):

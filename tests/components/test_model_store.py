@@ -19,10 +19,13 @@ from pipelines.cli import app
 from tests.components.object_store import listed
 from tests.serving.small import MODEL_VERSION
 from thinktwice.errors import BundleError, PipelineError, ResourceError, ThinktwiceError
+from thinktwice.release import verify_release, write_release
+from thinktwice.signing import make_keys
 
 pytestmark = pytest.mark.server
 
-FILES = ["ctr.mar", "feature_store/feature_store.json", "feature_store/feature_store.yaml", "feature_store/online.db"]
+STORE_FILES = ["feature_store/feature_store.json", "feature_store/feature_store.yaml", "feature_store/online.db"]
+FILES = ["ctr.mar", *STORE_FILES, "release.json"]
 TO = f"s3://models/ctr/{MODEL_VERSION}/"
 
 
@@ -45,6 +48,18 @@ def test_both_places_of_a_deployment_hold_the_same_files(deployed: Path) -> None
     champion, model = (model_files(deployed / place) for place in ("state/champion", "out/model"))
     assert list(champion) == list(model)
     assert all(champion[key].read_bytes() == model[key].read_bytes() for key in model)
+
+
+def test_a_signature_travels_with_what_it_signs(model: Path, store: Any, tmp_path: Path) -> None:
+    private, public = make_keys(tmp_path / "keys")
+    write_release(model, private)
+    _, keys = upload_model(str(model), "s3://models/ctr")
+    assert keys == sorted([*FILES, "release-signature.json"])
+    for key in keys:
+        target = tmp_path / "mounted" / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        store.download_file("models", f"ctr/{MODEL_VERSION}/{key}", str(target))
+    assert verify_release(tmp_path / "mounted", trusted=[public]).key_id
 
 
 def test_a_new_file_of_a_version_is_shipped_without_being_named(model: Path, store: Any) -> None:
@@ -105,6 +120,7 @@ def test_what_another_tool_uploaded_is_taken_when_it_is_the_same(model: Path, st
     assert upload_model(str(model), "s3://models/ctr") == (TO, FILES)
     path = model / "feature_store" / "online.db"
     path.write_bytes(path.read_bytes()[::-1])
+    write_release(model)
     with pytest.raises(BundleError, match=r"online\.db is there and differs"):
         upload_model(str(model), "s3://models/ctr")
 
@@ -119,6 +135,7 @@ def test_of_two_uploads_at_a_time_the_second_must_be_the_same(
     assert upload_model(str(model), "s3://models/ctr")[1] == FILES
     assert upload_model(str(model), "s3://models/ctr")[1] == FILES
     (model / "feature_store" / "online.db").write_bytes(b"others")
+    write_release(model)
     with pytest.raises(BundleError, match="differs"):
         upload_model(str(model), "s3://models/ctr")
     key = f"ctr/{MODEL_VERSION}/feature_store/online.db"
@@ -141,6 +158,7 @@ def test_a_store_that_knows_no_conditions(model: Path, store: Any, monkeypatch: 
     assert upload_model(str(model), "s3://models/ctr") == (TO, FILES)
     assert asked == [True, False] * len(FILES) and len(listed(store)) == len(FILES)
     (model / "feature_store" / "online.db").write_bytes(b"others")
+    write_release(model)
     with pytest.raises(BundleError, match="differs"):
         upload_model(str(model), "s3://models/ctr")
 
@@ -162,8 +180,10 @@ def cut(model: Path) -> None:
     [
         (lambda m: (m / "ctr.mar").unlink(), "holds no ctr.mar"),
         (lambda m: shutil.rmtree(m / "feature_store"), "holds no feature_store/feature_store.yaml"),
-        (cut, "cannot be read"),
-        (lambda m: (m / "ctr.mar").write_bytes(b""), "cannot be read"),
+        (cut, "bytes instead of the .* of its release"),
+        (lambda m: (m / "ctr.mar").write_bytes(b""), "has 0 bytes instead of the .* of its release"),
+        (lambda m: (m / "release.json").unlink(), "holds no release.json"),
+        (lambda m: (m / "feature_store" / "online.db").write_bytes(b"others"), "online.db has SHA-256 .* instead of"),
     ],
 )
 def test_half_a_model_is_not_uploaded(model: Path, store: Any, damage: Callable[[Path], Any], said: str) -> None:
@@ -178,7 +198,7 @@ def test_a_champion_that_was_changed_is_not_uploaded(deployed: Path, store: Any,
     with (tmp_path / "state" / "champion" / "ctr.mar").open("ab") as file:
         file.write(b"more")
     done = CliRunner().invoke(app, ["upload", "--to", "s3://models/ctr", "--state", str(tmp_path / "state")])
-    assert isinstance(done.exception, BundleError) and "not the one that was deployed" in str(done.exception)
+    assert isinstance(done.exception, BundleError) and "of its release" in str(done.exception)
     assert listed(store) == []
 
 

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.deployment.package.archive import HANDLER, write_archive
+from components.deployment.package.archive import write_archive
 from tests.serving.small import MODEL_VERSION, bless, small  # noqa: F401
+from thinktwice.archive import HANDLER, open_archive
 from thinktwice.bundle import bundle_hash, load_bundle
 from thinktwice.errors import BundleError, PipelineError
 from thinktwice.files import sha256_file
+from thinktwice.release import verify_release
 
 
 @pytest.fixture
@@ -35,28 +37,43 @@ def test_the_archive_holds_the_bundle(small: Path, blessing: Path, tmp_path: Pat
     assert manifest["model"] == {
         "modelName": "ctr",
         "modelVersion": MODEL_VERSION,
-        "handler": "handler.py",
+        "handler": HANDLER,
         "configFile": "model-config.yaml",
     }
     config = yaml.safe_load((tmp_path / "unpacked" / "model-config.yaml").read_text())
     assert (config["minWorkers"], config["maxWorkers"], config["batchSize"]) == (1, 1, 1)
-    assert not list((tmp_path / "unpacked").rglob("*.pkl"))
+    data = {".json", ".yaml", ".arrow", ".safetensors", ".html"}
+    assert {p.suffix for p in (tmp_path / "unpacked").rglob("*") if p.is_file()} == data, "data and no code"
 
 
 def test_the_same_bundle_gives_the_same_bytes(small: Path, blessing: Path, tmp_path: Path) -> None:  # noqa: F811
     shutil.copytree(small / "bundle", tmp_path / "copy")
     first = write_archive(small / "bundle", blessing, tmp_path / "first")
     assert write_archive(tmp_path / "copy", blessing, tmp_path / "second") == first
+    assert sha256_file(tmp_path / "first" / "ctr.mar") == sha256_file(tmp_path / "second" / "ctr.mar")
 
 
-def test_the_handler_names_a_class_that_exists() -> None:
-    from serving.torchserve_handler import CTRHandler
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # TorchServe leaves a file of its own open
+def test_torchserve_finds_the_handler_in_the_installed_package(tmp_path: Path) -> None:
+    """By TorchServe's own loader, which takes the one class that is defined in the module."""
+    from ts.model_loader import TsModelLoader
+    from ts.utils.util import list_classes_from_module
 
-    scope: dict[str, object] = {"__name__": "handler"}
-    exec(compile(HANDLER, "handler.py", "exec"), scope)
-    # TorchServe takes the one class that is defined in the file itself.
-    (own,) = [v for v in scope.values() if isinstance(v, type) and v.__module__ == "handler"]
-    assert issubclass(own, CTRHandler)
+    module, function = TsModelLoader()._load_handler_file(HANDLER)
+    assert function is None and not hasattr(module, "handle")
+    (found,) = list_classes_from_module(module)
+    assert (found.__name__, found.__module__) == ("CTRHandler", HANDLER)
+
+
+def test_what_is_packaged_is_what_a_server_accepts(small: Path, blessing: Path, tmp_path: Path) -> None:  # noqa: F811
+    write_archive(small / "bundle", blessing, tmp_path / "archive")
+    with open_archive(tmp_path / "archive" / "ctr.mar") as content:
+        content.verify()
+        assert content.bundle_hash == bundle_hash(small / "bundle")
+        assert content.settings["maxWorkers"] == 1
+    assert verify_release(tmp_path / "archive").release.feature_store is None
 
 
 def test_no_blessing_no_archive(small: Path, tmp_path: Path) -> None:  # noqa: F811

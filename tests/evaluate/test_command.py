@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.serving.releases import pack
 from thinktwice.bundle import bundle_hash
 from thinktwice.champion import install_champion
 from thinktwice.cli import main
@@ -44,12 +45,11 @@ def test_the_champion_on_the_training_set_of_the_last_run(
     error = capsys.readouterr().err
     assert "holds no champion" in error and "--bundle" in error and error.count("\n") == 1
 
-    (tmp_path / "ctr.mar").write_bytes(b"an archive")
     (tmp_path / "store").mkdir()
     champion = install_champion(
         tmp_path / ".thinktwice" / "state",
         bundle_dir=finished / "bundle-good",
-        archive=tmp_path / "ctr.mar",
+        archive=pack(finished / "bundle-good", tmp_path / "packed"),
         feature_store_dir=tmp_path / "store",
     )
     assert champion.info.bundle_hash == bundle_hash(finished / "bundle-good")

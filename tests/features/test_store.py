@@ -22,6 +22,7 @@ from tests.features import online, redis_server
 from tests.features.conftest import SCHEMA, CleanLog, Row, make_rows
 from thinktwice.data.feature_tables import table_specs
 from thinktwice.errors import FeatureStoreError
+from thinktwice.feature_store import REDIS_ADDRESS
 
 pytestmark = [
     # Feast's own, on import and in its calls of pandas and protobuf.
@@ -48,7 +49,7 @@ def built(
         yield Built(folder / "store", build(clean_log.folder, folder / "store", model_version=VERSION), clean_log)
         return
     with redis_server.running(folder) as address, pytest.MonkeyPatch.context() as patch:
-        patch.setenv(store_module.REDIS_VARIABLE, address)
+        patch.setenv(REDIS_ADDRESS, address)
         info = build(clean_log.folder, folder / "store", model_version=VERSION, online="redis")
         yield Built(folder / "store", info, clean_log)
 
@@ -229,16 +230,16 @@ def test_online_rows_that_were_lost_are_written_again(built: Built, tmp_path: Pa
 def test_a_redis_that_is_gone_is_named(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     if built.info.online_store == "sqlite":
         pytest.skip("sqlite lies in the folder")
-    monkeypatch.setenv(store_module.REDIS_VARIABLE, "127.0.0.1:1")
+    monkeypatch.setenv(REDIS_ADDRESS, "127.0.0.1:1")
     with pytest.raises(FeatureStoreError, match=r"no Redis answers at 127\.0\.0\.1:1"):
         ensure_online(built.folder)
-    monkeypatch.delenv(store_module.REDIS_VARIABLE)
+    monkeypatch.delenv(REDIS_ADDRESS)
     with pytest.raises(FeatureStoreError, match="set THINKTWICE_REDIS_ADDRESS"):
         ensure_online(built.folder)
 
 
 def redis_client() -> redis.Redis:
-    host, port = os.environ[store_module.REDIS_VARIABLE].split(":")
+    host, port = os.environ[REDIS_ADDRESS].split(":")
     return redis.Redis(host=host, port=int(port))
 
 
@@ -256,7 +257,7 @@ def test_an_interrupted_build_leaves_the_old_store(built: Built, monkeypatch: py
 
 
 def test_bad_online_stores_are_named(clean_log: CleanLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(store_module.REDIS_VARIABLE, raising=False)
+    monkeypatch.delenv(REDIS_ADDRESS, raising=False)
     cases = [
         ("dynamo", "", "'dynamo' is unknown: use sqlite or redis"),
         ("redis", "", "set THINKTWICE_REDIS_ADDRESS"),

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from feature_repo.store import REDIS_VARIABLE, build
+from feature_repo.store import build
 from serving.feast_source import FeastSource, open_feast
 from serving.features import DirectReader, Entity, Found, OnDefault, OnlineFeatureReader
 from serving.open_reader import FeatureConfig, open_reader
@@ -29,6 +29,7 @@ from thinktwice.bundle import load_bundle
 from thinktwice.champion import Champion
 from thinktwice.data.encoder import Encoder
 from thinktwice.errors import FeatureStoreError
+from thinktwice.feature_store import REDIS_ADDRESS
 from thinktwice.parquet import read_frame
 
 pytestmark = [
@@ -61,7 +62,7 @@ def store(
         return
     folder = tmp_path_factory.mktemp("redis")
     with redis_server.running(folder) as address, pytest.MonkeyPatch.context() as patch:
-        patch.setenv(REDIS_VARIABLE, address)
+        patch.setenv(REDIS_ADDRESS, address)
         build(state.parent / "clean", folder / "store", model_version=MODEL_VERSION, online="redis")
         yield Store(folder / "store", "redis")
 
@@ -219,7 +220,7 @@ def test_a_redis_that_hangs_and_comes_back_and_ends(state: Path, encoder: Encode
     store = Store(tmp_path / "store", "redis")
     with ExitStack() as stack:
         with redis_server.started(tmp_path) as (address, process), pytest.MonkeyPatch.context() as patch:
-            patch.setenv(REDIS_VARIABLE, address)
+            patch.setenv(REDIS_ADDRESS, address)
             build(state.parent / "clean", store.folder, model_version=MODEL_VERSION, online="redis")
             reader = stack.enter_context(
                 opened(store, encoder, "snapshot", lambda *found: told.append(found), timeout_ms=200)

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from feature_repo.store import REDIS_VARIABLE, build
+from feature_repo.store import build
 from serving.feast_source import open_feast
 from serving.redis_source import FEW, OPEN, RedisSource
 from tests.features import redis_server
 from tests.serving.small import FEATURE_SERVICE, MODEL_VERSION, SCHEMA
+from thinktwice.feature_store import REDIS_ADDRESS
 from thinktwice.schema.numbers import number
 from thinktwice.schema.values import spell
 
@@ -49,7 +50,7 @@ def half_an_answer() -> Iterator[int]:
 
 def test_an_open_connection(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with redis_server.started(tmp_path) as (address, process):
-        monkeypatch.setenv(REDIS_VARIABLE, address)
+        monkeypatch.setenv(REDIS_ADDRESS, address)
         build(state.parent / "clean", tmp_path / "store", model_version=MODEL_VERSION, online="redis")
         feast, _ = open_feast(tmp_path / "store", FEATURE_SERVICE)
         with closing(RedisSource(feast, SCHEMA)) as source:

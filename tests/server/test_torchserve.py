@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import uuid
-import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
 from serving.torchserve_process import TorchServe, check_port, running, stop
 from tests.server.conftest import free_port, post
+from tests.serving.releases import pack, rehash, with_tensor
 from tests.serving.small import MODEL_VERSION
 from thinktwice.champion import Champion
 from thinktwice.errors import ServerError
@@ -228,15 +230,14 @@ def test_a_damaged_bundle_is_refused_with_its_sentence(
 
     monkeypatch.setattr("serving.torchserve_process.stop", stop_and_look)
     port = free_port()
-    damaged = tmp_path / "ctr.mar"
-    with zipfile.ZipFile(champion.archive) as old, zipfile.ZipFile(damaged, "w") as new:
-        for name in old.namelist():
-            data = bytearray(old.read(name))
-            if name == "bundle/weights.safetensors":
-                data[-1] ^= 1
-            new.writestr(name, bytes(data))
+    shutil.copytree(champion.bundle_dir, tmp_path / "bundle")
+    with_tensor(tmp_path / "bundle" / "weights.safetensors", "bias", lambda found: found * np.nan)
+    rehash(tmp_path / "bundle")  # what only a worker finds when it loads the model
+    damaged = pack(tmp_path / "bundle", tmp_path / "packed")
     with (
-        pytest.raises(ServerError, match=r"cannot be served: bundle .*weights\.safetensors has SHA-256 .* is damaged"),
+        pytest.raises(
+            ServerError, match=r"cannot be served: .*weights\.safetensors holds numbers in 'bias' that are not"
+        ),
         running(damaged, feature_store=champion.feature_store_dir, port=port, log=tmp_path / "log") as server,
     ):
         pytest.fail(f"{server.url} answers")

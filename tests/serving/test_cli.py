@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,14 @@ import typer
 from typer.testing import CliRunner
 
 from serving import cli, torchserve_process
+from serving.config import ServingConfig
+from tests.components.deployed import make_store
+from tests.serving.releases import pack
+from thinktwice.champion import install_champion
 from thinktwice.cli import main
 from thinktwice.errors import BundleError, RequestError, ServerError
 from thinktwice.files import sha256_file, write_json
+from thinktwice.release import ReleasePolicy
 
 ITEM = {"probability": 0.25, "uncertainty": 0.5, "num_paths": 5, "cold": False}
 ANSWER = {
@@ -154,6 +160,29 @@ def test_serve_refuses_a_damaged_archive_before_anything_starts(
     assert main(["serve", "--state", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert "ctr.mar" in error and error.count("\n") == 1
+
+
+def test_serve_takes_an_oldest_and_a_pinned_release(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive, store = pack(small / "bundle", tmp_path), make_store(tmp_path / "store")
+    state = tmp_path / "state"
+    champion = install_champion(state, bundle_dir=small / "bundle", archive=archive, feature_store_dir=store)
+    found: list[ReleasePolicy] = []
+
+    def running(*_: Any, config: ServingConfig, **more: Any) -> Any:
+        found.append(config.release)
+        raise ServerError("enough")
+
+    monkeypatch.setattr(torchserve_process, "running", running)
+    monkeypatch.delenv("THINKTWICE_SERVING", raising=False)
+    pinned = champion.info.bundle_hash
+    options = ["--oldest-release", "2026-02-01", "--pinned-release", pinned, "--pinned-release", "0" * 64]
+    assert main(["serve", "--state", str(state)]) == main(["serve", "--state", str(state), *options]) == 1
+    expected = ReleasePolicy(oldest=datetime(2026, 2, 1, tzinfo=timezone.utc), pinned=(pinned, "0" * 64))
+    assert found == [ReleasePolicy(), expected]
+    assert main(["serve", "--state", str(state), "--pinned-release", "abc"]) == 1
+    assert "--pinned-release is not a SHA-256 of 64 hex digits" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["serve", "predict"])

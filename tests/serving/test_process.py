@@ -92,8 +92,8 @@ def test_everything_is_on_loopback_and_nothing_else_can_be_loaded(archive: Path)
         "inference_address", "management_address", "metrics_address"
     ))  # fmt: skip
     assert lines["grpc_inference_address"] == lines["grpc_management_address"] == "127.0.0.1"
-    assert lines["load_models"] == "ctr=ctr.mar"
-    assert lines["allowed_urls"] == "file:///nothing"
+    assert lines["load_models"] == f"ctr={archive.name}"
+    assert lines["allowed_urls"] == f"file://{archive.parent}/.*"
     assert lines["enable_model_api"] == "false"
     assert "service_envelope" not in lines
 

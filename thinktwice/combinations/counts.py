@@ -15,14 +15,16 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from thinktwice.combinations.sketch import Frequencies, FrequencySketch, mix
-from thinktwice.errors import BundleError
+from thinktwice.combinations.sketch import Frequencies, FrequencySketch
+from thinktwice.errors import BundleError, reason
 from thinktwice.files import atomic_file
-from thinktwice.mapped import map_tensors
+from thinktwice.mapped import map_tensors, tensor_names
+from thinktwice.splitmix import mix
 
 COMBINATIONS_FILE = "combinations.safetensors"
 KAPPA = {2: 5.0, 3: 3.0}  # count at which a combination of that many values is half supported
-_PARTS = ("cells", "keys", "counts", "whole", "starts")
+_PARTS = {"cells": np.uint32, "keys": np.uint64, "counts": np.int64, "whole": np.bool_, "starts": np.uint32}
+_TENSORS = {"pairs": np.int64, "triples": np.int64, "num_values": np.int64}
 
 Combination = tuple[int, ...]
 
@@ -117,21 +119,48 @@ class CombinationCounts:
             BundleError: the file is missing or damaged.
         """
         path = Path(folder) / COMBINATIONS_FILE
-        tensors = map_tensors(path)
+        triples = "3.keys" in tensor_names(path)
+        tensors = map_tensors(path, _TENSORS | _of_order(2) | (_of_order(3) if triples else {}))
         try:
-            orders = {order: _mapped(tensors, order) for order in (2, 3) if f"{order}.keys" in tensors}
-            pairs = tuple((int(a), int(b)) for a, b in tensors["pairs"])
-            triples = tuple((int(a), int(b), int(c)) for a, b, c in tensors["triples"])
-            return CombinationCounts(pairs, triples, tuple(int(n) for n in tensors["num_values"]), orders)
-        except (KeyError, ValueError) as error:
+            sizes = tensors["num_values"]
+            if sizes.ndim != 1:
+                raise ValueError("'num_values' is not a vector")
+            found = [_combinations(tensors, name, order, len(sizes)) for name, order in (("pairs", 2), ("triples", 3))]
+            if (len(found[1]) > 0) != triples:
+                raise ValueError("'triples' and their counts do not fit each other")
+            orders = {order: _mapped(tensors, order) for order in (2, 3)[: 1 + triples]}
+        except ValueError as error:
             raise BundleError(
-                f"combination counts {path} are damaged ({error}): fit the test-time parameters again"
+                f"combination counts {path} are damaged ({reason(error)}): fit the test-time parameters again"
             ) from error
+        return CombinationCounts(
+            tuple((a, b) for a, b in found[0]),
+            tuple((a, b, c) for a, b, c in found[1]),
+            tuple(int(n) for n in sizes),
+            orders,
+        )
+
+
+def _of_order(order: int) -> dict[str, type[np.generic]]:
+    return {f"{order}.{name}": kind for name, kind in _PARTS.items()} | {f"{order}.noise": np.int64}
+
+
+def _combinations(tensors: dict[str, np.ndarray], name: str, order: int, columns: int) -> list[list[int]]:
+    """Combinations of ``order`` different columns each, rising."""
+    found = tensors[name]
+    if found.ndim != 2 or found.shape[1] != order:
+        raise ValueError(f"{name!r} does not name {order} columns each")
+    if found.size and not ((found[:, 0] >= 0).all() and (found[:, -1] < columns).all() and (np.diff(found) > 0).all()):
+        raise ValueError(f"{name!r} does not name different columns of the model in their order")
+    return [[int(column) for column in row] for row in found]
 
 
 def _mapped(tensors: dict[str, np.ndarray], order: int) -> Frequencies:
     cells, keys, counts, whole, starts = (tensors[f"{order}.{name}"] for name in _PARTS)
-    return Frequencies(cells, keys, counts, whole, starts, int(tensors[f"{order}.noise"][0]))
+    noise = tensors[f"{order}.noise"]
+    if noise.shape != (1,) or noise[0] < 0:
+        raise ValueError(f"'{order}.noise' is not one number of at least 0")
+    return Frequencies(cells, keys, counts, whole, starts, int(noise[0])).checked()
 
 
 def open_pairs(open_fields: np.ndarray, limit: int = 64) -> tuple[tuple[int, int], ...]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from thinktwice.splitmix import mix
+
 CHUNK = 1 << 20  # keys that are added at once
 GHOSTS = 100_000
 CONFIDENCE = 0.95  # share of keys whose lower bound holds
@@ -20,14 +22,6 @@ _MULTIPLIERS = np.array(
     [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64
 )  # odd; one per row of cells
 DEPTH = len(_MULTIPLIERS)
-
-
-def mix(key: np.ndarray) -> np.ndarray:
-    """Well mixed 64-bit keys (the finaliser of SplitMix64); one to one."""
-    z = key + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
 
 
 @dataclass
@@ -167,10 +161,26 @@ class Frequencies:
         """Measure the noise of ``cells`` with keys that never came, and index ``keys``."""
         ghosts = mix(mix(np.arange(1, GHOSTS + 1, dtype=np.uint64)) ^ np.uint64(0x5851F42D4C957F2D))
         noise = int(np.quantile(light_estimate(cells, ghosts), CONFIDENCE, method="higher"))
-        bits = max(1, int(np.ceil(np.log2(max(len(keys), 1)))) + 2)
-        edges = np.arange(1 << bits, dtype=np.uint64) << np.uint64(64 - bits)
-        starts = np.append(np.searchsorted(keys, edges), len(keys)).astype(np.uint32)
-        return Frequencies(cells, keys, counts, whole, starts, noise)
+        return Frequencies(cells, keys, counts, whole, _starts(keys), noise)
+
+    def checked(self) -> Frequencies:
+        """Itself, after a check that arrays of a file can be asked: a lookup then stays within them and ends.
+
+        Raises:
+            ValueError: they cannot be those of :meth:`of`.
+        """
+        width = self.cells.shape[1] if self.cells.ndim == 2 else 0
+        if len(self.cells) != DEPTH or width < 2 or width & (width - 1):
+            raise ValueError(f"'cells' has the shape {self.cells.shape}")
+        if any(part.ndim != 1 for part in (self.keys, self.counts, self.whole, self.starts)):
+            raise ValueError("a tensor is not a vector")
+        if not len(self.keys) == len(self.counts) == len(self.whole):
+            raise ValueError("'keys', 'counts' and 'whole' have different lengths")
+        if len(self.keys) and (not (self.keys[1:] > self.keys[:-1]).all() or self.counts.min() < 0):
+            raise ValueError("'keys' do not rise, or a count is below 0")
+        if not np.array_equal(self.starts, _starts(self.keys)):
+            raise ValueError("'starts' is not the index of 'keys'")
+        return self
 
     def upper(self, keys: np.ndarray) -> np.ndarray:
         """Never less than how often each of the mixed keys [n] came, int64."""
@@ -208,6 +218,13 @@ class Frequencies:
             open_ = open_[~hit]
             open_ = open_[at[open_] < end[open_]]
         return out
+
+
+def _starts(keys: np.ndarray) -> np.ndarray:
+    """First place of the keys of each value of the leading bits, and the end; uint32."""
+    bits = max(1, int(np.ceil(np.log2(max(len(keys), 1)))) + 2)
+    edges = np.arange(1 << bits, dtype=np.uint64) << np.uint64(64 - bits)
+    return np.append(np.searchsorted(keys, edges), len(keys)).astype(np.uint32)
 
 
 def light_estimate(cells: np.ndarray, keys: np.ndarray) -> np.ndarray:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
@@ -13,10 +14,11 @@ import pyarrow as pa
 import pyarrow.ipc
 import torch
 import xxhash
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from thinktwice.data.encoded import Batch, EncodedRows
 from thinktwice.data.sides import Side
-from thinktwice.errors import BundleError
+from thinktwice.errors import BundleError, reason
 from thinktwice.files import atomic_file, read_json, write_json
 from thinktwice.schema import EVENT_TIME, LABEL, LogSchema, ModelField
 from thinktwice.schema.numbers import borders, number, numbers
@@ -27,6 +29,7 @@ ENCODER_FILE = "encoder.json"
 VOCABULARY_FILE = "vocabularies.arrow"
 #: Files without a format are of 1: the float32 values of their logs were widened to float64 before they were spelled and cut.
 FORMAT = 2
+_VOCABULARY = pa.schema([("field", pa.string()), ("value", pa.string())])
 
 
 def canonical(value: Any) -> str:
@@ -192,7 +195,7 @@ class Encoder:
         folder = Path(folder)
         names = [n for n, values in self._values.items() for _ in values]
         values = [v for values in self._values.values() for v in values]
-        table = pa.table({"field": pa.array(names, pa.string()), "value": pa.array(values, pa.string())})
+        table = pa.table([pa.array(names, pa.string()), pa.array(values, pa.string())], schema=_VOCABULARY)
         with atomic_file(folder / VOCABULARY_FILE) as temporary, pa.OSFile(str(temporary), "wb") as sink:
             with pa.ipc.new_file(sink, table.schema) as writer:
                 writer.write_table(table)
@@ -212,26 +215,28 @@ class Encoder:
         """Read what :meth:`save` wrote.
 
         Raises:
-            BundleError: a file is missing or unreadable.
+            BundleError: a file is missing, damaged, or the two do not fit each other.
         """
         folder = Path(folder)
         try:
             value = read_json(folder / ENCODER_FILE)
-            with pa.memory_map(str(folder / VOCABULARY_FILE)) as source:
-                table = pa.ipc.open_file(source).read_all()
-            written = value.get("format", 1)
-            if written not in (1, FORMAT):
+            if (
+                isinstance(value, dict)
+                and type(written := value.get("format", 1)) is int
+                and written not in (1, FORMAT)
+            ):
                 raise BundleError(
                     f"encoder in {folder} is of format {written!r}, this version reads 1 and {FORMAT}: upgrade"
                 )
-            vocabularies: dict[str, list[str]] = {n: [] for n in value["vocabulary_fields"]}
-            for name, word in zip(table["field"].to_pylist(), table["value"].to_pylist(), strict=True):
-                vocabularies[name].append(word)
-            fields = tuple(ModelField.model_validate(f) for f in value["fields"])
-            bounds = {n: np.asarray(b, np.float64) for n, b in value["bounds"].items()}
-        except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:
-            raise BundleError(f"encoder in {folder} cannot be read ({error}): build it again") from error
-        return Encoder(fields, value["user_key"], vocabularies, bounds, widens=written == 1)
+            found = _EncoderFile.model_validate(value)
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{folder / ENCODER_FILE} cannot be read ({reason(error)}): build it again") from error
+        try:
+            vocabularies = _read_vocabularies(folder / VOCABULARY_FILE, found.vocabulary_fields)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise BundleError(f"{folder / VOCABULARY_FILE} cannot be read ({reason(error)}): build it again") from error
+        bounds = {name: np.asarray(values, np.float64) for name, values in found.bounds.items()}
+        return Encoder(found.fields, found.user_key, vocabularies, bounds, widens=found.format == 1)
 
     def _number(self, value: Any) -> float:
         found = number(self._plain(value))
@@ -282,6 +287,55 @@ class Encoder:
             users.alias("user").to_frame().join(hashed, on="user", how="left", maintain_order="left", nulls_equal=True)
         )
         return joined["hash"].to_numpy().astype(np.int64)
+
+
+class _EncoderFile(BaseModel):
+    """Content of ``encoder.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    format: Annotated[int, Field(ge=1, le=FORMAT, strict=True)] = 1
+    fields: tuple[ModelField, ...]
+    user_key: str | None
+    vocabulary_fields: tuple[str, ...]
+    bounds: dict[str, tuple[float, ...]]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> _EncoderFile:
+        names = [f.name for f in self.fields]
+        if len(set(names)) < len(names):
+            raise ValueError("two fields have the same name")
+        kinds = {kind: [f.name for f in self.fields if f.kind == kind] for kind in ("categorical", "numeric")}
+        if sorted(self.vocabulary_fields) != sorted(kinds["categorical"]):
+            raise ValueError("'vocabulary_fields' does not name the categorical fields")
+        if sorted(self.bounds) != sorted(kinds["numeric"]):
+            raise ValueError("'bounds' does not name the numeric fields")
+        if wrong := [f.name for f in self.fields if f.kind == "sequence" and f.of not in self.vocabulary_fields]:
+            raise ValueError(f"sequence {wrong[0]!r} holds values of a field without a vocabulary")
+        if wrong := [n for n, b in self.bounds.items() if any(high <= low for low, high in pairwise(b))]:
+            raise ValueError(f"the bounds of {wrong[0]!r} do not rise")
+        return self
+
+
+def _read_vocabularies(path: Path, names: tuple[str, ...]) -> dict[str, list[str]]:
+    """Values by field, in the order of the file."""
+    with pa.memory_map(str(path)) as source:
+        file = pa.ipc.open_file(source)
+        if file.schema.remove_metadata() != _VOCABULARY:
+            raise ValueError("it does not have the columns 'field' and 'value' of strings")
+        table = file.read_all()
+        table.validate(full=True)
+        if any(column.null_count for column in table.columns):
+            raise ValueError("a value is missing")
+        out: dict[str, list[str]] = {name: [] for name in names}
+        for name, word in zip(table["field"].to_pylist(), table["value"].to_pylist(), strict=True):
+            if name not in out:
+                raise ValueError(f"it holds values of the unknown field {name!r}")
+            out[name].append(word)
+    for name, words in out.items():
+        if len(set(words)) < len(words):
+            raise ValueError(f"a value of {name!r} is there twice")
+    return out
 
 
 def _stack_vectors(column: pl.Series, dim: int) -> np.ndarray:

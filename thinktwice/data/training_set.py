@@ -17,11 +17,10 @@ from thinktwice.data.splits import PARTS, SplitSpec, assign_split
 from thinktwice.errors import DataError, RowsLostError
 from thinktwice.files import atomic_dir, read_json, write_json
 from thinktwice.parquet import read_frame, write_frame
-from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, LogSchema, load_schema
+from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, SCHEMA_FILE, LogSchema, load_schema
 
 INFO_FILE = "training_set.json"
 ROWS_FILE = "rows.parquet"
-SCHEMA_FILE = "schema.yaml"
 ENTITIES: tuple[Literal["user", "item"], ...] = ("user", "item")
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from thinktwice.bundle import Bundle, load_bundle
+from thinktwice.bundle import EVALUATION_FILE, REPORT, REPORT_FILE, Bundle, load_bundle
 from thinktwice.data.training_set import load_training_set
-from thinktwice.errors import BundleError
+from thinktwice.errors import BundleError, reason
 from thinktwice.evaluate import slices
-from thinktwice.evaluate.compare import EVALUATION_FILE, REPORT_FILE, data_facts
+from thinktwice.evaluate.compare import data_facts
 from thinktwice.evaluate.from_bundle import score_bundle
 from thinktwice.evaluate.measure import measure
 from thinktwice.evaluate.metrics import UNDEFINED
@@ -78,11 +78,11 @@ def recorded_evaluation(bundle_dir: Path | str) -> dict[str, Any]:
     Raises:
         BundleError: it is missing or damaged.
     """
-    path = Path(bundle_dir) / "report" / EVALUATION_FILE
+    path = Path(bundle_dir) / REPORT / EVALUATION_FILE
     try:
         content: dict[str, Any] = read_json(path)
     except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read ({error}): package the model again") from error
+        raise BundleError(f"{path} cannot be read ({reason(error)}): package the model again") from error
     return content
 
 

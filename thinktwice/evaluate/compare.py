@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from thinktwice.bundle import EVALUATION_FILE, REPORT_FILE
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import TrainingSet, load_training_set
 from thinktwice.errors import BundleError
@@ -27,8 +28,6 @@ from thinktwice.testtime.store import load_test_time, read_report
 from thinktwice.testtime.subject import Subject
 
 STAGE = "evaluate"
-EVALUATION_FILE = "evaluation.json"
-REPORT_FILE = "report.html"
 TIMINGS_FILE = "timings.json"
 TRUNK_WORDS = {"plain": "plain", "pretrained": "pre-trained"}
 OFF = TestTimeConfig()

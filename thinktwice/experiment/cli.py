@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from thinktwice.errors import ExperimentError
+from thinktwice.errors import ExperimentError, reason
 
 if TYPE_CHECKING:
     from thinktwice.experiment.record import DecisionRecord
@@ -161,9 +161,7 @@ def decide_experiment(
     try:
         seen = Evidence.model_validate_json(evidence.read_bytes())
     except ValidationError as error:
-        issue = error.errors()[0]
-        place = ".".join(str(part) for part in issue["loc"])
-        raise ExperimentError(f"{evidence} is no evidence ({place}: {issue['msg']})") from None
+        raise ExperimentError(f"{evidence} is no evidence ({reason(error)})") from None
     _say(append_decision(state / found.name / RECORD, found, seen))
 
 
@@ -240,5 +238,5 @@ def _say(record: DecisionRecord) -> None:
         what += f" to {decision.coverage:.2%}"
     left = "" if decision.days_left is None else f", about {decision.days_left:.1f} days left"
     typer.echo(f"{record.file.name}: {what} ({decision.status.replace('_', ' ')}{left})")
-    for reason in decision.reasons:
-        typer.echo(f"  {reason}")
+    for why in decision.reasons:
+        typer.echo(f"  {why}")

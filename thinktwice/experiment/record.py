@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from thinktwice.errors import ExperimentError
+from thinktwice.errors import ExperimentError, reason
 from thinktwice.experiment.changes import forbidden_changes
 from thinktwice.experiment.decision import Decision, Verdict, decide
 from thinktwice.experiment.evidence import Evidence
@@ -57,10 +57,8 @@ def read_record(path: Path | str) -> tuple[DecisionRecord, ...]:
         try:
             record = DecisionRecord.model_validate_json(line)
         except ValidationError as error:
-            issue = error.errors()[0]
-            place = ".".join(str(part) for part in issue["loc"])
             raise ExperimentError(
-                f"line {number} of the record {path} cannot be read ({place}: {issue['msg']}): restore it from a copy"
+                f"line {number} of the record {path} cannot be read ({reason(error)}): restore it from a copy"
             ) from None
         if record.number != number or record.previous != previous:
             raise ExperimentError(

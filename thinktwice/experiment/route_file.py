@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from thinktwice.errors import ExperimentError
+from thinktwice.errors import ExperimentError, reason
 from thinktwice.experiment.routes import FORMAT, METADATA, ROUTE_CONFIG
 
 
@@ -164,6 +164,4 @@ def _read(shape: type[Shape], content: Content, what: str) -> Shape:
     try:
         return shape.model_validate(content)
     except ValidationError as error:
-        issue = error.errors()[0]
-        place = ".".join(str(part) for part in issue["loc"])
-        raise ExperimentError(f"{what} refused: {place}: {issue['msg']}") from None
+        raise ExperimentError(f"{what} refused: {reason(error)}") from None

@@ -7,7 +7,7 @@ Shapes: B rows, P paths (masked views) of a row, N fields in model order, D = di
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -29,13 +29,13 @@ class BackboneConfig(BaseModel):
 
     name: Literal["deepfm", "dcnv2", "autoint"] = "deepfm"
     dim: int = Field(default=16, ge=1, le=512)
-    hidden: tuple[int, ...] = (128, 64)
+    hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(default=(128, 64), max_length=32)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     cross_layers: int = Field(default=2, ge=1, le=8)  # dcnv2 only
     attention_layers: int = Field(default=2, ge=1, le=8)  # autoint only
     attention_heads: int = Field(default=2, ge=1, le=16)  # autoint only
     attention_width: int = Field(default=16, ge=1, le=256)  # autoint only: numbers per field and head
-    init_sd: float = Field(default=0.05, gt=0.0)  # of the embedding table
+    init_sd: float = Field(default=0.05, gt=0.0, le=1e3)  # of the embedding table
 
 
 class Backbone(nn.Module, ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 
 from thinktwice.data.encoded import table_offsets
 from thinktwice.data.encoder import Encoder
@@ -28,10 +28,10 @@ class FieldSpace(BaseModel):
     kinds: tuple[Kind, ...]
     entities: tuple[Entity, ...]
     protected: tuple[bool, ...]
-    num_values: tuple[int, ...]
+    num_values: tuple[PositiveInt, ...]
     sequence_of: tuple[str, ...] = ()
-    sequence_lengths: tuple[int, ...] = ()
-    vector_dims: tuple[int, ...] = ()
+    sequence_lengths: tuple[PositiveInt, ...] = ()
+    vector_dims: tuple[PositiveInt, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> FieldSpace:
@@ -44,6 +44,8 @@ class FieldSpace(BaseModel):
         lengths = {len(self.names), len(self.kinds), len(self.entities), len(self.protected)}
         if sizes != given or len(lengths) > 1:
             raise ValueError(f"field kinds ask for {sizes} value counts, sequences, lengths and dims, got {given}")
+        if unknown := sorted(set(self.sequence_of) - set(self.columns)):
+            raise ValueError(f"a sequence holds values of {unknown[0]!r}, which is not a column")
         return self
 
     @staticmethod

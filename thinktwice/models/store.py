@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 from torch.nn import Parameter
 
-from thinktwice.errors import BundleError
+from thinktwice.errors import BundleError, reason
 from thinktwice.files import atomic_dir, atomic_file, read_json, write_json
 from thinktwice.models.backbone import Backbone, BackboneConfig
 from thinktwice.models.fields import FieldSpace
@@ -18,6 +21,10 @@ from thinktwice.models.registry import build_backbone
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
+MODEL_FILES = (MODEL_FILE, WEIGHTS_FILE)
+MOST = 1e6  # magnitude of a weight or coefficient; trained ones stay far below, and sums of products beyond it overflow
+
+Coefficient = Annotated[float, Field(ge=-MOST, le=MOST, allow_inf_nan=False)]
 
 
 class Calibration(BaseModel):
@@ -25,8 +32,8 @@ class Calibration(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    a: float = 1.0
-    b: float = 0.0
+    a: Coefficient = 1.0
+    b: Coefficient = 0.0
 
 
 class ModelInfo(BaseModel):
@@ -57,28 +64,84 @@ def save_model(folder: Path | str, model: Backbone, info: ModelInfo) -> None:
         write_model(temporary, model, info)
 
 
-def load_model(folder: Path | str, *, table: Parameter | None = None) -> tuple[Backbone, ModelInfo]:
+class _ModelFile(ModelInfo):
+    """Content of ``model.json``."""
+
+    backbone: BackboneConfig
+    fields: FieldSpace
+
+
+def load_model(
+    folder: Path | str, *, table: Parameter | None = None, fields: FieldSpace | None = None
+) -> tuple[Backbone, ModelInfo]:
     """Build and fill the model of a folder; it comes back in evaluation mode.
 
-    A model that was written without its table shares ``table``, the very object.
+    Args:
+        table: what a model that was written without its table shares, the very object.
+        fields: what the model must read; any fields where None.
 
     Raises:
-        BundleError: a file is missing, damaged, or the weights do not fit the description.
+        BundleError: a file is missing, damaged, the weights do not fit the description or are not numbers a model can have.
     """
     folder = Path(folder)
     try:
-        value = read_json(folder / MODEL_FILE)
-        config = BackboneConfig.model_validate(value.pop("backbone"))
-        fields = FieldSpace.model_validate(value.pop("fields"))
-        info = ModelInfo.model_validate(value)
-        tensors = load_file(str(folder / WEIGHTS_FILE))
-        model = build_backbone(config, fields)
+        described = _ModelFile.model_validate(read_json(folder / MODEL_FILE))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{folder / MODEL_FILE} cannot be read ({reason(error)}): train it again") from error
+    if fields is not None and described.fields != fields:
+        raise BundleError(f"{folder / MODEL_FILE} describes other fields than the encoder: train and package again")
+    info = ModelInfo(stage=described.stage, calibration=described.calibration, provenance=described.provenance)
+    try:
+        with torch.device("meta"):  # shapes alone: a wrong description must not fill the memory
+            expected = build_backbone(described.backbone, described.fields).state_dict()
+        tensors = read_tensors(folder / WEIGHTS_FILE, expected, optional=() if table is None else ("table",))
+        model = build_backbone(described.backbone, described.fields)
         if "table" not in tensors and table is not None:
             if table.shape != model.table.shape:
                 raise ValueError(f"it needs a table of {tuple(model.table.shape)}, not {tuple(table.shape)}")
             model.table = table
             tensors["table"] = table.detach()
         model.load_state_dict(tensors)
-    except (OSError, KeyError, AttributeError, ValueError, ValidationError, SafetensorError, RuntimeError) as error:
-        raise BundleError(f"model in {folder} cannot be read ({error}): train it again") from error
+    except (ValueError, TypeError, OverflowError, RuntimeError) as error:
+        raise BundleError(f"model in {folder} cannot be read ({reason(error)}): train it again") from error
     return model.eval(), info
+
+
+def read_tensors(path: Path, expected: Mapping[str, Tensor], optional: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """Read a safetensors file that must hold tensors of the names, shapes and types of ``expected`` and of finite values.
+
+    Raises:
+        BundleError: it is missing, damaged, or holds something else; the message names the tensor.
+    """
+
+    def refuse(what: str) -> BundleError:
+        return BundleError(f"{path} {what}: get it again, or train it again")
+
+    found = {}
+    try:
+        with safe_open(str(path), "pt") as file:
+            names = set(file.keys())
+            if different := sorted(names ^ set(expected) - (set(optional) - names)):
+                raise refuse(f"{'lacks' if different[0] in expected else 'holds the unknown tensor'} {different[0]!r}")
+            for name in sorted(names):
+                shape, wanted = tuple(file.get_slice(name).get_shape()), expected[name]
+                if shape != tuple(wanted.shape):
+                    raise refuse(f"holds {name!r} with the shape {shape} instead of {tuple(wanted.shape)}")
+                value = file.get_tensor(name)
+                if value.dtype != wanted.dtype:
+                    raise refuse(f"holds {name!r} as {value.dtype} instead of {wanted.dtype}")
+                found[name] = value
+    except (OSError, SafetensorError, ValueError, TypeError, RuntimeError) as error:
+        raise refuse(f"cannot be read ({reason(error)})") from error
+    for name, value in found.items():
+        if not plausible(value):
+            raise refuse(f"holds numbers in {name!r} that are not finite, or above {MOST:,.0f}")
+    return found
+
+
+def plausible(value: Tensor) -> bool:
+    """Whether all numbers are finite and no magnitude is above :data:`MOST`, in one pass without a copy."""
+    if value.numel() == 0 or not value.is_floating_point():
+        return True
+    low, high = torch.aminmax(value)  # NaN where any number is NaN
+    return bool(low >= -MOST) and bool(high <= MOST)

@@ -6,17 +6,18 @@ the validation part alone: unknown values, how often training saw the values of 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from thinktwice.bundle import PROFILE_FILE
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.encoder import Encoder
 from thinktwice.data.training_set import TrainingSet
-from thinktwice.errors import BundleError
+from thinktwice.errors import BundleError, reason
 from thinktwice.files import read_json
 from thinktwice.monitor.bins import (
     COUNT_BINS,
@@ -36,20 +37,22 @@ from thinktwice.testtime.engine import Engine, raw_rows
 
 TRAIN_ROWS = 200_000  # at most, thinned evenly over time
 VALID_ROWS = 20_000
-SECOND_OPINION = "second opinion"
+ScoreName = Literal["probability", "uncertainty", "missing support", "second opinion"]
+SECOND_OPINION: ScoreName = "second opinion"
+MOST_ROWS = 2**53  # above which a count is not exact as a float
 DIGITS = 6  # that count, of every number
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SampleProfile(_Frozen):
     """A :class:`thinktwice.monitor.distances.Sample`, written down."""
 
-    counts: tuple[int, ...]
-    effective: float
-    uneven: float
+    counts: tuple[Annotated[int, Field(ge=0, le=MOST_ROWS)], ...]
+    effective: Annotated[float, Field(ge=0)]
+    uneven: Annotated[float, Field(ge=0)]
 
     @staticmethod
     def of(bins: np.ndarray, clusters: np.ndarray, size: int) -> SampleProfile:
@@ -74,7 +77,7 @@ class FieldProfile(_Frozen):
 class ScoreProfile(_Frozen):
     """A number that the engine gives every row, over validation rows in its own quantiles."""
 
-    name: str
+    name: ScoreName
     edges: tuple[float, ...]
     valid: SampleProfile
     mean: float
@@ -83,9 +86,9 @@ class ScoreProfile(_Frozen):
 class Profile(_Frozen):
     """Content of ``profile.json``."""
 
-    format: Literal[1] = 1
-    train_rows: int
-    valid_rows: int
+    format: Annotated[int, Field(ge=1, le=1, strict=True)] = 1
+    train_rows: PositiveInt
+    valid_rows: PositiveInt
     fields: tuple[FieldProfile, ...]
     scores: tuple[ScoreProfile, ...]
 
@@ -114,7 +117,7 @@ def profile_of(data: TrainingSet, encoder: Encoder, engine: Engine) -> Profile:
         )
     raw = raw_rows(engine, valid)
     scored = engine.finish(raw)
-    values = {
+    values: dict[ScoreName, np.ndarray] = {
         "probability": scored.probability,
         "uncertainty": scored.uncertainty,
         "missing support": raw.missing,
@@ -138,10 +141,32 @@ def read_profile(folder: Path | str) -> Profile:
     try:
         return Profile.model_validate(read_json(path))
     except FileNotFoundError:
-        reason = "has no profile (an older version wrote it)"
-    except (OSError, ValueError, ValidationError) as error:
-        reason = f"has a profile that cannot be read ({type(error).__name__})"
-    raise BundleError(f"bundle {folder} {reason}: package the model again")
+        why = "has no profile (an older version wrote it)"
+    except (OSError, ValueError) as error:
+        why = f"has a {PROFILE_FILE} that cannot be read ({reason(error)})"
+    raise BundleError(f"bundle {folder} {why}: package the model again")
+
+
+def check_profile(profile: Profile, encoder: Encoder) -> None:
+    """Check that a profile describes the fields and bins of an encoder.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if [f.name for f in profile.fields] != [f.name for f in encoder.fields]:
+        raise ValueError("it describes other fields than the encoder")
+    for found, f in zip(profile.fields, encoder.fields, strict=True):
+        size = num_bins(encoder, f, np.asarray(found.norm_edges))
+        if len(found.train.counts) != size or len(found.valid.counts) != size:
+            raise ValueError(f"field {f.name!r} has other bins than the encoder")
+        if found.support is not None and len(found.support.counts) != COUNT_BINS:
+            raise ValueError(f"the support of field {f.name!r} has {len(found.support.counts)} bins")
+    for score in profile.scores:
+        if len(score.valid.counts) != len(score.edges) + 1:
+            raise ValueError(f"{score.name!r} has {len(score.valid.counts)} bins and {len(score.edges)} edges")
+    for name, edges in [(f.name, f.norm_edges) for f in profile.fields] + [(s.name, s.edges) for s in profile.scores]:
+        if any(high <= low for low, high in pairwise(edges)):
+            raise ValueError(f"the edges of {name!r} do not rise")
 
 
 def support_bins(engine: Engine, encoder: Encoder, rows: EncodedRows) -> dict[str, np.ndarray]:
@@ -151,7 +176,7 @@ def support_bins(engine: Engine, encoder: Encoder, rows: EncodedRows) -> dict[st
     return {encoder.columns[c].name: counts[:, c] for c in reliability.open_fields.tolist()}
 
 
-def _score(name: str, values: np.ndarray, groups: np.ndarray) -> ScoreProfile:
+def _score(name: ScoreName, values: np.ndarray, groups: np.ndarray) -> ScoreProfile:
     edges = np.array([0.5]) if name == SECOND_OPINION else _edges(values, SCORE_BINS)
     found = SampleProfile.of(quantile_bins(values, edges), groups, len(edges) + 1)
     return ScoreProfile(name=name, edges=tuple(edges.tolist()), valid=found, mean=_short(float(values.mean())))

@@ -29,6 +29,8 @@ from thinktwice.strict_yaml import first_fault, mapping, read_mapping
 
 Entity = Literal["user", "item", "context"]
 
+SCHEMA_FILE = "schema.yaml"  # in every folder that is described by one
+
 #: Columns that a clean log, and what is made of it, may have besides the fields. No field may take these names.
 ROW_ID = "row_id"  # stable 16 hex digits: hash of source name and row ordinal
 EVENT_TIME = "event_time"  # timestamp[us, UTC] of the impression

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 
-from thinktwice.models.store import Calibration
+from thinktwice.models.store import Calibration, Coefficient
 
 RIDGE = 1e-4  # keeps the coefficients of a constant ``missing`` at 0
 
@@ -21,10 +21,10 @@ class SupportCalibration(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    a: float = 1.0
-    b: float = 0.0
-    c: float = 0.0
-    d: float = 0.0
+    a: Coefficient = 1.0
+    b: Coefficient = 0.0
+    c: Coefficient = 0.0
+    d: Coefficient = 0.0
 
 
 def apply(calibration: Calibration, z: np.ndarray) -> np.ndarray:

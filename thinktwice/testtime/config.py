@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from thinktwice.models.store import Calibration
+from thinktwice.models.store import MOST, Calibration, Coefficient
 from thinktwice.testtime.calibrate import SupportCalibration
 
 Mode = Literal["off", "calibrated", "gate", "filter", "uttsi", "matt", "sgctr", "members"]
@@ -14,10 +14,15 @@ TriggerKind = Literal["never", "always", "dual", "entropy", "random", "budget", 
 SamplerKind = Literal["none", "bernoulli", "uniform", "enumerate", "matt"]
 FillerKind = Literal["mask", "mean", "denoiser"]
 AggregatorKind = Literal["mean", "median", "consistency", "confidence"]
+MOST_COUNT = 2**31 - 1
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Factor = Annotated[float, Field(ge=0, le=MOST)]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TestTimeConfig(_Frozen):
@@ -32,45 +37,49 @@ class TestTimeConfig(_Frozen):
 
     mode: Mode = "off"
     # the base pass
-    strength: float = Field(
-        default=0.0, ge=0
-    )  # gate: a value weighs c / (c + strength * kappa) against its mask vector
-    field_strengths: tuple[float, ...] = ()  # gate: factor of each field's strength; empty: 1 for all
+    strength: Factor = 0.0  # gate: a value weighs c / (c + strength * kappa) against its mask vector
+    field_strengths: tuple[Factor, ...] = ()  # gate: factor of each field's strength; empty: 1 for all
     field_shares: tuple[
-        float, ...
+        Share, ...
     ] = ()  # gate: weight of each field's values however often they came; empty: 1 for all
-    min_count: int = Field(default=0, ge=0)  # filter: values seen less often are replaced by their mask vector
-    min_kept: float = Field(default=0.7, ge=0, le=1)  # share of all fields that a filter keeps at least
+    min_count: int = Field(
+        default=0, ge=0, le=MOST_COUNT
+    )  # filter: values seen less often are replaced by their mask vector
+    min_kept: Share = 0.7  # share of all fields that a filter keeps at least
     filler: FillerKind = "mask"
     # whom to ask again
     trigger: TriggerKind = "never"
-    threshold: float = 0.0  # rows with a trigger signal above it are unsure (dual, entropy, random)
-    signal_max: float = 1.0  # signal at which a row gets max_paths
-    entropy_floor: float = Field(default=0.5, ge=0, le=1)  # dual signal of a row whose base score is certain
-    share: float = Field(default=0.2, ge=0, le=1)  # budget: of the rows of a request
-    top_k: int = Field(default=10, ge=1)  # decision: places of a request that does not say so itself
-    spread: tuple[float, float, float] = (0.0, 0.0, 0.0)  # decision: change of a logit = s0 + s1 missing + s2 entropy
-    importance: tuple[float, ...] = ()  # weight of each field in the epistemic signal; empty: all unprotected alike
+    threshold: Coefficient = 0.0  # rows with a trigger signal above it are unsure (dual, entropy, random)
+    signal_max: Coefficient = 1.0  # signal at which a row gets max_paths
+    entropy_floor: Share = 0.5  # dual signal of a row whose base score is certain
+    share: Share = 0.2  # budget: of the rows of a request
+    top_k: int = Field(default=10, ge=1, le=MOST_COUNT)  # decision: places of a request that does not say so itself
+    spread: tuple[Coefficient, Coefficient, Coefficient] = (
+        0.0,
+        0.0,
+        0.0,
+    )  # decision: change of a logit = s0 + s1 missing + s2 entropy
+    importance: tuple[Factor, ...] = ()  # weight of each field in the epistemic signal; empty: all unprotected alike
     # the second opinion
     sampler: SamplerKind = "none"
     max_paths: int = Field(default=8, ge=2, le=64)  # per row, beside the base pass
-    pair_share: float = Field(default=0.0, ge=0, le=1)  # weight of pair support beside value support in the draws
+    pair_share: Share = 0.0  # weight of pair support beside value support in the draws
     typical_pair: float = Field(default=1.0, gt=0, le=1)  # matt: support of a combination that is surely taken
-    keep_rate: float = Field(default=0.5, ge=0, le=1)  # uniform: probability of keeping a field
-    stop_at: float = Field(
-        default=0.0, ge=0
-    )  # half width of the mean's interval, in logits, at which paths stop; 0: never
+    keep_rate: Share = 0.5  # uniform: probability of keeping a field
+    stop_at: Factor = 0.0  # half width of the mean's interval, in logits, at which paths stop; 0: never
     aggregator: AggregatorKind = "mean"
     shrink: bool = False  # weigh the paths by the missing support of the row, the base pass by the rest
     redefine_rounds: int = Field(default=0, ge=0, le=4)
     members: int = Field(default=0, ge=0, le=2)
-    max_path_rows: int = Field(default=1024, ge=0)  # extra rows per request; the most open scores come first
+    max_path_rows: int = Field(
+        default=1024, ge=0, le=MOST_COUNT
+    )  # extra rows per request; the most open scores come first
     # from logits to probabilities
     calibration: Calibration | None = None  # of rows with one pass; None: the model's own
     explored_calibration: Calibration | None = None  # of rows with a second opinion; None: as above
     support_calibration: SupportCalibration | None = None  # takes the place of ``calibration``
-    temperature: float = Field(default=1.0, gt=0)  # of all rows, after the above
-    salt: int = Field(default=0, ge=0)  # changes the drawn paths of every row
+    temperature: float = Field(default=1.0, ge=1e-6, le=MOST)  # of all rows, after the above
+    salt: int = Field(default=0, ge=0, le=2**63 - 1)  # changes the drawn paths of every row
 
     @property
     def asks(self) -> bool:

@@ -288,6 +288,13 @@ def _check(model: Backbone, reliability: Reliability, config: TestTimeConfig, ex
             f"combination counts describe {sum(extras.combinations.num_values)} values and the model has "
             f"{model.fields.num_rows}: fit the test-time parameters for this model"
         )
+    if extras.combinations is not None:
+        for triple in extras.combinations.triples:
+            if not set(triple) <= set(open_fields.tolist()):
+                raise BundleError(
+                    f"combination counts name the columns {triple}, and not all of them are open: "
+                    "fit the test-time parameters for this model"
+                )
     if heads is None and (config.redefine_rounds > 0 or config.filler == "denoiser"):
         raise BundleError(
             f"mode {config.mode!r} needs prediction heads and there are none: fit the test-time parameters again"

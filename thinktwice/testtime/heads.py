@@ -18,9 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from thinktwice.data.encoded import EncodedRows
-from thinktwice.errors import BundleError
+from thinktwice.errors import BundleError, reason
 from thinktwice.files import atomic_file
 from thinktwice.models.backbone import Backbone
+from thinktwice.models.store import MOST, plausible
 
 HEADS_FILE = "heads.safetensors"
 RIDGE = 1e-3  # of the mean square of the hidden state
@@ -54,11 +55,23 @@ class FieldHeads:
         path = Path(folder) / HEADS_FILE
         try:
             tensors = load_file(str(path))
-            return FieldHeads(tensors["fields"], tensors["weight"])
-        except (OSError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise BundleError(
-                f"prediction heads {path} cannot be read ({error}): fit the test-time parameters again"
+                f"prediction heads {path} cannot be read ({reason(error)}): fit the test-time parameters again"
             ) from error
+        fields, weight = tensors.get("fields"), tensors.get("weight")
+        problem = ""
+        if fields is None or weight is None or len(tensors) != 2:
+            problem = "it does not hold 'fields' and 'weight' alone"
+        elif (fields.dtype, fields.dim(), weight.dtype, weight.dim()) != (torch.int64, 1, torch.float32, 3):
+            problem = "'fields' or 'weight' has another type or number of dimensions"
+        elif len(fields) != len(weight):
+            problem = f"it holds {len(weight)} heads for {len(fields)} fields"
+        elif not plausible(weight):
+            problem = f"'weight' holds numbers that are not finite, or above {MOST:,.0f}"
+        if fields is None or weight is None or problem:
+            raise BundleError(f"prediction heads {path} are damaged ({problem}): fit the test-time parameters again")
+        return FieldHeads(fields, weight)
 
 
 @torch.inference_mode()

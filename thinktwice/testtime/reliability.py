@@ -22,6 +22,13 @@ from thinktwice.models.fields import FieldSpace
 
 COUNTS_FILE = "counts.safetensors"
 KAPPA_BOUNDS = (1.0, 200.0)
+MOST_KAPPA = 1e6  # of a file; what is fitted here stays within KAPPA_BOUNDS
+_TENSORS: dict[str, type[np.generic]] = {
+    "counts": np.uint8,
+    "kappa": np.float64,
+    "num_values": np.int64,
+    "protected": np.uint8,
+}
 
 
 def quantise(counts: np.ndarray) -> np.ndarray:
@@ -142,11 +149,21 @@ class Reliability:
             BundleError: the file is missing or damaged.
         """
         path = Path(folder) / COUNTS_FILE
-        tensors = map_tensors(path)
-        try:
-            counts, kappa, sizes, protected = (tensors[k] for k in ("counts", "kappa", "num_values", "protected"))
-        except KeyError as error:
-            raise BundleError(f"counts {path} lack {error}: fit the test-time parameters again") from error
+        tensors = map_tensors(path, _TENSORS)
+        counts, kappa, sizes, protected = (tensors[name] for name in _TENSORS)
+        problem = ""
+        if any(part.ndim != 1 for part in tensors.values()):
+            problem = "a tensor is not a vector"
+        elif not (len(sizes) and (sizes > 0).all() and sizes.sum(dtype=np.float64) == len(counts)):
+            problem = "'counts' and 'num_values' describe different numbers of values"
+        elif len(kappa) != len(protected) or len(kappa) < len(sizes):
+            problem = "'kappa' and 'protected' describe different numbers of fields"
+        elif not (np.isfinite(kappa) & (kappa > 0) & (kappa <= MOST_KAPPA)).all():
+            problem = f"'kappa' holds numbers that are not within 0 and {MOST_KAPPA:,.0f}"
+        elif not ((protected <= 1).all() and protected[len(sizes) :].all()):
+            problem = "'protected' holds other values than 0 and 1, or leaves a sequence or vector open"
+        if problem:
+            raise BundleError(f"counts {path} are damaged ({problem}): fit the test-time parameters again")
         return Reliability(counts, np.array(kappa), tuple(int(n) for n in sizes), protected.astype(bool))
 
 

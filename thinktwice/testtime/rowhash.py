@@ -6,8 +6,7 @@ import numpy as np
 import xxhash
 
 from thinktwice.data.encoded import Batch
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+from thinktwice.splitmix import GOLDEN, mix
 
 
 def hash_rows(batch: Batch, salt: int) -> np.ndarray:
@@ -22,9 +21,5 @@ def hash_rows(batch: Batch, salt: int) -> np.ndarray:
 
 def uniforms(row_hash: np.ndarray, count: int) -> np.ndarray:
     """``count`` numbers in [0, 1) per row hash [B], float64 [B, count] (SplitMix64 counted from the hash)."""
-    step = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
-    z = row_hash[:, None] + step[None]
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
+    z = mix(row_hash[:, None] + np.arange(count, dtype=np.uint64)[None] * GOLDEN)
     return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53

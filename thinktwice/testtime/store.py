@@ -5,15 +5,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from thinktwice.combinations.counts import COMBINATIONS_FILE, CombinationCounts
-from thinktwice.errors import BundleError
+from thinktwice.errors import BundleError, reason
 from thinktwice.files import read_json, write_json
 from thinktwice.models.backbone import Backbone
-from thinktwice.models.store import MODEL_FILE, WEIGHTS_FILE, ModelInfo, load_model, write_model
+from thinktwice.models.store import MODEL_FILES, ModelInfo, load_model, write_model
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.heads import HEADS_FILE, FieldHeads
@@ -22,6 +22,24 @@ from thinktwice.testtime.reliability import COUNTS_FILE, Reliability
 TEST_TIME_FILE = "test_time.json"
 FORMAT = 2
 MEMBER_FOLDERS = ("members/0", "members/1")
+TEST_TIME_FILES = (TEST_TIME_FILE, COUNTS_FILE)
+# What some modes need besides; what ships is what the configuration needs (:func:`needed_files`).
+EXTRA_FILES = (
+    COMBINATIONS_FILE,
+    HEADS_FILE,
+    *(f"{folder}/{name}" for folder in MEMBER_FOLDERS for name in MODEL_FILES),
+)
+
+
+class _TestTimeFile(BaseModel):
+    """Content of ``test_time.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: StrictInt
+    config: TestTimeConfig
+    report: dict[str, Any]
+    weights: Annotated[str, Field(max_length=64)]
 
 
 @dataclass(frozen=True)
@@ -108,20 +126,21 @@ def _read(folder: Path) -> tuple[TestTimeConfig, dict[str, Any], str]:
     path = folder / TEST_TIME_FILE
     try:
         value = read_json(path)
-        if value["format"] != FORMAT:
-            raise BundleError(f"{path} has format {value['format']}, this version reads {FORMAT}: fit it again")
-        return TestTimeConfig.model_validate(value["config"]), value["report"], str(value["weights"])
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        raise BundleError(f"{path} cannot be read ({error}): fit the test-time parameters again") from error
+        if isinstance(value, dict) and type(version := value.get("format")) is int and version != FORMAT:
+            raise BundleError(f"{path} has format {version}, this version reads {FORMAT}: fit it again")
+        found = _TestTimeFile.model_validate(value)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read ({reason(error)}): fit the test-time parameters again") from error
+    return found.config, found.report, found.weights
 
 
 def needed_files(config: TestTimeConfig) -> tuple[str, ...]:
     """The files that ship with a configuration."""
-    out = [TEST_TIME_FILE, COUNTS_FILE]
+    out = [*TEST_TIME_FILES]
     if config.sampler == "matt" or config.pair_share > 0:
         out.append(COMBINATIONS_FILE)
     if config.redefine_rounds > 0 or config.filler == "denoiser":
         out.append(HEADS_FILE)
     for folder in MEMBER_FOLDERS[: config.members]:
-        out += [f"{folder}/{MODEL_FILE}", f"{folder}/{WEIGHTS_FILE}"]
+        out += [f"{folder}/{name}" for name in MODEL_FILES]
     return tuple(out)

@@ -10,6 +10,7 @@ import polars as pl
 
 from thinktwice.errors import DataError
 from thinktwice.schema.log import ROW_ID
+from thinktwice.splitmix import mix
 from thinktwice.validate.raw_rows import frame_of, parquet_file
 
 Keys = npt.NDArray[np.uint64]
@@ -27,12 +28,7 @@ def row_keys(row_ids: pl.Series, *, where: str) -> Keys:
 
 def key_hash(keys: Keys) -> str:
     """Order-free hash of a set of row keys: the sum modulo 2**64 of the mixed keys (splitmix64), as 16 hex digits."""
-    with np.errstate(over="ignore"):
-        mixed = keys + np.uint64(0x9E3779B97F4A7C15)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed ^= mixed >> np.uint64(31)
-        return f"{int(mixed.sum(dtype=np.uint64)):016x}"
+    return f"{int(mix(keys).sum(dtype=np.uint64)):016x}"
 
 
 def read_keys(path: Path) -> Keys:

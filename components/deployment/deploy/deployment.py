@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,19 @@ import yaml
 
 from components.deployment.blessing import Blessing, require_blessing
 from feature_repo.store import ensure_online
-from thinktwice.bundle import MANIFEST_FILE, Manifest, bundle_hash, verify_bundle
-from thinktwice.champion import ARCHIVE_FILE, MODEL_NAME, install_champion, read_champion
-from thinktwice.errors import BundleError, FeatureStoreError, PipelineError
+from thinktwice.archive import ARCHIVE_FILE, MODEL_NAME, open_archive
+from thinktwice.bundle import Manifest, bundle_hash, verify_bundle
+from thinktwice.champion import install_champion, read_champion
+from thinktwice.errors import BundleError, FeatureStoreError, PipelineError, reason
+from thinktwice.feature_store import DATA, FEATURE_STORE
+from thinktwice.feature_store import INFO_FILE as FEATURE_STORE_INFO
 from thinktwice.files import atomic_dir, read_json, sha256_text, write_json
+from thinktwice.release import copy_description
 
 TARGETS = ("local", "manifest")
 INFO_FILE = "deployment.json"
 MANIFEST_NAME = "inferenceservice.yaml"
 MODEL_FOLDER = "model"
-FEATURE_STORE_INFO = "feature_store.json"
 
 
 def deploy_model(
@@ -39,8 +41,8 @@ def deploy_model(
 
     Args:
         target: ``local`` makes it the champion in ``state_dir``. ``manifest`` does too, because the next blessing compares
-            with that one, and writes ``model/`` (``ctr.mar`` and ``feature_store/``, the content of a storageUri) and
-            ``inferenceservice.yaml`` into ``out_dir``.
+            with that one, and writes ``model/`` (the same release without tables, the content of a storageUri) and
+            ``inferenceservice.yaml`` into ``out_dir``. It is signed where ``THINKTWICE_SIGNING_KEY_FILE`` names a key.
         out_dir: folder to write, in both cases with ``deployment.json``.
         out_uri: where ``out_dir`` can be found from elsewhere; storageUri points into it.
 
@@ -73,7 +75,7 @@ def deploy_model(
             model.mkdir()
             shutil.copyfile(archive, model / ARCHIVE_FILE)
             # The tables are for training; a predictor reads the registry and the online store.
-            shutil.copytree(feature_store_dir, model / "feature_store", ignore=shutil.ignore_patterns("*.parquet"))
+            shutil.copytree(feature_store_dir, model / FEATURE_STORE, ignore=shutil.ignore_patterns(DATA))
             info["place"] = storage_uri(out_uri or str(Path(out_dir).resolve())) + "/" + MODEL_FOLDER
             text = yaml.safe_dump(
                 inference_service(manifest.model_version, info["bundle_hash"], info["place"]), sort_keys=False
@@ -82,6 +84,8 @@ def deploy_model(
         champion = install_champion(
             state_dir, bundle_dir=bundle_dir, archive=archive, feature_store_dir=feature_store_dir
         )
+        if target == "manifest":
+            copy_description(champion.folder, folder / MODEL_FOLDER)
         info.setdefault("place", str(champion.folder))
         write_json(folder / INFO_FILE, info)
     return info
@@ -143,20 +147,18 @@ def storage_uri(uri: str) -> str:
 
 
 def _check_archive(archive: Path, bundle_dir: Path) -> None:
-    try:
-        with zipfile.ZipFile(archive) as content:
-            inside = content.read(f"bundle/{MANIFEST_FILE}")
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise BundleError(f"archive {archive} cannot be read ({error}): package the bundle again") from error
-    if inside != (bundle_dir / MANIFEST_FILE).read_bytes():
-        raise BundleError(f"archive {archive} holds another bundle than {bundle_dir}: package this bundle")
+    with open_archive(archive) as content:
+        if content.bundle_hash != bundle_hash(bundle_dir):
+            raise BundleError(f"archive {archive} holds another bundle than {bundle_dir}: package this bundle")
 
 
 def _check_feature_store(folder: Path, manifest: Manifest) -> None:
     try:
         service = read_json(folder / FEATURE_STORE_INFO)["feature_service"]
-    except (OSError, ValueError, KeyError) as error:
-        raise FeatureStoreError(f"feature store {folder} cannot be read ({error}): run the materialize step") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FeatureStoreError(
+            f"feature store {folder} cannot be read ({reason(error)}): run the materialize step"
+        ) from error
     if service != manifest.feature_service:
         raise FeatureStoreError(
             f"feature store {folder} serves {service!r} and the model needs {manifest.feature_service!r}: "

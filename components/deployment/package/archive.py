@@ -13,21 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from components.deployment.blessing import require_blessing
-from thinktwice.bundle import bundle_hash, verify_bundle
-from thinktwice.champion import ARCHIVE_FILE, MODEL_NAME
+from thinktwice.archive import ARCHIVE_FILE, BUNDLE, HANDLER, MAR_MANIFEST, MODEL_NAME, SETTINGS_FILE
+from thinktwice.bundle import OLD_SIGNATURE_FILE, verify_bundle
 from thinktwice.errors import PipelineError
-from thinktwice.files import atomic_dir, sha256_file
-from thinktwice.signing import sign_bundle, signing_key
+from thinktwice.files import atomic_dir
+from thinktwice.release import write_release
+from thinktwice.signing import signing_key
 
-#: What TorchServe loads from the archive: the one class defined in this file. The code is a package installed beside the
-#: server, never part of the archive, and no step of the pipeline imports it; hence a text.
-HANDLER = """\
-from serving.torchserve_handler import CTRHandler as _CTRHandler
-
-
-class CTRHandler(_CTRHandler):
-    pass
-"""
+#: A handler that the archiver knows and copies no file for; ours is a module of the package that is installed beside the
+#: server, which the archiver has no words for.
+PLACEHOLDER = "base_handler"
 #: TorchServe's settings of the model. One worker with one request at a time: the candidates of a request are a batch
 #: already, and TorchServe would hold a lone request back for the whole delay to fill a larger one.
 MODEL_CONFIG = """\
@@ -40,13 +35,13 @@ startupTimeout: 300
 torchThreads: 1
 """
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip file can hold
-MANIFEST = "MAR-INF/MANIFEST.json"
 
 
 def write_archive(bundle_dir: Path | str, blessing: Path | str, out_dir: Path | str) -> dict[str, Any]:
-    """Write ``ctr.mar`` into the folder ``out_dir`` (replaced); returns what describes it.
+    """Write ``ctr.mar`` and its ``release.json`` into the folder ``out_dir`` (replaced); returns what describes it.
 
-    The bundle in the archive is signed when ``THINKTWICE_SIGNING_KEY_FILE`` names a key.
+    The release covers the archive alone and is signed when ``THINKTWICE_SIGNING_KEY_FILE`` names a key. It is what a model
+    without a feature store needs; the deployment writes another one over archive and feature store.
 
     Raises:
         PipelineError: the bundle is not blessed, or the archiver failed.
@@ -58,13 +53,12 @@ def write_archive(bundle_dir: Path | str, blessing: Path | str, out_dir: Path | 
         with tempfile.TemporaryDirectory(prefix="thinktwice-archive-") as scratch:
             made = _run_archiver(Path(bundle_dir), Path(scratch), manifest.model_version)
             _normalize(made, folder / ARCHIVE_FILE, manifest.created)
-        digest = sha256_file(folder / ARCHIVE_FILE)
-        size = (folder / ARCHIVE_FILE).stat().st_size
+        release = write_release(folder, signing_key())
     return {
         "model_version": manifest.model_version,
-        "bundle_hash": bundle_hash(bundle_dir),
-        "archive_sha256": digest,
-        "bytes": size,
+        "bundle_hash": release.bundle,
+        "archive_sha256": release.archive.sha256,
+        "bytes": release.archive.size,
     }
 
 
@@ -78,14 +72,11 @@ def _run_archiver(bundle_dir: Path, scratch: Path, version: str) -> Path:
     extra, temporary, out = scratch / "extra", scratch / "tmp", scratch / "out"
     for folder in (extra, temporary, out):
         folder.mkdir()
-    shutil.copytree(bundle_dir, extra / "bundle")
-    if (key := signing_key()) is not None:
-        sign_bundle(extra / "bundle", key)
-    handler, config = scratch / "handler.py", scratch / "model-config.yaml"
-    handler.write_text(HANDLER, encoding="utf-8")
+    shutil.copytree(bundle_dir, extra / BUNDLE, ignore=shutil.ignore_patterns(OLD_SIGNATURE_FILE))
+    config = scratch / SETTINGS_FILE
     config.write_text(MODEL_CONFIG, encoding="utf-8")
     command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", MODEL_NAME, "--version", version]
-    command += ["--handler", handler.name, "--extra-files", extra.name, "--config-file", config.name]
+    command += ["--handler", PLACEHOLDER, "--extra-files", extra.name, "--config-file", config.name]
     command += ["--export-path", out.name, "--archive-format", "zip-store"]
     environment = {**os.environ, "TMPDIR": str(temporary.absolute())}
     done = subprocess.run(command, env=environment, cwd=scratch, capture_output=True, text=True, check=False)
@@ -97,13 +88,14 @@ def _run_archiver(bundle_dir: Path, scratch: Path, version: str) -> Path:
 
 
 def _normalize(source: Path, target: Path, created: str) -> None:
-    """Copy a zip with sorted names, one fixed time and the bundle's own creation time: same bundle, same bytes."""
+    """Copy a zip with sorted names, one fixed time, the bundle's own creation time and our handler: same bundle, same bytes."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new:
         for name in sorted(old.namelist()):
             data = old.read(name)
-            if name == MANIFEST:
+            if name == MAR_MANIFEST:
                 value = json.loads(data)
                 value["createdOn"] = created
+                value["model"]["handler"] = HANDLER
                 data = json.dumps(value, indent=2, sort_keys=True).encode()
             entry = zipfile.ZipInfo(name, EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED

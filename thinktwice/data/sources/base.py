@@ -15,13 +15,13 @@ import polars as pl
 import pyarrow as pa
 
 from thinktwice.errors import DataError, RowsLostError
+from thinktwice.schema import SCHEMA_FILE as SCHEMA_FILE
 from thinktwice.schema import LogSchema
 
 # The files of a raw log folder, and the columns that an ingest puts before those of the source.
 LOG_FILE = "log.parquet"
 UNPARSABLE_FILE = "unparsable.parquet"
 SIDE_FILE = "side_unparsable.parquet"
-SCHEMA_FILE = "schema.yaml"
 SNAPSHOT_FILE = "snapshot.json"
 SOURCE_ROW = "source_row"
 ADDED = ("row_id", SOURCE_ROW)

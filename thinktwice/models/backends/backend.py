@@ -114,6 +114,24 @@ def random_rows(model: Backbone, rows: int, seed: int = 0) -> Batch:
     return Batch(ids, sequences, vectors)
 
 
+def largest_rows(model: Backbone) -> Batch:
+    """Two rows whose values have the largest weights of each column: without sequences and vectors, and with full ones."""
+    fields = model.fields
+    low, high = torch.aminmax(model.table.detach(), dim=1)
+    size = torch.maximum(-low, high)
+    worst = [int(part.argmax()) for part in size.split(list(fields.num_values))]
+    places = dict(zip(fields.columns, worst, strict=True))
+    sequences = {
+        name: torch.tensor([[0] * length, [places[of]] * length])
+        for name, of, length in zip(fields.sequences, fields.sequence_of, fields.sequence_lengths, strict=True)
+    }
+    vectors = {
+        name: torch.stack([torch.full((dim,), torch.nan), torch.ones(dim)])
+        for name, dim in zip(fields.vectors, fields.vector_dims, strict=True)
+    }
+    return Batch(torch.tensor([worst, worst]), sequences, vectors)
+
+
 def verify_sizes(backend: Backend) -> bool:
     """Let the backend use every size of block that gives rows the bits of :data:`FIXED` on this machine.
 

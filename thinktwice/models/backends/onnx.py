@@ -9,18 +9,48 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from thinktwice.errors import BundleError
+from thinktwice.errors import BundleError, reason
 from thinktwice.files import atomic_file
 from thinktwice.models.backbone import Backbone
 from thinktwice.models.backends.backend import Embedded, MakeBackend
 
 ONNX_FILE = "backend.onnx"
+
+
+#: What the trunks are made of. Above all no control flow, which may run for ever, and no operators of other libraries.
+OPERATORS = frozenset(
+    [
+        "Add",
+        "Cast",
+        "Concat",
+        "Constant",
+        "Div",
+        "Flatten",
+        "Gather",
+        "Gemm",
+        "Identity",
+        "MatMul",
+        "Mul",
+        "ReduceSum",
+        "Relu",
+        "Reshape",
+        "Shape",
+        "Slice",
+        "Softmax",
+        "Split",
+        "Squeeze",
+        "Sub",
+        "Transpose",
+        "Unsqueeze",
+    ]
+)
 
 
 class Onnx(Embedded):
@@ -100,7 +130,62 @@ def load(folder: Path | str) -> MakeBackend:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     path = Path(folder) / ONNX_FILE
     try:
-        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        data = path.read_bytes()
+        _check_operators(data)
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"], enable_fallback=False)
     except Exception as error:  # its own exception classes share no base
-        raise BundleError(f"{path} cannot be read ({error}): package the model again") from error
+        raise BundleError(f"{path} cannot be read ({reason(error)}): package the model again") from error
     return lambda model, table, fill: Onnx(model, table, fill, session)
+
+
+def _check_operators(data: bytes) -> None:
+    """Refuse a model that does anything but multiply and add, before the runtime reads it."""
+    for number, part in _parts(data):
+        if number in (20, 25):  # ModelProto: training_info, functions
+            raise ValueError("it holds more than a graph")
+        if number != 7:  # graph
+            continue
+        for inner, node in _parts(part):
+            if inner != 1:  # GraphProto: node
+                continue
+            fields = list(_parts(node))
+            names = [bytes(value).decode("utf-8") for field, value in fields if field == 4]  # NodeProto: op_type
+            if len(names) != 1 or names[0] not in OPERATORS or any(value for field, value in fields if field == 7):
+                raise ValueError(f"it holds the operator {names[0] if names else ''!r}")  # 7: domain
+
+
+def _parts(data: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Number and content of the length-delimited fields of a protobuf message; the others are skipped."""
+    view, at = memoryview(data), 0
+    while at < len(view):
+        key, at = _varint(view, at)
+        match key & 7:
+            case 0:
+                _, at = _varint(view, at)
+            case 1:
+                at += 8
+            case 5:
+                at += 4
+            case 2:
+                length, at = _varint(view, at)
+                if length > len(view) - at:
+                    raise ValueError("it is cut")
+                yield key >> 3, view[at : at + length]
+                at += length
+            case _:
+                raise ValueError("it is not a protobuf message")
+    if at > len(view):
+        raise ValueError("it is cut")
+
+
+def _varint(view: memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(view):
+            raise ValueError("it is cut")
+        byte = view[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise ValueError("it is not a protobuf message")

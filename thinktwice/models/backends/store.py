@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from thinktwice.data.encoded import Batch
-from thinktwice.errors import BundleError
+from thinktwice.errors import BundleError, reason
 from thinktwice.files import read_json, write_json
 from thinktwice.models.backends import onnx
 from thinktwice.models.backends.backend import Backend, Eager, MakeBackend
@@ -21,6 +21,7 @@ from thinktwice.models.backends.lower import BFloat16
 from thinktwice.models.backends.onnx import ONNX_FILE
 
 BACKEND_FILE = "backend.json"
+BACKEND_FILES = (BACKEND_FILE, ONNX_FILE)  # bundles of older versions have neither, and eager torch scores for them
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +66,10 @@ def open_backend(folder: Path | str) -> MakeBackend:
         return Eager
     try:
         name = BackendInfo.model_validate(read_json(folder / BACKEND_FILE)).backend
-    except (OSError, ValueError, ValidationError) as error:
-        raise BundleError(f"{folder / BACKEND_FILE} cannot be read ({error}): package the model again") from error
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            f"{folder / BACKEND_FILE} cannot be read ({reason(error)}): package the model again"
+        ) from error
     if name == "onnx":
         if _installed("onnxruntime"):
             return onnx.load(folder)

@@ -1,4 +1,4 @@
-"""Handlers to compare with: one that does nothing, and the stack that most people would write first."""
+"""The handler to compare with that most people would write first."""
 
 from __future__ import annotations
 
@@ -8,19 +8,6 @@ from pathlib import Path
 from typing import Any
 
 NOTHING = b'{"predictions": []}'
-ANSWER_BYTES = 17_000  # of an answer to 100 candidates
-
-
-class Nothing:
-    """Answers the same bytes to everybody, as many as a real answer has: what TorchServe itself takes."""
-
-    def initialize(self, context: Any) -> None:
-        import torch
-
-        torch.set_num_threads(1)
-
-    def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
-        return [b'{"predictions": []}'.ljust(ANSWER_BYTES)] * len(data)
 
 
 class Obvious:

@@ -1,0 +1,40 @@
+"""What the image runs before TorchServe: check the release in the mounted folder and unpack it into a private one.
+
+    python -m serving.stage --archive ctr.mar [--feature-store DIR] --into DIR/ctr
+
+The feature store is by default the one that ``THINKTWICE_FEATURE_STORE`` names. Ends with 1 and one sentence where the release
+is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from serving.config import FEATURE_STORE, load_config
+from thinktwice.errors import ThinktwiceError
+from thinktwice.release import stage
+from thinktwice.signing import trusted_keys
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point; see the module's text for the arguments."""
+    parser = argparse.ArgumentParser(prog="python -m serving.stage", description="Check and unpack a release.")
+    parser.add_argument("--archive", type=Path, required=True, help="ctr.mar, beside it release.json")
+    parser.add_argument("--feature-store", type=Path, help=f"default: {FEATURE_STORE}")
+    parser.add_argument("--into", type=Path, required=True, help="folder to make, for the server alone")
+    chosen = parser.parse_args(arguments)
+    named = chosen.feature_store or os.environ.get(FEATURE_STORE)
+    store = Path(named) if named and Path(named).is_dir() else None
+    try:
+        stage(chosen.archive, store, chosen.into, load_config().release, trusted_keys())
+    except (ThinktwiceError, OSError) as error:
+        sys.stderr.write(f"cannot load: {' '.join(str(error).split())}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
