@@ -158,6 +158,7 @@ def stop(server: TorchServe, limit: float = STOP_LIMIT) -> None:
         if not _wait_gone(server, limit):
             for process in server.known:
                 send_signal(process, signal.SIGKILL)
+            server.process.kill()
             _wait_gone(server, 5.0)
         if server.process.stdin is not None:
             server.process.stdin.close()
@@ -359,9 +360,8 @@ def _wait_gone(server: TorchServe, limit: float) -> bool:
     end = time.monotonic() + limit
     while True:
         _remember_processes(server)  # a worker may have been started meanwhile
-        gone = not any(alive(p) for p in server.known)
-        server.process.poll()  # after the look: one that ends between the two would never be waited for
-        if gone:
+        # The child itself is asked last: only an answer of its own says that it has been waited for.
+        if not any(alive(p) for p in server.known) and server.process.poll() is not None:
             return True
         if time.monotonic() >= end:
             return False
