@@ -29,7 +29,7 @@ import polars as pl
 import pyarrow as pa
 
 from thinktwice.schema.limits import NUMBER_LIMIT, is_number
-from thinktwice.schema.values import as_series, texts
+from thinktwice.schema.values import as_series, one_array, texts
 
 #: Decimal text; what ``float`` reads beyond it (``nan``, ``inf``, ``1_000``) is not a number in a log.
 NUMBER = r"^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$"
@@ -75,7 +75,7 @@ def number(value: Any) -> float | None:
 def numbers(values: pa.Array | pa.ChunkedArray) -> pl.Series:
     """The numbers of an array as float64, null for missing values and for what is not a number."""
     if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
+        values = one_array(values)
     kind = values.type
     if isinstance(values, pa.ExtensionArray):
         return numbers(values.storage)
@@ -102,7 +102,7 @@ def numbers(values: pa.Array | pa.ChunkedArray) -> pl.Series:
 def missing(values: pa.Array | pa.ChunkedArray) -> pl.Series:
     """Whether each value is missing: null, NaN, and the empty text or bytes."""
     if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
+        values = one_array(values)
     if isinstance(values, pa.ExtensionArray):
         return missing(values.storage)
     if pa.types.is_dictionary(values.type):
