@@ -6,6 +6,7 @@ import http.client
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -55,6 +56,7 @@ JVM = "-Xms64m -Xmx768m -XX:NewSize=16m -XX:+AlwaysPreTouch -XX:+UseSerialGC -XX
 MAIN_CLASS = "org.pytorch.serve.ModelServer"
 ABOVE = 1 << 16  # bytes by which a body may be too large and still be refused by the service, with its reason
 LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
+PLAIN = re.compile(r"[A-Za-z0-9/._+-]*")  # a path that means itself wherever it is written
 MAX_SOCKET_PATH = (
     80  # TorchServe puts Unix sockets into its temporary folder, whose path the system limits to about 100
 )
@@ -133,8 +135,9 @@ def running(
 
 
 def _work_folder() -> Path:
+    """A folder for the server. Its path is short enough for a socket, and plain: two parsers of the properties file read it."""
     work = Path(tempfile.mkdtemp(prefix="tt-serve-"))
-    if len(str(work)) > MAX_SOCKET_PATH:
+    if len(str(work)) > MAX_SOCKET_PATH or not PLAIN.fullmatch(str(work)):
         work.rmdir()
         work = Path(tempfile.mkdtemp(prefix="tt-serve-", dir="/tmp"))
     return work
@@ -158,6 +161,7 @@ def stop(server: TorchServe, limit: float = STOP_LIMIT) -> None:
         if not _wait_gone(server, limit):
             for process in server.known:
                 send_signal(process, signal.SIGKILL)
+            server.process.kill()
             _wait_gone(server, 5.0)
         if server.process.stdin is not None:
             server.process.stdin.close()
@@ -359,9 +363,8 @@ def _wait_gone(server: TorchServe, limit: float) -> bool:
     end = time.monotonic() + limit
     while True:
         _remember_processes(server)  # a worker may have been started meanwhile
-        gone = not any(alive(p) for p in server.known)
-        server.process.poll()  # after the look: one that ends between the two would never be waited for
-        if gone:
+        # The child itself is asked last: only an answer of its own says that it has been waited for.
+        if not any(alive(p) for p in server.known) and server.process.poll() is not None:
             return True
         if time.monotonic() >= end:
             return False

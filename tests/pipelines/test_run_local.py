@@ -107,7 +107,7 @@ def test_a_second_run_reuses_what_did_not_change(first: tuple[RunResult, Events]
 DATA_STEPS = ["ingest", "validate", "materialize", "build-training-set"]
 
 
-class Enough(Exception):
+class EnoughError(Exception):
     """Ends a run from outside, at an event."""
 
 
@@ -118,9 +118,9 @@ def steps_until_training(arguments: RunArguments, work: Path) -> tuple[list[str]
     def watch(event: dict[str, Any]) -> None:
         events.append(event)
         if event["event"] == "start" and event["stage"] in ("task/pretrain", "task/finetune"):
-            raise Enough
+            raise EnoughError
 
-    with pytest.raises(Enough):
+    with pytest.raises(EnoughError):
         run_local(arguments, work_dir=work, state_dir=work / "state", on_event=watch)
     reused = [e["stage"].removeprefix("task/") for e in events if e["event"] == "note" and e["text"] == "reused"]
     return reused, [name for name in events.tasks("done") if name not in reused]
@@ -225,9 +225,9 @@ def test_a_stopped_run_leaves_nothing_half_written_and_can_be_run_again(tmp_path
     def until_validation(event: dict[str, Any]) -> None:
         events.append(event)
         if event["stage"] == "task/validate" and event["event"] == "start":
-            raise Enough
+            raise EnoughError
 
-    with pytest.raises(Enough):
+    with pytest.raises(EnoughError):
         run_local(arguments, work_dir=work, state_dir=work / "state", on_event=until_validation)
     assert any(e["stage"] == "task/ingest" and e.get("text") == "reused" for e in events)
     assert leftovers(work) == []

@@ -173,17 +173,17 @@ def test_an_operation_without_ordered_sums_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         pretraining, "denoising_loss", lambda *_: seen.append(torch.get_deterministic_debug_mode()) or _stop()
     )
-    with pytest.raises(_Stopped):
+    with pytest.raises(_StoppedError):
         fit(random_rows(100), FIELDS, BackboneConfig(dim=4, hidden=(8,)), PretrainConfig(batch_size=50))
     assert seen == [2]
 
 
-class _Stopped(Exception):
+class _StoppedError(Exception):
     """Ends a training at its first step."""
 
 
 def _stop() -> None:
-    raise _Stopped
+    raise _StoppedError
 
 
 @pytest.mark.parametrize("full_softmax", [2, 10])

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from thinktwice.console.output import Column, Record, print_table, say
+from thinktwice.evaluate.metrics import UNDEFINED
 
-NOT_DEFINED = "–"
+NOT_DEFINED = "–"  # in a table, with a line below it that says why
 
 
 def number(value: float | None, form: str = ".4f") -> str:
     """The number, or a dash where it is not defined."""
     return NOT_DEFINED if value is None else format(value, form)
+
+
+def shown(path: Path) -> str:
+    """The path as short as a reader in this folder can use it."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)
 
 
 def print_results(console: Console, evaluation: dict[str, Any]) -> None:
@@ -37,6 +46,8 @@ def print_results(console: Console, evaluation: dict[str, Any]) -> None:
         records.append(Record(cells, "bold" if ships else ""))
     say(console, f"\n{evaluation['rows']:,} test rows (→ ships; cost is forward passes per row)\n")
     print_table(console, columns, records)
+    if any(NOT_DEFINED in record.cells for record in records):
+        say(console, f"{NOT_DEFINED} {UNDEFINED}")
     console.print()
     for line in evaluation["verdict"]:
         say(console, line)

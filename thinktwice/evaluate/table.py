@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from thinktwice.console.output import Column, Record, print_table
+from thinktwice.evaluate.metrics import UNDEFINED
 from thinktwice.evaluate.verdict import difference
 
 ROWS = (  # metric, title, decimals, which way is better
@@ -30,7 +31,7 @@ def print_metrics(console: Console, content: dict[str, Any]) -> None:
         heads.append(Column(c["label"] + ships))
     records = []
     for metric, title, decimals, better in ROWS:
-        if columns[0]["metrics"].get(metric) is None:
+        if columns[0]["metrics"].get(metric) is None and metric != "auc":
             continue
         cells = [_cell(content, c, first, metric, decimals, better) for c in columns]
         records.append(Record((title, *cells)))
@@ -69,7 +70,7 @@ def print_extra_work(console: Console, evaluation: dict[str, Any]) -> None:
 
 def _cell(content: dict[str, Any], column: dict[str, Any], first: str, metric: str, decimals: int, better: int) -> Text:
     value = column["metrics"].get(metric)
-    text = Text(_plain(value, decimals))
+    text = Text(UNDEFINED if value is None else _plain(value, decimals))
     change = difference(content, column["key"], first, metric)
     if change is not None:
         text.append(" ").append_text(_coloured(change, decimals, better))
@@ -91,4 +92,4 @@ def _plain(value: float | None, decimals: int) -> str:
 
 def _slice_cell(found: dict[str, Any]) -> str:
     value = found["auc"]["value"]
-    return "–" if value is None else f"{value:.4f}"
+    return UNDEFINED if value is None else f"{value:.4f}"
