@@ -18,7 +18,7 @@ from rich.console import Console
 from tests.pipelines.steps import Outcome, run_steps
 from thinktwice.console.results import print_results
 from thinktwice.evaluate.metrics import UNDEFINED
-from thinktwice.evaluate.table import metrics_table
+from thinktwice.evaluate.table import print_metrics
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -190,7 +190,7 @@ def shown(outcome: Outcome) -> str:
     """All that a user sees of a result: the console, the table of ``evaluate``, and the page."""
     console = Console(width=200, record=True, file=io.StringIO())
     print_results(console, outcome.evaluation)
-    console.print(metrics_table(outcome.evaluation))
+    print_metrics(console, outcome.evaluation)
     return console.export_text() + (outcome.folder / "page").read_text() + "\n".join(outcome.told)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from feature_repo.store import REDIS_VARIABLE, build
+from feature_repo.store import build
 from serving.features import OnlineFeatureReader
 from serving.snapshot_reader import SnapshotReader
 from serving.state import CALM
@@ -24,6 +24,7 @@ from tests.serving.small import MODEL_VERSION
 from thinktwice.bundle import load_bundle
 from thinktwice.champion import Champion
 from thinktwice.data.encoder import Encoder
+from thinktwice.feature_store import REDIS_ADDRESS
 
 __all__ = ["lines"]
 
@@ -81,7 +82,7 @@ def sqlite_store(champion: Champion, tmp_path: Path) -> Iterator[Faults]:
 def redis_store(state: Path, tmp_path: Path) -> Iterator[Faults]:
     folder = tmp_path / "store"
     with redis_server.started(tmp_path) as (address, process), pytest.MonkeyPatch.context() as patch:
-        patch.setenv(REDIS_VARIABLE, address)
+        patch.setenv(REDIS_ADDRESS, address)
 
         def fill() -> None:
             shutil.rmtree(folder, ignore_errors=True)
