@@ -125,7 +125,11 @@ def scan(path: str, text: str) -> Scan:
                     if private(name) or (function == "setattr" and foreign(_imported(out, receiver))):
                         _touch(out, receiver, name)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if DOTTED.fullmatch(node.value) and foreign(node.value) and importlib.util.find_spec(node.value.split(".")[0]):
+            if (
+                DOTTED.fullmatch(node.value)
+                and foreign(node.value)
+                and importlib.util.find_spec(node.value.split(".")[0])
+            ):
                 out.touched.add((node.value, True))
         elif isinstance(node, ast.ClassDef):
             names = {n.name for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}
@@ -209,19 +213,25 @@ def lines() -> tuple[Line, ...]:
 
 def last(name: str) -> str:
     """The private part of a name as the page writes it, with its class or module before it."""
-    return name if DOTTED.fullmatch(name) and name in {n for s in scans() for n, _ in s.touched} else name.split(".")[-1]
+    return (
+        name if DOTTED.fullmatch(name) and name in {n for s in scans() for n, _ in s.touched} else name.split(".")[-1]
+    )
 
 
 def test_every_private_name_of_another_library_has_a_line() -> None:
     known = {(path, last(line.name)) for line in lines() for path in line.files}
     listed = {name for _, name in known if private(name)}
     missing = sorted(set(uses(scans(), listed)) - known)
-    assert missing == [], "touched, but not in docs/internals-we-rely-on.md: use something public, or add a line and a test"
+    assert missing == [], (
+        "touched, but not in docs/internals-we-rely-on.md: use something public, or add a line and a test"
+    )
 
 
 def test_every_line_is_true() -> None:
     assert len(lines()) > 30, "the tables could not be read"
-    tests = {path: (ROOT / path).read_text("utf-8") for path in {t.split("::")[0] for line in lines() for t in line.tests}}
+    tests = {
+        path: (ROOT / path).read_text("utf-8") for path in {t.split("::")[0] for line in lines() for t in line.tests}
+    }
     for line in lines():
         assert line.files and line.tests, f"{line.name} names no file or no test"
         for path in line.files:
@@ -262,6 +272,7 @@ def test_the_scan_sees(code: str) -> None:
 )
 def test_the_scan_does_not_see(code: str) -> None:
     assert list(uses((scan("serving/new.py", code),), set())) == []
+
 
 def source(module: str) -> str:
     """The text of an installed module, which is not imported (its parent packages are not either)."""
@@ -388,4 +399,6 @@ def test_duckdb_names_a_full_disk(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full on this system")
     with pytest.raises(ResourceError, match="no space left while writing"), engine(tmp_path) as connection:
-        connection.execute("COPY (SELECT range AS i FROM range(100000)) TO '/dev/full' (FORMAT csv, USE_TMP_FILE false)")
+        connection.execute(
+            "COPY (SELECT range AS i FROM range(100000)) TO '/dev/full' (FORMAT csv, USE_TMP_FILE false)"
+        )
