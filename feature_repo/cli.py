@@ -34,10 +34,9 @@ def skew(
     html_out: Annotated[Path | None, typer.Option("--html", help="Write the report as a page here.")] = None,
 ) -> None:
     """Compare served features with a later point-in-time retrieval of the same users and items; 1 when a field is skewed."""
-    from rich.console import Console
-
     from feature_repo.skew import measure_skew
     from thinktwice.champion import require_champion
+    from thinktwice.console.terminal import Terminal
     from thinktwice.files import atomic_file, write_json
     from thinktwice.monitor.cli import in_utc
     from thinktwice.monitor.skew_page import render, skew_table, verdict_lines
@@ -45,10 +44,10 @@ def skew(
     if store is None:
         store = require_champion(state, "--store").feature_store_dir
     report = measure_skew(log, store, rows, clean_dir=clean, since=in_utc(since))
-    console = Console()
+    console = Terminal()
     console.print(skew_table(report, max_mismatch))
     for line in verdict_lines(report, max_mismatch):
-        console.print(line, highlight=False)
+        console.print(line)
     if json_out is not None:
         write_json(json_out, report.as_json(max_mismatch))
     if html_out is not None:

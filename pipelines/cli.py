@@ -121,7 +121,8 @@ def run(
     from pipelines.run import RunArguments, run_local
     from pipelines.summary import print_summary
     from thinktwice.console.processes import terminated_like_interrupted
-    from thinktwice.console.stages import StageBoard, console_here
+    from thinktwice.console.stages import StageBoard
+    from thinktwice.console.terminal import console_here
 
     arguments = RunArguments(
         source=source,

@@ -7,7 +7,6 @@ import shlex
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
 from pipelines.run import RunResult, reasons_of
 from thinktwice.console.results import print_results
@@ -28,19 +27,19 @@ def print_summary(console: Console, result: RunResult) -> None:
     print_results(console, read_json(result.bundle / EVALUATION))
     reasons = "; ".join(reasons_of(result.blessing))
     if result.blessed:
-        console.print(f"\nBlessed and deployed: {escape(reasons)}", soft_wrap=True)
+        console.print(f"\nBlessed and deployed: {reasons}", soft_wrap=True)
     else:
-        console.print(f"\nNot blessed, the champion stays: {escape(reasons)}", soft_wrap=True)
+        console.print(f"\nNot blessed, the champion stays: {reasons}", soft_wrap=True)
     quarantined = read_json(result.quarantine / QUARANTINE)["rows_quarantined"]
     if quarantined:
         place = shown(result.quarantine)
-        console.print(f"\n{quarantined:,} rows are in quarantine, {escape(place)}; with a mended schema:")
+        console.print(f"\n{quarantined:,} rows are in quarantine, {place}; with a mended schema:")
         replay = f"thinktwice data replay --quarantine {shlex.quote(place)} --out DIR --schema MENDED.yaml"
-        console.print(f"  {escape(replay)}", soft_wrap=True)
+        console.print(f"  {replay}", soft_wrap=True)
     for name, path in (
         ("report of the model", result.model_report),
         ("report of the data", result.data_report),
         ("log of the run", result.log),
         ("state to serve from", result.state_dir),
     ):
-        console.print(f"  {name:<20} {escape(shown(path))}", soft_wrap=True)
+        console.print(f"  {name:<20} {shown(path)}", soft_wrap=True)

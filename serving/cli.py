@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from thinktwice.console.terminal import Terminal
 from thinktwice.errors import RequestError, ServerError
+from thinktwice.printable import printable
 
 if TYPE_CHECKING:
     from serving.config import ServingConfig
@@ -76,7 +77,7 @@ def serve(
     from serving.config import load_config
 
     config = _with_policy(load_config(), oldest_release, pinned_release)
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     console.print(f"serving {champion.info.model_version} (bundle {champion.info.bundle_hash[:12]})")
     running: Any = torchserve_process.running if server is Server.torchserve else kserve_process.running
     with (
@@ -143,19 +144,20 @@ def predict(
         typer.echo(json.dumps(answer, indent=2))
         return
     prediction = answer["predictions"][0]
-    table = Table(title=f"user {user}, model {prediction['model_version']}")
+    user = printable(user)
+    table = Table(title=f"user {user}, model {printable(prediction['model_version'])}")
     for name in ("rank", "item", "probability", "uncertainty", "paths", ""):
         table.add_column(name, justify="left" if name in ("item", "") else "right")
     for item in sorted(prediction["items"], key=lambda entry: entry["rank"]):
         table.add_row(
             str(item["rank"]),
-            item["item_id"],
+            printable(item["item_id"]),
             f"{item['probability']:.4f}",
             f"{item['uncertainty']:.3f}",
             str(item["num_paths"]),
             "cold" if item["cold"] else "",
         )
-    console = Console()
+    console = Terminal()
     console.print(table)
     if prediction["cold_user"]:
         console.print(f"user {user} is unknown to the feature store")
@@ -164,7 +166,7 @@ def predict(
             "more candidates were unsure than one request may spend work on: the least unsure kept their first score"
         )
     if prediction["defaulted"]:
-        console.print(f"not given, treated as missing: {', '.join(prediction['defaulted'])}")
+        console.print(f"not given, treated as missing: {', '.join(map(printable, prediction['defaulted']))}")
 
 
 def openapi(

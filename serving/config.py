@@ -28,7 +28,9 @@ class ServingConfig(BaseModel):
     workers: int = Field(
         default=1, ge=1, le=16
     )  # requests scored at the same time by one process (kserve adapter only)
-    queue: int = Field(default=32, ge=0, le=10_000)  # requests that may wait for a worker (kserve adapter only)
+    queue: int = Field(
+        default=32, ge=0, le=10_000
+    )  # requests that may wait (in the image, TorchServe's is job_queue_size)
     deadline_ms: float = Field(default=1000.0, gt=0, le=600_000)  # for requests that bring none
     shed: bool = True  # a request that had to wait for another gets base passes alone
     max_body_bytes: int = Field(default=4 << 20, ge=1024)

@@ -2,11 +2,13 @@
 
 A source that bounds itself answers in the caller's thread; other lookups run in a few threads of their own. One that is late
 there is left to end by itself; while all threads hang, further lookups fail at once. After some failures in a row the store
-is not asked for a while, then by one lookup at a time until it answers.
+is not asked for a while, then by one lookup at a time until it answers. The log tells when it begins to fail and when it has
+stopped, not every lookup.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,11 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from serving.features import Entity, Found, PromptSource
+from serving.state import Trouble
 from thinktwice.errors import FeatureStoreError
 
 Reason = Literal["late", "failed", "busy", "resting"]
 FAILURES = 5  # in a row, after which the store is left alone
 REST = 1.0  # seconds
+
+logger = logging.getLogger(__name__)
 
 
 class LookupFailed(FeatureStoreError):
@@ -54,6 +59,11 @@ class GuardedSource:
         self._failures = 0
         self._rest_until = 0.0
         self._trying = False
+        self.trouble = Trouble(
+            logger,
+            "the online store answers again, after {seconds} s and {times} lookups without an answer",
+            clock=clock,
+        )
 
     def names(self, entity: Entity) -> tuple[str, ...]:
         """See :class:`serving.features.FeatureSource`."""
@@ -76,17 +86,26 @@ class GuardedSource:
             if found is None:
                 found = self._on_a_thread(entity, list(ids), limit - (time.monotonic() - began))
             good = True
+            self.trouble.not_met()
         except TimeoutError:
-            good = False
-            raise LookupFailed(f"{entity} features took longer than {limit * 1000:.0f} ms", "late") from None
-        except LookupFailed:
+            late = LookupFailed(f"{entity} features took longer than {limit * 1000:.0f} ms", "late")
+            if limit >= self._timeout:  # a caller in a hurry says nothing about the store
+                good = False
+                self._tell(late)
+            raise late from None
+        except LookupFailed as error:
+            self._tell(error)
             raise
         except FeatureStoreError as error:
             good = False
+            self._tell(error)
             raise LookupFailed(str(error), "failed") from error
         finally:
             self._ended(trial, good)
         return found
+
+    def _tell(self, error: Exception) -> None:
+        self.trouble.met(f"{error}: lookups get defaults until the online store answers")
 
     def close(self) -> None:
         """Stop taking lookups and close the source."""

@@ -6,8 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# How long an example takes says nothing on a busy machine.
+settings.register_profile("thinktwice", deadline=None)
+settings.load_profile("thinktwice")
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,10 @@ from typer.core import TyperGroup
 
 from thinktwice import __version__
 from thinktwice.errors import ResourceError, ThinktwiceError
+from thinktwice.printable import printable
 
 GROUP = "thinktwice.commands"
+LINE_BREAKS = "\n"  # of messages that list several things
 INTERRUPTED = 130  # exit status after Ctrl-C
 QUIET_STOP = (
     "THINKTWICE_QUIET_STOP"  # environment: the caller is this command line too, and says itself that it stopped
@@ -98,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _say(sentence: str) -> None:
-    print(f"thinktwice: {sentence}", file=sys.stderr)  # noqa: T201
+    print(f"thinktwice: {printable(sentence, LINE_BREAKS)}", file=sys.stderr)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -36,8 +36,11 @@ def full_disk_named(target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_file(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it replaces ``path``, on any error it is removed."""
+def atomic_file(path: Path | str, mode: int = 0o644) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it replaces ``path``, on any error it is removed.
+
+    By default anybody may read the file: a server under another user reads what a pipeline wrote.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -46,7 +49,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
     try:
         with full_disk_named(path):
             yield temporary
-            temporary.chmod(0o644)  # a server under another user reads what a pipeline wrote
+            temporary.chmod(mode)
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

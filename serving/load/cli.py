@@ -10,12 +10,12 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 import typer
-from rich.console import Console
 
 from serving.cli import DEFAULT_PORT, DEFAULT_STATE
 from serving.load.drive import PATHS, Target, closed_loop, open_loop
 from serving.load.plan import poisson, read_requests, requests_of
 from serving.load.report import Step, plot, strip, table, trouble
+from thinktwice.console.terminal import Terminal
 from thinktwice.errors import ServerError
 from thinktwice.files import atomic_file
 
@@ -97,10 +97,10 @@ def require_loopback(url: str) -> None:
 
 
 def _tell(done: list[Step], json_out: Path | None, plot_out: Path | None) -> None:
-    console = Console()
+    console = Terminal()
     console.print(table(done))
     for step in done:
-        console.print(f"{step.name:>12} {strip(step)}", highlight=False)
+        console.print(f"{step.name:>12} {strip(step)}")
     problems = trouble(done)
     for sentence in problems:
         console.print(sentence)

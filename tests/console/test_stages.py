@@ -8,16 +8,16 @@ import time
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from thinktwice.console.events import EventTail
 from thinktwice.console.processes import group_alive, start, stop
 from thinktwice.console.stages import SIGN_OF_LIFE, StageBoard, seconds_text
+from thinktwice.console.terminal import Terminal
 
 
 def board(width: int = 90) -> tuple[StageBoard, io.StringIO]:
     out = io.StringIO()
-    return StageBoard(Console(file=out, width=width, force_terminal=False), {"ingest": "read the log"}), out
+    return StageBoard(Terminal(file=out, width=width, force_terminal=False), {"ingest": "read the log"}), out
 
 
 def event(stage: str, kind: str, at: float, **more: object) -> dict:
@@ -84,7 +84,7 @@ def test_a_long_stage_gives_signs_of_life_in_a_log():
 
 def test_a_terminal_shows_a_bar_and_text_with_brackets_is_literal():
     out = io.StringIO()
-    console = Console(file=out, width=90, force_terminal=True, color_system=None)
+    console = Terminal(file=out, width=90, force_terminal=True, color_system=None)
     stages = StageBoard(console, {"ingest": "read [bold]the log"})
     with stages:
         stages.feed(event("task/ingest", "start", time.time()))

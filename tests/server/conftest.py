@@ -15,6 +15,8 @@ import pytest
 
 from components.deployment.deploy.deployment import deploy_model
 from components.deployment.package.archive import write_archive
+from serving.config import ServingConfig
+from serving.open_reader import FeatureConfig
 from serving.torchserve_process import TorchServe, running
 from tests.serving.small import MODEL_VERSION, SCHEMA, bless, clean_log, make_bundle
 from thinktwice.bundle import bundle_hash
@@ -84,5 +86,7 @@ def server(champion: Champion, tmp_path_factory: pytest.TempPathFactory) -> Iter
         feature_store=champion.feature_store_dir,
         port=free_port(),
         log=tmp_path_factory.mktemp("server") / "log",
+        # A busy machine must not turn a slow lookup into defaults.
+        config=ServingConfig(features=FeatureConfig(timeout_ms=500)),
     ) as out:
         yield out

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 NOT_DEFINED = "–"
 
@@ -30,7 +30,7 @@ def result_table(evaluation: dict[str, Any]) -> Table:
         ships = column["key"] == evaluation["shipped"]
         metrics, cost = column["metrics"], column["cost"]
         table.add_row(
-            f"{'→' if ships else ' '} {escape(column['label'])}",
+            f"{'→' if ships else ' '} {column['label']}",
             number(metrics["auc"]),
             number(metrics["logloss"]),
             *(number(part["columns"][column["key"]]["auc"].get("value")) for part in cold),
@@ -42,8 +42,9 @@ def result_table(evaluation: dict[str, Any]) -> Table:
 
 def print_results(console: Console, evaluation: dict[str, Any]) -> None:
     """The table, and what it means in sentences."""
-    console.print(f"\n[bold]{evaluation['rows']:,} test rows[/bold] (→ ships; cost is forward passes per row)\n")
+    title = (f"{evaluation['rows']:,} test rows", "bold")
+    console.print(Text.assemble("\n", title, " (→ ships; cost is forward passes per row)\n"))
     console.print(result_table(evaluation))
     console.print()
     for line in evaluation["verdict"]:
-        console.print(escape(line))
+        console.print(line)

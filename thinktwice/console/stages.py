@@ -13,25 +13,17 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from thinktwice.printable import printable
+
 TITLE_WIDTH = 32
 BAR_WIDTH = 24
 SIGN_OF_LIFE = 20.0  # seconds between two lines of a running stage where nothing can be redrawn
 TASK_PREFIX = "task/"  # marks the events that open and close a stage line; all others belong to the running stage
-
-
-LOG_WIDTH = 120  # columns where there is no terminal to ask
-
-
-def console_here() -> Console:
-    """The console of a command: as wide as the terminal, or wide enough to read where there is none."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=LOG_WIDTH)
 
 
 def seconds_text(seconds: float) -> str:
@@ -100,7 +92,7 @@ class StageBoard:
             notes.append("reused")
             mark, style = "↻", "cyan"
         text = " · ".join(notes) if outcome != "stopped" else "stopped"
-        self._console.print(self._line(Text(mark, style=style), escape(text), seconds))
+        self._console.print(self._line(Text(mark, style=style), text, seconds))
         self._running = None
 
     def _title(self) -> str:
@@ -112,7 +104,7 @@ class StageBoard:
         line.add_column(width=TITLE_WIDTH, no_wrap=True)
         line.add_column(width=11, justify="right", no_wrap=True)
         line.add_column(ratio=1, overflow="ellipsis", no_wrap=True)
-        line.add_row(mark, escape(self._title()), Text(seconds_text(seconds), style="dim"), detail)
+        line.add_row(mark, self._title(), Text(seconds_text(seconds), style="dim"), detail)
         return line
 
     def _sign_of_life(self, at: float) -> None:
@@ -120,7 +112,7 @@ class StageBoard:
             return
         self._last_sign = at
         share = f"{100 * self._done // self._total} % {self._label}".rstrip()
-        self._console.print(self._line("…", escape(share), at - self._started))
+        self._console.print(self._line("…", share, at - self._started))
 
     def __rich__(self) -> Table | Text:
         """The running stage, for the live display."""
@@ -128,7 +120,7 @@ class StageBoard:
             return Text("" if self._begun else "  starting", style="dim")
         detail = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=self._total, completed=self._done, width=BAR_WIDTH, pulse=self._total is None)
-        detail.add_row(bar, Text(self._label, style="dim"))
+        detail.add_row(bar, Text(printable(self._label), style="dim"))
         return self._line(self._spinner, detail, time.time() - self._started)
 
     @contextmanager

@@ -11,21 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from thinktwice.demo.question import NUM_SHOWN, Question
 from thinktwice.demo.server import predict_url
+from thinktwice.printable import printable
 
 
 def print_answer(console: Console, question: Question, prediction: dict[str, Any]) -> None:
     """A table of the items the model ranks first for the user of `question`."""
-    console.print(
-        f"\n[bold]User {escape(question.user)}[/bold] has {question.num_impressions:,} impressions "
-        f"and {question.num_clicks:,} clicks in the log; the latest clicks:"
-    )
+    shown = f" has {question.num_impressions:,} impressions and {question.num_clicks:,} clicks in the log; the latest clicks:"
+    console.print(Text.assemble("\n", (f"User {printable(question.user)}", "bold"), shown))
     for title in question.recent:
-        console.print(f"  · {escape(title)}")
+        console.print(f"  · {printable(title)}")
     console.print(f"\nOf {len(question.titles)} popular items new to them, the model ranks first:")
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name, side in (
@@ -39,7 +38,7 @@ def print_answer(console: Console, question: Question, prediction: dict[str, Any
     for rank, item in enumerate(ranked(prediction)[: 2 * NUM_SHOWN], 1):
         table.add_row(
             str(rank),
-            escape(question.titles.get(item["item_id"], item["item_id"])),
+            printable(question.titles.get(item["item_id"], item["item_id"])),
             f"{item['probability']:.3f}",
             f"{item['uncertainty']:.3f}",
             str(item["num_paths"]),
@@ -76,4 +75,4 @@ def print_call(console: Console, question: Question, port: int, state: Path, run
     else:
         console.print("\nTo serve it again and ask it yourself:")
         console.print(f"  {program()} serve --state {state} --port {port}", soft_wrap=True)
-    console.print("  " + call(question, port), soft_wrap=True, markup=False)
+    console.print("  " + call(question, port), soft_wrap=True)

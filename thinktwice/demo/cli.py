@@ -11,11 +11,13 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from thinktwice.champion import read_champion, verify_archive
 from thinktwice.cli import QUIET_STOP
 from thinktwice.console.processes import POLITE, python_command, start, stop, terminated_like_interrupted, wait
-from thinktwice.console.stages import StageBoard, console_here, seconds_text
+from thinktwice.console.stages import StageBoard, seconds_text
+from thinktwice.console.terminal import console_here
 from thinktwice.demo.answer import print_answer, print_call
 from thinktwice.demo.question import choose_question
 from thinktwice.demo.server import ask, free_port, serving
@@ -59,7 +61,9 @@ def demo(
     if fresh:
         shutil.rmtree(work, ignore_errors=True)
     with terminated_like_interrupted():
-        console.print(f"[bold]thinktwice demo[/bold] on {dataset.value}; everything it writes is under {work}\n")
+        console.print(
+            Text.assemble(("thinktwice demo", "bold"), f" on {dataset.value}; everything it writes is under {work}\n")
+        )
         code = _run_pipeline(dataset, work, state)
         if code != 0:
             raise typer.Exit(code)  # the pipeline has said why on the same terminal

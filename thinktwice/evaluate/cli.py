@@ -28,24 +28,23 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and report.html.")] = None,
 ) -> None:
     """Evaluate a bundle on test rows, and compare it with another one."""
-    from rich.console import Console
-
+    from thinktwice.console.terminal import Terminal
     from thinktwice.evaluate.bundles import evaluate_bundles, recorded_evaluation
     from thinktwice.evaluate.table import extra_work_table, metrics_table
 
     bundle = bundle or _champion()
     content = evaluate_bundles(bundle, training_set or _last_training_set(), against, out)
-    console = Console()
+    console = Terminal()
     console.print(metrics_table(content))
     for line in content["verdict"]:
-        console.print(line, highlight=False)
+        console.print(line)
     made = recorded_evaluation(bundle)
     if made.get("extra_work", {}).get("candidates"):
         console.print()
         console.print(extra_work_table(made))
-        console.print(made["test_time"]["sentence"], highlight=False)
+        console.print(made["test_time"]["sentence"])
     if out is not None:
-        console.print(f"Report: {out / 'report.html'}", highlight=False, soft_wrap=True)
+        console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
 
 
 def _champion() -> Path:

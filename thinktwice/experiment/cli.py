@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from thinktwice.errors import ExperimentError, reason
+from thinktwice.printable import printable
 
 if TYPE_CHECKING:
     from thinktwice.experiment.record import DecisionRecord
@@ -101,7 +102,9 @@ def assign_units(
     for unit in units:
         found = assign(layout, unit)
         bucket = "–" if found.bucket is None else str(found.bucket)
-        typer.echo(f"{unit}\t{found.arm}\t{bucket}\t{'enrolled' if found.enrolled else 'not enrolled'}\t{found.reason}")
+        typer.echo(
+            f"{printable(unit)}\t{found.arm}\t{bucket}\t{'enrolled' if found.enrolled else 'not enrolled'}\t{found.reason}"
+        )
 
 
 @app.command("plan")
@@ -184,7 +187,7 @@ def list_experiments(state: StateOption = STATE) -> None:
         last = _records(name, state)[-1]
         decision = last.verdict.decision
         typer.echo(
-            f"{name}\t{last.evidence.days:.1f} days\t{last.evidence.coverage:.2%}\t{decision.action}\t{decision.status}"
+            f"{printable(name)}\t{last.evidence.days:.1f} days\t{last.evidence.coverage:.2%}\t{decision.action}\t{decision.status}"
         )
 
 
@@ -237,6 +240,6 @@ def _say(record: DecisionRecord) -> None:
     if decision.coverage is not None:
         what += f" to {decision.coverage:.2%}"
     left = "" if decision.days_left is None else f", about {decision.days_left:.1f} days left"
-    typer.echo(f"{record.file.name}: {what} ({decision.status.replace('_', ' ')}{left})")
+    typer.echo(f"{printable(record.file.name)}: {printable(what)} ({decision.status.replace('_', ' ')}{left})")
     for why in decision.reasons:
-        typer.echo(f"  {why}")
+        typer.echo(f"  {printable(why)}")

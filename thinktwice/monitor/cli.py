@@ -28,9 +28,8 @@ def drift(
     html_out: Annotated[Path | None, typer.Option("--html", help="Write the report as a page here.")] = None,
 ) -> None:
     """Compare live traffic with what the model was trained on, field by field; 1 when something has drifted."""
-    from rich.console import Console
-
     from thinktwice.champion import require_champion
+    from thinktwice.console.terminal import Terminal
     from thinktwice.files import atomic_file, write_json
     from thinktwice.monitor.drift import drift_of_log
     from thinktwice.monitor.drift_page import drift_table, render, verdict_lines
@@ -38,10 +37,10 @@ def drift(
     if bundle is None:
         bundle = require_champion(state, "--bundle").bundle_dir
     report = drift_of_log(log, bundle, rows, since=in_utc(since), threshold=fail_above)
-    console = Console()
+    console = Terminal()
     console.print(drift_table(report))
     for line in verdict_lines(report):
-        console.print(line, highlight=False)
+        console.print(line)
     if json_out is not None:
         write_json(json_out, report.as_json())
     if html_out is not None:
