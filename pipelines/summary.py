@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 
 from rich.console import Console
 
-from pipelines.run import RunResult, reasons_of
-from thinktwice.console.results import print_results
+from pipelines.run import QUARANTINE, RunResult, reasons_of
+from thinktwice.console.results import print_results, shown
 from thinktwice.files import read_json
 
-QUARANTINE = "quarantine.json"
 EVALUATION = Path("report") / "evaluation.json"
-
-
-def shown(path: Path) -> str:
-    """The path as short as a reader in this folder can use it."""
-    relative = os.path.relpath(path)
-    return relative if len(relative) < len(str(path)) else str(path)
 
 
 def print_summary(console: Console, result: RunResult) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.open_reader import FeatureConfig
 from serving.prediction_log import PredictionLogConfig
-from thinktwice.errors import ServerError, reason
-from thinktwice.files import parse_yaml
+from thinktwice.errors import ServerError
 from thinktwice.release import ReleasePolicy
+from thinktwice.strict_yaml import first_fault, read_mapping
 
 VARIABLE = "THINKTWICE_SERVING"
 FEATURE_STORE = "THINKTWICE_FEATURE_STORE"  # folder of the feature store
@@ -51,15 +50,9 @@ def load_config(path: str | Path | None = None) -> ServingConfig:
     named = path or os.environ.get(VARIABLE)
     if not named:
         return ServingConfig()
+    value = read_mapping(named, "serving settings file", ServerError)
     try:
-        value: Any = parse_yaml(Path(named).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ServerError(f"serving settings {named} cannot be read ({reason(error)}): correct {VARIABLE}") from error
-    except ValueError as error:
-        raise ServerError(f"serving settings {named} are no YAML ({reason(error)}): correct it") from error
-    if not isinstance(value or {}, dict):
-        raise ServerError(f"serving settings {named} are wrong at the file (it is not a mapping): correct it")
-    try:
-        return ServingConfig.model_validate(value or {})
-    except ValueError as error:
-        raise ServerError(f"serving settings {named} are wrong at {reason(error)}: correct it") from error
+        return ServingConfig.model_validate(value)
+    except ValidationError as error:
+        place, message = first_fault(error, ServingConfig, "the file")
+        raise ServerError(f"serving settings {named} are wrong at {place} ({message}): correct it") from error

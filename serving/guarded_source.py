@@ -26,7 +26,7 @@ REST = 1.0  # seconds
 logger = logging.getLogger(__name__)
 
 
-class LookupFailed(FeatureStoreError):
+class LookupFailedError(FeatureStoreError):
     """A lookup gave nothing; ``reason`` says why in one word."""
 
     def __init__(self, message: str, reason: Reason) -> None:
@@ -73,11 +73,11 @@ class GuardedSource:
         """See :class:`serving.features.FeatureSource`.
 
         Raises:
-            LookupFailed: late, failed, or not tried.
+            LookupFailedError: late, failed, or not tried.
         """
         limit = self._timeout if timeout is None else min(self._timeout, timeout)
         if limit <= 0:
-            raise LookupFailed(f"no time is left to look {entity} features up", "late")
+            raise LookupFailedError(f"no time is left to look {entity} features up", "late")
         trial = self._start(entity)
         good: bool | None = None  # a bug in a source says nothing about the store, but it ends a trial too
         try:
@@ -88,18 +88,18 @@ class GuardedSource:
             good = True
             self.trouble.not_met()
         except TimeoutError:
-            late = LookupFailed(f"{entity} features took longer than {limit * 1000:.0f} ms", "late")
+            late = LookupFailedError(f"{entity} features took longer than {limit * 1000:.0f} ms", "late")
             if limit >= self._timeout:  # a caller in a hurry says nothing about the store
                 good = False
                 self._tell(late)
             raise late from None
-        except LookupFailed as error:
+        except LookupFailedError as error:
             self._tell(error)
             raise
         except FeatureStoreError as error:
             good = False
             self._tell(error)
-            raise LookupFailed(str(error), "failed") from error
+            raise LookupFailedError(str(error), "failed") from error
         finally:
             self._ended(trial, good)
         return found
@@ -116,7 +116,7 @@ class GuardedSource:
         if limit <= 0:
             raise TimeoutError
         if not self._free.acquire(blocking=False):
-            raise LookupFailed(f"all lookups hang: {entity} features were not asked for", "busy")
+            raise LookupFailedError(f"all lookups hang: {entity} features were not asked for", "busy")
         return self._pool.submit(self._run, entity, ids, limit).result(limit)
 
     def _run(self, entity: Entity, ids: list[str], limit: float) -> list[Found]:
@@ -131,7 +131,7 @@ class GuardedSource:
             if self._failures < FAILURES:
                 return False
             if self._trying or self._clock() < self._rest_until:
-                raise LookupFailed(f"the online store failed {self._failures} times in a row: {entity}", "resting")
+                raise LookupFailedError(f"the online store failed {self._failures} times in a row: {entity}", "resting")
             self._trying = True
             return True
 

@@ -73,7 +73,7 @@ class Answer:
     logged: Logged = field(default=({}, ()), compare=False)
 
 
-class NoFiniteScore(ServerError):
+class NoFiniteScoreError(ServerError):
     """The model gives no number for a row: its own values are too large, or the model is broken.
 
     Attributes:
@@ -144,7 +144,7 @@ class Scorer:
 
         Raises:
             FeatureStoreError: the store does not answer.
-            NoFiniteScore: a row has none.
+            NoFiniteScoreError: a row has none.
         """
         after = sum(request.num_rows for request in requests)
         answers = []
@@ -152,8 +152,8 @@ class Scorer:
             after -= request.num_rows  # what still has to be answered in the same time
             try:
                 answers.append(self._score_one(request, deadline, extra_paths, after))
-            except NoFiniteScore as error:
-                raise NoFiniteScore(number, error.row) from None
+            except NoFiniteScoreError as error:
+                raise NoFiniteScoreError(number, error.row) from None
         return answers
 
     def _score_one(self, request: Request, deadline: Deadline | None, extra_paths: bool, rows_after: int) -> Answer:
@@ -233,7 +233,7 @@ class Scorer:
         for huge numbers may overflow within the model; and whose they were.
 
         Raises:
-            NoFiniteScore: looked-up features are not what is wrong.
+            NoFiniteScoreError: looked-up features are not what is wrong.
         """
         tries: tuple[tuple[Entity, ...], ...] = (("item",), ("user",), ("user", "item"))
         for sides in tries if features is not None else ():
@@ -250,7 +250,7 @@ class Scorer:
             scored = self.bundle.engine.score(self.encode(request, tried)[0], 0, request.k)
             if np.isfinite(np.asarray(scored.probability)).all():
                 return tried, sides
-        raise NoFiniteScore(0, int(bad[0]))
+        raise NoFiniteScoreError(0, int(bad[0]))
 
     def _path_budget(
         self, request: Request, deadline: Deadline | None, extra_paths: bool, rows_after: int

@@ -28,7 +28,7 @@ from serving.metrics import Metrics
 from serving.outcome import Outcome
 from serving.prediction_log import PredictionLog, Served
 from serving.requests import Request
-from serving.scorer import Answer, NoFiniteScore, Scorer
+from serving.scorer import Answer, NoFiniteScoreError, Scorer
 from serving.sending_times import HEADER as START_HEADER
 from serving.sending_times import SendingTimes
 from serving.state import Trouble
@@ -262,7 +262,7 @@ class Service:
         extra_paths = self.admission.admit(soonest, question.rows, queued)
         try:
             answers = self.scorer.score(question.requests, arrival.deadline, extra_paths=extra_paths)
-        except NoFiniteScore as error:
+        except NoFiniteScoreError as error:
             return self._no_score(error, question, course)
         scored = time.perf_counter()
         reply = self._encode(question, answers)
@@ -309,7 +309,7 @@ class Service:
             reply.headers[HEADER] = str(len(text))
         return reply
 
-    def _no_score(self, error: NoFiniteScore, question: _Question, course: _Course) -> Reply:
+    def _no_score(self, error: NoFiniteScoreError, question: _Question, course: _Course) -> Reply:
         """Raw rows that are too large are the caller's fault; a row that has no score even without features is the model's."""
         own = question.requests[error.request].rows is not None
         place = f"{'rows' if own else 'candidates'}[{error.row}]"

@@ -6,6 +6,7 @@ import http.client
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -55,6 +56,7 @@ JVM = "-Xms64m -Xmx768m -XX:NewSize=16m -XX:+AlwaysPreTouch -XX:+UseSerialGC -XX
 MAIN_CLASS = "org.pytorch.serve.ModelServer"
 ABOVE = 1 << 16  # bytes by which a body may be too large and still be refused by the service, with its reason
 LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
+PLAIN = re.compile(r"[A-Za-z0-9/._+-]*")  # a path that means itself wherever it is written
 MAX_SOCKET_PATH = (
     80  # TorchServe puts Unix sockets into its temporary folder, whose path the system limits to about 100
 )
@@ -133,8 +135,9 @@ def running(
 
 
 def _work_folder() -> Path:
+    """A folder for the server. Its path is short enough for a socket, and plain: two parsers of the properties file read it."""
     work = Path(tempfile.mkdtemp(prefix="tt-serve-"))
-    if len(str(work)) > MAX_SOCKET_PATH:
+    if len(str(work)) > MAX_SOCKET_PATH or not PLAIN.fullmatch(str(work)):
         work.rmdir()
         work = Path(tempfile.mkdtemp(prefix="tt-serve-", dir="/tmp"))
     return work

@@ -27,7 +27,7 @@ QUIET = 0.02  # seconds without a byte at the end of a message: the front end wa
 TAIL = INT.pack(END) * 2  # the last bytes of a message
 
 
-class Closed(Exception):
+class ConnectionEndedError(Exception):
     """The front end has ended the connection."""
 
 
@@ -80,7 +80,7 @@ class Reader:
         """The next message.
 
         Raises:
-            Closed: there will be none.
+            ConnectionEndedError: there will be none.
             ProtocolError: something else came.
         """
         del self._buffer[: self._at]
@@ -216,7 +216,7 @@ class Reader:
     def _receive(self, wanted: int = 0) -> bytes:
         part = self._connection.recv(max(CHUNK, min(wanted, 1 << 20)))
         if not part:
-            raise Closed
+            raise ConnectionEndedError
         return part
 
 

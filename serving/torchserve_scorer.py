@@ -21,7 +21,7 @@ from serving.exits import leave_after
 from serving.java_queue import JavaQueue
 from serving.service import Service
 from serving.torchserve_handler import load
-from serving.torchserve_protocol import Closed, Load, Predict, ProtocolError, Reader, answer, loaded
+from serving.torchserve_protocol import ConnectionEndedError, Load, Predict, ProtocolError, Reader, answer, loaded
 from serving.torchserve_worker import Desk
 from thinktwice.errors import RequestError
 
@@ -58,7 +58,7 @@ def serve(connection: socket.socket, desk: Desk, service: Service, queue: JavaQu
             connection.sendall(said)
             desk.phase = Desk.BETWEEN
             queue.answered()
-    except (Closed, BrokenPipeError, ConnectionResetError):
+    except (ConnectionEndedError, BrokenPipeError, ConnectionResetError):
         return
     except ProtocolError as error:
         logger.error("what the front end sends cannot be read (%s): it is asked for a new connection", error)

@@ -31,7 +31,7 @@ from typing import BinaryIO
 from serving import logs
 from serving.errors import JSON, error_body
 from serving.exits import ended
-from serving.torchserve_protocol import Closed, Load, ProtocolError, Reader, answer, loaded
+from serving.torchserve_protocol import ConnectionEndedError, Load, ProtocolError, Reader, answer, loaded
 
 ACCEPT_LIMIT = 60.0  # seconds until the front end must have connected
 STOP_LIMIT = 15.0  # seconds a scorer may take to write what is left of its prediction log
@@ -233,7 +233,7 @@ def main(arguments: list[str]) -> int:
     try:
         with _connected(chosen.sock_type, chosen.sock_name or chosen.port) as connection:
             serve(connection)
-    except (Closed, BrokenPipeError, ConnectionResetError):
+    except (ConnectionEndedError, BrokenPipeError, ConnectionResetError):
         pass  # the front end is gone
     except ProtocolError as error:
         logger.error("what the front end sends cannot be read (%s): it is asked for a new connection", error)

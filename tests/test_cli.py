@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+import zipfile
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+import pyarrow as pa
 import pytest
 import typer
 
 from thinktwice import __version__
-from thinktwice.cli import GROUP, app, main
+from thinktwice.cli import GROUP, QUIET_STOP, app, main
+from thinktwice.data.sources import registry
 
 VERBS = {
     "bundle",
@@ -111,3 +116,49 @@ def test_help_needs_no_heavy_library():
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip() == "[]"
+
+
+class PanicError(BaseException):
+    """Like the panics of Rust libraries, no Exception."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (
+            pa.ArrowInvalid("Integer value 1 not in range\nmore"),
+            1,
+            "failed with pyarrow.lib.ArrowInvalid: Integer value 1",
+        ),
+        (pl.exceptions.ComputeError("no"), 1, "failed with polars.exceptions.ComputeError: no; what led to it is in "),
+        (PanicError("operator does not support"), 1, "PanicError: operator does not support; what led to it is in "),
+        (StopIteration(), 1, "failed with StopIteration; what led to it is in "),
+        (RecursionError("maximum recursion depth exceeded"), 1, "the input is nested too deeply"),
+        (zipfile.BadZipFile("File is not a zip file"), 1, "an archive is damaged (File is not a zip file): copy or"),
+        (MemoryError(), 1, "memory is full: end other programs"),
+        (OSError(28, "No space left on device"), 1, "no space left on the disk: free some disk space and run again"),
+        (PermissionError(13, "Permission denied", "/x"), 1, "cannot use /x (Permission denied): check that it exists"),
+        (KeyboardInterrupt(), 130, "stopped; nothing half-written is left"),
+    ],
+)
+def test_any_error_of_a_command_is_one_sentence(
+    error: BaseException,
+    code: int,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+):
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(registry, "builtin_schema_text", fail)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv(QUIET_STOP, raising=False)
+    assert main(["data", "schema", "ml-1m"]) == code
+    shown = capsys.readouterr()
+    (line,) = [line for line in shown.err.splitlines() if line.strip()]
+    assert line.startswith("thinktwice: ") and words in line and "Traceback" not in shown.err + shown.out
+    for named in tmp_path.iterdir():  # for whoever mends it, and only of what nobody had foreseen
+        assert str(named) in line and "Traceback" in named.read_text()
+    assert ("what led to it is in" in line) == bool(list(tmp_path.iterdir()))

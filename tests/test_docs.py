@@ -15,6 +15,7 @@ import pytest
 
 from serving.config import load_config
 from tests.pipelines.own_log import write_log
+from tests.pipelines.test_replay import REPLAY
 from thinktwice.schema import parse_schema
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +42,7 @@ EXECUTED_ELSEWHERE = {
     '.venv/bin/python -m pytest -m "not server and not pipeline"': "pytest itself",
     "pre-commit install": "its list of checks is compared with make lint in test_docs_structure.py",
     "source .venv/bin/activate": "the shell's; the tests call the command line of the running Python",
+    **dict.fromkeys(REPLAY, "tests/pipelines/test_replay.py"),
 }
 
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from thinktwice.errors import FeatureStoreError, reason
-from thinktwice.files import parse_yaml
 from thinktwice.hashing import read_plain
 from thinktwice.schema import SCHEMA_FILE
+from thinktwice.strict_yaml import parse_yaml
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from serving.load.check import OUTCOMES, Outcome, outcome, wrong
-from serving.load.client import Address, BrokenConnection, Client
+from serving.load.client import Address, BrokenConnectionError, Client
 from serving.load.plan import body_of
 
 PATHS = {"v1": "/v1/models/ctr:predict", "v2": "/v2/models/ctr/infer"}
@@ -138,7 +138,7 @@ async def _ask(course: _Course, number: int, due: float, wall: float) -> None:
         headers["X-Deadline-Ms"] = f"{target.deadline * 1000:g}"
     try:
         reply = await asyncio.wait_for(course.client.post(course.bodies[place], headers), ANSWER_LIMIT)
-    except (TimeoutError, BrokenConnection):
+    except (TimeoutError, BrokenConnectionError):
         course.outcomes[number] = "lost"
         return
     course.latency[number] = spent = time.perf_counter() - due
@@ -157,7 +157,7 @@ async def _finished(course: _Course, seconds: float, count: int) -> Measured:
     for place, body in course.kept.items():
         try:
             again = await asyncio.wait_for(course.client.post(course.bodies[place], {}), ANSWER_LIMIT)
-        except (TimeoutError, BrokenConnection):
+        except (TimeoutError, BrokenConnectionError):
             continue
         if again.status == 200 and not REDUCED.search(body + again.body):
             unequal += again.body != body

@@ -13,6 +13,7 @@ import polars as pl
 
 from thinktwice.data.feature_tables import table_specs
 from thinktwice.errors import DataError, RequestError
+from thinktwice.parquet import scan_frame
 from thinktwice.schema import LogSchema
 
 MOMENT = 1_767_225_600  # fixed timestamp of made-up requests (2026-01-01): the same request is the same question
@@ -66,7 +67,7 @@ def requests_of(store: Path, schema: LogSchema, *, count: int, candidates: int, 
         tables = [store / "data" / f"{s.name}.parquet" for s in table_specs(schema) if s.entity == entity]
         there = [table for table in tables if table.is_file()]
         if key is not None and there:
-            frames = [pl.scan_parquet(table).select(key).unique() for table in there]
+            frames = [scan_frame(table).select(key).unique() for table in there]
             ids[entity] = pl.concat(frames).unique().sort(key).collect()[key].to_list()
     if not ids.get("item"):
         raise DataError(f"{store} has no tables of items: give requests with --requests")

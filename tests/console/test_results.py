@@ -31,3 +31,4 @@ def test_the_table_shows_every_model_its_cold_start_and_its_cost():
     assert ships.split() == ["→", "gate", "–", "0.4900", "–", "×", "1.80"]
     assert "AUC cold user" in shown and "(25% of rows)" in shown and "seen user" not in shown
     assert "The pre-trained + gate model ships." in shown
+    assert "  – not defined (one class)" in shown.splitlines()

@@ -167,15 +167,15 @@ def test_a_stopped_run_leaves_nothing_half_written_and_can_be_run_again(tmp_path
     # The lock is free, the finished step is reused, and the run goes on from there.
     events = Events()
 
-    class Enough(Exception):
+    class EnoughError(Exception):
         pass
 
     def until_validation(event: dict[str, Any]) -> None:
         events.append(event)
         if event["stage"] == "task/validate" and event["event"] == "start":
-            raise Enough
+            raise EnoughError
 
-    with pytest.raises(Enough):
+    with pytest.raises(EnoughError):
         run_local(arguments, work_dir=work, state_dir=work / "state", on_event=until_validation)
     assert any(e["stage"] == "task/ingest" and e.get("text") == "reused" for e in events)
     assert leftovers(work) == []

@@ -49,7 +49,8 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A state folder whose champion is the small model."""
     from feature_repo.store import build
 
-    folder = tmp_path_factory.mktemp("deployed")
+    folder = tmp_path_factory.mktemp("deployed") / "price=7 [1] *?{a,b} it's 100%20 ü;#"  # a path is only characters
+    folder.mkdir()
     make_bundle(folder)
     (folder / "clean").mkdir()
     clean_log().write_parquet(folder / "clean" / "clean.parquet")

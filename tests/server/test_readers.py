@@ -30,6 +30,7 @@ from thinktwice.champion import Champion
 from thinktwice.data.encoder import Encoder
 from thinktwice.errors import FeatureStoreError
 from thinktwice.feature_store import REDIS_ADDRESS
+from thinktwice.parquet import read_frame
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -92,7 +93,7 @@ def reader(request: pytest.FixtureRequest, store: Store, encoder: Encoder) -> It
 
 
 def latest(store: Store, table: str, key: str, value: str) -> dict[str, object]:
-    frame = pl.read_parquet(store.folder / "data" / f"{table}.parquet").filter(pl.col(key) == value)
+    frame = read_frame(store.folder / "data" / f"{table}.parquet").filter(pl.col(key) == value)
     return frame.sort("event_timestamp").drop(key, "event_timestamp", "created_timestamp").row(-1, named=True)
 
 
@@ -157,7 +158,7 @@ def test_stale_by_the_newest_timestamp(store: Store, encoder: Encoder, kind: Kin
     if kind == "redis" and store.online == "sqlite":
         pytest.skip("the thin reader reads Redis only")
     newest = max(
-        pl.read_parquet(store.folder / "data" / f"item_{t}.parquet")
+        read_frame(store.folder / "data" / f"item_{t}.parquet")
         .filter(pl.col("item_id") == "i5")["event_timestamp"]
         .max()
         .replace(tzinfo=timezone.utc)  # type: ignore[union-attr]

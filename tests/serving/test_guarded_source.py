@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from serving.features import DirectReader, Entity, Found, Lookup
-from serving.guarded_source import FAILURES, REST, GuardedSource, LookupFailed
+from serving.guarded_source import FAILURES, REST, GuardedSource, LookupFailedError
 from serving.state import CALM
 from tests.serving.conftest import Lines
 from thinktwice.errors import FeatureStoreError
@@ -54,7 +54,7 @@ class Clock:
 
 
 def reason(guarded: GuardedSource, timeout: float | None = None) -> str:
-    with pytest.raises(LookupFailed) as caught:
+    with pytest.raises(LookupFailedError) as caught:
         guarded.fetch("user", ["u"], timeout)
     return caught.value.reason
 
@@ -80,7 +80,7 @@ def test_hanging_lookups_are_late_then_refused_without_a_thread_more() -> None:
         try:
             found = guarded.fetch("user", ["u"], 0.01)
             break
-        except LookupFailed:
+        except LookupFailedError:
             threading.Event().wait(0.01)
     assert found[0].values == {"age": "u"}
     guarded.close()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from serving.deadline import Deadline
-from serving.scorer import Answer, NoFiniteScore, Scorer, open_scorer
+from serving.scorer import Answer, NoFiniteScoreError, Scorer, open_scorer
 from tests.serving.fakes import ITEMS, FakeReader
 from tests.serving.small import PLAIN_SCHEMA, make_bundle
 from thinktwice.bundle import load_bundle
@@ -142,7 +142,7 @@ HUGE = [3e38, 3e38, -3e38]  # each fits into float32, and the model's sums of th
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, about the overflow in question
 def test_a_raw_row_without_a_finite_score_is_named_and_never_null(scorer: Scorer) -> None:
     rows = [{"cover": [0.0, 1.0, 2.0]}, {"cover": HUGE}]
-    with pytest.raises(NoFiniteScore) as refused:
+    with pytest.raises(NoFiniteScoreError) as refused:
         ask(scorer, {"rows": rows[:1]}, {"rows": rows})
     assert (refused.value.request, refused.value.row) == (1, 1)
 
@@ -181,7 +181,7 @@ def test_a_model_that_gives_no_numbers_is_not_blamed_on_features(
         return dataclasses.replace(scored, probability=found)
 
     monkeypatch.setattr(engine, "score", broken)
-    with pytest.raises(NoFiniteScore) as refused:
+    with pytest.raises(NoFiniteScoreError) as refused:
         ask(scorer, candidates("i1", "i2", "i3"))
     assert (refused.value.request, refused.value.row) == (0, 2)
 

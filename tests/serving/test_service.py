@@ -205,8 +205,8 @@ def test_settings_come_from_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for text, words in (
         ("queue: -1", "wrong at queue"),
         ("quue: 1", "wrong at quue"),
-        ("[1]", "wrong at the file"),
-        ("a: [", "no YAML"),
+        ("[1]", "holds a list instead of a mapping"),
+        ("a: [", "not valid YAML at line 1"),
     ):
         file.write_text(text)
         with pytest.raises(ServerError, match=words):

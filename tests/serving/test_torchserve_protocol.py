@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from serving.torchserve_protocol import (
     MOST_HEADERS,
     MOST_STEPS,
-    Closed,
+    ConnectionEndedError,
     Load,
     Predict,
     ProtocolError,
@@ -142,7 +142,7 @@ def test_what_is_no_message_never_reads_as_one_of_another_length(garbage: bytes)
         connection.settimeout(0.001)
         try:
             Reader(connection).read()
-        except (ProtocolError, TimeoutError, Closed, UnicodeDecodeError):
+        except (ProtocolError, TimeoutError, ConnectionEndedError, UnicodeDecodeError):
             return
 
 
@@ -169,7 +169,7 @@ def test_an_end_within_a_message_is_an_end(length: int) -> None:
     with ours:
         theirs.sendall(message)
         theirs.close()
-        with pytest.raises(Closed):
+        with pytest.raises(ConnectionEndedError):
             Reader(ours).read()
 
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-NOT_DEFINED = "–"
+from thinktwice.evaluate.metrics import UNDEFINED
+
+NOT_DEFINED = "–"  # in a table, with a line below it that says why
 
 
 def number(value: float | None, form: str = ".4f") -> str:
     """The number, or a dash where it is not defined."""
     return NOT_DEFINED if value is None else format(value, form)
+
+
+def shown(path: Path) -> str:
+    """The path as short as a reader in this folder can use it."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)
 
 
 def result_table(evaluation: dict[str, Any]) -> Table:
@@ -44,7 +54,10 @@ def print_results(console: Console, evaluation: dict[str, Any]) -> None:
     """The table, and what it means in sentences."""
     title = (f"{evaluation['rows']:,} test rows", "bold")
     console.print(Text.assemble("\n", title, " (→ ships; cost is forward passes per row)\n"))
-    console.print(result_table(evaluation))
+    table = result_table(evaluation)
+    console.print(table)
+    if any(NOT_DEFINED in cells for cells in (list(column.cells) for column in table.columns)):
+        console.print(f"  {NOT_DEFINED} {UNDEFINED}")
     console.print()
     for line in evaluation["verdict"]:
         console.print(line)

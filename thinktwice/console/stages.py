@@ -41,6 +41,7 @@ class StageBoard:
         self._begun = False
         self._started = 0.0
         self._notes: list[str] = []
+        self._messages: list[str] = []
         self._label = ""
         self._done: int = 0
         self._total: int | None = None
@@ -75,13 +76,16 @@ class StageBoard:
             text = str(event["text"])
             if text not in self._notes:
                 self._notes.append(text)
+        elif kind == "message" and self._running is not None:
+            if event["text"] not in self._messages:
+                self._messages.append(str(event["text"]))
         elif kind == "progress" and self._running is not None:
             self._done, self._total, self._label = event["done"], event["total"], str(event["label"])
             self._sign_of_life(event["at"])
 
     def _open(self, name: str, at: float) -> None:
         self._running, self._started, self._last_sign, self._begun = name, at, at, True
-        self._notes, self._label, self._done, self._total = [], "", 0, None
+        self._notes, self._messages, self._label, self._done, self._total = [], [], "", 0, None
 
     def _close(self, outcome: str, at: float | None = None) -> None:
         seconds = (time.time() if at is None else at) - self._started
@@ -93,6 +97,8 @@ class StageBoard:
             mark, style = "↻", "cyan"
         text = " · ".join(notes) if outcome != "stopped" else "stopped"
         self._console.print(self._line(Text(mark, style=style), text, seconds))
+        for message in self._messages:
+            self._console.print(f"  {message}", soft_wrap=True)
         self._running = None
 
     def _title(self) -> str:

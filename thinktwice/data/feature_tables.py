@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Literal
 
 import duckdb
-import pyarrow.parquet as pq
 
-from thinktwice.data.query import engine, literal, quoted, source
+from thinktwice.data.query import engine, quoted, source, written
 from thinktwice.data.sequences import write_sequences
 from thinktwice.data.statistics import DAY_US, write_statistics
 from thinktwice.errors import DataError
+from thinktwice.parquet import num_rows
 from thinktwice.progress import note, track
 from thinktwice.schema import EVENT_TIME, ROW_ID, LogSchema
 
@@ -119,7 +119,7 @@ def build_feature_tables(clean_dir: Path | str, out_dir: Path | str, schema: Log
                 write_statistics(connection, clean, schema, spec.entity, end_us, target)
             else:
                 write_sequences(connection, clean, schema, target)
-            rows[spec.name] = pq.read_metadata(target).num_rows
+            rows[spec.name] = num_rows(target)
     note("materialize", f"{sum(rows.values()):,} change points in {len(rows)} tables")
     return FeatureTables(specs=specs, rows=rows, start=from_microseconds(start_us), end=from_microseconds(end_us))
 
@@ -171,5 +171,5 @@ def _write_attributes(connection: duckdb.DuckDBPyConnection, clean: Path, spec: 
             SELECT {key}, {EVENT_TIME} AS {EVENT_TIMESTAMP}, {EVENT_TIME} AS {CREATED_TIMESTAMP}, {columns}
             FROM {source(clean)} SEMI JOIN changed USING ({ROW_ID})
             ORDER BY {EVENT_TIMESTAMP}, {key}
-        ) TO {literal(str(target))} (FORMAT parquet, COMPRESSION zstd)
+        ) TO {written(target)} (FORMAT parquet, COMPRESSION zstd)
     """)

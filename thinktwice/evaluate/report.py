@@ -7,6 +7,7 @@ from typing import Any
 
 from thinktwice.evaluate.charts import Mark, Series, dot_chart, legend, line_chart
 from thinktwice.evaluate.figures import number, small
+from thinktwice.evaluate.metrics import UNDEFINED
 from thinktwice.evaluate.report_extra import extra_work_section, warning_lines
 
 COLORS = ("#8a919d", "#2f6fdb", "#e0662f", "#3a9b6a")
@@ -102,7 +103,7 @@ def _subtitle(content: dict[str, Any]) -> str:
 def _tiles(content: dict[str, Any], timings: dict[str, float]) -> str:
     shipped = next(c for c in content["columns"] if c["key"] == content["shipped"])
     tiles = [
-        (number(shipped["metrics"]["auc"], 4), "AUC of what ships"),
+        (_auc(shipped["metrics"]["auc"]), "AUC of what ships"),
         (number(shipped["metrics"]["logloss"], 4), "logloss of what ships"),
         (f"{shipped['cost']['passes']:.2f}×", "passes per row"),
     ]
@@ -120,6 +121,10 @@ def _tiles(content: dict[str, Any], timings: dict[str, float]) -> str:
     return f"<div class='tiles'>{cells}</div>"
 
 
+def _auc(value: float | None) -> str:
+    return UNDEFINED if value is None else number(value, 4)
+
+
 def _warnings(content: dict[str, Any]) -> str:
     lines = warning_lines(content)
     return f"<section class='card warn'><h2>Mind</h2>{lines}</section>" if lines else ""
@@ -134,14 +139,15 @@ def _main_table(content: dict[str, Any], timings: dict[str, float]) -> str:
     )
     rows = []
     for key, name, decimals, better, meaning in METRICS:
-        if first["metrics"].get(key) is None:
+        if first["metrics"].get(key) is None and key != "auc":
             continue
         cells = [f"<td title='{escape(meaning)}'>{escape(name)}<small>{escape(meaning)}</small></td>"]
         for c in columns:
             ship = " class='ship'" if c["key"] == content["shipped"] else ""
             change = _difference(content, c["key"], first["key"], key)
             below = small(change, decimals, better) if change else ""
-            cells.append(f"<td{ship}>{number(c['metrics'][key], decimals)}{below}</td>")
+            value = c["metrics"][key]
+            cells.append(f"<td{ship}>{UNDEFINED if value is None else number(value, decimals)}{below}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     cost = ""
     for c in columns:

@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from thinktwice.evaluate.metrics import UNDEFINED
 from thinktwice.evaluate.verdict import difference
 
 ROWS = (  # metric, title, decimals, which way is better
@@ -29,7 +30,7 @@ def metrics_table(content: dict[str, Any]) -> Table:
         ships = " ✓" if c["key"] == content["shipped"] and "trunk" in content else ""
         table.add_column(c["label"] + ships, justify="right")
     for metric, title, decimals, better in ROWS:
-        if columns[0]["metrics"].get(metric) is None:
+        if columns[0]["metrics"].get(metric) is None and metric != "auc":
             continue
         cells = [_cell(content, c, first, metric, decimals, better) for c in columns]
         table.add_row(title, *cells)
@@ -66,7 +67,7 @@ def extra_work_table(evaluation: dict[str, Any]) -> Table:
 
 def _cell(content: dict[str, Any], column: dict[str, Any], first: str, metric: str, decimals: int, better: int) -> Text:
     value = column["metrics"].get(metric)
-    text = Text(_plain(value, decimals))
+    text = Text(UNDEFINED if value is None else _plain(value, decimals))
     change = difference(content, column["key"], first, metric)
     if change is not None:
         text.append(" ").append_text(_coloured(change, decimals, better))
@@ -88,4 +89,4 @@ def _plain(value: float | None, decimals: int) -> str:
 
 def _slice_cell(found: dict[str, Any]) -> str:
     value = found["auc"]["value"]
-    return "–" if value is None else f"{value:.4f}"
+    return UNDEFINED if value is None else f"{value:.4f}"

@@ -26,10 +26,10 @@ def logits_of(model: Trainee, rows: BlockLoader) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def auc_or_half(label: np.ndarray, logit: np.ndarray) -> float:
-    """AUC, and 0.5 where one class alone leaves it undefined: the record of a training holds no NaN."""
+def known_auc(label: np.ndarray, logit: np.ndarray) -> float | None:
+    """AUC; None where one class alone leaves it undefined."""
     value = auc(label, logit)
-    return 0.5 if np.isnan(value) else value
+    return None if np.isnan(value) else value
 
 
 def fit_calibration(logit: np.ndarray, label: np.ndarray) -> Calibration:

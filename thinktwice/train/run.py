@@ -17,7 +17,7 @@ from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.device import on_device, training_device
 from thinktwice.train.joint import Joint, Trainee
 from thinktwice.train.loader import BlockLoader
-from thinktwice.train.measure import auc_or_half, logits_of
+from thinktwice.train.measure import known_auc, logits_of
 from thinktwice.train.optimizer import TableAdam
 
 
@@ -28,7 +28,7 @@ class Look:
     epoch: float
     train_logloss: float
     valid_logloss: float
-    valid_auc: float
+    valid_auc: float | None  # None: one class only
 
 
 @dataclass(frozen=True)
@@ -105,4 +105,4 @@ def _loss(model: Trainee, batch: Batch, target: Tensor) -> Tensor:
 
 def _look(model: Trainee, valid: BlockLoader, epoch: float, train_logloss: float) -> Look:
     logit, label = logits_of(model, valid), valid.label.numpy()
-    return Look(epoch, train_logloss, logloss(label, logit), auc_or_half(label, logit))
+    return Look(epoch, train_logloss, logloss(label, logit), known_auc(label, logit))

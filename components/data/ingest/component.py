@@ -31,5 +31,7 @@ def ingest(
 
     snapshot = read(source, source_path, schema_path, log.path, limit, seed)
     log.metadata.update(rows=snapshot.rows, unparsable_rows=snapshot.unparsable_rows, snapshot_id=snapshot.snapshot_id)
+    if read_lines := snapshot.what_was_read():
+        log.metadata["read"] = "; ".join(read_lines)
     schema = load_schema(f"{log.path}/{SCHEMA_FILE}")
     return snapshot.snapshot_id, model_version(schema, snapshot.snapshot_id, recipe, split, code_version)
