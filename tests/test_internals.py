@@ -123,9 +123,14 @@ def test_feast_adds_the_columns_that_are_reserved() -> None:
 
 
 @pytest.mark.parametrize(
-    ("called", "function"), [("execute_single_task", "task_executor"), ("get_local_cache", "cache_module")]
+    ("called", "module"),
+    [
+        ("execute_single_task", "task_executor"),
+        ("get_local_cache", "cache_module"),
+        ("run_local_subprocess", "subprocess_task_handler"),
+    ],
 )
-def test_kfp_calls_what_we_replace_through_its_module(called: str, function: str) -> None:
+def test_kfp_calls_what_we_replace_through_its_module(called: str, module: str) -> None:
     """A caller that had imported the function by name would go on calling KFP's own."""
     from kfp import local
 
@@ -137,7 +142,8 @@ def test_kfp_calls_what_we_replace_through_its_module(called: str, function: str
             if isinstance(node, ast.ImportFrom):
                 assert called not in {alias.name for alias in node.names}, f"{path.name} imports {called} by name"
             if isinstance(node, ast.Call) and dotted_name(node.func).split(".")[-1] == called:
-                assert dotted_name(node.func) == f"{function}.{called}", path.name
+                own = path.stem == module and dotted_name(node.func) == called
+                assert own or dotted_name(node.func) == f"{module}.{called}", path.name
                 calls += 1
                 if called == "execute_single_task":
                     assert node.args == [] and "task_name" in {keyword.arg for keyword in node.keywords}
