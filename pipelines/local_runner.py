@@ -2,9 +2,9 @@
 
 It runs the graph under KFP's local runner with everything KFP and the steps print going to its own stdout (the caller
 points that at a log file), and writes what happened to a result file. KFP's local runner returns only declared pipeline
-outputs, so three of its functions are wrapped here, and nowhere else: the one that executes a task (to learn which task
-runs and what it gave), the one that starts a process (to learn how it ended) and the one that finds the cache (to use one
-that looks at the content of a folder).
+outputs, so three of its functions are wrapped here: the one that executes a task (to learn which task runs and what it
+gave), the one that starts a process (to learn how it ended) and the one that finds the cache (to use one that looks at the
+content of a folder). How the process of a step is started is replaced in `warm_steps.py`. Nothing else of it is touched.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from kfp.local import cache as kfp_cache
 from kfp.local import status, subprocess_task_handler
 from kfp.local.orchestrator import task_executor
 
+from pipelines import warm_steps
 from pipelines.ctr_training import build_pipeline
 from pipelines.local_cache import CheckedCache
 from thinktwice import progress
@@ -125,6 +126,7 @@ def main(request_file: str) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.getLogger().setLevel(logging.INFO)
     request = read_json(request_file)
+    warm_steps.install()
     cache = CheckedCache(request["cache_root"])
     recorder = Recorder(cache, Path(os.environ[progress.VARIABLE]), request["reports"])
     kfp_cache.get_local_cache = lambda: cache

@@ -21,13 +21,14 @@ from pipelines.local_remains import remove_unfinished
 from pipelines.versions import code_version, data_version
 from thinktwice import progress
 from thinktwice.console.events import EventTail
+from thinktwice.console.options import LAST_RUN
 from thinktwice.console.processes import python_command, start, stop
 from thinktwice.console.results import shown
 from thinktwice.errors import PipelineError
 from thinktwice.files import full_disk_named, read_json, write_json
+from thinktwice.threads import thread_environment
 
 POLL = 0.1  # seconds between two looks at a running pipeline
-LAST_RUN = "last_run.json"
 QUARANTINE = "quarantine.json"  # in the folder of that name
 REPORTS = {"validate": "data.html", "evaluate": "model.html"}  # below work_dir/reports
 MAX_REASONS = 3  # of a refusal, in one sentence; the report has them all
@@ -36,7 +37,11 @@ Event = dict[str, Any]
 
 
 class RunArguments(BaseModel):
-    """What one run of the pipeline is asked to do; the fields are those of the graph (`ctr_training.py`)."""
+    """What one run of the pipeline is asked to do; the fields are those of the graph (`ctr_training.py`).
+
+    `seed` is the one seed of a run: each step is given it where the step depends on it, so that another seed repeats no more
+    than it must.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -114,6 +119,7 @@ def run_local(
                 [str(Path(pipelines.__path__[0]).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
             ),
             "PYTHONUNBUFFERED": "1",
+            **thread_environment(),
             # KFP leaves a folder in the temporary one for every step; this one is removed with them in it.
             "TMPDIR": str(run_dir / "tmp"),
         }
@@ -164,6 +170,8 @@ def only_run(work_dir: Path) -> Iterator[None]:
 
 
 def _write_request(arguments: RunArguments, work_dir: Path, state_dir: Path, run_dir: Path) -> Path:
+    from thinktwice.data.sources.registry import source_named
+
     for folder in (run_dir / "tmp", work_dir / "pipeline", work_dir / "reuse", state_dir):
         folder.mkdir(parents=True, exist_ok=True)
     paths = {
@@ -175,6 +183,8 @@ def _write_request(arguments: RunArguments, work_dir: Path, state_dir: Path, run
         "arguments": {
             **arguments.model_dump(),
             **paths,
+            "data_seed": arguments.seed if source_named(arguments.source).seeded else 0,
+            "split_seed": arguments.seed if arguments.split == "random" else 0,
             "state_dir": str(state_dir),
             "code_version": code_version(),
             "data_version": data_version(*paths.values()),

@@ -35,6 +35,7 @@ EXECUTED_ELSEWHERE = {
     "make test-long": "takes minutes; its target is checked here",
     "make lint": ".ci/run",
     "make setup": ".ci/run",
+    "make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu": "tests/test_setup.py, with another index",
     "make format": "changes files; its target is checked here",
     "make bench-NAME": "a pattern; its target is checked here",
     ".venv/bin/python -m pytest tests/models -k mask": "pytest itself",
@@ -150,6 +151,7 @@ OWN_LOG = (
     "curl -s http://127.0.0.1:8080/v1/models/ctr:predict -H 'Content-Type: application/json' "
     """-d '{"instances": [{"user_id": "c7", "candidates": ["s1", "s2", "s3"], "context": {"device": "phone"}}]}'""",
     "thinktwice evaluate",
+    "thinktwice evaluate --work .thinktwice --state .thinktwice/state",
 )
 
 
@@ -207,9 +209,10 @@ def test_your_own_log_as_the_readme_tells_it(tmp_path: Path) -> None:
     log.rename(tmp_path / "impressions.parquet")
     (tmp_path / "shop.yaml").write_text(schema, encoding="utf-8")
 
-    train, serve, predict, curl, evaluate = OWN_LOG
+    train, serve, predict, curl, evaluate, evaluate_there = OWN_LOG
     assert "Blessed and deployed" in run(train, tmp_path).stdout
     assert "AUC" in run(evaluate, tmp_path).stdout
+    assert run(evaluate_there, tmp_path).stdout == run(evaluate, tmp_path).stdout
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

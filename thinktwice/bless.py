@@ -29,6 +29,7 @@ from thinktwice.evaluate.significance import (
 )
 from thinktwice.files import atomic_dir, read_json, write_json
 from thinktwice.progress import note
+from thinktwice.threads import reproducible
 
 BLESSING_FILE = "blessing.json"
 STAGE = "bless"
@@ -47,6 +48,7 @@ class Blessing:
     content: dict[str, Any]
 
 
+@reproducible()
 def bless(
     training_set_dir: Path | str, bundle_dir: Path | str, champion_dir: Path | str | None, out_dir: Path | str
 ) -> Blessing:

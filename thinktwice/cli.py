@@ -14,6 +14,8 @@ import typer
 from typer.core import TyperGroup
 
 from thinktwice import __version__
+from thinktwice.console.help import with_plain_help
+from thinktwice.console.stop import on_stop, stop_sentence
 from thinktwice.errors import ResourceError, ThinktwiceError
 from thinktwice.explain import told_of
 from thinktwice.printable import printable
@@ -52,7 +54,7 @@ def _command_of(point: EntryPoint) -> Any:
         single.command(point.name)(verb)
         command = typer.main.get_command(single)
     command.name = point.name
-    return command
+    return with_plain_help(command)
 
 
 app = typer.Typer(
@@ -79,8 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(
             signal.SIGINT, signal.default_int_handler
         )  # a job in the background can be stopped like any other
+    on_stop()
     try:
-        typer.main.get_command(app).main(args=arguments, prog_name="thinktwice")
+        with_plain_help(typer.main.get_command(app)).main(args=arguments, prog_name="thinktwice")
     except ThinktwiceError as error:
         _say(str(error))
         return 1
@@ -91,11 +94,14 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
         if code == INTERRUPTED and QUIET_STOP not in os.environ:
-            _say(told_of(KeyboardInterrupt()).message)
+            _say(stop_sentence())
         return code
+    except KeyboardInterrupt:
+        _say(stop_sentence())
+        return INTERRUPTED
     except BaseException as error:  # noqa: BLE001 - the panics of Rust libraries are no Exception
         _say(_unforeseen(error))
-        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+        return 1
     return 0
 
 
@@ -116,7 +122,15 @@ def _unforeseen(error: BaseException) -> str:
 
 
 def _say(sentence: str) -> None:
-    print(f"thinktwice: {printable(sentence, LINE_BREAKS)}", file=sys.stderr)  # noqa: T201
+    """One line on stderr; on a terminal broken between words."""
+    text = f"thinktwice: {printable(sentence, LINE_BREAKS)}"
+    if sys.stderr.isatty():
+        from thinktwice.console.output import say
+        from thinktwice.console.terminal import console_here
+
+        say(console_here(stderr=True), text)
+    else:
+        print(text, file=sys.stderr)  # noqa: T201
 
 
 if __name__ == "__main__":

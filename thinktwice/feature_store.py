@@ -296,7 +296,8 @@ VALUES = {
     ("feast.core.FeatureViewProjection", "view_type"): r"featureView",
     ("feast.core.FeatureViewVersionRecord", "feature_view_type"): r"feature_view",
 }
-TAGS = frozenset({"schema", "model_version", "kind"})  # other tags may refer to connections
+#: Other tags may refer to connections. Stores of older versions are tagged with the model version.
+TAGS = frozenset({"schema", "feature_version", "model_version", "kind"})
 
 
 def read_registry(path: Path, registry: type[Message], view: type[Message]) -> bytes:

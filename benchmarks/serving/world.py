@@ -86,7 +86,7 @@ def make_world(folder: Path, quick: bool) -> World:
     )
     clean, store = folder / "clean", folder / "store"
     _write_clean(config, clean)
-    build(clean, store, model_version=VERSION, online="redis")
+    build(clean, store, feature_version=VERSION, online="redis")
     build_training_set(training_set(clean, store), SCHEMA, folder / "training_set", SplitSpec())
     data = load_training_set(folder / "training_set")
     fields = FieldSpace.of(SCHEMA, data.encoder)

@@ -51,15 +51,36 @@ def test_a_failed_and_a_reused_stage_are_told_apart():
     assert second.startswith("✗ other")
 
 
-def test_a_long_finding_is_cut_and_leaves_title_and_time_alone():
-    stages, out = board(width=80)
+@pytest.mark.parametrize("width", [40, 80, 110, 120])
+def test_a_long_finding_stands_below_title_and_time(width: int):
+    stages, out = board(width=width)
+    finding = " ".join(f"word{n}" for n in range(60))
     with stages:
         stages.feed(event("task/ingest", "start", 0.0))
-        stages.feed(event("ingest", "note", 0.1, text="word " * 100))
+        stages.feed(event("ingest", "note", 0.1, text=finding))
         stages.feed(event("task/ingest", "done", 8.1))
-    (line,) = out.getvalue().splitlines()
-    assert line.startswith("✓ read the log") and "8.1 s word word" in line and line.rstrip().endswith("…")
-    assert len(line) <= 80
+    first, *rest = out.getvalue().splitlines()
+    assert first.split() == ["✓", "read", "the", "log", "8.1", "s"]
+    assert " ".join(" ".join(rest).split()) == finding
+    assert all(line.startswith("    word") and len(line.rstrip()) <= width for line in rest)
+
+
+def test_a_short_finding_stands_behind_the_time():
+    shown = []
+    for width in (40, 56, 57, 80):
+        stages, out = board(width=width)
+        with stages:
+            stages.feed(event("task/ingest", "start", 0.0))
+            stages.feed(event("ingest", "note", 0.1, text="1,000 rows"))
+            stages.feed(event("task/ingest", "done", 8.1))
+        shown.append([line.rstrip() for line in out.getvalue().splitlines()])
+    aligned = "✓ read the log                           8.1 s"
+    assert shown == [
+        ["✓ read the log  8.1 s 1,000 rows"],
+        [aligned, "    1,000 rows"],
+        [f"{aligned} 1,000 rows"],
+        [f"{aligned} 1,000 rows"],
+    ]
 
 
 def test_a_stage_cut_short_says_so():

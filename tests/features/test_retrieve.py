@@ -35,7 +35,7 @@ WriteLog = Callable[[str, list[Row]], CleanLog]
 @pytest.fixture(scope="module")
 def store_dir(clean_log: CleanLog, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("retrieve") / "store"
-    build(clean_log.folder, folder, model_version="v1")
+    build(clean_log.folder, folder, feature_version="v1")
     return folder
 
 
@@ -224,7 +224,7 @@ def test_a_log_without_entities_passes_through(write_log: WriteLog, tmp_path: Pa
     log = write_log(
         "name: small\ntime: {column: at}\nfields: [{name: slot}, {name: hour, derived: hour}]", make_rows(num_rows=30)
     )
-    build(log.folder, tmp_path / "store", model_version="v")
+    build(log.folder, tmp_path / "store", feature_version="v")
     assert retrieve.training_set(log.folder, tmp_path / "store").equals(pq.read_table(log.folder / "clean.parquet"))
 
 
@@ -232,7 +232,7 @@ def test_a_log_without_entities_passes_through(write_log: WriteLog, tmp_path: Pa
 def test_a_log_with_one_entity(write_log: WriteLog, tmp_path: Path, entity: str) -> None:
     text = f"name: small\ntime: {{column: at}}\nentities: {{{entity}: {{key: {entity}_id}}}}\nstatistics: {{entities: [{entity}]}}"
     log = write_log(text, make_rows(num_rows=120))
-    build(log.folder, tmp_path / "store", model_version="v")
+    build(log.folder, tmp_path / "store", feature_version="v")
     table = retrieve.training_set(log.folder, tmp_path / "store")
     assert table.num_rows == 120
     assert table[f"{entity}_views_all"].null_count < 120

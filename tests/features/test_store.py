@@ -49,11 +49,11 @@ def built(
 ) -> Iterator[Built]:
     folder = tmp_path_factory.mktemp(f"store-{request.param}")
     if request.param == "sqlite":
-        yield Built(folder / "store", build(clean_log.folder, folder / "store", model_version=VERSION), clean_log)
+        yield Built(folder / "store", build(clean_log.folder, folder / "store", feature_version=VERSION), clean_log)
         return
     with redis_server.running(folder) as address, pytest.MonkeyPatch.context() as patch:
         patch.setenv(REDIS_ADDRESS, address)
-        info = build(clean_log.folder, folder / "store", model_version=VERSION, online="redis")
+        info = build(clean_log.folder, folder / "store", feature_version=VERSION, online="redis")
         yield Built(folder / "store", info, clean_log)
 
 
@@ -67,7 +67,7 @@ def test_every_object_is_described_and_owned(built: Built) -> None:
     assert [s.name for s in services] == ["ctr_small_1_0_ab12"] == [built.info.feature_service]
     for thing in [*entities, *sources, *views, *services]:
         assert thing.description and thing.owner == "thinktwice", thing.name
-        assert thing.tags["model_version"] == VERSION
+        assert thing.tags["feature_version"] == VERSION
     wanted = {f.name for f in built.log.schema.model_fields_in_order() if f.origin not in ("key", "derived")} - {"slot"}
     assert {f.name for view in views for f in view.features} == wanted
     assert {f.name for p in services[0].feature_view_projections for f in p.features} == wanted
@@ -203,7 +203,7 @@ def test_reads_are_answered_while_the_next_store_is_filled(built: Built, tmp_pat
         thread = threading.Thread(target=keep_reading)
         thread.start()
         try:
-            build(built.log.folder, built.folder, model_version=VERSION, online=built.info.online_store)
+            build(built.log.folder, built.folder, feature_version=VERSION, online=built.info.online_store)
         finally:
             stop.set()
             thread.join(30)
@@ -220,12 +220,12 @@ def test_reads_are_answered_while_the_next_store_is_filled(built: Built, tmp_pat
             shared.registry.apply_feature_view(view, shared.project)
 
 
-def test_two_model_versions_do_not_mix(
+def test_two_feature_versions_do_not_mix(
     built: Built, write_log: Callable[[str, list[Row]], CleanLog], tmp_path: Path
 ) -> None:
     before = online.read(built.folder, "u1", ["i'1"])
     other = write_log(SCHEMA, make_rows(seed=5, num_rows=80))
-    build(other.folder, tmp_path / "other", model_version="other", online=built.info.online_store)
+    build(other.folder, tmp_path / "other", feature_version="other", online=built.info.online_store)
     assert online.read(built.folder, "u1", ["i'1"]) == before
     assert online.read(tmp_path / "other", "u1", ["i'1"]) != before
 
@@ -281,7 +281,7 @@ def test_an_interrupted_build_leaves_the_old_store(built: Built, monkeypatch: py
 
     monkeypatch.setattr(store_module, "compare_online", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        build(built.log.folder, built.folder, model_version=VERSION, online=built.info.online_store)
+        build(built.log.folder, built.folder, feature_version=VERSION, online=built.info.online_store)
     assert sorted(p.name for p in built.folder.parent.iterdir()) == before
     assert read_info(built.folder) == built.info
 
@@ -296,7 +296,7 @@ def test_bad_online_stores_are_named(clean_log: CleanLog, tmp_path: Path, monkey
     ]
     for kind, address, message in cases:
         with pytest.raises(FeatureStoreError, match=message):
-            build(clean_log.folder, tmp_path / "out", model_version="v", online=kind, redis_address=address)
+            build(clean_log.folder, tmp_path / "out", feature_version="v", online=kind, redis_address=address)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(FeatureStoreError, match="is no feature store"):
         read_info(tmp_path)
@@ -310,7 +310,7 @@ def test_logs_with_fewer_entities(write_log: Callable[[str, list[Row]], CleanLog
         "": "fields: [{name: slot}]",
     }[keep]
     log = write_log(f"name: small\ntime: {{column: at}}\n{text}", make_rows(num_rows=40))
-    info = build(log.folder, tmp_path / "store", model_version="v2")
+    info = build(log.folder, tmp_path / "store", feature_version="v2")
     assert [v.name for v in info.views] == {"user": ["user_statistics"], "item": ["item_attributes"], "": []}[keep]
     assert info.feature_service == ("ctr_v2" if keep else "")
     assert (tmp_path / "store/online.db").exists() == bool(keep)

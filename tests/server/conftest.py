@@ -58,7 +58,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_json(folder / "clean" / "clean.json", {})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Feast's and Ibis' own, about their own code
-        build(folder / "clean", folder / "store", model_version=MODEL_VERSION)
+        build(folder / "clean", folder / "store", feature_version=MODEL_VERSION)
     blessing = bless(folder / "blessing", bundle_hash(folder / "bundle"))
     write_archive(folder / "bundle", blessing, folder / "archive")
     deploy_model(

@@ -63,7 +63,7 @@ def store(
     folder = tmp_path_factory.mktemp("redis")
     with redis_server.running(folder) as address, pytest.MonkeyPatch.context() as patch:
         patch.setenv(REDIS_ADDRESS, address)
-        build(state.parent / "clean", folder / "store", model_version=MODEL_VERSION, online="redis")
+        build(state.parent / "clean", folder / "store", feature_version=MODEL_VERSION, online="redis")
         yield Store(folder / "store", "redis")
 
 
@@ -221,7 +221,7 @@ def test_a_redis_that_hangs_and_comes_back_and_ends(state: Path, encoder: Encode
     with ExitStack() as stack:
         with redis_server.started(tmp_path) as (address, process), pytest.MonkeyPatch.context() as patch:
             patch.setenv(REDIS_ADDRESS, address)
-            build(state.parent / "clean", store.folder, model_version=MODEL_VERSION, online="redis")
+            build(state.parent / "clean", store.folder, feature_version=MODEL_VERSION, online="redis")
             reader = stack.enter_context(
                 opened(store, encoder, "snapshot", lambda *found: told.append(found), timeout_ms=200)
             )

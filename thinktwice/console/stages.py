@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -18,9 +19,12 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from thinktwice.console.output import say
 from thinktwice.printable import printable
 
 TITLE_WIDTH = 32
+TIME_WIDTH = 12
+DETAIL_INDENT = 4
 BAR_WIDTH = 24
 SIGN_OF_LIFE = 20.0  # seconds between two lines of a running stage where nothing can be redrawn
 TASK_PREFIX = "task/"  # marks the events that open and close a stage line; all others belong to the running stage
@@ -95,16 +99,30 @@ class StageBoard:
         if reused:
             notes.append("reused")
             mark, style = "↻", "cyan"
-        text = " · ".join(notes) if outcome != "stopped" else "stopped"
-        self._console.print(self._line(Text(mark, style=style), text, seconds))
+        self._print_line(Text(mark, style=style), " · ".join(notes) if outcome != "stopped" else "stopped", seconds)
         for message in self._messages:
-            self._console.print(f"  {message}", soft_wrap=True)
+            say(self._console, f"  {message}")
         self._running = None
 
     def _title(self) -> str:
         return self._titles.get(self._running or "", self._running or "")
 
+    def _print_line(self, mark: Text, detail: str, seconds: float) -> None:
+        """A line that stays: what was found stands behind the time if there is room, else below."""
+        time_taken, name, detail = Text(seconds_text(seconds), style="dim"), printable(self._title()), printable(detail)
+        if self._console.width >= TITLE_WIDTH + TIME_WIDTH + 2:
+            title = Text(f"{name:<{TITLE_WIDTH}}{' ' * (TIME_WIDTH - len(time_taken))}")
+        else:
+            title = Text(f"{name}  ")
+        head = Text(" ").join([mark, title]).append_text(time_taken)
+        if head.cell_len + 1 + cell_len(detail) <= self._console.width:
+            say(self._console, head.append(f" {detail}" if detail else ""))
+            return
+        say(self._console, head)
+        say(self._console, detail, indent=DETAIL_INDENT)
+
     def _line(self, mark: Any, detail: Any, seconds: float) -> Table:
+        """The running stage, in one line that is drawn again and again."""
         line = Table.grid(padding=(0, 1), expand=True)
         line.add_column(width=1)
         line.add_column(width=TITLE_WIDTH, no_wrap=True)
@@ -118,7 +136,7 @@ class StageBoard:
             return
         self._last_sign = at
         share = f"{100 * self._done // self._total} % {self._label}".rstrip()
-        self._console.print(self._line("…", share, at - self._started))
+        self._print_line(Text("…"), share, at - self._started)
 
     def __rich__(self) -> Table | Text:
         """The running stage, for the live display."""

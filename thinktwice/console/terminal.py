@@ -28,7 +28,7 @@ class Terminal(Console):
         return super().render_str(printable(text, LINE_BREAKS), **options)
 
 
-def console_here() -> Terminal:
+def console_here(*, stderr: bool = False) -> Terminal:
     """A console as wide as the terminal, or wide enough to read where there is none."""
-    console = Terminal()
-    return console if console.is_terminal else Terminal(width=LOG_WIDTH)
+    console = Terminal(stderr=stderr)
+    return console if console.is_terminal else Terminal(stderr=stderr, width=LOG_WIDTH)

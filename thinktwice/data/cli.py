@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from thinktwice.console.output import tell
+from thinktwice.console.stop import NOTHING_HALF_WRITTEN, on_stop
 from thinktwice.errors import DataError, ResourceError
 
 if TYPE_CHECKING:
@@ -25,10 +27,9 @@ def list_sources() -> None:
     """List the sources of logs and what each wants by --path."""
     from thinktwice.data.sources.registry import SOURCES
 
-    width = max(map(len, SOURCES))
     for source in SOURCES.values():
-        typer.echo(f"{source.name:<{width}}  {source.about}")
-        typer.echo(f"{'':<{width}}  --path: {source.path_help}")
+        tell(f"{source.name}: {source.about}")
+        tell(f"--path: {source.path_help}", indent=4)
 
 
 @app.command("fetch")
@@ -151,7 +152,7 @@ def replay_quarantine(
             as_of=now,
             ingested_at=now,
         )
-    typer.echo(
+    tell(
         f"{found.rows_in:,} rows judged again: "
         f"{found.rows_clean:,} are clean now, {found.rows_quarantined:,} stay set aside"
     )
@@ -188,6 +189,7 @@ def _written(out: Path) -> Iterator[None]:
 @contextmanager
 def _system_errors_named(out: Path) -> Iterator[None]:
     """Turn what the system refuses while ``out`` is written into one sentence; sources name their own paths."""
+    on_stop(NOTHING_HALF_WRITTEN)
     try:
         yield
     except OSError as error:
@@ -198,16 +200,16 @@ def _system_errors_named(out: Path) -> Iterator[None]:
 
 
 def _report(snapshot: Snapshot, out: Path) -> None:
-    typer.echo(f"{snapshot.rows:,} rows in {out}, snapshot {snapshot.snapshot_id}")
+    tell(f"{snapshot.rows:,} rows in {out}, snapshot {snapshot.snapshot_id}")
     for line in snapshot.what_was_read():
-        typer.echo(line)
+        tell(line)
     if snapshot.unparsable_rows:
-        typer.echo(f"{snapshot.unparsable_rows:,} lines could not be split into columns: see unparsable.parquet there")
+        tell(f"{snapshot.unparsable_rows:,} lines could not be split into columns: see unparsable.parquet there")
     for table in sorted({*snapshot.side_unparsable, *snapshot.side_duplicates}):
         broken, repeated = snapshot.side_unparsable.get(table, 0), snapshot.side_duplicates.get(table, 0)
         if broken:
-            typer.echo(f"{broken:,} broken lines in {table}: rows that refer to them have no such attributes")
+            tell(f"{broken:,} broken lines in {table}: rows that refer to them have no such attributes")
         if repeated:
-            typer.echo(f"{repeated:,} lines in {table} describe what an earlier line describes: the earlier one counts")
+            tell(f"{repeated:,} lines in {table} describe what an earlier line describes: the earlier one counts")
     if any(snapshot.side_unparsable.values()) or any(snapshot.side_duplicates.values()):
-        typer.echo("these lines are in side_unparsable.parquet there")
+        tell("these lines are in side_unparsable.parquet there")

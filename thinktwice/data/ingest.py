@@ -82,7 +82,7 @@ def ingest(
         schema_path: schema file; empty or None for the one that ships with the source or lies in a raw log folder.
         out_dir: folder to write.
         limit: read only the first so many records; 0 for all. For ``sim`` the number of rows to draw.
-        seed: for ``sim``.
+        seed: for a source that draws its rows (``sim``); the others do not depend on it.
 
     Raises:
         DataError: unknown source, missing, empty or damaged input. SchemaError: the schema does not fit the input.
@@ -98,6 +98,7 @@ def ingest(
     if not schema_path and not found.has_schema:
         raise DataError(f"source {source!r} needs a schema file that describes your log: give it by --schema")
     schema = load_schema(schema_path) if schema_path else builtin_schema(source)
+    seed = seed if found.seeded else 0
     reading = found.open(Path(path) if path else None, limit, seed, schema)
     return write_raw_log(source, reading, schema, Path(out_dir), limit, seed)
 
@@ -213,11 +214,3 @@ def _nothing_read(reading: Reading, folder: Path, unparsable_rows: int) -> str:
         f"none of the {unparsable_rows} lines of {reading.where} could be split into columns "
         f"(the first: {first['error']}): give a file in the layout of this source"
     )
-
-
-def model_version(schema: LogSchema, snapshot_id: str, recipe: str, split: str, code_version: str) -> str:
-    """Name of the model that this snapshot, recipe, split, code and schema lead to, e.g. ``ml-1m-3f2a9c01d4e7``.
-
-    The seed of a random split is that of the snapshot and part of its id.
-    """
-    return f"{schema.name}-{sha256_text(snapshot_id, recipe, split, code_version, schema.to_yaml())[:12]}"

@@ -18,8 +18,10 @@ from thinktwice.evaluate.metrics import UNDEFINED
 from thinktwice.evaluate.report import render
 from thinktwice.evaluate.verdict import compared
 from thinktwice.files import atomic_dir, read_json, write_json
+from thinktwice.threads import reproducible
 
 
+@reproducible()
 def evaluate_bundles(
     bundle_dir: Path | str,
     training_set_dir: Path | str,

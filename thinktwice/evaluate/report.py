@@ -62,10 +62,7 @@ def render(
         "" if content.get("extra_work") else _warnings(content),
         _main_table(content, timings),
         extra_work_section(content, candidate_timings or {}),
-        "<div class='two'>",
-        _calibration(columns, colors),
-        _frequency(content, colors),
-        "</div>",
+        _side_by_side(_calibration(columns, colors), _frequency(content, colors)),
         _slices(
             content,
             colors,
@@ -90,6 +87,12 @@ def render(
         f"<title>Evaluation of {escape(content['data']['schema'])}</title><style>{STYLE}</style></head>"
         f"<body><main>{body}</main></body></html>\n"
     )
+
+
+def _side_by_side(*cards: str) -> str:
+    """Two cards in a row; one alone takes all of it."""
+    shown = [card for card in cards if card]
+    return f"<div class='two'>{''.join(shown)}</div>" if len(shown) > 1 else "".join(shown)
 
 
 def _subtitle(content: dict[str, Any]) -> str:
@@ -189,9 +192,9 @@ def _calibration(columns: list[dict[str, Any]], colors: dict[str, str]) -> str:
 
 def _frequency(content: dict[str, Any], colors: dict[str, str]) -> str:
     deciles = content["deciles"]
-    if len(deciles) < 2:
-        return "<section class='card'><h2>Rare values</h2><p class='faint'>This log has too few groups of rows to draw.</p></section>"
     series = _slice_series(content, colors, deciles, horizontal=False)
+    if max((len(s.marks) for s in series), default=0) < 2:
+        return ""  # one group is all rows: there is nothing to compare
     chart = line_chart(
         series,
         x_label="training rows of the row's rarest value",
@@ -211,6 +214,9 @@ def _slices(
         return ""
     rows = [(s["name"], f"{s['share']:.1%} of rows · clicks {s['click_rate']:.1%}") for s in slices]
     series = _slice_series(content, colors, slices, horizontal=True)
+    chart = ""
+    if any(s.marks for s in series):  # rows of one class have no AUC
+        chart = f"{legend(series)}{dot_chart(rows, series, x_label='AUC')}"
     columns = content["columns"]
     head = "".join(f"<th>{escape(c['label'])}</th>" for c in columns)
     lines = []
@@ -223,7 +229,7 @@ def _slices(
         lines.append(f"<tr><td>{escape(s['name'])}<small>{s['rows']:,} rows</small></td>{''.join(cells)}</tr>")
     return (
         f"<section class='card'><h2>{title}</h2><p class='faint'>{meaning}</p>"
-        f"{legend(series)}{dot_chart(rows, series, x_label='AUC')}"
+        f"{chart}"
         f"<h2 style='margin-top:18px'>Logloss of the same rows</h2><div class='scroll'><table><tr><th></th>{head}</tr>{''.join(lines)}</table></div></section>"
     )
 

@@ -17,6 +17,7 @@ from thinktwice.files import atomic_dir, write_json
 from thinktwice.models import Backbone, Calibration, FieldSpace, ModelInfo, build_backbone, load_model, write_model
 from thinktwice.models.backbone import BackboneConfig
 from thinktwice.progress import note
+from thinktwice.threads import reproducible
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.loader import BlockLoader
@@ -44,6 +45,7 @@ class Finetuned:
     valid_auc: float | None  # None: one class only
 
 
+@reproducible()
 def fit(
     train: EncodedRows,
     valid: EncodedRows,

@@ -9,6 +9,7 @@ from scipy.special import expit
 
 from thinktwice.evaluate.metrics import auc
 from thinktwice.models.store import Calibration
+from thinktwice.threads import reproducible
 from thinktwice.train.device import on_device
 from thinktwice.train.joint import Trainee
 from thinktwice.train.loader import BlockLoader
@@ -16,6 +17,7 @@ from thinktwice.train.loader import BlockLoader
 EVALUATION_BATCH = 8192
 
 
+@reproducible()
 def logits_of(model: Trainee, rows: BlockLoader) -> np.ndarray:
     """Logits [R] float32 of all rows (means of a joint), in evaluation mode, computed where the model is."""
     training, device = model.training, model.table.device

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from thinktwice.data.encoded import Batch
 from thinktwice.evaluate.metrics import logloss
+from thinktwice.threads import reproducible
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.device import on_device, training_device
@@ -45,6 +46,7 @@ def rate_factor(done: float, warmup: float) -> float:
     return rise * (1.0 - done)
 
 
+@reproducible()
 def train(
     model: Trainee,
     augmenter: Augmenter,

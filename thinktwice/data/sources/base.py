@@ -94,6 +94,7 @@ class Source:
     path_help: str
     open: Callable[[Path | None, int, int, LogSchema], Reading]
     has_schema: bool = True
+    seeded: bool = False  # whether the rows depend on the seed
 
 
 def refuse_object_store(path: str) -> None:

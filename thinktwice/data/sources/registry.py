@@ -66,6 +66,7 @@ SOURCES = {
             path="none",
             path_help="none: --limit is the number of rows, --seed the draw",
             open=open_sim,
+            seeded=True,
         ),
     )
 }
