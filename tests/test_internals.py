@@ -154,6 +154,10 @@ def test_kfp_still_names_the_output_of_a_step() -> None:
     assert f"'{EXECUTOR_OUTPUT}'" in source("kfp.local.executor_input_utils")
 
 
+def test_kfp_still_marks_the_process_of_a_step() -> None:
+    assert "_KFP_RUNTIME=true python3 -m {EXECUTOR_MODULE}" in source("kfp.dsl.component_factory")
+
+
 def test_kfp_runs_a_step_of_our_image_as_a_process() -> None:
     from kfp.local.subprocess_task_handler import SubprocessTaskHandler
 
