@@ -21,7 +21,11 @@ from thinktwice.schema import parse_schema
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 SERVING = ROOT / "docs" / "serving.md"
-DOCUMENTS = (README, ROOT / "CONTRIBUTING.md", SERVING)
+DOCUMENTS = (
+    *(README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", SERVING),
+    *(ROOT / "docs" / name for name in ("architecture.md", "internals-we-rely-on.md", "thinking-twice.md")),
+    *sorted((ROOT / "docs" / "decisions").glob("*.md")),
+)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 #: Commands that no test can run inside itself, and what does.
@@ -35,7 +39,9 @@ EXECUTED_ELSEWHERE = {
     "make format": "changes files; its target is checked here",
     "make bench-NAME": "a pattern; its target is checked here",
     ".venv/bin/python -m pytest tests/models -k mask": "pytest itself",
+    '.venv/bin/python -m pytest tests/serving -m "not server and not pipeline"': "pytest itself",
     '.venv/bin/python -m pytest -m "not server and not pipeline"': "pytest itself",
+    "pre-commit install": "its list of checks is compared with make lint in test_docs_structure.py",
     "source .venv/bin/activate": "the shell's; the tests call the command line of the running Python",
     **dict.fromkeys(REPLAY, "tests/pipelines/test_replay.py"),
 }

@@ -129,6 +129,14 @@ def test_a_check_that_breaks_is_no_verdict() -> None:
         run_suite("rows", frame, [missing], parameters={})
 
 
+def test_gx_draws_no_progress_bars(capfd: pytest.CaptureFixture[str]) -> None:
+    """GX draws them on standard error, where a step's log would fill with them."""
+    frame = pd.DataFrame({"row_id": ["a"], "x": [1]})
+    rule = Expected("x:rule", "critical", "", "ExpectColumnValuesToNotBeNull", {"column": "x"})
+    assert run_suite("rows", frame, [rule], parameters={})["x:rule"]["success"]
+    assert capfd.readouterr().err == ""
+
+
 def test_clean_log_passes(tmp_path: Path) -> None:
     verdict = run(tmp_path, shop_columns(300))
     assert verdict.passed and verdict.headline.startswith("passed: 300 of 300 rows are clean")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -18,6 +20,7 @@ import yaml
 from feature_repo import store as store_module
 from feature_repo.readback import compare_online
 from feature_repo.store import FeatureStoreInfo, build, ensure_online, open_store, parse_time, quiet, read_info
+from serving.feast_source import FeastSource, open_feast
 from tests.features import online, redis_server
 from tests.features.conftest import SCHEMA, CleanLog, Row, make_rows
 from thinktwice.data.feature_tables import table_specs
@@ -117,6 +120,33 @@ def test_one_call_through_the_service_reads_user_and_items(built: Built) -> None
     names = {f for v in built.info.views for f in v.features}
     assert set(answer) == names | {"user_id", "item_id"}
     assert answer["user_views_all"][0] == answer["user_views_all"][1]
+
+
+def test_the_online_connection_is_closed(built: Built) -> None:
+    """Feast keeps the one connection of its SQLite store open; both of our ways to open a store close it."""
+    if built.info.online_store != "sqlite":
+        pytest.skip("only the SQLite store keeps a connection to a file")
+
+    def connection(store: Any) -> Any:
+        return store._get_provider().online_store._conn
+
+    with open_store(built.folder) as store, quiet():
+        online.read_open(store, built.folder, "u1", ["i'1"])
+        opened = connection(store)
+        assert isinstance(opened, sqlite3.Connection)
+    assert connection(store) is None
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened.execute("SELECT 1")
+
+    served, service = open_feast(built.folder, built.info.feature_service)
+    source = FeastSource(served, service, built.log.schema)
+    source.fetch("user", ["u1"])
+    opened = connection(served)
+    assert isinstance(opened, sqlite3.Connection)
+    source.close()
+    assert connection(served) is None
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened.execute("SELECT 1")
 
 
 def test_the_description_tells_a_predictor_everything(built: Built) -> None:
