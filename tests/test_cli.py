@@ -28,6 +28,7 @@ VERBS = {
     "pipeline",
     "predict",
     "release",
+    "score",
     "serve",
     "skew",
 }

@@ -78,7 +78,7 @@ def features_at(rows: pa.Table, tables_dir: Path, specs: tuple[TableSpec, ...]) 
             columns = ", ".join(f"t.{quoted(name)}" for name in spec.features)
             # A value is known from the later of its two timestamps on. One that becomes known only after a newer one is
             # never the answer.
-            found = connection.execute(f"""
+            found = connection.sql(f"""
                 WITH known AS (
                     SELECT *, greatest({EVENT_TIMESTAMP}, {CREATED_TIMESTAMP}) AS {quoted(_AT)}
                     FROM {source(tables_dir / f"{spec.name}.parquet")}
