@@ -63,7 +63,9 @@ def score(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Parquet file to write: the same rows with their scores.")],
     features: Annotated[
         Literal["point-in-time", "online", "given"],
-        typer.Option(help="Features of users and items: as of each row's time, of the online store now, or the file's own."),
+        typer.Option(
+            help="Features of users and items: as of each row's time, of the online store now, or the file's own."
+        ),
     ] = "given",
     bundle: Annotated[
         Path | None, typer.Option(help="Folder of the bundle.", show_default="that of the champion in --state")
@@ -75,7 +77,9 @@ def score(
     state: Annotated[Path, typer.Option(help="State folder.")] = Path(".thinktwice/state"),
     request: Annotated[
         str | None,
-        typer.Option(help="Column that identifies requests; without it every row is scored by itself.", show_default=False),
+        typer.Option(
+            help="Column that identifies requests; without it every row is scored by itself.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Score a parquet file with a bundle; every row gets what a server that reads the same values answers."""

@@ -185,6 +185,8 @@ def _keys(table: pa.Table, specs: tuple[TableSpec, ...]) -> pa.Table:
         if key not in table.column_names:
             raise SchemaError(f"the rows have no column {key!r}, whose features are to be fetched: add it")
         if not can_spell(table[key].type):
-            raise SchemaError(f"column {key!r} has type {table[key].type}, which cannot hold ids: give text or integers")
+            raise SchemaError(
+                f"column {key!r} has type {table[key].type}, which cannot hold ids: give text or integers"
+            )
         out[key] = spelled(table[key]).to_arrow().cast(pa.string())
     return pa.table(out)

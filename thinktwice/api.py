@@ -205,9 +205,7 @@ def train_model(
             model_version=version,
             package_version=__version__,
         )
-    return Training(
-        bundle_dir=bundle, training_set_dir=training_set, model_version=version, report=read_report(bundle)
-    )
+    return Training(bundle_dir=bundle, training_set_dir=training_set, model_version=version, report=read_report(bundle))
 
 
 def open_bundle(path: Path | str) -> Bundle:

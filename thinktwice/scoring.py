@@ -76,7 +76,9 @@ def score_table(bundle: Bundle, rows: Rows, *, request: str | None = None) -> Sc
     parts = list(_scored(bundle.engine, encoded, requests))
     joined = [np.concatenate([getattr(part, name) for part in parts]) if parts else np.zeros(0) for name in COLUMNS]
     if len(bad := np.flatnonzero(~np.isfinite(joined[0]))):
-        raise DataError(f"row {int(bad[0])} has no finite score: its numbers are too large for the model, give smaller ones")
+        raise DataError(
+            f"row {int(bad[0])} has no finite score: its numbers are too large for the model, give smaller ones"
+        )
     return Scores(joined[0], joined[1], joined[2].astype(np.int64), bundle.manifest.model_version, bundle.hash)
 
 

@@ -57,7 +57,9 @@ def asked() -> pl.DataFrame:
     return pl.concat([rows, strange])
 
 
-def scored(tmp_path: Path, champion: Champion, rows: pl.DataFrame, features: FeaturesFrom, **options: Any) -> pl.DataFrame:
+def scored(
+    tmp_path: Path, champion: Champion, rows: pl.DataFrame, features: FeaturesFrom, **options: Any
+) -> pl.DataFrame:
     rows.write_parquet(tmp_path / "in.parquet")
     done = score_file(
         tmp_path / "in.parquet", tmp_path / "out.parquet", champion.bundle_dir,
@@ -107,7 +109,9 @@ def test_point_in_time_features_give_the_bits_of_a_server_that_reads_those_value
     scorer: Scorer, champion: Champion, state: Path, tmp_path: Path
 ):
     clean = clean_log()
-    values = cast(pl.DataFrame, pl.from_arrow(retrieve.training_set(state.parent / "clean", champion.feature_store_dir)))
+    values = cast(
+        pl.DataFrame, pl.from_arrow(retrieve.training_set(state.parent / "clean", champion.feature_store_dir))
+    )
     assert values["row_id"].to_list() == clean["row_id"].to_list()
     rows = clean.select("event_time", "item_id", "user_id", *CONTEXT, "label")
     out = scored(tmp_path, champion, rows, "point-in-time")
@@ -118,7 +122,9 @@ def test_point_in_time_features_give_the_bits_of_a_server_that_reads_those_value
 def test_given_features_give_the_bits_of_a_server(
     scorer: Scorer, champion: Champion, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    values = cast(pl.DataFrame, pl.from_arrow(retrieve.training_set(state.parent / "clean", champion.feature_store_dir)))
+    values = cast(
+        pl.DataFrame, pl.from_arrow(retrieve.training_set(state.parent / "clean", champion.feature_store_dir))
+    )
     whole = scored(tmp_path, champion, values, "given")
     assert whole.equals(raw_answers(scorer, values))
     monkeypatch.setattr(score, "_batch_rows", lambda bundle: 37)
@@ -149,7 +155,9 @@ def test_a_request_column_gives_the_bits_of_the_whole_request(
 
 
 @pytest.mark.server
-def test_a_real_server_answers_the_same_bits(server: TorchServe, champion: Champion, asked: pl.DataFrame, tmp_path: Path):
+def test_a_real_server_answers_the_same_bits(
+    server: TorchServe, champion: Champion, asked: pl.DataFrame, tmp_path: Path
+):
     rows = asked.head(60)
     out = scored(tmp_path, champion, rows, "online")
     instances = [request_of([row]) for row in rows.to_dicts()]

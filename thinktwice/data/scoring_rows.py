@@ -6,11 +6,10 @@ limits in :mod:`thinktwice.schema.limits`), so a value has the same index here a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from datetime import date
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import polars as pl
@@ -37,7 +36,7 @@ class ArrowTable(Protocol):
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
 
 
-Rows = ArrowTable | pa.RecordBatch | Sequence[Mapping[str, Any]]
+Rows: TypeAlias = ArrowTable | pa.RecordBatch | Sequence[Mapping[str, Any]]
 
 
 def as_table(rows: Rows, schema: LogSchema, encoder: Encoder) -> pa.Table:
@@ -49,7 +48,7 @@ def as_table(rows: Rows, schema: LogSchema, encoder: Encoder) -> pa.Table:
     Raises:
         DataError: the rows are of no accepted form, two columns have the same name, or a mapping has a value of the wrong kind.
     """
-    if isinstance(rows, (pa.Table, pa.RecordBatch)) or isinstance(rows, ArrowTable):
+    if isinstance(rows, (pa.Table, pa.RecordBatch, ArrowTable)):
         try:
             table = pa.table(rows)
         except (pa.ArrowException, TypeError, ValueError) as error:
@@ -88,7 +87,9 @@ def read_fields(table: pa.Table, schema: LogSchema, encoder: Encoder) -> pa.Tabl
     if derived and time_column(table, schema) is not None:
         local = on_present(event_times(table, schema), schema.zone.local)
     absent = [
-        f.name for f in encoder.fields if f.name not in table.column_names and not (f.name in derived and local is not None)
+        f.name
+        for f in encoder.fields
+        if f.name not in table.column_names and not (f.name in derived and local is not None)
     ]
     if absent:
         raise SchemaError(_absent(absent, encoder, derived))
@@ -222,8 +223,8 @@ def _of_mappings(rows: Sequence[Mapping[str, Any]], schema: LogSchema, encoder: 
     out: dict[str, pa.Array] = {}
 
     def column(name: str, names: Sequence[str], read: Any, kind: pa.DataType) -> None:
-        there = next((n for n in names if any(n in row for row in rows)), None)
-        if there is None and rows:
+        there = next((n for n in names if any(n in row for row in rows)), name)
+        if rows and not any(there in row for row in rows):
             return
         values = []
         for place, row in enumerate(rows):

@@ -60,7 +60,9 @@ def _profile_rule(rule: ProfileRule, table: pl.DataFrame) -> BrokenRule | None:
     bad = table.filter(column.is_not_null() & (low | high))
     if not bad.height:
         return None
-    worst = bad.sort((column - (rule.minimum if rule.maximum is None else rule.maximum)).abs(), descending=True).row(0, named=True)
+    worst = bad.sort((column - (rule.minimum if rule.maximum is None else rule.maximum)).abs(), descending=True).row(
+        0, named=True
+    )
     bounds = (("at least", rule.minimum), ("at most", rule.maximum))
     wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
     sentence = f"expected that {rule.description} ({wanted}), found {worst[rule.column]:.4g} for {worst['feature']}"
