@@ -45,8 +45,11 @@ def save_choice(folder: Path | str, eager: Backend, rows: Sequence[Batch]) -> Ch
     if can_fold(eager.model):
         candidates["folded"] = Folded
     elif _installed("onnx", "onnxscript", "onnxruntime"):
-        onnx.export(eager.model, folder)
-        candidates["onnx"] = onnx.load(folder)
+        try:
+            onnx.export(eager.model, folder)
+            candidates["onnx"] = onnx.load(folder)
+        except Exception as error:  # noqa: BLE001 - a backbone of the user's own may do what cannot be exported or is refused
+            logger.info("backend onnx is not tried for %s: %s", type(eager.model).__name__, reason(error))
     candidates["bfloat16"] = BFloat16
     choice = choose_backend(candidates, eager, rows)
     if choice.name != "onnx":
