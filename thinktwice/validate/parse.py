@@ -295,7 +295,9 @@ def log_times(schema: LogSchema, values: pa.Array) -> Instants:
     number = numbers(values)
     if pa.types.is_integer(values.type):  # exact, without the detour through floats
         farthest = 2**62 // unit
-        micros = as_series(values).clip(-farthest if _signed(values.type) else 0, farthest).cast(pl.Int64) * unit
+        signed = _signed(values.type)
+        whole = as_series(values).cast(pl.Int64 if signed else pl.UInt64)  # a narrow type cannot hold the bounds
+        micros = whole.clip(-farthest if signed else 0, farthest).cast(pl.Int64) * unit
     else:
         micros = (number * unit).clip(-(2.0**62), 2.0**62).round().cast(pl.Int64)
     return Instants(micros, pl.repeat(False, len(values), eager=True))
