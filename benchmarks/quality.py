@@ -36,6 +36,7 @@ from thinktwice.data.training_set import TrainingSet, build_training_set, load_t
 from thinktwice.evaluate.metrics import auc, logloss
 from thinktwice.files import write_json
 from thinktwice.models import FieldSpace
+from thinktwice.parquet import read_frame
 from thinktwice.schema import parse_schema
 from thinktwice.train import recipes
 from thinktwice.train.finetune import fit
@@ -70,7 +71,7 @@ def ten_fields(folder: Path) -> pl.DataFrame:
     """MovieLens-1M as rows of the ten fields with row_id, event_time and label."""
     ingest("ml-1m", None, None, folder / "log")
     at = pl.from_epoch(pl.col("timestamp").cast(pl.Float64).cast(pl.Int64), time_unit="s").dt.replace_time_zone("UTC")
-    return pl.read_parquet(folder / "log" / "log.parquet").select(
+    return read_frame(folder / "log" / "log.parquet").select(
         "row_id",
         at.cast(pl.Datetime("us", "UTC")).alias("event_time"),
         (pl.col("rating").cast(pl.Float64) >= 4).cast(pl.Int8).alias("label"),

@@ -8,14 +8,17 @@ from typing import Annotated, Literal
 
 import typer
 
+from thinktwice.console.options import WORK, State, Work, state_folder
+
 
 def skew(
     log: Annotated[Path, typer.Option(help="Folder of the prediction log.")],
     store: Annotated[
         Path | None,
-        typer.Option(help="Feature store folder to compare with.", show_default="that of the champion in --state"),
+        typer.Option(help="Feature store folder to compare with.", show_default="that of the champion"),
     ] = None,
-    state: Annotated[Path, typer.Option(help="State folder.")] = Path(".thinktwice/state"),
+    state: State = None,
+    work: Work = WORK,
     clean: Annotated[
         Path | None,
         typer.Option(
@@ -34,21 +37,17 @@ def skew(
     html_out: Annotated[Path | None, typer.Option("--html", help="Write the report as a page here.")] = None,
 ) -> None:
     """Compare served features with a later point-in-time retrieval of the same users and items; 1 when a field is skewed."""
-    from rich.console import Console
-
     from feature_repo.skew import measure_skew
     from thinktwice.champion import require_champion
+    from thinktwice.console.terminal import console_here
     from thinktwice.files import atomic_file, write_json
     from thinktwice.monitor.cli import in_utc
-    from thinktwice.monitor.skew_page import render, skew_table, verdict_lines
+    from thinktwice.monitor.skew_page import print_skew, render
 
     if store is None:
-        store = require_champion(state, "--store").feature_store_dir
+        store = require_champion(state_folder(state, work), "--state, --work or --store").feature_store_dir
     report = measure_skew(log, store, rows, clean_dir=clean, since=in_utc(since))
-    console = Console()
-    console.print(skew_table(report, max_mismatch))
-    for line in verdict_lines(report, max_mismatch):
-        console.print(line, highlight=False)
+    print_skew(console_here(), report, max_mismatch)
     if json_out is not None:
         write_json(json_out, report.as_json(max_mismatch))
     if html_out is not None:

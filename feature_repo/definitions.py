@@ -1,7 +1,7 @@
 """Feast objects of one log, all of them derived from its schema.
 
-One entity per user and item, one file source and one feature view per feature table, and one feature service per model
-version that names every feature the model reads.
+One entity per user and item, one file source and one feature view per feature table, and one feature service per feature
+version (a snapshot, its schema and the code) that names every feature a model of this log reads.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from feature_repo.sdk import load_sdk
 from thinktwice.data.feature_tables import (
     CREATED_TIMESTAMP,
     EVENT_TIMESTAMP,
@@ -19,7 +20,6 @@ from thinktwice.data.feature_tables import (
     feature_service_name,
     table_specs,
 )
-from thinktwice.imports import without_typeguard
 from thinktwice.schema import LogSchema
 
 if TYPE_CHECKING:
@@ -49,20 +49,20 @@ class Definitions:
         return [*self.entities, *self.sources, *self.views, *service]
 
 
-def project_name(schema: LogSchema, model_version: str) -> str:
-    """The Feast project. A shared online store keeps the rows of different model versions apart by it."""
-    return re.sub(r"[^0-9A-Za-z]", "_", f"{schema.name}_{model_version}")
+def project_name(schema: LogSchema, feature_version: str) -> str:
+    """The Feast project. A shared online store keeps the rows of different feature versions apart by it."""
+    return re.sub(r"[^0-9A-Za-z]", "_", f"{schema.name}_{feature_version}")
 
 
-def define(schema: LogSchema, model_version: str, data_dir: PurePath) -> Definitions:
+def define(schema: LogSchema, feature_version: str, data_dir: PurePath) -> Definitions:
     """Build the Feast objects; the sources read ``<data_dir>/<table>.parquet``."""
-    with without_typeguard():
-        from feast import Entity, FeatureService, ValueType
+    load_sdk()
+    from feast import Entity, FeatureService, ValueType
 
     specs = table_specs(schema)
     if not specs:
         return Definitions((), (), (), None)
-    tags = {"schema": schema.name, "model_version": model_version}
+    tags = {"schema": schema.name, "feature_version": feature_version}
     entities = {
         spec.entity: Entity(
             name=spec.entity,
@@ -77,9 +77,9 @@ def define(schema: LogSchema, model_version: str, data_dir: PurePath) -> Definit
     sources = tuple(_source(spec, data_dir, tags) for spec in specs)
     views = tuple(_view(spec, entities[spec.entity], source, tags) for spec, source in zip(specs, sources, strict=True))
     service = FeatureService(
-        name=feature_service_name(schema, model_version),
+        name=feature_service_name(schema, feature_version),
         features=list(views),
-        description=f"Every feature the click model {model_version} of the log {schema.name} reads.",
+        description=f"Every feature that a click model of the log {schema.name} reads, version {feature_version}.",
         owner=OWNER,
         tags=tags,
     )

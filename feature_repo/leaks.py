@@ -1,10 +1,12 @@
-"""Proof on a sample that no feature of a row looks at or past the row's own instant.
+"""Proof on a sample that every feature of a row is what the clean log says was known at the row's own instant.
 
-Statistics and sequences of sampled rows are computed again from the rows themselves, by brute force and by their
-definition alone, and compared with what the join delivered.
+Attributes, statistics and sequences of sampled rows are computed again from the rows themselves, by brute force and by
+their definition alone, and compared with what the join delivered.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,19 +25,20 @@ Ints = npt.NDArray[np.int64]
 def assert_no_leak(
     table: pa.Table, clean: pa.Table, schema: LogSchema, *, sample_rows: int = SAMPLE_ROWS, seed: int = 0
 ) -> int:
-    """Recompute the statistics and sequences of a sample of rows and compare; returns the number of values compared.
+    """Recompute the features of a sample of rows and compare; returns the number of values compared.
 
     Args:
         table: training rows as :func:`feature_repo.retrieve.training_set` returns them, all rows of the log.
         clean: the clean rows they were made from, in the same order.
 
     Raises:
-        FeatureStoreError: a value differs from what was known strictly before its row.
+        FeatureStoreError: an attribute differs from the latest one of the log, or another feature from what was known
+            strictly before its row.
     """
     times = _integers(clean[EVENT_TIME].cast(pa.int64()))
     labels = _integers(clean[LABEL].cast(pa.int64()))
     picked = np.sort(np.random.default_rng(seed).permutation(len(times))[:sample_rows])
-    compared = 0
+    compared = _compare_attributes(table, clean, schema, times, picked)
     for entity in schema.statistics.entities if schema.statistics else ():
         names = schema.statistic_names(entity)
         windows = schema.statistics.windows_days if schema.statistics else ()
@@ -63,6 +66,33 @@ def assert_no_leak(
                 wanted = [v for _, _, v in sorted(e for e in events if e[2] is not None)][::-1][: sequence.length]
             _compare(table, row, sequence.name, wanted)
             compared += 1
+    return compared
+
+
+def _compare_attributes(table: pa.Table, clean: pa.Table, schema: LogSchema, times: Ints, picked: Ints) -> int:
+    """An attribute is that of the entity's latest impression up to and with the row's instant, of several the last by id."""
+    compared = 0
+    entities: tuple[Literal["user", "item"], ...] = ("user", "item")
+    for entity in entities:
+        names = [f.name for f in schema.attributes_of(entity)]
+        names += [v.name for v in schema.vectors if v.entity == entity]
+        if not names:
+            continue
+        for row, same in _rows_of_same(clean, schema.key_of(entity), picked):
+            latest = None
+            if same is not None:
+                known = same[times[same] <= times[row]]
+                last = known[times[known] == times[known].max()]
+                latest = max((int(i) for i in last), key=lambda i: clean[ROW_ID][i].as_py())
+            for name in names:
+                wanted = None if latest is None else clean[name][latest].as_py()
+                got = table[name][row].as_py()
+                if got != wanted:
+                    raise FeatureStoreError(
+                        f"feature {name!r} of row {table[ROW_ID][row].as_py()} is {got!r}, but the latest impression of this "
+                        f"{entity} in the clean log has {wanted!r}: materialize again from this log"
+                    )
+                compared += 1
     return compared
 
 

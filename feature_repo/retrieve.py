@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from feature_repo.leaks import assert_no_leak
 from feature_repo.segments import SEGMENT_ROWS, write_chunk
@@ -25,8 +24,9 @@ from feature_repo.tables_engine import feast_engine
 from thinktwice.data.feature_tables import CLEAN_FILE, EVENT_TIMESTAMP, TableSpec, table_specs
 from thinktwice.data.point_in_time import COLUMN_TYPES, with_columns
 from thinktwice.data.query import engine
-from thinktwice.errors import DataError, FeatureStoreError, RowsLost
+from thinktwice.errors import DataError, FeatureStoreError, RowsLostError
 from thinktwice.feature_store import DATA, REGISTRY_FILE, SETTINGS_FILE
+from thinktwice.parquet import read_table
 from thinktwice.progress import note, track
 from thinktwice.schema import ROW_ID, LogSchema, load_schema
 
@@ -43,7 +43,7 @@ def training_set(clean_dir: Path | str, store_dir: Path | str) -> pa.Table:
     user or item had no value yet gets nulls.
 
     Raises:
-        RowsLost: the join dropped, added or repeated a row.
+        RowsLostError: the join dropped, added or repeated a row.
         FeatureStoreError: the store was built for another schema, or a feature of it looks into the future.
         DataError: the clean log is missing or empty.
     """
@@ -55,7 +55,7 @@ def training_set(clean_dir: Path | str, store_dir: Path | str) -> pa.Table:
     clean_path = clean_dir / CLEAN_FILE
     if not clean_path.is_file():
         raise DataError(f"clean log {clean_path} does not exist: run the validation step first")
-    clean = pq.read_table(clean_path)
+    clean = read_table(clean_path)
     if not clean.num_rows:
         raise DataError(f"clean log {clean_path} holds no rows: every row was quarantined or the source is empty")
     if not specs:
@@ -118,10 +118,10 @@ def in_order(row_ids: pa.ChunkedArray, joined: pa.Table) -> pa.Table:
     """The rows of ``joined`` in the order of ``row_ids``, after proof that they are the same rows.
 
     Raises:
-        RowsLost: a row is missing, new or repeated.
+        RowsLostError: a row is missing, new or repeated.
     """
     if joined.num_rows != len(row_ids):
-        raise RowsLost(
+        raise RowsLostError(
             f"the point-in-time join returned {joined.num_rows} of {len(row_ids)} rows: "
             "use the duckdb offline store (the file store keeps one row per user and instant)"
         )
@@ -129,9 +129,13 @@ def in_order(row_ids: pa.ChunkedArray, joined: pa.Table) -> pa.Table:
     # As many rows and none missing: then none is repeated, unless the clean rows themselves repeat one.
     missing = row_ids.filter(order.is_null())
     if len(missing):
-        raise RowsLost(f"the point-in-time join lost {len(missing)} rows, the first is row_id {missing[0].as_py()!r}")
+        raise RowsLostError(
+            f"the point-in-time join lost {len(missing)} rows, the first is row_id {missing[0].as_py()!r}"
+        )
     if pc.count_distinct(order).as_py() != len(row_ids):
-        raise RowsLost("the clean log repeats a row_id, so joined rows cannot be told apart: ingest the source again")
+        raise RowsLostError(
+            "the clean log repeats a row_id, so joined rows cannot be told apart: ingest the source again"
+        )
     return joined.take(order)
 
 

@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from thinktwice.data.feature_tables import CREATED_TIMESTAMP, EVENT_TIMESTAMP, TableSpec
-from thinktwice.data.query import literal, quoted, source
+from thinktwice.data.query import literal, quoted, source, written
 from thinktwice.schema import EVENT_TIME, ROW_ID
 
 SEGMENT_ROWS = 8
@@ -89,5 +89,5 @@ def _write_table(connection: duckdb.DuckDBPyConnection, spec: TableSpec, table: 
             )
             SELECT w.segment AS {key}, t.{EVENT_TIMESTAMP}, t.{CREATED_TIMESTAMP}, {columns}
             FROM {source(table)} t JOIN wanted w ON t.{key} = w.key AND t.{EVENT_TIMESTAMP} = w.valid_from
-        ) TO {literal(str(target))} (FORMAT parquet)
+        ) TO {written(target)} (FORMAT parquet)
     """)

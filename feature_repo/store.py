@@ -1,4 +1,4 @@
-"""The feature store of one model version, as a folder that can be moved: tables, registry, online store, description.
+"""The feature store of one feature version, as a folder that can be moved: tables, registry, online store, description.
 
 The folder is built aside and renamed when it is complete and its online answers equal its tables. A predictor that
 holds the folder of before keeps its own registry and is never refused while the next one is filled.
@@ -22,6 +22,7 @@ import yaml
 
 from feature_repo.definitions import define, project_name
 from feature_repo.readback import compare_online
+from feature_repo.sdk import load_sdk
 from feature_repo.tables_engine import feast_engine
 from thinktwice.data.feature_tables import FeatureTables, build_feature_tables, table_specs
 from thinktwice.errors import FeatureStoreError
@@ -36,14 +37,13 @@ from thinktwice.feature_store import (
     redis_connection,
 )
 from thinktwice.files import atomic_dir, read_json, write_json
-from thinktwice.imports import without_typeguard
 from thinktwice.progress import note, track
 from thinktwice.schema import SCHEMA_FILE, LogSchema, load_schema
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-FORMAT = 1
+FORMAT = 2
 FROM_ENVIRONMENT = f"${{{REDIS_ADDRESS}}}"
 WRITE_BATCH = 10_000  # rows per online write; without it Feast builds one message per cell of the whole table at once
 
@@ -68,7 +68,7 @@ class FeatureStoreInfo:
     format: int
     feature_service: str
     project: str
-    model_version: str
+    feature_version: str
     schema_name: str
     online_store: OnlineKind
     join_keys: dict[str, str]  # entity -> key column
@@ -82,7 +82,7 @@ def build(
     clean_dir: Path | str,
     out_dir: Path | str,
     *,
-    model_version: str,
+    feature_version: str,
     online: str = "sqlite",
     redis_address: str = "",
 ) -> FeatureStoreInfo:
@@ -91,7 +91,7 @@ def build(
     Args:
         clean_dir: clean log with its schema.
         out_dir: folder to write; an existing one is replaced when the new one is complete.
-        model_version: names the feature service.
+        feature_version: names the feature service; see :func:`thinktwice.data.feature_tables.feature_version`.
         online: ``sqlite`` (a file in the folder) or ``redis``.
         redis_address: ``host:port`` of the Redis; empty takes it from ``THINKTWICE_REDIS_ADDRESS`` (and its password from
             ``THINKTWICE_REDIS_PASSWORD``), at every opening.
@@ -113,13 +113,13 @@ def build(
         compared = 0
         service = ""
         if tables.specs:
-            write_config(folder, project_name(schema, model_version), kind, redis_address)
-            service, compared = _apply_and_materialize(folder, schema, model_version, tables)
+            write_config(folder, project_name(schema, feature_version), kind, redis_address)
+            service, compared = _apply_and_materialize(folder, schema, feature_version, tables)
         info = FeatureStoreInfo(
             format=FORMAT,
             feature_service=service,
-            project=project_name(schema, model_version),
-            model_version=model_version,
+            project=project_name(schema, feature_version),
+            feature_version=feature_version,
             schema_name=schema.name,
             online_store=kind,
             join_keys={spec.entity: spec.key for spec in tables.specs},
@@ -230,10 +230,10 @@ def open_store(folder: Path) -> Iterator[FeatureStore]:
         FeatureStoreError: its settings or its registry hold what a store may not hold.
     """
     settings = read_settings(folder)
-    with without_typeguard():
-        from feast import FeatureStore, RepoConfig
-        from feast.protos.feast.core.FeatureView_pb2 import FeatureView
-        from feast.protos.feast.core.Registry_pb2 import Registry
+    load_sdk()
+    from feast import FeatureStore, RepoConfig
+    from feast.protos.feast.core.FeatureView_pb2 import FeatureView
+    from feast.protos.feast.core.Registry_pb2 import Registry
 
     if (folder / REGISTRY_FILE).exists():
         read_registry(folder / REGISTRY_FILE, Registry, FeatureView)
@@ -252,10 +252,10 @@ def open_store(folder: Path) -> Iterator[FeatureStore]:
 
 
 def _apply_and_materialize(
-    folder: Path, schema: LogSchema, model_version: str, tables: FeatureTables
+    folder: Path, schema: LogSchema, feature_version: str, tables: FeatureTables
 ) -> tuple[str, int]:
     """Returns the name of the feature service and how many online values were compared with the tables."""
-    definitions = define(schema, model_version, PurePosixPath(DATA))
+    definitions = define(schema, feature_version, PurePosixPath(DATA))
     assert definitions.service is not None
     with open_store(folder) as store, feast_engine(folder), quiet():
         store.apply(definitions.objects())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from thinktwice.data.query import MEMORY_LIMIT
+from thinktwice.sql_files import location, spill_folder, take_exact_paths
 
 
 @contextmanager
@@ -19,23 +20,25 @@ def feast_engine(folder: Path) -> Iterator[None]:
     would look for them below the current directory.
 
     Feast reads through the default engine of ibis, which is one unbounded DuckDB for the life of the process and keeps
-    every table it ever read.
+    every table it ever read. A path is only characters: a folder ``price=7`` on the way does not replace the column.
     """
     import ibis
 
     before = ibis.options.default_backend
-    backend = ibis.duckdb.connect(
-        memory_limit=MEMORY_LIMIT, threads=min(os.cpu_count() or 1, 8), temp_directory=str(folder / ".spill")
-    )
-    read = backend.read_parquet
+    with spill_folder(folder) as spill:
+        backend = ibis.duckdb.connect(
+            memory_limit=MEMORY_LIMIT, threads=min(os.cpu_count() or 1, 8), temp_directory=spill
+        )
+        take_exact_paths(backend.con)
+        read = backend.read_parquet
 
-    def read_in_folder(path: str, *args: Any, **kwargs: Any) -> Any:
-        return read(str(folder / path), *args, **kwargs)
+        def read_in_folder(path: str, *args: Any, **kwargs: Any) -> Any:
+            return read(location(folder / path), *args, hive_partitioning=False, **kwargs)
 
-    backend.read_parquet = read_in_folder
-    ibis.options.default_backend = backend
-    try:
-        yield
-    finally:
-        ibis.options.default_backend = before
-        backend.disconnect()
+        backend.read_parquet = read_in_folder
+        ibis.options.default_backend = backend
+        try:
+            yield
+        finally:
+            ibis.options.default_backend = before
+            backend.disconnect()

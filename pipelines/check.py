@@ -25,6 +25,7 @@ def check_arguments(arguments: RunArguments) -> None:
         DataError: unknown source, or a log that is not where it was said to be. SchemaError: a wrong schema file.
         PipelineError: unknown recipe, or no address of the Redis.
     """
+    from thinktwice.data.sources.base import refuse_object_store
     from thinktwice.data.sources.raw_log import schema_beside
     from thinktwice.data.sources.registry import source_named
     from thinktwice.feature_store import REDIS_ADDRESS
@@ -36,6 +37,7 @@ def check_arguments(arguments: RunArguments) -> None:
         raise DataError(f"source {source.name!r} reads your own copy: give {source.path_help} by --path")
     if source.path == "none" and path:
         raise DataError(f"source {source.name!r} takes no path, but {path} was given: leave --path out")
+    refuse_object_store(path)
     if path and not Path(path).exists():
         raise DataError(f"{path} does not exist: give {source.path_help} by --path")
     if not schema and not source.has_schema and not schema_beside(Path(path)):

@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 from pipelines.check import KNOWN_RECIPES, TEST_TIME_MODES
+from thinktwice.console.options import WORK, State, Work, state_folder
+from thinktwice.console.output import tell
+from thinktwice.console.stop import NOTHING_HALF_WRITTEN, on_stop
 from thinktwice.errors import PipelineError
 
 app = typer.Typer(
@@ -102,12 +105,8 @@ def run(
             help="local makes the model ready for `thinktwice serve`; manifest also renders an InferenceService."
         ),
     ] = Target.local,
-    state: Annotated[Path, typer.Option(help="Folder of the champion, the model that is served.")] = Path(
-        ".thinktwice/state"
-    ),
-    work: Annotated[Path, typer.Option(help="Folder of the runs, their logs and what the next run can reuse.")] = Path(
-        ".thinktwice"
-    ),
+    state: State = None,
+    work: Work = WORK,
     profile: Annotated[
         ProfileName, typer.Option(help="Where tasks run; only local runs here, the others are compiled for a cluster.")
     ] = ProfileName.local,
@@ -121,7 +120,8 @@ def run(
     from pipelines.run import RunArguments, run_local
     from pipelines.summary import print_summary
     from thinktwice.console.processes import terminated_like_interrupted
-    from thinktwice.console.stages import StageBoard, console_here
+    from thinktwice.console.stages import StageBoard
+    from thinktwice.console.terminal import console_here
 
     arguments = RunArguments(
         source=source,
@@ -137,8 +137,9 @@ def run(
         target=target.value,
     )
     console = console_here()
+    on_stop(NOTHING_HALF_WRITTEN)
     with terminated_like_interrupted(), StageBoard(console, TITLES) as board:
-        result = run_local(arguments, work_dir=work, state_dir=state, on_event=board.feed)
+        result = run_local(arguments, work_dir=work, state_dir=state_folder(state, work), on_event=board.feed)
     print_summary(console, result)
 
 
@@ -166,13 +167,14 @@ def compile_(
     compile_pipeline(
         profile.value, out, kubernetes_manifest=kubernetes_manifest, namespace=namespace, image=image or IMAGE
     )
-    typer.echo(f"wrote {out}")
+    tell(f"wrote {out}")
 
 
 @app.command()
 def upload(
     to: Annotated[str, typer.Option(help="Folder of the models in the object store, s3://BUCKET/FOLDER.")],
-    state: Annotated[Path, typer.Option(help="Folder of the champion that is uploaded.")] = Path(".thinktwice/state"),
+    state: State = None,
+    work: Work = WORK,
     model: Annotated[
         str,
         typer.Option(
@@ -189,10 +191,10 @@ def upload(
     from thinktwice.champion import require_champion, verify_archive
 
     if not model:
-        champion = require_champion(state, "--model")
+        champion = require_champion(state_folder(state, work), "--state, --work or --model")
         verify_archive(champion)
         model = str(champion.folder)
     uri, keys = upload_model(model, to)
     for key in keys:
-        typer.echo(f"  {key}")
+        tell(key, indent=2)
     typer.echo(f"storageUri: {uri}")

@@ -45,8 +45,10 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
         source_path: str = "",
         schema_path: str = "",
         limit: int = 0,
+        data_seed: int = 0,
         seed: int = 0,
         split: str = "time",
+        split_seed: int = 0,
         recipe: str = "default",
         test_time_mode: str = "lean",
         online_store: str = "sqlite",
@@ -63,8 +65,10 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
             source_path: file or folder of the log, for the sources that need one.
             schema_path: schema file of the log, for the source `parquet`.
             limit: read at most this many rows; 0 reads all.
-            seed: seed of the simulator, of a random split and of training.
+            data_seed: seed of a source that draws its rows (sim); part of the cache key of ingest.
+            seed: seed of training.
             split: "time" or "random".
+            split_seed: seed of a random split; part of the cache key of the training set.
             recipe: name of the training recipe.
             test_time_mode: which extra work may ship, if validation proves a gain: "lean" (any that costs next to nothing) or
                 one mode by name.
@@ -81,9 +85,7 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
             source_path=source_path,
             schema_path=schema_path,
             limit=limit,
-            seed=seed,
-            recipe=recipe,
-            split=split,
+            seed=data_seed,
             code_version=code_version,
             data_version=data_version,
         )
@@ -95,7 +97,7 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
         with dsl.If(checked.outputs["Output"] == True, name="log-is-valid"):  # noqa: E712  (a KFP expression)
             features = materialize(
                 clean=checked.outputs["clean"],
-                model_version=log.outputs["model_version"],
+                feature_version=log.outputs["feature_version"],
                 online_store=online_store,
                 redis_address=redis_address,
                 code_version=code_version,
@@ -106,7 +108,7 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
                 clean=checked.outputs["clean"],
                 feature_store=features.outputs["feature_store"],
                 split=split,
-                seed=seed,
+                seed=split_seed,
                 code_version=code_version,
             )
             place(rows, "cpu")
@@ -143,7 +145,10 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
                 pretrained=pretrained_model.outputs["model"],
                 test_time=test_time.outputs["test_time"],
                 snapshot_id=log.outputs["snapshot_id"],
-                model_version=log.outputs["model_version"],
+                feature_version=log.outputs["feature_version"],
+                recipe=recipe,
+                mode=test_time_mode,
+                seed=seed,
                 code_version=code_version,
             )
             place(candidate, "cpu")

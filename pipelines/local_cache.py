@@ -37,7 +37,7 @@ class CheckedCache(kfp_cache.LocalCache):
         super().__init__(cache_root)
         self.hits: set[str] = set()
         self.task = ""
-        self.notes: list[str] = []
+        self.said: list[list[str]] = []  # (kind, text) of the notes and messages of the task
 
     def _beside(self, key: str) -> Path:
         return Path(self.cache_root) / f"{key}.outputs"
@@ -49,7 +49,7 @@ class CheckedCache(kfp_cache.LocalCache):
             if not Path(artifact.uri).exists():
                 Path(artifact.uri).touch()
         trees = {artifact.uri: tree_digest(Path(artifact.uri)) for artifact in artifacts_in(outputs)}
-        write_json(self._beside(key), {"trees": trees, "notes": self.notes})
+        write_json(self._beside(key), {"trees": trees, "said": self.said})
         super().put(key, outputs)
 
     def get(self, key: str) -> dict[str, Any] | None:
@@ -61,5 +61,5 @@ class CheckedCache(kfp_cache.LocalCache):
         if any(known["trees"].get(a.uri) != tree_digest(Path(a.uri)) for a in artifacts_in(outputs)):
             return None
         self.hits.add(self.task)
-        self.notes = list(known["notes"])
+        self.said = list(known["said"])
         return outputs

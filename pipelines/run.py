@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -21,19 +21,27 @@ from pipelines.local_remains import remove_unfinished
 from pipelines.versions import code_version, data_version
 from thinktwice import progress
 from thinktwice.console.events import EventTail
+from thinktwice.console.options import LAST_RUN
 from thinktwice.console.processes import python_command, start, stop
+from thinktwice.console.results import shown
 from thinktwice.errors import PipelineError
-from thinktwice.files import atomic_file, full_disk_named, read_json, write_json
+from thinktwice.files import full_disk_named, read_json, write_json
+from thinktwice.threads import thread_environment
 
 POLL = 0.1  # seconds between two looks at a running pipeline
-LAST_RUN = "last_run.json"
+QUARANTINE = "quarantine.json"  # in the folder of that name
+REPORTS = {"validate": "data.html", "evaluate": "model.html"}  # below work_dir/reports
 MAX_REASONS = 3  # of a refusal, in one sentence; the report has them all
 
 Event = dict[str, Any]
 
 
 class RunArguments(BaseModel):
-    """What one run of the pipeline is asked to do; the fields are those of the graph (`ctr_training.py`)."""
+    """What one run of the pipeline is asked to do; the fields are those of the graph (`ctr_training.py`).
+
+    `seed` is the one seed of a run: each step is given it where the step depends on it, so that another seed repeats no more
+    than it must.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,6 +65,7 @@ class TaskResult(BaseModel):
 
     status: Literal["SUCCESS", "FAILURE"]
     reused: bool
+    exit_status: int | None  # of the process of the task; None: there was none, as in a reused one
     seconds: float
     outputs: dict[str, Any]
 
@@ -110,31 +119,40 @@ def run_local(
                 [str(Path(pipelines.__path__[0]).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
             ),
             "PYTHONUNBUFFERED": "1",
+            **thread_environment(),
             # KFP leaves a folder in the temporary one for every step; this one is removed with them in it.
             "TMPDIR": str(run_dir / "tmp"),
         }
-        tail = EventTail(progress_file)
+        tail, record = EventTail(progress_file), None
         with log.open("wb") as output:
             process = start(
                 python_command("pipelines.local_runner", str(request_file)), environment=environment, output=output
             )
             try:
                 while process.poll() is None:
-                    for event in tail.read():
-                        on_event(event)
+                    record = _watched(tail, on_event) or record
                     time.sleep(POLL)
             finally:
                 stop(process)
                 shutil.rmtree(run_dir / "tmp", ignore_errors=True)
                 remove_unfinished(work_dir / "pipeline", since=began)
-        for event in tail.read():
-            on_event(event)
+        record = _watched(tail, on_event) or record
         result_file = run_dir / "result.json"
         if process.returncode != 0 or not result_file.exists():
-            raise PipelineError(why_it_failed(log, result_file))
+            raise PipelineError(why_it_failed(result_file, record, process.returncode, log))
         result = _result(read_json(result_file), work_dir, state_dir, log)
         write_json(work_dir / LAST_RUN, result.model_dump(mode="json"))
     return result
+
+
+def _watched(tail: EventTail, on_event: Callable[[Event], None]) -> Event | None:
+    """Hand the new events on; the last record of an error among them."""
+    record = None
+    for event in tail.read():
+        on_event(event)
+        if event["event"] == "error":
+            record = event
+    return record
 
 
 @contextlib.contextmanager
@@ -152,6 +170,8 @@ def only_run(work_dir: Path) -> Iterator[None]:
 
 
 def _write_request(arguments: RunArguments, work_dir: Path, state_dir: Path, run_dir: Path) -> Path:
+    from thinktwice.data.sources.registry import source_named
+
     for folder in (run_dir / "tmp", work_dir / "pipeline", work_dir / "reuse", state_dir):
         folder.mkdir(parents=True, exist_ok=True)
     paths = {
@@ -163,6 +183,8 @@ def _write_request(arguments: RunArguments, work_dir: Path, state_dir: Path, run
         "arguments": {
             **arguments.model_dump(),
             **paths,
+            "data_seed": arguments.seed if source_named(arguments.source).seeded else 0,
+            "split_seed": arguments.seed if arguments.split == "random" else 0,
             "state_dir": str(state_dir),
             "code_version": code_version(),
             "data_version": data_version(*paths.values()),
@@ -171,59 +193,67 @@ def _write_request(arguments: RunArguments, work_dir: Path, state_dir: Path, run
         "cache_root": str(work_dir / "reuse"),
         "workspace_root": str(run_dir / "tmp" / "workspace"),
         "result_file": str(run_dir / "result.json"),
+        "reports": {task: str(work_dir / "reports" / name) for task, name in REPORTS.items()},
     }
     write_json(run_dir / "request.json", request)
     return run_dir / "request.json"
 
 
-OWN_ERROR = re.compile(r"^\s*thinktwice\.errors\.\w+: (?P<message>.+)$")
-ANY_ERROR = re.compile(r"^\s*(?P<message>(?:[\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning)\b.*)$")
-NO_SPACE = ("No space left on device", "database or disk is full")  # the second is SQLite's
+def why_it_failed(result_file: Path, record: Event | None, exit_status: int, log: Path) -> str:
+    """One sentence about a failed run.
 
-
-def why_it_failed(log: Path, result_file: Path) -> str:
-    """One sentence about a failed run: the step's own when it raised one of ours, else the last line of its traceback."""
+    Args:
+        result_file: what the runner wrote about its tasks; it need not exist.
+        record: the error that a step (or the runner) has recorded, see `thinktwice.progress.recorded`; None if there is none.
+        exit_status: of the runner.
+        log: what the run printed.
+    """
     tasks = read_json(result_file)["tasks"] if result_file.exists() else {}
-    failed = [name for name, task in tasks.items() if task["status"] == "FAILURE"]
-    step = f"step {failed[0]}" if failed else "the pipeline"
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    for pattern in (OWN_ERROR, ANY_ERROR):
-        found = [match["message"].strip() for line in lines if (match := pattern.match(line))]
-        if not found:
-            continue
-        if pattern is OWN_ERROR:
-            return f"{found[-1]} ({step}, log: {log})"
-        if any(words in found[-1] for words in NO_SPACE):
-            return f"no space left on the disk in {step}: free some disk space and run again (log: {log})"
-        return f"{step} failed with {found[-1]}: read {log}"
-    return f"{step} was killed without a word, often for lack of memory: read {log}"
+    failed = [(name, task) for name, task in tasks.items() if task["status"] == "FAILURE"]
+    step = f"step {failed[0][0]}" if failed else "the pipeline"
+    if record is not None and record["own"]:
+        return f"{record['message']} ({step}, log: {log})"
+    if record is not None:
+        said = f": {record['message']}" if record["message"] else ""
+        return f"{step} failed with {record['type']}{said}; what led to it is in {log}"
+    return f"{step} {how_it_ended(failed[0][1].get('exit_status') if failed else exit_status)}: read {log}"
+
+
+def how_it_ended(exit_status: int | None) -> str:
+    """What the exit status of a process says that left no record of an error."""
+    # A shell around a process that a signal has ended exits with 128 and the number of the signal.
+    number = -exit_status if exit_status and exit_status < 0 else (exit_status or 0) - 128
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = ""
+    if name == "SIGKILL":
+        return "was killed (SIGKILL), which the system does when memory runs out"
+    if name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"):
+        return f"was ended from outside ({name})"
+    if name:
+        return f"crashed ({name})"
+    return "ended without a message" + (f" (exit status {exit_status})" if exit_status else "")
 
 
 def _result(raw: dict[str, Any], work_dir: Path, state_dir: Path, log: Path) -> RunResult:
     tasks = {name: TaskResult.model_validate(task) for name, task in raw["tasks"].items()}
     checked = tasks["validate"].outputs
-    # KFP names a report without an ending, and a browser shows such a file as text: hand out a copy with one.
-    data_report = _copy(Path(checked["report"]), work_dir / "reports" / "data.html")
+    reports = {task: work_dir / "reports" / name for task, name in REPORTS.items()}
     if not checked["Output"]:
-        raise PipelineError(refusal(Path(checked["verdict_file"]), data_report))
+        raise PipelineError(refusal(Path(checked["verdict_file"]), reports["validate"], Path(checked["quarantine"])))
     return RunResult(
         blessed=bool(tasks["bless"].outputs["Output"]),
         quarantine=Path(checked["quarantine"]),
         training_set=Path(tasks["build-training-set"].outputs["training_set"]),
         bundle=Path(tasks["evaluate"].outputs["bundle"]),
         blessing=Path(tasks["bless"].outputs["blessing"]),
-        data_report=data_report,
-        model_report=_copy(Path(tasks["evaluate"].outputs["report"]), work_dir / "reports" / "model.html"),
+        data_report=reports["validate"],
+        model_report=reports["evaluate"],
         state_dir=state_dir,
         log=log,
         tasks=tasks,
     )
-
-
-def _copy(source: Path, target: Path) -> Path:
-    with atomic_file(target) as temporary:
-        shutil.copyfile(source, temporary)
-    return target
 
 
 def reasons_of(verdict: Path) -> list[str]:
@@ -237,9 +267,11 @@ def reasons_of(verdict: Path) -> list[str]:
     return []
 
 
-def refusal(verdict: Path, report: Path) -> str:
+def refusal(verdict: Path, report: Path, quarantine: Path) -> str:
     """The sentence for a log the validation has refused."""
     found = reasons_of(verdict)
     more = f" (and {len(found) - MAX_REASONS} more)" if len(found) > MAX_REASONS else ""
     reasons = ("; ".join(found[:MAX_REASONS]) or "see the report") + more
-    return f"the log was refused by the validation: {reasons}; open {report} and repair the log or its schema"
+    set_aside = read_json(quarantine / QUARANTINE)["rows_quarantined"]
+    where = f"; the {set_aside:,} quarantined rows are in {shown(quarantine)}" if set_aside else ""
+    return f"the log was refused by the validation: {reasons}; open {shown(report)} and repair the log or its schema{where}"

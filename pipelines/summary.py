@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
-from pipelines.run import RunResult, reasons_of
-from thinktwice.console.results import print_results
+from pipelines.run import QUARANTINE, RunResult, reasons_of
+from thinktwice.console.output import say
+from thinktwice.console.results import print_results, shown
 from thinktwice.files import read_json
 
-QUARANTINE = "quarantine.json"
 EVALUATION = Path("report") / "evaluation.json"
-
-
-def shown(path: Path) -> str:
-    """The path as short as a reader in this folder can use it."""
-    relative = os.path.relpath(path)
-    return relative if len(relative) < len(str(path)) else str(path)
 
 
 def print_summary(console: Console, result: RunResult) -> None:
     """The results, the blessing with its reasons, and where quarantined rows and the reports lie."""
     print_results(console, read_json(result.bundle / EVALUATION))
     reasons = "; ".join(reasons_of(result.blessing))
-    if result.blessed:
-        console.print(f"\nBlessed and deployed: {escape(reasons)}", soft_wrap=True)
-    else:
-        console.print(f"\nNot blessed, the champion stays: {escape(reasons)}", soft_wrap=True)
+    verdict = "Blessed and deployed" if result.blessed else "Not blessed, the champion stays"
+    say(console, f"\n{verdict}: {reasons}")
     quarantined = read_json(result.quarantine / QUARANTINE)["rows_quarantined"]
     if quarantined:
         place = shown(result.quarantine)
-        console.print(f"\n{quarantined:,} rows are in quarantine, {escape(place)}; with a mended schema:")
+        say(console, f"\n{quarantined:,} rows are in quarantine; with a mended schema they are judged again by:")
         replay = f"thinktwice data replay --quarantine {shlex.quote(place)} --out DIR --schema MENDED.yaml"
-        console.print(f"  {escape(replay)}", soft_wrap=True)
+        console.print(f"  {replay}", soft_wrap=True)
+    console.print()
     for name, path in (
         ("report of the model", result.model_report),
         ("report of the data", result.data_report),
+        ("training set", result.training_set),
+        ("quarantine", result.quarantine),
         ("log of the run", result.log),
         ("state to serve from", result.state_dir),
     ):
-        console.print(f"  {name:<20} {escape(shown(path))}", soft_wrap=True)
+        console.print(f"  {name:<20} {shown(path)}", soft_wrap=True)  # a path is copied whole

@@ -1,8 +1,11 @@
-"""What a request may cost now: its answer in time, extra paths only while there is room, or a refusal at once.
+"""What a request gets under the present load: its answer in time, extra paths only while there is room, or a refusal at once.
 
 A request that had to wait for another gets base passes alone, so extra paths are worked on only while nobody stands in line:
 as load grows fewer requests get them, at full load none. Then requests that cannot be answered before their deadline are
 refused. A refusal costs next to nothing, so what is accepted stays in time and nothing waits without bound.
+
+While nobody else waits, a request is refused only if it is proved that its time does not suffice: a wrong estimate must not
+keep an idle server from answering. Under load the estimate decides, and a size it keeps refusing is tried again now and then.
 """
 
 from __future__ import annotations
@@ -10,44 +13,18 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from serving.cost import CostModel
 from serving.deadline import Deadline
 from thinktwice.errors import OverloadedError
 
 WINDOW = 1.0  # seconds over which the share of requests that had to wait is taken
-WAITED = 0.5  # of the cost of a request: who stood behind another for longer had to wait
+WAITED = 0.5  # of the cost of a request: one that stood behind another for longer had to wait
 LEAST_WAIT = 0.001  # seconds; less is the network
 FORGET = 5e-5  # a second: how fast the shortest way here is taken to grow, so that clocks may drift
 WAY_BACK = 0.002  # seconds from here to the caller
-DECAY = 0.98  # weight that a measured cost keeps at each further request
-RESERVE = 1.25  # a request is reckoned this much dearer than the average one of its size
-
-
-class CostModel:
-    """Seconds of a request as ``fixed + per_row * rows``, least squares with forgetting over what was measured."""
-
-    def __init__(self) -> None:
-        self._n = self._x = self._y = self._xx = self._xy = 0.0
-
-    def add(self, rows: int, seconds: float) -> None:
-        """Take one measured request in."""
-        self._n = DECAY * self._n + 1
-        self._x = DECAY * self._x + rows
-        self._y = DECAY * self._y + seconds
-        self._xx = DECAY * self._xx + rows * rows
-        self._xy = DECAY * self._xy + rows * seconds
-
-    def seconds(self, rows: int) -> float:
-        """Expected seconds of a request of so many rows; 0 before anything was measured."""
-        if self._n == 0:
-            return 0.0
-        mean_x, mean_y = self._x / self._n, self._y / self._n
-        spread = self._xx / self._n - mean_x * mean_x
-        slope = (self._xy / self._n - mean_x * mean_y) / spread if spread > 1e-9 * (1 + mean_x * mean_x) else None
-        if slope is None:  # all requests had one size: the cost of another is taken to grow in proportion
-            return mean_y * (rows / mean_x if rows > mean_x > 0 else 1.0)
-        return max(mean_y + max(slope, 0.0) * (rows - mean_x), 0.0)
+SMOOTHING = 0.1  # weight of a request in the usual cost of one, which only tells callers when to try again
 
 
 class Admission:
@@ -80,7 +57,19 @@ class Admission:
         self._seen = clock()
         self._ended = clock()  # when the last request was done with
         self._way = float("inf")  # shortest time from a caller to here: the network, and what his clock is off
-        self.cost = CostModel()
+        self._usual = 0.0
+        self._cost = CostModel()
+
+    def warmed_up(self, costs: Sequence[tuple[int, float]]) -> None:
+        """Take in what the warm-up measured, as (rows, seconds); before, every cost is unknown and nothing is refused for it."""
+        with self._lock:
+            self._usual = min((seconds for _, seconds in costs), default=0.0)
+            self._cost = CostModel(costs)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is inside."""
+        return self._inside == 0
 
     @property
     def waiting(self) -> int:
@@ -95,7 +84,7 @@ class Admission:
         """
         with self._lock:
             if self._inside >= self._workers + self._queue:
-                wait = self.cost.seconds(1) * self._inside / self._workers
+                wait = self._usual * self._inside / self._workers
                 raise OverloadedError(
                     f"{self._inside} requests wait already: try again later", retry_after=wait, status=429
                 )
@@ -106,41 +95,45 @@ class Admission:
         with self._lock:
             self._inside -= 1
 
-    def admit(self, deadline: Deadline, rows: int) -> None:
-        """Refuse a request that would be late even with base passes alone, before any work is done for it.
+    def refuse_hopeless(self, deadline: Deadline) -> None:
+        """Refuse a request whose turn has come and that is too late whatever it asks, before it is even read.
 
         Raises:
-            OverloadedError: what is left is less than such a request takes.
+            OverloadedError: its time is over, or as good as over.
         """
         with self._lock:
-            needed = RESERVE * self.cost.seconds(rows) + WAY_BACK
-        left = deadline.left(self._clock())
-        if left < needed:
-            raise OverloadedError(
-                f"{max(left, 0) * 1000:.0f} ms are left before the deadline and the answer needs about {needed * 1000:.0f}: "
-                "try again later, or give more time",
-                retry_after=max(needed - left, 0.0),
-                status=503,
-            )
+            least = self._cost.least()
+            left = deadline.left(self._clock()) - WAY_BACK
+        if left <= 0 or left < least:
+            raise too_late(left, least)
 
-    def extra_paths(self, queued: float, rows: int) -> bool:
-        """Whether a request may ask extra paths now: it did not wait for another, and no other is known to wait for it.
+    def admit(self, deadline: Deadline, rows: int, queued: float) -> bool:
+        """Let a request in, whose turn has come, and tell whether it may ask extra paths.
 
         Args:
-            queued: seconds since the request was sent, or came in where the caller does not say.
+            deadline: of the request.
             rows: of the request.
+            queued: seconds since it was sent, or came in where nobody says when it was sent.
+
+        Raises:
+            OverloadedError: what is left does not suffice even for base passes; no work is done for it.
         """
         with self._lock:
             now = self._clock()
-            self._way = min(self._way + FORGET * (now - self._seen), queued)
-            self._seen = now
-            # Only what passed while another was at work: a sleeping server that wakes up slowly has no queue.
-            behind = queued - self._way - (now - self._ended)
-            waited = behind > max(WAITED * self.cost.seconds(rows), LEAST_WAIT)
-            self._recent.append((now, waited))
-            self._waited += waited
-            self._forget(now)
-            return not (self._shed and (waited or self.waiting > 0))
+            likely = self._cost.seconds(rows)
+            busy = self._had_to_wait(queued, likely, now) or self.waiting > 0
+            left = deadline.left(now) - WAY_BACK
+            needed = self._cost.at_most(rows) if busy else likely
+            if left < needed and (
+                left <= 0
+                or (
+                    not self._cost.try_again(rows, left, needed, now)
+                    if busy
+                    else self._cost.too_little(rows, left, now)
+                )
+            ):
+                raise too_late(left, needed)
+            return not (self._shed and busy)
 
     def waiting_share(self) -> float:
         """Share of the last second's requests that had to wait for another; 0 without any."""
@@ -151,9 +144,38 @@ class Admission:
     def finished(self, rows: int, seconds: float, extra_seconds: float) -> None:
         """Take in what a request cost; ``extra_seconds`` of it went into extra paths, which the next one need not ask."""
         with self._lock:
-            self.cost.add(rows, max(seconds - extra_seconds, 0.0))
             self._ended = self._clock()
+            cost = max(seconds - extra_seconds, 0.0)
+            self._cost.add(rows, cost, self._ended)
+            self._usual += SMOOTHING * (min(cost, 10 * self._usual) - self._usual) if self._usual > 0 else cost
+
+    def _had_to_wait(self, queued: float, likely: float, now: float) -> bool:
+        """Whether the request stood behind another for a notable time."""
+        self._way = min(self._way + FORGET * (now - self._seen), queued)
+        self._seen = now
+        # Only what passed while another was at work: a sleeping server that wakes up slowly has no queue.
+        behind = queued - self._way - (now - self._ended)
+        waited = behind > max(WAITED * likely, LEAST_WAIT)
+        self._recent.append((now, waited))
+        self._waited += waited
+        self._forget(now)
+        return waited
 
     def _forget(self, now: float) -> None:
         while self._recent and self._recent[0][0] <= now - WINDOW:
             self._waited -= self._recent.popleft()[1]
+
+
+def too_late(left: float, needed: float) -> OverloadedError:
+    """The refusal of a request that has ``left`` seconds, not counting the way back, and seems to need ``needed``."""
+    left_ms, needed_ms = (1000 * (seconds + WAY_BACK) for seconds in (left, needed))
+    if left <= 0:
+        text = "no time is left before the deadline"
+    else:
+        text = f"{left_ms:.0f} ms are left before the deadline and the answer needs about {needed_ms:.0f}"
+    return OverloadedError(
+        # Time that was over before says nothing about when to try again.
+        f"{text}: try again later, or give more time",
+        retry_after=max(needed - max(left, 0.0), 0.0),
+        status=503,
+    )

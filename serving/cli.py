@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from thinktwice.console.options import WORK, State, Work, state_folder
+from thinktwice.console.output import Column, Record, print_table, say
+from thinktwice.console.stop import on_stop
+from thinktwice.console.terminal import console_here
 from thinktwice.errors import RequestError, ServerError
+from thinktwice.printable import printable
 
 if TYPE_CHECKING:
     from serving.config import ServingConfig
 
-DEFAULT_STATE = Path(".thinktwice/state")
 DEFAULT_PORT = 8080
 
 
@@ -36,7 +38,8 @@ READY = "ready"  # first word of the line that `serve` prints when the server an
 
 
 def serve(
-    state: Annotated[Path, typer.Option(help="State folder whose champion is served.")] = DEFAULT_STATE,
+    state: State = None,
+    work: Work = WORK,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the inference API on 127.0.0.1.")] = DEFAULT_PORT,
     log: Annotated[
         Path | None, typer.Option(help="File for the server's output.", show_default="STATE/logs/serve-PORT.log")
@@ -70,14 +73,16 @@ def serve(
     """
     from thinktwice.champion import require_champion, verify_archive
 
-    champion = require_champion(state, "--state")
+    state = state_folder(state, work)
+    champion = require_champion(state, "--state or --work")
     archive = verify_archive(champion)
     from serving import kserve_process, torchserve_process
     from serving.config import load_config
 
     config = _with_policy(load_config(), oldest_release, pinned_release)
-    console = Console(stderr=True)
-    console.print(f"serving {champion.info.model_version} (bundle {champion.info.bundle_hash[:12]})")
+    console = console_here(stderr=True)
+    say(console, f"serving {champion.info.model_version} (bundle {champion.info.bundle_hash[:12]})")
+    on_stop("server stopped")
     running: Any = torchserve_process.running if server is Server.torchserve else kserve_process.running
     with (
         console.status("starting") as status,
@@ -93,7 +98,7 @@ def serve(
     ):
         status.stop()
         typer.echo(f"{READY} {started.predict_url}")
-        console.print(f"ready after {started.seconds_to_ready:.1f} s, log {started.log}, stop with Ctrl-C")
+        say(console, f"ready after {started.seconds_to_ready:.1f} s, log {started.log}, stop with Ctrl-C")
         while True:
             started.check()
             time.sleep(0.2)
@@ -143,33 +148,38 @@ def predict(
         typer.echo(json.dumps(answer, indent=2))
         return
     prediction = answer["predictions"][0]
-    table = Table(title=f"user {user}, model {prediction['model_version']}")
-    for name in ("rank", "item", "probability", "uncertainty", "paths", ""):
-        table.add_column(name, justify="left" if name in ("item", "") else "right")
-    for item in sorted(prediction["items"], key=lambda entry: entry["rank"]):
-        table.add_row(
-            str(item["rank"]),
-            item["item_id"],
-            f"{item['probability']:.4f}",
-            f"{item['uncertainty']:.3f}",
-            str(item["num_paths"]),
-            "cold" if item["cold"] else "",
+    console, user = console_here(), printable(user)
+    names = ("rank", "item", "probability", "uncertainty", "paths", "")
+    columns = [Column(name, right=name not in ("item", "")) for name in names]
+    records = [
+        Record(
+            (
+                str(item["rank"]),
+                item["item_id"],
+                f"{item['probability']:.4f}",
+                f"{item['uncertainty']:.3f}",
+                str(item["num_paths"]),
+                "cold" if item["cold"] else "",
+            )
         )
-    console = Console()
-    console.print(table)
+        for item in sorted(prediction["items"], key=lambda entry: entry["rank"])
+    ]
+    print_table(console, columns, records, title=f"user {user}, model {printable(prediction['model_version'])}")
     if prediction["cold_user"]:
-        console.print(f"user {user} is unknown to the feature store")
+        say(console, f"user {user} is unknown to the feature store")
     if prediction["paths_capped"]:
-        console.print(
-            "more candidates were unsure than one request may spend work on: the least unsure kept their first score"
+        say(
+            console,
+            "more candidates were unsure than one request may spend work on: the least unsure kept their first score",
         )
     if prediction["defaulted"]:
-        console.print(f"not given, treated as missing: {', '.join(prediction['defaulted'])}")
+        say(console, f"not given, treated as missing: {', '.join(map(printable, prediction['defaulted']))}")
 
 
 def openapi(
-    bundle: Annotated[Path | None, typer.Option(help="Bundle folder.", show_default="the champion in --state")] = None,
-    state: Annotated[Path, typer.Option(help="State folder.")] = DEFAULT_STATE,
+    bundle: Annotated[Path | None, typer.Option(help="Bundle folder.", show_default="that of the champion")] = None,
+    state: State = None,
+    work: Work = WORK,
     out: Annotated[Path | None, typer.Option(help="File to write; standard output when absent.")] = None,
 ) -> None:
     """Print what the predictor of a model accepts and answers, as an OpenAPI 3.1 document."""
@@ -180,7 +190,7 @@ def openapi(
     from thinktwice.schema import SCHEMA_FILE, load_schema
 
     if bundle is None:
-        bundle = require_champion(state, "--bundle").bundle_dir
+        bundle = require_champion(state_folder(state, work), "--state, --work or --bundle").bundle_dir
     manifest = verify_bundle(bundle)
     online = bool(manifest.feature_service)
     found = document(load_schema(bundle / SCHEMA_FILE), MODEL_NAME, manifest.model_version, online=online)

@@ -7,6 +7,7 @@ The answers of all n requests stand one after the other in flat output tensors; 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import NoneType
 from typing import Any
 
 import orjson
@@ -56,7 +57,7 @@ def requests(
     """
     refuse_unknown(body, KEYS, "the body")
     for name in ("id", "model_name", "model_version"):
-        if not isinstance(body.get(name) or "", str):
+        if not isinstance(body.get(name), (str, NoneType)):
             raise RequestError(f"{name} must be a string", field=name)
     for name, served in (("model_name", model_name), ("model_version", model_version)):
         if (given := body.get(name)) is not None and given != served:

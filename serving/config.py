@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.open_reader import FeatureConfig
 from serving.prediction_log import PredictionLogConfig
-from thinktwice.errors import ServerError, reason
-from thinktwice.files import parse_yaml
+from thinktwice.errors import ServerError
 from thinktwice.release import ReleasePolicy
+from thinktwice.strict_yaml import first_fault, read_mapping
 
 VARIABLE = "THINKTWICE_SERVING"
 FEATURE_STORE = "THINKTWICE_FEATURE_STORE"  # folder of the feature store
@@ -28,7 +27,9 @@ class ServingConfig(BaseModel):
     workers: int = Field(
         default=1, ge=1, le=16
     )  # requests scored at the same time by one process (kserve adapter only)
-    queue: int = Field(default=32, ge=0, le=10_000)  # requests that may wait for a worker (kserve adapter only)
+    queue: int = Field(
+        default=32, ge=0, le=10_000
+    )  # requests that may wait (in the image, TorchServe's is job_queue_size)
     deadline_ms: float = Field(default=1000.0, gt=0, le=600_000)  # for requests that bring none
     shed: bool = True  # a request that had to wait for another gets base passes alone
     max_body_bytes: int = Field(default=4 << 20, ge=1024)
@@ -49,15 +50,9 @@ def load_config(path: str | Path | None = None) -> ServingConfig:
     named = path or os.environ.get(VARIABLE)
     if not named:
         return ServingConfig()
+    value = read_mapping(named, "serving settings file", ServerError)
     try:
-        value: Any = parse_yaml(Path(named).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ServerError(f"serving settings {named} cannot be read ({reason(error)}): correct {VARIABLE}") from error
-    except ValueError as error:
-        raise ServerError(f"serving settings {named} are no YAML ({reason(error)}): correct it") from error
-    if not isinstance(value or {}, dict):
-        raise ServerError(f"serving settings {named} are wrong at the file (it is not a mapping): correct it")
-    try:
-        return ServingConfig.model_validate(value or {})
-    except ValueError as error:
-        raise ServerError(f"serving settings {named} are wrong at {reason(error)}: correct it") from error
+        return ServingConfig.model_validate(value)
+    except ValidationError as error:
+        place, message = first_fault(error, ServingConfig, "the file")
+        raise ServerError(f"serving settings {named} are wrong at {place} ({message}): correct it") from error

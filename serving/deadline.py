@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-START_HEADER = "x-request-start"
+from thinktwice.errors import RequestError
+
 DEADLINE_HEADER = "x-deadline-ms"
-MOST_WAITED = 60.0  # seconds; an older start is a wrong clock
+LONGEST_MS = 1e9
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -32,29 +35,18 @@ class Deadline:
         return self.ends - now
 
 
-def waited(headers: Mapping[str, str], clock: Callable[[], float] = time.time) -> float:
-    """Seconds between the caller's sending and now, as ``X-Request-Start: t=<Unix seconds>`` tells; 0 without the header.
-
-    Proxies write this header for just this purpose, in seconds, milliseconds or microseconds. TorchServe tells a worker
-    nothing of the time a request stood in its queue, so without the header that time is not seen.
-    A start in the future or long ago is a wrong clock and counts as now.
-    """
-    text = headers.get(START_HEADER, "").removeprefix("t=")
-    try:
-        value = float(text)
-    except ValueError:
-        return 0.0
-    for unit in (1.0, 1e3, 1e6):
-        if 1e9 <= value / unit < 1e10:
-            found = clock() - value / unit
-            return found if 0.0 < found <= MOST_WAITED else 0.0
-    return 0.0
-
-
 def header_deadline_ms(headers: Mapping[str, str]) -> float | None:
-    """Milliseconds of ``X-Deadline-Ms``; None when it is absent or no positive number."""
-    try:
-        value = float(headers.get(DEADLINE_HEADER, ""))
-    except ValueError:
+    """Milliseconds of ``X-Deadline-Ms``, 0 and less where the caller has none left; None without the header.
+
+    Raises:
+        RequestError: it is not a number.
+    """
+    text = headers.get(DEADLINE_HEADER)
+    if text is None:
         return None
-    return value if 0 < value < 1e9 else None
+    if NUMBER.fullmatch(text.strip()) is None or not abs(value := float(text)) <= LONGEST_MS:
+        raise RequestError(
+            f"header X-Deadline-Ms must be a number of milliseconds up to {LONGEST_MS:.0f}, not {text[:40]!r}",
+            field=DEADLINE_HEADER,
+        )
+    return value

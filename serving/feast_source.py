@@ -64,7 +64,7 @@ def _service(store: Any, service: str, feast: ModuleType, folder: Path) -> Any:
         known = ", ".join(sorted(s.name for s in store.list_feature_services())) or "none"
         raise FeatureStoreError(
             f"feature store {folder} has no feature service {service!r} (it has: {known}): "
-            "materialize the features of this model version"
+            "give the feature store that the model was trained on"
         ) from error
     except Exception as error:
         raise FeatureStoreError(f"feature store {folder} cannot be opened ({reason(error)}): {FIX}") from error

@@ -2,11 +2,13 @@
 
 A source that bounds itself answers in the caller's thread; other lookups run in a few threads of their own. One that is late
 there is left to end by itself; while all threads hang, further lookups fail at once. After some failures in a row the store
-is not asked for a while, then by one lookup at a time until it answers.
+is not asked for a while, then by one lookup at a time until it answers. The log tells when it begins to fail and when it has
+stopped, not every lookup.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,14 +16,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from serving.features import Entity, Found, PromptSource
+from serving.state import Trouble
 from thinktwice.errors import FeatureStoreError
 
 Reason = Literal["late", "failed", "busy", "resting"]
 FAILURES = 5  # in a row, after which the store is left alone
 REST = 1.0  # seconds
 
+logger = logging.getLogger(__name__)
 
-class LookupFailed(FeatureStoreError):
+
+class LookupFailedError(FeatureStoreError):
     """A lookup gave nothing; ``reason`` says why in one word."""
 
     def __init__(self, message: str, reason: Reason) -> None:
@@ -54,6 +59,11 @@ class GuardedSource:
         self._failures = 0
         self._rest_until = 0.0
         self._trying = False
+        self.trouble = Trouble(
+            logger,
+            "the online store answers again, after {seconds} s and {times} lookups without an answer",
+            clock=clock,
+        )
 
     def names(self, entity: Entity) -> tuple[str, ...]:
         """See :class:`serving.features.FeatureSource`."""
@@ -63,11 +73,11 @@ class GuardedSource:
         """See :class:`serving.features.FeatureSource`.
 
         Raises:
-            LookupFailed: late, failed, or not tried.
+            LookupFailedError: late, failed, or not tried.
         """
         limit = self._timeout if timeout is None else min(self._timeout, timeout)
         if limit <= 0:
-            raise LookupFailed(f"no time is left to look {entity} features up", "late")
+            raise LookupFailedError(f"no time is left to look {entity} features up", "late")
         trial = self._start(entity)
         good: bool | None = None  # a bug in a source says nothing about the store, but it ends a trial too
         try:
@@ -76,17 +86,26 @@ class GuardedSource:
             if found is None:
                 found = self._on_a_thread(entity, list(ids), limit - (time.monotonic() - began))
             good = True
+            self.trouble.not_met()
         except TimeoutError:
-            good = False
-            raise LookupFailed(f"{entity} features took longer than {limit * 1000:.0f} ms", "late") from None
-        except LookupFailed:
+            late = LookupFailedError(f"{entity} features took longer than {limit * 1000:.0f} ms", "late")
+            if limit >= self._timeout:  # a caller in a hurry says nothing about the store
+                good = False
+                self._tell(late)
+            raise late from None
+        except LookupFailedError as error:
+            self._tell(error)
             raise
         except FeatureStoreError as error:
             good = False
-            raise LookupFailed(str(error), "failed") from error
+            self._tell(error)
+            raise LookupFailedError(str(error), "failed") from error
         finally:
             self._ended(trial, good)
         return found
+
+    def _tell(self, error: Exception) -> None:
+        self.trouble.met(f"{error}: lookups get defaults until the online store answers")
 
     def close(self) -> None:
         """Stop taking lookups and close the source."""
@@ -97,7 +116,7 @@ class GuardedSource:
         if limit <= 0:
             raise TimeoutError
         if not self._free.acquire(blocking=False):
-            raise LookupFailed(f"all lookups hang: {entity} features were not asked for", "busy")
+            raise LookupFailedError(f"all lookups hang: {entity} features were not asked for", "busy")
         return self._pool.submit(self._run, entity, ids, limit).result(limit)
 
     def _run(self, entity: Entity, ids: list[str], limit: float) -> list[Found]:
@@ -112,7 +131,7 @@ class GuardedSource:
             if self._failures < FAILURES:
                 return False
             if self._trying or self._clock() < self._rest_until:
-                raise LookupFailed(f"the online store failed {self._failures} times in a row: {entity}", "resting")
+                raise LookupFailedError(f"the online store failed {self._failures} times in a row: {entity}", "resting")
             self._trying = True
             return True
 

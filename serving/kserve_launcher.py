@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from serving.exits import leave_after
 from serving.torchserve_launcher import end_with_parent
 
 
@@ -12,7 +13,7 @@ def main() -> None:
     end_with_parent()
     from serving.kserve_predictor import main as predict
 
-    sys.exit(predict(sys.argv[1:]))
+    leave_after(lambda: predict(sys.argv[1:]))
 
 
 if __name__ == "__main__":

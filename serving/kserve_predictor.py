@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from serving import logs
+from serving.admission import WAY_BACK, too_late
 from serving.config import FEATURE_STORE, load_config
+from serving.exits import leave_after
 from serving.kserve_server import Server, kserve
 from serving.open_service import open_service
 from serving.processes import PROBE
 from serving.service import Reply, Service
 from thinktwice.champion import MODEL_NAME
-from thinktwice.errors import OverloadedError, ServerError, ThinktwiceError, reason
+from thinktwice.errors import OverloadedError, RequestError, ServerError, ThinktwiceError, reason
 from thinktwice.release import stage
 from thinktwice.signing import trusted_keys
 
@@ -50,18 +52,32 @@ class CTRModel(kserve.Model):
         return bool(self.ready)
 
     async def predict(self, payload: bytes, headers: dict[str, str] | None = None, *_: Any) -> Reply:
-        """Answer a body of v1 or v2. Waits in the queue of the service, and is refused where that is full."""
+        """Answer a body of v1 or v2. Waits in the queue of the service as long as its deadline allows, and is refused where that is
+        full."""
         headers = headers or {}
-        deadline = self.service.arrival(headers)
+        service = self.service
+        arrival = service.arrival(headers)
         try:
-            self.service.admission.enter()
+            service.admission.enter()
         except OverloadedError as error:
-            return self.service.refuse(error, headers, deadline)
+            return service.refuse(error, headers, arrival)
+        turn = self._threads.submit(service.answer, payload, headers, arrival)
+        over = asyncio.get_running_loop().call_later(
+            max(arrival.deadline.left(arrival.at) - WAY_BACK, 0.0), turn.cancel
+        )
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, self.service.answer, payload, headers, deadline)
+            return await asyncio.wrap_future(turn)
+        except asyncio.CancelledError:
+            if not turn.cancelled():
+                raise
+            return service.refuse(too_late(0.0, 0.0), headers, arrival)  # it still waited when its time was over
         finally:
-            self.service.admission.leave()
+            over.cancel()
+            service.admission.leave()
+
+    def refuse(self, error: RequestError, headers: dict[str, str]) -> Reply:
+        """The answer to a request that is not read."""
+        return self.service.refuse(error, headers, self.service.arrival(headers))
 
 
 def main(arguments: list[str]) -> int:
@@ -75,7 +91,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--model-name", default=MODEL_NAME)
     chosen = parser.parse_args(arguments)
-    logs.configure(others=("kserve", "uvicorn"))
+    logs.configure(others=("kserve", "uvicorn", "asyncio"))
     # uvicorn drains at a signal and then raises it once more, for whoever had it before: what is below must still clean up.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
@@ -117,4 +133,4 @@ def _sentence(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave_after(lambda: main(sys.argv[1:]))

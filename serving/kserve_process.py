@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.config import VARIABLE, ServingConfig
+from serving.exits import ended
 from serving.processes import (
     START_LIMIT,
     STOP_LIMIT,
@@ -42,7 +43,7 @@ class KServe(LocalServer):
         """Raise a ServerError when the server has ended by itself."""
         if (code := self.process.poll()) is not None:
             self.output()
-            raise ServerError(f"the predictor ended by itself (exit code {code}): see {self.log}")
+            raise ServerError(f"the predictor {ended(code)}: see {self.log}")
 
 
 @contextmanager

@@ -9,11 +9,13 @@ contract tests find no predict route.
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from serving.service import Reply
+from serving.errors import JSON, error_body
+from serving.service import Reply, too_large
+from thinktwice import __version__
 
 _arguments = sys.argv[1:]
 sys.argv[1:] = []  # the SDK reads the command line when it is imported, and would take ours for its own
@@ -25,13 +27,13 @@ from kserve.protocol.rest.v1_endpoints import V1Endpoints  # noqa: E402
 from kserve.protocol.rest.v2_endpoints import V2Endpoints  # noqa: E402
 from starlette.exceptions import HTTPException  # noqa: E402
 from starlette.requests import ClientDisconnect, Request  # noqa: E402
-from starlette.responses import JSONResponse, Response  # noqa: E402
+from starlette.responses import Response  # noqa: E402
+
+from serving.bounded_http import bounded  # noqa: E402
 
 sys.argv[1:] = _arguments
 
 __all__ = ["Server", "kserve"]
-
-Predict = Callable[[bytes, dict[str, str]], Awaitable[Reply]]
 
 
 class Server(RESTServer):
@@ -58,6 +60,7 @@ class Server(RESTServer):
             grace_period=grace,
         )
         self.config.host = host
+        self.config.http, self.config.ws = bounded(), "none"
         self.config.access_log = self.config.server_header = False
         self._model, self._openapi, self._limit = model, openapi, max_body_bytes
 
@@ -69,16 +72,18 @@ class Server(RESTServer):
 
         async def refused(_: Request, error: Exception) -> Response:
             assert isinstance(error, HTTPException)
-            return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+            field = {404: "path", 405: "method"}.get(error.status_code, "")
+            return _error(error.status_code, error.detail, field, error.headers)
 
         async def failed(_: Request, error: Exception) -> Response:
-            return JSONResponse({"error": "the request failed"}, 500)
+            return _error(500, "the request failed")
 
         app.add_exception_handler(HTTPException, refused)
         app.add_exception_handler(Exception, failed)
 
     def _register_endpoints(self, app: Any) -> None:
         app.openapi = lambda: self._openapi
+        app.router.redirect_slashes = False  # it would send callers to the host that they name
         v1, v2 = (kind(self.dataplane, self.model_repository_extension) for kind in (V1Endpoints, V2Endpoints))
         name = self._model.name
         for path in (f"/v1/models/{name}:predict", f"/v2/models/{name}/infer"):
@@ -88,7 +93,7 @@ class Server(RESTServer):
             ("/metrics", metrics_handler),
             ("/v1/models", v1.models),
             (f"/v1/models/{name}", partial(v1.model_ready, name)),
-            ("/v2", v2.metadata),
+            ("/v2", self._metadata),
             ("/v2/health/live", v2.live),
             ("/v2/health/ready", v2.ready),
             (f"/v2/models/{name}", partial(v2.model_metadata, name, None)),
@@ -96,7 +101,15 @@ class Server(RESTServer):
         ):
             app.add_api_route(path, answer, methods=["GET"], response_model=None)
 
+    async def _metadata(self) -> dict[str, Any]:
+        """Server metadata of the Open Inference Protocol. The SDK's names its own release, and an extension that is not here."""
+        return {"name": "thinktwice", "version": __version__, "extensions": ["binary_tensor_data"]}
+
     async def _predict(self, request: Request) -> Response:
+        # Of a header that is there twice the last counts, as with TorchServe.
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
+        if _announces_more(headers, self._limit):
+            return _sent(self._model.refuse(too_large(self._limit), headers))
         body = bytearray()
         try:
             async for part in request.stream():
@@ -105,5 +118,17 @@ class Server(RESTServer):
                     break
         except ClientDisconnect:
             return Response(status_code=400)  # nobody reads it
-        reply = await self._model.predict(bytes(body), dict(request.headers))
-        return Response(reply.body, reply.status, reply.headers)
+        return _sent(await self._model.predict(bytes(body), headers))
+
+
+def _sent(reply: Reply) -> Response:
+    return Response(reply.body, reply.status, reply.headers)
+
+
+def _announces_more(headers: dict[str, str], limit: int) -> bool:
+    length = headers.get("content-length", "")
+    return length.isascii() and length.isdigit() and int(length) > limit
+
+
+def _error(status: int, text: str, field: str = "", headers: Mapping[str, str] | None = None) -> Response:
+    return Response(error_body(text, field), status, headers, media_type=JSON)

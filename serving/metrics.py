@@ -75,6 +75,9 @@ class Metrics:
         self._defaults = counter(
             "defaulted_lookups", "Lookups answered with defaults: the store was late or failed.", "side", "reason"
         )
+        self._ignored = counter(
+            "request_start_ignored", "Requests whose X-Request-Start was not used, by what is wrong with it.", "reason"
+        )
         self._budget = histogram(
             "path_budget_rows", "Extra rows a request was allowed, as far as something limits it.", BUDGET
         ).labels(**self._who)
@@ -83,6 +86,13 @@ class Metrics:
         self._waiting = gauge("waiting_share", "Share of the last second's requests that had to wait for another.")
         self._snapshot_age = gauge(
             "item_snapshot_age_seconds", "Since the item features were last read from the store."
+        )
+        self._lost = gauge(
+            "item_snapshot_lost_items",
+            "Items that had features and have none in the store now; the old ones are served.",
+        )
+        self._clock_offset = gauge(
+            "caller_clock_offset_seconds", "What the clock behind X-Request-Start is behind by, which is corrected."
         )
         log = counter("prediction_log_requests", "Requests of the prediction log: what became of them.", "what")
         self._log = {what: log.labels(**self._who, what=what) for what in LOGGED}
@@ -129,12 +139,18 @@ class Metrics:
         """Whether the prediction log can be written. Of several workers, one that cannot is enough."""
         self._unwritable.set(not writable)
 
-    def state(self, admission: Admission, reader: object) -> None:
-        """How full the process is, and how old its item features are."""
+    def start_ignored(self, reason: str) -> None:
+        """An ``X-Request-Start`` said nothing."""
+        self._ignored.labels(**self._who, reason=reason).inc()
+
+    def state(self, admission: Admission, reader: object, clock_offset: float = 0.0) -> None:
+        """How full the process is, how old its item features are, and what the callers' clock is off."""
+        self._clock_offset.set(clock_offset)
         self._queue.set(admission.waiting)
         self._waiting.set(admission.waiting_share())
         if (filled := getattr(reader, "filled", None)) is not None:
             self._snapshot_age.set(time.time() - filled)
+            self._lost.set(getattr(reader, "lost", 0))
 
     def stage(self, name: str, seconds: float) -> None:
         """Time outside of the scorer: queue, parse, respond."""

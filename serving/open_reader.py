@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.features import DirectReader, Lookup, OnDefault, OnlineFeatureReader, PromptSource
@@ -15,6 +14,7 @@ from serving.guarded_source import GuardedSource
 from thinktwice.data.encoder import Encoder
 from thinktwice.data.feature_tables import table_specs
 from thinktwice.errors import FeatureStoreError
+from thinktwice.parquet import open_parquet
 from thinktwice.schema import LogSchema
 
 DATA = "data"  # folder of the feature tables within a store
@@ -97,9 +97,10 @@ def _catalogue(folder: Path, schema: LogSchema, encoder: Encoder) -> Callable[[]
             return encoder.values_of(key)
         found: dict[str, None] = {}
         for table in there:
-            for part in pq.ParquetFile(table).iter_batches(AT_ONCE, columns=[key]):
-                found.update(dict.fromkeys(part.column(0).unique().to_pylist()))
-                time.sleep(BREATH)
+            with open_parquet(table) as file:
+                for part in file.iter_batches(AT_ONCE, columns=[key]):
+                    found.update(dict.fromkeys(part.column(0).unique().to_pylist()))
+                    time.sleep(BREATH)
         return list(found)
 
     return ids

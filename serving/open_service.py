@@ -52,9 +52,9 @@ def open_service(
         tracing=tracing,
     )
     admission = Admission(workers=config.workers, queue=config.queue, shed=config.shed)
-    for rows, seconds in scorer.costs():
-        admission.cost.add(rows, seconds)
     log = None
     if config.prediction_log.folder:
         log = PredictionLog(scorer.bundle.schema, config.prediction_log, metrics.log_writable)
-    return Service(scorer, config, metrics, admission, tracing, model_name=model_name, log=log)
+    service = Service(scorer, config, metrics, admission, tracing, model_name=model_name, log=log)
+    service.warm_up()
+    return service

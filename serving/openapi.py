@@ -28,6 +28,7 @@ WHITE = r"[ \t\n\r\v\f]*"
 STATUSES = {
     "400": "The request is wrong; `field` names where.",
     "413": "The body is too large.",
+    "415": "The body is compressed.",
     "429": "Too many requests wait; `Retry-After` says when to come again.",
     "500": "The predictor failed.",
     "503": "The answer would be late, or the feature store does not answer; `Retry-After` says when to come again.",
@@ -36,7 +37,7 @@ AGAIN = ("429", "503")  # statuses with Retry-After
 HEADERS = {
     "X-Request-Id": "Names the request in answers and logs.",
     "X-Request-Start": "`t=` and Unix seconds: when the caller sent it. Time in queues then counts against the deadline.",
-    "X-Deadline-Ms": "Milliseconds from then within which the answer is of use.",
+    "X-Deadline-Ms": "Milliseconds from then within which the answer is of use; with 0 or less it is refused.",
     "traceparent": "W3C trace context; the predictor's spans go below it.",
 }
 ANSWER_HEADERS = {
@@ -87,7 +88,9 @@ def document(schema: LogSchema, model_name: str, model_version: str, *, online: 
                 "V1Answer": _object({"predictions": _list(_prediction(), 1, MAX_REQUESTS)}, required=["predictions"]),
                 "V2Body": _v2_body(model_name, model_version),
                 "V2Answer": _v2_answer(),
-                "Error": _object({"error": {"type": "string"}, "field": {"type": "string"}}, required=["error"]),
+                "Error": _object(
+                    {"error": {"type": "string"}, "field": {"type": "string"}}, required=["error", "field"]
+                ),
             }
         },
     }

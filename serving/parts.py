@@ -11,6 +11,7 @@ from typing import Literal
 
 from thinktwice.files import atomic_file
 
+READABLE = 0o640  # by the group alone: a part may hold ids of users, and the folder may be open to anybody
 STALE_SECONDS = 3600.0  # after which a half-written file belongs to nobody: a part takes seconds
 
 WhenFull = Literal["stop", "forget"]
@@ -60,7 +61,7 @@ class PartFolder:
             return False
         self._number += 1
         name = f"served-{time.time_ns():020d}-{self._name}-{self._number:06d}.parquet"
-        with atomic_file(self.folder / name) as temporary, temporary.open("wb") as file:
+        with atomic_file(self.folder / name, READABLE) as temporary, temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -67,9 +67,9 @@ def check_port(port: int) -> None:
             ) from error
 
 
-def free_ports(count: int) -> list[int]:
+def free_ports(count: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> list[int]:
     """Ports of loopback that nobody has, all different."""
-    sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
+    sockets = [socket.socket(socket.AF_INET, kind) for _ in range(count)]
     try:
         for one in sockets:
             one.bind((HOST, 0))

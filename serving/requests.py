@@ -159,11 +159,20 @@ class RequestParser:
             value = {}
         if not isinstance(value, dict):
             raise RequestError(f"{path} must be an object, not {_kind(value)}", field=path)
-        _refuse_unknown(value, {*self._context, self._time}, path)
+        _refuse_unknown(value, {*self._context, self._time}, path, self._elsewhere)
         out = self._derive(value.get(self._time), f"{path}.{self._time}")
         for name, field in self._context.items():
             out[name] = _field_value(field, value.get(name), f"{path}.{name}")
         return out, tuple(name for name in self._context if out[name] is None or out[name] == "")
+
+    def _elsewhere(self, name: str) -> str:
+        """Where the value of a field that is no part of the context comes from; "" for what is no field at all."""
+        if name in self._derived:
+            return f"it comes from {self._time}, give that"
+        if name in self._fields:
+            entity = self._fields[name].entity
+            return f"a field of the {entity}, it is looked up by the id" if entity != "context" else ""
+        return ""
 
     def _parse_rows(self, value: dict[str, Any], path: str) -> Request:
         _refuse_unknown(value, {"rows", "k", "deadline_ms"}, path)
@@ -222,12 +231,15 @@ def _kind(value: Any) -> str:
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
-def _refuse_unknown(value: Mapping[str, Any], allowed: set[str], path: str) -> None:
+def _refuse_unknown(
+    value: Mapping[str, Any], allowed: set[str], path: str, elsewhere: Callable[[str], str] = lambda name: ""
+) -> None:
     for name in value:
         if name not in allowed:
             shown = name if len(name) <= 64 else name[:64] + "..."
             known = ", ".join(sorted(allowed))
-            raise RequestError(f"{path} has an unknown key {shown!r}: known are {known}", field=f"{path}.{shown}")
+            hint = f" ({found})" if (found := elsewhere(name)) else ""
+            raise RequestError(f"{path} has an unknown key {shown!r}{hint}: known are {known}", field=f"{path}.{shown}")
 
 
 def _optional(value: Mapping[str, Any], name: str, path: str, check: Callable[[Any, str], Any]) -> Any:

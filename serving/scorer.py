@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from serving.deadline import Deadline
-from serving.features import Features, OnDefault, OnlineFeatureReader
+from serving.features import Entity, Features, OnDefault, OnlineFeatureReader
 from serving.open_reader import FeatureConfig, open_reader
 from serving.requests import Request, RequestParser
 from serving.tracing import Tracing
 from thinktwice.bundle import Bundle, load_bundle
 from thinktwice.data.encoded import Batch
 from thinktwice.data.sides import join
-from thinktwice.errors import FeatureStoreError, RequestError, ServerError
+from thinktwice.errors import FeatureStoreError, ServerError
 from thinktwice.testtime.budget import extra_rows
 
-WARM_UP_ROWS = (1, 100)
+WARM_UP_ROWS = 100
 WARM_UP_ROUNDS = 3
 
 
@@ -40,7 +40,9 @@ class Answer:
             unsure rows kept the score of one pass.
         defaulted: context fields the caller left out.
         stale_user, stale_items: features older than allowed.
-        default_features: sides ("user", "items") whose lookup was late or failed and that were scored with defaults.
+        default_features: sides ("user", "item") that were scored with defaults: their lookup was late or failed, or their stored
+            features were too large for the model.
+        unusable: those of them whose stored features were too large.
         path_budget: extra rows the request was allowed where less than usual; None without a limit of its own.
         shed: it was allowed none for the load of the server.
         path_rows: extra rows that were scored.
@@ -63,11 +65,24 @@ class Answer:
     stale_user: bool = False
     stale_items: tuple[bool, ...] = ()
     default_features: tuple[str, ...] = ()
+    unusable: tuple[Entity, ...] = ()
     path_budget: int | None = None
     shed: bool = False
     path_rows: int = 0
     stages: Mapping[str, float] = field(default_factory=dict, compare=False)
     logged: Logged = field(default=({}, ()), compare=False)
+
+
+class NoFiniteScoreError(ServerError):
+    """The model gives no number for a row: its own values are too large, or the model is broken.
+
+    Attributes:
+        request, row: places in the body and in the request.
+    """
+
+    def __init__(self, request: int, row: int) -> None:
+        super().__init__(f"request {request}, row {row} has no finite score")
+        self.request, self.row = request, row
 
 
 class Scorer:
@@ -92,19 +107,22 @@ class Scorer:
         self._shared_fields = frozenset(f.name for f in bundle.encoder.fields if f.entity != "item")
         self._stage = (tracing or Tracing()).stage
         self._ms_per_path_row = 0.0
-        self._costs: tuple[tuple[int, float], ...] = ()
 
     def warm_up(self) -> None:
-        """Look up and score with made-up values, so that the first caller does not pay for it, and measure what it costs."""
+        """Look up and score with made-up values, so that the first caller does not pay for it, and measure what a path costs."""
         if self.reader is not None:
             self.reader.read("" if self._user_key is None else "0", ["0"])
-        self._costs = tuple((rows, self._seconds(rows)) for rows in WARM_UP_ROWS)
-        rows, seconds = self._costs[-1]
-        self._ms_per_path_row = 1000 * seconds / rows
+        self._ms_per_path_row = 1000 * self._seconds(WARM_UP_ROWS) / WARM_UP_ROWS
 
-    def costs(self) -> tuple[tuple[int, float], ...]:
-        """Seconds that requests of some numbers of rows took at warm-up; empty before."""
-        return self._costs
+    def sample(self, rows: int) -> dict[str, Any]:
+        """A request of so many rows as callers send them, of values that training saw, to measure what one costs."""
+        if self.reader is None or self._item_key is None:
+            return {"rows": [{}] * rows}
+        known = self.bundle.encoder.values_of(self._item_key)[:rows] or ["0"]
+        request: dict[str, Any] = {"candidates": [known[i % len(known)] for i in range(rows)]}
+        if self._user_key is not None:
+            request["user_id"] = next(iter(self.bundle.encoder.values_of(self._user_key)), "0")
+        return request
 
     def _seconds(self, rows: int) -> float:
         best = float("inf")
@@ -126,14 +144,16 @@ class Scorer:
 
         Raises:
             FeatureStoreError: the store does not answer.
-            RequestError: a raw row has no finite score.
-            ServerError: a looked-up row has none.
+            NoFiniteScoreError: a row has none.
         """
         after = sum(request.num_rows for request in requests)
         answers = []
-        for request in requests:
+        for number, request in enumerate(requests):
             after -= request.num_rows  # what still has to be answered in the same time
-            answers.append(self._score_one(request, deadline, extra_paths, after))
+            try:
+                answers.append(self._score_one(request, deadline, extra_paths, after))
+            except NoFiniteScoreError as error:
+                raise NoFiniteScoreError(number, error.row) from None
         return answers
 
     def _score_one(self, request: Request, deadline: Deadline | None, extra_paths: bool, rows_after: int) -> Answer:
@@ -152,7 +172,12 @@ class Scorer:
         with self._stage("engine", rows=request.num_rows):
             scored = self.bundle.engine.score(batch, budget, request.k)
         probability = np.asarray(scored.probability, np.float64)
-        _refuse_no_numbers(request, probability)
+        unusable: tuple[Entity, ...] = ()
+        if not np.isfinite(probability).all():  # JSON would turn NaN into null
+            features, unusable = self._without_unusable(request, features, np.flatnonzero(~np.isfinite(probability)))
+            batch, logged = self.encode(request, features)
+            scored = self.bundle.engine.score(batch, budget, request.k)
+            probability = np.asarray(scored.probability, np.float64)
         best_first = np.argsort(-probability, kind="stable")
         rank = np.empty(request.num_rows, np.int64)
         rank[best_first] = np.arange(1, request.num_rows + 1)
@@ -178,6 +203,7 @@ class Scorer:
             stale_user=features is not None and features.stale_user,
             stale_items=() if features is None else features.stale_items,
             default_features=() if features is None else features.defaulted,
+            unusable=unusable,
             path_budget=budget,
             shed=shed,
             path_rows=scored.path_rows,
@@ -200,6 +226,32 @@ class Scorer:
             items = encoder.encode_side(rows, self._item_fields)
         return join(encoder.encode_side([shared], self._shared_fields), items), (shared, features.items)
 
+    def _without_unusable(
+        self, request: Request, features: Features | None, bad: np.ndarray
+    ) -> tuple[Features, tuple[Entity, ...]]:
+        """Features with which every row has a score: those of the bad rows' items, of the user, or of both count as missing,
+        for huge numbers may overflow within the model; and whose they were.
+
+        Raises:
+            NoFiniteScoreError: looked-up features are not what is wrong.
+        """
+        tries: tuple[tuple[Entity, ...], ...] = (("item",), ("user",), ("user", "item"))
+        for sides in tries if features is not None else ():
+            assert features is not None
+            nothing: Mapping[str, Any] = {}
+            places = set(bad.tolist()) if "item" in sides else set()
+            tried = replace(
+                features,
+                user=dict.fromkeys(features.user) if "user" in sides else features.user,
+                items=[nothing if i in places else row for i, row in enumerate(features.items)],
+                defaulted=tuple(dict.fromkeys((*features.defaulted, *sides))),
+                encoded_items=None,
+            )
+            scored = self.bundle.engine.score(self.encode(request, tried)[0], 0, request.k)
+            if np.isfinite(np.asarray(scored.probability)).all():
+                return tried, sides
+        raise NoFiniteScoreError(0, int(bad[0]))
+
     def _path_budget(
         self, request: Request, deadline: Deadline | None, extra_paths: bool, rows_after: int
     ) -> tuple[int | None, bool]:
@@ -215,23 +267,6 @@ class Scorer:
         if shed:
             allowed = 0
         return (allowed if allowed < cap else None), shed
-
-
-def _refuse_no_numbers(request: Request, probability: np.ndarray) -> None:
-    """An answer holds numbers only: huge vectors may overflow within the model, and JSON would turn NaN into null."""
-    bad = np.flatnonzero(~np.isfinite(probability))
-    if len(bad) == 0:
-        return
-    place = int(bad[0])
-    if request.rows is not None:
-        raise RequestError(
-            f"rows[{place}] has no finite score: its numbers are too large for the model, give smaller ones",
-            field=f"rows[{place}]",
-        )
-    raise ServerError(
-        f"candidate {request.candidates[place]!r} has no finite score: its stored features are too large for the model, "
-        "materialize the features again"
-    )
 
 
 def open_scorer(

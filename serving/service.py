@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import traceback
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,18 +21,22 @@ import orjson
 from serving import codec_v1, codec_v2, json_text, openapi
 from serving.admission import Admission
 from serving.config import ServingConfig
-from serving.deadline import Deadline, header_deadline_ms, waited
+from serving.deadline import Deadline, header_deadline_ms
+from serving.errors import JSON, error_body
 from serving.logs import EXTRA
 from serving.metrics import Metrics
 from serving.outcome import Outcome
 from serving.prediction_log import PredictionLog, Served
 from serving.requests import Request
-from serving.scorer import Answer, Scorer
+from serving.scorer import Answer, NoFiniteScoreError, Scorer
+from serving.sending_times import HEADER as START_HEADER
+from serving.sending_times import SendingTimes
+from serving.state import Trouble
 from serving.tracing import Tracing
 from serving.v2_tensors import HEADER, split
 from thinktwice.errors import FeatureStoreError, OverloadedError, RequestError
 
-JSON, BINARY = "application/json", "application/octet-stream"
+BINARY = "application/octet-stream"
 FORMS = (
     "application/x-www-form-urlencoded",
     "multipart/form-data",
@@ -39,9 +44,12 @@ FORMS = (
 REQUEST_ID = "x-request-id"
 OWN_REQUEST_ID = "x-ctr-request-id"  # the same once more: TorchServe puts an id of its own into the other
 MAX_REQUEST_ID = 128
+WARM_UP_ROWS, WARM_UP_ROUNDS = (1, 100, 1000), 3
 PHRASES = {
     400: "Bad Request",
+    404: "Not Found",
     413: "Content Too Large",
+    415: "Unsupported Media Type",
     429: "Too Many Requests",
     500: "Internal Server Error",
     503: "Service Unavailable",
@@ -63,12 +71,38 @@ class Reply:
         return PHRASES.get(self.status, "OK")
 
 
+@dataclass(frozen=True)
+class Arrival:
+    """A request that came in.
+
+    Attributes:
+        deadline: as its headers or the settings say.
+        at: when it came in, on the monotonic clock.
+        queued: seconds since it was sent, as far as anybody says.
+        problem: what is wrong with these headers.
+    """
+
+    deadline: Deadline
+    at: float
+    queued: float = 0.0
+    problem: RequestError | None = None
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What a body asks."""
+
+    requests: list[Request]
+    rows: int
+    v2: dict[str, Any] | None = None  # the body, where it is v2
+
+
 @dataclass
 class _Course:
     """What is known of a request so far."""
 
     request_id: str
-    deadline: Deadline
+    arrival: Arrival
     arrived: float  # monotonic
     trace_id: str = ""
     outcome: Outcome = "failed"
@@ -101,12 +135,47 @@ class Service:
     ) -> None:
         self.scorer, self.config, self.metrics, self.admission = scorer, config, metrics, admission
         self._tracing, self._model_name, self._log = tracing, model_name, log
+        self._sent = SendingTimes(metrics.start_ignored)
+        self._too_large = Trouble(
+            logger, "stored features fit the model again, after {seconds} s and {times} answers without them"
+        )
 
-    def arrival(self, headers: Mapping[str, str]) -> Deadline:
-        """The deadline of a request that arrives now; ``headers`` have lower-case names."""
-        sent = time.monotonic() - waited(headers)
-        milliseconds = header_deadline_ms(headers) or self.config.deadline_ms
-        return Deadline(sent, sent + milliseconds / 1000)
+    def arrival(
+        self, headers: Mapping[str, str], *, idle: bool | None = None, waited: float = 0.0, at_most: float = 0.0
+    ) -> Arrival:
+        """What the headers of a request that comes in now say about its time.
+
+        Args:
+            headers: lower-case names.
+            idle: whether the server had nothing to do; default as far as the admission knows.
+            waited, at_most: seconds that the server in front kept it, by estimate and by an upper bound. Where its sending time is
+                not known, the first tells load and the second counts against its deadline.
+        """
+        now = time.monotonic()
+        problem = None
+        if START_HEADER in headers:
+            waited = at_most = self._sent.waited(headers, idle=self.admission.idle if idle is None else idle)
+        try:
+            milliseconds = header_deadline_ms(headers)
+        except RequestError as error:
+            milliseconds, problem = None, error
+        sent = now - at_most
+        limit = self.config.deadline_ms if milliseconds is None else milliseconds
+        return Arrival(Deadline(sent, sent + limit / 1000), now, waited, problem)
+
+    def warm_up(self) -> None:
+        """Answer made-up requests of some sizes the whole way, and let the admission know what they took."""
+        costs = []
+        for rows in WARM_UP_ROWS:
+            raw = orjson.dumps({"instances": [self.scorer.sample(rows)]})
+            best = math.inf
+            for _ in range(WARM_UP_ROUNDS):
+                began = time.perf_counter()
+                question = self._read(raw, {})
+                self._encode(question, self.scorer.score(question.requests, extra_paths=False))
+                best = min(best, time.perf_counter() - began)
+            costs.append((rows, best))
+        self.admission.warmed_up(costs)
 
     def close(self) -> None:
         """Stop what runs in the background."""
@@ -115,31 +184,28 @@ class Service:
         if self._log is not None:
             self._log.close()
 
-    def answer(self, body: Any, headers: Mapping[str, str], deadline: Deadline | None = None) -> Reply:
+    def answer(self, body: Any, headers: Mapping[str, str], arrival: Arrival | None = None) -> Reply:
         """Answer one HTTP request. Never raises.
 
         Args:
             body: bytes, or an object decoded already.
             headers: lower-case names.
-            deadline: as :meth:`arrival` gave it when the request arrived; default now.
+            arrival: as :meth:`arrival` gave it when the request came in; default now.
         """
-        deadline = deadline or self.arrival(headers)
-        course = _Course(_request_id(headers), deadline, time.monotonic())
+        course = _Course(_request_id(headers), arrival or self.arrival(headers), time.monotonic())
         with self._tracing.request(headers, **{"thinktwice.request_id": course.request_id}) as course.trace_id:
             reply = self._guarded(body, headers, course)
-        spent = time.monotonic() - course.deadline.sent
-        self.metrics.finished(course.outcome, spent)
-        if self.config.access_log:
-            self._tell(course, reply, spent)
-        reply.headers[REQUEST_ID] = reply.headers[OWN_REQUEST_ID] = course.request_id
-        return reply
+        return self._told(course, reply)
 
-    def refuse(self, error: OverloadedError, headers: Mapping[str, str], deadline: Deadline) -> Reply:
-        """The answer to a request that found no place in the queue."""
-        course = _Course(_request_id(headers), deadline, time.monotonic(), trace_id="", outcome="refused")
-        reply = _refused(error)
-        spent = time.monotonic() - deadline.sent
-        self.metrics.finished("refused", spent)
+    def refuse(self, error: OverloadedError | RequestError, headers: Mapping[str, str], arrival: Arrival) -> Reply:
+        """The answer to a request that is not worked on: it found no place in the queue, or was late before its turn came, or
+        cannot be read."""
+        course = _Course(_request_id(headers), arrival, time.monotonic())
+        return self._told(course, self._refused(error, course))
+
+    def _told(self, course: _Course, reply: Reply) -> Reply:
+        spent = course.arrival.queued + time.monotonic() - course.arrival.at
+        self.metrics.finished(course.outcome, spent)
         if self.config.access_log:
             self._tell(course, reply, spent)
         reply.headers[REQUEST_ID] = reply.headers[OWN_REQUEST_ID] = course.request_id
@@ -148,19 +214,29 @@ class Service:
     def _guarded(self, body: Any, headers: Mapping[str, str], course: _Course) -> Reply:
         try:
             return self._answer(body, headers, course)
-        except OverloadedError as error:
-            course.outcome = "refused"
-            return _refused(error)
-        except RequestError as error:
-            course.outcome = "invalid"
-            return Reply(error.status, _error(str(error), error.field), {"content-type": JSON})
+        except (OverloadedError, RequestError) as error:
+            return self._refused(error, course)
         except FeatureStoreError as error:
             logger.error("feature store: %s", error, extra={EXTRA: {"request_id": course.request_id}})
-            body = _error("the feature store does not answer, try again later")
+            body = error_body("the feature store does not answer, try again later")
             return Reply(503, body, {"content-type": JSON, "retry-after": "1"})
-        except Exception:
-            logger.exception("prediction failed", extra={EXTRA: {"request_id": course.request_id}})
-            return Reply(500, _error("prediction failed"), {"content-type": JSON})
+        except Exception as error:  # noqa: BLE001 (whatever it is, the caller gets an answer)
+            # What an exception says may be a caller's value: the log gets the places in the code alone.
+            fields = {"request_id": course.request_id, "exception": type(error).__name__}
+            fields["places"] = "".join(traceback.format_tb(error.__traceback__))
+            logger.error("prediction failed", extra={EXTRA: fields})
+            return Reply(500, error_body("prediction failed"), {"content-type": JSON})
+
+    def _refused(self, error: OverloadedError | RequestError, course: _Course) -> Reply:
+        if isinstance(error, OverloadedError):
+            course.outcome = "refused"
+            headers = {"content-type": JSON, "retry-after": str(max(1, math.ceil(error.retry_after)))}
+            return Reply(error.status, error_body(str(error)), headers)
+        course.outcome = "invalid"
+        headers = {"content-type": JSON}
+        if error.status == 415:
+            headers["accept-encoding"] = "identity"
+        return Reply(error.status, error_body(str(error), error.field), headers)
 
     @cached_property
     def openapi(self) -> dict[str, Any]:
@@ -173,48 +249,91 @@ class Service:
         if openapi.MEDIA_TYPE in headers.get("accept", ""):
             course.outcome = "ok"
             return Reply(200, orjson.dumps(self.openapi), {"content-type": openapi.MEDIA_TYPE})
-        queued = course.arrived - course.deadline.sent
+        arrival = course.arrival
+        if arrival.problem is not None:
+            raise arrival.problem
+        self.admission.refuse_hopeless(arrival.deadline)
+        queued = arrival.queued + course.arrived - arrival.at
         began = time.perf_counter()
-        body, tail = self._decode(raw, headers)
-        v2 = codec_v2.is_v2(body)
-        if v2:
-            version = self.scorer.bundle.manifest.model_version
-            requests = codec_v2.requests(body, tail, self.scorer.parser, self._model_name, version)
-            codec_v2.wanted_outputs(body)  # refuse before the work is done
-        else:
-            requests = self.scorer.parser.parse_all(codec_v1.instances(body, tail), "instances")
+        question = self._read(raw, headers)
         parsed = time.perf_counter()
-        own = [Deadline.of(request.deadline_ms, course.deadline) or course.deadline for request in requests]
+        own = [Deadline.of(request.deadline_ms, arrival.deadline) or arrival.deadline for request in question.requests]
         soonest = min(own, key=lambda deadline: deadline.ends)
-        rows = sum(request.num_rows for request in requests)
-        self.admission.admit(soonest, rows)
-        answers = self.scorer.score(requests, course.deadline, extra_paths=self.admission.extra_paths(queued, rows))
+        extra_paths = self.admission.admit(soonest, question.rows, queued)
+        try:
+            answers = self.scorer.score(question.requests, arrival.deadline, extra_paths=extra_paths)
+        except NoFiniteScoreError as error:
+            return self._no_score(error, question, course)
         scored = time.perf_counter()
-        encoded, tail = codec_v2.encode(answers, body, self._model_name) if v2 else (codec_v1.encode(answers), b"")
-        text = orjson.dumps(encoded)
-        reply = Reply(200, text + tail, {"content-type": BINARY if tail else JSON})
-        if tail:
-            reply.headers[HEADER] = str(len(text))
+        reply = self._encode(question, answers)
         course.outcome, course.answers = "ok", answers
         done = time.perf_counter()
-        self.admission.finished(rows, done - began, _extra_seconds(answers))
         self.metrics.stage("queue", queued)
         self.metrics.stage("parse", parsed - began)
         self.metrics.stage("respond", done - scored)
-        for request, answer in zip(requests, answers, strict=True):
+        for request, answer in zip(question.requests, answers, strict=True):
             self.metrics.answered(answer)
+            self._look_at_features(answer)
             if self._log is not None:
                 self._log.offer(self._served(course.request_id, request, answer))
         if self._log is not None:
             self.metrics.logged(self._log.counts)
-        self.metrics.state(self.admission, self.scorer.reader)
+        self.metrics.state(self.admission, self.scorer.reader, self._sent.offset)
         stages = {"queue": queued, "parse": parsed - began}
         for name in ("features", "encode", "engine"):
             stages[name] = sum(answer.stages.get(name, 0.0) for answer in answers)
         stages["respond"] = done - scored
         stages["total"] = queued + done - began
         reply.headers["server-timing"] = ", ".join(f"{n};dur={1000 * s:.3f}" for n, s in stages.items())
+        self.admission.finished(question.rows, time.perf_counter() - began, _extra_seconds(answers))
         return reply
+
+    def _read(self, raw: Any, headers: Mapping[str, str]) -> _Question:
+        body, tail = self._decode(raw, headers)
+        if codec_v2.is_v2(body):
+            version = self.scorer.bundle.manifest.model_version
+            requests = codec_v2.requests(body, tail, self.scorer.parser, self._model_name, version)
+            codec_v2.wanted_outputs(body)  # refuse before the work is done
+        else:
+            requests = self.scorer.parser.parse_all(codec_v1.instances(body, tail), "instances")
+        rows = sum(request.num_rows for request in requests)
+        return _Question(requests, rows, body if codec_v2.is_v2(body) else None)
+
+    def _encode(self, question: _Question, answers: list[Answer]) -> Reply:
+        if question.v2 is None:
+            return Reply(200, orjson.dumps(codec_v1.encode(answers)), {"content-type": JSON})
+        encoded, tail = codec_v2.encode(answers, question.v2, self._model_name)
+        text = orjson.dumps(encoded)
+        reply = Reply(200, text + tail, {"content-type": BINARY if tail else JSON})
+        if tail:
+            reply.headers[HEADER] = str(len(text))
+        return reply
+
+    def _no_score(self, error: NoFiniteScoreError, question: _Question, course: _Course) -> Reply:
+        """Raw rows that are too large are the caller's fault; a row that has no score even without features is the model's."""
+        own = question.requests[error.request].rows is not None
+        place = f"{'rows' if own else 'candidates'}[{error.row}]"
+        if question.v2 is None:
+            place = f"instances[{error.request}].{place}"
+        if own:
+            raise RequestError(
+                f"{place} has no finite score: its numbers are too large for the model, give smaller ones", field=place
+            )
+        text = f"{place} has no finite score, not even without its features: the model is broken, serve another version"
+        logger.error("%s", text, extra={EXTRA: {"request_id": course.request_id}})
+        return Reply(500, error_body(text, place), {"content-type": JSON})
+
+    def _look_at_features(self, answer: Answer) -> None:
+        """Tell when stored features are too large for the model."""
+        for side in answer.unusable:
+            self.metrics.defaulted(side, "unusable")
+        if answer.unusable:
+            sides = " and ".join(answer.unusable)
+            self._too_large.met(
+                f"stored {sides} features are too large for the model and count as missing: materialize the features again"
+            )
+        elif answer.item_ids is not None:
+            self._too_large.not_met()
 
     def _served(self, request_id: str, request: Request, answer: Answer) -> Served:
         shared, items = answer.logged
@@ -239,15 +358,18 @@ class Service:
 
     def _decode(self, raw: Any, headers: Mapping[str, str]) -> tuple[dict[str, Any], bytes]:
         tail = b""
+        coding = headers.get("content-encoding", "").strip().lower()
+        if coding not in ("", "identity"):
+            raise RequestError(
+                f"the body is compressed ({coding[:40]}), which is not accepted: send it as it is, without Content-Encoding",
+                field="content-encoding",
+                status=415,
+            )
         if raw is None or headers.get("content-type", "").lower().startswith(FORMS):
             raise RequestError("the request has no JSON body: send Content-Type application/json", field="body")
         if isinstance(raw, (bytes, bytearray, str)):
             if len(raw) > self.config.max_body_bytes:
-                raise RequestError(
-                    f"the body is too large, at most {self.config.max_body_bytes} bytes are accepted: send fewer rows",
-                    field="body",
-                    status=413,
-                )
+                raise too_large(self.config.max_body_bytes)
             if not isinstance(raw, str):
                 raw, tail = split(bytes(raw), headers.get(HEADER))
             raw = json_text.loads(raw, "the body", "body")
@@ -280,10 +402,8 @@ def _request_id(headers: Mapping[str, str]) -> str:
     return given if 0 < len(given) <= MAX_REQUEST_ID and given.isascii() and given.isprintable() else str(uuid.uuid4())
 
 
-def _refused(error: OverloadedError) -> Reply:
-    headers = {"content-type": JSON, "retry-after": str(max(1, math.ceil(error.retry_after)))}
-    return Reply(error.status, _error(str(error)), headers)
-
-
-def _error(message: str, field: str = "") -> bytes:
-    return orjson.dumps({"error": message, "field": field} if field else {"error": message})
+def too_large(most: int) -> RequestError:
+    """What is wrong with a body of more than ``most`` bytes."""
+    return RequestError(
+        f"the body is too large, at most {most} bytes are accepted: send fewer rows", field="body", status=413
+    )

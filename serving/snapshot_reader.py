@@ -1,7 +1,8 @@
 """All items of the catalogue in this process, encoded ahead: the item side of a request is an index take.
 
 The snapshot is filled by batch reads of the feature store and filled anew in the background, so the store stays the only
-source. A refill that fails leaves the last good one in place. Items that are not in it are fetched when they are asked for.
+source. A refill that fails leaves the last good one in place; so does one in which many items that had features have none, for a
+store that was emptied is no news about items. Items that are not in it are fetched when they are asked for.
 
 A refill works in short turns with longer rests, for requests need the interpreter meanwhile.
 """
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from serving.features import Features, Found, Lookup, defaulted
+from serving.state import Trouble
 from thinktwice.data.encoder import Encoder
 from thinktwice.data.sides import Side
 from thinktwice.errors import FeatureStoreError
@@ -27,6 +29,10 @@ from thinktwice.errors import FeatureStoreError
 CHUNK = 2_000  # items of one read while nobody waits for the interpreter, and of one table of values
 PIECE = 50  # items of one turn of a refill: a millisecond or two
 REST = 3.0  # times as long as a turn took
+LOST_SHARE, LOST_FEW = (
+    0.1,
+    10,
+)  # of the items that had features, and so many, may have lost them in one refill; more is an emptied store
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +105,14 @@ class SnapshotReader:
         self._names = [f.name for f in encoder.fields if f.entity == "item"]
         self._refresh = refresh
         self.failures = 0
+        self.lost = 0  # items that had features and have none in the store now; theirs are still served
+        self._failing = Trouble(
+            logger, "the item snapshot is filled again, after {seconds} s and {times} refills that failed", calm=0.0
+        )
+        self._emptied = Trouble(logger, "the store has the features of the items again, after {seconds} s", calm=0.0)
         self._stop = threading.Event()
         self._snapshot, complete = self._filled(time.monotonic() + first_limit, gently=False)
+        self._look_for_features(self._snapshot)
         self._thread = threading.Thread(target=self._keep_fresh, args=(complete,), name="snapshot", daemon=True)
         self._thread.start()
 
@@ -152,15 +164,42 @@ class SnapshotReader:
         )
 
     def refill(self) -> bool:
-        """Fill the snapshot now; False, and nothing changed, when the store does not answer."""
+        """Fill the snapshot now; False, and nothing changed, when the store does not answer or has lost the features of many
+        items."""
         try:
-            self._snapshot, _ = self._filled(math.inf, gently=True)
+            filled, complete = self._filled(math.inf, gently=True)
         except (FeatureStoreError, OSError, pa.ArrowException) as error:  # the store, or its tables of ids
             self.failures += 1
-            age = time.time() - self.filled
-            logger.warning("the item snapshot was not refilled, the one of %.0f s ago stays: %s", age, error)
+            self._failing.met(f"the item snapshot was not refilled, the one of {self._age():.0f} s ago stays: {error}")
             return False
+        self._failing.not_met()
+        if not complete:  # the end has come meanwhile
+            return False
+        had, lost = _lost(self._snapshot, filled)
+        if lost == had > 0 or lost > max(LOST_SHARE * had, LOST_FEW):
+            self.lost = lost
+            self._emptied.met(
+                f"{lost} of {had} items have no features in the store any more, although they had: was it emptied? Those of "
+                f"{self._age():.0f} s ago are served until it has them again, or until a restart; materialize the features"
+            )
+            return False
+        self.lost = 0
+        self._snapshot = filled
+        self._look_for_features(filled)
         return True
+
+    def _age(self) -> float:
+        return time.time() - self.filled
+
+    def _look_for_features(self, snapshot: Snapshot) -> None:
+        items = len(snapshot.places)
+        if not snapshot.cold[:items].all():
+            self._emptied.not_met()
+        elif items and self._lookup.source.names("item"):
+            self._emptied.met(
+                f"none of {items} items has features in the store: items are scored without until it has them; materialize the "
+                "features"
+            )
 
     def close(self) -> None:
         """See :class:`serving.features.OnlineFeatureReader`."""
@@ -218,6 +257,16 @@ class SnapshotReader:
         return self._encoder.encode_side(
             [{**row.values, self._key: item} for item, row in zip(ids, rows, strict=True)], self._names
         )
+
+
+def _lost(before: Snapshot, after: Snapshot) -> tuple[int, int]:
+    """How many items that are in both snapshots had features, and how many of these have none now."""
+    had = lost = 0
+    for item, place in before.places.items():
+        if not before.cold[place] and (now := after.places.get(item)) is not None:
+            had += 1
+            lost += bool(after.cold[now])
+    return had, lost
 
 
 def _put(side: Side, places: np.ndarray, part: Side) -> None:

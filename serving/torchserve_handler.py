@@ -1,7 +1,8 @@
-"""TorchServe's side of the :class:`serving.service.Service`: a batch of HTTP requests in, one JSON body each out.
+"""TorchServe's side of the :class:`serving.service.Service`: loading it in a worker, and a handler for TorchServe's own worker.
 
-No envelope: TorchServe's own handle the first request of a batch only. A request that cannot be answered gets its own
-status and error body and does not touch the others.
+Our worker (:mod:`serving.torchserve_worker`) needs no handler; with TorchServe's own, which any installation of TorchServe starts, a batch
+of HTTP requests comes in and one JSON body each goes out. No envelope: TorchServe's own handle the first request of a batch
+only. A request that cannot be answered gets its own status and error body and does not touch the others.
 """
 
 from __future__ import annotations
@@ -22,8 +23,31 @@ from thinktwice.signing import trusted_keys
 logger = logging.getLogger(__name__)
 
 
+def load(folder: Path | str, model: str) -> Service:
+    """The service of a model that was staged (:func:`thinktwice.release.stage`), with the settings of this machine, after it has
+    scored once.
+
+    Raises:
+        Exception: it cannot be loaded; the log says why.
+    """
+    try:
+        config = load_config()
+        staged = open_staged(Path(folder).resolve(), config.release, trusted_keys())
+        service = open_service(staged.bundle, config, model_name=model, feature_store=staged.feature_store)
+    except Exception as error:
+        # Whoever started the server looks for this line in its log and shows the sentence to the user.
+        logger.error("cannot load: %s", " ".join(str(error).split()))
+        raise
+    # What was loaded stays: a collection that walks through vocabularies and snapshots would hold a request up.
+    gc.collect()
+    gc.freeze()
+    if config.metrics_port:
+        serve_metrics(config.metrics_host, config.metrics_port)
+    return service
+
+
 class CTRHandler:
-    """What TorchServe loads. One instance per worker process."""
+    """What TorchServe's own worker loads. One instance per worker process."""
 
     def __init__(self) -> None:
         self._service: Service | None = None
@@ -31,32 +55,17 @@ class CTRHandler:
     def initialize(self, context: Any) -> None:
         """Load the model that was staged (:func:`thinktwice.release.stage`) and score once."""
         logs.configure()
-        try:
-            config = load_config()
-            folder = Path(context.system_properties["model_dir"]).resolve()
-            staged = open_staged(folder, config.release, trusted_keys())
-            self._service = open_service(
-                staged.bundle, config, model_name=context.model_name, feature_store=staged.feature_store
-            )
-        except Exception as error:
-            # Whoever started the server looks for this line in its log and shows the sentence to the user.
-            logger.error("cannot load: %s", " ".join(str(error).split()))
-            raise
-        # What was loaded stays: a collection that walks through vocabularies and snapshots would hold a request up.
-        gc.collect()
-        gc.freeze()
-        if config.metrics_port:
-            serve_metrics(config.metrics_host, config.metrics_port)
+        self._service = load(context.system_properties["model_dir"], context.model_name)
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer every request of a TorchServe batch, in order."""
         assert self._service is not None, "TorchServe calls initialize first"
         service = self._service
         headers = [{k.lower(): v for k, v in context.get_all_request_header(i).items()} for i in range(len(data))]
-        deadlines = [service.arrival(found) for found in headers]
+        arrivals = [service.arrival(found) for found in headers]
         bodies = []
-        for index, (element, found, deadline) in enumerate(zip(data, headers, deadlines, strict=True)):
-            reply = service.answer(element.get("body", element.get("data")), found, deadline)
+        for index, (element, found, arrival) in enumerate(zip(data, headers, arrivals, strict=True)):
+            reply = service.answer(element.get("body", element.get("data")), found, arrival)
             if reply.status != 200:
                 context.set_response_status(reply.status, reply.phrase, idx=index)
             for name, value in reply.headers.items():

@@ -1,4 +1,4 @@
-"""The child between us and Java: it runs TorchServe's own launcher, and stops Java when whoever started it is gone.
+"""The child between us and Java: it starts TorchServe's front end, and stops it when whoever started it is gone.
 
 A parent that is killed (SIGKILL, out of memory) cannot stop its children. But the pipe that is this process's standard
 input then closes, whichever thread of the parent made it and on every Unix; nothing else would tell Java.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 
@@ -44,11 +46,10 @@ def _signal(processes: list[psutil.Process], number: int) -> None:
 
 
 def main() -> None:
-    """``python -m serving.torchserve_launcher`` with the arguments of ``torchserve``."""
+    """``python -m serving.torchserve_launcher COMMAND...``: run it, and end as it ends (128 and the number of a signal)."""
     end_with_parent()
-    from ts.model_server import start
-
-    start()
+    code = subprocess.run(sys.argv[1:], check=False).returncode  # a command that our parent made
+    sys.exit(code if code >= 0 else 128 - code)
 
 
 if __name__ == "__main__":

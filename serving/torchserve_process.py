@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import http.client
+import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,9 @@ from typing import Any
 import psutil
 
 from serving.config import VARIABLE, ServingConfig, load_config
+from serving.exits import ended
 from serving.java import find_java
+from serving.java_queue import PORT as QUEUE_PORT
 from serving.processes import (
     HOST,
     START_LIMIT,
@@ -37,6 +41,7 @@ from serving.processes import (
     signals_later,
     sigterm_as_interrupt,
 )
+from serving.torchserve_worker import WHILE_LOADING, interpreter_file
 from thinktwice.archive import HANDLER, MODEL_NAME
 from thinktwice.errors import ServerError
 from thinktwice.release import Staged, stage
@@ -45,7 +50,13 @@ from thinktwice.signing import trusted_keys
 MULTIPROCESS = (
     "PROMETHEUS_MULTIPROC_DIR"  # as :mod:`serving.metrics` says, which is not imported here: it counts from then on
 )
+# A small heap and one compiler: the JVM only passes bytes on, and starts sooner this way. A small young part of it, in memory
+# that is there: collections under load then pause for 8 ms at most and not for 70.
+JVM = "-Xms64m -Xmx768m -XX:NewSize=16m -XX:+AlwaysPreTouch -XX:+UseSerialGC -XX:TieredStopAtLevel=1"
+MAIN_CLASS = "org.pytorch.serve.ModelServer"
+ABOVE = 1 << 16  # bytes by which a body may be too large and still be refused by the service, with its reason
 LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
+PLAIN = re.compile(r"[A-Za-z0-9/._+-]*")  # a path that means itself wherever it is written
 MAX_SOCKET_PATH = (
     80  # TorchServe puts Unix sockets into its temporary folder, whose path the system limits to about 100
 )
@@ -56,7 +67,7 @@ class TorchServe(LocalServer):
     """A running server. Get one from :func:`running`."""
 
     work: Path
-    management_port: int
+    management: Path  # socket of the management interface
     metrics_url: str = ""
     seconds_to_ready: float = 0.0
     known: list[psutil.Process] = field(default_factory=list)
@@ -64,7 +75,8 @@ class TorchServe(LocalServer):
     def check(self) -> None:
         """Raise a ServerError when the server has ended by itself."""
         if (code := self.process.poll()) is not None:
-            raise ServerError(f"TorchServe ended by itself (exit code {code}): see {self.log}")
+            self.output()
+            raise ServerError(f"TorchServe {ended(code)}: see {self.log}")
 
 
 @contextmanager
@@ -92,7 +104,7 @@ def running(
         config: settings of the worker, by default those that the environment names; the metrics take a free port.
         limit: seconds the start may take.
         progress: told what is going on.
-        handler: module that answers; benchmarks have others.
+        handler: module that answers; any other than ours, as benchmarks have, runs in TorchServe's own worker.
 
     Raises:
         ServerError: no Java, a busy port, a missing archive, or a worker that does not come up.
@@ -112,7 +124,7 @@ def running(
                 archive, feature_store, work / "models" / MODEL_NAME, config.release, trusted_keys(), handler=handler
             )
             with signals_later():  # an interrupt between the birth of the child and its name would orphan it
-                server = _launch(model, port, log, java_home, work, config)
+                server = _launch(model, port, log, java_home, work, config, own_worker=handler == HANDLER)
             _wait_until_scored(server, limit, progress)
             _remember_processes(server)  # the workers would lose their parent if Java died
             yield server
@@ -123,8 +135,9 @@ def running(
 
 
 def _work_folder() -> Path:
+    """A folder for the server. Its path is short enough for a socket, and plain: two parsers of the properties file read it."""
     work = Path(tempfile.mkdtemp(prefix="tt-serve-"))
-    if len(str(work)) > MAX_SOCKET_PATH:
+    if len(str(work)) > MAX_SOCKET_PATH or not PLAIN.fullmatch(str(work)):
         work.rmdir()
         work = Path(tempfile.mkdtemp(prefix="tt-serve-", dir="/tmp"))
     return work
@@ -148,18 +161,26 @@ def stop(server: TorchServe, limit: float = STOP_LIMIT) -> None:
         if not _wait_gone(server, limit):
             for process in server.known:
                 send_signal(process, signal.SIGKILL)
+            server.process.kill()
             _wait_gone(server, 5.0)
         if server.process.stdin is not None:
             server.process.stdin.close()
 
 
 def configuration(
-    model: Path, *, port: int, management_port: int, metrics_port: int, grpc_ports: tuple[int, int]
+    model: Path,
+    settings: ServingConfig,
+    *,
+    port: int,
+    management: Path,
+    metrics_port: int,
+    grpc_ports: tuple[int, int],
 ) -> str:
-    """Content of ``config.properties``: everything on loopback, no token, no way to load another than the folder ``model``."""
+    """Content of ``config.properties``: everything on loopback, no way to load another than the folder ``model``, and the
+    management interface, by which workers can be taken away, on a socket that only this user can reach."""
     lines = {
         "inference_address": f"http://{HOST}:{port}",
-        "management_address": f"http://{HOST}:{management_port}",
+        "management_address": f"unix:{management}",
         "metrics_address": f"http://{HOST}:{metrics_port}",
         "grpc_inference_address": HOST,
         "grpc_inference_port": grpc_ports[0],
@@ -177,10 +198,8 @@ def configuration(
         "metrics_mode": "prometheus",
         "default_workers_per_model": 1,
         "number_of_netty_threads": 2,
-        "job_queue_size": 100,
-        # A small heap and one compiler: the JVM only passes bytes on, and starts sooner this way. A small young part of it, in
-        # memory that is there: collections under load then pause for 8 ms at most and not for 70.
-        "vmargs": "-Xms64m -Xmx256m -Xmn16m -XX:+AlwaysPreTouch -XX:+UseSerialGC -XX:TieredStopAtLevel=1",
+        "job_queue_size": max(settings.queue, 1),
+        "max_request_size": settings.max_body_bytes + ABOVE,
     }
     return "".join(f"{key}={value}\n" for key, value in lines.items())
 
@@ -192,12 +211,20 @@ def _launch(
     java_home: Path,
     work: Path,
     settings: ServingConfig,
+    *,
+    own_worker: bool,
 ) -> TorchServe:
-    management, metrics, own_metrics, *grpc = free_ports(5)
+    metrics, own_metrics, *grpc = free_ports(4)
     config = work / "config.properties"
+    management = work / "management"
     config.write_text(
         configuration(
-            model.folder, port=port, management_port=management, metrics_port=metrics, grpc_ports=(grpc[0], grpc[1])
+            model.folder,
+            settings,
+            port=port,
+            management=management,
+            metrics_port=metrics,
+            grpc_ports=(grpc[0], grpc[1]),
         ),
         encoding="utf-8",
     )
@@ -219,20 +246,12 @@ def _launch(
         MULTIPROCESS: str(work / "metrics"),
         "OMP_NUM_THREADS": "1",
         "PYTHONWARNINGS": "ignore",
+        QUEUE_PORT: str(free_ports(1, socket.SOCK_DGRAM)[0]),
     }
     environment.pop("THINKTWICE_FEATURE_STORE", None)
     if model.feature_store is not None:
         environment["THINKTWICE_FEATURE_STORE"] = str(model.feature_store.resolve())
-    command = [
-        sys.executable,
-        "-m",
-        "serving.torchserve_launcher",
-        "--start",
-        "--foreground",
-        "--ncs",
-        "--disable-token-auth",
-    ]
-    command += ["--ts-config", str(config), "--log-config", str(LOG_CONFIG)]
+    command = [sys.executable, "-m", "serving.torchserve_launcher", *_front_end(java_home, work, config, own_worker)]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         # In a session of its own: Ctrl-C in the terminal reaches this process alone, which then stops the server in order.
@@ -246,9 +265,18 @@ def _launch(
             start_new_session=True,
         )
     metrics_url = f"http://{HOST}:{own_metrics}/metrics"
-    return TorchServe(
-        port=port, log=log, process=process, work=work, management_port=management, metrics_url=metrics_url
-    )
+    return TorchServe(port=port, log=log, process=process, work=work, management=management, metrics_url=metrics_url)
+
+
+def _front_end(java_home: Path, work: Path, config: Path, own_worker: bool) -> list[str]:
+    """The command that becomes TorchServe's front end."""
+    (found,) = importlib.util.find_spec("ts").submodule_search_locations  # type: ignore[union-attr, misc]
+    home = Path(found).parent
+    command = [str(java_home / "bin" / "java"), *JVM.split()]
+    command += [f"-Dmodel_server_home={home}", f"-Djava.io.tmpdir={work / 'tmp'}"]
+    command += [f"-Dlog4j.configurationFile=file://{LOG_CONFIG}", "-cp", f".:{home}/ts/frontend/*", MAIN_CLASS]
+    command += ["--python", str(interpreter_file(work / "worker.sh")) if own_worker else sys.executable]
+    return [*command, "-f", str(config), "-ncs", "--disable-token-auth"]
 
 
 def _wait_until_scored(server: TorchServe, limit: float, progress: Progress) -> None:
@@ -271,7 +299,7 @@ def _wait_until_scored(server: TorchServe, limit: float, progress: Progress) -> 
 
 def _raise_if_worker_failed(server: TorchServe) -> None:
     text = server.output()
-    if "Backend worker process died" in text or "Failed to load model" in text:
+    if WHILE_LOADING in text or "Failed to load model" in text:
         raise ServerError(f"the worker died while it loaded the model: see {server.log}")
     if "Address already in use" in text or "Failed to bind" in text:
         raise ServerError(f"port {server.port} of {HOST} was taken while the server started: give another with --port")
@@ -280,9 +308,9 @@ def _raise_if_worker_failed(server: TorchServe) -> None:
 def _worker_status(server: TorchServe) -> str | None:
     try:
         workers = _described(server)["workers"]
-    except urllib.error.HTTPError:
+    except KeyError:
         return "LOADING"
-    except (OSError, ValueError, KeyError, IndexError):
+    except (OSError, ValueError, IndexError):
         return None
     return workers[0]["status"] if workers else "LOADING"
 
@@ -296,10 +324,30 @@ def _pending(server: TorchServe) -> int:
 
 
 def _described(server: TorchServe) -> dict[str, Any]:
-    address = f"http://{HOST}:{server.management_port}/models/{MODEL_NAME}"
-    with urllib.request.urlopen(address, timeout=2) as answer:
-        found: dict[str, Any] = json.load(answer)[0]
-        return found
+    status, answer = manage(server, "GET", f"/models/{MODEL_NAME}")
+    if status != 200:
+        raise KeyError(MODEL_NAME)
+    found: dict[str, Any] = json.loads(answer)[0]
+    return found
+
+
+def manage(server: TorchServe, method: str, path: str, limit: float = 2.0) -> tuple[int, bytes]:
+    """Ask the management interface: status and body of the answer.
+
+    Raises:
+        OSError: nobody answers there.
+    """
+    connection = http.client.HTTPConnection(HOST, timeout=limit)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    with closing(connection):
+        connection.sock.settimeout(limit)
+        connection.sock.connect(str(server.management))
+        connection.request(method, path)
+        try:
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        except http.client.HTTPException as error:
+            raise OSError(str(error)) from error
 
 
 def _remember_processes(server: TorchServe) -> None:
@@ -315,9 +363,8 @@ def _wait_gone(server: TorchServe, limit: float) -> bool:
     end = time.monotonic() + limit
     while True:
         _remember_processes(server)  # a worker may have been started meanwhile
-        gone = not any(alive(p) for p in server.known)
-        server.process.poll()  # after the look: one that ends between the two would never be waited for
-        if gone:
+        # The child itself is asked last: only an answer of its own says that it has been waited for.
+        if not any(alive(p) for p in server.known) and server.process.poll() is not None:
             return True
         if time.monotonic() >= end:
             return False

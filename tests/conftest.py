@@ -6,8 +6,17 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The library sets its own number of threads; this is for what tests compute in torch and numpy themselves.
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# How long an example takes says nothing on a busy machine.
+settings.register_profile("thinktwice", deadline=None)
+settings.load_profile("thinktwice")
 
 
 @pytest.fixture(scope="session")

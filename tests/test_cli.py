@@ -5,16 +5,24 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+import zipfile
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+import pyarrow as pa
 import pytest
 import typer
+from rich.cells import cell_len
+from rich.console import Console
 
 from thinktwice import __version__
-from thinktwice.cli import GROUP, app, main
+from thinktwice.cli import GROUP, QUIET_STOP, app, main
+from thinktwice.console.help import with_plain_help
+from thinktwice.data.sources import registry
 
 VERBS = {
     "bundle",
@@ -112,3 +120,139 @@ def test_help_needs_no_heavy_library():
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip() == "[]"
+
+
+#: Options that several commands have, by the commands that have them.
+SHARED = {
+    "--state": {
+        ("drift",), ("evaluate",), ("load",), ("openapi",), ("pipeline", "run"), ("pipeline", "upload"), ("serve",), ("skew",),
+    },
+    "--work": {
+        *(("experiment", name) for name in ("decide", "list", "replay", "report", "status")),
+        ("drift",), ("evaluate",), ("load",), ("openapi",), ("pipeline", "run"), ("pipeline", "upload"), ("serve",), ("skew",),
+    },
+    "--bundle": {("drift",), ("evaluate",), ("openapi",)},
+}  # fmt: skip
+
+
+def options(command: Any) -> dict[str, Any]:
+    return {p.opts[0]: p for p in command.params if p.param_type_name == "option"}
+
+
+@pytest.mark.parametrize("name", sorted(SHARED))
+def test_a_shared_option_is_the_same_everywhere(name: str, commands: dict):
+    """One name, one meaning, one default: who knows it from one command knows it from all."""
+    having = {path: options(command)[name] for path, command in commands.items() if name in options(command)}
+    assert set(having) == SHARED[name]
+    if name != "--bundle":  # whose help says what is done with it
+        assert len({(p.help, str(p.default), str(p.show_default)) for p in having.values()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folder"),
+    [
+        ([], ".thinktwice/state"),
+        (["--work", "w0"], "w0/state"),
+        (["--state", "s0"], "s0"),
+        (["--work", "w0", "--state", "s0"], "s0"),
+    ],
+)
+@pytest.mark.parametrize(
+    "command", [["drift", "--log", "x"], ["evaluate"], ["load", "--url", "http://127.0.0.1:1"], ["openapi"], ["serve"],
+                ["skew", "--log", "x"], ["pipeline", "upload", "--to", "s3://a/b"]],
+)  # fmt: skip
+def test_the_champion_is_looked_for_where_the_options_say(
+    command: list[str], arguments: list[str], folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(
+        f"thinktwice: {folder} holds no champion: run 'thinktwice pipeline run' first, or give --state"
+    )
+    assert error.count("\n") == 1
+
+
+def test_a_run_puts_its_champion_where_the_other_commands_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    seen = []
+
+    def run_local(arguments: Any, *, work_dir: Path, state_dir: Path, on_event: Any) -> None:
+        seen.append((str(work_dir), str(state_dir)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipelines.run.run_local", run_local)
+    for given in ([], ["--work", "w0"], ["--state", "s0"], ["--work", "w0", "--state", "s0"]):
+        assert main(["pipeline", "run", *given]) == 130
+    assert seen == [
+        (".thinktwice", ".thinktwice/state"), ("w0", "w0/state"), (".thinktwice", "s0"), ("w0", "s0"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [30, 40, 80, 110])
+def test_help_cuts_no_name_and_breaks_no_word(width: int, commands: dict, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("thinktwice.console.help.console_here", lambda: Console(width=width))
+    for path, command in commands.items():
+        text = click_text(with_plain_help(command), path)
+        words = text.split()
+        for parameter in command.params:
+            if getattr(parameter, "hidden", False):
+                continue
+            name = parameter.opts[0] if parameter.param_type_name == "option" else parameter.name
+            assert name in words or name in text.lower(), f"{path} {name}"
+            assert " ".join((parameter.help or "").split()) in " ".join(words) or width >= 80  # columns side by side
+            assert set((parameter.help or "").split()) <= set(words)
+        assert "…" not in text.replace("…", "", (command.help or "").count("…"))
+        wide = [line for line in text.splitlines() if cell_len(line.rstrip()) > width]
+        assert all(len(line.split()) == 1 for line in wide), (path, wide)
+
+
+def click_text(command: Any, path: tuple[str, ...]) -> str:
+    context = command.make_context(" ".join(("thinktwice", *path)), [], resilient_parsing=True)
+    return command.get_help(context)
+
+
+class PanicError(BaseException):
+    """Like the panics of Rust libraries, no Exception."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (
+            pa.ArrowInvalid("Integer value 1 not in range\nmore"),
+            1,
+            "failed with pyarrow.lib.ArrowInvalid: Integer value 1",
+        ),
+        (pl.exceptions.ComputeError("no"), 1, "failed with polars.exceptions.ComputeError: no; what led to it is in "),
+        (PanicError("operator does not support"), 1, "PanicError: operator does not support; what led to it is in "),
+        (StopIteration(), 1, "failed with StopIteration; what led to it is in "),
+        (RecursionError("maximum recursion depth exceeded"), 1, "the input is nested too deeply"),
+        (zipfile.BadZipFile("File is not a zip file"), 1, "an archive is damaged (File is not a zip file): copy or"),
+        (MemoryError(), 1, "memory is full: end other programs"),
+        (OSError(28, "No space left on device"), 1, "no space left on the disk: free some disk space and run again"),
+        (PermissionError(13, "Permission denied", "/x"), 1, "cannot use /x (Permission denied): check that it exists"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+)
+def test_any_error_of_a_command_is_one_sentence(
+    error: BaseException,
+    code: int,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+):
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(registry, "builtin_schema_text", fail)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv(QUIET_STOP, raising=False)
+    assert main(["data", "schema", "ml-1m"]) == code
+    shown = capsys.readouterr()
+    (line,) = [line for line in shown.err.splitlines() if line.strip()]
+    assert line.startswith("thinktwice: ") and words in line and "Traceback" not in shown.err + shown.out
+    for named in tmp_path.iterdir():  # for whoever mends it, and only of what nobody had foreseen
+        assert str(named) in line and "Traceback" in named.read_text()
+    assert ("what led to it is in" in line) == bool(list(tmp_path.iterdir()))

@@ -15,14 +15,18 @@ import pytest
 
 from serving.config import load_config
 from tests.pipelines.own_log import write_log
+from tests.pipelines.test_replay import REPLAY
 from thinktwice.schema import parse_schema
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 SERVING = ROOT / "docs" / "serving.md"
 API = ROOT / "docs" / "api.md"
-EXAMPLES = ROOT / "examples" / "README.md"
-DOCUMENTS = (README, ROOT / "CONTRIBUTING.md", SERVING, API, EXAMPLES)
+DOCUMENTS = (
+    *(README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "examples" / "README.md", SERVING, API),
+    *(ROOT / "docs" / name for name in ("architecture.md", "internals-we-rely-on.md", "thinking-twice.md")),
+    *sorted((ROOT / "docs" / "decisions").glob("*.md")),
+)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 #: Commands that no test can run inside itself, and what does.
@@ -32,12 +36,16 @@ EXECUTED_ELSEWHERE = {
     "make test-long": "takes minutes; its target is checked here",
     "make lint": ".ci/run",
     "make setup": ".ci/run",
+    "make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu": "tests/test_setup.py, with another index",
     "make format": "changes files; its target is checked here",
     "make bench-NAME": "a pattern; its target is checked here",
     ".venv/bin/python -m pytest tests/models -k mask": "pytest itself",
+    '.venv/bin/python -m pytest tests/serving -m "not server and not pipeline"': "pytest itself",
     '.venv/bin/python -m pytest -m "not server and not pipeline"': "pytest itself",
     "python examples/own_log.py out": "tests/test_examples.py",
+    "pre-commit install": "its list of checks is compared with make lint in test_docs_structure.py",
     "source .venv/bin/activate": "the shell's; the tests call the command line of the running Python",
+    **dict.fromkeys(REPLAY, "tests/pipelines/test_replay.py"),
 }
 
 
@@ -145,6 +153,7 @@ OWN_LOG = (
     "curl -s http://127.0.0.1:8080/v1/models/ctr:predict -H 'Content-Type: application/json' "
     """-d '{"instances": [{"user_id": "c7", "candidates": ["s1", "s2", "s3"], "context": {"device": "phone"}}]}'""",
     "thinktwice evaluate",
+    "thinktwice evaluate --work .thinktwice --state .thinktwice/state",
 )
 
 
@@ -222,9 +231,10 @@ def test_your_own_log_as_the_readme_tells_it(tmp_path: Path) -> None:
     log.rename(tmp_path / "impressions.parquet")
     (tmp_path / "shop.yaml").write_text(schema, encoding="utf-8")
 
-    train, serve, predict, curl, evaluate = OWN_LOG
+    train, serve, predict, curl, evaluate, evaluate_there = OWN_LOG
     assert "Blessed and deployed" in run(train, tmp_path).stdout
     assert "AUC" in run(evaluate, tmp_path).stdout
+    assert run(evaluate_there, tmp_path).stdout == run(evaluate, tmp_path).stdout
     assert "9,000 rows scored by shop-" in run(PYTHON[1], tmp_path).stdout
 
     with socket.socket() as probe:

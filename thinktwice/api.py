@@ -117,7 +117,7 @@ def validate_log(
 
     Raises:
         DataError: the log is missing, damaged or empty. SchemaError: the schema does not fit the log.
-        RowsLost: rows in and rows out differ.
+        RowsLostError: rows in and rows out differ.
     """
     raw, out = Path(raw_dir), Path(out_dir)
     now = datetime.now(timezone.utc)

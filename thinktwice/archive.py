@@ -29,8 +29,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from thinktwice.bundle import MANIFEST_FILE, MOST_MANIFEST, Manifest, bundle_files, parse_manifest
 from thinktwice.errors import BundleError, ResourceError, reason
-from thinktwice.files import full_disk_named, json_bytes, parse_json, parse_yaml
+from thinktwice.files import full_disk_named, json_bytes, parse_json
 from thinktwice.hashing import BLOCK, FileEntry, check_digest, open_plain
+from thinktwice.strict_yaml import parse_yaml
 
 MODEL_NAME = "ctr"
 ARCHIVE_FILE = f"{MODEL_NAME}.mar"

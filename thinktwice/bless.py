@@ -29,6 +29,7 @@ from thinktwice.evaluate.significance import (
 )
 from thinktwice.files import atomic_dir, read_json, write_json
 from thinktwice.progress import note
+from thinktwice.threads import reproducible
 
 BLESSING_FILE = "blessing.json"
 STAGE = "bless"
@@ -47,6 +48,7 @@ class Blessing:
     content: dict[str, Any]
 
 
+@reproducible()
 def bless(
     training_set_dir: Path | str, bundle_dir: Path | str, champion_dir: Path | str | None, out_dir: Path | str
 ) -> Blessing:
@@ -165,6 +167,10 @@ def _better_than_chance(label: np.ndarray, mine: Column, cluster: np.ndarray) ->
     if label.min() == label.max():
         return False, [f"all {len(label)} test rows have the same label, so nothing can be judged"]
     found = auc_interval(label, mine.logit, cluster)
+    if not found.bounded:
+        return False, [
+            f"all {len(label):,} test rows are of one user, so nothing says how far chance reaches (AUC {found.value:.4f})"
+        ]
     shown = f"AUC {found.value:.4f} (95 % interval {found.low:.4f} to {found.high:.4f}) on {len(label):,} test rows"
     if found.low > 0.5:
         return True, [f"it orders rows better than chance: {shown}"]
@@ -215,4 +221,6 @@ def _against_champion(changes: dict[str, Interval], *, same: bool) -> tuple[bool
 
 
 def _shown(change: Interval) -> str:
+    if not change.bounded:
+        return f"{change.value:+.4f} (rows of one user say nothing about chance)"
     return f"{change.value:+.4f} (95 % interval {change.low:+.4f} to {change.high:+.4f})"

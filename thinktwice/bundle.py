@@ -43,7 +43,6 @@ OLD_SIGNATURE_FILE = "signature.json"  # may lie in bundles of older versions; a
 FIX = "get the bundle again"
 
 PROBED_ROWS = 32  # random rows that a loaded bundle scores
-TIMED_REQUESTS, TIMED_ROWS = 8, 1000  # of validation rows, that backends are timed with
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +148,7 @@ def write_bundle(
 
 
 def _write_derived(folder: Path, training_set_dir: Path) -> None:
-    """What only the parts together give: the profile of the scores, and the backend that computes them fastest here."""
+    """What only the parts together give: the profile of the scores, and the backend that computes them."""
     from thinktwice.data.encoder import Encoder
     from thinktwice.data.training_set import load_training_set
     from thinktwice.models.backends import save_choice
@@ -164,14 +163,8 @@ def _write_derived(folder: Path, training_set_dir: Path) -> None:
     engine = Engine(model, test_time.reliability, test_time.config, info.calibration, test_time.extras)
     profile = profile_of(data, Encoder.load(folder), engine)
     write_json(folder / PROFILE_FILE, profile.model_dump(mode="json"))
-    valid = data.part("valid")
-    starts = range(0, len(valid), max(1, len(valid) // TIMED_REQUESTS))
-    requests = [valid.batch(slice(start, start + TIMED_ROWS)) for start in starts][:TIMED_REQUESTS]
-    choice = save_choice(folder, engine.backend, requests)
-    for name, seconds in choice.seconds.items():
-        times = ", ".join(f"{1000 * s:.2f}" for s in seconds)
-        chosen = ", chosen" if name == choice.name else ""
-        logger.info("backend %s: %s ms for 1, 100 and 1,000 rows%s", name, times, chosen)
+    choice = save_choice(folder, engine.backend)
+    logger.info("backend %s", choice.name)
 
 
 def bundle_hash(folder: Path | str) -> str:

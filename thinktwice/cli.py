@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -12,9 +14,14 @@ import typer
 from typer.core import TyperGroup
 
 from thinktwice import __version__
+from thinktwice.console.help import with_plain_help
+from thinktwice.console.stop import on_stop, stop_sentence
 from thinktwice.errors import ResourceError, ThinktwiceError
+from thinktwice.explain import told_of
+from thinktwice.printable import printable
 
 GROUP = "thinktwice.commands"
+LINE_BREAKS = "\n"  # of messages that list several things
 INTERRUPTED = 130  # exit status after Ctrl-C
 QUIET_STOP = (
     "THINKTWICE_QUIET_STOP"  # environment: the caller is this command line too, and says itself that it stopped
@@ -47,7 +54,7 @@ def _command_of(point: EntryPoint) -> Any:
         single.command(point.name)(verb)
         command = typer.main.get_command(single)
     command.name = point.name
-    return command
+    return with_plain_help(command)
 
 
 app = typer.Typer(
@@ -69,13 +76,14 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb; the exit status is 0, 1 for a user's error (one sentence on stderr), 2 for wrong usage, 130 for Ctrl-C."""
+    """Run one verb; the exit status is 0, 1 for an error (one sentence on stderr), 2 for wrong usage, 130 for Ctrl-C."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(
             signal.SIGINT, signal.default_int_handler
         )  # a job in the background can be stopped like any other
+    on_stop()
     try:
-        typer.main.get_command(app).main(args=arguments, prog_name="thinktwice")
+        with_plain_help(typer.main.get_command(app)).main(args=arguments, prog_name="thinktwice")
     except ThinktwiceError as error:
         _say(str(error))
         return 1
@@ -83,22 +91,46 @@ def main(arguments: list[str] | None = None) -> int:
         # The reader of our output (a pager, `head`) has gone: not our error, and nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:
-        # What no room has named: a folder that cannot be made, a file that may not be read.
-        place = f" {error.filename}" if error.filename else ""
-        reason = error.strerror or type(error).__name__
-        _say(f"cannot use{place} ({reason}): check that it exists, its rights and the disk")
-        return 1
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
         if code == INTERRUPTED and QUIET_STOP not in os.environ:
-            _say("stopped; nothing half-written is left, run it again to go on")
+            _say(stop_sentence())
         return code
+    except KeyboardInterrupt:
+        _say(stop_sentence())
+        return INTERRUPTED
+    except BaseException as error:  # noqa: BLE001 - the panics of Rust libraries are no Exception
+        _say(_unforeseen(error))
+        return 1
     return 0
 
 
+def _unforeseen(error: BaseException) -> str:
+    """The sentence about an error that no room has named; what led to it goes to a file, and not before a user's eyes."""
+    told = told_of(error)
+    if told.own:
+        return told.message
+    said = f": {told.message}" if told.message else ""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="thinktwice-error-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            traceback.print_exception(error, file=file)
+    except OSError:
+        return f"failed with {told.type}{said}"
+    return f"failed with {told.type}{said}; what led to it is in {file.name}"
+
+
 def _say(sentence: str) -> None:
-    print(f"thinktwice: {sentence}", file=sys.stderr)  # noqa: T201
+    """One line on stderr; on a terminal broken between words."""
+    text = f"thinktwice: {printable(sentence, LINE_BREAKS)}"
+    if sys.stderr.isatty():
+        from thinktwice.console.output import say
+        from thinktwice.console.terminal import console_here
+
+        say(console_here(stderr=True), text)
+    else:
+        print(text, file=sys.stderr)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 ThinktwiceError
 ├── DataError            the input data: missing, empty, truncated, or not what the schema says
 │   ├── SchemaError      a schema file that is wrong in itself, or does not fit its log
-│   └── RowsLost         a step that must conserve rows did not
+│   └── RowsLostError    a step that must conserve rows did not
 ├── BundleError          a model bundle that is damaged, incomplete or not the one asked for
 ├── FeatureStoreError    the feature store lacks something, or answers what was not written
 ├── PipelineError        a pipeline run that cannot start, or that failed in a step
@@ -60,7 +60,7 @@ class SchemaError(DataError):
     """The schema file is wrong, or does not fit the log it is given for."""
 
 
-class RowsLost(DataError):
+class RowsLostError(DataError):
     """Rows went missing (or multiplied) where every row must be conserved."""
 
 

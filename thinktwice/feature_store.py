@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from thinktwice.errors import FeatureStoreError, reason
-from thinktwice.files import parse_yaml
 from thinktwice.hashing import read_plain
 from thinktwice.schema import SCHEMA_FILE
+from thinktwice.strict_yaml import parse_yaml
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -296,7 +296,8 @@ VALUES = {
     ("feast.core.FeatureViewProjection", "view_type"): r"featureView",
     ("feast.core.FeatureViewVersionRecord", "feature_view_type"): r"feature_view",
 }
-TAGS = frozenset({"schema", "model_version", "kind"})  # other tags may refer to connections
+#: Other tags may refer to connections. Stores of older versions are tagged with the model version.
+TAGS = frozenset({"schema", "feature_version", "model_version", "kind"})
 
 
 def read_registry(path: Path, registry: type[Message], view: type[Message]) -> bytes:

@@ -16,11 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
+from thinktwice.errors import ResourceError
 
-from thinktwice.errors import ResourceError, reason
-
-MOST_YAML, MOST_NODES = 1 << 20, 1_000_000  # characters, and nodes with aliases unfolded
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux' renameat2
 
 
@@ -36,8 +33,11 @@ def full_disk_named(target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_file(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it replaces ``path``, on any error it is removed."""
+def atomic_file(path: Path | str, mode: int = 0o644) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it replaces ``path``, on any error it is removed.
+
+    By default anybody may read the file: a server under another user reads what a pipeline wrote.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -46,7 +46,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
     try:
         with full_disk_named(path):
             yield temporary
-            temporary.chmod(0o644)  # a server under another user reads what a pipeline wrote
+            temporary.chmod(mode)
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -142,57 +142,6 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"the number {text[:20]} is not finite")
     return value
-
-
-def parse_yaml(text: str) -> Any:
-    """Parse YAML of plain values strictly.
-
-    Raises:
-        ValueError: it is not YAML, names a key of a mapping twice, is nested too deeply, is longer than :data:`MOST_YAML` or
-            unfolds to more than :data:`MOST_NODES` nodes.
-    """
-    if len(text) > MOST_YAML:
-        raise ValueError(f"it has more than {MOST_YAML} characters")
-    try:
-        loader = yaml.SafeLoader(text)  # libyaml's would overflow the C stack
-    except yaml.YAMLError as error:
-        raise ValueError(f"it is not valid YAML ({reason(error)})") from error
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _count_nodes(node, {})
-        return loader.construct_document(node)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f" at line {mark.line + 1}" if mark is not None else ""
-        raise ValueError(f"it is not valid YAML{place} ({error.problem or error.context})") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"it is not valid YAML ({reason(error)})") from error
-    finally:
-        loader.dispose()
-
-
-def _count_nodes(node: yaml.Node, known: dict[int, int]) -> int:
-    """Nodes below ``node``, each alias unfolded; a node that holds itself counts as too many."""
-    if id(node) in known:
-        return known[id(node)]
-    known[id(node)] = MOST_NODES + 1
-    count = 1
-    if isinstance(node, yaml.MappingNode):
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if len(set(keys)) < len(keys):
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"the key {twice!r} is there twice, at line {node.start_mark.line + 1}")
-        count += sum(_count_nodes(part, known) for pair in node.value for part in pair)
-    elif isinstance(node, yaml.SequenceNode):
-        count += sum(_count_nodes(part, known) for part in node.value)
-    if count > MOST_NODES:
-        raise ValueError(f"its aliases unfold to more than {MOST_NODES} nodes")
-    known[id(node)] = count
-    return count
 
 
 def sha256_file(path: Path | str) -> str:

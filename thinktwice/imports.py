@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,3 +30,20 @@ def without_typeguard() -> Iterator[None]:
         yield
     finally:
         typeguard.typechecked = original
+
+
+@contextmanager
+def without(*modules: str) -> Iterator[None]:
+    """Import within this context as if ``modules`` were not installed; those that are loaded already stay.
+
+    For libraries that a library loads when it finds them and can do without. What is imported here finds out that they are
+    missing, as on a machine that lacks them; afterwards they can be imported as ever.
+    """
+    hidden = [name for name in modules if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # what the import system takes for "not there"
+    try:
+        yield
+    finally:
+        for name in hidden:
+            sys.modules.pop(name, None)

@@ -1,17 +1,22 @@
 """Progress events of long work, for whoever watches.
 
-The library reports, it never draws. When the environment variable ``THINKTWICE_PROGRESS`` names a file, every event is
+The library reports, it never draws. Stages start and end, make progress, and carry notes (short) and messages (whole
+sentences); a step that fails leaves one record of its error. When the environment variable ``THINKTWICE_PROGRESS`` names a file, every event is
 appended to it as one JSON line; a watcher (the ``demo`` verb) tails the file and draws the bars. Otherwise events go nowhere.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
+
+from thinktwice.explain import told_of
 
 VARIABLE = "THINKTWICE_PROGRESS"
 MIN_INTERVAL = 0.1  # seconds between two events of one bar
@@ -43,6 +48,29 @@ def stage(name: str) -> Iterator[None]:
 def note(stage_name: str, text: str) -> None:
     """Attach a short finding to a stage, e.g. ``1,000,209 rows``; the watcher prints it behind the stage line."""
     _emit({"stage": stage_name, "event": "note", "text": text})
+
+
+def tell(stage_name: str, text: str) -> None:
+    """Say a whole sentence about a stage; the watcher prints it in full, on a line of its own."""
+    _emit({"stage": stage_name, "event": "message", "text": text})
+
+
+def recorded(step: Callable[..., T]) -> Callable[..., T]:
+    """The same step, which leaves a record ``{type, message, own}`` of the error that ends it.
+
+    The error is raised on: whoever runs the step sees it fail as before. Nothing is recorded where nobody watches.
+    """
+
+    @functools.wraps(step)
+    def run(*args: Any, **kwargs: Any) -> T:
+        try:
+            return step(*args, **kwargs)
+        except BaseException as error:
+            _emit({"stage": step.__name__, "event": "error", **told_of(error)._asdict()})
+            raise
+
+    run.__signature__ = inspect.signature(step)  # type: ignore[attr-defined]
+    return run
 
 
 def track(items: Iterable[T], *, stage: str, total: int, label: str = "") -> Iterator[T]:

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from thinktwice.console.output import tell
 from thinktwice.errors import BundleError
+from thinktwice.printable import printable
 
 release = typer.Typer(no_args_is_help=True, help="Releases: what is deployed, signed as a whole.")
 bundle = typer.Typer(no_args_is_help=True)
@@ -22,8 +24,8 @@ def keygen(out: Annotated[Path, typer.Option(help="Folder for the two files.")])
     from thinktwice.signing import SIGNING_KEY, TRUSTED_KEYS, make_keys
 
     private, public = make_keys(out)
-    typer.echo(f"{private}: keep it secret; name it in {SIGNING_KEY} where models are packaged and deployed")
-    typer.echo(f"{public}: give it to predictors; name it, or a folder of several, in {TRUSTED_KEYS}")
+    tell(f"{private}: keep it secret; name it in {SIGNING_KEY} where models are packaged and deployed")
+    tell(f"{public}: give it to predictors; name it, or a folder of several, in {TRUSTED_KEYS}")
 
 
 @release.command()
@@ -34,7 +36,7 @@ def sign(folder: Folder, key: Annotated[Path, typer.Option(help="File of the pri
     if not folder.is_dir():
         raise BundleError(f"{folder} is no folder: give a release folder")
     written = write_release(folder, key)
-    typer.echo(f"{written.model_version}: signed, {_covered(written.not_covered)}")
+    tell(f"{printable(written.model_version)}: signed, {_covered(written.not_covered)}")
 
 
 @release.command()
@@ -58,8 +60,8 @@ def verify(
     aware = oldest if oldest is None or oldest.tzinfo else oldest.replace(tzinfo=timezone.utc)
     found = verify_release(folder, ReleasePolicy(oldest=aware), trusted)
     signed = f"signed with the key {found.key_id}" if trusted else "its signature was not checked"
-    typer.echo(f"{found.release.model_version}: whole, {signed}, {_covered(found.release.not_covered)}")
-    typer.echo(f"written at {found.release.created}, release {found.hash}, bundle {found.release.bundle}")
+    tell(f"{printable(found.release.model_version)}: whole, {signed}, {_covered(found.release.not_covered)}")
+    tell(f"written at {printable(found.release.created)}, release {found.hash}, bundle {found.release.bundle}")
 
 
 @bundle.callback()
@@ -73,7 +75,7 @@ def verify_bundle_folder(folder: Annotated[Path, typer.Argument(help="Bundle fol
     from thinktwice.bundle import load_bundle
 
     found = load_bundle(folder)
-    typer.echo(f"{found.manifest.model_version}: whole, bundle {found.hash}")
+    tell(f"{printable(found.manifest.model_version)}: whole, bundle {found.hash}")
 
 
 def _covered(excluded: tuple[str, ...]) -> str:

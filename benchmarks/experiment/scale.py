@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from thinktwice.experiment.evidence import collect
 from thinktwice.experiment.file import ExperimentFile
 from thinktwice.experiment.unit_sums import LATENCY, UNITS, arm_latencies, arm_moments, write_unit_sums
+from thinktwice.parquet import num_rows, write_table
 from thinktwice.records.served import REQUEST_COLUMNS
 
 ROWS_A_REQUEST = 10
@@ -66,7 +66,7 @@ def write_logs(folder: Path, exposures: int, users: int) -> None:
                 "log_num_paths": pa.array(np.where(rng.random(len(rows)) < 0.1, 8, 1).astype(np.int32)),
             }
         )
-        pq.write_table(shown, folder / f"outcomes-{part // PART:03}.parquet", compression="zstd")
+        write_table(shown, folder / f"outcomes-{part // PART:03}.parquet", compression="zstd")
         asked = {
             "request_id": [f"{part + i:016x}" for i in range(count)], "at": at, "experiment": pa.repeat(pa.scalar("big"), count),
             "arm": arm, "served": arm, "unit": pa.array(key[user]),
@@ -81,7 +81,7 @@ def write_logs(folder: Path, exposures: int, users: int) -> None:
                 for f in REQUEST_COLUMNS
             }
         )
-        pq.write_table(table, folder / f"requests-{part // PART:03}.parquet", compression="zstd")
+        write_table(table, folder / f"requests-{part // PART:03}.parquet", compression="zstd")
     done.write_text(f"{exposures} {users}")
 
 
@@ -101,7 +101,7 @@ def analyse(folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     verdict = decide(FILE, found)
     return {
-        "exposures": sum(pq.read_metadata(f).num_rows for f in outcomes),
+        "exposures": sum(num_rows(f) for f in outcomes),
         "users": sum(a.units for a in found.arms),
         "seconds": time.monotonic() - began,
         "seconds_of_sums": summed - began,

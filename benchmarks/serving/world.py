@@ -30,6 +30,7 @@ from thinktwice.models.backbone import BackboneConfig
 from thinktwice.models.fields import FieldSpace
 from thinktwice.models.registry import build_backbone
 from thinktwice.models.store import Calibration, ModelInfo, save_model
+from thinktwice.parquet import read_frame, write_frame
 from thinktwice.schema import parse_schema
 from thinktwice.testtime.config import FitConfig, TestTimeConfig
 from thinktwice.testtime.engine import Engine
@@ -85,7 +86,7 @@ def make_world(folder: Path, quick: bool) -> World:
     )
     clean, store = folder / "clean", folder / "store"
     _write_clean(config, clean)
-    build(clean, store, model_version=VERSION, online="redis")
+    build(clean, store, feature_version=VERSION, online="redis")
     build_training_set(training_set(clean, store), SCHEMA, folder / "training_set", SplitSpec())
     data = load_training_set(folder / "training_set")
     fields = FieldSpace.of(SCHEMA, data.encoder)
@@ -174,7 +175,7 @@ def _unsure_fifth(reliability: Reliability, world: World) -> TestTimeConfig:
 def _write_clean(config: SimConfig, out: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         simulate(config, Path(scratch) / "log")
-        rows = pl.read_parquet(Path(scratch) / "log" / "log.parquet")
+        rows = read_frame(Path(scratch) / "log" / "log.parquet")
     at = pl.from_epoch(pl.col("time_us"), time_unit="us").dt.replace_time_zone("UTC")
     names = ("user_id", "item_id", "age_band", "city", "author_id", "topic", "site_id", "device", "slot")
     frame = rows.sort("time_us").select(
@@ -187,6 +188,6 @@ def _write_clean(config: SimConfig, out: Path) -> None:
         (at.dt.weekday() - 1).cast(pl.String).alias("weekday"),
     )
     out.mkdir(parents=True)
-    frame.write_parquet(out / "clean.parquet")
+    write_frame(frame, out / "clean.parquet")
     (out / "schema.yaml").write_text(SCHEMA.to_yaml(), encoding="utf-8")
     write_json(out / "clean.json", {})

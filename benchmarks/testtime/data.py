@@ -19,6 +19,7 @@ from thinktwice.data.simulator import SimConfig, simulate
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import TrainingSet, build_training_set, load_training_set
 from thinktwice.errors import DataError
+from thinktwice.parquet import read_frame
 from thinktwice.schema import parse_schema
 
 SIM_SCHEMA = parse_schema(
@@ -63,7 +64,7 @@ def _sim(config: SimConfig) -> Callable[[Path], None]:
     def build(out: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
             simulate(config, Path(folder) / "log")
-            rows = pl.read_parquet(Path(folder) / "log" / "log.parquet")
+            rows = read_frame(Path(folder) / "log" / "log.parquet")
         at = pl.from_epoch(pl.col("time_us"), time_unit="us").dt.replace_time_zone("UTC")
         ids = ("user_id", "item_id", "city", "author_id", "site_id", "cookie_id", "slot")
         rows = rows.with_columns(

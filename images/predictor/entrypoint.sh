@@ -39,13 +39,17 @@ export PROMETHEUS_MULTIPROC_DIR=/tmp/metrics
 rm -rf "$PROMETHEUS_MULTIPROC_DIR"
 mkdir -p "$PROMETHEUS_MULTIPROC_DIR"
 
+# Where the front end tells its worker how long requests waited (log4j2.xml).
+export THINKTWICE_QUEUE_PORT=8085
+
 java=${JAVA_HOME:+$JAVA_HOME/bin/}java
 home=$(dirname "$(/opt/venv/bin/python -I -S -c 'import glob; print(glob.glob("/opt/venv/lib/python3*/site-packages/ts")[0])')")
 
-# A small young part of the heap, in memory that is there: collections under load pause for milliseconds.
+# A small young part of the heap, in memory that is there: collections under load pause for milliseconds. The heap grows only
+# where a form is sent, which the front end takes apart: with less, one of two million fields stops it for minutes.
 # shellcheck disable=SC2086  # token_auth is one word or none
-exec "$java" -Xms64m -Xmx256m -Xmn16m -XX:+AlwaysPreTouch -XX:+UseSerialGC \
+exec "$java" -Xms64m -Xmx768m -XX:NewSize=16m -XX:+AlwaysPreTouch -XX:+UseSerialGC \
     -Dmodel_server_home="$home" -Djava.io.tmpdir="$TEMP" \
     -Dlog4j.configurationFile=file:///opt/predictor/log4j2.xml \
     -cp ".:$home/ts/frontend/*" org.pytorch.serve.ModelServer \
-    --python /opt/venv/bin/python -f /opt/predictor/config.properties -s "$staged" -ncs $token_auth -m "$name=$name"
+    --python /opt/predictor/worker.sh -f /opt/predictor/config.properties -s "$staged" -ncs $token_auth -m "$name=$name"

@@ -1,7 +1,8 @@
 """Asks the TorchServe of this container whether it can score; exit 0 means yes. Standard library only, so that it starts fast.
 
-TorchServe's own ``/ping`` says Healthy while no worker is ready. This asks the management listener (loopback) for a READY
-worker, and with ``--score`` also sends one prediction through the same door the callers use.
+TorchServe's own ``/ping`` and ``/v2/health/ready`` say yes while no model is loaded. This asks the management listener (loopback)
+for a worker, and sends one prediction through the same door the callers use. A refusal for load is as good as an answer, for a
+pod that is taken out under load only adds to that of the others; with ``--score`` it is not, so that a start ends with a score.
 
     probe.py [--score]
 
@@ -20,6 +21,8 @@ MODEL = "ctr"
 # A row with nothing in it is a valid question to any model.
 QUESTION = b'{"instances": [{"rows": [{}]}]}'
 TIMEOUT_S = 8.0
+PATIENCE_MS = "6000"
+NOT_LOADED = b"is being loaded"  # the worker stands in for a model that is not there
 LEAVE_S = 5.0  # until the last gateway has heard that this pod is going
 DRAIN_S = 20.0
 
@@ -28,7 +31,8 @@ def ask(method: str, port: int, path: str, body: bytes | None = None) -> tuple[i
     """One request to a listener of this container: status and body of the answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
     try:
-        connection.request(method, path, body=body, headers={"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", "X-Deadline-Ms": PATIENCE_MS}
+        connection.request(method, path, body=body, headers=headers)
         answer = connection.getresponse()
         return answer.status, answer.read()
     finally:
@@ -44,10 +48,10 @@ def why_not_ready(score: bool) -> str:
         workers = [worker["status"] for version in json.loads(answer) for worker in version["workers"]]
         if "READY" not in workers:
             return f"no worker of {MODEL} is READY (they are {workers})"
-        if score:
-            status, answer = ask("POST", 8080, f"/v1/models/{MODEL}:predict", QUESTION)
-            if status != 200:
-                return f"{MODEL} answered a prediction with status {status}: {answer[:200]!r}"
+        status, answer = ask("POST", 8080, f"/v1/models/{MODEL}:predict", QUESTION)
+        busy = status in (429, 503) and NOT_LOADED not in answer
+        if status != 200 and (score or not busy):
+            return f"{MODEL} answered a prediction with status {status}: {answer[:200]!r}"
     except (OSError, http.client.HTTPException) as error:
         return f"the server does not answer: {error}"
     except (ValueError, KeyError, TypeError) as error:

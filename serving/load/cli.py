@@ -10,21 +10,29 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 import typer
-from rich.console import Console
 
-from serving.cli import DEFAULT_PORT, DEFAULT_STATE
+from serving.cli import DEFAULT_PORT
 from serving.load.drive import PATHS, Target, closed_loop, open_loop
 from serving.load.plan import poisson, read_requests, requests_of
-from serving.load.report import Step, plot, strip, table, trouble
+from serving.load.report import Step, plot, print_steps, trouble
+from thinktwice.console.options import WORK, State, Work, state_folder
+from thinktwice.console.output import say
+from thinktwice.console.stop import on_stop
+from thinktwice.console.terminal import console_here
 from thinktwice.errors import ServerError
 from thinktwice.files import atomic_file
 
 MADE_UP = 200  # different requests when none are given
+LOGGED = (
+    "A server that keeps a prediction log has written these requests after part_seconds (60 seconds by default), or when it "
+    "stops."
+)
 
 
 def load(
     url: Annotated[str, typer.Option(help="Address of the server.")] = f"http://127.0.0.1:{DEFAULT_PORT}",
-    state: Annotated[Path, typer.Option(help="State folder whose users and items are asked for.")] = DEFAULT_STATE,
+    state: State = None,
+    work: Work = WORK,
     requests: Annotated[
         Path | None, typer.Option(help="File with one request a line, instead of made-up ones.", show_default=False)
     ] = None,
@@ -61,12 +69,17 @@ def load(
     if requests is not None:
         asked = read_requests(requests)
     else:
+        from serving.load.context import typical_contexts
         from thinktwice.champion import require_champion
         from thinktwice.schema import SCHEMA_FILE, load_schema
 
-        champion = require_champion(state, "--state or --requests")
+        champion = require_champion(state_folder(state, work), "--state, --work or --requests")
         schema = load_schema(champion.bundle_dir / SCHEMA_FILE)
-        asked = requests_of(champion.feature_store_dir, schema, count=MADE_UP, candidates=candidates, seed=seed)
+        contexts = typical_contexts(champion.bundle_dir, count=MADE_UP, seed=seed)
+        asked = requests_of(
+            champion.feature_store_dir, schema, count=MADE_UP, candidates=candidates, seed=seed, contexts=contexts
+        )
+    on_stop("load stopped before its end; nothing is shown of it")
     target = Target(url, asked, protocol, None if deadline_ms is None else deadline_ms / 1000)
     if warm_up:
         first = closed_loop(target, connections, warm_up)
@@ -97,13 +110,12 @@ def require_loopback(url: str) -> None:
 
 
 def _tell(done: list[Step], json_out: Path | None, plot_out: Path | None) -> None:
-    console = Console()
-    console.print(table(done))
-    for step in done:
-        console.print(f"{step.name:>12} {strip(step)}", highlight=False)
+    console = console_here()
+    print_steps(console, done)
+    say(console, LOGGED)
     problems = trouble(done)
     for sentence in problems:
-        console.print(sentence)
+        say(console, sentence)
     if json_out is not None:
         with atomic_file(json_out) as temporary:
             temporary.write_text(json.dumps([s.as_json() for s in done], indent=2), encoding="utf-8")

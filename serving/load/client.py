@@ -18,7 +18,7 @@ class Reply:
     body: bytes
 
 
-class BrokenConnection(Exception):
+class BrokenConnectionError(Exception):
     """The server ended the connection or answered something that is no HTTP."""
 
 
@@ -48,7 +48,7 @@ class Client:
         """Send a body and read the answer.
 
         Raises:
-            BrokenConnection: there was no answer.
+            BrokenConnectionError: there was no answer.
         """
         reader, writer = await self._connection()
         try:
@@ -56,7 +56,7 @@ class Client:
             reply = await _read(reader)
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError) as error:
             writer.close()
-            raise BrokenConnection(str(error)) from error
+            raise BrokenConnectionError(str(error)) from error
         except BaseException:
             writer.close()
             raise
@@ -86,7 +86,7 @@ class Client:
         try:
             return await asyncio.open_connection(self._address.host, self._address.port, limit=MOST_HEAD)
         except OSError as error:
-            raise BrokenConnection(str(error)) from error
+            raise BrokenConnectionError(str(error)) from error
 
     def _head(self, length: int, headers: dict[str, str]) -> bytes:
         lines = [

@@ -13,6 +13,7 @@ import polars as pl
 
 from thinktwice.data.feature_tables import table_specs
 from thinktwice.errors import DataError, RequestError
+from thinktwice.parquet import scan_frame
 from thinktwice.schema import LogSchema
 
 MOMENT = 1_767_225_600  # fixed timestamp of made-up requests (2026-01-01): the same request is the same question
@@ -52,8 +53,20 @@ def read_requests(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def requests_of(store: Path, schema: LogSchema, *, count: int, candidates: int, seed: int) -> list[dict[str, Any]]:
+def requests_of(
+    store: Path,
+    schema: LogSchema,
+    *,
+    count: int,
+    candidates: int,
+    seed: int,
+    contexts: Sequence[dict[str, Any]] = (),
+) -> list[dict[str, Any]]:
     """Made-up requests of real users for real items, drawn evenly from the tables of a feature store folder.
+
+    Args:
+        contexts: the context of each request [count], see :func:`serving.load.context.typical_contexts`; none gives
+            requests without a context.
 
     Raises:
         DataError: the log has no users or items, or the folder has no tables.
@@ -66,17 +79,17 @@ def requests_of(store: Path, schema: LogSchema, *, count: int, candidates: int, 
         tables = [store / "data" / f"{s.name}.parquet" for s in table_specs(schema) if s.entity == entity]
         there = [table for table in tables if table.is_file()]
         if key is not None and there:
-            frames = [pl.scan_parquet(table).select(key).unique() for table in there]
+            frames = [scan_frame(table).select(key).unique() for table in there]
             ids[entity] = pl.concat(frames).unique().sort(key).collect()[key].to_list()
     if not ids.get("item"):
         raise DataError(f"{store} has no tables of items: give requests with --requests")
     rng = np.random.default_rng(seed)
     out: list[dict[str, Any]] = []
-    for _ in range(count):
+    for number in range(count):
         chosen = rng.choice(len(ids["item"]), size=candidates, replace=candidates > len(ids["item"]))
         request: dict[str, Any] = {
             "candidates": [ids["item"][i] for i in chosen],
-            "context": {"timestamp": MOMENT},
+            "context": {"timestamp": MOMENT} | (contexts[number] if contexts else {}),
         }
         if "user" in ids:
             request["user_id"] = ids["user"][rng.integers(len(ids["user"]))]

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.table import Table
+from rich.console import Console
 
 from serving.load.drive import Measured
+from thinktwice.console.output import Column, Record, print_table, say
 from thinktwice.evaluate.charts import Mark, Series, legend, line_chart
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 100.0)
 COLORS = ("#2f6fde", "#d9822b", "#2e9e5b", "#b0413e", "#7a5cc0", "#30343b")
 BARS = " ▁▂▃▄▅▆▇█"
+STRIP_ENDS = 26  # columns that the indent and the two ends of a strip take
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,15 @@ def label(q: float) -> str:
     return "max" if q == 100 else f"p{q:g}"
 
 
-def table(steps: list[Step]) -> Table:
-    """A row a step: what was offered, what was answered, how late, and how the others ended."""
-    out = Table(title="latency in ms, from the moment a request was due")
-    names = ["load", "offered/s", "answered/s", *(label(q) for q in PERCENTILES), "refused", "late", "bad"]
-    for name in names:
-        out.add_column(name, justify="left" if name == "load" else "right")
+def print_steps(console: Console, steps: list[Step]) -> None:
+    """A row a step: what was offered, what was answered, how late, and how the others ended; then the latencies of each."""
+    names = ("offered/s", "answered/s", *(label(q) for q in PERCENTILES), "refused", "late", "bad")
+    columns = [Column("load", right=False), *(Column(name) for name in names)]
+    records = []
     for step in steps:
         counts, sent = step.measured.counts(), max(len(step.measured.outcomes), 1)
         bad = sum(counts[name] for name in ("failed", "wrong", "lost", "not sent")) + step.measured.unequal
-        out.add_row(
+        cells = (
             step.name,
             "" if step.offered is None else f"{step.offered:.0f}",
             f"{step.measured.throughput:.0f}",
@@ -67,7 +68,11 @@ def table(steps: list[Step]) -> Table:
             f"{100 * counts['late'] / sent:.1f} %",
             str(bad),
         )
-    return out
+        records.append(Record(cells))
+    print_table(console, columns, records, title="latency in ms, from the moment a request was due")
+    for step in steps:
+        say(console, f"{step.name}:")
+        say(console, strip(step, max(8, min(60, console.width - STRIP_ENDS))), indent=2)
 
 
 def strip(step: Step, width: int = 60) -> str:

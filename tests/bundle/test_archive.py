@@ -51,7 +51,7 @@ def test_spelling_that_two_parsers_may_read_differently_is_not_passed_on(mar: Pa
     """TorchServe reads these files with Java's parsers; it gets them written anew."""
 
     def spell(files: dict[str, bytes]) -> None:
-        files[SETTINGS_FILE] = b"&x {minWorkers: 0x1, maxWorkers: 1_0} # comment\n"
+        files[SETTINGS_FILE] = b"&x {minWorkers: 0x1, maxWorkers: 0xa} # comment\n"
         files[MAR_MANIFEST] = files[MAR_MANIFEST].replace(b'"python"', b'"pyt\\u0068on"')
 
     folder = unpacked(rezip(mar, tmp_path / "a.mar", spell), tmp_path / "out")
@@ -126,7 +126,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "settings": (put(SETTINGS_FILE, b"minWorkers: 1\nhandler: evil.py\n"), "the setting 'handler' is unknown"),
     "text": (put(SETTINGS_FILE, b"minWorkers: '1; rm'\n"), "minWorkers is not a number"),
     "tag": (put(SETTINGS_FILE, b"a: !!javax.script.ScriptEngineManager []\n"), "model-config.yaml is wrong"),
-    "twice": (put(SETTINGS_FILE, b"minWorkers: 1\nminWorkers: 2\n"), "the key 'minWorkers' is there twice"),
+    "twice": (put(SETTINGS_FILE, b"minWorkers: 1\nminWorkers: 2\n"), "the key 'minWorkers' twice, at lines 1 and 2"),
     "deep": (put(MAR_MANIFEST, b"[" * 50_000), "nested too deeply"),
     "large": (put(SETTINGS_FILE, b" " * (1 << 17)), "has more than 65536 bytes"),
 }

@@ -213,9 +213,9 @@ def test_schema_and_encoder_must_tell_the_same(bundle: Path, name: str) -> None:
 def test_aliases_that_unfold_without_end_are_refused(bundle: Path) -> None:
     bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
     (bundle / "schema.yaml").write_text(bomb)
-    assert "its aliases unfold to more than" in refused(bundle)
+    assert "values once its aliases are expanded" in refused(bundle)
     (bundle / "schema.yaml").write_text("fields: &x [*x]\n")
-    assert "its aliases unfold to more than" in refused(bundle)
+    assert "has an alias at line 1 that stands for itself" in refused(bundle)
 
 
 def special(make: Callable[[Path], object], name: str = "report/report.html") -> Callable[[Path], None]:

@@ -32,7 +32,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> CleanLog:
 @pytest.fixture(scope="module")
 def store(log: CleanLog, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("store") / "store"
-    build(log.folder, folder, model_version="step-1")
+    build(log.folder, folder, feature_version="step-1")
     return folder
 
 
@@ -85,7 +85,7 @@ def test_both_steps_under_the_local_runner(log: CleanLog, tmp_path: Path, monkey
     def features_only():  # KFP reads the annotation of the result, and a string is none
         clean = dsl.importer(artifact_uri=str(log.folder), artifact_class=Dataset, reimport=False)
         filled = materialize(
-            clean=clean.output, model_version="step-1", online_store="sqlite", redis_address="", code_version="test"
+            clean=clean.output, feature_version="step-1", online_store="sqlite", redis_address="", code_version="test"
         )
         build_training_set(
             clean=clean.output,

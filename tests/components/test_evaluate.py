@@ -13,6 +13,9 @@ from components.evaluation.evaluate.component import evaluate
 from components.evaluation.fit_test_time.component import fit_test_time
 from tests.testtime import world
 from thinktwice.bundle import load_bundle
+from thinktwice.data.splits import SplitSpec
+from thinktwice.data.training_set import load_training_set
+from thinktwice.evaluate.package import model_version
 from thinktwice.files import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +39,9 @@ def test_writes_the_bundle_and_finite_metrics(finished: Path, tmp_path: Path, na
         Artifact(uri=str(finished / f"test_time-{name}")),
         "0123456789abcdef",
         "world-1.a",
+        "tiny",
+        "lean",
+        3,
         "0.1.0",
         bundle,
         report,
@@ -43,7 +49,10 @@ def test_writes_the_bundle_and_finite_metrics(finished: Path, tmp_path: Path, na
         classification,
     )
     loaded = load_bundle(bundle.path)
-    assert loaded.manifest.model_version == "world-1.a"
+    data = load_training_set(finished / "set")
+    split = SplitSpec.model_validate(data.info["split"])
+    expected = model_version(data.schema, "world-1.a", split=split, recipe="tiny", mode="lean", seed=3)
+    assert loaded.manifest.model_version == bundle.metadata["model_version"] == expected
     assert loaded.manifest.feature_service == "ctr_world_1_a"
     assert loaded.manifest.snapshot_id == "0123456789abcdef"
     assert loaded.manifest.package_version == "0.1.0"
@@ -94,7 +103,10 @@ def test_the_stage_runs_under_the_local_runner(finished: Path, tmp_path: Path, m
             **inputs,
             test_time=fitted.outputs["test_time"],
             snapshot_id="0123456789abcdef",
-            model_version="world-1",
+            feature_version="world-1",
+            recipe="tiny",
+            mode="lean",
+            seed=0,
             code_version="0.1.0",
         )
         judged = bless(

@@ -11,7 +11,7 @@ from kfp import local
 from kfp.dsl import Dataset
 
 from components.data.ingest.component import ingest
-from thinktwice.data.ingest import model_version
+from thinktwice.data.feature_tables import feature_version
 from thinktwice.data.sources.registry import builtin_schema
 from thinktwice.errors import DataError
 from thinktwice.files import read_json
@@ -19,14 +19,14 @@ from thinktwice.files import read_json
 COMPONENT = Path(__file__).resolve().parents[2] / "components/data/ingest"
 
 
-def test_the_function_writes_the_folder_and_names_the_model(tmp_path: Path) -> None:
+def test_the_function_writes_the_folder_and_names_the_features(tmp_path: Path) -> None:
     log = Dataset(name="log", uri=str(tmp_path / "log"), metadata={})
-    snapshot_id, version = ingest.python_func("sim", "", "", 300, 7, "tiny", "time", "0.1.0", log)
+    snapshot_id, version = ingest.python_func("sim", "", "", 300, 7, "0.1.0", log)
     assert read_json(tmp_path / "log/snapshot.json")["snapshot_id"] == snapshot_id
-    assert version == model_version(builtin_schema("sim"), snapshot_id, "tiny", "time", "0.1.0")
+    assert version == feature_version(builtin_schema("sim"), snapshot_id, "0.1.0")
     assert log.metadata == {"rows": 300, "unparsable_rows": 0, "snapshot_id": snapshot_id}
     with pytest.raises(DataError, match="unknown source"):
-        ingest.python_func("nothing", "", "", 0, 0, "tiny", "time", "0.1.0", log)
+        ingest.python_func("nothing", "", "", 0, 0, "0.1.0", log)
 
 
 def test_the_interface_is_described() -> None:
@@ -49,10 +49,8 @@ def test_the_step_runs_under_the_local_runner(tmp_path: Path, monkeypatch: pytes
         schema_path="",
         limit=300,
         seed=7,
-        recipe="tiny",
-        split="time",
         code_version="0.1.0",
     )
-    assert task.outputs["model_version"].startswith("sim-")
+    assert task.outputs["feature_version"].startswith("sim-")
     (written,) = (tmp_path / "root").rglob("log.parquet")
     assert pq.read_metadata(written).num_rows == 300

@@ -28,7 +28,7 @@ def run(clean: Path, out: Path, online_store: str = "sqlite") -> tuple[Any, dict
     artifact = SimpleNamespace(path=str(out), metadata={})
     component.materialize.python_func(
         clean=SimpleNamespace(path=str(clean)),
-        model_version="step-1",
+        feature_version="step-1",
         online_store=online_store,
         redis_address="",
         code_version="test",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -96,3 +97,19 @@ def test_a_damaged_bundle_is_not_packed(small: Path, blessing: Path, tmp_path: P
     (tmp_path / "bundle" / "schema.yaml").write_text("name: x\n")
     with pytest.raises(BundleError, match=r"schema\.yaml"):
         write_archive(tmp_path / "bundle", blessing, tmp_path / "archive")
+
+
+@pytest.mark.parametrize("name", ["a,b", "a:b", "[1] *?", "price=7", 'it\'s "ü" 100%20;#$HOME\\x'])
+def test_a_path_is_only_characters(
+    small: Path,  # noqa: F811
+    blessing: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    plain = write_archive(small / "bundle", blessing, tmp_path / "plain")
+    place = tmp_path / name
+    shutil.copytree(small / "bundle", place / "bundle")
+    (place / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place / "tmp"))
+    assert write_archive(place / "bundle", blessing, place / "archive") == plain

@@ -15,7 +15,7 @@ import pytest
 from components.data.validate import run as validate_run
 from components.data.validate.run import Verdict, validate_log
 from components.data.validate.suite import (
-    CheckBroken,
+    CheckBrokenError,
     Expected,
     check_ledger,
     check_rows,
@@ -125,8 +125,16 @@ def test_gx_sees_bad_rows_in_a_clean_file(tmp_path: Path) -> None:
 def test_a_check_that_breaks_is_no_verdict() -> None:
     frame = pd.DataFrame({"row_id": ["a"], "x": [1]})
     missing = Expected("x:rule", "critical", "", "ExpectColumnValuesToNotBeNull", {"column": "no_such_column"})
-    with pytest.raises(CheckBroken, match=r"the check 'x:rule' .* could not be computed"):
+    with pytest.raises(CheckBrokenError, match=r"the check 'x:rule' .* could not be computed"):
         run_suite("rows", frame, [missing], parameters={})
+
+
+def test_gx_draws_no_progress_bars(capfd: pytest.CaptureFixture[str]) -> None:
+    """GX draws them on standard error, where a step's log would fill with them."""
+    frame = pd.DataFrame({"row_id": ["a"], "x": [1]})
+    rule = Expected("x:rule", "critical", "", "ExpectColumnValuesToNotBeNull", {"column": "x"})
+    assert run_suite("rows", frame, [rule], parameters={})["x:rule"]["success"]
+    assert capfd.readouterr().err == ""
 
 
 def test_clean_log_passes(tmp_path: Path) -> None:
@@ -213,10 +221,10 @@ def test_validation_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_broken_check_fails_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def break_down(*_: Any, **__: Any) -> None:
-        raise CheckBroken("the check could not be computed")
+        raise CheckBrokenError("the check could not be computed")
 
     monkeypatch.setattr(validate_run, "check_rows", break_down)
-    with pytest.raises(CheckBroken):
+    with pytest.raises(CheckBrokenError):
         run(tmp_path, shop_columns(20))
 
 

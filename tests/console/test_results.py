@@ -1,3 +1,6 @@
+import io
+
+import pytest
 from rich.console import Console
 
 from thinktwice.console.results import print_results
@@ -31,3 +34,19 @@ def test_the_table_shows_every_model_its_cold_start_and_its_cost():
     assert ships.split() == ["→", "gate", "–", "0.4900", "–", "×", "1.80"]
     assert "AUC cold user" in shown and "(25% of rows)" in shown and "seen user" not in shown
     assert "The pre-trained + gate model ships." in shown
+    assert "  – not defined (one class)" in shown.splitlines()
+
+
+@pytest.mark.parametrize("width", [40, 80, 110])
+def test_no_name_is_cut_at_any_width(width: int):
+    label = "pre-trained + filter of combinations of values"
+    columns = [EVALUATION["columns"][0], EVALUATION["columns"][1] | {"label": label}]
+    out = io.StringIO()
+    console = Console(width=width, file=out)
+    print_results(
+        console, EVALUATION | {"columns": columns, "verdict": ["One sentence of many words about what ships." * 3]}
+    )
+    lines = out.getvalue().splitlines()
+    shown = " ".join(out.getvalue().split())
+    assert label in shown and "AUC cold user" in shown and "(25% of rows)" in shown and "…" not in shown
+    assert max(len(line.rstrip()) for line in lines) <= width

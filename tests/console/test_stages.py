@@ -8,16 +8,16 @@ import time
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from thinktwice.console.events import EventTail
 from thinktwice.console.processes import group_alive, start, stop
 from thinktwice.console.stages import SIGN_OF_LIFE, StageBoard, seconds_text
+from thinktwice.console.terminal import Terminal
 
 
 def board(width: int = 90) -> tuple[StageBoard, io.StringIO]:
     out = io.StringIO()
-    return StageBoard(Console(file=out, width=width, force_terminal=False), {"ingest": "read the log"}), out
+    return StageBoard(Terminal(file=out, width=width, force_terminal=False), {"ingest": "read the log"}), out
 
 
 def event(stage: str, kind: str, at: float, **more: object) -> dict:
@@ -51,15 +51,36 @@ def test_a_failed_and_a_reused_stage_are_told_apart():
     assert second.startswith("✗ other")
 
 
-def test_a_long_finding_is_cut_and_leaves_title_and_time_alone():
-    stages, out = board(width=80)
+@pytest.mark.parametrize("width", [40, 80, 110, 120])
+def test_a_long_finding_stands_below_title_and_time(width: int):
+    stages, out = board(width=width)
+    finding = " ".join(f"word{n}" for n in range(60))
     with stages:
         stages.feed(event("task/ingest", "start", 0.0))
-        stages.feed(event("ingest", "note", 0.1, text="word " * 100))
+        stages.feed(event("ingest", "note", 0.1, text=finding))
         stages.feed(event("task/ingest", "done", 8.1))
-    (line,) = out.getvalue().splitlines()
-    assert line.startswith("✓ read the log") and "8.1 s word word" in line and line.rstrip().endswith("…")
-    assert len(line) <= 80
+    first, *rest = out.getvalue().splitlines()
+    assert first.split() == ["✓", "read", "the", "log", "8.1", "s"]
+    assert " ".join(" ".join(rest).split()) == finding
+    assert all(line.startswith("    word") and len(line.rstrip()) <= width for line in rest)
+
+
+def test_a_short_finding_stands_behind_the_time():
+    shown = []
+    for width in (40, 56, 57, 80):
+        stages, out = board(width=width)
+        with stages:
+            stages.feed(event("task/ingest", "start", 0.0))
+            stages.feed(event("ingest", "note", 0.1, text="1,000 rows"))
+            stages.feed(event("task/ingest", "done", 8.1))
+        shown.append([line.rstrip() for line in out.getvalue().splitlines()])
+    aligned = "✓ read the log                           8.1 s"
+    assert shown == [
+        ["✓ read the log  8.1 s 1,000 rows"],
+        [aligned, "    1,000 rows"],
+        [f"{aligned} 1,000 rows"],
+        [f"{aligned} 1,000 rows"],
+    ]
 
 
 def test_a_stage_cut_short_says_so():
@@ -84,7 +105,7 @@ def test_a_long_stage_gives_signs_of_life_in_a_log():
 
 def test_a_terminal_shows_a_bar_and_text_with_brackets_is_literal():
     out = io.StringIO()
-    console = Console(file=out, width=90, force_terminal=True, color_system=None)
+    console = Terminal(file=out, width=90, force_terminal=True, color_system=None)
     stages = StageBoard(console, {"ingest": "read [bold]the log"})
     with stages:
         stages.feed(event("task/ingest", "start", time.time()))

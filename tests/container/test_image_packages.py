@@ -71,7 +71,7 @@ def test_features_are_read_with_the_packages_of_the_image(denied: set[str], tmp_
     clean.mkdir()
     small.clean_log().write_parquet(clean / "clean.parquet")
     (clean / "schema.yaml").write_text(small.SCHEMA.to_yaml(), encoding="utf-8")
-    info = build(clean, tmp_path / "store", model_version="v1")
+    info = build(clean, tmp_path / "store", feature_version="v1")
     command = [sys.executable, "-W", "ignore", "-c", READ, str(tmp_path / "store"), ",".join(sorted(denied))]
     done = subprocess.run([*command, info.feature_service], cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr

@@ -47,6 +47,7 @@ def test_there_are_scripts() -> None:
         "check_predictor.sh",
         "engine.sh",
         "entrypoint.sh",
+        "worker.sh",
     }
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from serving import kserve_process, torchserve_process
 from serving.config import ServingConfig
+from serving.open_reader import FeatureConfig
 from tests.server.conftest import champion, free_port, state
 from thinktwice.champion import Champion
 from thinktwice.files import write_json
@@ -31,7 +32,8 @@ class Servers:
 @pytest.fixture(scope="session")
 def servers(champion: Champion, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     folder = tmp_path_factory.mktemp("contract")
-    config = ServingConfig(arm="control", max_body_bytes=LARGEST)
+    # A busy machine must not turn a slow lookup into defaults, which would make the answers differ.
+    config = ServingConfig(arm="control", max_body_bytes=LARGEST, features=FeatureConfig(timeout_ms=500))
     write_json(folder / "serving.yaml", config.model_dump())
     store = champion.feature_store_dir
     logs = {name: folder / f"{name}.log" for name in ("torchserve", "kserve")}

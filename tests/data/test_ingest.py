@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thinktwice.data import text
-from thinktwice.data.ingest import ingest, model_version
+from thinktwice.data.feature_tables import feature_version
+from thinktwice.data.ingest import ingest
 from thinktwice.data.row_ids import row_ids, row_numbers, xxh64_of_integers
-from thinktwice.data.sources.registry import builtin_schema
+from thinktwice.data.sources.registry import SOURCES, builtin_schema
 from thinktwice.errors import DataError, ResourceError
 from thinktwice.files import read_json
 
@@ -78,25 +79,31 @@ def test_the_snapshot_id_follows_the_content_alone(tmp_path: Path) -> None:
     assert read_json(tmp_path / "raw1/snapshot.json")["snapshot_id"] == one.snapshot_id
     others = [
         ingest("criteo", tmp_path / "a/train.txt", None, tmp_path / "raw3", limit=1).snapshot_id,
-        ingest("criteo", tmp_path / "a/train.txt", None, tmp_path / "raw3", seed=1).snapshot_id,
     ]
     (tmp_path / "a/train.txt").write_text(GOOD)
     others.append(ingest("criteo", tmp_path / "a/train.txt", None, tmp_path / "raw3").snapshot_id)
-    assert len({one.snapshot_id, *others}) == 4
+    assert len({one.snapshot_id, *others}) == 3
 
 
-def test_the_model_version_follows_everything_that_makes_the_model() -> None:
+def test_the_seed_matters_to_a_source_that_draws_its_rows_and_to_no_other(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text(GOOD)
+    given = [ingest("criteo", tmp_path / "train.txt", None, tmp_path / f"raw{seed}", seed=seed) for seed in (0, 7)]
+    assert given[0] == given[1] and given[1].seed == 0
+    drawn = [ingest("sim", None, None, tmp_path / f"sim{seed}", limit=50, seed=seed) for seed in (0, 7)]
+    assert drawn[0].snapshot_id != drawn[1].snapshot_id
+    assert [name for name, source in SOURCES.items() if source.seeded] == ["sim"]
+
+
+def test_the_feature_version_follows_everything_that_makes_the_features() -> None:
     ml, sim = builtin_schema("ml-1m"), builtin_schema("sim")
-    assert model_version(ml, "0" * 16, "default", "time", "0.1.0").startswith("ml-1m-")
-    versions = {
-        model_version(ml, "0" * 16, "default", "time", "0.1.0"),
-        model_version(ml, "1" * 16, "default", "time", "0.1.0"),
-        model_version(ml, "0" * 16, "tiny", "time", "0.1.0"),
-        model_version(ml, "0" * 16, "default", "time", "0.1.1"),
-        model_version(sim, "0" * 16, "default", "time", "0.1.0"),
-        model_version(ml, "0" * 16, "default", "random", "0.1.0"),
-    }
-    assert len({v.rsplit("-", 1)[1] for v in versions}) == 6
+    assert feature_version(ml, "0" * 16, "0.1.0").startswith("ml-1m-")
+    versions = [
+        feature_version(ml, "0" * 16, "0.1.0"),
+        feature_version(ml, "1" * 16, "0.1.0"),
+        feature_version(ml, "0" * 16, "0.1.1"),
+        feature_version(sim, "0" * 16, "0.1.0"),
+    ]
+    assert len({v.rsplit("-", 1)[1] for v in versions}) == 4
 
 
 def test_a_full_disk_is_named_and_the_old_log_stays(tmp_path: Path) -> None:

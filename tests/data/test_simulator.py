@@ -17,9 +17,9 @@ from thinktwice.data.simulator import SimConfig, simulate
 from thinktwice.data.simulator.draw import START_US
 from thinktwice.data.simulator.source import reading_of
 from thinktwice.data.simulator.world import effects_at, make_world
-from thinktwice.data.sources.base import columns_of
 from thinktwice.data.sources.registry import builtin_schema
 from thinktwice.schema import LogSchema
+from thinktwice.schema.columns import named_columns
 
 BLOCK = 1 << 15
 
@@ -122,9 +122,9 @@ def test_behaviour_pulls_towards_topics_clicked_before() -> None:
 
 def test_the_schema_describes_the_log(log: pl.DataFrame) -> None:
     schema: LogSchema = builtin_schema("sim")
-    wanted = columns_of(schema)
+    wanted = named_columns(schema)
     assert set(wanted) <= set(log.columns)
-    assert wanted["propensity"] == "propensity" and wanted["true_probability"] == "truth"
+    assert wanted["propensity"][0].words == "propensity" and wanted["true_probability"][0].words == "truth"
     assert log["item_vector"].drop_nulls().list.len().unique().to_list() == [schema.vectors[0].dim]
     assert 0 < log["item_vector"].null_count() < 0.1 * log.height
     assert 0 < log["income"].null_count() < 0.15 * log.height

@@ -15,9 +15,10 @@ import pytest
 from thinktwice.data.ingest import ingest
 from thinktwice.data.sources import registry
 from thinktwice.data.sources.ads import CRITEO
-from thinktwice.data.sources.base import columns_of
 from thinktwice.data.sources.registry import SOURCES, builtin_schema
 from thinktwice.errors import DataError, SchemaError
+from thinktwice.schema import load_schema
+from thinktwice.schema.columns import named_columns
 
 AVAZU = (
     "id,click,hour,C1,banner_pos,site_id,site_domain,site_category,app_id,app_domain,app_category,device_id,device_ip,"
@@ -170,7 +171,7 @@ def test_kuairand_joins_users_and_videos_over_all_logs(tmp_path: Path) -> None:
     assert log["tag"].to_list()[0] == "39,12"
     assert log["register_days"].to_list() == ["100", "100", None]
     assert log["author_id"].to_list() == ["11", "12", "12"]
-    assert set(columns_of(builtin_schema("kuairand"))) <= set(log.columns)
+    assert set(named_columns(builtin_schema("kuairand"))) <= set(log.columns)
 
 
 SCHEMA = """
@@ -290,15 +291,16 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytes
     def refuse(path: Path, *_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    log, _ = own_log(tmp_path)
+    log, schema_file = own_log(tmp_path)
+    schema = load_schema(schema_file)
     archive = movielens_1m(tmp_path)
     monkeypatch.setattr(Path, "open", refuse)
     for source, path in (("parquet", log), ("criteo", archive)):
         with pytest.raises(DataError, match=rf"{path.name} cannot be read \(Permission denied\)"):
-            registry.source_named(source).open(path, 0, 0)
+            registry.source_named(source).open(path, 0, 0, schema)
     monkeypatch.setattr(zipfile, "ZipFile", refuse)
     with pytest.raises(DataError, match=r"ml-1m\.zip cannot be read \(Permission denied\)"):
-        registry.source_named("ml-1m").open(archive, 0, 0)
+        registry.source_named("ml-1m").open(archive, 0, 0, schema)
 
 
 def test_a_zip_damaged_inside_is_named(tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ def small_bundle(folder: Path, schema_text: str, frame: pl.DataFrame, name: str)
         test_time_dir=folder / "test_time",
         snapshot_id="0" * 16,
         model_version=name,
+        feature_version=name,
         package_version="0.1.0",
     )
     return folder / "bundle"
@@ -220,6 +221,7 @@ def loud(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         test_time_dir=finished / "test_time-good",
         snapshot_id="0" * 16,
         model_version="loud",
+        feature_version="loud",
         package_version="0.1.0",
         **arguments,
     )

@@ -23,7 +23,7 @@ from thinktwice.evaluate.charts import nice_ticks
 from thinktwice.evaluate.compare import evaluate
 from thinktwice.evaluate.package import write_candidate
 from thinktwice.evaluate.report import render
-from thinktwice.evaluate.table import metrics_table
+from thinktwice.evaluate.table import print_metrics
 from thinktwice.files import read_json
 from thinktwice.models import load_model
 from thinktwice.models.blocks import one_thread
@@ -113,7 +113,7 @@ def test_scenarios_reach_the_report(finished: Path, tmp_path: Path) -> None:
     assert sum(s["rows"] for s in content["scenarios"]) == content["rows"]
     assert read_json(tmp_path / "out" / "evaluation.json")["scenarios"] == content["scenarios"]
     console = Console(width=120, record=True, file=StringIO())
-    console.print(metrics_table(content))
+    print_metrics(console, content)
     assert "device d1 (3" in console.export_text()
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "<h2>Scenarios</h2>" in text and "device d2" in text
@@ -236,6 +236,7 @@ def test_evaluating_twice_gives_the_same_bundle(
             test_time_dir=finished / "test_time-good",
             snapshot_id="0" * 16,
             model_version="world-twice",
+            feature_version="world-twice",
             package_version="0.1.0",
         )
         hashes.add(bundle_hash(tmp_path / f"bundle-{name}"))
@@ -271,6 +272,7 @@ def test_an_accepted_candidate_is_what_ships(finished: Path, tmp_path: Path) -> 
         test_time_dir=folder,
         snapshot_id="0" * 16,
         model_version="world-on",
+        feature_version="world-on",
         package_version="0.1.0",
     )
     content = evaluate_bundles(tmp_path / "bundle", finished / "set")

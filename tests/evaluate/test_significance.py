@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.special import expit
 
 from thinktwice.evaluate import significance as s
 from thinktwice.evaluate.metrics import auc, ece, gauc, logloss
@@ -122,3 +123,17 @@ def test_the_clustered_error_is_that_of_the_intervals_and_of_the_cluster_means()
     found = s.paired_auc(label, first, second, user)
     assert (found.high - found.low) / 2 == pytest.approx(2.0227 * error, rel=1e-4)  # Student's t of 39
     assert s.clustered_error(difference, np.zeros(200, int)) == np.inf
+
+
+def test_a_bootstrap_of_one_user_proves_nothing_and_of_two_warns_of_nothing() -> None:
+    label, first, second = (
+        np.array([0.0, 1.0, 0.0, 1.0]),
+        np.array([0.0, 1.0, 1.0, 0.0]),
+        np.array([-1.0, 1.0, -1.0, 1.0]),
+    )
+    columns = ({"a": first, "b": second}, {"a": expit(first), "b": expit(second)})
+    one = s.bootstrap_differences(label, *columns, np.zeros(4, np.int64), [("a", "b")])["a", "b"]
+    assert one["logloss"].value < -0.1
+    assert not any(found.bounded or found.significant for found in one.values())
+    two = s.bootstrap_differences(label, *columns, np.array([0, 0, 1, 1]), [("a", "b")])["a", "b"]
+    assert all(found.bounded for found in two.values())  # draws without any user are left out

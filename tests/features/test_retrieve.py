@@ -16,13 +16,13 @@ import yaml
 
 from feature_repo import retrieve
 from feature_repo.leaks import assert_no_leak
-from feature_repo.store import build, open_store, quiet
+from feature_repo.store import build, open_store, quiet, read_info
 from feature_repo.tables_engine import feast_engine
 from tests.features import oracle
 from tests.features.conftest import SCHEMA, START, CleanLog, Row, make_rows
-from thinktwice.data.feature_tables import build_feature_tables
+from thinktwice.data.feature_tables import build_feature_tables, table_specs
 from thinktwice.data.point_in_time import training_rows
-from thinktwice.errors import DataError, FeatureStoreError, RowsLost
+from thinktwice.errors import DataError, FeatureStoreError, RowsLostError
 
 pytestmark = [
     # Feast's own, on import and in its calls of pandas and dask.
@@ -36,7 +36,7 @@ WriteLog = Callable[[str, list[Row]], CleanLog]
 @pytest.fixture(scope="module")
 def store_dir(clean_log: CleanLog, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("retrieve") / "store"
-    build(clean_log.folder, folder, model_version="v1")
+    build(clean_log.folder, folder, feature_version="v1")
     return folder
 
 
@@ -118,16 +118,16 @@ def test_the_file_store_loses_slate_rows_and_the_check_sees_it(store_dir: Path, 
     assert retrieve.in_order(slate["row_id"], kept)["row_id"].to_pylist() == slate["row_id"].to_pylist()
     lost = plain_join(store_dir, tmp_path / "file", slate, "file")
     assert lost.num_rows < 10
-    with pytest.raises(RowsLost, match=f"returned {lost.num_rows} of 10 rows"):
+    with pytest.raises(RowsLostError, match=f"returned {lost.num_rows} of 10 rows"):
         retrieve.in_order(slate["row_id"], lost)
 
 
 def test_a_swapped_or_repeated_row_is_seen() -> None:
     ids = pa.chunked_array([["a", "b", "c"]])
     assert retrieve.in_order(ids, pa.table({"row_id": ["c", "a", "b"], "x": [3, 1, 2]}))["x"].to_pylist() == [1, 2, 3]
-    with pytest.raises(RowsLost, match="lost 1 rows, the first is row_id 'b'"):
+    with pytest.raises(RowsLostError, match="lost 1 rows, the first is row_id 'b'"):
         retrieve.in_order(ids, pa.table({"row_id": ["a", "c", "c"]}))
-    with pytest.raises(RowsLost, match="repeats a row_id"):
+    with pytest.raises(RowsLostError, match="repeats a row_id"):
         retrieve.in_order(pa.chunked_array([["a", "a"]]), pa.table({"row_id": ["a", "a"]}))
 
 
@@ -141,10 +141,13 @@ def test_late_data_is_not_seen_before_it_was_created(clean_log: CleanLog, store_
         pl.col("created_timestamp") + pl.duration(days=2),
     )
     pl.concat([table, late]).write_parquet(path)
-    got = retrieve.training_set(clean_log.folder, tmp_path / "late").to_pylist()
     plain_rows = pq.read_table(
         clean_log.folder / "clean.parquet", columns=["row_id", "event_time", "user_id", "item_id"]
     )
+    # Not `training_set`: it refuses attributes that are not those of the clean log.
+    info, specs = read_info(tmp_path / "late"), table_specs(clean_log.schema)
+    features = retrieve.features_at(plain_rows, tmp_path / "late", info, specs)
+    got = [a | b for a, b in zip(plain_rows.to_pylist(), features.to_pylist(), strict=True)]
     plain = plain_join(tmp_path / "late", tmp_path / "plain", plain_rows, "duckdb")
     assert [r["genre"] for r in got] == retrieve.in_order(plain_rows["row_id"], plain)["genre"].to_pylist()
     first = {}
@@ -180,9 +183,20 @@ def test_a_planted_leak_is_caught(
         retrieve.training_set(clean_log.folder, leaky)
 
 
+@pytest.mark.parametrize(("column", "value"), [("price", 7.0), ("genre", "other"), ("gender", "x"), ("picture", [1.0])])
+def test_attributes_that_are_not_those_of_the_log_are_caught(
+    joined: pa.Table, clean_log: CleanLog, column: str, value: object
+) -> None:
+    clean = pq.read_table(clean_log.folder / "clean.parquet")
+    place = joined.column_names.index(column)
+    wrong = joined.set_column(place, column, pa.array([value] * joined.num_rows, joined[column].type))
+    with pytest.raises(FeatureStoreError, match=f"feature '{column}' of row .* in the clean log has .*: materialize"):
+        assert_no_leak(wrong, clean, clean_log.schema)
+
+
 def test_a_rate_with_the_rows_own_click_is_caught(joined: pa.Table, clean_log: CleanLog) -> None:
     clean = pq.read_table(clean_log.folder / "clean.parquet")
-    assert assert_no_leak(joined, clean, clean_log.schema, sample_rows=100) == 100 * (6 + 6 + 2)
+    assert assert_no_leak(joined, clean, clean_log.schema, sample_rows=100) == 100 * (6 + 6 + 2 + 4)
     rate = pl.Series(joined["item_rate_all"].to_pylist(), dtype=pl.Float64)
     own = rate + (pl.Series(joined["label"].to_pylist()) - rate) / 1000
     column = joined.column_names.index("item_rate_all")
@@ -211,7 +225,7 @@ def test_a_log_without_entities_passes_through(write_log: WriteLog, tmp_path: Pa
     log = write_log(
         "name: small\ntime: {column: at}\nfields: [{name: slot}, {name: hour, derived: hour}]", make_rows(num_rows=30)
     )
-    build(log.folder, tmp_path / "store", model_version="v")
+    build(log.folder, tmp_path / "store", feature_version="v")
     assert retrieve.training_set(log.folder, tmp_path / "store").equals(pq.read_table(log.folder / "clean.parquet"))
 
 
@@ -219,7 +233,7 @@ def test_a_log_without_entities_passes_through(write_log: WriteLog, tmp_path: Pa
 def test_a_log_with_one_entity(write_log: WriteLog, tmp_path: Path, entity: str) -> None:
     text = f"name: small\ntime: {{column: at}}\nentities: {{{entity}: {{key: {entity}_id}}}}\nstatistics: {{entities: [{entity}]}}"
     log = write_log(text, make_rows(num_rows=120))
-    build(log.folder, tmp_path / "store", model_version="v")
+    build(log.folder, tmp_path / "store", feature_version="v")
     table = retrieve.training_set(log.folder, tmp_path / "store")
     assert table.num_rows == 120
     assert table[f"{entity}_views_all"].null_count < 120

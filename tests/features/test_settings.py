@@ -193,9 +193,9 @@ def test_a_real_redis_with_a_password(
             admin.config_set("requirepass", password)
         monkeypatch.setenv(REDIS_ADDRESS, address)
         with pytest.raises(FeatureStoreError, match="no Redis answers"):
-            build(clean, tmp_path / "store", model_version=MODEL_VERSION, online="redis")
+            build(clean, tmp_path / "store", feature_version=MODEL_VERSION, online="redis")
         monkeypatch.setenv(REDIS_PASSWORD, password)
-        build(clean, tmp_path / "store", model_version=MODEL_VERSION, online="redis")
+        build(clean, tmp_path / "store", feature_version=MODEL_VERSION, online="redis")
         encoder = load_bundle(small / "bundle").encoder
         for reader in ("redis", "feast"):
             config = FeatureConfig.model_validate({"reader": reader, "timeout_ms": 10_000})

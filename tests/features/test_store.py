@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -18,6 +20,7 @@ import yaml
 from feature_repo import store as store_module
 from feature_repo.readback import compare_online
 from feature_repo.store import FeatureStoreInfo, build, ensure_online, open_store, parse_time, quiet, read_info
+from serving.feast_source import FeastSource, open_feast
 from tests.features import online, redis_server
 from tests.features.conftest import SCHEMA, CleanLog, Row, make_rows
 from thinktwice.data.feature_tables import table_specs
@@ -46,11 +49,11 @@ def built(
 ) -> Iterator[Built]:
     folder = tmp_path_factory.mktemp(f"store-{request.param}")
     if request.param == "sqlite":
-        yield Built(folder / "store", build(clean_log.folder, folder / "store", model_version=VERSION), clean_log)
+        yield Built(folder / "store", build(clean_log.folder, folder / "store", feature_version=VERSION), clean_log)
         return
     with redis_server.running(folder) as address, pytest.MonkeyPatch.context() as patch:
         patch.setenv(REDIS_ADDRESS, address)
-        info = build(clean_log.folder, folder / "store", model_version=VERSION, online="redis")
+        info = build(clean_log.folder, folder / "store", feature_version=VERSION, online="redis")
         yield Built(folder / "store", info, clean_log)
 
 
@@ -64,7 +67,7 @@ def test_every_object_is_described_and_owned(built: Built) -> None:
     assert [s.name for s in services] == ["ctr_small_1_0_ab12"] == [built.info.feature_service]
     for thing in [*entities, *sources, *views, *services]:
         assert thing.description and thing.owner == "thinktwice", thing.name
-        assert thing.tags["model_version"] == VERSION
+        assert thing.tags["feature_version"] == VERSION
     wanted = {f.name for f in built.log.schema.model_fields_in_order() if f.origin not in ("key", "derived")} - {"slot"}
     assert {f.name for view in views for f in view.features} == wanted
     assert {f.name for p in services[0].feature_view_projections for f in p.features} == wanted
@@ -117,6 +120,33 @@ def test_one_call_through_the_service_reads_user_and_items(built: Built) -> None
     names = {f for v in built.info.views for f in v.features}
     assert set(answer) == names | {"user_id", "item_id"}
     assert answer["user_views_all"][0] == answer["user_views_all"][1]
+
+
+def test_the_online_connection_is_closed(built: Built) -> None:
+    """Feast keeps the one connection of its SQLite store open; both of our ways to open a store close it."""
+    if built.info.online_store != "sqlite":
+        pytest.skip("only the SQLite store keeps a connection to a file")
+
+    def connection(store: Any) -> Any:
+        return store._get_provider().online_store._conn
+
+    with open_store(built.folder) as store, quiet():
+        online.read_open(store, built.folder, "u1", ["i'1"])
+        opened = connection(store)
+        assert isinstance(opened, sqlite3.Connection)
+    assert connection(store) is None
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened.execute("SELECT 1")
+
+    served, service = open_feast(built.folder, built.info.feature_service)
+    source = FeastSource(served, service, built.log.schema)
+    source.fetch("user", ["u1"])
+    opened = connection(served)
+    assert isinstance(opened, sqlite3.Connection)
+    source.close()
+    assert connection(served) is None
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened.execute("SELECT 1")
 
 
 def test_the_description_tells_a_predictor_everything(built: Built) -> None:
@@ -173,7 +203,7 @@ def test_reads_are_answered_while_the_next_store_is_filled(built: Built, tmp_pat
         thread = threading.Thread(target=keep_reading)
         thread.start()
         try:
-            build(built.log.folder, built.folder, model_version=VERSION, online=built.info.online_store)
+            build(built.log.folder, built.folder, feature_version=VERSION, online=built.info.online_store)
         finally:
             stop.set()
             thread.join(30)
@@ -190,12 +220,12 @@ def test_reads_are_answered_while_the_next_store_is_filled(built: Built, tmp_pat
             shared.registry.apply_feature_view(view, shared.project)
 
 
-def test_two_model_versions_do_not_mix(
+def test_two_feature_versions_do_not_mix(
     built: Built, write_log: Callable[[str, list[Row]], CleanLog], tmp_path: Path
 ) -> None:
     before = online.read(built.folder, "u1", ["i'1"])
     other = write_log(SCHEMA, make_rows(seed=5, num_rows=80))
-    build(other.folder, tmp_path / "other", model_version="other", online=built.info.online_store)
+    build(other.folder, tmp_path / "other", feature_version="other", online=built.info.online_store)
     assert online.read(built.folder, "u1", ["i'1"]) == before
     assert online.read(tmp_path / "other", "u1", ["i'1"]) != before
 
@@ -251,7 +281,7 @@ def test_an_interrupted_build_leaves_the_old_store(built: Built, monkeypatch: py
 
     monkeypatch.setattr(store_module, "compare_online", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        build(built.log.folder, built.folder, model_version=VERSION, online=built.info.online_store)
+        build(built.log.folder, built.folder, feature_version=VERSION, online=built.info.online_store)
     assert sorted(p.name for p in built.folder.parent.iterdir()) == before
     assert read_info(built.folder) == built.info
 
@@ -266,7 +296,7 @@ def test_bad_online_stores_are_named(clean_log: CleanLog, tmp_path: Path, monkey
     ]
     for kind, address, message in cases:
         with pytest.raises(FeatureStoreError, match=message):
-            build(clean_log.folder, tmp_path / "out", model_version="v", online=kind, redis_address=address)
+            build(clean_log.folder, tmp_path / "out", feature_version="v", online=kind, redis_address=address)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(FeatureStoreError, match="is no feature store"):
         read_info(tmp_path)
@@ -280,7 +310,7 @@ def test_logs_with_fewer_entities(write_log: Callable[[str, list[Row]], CleanLog
         "": "fields: [{name: slot}]",
     }[keep]
     log = write_log(f"name: small\ntime: {{column: at}}\n{text}", make_rows(num_rows=40))
-    info = build(log.folder, tmp_path / "store", model_version="v2")
+    info = build(log.folder, tmp_path / "store", feature_version="v2")
     assert [v.name for v in info.views] == {"user": ["user_statistics"], "item": ["item_attributes"], "": []}[keep]
     assert info.feature_service == ("ctr_v2" if keep else "")
     assert (tmp_path / "store/online.db").exists() == bool(keep)

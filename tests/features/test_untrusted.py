@@ -47,7 +47,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def built(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("built") / "store"
-    build(clean, folder, model_version=MODEL_VERSION)
+    build(clean, folder, feature_version=MODEL_VERSION)
     return folder
 
 
@@ -56,7 +56,7 @@ def in_redis(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     folder = tmp_path_factory.mktemp("redis")
     with redis_server.running(folder) as address, pytest.MonkeyPatch.context() as patch:
         patch.setenv(REDIS_ADDRESS, address)
-        build(clean, folder / "store", model_version=MODEL_VERSION, online="redis")
+        build(clean, folder / "store", feature_version=MODEL_VERSION, online="redis")
         yield folder / "store"
 
 

@@ -27,7 +27,7 @@ NOT_OF_THE_POD = {
 }
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """Admission said no; nothing was stored."""
 
 
@@ -56,14 +56,14 @@ class Cluster:
         """``kubectl apply`` of the rendered objects by kind, then KServe's controller until it has nothing left to do.
 
         Raises:
-            Refused: a webhook refuses an object.
+            RefusedError: a webhook refuses an object.
         """
         isvc, runtime = copy.deepcopy(resources["InferenceService"]), resources["ServingRuntime"]
         others = [other for other in self.runtimes.values() if other["metadata"]["name"] != runtime["metadata"]["name"]]
         reasons = kserve_admission.runtime_refused(runtime, others) + kserve_admission.refused(isvc)
         reasons += kserve_admission.update_refused(self.isvc, isvc) if self.isvc else []
         if reasons:
-            raise Refused("; ".join(reasons))
+            raise RefusedError("; ".join(reasons))
         self.runtimes[runtime["metadata"]["name"]] = runtime
         self.isvc = isvc
         if list(kserve_controller.never_ready(isvc, self.runtimes)):

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from serving.config import load_config
+from serving.config import ServingConfig, load_config
+from serving.java_queue import PORT as QUEUE_PORT
+from serving.torchserve_process import ABOVE, JVM, configuration
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "images"
@@ -50,6 +52,38 @@ def test_only_scoring_and_metrics_listen_beyond_loopback() -> None:
     assert config["grpc_inference_address"] == config["grpc_management_address"] == "127.0.0.1"
 
 
+def test_the_front_end_is_set_up_as_the_local_one() -> None:
+    """Limits that belong together: its queue and bodies, and those of the service behind it."""
+    image = properties()
+    local = configuration(
+        Path("/s/ctr.mar"), ServingConfig(), port=1, management=Path("/m"), metrics_port=3, grpc_ports=(4, 5)
+    )
+    ours = dict(line.split("=", 1) for line in local.splitlines())
+    for name in (
+        "job_queue_size",
+        "max_request_size",
+        "decode_input_request",
+        "default_workers_per_model",
+        "enable_model_api",
+    ):
+        assert image[name] == ours[name], name
+    assert int(image["max_request_size"]) == ServingConfig().max_body_bytes + ABOVE
+    script = (IMAGES / "predictor" / "entrypoint.sh").read_text().replace(" \\\n    ", " ")
+    assert set(JVM.split()) - set(script.split()) == {"-XX:TieredStopAtLevel=1"}, "which only makes the start shorter"
+    assert "--python /opt/predictor/worker.sh" in script
+    (port,) = re.findall(rf"^export {QUEUE_PORT}=(\d+)$", script, re.MULTILINE)
+    assert 1024 < int(port) < 65536 and port not in (8080, 8081, 8082, 8084)
+    waits = "".join((IMAGES / "predictor" / "log4j2.xml").read_text().split())
+    ours_waits = "".join((ROOT / "serving" / "log4j2.xml").read_text().split())
+    found = re.search(r"<Socketname=.*?</Socket>", waits)
+    assert found and found[0] in ours_waits
+
+
+def test_the_worker_takes_no_code_from_the_archive() -> None:
+    text = (IMAGES / "predictor" / "worker.sh").read_text()
+    assert text.splitlines()[-1] == 'exec /opt/venv/bin/python -I -B -m serving.torchserve_worker "$@"'
+
+
 def test_the_server_loads_nothing_but_its_store_and_installs_nothing() -> None:
     config = properties()
     assert config["allowed_urls"] == "file:///mnt/models/.*"
@@ -80,9 +114,9 @@ def test_ports_user_and_environment_agree(container: dict[str, Any]) -> None:
     fixed = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
     assert fixed.pop("THINKTWICE_SERVING") != image["THINKTWICE_SERVING"], "the manifest's settings, not the image's"
     assert fixed.items() <= image.items()
-    (redis,) = [entry for entry in container["env"] if "value" not in entry]
-    assert redis["name"] == "THINKTWICE_REDIS_ADDRESS"
-    assert redis["valueFrom"]["secretKeyRef"]["optional"] is True
+    redis = [entry for entry in container["env"] if "value" not in entry]
+    assert [entry["name"] for entry in redis] == ["THINKTWICE_REDIS_ADDRESS", "THINKTWICE_REDIS_PASSWORD"]
+    assert all(entry["valueFrom"]["secretKeyRef"]["optional"] is True for entry in redis)
     assert image["TEMP"] == image["TMPDIR"] == "/tmp"
     mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
     assert image["LOG_LOCATION"] in mounts
@@ -145,7 +179,13 @@ def workers(*states: str) -> tuple[int, bytes]:
     ("management", "prediction", "score", "said"),
     [
         (workers("READY"), (200, b"{}"), True, ""),
-        (workers("UNLOADING", "READY"), (500, b""), False, ""),
+        (workers("UNLOADING", "READY"), (200, b"{}"), False, ""),
+        (workers("READY"), (500, b""), False, "status 500"),
+        (workers("READY"), (507, b"Worker died."), False, "status 507"),
+        (workers("READY"), (503, b"the answer needs about 9: try again later"), False, ""),
+        (workers("READY"), (429, b"33 requests wait already"), False, ""),
+        (workers("READY"), (503, b'{"error":"model ctr is being loaded: try again later"}'), False, "is being loaded"),
+        (workers("READY"), (503, b'{"error":"model ctr is being loaded: try again later"}'), True, "is being loaded"),
         (workers("LOADING"), (200, b"{}"), False, "no worker of ctr is READY"),
         (workers(), (200, b"{}"), False, "no worker of ctr is READY"),
         (workers("READY"), (503, b"full"), True, "status 503"),

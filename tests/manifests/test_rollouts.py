@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.manifests import kserve_controller
-from tests.manifests.kserve_cluster import Cluster, Refused
+from tests.manifests.kserve_cluster import Cluster, RefusedError
 from tests.manifests.kserve_controller import VISIBILITY
 
 Resources = dict[str, dict[str, Any]]
@@ -223,7 +223,7 @@ def test_the_mode_of_a_living_service_is_refused_and_nothing_changes(render: Ren
     cluster = Cluster()
     cluster.apply(render("standard"))
     before = copy.deepcopy(cluster)
-    with pytest.raises(Refused, match="mode_is_kept"):
+    with pytest.raises(RefusedError, match="mode_is_kept"):
         cluster.apply(render("knative"))
     assert cluster == before
 

@@ -256,3 +256,13 @@ def test_what_cannot_be_compared_is_said(small: Path, usual: Path, changed: Chan
     (tmp_path / "old" / PROFILE_FILE).write_text('{"rows": 1}')
     with pytest.raises(BundleError, match=r"has a profile.json that cannot be read"):
         read_profile(tmp_path / "old")
+
+
+def test_a_file_that_is_no_part_of_the_log_is_named(small: Path, usual: Path, tmp_path: Path) -> None:
+    for part in usual.glob("*.parquet"):
+        shutil.copy(part, tmp_path)
+    pl.DataFrame({"x": [1]}).write_parquet(tmp_path / "served-9.parquet")
+    with pytest.raises(
+        DataError, match=r"served-9\.parquet is no part of a prediction log \(no column 'log_request_id'\)"
+    ):
+        drift_of_log(tmp_path, small / "bundle")

@@ -78,9 +78,18 @@ def test_the_image_lets_the_local_runner_recognize_python():
     assert "python" in IMAGE
 
 
-def test_the_split_is_part_of_the_model_version(compiled: Path):
+def test_steps_that_read_data_know_nothing_of_the_training(compiled: Path):
+    """Another recipe, split or training seed must not change the cache key of a step that does not depend on it."""
     spec, _ = ir.load(compiled)
-    assert ir.tasks(spec)["ingest"]["inputs"]["parameters"]["split"] == {"componentInputParameter": "split"}
+    inputs = {
+        name: set(str(task["inputs"]["parameters"]).replace("pipelinechannel--", "").split("'"))
+        for name, task in ir.tasks(spec).items()
+    }
+    for name in ("ingest", "validate", "materialize"):
+        assert not inputs[name] & {"recipe", "split", "split_seed", "test_time_mode"}, name
+    assert "data_seed" in inputs["ingest"]
+    assert {"split", "split_seed"} <= inputs["build-training-set"] and "recipe" not in inputs["build-training-set"]
+    assert {"recipe", "test_time_mode"} <= inputs["evaluate"]  # which names the model
 
 
 def test_steps_with_effects_are_not_cached_and_all_others_are(compiled: Path):

@@ -28,15 +28,15 @@ def cache(tmp_path: Path) -> CheckedCache:
 
 
 def test_a_whole_output_comes_back_with_metadata_and_notes(cache: CheckedCache, outputs: dict):
-    cache.task, cache.notes = "finetune", ["AUC 0.5"]
+    cache.task, cache.said = "finetune", [["note", "AUC 0.5"]]
     cache.put("k", outputs)
-    cache.notes = []
+    cache.said = []
     found = cache.get("k")
     assert found is not None
     assert found["model"].uri == outputs["model"].uri
     assert found["metrics"].metadata == {"auc": 0.5}
     assert found["Output"] is True
-    assert cache.notes == ["AUC 0.5"] and cache.hits == {"finetune"}
+    assert cache.said == [["note", "AUC 0.5"]] and cache.hits == {"finetune"}
 
 
 @pytest.mark.parametrize("damage", ["file removed", "file cut", "file added", "folder removed"])

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipelines.run import LAST_RUN, RunArguments, RunResult, run_local
+from pipelines.run import RunArguments, RunResult, run_local
 from pipelines.summary import print_summary
 from tests.pipelines import ir
 from tests.pipelines.own_log import NUM_ODD, write_log
 from thinktwice.champion import read_champion, verify_archive
+from thinktwice.console.options import LAST_RUN
 from thinktwice.console.processes import group_alive
 from thinktwice.errors import PipelineError
 from thinktwice.files import read_json
@@ -103,6 +104,60 @@ def test_a_second_run_reuses_what_did_not_change(first: tuple[RunResult, Events]
     assert read_champion(work / "state") is not None
 
 
+DATA_STEPS = ["ingest", "validate", "materialize", "build-training-set"]
+
+
+class EnoughError(Exception):
+    """Ends a run from outside, at an event."""
+
+
+def steps_until_training(arguments: RunArguments, work: Path) -> tuple[list[str], list[str]]:
+    """Run until the first step of training begins: the steps that were reused, and those that were computed again."""
+    events = Events()
+
+    def watch(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["event"] == "start" and event["stage"] in ("task/pretrain", "task/finetune"):
+            raise EnoughError
+
+    with pytest.raises(EnoughError):
+        run_local(arguments, work_dir=work, state_dir=work / "state", on_event=watch)
+    reused = [e["stage"].removeprefix("task/") for e in events if e["event"] == "note" and e["text"] == "reused"]
+    return reused, [name for name in events.tasks("done") if name not in reused]
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        ({"recipe": "ml-100k"}, []),
+        ({"seed": 5}, []),
+        ({"split": "random"}, ["build-training-set"]),
+        ({"test_time_mode": "off", "recipe": "ml-100k", "seed": 1}, []),
+    ],
+)
+def test_a_change_computes_again_only_what_depends_on_it(
+    first: tuple[RunResult, Events], work: Path, arguments: RunArguments, change: dict[str, Any], again: list[str]
+):
+    reused, computed = steps_until_training(arguments.model_copy(update=change), work)
+    assert computed == again
+    assert reused == [name for name in DATA_STEPS if name not in again]
+
+
+def test_the_seed_reaches_the_steps_that_depend_on_it(tmp_path: Path):
+    """The split is at random here, so the seed decides the training set; the log itself has no seed."""
+    log, schema = write_log(tmp_path, rows=400)
+    arguments = RunArguments(
+        source="parquet", source_path=str(log), schema_path=str(schema), recipe="tiny", split="random", seed=3
+    )
+    steps_until_training(arguments, tmp_path / "work")
+    reused, computed = steps_until_training(arguments.model_copy(update={"seed": 4}), tmp_path / "work")
+    assert (reused, computed) == (["ingest", "validate", "materialize"], ["build-training-set"])
+    (first, second) = sorted(
+        (tmp_path / "work" / "pipeline").glob("*/build-training-set/training_set/training_set.json")
+    )
+    assert [read_json(path)["split"]["seed"] for path in (first, second)] == [3, 4]
+
+
 def command(arguments: RunArguments, work: Path) -> list[str]:
     """The command line of the same run."""
     return [
@@ -167,15 +222,12 @@ def test_a_stopped_run_leaves_nothing_half_written_and_can_be_run_again(tmp_path
     # The lock is free, the finished step is reused, and the run goes on from there.
     events = Events()
 
-    class Enough(Exception):
-        pass
-
     def until_validation(event: dict[str, Any]) -> None:
         events.append(event)
         if event["stage"] == "task/validate" and event["event"] == "start":
-            raise Enough
+            raise EnoughError
 
-    with pytest.raises(Enough):
+    with pytest.raises(EnoughError):
         run_local(arguments, work_dir=work, state_dir=work / "state", on_event=until_validation)
     assert any(e["stage"] == "task/ingest" and e.get("text") == "reused" for e in events)
     assert leftovers(work) == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import importlib
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from thinktwice.pretrain.denoiser import HIDDEN_LABEL, Denoiser
 from thinktwice.pretrain.pretrain import _candidates, denoising_loss, fit, log_shares, unigram_entropy
 
 NAMES = sorted(BACKBONES)
+pretraining = importlib.import_module("thinktwice.pretrain.pretrain")  # the package exports a function of that name
 
 
 def denoiser(name: str = "deepfm", config: PretrainConfig | None = None) -> Denoiser:
@@ -151,13 +152,38 @@ def test_the_loss_reaches_every_parameter_that_fine_tuning_takes_over() -> None:
         assert bool((parameter.grad != 0).any()), name
 
 
-def test_pretraining_repeats_to_the_bit(tmp_path: Path) -> None:
-    rows = random_rows(1000)
-    config = PretrainConfig(batch_size=128, epochs=1, negatives=8, full_softmax=10)
-    tables = [
-        fit(rows, FIELDS, BackboneConfig(dim=4, hidden=(8,)), config, seed=4).denoiser.backbone.table for _ in "ab"
-    ]
-    assert torch.equal(*tables)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("sparse_rows", [1, 10_000])
+def test_pretraining_repeats_to_the_bit(threads: int, sparse_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches so large that torch would share their sums among threads."""
+    monkeypatch.setenv("THINKTWICE_THREADS", str(threads))
+    rows = random_rows(3000)
+    config = PretrainConfig(batch_size=1000, epochs=2, negatives=8, full_softmax=10, sparse_rows=sparse_rows)
+    first, *others = (fit(rows, FIELDS, BackboneConfig(dim=16, hidden=(8,)), config, seed=4).denoiser for _ in range(3))
+    for other in others:
+        for (name, value), again in zip(first.named_parameters(), other.parameters(), strict=True):
+            assert torch.equal(value, again), name
+
+
+def test_an_operation_without_ordered_sums_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own list of them is what guards new code: it is switched on wherever a model is trained."""
+    if torch.cuda.is_available():
+        pytest.skip("on a GPU some sums have no ordered form")
+    seen = []
+    monkeypatch.setattr(
+        pretraining, "denoising_loss", lambda *_: seen.append(torch.get_deterministic_debug_mode()) or _stop()
+    )
+    with pytest.raises(_StoppedError):
+        fit(random_rows(100), FIELDS, BackboneConfig(dim=4, hidden=(8,)), PretrainConfig(batch_size=50))
+    assert seen == [2]
+
+
+class _StoppedError(Exception):
+    """Ends a training at its first step."""
+
+
+def _stop() -> None:
+    raise _StoppedError
 
 
 @pytest.mark.parametrize("full_softmax", [2, 10])

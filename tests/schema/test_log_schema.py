@@ -57,9 +57,9 @@ def test_yaml_round_trip() -> None:
     ("text", "message"),
     [
         ("name: [", "not valid YAML at line"),
-        ("- a", "holds list instead of a mapping"),
+        ("- a", "holds a list instead of a mapping"),
         ("name: x", "time: Field required"),
-        ("{name: x, time: {column: t}, fieldz: []}", "fieldz: Extra inputs"),
+        ("{name: x, time: {column: t}, fieldz: []}", "fieldz: there is no such key; did you mean 'fields'"),
         ("{name: x, time: {column: t}}", "describes no field"),
         ("{name: x, time: {column: t}, fields: [{name: label}]}", "'label' is reserved"),
         ("{name: x, time: {column: t}, fields: [{name: a}, {name: a}]}", "repeated: a"),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.schema.arrow_values import EVERY, Made
 from thinktwice.schema.limits import FLOAT32_LIMIT, NUMBER_LIMIT
 from thinktwice.schema.numbers import borders, missing, number, numbers, shortest
+from thinktwice.schema.values import spelled
 
 
 def read(value: Any) -> float | None:
@@ -40,6 +41,13 @@ def test_an_array_holds_the_numbers_of_its_values(made: Made) -> None:
         numbers(both).to_list() == 2 * numbers(array).to_list()
         and missing(both).to_list() == 2 * missing(array).to_list()
     )
+
+
+def test_joined_dictionaries_of_float16_hold_their_numbers() -> None:
+    chunks = [pa.array([np.float16(n)], pa.float16()).dictionary_encode() for n in (1.5, 2.5, float("nan"))]
+    assert numbers(pa.chunked_array(chunks)).to_list() == [1.5, 2.5, None]
+    assert missing(pa.chunked_array(chunks)).to_list() == [False, False, True]
+    assert spelled(pa.chunked_array(chunks)).to_list() == ["1.5", "2.5", None]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ import pytest
 
 from components.deployment.deploy.deployment import deploy_model
 from components.deployment.package.archive import write_archive
+from serving.config import ServingConfig
+from serving.open_reader import FeatureConfig
 from serving.torchserve_process import TorchServe, running
 from tests.serving.small import MODEL_VERSION, SCHEMA, bless, clean_log, make_bundle
 from thinktwice.bundle import bundle_hash
@@ -47,7 +49,8 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A state folder whose champion is the small model."""
     from feature_repo.store import build
 
-    folder = tmp_path_factory.mktemp("deployed")
+    folder = tmp_path_factory.mktemp("deployed") / "price=7 [1] *?{a,b} it's 100%20 ü;#"  # a path is only characters
+    folder.mkdir()
     make_bundle(folder)
     (folder / "clean").mkdir()
     clean_log().write_parquet(folder / "clean" / "clean.parquet")
@@ -55,7 +58,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_json(folder / "clean" / "clean.json", {})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Feast's and Ibis' own, about their own code
-        build(folder / "clean", folder / "store", model_version=MODEL_VERSION)
+        build(folder / "clean", folder / "store", feature_version=MODEL_VERSION)
     blessing = bless(folder / "blessing", bundle_hash(folder / "bundle"))
     write_archive(folder / "bundle", blessing, folder / "archive")
     deploy_model(
@@ -84,5 +87,7 @@ def server(champion: Champion, tmp_path_factory: pytest.TempPathFactory) -> Iter
         feature_store=champion.feature_store_dir,
         port=free_port(),
         log=tmp_path_factory.mktemp("server") / "log",
+        # A busy machine must not turn a slow lookup into defaults.
+        config=ServingConfig(features=FeatureConfig(timeout_ms=500)),
     ) as out:
         yield out

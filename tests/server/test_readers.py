@@ -30,6 +30,7 @@ from thinktwice.champion import Champion
 from thinktwice.data.encoder import Encoder
 from thinktwice.errors import FeatureStoreError
 from thinktwice.feature_store import REDIS_ADDRESS
+from thinktwice.parquet import read_frame
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -62,7 +63,7 @@ def store(
     folder = tmp_path_factory.mktemp("redis")
     with redis_server.running(folder) as address, pytest.MonkeyPatch.context() as patch:
         patch.setenv(REDIS_ADDRESS, address)
-        build(state.parent / "clean", folder / "store", model_version=MODEL_VERSION, online="redis")
+        build(state.parent / "clean", folder / "store", feature_version=MODEL_VERSION, online="redis")
         yield Store(folder / "store", "redis")
 
 
@@ -92,7 +93,7 @@ def reader(request: pytest.FixtureRequest, store: Store, encoder: Encoder) -> It
 
 
 def latest(store: Store, table: str, key: str, value: str) -> dict[str, object]:
-    frame = pl.read_parquet(store.folder / "data" / f"{table}.parquet").filter(pl.col(key) == value)
+    frame = read_frame(store.folder / "data" / f"{table}.parquet").filter(pl.col(key) == value)
     return frame.sort("event_timestamp").drop(key, "event_timestamp", "created_timestamp").row(-1, named=True)
 
 
@@ -157,7 +158,7 @@ def test_stale_by_the_newest_timestamp(store: Store, encoder: Encoder, kind: Kin
     if kind == "redis" and store.online == "sqlite":
         pytest.skip("the thin reader reads Redis only")
     newest = max(
-        pl.read_parquet(store.folder / "data" / f"item_{t}.parquet")
+        read_frame(store.folder / "data" / f"item_{t}.parquet")
         .filter(pl.col("item_id") == "i5")["event_timestamp"]
         .max()
         .replace(tzinfo=timezone.utc)  # type: ignore[union-attr]
@@ -220,7 +221,7 @@ def test_a_redis_that_hangs_and_comes_back_and_ends(state: Path, encoder: Encode
     with ExitStack() as stack:
         with redis_server.started(tmp_path) as (address, process), pytest.MonkeyPatch.context() as patch:
             patch.setenv(REDIS_ADDRESS, address)
-            build(state.parent / "clean", store.folder, model_version=MODEL_VERSION, online="redis")
+            build(state.parent / "clean", store.folder, feature_version=MODEL_VERSION, online="redis")
             reader = stack.enter_context(
                 opened(store, encoder, "snapshot", lambda *found: told.append(found), timeout_ms=200)
             )

@@ -51,7 +51,7 @@ def half_an_answer() -> Iterator[int]:
 def test_an_open_connection(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with redis_server.started(tmp_path) as (address, process):
         monkeypatch.setenv(REDIS_ADDRESS, address)
-        build(state.parent / "clean", tmp_path / "store", model_version=MODEL_VERSION, online="redis")
+        build(state.parent / "clean", tmp_path / "store", feature_version=MODEL_VERSION, online="redis")
         feast, _ = open_feast(tmp_path / "store", FEATURE_SERVICE)
         with closing(RedisSource(feast, SCHEMA)) as source:
             assert source.fetch_now("user", ["u1"], 5.0) is None, "nothing is connected yet"

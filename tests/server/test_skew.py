@@ -32,6 +32,7 @@ from thinktwice.data.feature_tables import table_specs
 from thinktwice.errors import DataError, FeatureStoreError
 from thinktwice.monitor.record import HEAD, log_schema
 from thinktwice.monitor.skew import SkewReport
+from thinktwice.parquet import read_frame
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -65,7 +66,7 @@ def log(champion: Champion, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def changed(log: Path, out: Path, *expressions: pl.Expr) -> Path:
     out.mkdir()
-    frame = pl.concat([pl.read_parquet(part) for part in sorted(log.glob("*.parquet"))])
+    frame = pl.concat([read_frame(part) for part in sorted(log.glob("*.parquet"))])
     frame.with_columns(*expressions).write_parquet(out / "served-1.parquet")
     return out
 
@@ -79,7 +80,7 @@ def replayed(log: Path, champion: Champion, tmp_path: Path) -> Replayed:
     """The log as if it had been served at ``at`` with the features of ``at + shift``, both within the log of the store."""
 
     def write(name: str, at: datetime, shift: timedelta) -> Path:
-        frame = pl.concat([pl.read_parquet(part) for part in sorted(log.glob("*.parquet"))])
+        frame = pl.concat([read_frame(part) for part in sorted(log.glob("*.parquet"))])
         frame = frame.filter(pl.col("log_item_id").is_not_null() & (pl.col("log_item_id") != "never seen"))
         rows = pa.table(
             {

@@ -22,6 +22,7 @@ from thinktwice.champion import install_champion
 from thinktwice.cli import main
 from thinktwice.errors import BundleError, RequestError, ServerError
 from thinktwice.files import sha256_file, write_json
+from thinktwice.printable import printable
 from thinktwice.release import ReleasePolicy
 
 ITEM = {"probability": 0.25, "uncertainty": 0.5, "num_paths": 5, "cold": False}
@@ -190,3 +191,16 @@ def test_every_option_is_explained(app: typer.Typer, verb: str) -> None:
     command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
     assert command.help
     assert all(p.help for p in command.params)
+
+
+@pytest.mark.parametrize("value", ["[/foo]", "[red]x", ":apple:", "\x1b[31mx", "\x1b]0;t\x07", "a\nb", "\u202ex"])
+def test_predict_shows_hostile_ids_as_they_are(app: typer.Typer, server: HTTPServer, value: str) -> None:
+    prediction = ANSWER["predictions"][0]
+    items = [{**prediction["items"][0], "item_id": value}]  # type: ignore[index]
+    changed = {**prediction, "items": items, "defaulted": [value], "model_version": value}
+    server.answer = (200, {"predictions": [changed]})  # type: ignore[attr-defined]
+    result = ask(app, server, "--user", value)
+    assert result.exit_code == 0, result.exception
+    assert result.output.count(printable(value)) >= 5 and printable(result.output, "\n") == result.output
+    assert server.asked["instances"][0]["user_id"] == value  # type: ignore[attr-defined]
+    assert json.loads(ask(app, server, "--json").output)["predictions"][0]["items"] == items

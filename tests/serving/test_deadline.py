@@ -5,38 +5,36 @@ from __future__ import annotations
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from serving.deadline import Deadline, header_deadline_ms, waited
+from serving.deadline import LONGEST_MS, Deadline, header_deadline_ms
+from thinktwice.errors import RequestError
 
-NOW = 1_790_000_000.0
+
+@given(st.floats(-LONGEST_MS, LONGEST_MS), st.sampled_from(["{}", " {}", "{} ", "+{}"]))
+def test_every_number_is_a_deadline(value: float, form: str) -> None:
+    text = form.format(value if value >= 0 or "+" not in form else -value)
+    assert header_deadline_ms({"x-deadline-ms": text}) == pytest.approx(float(text))
+
+
+@given(st.text(max_size=50).filter(lambda text: not text.strip().isascii() or not text.strip()))
+def test_text_is_refused(text: str) -> None:
+    with pytest.raises(RequestError, match=r"^header X-Deadline-Ms must be a number of milliseconds") as caught:
+        header_deadline_ms({"x-deadline-ms": text})
+    assert (caught.value.field, caught.value.status) == ("x-deadline-ms", 400)
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("t=1789999999.75", 0.25),
-        ("1789999999.75", 0.25),
-        ("t=1789999999750", 0.25),
-        ("t=1789999999750000", 0.25),
-        ("t=1790000001", 0.0),  # the future
-        ("t=1789999900", 0.0),  # too long ago: a wrong clock
-        ("t=5", 0.0),
-        ("nan", 0.0),
-        ("t=inf", 0.0),
-        ("yesterday", 0.0),
-    ],
+    "text", ["abc", "nan", "inf", "-inf", "", "1_000", "0x10", "1e400", "1e10", "5 ms", "1,000", "٣", "1000,1"]
 )
-def test_time_in_the_queue(text: str, seconds: float) -> None:
-    assert waited({"x-request-start": text}, lambda: NOW) == pytest.approx(seconds, abs=1e-6)
+def test_what_is_not_a_number_of_milliseconds_is_refused(text: str) -> None:
+    with pytest.raises(RequestError, match="X-Deadline-Ms"):
+        header_deadline_ms({"x-deadline-ms": text})
 
 
-def test_without_the_header_nothing_was_waited() -> None:
-    assert waited({}, lambda: NOW) == 0.0
-
-
-@pytest.mark.parametrize(("text", "found"), [("50", 50.0), ("0", None), ("-3", None), ("x", None), ("nan", None)])
-def test_deadline_of_a_header(text: str, found: float | None) -> None:
-    assert header_deadline_ms({"x-deadline-ms": text}) == found
+def test_without_the_header_there_is_none() -> None:
+    assert header_deadline_ms({}) is None
 
 
 def test_the_sooner_limit_holds_and_both_count_from_the_sending() -> None:

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from serving.features import DirectReader, Entity, Found, Lookup
-from serving.guarded_source import FAILURES, REST, GuardedSource, LookupFailed
+from serving.guarded_source import FAILURES, REST, GuardedSource, LookupFailedError
+from serving.state import CALM
+from tests.serving.conftest import Lines
 from thinktwice.errors import FeatureStoreError
 
 
@@ -52,7 +54,7 @@ class Clock:
 
 
 def reason(guarded: GuardedSource, timeout: float | None = None) -> str:
-    with pytest.raises(LookupFailed) as caught:
+    with pytest.raises(LookupFailedError) as caught:
         guarded.fetch("user", ["u"], timeout)
     return caught.value.reason
 
@@ -78,7 +80,7 @@ def test_hanging_lookups_are_late_then_refused_without_a_thread_more() -> None:
         try:
             found = guarded.fetch("user", ["u"], 0.01)
             break
-        except LookupFailed:
+        except LookupFailedError:
             threading.Event().wait(0.01)
     assert found[0].values == {"age": "u"}
     guarded.close()
@@ -105,6 +107,41 @@ def test_a_store_that_fails_again_and_again_gets_a_rest_and_one_trial_at_a_time(
     assert guarded.fetch("user", ["u"])[0].values == {"age": "u"}
     source.error = FeatureStoreError("down")
     assert [reason(guarded) for _ in range(FAILURES)] == ["failed"] * FAILURES  # counted from the start
+    guarded.close()
+
+
+def test_a_store_that_fails_and_answers_again_is_told_twice_and_not_with_every_lookup(lines: Lines) -> None:
+    source, clock = Source(), Clock()
+    guarded = GuardedSource(source, timeout=10, clock=clock)
+    for _ in range(2):
+        source.error = FeatureStoreError("the file is broken")
+        for _ in range(50):
+            reason(guarded)
+            clock.now += 0.3
+        source.error = None
+        clock.now += REST + CALM
+        for _ in range(50):
+            guarded.fetch("user", ["u"])
+            clock.now += 0.3
+    messages = [line["message"] for line in lines]
+    assert len(messages) == 4
+    assert messages[0] == messages[2] == "the file is broken: lookups get defaults until the online store answers"
+    assert (
+        messages[1].startswith("the online store answers again, after 1") and "lookups without an answer" in messages[1]
+    )
+    guarded.close()
+
+
+def test_callers_in_a_hurry_say_nothing_about_the_store(lines: Lines) -> None:
+    """However many of them, the store is asked for the others."""
+    source = Source()
+    guarded = GuardedSource(source, timeout=10, threads=FAILURES + 3)
+    source.gate.clear()
+    for _ in range(FAILURES + 2):
+        assert reason(guarded, 0.005) == "late"
+    source.gate.set()
+    assert guarded.fetch("user", ["u"])[0].values == {"age": "u"}
+    assert not [*lines]
     guarded.close()
 
 

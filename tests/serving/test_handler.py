@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from serving import codec_v2
+from serving.config import ServingConfig
 from serving.scorer import Scorer
 from serving.service import Service
 from serving.torchserve_handler import CTRHandler
@@ -23,7 +24,8 @@ V1 = json.dumps({"instances": [GOOD]}).encode()
 @pytest.fixture(scope="module")
 def handler(small: Path) -> CTRHandler:
     out = CTRHandler()
-    out._service = make_service(small / "bundle")
+    # The deadline of a batch counts from its arrival, and these batches are long.
+    out._service = make_service(small / "bundle", ServingConfig(shed=False, deadline_ms=600_000))
     return out
 
 
@@ -157,7 +159,7 @@ def test_a_dead_store_gives_503_without_internals(handler: CTRHandler) -> None:
     finally:
         reader.broken = False
     assert context.status == [503, 200]
-    assert answer == {"error": "the feature store does not answer, try again later"}
+    assert answer == {"error": "the feature store does not answer, try again later", "field": ""}
     assert rows["predictions"]
 
 
@@ -165,7 +167,7 @@ def test_a_bug_gives_500_without_internals(handler: CTRHandler, monkeypatch: pyt
     monkeypatch.setattr(Scorer, "score", lambda self, *a: 1 / 0)
     context, (answer,) = post(handler, V1)
     assert context.status == [500]
-    assert answer == {"error": "prediction failed"}
+    assert answer == {"error": "prediction failed", "field": ""}
 
 
 def test_it_loads_the_bundle_of_the_archive_and_says_why_it_cannot(

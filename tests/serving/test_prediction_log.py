@@ -92,6 +92,18 @@ def test_what_was_scored_is_what_is_read(small: Path, tmp_path: Path) -> None:
     assert log.counts == {"offered": 2, "sampled": 2, "written": 2, "dropped": 0, "failed": 0}
 
 
+def test_parts_are_not_for_everybody(tmp_path: Path) -> None:
+    """They hold ids of users, and somebody may have made the folder for all to read."""
+    (tmp_path / "open").mkdir(mode=0o755)
+    for folder in (tmp_path / "open", tmp_path / "new"):
+        log = PredictionLog(SCHEMA, config(folder))
+        log.offer(served(1))
+        log.close()
+        (part,) = folder.glob(PART)
+        assert part.stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "new").stat().st_mode & 0o007 == 0
+
+
 def test_every_field_of_the_model_has_a_typed_column() -> None:
     columns = log_schema(SCHEMA)
     fields = SCHEMA.model_fields_in_order()

@@ -14,6 +14,8 @@ import psutil
 import pytest
 
 from serving import java, torchserve_process
+from serving.config import ServingConfig
+from serving.exits import ended
 from serving.processes import alive, free_ports
 from serving.torchserve_process import TorchServe, check_port, configuration, running, stop
 from thinktwice.errors import ServerError
@@ -86,11 +88,12 @@ def test_java_from_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_everything_is_on_loopback_and_nothing_else_can_be_loaded(archive: Path) -> None:
-    text = configuration(archive, port=1, management_port=2, metrics_port=3, grpc_ports=(4, 5))
+    text = configuration(archive, ServingConfig(), port=1, management=Path("/w/m"), metrics_port=3, grpc_ports=(4, 5))
     lines = dict(line.split("=", 1) for line in text.splitlines())
     assert all(value.startswith("http://127.0.0.1:") for key, value in lines.items() if key in (
-        "inference_address", "management_address", "metrics_address"
+        "inference_address", "metrics_address"
     ))  # fmt: skip
+    assert lines["management_address"] == "unix:/w/m", "whoever may scale workers down may read this user's files"
     assert lines["grpc_inference_address"] == lines["grpc_management_address"] == "127.0.0.1"
     assert lines["load_models"] == f"ctr={archive.name}"
     assert lines["allowed_urls"] == f"file://{archive.parent}/.*"
@@ -129,7 +132,7 @@ def test_a_killed_parent_takes_the_launcher_and_its_children_along() -> None:
 @pytest.mark.parametrize("file", ["images/predictor/config.properties", "serving"])
 def test_bodies_are_decoded_by_the_handler_alone(file: str, archive: Path) -> None:
     text = (
-        configuration(archive, port=1, management_port=2, metrics_port=3, grpc_ports=(4, 5))
+        configuration(archive, ServingConfig(), port=1, management=Path("/m"), metrics_port=3, grpc_ports=(4, 5))
         if file == "serving"
         else (Path(__file__).resolve().parents[2] / file).read_text()
     )
@@ -143,7 +146,10 @@ def test_bodies_are_decoded_by_the_handler_alone(file: str, archive: Path) -> No
             'worker - {"level":"error","message":"cannot load: bundle b: \\"x\\" is missing: get it again","a":1}\nmore',
             'served: bundle b: "x" is missing: get it again$',
         ),
-        ("WARN worker - Backend worker process died.\n", "the worker died while it loaded the model: see"),
+        (
+            'worker - {"message":"the scorer ended by itself (exit code 1) while it loaded the model: another is started"}',
+            "the worker died while it loaded the model: see",
+        ),
         ("io.netty: bind(..) failed: Address already in use", "was taken while the server started"),
     ],
 )
@@ -154,18 +160,56 @@ def test_the_log_tells_why_a_start_fails(tmp_path: Path, log: str, message: str)
         log=tmp_path / "log",
         process=None,
         work=tmp_path,
-        management_port=1,  # type: ignore[arg-type]
+        management=tmp_path / "management",  # type: ignore[arg-type]
     )
     with pytest.raises(ServerError, match=message):
         torchserve_process._raise_if_worker_failed(server)
 
 
+@pytest.mark.parametrize("queue", [0, 1, 32, 500])
+@pytest.mark.parametrize("largest", [1024, 4 << 20, 100 << 20])
+def test_the_front_end_lets_in_what_the_service_answers(queue: int, largest: int, archive: Path) -> None:
+    """No more waits in Java than may wait, and a body that is too large is refused by the service, with its reason."""
+    settings = ServingConfig(queue=queue, max_body_bytes=largest)
+    text = configuration(archive, settings, port=1, management=Path("/m"), metrics_port=3, grpc_ports=(4, 5))
+    lines = dict(line.split("=", 1) for line in text.splitlines())
+    assert int(lines["job_queue_size"]) == max(queue, 1)
+    assert largest < int(lines["max_request_size"]) <= largest + (1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (0, "ended by itself (exit code 0)"),
+        (1, "ended by itself (exit code 1)"),
+        (-9, "was ended by SIGKILL: was memory short?"),
+        (137, "was ended by SIGKILL: was memory short?"),
+        (143, "was ended by SIGTERM"),
+        (-11, "was ended by SIGSEGV"),
+        (134, "was ended by SIGABRT"),
+        (255, "ended by itself (exit code 255)"),
+        (128, "ended by itself (exit code 128)"),
+    ],
+)
+def test_how_a_process_ended(code: int, text: str) -> None:
+    assert ended(code) == text
+
+
+@pytest.mark.parametrize(
+    ("command", "code"), [("exit 0", 0), ("exit 3", 3), ("kill -KILL $$", 137), ("kill -TERM $$", 143)]
+)
+def test_the_launcher_ends_as_what_it_started(command: str, code: int) -> None:
+    arguments = [sys.executable, "-m", "serving.torchserve_launcher", "sh", "-c", command]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE) as launcher:
+        assert launcher.wait(60) == code
+
+
 def test_a_launcher_that_ends_between_two_looks_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody else waits for it: it would stay a zombie as long as this process lives."""
-    port, management = free_ports(2)
+    (port,) = free_ports(1)
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as launcher:
         server = TorchServe(
-            port=port, log=tmp_path / "log", process=launcher, work=tmp_path, management_port=management, metrics_url=""
+            port=port, log=tmp_path / "log", process=launcher, work=tmp_path, management=tmp_path / "m", metrics_url=""
         )
 
         def ends_meanwhile(process: psutil.Process) -> bool:

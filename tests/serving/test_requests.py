@@ -291,3 +291,33 @@ def test_a_list_of_ids_is_read_like_its_ids_one_by_one(values: list[object]) -> 
     elif all(type(value) is str and value.isascii() for value in values):
         with pytest.raises(RequestError):
             [requests._identifier(value, "id") for value in values]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("hour", "'hour' (it comes from timestamp, give that): known are bid, slot, timestamp"),
+        ("weekday", "'weekday' (it comes from timestamp, give that)"),
+        ("genre", "'genre' (a field of the item, it is looked up by the id)"),
+        ("gender", "'gender' (a field of the user, it is looked up by the id)"),
+        ("colour", "'colour': known are bid, slot, timestamp"),
+    ],
+)
+def test_a_field_that_is_no_context_says_where_it_comes_from(name: str, words: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(f"r.context has an unknown key {words}")) as caught:
+        PARSER.parse({"user_id": "u", "candidates": ["a"], "context": {name: "4"}}, "r")
+    assert caught.value.field == f"r.context.{name}"
+
+
+def test_the_hint_names_the_time_as_the_log_does() -> None:
+    schema = parse_schema(
+        """
+        name: own
+        time: {column: ts}
+        entities: {user: {key: user_id}, item: {key: item_id}}
+        fields: [{name: timestamp}, {name: hour, derived: hour}]
+        """,
+        where="test",
+    )
+    with pytest.raises(RequestError, match="it comes from event_time, give that"):
+        RequestParser(schema, online=True).parse({"user_id": "u", "candidates": ["a"], "context": {"hour": 4}}, "r")

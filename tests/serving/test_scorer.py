@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import pytest
 import torch
 
 from serving.deadline import Deadline
-from serving.scorer import Answer, Scorer, open_scorer
+from serving.scorer import Answer, NoFiniteScoreError, Scorer, open_scorer
 from tests.serving.fakes import ITEMS, FakeReader
 from tests.serving.small import PLAIN_SCHEMA, make_bundle
 from thinktwice.bundle import load_bundle
-from thinktwice.errors import BundleError, FeatureStoreError, RequestError, ServerError
+from thinktwice.errors import BundleError, FeatureStoreError
 from thinktwice.models.registry import build_backbone
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Engine
@@ -135,18 +136,54 @@ def test_looked_up_and_raw_rows_agree(scorer: Scorer) -> None:
     )
 
 
+HUGE = [3e38, 3e38, -3e38]  # each fits into float32, and the model's sums of them do not
+
+
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, about the overflow in question
-def test_a_row_without_a_finite_score_is_refused_and_never_null(
+def test_a_raw_row_without_a_finite_score_is_named_and_never_null(scorer: Scorer) -> None:
+    rows = [{"cover": [0.0, 1.0, 2.0]}, {"cover": HUGE}]
+    with pytest.raises(NoFiniteScoreError) as refused:
+        ask(scorer, {"rows": rows[:1]}, {"rows": rows})
+    assert (refused.value.request, refused.value.row) == (1, 1)
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_an_item_whose_stored_features_are_too_large_counts_as_one_without(
     scorer: Scorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each number fits into float32, and the model's sums of them do not."""
-    rows = [{"cover": [0.0, 1.0, 2.0]}, {"cover": [3e38, 3e38, -3e38]}]
-    with pytest.raises(RequestError, match=r"rows\[1\] has no finite score") as refused:
-        ask(scorer, {"rows": rows})
-    assert (refused.value.field, refused.value.status) == ("rows[1]", 400)
-    monkeypatch.setattr(FakeReader, "_item", staticmethod(lambda item: {"cover": [3e38, 3e38, -3e38]}))
-    with pytest.raises(ServerError, match="candidate 'i1' has no finite score"):
-        ask(scorer, candidates("i1"))
+    """And the others have the scores they always have."""
+    good = ask(scorer, candidates("i1", "i2", "i4"))[0]
+    without = ask(scorer, candidates("never seen"))[0]
+    item = FakeReader._item
+    broken = {"genre": "g0", "cover": HUGE}
+    monkeypatch.setattr(FakeReader, "_item", staticmethod(lambda i: broken if i in ("i3", "i9") else item(i)))
+    mixed = ask(scorer, candidates("i1", "i3", "i2", "i9", "i4"))[0]
+    assert [mixed.probability[i] for i in (0, 2, 4)] == list(good.probability)
+    assert (mixed.default_features, mixed.unusable) == (("item",), ("item",))
+    for alone in (ask(scorer, candidates("i3"))[0], ask(scorer, candidates("i3", "i9"))[0]):
+        assert alone.probability[0] == mixed.probability[1]
+        assert alone.default_features == ("item",)
+    assert mixed.logged[1][1] == {} and mixed.logged[1][0]["genre"] == "g1", "logged as they were scored"
+    assert without.unusable == ()
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_a_model_that_gives_no_numbers_is_not_blamed_on_features(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = scorer.bundle.engine
+    score = engine.score
+
+    def broken(batch: Any, *rest: Any) -> Any:
+        scored = score(batch, *rest)
+        found = np.array(scored.probability)
+        found[-1] = np.nan
+        return dataclasses.replace(scored, probability=found)
+
+    monkeypatch.setattr(engine, "score", broken)
+    with pytest.raises(NoFiniteScoreError) as refused:
+        ask(scorer, candidates("i1", "i2", "i3"))
+    assert (refused.value.request, refused.value.row) == (0, 2)
 
 
 def test_an_unknown_user_is_cold_and_answered(scorer: Scorer) -> None:

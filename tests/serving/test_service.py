@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,12 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from serving.config import ServingConfig, load_config
-from serving.deadline import waited
+from serving.features import Features
+from serving.sending_times import SendingTimes
 from serving.service import Service
 from serving.tracing import open_tracing, trace_id_of
 from tests.serving.conftest import Lines
-from tests.serving.fakes import make_service
+from tests.serving.fakes import ITEMS, make_service
 from thinktwice.errors import OverloadedError, ServerError
 
 ONE = {"user_id": "u1", "candidates": ["i1", "i2"], "context": {"slot": "s1", "bid": 0.5, "timestamp": 0}}
@@ -53,7 +56,7 @@ def test_a_body_that_is_too_large_is_refused(small: Path) -> None:
 
 
 def test_time_in_the_queue_counts_against_the_deadline(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.service.waited", lambda headers: waited(headers, lambda: 1_790_000_000.0))
+    monkeypatch.setattr(service, "_sent", SendingTimes(lambda reason: None, lambda: 1_790_000_000.0))
     late = {"x-request-start": "t=1789999999.0", "x-deadline-ms": "900"}
     reply = service.answer(BODY, late, service.arrival(late))
     assert reply.status == 503
@@ -68,11 +71,70 @@ def test_the_deadline_of_one_request_of_a_body_counts_too(service: Service) -> N
     assert service.answer(body, {}).status == 503
 
 
+@pytest.mark.parametrize("text", ["0", "-5", "-1e3", "0.0", "1e-9"])
+def test_who_has_no_time_left_is_refused_before_the_body_is_read(service: Service, text: str) -> None:
+    reply = service.answer(b"{", {"x-deadline-ms": text})
+    assert (reply.status, json.loads(reply.body)["field"]) == (503, "")
+    assert json.loads(reply.body)["error"].startswith("no time is left before the deadline")
+    assert int(reply.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize("text", ["abc", "nan", "inf", ""])
+def test_a_deadline_that_is_not_a_number_is_named(service: Service, text: str) -> None:
+    reply = service.answer(BODY, {"x-deadline-ms": text})
+    assert (reply.status, json.loads(reply.body)["field"]) == (400, "x-deadline-ms")
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "gzip, br", "GZIP", "x-gzip", "chunked"])
+def test_compressed_bodies_are_refused_as_such(service: Service, coding: str) -> None:
+    for body in (gzip.compress(BODY), BODY):
+        reply = service.answer(body, {"content-encoding": coding})
+        assert (reply.status, reply.headers["accept-encoding"]) == (415, "identity")
+        answer = json.loads(reply.body)
+        assert answer["field"] == "content-encoding" and f"compressed ({coding.lower()})" in answer["error"]
+
+
+@pytest.mark.parametrize("coding", ["", "identity", " Identity "])
+def test_bodies_that_are_as_they_are_may_say_so(service: Service, coding: str) -> None:
+    assert service.answer(BODY, {"content-encoding": coding}).status == 200
+
+
+def test_the_upper_bound_of_a_wait_counts_against_the_deadline_and_the_estimate_as_load(service: Service) -> None:
+    """What the server in front kept is told by estimate where no header says when a request was sent."""
+    arrival = service.arrival({"x-deadline-ms": "1000"}, waited=0.1, at_most=0.9)
+    assert arrival.queued == 0.1
+    assert arrival.deadline.left(arrival.at) == pytest.approx(0.1)
+    assert service.answer(BODY, {"x-deadline-ms": "1000"}, arrival).status == 200
+    over = service.arrival({"x-deadline-ms": "1000"}, waited=0.1, at_most=1.0)
+    assert service.answer(BODY, {"x-deadline-ms": "1000"}, over).status == 503
+    sent = {"x-deadline-ms": "1000", "x-request-start": f"t={time.time():.6f}"}
+    known = service.arrival(sent, waited=0.1, at_most=1.0)
+    assert known.queued < 0.05 and service.answer(BODY, sent, known).status == 200
+
+
+def test_the_warm_up_measures_the_whole_way(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = make_service(small / "bundle")
+    asked: list[int] = []
+    read = service.scorer.reader.read  # type: ignore[union-attr]
+
+    def counted(user_id: str | None, item_ids: list[str], timeout: float | None = None) -> Features:
+        asked.append(len(item_ids))
+        assert set(item_ids) <= set(ITEMS), "items that training saw"
+        return read(user_id, item_ids, timeout)
+
+    monkeypatch.setattr(service.scorer.reader, "read", counted)
+    costs: list[tuple[int, float]] = []
+    monkeypatch.setattr(service.admission, "warmed_up", costs.extend)
+    service.warm_up()
+    assert sorted(set(asked)) == [rows for rows, _ in costs] == [1, 100, 1000]
+    assert all(seconds > 0 for _, seconds in costs)
+
+
 def test_a_refusal_at_the_door_looks_like_any_other(service: Service) -> None:
     error = OverloadedError("40 requests wait already", retry_after=2.3, status=429)
     reply = service.refuse(error, {"x-request-id": "r"}, service.arrival({}))
     assert (reply.status, reply.headers["retry-after"], reply.headers["x-request-id"]) == (429, "3", "r")
-    assert json.loads(reply.body) == {"error": "40 requests wait already"}
+    assert json.loads(reply.body) == {"error": "40 requests wait already", "field": ""}
 
 
 def test_load_takes_extra_paths_and_says_so(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +142,7 @@ def test_load_takes_extra_paths_and_says_so(small: Path, monkeypatch: pytest.Mon
     many = json.dumps({"instances": [{**ONE, "candidates": [f"i{i}" for i in range(60)]}]}).encode()
     usual = json.loads(service.answer(many, {}).body)["predictions"][0]
     assert max(item["num_paths"] for item in usual["items"]) > 1
-    monkeypatch.setattr(service.admission, "extra_paths", lambda *_: False)
+    monkeypatch.setattr(service.admission, "admit", lambda *_: False)
     shed = json.loads(service.answer(many, {}).body)["predictions"][0]
     assert {item["num_paths"] for item in shed["items"]} == {1}
     assert shed["paths_capped"] and not usual["paths_capped"]
@@ -99,17 +161,18 @@ def test_logs_are_json_without_personal_data(service: Service, lines: Lines) -> 
     assert not any(word in json.dumps([first, second]) for word in ("u1", "i1", "s1", "secret"))
 
 
-def test_an_error_is_logged_with_its_cause_and_answered_without(
+def test_an_error_is_logged_with_its_place_and_answered_without(
     service: Service, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*args: object) -> None:
-        raise RuntimeError("weights at 0xdeadbeef")
+        raise RuntimeError(" ".join(("user", "u1", "of", "a", "caller")))
 
     monkeypatch.setattr(service.scorer.bundle.engine, "score", broken)
     reply = service.answer(BODY, {"x-request-id": "abc"})
-    assert (reply.status, json.loads(reply.body)) == (500, {"error": "prediction failed"})
+    assert (reply.status, json.loads(reply.body)) == (500, {"error": "prediction failed", "field": ""})
     failed = next(line for line in lines if line["message"] == "prediction failed")
-    assert failed["request_id"] == "abc" and "0xdeadbeef" in failed["exception"]
+    assert (failed["request_id"], failed["exception"]) == ("abc", "RuntimeError")
+    assert "in broken" in failed["places"] and "user u1" not in json.dumps([*lines])
 
 
 def test_the_callers_trace_goes_on_through_stages(small: Path) -> None:
@@ -142,8 +205,8 @@ def test_settings_come_from_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for text, words in (
         ("queue: -1", "wrong at queue"),
         ("quue: 1", "wrong at quue"),
-        ("[1]", "wrong at the file"),
-        ("a: [", "no YAML"),
+        ("[1]", "holds a list instead of a mapping"),
+        ("a: [", "not valid YAML at line 1"),
     ):
         file.write_text(text)
         with pytest.raises(ServerError, match=words):

@@ -157,6 +157,7 @@ def finished_run(folder: Path) -> Path:
             test_time_dir=folder / f"test_time-{name}",
             snapshot_id="0123456789abcdef",
             model_version=f"world-{name}",
+            feature_version=f"world-{name}",
             package_version="0.1.0",
         )
     return folder

@@ -12,7 +12,7 @@ from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import Augmentation, FinetuneConfig
 from thinktwice.train.device import on_device, training_device
 from thinktwice.train.loader import BlockLoader
-from thinktwice.train.measure import auc_or_half, fit_calibration, logits_of
+from thinktwice.train.measure import fit_calibration, known_auc, logits_of
 from thinktwice.train.run import Trained, rate_factor, train
 
 CONFIG = FinetuneConfig(batch_size=128, rate=2e-2, checks_per_epoch=3)
@@ -166,8 +166,8 @@ def test_auc_counts_ties_half_and_agrees_with_pairs() -> None:
     logit, label = rng.integers(0, 5, 80).astype(np.float32), (rng.random(80) < 0.4).astype(np.float32)
     up, down = logit[label == 1], logit[label == 0]
     wins = (up[:, None] > down).sum() + 0.5 * (up[:, None] == down).sum()
-    assert auc_or_half(label, logit) == pytest.approx(wins / (len(up) * len(down)))
-    assert auc_or_half(np.ones(80), logit) == 0.5
+    assert known_auc(label, logit) == pytest.approx(wins / (len(up) * len(down)))
+    assert known_auc(np.ones(80), logit) is None
 
 
 def test_calibration_recovers_slope_and_offset() -> None:

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.validate.raw import SHOP, START, broken_shop, row_id, shop_columns, write_raw
-from thinktwice.errors import DataError, RowsLost, SchemaError
+from thinktwice.errors import DataError, RowsLostError, SchemaError
 from thinktwice.files import read_json
 from thinktwice.schema.log import load_schema, parse_schema
-from thinktwice.validate import quarantine, split
+from thinktwice.validate import copies, plan, quarantine, raw_rows, split
 from thinktwice.validate.parse import clean_columns
 from thinktwice.validate.rules import profile_rules, row_rules, rule_set_version
 from thinktwice.validate.split import replay, split_log
@@ -101,8 +101,8 @@ def test_parts_and_chunks_give_the_same_files(tmp_path: Path, monkeypatch: pytes
     columns, _ = broken_shop(30_000)
     raw = write_raw(tmp_path / "raw", columns)
     _, clean, bad = run(raw, tmp_path / "one")
-    monkeypatch.setattr(split, "CHUNK_ROWS", 11_000)
-    monkeypatch.setattr(split, "PART_ROWS", 7_000)
+    monkeypatch.setattr(raw_rows, "CHUNK_ROWS", 11_000)
+    monkeypatch.setattr(plan, "PART_ROWS", 7_000)
     result, parts, parts_bad = run(raw, tmp_path / "many")
     assert parts.equals(clean) and parts_bad.equals(bad)
     assert result.rows_in == 30_000
@@ -230,7 +230,7 @@ def test_rows_are_always_conserved(
 def test_lost_rows_are_an_error_and_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = write_raw(tmp_path / "raw", broken_shop()[0])
     monkeypatch.setattr(quarantine.QuarantineWriter, "write", lambda *_: None)
-    with pytest.raises(RowsLost, match=r"400 rows in, but .* nothing was written"):
+    with pytest.raises(RowsLostError, match=r"400 rows in, but .* nothing was written"):
         split_log(raw, tmp_path / "clean", tmp_path / "bad", run_id="r")
     assert not (tmp_path / "clean").exists() and not (tmp_path / "bad").exists()
 
@@ -238,15 +238,21 @@ def test_lost_rows_are_an_error_and_leave_nothing(tmp_path: Path, monkeypatch: p
 def test_a_schema_that_does_not_fit(tmp_path: Path) -> None:
     columns = shop_columns(5)
     del columns["uid"]
-    with pytest.raises(SchemaError, match=r"no column 'uid' \(id 'user_id'\); it has 'iid'.*'shop'"):
+    with pytest.raises(
+        SchemaError, match=r"schema 'shop' does not fit .*user id wants column 'uid'.*The columns are: iid"
+    ):
         run(write_raw(tmp_path / "a", columns), tmp_path)
     columns = shop_columns(5)
     columns["device"] = [["phone"]] * 5
-    with pytest.raises(SchemaError, match="column 'device': field 'device' cannot be read from type List"):
+    with pytest.raises(
+        SchemaError, match=r"column 'device' of .* has type .*list.*, from which the field 'device' cannot"
+    ):
         run(write_raw(tmp_path / "b", columns), tmp_path)
     columns = shop_columns(5)
     columns["image"] = [1.0] * 5
-    with pytest.raises(SchemaError, match="column 'image': vector 'image' needs a list of numbers"):
+    with pytest.raises(
+        SchemaError, match=r"column 'image' of .* has type double, from which the vector 'image' cannot be read: lists"
+    ):
         run(write_raw(tmp_path / "c", columns), tmp_path)
 
 
@@ -280,7 +286,9 @@ def test_row_ids_must_tell_rows_apart(tmp_path: Path) -> None:
 def test_later_copies_survive_a_collision_of_one_hash() -> None:
     first = np.array([5, 5, 7, 5, 7], dtype=np.uint64)
     second = np.array([1, 2, 3, 1, 3], dtype=np.uint64)
-    assert split._later_copies(first, second).tolist() == [False, False, False, True, True]
+    candidates = copies.repeated(first, second)
+    assert candidates.tolist() == [True, False, True, True, True]
+    assert copies.later_of_equal(first, second, candidates).tolist() == [False, False, False, True, True]
 
 
 def test_version_follows_the_rules_and_nothing_else() -> None:

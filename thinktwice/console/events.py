@@ -7,6 +7,19 @@ from pathlib import Path
 from typing import Any
 
 
+def events_in(data: bytes) -> list[dict[str, Any]]:
+    """The events in the lines of `data`. A line that a killed process left unfinished is passed over."""
+    found = []
+    for line in data.splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and "stage" in event and "event" in event:
+            found.append(event)
+    return found
+
+
 class EventTail:
     """Follows a progress file that is still being written."""
 
@@ -23,4 +36,4 @@ class EventTail:
             data = handle.read()
         complete = data[: data.rfind(b"\n") + 1]
         self._position += len(complete)
-        return [json.loads(line) for line in complete.splitlines()]
+        return events_in(complete)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-NOT_DEFINED = "–"
+from thinktwice.console.output import Column, Record, print_table, say
+from thinktwice.evaluate.metrics import UNDEFINED
+
+NOT_DEFINED = "–"  # in a table, with a line below it that says why
 
 
 def number(value: float | None, form: str = ".4f") -> str:
@@ -16,34 +19,35 @@ def number(value: float | None, form: str = ".4f") -> str:
     return NOT_DEFINED if value is None else format(value, form)
 
 
-def result_table(evaluation: dict[str, Any]) -> Table:
-    """Table of the content of an ``evaluation.json``: one row per model, cold-start slices and cost beside the metrics."""
+def shown(path: Path) -> str:
+    """The path as short as a reader in this folder can use it."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)
+
+
+def print_results(console: Console, evaluation: dict[str, Any]) -> None:
+    """The content of an ``evaluation.json``: a table with a row per model, cold-start slices and cost beside the metrics, and
+    what it means in sentences."""
     cold = [s for s in evaluation["slices"] if s["name"].startswith("cold")]
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("model", no_wrap=True)
-    for name in ("AUC", "logloss"):
-        table.add_column(name, justify="right")
-    for part in cold:
-        table.add_column(f"AUC {part['name']}\n({part['share']:.0%} of rows)", justify="right")
-    table.add_column("cost", justify="right")
+    columns = [Column("model", right=False), Column("AUC"), Column("logloss")]
+    columns += [Column(f"AUC {part['name']}\n({part['share']:.0%} of rows)") for part in cold]
+    columns.append(Column("cost"))
+    records = []
     for column in evaluation["columns"]:
         ships = column["key"] == evaluation["shipped"]
         metrics, cost = column["metrics"], column["cost"]
-        table.add_row(
-            f"{'→' if ships else ' '} {escape(column['label'])}",
+        cells = (
+            f"{'→' if ships else ' '} {column['label']}",
             number(metrics["auc"]),
             number(metrics["logloss"]),
             *(number(part["columns"][column["key"]]["auc"].get("value")) for part in cold),
             f"× {cost['passes']:.2f}",
-            style="bold" if ships else "",
         )
-    return table
-
-
-def print_results(console: Console, evaluation: dict[str, Any]) -> None:
-    """The table, and what it means in sentences."""
-    console.print(f"\n[bold]{evaluation['rows']:,} test rows[/bold] (→ ships; cost is forward passes per row)\n")
-    console.print(result_table(evaluation))
+        records.append(Record(cells, "bold" if ships else ""))
+    say(console, f"\n{evaluation['rows']:,} test rows (→ ships; cost is forward passes per row)\n")
+    print_table(console, columns, records)
+    if any(NOT_DEFINED in record.cells for record in records):
+        say(console, f"{NOT_DEFINED} {UNDEFINED}")
     console.print()
     for line in evaluation["verdict"]:
-        console.print(escape(line))
+        say(console, line)

@@ -11,27 +11,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from thinktwice.console.output import say
+from thinktwice.printable import printable
+
 TITLE_WIDTH = 32
+TIME_WIDTH = 12
+DETAIL_INDENT = 4
 BAR_WIDTH = 24
 SIGN_OF_LIFE = 20.0  # seconds between two lines of a running stage where nothing can be redrawn
 TASK_PREFIX = "task/"  # marks the events that open and close a stage line; all others belong to the running stage
-
-
-LOG_WIDTH = 120  # columns where there is no terminal to ask
-
-
-def console_here() -> Console:
-    """The console of a command: as wide as the terminal, or wide enough to read where there is none."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=LOG_WIDTH)
 
 
 def seconds_text(seconds: float) -> str:
@@ -49,6 +45,7 @@ class StageBoard:
         self._begun = False
         self._started = 0.0
         self._notes: list[str] = []
+        self._messages: list[str] = []
         self._label = ""
         self._done: int = 0
         self._total: int | None = None
@@ -83,13 +80,16 @@ class StageBoard:
             text = str(event["text"])
             if text not in self._notes:
                 self._notes.append(text)
+        elif kind == "message" and self._running is not None:
+            if event["text"] not in self._messages:
+                self._messages.append(str(event["text"]))
         elif kind == "progress" and self._running is not None:
             self._done, self._total, self._label = event["done"], event["total"], str(event["label"])
             self._sign_of_life(event["at"])
 
     def _open(self, name: str, at: float) -> None:
         self._running, self._started, self._last_sign, self._begun = name, at, at, True
-        self._notes, self._label, self._done, self._total = [], "", 0, None
+        self._notes, self._messages, self._label, self._done, self._total = [], [], "", 0, None
 
     def _close(self, outcome: str, at: float | None = None) -> None:
         seconds = (time.time() if at is None else at) - self._started
@@ -99,20 +99,36 @@ class StageBoard:
         if reused:
             notes.append("reused")
             mark, style = "↻", "cyan"
-        text = " · ".join(notes) if outcome != "stopped" else "stopped"
-        self._console.print(self._line(Text(mark, style=style), escape(text), seconds))
+        self._print_line(Text(mark, style=style), " · ".join(notes) if outcome != "stopped" else "stopped", seconds)
+        for message in self._messages:
+            say(self._console, f"  {message}")
         self._running = None
 
     def _title(self) -> str:
         return self._titles.get(self._running or "", self._running or "")
 
+    def _print_line(self, mark: Text, detail: str, seconds: float) -> None:
+        """A line that stays: what was found stands behind the time if there is room, else below."""
+        time_taken, name, detail = Text(seconds_text(seconds), style="dim"), printable(self._title()), printable(detail)
+        if self._console.width >= TITLE_WIDTH + TIME_WIDTH + 2:
+            title = Text(f"{name:<{TITLE_WIDTH}}{' ' * (TIME_WIDTH - len(time_taken))}")
+        else:
+            title = Text(f"{name}  ")
+        head = Text(" ").join([mark, title]).append_text(time_taken)
+        if head.cell_len + 1 + cell_len(detail) <= self._console.width:
+            say(self._console, head.append(f" {detail}" if detail else ""))
+            return
+        say(self._console, head)
+        say(self._console, detail, indent=DETAIL_INDENT)
+
     def _line(self, mark: Any, detail: Any, seconds: float) -> Table:
+        """The running stage, in one line that is drawn again and again."""
         line = Table.grid(padding=(0, 1), expand=True)
         line.add_column(width=1)
         line.add_column(width=TITLE_WIDTH, no_wrap=True)
         line.add_column(width=11, justify="right", no_wrap=True)
         line.add_column(ratio=1, overflow="ellipsis", no_wrap=True)
-        line.add_row(mark, escape(self._title()), Text(seconds_text(seconds), style="dim"), detail)
+        line.add_row(mark, self._title(), Text(seconds_text(seconds), style="dim"), detail)
         return line
 
     def _sign_of_life(self, at: float) -> None:
@@ -120,7 +136,7 @@ class StageBoard:
             return
         self._last_sign = at
         share = f"{100 * self._done // self._total} % {self._label}".rstrip()
-        self._console.print(self._line("…", escape(share), at - self._started))
+        self._print_line(Text("…"), share, at - self._started)
 
     def __rich__(self) -> Table | Text:
         """The running stage, for the live display."""
@@ -128,7 +144,7 @@ class StageBoard:
             return Text("" if self._begun else "  starting", style="dim")
         detail = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=self._total, completed=self._done, width=BAR_WIDTH, pulse=self._total is None)
-        detail.add_row(bar, Text(self._label, style="dim"))
+        detail.add_row(bar, Text(printable(self._label), style="dim"))
         return self._line(self._spinner, detail, time.time() - self._started)
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from thinktwice.console.output import tell
+from thinktwice.console.stop import NOTHING_HALF_WRITTEN, on_stop
 from thinktwice.errors import DataError, ResourceError
 
 if TYPE_CHECKING:
@@ -24,10 +27,9 @@ def list_sources() -> None:
     """List the sources of logs and what each wants by --path."""
     from thinktwice.data.sources.registry import SOURCES
 
-    width = max(map(len, SOURCES))
     for source in SOURCES.values():
-        typer.echo(f"{source.name:<{width}}  {source.about}")
-        typer.echo(f"{'':<{width}}  --path: {source.path_help}")
+        tell(f"{source.name}: {source.about}")
+        tell(f"--path: {source.path_help}", indent=4)
 
 
 @app.command("fetch")
@@ -118,7 +120,10 @@ def show_schema(
 def replay_quarantine(
     quarantine: Annotated[Path, typer.Option(help="Quarantine folder of a validation.")],
     out: Annotated[
-        Path, typer.Option(help="Folder to write: clean/ with the rows that pass now, quarantine/ the rest.")
+        Path,
+        typer.Option(
+            help="Folder to write: clean/ with the rows that pass now, a log that can be trained on; quarantine/ the rest."
+        ),
     ],
     schema: Annotated[
         Path | None, typer.Option(help="Mended schema file; without it the rows are judged by the one they broke.")
@@ -147,10 +152,24 @@ def replay_quarantine(
             as_of=now,
             ingested_at=now,
         )
-    typer.echo(
+    tell(
         f"{found.rows_in:,} rows judged again: "
         f"{found.rows_clean:,} are clean now, {found.rows_quarantined:,} stay set aside"
     )
+    typer.echo(
+        f"nothing was lost: {found.rows_in:,} in = {found.rows_clean:,} clean + {found.rows_quarantined:,} set aside, key hash "
+        f"{found.key_hash_in} in, {found.key_hash_out} out ({out / 'clean' / 'clean.json'})"
+    )
+    if found.rows_quarantined:
+        still = ", ".join(f"{rule} {count:,}" for rule, count in sorted(found.reasons.items()))
+        typer.echo(f"set aside for: {still}; the rows are in {out / 'quarantine'}")
+    if found.rows_clean:
+        place = shlex.quote(str(out / "clean"))
+        typer.echo(f"train on the clean rows: thinktwice pipeline run --source parquet --path {place}")
+        mended = shlex.quote(str(schema or quarantine / "schema.yaml"))
+        typer.echo(
+            f"train on the whole log:  thinktwice pipeline run --source parquet --path YOUR_LOG --schema {mended}"
+        )
 
 
 @contextmanager
@@ -159,6 +178,8 @@ def _written(out: Path) -> Iterator[None]:
     from thinktwice.data.sources.raw_log import is_raw_log
 
     with _system_errors_named(out):
+        if (out / "clean.json").is_file():
+            raise DataError(f"{out} is a clean log and would be replaced: give --out a new folder")
         taken = out.exists() and not (out.is_dir() and (is_raw_log(out) or not any(out.iterdir())))
         if taken:
             raise DataError(f"{out} exists and is no raw log folder, and would be replaced: give --out a new folder")
@@ -168,6 +189,7 @@ def _written(out: Path) -> Iterator[None]:
 @contextmanager
 def _system_errors_named(out: Path) -> Iterator[None]:
     """Turn what the system refuses while ``out`` is written into one sentence; sources name their own paths."""
+    on_stop(NOTHING_HALF_WRITTEN)
     try:
         yield
     except OSError as error:
@@ -178,14 +200,16 @@ def _system_errors_named(out: Path) -> Iterator[None]:
 
 
 def _report(snapshot: Snapshot, out: Path) -> None:
-    typer.echo(f"{snapshot.rows:,} rows in {out}, snapshot {snapshot.snapshot_id}")
+    tell(f"{snapshot.rows:,} rows in {out}, snapshot {snapshot.snapshot_id}")
+    for line in snapshot.what_was_read():
+        tell(line)
     if snapshot.unparsable_rows:
-        typer.echo(f"{snapshot.unparsable_rows:,} lines could not be split into columns: see unparsable.parquet there")
+        tell(f"{snapshot.unparsable_rows:,} lines could not be split into columns: see unparsable.parquet there")
     for table in sorted({*snapshot.side_unparsable, *snapshot.side_duplicates}):
         broken, repeated = snapshot.side_unparsable.get(table, 0), snapshot.side_duplicates.get(table, 0)
         if broken:
-            typer.echo(f"{broken:,} broken lines in {table}: rows that refer to them have no such attributes")
+            tell(f"{broken:,} broken lines in {table}: rows that refer to them have no such attributes")
         if repeated:
-            typer.echo(f"{repeated:,} lines in {table} describe what an earlier line describes: the earlier one counts")
+            tell(f"{repeated:,} lines in {table} describe what an earlier line describes: the earlier one counts")
     if any(snapshot.side_unparsable.values()) or any(snapshot.side_duplicates.values()):
-        typer.echo("these lines are in side_unparsable.parquet there")
+        tell("these lines are in side_unparsable.parquet there")

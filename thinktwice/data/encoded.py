@@ -1,5 +1,7 @@
 """Encoded rows: what the model eats. Numpy on disk and in training (`EncodedRows`), torch in a forward pass (`Batch`).
 
+torch is imported by what makes a batch and by nothing else: reading, encoding and checking data must not wait for it.
+
 Shapes: R rows, B rows of a batch, C categorical-or-numeric fields in model order, L the length of a sequence.
 Index 0 of every categorical or numeric field means "unknown"; index 0 inside a sequence is padding.
 """
@@ -9,14 +11,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from thinktwice.errors import DataError
 from thinktwice.files import atomic_file
+
+if TYPE_CHECKING:
+    import torch
 
 Rows = slice | np.ndarray
 
@@ -64,6 +69,8 @@ class EncodedRows:
 
     def batch(self, rows: Rows) -> Batch:
         """The rows as torch tensors (a copy); ids become int64 and are never cast through floats."""
+        import torch
+
         return Batch(
             torch.from_numpy(self.ids[rows].astype(np.int64)),
             {k: torch.from_numpy(v[rows].astype(np.int64)) for k, v in self.sequences.items()},

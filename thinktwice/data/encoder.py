@@ -12,7 +12,6 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.ipc
-import torch
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -142,6 +141,8 @@ class Encoder:
 
     def encode_rows(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Encode request rows, one mapping per row; a field that is absent is a missing value."""
+        import torch
+
         side = self.encode_side(rows, [f.name for f in self.fields])
         return Batch(
             torch.from_numpy(side.ids),

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Literal
 
 import duckdb
-import pyarrow.parquet as pq
 
-from thinktwice.data.query import engine, literal, quoted, source
+from thinktwice.data.query import engine, quoted, source, written
 from thinktwice.data.sequences import write_sequences
 from thinktwice.data.statistics import DAY_US, write_statistics
 from thinktwice.errors import DataError
+from thinktwice.files import sha256_text
+from thinktwice.parquet import num_rows
 from thinktwice.progress import note, track
 from thinktwice.schema import EVENT_TIME, ROW_ID, LogSchema
 
@@ -61,12 +62,20 @@ class FeatureTables:
     end: datetime
 
 
-def feature_service_name(schema: LogSchema, model_version: str) -> str:
-    """``ctr_`` and the model version with every other character than letters and digits as ``_``.
+def feature_version(schema: LogSchema, snapshot_id: str, code_version: str) -> str:
+    """Name of the features that this snapshot, schema and code lead to, e.g. ``ml-1m-3f2a9c01d4e7``.
+
+    Every model that is trained on them reads the same ones, whatever its recipe, its split or its seed.
+    """
+    return f"{schema.name}-{sha256_text(snapshot_id, code_version, schema.to_yaml())[:12]}"
+
+
+def feature_service_name(schema: LogSchema, feature_version: str) -> str:
+    """``ctr_`` and the feature version with every other character than letters and digits as ``_``.
 
     Empty when the log has no feature tables: there is nothing to look up, and requests bring their rows.
     """
-    return "ctr_" + re.sub(r"[^0-9A-Za-z]", "_", model_version) if table_specs(schema) else ""
+    return "ctr_" + re.sub(r"[^0-9A-Za-z]", "_", feature_version) if table_specs(schema) else ""
 
 
 def table_specs(schema: LogSchema) -> tuple[TableSpec, ...]:
@@ -119,7 +128,7 @@ def build_feature_tables(clean_dir: Path | str, out_dir: Path | str, schema: Log
                 write_statistics(connection, clean, schema, spec.entity, end_us, target)
             else:
                 write_sequences(connection, clean, schema, target)
-            rows[spec.name] = pq.read_metadata(target).num_rows
+            rows[spec.name] = num_rows(target)
     note("materialize", f"{sum(rows.values()):,} change points in {len(rows)} tables")
     return FeatureTables(specs=specs, rows=rows, start=from_microseconds(start_us), end=from_microseconds(end_us))
 
@@ -171,5 +180,5 @@ def _write_attributes(connection: duckdb.DuckDBPyConnection, clean: Path, spec: 
             SELECT {key}, {EVENT_TIME} AS {EVENT_TIMESTAMP}, {EVENT_TIME} AS {CREATED_TIMESTAMP}, {columns}
             FROM {source(clean)} SEMI JOIN changed USING ({ROW_ID})
             ORDER BY {EVENT_TIMESTAMP}, {key}
-        ) TO {literal(str(target))} (FORMAT parquet, COMPRESSION zstd)
+        ) TO {written(target)} (FORMAT parquet, COMPRESSION zstd)
     """)

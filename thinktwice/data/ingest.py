@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from thinktwice.data.row_ids import row_ids
@@ -25,15 +24,17 @@ from thinktwice.data.sources.base import (
     UNPARSABLE_FILE,
     Chunk,
     Reading,
-    check_columns,
 )
 from thinktwice.data.sources.base import SCHEMA_FILE as SCHEMA_FILE
+from thinktwice.data.sources.parts import printable, what_was_read
 from thinktwice.data.sources.raw_log import schema_beside
 from thinktwice.data.sources.registry import builtin_schema, source_named
-from thinktwice.errors import DataError, RowsLost
+from thinktwice.errors import DataError, RowsLostError
 from thinktwice.files import atomic_dir, sha256_text, write_json
-from thinktwice.progress import note, track
+from thinktwice.parquet import num_rows, parquet_writer, read_table, write_table
+from thinktwice.progress import note, tell, track
 from thinktwice.schema import LogSchema, load_schema
+from thinktwice.schema.columns import check_columns
 
 UNPARSABLE = pa.schema(
     [("row_id", pa.string()), (SOURCE_ROW, pa.int64()), ("raw", pa.string()), ("error", pa.string())]
@@ -55,6 +56,14 @@ class Snapshot(BaseModel):
     files: dict[str, str]  # name -> SHA-256
     side_unparsable: dict[str, int] = {}  # broken lines of user and item tables: lost attributes, not lost impressions
     side_duplicates: dict[str, int] = {}  # lines there whose user or item an earlier line describes; the earlier counts
+    left_out: dict[str, str] = {}  # files and folders that are no part of the log -> why
+    columns_left_out: dict[str, str] = {}  # columns of the files that are not in the log -> why
+    columns_missing: dict[str, str] = {}  # columns of the schema that some files lack, null there -> which
+
+    def what_was_read(self) -> list[str]:
+        """Lines about the files and columns of a log that is a folder of files; none where there is nothing to say."""
+        num_files = len(self.files) if self.source == "parquet" else 1
+        return what_was_read(num_files, self.left_out, self.columns_left_out, self.columns_missing)
 
 
 def ingest(
@@ -73,7 +82,7 @@ def ingest(
         schema_path: schema file, or a loaded schema; empty or None for the one that ships with the source or lies in a raw log folder.
         out_dir: folder to write.
         limit: read only the first so many records; 0 for all. For ``sim`` the number of rows to draw.
-        seed: for ``sim``.
+        seed: for a source that draws its rows (``sim``); the others do not depend on it.
 
     Raises:
         DataError: unknown source, missing, empty or damaged input. SchemaError: the schema does not fit the input.
@@ -92,14 +101,15 @@ def ingest(
         schema = schema_path
     else:
         schema = load_schema(schema_path) if schema_path else builtin_schema(source)
-    reading = found.open(Path(path) if path else None, limit, seed)
+    seed = seed if found.seeded else 0
+    reading = found.open(Path(path) if path else None, limit, seed, schema)
     return write_raw_log(source, reading, schema, Path(out_dir), limit, seed)
 
 
 def write_raw_log(source: str, reading: Reading, schema: LogSchema, out_dir: Path, limit: int, seed: int) -> Snapshot:
     """Write an opened source as a raw log folder; see :func:`ingest`."""
-    check_columns(schema, reading.columns.names, reading.where)
-    digest = sha256_text(source, *sorted(reading.files.values()), str(limit), str(seed), schema.to_yaml())
+    check_columns(schema, reading.columns, reading.where)
+    digest = sha256_text(source, *reading.files.values(), str(limit), str(seed), schema.to_yaml())
     with atomic_dir(out_dir) as folder:
         rows, unparsable_rows = _write_rows(source, reading, folder, limit)
         if rows == 0:
@@ -115,12 +125,17 @@ def write_raw_log(source: str, reading: Reading, schema: LogSchema, out_dir: Pat
             files=reading.files,
             side_unparsable=reading.side.unparsable if reading.side else {},
             side_duplicates=reading.side.duplicates if reading.side else {},
+            left_out={printable(name): why for name, why in reading.left_out.items()},
+            columns_left_out=reading.columns_left_out,
+            columns_missing=reading.columns_missing,
         )
         if reading.side:
-            pq.write_table(reading.side.lines, folder / SIDE_FILE, compression="zstd")
+            write_table(reading.side.lines, folder / SIDE_FILE, compression="zstd")
         (folder / SCHEMA_FILE).write_text(schema.to_yaml(), encoding="utf-8")
         write_json(folder / SNAPSHOT_FILE, snapshot.model_dump(mode="json"))
     note("ingest", f"{rows:,} rows" + (f", {unparsable_rows:,} unparsable" if unparsable_rows else ""))
+    for line in snapshot.what_was_read():
+        tell("ingest", line)
     return snapshot
 
 
@@ -130,10 +145,10 @@ def _write_rows(source: str, reading: Reading, folder: Path, limit: int) -> tupl
     dictionary = [f.name for f in columns if _repeats(f)]
     rows = unparsable_rows = records = 0
     with (
-        pq.ParquetWriter(
+        parquet_writer(
             folder / LOG_FILE, columns, compression="zstd", compression_level=1, use_dictionary=dictionary
         ) as log,
-        pq.ParquetWriter(folder / UNPARSABLE_FILE, UNPARSABLE, compression="zstd") as rest,
+        parquet_writer(folder / UNPARSABLE_FILE, UNPARSABLE, compression="zstd") as rest,
     ):
         for chunk in track(_ahead(_limited(reading, limit)), stage="ingest", total=reading.num_chunks, label=source):
             records += chunk.table.num_rows + len(chunk.unparsable)
@@ -144,9 +159,9 @@ def _write_rows(source: str, reading: Reading, folder: Path, limit: int) -> tupl
             if chunk.unparsable:
                 rest.write_table(_unparsable_table(source, chunk))
                 unparsable_rows += len(chunk.unparsable)
-    written = pq.read_metadata(folder / LOG_FILE).num_rows + pq.read_metadata(folder / UNPARSABLE_FILE).num_rows
+    written = num_rows(folder / LOG_FILE) + num_rows(folder / UNPARSABLE_FILE)
     if written != records:
-        raise RowsLost(f"{records} records were read from {reading.where} but {written} written: run it again")
+        raise RowsLostError(f"{records} records were read from {reading.where} but {written} written: run it again")
     return rows, unparsable_rows
 
 
@@ -172,7 +187,9 @@ def _limited(reading: Reading, limit: int) -> Iterator[Chunk]:
     for chunk in reading.chunks():
         numbers = np.concatenate([chunk.ordinals, np.array([u.ordinal for u in chunk.unparsable], np.int64)])
         if len(numbers) and not (numbers.min() == seen and numbers.max() == seen + len(numbers) - 1):
-            raise RowsLost(f"records {seen} to {int(numbers.max())} of {reading.where} were not all read: run it again")
+            raise RowsLostError(
+                f"records {seen} to {int(numbers.max())} of {reading.where} were not all read: run it again"
+            )
         seen += len(numbers)
         if limit and seen >= limit:
             keep = int(np.searchsorted(chunk.ordinals, limit))
@@ -195,16 +212,8 @@ def _unparsable_table(source: str, chunk: Chunk) -> pa.Table:
 def _nothing_read(reading: Reading, folder: Path, unparsable_rows: int) -> str:
     if not unparsable_rows:
         return f"{reading.where} holds no rows: give the whole file"
-    first = pq.read_table(folder / UNPARSABLE_FILE).slice(0, 1).to_pylist()[0]
+    first = read_table(folder / UNPARSABLE_FILE).slice(0, 1).to_pylist()[0]
     return (
         f"none of the {unparsable_rows} lines of {reading.where} could be split into columns "
         f"(the first: {first['error']}): give a file in the layout of this source"
     )
-
-
-def model_version(schema: LogSchema, snapshot_id: str, recipe: str, split: str, code_version: str) -> str:
-    """Name of the model that this snapshot, recipe, split, code and schema lead to, e.g. ``ml-1m-3f2a9c01d4e7``.
-
-    The seed of a random split is that of the snapshot and part of its id.
-    """
-    return f"{schema.name}-{sha256_text(snapshot_id, recipe, split, code_version, schema.to_yaml())[:12]}"

@@ -21,7 +21,7 @@ from thinktwice.data.feature_tables import (
     table_specs,
 )
 from thinktwice.data.query import engine, quoted, source
-from thinktwice.errors import DataError, RowsLost
+from thinktwice.errors import DataError, RowsLostError
 from thinktwice.schema import EVENT_TIME, LogSchema
 
 #: Types of feature columns, by their kind.
@@ -39,7 +39,7 @@ def training_rows(clean_dir: Path | str, schema: LogSchema) -> pa.Table:
 
     Raises:
         DataError: the clean log is missing, unreadable or empty.
-        RowsLost: the join dropped or repeated a row.
+        RowsLostError: the join dropped or repeated a row.
     """
     clean_path = Path(clean_dir) / CLEAN_FILE
     if not clean_path.is_file():
@@ -66,7 +66,7 @@ def features_at(rows: pa.Table, tables_dir: Path, specs: tuple[TableSpec, ...]) 
         [R] the columns of all ``specs``, in the order of ``rows``.
 
     Raises:
-        RowsLost: the join dropped or repeated a row.
+        RowsLostError: the join dropped or repeated a row.
     """
     keys = list(dict.fromkeys(spec.key for spec in specs))
     asked = rows.select([EVENT_TIME, *keys]).append_column(_PLACE, pa.array(range(rows.num_rows), pa.int64()))
@@ -91,7 +91,7 @@ def features_at(rows: pa.Table, tables_dir: Path, specs: tuple[TableSpec, ...]) 
                 ORDER BY 1
             """).to_arrow_table()
             if found[_PLACE].to_pylist() != list(range(rows.num_rows)):
-                raise RowsLost(
+                raise RowsLostError(
                     f"the join with {spec.name} returned {found.num_rows} of {rows.num_rows} rows: run it again"
                 )
             out |= {name: found[name].cast(COLUMN_TYPES[kind]) for name, kind in spec.columns}

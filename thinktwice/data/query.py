@@ -1,4 +1,4 @@
-"""DuckDB as the query engine of the library: bounded memory, UTC, quoted names."""
+"""DuckDB as the query engine of the library: bounded memory, UTC, quoted names, exact paths."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from pathlib import Path
 import duckdb
 
 from thinktwice.errors import ResourceError
+from thinktwice.sql_files import literal as literal
+from thinktwice.sql_files import source as source
+from thinktwice.sql_files import spill_folder, take_exact_paths
+from thinktwice.sql_files import written as written
 
 MEMORY_LIMIT = "1GB"  # of the query engine; what does not fit goes to disk
 
@@ -17,35 +21,29 @@ MEMORY_LIMIT = "1GB"  # of the query engine; what does not fit goes to disk
 @contextmanager
 def engine(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """A DuckDB connection of bounded memory that spills into ``scratch``; a full disk is named."""
-    settings: dict[str, str | bool | int | float | list[str]] = {
-        "memory_limit": MEMORY_LIMIT,
-        "threads": str(min(os.cpu_count() or 1, 8)),
-        "temp_directory": str(scratch / ".spill"),
-    }
-    connection = duckdb.connect(":memory:", config=settings)
-    try:
-        connection.execute("SET TimeZone = 'UTC'")
-        yield connection
-    except duckdb.OutOfMemoryException as error:
-        raise ResourceError(
-            f"memory and disk under {scratch} do not hold the intermediate data: free some disk space and run again"
-        ) from error
-    except duckdb.IOException as error:
-        if "No space left" in str(error):
-            raise ResourceError(f"no space left while writing {scratch}: free some disk space and run again") from error
-        raise
-    finally:
-        connection.close()
-
-
-def source(path: Path | str) -> str:
-    """A parquet file as a table of a query."""
-    return f"read_parquet({literal(str(path))})"
-
-
-def literal(text: str) -> str:
-    """A string as an SQL literal."""
-    return "'" + text.replace("'", "''") + "'"
+    with spill_folder(scratch) as spill:
+        settings: dict[str, str | bool | int | float | list[str]] = {
+            "memory_limit": MEMORY_LIMIT,
+            "threads": str(min(os.cpu_count() or 1, 8)),
+            "temp_directory": spill,
+        }
+        connection = duckdb.connect(":memory:", config=settings)
+        try:
+            connection.execute("SET TimeZone = 'UTC'")
+            take_exact_paths(connection)
+            yield connection
+        except duckdb.OutOfMemoryException as error:
+            raise ResourceError(
+                f"memory and disk under {scratch} do not hold the intermediate data: free some disk space and run again"
+            ) from error
+        except duckdb.IOException as error:
+            if "No space left" in str(error):
+                raise ResourceError(
+                    f"no space left while writing {scratch}: free some disk space and run again"
+                ) from error
+            raise
+        finally:
+            connection.close()
 
 
 def quoted(name: str) -> str:

@@ -14,9 +14,9 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from thinktwice.data.query import quoted, source
+from thinktwice.parquet import parquet_writer
 from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, LogSchema, Sequence
 
 BATCH_ROWS = 100_000  # events held at a time
@@ -42,7 +42,7 @@ def write_sequences(connection: duckdb.DuckDBPyConnection, clean: Path, schema: 
             *(pa.field(s.name, pa.list_(pa.string())) for s in schema.sequences),
         ]
     )
-    with pq.ParquetWriter(target, out_schema, compression="zstd") as writer:
+    with parquet_writer(target, out_schema, compression="zstd") as writer:
         for users, times, lists in _blocks(connection, clean, schema, key):
             at = pa.array(times + 1).cast(TIME)
             writer.write_table(pa.Table.from_arrays([users, at, at, *lists], schema=out_schema))

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from thinktwice.data.encoded import Batch
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ def join(shared: Side, own: Side) -> Batch:
     Raises:
         ValueError: ``shared`` is not one row.
     """
+    import torch
+
     if len(shared) != 1:
         raise ValueError(f"the shared side must be one row, not {len(shared)}")
     rows = len(own)
@@ -73,4 +78,6 @@ def join(shared: Side, own: Side) -> Batch:
 
 
 def _expanded(blocks: Mapping[str, np.ndarray], rows: int) -> dict[str, torch.Tensor]:
+    import torch
+
     return {name: torch.from_numpy(block).expand(rows, -1) for name, block in blocks.items()}

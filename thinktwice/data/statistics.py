@@ -13,7 +13,7 @@ from typing import Literal
 
 import duckdb
 
-from thinktwice.data.query import literal, quoted, source
+from thinktwice.data.query import quoted, source, written
 from thinktwice.schema import EVENT_TIME, LABEL, LogSchema
 
 DAY_US = 86_400_000_000
@@ -81,7 +81,7 @@ def write_statistics(
                    CAST(make_timestamp(r.day * {DAY_US}) AS TIMESTAMPTZ) AS created_timestamp, {values}
             FROM running r ASOF JOIN prior p ON r.day >= p.day
             ORDER BY event_timestamp, key
-        ) TO {literal(str(target))} (FORMAT parquet, COMPRESSION zstd)
+        ) TO {written(target)} (FORMAT parquet, COMPRESSION zstd)
     """)
 
 

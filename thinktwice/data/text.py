@@ -19,9 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from thinktwice.data.sources.base import Chunk, Unparsable
+from thinktwice.data.sources.file_kind import kind_of
 from thinktwice.errors import DataError
 
 BLOCK_BYTES = 8 << 20
+TEXT = ("a CSV", "a TSV", "a JSON", "a gzip-compressed")  # kinds of files that this reader can open
 
 #: Opens a file or archive member anew.
 Opener = Callable[[], BinaryIO]
@@ -42,6 +44,11 @@ def file_opener(path: Path) -> Opener:
         raise DataError(f"{path} cannot be read ({error.strerror}): give a readable file") from error
     if not magic:
         raise DataError(f"{path} is empty: give the whole file")
+    kind = kind_of(path)
+    if kind.is_data and not kind.words.startswith(TEXT):
+        raise DataError(
+            f"{path} is {kind.words}, and this source reads text, plain or gzipped: give the file as published"
+        )
     if magic == b"\x1f\x8b":
         return lambda: gzip.open(path, "rb")  # type: ignore[return-value]
     return lambda: path.open("rb")

@@ -14,8 +14,9 @@ import pyarrow as pa
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.encoder import Encoder
 from thinktwice.data.splits import PARTS, SplitSpec, assign_split
-from thinktwice.errors import DataError, RowsLost
+from thinktwice.errors import DataError, RowsLostError
 from thinktwice.files import atomic_dir, read_json, write_json
+from thinktwice.parquet import read_frame, write_frame
 from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, SCHEMA_FILE, LogSchema, load_schema
 
 INFO_FILE = "training_set.json"
@@ -38,7 +39,7 @@ class TrainingSet:
 
     def rows(self, part: str) -> pl.DataFrame:
         """The clean rows of one part with all their columns."""
-        return pl.read_parquet(self.folder / ROWS_FILE).filter(pl.col("split") == part)
+        return read_frame(self.folder / ROWS_FILE).filter(pl.col("split") == part)
 
     @cached_property
     def train_window(self) -> tuple[str, str]:
@@ -52,7 +53,7 @@ def build_training_set(table: pa.Table, schema: LogSchema, out_dir: Path | str, 
 
     Raises:
         DataError: a part is empty or train has one class only.
-        RowsLost: the parts do not add up to ``table``.
+        RowsLostError: the parts do not add up to ``table``.
     """
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
@@ -80,7 +81,7 @@ def build_training_set(table: pa.Table, schema: LogSchema, out_dir: Path | str, 
             encoder.encode_table(rows.to_arrow()).save(folder / f"{part}.safetensors")
             info["parts"][part] = _describe(rows, train, schema)
         info["conservation"] = _conservation(frame, table.num_rows)
-        frame.write_parquet(folder / ROWS_FILE)
+        write_frame(frame, folder / ROWS_FILE)
         write_json(folder / INFO_FILE, info)
     return info
 
@@ -102,10 +103,16 @@ def _check_parts(frame: pl.DataFrame, split: SplitSpec) -> None:
     empty = [p for p in PARTS if not sizes.get(p)]
     if empty:
         raise DataError(
-            f"the {split.kind} split of {frame.height} rows leaves no rows for {', '.join(empty)}: give more rows or other shares"
+            f"the {split.kind} split of {frame.height:,} rows leaves no rows for {', '.join(empty)}: give a log "
+            + ("of more different times, or split it with --split random" if split.kind == "time" else "of more rows")
         )
-    if frame.filter(pl.col("split") == "train")[LABEL].n_unique() < 2:
-        raise DataError("all training rows have the same label: a click model needs clicks and non-clicks")
+    labels = frame.filter(pl.col("split") == "train")[LABEL]
+    if labels.n_unique() < 2:
+        other = ", or split it with --split random" if split.kind == "time" and frame[LABEL].n_unique() > 1 else ""
+        raise DataError(
+            f"all {len(labels):,} training rows have the same label ({labels[0]}), and a click model needs clicks and "
+            f"non-clicks: give a longer log{other}"
+        )
 
 
 def _describe(rows: pl.DataFrame, train: pl.DataFrame, schema: LogSchema) -> dict[str, Any]:
@@ -128,7 +135,7 @@ def _describe(rows: pl.DataFrame, train: pl.DataFrame, schema: LogSchema) -> dic
 def _conservation(frame: pl.DataFrame, rows_in: int) -> dict[str, Any]:
     unique = frame[ROW_ID].n_unique()
     if frame.height != rows_in or unique != rows_in:
-        raise RowsLost(f"{rows_in} rows went into the split, {frame.height} came out with {unique} different ids")
+        raise RowsLostError(f"{rows_in} rows went into the split, {frame.height} came out with {unique} different ids")
     return {"rows_in": rows_in, "rows_out": frame.height, "unique_row_ids": unique}
 
 

@@ -11,40 +11,43 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from thinktwice.console.output import Column, Record, print_table, say
 from thinktwice.demo.question import NUM_SHOWN, Question
 from thinktwice.demo.server import predict_url
+from thinktwice.printable import printable
 
 
 def print_answer(console: Console, question: Question, prediction: dict[str, Any]) -> None:
     """A table of the items the model ranks first for the user of `question`."""
-    console.print(
-        f"\n[bold]User {escape(question.user)}[/bold] has {question.num_impressions:,} impressions "
-        f"and {question.num_clicks:,} clicks in the log; the latest clicks:"
+    say(
+        console,
+        f"\nUser {printable(question.user)} has {question.num_impressions:,} impressions "
+        f"and {question.num_clicks:,} clicks in the log; the latest clicks:",
     )
     for title in question.recent:
-        console.print(f"  · {escape(title)}")
-    console.print(f"\nOf {len(question.titles)} popular items new to them, the model ranks first:")
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name, side in (
-        ("", "right"),
-        ("item", "left"),
-        ("click probability", "right"),
-        ("unsure, 0 to 1", "right"),
-        ("paths", "right"),
-    ):
-        table.add_column(name, justify=side, overflow="ellipsis", no_wrap=True)  # type: ignore[arg-type]
-    for rank, item in enumerate(ranked(prediction)[: 2 * NUM_SHOWN], 1):
-        table.add_row(
-            str(rank),
-            escape(question.titles.get(item["item_id"], item["item_id"])),
-            f"{item['probability']:.3f}",
-            f"{item['uncertainty']:.3f}",
-            str(item["num_paths"]),
+        say(console, f"· {printable(title)}", indent=2)
+    say(console, f"\nOf {len(question.titles)} popular items new to them, the model ranks first:")
+    columns = (
+        Column("rank"),
+        Column("item", right=False),
+        Column("click probability"),
+        Column("unsure, 0 to 1"),
+        Column("paths"),
+    )
+    records = [
+        Record(
+            (
+                str(rank),
+                question.titles.get(item["item_id"], item["item_id"]),
+                f"{item['probability']:.3f}",
+                f"{item['uncertainty']:.3f}",
+                str(item["num_paths"]),
+            )
         )
-    console.print(table)
+        for rank, item in enumerate(ranked(prediction)[: 2 * NUM_SHOWN], 1)
+    ]
+    print_table(console, columns, records)
 
 
 def ranked(prediction: dict[str, Any]) -> list[dict[str, Any]]:
@@ -72,8 +75,8 @@ def program() -> str:
 def print_call(console: Console, question: Question, port: int, state: Path, running: bool) -> None:
     """How to ask the server from a terminal."""
     if running:
-        console.print(f"\nThe server answers on {predict_url(port)} until you press Ctrl-C. Ask it:")
+        say(console, f"\nThe server answers on {predict_url(port)} until you press Ctrl-C. Ask it:")
     else:
-        console.print("\nTo serve it again and ask it yourself:")
+        say(console, "\nTo serve it again and ask it yourself:")
         console.print(f"  {program()} serve --state {state} --port {port}", soft_wrap=True)
-    console.print("  " + call(question, port), soft_wrap=True, markup=False)
+    console.print("  " + call(question, port), soft_wrap=True)

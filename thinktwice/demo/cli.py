@@ -14,8 +14,12 @@ from rich.console import Console
 
 from thinktwice.champion import read_champion, verify_archive
 from thinktwice.cli import QUIET_STOP
+from thinktwice.console.options import LAST_RUN
+from thinktwice.console.output import say
 from thinktwice.console.processes import POLITE, python_command, start, stop, terminated_like_interrupted, wait
-from thinktwice.console.stages import StageBoard, console_here, seconds_text
+from thinktwice.console.stages import StageBoard, seconds_text
+from thinktwice.console.stop import NOTHING_HALF_WRITTEN, on_stop
+from thinktwice.console.terminal import console_here
 from thinktwice.demo.answer import print_answer, print_call
 from thinktwice.demo.question import choose_question
 from thinktwice.demo.server import ask, free_port, serving
@@ -23,7 +27,6 @@ from thinktwice.errors import PipelineError
 from thinktwice.files import read_json
 
 WORK = Path(".thinktwice/demo")
-LAST_RUN = "last_run.json"  # what a run of the pipeline leaves in its work folder
 SIMULATED_ROWS = 200_000
 TITLES = {"serve": "start the model server", "ask": "ask it a question"}
 
@@ -58,8 +61,9 @@ def demo(
     state = work / "state"
     if fresh:
         shutil.rmtree(work, ignore_errors=True)
+    on_stop(NOTHING_HALF_WRITTEN)
     with terminated_like_interrupted():
-        console.print(f"[bold]thinktwice demo[/bold] on {dataset.value}; everything it writes is under {work}\n")
+        say(console, f"thinktwice demo on {dataset.value}; everything it writes is under {work}\n")
         code = _run_pipeline(dataset, work, state)
         if code != 0:
             raise typer.Exit(code)  # the pipeline has said why on the same terminal
@@ -114,4 +118,5 @@ def _serve_and_ask(console: Console, work: Path, state: Path, keep_serving: bool
         print_answer(console, question, prediction)
         print_call(console, question, port, state, running=keep_serving)
         if keep_serving:
+            on_stop("server stopped")
             wait(server)

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from thinktwice.errors import DataError
+from thinktwice.parquet import read_frame
 from thinktwice.schema import EVENT_TIME, LABEL, LogSchema, load_schema
 
 NUM_CANDIDATES = 100
@@ -41,7 +42,7 @@ def choose_question(training_set: Path) -> Question:
         raise DataError(f"the log {schema.name} describes no users or no items: the demo has nobody to recommend to")
     context = [field.name for field in schema.attributes_of("context")]
     columns = [user_key, item_key, EVENT_TIME, LABEL, "split", *context]
-    rows = pl.read_parquet(training_set / "rows.parquet")
+    rows = read_frame(training_set / "rows.parquet")
     titled = "title" in rows.columns
     rows = rows.select([*columns, "title"] if titled else columns).drop_nulls([user_key, item_key])
 

@@ -14,11 +14,14 @@ from thinktwice.evaluate import slices
 from thinktwice.evaluate.compare import data_facts
 from thinktwice.evaluate.from_bundle import score_bundle
 from thinktwice.evaluate.measure import measure
+from thinktwice.evaluate.metrics import UNDEFINED
 from thinktwice.evaluate.report import render
 from thinktwice.evaluate.verdict import compared
 from thinktwice.files import atomic_dir, read_json, write_json
+from thinktwice.threads import reproducible
 
 
+@reproducible()
 def evaluate_bundles(
     bundle_dir: Path | str,
     training_set_dir: Path | str,
@@ -51,9 +54,7 @@ def evaluate_bundles(
     )
     auc = content["columns"][-1]["metrics"]["auc"]
     verdict = [
-        f"Bundle {_name(bundle)}: AUC {auc:.4f} on {len(encoded):,} test rows."
-        if auc is not None
-        else "One label only."
+        f"Bundle {_name(bundle)}: AUC {UNDEFINED if auc is None else format(auc, '.4f')} on {len(encoded):,} test rows."
     ]
     if against_dir is not None:
         verdict.append(compared(content, "bundle", "against", "Against the other bundle it"))

@@ -7,55 +7,57 @@ from typing import Annotated
 
 import typer
 
+from thinktwice.console.options import LAST_RUN, WORK, State, Work, state_folder
 from thinktwice.errors import DataError
 from thinktwice.files import read_json
-
-WORK = Path(".thinktwice")
 
 
 def evaluate(
     bundle: Annotated[
         Path | None,
-        typer.Option(help="Folder of the bundle to evaluate.", show_default="the champion of .thinktwice/state"),
+        typer.Option(help="Folder of the bundle to evaluate.", show_default="that of the champion"),
     ] = None,
     training_set: Annotated[
         Path | None,
         typer.Option(
-            help="Training set folder; its test rows are scored.", show_default="that of the last `pipeline run`"
+            help="Training set folder; its test rows are scored.", show_default="that of the last run in --work"
         ),
     ] = None,
     against: Annotated[Path | None, typer.Option(help="Folder of a bundle to compare with, on the same rows.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and report.html.")] = None,
+    state: State = None,
+    work: Work = WORK,
 ) -> None:
     """Evaluate a bundle on test rows, and compare it with another one."""
-    from rich.console import Console
-
+    from thinktwice.champion import require_champion
+    from thinktwice.console.output import say
+    from thinktwice.console.terminal import console_here
     from thinktwice.evaluate.bundles import evaluate_bundles, recorded_evaluation
-    from thinktwice.evaluate.table import extra_work_table, metrics_table
+    from thinktwice.evaluate.table import print_extra_work, print_metrics
 
-    bundle = bundle or _champion()
-    content = evaluate_bundles(bundle, training_set or _last_training_set(), against, out)
-    console = Console()
-    console.print(metrics_table(content))
+    if bundle is None:
+        bundle = require_champion(state_folder(state, work), "--state, --work or --bundle").bundle_dir
+    if training_set is None:
+        training_set = _last_training_set(work)
+    content = evaluate_bundles(bundle, training_set, against, out)
+    console = console_here()
+    print_metrics(console, content)
     for line in content["verdict"]:
-        console.print(line, highlight=False)
+        say(console, line)
     made = recorded_evaluation(bundle)
     if made.get("extra_work", {}).get("candidates"):
         console.print()
-        console.print(extra_work_table(made))
-        console.print(made["test_time"]["sentence"], highlight=False)
+        print_extra_work(console, made)
+        say(console, made["test_time"]["sentence"])
+    console.print(f"training set: {training_set}", soft_wrap=True, markup=False)
     if out is not None:
-        console.print(f"Report: {out / 'report.html'}", highlight=False, soft_wrap=True)
+        console.print(f"report: {out / 'report.html'}", soft_wrap=True, markup=False)
 
 
-def _champion() -> Path:
-    from thinktwice.champion import require_champion
-
-    return require_champion(WORK / "state", "--bundle").bundle_dir
-
-
-def _last_training_set() -> Path:
-    record = WORK / "last_run.json"
+def _last_training_set(work: Path) -> Path:
+    record = work / LAST_RUN
     if not record.is_file():
-        raise DataError(f"{WORK} holds no finished run: run `thinktwice pipeline run` first, or give --training-set")
+        raise DataError(
+            f"{work} holds no finished run: run `thinktwice pipeline run` first, or give --work or --training-set"
+        )
     return Path(read_json(record)["training_set"])

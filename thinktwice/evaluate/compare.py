@@ -26,6 +26,7 @@ from thinktwice.testtime.engine import Raw
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.store import load_test_time, read_report
 from thinktwice.testtime.subject import Subject
+from thinktwice.threads import reproducible
 
 STAGE = "evaluate"
 TIMINGS_FILE = "timings.json"
@@ -63,6 +64,7 @@ class Evaluation:
         return next(c["metrics"] for c in self.content["columns"] if c["key"] == key)
 
 
+@reproducible()
 def evaluate(
     training_set_dir: Path | str,
     plain_dir: Path | str,

@@ -9,6 +9,7 @@ from thinktwice.data.encoded import EncodedRows
 from thinktwice.errors import SchemaError
 from thinktwice.evaluate.measure import Column
 from thinktwice.testtime.engine import raw_rows
+from thinktwice.threads import reproducible
 
 
 def misfit(bundle: Bundle, rows: pl.DataFrame) -> str:
@@ -36,6 +37,7 @@ def _readable(kind: str, found: pl.DataType) -> bool:
     return found.is_numeric() == (kind == "numeric")
 
 
+@reproducible()
 def score_bundle(bundle: Bundle, rows: pl.DataFrame, *, key: str, label: str) -> tuple[Column, EncodedRows]:
     """Scores of ``rows`` as a column of an evaluation, and the rows as the bundle encoded them.
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+#: What is printed in place of a metric that needs clicks and non-clicks and has rows of one kind.
+UNDEFINED = "not defined (one class)"
 ECE_BINS = 15  # equal-mass bins of every calibration figure
 
 

@@ -7,8 +7,19 @@ from pathlib import Path
 
 from thinktwice.bundle import BundleIdentity, Manifest, write_bundle
 from thinktwice.data.feature_tables import feature_service_name
+from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import load_training_set
 from thinktwice.evaluate.compare import Evaluation
+from thinktwice.files import sha256_text
+from thinktwice.schema import LogSchema
+
+
+def model_version(
+    schema: LogSchema, feature_version: str, *, split: SplitSpec, recipe: str, mode: str, seed: int
+) -> str:
+    """Name of the model that these features, split, recipe, test-time mode and training seed lead to, e.g.
+    ``ml-1m-3f2a9c01d4e7``."""
+    return f"{schema.name}-{sha256_text(feature_version, split.model_dump_json(), recipe, mode, str(seed))[:12]}"
 
 
 def write_candidate(
@@ -21,6 +32,7 @@ def write_candidate(
     test_time_dir: Path | str,
     snapshot_id: str,
     model_version: str,
+    feature_version: str,
     package_version: str,
 ) -> Manifest:
     """Write the bundle of the chosen trunk (a key of ``model_dirs``). Its date is the end of its data, so that the same
@@ -29,7 +41,7 @@ def write_candidate(
     last = data.info["parts"]["test"]["window"][1]
     identity = BundleIdentity(
         model_version=model_version,
-        feature_service=feature_service_name(data.schema, model_version),
+        feature_service=feature_service_name(data.schema, feature_version),
         schema_name=data.schema.name,
         snapshot_id=snapshot_id,
         package_version=package_version,

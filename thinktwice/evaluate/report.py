@@ -7,6 +7,7 @@ from typing import Any
 
 from thinktwice.evaluate.charts import Mark, Series, dot_chart, legend, line_chart
 from thinktwice.evaluate.figures import number, small
+from thinktwice.evaluate.metrics import UNDEFINED
 from thinktwice.evaluate.report_extra import extra_work_section, warning_lines
 
 COLORS = ("#8a919d", "#2f6fdb", "#e0662f", "#3a9b6a")
@@ -61,10 +62,7 @@ def render(
         "" if content.get("extra_work") else _warnings(content),
         _main_table(content, timings),
         extra_work_section(content, candidate_timings or {}),
-        "<div class='two'>",
-        _calibration(columns, colors),
-        _frequency(content, colors),
-        "</div>",
+        _side_by_side(_calibration(columns, colors), _frequency(content, colors)),
         _slices(
             content,
             colors,
@@ -91,6 +89,12 @@ def render(
     )
 
 
+def _side_by_side(*cards: str) -> str:
+    """Two cards in a row; one alone takes all of it."""
+    shown = [card for card in cards if card]
+    return f"<div class='two'>{''.join(shown)}</div>" if len(shown) > 1 else "".join(shown)
+
+
 def _subtitle(content: dict[str, Any]) -> str:
     users = f" of {content['users']:,} users" if content["users"] else ""
     split = content["data"]["split"]
@@ -102,7 +106,7 @@ def _subtitle(content: dict[str, Any]) -> str:
 def _tiles(content: dict[str, Any], timings: dict[str, float]) -> str:
     shipped = next(c for c in content["columns"] if c["key"] == content["shipped"])
     tiles = [
-        (number(shipped["metrics"]["auc"], 4), "AUC of what ships"),
+        (_auc(shipped["metrics"]["auc"]), "AUC of what ships"),
         (number(shipped["metrics"]["logloss"], 4), "logloss of what ships"),
         (f"{shipped['cost']['passes']:.2f}×", "passes per row"),
     ]
@@ -120,6 +124,10 @@ def _tiles(content: dict[str, Any], timings: dict[str, float]) -> str:
     return f"<div class='tiles'>{cells}</div>"
 
 
+def _auc(value: float | None) -> str:
+    return UNDEFINED if value is None else number(value, 4)
+
+
 def _warnings(content: dict[str, Any]) -> str:
     lines = warning_lines(content)
     return f"<section class='card warn'><h2>Mind</h2>{lines}</section>" if lines else ""
@@ -134,14 +142,15 @@ def _main_table(content: dict[str, Any], timings: dict[str, float]) -> str:
     )
     rows = []
     for key, name, decimals, better, meaning in METRICS:
-        if first["metrics"].get(key) is None:
+        if first["metrics"].get(key) is None and key != "auc":
             continue
         cells = [f"<td title='{escape(meaning)}'>{escape(name)}<small>{escape(meaning)}</small></td>"]
         for c in columns:
             ship = " class='ship'" if c["key"] == content["shipped"] else ""
             change = _difference(content, c["key"], first["key"], key)
             below = small(change, decimals, better) if change else ""
-            cells.append(f"<td{ship}>{number(c['metrics'][key], decimals)}{below}</td>")
+            value = c["metrics"][key]
+            cells.append(f"<td{ship}>{UNDEFINED if value is None else number(value, decimals)}{below}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     cost = ""
     for c in columns:
@@ -183,9 +192,9 @@ def _calibration(columns: list[dict[str, Any]], colors: dict[str, str]) -> str:
 
 def _frequency(content: dict[str, Any], colors: dict[str, str]) -> str:
     deciles = content["deciles"]
-    if len(deciles) < 2:
-        return "<section class='card'><h2>Rare values</h2><p class='faint'>This log has too few groups of rows to draw.</p></section>"
     series = _slice_series(content, colors, deciles, horizontal=False)
+    if max((len(s.marks) for s in series), default=0) < 2:
+        return ""  # one group is all rows: there is nothing to compare
     chart = line_chart(
         series,
         x_label="training rows of the row's rarest value",
@@ -205,6 +214,9 @@ def _slices(
         return ""
     rows = [(s["name"], f"{s['share']:.1%} of rows · clicks {s['click_rate']:.1%}") for s in slices]
     series = _slice_series(content, colors, slices, horizontal=True)
+    chart = ""
+    if any(s.marks for s in series):  # rows of one class have no AUC
+        chart = f"{legend(series)}{dot_chart(rows, series, x_label='AUC')}"
     columns = content["columns"]
     head = "".join(f"<th>{escape(c['label'])}</th>" for c in columns)
     lines = []
@@ -217,7 +229,7 @@ def _slices(
         lines.append(f"<tr><td>{escape(s['name'])}<small>{s['rows']:,} rows</small></td>{''.join(cells)}</tr>")
     return (
         f"<section class='card'><h2>{title}</h2><p class='faint'>{meaning}</p>"
-        f"{legend(series)}{dot_chart(rows, series, x_label='AUC')}"
+        f"{chart}"
         f"<h2 style='margin-top:18px'>Logloss of the same rows</h2><div class='scroll'><table><tr><th></th>{head}</tr>{''.join(lines)}</table></div></section>"
     )
 

@@ -274,9 +274,10 @@ def _rows_alike(content: dict[str, Any]) -> str:
     predicts = "".join(f"<tr><td>{escape(name)}</td><td>{auc:.3f}</td></tr>" for name, auc in counts.items())
     table = f"<table><tr><th>training count of</th><th>AUC by itself</th></tr>{predicts}</table>" if counts else ""
     warnings = warning_lines(content)
+    tables = f"<div class='two'><div>{novelty}</div><div>{table}</div></div>" if novelty and table else novelty + table
     return (
         f"<section class='card{' warn' if warnings else ''}'><h2>Can these rows answer the question?</h2>"
         "<p class='faint'>What is fitted on validation fits test only if both are as new; and where the count of a value alone "
         "predicts the click (AUC far from 0.5), a gain on rare values may be popularity.</p>"
-        f"{warnings}<div class='two'><div>{novelty}</div><div>{table}</div></div></section>"
+        f"{warnings}{tables}</section>"
     )

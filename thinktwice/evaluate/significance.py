@@ -118,7 +118,7 @@ def bootstrap_differences(
     All columns share the drawn users, so differences are paired. ECE keeps the bins of the full sample.
 
     Returns:
-        (first, second) -> metric -> interval; gauc is left out when no user has both classes.
+        (first, second) -> metric -> interval, unbounded with one user; gauc is left out when no user has both classes.
     """
     groups = int(cluster.max()) + 1
     names = list(logits)
@@ -142,14 +142,15 @@ def bootstrap_differences(
     def statistics(totals: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
         out: dict[str, dict[str, np.ndarray]] = {"logloss": {}, "gauc": {}, "ece": {}}
         at = 1
+        drawn_rows = np.where(totals[:, 0] > 0, totals[:, 0], np.nan)  # of few users, none may be drawn
         for place, name in enumerate(names):
-            out["logloss"][name] = totals[:, at + place] / totals[:, 0]
+            out["logloss"][name] = totals[:, at + place] / drawn_rows
         at += len(names)
         for name in names:
             out["gauc"][name] = totals[:, at] / np.where(totals[:, at + 1] > 0, totals[:, at + 1], np.nan)
             at += 2
         for name in names:
-            out["ece"][name] = np.abs(totals[:, at : at + num_bins]).sum(axis=1) / totals[:, 0]
+            out["ece"][name] = np.abs(totals[:, at : at + num_bins]).sum(axis=1) / drawn_rows
             at += num_bins
         return out
 
@@ -160,6 +161,9 @@ def bootstrap_differences(
         for metric in ("logloss", "gauc", "ece"):
             value = float(measured[metric][second][0] - measured[metric][first][0])
             if np.isnan(value):
+                continue
+            if groups < 2:  # every draw is the same user: nothing says how far chance reaches
+                result[first, second][metric] = Interval(value, float("-inf"), float("inf"))
                 continue
             low, high = np.nanquantile(replicated[metric][second] - replicated[metric][first], [0.025, 0.975])
             result[first, second][metric] = Interval(value, float(low), float(high))

@@ -11,7 +11,7 @@ from thinktwice.data.training_set import TrainingSet
 from thinktwice.schema import LogSchema
 from thinktwice.testtime.reliability import Reliability
 
-MIN_ROWS = 50  # a smaller slice says nothing
+MIN_ROWS = 50  # a smaller slice says nothing, nor does one that leaves out fewer
 MAX_SCENARIOS = 8  # the largest; a log may have hundreds
 
 
@@ -29,7 +29,7 @@ def cold_start(data: TrainingSet, test: pl.DataFrame) -> dict[str, np.ndarray]:
         warm &= seen
     if out:
         out["seen user and item" if len(out) == 2 else f"seen {next(iter(out)).removeprefix('cold ')}"] = warm
-    return {name: mask for name, mask in out.items() if mask.sum() >= MIN_ROWS}
+    return _telling(out)
 
 
 def unseen_pairs(data: TrainingSet, test: pl.DataFrame) -> dict[str, np.ndarray]:
@@ -52,7 +52,22 @@ def doubtful(
     deciles = support_deciles(reliability, rows)
     if len(deciles) > 1:
         out |= {f"{word} support ({deciles[at][0]})": deciles[at][1] for word, at in (("least", 0), ("most", -1))}
-    return {name: mask for name, mask in out.items() if mask.sum() >= MIN_ROWS}
+    return _telling(out)
+
+
+def _telling(masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The masks that say something: with enough rows in and out of them, and unlike those before.
+
+    A slice of (nearly) all rows has the metrics of the whole; all rows of a log whose users never return are unseen pairs.
+    """
+    out: dict[str, np.ndarray] = {}
+    for name, mask in masks.items():
+        inside = int(mask.sum())
+        if min(inside, len(mask) - inside) >= MIN_ROWS and not any(
+            np.array_equal(mask, other) for other in out.values()
+        ):
+            out[name] = mask
+    return out
 
 
 def scenarios(schema: LogSchema, test: pl.DataFrame) -> dict[str, np.ndarray]:

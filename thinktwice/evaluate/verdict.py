@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from thinktwice.evaluate.metrics import UNDEFINED
+
 
 def difference(content: dict[str, Any], column: str, against: str, metric: str) -> dict[str, Any] | None:
     """One paired difference of an evaluation, or None."""
@@ -20,7 +22,7 @@ def verdict_lines(content: dict[str, Any]) -> list[str]:
     shipped = content["shipped"]
     auc = metrics[shipped]["auc"]
     quality = (
-        f"it puts a click above a non-click in {auc:.1%} of pairs" if auc is not None else "all rows have one label"
+        f"it puts a click above a non-click in {auc:.1%} of pairs" if auc is not None else f"its AUC is {UNDEFINED}"
     )
     tail = "" if shipped == "test_time" else ", without test-time work"
     lines = [f"The {labels[shipped]} model ships{tail}: on {content['rows']:,} test rows {quality}."]

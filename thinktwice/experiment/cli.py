@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from thinktwice.console.options import WORK, Work
+from thinktwice.console.output import Column, Record, print_table, tell
+from thinktwice.console.terminal import console_here
 from thinktwice.errors import ExperimentError, reason
+from thinktwice.printable import printable
 
 if TYPE_CHECKING:
     from thinktwice.experiment.record import DecisionRecord
@@ -17,8 +21,15 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Declare, check, plan, decide and report online experiments.", no_args_is_help=True)
 
 FileArgument = Annotated[Path, typer.Argument(help="Experiment file (YAML).")]
-StateOption = Annotated[Path, typer.Option(help="Folder with one folder an experiment, each with its record.jsonl.")]
-STATE = Path(".thinktwice/experiments")
+RecordsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--records",
+        "--state",
+        help="Folder with one folder an experiment, each with its record.jsonl.",
+        show_default="experiments in the folder of --work",
+    ),
+]
 RECORD = "record.jsonl"
 
 TEMPLATE = """\
@@ -83,9 +94,7 @@ def check_file(
         problems += forbidden_changes(load_experiment(running), found)
     if problems:
         raise ExperimentError(f"{file}: " + "; ".join(problems))
-    typer.echo(
-        f"{file}: {found.name}, {len(found.arms)} arms, coverage {found.coverage:.2%}, {found.test.replace('_', ' ')}"
-    )
+    tell(f"{file}: {found.name}, {len(found.arms)} arms, coverage {found.coverage:.2%}, {found.test.replace('_', ' ')}")
 
 
 @app.command("assign")
@@ -101,7 +110,9 @@ def assign_units(
     for unit in units:
         found = assign(layout, unit)
         bucket = "–" if found.bucket is None else str(found.bucket)
-        typer.echo(f"{unit}\t{found.arm}\t{bucket}\t{'enrolled' if found.enrolled else 'not enrolled'}\t{found.reason}")
+        typer.echo(
+            f"{printable(unit)}\t{found.arm}\t{bucket}\t{'enrolled' if found.enrolled else 'not enrolled'}\t{found.reason}"
+        )
 
 
 @app.command("plan")
@@ -124,16 +135,17 @@ def plan_file(
     found = plan_experiment(
         load_experiment(file), log, unit=unit, time=time, label=label, power=power, relative_effect=effect
     )
-    typer.echo(
-        f"{found.metric}, {found.method.replace('_', ' ')}: {found.inflation:.2f} times the units of a fixed horizon"
-    )
+    tell(f"{found.metric}, {found.method.replace('_', ' ')}: {found.inflation:.2f} times the units of a fixed horizon")
     if found.variance_reduction:
-        typer.echo(f"the pre-period takes away {found.variance_reduction:.0%} of the variance")
-    typer.echo("days   units an arm   smallest effect found" + ("    power" if effect is not None else ""))
+        tell(f"the pre-period takes away {found.variance_reduction:.0%} of the variance")
+    names = ("days", "units an arm", "smallest effect found", "relative", *(() if effect is None else ("power",)))
+    records = []
     for line in found.lines:
         relative = "–" if line.relative is None else f"{line.relative:.2%}"
-        shown = "" if line.power is None else f"   {line.power:6.1%}"
-        typer.echo(f"{line.days:4}   {line.units_per_arm:12,}   {line.minimum_detectable:12.6f} {relative:>8}{shown}")
+        power_shown = () if line.power is None else (f"{line.power:.1%}",)
+        found_effect = f"{line.minimum_detectable:.6f}"
+        records.append(Record((str(line.days), f"{line.units_per_arm:,}", found_effect, relative, *power_shown)))
+    print_table(console_here(), [Column(name) for name in names], records)
     if effect is not None:
         days = found.days_needed
         enough = (
@@ -141,14 +153,15 @@ def plan_file(
             if days
             else f"{found.lines[-1].days} days, all the log holds, do not find {effect:.2%}"
         )
-        typer.echo(f"{enough} with a power of {power:.0%}")
+        tell(f"{enough} with a power of {power:.0%}")
 
 
 @app.command("decide")
 def decide_experiment(
     file: FileArgument,
     evidence: Annotated[Path, typer.Option(help="Evidence of this look (JSON, as the log join writes it).")],
-    state: StateOption = STATE,
+    records: RecordsOption = None,
+    work: Work = WORK,
 ) -> None:
     """Decide on new evidence, add the line to the record, and print the decision with its reasons."""
     from pydantic import ValidationError
@@ -162,29 +175,31 @@ def decide_experiment(
         seen = Evidence.model_validate_json(evidence.read_bytes())
     except ValidationError as error:
         raise ExperimentError(f"{evidence} is no evidence ({reason(error)})") from None
-    _say(append_decision(state / found.name / RECORD, found, seen))
+    _say(append_decision(_folder(records, work) / found.name / RECORD, found, seen))
 
 
 @app.command("status")
 def show_status(
     name: Annotated[str, typer.Argument(help="Name of the experiment.")],
-    state: StateOption = STATE,
+    records: RecordsOption = None,
+    work: Work = WORK,
 ) -> None:
     """Print the last decision of an experiment."""
-    _say(_records(name, state)[-1])
+    _say(_records(name, _folder(records, work))[-1])
 
 
 @app.command("list")
-def list_experiments(state: StateOption = STATE) -> None:
+def list_experiments(records: RecordsOption = None, work: Work = WORK) -> None:
     """List the experiments with a record, and their last decision."""
-    names = sorted(path.parent.name for path in state.glob(f"*/{RECORD}"))
+    folder = _folder(records, work)
+    names = sorted(path.parent.name for path in folder.glob(f"*/{RECORD}"))
     if not names:
-        typer.echo(f"no experiment has a record in {state}")
+        tell(f"no experiment has a record in {folder}")
     for name in names:
-        last = _records(name, state)[-1]
+        last = _records(name, folder)[-1]
         decision = last.verdict.decision
         typer.echo(
-            f"{name}\t{last.evidence.days:.1f} days\t{last.evidence.coverage:.2%}\t{decision.action}\t{decision.status}"
+            f"{printable(name)}\t{last.evidence.days:.1f} days\t{last.evidence.coverage:.2%}\t{decision.action}\t{decision.status}"
         )
 
 
@@ -192,39 +207,45 @@ def list_experiments(state: StateOption = STATE) -> None:
 def write_report_file(
     name: Annotated[str, typer.Argument(help="Name of the experiment.")],
     json_out: Annotated[Path, typer.Option("--json", help="File to write.")],
-    state: StateOption = STATE,
+    records: RecordsOption = None,
+    work: Work = WORK,
 ) -> None:
     """Write the whole experiment as one JSON file: effects with intervals, guardrails, checks and slices over time."""
     from thinktwice.experiment.report import report_of, write_report
 
-    write_report(report_of(_records(name, state)), json_out)
+    write_report(report_of(_records(name, _folder(records, work))), json_out)
     typer.echo(str(json_out))
 
 
 @app.command("replay")
 def replay_record(
     name: Annotated[str, typer.Argument(help="Name of the experiment.")],
-    state: StateOption = STATE,
+    records: RecordsOption = None,
+    work: Work = WORK,
 ) -> None:
     """Decide again on every line of the record; 1 when a decision comes out otherwise."""
     from thinktwice.experiment.record import replay
 
-    records = _records(name, state)
-    for number, (before, again) in enumerate(replay(records), start=1):
+    found = _records(name, _folder(records, work))
+    for number, (before, again) in enumerate(replay(found), start=1):
         if before != again:
             raise ExperimentError(
                 f"line {number} of {name} says {before.action} ({before.status}); now it is {again.action} ({again.status})"
             )
-    typer.echo(f"{name}: {len(records)} decisions, all the same")
+    tell(f"{name}: {len(found)} decisions, all the same")
 
 
-def _records(name: str, state: Path) -> tuple[DecisionRecord, ...]:
+def _folder(records: Path | None, work: Path) -> Path:
+    return work / "experiments" if records is None else records
+
+
+def _records(name: str, folder: Path) -> tuple[DecisionRecord, ...]:
     from thinktwice.experiment.record import read_record
 
-    found = read_record(state / name / RECORD)
+    found = read_record(folder / name / RECORD)
     if not found:
         raise ExperimentError(
-            f"no record of the experiment {name!r} in {state}: `thinktwice experiment list` names those there are"
+            f"no record of the experiment {name!r} in {folder}: `thinktwice experiment list` names those there are"
         )
     return found
 
@@ -237,6 +258,6 @@ def _say(record: DecisionRecord) -> None:
     if decision.coverage is not None:
         what += f" to {decision.coverage:.2%}"
     left = "" if decision.days_left is None else f", about {decision.days_left:.1f} days left"
-    typer.echo(f"{record.file.name}: {what} ({decision.status.replace('_', ' ')}{left})")
+    tell(f"{printable(record.file.name)}: {printable(what)} ({decision.status.replace('_', ' ')}{left})")
     for why in decision.reasons:
-        typer.echo(f"  {why}")
+        tell(printable(why), indent=2)

@@ -16,8 +16,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.metrics import is_metric, metric_names
-from thinktwice.experiment.yaml_text import load_yaml
 from thinktwice.files import sha256_text
+from thinktwice.strict_yaml import mapping
 
 FORMAT = 1
 BUCKETS = 10_000
@@ -291,9 +291,7 @@ def parse_experiment(text: str, where: str) -> ExperimentFile:
     Raises:
         ExperimentError: it is no YAML, has a key twice, or a field is wrong; all wrong fields are named.
     """
-    content = load_yaml(text, where)
-    if not isinstance(content, dict):
-        raise ExperimentError(f"{where}: an experiment file is a mapping of fields, not {type(content).__name__}")
+    content = mapping(text, where, ExperimentError)
     if content.get("version") != FORMAT:
         raise ExperimentError(f"{where}: version is {content.get('version')!r}; this thinktwice reads version {FORMAT}")
     try:
@@ -312,6 +310,10 @@ def load_experiment(path: Path | str) -> ExperimentFile:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ExperimentError(f"no experiment file {path}: `thinktwice experiment new` writes one") from None
+    except OSError as error:
+        raise ExperimentError(
+            f"experiment file {path} cannot be read ({error.strerror or error}): give the path of a YAML file"
+        ) from None
     except UnicodeDecodeError as error:
         raise ExperimentError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
     return parse_experiment(text, str(path))
@@ -327,6 +329,6 @@ def _sentences(error: ValidationError) -> list[str]:
         )
         message = issue["msg"].removeprefix("Value error, ")
         if isinstance(value, bool):
-            shown = f" (found {value}; YAML reads on, off, yes and no as true or false: put quotes around it)"
+            shown = f" (found {value}; YAML reads true and false as no text: put quotes around it)"
         found.append(f"{place}: {message}{shown}" if place else message)
     return found

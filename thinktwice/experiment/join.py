@@ -16,12 +16,12 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.assignment import HOLDOUT, NO_EXPERIMENT, Layout, buckets_of
 from thinktwice.experiment.query import engine, literal, one_row, parquet_table, quoted, write_parquet
+from thinktwice.parquet import num_rows
 from thinktwice.records.served import (
     ACCESS_COLUMNS,
     ARM,
@@ -40,6 +40,7 @@ from thinktwice.records.served import (
     UNIT,
     VERSION,
 )
+from thinktwice.sql_files import listed
 
 EXPOSURES, REQUESTS = "exposures.parquet", "requests.parquet"
 SKEW = 60.0  # seconds by which the clocks of gateway and server may differ without being counted
@@ -131,7 +132,7 @@ def join_exposures(logs: Logs, layout: Layout, out: Path, memory: str = "2GB") -
             **{name: number - torn if name == "broken" else number for name, number in counts.items()},
             torn=torn,
             wrong_bucket=_wrong_buckets(db, layout.salt, predictions, logs.unit_column),
-            exposures=pq.read_metadata(out / EXPOSURES).num_rows,
+            exposures=num_rows(out / EXPOSURES),
             arms=_arms(db),
         )
 
@@ -140,11 +141,11 @@ def _load_access(db: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> None:
     """Every line as it is, parsed where it can be. Bytes are read as Latin-1, which reads any; ids and arms are ASCII."""
     wanted = {"ts": "VARCHAR", **{n: "VARCHAR" for n in ACCESS_COLUMNS.names if n != "ts"}}
     shape = literal("{" + ", ".join(f'"{name}": "{kind}"' for name, kind in wanted.items()) + "}")
-    listed = ", ".join(literal(str(f)) for f in files if f.stat().st_size)
+    whole = [f for f in files if f.stat().st_size]
     text = (
-        f"SELECT line FROM read_csv([{listed}], columns = {{'line': 'VARCHAR'}}, delim = '\x01', quote = '', escape = '', "
+        f"SELECT line FROM read_csv({listed(*whole)}, hive_partitioning = false, columns = {{'line': 'VARCHAR'}}, delim = '\x01', quote = '', escape = '', "
         "header = false, auto_detect = false, null_padding = true, encoding = 'latin-1', max_line_size = 16777216)"
-        if listed
+        if whole
         else "SELECT CAST(NULL AS VARCHAR) AS line WHERE false"
     )
     db.execute(f"""

@@ -13,7 +13,8 @@ from thinktwice.errors import ExperimentError
 from thinktwice.experiment.evidence import Number, known
 from thinktwice.experiment.file import ExperimentFile
 from thinktwice.experiment.metrics import RATIOS
-from thinktwice.experiment.query import engine, literal, quoted
+from thinktwice.experiment.query import engine, quoted
+from thinktwice.sql_files import source
 from thinktwice.stats.difference import Metric, explained_share
 from thinktwice.stats.moments import Moments
 from thinktwice.stats.plan import Plan, days_needed, horizon_of, plan
@@ -109,9 +110,9 @@ def _moments(log: Path, unit: str, time: str, label: str, before: int, wanted: i
     """Moments by length in days, of at most the ``wanted`` last days of the log."""
     if not log.is_file():
         raise ExperimentError(f"no log {log}: give a parquet file of impressions")
-    source = f"read_parquet({literal(str(log))})"
+    table = source(log)
     with engine(log.parent) as db:
-        types = {row[0]: str(row[1]) for row in db.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
+        types = {row[0]: str(row[1]) for row in db.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()}
         for name in (unit, time, label):
             if name not in types:
                 raise ExperimentError(f"{log} has no column {name!r}; there are {', '.join(list(types)[:20])}")
@@ -125,7 +126,7 @@ def _moments(log: Path, unit: str, time: str, label: str, before: int, wanted: i
             CREATE TEMP TABLE d AS
             SELECT CAST({quoted(unit)} AS VARCHAR) AS unit, CAST(epoch({quoted(time)}) // 86400 AS INTEGER) AS day,
                 count(*) AS impressions, sum(CAST({quoted(label)} AS DOUBLE)) AS clicks
-            FROM {source} WHERE {quoted(unit)} IS NOT NULL AND {quoted(time)} IS NOT NULL GROUP BY ALL
+            FROM {table} WHERE {quoted(unit)} IS NOT NULL AND {quoted(time)} IS NOT NULL GROUP BY ALL
         """)
         ((first, last),) = db.execute("SELECT min(day), max(day) FROM d").fetchall()
         if first is None:

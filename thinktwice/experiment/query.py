@@ -10,10 +10,13 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from thinktwice.errors import ExperimentError, ResourceError
 from thinktwice.files import atomic_file
+from thinktwice.parquet import num_rows, read_schema
+from thinktwice.sql_files import literal as literal
+from thinktwice.sql_files import source as source
+from thinktwice.sql_files import spill_folder, take_exact_paths, written
 
 MEMORY = "2GB"  # of the engine; what does not fit goes to disk
 
@@ -21,31 +24,34 @@ MEMORY = "2GB"  # of the engine; what does not fit goes to disk
 @contextmanager
 def engine(scratch: Path, memory: str = MEMORY) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection that spills into a folder under ``scratch``, which is removed afterwards; a full disk is named."""
-    spill = scratch / f".spill-{os.getpid()}"
-    connection = duckdb.connect(":memory:")
-    try:
-        connection.execute(f"SET memory_limit = '{memory}'; SET preserve_insertion_order = false; SET TimeZone = 'UTC'")
-        connection.execute(f"SET threads = {min(os.cpu_count() or 1, 8)}; SET temp_directory = {literal(str(spill))}")
-        yield connection
-    except duckdb.OutOfMemoryException as error:
-        raise ResourceError(
-            f"memory and disk under {scratch} do not hold the joined logs: free disk space and run again"
-        ) from error
-    except duckdb.IOException as error:
-        if "No space left" in str(error):
-            raise ResourceError(f"no space left under {scratch}: free some disk space and run again") from error
-        raise ExperimentError(f"a log cannot be read: {str(error).splitlines()[0]}") from None
-    except duckdb.InvalidInputException as error:
-        raise ExperimentError(f"a log cannot be read: {str(error).splitlines()[0]}") from None
-    finally:
-        connection.close()
-        shutil.rmtree(spill, ignore_errors=True)
+    with spill_folder(scratch, f".spill-{os.getpid()}") as spill:
+        connection = duckdb.connect(":memory:")
+        try:
+            connection.execute(
+                f"SET memory_limit = '{memory}'; SET preserve_insertion_order = false; SET TimeZone = 'UTC'"
+            )
+            connection.execute(f"SET threads = {min(os.cpu_count() or 1, 8)}; SET temp_directory = {literal(spill)}")
+            take_exact_paths(connection)
+            yield connection
+        except duckdb.OutOfMemoryException as error:
+            raise ResourceError(
+                f"memory and disk under {scratch} do not hold the joined logs: free disk space and run again"
+            ) from error
+        except duckdb.IOException as error:
+            if "No space left" in str(error):
+                raise ResourceError(f"no space left under {scratch}: free some disk space and run again") from error
+            raise ExperimentError(f"a log cannot be read: {str(error).splitlines()[0]}") from None
+        except duckdb.InvalidInputException as error:
+            raise ExperimentError(f"a log cannot be read: {str(error).splitlines()[0]}") from None
+        finally:
+            connection.close()
+            shutil.rmtree(spill, ignore_errors=True)
 
 
 def write_parquet(connection: duckdb.DuckDBPyConnection, query: str, target: Path) -> None:
     """Write the rows of a query, aside and then renamed, without holding them in memory."""
     with atomic_file(target) as temporary:
-        connection.execute(f"COPY ({query}) TO {literal(str(temporary))} (FORMAT parquet, COMPRESSION zstd)")
+        connection.execute(f"COPY ({query}) TO {written(temporary)} (FORMAT parquet, COMPRESSION zstd)")
 
 
 def one_row(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, int | float | str | None]:
@@ -65,7 +71,7 @@ def parquet_table(files: Sequence[Path], columns: pa.Schema, what: str) -> str:
     kept = []
     for file in files:
         try:
-            found, rows = pq.read_schema(file), pq.read_metadata(file).num_rows
+            found, rows = read_schema(file), num_rows(file)
         except (OSError, pa.ArrowInvalid) as error:
             raise ExperimentError(
                 f"{what} {file} cannot be read ({str(error).splitlines()[0]}): remove it or restore it"
@@ -88,8 +94,7 @@ def parquet_table(files: Sequence[Path], columns: pa.Schema, what: str) -> str:
     if not kept:
         parts = ", ".join(f"CAST(NULL AS {_SQL_TYPES[str(field.type)]}) AS {quoted(field.name)}" for field in columns)
         return f"(SELECT {parts} WHERE false)"
-    listed = ", ".join(literal(str(file)) for file in kept)
-    return f"read_parquet([{listed}], union_by_name = true)"
+    return source(*kept, options=", union_by_name = true")
 
 
 def _family(kind: pa.DataType) -> str:
@@ -117,11 +122,6 @@ _SQL_TYPES = {
     "bool": "BOOLEAN",
     "timestamp[us, tz=UTC]": "TIMESTAMPTZ",
 }
-
-
-def literal(text: str) -> str:
-    """A string as an SQL literal."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 def quoted(name: str) -> str:

@@ -8,14 +8,17 @@ from typing import Annotated
 
 import typer
 
+from thinktwice.console.options import WORK, State, Work, state_folder
+
 
 def drift(
     log: Annotated[Path, typer.Option(help="Folder of the prediction log.")],
     bundle: Annotated[
         Path | None,
-        typer.Option(help="Bundle that served.", show_default="that of the champion in --state"),
+        typer.Option(help="Bundle that served.", show_default="that of the champion"),
     ] = None,
-    state: Annotated[Path, typer.Option(help="State folder.")] = Path(".thinktwice/state"),
+    state: State = None,
+    work: Work = WORK,
     since: Annotated[
         datetime | None, typer.Option(help="Compare only what was served from this time on (UTC).", show_default=False)
     ] = None,
@@ -28,20 +31,16 @@ def drift(
     html_out: Annotated[Path | None, typer.Option("--html", help="Write the report as a page here.")] = None,
 ) -> None:
     """Compare live traffic with what the model was trained on, field by field; 1 when something has drifted."""
-    from rich.console import Console
-
     from thinktwice.champion import require_champion
+    from thinktwice.console.terminal import console_here
     from thinktwice.files import atomic_file, write_json
     from thinktwice.monitor.drift import drift_of_log
-    from thinktwice.monitor.drift_page import drift_table, render, verdict_lines
+    from thinktwice.monitor.drift_page import print_drift, render
 
     if bundle is None:
-        bundle = require_champion(state, "--bundle").bundle_dir
+        bundle = require_champion(state_folder(state, work), "--state, --work or --bundle").bundle_dir
     report = drift_of_log(log, bundle, rows, since=in_utc(since), threshold=fail_above)
-    console = Console()
-    console.print(drift_table(report))
-    for line in verdict_lines(report):
-        console.print(line, highlight=False)
+    print_drift(console_here(), report)
     if json_out is not None:
         write_json(json_out, report.as_json())
     if html_out is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
-from rich.table import Table
+from rich.console import Console
 
+from thinktwice.console.output import Column, Record, print_table, say
 from thinktwice.monitor.distances import Distance
 from thinktwice.monitor.drift import MUCH, DriftReport, Moved
 from thinktwice.monitor.page import FIRST, LIVE, SECOND, bars, card, legend, page, table, tiles
@@ -30,17 +31,17 @@ def verdict_lines(report: DriftReport) -> list[str]:
     return lines
 
 
-def drift_table(report: DriftReport) -> Table:
-    """One row per field, support and score."""
-    out = Table(
-        title=f"{report.rows:,} served rows of {report.requests:,} requests, {report.window[0][:16]} to {report.window[1][:16]}",
-        title_justify="left",
-        header_style="bold",
-    )
-    for name in ("what", "PSI training", "validation", "by chance", "up to", "JS", "before → now", ""):
-        out.add_column(name, justify="left" if name in ("what", "before → now", "") else "right")
+def print_drift(console: Console, report: DriftReport) -> None:
+    """One row per field, support and score, and the finding in sentences."""
+    columns = [
+        Column("what", right=False),
+        *(Column(name) for name in ("PSI training", "validation", "by chance", "up to", "JS")),
+        Column("before → now", right=False, wraps=True),
+        Column("", right=False, wraps=True),
+    ]
+    records = []
     for m in report.moved:
-        out.add_row(
+        cells = (
             m.title,
             _index(m.from_train),
             _index(m.from_valid),
@@ -49,9 +50,13 @@ def drift_table(report: DriftReport) -> Table:
             f"{m.nearer.js:.3f}",
             _facts(m),
             _word(m, report.threshold),
-            style="bold" if m.drifted(report.threshold) else "",
         )
-    return out
+        records.append(Record(cells, "bold" if m.drifted(report.threshold) else ""))
+    first, last = (moment[:16] for moment in report.window)
+    title = f"{report.rows:,} served rows of {report.requests:,} requests, {first} to {last}"
+    print_table(console, columns, records, title=title)
+    for line in verdict_lines(report):
+        say(console, line)
 
 
 def render(report: DriftReport) -> str:

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
 from thinktwice.errors import DataError
 from thinktwice.monitor.record import AT, BUNDLE, ITEM, PART, REQUEST, USER_IDS, VERSION
+from thinktwice.parquet import read_schema, read_table
 
 KEYS = [REQUEST, AT, BUNDLE, VERSION, ITEM]  # what is read of every row to choose the rows to read whole
 SEED = 1  # the log itself is a sample by the hash of the request with seed 0
@@ -97,7 +97,7 @@ def _choices(
     for part in parts:
         keys = pl.from_arrow(_read(part, KEYS))
         assert isinstance(keys, pl.DataFrame)
-        kept = np.full(keys.height, set(columns) <= set(pq.read_schema(part).names))
+        kept = np.full(keys.height, set(columns) <= set(read_schema(part).names))
         if bundle_hash is not None:
             kept &= (keys[BUNDLE] == bundle_hash).fill_null(False).to_numpy()
         if looked_up:
@@ -109,7 +109,12 @@ def _choices(
 
 def _read(part: Path, columns: list[str] | None) -> pa.Table:
     try:
-        return pq.ParquetFile(part).read(columns)
+        lacking = [c for c in KEYS if c not in read_schema(part).names]
+        if lacking:
+            raise DataError(
+                f"{part} is no part of a prediction log (no column {lacking[0]!r}): remove it, or correct --log"
+            )
+        return read_table(part, columns)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"part {part} of the prediction log cannot be read ({error}): remove it") from error
 

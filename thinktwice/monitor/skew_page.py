@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
-from rich.table import Table
+from rich.console import Console
 
+from thinktwice.console.output import Column, Record, print_table, say
 from thinktwice.monitor.page import card, page, table, tiles
 from thinktwice.monitor.skew import FieldSkew, SkewReport
 
@@ -46,18 +47,14 @@ def reason(f: FieldSkew) -> str:
     return "; ".join(f"{count:,} {word}" for count, word in sorted(words, reverse=True) if count)
 
 
-def skew_table(report: SkewReport, limit: float) -> Table:
-    """One row per field, the worst first."""
-    out = Table(
-        title=f"{report.rows:,} served rows against the feature store at the same moments",
-        title_justify="left",
-        header_style="bold",
-    )
-    for name in ("field", "compared", "differ", "only served", "only later", "old", "early", "never", "left out", ""):
-        out.add_column(name, justify="left" if name in ("field", "") else "right")
+def print_skew(console: Console, report: SkewReport, limit: float) -> None:
+    """One row per field, the worst first, and the finding in sentences."""
+    names = ("compared", "differ", "only served", "only later", "old", "early", "never", "left out")
+    columns = [Column("field", right=False), *(Column(name) for name in names), Column("", right=False)]
+    records = []
     for f in sorted(report.fields, key=lambda f: -f.rate):
         c = f.causes
-        out.add_row(
+        cells = (
             f.name,
             f"{f.rows:,}",
             f"{f.rate:.2%}",
@@ -66,9 +63,12 @@ def skew_table(report: SkewReport, limit: float) -> Table:
             *(("", "", "") if c is None else (_count(c.old), _count(c.early), _count(c.never))),
             _count(f.defaulted + f.cold),
             "skewed" if f.rate > limit else "",
-            style="bold" if f.rate > limit else "",
         )
-    return out
+        records.append(Record(cells, "bold" if f.rate > limit else ""))
+    title = f"{report.rows:,} served rows against the feature store at the same moments"
+    print_table(console, columns, records, title=title)
+    for line in verdict_lines(report, limit):
+        say(console, line)
 
 
 def render(report: SkewReport, limit: float) -> str:

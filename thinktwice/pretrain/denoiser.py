@@ -48,7 +48,10 @@ class Denoiser(nn.Module):
         kept = keep[..., None]
         masked = kept * x + (1.0 - kept) * self.backbone.fill()
         shift = torch.cat([self.label_shift, torch.zeros_like(self.label_shift[:1])])
-        return self.backbone.trunk(masked + shift[label])
+        # A lookup and not `shift[label]`: many rows share a token, and the gradient of an index is summed by whichever
+        # thread comes first.
+        shifted = F.embedding(label, shift.flatten(1)).unflatten(1, shift.shape[1:])
+        return self.backbone.trunk(masked + shifted)
 
     def forward(self, batch: Batch, keep: Tensor, label: Tensor) -> Tensor:
         """Click logits [B] of masked rows with a visible or hidden label."""

@@ -21,6 +21,7 @@ from thinktwice.pretrain.config import PretrainConfig
 from thinktwice.pretrain.corrupt import corrupt
 from thinktwice.pretrain.denoiser import HIDDEN_LABEL, Denoiser
 from thinktwice.progress import note, track
+from thinktwice.threads import reproducible
 from thinktwice.train.device import on_device, training_device
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.optimizer import TableAdam
@@ -130,15 +131,19 @@ def log_shares(rows: EncodedRows, fields: FieldSpace) -> Tensor:
     return torch.from_numpy(np.log(np.maximum(counts, 0.5) / max(len(rows), 1)).astype(np.float32))
 
 
+@reproducible()
 def fit(
     train: EncodedRows, fields: FieldSpace, backbone: BackboneConfig, config: PretrainConfig, *, seed: int = 0
 ) -> Pretrained:
-    """Pre-train in memory; the model comes back on the CPU."""
+    """Pre-train in memory; the model comes back on the CPU.
+
+    The same arguments give the same weights to the last bit on the same CPU and number of threads.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Denoiser(build_backbone(backbone, fields, seed=seed), config, log_shares(train, fields))
         model.to(training_device())
-        optimizer = _DenoiserAdam(model, config)
+        optimizer = _optimizer(model, config)
         rows = BlockLoader(train)
         generator = torch.Generator().manual_seed(seed)
         batches = rows.shuffled(config.batch_size, generator)
@@ -169,13 +174,15 @@ def _sampled(model: Denoiser) -> list[str]:
     return large + [name for name, of in zip(fields.sequences, fields.sequence_of, strict=True) if of in large]
 
 
-class _DenoiserAdam(TableAdam):
+def _optimizer(model: Denoiser, config: PretrainConfig) -> TableAdam:
     """The backbone's optimizer, with the heads among the dense parameters."""
-
-    def __init__(self, model: Denoiser, config: PretrainConfig) -> None:
-        super().__init__(model.backbone, rate=config.rate, table_l2=config.table_l2, sparse_rows=config.sparse_rows)
-        own = [p for name, p in model.named_parameters() if not name.startswith("backbone.") and p.numel()]
-        self.optimizers[0].add_param_group({"params": own, "weight_decay": 0.0})
+    return TableAdam(
+        model.backbone,
+        rate=config.rate,
+        table_l2=config.table_l2,
+        sparse_rows=config.sparse_rows,
+        others=[p for name, p in model.named_parameters() if not name.startswith("backbone.") and p.numel()],
+    )
 
 
 def _mean(window: list[Losses]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -22,10 +22,10 @@ from pydantic import (
     model_validator,
 )
 
-from thinktwice.errors import SchemaError, reason
-from thinktwice.files import parse_yaml
+from thinktwice.errors import SchemaError
 from thinktwice.schema.times import Derived, Zone, zone_named
 from thinktwice.schema.values import spell
+from thinktwice.strict_yaml import first_fault, mapping, read_mapping
 
 Entity = Literal["user", "item", "context"]
 
@@ -368,29 +368,19 @@ def load_schema(path: Path | str) -> LogSchema:
     Raises:
         SchemaError: the file is missing, is no YAML, or breaks a rule; the message names the place in the file.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise SchemaError(
-            f"schema file {path} cannot be read ({error.strerror}): give the path of a schema YAML file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise SchemaError(f"schema file {path} is not UTF-8 text: save it as UTF-8") from error
-    return parse_schema(text, where=str(path))
+    return _schema_of(read_mapping(path, "schema file", SchemaError), str(path))
 
 
 def parse_schema(text: str, *, where: str) -> LogSchema:
     """Like :func:`load_schema`, from text; ``where`` names its origin in errors."""
-    try:
-        value = parse_yaml(text)
-    except ValueError as error:
-        raise SchemaError(f"schema {where} cannot be read ({reason(error)}): correct the syntax") from error
-    if not isinstance(value, dict):
-        raise SchemaError(
-            f"schema {where} holds {type(value).__name__} instead of a mapping: start with 'name:' and 'fields:'"
-        )
+    return _schema_of(mapping(text, f"schema {where}", SchemaError), where)
+
+
+def _schema_of(value: dict[str, Any], where: str) -> LogSchema:
+    if not value:
+        raise SchemaError(f"schema {where} is empty: start with 'name:' and 'fields:'")
     try:
         return LogSchema.model_validate(value)
     except ValidationError as error:
-        raise SchemaError(f"schema {where}, {reason(error)}") from error
+        place, message = first_fault(error, LogSchema, "schema")
+        raise SchemaError(f"schema {where}, {place}: {message}") from error

@@ -29,7 +29,7 @@ import polars as pl
 import pyarrow as pa
 
 from thinktwice.schema.limits import NUMBER_LIMIT, is_number
-from thinktwice.schema.values import as_series, texts
+from thinktwice.schema.values import as_series, one_array, texts
 
 #: Decimal text; what ``float`` reads beyond it (``nan``, ``inf``, ``1_000``) is not a number in a log.
 NUMBER = r"^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$"
@@ -75,7 +75,7 @@ def number(value: Any) -> float | None:
 def numbers(values: pa.Array | pa.ChunkedArray) -> pl.Series:
     """The numbers of an array as float64, null for missing values and for what is not a number."""
     if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
+        values = one_array(values)
     kind = values.type
     if isinstance(values, pa.ExtensionArray):
         return numbers(values.storage)
@@ -91,7 +91,7 @@ def numbers(values: pa.Array | pa.ChunkedArray) -> pl.Series:
         found = as_series(values).cast(pl.Float64)
     elif pa.types.is_decimal(kind):
         found = as_series(values.cast(pa.large_string())).cast(pl.Float64, strict=False)
-    elif is_text(kind):
+    elif holds_text(kind):
         text = texts(values).str.strip_chars(SPACE)
         found = pl.select(pl.when(text.str.contains(NUMBER)).then(text)).to_series().cast(pl.Float64, strict=False)
     else:
@@ -102,19 +102,19 @@ def numbers(values: pa.Array | pa.ChunkedArray) -> pl.Series:
 def missing(values: pa.Array | pa.ChunkedArray) -> pl.Series:
     """Whether each value is missing: null, NaN, and the empty text or bytes."""
     if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
+        values = one_array(values)
     if isinstance(values, pa.ExtensionArray):
         return missing(values.storage)
     if pa.types.is_dictionary(values.type):
         found = missing(values.dictionary).gather(as_series(values.indices).cast(pl.Int64))
         return found.fill_null(True)
     nothing = values.is_null(nan_is_null=True)
-    if is_text(values.type):
+    if holds_text(values.type):
         return as_series(nothing) | (as_series(values.cast(pa.large_binary())).bin.size() == 0).fill_null(True)
     return as_series(nothing)
 
 
-def is_text(kind: pa.DataType) -> bool:
+def holds_text(kind: pa.DataType) -> bool:
     """Whether a type holds text, or bytes that may be text."""
     t = pa.types
     text = t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind)

@@ -29,7 +29,7 @@ import polars as pl
 import pyarrow as pa
 
 from thinktwice.schema.limits import EARLIEST_US, LATEST_US
-from thinktwice.schema.numbers import SPACE, is_text
+from thinktwice.schema.numbers import SPACE, holds_text
 from thinktwice.schema.values import as_series, texts
 
 Derived = Literal["hour", "weekday"]
@@ -185,7 +185,7 @@ def is_time(kind: pa.DataType) -> bool:
 def instants(values: pa.Array, zone: Zone) -> Instants:
     """The instants of an array of texts, dates or timestamps; other types hold no times."""
     kind = values.type
-    if is_text(kind):
+    if holds_text(kind):
         return _of_texts(texts(values), zone)
     if is_time(kind):
         micros = _micros(values)

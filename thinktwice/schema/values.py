@@ -170,7 +170,7 @@ def spelled(values: pa.Array | pa.ChunkedArray) -> pl.Series:
         TypeError: values of this type are neither ids nor categories (see :func:`can_spell`).
     """
     if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
+        values = one_array(values)
     kind = values.type
     if isinstance(values, pa.ExtensionArray):
         if kind.extension_name == "arrow.uuid":
@@ -185,6 +185,17 @@ def spelled(values: pa.Array | pa.ChunkedArray) -> pl.Series:
         if test(kind):
             return rule(values)
     raise TypeError(f"values of type {kind} cannot be ids or categories")
+
+
+def one_array(values: pa.ChunkedArray) -> pa.Array:
+    """The chunks as one array. Dictionaries of float16 are taken apart first: joining them gives the bits of the numbers as
+    numbers (pyarrow 26)."""
+    kind = values.type
+    if pa.types.is_dictionary(kind) and pa.types.is_float16(kind.value_type):
+        return pa.chunked_array(
+            [chunk.dictionary_decode() for chunk in values.chunks], kind.value_type
+        ).combine_chunks()
+    return values.combine_chunks()
 
 
 def texts(values: pa.Array) -> pl.Series:

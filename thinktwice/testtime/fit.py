@@ -34,6 +34,7 @@ from thinktwice.testtime.heads import fit_heads
 from thinktwice.testtime.reliability import Reliability
 from thinktwice.testtime.store import TestTime, save_test_time
 from thinktwice.testtime.subject import Subject
+from thinktwice.threads import reproducible
 
 STAGE = "fit_test_time"
 MIN_HALF = 200  # rows of a validation half; with fewer nothing is tried
@@ -51,6 +52,7 @@ class FitResult:
     report: dict[str, Any]
 
 
+@reproducible()
 def fit_test_time(
     training_set_dir: Path | str,
     plain_dir: Path | str,

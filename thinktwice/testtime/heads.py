@@ -22,6 +22,7 @@ from thinktwice.errors import BundleError, reason
 from thinktwice.files import atomic_file
 from thinktwice.models.backbone import Backbone
 from thinktwice.models.store import MOST, plausible
+from thinktwice.threads import reproducible
 
 HEADS_FILE = "heads.safetensors"
 RIDGE = 1e-3  # of the mean square of the hidden state
@@ -74,6 +75,7 @@ class FieldHeads:
         return FieldHeads(fields, weight)
 
 
+@reproducible()
 @torch.inference_mode()
 def fit_heads(model: Backbone, train: EncodedRows, open_fields: np.ndarray, *, seed: int = 0) -> FieldHeads:
     """Fit the heads of the fields ``open_fields`` [n] (columns) on at most ``MAX_ROWS`` training rows, spread evenly."""

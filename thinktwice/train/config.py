@@ -14,7 +14,8 @@ class FinetuneConfig(BaseModel):
 
     ``table_l2`` and ``augmentations`` are the candidates. The best L2 under the first augmentation is found
     first, then the best augmentation under that L2. Each trial runs for ``trial_epochs`` under the whole rate schedule,
-    shrunk to that length; the candidate with the best validation logloss then trains from the start for ``epochs``.
+    shrunk to that length; the candidate with the best validation logloss then trains from the start for ``epochs``. Of all
+    these runs the one with the lowest validation logloss is kept.
     The rate rises over the first ``warmup`` of the steps and falls linearly to nothing, which takes the place of waiting
     for a plateau; the weights kept are those of the best look at validation, wherever in the run it was.
     """

@@ -12,15 +12,16 @@ import torch
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import DataError
-from thinktwice.evaluate.metrics import logloss
+from thinktwice.evaluate.metrics import UNDEFINED, logloss
 from thinktwice.files import atomic_dir, write_json
 from thinktwice.models import Backbone, Calibration, FieldSpace, ModelInfo, build_backbone, load_model, write_model
 from thinktwice.models.backbone import BackboneConfig
 from thinktwice.progress import note
+from thinktwice.threads import reproducible
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.loader import BlockLoader
-from thinktwice.train.measure import auc_or_half, fit_calibration, logits_of
+from thinktwice.train.measure import fit_calibration, known_auc, logits_of
 from thinktwice.train.run import Look
 from thinktwice.train.tune import STAGE, Candidate, Trial, tune
 
@@ -41,9 +42,10 @@ class Finetuned:
     curve: list[Look]
     epochs: float  # trained until the weights that were kept
     valid_logloss: float  # calibrated
-    valid_auc: float
+    valid_auc: float | None  # None: one class only
 
 
+@reproducible()
 def fit(
     train: EncodedRows,
     valid: EncodedRows,
@@ -79,7 +81,7 @@ def fit(
         tuned.trained.curve,
         tuned.trained.best.epoch,
         logloss(truth, calibrated),
-        auc_or_half(truth, logit),
+        known_auc(truth, logit),
     )
 
 
@@ -132,5 +134,6 @@ def finetune(
     with atomic_dir(out_dir) as folder:
         write_model(folder, done.model, info)
         write_json(folder / TRAINING_FILE, record)
-    note(STAGE, f"valid AUC {done.valid_auc:.4f}, L2 {done.chosen.table_l2:g}, {done.chosen.augmentation}")
+    valid_auc = UNDEFINED if done.valid_auc is None else f"{done.valid_auc:.4f}"
+    note(STAGE, f"valid AUC {valid_auc}, L2 {done.chosen.table_l2:g}, {done.chosen.augmentation}")
     return record

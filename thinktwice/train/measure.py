@@ -9,6 +9,7 @@ from scipy.special import expit
 
 from thinktwice.evaluate.metrics import auc
 from thinktwice.models.store import Calibration
+from thinktwice.threads import reproducible
 from thinktwice.train.device import on_device
 from thinktwice.train.joint import Trainee
 from thinktwice.train.loader import BlockLoader
@@ -16,6 +17,7 @@ from thinktwice.train.loader import BlockLoader
 EVALUATION_BATCH = 8192
 
 
+@reproducible()
 def logits_of(model: Trainee, rows: BlockLoader) -> np.ndarray:
     """Logits [R] float32 of all rows (means of a joint), in evaluation mode, computed where the model is."""
     training, device = model.training, model.table.device
@@ -26,10 +28,10 @@ def logits_of(model: Trainee, rows: BlockLoader) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def auc_or_half(label: np.ndarray, logit: np.ndarray) -> float:
-    """AUC, and 0.5 where one class alone leaves it undefined: the record of a training holds no NaN."""
+def known_auc(label: np.ndarray, logit: np.ndarray) -> float | None:
+    """AUC; None where one class alone leaves it undefined."""
     value = auc(label, logit)
-    return 0.5 if np.isnan(value) else value
+    return None if np.isnan(value) else value
 
 
 def fit_calibration(logit: np.ndarray, label: np.ndarray) -> Calibration:

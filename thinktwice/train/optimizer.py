@@ -1,12 +1,40 @@
-"""Adam with L2 on the embedding table: dense for small tables, row by row for large ones."""
+"""Adam with L2 on the embedding table: dense for small tables, row by row for large ones.
+
+The arithmetic is that of `torch.optim.Adam` and `torch.optim.SparseAdam`, to the last bit (a test compares them). Their
+classes are not used because the first one that is made imports torch's compiler, which costs every training process more
+CPU time than a small model takes to train.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
-from torch.optim import Adam, SparseAdam
+from torch import Tensor, nn
 
 from thinktwice.train.joint import Trainee
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
+
+@dataclass(frozen=True)
+class _State:
+    """Moving means of a parameter's gradient and of its square, and the number of updates it has had."""
+
+    mean: Tensor
+    square: Tensor
+    steps: Tensor  # float32 scalar, as the kernel takes it
+
+    @staticmethod
+    def of(parameter: Tensor) -> _State:
+        return _State(
+            torch.zeros_like(parameter),
+            torch.zeros_like(parameter),
+            torch.zeros((), dtype=torch.float32, device=parameter.device),
+        )
 
 
 class TableAdam:
@@ -14,37 +42,82 @@ class TableAdam:
 
     A table of fewer than ``sparse_rows`` rows gets the L2 term on all rows at every step. A larger one is updated, and
     decays, only in the rows that the batch holds: a step then costs the batch, not the vocabulary.
+
+    Args:
+        others: parameters outside the model that are trained with it, without L2.
     """
 
-    def __init__(self, model: Trainee, *, rate: float, table_l2: float, sparse_rows: int) -> None:
+    def __init__(
+        self,
+        model: Trainee,
+        *,
+        rate: float,
+        table_l2: float,
+        sparse_rows: int,
+        others: Iterable[nn.Parameter] = (),
+    ) -> None:
         self.table = model.table
+        self.rate = rate
         self.l2 = table_l2
         self.sparse = model.fields.num_rows >= sparse_rows
         model.sparse_gradients = self.sparse
-        groups = [{"params": list(model.dense_parameters()), "weight_decay": 0.0}]
-        if not self.sparse:
-            groups.append({"params": [model.table], "weight_decay": table_l2})
-        self.optimizers: list[torch.optim.Optimizer] = [Adam(groups, lr=rate, fused=True)]
-        if self.sparse:
-            self.optimizers.append(SparseAdam([model.table], lr=rate))
+        self._dense = {p: _State.of(p) for p in (*model.dense_parameters(), *others)}
+        self._table = _State.of(self.table)
 
     def step(self, loss: Tensor) -> None:
         """Back-propagate and update."""
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        for parameter in (self.table, *self._dense):
+            parameter.grad = None
         loss.backward()
-        if self.sparse and self.l2 and self.table.grad is not None:
-            gradient = self.table.grad.coalesce()
-            rows = gradient.indices()[0]
-            values = gradient.values() + self.l2 * self.table.detach()[rows]
-            self.table.grad = torch.sparse_coo_tensor(
-                gradient.indices(), values, gradient.shape, is_coalesced=True, check_invariants=False
-            )
-        for optimizer in self.optimizers:
-            optimizer.step()
+        with torch.no_grad():
+            _update(self._dense, self.rate, 0.0)
+            if self.sparse:
+                self._update_rows()
+            else:
+                _update({self.table: self._table}, self.rate, self.l2)
 
     def set_rate(self, rate: float) -> None:
         """Learning rate of the next steps."""
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+        self.rate = rate
+
+    def _update_rows(self) -> None:
+        if self.table.grad is None:
+            return
+        gradient = self.table.grad.coalesce()
+        rows, values = gradient.indices()[0], gradient.values()
+        if self.l2:
+            values = values + self.l2 * self.table[rows]
+        state = self._table
+        state.steps.add_(1)
+        done = float(state.steps)
+        mean, square = state.mean[rows], state.square[rows]
+        mean += (values - mean).mul_(1 - BETAS[0])
+        square += values.pow(2).sub_(square).mul_(1 - BETAS[1])
+        state.mean.index_copy_(0, rows, mean)
+        state.square.index_copy_(0, rows, square)
+        size = self.rate * math.sqrt(1 - BETAS[1] ** done) / (1 - BETAS[0] ** done)
+        self.table.index_copy_(0, rows, self.table[rows] + mean.div_(square.sqrt_().add_(EPSILON)).mul_(-size))
+
+
+def _update(states: dict[nn.Parameter, _State], rate: float, weight_decay: float) -> None:
+    """One fused Adam update of the parameters that have a gradient."""
+    due = [(parameter, parameter.grad, state) for parameter, state in states.items() if parameter.grad is not None]
+    if not due:
+        return
+    for _, _, state in due:
+        state.steps.add_(1)
+    torch.ops.aten._fused_adam_(
+        [parameter for parameter, _, _ in due],
+        [gradient for _, gradient, _ in due],
+        [state.mean for _, _, state in due],
+        [state.square for _, _, state in due],
+        [],
+        [state.steps for _, _, state in due],
+        lr=rate,
+        beta1=BETAS[0],
+        beta2=BETAS[1],
+        weight_decay=weight_decay,
+        eps=EPSILON,
+        amsgrad=False,
+        maximize=False,
+    )

@@ -12,12 +12,13 @@ from torch.nn import functional as F
 
 from thinktwice.data.encoded import Batch
 from thinktwice.evaluate.metrics import logloss
+from thinktwice.threads import reproducible
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.device import on_device, training_device
 from thinktwice.train.joint import Joint, Trainee
 from thinktwice.train.loader import BlockLoader
-from thinktwice.train.measure import auc_or_half, logits_of
+from thinktwice.train.measure import known_auc, logits_of
 from thinktwice.train.optimizer import TableAdam
 
 
@@ -28,7 +29,7 @@ class Look:
     epoch: float
     train_logloss: float
     valid_logloss: float
-    valid_auc: float
+    valid_auc: float | None  # None: one class only
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def rate_factor(done: float, warmup: float) -> float:
     return rise * (1.0 - done)
 
 
+@reproducible()
 def train(
     model: Trainee,
     augmenter: Augmenter,
@@ -105,4 +107,4 @@ def _loss(model: Trainee, batch: Batch, target: Tensor) -> Tensor:
 
 def _look(model: Trainee, valid: BlockLoader, epoch: float, train_logloss: float) -> Look:
     logit, label = logits_of(model, valid), valid.label.numpy()
-    return Look(epoch, train_logloss, logloss(label, logit), auc_or_half(label, logit))
+    return Look(epoch, train_logloss, logloss(label, logit), known_auc(label, logit))

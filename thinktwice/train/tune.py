@@ -1,4 +1,7 @@
-"""Choose table L2 and augmentation on validation: every candidate in a short run, then the best in a full one."""
+"""Choose table L2 and augmentation on validation: every candidate in a short run, then the best of them in a full one.
+
+What comes out is the run with the lowest validation logloss, short or full.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,8 @@ def tune(
     label: str = "",
 ) -> Tuned:
     """Try every L2 under the first augmentation and then every augmentation under the best L2, each for ``trial_epochs``;
-    train the best pair from ``start`` for ``epochs``.
+    train the best pair from ``start`` for ``epochs``. The result is the run with the lowest validation logloss: a full run
+    that trained for too long does not replace a better trial.
 
     One after the other instead of all pairs: the two hardly interact, and a trial costs as much as a third of the result.
     With ``trial_epochs`` as long as ``epochs`` the trials are full runs and the best of them is the result.
@@ -83,20 +87,24 @@ def tune(
     trials: dict[Candidate, Look] = {}
     kept: tuple[Candidate, Backbone, Trained] | None = None
 
-    def best_of(candidates: list[Candidate]) -> Candidate:
+    def keep_if_better(candidate: Candidate, model: Backbone, trained: Trained) -> None:
         nonlocal kept
+        if kept is None or trained.best.valid_logloss < kept[2].best.valid_logloss:
+            kept = candidate, model, trained
+
+    def best_of(candidates: list[Candidate]) -> Candidate:
         for candidate in candidates:
             if total > 1 and candidate not in trials:
                 what = f"trial {len(trials) + 1}/{total}"
                 model, trained = run(candidate, min(config.trial_epochs, config.epochs), what)
                 trials[candidate] = trained.best
-                if kept is None or trained.best.valid_logloss < kept[2].best.valid_logloss:
-                    kept = candidate, model, trained
+                keep_if_better(candidate, model, trained)
         return min(candidates, key=lambda c: trials[c].valid_logloss) if trials else candidates[0]
 
     table_l2 = best_of([Candidate(l2, kinds[0]) for l2 in config.table_l2]).table_l2
     chosen = best_of([Candidate(table_l2, kind) for kind in kinds])
     record = [Trial(c, look, c == chosen) for c, look in trials.items()]
     if kept is None or config.trial_epochs < config.epochs:
-        kept = chosen, *run(chosen, config.epochs, "best candidate")
+        keep_if_better(chosen, *run(chosen, config.epochs, "best candidate"))
+    assert kept is not None
     return Tuned(kept[1], kept[2], chosen, record)

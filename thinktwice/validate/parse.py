@@ -14,12 +14,11 @@ from functools import partial
 import polars as pl
 import pyarrow as pa
 
-from thinktwice.errors import SchemaError
 from thinktwice.schema.limits import EARLIEST_US, INEXACT_FROM, LATEST_US, text_is_wrong
 from thinktwice.schema.log import EVENT_TIME, LABEL, ROW_ID, Entities, LogSchema
-from thinktwice.schema.numbers import SPACE, is_text, missing, numbers
+from thinktwice.schema.numbers import SPACE, holds_text, missing, numbers
 from thinktwice.schema.times import Instants, derive, instants, is_time, localized, on_present
-from thinktwice.schema.values import as_series, can_spell, spelled, texts
+from thinktwice.schema.values import as_series, spelled, texts
 from thinktwice.validate.rules import Rule
 
 SOURCE_ROW = "source_row"
@@ -36,55 +35,6 @@ _MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 def broken(rule: Rule) -> str:
     """Name of the boolean column that says whether a row breaks ``rule``. No field name can start with '!'."""
     return f"!{rule.id}"
-
-
-def needed_columns(schema: LogSchema) -> dict[str, str]:
-    """Source columns that the schema reads, each with what it is needed for, in schema order."""
-    needed: dict[str, str] = {}
-    if schema.time.column is not None:
-        needed[schema.time.column] = "time"
-    needed.setdefault(schema.label.column, "label")
-    for entity in (schema.entities.user, schema.entities.item):
-        if entity is not None:
-            needed.setdefault(entity.source_column, f"id {entity.key!r}")
-            if entity.title is not None:
-                needed.setdefault(entity.title, "title")
-    for field in schema.fields:
-        if field.derived is None:
-            needed.setdefault(field.source_column, f"field {field.name!r}")
-    for vector in schema.vectors:
-        needed.setdefault(vector.source_column, f"vector {vector.name!r}")
-    for column, use in ((schema.propensity, "propensity"), (schema.truth, "truth")):
-        if column is not None:
-            needed.setdefault(column, use)
-    return needed
-
-
-def check_columns(schema: LogSchema, columns: pa.Schema, *, where: str) -> None:
-    """Check that the schema fits the columns of a file.
-
-    Raises:
-        SchemaError: a column is missing, or of a type that its use cannot read.
-    """
-    types = dict(zip(columns.names, columns.types, strict=True))
-    missed = [f"{c!r} ({use})" for c, use in needed_columns(schema).items() if c not in types]
-    if missed:
-        have = ", ".join(repr(c) for c in types if c not in (ROW_ID, SOURCE_ROW))
-        raise SchemaError(
-            f"{where} has no column {', '.join(missed)}; it has {have}: correct the column names in schema {schema.name!r}"
-        )
-    vectors = {v.source_column for v in schema.vectors}
-    for column, use in needed_columns(schema).items():
-        kind = types[column]
-        if column in vectors:
-            if not (_is_list(kind) or is_text(kind)):
-                raise SchemaError(
-                    f"{where}, column {column!r}: {use} needs a list of numbers but has type {_called(kind)}: store a list column"
-                )
-        elif not can_spell(kind):
-            raise SchemaError(
-                f"{where}, column {column!r}: {use} cannot be read from type {_called(kind)}: name a plain column or describe a vector"
-            )
 
 
 def read_columns(schema: LogSchema, rows: pa.RecordBatch) -> pl.DataFrame:
@@ -231,14 +181,6 @@ def _plain(values: pa.Array) -> pa.Array:
     return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def _called(kind: pa.DataType) -> str:
-    return f"List of {kind.value_type}" if _is_list(kind) else str(kind)
-
-
 def _words(values: pa.Array) -> Iterator[tuple[str, pl.Series]]:
     text = spelled(values)
     wrong = pl.select(text_is_wrong(pl.lit(text))).to_series()
@@ -252,14 +194,18 @@ def _words(values: pa.Array) -> Iterator[tuple[str, pl.Series]]:
 
 def _label(values: pa.Array) -> pl.Series:
     found = numbers(values)
-    if not is_text(values.type):
+    if not holds_text(values.type):
         return found
     text = texts(values).str.strip_chars(SPACE).str.to_lowercase()
     return pl.select(pl.when(text == "true").then(1.0).when(text == "false").then(0.0).otherwise(found)).to_series()
 
 
 def _vector(values: pa.Array) -> pl.Series:
-    if is_text(values.type):
+    if isinstance(values, pa.ExtensionArray):
+        values = values.storage
+    if pa.types.is_null(values.type):
+        return pl.Series([None] * len(values), dtype=pl.List(pl.Float32))
+    if holds_text(values.type):
         inner = texts(values).str.strip_chars("[]" + SPACE).str.split(",")
         found = inner.list.eval(pl.element().str.strip_chars(SPACE).cast(pl.Float64, strict=False))
         return found.cast(pl.List(pl.Float32))

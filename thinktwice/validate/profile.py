@@ -19,6 +19,7 @@ import polars as pl
 
 from thinktwice.errors import DataError
 from thinktwice.files import read_json
+from thinktwice.parquet import read_frame
 from thinktwice.progress import track
 from thinktwice.schema.log import EVENT_TIME, LABEL, LogSchema, load_schema
 from thinktwice.schema.numbers import borders, shortest
@@ -144,7 +145,7 @@ def _features(schema: LogSchema) -> list[_Feature]:
 
 def _base(path: Path) -> pl.DataFrame:
     """label, slice (0 ..), half (false: first), parity; in the order of the clean log."""
-    frame = pl.read_parquet(path, columns=[EVENT_TIME, LABEL]).with_row_index("row")
+    frame = read_frame(path, columns=[EVENT_TIME, LABEL]).with_row_index("row")
     day = (pl.col(EVENT_TIME).cast(pl.Int64) // _DAY_US).alias("day")
     frame = frame.select("row", LABEL, day)
     if frame.height == 0:
@@ -171,7 +172,7 @@ def _partition_labels(base: pl.DataFrame, schema: LogSchema) -> dict[int, str]:
 
 
 def _column(path: Path, feature: _Feature) -> pl.Series:
-    column = pl.read_parquet(path, columns=[feature.name])[feature.name]
+    column = read_frame(path, columns=[feature.name])[feature.name]
     if feature.kind == "vector":
         squares = pl.DataFrame({"v": column}).select(pl.col("v").list.eval(pl.element() ** 2).list.sum().sqrt())
         return squares.select(pl.col("v").fill_nan(None).cast(pl.Float64))["v"]

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from thinktwice.parquet import parquet_writer, read_schema, read_table, write_table
 from thinktwice.schema.log import ROW_ID
 from thinktwice.validate.parse import SOURCE_ROW
 from thinktwice.validate.rules import UNSPLITTABLE
@@ -55,14 +55,14 @@ class QuarantineWriter:
     """Appends bad rows to ``path``; the file exists, with its columns, also when no row was bad."""
 
     def __init__(self, path: Path, log: Path, columns: tuple[str, ...], stamp: Stamp) -> None:
-        source = pq.read_schema(log)
+        source = read_schema(log)
         names = original_columns(columns)
-        self._source = [ROW_ID, SOURCE_ROW, *columns]
-        fields = [source.field(name) for name in self._source]
+        self.source_columns = [ROW_ID, SOURCE_ROW, *columns]
+        fields = [source.field(name) for name in self.source_columns]
         fields += [pa.field(names[name], kind) for name, kind in _OWN]
         self._schema = pa.schema(fields)
         self._stamp = stamp
-        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+        self._writer = parquet_writer(path, self._schema, compression="zstd")
 
     def __enter__(self) -> QuarantineWriter:
         return self
@@ -76,7 +76,7 @@ class QuarantineWriter:
         """Append source rows; ``broken`` has one boolean column ``!rule`` per rule, True where the row breaks it."""
         reason = [pl.when(pl.col(name)).then(pl.lit(name[1:])) for name in broken.columns]
         reasons = broken.select(pl.concat_list(reason).list.drop_nulls().alias("reasons"))["reasons"]
-        arrays = [rows.column(name) for name in self._source]
+        arrays = [rows.column(name) for name in self.source_columns]
         arrays += _stamped(reasons.to_arrow().cast(pa.list_(pa.string())), self._stamp)
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
 
@@ -84,7 +84,7 @@ class QuarantineWriter:
 def write_unparsable(source: Path, target: Path, stamp: Stamp) -> None:
     """Carry the records that ingest could not split into columns to the quarantine."""
     if source.exists():
-        table = pq.read_table(source)
+        table = read_table(source)
         table = table.drop_columns([name for name, _ in _OWN if name in table.column_names])
     else:
         text = [("raw", pa.string()), ("error", pa.string())]
@@ -92,7 +92,7 @@ def write_unparsable(source: Path, target: Path, stamp: Stamp) -> None:
     reasons = pa.array([[UNSPLITTABLE.id]] * table.num_rows, pa.list_(pa.string()))
     for (name, _), column in zip(_OWN, _stamped(reasons, stamp), strict=True):
         table = table.append_column(name, column)
-    pq.write_table(table, target, compression="zstd")
+    write_table(table, target, compression="zstd")
 
 
 def _stamped(reasons: pa.Array, stamp: Stamp) -> list[pa.Array]:

@@ -52,7 +52,8 @@ MIN_JUDGED_LABELS = 50  # clicks and non-clicks that a single-field AUC needs be
 
 
 class Rule(BaseModel):
-    """One row rule. ``column`` is the canonical column it reads, ``source`` the column of the raw log."""
+    """One row rule. ``column`` is the canonical column it reads, ``source`` the column of the raw log; ``fix`` is what a user
+    can do about rows that break it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,6 +65,7 @@ class Rule(BaseModel):
     severity: Severity = "critical"
     allowed: tuple[str, ...] | None = None
     bound: float | None = None  # minimum, maximum: inclusive; vector: its length
+    fix: str = "mend the rows or the rule, then judge them again with `thinktwice data replay`"
 
 
 class ProfileRule(BaseModel):
@@ -77,6 +79,7 @@ class ProfileRule(BaseModel):
     severity: Severity
     minimum: float | None = None
     maximum: float | None = None
+    fix: str  # what a user can do
 
 
 UNSPLITTABLE = Rule(
@@ -94,7 +97,7 @@ def row_rules(schema: LogSchema) -> tuple[Rule, ...]:
     for entity in ("user", "item"):
         key: EntityKey | None = getattr(schema.entities, entity)
         if key is not None:
-            rules.append(_missing(key.key, key.source_column, f"the {entity} id is present"))
+            rules.append(_missing(key.key, key.source_column, f"the {entity} id is present", _without_id(entity)))
             rules.append(_text(key.key, key.source_column))
     for field in schema.fields:
         if field.derived is None:
@@ -125,6 +128,7 @@ def row_rules(schema: LogSchema) -> tuple[Rule, ...]:
                 description="no earlier row of the log has the same ids, time and values in every column; "
                 "where equal rows are impressions of their own, give the log a column that differs, such as an impression id "
                 "(the schema need not name it)",
+                fix="",
             )
         )
     return tuple(rules)
@@ -185,6 +189,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="the log holds clicks and non-clicks",
             severity="critical",
             minimum=1.0,
+            fix="check the label's column and threshold in the schema: a click model needs clicks and non-clicks",
         ),
         ProfileRule(
             id="field:leak",
@@ -192,6 +197,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="no field alone separates clicks from non-clicks (held-out AUC), as only a copy of the label does",
             severity="critical",
             maximum=0.99,
+            fix="leave the field out: it is the label in other words, or is known only after the click",
         ),
         ProfileRule(
             id="drift:psi_from_reference",
@@ -199,6 +205,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="the field is distributed as in the reference log (population stability index)",
             severity="critical",
             maximum=0.25,
+            fix="find out what changed where the log comes from; if the change is meant, compare with a newer reference",
         ),
         ProfileRule(
             id="volume:from_reference",
@@ -207,6 +214,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             severity="critical",
             minimum=0.2,
             maximum=5.0,
+            fix="make sure that the log is whole, or compare with a newer reference",
         ),
         ProfileRule(
             id="field:suspicious",
@@ -214,6 +222,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="no field alone predicts clicks suspiciously well (held-out AUC)",
             severity="warning",
             maximum=0.9,
+            fix="make sure that the field is known before the impression; if it is not, leave it out",
         ),
         ProfileRule(
             id="field:constant",
@@ -221,6 +230,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="the field has at least two values",
             severity="warning",
             minimum=2.0,
+            fix="leave the field out of the schema: one value teaches nothing",
         ),
         ProfileRule(
             id="field:identifier",
@@ -228,6 +238,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="the values of an attribute repeat; a value of its own in nearly every row teaches nothing",
             severity="warning",
             maximum=0.9,
+            fix="leave the field out of the schema, or describe it as the id of the user or the item",
         ),
         ProfileRule(
             id="drift:psi",
@@ -235,6 +246,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="the field is distributed as in the first half of the log (population stability index)",
             severity="warning",
             maximum=0.25,
+            fix="find out what changed: mend what broke at the source, or train on the later part alone if that is how it stays; values that come with time (campaigns, new goods) need nothing",
         ),
         ProfileRule(
             id="drift:ks",
@@ -242,6 +254,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="the number is distributed as in the reference (Kolmogorov-Smirnov distance)",
             severity="warning",
             maximum=0.2,
+            fix="find out what changed, a unit or a source; prices and counts that grow with time need nothing",
         ),
         ProfileRule(
             id="drift:nulls",
@@ -249,6 +262,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="the share of missing values is as in the reference",
             severity="warning",
             maximum=0.1,
+            fix="find out where the values went missing, or since when they are there, and train on that part alone",
         ),
         ProfileRule(
             id="drift:click_rate",
@@ -257,6 +271,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             severity="warning",
             minimum=0.5,
             maximum=2.0,
+            fix="find out what changed, the label or the traffic; with the split by time the model is judged on the later rate",
         ),
         ProfileRule(
             id="time:unit",
@@ -264,13 +279,16 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="the log starts after 1995; earlier is usually a wrong time.format",
             severity="warning",
             minimum=1995.0,
+            fix="check time.format in the schema (s, ms or us)",
         ),
     )
 
 
 def rule_set_version(schema: LogSchema) -> str:
     """Version of the whole catalogue of a log: it changes when, and only when, some rule changes."""
-    texts = [rule.model_dump_json() for rule in (*row_rules(schema), *noted_rules(schema), *profile_rules())]
+    texts = [
+        rule.model_dump_json(exclude={"fix"}) for rule in (*row_rules(schema), *noted_rules(schema), *profile_rules())
+    ]
     # How the source is read decides what is a click and which instant is meant, so it belongs to the rules.
     texts += [schema.time.model_dump_json(), schema.label.model_dump_json(), f"{NUMBER} {EARLIEST_US} {LATEST_US}"]
     texts.append(f"{MAX_TEXT} {NUMBER_LIMIT} {INEXACT_FROM}")
@@ -278,8 +296,17 @@ def rule_set_version(schema: LogSchema) -> str:
     return "rules-" + sha256_text(*texts)[:12]
 
 
-def _missing(column: str, source: str, description: str) -> Rule:
-    return Rule(id=f"{column}:missing", check="missing", column=column, source=source, description=description)
+def _missing(column: str, source: str, description: str, fix: str = "") -> Rule:
+    fix = fix or "fill the values, or set nullable: true for the field"
+    return Rule(id=f"{column}:missing", check="missing", column=column, source=source, description=description, fix=fix)
+
+
+def _without_id(entity: str) -> str:
+    return (
+        f"to train on rows without a {entity} id, leave the {entity} out of the schema (entities.{entity}, its fields, "
+        f"sequences and statistics), or fill the ids before, for instance with one per session; a larger quarantine_budget only "
+        "sets these rows aside"
+    )
 
 
 def _text(column: str, source: str) -> Rule:
@@ -301,7 +328,7 @@ def _bound(column: str, source: str, check: Literal["minimum", "maximum"], bound
 def _label_rules(schema: LogSchema) -> list[Rule]:
     source = schema.label.column
     rules = [
-        _missing(LABEL, source, "the label is present"),
+        _missing(LABEL, source, "the label is present", "fill the labels, or leave these rows out of the log"),
         Rule(
             id="label:number",
             check="number",

@@ -14,9 +14,10 @@ The proof is read back from the files just written: the row ids of both, sorted 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,34 +25,28 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from thinktwice.errors import DataError, RowsLost
+from thinktwice.errors import DataError, RowsLostError
 from thinktwice.files import atomic_dir, read_json, write_json
-from thinktwice.progress import track
+from thinktwice.parquet import parquet_writer, read_frame, read_table, scan_frame
 from thinktwice.schema.log import EVENT_TIME, LABEL, ROW_ID, LogSchema, load_schema
-from thinktwice.schema.values import as_series
-from thinktwice.splitmix import mix
 from thinktwice.validate.parse import (
     SOURCE_ROW,
     broken,
     canonical,
-    check_columns,
     clean_columns,
-    event_time,
     read_columns,
     violations,
 )
+from thinktwice.validate.plan import Plan, plan_of
 from thinktwice.validate.quarantine import QuarantineWriter, Stamp, original_columns, write_unparsable
-from thinktwice.validate.rules import UNSPLITTABLE, Rule, noted_rules, row_rules, rule_set_version
+from thinktwice.validate.raw_rows import RawRows, frame_of, open_rows, parquet_file, rows_where
+from thinktwice.validate.row_keys import Keys, key_hash, read_keys
+from thinktwice.validate.rules import UNSPLITTABLE, rule_set_version
 
-STAGE = "validate"
-CHUNK_BYTES = 96_000_000  # decoded size of one chunk of rows, roughly
-CHUNK_ROWS = 400_000
-PART_ROWS = 1_200_000  # rows sorted at once
 SHOWN = 60  # characters of a value in a message
 
-Keys = npt.NDArray[np.uint64]
+DUPLICATE = "!row:duplicate"
 
 
 @dataclass(frozen=True)
@@ -67,21 +62,6 @@ class SplitResult:
     rule_set_version: str
     notes: dict[str, int] = field(default_factory=dict)  # rule id -> rows that break it and are clean all the same
     examples: dict[str, str] = field(default_factory=dict)  # rule id -> a value that breaks it; no ids of users
-
-
-@dataclass(frozen=True)
-class _Source:
-    """One parquet file of raw rows, the records that never became rows, and how to read them."""
-
-    log: Path
-    unparsable: Path
-    schema: LogSchema
-    columns: tuple[str, ...]  # the source columns, without ours
-    rules: tuple[Rule, ...]
-    noted: tuple[Rule, ...]
-    as_of: datetime | None
-    dates: bool = False  # the times are dates by their type
-    known_duplicates: frozenset[str] = frozenset()  # row ids whose first copy is elsewhere
 
 
 def split_log(
@@ -104,12 +84,12 @@ def split_log(
     Raises:
         SchemaError: the schema does not fit the columns of the log.
         DataError: the log is missing, damaged or empty.
-        RowsLost: rows in and rows out differ.
+        RowsLostError: rows in and rows out differ.
     """
     raw_dir = Path(raw_dir)
     schema = load_schema(raw_dir / "schema.yaml")
     snapshot = _described(raw_dir / "snapshot.json") if (raw_dir / "snapshot.json").exists() else {}
-    source = _open(raw_dir / "log.parquet", raw_dir / "unparsable.parquet", schema, as_of)
+    source = open_rows(raw_dir / "log.parquet", raw_dir / "unparsable.parquet", schema, as_of)
     stamp = Stamp(rule_set_version(schema), run_id, ingested_at)
     return _split(source, Path(clean_dir), Path(quarantine_dir), stamp, str(snapshot.get("snapshot_id", "")))
 
@@ -126,8 +106,10 @@ def replay(
 ) -> SplitResult:
     """Judge quarantined rows again, under the rules of ``schema_path`` (default: the schema kept in the quarantine).
 
-    Rows that pass now become a clean log of their own; the others a new quarantine. A row that was quarantined as a
-    duplicate stays one while the schema has that rule, because its first copy lies outside the quarantine.
+    Rows that pass now become a clean log of their own; the others a new quarantine. The folder of the clean log is a raw log
+    folder too (``log.parquet`` with the untouched originals of the same rows), so a pipeline can read it as a source. A row
+    that was quarantined as a duplicate stays one while the schema has that rule, because its first copy lies outside the
+    quarantine.
     Errors as in :func:`split_log`.
     """
     quarantine_dir = Path(quarantine_dir)
@@ -136,13 +118,14 @@ def replay(
     if not isinstance(info.get("columns"), dict):
         raise DataError(f"{quarantine_dir / 'quarantine.json'} names no columns: give the quarantine of a validation")
     log = quarantine_dir / "quarantine.parquet"
-    source = _open(log, quarantine_dir / "unparsable.parquet", schema, as_of, own=info["columns"])
+    source = open_rows(log, quarantine_dir / "unparsable.parquet", schema, as_of, own=info["columns"])
     if any(rule.check == "duplicate" for rule in source.rules):
-        reasons = pl.scan_parquet(log).filter(pl.col(info["columns"]["reasons"]).list.contains("row:duplicate"))
-        known = frozenset(reasons.select(ROW_ID).collect()[ROW_ID].to_list())
-        source = replace(source, known_duplicates=known)
+        column = info["columns"]["reasons"]
+        reasons = frame_of(read_table(log, [ROW_ID, column])).filter(pl.col(column).list.contains("row:duplicate"))
+        source = replace(source, known_duplicates=frozenset(reasons[ROW_ID].to_list()))
     stamp = Stamp(rule_set_version(schema), run_id, ingested_at)
-    return _split(source, Path(clean_dir), Path(still_quarantined_dir), stamp, str(info.get("snapshot_id", "")))
+    snapshot_id = str(info.get("snapshot_id", ""))
+    return _split(source, Path(clean_dir), Path(still_quarantined_dir), stamp, snapshot_id, keep_originals=True)
 
 
 def _described(path: Path) -> dict[str, Any]:
@@ -153,21 +136,6 @@ def _described(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path} holds no description of a log: ingest or validate the log again")
     return value
-
-
-def row_keys(row_ids: pl.Series, *, where: str) -> Keys:
-    """Row ids as numbers. Raises DataError when one is not 16 hex digits."""
-    if row_ids.len() and not bool((row_ids.str.len_bytes() == 16).fill_null(False).all()):
-        raise DataError(f"{where}: {ROW_ID} must be 16 hex digits in every row; ingest the log again")
-    try:
-        return np.frombuffer(bytes.fromhex("".join(row_ids.to_list())), dtype=">u8").astype(np.uint64)
-    except ValueError as error:
-        raise DataError(f"{where}: {ROW_ID} must be 16 hex digits in every row; ingest the log again") from error
-
-
-def key_hash(keys: Keys) -> str:
-    """Order-free hash of a set of row keys: the sum modulo 2**64 of the mixed keys (splitmix64), as 16 hex digits."""
-    return f"{int(mix(keys).sum(dtype=np.uint64)):016x}"
 
 
 def clean_arrow_schema(schema: LogSchema, names: list[str]) -> pa.Schema:
@@ -185,59 +153,6 @@ def clean_arrow_schema(schema: LogSchema, names: list[str]) -> pa.Schema:
     return pa.schema(fields)
 
 
-def parquet_file(path: Path) -> pq.ParquetFile:
-    """Open a parquet file. Raises DataError when it is missing or damaged."""
-    try:
-        return pq.ParquetFile(path)
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing: ingest the log again") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is no readable parquet file (truncated or damaged): ingest the log again") from error
-
-
-def _open(
-    log: Path, unparsable: Path, schema: LogSchema, as_of: datetime | None, own: dict[str, str] | None = None
-) -> _Source:
-    with parquet_file(log) as file:
-        arrow = file.schema_arrow
-    ours = {ROW_ID, SOURCE_ROW, *(own or {}).values()}
-    columns = tuple(name for name in arrow.names if name not in ours)
-    for name in (ROW_ID, SOURCE_ROW):
-        if name not in arrow.names:
-            raise DataError(f"{log} has no column {name!r}: a raw log is written by ingest, ingest the source again")
-    check_columns(schema, pa.schema([f for f in arrow if f.name in (*columns, SOURCE_ROW)]), where=str(log))
-    if as_of is not None and as_of.tzinfo is None:
-        as_of = as_of.replace(tzinfo=timezone.utc)
-    dates = schema.time.column is not None and pa.types.is_date(arrow.field(schema.time.column).type)
-    return _Source(log, unparsable, schema, columns, row_rules(schema), noted_rules(schema), as_of, dates)
-
-
-def _chunks(source: _Source, *, columns: list[str] | None = None, what: str) -> Iterator[pa.RecordBatch]:
-    with parquet_file(source.log) as file:
-        num_rows = file.metadata.num_rows
-        width = 24 * len(source.columns) + sum(4 * v.dim for v in source.schema.vectors)
-        size = max(10_000, min(CHUNK_ROWS, CHUNK_BYTES // width))
-        try:
-            batches = file.iter_batches(batch_size=size, columns=columns)
-            yield from track(batches, stage=STAGE, total=-(-num_rows // size), label=what)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{source.log} cannot be read to its end ({error}): ingest the log again") from error
-
-
-def _frame(batch: pa.RecordBatch) -> pl.DataFrame:
-    frame = pl.from_arrow(batch)
-    assert isinstance(frame, pl.DataFrame)
-    return frame
-
-
-@dataclass(frozen=True)
-class _Plan:
-    keys: Keys  # [R] row ids, in file order
-    duplicate: npt.NDArray[np.bool_]  # [R] a later copy of a row
-    part: npt.NDArray[np.int32]  # [R] which part of the clean log a row belongs to, when it is clean
-    num_parts: int
-
-
 class _Counts(NamedTuple):
     """What :func:`_write_rows` counts; see :class:`SplitResult`."""
 
@@ -246,72 +161,16 @@ class _Counts(NamedTuple):
     examples: dict[str, str]
 
 
-def _plan(source: _Source) -> _Plan:
-    """First pass."""
-    find = any(rule.check == "duplicate" for rule in source.rules)
-    keys, times, first, second, known = [], [], [], [], []
-    coarse = True
-    for batch in _chunks(source, what="order"):
-        keys.append(row_keys(as_series(batch.column(ROW_ID)), where=str(source.log)))
-        micros = event_time(source.schema, batch)
-        coarse = coarse and _only_hours(micros, source.schema)
-        times.append(micros.fill_null(0).to_numpy())
-        if find:
-            rows = _hashable(batch.select(source.columns))
-            first.append(rows.hash_rows(seed=1).to_numpy())
-            second.append(rows.hash_rows(seed=2).to_numpy())
-            known.append(as_series(batch.column(ROW_ID)).is_in(list(source.known_duplicates)).to_numpy())
-    if not keys:
-        return _Plan(np.zeros(0, np.uint64), np.zeros(0, bool), np.zeros(0, np.int32), 1)
-    key = np.concatenate(keys)
-    if find and not coarse:
-        duplicate = _later_copies(np.concatenate(first), np.concatenate(second)) | np.concatenate(known)
-    elif find and not source.dates:
-        duplicate = np.concatenate(known)
-    else:
-        duplicate = np.zeros(len(key), dtype=bool)
-    num_parts = -(-len(key) // PART_ROWS)
-    part = np.zeros(len(key), dtype=np.int32)
-    if num_parts > 1:
-        part[np.lexsort((key, np.concatenate(times)))] = np.arange(len(key)) // PART_ROWS
-    return _Plan(key, duplicate, part, num_parts)
-
-
-def _only_hours(micros: pl.Series, schema: LogSchema) -> bool:
-    """Whether all times are whole hours of the clocks in the zone of the log: then equal rows are ordinary."""
-    known = micros.drop_nulls().to_numpy()
-    return bool((schema.zone.local(known) % 3_600_000_000 == 0).all())
-
-
-def _hashable(rows: pa.RecordBatch) -> pl.DataFrame:
-    """Columns of any type in a form in which equal values have equal hashes. Text is taken as the bytes it is."""
-    columns = []
-    for name, values in zip(rows.schema.names, rows.columns, strict=True):
-        if pa.types.is_decimal256(values.type):
-            values = values.cast(pa.large_string())
-        elif pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-            values = values.cast(pa.large_binary())
-        columns.append(as_series(values).rename(name))
-    return pl.DataFrame(columns)
-
-
-def _later_copies(first: Keys, second: Keys) -> npt.NDArray[np.bool_]:
-    """Rows whose 128-bit hash occurred before, in file order."""
-    order = np.argsort(first, kind="stable")
-    ordered = first[order]
-    equal = ordered[1:] == ordered[:-1]
-    candidate = np.zeros(len(first), dtype=bool)
-    candidate[order[1:][equal]] = True
-    candidate[order[:-1][equal]] = True
-    places = np.flatnonzero(candidate)
-    pairs = pl.DataFrame({"first": first[places], "second": second[places]})
-    later = np.zeros(len(first), dtype=bool)
-    later[places[~pairs.select(pl.struct("first", "second").is_first_distinct()).to_series().to_numpy()]] = True
-    return later
-
-
-def _split(source: _Source, clean_dir: Path, quarantine_dir: Path, stamp: Stamp, snapshot_id: str) -> SplitResult:
-    plan = _plan(source)
+def _split(
+    source: RawRows,
+    clean_dir: Path,
+    quarantine_dir: Path,
+    stamp: Stamp,
+    snapshot_id: str,
+    *,
+    keep_originals: bool = False,
+) -> SplitResult:
+    plan = plan_of(source)
     unparsable, num_unparsable = _unparsable_keys(source.unparsable)
     keys_in = np.sort(np.concatenate([plan.keys, unparsable]))
     if len(keys_in) == 0:
@@ -323,12 +182,12 @@ def _split(source: _Source, clean_dir: Path, quarantine_dir: Path, stamp: Stamp,
     counts = _Counts(dict.fromkeys((rule.id for rule in source.rules), 0), {}, {})
     counts.reasons[UNSPLITTABLE.id] = num_unparsable
     with atomic_dir(clean_dir) as clean, atomic_dir(quarantine_dir) as quarantine:
-        _write_rows(source, plan, stamp, clean, quarantine, counts)
+        bad_rows = _write_rows(source, plan, stamp, clean, quarantine, counts)
         write_unparsable(source.unparsable, quarantine / "unparsable.parquet", stamp)
         for folder in (clean, quarantine):
             (folder / "schema.yaml").write_text(source.schema.to_yaml(), encoding="utf-8")
-        clean_keys = _read_keys(clean / "clean.parquet")
-        bad_keys = np.concatenate([_read_keys(quarantine / f"{n}.parquet") for n in ("quarantine", "unparsable")])
+        clean_keys = read_keys(clean / "clean.parquet")
+        bad_keys = np.concatenate([read_keys(quarantine / f"{n}.parquet") for n in ("quarantine", "unparsable")])
         keys_out = np.sort(np.concatenate([clean_keys, bad_keys]))
         result = SplitResult(
             rows_in=len(keys_in),
@@ -342,10 +201,12 @@ def _split(source: _Source, clean_dir: Path, quarantine_dir: Path, stamp: Stamp,
             examples=counts.examples,
         )
         if not np.array_equal(keys_in, keys_out) or result.key_hash_in != result.key_hash_out:
-            raise RowsLost(
+            raise RowsLostError(
                 f"{source.log}: {result.rows_in} rows in, but {result.rows_clean} clean and {result.rows_quarantined} quarantined "
                 f"with key hash {result.key_hash_out} instead of {result.key_hash_in}: nothing was written, report this as a bug"
             )
+        if keep_originals:
+            _write_originals(source, ~bad_rows, clean, clean_keys, snapshot_id)
         info: dict[str, Any] = {**asdict(result), "snapshot_id": snapshot_id, "run_id": stamp.run_id}
         info["schema_name"] = source.schema.name
         info["conserved"] = True
@@ -354,34 +215,37 @@ def _split(source: _Source, clean_dir: Path, quarantine_dir: Path, stamp: Stamp,
     return result
 
 
-def _write_rows(source: _Source, plan: _Plan, stamp: Stamp, clean: Path, quarantine: Path, counts: _Counts) -> None:
-    """Second and third pass."""
+def _write_rows(
+    source: RawRows, plan: Plan, stamp: Stamp, clean: Path, quarantine: Path, counts: _Counts
+) -> npt.NDArray[np.bool_]:
+    """Second and third pass, and the bad rows once more with all their columns; returns which rows [R] are bad."""
     marks = violations(source.rules, as_of=source.as_of)
     notes = violations(source.noted, as_of=None)
-    names = [broken(rule) for rule in source.rules if rule.check not in ("splittable", "duplicate")]
+    every = [*(broken(rule) for rule in source.rules if rule.check not in ("splittable", "duplicate")), DUPLICATE]
     arrow = clean_arrow_schema(source.schema, clean_columns(source.schema))
     parts: list[list[pl.DataFrame]] = [[] for _ in range(plan.num_parts)]
-    writers: list[pq.ParquetWriter] = []
     scratch = clean / "parts"
-    if plan.num_parts > 1:  # a log of one part is sorted in memory, without the detour over the disk
-        scratch.mkdir()
-        writers = [pq.ParquetWriter(scratch / f"{i}.parquet", arrow, compression="lz4") for i in range(plan.num_parts)]
-    start = 0
-    with QuarantineWriter(quarantine / "quarantine.parquet", source.log, source.columns, stamp) as bad_rows:
-        for batch in _chunks(source, what="rules"):
+    bad_rows = np.zeros(len(plan.keys), dtype=bool)
+    why: list[pl.DataFrame] = []
+    with ExitStack() as open_files:
+        writers = []
+        if plan.num_parts > 1:  # a log of one part is sorted in memory, without the detour over the disk
+            scratch.mkdir()
+            for part in range(plan.num_parts):
+                writer = parquet_writer(scratch / f"{part}.parquet", arrow, compression="lz4")
+                writers.append(open_files.enter_context(writer))
+        start = 0
+        for batch in source.batches(what="rules"):
             rows = slice(start, start + batch.num_rows)
             start = rows.stop
-            duplicate = pl.Series(broken_duplicate := "!row:duplicate", plan.duplicate[rows])
             read = read_columns(source.schema, batch)
-            every = [*names, broken_duplicate]
-            marked = read.select(*marks).with_columns(duplicate)
+            marked = read.select(*marks).with_columns(pl.Series(DUPLICATE, plan.duplicate[rows]))
             bad = marked.select(pl.any_horizontal(every).alias("bad"))["bad"]
+            bad_rows[rows] = bad.to_numpy()
             if bool(bad.any()):
-                broken_rows = marked.filter(bad).select(every)
-                bad_batch = _rows_where(batch, bad.to_arrow())
-                _count(broken_rows, counts.reasons)
-                _exemplify(broken_rows, bad_batch, source, counts.examples)
-                bad_rows.write(bad_batch, broken_rows)
+                why.append(marked.filter(bad).select(every))
+                _count(why[-1], counts.reasons)
+                _exemplify(why[-1], rows_where(batch, bad_rows[rows]), source, counts.examples)
             if notes:
                 _count(read.filter(~bad).select(*notes), counts.notes)
             judged = canonical(source.schema, read)
@@ -393,30 +257,57 @@ def _write_rows(source: _Source, plan: _Plan, stamp: Stamp, clean: Path, quarant
                     writers[part].write_table(mine.to_arrow().cast(arrow))
                 else:
                     parts[part].append(mine)
-    for writer in writers:
-        writer.close()
-    with pq.ParquetWriter(clean / "clean.parquet", arrow, compression="zstd") as out:
-        for part in range(plan.num_parts):
-            frames = parts[part]
-            whole = pl.read_parquet(scratch / f"{part}.parquet") if writers else pl.concat(frames) if frames else None
-            frames.clear()
-            if whole is not None and whole.height:
-                ordered = whole.sort(EVENT_TIME, ROW_ID)
-                del whole
-                for piece in ordered.iter_slices(250_000):
-                    out.write_table(piece.to_arrow().cast(arrow))
+    with QuarantineWriter(quarantine / "quarantine.parquet", source.log, source.columns, stamp) as out:
+        _write_quarantine(source, bad_rows, why, out)
+    whole = (read_frame(scratch / f"{i}.parquet") for i in range(plan.num_parts)) if writers else _joined(parts)
+    _write_clean(clean / "clean.parquet", arrow, whole)
     if writers:
         shutil.rmtree(scratch)
+    return bad_rows
 
 
-def _rows_where(rows: pa.RecordBatch, kept: pa.BooleanArray) -> pa.RecordBatch:
-    """Some rows, with the types that they have. Arrow itself cannot choose among texts and bytes of its view types."""
-    plain = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
-    columns = [
-        values.cast(plain[values.type]).filter(kept).cast(values.type) if values.type in plain else values.filter(kept)
-        for values in rows.columns
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=rows.schema)
+def _write_originals(
+    source: RawRows, good: npt.NDArray[np.bool_], clean: Path, clean_keys: Keys, snapshot_id: str
+) -> None:
+    """Make a raw log folder of ``clean``: the clean rows as they were in the source, in source order."""
+    columns = [ROW_ID, SOURCE_ROW, *source.columns]
+    with parquet_file(source.log) as file:
+        schema = pa.schema([file.schema_arrow.field(name).remove_metadata() for name in columns])
+    with parquet_writer(clean / "log.parquet", schema, compression="zstd") as out:
+        for _, batch in source.rows_at(columns, good):
+            out.write_table(pa.Table.from_arrays(batch.columns, schema=schema))
+    if not np.array_equal(np.sort(read_keys(clean / "log.parquet")), np.sort(clean_keys)):
+        raise RowsLostError(f"{source.log}: the originals of the clean rows are not these rows: report this as a bug")
+    rows = len(clean_keys)
+    described = {"source": "replay", "schema_name": source.schema.name, "rows": rows, "unparsable_rows": 0}
+    write_json(clean / "snapshot.json", {**described, "snapshot_id": snapshot_id, "limit": 0, "seed": 0, "files": {}})
+
+
+def _write_quarantine(
+    source: RawRows, bad_rows: npt.NDArray[np.bool_], why: list[pl.DataFrame], out: QuarantineWriter
+) -> None:
+    """Read the bad rows with all their columns and write them with their reasons, ``why``, in file order."""
+    if not why:
+        return
+    broken_rules, start = pl.concat(why), 0
+    for rows, batch in source.rows_at(out.source_columns, bad_rows):
+        out.write(batch, broken_rules.slice(start, len(rows)))
+        start += len(rows)
+
+
+def _joined(parts: list[list[pl.DataFrame]]) -> Iterable[pl.DataFrame]:
+    for frames in parts:
+        if frames:
+            yield pl.concat(frames)
+            frames.clear()
+
+
+def _write_clean(path: Path, arrow: pa.Schema, parts: Iterable[pl.DataFrame]) -> None:
+    """Third pass: sort each part and append it."""
+    with parquet_writer(path, arrow, compression="zstd") as out:
+        for part in parts:
+            for piece in part.sort(EVENT_TIME, ROW_ID).iter_slices(250_000):
+                out.write_table(piece.to_arrow().cast(arrow))
 
 
 def _count(broken_rows: pl.DataFrame, into: dict[str, int]) -> None:
@@ -425,7 +316,7 @@ def _count(broken_rows: pl.DataFrame, into: dict[str, int]) -> None:
         into[name[1:]] = into.get(name[1:], 0) + (count or 0)
 
 
-def _exemplify(broken_rows: pl.DataFrame, rows: pa.RecordBatch, source: _Source, into: dict[str, str]) -> None:
+def _exemplify(broken_rows: pl.DataFrame, rows: pa.RecordBatch, source: RawRows, into: dict[str, str]) -> None:
     """Keep the first value that breaks each rule, for messages."""
     user = source.schema.entities.user
     for rule in source.rules:
@@ -433,10 +324,14 @@ def _exemplify(broken_rows: pl.DataFrame, rows: pa.RecordBatch, source: _Source,
             continue
         places = broken_rows[broken(rule)].arg_true()
         if len(places):
-            into[rule.id] = _shown(rows.column(rule.source)[places[0]].as_py())
+            into[rule.id] = _shown(rows.column(rule.source)[places[0]])
 
 
-def _shown(value: Any) -> str:
+def _shown(scalar: pa.Scalar) -> str:
+    try:
+        value = scalar.as_py()
+    except (ValueError, OverflowError, pa.ArrowException):  # a time that Python has no type for, text that is no UTF-8
+        return f"a {scalar.type} that cannot be shown"
     text = "nothing" if value is None else repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(str(value)):,} characters)"
 
@@ -444,19 +339,13 @@ def _shown(value: Any) -> str:
 def _unparsable_keys(path: Path) -> tuple[Keys, int]:
     if not path.exists():
         return np.zeros(0, np.uint64), 0
-    keys = _read_keys(path)
+    keys = read_keys(path)
     return keys, len(keys)
-
-
-def _read_keys(path: Path) -> Keys:
-    with parquet_file(path) as file:
-        batches = [row_keys(_frame(b)[ROW_ID], where=str(path)) for b in file.iter_batches(columns=[ROW_ID])]
-    return np.concatenate([np.zeros(0, np.uint64), *batches])
 
 
 def _span(path: Path) -> dict[str, Any]:
     """First and last event (ISO 8601, UTC) and the click rate of a clean log; null when it is empty."""
-    found = pl.scan_parquet(path).select(
+    found = scan_frame(path).select(
         first=pl.col(EVENT_TIME).min(), last=pl.col(EVENT_TIME).max(), rate=pl.col(LABEL).cast(pl.Float64).mean()
     )
     first, last, rate = found.collect().row(0)

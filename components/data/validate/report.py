@@ -69,6 +69,7 @@ def _head(verdict: Verdict, info: Mapping[str, Any], title: str) -> str:
     if info["first_event"] and not info["last_event"].startswith("1970"):  # relative times say nothing to a reader
         span = f" · events from {info['first_event'][:10]} to {info['last_event'][:10]}"
     facts = f"snapshot {info['snapshot_id'] or 'unnamed'} · {info['rule_set_version']}{span}"
+    read = "".join(f'<p class="soft small">{escape(line)}</p>' for line in info.get("read", []))
     broken = [f for f in verdict.findings if not f.passed]
     lines = "".join(f"<li>{_pill(f)} {escape(f.description)}: {escape(f.observed)}</li>" for f in broken[:6])
     more = f"<li class=soft>and {len(broken) - 6} more, below</li>" if len(broken) > 6 else ""
@@ -76,7 +77,7 @@ def _head(verdict: Verdict, info: Mapping[str, Any], title: str) -> str:
         f'<p class="soft small">The rules that did not hold:</p><ul class=small>{lines}{more}</ul>' if broken else ""
     )
     return (
-        f"<h1>{escape(title)}</h1><p class='soft small'>{escape(facts)}</p>"
+        f"<h1>{escape(title)}</h1><p class='soft small'>{escape(facts)}</p>{read}"
         f'<section class="verdict{"" if verdict.passed else " bad"}"><strong>{"Passed" if word == "passed" else "Failed"}</strong>'
         f"<p>{escape(rest[:1].upper() + rest[1:])}.</p>{listed}</section>"
     )
@@ -142,7 +143,8 @@ def _findings(findings: list[Finding], not_evaluated: Mapping[str, str]) -> str:
 def _finding_table(findings: list[Finding], *, samples: bool) -> str:
     rows = []
     for f in findings:
-        named = f"<br>for example <code>{escape(f.example)}</code>" if samples and f.example else ""
+        named = f"<br><span class=soft>{escape(f.fix)}</span>" if f.fix else ""
+        named += f"<br>for example <code>{escape(f.example)}</code>" if samples and f.example else ""
         named += f"<br><code>{escape('  '.join(f.samples))}</code>" if samples and f.samples else ""
         rows.append(
             f"<tr><td>{_pill(f)}</td><td class=id><code>{escape(f.rule)}</code></td><td>{escape(f.description)}{named}</td>"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import pyarrow.parquet as pq
 
 from components.data.validate.report import render
 from components.data.validate.suite import (
@@ -20,13 +19,18 @@ from components.data.validate.suite import (
     check_profile,
     check_rows,
 )
+from thinktwice.data.ingest import Snapshot
 from thinktwice.files import atomic_dir, atomic_file, read_json, write_json
-from thinktwice.progress import note
+from thinktwice.parquet import read_schema, read_table, write_frame
+from thinktwice.progress import note, tell
 from thinktwice.schema.log import ROW_ID, LogSchema, load_schema
 from thinktwice.validate.parse import clean_columns
 from thinktwice.validate.profile import Profile, profile_log
+from thinktwice.validate.raw_rows import STAGE, frame_of
 from thinktwice.validate.rules import UNSPLITTABLE, noted_rules, profile_rules, row_rules
-from thinktwice.validate.split import STAGE, SplitResult, clean_arrow_schema, split_log
+from thinktwice.validate.split import SplitResult, clean_arrow_schema, split_log
+
+MAX_TOLD = 3  # warnings on the console; the report has them all
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,8 @@ def validate_log(
     future, without ``reference`` nothing is compared with an earlier log: the verdict names what was not evaluated.
 
     Raises:
-        SchemaError, DataError, RowsLost: as :func:`thinktwice.validate.split.split_log`.
-        CheckBroken: a check could not be computed.
+        SchemaError, DataError, RowsLostError: as :func:`thinktwice.validate.split.split_log`.
+        CheckBrokenError: a check could not be computed.
     """
     clean_dir, quarantine_dir = Path(clean_dir), Path(quarantine_dir)
     split = split_log(raw_dir, clean_dir, quarantine_dir, run_id=run_id, as_of=as_of, ingested_at=ingested_at)
@@ -77,14 +81,49 @@ def validate_log(
         *check_notes(split.notes, noted_rules(schema)),
         *check_profile(profile.table),
     ]
-    verdict = judge(findings, split, profile)
+    verdict = judge(_with_fixes(findings, schema), split, profile)
     verdict = replace(verdict, not_evaluated=_not_evaluated(findings, schema, reference is not None))
     _write(Path(verdict_dir), verdict, profile)
-    info = read_json(clean_dir / "clean.json")
+    info = read_json(clean_dir / "clean.json") | {"read": _what_was_read(Path(raw_dir) / "snapshot.json")}
     with atomic_file(report_path) as temporary:
         temporary.write_text(render(verdict, profile, info, samples), encoding="utf-8")
     note(STAGE, verdict.headline)
+    for line in warning_lines(verdict):
+        tell(STAGE, line)
     return verdict
+
+
+def warning_lines(verdict: Verdict) -> list[str]:
+    """What is told of the warnings of a log that passed: how many, and the first few with what to do."""
+    warnings = [f for f in verdict.findings if not f.passed and f.severity == "warning"]
+    if not verdict.passed or not warnings:
+        return []
+    number = "1 warning" if len(warnings) == 1 else f"{len(warnings)} warnings"
+    first = f"{number}, the first {MAX_TOLD}:" if len(warnings) > MAX_TOLD else f"{number}:"
+    return [
+        first,
+        *(f"  {f.rule}: {f.observed}; expected: {f.description}. {_sentence(f.fix)}" for f in warnings[:MAX_TOLD]),
+    ]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def _with_fixes(findings: list[Finding], schema: LogSchema) -> list[Finding]:
+    fixes = {r.id: r.fix for r in row_rules(schema)} | {r.id: r.fix for r in profile_rules()}
+    fixes |= {
+        "ledger:budget": "mend the rows or the rules that set them aside, or raise quarantine_budget in the schema",
+        "ledger:clean": "every row broke a rule: read the reasons, and mend the schema or the log",
+    }
+    return [f if f.passed else f._replace(fix=fixes.get(f.rule, "")) for f in findings]
+
+
+def _what_was_read(snapshot: Path) -> list[str]:
+    try:
+        return Snapshot.model_validate(read_json(snapshot)).what_was_read()
+    except (OSError, ValueError):  # a log of the simulator's or of somebody's own making
+        return []
 
 
 def judge(findings: list[Finding], split: SplitResult, profile: Profile) -> Verdict:
@@ -95,7 +134,7 @@ def judge(findings: list[Finding], split: SplitResult, profile: Profile) -> Verd
     warnings = [f for f in findings if not f.passed and f.severity == "warning"]
     reasons = [
         f"{f.rule} ({f.severity}): {f.observed}{f', for example {f.example}' if f.example else ''}; "
-        f"expected: {f.description} ({f.bound})"
+        f"expected: {f.description} ({f.bound})" + (f"; {f.fix}" if f.fix else "")
         for f in critical + warnings
     ]
     said = f"{len(warnings)} warning{'s' if len(warnings) != 1 else ''} ({_named(warnings)})" if warnings else ""
@@ -122,12 +161,14 @@ def sample_rows(quarantine_dir: Path, schema: LogSchema) -> dict[str, list[str]]
     """Up to ten row ids for each reason of the quarantine."""
     columns = read_json(quarantine_dir / "quarantine.json")["columns"]
     out: dict[str, list[str]] = {}
-    bad = pl.scan_parquet(quarantine_dir / "quarantine.parquet")
+    # Through arrow: the source columns beside these two may be of types that polars does not know.
+    bad = frame_of(read_table(quarantine_dir / "quarantine.parquet", [ROW_ID, columns["reasons"]]))
+    unparsable = frame_of(read_table(quarantine_dir / "unparsable.parquet", [ROW_ID]))
     for rule in row_rules(schema):
-        mine = bad.filter(pl.col(columns["reasons"]).list.contains(rule.id)).select(ROW_ID).head(MAX_SAMPLES)
+        mine = bad.filter(pl.col(columns["reasons"]).list.contains(rule.id))
         if rule.id == UNSPLITTABLE.id:
-            mine = pl.scan_parquet(quarantine_dir / "unparsable.parquet").select(ROW_ID).head(MAX_SAMPLES)
-        found = mine.collect()[ROW_ID].to_list()
+            mine = unparsable
+        found = mine[ROW_ID].head(MAX_SAMPLES).to_list()
         if found:
             out[rule.id] = found
     return out
@@ -135,7 +176,7 @@ def sample_rows(quarantine_dir: Path, schema: LogSchema) -> dict[str, list[str]]
 
 def _ledger(split: SplitResult, clean_dir: Path, schema: LogSchema) -> dict[str, float]:
     expected = clean_arrow_schema(schema, clean_columns(schema))
-    actual = pq.read_schema(clean_dir / "clean.parquet")
+    actual = read_schema(clean_dir / "clean.parquet")
     wrong = {f.name for f in expected if f.name not in actual.names or actual.field(f.name).type != f.type}
     wrong |= set(actual.names) - set(expected.names)
     return {
@@ -218,4 +259,4 @@ def _write(folder: Path, verdict: Verdict, profile: Profile) -> None:
         value["findings"] = [f._asdict() for f in verdict.findings]
         write_json(temporary / "verdict.json", value)
         write_json(temporary / "profile_reference.json", profile.reference)
-        profile.table.write_parquet(temporary / "profile.parquet")
+        write_frame(profile.table, temporary / "profile.parquet")

@@ -12,7 +12,7 @@ Four small suites instead of one large one, chosen for speed and for what they p
 The bad rows themselves are found by the vectorised splitter (GX caps its lists of failing values and flags both copies of a
 duplicate). A test holds that GX, on all raw rows, finds for every rule exactly the rows that the splitter quarantines.
 
-A check that could not be computed is an error (`CheckBroken`), never a bad verdict.
+A check that could not be computed is an error (`CheckBrokenError`), never a bad verdict.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import polars as pl
 from thinktwice.errors import DataError
 from thinktwice.schema.limits import EARLIEST_US, LATEST_US, MAX_TEXT
 from thinktwice.schema.log import EVENT_TIME, LABEL, ROW_ID, LogSchema
+from thinktwice.validate.raw_rows import parquet_file
 from thinktwice.validate.rules import (
     ProfileRule,
     Rule,
@@ -34,7 +35,6 @@ from thinktwice.validate.rules import (
     profile_rules,
     row_rules,
 )
-from thinktwice.validate.split import parquet_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +52,7 @@ _OF_THE_LOG: dict[str, Callable[[float], str]] = {
 }
 
 
-class CheckBroken(DataError):
+class CheckBrokenError(DataError):
     """A check could not be computed: nothing is known about the data."""
 
 
@@ -68,6 +68,7 @@ class Finding(NamedTuple):
     bound: str
     samples: list[str]  # row ids, or "partition / feature"
     example: str = ""  # a value that breaks the rule
+    fix: str = ""  # what a user can do about it
 
 
 class Expected(NamedTuple):
@@ -330,7 +331,7 @@ def run_suite(
     """Run expectations on a frame with GX. Returns per rule ``{success, result}``; with ``row_ids`` complete lists of failing ids.
 
     Raises:
-        CheckBroken: GX could not compute an expectation.
+        CheckBrokenError: GX could not compute an expectation.
     """
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     import great_expectations.expectations as gxe
@@ -355,13 +356,13 @@ def run_suite(
         rule = one.expectation_config.meta["rule"]
         raised = _raised(one.exception_info)
         if raised is not None:
-            raise CheckBroken(
+            raise CheckBrokenError(
                 f"the check {rule!r} of suite {name!r} could not be computed ({raised}): this says nothing about the data, report it as a bug"
             )
         outcome[rule] = {"success": bool(one.success), "result": one.to_json_dict()["result"] if row_ids else {}}
     absent = [e.rule for e in expected if e.rule not in outcome]
     if absent:
-        raise CheckBroken(f"suite {name!r} gave no answer for {', '.join(absent)}: report it as a bug")
+        raise CheckBrokenError(f"suite {name!r} gave no answer for {', '.join(absent)}: report it as a bug")
     return outcome
 
 

@@ -21,7 +21,7 @@ def deploy(
     Args:
         archive: folder with ``ctr.mar``.
         bundle: the model bundle inside it.
-        feature_store: feature store of this model version.
+        feature_store: feature store that the model was trained on.
         blessing: verdict of the bless step on this bundle.
         target: "local" (champion in ``state_dir``) or "manifest" (model folder and InferenceService in ``deployment``).
         state_dir: folder of the champion.

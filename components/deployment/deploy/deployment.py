@@ -52,7 +52,7 @@ def deploy_model(
     Raises:
         PipelineError: unknown target, or no positive blessing of this bundle.
         BundleError: bundle or archive is damaged, or the archive holds another bundle.
-        FeatureStoreError: the store is that of another model version, or what it holds online cannot be put right.
+        FeatureStoreError: the store is that of other features than the model's, or what it holds online cannot be put right.
     """
     if target not in TARGETS:
         raise PipelineError(f"target {target!r} is unknown: use one of {', '.join(TARGETS)}")
@@ -162,5 +162,5 @@ def _check_feature_store(folder: Path, manifest: Manifest) -> None:
     if service != manifest.feature_service:
         raise FeatureStoreError(
             f"feature store {folder} serves {service!r} and the model needs {manifest.feature_service!r}: "
-            "materialize the features of this model version"
+            "give the feature store that the model was trained on"
         )

@@ -66,7 +66,8 @@ def _run_archiver(bundle_dir: Path, scratch: Path, version: str) -> Path:
     """Run the real torch-model-archiver in a process of its own.
 
     It collects files in a folder of a fixed name in the temporary folder, so two at a time would mix their files; here
-    each has a temporary folder to itself. A folder among the extra files goes in with its content, hence the one around.
+    each has a temporary folder to itself. A folder among the extra files goes in with its content, hence the one around. It
+    takes commas, colons and wildcards in paths for its own, so it runs in that folder and gets names alone.
     """
     extra, temporary, out = scratch / "extra", scratch / "tmp", scratch / "out"
     for folder in (extra, temporary, out):
@@ -75,11 +76,10 @@ def _run_archiver(bundle_dir: Path, scratch: Path, version: str) -> Path:
     config = scratch / SETTINGS_FILE
     config.write_text(MODEL_CONFIG, encoding="utf-8")
     command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", MODEL_NAME, "--version", version]
-    command += ["--handler", PLACEHOLDER, "--extra-files", str(extra), "--config-file", str(config)]
-    command += ["--export-path", str(out), "--archive-format", "zip-store"]
-    done = subprocess.run(
-        command, env={**os.environ, "TMPDIR": str(temporary)}, capture_output=True, text=True, check=False
-    )
+    command += ["--handler", PLACEHOLDER, "--extra-files", extra.name, "--config-file", config.name]
+    command += ["--export-path", out.name, "--archive-format", "zip-store"]
+    environment = {**os.environ, "TMPDIR": str(temporary.absolute())}
+    done = subprocess.run(command, env=environment, cwd=scratch, capture_output=True, text=True, check=False)
     made = out / ARCHIVE_FILE
     if done.returncode != 0 or not made.is_file():
         last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no output"]

@@ -12,21 +12,32 @@ def evaluate(
     pretrained: Input[Model],
     test_time: Input[Artifact],
     snapshot_id: str,
-    model_version: str,
+    feature_version: str,
+    recipe: str,
+    mode: str,
+    seed: int,
     code_version: str,
     bundle: Output[Model],
     report: Output[HTML],
     metrics: Output[Metrics],
     classification: Output[ClassificationMetrics],
 ) -> None:
-    """Plain, pre-trained and test-time scores on the same rows; the bundle holds what validation chose."""
+    """Plain, pre-trained and test-time scores on the same rows; the bundle holds what validation chose.
+
+    ``recipe``, ``mode`` and ``seed`` are those the models were trained by; here they name the model version.
+    """
     import tempfile
     from pathlib import Path
 
+    from thinktwice.data.splits import SplitSpec
+    from thinktwice.data.training_set import load_training_set
     from thinktwice.evaluate.compare import evaluate as compare
-    from thinktwice.evaluate.package import write_candidate
+    from thinktwice.evaluate.package import model_version, write_candidate
     from thinktwice.evaluate.report import render
 
+    data = load_training_set(training_set.path)
+    split = SplitSpec.model_validate(data.info["split"])
+    name = model_version(data.schema, feature_version, split=split, recipe=recipe, mode=mode, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         result = compare(training_set.path, plain.path, pretrained.path, test_time.path, f"{folder}/evaluation")
         write_candidate(
@@ -37,12 +48,13 @@ def evaluate(
             model_dirs={"plain": plain.path, "pretrained": pretrained.path},
             test_time_dir=test_time.path,
             snapshot_id=snapshot_id,
-            model_version=model_version,
+            model_version=name,
+            feature_version=feature_version,
             package_version=code_version,
         )
     # Timings are in the page beside the bundle and not in the one inside: they would change its hash in every run.
     Path(report.path).write_text(render(result.content, result.timings, result.candidate_timings), encoding="utf-8")
-    bundle.metadata.update(model_version=model_version, trunk=result.trunk, verdict=result.verdict)
+    bundle.metadata.update(model_version=name, trunk=result.trunk, verdict=result.verdict)
     for column in result.content["columns"]:
         for name, value in column["metrics"].items():
             if value is not None:

@@ -8,22 +8,26 @@ from components.step import step
 @step
 def materialize(
     clean: Input[Dataset],
-    model_version: str,
+    feature_version: str,
     online_store: str,
     redis_address: str,
     code_version: str,
     feature_store: Output[Artifact],
     metrics: Output[Metrics],
 ) -> None:
-    """Build the feature store of ``model_version``; ``online_store`` is ``sqlite`` or ``redis``."""
+    """Build the feature store of ``feature_version``; ``online_store`` is ``sqlite`` or ``redis``."""
     from feature_repo.store import build
 
     info = build(
-        clean.path, feature_store.path, model_version=model_version, online=online_store, redis_address=redis_address
+        clean.path,
+        feature_store.path,
+        feature_version=feature_version,
+        online=online_store,
+        redis_address=redis_address,
     )
     feature_store.metadata.update(
         feature_service=info.feature_service,
-        model_version=info.model_version,
+        feature_version=info.feature_version,
         online_store=info.online_store,
         start=info.start,
         end=info.end,

@@ -24,6 +24,7 @@ def finetune(
     chosen = record["chosen"]
     model.metadata.update(recipe=recipe, seed=seed, code_version=code_version, init=record["init"], **chosen)
     metrics.log_metric("valid_logloss", record["valid"]["logloss"])
-    metrics.log_metric("valid_auc", record["valid"]["auc"])
+    if record["valid"]["auc"] is not None:  # not defined with one class
+        metrics.log_metric("valid_auc", record["valid"]["auc"])
     metrics.log_metric("table_l2", chosen["table_l2"])
     metrics.log_metric("epochs", chosen["epochs"])

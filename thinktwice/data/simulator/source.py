@@ -14,6 +14,7 @@ from thinktwice.data.simulator.draw import Block, block_rows, draw_blocks
 from thinktwice.data.simulator.world import AGES, DEVICES, SCENARIOS, TOPICS, World, make_world
 from thinktwice.data.sources.base import Chunk, Reading
 from thinktwice.files import sha256_text
+from thinktwice.schema import LogSchema
 
 if TYPE_CHECKING:
     from thinktwice.data.ingest import Snapshot
@@ -46,7 +47,7 @@ COLUMNS = pa.schema(
 )
 
 
-def open_sim(path: Path | None, limit: int, seed: int) -> Reading:
+def open_sim(path: Path | None, limit: int, seed: int, schema: LogSchema) -> Reading:
     """Source ``sim``: the default config with ``limit`` rows (0: its default) and ``seed``."""
     config = SimConfig(seed=seed, rows=limit) if limit else SimConfig(seed=seed)
     return reading_of(config)

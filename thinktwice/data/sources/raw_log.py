@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from thinktwice.data.sources.base import (
     ADDED,
@@ -29,11 +28,18 @@ from thinktwice.data.sources.base import (
 from thinktwice.data.sources.parquet_files import BATCH_ROWS, batches, footer
 from thinktwice.errors import DataError
 from thinktwice.files import read_json, sha256_file
+from thinktwice.parquet import read_table
 
 
 def is_raw_log(path: Path) -> bool:
-    """Whether ``path`` is a folder that an ingest wrote, by its ``snapshot.json``."""
-    return (path / SNAPSHOT_FILE).is_file()
+    """Whether ``path`` is a folder that an ingest wrote, by its ``snapshot.json`` (others may have one of their own)."""
+    if not (path / SNAPSHOT_FILE).is_file():
+        return False
+    try:
+        info = read_json(path / SNAPSHOT_FILE)
+    except (OSError, ValueError):
+        return (path / LOG_FILE).is_file()
+    return (path / LOG_FILE).is_file() or (isinstance(info, dict) and "snapshot_id" in info)
 
 
 def schema_beside(path: Path) -> Path | None:
@@ -113,7 +119,7 @@ def _table(path: Path, columns: tuple[str, ...]) -> pa.Table:
     lacking = [c for c in columns if c not in schema.names]
     if lacking:
         raise DataError(f"{path} has no column {lacking[0]!r}: ingest or simulate the log again")
-    return pq.read_table(path, columns=list(columns))
+    return read_table(path, columns)
 
 
 def _side(folder: Path, info: dict[str, object]) -> SideLosses | None:

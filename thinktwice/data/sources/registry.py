@@ -10,7 +10,7 @@ from thinktwice.data.sources.ads import open_avazu, open_criteo
 from thinktwice.data.sources.base import Source
 from thinktwice.data.sources.kuairand import open_kuairand
 from thinktwice.data.sources.movielens import opener
-from thinktwice.data.sources.parquet import open_parquet
+from thinktwice.data.sources.parquet import open_parquet_log
 from thinktwice.errors import DataError
 from thinktwice.schema import LogSchema, parse_schema
 
@@ -57,7 +57,7 @@ SOURCES = {
             about="your own log, described by your schema file",
             path="required",
             path_help="a parquet file or a folder of them, and --schema; or the folder of `data simulate` or `data ingest`",
-            open=open_parquet,
+            open=open_parquet_log,
             has_schema=False,
         ),
         Source(
@@ -66,6 +66,7 @@ SOURCES = {
             path="none",
             path_help="none: --limit is the number of rows, --seed the draw",
             open=open_sim,
+            seeded=True,
         ),
     )
 }

@@ -1,24 +1,28 @@
-"""Which backend a model is packaged with: the fastest of those whose scores are the eager ones, measured on its own trunk."""
+"""Which backend a model is packaged with: the first of those that suit its architecture and size whose scores are the eager ones.
+
+The choice changes bits of scores, so it is part of the bundle, and what is in the bundle must not depend on a stopwatch:
+the same model gives the same choice on the same kind of processor, however busy the machine is. `make bench-backends`
+measures whether the order below is still the order of their speeds.
+"""
 
 from __future__ import annotations
 
 import math
-import statistics
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
-from thinktwice.data.encoded import Batch
+from thinktwice.models.backbone import Backbone
 from thinktwice.models.backends.backend import Backend, Eager, MakeBackend, random_rows, verify_sizes
+from thinktwice.models.backends.folded import can_fold
 from thinktwice.models.blocks import one_thread
 
-ROWS = (1, 100, 1000)  # sizes of a request that are timed
 PARITY_ROWS = 512
 TOLERANCE = {"eager": 1e-5, "folded": 1e-5, "onnx": 1e-5, "bfloat16": 2e-3}  # of a probability
-MARGIN = 1.1  # times faster that a backend must be than one that stands before it
-TURNS = 3
+WIDE = 250_000  # multiplications of a row in linear layers, from which bfloat16 beats float32 where it has instructions
+BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")  # the last on ARM
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,9 @@ class Parity:
 
 @dataclass(frozen=True)
 class Choice:
-    """``seconds`` of requests of 1, 100 and 1,000 rows by backend, as measured; ``parity`` by backend."""
+    """The backend, and the ``parity`` of those that were tried."""
 
     name: str
-    seconds: Mapping[str, tuple[float, ...]]
     parity: Mapping[str, Parity]
 
 
@@ -54,51 +57,39 @@ def parity_of(backend: Backend, seed: int = 0) -> Parity:
     return Parity(difference, swapped, math.isfinite(difference) and difference <= tolerance and swapped == 0)
 
 
-def choose_backend(candidates: Mapping[str, MakeBackend], eager: Backend, rows: Sequence[Batch]) -> Choice:
-    """Time ``eager`` and all candidates by turns, on the ``rows`` of real requests.
+def suitable(model: Backbone, *, bfloat16: bool) -> tuple[str, ...]:
+    """Backends that are faster than eager torch for such a model, the fastest first.
 
-    A candidate must beat those before it clearly, so exact ones come first.
+    Args:
+        bfloat16: whether the processor has instructions for it.
     """
+    if can_fold(model):
+        return ("folded",)
+    if model.config.name == "autoint":  # many small operations, which ONNX Runtime joins
+        return ("onnx",)
+    return ("bfloat16",) if bfloat16 and multiplications(model) >= WIDE else ()
+
+
+def multiplications(model: Backbone) -> int:
+    """Multiplications of a row in the linear layers of the trunk."""
+    projections = set(model.projections.modules())
+    return sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m not in projections)
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies matrices of bfloat16 by instructions of its own."""
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in BFLOAT16_INSTRUCTIONS)
+
+
+def choose_backend(candidates: Mapping[str, MakeBackend], eager: Backend) -> Choice:
+    """The first of ``candidates`` that gives the scores of ``eager``, and every row the same bits in any request; eager
+    torch where none does."""
+    parity: dict[str, Parity] = {}
     with torch.inference_mode(), one_thread():
-        return _chosen(
-            {name: make(eager.model, eager.table, eager.fill) for name, make in candidates.items()}, eager, rows
-        )
-
-
-def _chosen(backends: Mapping[str, Backend], eager: Backend, rows: Sequence[Batch]) -> Choice:
-    parity = {name: parity_of(backend) for name, backend in backends.items()}
-    running = {"eager": eager, **{name: b for name, b in backends.items() if parity[name].holds}}
-    running = {name: backend for name, backend in running.items() if verify_sizes(backend) or name == "eager"}
-    seconds = _timed(running, rows)
-    best = "eager"
-    for name in running:
-        if _mean(seconds[name]) * MARGIN < _mean(seconds[best]):
-            best = name
-    return Choice(best, seconds, parity)
-
-
-def _timed(backends: Mapping[str, Backend], rows: Sequence[Batch]) -> dict[str, tuple[float, ...]]:
-    """Median seconds by size. Every turn of a backend takes several requests, so that it finds its own tables in the caches, as
-    it does when it serves alone."""
-    found: dict[str, list[float]] = {name: [] for name in backends}
-    for size in ROWS:
-        requests = [_request(batch, size) for batch in rows]
-        spent: dict[str, list[float]] = {name: [] for name in backends}
-        for _ in range(TURNS):
-            for name, backend in backends.items():
-                for request in requests:
-                    start = time.perf_counter()
-                    backend.logits(backend.read(request))
-                    spent[name].append(time.perf_counter() - start)
-        for name, seconds in spent.items():
-            found[name].append(statistics.median(seconds))
-    return {name: tuple(seconds) for name, seconds in found.items()}
-
-
-def _request(batch: Batch, size: int) -> Batch:
-    """The rows of a batch, again and again up to ``size``."""
-    return batch.select(torch.arange(size) % len(batch))
-
-
-def _mean(seconds: tuple[float, ...]) -> float:
-    return math.exp(sum(map(math.log, seconds)) / len(seconds))
+        for name, make in candidates.items():
+            backend = make(eager.model, eager.table, eager.fill)
+            parity[name] = parity_of(backend)
+            if parity[name].holds and verify_sizes(backend):
+                return Choice(name, parity)
+    return Choice("eager", parity)

@@ -10,13 +10,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from thinktwice.data.encoded import Batch
 from thinktwice.errors import BundleError, reason
 from thinktwice.files import read_json, write_json
+from thinktwice.models.backbone import Backbone
 from thinktwice.models.backends import onnx
 from thinktwice.models.backends.backend import Backend, Eager, MakeBackend
-from thinktwice.models.backends.choose import Choice, choose_backend
-from thinktwice.models.backends.folded import Folded, can_fold
+from thinktwice.models.backends.choose import Choice, choose_backend, has_bfloat16, suitable
+from thinktwice.models.backends.folded import Folded
 from thinktwice.models.backends.lower import BFloat16
 from thinktwice.models.backends.onnx import ONNX_FILE
 
@@ -34,28 +34,29 @@ class BackendInfo(BaseModel):
     backend: Literal["eager", "folded", "onnx", "bfloat16"]
 
 
-def save_choice(folder: Path | str, eager: Backend, rows: Sequence[Batch]) -> Choice:
-    """Choose the backend of a model by measurement and write the choice into ``folder``.
+def save_choice(folder: Path | str, eager: Backend) -> Choice:
+    """Choose the backend of a model and write the choice into ``folder``.
 
-    ``rows`` are some requests to time them with. ONNX Runtime is tried where the first layer cannot be folded, and where the
-    exporter is installed.
+    ONNX Runtime is left out where its exporter is not installed.
     """
     folder = Path(folder)
-    candidates: dict[str, MakeBackend] = {}
-    if can_fold(eager.model):
-        candidates["folded"] = Folded
-    elif _installed("onnx", "onnxscript", "onnxruntime"):
-        try:
-            onnx.export(eager.model, folder)
-            candidates["onnx"] = onnx.load(folder)
-        except Exception as error:  # noqa: BLE001 - a backbone of the user's own may do what cannot be exported or is refused
-            logger.info("backend onnx is not tried for %s: %s", type(eager.model).__name__, reason(error))
-    candidates["bfloat16"] = BFloat16
-    choice = choose_backend(candidates, eager, rows)
+    choice = choose_backend(candidates(folder, eager.model, suitable(eager.model, bfloat16=has_bfloat16())), eager)
     if choice.name != "onnx":
         (folder / ONNX_FILE).unlink(missing_ok=True)
     write_json(folder / BACKEND_FILE, {"backend": choice.name})
     return choice
+
+
+def candidates(folder: Path, model: Backbone, names: Sequence[str]) -> dict[str, MakeBackend]:
+    """The backends of these names, in their order; ``folder`` takes the file of ONNX Runtime."""
+    found: dict[str, MakeBackend] = {}
+    for name in names:
+        if name != "onnx":
+            found[name] = {"folded": Folded, "bfloat16": BFloat16}[name]
+        elif _installed("onnx", "onnxscript", "onnxruntime"):
+            onnx.export(model, folder)
+            found[name] = onnx.load(folder)
+    return found
 
 
 def open_backend(folder: Path | str) -> MakeBackend:

@@ -1,0 +1,28 @@
+"""Options that several commands have, with one name, one meaning and one default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+WORK = Path(".thinktwice")
+LAST_RUN = "last_run.json"  # in the work folder: where the outputs of the last finished run lie
+
+Work = Annotated[
+    Path, typer.Option("--work", help="Folder of the runs: their outputs, logs and what the next run can reuse.")
+]
+State = Annotated[
+    Path | None,
+    typer.Option(
+        "--state",
+        help="Folder of the champion, the model that is served.",
+        show_default="state in the folder of --work",
+    ),
+]
+
+
+def state_folder(state: Path | None, work: Path) -> Path:
+    """The folder of the champion."""
+    return work / "state" if state is None else state

@@ -1,0 +1,246 @@
+"""The files of a log that is a folder, chosen and ordered as Spark, Hive and Arrow do.
+
+Names that start with ``.`` or ``_`` are left out, with all that is below such a folder. Numbers in names compare as
+numbers, so ``part.2`` comes before ``part.10``. What a file is, its first bytes say; the name says whether it is meant to be
+read. Whatever is not read is named: a file that is no data is left out, one that looks like data is refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from thinktwice.data.sources.base import readable
+from thinktwice.data.sources.file_kind import kind_of
+from thinktwice.errors import DataError
+
+#: Endings of a parquet file; before and behind them may stand the codec (``.snappy.parquet``, ``.parquet.gz``).
+ENDINGS = frozenset({"parquet", "pq", "parq", "par"})
+CODECS = frozenset(
+    {"snappy", "snap", "gz", "gzip", "zst", "zstd", "lz4", "lz4_raw", "br", "brotli", "lzo", "uncompressed", "none"}
+)
+MAX_NAMED = 5  # files in one sentence; the snapshot has them all
+#: Folders and files that make a folder of parquet files a table whose own log says which of them count.
+TABLES = {"_delta_log": "a Delta Lake table", ".hoodie": "a Hudi table"}
+
+HIDDEN = "hidden"
+NO_DATA = "no data"
+SAME = "the same file again"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """``files`` in reading order; ``left_out`` is path below the folder (a folder ends with ``/``) -> why.
+
+    ``partitions`` is file -> the names ``key=value`` of folders between the given folder and the file. They are not read.
+    """
+
+    files: tuple[Path, ...]
+    left_out: dict[str, str] = field(default_factory=dict)
+    partitions: dict[Path, tuple[str, ...]] = field(default_factory=dict)
+
+
+def parts_of(folder: Path) -> Parts:
+    """The parquet files below ``folder``, and what is left out.
+
+    Raises:
+        DataError: the folder is a table of another kind, holds a file that looks like data and would not be read, or may not be
+            read; or it holds no parquet file.
+    """
+    _refuse_table(folder)
+    files: list[Path] = []
+    left_out: dict[str, str] = {}
+    partitions: dict[Path, tuple[str, ...]] = {}
+    refused: list[str] = []
+    seen: dict[tuple[int, int], str] = {}
+    for path, name, why in _walk(folder):
+        if why:
+            left_out[name] = why
+            continue
+        status = path.stat()
+        known = seen.setdefault((status.st_dev, status.st_ino), name)
+        if known != name and path.is_symlink():
+            left_out[name] = f"{SAME} as {known}"
+            continue
+        with readable(path):
+            kind = kind_of(path)
+        if kind.is_parquet and is_parquet_name(path.name):
+            files.append(path)
+            partitions[path] = tuple(part for part in name.split("/")[:-1] if partition_key(part))
+        elif kind.is_parquet:
+            refused.append(f"{name} is a parquet file by its content, but does not end like one")
+        elif kind.is_data:
+            refused.append(f"{name} is {kind.words}")
+        elif _claims_parquet(path.name):
+            what = (
+                "is empty: give the whole file" if kind.words == "empty" else "is no intact parquet file: copy it again"
+            )
+            raise DataError(f"{path} {what}")
+        else:
+            left_out[name] = NO_DATA
+    if refused:
+        raise DataError(
+            f"folder {folder} holds {_count(len(refused), 'file')} that would not be read: {_listed(refused)}. "
+            "Convert them to parquet (*.parquet), or move them out of the folder"
+        )
+    if not files:
+        out = f" (left out: {listed(left_out)})" if left_out else ""
+        raise DataError(
+            f"folder {folder} holds no *.parquet file{out}: give --path, your parquet file or a folder of them"
+        )
+    return Parts(tuple(files), left_out, {file: found for file, found in partitions.items() if found})
+
+
+def partition_key(folder: str) -> str:
+    """The key of a folder ``key=value``; "" for another name."""
+    key, equals, _ = folder.partition("=")
+    return key if equals else ""
+
+
+def is_parquet_name(name: str) -> bool:
+    """Whether a file of this name is meant to be read: it ends like a parquet file, or has no ending but numbers.
+
+    Hive writes ``000000_0``, Spark ``part-00000.c000.snappy.parquet``, dask ``part.0.parquet``. A backup (``.bak``, ``.old``,
+    ``.tmp``, a name that ends with ``~``) is not meant to be read.
+    """
+    ending = _ending(name)
+    return not name.endswith("~") and (not ending or ending in ENDINGS or re.fullmatch(r"c?[0-9]+", ending) is not None)
+
+
+def _claims_parquet(name: str) -> bool:
+    return _ending(name) in ENDINGS
+
+
+def _ending(name: str) -> str:
+    """The last ending of a name that is no codec; "" where there is none."""
+    endings = [e for e in name.lower().split(".")[1:] if e not in CODECS]
+    return endings[-1] if endings else ""
+
+
+def natural(name: str) -> tuple[list[int | str], str]:
+    """A sort key of a name: numbers in it compare as numbers; of equal ones the digits decide."""
+    pieces = re.split(r"([0-9]+)", name)
+    return [int(piece) if number % 2 else piece for number, piece in enumerate(pieces)], name
+
+
+def what_was_read(
+    num_files: int,
+    left_out: Mapping[str, str],
+    columns_left_out: Mapping[str, str],
+    columns_missing: Mapping[str, str],
+) -> list[str]:
+    """A line about the files, ``5 files read, 2 left out: notes.txt (no data), .cache/ (hidden)``, and two about columns.
+
+    No line where there is nothing to say: one file that was read whole.
+    """
+    lines = []
+    if num_files > 1 or left_out:
+        out = f", {len(left_out)} left out: {listed(left_out)}" if left_out else ""
+        lines.append(f"{_count(num_files, 'file')} read{out}")
+    if columns_left_out:
+        number = _count(len(columns_left_out), "column")
+        lines.append(f"{number} left out that the schema does not name: {listed(columns_left_out)}")
+    if columns_missing:
+        number = _count(len(columns_missing), "column")
+        lines.append(f"{number} of the schema not in every file, and empty there: {listed(columns_missing)}")
+    return lines
+
+
+def listed(left_out: Mapping[str, str]) -> str:
+    """The first few that were left out, and why."""
+    return _listed([f"{printable(name)} ({printable(why)})" for name, why in left_out.items()])
+
+
+def printable(name: str) -> str:
+    """A file name without line breaks, control characters and bytes that are no UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
+
+
+def _listed(items: list[str]) -> str:
+    more = f" and {len(items) - MAX_NAMED} more" if len(items) > MAX_NAMED else ""
+    return ", ".join(items[:MAX_NAMED]) + more
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, str, str]]:
+    """(path, name below the folder, why it is left out or "") of every entry in reading order; links are followed."""
+    entered: dict[tuple[int, int], str] = {}
+    waiting = [(folder, "")]
+    while waiting:
+        path, name = waiting.pop()
+        entry = Path(name).name
+        with readable(path):
+            status = _status(path)
+        if name and _is_hidden(entry):
+            folder_mark = "/" if status is not None and stat.S_ISDIR(status.st_mode) else ""
+            yield path, name + folder_mark, HIDDEN
+        elif status is None:
+            if _claims_parquet(entry):
+                raise DataError(f"{path} is a link that leads to nothing: remove it, or bring back what it names")
+            yield path, name, "a link that leads to nothing"
+        elif stat.S_ISDIR(status.st_mode):
+            known = entered.setdefault((status.st_dev, status.st_ino), name)
+            if known != name:
+                yield path, f"{name}/", f"the same folder as {known or '.'}/"
+                continue
+            with readable(path), os.scandir(path) as entries:
+                found = sorted((e.name for e in entries), key=natural, reverse=True)
+            waiting.extend((path / e, f"{name}/{e}" if name else e) for e in found)
+        else:
+            yield path, name, "" if stat.S_ISREG(status.st_mode) else "not a file"
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """What a path leads to; None for a link that leads to nothing, or to itself."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        raise
+
+
+def _is_hidden(name: str) -> bool:
+    """As Spark has it: ``_day=1`` is a partition and not hidden; a file that Hadoop is still copying is."""
+    return name.startswith(".") or (name.startswith("_") and "=" not in name) or name.endswith("._COPYING_")
+
+
+def _refuse_table(folder: Path) -> None:
+    for name, what in TABLES.items():
+        if (folder / name).exists():
+            raise DataError(
+                f"{folder} is {what} ({name} is in it), whose own log says which files count: "
+                "export its current rows to plain parquet files and give those"
+            )
+    metadata = folder / "metadata"
+    if metadata.is_dir() and any(metadata.glob("*.metadata.json")):
+        raise DataError(
+            f"{folder} is an Iceberg table (metadata/*.metadata.json is in it), whose own log says which files count: "
+            "export its current rows to plain parquet files and give those"
+        )
+
+
+def refuse_partition(folder: Path, part: str) -> None:
+    """Refuse a log that has a column of the schema in the names of its folders alone; ``part`` is one of them.
+
+    Raises:
+        DataError: always.
+    """
+    # DuckDB takes [ and ] for a pattern; a character in brackets is itself.
+    inside = glob.escape(str(folder.absolute())).replace("'", "''")
+    query = f"COPY (FROM read_parquet('{inside}/**/*.parquet', hive_partitioning=true)) TO 'log.parquet'"
+    raise DataError(
+        f"folder {part} in {folder} is a Hive partition, and folder names are not read: the column {partition_key(part)!r}, "
+        f"which the schema names, would be missing. Write it into the files, e.g. with DuckDB: {query}"
+    )

@@ -1,0 +1,74 @@
+"""Read and write parquet files by their exact path.
+
+The libraries that read parquet take patterns (``[1]``, ``*``), partitions (a folder ``price=7`` on the way becomes a column
+or replaces one), URIs and ``~`` for what they are given. Here a path is only characters. Nothing else in the project opens
+a parquet file by its path, except queries, by :mod:`thinktwice.sql_files`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow.fs import LocalFileSystem
+
+
+def read_frame(path: Path | str, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """The file as a polars frame; ``columns`` names those to read."""
+    wanted = None if columns is None else list(columns)
+    return pl.read_parquet(_exact(path), columns=wanted, glob=False, hive_partitioning=False)
+
+
+def scan_frame(path: Path | str) -> pl.LazyFrame:
+    """The file as a lazy polars frame."""
+    return pl.scan_parquet(_exact(path), glob=False, hive_partitioning=False)
+
+
+def write_frame(frame: pl.DataFrame, path: Path | str) -> None:
+    """Write a polars frame."""
+    frame.write_parquet(_exact(path))
+
+
+def open_parquet(path: Path | str) -> pq.ParquetFile:
+    """The file, opened; a context manager that closes it."""
+    return pq.ParquetFile(_exact(path), filesystem=LocalFileSystem())
+
+
+def read_table(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The file as an arrow table; ``columns`` names those to read."""
+    with open_parquet(path) as file:
+        if columns is None:
+            return file.read()
+        return file.read(list(columns)).select(list(columns))  # arrow reads ``a.b`` along with ``a``
+
+
+def read_schema(path: Path | str) -> pa.Schema:
+    """Arrow schema of the file."""
+    with open_parquet(path) as file:
+        return file.schema_arrow
+
+
+def num_rows(path: Path | str) -> int:
+    """Number of rows of the file, from its footer."""
+    with open_parquet(path) as file:
+        return int(file.metadata.num_rows)
+
+
+def parquet_writer(path: Path | str, schema: pa.Schema, **options: Any) -> pq.ParquetWriter:
+    """A writer of ``path``; a context manager that closes the file. ``options`` are those of ``pq.ParquetWriter``."""
+    return pq.ParquetWriter(_exact(path), schema, filesystem=LocalFileSystem(), **options)
+
+
+def write_table(table: pa.Table, path: Path | str, **options: Any) -> None:
+    """Write an arrow table; ``options`` are those of ``pq.ParquetWriter``."""
+    with parquet_writer(path, table.schema, **options) as writer:
+        writer.write_table(table)
+
+
+def _exact(path: Path | str) -> str:
+    """An absolute path: a relative one could begin with ``~`` or look like a URI (``a:b``)."""
+    return str(Path(path).absolute())

@@ -1,0 +1,147 @@
+"""Which columns of a source file a schema names, what it reads from them, and from which types it can read that.
+
+The types are a list of those that are read; every other type is refused in one sentence, before a row is read.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.types as pt
+
+from thinktwice.errors import SchemaError
+from thinktwice.schema.log import LogSchema
+from thinktwice.schema.times import is_time
+from thinktwice.schema.values import can_spell
+
+#: What is read from a column: a moment, a number (the label too), the text of an id or a category, or a list of numbers.
+Kind = Literal["time", "number", "category", "vector"]
+
+
+class Use(NamedTuple):
+    """One use of a column; ``words`` name it in messages."""
+
+    kind: Kind
+    words: str
+
+
+READ = {
+    "time": "timestamps, dates, integers, floats, decimals and text",
+    "number": "integers, floats, decimals, booleans and text",
+    "category": "text, bytes, integers, floats, decimals, booleans, dates, times, timestamps and durations",
+    "vector": "lists of numbers and text",
+}
+
+
+def named_columns(schema: LogSchema) -> dict[str, tuple[Use, ...]]:
+    """Every source column that a schema names, in schema order, with all that is read from it."""
+    uses: dict[str, list[Use]] = {}
+
+    def add(column: str | None, kind: Kind, words: str) -> None:
+        if column is not None:
+            uses.setdefault(column, []).append(Use(kind, words))
+
+    add(schema.time.column, "time", "time")
+    add(schema.label.column, "number", "label")
+    for name, entity in (("user", schema.entities.user), ("item", schema.entities.item)):
+        if entity is not None:
+            add(entity.source_column, "category", f"{name} id")
+            add(entity.title, "category", f"{name} title")
+    for field in schema.fields:
+        if field.derived is None:
+            add(field.source_column, "number" if field.kind == "numeric" else "category", f"field {field.name!r}")
+    for vector in schema.vectors:
+        add(vector.source_column, "vector", f"vector {vector.name!r}")
+    add(schema.propensity, "number", "propensity")
+    add(schema.truth, "number", "truth")
+    return {column: tuple(found) for column, found in uses.items()}
+
+
+def check_columns(schema: LogSchema, columns: pa.Schema, where: str) -> None:
+    """Refuse a schema that names a column which the input does not have, has twice, or has in a type that is not read.
+
+    Raises:
+        SchemaError: names the column, who wants it, and the nearest name and all columns, or the type and those that are read.
+    """
+    for column, uses in named_columns(schema).items():
+        count = columns.names.count(column)
+        if not count:
+            partition = f"{column}=" in where
+            hint = (
+                f"folder names such as '{column}=…' are not read; " if partition else "correct the schema's 'column'. "
+            )
+            raise SchemaError(
+                f"schema {schema.name!r} does not fit {where}: its {uses[0].words} wants column {column!r}, which is not there; "
+                f"{hint}{known_column(column, columns.names)}"
+            )
+        if count > 1:
+            raise SchemaError(twice(column, where))
+        for use in uses:
+            refuse_type(column, columns.field(column).type, use, where)
+
+
+def twice(column: str, where: str) -> str:
+    """The sentence about a column that stands twice in a file."""
+    return f"column {column!r} is there twice in {where}: keep one of them, or give them different names"
+
+
+def refuse_type(column: str, kind: pa.DataType, use: Use, where: str) -> None:
+    """Raise SchemaError when ``use`` cannot be read from a column of this type."""
+    if not is_read(kind, use.kind):
+        raise SchemaError(
+            f"column {column!r} of {where} has type {kind}, from which the {use.words} cannot be read: "
+            f"{READ[use.kind]} are read; write it as one of these, or leave it out of the schema"
+        )
+
+
+def known_column(name: str, columns: list[str]) -> str:
+    """End of a sentence about a missing column: the nearest name, if there is one, and all that exist."""
+    near = difflib.get_close_matches(name, columns, n=1, cutoff=0.6)
+    listed = ", ".join(map(_shown, columns[:40])) + (", …" if len(columns) > 40 else "")
+    return (f"did you mean {near[0]!r}? " if near else "") + f"The columns are: {listed}"
+
+
+def _shown(name: str) -> str:
+    """A column's name for a message: what is taken for a header may be anything."""
+    plain = "".join(c if c.isprintable() else "�" for c in name[:60])
+    return plain + ("…" if len(name) > 60 else "")
+
+
+def is_read(kind: pa.DataType, use: Kind) -> bool:
+    """Whether ``use`` can be read from a column of this arrow type."""
+    if use == "category":
+        return can_spell(kind)
+    kind = stored(kind)
+    if pt.is_null(kind) or is_text(kind) or (is_bytes(kind) and use != "vector"):
+        return True
+    if use == "vector":
+        listed = pt.is_list(kind) or pt.is_large_list(kind) or pt.is_fixed_size_list(kind)
+        return listed and (pt.is_null(kind.value_type) or pt.is_boolean(kind.value_type) or _is_number(kind.value_type))
+    return _is_number(kind) or (pt.is_boolean(kind) if use == "number" else is_time(kind))
+
+
+def stored(kind: pa.DataType) -> pa.DataType:
+    """The type of the values behind dictionaries, runs and extension types."""
+    if pt.is_dictionary(kind) or pt.is_run_end_encoded(kind):
+        return stored(kind.value_type)
+    if isinstance(kind, pa.BaseExtensionType):
+        return stored(kind.storage_type)
+    return kind
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether the values are text."""
+    return bool(pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind))
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether the values are bytes."""
+    return bool(
+        pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_binary_view(kind) or pt.is_fixed_size_binary(kind)
+    )
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pt.is_integer(kind) or pt.is_floating(kind) or pt.is_decimal(kind))

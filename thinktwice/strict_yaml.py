@@ -1,0 +1,213 @@
+"""Read YAML that people write: the one loader of the project, which refuses what PyYAML passes over.
+
+PyYAML lets the second of two equal keys win, expands aliases without a limit, reads ``NO``, ``on``, ``010``, ``12:30`` and
+``2024-01-01`` as something else than text, and says what is wrong in the words of a parser. Here every fault of a file is one
+sentence with its line, and only true, false, null and plain numbers are no text.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from thinktwice.errors import ThinktwiceError
+
+MAX_CHARACTERS = 1 << 20
+MAX_NODES = 200_000  # values after all aliases are expanded
+MERGE = "tag:yaml.org,2002:merge"
+
+
+def read_mapping(path: Path | str, what: str, error: type[ThinktwiceError]) -> dict[str, Any]:
+    """The mapping in a YAML file; ``{}`` for an empty one. ``what`` names the file in messages, e.g. ``schema file``.
+
+    Raises:
+        error: the file cannot be read, or holds something else than one mapping of unique keys.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as found:
+        raise error(
+            f"{what} {path} cannot be read ({found.strerror or found}): give the path of a YAML file"
+        ) from found
+    except UnicodeDecodeError as found:
+        raise error(f"{what} {path} is not UTF-8 text (byte {found.start}): save it as UTF-8") from found
+    return mapping(text, f"{what} {path}", error)
+
+
+def mapping(text: str, where: str, error: type[ThinktwiceError]) -> dict[str, Any]:
+    """Like :func:`read_mapping`, from text; ``where`` names its origin."""
+    try:
+        value = _parsed(text)
+    except _WrongError as found:
+        raise error(f"{where} {found}") from found
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise error(f"{where} holds a {_kind(value)} instead of a mapping: start with a line like 'name: value'")
+    other = next((key for key in value if not isinstance(key, str)), None)
+    if other is not None:
+        raise error(f"{where} has the key {other!r}, which is no text: put it in quotes")
+    return value
+
+
+def parse_yaml(text: str) -> Any:
+    """The value in a YAML text; None for an empty one.
+
+    Raises:
+        ValueError: it is not YAML, or breaks one of the rules of this module; the message starts with ``it``.
+    """
+    try:
+        return _parsed(text)
+    except _WrongError as found:
+        raise ValueError(f"it {found}") from found
+
+
+def _parsed(text: str) -> Any:
+    if len(text) > MAX_CHARACTERS:
+        raise _WrongError(f"has {len(text):,} characters, at most {MAX_CHARACTERS:,} are read: give a shorter one")
+    try:
+        return _load(text)
+    except RecursionError as found:
+        raise _WrongError("is nested too deeply: give one of ordinary depth") from found
+    except yaml.YAMLError as found:
+        raise _WrongError(f"is not valid YAML{_place(found)} ({_problem(found)}): correct the syntax") from found
+    except (ValueError, OverflowError) as found:  # of a value, such as the date 2024-13-45
+        raise _WrongError(f"holds a value that cannot be read ({found}): put it in quotes") from found
+
+
+class _WrongError(Exception):
+    """What is wrong with a document, without its name."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads fewer texts as something else than PyYAML does; what PyYAML writes, it reads as it was."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {}  # type: ignore[misc]  # of no other loader
+
+
+_FLOAT = r"[-+]?[0-9]+\.[0-9]*(?:[eE][-+][0-9]+)?|\.[0-9]+(?:[eE][-+][0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+for _what, _form, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+", list("-+0123456789")),
+    ("float", _FLOAT, list("-+0123456789.")),
+    ("merge", r"<<", ["<"]),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_what}", re.compile(rf"^(?:{_form})$"), _first)
+
+
+def _load(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        # Before anything is built of the nodes: merging changes them, and keys that come by a merge may be set again.
+        _check(root, loader)
+        return loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _check(root: yaml.Node, loader: _Loader) -> None:
+    """Refuse keys that are there twice, aliases within themselves, and too many values."""
+    sizes: dict[int, int] = {}
+    above: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in above:
+            raise _WrongError(f"has an alias at line {_line(node)} that stands for itself: write the value out")
+        if id(node) not in sizes:
+            above.add(id(node))
+            if isinstance(node, yaml.MappingNode):
+                _check_keys(node, loader)
+                found = 1 + sum(size(key) + size(value) for key, value in node.value)
+            else:
+                found = 1 + (sum(map(size, node.value)) if isinstance(node, yaml.SequenceNode) else 0)
+            if found > MAX_NODES:
+                raise _WrongError(f"holds more than {MAX_NODES:,} values once its aliases are expanded: write fewer")
+            above.remove(id(node))
+            sizes[id(node)] = found
+        return sizes[id(node)]
+
+    size(root)
+
+
+def _check_keys(node: yaml.MappingNode, loader: _Loader) -> None:
+    seen: dict[Any, yaml.Node] = {}
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise _WrongError(f"has a key at line {_line(key)} that is a list or a mapping: use a text")
+        value = MERGE if key.tag == MERGE else loader.construct_object(key)
+        earlier = seen.setdefault(value, key)
+        if earlier is not key:
+            raise _WrongError(
+                f"has the key {key.value!r} twice, at lines {_line(earlier)} and {_line(key)}: "
+                "one would replace the other, keep one of them"
+            )
+
+
+def first_fault(found: ValidationError, model: type[BaseModel], whole: str) -> tuple[str, str]:
+    """Where the first fault of a mapping is, and what it is; ``whole`` names the mapping itself.
+
+    A key that ``model`` does not know is named with the nearest one that it does.
+    """
+    first = found.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"]) or whole
+    if first["type"] == "extra_forbidden":
+        known = list(_model_at(model, first["loc"][:-1]).model_fields)
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        guess = f"did you mean {near[0]!r}? " if near else ""
+        return place, f"there is no such key; {guess}Known are {', '.join(known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "string_type" and isinstance(first["input"], bool | int | float):
+        message += f" (YAML has read it as {str(first['input']).lower()}: put it in quotes)"
+    return place, message
+
+
+def _model_at(model: type[BaseModel], place: tuple[int | str, ...]) -> type[BaseModel]:
+    """The model of the mapping at a place within a mapping of ``model``."""
+    for part in place:
+        if isinstance(part, str) and part in model.model_fields:
+            model = next(_models_in(model.model_fields[part].annotation), model)
+    return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _place(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    return f" at line {mark.line + 1}" if mark is not None else ""
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)
+    if "'\\t'" in problem:
+        return "a tab stands where only spaces may indent"
+    if "but found another document" in problem:
+        return "a second document begins after '---'"
+    if "could not determine a constructor for the tag" in problem:
+        return f"the tag {problem.rsplit(' ', 1)[-1]} is not read"
+    return " ".join(problem.split())
+
+
+def _kind(value: Any) -> str:
+    return {"list": "list", "str": "text", "int": "number", "float": "number", "bool": "yes or no"}.get(
+        type(value).__name__, type(value).__name__
+    )

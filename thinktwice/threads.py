@@ -1,0 +1,72 @@
+"""How many threads the library computes with, and sums in an order that does not depend on timing.
+
+Training and scoring work on small batches: a second thread rarely makes them faster, costs CPU time while it waits for
+the first, and changes the order of sums and with it the last bits of the weights. So the library computes with one thread,
+whoever calls it, unless ``THINKTWICE_THREADS`` names another number.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from thinktwice.errors import ResourceError
+
+VARIABLE = "THINKTWICE_THREADS"
+MOST = 1024
+
+
+def num_threads(environment: Mapping[str, str] = os.environ) -> int:
+    """The number of threads to compute with: 1, or what ``THINKTWICE_THREADS`` says.
+
+    Raises:
+        ResourceError: the variable holds something that is not a number of threads.
+    """
+    text = environment.get(VARIABLE, "").strip()
+    if not text:
+        return 1
+    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= MOST:
+        raise ResourceError(f"{VARIABLE}={text!r} is not a number of threads from 1 to {MOST}: correct or unset it")
+    return int(text)
+
+
+def thread_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Variables that give a child process as many threads as :func:`num_threads`, its numerical libraries included.
+
+    Raises:
+        ResourceError: as :func:`num_threads`.
+    """
+    count = str(num_threads(environment))
+    return {name: count for name in (VARIABLE, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
+@contextmanager
+def reproducible() -> Iterator[None]:
+    """Compute in torch with :func:`num_threads` threads and, on the CPU, without operations whose bits depend on timing.
+
+    With the same number of threads the same inputs then give the same bits under any load. Also a decorator. What was set
+    before is set again at the end.
+
+    Raises:
+        ResourceError: as :func:`num_threads`.
+    """
+    import torch
+
+    count = num_threads()
+    threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    settings: Any = torch.utils.deterministic
+    fill = settings.fill_uninitialized_memory
+    if threads != count:
+        torch.set_num_threads(count)
+    if not torch.cuda.is_available():  # on a GPU some sums have no ordered form
+        torch.set_deterministic_debug_mode("error")
+        settings.fill_uninitialized_memory = False  # a debugging aid that costs time
+    try:
+        yield
+    finally:
+        settings.fill_uninitialized_memory = fill
+        torch.set_deterministic_debug_mode(mode)
+        if threads != count:
+            torch.set_num_threads(threads)

@@ -1,0 +1,79 @@
+"""The first pass over a raw log: which rows are copies of earlier ones, and which part of the clean log takes each row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from thinktwice.schema.log import ROW_ID, LogSchema
+from thinktwice.schema.values import as_series
+from thinktwice.validate.copies import later_copies
+from thinktwice.validate.parse import event_time
+from thinktwice.validate.raw_rows import RawRows
+from thinktwice.validate.row_keys import Keys, row_keys
+
+PART_ROWS = 1_200_000  # rows sorted at once
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the first pass finds of R rows."""
+
+    keys: Keys  # [R] row ids, in file order
+    duplicate: npt.NDArray[np.bool_]  # [R] a later copy of a row
+    part: npt.NDArray[np.int32]  # [R] which part of the clean log a row belongs to, when it is clean
+    num_parts: int
+
+
+def plan_of(source: RawRows) -> Plan:
+    """First pass."""
+    find = any(rule.check == "duplicate" for rule in source.rules)
+    keys, times, first, second, known = [], [], [], [], []
+    coarse = True
+    for batch in source.batches(what="order"):
+        ids = as_series(batch.column(ROW_ID))
+        keys.append(row_keys(ids, where=str(source.log)))
+        micros = event_time(source.schema, batch)
+        coarse = coarse and _only_hours(micros, source.schema)
+        times.append(micros.fill_null(0).to_numpy())
+        if find:
+            rows = _hashable(batch.select(source.named))
+            first.append(rows.hash_rows(seed=1).to_numpy())
+            second.append(rows.hash_rows(seed=2).to_numpy())
+            known.append(ids.is_in(list(source.known_duplicates)).to_numpy())
+    if not keys:
+        return Plan(np.zeros(0, np.uint64), np.zeros(0, bool), np.zeros(0, np.int32), 1)
+    key = np.concatenate(keys)
+    if find and not coarse:
+        duplicate = later_copies(source, np.concatenate(first), np.concatenate(second)) | np.concatenate(known)
+    elif find and not source.dates:
+        duplicate = np.concatenate(known)
+    else:
+        duplicate = np.zeros(len(key), dtype=bool)
+    num_parts = -(-len(key) // PART_ROWS)
+    part = np.zeros(len(key), dtype=np.int32)
+    if num_parts > 1:
+        part[np.lexsort((key, np.concatenate(times)))] = np.arange(len(key)) // PART_ROWS
+    return Plan(key, duplicate, part, num_parts)
+
+
+def _only_hours(micros: pl.Series, schema: LogSchema) -> bool:
+    """Whether all times are whole hours of the clocks in the zone of the log: then equal rows are ordinary."""
+    known = micros.drop_nulls().to_numpy()
+    return bool((schema.zone.local(known) % 3_600_000_000 == 0).all())
+
+
+def _hashable(rows: pa.RecordBatch) -> pl.DataFrame:
+    """Columns of any type in a form in which equal values have equal hashes. Text is taken as the bytes it is."""
+    columns = []
+    for name, values in zip(rows.schema.names, rows.columns, strict=True):
+        if pa.types.is_decimal256(values.type):
+            values = values.cast(pa.large_string())
+        elif pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+            values = values.cast(pa.large_binary())
+        columns.append(as_series(values).rename(name))
+    return pl.DataFrame(columns)
