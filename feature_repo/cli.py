@@ -67,13 +67,14 @@ def score(
         ),
     ] = "given",
     bundle: Annotated[
-        Path | None, typer.Option(help="Folder of the bundle.", show_default="that of the champion in --state")
+        Path | None, typer.Option(help="Folder of the bundle.", show_default="that of the champion")
     ] = None,
     store: Annotated[
         Path | None,
-        typer.Option(help="Feature store folder of the model.", show_default="that of the champion in --state"),
+        typer.Option(help="Feature store folder of the model.", show_default="that of the champion"),
     ] = None,
-    state: Annotated[Path, typer.Option(help="State folder.")] = Path(".thinktwice/state"),
+    state: State = None,
+    work: Work = WORK,
     request: Annotated[
         str | None,
         typer.Option(
@@ -82,17 +83,17 @@ def score(
     ] = None,
 ) -> None:
     """Score a parquet file with a bundle; every row gets what a server that reads the same values answers."""
-    from rich.console import Console
     from rich.progress import Progress
 
     from feature_repo.score import score_file
     from thinktwice.champion import require_champion
+    from thinktwice.console.terminal import console_here
 
     if bundle is None:
-        bundle = require_champion(state, "--bundle").bundle_dir
+        bundle = require_champion(state_folder(state, work), "--state, --work or --bundle").bundle_dir
     if store is None and features != "given":
-        store = require_champion(state, "--store").feature_store_dir
-    console = Console(stderr=True)
+        store = require_champion(state_folder(state, work), "--state, --work or --store").feature_store_dir
+    console = console_here(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("score", total=None)
         done = score_file(

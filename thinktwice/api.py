@@ -15,14 +15,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from thinktwice import __version__
 from thinktwice.bundle import REPORT, REPORT_FILE, Bundle, load_bundle
-from thinktwice.data.ingest import Snapshot, ingest, model_version
+from thinktwice.data.feature_tables import feature_version
+from thinktwice.data.ingest import Snapshot, ingest
 from thinktwice.data.point_in_time import training_rows
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import build_training_set
 from thinktwice.errors import BundleError, DataError, reason
 from thinktwice.evaluate.bundles import recorded_evaluation
 from thinktwice.evaluate.compare import evaluate
-from thinktwice.evaluate.package import write_candidate
+from thinktwice.evaluate.package import model_version, write_candidate
 from thinktwice.files import read_json, sha256_text
 from thinktwice.pretrain import pretrain
 from thinktwice.schema import SCHEMA_FILE, LogSchema, load_schema
@@ -179,9 +180,9 @@ def train_model(
         raise DataError(f"split {split!r} is unknown ({reason(error)}): use time or random") from error
     schema = load_schema(clean / SCHEMA_FILE)
     snapshot_id = _snapshot_id(clean / "clean.json")
-    recipe_name = recipe if isinstance(recipe, str) else sha256_text(settings.model_dump_json())
-    made_by = sha256_text(recipe_name, test_time, str(seed))
-    version = model_version(schema, snapshot_id, made_by, spec.model_dump_json(), __version__)
+    features = feature_version(schema, snapshot_id, __version__)
+    name = recipe if isinstance(recipe, str) else sha256_text(settings.model_dump_json())
+    version = model_version(schema, features, split=spec, recipe=name, mode=test_time, seed=seed)
     training_set, bundle = out / "training_set", out / "bundle"
     out.mkdir(parents=True, exist_ok=True)
     build_training_set(training_rows(clean, schema), schema, training_set, spec)
@@ -203,6 +204,7 @@ def train_model(
             test_time_dir=work / "test_time",
             snapshot_id=snapshot_id,
             model_version=version,
+            feature_version=features,
             package_version=__version__,
         )
     return Training(bundle_dir=bundle, training_set_dir=training_set, model_version=version, report=read_report(bundle))
