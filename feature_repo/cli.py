@@ -58,8 +58,8 @@ def skew(
 
 
 def score(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="Parquet file of rows to score.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Parquet file to write: the same rows with their scores.")],
+    source: Annotated[Path, typer.Argument(help="Parquet file of rows to score.")],
+    out: Annotated[Path, typer.Argument(help="Parquet file to write: the same rows with their scores.")],
     features: Annotated[
         Literal["point-in-time", "online", "given"],
         typer.Option(
