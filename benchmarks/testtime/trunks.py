@@ -227,8 +227,8 @@ class Trunks:
                 continue
             out.append(Trunk(model, info.calibration))
         for other in out[1:]:
-            if torch.equal(other.model.table, out[0].model.table):
-                other.model.table = out[0].model.table  # trained as one table
+            if torch.equal(other.model.embedding.table, out[0].model.embedding.table):
+                other.model.embedding.table = out[0].model.embedding.table  # trained as one table
         return out
 
     def _save(self, path: Path, models: list[Backbone]) -> None:

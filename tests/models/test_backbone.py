@@ -87,9 +87,9 @@ def test_missing_sequences_and_vectors_use_their_learned_vectors() -> None:
         {"image": torch.full((4, 3), torch.nan)},
     )
     x = model.embed(batch)
-    assert torch.equal(x[:, 4:], model.extra_fill.expand(4, 2, 5))
+    assert torch.equal(x[:, 4:], model.embedding.extra_fill.expand(4, 2, 5))
     x.sum().backward()
-    assert bool((model.extra_fill.grad == 4).all())
+    assert bool((model.embedding.extra_fill.grad == 4).all())
 
 
 def test_sequences_are_means_over_the_items_table_without_padding() -> None:
@@ -98,7 +98,7 @@ def test_sequences_are_means_over_the_items_table_without_padding() -> None:
     history = torch.tensor([[3, 7, 0, 0, 0]])
     x = model.embed(Batch(batch.ids, {"history": history}, batch.vectors))
     offset = FIELDS.offsets[1]
-    torch.testing.assert_close(x[0, 4], (model.table[offset + 3] + model.table[offset + 7]) / 2)
+    torch.testing.assert_close(x[0, 4], (model.embedding.table[offset + 3] + model.embedding.table[offset + 7]) / 2)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -107,10 +107,10 @@ def test_a_gated_table_masks_values_as_a_mask_does(name: str) -> None:
     keep = torch.rand(FIELDS.num_rows, generator=torch.Generator().manual_seed(3))
     keep[::3], keep[1::3] = 0.0, 1.0
     mask = torch.ones(40, 1, FIELDS.num_fields)
-    mask[:, 0, :4] = keep[batch.ids + model.offsets]
-    table = model.gated_table(keep)
+    mask[:, 0, :4] = keep[batch.ids + model.embedding.offsets]
+    table = model.embedding.gated(keep)
     assert not table.requires_grad
-    assert torch.equal(model.gated_table(torch.ones(FIELDS.num_rows)), model.table)
+    assert torch.equal(model.embedding.gated(torch.ones(FIELDS.num_rows)), model.embedding.table)
     with torch.inference_mode():
         x, gated = model.embed(batch), model.embed(batch, table)
         torch.testing.assert_close(model.score(gated), model.score(x, mask), atol=1e-6, rtol=1e-6)
@@ -123,24 +123,24 @@ def test_ids_beyond_float_precision_keep_their_row(name: str) -> None:
     """2^24 + 1 is no float32: an id that passes through floats would hit its neighbour's row."""
     model = model_of(name)
     seen: list[torch.Tensor] = []
-    original = model.rows
+    original = model.embedding.rows
 
     def spy(joint: torch.Tensor) -> torch.Tensor:
         seen.append(joint)
         return original(joint % FIELDS.num_rows)
 
-    model.rows = spy  # type: ignore[method-assign]
+    model.embedding.rows = spy  # type: ignore[method-assign]
     batch = random_batch(2)
     big = 2**24 + 1
     ids = torch.full_like(batch.ids, big)
     model.embed(Batch(ids, batch.sequences, batch.vectors))
     assert seen[0].dtype == torch.int64
-    assert torch.equal(seen[0] - model.offsets, ids)
+    assert torch.equal(seen[0] - model.embedding.offsets, ids)
 
 
 def test_seeds_decide_the_weights_and_leave_the_global_generator_alone() -> None:
     state = torch.random.get_rng_state()
     first, again, other = model_of("dcnv2", 1), model_of("dcnv2", 1), model_of("dcnv2", 2)
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert torch.equal(first.table, again.table)
-    assert not torch.equal(first.table, other.table)
+    assert torch.equal(first.embedding.table, again.embedding.table)
+    assert not torch.equal(first.embedding.table, other.embedding.table)

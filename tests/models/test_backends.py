@@ -66,7 +66,7 @@ def make(kind: str, model: Backbone, exported: dict[str, Path], table: Tensor | 
 
 
 def gate(model: Backbone) -> Tensor:
-    return model.gated_table(torch.rand(model.fields.num_rows, generator=torch.Generator().manual_seed(3)))
+    return model.embedding.gated(torch.rand(model.fields.num_rows, generator=torch.Generator().manual_seed(3)))
 
 
 @pytest.mark.parametrize("gated", [False, True])

@@ -104,7 +104,7 @@ def test_sampled_softmax_learns_how_often_skewed_values_come(negatives: int) -> 
     log_share[first + 1 : first + size] = share.log()
     model = Denoiser(backbone, PretrainConfig(full_softmax=2, temperature=1.0), log_share)
     with torch.no_grad():  # every value has an axis of its own, so a prediction is the vector of its logits
-        backbone.table[first : first + size, :size] = torch.eye(size)
+        backbone.embedding.table[first : first + size, :size] = torch.eye(size)
     logits = torch.zeros(size, requires_grad=True)
     optimizer = torch.optim.Adam([logits], lr=0.05)
     generator, late = torch.Generator().manual_seed(0), []
@@ -192,4 +192,4 @@ def test_large_tables_pretrain_with_row_updates(full_softmax: int) -> None:
     config = PretrainConfig(batch_size=100, epochs=2, full_softmax=full_softmax, sparse_rows=1)
     done = fit(rows, FIELDS, BackboneConfig(dim=4, hidden=(8,)), config)
     assert np.isfinite(done.curve[-1]["label"])
-    assert not done.denoiser.backbone.sparse_gradients
+    assert not done.denoiser.backbone.embedding.sparse_gradients

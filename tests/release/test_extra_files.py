@@ -46,7 +46,7 @@ def test_only_what_the_configuration_needs_is_shipped(bundle: Path, parts: dict[
 def test_a_loaded_member_reads_the_table_of_the_model(bundle: Path) -> None:
     loaded = load_bundle(bundle)
     (member,) = loaded.engine.extras.members
-    assert member.table is loaded.model.table
+    assert member.embedding.table is loaded.model.embedding.table
     scored = loaded.engine.score(loaded.encoder.encode_rows([{"user_id": f"u{i}"} for i in range(10)]))
     assert scored.num_paths.tolist().count(2) == 2  # a fifth of the rows
     assert np.isfinite(scored.logit).all()

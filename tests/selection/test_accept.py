@@ -105,7 +105,9 @@ def test_a_gain_that_shuffled_counts_bring_as_well_is_refused(rare: Path, rare_v
     model, info = load_model(rare / "healthy")
     users = slice(1, model.fields.num_values[0])
     with torch.no_grad():
-        model.table[users] += 0.8 * torch.randn(model.table[users].shape, generator=torch.Generator().manual_seed(0))
+        model.embedding.table[users] += 0.8 * torch.randn(
+            model.embedding.table[users].shape, generator=torch.Generator().manual_seed(0)
+        )
     counts = np.full(model.fields.num_rows, 255, np.uint8)
     counts[list(model.fields.offsets)] = 0
     counts[users] = quantise(np.array([3]))

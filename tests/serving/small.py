@@ -146,7 +146,7 @@ def with_members(parts: dict[str, Path], folder: Path) -> dict[str, Path]:
     before = load_test_time(parts["test_time_dir"])
     train = load_training_set(parts["training_set_dir"]).part("train")
     member = build_backbone(model.config, model.fields, seed=5)
-    member.table, member.extra_fill, member.projections = model.table, model.extra_fill, model.projections
+    member.embedding = model.embedding
     own = build_backbone(model.config, model.fields, seed=6)
     open_fields = before.reliability.open_fields
     counts = CombinationCounts.fit(

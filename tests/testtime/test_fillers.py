@@ -26,12 +26,12 @@ def test_the_mask_filler_is_the_learned_unknown_vector(big: wide.Wide) -> None:
 
 def test_the_mean_filler_is_the_mean_of_the_training_rows(big: wide.Wide) -> None:
     found = FILLERS["mean"](big.model, big.reliability)
-    table, counts = big.model.table.detach().double(), DECODED[big.reliability.counts]
+    table, counts = big.model.embedding.table.detach().double(), DECODED[big.reliability.counts]
     for column, start in enumerate(big.reliability.offsets):
         rows = slice(int(start), int(start) + wide.SIZES[column])
         expected = (counts[rows, None] * table[rows].numpy()).sum(axis=0) / counts[rows].sum()
         np.testing.assert_allclose(found[column].numpy(), expected, atol=1e-6)
-    assert torch.equal(found[11:], big.model.extra_fill)
+    assert torch.equal(found[11:], big.model.embedding.extra_fill)
 
 
 def test_a_column_that_training_never_saw_keeps_its_learned_vector(big: wide.Wide) -> None:

@@ -37,7 +37,7 @@ def test_gated_members_are_gated_alike(big: wide.Wide) -> None:
     keep = torch.from_numpy(big.reliability.of_table(0.5))
     for shared, members in ((False, big.extras.members), (True, (big.sharer,))):
         config = but(ALL, members=len(members), strength=0.5)
-        each = [logits(m, batch, m.gated_table(keep)) for m in (big.model, *members)]
+        each = [logits(m, batch, m.embedding.gated(keep)) for m in (big.model, *members)]
         raw = big.engine(config, shared=shared).raw(batch)
         np.testing.assert_allclose(raw.z, np.mean(each, axis=0), atol=2e-6)
         assert np.abs(raw.z - big.engine(but(config, strength=0.0), shared=shared).raw(batch).z).max() > 0.1

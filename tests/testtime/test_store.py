@@ -61,8 +61,8 @@ def test_everything_comes_back(big: wide.Wide, saved: Path) -> None:
 
 def test_a_shared_table_is_one_object_again_and_lies_on_disk_once(big: wide.Wide, saved: Path) -> None:
     found = load_test_time(saved, big.model).extras.members
-    assert found[0].table is big.model.table
-    assert found[1].table is not big.model.table
+    assert found[0].embedding.table is big.model.embedding.table
+    assert found[1].embedding.table is not big.model.embedding.table
     names = []
     for place in (0, 1):
         with safe_open(str(saved / f"members/{place}" / WEIGHTS_FILE), framework="numpy") as handle:

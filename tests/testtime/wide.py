@@ -95,7 +95,7 @@ def build(*, triples: bool = True, name: str = "deepfm") -> Wide:
 def sharing(model: Backbone, seed: int) -> Backbone:
     """A trunk of its own over the model's embedding."""
     member = build_backbone(model.config, model.fields, seed=seed)
-    member.table, member.extra_fill, member.projections = model.table, model.extra_fill, model.projections
+    member.embedding = model.embedding
     return member.eval()
 
 

@@ -108,7 +108,7 @@ def train_model(
             logit = model(train.batch(index.numpy()))
             loss = (
                 torch.nn.functional.binary_cross_entropy_with_logits(logit, label[index])
-                + l2 * model.table.square().sum()
+                + l2 * model.embedding.table.square().sum()
             )
             optimizer.zero_grad()
             loss.backward()
@@ -128,10 +128,10 @@ def memorise_rare_values(data: TrainingSet, source: Path, folder: Path, *, seed:
     """A copy of a model whose vectors of rarely seen values are noise, the way many epochs without L2 leave them."""
     model, _ = load_model(source)
     counts = torch.from_numpy(count_values(data.part("train").ids, model.fields.num_values).astype(np.float32))
-    noise = torch.randn(model.table.shape, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(model.embedding.table.shape, generator=torch.Generator().manual_seed(seed))
     scale = torch.where(counts > 0, 1.5 / (1 + counts), 0.0)[:, None]
     with torch.no_grad():
-        model.table += noise * scale
+        model.embedding.table += noise * scale
     save_model(folder, model, ModelInfo(stage="finetuned", calibration=calibrated(model, data)))
     return folder
 

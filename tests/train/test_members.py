@@ -64,7 +64,7 @@ def test_members_of_their_own_are_plain_trainings_of_the_following_seeds() -> No
         rows, valid = BlockLoader(TRAIN), BlockLoader(VALID)
         train(plain, augmenter, rows, valid, CONFIG, table_l2=1e-4, epochs=1.0, seed=seed)
         assert all(torch.equal(value, member.state_dict()[name]) for name, value in plain.state_dict().items())
-    assert not torch.equal(members[0].table, members[1].table)
+    assert not torch.equal(members[0].embedding.table, members[1].embedding.table)
 
 
 @pytest.mark.parametrize("name", sorted(BACKBONES))
@@ -74,13 +74,13 @@ def test_joint_members_share_one_trained_embedding_and_score_like_any_model(kind
     first, *others = members
     start, batch = build_backbone(sizes(name), FIELDS, seed=0), random_batch(50)
     assert len(members) == 3
-    assert bool((first.table != start.table).any(dim=1).sum() > 60)
-    assert not torch.equal(first.extra_fill, start.extra_fill)
-    assert not torch.equal(first.projections[0].weight, start.projections[0].weight)
+    assert bool((first.embedding.table != start.embedding.table).any(dim=1).sum() > 60)
+    assert not torch.equal(first.embedding.extra_fill, start.embedding.extra_fill)
+    assert not torch.equal(first.embedding.projections[0].weight, start.embedding.projections[0].weight)
     for member in others:
-        assert member.table is first.table
-        assert member.extra_fill is first.extra_fill
-        assert member.projections is first.projections
+        assert member.embedding.table is first.embedding.table
+        assert member.embedding.extra_fill is first.embedding.extra_fill
+        assert member.embedding.projections is first.embedding.projections
         assert torch.equal(member.score(first.embed(batch))[:, 0], member(batch))
         assert float((member(batch) - first(batch)).detach().abs().max()) > 1e-3
     assert not any(member.training for member in members)
@@ -140,7 +140,7 @@ def test_trunks_over_shared_tables_start_like_models_of_the_following_seeds(name
         plain = build_backbone(sizes(name), FIELDS, seed=4 + place)
         assert torch.equal(member.out.weight, plain.out.weight)
         assert torch.equal(member.mlp[0].weight, plain.mlp[0].weight)
-        assert torch.equal(member.table, build_backbone(sizes(name), FIELDS, seed=4).table)
+        assert torch.equal(member.embedding.table, build_backbone(sizes(name), FIELDS, seed=4).embedding.table)
 
 
 @pytest.mark.parametrize("name", sorted(BACKBONES))
@@ -173,7 +173,7 @@ def test_under_factors_of_one_every_member_is_the_shared_model(name: str) -> Non
 @pytest.mark.parametrize("name", sorted(BACKBONES))
 def test_the_matrices_of_rank_one_members_differ_by_rank_one_and_their_biases_freely(name: str) -> None:
     first, second, _ = fitted("rank_one", name=name, epochs=1.0)
-    own = [n for n, _ in first.named_parameters() if n not in ("table", "extra_fill") and "projections" not in n]
+    own = [n for n, _ in first.trunk_parameters()]
     matrices = [n for n in own if first.get_parameter(n).dim() > 1]
     assert len(matrices) >= 2
     for name in own:
@@ -191,14 +191,14 @@ def test_joint_training_of_a_large_table_updates_only_the_rows_of_its_batches(
     model = joint(SIZES, FIELDS, count=2, seed=0)
     rows = random_rows(64)
     rows.ids[:, 0] = rows.ids[:, 0] % 5 + 1
-    before = model.table.detach().clone()
+    before = model.embedding.table.detach().clone()
     config = CONFIG.model_copy(update={"sparse_rows": 1, "unknown_share": 0.0})
     loader = BlockLoader(rows)
     train(model, Augmenter("none", rows, FIELDS, config), loader, loader, config, table_l2=1e-4, epochs=3.0, seed=0)
-    moved = (model.table != before).any(dim=1)
+    moved = (model.embedding.table != before).any(dim=1)
     assert not bool(moved[6:40].any())
     assert bool(moved[1:6].all())
-    assert not any(member.sparse_gradients for member in model.members())
+    assert not any(member.embedding.sparse_gradients for member in model.members())
 
 
 @pytest.mark.parametrize("kind", JOINT_KINDS)
@@ -206,13 +206,13 @@ def test_the_seed_decides_every_bit_of_joint_members(kind: MemberKind) -> None:
     runs = [fitted(kind, seed=seed, epochs=0.5) for seed in (0, 0, 1)]
     states = [[value for member in run for value in member.state_dict().values()] for run in runs]
     assert all(torch.equal(a, b) for a, b in zip(states[0], states[1], strict=True))
-    assert not torch.equal(runs[0][0].table, runs[2][0].table)
+    assert not torch.equal(runs[0][0].embedding.table, runs[2][0].embedding.table)
 
 
 def test_a_member_is_stored_without_the_table_it_shares(tmp_path: Path) -> None:
     first, second = fitted("rank_one", count=2, epochs=0.5)
     write_model(tmp_path, second, ModelInfo(stage="finetuned"), with_table=False)
-    loaded, _ = load_model(tmp_path, table=first.table)
+    loaded, _ = load_model(tmp_path, table=first.embedding.table)
     batch = random_batch(20)
-    assert loaded.table is first.table
+    assert loaded.embedding.table is first.embedding.table
     assert torch.equal(loaded(batch), second(batch))

@@ -27,11 +27,12 @@ def rate(step: int) -> float:
 def reference(sparse: bool, l2: float) -> Backbone:
     """A model trained with the optimizers of torch."""
     model = started()
-    model.sparse_gradients = sparse
-    groups = [{"params": list(model.dense_parameters()), "weight_decay": 0.0}]
+    model.embedding.sparse_gradients = sparse
+    table = model.embedding.table
+    groups = [{"params": [p for p in model.parameters() if p is not table], "weight_decay": 0.0}]
     if not sparse:
-        groups.append({"params": [model.table], "weight_decay": l2})
-    optimizers = [Adam(groups, fused=True), *([SparseAdam([model.table])] if sparse else [])]
+        groups.append({"params": [model.embedding.table], "weight_decay": l2})
+    optimizers = [Adam(groups, fused=True), *([SparseAdam([model.embedding.table])] if sparse else [])]
     for step in range(STEPS):
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -39,10 +40,10 @@ def reference(sparse: bool, l2: float) -> Backbone:
                 group["lr"] = rate(step)
         model(random_batch(12, step)).square().mean().backward()
         if sparse:
-            gradient = model.table.grad.coalesce()
+            gradient = model.embedding.table.grad.coalesce()
             rows = gradient.indices()[0]
-            values = gradient.values() + l2 * model.table.detach()[rows]
-            model.table.grad = torch.sparse_coo_tensor(
+            values = gradient.values() + l2 * model.embedding.table.detach()[rows]
+            model.embedding.table.grad = torch.sparse_coo_tensor(
                 gradient.indices(), values, gradient.shape, is_coalesced=True, check_invariants=False
             )
         for optimizer in optimizers:
@@ -54,19 +55,22 @@ def reference(sparse: bool, l2: float) -> Backbone:
 @pytest.mark.parametrize("l2", [0.0, 1e-3])
 def test_every_weight_is_that_of_torchs_own_optimizers(sparse: bool, l2: float) -> None:
     expected, model = reference(sparse, l2), started()
-    optimizer = TableAdam(model, rate=1.0, table_l2=l2, sparse_rows=1 if sparse else 10_000)
+    optimizer = TableAdam(model, model.embedding, rate=1.0, table_l2=l2, sparse_rows=1 if sparse else 10_000)
     for step in range(STEPS):
         optimizer.set_rate(rate(step))
         optimizer.step(model(random_batch(12, step)).square().mean())
     for (name, found), weight in zip(model.named_parameters(), expected.parameters(), strict=True):
         assert torch.equal(found, weight), name
-    assert not torch.equal(model.table, started().table)
+    assert not torch.equal(model.embedding.table, started().embedding.table)
 
 
 def test_other_parameters_are_trained_without_l2_and_only_when_they_have_a_gradient() -> None:
     model = started()
     used, unused = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
-    optimizer = TableAdam(model, rate=0.1, table_l2=0.5, sparse_rows=10_000, others=[used, unused])
+    whole = torch.nn.ParameterDict({"used": used, "unused": unused})
+    optimizer = TableAdam(
+        torch.nn.ModuleList([model, whole]), model.embedding, rate=0.1, table_l2=0.5, sparse_rows=10_000
+    )
     optimizer.step(model(random_batch(12)).sum() + used.sum())
     torch.testing.assert_close(used.detach(), torch.full((3,), 0.9))
     assert torch.equal(unused, torch.ones(3))
@@ -80,7 +84,7 @@ def test_training_does_not_import_torchs_compiler() -> None:
         "from thinktwice.threads import reproducible\n"
         "model = build_backbone(BackboneConfig(dim=4, hidden=(8,)), FIELDS)\n"
         "with reproducible():\n"
-        "    TableAdam(model, rate=1e-3, table_l2=1e-3, sparse_rows=10_000).step(model(random_batch(9)).sum())\n"
+        "    TableAdam(model, model.embedding, rate=1e-3, table_l2=1e-3, sparse_rows=10_000).step(model(random_batch(9)).sum())\n"
         "sys.exit('torch._dynamo' in sys.modules or 'sympy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -41,7 +41,7 @@ def test_training_learns_and_the_seed_decides_every_bit() -> None:
     again, _, _ = trained()
     other, _, _ = trained(seed=1)
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
-    assert not torch.equal(first.table, other.table)
+    assert not torch.equal(first.embedding.table, other.embedding.table)
     base = float(valid.label.mean())
     entropy = -(base * np.log(base) + (1 - base) * np.log(1 - base))
     assert done.best.valid_logloss < entropy - 0.05
@@ -98,7 +98,7 @@ def test_every_batch_is_moved_to_the_device_and_the_model_comes_back(monkeypatch
     assert moved == [torch.device("cpu")] * (3000 // CONFIG.batch_size)
     assert {value.device for value in model.state_dict().values()} == {torch.device("cpu")}
     if not torch.cuda.is_available():
-        assert torch.equal(model.table, expected.table)
+        assert torch.equal(model.embedding.table, expected.embedding.table)
 
 
 def test_a_batch_on_its_device_is_not_copied() -> None:
@@ -123,14 +123,14 @@ def test_large_tables_update_only_the_rows_of_a_batch(l2: float) -> None:
     rows.ids[:, 0] = rows.ids[:, 0] % 5 + 1
     config = CONFIG.model_copy(update={"sparse_rows": 1, "unknown_share": 0.0})
     model = build_backbone(BackboneConfig(dim=4, hidden=(8,)), FIELDS)
-    before = model.table.detach().clone()
+    before = model.embedding.table.detach().clone()
     loader = BlockLoader(rows)
     augmenter = Augmenter("none", rows, FIELDS, config)
     train(model, augmenter, loader, loader, config, table_l2=l2, epochs=3, seed=0)
-    moved = (model.table != before).any(dim=1)
+    moved = (model.embedding.table != before).any(dim=1)
     assert not bool(moved[6:40].any())
     assert bool(moved[1:6].all())
-    assert not model.sparse_gradients
+    assert not model.embedding.sparse_gradients
 
 
 def test_sparse_and_dense_first_steps_agree_where_every_row_is_touched() -> None:
@@ -142,11 +142,11 @@ def test_sparse_and_dense_first_steps_agree_where_every_row_is_touched() -> None
             update={"sparse_rows": sparse_rows, "unknown_share": 0.0, "batch_size": 512, "warmup": 0.0}
         )
         model = build_backbone(BackboneConfig(dim=4, hidden=(8,)), FIELDS)
-        before = model.table.detach().clone()
+        before = model.embedding.table.detach().clone()
         loader = BlockLoader(rows)
         augmenter = Augmenter("none", rows, FIELDS, config)
         train(model, augmenter, loader, loader, config, table_l2=1e-3, epochs=1, seed=0)
-        tables.append(model.table.detach() - before)
+        tables.append(model.embedding.table.detach() - before)
     touched = (tables[0] != 0).any(dim=1)
     assert int(touched.sum()) > 60
     close = torch.isclose(tables[0][touched], tables[1][touched], atol=2e-4)

@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from thinktwice.data.encoded import Batch
+from thinktwice.models.embedding import FieldEmbedding
 from thinktwice.models.fields import FieldSpace
 from thinktwice.models.views import Views
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 
 BACKBONES: dict[str, type[Backbone]] = {}
+EMBEDDING = "embedding."  # prefix of its names among the parameters of a model
 GROUP = "thinktwice.backbones"  # entry points by which an installed package offers its own
 
 
@@ -66,10 +67,10 @@ class BackboneConfig(BaseModel):
 
 
 class Backbone(nn.Module, ABC):
-    """Base of all models. A subclass gives ``hidden_width``, :meth:`trunk` and :meth:`head`.
+    """Base of all models: an embedding, and a trunk and a head over field vectors.
 
-    All categorical and numeric fields share one table of ``sum(num_values)`` rows; row 0 of a field is its learned
-    vector for unknown and masked values. Sequences are means over the rows of the field they hold.
+    A subclass gives ``hidden_width``, :meth:`trunk` and :meth:`head`. They read field vectors only, so that trunks can
+    share one embedding.
     """
 
     hidden_width: int  # H
@@ -80,67 +81,16 @@ class Backbone(nn.Module, ABC):
         self.fields = fields
         self.num_fields = fields.num_fields
         self.dim = config.dim
-        width = config.dim + 1
-        self.table = nn.Parameter(torch.randn(fields.num_rows, width) * config.init_sd)
-        self.extra_fill = nn.Parameter(torch.randn(fields.num_fields - len(fields.num_values), width) * config.init_sd)
-        self.projections = nn.ModuleList(nn.Linear(dim, width) for dim in fields.vector_dims)
+        self.embedding = FieldEmbedding(fields, config.dim, config.init_sd)
         self.bias = nn.Parameter(torch.zeros(()))
-        self.register_buffer("offsets", torch.tensor(fields.offsets, dtype=torch.int64), persistent=False)
-        self.offsets: Tensor
-        first = dict(zip(fields.columns, fields.offsets, strict=True))
-        self.sequence_offsets = tuple(first[of] for of in fields.sequence_of)  # first row of the column each one holds
-        self.sparse_gradients = False  # the trainer sets it for tables too large for dense updates
-
-    def rows(self, joint: Tensor) -> Tensor:
-        """Table rows [..., D] at joint indices of any shape."""
-        return F.embedding(joint, self.table, sparse=self.sparse_gradients)
 
     def embed(self, batch: Batch, table: Tensor | None = None) -> Tensor:
-        """Field vectors X [B, N, D].
-
-        ``table`` [rows, D], such as :meth:`gated_table`, stands in for the joint table at the categorical and numeric
-        fields; sequences keep pooling the learned one.
-        """
-        joint = batch.ids + self.offsets
-        columns = self.rows(joint) if table is None else F.embedding(joint, table)
-        return torch.cat([columns, *self._embed_sequences(batch), *self.embed_vectors(batch.vectors)], dim=1)
-
-    def _embed_sequences(self, batch: Batch) -> list[Tensor]:
-        parts = []
-        for place, (name, offset) in enumerate(zip(self.fields.sequences, self.sequence_offsets, strict=True)):
-            index = batch.sequences[name]
-            pooled = F.embedding_bag(
-                index + offset, self.table, mode="mean", padding_idx=offset, sparse=self.sparse_gradients
-            )
-            known = (index != 0).any(dim=1, keepdim=True)
-            parts.append(torch.where(known, pooled, self.extra_fill[place])[:, None])
-        return parts
-
-    def embed_vectors(self, vectors: Mapping[str, Tensor]) -> list[Tensor]:
-        """Field vectors [B, 1, D] of the vectors of a batch."""
-        parts = []
-        start = len(self.fields.sequences)
-        for place, name in enumerate(self.fields.vectors):
-            vector = vectors[name]
-            known = ~vector.isnan().any(dim=1, keepdim=True)
-            projected = self.projections[place](torch.where(known, vector, 0.0))
-            parts.append(torch.where(known, projected, self.extra_fill[start + place])[:, None])
-        return parts
+        """Field vectors X [B, N, D]; ``table`` as in :meth:`FieldEmbedding.forward`."""
+        return self.embedding(batch, table)
 
     def fill(self) -> Tensor:
         """The learned vector of an unknown or masked value, per field [N, D]."""
-        return torch.cat([self.rows(self.offsets), self.extra_fill])
-
-    @torch.no_grad()
-    def gated_table(self, keep: Tensor) -> Tensor:
-        """The joint table [rows, D] with each row moved towards the fill of its field, its first row.
-
-        ``keep`` [rows]: 1 leaves a row as it is, 0 makes it the fill, a fraction mixes both. Looking values up here is
-        the same as masking them one by one, and costs nothing per request.
-        """
-        sizes = torch.tensor(self.fields.num_values, dtype=torch.int64, device=self.offsets.device)
-        fill = self.table[self.offsets.repeat_interleave(sizes)]
-        return torch.lerp(fill, self.table, keep[:, None])
+        return self.embedding.fill()
 
     def score(self, x: Tensor, mask: Tensor | None = None, fill: Tensor | None = None) -> Tensor:
         """Logits [B, P] of the views of x [B, N, D] that ``mask`` [B, P, N] keeps.
@@ -180,9 +130,9 @@ class Backbone(nn.Module, ABC):
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [B] from the hidden state [B, H]."""
 
-    def dense_parameters(self) -> Iterator[nn.Parameter]:
-        """All parameters but the table."""
-        return (p for name, p in self.named_parameters() if name != "table")
+    def trunk_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters of all but the embedding."""
+        return ((name, value) for name, value in self.named_parameters() if not name.startswith(EMBEDDING))
 
 
 def mlp(width: int, hidden: tuple[int, ...], dropout: float) -> nn.Sequential:

@@ -17,7 +17,7 @@ from thinktwice.errors import BundleError, reason
 from thinktwice.files import atomic_dir, atomic_file, read_json, write_json
 from thinktwice.models.backbone import Backbone, BackboneConfig
 from thinktwice.models.fields import FieldSpace
-from thinktwice.models.registry import build_backbone
+from thinktwice.models.registry import build_backbone, stored_name
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -49,7 +49,7 @@ class ModelInfo(BaseModel):
 def write_model(folder: Path | str, model: Backbone, info: ModelInfo, *, with_table: bool = True) -> None:
     """Write the two model files into an existing folder; without the table for a model that shares another one's."""
     folder = Path(folder)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in _by_stored_name(model).items()}
     if not with_table:
         del tensors["table"]
     with atomic_file(folder / WEIGHTS_FILE) as temporary:
@@ -62,6 +62,10 @@ def save_model(folder: Path | str, model: Backbone, info: ModelInfo) -> None:
     """Write a model folder as a whole; an older one of that name is replaced."""
     with atomic_dir(folder) as temporary:
         write_model(temporary, model, info)
+
+
+def _by_stored_name(model: Backbone) -> dict[str, Tensor]:
+    return {stored_name(name): value for name, value in model.state_dict().items()}
 
 
 class _ModelFile(ModelInfo):
@@ -93,15 +97,15 @@ def load_model(
     info = ModelInfo(stage=described.stage, calibration=described.calibration, provenance=described.provenance)
     try:
         with torch.device("meta"):  # shapes alone: a wrong description must not fill the memory
-            expected = build_backbone(described.backbone, described.fields).state_dict()
+            expected = _by_stored_name(build_backbone(described.backbone, described.fields))
         tensors = read_tensors(folder / WEIGHTS_FILE, expected, optional=() if table is None else ("table",))
         model = build_backbone(described.backbone, described.fields)
         if "table" not in tensors and table is not None:
-            if table.shape != model.table.shape:
-                raise ValueError(f"it needs a table of {tuple(model.table.shape)}, not {tuple(table.shape)}")
-            model.table = table
+            if table.shape != model.embedding.table.shape:
+                raise ValueError(f"it needs a table of {tuple(model.embedding.table.shape)}, not {tuple(table.shape)}")
+            model.embedding.table = table
             tensors["table"] = table.detach()
-        model.load_state_dict(tensors)
+        model.load_state_dict({name: tensors[stored_name(name)] for name in model.state_dict()})
     except (ValueError, TypeError, OverflowError, RuntimeError) as error:
         raise BundleError(f"model in {folder} cannot be read ({reason(error)}): train it again") from error
     return model.eval(), info

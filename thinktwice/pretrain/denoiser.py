@@ -76,11 +76,11 @@ class Denoiser(nn.Module):
         if self.small[column]:
             size = self.backbone.fields.num_values[column]
             every = torch.arange(offset, offset + size, device=predicted.device)
-            table = F.normalize(self.backbone.rows(every)[:, :-1], dim=-1)
+            table = F.normalize(self.backbone.embedding.rows(every)[:, :-1], dim=-1)
             return F.cross_entropy(scale * predicted @ table.T + self.offset[column], target, reduction="none")
         assert candidates is not None
-        own = F.normalize(self.backbone.rows(target + offset)[..., :-1], dim=-1)
-        others = F.normalize(self.backbone.rows(candidates + offset)[..., :-1], dim=-1)
+        own = F.normalize(self.backbone.embedding.rows(target + offset)[..., :-1], dim=-1)
+        others = F.normalize(self.backbone.embedding.rows(candidates + offset)[..., :-1], dim=-1)
         positive = scale * (predicted * own).sum(dim=-1) - log_inclusion(self.log_share[target + offset], draws)
         negative = scale * predicted @ others.T - log_inclusion(self.log_share[candidates + offset], draws)
         negative = negative.masked_fill(candidates[None] == target[:, None], -torch.inf)

@@ -140,7 +140,13 @@ def fit(
         torch.manual_seed(seed)
         model = Denoiser(build_backbone(backbone, fields, seed=seed), config, log_shares(train, fields))
         model.to(training_device())
-        optimizer = _optimizer(model, config)
+        optimizer = TableAdam(
+            model,
+            model.backbone.embedding,
+            rate=config.rate,
+            table_l2=config.table_l2,
+            sparse_rows=config.sparse_rows,
+        )
         rows = BlockLoader(train)
         generator = torch.Generator().manual_seed(seed)
         batches = rows.shuffled(config.batch_size, generator)
@@ -158,7 +164,7 @@ def fit(
             if step % look == 0 or step == steps:
                 curve.append({"epoch": step / per_epoch} | _mean(window))
                 window = []
-    model.backbone.sparse_gradients = False
+    model.backbone.embedding.sparse_gradients = False
     sampled = _sampled(model)
     unigram = {name: entropy for name, entropy in unigram_entropy(train, fields).items() if name not in sampled}
     return Pretrained(model.cpu().eval(), curve, unigram, sampled)
@@ -169,17 +175,6 @@ def _sampled(model: Denoiser) -> list[str]:
     fields = model.backbone.fields
     large = [name for name, small in zip(fields.columns, model.small, strict=True) if not small]
     return large + [name for name, of in zip(fields.sequences, fields.sequence_of, strict=True) if of in large]
-
-
-def _optimizer(model: Denoiser, config: PretrainConfig) -> TableAdam:
-    """The backbone's optimizer, with the heads among the dense parameters."""
-    return TableAdam(
-        model.backbone,
-        rate=config.rate,
-        table_l2=config.table_l2,
-        sparse_rows=config.sparse_rows,
-        others=[p for name, p in model.named_parameters() if not name.startswith("backbone.") and p.numel()],
-    )
 
 
 def _mean(window: list[Losses]) -> dict[str, Any]:

@@ -247,7 +247,7 @@ class Engine:
         return calibrate.apply(self.calibration, z)
 
     def _of_member(self, member: Backbone) -> Backend:
-        table = self.backend.table if member.table is self.model.table else self._gated(member)
+        table = self.backend.table if member.embedding.table is self.model.embedding.table else self._gated(member)
         if isinstance(self.backend, Folded) and can_fold(member):
             return Folded(member, table, self.backend.fill)
         eager = Eager(member, table, self.backend.fill)
@@ -260,7 +260,7 @@ class Engine:
         if config.strength == 0 and not config.field_shares:
             return None
         keep = self.reliability.of_table(config.strength, config.field_strengths, config.field_shares)
-        return model.gated_table(torch.from_numpy(keep))
+        return model.embedding.gated(torch.from_numpy(keep))
 
 
 def _check(model: Backbone, reliability: Reliability, config: TestTimeConfig, extras: Extras) -> None:

@@ -76,7 +76,7 @@ def save_test_time(folder: Path | str, value: TestTime, model: Backbone | None =
     if value.extras.heads is not None:
         value.extras.heads.save(folder)
     for name, member in zip(MEMBER_FOLDERS, value.extras.members, strict=False):
-        shared = model is not None and member.table is model.table
+        shared = model is not None and member.embedding.table is model.embedding.table
         (folder / name).mkdir(parents=True)
         write_model(folder / name, member, ModelInfo(stage="finetuned"), with_table=not shared)
     content = {"format": FORMAT, "config": value.config.model_dump(mode="json"), "report": value.report}
@@ -95,7 +95,7 @@ def load_test_time(folder: Path | str, model: Backbone | None = None) -> TestTim
         CombinationCounts.load(folder) if (folder / COMBINATIONS_FILE).is_file() else None,
         FieldHeads.load(folder) if (folder / HEADS_FILE).is_file() else None,
         tuple(
-            load_model(folder / name, table=None if model is None else model.table)[0]
+            load_model(folder / name, table=None if model is None else model.embedding.table)[0]
             for name in MEMBER_FOLDERS
             if (folder / name).is_dir()
         ),

@@ -6,17 +6,16 @@ Shapes: B rows, K members, N fields, D numbers per field.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from thinktwice.data.encoded import Batch
 from thinktwice.models.backbone import Backbone, BackboneConfig
+from thinktwice.models.embedding import FieldEmbedding
 from thinktwice.models.fields import FieldSpace
 from thinktwice.models.registry import build_backbone
 
-EMBEDDING = ("table", "extra_fill", "projections")  # what makes the field vectors of a backbone, and is shared
 FACTOR_SD = 0.5  # random signs, the other start of BatchEnsemble, leave members nearer to one another
 
 
@@ -32,24 +31,9 @@ class Joint(nn.Module, ABC):
         self.base = base
 
     @property
-    def table(self) -> nn.Parameter:
-        return self.base.table
-
-    @property
-    def fields(self) -> FieldSpace:
-        return self.base.fields
-
-    @property
-    def sparse_gradients(self) -> bool:
-        return self.base.sparse_gradients
-
-    @sparse_gradients.setter
-    def sparse_gradients(self, sparse: bool) -> None:
-        self.base.sparse_gradients = sparse
-
-    def dense_parameters(self) -> Iterator[nn.Parameter]:
-        """All parameters but the table."""
-        return (p for name, p in self.named_parameters() if name != "base.table")
+    def embedding(self) -> FieldEmbedding:
+        """What all members read."""
+        return self.base.embedding
 
     def each(self, batch: Batch) -> Tensor:
         """Logits [B, K] of all members."""
@@ -78,20 +62,13 @@ class SharedTables(Joint):
         super().__init__(build_backbone(config, fields, seed=seed))
         self.others = nn.ModuleList(build_backbone(config, fields, seed=seed + i) for i in range(1, count))
         for other in self.others:
-            for name in EMBEDDING:
-                delattr(other, name)
+            other.embedding = self.base.embedding
 
     def logits(self, x: Tensor) -> list[Tensor]:
-        return [trunk.score(x)[:, 0] for trunk in self._trunks()]
+        return [member.score(x)[:, 0] for member in (self.base, *self.others)]
 
     def members(self) -> list[Backbone]:
-        trunks = self._trunks()
-        for other in trunks[1:]:
-            _share_embedding(other, self.base)
-        return [trunk.eval() for trunk in trunks]
-
-    def _trunks(self) -> list[Backbone]:
-        return [self.base, *self.others]
+        return [member.eval() for member in (self.base, *self.others)]
 
 
 class RankOne(Joint):
@@ -107,7 +84,7 @@ class RankOne(Joint):
         super().__init__(build_backbone(config, fields, seed=seed))
         self.count = count
         generator = torch.Generator().manual_seed(seed)
-        trunk = [(n, p) for n, p in self.base.named_parameters() if n.split(".")[0] not in EMBEDDING]
+        trunk = list(self.base.trunk_parameters())
         matrices = [(name, value.shape) for name, value in trunk if value.dim() > 1]
         self.names = [name for name, _ in matrices]
         self.left = nn.ParameterList(_factors((count, *shape[:-1]), generator) for _, shape in matrices)
@@ -137,7 +114,7 @@ class RankOne(Joint):
             member = build_backbone(self.base.config, self.base.fields)
             for name, value in self.weights(place).items():
                 member.get_parameter(name).copy_(value)
-            _share_embedding(member, self.base)
+            member.embedding = self.base.embedding
             out.append(member.eval())
         return out
 
@@ -151,11 +128,6 @@ class _Scorer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model.score(x)[:, 0]
-
-
-def _share_embedding(member: Backbone, base: Backbone) -> None:
-    for name in EMBEDDING:
-        setattr(member, name, getattr(base, name))
 
 
 def _factors(shape: tuple[int, ...], generator: torch.Generator) -> nn.Parameter:

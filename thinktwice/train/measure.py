@@ -20,7 +20,7 @@ EVALUATION_BATCH = 8192
 @reproducible()
 def logits_of(model: Trainee, rows: BlockLoader) -> np.ndarray:
     """Logits [R] float32 of all rows (means of a joint), in evaluation mode, computed where the model is."""
-    training, device = model.training, model.table.device
+    training, device = model.training, model.embedding.table.device
     model.eval()
     with torch.inference_mode():
         parts = [model(on_device(batch, device)).cpu().numpy() for batch in rows.in_order(EVALUATION_BATCH)]

@@ -41,8 +41,7 @@ def fit_members(
     validation. ``shared_tables``: independent trunks over one embedding. ``rank_one``: trunks over one embedding whose
     matrices differ from a common one by rank-one factors (:class:`thinktwice.train.joint.RankOne`), multiplied out in
     the result. The last two are trained together in one run, at one lookup and ``count`` trunk passes per batch, keep
-    the weights of the best mean logit on validation, and share the very objects ``table``, ``extra_fill`` and
-    ``projections``.
+    the weights of the best mean logit on validation, and share the very object ``embedding``.
     """
     rows, looked_at = BlockLoader(train), BlockLoader(valid)
     augmenter = Augmenter(augmentation, train, fields, config)

@@ -8,13 +8,12 @@ CPU time than a small model takes to train.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from thinktwice.train.joint import Trainee
+from thinktwice.models.embedding import FieldEmbedding
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -44,24 +43,25 @@ class TableAdam:
     decays, only in the rows that the batch holds: a step then costs the batch, not the vocabulary.
 
     Args:
-        others: parameters outside the model that are trained with it, without L2.
+        model: all that is trained, the embedding included. Parameters other than the table have no L2.
+        embedding: its ``sparse_gradients`` is set.
     """
 
     def __init__(
         self,
-        model: Trainee,
+        model: nn.Module,
+        embedding: FieldEmbedding,
         *,
         rate: float,
         table_l2: float,
         sparse_rows: int,
-        others: Iterable[nn.Parameter] = (),
     ) -> None:
-        self.table = model.table
+        self.table = embedding.table
         self.rate = rate
         self.l2 = table_l2
-        self.sparse = model.fields.num_rows >= sparse_rows
-        model.sparse_gradients = self.sparse
-        self._dense = {p: _State.of(p) for p in (*model.dense_parameters(), *others)}
+        self.sparse = embedding.fields.num_rows >= sparse_rows
+        embedding.sparse_gradients = self.sparse
+        self._dense = {p: _State.of(p) for p in model.parameters() if p is not self.table and p.numel()}
         self._table = _State.of(self.table)
 
     def step(self, loss: Tensor) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thinktwice.data.encoded import Batch
@@ -70,7 +70,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     device = training_device()
     model.to(device)
-    optimizer = TableAdam(model, rate=config.rate, table_l2=table_l2, sparse_rows=config.sparse_rows)
+    optimizer = TableAdam(model, model.embedding, rate=config.rate, table_l2=table_l2, sparse_rows=config.sparse_rows)
     curve: list[Look] = []
     best: tuple[Look, dict[str, Tensor]] | None = None
     total, since = torch.zeros(()), 0
@@ -88,13 +88,20 @@ def train(
                 total, since = torch.zeros(()), 0
                 curve.append(look)
                 if best is None or look.valid_logloss < best[0].valid_logloss:
-                    best = look, {name: value.detach().clone() for name, value in model.state_dict().items()}
+                    best = look, {name: value.detach().clone() for name, value in _weights(model).items()}
                 on_look(look)
     assert best is not None
-    model.load_state_dict(best[1])
-    model.sparse_gradients = False
+    with torch.no_grad():
+        for name, value in _weights(model).items():
+            value.copy_(best[1][name])
+    model.embedding.sparse_gradients = False
     model.cpu().eval()
     return Trained(curve, best[0])
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name; those that several parts of the model share come once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _loss(model: Trainee, batch: Batch, target: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ def random_rows(model: Backbone, rows: int, seed: int = 0) -> Batch:
 def largest_rows(model: Backbone) -> Batch:
     """Two rows whose values have the largest weights of each column: without sequences and vectors, and with full ones."""
     fields = model.fields
-    low, high = torch.aminmax(model.table.detach(), dim=1)
+    low, high = torch.aminmax(model.embedding.table.detach(), dim=1)
     size = torch.maximum(-low, high)
     worst = [int(part.argmax()) for part in size.split(list(fields.num_values))]
     places = dict(zip(fields.columns, worst, strict=True))

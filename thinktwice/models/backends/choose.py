@@ -72,8 +72,8 @@ def suitable(model: Backbone, *, bfloat16: bool) -> tuple[str, ...]:
 
 def multiplications(model: Backbone) -> int:
     """Multiplications of a row in the linear layers of the trunk."""
-    projections = set(model.projections.modules())
-    return sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m not in projections)
+    embedding = set(model.embedding.modules())
+    return sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m not in embedding)
 
 
 def has_bfloat16() -> bool:

@@ -18,6 +18,8 @@ from thinktwice.models.backbone import Backbone
 from thinktwice.models.backends.backend import Backend, State
 from thinktwice.models.blocks import in_blocks
 from thinktwice.models.deepfm import DeepFM
+from thinktwice.models.embedding import FieldEmbedding
+from thinktwice.models.sequences import MeanPooling
 
 MAX_BYTES = 256 << 20  # of a folded table; a larger one is read from memory row by row, slower than the product
 CHUNK = 65_536  # values folded at once
@@ -38,10 +40,10 @@ class Folded(Backend):
         self._total_width = _aligned(self._width + model.dim + 1)
         self._deeper = [(layer.bias, layer.weight.t().contiguous()) for layer in deeper]
         columns = len(model.fields.num_values)
-        self._offsets = model.offsets
+        self._offsets = model.embedding.offsets
         self._fill_index = model.fields.num_rows + torch.arange(columns)
         self._table = torch.zeros(model.fields.num_rows + columns, self._total_width)
-        values, used = model.table if table is None else table, self._width + model.dim + 1
+        values, used = model.embedding.table if table is None else table, self._width + model.dim + 1
         for column, (start, size) in enumerate(zip(model.fields.offsets, model.fields.num_values, strict=True)):
             for first in range(start, start + size, CHUNK):
                 rows = slice(first, min(first + CHUNK, start + size))
@@ -52,7 +54,7 @@ class Folded(Backend):
         self._table[: model.fields.num_values[0], :used] += bias  # every row has one value of the first column
         self._table[model.fields.num_rows, :used] += bias
         self._out, self._half = model.out.weight.t().contiguous(), torch.full((model.dim, 1), 0.5)
-        self._pooling = [_Pooling.of(model, place) for place in range(len(model.fields.sequences))]
+        self._pooling = [_Pooling.of(model.embedding, place) for place in range(len(model.fields.sequences))]
         self._lists = self._fold_lists()
 
     def read(self, batch: Batch) -> State:
@@ -86,7 +88,7 @@ class Folded(Backend):
         parts = [pool(index) for pool, index in zip(self._pooling, lists, strict=False)]
         if vectors := self.model.fields.vectors:
             named = dict(zip(vectors, lists[len(parts) :], strict=True))
-            parts += [vector[:, 0] for vector in self.model.embed_vectors(named)]
+            parts += [vector[:, 0] for vector in self.model.embedding.projected(named)]
         x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return torch.cat([x, x * x], dim=1)
 
@@ -121,14 +123,15 @@ class _Pooling:
     fill: Tensor
 
     @staticmethod
-    def of(model: Backbone, place: int) -> _Pooling:
-        first = model.sequence_offsets[place]
-        size = model.fields.num_values[model.fields.offsets.index(first)]
-        width = model.dim + 1
+    def of(embedding: FieldEmbedding, place: int) -> _Pooling:
+        encoder = embedding.sequences[place]
+        assert isinstance(encoder, MeanPooling)
+        first, size = encoder.first_row, encoder.num_values
+        width = embedding.table.shape[1]
         table = torch.zeros(size, _aligned(width + 1))
-        table[1:, :width] = model.table[first + 1 : first + size]
+        table[1:, :width] = embedding.table[first + 1 : first + size]
         table[1:, width] = 1.0
-        return _Pooling(table, model.extra_fill[place])
+        return _Pooling(table, embedding.extra_fill[place])
 
     def __call__(self, index: Tensor) -> Tensor:
         """[B, D] of index [B, L]."""
@@ -150,8 +153,10 @@ def _aligned(width: int) -> int:
 
 
 def can_fold(model: Backbone) -> bool:
-    """Whether the model has a first layer to fold, and values few enough for it."""
+    """Whether the model has a first layer to fold, sequences that are means, and values few enough for it."""
     if not isinstance(model, DeepFM) or not model.config.hidden or not model.fields.num_values:
+        return False
+    if not all(isinstance(encoder, MeanPooling) for encoder in model.embedding.sequences):
         return False
     width = _aligned(model.config.hidden[0] + model.dim + 1)
     return 4 * width * (model.fields.num_rows + len(model.fields.num_values)) <= MAX_BYTES

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from thinktwice.models.backbone import Backbone
 from thinktwice.models.backends.backend import Embedded
+from thinktwice.models.embedding import FieldEmbedding
 
 
 class BFloat16(Embedded):
@@ -21,7 +22,7 @@ class BFloat16(Embedded):
 
     def __init__(self, model: Backbone, table: Tensor | None, fill: Tensor) -> None:
         super().__init__(model, table, fill)
-        memo = {id(model.table): model.table, id(model.extra_fill): model.extra_fill}  # shared, not copied
+        memo = {id(model.embedding): model.embedding}  # shared, not copied
         self._trunk = copy.deepcopy(model, memo)
         _lower(self._trunk)
 
@@ -44,5 +45,5 @@ def _lower(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
             setattr(module, name, _Linear(child))
-        else:
+        elif not isinstance(child, FieldEmbedding):
             _lower(child)

@@ -18,5 +18,5 @@ def vectors(model: Backbone, reliability: Reliability) -> torch.Tensor:
     for column, (start, size) in enumerate(zip(reliability.offsets, reliability.num_values, strict=True)):
         weight = count[start : start + size]
         if weight.sum() > 0:
-            out[column] = weight @ model.table.detach()[start : start + size] / weight.sum()
+            out[column] = weight @ model.embedding.table.detach()[start : start + size] / weight.sum()
     return out

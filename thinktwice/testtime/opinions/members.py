@@ -18,7 +18,7 @@ def answer(asked: Asked, members: Sequence[Backend]) -> Opinion:
     """The mean logit of the base pass and of ``members``, each with the table that its base pass would read."""
     total = asked.z0.copy()
     for member in members:
-        looked_up = isinstance(member, Eager) and member.model.table is asked.model.table
+        looked_up = isinstance(member, Eager) and member.model.embedding.table is asked.model.embedding.table
         state = (asked.x,) if looked_up else member.read(asked.batch)
         total += member.logits(state).double().numpy()
     return Opinion(total / (1 + len(members)), np.full(len(total), len(members)))

@@ -1,0 +1,97 @@
+"""Field embedding: rows become one vector per field, and that is all that a trunk reads of them.
+
+Shapes: B rows, N fields, C of them columns (categorical and numeric), D = dim + 1 numbers per field: an embedding of ``dim`` and,
+last, the first-order weight of the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from thinktwice.data.encoded import Batch
+from thinktwice.models.fields import FieldSpace
+from thinktwice.models.sequences import MeanPooling
+
+
+class FieldEmbedding(nn.Module):
+    """Field vectors of rows, from three parts in the order of the fields: columns, sequences, vectors.
+
+    Models that share an embedding share the object: ``other.embedding = model.embedding``.
+
+    Attributes:
+        table: joint table [rows, D] of the values of all columns; the first row of a column is the learned vector of an
+            unknown or masked value.
+        sequences: one :class:`~thinktwice.models.sequences.SequenceEncoder` per sequence, over rows of the table.
+        projections: one linear layer per vector.
+        extra_fill: the learned vectors [N - C, D] of an empty sequence and of a missing vector.
+        offsets: first table row of each column, int64 [C].
+        sparse_gradients: whether gradients of the table are sparse; set while a table too large for dense updates is
+            trained.
+    """
+
+    def __init__(self, fields: FieldSpace, dim: int, init_sd: float) -> None:
+        super().__init__()
+        width = dim + 1
+        self.fields = fields
+        self.table = nn.Parameter(torch.randn(fields.num_rows, width) * init_sd)
+        self.extra_fill = nn.Parameter(torch.randn(fields.num_fields - len(fields.num_values), width) * init_sd)
+        self.projections = nn.ModuleList(nn.Linear(size, width) for size in fields.vector_dims)
+        self.sequences = nn.ModuleList(MeanPooling(fields, name) for name in fields.sequences)
+        self.register_buffer("offsets", torch.tensor(fields.offsets, dtype=torch.int64), persistent=False)
+        self.offsets: Tensor
+        self.sparse_gradients = False
+
+    def rows(self, joint: Tensor) -> Tensor:
+        """Table rows [..., D] at joint indices of any shape."""
+        return F.embedding(joint, self.table, sparse=self.sparse_gradients)
+
+    def forward(self, batch: Batch, table: Tensor | None = None) -> Tensor:
+        """Field vectors X [B, N, D].
+
+        Args:
+            batch: encoded rows.
+            table: table [rows, D] to look the columns up in, such as :meth:`gated`, instead of the learned one. Sequences
+                read the learned one in any case.
+        """
+        joint = batch.ids + self.offsets
+        columns = self.rows(joint) if table is None else F.embedding(joint, table)
+        return torch.cat([columns, *self._encoded(batch, columns), *self.projected(batch.vectors)], dim=1)
+
+    def _encoded(self, batch: Batch, columns: Tensor) -> list[Tensor]:
+        """Field vectors [B, 1, D] of the sequences of a batch."""
+        parts = []
+        for place, (name, encoder) in enumerate(zip(self.fields.sequences, self.sequences, strict=True)):
+            encoded = encoder(batch, columns, self.table, sparse=self.sparse_gradients)
+            known = (batch.sequences[name] != 0).any(dim=1, keepdim=True)
+            parts.append(torch.where(known, encoded, self.extra_fill[place])[:, None])
+        return parts
+
+    def projected(self, vectors: Mapping[str, Tensor]) -> list[Tensor]:
+        """Field vectors [B, 1, D] of the vectors of a batch."""
+        parts = []
+        start = len(self.fields.sequences)
+        for place, name in enumerate(self.fields.vectors):
+            vector = vectors[name]
+            known = ~vector.isnan().any(dim=1, keepdim=True)
+            projected = self.projections[place](torch.where(known, vector, 0.0))
+            parts.append(torch.where(known, projected, self.extra_fill[start + place])[:, None])
+        return parts
+
+    def fill(self) -> Tensor:
+        """The learned vector of an unknown or masked value, per field [N, D]."""
+        return torch.cat([self.rows(self.offsets), self.extra_fill])
+
+    @torch.no_grad()
+    def gated(self, keep: Tensor) -> Tensor:
+        """The table [rows, D] with each row moved towards the fill of its column, the column's first row.
+
+        ``keep`` [rows]: 1 leaves a row as it is, 0 makes it the fill, a fraction mixes both. Looking values up here is
+        the same as masking them one by one, and costs nothing per request.
+        """
+        sizes = torch.tensor(self.fields.num_values, dtype=torch.int64, device=self.offsets.device)
+        fill = self.table[self.offsets.repeat_interleave(sizes)]
+        return torch.lerp(fill, self.table, keep[:, None])
