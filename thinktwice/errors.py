@@ -5,6 +5,7 @@ ThinktwiceError
 │   ├── SchemaError      a schema file that is wrong in itself, or does not fit its log
 │   └── RowsLostError    a step that must conserve rows did not
 ├── BundleError          a model bundle that is damaged, incomplete or not the one asked for
+├── TrainingError        a training run whose loss is no longer a finite number
 ├── FeatureStoreError    the feature store lacks something, or answers what was not written
 ├── PipelineError        a pipeline run that cannot start, or that failed in a step
 ├── ExperimentError      an experiment file, a route file or the records of an experiment that cannot be used
@@ -66,6 +67,10 @@ class RowsLostError(DataError):
 
 class BundleError(ThinktwiceError):
     """A model bundle is damaged, incomplete or not the expected one."""
+
+
+class TrainingError(ThinktwiceError):
+    """A training run cannot go on: its loss is no longer a finite number."""
 
 
 class FeatureStoreError(ThinktwiceError):

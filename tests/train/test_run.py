@@ -92,7 +92,7 @@ def test_every_batch_is_moved_to_the_device_and_the_model_comes_back(monkeypatch
         return on_device(batch, device)
 
     expected, _, _ = trained(epochs=1.0)
-    monkeypatch.setattr("thinktwice.train.run.training_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("thinktwice.train.loop.training_device", lambda: torch.device("cpu"))
     monkeypatch.setattr("thinktwice.train.run.on_device", spy)
     model, _, _ = trained(epochs=1.0)
     assert moved == [torch.device("cpu")] * (3000 // CONFIG.batch_size)
@@ -112,7 +112,7 @@ def test_a_batch_on_its_device_is_not_copied() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 def test_a_gpu_trains_the_same_model_up_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     _, on_gpu, _ = trained(epochs=1.0)
-    monkeypatch.setattr("thinktwice.train.run.training_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("thinktwice.train.loop.training_device", lambda: torch.device("cpu"))
     _, on_cpu, _ = trained(epochs=1.0)
     assert on_gpu.best.valid_logloss == pytest.approx(on_cpu.best.valid_logloss, abs=2e-2)  # dropout draws differ
 

@@ -17,7 +17,7 @@ from thinktwice.train import finetune
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.loader import BlockLoader
-from thinktwice.train.run import Look, Trained
+from thinktwice.train.run import EvalPoint, Trained
 from thinktwice.train.tune import tune
 
 LOSS = st.floats(0.1, 1.0).map(lambda value: round(value, 2))
@@ -32,8 +32,8 @@ def test_the_run_with_the_lowest_validation_logloss_is_kept(trials: list[float],
     script = dict(zip(table_l2, trials, strict=True))
 
     def scripted(model: Any, *_: Any, table_l2: float, epochs: float, **__: Any) -> Trained:
-        look = Look(epochs, 0.5, full if epochs == config.epochs else script[table_l2], 0.5)
-        return Trained([look], look)
+        point = EvalPoint(epochs, 0.5, full if epochs == config.epochs else script[table_l2], 0.5)
+        return Trained([point], point)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("thinktwice.train.tune.train", scripted)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,15 @@ from thinktwice.models.backbone import BackboneConfig
 from thinktwice.pretrain.config import PretrainConfig
 from thinktwice.pretrain.corrupt import corrupt
 from thinktwice.pretrain.denoiser import HIDDEN_LABEL, Denoiser
-from thinktwice.progress import note, track
+from thinktwice.progress import note
 from thinktwice.threads import reproducible
-from thinktwice.train.device import on_device, training_device
+from thinktwice.train.device import on_device
 from thinktwice.train.loader import BlockLoader
-from thinktwice.train.optimizer import TableAdam
+from thinktwice.train.loop import Bar, Plan, Steps, run_loop
 
 STAGE = "pretrain"
 TRAINING_FILE = "training.json"
+CURVE_POINTS = 10  # about so many in a run
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _vector_loss(model: Denoiser, index: int, hidden: Tensor, vector: Tensor, ma
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A pre-trained backbone with its curve: per look the epoch, the label's loss and every field's loss.
+    """A pre-trained backbone with its curve: per point the epoch, the label's loss and every field's loss.
 
     The loss of a field among ``sampled`` tells values from those of the same batch alone: it is less than a loss over the
     whole vocabulary, and the entropy of the values says nothing about it.
@@ -135,39 +135,48 @@ def fit(
     """Pre-train in memory; the model comes back on the CPU.
 
     The same arguments give the same weights to the last bit on the same CPU and number of threads.
+
+    Raises:
+        TrainingError: the loss of a batch is not finite.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Denoiser(build_backbone(backbone, fields, seed=seed), config, log_shares(train, fields))
-        model.to(training_device())
-        optimizer = TableAdam(
-            model,
-            model.backbone.embedding,
+        rows = BlockLoader(train)
+        steps = Steps.of(len(rows), config.batch_size, config.epochs)
+        plan = Plan(
+            steps,
+            eval_every=max(1, steps.total // CURVE_POINTS),
             rate=config.rate,
             table_l2=config.table_l2,
             sparse_rows=config.sparse_rows,
+            clip_norm=config.clip_norm,
         )
-        rows = BlockLoader(train)
-        generator = torch.Generator().manual_seed(seed)
-        batches = rows.shuffled(config.batch_size, generator)
-        per_epoch = max(1, len(rows) // min(config.batch_size, len(rows)))
-        steps = math.ceil(config.epochs * per_epoch)
-        look = max(1, steps // 10)
         curve: list[dict[str, Any]] = []
         window: list[Losses] = []
-        model.train()
-        for step in track(range(1, steps + 1), stage=STAGE, total=steps, label="steps"):
-            index = next(batches)
+
+        def loss(index: Tensor, generator: torch.Generator) -> Tensor:
             losses = denoising_loss(model, rows.batch(index), rows.label[index], generator)
-            optimizer.step(losses.total)
             window.append(losses)
-            if step % look == 0 or step == steps:
-                curve.append({"epoch": step / per_epoch} | _mean(window))
-                window = []
-    model.backbone.embedding.sparse_gradients = False
+            return losses.total
+
+        def on_eval(epoch: float, loss: float) -> None:
+            curve.append({"epoch": epoch} | _mean(window))
+            window.clear()
+
+        run_loop(
+            model,
+            model.backbone.embedding,
+            rows,
+            loss,
+            plan,
+            seed=seed,
+            on_eval=on_eval,
+            bar=Bar(STAGE, "steps"),
+        )
     sampled = _sampled(model)
     unigram = {name: entropy for name, entropy in unigram_entropy(train, fields).items() if name not in sampled}
-    return Pretrained(model.cpu().eval(), curve, unigram, sampled)
+    return Pretrained(model, curve, unigram, sampled)
 
 
 def _sampled(model: Denoiser) -> list[str]:

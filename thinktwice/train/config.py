@@ -17,7 +17,7 @@ class FinetuneConfig(BaseModel):
     shrunk to that length; the candidate with the best validation logloss then trains from the start for ``epochs``. Of all
     these runs the one with the lowest validation logloss is kept.
     The rate rises over the first ``warmup`` of the steps and falls linearly to nothing, which takes the place of waiting
-    for a plateau; the weights kept are those of the best look at validation, wherever in the run it was.
+    for a plateau; the weights kept are those of the best evaluation on validation, wherever in the run it was.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,7 +29,7 @@ class FinetuneConfig(BaseModel):
     augmentations: tuple[Augmentation, ...] = Field(default=("none", "mask_block"), min_length=1)
     trial_epochs: float = Field(default=1.0, gt=0)
     epochs: float = Field(default=4.0, gt=0)
-    checks_per_epoch: int = Field(default=2, ge=1)  # looks at validation
+    checks_per_epoch: int = Field(default=2, ge=1)  # evaluations on validation
     unknown_share: float = Field(
         default=0.01, ge=0, le=0.5
     )  # of values, of users and of items made unknown in training
@@ -38,4 +38,5 @@ class FinetuneConfig(BaseModel):
     masked_rows: float = Field(default=0.25, gt=0, le=1)  # mask_*: share of rows that are masked
     masked_fields: float = Field(default=0.3, gt=0, le=1)  # mask_*: at most this share of a row's fields
     kappa: float = Field(default=20.0, gt=0)  # mask_*: reliability of a value seen c times is c / (c + kappa)
+    clip_norm: float | None = Field(default=None, gt=0)  # limit of the norm of a step's gradients; None: no limit
     sparse_rows: int = Field(default=200_000, ge=1)  # tables of at least so many rows update only the rows of a batch

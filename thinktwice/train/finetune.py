@@ -22,7 +22,7 @@ from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import fit_calibration, known_auc, logits_of
-from thinktwice.train.run import Look
+from thinktwice.train.run import EvalPoint
 from thinktwice.train.tune import STAGE, Candidate, Trial, tune
 
 TRAINING_FILE = "training.json"
@@ -36,7 +36,7 @@ class Finetuned:
     calibration: Calibration
     chosen: Candidate
     trials: list[Trial]
-    curve: list[Look]
+    curve: list[EvalPoint]
     epochs: float  # trained until the weights that were kept
     valid_logloss: float  # calibrated
     valid_auc: float | None  # None: one class only

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,16 +14,16 @@ from thinktwice.stats.metrics import logloss
 from thinktwice.threads import reproducible
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig
-from thinktwice.train.device import on_device, training_device
+from thinktwice.train.device import on_device
 from thinktwice.train.joint import Joint, Trainee
 from thinktwice.train.loader import BlockLoader
+from thinktwice.train.loop import Bar, Plan, Steps, run_loop
 from thinktwice.train.measure import known_auc, logits_of
-from thinktwice.train.optimizer import TableAdam
 
 
 @dataclass(frozen=True)
-class Look:
-    """One look at validation during training."""
+class EvalPoint:
+    """One evaluation on validation during training."""
 
     epoch: float
     train_logloss: float
@@ -34,10 +33,10 @@ class Look:
 
 @dataclass(frozen=True)
 class Trained:
-    """The looks of a run; the model holds the weights of ``best``."""
+    """The evaluations of a run; the model holds the weights of ``best``."""
 
-    curve: list[Look]
-    best: Look
+    curve: list[EvalPoint]
+    best: EvalPoint
 
 
 def rate_factor(done: float, warmup: float) -> float:
@@ -57,45 +56,47 @@ def train(
     table_l2: float,
     epochs: float,
     seed: int,
-    on_look: Callable[[Look], None] = lambda look: None,
+    bar: Bar | None = None,
 ) -> Trained:
     """Train ``model`` in place and leave it with its best weights, in evaluation mode and on the CPU.
 
     The same arguments give the same weights to the last bit on the same CPU and number of threads.
+
+    Raises:
+        TrainingError: the loss of a batch is not finite.
     """
-    size = min(config.batch_size, len(rows))
-    per_epoch = max(1, len(rows) // size)
-    steps = max(1, math.ceil(epochs * per_epoch))
-    between = max(1, math.ceil(per_epoch / config.checks_per_epoch))
-    generator = torch.Generator().manual_seed(seed)
-    device = training_device()
-    model.to(device)
-    optimizer = TableAdam(model, model.embedding, rate=config.rate, table_l2=table_l2, sparse_rows=config.sparse_rows)
-    curve: list[Look] = []
-    best: tuple[Look, dict[str, Tensor]] | None = None
-    total, since = torch.zeros(()), 0
+    steps = Steps.of(len(rows), config.batch_size, epochs)
+    plan = Plan(
+        steps,
+        eval_every=max(1, math.ceil(steps.per_epoch / config.checks_per_epoch)),
+        rate=config.rate,
+        table_l2=table_l2,
+        sparse_rows=config.sparse_rows,
+        rate_factor=lambda done: rate_factor(done, config.warmup),
+        clip_norm=config.clip_norm,
+    )
+    curve: list[EvalPoint] = []
+    best: tuple[EvalPoint, dict[str, Tensor]] | None = None
+
+    def loss(index: Tensor, generator: torch.Generator) -> Tensor:
+        device = model.embedding.table.device
+        batch = augmenter(rows.batch(index), index, generator)
+        return _loss(model, on_device(batch, device), rows.label[index].to(device))
+
+    def on_eval(epoch: float, train_logloss: float) -> None:
+        nonlocal best
+        point = _evaluate(model, valid, epoch, train_logloss)
+        curve.append(point)
+        if best is None or point.valid_logloss < best[0].valid_logloss:
+            best = point, {name: value.detach().clone() for name, value in _weights(model).items()}
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # dropout draws from the global generator
-        model.train()
-        for step, index in zip(range(1, steps + 1), rows.shuffled(size, generator), strict=False):
-            optimizer.set_rate(config.rate * rate_factor((step - 0.5) / steps, config.warmup))
-            batch = augmenter(rows.batch(index), index, generator)
-            loss = _loss(model, on_device(batch, device), rows.label[index].to(device))
-            optimizer.step(loss)
-            total, since = total + loss.detach(), since + 1
-            if step % between == 0 or step == steps:
-                look = _look(model, valid, step / per_epoch, float(total) / since)
-                total, since = torch.zeros(()), 0
-                curve.append(look)
-                if best is None or look.valid_logloss < best[0].valid_logloss:
-                    best = look, {name: value.detach().clone() for name, value in _weights(model).items()}
-                on_look(look)
+        run_loop(model, model.embedding, rows, loss, plan, seed=seed, on_eval=on_eval, bar=bar)
     assert best is not None
     with torch.no_grad():
         for name, value in _weights(model).items():
             value.copy_(best[1][name])
-    model.embedding.sparse_gradients = False
-    model.cpu().eval()
     return Trained(curve, best[0])
 
 
@@ -112,6 +113,6 @@ def _loss(model: Trainee, batch: Batch, target: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(model(batch), target)
 
 
-def _look(model: Trainee, valid: BlockLoader, epoch: float, train_logloss: float) -> Look:
+def _evaluate(model: Trainee, valid: BlockLoader, epoch: float, train_logloss: float) -> EvalPoint:
     logit, label = logits_of(model, valid), valid.label.numpy()
-    return Look(epoch, train_logloss, logloss(label, logit), known_auc(label, logit))
+    return EvalPoint(epoch, train_logloss, logloss(label, logit), known_auc(label, logit))

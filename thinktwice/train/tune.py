@@ -5,16 +5,15 @@ What comes out is the run with the lowest validation logloss, short or full.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from thinktwice.models.backbone import Backbone
-from thinktwice.progress import track
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import Augmentation, FinetuneConfig
 from thinktwice.train.loader import BlockLoader
-from thinktwice.train.run import Look, Trained, train
+from thinktwice.train.loop import Bar
+from thinktwice.train.run import EvalPoint, Trained, train
 
 STAGE = "finetune"
 
@@ -30,7 +29,7 @@ class Trial:
     """What one candidate reached in its short run."""
 
     candidate: Candidate
-    best: Look
+    best: EvalPoint
     chosen: bool
 
 
@@ -62,13 +61,6 @@ def tune(
 
     def run(candidate: Candidate, epochs: float, what: str) -> tuple[Backbone, Trained]:
         model = start()
-        looks = math.ceil(epochs * config.checks_per_epoch)
-        seen = iter(track(range(looks + 1), stage=STAGE, total=looks, label=label + what))
-        next(seen)
-
-        def on_look(look: Look) -> None:
-            next(seen, None)
-
         trained = train(
             model,
             augmenters[candidate.augmentation],
@@ -78,13 +70,13 @@ def tune(
             table_l2=candidate.table_l2,
             epochs=epochs,
             seed=seed,
-            on_look=on_look,
+            bar=Bar(STAGE, label + what),
         )
         return model, trained
 
     kinds = config.augmentations
     total = len(config.table_l2) + len(kinds) - 1
-    trials: dict[Candidate, Look] = {}
+    trials: dict[Candidate, EvalPoint] = {}
     kept: tuple[Candidate, Backbone, Trained] | None = None
 
     def keep_if_better(candidate: Candidate, model: Backbone, trained: Trained) -> None:
@@ -103,7 +95,7 @@ def tune(
 
     table_l2 = best_of([Candidate(l2, kinds[0]) for l2 in config.table_l2]).table_l2
     chosen = best_of([Candidate(table_l2, kind) for kind in kinds])
-    record = [Trial(c, look, c == chosen) for c, look in trials.items()]
+    record = [Trial(c, best, c == chosen) for c, best in trials.items()]
     if kept is None or config.trial_epochs < config.epochs:
         keep_if_better(chosen, *run(chosen, config.epochs, "best candidate"))
     assert kept is not None
