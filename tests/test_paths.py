@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import example, given, settings
@@ -19,6 +22,7 @@ from tests.pipelines.own_log import write_log
 from thinktwice import parquet
 from thinktwice.data import query
 from thinktwice.data.ingest import ingest
+from thinktwice.sql_files import ExactFiles
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -81,7 +85,7 @@ def through(place: Path) -> dict[str, Any]:
     verdict = validate_log(
         place / "raw", place / "clean", place / "bad", place / "report.html", place / "verdict", run_id="r"
     )
-    build(place / "clean", place / "store", model_version="v1")
+    build(place / "clean", place / "store", feature_version="v1")
     tables = {p.stem: parquet.read_frame(p) for p in (place / "store" / "data").iterdir()}
     return {
         "headline": verdict.headline,
@@ -185,3 +189,19 @@ def test_no_file_is_opened_by_its_path_but_by_the_helpers() -> None:
                 found[path.relative_to(ROOT).as_posix()] = lines
     assert set(found) <= set(HELPERS), {f: lines for f, lines in found.items() if f not in HELPERS}
     assert set(HELPERS) <= set(found), "a helper that opens nothing: remove it from the list"
+
+
+def test_threads_read_places_of_one_opened_file(tmp_path: Path) -> None:
+    """DuckDB seeks and reads in several threads; a position that they shared gave bytes of another place."""
+    content = np.arange(1 << 18, dtype=np.uint32).tobytes()
+    (tmp_path / "[1]").write_bytes(content)
+    with ExactFiles().open(f"exact://{tmp_path / '[1]'}") as file, ThreadPoolExecutor(8) as pool:
+
+        def read(place: int) -> bool:
+            file.seek(place)
+            return file.read(64) == content[place : place + 64]
+
+        places = np.random.default_rng(0).integers(0, len(content) - 64, 20_000).tolist()
+        assert all(pool.map(read, places))
+        assert file.seek(-4, os.SEEK_END) == len(content) - 4 and file.read() == content[-4:]
+        assert file.tell() == len(content) and file.seek(-8, os.SEEK_CUR) == len(content) - 8

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -44,7 +46,28 @@ class ExactFiles(AbstractFileSystem):
 
 
 class _OpenedFile(FileIO):
-    """DuckDB drops its files without closing them."""
+    """A file that several threads read at once: each has a position of its own.
+
+    DuckDB reads a place by a seek and a read, in any of its threads, and drops its files without closing them.
+    """
+
+    def __init__(self, path: Path, mode: str) -> None:
+        super().__init__(path, mode)
+        self._here = threading.local()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: os.fstat(self.fileno()).st_size}[whence]
+        self._here.position = start + offset
+        return start + offset
+
+    def tell(self) -> int:
+        return int(getattr(self._here, "position", 0))
+
+    def read(self, size: int | None = -1) -> bytes:
+        size = os.fstat(self.fileno()).st_size if size is None or size < 0 else size
+        found = os.pread(self.fileno(), size, self.tell())
+        self._here.position = self.tell() + len(found)
+        return found
 
     def __del__(self) -> None:
         self.close()

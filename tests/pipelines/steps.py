@@ -73,8 +73,8 @@ def run_steps(
 
     try:
         step = "ingest"
-        snapshot_id, model_version = ingest.python_func(
-            "parquet", str(log), str(schema), 0, seed, "tiny", split, "test", out("log", dsl.Dataset)
+        snapshot_id, feature_version = ingest.python_func(
+            "parquet", str(log), str(schema), 0, seed, "test", out("log", dsl.Dataset)
         )
         step = "validate"
         passed = validate.python_func(
@@ -90,7 +90,7 @@ def run_steps(
             return ended("; ".join(read_json(folder / "verdict" / "verdict.json")["reasons"]))
         step = "materialize"
         materialize.python_func(
-            made["clean"], model_version, "sqlite", "", "test", out("store"), out("metrics_store", dsl.Metrics)
+            made["clean"], feature_version, "sqlite", "", "test", out("store"), out("metrics_store", dsl.Metrics)
         )
         step = "build-training-set"
         build_training_set.python_func(
@@ -110,7 +110,7 @@ def run_steps(
         )
         step = "evaluate"
         evaluate.python_func(
-            *models, made["test_time"], snapshot_id, model_version, "test",
+            *models, made["test_time"], snapshot_id, feature_version, "tiny", test_time, seed, "test",
             out("bundle"), out("page"), out("metrics_evaluate", dsl.Metrics), out("metrics_roc", dsl.ClassificationMetrics),
         )  # fmt: skip
         step = "bless"

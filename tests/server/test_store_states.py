@@ -86,7 +86,7 @@ def redis_store(state: Path, tmp_path: Path) -> Iterator[Faults]:
 
         def fill() -> None:
             shutil.rmtree(folder, ignore_errors=True)
-            build(state.parent / "clean", folder, model_version=MODEL_VERSION, online="redis")
+            build(state.parent / "clean", folder, feature_version=MODEL_VERSION, online="redis")
 
         fill()
         client = redis.Redis.from_url(f"redis://{address}")
