@@ -33,12 +33,12 @@ from thinktwice.data.encoded import EncodedRows, table_offsets
 from thinktwice.data.ingest import ingest
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import TrainingSet, build_training_set, load_training_set
-from thinktwice.evaluate.metrics import auc, logloss
+from thinktwice.stats.metrics import auc, logloss
 from thinktwice.files import write_json
 from thinktwice.models import FieldSpace
 from thinktwice.parquet import read_frame
 from thinktwice.schema import parse_schema
-from thinktwice.train import recipes
+from thinktwice import recipes
 from thinktwice.train.finetune import fit
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import logits_of

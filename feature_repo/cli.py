@@ -38,7 +38,7 @@ def skew(
 ) -> None:
     """Compare served features with a later point-in-time retrieval of the same users and items; 1 when a field is skewed."""
     from feature_repo.skew import measure_skew
-    from thinktwice.champion import require_champion
+    from thinktwice.release.champion import require_champion
     from thinktwice.console.terminal import console_here
     from thinktwice.files import atomic_file, write_json
     from thinktwice.monitor.cli import in_utc
@@ -86,7 +86,7 @@ def score(
     from rich.progress import Progress
 
     from feature_repo.score import score_file
-    from thinktwice.champion import require_champion
+    from thinktwice.release.champion import require_champion
     from thinktwice.console.terminal import console_here
 
     if bundle is None:

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 from feature_repo.online import online_features
 from feature_repo.retrieve import check_fits, features_at
 from feature_repo.store import open_store, read_info
-from thinktwice.bundle import Bundle, load_bundle
+from thinktwice.release.bundle import Bundle, load_bundle
 from thinktwice.data.feature_tables import TableSpec, table_specs
 from thinktwice.data.point_in_time import with_columns
 from thinktwice.data.scoring_rows import as_table, event_times
 from thinktwice.errors import DataError, FeatureStoreError, SchemaError, reason
-from thinktwice.feature_store import DATA
+from thinktwice.release.feature_store import DATA
 from thinktwice.files import atomic_file
 from thinktwice.parquet import open_parquet, parquet_writer
 from thinktwice.schema import EVENT_TIME, ROW_ID

@@ -26,7 +26,7 @@ from feature_repo.sdk import load_sdk
 from feature_repo.tables_engine import feast_engine
 from thinktwice.data.feature_tables import FeatureTables, build_feature_tables, table_specs
 from thinktwice.errors import FeatureStoreError
-from thinktwice.feature_store import (
+from thinktwice.release.feature_store import (
     DATA,
     INFO_FILE,
     REDIS_ADDRESS,

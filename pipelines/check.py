@@ -11,7 +11,7 @@ from thinktwice.errors import DataError, PipelineError
 if TYPE_CHECKING:
     from pipelines.run import RunArguments
 
-#: Recipes known to exist. Asking `thinktwice.train.recipes` loads torch, seconds before the first sign of life.
+#: Recipes known to exist. Asking `thinktwice.recipes` loads torch, seconds before the first sign of life.
 KNOWN_RECIPES = ("default", "dcnv2", "autoint", "ml-1m", "ml-100k", "tiny")
 
 #: Likewise of :data:`thinktwice.testtime.config.Mode`.
@@ -25,10 +25,10 @@ def check_arguments(arguments: RunArguments) -> None:
         DataError: unknown source, or a log that is not where it was said to be. SchemaError: a wrong schema file.
         PipelineError: unknown recipe, or no address of the Redis.
     """
-    from thinktwice.data.sources.base import refuse_object_store
+    from thinktwice.data.reading import refuse_object_store
     from thinktwice.data.sources.raw_log import schema_beside
     from thinktwice.data.sources.registry import source_named
-    from thinktwice.feature_store import REDIS_ADDRESS
+    from thinktwice.release.feature_store import REDIS_ADDRESS
     from thinktwice.schema import load_schema
 
     source = source_named(arguments.source)
@@ -45,7 +45,7 @@ def check_arguments(arguments: RunArguments) -> None:
     if schema:
         load_schema(schema)
     if arguments.recipe not in KNOWN_RECIPES:
-        from thinktwice.train.recipes import get
+        from thinktwice.recipes import get
 
         get(arguments.recipe)
     if arguments.test_time_mode not in TEST_TIME_MODES:

@@ -188,7 +188,7 @@ def upload(
     The store and its keys are those of the AWS_* variables of the environment.
     """
     from components.deployment.model_store import upload_model
-    from thinktwice.champion import require_champion, verify_archive
+    from thinktwice.release.champion import require_champion, verify_archive
 
     if not model:
         champion = require_champion(state_folder(state, work), "--state, --work or --model")

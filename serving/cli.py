@@ -71,7 +71,7 @@ def serve(
     Prints one line "ready URL" when a worker has really scored a request. KServe v1 is at /v1/models/ctr:predict, Open
     Inference v2 at /v2/models/ctr/infer.
     """
-    from thinktwice.champion import require_champion, verify_archive
+    from thinktwice.release.champion import require_champion, verify_archive
 
     state = state_folder(state, work)
     champion = require_champion(state, "--state or --work")
@@ -106,7 +106,7 @@ def serve(
 
 def _with_policy(config: ServingConfig, oldest: datetime | None, pinned: list[str] | None) -> ServingConfig:
     from thinktwice.errors import reason
-    from thinktwice.release import ReleasePolicy
+    from thinktwice.release.release import ReleasePolicy
 
     given: dict[str, Any] = {}
     if oldest is not None:
@@ -184,8 +184,8 @@ def openapi(
 ) -> None:
     """Print what the predictor of a model accepts and answers, as an OpenAPI 3.1 document."""
     from serving.openapi import document
-    from thinktwice.bundle import verify_bundle
-    from thinktwice.champion import MODEL_NAME, require_champion
+    from thinktwice.release.bundle import verify_bundle
+    from thinktwice.release.champion import MODEL_NAME, require_champion
     from thinktwice.files import atomic_file
     from thinktwice.schema import SCHEMA_FILE, load_schema
 

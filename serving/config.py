@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from serving.open_reader import FeatureConfig
 from serving.prediction_log import PredictionLogConfig
 from thinktwice.errors import ServerError
-from thinktwice.release import ReleasePolicy
+from thinktwice.release.release import ReleasePolicy
 from thinktwice.strict_yaml import first_fault, read_mapping
 
 VARIABLE = "THINKTWICE_SERVING"

@@ -14,7 +14,7 @@ from typing import Any
 
 from serving.features import Entity, Found
 from thinktwice.errors import FeatureStoreError, reason
-from thinktwice.feature_store import FIX, REGISTRY_FILE, read_registry, read_settings
+from thinktwice.release.feature_store import FIX, REGISTRY_FILE, read_registry, read_settings
 from thinktwice.imports import without_typeguard
 from thinktwice.schema import LogSchema
 

@@ -14,7 +14,7 @@ from serving.prediction_log import PredictionLog
 from serving.scorer import open_scorer
 from serving.service import Service
 from serving.tracing import open_tracing
-from thinktwice.bundle import read_manifest
+from thinktwice.release.bundle import read_manifest
 
 
 def open_service(
@@ -35,7 +35,7 @@ def open_service(
         registry: where the metrics are registered.
 
     Raises:
-        BundleError: the bundle is damaged. Its signature was checked before (:func:`thinktwice.release.stage`).
+        BundleError: the bundle is damaged. Its signature was checked before (:func:`thinktwice.release.release.stage`).
         FeatureStoreError: the bundle needs a feature store that is not there.
     """
     import torch

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from thinktwice.champion import MODEL_NAME
+from thinktwice.release.champion import MODEL_NAME
 from thinktwice.errors import ServerError
 
 HOST = "127.0.0.1"

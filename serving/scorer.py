@@ -15,7 +15,7 @@ from serving.features import Entity, Features, OnDefault, OnlineFeatureReader
 from serving.open_reader import FeatureConfig, open_reader
 from serving.requests import Request, RequestParser
 from serving.tracing import Tracing
-from thinktwice.bundle import Bundle, load_bundle
+from thinktwice.release.bundle import Bundle, load_bundle
 from thinktwice.data.encoded import Batch
 from thinktwice.data.sides import join
 from thinktwice.errors import FeatureStoreError, ServerError

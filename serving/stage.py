@@ -15,8 +15,8 @@ from pathlib import Path
 
 from serving.config import FEATURE_STORE, load_config
 from thinktwice.errors import ThinktwiceError
-from thinktwice.release import stage
-from thinktwice.signing import trusted_keys
+from thinktwice.release.release import stage
+from thinktwice.release.signing import trusted_keys
 
 
 def main(arguments: list[str]) -> int:

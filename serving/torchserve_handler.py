@@ -17,14 +17,14 @@ from serving.config import load_config
 from serving.metrics import serve_metrics
 from serving.open_service import open_service
 from serving.service import Service
-from thinktwice.release import open_staged
-from thinktwice.signing import trusted_keys
+from thinktwice.release.release import open_staged
+from thinktwice.release.signing import trusted_keys
 
 logger = logging.getLogger(__name__)
 
 
 def load(folder: Path | str, model: str) -> Service:
-    """The service of a model that was staged (:func:`thinktwice.release.stage`), with the settings of this machine, after it has
+    """The service of a model that was staged (:func:`thinktwice.release.release.stage`), with the settings of this machine, after it has
     scored once.
 
     Raises:
@@ -53,7 +53,7 @@ class CTRHandler:
         self._service: Service | None = None
 
     def initialize(self, context: Any) -> None:
-        """Load the model that was staged (:func:`thinktwice.release.stage`) and score once."""
+        """Load the model that was staged (:func:`thinktwice.release.release.stage`) and score once."""
         logs.configure()
         self._service = load(context.system_properties["model_dir"], context.model_name)
 

@@ -42,10 +42,10 @@ from serving.processes import (
     sigterm_as_interrupt,
 )
 from serving.torchserve_worker import WHILE_LOADING, interpreter_file
-from thinktwice.archive import HANDLER, MODEL_NAME
+from thinktwice.release.archive import HANDLER, MODEL_NAME
 from thinktwice.errors import ServerError
-from thinktwice.release import Staged, stage
-from thinktwice.signing import trusted_keys
+from thinktwice.release.release import Staged, stage
+from thinktwice.release.signing import trusted_keys
 
 MULTIPROCESS = (
     "PROMETHEUS_MULTIPROC_DIR"  # as :mod:`serving.metrics` says, which is not imported here: it counts from then on

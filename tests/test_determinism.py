@@ -26,8 +26,9 @@ from pathlib import Path
 from thinktwice.evaluate.compare import evaluate
 from thinktwice.evaluate.package import write_candidate
 from thinktwice.pretrain import pretrain
-from thinktwice.testtime.fit import fit_test_time
-from thinktwice.train import finetune, recipes
+from thinktwice.selection.fit import fit_test_time
+from thinktwice.train import finetune
+from thinktwice import recipes
 
 data, out = map(Path, sys.argv[1:])
 recipe = recipes.get("tiny")

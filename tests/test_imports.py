@@ -58,8 +58,8 @@ def test_the_sdk_takes_torch_where_it_is_there_already() -> None:
     [
         "thinktwice.cli",
         "thinktwice.data.training_set",
-        "thinktwice.bundle",
-        "thinktwice.champion",
+        "thinktwice.release.bundle",
+        "thinktwice.release.champion",
         "thinktwice.evaluate.cli",
         "feature_repo.retrieve",
         "feature_repo.store",

@@ -67,12 +67,12 @@ def test_inside_the_number_is_ours_and_outside_it_is_the_callers(
 
 
 def public_work() -> dict[str, Callable[..., object]]:
-    from thinktwice.bless import bless
+    from thinktwice.evaluate.bless import bless
     from thinktwice.evaluate.bundles import evaluate_bundles
     from thinktwice.evaluate.compare import evaluate
     from thinktwice.evaluate.from_bundle import score_bundle
     from thinktwice.pretrain.pretrain import fit as pretrain
-    from thinktwice.testtime.fit import fit_test_time
+    from thinktwice.selection.fit import fit_test_time
     from thinktwice.train.finetune import fit as finetune
     from thinktwice.train.run import train
 

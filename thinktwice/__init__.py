@@ -31,12 +31,12 @@ if TYPE_CHECKING:
         train_model,
         validate_log,
     )
-    from thinktwice.bundle import Bundle
+    from thinktwice.release.bundle import Bundle
     from thinktwice.data.ingest import Snapshot
     from thinktwice.errors import ThinktwiceError
     from thinktwice.schema import LogSchema, load_schema
     from thinktwice.scoring import Scores, score_table
-    from thinktwice.train.recipes import Recipe
+    from thinktwice.recipes import Recipe
 
 __all__ = [
     "Bundle",
@@ -64,8 +64,8 @@ _WHERE = {
     **dict.fromkeys(("ingest_log", "open_bundle", "read_report", "train_model", "validate_log"), _API),
     **dict.fromkeys(("LogSchema", "load_schema"), "thinktwice.schema"),
     **dict.fromkeys(("Scores", "score_table"), "thinktwice.scoring"),
-    "Bundle": "thinktwice.bundle",
-    "Recipe": "thinktwice.train.recipes",
+    "Bundle": "thinktwice.release.bundle",
+    "Recipe": "thinktwice.recipes",
     "Snapshot": "thinktwice.data.ingest",
     "ThinktwiceError": "thinktwice.errors",
 }

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from thinktwice import __version__
-from thinktwice.bundle import REPORT, REPORT_FILE, Bundle, load_bundle
+from thinktwice.release.bundle import REPORT, REPORT_FILE, Bundle, load_bundle
 from thinktwice.data.feature_tables import feature_version
 from thinktwice.data.ingest import Snapshot, ingest
 from thinktwice.data.point_in_time import training_rows
@@ -27,10 +27,11 @@ from thinktwice.evaluate.package import model_version, write_candidate
 from thinktwice.files import read_json, sha256_text
 from thinktwice.pretrain import pretrain
 from thinktwice.schema import SCHEMA_FILE, LogSchema, load_schema
-from thinktwice.testtime.fit import fit_test_time
+from thinktwice.selection.fit import fit_test_time
 from thinktwice.testtime.modes import search
-from thinktwice.train import finetune, recipes
-from thinktwice.train.recipes import Recipe
+from thinktwice.train import finetune
+from thinktwice import recipes
+from thinktwice.recipes import Recipe
 from thinktwice.validate.judge import BrokenRule, broken_rules
 from thinktwice.validate.profile import profile_log, read_reference
 from thinktwice.validate.split import split_log

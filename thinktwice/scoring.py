@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from thinktwice.bundle import Bundle
+from thinktwice.release.bundle import Bundle
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.scoring_rows import Rows, as_table, read_fields
 from thinktwice.errors import DataError, SchemaError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from thinktwice.evaluate.charts import Mark, Series, legend_svg, line_chart
+from thinktwice.pages.charts import Mark, Series, legend_svg, line_chart
 from thinktwice.files import atomic_file
 
 COLORS = {"fixed": "#30343b", "group_sequential": "#2f7d4f", "sequence": "#3b6fd4"}

@@ -17,7 +17,7 @@ class Obvious:
         import torch
 
         from serving.feast_source import FeastSource, open_feast
-        from thinktwice.bundle import load_bundle
+        from thinktwice.release.bundle import load_bundle
 
         torch.set_num_threads(1)
         bundle = load_bundle(Path(context.system_properties["model_dir"]) / "bundle")

@@ -13,7 +13,7 @@ from serving.config import ServingConfig
 from serving.load.plan import body_of, requests_of
 from serving.open_reader import FeatureConfig, open_reader
 from serving.open_service import open_service
-from thinktwice.bundle import load_bundle
+from thinktwice.release.bundle import load_bundle
 
 
 def overhead(world: World, rounds: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from serving.config import ServingConfig
 from serving.load.drive import Measured, Target, closed_loop, open_loop
 from serving.load.plan import poisson, requests_of
 from serving.load.report import Step
-from thinktwice.archive import HANDLER
+from thinktwice.release.archive import HANDLER
 
 DEADLINE = 0.25  # seconds; what a page can wait for its ads
 LOADS = (50, 80, 110)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.load.report import COLORS
-from thinktwice.evaluate.charts import Mark, Series, legend_svg, line_chart
+from thinktwice.pages.charts import Mark, Series, legend_svg, line_chart
 
 PERCENTILES = ("p50", "p90", "p99", "p99.9")
 

@@ -18,8 +18,8 @@ from feature_repo.retrieve import training_set
 from feature_repo.store import build
 from serving.load.plan import requests_of
 from serving.scorer import open_scorer
-from thinktwice.archive import ARCHIVE_FILE, MAR_MANIFEST
-from thinktwice.bundle import BundleIdentity, bundle_hash, load_bundle, write_bundle
+from thinktwice.release.archive import ARCHIVE_FILE, MAR_MANIFEST
+from thinktwice.release.bundle import BundleIdentity, bundle_hash, load_bundle, write_bundle
 from thinktwice.data.encoded import Batch
 from thinktwice.data.feature_tables import feature_service_name
 from thinktwice.data.simulator import SimConfig, simulate

@@ -13,9 +13,9 @@ from functools import cached_property
 import numpy as np
 
 from benchmarks.testtime.study import Scores
-from thinktwice.evaluate.metrics import ece, row_logloss
-from thinktwice.evaluate.multiple import minimum_detectable, over_seeds, p_over_seeds
-from thinktwice.evaluate.significance import Interval, auc_influence, clustered_error, clusters_of
+from thinktwice.stats.metrics import ece, row_logloss
+from thinktwice.stats.seeds import minimum_detectable, over_seeds, p_over_seeds
+from thinktwice.stats.significance import Interval, auc_influence, clustered_error, clusters_of
 from thinktwice.testtime.calibrate import sigmoid
 
 

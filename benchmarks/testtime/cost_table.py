@@ -8,9 +8,9 @@ from benchmarks.testtime import latency, study
 from benchmarks.testtime.plan import Part, trunks_of
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.extras import Extras
-from thinktwice.testtime.fit import fit_extras
+from thinktwice.selection.fit import fit_extras
 from thinktwice.testtime.reliability import Reliability
-from thinktwice.testtime.subject import Subject
+from thinktwice.selection.subject import Subject
 
 MODES = (
     "lean",

@@ -16,7 +16,7 @@ from thinktwice.data.encoded import EncodedRows
 from thinktwice.models.cost import flops
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Engine
-from thinktwice.testtime.subject import Subject
+from thinktwice.selection.subject import Subject
 
 SIZES = (1, 100, 500)
 REQUESTS = 40

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from thinktwice.evaluate.charts import Mark, Series, legend_svg, line_chart
-from thinktwice.evaluate.charts_scatter import Point, scatter_chart
+from thinktwice.pages.charts import Mark, Series, legend_svg, line_chart
+from thinktwice.pages.charts_scatter import Point, scatter_chart
 
 KINDS = {  # what a mode is, by colour
     "one pass": "#2f7d4f",

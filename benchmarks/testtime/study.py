@@ -20,13 +20,13 @@ from thinktwice.data.training_set import TrainingSet
 from thinktwice.files import atomic_file, read_json, write_json
 from thinktwice.models import Calibration
 from thinktwice.testtime import calibrate
-from thinktwice.testtime.candidates import STOP_AT
+from thinktwice.selection.candidates import STOP_AT
 from thinktwice.testtime.config import FitConfig, TestTimeConfig
 from thinktwice.testtime.engine import Raw
 from thinktwice.testtime.extras import Extras
-from thinktwice.testtime.fit import count_check, field_importance, fit_extras, fit_mode
+from thinktwice.selection.fit import count_check, field_importance, fit_extras, fit_mode
 from thinktwice.testtime.modes import preset
-from thinktwice.testtime.parameters import (
+from thinktwice.selection.parameters import (
     NOBODY,
     best_filter,
     best_gate,
@@ -41,7 +41,7 @@ from thinktwice.testtime.parameters import (
     typical_pair,
 )
 from thinktwice.testtime.reliability import Reliability
-from thinktwice.testtime.subject import Subject
+from thinktwice.selection.subject import Subject
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import fit_calibration, logits_of
 

@@ -11,9 +11,9 @@ from benchmarks.testtime.compare import Compared, Rows, methods_of, passes_of
 from benchmarks.testtime.plan import Part, trunks_of
 from benchmarks.testtime.study import LIST, SHARE, SIGNAL, TOP_K, Scores
 from thinktwice.data.training_set import TrainingSet
-from thinktwice.evaluate.multiple import holm
+from thinktwice.stats.seeds import holm
 from thinktwice.evaluate.ranking import ndcg_at, top_k_regret
-from thinktwice.evaluate.uplift import area, uplift_curve
+from thinktwice.stats.uplift import area, uplift_curve
 from thinktwice.testtime.reliability import Reliability
 
 REFERENCE = "plain"

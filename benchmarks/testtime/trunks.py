@@ -20,7 +20,7 @@ import torch
 from thinktwice.data.encoded import EncodedRows, count_values, table_offsets
 from thinktwice.data.training_set import TrainingSet
 from thinktwice.errors import BundleError
-from thinktwice.evaluate.metrics import logloss
+from thinktwice.stats.metrics import logloss
 from thinktwice.files import read_json, sha256_text, write_json
 from thinktwice.models import Backbone, BackboneConfig, Calibration, FieldSpace, ModelInfo, build_backbone
 from thinktwice.models.store import load_model, save_model

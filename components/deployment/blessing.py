@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from thinktwice.bundle import bundle_hash
+from thinktwice.release.bundle import bundle_hash
 from thinktwice.errors import PipelineError, reason
 from thinktwice.files import read_json
 

@@ -70,7 +70,7 @@ def load(
         asked = read_requests(requests)
     else:
         from serving.load.context import typical_contexts
-        from thinktwice.champion import require_champion
+        from thinktwice.release.champion import require_champion
         from thinktwice.schema import SCHEMA_FILE, load_schema
 
         champion = require_champion(state_folder(state, work), "--state, --work or --requests")

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from thinktwice.data.encoder import Encoder
-from thinktwice.monitor.bins import KNOWN, MISSING, UNKNOWN, top_values
-from thinktwice.monitor.profile import read_profile
+from thinktwice.release.profile_bins import KNOWN, MISSING, UNKNOWN, top_values
+from thinktwice.release.profile import read_profile
 from thinktwice.schema import SCHEMA_FILE, ModelField, load_schema
 
 
@@ -46,7 +46,7 @@ def _spread(counts: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarr
 
 
 def _value(encoder: Encoder, field: ModelField, place: int, rng: np.random.Generator) -> str | float | None:
-    """A value that falls into a bin of :func:`thinktwice.monitor.bins.row_bins`; None: missing."""
+    """A value that falls into a bin of :func:`thinktwice.release.profile_bins.row_bins`; None: missing."""
     if field.kind == "numeric":
         return _number(encoder.bounds[field.name], place)
     if place in (UNKNOWN, MISSING):

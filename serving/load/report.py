@@ -10,7 +10,7 @@ from rich.console import Console
 
 from serving.load.drive import Measured
 from thinktwice.console.output import Column, Record, print_table, say
-from thinktwice.evaluate.charts import Mark, Series, legend, line_chart
+from thinktwice.pages.charts import Mark, Series, legend, line_chart
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 100.0)
 COLORS = ("#2f6fde", "#d9822b", "#2e9e5b", "#b0413e", "#7a5cc0", "#30343b")

@@ -14,7 +14,7 @@ from components.deployment.deploy.deployment import deploy_model
 from components.deployment.package.archive import write_archive
 from tests.components.deployed import make_store
 from tests.serving.small import bless
-from thinktwice.bundle import bundle_hash
+from thinktwice.release.bundle import bundle_hash
 
 
 @pytest.fixture(scope="module")

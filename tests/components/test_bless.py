@@ -14,7 +14,7 @@ from components.deployment.blessing import require_blessing
 from components.evaluation.bless.component import bless
 from tests.serving.releases import pack
 from tests.testtime import world
-from thinktwice.champion import install_champion
+from thinktwice.release.champion import install_champion
 from thinktwice.errors import BundleError, PipelineError
 
 COMPONENT = Path(__file__).resolve().parents[2] / "components/evaluation/bless"

@@ -12,7 +12,7 @@ from components.evaluation.bless.component import bless
 from components.evaluation.evaluate.component import evaluate
 from components.evaluation.fit_test_time.component import fit_test_time
 from tests.testtime import world
-from thinktwice.bundle import load_bundle
+from thinktwice.release.bundle import load_bundle
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import load_training_set
 from thinktwice.evaluate.package import model_version

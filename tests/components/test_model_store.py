@@ -19,8 +19,8 @@ from pipelines.cli import app
 from tests.components.object_store import listed
 from tests.serving.small import MODEL_VERSION
 from thinktwice.errors import BundleError, PipelineError, ResourceError, ThinktwiceError
-from thinktwice.release import verify_release, write_release
-from thinktwice.signing import make_keys
+from thinktwice.release.release import verify_release, write_release
+from thinktwice.release.signing import make_keys
 
 pytestmark = pytest.mark.server
 

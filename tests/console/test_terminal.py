@@ -16,8 +16,8 @@ from thinktwice.cli import main
 from thinktwice.console.results import print_results
 from thinktwice.console.stages import StageBoard
 from thinktwice.console.terminal import Terminal
-from thinktwice.demo.answer import print_answer
-from thinktwice.demo.question import Question
+from demo.answer import print_answer
+from demo.question import Question
 from thinktwice.errors import DataError
 from thinktwice.printable import printable
 

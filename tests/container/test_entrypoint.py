@@ -16,9 +16,9 @@ import pytest
 from tests.components.deployed import make_store
 from tests.serving.releases import pack, rezip
 from tests.serving.small import small
-from thinktwice.champion import install_champion
-from thinktwice.release import write_release
-from thinktwice.signing import make_keys
+from thinktwice.release.champion import install_champion
+from thinktwice.release.release import write_release
+from thinktwice.release.signing import make_keys
 
 __all__ = ["small"]
 

@@ -12,7 +12,7 @@ from serving import kserve_process, torchserve_process
 from serving.config import ServingConfig
 from serving.open_reader import FeatureConfig
 from tests.server.conftest import champion, free_port, state
-from thinktwice.champion import Champion
+from thinktwice.release.champion import Champion
 from thinktwice.files import write_json
 
 __all__ = ["Servers", "champion", "servers", "state"]

@@ -18,7 +18,7 @@ import pytest
 from serving import kserve_process, torchserve_process
 from tests.contract.test_contract import V1, Reply, ask
 from tests.server.conftest import free_port
-from thinktwice.champion import Champion
+from thinktwice.release.champion import Champion
 from thinktwice.errors import ServerError
 from thinktwice.files import write_json
 

@@ -9,7 +9,7 @@ from serving.load.plan import poisson, requests_of
 from serving.load.report import Step, trouble
 from tests.contract.conftest import Servers
 from tests.serving.small import SCHEMA
-from thinktwice.champion import Champion
+from thinktwice.release.champion import Champion
 
 pytestmark = pytest.mark.server
 

@@ -16,7 +16,7 @@ from serving.openapi import MEDIA_TYPE, document
 from tests.contract.conftest import Servers
 from tests.contract.test_contract import BAD, GOOD, ONE, V1, V2, ask, v2
 from tests.serving.small import MODEL_VERSION, PLAIN_SCHEMA, SCHEMA
-from thinktwice.champion import Champion
+from thinktwice.release.champion import Champion
 
 pytestmark = pytest.mark.server
 

@@ -7,9 +7,9 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from thinktwice.demo import question as module
-from thinktwice.demo.answer import call, print_answer, ranked
-from thinktwice.demo.question import choose_question
+from demo import question as module
+from demo.answer import call, print_answer, ranked
+from demo.question import choose_question
 from thinktwice.errors import DataError
 
 START = datetime(2024, 1, 1, tzinfo=timezone.utc)

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from thinktwice.console.processes import group_alive
-from thinktwice.demo import cli, server
+from demo import cli
+from demo import server
 from thinktwice.errors import PipelineError, ServerError
 from thinktwice.files import write_json
 

@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from tests.testtime import world
-from thinktwice.bless import ECE_LIMIT, bless
-from thinktwice.bundle import BundleIdentity, bundle_hash, load_bundle, read_manifest, write_bundle
+from thinktwice.evaluate.bless import ECE_LIMIT, bless
+from thinktwice.release.bundle import BundleIdentity, bundle_hash, load_bundle, read_manifest, write_bundle
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import build_training_set, load_training_set
 from thinktwice.errors import BundleError
@@ -21,7 +21,7 @@ from thinktwice.evaluate.from_bundle import misfit
 from thinktwice.evaluate.package import write_candidate
 from thinktwice.files import read_json
 from thinktwice.schema import parse_schema
-from thinktwice.testtime.fit import fit_test_time
+from thinktwice.selection.fit import fit_test_time
 
 
 def test_first_model_is_blessed_for_beating_chance(finished: Path, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_model_that_orders_by_chance_is_not_blessed(tmp_path: Path, monkeypatch:
     noise = other_log().with_columns(pl.Series("label", rng.integers(0, 2, 1600).astype(np.int8)))
     bundle = small_bundle(tmp_path / "noise", OTHER_SCHEMA, noise, "noise-1")
     notes: list[str] = []
-    monkeypatch.setattr("thinktwice.bless.note", lambda stage, text: notes.append(text))
+    monkeypatch.setattr("thinktwice.evaluate.bless.note", lambda stage, text: notes.append(text))
     found = bless(tmp_path / "noise" / "set", bundle, None, tmp_path / "out")
     assert not found.blessed
     assert "does not order rows better than chance" in found.reasons[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 
-from thinktwice.evaluate.charts import Mark, Series, line_chart
+from thinktwice.pages.charts import Mark, Series, line_chart
 
 SVG = "{http://www.w3.org/2000/svg}"
 MARKS = [Mark(0.0, 0.0, 0.0, 0.0), Mark(0.5, -2.0, -3.0, -1.0), Mark(1.0, -1.0, -2.5, 0.5)]

@@ -6,7 +6,7 @@ import re
 import xml.etree.ElementTree as ET
 from itertools import pairwise
 
-from thinktwice.evaluate.charts_scatter import LABEL_HEIGHT, Point, best_of, scatter_chart
+from thinktwice.pages.charts_scatter import LABEL_HEIGHT, Point, best_of, scatter_chart
 
 POINTS = [
     Point("plain", 1.0, 0.0),

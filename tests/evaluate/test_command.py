@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.serving.releases import pack
-from thinktwice.bundle import bundle_hash
-from thinktwice.champion import install_champion
+from thinktwice.release.bundle import bundle_hash
+from thinktwice.release.champion import install_champion
 from thinktwice.cli import main
 from thinktwice.evaluate.cli import evaluate
 from thinktwice.files import write_json

@@ -14,12 +14,13 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from thinktwice.bundle import bundle_hash
+from thinktwice.release.bundle import bundle_hash
 from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import BundleError
-from thinktwice.evaluate import metrics, slices
+from thinktwice.evaluate import slices
+from thinktwice.stats import metrics
 from thinktwice.evaluate.bundles import evaluate_bundles
-from thinktwice.evaluate.charts import nice_ticks
+from thinktwice.pages.charts import nice_ticks
 from thinktwice.evaluate.compare import evaluate
 from thinktwice.evaluate.package import write_candidate
 from thinktwice.evaluate.report import render

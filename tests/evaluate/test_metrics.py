@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score, roc_curve
 
-from thinktwice.evaluate import metrics
+from thinktwice.stats import metrics
 
 
 def slow_auc(label: np.ndarray, score: np.ndarray) -> float:

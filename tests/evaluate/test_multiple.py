@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from thinktwice.evaluate.multiple import holm, minimum_detectable, over_seeds, p_over_seeds, two_sided_p
-from thinktwice.evaluate.significance import Interval, paired_mean
+from thinktwice.stats.seeds import holm, minimum_detectable, over_seeds, p_over_seeds, two_sided_p
+from thinktwice.stats.significance import Interval, paired_mean
 
 
 def test_holm_on_a_textbook_example() -> None:

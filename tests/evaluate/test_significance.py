@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from thinktwice.evaluate import significance as s
-from thinktwice.evaluate.metrics import auc, ece, gauc, logloss
+from thinktwice.stats import significance as s
+from thinktwice.stats.metrics import auc, ece, gauc, logloss
 
 
 def slow_delong(label: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from thinktwice.evaluate.uplift import area, uplift_band, uplift_curve
+from thinktwice.stats.uplift import area, uplift_band, uplift_curve
 
 
 def test_the_curve_starts_at_nothing_ends_at_the_whole_and_follows_the_signal() -> None:

@@ -25,7 +25,7 @@ from tests.features import online, redis_server
 from tests.features.conftest import SCHEMA, CleanLog, Row, make_rows
 from thinktwice.data.feature_tables import table_specs
 from thinktwice.errors import FeatureStoreError
-from thinktwice.feature_store import REDIS_ADDRESS
+from thinktwice.release.feature_store import REDIS_ADDRESS
 
 pytestmark = [
     # Feast's own, on import and in its calls of pandas and protobuf.

@@ -17,9 +17,9 @@ from serving.feast_source import FeastSource, open_feast
 from serving.open_reader import FeatureConfig, open_reader
 from tests.features import redis_server
 from tests.serving.small import FEATURE_SERVICE, MODEL_VERSION, SCHEMA, clean_log, small
-from thinktwice.bundle import load_bundle
+from thinktwice.release.bundle import load_bundle
 from thinktwice.errors import FeatureStoreError
-from thinktwice.feature_store import REDIS_ADDRESS
+from thinktwice.release.feature_store import REDIS_ADDRESS
 from thinktwice.files import write_json
 
 __all__ = ["small"]
@@ -271,7 +271,7 @@ def test_no_damage_of_a_registry_ends_in_anything_but_a_sentence(data: st.DataOb
     from feast.protos.feast.core.FeatureView_pb2 import FeatureView
     from feast.protos.feast.core.Registry_pb2 import Registry as Message
 
-    from thinktwice.feature_store import read_registry
+    from thinktwice.release.feature_store import read_registry
 
     content = bytearray((built / "registry.db").read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):

@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 
 from tests.serving.small import SCHEMA, training_rows
-from thinktwice.bundle import load_bundle
+from thinktwice.release.bundle import load_bundle
 from thinktwice.data.encoder import Encoder
-from thinktwice.monitor.bins import (
+from thinktwice.release.profile_bins import (
     COUNT_BINS,
     MISSING,
     UNKNOWN,

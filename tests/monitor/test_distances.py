@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 
-from thinktwice.monitor.distances import distance, jensen_shannon, psi, sample
+from thinktwice.stats.distances import distance, jensen_shannon, psi, sample
 
 COUNTS = st.lists(st.integers(0, 500), min_size=4, max_size=4).filter(lambda v: sum(v) > 0)
 ZIPF = 1 / np.arange(1, 24)

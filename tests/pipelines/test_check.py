@@ -12,7 +12,7 @@ from thinktwice.cli import main
 from thinktwice.data.sources.registry import SOURCES
 from thinktwice.errors import ThinktwiceError
 from thinktwice.testtime.config import Mode
-from thinktwice.train import recipes
+from thinktwice import recipes
 
 
 def test_the_recipes_named_are_the_recipes_there_are():

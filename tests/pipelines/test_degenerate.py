@@ -17,7 +17,7 @@ from rich.console import Console
 
 from tests.pipelines.steps import Outcome, run_steps
 from thinktwice.console.results import print_results
-from thinktwice.evaluate.metrics import UNDEFINED
+from thinktwice.stats.metrics import UNDEFINED
 from thinktwice.evaluate.table import print_metrics
 
 pytestmark = [

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.pipelines.own_log import SCHEMA, write_log
-from thinktwice.champion import read_champion, verify_archive
+from thinktwice.release.champion import read_champion, verify_archive
 from thinktwice.files import read_json
 from thinktwice.parquet import num_rows, read_frame
 

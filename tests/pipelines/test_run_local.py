@@ -17,7 +17,7 @@ from pipelines.run import RunArguments, RunResult, run_local
 from pipelines.summary import print_summary
 from tests.pipelines import ir
 from tests.pipelines.own_log import NUM_ODD, write_log
-from thinktwice.champion import read_champion, verify_archive
+from thinktwice.release.champion import read_champion, verify_archive
 from thinktwice.console.options import LAST_RUN
 from thinktwice.console.processes import group_alive
 from thinktwice.errors import PipelineError

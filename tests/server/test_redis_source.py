@@ -17,7 +17,7 @@ from serving.feast_source import open_feast
 from serving.redis_source import FEW, OPEN, RedisSource
 from tests.features import redis_server
 from tests.serving.small import FEATURE_SERVICE, MODEL_VERSION, SCHEMA
-from thinktwice.feature_store import REDIS_ADDRESS
+from thinktwice.release.feature_store import REDIS_ADDRESS
 from thinktwice.schema.numbers import number
 from thinktwice.schema.values import spell
 

@@ -21,10 +21,10 @@ from tests.features import redis_server
 from tests.server.test_readers import Store, _until, opened
 from tests.serving.conftest import Lines, lines
 from tests.serving.small import MODEL_VERSION
-from thinktwice.bundle import load_bundle
-from thinktwice.champion import Champion
+from thinktwice.release.bundle import load_bundle
+from thinktwice.release.champion import Champion
 from thinktwice.data.encoder import Encoder
-from thinktwice.feature_store import REDIS_ADDRESS
+from thinktwice.release.feature_store import REDIS_ADDRESS
 
 __all__ = ["lines"]
 

@@ -16,7 +16,7 @@ from serving.scorer import Scorer
 from serving.service import Service
 from serving.tracing import Tracing
 from tests.serving.small import SCHEMA
-from thinktwice.bundle import load_bundle
+from thinktwice.release.bundle import load_bundle
 from thinktwice.errors import FeatureStoreError
 
 USERS = [f"u{i}" for i in range(30)]

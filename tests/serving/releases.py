@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from components.deployment.package.archive import write_archive
 from tests.serving.small import bless
-from thinktwice.bundle import MANIFEST_FILE, bundle_hash
+from thinktwice.release.bundle import MANIFEST_FILE, bundle_hash
 from thinktwice.files import read_json, write_json
 from thinktwice.hashing import FileEntry
 

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import torch
 
-from thinktwice.bundle import BundleIdentity, Manifest, write_bundle
+from thinktwice.release.bundle import BundleIdentity, Manifest, write_bundle
 from thinktwice.combinations.counts import CombinationCounts, open_pairs
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.splits import SplitSpec

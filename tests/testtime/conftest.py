@@ -15,7 +15,7 @@ from thinktwice.models import load_model
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.heads import fit_heads
 from thinktwice.testtime.reliability import Reliability
-from thinktwice.testtime.subject import Subject
+from thinktwice.selection.subject import Subject
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,9 @@ from thinktwice.data.training_set import TrainingSet, build_training_set, load_t
 from thinktwice.models import load_model
 from thinktwice.schema import parse_schema
 from thinktwice.testtime.config import TestTimeConfig
-from thinktwice.testtime.fit import fit_test_time
+from thinktwice.selection.fit import fit_test_time
 from thinktwice.testtime.store import load_test_time
-from thinktwice.testtime.subject import Subject
+from thinktwice.selection.subject import Subject
 
 MODES = {"calibrated by support", "uttsi", "uttsi, exact", "matt", "sgctr"}  # gate and filter may fit to nothing
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from thinktwice.errors import PipelineError
 from thinktwice.testtime import FitConfig, TestTimeConfig
 from thinktwice.testtime.config import Mode
-from thinktwice.testtime.cost import ASKING, ROW, SIEVE, reckoned
+from thinktwice.selection.cost import ASKING, ROW, SIEVE, reckoned
 from thinktwice.testtime.modes import PRESETS, preset, search
 
 

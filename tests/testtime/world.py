@@ -26,7 +26,7 @@ from thinktwice.models import (
     save_model,
 )
 from thinktwice.schema import LogSchema, parse_schema
-from thinktwice.testtime.fit import fit_test_time
+from thinktwice.selection.fit import fit_test_time
 from thinktwice.train.measure import fit_calibration
 
 SCHEMA = """

@@ -11,11 +11,12 @@ import torch
 from tests.train.logs import build_small
 from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import DataError, PipelineError
-from thinktwice.evaluate.metrics import auc, logloss
+from thinktwice.stats.metrics import auc, logloss
 from thinktwice.files import read_json, sha256_file
 from thinktwice.models import load_model
 from thinktwice.pretrain import pretrain
-from thinktwice.train import finetune, recipes
+from thinktwice.train import finetune
+from thinktwice import recipes
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import logits_of
 

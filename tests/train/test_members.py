@@ -8,7 +8,7 @@ import torch
 
 from tests.models.synthetic import FIELDS, random_batch, random_rows
 from thinktwice.data.encoded import Batch
-from thinktwice.evaluate.metrics import logloss
+from thinktwice.stats.metrics import logloss
 from thinktwice.models import BACKBONES, Backbone, BackboneConfig, ModelInfo, build_backbone, load_model, write_model
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig

@@ -6,7 +6,7 @@ import torch
 
 from tests.models.synthetic import FIELDS, random_rows
 from thinktwice.data.encoded import Batch
-from thinktwice.evaluate.metrics import logloss
+from thinktwice.stats.metrics import logloss
 from thinktwice.models import Backbone, BackboneConfig, build_backbone
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import Augmentation, FinetuneConfig

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tests.models.synthetic import FIELDS, random_rows
 from tests.train.logs import build_small
 from thinktwice.models import BackboneConfig, build_backbone
-from thinktwice.train import finetune, recipes
+from thinktwice.train import finetune
+from thinktwice import recipes
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.loader import BlockLoader

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from thinktwice.console.output import Column, Record, print_table, say
-from thinktwice.evaluate.metrics import UNDEFINED
+from thinktwice.stats.metrics import UNDEFINED
 
 NOT_DEFINED = "–"  # in a table, with a line below it that says why
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from thinktwice.data.row_ids import row_ids
-from thinktwice.data.sources.base import (
+from thinktwice.data.reading import (
     LOG_FILE,
     SIDE_FILE,
     SNAPSHOT_FILE,
@@ -25,7 +25,7 @@ from thinktwice.data.sources.base import (
     Chunk,
     Reading,
 )
-from thinktwice.data.sources.base import SCHEMA_FILE as SCHEMA_FILE
+from thinktwice.data.reading import SCHEMA_FILE as SCHEMA_FILE
 from thinktwice.data.sources.parts import printable, what_was_read
 from thinktwice.data.sources.raw_log import schema_beside
 from thinktwice.data.sources.registry import builtin_schema, source_named

@@ -29,7 +29,7 @@ def evaluate(
     work: Work = WORK,
 ) -> None:
     """Evaluate a bundle on test rows, and compare it with another one."""
-    from thinktwice.champion import require_champion
+    from thinktwice.release.champion import require_champion
     from thinktwice.console.output import say
     from thinktwice.console.terminal import console_here
     from thinktwice.evaluate.bundles import evaluate_bundles, recorded_evaluation

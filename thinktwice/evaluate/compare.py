@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from thinktwice.bundle import EVALUATION_FILE, REPORT_FILE
+from thinktwice.release.bundle import EVALUATION_FILE, REPORT_FILE
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import TrainingSet, load_training_set
 from thinktwice.errors import BundleError
@@ -25,7 +25,7 @@ from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Raw
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.store import load_test_time, read_report
-from thinktwice.testtime.subject import Subject
+from thinktwice.selection.subject import Subject
 from thinktwice.threads import reproducible
 
 STAGE = "evaluate"

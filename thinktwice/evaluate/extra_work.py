@@ -15,18 +15,18 @@ import numpy as np
 
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import TrainingSet
-from thinktwice.evaluate import metrics
-from thinktwice.evaluate.metrics import row_logloss
-from thinktwice.evaluate.multiple import holm, minimum_detectable, two_sided_p
-from thinktwice.evaluate.significance import Interval, clusters_of, paired_auc, paired_mean
-from thinktwice.evaluate.uplift import area, uplift_curve
-from thinktwice.testtime.accept import RANDOM_DRAWS
+from thinktwice.stats import metrics
+from thinktwice.stats.metrics import row_logloss
+from thinktwice.stats.seeds import holm, minimum_detectable, two_sided_p
+from thinktwice.stats.significance import Interval, clusters_of, paired_auc, paired_mean
+from thinktwice.stats.uplift import area, uplift_curve
+from thinktwice.selection.accept import RANDOM_DRAWS
 from thinktwice.testtime.calibrate import sigmoid
 from thinktwice.testtime.config import FitConfig, TestTimeConfig, TriggerKind
-from thinktwice.testtime.cost import reckoned
+from thinktwice.selection.cost import reckoned
 from thinktwice.testtime.engine import Raw
-from thinktwice.testtime.parameters import best_of, by_support, calibrated, triggered
-from thinktwice.testtime.subject import Subject
+from thinktwice.selection.parameters import best_of, by_support, calibrated, triggered
+from thinktwice.selection.subject import Subject
 from thinktwice.testtime.support import entropy
 from thinktwice.testtime.triggers import TRIGGERS, Seen
 
@@ -69,7 +69,7 @@ def extra_work(
 
     Args:
         subject: the chosen trunk with the counts and extras of the report.
-        report: of :func:`thinktwice.testtime.fit.fit_test_time`.
+        report: of :func:`thinktwice.selection.fit.fit_test_time`.
         test: R rows.
         fit: validation rows for the controls (:func:`fitting_rows`).
         slices: name -> mask [R].

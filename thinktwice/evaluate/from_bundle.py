@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from thinktwice.bundle import Bundle
+from thinktwice.release.bundle import Bundle
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.errors import SchemaError
 from thinktwice.evaluate.measure import Column

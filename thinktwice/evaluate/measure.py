@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from thinktwice.evaluate import metrics, significance
-from thinktwice.evaluate.significance import clusters_of
+from thinktwice.stats import metrics
+from thinktwice.stats import significance
+from thinktwice.stats.significance import clusters_of
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from thinktwice.bundle import BundleIdentity, Manifest, write_bundle
+from thinktwice.release.bundle import BundleIdentity, Manifest, write_bundle
 from thinktwice.data.feature_tables import feature_service_name
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import load_training_set

@@ -5,9 +5,9 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from thinktwice.evaluate.charts import Mark, Series, dot_chart, legend, line_chart
-from thinktwice.evaluate.figures import number, small
-from thinktwice.evaluate.metrics import UNDEFINED
+from thinktwice.pages.charts import Mark, Series, dot_chart, legend, line_chart
+from thinktwice.pages.figures import number, small
+from thinktwice.stats.metrics import UNDEFINED
 from thinktwice.evaluate.report_extra import extra_work_section, warning_lines
 
 COLORS = ("#8a919d", "#2f6fdb", "#e0662f", "#3a9b6a")

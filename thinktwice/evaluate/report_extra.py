@@ -7,9 +7,9 @@ from html import escape
 from statistics import median
 from typing import Any
 
-from thinktwice.evaluate.charts import Mark, Series, legend, line_chart
-from thinktwice.evaluate.charts_scatter import Point, scatter_chart
-from thinktwice.evaluate.figures import cell, change, number, signed
+from thinktwice.pages.charts import Mark, Series, legend, line_chart
+from thinktwice.pages.charts_scatter import Point, scatter_chart
+from thinktwice.pages.figures import cell, change, number, signed
 
 NOVELTY_GAP = 0.2  # difference of shares of unseen users or items from which validation speaks of other rows than test
 FAR = 2.0  # times the reach of the others, from where a loss would squeeze them into a line

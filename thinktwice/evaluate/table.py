@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from thinktwice.console.output import Column, Record, print_table
-from thinktwice.evaluate.metrics import UNDEFINED
+from thinktwice.stats.metrics import UNDEFINED
 from thinktwice.evaluate.verdict import difference
 
 ROWS = (  # metric, title, decimals, which way is better

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from thinktwice.evaluate.metrics import UNDEFINED
+from thinktwice.stats.metrics import UNDEFINED
 
 
 def difference(content: dict[str, Any], column: str, against: str, metric: str) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 A field has drifted when live rows lie far from the rows of training *and* from those of validation. Statistics of users and items grow
 over a log, so validation itself lies apart from training; what looks like validation still has the quality that was
-measured there. Far is an index above a threshold and above what chance gives (:mod:`thinktwice.monitor.distances`).
+measured there. Far is an index above a threshold and above what chance gives (:mod:`thinktwice.stats.distances`).
 
 Not judged: the values of ids, for new users and items come by nature (how often training saw them is), and fields derived
 from the time, for a log of an afternoon has afternoon hours only.
@@ -19,9 +19,9 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from thinktwice.bundle import Bundle, load_bundle
+from thinktwice.release.bundle import Bundle, load_bundle
 from thinktwice.data.encoded import EncodedRows
-from thinktwice.monitor.bins import (
+from thinktwice.release.profile_bins import (
     MISSING,
     UNKNOWN,
     clusters_of,
@@ -31,8 +31,8 @@ from thinktwice.monitor.bins import (
     quantile_bins,
     row_bins,
 )
-from thinktwice.monitor.distances import Distance, distance
-from thinktwice.monitor.profile import SECOND_OPINION, Profile, SampleProfile, ScoreProfile, read_profile, support_bins
+from thinktwice.stats.distances import Distance, distance
+from thinktwice.release.profile import SECOND_OPINION, Profile, SampleProfile, ScoreProfile, read_profile, support_bins
 from thinktwice.monitor.record import NUM_PATHS, PROBABILITY, REQUEST, UNCERTAINTY, USER
 from thinktwice.monitor.served import ServedRows, read_served
 from thinktwice.testtime.support import missing_support

@@ -7,7 +7,7 @@ from html import escape
 from rich.console import Console
 
 from thinktwice.console.output import Column, Record, print_table, say
-from thinktwice.monitor.page import card, page, table, tiles
+from thinktwice.pages.page import card, page, table, tiles
 from thinktwice.monitor.skew import FieldSkew, SkewReport
 
 

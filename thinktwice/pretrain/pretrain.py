@@ -27,7 +27,7 @@ from thinktwice.train.loader import BlockLoader
 from thinktwice.train.optimizer import TableAdam
 
 if TYPE_CHECKING:
-    from thinktwice.train.recipes import Recipe  # recipes know the parts, not the other way round
+    from thinktwice.recipes import Recipe  # recipes know the parts, not the other way round
 
 STAGE = "pretrain"
 TRAINING_FILE = "training.json"

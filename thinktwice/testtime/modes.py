@@ -1,4 +1,4 @@
-"""The published methods and ours as configurations of one engine. What is free is fitted in :mod:`thinktwice.testtime.fit`.
+"""The published methods and ours as configurations of one engine. What is free is fitted in :mod:`thinktwice.selection.fit`.
 
 | mode | base pass | whom to ask again | second opinion |
 | --- | --- | --- | --- |

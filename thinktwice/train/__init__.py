@@ -1,4 +1,4 @@
-"""Training on clicks: see :func:`thinktwice.train.finetune.finetune`, and :mod:`thinktwice.train.recipes` for settings."""
+"""Training on clicks: see :func:`thinktwice.train.finetune.finetune`, and :mod:`thinktwice.recipes` for settings."""
 
 from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.finetune import finetune

@@ -12,7 +12,7 @@ import torch
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import DataError
-from thinktwice.evaluate.metrics import UNDEFINED, logloss
+from thinktwice.stats.metrics import UNDEFINED, logloss
 from thinktwice.files import atomic_dir, write_json
 from thinktwice.models import Backbone, Calibration, FieldSpace, ModelInfo, build_backbone, load_model, write_model
 from thinktwice.models.backbone import BackboneConfig
@@ -26,7 +26,7 @@ from thinktwice.train.run import Look
 from thinktwice.train.tune import STAGE, Candidate, Trial, tune
 
 if TYPE_CHECKING:
-    from thinktwice.train.recipes import Recipe  # recipes know the parts, not the other way round
+    from thinktwice.recipes import Recipe  # recipes know the parts, not the other way round
 
 TRAINING_FILE = "training.json"
 

@@ -7,7 +7,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from thinktwice.evaluate.metrics import auc
+from thinktwice.stats.metrics import auc
 from thinktwice.models.store import Calibration
 from thinktwice.threads import reproducible
 from thinktwice.train.device import on_device

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thinktwice.data.encoded import Batch
-from thinktwice.evaluate.metrics import logloss
+from thinktwice.stats.metrics import logloss
 from thinktwice.threads import reproducible
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig

@@ -15,8 +15,8 @@ def bless(
     metrics: Output[Metrics],
 ) -> bool:
     """Paired test against the champion of ``state_dir`` on the same rows; the graph decides what a "no" stops."""
-    from thinktwice.bless import bless as judge
-    from thinktwice.champion import read_champion
+    from thinktwice.evaluate.bless import bless as judge
+    from thinktwice.release.champion import read_champion
 
     champion = read_champion(state_dir)  # a damaged one is an error, only none at all is a first run
     opponent = None if champion is None else champion.bundle_dir

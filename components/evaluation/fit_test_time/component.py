@@ -20,9 +20,9 @@ def fit_test_time(
 
     ``mode`` says what may ship: ``lean`` (any mode that costs next to nothing) or one mode by name.
     """
-    from thinktwice.testtime.fit import fit_test_time as fit
+    from thinktwice.selection.fit import fit_test_time as fit
     from thinktwice.testtime.modes import search
-    from thinktwice.train import recipes
+    from thinktwice import recipes
 
     settings = search(mode, recipes.get(recipe).testtime)
     found = fit(training_set.path, plain.path, pretrained.path, test_time.path, settings)

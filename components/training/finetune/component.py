@@ -17,7 +17,7 @@ def finetune(
 ) -> None:
     """Fine-tune by the recipe of that name; ``code_version`` is part of the cache key and does nothing else."""
     from thinktwice.train import finetune as run
-    from thinktwice.train import recipes
+    from thinktwice import recipes
 
     init_dir = pretrained.path if pretrained is not None else None
     record = run(training_set.path, model.path, recipes.get(recipe), seed=seed, init_dir=init_dir)

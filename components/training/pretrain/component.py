@@ -16,7 +16,7 @@ def pretrain(
 ) -> None:
     """Pre-train by the recipe of that name; ``code_version`` is part of the cache key and does nothing else."""
     from thinktwice.pretrain import pretrain as run
-    from thinktwice.train import recipes
+    from thinktwice import recipes
 
     record = run(training_set.path, pretrained.path, recipes.get(recipe), seed=seed)
     pretrained.metadata.update(recipe=recipe, seed=seed, code_version=code_version, train_rows=record["rows"]["train"])

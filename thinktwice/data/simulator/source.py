@@ -12,7 +12,7 @@ import pyarrow as pa
 from thinktwice.data.simulator.config import SimConfig
 from thinktwice.data.simulator.draw import Block, block_rows, draw_blocks
 from thinktwice.data.simulator.world import AGES, DEVICES, SCENARIOS, TOPICS, World, make_world
-from thinktwice.data.sources.base import Chunk, Reading
+from thinktwice.data.reading import Chunk, Reading
 from thinktwice.files import sha256_text
 from thinktwice.schema import LogSchema
 

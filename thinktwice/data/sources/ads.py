@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from thinktwice.data.sources.base import Chunk, Reading, need_path
-from thinktwice.data.text import BLOCK_BYTES, file_opener, first_line, read_table
+from thinktwice.data.reading import Chunk, Reading, need_path
+from thinktwice.data.sources.text import BLOCK_BYTES, file_opener, first_line, read_table
 from thinktwice.errors import DataError
 from thinktwice.files import sha256_file
 from thinktwice.schema import LogSchema

@@ -15,9 +15,9 @@ import polars as pl
 import pyarrow as pa
 
 from thinktwice.data.sources.ads import header_of
-from thinktwice.data.sources.base import Chunk, Reading, SideLosses, left_join, need_path
+from thinktwice.data.reading import Chunk, Reading, SideLosses, left_join, need_path
 from thinktwice.data.sources.side_tables import SideFile, joined_losses, read_side_table
-from thinktwice.data.text import BLOCK_BYTES, file_opener, first_line, read_table
+from thinktwice.data.sources.text import BLOCK_BYTES, file_opener, first_line, read_table
 from thinktwice.errors import DataError, SchemaError
 from thinktwice.files import sha256_file
 from thinktwice.schema import LogSchema

@@ -18,9 +18,9 @@ import polars as pl
 import pyarrow as pa
 
 from thinktwice.data import cache
-from thinktwice.data.sources.base import Chunk, Reading, SideLosses, left_join, need_path, readable
+from thinktwice.data.reading import Chunk, Reading, SideLosses, left_join, need_path, readable
 from thinktwice.data.sources.side_tables import SideFile, joined_losses, read_side_table
-from thinktwice.data.text import BLOCK_BYTES, Opener, file_opener, read_table
+from thinktwice.data.sources.text import BLOCK_BYTES, Opener, file_opener, read_table
 from thinktwice.errors import DataError
 from thinktwice.files import sha256_file
 from thinktwice.schema import LogSchema

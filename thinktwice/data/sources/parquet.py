@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from thinktwice.data.sources.base import ADDED, Chunk, Reading, need_path
+from thinktwice.data.reading import ADDED, Chunk, Reading, need_path
 from thinktwice.data.sources.parquet_files import BATCH_ROWS, batches, footer
 from thinktwice.data.sources.parts import Parts, partition_key, parts_of, printable, refuse_partition
 from thinktwice.data.sources.raw_log import is_raw_log, open_raw_log

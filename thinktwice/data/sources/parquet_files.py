@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from thinktwice.data.sources.base import readable
+from thinktwice.data.reading import readable
 from thinktwice.data.sources.file_kind import kind_of
 from thinktwice.errors import DataError
 from thinktwice.parquet import open_parquet

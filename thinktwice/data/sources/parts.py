@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from thinktwice.data.sources.base import readable
+from thinktwice.data.reading import readable
 from thinktwice.data.sources.file_kind import kind_of
 from thinktwice.errors import DataError
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from thinktwice.data.sources.base import (
+from thinktwice.data.reading import (
     ADDED,
     LOG_FILE,
     SCHEMA_FILE,

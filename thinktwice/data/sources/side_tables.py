@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import polars as pl
 import pyarrow as pa
 
-from thinktwice.data.sources.base import SIDE_LINES, SideLosses
-from thinktwice.data.text import Opener, read_table
+from thinktwice.data.reading import SIDE_LINES, SideLosses
+from thinktwice.data.sources.text import Opener, read_table
 from thinktwice.errors import DataError
 
 _FILE, _LINE = "!file", "!line"  # no column of a file can be in their way: the caller names the columns

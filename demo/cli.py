@@ -1,0 +1,122 @@
+"""`thinktwice demo`: train on real data, serve the result, ask it a question, show the answer."""
+
+# Annotations stay real objects here: typer reads them.
+import os
+import shutil
+import time
+from contextlib import ExitStack
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from thinktwice.release.champion import read_champion, verify_archive
+from thinktwice.cli import QUIET_STOP
+from thinktwice.console.options import LAST_RUN
+from thinktwice.console.output import say
+from thinktwice.console.processes import POLITE, python_command, start, stop, terminated_like_interrupted, wait
+from thinktwice.console.stages import StageBoard, seconds_text
+from thinktwice.console.stop import NOTHING_HALF_WRITTEN, on_stop
+from thinktwice.console.terminal import console_here
+from demo.answer import print_answer, print_call
+from demo.question import choose_question
+from demo.server import ask, free_port, serving
+from thinktwice.errors import PipelineError
+from thinktwice.files import read_json
+
+WORK = Path(".thinktwice/demo")
+SIMULATED_ROWS = 200_000
+TITLES = {"serve": "start the model server", "ask": "ask it a question"}
+
+
+class Dataset(str, Enum):
+    """What the demo trains on."""
+
+    ml_1m = "ml-1m"
+    ml_100k = "ml-100k"
+    sim = "sim"
+
+
+RECIPES = {Dataset.ml_1m: "ml-1m", Dataset.ml_100k: "ml-100k", Dataset.sim: "ml-100k"}
+
+
+def demo(
+    dataset: Annotated[
+        Dataset, typer.Option(help="MovieLens with 1,000,209 or 100,000 ratings, or a simulated ad log.")
+    ] = Dataset.ml_1m,
+    keep_serving: Annotated[
+        bool, typer.Option("--keep-serving", help="Keep the server running at the end, until Ctrl-C.")
+    ] = False,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Forget what earlier demos of this data set computed, and compute all again."),
+    ] = False,
+) -> None:
+    """Train on real data, serve the result, ask it for one user's top items and show the answer."""
+    began = time.monotonic()
+    console = console_here()
+    work = WORK / dataset.value
+    state = work / "state"
+    if fresh:
+        shutil.rmtree(work, ignore_errors=True)
+    on_stop(NOTHING_HALF_WRITTEN)
+    with terminated_like_interrupted():
+        say(console, f"thinktwice demo on {dataset.value}; everything it writes is under {work}\n")
+        code = _run_pipeline(dataset, work, state)
+        if code != 0:
+            raise typer.Exit(code)  # the pipeline has said why on the same terminal
+        _serve_and_ask(console, work, state, keep_serving)
+    console.print(f"\ndone in {seconds_text(time.monotonic() - began)}")
+
+
+def _run_pipeline(dataset: Dataset, work: Path, state: Path) -> int:
+    command = python_command(
+        "thinktwice", "pipeline", "run", "--source", dataset.value, "--recipe", RECIPES[dataset], "--work", str(work)
+    )
+    command += ["--state", str(state)]
+    if dataset is Dataset.sim:
+        command += ["--limit", str(SIMULATED_ROWS)]
+    # The pipeline draws its own stages where we draw ours.
+    process = start(command, environment={**os.environ, QUIET_STOP: "1"})
+    try:
+        code = wait(process)
+    finally:
+        stop(process, polite=2 * POLITE)  # it stops its own runner first
+    return code if code >= 0 else 1
+
+
+def _check_champion(state: Path, run: dict[str, Any]) -> None:
+    """Say why there is nothing to serve, rather than let the server say that it found nothing.
+
+    Raises:
+        PipelineError: no model was ever blessed. BundleError: the model that was is damaged.
+    """
+    champion = read_champion(state)
+    if champion is None:
+        raise PipelineError(
+            "the model was not blessed and there is no earlier one, so nothing is served: read the reasons above and the "
+            f"report {os.path.relpath(run['model_report'])}, or start over with --fresh"
+        )
+    verify_archive(champion)
+
+
+def _serve_and_ask(console: Console, work: Path, state: Path, keep_serving: bool) -> None:
+    run = read_json(work / LAST_RUN)
+    _check_champion(state, run)
+    question = choose_question(Path(run["training_set"]))
+    port = free_port()
+    with ExitStack() as stack:
+        with StageBoard(console, TITLES) as board:
+            with board.stage("serve"):
+                server = stack.enter_context(serving(state, port, work / "serve.log"))
+            with board.stage("ask"):
+                began = time.perf_counter()
+                prediction = ask(port, question.request)
+                board.note(f"{len(question.titles)} items scored in {1000 * (time.perf_counter() - began):.0f} ms")
+        print_answer(console, question, prediction)
+        print_call(console, question, port, state, running=keep_serving)
+        if keep_serving:
+            on_stop("server stopped")
+            wait(server)

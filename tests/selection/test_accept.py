@@ -1,0 +1,219 @@
+"""The acceptance test: what ships has gained more than chance, a recalibration, shuffled counts and lucky rows explain."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from thinktwice.data.encoded import EncodedRows
+from thinktwice.stats.metrics import row_logloss
+from thinktwice.stats.significance import Interval
+from thinktwice.models import load_model
+from thinktwice.testtime import FitConfig, TestTimeConfig
+from thinktwice.selection.accept import RANDOM_DRAWS, Verdict, control_losses, judge, sentence
+from thinktwice.selection.candidates import Candidate, candidates
+from thinktwice.testtime.config import TriggerKind
+from thinktwice.testtime.extras import Extras
+from thinktwice.testtime.modes import PRESETS
+from thinktwice.testtime.reliability import Reliability, quantise
+from thinktwice.selection.subject import Subject
+
+GAIN, LOSS, CHANCE = Interval(-0.01, -0.02, -0.001), Interval(0.01, 0.001, 0.02), Interval(-0.001, -0.01, 0.01)
+WORSE = Interval(0.001, -0.01, 0.01)
+GOOD = {"recalibrated": GAIN, "shuffled_counts": GAIN, "random_trigger": GAIN}
+
+
+def verdict(
+    change: Interval,
+    *,
+    controls: dict[str, Interval] | None = None,
+    auc: Interval = CHANCE,
+    passes: float = 1.0,
+    max_cost: float = 1.2,
+    config: TestTimeConfig = PRESETS["gate"],
+) -> Verdict:
+    candidate = Candidate("gate", config, 0.5, passes, lambda who, trigger, salt: TestTimeConfig())
+    return Verdict(candidate, 0.5, 0.7, passes, change, auc, GOOD if controls is None else controls, max_cost)
+
+
+def test_acceptance_needs_a_gain_over_chance_and_over_every_control() -> None:
+    assert verdict(GAIN).accepted and verdict(GAIN).reasons == []
+    assert verdict(LOSS).reasons == ["it is worse than the plain scores"]
+    assert verdict(WORSE).reasons == ["that is no gain"]
+    assert verdict(CHANCE).reasons == ["its gain may be chance"]
+    assert verdict(GAIN, auc=GAIN).reasons == ["it orders rows worse"]
+    for control in GOOD:
+        found = verdict(GAIN, controls=GOOD | {control: CHANCE})
+        assert not found.accepted
+        (reason,) = found.reasons
+        assert "does not clearly beat" in reason
+        edge = verdict(GAIN, controls=GOOD | {control: Interval(-0.01, -0.02, 0.0)})
+        assert edge.reasons == [reason]  # an interval that touches 0 does not exclude it
+
+
+def test_what_costs_too_much_is_not_accepted() -> None:
+    config = PRESETS["members"]
+    cheap, dear = (verdict(GAIN, config=config, passes=1.1, max_cost=most) for most in (1.35, 1.34))
+    assert cheap.cost == pytest.approx(1.35)
+    assert verdict(GAIN, config=config, passes=1.1, max_cost=float("inf")).accepted
+    assert dear.reasons == ["it takes 1.35 times the time of the plain model, more than 1.34"]
+
+
+def test_sentences_say_what_ships_and_why() -> None:
+    assert sentence(verdict(GAIN), 1000).startswith(
+        "Test-time work ships on (gate, 1.00 passes per row): on 1,000 later"
+    )
+    assert sentence(verdict(GAIN), 9).endswith(
+        "neither recalibration, shuffled counts nor a random choice of rows explains the gain."
+    )
+    alone = verdict(GAIN, controls={"recalibrated": GAIN})
+    assert sentence(alone, 9).endswith("mere recalibration does not explain the gain.")
+    assert "ships off" in sentence(verdict(CHANCE), 1000) and "its gain may be chance" in sentence(verdict(CHANCE), 9)
+    assert "no candidate" in sentence(None, 1000)
+
+
+def halves(rows: EncodedRows) -> tuple[EncodedRows, EncodedRows]:
+    half = len(rows) // 2
+    return rows.take(np.arange(half)), rows.take(np.arange(half, len(rows)))
+
+
+def tried(subject: Subject, fit: EncodedRows, **settings: object) -> dict[str, Candidate]:
+    config = FitConfig.model_validate(settings)
+    return {c.name: c for c in candidates(subject, fit, TestTimeConfig(), config)}
+
+
+def judged(candidate: Candidate, subject: Subject, fit: EncodedRows, later: EncodedRows) -> Verdict:
+    off = subject.logits(TestTimeConfig(), later)[0]
+    return judge(candidate, subject, fit, later, off, confidence=0.95, control_confidence=0.95, max_cost=float("inf"))
+
+
+def test_real_knowledge_of_rare_values_is_accepted(rare_subject: Subject, rare_valid: EncodedRows) -> None:
+    fit, later = halves(rare_valid)
+    found = judged(tried(rare_subject, fit, mode="gate")["gate"], rare_subject, fit, later)
+    assert found.accepted
+    assert set(found.controls) == {"recalibrated", "shuffled_counts"}
+
+
+def test_a_gain_that_shuffled_counts_bring_as_well_is_refused(rare: Path, rare_valid: EncodedRows) -> None:
+    """Every user is known as little as every other: a gate that shrinks the noise of all is a real gain, and no knowledge."""
+    fit, later = halves(rare_valid)
+    model, info = load_model(rare / "healthy")
+    users = slice(1, model.fields.num_values[0])
+    with torch.no_grad():
+        model.table[users] += 0.8 * torch.randn(model.table[users].shape, generator=torch.Generator().manual_seed(0))
+    counts = np.full(model.fields.num_rows, 255, np.uint8)
+    counts[list(model.fields.offsets)] = 0
+    counts[users] = quantise(np.array([3]))
+    protected = np.arange(model.num_fields) > 0
+    alike = Reliability(counts, np.full(model.num_fields, 10.0), model.fields.num_values, protected)
+    subject = Subject(model, info.calibration, alike, Extras())
+    assert np.array_equal(subject.shuffled().reliability.counts, counts)
+    found = judged(tried(subject, fit, mode="gate")["gate"], subject, fit, later)
+    assert found.failures == [] and found.controls["recalibrated"].high < 0
+    assert found.controls["shuffled_counts"].value == 0.0
+    assert found.reasons == ["it does not clearly beat shuffled counts, so it need not be knowledge of rare values"]
+
+
+def test_counts_of_other_values_bring_less(rare_subject: Subject, rare_valid: EncodedRows) -> None:
+    fit, later = halves(rare_valid)
+    wrong = rare_subject.shuffled(seed=9)
+    right = judged(tried(rare_subject, fit, mode="gate")["gate"], rare_subject, fit, later)
+    found = tried(wrong, fit, mode="gate")
+    assert "gate" not in found or not judged(found["gate"], wrong, fit, later).accepted
+    assert right.controls["shuffled_counts"].value < -0.005
+
+
+def test_the_shuffled_subject_has_other_reliabilities_and_combinations(subject: Subject, valid: EncodedRows) -> None:
+    other = subject.shuffled()
+    assert not np.array_equal(other.reliability.of(valid.ids), subject.reliability.of(valid.ids))
+    before, after = subject.extras.combinations, other.extras.combinations
+    assert before is not None and after is not None
+    changed = before.reliability(valid.ids) != after.reliability(valid.ids)
+    assert changed.mean() > 0.1
+    assert other.model is subject.model and other.extras.heads is subject.extras.heads
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "controls"),
+    [
+        ("calibrated", "calibrated by support", {"shuffled_counts"}),
+        ("filter", "filter", {"shuffled_counts"}),
+        ("uttsi", "uttsi", {"shuffled_counts", "random_trigger"}),
+        ("uttsi", "uttsi, exact", {"shuffled_counts", "random_trigger"}),
+        ("members", "members", {"random_trigger"}),
+        ("members", "members, gated", {"shuffled_counts", "random_trigger"}),
+        ("members", "members, all rows", set()),
+    ],
+)
+def test_controls_are_run_where_they_apply(
+    mode: str, name: str, controls: set[str], rare_subject: Subject, rare_valid: EncodedRows
+) -> None:
+    fit, later = halves(rare_valid.take(np.arange(0, 4000, 4)))
+    quick = {"strengths": (1.0,), "min_counts": (2,), "member_shares": (0.2,), "max_paths": (4,)}
+    candidate = tried(rare_subject, fit, mode=mode, **quick)[name]
+    found = control_losses(candidate, rare_subject, fit, later)
+    assert set(found) == {"recalibrated"} | controls
+    assert all(loss.shape == (len(later),) for loss in found.values())
+    own = row_logloss(later.label, rare_subject.logits(candidate.config, later)[0])
+    assert all(not np.array_equal(own, loss) for loss in found.values())
+
+
+def test_the_random_control_is_the_mean_of_several_draws_of_as_many_rows(
+    rare_subject: Subject, rare_valid: EncodedRows
+) -> None:
+    fit, later = halves(rare_valid)
+    candidate = tried(rare_subject, fit, mode="members", member_shares=(0.2,), strengths=(0.0,))["members"]
+    asked: list[tuple[TriggerKind, int]] = []
+    configs: list[TestTimeConfig] = []
+
+    def refit(who: Subject, trigger: TriggerKind, salt: int) -> TestTimeConfig:
+        asked.append((trigger, salt))
+        configs.append(candidate.refit(who, trigger, salt))
+        return configs[-1]
+
+    found = control_losses(replace(candidate, refit=refit), rare_subject, fit, later)["random_trigger"]
+    assert asked == [("random", salt) for salt in range(RANDOM_DRAWS)] and RANDOM_DRAWS >= 4
+    losses, rates = [], []
+    for config in configs:
+        logit, passes = rare_subject.logits(config, later)
+        losses.append(row_logloss(later.label, logit))
+        rates.append(passes - 1)
+    np.testing.assert_allclose(found, np.mean(losses, axis=0))
+    assert len({loss.tobytes() for loss in losses}) == RANDOM_DRAWS
+    assert np.mean(rates) == pytest.approx(rare_subject.logits(candidate.config, fit)[1] - 1, abs=0.02)
+
+
+def test_controls_are_not_run_for_what_fails_without_them(rare_subject: Subject, rare_valid: EncodedRows) -> None:
+    fit, later = halves(rare_valid)
+    candidate = tried(rare_subject, fit, mode="gate")["gate"]
+
+    def never(who: Subject, trigger: TriggerKind, salt: int) -> TestTimeConfig:
+        raise AssertionError("a control was fitted")
+
+    off = rare_subject.logits(TestTimeConfig(), later)[0]
+    found = judge(
+        replace(candidate, refit=never),
+        rare_subject,
+        fit,
+        later,
+        off,
+        confidence=0.95,
+        control_confidence=0.95,
+        max_cost=0.5,
+    )
+    assert found.failures and not found.controls
+
+
+def test_a_higher_confidence_widens_the_intervals(rare_subject: Subject, rare_valid: EncodedRows) -> None:
+    fit, later = halves(rare_valid)
+    candidate = tried(rare_subject, fit, mode="calibrated")["calibrated by support"]
+    off = rare_subject.logits(TestTimeConfig(), later)[0]
+    low, high = (
+        judge(candidate, rare_subject, fit, later, off, confidence=c, control_confidence=0.95, max_cost=9.0).change
+        for c in (0.9, 0.999)
+    )
+    assert high.low < low.low < low.value < low.high < high.high

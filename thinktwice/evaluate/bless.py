@@ -1,0 +1,226 @@
+"""May a new bundle take the champion's place? Both score the same raw test rows, each from its own bundle.
+
+A verdict never fails the run: it says yes or no with its reasons. Only a broken check (a damaged bundle) is an error.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from thinktwice.release.bundle import EVALUATION_FILE, REPORT, Bundle, bundle_hash, load_bundle
+from thinktwice.data.training_set import load_training_set
+from thinktwice.errors import BundleError, reason
+from thinktwice.evaluate.from_bundle import misfit, score_bundle
+from thinktwice.evaluate.measure import Column, column_metrics
+from thinktwice.stats.metrics import ECE_BINS
+from thinktwice.stats.significance import (
+    Interval,
+    auc_interval,
+    bootstrap_differences,
+    clusters_of,
+    paired_auc,
+)
+from thinktwice.files import atomic_dir, read_json, write_json
+from thinktwice.progress import note
+from thinktwice.threads import reproducible
+
+BLESSING_FILE = "blessing.json"
+STAGE = "bless"
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+MIN_FRESH = 1000  # rows that a comparison needs where the champion learned from the others
+ECE_LIMIT = 0.10  # a first model that misses the click rate by more is not served
+ECE_RISE = 0.01  # nor a new one that misses it by so much more than the champion, beyond chance
+
+
+@dataclass(frozen=True)
+class Blessing:
+    """A verdict. ``reasons`` are sentences; ``content`` is what ``blessing.json`` holds."""
+
+    blessed: bool
+    reasons: list[str]
+    content: dict[str, Any]
+
+
+@reproducible()
+def bless(
+    training_set_dir: Path | str, bundle_dir: Path | str, champion_dir: Path | str | None, out_dir: Path | str
+) -> Blessing:
+    """Judge a bundle on the test rows of its training set, against the champion if there is one.
+
+    It must always order rows better than chance. Alone, its probabilities must be usable too. Against a champion it must
+    not be significantly worse in AUC or logloss, nor further off in its probabilities. A champion that cannot read these
+    rows (another schema) is no opponent, and rows that it may have learned from are no fair comparison: too few later
+    ones, and the candidate is judged alone. The reasons say so.
+
+    Args:
+        champion_dir: the champion's bundle; None when nothing was ever deployed.
+
+    Raises:
+        DataError: the training set is missing or damaged.
+        BundleError: a bundle is missing or damaged.
+    """
+    data = load_training_set(training_set_dir)
+    rows = data.rows("test")
+    candidate = load_bundle(bundle_dir)
+    mine, encoded = score_bundle(candidate, rows, key="candidate", label="candidate")
+    label, cluster = encoded.label.astype(np.float64), clusters_of(encoded.user)
+    champion = _opponent(champion_dir, rows)
+    content: dict[str, Any] = {
+        "format": 1,
+        "bundle_hash": candidate.hash,
+        "model_version": candidate.manifest.model_version,
+        "rows": len(label),
+        "candidate": column_metrics(label, mine, cluster, None),
+        # Whom the deployment may replace: another champion was never compared with this model.
+        "champion_hash": None if champion_dir is None else bundle_hash(champion_dir),
+    }
+    better, reasons = _better_than_chance(label, mine, cluster)
+    fresh, remark = np.ones(len(label), bool), ""
+    if isinstance(champion, Bundle) and champion.hash != candidate.hash:
+        fresh, remark = _fresh_rows(champion, encoded.time, label)
+    if isinstance(champion, str) or not fresh.any():
+        sound, why = _sound_alone(content["candidate"]["ece"], label)
+        remark = champion if isinstance(champion, str) else remark
+    else:
+        y, codes = label[fresh], clusters_of(encoded.user[fresh])
+        ours = _taken(mine, fresh)
+        theirs = _taken(score_bundle(champion, rows, key="champion", label="champion")[0], fresh)
+        changes = _changes(y, theirs, ours, codes)
+        content["compared_rows"] = len(y)
+        content["champion"] = {
+            "bundle_hash": champion.hash,
+            "model_version": champion.manifest.model_version,
+            "metrics": column_metrics(y, theirs, codes, None),
+        }
+        content["changes"] = {name: value.to_json() for name, value in changes.items()}
+        sound, why = _against_champion(changes, same=champion.hash == candidate.hash)
+    blessed = better and sound
+    failed = ([] if better else reasons) + ([] if sound else why)
+    reasons = [*reasons, *([remark] if remark else []), *why]
+    content |= {"blessed": blessed, "reasons": reasons}
+    with atomic_dir(out_dir) as folder:
+        write_json(folder / BLESSING_FILE, content)
+    note(STAGE, f"blessed: {why[-1]}" if blessed else f"not blessed: {'; '.join(failed)}")
+    return Blessing(blessed, reasons, content)
+
+
+def _opponent(champion_dir: Path | str | None, rows: pl.DataFrame) -> Bundle | str:
+    """The champion's bundle, or the sentence that says why there is no opponent."""
+    if champion_dir is None:
+        return "there is no champion yet, so the model is judged alone"
+    champion = load_bundle(champion_dir)  # a missing or damaged one is an error: it must not look like a first run
+    reason = misfit(champion, rows)
+    if reason:
+        return (
+            f"the champion {champion.manifest.model_version} (schema {champion.manifest.schema_name}) cannot be compared: "
+            f"{reason}; the model is judged alone"
+        )
+    return champion
+
+
+def _fresh_rows(champion: Bundle, time: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, str]:
+    """Mask [R] of the rows after all that the champion learned from, and what to say about it.
+
+    The mask is all True without a remark when it learned from none of them, and all False when too few are left.
+    """
+    last = _last_seen(champion)
+    fresh = time > (last - EPOCH) // timedelta(microseconds=1)
+    if fresh.all():
+        return fresh, ""
+    until, left = f"its data reach to {last:%Y-%m-%d %H:%M} UTC", int(fresh.sum())
+    if left >= MIN_FRESH and label[fresh].min() != label[fresh].max():
+        remark = f"the champion trained on some of these rows ({until}): both are compared on the {left:,} later ones"
+        return fresh, remark
+    remark = (
+        f"the champion trained on these rows ({until}; {left:,} later rows are left, and {MIN_FRESH:,} with both labels are "
+        "needed), so the model is judged alone"
+    )
+    return np.zeros_like(fresh), remark
+
+
+def _last_seen(champion: Bundle) -> datetime:
+    """End of the champion's training rows, or of its validation rows where its report names them: these tuned it."""
+    ends = [champion.manifest.train_window[1]]
+    match read_json(champion.folder / REPORT / EVALUATION_FILE):
+        case {"data": {"parts": {"valid": {"window": [_, end]}}}}:
+            ends.append(str(end))
+    try:
+        return max(datetime.fromisoformat(end).astimezone(timezone.utc) for end in ends)
+    except (ValueError, OverflowError) as error:
+        raise BundleError(
+            f"bundle {champion.folder}: its training window is not a time ({reason(error)}): deploy a model again"
+        ) from error
+
+
+def _taken(column: Column, rows: np.ndarray) -> Column:
+    return replace(column, logit=column.logit[rows], probability=column.probability[rows])
+
+
+def _better_than_chance(label: np.ndarray, mine: Column, cluster: np.ndarray) -> tuple[bool, list[str]]:
+    if label.min() == label.max():
+        return False, [f"all {len(label)} test rows have the same label, so nothing can be judged"]
+    found = auc_interval(label, mine.logit, cluster)
+    if not found.bounded:
+        return False, [
+            f"all {len(label):,} test rows are of one user, so nothing says how far chance reaches (AUC {found.value:.4f})"
+        ]
+    shown = f"AUC {found.value:.4f} (95 % interval {found.low:.4f} to {found.high:.4f}) on {len(label):,} test rows"
+    if found.low > 0.5:
+        return True, [f"it orders rows better than chance: {shown}"]
+    return False, [f"it does not order rows better than chance: {shown}"]
+
+
+def _sound_alone(ece: float | None, label: np.ndarray) -> tuple[bool, list[str]]:
+    """Few rows make even true probabilities look off: what chance alone gives is no reason to refuse."""
+    if ece is None:
+        return False, ["its calibration cannot be measured on these rows"]
+    rate = float(label.mean())
+    chance = math.sqrt(2 / math.pi * rate * (1 - rate) * ECE_BINS / len(label))  # mean |error| of a bin's click rate
+    shown = f"its probabilities are off by {ece:.4f} on average (ECE; chance alone gives about {chance:.4f})"
+    if ece - chance > ECE_LIMIT:
+        return False, [f"{shown}, more than the limit {ECE_LIMIT}"]
+    return True, [f"{shown}, within the limit {ECE_LIMIT}"]
+
+
+def _changes(label: np.ndarray, theirs: Column, mine: Column, cluster: np.ndarray) -> dict[str, Interval]:
+    """Candidate minus champion, paired on the same rows."""
+    pair = ("champion", "candidate")
+    columns = {"champion": theirs, "candidate": mine}
+    boot = bootstrap_differences(
+        label,
+        {k: c.logit for k, c in columns.items()},
+        {k: c.probability for k, c in columns.items()},
+        cluster,
+        [pair],
+    )[pair]
+    return {"auc": paired_auc(label, theirs.logit, mine.logit, cluster), **boot}
+
+
+def _against_champion(changes: dict[str, Interval], *, same: bool) -> tuple[bool, list[str]]:
+    if same:
+        return True, ["it is the champion's own bundle"]
+    worse = []
+    auc, logloss, ece = changes["auc"], changes["logloss"], changes["ece"]
+    if auc.high < 0:
+        worse.append(f"it orders rows worse than the champion: AUC {_shown(auc)}")
+    if logloss.low > 0:
+        worse.append(f"its logloss is worse than the champion's: {_shown(logloss)}")
+    if ece.value > ECE_RISE and ece.low > 0:
+        worse.append(f"its probabilities are further off than the champion's: ECE {_shown(ece)}")
+    if worse:
+        return False, worse
+    verb = "better than" if auc.low > 0 or logloss.high < 0 else "not significantly worse than"
+    return True, [f"it is {verb} the champion on the same rows: AUC {_shown(auc)}, logloss {_shown(logloss)}"]
+
+
+def _shown(change: Interval) -> str:
+    if not change.bounded:
+        return f"{change.value:+.4f} (rows of one user say nothing about chance)"
+    return f"{change.value:+.4f} (95 % interval {change.low:+.4f} to {change.high:+.4f})"

@@ -1,0 +1,1 @@
+"""The one kit for HTML pages and charts: one style, nothing to load, no script."""

@@ -1,0 +1,352 @@
+"""One immutable, hashed folder per model version: training writes it, serving reads it, nothing else passes between them.
+
+``manifest.json`` names every other file with its size and SHA-256, so the hash of the manifest names the whole bundle.
+Loading verifies everything first, validates what every file says, and unpickles nothing.
+
+Each part of a bundle owns the names of its files, and the parts bring torch with them: they are imported where they are used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from thinktwice.errors import BundleError, ThinktwiceError, reason
+from thinktwice.files import atomic_dir, parse_json, read_json, write_json
+from thinktwice.hashing import FileEntry, check_folder, read_plain
+from thinktwice.schema import SCHEMA_FILE
+
+if TYPE_CHECKING:
+    from thinktwice.data.encoder import Encoder
+    from thinktwice.models.backbone import Backbone
+    from thinktwice.models.backends import MakeBackend
+    from thinktwice.models.store import ModelInfo
+    from thinktwice.schema import LogSchema
+    from thinktwice.testtime.engine import Engine
+    from thinktwice.testtime.store import TestTime
+
+FORMAT = 1
+MANIFEST_FILE = "manifest.json"
+MOST_MANIFEST = 1 << 20  # bytes
+PROFILE_FILE = "profile.json"  # what drift is measured against; bundles of older versions have none
+REPORT = "report"  # folder of the next two
+EVALUATION_FILE, REPORT_FILE = "evaluation.json", "report.html"
+REPORT_FILES = (f"{REPORT}/{EVALUATION_FILE}", f"{REPORT}/{REPORT_FILE}")
+OLD_SIGNATURE_FILE = "signature.json"  # may lie in bundles of older versions; a signature now covers a whole release
+FIX = "get the bundle again"
+
+PROBED_ROWS = 32  # random rows that a loaded bundle scores
+
+logger = logging.getLogger(__name__)
+
+
+@cache
+def bundle_files() -> tuple[frozenset[str], frozenset[str]]:
+    """Names of the files that every bundle holds, and of those that some hold; each part owns the names of its files."""
+    from thinktwice.data.encoder import ENCODER_FILE, VOCABULARY_FILE
+    from thinktwice.models.backends.store import BACKEND_FILES
+    from thinktwice.models.store import MODEL_FILES
+    from thinktwice.testtime.store import EXTRA_FILES, TEST_TIME_FILES
+
+    always = (SCHEMA_FILE, ENCODER_FILE, VOCABULARY_FILE, *MODEL_FILES, *TEST_TIME_FILES, *REPORT_FILES)
+    return frozenset(always), frozenset((PROFILE_FILE, *BACKEND_FILES, *EXTRA_FILES))
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BundleIdentity(_Frozen):
+    """Which model this is. ``created`` is given, not taken from the clock: the same inputs give the same bytes."""
+
+    model_version: str = Field(min_length=1)
+    feature_service: str  # "" for a log without entities: such a model takes raw rows only
+    schema_name: str
+    snapshot_id: str
+    package_version: str
+    created: str  # ISO 8601
+    train_window: tuple[str, str]  # first and last instant of the train part, ISO 8601
+
+
+class Manifest(BundleIdentity):
+    """Content of ``manifest.json``."""
+
+    format: Annotated[int, Field(ge=FORMAT, le=FORMAT, strict=True)] = FORMAT
+    files: dict[str, FileEntry]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Manifest:
+        always, sometimes = bundle_files()
+        if (missing := sorted(always - set(self.files))) or (extra := sorted(set(self.files) - always - sometimes)):
+            what = f"does not list {missing[0]}" if missing else f"lists the unknown file {extra[0]}"
+            raise ValueError(f"'files' {what}")
+        return self
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle, loaded. ``hash`` is that of its manifest."""
+
+    folder: Path
+    manifest: Manifest
+    hash: str
+    schema: LogSchema
+    encoder: Encoder
+    model: Backbone
+    engine: Engine
+
+
+def write_bundle(
+    out_dir: Path | str,
+    *,
+    training_set_dir: Path | str,
+    model_dir: Path | str,
+    test_time_dir: Path | str,
+    evaluation_dir: Path | str,
+    identity: BundleIdentity,
+) -> Manifest:
+    """Collect the parts of a model version into one folder, atomically; an older folder of that name is replaced.
+
+    Raises:
+        BundleError: a part lacks one of its files.
+    """
+    from thinktwice.data.encoder import ENCODER_FILE, VOCABULARY_FILE
+    from thinktwice.models.backends.store import BACKEND_FILES
+    from thinktwice.models.store import MODEL_FILES
+    from thinktwice.testtime.store import needed_files, read_config
+
+    parts = (
+        (Path(training_set_dir), (SCHEMA_FILE, ENCODER_FILE, VOCABULARY_FILE), ""),
+        (Path(model_dir), MODEL_FILES, ""),
+        (Path(test_time_dir), needed_files(read_config(test_time_dir)), ""),
+        (Path(evaluation_dir), (EVALUATION_FILE, REPORT_FILE), f"{REPORT}/"),
+    )
+    with atomic_dir(out_dir) as folder:
+        entries = {}
+        for source, names, prefix in parts:
+            for name in names:
+                if not (source / name).is_file():
+                    raise BundleError(f"{source} holds no {name}, a bundle needs it: run the step that writes it again")
+                target = folder / (prefix + name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / name, target)
+                entries[prefix + name] = FileEntry.of(target)
+        _write_derived(folder, Path(training_set_dir))
+        for name in (PROFILE_FILE, *BACKEND_FILES):
+            if (target := folder / name).is_file():
+                entries[name] = FileEntry.of(target)
+        manifest = Manifest(**identity.model_dump(), files=entries)
+        write_json(folder / MANIFEST_FILE, manifest.model_dump(mode="json"))
+    return manifest
+
+
+def _write_derived(folder: Path, training_set_dir: Path) -> None:
+    """What only the parts together give: the profile of the scores, and the backend that computes them."""
+    from thinktwice.data.encoder import Encoder
+    from thinktwice.data.training_set import load_training_set
+    from thinktwice.models.backends import save_choice
+    from thinktwice.models.store import load_model
+    from thinktwice.release.profile import profile_of
+    from thinktwice.testtime.engine import Engine
+    from thinktwice.testtime.store import load_test_time
+
+    data = load_training_set(training_set_dir)
+    model, info = load_model(folder)
+    test_time = load_test_time(folder, model)
+    engine = Engine(model, test_time.reliability, test_time.config, info.calibration, test_time.extras)
+    profile = profile_of(data, Encoder.load(folder), engine)
+    write_json(folder / PROFILE_FILE, profile.model_dump(mode="json"))
+    choice = save_choice(folder, engine.backend)
+    logger.info("backend %s", choice.name)
+
+
+def bundle_hash(folder: Path | str) -> str:
+    """SHA-256 of the manifest, the name of the whole bundle.
+
+    Raises:
+        BundleError: there is no manifest.
+    """
+    return hashlib.sha256(_manifest_bytes(Path(folder))).hexdigest()
+
+
+def read_manifest(folder: Path | str) -> Manifest:
+    """Read ``manifest.json`` without looking at the other files.
+
+    Raises:
+        BundleError: it is missing, damaged, of another format, or has unknown keys.
+    """
+    return parse_manifest(_manifest_bytes(Path(folder)), f"bundle {folder}")
+
+
+def parse_manifest(data: bytes, what: str) -> Manifest:
+    """The manifest in the content of ``manifest.json``; ``what`` names its bundle in errors.
+
+    Raises:
+        BundleError: it is damaged, of another format, or has unknown keys.
+    """
+    try:
+        value = parse_json(data)
+    except ValueError as error:
+        raise BundleError(f"{what}: {MANIFEST_FILE} is damaged ({reason(error)}): {FIX}") from error
+    if isinstance(value, dict) and type(found := value.get("format")) is int and found != FORMAT:
+        raise BundleError(
+            f"{what} has format {found}, this version of thinktwice reads format {FORMAT}: "
+            "install the version that wrote it, or train again"
+        )
+    try:
+        return Manifest.model_validate(value)
+    except ValueError as error:
+        raise BundleError(f"{what}: {MANIFEST_FILE} is wrong ({reason(error)}): {FIX}") from error
+
+
+def _manifest_bytes(folder: Path) -> bytes:
+    try:
+        return read_plain(folder / MANIFEST_FILE, MOST_MANIFEST)
+    except OSError as error:
+        raise BundleError(f"{folder} is no bundle ({MANIFEST_FILE}: {reason(error)}): give a bundle folder") from error
+
+
+def verify_bundle(folder: Path | str) -> Manifest:
+    """Check the manifest, the set of files, every size and every hash.
+
+    Raises:
+        BundleError: anything differs; the message names the file.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    also = [name for name in (MANIFEST_FILE, OLD_SIGNATURE_FILE) if (folder / name).is_file()]
+    check_folder(f"bundle {folder}", folder, manifest.files, FIX, also=also)
+    return manifest
+
+
+def load_bundle(folder: Path | str) -> Bundle:
+    """Verify a bundle and load it, ready to score.
+
+    Raises:
+        ThinktwiceError: it is damaged, incomplete, its parts do not fit each other, or it scores nothing finite; the message
+            names the file.
+    """
+    folder = Path(folder)
+    manifest = verify_bundle(folder)
+    try:
+        return _load(folder, manifest)
+    except ThinktwiceError:
+        raise
+    except Exception as error:  # content that no check has foreseen must not end a server with a trace
+        logger.debug("bundle %s", folder, exc_info=error)
+        raise BundleError(
+            f"bundle {folder} cannot be loaded ({type(error).__name__}: {reason(error)}): its files do not fit each other, {FIX}"
+        ) from error
+
+
+def _load(folder: Path, manifest: Manifest) -> Bundle:
+    from thinktwice.data.encoder import ENCODER_FILE, Encoder
+    from thinktwice.models.fields import FieldSpace
+    from thinktwice.models.store import WEIGHTS_FILE, load_model
+    from thinktwice.schema import load_schema
+    from thinktwice.testtime.store import load_test_time
+
+    schema = load_schema(folder / SCHEMA_FILE)
+    encoder = Encoder.load(folder)
+    if different := _other_fields(schema, encoder):
+        raise BundleError(
+            f"bundle {folder}: {SCHEMA_FILE} and {ENCODER_FILE} describe different fields ({different}): "
+            "train and package again"
+        )
+    model, info = load_model(folder, fields=FieldSpace.of(schema, encoder))
+    test_time = load_test_time(folder, model)
+    if test_time.weights and test_time.weights != manifest.files[WEIGHTS_FILE].sha256:
+        raise BundleError(
+            f"bundle {folder}: its counts were taken for other weights ({test_time.weights[:12]}...): counts that are newer or "
+            "older than the weights would call untrained values reliable, fit the test-time parameters again"
+        )
+    _check_papers(folder, manifest, encoder)
+    engine = _engine(folder, model, info, test_time)
+    _check_scores(folder, engine)
+    return Bundle(folder, manifest, bundle_hash(folder), schema, encoder, model, engine)
+
+
+def _other_fields(schema: LogSchema, encoder: Encoder) -> str:
+    """How the fields of a schema and of an encoder differ: their order, kinds, entities, or the key; empty when they do not."""
+    ours, theirs = schema.model_fields_in_order(), encoder.fields
+    for mine, other in zip(ours, theirs, strict=False):
+        if mine != other:
+            names = [name for name in type(mine).model_fields if getattr(mine, name) != getattr(other, name)]
+            return f"field {mine.name!r} has another {names[0]}"
+    if len(ours) != len(theirs):
+        return f"{len(ours)} fields and {len(theirs)}"
+    if schema.key_of("user") != encoder.user_key:
+        return f"the users' key is {schema.key_of('user')!r} and {encoder.user_key!r}"
+    return ""
+
+
+def _check_papers(folder: Path, manifest: Manifest, encoder: Encoder) -> None:
+    """What travels with a model and no score depends on: the profile, and the report of its evaluation."""
+    from thinktwice.release.profile import check_profile, read_profile
+
+    name = PROFILE_FILE
+    try:
+        if PROFILE_FILE in manifest.files:
+            check_profile(read_profile(folder), encoder)
+        name = REPORT_FILES[0]
+        if not isinstance(read_json(folder / name), dict):
+            raise ValueError("it is not an object")
+        name = REPORT_FILES[1]
+        (folder / name).read_bytes().decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise BundleError(f"bundle {folder}: {name} is damaged ({reason(error)}): {FIX}") from error
+
+
+def _check_scores(folder: Path, engine: Engine) -> None:
+    """Score rows of the largest weights there are, beside ordinary ones: finite weights may still overflow in products."""
+    import numpy as np
+
+    from thinktwice.models.backends.backend import largest_rows, random_rows
+
+    for rows in (largest_rows(engine.model), random_rows(engine.model, PROBED_ROWS)):
+        scored = engine.score(rows)
+        if not (np.isfinite(scored.logit).all() and np.isfinite(scored.uncertainty).all()):
+            raise BundleError(
+                f"bundle {folder}: its weights or calibrations are so large that a row has no finite score: train again"
+            )
+
+
+def _engine(folder: Path, model: Backbone, info: ModelInfo, test_time: TestTime) -> Engine:
+    """The engine with the packaged backend, or with eager torch where that one gives other scores on this machine."""
+    from thinktwice.models.backends import Eager, open_backend, parity_of, verify_sizes
+    from thinktwice.testtime.engine import Engine
+
+    def made(make_backend: MakeBackend) -> Engine:
+        parts = (test_time.reliability, test_time.config, info.calibration, test_time.extras)
+        return Engine(model, *parts, make_backend)
+
+    make_backend = open_backend(folder)
+    try:
+        engine = made(make_backend)
+    except ValueError as error:
+        raise BundleError(f"bundle {folder}: its backend cannot score this model ({reason(error)}): {FIX}") from error
+    for backend in (engine.backend, *engine.member_backends):
+        if backend.name == "eager":
+            continue
+        parity = parity_of(backend)
+        if not (parity.holds and verify_sizes(backend)):
+            logger.warning(
+                "backend %s is not used, eager torch scores: on this machine it differs by %.2g in probability, swaps %d pairs, "
+                "or gives a row other bits at another place",
+                backend.name,
+                parity.difference,
+                parity.swapped,
+            )
+            engine = made(Eager)
+            break
+    for backend in (engine.backend, *engine.member_backends):
+        if backend.name == "eager" and not verify_sizes(backend):
+            logger.warning("on this machine the bits of a row's score depend on its place in the request")
+    return engine

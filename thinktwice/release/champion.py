@@ -1,0 +1,177 @@
+"""The model in production, as a folder: the pipeline puts it there, a server and the next blessing read it.
+
+``STATE/champion`` is a link to ``STATE/versions/NAME/``: a release (``ctr.mar``, ``feature_store/``, ``release.json``) with the
+unpacked ``bundle/`` and, written last, ``champion.json``. Replacing the link is one atomic step, so a kill at any moment leaves
+the old champion or the new.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from thinktwice.release.archive import ARCHIVE_FILE as ARCHIVE_FILE
+from thinktwice.release.archive import BUNDLE, open_archive
+from thinktwice.release.archive import MODEL_NAME as MODEL_NAME
+from thinktwice.release.bundle import bundle_hash, verify_bundle
+from thinktwice.errors import BundleError, reason
+from thinktwice.release.feature_store import FEATURE_STORE
+from thinktwice.files import atomic_dir, read_json, write_json
+from thinktwice.release.release import Release, ReleasePolicy, read_release, write_release
+from thinktwice.release.signing import signing_key
+
+CHAMPION_FILE = "champion.json"
+KEEP = 3  # versions kept: the champion, the one before (a server may still read it), and one more to go back to
+
+
+class ChampionInfo(BaseModel):
+    """Content of ``champion.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")  # earlier versions wrote more
+
+    model_version: str
+    bundle_hash: str
+    feature_service: str
+    deployed_at: float  # Unix seconds
+
+
+@dataclass(frozen=True)
+class Champion:
+    """A deployed version. All paths lie in the version's own folder, so a later deployment does not move them."""
+
+    folder: Path
+    info: ChampionInfo
+
+    @property
+    def bundle_dir(self) -> Path:
+        return self.folder / BUNDLE
+
+    @property
+    def archive(self) -> Path:
+        return self.folder / ARCHIVE_FILE
+
+    @property
+    def feature_store_dir(self) -> Path:
+        return self.folder / FEATURE_STORE
+
+
+def read_champion(state_dir: Path | str) -> Champion | None:
+    """The champion of a state folder, or None when nothing was ever deployed.
+
+    Raises:
+        BundleError: what lies there is damaged.
+    """
+    link = Path(state_dir) / "champion"
+    if not os.path.lexists(link):
+        return None
+    folder = link.resolve()
+    try:
+        info = ChampionInfo.model_validate(read_json(folder / CHAMPION_FILE))
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            f"champion {link} cannot be read ({reason(error)}): deploy again, or remove {link}"
+        ) from error
+    return Champion(folder, info)
+
+
+def require_champion(state_dir: Path | str, instead: str) -> Champion:
+    """The champion of a state folder.
+
+    Args:
+        instead: the option of the command line that makes it unnecessary.
+
+    Raises:
+        BundleError: nothing was ever deployed, or what lies there is damaged.
+    """
+    champion = read_champion(state_dir)
+    if champion is None:
+        raise BundleError(f"{state_dir} holds no champion: run 'thinktwice pipeline run' first, or give {instead}")
+    return champion
+
+
+def verify_archive(champion: Champion) -> Path:
+    """The archive of a champion, after a check that it is the one that was deployed: a cut one fails deep within the server.
+
+    Raises:
+        BundleError: the archive is missing, another one, or of an earlier version.
+    """
+    found = read_release(champion.folder, ReleasePolicy(), ())
+    try:
+        with open_archive(champion.archive, None if found is None else found.release.archive):
+            return champion.archive
+    except BundleError as error:
+        raise BundleError(f"{error}; or deploy again with `thinktwice pipeline run`") from error
+
+
+def install_champion(
+    state_dir: Path | str, *, bundle_dir: Path | str, archive: Path | str, feature_store_dir: Path | str
+) -> Champion:
+    """Copy a version into the state folder, describe it as a release and make it the champion.
+
+    The release is signed where the environment names a key. Concurrent calls end with one of them on top.
+
+    Raises:
+        BundleError: the bundle or the archive is damaged, or the state folder holds a ``champion`` that is no link.
+        FeatureStoreError: the feature store holds what it may not hold.
+    """
+    state = Path(state_dir)
+    link = state / "champion"
+    if link.exists() and not link.is_symlink():
+        raise BundleError(f"{link} is no link, it was not written by a deployment: move it away and deploy again")
+    manifest = verify_bundle(bundle_dir)
+    versions = state / "versions"
+    versions.mkdir(parents=True, exist_ok=True)
+    info = ChampionInfo(
+        model_version=manifest.model_version,
+        bundle_hash=bundle_hash(bundle_dir),
+        feature_service=manifest.feature_service,
+        deployed_at=time.time(),
+    )
+    folder = versions / f"{_next_number(versions):06d}-{info.bundle_hash[:12]}-{os.getpid()}"
+    with atomic_dir(folder) as temporary:
+        shutil.copytree(bundle_dir, temporary / BUNDLE)
+        shutil.copyfile(archive, temporary / ARCHIVE_FILE)
+        shutil.copytree(feature_store_dir, temporary / FEATURE_STORE)
+        write_release(temporary, signing_key(), before=_release_before(link))
+        write_json(temporary / CHAMPION_FILE, info.model_dump())
+    _point(link, Path("versions") / folder.name)
+    _forget_old(versions, link.resolve().name)
+    return Champion(folder.resolve(), info)
+
+
+def _release_before(link: Path) -> Release | None:
+    if not os.path.lexists(link):
+        return None
+    try:
+        found = read_release(link.resolve(), ReleasePolicy(), ())
+    except BundleError:  # what is damaged is about to be replaced
+        return None
+    return None if found is None else found.release
+
+
+def _point(link: Path, target: Path) -> None:
+    temporary = link.with_name(f".champion.{os.getpid()}.part")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target, target_is_directory=True)
+    os.replace(temporary, link)
+
+
+def _numbered(versions: Path) -> list[tuple[int, Path]]:
+    found = [(re.match(r"(\d{6,})-", path.name), path) for path in versions.iterdir()]
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def _next_number(versions: Path) -> int:
+    return max((number for number, _ in _numbered(versions)), default=0) + 1
+
+
+def _forget_old(versions: Path, current: str) -> None:
+    for _, path in _numbered(versions)[:-KEEP]:
+        if path.name != current:
+            shutil.rmtree(path, ignore_errors=True)

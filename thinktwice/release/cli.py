@@ -1,0 +1,82 @@
+"""The verbs ``release keygen``, ``release sign``, ``release verify`` and ``bundle verify``."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thinktwice.console.output import tell
+from thinktwice.errors import BundleError
+from thinktwice.printable import printable
+
+release = typer.Typer(no_args_is_help=True, help="Releases: what is deployed, signed as a whole.")
+bundle = typer.Typer(no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Argument(help="Release folder: with ctr.mar, and feature_store/ where a model has one.")]
+
+
+@release.command()
+def keygen(out: Annotated[Path, typer.Option(help="Folder for the two files.")]) -> None:
+    """Make a pair of keys: one signs releases, the other is given to predictors."""
+    from thinktwice.release.signing import SIGNING_KEY, TRUSTED_KEYS, make_keys
+
+    private, public = make_keys(out)
+    tell(f"{private}: keep it secret; name it in {SIGNING_KEY} where models are packaged and deployed")
+    tell(f"{public}: give it to predictors; name it, or a folder of several, in {TRUSTED_KEYS}")
+
+
+@release.command()
+def sign(folder: Folder, key: Annotated[Path, typer.Option(help="File of the private key.")]) -> None:
+    """Describe what lies in a release folder and sign it. Deployment does it by itself where the environment names a key."""
+    from thinktwice.release.release import write_release
+
+    if not folder.is_dir():
+        raise BundleError(f"{folder} is no folder: give a release folder")
+    written = write_release(folder, key)
+    tell(f"{printable(written.model_version)}: signed, {_covered(written.not_covered)}")
+
+
+@release.command()
+def verify(
+    folder: Folder,
+    key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="File of a trusted key; may repeat. Default: those the environment names.", show_default=False
+        ),
+    ] = None,
+    oldest: Annotated[
+        datetime | None, typer.Option(help="Refuse a release written before this time (UTC).", show_default=False)
+    ] = None,
+) -> None:
+    """Check the signature (where keys are trusted) and every hash of a release; nothing is unpacked."""
+    from thinktwice.release.release import ReleasePolicy, verify_release
+    from thinktwice.release.signing import trusted_keys
+
+    trusted = tuple(key) if key else trusted_keys()
+    aware = oldest if oldest is None or oldest.tzinfo else oldest.replace(tzinfo=timezone.utc)
+    found = verify_release(folder, ReleasePolicy(oldest=aware), trusted)
+    signed = f"signed with the key {found.key_id}" if trusted else "its signature was not checked"
+    tell(f"{printable(found.release.model_version)}: whole, {signed}, {_covered(found.release.not_covered)}")
+    tell(f"written at {printable(found.release.created)}, release {found.hash}, bundle {found.release.bundle}")
+
+
+@bundle.callback()
+def bundles() -> None:
+    """Bundles: check what a model version is made of."""
+
+
+@bundle.command("verify")
+def verify_bundle_folder(folder: Annotated[Path, typer.Argument(help="Bundle folder.")]) -> None:
+    """Check every hash of a bundle and load it: whether all its files say something that a model can be."""
+    from thinktwice.release.bundle import load_bundle
+
+    found = load_bundle(folder)
+    tell(f"{printable(found.manifest.model_version)}: whole, bundle {found.hash}")
+
+
+def _covered(excluded: tuple[str, ...]) -> str:
+    return f"all but {', '.join(excluded)}" if excluded else "with everything that is served"

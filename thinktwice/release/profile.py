@@ -1,0 +1,198 @@
+"""What a model was trained on and what it was validated on, small enough to ship in the bundle.
+
+Values and buckets over rows of the training part and of the validation part. Whatever training cannot know of itself, over rows of
+the validation part alone: unknown values, how often training saw the values of new rows, scores.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+from thinktwice.release.bundle import PROFILE_FILE
+from thinktwice.data.encoded import EncodedRows
+from thinktwice.data.encoder import Encoder
+from thinktwice.data.training_set import TrainingSet
+from thinktwice.errors import BundleError, reason
+from thinktwice.files import read_json
+from thinktwice.release.profile_bins import (
+    COUNT_BINS,
+    NORM_BINS,
+    SCORE_BINS,
+    clusters_of,
+    count_bins,
+    missing_values,
+    num_bins,
+    quantile_bins,
+    quantile_edges,
+    row_bins,
+    vector_norms,
+)
+from thinktwice.stats.distances import Sample, sample
+from thinktwice.testtime.engine import Engine, raw_rows
+
+TRAIN_ROWS = 200_000  # at most, thinned evenly over time
+VALID_ROWS = 20_000
+ScoreName = Literal["probability", "uncertainty", "missing support", "second opinion"]
+SECOND_OPINION: ScoreName = "second opinion"
+MOST_ROWS = 2**53  # above which a count is not exact as a float
+DIGITS = 6  # that count, of every number
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SampleProfile(_Frozen):
+    """A :class:`thinktwice.stats.distances.Sample`, written down."""
+
+    counts: tuple[Annotated[int, Field(ge=0, le=MOST_ROWS)], ...]
+    effective: Annotated[float, Field(ge=0)]
+    uneven: Annotated[float, Field(ge=0)]
+
+    @staticmethod
+    def of(bins: np.ndarray, clusters: np.ndarray, size: int) -> SampleProfile:
+        found = sample(bins, clusters, size)
+        counts = tuple(int(c) for c in found.counts)
+        return SampleProfile(counts=counts, effective=_short(found.effective), uneven=_short(found.uneven))
+
+    def sample(self) -> Sample:
+        return Sample(np.asarray(self.counts, np.float64), self.effective, self.uneven)
+
+
+class FieldProfile(_Frozen):
+    """Rows of training and validation in the bins of one field (:mod:`thinktwice.release.profile_bins`)."""
+
+    name: str
+    norm_edges: tuple[float, ...]  # of a vector
+    train: SampleProfile
+    valid: SampleProfile
+    support: SampleProfile | None  # validation rows by how often training saw their value; of open fields
+
+
+class ScoreProfile(_Frozen):
+    """A number that the engine gives every row, over validation rows in its own quantiles."""
+
+    name: ScoreName
+    edges: tuple[float, ...]
+    valid: SampleProfile
+    mean: float
+
+
+class Profile(_Frozen):
+    """Content of ``profile.json``."""
+
+    format: Annotated[int, Field(ge=1, le=1, strict=True)] = 1
+    train_rows: PositiveInt
+    valid_rows: PositiveInt
+    fields: tuple[FieldProfile, ...]
+    scores: tuple[ScoreProfile, ...]
+
+
+def profile_of(data: TrainingSet, encoder: Encoder, engine: Engine) -> Profile:
+    """Profile a training set and the scores that an engine gives its validation rows."""
+    train, _ = _thinned(data.part("train"), TRAIN_ROWS)
+    valid, kept = _thinned(data.part("valid"), VALID_ROWS)
+    missing = {name: found[kept] for name, found in missing_values(encoder, data.rows("valid")).items()}
+    edges = {f.name: _edges(vector_norms(train, f.name), NORM_BINS) for f in encoder.vectors}
+    before = row_bins(encoder, train, {}, edges)
+    after = row_bins(encoder, valid, missing, edges)
+    support = support_bins(engine, encoder, valid)
+    groups = clusters_of(train.user), clusters_of(valid.user)
+    fields = []
+    for f in encoder.fields:
+        size = num_bins(encoder, f, edges.get(f.name, np.zeros(0)))
+        fields.append(
+            FieldProfile(
+                name=f.name,
+                norm_edges=tuple(edges.get(f.name, np.zeros(0)).tolist()),
+                train=SampleProfile.of(before[f.name], groups[0], size),
+                valid=SampleProfile.of(after[f.name], groups[1], size),
+                support=SampleProfile.of(support[f.name], groups[1], COUNT_BINS) if f.name in support else None,
+            )
+        )
+    raw = raw_rows(engine, valid)
+    scored = engine.finish(raw)
+    values: dict[ScoreName, np.ndarray] = {
+        "probability": scored.probability,
+        "uncertainty": scored.uncertainty,
+        "missing support": raw.missing,
+        SECOND_OPINION: (raw.num_paths > 1).astype(np.float64),
+    }
+    return Profile(
+        train_rows=len(train),
+        valid_rows=len(valid),
+        fields=tuple(fields),
+        scores=tuple(_score(name, value, groups[1]) for name, value in values.items()),
+    )
+
+
+def read_profile(folder: Path | str) -> Profile:
+    """The profile in a bundle.
+
+    Raises:
+        BundleError: it has none, or one of another format.
+    """
+    path = Path(folder) / PROFILE_FILE
+    try:
+        return Profile.model_validate(read_json(path))
+    except FileNotFoundError:
+        why = "has no profile (an older version wrote it)"
+    except (OSError, ValueError) as error:
+        why = f"has a {PROFILE_FILE} that cannot be read ({reason(error)})"
+    raise BundleError(f"bundle {folder} {why}: package the model again")
+
+
+def check_profile(profile: Profile, encoder: Encoder) -> None:
+    """Check that a profile describes the fields and bins of an encoder.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if [f.name for f in profile.fields] != [f.name for f in encoder.fields]:
+        raise ValueError("it describes other fields than the encoder")
+    for found, f in zip(profile.fields, encoder.fields, strict=True):
+        size = num_bins(encoder, f, np.asarray(found.norm_edges))
+        if len(found.train.counts) != size or len(found.valid.counts) != size:
+            raise ValueError(f"field {f.name!r} has other bins than the encoder")
+        if found.support is not None and len(found.support.counts) != COUNT_BINS:
+            raise ValueError(f"the support of field {f.name!r} has {len(found.support.counts)} bins")
+    for score in profile.scores:
+        if len(score.valid.counts) != len(score.edges) + 1:
+            raise ValueError(f"{score.name!r} has {len(score.valid.counts)} bins and {len(score.edges)} edges")
+    for name, edges in [(f.name, f.norm_edges) for f in profile.fields] + [(s.name, s.edges) for s in profile.scores]:
+        if any(high <= low for low, high in pairwise(edges)):
+            raise ValueError(f"the edges of {name!r} do not rise")
+
+
+def support_bins(engine: Engine, encoder: Encoder, rows: EncodedRows) -> dict[str, np.ndarray]:
+    """Bin [R] of every row by how often training saw its value, by open field."""
+    reliability = engine.reliability
+    counts = count_bins(reliability.counts_of(rows.ids))
+    return {encoder.columns[c].name: counts[:, c] for c in reliability.open_fields.tolist()}
+
+
+def _score(name: ScoreName, values: np.ndarray, groups: np.ndarray) -> ScoreProfile:
+    edges = np.array([0.5]) if name == SECOND_OPINION else _edges(values, SCORE_BINS)
+    found = SampleProfile.of(quantile_bins(values, edges), groups, len(edges) + 1)
+    return ScoreProfile(name=name, edges=tuple(edges.tolist()), valid=found, mean=_short(float(values.mean())))
+
+
+def _thinned(rows: EncodedRows, limit: int) -> tuple[EncodedRows, np.ndarray]:
+    """At most ``limit`` rows, and which they are."""
+    kept = np.arange(len(rows))
+    if len(rows) > limit:
+        kept = np.linspace(0, len(rows) - 1, limit).astype(np.int64)
+    return rows.take(kept), kept
+
+
+def _edges(values: np.ndarray, bins: int) -> np.ndarray:
+    return np.unique([_short(edge) for edge in quantile_edges(values, bins)])
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")

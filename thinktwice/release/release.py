@@ -1,0 +1,380 @@
+"""What is deployed, as one signed thing: the archive with its bundle, and the feature store beside it.
+
+A release is a folder with ``ctr.mar`` and, for a model that looks features up, ``feature_store/``; the pipeline's deploy step
+writes one, and it is what a predictor mounts. ``release.json`` names all of it by hash and ``release-signature.json`` signs
+that file. A server checks a release before it unpacks or starts anything, and then works on a private copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
+
+from thinktwice.release.archive import ARCHIVE_FILE, BUNDLE, HANDLER, Archive, open_archive
+from thinktwice.release.bundle import Manifest, bundle_hash, read_manifest, verify_bundle
+from thinktwice.errors import BundleError, FeatureStoreError, reason
+from thinktwice.release.feature_store import (
+    DATA,
+    FEATURE_STORE,
+    REDIS_ADDRESS,
+    REDIS_PASSWORD,
+    SMALL_FILES,
+    is_store_file,
+    read_settings,
+)
+from thinktwice.files import atomic_file, json_bytes, parse_json
+from thinktwice.hashing import FileEntry, Sha256, check_file, check_folder, read_plain
+from thinktwice.release.signing import TRUSTED_KEYS, sign, verify_signature
+
+RELEASE_FILE = "release.json"
+SIGNATURE_FILE = "release-signature.json"
+MOST_RELEASE, MOST_SIGNATURE = 1 << 20, 4096  # bytes
+FORMAT = 1
+FIX = "get the release again, or deploy again"
+REDIS_VALUES = "the values in Redis"
+
+
+class Release(BaseModel):
+    """Content of ``release.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Annotated[int, Field(ge=FORMAT, le=FORMAT, strict=True)] = FORMAT
+    created: str  # when this release was written, ISO 8601
+    model_version: str
+    feature_service: str
+    bundle: Sha256  # of the bundle's manifest, which names its files
+    archive: FileEntry
+    torchserve: dict[str, FileEntry]  # TorchServe's manifest and settings in the archive
+    feature_store: dict[str, FileEntry] | None  # by path within it, tables included; None where a release has none
+    not_covered: tuple[str, ...]  # what is served besides, and may change after the deployment
+
+    @field_validator("feature_store")
+    @classmethod
+    def _known_names(cls, value: dict[str, FileEntry] | None) -> dict[str, FileEntry] | None:
+        if other := sorted(name for name in value or () if not is_store_file(name)):
+            raise ValueError(f"{other[0]!r} is not a file of a feature store")
+        return value
+
+    @field_validator("created")
+    @classmethod
+    def _a_time(cls, value: str) -> str:
+        if datetime.fromisoformat(value).tzinfo is None:
+            raise ValueError(f"{value!r} has no time zone")
+        return value
+
+
+class ReleasePolicy(BaseModel):
+    """Which releases a predictor accepts, beside those that a trusted key has signed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    oldest: AwareDatetime | None = None  # a release that was written before is refused: no way back to an older one
+    pinned: tuple[Sha256, ...] = ()  # hashes of releases or of bundles; every other one is refused
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A release that was read and may be served, once its files are found to be those it names.
+
+    Attributes:
+        hash: SHA-256 of ``release.json``.
+        key_id: of the key that signed it; "" where no signature was asked for.
+    """
+
+    folder: Path
+    release: Release
+    hash: str
+    key_id: str
+    content: bytes
+    signature: bytes
+
+    @property
+    def what(self) -> str:
+        """Its name in messages."""
+        return f"release {self.folder}"
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A model in a private folder, ready to be served: what was checked, and nothing that could change since.
+
+    The folder itself is what TorchServe takes for a model.
+    """
+
+    folder: Path
+    bundle: Path
+    feature_store: Path | None
+
+
+def write_release(
+    folder: Path, key: Path | None = None, *, created: datetime | None = None, before: Release | None = None
+) -> Release:
+    """Describe what lies in a folder and sign it; an older description is replaced.
+
+    Args:
+        folder: with ``ctr.mar``, perhaps ``feature_store/``, perhaps the unpacked ``bundle/``.
+        key: file of the private key; None leaves the release without a signature.
+        created: default now.
+        before: the release whose place it takes; one of the same files is the same release and keeps its time.
+
+    Raises:
+        BundleError: archive and bundle differ or are damaged, or the key is none.
+        FeatureStoreError: the feature store holds what it may not hold.
+    """
+    archive, store = folder / ARCHIVE_FILE, folder / FEATURE_STORE
+    with open_archive(archive) as content:
+        content.verify()
+        manifest, bundle, torchserve = content.manifest, content.bundle_hash, content.torchserve
+    if (folder / BUNDLE).is_dir():
+        verify_bundle(folder / BUNDLE)
+        if bundle_hash(folder / BUNDLE) != bundle:
+            raise BundleError(f"{folder / BUNDLE} and {archive} hold different bundles: package this bundle")
+    files = _store_files(store) if store.is_dir() else None
+    uses_redis = bool(files and manifest.feature_service) and _online(store) == "redis"
+    release = Release(
+        created=(created or datetime.now(timezone.utc)).isoformat(timespec="seconds"),
+        model_version=manifest.model_version,
+        feature_service=manifest.feature_service,
+        bundle=bundle,
+        archive=FileEntry.of(archive),
+        torchserve=torchserve,
+        feature_store=files,
+        not_covered=(REDIS_VALUES,) if uses_redis else (),
+    )
+    if before is not None and created is None and before == release.model_copy(update={"created": before.created}):
+        release = before
+    data = json_bytes(release.model_dump(mode="json"))
+    signature = None if key is None else sign(data, key)
+    (folder / SIGNATURE_FILE).unlink(missing_ok=True)
+    with atomic_file(folder / RELEASE_FILE) as temporary:
+        temporary.write_bytes(data)
+    if signature is not None:
+        with atomic_file(folder / SIGNATURE_FILE) as temporary:
+            temporary.write_bytes(signature)
+    return release
+
+
+def copy_description(source: Path, target: Path) -> None:
+    """Copy ``release.json`` and its signature to another folder that holds the same release."""
+    for name in (RELEASE_FILE, SIGNATURE_FILE):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _store_files(store: Path) -> dict[str, FileEntry]:
+    out = {}
+    for path in sorted(store.rglob("*")):
+        name = path.relative_to(store).as_posix()
+        if path.is_dir() and not path.is_symlink():
+            continue
+        if not is_store_file(name):
+            raise FeatureStoreError(f"feature store {store} holds the unknown file {name}: remove it")
+        try:
+            out[name] = FileEntry.of(path)
+        except OSError as error:
+            raise FeatureStoreError(f"feature store {store}: {name} cannot be read ({reason(error)})") from error
+    return out
+
+
+def _online(store: Path) -> str:
+    """Kind of the online store; the address of a Redis need not be known here."""
+    environment = {REDIS_ADDRESS: "-", REDIS_PASSWORD: "-"}
+    return read_settings(store, environment).online_store.type
+
+
+def read_release(folder: Path, policy: ReleasePolicy, trusted: Sequence[Path]) -> Accepted | None:
+    """Read the description of a release and decide whether it may be served; its files are not looked at.
+
+    Args:
+        trusted: public keys; with any, a release must be signed by one of them.
+
+    Returns:
+        None where the folder has no description and nothing is asked of it.
+
+    Raises:
+        BundleError: there is none and one is required, or it is damaged, not signed as required, too old or not pinned.
+    """
+    what = f"release {folder}"
+    content, signature = b"", b""
+    try:
+        content = read_plain(folder / RELEASE_FILE, MOST_RELEASE)
+        if trusted:
+            signature = read_plain(folder / SIGNATURE_FILE, MOST_SIGNATURE)
+    except FileNotFoundError:
+        if trusted:
+            raise BundleError(
+                f"{what} is not signed, and {TRUSTED_KEYS} asks for a signature: sign it with 'thinktwice release sign', "
+                "deploy with THINKTWICE_SIGNING_KEY_FILE set, or get it again"
+            ) from None
+        if policy != ReleasePolicy():
+            raise BundleError(
+                f"{what} has no {RELEASE_FILE}, and the settings ask for an oldest or a pinned release: deploy again"
+            ) from None
+        return None
+    except OSError as error:
+        raise BundleError(f"{what} cannot be read ({reason(error)}): {FIX}") from error
+    key_id = verify_signature(what, content, signature, trusted) if trusted else ""
+    try:
+        release = Release.model_validate(parse_json(content))
+    except ValueError as error:
+        raise BundleError(f"{what}: {RELEASE_FILE} is damaged ({reason(error)}): {FIX}") from error
+    found = Accepted(folder, release, hashlib.sha256(content).hexdigest(), key_id, content, signature)
+    _check_policy(found, policy)
+    return found
+
+
+def _check_policy(found: Accepted, policy: ReleasePolicy) -> None:
+    release = found.release
+    if policy.oldest is not None and datetime.fromisoformat(release.created) < policy.oldest:
+        raise BundleError(
+            f"{found.what} was written at {release.created} and the settings accept none before {policy.oldest.isoformat()}: "
+            "serve a newer one, or change release.oldest"
+        )
+    if policy.pinned and not {found.hash, release.bundle} & set(policy.pinned):
+        raise BundleError(
+            f"{found.what} (release {found.hash[:12]}, bundle {release.bundle[:12]}) is not one of the pinned ones: "
+            "serve a pinned one, or change release.pinned"
+        )
+
+
+def verify_release(folder: Path, policy: ReleasePolicy | None = None, trusted: Sequence[Path] = ()) -> Accepted:
+    """Check a whole release folder: signature, policy, and every file against its hash. Nothing is unpacked.
+
+    Raises:
+        BundleError: anything differs; the message names it.
+    """
+    found = read_release(folder, policy or ReleasePolicy(), trusted)
+    if found is None:
+        raise BundleError(f"{folder} is no release (no {RELEASE_FILE}): deploy again, or use 'thinktwice release sign'")
+    with open_archive(folder / ARCHIVE_FILE, found.release.archive) as content:
+        content.verify()
+        _check_archive(found, content)
+    if (folder / BUNDLE).is_dir():
+        verify_bundle(folder / BUNDLE)
+        _check_bundle(found, bundle_hash(folder / BUNDLE), content.manifest)
+    if found.release.feature_store is not None:
+        _check_store(found, folder / FEATURE_STORE)
+    elif (folder / FEATURE_STORE).exists():
+        raise BundleError(f"{found.what} does not name its {FEATURE_STORE}/: {FIX}")
+    return found
+
+
+def _check_archive(found: Accepted, content: Archive) -> None:
+    """The whole archive was hashed before; this holds even if somebody wrote to it since."""
+    _check_bundle(found, content.bundle_hash, content.manifest)
+    if content.torchserve != found.release.torchserve:
+        raise BundleError(f"{found.what}: TorchServe's files in the archive are others than it names: {FIX}")
+
+
+def _check_bundle(found: Accepted, bundle: str, manifest: Manifest) -> None:
+    release = found.release
+    if bundle != release.bundle:
+        raise BundleError(f"{found.what} is of bundle {release.bundle[:12]} and holds {bundle[:12]}: {FIX}")
+    if (manifest.model_version, manifest.feature_service) != (release.model_version, release.feature_service):
+        raise BundleError(f"{found.what} names another version or feature service than its bundle: {FIX}")
+
+
+def stage(
+    model: Path,
+    feature_store: Path | None,
+    folder: Path,
+    policy: ReleasePolicy,
+    trusted: Sequence[Path],
+    *,
+    handler: str = HANDLER,
+) -> Staged:
+    """Check what is to be served, then copy it into a private folder. The release lies beside the model.
+
+    Only the tables and the online values of a feature store are not copied: they are checked where they lie and linked.
+
+    Args:
+        model: archive, or unpacked bundle folder.
+        feature_store: folder; None for a model without one.
+        folder: to make; nobody else can write to its parent.
+        handler: module that answers for TorchServe.
+
+    Raises:
+        BundleError: it is refused; the message says why. FeatureStoreError: the model needs a feature store.
+    """
+    found = read_release(model.parent, policy, trusted)
+    folder.mkdir(mode=0o700)
+    bundle = folder / BUNDLE
+    if model.is_dir():
+        if found is None:
+            return Staged(folder, model, feature_store)
+        manifest = verify_bundle(model)
+        _check_bundle(found, bundle_hash(model), manifest)
+        shutil.copytree(model, bundle, symlinks=True)
+        verify_bundle(bundle)
+        _check_bundle(found, bundle_hash(bundle), manifest)
+    else:
+        with open_archive(model, None if found is None else found.release.archive, handler=handler) as content:
+            manifest = content.manifest
+            if found is not None:
+                _check_archive(found, content)
+            content.unpack(folder)
+    if found is not None:
+        (folder / RELEASE_FILE).write_bytes(found.content)
+        if found.signature:
+            (folder / SIGNATURE_FILE).write_bytes(found.signature)
+    if found is None or not manifest.feature_service:
+        return Staged(folder, bundle, feature_store)
+    required = bool(trusted) or policy != ReleasePolicy()
+    if feature_store is None or found.release.feature_store is None:
+        if required:
+            what = "is served without a feature store" if feature_store is None else "does not cover a feature store"
+            raise BundleError(f"{found.what} {what} and the model needs one: deploy again, or correct the path")
+        return Staged(folder, bundle, feature_store)
+    return Staged(folder, bundle, _stage_store(found, feature_store, folder / FEATURE_STORE))
+
+
+def _check_store(found: Accepted, store: Path) -> dict[str, FileEntry]:
+    """Check a feature store; returns its files. The tables are for training, and a cluster gets the store without them."""
+    files = found.release.feature_store or {}
+    if not os.path.lexists(store / DATA):
+        files = {name: entry for name, entry in files.items() if not name.startswith(f"{DATA}/")}
+    check_folder(f"{found.what}, {FEATURE_STORE}", store, files, FIX)
+    return files
+
+
+def _stage_store(found: Accepted, store: Path, folder: Path) -> Path:
+    what = f"{found.what}, {FEATURE_STORE}"
+    files = _check_store(found, store)
+    folder.mkdir(mode=0o700)
+    for name, entry in files.items():
+        target = folder / name
+        target.parent.mkdir(exist_ok=True)
+        if name in SMALL_FILES:
+            shutil.copyfile(store / name, target, follow_symlinks=False)
+            check_file(what, name, target, entry, FIX)
+        else:
+            target.symlink_to((store / name).resolve())
+    return folder
+
+
+def open_staged(folder: Path, policy: ReleasePolicy, trusted: Sequence[Path]) -> Staged:
+    """What a worker of a server finds in the folder it was given: the same checks again, but for tables and online values.
+
+    Raises:
+        BundleError: it is not what :func:`stage` leaves, and something is asked of it.
+    """
+    found = read_release(folder, policy, trusted)
+    bundle, store = folder / BUNDLE, folder / FEATURE_STORE
+    if found is not None:
+        _check_bundle(found, bundle_hash(bundle), read_manifest(bundle))
+        for name, entry in (found.release.feature_store or {}).items():
+            if store.is_dir() and name in SMALL_FILES:
+                check_file(found.what, name, store / name, entry, FIX)
+        required = bool(trusted) or policy != ReleasePolicy()
+        if required and found.release.feature_service and not store.is_dir():
+            raise BundleError(f"{found.what} is served without its feature store: start the server again")
+    return Staged(folder, bundle, store if store.is_dir() else None)

@@ -1,0 +1,188 @@
+"""The acceptance test: a candidate ships only if later rows prove a gain that chance, calibration and luck do not explain.
+
+All changes are of logloss, candidate minus the other, on the same rows: below 0 is better.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from thinktwice.data.encoded import EncodedRows
+from thinktwice.stats.metrics import auc, logloss, row_logloss
+from thinktwice.stats.significance import Interval, clusters_of, paired_auc, paired_mean
+from thinktwice.testtime import calibrate
+from thinktwice.selection.candidates import Candidate
+from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.selection.cost import reckoned
+from thinktwice.selection.subject import Subject
+from thinktwice.train.measure import fit_calibration
+
+CONTROL_WORDS = {
+    "recalibrated": "it does not clearly beat a mere recalibration of the plain scores",
+    "shuffled_counts": "it does not clearly beat shuffled counts, so it need not be knowledge of rare values",
+    "random_trigger": "it does not clearly beat rows chosen at random, so it need not be knowledge of unsure rows",
+}
+RANDOM_DRAWS = 4  # random choices of rows whose losses are averaged, so that one lucky choice decides nothing
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A candidate on the later rows: its change against ``off``, and against each control.
+
+    Controls explain gains: where there is none (or it costs too much to ship) they are not run.
+    """
+
+    candidate: Candidate
+    logloss: float
+    auc: float
+    passes: float  # scored rows per row
+    change: Interval  # of logloss against off
+    auc_change: Interval
+    controls: dict[str, Interval]  # of logloss against the control
+    max_cost: float
+
+    @property
+    def cost(self) -> float:
+        """Time relative to the plain model, reckoned."""
+        return reckoned(self.candidate.config, self.passes)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it is not accepted; empty when it is."""
+        return self.failures + [CONTROL_WORDS[name] for name, change in self.controls.items() if change.high >= 0]
+
+    @property
+    def failures(self) -> list[str]:
+        """The reasons that need no control."""
+        out = []
+        if not self.change.bounded:
+            out.append("the later rows hold one user only, so that chance cannot be excluded")
+        elif self.change.low > 0:
+            out.append("it is worse than the plain scores")
+        elif self.change.value >= 0:
+            out.append("that is no gain")
+        elif self.change.high >= 0:
+            out.append("its gain may be chance")
+        if self.auc_change.high < 0:
+            out.append("it orders rows worse")
+        if self.cost > self.max_cost:
+            out.append(f"it takes {self.cost:.2f} times the time of the plain model, more than {self.max_cost:g}")
+        return out
+
+    @property
+    def accepted(self) -> bool:
+        return not self.reasons
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.candidate.name,
+            "config": self.candidate.config.model_dump(mode="json"),
+            "fit_logloss": self.candidate.fit_logloss,
+            "logloss": self.logloss,
+            "auc": self.auc,
+            "passes": self.passes,
+            "cost": self.cost,
+            "change": self.change.to_json(),
+            "auc_change": self.auc_change.to_json(),
+            "controls": {name: change.to_json() for name, change in self.controls.items()},
+            "accepted": self.accepted,
+            "reasons": self.reasons,
+        }
+
+
+def judge(
+    candidate: Candidate,
+    subject: Subject,
+    fit: EncodedRows,
+    later: EncodedRows,
+    off: np.ndarray,
+    *,
+    confidence: float,
+    control_confidence: float,
+    max_cost: float,
+) -> Verdict:
+    """Test a candidate on ``later`` rows against the plain model's log-odds ``off`` [R] and against its controls.
+
+    Controls are fitted on ``fit`` like the candidate itself. Every gain must have an interval that excludes 0: over ``off`` at
+    ``confidence``, which is shared by all candidates, and over each control at ``control_confidence``, which is not (a candidate
+    that has passed the first must pass them all).
+    """
+    cluster = clusters_of(later.user)
+    logit, passes = subject.logits(candidate.config, later)
+    loss = row_logloss(later.label, logit)
+    verdict = Verdict(
+        candidate,
+        logloss(later.label, logit),
+        auc(later.label, logit),
+        passes,
+        paired_mean(loss - row_logloss(later.label, off), cluster, confidence),
+        paired_auc(later.label, off, logit, cluster, confidence),
+        {},
+        max_cost,
+    )
+    if verdict.failures:
+        return verdict
+    others = control_losses(candidate, subject, fit, later)
+    controls = {name: paired_mean(loss - other, cluster, control_confidence) for name, other in others.items()}
+    return Verdict(
+        candidate, verdict.logloss, verdict.auc, passes, verdict.change, verdict.auc_change, controls, max_cost
+    )
+
+
+def control_losses(
+    candidate: Candidate, subject: Subject, fit: EncodedRows, later: EncodedRows
+) -> dict[str, np.ndarray]:
+    """Row losses [R] of every control that applies: mere recalibration, shuffled counts, rows chosen at random.
+
+    Shuffled counts apply where counts decide something, random rows where the candidate chooses rows.
+    """
+    config = candidate.config
+
+    def losses(who: Subject, settings: TestTimeConfig) -> np.ndarray:
+        return row_logloss(later.label, who.logits(settings, later)[0])
+
+    plain = TestTimeConfig()
+    again = fit_calibration(subject.raw(plain, fit).z, fit.label)
+    out = {"recalibrated": row_logloss(later.label, calibrate.apply(again, subject.raw(plain, later).z))}
+    if config.uses_counts:
+        shuffled = subject.shuffled()
+        out["shuffled_counts"] = losses(shuffled, candidate.refit(shuffled, config.trigger, 0))
+    if config.trigger not in ("never", "always"):
+        drawn = [losses(subject, candidate.refit(subject, "random", salt)) for salt in range(RANDOM_DRAWS)]
+        out["random_trigger"] = np.mean(drawn, axis=0)
+    return out
+
+
+def sentence(best: Verdict | None, rows: int) -> str:
+    """What ships and why, in one sentence without jargon."""
+    if best is None:
+        return f"Test-time work ships off: no candidate improved the fit on validation ({rows:,} later rows were kept to prove it)."
+    if not best.change.bounded:
+        return (
+            f"Test-time work ships off: all {rows:,} later validation rows are of one user, so that chance cannot be excluded; "
+            "every row is scored once."
+        )
+    change = f"{best.change.value:+.5f} (interval {best.change.low:+.5f} to {best.change.high:+.5f}; below 0 is better)"
+    if best.accepted:
+        return (
+            f"Test-time work ships on ({best.candidate.name}, {best.passes:.2f} passes per row): on {rows:,} later validation "
+            f"rows it changed logloss by {change}, and {_explained(best)} the gain."
+        )
+    return (
+        f"Test-time work ships off: on {rows:,} later validation rows the best candidate ({best.candidate.name}) changed "
+        f"logloss by {change}, but {best.reasons[0]}; every row is scored once."
+    )
+
+
+def _explained(verdict: Verdict) -> str:
+    words = {
+        "recalibrated": "recalibration",
+        "shuffled_counts": "shuffled counts",
+        "random_trigger": "a random choice of rows",
+    }
+    names = [words[name] for name in verdict.controls]
+    joined = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} nor {names[-1]}"
+    return f"neither {joined} explains" if len(names) > 1 else f"mere {joined} does not explain"

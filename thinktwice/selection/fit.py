@@ -1,0 +1,249 @@
+"""Find the test-time configuration of a model on validation rows, and ship nothing that has not proved its worth there.
+
+Validation is cut in two by time. Every parameter is fitted on the earlier half; the later half only says yes or no
+(:mod:`thinktwice.selection.accept`). ``off``, the plain model, is what ships when nothing else is accepted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from thinktwice.combinations.counts import CombinationCounts, open_pairs
+from thinktwice.data.encoded import EncodedRows
+from thinktwice.data.training_set import TrainingSet, load_training_set
+from thinktwice.errors import BundleError
+from thinktwice.stats.metrics import auc, logloss, row_logloss
+from thinktwice.stats.significance import clusters_of, paired_mean
+from thinktwice.files import atomic_dir, sha256_file
+from thinktwice.models.backbone import Backbone
+from thinktwice.models.store import WEIGHTS_FILE, load_model
+from thinktwice.progress import note
+from thinktwice.testtime import calibrate
+from thinktwice.selection.accept import judge, sentence
+from thinktwice.selection.candidates import Candidate, candidates
+from thinktwice.testtime.config import FitConfig, TestTimeConfig
+from thinktwice.selection.cost import reckoned
+from thinktwice.testtime.engine import Engine, raw_rows
+from thinktwice.testtime.extras import Extras
+from thinktwice.testtime.heads import fit_heads
+from thinktwice.testtime.reliability import Reliability
+from thinktwice.testtime.store import TestTime, save_test_time
+from thinktwice.selection.subject import Subject
+from thinktwice.threads import reproducible
+
+STAGE = "fit_test_time"
+MIN_HALF = 200  # rows of a validation half; with fewer nothing is tried
+COUNT_CHUNK = 1 << 20  # rows of combinations counted at once
+COUNT_AUC_LIMIT = 0.6  # a count that predicts the label by itself makes every claim about rarity suspect
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What ships: ``trunk`` is ``plain`` or ``pretrained``; ``sentence`` says why in words for a product owner."""
+
+    trunk: str
+    config: TestTimeConfig
+    sentence: str
+    report: dict[str, Any]
+
+
+@reproducible()
+def fit_test_time(
+    training_set_dir: Path | str,
+    plain_dir: Path | str,
+    pretrained_dir: Path | str | None,
+    out_dir: Path | str,
+    config: FitConfig | None = None,
+) -> FitResult:
+    """Choose the trunk and the test-time configuration on validation; write ``test_time.json`` and ``counts.safetensors``.
+
+    Raises:
+        DataError: the training set is missing or damaged.
+        BundleError: a model is damaged, or was trained on another training set.
+    """
+    config = config or FitConfig()
+    data = load_training_set(training_set_dir)
+    valid = _thinned(data.part("valid"), config.max_rows)
+    folders = {"plain": plain_dir} | ({} if pretrained_dir is None else {"pretrained": pretrained_dir})
+    trunks = {name: load_model(folder) for name, folder in folders.items()}
+    for name, (model, _) in trunks.items():
+        if model.fields.num_values != data.encoder.num_values:
+            raise BundleError(
+                f"the {name} model was trained on another training set than {data.folder}: train it on this one"
+            )
+    train = data.part("train")
+    reliability = Reliability.fit(train.ids, train.label, trunks["plain"][0].fields)
+    trunk, trunk_report = choose_trunk(
+        {
+            name: calibrate.apply(info.calibration, _off_logits(model, reliability, valid))
+            for name, (model, info) in trunks.items()
+        },
+        valid,
+    )
+    note(STAGE, f"{trunk} trunk")
+    note(STAGE, novelty_words(novelty(data)))
+    model, info = trunks[trunk]
+    others = tuple(other for name, (other, _) in trunks.items() if name != trunk)
+    extras = fit_extras(model, reliability, train, others, config)
+    subject = Subject(model, info.calibration, reliability, extras)
+    shipped, report = fit_mode(subject, valid, config)
+    report |= {"trunk": trunk, "trunks": trunk_report, "novelty": novelty(data)}
+    report["count_auc"], report["warnings"] = count_check(model, reliability, valid)
+    weights = sha256_file(Path(folders[trunk]) / WEIGHTS_FILE)
+    with atomic_dir(out_dir) as folder:
+        save_test_time(folder, TestTime(shipped, reliability, report, extras, weights), model)
+    note(STAGE, report["sentence"])
+    return FitResult(trunk, shipped, report["sentence"], report)
+
+
+def fit_extras(
+    model: Backbone,
+    reliability: Reliability,
+    train: EncodedRows,
+    members: tuple[Backbone, ...],
+    config: FitConfig,
+) -> Extras:
+    """What the modes that ``config`` tries need besides counts: combination counts, denoiser heads, further trunks."""
+    lean = config.mode == "lean"
+    fields = reliability.open_fields
+    combinations = heads = None
+    if len(fields) > 1 and (lean or config.mode in ("uttsi", "matt")):
+        chunks = (train.ids[s : s + COUNT_CHUNK] for s in range(0, len(train), COUNT_CHUNK))
+        combinations = CombinationCounts.fit(chunks, open_pairs(fields), (), reliability.num_values)
+    if len(fields) and (lean or config.mode == "sgctr"):
+        heads = fit_heads(model, train, fields)
+    return Extras(combinations, heads, members if lean or config.mode == "members" else ())
+
+
+def choose_trunk(logits: dict[str, np.ndarray], valid: EncodedRows) -> tuple[str, dict[str, Any]]:
+    """The pre-trained trunk if its validation logloss is lower by more than chance, else the plain one; with the numbers."""
+    report: dict[str, Any] = {
+        name: {"logloss": logloss(valid.label, z), "auc": _finite(auc(valid.label, z))} for name, z in logits.items()
+    }
+    if "pretrained" not in logits:
+        return "plain", report
+    losses = {name: row_logloss(valid.label, z) for name, z in logits.items()}
+    change = paired_mean(losses["pretrained"] - losses["plain"], clusters_of(valid.user))
+    report["logloss_change"] = change.to_json()
+    return ("pretrained" if change.high < 0 else "plain"), report
+
+
+def fit_mode(subject: Subject, valid: EncodedRows, config: FitConfig) -> tuple[TestTimeConfig, dict[str, Any]]:
+    """The configuration that ships with one trunk, and the evidence. ``valid`` is in time order."""
+    half = len(valid) // 2
+    fit, later = valid.take(np.arange(half)), valid.take(np.arange(half, len(valid)))
+    off = TestTimeConfig(importance=field_importance(subject.model, subject.reliability, fit))
+    report: dict[str, Any] = {"mode": "off", "accepted": False, "candidates": [], "best": None, "best_name": None}
+    report["rows"] = {"fit": len(fit), "accept": len(later)}
+    usable = half >= MIN_HALF and all(part.label.min() != part.label.max() for part in (fit, later))
+    if not usable or len(subject.reliability.open_fields) == 0:
+        reason = (
+            f"validation has {len(valid)} rows, too few (or of one class in a half) to prove anything"
+            if not usable
+            else "every field of this log is protected, so there is no value to doubt"
+        )
+        report["sentence"] = f"Test-time work ships off: {reason}; every row is scored once."
+        return off, report
+    found = candidates(subject, fit, off, config)
+    plain = subject.logits(off, later)[0]
+    max_cost = config.max_cost if config.mode == "lean" else float("inf")
+    confidence = _shared(config.confidence, [c for c in found if reckoned(c.config, c.fit_passes) <= max_cost])
+    verdicts = [
+        judge(
+            c,
+            subject,
+            fit,
+            later,
+            plain,
+            confidence=confidence,
+            control_confidence=config.confidence,
+            max_cost=max_cost,
+        )
+        for c in found
+    ]
+    accepted = [v for v in verdicts if v.accepted]
+    affordable = [v for v in verdicts if v.cost <= max_cost]
+    best = min(accepted or affordable, key=lambda v: v.candidate.fit_logloss, default=None)
+    shipped = best.candidate.config if best is not None and accepted else off
+    report |= {
+        "mode": shipped.mode,
+        "accepted": bool(accepted),
+        "candidates": [v.to_json() for v in verdicts],
+        "best": best.candidate.config.model_dump(mode="json") if best is not None else None,
+        "best_name": best.candidate.name if best is not None else None,
+        "off": {"logloss": logloss(later.label, plain), "auc": auc(later.label, plain)},
+        "sentence": sentence(best, len(later)),
+    }
+    return shipped, report
+
+
+def field_importance(
+    model: Backbone, reliability: Reliability, rows: EncodedRows, limit: int = 2000
+) -> tuple[float, ...]:
+    """Mean change of the logit when an unprotected field is masked, over at most ``limit`` rows spread over ``rows``; sums to 1."""
+    open_fields = reliability.open_fields
+    weight = np.zeros(model.num_fields)
+    if len(open_fields) == 0 or len(rows) == 0:
+        return ()
+    picked = rows.batch(np.unique(np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(np.int64)))
+    mask = torch.ones(1 + len(open_fields), model.num_fields)
+    mask[torch.arange(1, 1 + len(open_fields)), torch.from_numpy(open_fields)] = 0.0
+    with torch.inference_mode():
+        z = model.score(model.embed(picked), mask.expand(len(picked), -1, -1)).double().numpy()
+    weight[open_fields] = np.abs(z[:, 1:] - z[:, :1]).mean(axis=0)
+    total = weight.sum()
+    return tuple(float(w) for w in weight / total) if total > 0 else ()
+
+
+def novelty(data: TrainingSet) -> dict[str, dict[str, float]]:
+    """Share of rows with a user or item that training never saw, validation beside test."""
+    return {part: data.info["parts"][part]["unseen_share"] for part in ("valid", "test")}
+
+
+def novelty_words(share: dict[str, dict[str, float]]) -> str:
+    """Novelty of validation beside that of test, as one sentence; what is tuned on one kind of rows fits that kind."""
+    parts = [
+        f"unseen {entity}s in {share['valid'][entity]:.0%} of validation rows and {share['test'][entity]:.0%} of test rows"
+        for entity in share["valid"]
+    ]
+    return "; ".join(parts) if parts else "the log has no users or items whose novelty could be told"
+
+
+def count_check(model: Backbone, reliability: Reliability, rows: EncodedRows) -> tuple[dict[str, float], list[str]]:
+    """AUC of the training count alone for every unprotected field, and a warning for each that predicts the label."""
+    counts = reliability.counts_of(rows.ids)
+    found = {model.fields.names[f]: auc(rows.label, counts[:, f]) for f in reliability.open_fields}
+    found = {name: value for name, value in found.items() if np.isfinite(value)}
+    warnings = [
+        f"the training count of {name!r} alone predicts the label (AUC {value:.3f}): a gain on rare values may be popularity, "
+        "not doubt"
+        for name, value in found.items()
+        if max(value, 1 - value) > COUNT_AUC_LIMIT
+    ]
+    return found, warnings
+
+
+def _thinned(rows: EncodedRows, limit: int) -> EncodedRows:
+    """The rows in time order, thinned evenly to at most ``limit``."""
+    order = np.argsort(rows.time, kind="stable")
+    if len(order) > limit:
+        order = order[np.linspace(0, len(order) - 1, limit).astype(np.int64)]
+    return rows.take(order)
+
+
+def _off_logits(model: Backbone, reliability: Reliability, rows: EncodedRows) -> np.ndarray:
+    return raw_rows(Engine(model, reliability, TestTimeConfig()), rows).z
+
+
+def _shared(confidence: float, found: list[Candidate]) -> float:
+    """Confidence of each interval such that all of them hold together (Bonferroni)."""
+    return 1 - (1 - confidence) / max(len(found), 1)
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
