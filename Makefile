@@ -62,7 +62,7 @@ lint: $(READY) ## style, types, import contracts, declared dependencies
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
-	@$(BIN)/deptry thinktwice feature_repo components pipelines serving
+	@$(BIN)/deptry thinktwice feature_repo components pipelines serving demo
 
 format: $(READY) ## format the code
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .

@@ -29,16 +29,16 @@ import torch
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 
+from thinktwice import recipes
 from thinktwice.data.encoded import EncodedRows, table_offsets
 from thinktwice.data.ingest import ingest
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import TrainingSet, build_training_set, load_training_set
-from thinktwice.stats.metrics import auc, logloss
 from thinktwice.files import write_json
 from thinktwice.models import FieldSpace
 from thinktwice.parquet import read_frame
 from thinktwice.schema import parse_schema
-from thinktwice import recipes
+from thinktwice.stats.metrics import auc, logloss
 from thinktwice.train.finetune import fit
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import logits_of

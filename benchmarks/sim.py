@@ -27,7 +27,8 @@ MAX_RSS_GB = 2.0
 
 CHILD = """
 import sys
-from thinktwice.data.simulator import SimConfig, simulate
+from thinktwice.data.simulator import SimConfig
+from thinktwice.data.ingest import simulate
 simulate(SimConfig(rows=int(sys.argv[1])), sys.argv[2])
 """
 

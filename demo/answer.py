@@ -12,9 +12,9 @@ from typing import Any
 
 from rich.console import Console
 
-from thinktwice.console.output import Column, Record, print_table, say
 from demo.question import NUM_SHOWN, Question
 from demo.server import predict_url
+from thinktwice.console.output import Column, Record, print_table, say
 from thinktwice.printable import printable
 
 

@@ -12,7 +12,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from thinktwice.release.champion import read_champion, verify_archive
+from demo.answer import print_answer, print_call
+from demo.question import choose_question
+from demo.server import ask, free_port, serving
 from thinktwice.cli import QUIET_STOP
 from thinktwice.console.options import LAST_RUN
 from thinktwice.console.output import say
@@ -20,11 +22,9 @@ from thinktwice.console.processes import POLITE, python_command, start, stop, te
 from thinktwice.console.stages import StageBoard, seconds_text
 from thinktwice.console.stop import NOTHING_HALF_WRITTEN, on_stop
 from thinktwice.console.terminal import console_here
-from demo.answer import print_answer, print_call
-from demo.question import choose_question
-from demo.server import ask, free_port, serving
 from thinktwice.errors import PipelineError
 from thinktwice.files import read_json
+from thinktwice.release.champion import read_champion, verify_archive
 
 WORK = Path(".thinktwice/demo")
 SIMULATED_ROWS = 200_000

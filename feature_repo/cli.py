@@ -38,11 +38,11 @@ def skew(
 ) -> None:
     """Compare served features with a later point-in-time retrieval of the same users and items; 1 when a field is skewed."""
     from feature_repo.skew import measure_skew
-    from thinktwice.release.champion import require_champion
     from thinktwice.console.terminal import console_here
     from thinktwice.files import atomic_file, write_json
     from thinktwice.monitor.cli import in_utc
     from thinktwice.monitor.skew_page import print_skew, render
+    from thinktwice.release.champion import require_champion
 
     if store is None:
         store = require_champion(state_folder(state, work), "--state, --work or --store").feature_store_dir
@@ -86,8 +86,8 @@ def score(
     from rich.progress import Progress
 
     from feature_repo.score import score_file
-    from thinktwice.release.champion import require_champion
     from thinktwice.console.terminal import console_here
+    from thinktwice.release.champion import require_champion
 
     if bundle is None:
         bundle = require_champion(state_folder(state, work), "--state, --work or --bundle").bundle_dir

@@ -25,9 +25,9 @@ from thinktwice.data.feature_tables import CLEAN_FILE, EVENT_TIMESTAMP, TableSpe
 from thinktwice.data.point_in_time import COLUMN_TYPES, with_columns
 from thinktwice.data.query import engine
 from thinktwice.errors import DataError, FeatureStoreError, RowsLostError
-from thinktwice.release.feature_store import DATA, REGISTRY_FILE, SETTINGS_FILE
 from thinktwice.parquet import read_table
 from thinktwice.progress import note, track
+from thinktwice.release.feature_store import DATA, REGISTRY_FILE, SETTINGS_FILE
 from thinktwice.schema import ROW_ID, LogSchema, load_schema
 
 if TYPE_CHECKING:

@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 from feature_repo.online import online_features
 from feature_repo.retrieve import check_fits, features_at
 from feature_repo.store import open_store, read_info
-from thinktwice.release.bundle import Bundle, load_bundle
 from thinktwice.data.feature_tables import TableSpec, table_specs
 from thinktwice.data.point_in_time import with_columns
 from thinktwice.data.scoring_rows import as_table, event_times
 from thinktwice.errors import DataError, FeatureStoreError, SchemaError, reason
-from thinktwice.release.feature_store import DATA
 from thinktwice.files import atomic_file
 from thinktwice.parquet import open_parquet, parquet_writer
+from thinktwice.release.bundle import Bundle, load_bundle
+from thinktwice.release.feature_store import DATA
 from thinktwice.schema import EVENT_TIME, ROW_ID
 from thinktwice.schema.values import can_spell, spelled
 from thinktwice.scoring import COLUMNS, MAX_REQUEST_ROWS, Scores, request_starts, score_table

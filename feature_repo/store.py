@@ -26,6 +26,8 @@ from feature_repo.sdk import load_sdk
 from feature_repo.tables_engine import feast_engine
 from thinktwice.data.feature_tables import FeatureTables, build_feature_tables, table_specs
 from thinktwice.errors import FeatureStoreError
+from thinktwice.files import atomic_dir, read_json, write_json
+from thinktwice.progress import note, track
 from thinktwice.release.feature_store import (
     DATA,
     INFO_FILE,
@@ -36,8 +38,6 @@ from thinktwice.release.feature_store import (
     read_settings,
     redis_connection,
 )
-from thinktwice.files import atomic_dir, read_json, write_json
-from thinktwice.progress import note, track
 from thinktwice.schema import SCHEMA_FILE, LogSchema, load_schema
 
 if TYPE_CHECKING:

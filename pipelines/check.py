@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from thinktwice.errors import DataError, PipelineError
 
 if TYPE_CHECKING:
-    from pipelines.run import RunArguments
+    from pipelines.arguments import RunArguments
 
 #: Recipes known to exist. Asking `thinktwice.recipes` loads torch, seconds before the first sign of life.
 KNOWN_RECIPES = ("default", "dcnv2", "autoint", "ml-1m", "ml-100k", "tiny")

@@ -117,7 +117,8 @@ def run(
             f"the profile {profile.value} needs a cluster: compile it with "
             f"`thinktwice pipeline compile --profile {profile.value} --out pipeline.yaml` and submit that file"
         )
-    from pipelines.run import RunArguments, run_local
+    from pipelines.arguments import RunArguments
+    from pipelines.run import run_local
     from pipelines.summary import print_summary
     from thinktwice.console.processes import terminated_like_interrupted
     from thinktwice.console.stages import StageBoard

@@ -13,9 +13,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 import pipelines
+from pipelines.arguments import RunArguments
 from pipelines.check import check_arguments
 from pipelines.local_remains import remove_unfinished
 from pipelines.versions import code_version, data_version
@@ -34,28 +35,6 @@ REPORTS = {"validate": "data.html", "evaluate": "model.html"}  # below work_dir/
 MAX_REASONS = 3  # of a refusal, in one sentence; the report has them all
 
 Event = dict[str, Any]
-
-
-class RunArguments(BaseModel):
-    """What one run of the pipeline is asked to do; the fields are those of the graph (`ctr_training.py`).
-
-    `seed` is the one seed of a run: each step is given it where the step depends on it, so that another seed repeats no more
-    than it must.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    source: str = "ml-1m"
-    source_path: str = ""
-    schema_path: str = ""
-    limit: int = Field(0, ge=0)
-    seed: int = Field(0, ge=0)
-    split: Literal["time", "random"] = "time"
-    recipe: str = "default"
-    test_time_mode: str = "lean"
-    online_store: Literal["sqlite", "redis"] = "sqlite"
-    redis_address: str = ""
-    target: Literal["local", "manifest"] = "local"
 
 
 class TaskResult(BaseModel):

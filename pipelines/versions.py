@@ -13,7 +13,7 @@ import thinktwice
 
 ROOMS = ("thinktwice", "feature_repo", "components", "pipelines")
 # Rooms within rooms that draw, start or fold results and do not change them.
-WITHOUT = ("thinktwice/console", "thinktwice/demo", "pipelines/golden")
+WITHOUT = ("thinktwice/console", "pipelines/golden")
 LIBRARIES = ("torch", "numpy", "polars", "pyarrow", "duckdb", "feast", "great-expectations", "torch-model-archiver")
 SUFFIXES = (".py", ".yaml", ".json", ".html", ".properties")
 

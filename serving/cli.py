@@ -184,9 +184,9 @@ def openapi(
 ) -> None:
     """Print what the predictor of a model accepts and answers, as an OpenAPI 3.1 document."""
     from serving.openapi import document
+    from thinktwice.files import atomic_file
     from thinktwice.release.bundle import verify_bundle
     from thinktwice.release.champion import MODEL_NAME, require_champion
-    from thinktwice.files import atomic_file
     from thinktwice.schema import SCHEMA_FILE, load_schema
 
     if bundle is None:

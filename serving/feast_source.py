@@ -14,8 +14,8 @@ from typing import Any
 
 from serving.features import Entity, Found
 from thinktwice.errors import FeatureStoreError, reason
-from thinktwice.release.feature_store import FIX, REGISTRY_FILE, read_registry, read_settings
 from thinktwice.imports import without_typeguard
+from thinktwice.release.feature_store import FIX, REGISTRY_FILE, read_registry, read_settings
 from thinktwice.schema import LogSchema
 
 

@@ -28,8 +28,8 @@ from serving.kserve_server import Server, kserve
 from serving.open_service import open_service
 from serving.processes import PROBE
 from serving.service import Reply, Service
-from thinktwice.release.champion import MODEL_NAME
 from thinktwice.errors import OverloadedError, RequestError, ServerError, ThinktwiceError, reason
+from thinktwice.release.champion import MODEL_NAME
 from thinktwice.release.release import stage
 from thinktwice.release.signing import trusted_keys
 

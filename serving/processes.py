@@ -15,8 +15,8 @@ from pathlib import Path
 
 import psutil
 
-from thinktwice.release.champion import MODEL_NAME
 from thinktwice.errors import ServerError
+from thinktwice.release.champion import MODEL_NAME
 
 HOST = "127.0.0.1"
 PROBE: dict[str, object] = {"instances": [{"rows": [{}]}]}  # a row with nothing in it is a valid question to any model

@@ -15,10 +15,10 @@ from serving.features import Entity, Features, OnDefault, OnlineFeatureReader
 from serving.open_reader import FeatureConfig, open_reader
 from serving.requests import Request, RequestParser
 from serving.tracing import Tracing
-from thinktwice.release.bundle import Bundle, load_bundle
 from thinktwice.data.encoded import Batch
 from thinktwice.data.sides import join
 from thinktwice.errors import FeatureStoreError, ServerError
+from thinktwice.release.bundle import Bundle, load_bundle
 from thinktwice.testtime.budget import extra_rows
 
 WARM_UP_ROWS = 100

@@ -42,8 +42,8 @@ from serving.processes import (
     sigterm_as_interrupt,
 )
 from serving.torchserve_worker import WHILE_LOADING, interpreter_file
-from thinktwice.release.archive import HANDLER, MODEL_NAME
 from thinktwice.errors import ServerError
+from thinktwice.release.archive import HANDLER, MODEL_NAME
 from thinktwice.release.release import Staged, stage
 from thinktwice.release.signing import trusted_keys
 

@@ -38,9 +38,9 @@ recipe = recipe.model_copy(
         "finetune": recipe.finetune.model_copy(update={{"batch_size": {BATCH}}}),
     }}
 )
-pretrain(data, out / "denoiser", recipe, seed=3)
-finetune(data, out / "pretrained", recipe, seed=3, init_dir=out / "denoiser")
-finetune(data, out / "plain", recipe, seed=3)
+pretrain(data, out / "denoiser", recipe.model, recipe.pretrain, seed=3)
+finetune(data, out / "pretrained", recipe.model, recipe.finetune, seed=3, init_dir=out / "denoiser")
+finetune(data, out / "plain", recipe.model, recipe.finetune, seed=3)
 fit_test_time(data, out / "plain", out / "pretrained", out / "test_time")
 evaluation = evaluate(data, out / "plain", out / "pretrained", out / "test_time", out / "evaluation")
 write_candidate(

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
         train_model,
         validate_log,
     )
-    from thinktwice.release.bundle import Bundle
     from thinktwice.data.ingest import Snapshot
     from thinktwice.errors import ThinktwiceError
+    from thinktwice.recipes import Recipe
+    from thinktwice.release.bundle import Bundle
     from thinktwice.schema import LogSchema, load_schema
     from thinktwice.scoring import Scores, score_table
-    from thinktwice.recipes import Recipe
 
 __all__ = [
     "Bundle",

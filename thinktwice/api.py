@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from thinktwice import __version__
-from thinktwice.release.bundle import REPORT, REPORT_FILE, Bundle, load_bundle
+from thinktwice import __version__, recipes
 from thinktwice.data.feature_tables import feature_version
 from thinktwice.data.ingest import Snapshot, ingest
 from thinktwice.data.point_in_time import training_rows
@@ -26,12 +25,12 @@ from thinktwice.evaluate.compare import evaluate
 from thinktwice.evaluate.package import model_version, write_candidate
 from thinktwice.files import read_json, sha256_text
 from thinktwice.pretrain import pretrain
-from thinktwice.schema import SCHEMA_FILE, LogSchema, load_schema
-from thinktwice.selection.fit import fit_test_time
-from thinktwice.testtime.modes import search
-from thinktwice.train import finetune
-from thinktwice import recipes
 from thinktwice.recipes import Recipe
+from thinktwice.release.bundle import REPORT, REPORT_FILE, Bundle, load_bundle
+from thinktwice.schema import SCHEMA_FILE, LogSchema, load_schema
+from thinktwice.selection.config import search
+from thinktwice.selection.fit import fit_test_time
+from thinktwice.train import finetune
 from thinktwice.validate.judge import BrokenRule, broken_rules
 from thinktwice.validate.profile import profile_log, read_reference
 from thinktwice.validate.split import split_log
@@ -189,9 +188,11 @@ def train_model(
     build_training_set(training_rows(clean, schema), schema, training_set, spec)
     with tempfile.TemporaryDirectory(prefix=".training-", dir=out) as folder:
         work = Path(folder)
-        pretrain(training_set, work / "trunk", settings, seed=seed)
-        finetune(training_set, work / "plain", settings, seed=seed)
-        finetune(training_set, work / "pretrained", settings, seed=seed, init_dir=work / "trunk")
+        pretrain(training_set, work / "trunk", settings.model, settings.pretrain, seed=seed)
+        finetune(training_set, work / "plain", settings.model, settings.finetune, seed=seed)
+        finetune(
+            training_set, work / "pretrained", settings.model, settings.finetune, seed=seed, init_dir=work / "trunk"
+        )
         fit_test_time(training_set, work / "plain", work / "pretrained", work / "test_time", search_settings)
         evaluation = evaluate(
             training_set, work / "plain", work / "pretrained", work / "test_time", work / "evaluation"

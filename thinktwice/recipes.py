@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from thinktwice.errors import PipelineError
 from thinktwice.models.backbone import BackboneConfig
 from thinktwice.pretrain.config import PretrainConfig
-from thinktwice.testtime.config import FitConfig
+from thinktwice.selection.config import FitConfig
 from thinktwice.train.config import FinetuneConfig
 
 

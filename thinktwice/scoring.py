@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from thinktwice.release.bundle import Bundle
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.scoring_rows import Rows, as_table, read_fields
 from thinktwice.errors import DataError, SchemaError
+from thinktwice.release.bundle import Bundle
 from thinktwice.schema.values import can_spell, spelled
 from thinktwice.testtime.engine import Engine, Scored
 from thinktwice.testtime.triggers import OF_REQUESTS

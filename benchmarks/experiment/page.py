@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from thinktwice.pages.charts import Mark, Series, legend_svg, line_chart
 from thinktwice.files import atomic_file
+from thinktwice.pages.charts import Mark, Series, legend_svg, line_chart
 
 COLORS = {"fixed": "#30343b", "group_sequential": "#2f7d4f", "sequence": "#3b6fd4"}
 NAMES = {"fixed": "fixed horizon", "group_sequential": "group sequential", "sequence": "always-valid sequence"}

@@ -21,8 +21,8 @@ import numpy as np
 from benchmarks.serving import backends, inside, outside, page
 from benchmarks.serving.world import make_world
 from tests.features import redis_server
-from thinktwice.release.feature_store import REDIS_ADDRESS
 from thinktwice.files import write_json
+from thinktwice.release.feature_store import REDIS_ADDRESS
 
 RESULTS = Path(__file__).parents[1] / "results"
 WORK = Path(".thinktwice/bench/serving")

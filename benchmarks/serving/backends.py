@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from benchmarks.serving.world import World, served
-from thinktwice.release.bundle import load_bundle
 from thinktwice.data.encoded import Batch
 from thinktwice.models.backends import Backend, Eager, parity_of, verify_sizes
 from thinktwice.models.blocks import one_thread
+from thinktwice.release.bundle import load_bundle
 
 ROWS = (1, 100, 1000)
 

@@ -18,21 +18,24 @@ from feature_repo.retrieve import training_set
 from feature_repo.store import build
 from serving.load.plan import requests_of
 from serving.scorer import open_scorer
-from thinktwice.release.archive import ARCHIVE_FILE, MAR_MANIFEST
-from thinktwice.release.bundle import BundleIdentity, bundle_hash, load_bundle, write_bundle
 from thinktwice.data.encoded import Batch
 from thinktwice.data.feature_tables import feature_service_name
-from thinktwice.data.simulator import SimConfig, simulate
+from thinktwice.data.ingest import simulate
+from thinktwice.data.simulator import SimConfig
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import build_training_set, load_training_set
+from thinktwice.evaluate.package import write_bundle
 from thinktwice.files import write_json
 from thinktwice.models.backbone import BackboneConfig
 from thinktwice.models.fields import FieldSpace
 from thinktwice.models.registry import build_backbone
 from thinktwice.models.store import Calibration, ModelInfo, save_model
 from thinktwice.parquet import read_frame, write_frame
+from thinktwice.release.archive import ARCHIVE_FILE, MAR_MANIFEST
+from thinktwice.release.bundle import BundleIdentity, bundle_hash, load_bundle
 from thinktwice.schema import parse_schema
-from thinktwice.testtime.config import FitConfig, TestTimeConfig
+from thinktwice.selection.config import FitConfig
+from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Engine
 from thinktwice.testtime.modes import preset
 from thinktwice.testtime.reliability import Reliability

@@ -6,11 +6,11 @@ from typing import Any
 
 from benchmarks.testtime import latency, study
 from benchmarks.testtime.plan import Part, trunks_of
+from thinktwice.selection.fit import fit_extras
+from thinktwice.selection.subject import Subject
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.extras import Extras
-from thinktwice.selection.fit import fit_extras
 from thinktwice.testtime.reliability import Reliability
-from thinktwice.selection.subject import Subject
 
 MODES = (
     "lean",

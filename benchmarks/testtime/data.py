@@ -15,7 +15,8 @@ from pathlib import Path
 import polars as pl
 
 from benchmarks import quality
-from thinktwice.data.simulator import SimConfig, simulate
+from thinktwice.data.ingest import simulate
+from thinktwice.data.simulator import SimConfig
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import TrainingSet, build_training_set, load_training_set
 from thinktwice.errors import DataError

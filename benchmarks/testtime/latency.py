@@ -14,9 +14,9 @@ import torch
 
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.models.cost import flops
+from thinktwice.selection.subject import Subject
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Engine
-from thinktwice.selection.subject import Subject
 
 SIZES = (1, 100, 500)
 REQUESTS = 40

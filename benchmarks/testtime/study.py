@@ -19,13 +19,9 @@ from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import TrainingSet
 from thinktwice.files import atomic_file, read_json, write_json
 from thinktwice.models import Calibration
-from thinktwice.testtime import calibrate
 from thinktwice.selection.candidates import STOP_AT
-from thinktwice.testtime.config import FitConfig, TestTimeConfig
-from thinktwice.testtime.engine import Raw
-from thinktwice.testtime.extras import Extras
+from thinktwice.selection.config import FitConfig
 from thinktwice.selection.fit import count_check, field_importance, fit_extras, fit_mode
-from thinktwice.testtime.modes import preset
 from thinktwice.selection.parameters import (
     NOBODY,
     best_filter,
@@ -40,8 +36,13 @@ from thinktwice.selection.parameters import (
     triggered,
     typical_pair,
 )
-from thinktwice.testtime.reliability import Reliability
 from thinktwice.selection.subject import Subject
+from thinktwice.testtime import calibrate
+from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.engine import Raw
+from thinktwice.testtime.extras import Extras
+from thinktwice.testtime.modes import preset
+from thinktwice.testtime.reliability import Reliability
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import fit_calibration, logits_of
 

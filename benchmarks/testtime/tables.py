@@ -11,8 +11,8 @@ from benchmarks.testtime.compare import Compared, Rows, methods_of, passes_of
 from benchmarks.testtime.plan import Part, trunks_of
 from benchmarks.testtime.study import LIST, SHARE, SIGNAL, TOP_K, Scores
 from thinktwice.data.training_set import TrainingSet
-from thinktwice.stats.seeds import holm
 from thinktwice.evaluate.ranking import ndcg_at, top_k_regret
+from thinktwice.stats.seeds import holm
 from thinktwice.stats.uplift import area, uplift_curve
 from thinktwice.testtime.reliability import Reliability
 

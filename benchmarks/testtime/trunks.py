@@ -20,10 +20,10 @@ import torch
 from thinktwice.data.encoded import EncodedRows, count_values, table_offsets
 from thinktwice.data.training_set import TrainingSet
 from thinktwice.errors import BundleError
-from thinktwice.stats.metrics import logloss
 from thinktwice.files import read_json, sha256_text, write_json
 from thinktwice.models import Backbone, BackboneConfig, Calibration, FieldSpace, ModelInfo, build_backbone
 from thinktwice.models.store import load_model, save_model
+from thinktwice.stats.metrics import logloss
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import Augmentation, FinetuneConfig
 from thinktwice.train.distill import fit_distilled, mean_logit

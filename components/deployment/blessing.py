@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from thinktwice.release.bundle import bundle_hash
 from thinktwice.errors import PipelineError, reason
 from thinktwice.files import read_json
+from thinktwice.release.bundle import bundle_hash
 
 BLESSING_FILE = "blessing.json"
 

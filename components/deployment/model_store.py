@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from components.deployment.deploy.deployment import label_value
+from thinktwice.errors import BundleError, PipelineError, ResourceError
+from thinktwice.files import full_disk_named
 from thinktwice.release.archive import ARCHIVE_FILE, BUNDLE
 from thinktwice.release.champion import CHAMPION_FILE
-from thinktwice.errors import BundleError, PipelineError, ResourceError
 from thinktwice.release.feature_store import FEATURE_STORE, SETTINGS_FILE
-from thinktwice.files import full_disk_named
 from thinktwice.release.release import RELEASE_FILE, verify_release
 
 #: What a champion's folder holds beside the files of a predictor. The tables of the feature store are training data.

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from thinktwice.data.encoder import Encoder
-from thinktwice.release.profile_bins import KNOWN, MISSING, UNKNOWN, top_values
 from thinktwice.release.profile import read_profile
+from thinktwice.release.profile_bins import KNOWN, MISSING, UNKNOWN, top_values
 from thinktwice.schema import SCHEMA_FILE, ModelField, load_schema
 
 

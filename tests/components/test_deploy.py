@@ -12,10 +12,10 @@ from components.deployment.package.archive import write_archive
 from tests.components.deployed import make_store
 from tests.manifests import closed_schema
 from tests.serving.small import MODEL_VERSION, PLAIN_SCHEMA, bless, make_bundle, small  # noqa: F401
-from thinktwice.release.bundle import bundle_hash, verify_bundle
-from thinktwice.release.champion import read_champion, verify_archive
 from thinktwice.errors import BundleError, FeatureStoreError, PipelineError
 from thinktwice.files import read_json, write_json
+from thinktwice.release.bundle import bundle_hash, verify_bundle
+from thinktwice.release.champion import read_champion, verify_archive
 from thinktwice.release.release import verify_release
 
 Deploy = Callable[..., dict[str, Any]]

@@ -12,11 +12,11 @@ from components.evaluation.bless.component import bless
 from components.evaluation.evaluate.component import evaluate
 from components.evaluation.fit_test_time.component import fit_test_time
 from tests.testtime import world
-from thinktwice.release.bundle import load_bundle
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import load_training_set
 from thinktwice.evaluate.package import model_version
 from thinktwice.files import read_json
+from thinktwice.release.bundle import load_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,10 +9,10 @@ from kfp import dsl, local
 
 from components.training.finetune.component import finetune
 from tests.train.logs import build_small
+from thinktwice import recipes
 from thinktwice.files import read_json
 from thinktwice.models import load_model
 from thinktwice.pretrain import pretrain
-from thinktwice import recipes
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -39,7 +39,7 @@ def test_the_step_writes_a_model_and_its_metrics(data: Path, tmp_path: Path) -> 
 
 @pytest.mark.pipeline
 def test_the_step_runs_under_the_local_runner_from_both_starts(data: Path, tmp_path: Path) -> None:
-    pretrain(data, tmp_path / "pretrained", recipes.get("tiny"))
+    pretrain(data, tmp_path / "pretrained", recipes.get("tiny").model, recipes.get("tiny").pretrain)
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "root"))
 
     @dsl.pipeline(name="only-finetune")

@@ -13,10 +13,10 @@ import yaml
 
 from components.deployment.package.archive import write_archive
 from tests.serving.small import MODEL_VERSION, bless, small  # noqa: F401
-from thinktwice.release.archive import HANDLER, open_archive
-from thinktwice.release.bundle import bundle_hash, load_bundle
 from thinktwice.errors import BundleError, PipelineError
 from thinktwice.files import sha256_file
+from thinktwice.release.archive import HANDLER, open_archive
+from thinktwice.release.bundle import bundle_hash, load_bundle
 from thinktwice.release.release import verify_release
 
 

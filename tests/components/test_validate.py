@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from components.data.validate import run as validate_run
-from components.data.validate.run import Verdict, validate_log
+from components.data.validate.run import validate_log
 from components.data.validate.suite import (
     CheckBrokenError,
     Expected,
@@ -22,6 +22,7 @@ from components.data.validate.suite import (
     row_expectations,
     run_suite,
 )
+from components.data.validate.verdict import Verdict
 from tests.validate.raw import SHOP, START, broken_shop, row_id, shop_columns, write_raw
 from thinktwice.files import read_json
 from thinktwice.schema.log import load_schema

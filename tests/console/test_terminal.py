@@ -12,12 +12,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.table import Table
 
+from demo.answer import print_answer
+from demo.question import Question
 from thinktwice.cli import main
 from thinktwice.console.results import print_results
 from thinktwice.console.stages import StageBoard
 from thinktwice.console.terminal import Terminal
-from demo.answer import print_answer
-from demo.question import Question
 from thinktwice.errors import DataError
 from thinktwice.printable import printable
 

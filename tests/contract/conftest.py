@@ -12,8 +12,8 @@ from serving import kserve_process, torchserve_process
 from serving.config import ServingConfig
 from serving.open_reader import FeatureConfig
 from tests.server.conftest import champion, free_port, state
-from thinktwice.release.champion import Champion
 from thinktwice.files import write_json
+from thinktwice.release.champion import Champion
 
 __all__ = ["Servers", "champion", "servers", "state"]
 

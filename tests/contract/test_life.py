@@ -18,9 +18,9 @@ import pytest
 from serving import kserve_process, torchserve_process
 from tests.contract.test_contract import V1, Reply, ask
 from tests.server.conftest import free_port
-from thinktwice.release.champion import Champion
 from thinktwice.errors import ServerError
 from thinktwice.files import write_json
+from thinktwice.release.champion import Champion
 
 pytestmark = pytest.mark.server
 

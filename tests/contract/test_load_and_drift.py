@@ -15,10 +15,10 @@ from serving.load.drive import Target, closed_loop
 from serving.load.plan import requests_of
 from tests.server.conftest import champion, free_port, state
 from tests.serving.small import SCHEMA
-from thinktwice.release.champion import Champion
 from thinktwice.cli import main
 from thinktwice.files import read_json, write_json
 from thinktwice.monitor.drift import DriftReport, drift_of_log
+from thinktwice.release.champion import Champion
 
 __all__ = ["champion", "state"]
 pytestmark = pytest.mark.server

@@ -17,8 +17,8 @@ from tests.contract.test_contract import V1, ask
 from tests.features.test_untrusted import change_registry, transformed
 from tests.server.conftest import free_port
 from tests.serving.releases import pack, rehash, rezip, with_tensor
-from thinktwice.release.champion import Champion
 from thinktwice.errors import BundleError, ServerError
+from thinktwice.release.champion import Champion
 from thinktwice.release.release import ReleasePolicy, write_release
 from thinktwice.release.signing import TRUSTED_KEYS, make_keys
 

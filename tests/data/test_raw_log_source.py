@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from thinktwice.data.ingest import ingest
+from thinktwice.data.ingest import ingest, simulate
 from thinktwice.data.row_ids import row_ids
-from thinktwice.data.simulator import SimConfig, simulate
+from thinktwice.data.simulator import SimConfig
 from thinktwice.data.sources import raw_log
 from thinktwice.errors import DataError
 from thinktwice.files import read_json, write_json

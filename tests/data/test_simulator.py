@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from thinktwice.data.ingest import ingest
-from thinktwice.data.simulator import SimConfig, simulate
+from thinktwice.data.ingest import ingest, simulate
+from thinktwice.data.simulator import SimConfig
 from thinktwice.data.simulator.draw import START_US
 from thinktwice.data.simulator.source import reading_of
 from thinktwice.data.simulator.world import effects_at, make_world

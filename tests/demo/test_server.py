@@ -17,9 +17,8 @@ from typing import Any
 
 import pytest
 
+from demo import cli, server
 from thinktwice.console.processes import group_alive
-from demo import cli
-from demo import server
 from thinktwice.errors import PipelineError, ServerError
 from thinktwice.files import write_json
 

@@ -11,15 +11,15 @@ import polars as pl
 import pytest
 
 from tests.testtime import world
-from thinktwice.evaluate.bless import ECE_LIMIT, bless
-from thinktwice.release.bundle import BundleIdentity, bundle_hash, load_bundle, read_manifest, write_bundle
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import build_training_set, load_training_set
 from thinktwice.errors import BundleError
+from thinktwice.evaluate.bless import ECE_LIMIT, bless
 from thinktwice.evaluate.compare import evaluate
 from thinktwice.evaluate.from_bundle import misfit
-from thinktwice.evaluate.package import write_candidate
+from thinktwice.evaluate.package import write_bundle, write_candidate
 from thinktwice.files import read_json
+from thinktwice.release.bundle import BundleIdentity, bundle_hash, load_bundle, read_manifest
 from thinktwice.schema import parse_schema
 from thinktwice.selection.fit import fit_test_time
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.serving.releases import pack
-from thinktwice.release.bundle import bundle_hash
-from thinktwice.release.champion import install_champion
 from thinktwice.cli import main
 from thinktwice.evaluate.cli import evaluate
 from thinktwice.files import write_json
+from thinktwice.release.bundle import bundle_hash
+from thinktwice.release.champion import install_champion
 
 
 def test_prints_both_bundles_and_writes_the_report(

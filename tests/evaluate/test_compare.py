@@ -14,13 +14,10 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from thinktwice.release.bundle import bundle_hash
 from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import BundleError
 from thinktwice.evaluate import slices
-from thinktwice.stats import metrics
 from thinktwice.evaluate.bundles import evaluate_bundles
-from thinktwice.pages.charts import nice_ticks
 from thinktwice.evaluate.compare import evaluate
 from thinktwice.evaluate.package import write_candidate
 from thinktwice.evaluate.report import render
@@ -28,6 +25,9 @@ from thinktwice.evaluate.table import print_metrics
 from thinktwice.files import read_json
 from thinktwice.models import load_model
 from thinktwice.models.blocks import one_thread
+from thinktwice.pages.charts import nice_ticks
+from thinktwice.release.bundle import bundle_hash
+from thinktwice.stats import metrics
 
 
 @pytest.fixture(scope="module")

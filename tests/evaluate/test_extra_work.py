@@ -16,19 +16,19 @@ from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import BundleError
 from thinktwice.evaluate import slices
 from thinktwice.evaluate.bundles import recorded_evaluation
-from thinktwice.pages.charts_scatter import Point, scatter_chart
 from thinktwice.evaluate.cli import evaluate as command
 from thinktwice.evaluate.compare import evaluate
 from thinktwice.evaluate.extra_work import evenly, extra_work, fitting_rows, picked
-from thinktwice.stats.metrics import logloss
-from thinktwice.stats.seeds import holm
 from thinktwice.evaluate.report import render
 from thinktwice.files import read_json
 from thinktwice.models.store import load_model
-from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.pages.charts_scatter import Point, scatter_chart
 from thinktwice.selection.fit import fit_test_time
-from thinktwice.testtime.store import load_test_time
 from thinktwice.selection.subject import Subject
+from thinktwice.stats.metrics import logloss
+from thinktwice.stats.seeds import holm
+from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.store import load_test_time
 
 
 def subject_of(finished: Path, name: str) -> tuple[Subject, dict]:

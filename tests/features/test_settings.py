@@ -17,8 +17,8 @@ from serving.open_reader import FeatureConfig, open_reader
 from tests.features import redis_server
 from tests.features.test_untrusted import built, clean, pytestmark, small, store
 from tests.serving.small import FEATURE_SERVICE, MODEL_VERSION, SCHEMA
-from thinktwice.release.bundle import load_bundle
 from thinktwice.errors import FeatureStoreError
+from thinktwice.release.bundle import load_bundle
 from thinktwice.release.feature_store import REDIS_ADDRESS, REDIS_PASSWORD, read_settings, redis_connection
 
 __all__ = ["built", "clean", "pytestmark", "small", "store"]

@@ -17,10 +17,10 @@ from serving.feast_source import FeastSource, open_feast
 from serving.open_reader import FeatureConfig, open_reader
 from tests.features import redis_server
 from tests.serving.small import FEATURE_SERVICE, MODEL_VERSION, SCHEMA, clean_log, small
-from thinktwice.release.bundle import load_bundle
 from thinktwice.errors import FeatureStoreError
-from thinktwice.release.feature_store import REDIS_ADDRESS
 from thinktwice.files import write_json
+from thinktwice.release.bundle import load_bundle
+from thinktwice.release.feature_store import REDIS_ADDRESS
 
 __all__ = ["small"]
 

@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 from tests.serving.small import SCHEMA, training_rows
-from thinktwice.release.bundle import load_bundle
 from thinktwice.data.encoder import Encoder
+from thinktwice.release.bundle import load_bundle
 from thinktwice.release.profile_bins import (
     COUNT_BINS,
     MISSING,

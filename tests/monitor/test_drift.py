@@ -16,12 +16,12 @@ from serving.prediction_log import PredictionLog, PredictionLogConfig
 from tests.monitor.conftest import FIELDS, Changed, serve
 from tests.serving.fakes import make_service
 from tests.serving.small import PLAIN_SCHEMA, SCHEMA, make_bundle, plain_rows, training_rows
-from thinktwice.release.bundle import MANIFEST_FILE, PROFILE_FILE, load_bundle
 from thinktwice.errors import BundleError, DataError
 from thinktwice.files import read_json
 from thinktwice.monitor.cli import drift
 from thinktwice.monitor.drift import DriftReport, Moved, drift_of_log
-from thinktwice.release.profile import Profile, read_profile
+from thinktwice.release.bundle import MANIFEST_FILE, load_bundle
+from thinktwice.release.profile import PROFILE_FILE, Profile, read_profile
 
 
 def found(report: DriftReport) -> dict[str, Moved]:

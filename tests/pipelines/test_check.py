@@ -5,14 +5,15 @@ from typing import get_args
 
 import pytest
 
+from pipelines.arguments import RunArguments
 from pipelines.check import KNOWN_RECIPES, TEST_TIME_MODES, check_arguments
-from pipelines.run import RunArguments, run_local
+from pipelines.run import run_local
 from tests.pipelines.own_log import write_log
+from thinktwice import recipes
 from thinktwice.cli import main
 from thinktwice.data.sources.registry import SOURCES
 from thinktwice.errors import ThinktwiceError
 from thinktwice.testtime.config import Mode
-from thinktwice import recipes
 
 
 def test_the_recipes_named_are_the_recipes_there_are():

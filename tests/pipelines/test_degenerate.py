@@ -17,8 +17,8 @@ from rich.console import Console
 
 from tests.pipelines.steps import Outcome, run_steps
 from thinktwice.console.results import print_results
-from thinktwice.stats.metrics import UNDEFINED
 from thinktwice.evaluate.table import print_metrics
+from thinktwice.stats.metrics import UNDEFINED
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.pipelines.own_log import SCHEMA, write_log
-from thinktwice.release.champion import read_champion, verify_archive
 from thinktwice.files import read_json
 from thinktwice.parquet import num_rows, read_frame
+from thinktwice.release.champion import read_champion, verify_archive
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]
 

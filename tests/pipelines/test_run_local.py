@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipelines.run import RunArguments, RunResult, run_local
+from pipelines.arguments import RunArguments
+from pipelines.run import RunResult, run_local
 from pipelines.summary import print_summary
 from tests.pipelines import ir
 from tests.pipelines.own_log import NUM_ODD, write_log
-from thinktwice.release.champion import read_champion, verify_archive
 from thinktwice.console.options import LAST_RUN
 from thinktwice.console.processes import group_alive
 from thinktwice.errors import PipelineError
 from thinktwice.files import read_json
+from thinktwice.release.champion import read_champion, verify_archive
 from thinktwice.schema import load_schema
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]

@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.serving.releases import pack, rehash, rezip
+from thinktwice.errors import BundleError, ResourceError, ThinktwiceError
+from thinktwice.files import read_json
 from thinktwice.release import archive as archive_module
 from thinktwice.release.archive import HANDLER, MAR_MANIFEST, SETTINGS_FILE, open_archive
 from thinktwice.release.bundle import bundle_hash, verify_bundle
-from thinktwice.errors import BundleError, ResourceError, ThinktwiceError
-from thinktwice.files import read_json
 
 Change = Callable[[dict[str, bytes]], None]
 

@@ -10,19 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.serving.small import PLAIN_SCHEMA, identity, make_bundle, write_parts
-from thinktwice.release.bundle import (
-    MANIFEST_FILE,
-    PROFILE_FILE,
-    bundle_files,
-    bundle_hash,
-    load_bundle,
-    verify_bundle,
-    write_bundle,
-)
 from thinktwice.errors import BundleError
+from thinktwice.evaluate.package import write_bundle
 from thinktwice.files import read_json, sha256_file, write_json
 from thinktwice.models import backends
 from thinktwice.models.backends import choose
+from thinktwice.release.bundle import MANIFEST_FILE, bundle_files, bundle_hash, load_bundle, verify_bundle
+from thinktwice.release.profile import PROFILE_FILE
 
 BUNDLE_FILES, FURTHER_FILES = bundle_files()
 

@@ -10,10 +10,10 @@ import pytest
 
 from tests.components.deployed import make_store
 from tests.serving.releases import pack, rezip
+from thinktwice.errors import BundleError
 from thinktwice.release.archive import SETTINGS_FILE, open_archive
 from thinktwice.release.bundle import bundle_hash, verify_bundle
 from thinktwice.release.champion import KEEP, Champion, install_champion, read_champion, verify_archive
-from thinktwice.errors import BundleError
 from thinktwice.release.release import verify_release, write_release
 
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from tests.release.test_hostile import FUZZ, loads_or_says_why, mutated_bytes
 from tests.serving.releases import rehash
-from thinktwice.release.bundle import MANIFEST_FILE, load_bundle
 from thinktwice.errors import BundleError
 from thinktwice.files import read_json, write_json
 from thinktwice.models import backends, build_backbone, load_model
 from thinktwice.models.backbone import BackboneConfig
 from thinktwice.models.backends import onnx as onnx_backend
 from thinktwice.models.backends.backend import random_rows
+from thinktwice.release.bundle import MANIFEST_FILE, load_bundle
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from tests.serving.small import identity, with_members
-from thinktwice.release.bundle import MANIFEST_FILE, PROFILE_FILE, bundle_files, load_bundle, write_bundle
 from thinktwice.errors import BundleError
+from thinktwice.evaluate.package import write_bundle
+from thinktwice.release.bundle import MANIFEST_FILE, bundle_files, load_bundle
+from thinktwice.release.profile import PROFILE_FILE
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.modes import PRESETS
 from thinktwice.testtime.store import EXTRA_FILES, MEMBER_FOLDERS, needed_files

@@ -23,10 +23,11 @@ from hypothesis import strategies as st
 
 from tests.serving.releases import rehash, with_tensor
 from tests.serving.small import identity, with_members
-from thinktwice.release.bundle import MANIFEST_FILE, Bundle, load_bundle, read_manifest, verify_bundle, write_bundle
 from thinktwice.errors import BundleError, ThinktwiceError
+from thinktwice.evaluate.package import write_bundle
 from thinktwice.files import read_json, write_json
 from thinktwice.models.backends.backend import random_rows
+from thinktwice.release.bundle import MANIFEST_FILE, Bundle, load_bundle, read_manifest, verify_bundle
 
 NET = "cannot be loaded ("  # of the last resort, which names no file: what it catches has no check of its own
 

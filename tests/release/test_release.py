@@ -20,12 +20,12 @@ from components.deployment.deploy.deployment import deploy_model
 from tests.release.conftest import Keys, install
 from tests.serving.releases import rezip
 from tests.serving.small import bless, identity
-from thinktwice.release import archive as archive_module
-from thinktwice.release.bundle import FORMAT, MANIFEST_FILE, Manifest, bundle_files, bundle_hash, load_bundle
-from thinktwice.release.champion import Champion, read_champion, verify_archive
 from thinktwice.errors import BundleError, FeatureStoreError
 from thinktwice.files import json_bytes, read_json, write_json
 from thinktwice.hashing import FileEntry
+from thinktwice.release import archive as archive_module
+from thinktwice.release.bundle import FORMAT, MANIFEST_FILE, Manifest, bundle_files, bundle_hash, load_bundle
+from thinktwice.release.champion import Champion, read_champion, verify_archive
 from thinktwice.release.release import (
     RELEASE_FILE,
     SIGNATURE_FILE,

@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 from tests.release.conftest import Keys
-from thinktwice.release import cli as release_cli
 from thinktwice.errors import BundleError, ThinktwiceError
 from thinktwice.files import read_json
+from thinktwice.release import cli as release_cli
 from thinktwice.release.release import RELEASE_FILE, ReleasePolicy, verify_release, write_release
 from thinktwice.release.signing import PUBLIC_FILE, TRUSTED_KEYS, make_keys, sign, trusted_keys, verify_signature
 

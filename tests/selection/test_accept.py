@@ -10,17 +10,18 @@ import pytest
 import torch
 
 from thinktwice.data.encoded import EncodedRows
-from thinktwice.stats.metrics import row_logloss
-from thinktwice.stats.significance import Interval
 from thinktwice.models import load_model
-from thinktwice.testtime import FitConfig, TestTimeConfig
 from thinktwice.selection.accept import RANDOM_DRAWS, Verdict, control_losses, judge, sentence
 from thinktwice.selection.candidates import Candidate, candidates
+from thinktwice.selection.config import FitConfig
+from thinktwice.selection.subject import Subject
+from thinktwice.stats.metrics import row_logloss
+from thinktwice.stats.significance import Interval
+from thinktwice.testtime import TestTimeConfig
 from thinktwice.testtime.config import TriggerKind
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.modes import PRESETS
 from thinktwice.testtime.reliability import Reliability, quantise
-from thinktwice.selection.subject import Subject
 
 GAIN, LOSS, CHANCE = Interval(-0.01, -0.02, -0.001), Interval(0.01, 0.001, 0.02), Interval(-0.001, -0.01, 0.01)
 WORSE = Interval(0.001, -0.01, 0.01)

@@ -16,13 +16,14 @@ from thinktwice.data.training_set import TrainingSet, build_training_set, load_t
 from thinktwice.errors import BundleError
 from thinktwice.files import sha256_file
 from thinktwice.models import load_model
-from thinktwice.testtime import FitConfig, TestTimeConfig
-from thinktwice.testtime.config import Mode
+from thinktwice.selection.config import FitConfig
 from thinktwice.selection.cost import reckoned
-from thinktwice.testtime.extras import Extras
 from thinktwice.selection.fit import choose_trunk, count_check, field_importance, fit_extras, fit_mode, fit_test_time
-from thinktwice.testtime.store import load_test_time
 from thinktwice.selection.subject import Subject
+from thinktwice.testtime import TestTimeConfig
+from thinktwice.testtime.config import Mode
+from thinktwice.testtime.extras import Extras
+from thinktwice.testtime.store import load_test_time
 
 QUICK = FitConfig(member_shares=(0.2,), max_paths=(4,))
 

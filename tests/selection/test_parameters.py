@@ -8,11 +8,7 @@ import numpy as np
 import pytest
 
 from thinktwice.data.encoded import EncodedRows
-from thinktwice.stats.metrics import logloss
 from thinktwice.models.store import Calibration
-from thinktwice.testtime import TestTimeConfig
-from thinktwice.testtime.config import TriggerKind
-from thinktwice.testtime.modes import preset
 from thinktwice.selection.parameters import (
     best_filter,
     best_gate,
@@ -27,6 +23,10 @@ from thinktwice.selection.parameters import (
     typical_pair,
 )
 from thinktwice.selection.subject import Subject
+from thinktwice.stats.metrics import logloss
+from thinktwice.testtime import TestTimeConfig
+from thinktwice.testtime.config import TriggerKind
+from thinktwice.testtime.modes import preset
 from thinktwice.train.measure import fit_calibration
 
 BASES = {"dual": preset("uttsi").model_copy(update={"pair_share": 0.0}), "entropy": preset("members")}

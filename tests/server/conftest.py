@@ -19,9 +19,9 @@ from serving.config import ServingConfig
 from serving.open_reader import FeatureConfig
 from serving.torchserve_process import TorchServe, running
 from tests.serving.small import MODEL_VERSION, SCHEMA, bless, clean_log, make_bundle
+from thinktwice.files import write_json
 from thinktwice.release.bundle import bundle_hash
 from thinktwice.release.champion import Champion, read_champion
-from thinktwice.files import write_json
 
 Reply = tuple[int, dict[str, str], bytes]
 

@@ -25,12 +25,12 @@ from serving.redis_source import RedisSource
 from serving.snapshot_reader import SnapshotReader
 from tests.features import redis_server
 from tests.serving.small import FEATURE_SERVICE, MODEL_VERSION, SCHEMA
-from thinktwice.release.bundle import load_bundle
-from thinktwice.release.champion import Champion
 from thinktwice.data.encoder import Encoder
 from thinktwice.errors import FeatureStoreError
-from thinktwice.release.feature_store import REDIS_ADDRESS
 from thinktwice.parquet import read_frame
+from thinktwice.release.bundle import load_bundle
+from thinktwice.release.champion import Champion
+from thinktwice.release.feature_store import REDIS_ADDRESS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

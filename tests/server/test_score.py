@@ -20,10 +20,10 @@ from serving.scorer import Scorer, open_scorer
 from serving.torchserve_process import TorchServe
 from tests.server.conftest import post
 from tests.serving.small import SCHEMA, clean_log
-from thinktwice.release.bundle import load_bundle
-from thinktwice.release.champion import Champion
 from thinktwice.cli import main
 from thinktwice.parquet import read_frame, write_frame
+from thinktwice.release.bundle import load_bundle
+from thinktwice.release.champion import Champion
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

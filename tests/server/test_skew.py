@@ -25,14 +25,14 @@ from serving.scorer import Scorer
 from tests.serving.fakes import make_service
 from tests.serving.small import FEATURE_SERVICE, PLAIN_SCHEMA, SCHEMA, START, clean_log
 from tests.test_docs import ROOT, commands
-from thinktwice.release.bundle import load_bundle
-from thinktwice.release.champion import Champion
 from thinktwice.cli import main
 from thinktwice.data.feature_tables import table_specs
 from thinktwice.errors import DataError, FeatureStoreError
 from thinktwice.monitor.record import HEAD, log_schema
 from thinktwice.monitor.skew import SkewReport
 from thinktwice.parquet import read_frame
+from thinktwice.release.bundle import load_bundle
+from thinktwice.release.champion import Champion
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -21,9 +21,9 @@ from tests.features import redis_server
 from tests.server.test_readers import Store, _until, opened
 from tests.serving.conftest import Lines, lines
 from tests.serving.small import MODEL_VERSION
+from thinktwice.data.encoder import Encoder
 from thinktwice.release.bundle import load_bundle
 from thinktwice.release.champion import Champion
-from thinktwice.data.encoder import Encoder
 from thinktwice.release.feature_store import REDIS_ADDRESS
 
 __all__ = ["lines"]

@@ -23,8 +23,8 @@ from serving.torchserve_process import TorchServe, check_port, manage, running, 
 from tests.server.conftest import free_port, post
 from tests.serving.releases import pack, rehash, with_tensor
 from tests.serving.small import MODEL_VERSION
-from thinktwice.release.champion import Champion
 from thinktwice.errors import ServerError
+from thinktwice.release.champion import Champion
 
 pytestmark = pytest.mark.server
 

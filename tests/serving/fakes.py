@@ -16,8 +16,8 @@ from serving.scorer import Scorer
 from serving.service import Service
 from serving.tracing import Tracing
 from tests.serving.small import SCHEMA
-from thinktwice.release.bundle import load_bundle
 from thinktwice.errors import FeatureStoreError
+from thinktwice.release.bundle import load_bundle
 
 USERS = [f"u{i}" for i in range(30)]
 ITEMS = [f"i{i}" for i in range(60)]

@@ -11,9 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from components.deployment.package.archive import write_archive
 from tests.serving.small import bless
-from thinktwice.release.bundle import MANIFEST_FILE, bundle_hash
 from thinktwice.files import read_json, write_json
 from thinktwice.hashing import FileEntry
+from thinktwice.release.bundle import MANIFEST_FILE, bundle_hash
 
 
 def rehash(bundle: Path) -> None:

@@ -10,18 +10,20 @@ import polars as pl
 import pytest
 import torch
 
-from thinktwice.release.bundle import BundleIdentity, Manifest, write_bundle
 from thinktwice.combinations.counts import CombinationCounts, open_pairs
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import build_training_set, load_training_set
+from thinktwice.evaluate.package import write_bundle
 from thinktwice.files import sha256_file, write_json
 from thinktwice.models.backbone import Backbone, BackboneConfig
 from thinktwice.models.fields import FieldSpace
 from thinktwice.models.registry import build_backbone
 from thinktwice.models.store import Calibration, ModelInfo, load_model, save_model
+from thinktwice.release.bundle import BundleIdentity, Manifest
 from thinktwice.schema import LogSchema, parse_schema
-from thinktwice.testtime.config import FitConfig, TestTimeConfig
+from thinktwice.selection.config import FitConfig
+from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Engine, raw_rows
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.heads import fit_heads

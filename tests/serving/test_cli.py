@@ -18,11 +18,11 @@ from serving import cli, torchserve_process
 from serving.config import ServingConfig
 from tests.components.deployed import make_store
 from tests.serving.releases import pack
-from thinktwice.release.champion import install_champion
 from thinktwice.cli import main
 from thinktwice.errors import BundleError, RequestError, ServerError
 from thinktwice.files import sha256_file, write_json
 from thinktwice.printable import printable
+from thinktwice.release.champion import install_champion
 from thinktwice.release.release import ReleasePolicy
 
 ITEM = {"probability": 0.25, "uncertainty": 0.5, "num_paths": 5, "cold": False}

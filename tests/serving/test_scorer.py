@@ -15,9 +15,9 @@ from serving.deadline import Deadline
 from serving.scorer import Answer, NoFiniteScoreError, Scorer, open_scorer
 from tests.serving.fakes import ITEMS, FakeReader
 from tests.serving.small import PLAIN_SCHEMA, make_bundle
-from thinktwice.release.bundle import load_bundle
 from thinktwice.errors import BundleError, FeatureStoreError
 from thinktwice.models.registry import build_backbone
+from thinktwice.release.bundle import load_bundle
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Engine
 from thinktwice.testtime.extras import Extras

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from serving.features import Entity, Found, Lookup
 from serving.snapshot_reader import LOST_FEW, LOST_SHARE, SnapshotReader
 from tests.serving.conftest import Lines
-from thinktwice.release.bundle import load_bundle
 from thinktwice.data.encoder import Encoder
 from thinktwice.errors import FeatureStoreError
+from thinktwice.release.bundle import load_bundle
 
 ITEMS = [f"i{n}" for n in range(60)]
 

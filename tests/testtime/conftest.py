@@ -12,10 +12,10 @@ from thinktwice.combinations.counts import CombinationCounts, open_pairs
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import TrainingSet, load_training_set
 from thinktwice.models import load_model
+from thinktwice.selection.subject import Subject
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.heads import fit_heads
 from thinktwice.testtime.reliability import Reliability
-from thinktwice.selection.subject import Subject
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,10 @@ from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import TrainingSet, build_training_set, load_training_set
 from thinktwice.models import load_model
 from thinktwice.schema import parse_schema
-from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.selection.fit import fit_test_time
-from thinktwice.testtime.store import load_test_time
 from thinktwice.selection.subject import Subject
+from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.store import load_test_time
 
 MODES = {"calibrated by support", "uttsi", "uttsi, exact", "matt", "sgctr"}  # gate and filter may fit to nothing
 

@@ -6,10 +6,11 @@ import pytest
 from pydantic import ValidationError
 
 from thinktwice.errors import PipelineError
-from thinktwice.testtime import FitConfig, TestTimeConfig
-from thinktwice.testtime.config import Mode
+from thinktwice.selection.config import FitConfig, search
 from thinktwice.selection.cost import ASKING, ROW, SIEVE, reckoned
-from thinktwice.testtime.modes import PRESETS, preset, search
+from thinktwice.testtime import TestTimeConfig
+from thinktwice.testtime.config import Mode
+from thinktwice.testtime.modes import PRESETS, preset
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import torch
 from tests.models.synthetic import FIELDS, random_rows
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.errors import DataError
-from thinktwice.stats.metrics import logloss
 from thinktwice.models import Backbone, BackboneConfig, build_backbone
+from thinktwice.stats.metrics import logloss
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.distill import fit_distilled, mean_logit

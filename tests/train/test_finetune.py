@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from tests.train.logs import build_small
+from thinktwice import recipes
 from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import DataError, PipelineError
-from thinktwice.stats.metrics import auc, logloss
 from thinktwice.files import read_json, sha256_file
 from thinktwice.models import load_model
 from thinktwice.pretrain import pretrain
+from thinktwice.stats.metrics import auc, logloss
 from thinktwice.train import finetune
-from thinktwice import recipes
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import logits_of
 
@@ -35,7 +35,7 @@ def recipe_with_a_choice() -> recipes.Recipe:
 
 
 def test_a_choice_is_made_on_validation_and_recorded(data: Path, tmp_path: Path) -> None:
-    record = finetune(data, tmp_path / "model", recipe_with_a_choice())
+    record = finetune(data, tmp_path / "model", recipe_with_a_choice().model, recipe_with_a_choice().finetune)
     assert record == read_json(tmp_path / "model" / "training.json")
     trials = record["trials"]
     assert len(trials) == 3
@@ -58,15 +58,22 @@ def test_a_choice_is_made_on_validation_and_recorded(data: Path, tmp_path: Path)
 def test_the_same_seed_writes_the_same_bytes(data: Path, tmp_path: Path) -> None:
     recipe = recipes.get("tiny")
     for name in ("a", "b"):
-        pretrain(data, tmp_path / name / "pretrained", recipe, seed=2)
-        finetune(data, tmp_path / name / "model", recipe, seed=2, init_dir=tmp_path / name / "pretrained")
+        pretrain(data, tmp_path / name / "pretrained", recipe.model, recipe.pretrain, seed=2)
+        finetune(
+            data,
+            tmp_path / name / "model",
+            recipe.model,
+            recipe.finetune,
+            seed=2,
+            init_dir=tmp_path / name / "pretrained",
+        )
     for file in ("pretrained/weights.safetensors", "model/weights.safetensors", "model/model.json"):
         assert sha256_file(tmp_path / "a" / file) == sha256_file(tmp_path / "b" / file)
 
 
 def test_fine_tuning_starts_from_all_pretrained_parameters(data: Path, tmp_path: Path) -> None:
     recipe = recipes.get("tiny")
-    pretrain(data, tmp_path / "pretrained", recipe)
+    pretrain(data, tmp_path / "pretrained", recipe.model, recipe.pretrain)
     still = recipe.finetune.model_copy(update={"rate": 1e-12, "epochs": 0.1})
     record = finetune(
         data, tmp_path / "model", recipe.model_copy(update={"finetune": still}), init_dir=tmp_path / "pretrained"
@@ -82,9 +89,9 @@ def test_fine_tuning_starts_from_all_pretrained_parameters(data: Path, tmp_path:
 def test_a_model_of_another_training_set_is_refused(data: Path, tmp_path: Path) -> None:
     recipe = recipes.get("tiny")
     other = build_small(tmp_path / "other", rows=300, seed=7)
-    pretrain(other, tmp_path / "pretrained", recipe)
+    pretrain(other, tmp_path / "pretrained", recipe.model, recipe.pretrain)
     with pytest.raises(DataError, match="pre-train on the same training set"):
-        finetune(data, tmp_path / "model", recipe, init_dir=tmp_path / "pretrained")
+        finetune(data, tmp_path / "model", recipe.model, recipe.finetune, init_dir=tmp_path / "pretrained")
     assert not (tmp_path / "model").exists()
 
 
@@ -105,9 +112,9 @@ def test_every_recipe_pretrains_and_trains(name: str, data: Path, tmp_path: Path
             "finetune": recipe.finetune.model_copy(update=few | {"trial_epochs": 0.4, "rate": 1e-2}),
         }
     )
-    pretrain(data, tmp_path / "pretrained", short)
+    pretrain(data, tmp_path / "pretrained", short.model, short.pretrain)
     for init in (None, tmp_path / "pretrained"):
-        record = finetune(data, tmp_path / "model", short, init_dir=init)
+        record = finetune(data, tmp_path / "model", short.model, short.finetune, init_dir=init)
         model, _ = load_model(tmp_path / "model")
         assert model.config == recipe.model
         assert record["curve"][-1]["valid_logloss"] < 0.7
@@ -119,8 +126,18 @@ def test_trials_as_long_as_the_run_are_the_run(data: Path, tmp_path: Path) -> No
     recipe = recipe_with_a_choice()
     full = recipe.finetune.model_copy(update={"trial_epochs": 2.0, "epochs": 2.0, "augmentations": ("none",)})
     alone = full.model_copy(update={"table_l2": (1e-4,)})
-    record = finetune(data, tmp_path / "a", recipe.model_copy(update={"finetune": full}))
-    finetune(data, tmp_path / "b", recipe.model_copy(update={"finetune": alone}))
+    record = finetune(
+        data,
+        tmp_path / "a",
+        recipe.model_copy(update={"finetune": full}).model,
+        recipe.model_copy(update={"finetune": full}).finetune,
+    )
+    finetune(
+        data,
+        tmp_path / "b",
+        recipe.model_copy(update={"finetune": alone}).model,
+        recipe.model_copy(update={"finetune": alone}).finetune,
+    )
     assert record["chosen"]["table_l2"] == 1e-4
     first, again = load_model(tmp_path / "a")[0], load_model(tmp_path / "b")[0]
     assert torch.equal(first.table, again.table)

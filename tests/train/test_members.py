@@ -8,8 +8,8 @@ import torch
 
 from tests.models.synthetic import FIELDS, random_batch, random_rows
 from thinktwice.data.encoded import Batch
-from thinktwice.stats.metrics import logloss
 from thinktwice.models import BACKBONES, Backbone, BackboneConfig, ModelInfo, build_backbone, load_model, write_model
+from thinktwice.stats.metrics import logloss
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.distill import mean_logit

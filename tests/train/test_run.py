@@ -6,8 +6,8 @@ import torch
 
 from tests.models.synthetic import FIELDS, random_rows
 from thinktwice.data.encoded import Batch
-from thinktwice.stats.metrics import logloss
 from thinktwice.models import Backbone, BackboneConfig, build_backbone
+from thinktwice.stats.metrics import logloss
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import Augmentation, FinetuneConfig
 from thinktwice.train.device import on_device, training_device

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from tests.models.synthetic import FIELDS, random_rows
 from tests.train.logs import build_small
+from thinktwice import recipes
 from thinktwice.models import BackboneConfig, build_backbone
 from thinktwice.train import finetune
-from thinktwice import recipes
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.loader import BlockLoader
@@ -63,7 +63,7 @@ def test_a_full_run_that_trains_for_too_long_does_not_replace_a_better_trial(
     tiny = recipes.get("tiny")
     update = {"table_l2": (1e-6, 1e-5), "trial_epochs": trial_epochs, "epochs": epochs, "rate": 6e-2}
     recipe = tiny.model_copy(update={"finetune": tiny.finetune.model_copy(update=update)})
-    record = finetune(data, tmp_path / "model", recipe)
+    record = finetune(data, tmp_path / "model", recipe.model, recipe.finetune)
     kept = min(look["valid_logloss"] for look in record["curve"])
     best_trial = min(trial["best"]["valid_logloss"] for trial in record["trials"])
     last_epoch = record["curve"][-1]["epoch"]

@@ -89,7 +89,8 @@ def simulate_log(
     ] = 0.05,
 ) -> None:
     """Draw an ad log with known truth: each row keeps its true click probability and its propensity."""
-    from thinktwice.data.simulator import SimConfig, simulate
+    from thinktwice.data.ingest import simulate
+    from thinktwice.data.simulator import SimConfig
 
     config = SimConfig(
         rows=rows,

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from thinktwice.data.row_ids import row_ids
 from thinktwice.data.reading import (
     LOG_FILE,
     SIDE_FILE,
@@ -26,6 +25,9 @@ from thinktwice.data.reading import (
     Reading,
 )
 from thinktwice.data.reading import SCHEMA_FILE as SCHEMA_FILE
+from thinktwice.data.row_ids import row_ids
+from thinktwice.data.simulator.config import SimConfig
+from thinktwice.data.simulator.source import reading_of
 from thinktwice.data.sources.parts import printable, what_was_read
 from thinktwice.data.sources.raw_log import schema_beside
 from thinktwice.data.sources.registry import builtin_schema, source_named
@@ -217,3 +219,8 @@ def _nothing_read(reading: Reading, folder: Path, unparsable_rows: int) -> str:
         f"none of the {unparsable_rows} lines of {reading.where} could be split into columns "
         f"(the first: {first['error']}): give a file in the layout of this source"
     )
+
+
+def simulate(config: SimConfig, out_dir: Path | str) -> Snapshot:
+    """Draw ``config`` into the raw log folder ``out_dir``, with the built-in schema ``sim``; streamed, memory stays bounded."""
+    return write_raw_log("sim", reading_of(config), builtin_schema("sim"), Path(out_dir), config.rows, config.seed)

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from thinktwice.release.bundle import EVALUATION_FILE, REPORT, Bundle, bundle_hash, load_bundle
 from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import BundleError, reason
 from thinktwice.evaluate.from_bundle import misfit, score_bundle
 from thinktwice.evaluate.measure import Column, column_metrics
+from thinktwice.files import atomic_dir, read_json, write_json
+from thinktwice.progress import note
+from thinktwice.release.bundle import EVALUATION_FILE, REPORT, Bundle, bundle_hash, load_bundle
 from thinktwice.stats.metrics import ECE_BINS
 from thinktwice.stats.significance import (
     Interval,
@@ -27,8 +29,6 @@ from thinktwice.stats.significance import (
     clusters_of,
     paired_auc,
 )
-from thinktwice.files import atomic_dir, read_json, write_json
-from thinktwice.progress import note
 from thinktwice.threads import reproducible
 
 BLESSING_FILE = "blessing.json"

@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from thinktwice.release.bundle import EVALUATION_FILE, REPORT, REPORT_FILE, Bundle, load_bundle
 from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import BundleError, reason
 from thinktwice.evaluate import slices
 from thinktwice.evaluate.compare import data_facts
 from thinktwice.evaluate.from_bundle import score_bundle
 from thinktwice.evaluate.measure import measure
-from thinktwice.stats.metrics import UNDEFINED
 from thinktwice.evaluate.report import render
 from thinktwice.evaluate.verdict import compared
 from thinktwice.files import atomic_dir, read_json, write_json
+from thinktwice.release.bundle import EVALUATION_FILE, REPORT, REPORT_FILE, Bundle, load_bundle
+from thinktwice.stats.metrics import UNDEFINED
 from thinktwice.threads import reproducible
 
 

@@ -29,11 +29,11 @@ def evaluate(
     work: Work = WORK,
 ) -> None:
     """Evaluate a bundle on test rows, and compare it with another one."""
-    from thinktwice.release.champion import require_champion
     from thinktwice.console.output import say
     from thinktwice.console.terminal import console_here
     from thinktwice.evaluate.bundles import evaluate_bundles, recorded_evaluation
     from thinktwice.evaluate.table import print_extra_work, print_metrics
+    from thinktwice.release.champion import require_champion
 
     if bundle is None:
         bundle = require_champion(state_folder(state, work), "--state, --work or --bundle").bundle_dir

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from thinktwice.release.bundle import EVALUATION_FILE, REPORT_FILE
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import TrainingSet, load_training_set
 from thinktwice.errors import BundleError
@@ -21,11 +20,12 @@ from thinktwice.evaluate.verdict import verdict_lines
 from thinktwice.files import atomic_dir, read_json, write_json
 from thinktwice.models.store import load_model
 from thinktwice.progress import note
+from thinktwice.release.bundle import EVALUATION_FILE, REPORT_FILE
+from thinktwice.selection.subject import Subject
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Raw
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.store import load_test_time, read_report
-from thinktwice.selection.subject import Subject
 from thinktwice.threads import reproducible
 
 STAGE = "evaluate"

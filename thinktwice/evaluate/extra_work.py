@@ -15,18 +15,19 @@ import numpy as np
 
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import TrainingSet
+from thinktwice.selection.accept import RANDOM_DRAWS
+from thinktwice.selection.config import FitConfig
+from thinktwice.selection.cost import reckoned
+from thinktwice.selection.parameters import best_of, by_support, calibrated, triggered
+from thinktwice.selection.subject import Subject
 from thinktwice.stats import metrics
 from thinktwice.stats.metrics import row_logloss
 from thinktwice.stats.seeds import holm, minimum_detectable, two_sided_p
 from thinktwice.stats.significance import Interval, clusters_of, paired_auc, paired_mean
 from thinktwice.stats.uplift import area, uplift_curve
-from thinktwice.selection.accept import RANDOM_DRAWS
 from thinktwice.testtime.calibrate import sigmoid
-from thinktwice.testtime.config import FitConfig, TestTimeConfig, TriggerKind
-from thinktwice.selection.cost import reckoned
+from thinktwice.testtime.config import TestTimeConfig, TriggerKind
 from thinktwice.testtime.engine import Raw
-from thinktwice.selection.parameters import best_of, by_support, calibrated, triggered
-from thinktwice.selection.subject import Subject
 from thinktwice.testtime.support import entropy
 from thinktwice.testtime.triggers import TRIGGERS, Seen
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import polars as pl
 
-from thinktwice.release.bundle import Bundle
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.errors import SchemaError
 from thinktwice.evaluate.measure import Column
+from thinktwice.release.bundle import Bundle
 from thinktwice.testtime.engine import raw_rows
 from thinktwice.threads import reproducible
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from thinktwice.stats import metrics
-from thinktwice.stats import significance
+from thinktwice.stats import metrics, significance
 from thinktwice.stats.significance import clusters_of
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from thinktwice.release.bundle import BundleIdentity, Manifest, write_bundle
 from thinktwice.data.feature_tables import feature_service_name
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import load_training_set
+from thinktwice.errors import BundleError
 from thinktwice.evaluate.compare import Evaluation
-from thinktwice.files import sha256_text
-from thinktwice.schema import LogSchema
+from thinktwice.files import atomic_dir, sha256_text, write_json
+from thinktwice.hashing import FileEntry
+from thinktwice.release.bundle import EVALUATION_FILE, MANIFEST_FILE, REPORT, REPORT_FILE, BundleIdentity, Manifest
+from thinktwice.release.profile import PROFILE_FILE, profile_of
+from thinktwice.schema import SCHEMA_FILE, LogSchema
 
 
 def model_version(
@@ -20,6 +25,9 @@ def model_version(
     """Name of the model that these features, split, recipe, test-time mode and training seed lead to, e.g.
     ``ml-1m-3f2a9c01d4e7``."""
     return f"{schema.name}-{sha256_text(feature_version, split.model_dump_json(), recipe, mode, str(seed))[:12]}"
+
+
+logger = logging.getLogger(__name__)
 
 
 def write_candidate(
@@ -56,3 +64,66 @@ def write_candidate(
         evaluation_dir=evaluation_dir,
         identity=identity,
     )
+
+
+def write_bundle(
+    out_dir: Path | str,
+    *,
+    training_set_dir: Path | str,
+    model_dir: Path | str,
+    test_time_dir: Path | str,
+    evaluation_dir: Path | str,
+    identity: BundleIdentity,
+) -> Manifest:
+    """Collect the parts of a model version into one folder, atomically; an older folder of that name is replaced.
+
+    Raises:
+        BundleError: a part lacks one of its files.
+    """
+    from thinktwice.data.encoder import ENCODER_FILE, VOCABULARY_FILE
+    from thinktwice.models.backends.store import BACKEND_FILES
+    from thinktwice.models.store import MODEL_FILES
+    from thinktwice.testtime.store import needed_files, read_config
+
+    parts = (
+        (Path(training_set_dir), (SCHEMA_FILE, ENCODER_FILE, VOCABULARY_FILE), ""),
+        (Path(model_dir), MODEL_FILES, ""),
+        (Path(test_time_dir), needed_files(read_config(test_time_dir)), ""),
+        (Path(evaluation_dir), (EVALUATION_FILE, REPORT_FILE), f"{REPORT}/"),
+    )
+    with atomic_dir(out_dir) as folder:
+        entries = {}
+        for source, names, prefix in parts:
+            for name in names:
+                if not (source / name).is_file():
+                    raise BundleError(f"{source} holds no {name}, a bundle needs it: run the step that writes it again")
+                target = folder / (prefix + name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / name, target)
+                entries[prefix + name] = FileEntry.of(target)
+        _write_derived(folder, Path(training_set_dir))
+        for name in (PROFILE_FILE, *BACKEND_FILES):
+            if (target := folder / name).is_file():
+                entries[name] = FileEntry.of(target)
+        manifest = Manifest(**identity.model_dump(), files=entries)
+        write_json(folder / MANIFEST_FILE, manifest.model_dump(mode="json"))
+    return manifest
+
+
+def _write_derived(folder: Path, training_set_dir: Path) -> None:
+    """What only the parts together give: the profile of the scores, and the backend that computes them."""
+    from thinktwice.data.encoder import Encoder
+    from thinktwice.data.training_set import load_training_set
+    from thinktwice.models.backends import save_choice
+    from thinktwice.models.store import load_model
+    from thinktwice.testtime.engine import Engine
+    from thinktwice.testtime.store import load_test_time
+
+    data = load_training_set(training_set_dir)
+    model, info = load_model(folder)
+    test_time = load_test_time(folder, model)
+    engine = Engine(model, test_time.reliability, test_time.config, info.calibration, test_time.extras)
+    profile = profile_of(data, Encoder.load(folder), engine)
+    write_json(folder / PROFILE_FILE, profile.model_dump(mode="json"))
+    choice = save_choice(folder, engine.backend)
+    logger.info("backend %s", choice.name)

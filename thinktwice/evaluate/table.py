@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.text import Text
 
 from thinktwice.console.output import Column, Record, print_table
-from thinktwice.stats.metrics import UNDEFINED
 from thinktwice.evaluate.verdict import difference
+from thinktwice.stats.metrics import UNDEFINED
 
 ROWS = (  # metric, title, decimals, which way is better
     ("auc", "AUC", 4, 1),

@@ -31,11 +31,11 @@ def drift(
     html_out: Annotated[Path | None, typer.Option("--html", help="Write the report as a page here.")] = None,
 ) -> None:
     """Compare live traffic with what the model was trained on, field by field; 1 when something has drifted."""
-    from thinktwice.release.champion import require_champion
     from thinktwice.console.terminal import console_here
     from thinktwice.files import atomic_file, write_json
     from thinktwice.monitor.drift import drift_of_log
     from thinktwice.monitor.drift_page import print_drift, render
+    from thinktwice.release.champion import require_champion
 
     if bundle is None:
         bundle = require_champion(state_folder(state, work), "--state, --work or --bundle").bundle_dir

@@ -19,8 +19,11 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from thinktwice.release.bundle import Bundle, load_bundle
 from thinktwice.data.encoded import EncodedRows
+from thinktwice.monitor.record import NUM_PATHS, PROBABILITY, REQUEST, UNCERTAINTY, USER
+from thinktwice.monitor.served import ServedRows, read_served
+from thinktwice.release.bundle import Bundle, load_bundle
+from thinktwice.release.profile import SECOND_OPINION, Profile, SampleProfile, ScoreProfile, read_profile, support_bins
 from thinktwice.release.profile_bins import (
     MISSING,
     UNKNOWN,
@@ -32,9 +35,6 @@ from thinktwice.release.profile_bins import (
     row_bins,
 )
 from thinktwice.stats.distances import Distance, distance
-from thinktwice.release.profile import SECOND_OPINION, Profile, SampleProfile, ScoreProfile, read_profile, support_bins
-from thinktwice.monitor.record import NUM_PATHS, PROBABILITY, REQUEST, UNCERTAINTY, USER
-from thinktwice.monitor.served import ServedRows, read_served
 from thinktwice.testtime.support import missing_support
 from thinktwice.validate.drift import hashed
 

@@ -7,9 +7,9 @@ from html import escape
 from rich.console import Console
 
 from thinktwice.console.output import Column, Record, print_table, say
-from thinktwice.stats.distances import Distance
 from thinktwice.monitor.drift import MUCH, DriftReport, Moved
 from thinktwice.pages.page import FIRST, LIVE, SECOND, bars, card, legend, page, table, tiles
+from thinktwice.stats.distances import Distance
 
 TITLES = {"values": "field", "support": "how often trained", "score": "score"}
 

@@ -7,8 +7,8 @@ from html import escape
 from rich.console import Console
 
 from thinktwice.console.output import Column, Record, print_table, say
-from thinktwice.pages.page import card, page, table, tiles
 from thinktwice.monitor.skew import FieldSkew, SkewReport
+from thinktwice.pages.page import card, page, table, tiles
 
 
 def verdict_lines(report: SkewReport, limit: float) -> list[str]:

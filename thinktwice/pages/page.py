@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from thinktwice.evaluate.report import STYLE
+from thinktwice.pages.style import STYLE
 
 FIRST, SECOND, LIVE = "#c3cad6", "#8fb0e8", "#e0662f"
 MORE_STYLE = ".bars{min-width:150px}td.left{text-align:left}svg.small{width:auto;display:inline-block}"

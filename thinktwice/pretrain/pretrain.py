@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +25,6 @@ from thinktwice.threads import reproducible
 from thinktwice.train.device import on_device, training_device
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.optimizer import TableAdam
-
-if TYPE_CHECKING:
-    from thinktwice.recipes import Recipe  # recipes know the parts, not the other way round
 
 STAGE = "pretrain"
 TRAINING_FILE = "training.json"
@@ -191,19 +188,26 @@ def _mean(window: list[Losses]) -> dict[str, Any]:
     return {"label": float(np.mean([one.label for one in window])), "fields": fields}
 
 
-def pretrain(training_set_dir: Path | str, out_dir: Path | str, recipe: Recipe, *, seed: int = 0) -> dict[str, Any]:
+def pretrain(
+    training_set_dir: Path | str,
+    out_dir: Path | str,
+    backbone: BackboneConfig,
+    config: PretrainConfig,
+    *,
+    seed: int = 0,
+) -> dict[str, Any]:
     """Pre-train on the train part of a training set and write a model folder; returns its ``training.json``."""
     data = load_training_set(training_set_dir)
     fields = FieldSpace.of(data.schema, data.encoder)
     train = data.part("train")
-    done = fit(train, fields, recipe.model, recipe.pretrain, seed=seed)
+    done = fit(train, fields, backbone, config, seed=seed)
     record = {
         "seed": seed,
         "torch": torch.__version__,
         "curve": done.curve,
         "unigram_entropy": done.unigram,
         "sampled_losses": done.sampled,
-        "config": recipe.pretrain.model_dump(mode="json"),
+        "config": config.model_dump(mode="json"),
         "rows": {"train": len(train)},
     }
     provenance = {"schema": data.schema.name, "train_window": list(data.train_window), "seed": seed}

@@ -27,10 +27,10 @@ from typing import Annotated, BinaryIO, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from thinktwice.release.bundle import MANIFEST_FILE, MOST_MANIFEST, Manifest, bundle_files, parse_manifest
 from thinktwice.errors import BundleError, ResourceError, reason
 from thinktwice.files import full_disk_named, json_bytes, parse_json
 from thinktwice.hashing import BLOCK, FileEntry, check_digest, open_plain
+from thinktwice.release.bundle import MANIFEST_FILE, MOST_MANIFEST, Manifest, bundle_files, parse_manifest
 from thinktwice.strict_yaml import parse_yaml
 
 MODEL_NAME = "ctr"

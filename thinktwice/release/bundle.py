@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from thinktwice.errors import BundleError, ThinktwiceError, reason
-from thinktwice.files import atomic_dir, parse_json, read_json, write_json
+from thinktwice.files import parse_json, read_json
 from thinktwice.hashing import FileEntry, check_folder, read_plain
 from thinktwice.schema import SCHEMA_FILE
 
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
 MOST_MANIFEST = 1 << 20  # bytes
-PROFILE_FILE = "profile.json"  # what drift is measured against; bundles of older versions have none
 REPORT = "report"  # folder of the next two
 EVALUATION_FILE, REPORT_FILE = "evaluation.json", "report.html"
 REPORT_FILES = (f"{REPORT}/{EVALUATION_FILE}", f"{REPORT}/{REPORT_FILE}")
@@ -53,6 +51,7 @@ def bundle_files() -> tuple[frozenset[str], frozenset[str]]:
     from thinktwice.data.encoder import ENCODER_FILE, VOCABULARY_FILE
     from thinktwice.models.backends.store import BACKEND_FILES
     from thinktwice.models.store import MODEL_FILES
+    from thinktwice.release.profile import PROFILE_FILE
     from thinktwice.testtime.store import EXTRA_FILES, TEST_TIME_FILES
 
     always = (SCHEMA_FILE, ENCODER_FILE, VOCABULARY_FILE, *MODEL_FILES, *TEST_TIME_FILES, *REPORT_FILES)
@@ -101,70 +100,6 @@ class Bundle:
     encoder: Encoder
     model: Backbone
     engine: Engine
-
-
-def write_bundle(
-    out_dir: Path | str,
-    *,
-    training_set_dir: Path | str,
-    model_dir: Path | str,
-    test_time_dir: Path | str,
-    evaluation_dir: Path | str,
-    identity: BundleIdentity,
-) -> Manifest:
-    """Collect the parts of a model version into one folder, atomically; an older folder of that name is replaced.
-
-    Raises:
-        BundleError: a part lacks one of its files.
-    """
-    from thinktwice.data.encoder import ENCODER_FILE, VOCABULARY_FILE
-    from thinktwice.models.backends.store import BACKEND_FILES
-    from thinktwice.models.store import MODEL_FILES
-    from thinktwice.testtime.store import needed_files, read_config
-
-    parts = (
-        (Path(training_set_dir), (SCHEMA_FILE, ENCODER_FILE, VOCABULARY_FILE), ""),
-        (Path(model_dir), MODEL_FILES, ""),
-        (Path(test_time_dir), needed_files(read_config(test_time_dir)), ""),
-        (Path(evaluation_dir), (EVALUATION_FILE, REPORT_FILE), f"{REPORT}/"),
-    )
-    with atomic_dir(out_dir) as folder:
-        entries = {}
-        for source, names, prefix in parts:
-            for name in names:
-                if not (source / name).is_file():
-                    raise BundleError(f"{source} holds no {name}, a bundle needs it: run the step that writes it again")
-                target = folder / (prefix + name)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source / name, target)
-                entries[prefix + name] = FileEntry.of(target)
-        _write_derived(folder, Path(training_set_dir))
-        for name in (PROFILE_FILE, *BACKEND_FILES):
-            if (target := folder / name).is_file():
-                entries[name] = FileEntry.of(target)
-        manifest = Manifest(**identity.model_dump(), files=entries)
-        write_json(folder / MANIFEST_FILE, manifest.model_dump(mode="json"))
-    return manifest
-
-
-def _write_derived(folder: Path, training_set_dir: Path) -> None:
-    """What only the parts together give: the profile of the scores, and the backend that computes them."""
-    from thinktwice.data.encoder import Encoder
-    from thinktwice.data.training_set import load_training_set
-    from thinktwice.models.backends import save_choice
-    from thinktwice.models.store import load_model
-    from thinktwice.release.profile import profile_of
-    from thinktwice.testtime.engine import Engine
-    from thinktwice.testtime.store import load_test_time
-
-    data = load_training_set(training_set_dir)
-    model, info = load_model(folder)
-    test_time = load_test_time(folder, model)
-    engine = Engine(model, test_time.reliability, test_time.config, info.calibration, test_time.extras)
-    profile = profile_of(data, Encoder.load(folder), engine)
-    write_json(folder / PROFILE_FILE, profile.model_dump(mode="json"))
-    choice = save_choice(folder, engine.backend)
-    logger.info("backend %s", choice.name)
 
 
 def bundle_hash(folder: Path | str) -> str:
@@ -289,7 +224,7 @@ def _other_fields(schema: LogSchema, encoder: Encoder) -> str:
 
 def _check_papers(folder: Path, manifest: Manifest, encoder: Encoder) -> None:
     """What travels with a model and no score depends on: the profile, and the report of its evaluation."""
-    from thinktwice.release.profile import check_profile, read_profile
+    from thinktwice.release.profile import PROFILE_FILE, check_profile, read_profile
 
     name = PROFILE_FILE
     try:

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from thinktwice.errors import BundleError, reason
+from thinktwice.files import atomic_dir, read_json, write_json
 from thinktwice.release.archive import ARCHIVE_FILE as ARCHIVE_FILE
 from thinktwice.release.archive import BUNDLE, open_archive
 from thinktwice.release.archive import MODEL_NAME as MODEL_NAME
 from thinktwice.release.bundle import bundle_hash, verify_bundle
-from thinktwice.errors import BundleError, reason
 from thinktwice.release.feature_store import FEATURE_STORE
-from thinktwice.files import atomic_dir, read_json, write_json
 from thinktwice.release.release import Release, ReleasePolicy, read_release, write_release
 from thinktwice.release.signing import signing_key
 

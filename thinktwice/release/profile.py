@@ -13,7 +13,6 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-from thinktwice.release.bundle import PROFILE_FILE
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.encoder import Encoder
 from thinktwice.data.training_set import TrainingSet
@@ -34,6 +33,8 @@ from thinktwice.release.profile_bins import (
 )
 from thinktwice.stats.distances import Sample, sample
 from thinktwice.testtime.engine import Engine, raw_rows
+
+PROFILE_FILE = "profile.json"  # bundles of older versions have none
 
 TRAIN_ROWS = 200_000  # at most, thinned evenly over time
 VALID_ROWS = 20_000

@@ -18,9 +18,11 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
 
+from thinktwice.errors import BundleError, FeatureStoreError, reason
+from thinktwice.files import atomic_file, json_bytes, parse_json
+from thinktwice.hashing import FileEntry, Sha256, check_file, check_folder, read_plain
 from thinktwice.release.archive import ARCHIVE_FILE, BUNDLE, HANDLER, Archive, open_archive
 from thinktwice.release.bundle import Manifest, bundle_hash, read_manifest, verify_bundle
-from thinktwice.errors import BundleError, FeatureStoreError, reason
 from thinktwice.release.feature_store import (
     DATA,
     FEATURE_STORE,
@@ -30,8 +32,6 @@ from thinktwice.release.feature_store import (
     is_store_file,
     read_settings,
 )
-from thinktwice.files import atomic_file, json_bytes, parse_json
-from thinktwice.hashing import FileEntry, Sha256, check_file, check_folder, read_plain
 from thinktwice.release.signing import TRUSTED_KEYS, sign, verify_signature
 
 RELEASE_FILE = "release.json"

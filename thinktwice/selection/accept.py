@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from thinktwice.data.encoded import EncodedRows
+from thinktwice.selection.candidates import Candidate
+from thinktwice.selection.cost import reckoned
+from thinktwice.selection.subject import Subject
 from thinktwice.stats.metrics import auc, logloss, row_logloss
 from thinktwice.stats.significance import Interval, clusters_of, paired_auc, paired_mean
 from thinktwice.testtime import calibrate
-from thinktwice.selection.candidates import Candidate
 from thinktwice.testtime.config import TestTimeConfig
-from thinktwice.selection.cost import reckoned
-from thinktwice.selection.subject import Subject
 from thinktwice.train.measure import fit_calibration
 
 CONTROL_WORDS = {

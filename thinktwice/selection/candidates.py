@@ -8,9 +8,7 @@ from functools import cache, partial
 from typing import Any
 
 from thinktwice.data.encoded import EncodedRows
-from thinktwice.stats.metrics import logloss
-from thinktwice.testtime.config import FitConfig, TestTimeConfig, TriggerKind
-from thinktwice.testtime.modes import PRESETS, preset
+from thinktwice.selection.config import FitConfig
 from thinktwice.selection.parameters import (
     best_filter,
     best_gate,
@@ -22,6 +20,9 @@ from thinktwice.selection.parameters import (
     typical_pair,
 )
 from thinktwice.selection.subject import Subject
+from thinktwice.stats.metrics import logloss
+from thinktwice.testtime.config import TestTimeConfig, TriggerKind
+from thinktwice.testtime.modes import PRESETS, preset
 
 STOP_AT = 0.05  # logits: at a click rate of 10 % an error of this size costs 1e-4 of logloss on the rows it touches
 

@@ -17,23 +17,24 @@ from thinktwice.combinations.counts import CombinationCounts, open_pairs
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import TrainingSet, load_training_set
 from thinktwice.errors import BundleError
-from thinktwice.stats.metrics import auc, logloss, row_logloss
-from thinktwice.stats.significance import clusters_of, paired_mean
 from thinktwice.files import atomic_dir, sha256_file
 from thinktwice.models.backbone import Backbone
 from thinktwice.models.store import WEIGHTS_FILE, load_model
 from thinktwice.progress import note
-from thinktwice.testtime import calibrate
 from thinktwice.selection.accept import judge, sentence
 from thinktwice.selection.candidates import Candidate, candidates
-from thinktwice.testtime.config import FitConfig, TestTimeConfig
+from thinktwice.selection.config import FitConfig
 from thinktwice.selection.cost import reckoned
+from thinktwice.selection.subject import Subject
+from thinktwice.stats.metrics import auc, logloss, row_logloss
+from thinktwice.stats.significance import clusters_of, paired_mean
+from thinktwice.testtime import calibrate
+from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Engine, raw_rows
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.heads import fit_heads
 from thinktwice.testtime.reliability import Reliability
 from thinktwice.testtime.store import TestTime, save_test_time
-from thinktwice.selection.subject import Subject
 from thinktwice.threads import reproducible
 
 STAGE = "fit_test_time"

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from thinktwice.data.encoded import EncodedRows
+from thinktwice.selection.subject import Subject
 from thinktwice.stats.metrics import logloss
 from thinktwice.testtime import calibrate
 from thinktwice.testtime.config import TestTimeConfig, TriggerKind
 from thinktwice.testtime.samplers.bernoulli import KEEP_MIN
-from thinktwice.selection.subject import Subject
 from thinktwice.testtime.support import entropy
 from thinktwice.train.measure import fit_calibration
 

@@ -17,10 +17,7 @@ code: what stands here is a reconstruction that obeys every published statement,
 
 from __future__ import annotations
 
-from typing import get_args
-
-from thinktwice.errors import PipelineError
-from thinktwice.testtime.config import FitConfig, Mode, TestTimeConfig
+from thinktwice.testtime.config import Mode, TestTimeConfig
 
 SGCTR_ROUNDS = 2
 
@@ -51,15 +48,3 @@ def preset(mode: Mode, base: TestTimeConfig | None = None) -> TestTimeConfig:
         return PRESETS[mode]
     decided = PRESETS[mode].model_dump(exclude_defaults=True) | {"mode": mode}
     return TestTimeConfig.model_validate(base.model_dump() | decided)
-
-
-def search(mode: str, settings: FitConfig) -> FitConfig:
-    """``settings`` that search ``mode`` alone, or every mode within its cost limit for ``lean``.
-
-    Raises:
-        PipelineError: there is no such mode.
-    """
-    names = ("lean", *get_args(Mode))
-    if mode not in names:
-        raise PipelineError(f"test-time mode {mode!r} is unknown: choose one of {', '.join(names)}")
-    return FitConfig.model_validate(settings.model_dump() | {"mode": mode})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +12,11 @@ import torch
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import DataError
-from thinktwice.stats.metrics import UNDEFINED, logloss
 from thinktwice.files import atomic_dir, write_json
 from thinktwice.models import Backbone, Calibration, FieldSpace, ModelInfo, build_backbone, load_model, write_model
 from thinktwice.models.backbone import BackboneConfig
 from thinktwice.progress import note
+from thinktwice.stats.metrics import UNDEFINED, logloss
 from thinktwice.threads import reproducible
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig
@@ -24,9 +24,6 @@ from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import fit_calibration, known_auc, logits_of
 from thinktwice.train.run import Look
 from thinktwice.train.tune import STAGE, Candidate, Trial, tune
-
-if TYPE_CHECKING:
-    from thinktwice.recipes import Recipe  # recipes know the parts, not the other way round
 
 TRAINING_FILE = "training.json"
 
@@ -88,7 +85,8 @@ def fit(
 def finetune(
     training_set_dir: Path | str,
     out_dir: Path | str,
-    recipe: Recipe,
+    backbone: BackboneConfig,
+    config: FinetuneConfig,
     *,
     seed: int = 0,
     init_dir: Path | str | None = None,
@@ -111,7 +109,7 @@ def finetune(
                 "pre-train on the same training set"
             )
     train, valid = data.part("train"), data.part("valid")
-    done = fit(train, valid, fields, recipe.model, recipe.finetune, seed=seed, start_from=start_from)
+    done = fit(train, valid, fields, backbone, config, seed=seed, start_from=start_from)
     record = {
         "init": "pretrained" if init_dir is not None else "random",
         "seed": seed,
@@ -120,7 +118,7 @@ def finetune(
         "trials": [asdict(t) for t in done.trials],
         "curve": [asdict(c) for c in done.curve],
         "valid": {"logloss": done.valid_logloss, "auc": done.valid_auc},
-        "config": recipe.finetune.model_dump(mode="json"),
+        "config": config.model_dump(mode="json"),
         "rows": {"train": len(train), "valid": len(valid)},
     }
     provenance = {

@@ -7,8 +7,8 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from thinktwice.stats.metrics import auc
 from thinktwice.models.store import Calibration
+from thinktwice.stats.metrics import auc
 from thinktwice.threads import reproducible
 from thinktwice.train.device import on_device
 from thinktwice.train.joint import Trainee

@@ -13,7 +13,7 @@ from thinktwice.validate.drift import MISSING, OTHER
 from thinktwice.validate.profile import WHOLE, Profile
 
 if TYPE_CHECKING:
-    from components.data.validate.run import Verdict
+    from components.data.validate.verdict import Verdict
 
 _STYLE = """
 :root{--ink:#1d2430;--soft:#667085;--line:#e4e7ec;--paper:#fff;--ground:#f6f7f9;--good:#0f7b54;--good-soft:#e3f5ed;

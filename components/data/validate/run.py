@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from components.data.validate.suite import (
     check_profile,
     check_rows,
 )
+from components.data.validate.verdict import Verdict
 from thinktwice.data.ingest import Snapshot
 from thinktwice.files import atomic_dir, atomic_file, read_json, write_json
 from thinktwice.parquet import read_schema, read_table, write_frame
@@ -31,19 +32,6 @@ from thinktwice.validate.rules import UNSPLITTABLE, noted_rules, profile_rules, 
 from thinktwice.validate.split import SplitResult, clean_arrow_schema, split_log
 
 MAX_TOLD = 3  # warnings on the console; the report has them all
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What became of a log, and why. ``passed`` is false when, and only when, a critical rule is broken."""
-
-    passed: bool
-    headline: str
-    reasons: list[str]  # one sentence per broken rule, critical ones first
-    findings: list[Finding]
-    split: SplitResult
-    metrics: dict[str, float]
-    not_evaluated: dict[str, str] = field(default_factory=dict)  # rule -> why; neither held nor broken
 
 
 def validate_log(

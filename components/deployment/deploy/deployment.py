@@ -11,13 +11,13 @@ import yaml
 
 from components.deployment.blessing import Blessing, require_blessing
 from feature_repo.store import ensure_online
+from thinktwice.errors import BundleError, FeatureStoreError, PipelineError, reason
+from thinktwice.files import atomic_dir, read_json, sha256_text, write_json
 from thinktwice.release.archive import ARCHIVE_FILE, MODEL_NAME, open_archive
 from thinktwice.release.bundle import Manifest, bundle_hash, verify_bundle
 from thinktwice.release.champion import install_champion, read_champion
-from thinktwice.errors import BundleError, FeatureStoreError, PipelineError, reason
 from thinktwice.release.feature_store import DATA, FEATURE_STORE
 from thinktwice.release.feature_store import INFO_FILE as FEATURE_STORE_INFO
-from thinktwice.files import atomic_dir, read_json, sha256_text, write_json
 from thinktwice.release.release import copy_description
 
 TARGETS = ("local", "manifest")

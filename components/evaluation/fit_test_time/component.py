@@ -20,9 +20,9 @@ def fit_test_time(
 
     ``mode`` says what may ship: ``lean`` (any mode that costs next to nothing) or one mode by name.
     """
-    from thinktwice.selection.fit import fit_test_time as fit
-    from thinktwice.testtime.modes import search
     from thinktwice import recipes
+    from thinktwice.selection.config import search
+    from thinktwice.selection.fit import fit_test_time as fit
 
     settings = search(mode, recipes.get(recipe).testtime)
     found = fit(training_set.path, plain.path, pretrained.path, test_time.path, settings)

@@ -16,11 +16,12 @@ def finetune(
     pretrained: Input[Model] = None,
 ) -> None:
     """Fine-tune by the recipe of that name; ``code_version`` is part of the cache key and does nothing else."""
-    from thinktwice.train import finetune as run
     from thinktwice import recipes
+    from thinktwice.train import finetune as run
 
     init_dir = pretrained.path if pretrained is not None else None
-    record = run(training_set.path, model.path, recipes.get(recipe), seed=seed, init_dir=init_dir)
+    settings = recipes.get(recipe)
+    record = run(training_set.path, model.path, settings.model, settings.finetune, seed=seed, init_dir=init_dir)
     chosen = record["chosen"]
     model.metadata.update(recipe=recipe, seed=seed, code_version=code_version, init=record["init"], **chosen)
     metrics.log_metric("valid_logloss", record["valid"]["logloss"])

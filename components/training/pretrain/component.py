@@ -15,10 +15,11 @@ def pretrain(
     metrics: Output[Metrics],
 ) -> None:
     """Pre-train by the recipe of that name; ``code_version`` is part of the cache key and does nothing else."""
-    from thinktwice.pretrain import pretrain as run
     from thinktwice import recipes
+    from thinktwice.pretrain import pretrain as run
 
-    record = run(training_set.path, pretrained.path, recipes.get(recipe), seed=seed)
+    settings = recipes.get(recipe)
+    record = run(training_set.path, pretrained.path, settings.model, settings.pretrain, seed=seed)
     pretrained.metadata.update(recipe=recipe, seed=seed, code_version=code_version, train_rows=record["rows"]["train"])
     last = record["curve"][-1]
     metrics.log_metric("label_logloss", last["label"])

@@ -15,11 +15,11 @@ from serving.load.context import typical_contexts
 from serving.load.plan import requests_of
 from serving.requests import RequestParser
 from tests.serving.small import SCHEMA, clean_log, make_bundle, small, training_rows
-from thinktwice.release.bundle import PROFILE_FILE, load_bundle
 from thinktwice.data.encoder import Encoder
 from thinktwice.errors import BundleError
+from thinktwice.release.bundle import load_bundle
+from thinktwice.release.profile import PROFILE_FILE, read_profile
 from thinktwice.release.profile_bins import row_bins
-from thinktwice.release.profile import read_profile
 
 __all__ = ["small"]
 CONTEXT = ("slot", "bid")

@@ -1,6 +1,5 @@
 """An ad log with known truth: every row keeps its true click probability and the probability with which it was shown."""
 
 from thinktwice.data.simulator.config import SimConfig
-from thinktwice.data.simulator.source import simulate
 
-__all__ = ["SimConfig", "simulate"]
+__all__ = ["SimConfig"]

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
+from thinktwice.data.reading import Chunk, Reading
 from thinktwice.data.simulator.config import SimConfig
 from thinktwice.data.simulator.draw import Block, block_rows, draw_blocks
 from thinktwice.data.simulator.world import AGES, DEVICES, SCENARIOS, TOPICS, World, make_world
-from thinktwice.data.reading import Chunk, Reading
 from thinktwice.files import sha256_text
 from thinktwice.schema import LogSchema
-
-if TYPE_CHECKING:
-    from thinktwice.data.ingest import Snapshot
 
 CHUNK_ROWS = 1 << 17
 
@@ -73,14 +69,6 @@ def reading_of(config: SimConfig, chunk_rows: int = CHUNK_ROWS) -> Reading:
 
     num_chunks = -(-config.rows // (block_rows(config) * blocks_per_chunk))
     return Reading("the simulator", COLUMNS, {"config": sha256_text(config.model_dump_json())}, chunks, num_chunks)
-
-
-def simulate(config: SimConfig, out_dir: Path | str) -> Snapshot:
-    """Draw ``config`` into the raw log folder ``out_dir``, with the built-in schema ``sim``; streamed, memory stays bounded."""
-    from thinktwice.data.ingest import write_raw_log
-    from thinktwice.data.sources.registry import builtin_schema
-
-    return write_raw_log("sim", reading_of(config), builtin_schema("sim"), Path(out_dir), config.rows, config.seed)
 
 
 def _chunk(tables: list[pa.Table], start: int) -> Chunk:

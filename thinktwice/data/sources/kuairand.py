@@ -14,8 +14,8 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from thinktwice.data.sources.ads import header_of
 from thinktwice.data.reading import Chunk, Reading, SideLosses, left_join, need_path
+from thinktwice.data.sources.ads import header_of
 from thinktwice.data.sources.side_tables import SideFile, joined_losses, read_side_table
 from thinktwice.data.sources.text import BLOCK_BYTES, file_opener, first_line, read_table
 from thinktwice.errors import DataError, SchemaError

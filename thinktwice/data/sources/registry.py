@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 from importlib import resources
 
+from thinktwice.data.reading import Source
 from thinktwice.data.simulator.source import open_sim
 from thinktwice.data.sources.ads import open_avazu, open_criteo
-from thinktwice.data.reading import Source
 from thinktwice.data.sources.kuairand import open_kuairand
 from thinktwice.data.sources.movielens import opener
 from thinktwice.data.sources.parquet import open_parquet_log

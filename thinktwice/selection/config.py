@@ -1,0 +1,48 @@
+"""How what a server runs is chosen on validation rows."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from thinktwice.errors import PipelineError
+from thinktwice.testtime.config import Mode
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class FitConfig(_Frozen):
+    """How the engine is fitted on validation rows. The grids hold 0 (no effect) on purpose.
+
+    ``mode`` restricts the search: ``lean`` (ours) tries every mode and ships, of those that pass the acceptance test within
+    ``max_cost``, the one that fitted best; any other name tries that mode alone. ``off`` is always a candidate.
+    """
+
+    mode: Literal[Mode, "lean"] = "lean"
+    max_rows: int = Field(default=60_000, ge=100)  # validation rows used; more are thinned evenly over time
+    strengths: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+    field_factors: tuple[float, ...] = (0.0, 0.25, 0.5, 2.0, 4.0, 16.0)  # of a gate's strength, tried field by field
+    field_shares: tuple[float, ...] = (0.8, 0.6, 0.4, 0.2, 0.0)  # of a gate without counts, tried field by field
+    min_counts: tuple[int, ...] = (0, 1, 2, 3, 5, 10, 20, 50)
+    explored_share: float = Field(default=0.2, gt=0, lt=1)  # share of rows that the trigger of `uttsi` finds unsure
+    member_shares: tuple[float, ...] = (0.1, 0.15, 0.2)  # shares of rows that members may be asked for
+    max_paths: tuple[int, ...] = Field(default=(4, 8), min_length=1)
+    max_cost: float = Field(default=1.2, ge=1)  # time of what `lean` ships relative to the plain model's, as reckoned
+    confidence: float = Field(
+        default=0.95, gt=0.5, lt=1
+    )  # of the acceptance intervals: over `off` all candidates together
+
+
+def search(mode: str, settings: FitConfig) -> FitConfig:
+    """``settings`` that search ``mode`` alone, or every mode within its cost limit for ``lean``.
+
+    Raises:
+        PipelineError: there is no such mode.
+    """
+    names = ("lean", *get_args(Mode))
+    if mode not in names:
+        raise PipelineError(f"test-time mode {mode!r} is unknown: choose one of {', '.join(names)}")
+    return FitConfig.model_validate(settings.model_dump() | {"mode": mode})
