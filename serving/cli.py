@@ -76,7 +76,8 @@ def serve(
     state = state_folder(state, work)
     champion = require_champion(state, "--state or --work")
     archive = verify_archive(champion)
-    from serving import kserve_process, torchserve_process
+    from serving.local import kserve_process
+    from serving.local import torchserve_process
     from serving.config import load_config
 
     config = _with_policy(load_config(), oldest_release, pinned_release)
@@ -183,7 +184,7 @@ def openapi(
     out: Annotated[Path | None, typer.Option(help="File to write; standard output when absent.")] = None,
 ) -> None:
     """Print what the predictor of a model accepts and answers, as an OpenAPI 3.1 document."""
-    from serving.openapi import document
+    from serving.protocol.openapi import document
     from thinktwice.files import atomic_file
     from thinktwice.release.bundle import verify_bundle
     from thinktwice.release.champion import MODEL_NAME, require_champion

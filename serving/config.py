@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serving.open_reader import FeatureConfig
-from serving.prediction_log import PredictionLogConfig
+from serving.features.open_reader import FeatureConfig
+from serving.telemetry.prediction_log import PredictionLogConfig
 from thinktwice.errors import ServerError
 from thinktwice.release.release import ReleasePolicy
 from thinktwice.strict_yaml import first_fault, read_mapping

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from serving.deadline import Deadline
-from serving.features import Entity, Features, OnDefault, OnlineFeatureReader
-from serving.open_reader import FeatureConfig, open_reader
-from serving.requests import Request, RequestParser
-from serving.tracing import Tracing
+from serving.features.lookup import Entity, Features, OnDefault, OnlineFeatureReader
+from serving.features.open_reader import FeatureConfig, open_reader
+from serving.protocol.requests import Request, RequestParser
+from serving.telemetry.tracing import Tracing
 from thinktwice.data.encoded import Batch
 from thinktwice.data.sides import join
 from thinktwice.errors import FeatureStoreError, ServerError

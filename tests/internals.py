@@ -160,7 +160,7 @@ def inherited(base: str) -> set[str]:
     """Private names that the source of a base class, and of its own bases, uses of itself."""
     module, _, name = base.rpartition(".")
     if module.startswith("kserve"):  # the SDK reads the command line at import; this module hides it
-        importlib.import_module("serving.kserve_server")
+        importlib.import_module("serving.adapters.kserve_server")
     found: Any = getattr(importlib.import_module(module), name)
     out: set[str] = set()
     for one in inspect.getmro(found):

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from serving.prediction_log import SALT, PredictionLog, in_sample
+from serving.telemetry.prediction_log import SALT, PredictionLog, in_sample
 from tests.serving.small import SCHEMA
 from tests.serving.test_prediction_log import config, served
 from thinktwice.combinations.counts import CombinationCounts

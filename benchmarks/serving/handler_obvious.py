@@ -16,7 +16,7 @@ class Obvious:
     def initialize(self, context: Any) -> None:
         import torch
 
-        from serving.feast_source import FeastSource, open_feast
+        from serving.features.feast_source import FeastSource, open_feast
         from thinktwice.release.bundle import load_bundle
 
         torch.set_num_threads(1)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.serving.world import OTHER_HANDLER, SCHEMA, World, with_handler
-from serving import kserve_process, torchserve_process
+from serving.local import kserve_process
+from serving.local import torchserve_process
 from serving.config import ServingConfig
 from serving.load.drive import Measured, Target, closed_loop, open_loop
 from serving.load.plan import poisson, requests_of

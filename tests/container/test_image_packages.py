@@ -30,10 +30,10 @@ class Deny:
             raise ModuleNotFoundError(f"No module named {name!r} (not in the predictor image)", name=name)
 
 sys.meta_path.insert(0, Deny())
-import serving.torchserve_handler
-import serving.kserve_predictor
-from serving.features import DirectReader, Lookup
-from serving.feast_source import FeastSource, open_feast
+import serving.adapters.torchserve_handler
+import serving.adapters.kserve_predictor
+from serving.features.lookup import DirectReader, Lookup
+from serving.features.feast_source import FeastSource, open_feast
 from thinktwice.schema import load_schema
 
 store = Path(sys.argv[1])

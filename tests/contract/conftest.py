@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from serving import kserve_process, torchserve_process
+from serving.local import kserve_process
+from serving.local import torchserve_process
 from serving.config import ServingConfig
-from serving.open_reader import FeatureConfig
+from serving.features.open_reader import FeatureConfig
 from tests.server.conftest import champion, free_port, state
 from thinktwice.files import write_json
 from thinktwice.release.champion import Champion

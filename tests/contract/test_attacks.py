@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from serving.v2_tensors import HEADER, pack
+from serving.protocol.v2_tensors import HEADER, pack
 from tests.contract.conftest import LARGEST, Servers
 from tests.contract.test_contract import CONTEXT, ONE, ROW, V1, V2, Reply, ask, both, v2
 from tests.serving.test_v2_tensors import BY_CANDIDATE, BY_FIELD

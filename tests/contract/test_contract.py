@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.v2_tensors import pack
+from serving.protocol.v2_tensors import pack
 from tests.contract.conftest import LARGEST, Servers
 from tests.serving.small import MODEL_VERSION
 from tests.serving.test_v2_tensors import BY_CANDIDATE, BY_FIELD, from_sdk, kserve

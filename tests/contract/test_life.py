@@ -15,7 +15,8 @@ import polars as pl
 import psutil
 import pytest
 
-from serving import kserve_process, torchserve_process
+from serving.local import kserve_process
+from serving.local import torchserve_process
 from tests.contract.test_contract import V1, Reply, ask
 from tests.server.conftest import free_port
 from thinktwice.errors import ServerError
@@ -97,7 +98,7 @@ def test_what_was_served_is_written_before_the_kserve_predictor_ends(champion: C
 SERVE = """
 import sys, time
 from pathlib import Path
-from serving import kserve_process
+from serving.local import kserve_process
 archive, store, port, log = sys.argv[1:]
 with kserve_process.running(Path(archive), feature_store=Path(store), port=int(port), log=Path(log)) as server:
     print(server.process.pid, flush=True)

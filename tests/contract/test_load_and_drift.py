@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from serving import kserve_process
+from serving.local import kserve_process
 from serving.config import ServingConfig
 from serving.load.drive import Target, closed_loop
 from serving.load.plan import requests_of

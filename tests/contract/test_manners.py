@@ -16,7 +16,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.bounded_http import LARGEST_HEAD, SLOWEST
+from serving.adapters.bounded_http import LARGEST_HEAD, SLOWEST
 from tests.contract.conftest import LARGEST, Servers
 from tests.contract.test_contract import ONE, V1, V2, Reply, ask, both
 from thinktwice import __version__

@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from serving import cli
-from serving.openapi import MEDIA_TYPE, document
+from serving.protocol.openapi import MEDIA_TYPE, document
 from tests.contract.conftest import Servers
 from tests.contract.test_contract import BAD, GOOD, ONE, V1, V2, ask, v2
 from tests.serving.small import MODEL_VERSION, PLAIN_SCHEMA, SCHEMA

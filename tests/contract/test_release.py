@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving import kserve_process, torchserve_process
+from serving.local import kserve_process
+from serving.local import torchserve_process
 from serving.config import ServingConfig
 from tests.contract.test_contract import V1, ask
 from tests.features.test_untrusted import change_registry, transformed
@@ -97,12 +98,12 @@ def test_code_in_an_archive_does_not_run(
     running: Callable[..., Any], release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     canary = tmp_path / "canary"
-    code = f"open({str(canary)!r}, 'w').close()\nfrom serving.torchserve_handler import CTRHandler\n".encode()
+    code = f"open({str(canary)!r}, 'w').close()\nfrom serving.adapters.torchserve_handler import CTRHandler\n".encode()
 
     def put(files: dict[str, bytes]) -> None:
         files["handler.py"] = files["json.py"] = code
         files["MAR-INF/MANIFEST.json"] = files["MAR-INF/MANIFEST.json"].replace(
-            b"serving.torchserve_handler", b"handler.py"
+            b"serving.adapters.torchserve_handler", b"handler.py"
         )
 
     rezip(release / "ctr.mar", release / "changed.mar", put)

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_repo.store import FROM_ENVIRONMENT, build, open_store, write_config
-from serving.feast_source import open_feast
-from serving.open_reader import FeatureConfig, open_reader
+from serving.features.feast_source import open_feast
+from serving.features.open_reader import FeatureConfig, open_reader
 from tests.features import redis_server
 from tests.features.test_untrusted import built, clean, pytestmark, small, store
 from tests.serving.small import FEATURE_SERVICE, MODEL_VERSION, SCHEMA

@@ -20,7 +20,7 @@ import yaml
 from feature_repo import store as store_module
 from feature_repo.readback import compare_online
 from feature_repo.store import FeatureStoreInfo, build, ensure_online, open_store, parse_time, quiet, read_info
-from serving.feast_source import FeastSource, open_feast
+from serving.features.feast_source import FeastSource, open_feast
 from tests.features import online, redis_server
 from tests.features.conftest import SCHEMA, CleanLog, Row, make_rows
 from thinktwice.data.feature_tables import table_specs

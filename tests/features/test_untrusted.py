@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_repo.store import build, open_store
-from serving.feast_source import FeastSource, open_feast
-from serving.open_reader import FeatureConfig, open_reader
+from serving.features.feast_source import FeastSource, open_feast
+from serving.features.open_reader import FeatureConfig, open_reader
 from tests.features import redis_server
 from tests.serving.small import FEATURE_SERVICE, MODEL_VERSION, SCHEMA, clean_log, small
 from thinktwice.errors import FeatureStoreError

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from serving.metrics import Metrics
+from serving.telemetry.metrics import Metrics
 
 FILE = Path(__file__).resolve().parents[2] / "manifests" / "observability" / "grafana-predictor.json"
 FUNCTIONS = {"histogram_quantile", "sum", "rate", "increase", "max", "by"}

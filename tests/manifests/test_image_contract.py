@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from serving.config import ServingConfig, load_config
-from serving.java_queue import PORT as QUEUE_PORT
-from serving.torchserve_process import ABOVE, JVM, configuration
+from serving.adapters.java_queue import PORT as QUEUE_PORT
+from serving.local.torchserve_process import ABOVE, JVM, configuration
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "images"
@@ -81,7 +81,7 @@ def test_the_front_end_is_set_up_as_the_local_one() -> None:
 
 def test_the_worker_takes_no_code_from_the_archive() -> None:
     text = (IMAGES / "predictor" / "worker.sh").read_text()
-    assert text.splitlines()[-1] == 'exec /opt/venv/bin/python -I -B -m serving.torchserve_worker "$@"'
+    assert text.splitlines()[-1] == 'exec /opt/venv/bin/python -I -B -m serving.adapters.torchserve_worker "$@"'
 
 
 def test_the_server_loads_nothing_but_its_store_and_installs_nothing() -> None:

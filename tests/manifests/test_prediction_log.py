@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from serving.config import load_config
-from serving.prediction_log import SALT
+from serving.telemetry.prediction_log import SALT
 from tests.manifests import closed_schema, kserve_admission, kserve_controller
 from tests.manifests.conftest import ROOT, rendered
 

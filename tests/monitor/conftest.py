@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from serving.prediction_log import PredictionLog, PredictionLogConfig
+from serving.telemetry.prediction_log import PredictionLog, PredictionLogConfig
 from tests.serving.fakes import make_service
 from tests.serving.small import SCHEMA, make_bundle, training_rows
 from thinktwice.data.splits import SplitSpec

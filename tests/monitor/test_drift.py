@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from serving.prediction_log import PredictionLog, PredictionLogConfig
+from serving.telemetry.prediction_log import PredictionLog, PredictionLogConfig
 from tests.monitor.conftest import FIELDS, Changed, serve
 from tests.serving.fakes import make_service
 from tests.serving.small import PLAIN_SCHEMA, SCHEMA, make_bundle, plain_rows, training_rows

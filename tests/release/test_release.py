@@ -373,7 +373,7 @@ def test_a_champion_of_an_earlier_version_is_read_and_not_served(small: Path, re
         manifest = json.loads(files["MAR-INF/MANIFEST.json"])
         manifest["model"]["handler"] = "handler.py"
         files["MAR-INF/MANIFEST.json"] = json.dumps(manifest).encode()
-        files["handler.py"] = b"from serving.torchserve_handler import CTRHandler as _CTRHandler\n"
+        files["handler.py"] = b"from serving.adapters.torchserve_handler import CTRHandler as _CTRHandler\n"
 
     rezip(release / "ctr.mar", release / "old.mar", as_before)
     (release / "old.mar").replace(release / "ctr.mar")

@@ -16,8 +16,8 @@ import pytest
 from components.deployment.deploy.deployment import deploy_model
 from components.deployment.package.archive import write_archive
 from serving.config import ServingConfig
-from serving.open_reader import FeatureConfig
-from serving.torchserve_process import TorchServe, running
+from serving.features.open_reader import FeatureConfig
+from serving.local.torchserve_process import TorchServe, running
 from tests.serving.small import MODEL_VERSION, SCHEMA, bless, clean_log, make_bundle
 from thinktwice.files import write_json
 from thinktwice.release.bundle import bundle_hash

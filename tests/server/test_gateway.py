@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from serving.torchserve_process import TorchServe, manage
+from serving.local.torchserve_process import TorchServe, manage
 from tests.contract.test_contract import V1, ask
 from tests.server.test_torchserve import ONE
 
@@ -166,7 +166,7 @@ def test_grpc_says_when_a_request_failed(server: TorchServe, tmp_path: Path) -> 
 @wrong
 @pytest.mark.parametrize("path", ["/v2/health/ready", "/ping"])
 def test_readiness_says_that_no_worker_is_there(champion: Any, tmp_path: Path, path: str) -> None:
-    from serving.torchserve_process import running
+    from serving.local.torchserve_process import running
     from tests.server.conftest import free_port
 
     log = tmp_path / "log"

@@ -18,11 +18,11 @@ import polars as pl
 import pytest
 
 from feature_repo.store import build
-from serving.feast_source import FeastSource, open_feast
-from serving.features import DirectReader, Entity, Found, OnDefault, OnlineFeatureReader
-from serving.open_reader import FeatureConfig, open_reader
-from serving.redis_source import RedisSource
-from serving.snapshot_reader import SnapshotReader
+from serving.features.feast_source import FeastSource, open_feast
+from serving.features.lookup import DirectReader, Entity, Found, OnDefault, OnlineFeatureReader
+from serving.features.open_reader import FeatureConfig, open_reader
+from serving.features.redis_source import RedisSource
+from serving.features.snapshot_reader import SnapshotReader
 from tests.features import redis_server
 from tests.serving.small import FEATURE_SERVICE, MODEL_VERSION, SCHEMA
 from thinktwice.data.encoder import Encoder
@@ -290,8 +290,8 @@ def test_a_refill_works_in_short_turns_with_rests(
             asked.append(len(ids))
             return real(entity, ids, timeout)
 
-        monkeypatch.setattr("serving.snapshot_reader.PIECE", 7)
-        monkeypatch.setattr("serving.snapshot_reader.CHUNK", 14)
+        monkeypatch.setattr("serving.features.snapshot_reader.PIECE", 7)
+        monkeypatch.setattr("serving.features.snapshot_reader.CHUNK", 14)
         monkeypatch.setattr(source, "fetch", counted)
         monkeypatch.setattr(reader._stop, "wait", lambda seconds: rests.append(seconds))
         assert reader.refill()

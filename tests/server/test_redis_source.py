@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from feature_repo.store import build
-from serving.feast_source import open_feast
-from serving.redis_source import FEW, OPEN, RedisSource
+from serving.features.feast_source import open_feast
+from serving.features.redis_source import FEW, OPEN, RedisSource
 from tests.features import redis_server
 from tests.serving.small import FEATURE_SERVICE, MODEL_VERSION, SCHEMA
 from thinktwice.release.feature_store import REDIS_ADDRESS

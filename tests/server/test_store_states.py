@@ -14,9 +14,9 @@ import pytest
 import redis
 
 from feature_repo.store import build
-from serving.features import OnlineFeatureReader
-from serving.snapshot_reader import SnapshotReader
-from serving.state import CALM
+from serving.features.lookup import OnlineFeatureReader
+from serving.features.snapshot_reader import SnapshotReader
+from serving.telemetry.state import CALM
 from tests.features import redis_server
 from tests.server.test_readers import Store, _until, opened
 from tests.serving.conftest import Lines, lines

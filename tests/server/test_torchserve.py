@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 
-from serving.torchserve_process import TorchServe, check_port, manage, running, stop
+from serving.local.torchserve_process import TorchServe, check_port, manage, running, stop
 from tests.server.conftest import free_port, post
 from tests.serving.releases import pack, rehash, with_tensor
 from tests.serving.small import MODEL_VERSION
@@ -237,7 +237,7 @@ def test_a_damaged_bundle_is_refused_with_its_sentence(
         found.append(_marked(mark))
         stop(server)
 
-    monkeypatch.setattr("serving.torchserve_process.stop", stop_and_look)
+    monkeypatch.setattr("serving.local.torchserve_process.stop", stop_and_look)
     port = free_port()
     shutil.copytree(champion.bundle_dir, tmp_path / "bundle")
     with_tensor(tmp_path / "bundle" / "weights.safetensors", "bias", lambda found: found * np.nan)

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from serving.torchserve_process import TorchServe
+from serving.local.torchserve_process import TorchServe
 from tests.contract.test_contract import V1, Reply, ask
 from tests.server.test_torchserve import FORM, ONE
 
@@ -82,7 +82,7 @@ def test_a_form_holds_no_worker(server: TorchServe, kind: str) -> None:
 
 
 def test_while_no_scorer_is_there_everybody_is_refused_and_told_when_to_come_again(server: TorchServe) -> None:
-    scorer = child(server, "serving.torchserve_scorer")
+    scorer = child(server, "serving.adapters.torchserve_scorer")
 
     def kill_and_wait() -> None:
         os.kill(scorer.pid, signal.SIGKILL)
@@ -101,7 +101,7 @@ def test_while_no_scorer_is_there_everybody_is_refused_and_told_when_to_come_aga
 
 def test_a_killed_worker_is_replaced(server: TorchServe) -> None:
     """The front end itself answers for the request under way; those behind it wait for the next worker, which refuses them."""
-    worker, scorer = child(server, "serving.torchserve_worker"), child(server, "serving.torchserve_scorer")
+    worker, scorer = child(server, "serving.adapters.torchserve_worker"), child(server, "serving.adapters.torchserve_scorer")
 
     def kill_and_wait() -> None:
         os.kill(worker.pid, signal.SIGKILL)
@@ -118,7 +118,7 @@ def test_a_killed_worker_is_replaced(server: TorchServe) -> None:
 def test_time_in_the_queue_counts_although_no_header_tells_it(server: TorchServe) -> None:
     """The front end says how long a request waited when it has been answered, so the next ones are known to be late."""
     until_scored(server)
-    scorer = child(server, "serving.torchserve_scorer")
+    scorer = child(server, "serving.adapters.torchserve_scorer")
     with ThreadPoolExecutor(12) as pool:
         scorer.suspend()
         try:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from serving import logs
+from serving.telemetry import logs
 from tests.serving.small import small
 
 __all__ = ["Lines", "lines", "small"]

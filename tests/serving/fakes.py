@@ -10,11 +10,11 @@ from prometheus_client import CollectorRegistry
 
 from serving.admission import Admission
 from serving.config import ServingConfig
-from serving.features import Features
-from serving.metrics import Metrics
+from serving.features.lookup import Features
+from serving.telemetry.metrics import Metrics
 from serving.scorer import Scorer
 from serving.service import Service
-from serving.tracing import Tracing
+from serving.telemetry.tracing import Tracing
 from tests.serving.small import SCHEMA
 from thinktwice.errors import FeatureStoreError
 from thinktwice.release.bundle import load_bundle

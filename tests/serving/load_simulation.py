@@ -20,7 +20,7 @@ from typing import Literal
 from serving.admission import WAY_BACK, Admission
 from serving.cost import FRESH
 from serving.deadline import Deadline
-from serving.java_queue import JavaQueue
+from serving.adapters.java_queue import JavaQueue
 from thinktwice.errors import OverloadedError
 
 #: Share of its cost that a request takes although it is refused at its turn: before it is read, and when its rows are known.
@@ -58,7 +58,7 @@ class World:
         prompt: whether a waiting request is told at once when its time is over (the KServe predictor), or at its turn (a worker
             of TorchServe, which does not see Java's queue).
         says: whether the time of sending is known (a start header, or the predictor's own queue), or reckoned by
-            :class:`serving.java_queue.JavaQueue` of one worker.
+            :class:`serving.adapters.java_queue.JavaQueue` of one worker.
     """
 
     fixed: float = 0.001

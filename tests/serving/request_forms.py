@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from serving.v2_tensors import HEADER, NUMBERS, pack
+from serving.protocol.v2_tensors import HEADER, NUMBERS, pack
 from thinktwice.schema.limits import INTEGERS, is_inexact
 from thinktwice.schema.values import spell
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from serving.admission import WAY_BACK
 from serving.cost import AGAIN, WITNESSES
-from serving.java_queue import LONGEST_IDLE
+from serving.adapters.java_queue import LONGEST_IDLE
 from tests.serving.load_simulation import READ, Arrival, Course, World, ideal, settled, simulate
 
 NOISE = 0.2  # requests of one size cost so much more or less than the usual one

@@ -18,9 +18,9 @@ import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serving import bounded_http
-from serving.bounded_http import LARGEST_HEAD, BoundedHTTP, bounded, most_connections
-from serving.errors import error_body
+from serving.adapters import bounded_http
+from serving.adapters.bounded_http import LARGEST_HEAD, BoundedHTTP, bounded, most_connections
+from serving.protocol.errors import error_body
 from tests.serving.conftest import Lines
 
 BIG = b"x" * (32 << 20)
@@ -250,7 +250,7 @@ def test_beyond_the_file_descriptors_connections_are_refused_and_told_once(
     time.sleep(0.1)
     assert statuses(talk(port, last())) == [200]
     time.sleep(0.1)
-    first, second = [line["message"] for line in lines if line["logger"] == "serving.bounded_http"]
+    first, second = [line["message"] for line in lines if line["logger"] == "serving.adapters.bounded_http"]
     assert first == "all 5 connections are taken, further ones are refused: raise the limit of open files"
     assert second.startswith("connections are free again") and "20 were refused" in second
 

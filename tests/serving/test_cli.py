@@ -14,7 +14,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from serving import cli, torchserve_process
+from serving import cli
+from serving.local import torchserve_process
 from serving.config import ServingConfig
 from tests.components.deployed import make_store
 from tests.serving.releases import pack

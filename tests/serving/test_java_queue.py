@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from serving.java_queue import IDLE, LONGEST_IDLE, JavaQueue, Wait
-from serving.processes import free_ports
+from serving.adapters.java_queue import IDLE, LONGEST_IDLE, JavaQueue, Wait
+from serving.local.processes import free_ports
 from tests.serving.conftest import Lines
 from tests.serving.test_admission import Clock
 

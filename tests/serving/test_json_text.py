@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving import json_text
+from serving.protocol import json_text
 from thinktwice.errors import RequestError
 
 KEYS = st.sampled_from(["a", "b", "instances", ":", '":', "é", "\n:", ""]) | st.text(

@@ -16,7 +16,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.metrics import SECONDS, STAGES, observe_many
+from serving.telemetry.metrics import SECONDS, STAGES, observe_many
 from tests.serving.fakes import make_service
 from tests.serving.small import MODEL_VERSION
 
@@ -72,7 +72,7 @@ def test_buckets_resolve_a_fast_request() -> None:
 
 WORKER = """
 import sys, time
-from serving.metrics import Metrics, serve_metrics
+from serving.telemetry.metrics import Metrics, serve_metrics
 metrics = Metrics("a", "v1")
 metrics.finished("ok", 0.001)
 metrics.finished("ok", 0.002)

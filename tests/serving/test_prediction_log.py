@@ -25,8 +25,8 @@ from prometheus_client import CollectorRegistry
 
 from serving.config import ServingConfig
 from serving.open_service import open_service
-from serving.parts import STALE_SECONDS, PartFolder
-from serving.prediction_log import SALT, PredictionLog, PredictionLogConfig, Served, in_sample
+from serving.telemetry.parts import STALE_SECONDS, PartFolder
+from serving.telemetry.prediction_log import SALT, PredictionLog, PredictionLogConfig, Served, in_sample
 from tests.serving.conftest import Lines
 from tests.serving.fakes import make_service
 from tests.serving.small import MODEL_VERSION, SCHEMA

@@ -13,11 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serving import java, torchserve_process
+from serving.local import java
+from serving.local import torchserve_process
 from serving.config import ServingConfig
 from serving.exits import ended
-from serving.processes import alive, free_ports
-from serving.torchserve_process import TorchServe, check_port, configuration, running, stop
+from serving.local.processes import alive, free_ports
+from serving.local.torchserve_process import TorchServe, check_port, configuration, running, stop
 from thinktwice.errors import ServerError
 
 
@@ -109,7 +110,7 @@ time.sleep(600)
 """
 CHILD = """
 import subprocess, sys
-from serving.torchserve_launcher import end_with_parent
+from serving.local.torchserve_launcher import end_with_parent
 end_with_parent()
 grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print(grandchild.pid, flush=True)
@@ -199,7 +200,7 @@ def test_how_a_process_ended(code: int, text: str) -> None:
     ("command", "code"), [("exit 0", 0), ("exit 3", 3), ("kill -KILL $$", 137), ("kill -TERM $$", 143)]
 )
 def test_the_launcher_ends_as_what_it_started(command: str, code: int) -> None:
-    arguments = [sys.executable, "-m", "serving.torchserve_launcher", "sh", "-c", command]
+    arguments = [sys.executable, "-m", "serving.local.torchserve_launcher", "sh", "-c", command]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE) as launcher:
         assert launcher.wait(60) == code
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving import requests
-from serving.requests import MAX_CANDIDATES, MAX_REQUESTS, MAX_ROWS, RequestParser
+from serving.protocol import requests
+from serving.protocol.requests import MAX_CANDIDATES, MAX_REQUESTS, MAX_ROWS, RequestParser
 from tests.serving.small import PLAIN_SCHEMA, SCHEMA
 from thinktwice.errors import RequestError
 from thinktwice.schema import parse_schema

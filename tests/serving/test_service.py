@@ -12,10 +12,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from serving.config import ServingConfig, load_config
-from serving.features import Features
+from serving.features.lookup import Features
 from serving.sending_times import SendingTimes
 from serving.service import Service
-from serving.tracing import open_tracing, trace_id_of
+from serving.telemetry.tracing import open_tracing, trace_id_of
 from tests.serving.conftest import Lines
 from tests.serving.fakes import ITEMS, make_service
 from thinktwice.errors import OverloadedError, ServerError

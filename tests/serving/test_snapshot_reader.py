@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.features import Entity, Found, Lookup
-from serving.snapshot_reader import LOST_FEW, LOST_SHARE, SnapshotReader
+from serving.features.lookup import Entity, Found, Lookup
+from serving.features.snapshot_reader import LOST_FEW, LOST_SHARE, SnapshotReader
 from tests.serving.conftest import Lines
 from thinktwice.data.encoder import Encoder
 from thinktwice.errors import FeatureStoreError
@@ -62,7 +62,7 @@ def genres(reader: SnapshotReader) -> list[str | None]:
 
 
 def told(lines: Lines) -> list[str]:
-    return [line["message"] for line in lines if line["logger"] == "serving.snapshot_reader"]
+    return [line["message"] for line in lines if line["logger"] == "serving.features.snapshot_reader"]
 
 
 def test_an_emptied_store_does_not_replace_what_is_good(full: tuple[Store, SnapshotReader], lines: Lines) -> None:

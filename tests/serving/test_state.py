@@ -7,7 +7,7 @@ import logging
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.state import CALM, Trouble
+from serving.telemetry.state import CALM, Trouble
 from tests.serving.test_admission import Clock
 
 STEPS = st.lists(st.tuples(st.floats(0, 3 * CALM), st.booleans()), max_size=60)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.torchserve_protocol import (
+from serving.adapters.torchserve_protocol import (
     MOST_HEADERS,
     MOST_STEPS,
     ConnectionEndedError,

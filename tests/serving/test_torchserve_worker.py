@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
-from serving.torchserve_worker import Desk, interpreter_file
+from serving.adapters.torchserve_worker import Desk, interpreter_file
 from tests.serving.front_end import FrontEnd, Said, predict
 from tests.serving.small import PLAIN_SCHEMA, make_bundle
 
@@ -251,7 +251,7 @@ def test_garbage_ends_the_connection_and_not_in_a_loop(worker: Worker) -> None:
 
 def test_nobody_connects(tmp_path: Path) -> None:
     """A worker whose front end has died does not stay."""
-    code = "import serving.torchserve_worker as w, sys; w.ACCEPT_LIMIT = 0.2; sys.exit(w.main(sys.argv[1:]))"
+    code = "import serving.adapters.torchserve_worker as w, sys; w.ACCEPT_LIMIT = 0.2; sys.exit(w.main(sys.argv[1:]))"
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
     arguments = ["script", "--sock-type", "unix", "--sock-name", str(folder / "s")]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)

@@ -35,7 +35,7 @@ from thinktwice.strict_yaml import parse_yaml
 
 MODEL_NAME = "ctr"
 ARCHIVE_FILE = f"{MODEL_NAME}.mar"
-HANDLER = "serving.torchserve_handler"  # module of the installed package, which holds one class
+HANDLER = "serving.adapters.torchserve_handler"  # module of the installed package, which holds one class
 BUNDLE = "bundle"  # folder within the archive
 MAR_MANIFEST = "MAR-INF/MANIFEST.json"
 SETTINGS_FILE = "model-config.yaml"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from serving.load.context import typical_contexts
 from serving.load.plan import requests_of
-from serving.requests import RequestParser
+from serving.protocol.requests import RequestParser
 from tests.serving.small import SCHEMA, clean_log, make_bundle, small, training_rows
 from thinktwice.data.encoder import Encoder
 from thinktwice.errors import BundleError

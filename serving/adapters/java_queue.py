@@ -1,7 +1,7 @@
 """How long TorchServe's front end kept a request in its queue, which it does not tell a worker.
 
 It does log the waiting time of every request when it has passed its answer on, and sends these lines here (a UDP appender of its
-log, serving/log4j2.xml): the wait of a request is known when the next one comes. A queue serves in order, so the next one came
+log, serving/local/log4j2.xml): the wait of a request is known when the next one comes. A queue serves in order, so the next one came
 later; how much later is not known, hence an estimate and an upper bound.
 """
 

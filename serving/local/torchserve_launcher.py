@@ -46,7 +46,7 @@ def _signal(processes: list[psutil.Process], number: int) -> None:
 
 
 def main() -> None:
-    """``python -m serving.torchserve_launcher COMMAND...``: run it, and end as it ends (128 and the number of a signal)."""
+    """``python -m serving.local.torchserve_launcher COMMAND...``: run it, and end as it ends (128 and the number of a signal)."""
     end_with_parent()
     code = subprocess.run(sys.argv[1:], check=False).returncode  # a command that our parent made
     sys.exit(code if code >= 0 else 128 - code)

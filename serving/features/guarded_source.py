@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
-from serving.features import Entity, Found, PromptSource
-from serving.state import Trouble
+from serving.features.lookup import Entity, Found, PromptSource
+from serving.telemetry.state import Trouble
 from thinktwice.errors import FeatureStoreError
 
 Reason = Literal["late", "failed", "busy", "resting"]
@@ -66,11 +66,11 @@ class GuardedSource:
         )
 
     def names(self, entity: Entity) -> tuple[str, ...]:
-        """See :class:`serving.features.FeatureSource`."""
+        """See :class:`serving.features.lookup.FeatureSource`."""
         return self._source.names(entity)
 
     def fetch(self, entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[Found]:
-        """See :class:`serving.features.FeatureSource`.
+        """See :class:`serving.features.lookup.FeatureSource`.
 
         Raises:
             LookupFailedError: late, failed, or not tried.

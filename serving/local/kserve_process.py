@@ -15,7 +15,7 @@ from pathlib import Path
 
 from serving.config import VARIABLE, ServingConfig
 from serving.exits import ended
-from serving.processes import (
+from serving.local.processes import (
     START_LIMIT,
     STOP_LIMIT,
     LocalServer,
@@ -115,7 +115,7 @@ def stop(server: KServe, limit: float = STOP_LIMIT) -> None:
 
 
 def _launch(bundle: Path, store: Path | None, port: int, log: Path, more: dict[str, str]) -> KServe:
-    command = [sys.executable, "-m", "serving.kserve_launcher", "--port", str(port)]
+    command = [sys.executable, "-m", "serving.local.kserve_launcher", "--port", str(port)]
     command += ["--bundle" if bundle.is_dir() else "--archive", str(bundle.resolve())]
     if store is not None:
         command += ["--feature-store", str(store.resolve())]

@@ -2,7 +2,7 @@
 
 TorchServe's own worker loads the model into the process that holds the connection. When that dies, the front end lets up to a whole
 queue of callers wait until another has loaded the model. This one stays small and starts another process, the scorer
-(:mod:`serving.torchserve_scorer`), on the same connection. While the scorer loads, and as soon as it has died, requests get 503 at
+(:mod:`serving.adapters.torchserve_scorer`), on the same connection. While the scorer loads, and as soon as it has died, requests get 503 at
 once; the one it was at work on gets 500, for it may have died of it. Then the next scorer is started.
 
 The front end starts it through a file that it takes for its Python (:func:`interpreter_file`), so that the model's folder is not on the
@@ -28,10 +28,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from serving import logs
-from serving.errors import JSON, error_body
+from serving.telemetry import logs
+from serving.protocol.errors import JSON, error_body
 from serving.exits import ended
-from serving.torchserve_protocol import ConnectionEndedError, Load, ProtocolError, Reader, answer, loaded
+from serving.adapters.torchserve_protocol import ConnectionEndedError, Load, ProtocolError, Reader, answer, loaded
 
 ACCEPT_LIMIT = 60.0  # seconds until the front end must have connected
 STOP_LIMIT = 15.0  # seconds a scorer may take to write what is left of its prediction log
@@ -39,7 +39,7 @@ LONGEST_REST = 30.0  # seconds between two scorers that do not come up
 RETRY_AFTER = 5  # seconds, said to callers
 WHILE_LOADING = " while it loaded the model"
 
-logger = logging.getLogger("serving.torchserve_worker")
+logger = logging.getLogger("serving.adapters.torchserve_worker")
 
 
 class Desk:
@@ -78,7 +78,7 @@ class _Scorer:
         self.desk = Desk(mmap.mmap(self._notebook.fileno(), Desk.SIZE))
         go, self._go = os.pipe()
         self.news, news = os.pipe()  # a byte: it is ready; the end: it is dead
-        command = [sys.executable, "-I", "-u", "-B", "-W", "ignore", "-m", "serving.torchserve_scorer"]
+        command = [sys.executable, "-I", "-u", "-B", "-W", "ignore", "-m", "serving.adapters.torchserve_scorer"]
         command += [load.folder, load.model, *map(str, (connection.fileno(), self._notebook.fileno(), go, news))]
         self._process = subprocess.Popen(
             command, pass_fds=(connection.fileno(), self._notebook.fileno(), go, news), stdin=subprocess.DEVNULL
@@ -215,7 +215,7 @@ def _connected(kind: str, place: str) -> Iterator[socket.socket]:
 def interpreter_file(path: Path, python: str = sys.executable) -> Path:
     """Write what the front end is to call as its Python (``--python``): it starts this worker, whatever script it is given."""
     path.write_text(
-        f'#!/bin/sh\nexec {shlex.quote(python)} -I -B -m serving.torchserve_worker "$@"\n', encoding="utf-8"
+        f'#!/bin/sh\nexec {shlex.quote(python)} -I -B -m serving.adapters.torchserve_worker "$@"\n', encoding="utf-8"
     )
     path.chmod(0o700)
     return path
@@ -223,7 +223,7 @@ def interpreter_file(path: Path, python: str = sys.executable) -> Path:
 
 def main(arguments: list[str]) -> int:
     """As the front end calls it: ``SCRIPT --sock-type unix --sock-name PATH ...``."""
-    parser = argparse.ArgumentParser(prog="python -m serving.torchserve_worker")
+    parser = argparse.ArgumentParser(prog="python -m serving.adapters.torchserve_worker")
     parser.add_argument("script", help="of TorchServe's own worker; not run")
     parser.add_argument("--sock-type", required=True)
     parser.add_argument("--sock-name", default="")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.features import Entity, Found
+from serving.features.lookup import Entity, Found
 from thinktwice.data.feature_tables import table_specs
 from thinktwice.errors import FeatureStoreError
 from thinktwice.schema import LogSchema
@@ -70,11 +70,11 @@ class RedisSource:
             self._fields[entity] += times[entity]
 
     def names(self, entity: Entity) -> tuple[str, ...]:
-        """See :class:`serving.features.FeatureSource`."""
+        """See :class:`serving.features.lookup.FeatureSource`."""
         return self._names[entity]
 
     def fetch(self, entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[Found]:
-        """See :class:`serving.features.FeatureSource`; the time limit is that of the connection."""
+        """See :class:`serving.features.lookup.FeatureSource`; the time limit is that of the connection."""
         from redis import RedisError
 
         names = self._names[entity]
@@ -92,7 +92,7 @@ class RedisSource:
         return [self._found(names, answer) for answer in answers]
 
     def fetch_now(self, entity: Entity, ids: Sequence[str], timeout: float) -> list[Found] | None:
-        """See :class:`serving.features.PromptSource`; None for many ids, and while no connection is open.
+        """See :class:`serving.features.lookup.PromptSource`; None for many ids, and while no connection is open.
 
         An answer that stops half-way is given up :data:`REST_OF_ANSWER` after its last piece, which may be later than
         ``timeout``; answers to so few ids come in one piece.

@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from serving.errors import JSON, error_body
-from serving.state import Trouble
+from serving.protocol.errors import JSON, error_body
+from serving.telemetry.state import Trouble
 
 LARGEST_HEAD = 16 << 10  # bytes of a request line and its headers
 SLOWEST = (

@@ -1,6 +1,6 @@
 """TorchServe's side of the :class:`serving.service.Service`: loading it in a worker, and a handler for TorchServe's own worker.
 
-Our worker (:mod:`serving.torchserve_worker`) needs no handler; with TorchServe's own, which any installation of TorchServe starts, a batch
+Our worker (:mod:`serving.adapters.torchserve_worker`) needs no handler; with TorchServe's own, which any installation of TorchServe starts, a batch
 of HTTP requests comes in and one JSON body each goes out. No envelope: TorchServe's own handle the first request of a batch
 only. A request that cannot be answered gets its own status and error body and does not touch the others.
 """
@@ -12,9 +12,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from serving import logs
+from serving.telemetry import logs
 from serving.config import load_config
-from serving.metrics import serve_metrics
+from serving.telemetry.metrics import serve_metrics
 from serving.open_service import open_service
 from serving.service import Service
 from thinktwice.release.release import open_staged

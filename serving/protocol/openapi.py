@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from serving import codec_v2
-from serving.requests import MAX_CANDIDATES, MAX_REQUESTS
-from serving.v2_tensors import DATATYPES, FEW, HEADER, MOST, SIZE, WANTED, WANTED_ALL
+from serving.protocol import codec_v2
+from serving.protocol.requests import MAX_CANDIDATES, MAX_REQUESTS
+from serving.protocol.v2_tensors import DATATYPES, FEW, HEADER, MOST, SIZE, WANTED, WANTED_ALL
 from thinktwice.schema import LogSchema, ModelField
 from thinktwice.schema.limits import EARLIEST_US, INTEGERS, LATEST_US, MAX_SEQUENCE, MAX_TEXT, NUMBER_LIMIT
 from thinktwice.schema.numbers import NUMBER

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from serving.errors import JSON, error_body
+from serving.protocol.errors import JSON, error_body
 from serving.service import Reply, too_large
 from thinktwice import __version__
 
@@ -29,7 +29,7 @@ from starlette.exceptions import HTTPException  # noqa: E402
 from starlette.requests import ClientDisconnect, Request  # noqa: E402
 from starlette.responses import Response  # noqa: E402
 
-from serving.bounded_http import bounded  # noqa: E402
+from serving.adapters.bounded_http import bounded  # noqa: E402
 
 sys.argv[1:] = _arguments
 

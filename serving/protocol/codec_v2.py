@@ -1,5 +1,5 @@
 """Open Inference v2: one BYTES tensor ``request`` of shape [n] in, each element one request as JSON text; or one request in
-tensors by field (:mod:`serving.v2_fields`). Tensors are JSON or binary (:mod:`serving.v2_tensors`).
+tensors by field (:mod:`serving.protocol.v2_fields`). Tensors are JSON or binary (:mod:`serving.protocol.v2_tensors`).
 
 The answers of all n requests stand one after the other in flat output tensors; ``request_index`` says whose each is.
 """
@@ -12,10 +12,11 @@ from typing import Any
 
 import orjson
 
-from serving import json_text, v2_fields
-from serving.requests import Request, RequestParser
+from serving.protocol import json_text
+from serving.protocol import v2_fields
+from serving.protocol.requests import Request, RequestParser
 from serving.scorer import Answer
-from serving.v2_tensors import SIZE, WANTED, WANTED_ALL, pack, parameters, read, refuse_unknown, wants_binary
+from serving.protocol.v2_tensors import SIZE, WANTED, WANTED_ALL, pack, parameters, read, refuse_unknown, wants_binary
 from thinktwice.errors import RequestError
 
 INPUT = "request"

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from serving.features import Entity, Found
+from serving.features.lookup import Entity, Found
 from thinktwice.errors import FeatureStoreError, reason
 from thinktwice.imports import without_typeguard
 from thinktwice.release.feature_store import FIX, REGISTRY_FILE, read_registry, read_settings
@@ -101,11 +101,11 @@ class FeastSource:
                 self._names[entity].append(feature.name)
 
     def names(self, entity: Entity) -> tuple[str, ...]:
-        """See :class:`serving.features.FeatureSource`."""
+        """See :class:`serving.features.lookup.FeatureSource`."""
         return tuple(self._names[entity])
 
     def fetch(self, entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[Found]:
-        """See :class:`serving.features.FeatureSource`. The SDK has no limit of its own: ``timeout`` is ignored."""
+        """See :class:`serving.features.lookup.FeatureSource`. The SDK has no limit of its own: ``timeout`` is ignored."""
         names = self._names[entity]
         if not names:
             return [Found({})] * len(ids)
@@ -126,7 +126,7 @@ class FeastSource:
         return [Found(row, float(at)) if at else Found(row) for row, at in zip(rows, newest, strict=True)]
 
     def fetch_now(self, entity: Entity, ids: Sequence[str], timeout: float) -> None:
-        """See :class:`serving.features.PromptSource`; the SDK knows no time limit."""
+        """See :class:`serving.features.lookup.PromptSource`; the SDK knows no time limit."""
         return
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.parts import PartFolder, WhenFull
+from serving.telemetry.parts import PartFolder, WhenFull
 from thinktwice.errors import ServerError, ThinktwiceError
 from thinktwice.monitor.record import COLD_ITEM, HEAD, UserIds, log_schema
 from thinktwice.schema import LogSchema

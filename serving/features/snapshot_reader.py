@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from serving.features import Features, Found, Lookup, defaulted
-from serving.state import Trouble
+from serving.features.lookup import Features, Found, Lookup, defaulted
+from serving.telemetry.state import Trouble
 from thinktwice.data.encoder import Encoder
 from thinktwice.data.sides import Side
 from thinktwice.errors import FeatureStoreError
@@ -125,7 +125,7 @@ class SnapshotReader:
         return len(self._snapshot.places)
 
     def read(self, user_id: str | None, item_ids: Sequence[str], timeout: float | None = None) -> Features:
-        """See :class:`serving.features.OnlineFeatureReader`."""
+        """See :class:`serving.features.lookup.OnlineFeatureReader`."""
         end = None if timeout is None else time.monotonic() + timeout
         user, user_defaulted = self._lookup.user(user_id, timeout)
         snapshot = self._snapshot  # one for the whole request, whatever the background does
@@ -202,7 +202,7 @@ class SnapshotReader:
             )
 
     def close(self) -> None:
-        """See :class:`serving.features.OnlineFeatureReader`."""
+        """See :class:`serving.features.lookup.OnlineFeatureReader`."""
         self._stop.set()
         self._thread.join(10.0)
         self._lookup.source.close()

@@ -9,8 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.features import DirectReader, Lookup, OnDefault, OnlineFeatureReader, PromptSource
-from serving.guarded_source import GuardedSource
+from serving.features.lookup import DirectReader, Lookup, OnDefault, OnlineFeatureReader, PromptSource
+from serving.features.guarded_source import GuardedSource
 from thinktwice.data.encoder import Encoder
 from thinktwice.data.feature_tables import table_specs
 from thinktwice.errors import FeatureStoreError
@@ -53,7 +53,7 @@ def open_reader(
     Raises:
         FeatureStoreError: no store, no such service, or not the store that the setting needs.
     """
-    from serving.feast_source import FeastSource, open_feast
+    from serving.features.feast_source import FeastSource, open_feast
 
     store, found = open_feast(folder, service)
     is_redis = store.config.online_store.type == "redis"
@@ -64,7 +64,7 @@ def open_reader(
         )
     source: PromptSource
     if is_redis and config.reader != "feast":
-        from serving.redis_source import RedisSource
+        from serving.features.redis_source import RedisSource
 
         source = RedisSource(store, schema)
     else:
@@ -74,7 +74,7 @@ def open_reader(
     item_key = schema.key_of("item")
     if config.reader != "snapshot" or item_key is None:
         return DirectReader(lookup)
-    from serving.snapshot_reader import SnapshotReader
+    from serving.features.snapshot_reader import SnapshotReader
 
     return SnapshotReader(
         lookup,

@@ -1,9 +1,9 @@
 """KServe's side of the :class:`serving.service.Service`: a ``kserve.Model`` that needs no TorchServe and no Java.
 
 Same paths, same bodies, same statuses as the TorchServe handler, because bodies reach the service as they came
-(:mod:`serving.kserve_server`). Scoring runs in threads: the event loop stays free, so the server is live while it predicts.
+(:mod:`serving.adapters.kserve_server`). Scoring runs in threads: the event loop stays free, so the server is live while it predicts.
 
-    python -m serving.kserve_predictor --bundle DIR [--feature-store DIR] [--port 8080] [--host 127.0.0.1]
+    python -m serving.adapters.kserve_predictor --bundle DIR [--feature-store DIR] [--port 8080] [--host 127.0.0.1]
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from serving import logs
+from serving.telemetry import logs
 from serving.admission import WAY_BACK, too_late
 from serving.config import FEATURE_STORE, load_config
 from serving.exits import leave_after
-from serving.kserve_server import Server, kserve
+from serving.adapters.kserve_server import Server, kserve
 from serving.open_service import open_service
-from serving.processes import PROBE
+from serving.local.processes import PROBE
 from serving.service import Reply, Service
 from thinktwice.errors import OverloadedError, RequestError, ServerError, ThinktwiceError, reason
 from thinktwice.release.champion import MODEL_NAME
@@ -35,7 +35,7 @@ from thinktwice.release.signing import trusted_keys
 
 GRACE = 30  # seconds that requests under way have after SIGTERM
 
-logger = logging.getLogger("serving.kserve_predictor")  # __name__ is __main__ where it counts
+logger = logging.getLogger("serving.adapters.kserve_predictor")  # __name__ is __main__ where it counts
 
 
 class CTRModel(kserve.Model):
@@ -82,7 +82,7 @@ class CTRModel(kserve.Model):
 
 def main(arguments: list[str]) -> int:
     """Serve until SIGTERM; then answer what is under way and end."""
-    parser = argparse.ArgumentParser(prog="python -m serving.kserve_predictor", description="Serve a click model.")
+    parser = argparse.ArgumentParser(prog="python -m serving.adapters.kserve_predictor", description="Serve a click model.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--bundle", type=Path, help="bundle folder")
     what.add_argument("--archive", type=Path, help="TorchServe archive (.mar) whose bundle is served, of a release")

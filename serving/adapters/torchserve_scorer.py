@@ -1,8 +1,8 @@
 """The process that scores behind TorchServe: loads the model, then answers the requests that come over the worker's connection.
 
-    python -m serving.torchserve_scorer FOLDER MODEL CONNECTION NOTEBOOK GO NEWS
+    python -m serving.adapters.torchserve_scorer FOLDER MODEL CONNECTION NOTEBOOK GO NEWS
 
-The last four are numbers of open files that the worker (:mod:`serving.torchserve_worker`) hands down.
+The last four are numbers of open files that the worker (:mod:`serving.adapters.torchserve_worker`) hands down.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import threading
 from collections.abc import Callable
 from contextlib import closing
 
-from serving import logs
+from serving.telemetry import logs
 from serving.exits import leave_after
-from serving.java_queue import JavaQueue
+from serving.adapters.java_queue import JavaQueue
 from serving.service import Service
-from serving.torchserve_handler import load
-from serving.torchserve_protocol import ConnectionEndedError, Load, Predict, ProtocolError, Reader, answer, loaded
-from serving.torchserve_worker import Desk
+from serving.adapters.torchserve_handler import load
+from serving.adapters.torchserve_protocol import ConnectionEndedError, Load, Predict, ProtocolError, Reader, answer, loaded
+from serving.adapters.torchserve_worker import Desk
 from thinktwice.errors import RequestError
 
 #: Headers that the front end adds: whether an explanation is asked for, and the path behind /predictions/MODEL.
 EXPLAIN, PATH = b"explain", b"url_path"
 
-logger = logging.getLogger("serving.torchserve_scorer")
+logger = logging.getLogger("serving.adapters.torchserve_scorer")
 
 
 def serve(connection: socket.socket, desk: Desk, service: Service, queue: JavaQueue) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 
 from serving.exits import leave_after
-from serving.torchserve_launcher import end_with_parent
+from serving.local.torchserve_launcher import end_with_parent
 
 
 def main() -> None:
-    """``python -m serving.kserve_launcher`` with the arguments of :mod:`serving.kserve_predictor`."""
+    """``python -m serving.local.kserve_launcher`` with the arguments of :mod:`serving.adapters.kserve_predictor`."""
     end_with_parent()
-    from serving.kserve_predictor import main as predict
+    from serving.adapters.kserve_predictor import main as predict
 
     leave_after(lambda: predict(sys.argv[1:]))
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from serving.requests import MAX_CANDIDATES, Request, RequestParser
-from serving.v2_tensors import Tensor
+from serving.protocol.requests import MAX_CANDIDATES, Request, RequestParser
+from serving.protocol.v2_tensors import Tensor
 from thinktwice.errors import RequestError
 
 LIMITS = ("k", "deadline_ms")  # parameters of the body

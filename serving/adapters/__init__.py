@@ -1,0 +1,1 @@
+"""The two servers around the service: TorchServe and KServe."""

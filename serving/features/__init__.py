@@ -1,0 +1,1 @@
+"""Online features: the sources, and the readers that make rows of them."""

@@ -1,0 +1,1 @@
+"""Servers as child processes on this machine, on loopback."""

@@ -1,0 +1,1 @@
+"""What a predictor accepts and answers: requests, codecs, tensors, OpenAPI."""

@@ -1,0 +1,1 @@
+"""What a predictor reports: metrics, logs, traces, the prediction log."""
