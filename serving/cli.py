@@ -76,9 +76,8 @@ def serve(
     state = state_folder(state, work)
     champion = require_champion(state, "--state or --work")
     archive = verify_archive(champion)
-    from serving.local import kserve_process
-    from serving.local import torchserve_process
     from serving.config import load_config
+    from serving.local import kserve_process, torchserve_process
 
     config = _with_policy(load_config(), oldest_release, pinned_release)
     console = console_here(stderr=True)

@@ -9,10 +9,10 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from serving.admission import Admission
 from serving.config import FEATURE_STORE, ServingConfig
-from serving.telemetry.metrics import Metrics
-from serving.telemetry.prediction_log import PredictionLog
 from serving.scorer import open_scorer
 from serving.service import Service
+from serving.telemetry.metrics import Metrics
+from serving.telemetry.prediction_log import PredictionLog
 from serving.telemetry.tracing import open_tracing
 from thinktwice.release.bundle import read_manifest
 

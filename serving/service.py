@@ -18,25 +18,22 @@ from typing import Any
 
 import orjson
 
-from serving.protocol import codec_v1
-from serving.protocol import codec_v2
-from serving.protocol import json_text
-from serving.protocol import openapi
 from serving.admission import Admission
 from serving.config import ServingConfig
 from serving.deadline import Deadline, header_deadline_ms
-from serving.protocol.errors import JSON, error_body
-from serving.telemetry.logs import EXTRA
-from serving.telemetry.metrics import Metrics
 from serving.outcome import Outcome
-from serving.telemetry.prediction_log import PredictionLog, Served
+from serving.protocol import codec_v1, codec_v2, json_text, openapi
+from serving.protocol.errors import JSON, error_body
 from serving.protocol.requests import Request
+from serving.protocol.v2_tensors import HEADER, split
 from serving.scorer import Answer, NoFiniteScoreError, Scorer
 from serving.sending_times import HEADER as START_HEADER
 from serving.sending_times import SendingTimes
+from serving.telemetry.logs import EXTRA
+from serving.telemetry.metrics import Metrics
+from serving.telemetry.prediction_log import PredictionLog, Served
 from serving.telemetry.state import Trouble
 from serving.telemetry.tracing import Tracing
-from serving.protocol.v2_tensors import HEADER, split
 from thinktwice.errors import FeatureStoreError, OverloadedError, RequestError
 
 BINARY = "application/octet-stream"

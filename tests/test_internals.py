@@ -171,7 +171,9 @@ def test_kfp_runs_a_step_of_our_image_as_a_process() -> None:
 
 def test_the_sdk_of_kserve_does_not_read_our_command_line() -> None:
     words = ["--http_port", "not a number", "--model_name", "other"]
-    code = f"import sys; sys.argv[1:] = {words!r}; import serving.adapters.kserve_server; print(sys.argv[1:] == {words!r})"
+    code = (
+        f"import sys; sys.argv[1:] = {words!r}; import serving.adapters.kserve_server; print(sys.argv[1:] == {words!r})"
+    )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=240
     )

@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry
 
 from benchmarks.serving.world import SCHEMA, World
 from serving.config import ServingConfig
-from serving.load.plan import body_of, requests_of
 from serving.features.open_reader import FeatureConfig, open_reader
+from serving.load.plan import body_of, requests_of
 from serving.open_service import open_service
 from thinktwice.release.bundle import load_bundle
 

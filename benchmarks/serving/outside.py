@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.serving.world import OTHER_HANDLER, SCHEMA, World, with_handler
-from serving.local import kserve_process
-from serving.local import torchserve_process
 from serving.config import ServingConfig
 from serving.load.drive import Measured, Target, closed_loop, open_loop
 from serving.load.plan import poisson, requests_of
 from serving.load.report import Step
+from serving.local import kserve_process, torchserve_process
 from thinktwice.release.archive import HANDLER
 
 DEADLINE = 0.25  # seconds; what a page can wait for its ads

@@ -20,14 +20,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from serving.telemetry import logs
+from serving.adapters.kserve_server import Server, kserve
 from serving.admission import WAY_BACK, too_late
 from serving.config import FEATURE_STORE, load_config
 from serving.exits import leave_after
-from serving.adapters.kserve_server import Server, kserve
-from serving.open_service import open_service
 from serving.local.processes import PROBE
+from serving.open_service import open_service
 from serving.service import Reply, Service
+from serving.telemetry import logs
 from thinktwice.errors import OverloadedError, RequestError, ServerError, ThinktwiceError, reason
 from thinktwice.release.champion import MODEL_NAME
 from thinktwice.release.release import stage
@@ -82,7 +82,9 @@ class CTRModel(kserve.Model):
 
 def main(arguments: list[str]) -> int:
     """Serve until SIGTERM; then answer what is under way and end."""
-    parser = argparse.ArgumentParser(prog="python -m serving.adapters.kserve_predictor", description="Serve a click model.")
+    parser = argparse.ArgumentParser(
+        prog="python -m serving.adapters.kserve_predictor", description="Serve a click model."
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--bundle", type=Path, help="bundle folder")
     what.add_argument("--archive", type=Path, help="TorchServe archive (.mar) whose bundle is served, of a release")

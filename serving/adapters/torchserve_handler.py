@@ -12,11 +12,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from serving.telemetry import logs
 from serving.config import load_config
-from serving.telemetry.metrics import serve_metrics
 from serving.open_service import open_service
 from serving.service import Service
+from serving.telemetry import logs
+from serving.telemetry.metrics import serve_metrics
 from thinktwice.release.release import open_staged
 from thinktwice.release.signing import trusted_keys
 

@@ -16,13 +16,21 @@ import threading
 from collections.abc import Callable
 from contextlib import closing
 
-from serving.telemetry import logs
-from serving.exits import leave_after
 from serving.adapters.java_queue import JavaQueue
-from serving.service import Service
 from serving.adapters.torchserve_handler import load
-from serving.adapters.torchserve_protocol import ConnectionEndedError, Load, Predict, ProtocolError, Reader, answer, loaded
+from serving.adapters.torchserve_protocol import (
+    ConnectionEndedError,
+    Load,
+    Predict,
+    ProtocolError,
+    Reader,
+    answer,
+    loaded,
+)
 from serving.adapters.torchserve_worker import Desk
+from serving.exits import leave_after
+from serving.service import Service
+from serving.telemetry import logs
 from thinktwice.errors import RequestError
 
 #: Headers that the front end adds: whether an explanation is asked for, and the path behind /predictions/MODEL.

@@ -28,10 +28,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from serving.telemetry import logs
-from serving.protocol.errors import JSON, error_body
-from serving.exits import ended
 from serving.adapters.torchserve_protocol import ConnectionEndedError, Load, ProtocolError, Reader, answer, loaded
+from serving.exits import ended
+from serving.protocol.errors import JSON, error_body
+from serving.telemetry import logs
 
 ACCEPT_LIMIT = 60.0  # seconds until the front end must have connected
 STOP_LIMIT = 15.0  # seconds a scorer may take to write what is left of its prediction log

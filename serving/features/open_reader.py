@@ -9,8 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.features.lookup import DirectReader, Lookup, OnDefault, OnlineFeatureReader, PromptSource
 from serving.features.guarded_source import GuardedSource
+from serving.features.lookup import DirectReader, Lookup, OnDefault, OnlineFeatureReader, PromptSource
 from thinktwice.data.encoder import Encoder
 from thinktwice.data.feature_tables import table_specs
 from thinktwice.errors import FeatureStoreError

@@ -22,10 +22,11 @@ from typing import Any
 
 import psutil
 
+from serving.adapters.java_queue import PORT as QUEUE_PORT
+from serving.adapters.torchserve_worker import WHILE_LOADING, interpreter_file
 from serving.config import VARIABLE, ServingConfig, load_config
 from serving.exits import ended
 from serving.local.java import find_java
-from serving.adapters.java_queue import PORT as QUEUE_PORT
 from serving.local.processes import (
     HOST,
     START_LIMIT,
@@ -41,15 +42,12 @@ from serving.local.processes import (
     signals_later,
     sigterm_as_interrupt,
 )
-from serving.adapters.torchserve_worker import WHILE_LOADING, interpreter_file
 from thinktwice.errors import ServerError
 from thinktwice.release.archive import HANDLER, MODEL_NAME
 from thinktwice.release.release import Staged, stage
 from thinktwice.release.signing import trusted_keys
 
-MULTIPROCESS = (
-    "PROMETHEUS_MULTIPROC_DIR"  # as :mod:`serving.telemetry.metrics` says, which is not imported here: it counts from then on
-)
+MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"  # as :mod:`serving.telemetry.metrics` says, which is not imported here: it counts from then on
 # A small heap and one compiler: the JVM only passes bytes on, and starts sooner this way. A small young part of it, in memory
 # that is there: collections under load then pause for 8 ms at most and not for 70.
 JVM = "-Xms64m -Xmx768m -XX:NewSize=16m -XX:+AlwaysPreTouch -XX:+UseSerialGC -XX:TieredStopAtLevel=1"
@@ -251,7 +249,12 @@ def _launch(
     environment.pop("THINKTWICE_FEATURE_STORE", None)
     if model.feature_store is not None:
         environment["THINKTWICE_FEATURE_STORE"] = str(model.feature_store.resolve())
-    command = [sys.executable, "-m", "serving.local.torchserve_launcher", *_front_end(java_home, work, config, own_worker)]
+    command = [
+        sys.executable,
+        "-m",
+        "serving.local.torchserve_launcher",
+        *_front_end(java_home, work, config, own_worker),
+    ]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         # In a session of its own: Ctrl-C in the terminal reaches this process alone, which then stops the server in order.

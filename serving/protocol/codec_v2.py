@@ -12,11 +12,10 @@ from typing import Any
 
 import orjson
 
-from serving.protocol import json_text
-from serving.protocol import v2_fields
+from serving.protocol import json_text, v2_fields
 from serving.protocol.requests import Request, RequestParser
-from serving.scorer import Answer
 from serving.protocol.v2_tensors import SIZE, WANTED, WANTED_ALL, pack, parameters, read, refuse_unknown, wants_binary
+from serving.scorer import Answer
 from thinktwice.errors import RequestError
 
 INPUT = "request"

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.local import kserve_process
-from serving.local import torchserve_process
 from serving.config import ServingConfig
 from serving.features.open_reader import FeatureConfig
+from serving.local import kserve_process, torchserve_process
 from tests.server.conftest import champion, free_port, state
 from thinktwice.files import write_json
 from thinktwice.release.champion import Champion

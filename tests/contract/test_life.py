@@ -15,8 +15,7 @@ import polars as pl
 import psutil
 import pytest
 
-from serving.local import kserve_process
-from serving.local import torchserve_process
+from serving.local import kserve_process, torchserve_process
 from tests.contract.test_contract import V1, Reply, ask
 from tests.server.conftest import free_port
 from thinktwice.errors import ServerError

@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from serving.local import kserve_process
 from serving.config import ServingConfig
 from serving.load.drive import Target, closed_loop
 from serving.load.plan import requests_of
+from serving.local import kserve_process
 from tests.server.conftest import champion, free_port, state
 from tests.serving.small import SCHEMA
 from thinktwice.cli import main

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.local import kserve_process
-from serving.local import torchserve_process
 from serving.config import ServingConfig
+from serving.local import kserve_process, torchserve_process
 from tests.contract.test_contract import V1, ask
 from tests.features.test_untrusted import change_registry, transformed
 from tests.server.conftest import free_port

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from serving.config import ServingConfig, load_config
 from serving.adapters.java_queue import PORT as QUEUE_PORT
+from serving.config import ServingConfig, load_config
 from serving.local.torchserve_process import ABOVE, JVM, configuration
 
 ROOT = Path(__file__).resolve().parents[2]

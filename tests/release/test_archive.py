@@ -114,7 +114,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "missing": (lambda files: files.pop("bundle/schema.yaml"), "bundle/schema.yaml is missing"),  # type: ignore[dict-item,return-value]
     "no manifest": (lambda files: files.pop(MAR_MANIFEST), "does not hold a bundle with"),  # type: ignore[dict-item,return-value]
     "other size": (put("bundle/schema.yaml", b"x"), "unpacks to 1 bytes instead of"),
-    "handler": (manifest(handler="handler.py"), "names the handler 'handler.py' instead of serving.adapters.torchserve_handler"),
+    "handler": (
+        manifest(handler="handler.py"),
+        "names the handler 'handler.py' instead of serving.adapters.torchserve_handler",
+    ),
     "default handler": (manifest(handler="base_handler"), "names the handler 'base_handler'"),
     "function": (manifest(handler=f"{HANDLER}:open_service"), "names the handler"),
     "path": (manifest(handler=f"/tmp/evil/{HANDLER}"), "names the handler"),

@@ -16,8 +16,8 @@ import pytest
 from feature_repo import retrieve, score
 from feature_repo.score import FeaturesFrom, score_file
 from serving.features.open_reader import FeatureConfig
-from serving.scorer import Scorer, open_scorer
 from serving.local.torchserve_process import TorchServe
+from serving.scorer import Scorer, open_scorer
 from tests.server.conftest import post
 from tests.serving.small import SCHEMA, clean_log
 from thinktwice.cli import main

@@ -20,8 +20,8 @@ from feature_repo.retrieve import features_at
 from feature_repo.skew import measure_skew
 from feature_repo.store import read_info
 from serving.features.open_reader import FeatureConfig, open_reader
-from serving.telemetry.prediction_log import PredictionLog, PredictionLogConfig
 from serving.scorer import Scorer
+from serving.telemetry.prediction_log import PredictionLog, PredictionLogConfig
 from tests.serving.fakes import make_service
 from tests.serving.small import FEATURE_SERVICE, PLAIN_SCHEMA, SCHEMA, START, clean_log
 from tests.test_docs import ROOT, commands

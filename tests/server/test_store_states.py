@@ -108,7 +108,7 @@ def faults(request: pytest.FixtureRequest, champion: Champion, state: Path, tmp_
 
 
 def messages(lines: Lines, logger: str) -> list[str]:
-    return [line["message"] for line in lines if line["logger"] == f"serving.{logger}"]
+    return [line["message"] for line in lines if line["logger"].split(".")[-1] == logger]
 
 
 @contextmanager

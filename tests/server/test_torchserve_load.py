@@ -73,12 +73,12 @@ def neighbours(server: TorchServe, meanwhile: Callable[[], object], callers: int
 @pytest.mark.parametrize("kind", FORMS)
 def test_a_form_holds_no_worker(server: TorchServe, kind: str) -> None:
     """It is refused, the worker and its scorer live, and whoever asks meanwhile is answered."""
-    before = [child(server, f"serving.torchserve_{name}").pid for name in ("worker", "scorer")]
+    before = [child(server, f"serving.adapters.torchserve_{name}").pid for name in ("worker", "scorer")]
     found: list[Reply] = []
     replies = neighbours(server, lambda: found.append(ask(server.url, V1, FORMS[kind], {"Content-Type": kind})))
     assert (found[0].status, found[0].json["field"]) == (400, "body")
     assert Counter(reply.status for reply in replies) == {200: len(replies)}
-    assert [child(server, f"serving.torchserve_{name}").pid for name in ("worker", "scorer")] == before
+    assert [child(server, f"serving.adapters.torchserve_{name}").pid for name in ("worker", "scorer")] == before
 
 
 def test_while_no_scorer_is_there_everybody_is_refused_and_told_when_to_come_again(server: TorchServe) -> None:
@@ -101,7 +101,10 @@ def test_while_no_scorer_is_there_everybody_is_refused_and_told_when_to_come_aga
 
 def test_a_killed_worker_is_replaced(server: TorchServe) -> None:
     """The front end itself answers for the request under way; those behind it wait for the next worker, which refuses them."""
-    worker, scorer = child(server, "serving.adapters.torchserve_worker"), child(server, "serving.adapters.torchserve_scorer")
+    worker, scorer = (
+        child(server, "serving.adapters.torchserve_worker"),
+        child(server, "serving.adapters.torchserve_scorer"),
+    )
 
     def kill_and_wait() -> None:
         os.kill(worker.pid, signal.SIGKILL)

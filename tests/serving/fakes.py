@@ -11,9 +11,9 @@ from prometheus_client import CollectorRegistry
 from serving.admission import Admission
 from serving.config import ServingConfig
 from serving.features.lookup import Features
-from serving.telemetry.metrics import Metrics
 from serving.scorer import Scorer
 from serving.service import Service
+from serving.telemetry.metrics import Metrics
 from serving.telemetry.tracing import Tracing
 from tests.serving.small import SCHEMA
 from thinktwice.errors import FeatureStoreError

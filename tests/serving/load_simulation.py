@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from serving.adapters.java_queue import JavaQueue
 from serving.admission import WAY_BACK, Admission
 from serving.cost import FRESH
 from serving.deadline import Deadline
-from serving.adapters.java_queue import JavaQueue
 from thinktwice.errors import OverloadedError
 
 #: Share of its cost that a request takes although it is refused at its turn: before it is read, and when its rows are known.

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from serving.adapters.java_queue import LONGEST_IDLE
 from serving.admission import WAY_BACK
 from serving.cost import AGAIN, WITNESSES
-from serving.adapters.java_queue import LONGEST_IDLE
 from tests.serving.load_simulation import READ, Arrival, Course, World, ideal, settled, simulate
 
 NOISE = 0.2  # requests of one size cost so much more or less than the usual one

@@ -15,8 +15,8 @@ import typer
 from typer.testing import CliRunner
 
 from serving import cli
-from serving.local import torchserve_process
 from serving.config import ServingConfig
+from serving.local import torchserve_process
 from tests.components.deployed import make_store
 from tests.serving.releases import pack
 from thinktwice.cli import main

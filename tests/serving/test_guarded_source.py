@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from serving.features.lookup import DirectReader, Entity, Found, Lookup
 from serving.features.guarded_source import FAILURES, REST, GuardedSource, LookupFailedError
+from serving.features.lookup import DirectReader, Entity, Found, Lookup
 from serving.telemetry.state import CALM
 from tests.serving.conftest import Lines
 from thinktwice.errors import FeatureStoreError

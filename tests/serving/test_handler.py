@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from serving.protocol import codec_v2
+from serving.adapters.torchserve_handler import CTRHandler
 from serving.config import ServingConfig
+from serving.protocol import codec_v2
 from serving.scorer import Scorer
 from serving.service import Service
-from serving.adapters.torchserve_handler import CTRHandler
 from tests.serving.conftest import Lines
 from tests.serving.fakes import FakeContext, FakeReader, make_service
 from thinktwice.errors import FeatureStoreError

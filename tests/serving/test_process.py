@@ -13,10 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serving.local import java
-from serving.local import torchserve_process
 from serving.config import ServingConfig
 from serving.exits import ended
+from serving.local import java, torchserve_process
 from serving.local.processes import alive, free_ports
 from serving.local.torchserve_process import TorchServe, check_port, configuration, running, stop
 from thinktwice.errors import ServerError

@@ -18,12 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serving.protocol import codec_v1
-from serving.protocol import codec_v2
-from serving.protocol import json_text
+from serving.protocol import codec_v1, codec_v2, json_text
 from serving.protocol.requests import Request, RequestParser
-from serving.service import Service
 from serving.protocol.v2_tensors import HEADER, split
+from serving.service import Service
 from tests.schema.arrow_values import EVERY, KINDS, NUMPY, Made
 from tests.serving.fakes import make_service
 from tests.serving.request_forms import Body, context_forms, json_values, rows_forms

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.service import Service
 from serving.protocol.v2_fields import ROOT, place
 from serving.protocol.v2_tensors import HEADER, NUMBERS, Tensor, pack, read
+from serving.service import Service
 from tests.serving.fakes import make_service
 from thinktwice.errors import RequestError
 
