@@ -57,11 +57,12 @@ test: $(READY) ## run all tests
 test-long: $(READY) ## run the simulations that take minutes
 	@$(BIN)/python -m pytest -m long --timeout 3600
 
-lint: $(READY) ## style, types, import contracts
+lint: $(READY) ## style, types, import contracts, declared dependencies
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/deptry thinktwice feature_repo components pipelines serving
 
 format: $(READY) ## format the code
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .

@@ -1,10 +1,10 @@
-"""The verb ``skew``."""
+"""The commands ``skew`` and ``score``."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -55,3 +55,54 @@ def skew(
             temporary.write_text(render(report, max_mismatch), encoding="utf-8")
     if report.skewed(max_mismatch):
         raise typer.Exit(1)
+
+
+def score(
+    source: Annotated[Path, typer.Argument(help="Parquet file of rows to score.")],
+    out: Annotated[Path, typer.Argument(help="Parquet file to write: the same rows with their scores.")],
+    features: Annotated[
+        Literal["point-in-time", "online", "given"],
+        typer.Option(
+            help="Features of users and items: as of each row's time, of the online store now, or the file's own."
+        ),
+    ] = "given",
+    bundle: Annotated[
+        Path | None, typer.Option(help="Folder of the bundle.", show_default="that of the champion")
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Feature store folder of the model.", show_default="that of the champion"),
+    ] = None,
+    state: State = None,
+    work: Work = WORK,
+    request: Annotated[
+        str | None,
+        typer.Option(
+            help="Column that identifies requests; without it every row is scored by itself.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Score a parquet file with a bundle; every row gets what a server that reads the same values answers."""
+    from rich.progress import Progress
+
+    from feature_repo.score import score_file
+    from thinktwice.champion import require_champion
+    from thinktwice.console.terminal import console_here
+
+    if bundle is None:
+        bundle = require_champion(state_folder(state, work), "--state, --work or --bundle").bundle_dir
+    if store is None and features != "given":
+        store = require_champion(state_folder(state, work), "--state, --work or --store").feature_store_dir
+    console = console_here(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("score", total=None)
+        done = score_file(
+            source,
+            out,
+            bundle,
+            features=features,
+            store_dir=store,
+            request=request,
+            on_progress=lambda rows, total: progress.update(bar, completed=rows, total=total),
+        )
+    typer.echo(f"{done.rows:,} rows scored by {done.model_version}, {done.escalated:,} in more than one pass: {out}")

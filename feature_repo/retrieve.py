@@ -22,6 +22,7 @@ from feature_repo.segments import SEGMENT_ROWS, write_chunk
 from feature_repo.store import FeatureStoreInfo, open_store, quiet, read_info
 from feature_repo.tables_engine import feast_engine
 from thinktwice.data.feature_tables import CLEAN_FILE, EVENT_TIMESTAMP, TableSpec, table_specs
+from thinktwice.data.point_in_time import COLUMN_TYPES, with_columns
 from thinktwice.data.query import engine
 from thinktwice.errors import DataError, FeatureStoreError, RowsLostError
 from thinktwice.feature_store import DATA, REGISTRY_FILE, SETTINGS_FILE
@@ -33,12 +34,6 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
 CHUNK_ROWS = 100_000  # rows joined at a time; bounds memory
-COLUMN_TYPES = {
-    "string": pa.string(),
-    "number": pa.float64(),
-    "strings": pa.list_(pa.string()),
-    "vector": pa.list_(pa.float32()),
-}
 
 
 def training_set(clean_dir: Path | str, store_dir: Path | str) -> pa.Table:
@@ -56,7 +51,7 @@ def training_set(clean_dir: Path | str, store_dir: Path | str) -> pa.Table:
     schema = load_schema(clean_dir / "schema.yaml")
     info = read_info(store_dir)
     specs = table_specs(schema)
-    _check_fits(info, specs, schema, store_dir)
+    check_fits(info, specs, schema, store_dir)
     clean_path = clean_dir / CLEAN_FILE
     if not clean_path.is_file():
         raise DataError(f"clean log {clean_path} does not exist: run the validation step first")
@@ -66,12 +61,7 @@ def training_set(clean_dir: Path | str, store_dir: Path | str) -> pa.Table:
     if not specs:
         return clean
     features = features_at(clean, store_dir, info, specs)
-    table = clean
-    for name in features.column_names:
-        if name in table.column_names:
-            table = table.set_column(table.column_names.index(name), name, features[name])
-        else:
-            table = table.append_column(name, features[name])
+    table = with_columns(clean, features)
     assert_no_leak(table, clean, schema)
     note("build_training_set", f"{table.num_rows:,} rows with {features.num_columns} point-in-time features")
     return table
@@ -87,7 +77,8 @@ def features_at(rows: pa.Table, store_dir: Path, info: FeatureStoreInfo, specs: 
     )
 
 
-def _check_fits(info: FeatureStoreInfo, specs: tuple[TableSpec, ...], schema: LogSchema, store_dir: Path) -> None:
+def check_fits(info: FeatureStoreInfo, specs: tuple[TableSpec, ...], schema: LogSchema, store_dir: Path) -> None:
+    """Raise a FeatureStoreError unless the store has exactly the tables and features of ``specs``."""
     expected = [(s.name, s.key, s.features) for s in specs]
     found = [(v.name, v.join_key, v.features) for v in info.views]
     if expected != found:

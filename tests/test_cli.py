@@ -36,6 +36,7 @@ VERBS = {
     "pipeline",
     "predict",
     "release",
+    "score",
     "serve",
     "skew",
 }
@@ -124,13 +125,15 @@ def test_help_needs_no_heavy_library():
 #: Options that several commands have, by the commands that have them.
 SHARED = {
     "--state": {
-        ("drift",), ("evaluate",), ("load",), ("openapi",), ("pipeline", "run"), ("pipeline", "upload"), ("serve",), ("skew",),
+        ("drift",), ("evaluate",), ("load",), ("openapi",), ("pipeline", "run"), ("pipeline", "upload"), ("score",), ("serve",),
+        ("skew",),
     },
     "--work": {
         *(("experiment", name) for name in ("decide", "list", "replay", "report", "status")),
-        ("drift",), ("evaluate",), ("load",), ("openapi",), ("pipeline", "run"), ("pipeline", "upload"), ("serve",), ("skew",),
+        ("drift",), ("evaluate",), ("load",), ("openapi",), ("pipeline", "run"), ("pipeline", "upload"), ("score",), ("serve",),
+        ("skew",),
     },
-    "--bundle": {("drift",), ("evaluate",), ("openapi",)},
+    "--bundle": {("drift",), ("evaluate",), ("openapi",), ("score",)},
 }  # fmt: skip
 
 

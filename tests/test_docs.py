@@ -21,8 +21,9 @@ from thinktwice.schema import parse_schema
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 SERVING = ROOT / "docs" / "serving.md"
+API = ROOT / "docs" / "api.md"
 DOCUMENTS = (
-    *(README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", SERVING),
+    *(README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "examples" / "README.md", SERVING, API),
     *(ROOT / "docs" / name for name in ("architecture.md", "internals-we-rely-on.md", "thinking-twice.md")),
     *sorted((ROOT / "docs" / "decisions").glob("*.md")),
 )
@@ -41,6 +42,7 @@ EXECUTED_ELSEWHERE = {
     ".venv/bin/python -m pytest tests/models -k mask": "pytest itself",
     '.venv/bin/python -m pytest tests/serving -m "not server and not pipeline"': "pytest itself",
     '.venv/bin/python -m pytest -m "not server and not pipeline"': "pytest itself",
+    "python examples/own_log.py out": "tests/test_examples.py",
     "pre-commit install": "its list of checks is compared with make lint in test_docs_structure.py",
     "source .venv/bin/activate": "the shell's; the tests call the command line of the running Python",
     **dict.fromkeys(REPLAY, "tests/pipelines/test_replay.py"),
@@ -68,14 +70,14 @@ def run(line: str, cwd: Path, ends_with: int = 0) -> subprocess.CompletedProcess
 
 
 def test_every_documented_command_has_its_test() -> None:
-    known = set(EXECUTED_ELSEWHERE) | set(OWN_LOG) | set(ANYWHERE) | set(IN_THE_REPOSITORY) | set(SERVED)
+    known = {*EXECUTED_ELSEWHERE, *OWN_LOG, *ANYWHERE, *IN_THE_REPOSITORY, *SERVED, *PYTHON}
     unknown = [line for document in DOCUMENTS for line in commands(document) if line not in known]
     assert unknown == [], "documented, but executed by nothing"
 
 
 def test_no_command_is_tested_that_the_documents_dropped() -> None:
     documented = {line for document in DOCUMENTS for line in commands(document)}
-    listed = set(EXECUTED_ELSEWHERE) | set(OWN_LOG) | set(ANYWHERE) | set(IN_THE_REPOSITORY) | set(SERVED)
+    listed = {*EXECUTED_ELSEWHERE, *OWN_LOG, *ANYWHERE, *IN_THE_REPOSITORY, *SERVED, *PYTHON}
     assert listed - documented == set()
 
 
@@ -165,6 +167,26 @@ SERVED = (
 )
 
 
+PYTHON = (
+    "thinktwice score rows.parquet scores.parquet --bundle model/bundle",
+    "thinktwice score impressions.parquet scores.parquet --features point-in-time",
+)
+
+
+def test_the_python_api_as_its_page_tells_it(tmp_path: Path) -> None:
+    """All Python blocks of the page as one program, in a folder with the log and the schema of the README."""
+    (schema,) = [text for language, text in FENCE.findall(README.read_text(encoding="utf-8")) if language == "yaml"]
+    log, _ = write_log(tmp_path, rows=1500)
+    log.rename(tmp_path / "impressions.parquet")
+    (tmp_path / "shop.yaml").write_text(schema, encoding="utf-8")
+    blocks = [text for language, text in FENCE.findall(API.read_text(encoding="utf-8")) if language == "python"]
+    (tmp_path / "page.py").write_text("\n".join(blocks), encoding="utf-8")
+    shown = run(f"{sys.executable} page.py", tmp_path).stdout
+    assert "ships" in shown and "report.html" in shown
+    assert "1,000 rows scored by shop-" in run(PYTHON[0], tmp_path).stdout
+    assert (tmp_path / "scores.parquet").is_file()
+
+
 def test_the_settings_that_refuse_older_releases_are_settings(tmp_path: Path) -> None:
     blocks = [text for language, text in FENCE.findall(SERVING.read_text(encoding="utf-8")) if language == "json"]
     (settings,) = [text for text in blocks if "oldest" in text]
@@ -213,6 +235,7 @@ def test_your_own_log_as_the_readme_tells_it(tmp_path: Path) -> None:
     assert "Blessed and deployed" in run(train, tmp_path).stdout
     assert "AUC" in run(evaluate, tmp_path).stdout
     assert run(evaluate_there, tmp_path).stdout == run(evaluate, tmp_path).stdout
+    assert "9,000 rows scored by shop-" in run(PYTHON[1], tmp_path).stdout
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

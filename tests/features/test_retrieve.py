@@ -21,6 +21,7 @@ from feature_repo.tables_engine import feast_engine
 from tests.features import oracle
 from tests.features.conftest import SCHEMA, START, CleanLog, Row, make_rows
 from thinktwice.data.feature_tables import build_feature_tables, table_specs
+from thinktwice.data.point_in_time import training_rows
 from thinktwice.errors import DataError, FeatureStoreError, RowsLostError
 
 pytestmark = [
@@ -248,3 +249,11 @@ def test_misfits_are_named(clean_log: CleanLog, store_dir: Path, write_log: Writ
         retrieve.training_set(tmp_path / "empty", store_dir)
     with pytest.raises(FeatureStoreError, match="run the materialize step first"):
         retrieve.training_set(clean_log.folder, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_library_joins_as_feast_does(seed: int, write_log: WriteLog, tmp_path: Path) -> None:
+    """Training from Python needs no feature store: the same tables give the same rows, to the last bit."""
+    log = write_log(SCHEMA, make_rows(seed=seed, num_rows=300))
+    build(log.folder, tmp_path / "store", feature_version="v")
+    assert training_rows(log.folder, log.schema).equals(retrieve.training_set(log.folder, tmp_path / "store"))

@@ -113,7 +113,7 @@ class Encoder:
         rows = table.num_rows
         ids = np.zeros((rows, len(self.columns)), np.int32)
         for c, f in enumerate(self.columns):
-            column = self._widened(table[f.name])
+            column = self.widened(table[f.name])
             if f.kind == "categorical":
                 ids[:, c] = self._lookup(f.name, spelled(column).fill_null(NULL))
             else:
@@ -131,7 +131,8 @@ class Encoder:
             np.zeros(rows, np.int64) if time is None else time.to_numpy().astype(np.int64),
         )
 
-    def _widened(self, values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    def widened(self, values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+        """float32 and float16 values as this encoder reads them (see :attr:`widens`); other arrays as they are."""
         narrow = pa.types.is_float32(values.type) or pa.types.is_float16(values.type)
         return values.cast(pa.float64()) if self.widens and narrow else values
 
@@ -265,7 +266,7 @@ class Encoder:
             .explode("value", empty_as_null=True, keep_nulls=True)
             .drop_nulls("value")
         )
-        words = spelled(self._widened(flat["value"].to_arrow()))
+        words = spelled(self.widened(flat["value"].to_arrow()))
         flat = flat.select("row", words.alias("value")).drop_nulls("value")
         if flat.height == 0:
             return out

@@ -69,7 +69,7 @@ class Snapshot(BaseModel):
 def ingest(
     source: str,
     path: Path | str | None,
-    schema_path: Path | str | None,
+    schema_path: Path | str | LogSchema | None,
     out_dir: Path | str,
     limit: int = 0,
     seed: int = 0,
@@ -79,7 +79,7 @@ def ingest(
     Args:
         source: name of a source, see ``thinktwice data list``.
         path: file or folder of the source; empty or None where it needs none.
-        schema_path: schema file; empty or None for the one that ships with the source or lies in a raw log folder.
+        schema_path: schema file, or a loaded schema; empty or None for the one that ships with the source or lies in a raw log folder.
         out_dir: folder to write.
         limit: read only the first so many records; 0 for all. For ``sim`` the number of rows to draw.
         seed: for a source that draws its rows (``sim``); the others do not depend on it.
@@ -97,7 +97,10 @@ def ingest(
         schema_path = schema_beside(Path(path)) if path else None
     if not schema_path and not found.has_schema:
         raise DataError(f"source {source!r} needs a schema file that describes your log: give it by --schema")
-    schema = load_schema(schema_path) if schema_path else builtin_schema(source)
+    if isinstance(schema_path, LogSchema):
+        schema = schema_path
+    else:
+        schema = load_schema(schema_path) if schema_path else builtin_schema(source)
     seed = seed if found.seeded else 0
     reading = found.open(Path(path) if path else None, limit, seed, schema)
     return write_raw_log(source, reading, schema, Path(out_dir), limit, seed)

@@ -7,10 +7,11 @@ Shapes: B rows, P paths (masked views) of a row, N fields in model order, D = di
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Annotated, Literal
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,12 +23,38 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 
+BACKBONES: dict[str, type[Backbone]] = {}
+GROUP = "thinktwice.backbones"  # entry points by which an installed package offers its own
+
+
+def register_backbone(name: str, kind: type[Backbone]) -> None:
+    """Make a backbone of your own available under a name, to recipes and to the loading of bundles in this process.
+
+    A bundle holds weights and the name, never code. A server finds the class where the package that has it is installed and
+    declares it under the entry point group ``thinktwice.backbones``.
+
+    Raises:
+        ValueError: another class has that name.
+    """
+    if BACKBONES.setdefault(name, kind) is not kind:
+        raise ValueError(f"the backbone {name!r} exists already: choose another name")
+
+
+def _known(name: str) -> str:
+    if name not in BACKBONES:
+        for point in entry_points(group=GROUP, name=name):
+            register_backbone(name, point.load())
+    if name not in BACKBONES:
+        raise ValueError(f"backbone {name!r} is unknown, known are {', '.join(sorted(BACKBONES))}")
+    return name
+
+
 class BackboneConfig(BaseModel):
     """Architecture and sizes of a model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal["deepfm", "dcnv2", "autoint"] = "deepfm"
+    name: Annotated[str, AfterValidator(_known)] = "deepfm"
     dim: int = Field(default=16, ge=1, le=512)
     hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(default=(128, 64), max_length=32)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 
 from thinktwice.models.autoint import AutoInt
-from thinktwice.models.backbone import Backbone, BackboneConfig
+from thinktwice.models.backbone import BACKBONES, Backbone, BackboneConfig, register_backbone
 from thinktwice.models.dcnv2 import DCNv2
 from thinktwice.models.deepfm import DeepFM
 from thinktwice.models.fields import FieldSpace
 
-BACKBONES: dict[str, type[Backbone]] = {"deepfm": DeepFM, "dcnv2": DCNv2, "autoint": AutoInt}
+register_backbone("deepfm", DeepFM)
+register_backbone("dcnv2", DCNv2)
+register_backbone("autoint", AutoInt)
 
 
 def build_backbone(config: BackboneConfig, fields: FieldSpace, *, seed: int = 0) -> Backbone:

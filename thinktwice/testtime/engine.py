@@ -14,6 +14,7 @@ left out has the exact score of its base pass and is marked in ``left_out``.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -36,7 +37,7 @@ from thinktwice.testtime.reliability import Reliability
 from thinktwice.testtime.rowhash import hash_rows
 from thinktwice.testtime.samplers import Paths
 from thinktwice.testtime.support import entropy, missing_support
-from thinktwice.testtime.triggers import TRIGGERS, Seen
+from thinktwice.testtime.triggers import TRIGGERS, Seen, Trigger
 
 CHUNK = 4096  # rows that raw_rows holds at once
 UNBOUNDED = 1 << 60
@@ -105,6 +106,7 @@ class Engine:
         self.model = model.eval()
         self.reliability = reliability
         self.config = config
+        self.trigger: Trigger = TRIGGERS[config.trigger]
         self.calibration = config.calibration or calibration or Calibration()
         self.explored_calibration = config.explored_calibration or self.calibration
         self._members = tuple(m.eval() for m in self.extras.members[: config.members])
@@ -112,6 +114,18 @@ class Engine:
             fill = FILLERS[config.filler](model, reliability)
             self.backend = make_backend(model, self._gated(model), fill)
             self.member_backends = [self._of_member(m) for m in self._members]
+
+    def with_trigger(self, trigger: Trigger) -> Engine:
+        """The same engine with a trigger of your own. ``config.trigger`` must not be ``never``; its other options still apply."""
+        out = copy.copy(self)
+        out.trigger = trigger
+        return out
+
+    def uncapped(self) -> Engine:
+        """The same engine without a cap on extra rows, for work without a deadline: every row has the score it has alone."""
+        out = copy.copy(self)
+        out.config = self.config.model_copy(update={"max_path_rows": UNBOUNDED})
+        return out
 
     def score(self, batch: Batch, max_path_rows: int | None = None, top_k: int | None = None) -> Scored:
         """Score a request.
@@ -161,7 +175,7 @@ class Engine:
         by_hash = config.trigger in ("random", "budget")
         if by_hash:
             row_hash = hash_rows(batch, config.salt)
-        marked = TRIGGERS[config.trigger](config, Seen(missing, bits, logit, row_hash, top_k))
+        marked = self.trigger(config, Seen(missing, bits, logit, row_hash, top_k))
         left_out = marked.unsure.copy()
         unsure = np.flatnonzero(marked.unsure)
         if not by_hash and len(unsure) and (config.sampler != "none" or len(unsure) * self._cost_of_one > cap):
@@ -323,6 +337,6 @@ def raw_rows(engine: Engine, rows: EncodedRows) -> Raw:
         engine.config.model_copy(update={"max_path_rows": UNBOUNDED}),
         engine.calibration,
         engine.extras,
-    )
+    ).with_trigger(engine.trigger)
     parts = [free.raw(rows.batch(slice(s, s + CHUNK))) for s in range(0, len(rows), CHUNK)]
     return Raw(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Raw)))

@@ -48,7 +48,7 @@ def read_columns(schema: LogSchema, rows: pa.RecordBatch) -> pl.DataFrame:
         micros = as_series(rows.column(SOURCE_ROW)).cast(pl.Int64) * 1_000_000
         moment = Instants(micros, pl.repeat(False, len(micros), eager=True))
     else:
-        moment = _times(schema, _plain(rows.column(schema.time.column)))
+        moment = log_times(schema, _plain(rows.column(schema.time.column)))
     inside = pl.when(moment.micros.is_between(EARLIEST_US, LATEST_US)).then(moment.micros)
     out |= {_READABLE: moment.micros.is_not_null(), _MICROS: pl.select(inside).to_series(), _ZONELESS: moment.zoneless}
     for use, column in dict.fromkeys(_uses(schema)):
@@ -227,7 +227,8 @@ _READERS: dict[str, Callable[[pa.Array], Iterable[tuple[str, pl.Series]]]] = {
 }
 
 
-def _times(schema: LogSchema, values: pa.Array) -> Instants:
+def log_times(schema: LogSchema, values: pa.Array) -> Instants:
+    """The time column of a log, read by the ``format`` of its schema."""
     kind = schema.time.format
     if kind == "datetime" or is_time(values.type):  # the file may be better typed than the schema says
         return instants(values, schema.zone)
@@ -240,7 +241,9 @@ def _times(schema: LogSchema, values: pa.Array) -> Instants:
     number = numbers(values)
     if pa.types.is_integer(values.type):  # exact, without the detour through floats
         farthest = 2**62 // unit
-        micros = as_series(values).clip(-farthest if _signed(values.type) else 0, farthest).cast(pl.Int64) * unit
+        signed = _signed(values.type)
+        whole = as_series(values).cast(pl.Int64 if signed else pl.UInt64)  # a narrow type cannot hold the bounds
+        micros = whole.clip(-farthest if signed else 0, farthest).cast(pl.Int64) * unit
     else:
         micros = (number * unit).clip(-(2.0**62), 2.0**62).round().cast(pl.Int64)
     return Instants(micros, pl.repeat(False, len(values), eager=True))

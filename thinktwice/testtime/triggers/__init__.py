@@ -8,7 +8,9 @@ from thinktwice.testtime.config import TestTimeConfig, TriggerKind
 from thinktwice.testtime.triggers import always, budget, decision, dual, entropy, never, random
 from thinktwice.testtime.triggers.seen import Marked, Seen
 
-TRIGGERS: dict[TriggerKind, Callable[[TestTimeConfig, Seen], Marked]] = {
+Trigger = Callable[[TestTimeConfig, Seen], Marked]
+
+TRIGGERS: dict[TriggerKind, Trigger] = {
     "never": never.mark,
     "always": always.mark,
     "dual": dual.mark,
@@ -18,4 +20,7 @@ TRIGGERS: dict[TriggerKind, Callable[[TestTimeConfig, Seen], Marked]] = {
     "decision": decision.mark,
 }
 
-__all__ = ["TRIGGERS", "Marked", "Seen"]
+#: Triggers whose choice depends on the other rows of the request.
+OF_REQUESTS: frozenset[TriggerKind] = frozenset({"budget", "decision"})
+
+__all__ = ["OF_REQUESTS", "TRIGGERS", "Marked", "Seen", "Trigger"]

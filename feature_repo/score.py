@@ -1,0 +1,193 @@
+"""Scores a parquet file into another one: features fetched as asked, in bounded memory, written aside and renamed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from feature_repo.online import online_features
+from feature_repo.retrieve import check_fits, features_at
+from feature_repo.store import open_store, read_info
+from thinktwice.bundle import Bundle, load_bundle
+from thinktwice.data.feature_tables import TableSpec, table_specs
+from thinktwice.data.point_in_time import with_columns
+from thinktwice.data.scoring_rows import as_table, event_times
+from thinktwice.errors import DataError, FeatureStoreError, SchemaError, reason
+from thinktwice.feature_store import DATA
+from thinktwice.files import atomic_file
+from thinktwice.parquet import open_parquet, parquet_writer
+from thinktwice.schema import EVENT_TIME, ROW_ID
+from thinktwice.schema.values import can_spell, spelled
+from thinktwice.scoring import COLUMNS, MAX_REQUEST_ROWS, Scores, request_starts, score_table
+
+FeaturesFrom = Literal["point-in-time", "online", "given"]
+BATCH_BYTES = 64_000_000  # decoded size of the rows in memory, roughly
+BATCH_ROWS = 100_000
+OUT_TYPES = {"probability": pa.float64(), "uncertainty": pa.float64(), "num_paths": pa.int64()}
+
+Fetch = Callable[[pa.Table], pa.Table]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What was written: rows, rows that took more than one forward pass, and who scored."""
+
+    rows: int
+    escalated: int
+    model_version: str
+
+
+def score_file(
+    source: Path | str,
+    out: Path | str,
+    bundle_dir: Path | str,
+    *,
+    features: FeaturesFrom = "given",
+    store_dir: Path | str | None = None,
+    request: str | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Scored:
+    """Score the rows of a parquet file and write them, with ``probability``, ``uncertainty`` and ``num_paths``, to another.
+
+    Args:
+        source: rows with the ids of users and items and the context fields; with ``given`` all features too.
+        out: file to write; an older one is replaced when the new one is complete.
+        features: where features of users and items come from: ``point-in-time``, the store's tables as of each row's time;
+            ``online``, the online store now; ``given``, the columns of the file.
+        store_dir: feature store of the model; not read with ``given``.
+        request: column whose runs of equal values are requests, see :func:`thinktwice.score_table`.
+        on_progress: called with the rows done and the rows of the file.
+
+    Raises:
+        DataError: ``source`` is not a readable parquet file, holds columns that would be overwritten, or a value is wrong.
+        SchemaError: a column is missing or of a type that cannot be read.
+        BundleError: the bundle is damaged. FeatureStoreError: no store, that of another model, or it does not answer.
+    """
+    source, out = Path(source), Path(out)
+    if out.exists() and source.exists() and out.samefile(source):
+        raise DataError(f"{out} is the input itself: give another file to write")
+    bundle = load_bundle(bundle_dir)
+    with ExitStack() as stack:
+        file = stack.enter_context(_open(source))
+        if taken := [name for name in COLUMNS if name in file.schema_arrow.names]:
+            raise DataError(f"{source} has a column {taken[0]!r}, which the scores would replace: rename it")
+        fetch = _fetch(bundle, features, store_dir, stack)
+        schema = pa.schema([*file.schema_arrow, *(pa.field(name, kind) for name, kind in OUT_TYPES.items())])
+        total, done, escalated = file.metadata.num_rows, 0, 0
+        temporary = stack.enter_context(atomic_file(out))
+        writer = stack.enter_context(parquet_writer(temporary, schema, compression="zstd"))
+        for rows in _batches(file, source, bundle, request):
+            scores = _score(bundle, rows, fetch, request, source, done)
+            writer.write_table(with_columns(rows, scores.to_table()).cast(schema))
+            done += len(scores)
+            escalated += int((scores.num_paths > 1).sum())
+            on_progress(done, total)
+        if done != total:
+            raise DataError(f"{source} has {total:,} rows by its footer and {done:,} were read: write the file again")
+    return Scored(done, escalated, bundle.manifest.model_version)
+
+
+def _open(source: Path) -> pq.ParquetFile:
+    try:
+        return open_parquet(source)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{source} cannot be read as parquet ({reason(error)}): give a parquet file") from error
+
+
+def _batches(file: pq.ParquetFile, source: Path, bundle: Bundle, request: str | None) -> Iterator[pa.Table]:
+    """Tables of rows in order. The last request of a batch may go on in the next one, so it is held back."""
+    held: pa.Table | None = None
+    batches = file.iter_batches(batch_size=_batch_rows(bundle))
+    while True:
+        try:
+            batch = next(batches, None)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{source} cannot be read to its end ({reason(error)}): write the file again") from error
+        if batch is None:
+            break
+        table = pa.Table.from_batches([batch])
+        if request is None:
+            yield table
+            continue
+        table = table if held is None else pa.concat_tables([held, table])
+        last = int(request_starts(table, request)[-2]) if table.num_rows else 0
+        held = table.slice(last)
+        if last:
+            yield table.slice(0, last)
+    if held is not None and held.num_rows:
+        yield held
+
+
+def _batch_rows(bundle: Bundle) -> int:
+    fields = bundle.schema.model_fields_in_order()
+    row_bytes = sum(64 + 16 * f.length + 16 * f.dim for f in fields)
+    return max(2 * MAX_REQUEST_ROWS, min(BATCH_ROWS, BATCH_BYTES // row_bytes))
+
+
+def _score(bundle: Bundle, rows: pa.Table, fetch: Fetch | None, request: str | None, source: Path, done: int) -> Scores:
+    try:
+        table = as_table(rows, bundle.schema, bundle.encoder)
+        return score_table(bundle, table if fetch is None else fetch(table), request=request)
+    except (DataError, SchemaError) as error:
+        place = f" (rows from {done} on)" if done else ""
+        raise type(error)(f"{source}{place}: {error}") from error
+
+
+def _fetch(bundle: Bundle, features: FeaturesFrom, store_dir: Path | str | None, stack: ExitStack) -> Fetch | None:
+    """What completes a table of rows with features; None where they are given."""
+    if features == "given":
+        return None
+    service = bundle.manifest.feature_service
+    if not service:
+        raise FeatureStoreError(
+            f"model {bundle.manifest.model_version} looks no features up (its log has no users and items): use --features given"
+        )
+    if store_dir is None:
+        raise FeatureStoreError(f"--features {features} reads a feature store, and none is given: name its folder")
+    folder = Path(store_dir)
+    info, specs = read_info(folder), table_specs(bundle.schema)
+    if info.feature_service != service:
+        raise FeatureStoreError(
+            f"feature store {folder} has the feature service {info.feature_service!r}, model "
+            f"{bundle.manifest.model_version} was trained on {service!r}: give the store of that model"
+        )
+    check_fits(info, specs, bundle.schema, folder)
+    if features == "online":
+        store = stack.enter_context(open_store(folder))
+        return lambda table: with_columns(table, online_features(_keys(table, specs), store, specs, folder))
+    if absent := [spec.name for spec in specs if not (folder / DATA / f"{spec.name}.parquet").is_file()]:
+        raise FeatureStoreError(
+            f"feature store {folder} has no table {absent[0]}: use --features online, or give the store of the pipeline run"
+        )
+
+    def fetch(table: pa.Table) -> pa.Table:
+        times = event_times(table, bundle.schema)
+        if times.null_count():
+            place = int(times.is_null().arg_true()[0])
+            raise DataError(f"row {place} has no time, and features are read as of a row's time: fill it in")
+        rows = _keys(table, specs).append_column(EVENT_TIME, times.to_arrow().cast(pa.timestamp("us", "UTC")))
+        ids = pa.array(np.char.mod("%016x", np.arange(len(times))).tolist(), pa.string())
+        return with_columns(table, features_at(rows.append_column(ROW_ID, ids), folder, info, specs))
+
+    return fetch
+
+
+def _keys(table: pa.Table, specs: tuple[TableSpec, ...]) -> pa.Table:
+    """The ids of users and items as the store spells them."""
+    out = {}
+    for key in dict.fromkeys(spec.key for spec in specs):
+        if key not in table.column_names:
+            raise SchemaError(f"the rows have no column {key!r}, whose features are to be fetched: add it")
+        if not can_spell(table[key].type):
+            raise SchemaError(
+                f"column {key!r} has type {table[key].type}, which cannot hold ids: give text or integers"
+            )
+        out[key] = spelled(table[key]).to_arrow().cast(pa.string())
+    return pa.table(out)

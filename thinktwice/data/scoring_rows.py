@@ -1,0 +1,293 @@
+"""Rows to score, from any table or from a list of mappings: checked, and in the columns that the encoder reads.
+
+Values are read by the rules that logs and requests follow (:mod:`thinktwice.schema.values`, :mod:`thinktwice.schema.numbers`, the
+limits in :mod:`thinktwice.schema.limits`), so a value has the same index here as in training and in a server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+from functools import partial
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from thinktwice.data.encoder import Encoder
+from thinktwice.errors import DataError, SchemaError
+from thinktwice.schema import EVENT_TIME, LogSchema, ModelField
+from thinktwice.schema.limits import EARLIEST_US, FLOAT32_LIMIT, INEXACT_FROM, LATEST_US, is_inexact, text_is_wrong
+from thinktwice.schema.numbers import missing, number, numbers
+from thinktwice.schema.times import FORMS, derive, instant_of, instants, is_time, on_present
+from thinktwice.schema.values import as_series, can_spell, spell, spelled
+from thinktwice.validate.parse import log_times
+
+TIMESTAMP = "timestamp"  # what requests call the time of an impression
+SHOWN = 60  # characters of a value in a message
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+
+
+@runtime_checkable
+class ArrowTable(Protocol):
+    """Any table that speaks the Arrow C stream interface: of pyarrow, polars, pandas, DuckDB."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
+
+
+Rows: TypeAlias = ArrowTable | pa.RecordBatch | Sequence[Mapping[str, Any]]
+
+
+def as_table(rows: Rows, schema: LogSchema, encoder: Encoder) -> pa.Table:
+    """Rows of any accepted form as an Arrow table, their columns named as the fields of the model.
+
+    A column may have the name of its field or the name that the log has for it (``column`` in the schema); a field's own name
+    comes first. Columns that are neither are kept.
+
+    Raises:
+        DataError: the rows are of no accepted form, two columns have the same name, or a mapping has a value of the wrong kind.
+    """
+    if isinstance(rows, (pa.Table, pa.RecordBatch, ArrowTable)):
+        try:
+            table = pa.table(rows)
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise DataError(f"the rows cannot be read as a table ({error}): give an Arrow or polars table") from error
+        names = table.column_names
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise DataError(f"the table has two columns named {repeated[0]!r}: rename one")
+        for name, column in _source_columns(schema).items():
+            if name not in names and column in names:
+                table = table.append_column(name, table[column])
+        return table
+    if isinstance(rows, Sequence) and not isinstance(rows, (str, bytes)):
+        if not all(isinstance(row, Mapping) for row in rows):
+            raise DataError("a row is not a mapping of field names to values: give one mapping per row")
+        return _of_mappings(rows, schema, encoder)
+    raise DataError(
+        f"rows of type {type(rows).__name__} cannot be scored: give an Arrow or polars table, or a list of mappings"
+    )
+
+
+def read_fields(table: pa.Table, schema: LogSchema, encoder: Encoder) -> pa.Table:
+    """The columns that the encoder reads, checked: texts as they are spelled, numbers float64, sequences and vectors as lists.
+
+    Derived fields (hour, weekday) that have no column are computed from ``event_time``, ``timestamp`` or the log's own time
+    column. Other columns are dropped.
+
+    Args:
+        table: [R] from :func:`as_table`.
+
+    Raises:
+        SchemaError: a field has no column, or one of a type that it cannot be read from.
+        DataError: a value is not of the field's kind or not within the limits; the message names column, row and value.
+    """
+    derived = {f.name: f.derived for f in schema.fields if f.derived and f.name not in table.column_names}
+    local: pl.Series | None = None
+    if derived and time_column(table, schema) is not None:
+        local = on_present(event_times(table, schema), schema.zone.local)
+    absent = [
+        f.name
+        for f in encoder.fields
+        if f.name not in table.column_names and not (f.name in derived and local is not None)
+    ]
+    if absent:
+        raise SchemaError(_absent(absent, encoder, derived))
+    out: dict[str, pa.Array] = {}
+    for f in encoder.fields:
+        what = derived.get(f.name)
+        if what is not None and local is not None:
+            out[f.name] = on_present(local, partial(derive, what)).cast(pl.String).to_arrow()
+        else:
+            out[f.name] = _checked(f, encoder.widened(table[f.name]))
+    return pa.table(out)
+
+
+def time_column(table: pa.Table, schema: LogSchema) -> str | None:
+    """The column that says when the impressions happened, None where there is none."""
+    fields = {f.name for f in schema.model_fields_in_order()}
+    for name in (EVENT_TIME, TIMESTAMP, schema.time.column):
+        if name is not None and name in table.column_names and (name == EVENT_TIME or name not in fields):
+            return name
+    return None
+
+
+def event_times(table: pa.Table, schema: LogSchema) -> pl.Series:
+    """Instants [R] of the rows in microseconds (int64), null where the time is missing.
+
+    ``event_time`` and ``timestamp`` hold times, texts of a time, or Unix seconds; the log's own column is read by its ``format``.
+
+    Raises:
+        SchemaError: there is no time column.
+        DataError: a time cannot be read or lies outside 1970 .. 2100.
+    """
+    name = time_column(table, schema)
+    if name is None:
+        raise SchemaError(f"the rows have no time: add a column {EVENT_TIME!r} of timestamps")
+    values = table[name].combine_chunks()
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if name == schema.time.column:
+        micros = log_times(schema, values).micros
+    elif is_time(values.type) or not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        micros = instants(values, schema.zone).micros
+    else:
+        micros = (numbers(values) * 1_000_000).round().cast(pl.Int64, strict=False)
+    known = pl.select(pl.when(micros.is_between(EARLIEST_US, LATEST_US)).then(micros)).to_series()
+    _refuse(name, values, known.is_null() & ~missing(values), f"is not a time between 1970 and 2100: give {FORMS}")
+    return known
+
+
+def _source_columns(schema: LogSchema) -> dict[str, str]:
+    """Field name -> column of the log, where the two differ."""
+    out = {f.name: f.source_column for f in schema.fields if f.derived is None}
+    out |= {v.name: v.source_column for v in schema.vectors}
+    out |= {k.key: k.source_column for k in (schema.entities.user, schema.entities.item) if k is not None}
+    return {name: column for name, column in out.items() if name != column}
+
+
+def _absent(absent: list[str], encoder: Encoder, derived: Mapping[str, str | None]) -> str:
+    looked_up = [f.name for f in encoder.fields if f.name in absent and f.origin in ("statistic", "sequence")]
+    words = f"the rows have no column {', '.join(map(repr, absent))}, which the model reads"
+    if looked_up:
+        return f"{words}: fetch the features with `thinktwice score --features point-in-time`, or add the columns (null where unknown)"
+    if set(absent) <= set(derived):
+        return f"{words}: add it, or a column {EVENT_TIME!r} of timestamps"
+    return f"{words}: add the columns (null where a value is unknown)"
+
+
+def _checked(f: ModelField, values: pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    if f.kind == "categorical":
+        return _texts(f.name, values)
+    if f.kind == "numeric":
+        return _numbers(f.name, values)
+    if pa.types.is_null(values.type):
+        return pa.nulls(len(values), pa.list_(pa.string() if f.kind == "sequence" else pa.float32()))
+    if not any(test(values.type) for test in _LISTS):
+        raise SchemaError(f"column {f.name!r} has type {values.type}: the model reads a list in every row")
+    values = values.combine_chunks()
+    inner = values.type.value_type
+    if pa.types.is_fixed_size_list(values.type):
+        values = values.cast(pa.list_(inner))
+    if f.kind == "sequence":
+        if not can_spell(inner):
+            raise SchemaError(f"column {f.name!r} has type {values.type}: the model reads lists of ids")
+        return values
+    return _vectors(f, values, inner)
+
+
+def _texts(name: str, values: pa.ChunkedArray) -> pa.Array:
+    if not can_spell(values.type):
+        raise SchemaError(f"column {name!r} has type {values.type}: the model reads ids or categories there")
+    words = spelled(values)
+    _refuse(name, words.to_arrow(), pl.select(text_is_wrong(pl.lit(words))).to_series(), "is too long, or holds NUL")
+    if pa.types.is_floating(values.type):
+        size = as_series(values.cast(pa.float64())).abs()
+        inexact = size >= INEXACT_FROM[values.type.bit_width]
+        _refuse(name, values, inexact, "is a float too large to tell whole numbers apart: give ids as integers or text")
+    return words.to_arrow()
+
+
+def _numbers(name: str, values: pa.ChunkedArray) -> pa.Array:
+    found = numbers(values)
+    nothing = missing(values)
+    if found.null_count() and len(found) and not pa.types.is_null(values.type):
+        _refuse(name, values, found.is_null() & ~nothing, "is not a number below 1e300")
+    return found.to_arrow()
+
+
+def _vectors(f: ModelField, values: pa.Array, inner: pa.DataType) -> pa.Array:
+    if not (pa.types.is_floating(inner) or pa.types.is_integer(inner) or pa.types.is_null(inner)):
+        raise SchemaError(f"column {f.name!r} has type {values.type}: the model reads lists of {f.dim} numbers")
+    lists = as_series(values).cast(pl.List(pl.Float64))
+    wrong = lists.list.len() != f.dim
+    within = (pl.element().is_finite() & (pl.element().abs() < FLOAT32_LIMIT)).fill_null(False)
+    wrong |= ~lists.list.eval(within).list.all()
+    _refuse(f.name, values, wrong.fill_null(False), f"is not a list of {f.dim} finite numbers")
+    return lists.cast(pl.List(pl.Float32)).to_arrow()
+
+
+def _refuse(name: str, values: pa.Array | pa.ChunkedArray, wrong: pl.Series, what: str) -> None:
+    places = wrong.fill_null(False).arg_true()
+    if len(places) == 0:
+        return
+    shown = str(values[int(places[0])].as_py())
+    shown = shown if len(shown) <= SHOWN else shown[:SHOWN] + "..."
+    more = f" ({len(places):,} rows like it)" if len(places) > 1 else ""
+    raise DataError(f"column {name!r}, row {int(places[0])}: {shown!r} {what}{more}")
+
+
+def _of_mappings(rows: Sequence[Mapping[str, Any]], schema: LogSchema, encoder: Encoder) -> pa.Table:
+    """Mappings as a table. A value stands alone, so one field may hold ints in one row and texts in another."""
+    sources = _source_columns(schema)
+    out: dict[str, pa.Array] = {}
+
+    def column(name: str, names: Sequence[str], read: Any, kind: pa.DataType) -> None:
+        there = next((n for n in names if any(n in row for row in rows)), name)
+        if rows and not any(there in row for row in rows):
+            return
+        values = []
+        for place, row in enumerate(rows):
+            try:
+                values.append(read(row.get(there)))
+            except (TypeError, ValueError, OverflowError) as error:
+                shown = repr(row.get(there))[:SHOWN]
+                raise DataError(f"row {place}, field {name!r}: {shown} {error}") from None
+        out[name] = pa.array(values, kind)
+
+    def plain(value: Any) -> Any:
+        narrow = encoder.widens and isinstance(value, (np.float32, np.float16))
+        return float(value) if narrow else value
+
+    def word(value: Any) -> str | None:
+        value = plain(value)
+        if is_inexact(value):
+            raise ValueError("is a float too large to tell whole numbers apart: give ids as integers or text")
+        try:
+            text = spell(value)
+        except TypeError:
+            raise ValueError("is neither an id nor a category") from None
+        if text is not None and any("\ud800" <= c <= "\udfff" for c in text):
+            raise ValueError("holds half of a surrogate pair")
+        return text
+
+    def words(value: Any) -> list[str | None] | None:
+        if value is None:
+            return None
+        if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+            raise ValueError("is not a list")
+        return [word(v) for v in value]
+
+    def vector(value: Any) -> list[float | None] | None:
+        if value is None:
+            return None
+        if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+            raise ValueError("is not a list")
+        return [number(v) for v in value]
+
+    def when(value: Any) -> int | None:
+        if value is None or value != value:
+            return None
+        try:
+            if isinstance(value, (str, date, np.datetime64)):
+                return instant_of(value, schema.zone)
+            found = number(value)
+            return None if found is None else round(found * 1_000_000)
+        except ValueError:
+            raise ValueError(f"is not a time: give Unix seconds, or {FORMS}") from None
+
+    readers = {
+        "categorical": (word, pa.string()),
+        "numeric": (lambda value: number(plain(value)), pa.float64()),
+        "sequence": (words, pa.list_(pa.string())),
+        "vector": (vector, pa.list_(pa.float64())),
+    }
+    for f in encoder.fields:
+        read, kind = readers[f.kind]
+        column(f.name, [f.name, sources.get(f.name, f.name)], read, kind)
+    for key in (schema.key_of("user"), schema.key_of("item")):
+        if key is not None and key not in out:
+            column(key, [key, sources.get(key, key)], word, pa.string())
+    names = [EVENT_TIME, *([TIMESTAMP] if all(f.name != TIMESTAMP for f in schema.model_fields_in_order()) else [])]
+    column(EVENT_TIME, names, when, pa.timestamp("us", "UTC"))
+    return pa.table(out) if out else pa.table({EVENT_TIME: pa.nulls(len(rows), pa.timestamp("us", "UTC"))})

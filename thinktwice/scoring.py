@@ -1,0 +1,113 @@
+"""Scores of a table of rows that carry their features: what a server answers for the same values, to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from thinktwice.bundle import Bundle
+from thinktwice.data.encoded import EncodedRows
+from thinktwice.data.scoring_rows import Rows, as_table, read_fields
+from thinktwice.errors import DataError, SchemaError
+from thinktwice.schema.values import can_spell, spelled
+from thinktwice.testtime.engine import Engine, Scored
+from thinktwice.testtime.triggers import OF_REQUESTS
+
+BLOCK_ROWS = 4096  # rows scored at once where rows stand alone
+MAX_REQUEST_ROWS = 1000  # a server takes no more in one request
+COLUMNS = ("probability", "uncertainty", "num_paths")
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of R rows, in their order.
+
+    Attributes:
+        probability: [R] float64, calibrated probability of a click.
+        uncertainty: [R] float64 in 0..1, mean of the entropy of the probability (bits) and of the share of the row's values
+            that training has not seen.
+        num_paths: [R] int64 forward passes; more than 1 where the row was escalated.
+        model_version, bundle_hash: the model that scored.
+    """
+
+    probability: np.ndarray
+    uncertainty: np.ndarray
+    num_paths: np.ndarray
+    model_version: str
+    bundle_hash: str
+
+    def __len__(self) -> int:
+        return len(self.probability)
+
+    def to_table(self) -> pa.Table:
+        """The columns ``probability``, ``uncertainty`` and ``num_paths`` [R]."""
+        return pa.table({name: getattr(self, name) for name in COLUMNS})
+
+
+def score_table(bundle: Bundle, rows: Rows, *, request: str | None = None) -> Scores:
+    """Score rows that carry all their features.
+
+    A row gets the score that a server gives it for the same values: there is no deadline and no cap on extra passes here, so it
+    does not depend on the rows around it. With ``request`` it is scored within its request, under the model's cap, exactly as a
+    server scores that request; models that choose escalated rows per request (triggers ``budget``, ``decision``) need it.
+
+    Args:
+        bundle: from :func:`thinktwice.open_bundle`.
+        rows: [R] a pyarrow, polars or pandas table (anything with the Arrow C stream interface), or a list of mappings from field
+            names to values. Null is an unknown value; other columns are ignored; derived fields without a column are computed
+            from ``event_time`` or ``timestamp``.
+        request: column whose runs of equal values are requests, of at most 1,000 rows each.
+
+    Raises:
+        SchemaError: a field of the model has no column, or one of a type that it cannot be read from.
+        DataError: a value is of the wrong kind or outside the limits; the message names column, row and value.
+    """
+    table = as_table(rows, bundle.schema, bundle.encoder)
+    requests = None if request is None else request_starts(table, request)
+    if requests is None and bundle.engine.config.asks and bundle.engine.config.trigger in OF_REQUESTS:
+        raise SchemaError(
+            f"model {bundle.manifest.model_version} chooses escalated rows per request (trigger "
+            f"{bundle.engine.config.trigger!r}): name the column that identifies requests"
+        )
+    encoded = bundle.encoder.encode_table(read_fields(table, bundle.schema, bundle.encoder))
+    parts = list(_scored(bundle.engine, encoded, requests))
+    joined = [np.concatenate([getattr(part, name) for part in parts]) if parts else np.zeros(0) for name in COLUMNS]
+    if len(bad := np.flatnonzero(~np.isfinite(joined[0]))):
+        raise DataError(
+            f"row {int(bad[0])} has no finite score: its numbers are too large for the model, give smaller ones"
+        )
+    return Scores(joined[0], joined[1], joined[2].astype(np.int64), bundle.manifest.model_version, bundle.hash)
+
+
+def request_starts(table: pa.Table, column: str) -> np.ndarray:
+    """First row of every run of equal values of ``column``, and the number of rows [requests + 1].
+
+    Raises:
+        SchemaError: there is no such column, or one whose values cannot be compared.
+        DataError: a request has more rows than a server takes.
+    """
+    if column not in table.column_names:
+        raise SchemaError(f"the rows have no column {column!r}, which identifies requests: correct the name")
+    if not can_spell(table[column].type):
+        raise SchemaError(f"column {column!r} has type {table[column].type}, which cannot identify requests: give ids")
+    values = spelled(table[column])
+    changed = (values.ne_missing(values.shift(1))).to_numpy() if len(values) else np.zeros(0, bool)
+    starts = np.append(np.flatnonzero(np.r_[True, changed[1:]]) if len(values) else np.zeros(0, np.int64), len(values))
+    if len(sizes := np.diff(starts)) and sizes.max() > MAX_REQUEST_ROWS:
+        place = int(starts[int(sizes.argmax())])
+        raise DataError(
+            f"the request from row {place} on has {sizes.max():,} rows of one {column!r}, a server takes {MAX_REQUEST_ROWS:,}: "
+            "split it, or score rows one by one without a request column"
+        )
+    return starts
+
+
+def _scored(engine: Engine, rows: EncodedRows, starts: np.ndarray | None) -> Iterator[Scored]:
+    if starts is None:
+        engine = engine.uncapped()
+        starts = np.append(np.arange(0, len(rows), BLOCK_ROWS), len(rows))
+    for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        yield engine.score(rows.batch(slice(start, end)))

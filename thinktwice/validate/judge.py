@@ -1,0 +1,69 @@
+"""Which rules a validated log breaks: the decisions of the pipeline's validation step, without Great Expectations.
+
+The pipeline reads the clean rows a second time with Great Expectations and writes a report; both apply the same catalogue
+(:mod:`thinktwice.validate.rules`), and a test compares their findings.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict
+
+from thinktwice.schema import LogSchema
+from thinktwice.validate.profile import Profile
+from thinktwice.validate.rules import ProfileRule, Severity, noted_rules, profile_rules, row_rules
+from thinktwice.validate.split import SplitResult
+
+
+class BrokenRule(BaseModel):
+    """A rule that a log breaks. A critical one fails the log; warnings do not."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rule: str
+    severity: Severity
+    sentence: str  # what was expected, and what was found
+
+
+def broken_rules(split: SplitResult, profile: Profile, schema: LogSchema) -> tuple[BrokenRule, ...]:
+    """The rules that a log breaks, critical ones first.
+
+    Args:
+        split: what became of its rows.
+        profile: of the clean rows.
+    """
+    out: list[BrokenRule] = []
+    share, budget = split.rows_quarantined / split.rows_in, schema.quarantine_budget
+    if not split.rows_clean:
+        out.append(BrokenRule(rule="ledger:clean", severity="critical", sentence="no row is clean"))
+    if share > budget:
+        sentence = f"{share:.3%} of the rows are quarantined, quarantine_budget allows {100 * budget:g}%"
+        out.append(BrokenRule(rule="ledger:budget", severity="critical", sentence=sentence))
+    for row_rule in row_rules(schema):
+        if rows := split.reasons.get(row_rule.id, 0):
+            example = f", for example {split.examples[row_rule.id]}" if split.examples.get(row_rule.id) else ""
+            sentence = f"{rows:,} rows quarantined: expected that {row_rule.description}{example}"
+            out.append(BrokenRule(rule=row_rule.id, severity="warning", sentence=sentence))
+    for note in noted_rules(schema):
+        if rows := split.notes.get(note.id, 0):
+            sentence = f"{rows:,} clean rows break it: {note.description}"
+            out.append(BrokenRule(rule=note.id, severity=note.severity, sentence=sentence))
+    out += [found for rule in profile_rules() if (found := _profile_rule(rule, profile.table)) is not None]
+    order = ("critical", "warning", "info")
+    return tuple(sorted(out, key=lambda found: order.index(found.severity)))
+
+
+def _profile_rule(rule: ProfileRule, table: pl.DataFrame) -> BrokenRule | None:
+    column = pl.col(rule.column)
+    low = pl.lit(False) if rule.minimum is None else column < rule.minimum
+    high = pl.lit(False) if rule.maximum is None else column > rule.maximum
+    bad = table.filter(column.is_not_null() & (low | high))
+    if not bad.height:
+        return None
+    worst = bad.sort((column - (rule.minimum if rule.maximum is None else rule.maximum)).abs(), descending=True).row(
+        0, named=True
+    )
+    bounds = (("at least", rule.minimum), ("at most", rule.maximum))
+    wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+    sentence = f"expected that {rule.description} ({wanted}), found {worst[rule.column]:.4g} for {worst['feature']}"
+    return BrokenRule(rule=rule.id, severity=rule.severity, sentence=sentence)
