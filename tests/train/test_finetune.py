@@ -127,14 +127,14 @@ def test_trials_as_long_as_the_run_are_the_run(data: Path, tmp_path: Path) -> No
     record = finetune(
         data,
         tmp_path / "a",
-        recipe.model_copy(update={"finetune": full}).model,
-        recipe.model_copy(update={"finetune": full}).finetune,
+        recipe.model,
+        full,
     )
     finetune(
         data,
         tmp_path / "b",
-        recipe.model_copy(update={"finetune": alone}).model,
-        recipe.model_copy(update={"finetune": alone}).finetune,
+        recipe.model,
+        alone,
     )
     assert record["chosen"]["table_l2"] == 1e-4
     first, again = load_model(tmp_path / "a")[0], load_model(tmp_path / "b")[0]
