@@ -241,7 +241,7 @@ def test_calibration_by_support_is_something_to_add(finished: Path, tmp_path: Pa
     assert column["cost"]["passes"] == 1.0
     assert column["metrics"]["logloss"] != result.content["columns"][0]["metrics"]["logloss"]
     assert [c["name"] for c in result.content["extra_work"]["candidates"] if c["ships"]] == [best["name"]]
-    assert "<tr class=ship><td>calibrated by support</td>" in render(result.content)
+    assert '<tr class="ship"><td>calibrated by support</td>' in render(result.content)
 
 
 def test_wall_times_stay_out_of_the_evaluation(finished: Path, content: dict, found: dict) -> None:
