@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from thinktwice.data.feature_tables import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ColumnKind, TableSpec
-from thinktwice.data.query import engine, quoted, source
+from thinktwice.data.query import engine, one_row, quoted, source
 from thinktwice.monitor.skew import RELATIVE, Causes
 
 MOST_ROWS = 10_000  # differing rows of a field that are looked at
@@ -26,7 +26,9 @@ def causes(told: pl.DataFrame, spec: TableSpec, name: str, kind: ColumnKind, dat
     key, column = quoted(spec.key), quoted(name)
     with engine(data_dir) as connection:
         connection.register("told", told.to_arrow())
-        found = connection.execute(f"""
+        old, early, hours_old, hours_early = one_row(
+            connection,
+            f"""
             WITH span AS (
                 SELECT {key} AS key, {column} AS value, greatest({EVENT_TIMESTAMP}, {CREATED_TIMESTAMP}) AS valid_from,
                        lead(greatest({EVENT_TIMESTAMP}, {CREATED_TIMESTAMP})) OVER (
@@ -47,7 +49,6 @@ def causes(told: pl.DataFrame, spec: TableSpec, name: str, kind: ColumnKind, dat
                    median(old) FILTER (WHERE old IS NOT NULL) / 3.6e9,
                    median(early) FILTER (WHERE old IS NULL AND early IS NOT NULL) / 3.6e9
             FROM per_row
-        """).fetchone()
-    assert found is not None
-    old, early, hours_old, hours_early = found
+        """,
+        )
     return Causes(told.height, old, early, told.height - old - early, hours_old, hours_early)

@@ -20,6 +20,7 @@ from thinktwice.data.point_in_time import with_columns
 from thinktwice.data.scoring_rows import as_table, event_times
 from thinktwice.errors import DataError, FeatureStoreError, SchemaError, reason
 from thinktwice.files import atomic_file
+from thinktwice.parquet import open_parquet, parquet_writer
 from thinktwice.release.bundle import Bundle, load_bundle
 from thinktwice.release.feature_store import DATA
 from thinktwice.schema import EVENT_TIME, ROW_ID
@@ -81,7 +82,7 @@ def score_file(
         schema = pa.schema([*file.schema_arrow, *(pa.field(name, kind) for name, kind in OUT_TYPES.items())])
         total, done, escalated = file.metadata.num_rows, 0, 0
         temporary = stack.enter_context(atomic_file(out))
-        writer = stack.enter_context(pq.ParquetWriter(temporary, schema, compression="zstd"))
+        writer = stack.enter_context(parquet_writer(temporary, schema, compression="zstd"))
         for rows in _batches(file, source, bundle, request):
             scores = _score(bundle, rows, fetch, request, source, done)
             writer.write_table(with_columns(rows, scores.to_table()).cast(schema))
@@ -95,7 +96,7 @@ def score_file(
 
 def _open(source: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(source)
+        return open_parquet(source)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{source} cannot be read as parquet ({reason(error)}): give a parquet file") from error
 

@@ -34,6 +34,8 @@ class Server(str, Enum):
     kserve = "kserve"
 
 
+#: One id of --candidates with the comma behind it: what stands in quotes, or what stands without.
+_ITEM = re.compile(r'\s*(?:"((?:[^"]|"")*)"(?=\s*(?:,|\Z))|([^,]*?))\s*(?:,|\Z)')
 READY = "ready"  # first word of the line that `serve` prints when the server answers
 
 
@@ -122,7 +124,13 @@ def _with_policy(config: ServingConfig, oldest: datetime | None, pinned: list[st
 
 def predict(
     user: Annotated[str, typer.Option(help="Id of the user.")],
-    candidates: Annotated[str, typer.Option(help="Ids of the items to score, with commas between.")],
+    candidates: Annotated[
+        str,
+        typer.Option(
+            help="Ids of the items to score, with commas between; one that holds a comma, or a space at an end, in double quotes "
+            "(quotes in it doubled)."
+        ),
+    ],
     context: Annotated[
         list[str] | None,
         typer.Option(
@@ -138,7 +146,7 @@ def predict(
     """Ask a running server how likely a user clicks each of some items, and print a table."""
     request: dict[str, Any] = {
         "user_id": user,
-        "candidates": [c.strip() for c in candidates.split(",") if c.strip()],
+        "candidates": _items(candidates),
         "context": dict(_pair(text) for text in context or []),
     }
     if k is not None:
@@ -237,6 +245,12 @@ def _server_message(error: urllib.error.HTTPError) -> str:
         return str(value.get("error") or value.get("message") or text)
     except (ValueError, AttributeError):
         return text[:200]
+
+
+def _items(text: str) -> list[str]:
+    """Ids with commas between. White space around them does not count, nor do empty ones, except in double quotes."""
+    found = (quoted.replace('""', '"') or plain for quoted, plain in _ITEM.findall(text))
+    return [item for item in found if item]
 
 
 def _pair(text: str) -> tuple[str, Any]:

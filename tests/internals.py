@@ -30,7 +30,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "internals-we-rely-on.md"
-PACKAGES = ("thinktwice", "feature_repo", "components", "pipelines", "serving")
+PACKAGES = ("thinktwice", "feature_repo", "components", "pipelines", "serving", "demo")
 OURS = {*PACKAGES, "tests", "benchmarks", "images", "__main__"}
 DOCUMENTED = {
     "_asdict",

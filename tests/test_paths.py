@@ -37,6 +37,8 @@ HELPERS = {
     "thinktwice/experiment/query.py": "DuckDB itself",
     "thinktwice/experiment/join.py": "DuckDB's reader of lines, of files listed by sql_files",
     "feature_repo/tables_engine.py": "Feast's DuckDB",
+    "examples/own_log.py": "a user's own code",
+    "examples/score_table.py": "a user's own code",
     "serving/telemetry/prediction_log.py": "a buffer in memory, no path",
     "thinktwice/data/sources/file_kind.py": "commands for the user, nothing is opened",
     "thinktwice/data/sources/parts.py": "a query for the user, nothing is opened",

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("thinktwice", "feature_repo", "components", "pipelines", "serving")
+PACKAGES = ("thinktwice", "feature_repo", "components", "pipelines", "serving", "demo")
 
 #: Runs in the new environment: every command's --help, and what `import thinktwice` loads.
 CHECK = """

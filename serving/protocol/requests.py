@@ -204,6 +204,8 @@ class RequestParser:
 
     def _instant(self, value: Any, path: str) -> int:
         """Microseconds since the epoch."""
+        if isinstance(value, (bool, np.bool_)):  # the times of a log are not truth values either
+            raise RequestError(f"{path} must be Unix seconds or a text, not {_kind(value)}", field=path)
         if not isinstance(value, TIMES):
             instant = round(_number(value, path) * 1_000_000)
         else:
@@ -297,7 +299,7 @@ def _refuse_inexact(value: Any, path: str) -> None:
         raise RequestError(f"{path} must be a finite number", field=path)
     if is_inexact(value):
         raise RequestError(
-            f"{path} {spell(value):.40} is a float too large to tell whole numbers apart: ids beyond 64 bits must be strings, "
+            f"{path} {value!s} is a float too large to tell whole numbers apart: ids beyond 64 bits must be strings, "
             "smaller ones strings or integers",
             field=path,
         )
@@ -319,9 +321,10 @@ def _number_or_none(value: Any, path: str) -> float | None:
         return float(value)
     try:
         found = number(value)
-    except ValueError:
-        what = "finite number" if isinstance(value, NUMBERS) else f"number, not {_kind(value)}"
-        raise RequestError(f"{path} must be a {what}", field=path) from None
+    except ValueError as error:
+        limits = str(error).partition("a number")[2]  # empty where it is not a number at all
+        found_instead = repr(value[:40]) if isinstance(value, str) else _kind(value)
+        raise RequestError(f"{path} must be a number{limits or f', not {found_instead}'}", field=path) from None
     if found is None and isinstance(value, NUMBERS):  # NaN
         raise RequestError(f"{path} must be a finite number", field=path)
     return found

@@ -204,7 +204,7 @@ def _from_json(data: Any, datatype: str, shape: tuple[int, ...], path: str) -> l
         low, high = RANGES[datatype]
         for number, value in enumerate(data):
             if value is not None and not low <= value <= high:
-                raise RequestError(f"{path}[{number}] {value!s:.40} is not {datatype}", field=f"{path}[{number}]")
+                raise RequestError(f"{path}[{number}] {value} is not {datatype}", field=f"{path}[{number}]")
     return [None if value is None else float(value) for value in data] if datatype.startswith("FP") else data
 
 

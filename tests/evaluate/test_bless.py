@@ -236,7 +236,10 @@ def test_few_rows_make_no_reason_to_refuse(finished: Path, loud: Path, tmp_path:
     assert found.content["rows"] == 80
     assert found.content["candidate"]["ece"] > ECE_LIMIT  # by chance alone
     assert found.blessed, found.reasons
-    assert f"within the limit {ECE_LIMIT}" in found.reasons[-1] and "chance alone gives about 0.1" in found.reasons[-1]
+    assert (
+        f"within the limit {ECE_LIMIT} beyond chance" in found.reasons[-1]
+        and "chance alone gives about 0.1" in found.reasons[-1]
+    )
     assert not bless(tmp_path / "few", loud, None, tmp_path / "loud").blessed
 
 
@@ -244,7 +247,7 @@ def test_first_model_with_useless_probabilities_is_not_blessed(finished: Path, l
     alone = bless(finished / "set", loud, None, tmp_path / "out")
     assert alone.content["rows"] == 1500
     assert not alone.blessed
-    assert f"more than the limit {ECE_LIMIT}" in alone.reasons[-1]
+    assert f"more than the limit {ECE_LIMIT} beyond chance" in alone.reasons[-1]
     against = bless(finished / "set", loud, finished / "bundle-good", tmp_path / "out")
     assert not against.blessed
     assert any("further off than the champion's" in r for r in against.reasons)

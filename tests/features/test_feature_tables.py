@@ -17,6 +17,7 @@ from thinktwice.data.feature_tables import build_feature_tables, feature_service
 from thinktwice.errors import DataError
 from thinktwice.schema import parse_schema
 
+BOTH = "entities: {user: {key: user_id}, item: {key: item_id}}\n"
 WriteLog = Callable[[str, list[Row]], CleanLog]
 
 
@@ -143,12 +144,21 @@ def test_the_same_rows_give_the_same_tables(clean_log: CleanLog, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("keep", "expected"),
-    [("user", ["user_attributes", "user_statistics"]), ("item", ["item_attributes", "item_statistics"]), ("", [])],
+    [
+        ("user", ["user_attributes", "user_statistics"]),
+        ("item", ["item_attributes", "item_statistics"]),
+        ("sequences", ["user_sequences"]),
+        ("statistics and sequences", ["user_sequences", "user_statistics"]),
+        ("", []),
+    ],
 )
 def test_logs_with_fewer_entities(write_log: WriteLog, tmp_path: Path, keep: str, expected: list[str]) -> None:
     text = {
         "user": "entities: {user: {key: user_id}}\nfields: [{name: gender, entity: user}, {name: slot}]\nstatistics: {entities: [user]}",
         "item": "entities: {item: {key: item_id}}\nfields: [{name: genre, entity: item}]\nstatistics: {entities: [item]}",
+        "sequences": BOTH + "sequences: [{name: before, of: item_id, length: 3}]",
+        "statistics and sequences": BOTH
+        + "sequences: [{name: before, of: item_id, length: 3}]\nstatistics: {entities: [user]}",
         "": "fields: [{name: slot}]",
     }[keep]
     log = write_log(f"name: small\ntime: {{column: at}}\n{text}", make_rows(num_rows=40))

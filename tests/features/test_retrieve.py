@@ -255,5 +255,5 @@ def test_misfits_are_named(clean_log: CleanLog, store_dir: Path, write_log: Writ
 def test_the_library_joins_as_feast_does(seed: int, write_log: WriteLog, tmp_path: Path) -> None:
     """Training from Python needs no feature store: the same tables give the same rows, to the last bit."""
     log = write_log(SCHEMA, make_rows(seed=seed, num_rows=300))
-    build(log.folder, tmp_path / "store", model_version="v")
+    build(log.folder, tmp_path / "store", feature_version="v")
     assert training_rows(log.folder, log.schema).equals(retrieve.training_set(log.folder, tmp_path / "store"))

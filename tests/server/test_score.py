@@ -21,6 +21,7 @@ from serving.scorer import Scorer, open_scorer
 from tests.server.conftest import post
 from tests.serving.small import SCHEMA, clean_log
 from thinktwice.cli import main
+from thinktwice.parquet import read_frame, write_frame
 from thinktwice.release.bundle import load_bundle
 from thinktwice.release.champion import Champion
 
@@ -60,12 +61,12 @@ def asked() -> pl.DataFrame:
 def scored(
     tmp_path: Path, champion: Champion, rows: pl.DataFrame, features: FeaturesFrom, **options: Any
 ) -> pl.DataFrame:
-    rows.write_parquet(tmp_path / "in.parquet")
+    write_frame(rows, tmp_path / "in.parquet")
     done = score_file(
         tmp_path / "in.parquet", tmp_path / "out.parquet", champion.bundle_dir,
         features=features, store_dir=champion.feature_store_dir, **options,
     )  # fmt: skip
-    out = pl.read_parquet(tmp_path / "out.parquet")
+    out = read_frame(tmp_path / "out.parquet")
     assert done.rows == rows.height and done.escalated == (out["num_paths"] > 1).sum()
     assert out.drop(COLUMNS).equals(rows, null_equal=True) and out.columns == [*rows.columns, *COLUMNS]
     return out.select(COLUMNS)
@@ -188,6 +189,13 @@ def test_the_command_scores_with_the_champion(
     assert main([*command, "--features", "online"]) == 0
     assert f"126 rows scored by {champion.info.model_version}" in capsys.readouterr().out
     assert pl.read_parquet(tmp_path / "out.parquet").select(COLUMNS).null_count().sum_horizontal().item() == 0
+
+
+def test_a_path_is_only_characters(champion: Champion, asked: pl.DataFrame, tmp_path: Path):
+    expected = scored(tmp_path, champion, asked, "point-in-time")
+    odd = tmp_path / "slot=s9" / "[1] *?~"
+    odd.mkdir(parents=True)
+    assert scored(odd, champion, asked, "point-in-time").equals(expected)
 
 
 def test_an_empty_file_gives_an_empty_file(champion: Champion, asked: pl.DataFrame, tmp_path: Path):

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import typer
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from serving import cli
@@ -95,6 +97,25 @@ def test_predict_prints_a_table(app: typer.Typer, server: HTTPServer) -> None:
     assert "user 7 is unknown" in result.output
     assert "treated as missing: slot" in result.output
     assert "more candidates were unsure" in result.output
+
+
+@given(
+    st.lists(st.text(min_size=1) | st.text(',"ab \n\t', min_size=1), max_size=5), st.sampled_from([",", ", ", " ,\n"])
+)
+def test_predict_takes_every_id_in_quotes(items: list[str], comma: str) -> None:
+    assert cli._items(comma.join('"' + item.replace('"', '""') + '"' for item in items)) == items
+
+
+@given(st.lists(st.text(st.characters(exclude_characters=',"'), min_size=1), max_size=5))
+def test_predict_takes_ids_without_quotes_and_without_the_space_around_them(items: list[str]) -> None:
+    assert cli._items(",".join(items)) == [item.strip() for item in items if item.strip()]
+
+
+@pytest.mark.parametrize(
+    ("text", "items"), [('"a', ['"a']), ('"a"b,c', ['"a"b', "c"]), ('a"b"', ['a"b"']), ('"",a,,', ["a"])]
+)
+def test_a_quote_that_does_not_enclose_an_id_is_part_of_it(text: str, items: list[str]) -> None:
+    assert cli._items(text) == items
 
 
 def test_predict_prints_json(app: typer.Typer, server: HTTPServer) -> None:

@@ -18,6 +18,7 @@ from serving.protocol.requests import MAX_CANDIDATES, MAX_REQUESTS, MAX_ROWS, Re
 from tests.serving.small import PLAIN_SCHEMA, SCHEMA
 from thinktwice.errors import RequestError
 from thinktwice.schema import parse_schema
+from thinktwice.schema.limits import NUMBER_LIMIT
 
 NOW = 1_767_693_600.0  # 2026-01-06T10:00:00Z, a Tuesday
 PARSER = RequestParser(SCHEMA, online=True, clock=lambda: NOW)
@@ -105,6 +106,9 @@ def test_hours_are_those_of_the_zone_of_the_schema(timestamp: Any, hour: str, we
         (4_102_444_801, "between 1970 and 2100"),
         (1719786600000, "between 1970 and 2100"),
         (math.nan, "a finite number"),
+        (True, "must be Unix seconds or a text, not a truth value"),
+        (False, "must be Unix seconds or a text, not a truth value"),
+        ([0], "must be a number, not a list"),
     ],
 )
 def test_a_timestamp_that_no_log_could_have_is_refused(timestamp: Any, words: str) -> None:
@@ -164,6 +168,30 @@ def test_a_value_is_spelled_as_in_training(value: Any, text: str) -> None:
 )  # fmt: skip
 def test_a_number_is_read_as_in_training(value: Any, found: float | None) -> None:
     assert PLAIN.parse({"rows": [{"bid": value}]}, "r").rows == ({"bid": found},)
+
+
+@given(
+    st.floats(min_value=NUMBER_LIMIT, allow_infinity=False), st.sampled_from([1, -1]), st.sampled_from([float, repr])
+)
+def test_a_number_or_a_text_beyond_the_limits_is_refused_with_the_limits(value: float, sign: int, form: Any) -> None:
+    with pytest.raises(RequestError) as refused:
+        PARSER.parse({"rows": [{"bid": form(sign * value)}]}, "r")
+    assert str(refused.value) == "r.rows[0].bid must be a number between -1e+300 and 1e+300"
+
+
+@given(st.text(st.characters(exclude_characters="0123456789"), min_size=1))
+def test_a_text_that_is_not_a_number_is_shown(text: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        PARSER.parse({"rows": [{"bid": text}]}, "r")
+    assert str(refused.value) == f"r.rows[0].bid must be a number, not {text[:40]!r}"
+
+
+@given(st.floats(min_value=2.0**53, max_value=1.7e308), st.sampled_from([1, -1]))
+def test_a_float_that_cannot_be_an_id_is_shown_as_the_number_it_is(value: float, sign: int) -> None:
+    with pytest.raises(RequestError, match="is a float too large") as refused:
+        PARSER.parse({"user_id": "u", "candidates": [sign * value]}, "r")
+    shown = str(refused.value).split()[1]
+    assert float(shown) == sign * value
 
 
 def test_a_missing_number_of_the_context_counts_as_left_out() -> None:

@@ -29,8 +29,9 @@ from tests.serving.small import make_bundle
 from tests.validate.raw import write_raw
 from thinktwice.data.encoder import Encoder
 from thinktwice.data.ingest import ingest
-from thinktwice.errors import RequestError
+from thinktwice.errors import RequestError, SchemaError
 from thinktwice.schema import LogSchema, parse_schema
+from thinktwice.schema.columns import is_read
 from thinktwice.schema.limits import is_inexact
 from thinktwice.schema.numbers import number
 from thinktwice.schema.values import spell
@@ -73,6 +74,10 @@ def test_a_value_has_one_index_in_training_and_in_every_form_of_a_request(
 ) -> None:
     array, values = made
     schema = SCHEMAS[kind]
+    if not is_read(array.type, "number" if kind == "numeric" else "category"):
+        with pytest.raises(SchemaError, match="cannot be read"):
+            trained(tmp_path_factory.mktemp("log"), array, kind)
+        return
     clean = trained(tmp_path_factory.mktemp("log"), array, kind)
     encoder = Encoder.fit(clean.to_arrow(), schema)
     index = dict(zip(clean["place"], encoder.encode_table(clean.to_arrow()).ids[:, 0].tolist(), strict=True))

@@ -241,3 +241,12 @@ def test_a_start_in_the_schema_of_the_shop_is_unchanged(tmp_path: Path) -> None:
     result = split_log(raw, tmp_path / "clean", tmp_path / "bad", run_id="r")
     assert (result.notes, result.examples) == ({}, {})
     assert pl.read_parquet(tmp_path / "clean/clean.parquet")["event_time"].min().timestamp() == START  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
+def test_times_are_read_from_integers_of_any_width(tmp_path: Path, kind: str) -> None:
+    columns = {"y": [0, 1, 0], "t": pa.array([3, 100, None], kind)}
+    schema = "{name: log, time: {column: t, format: s}, label: {column: y}, fields: [{name: h, derived: hour}]}"
+    result, clean = split(tmp_path, columns, schema)
+    assert (result.rows_clean, result.rows_quarantined) == (2, 1)
+    assert clean["event_time"].dt.epoch("s").to_list() == [3, 100]

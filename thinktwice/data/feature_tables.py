@@ -16,7 +16,7 @@ from typing import Literal
 
 import duckdb
 
-from thinktwice.data.query import engine, quoted, source, written
+from thinktwice.data.query import engine, one_row, quoted, source, written
 from thinktwice.data.sequences import write_sequences
 from thinktwice.data.statistics import DAY_US, write_statistics
 from thinktwice.errors import DataError
@@ -143,16 +143,15 @@ def _time_range(connection: duckdb.DuckDBPyConnection, clean: Path) -> tuple[int
     if not clean.exists():
         raise DataError(f"clean log {clean} does not exist: run the validation step first")
     try:
-        answer = connection.execute(
-            f"SELECT min(epoch_us({EVENT_TIME})), max(epoch_us({EVENT_TIME})) FROM {source(clean)}"
-        ).fetchone()
+        first, last = one_row(
+            connection, f"SELECT min(epoch_us({EVENT_TIME})), max(epoch_us({EVENT_TIME})) FROM {source(clean)}"
+        )
     except (duckdb.InvalidInputException, duckdb.BinderException, duckdb.IOException) as error:
         raise DataError(
             f"clean log {clean} cannot be read ({str(error).splitlines()[0]}): validate the log again"
         ) from error
-    if answer is None or answer[0] is None:
+    if first is None:
         raise DataError(f"clean log {clean} holds no rows: every row was quarantined or the source is empty")
-    first, last = answer
     return int(first), (int(last) // DAY_US + 1) * DAY_US
 
 

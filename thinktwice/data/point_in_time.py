@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from thinktwice.data.feature_tables import (
     CLEAN_FILE,
@@ -22,6 +21,7 @@ from thinktwice.data.feature_tables import (
 )
 from thinktwice.data.query import engine, quoted, source
 from thinktwice.errors import DataError, RowsLostError
+from thinktwice.parquet import read_table
 from thinktwice.schema import EVENT_TIME, LogSchema
 
 #: Types of feature columns, by their kind.
@@ -44,7 +44,7 @@ def training_rows(clean_dir: Path | str, schema: LogSchema) -> pa.Table:
     clean_path = Path(clean_dir) / CLEAN_FILE
     if not clean_path.is_file():
         raise DataError(f"clean log {clean_path} does not exist: validate the log first")
-    clean = pq.read_table(clean_path)
+    clean = read_table(clean_path)
     if not clean.num_rows:
         raise DataError(f"clean log {clean_path} has no rows: every row was quarantined, see its quarantine")
     specs = table_specs(schema)

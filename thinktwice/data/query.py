@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -44,6 +45,15 @@ def engine(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
             raise
         finally:
             connection.close()
+
+
+def one_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
+    """The row of a query that has exactly one.
+
+    All of the result is fetched: ``fetchone`` leaves it open, and a connection with an open result refuses the next relation.
+    """
+    (row,) = connection.execute(query).fetchall()
+    return tuple(row)
 
 
 def quoted(name: str) -> str:

@@ -185,8 +185,8 @@ def _sound_alone(ece: float | None, label: np.ndarray) -> tuple[bool, list[str]]
     chance = math.sqrt(2 / math.pi * rate * (1 - rate) * ECE_BINS / len(label))  # mean |error| of a bin's click rate
     shown = f"its probabilities are off by {ece:.4f} on average (ECE; chance alone gives about {chance:.4f})"
     if ece - chance > ECE_LIMIT:
-        return False, [f"{shown}, more than the limit {ECE_LIMIT}"]
-    return True, [f"{shown}, within the limit {ECE_LIMIT}"]
+        return False, [f"{shown}, more than the limit {ECE_LIMIT} beyond chance"]
+    return True, [f"{shown}, within the limit {ECE_LIMIT} beyond chance"]
 
 
 def _changes(label: np.ndarray, theirs: Column, mine: Column, cluster: np.ndarray) -> dict[str, Interval]:
