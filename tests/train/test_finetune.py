@@ -75,9 +75,7 @@ def test_fine_tuning_starts_from_all_pretrained_parameters(data: Path, tmp_path:
     recipe = recipes.get("tiny")
     pretrain(data, tmp_path / "pretrained", recipe.model, recipe.pretrain)
     still = recipe.finetune.model_copy(update={"rate": 1e-12, "epochs": 0.1})
-    record = finetune(
-        data, tmp_path / "model", recipe.model_copy(update={"finetune": still}), init_dir=tmp_path / "pretrained"
-    )
+    record = finetune(data, tmp_path / "model", recipe.model, still, init_dir=tmp_path / "pretrained")
     before, info = load_model(tmp_path / "pretrained")
     after, _ = load_model(tmp_path / "model")
     assert record["init"] == "pretrained"
@@ -129,14 +127,14 @@ def test_trials_as_long_as_the_run_are_the_run(data: Path, tmp_path: Path) -> No
     record = finetune(
         data,
         tmp_path / "a",
-        recipe.model_copy(update={"finetune": full}).model,
-        recipe.model_copy(update={"finetune": full}).finetune,
+        recipe.model,
+        full,
     )
     finetune(
         data,
         tmp_path / "b",
-        recipe.model_copy(update={"finetune": alone}).model,
-        recipe.model_copy(update={"finetune": alone}).finetune,
+        recipe.model,
+        alone,
     )
     assert record["chosen"]["table_l2"] == 1e-4
     first, again = load_model(tmp_path / "a")[0], load_model(tmp_path / "b")[0]

@@ -67,7 +67,10 @@ class Onnx(Embedded):
         self._session = session
 
     def dense(self, x: Tensor) -> Tensor:
-        (hidden,) = self._session.run(None, {"x": x.contiguous().numpy()})
+        try:
+            (hidden,) = self._session.run(None, {"x": x.contiguous().numpy()})
+        except Exception as error:  # its own exception classes share no base
+            raise BundleError(f"{ONNX_FILE} cannot be computed ({reason(error)}): package the model again") from error
         out = torch.from_numpy(hidden)
         out[:, -1] = x[..., -1].sum(dim=1)  # every trunk ends with this sum
         return self.model.head(out)
