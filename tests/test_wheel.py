@@ -62,7 +62,7 @@ def test_the_wheel_holds_what_the_packages_read(wheel: Path):
         names = set(file.namelist())
         metadata = file.read(next(name for name in names if name.endswith("/METADATA"))).decode()
     assert "thinktwice/py.typed" in names
-    suffixes = {".py", ".yaml", ".html", ".xml", ".properties"}
+    suffixes = {".py", ".yaml", ".html", ".css", ".svg", ".xml", ".properties"}
     here = {
         path.relative_to(ROOT).as_posix()
         for name in PACKAGES

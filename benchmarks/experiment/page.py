@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from thinktwice.files import atomic_file
-from thinktwice.pages.charts import Mark, Series, legend_svg, line_chart
+from thinktwice.pages.charts import Mark, Series, line_chart
+from thinktwice.pages.drawing import picture
 
 COLORS = {"fixed": "#30343b", "group_sequential": "#2f7d4f", "sequence": "#3b6fd4"}
 NAMES = {"fixed": "fixed horizon", "group_sequential": "group sequential", "sequence": "always-valid sequence"}
@@ -73,8 +74,7 @@ def _false(result: dict[str, Any]) -> str:
     chart = line_chart(
         series, x_label="metric: method", y_label="false positives, %", categories=names, width=900, height=420
     )
-    key = legend_svg([(s.name, s.color) for s in series], 84, 20)
-    return chart.replace("</svg>", key + "</svg>")
+    return picture([chart], [(s.name, s.color) for s in series])
 
 
 def _power(result: dict[str, Any]) -> str:
@@ -87,8 +87,7 @@ def _power(result: dict[str, Any]) -> str:
         for m in NAMES
     ]  # fmt: skip
     chart = line_chart(series, x_label="power of one look at the horizon, %", y_label="power, %")
-    key = legend_svg([(s.name, s.color) for s in series], 84, 20)
-    return chart.replace("</svg>", key + "</svg>")
+    return picture([chart], [(s.name, s.color) for s in series])
 
 
 def _false_text(result: dict[str, Any]) -> str:

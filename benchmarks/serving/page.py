@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from serving.load.report import COLORS
-from thinktwice.pages.charts import Mark, Series, legend_svg, line_chart
+from thinktwice.pages.charts import Mark, Series, line_chart
+from thinktwice.pages.drawing import picture
 
 PERCENTILES = ("p50", "p90", "p99", "p99.9")
 
@@ -80,6 +81,6 @@ def write(folder: Path, name: str, result: dict[str, Any]) -> None:
                 color = COLORS[("50", "80", "110").index(percent)]
                 series.append(Series(label, color, marks, dashed=mode == "off"))
         chart = line_chart(series, x_label="percentile", y_label="latency, ms", categories=PERCENTILES)
-        key = legend_svg([(f"{p} %", COLORS[i]) for i, p in enumerate(("50", "80", "110"))], 84, 20)
-        (folder / f"{name}-{server}.svg").write_text(chart.replace("</svg>", key + "</svg>"), encoding="utf-8")
+        names = [(f"{p} %", COLORS[i]) for i, p in enumerate(("50", "80", "110"))]
+        (folder / f"{name}-{server}.svg").write_text(picture([chart], names), encoding="utf-8")
     (folder / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

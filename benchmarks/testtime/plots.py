@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from thinktwice.pages.charts import Mark, Series, legend_svg, line_chart
+from thinktwice.pages.charts import Mark, Series, line_chart
 from thinktwice.pages.charts_scatter import Point, scatter_chart
+from thinktwice.pages.drawing import Drawing, picture
 
 KINDS = {  # what a mode is, by colour
     "one pass": "#2f7d4f",
@@ -42,16 +43,16 @@ SIGNALS = {
 
 def all_of(result: dict[str, Any]) -> dict[str, str]:
     """Name -> SVG of every plot."""
-    return {"frontier": _stacked(_frontiers(result), _kinds()), "uplift": _stacked(_uplifts(result), _signals())}
+    return {"frontier": picture(_frontiers(result), _kinds()), "uplift": picture(_uplifts(result), _signals())}
 
 
-def _frontiers(result: dict[str, Any]) -> list[str]:
+def _frontiers(result: dict[str, Any]) -> list[Drawing]:
     tables = {(t["data"], t["regime"]): t for t in result["tables"] if t["backbone"] == "deepfm"}
     chosen = [tables[key] for key in PANELS if key in tables] or list(tables.values())
     return [_frontier(table) for table in chosen]
 
 
-def _frontier(table: dict[str, Any]) -> str:
+def _frontier(table: dict[str, Any]) -> Drawing:
     points = [Point("plain", 1.0, 0.0, color="#30343b")]
     for m in table["methods"]:
         kind = FRONTIER.get(m["method"])
@@ -73,12 +74,12 @@ def _frontier(table: dict[str, Any]) -> str:
     )
 
 
-def _uplifts(result: dict[str, Any]) -> list[str]:
+def _uplifts(result: dict[str, Any]) -> list[Drawing]:
     found = [u for u in result["uplift"] if u["backbone"] == "deepfm" and (u["data"], u["regime"]) in PANELS]
     return [_uplift(u) for u in (found or result["uplift"])]
 
 
-def _uplift(found: dict[str, Any]) -> str:
+def _uplift(found: dict[str, Any]) -> Drawing:
     series = [
         Series(
             name,
@@ -107,19 +108,3 @@ def _kinds() -> list[tuple[str, str]]:
 
 def _signals() -> list[tuple[str, str]]:
     return [(name, color) for name, color in SIGNALS.items() if not name.startswith("oracle")]
-
-
-def _stacked(panels: list[str], names: list[tuple[str, str]]) -> str:
-    """Panels of one width below one another in one picture, with a legend on top."""
-    top, width, at = 30, 760, 30.0
-    body = [legend_svg(names, 12, 18)]
-    for panel in panels:
-        height = float(panel.split("viewBox='0 0 ")[1].split("'")[0].split()[1])
-        body.append(panel.replace("<svg ", f"<svg x='0' y='{at:.0f}' width='{width}' height='{height:.0f}' ", 1))
-        at += height + 10
-    return (
-        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {at:.0f}' width='{width}' height='{at:.0f}' "
-        f"font-family='system-ui, sans-serif' font-size='12'><rect width='{width}' height='{max(at, top):.0f}' fill='white'/>"
-        + "".join(body)
-        + "</svg>"
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from rich.console import Console
 
 from serving.load.drive import Measured
 from thinktwice.console.output import Column, Record, print_table, say
-from thinktwice.pages.charts import Mark, Series, legend, line_chart
+from thinktwice.pages import templates
+from thinktwice.pages.charts import Mark, Series, line_chart
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 100.0)
 COLORS = ("#2f6fde", "#d9822b", "#2e9e5b", "#b0413e", "#7a5cc0", "#30343b")
@@ -88,7 +90,7 @@ def strip(step: Step, width: int = 60) -> str:
 
 
 def plot(steps: list[Step]) -> str:
-    """Latency by percentile, a line a step, as SVG with its legend in HTML."""
+    """Latency by percentile, a line a step, as a page."""
     series = [
         Series(
             step.name,
@@ -102,7 +104,8 @@ def plot(steps: list[Step]) -> str:
         if len(step.measured.answered)
     ]
     chart = line_chart(series, x_label="percentile", y_label="latency, ms", categories=[label(q) for q in PERCENTILES])
-    return f"<!doctype html><meta charset=utf-8><title>latency</title>{legend(series)}{chart}"
+    folder = Path(__file__).parent
+    return str(templates.render(folder, "latency.html", title="Latency", subtitles=(), series=series, drawing=chart))
 
 
 def trouble(steps: list[Step]) -> list[str]:

@@ -334,4 +334,4 @@ def test_a_reason_shows_a_value_that_breaks_the_rule(tmp_path: Path) -> None:
     verdict = run(tmp_path, columns)
     (reason,) = [r for r in verdict.reasons if r.startswith("label:number")]
     assert "1 row quarantined, for example 'maybe'; expected: the label is a number, or true or false" in reason
-    assert "&#x27;maybe&#x27;" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "&#39;maybe&#39;" in (tmp_path / "report.html").read_text(encoding="utf-8")

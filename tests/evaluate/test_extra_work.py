@@ -241,7 +241,7 @@ def test_calibration_by_support_is_something_to_add(finished: Path, tmp_path: Pa
     assert column["cost"]["passes"] == 1.0
     assert column["metrics"]["logloss"] != result.content["columns"][0]["metrics"]["logloss"]
     assert [c["name"] for c in result.content["extra_work"]["candidates"] if c["ships"]] == [best["name"]]
-    assert "<tr class=ship><td>calibrated by support</td>" in render(result.content)
+    assert '<tr class="ship"><td>calibrated by support</td>' in render(result.content)
 
 
 def test_wall_times_stay_out_of_the_evaluation(finished: Path, content: dict, found: dict) -> None:
@@ -326,8 +326,8 @@ def test_the_command_prints_what_was_measured_when_the_model_was_made(
 
 def test_logarithmic_axis_gives_ratios_equal_room() -> None:
     points = [Point(name, x, 0.1 * x) for name, x in (("a", 1.0), ("b", 2.0), ("c", 4.0))]
-    chart = scatter_chart(points, x_label="x", y_label="y", log_x=True)
-    places = [float(part.split("'")[0]) for part in chart.split("<circle cx='")[1:]]
+    chart = str(scatter_chart(points, x_label="x", y_label="y", log_x=True))
+    places = [float(part.split('"')[0]) for part in chart.split('<circle cx="')[1:]]
     assert places[1] - places[0] == pytest.approx(places[2] - places[1], abs=0.2)
     for tick in ("1", "1.5", "2", "3", "4"):
         assert f">{tick}</text>" in chart

@@ -228,7 +228,7 @@ def test_the_command(small: Path, usual: Path, changed: Changed, tmp_path: Path)
     assert (
         "Drifted: slot" in shown
         and "<script" not in shown
-        and "http-equiv" not in shown
+        and "default-src 'none'" in shown
         and "//" not in shown.replace("</", "")
     )
     assert "u12" not in shown, "user ids are hashed on pages"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from html import escape
+from pathlib import Path
 
 from rich.console import Console
 
 from thinktwice.console.output import Column, Record, print_table, say
 from thinktwice.monitor.drift import MUCH, DriftReport, Moved
-from thinktwice.pages.page import FIRST, LIVE, SECOND, bars, card, legend, page, table, tiles
+from thinktwice.pages import templates
+from thinktwice.pages.charts import Series
+from thinktwice.pages.charts_bars import LIVE, PALE, SOFT, bars
+from thinktwice.pages.drawing import Drawing
 from thinktwice.stats.distances import Distance
 
-TITLES = {"values": "field", "support": "how often trained", "score": "score"}
+COLORS = {"training": PALE, "validation": SOFT, "live": LIVE}
 
 
 def verdict_lines(report: DriftReport) -> list[str]:
@@ -71,8 +74,7 @@ def render(report: DriftReport) -> str:
         if m.what == "score" and m.name in ("probability", "second opinion", "uncertainty"):
             word, before, now = m.facts[0]
             shown.append((f"{before:.3f} | {now:.3f}", f"{m.name}, {word}, validation | now"))
-    names = {"training": FIRST, "validation": SECOND, "live": LIVE}
-    body = [tiles(shown)]
+    parts = []
     for what, title, meaning in (
         ("values", "Fields", "Shares of rows by value, by bucket of the encoder, by length of a sequence or vector."),
         (
@@ -82,41 +84,32 @@ def render(report: DriftReport) -> str:
         ),
         ("score", "Scores", "What the model and its test-time work answer, in the quantiles of validation."),
     ):
-        rows = [_row(m, report.threshold) for m in report.moved if m.what == what]
-        if rows:
-            head = ("", "PSI training", "validation", "by chance, up to", "JS", "before → now", "shares", "")
-            body.append(card(title, meaning, legend(names) + table(head, rows)))
-    body.append(_how_to_read(report))
-    title = f"Drift of {report.model_version}"
-    subtitle = f"served {report.window[0][:16]} to {report.window[1][:16]} UTC · bundle {report.bundle_hash[:12]}"
-    return page(title, subtitle, [line[:1].upper() + line[1:] + "." for line in verdict_lines(report)], not found, body)
-
-
-def _row(m: Moved, threshold: float) -> str:
-    series = [("training", FIRST, m.train)] if m.train else []
-    series += [("validation", SECOND, m.valid), ("live", LIVE, m.live)]
-    word = _word(m, threshold)
-    style = " class='bad'" if m.drifted(threshold) else ""
-    return (
-        f"<tr><td>{escape(m.name)}<small>{escape(m.kind)}</small></td><td>{_index(m.from_train)}</td><td>{_index(m.from_valid)}</td>"
-        f"<td>{m.nearer.expected:.3f}<small>{m.nearer.noise:.3f}</small></td><td>{m.nearer.js:.3f}</td>"
-        f"<td>{escape(_facts(m))}</td><td class='bars'>{bars(m.labels, series)}</td>"
-        f"<td class='left'><span{style}>{escape(word)}</span></td></tr>"
-    )
-
-
-def _how_to_read(report: DriftReport) -> str:
+        moved = [m for m in report.moved if m.what == what]
+        if moved:
+            parts.append((title, meaning, moved))
     others = ", ".join(f"{count:,} rows of {version}" for version, count in sorted(report.others.items()))
-    aside = f" Not compared: {others} (another bundle, or an earlier time)." if others else ""
-    return card(
-        "How to read this",
-        "PSI is the population stability index: below 0.1 is quiet, above 0.25 is much. Small samples differ by chance alone: "
-        "the column beside says how much on average and at most once in a thousand, with the rows of one user (or request) "
-        "as one piece of evidence. A field has drifted when it is far from the rows of training and from those of validation. "
-        "Values of ids and of fields of the time are shown and not judged. Live rows are all scored candidates, training rows are "
-        f"shown impressions: where a ranker picks few of many, item fields differ for that reason alone.{aside}",
-        "",
+    html = templates.render(
+        Path(__file__).parent,
+        "drift_page.html",
+        title=f"Drift of {report.model_version}",
+        subtitles=[f"served {report.window[0][:16]} to {report.window[1][:16]} UTC · bundle {report.bundle_hash[:12]}"],
+        report=report,
+        lines=[templates.sentence(line) for line in verdict_lines(report)],
+        tiles=shown,
+        parts=parts,
+        names=[Series(name, color, ()) for name, color in COLORS.items()],
+        index=_index,
+        facts=_facts,
+        word=_word,
+        drawn=_bars,
+        aside=f" Not compared: {others} (another bundle, or an earlier time)." if others else "",
     )
+    return str(html)
+
+
+def _bars(m: Moved) -> Drawing:
+    shares = {"training": m.train, "validation": m.valid, "live": m.live}
+    return bars(m.labels, [(name, color, shares[name]) for name, color in COLORS.items() if shares[name]])
 
 
 def _index(found: Distance | None) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from html import escape
+from pathlib import Path
 
 from rich.console import Console
 
 from thinktwice.console.output import Column, Record, print_table, say
 from thinktwice.monitor.skew import FieldSkew, SkewReport
-from thinktwice.pages.page import card, page, table, tiles
+from thinktwice.pages import templates
 
 
 def verdict_lines(report: SkewReport, limit: float) -> list[str]:
@@ -81,38 +81,28 @@ def render(report: SkewReport, limit: float) -> str:
         (str(len(found)), "are skewed"),
         (f"{worst.rate:.2%}" if worst else "–", f"differ in the worst field{f', {worst.name}' if worst else ''}"),
     ]
-    rows = [_row(f, limit) for f in sorted(report.fields, key=lambda f: -f.rate)]
-    head = ("field", "compared", "differ", "not compared", "why")
     versions = ", ".join(f"{count:,} rows of {version}" for version, count in report.versions.items())
     others = ", ".join(f"{count:,} rows of {version}" for version, count in report.others.items())
     aside = f" Left out: {others} (raw rows, other fields or earlier times)." if others else ""
-    body = [
-        tiles(shown),
-        card(
-            "Fields", "Rows whose served value differs from what the store says of the same moment.", table(head, rows)
-        ),
-        card(
-            "How to read this",
-            "Every row is looked up again at the instant at which it was served, by the join that makes training rows. Texts and lists "
-            "must be equal, numbers to one in a million. Replaced before: materialize more often. True only later: a feature is "
-            "computed with data from after the request. Never the value: another row's or another field's, or computed otherwise. "
-            f"Not compared are rows served with defaults and rows that the store does not know either. Compared: {versions}.{aside}",
-            "",
-        ),
-    ]
-    lines = [line[:1].upper() + line[1:] + "." for line in verdict_lines(report, limit)]
-    subtitle = f"served {report.window[0][:16]} to {report.window[1][:16]} UTC"
-    return page("Skew of served features", subtitle, lines, not found, body)
-
-
-def _row(f: FieldSkew, limit: float) -> str:
-    style = " class='bad'" if f.rate > limit else ""
-    aside = " · ".join(f"{count:,} {word}" for count, word in ((f.defaulted, "defaults"), (f.cold, "unknown")) if count)
-    return (
-        f"<tr><td>{escape(f.name)}<small>{escape(f.entity)}</small></td><td>{f.rows:,}</td>"
-        f"<td><span{style}>{f.rate:.2%}</span><small>{f.mismatches:,} rows</small></td>"
-        f"<td>{escape(aside)}</td><td class='left'>{escape(reason(f))}</td></tr>"
+    html = templates.render(
+        Path(__file__).parent,
+        "skew_page.html",
+        title="Skew of served features",
+        subtitles=[f"served {report.window[0][:16]} to {report.window[1][:16]} UTC"],
+        lines=[templates.sentence(line) for line in verdict_lines(report, limit)],
+        skewed=found,
+        tiles=shown,
+        fields=sorted(report.fields, key=lambda f: -f.rate),
+        limit=limit,
+        reason=reason,
+        not_compared=_not_compared,
+        aside=f" Compared: {versions}.{aside}",
     )
+    return str(html)
+
+
+def _not_compared(f: FieldSkew) -> str:
+    return " · ".join(f"{count:,} {word}" for count, word in ((f.defaulted, "defaults"), (f.cold, "unknown")) if count)
 
 
 def _count(value: int) -> str:

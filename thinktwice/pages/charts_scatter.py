@@ -1,17 +1,16 @@
-"""Named points with whiskers, such as the cost and the quality of every mode. Inline SVG like :mod:`thinktwice.pages.charts`."""
+"""Named points with whiskers, such as the cost and the quality of every mode."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
-from thinktwice.pages.charts import FAINT, GRID, INK, frame_line, nice_ticks, number, opening, text
+from thinktwice.pages.charts import nice_ticks, number
+from thinktwice.pages.drawing import AXIS, FAINT, GRID, INK, Drawing, Shape, group, line, polyline, shape, text
 
 LABEL_HEIGHT = 13.0
 LABEL_WIDTH = 6.1  # of a character
-HALO = " paint-order='stroke' stroke='#fff' stroke-width='3'"  # keeps a name legible over a whisker
 LOG_TICKS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0)
 
 
@@ -39,7 +38,7 @@ def scatter_chart(
     log_x: bool = False,
     width: int = 760,
     height: int = 420,
-) -> str:
+) -> Drawing:
     """Points with their names beside them, moved apart where they would overlap.
 
     With ``frontier`` a line joins the points that no point with a smaller x has a smaller y than (less is better on both).
@@ -47,7 +46,7 @@ def scatter_chart(
     """
     left, right, top, bottom = 72, 170, 30 if title else 14, 48
     if not points:
-        return "<p class='faint'>Nothing to draw.</p>"
+        return Drawing(width, height, "", ())
     ys = [v for p in points for v in (p.y, p.low, p.high) if v is not None] + ([0.0] if zero else [])
     y_ticks = nice_ticks(min(ys), max(ys))
     reach = min(p.x for p in points), max(p.x for p in points)
@@ -61,34 +60,30 @@ def scatter_chart(
     def py(y: float) -> float:
         return height - bottom - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (height - top - bottom)
 
-    out = [opening(width, height, title or f"{y_label} by {x_label}")]
+    out: list[Shape] = []
     for y in y_ticks:
-        out.append(frame_line(left, py(y), width - right, py(y), "#9aa1ac" if zero and y == 0 else GRID))
+        out.append(line(left, py(y), width - right, py(y), AXIS if zero and y == 0 else GRID))
         out.append(text(left - 8, py(y) + 4, number(y, y_ticks), "end", FAINT))
     for x in x_ticks:
-        out.append(frame_line(px(x), top, px(x), height - bottom, GRID))
+        out.append(line(px(x), top, px(x), height - bottom, GRID))
         out.append(text(px(x), height - bottom + 18, f"{x:g}" if log_x else number(x, x_ticks), "middle", FAINT))
     if title:
-        out.append(text(left, 16, title, "start", INK, " font-weight='600'"))
+        out.append(text(left, 16, title, "start", INK, bold=True))
     out.append(text((left + width - right) / 2, height - 6, x_label, "middle", INK))
-    middle = (top + height - bottom) / 2
-    out.append(text(13, middle, y_label, "middle", INK, f" transform='rotate(-90 13 {middle})'"))
+    out.append(text(13, (top + height - bottom) / 2, y_label, "middle", INK, -90))
     if frontier:
-        line = " ".join(f"{px(p.x):.1f},{py(p.y):.1f}" for p in best_of(points))
-        out.append(
-            f"<polyline points='{line}' fill='none' stroke='#9aa1ac' stroke-width='1.5' stroke-dasharray='5 4'/>"
-        )
+        out.append(polyline([(px(p.x), py(p.y)) for p in best_of(points)], AXIS, "5 4", 1.5))
     for p in points:
-        out.append(f"<g><title>{escape(f'{p.name}: {p.tip}')}</title>")
+        drawn = [shape("circle", cx=px(p.x), cy=py(p.y), r=4.0, fill=p.color)]
         if p.low is not None and p.high is not None:
-            out.append(frame_line(px(p.x), py(p.low), px(p.x), py(p.high), p.color))
-        out.append(f"<circle cx='{px(p.x):.1f}' cy='{py(p.y):.1f}' r='4' fill='{p.color}'/></g>")
+            drawn.insert(0, line(px(p.x), py(p.low), px(p.x), py(p.high), p.color))
+        out.append(group(f"{p.name}: {p.tip}", *drawn))
     places = _apart([(px(p.x) + 8, py(p.y) + 4, len(p.name) * LABEL_WIDTH) for p in points], top + 10, height - bottom)
     for p, (x, y) in zip(points, places, strict=True):
         if abs(y - py(p.y) - 4) > LABEL_HEIGHT / 2:
-            out.append(frame_line(px(p.x) + 4, py(p.y), x - 1, y - 4, GRID))
-        out.append(text(x, y, p.name, "start", p.color, HALO))
-    return "".join(out) + "</svg>"
+            out.append(line(px(p.x) + 4, py(p.y), x - 1, y - 4, GRID))
+        out.append(text(x, y, p.name, "start", p.color, halo=True))
+    return Drawing(width, height, title or f"{y_label} by {x_label}", out)
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

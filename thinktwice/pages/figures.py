@@ -1,4 +1,4 @@
-"""Numbers as the report writes them."""
+"""Numbers as the pages write them."""
 
 from __future__ import annotations
 
@@ -28,17 +28,7 @@ def signed(found: dict[str, Any], decimals: int) -> str:
 
 
 def judged(found: dict[str, Any], better: int) -> str:
-    """The class of a difference: ``good`` or ``bad`` where chance is excluded, else none."""
+    """The class of a difference: ``good`` or ``bad`` where chance is excluded, else empty."""
     if not found["significant"] or not better:
         return ""
-    return " class='good'" if found["value"] * better > 0 else " class='bad'"
-
-
-def small(found: dict[str, Any], decimals: int, better: int) -> str:
-    """A difference and its interval in small print below a number."""
-    return f"<small{judged(found, better)}>{signed(found, decimals)}</small>"
-
-
-def cell(found: dict[str, Any], decimals: int, better: int = -1) -> str:
-    """A difference with its interval in small print below it."""
-    return f"<span{judged(found, better)}>{change(found['value'], decimals)}</span><small>{interval(found, decimals)}</small>"
+    return "good" if found["value"] * better > 0 else "bad"
