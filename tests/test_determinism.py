@@ -16,6 +16,8 @@ from thinktwice.threads import VARIABLE
 
 ROOT = Path(__file__).resolve().parents[1]
 BURNERS = 2 * (os.cpu_count() or 1)
+#: Ends with whoever started it, so that a killed test leaves no load behind.
+BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
 BATCH = 1000  # so large that torch shares sums among threads
 
 #: All that is computed for a bundle, in one process of its own.
@@ -79,7 +81,7 @@ def test_a_bundle_made_under_load_has_the_same_bytes(threads: int, tmp_path: Pat
     assert started(data, tmp_path / "alone", threads, seed=1).wait(timeout=500) == 0
     with ExitStack() as stack:
         for _ in range(BURNERS):
-            burner = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+            burner = stack.enter_context(subprocess.Popen([sys.executable, "-c", BUSY]))
             stack.callback(burner.kill)
         busy = started(data, tmp_path / "busy", threads, seed=2)
         stack.callback(busy.kill)
