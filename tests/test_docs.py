@@ -187,6 +187,20 @@ def test_the_python_api_as_its_page_tells_it(tmp_path: Path) -> None:
     assert (tmp_path / "scores.parquet").is_file()
 
 
+def test_the_first_lines_of_python_in_the_readme(tmp_path: Path) -> None:
+    fences = FENCE.findall(README.read_text(encoding="utf-8"))
+    (schema,) = [text for language, text in fences if language == "yaml"]
+    (block,) = [text for language, text in fences if language == "python"]
+    log, _ = write_log(tmp_path, rows=1500)
+    log.rename(tmp_path / "impressions.parquet")
+    (tmp_path / "shop.yaml").write_text(schema, encoding="utf-8")
+    (tmp_path / "first.py").write_text(block, encoding="utf-8")
+    verdict, probabilities = run(f"{sys.executable} first.py", tmp_path).stdout.splitlines()
+    assert verdict.startswith("The ") and verdict.endswith("% of pairs.")
+    numbers = [float(number) for number in probabilities.strip("[]").split()]
+    assert len(numbers) == 3 and all(0 < number < 1 for number in numbers)
+
+
 def test_the_settings_that_refuse_older_releases_are_settings(tmp_path: Path) -> None:
     blocks = [text for language, text in FENCE.findall(SERVING.read_text(encoding="utf-8")) if language == "json"]
     (settings,) = [text for text in blocks if "oldest" in text]
