@@ -165,6 +165,10 @@ def test_columns_may_have_the_names_of_the_log(tmp_path: Path):
         (lambda rows: [{**rows.to_dicts()[0], "genre": "\ud800"}], "half of a surrogate pair"),
         (lambda rows: [{**rows.to_dicts()[0], "history": "i1"}], "row 0, field 'history': 'i1' is not a list"),
         (lambda rows: [{**rows.to_dicts()[0], "cover": [1, "x", 3]}], "row 0, field 'cover': .* is not a number"),
+        (
+            lambda rows: rows.with_columns(cover=pl.Series([[1.0, None, 3.0]] * rows.height, dtype=pl.List(pl.Float64))),
+            "column 'cover'.* is not a list of 3 finite numbers",
+        ),
         (lambda rows: [{**rows.to_dicts()[0], "timestamp": "noon"}], "field 'event_time': 'noon' is not a time"),
         (lambda rows: [{}], "the rows have no column"),
     ],

@@ -188,3 +188,20 @@ def test_a_reference_of_widened_float32_numbers_is_the_same_distribution(tmp_pat
     assert found["psi_from_reference"] < 1e-6  # type: ignore[operator]
     again = profile(tmp_path / "b", later, reference=profile(tmp_path / "c", later).reference)
     assert whole(again, "price")["psi_from_reference"] < 1e-6  # type: ignore[operator]
+
+
+def test_a_field_alone_is_judged_by_one_click_but_not_by_none() -> None:
+    def counts(clicks: int) -> pl.DataFrame:
+        rows = [("a", False, 10, 5), ("b", False, 10, 0), ("a", True, 5, clicks), ("b", True, 5, 0)]
+        return pl.DataFrame(rows, ("value", "parity", "n", "clicks"), orient="row")
+
+    assert single_field_auc(counts(0)) == (None, 0)
+    auc, fewest = single_field_auc(counts(1))
+    assert fewest == 1 and auc == (5 + 4 / 2) / 9, "the click stands above 5 non-clicks and level with 4"
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0], [1]])
+def test_a_log_of_one_class_is_noted(tmp_path: Path, labels: list[int]) -> None:
+    frame = log(200).with_columns(y=pl.Series([labels[i % len(labels)] for i in range(200)]))
+    row = profile(tmp_path, frame).table.row(0, named=True)
+    assert row["both_labels"] == (1.0 if len(labels) == 2 else 0.0)

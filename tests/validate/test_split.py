@@ -298,3 +298,13 @@ def test_version_follows_the_rules_and_nothing_else() -> None:
     assert version != rule_set_version(parse_schema(SHOP.replace("format: s", "format: ms"), where="d"))
     ids = [r.id for r in row_rules(parse_schema(SHOP, where="e"))] + [r.id for r in profile_rules()]
     assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("name", ["propensity", "truth"])
+def test_probabilities_of_the_log_lie_between_zero_and_one(tmp_path: Path, name: str) -> None:
+    schema = f"{{name: t, time: {{format: order}}, label: {{column: y}}, fields: [{{name: f}}], {name}: p}}"
+    values = [-0.1, 0.0, 0.5, 1.0, 1.1]
+    frame = pl.DataFrame({"y": [0, 1, 0, 1, 0], "f": ["a"] * 5, "p": values})
+    _, clean, bad = run(write_raw(tmp_path / "raw", frame, schema), tmp_path)
+    assert clean[name].to_list() == [0.0, 0.5, 1.0]
+    assert bad["reasons"].to_list() == [[f"{name}:minimum"], [f"{name}:maximum"]]

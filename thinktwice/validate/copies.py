@@ -13,6 +13,7 @@ import pyarrow.types as pt
 import xxhash
 
 from thinktwice.schema.columns import is_bytes, is_text
+from thinktwice.splitmix import mix
 from thinktwice.validate.raw_rows import RawRows
 
 Hashes = npt.NDArray[np.uint64]
@@ -28,7 +29,7 @@ def later_copies(source: RawRows, first: Hashes, second: Hashes) -> npt.NDArray[
         first = first.copy()
         for rows, batch in source.rows_at(source.unnamed, candidates):
             for array in batch.columns:
-                first[rows] = _mixed(first[rows] ^ _hashes(array))
+                first[rows] = mix(first[rows] ^ _hashes(array))
     return later_of_equal(first, second, candidates)
 
 
@@ -61,7 +62,7 @@ def _hashes(array: pa.Array) -> Hashes:
     if pt.is_struct(kind):
         found = _valid(array)
         for child in array.flatten():
-            found = _mixed(found ^ _hashes(child))
+            found = mix(found ^ _hashes(child))
         return found
     if pt.is_map(kind):
         offsets = array.offsets.to_numpy()
@@ -81,8 +82,8 @@ def _hashes_of_lists(array: pa.Array, values: pa.Array, sizes: npt.NDArray[Any])
     parents = np.repeat(np.arange(len(sizes)), sizes)
     places = np.arange(len(parents)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     found = _valid(array) + sizes.astype(np.uint64)
-    np.add.at(found, parents, _mixed(_hashes(values) + places.astype(np.uint64)))
-    return _mixed(found)
+    np.add.at(found, parents, mix(_hashes(values) + places.astype(np.uint64)))
+    return mix(found)
 
 
 def _valid(array: pa.Array) -> Hashes:
@@ -99,10 +100,3 @@ def _as_bytes(array: pa.Array) -> pa.Array:
     if pt.is_null(kind):
         return array.cast(pa.binary())
     return array.view(pa.binary(kind.bit_width // 8))
-
-
-def _mixed(values: Hashes) -> Hashes:
-    with np.errstate(over="ignore"):
-        mixed = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return np.asarray(mixed ^ (mixed >> np.uint64(31)), dtype=np.uint64)
