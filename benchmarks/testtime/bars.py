@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from thinktwice.stats.seeds import holm
+from thinktwice.stats.multiple import holm
 
 SIMS = ("sim_strong", "sim_weak", "sim_shift", "sim_fresh", "sim_quick")
 

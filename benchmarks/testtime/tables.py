@@ -12,7 +12,7 @@ from benchmarks.testtime.plan import Part, trunks_of
 from benchmarks.testtime.study import LIST, SHARE, SIGNAL, TOP_K, Scores
 from thinktwice.data.training_set import TrainingSet
 from thinktwice.evaluate.ranking import ndcg_at, top_k_regret
-from thinktwice.stats.seeds import holm
+from thinktwice.stats.multiple import holm
 from thinktwice.stats.uplift import area, uplift_curve
 from thinktwice.testtime.reliability import Reliability
 

@@ -26,7 +26,7 @@ from thinktwice.pages.charts_scatter import Point, scatter_chart
 from thinktwice.selection.fit import fit_test_time
 from thinktwice.selection.subject import Subject
 from thinktwice.stats.metrics import logloss
-from thinktwice.stats.seeds import holm
+from thinktwice.stats.multiple import holm
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.store import load_test_time
 

@@ -22,7 +22,8 @@ from thinktwice.selection.parameters import best_of, by_support, calibrated, tri
 from thinktwice.selection.subject import Subject
 from thinktwice.stats import metrics
 from thinktwice.stats.metrics import row_logloss
-from thinktwice.stats.seeds import holm, minimum_detectable, two_sided_p
+from thinktwice.stats.multiple import holm
+from thinktwice.stats.seeds import minimum_detectable, two_sided_p
 from thinktwice.stats.significance import Interval, clusters_of, paired_auc, paired_mean
 from thinktwice.stats.uplift import area, uplift_curve
 from thinktwice.testtime.calibrate import sigmoid

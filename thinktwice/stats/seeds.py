@@ -12,15 +12,6 @@ from thinktwice.stats.significance import Interval
 SMALLEST_TAIL = 1e-100
 
 
-def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's adjusted p-values [M]: those below alpha are rejected together at the family-wise level alpha."""
-    order = np.argsort(p, kind="stable")
-    steps = (len(p) - np.arange(len(p))) * p[order]
-    out = np.empty(len(p))
-    out[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return out
-
-
 def two_sided_p(interval: Interval, confidence: float = 0.95, freedom: float = math.inf) -> float:
     """Two-sided p-value of the value of a symmetric interval against 0; 1 where the interval is unbounded.
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from thinktwice.stats.seeds import holm, minimum_detectable, over_seeds, p_over_seeds, two_sided_p
+from thinktwice.stats.multiple import holm
+from thinktwice.stats.seeds import minimum_detectable, over_seeds, p_over_seeds, two_sided_p
 from thinktwice.stats.significance import Interval, paired_mean
 
 
