@@ -37,6 +37,7 @@ from thinktwice.selection.parameters import (
     typical_pair,
 )
 from thinktwice.selection.subject import Subject
+from thinktwice.stats.calibration import fit_temperature
 from thinktwice.testtime import calibrate
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Raw
@@ -165,7 +166,7 @@ def _plain(notes: Notes, subject: Subject, off: TestTimeConfig, valid: EncodedRo
     platt = fit_calibration(z_valid, valid.label)
     notes.add("plain", calibrate.apply(platt, z))
     notes.add("uncalibrated", z)
-    notes.add("temperature", z / calibrate.fit_temperature(z_valid, valid.label))
+    notes.add("temperature", z / fit_temperature(z_valid, valid.label))
 
 
 def _fitted(notes: Notes, name: str, subject: Subject, config: TestTimeConfig, test: EncodedRows) -> None:

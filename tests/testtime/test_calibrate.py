@@ -8,15 +8,8 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from thinktwice.models.store import Calibration
-from thinktwice.testtime.calibrate import (
-    RIDGE,
-    SupportCalibration,
-    apply,
-    apply_support,
-    fit_support,
-    fit_temperature,
-    sigmoid,
-)
+from thinktwice.stats.calibration import RIDGE, fit_temperature
+from thinktwice.testtime.calibrate import SupportCalibration, apply, apply_support, fit_support, sigmoid
 
 ROWS = 40_000
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.selection.subject import Subject
+from thinktwice.stats.calibration import fit_temperature
 from thinktwice.stats.metrics import logloss
 from thinktwice.testtime import calibrate
 from thinktwice.testtime.config import TestTimeConfig, TriggerKind
@@ -33,7 +34,7 @@ def calibrated(subject: Subject, settings: TestTimeConfig, rows: EncodedRows) ->
         found["explored_calibration"] = fit_calibration(raw.z[explored], rows.label[explored])
     settings = settings.model_copy(update=found)
     logit = subject.engine(settings).finish(raw).logit
-    return settings.model_copy(update={"temperature": calibrate.fit_temperature(logit, rows.label)})
+    return settings.model_copy(update={"temperature": fit_temperature(logit, rows.label)})
 
 
 def by_support(subject: Subject, settings: TestTimeConfig, rows: EncodedRows) -> TestTimeConfig:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
-from scipy.optimize import minimize, minimize_scalar
-from scipy.special import expit
 
 from thinktwice.models.store import Calibration, Coefficient
-
-RIDGE = 1e-4  # keeps the coefficients of a constant ``missing`` at 0
+from thinktwice.stats.calibration import fit_platt_by_support
 
 
 class SupportCalibration(BaseModel):
@@ -43,34 +40,6 @@ def sigmoid(logit: np.ndarray) -> np.ndarray:
 
 
 def fit_support(z: np.ndarray, missing: np.ndarray, label: np.ndarray) -> SupportCalibration:
-    """The calibration that minimises logloss; the identity where labels are of one class or nothing is gained."""
-    z, y = z.astype(np.float64), label.astype(np.float64)
-    if y.min() == y.max():
-        return SupportCalibration()
-    design = np.stack([z, np.ones_like(z), missing, missing * z], axis=1)
-    start = np.array([1.0, 0.0, 0.0, 0.0])
-
-    def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        s, off = design @ theta, theta - start
-        value = np.mean(np.logaddexp(0.0, s) - y * s) + RIDGE * off @ off
-        return float(value), design.T @ (expit(s) - y) / len(y) + 2 * RIDGE * off
-
-    found = minimize(loss, start, jac=True, method="L-BFGS-B")
-    if not found.fun < loss(start)[0]:
-        return SupportCalibration()
-    a, b, c, d = (float(v) for v in found.x)
+    """The calibration that minimises logloss (:func:`thinktwice.stats.calibration.fit_platt_by_support`)."""
+    a, b, c, d = fit_platt_by_support(z, missing, label)
     return SupportCalibration(a=a, b=b, c=c, d=d)
-
-
-def fit_temperature(logit: np.ndarray, label: np.ndarray) -> float:
-    """The T > 0 of sigmoid(logit / T) with the least logloss; 1 where labels are of one class."""
-    y = label.astype(np.float64)
-    if y.min() == y.max():
-        return 1.0
-
-    def loss(log_t: float) -> float:
-        s = logit * np.exp(-log_t)
-        return float(np.mean(np.logaddexp(0.0, s) - y * s))
-
-    found = minimize_scalar(loss, bounds=(-2.0, 2.0), method="bounded", options={"xatol": 1e-5})
-    return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0

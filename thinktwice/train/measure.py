@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
-from scipy.special import expit
 
 from thinktwice.models.store import Calibration
+from thinktwice.stats.calibration import fit_platt
 from thinktwice.stats.metrics import auc
 from thinktwice.threads import reproducible
 from thinktwice.train.device import on_device
@@ -35,22 +34,6 @@ def known_auc(label: np.ndarray, logit: np.ndarray) -> float | None:
 
 
 def fit_calibration(logit: np.ndarray, label: np.ndarray) -> Calibration:
-    """Slope and offset of p = sigmoid(a z + b) that minimise logloss (Platt); the slope stays positive.
-
-    Labels of one class, or a fit that does not lower the logloss, give the identity.
-    """
-    z, y = logit.astype(np.float64), label.astype(np.float64)
-    if y.min() == y.max():
-        return Calibration()
-
-    def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        a = np.exp(theta[0])
-        s = a * z + theta[1]
-        error = expit(s) - y
-        value = np.mean(np.logaddexp(0.0, s) - y * s)
-        return float(value), np.array([np.mean(error * z) * a, np.mean(error)])
-
-    found = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", bounds=[(-3.0, 3.0), (-10.0, 10.0)])
-    if not found.fun < loss(np.zeros(2))[0]:
-        return Calibration()
-    return Calibration(a=float(np.exp(found.x[0])), b=float(found.x[1]))
+    """The calibration that minimises logloss (:func:`thinktwice.stats.calibration.fit_platt`)."""
+    a, b = fit_platt(logit, label)
+    return Calibration(a=a, b=b)
