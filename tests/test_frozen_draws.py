@@ -27,8 +27,7 @@ from thinktwice.monitor.served import _in_share
 from thinktwice.splitmix import GOLDEN, mix
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.rowhash import hash_rows, uniforms
-from thinktwice.testtime.triggers import TRIGGERS
-from thinktwice.testtime.triggers.seen import Seen
+from thinktwice.testtime.triggers import TRIGGERS, Seen
 from thinktwice.validate.split import key_hash
 
 

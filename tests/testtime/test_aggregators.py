@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from thinktwice.testtime.aggregators import AGGREGATORS, Passes
-from thinktwice.testtime.aggregators.passes import weighted_median
+from thinktwice.testtime.aggregators import AGGREGATORS, Passes, weighted_median
 from thinktwice.testtime.config import AggregatorKind
 
 Z = np.array([[0.0, 0.1, -0.1, 5.0]])
