@@ -74,7 +74,7 @@ def test_the_front_end_is_set_up_as_the_local_one() -> None:
     (port,) = re.findall(rf"^export {QUEUE_PORT}=(\d+)$", script, re.MULTILINE)
     assert 1024 < int(port) < 65536 and port not in (8080, 8081, 8082, 8084)
     waits = "".join((IMAGES / "predictor" / "log4j2.xml").read_text().split())
-    ours_waits = "".join((ROOT / "serving" / "log4j2.xml").read_text().split())
+    ours_waits = "".join((ROOT / "serving" / "local" / "log4j2.xml").read_text().split())
     found = re.search(r"<Socketname=.*?</Socket>", waits)
     assert found and found[0] in ours_waits
 

@@ -47,7 +47,7 @@ def print_results(console: Console, evaluation: dict[str, Any]) -> None:
     say(console, f"\n{evaluation['rows']:,} test rows (→ ships; cost is forward passes per row)\n")
     print_table(console, columns, records)
     if any(NOT_DEFINED in record.cells for record in records):
-        say(console, f"{NOT_DEFINED} {UNDEFINED}")
+        say(console, f"{NOT_DEFINED} {UNDEFINED}", indent=2)
     console.print()
     for line in evaluation["verdict"]:
         say(console, line)
