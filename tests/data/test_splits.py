@@ -47,3 +47,10 @@ def test_a_random_split_follows_ids_and_seed_alone() -> None:
 def test_shares_must_leave_something_to_train_on() -> None:
     with pytest.raises(ValidationError, match="leave nothing to train on"):
         SplitSpec(valid=0.5, test=0.5)
+
+
+def test_shares_below_one_row_leave_the_last_instant_to_test() -> None:
+    times = np.arange(10, dtype=np.int64)
+    ids = np.array(row_ids("parquet", np.arange(10)).to_pylist())
+    parts = assign_split(times, ids, SplitSpec(kind="time", valid=0.05, test=0.05))
+    assert parts.tolist() == [0] * 9 + [2]
