@@ -19,5 +19,4 @@ class PretrainConfig(BaseModel):
     negatives: int = Field(default=512, ge=1)  # larger ones: values of the same batch, at most so many
     label_weight: float = Field(default=1.0, ge=0)  # of the label's loss beside the mean of the fields' losses
     label_hidden: float = Field(default=0.5, ge=0, le=1)  # share of rows whose label is hidden whatever the mask rate
-    clip_norm: float | None = Field(default=None, gt=0)  # limit of the norm of a step's gradients; None: no limit
     sparse_rows: int = Field(default=200_000, ge=1)  # tables of at least so many rows update only the rows of a batch

@@ -150,7 +150,6 @@ def fit(
             rate=config.rate,
             table_l2=config.table_l2,
             sparse_rows=config.sparse_rows,
-            clip_norm=config.clip_norm,
         )
         curve: list[dict[str, Any]] = []
         window: list[Losses] = []

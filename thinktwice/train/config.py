@@ -38,5 +38,4 @@ class FinetuneConfig(BaseModel):
     masked_rows: float = Field(default=0.25, gt=0, le=1)  # mask_*: share of rows that are masked
     masked_fields: float = Field(default=0.3, gt=0, le=1)  # mask_*: at most this share of a row's fields
     kappa: float = Field(default=20.0, gt=0)  # mask_*: reliability of a value seen c times is c / (c + kappa)
-    clip_norm: float | None = Field(default=None, gt=0)  # limit of the norm of a step's gradients; None: no limit
     sparse_rows: int = Field(default=200_000, ge=1)  # tables of at least so many rows update only the rows of a batch

@@ -52,7 +52,6 @@ class Plan:
         rate_factor: share of it by the share of the steps done, 0 to 1.
         table_l2: L2 on the embedding table.
         sparse_rows: tables of at least so many rows update only the rows of a batch.
-        clip_norm: limit of the norm of all gradients of a step together; None for no limit.
     """
 
     steps: Steps
@@ -61,7 +60,6 @@ class Plan:
     table_l2: float
     sparse_rows: int
     rate_factor: Callable[[float], float] = constant_rate
-    clip_norm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,6 @@ def run_loop(
         rate=plan.rate,
         table_l2=plan.table_l2,
         sparse_rows=plan.sparse_rows,
-        clip_norm=plan.clip_norm,
     )
     numbers = range(1, steps.total + 1)
     counted = numbers if bar is None else track(numbers, stage=bar.stage, total=steps.total, label=bar.label)
@@ -129,9 +126,7 @@ def run_loop(
 
 
 def _diverged(loss: float, step: int, plan: Plan) -> str:
-    message = (
-        f"the training loss is {loss} in step {step} of {plan.steps.total} at the rate {plan.rate:g}: lower the rate"
+    return (
+        f"the training loss is {loss} in step {step} of {plan.steps.total} at the rate {plan.rate:g}: lower the rate, "
+        "or rescale vectors that hold very large numbers"
     )
-    if plan.clip_norm is None:
-        message += ", set clip_norm"
-    return f"{message}, or rescale vectors that hold very large numbers"

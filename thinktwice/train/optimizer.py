@@ -8,7 +8,6 @@ CPU time than a small model takes to train.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +45,6 @@ class TableAdam:
     Args:
         model: all that is trained, the embedding included. Parameters other than the table have no L2.
         embedding: its ``sparse_gradients`` is set.
-        clip_norm: limit of the norm of all gradients of a step together, without the L2 term; None for no limit.
     """
 
     def __init__(
@@ -57,12 +55,10 @@ class TableAdam:
         rate: float,
         table_l2: float,
         sparse_rows: int,
-        clip_norm: float | None = None,
     ) -> None:
         self.table = embedding.table
         self.rate = rate
         self.l2 = table_l2
-        self.clip_norm = clip_norm
         self.sparse = embedding.fields.num_rows >= sparse_rows
         embedding.sparse_gradients = self.sparse
         self._dense = {p: _State.of(p) for p in model.parameters() if p is not self.table and p.numel()}
@@ -74,8 +70,6 @@ class TableAdam:
             parameter.grad = None
         loss.backward()
         with torch.no_grad():
-            if self.clip_norm is not None:
-                _clip((self.table, *self._dense), self.clip_norm)
             _update(self._dense, self.rate, 0.0)
             if self.sparse:
                 self._update_rows()
@@ -103,22 +97,6 @@ class TableAdam:
         state.square.index_copy_(0, rows, square)
         size = self.rate * math.sqrt(1 - BETAS[1] ** done) / (1 - BETAS[0] ** done)
         self.table.index_copy_(0, rows, self.table[rows] + mean.div_(square.sqrt_().add_(EPSILON)).mul_(-size))
-
-
-def _clip(parameters: Iterable[nn.Parameter], limit: float) -> None:
-    """Scale all gradients together so that their norm is at most ``limit``."""
-    gradients = []
-    for parameter in parameters:
-        if parameter.grad is None:
-            continue
-        if parameter.grad.is_sparse:
-            parameter.grad = parameter.grad.coalesce()
-            gradients.append(parameter.grad.values())
-        else:
-            gradients.append(parameter.grad)
-    factor = (limit / (nn.utils.get_total_norm(gradients) + EPSILON)).clamp(max=1.0)
-    for gradient in gradients:
-        gradient.mul_(factor)
 
 
 def _update(states: dict[nn.Parameter, _State], rate: float, weight_decay: float) -> None:

@@ -73,7 +73,6 @@ def train(
         table_l2=table_l2,
         sparse_rows=config.sparse_rows,
         rate_factor=lambda done: rate_factor(done, config.warmup),
-        clip_norm=config.clip_norm,
     )
     curve: list[EvalPoint] = []
     best: tuple[EvalPoint, dict[str, Tensor]] | None = None
