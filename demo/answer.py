@@ -32,7 +32,7 @@ def print_answer(console: Console, question: Question, prediction: dict[str, Any
         Column("rank"),
         Column("item", right=False),
         Column("click probability"),
-        Column("unsure, 0 to 1"),
+        Column("uncertainty"),
         Column("paths"),
     )
     records = [

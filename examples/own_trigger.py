@@ -17,16 +17,16 @@ from thinktwice.data.training_set import load_training_set
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Engine, raw_rows
 from thinktwice.testtime.modes import preset
-from thinktwice.testtime.triggers import Marked, Seen
+from thinktwice.testtime.triggers import BasePass, Selection
 
 CUT = 0.15  # say, the probability from which on an impression is worth its price
 WIDTH = 0.5  # in log-odds
 
 
-def near_the_cut(config: TestTimeConfig, seen: Seen) -> Marked:
+def near_the_cut(config: TestTimeConfig, base_pass: BasePass) -> Selection:
     """Rows whose score may still change sides. Signal [B]: 1 at the cut, 0 at WIDTH from it."""
-    signal = 1 - np.abs(seen.logit - np.log(CUT / (1 - CUT))) / WIDTH
-    return Marked(signal, signal > config.threshold)
+    signal = 1 - np.abs(base_pass.logit - np.log(CUT / (1 - CUT))) / WIDTH
+    return Selection(signal, signal > config.threshold)
 
 
 def logloss(label: np.ndarray, probability: np.ndarray) -> float:
@@ -55,7 +55,7 @@ def main(out: Path, rows: int = 2000) -> dict[str, tuple[float, float]]:
         return engine(config.model_copy(update={"threshold": threshold}))
 
     own = engine(paths).with_trigger(near_the_cut)
-    rate = float(raw_rows(own, encoded).explored.mean())
+    rate = float(raw_rows(own, encoded).escalated.mean())
     engines = {
         "never": engine(paths.model_copy(update={"trigger": "never"})),
         "near the cut": own,

@@ -178,7 +178,7 @@ def predict(
     if prediction["paths_capped"]:
         say(
             console,
-            "more candidates were unsure than one request may spend work on: the least unsure kept their first score",
+            "more candidates were uncertain than one request may spend work on: the least uncertain kept their first score",
         )
     if prediction["defaulted"]:
         say(console, f"not given, treated as missing: {', '.join(map(printable, prediction['defaulted']))}")

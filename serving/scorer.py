@@ -36,8 +36,8 @@ class Answer:
         item_ids: the candidates; None for raw rows.
         order: the places to answer with: all in request order or, when the request has ``k``, the best ``k`` by rank.
         rank: 1 is the most likely click; equal probabilities keep the order of the request.
-        paths_capped: more work was wanted than one request may cost (or its deadline allows): the least unsure of the
-            unsure rows kept the score of one pass.
+        paths_capped: more work was wanted than one request may cost (or its deadline allows): the least uncertain of the
+            uncertain rows kept the score of one pass.
         defaulted: context fields the caller left out.
         stale_user, stale_items: features older than allowed.
         default_features: sides ("user", "item") that were scored with defaults: their lookup was late or failed, or their stored

@@ -27,7 +27,7 @@ from thinktwice.monitor.served import _in_share
 from thinktwice.splitmix import GOLDEN, mix
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.rowhash import hash_rows, uniforms
-from thinktwice.testtime.triggers import TRIGGERS, Seen
+from thinktwice.testtime.triggers import TRIGGERS, BasePass
 from thinktwice.validate.split import key_hash
 
 
@@ -59,9 +59,9 @@ def test_rows_and_their_draws() -> None:
 
 def test_the_random_trigger() -> None:
     rows = np.arange(12, dtype=np.uint64)
-    seen = Seen(np.zeros(12), np.zeros(12), np.zeros(12), rows)
+    seen = BasePass(np.zeros(12), np.zeros(12), np.zeros(12), rows)
     marked = TRIGGERS["random"](TestTimeConfig(trigger="random", threshold=0.5, sampler="bernoulli"), seen)
-    assert np.flatnonzero(marked.unsure).tolist() == [4, 6, 9, 10, 11]
+    assert np.flatnonzero(marked.escalate).tolist() == [4, 6, 9, 10, 11]
 
 
 def test_keys_and_cells_of_combination_counts() -> None:

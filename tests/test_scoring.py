@@ -22,7 +22,7 @@ from thinktwice import Bundle, Scores, open_bundle, score_table
 from thinktwice.data.scoring_rows import event_times
 from thinktwice.errors import DataError, RequestError, SchemaError, ThinktwiceError
 from thinktwice.testtime.engine import Engine
-from thinktwice.testtime.triggers import Marked
+from thinktwice.testtime.triggers import Selection
 
 __all__ = ["small"]
 
@@ -227,8 +227,8 @@ def _holds_nan(value: Any) -> bool:
 def test_a_trigger_of_ones_own_decides(bundle: Bundle, rows: pl.DataFrame, expected: Scores):
     asked = np.arange(200) % 7 == 0
 
-    def every_seventh(config: Any, seen: Any) -> Marked:
-        return Marked(np.where(asked, 10.0, 0.0), asked)
+    def every_seventh(config: Any, seen: Any) -> Selection:
+        return Selection(np.where(asked, 10.0, 0.0), asked)
 
     own = dataclasses.replace(bundle, engine=bundle.engine.with_trigger(every_seventh))
     assert ((score_table(own, rows).num_paths > 1) == asked).all()

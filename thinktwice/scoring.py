@@ -67,7 +67,7 @@ def score_table(bundle: Bundle, rows: Rows, *, request: str | None = None) -> Sc
     """
     table = as_table(rows, bundle.schema, bundle.encoder)
     requests = None if request is None else request_starts(table, request)
-    if requests is None and bundle.engine.config.asks and bundle.engine.config.trigger in OF_REQUESTS:
+    if requests is None and bundle.engine.config.escalates and bundle.engine.config.trigger in OF_REQUESTS:
         raise SchemaError(
             f"model {bundle.manifest.model_version} chooses escalated rows per request (trigger "
             f"{bundle.engine.config.trigger!r}): name the column that identifies requests"

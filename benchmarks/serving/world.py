@@ -71,7 +71,7 @@ OTHER_HANDLER = "benchmarks.serving.handler_{name}"  # a module with one class
 @dataclass(frozen=True)
 class World:
     """Folders by name of the mode: ``off``; ``gate``, which is what is shipped by default where something is; ``uttsi`` with a
-    fifth of the rows explored, which costs more than the default allows and is there to be shed."""
+    fifth of the rows escalated, which costs more than the default allows and is there to be shed."""
 
     store: Path
     bundles: dict[str, Path]
@@ -166,7 +166,7 @@ def with_handler(archive: Path, name: str, out: Path) -> Path:
 
 
 def _unsure_fifth(reliability: Reliability, world: World) -> TestTimeConfig:
-    """A fifth of the rows of the load: requests lack context that the log has, and validation rows are less unsure."""
+    """A fifth of the rows of the load: requests lack context that the log has, and validation rows are less uncertain."""
     config = preset("uttsi").model_copy(update={"min_count": 0, "pair_share": 0.0, "threshold": 2.0})
     plain = load_bundle(world.bundles["off"]).engine
     engine = Engine(plain.model, reliability, config, plain.calibration)

@@ -257,7 +257,7 @@ def _lists(notes: Notes, subject: Subject, off: TestTimeConfig, valid: EncodedRo
     spread = fit_spread(subject, base, valid)
     cut = fit_base(subject, base, valid).model_copy(update={"trigger": "decision", "spread": spread, "top_k": TOP_K})
     on_valid = _in_lists(subject, cut, valid)
-    share = float(on_valid.explored.mean())
+    share = float(on_valid.escalated.mean())
     configs = {"decision": _group_calibrated(cut, on_valid, valid)}
     for name, trigger in (("entropy", "entropy"), ("chance", "random"), ("budget", "budget")):
         chosen = triggered(subject, base, valid, trigger, share)  # type: ignore[arg-type]
@@ -276,11 +276,11 @@ def _in_lists(subject: Subject, config: TestTimeConfig, rows: EncodedRows) -> Ra
 
 
 def _group_calibrated(config: TestTimeConfig, raw: Raw, rows: EncodedRows) -> TestTimeConfig:
-    explored = raw.explored
+    escalated = raw.escalated
     return config.model_copy(
         update={
-            "calibration": fit_calibration(raw.z[~explored], rows.label[~explored]),
-            "explored_calibration": fit_calibration(raw.z[explored], rows.label[explored]),
+            "calibration": fit_calibration(raw.z[~escalated], rows.label[~escalated]),
+            "explored_calibration": fit_calibration(raw.z[escalated], rows.label[escalated]),
         }
     )
 
@@ -359,7 +359,7 @@ def mc_dropout(model: Any, rows: EncodedRows, seed: int) -> np.ndarray:
 
 
 def _joint_members(notes: Notes, trunks: Trunks, which: Run, valid: EncodedRows, test: EncodedRows) -> None:
-    """Members that share tables or weights: all of them on every row, and one asked for the most open fifth."""
+    """Members that share tables or weights: all of them on every row, and one asked for the most uncertain fifth."""
     for kind, words in (("shared_tables", "3 trunks, one table"), ("rank_one", "3 rank-one members")):
         joint = trunks.members(kind, MEMBERS, which.seed, which.backbone)  # type: ignore[arg-type]
         models = [t.model for t in joint]

@@ -65,7 +65,7 @@ class Metrics:
         stages = histogram("stage_seconds", "Where the time of a request goes.", SECONDS, "stage")
         self._stages = {s: stages.labels(**self._who, stage=s) for s in STAGES}
         self._rows = counter("rows", "Scored candidates and raw rows.").labels(**self._who)
-        self._explored = counter("explored_rows", "Rows that got a second opinion.").labels(**self._who)
+        self._escalated = counter("escalated_rows", "Rows that got more than one pass.").labels(**self._who)
         self._paths = histogram("row_paths", "Forward passes of a row.", PATHS).labels(**self._who)
         self._uncertainty = histogram("row_uncertainty", "Uncertainty of a row.", SHARES).labels(**self._who)
         cold = counter("cold", "Users and candidates that the feature store does not know.", "side")
@@ -106,8 +106,8 @@ class Metrics:
             self._stages[stage].observe(spent)
         paths = np.asarray(answer.num_paths)
         self._rows.inc(len(paths))
-        if explored := int((paths > 1).sum()):
-            self._explored.inc(explored)
+        if escalated := int((paths > 1).sum()):
+            self._escalated.inc(escalated)
         observe_many(self._paths, paths)
         observe_many(self._uncertainty, np.asarray(answer.uncertainty))
         for side, cold, stale in (

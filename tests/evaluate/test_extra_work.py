@@ -99,7 +99,7 @@ def test_detectable_is_what_the_interval_allows(found: dict) -> None:
 def test_slices_are_means_over_their_rows(finished: Path, found: dict, tested: EncodedRows) -> None:
     data = load_training_set(finished / "set")
     subject, report = subject_of(finished, "bad")
-    masks = slices.doubtful(data, data.rows("test"), tested, subject.reliability)
+    masks = slices.uncertain(data, data.rows("test"), tested, subject.reliability)
     assert [part["name"] for part in found["slices"]] == list(masks)
     assert {"cold user", "unseen pair"} < set(masks)
     assert [name.split(" (")[0] for name in list(masks)[-2:]] == ["least support", "most support"]
@@ -158,7 +158,7 @@ def test_a_random_choice_asks_as_many_rows(found: dict) -> None:
 
 
 def members_only(finished: Path, folder: Path) -> dict:
-    """A report with two candidates of the same second opinion, one for the open scores, one for all rows."""
+    """A report with two candidates of the same second opinion, one for the uncertain scores, one for all rows."""
     shutil.copytree(finished / "test_time-good", folder)
     value = read_json(folder / "test_time.json")
     kept = [

@@ -112,7 +112,7 @@ def test_lean_tries_every_mode_and_ships_nothing_dear(lean: dict) -> None:
     for candidate in lean["candidates"]:
         config = TestTimeConfig.model_validate(candidate["config"])
         assert candidate["cost"] == reckoned(config, candidate["passes"])
-        assert (candidate["passes"] > 1) == config.asks
+        assert (candidate["passes"] > 1) == config.escalates
         if candidate["cost"] > QUICK.max_cost:
             assert not candidate["accepted"]
 

@@ -1,4 +1,4 @@
-"""Fitted parameters: thresholds that give the asked share, calibrations of the rows that serving will ask, known optima."""
+"""Fitted parameters: thresholds that give the wanted share, calibrations of the rows that serving will escalate, known optima."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def test_budget_and_always_need_no_threshold(subject: Subject, valid: EncodedRow
     assert triggered(subject, base, valid, "always", 0.2) == base.model_copy(update={"trigger": "always"})
     budget = triggered(subject, base, valid, "budget", 0.2)
     assert (budget.trigger, budget.share) == ("budget", 0.2)
-    assert subject.raw(budget, valid).explored.sum() == int(0.2 * len(valid))
+    assert subject.raw(budget, valid).escalated.sum() == int(0.2 * len(valid))
 
 
 @pytest.mark.parametrize("wrong", [Calibration(), Calibration(a=0.3, b=-2.0), Calibration(a=4.0, b=1.0)])
 def test_the_model_s_own_calibration_does_not_matter(wrong: Calibration, subject: Subject, valid: EncodedRows) -> None:
-    """Rows that are asked again while calibrating are those that serving asks, however badly the model is calibrated."""
+    """Rows that are escalated while calibrating are those that serving escalates, however badly the model is calibrated."""
     other = replace(subject, calibration=wrong)
     for trigger in ("dual", "entropy"):
         found = [
@@ -84,7 +84,7 @@ def test_the_model_s_own_calibration_does_not_matter(wrong: Calibration, subject
 def test_each_group_is_calibrated_on_its_own_rows(subject: Subject, valid: EncodedRows) -> None:
     settings = triggered(subject, BASES["entropy"], valid, "entropy", 0.3)
     found, raw = calibrated(subject, settings, valid), subject.raw(settings, valid)
-    for chosen, calibration in ((raw.explored, found.explored_calibration), (~raw.explored, found.calibration)):
+    for chosen, calibration in ((raw.escalated, found.explored_calibration), (~raw.escalated, found.calibration)):
         assert chosen.sum() >= 200
         assert calibration == fit_calibration(raw.z[chosen], valid.label[chosen])
     few = triggered(subject, BASES["entropy"], valid, "entropy", 0.05)

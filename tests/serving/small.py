@@ -140,7 +140,7 @@ def _unsure_fifth(model: Backbone, reliability: Reliability, rows: EncodedRows) 
 
 
 def with_members(parts: dict[str, Path], folder: Path) -> dict[str, Path]:
-    """The same parts with a configuration that asks a further trunk over the model's table for the most open fifth, and with
+    """The same parts with a configuration that asks a further trunk over the model's table for the most uncertain fifth, and with
     extras that this configuration does not need."""
     model, _ = load_model(parts["model_dir"])
     before = load_test_time(parts["test_time_dir"])

@@ -96,7 +96,7 @@ def test_predict_prints_a_table(app: typer.Typer, server: HTTPServer) -> None:
     assert "0.2500" in result.output
     assert "user 7 is unknown" in result.output
     assert "treated as missing: slot" in result.output
-    assert "more candidates were unsure" in result.output
+    assert "more candidates were uncertain" in result.output
 
 
 @given(

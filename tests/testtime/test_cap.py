@@ -1,4 +1,4 @@
-"""The cap on extra rows: never exceeded, the most open scores first, nobody gets half an opinion."""
+"""The cap on extra rows: never exceeded, the most uncertain scores first, nobody gets half an opinion."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def test_the_most_open_scores_are_admitted_in_full_and_the_others_keep_their_bas
     order = np.random.default_rng(1).permutation(ROWS)
     wanted = free.num_paths > 1
     assert not free.capped
-    assert base.path_rows == 0 and base.left_out[wanted].all()
+    assert base.path_rows == 0 and base.capped_rows[wanted].all()
     for cap in (1, 7, 40, free.path_rows - 1):
         found, shuffled = engine.score(batch, cap), engine.score(big.batch(order), cap)
-        out = found.left_out
+        out = found.capped_rows
         assert found.capped and out.any()
         assert cap - most < found.path_rows <= cap or name in ("uttsi, stops", "uttsi, exact", "matt")
         assert found.path_rows <= cap
@@ -51,7 +51,7 @@ def test_the_most_open_scores_are_admitted_in_full_and_the_others_keep_their_bas
             assert np.array_equal(value[out], getattr(base, field)[out]), field
             assert np.array_equal(value[~out], getattr(free, field)[~out]), field
             assert np.array_equal(getattr(shuffled, field), value[order]), field
-        assert np.array_equal(shuffled.left_out, out[order])
+        assert np.array_equal(shuffled.capped_rows, out[order])
     assert np.array_equal(engine.score(batch, free.path_rows + most * ROWS).logit, free.logit)
 
 
@@ -94,8 +94,8 @@ def test_left_out_rows_have_the_calibration_of_one_pass(big: wide.Wide) -> None:
     )
     engine, batch = big.engine(config), big.batch(slice(0, ROWS))
     found, raw = engine.score(batch, 20), engine.raw(batch, 20)
-    assert raw.left_out.any()
-    assert np.array_equal(found.logit[raw.left_out], 1.3 * raw.z0[raw.left_out] + 3.0)
+    assert raw.capped_rows.any()
+    assert np.array_equal(found.logit[raw.capped_rows], 1.3 * raw.z0[raw.capped_rows] + 3.0)
 
 
 def test_the_shipped_cap_does_not_bind_for_500_rows_of_the_usual_share(big: wide.Wide) -> None:

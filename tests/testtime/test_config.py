@@ -36,9 +36,9 @@ def test_what_means_nothing_is_refused(settings: dict[str, object], words: str) 
 
 
 def test_who_asks_and_who_needs_counts() -> None:
-    asks = {mode for mode, config in PRESETS.items() if config.asks}
-    assert asks == {"uttsi", "matt", "sgctr", "members"}
-    assert not TestTimeConfig(sampler="bernoulli").asks  # nobody triggers it
+    escalates = {mode for mode, config in PRESETS.items() if config.escalates}
+    assert escalates == {"uttsi", "matt", "sgctr", "members"}
+    assert not TestTimeConfig(sampler="bernoulli").escalates  # nobody triggers it
     uses = {mode for mode, config in PRESETS.items() if config.uses_counts}
     assert uses == {"gate", "filter", "uttsi", "matt", "sgctr"}
     assert TestTimeConfig(trigger="decision", members=1).uses_counts

@@ -108,9 +108,9 @@ def test_rows_with_a_second_opinion_have_a_calibration_of_their_own(config: Test
     update = {"calibration": Calibration(a=1.1, b=0.3), "explored_calibration": Calibration(a=0.5, b=1.0)}
     engine = big.engine(config.model_copy(update=update | {"temperature": 1.7}))
     raw, scored = engine.raw(batch), engine.score(batch)
-    assert 0 < raw.explored.sum() < 300
-    np.testing.assert_array_equal(scored.logit[raw.explored], (0.5 * raw.z[raw.explored] + 1.0) / 1.7)
-    np.testing.assert_array_equal(scored.logit[~raw.explored], (1.1 * raw.z[~raw.explored] + 0.3) / 1.7)
+    assert 0 < raw.escalated.sum() < 300
+    np.testing.assert_array_equal(scored.logit[raw.escalated], (0.5 * raw.z[raw.escalated] + 1.0) / 1.7)
+    np.testing.assert_array_equal(scored.logit[~raw.escalated], (1.1 * raw.z[~raw.escalated] + 0.3) / 1.7)
     alone = big.engine(config.model_copy(update={"calibration": Calibration(a=1.1, b=0.3)}))
     found = alone.score(batch)
     raw = alone.raw(batch)
@@ -153,7 +153,7 @@ def test_whole_parts_are_scored_in_chunks_without_a_cap(big: wide.Wide, monkeypa
     assert np.array_equal(whole.z, parts.z) and np.array_equal(whole.num_paths, parts.num_paths)
     assert len(whole.z) == len(big.later)
     assert whole.num_paths.sum() > len(big.later) + 3
-    assert not whole.left_out.any()
+    assert not whole.capped_rows.any()
 
 
 @pytest.mark.parametrize("name", ["uttsi, pair support", "sgctr", "members, two", "gate"])
@@ -178,10 +178,10 @@ def test_one_lookup_for_all_paths_and_forward_passes_of_one_shape(
         lambda x, mask, *rest: (paths.append(tuple(mask.shape)), score_paths(x, mask, *rest))[1],
     )
     scored = big.engine(wide.UTTSI).score(big.batch(slice(0, 200)))
-    explored = int((scored.num_paths > 1).sum())
+    escalated = int((scored.num_paths > 1).sum())
     assert lookups == bases == [BASE_ROWS] * 2
-    assert paths == [(32, 8, wide.OPEN)] * -(-explored // 32)
-    assert explored > 32
+    assert paths == [(32, 8, wide.OPEN)] * -(-escalated // 32)
+    assert escalated > 32
 
 
 def other_counts(reliability: Reliability) -> Reliability:

@@ -61,22 +61,22 @@ def test_the_denoiser_predicts_doubtful_fields_from_the_others_alone(big: wide.W
     assert heads is not None
     with torch.inference_mode():
         x = big.model.embed(big.batch(slice(0, 40)))
-        doubtful = torch.rand(40, wide.OPEN, generator=torch.Generator().manual_seed(0)) < 0.3
-        found = row_vectors(big.model, heads, x, doubtful, fill)
+        uncertain = torch.rand(40, wide.OPEN, generator=torch.Generator().manual_seed(0)) < 0.3
+        found = row_vectors(big.model, heads, x, uncertain, fill)
         other = x.clone()
-        other[:, : wide.OPEN][doubtful] += 5.0  # what is hidden cannot matter
-        again = row_vectors(big.model, heads, other, doubtful, fill)
+        other[:, : wide.OPEN][uncertain] += 5.0  # what is hidden cannot matter
+        again = row_vectors(big.model, heads, other, uncertain, fill)
         shown = x.clone()
-        shown[:, : wide.OPEN] = torch.where(doubtful[..., None], fill[: wide.OPEN], x[:, : wide.OPEN])
+        shown[:, : wide.OPEN] = torch.where(uncertain[..., None], fill[: wide.OPEN], x[:, : wide.OPEN])
         expected = heads.predict(big.model.trunk(shown))
-    torch.testing.assert_close(found[:, : wide.OPEN][doubtful], expected[doubtful])
+    torch.testing.assert_close(found[:, : wide.OPEN][uncertain], expected[uncertain])
     assert torch.equal(found, again)
-    assert torch.equal(found[:, : wide.OPEN][~doubtful], fill[: wide.OPEN].expand(40, -1, -1)[~doubtful])
+    assert torch.equal(found[:, : wide.OPEN][~uncertain], fill[: wide.OPEN].expand(40, -1, -1)[~uncertain])
     assert torch.equal(found[:, wide.OPEN :], fill[wide.OPEN :].expand(40, -1, -1))
 
 
 def test_paths_use_the_fill_of_their_own_row(big: wide.Wide) -> None:
-    """With one doubtful field there is one path, in which the denoiser's prediction stands in its place."""
+    """With one uncertain field there is one path, in which the denoiser's prediction stands in its place."""
     counts = big.reliability.counts.copy()
     counts[wide.SIZES[0] :] = 255
     kappa = np.where(np.arange(13) == 0, wide.KAPPA, 0.0)
@@ -87,10 +87,10 @@ def test_paths_use_the_fill_of_their_own_row(big: wide.Wide) -> None:
     )
     r = reliability.of(big.later.ids[:100])[:, : wide.OPEN]
     assert (r[:, 1:] == 1).all()
-    doubtful = np.sqrt(r[:, 0]) < 0.95
-    assert doubtful.sum() > 30
-    assert np.array_equal(raw.num_paths, np.where(doubtful, 3, 1))  # base pass, denoiser, path
-    for row in np.flatnonzero(doubtful)[:30]:
+    uncertain = np.sqrt(r[:, 0]) < 0.95
+    assert uncertain.sum() > 30
+    assert np.array_equal(raw.num_paths, np.where(uncertain, 3, 1))  # base pass, denoiser, path
+    for row in np.flatnonzero(uncertain)[:30]:
         chance = max(np.sqrt(r[row, 0]), KEEP_MIN)
         with torch.inference_mode():
             x = big.model.embed(big.batch(slice(row, row + 1)))
@@ -103,8 +103,8 @@ def test_paths_use_the_fill_of_their_own_row(big: wide.Wide) -> None:
 def test_one_denoiser_pass_serves_all_paths_of_a_row(big: wide.Wide) -> None:
     batch = big.batch(slice(0, 300))
     mask, denoiser = (big.engine(but(UTTSI, filler=f)).score(batch) for f in ("mask", "denoiser"))
-    explored = mask.num_paths > 1
-    assert explored.any()
-    assert np.array_equal(denoiser.num_paths[explored], mask.num_paths[explored] + 1)
-    assert np.array_equal(denoiser.logit[~explored], mask.logit[~explored])
-    assert not np.array_equal(denoiser.logit[explored], mask.logit[explored])
+    escalated = mask.num_paths > 1
+    assert escalated.any()
+    assert np.array_equal(denoiser.num_paths[escalated], mask.num_paths[escalated] + 1)
+    assert np.array_equal(denoiser.logit[~escalated], mask.logit[~escalated])
+    assert not np.array_equal(denoiser.logit[escalated], mask.logit[escalated])

@@ -8,7 +8,7 @@ import pytest
 from tests.testtime import wide
 from tests.testtime.wide import MATT, but
 from thinktwice.testtime.samplers import Paths, matt
-from thinktwice.testtime.samplers.paths import Doubt
+from thinktwice.testtime.samplers.paths import SamplerInput
 
 HASH = np.random.default_rng(3).integers(0, 2**63, 4000).astype(np.uint64)
 ROWS, PATHS = len(HASH), 8
@@ -25,7 +25,7 @@ def draw(
     """Paths of many rows of equal support."""
     n = len(r)
     whole = np.broadcast_to(np.ones(n, bool) if kept is None else np.asarray(kept), (ROWS, n)).copy()
-    doubt = Doubt(
+    inputs = SamplerInput(
         whole,
         np.tile(r, (ROWS, 1)),
         np.broadcast_to(pairs, (ROWS, n, n)).copy(),
@@ -33,7 +33,7 @@ def draw(
         np.full(ROWS, PATHS),
         HASH,
     )
-    return matt.draw(but(MATT, typical_pair=typical), doubt)
+    return matt.draw(but(MATT, typical_pair=typical), inputs)
 
 
 def pairs_of(n: int, value: float, **others: float) -> np.ndarray:

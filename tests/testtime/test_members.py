@@ -46,7 +46,7 @@ def test_gated_members_are_gated_alike(big: wide.Wide) -> None:
 def test_only_the_rows_that_are_asked_change(big: wide.Wide) -> None:
     batch = big.batch(slice(0, 300))
     some, everybody = big.engine(MEMBERS).raw(batch), big.engine(ALL).raw(batch)
-    asked = some.explored
+    asked = some.escalated
     assert 0 < asked.sum() < 300
     assert np.array_equal(some.z[asked], everybody.z[asked])
     assert np.array_equal(some.z[~asked], some.z0[~asked])

@@ -70,8 +70,8 @@ def test_one_round_moves_the_least_plausible_and_supported_fields_by_what_they_l
 
         even = (torch.arange(n) % 2 == 0).expand(32, n)
         guess = torch.where(even[..., None], likely(even), likely(~even))
-        doubt = support * (1 + torch.nn.functional.cosine_similarity(x[:, :n], guess, dim=2))
-        hidden = doubt <= doubt.sort(dim=1).values[:, 2:3]
+        by_plausibility = support * (1 + torch.nn.functional.cosine_similarity(x[:, :n], guess, dim=2))
+        hidden = by_plausibility <= by_plausibility.sort(dim=1).values[:, 2:3]
         assert hidden[:, 0].all() and (hidden.sum(dim=1) == 3).all() and 5 < int(hidden[:, 3].sum()) < 32
         moved = torch.where(hidden[..., None], (1 - support)[:, None] * (likely(hidden) - x[:, :n]), 0.0)
     torch.testing.assert_close(found[:, :n], moved, atol=1e-5, rtol=1e-4)

@@ -15,12 +15,12 @@ from thinktwice.models.backends import verify_sizes
 from thinktwice.models.backends.folded import Folded
 from thinktwice.testtime import TestTimeConfig
 from thinktwice.testtime.engine import Scored
-from thinktwice.testtime.samplers import SAMPLERS, Doubt
+from thinktwice.testtime.samplers import SAMPLERS, SamplerInput
 from thinktwice.testtime.samplers.bernoulli import keep_probability
 
 BY_THE_ROW = wide.MODES | wide.SHARED
 EVERY = BY_THE_ROW | wide.OF_A_REQUEST
-VALUES = ("logit", "probability", "uncertainty", "num_paths", "left_out")
+VALUES = ("logit", "probability", "uncertainty", "num_paths", "capped_rows")
 ROWS = 500
 
 
@@ -56,7 +56,7 @@ def test_the_modes_of_these_tests_do_something(among: dict[str, Scored]) -> None
     for name, scored in among.items():
         assert scored.path_rows == (scored.num_paths - 1).sum()
         assert not scored.capped
-        assert (scored.path_rows > 0) == EVERY[name].asks
+        assert (scored.path_rows > 0) == EVERY[name].escalates
         assert np.isfinite(scored.logit).all()
         for share in (scored.uncertainty, scored.probability):
             assert ((share >= 0) & (share <= 1)).all()
@@ -135,9 +135,11 @@ def test_a_trigger_of_the_request_looks_at_the_other_rows(name: str, big: wide.W
 def test_probabilities_of_paths_have_the_same_bits_alone(big: wide.Wide, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums over fields and pairs: their order must not depend on the number of rows."""
     config = but(wide.EXACT, trigger="always", pair_share=0.3)
-    seen: list[Doubt] = []
+    seen: list[SamplerInput] = []
     sampler = SAMPLERS[config.sampler]
-    monkeypatch.setitem(SAMPLERS, config.sampler, lambda config, doubt: (seen.append(doubt), sampler(config, doubt))[1])
+    monkeypatch.setitem(
+        SAMPLERS, config.sampler, lambda config, inputs: (seen.append(inputs), sampler(config, inputs))[1]
+    )
     engine = big.engine(config)
     engine.score(big.batch(slice(0, 100)))
     among = dict(zip(seen[0].row_hash.tolist(), keep_probability(config, seen[0]), strict=True))

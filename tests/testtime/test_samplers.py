@@ -13,7 +13,7 @@ from thinktwice.testtime import TestTimeConfig
 from thinktwice.testtime.engine import Engine
 from thinktwice.testtime.reliability import Reliability, quantise
 from thinktwice.testtime.rowhash import hash_rows, uniforms
-from thinktwice.testtime.samplers import SAMPLERS, Doubt, Paths
+from thinktwice.testtime.samplers import SAMPLERS, Paths, SamplerInput
 from thinktwice.testtime.samplers.bernoulli import KEEP_MIN, keep_probability
 from thinktwice.testtime.samplers.paths import BASE_DRAWS
 
@@ -24,7 +24,7 @@ UNIFORM = but(UTTSI, sampler="uniform", keep_rate=0.6)
 CONFIGS = {"bernoulli": UTTSI, "uniform": UNIFORM, "enumerate": EXACT, "matt": but(MATT, typical_pair=0.3)}
 
 
-def doubt_of(
+def inputs_of(
     r: np.ndarray,
     *,
     kept: np.ndarray | None = None,
@@ -32,13 +32,13 @@ def doubt_of(
     row_hash: np.ndarray = HASH,
     pairs: np.ndarray | None = None,
     triples: np.ndarray | None = None,
-) -> Doubt:
+) -> SamplerInput:
     kept = np.ones(r.shape, bool) if kept is None else kept
-    return Doubt(kept, r, pairs, triples, np.full(len(r), wanted), row_hash[: len(r)])
+    return SamplerInput(kept, r, pairs, triples, np.full(len(r), wanted), row_hash[: len(r)])
 
 
-def draw(config: TestTimeConfig, doubt: Doubt) -> Paths:
-    return SAMPLERS[config.sampler](config, doubt)
+def draw(config: TestTimeConfig, inputs: SamplerInput) -> Paths:
+    return SAMPLERS[config.sampler](config, inputs)
 
 
 def test_uniforms_look_uniform_and_belong_to_the_hash() -> None:
@@ -66,7 +66,7 @@ def test_no_path_comes_twice_or_is_the_base_pass_or_restores_a_filtered_field(na
     r, kept = RNG.uniform(0, 1, (rows, fields)), RNG.random((rows, fields)) < 0.8
     r[:, 5] = 1.0
     pairs = np.sqrt(r[:, :, None] * r[:, None])
-    paths = draw(CONFIGS[name], doubt_of(r, kept=kept, wanted=wanted, pairs=pairs))
+    paths = draw(CONFIGS[name], inputs_of(r, kept=kept, wanted=wanted, pairs=pairs))
     assert paths.mask.shape == (rows, 8, fields)
     for row in range(rows):
         used = paths.used[row]
@@ -86,7 +86,7 @@ def test_no_path_comes_twice_or_is_the_base_pass_or_restores_a_filtered_field(na
 def test_drawn_paths_come_in_antithetic_pairs() -> None:
     """Where every field stays in half of the paths, the second of a pair keeps what the first drops."""
     r = np.full((300, 12), 0.25)  # a field stays with probability sqrt(0.25)
-    paths = draw(UTTSI, doubt_of(r))
+    paths = draw(UTTSI, inputs_of(r))
     assert (paths.used == 8).mean() > 0.95  # of 4096 paths eight are hardly ever equal
     pairs = paths.mask[paths.used == 8].reshape(-1, 4, 2, 12)
     assert (pairs[:, :, 0] != pairs[:, :, 1]).all()
@@ -102,13 +102,13 @@ def draws_that_keep(paths: Paths, base_draws: float) -> np.ndarray:
 
 def test_guided_paths_keep_a_field_as_often_as_its_support_says() -> None:
     r = np.tile([0.0, 0.25, 0.64, 1.0], (4000, 1))
-    paths = draw(UTTSI, doubt_of(r, row_hash=MANY))
+    paths = draw(UTTSI, inputs_of(r, row_hash=MANY))
     np.testing.assert_allclose(draws_that_keep(paths, BASE_DRAWS), [KEEP_MIN, 0.5, 0.8, 1.0], atol=0.01)
 
 
 def test_blind_paths_keep_every_field_alike() -> None:
     r = np.tile([0.0, 0.25, 0.64, 1.0], (4000, 1))
-    paths = draw(UNIFORM, doubt_of(r, row_hash=MANY))
+    paths = draw(UNIFORM, inputs_of(r, row_hash=MANY))
     np.testing.assert_allclose(draws_that_keep(paths, BASE_DRAWS), 0.6, atol=0.01)
 
 
@@ -116,25 +116,25 @@ def test_pair_support_takes_its_share_of_the_keep_probability() -> None:
     r = np.array([[0.9, 0.9, 0.4]])
     pairs = np.array([[[1.0, 0.8, 0.2], [0.8, 1.0, 0.4], [0.2, 0.4, 1.0]]])
     expected = np.sqrt(0.7 * r[0] + 0.3 * np.array([0.5, 0.6, 0.3]))
-    doubt = doubt_of(r, pairs=pairs)
-    np.testing.assert_allclose(keep_probability(but(UTTSI, pair_share=0.3), doubt)[0], expected)
-    np.testing.assert_allclose(keep_probability(UTTSI, doubt)[0], np.sqrt(r[0]))
+    inputs = inputs_of(r, pairs=pairs)
+    np.testing.assert_allclose(keep_probability(but(UTTSI, pair_share=0.3), inputs)[0], expected)
+    np.testing.assert_allclose(keep_probability(UTTSI, inputs)[0], np.sqrt(r[0]))
 
 
 def test_draws_belong_to_the_row_and_not_to_the_others() -> None:
     r = RNG.uniform(0, 1, (300, 6))
     for config in CONFIGS.values():
-        doubt = doubt_of(r)
+        inputs = inputs_of(r)
         order = RNG.permutation(300)
-        shuffled = Doubt(doubt.kept, r[order], None, None, doubt.wanted, HASH[order])
-        found, expected = draw(config, shuffled), draw(config, doubt)
+        shuffled = SamplerInput(inputs.kept, r[order], None, None, inputs.wanted, HASH[order])
+        found, expected = draw(config, shuffled), draw(config, inputs)
         for name in ("mask", "weight", "base_weight", "used", "confidence", "exact"):
             assert np.array_equal(getattr(found, name), getattr(expected, name)[order])
 
 
 def test_enumeration_is_the_exact_mixture_of_all_subsets() -> None:
     r = np.array([[0.25, 0.64, 0.16, 1.0]])
-    paths = draw(EXACT, doubt_of(r))
+    paths = draw(EXACT, inputs_of(r))
     found = {tuple(m.tolist()): w for m, w in zip(paths.mask[0], paths.weight[0], strict=True) if w > 0}
     found[True, True, True, True] = paths.base_weight[0]
     assert sum(found.values()) == pytest.approx(1.0)
@@ -146,10 +146,10 @@ def test_enumeration_is_the_exact_mixture_of_all_subsets() -> None:
 
 @pytest.mark.parametrize("most", [2, 3, 4, 6, 7, 8])
 def test_enumeration_keeps_to_the_largest_number_of_paths(most: int) -> None:
-    """Three doubtful fields have seven subsets, two have three, one has one; too many are sampled instead."""
+    """Three uncertain fields have seven subsets, two have three, one has one; too many are sampled instead."""
     r = np.array([[0.1, 0.4, 0.7, 1.0], [0.1, 0.4, 1.0, 1.0], [0.1, 1.0, 1.0, 1.0], [0.1, 0.1, 0.1, 0.1]])
-    doubt = doubt_of(r, wanted=most // 2 * 2)
-    paths, drawn = (draw(but(c, max_paths=most), doubt) for c in (EXACT, UTTSI))
+    inputs = inputs_of(r, wanted=most // 2 * 2)
+    paths, drawn = (draw(but(c, max_paths=most), inputs) for c in (EXACT, UTTSI))
     assert (paths.used <= most).all()
     assert paths.mask.shape[1] == paths.weight.shape[1] == most
     sizes = (7, 3, 1, 99)
@@ -165,7 +165,7 @@ def test_enumeration_keeps_to_the_largest_number_of_paths(most: int) -> None:
 def test_enumeration_leaves_filtered_and_well_supported_fields_alone() -> None:
     r = np.tile([0.1, 0.4, 0.7, 0.96], (5, 1))
     kept = np.tile([False, True, True, True], (5, 1))
-    paths = draw(EXACT, doubt_of(r, kept=kept))
+    paths = draw(EXACT, inputs_of(r, kept=kept))
     assert (paths.used == 3).all()
     assert not paths.mask[:, :, 0].any() and paths.mask[:, :3, 3].all()
     assert (paths.weight == paths.weight[0]).all()  # no draw is in it
@@ -182,7 +182,7 @@ def test_a_row_without_doubt_costs_nothing(big: wide.Wide) -> None:
 
 
 def test_an_enumerated_score_is_the_expectation_over_all_masks(big: wide.Wide) -> None:
-    """Against brute force: every subset of the doubtful fields scored on its own, weighed by its probability."""
+    """Against brute force: every subset of the uncertain fields scored on its own, weighed by its probability."""
     config = but(EXACT, trigger="always", shrink=False, min_count=0)
     engine = big.engine(config)
     raw = engine.raw(big.batch(slice(0, 300)))
@@ -192,11 +192,11 @@ def test_an_enumerated_score_is_the_expectation_over_all_masks(big: wide.Wide) -
     assert len(few) > 20
     for row in few[:20]:
         z = 0.0
-        doubtful = np.flatnonzero(keep[row] < 0.95)
-        for kept in itertools.product((True, False), repeat=len(doubtful)):
+        uncertain = np.flatnonzero(keep[row] < 0.95)
+        for kept in itertools.product((True, False), repeat=len(uncertain)):
             mask = np.ones((1, 1, 13), np.float32)
-            mask[0, 0, doubtful] = kept
-            chance = np.prod(np.where(kept, keep[row, doubtful], 1 - keep[row, doubtful]))
+            mask[0, 0, uncertain] = kept
+            chance = np.prod(np.where(kept, keep[row, uncertain], 1 - keep[row, uncertain]))
             z += chance * big.score(row, mask)
         assert raw.z[row] == pytest.approx(z, abs=2e-6)
-        assert raw.num_paths[row] == 2 ** len(doubtful)
+        assert raw.num_paths[row] == 2 ** len(uncertain)

@@ -66,15 +66,15 @@ def path_logits(big: wide.Wide, config: TestTimeConfig, rows: int) -> tuple[np.n
     seen = {}
     sampler = SAMPLERS[config.sampler]
 
-    def spy(config: TestTimeConfig, doubt: object) -> object:
-        seen["paths"] = sampler(config, doubt)  # type: ignore[arg-type]
+    def spy(config: TestTimeConfig, inputs: object) -> object:
+        seen["paths"] = sampler(config, inputs)  # type: ignore[arg-type]
         return seen["paths"]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SAMPLERS, config.sampler, spy)
         raw = big.engine(config).raw(big.batch(slice(0, rows)))
     paths = seen["paths"]
-    # The engine plans the most open scores first.
+    # The engine plans the most uncertain scores first.
     order = np.lexsort((np.arange(rows), -wide.entropy_of(raw.z0)))
     z, weight = np.zeros((rows, 9)), np.zeros((rows, 9))
     used = np.zeros(rows, int)

@@ -118,7 +118,7 @@ def evaluate(
     )
     ships = next(c for c in columns if c.key == shipped)
     index = evenly(test)
-    doubtful = slices.doubtful(data, rows, test, test_time.reliability)
+    uncertain = slices.uncertain(data, rows, test, test_time.reliability)
     content |= {
         "format": 1,
         "shipped": shipped,
@@ -130,7 +130,7 @@ def evaluate(
             test_time.report,
             test.take(index),
             fitting_rows(data, test_time.report),
-            {name: mask[index] for name, mask in doubtful.items()},
+            {name: mask[index] for name, mask in uncertain.items()},
             None if truth is None else truth[index],
             {config: picked(scores, index) for config, scores in known.items()},
         ),

@@ -30,7 +30,7 @@ from thinktwice.testtime.calibrate import sigmoid
 from thinktwice.testtime.config import TestTimeConfig, TriggerKind
 from thinktwice.testtime.engine import Raw
 from thinktwice.testtime.support import entropy
-from thinktwice.testtime.triggers import TRIGGERS, Seen
+from thinktwice.testtime.triggers import TRIGGERS, BasePass
 
 MAX_ROWS = 40_000  # test rows that every candidate scores
 REACH_95 = 1.959964  # half width of a 95 % interval in standard errors
@@ -101,8 +101,8 @@ def extra_work(
             }
         )
     _adjust(entries)
-    asking = _best_asking(report, found)
-    named = [name for name in dict.fromkeys((report["best_name"], asking)) if name is not None]
+    escalating = _best_escalating(report, found)
+    named = [name for name in dict.fromkeys((report["best_name"], escalating)) if name is not None]
     return {
         "rows": len(test),
         "users": int(panel.cluster.max(initial=-1)) + 1,
@@ -110,7 +110,7 @@ def extra_work(
         "off": panel.quality(panel.off),
         "candidates": entries,
         "references": [r for name in named for r in _references(panel, name, found[name][1], fit, scored)],
-        "uplift": _uplift(panel, asking, found[asking][1], scored) if asking is not None else None,
+        "uplift": _uplift(panel, escalating, found[escalating][1], scored) if escalating is not None else None,
     }
 
 
@@ -183,9 +183,9 @@ def _adjust(entries: list[dict[str, Any]]) -> None:
             entry[kind]["p_holm"] = float(p)
 
 
-def _best_asking(report: Mapping[str, Any], found: Mapping[str, tuple[Any, TestTimeConfig]]) -> str | None:
+def _best_escalating(report: Mapping[str, Any], found: Mapping[str, tuple[Any, TestTimeConfig]]) -> str | None:
     """The candidate with a second opinion that validation liked best, of those that choose rows if there are any."""
-    names = [name for name, (_, config) in found.items() if config.asks]
+    names = [name for name, (_, config) in found.items() if config.escalates]
     if report["best_name"] in names:
         return str(report["best_name"])
     choosing = [name for name in names if found[name][1].trigger != "always"]
@@ -208,13 +208,13 @@ def _references(
             "candidate_against": panel.change(own, loss).to_json(),
         }
 
-    share = float((subject.raw(config, fit).signal > config.threshold).mean()) if config.asks else 0.0
+    share = float((subject.raw(config, fit).signal > config.threshold).mean()) if config.escalates else 0.0
     if config.uses_counts:
         other = subject.shuffled()
         settings = _refitted(other, _searched(other, config, fit), fit, config.trigger, share)
         logit, passes = other.logits(settings, test)
         yield reference("shuffled_counts", panel.loss(logit), passes)
-    if config.asks and config.trigger != "always":
+    if config.escalates and config.trigger != "always":
         settings = _refitted(subject, config, fit, "random", share)
         drawn = [
             subject.logits(settings.model_copy(update={"salt": settings.salt + salt}), test)
@@ -222,7 +222,7 @@ def _references(
         ]
         losses = [panel.loss(logit) for logit, _ in drawn]
         yield reference("random_trigger", np.mean(losses, axis=0), float(np.mean([passes for _, passes in drawn])))
-    if config.asks:
+    if config.escalates:
         base, change, num_paths = _everybody_asked(panel, config, scored)
         helped = change < 0
         loss = panel.loss(base) + np.where(helped, change, 0.0)
@@ -248,14 +248,14 @@ def _refitted(
     """The configuration with the thresholds and calibrations that suit other counts or another trigger."""
     if config.support_calibration is not None:
         return by_support(subject, config, fit)
-    return calibrated(subject, triggered(subject, config, fit, trigger, share) if config.asks else config, fit)
+    return calibrated(subject, triggered(subject, config, fit, trigger, share) if config.escalates else config, fit)
 
 
 def _uplift(panel: Panel, name: str, config: TestTimeConfig, scored: Scored) -> dict[str, Any]:
-    """Change of logloss against the candidate's own base pass, when a share of rows is asked, in the order of each trigger."""
+    """Change of logloss against the candidate's own base pass, when a share of rows is escalated, in the order of each trigger."""
     subject, raw = panel.subject, scored(config)
     base, change, _ = _everybody_asked(panel, config, scored)
-    seen = Seen(raw.missing, entropy(sigmoid(base)), base, np.zeros(len(base), np.uint64))
+    seen = BasePass(raw.missing, entropy(sigmoid(base)), base, np.zeros(len(base), np.uint64))
     signals = {trigger: TRIGGERS[trigger](config, seen).signal for trigger in ORDERS} | {"oracle": -change}
     curves = {trigger: uplift_curve(signal, change) for trigger, signal in signals.items()}
     shares = next(iter(curves.values()))[0]
@@ -265,7 +265,7 @@ def _uplift(panel: Panel, name: str, config: TestTimeConfig, scored: Scored) -> 
         "base_change": panel.change(panel.loss(base)).to_json(),
         "everybody": panel.change(panel.loss(base) + change, panel.loss(base)).to_json(),
         "trigger": config.trigger,
-        "share": float(raw.explored.mean()),
+        "share": float(raw.escalated.mean()),
         "change": own.to_json(),
         "shares": shares.tolist(),
         "curves": {

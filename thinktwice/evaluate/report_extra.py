@@ -21,7 +21,7 @@ CONTROLS = {
     ),
     "random_trigger": (
         "rows at random",
-        "as many rows asked again, chosen by chance: a gain that survives is no knowledge of unsure rows",
+        "as many rows escalated, chosen by chance: a gain that survives is no knowledge of uncertain rows",
     ),
     "oracle_trigger": (
         "oracle",
@@ -29,7 +29,7 @@ CONTROLS = {
     ),
 }
 ORDERS = (  # order of asking, name, color, dashed
-    ("entropy", "most open score first", "#2f6fdb", False),
+    ("entropy", "most uncertain score first", "#2f6fdb", False),
     ("dual", "thinnest support first (dual)", "#e0662f", False),
     ("random", "by chance", "#8a919d", True),
     ("oracle", "oracle (cannot be built)", "#3a9b6a", True),
@@ -119,7 +119,7 @@ def _uplift_charts(uplift: dict[str, Any]) -> list[tuple[list[Series], Drawing]]
     """What is found in the order of each trigger: without and with the bound."""
     own = uplift["change"]
     chosen = Series(
-        "what its own trigger asked",
+        "what its own trigger escalated",
         "#22262c",
         [
             Mark(
@@ -135,7 +135,7 @@ def _uplift_charts(uplift: dict[str, Any]) -> list[tuple[list[Series], Drawing]]
     charts = []
     for keys, more in ((("entropy", "dual", "random"), [chosen]), (tuple(series), [])):
         drawn = [series[key] for key in keys] + more
-        charts.append((drawn, line_chart(drawn, x_label="share of rows asked again", y_label="change of logloss")))
+        charts.append((drawn, line_chart(drawn, x_label="share of rows escalated", y_label="change of logloss")))
     return charts
 
 

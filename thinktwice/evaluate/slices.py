@@ -42,7 +42,7 @@ def unseen_pairs(data: TrainingSet, test: pl.DataFrame) -> dict[str, np.ndarray]
     return {"unseen pair": ~seen.fill_null(False).to_numpy()}
 
 
-def doubtful(
+def uncertain(
     data: TrainingSet, test: pl.DataFrame, rows: EncodedRows, reliability: Reliability
 ) -> dict[str, np.ndarray]:
     """Masks [R] of the test rows where extra work should pay if it pays anywhere, and of the best supported ones, where it

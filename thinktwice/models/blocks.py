@@ -11,7 +11,7 @@ import torch
 from thinktwice.data.encoded import Batch
 
 BASE_ROWS = 128  # rows of one base pass
-ASKED_ROWS = 32  # rows of one second opinion
+ESCALATED_ROWS = 32  # rows of one second opinion
 FIXED = (BASE_ROWS,)
 SIZES = (
     1,
@@ -59,7 +59,7 @@ def padded_batch(batch: Batch, rows: int) -> Batch:
 
 
 def batch_in_blocks(
-    call: Callable[[Batch], torch.Tensor], batch: Batch, sizes: tuple[int, ...] = (ASKED_ROWS,)
+    call: Callable[[Batch], torch.Tensor], batch: Batch, sizes: tuple[int, ...] = (ESCALATED_ROWS,)
 ) -> torch.Tensor:
     """``call`` on blocks of the rows of ``batch``, its results [U, ...] joined; U is at least 1."""
     out = []
@@ -70,7 +70,7 @@ def batch_in_blocks(
 
 
 def in_blocks(
-    call: Callable[..., torch.Tensor], *parts: torch.Tensor, sizes: tuple[int, ...] = (ASKED_ROWS,)
+    call: Callable[..., torch.Tensor], *parts: torch.Tensor, sizes: tuple[int, ...] = (ESCALATED_ROWS,)
 ) -> torch.Tensor:
     """``call`` on blocks of the rows of all ``parts`` [U, ...], its results [U, ...] joined; U is at least 1."""
     total, out = parts[0].shape[0], []

@@ -23,7 +23,7 @@ from thinktwice.train.measure import fit_calibration
 CONTROL_WORDS = {
     "recalibrated": "it does not clearly beat a mere recalibration of the plain scores",
     "shuffled_counts": "it does not clearly beat shuffled counts, so it need not be knowledge of rare values",
-    "random_trigger": "it does not clearly beat rows chosen at random, so it need not be knowledge of unsure rows",
+    "random_trigger": "it does not clearly beat rows chosen at random, so it need not be knowledge of uncertain rows",
 }
 RANDOM_DRAWS = 4  # random choices of rows whose losses are averaged, so that one lucky choice decides nothing
 

@@ -49,7 +49,7 @@ def candidates(subject: Subject, fit: EncodedRows, off: TestTimeConfig, config: 
         logit, passes = subject.logits(settings, fit)
         return Candidate(name, settings, logloss(fit.label, logit), passes, refit)
 
-    def asking(
+    def escalating(
         name: str, base_of: Callable[[Subject], TestTimeConfig], trigger: TriggerKind, share: float
     ) -> Candidate:
         def refit(who: Subject, trigger: TriggerKind, salt: int) -> TestTimeConfig:
@@ -101,11 +101,11 @@ def candidates(subject: Subject, fit: EncodedRows, off: TestTimeConfig, config: 
             basis = {"min_count": filter_of(who).min_count, "max_paths": max(config.max_paths), "pair_share": share}
             return preset("uttsi", off).model_copy(update=basis | settings)
 
-        out.append(asking("uttsi", literal, "dual", config.explored_share))
+        out.append(escalating("uttsi", literal, "dual", config.explored_share))
         ours: dict[str, Any] = {"sampler": "enumerate", "aggregator": "mean", "stop_at": STOP_AT}
         out.append(
             best(
-                asking("uttsi, exact", partial(literal, **ours, max_paths=k), "dual", config.explored_share)
+                escalating("uttsi, exact", partial(literal, **ours, max_paths=k), "dual", config.explored_share)
                 for k in config.max_paths
             )
         )
@@ -115,9 +115,9 @@ def candidates(subject: Subject, fit: EncodedRows, off: TestTimeConfig, config: 
             update = {"max_paths": max(config.max_paths), "typical_pair": typical_pair(who, fit)}
             return preset("matt", off).model_copy(update=update)
 
-        out.append(asking("matt", grown, "always", 1.0))
+        out.append(escalating("matt", grown, "always", 1.0))
     if tries("sgctr") and subject.extras.heads is not None:
-        out.append(asking("sgctr", lambda _: preset("sgctr", off), "always", 1.0))
+        out.append(escalating("sgctr", lambda _: preset("sgctr", off), "always", 1.0))
     if tries("members") and subject.extras.members:
         member = preset("members", off)
 
@@ -125,8 +125,8 @@ def candidates(subject: Subject, fit: EncodedRows, off: TestTimeConfig, config: 
             gate = finer_gate_of(who)
             return member.model_copy(update={"strength": gate.strength, "field_strengths": gate.field_strengths})
 
-        out.append(best(asking("members", lambda _: member, "entropy", share) for share in config.member_shares))
+        out.append(best(escalating("members", lambda _: member, "entropy", share) for share in config.member_shares))
         if gate_of(subject).strength > 0:
-            out.append(best(asking("members, gated", gated, "entropy", share) for share in config.member_shares))
-        out.append(asking("members, all rows", lambda _: member, "always", 1.0))
+            out.append(best(escalating("members, gated", gated, "entropy", share) for share in config.member_shares))
+        out.append(escalating("members, all rows", lambda _: member, "always", 1.0))
     return out

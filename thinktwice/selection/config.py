@@ -27,7 +27,7 @@ class FitConfig(_Frozen):
     field_factors: tuple[float, ...] = (0.0, 0.25, 0.5, 2.0, 4.0, 16.0)  # of a gate's strength, tried field by field
     field_shares: tuple[float, ...] = (0.8, 0.6, 0.4, 0.2, 0.0)  # of a gate without counts, tried field by field
     min_counts: tuple[int, ...] = (0, 1, 2, 3, 5, 10, 20, 50)
-    explored_share: float = Field(default=0.2, gt=0, lt=1)  # share of rows that the trigger of `uttsi` finds unsure
+    explored_share: float = Field(default=0.2, gt=0, lt=1)  # share of rows that the trigger of `uttsi` escalates
     member_shares: tuple[float, ...] = (0.1, 0.15, 0.2)  # shares of rows that members may be asked for
     max_paths: tuple[int, ...] = Field(default=(4, 8), min_length=1)
     max_cost: float = Field(default=1.2, ge=1)  # time of what `lean` ships relative to the plain model's, as reckoned

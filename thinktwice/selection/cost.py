@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from thinktwice.testtime.config import TestTimeConfig
 
-ASKING = 0.15  # choosing unsure rows and collecting their values, in base passes
+ASKING = 0.15  # choosing uncertain rows and collecting their values, in base passes
 ROW = 2.0  # a further pass of a row beside its base pass: it runs in smaller blocks, often through other weights
 SIEVE = 0.3  # finding the values that a filter replaces, and replacing them
 
@@ -16,7 +16,7 @@ SIEVE = 0.3  # finding the values that a filter replaces, and replacing them
 def reckoned(config: TestTimeConfig, passes: float) -> float:
     """Time of a request relative to the plain model's, for ``passes`` forward passes per row."""
     cost = 1.0 + ROW * (passes - 1.0)
-    if config.asks:
+    if config.escalates:
         cost += ASKING
     if config.min_count > 0:
         cost += SIEVE

@@ -16,7 +16,7 @@ from thinktwice.testtime.samplers.bernoulli import KEEP_MIN
 from thinktwice.testtime.support import entropy
 from thinktwice.train.measure import fit_calibration
 
-MIN_EXPLORED = 200  # rows that a calibrator of their own needs
+MIN_ESCALATED = 200  # rows that a calibrator of their own needs
 NOBODY = 2.0  # above every signal of the triggers dual, entropy and random
 
 
@@ -24,14 +24,14 @@ def calibrated(subject: Subject, settings: TestTimeConfig, rows: EncodedRows) ->
     """``settings`` with a calibration for rows with one pass, one for rows with more, and one temperature for both."""
     clear = {"calibration": None, "explored_calibration": None, "temperature": 1.0}
     settings = settings.model_copy(update=clear)
-    # The rows that are asked again must be those of serving, where triggers read calibrated scores.
-    raw = subject.raw(fit_base(subject, settings, rows) if settings.asks else settings, rows)
-    explored, plain = raw.explored, ~raw.explored
+    # The rows that are escalated must be those of serving, where triggers read calibrated scores.
+    raw = subject.raw(fit_base(subject, settings, rows) if settings.escalates else settings, rows)
+    escalated, plain = raw.escalated, ~raw.escalated
     found = {"calibration": fit_calibration(raw.z0, rows.label)}
-    if plain.sum() >= MIN_EXPLORED:
+    if plain.sum() >= MIN_ESCALATED:
         found["calibration"] = fit_calibration(raw.z[plain], rows.label[plain])
-    if explored.sum() >= MIN_EXPLORED:
-        found["explored_calibration"] = fit_calibration(raw.z[explored], rows.label[explored])
+    if escalated.sum() >= MIN_ESCALATED:
+        found["explored_calibration"] = fit_calibration(raw.z[escalated], rows.label[escalated])
     settings = settings.model_copy(update=found)
     logit = subject.engine(settings).finish(raw).logit
     return settings.model_copy(update={"temperature": fit_temperature(logit, rows.label)})
@@ -102,7 +102,7 @@ def _descended(
 def triggered(
     subject: Subject, settings: TestTimeConfig, rows: EncodedRows, trigger: TriggerKind, share: float
 ) -> TestTimeConfig:
-    """``settings`` asking again for ``share`` of the rows, the least sure by ``trigger``; for ``always``, all of them.
+    """``settings`` escalating ``share`` of the rows, the least certain by ``trigger``; for ``always``, all of them.
 
     The trigger ``random`` takes as many rows, and on average as many paths, as the trigger of ``settings`` does.
     """

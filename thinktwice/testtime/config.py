@@ -49,7 +49,7 @@ class TestTimeConfig(_Frozen):
     filler: FillerKind = "mask"
     # whom to ask again
     trigger: TriggerKind = "never"
-    threshold: Coefficient = 0.0  # rows with a trigger signal above it are unsure (dual, entropy, random)
+    threshold: Coefficient = 0.0  # rows with a trigger signal above it are uncertain (dual, entropy, random)
     signal_max: Coefficient = 1.0  # signal at which a row gets max_paths
     entropy_floor: Share = 0.5  # dual signal of a row whose base score is certain
     share: Share = 0.2  # budget: of the rows of a request
@@ -73,7 +73,7 @@ class TestTimeConfig(_Frozen):
     members: int = Field(default=0, ge=0, le=2)
     max_path_rows: int = Field(
         default=1024, ge=0, le=MOST_COUNT
-    )  # extra rows per request; the most open scores come first
+    )  # extra rows per request; the most uncertain scores come first
     # from logits to probabilities
     calibration: Calibration | None = None  # of rows with one pass; None: the model's own
     explored_calibration: Calibration | None = None  # of rows with a second opinion; None: as above
@@ -82,7 +82,7 @@ class TestTimeConfig(_Frozen):
     salt: int = Field(default=0, ge=0, le=2**63 - 1)  # changes the drawn paths of every row
 
     @property
-    def asks(self) -> bool:
+    def escalates(self) -> bool:
         """Whether any row may get a second opinion."""
         return self.trigger != "never" and (self.sampler != "none" or self.members > 0 or self.redefine_rounds > 0)
 

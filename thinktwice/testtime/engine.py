@@ -1,4 +1,4 @@
-"""The engine: one base pass for every row, a second opinion for the unsure ones, one calibrated score.
+"""The engine: one base pass for every row, a second opinion for the uncertain ones, one calibrated score.
 
 Reliability is read before any forward pass, so a filtered pass is the base pass; a gate is folded into the embedding table
 when the engine is made, so a gated pass costs what a plain one costs. Rows are scored in padded blocks of fixed shapes and
@@ -7,9 +7,9 @@ draws belong to the row's content. The guarantee: while the cap on extra rows do
 same libraries. Two triggers look at the request as a whole (``budget``, ``decision``); for them the request, in any order,
 takes the place of the row.
 
-The cap binds when the unsure rows want more extra passes than it allows. It then decides by the rows themselves, the most
-open score first, so that the same rows are admitted in any order; an admitted row keeps its full score, and a row that is
-left out has the exact score of its base pass and is marked in ``left_out``.
+The cap binds when the uncertain rows want more extra passes than it allows. It then decides by the rows themselves, the most
+uncertain score first, so that the same rows are admitted in any order; an admitted row keeps its full score, and a row that is
+left out has the exact score of its base pass and is marked in ``capped_rows``.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from thinktwice.errors import BundleError
 from thinktwice.models.backbone import Backbone
 from thinktwice.models.backends.backend import Backend, Eager, MakeBackend, State
 from thinktwice.models.backends.folded import Folded, can_fold
-from thinktwice.models.blocks import ASKED_ROWS, one_thread
+from thinktwice.models.blocks import ESCALATED_ROWS, one_thread
 from thinktwice.models.store import Calibration
 from thinktwice.testtime import calibrate
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.fillers import FILLERS
 from thinktwice.testtime.masks import filter_mask
-from thinktwice.testtime.opinions import Asked, Opinion, members, paths, redefine
+from thinktwice.testtime.opinions import EscalatedRows, SecondPass, members, paths, redefine
 from thinktwice.testtime.reliability import Reliability
 from thinktwice.testtime.rowhash import hash_rows
 from thinktwice.testtime.samplers import Paths
 from thinktwice.testtime.support import entropy, missing_support
-from thinktwice.testtime.triggers import TRIGGERS, Seen, Trigger
+from thinktwice.testtime.triggers import TRIGGERS, BasePass, Trigger
 
 CHUNK = 4096  # rows that raw_rows holds at once
 UNBOUNDED = 1 << 60
@@ -46,17 +46,17 @@ UNBOUNDED = 1 << 60
 @dataclass(frozen=True)
 class Raw:
     """Scores before calibration, per row [B]: base logit ``z0``, final logit ``z``, ``missing`` support, trigger
-    ``signal``, number of forward passes ``num_paths``, the mask of unsure rows ``left_out`` by the cap."""
+    ``signal``, number of forward passes ``num_paths``, the mask of uncertain rows ``capped_rows`` by the cap."""
 
     z0: np.ndarray
     z: np.ndarray
     missing: np.ndarray
     signal: np.ndarray
     num_paths: np.ndarray
-    left_out: np.ndarray
+    capped_rows: np.ndarray
 
     @property
-    def explored(self) -> np.ndarray:
+    def escalated(self) -> np.ndarray:
         """Rows [B] with a second opinion."""
         return self.num_paths > 1
 
@@ -67,21 +67,21 @@ class Scored:
 
     logit [B] float64 calibrated log-odds; probability [B] float64; uncertainty [B] float64 in 0..1, the mean of the
     entropy of the probability in bits (what the model leaves open) and of the missing support of the row's values (what
-    training has not seen), in every mode alike; num_paths [B] int64 forward passes of the row, at least 1; left_out [B] bool
-    unsure rows that the cap left with their base score; path_rows the rows scored beyond one per row.
+    training has not seen), in every mode alike; num_paths [B] int64 forward passes of the row, at least 1; capped_rows [B] bool
+    uncertain rows that the cap left with their base score; path_rows the rows scored beyond one per row.
     """
 
     logit: np.ndarray
     probability: np.ndarray
     uncertainty: np.ndarray
     num_paths: np.ndarray
-    left_out: np.ndarray
+    capped_rows: np.ndarray
     path_rows: int
 
     @property
     def capped(self) -> bool:
         """Whether the cap on extra rows was binding."""
-        return bool(self.left_out.any())
+        return bool(self.capped_rows.any())
 
 
 class Engine:
@@ -141,7 +141,7 @@ class Engine:
     def finish(self, raw: Raw) -> Scored:
         """Calibrate raw scores: rows with and without a second opinion share one ranking."""
         logit = np.where(
-            raw.explored,
+            raw.escalated,
             calibrate.apply(self.explored_calibration, raw.z),
             self._base_logit(raw.z, raw.missing),
         )
@@ -149,7 +149,7 @@ class Engine:
         probability = calibrate.sigmoid(logit)
         uncertainty = 0.5 * (raw.missing + entropy(probability))
         path_rows = int(raw.num_paths.sum()) - len(raw.z)
-        return Scored(logit, probability, uncertainty, raw.num_paths, raw.left_out, path_rows)
+        return Scored(logit, probability, uncertainty, raw.num_paths, raw.capped_rows, path_rows)
 
     def raw(self, batch: Batch, max_path_rows: int | None = None, top_k: int | None = None) -> Raw:
         """Like :meth:`score`, before calibration."""
@@ -166,31 +166,31 @@ class Engine:
         )
         z0, state = self._base_pass(batch, kept)
         missing = missing_support(r, self.reliability.open_fields, config.importance)
-        num_paths, left_out = np.ones(rows, np.int64), np.zeros(rows, bool)
-        if not config.asks or rows == 0:
-            return Raw(z0, z0, missing, np.full(rows, -np.inf), num_paths, left_out)
+        num_paths, capped_rows = np.ones(rows, np.int64), np.zeros(rows, bool)
+        if not config.escalates or rows == 0:
+            return Raw(z0, z0, missing, np.full(rows, -np.inf), num_paths, capped_rows)
         logit = self._base_logit(z0, missing)
-        bits = entropy(calibrate.sigmoid(logit / config.temperature))
+        score_entropy = entropy(calibrate.sigmoid(logit / config.temperature))
         row_hash = np.zeros(rows, np.uint64)
         by_hash = config.trigger in ("random", "budget")
         if by_hash:
             row_hash = hash_rows(batch, config.salt)
-        marked = self.trigger(config, Seen(missing, bits, logit, row_hash, top_k))
-        left_out = marked.unsure.copy()
-        unsure = np.flatnonzero(marked.unsure)
-        if not by_hash and len(unsure) and (config.sampler != "none" or len(unsure) * self._cost_of_one > cap):
-            row_hash[unsure] = hash_rows(batch.select(torch.from_numpy(unsure)), config.salt)
+        selection = self.trigger(config, BasePass(missing, score_entropy, logit, row_hash, top_k))
+        capped_rows = selection.escalate.copy()
+        selected = np.flatnonzero(selection.escalate)
+        if not by_hash and len(selected) and (config.sampler != "none" or len(selected) * self._cost_of_one > cap):
+            row_hash[selected] = hash_rows(batch.select(torch.from_numpy(selected)), config.salt)
         # Equal scores in the order of their hashes, so that the order of rows does not matter where the cap binds.
         # No more are planned than could be admitted if each took one pass.
-        unsure = unsure[np.lexsort((row_hash[unsure], -bits[unsure]))][:cap]
-        if len(unsure) == 0:
-            return Raw(z0, z0, missing, marked.signal, num_paths, left_out)
-        wanted = _depth(config, marked.signal)
+        selected = selected[np.lexsort((row_hash[selected], -score_entropy[selected]))][:cap]
+        if len(selected) == 0:
+            return Raw(z0, z0, missing, selection.signal, num_paths, capped_rows)
+        wanted = _depth(config, selection.signal)
         kept = np.ones(r.shape, bool) if kept is None else kept
 
-        def asked(chosen: np.ndarray) -> Asked:
+        def escalated(chosen: np.ndarray) -> EscalatedRows:
             place = torch.from_numpy(chosen)
-            return Asked(
+            return EscalatedRows(
                 self.backend,
                 batch.select(place),
                 tuple(part[place] for part in state),
@@ -203,35 +203,35 @@ class Engine:
                 self.reliability.open_fields,
             )
 
-        whole = asked(unsure)
+        whole = escalated(selected)
         planned = paths.plan(config, self.extras, whole) if config.sampler != "none" else None
-        cost = np.full(len(unsure), self._cost_of_one) if planned is None else paths.cost(config, planned)
+        cost = np.full(len(selected), self._cost_of_one) if planned is None else paths.cost(config, planned)
         fits = (np.cumsum(cost) <= cap) | (cost == 0)
-        left_out[unsure[fits]] = False
+        capped_rows[selected[fits]] = False
         admitted = np.flatnonzero(fits & (cost > 0))  # a row whose only path is its base pass needs no more
-        chosen = unsure[admitted]
+        chosen = selected[admitted]
         if len(chosen) == 0:
-            return Raw(z0, z0, missing, marked.signal, num_paths, left_out)
-        if len(chosen) < len(unsure):
-            whole, planned = asked(chosen), None if planned is None else planned.rows(admitted)
+            return Raw(z0, z0, missing, selection.signal, num_paths, capped_rows)
+        if len(chosen) < len(selected):
+            whole, planned = escalated(chosen), None if planned is None else planned.rows(admitted)
         opinion = self._answer(whole, planned)
         z = z0.copy()
         z[chosen] = opinion.z
         num_paths[chosen] += opinion.passes
-        return Raw(z0, z, missing, marked.signal, num_paths, left_out)
+        return Raw(z0, z, missing, selection.signal, num_paths, capped_rows)
 
     @property
     def _cost_of_one(self) -> int:
         """Forward passes that a second opinion takes when it is not paths, whose number differs from row to row."""
         return len(self._members) or redefine.num_passes(self.config.redefine_rounds)
 
-    def _answer(self, asked: Asked, planned: Paths | None) -> Opinion:
+    def _answer(self, escalated: EscalatedRows, planned: Paths | None) -> SecondPass:
         if self.config.members > 0:
-            return members.answer(asked, self.member_backends)
+            return members.answer(escalated, self.member_backends)
         if planned is None:
             assert self.extras.heads is not None
-            return redefine.answer(asked, self.extras.heads, self.config.redefine_rounds)
-        return paths.answer(self.config, self.extras, asked, planned)
+            return redefine.answer(escalated, self.extras.heads, self.config.redefine_rounds)
+        return paths.answer(self.config, self.extras, escalated, planned)
 
     def _base_pass(self, batch: Batch, kept: np.ndarray | None) -> tuple[np.ndarray, State]:
         """Logits [B] float64 of the base pass, and what the backend has read of the rows."""
@@ -251,7 +251,7 @@ class Engine:
         if isinstance(self.backend, Folded) and can_fold(member):
             return Folded(member, table, self.backend.fill)
         eager = Eager(member, table, self.backend.fill)
-        eager.sizes = (ASKED_ROWS,)
+        eager.sizes = (ESCALATED_ROWS,)
         return eager
 
     def _gated(self, model: Backbone) -> torch.Tensor | None:
@@ -320,7 +320,7 @@ def _check(model: Backbone, reliability: Reliability, config: TestTimeConfig, ex
 
 
 def _depth(config: TestTimeConfig, signal: np.ndarray) -> np.ndarray:
-    """Paths [B] that rows of a signal [B] get if they are unsure: even numbers from 2 to ``max_paths`` with the signal."""
+    """Paths [B] that rows of a signal [B] get if they are uncertain: even numbers from 2 to ``max_paths`` with the signal."""
     most = 2 * (config.max_paths // 2)
     if config.trigger in ("always", "budget", "decision"):
         return np.full(len(signal), most, np.int64)

@@ -9,7 +9,7 @@
 | uttsi | filtered | dual signal above a quantile | guided paths, consistency weights, group calibrator |
 | matt | plain | everybody | paths grown along frequent combinations, confidence weights |
 | sgctr | plain | everybody | features redefined by the denoiser |
-| members | plain or gated | the most open scores | one or two independently trained trunks |
+| members | plain or gated | the most uncertain scores | one or two independently trained trunks |
 
 UTTSI (arXiv 2605.24989), MATT (2510.08932) and SGCTR (2511.14403) are known by their abstracts and by reviews, without
 code: what stands here is a reconstruction that obeys every published statement, and the authors' versions may differ.

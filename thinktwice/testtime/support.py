@@ -1,4 +1,4 @@
-"""Two numbers of every row: how much support its values lack, and how open its score is."""
+"""Two numbers of every row: how much support its values lack, and how uncertain its score is."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The second opinion on an unsure row: feature paths, further trunks, or redefined features; one file per kind."""
+"""The second opinion on an uncertain row: feature paths, further trunks, or redefined features; one file per kind."""
 
 from thinktwice.testtime.opinions import members, paths, redefine
-from thinktwice.testtime.opinions.asked import Asked, Opinion
+from thinktwice.testtime.opinions.escalated import EscalatedRows, SecondPass
 
-__all__ = ["Asked", "Opinion", "members", "paths", "redefine"]
+__all__ = ["EscalatedRows", "SecondPass", "members", "paths", "redefine"]

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from thinktwice.models.backends.backend import Backend, Eager
-from thinktwice.testtime.opinions.asked import Asked, Opinion
+from thinktwice.testtime.opinions.escalated import EscalatedRows, SecondPass
 
 
-def answer(asked: Asked, members: Sequence[Backend]) -> Opinion:
+def answer(escalated: EscalatedRows, members: Sequence[Backend]) -> SecondPass:
     """The mean logit of the base pass and of ``members``, each with the table that its base pass would read."""
-    total = asked.z0.copy()
+    total = escalated.z0.copy()
     for member in members:
-        looked_up = isinstance(member, Eager) and member.model.embedding.table is asked.model.embedding.table
-        state = (asked.x,) if looked_up else member.read(asked.batch)
+        looked_up = isinstance(member, Eager) and member.model.embedding.table is escalated.model.embedding.table
+        state = (escalated.x,) if looked_up else member.read(escalated.batch)
         total += member.logits(state).double().numpy()
-    return Opinion(total / (1 + len(members)), np.full(len(total), len(members)))
+    return SecondPass(total / (1 + len(members)), np.full(len(total), len(members)))

@@ -15,26 +15,26 @@ from thinktwice.testtime.aggregators import AGGREGATORS, Passes
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.fillers import row_vectors
-from thinktwice.testtime.opinions.asked import Asked, Opinion
-from thinktwice.testtime.samplers import SAMPLERS, Doubt, Paths
+from thinktwice.testtime.opinions.escalated import EscalatedRows, SecondPass
+from thinktwice.testtime.samplers import SAMPLERS, Paths, SamplerInput
 
 CERTAIN = 0.95  # support above which a field needs no prediction of its vector
 
 
-def plan(config: TestTimeConfig, extras: Extras, asked: Asked) -> Paths:
+def plan(config: TestTimeConfig, extras: Extras, escalated: EscalatedRows) -> Paths:
     """The paths of every row, before any of them is scored."""
-    fields = asked.open_fields
-    r = _open(asked)
+    fields = escalated.open_fields
+    r = _open(escalated)
     pairs = triples = None
     if extras.combinations is not None and (config.sampler == "matt" or config.pair_share > 0):
-        ids = asked.batch.ids.numpy()
+        ids = escalated.batch.ids.numpy()
         known = extras.combinations.reliability(ids)
-        every = extras.combinations.pair_matrix(ids, asked.r.shape[1])
+        every = extras.combinations.pair_matrix(ids, escalated.r.shape[1])
         pairs = np.ascontiguousarray(every[:, fields[:, None], fields[None]])
         triples = _triples(extras, known, fields)
-    kept = asked.kept[:, fields]
-    doubt = Doubt(kept, r, pairs, triples, asked.wanted, asked.row_hash)
-    return SAMPLERS[config.sampler](config, doubt)
+    kept = escalated.kept[:, fields]
+    inputs = SamplerInput(kept, r, pairs, triples, escalated.wanted, escalated.row_hash)
+    return SAMPLERS[config.sampler](config, inputs)
 
 
 def cost(config: TestTimeConfig, paths: Paths) -> np.ndarray:
@@ -42,12 +42,12 @@ def cost(config: TestTimeConfig, paths: Paths) -> np.ndarray:
     return paths.used + (paths.used > 0) * (config.filler == "denoiser")
 
 
-def answer(config: TestTimeConfig, extras: Extras, asked: Asked, paths: Paths) -> Opinion:
+def answer(config: TestTimeConfig, extras: Extras, escalated: EscalatedRows, paths: Paths) -> SecondPass:
     """One logit per row from its base pass and its paths."""
-    fields = torch.from_numpy(asked.open_fields)
-    denoised = _denoised(extras, asked) if config.filler == "denoiser" else None
+    fields = torch.from_numpy(escalated.open_fields)
+    denoised = _denoised(extras, escalated) if config.filler == "denoiser" else None
     most = paths.mask.shape[1]
-    z = np.repeat(asked.z0[:, None], most + 1, axis=1)
+    z = np.repeat(escalated.z0[:, None], most + 1, axis=1)
     used = paths.used.copy()
     going = np.arange(len(used))
     for first, last in _rounds(config, most):
@@ -57,7 +57,7 @@ def answer(config: TestTimeConfig, extras: Extras, asked: Asked, paths: Paths) -
         real = np.arange(first, last)[None] < used[going, None]
         row, path = real.nonzero()
         mask = torch.from_numpy(paths.mask[going, first:last])
-        z[going[row], first + 1 + path] = _scored(asked, denoised, going, mask, fields, torch.from_numpy(real))
+        z[going[row], first + 1 + path] = _scored(escalated, denoised, going, mask, fields, torch.from_numpy(real))
         if config.stop_at > 0 and last < most:
             known = np.minimum(used[going], last)
             settled = ~paths.exact[going] & (half_width(z[going, : last + 1], known) < config.stop_at)
@@ -65,10 +65,10 @@ def answer(config: TestTimeConfig, extras: Extras, asked: Asked, paths: Paths) -
     real = np.arange(most)[None] < used[:, None]
     weight = np.concatenate([paths.base_weight[:, None], np.where(real, paths.weight, 0.0)], axis=1)
     confidence = np.concatenate([paths.base_confidence[:, None], paths.confidence], axis=1)
-    combined = AGGREGATORS[config.aggregator](Passes(z, weight, _support(asked, paths), confidence))
+    combined = AGGREGATORS[config.aggregator](Passes(z, weight, _support(escalated, paths), confidence))
     if config.shrink:
-        combined = (1.0 - asked.missing) * asked.z0 + asked.missing * combined
-    return Opinion(combined, used + (used > 0) * (config.filler == "denoiser"))
+        combined = (1.0 - escalated.missing) * escalated.z0 + escalated.missing * combined
+    return SecondPass(combined, used + (used > 0) * (config.filler == "denoiser"))
 
 
 def half_width(z: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -87,19 +87,21 @@ def _rounds(config: TestTimeConfig, most: int) -> list[tuple[int, int]]:
     return [(0, 2), (2, most)] if most <= 4 else [(0, 2), (2, 4), (4, most)]
 
 
-def _denoised(extras: Extras, asked: Asked) -> tuple[torch.Tensor, torch.Tensor]:
+def _denoised(extras: Extras, escalated: EscalatedRows) -> tuple[torch.Tensor, torch.Tensor]:
     """The vectors [U, N, D] of the base view, and those [U, N, D] that the rest of a row makes likely in place of dropped ones."""
     assert extras.heads is not None
-    heads, base = extras.heads, asked.fill
-    doubtful = (asked.r[:, asked.open_fields] < CERTAIN) | ~asked.kept[:, asked.open_fields]
+    heads, base = extras.heads, escalated.fill
+    uncertain = (escalated.r[:, escalated.open_fields] < CERTAIN) | ~escalated.kept[:, escalated.open_fields]
     fill = in_blocks(
-        lambda x, doubtful: row_vectors(asked.model, heads, x, doubtful, base), asked.x, torch.from_numpy(doubtful)
+        lambda x, uncertain: row_vectors(escalated.model, heads, x, uncertain, base),
+        escalated.x,
+        torch.from_numpy(uncertain),
     )
-    return torch.where(torch.from_numpy(asked.kept)[..., None], asked.x, fill), fill
+    return torch.where(torch.from_numpy(escalated.kept)[..., None], escalated.x, fill), fill
 
 
 def _scored(
-    asked: Asked,
+    escalated: EscalatedRows,
     denoised: tuple[torch.Tensor, torch.Tensor] | None,
     going: np.ndarray,
     mask: torch.Tensor,
@@ -109,25 +111,27 @@ def _scored(
     """Logits [R] of the ``real`` [G, P] paths of the rows ``going`` [G]; vectors that differ from row to row are scored by torch
     itself."""
     if denoised is None:
-        state = tuple(part[going] for part in asked.state)
-        z = asked.backend.path_logits(state, torch.from_numpy(asked.kept[going]), mask, fields, real)
+        state = tuple(part[going] for part in escalated.state)
+        z = escalated.backend.path_logits(state, torch.from_numpy(escalated.kept[going]), mask, fields, real)
     else:
         x, fill = (part[going] for part in denoised)
-        z = in_blocks(lambda x, mask, fill: asked.model.score_paths(x, mask, fill, fields), x, mask.float(), fill)[real]
+        z = in_blocks(lambda x, mask, fill: escalated.model.score_paths(x, mask, fill, fields), x, mask.float(), fill)[
+            real
+        ]
     return z.double().numpy()
 
 
-def _support(asked: Asked, paths: Paths) -> np.ndarray:
+def _support(escalated: EscalatedRows, paths: Paths) -> np.ndarray:
     """Mean support [U, K + 1] of the fields that each pass keeps, the protected ones included."""
-    n, total = len(asked.open_fields), asked.r.shape[1]
-    masks = np.concatenate([asked.kept[:, None, asked.open_fields], paths.mask], axis=1)
-    supported = (masks * _open(asked)[:, None]).sum(axis=2)
+    n, total = len(escalated.open_fields), escalated.r.shape[1]
+    masks = np.concatenate([escalated.kept[:, None, escalated.open_fields], paths.mask], axis=1)
+    supported = (masks * _open(escalated)[:, None]).sum(axis=2)
     return (supported + total - n) / np.maximum(masks.sum(axis=2) + total - n, 1)
 
 
-def _open(asked: Asked) -> np.ndarray:
+def _open(escalated: EscalatedRows) -> np.ndarray:
     """Support [U, n] of the unprotected fields, contiguous: over another layout, sums have bits that depend on U."""
-    return np.ascontiguousarray(asked.r[:, asked.open_fields])
+    return np.ascontiguousarray(escalated.r[:, escalated.open_fields])
 
 
 def _triples(extras: Extras, known: np.ndarray, fields: np.ndarray) -> np.ndarray | None:

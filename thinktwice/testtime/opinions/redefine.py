@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from thinktwice.models.blocks import in_blocks
 from thinktwice.testtime.heads import FieldHeads
-from thinktwice.testtime.opinions.asked import Asked, Opinion
+from thinktwice.testtime.opinions.escalated import EscalatedRows, SecondPass
 
 MAX_SHARE = 0.3  # of the unprotected fields hidden in the first round
 
@@ -28,23 +28,23 @@ def num_passes(rounds: int) -> int:
     return 2 + rounds + 1
 
 
-def answer(asked: Asked, heads: FieldHeads, rounds: int) -> Opinion:
+def answer(escalated: EscalatedRows, heads: FieldHeads, rounds: int) -> SecondPass:
     """Logits of the redefined rows."""
-    fill = asked.fill
+    fill = escalated.fill
 
     def redefine(x: torch.Tensor, support: torch.Tensor) -> torch.Tensor:
-        return _redefined(asked, heads, rounds, x, support, fill)
+        return _redefined(escalated, heads, rounds, x, support, fill)
 
-    support = torch.from_numpy(asked.r[:, asked.open_fields].astype(np.float32))
-    z = in_blocks(redefine, asked.x, support).double().numpy()
-    return Opinion(z, np.full(len(z), num_passes(rounds)))
+    support = torch.from_numpy(escalated.r[:, escalated.open_fields].astype(np.float32))
+    z = in_blocks(redefine, escalated.x, support).double().numpy()
+    return SecondPass(z, np.full(len(z), num_passes(rounds)))
 
 
 def _redefined(
-    asked: Asked, heads: FieldHeads, rounds: int, x: torch.Tensor, support: torch.Tensor, fill: torch.Tensor
+    escalated: EscalatedRows, heads: FieldHeads, rounds: int, x: torch.Tensor, support: torch.Tensor, fill: torch.Tensor
 ) -> torch.Tensor:
     """Logits [U] of x [U, N, D] after all rounds; support [U, n] of the values of the heads' fields."""
-    model, fields = asked.model, heads.fields
+    model, fields = escalated.model, heads.fields
     n = len(fields)
 
     def predicted(x: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
@@ -57,8 +57,8 @@ def _redefined(
     plausible = _plausibility(x[:, fields], likely)
     for t in range(rounds, 0, -1):
         count = min(n, max(1, math.floor(MAX_SHARE * t / rounds * n)))
-        doubt = torch.argsort(plausible * support, dim=1, stable=True)
-        hidden = torch.zeros_like(plausible, dtype=torch.bool).scatter(1, doubt[:, :count], True)
+        by_plausibility = torch.argsort(plausible * support, dim=1, stable=True)
+        hidden = torch.zeros_like(plausible, dtype=torch.bool).scatter(1, by_plausibility[:, :count], True)
         likely = predicted(x, hidden)
         alpha = (1.0 - support)[..., None]
         mixed = torch.where(hidden[..., None], (1 - alpha) * x[:, fields] + alpha * likely, x[:, fields])

@@ -1,4 +1,4 @@
-"""Feature paths of unsure rows, which fields each extra pass of a row keeps: one file per sampler."""
+"""Feature paths of uncertain rows, which fields each extra pass of a row keeps: one file per sampler."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 from thinktwice.testtime.config import SamplerKind, TestTimeConfig
 from thinktwice.testtime.samplers import bernoulli, exact, matt, uniform
-from thinktwice.testtime.samplers.paths import Doubt, Paths
+from thinktwice.testtime.samplers.paths import Paths, SamplerInput
 
-SAMPLERS: dict[SamplerKind, Callable[[TestTimeConfig, Doubt], Paths]] = {
+SAMPLERS: dict[SamplerKind, Callable[[TestTimeConfig, SamplerInput], Paths]] = {
     "bernoulli": bernoulli.draw,
     "uniform": uniform.draw,
     "enumerate": exact.draw,
     "matt": matt.draw,
 }
 
-__all__ = ["SAMPLERS", "Doubt", "Paths"]
+__all__ = ["SAMPLERS", "SamplerInput", "Paths"]

@@ -6,30 +6,30 @@ import numpy as np
 
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.rowhash import uniforms
-from thinktwice.testtime.samplers.paths import Doubt, Paths, distinct
+from thinktwice.testtime.samplers.paths import Paths, SamplerInput, distinct
 
 KEEP_MIN = 0.2  # no field is dropped from more than four paths in five
 
 
-def keep_probability(config: TestTimeConfig, doubt: Doubt) -> np.ndarray:
+def keep_probability(config: TestTimeConfig, inputs: SamplerInput) -> np.ndarray:
     """Probability [U, n] that a path keeps a field: sqrt of its support, which pairs share in where they are counted."""
-    r = doubt.r
-    if config.pair_share > 0 and doubt.pairs is not None and r.shape[1] > 1:
+    r = inputs.r
+    if config.pair_share > 0 and inputs.pairs is not None and r.shape[1] > 1:
         n = r.shape[1]
-        among = (doubt.pairs.sum(axis=2) - 1.0) / (n - 1)  # the diagonal is 1
+        among = (inputs.pairs.sum(axis=2) - 1.0) / (n - 1)  # the diagonal is 1
         r = (1 - config.pair_share) * r + config.pair_share * among
     return np.maximum(np.sqrt(r), KEEP_MIN)
 
 
-def draw(config: TestTimeConfig, doubt: Doubt) -> Paths:
-    return antithetic(keep_probability(config, doubt), doubt, config.max_paths)
+def draw(config: TestTimeConfig, inputs: SamplerInput) -> Paths:
+    return antithetic(keep_probability(config, inputs), inputs, config.max_paths)
 
 
-def antithetic(keep: np.ndarray, doubt: Doubt, most: int) -> Paths:
+def antithetic(keep: np.ndarray, inputs: SamplerInput, most: int) -> Paths:
     """Paths that keep fields with probability ``keep`` [U, n], drawn as u and 1 - u in turns."""
     rows, fields = keep.shape
     pairs = most // 2
-    u = uniforms(doubt.row_hash, pairs * fields).reshape(rows, pairs, 1, fields)
+    u = uniforms(inputs.row_hash, pairs * fields).reshape(rows, pairs, 1, fields)
     both = np.concatenate([u, 1.0 - u], axis=2).reshape(rows, 2 * pairs, fields)
-    mask = ((both < keep[:, None]) | (keep[:, None] >= 1)) & doubt.kept[:, None]
-    return distinct(mask, doubt.kept, doubt.wanted)
+    mask = ((both < keep[:, None]) | (keep[:, None] >= 1)) & inputs.kept[:, None]
+    return distinct(mask, inputs.kept, inputs.wanted)

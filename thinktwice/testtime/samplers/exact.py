@@ -1,4 +1,4 @@
-"""Exact paths: where few fields are doubtful, all their subsets with their probabilities take the place of draws.
+"""Exact paths: where few fields are uncertain, all their subsets with their probabilities take the place of draws.
 
 Few means at most three, and no more subsets than a row may have paths. The other rows are sampled.
 """
@@ -9,19 +9,19 @@ import numpy as np
 
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.samplers import bernoulli
-from thinktwice.testtime.samplers.paths import Doubt, Paths
+from thinktwice.testtime.samplers.paths import Paths, SamplerInput
 
-DOUBTFUL = 0.95  # fields with a smaller keep probability
+UNCERTAIN = 0.95  # fields with a smaller keep probability
 MAX_EXACT = 3
 
 
-def draw(config: TestTimeConfig, doubt: Doubt) -> Paths:
-    keep = bernoulli.keep_probability(config, doubt)
+def draw(config: TestTimeConfig, inputs: SamplerInput) -> Paths:
+    keep = bernoulli.keep_probability(config, inputs)
     most = config.max_paths
-    doubtful = doubt.kept & (keep < DOUBTFUL)
-    number = doubtful.sum(axis=1)
+    uncertain = inputs.kept & (keep < UNCERTAIN)
+    number = uncertain.sum(axis=1)
     exact = (number <= MAX_EXACT) & (2**number - 1 <= most)
-    drawn = bernoulli.antithetic(keep, doubt, most)
+    drawn = bernoulli.antithetic(keep, inputs, most)
     rows, n = keep.shape
     mask, weight = np.zeros((rows, most, n), bool), np.zeros((rows, most))
     confidence = np.ones((rows, most))
@@ -32,11 +32,11 @@ def draw(config: TestTimeConfig, doubt: Doubt) -> Paths:
         chosen = np.flatnonzero(exact & (number == m))
         if len(chosen) == 0:
             continue
-        places = np.nonzero(doubtful[chosen])[1].reshape(len(chosen), m)
+        places = np.nonzero(uncertain[chosen])[1].reshape(len(chosen), m)
         dropped = ((np.arange(2**m)[:, None] >> np.arange(m)[None]) & 1) == 1  # [2^m, m]; subset 0 is the base pass
         chance = np.take_along_axis(keep[chosen], places, axis=1)[:, None]
         p = np.where(dropped[None], 1.0 - chance, chance).prod(axis=2)
-        mask[chosen] = doubt.kept[chosen][:, None]
+        mask[chosen] = inputs.kept[chosen][:, None]
         weight[chosen] = 0.0
         for subset in range(1, 2**m):
             mask[chosen[:, None], subset - 1, places] = ~dropped[subset]

@@ -1,4 +1,4 @@
-"""What a sampler gets and gives. Shapes: U unsure rows, n unprotected fields, K the largest number of paths of a row."""
+"""What a sampler gets and gives. Shapes: U uncertain rows, n unprotected fields, K the largest number of paths of a row."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ BASE_DRAWS = 2.0  # the base pass counts twice beside drawn paths
 
 
 @dataclass(frozen=True)
-class Doubt:
-    """What is known of the unprotected fields of U unsure rows.
+class SamplerInput:
+    """What is known of the unprotected fields of U uncertain rows.
 
     kept [U, n] bool what the base pass keeps (a path never brings back a filtered field), r [U, n] support of the values,
     pairs [U, n, n] support of value pairs and triples [U, n, n, n] of value triples (None: not counted, NaN: this triple is

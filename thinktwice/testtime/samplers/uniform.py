@@ -6,8 +6,8 @@ import numpy as np
 
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.samplers.bernoulli import antithetic
-from thinktwice.testtime.samplers.paths import Doubt, Paths
+from thinktwice.testtime.samplers.paths import Paths, SamplerInput
 
 
-def draw(config: TestTimeConfig, doubt: Doubt) -> Paths:
-    return antithetic(np.full(doubt.kept.shape, config.keep_rate), doubt, config.max_paths)
+def draw(config: TestTimeConfig, inputs: SamplerInput) -> Paths:
+    return antithetic(np.full(inputs.kept.shape, config.keep_rate), inputs, config.max_paths)

@@ -1,4 +1,4 @@
-"""The unsure rows of a request as every kind of second opinion gets them, and what it gives back."""
+"""The uncertain rows of a request as every kind of second opinion gets them, and what it gives back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from thinktwice.models.blocks import batch_in_blocks
 
 
 @dataclass(frozen=True)
-class Asked:
+class EscalatedRows:
     """U rows: ``batch`` of their values, ``state`` that the backend has read of them, base logit ``z0``, support ``r`` [U, N],
     ``kept`` [U, N] bool by the base pass, ``missing`` support [U], ``wanted`` passes [U], ``row_hash`` [U]; ``open_fields`` [n]
     places of the unprotected fields."""
@@ -49,7 +49,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Opinion:
+class SecondPass:
     """Final logit [U] float64 and the further forward passes [U] that it took."""
 
     z: np.ndarray
