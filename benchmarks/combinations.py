@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from thinktwice.combinations.counts import CombinationCounts, open_pairs
+from thinktwice.combinations.counts import CombinationCounts, maskable_pairs
 from thinktwice.files import write_json
 
 RESULT = Path(__file__).parent / "results" / "combinations.json"
@@ -105,7 +105,7 @@ def lookup() -> dict[str, float]:
     rng = np.random.default_rng(2)
     sizes = (20_000, 5_000, 1_000, *[200] * (FIELDS - 3))
     ids = np.stack([(size * rng.random(200_000) ** 3).astype(np.int32).clip(0, size - 1) for size in sizes], axis=1)
-    made = CombinationCounts.fit([ids], open_pairs(np.arange(FIELDS), 64), (), sizes)
+    made = CombinationCounts.fit([ids], maskable_pairs(np.arange(FIELDS), 64), (), sizes)
     with tempfile.TemporaryDirectory() as folder:
         made.save(folder)
         counts = CombinationCounts.load(folder)

@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.testtime import latency, study
 from benchmarks.testtime.plan import Part, trunks_of
 from thinktwice.selection.fit import fit_extras
-from thinktwice.selection.subject import Subject
+from thinktwice.selection.trial_model import TrialModel
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.reliability import Reliability
@@ -44,10 +44,12 @@ def cost_table(parts: tuple[Part, ...], quick: bool) -> list[dict[str, Any]]:
             chain = [study.trunk_of(trunks, run, ahead) for ahead in range(study.MEMBERS)]
             extras = fit_extras(chain[0].model, reliability, train, (), study.FIT)
             extras = Extras(extras.combinations, extras.heads, tuple(t.model for t in chain[1:]))
-            subject = Subject(chain[0].model, chain[0].calibration, reliability, extras)
+            trial_model = TrialModel(chain[0].model, chain[0].calibration, reliability, extras)
             chosen = {"off": TestTimeConfig()}
             chosen |= {m.split("@")[0]: TestTimeConfig.model_validate(configs[m]) for m in MODES if m in configs}
-            found = latency.measure(subject, chosen, study.test_rows(trunks.data), QUICK_ROUNDS if quick else ROUNDS)
+            found = latency.measure(
+                trial_model, chosen, study.test_rows(trunks.data), QUICK_ROUNDS if quick else ROUNDS
+            )
             where = {"data": part.data, "backbone": part.backbone, "regime": regime}
             out += [where | entry for entry in found]
     return out

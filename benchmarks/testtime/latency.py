@@ -14,7 +14,7 @@ import torch
 
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.models.cost import flops
-from thinktwice.selection.subject import Subject
+from thinktwice.selection.trial_model import TrialModel
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Engine
 
@@ -23,14 +23,14 @@ REQUESTS = 40
 
 
 def measure(
-    subject: Subject, configs: dict[str, TestTimeConfig], rows: EncodedRows, rounds: int
+    trial_model: TrialModel, configs: dict[str, TestTimeConfig], rows: EncodedRows, rounds: int
 ) -> list[dict[str, Any]]:
     """One entry per mode and request size; the first of ``configs`` is what the others are compared with.
 
     A round scores every request once with every mode, one after the other, the order turned by one each time. The ratio of
     the means and of the quantiles is over all rounds; ``ratio`` is the median over rounds of the ratio within a round.
     """
-    engines = {name: subject.engine(config) for name, config in configs.items()}
+    engines = {name: trial_model.engine(config) for name, config in configs.items()}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     gc.disable()

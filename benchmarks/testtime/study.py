@@ -23,7 +23,7 @@ from thinktwice.selection.candidates import STOP_AT
 from thinktwice.selection.config import FitConfig
 from thinktwice.selection.fit import count_check, field_importance, fit_extras, fit_mode
 from thinktwice.selection.parameters import (
-    NOBODY,
+    NEVER_FIRES,
     best_filter,
     best_gate,
     by_field,
@@ -36,7 +36,7 @@ from thinktwice.selection.parameters import (
     triggered,
     typical_pair,
 )
-from thinktwice.selection.subject import Subject
+from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats.calibration import fit_temperature
 from thinktwice.testtime import calibrate
 from thinktwice.testtime.config import TestTimeConfig
@@ -128,16 +128,16 @@ def _score(trunks: Trunks, which: Run) -> Notes:
     notes = Notes()
     reliability = Reliability.fit(train.ids, train.label, trunks.fields)
     extras = fit_extras(first.model, reliability, train, (second.model, third.model), FIT)
-    subject = Subject(first.model, first.calibration, reliability, extras)
+    trial_model = TrialModel(first.model, first.calibration, reliability, extras)
     off = TestTimeConfig(importance=field_importance(first.model, reliability, valid))
     count_auc, warnings = count_check(first.model, reliability, valid)
     notes.facts |= {"count_auc": count_auc, "warnings": warnings, "kappa": reliability.kappa.tolist()}
-    _plain(notes, subject, off, valid, test)
-    _one_pass(notes, subject, off, valid, test)
-    _paths(notes, subject, off, valid, test)
-    _members(notes, subject, off, valid, test)
-    _lists(notes, subject, off, valid, test)
-    _lean(notes, subject, thinned(trunks.valid_rows, FIT.max_rows), test)
+    _plain(notes, trial_model, off, valid, test)
+    _one_pass(notes, trial_model, off, valid, test)
+    _paths(notes, trial_model, off, valid, test)
+    _members(notes, trial_model, off, valid, test)
+    _lists(notes, trial_model, off, valid, test)
+    _lean(notes, trial_model, thinned(trunks.valid_rows, FIT.max_rows), test)
     if which.baselines in ("masks", "all"):
         _trained(notes, trunks, which, MASKS, valid, test)
     if which.baselines == "all":
@@ -161,116 +161,129 @@ def test_rows(data: TrainingSet) -> EncodedRows:
     return thinned(data.part("test"), TEST_ROWS)
 
 
-def _plain(notes: Notes, subject: Subject, off: TestTimeConfig, valid: EncodedRows, test: EncodedRows) -> None:
-    z_valid, z = (subject.raw(off, rows).z for rows in (valid, test))
+def _plain(notes: Notes, trial_model: TrialModel, off: TestTimeConfig, valid: EncodedRows, test: EncodedRows) -> None:
+    z_valid, z = (trial_model.raw(off, rows).z for rows in (valid, test))
     platt = fit_calibration(z_valid, valid.label)
     notes.add("plain", calibrate.apply(platt, z))
     notes.add("uncalibrated", z)
     notes.add("temperature", z / fit_temperature(z_valid, valid.label))
 
 
-def _fitted(notes: Notes, name: str, subject: Subject, config: TestTimeConfig, test: EncodedRows) -> None:
-    logit, passes = subject.logits(config, test)
+def _fitted(notes: Notes, name: str, trial_model: TrialModel, config: TestTimeConfig, test: EncodedRows) -> None:
+    logit, passes = trial_model.logits(config, test)
     notes.add(name, logit, passes, config)
 
 
-def _one_pass(notes: Notes, subject: Subject, off: TestTimeConfig, valid: EncodedRows, test: EncodedRows) -> None:
-    shuffled = subject.shuffled()
-    gate = best_gate(subject, off, valid, FIT.strengths)
-    _fitted(notes, "gate", subject, gate, test)
-    _fitted(notes, "gate by field", subject, by_field(subject, gate, valid, FIT.field_factors), test)
-    _fitted(notes, "gate without counts", subject, shrunk(subject, off, valid, FIT.field_shares), test)
-    _fitted(notes, "gate, s = 1", subject, calibrated(subject, preset("gate", off), valid), test)
+def _one_pass(
+    notes: Notes, trial_model: TrialModel, off: TestTimeConfig, valid: EncodedRows, test: EncodedRows
+) -> None:
+    shuffled = trial_model.shuffled()
+    gate = best_gate(trial_model, off, valid, FIT.strengths)
+    _fitted(notes, "gate", trial_model, gate, test)
+    _fitted(notes, "gate by field", trial_model, by_field(trial_model, gate, valid, FIT.field_factors), test)
+    _fitted(notes, "gate without counts", trial_model, shrunk(trial_model, off, valid, FIT.field_shares), test)
+    _fitted(notes, "gate, s = 1", trial_model, calibrated(trial_model, preset("gate", off), valid), test)
     always = max(gate.strength, 1.0)  # a gate that was fitted to 0 would survive any shuffle
     rigid = calibrated(shuffled, off.model_copy(update={"mode": "gate", "strength": always}), valid)
     _fitted(notes, "control: gate, shuffled counts", shuffled, rigid, test)
     refitted = best_gate(shuffled, off, valid, FIT.strengths)
     _fitted(notes, "control: gate refitted, shuffled counts", shuffled, refitted, test)
-    _fitted(notes, "filter", subject, best_filter(subject, off, valid, FIT.min_counts), test)
-    _fitted(notes, "calibrated by support", subject, by_support(subject, off, valid), test)
+    _fitted(notes, "filter", trial_model, best_filter(trial_model, off, valid, FIT.min_counts), test)
+    _fitted(notes, "calibrated by support", trial_model, by_support(trial_model, off, valid), test)
 
 
-def _paths(notes: Notes, subject: Subject, off: TestTimeConfig, valid: EncodedRows, test: EncodedRows) -> None:
-    min_count = best_filter(subject, off, valid, FIT.min_counts).min_count
-    shuffled = subject.shuffled()
+def _paths(notes: Notes, trial_model: TrialModel, off: TestTimeConfig, valid: EncodedRows, test: EncodedRows) -> None:
+    min_count = best_filter(trial_model, off, valid, FIT.min_counts).min_count
+    shuffled = trial_model.shuffled()
     literal = preset("uttsi", off).model_copy(update={"min_count": min_count, "max_paths": PATHS})
-    matt = preset("matt", off).model_copy(update={"max_paths": PATHS, "typical_pair": typical_pair(subject, valid)})
+    matt = preset("matt", off).model_copy(update={"max_paths": PATHS, "typical_pair": typical_pair(trial_model, valid)})
     blind = off.model_copy(
         update={
             "mode": "uttsi",
             "trigger": "always",
             "sampler": "uniform",
-            "keep_rate": keep_rate(subject, valid),
+            "keep_rate": keep_rate(trial_model, valid),
             "max_paths": PATHS,
         }
     )
 
-    def guided(who: Subject, base: TestTimeConfig, trigger: Any = "dual") -> TestTimeConfig:
-        return calibrated(who, triggered(who, base, valid, trigger, SHARE), valid)
+    def guided(model: TrialModel, base: TestTimeConfig, trigger: Any = "dual") -> TestTimeConfig:
+        return calibrated(model, triggered(model, base, valid, trigger, SHARE), valid)
 
     for salt in SALTS:
         salted = {"salt": salt}
-        _fitted(notes, f"uttsi@{salt}", subject, guided(subject, literal.model_copy(update=salted)), test)
-        _fitted(notes, f"matt@{salt}", subject, calibrated(subject, matt.model_copy(update=salted), valid), test)
+        _fitted(notes, f"uttsi@{salt}", trial_model, guided(trial_model, literal.model_copy(update=salted)), test)
         _fitted(
-            notes, f"random masks@{salt}", subject, calibrated(subject, blind.model_copy(update=salted), valid), test
+            notes, f"matt@{salt}", trial_model, calibrated(trial_model, matt.model_copy(update=salted), valid), test
         )
-        random = guided(subject, literal.model_copy(update=salted), "random")
-        _fitted(notes, f"control: uttsi, random trigger@{salt}", subject, random, test)
+        _fitted(
+            notes,
+            f"random masks@{salt}",
+            trial_model,
+            calibrated(trial_model, blind.model_copy(update=salted), valid),
+            test,
+        )
+        random = guided(trial_model, literal.model_copy(update=salted), "random")
+        _fitted(notes, f"control: uttsi, random trigger@{salt}", trial_model, random, test)
     exact = literal.model_copy(update={"sampler": "enumerate", "aggregator": "mean", "stop_at": STOP_AT})
-    _fitted(notes, "uttsi, exact", subject, guided(subject, exact), test)
+    _fitted(notes, "uttsi, exact", trial_model, guided(trial_model, exact), test)
     for filler in ("mean", "denoiser"):
         filled = exact.model_copy(update={"filler": filler})
-        _fitted(notes, f"uttsi, exact, filler {filler}", subject, guided(subject, filled), test)
-    _fitted(notes, "sgctr", subject, calibrated(subject, preset("sgctr", off), valid), test)
+        _fitted(notes, f"uttsi, exact, filler {filler}", trial_model, guided(trial_model, filled), test)
+    _fitted(notes, "sgctr", trial_model, calibrated(trial_model, preset("sgctr", off), valid), test)
     _fitted(notes, "control: uttsi, shuffled counts", shuffled, guided(shuffled, literal), test)
     _fitted(notes, "control: matt, shuffled counts", shuffled, calibrated(shuffled, matt, valid), test)
     everybody = literal.model_copy(update={"trigger": "always"})
-    _fitted(notes, "uttsi, all rows", subject, calibrated(subject, everybody, valid), test)
+    _fitted(notes, "uttsi, all rows", trial_model, calibrated(trial_model, everybody, valid), test)
 
 
-def _members(notes: Notes, subject: Subject, off: TestTimeConfig, valid: EncodedRows, test: EncodedRows) -> None:
+def _members(notes: Notes, trial_model: TrialModel, off: TestTimeConfig, valid: EncodedRows, test: EncodedRows) -> None:
     base = preset("members", off)
     for count in (1, 2):
         everybody = base.model_copy(update={"members": count, "trigger": "always"})
-        _fitted(notes, f"{count + 1} seeds", subject, calibrated(subject, everybody, valid), test)
+        _fitted(notes, f"{count + 1} seeds", trial_model, calibrated(trial_model, everybody, valid), test)
     for share in (0.1, SHARE, 0.25):
-        chosen = calibrated(subject, triggered(subject, base, valid, "entropy", share), valid)
-        _fitted(notes, f"members, {share:.0%} by entropy", subject, chosen, test)
+        chosen = calibrated(trial_model, triggered(trial_model, base, valid, "entropy", share), valid)
+        _fitted(notes, f"members, {share:.0%} by entropy", trial_model, chosen, test)
     notes.signals = {
-        "entropy": subject.raw(base.model_copy(update={"threshold": NOBODY}), test).signal,
-        "dual": subject.raw(base.model_copy(update={"trigger": "dual", "threshold": NOBODY}), test).signal,
-        "rarity": subject.raw(off, test).missing,
+        "entropy": trial_model.raw(base.model_copy(update={"threshold": NEVER_FIRES}), test).signal,
+        "dual": trial_model.raw(base.model_copy(update={"trigger": "dual", "threshold": NEVER_FIRES}), test).signal,
+        "rarity": trial_model.raw(off, test).missing,
     }
-    dual = calibrated(subject, triggered(subject, base, valid, "dual", SHARE), valid)
-    _fitted(notes, f"members, {SHARE:.0%} by dual", subject, dual, test)
+    dual = calibrated(trial_model, triggered(trial_model, base, valid, "dual", SHARE), valid)
+    _fitted(notes, f"members, {SHARE:.0%} by dual", trial_model, dual, test)
     for salt in SALTS:
         salted = base.model_copy(update={"salt": salt})
-        random = calibrated(subject, triggered(subject, salted, valid, "random", SHARE), valid)
-        _fitted(notes, f"control: members, {SHARE:.0%} at random@{salt}", subject, random, test)
+        random = calibrated(trial_model, triggered(trial_model, salted, valid, "random", SHARE), valid)
+        _fitted(notes, f"control: members, {SHARE:.0%} at random@{salt}", trial_model, random, test)
 
 
-def _lists(notes: Notes, subject: Subject, off: TestTimeConfig, valid: EncodedRows, test: EncodedRows) -> None:
+def _lists(notes: Notes, trial_model: TrialModel, off: TestTimeConfig, valid: EncodedRows, test: EncodedRows) -> None:
     """Requests of ``LIST`` rows with ``TOP_K`` places: the trigger that looks at the cut, a budget, and entropy and chance at
     the rate that the cut came to."""
     base = preset("members", off)
-    spread = fit_spread(subject, base, valid)
-    cut = fit_base(subject, base, valid).model_copy(update={"trigger": "decision", "spread": spread, "top_k": TOP_K})
-    on_valid = _in_lists(subject, cut, valid)
+    spread = fit_spread(trial_model, base, valid)
+    cut = fit_base(trial_model, base, valid).model_copy(
+        update={"trigger": "decision", "spread": spread, "top_k": TOP_K}
+    )
+    on_valid = _in_lists(trial_model, cut, valid)
     share = float(on_valid.escalated.mean())
     configs = {"decision": _group_calibrated(cut, on_valid, valid)}
     for name, trigger in (("entropy", "entropy"), ("chance", "random"), ("budget", "budget")):
-        chosen = triggered(subject, base, valid, trigger, share)  # type: ignore[arg-type]
-        configs[name] = _group_calibrated(chosen, _in_lists(subject, chosen, valid), valid)
+        chosen = triggered(trial_model, base, valid, trigger, share)  # type: ignore[arg-type]
+        configs[name] = _group_calibrated(chosen, _in_lists(trial_model, chosen, valid), valid)
     for name, config in configs.items():
-        raw = _in_lists(subject, config, test)
+        raw = _in_lists(trial_model, config, test)
         notes.add(
-            f"lists: members by {name}", subject.engine(config).finish(raw).logit, float(raw.num_paths.mean()), config
+            f"lists: members by {name}",
+            trial_model.engine(config).finish(raw).logit,
+            float(raw.num_paths.mean()),
+            config,
         )
 
 
-def _in_lists(subject: Subject, config: TestTimeConfig, rows: EncodedRows) -> Raw:
-    engine = subject.engine(config)
+def _in_lists(trial_model: TrialModel, config: TestTimeConfig, rows: EncodedRows) -> Raw:
+    engine = trial_model.engine(config)
     parts = [engine.raw(rows.batch(slice(s, s + LIST))) for s in range(0, len(rows), LIST)]
     return Raw(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Raw)))
 
@@ -285,8 +298,8 @@ def _group_calibrated(config: TestTimeConfig, raw: Raw, rows: EncodedRows) -> Te
     )
 
 
-def _lean(notes: Notes, subject: Subject, valid: EncodedRows, test: EncodedRows) -> None:
-    one = replace(subject, extras=replace(subject.extras, members=subject.extras.members[:1]))
+def _lean(notes: Notes, trial_model: TrialModel, valid: EncodedRows, test: EncodedRows) -> None:
+    one = replace(trial_model, extras=replace(trial_model.extras, members=trial_model.extras.members[:1]))
     config, report = fit_mode(one, valid, FIT)
     _fitted(notes, "lean", one, config, test)
     notes.facts["lean"] = {
@@ -367,10 +380,14 @@ def _joint_members(notes: Notes, trunks: Trunks, which: Run, valid: EncodedRows,
         notes.add(words, calibrate.apply(fit_calibration(z[0], valid.label), z[1]), float(MEMBERS))
         notes.add(f"{words}: the first alone", _platt(models[0], valid, test))
         reliability = Reliability.fit(trunks.train_rows.ids, trunks.train_rows.label, trunks.fields)
-        subject = Subject(models[0], Calibration(), reliability, Extras(members=tuple(models[1:])))
+        trial_model = TrialModel(models[0], Calibration(), reliability, Extras(members=tuple(models[1:])))
         off = TestTimeConfig()
         both = preset("members", off).model_copy(update={"members": MEMBERS - 1})
-        chosen = triggered(subject, both, valid, "entropy", SHARE)
+        chosen = triggered(trial_model, both, valid, "entropy", SHARE)
         _fitted(
-            notes, f"{words}, the others for {SHARE:.0%} by entropy", subject, calibrated(subject, chosen, valid), test
+            notes,
+            f"{words}, the others for {SHARE:.0%} by entropy",
+            trial_model,
+            calibrated(trial_model, chosen, valid),
+            test,
         )

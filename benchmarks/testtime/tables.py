@@ -35,7 +35,7 @@ def rows_of(data: TrainingSet) -> Rows:
     names = [f.name for f in data.encoder.fields]
     user, item = names.index("user_id"), names.index("item_id")
     reliability = Reliability.fit(train.ids, train.label, trunks_fields(data))
-    least = reliability.counts_of(test.ids)[:, reliability.open_fields].min(axis=1)
+    least = reliability.counts_of(test.ids)[:, reliability.maskable_fields].min(axis=1)
     of = names.index("author_id") if "author_id" in names else names.index("genre")
     seen = set(zip(train.ids[:, user].tolist(), train.ids[:, of].tolist(), strict=True))
     pairs = zip(test.ids[:, user].tolist(), test.ids[:, of].tolist(), strict=True)

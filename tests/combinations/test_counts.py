@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thinktwice.combinations.counts import COMBINATIONS_FILE, KAPPA, CombinationCounts, open_pairs
+from thinktwice.combinations.counts import COMBINATIONS_FILE, KAPPA, CombinationCounts, maskable_pairs
 from thinktwice.errors import BundleError
 
 SIZES = (30, 20, 10, 5)
@@ -104,9 +104,9 @@ def test_a_damaged_file_is_named(damage: str, counts: CombinationCounts, tmp_pat
 
 
 def test_open_pairs_are_all_pairs_up_to_a_limit() -> None:
-    assert open_pairs(np.array([0, 2, 5])) == ((0, 2), (0, 5), (2, 5))
-    assert len(open_pairs(np.arange(20))) == 64
-    assert open_pairs(np.array([4])) == ()
+    assert maskable_pairs(np.array([0, 2, 5])) == ((0, 2), (0, 5), (2, 5))
+    assert len(maskable_pairs(np.arange(20))) == 64
+    assert maskable_pairs(np.array([4])) == ()
 
 
 def test_many_combinations_stay_within_the_memory_of_the_sketch() -> None:

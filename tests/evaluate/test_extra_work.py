@@ -18,23 +18,23 @@ from thinktwice.evaluate import slices
 from thinktwice.evaluate.bundles import recorded_evaluation
 from thinktwice.evaluate.cli import evaluate as command
 from thinktwice.evaluate.compare import evaluate
-from thinktwice.evaluate.extra_work import evenly, extra_work, fitting_rows, picked
+from thinktwice.evaluate.extra_work import extra_work, fitting_rows, subsample, subsample_index
 from thinktwice.evaluate.report import render
 from thinktwice.files import read_json
 from thinktwice.models.store import load_model
 from thinktwice.pages.charts_scatter import Point, scatter_chart
 from thinktwice.selection.fit import fit_test_time
-from thinktwice.selection.subject import Subject
+from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats.metrics import logloss
 from thinktwice.stats.multiple import holm
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.store import load_test_time
 
 
-def subject_of(finished: Path, name: str) -> tuple[Subject, dict]:
+def trial_model_of(finished: Path, name: str) -> tuple[TrialModel, dict]:
     model, info = load_model(finished / ("plain" if name == "good" else "bad"))
     test_time = load_test_time(finished / f"test_time-{name}", model)
-    return Subject(model, info.calibration, test_time.reliability, test_time.extras), test_time.report
+    return TrialModel(model, info.calibration, test_time.reliability, test_time.extras), test_time.report
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +60,14 @@ def named(found: dict, name: str) -> dict:
 def test_every_candidate_of_validation_is_measured_on_test_with_its_frozen_settings(
     finished: Path, content: dict, found: dict, tested: EncodedRows
 ) -> None:
-    subject, report = subject_of(finished, "bad")
+    trial_model, report = trial_model_of(finished, "bad")
     assert [c["name"] for c in found["candidates"]] == [c["name"] for c in report["candidates"]]
     assert len(found["candidates"]) >= 6
-    off, _ = subject.logits(TestTimeConfig(), tested)
+    off, _ = trial_model.logits(TestTimeConfig(), tested)
     assert found["rows"] == len(tested)
     assert found["off"]["logloss"] == pytest.approx(logloss(tested.label, off))
     for evidence in report["candidates"]:
-        logit, passes = subject.logits(TestTimeConfig.model_validate(evidence["config"]), tested)
+        logit, passes = trial_model.logits(TestTimeConfig.model_validate(evidence["config"]), tested)
         c = named(found, evidence["name"])
         assert c["logloss"] == pytest.approx(logloss(tested.label, logit))
         assert c["change"]["value"] == pytest.approx(c["logloss"] - found["off"]["logloss"], abs=1e-9)
@@ -98,13 +98,13 @@ def test_detectable_is_what_the_interval_allows(found: dict) -> None:
 
 def test_slices_are_means_over_their_rows(finished: Path, found: dict, tested: EncodedRows) -> None:
     data = load_training_set(finished / "set")
-    subject, report = subject_of(finished, "bad")
-    masks = slices.uncertain(data, data.rows("test"), tested, subject.reliability)
+    trial_model, report = trial_model_of(finished, "bad")
+    masks = slices.uncertain(data, data.rows("test"), tested, trial_model.reliability)
     assert [part["name"] for part in found["slices"]] == list(masks)
     assert {"cold user", "unseen pair"} < set(masks)
     assert [name.split(" (")[0] for name in list(masks)[-2:]] == ["least support", "most support"]
     config = TestTimeConfig.model_validate(report["best"])
-    off, logit = (subject.logits(c, tested)[0] for c in (TestTimeConfig(), config))
+    off, logit = (trial_model.logits(c, tested)[0] for c in (TestTimeConfig(), config))
     for part in found["slices"]:
         mask = masks[part["name"]]
         assert part["rows"] == mask.sum()
@@ -172,9 +172,9 @@ def members_only(finished: Path, folder: Path) -> dict:
 def test_the_own_trigger_lies_on_the_curve_of_its_order(finished: Path, tmp_path: Path, tested: EncodedRows) -> None:
     report = members_only(finished, tmp_path / "test_time")
     assert [c["name"] for c in report["candidates"]] == ["members", "members, all rows"]
-    subject, _ = subject_of(finished, "good")
+    trial_model, _ = trial_model_of(finished, "good")
     fit = fitting_rows(load_training_set(finished / "set"), report)
-    uplift = extra_work(subject, report, tested, fit, {})["uplift"]
+    uplift = extra_work(trial_model, report, tested, fit, {})["uplift"]
     assert (uplift["candidate"], uplift["trigger"]) == ("members", "entropy")
     curve = uplift["curves"]["entropy"]["change"]
     near = round(uplift["share"] * 20)
@@ -187,43 +187,43 @@ def test_the_own_trigger_lies_on_the_curve_of_its_order(finished: Path, tmp_path
 def test_known_scores_are_not_made_again_and_give_the_same(
     finished: Path, tested: EncodedRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subject, report = subject_of(finished, "good")
+    trial_model, report = trial_model_of(finished, "good")
     report = {**report, "candidates": report["candidates"][:2], "best_name": report["candidates"][0]["name"]}
     fit = fitting_rows(load_training_set(finished / "set"), report)
     configs = [TestTimeConfig(), *(TestTimeConfig.model_validate(c["config"]) for c in report["candidates"])]
-    alone = extra_work(subject, report, tested, fit, {})
+    alone = extra_work(trial_model, report, tested, fit, {})
     scored: list[TestTimeConfig] = []
-    raw = Subject.raw
+    raw = TrialModel.raw
 
-    def counted(self: Subject, config: TestTimeConfig, rows: EncodedRows) -> object:
+    def counted(self: TrialModel, config: TestTimeConfig, rows: EncodedRows) -> object:
         scored.append(config)
         return raw(self, config, rows)
 
-    known = {config: subject.raw(config, tested) for config in configs}
-    monkeypatch.setattr(Subject, "raw", counted)
-    assert extra_work(subject, report, tested, fit, {}, None, known) == alone
+    known = {config: trial_model.raw(config, tested) for config in configs}
+    monkeypatch.setattr(TrialModel, "raw", counted)
+    assert extra_work(trial_model, report, tested, fit, {}, None, known) == alone
     assert not set(scored) & {configs[0], configs[2]}  # the first candidate is refitted for its control
 
 
 def test_many_rows_are_thinned_evenly_in_time(finished: Path, tested: EncodedRows) -> None:
-    index = evenly(tested, 100)
+    index = subsample_index(tested, 100)
     assert len(index) == len(set(index.tolist())) == 100
     assert (np.diff(tested.time[index]) >= 0).all()
     assert np.bincount(np.arange(len(tested))[index] * 4 // len(tested)).tolist() == [25, 25, 25, 25]
-    assert sorted(evenly(tested).tolist()) == list(range(len(tested)))
-    subject, report = subject_of(finished, "good")
+    assert sorted(subsample_index(tested).tolist()) == list(range(len(tested)))
+    trial_model, report = trial_model_of(finished, "good")
     config = TestTimeConfig.model_validate(report["candidates"][0]["config"])
-    part, whole = subject.raw(config, tested.take(index)), subject.raw(config, tested)
-    assert (picked(whole, index).z == part.z).all()
+    part, whole = trial_model.raw(config, tested.take(index)), trial_model.raw(config, tested)
+    assert (subsample(whole, index).z == part.z).all()
 
 
 def test_controls_are_fitted_on_the_rows_of_the_candidates(finished: Path) -> None:
     """The logloss that validation recorded for a candidate's fit is that of these rows."""
-    subject, report = subject_of(finished, "good")
+    trial_model, report = trial_model_of(finished, "good")
     fit = fitting_rows(load_training_set(finished / "set"), report)
     assert len(fit) == report["rows"]["fit"]
     for c in report["candidates"]:
-        logit, _ = subject.logits(TestTimeConfig.model_validate(c["config"]), fit)
+        logit, _ = trial_model.logits(TestTimeConfig.model_validate(c["config"]), fit)
         assert logloss(fit.label, logit) == pytest.approx(c["fit_logloss"], abs=1e-9)
 
 

@@ -16,13 +16,13 @@ from tests.testtime.conftest import (
     rare as rare,
 )
 from tests.testtime.conftest import (
-    rare_subject as rare_subject,
+    rare_trial_model as rare_trial_model,
 )
 from tests.testtime.conftest import (
     rare_valid as rare_valid,
 )
 from tests.testtime.conftest import (
-    subject as subject,
+    trial_model as trial_model,
 )
 from tests.testtime.conftest import (
     valid as valid,

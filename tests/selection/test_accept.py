@@ -11,10 +11,10 @@ import torch
 
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.models import load_model
-from thinktwice.selection.accept import RANDOM_DRAWS, Verdict, control_losses, judge, sentence
+from thinktwice.selection.accept import RANDOM_DRAWS, CandidateVerdict, control_losses, judge, sentence
 from thinktwice.selection.candidates import Candidate, candidates
 from thinktwice.selection.config import FitConfig
-from thinktwice.selection.subject import Subject
+from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats.metrics import row_logloss
 from thinktwice.stats.significance import Interval
 from thinktwice.testtime import TestTimeConfig
@@ -36,15 +36,15 @@ def verdict(
     passes: float = 1.0,
     max_cost: float = 1.2,
     config: TestTimeConfig = PRESETS["gate"],
-) -> Verdict:
-    candidate = Candidate("gate", config, 0.5, passes, lambda who, trigger, salt: TestTimeConfig())
-    return Verdict(candidate, 0.5, 0.7, passes, change, auc, GOOD if controls is None else controls, max_cost)
+) -> CandidateVerdict:
+    candidate = Candidate("gate", config, 0.5, passes, lambda model, trigger, salt: TestTimeConfig())
+    return CandidateVerdict(candidate, 0.5, 0.7, passes, change, auc, GOOD if controls is None else controls, max_cost)
 
 
 def test_acceptance_needs_a_gain_over_chance_and_over_every_control() -> None:
     assert verdict(GAIN).accepted and verdict(GAIN).reasons == []
     assert verdict(LOSS).reasons == ["it is worse than the plain scores"]
-    assert verdict(WORSE).reasons == ["that is no gain"]
+    assert verdict(WORSE).reasons == ["no improvement"]
     assert verdict(CHANCE).reasons == ["its gain may be chance"]
     assert verdict(GAIN, auc=GAIN).reasons == ["it orders rows worse"]
     for control in GOOD:
@@ -82,19 +82,21 @@ def halves(rows: EncodedRows) -> tuple[EncodedRows, EncodedRows]:
     return rows.take(np.arange(half)), rows.take(np.arange(half, len(rows)))
 
 
-def tried(subject: Subject, fit: EncodedRows, **settings: object) -> dict[str, Candidate]:
+def tried(trial_model: TrialModel, fit: EncodedRows, **settings: object) -> dict[str, Candidate]:
     config = FitConfig.model_validate(settings)
-    return {c.name: c for c in candidates(subject, fit, TestTimeConfig(), config)}
+    return {c.name: c for c in candidates(trial_model, fit, TestTimeConfig(), config)}
 
 
-def judged(candidate: Candidate, subject: Subject, fit: EncodedRows, later: EncodedRows) -> Verdict:
-    off = subject.logits(TestTimeConfig(), later)[0]
-    return judge(candidate, subject, fit, later, off, confidence=0.95, control_confidence=0.95, max_cost=float("inf"))
+def judged(candidate: Candidate, trial_model: TrialModel, fit: EncodedRows, later: EncodedRows) -> CandidateVerdict:
+    off = trial_model.logits(TestTimeConfig(), later)[0]
+    return judge(
+        candidate, trial_model, fit, later, off, confidence=0.95, control_confidence=0.95, max_cost=float("inf")
+    )
 
 
-def test_real_knowledge_of_rare_values_is_accepted(rare_subject: Subject, rare_valid: EncodedRows) -> None:
+def test_real_knowledge_of_rare_values_is_accepted(rare_trial_model: TrialModel, rare_valid: EncodedRows) -> None:
     fit, later = halves(rare_valid)
-    found = judged(tried(rare_subject, fit, mode="gate")["gate"], rare_subject, fit, later)
+    found = judged(tried(rare_trial_model, fit, mode="gate")["gate"], rare_trial_model, fit, later)
     assert found.accepted
     assert set(found.controls) == {"recalibrated", "shuffled_counts"}
 
@@ -113,31 +115,33 @@ def test_a_gain_that_shuffled_counts_bring_as_well_is_refused(rare: Path, rare_v
     counts[users] = quantise(np.array([3]))
     protected = np.arange(model.num_fields) > 0
     alike = Reliability(counts, np.full(model.num_fields, 10.0), model.fields.num_values, protected)
-    subject = Subject(model, info.calibration, alike, Extras())
-    assert np.array_equal(subject.shuffled().reliability.counts, counts)
-    found = judged(tried(subject, fit, mode="gate")["gate"], subject, fit, later)
+    trial_model = TrialModel(model, info.calibration, alike, Extras())
+    assert np.array_equal(trial_model.shuffled().reliability.counts, counts)
+    found = judged(tried(trial_model, fit, mode="gate")["gate"], trial_model, fit, later)
     assert found.failures == [] and found.controls["recalibrated"].high < 0
     assert found.controls["shuffled_counts"].value == 0.0
     assert found.reasons == ["it does not clearly beat shuffled counts, so it need not be knowledge of rare values"]
 
 
-def test_counts_of_other_values_bring_less(rare_subject: Subject, rare_valid: EncodedRows) -> None:
+def test_counts_of_other_values_bring_less(rare_trial_model: TrialModel, rare_valid: EncodedRows) -> None:
     fit, later = halves(rare_valid)
-    wrong = rare_subject.shuffled(seed=9)
-    right = judged(tried(rare_subject, fit, mode="gate")["gate"], rare_subject, fit, later)
+    wrong = rare_trial_model.shuffled(seed=9)
+    right = judged(tried(rare_trial_model, fit, mode="gate")["gate"], rare_trial_model, fit, later)
     found = tried(wrong, fit, mode="gate")
     assert "gate" not in found or not judged(found["gate"], wrong, fit, later).accepted
     assert right.controls["shuffled_counts"].value < -0.005
 
 
-def test_the_shuffled_subject_has_other_reliabilities_and_combinations(subject: Subject, valid: EncodedRows) -> None:
-    other = subject.shuffled()
-    assert not np.array_equal(other.reliability.of(valid.ids), subject.reliability.of(valid.ids))
-    before, after = subject.extras.combinations, other.extras.combinations
+def test_the_shuffled_model_has_other_reliabilities_and_combinations(
+    trial_model: TrialModel, valid: EncodedRows
+) -> None:
+    other = trial_model.shuffled()
+    assert not np.array_equal(other.reliability.of(valid.ids), trial_model.reliability.of(valid.ids))
+    before, after = trial_model.extras.combinations, other.extras.combinations
     assert before is not None and after is not None
     changed = before.reliability(valid.ids) != after.reliability(valid.ids)
     assert changed.mean() > 0.1
-    assert other.model is subject.model and other.extras.heads is subject.extras.heads
+    assert other.model is trial_model.model and other.extras.heads is trial_model.extras.heads
 
 
 @pytest.mark.parametrize(
@@ -153,54 +157,56 @@ def test_the_shuffled_subject_has_other_reliabilities_and_combinations(subject: 
     ],
 )
 def test_controls_are_run_where_they_apply(
-    mode: str, name: str, controls: set[str], rare_subject: Subject, rare_valid: EncodedRows
+    mode: str, name: str, controls: set[str], rare_trial_model: TrialModel, rare_valid: EncodedRows
 ) -> None:
     fit, later = halves(rare_valid.take(np.arange(0, 4000, 4)))
     quick = {"strengths": (1.0,), "min_counts": (2,), "member_shares": (0.2,), "max_paths": (4,)}
-    candidate = tried(rare_subject, fit, mode=mode, **quick)[name]
-    found = control_losses(candidate, rare_subject, fit, later)
+    candidate = tried(rare_trial_model, fit, mode=mode, **quick)[name]
+    found = control_losses(candidate, rare_trial_model, fit, later)
     assert set(found) == {"recalibrated"} | controls
     assert all(loss.shape == (len(later),) for loss in found.values())
-    own = row_logloss(later.label, rare_subject.logits(candidate.config, later)[0])
+    own = row_logloss(later.label, rare_trial_model.logits(candidate.config, later)[0])
     assert all(not np.array_equal(own, loss) for loss in found.values())
 
 
 def test_the_random_control_is_the_mean_of_several_draws_of_as_many_rows(
-    rare_subject: Subject, rare_valid: EncodedRows
+    rare_trial_model: TrialModel, rare_valid: EncodedRows
 ) -> None:
     fit, later = halves(rare_valid)
-    candidate = tried(rare_subject, fit, mode="members", member_shares=(0.2,), strengths=(0.0,))["members"]
+    candidate = tried(rare_trial_model, fit, mode="members", member_shares=(0.2,), strengths=(0.0,))["members"]
     asked: list[tuple[TriggerKind, int]] = []
     configs: list[TestTimeConfig] = []
 
-    def refit(who: Subject, trigger: TriggerKind, salt: int) -> TestTimeConfig:
+    def refit(model: TrialModel, trigger: TriggerKind, salt: int) -> TestTimeConfig:
         asked.append((trigger, salt))
-        configs.append(candidate.refit(who, trigger, salt))
+        configs.append(candidate.refit(model, trigger, salt))
         return configs[-1]
 
-    found = control_losses(replace(candidate, refit=refit), rare_subject, fit, later)["random_trigger"]
+    found = control_losses(replace(candidate, refit=refit), rare_trial_model, fit, later)["random_trigger"]
     assert asked == [("random", salt) for salt in range(RANDOM_DRAWS)] and RANDOM_DRAWS >= 4
     losses, rates = [], []
     for config in configs:
-        logit, passes = rare_subject.logits(config, later)
+        logit, passes = rare_trial_model.logits(config, later)
         losses.append(row_logloss(later.label, logit))
         rates.append(passes - 1)
     np.testing.assert_allclose(found, np.mean(losses, axis=0))
     assert len({loss.tobytes() for loss in losses}) == RANDOM_DRAWS
-    assert np.mean(rates) == pytest.approx(rare_subject.logits(candidate.config, fit)[1] - 1, abs=0.02)
+    assert np.mean(rates) == pytest.approx(rare_trial_model.logits(candidate.config, fit)[1] - 1, abs=0.02)
 
 
-def test_controls_are_not_run_for_what_fails_without_them(rare_subject: Subject, rare_valid: EncodedRows) -> None:
+def test_controls_are_not_run_for_what_fails_without_them(
+    rare_trial_model: TrialModel, rare_valid: EncodedRows
+) -> None:
     fit, later = halves(rare_valid)
-    candidate = tried(rare_subject, fit, mode="gate")["gate"]
+    candidate = tried(rare_trial_model, fit, mode="gate")["gate"]
 
-    def never(who: Subject, trigger: TriggerKind, salt: int) -> TestTimeConfig:
+    def never(model: TrialModel, trigger: TriggerKind, salt: int) -> TestTimeConfig:
         raise AssertionError("a control was fitted")
 
-    off = rare_subject.logits(TestTimeConfig(), later)[0]
+    off = rare_trial_model.logits(TestTimeConfig(), later)[0]
     found = judge(
         replace(candidate, refit=never),
-        rare_subject,
+        rare_trial_model,
         fit,
         later,
         off,
@@ -211,12 +217,12 @@ def test_controls_are_not_run_for_what_fails_without_them(rare_subject: Subject,
     assert found.failures and not found.controls
 
 
-def test_a_higher_confidence_widens_the_intervals(rare_subject: Subject, rare_valid: EncodedRows) -> None:
+def test_a_higher_confidence_widens_the_intervals(rare_trial_model: TrialModel, rare_valid: EncodedRows) -> None:
     fit, later = halves(rare_valid)
-    candidate = tried(rare_subject, fit, mode="calibrated")["calibrated by support"]
-    off = rare_subject.logits(TestTimeConfig(), later)[0]
+    candidate = tried(rare_trial_model, fit, mode="calibrated")["calibrated by support"]
+    off = rare_trial_model.logits(TestTimeConfig(), later)[0]
     low, high = (
-        judge(candidate, rare_subject, fit, later, off, confidence=c, control_confidence=0.95, max_cost=9.0).change
+        judge(candidate, rare_trial_model, fit, later, off, confidence=c, control_confidence=0.95, max_cost=9.0).change
         for c in (0.9, 0.999)
     )
     assert high.low < low.low < low.value < low.high < high.high

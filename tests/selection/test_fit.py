@@ -17,9 +17,9 @@ from thinktwice.errors import BundleError
 from thinktwice.files import sha256_file
 from thinktwice.models import load_model
 from thinktwice.selection.config import FitConfig
-from thinktwice.selection.cost import reckoned
+from thinktwice.selection.cost import estimated_cost
 from thinktwice.selection.fit import choose_trunk, count_check, field_importance, fit_extras, fit_mode, fit_test_time
-from thinktwice.selection.subject import Subject
+from thinktwice.selection.trial_model import TrialModel
 from thinktwice.testtime import TestTimeConfig
 from thinktwice.testtime.config import Mode
 from thinktwice.testtime.extras import Extras
@@ -29,9 +29,9 @@ QUICK = FitConfig(member_shares=(0.2,), max_paths=(4,))
 
 
 @pytest.fixture(scope="module")
-def lean(subject: Subject, valid: EncodedRows) -> dict:
+def lean(trial_model: TrialModel, valid: EncodedRows) -> dict:
     """The report of a search through every mode."""
-    return fit_mode(subject, valid, QUICK)[1]
+    return fit_mode(trial_model, valid, QUICK)[1]
 
 
 def test_a_healthy_model_ships_off(data: TrainingSet, plain: Path, memorised: Path, tmp_path: Path) -> None:
@@ -69,16 +69,16 @@ def test_a_model_that_memorised_rare_ids_ships_the_gate(rare: Path, tmp_path: Pa
         assert candidate["reasons"][-1].endswith("times the time of the plain model, more than 1.05")
 
 
-def test_a_mode_by_name_may_cost_what_it_costs(rare_subject: Subject, rare_valid: EncodedRows) -> None:
+def test_a_mode_by_name_may_cost_what_it_costs(rare_trial_model: TrialModel, rare_valid: EncodedRows) -> None:
     settings = FitConfig(mode="members", member_shares=(0.2,), strengths=(0.0,))
-    config, report = fit_mode(rare_subject, rare_valid, settings)
+    config, report = fit_mode(rare_trial_model, rare_valid, settings)
     assert report["accepted"]
     assert config.mode == report["mode"] == "members"
     assert {c["name"] for c in report["candidates"]} == {"members", "members, all rows"}
     (shipped,) = [c for c in report["candidates"] if c["name"] == report["best_name"]]
-    assert shipped["cost"] == reckoned(config, shipped["passes"]) > settings.max_cost
+    assert shipped["cost"] == estimated_cost(config, shipped["passes"]) > settings.max_cost
     assert shipped["config"] == report["best"] == config.model_dump(mode="json")
-    lean, _ = fit_mode(rare_subject, rare_valid, settings.model_copy(update={"mode": "lean", "min_counts": (0,)}))
+    lean, _ = fit_mode(rare_trial_model, rare_valid, settings.model_copy(update={"mode": "lean", "min_counts": (0,)}))
     assert lean.mode != "members"
 
 
@@ -95,8 +95,8 @@ TRIED: dict[Mode, set[str]] = {
 
 
 @pytest.mark.parametrize("mode", TRIED)
-def test_a_mode_by_name_is_tried_alone(mode: Mode, lean: dict, subject: Subject, valid: EncodedRows) -> None:
-    config, report = fit_mode(subject, valid, QUICK.model_copy(update={"mode": mode}))
+def test_a_mode_by_name_is_tried_alone(mode: Mode, lean: dict, trial_model: TrialModel, valid: EncodedRows) -> None:
+    config, report = fit_mode(trial_model, valid, QUICK.model_copy(update={"mode": mode}))
     names = {c["name"] for c in report["candidates"]}
     assert names <= TRIED[mode]  # a gate or filter of no strength is no candidate
     assert names or mode in ("off", "gate", "filter")
@@ -111,7 +111,7 @@ def test_lean_tries_every_mode_and_ships_nothing_dear(lean: dict) -> None:
     assert {"calibrated by support", "uttsi", "uttsi, exact", "matt", "sgctr", "members", "members, all rows"} <= names
     for candidate in lean["candidates"]:
         config = TestTimeConfig.model_validate(candidate["config"])
-        assert candidate["cost"] == reckoned(config, candidate["passes"])
+        assert candidate["cost"] == estimated_cost(config, candidate["passes"])
         assert (candidate["passes"] > 1) == config.escalates
         if candidate["cost"] > QUICK.max_cost:
             assert not candidate["accepted"]
@@ -126,31 +126,31 @@ def test_fitting_twice_gives_the_same_bytes(data: TrainingSet, plain: Path, memo
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
-def test_the_later_half_decides_nothing_but_yes_or_no(lean: dict, subject: Subject, valid: EncodedRows) -> None:
+def test_the_later_half_decides_nothing_but_yes_or_no(lean: dict, trial_model: TrialModel, valid: EncodedRows) -> None:
     flipped = valid.take(np.arange(len(valid)))
     flipped.label[len(valid) // 2 :] = 1 - flipped.label[len(valid) // 2 :]
-    _, other = fit_mode(subject, flipped, QUICK)
+    _, other = fit_mode(trial_model, flipped, QUICK)
     assert [c["config"] for c in lean["candidates"]] == [c["config"] for c in other["candidates"]]
     assert [c["fit_logloss"] for c in lean["candidates"]] == [c["fit_logloss"] for c in other["candidates"]]
     assert [c["logloss"] for c in lean["candidates"]] != [c["logloss"] for c in other["candidates"]]
 
 
-def test_the_earlier_half_decides_the_parameters(lean: dict, subject: Subject, valid: EncodedRows) -> None:
+def test_the_earlier_half_decides_the_parameters(lean: dict, trial_model: TrialModel, valid: EncodedRows) -> None:
     other = valid.take(np.arange(len(valid)))
     other.label[: len(valid) // 2] = 1 - other.label[: len(valid) // 2]
-    _, report = fit_mode(subject, other, QUICK.model_copy(update={"mode": "calibrated"}))
+    _, report = fit_mode(trial_model, other, QUICK.model_copy(update={"mode": "calibrated"}))
     before = next(c["config"] for c in lean["candidates"] if c["name"] == "calibrated by support")
     assert report["candidates"][0]["config"] != before
 
 
 def test_a_log_with_one_open_field_has_no_pairs_and_works(
-    data: TrainingSet, subject: Subject, valid: EncodedRows
+    data: TrainingSet, trial_model: TrialModel, valid: EncodedRows
 ) -> None:
     """Everything but the user is protected: no combination can be counted, and nothing that needs one is tried."""
-    only = replace(subject.reliability, protected=np.arange(subject.model.num_fields) != 0)
-    extras = fit_extras(subject.model, only, data.part("train"), (), QUICK)
+    only = replace(trial_model.reliability, protected=np.arange(trial_model.model.num_fields) != 0)
+    extras = fit_extras(trial_model.model, only, data.part("train"), (), QUICK)
     assert extras.combinations is None and extras.heads is not None
-    config, report = fit_mode(replace(subject, reliability=only, extras=extras), valid, QUICK)
+    config, report = fit_mode(replace(trial_model, reliability=only, extras=extras), valid, QUICK)
     names = {c["name"] for c in report["candidates"]}
     assert {"uttsi", "uttsi, exact", "sgctr", "calibrated by support"} <= names
     assert not {"matt", "members", "members, all rows"} & names
@@ -170,17 +170,21 @@ def test_a_log_with_one_open_field_has_no_pairs_and_works(
         ("off", ""),
     ],
 )
-def test_only_what_the_tried_modes_need_is_made(mode: Mode, holds: str, data: TrainingSet, subject: Subject) -> None:
+def test_only_what_the_tried_modes_need_is_made(
+    mode: Mode, holds: str, data: TrainingSet, trial_model: TrialModel
+) -> None:
     settings = QUICK.model_copy(update={"mode": mode})
-    extras = fit_extras(subject.model, subject.reliability, data.part("train"), subject.extras.members, settings)
+    extras = fit_extras(
+        trial_model.model, trial_model.reliability, data.part("train"), trial_model.extras.members, settings
+    )
     found = {"combinations": extras.combinations, "heads": extras.heads, "members": extras.members or None}
     assert {name for name, value in found.items() if value is not None} == set(holds.split())
     if extras.combinations is not None:
         assert extras.combinations.pairs == ((0, 1), (0, 2), (1, 2))
 
 
-def test_too_few_validation_rows_ship_off(subject: Subject, valid: EncodedRows) -> None:
-    config, report = fit_mode(subject, valid.take(np.arange(300)), FitConfig())
+def test_too_few_validation_rows_ship_off(trial_model: TrialModel, valid: EncodedRows) -> None:
+    config, report = fit_mode(trial_model, valid.take(np.arange(300)), FitConfig())
     assert config.mode == "off"
     assert "too few" in report["sentence"]
 
@@ -211,16 +215,16 @@ def data_of_one_user_in_validation() -> pl.DataFrame:
     return frame.with_columns(pl.when(inside).then(pl.lit("u1")).otherwise("user_id").alias("user_id"))
 
 
-def test_a_log_without_open_fields_ships_off(subject: Subject, valid: EncodedRows) -> None:
-    closed = replace(subject.reliability, protected=np.ones_like(subject.reliability.protected))
-    config, report = fit_mode(replace(subject, reliability=closed, extras=Extras()), valid, FitConfig())
+def test_a_log_without_open_fields_ships_off(trial_model: TrialModel, valid: EncodedRows) -> None:
+    closed = replace(trial_model.reliability, protected=np.ones_like(trial_model.reliability.protected))
+    config, report = fit_mode(replace(trial_model, reliability=closed, extras=Extras()), valid, FitConfig())
     assert config.mode == "off"
     assert "every field of this log is protected" in report["sentence"]
 
 
-def test_importance_is_the_share_of_what_masking_a_field_changes(subject: Subject, valid: EncodedRows) -> None:
-    found = np.asarray(field_importance(subject.model, subject.reliability, valid))
-    names = subject.model.fields.names
+def test_importance_is_the_share_of_what_masking_a_field_changes(trial_model: TrialModel, valid: EncodedRows) -> None:
+    found = np.asarray(field_importance(trial_model.model, trial_model.reliability, valid))
+    names = trial_model.model.fields.names
     assert found.sum() == pytest.approx(1.0)
     assert (found > 0).tolist() == [name in ("user_id", "item_id", "site") for name in names]
     assert names[int(found.argmax())] == "user_id"  # the strongest effect of the log
@@ -245,8 +249,8 @@ def test_a_model_of_another_training_set_is_refused(data: TrainingSet, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
-def test_count_that_predicts_the_label_is_named(subject: Subject, valid: EncodedRows) -> None:
-    model, reliability = subject.model, subject.reliability
+def test_count_that_predicts_the_label_is_named(trial_model: TrialModel, valid: EncodedRows) -> None:
+    model, reliability = trial_model.model, trial_model.reliability
     found, warnings = count_check(model, reliability, valid)
     assert set(found) == {"user_id", "item_id", "site"}
     assert not any("site" in w for w in warnings)

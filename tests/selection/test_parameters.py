@@ -22,7 +22,7 @@ from thinktwice.selection.parameters import (
     triggered,
     typical_pair,
 )
-from thinktwice.selection.subject import Subject
+from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats.metrics import logloss
 from thinktwice.testtime import TestTimeConfig
 from thinktwice.testtime.config import TriggerKind
@@ -35,64 +35,66 @@ BASES = {"dual": preset("uttsi").model_copy(update={"pair_share": 0.0}), "entrop
 @pytest.mark.parametrize("share", [0.1, 0.3])
 @pytest.mark.parametrize("trigger", ["dual", "entropy"])
 def test_a_trigger_asks_for_the_asked_share(
-    trigger: TriggerKind, share: float, subject: Subject, valid: EncodedRows
+    trigger: TriggerKind, share: float, trial_model: TrialModel, valid: EncodedRows
 ) -> None:
-    settings = triggered(subject, BASES[trigger], valid, trigger, share)
-    raw = subject.raw(settings, valid)
+    settings = triggered(trial_model, BASES[trigger], valid, trigger, share)
+    raw = trial_model.raw(settings, valid)
     assert (raw.signal > settings.threshold).mean() == pytest.approx(share, abs=0.005)
     assert settings.signal_max == raw.signal.max()
-    served = subject.raw(calibrated(subject, settings, valid), valid)
+    served = trial_model.raw(calibrated(trial_model, settings, valid), valid)
     assert (served.signal > settings.threshold).mean() == pytest.approx(share, abs=0.02)
 
 
 @pytest.mark.parametrize("trigger", ["dual", "entropy"])
 def test_random_rows_are_as_many_and_get_as_many_paths(
-    trigger: TriggerKind, subject: Subject, valid: EncodedRows
+    trigger: TriggerKind, trial_model: TrialModel, valid: EncodedRows
 ) -> None:
     base = BASES[trigger]
-    guided = subject.raw(triggered(subject, base, valid, trigger, 0.25), valid)
-    blind_config = triggered(subject, base.model_copy(update={"trigger": trigger}), valid, "random", 0.25)
+    guided = trial_model.raw(triggered(trial_model, base, valid, trigger, 0.25), valid)
+    blind_config = triggered(trial_model, base.model_copy(update={"trigger": trigger}), valid, "random", 0.25)
     assert blind_config.trigger == "random"
-    wanted = (guided.signal > triggered(subject, base, valid, trigger, 0.25).threshold).mean()
-    blind = subject.raw(blind_config, valid)
+    wanted = (guided.signal > triggered(trial_model, base, valid, trigger, 0.25).threshold).mean()
+    blind = trial_model.raw(blind_config, valid)
     assert (blind.signal > blind_config.threshold).mean() == pytest.approx(wanted, abs=0.03)
     if trigger == "entropy":
         assert blind.num_paths.mean() == pytest.approx(guided.num_paths.mean(), abs=0.03)
 
 
-def test_budget_and_always_need_no_threshold(subject: Subject, valid: EncodedRows) -> None:
+def test_budget_and_always_need_no_threshold(trial_model: TrialModel, valid: EncodedRows) -> None:
     base = BASES["entropy"]
-    assert triggered(subject, base, valid, "always", 0.2) == base.model_copy(update={"trigger": "always"})
-    budget = triggered(subject, base, valid, "budget", 0.2)
+    assert triggered(trial_model, base, valid, "always", 0.2) == base.model_copy(update={"trigger": "always"})
+    budget = triggered(trial_model, base, valid, "budget", 0.2)
     assert (budget.trigger, budget.share) == ("budget", 0.2)
-    assert subject.raw(budget, valid).escalated.sum() == int(0.2 * len(valid))
+    assert trial_model.raw(budget, valid).escalated.sum() == int(0.2 * len(valid))
 
 
 @pytest.mark.parametrize("wrong", [Calibration(), Calibration(a=0.3, b=-2.0), Calibration(a=4.0, b=1.0)])
-def test_the_model_s_own_calibration_does_not_matter(wrong: Calibration, subject: Subject, valid: EncodedRows) -> None:
+def test_the_model_s_own_calibration_does_not_matter(
+    wrong: Calibration, trial_model: TrialModel, valid: EncodedRows
+) -> None:
     """Rows that are escalated while calibrating are those that serving escalates, however badly the model is calibrated."""
-    other = replace(subject, calibration=wrong)
+    other = replace(trial_model, calibration=wrong)
     for trigger in ("dual", "entropy"):
         found = [
-            calibrated(who, triggered(who, BASES[trigger], valid, trigger, 0.2), valid)  # type: ignore[arg-type]
-            for who in (subject, other)
+            calibrated(model, triggered(model, BASES[trigger], valid, trigger, 0.2), valid)  # type: ignore[arg-type]
+            for model in (trial_model, other)
         ]
         assert found[0] == found[1]
         assert found[0].explored_calibration is not None
 
 
-def test_each_group_is_calibrated_on_its_own_rows(subject: Subject, valid: EncodedRows) -> None:
-    settings = triggered(subject, BASES["entropy"], valid, "entropy", 0.3)
-    found, raw = calibrated(subject, settings, valid), subject.raw(settings, valid)
+def test_each_group_is_calibrated_on_its_own_rows(trial_model: TrialModel, valid: EncodedRows) -> None:
+    settings = triggered(trial_model, BASES["entropy"], valid, "entropy", 0.3)
+    found, raw = calibrated(trial_model, settings, valid), trial_model.raw(settings, valid)
     for chosen, calibration in ((raw.escalated, found.explored_calibration), (~raw.escalated, found.calibration)):
         assert chosen.sum() >= 200
         assert calibration == fit_calibration(raw.z[chosen], valid.label[chosen])
-    few = triggered(subject, BASES["entropy"], valid, "entropy", 0.05)
-    assert calibrated(subject, few, valid).explored_calibration is None  # 75 rows say too little
+    few = triggered(trial_model, BASES["entropy"], valid, "entropy", 0.05)
+    assert calibrated(trial_model, few, valid).explored_calibration is None  # 75 rows say too little
 
 
-def test_calibrating_lowers_the_logloss(subject: Subject, valid: EncodedRows) -> None:
-    wrong = replace(subject, calibration=Calibration(a=2.0, b=1.0))
+def test_calibrating_lowers_the_logloss(trial_model: TrialModel, valid: EncodedRows) -> None:
+    wrong = replace(trial_model, calibration=Calibration(a=2.0, b=1.0))
     for settings in (TestTimeConfig(), TestTimeConfig(mode="gate", strength=1.0), BASES["entropy"]):
         before, after = (
             logloss(valid.label, wrong.logits(s, valid)[0]) for s in (settings, calibrated(wrong, settings, valid))
@@ -102,75 +104,79 @@ def test_calibrating_lowers_the_logloss(subject: Subject, valid: EncodedRows) ->
         assert known == calibrated(wrong, settings, valid)  # what was fitted before is forgotten
 
 
-def test_support_calibration_is_no_worse_than_a_plain_one(subject: Subject, valid: EncodedRows) -> None:
-    plain = calibrated(subject, TestTimeConfig(), valid)
-    informed = by_support(subject, TestTimeConfig(mode="calibrated"), valid)
+def test_support_calibration_is_no_worse_than_a_plain_one(trial_model: TrialModel, valid: EncodedRows) -> None:
+    plain = calibrated(trial_model, TestTimeConfig(), valid)
+    informed = by_support(trial_model, TestTimeConfig(mode="calibrated"), valid)
     assert informed.support_calibration is not None and informed.support_calibration.c != 0
-    losses = [logloss(valid.label, subject.logits(s, valid)[0]) for s in (informed, plain)]
+    losses = [logloss(valid.label, trial_model.logits(s, valid)[0]) for s in (informed, plain)]
     assert losses[0] <= losses[1] + 1e-6
 
 
 def test_a_gate_by_field_fits_no_worse_and_touches_open_fields_alone(
-    rare_subject: Subject, rare_valid: EncodedRows
+    rare_trial_model: TrialModel, rare_valid: EncodedRows
 ) -> None:
     rows, grid = rare_valid.take(np.arange(1500)), (0.0, 0.25, 4.0)
-    gate = best_gate(rare_subject, TestTimeConfig(), rows, (0.0, 0.5, 1.0, 2.0))
+    gate = best_gate(rare_trial_model, TestTimeConfig(), rows, (0.0, 0.5, 1.0, 2.0))
     assert gate.mode == "gate" and gate.strength > 0
-    finer = by_field(rare_subject, gate, rows, grid)
+    finer = by_field(rare_trial_model, gate, rows, grid)
     factors = np.asarray(finer.field_strengths)
-    closed = np.setdiff1d(np.arange(len(factors)), rare_subject.reliability.open_fields)
+    closed = np.setdiff1d(np.arange(len(factors)), rare_trial_model.reliability.maskable_fields)
     assert (factors[closed] == 1).all() and (factors != 1).any()
     assert set(factors.tolist()) <= {1.0, *grid}
-    losses = [logloss(rows.label, rare_subject.logits(s, rows)[0]) for s in (finer, gate)]
+    losses = [logloss(rows.label, rare_trial_model.logits(s, rows)[0]) for s in (finer, gate)]
     assert losses[0] < losses[1]
-    assert by_field(rare_subject, TestTimeConfig(mode="gate"), rows, grid) == TestTimeConfig(mode="gate")
+    assert by_field(rare_trial_model, TestTimeConfig(mode="gate"), rows, grid) == TestTimeConfig(mode="gate")
 
 
-def test_a_gate_without_counts_is_the_same_under_any_counts(rare_subject: Subject, rare_valid: EncodedRows) -> None:
+def test_a_gate_without_counts_is_the_same_under_any_counts(
+    rare_trial_model: TrialModel, rare_valid: EncodedRows
+) -> None:
     rows = rare_valid.take(np.arange(1500))
-    found = shrunk(rare_subject, TestTimeConfig(), rows, (0.6, 0.2))
+    found = shrunk(rare_trial_model, TestTimeConfig(), rows, (0.6, 0.2))
     assert found.strength == 0 and set(found.field_shares) <= {1.0, 0.6, 0.2} and min(found.field_shares) < 1
     assert not found.uses_counts
-    assert shrunk(rare_subject.shuffled(), TestTimeConfig(), rows, (0.6, 0.2)) == found
-    assert np.array_equal(rare_subject.raw(found, rows).z, rare_subject.shuffled().raw(found, rows).z)
+    assert shrunk(rare_trial_model.shuffled(), TestTimeConfig(), rows, (0.6, 0.2)) == found
+    assert np.array_equal(rare_trial_model.raw(found, rows).z, rare_trial_model.shuffled().raw(found, rows).z)
 
 
-def test_the_best_of_a_grid_has_the_least_loss(rare_subject: Subject, rare_valid: EncodedRows) -> None:
+def test_the_best_of_a_grid_has_the_least_loss(rare_trial_model: TrialModel, rare_valid: EncodedRows) -> None:
     rows, grid = rare_valid.take(np.arange(1500)), (0, 1, 3, 10)
-    found = best_filter(rare_subject, TestTimeConfig(), rows, grid)
+    found = best_filter(rare_trial_model, TestTimeConfig(), rows, grid)
     losses = {}
     for count in grid:
-        settings = calibrated(rare_subject, TestTimeConfig(mode="filter", min_count=count), rows)
-        losses[count] = logloss(rows.label, rare_subject.logits(settings, rows)[0])
+        settings = calibrated(rare_trial_model, TestTimeConfig(mode="filter", min_count=count), rows)
+        losses[count] = logloss(rows.label, rare_trial_model.logits(settings, rows)[0])
     assert losses[found.min_count] == min(losses.values())
 
 
-def test_the_base_calibration_is_fitted_without_asking_anybody(subject: Subject, valid: EncodedRows) -> None:
-    found = fit_base(subject, BASES["entropy"], valid)
+def test_the_base_calibration_is_fitted_without_asking_anybody(trial_model: TrialModel, valid: EncodedRows) -> None:
+    found = fit_base(trial_model, BASES["entropy"], valid)
     assert found.trigger == "entropy"
-    assert found.calibration == fit_calibration(subject.raw(TestTimeConfig(), valid).z, valid.label)
+    assert found.calibration == fit_calibration(trial_model.raw(TestTimeConfig(), valid).z, valid.label)
 
 
-def test_typical_pair_is_the_median_support_of_counted_pairs(subject: Subject, valid: EncodedRows) -> None:
-    counts = subject.extras.combinations
+def test_typical_pair_is_the_median_support_of_counted_pairs(trial_model: TrialModel, valid: EncodedRows) -> None:
+    counts = trial_model.extras.combinations
     assert counts is not None
     known = counts.reliability(valid.ids)
-    assert typical_pair(subject, valid) == max(1e-3, float(np.median(known)))
-    none = replace(subject, extras=replace(subject.extras, combinations=None))
+    assert typical_pair(trial_model, valid) == max(1e-3, float(np.median(known)))
+    none = replace(trial_model, extras=replace(trial_model.extras, combinations=None))
     assert typical_pair(none, valid) == 1.0
 
 
-def test_blind_paths_drop_as_much_as_guided_ones(subject: Subject, valid: EncodedRows) -> None:
-    rate = keep_rate(subject, valid)
-    r = subject.reliability.of(valid.ids)[:, subject.reliability.open_fields]
+def test_blind_paths_drop_as_much_as_guided_ones(trial_model: TrialModel, valid: EncodedRows) -> None:
+    rate = keep_rate(trial_model, valid)
+    r = trial_model.reliability.of(valid.ids)[:, trial_model.reliability.maskable_fields]
     assert rate == pytest.approx(np.maximum(np.sqrt(r), 0.2).mean())
     assert 0.2 < rate < 1.0
 
 
-def test_spread_is_the_regression_of_how_far_opinions_move(subject: Subject, valid: EncodedRows) -> None:
-    found = fit_spread(subject, BASES["entropy"], valid)
-    raw = subject.raw(fit_base(subject, BASES["entropy"], valid).model_copy(update={"trigger": "always"}), valid)
-    base = fit_base(subject, BASES["entropy"], valid).calibration
+def test_spread_is_the_regression_of_how_far_opinions_move(trial_model: TrialModel, valid: EncodedRows) -> None:
+    found = fit_spread(trial_model, BASES["entropy"], valid)
+    raw = trial_model.raw(
+        fit_base(trial_model, BASES["entropy"], valid).model_copy(update={"trigger": "always"}), valid
+    )
+    base = fit_base(trial_model, BASES["entropy"], valid).calibration
     assert base is not None
     p = 1 / (1 + np.exp(-(base.a * raw.z0 + base.b)))
     bits = -p * np.log2(p) - (1 - p) * np.log2(1 - p)

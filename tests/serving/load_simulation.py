@@ -57,7 +57,7 @@ class World:
         places: requests that may wait.
         prompt: whether a waiting request is told at once when its time is over (the KServe predictor), or at its turn (a worker
             of TorchServe, which does not see Java's queue).
-        says: whether the time of sending is known (a start header, or the predictor's own queue), or reckoned by
+        says: whether the time of sending is known (a start header, or the predictor's own queue), or estimated by
             :class:`serving.adapters.java_queue.JavaQueue` of one worker.
     """
 

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import torch
 
-from thinktwice.combinations.counts import CombinationCounts, open_pairs
+from thinktwice.combinations.counts import CombinationCounts, maskable_pairs
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import build_training_set, load_training_set
@@ -148,11 +148,11 @@ def with_members(parts: dict[str, Path], folder: Path) -> dict[str, Path]:
     member = build_backbone(model.config, model.fields, seed=5)
     member.embedding = model.embedding
     own = build_backbone(model.config, model.fields, seed=6)
-    open_fields = before.reliability.open_fields
+    maskable_fields = before.reliability.maskable_fields
     counts = CombinationCounts.fit(
-        [train.ids], open_pairs(open_fields), (), before.reliability.num_values, capacity=64, width=256
+        [train.ids], maskable_pairs(maskable_fields), (), before.reliability.num_values, capacity=64, width=256
     )
-    extras = Extras(counts, fit_heads(model, train, open_fields), (member, own))
+    extras = Extras(counts, fit_heads(model, train, maskable_fields), (member, own))
     config = preset("members").model_copy(update={"trigger": "budget", "share": 0.2})
     weights = sha256_file(parts["model_dir"] / "weights.safetensors")
     folder.mkdir()

@@ -238,7 +238,7 @@ def test_longer_traffic(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_traffic_behind_torchserve_without_start_headers(seed: int) -> None:
-    """The wait in Java's queue is reckoned from that of the request before: nearly as much gets done, hardly anybody is late. An
+    """The wait in Java's queue is estimated from that of the request before: nearly as much gets done, hardly anybody is late. An
     idle server refuses only who comes just behind the last of a queue."""
     world, arrivals = traffic_of(seed, 2500)
     world = replace(world, workers=1, prompt=False, says=False)

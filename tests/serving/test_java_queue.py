@@ -1,4 +1,4 @@
-"""The wait in the queue of TorchServe's front end, reckoned from that of the request before."""
+"""The wait in the queue of TorchServe's front end, estimated from that of the request before."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_without_the_header_nothing_was_waited() -> None:
     st.lists(st.floats(0, 0.2), min_size=ENOUGH, max_size=60),
 )
 def test_a_clock_that_is_off_is_corrected(offset: float, waits: list[float]) -> None:
-    """After some requests to an idle server, what is reckoned is the wait up to the shortest one."""
+    """After some requests to an idle server, the estimate is the wait up to the shortest one."""
     callers = Callers()
     for wait in waits:
         callers.send(wait, offset)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from tests.testtime import wide, world
-from thinktwice.combinations.counts import CombinationCounts, open_pairs
+from thinktwice.combinations.counts import CombinationCounts, maskable_pairs
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import TrainingSet, load_training_set
 from thinktwice.models import load_model
-from thinktwice.selection.subject import Subject
+from thinktwice.selection.trial_model import TrialModel
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.heads import fit_heads
 from thinktwice.testtime.reliability import Reliability
@@ -35,17 +35,17 @@ def memorised(data: TrainingSet, plain: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
-def subject(data: TrainingSet, plain: Path, memorised: Path) -> Subject:
+def trial_model(data: TrainingSet, plain: Path, memorised: Path) -> TrialModel:
     """The healthy model with all extras; the memorised one is its further trunk."""
     model, info = load_model(plain)
     train = data.part("train")
     reliability = Reliability.fit(train.ids, train.label, model.fields)
-    fields = reliability.open_fields
+    fields = reliability.maskable_fields
     counts = CombinationCounts.fit(
-        [train.ids], open_pairs(fields), (), reliability.num_values, capacity=1 << 12, width=1 << 13
+        [train.ids], maskable_pairs(fields), (), reliability.num_values, capacity=1 << 12, width=1 << 13
     )
     extras = Extras(counts, fit_heads(model, train, fields), (load_model(memorised)[0],))
-    return Subject(model, info.calibration, reliability, extras)
+    return TrialModel(model, info.calibration, reliability, extras)
 
 
 @pytest.fixture(scope="session")
@@ -73,11 +73,11 @@ def rare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def rare_subject(rare: Path) -> Subject:
+def rare_trial_model(rare: Path) -> TrialModel:
     """``model`` with its counts, and ``healthy`` as a further trunk."""
     model, info = load_model(rare / "model")
     train = load_training_set(rare / "set").part("train")
-    return Subject(
+    return TrialModel(
         model,
         info.calibration,
         Reliability.fit(train.ids, train.label, model.fields),

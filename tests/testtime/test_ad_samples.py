@@ -15,7 +15,7 @@ from thinktwice.data.training_set import TrainingSet, build_training_set, load_t
 from thinktwice.models import load_model
 from thinktwice.schema import parse_schema
 from thinktwice.selection.fit import fit_test_time
-from thinktwice.selection.subject import Subject
+from thinktwice.selection.trial_model import TrialModel
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.store import load_test_time
 
@@ -61,9 +61,9 @@ def test_a_sample_of_real_ad_clicks_is_fitted_and_scored(
 
     loaded, info = load_model(model)
 
-    subject = Subject(loaded, info.calibration, shipped.reliability, shipped.extras)
+    trial_model = TrialModel(loaded, info.calibration, shipped.reliability, shipped.extras)
     test = data.part("test")
     for candidate in found.report["candidates"]:
-        logit, passes = subject.logits(TestTimeConfig.model_validate(candidate["config"]), test)
+        logit, passes = trial_model.logits(TestTimeConfig.model_validate(candidate["config"]), test)
         assert np.isfinite(logit).all()
         assert passes >= 1

@@ -11,7 +11,7 @@ from thinktwice.testtime import TestTimeConfig
 
 ROWS = 400
 VALUES = ("logit", "probability", "uncertainty", "num_paths")
-ASKING: dict[str, tuple[TestTimeConfig, int]] = {  # with the most that one row may cost
+ESCALATING: dict[str, tuple[TestTimeConfig, int]] = {  # with the most that one row may cost
     "uttsi": (UTTSI, 8),
     "uttsi, exact": (EXACT, 8),
     "uttsi, stops": (but(UTTSI, stop_at=0.3, trigger="always"), 8),
@@ -25,11 +25,11 @@ ASKING: dict[str, tuple[TestTimeConfig, int]] = {  # with the most that one row 
 }
 
 
-@pytest.mark.parametrize("name", ASKING)
+@pytest.mark.parametrize("name", ESCALATING)
 def test_the_most_open_scores_are_admitted_in_full_and_the_others_keep_their_base_score(
     name: str, big: wide.Wide
 ) -> None:
-    config, most = ASKING[name]
+    config, most = ESCALATING[name]
     engine, batch = big.engine(config), big.batch(slice(0, ROWS))
     free, base = engine.score(batch), engine.score(batch, max_path_rows=0)
     bits = wide.entropy_of(engine.raw(batch).z0)
@@ -55,9 +55,9 @@ def test_the_most_open_scores_are_admitted_in_full_and_the_others_keep_their_bas
     assert np.array_equal(engine.score(batch, free.path_rows + most * ROWS).logit, free.logit)
 
 
-@pytest.mark.parametrize("name", ASKING)
+@pytest.mark.parametrize("name", ESCALATING)
 def test_a_cap_of_zero_is_the_base_pass(name: str, big: wide.Wide) -> None:
-    config = ASKING[name][0]
+    config = ESCALATING[name][0]
     batch = big.batch(slice(0, ROWS))
     base = TestTimeConfig(mode="filter", min_count=config.min_count)
     expected = big.engine(base).score(batch)
@@ -71,9 +71,9 @@ def test_a_cap_of_zero_is_the_base_pass(name: str, big: wide.Wide) -> None:
         assert found.path_rows == 0 and found.capped
 
 
-@pytest.mark.parametrize("name", ASKING)
+@pytest.mark.parametrize("name", ESCALATING)
 def test_an_argument_lowers_the_configured_cap_and_never_raises_it(name: str, big: wide.Wide) -> None:
-    engine, batch = big.engine(but(ASKING[name][0], max_path_rows=40)), big.batch(slice(0, ROWS))
+    engine, batch = big.engine(but(ESCALATING[name][0], max_path_rows=40)), big.batch(slice(0, ROWS))
     configured, asked, less = engine.score(batch), engine.score(batch, 10**9), engine.score(batch, 10)
     assert configured.capped and 20 <= configured.path_rows <= 40
     assert np.array_equal(asked.num_paths, configured.num_paths)
@@ -83,7 +83,7 @@ def test_an_argument_lowers_the_configured_cap_and_never_raises_it(name: str, bi
 
 def test_a_row_that_costs_more_than_the_cap_is_left_out(big: wide.Wide) -> None:
     batch = big.batch(slice(0, 50))
-    for config, most in (ASKING["members, two"], ASKING["sgctr"]):
+    for config, most in (ESCALATING["members, two"], ESCALATING["sgctr"]):
         assert big.engine(config).score(batch, most - 1).path_rows == 0
         assert big.engine(config).score(batch, most).path_rows == most
 

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from thinktwice.errors import PipelineError
 from thinktwice.selection.config import FitConfig, search
-from thinktwice.selection.cost import ASKING, ROW, SIEVE, reckoned
+from thinktwice.selection.cost import ESCALATION_COST, FILTER_COST, PASS_COST, estimated_cost
 from thinktwice.testtime import TestTimeConfig
 from thinktwice.testtime.config import Mode
 from thinktwice.testtime.modes import PRESETS, preset
@@ -74,8 +74,8 @@ def test_a_search_names_its_choices() -> None:
 
 
 def test_reckoned_cost() -> None:
-    assert reckoned(TestTimeConfig(), 1.0) == 1.0
-    assert reckoned(TestTimeConfig(mode="gate", strength=1.0), 1.0) == 1.0
-    assert reckoned(TestTimeConfig(mode="filter", min_count=2), 1.0) == pytest.approx(1 + SIEVE)
-    assert reckoned(PRESETS["members"], 1.1) == pytest.approx(1 + ASKING + 0.1 * ROW)
-    assert reckoned(PRESETS["uttsi"], 2.0) == pytest.approx(1 + SIEVE + ASKING + ROW)
+    assert estimated_cost(TestTimeConfig(), 1.0) == 1.0
+    assert estimated_cost(TestTimeConfig(mode="gate", strength=1.0), 1.0) == 1.0
+    assert estimated_cost(TestTimeConfig(mode="filter", min_count=2), 1.0) == pytest.approx(1 + FILTER_COST)
+    assert estimated_cost(PRESETS["members"], 1.1) == pytest.approx(1 + ESCALATION_COST + 0.1 * PASS_COST)
+    assert estimated_cost(PRESETS["uttsi"], 2.0) == pytest.approx(1 + FILTER_COST + ESCALATION_COST + PASS_COST)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from thinktwice.combinations.counts import CombinationCounts, open_pairs
+from thinktwice.combinations.counts import CombinationCounts, maskable_pairs
 from thinktwice.data.encoded import Batch, EncodedRows, count_values
 from thinktwice.models import Backbone, BackboneConfig, FieldSpace, build_backbone
 from thinktwice.models.backends import Eager, MakeBackend
@@ -83,7 +83,7 @@ def build(*, triples: bool = True, name: str = "deepfm") -> Wide:
     model, *members = (build_backbone(size, FIELDS, seed=seed).eval() for seed in range(3))
     fields = np.arange(OPEN)
     counts = CombinationCounts.fit(
-        [train.ids], open_pairs(fields), TRIPLES if triples else (), SIZES, capacity=1 << 12, width=1 << 13
+        [train.ids], maskable_pairs(fields), TRIPLES if triples else (), SIZES, capacity=1 << 12, width=1 << 13
     )
     reliability = Reliability(
         quantise(count_values(train.ids, SIZES)), np.full(13, KAPPA), SIZES, np.asarray(FIELDS.protected)

@@ -163,9 +163,9 @@ def _mapped(tensors: dict[str, np.ndarray], order: int) -> Frequencies:
     return Frequencies(cells, keys, counts, whole, starts, int(noise[0])).checked()
 
 
-def open_pairs(open_fields: np.ndarray, limit: int = 64) -> tuple[tuple[int, int], ...]:
-    """All pairs of the unprotected columns ``open_fields`` [n], the first ``limit`` in their order."""
-    return tuple(_some(combinations((int(f) for f in open_fields), 2), limit))  # type: ignore[arg-type]
+def maskable_pairs(maskable_fields: np.ndarray, limit: int = 64) -> tuple[tuple[int, int], ...]:
+    """All pairs of the unprotected columns ``maskable_fields`` [n], the first ``limit`` in their order."""
+    return tuple(_some(combinations((int(f) for f in maskable_fields), 2), limit))  # type: ignore[arg-type]
 
 
 def _some(values: Iterator[Combination], limit: int) -> list[Combination]:

@@ -13,7 +13,7 @@ from thinktwice.data.training_set import TrainingSet, load_training_set
 from thinktwice.errors import BundleError
 from thinktwice.evaluate import slices
 from thinktwice.evaluate.cost import wall_ratio
-from thinktwice.evaluate.extra_work import evenly, extra_work, fitting_rows, picked
+from thinktwice.evaluate.extra_work import extra_work, fitting_rows, subsample, subsample_index
 from thinktwice.evaluate.measure import Column, measure, operating_point
 from thinktwice.evaluate.report import render
 from thinktwice.evaluate.verdict import verdict_lines
@@ -21,7 +21,7 @@ from thinktwice.files import atomic_dir, read_json, write_json
 from thinktwice.models.store import load_model
 from thinktwice.progress import note
 from thinktwice.release.bundle import EVALUATION_FILE, REPORT_FILE
-from thinktwice.selection.subject import Subject
+from thinktwice.selection.trial_model import TrialModel
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Raw
 from thinktwice.testtime.extras import Extras
@@ -92,10 +92,12 @@ def evaluate(
         raise BundleError(f"test-time parameters in {test_time_dir} belong to the {trunk} model, which was not given")
     test_time = load_test_time(test_time_dir, trunks[trunk][0])
     subjects = {
-        name: Subject(model, info.calibration, test_time.reliability, test_time.extras if name == trunk else Extras())
+        name: TrialModel(
+            model, info.calibration, test_time.reliability, test_time.extras if name == trunk else Extras()
+        )
         for name, (model, info) in trunks.items()
     }
-    raw = {name: subject.raw(OFF, test) for name, subject in subjects.items()}
+    raw = {name: trial_model.raw(OFF, test) for name, trial_model in subjects.items()}
     columns = [_column(name, TRUNK_WORDS[name], subjects[name], OFF, raw[name]) for name in trunks]
     known, walls = {OFF: raw[trunk]}, _walls(subjects[trunk], test_time.report, test)
     best, best_name = test_time.report["best"], test_time.report["best_name"]
@@ -117,7 +119,7 @@ def evaluate(
         truth,
     )
     ships = next(c for c in columns if c.key == shipped)
-    index = evenly(test)
+    index = subsample_index(test)
     uncertain = slices.uncertain(data, rows, test, test_time.reliability)
     content |= {
         "format": 1,
@@ -132,7 +134,7 @@ def evaluate(
             fitting_rows(data, test_time.report),
             {name: mask[index] for name, mask in uncertain.items()},
             None if truth is None else truth[index],
-            {config: picked(scores, index) for config, scores in known.items()},
+            {config: subsample(scores, index) for config, scores in known.items()},
         ),
         "novelty": test_time.report["novelty"],
         "operating_point": operating_point(test.label, ships.probability, data.info["parts"]["train"]["click_rate"]),
@@ -152,15 +154,15 @@ def evaluate(
     return Evaluation(content, timings, walls)
 
 
-def _column(key: str, label: str, subject: Subject, config: TestTimeConfig, raw: Raw) -> Column:
-    scored = subject.engine(config).finish(raw)
+def _column(key: str, label: str, trial_model: TrialModel, config: TestTimeConfig, raw: Raw) -> Column:
+    scored = trial_model.engine(config).finish(raw)
     return Column(key, label, scored.logit, scored.probability, 1 + scored.path_rows / len(raw.z))
 
 
-def _walls(subject: Subject, report: dict[str, Any], test: EncodedRows) -> dict[str, float]:
+def _walls(trial_model: TrialModel, report: dict[str, Any], test: EncodedRows) -> dict[str, float]:
     """Wall time of every candidate against one plain pass."""
-    base = subject.engine(OFF)
-    engines = {c["name"]: subject.engine(TestTimeConfig.model_validate(c["config"])) for c in report["candidates"]}
+    base = trial_model.engine(OFF)
+    engines = {c["name"]: trial_model.engine(TestTimeConfig.model_validate(c["config"])) for c in report["candidates"]}
     return {name: round(wall_ratio(engine, base, test), 2) for name, engine in engines.items()}
 
 

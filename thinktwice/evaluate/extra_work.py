@@ -17,9 +17,9 @@ from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import TrainingSet
 from thinktwice.selection.accept import RANDOM_DRAWS
 from thinktwice.selection.config import FitConfig
-from thinktwice.selection.cost import reckoned
+from thinktwice.selection.cost import estimated_cost
 from thinktwice.selection.parameters import best_of, by_support, calibrated, triggered
-from thinktwice.selection.subject import Subject
+from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats import metrics
 from thinktwice.stats.metrics import row_logloss
 from thinktwice.stats.multiple import holm
@@ -39,7 +39,7 @@ GRIDS = FitConfig()  # strengths and counts among which a control finds its own
 Scored = Callable[[TestTimeConfig], Raw]
 
 
-def evenly(rows: EncodedRows, limit: int = MAX_ROWS) -> np.ndarray:
+def subsample_index(rows: EncodedRows, limit: int = MAX_ROWS) -> np.ndarray:
     """Indices of at most ``limit`` rows, spread evenly over time, in time order."""
     order = np.argsort(rows.time, kind="stable")
     if len(order) <= limit:
@@ -50,16 +50,16 @@ def evenly(rows: EncodedRows, limit: int = MAX_ROWS) -> np.ndarray:
 def fitting_rows(data: TrainingSet, report: Mapping[str, Any]) -> EncodedRows:
     """The earlier validation rows on which the parameters of ``report`` were fitted; controls are refitted on them."""
     valid, rows = data.part("valid"), report["rows"]
-    return valid.take(evenly(valid, rows["fit"] + rows["accept"])[: rows["fit"]])
+    return valid.take(subsample_index(valid, rows["fit"] + rows["accept"])[: rows["fit"]])
 
 
-def picked(raw: Raw, index: np.ndarray) -> Raw:
+def subsample(raw: Raw, index: np.ndarray) -> Raw:
     """The raw scores of some rows."""
     return Raw(*(getattr(raw, f.name)[index] for f in fields(Raw)))
 
 
 def extra_work(
-    subject: Subject,
+    trial_model: TrialModel,
     report: Mapping[str, Any],
     test: EncodedRows,
     fit: EncodedRows,
@@ -81,10 +81,10 @@ def extra_work(
 
     @cache
     def scored(config: TestTimeConfig) -> Raw:
-        return known[config] if known is not None and config in known else subject.raw(config, test)
+        return known[config] if known is not None and config in known else trial_model.raw(config, test)
 
     off = TestTimeConfig()
-    panel = Panel(subject, test, _logit(subject, off, scored(off)), slices, truth)
+    panel = Panel(trial_model, test, _logit(trial_model, off, scored(off)), slices, truth)
     found = {c["name"]: (c, TestTimeConfig.model_validate(c["config"])) for c in report["candidates"]}
     entries = []
     for name, (evidence, config) in found.items():
@@ -94,8 +94,8 @@ def extra_work(
                 "name": name,
                 "mode": config.mode,
                 "passes": float(raw.num_paths.mean()),
-                "cost": reckoned(config, float(raw.num_paths.mean())),
-                **panel.measured(_logit(subject, config, raw)),
+                "cost": estimated_cost(config, float(raw.num_paths.mean())),
+                **panel.measured(_logit(trial_model, config, raw)),
                 "ships": bool(report["accepted"]) and name == report["best_name"],
                 "validation": {key: evidence[key] for key in ("change", "controls", "accepted", "reasons")},
             }
@@ -118,7 +118,7 @@ def extra_work(
 class Panel:
     """The test rows on which one trunk's log-odds are measured against those of ``off``."""
 
-    subject: Subject
+    trial_model: TrialModel
     test: EncodedRows
     off: np.ndarray
     slices: Mapping[str, np.ndarray]
@@ -196,8 +196,8 @@ def _references(
     panel: Panel, name: str, config: TestTimeConfig, fit: EncodedRows, scored: Scored
 ) -> Iterable[dict[str, Any]]:
     """What explains a gain of a candidate if it does as well, and the bound of any trigger. None of them can ship."""
-    subject, test = panel.subject, panel.test
-    own = panel.loss(_logit(subject, config, scored(config)))
+    trial_model, test = panel.trial_model, panel.test
+    own = panel.loss(_logit(trial_model, config, scored(config)))
 
     def reference(kind: str, loss: np.ndarray, passes: float) -> dict[str, Any]:
         return {
@@ -208,16 +208,16 @@ def _references(
             "candidate_against": panel.change(own, loss).to_json(),
         }
 
-    share = float((subject.raw(config, fit).signal > config.threshold).mean()) if config.escalates else 0.0
+    share = float((trial_model.raw(config, fit).signal > config.threshold).mean()) if config.escalates else 0.0
     if config.uses_counts:
-        other = subject.shuffled()
+        other = trial_model.shuffled()
         settings = _refitted(other, _searched(other, config, fit), fit, config.trigger, share)
         logit, passes = other.logits(settings, test)
         yield reference("shuffled_counts", panel.loss(logit), passes)
     if config.escalates and config.trigger != "always":
-        settings = _refitted(subject, config, fit, "random", share)
+        settings = _refitted(trial_model, config, fit, "random", share)
         drawn = [
-            subject.logits(settings.model_copy(update={"salt": settings.salt + salt}), test)
+            trial_model.logits(settings.model_copy(update={"salt": settings.salt + salt}), test)
             for salt in range(RANDOM_DRAWS)
         ]
         losses = [panel.loss(logit) for logit, _ in drawn]
@@ -229,7 +229,7 @@ def _references(
         yield reference("oracle_trigger", loss, 1.0 + float(np.where(helped, num_paths - 1, 0).mean()))
 
 
-def _searched(subject: Subject, config: TestTimeConfig, fit: EncodedRows) -> TestTimeConfig:
+def _searched(trial_model: TrialModel, config: TestTimeConfig, fit: EncodedRows) -> TestTimeConfig:
     """The configuration with the gate or filter that suits other counts, none included; factors of single fields are kept."""
     alone = config.model_copy(update={"trigger": "never"})
     if config.strength > 0:
@@ -238,28 +238,30 @@ def _searched(subject: Subject, config: TestTimeConfig, fit: EncodedRows) -> Tes
         tried = [alone.model_copy(update={"min_count": count}) for count in GRIDS.min_counts]
     else:
         return config
-    found = best_of(subject, tried, fit)
+    found = best_of(trial_model, tried, fit)
     return config.model_copy(update={"strength": found.strength, "min_count": found.min_count})
 
 
 def _refitted(
-    subject: Subject, config: TestTimeConfig, fit: EncodedRows, trigger: TriggerKind, share: float
+    trial_model: TrialModel, config: TestTimeConfig, fit: EncodedRows, trigger: TriggerKind, share: float
 ) -> TestTimeConfig:
     """The configuration with the thresholds and calibrations that suit other counts or another trigger."""
     if config.support_calibration is not None:
-        return by_support(subject, config, fit)
-    return calibrated(subject, triggered(subject, config, fit, trigger, share) if config.escalates else config, fit)
+        return by_support(trial_model, config, fit)
+    return calibrated(
+        trial_model, triggered(trial_model, config, fit, trigger, share) if config.escalates else config, fit
+    )
 
 
 def _uplift(panel: Panel, name: str, config: TestTimeConfig, scored: Scored) -> dict[str, Any]:
     """Change of logloss against the candidate's own base pass, when a share of rows is escalated, in the order of each trigger."""
-    subject, raw = panel.subject, scored(config)
+    trial_model, raw = panel.trial_model, scored(config)
     base, change, _ = _everybody_asked(panel, config, scored)
     seen = BasePass(raw.missing, entropy(sigmoid(base)), base, np.zeros(len(base), np.uint64))
     signals = {trigger: TRIGGERS[trigger](config, seen).signal for trigger in ORDERS} | {"oracle": -change}
     curves = {trigger: uplift_curve(signal, change) for trigger, signal in signals.items()}
     shares = next(iter(curves.values()))[0]
-    own = panel.change(panel.loss(_logit(subject, config, raw)), panel.loss(base))
+    own = panel.change(panel.loss(_logit(trial_model, config, raw)), panel.loss(base))
     return {
         "candidate": name,
         "base_change": panel.change(panel.loss(base)).to_json(),
@@ -283,12 +285,12 @@ def _everybody_asked(panel: Panel, config: TestTimeConfig, scored: Scored) -> tu
     """Log-odds of the base pass [R], change of a row's logloss by the second opinion [R], forward passes with it [R]."""
     everybody = config.model_copy(update={"trigger": "always"})
     raw = scored(everybody)
-    base = _logit(panel.subject, everybody, replace(raw, z=raw.z0, num_paths=np.ones_like(raw.num_paths)))
-    return base, panel.loss(_logit(panel.subject, everybody, raw)) - panel.loss(base), raw.num_paths
+    base = _logit(panel.trial_model, everybody, replace(raw, z=raw.z0, num_paths=np.ones_like(raw.num_paths)))
+    return base, panel.loss(_logit(panel.trial_model, everybody, raw)) - panel.loss(base), raw.num_paths
 
 
-def _logit(subject: Subject, config: TestTimeConfig, raw: Raw) -> np.ndarray:
-    return subject.engine(config).finish(raw).logit
+def _logit(trial_model: TrialModel, config: TestTimeConfig, raw: Raw) -> np.ndarray:
+    return trial_model.engine(config).finish(raw).logit
 
 
 def _detectable(change: Interval) -> float | None:

@@ -93,9 +93,9 @@ def support_deciles(reliability: Reliability, rows: EncodedRows) -> list[tuple[s
 
     Equal counts stay together, so that there may be fewer groups.
     """
-    if len(reliability.open_fields) == 0 or len(rows) == 0:
+    if len(reliability.maskable_fields) == 0 or len(rows) == 0:
         return []
-    least = reliability.counts_of(rows.ids)[:, reliability.open_fields].min(axis=1)
+    least = reliability.counts_of(rows.ids)[:, reliability.maskable_fields].min(axis=1)
     bounds = np.unique(np.quantile(least, np.linspace(0, 1, 11)[1:-1], method="lower"))
     group = np.searchsorted(bounds, least, side="right")
     out = []

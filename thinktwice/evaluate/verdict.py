@@ -36,8 +36,8 @@ def verdict_lines(content: dict[str, Any]) -> list[str]:
     return lines
 
 
-def compared(content: dict[str, Any], column: str, against: str, subject: str) -> str:
-    """How one column differs from another in AUC and logloss, as a sentence that starts with ``subject``."""
+def compared(content: dict[str, Any], column: str, against: str, trial_model: str) -> str:
+    """How one column differs from another in AUC and logloss, as a sentence that starts with ``trial_model``."""
     words = []
     for metric, better in (("auc", 1), ("logloss", -1)):
         found = difference(content, column, against, metric)
@@ -47,4 +47,4 @@ def compared(content: dict[str, Any], column: str, against: str, subject: str) -
         judged = ("better" if good else "worse") if found["significant"] else "no more than chance"
         shown = {"auc": "AUC", "logloss": "logloss"}[metric]
         words.append(f"{shown} by {found['value']:+.4f} ({judged})")
-    return f"{subject} changed {' and '.join(words)}." if words else f"{subject} could not be compared."
+    return f"{trial_model} changed {' and '.join(words)}." if words else f"{trial_model} could not be compared."

@@ -231,7 +231,7 @@ def _score_values(name: str, frame: pl.DataFrame, rows: EncodedRows, bundle: Bun
     if name == "missing support":
         engine = bundle.engine
         r = engine.reliability.of(rows.ids)
-        return missing_support(r, engine.reliability.open_fields, engine.config.importance)
+        return missing_support(r, engine.reliability.maskable_fields, engine.config.importance)
     if name == SECOND_OPINION:
         return (frame[NUM_PATHS].to_numpy() > 1).astype(np.float64)
     return frame[{"probability": PROBABILITY, "uncertainty": UNCERTAINTY}[name]].to_numpy()

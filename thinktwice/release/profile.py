@@ -96,8 +96,8 @@ class Profile(_Frozen):
 
 def profile_of(data: TrainingSet, encoder: Encoder, engine: Engine) -> Profile:
     """Profile a training set and the scores that an engine gives its validation rows."""
-    train, _ = _thinned(data.part("train"), TRAIN_ROWS)
-    valid, kept = _thinned(data.part("valid"), VALID_ROWS)
+    train, _ = _subsample(data.part("train"), TRAIN_ROWS)
+    valid, kept = _subsample(data.part("valid"), VALID_ROWS)
     missing = {name: found[kept] for name, found in missing_values(encoder, data.rows("valid")).items()}
     edges = {f.name: _edges(vector_norms(train, f.name), NORM_BINS) for f in encoder.vectors}
     before = row_bins(encoder, train, {}, edges)
@@ -174,7 +174,7 @@ def support_bins(engine: Engine, encoder: Encoder, rows: EncodedRows) -> dict[st
     """Bin [R] of every row by how often training saw its value, by open field."""
     reliability = engine.reliability
     counts = count_bins(reliability.counts_of(rows.ids))
-    return {encoder.columns[c].name: counts[:, c] for c in reliability.open_fields.tolist()}
+    return {encoder.columns[c].name: counts[:, c] for c in reliability.maskable_fields.tolist()}
 
 
 def _score(name: ScoreName, values: np.ndarray, groups: np.ndarray) -> ScoreProfile:
@@ -183,7 +183,7 @@ def _score(name: ScoreName, values: np.ndarray, groups: np.ndarray) -> ScoreProf
     return ScoreProfile(name=name, edges=tuple(edges.tolist()), valid=found, mean=_short(float(values.mean())))
 
 
-def _thinned(rows: EncodedRows, limit: int) -> tuple[EncodedRows, np.ndarray]:
+def _subsample(rows: EncodedRows, limit: int) -> tuple[EncodedRows, np.ndarray]:
     """At most ``limit`` rows, and which they are."""
     kept = np.arange(len(rows))
     if len(rows) > limit:

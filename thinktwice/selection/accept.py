@@ -12,8 +12,8 @@ import numpy as np
 
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.selection.candidates import Candidate
-from thinktwice.selection.cost import reckoned
-from thinktwice.selection.subject import Subject
+from thinktwice.selection.cost import estimated_cost
+from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats.metrics import auc, logloss, row_logloss
 from thinktwice.stats.significance import Interval, clusters_of, paired_auc, paired_mean
 from thinktwice.testtime import calibrate
@@ -29,7 +29,7 @@ RANDOM_DRAWS = 4  # random choices of rows whose losses are averaged, so that on
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CandidateVerdict:
     """A candidate on the later rows: its change against ``off``, and against each control.
 
     Controls explain gains: where there is none (or it costs too much to ship) they are not run.
@@ -46,8 +46,8 @@ class Verdict:
 
     @property
     def cost(self) -> float:
-        """Time relative to the plain model, reckoned."""
-        return reckoned(self.candidate.config, self.passes)
+        """Estimated time relative to the plain model."""
+        return estimated_cost(self.candidate.config, self.passes)
 
     @property
     def reasons(self) -> list[str]:
@@ -63,7 +63,7 @@ class Verdict:
         elif self.change.low > 0:
             out.append("it is worse than the plain scores")
         elif self.change.value >= 0:
-            out.append("that is no gain")
+            out.append("no improvement")
         elif self.change.high >= 0:
             out.append("its gain may be chance")
         if self.auc_change.high < 0:
@@ -95,7 +95,7 @@ class Verdict:
 
 def judge(
     candidate: Candidate,
-    subject: Subject,
+    trial_model: TrialModel,
     fit: EncodedRows,
     later: EncodedRows,
     off: np.ndarray,
@@ -103,7 +103,7 @@ def judge(
     confidence: float,
     control_confidence: float,
     max_cost: float,
-) -> Verdict:
+) -> CandidateVerdict:
     """Test a candidate on ``later`` rows against the plain model's log-odds ``off`` [R] and against its controls.
 
     Controls are fitted on ``fit`` like the candidate itself. Every gain must have an interval that excludes 0: over ``off`` at
@@ -111,9 +111,9 @@ def judge(
     that has passed the first must pass them all).
     """
     cluster = clusters_of(later.user)
-    logit, passes = subject.logits(candidate.config, later)
+    logit, passes = trial_model.logits(candidate.config, later)
     loss = row_logloss(later.label, logit)
-    verdict = Verdict(
+    verdict = CandidateVerdict(
         candidate,
         logloss(later.label, logit),
         auc(later.label, logit),
@@ -125,15 +125,15 @@ def judge(
     )
     if verdict.failures:
         return verdict
-    others = control_losses(candidate, subject, fit, later)
+    others = control_losses(candidate, trial_model, fit, later)
     controls = {name: paired_mean(loss - other, cluster, control_confidence) for name, other in others.items()}
-    return Verdict(
+    return CandidateVerdict(
         candidate, verdict.logloss, verdict.auc, passes, verdict.change, verdict.auc_change, controls, max_cost
     )
 
 
 def control_losses(
-    candidate: Candidate, subject: Subject, fit: EncodedRows, later: EncodedRows
+    candidate: Candidate, trial_model: TrialModel, fit: EncodedRows, later: EncodedRows
 ) -> dict[str, np.ndarray]:
     """Row losses [R] of every control that applies: mere recalibration, shuffled counts, rows chosen at random.
 
@@ -141,22 +141,22 @@ def control_losses(
     """
     config = candidate.config
 
-    def losses(who: Subject, settings: TestTimeConfig) -> np.ndarray:
-        return row_logloss(later.label, who.logits(settings, later)[0])
+    def losses(model: TrialModel, settings: TestTimeConfig) -> np.ndarray:
+        return row_logloss(later.label, model.logits(settings, later)[0])
 
     plain = TestTimeConfig()
-    again = fit_calibration(subject.raw(plain, fit).z, fit.label)
-    out = {"recalibrated": row_logloss(later.label, calibrate.apply(again, subject.raw(plain, later).z))}
+    again = fit_calibration(trial_model.raw(plain, fit).z, fit.label)
+    out = {"recalibrated": row_logloss(later.label, calibrate.apply(again, trial_model.raw(plain, later).z))}
     if config.uses_counts:
-        shuffled = subject.shuffled()
+        shuffled = trial_model.shuffled()
         out["shuffled_counts"] = losses(shuffled, candidate.refit(shuffled, config.trigger, 0))
     if config.trigger not in ("never", "always"):
-        drawn = [losses(subject, candidate.refit(subject, "random", salt)) for salt in range(RANDOM_DRAWS)]
+        drawn = [losses(trial_model, candidate.refit(trial_model, "random", salt)) for salt in range(RANDOM_DRAWS)]
         out["random_trigger"] = np.mean(drawn, axis=0)
     return out
 
 
-def sentence(best: Verdict | None, rows: int) -> str:
+def sentence(best: CandidateVerdict | None, rows: int) -> str:
     """What ships and why, in one sentence without jargon."""
     if best is None:
         return f"Test-time work ships off: no candidate improved the fit on validation ({rows:,} later rows were kept to prove it)."
@@ -177,7 +177,7 @@ def sentence(best: Verdict | None, rows: int) -> str:
     )
 
 
-def _explained(verdict: Verdict) -> str:
+def _explained(verdict: CandidateVerdict) -> str:
     words = {
         "recalibrated": "recalibration",
         "shuffled_counts": "shuffled counts",

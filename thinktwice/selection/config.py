@@ -30,7 +30,7 @@ class FitConfig(_Frozen):
     explored_share: float = Field(default=0.2, gt=0, lt=1)  # share of rows that the trigger of `uttsi` escalates
     member_shares: tuple[float, ...] = (0.1, 0.15, 0.2)  # shares of rows that members may be asked for
     max_paths: tuple[int, ...] = Field(default=(4, 8), min_length=1)
-    max_cost: float = Field(default=1.2, ge=1)  # time of what `lean` ships relative to the plain model's, as reckoned
+    max_cost: float = Field(default=1.2, ge=1)  # time of what `lean` ships relative to the plain model's, estimated
     confidence: float = Field(
         default=0.95, gt=0.5, lt=1
     )  # of the acceptance intervals: over `off` all candidates together

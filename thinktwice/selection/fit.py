@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from thinktwice.combinations.counts import CombinationCounts, open_pairs
+from thinktwice.combinations.counts import CombinationCounts, maskable_pairs
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import TrainingSet, load_training_set
 from thinktwice.errors import BundleError
@@ -24,8 +24,8 @@ from thinktwice.progress import note
 from thinktwice.selection.accept import judge, sentence
 from thinktwice.selection.candidates import Candidate, candidates
 from thinktwice.selection.config import FitConfig
-from thinktwice.selection.cost import reckoned
-from thinktwice.selection.subject import Subject
+from thinktwice.selection.cost import estimated_cost
+from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats.metrics import auc, logloss, row_logloss
 from thinktwice.stats.significance import clusters_of, paired_mean
 from thinktwice.testtime import calibrate
@@ -69,7 +69,7 @@ def fit_test_time(
     """
     config = config or FitConfig()
     data = load_training_set(training_set_dir)
-    valid = _thinned(data.part("valid"), config.max_rows)
+    valid = _subsample(data.part("valid"), config.max_rows)
     folders = {"plain": plain_dir} | ({} if pretrained_dir is None else {"pretrained": pretrained_dir})
     trunks = {name: load_model(folder) for name, folder in folders.items()}
     for name, (model, _) in trunks.items():
@@ -91,8 +91,8 @@ def fit_test_time(
     model, info = trunks[trunk]
     others = tuple(other for name, (other, _) in trunks.items() if name != trunk)
     extras = fit_extras(model, reliability, train, others, config)
-    subject = Subject(model, info.calibration, reliability, extras)
-    shipped, report = fit_mode(subject, valid, config)
+    trial_model = TrialModel(model, info.calibration, reliability, extras)
+    shipped, report = fit_mode(trial_model, valid, config)
     report |= {"trunk": trunk, "trunks": trunk_report, "novelty": novelty(data)}
     report["count_auc"], report["warnings"] = count_check(model, reliability, valid)
     weights = sha256_file(Path(folders[trunk]) / WEIGHTS_FILE)
@@ -111,11 +111,11 @@ def fit_extras(
 ) -> Extras:
     """What the modes that ``config`` tries need besides counts: combination counts, denoiser heads, further trunks."""
     lean = config.mode == "lean"
-    fields = reliability.open_fields
+    fields = reliability.maskable_fields
     combinations = heads = None
     if len(fields) > 1 and (lean or config.mode in ("uttsi", "matt")):
         chunks = (train.ids[s : s + COUNT_CHUNK] for s in range(0, len(train), COUNT_CHUNK))
-        combinations = CombinationCounts.fit(chunks, open_pairs(fields), (), reliability.num_values)
+        combinations = CombinationCounts.fit(chunks, maskable_pairs(fields), (), reliability.num_values)
     if len(fields) and (lean or config.mode == "sgctr"):
         heads = fit_heads(model, train, fields)
     return Extras(combinations, heads, members if lean or config.mode == "members" else ())
@@ -134,15 +134,15 @@ def choose_trunk(logits: dict[str, np.ndarray], valid: EncodedRows) -> tuple[str
     return ("pretrained" if change.high < 0 else "plain"), report
 
 
-def fit_mode(subject: Subject, valid: EncodedRows, config: FitConfig) -> tuple[TestTimeConfig, dict[str, Any]]:
+def fit_mode(trial_model: TrialModel, valid: EncodedRows, config: FitConfig) -> tuple[TestTimeConfig, dict[str, Any]]:
     """The configuration that ships with one trunk, and the evidence. ``valid`` is in time order."""
     half = len(valid) // 2
     fit, later = valid.take(np.arange(half)), valid.take(np.arange(half, len(valid)))
-    off = TestTimeConfig(importance=field_importance(subject.model, subject.reliability, fit))
+    off = TestTimeConfig(importance=field_importance(trial_model.model, trial_model.reliability, fit))
     report: dict[str, Any] = {"mode": "off", "accepted": False, "candidates": [], "best": None, "best_name": None}
     report["rows"] = {"fit": len(fit), "accept": len(later)}
     usable = half >= MIN_HALF and all(part.label.min() != part.label.max() for part in (fit, later))
-    if not usable or len(subject.reliability.open_fields) == 0:
+    if not usable or len(trial_model.reliability.maskable_fields) == 0:
         reason = (
             f"validation has {len(valid)} rows, too few (or of one class in a half) to prove anything"
             if not usable
@@ -150,14 +150,14 @@ def fit_mode(subject: Subject, valid: EncodedRows, config: FitConfig) -> tuple[T
         )
         report["sentence"] = f"Test-time work ships off: {reason}; every row is scored once."
         return off, report
-    found = candidates(subject, fit, off, config)
-    plain = subject.logits(off, later)[0]
+    found = candidates(trial_model, fit, off, config)
+    plain = trial_model.logits(off, later)[0]
     max_cost = config.max_cost if config.mode == "lean" else float("inf")
-    confidence = _shared(config.confidence, [c for c in found if reckoned(c.config, c.fit_passes) <= max_cost])
+    confidence = _shared(config.confidence, [c for c in found if estimated_cost(c.config, c.fit_passes) <= max_cost])
     verdicts = [
         judge(
             c,
-            subject,
+            trial_model,
             fit,
             later,
             plain,
@@ -187,16 +187,16 @@ def field_importance(
     model: Backbone, reliability: Reliability, rows: EncodedRows, limit: int = 2000
 ) -> tuple[float, ...]:
     """Mean change of the logit when an unprotected field is masked, over at most ``limit`` rows spread over ``rows``; sums to 1."""
-    open_fields = reliability.open_fields
+    maskable_fields = reliability.maskable_fields
     weight = np.zeros(model.num_fields)
-    if len(open_fields) == 0 or len(rows) == 0:
+    if len(maskable_fields) == 0 or len(rows) == 0:
         return ()
     picked = rows.batch(np.unique(np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(np.int64)))
-    mask = torch.ones(1 + len(open_fields), model.num_fields)
-    mask[torch.arange(1, 1 + len(open_fields)), torch.from_numpy(open_fields)] = 0.0
+    mask = torch.ones(1 + len(maskable_fields), model.num_fields)
+    mask[torch.arange(1, 1 + len(maskable_fields)), torch.from_numpy(maskable_fields)] = 0.0
     with torch.inference_mode():
         z = model.score(model.embed(picked), mask.expand(len(picked), -1, -1)).double().numpy()
-    weight[open_fields] = np.abs(z[:, 1:] - z[:, :1]).mean(axis=0)
+    weight[maskable_fields] = np.abs(z[:, 1:] - z[:, :1]).mean(axis=0)
     total = weight.sum()
     return tuple(float(w) for w in weight / total) if total > 0 else ()
 
@@ -218,7 +218,7 @@ def novelty_words(share: dict[str, dict[str, float]]) -> str:
 def count_check(model: Backbone, reliability: Reliability, rows: EncodedRows) -> tuple[dict[str, float], list[str]]:
     """AUC of the training count alone for every unprotected field, and a warning for each that predicts the label."""
     counts = reliability.counts_of(rows.ids)
-    found = {model.fields.names[f]: auc(rows.label, counts[:, f]) for f in reliability.open_fields}
+    found = {model.fields.names[f]: auc(rows.label, counts[:, f]) for f in reliability.maskable_fields}
     found = {name: value for name, value in found.items() if np.isfinite(value)}
     warnings = [
         f"the training count of {name!r} alone predicts the label (AUC {value:.3f}): a gain on rare values may be popularity, "
@@ -229,7 +229,7 @@ def count_check(model: Backbone, reliability: Reliability, rows: EncodedRows) ->
     return found, warnings
 
 
-def _thinned(rows: EncodedRows, limit: int) -> EncodedRows:
+def _subsample(rows: EncodedRows, limit: int) -> EncodedRows:
     """The rows in time order, thinned evenly to at most ``limit``."""
     order = np.argsort(rows.time, kind="stable")
     if len(order) > limit:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from thinktwice.data.encoded import EncodedRows
-from thinktwice.selection.subject import Subject
+from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats.calibration import fit_temperature
 from thinktwice.stats.metrics import logloss
 from thinktwice.testtime import calibrate
@@ -17,15 +17,15 @@ from thinktwice.testtime.support import entropy
 from thinktwice.train.measure import fit_calibration
 
 MIN_ESCALATED = 200  # rows that a calibrator of their own needs
-NOBODY = 2.0  # above every signal of the triggers dual, entropy and random
+NEVER_FIRES = 2.0  # above every signal of the triggers dual, entropy and random
 
 
-def calibrated(subject: Subject, settings: TestTimeConfig, rows: EncodedRows) -> TestTimeConfig:
+def calibrated(trial_model: TrialModel, settings: TestTimeConfig, rows: EncodedRows) -> TestTimeConfig:
     """``settings`` with a calibration for rows with one pass, one for rows with more, and one temperature for both."""
     clear = {"calibration": None, "explored_calibration": None, "temperature": 1.0}
     settings = settings.model_copy(update=clear)
     # The rows that are escalated must be those of serving, where triggers read calibrated scores.
-    raw = subject.raw(fit_base(subject, settings, rows) if settings.escalates else settings, rows)
+    raw = trial_model.raw(fit_base(trial_model, settings, rows) if settings.escalates else settings, rows)
     escalated, plain = raw.escalated, ~raw.escalated
     found = {"calibration": fit_calibration(raw.z0, rows.label)}
     if plain.sum() >= MIN_ESCALATED:
@@ -33,62 +33,68 @@ def calibrated(subject: Subject, settings: TestTimeConfig, rows: EncodedRows) ->
     if escalated.sum() >= MIN_ESCALATED:
         found["explored_calibration"] = fit_calibration(raw.z[escalated], rows.label[escalated])
     settings = settings.model_copy(update=found)
-    logit = subject.engine(settings).finish(raw).logit
+    logit = trial_model.engine(settings).finish(raw).logit
     return settings.model_copy(update={"temperature": fit_temperature(logit, rows.label)})
 
 
-def by_support(subject: Subject, settings: TestTimeConfig, rows: EncodedRows) -> TestTimeConfig:
+def by_support(trial_model: TrialModel, settings: TestTimeConfig, rows: EncodedRows) -> TestTimeConfig:
     """``settings`` with a calibration that knows the missing support of a row."""
-    raw = subject.raw(settings, rows)
+    raw = trial_model.raw(settings, rows)
     return settings.model_copy(update={"support_calibration": calibrate.fit_support(raw.z, raw.missing, rows.label)})
 
 
-def best_of(subject: Subject, tried: Iterable[TestTimeConfig], rows: EncodedRows) -> TestTimeConfig:
+def best_of(trial_model: TrialModel, tried: Iterable[TestTimeConfig], rows: EncodedRows) -> TestTimeConfig:
     """The calibrated configuration of the least logloss on ``rows``; the first of equals."""
-    fitted = [calibrated(subject, settings, rows) for settings in tried]
-    losses = [logloss(rows.label, subject.logits(settings, rows)[0]) for settings in fitted]
+    fitted = [calibrated(trial_model, settings, rows) for settings in tried]
+    losses = [logloss(rows.label, trial_model.logits(settings, rows)[0]) for settings in fitted]
     return fitted[int(np.argmin(losses))]
 
 
-def best_gate(subject: Subject, off: TestTimeConfig, rows: EncodedRows, strengths: tuple[float, ...]) -> TestTimeConfig:
+def best_gate(
+    trial_model: TrialModel, off: TestTimeConfig, rows: EncodedRows, strengths: tuple[float, ...]
+) -> TestTimeConfig:
     """The gate of the best strength; with strength 0, in every grid, it is no gate."""
-    return best_of(subject, [off.model_copy(update={"mode": "gate", "strength": s}) for s in strengths], rows)
+    return best_of(trial_model, [off.model_copy(update={"mode": "gate", "strength": s}) for s in strengths], rows)
 
 
 def best_filter(
-    subject: Subject, off: TestTimeConfig, rows: EncodedRows, min_counts: tuple[int, ...]
+    trial_model: TrialModel, off: TestTimeConfig, rows: EncodedRows, min_counts: tuple[int, ...]
 ) -> TestTimeConfig:
     """The filter of the best count; with count 0, in every grid, it is no filter."""
-    return best_of(subject, [off.model_copy(update={"mode": "filter", "min_count": n}) for n in min_counts], rows)
+    return best_of(trial_model, [off.model_copy(update={"mode": "filter", "min_count": n}) for n in min_counts], rows)
 
 
-def by_field(subject: Subject, gate: TestTimeConfig, rows: EncodedRows, factors: tuple[float, ...]) -> TestTimeConfig:
+def by_field(
+    trial_model: TrialModel, gate: TestTimeConfig, rows: EncodedRows, factors: tuple[float, ...]
+) -> TestTimeConfig:
     """``gate`` with a factor of the strength of each unprotected field: what a field's values are worth beside their rarity
     differs, and moments tell it with error. A gate of strength 0 stays what it is."""
-    return gate if gate.strength == 0 else _descended(subject, gate, rows, "field_strengths", factors)
+    return gate if gate.strength == 0 else _descended(trial_model, gate, rows, "field_strengths", factors)
 
 
-def shrunk(subject: Subject, off: TestTimeConfig, rows: EncodedRows, shares: tuple[float, ...]) -> TestTimeConfig:
+def shrunk(
+    trial_model: TrialModel, off: TestTimeConfig, rows: EncodedRows, shares: tuple[float, ...]
+) -> TestTimeConfig:
     """A gate that knows no counts: of each unprotected field it keeps one share, whatever the value. Where this does as well
     as a gate by counts, the trunk was over-trained and rarity has nothing to do with it."""
-    return _descended(subject, off.model_copy(update={"mode": "gate"}), rows, "field_shares", shares)
+    return _descended(trial_model, off.model_copy(update={"mode": "gate"}), rows, "field_shares", shares)
 
 
 def _descended(
-    subject: Subject, start: TestTimeConfig, rows: EncodedRows, name: str, grid: tuple[float, ...]
+    trial_model: TrialModel, start: TestTimeConfig, rows: EncodedRows, name: str, grid: tuple[float, ...]
 ) -> TestTimeConfig:
     """``start`` with the best number of ``grid`` (or 1) for every unprotected field, one field after the other; calibrated."""
 
     def loss(settings: TestTimeConfig) -> float:
-        z = subject.raw(settings, rows).z
+        z = trial_model.raw(settings, rows).z
         return logloss(rows.label, calibrate.apply(fit_calibration(z, rows.label), z))
 
     def with_(numbers: np.ndarray) -> TestTimeConfig:
         return start.model_copy(update={name: tuple(numbers.tolist())})
 
-    found = np.ones(subject.model.num_fields)
+    found = np.ones(trial_model.model.num_fields)
     best = loss(start)
-    for field in subject.reliability.open_fields:
+    for field in trial_model.reliability.maskable_fields:
         kept = found
         for number in grid:
             tried = kept.copy()
@@ -96,11 +102,11 @@ def _descended(
             value = loss(with_(tried))
             if value < best:
                 best, found = value, tried
-    return calibrated(subject, with_(found), rows)
+    return calibrated(trial_model, with_(found), rows)
 
 
 def triggered(
-    subject: Subject, settings: TestTimeConfig, rows: EncodedRows, trigger: TriggerKind, share: float
+    trial_model: TrialModel, settings: TestTimeConfig, rows: EncodedRows, trigger: TriggerKind, share: float
 ) -> TestTimeConfig:
     """``settings`` escalating ``share`` of the rows, the least certain by ``trigger``; for ``always``, all of them.
 
@@ -108,11 +114,11 @@ def triggered(
     """
     if trigger == "always":
         return settings.model_copy(update={"trigger": trigger})
-    base = fit_base(subject, settings, rows)
+    base = fit_base(trial_model, settings, rows)
     if trigger == "budget":
         return base.model_copy(update={"trigger": trigger, "share": share})
     guide = settings.trigger if trigger == "random" else trigger
-    signal = subject.raw(base.model_copy(update={"trigger": guide, "threshold": NOBODY}), rows).signal
+    signal = trial_model.raw(base.model_copy(update={"trigger": guide, "threshold": NEVER_FIRES}), rows).signal
     threshold, top = float(np.quantile(signal, 1 - share)), float(signal.max())
     if trigger == "random":
         chosen = signal > threshold
@@ -123,32 +129,32 @@ def triggered(
     return base.model_copy(update={"trigger": trigger, "threshold": threshold, "signal_max": top})
 
 
-def fit_base(subject: Subject, settings: TestTimeConfig, rows: EncodedRows) -> TestTimeConfig:
+def fit_base(trial_model: TrialModel, settings: TestTimeConfig, rows: EncodedRows) -> TestTimeConfig:
     """``settings`` with the base pass calibrated, which is what triggers read."""
     nobody = settings.model_copy(update={"trigger": "never", "calibration": None, "temperature": 1.0})
-    return settings.model_copy(update={"calibration": fit_calibration(subject.raw(nobody, rows).z0, rows.label)})
+    return settings.model_copy(update={"calibration": fit_calibration(trial_model.raw(nobody, rows).z0, rows.label)})
 
 
-def typical_pair(subject: Subject, rows: EncodedRows) -> float:
+def typical_pair(trial_model: TrialModel, rows: EncodedRows) -> float:
     """Median support of the pairs of unprotected values that were counted: a combination of this support is surely taken."""
-    combinations = subject.extras.combinations
+    combinations = trial_model.extras.combinations
     if combinations is None or not combinations.pairs:
         return 1.0
     known = combinations.reliability(rows.ids)[:, : len(combinations.pairs)]
     return float(np.clip(np.median(known), 1e-3, 1.0))
 
 
-def keep_rate(subject: Subject, rows: EncodedRows) -> float:
+def keep_rate(trial_model: TrialModel, rows: EncodedRows) -> float:
     """Mean probability of keeping an unprotected field on guided paths, for blind ones that drop as much."""
-    r = subject.reliability.of(rows.ids)[:, subject.reliability.open_fields]
+    r = trial_model.reliability.of(rows.ids)[:, trial_model.reliability.maskable_fields]
     return float(np.maximum(np.sqrt(r), KEEP_MIN).mean()) if r.size else 1.0
 
 
-def fit_spread(subject: Subject, settings: TestTimeConfig, rows: EncodedRows) -> tuple[float, float, float]:
+def fit_spread(trial_model: TrialModel, settings: TestTimeConfig, rows: EncodedRows) -> tuple[float, float, float]:
     """How far a second opinion moves a logit, as s0 + s1 missing + s2 entropy: least squares of |z - z0| when all are asked."""
-    everybody = fit_base(subject, settings, rows).model_copy(update={"trigger": "always"})
-    raw = subject.raw(everybody, rows)
-    bits = entropy(calibrate.sigmoid(calibrate.apply(everybody.calibration or subject.calibration, raw.z0)))
+    everybody = fit_base(trial_model, settings, rows).model_copy(update={"trigger": "always"})
+    raw = trial_model.raw(everybody, rows)
+    bits = entropy(calibrate.sigmoid(calibrate.apply(everybody.calibration or trial_model.calibration, raw.z0)))
     design = np.stack([np.ones(len(bits)), raw.missing, bits], axis=1)
     s = np.linalg.lstsq(design, np.abs(raw.z - raw.z0), rcond=None)[0]
     return float(s[0]), float(s[1]), float(s[2])

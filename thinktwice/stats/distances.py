@@ -1,6 +1,6 @@
 """How far two samples of one distribution lie apart, and how far chance alone puts them.
 
-Chance is reckoned and not drawn. Of two samples of n and m independent rows in k bins the population stability index is about
+Chance is computed and not sampled. Of two samples of n and m independent rows in k bins the population stability index is about
 (k - 1)(1/n + 1/m). Rows of a log are not independent: the rows of a request share their user and context, and a user comes
 again. So the variance of every bin is taken between *clusters* of rows (users, else requests); n and m are then the numbers of
 independent rows that would vary as much, and a chi-square law of the same mean and variance (Satterthwaite, as for survey

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-RESERVE = 1.2  # the base pass is reckoned this much dearer than measured, so that a slow one is not late
+RESERVE = 1.2  # the base pass is estimated this much more expensive than measured, so that a slow one is not late
 
 
 def extra_rows(left_ms: float, base_ms: float, row_ms: float) -> int:

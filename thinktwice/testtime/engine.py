@@ -165,7 +165,7 @@ class Engine:
             filter_mask(self.reliability, ids, r, config.min_count, config.min_kept) if config.min_count > 0 else None
         )
         z0, state = self._base_pass(batch, kept)
-        missing = missing_support(r, self.reliability.open_fields, config.importance)
+        missing = missing_support(r, self.reliability.maskable_fields, config.importance)
         num_paths, capped_rows = np.ones(rows, np.int64), np.zeros(rows, bool)
         if not config.escalates or rows == 0:
             return Raw(z0, z0, missing, np.full(rows, -np.inf), num_paths, capped_rows)
@@ -200,7 +200,7 @@ class Engine:
                 missing[chosen],
                 wanted[chosen],
                 row_hash[chosen],
-                self.reliability.open_fields,
+                self.reliability.maskable_fields,
             )
 
         whole = escalated(selected)
@@ -291,9 +291,9 @@ def _check(model: Backbone, reliability: Reliability, config: TestTimeConfig, ex
             raise BundleError(
                 f"member {place} knows other fields or vocabularies than the model: train it on the same data"
             )
-    heads, open_fields = extras.heads, reliability.open_fields
+    heads, maskable_fields = extras.heads, reliability.maskable_fields
     if heads is not None and (
-        heads.fields.tolist() != open_fields.tolist()
+        heads.fields.tolist() != maskable_fields.tolist()
         or heads.weight.shape[1:] != (model.hidden_width + 1, model.dim + 1)
     ):
         raise BundleError("prediction heads are of another model: fit the test-time parameters for this model")
@@ -304,7 +304,7 @@ def _check(model: Backbone, reliability: Reliability, config: TestTimeConfig, ex
         )
     if extras.combinations is not None:
         for triple in extras.combinations.triples:
-            if not set(triple) <= set(open_fields.tolist()):
+            if not set(triple) <= set(maskable_fields.tolist()):
                 raise BundleError(
                     f"combination counts name the columns {triple}, and not all of them are open: "
                     "fit the test-time parameters for this model"

@@ -77,9 +77,9 @@ class FieldHeads:
 
 @reproducible()
 @torch.inference_mode()
-def fit_heads(model: Backbone, train: EncodedRows, open_fields: np.ndarray, *, seed: int = 0) -> FieldHeads:
-    """Fit the heads of the fields ``open_fields`` [n] (columns) on at most ``MAX_ROWS`` training rows, spread evenly."""
-    fields = torch.from_numpy(open_fields.astype(np.int64))
+def fit_heads(model: Backbone, train: EncodedRows, maskable_fields: np.ndarray, *, seed: int = 0) -> FieldHeads:
+    """Fit the heads of the fields ``maskable_fields`` [n] (columns) on at most ``MAX_ROWS`` training rows, spread evenly."""
+    fields = torch.from_numpy(maskable_fields.astype(np.int64))
     picked = np.unique(np.linspace(0, len(train) - 1, min(len(train), MAX_ROWS)).astype(np.int64))
     generator = torch.Generator().manual_seed(seed)
     width = model.hidden_width + 1
@@ -93,7 +93,7 @@ def fit_heads(model: Backbone, train: EncodedRows, open_fields: np.ndarray, *, s
         keep = torch.rand(len(batch), model.num_fields, generator=generator) >= rate
         shown = torch.where(keep[..., None], x, fill)
         hidden = torch.cat([model.trunk(shown), x.new_ones(len(batch), 1)], dim=1).double()
-        for place, field in enumerate(open_fields):
+        for place, field in enumerate(maskable_fields):
             known = ~keep[:, field] & (batch.ids[:, field] > 0)
             h = hidden[known]
             gram[place] += h.T @ h

@@ -77,7 +77,7 @@ class Reliability:
         return table_offsets(self.num_values)
 
     @cached_property
-    def open_fields(self) -> np.ndarray:
+    def maskable_fields(self) -> np.ndarray:
         """Indices of the unprotected fields (all of them are columns)."""
         return np.flatnonzero(~self.protected[: len(self.num_values)])
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 
-def missing_support(r: np.ndarray, open_fields: np.ndarray, importance: tuple[float, ...]) -> np.ndarray:
+def missing_support(r: np.ndarray, maskable_fields: np.ndarray, importance: tuple[float, ...]) -> np.ndarray:
     """Share of support that is missing, [B]: 1 - weighted mean of r [B, N] over the unprotected fields; 0 without any."""
-    if len(open_fields) == 0:
+    if len(maskable_fields) == 0:
         return np.zeros(len(r))
-    weight = np.asarray(importance)[open_fields] if importance else np.ones(len(open_fields))
+    weight = np.asarray(importance)[maskable_fields] if importance else np.ones(len(maskable_fields))
     if weight.sum() <= 0:
         return np.zeros(len(r))
     # Sums of contiguous rows and not a matrix product, whose bits depend on the number of rows.
-    missing = ((1.0 - r.take(open_fields, axis=1)) * (weight / weight.sum())).sum(axis=1)
+    missing = ((1.0 - r.take(maskable_fields, axis=1)) * (weight / weight.sum())).sum(axis=1)
     return np.clip(missing, 0.0, 1.0)
 
 

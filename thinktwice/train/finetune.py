@@ -23,7 +23,7 @@ from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import fit_calibration, known_auc, logits_of
 from thinktwice.train.run import EvalPoint
-from thinktwice.train.tune import STAGE, Candidate, Trial, tune
+from thinktwice.train.tune import STAGE, Trial, TuningCandidate, tune
 
 TRAINING_FILE = "training.json"
 
@@ -34,7 +34,7 @@ class Finetuned:
 
     model: Backbone
     calibration: Calibration
-    chosen: Candidate
+    chosen: TuningCandidate
     trials: list[Trial]
     curve: list[EvalPoint]
     epochs: float  # trained until the weights that were kept

@@ -19,7 +19,7 @@ STAGE = "finetune"
 
 
 @dataclass(frozen=True)
-class Candidate:
+class TuningCandidate:
     table_l2: float
     augmentation: Augmentation
 
@@ -28,7 +28,7 @@ class Candidate:
 class Trial:
     """What one candidate reached in its short run."""
 
-    candidate: Candidate
+    candidate: TuningCandidate
     best: EvalPoint
     chosen: bool
 
@@ -37,7 +37,7 @@ class Trial:
 class Tuned:
     model: Backbone
     trained: Trained
-    chosen: Candidate
+    chosen: TuningCandidate
     trials: list[Trial]  # empty when there was nothing to choose
 
 
@@ -59,7 +59,7 @@ def tune(
     With ``trial_epochs`` as long as ``epochs`` the trials are full runs and the best of them is the result.
     """
 
-    def run(candidate: Candidate, epochs: float, what: str) -> tuple[Backbone, Trained]:
+    def run(candidate: TuningCandidate, epochs: float, what: str) -> tuple[Backbone, Trained]:
         model = start()
         trained = train(
             model,
@@ -76,15 +76,15 @@ def tune(
 
     kinds = config.augmentations
     total = len(config.table_l2) + len(kinds) - 1
-    trials: dict[Candidate, EvalPoint] = {}
-    kept: tuple[Candidate, Backbone, Trained] | None = None
+    trials: dict[TuningCandidate, EvalPoint] = {}
+    kept: tuple[TuningCandidate, Backbone, Trained] | None = None
 
-    def keep_if_better(candidate: Candidate, model: Backbone, trained: Trained) -> None:
+    def keep_if_better(candidate: TuningCandidate, model: Backbone, trained: Trained) -> None:
         nonlocal kept
         if kept is None or trained.best.valid_logloss < kept[2].best.valid_logloss:
             kept = candidate, model, trained
 
-    def best_of(candidates: list[Candidate]) -> Candidate:
+    def best_of(candidates: list[TuningCandidate]) -> TuningCandidate:
         for candidate in candidates:
             if total > 1 and candidate not in trials:
                 what = f"trial {len(trials) + 1}/{total}"
@@ -93,8 +93,8 @@ def tune(
                 keep_if_better(candidate, model, trained)
         return min(candidates, key=lambda c: trials[c].valid_logloss) if trials else candidates[0]
 
-    table_l2 = best_of([Candidate(l2, kinds[0]) for l2 in config.table_l2]).table_l2
-    chosen = best_of([Candidate(table_l2, kind) for kind in kinds])
+    table_l2 = best_of([TuningCandidate(l2, kinds[0]) for l2 in config.table_l2]).table_l2
+    chosen = best_of([TuningCandidate(table_l2, kind) for kind in kinds])
     record = [Trial(c, best, c == chosen) for c, best in trials.items()]
     if kept is None or config.trial_epochs < config.epochs:
         keep_if_better(chosen, *run(chosen, config.epochs, "best candidate"))

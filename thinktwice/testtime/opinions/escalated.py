@@ -17,7 +17,7 @@ from thinktwice.models.blocks import batch_in_blocks
 @dataclass(frozen=True)
 class EscalatedRows:
     """U rows: ``batch`` of their values, ``state`` that the backend has read of them, base logit ``z0``, support ``r`` [U, N],
-    ``kept`` [U, N] bool by the base pass, ``missing`` support [U], ``wanted`` passes [U], ``row_hash`` [U]; ``open_fields`` [n]
+    ``kept`` [U, N] bool by the base pass, ``missing`` support [U], ``wanted`` passes [U], ``row_hash`` [U]; ``maskable_fields`` [n]
     places of the unprotected fields."""
 
     backend: Backend
@@ -29,7 +29,7 @@ class EscalatedRows:
     missing: np.ndarray
     wanted: np.ndarray
     row_hash: np.ndarray
-    open_fields: np.ndarray
+    maskable_fields: np.ndarray
 
     @property
     def model(self) -> Backbone:

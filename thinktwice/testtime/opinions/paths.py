@@ -23,7 +23,7 @@ CERTAIN = 0.95  # support above which a field needs no prediction of its vector
 
 def plan(config: TestTimeConfig, extras: Extras, escalated: EscalatedRows) -> Paths:
     """The paths of every row, before any of them is scored."""
-    fields = escalated.open_fields
+    fields = escalated.maskable_fields
     r = _open(escalated)
     pairs = triples = None
     if extras.combinations is not None and (config.sampler == "matt" or config.pair_share > 0):
@@ -44,7 +44,7 @@ def cost(config: TestTimeConfig, paths: Paths) -> np.ndarray:
 
 def answer(config: TestTimeConfig, extras: Extras, escalated: EscalatedRows, paths: Paths) -> SecondPass:
     """One logit per row from its base pass and its paths."""
-    fields = torch.from_numpy(escalated.open_fields)
+    fields = torch.from_numpy(escalated.maskable_fields)
     denoised = _denoised(extras, escalated) if config.filler == "denoiser" else None
     most = paths.mask.shape[1]
     z = np.repeat(escalated.z0[:, None], most + 1, axis=1)
@@ -91,7 +91,7 @@ def _denoised(extras: Extras, escalated: EscalatedRows) -> tuple[torch.Tensor, t
     """The vectors [U, N, D] of the base view, and those [U, N, D] that the rest of a row makes likely in place of dropped ones."""
     assert extras.heads is not None
     heads, base = extras.heads, escalated.fill
-    uncertain = (escalated.r[:, escalated.open_fields] < CERTAIN) | ~escalated.kept[:, escalated.open_fields]
+    uncertain = (escalated.r[:, escalated.maskable_fields] < CERTAIN) | ~escalated.kept[:, escalated.maskable_fields]
     fill = in_blocks(
         lambda x, uncertain: row_vectors(escalated.model, heads, x, uncertain, base),
         escalated.x,
@@ -123,15 +123,15 @@ def _scored(
 
 def _support(escalated: EscalatedRows, paths: Paths) -> np.ndarray:
     """Mean support [U, K + 1] of the fields that each pass keeps, the protected ones included."""
-    n, total = len(escalated.open_fields), escalated.r.shape[1]
-    masks = np.concatenate([escalated.kept[:, None, escalated.open_fields], paths.mask], axis=1)
+    n, total = len(escalated.maskable_fields), escalated.r.shape[1]
+    masks = np.concatenate([escalated.kept[:, None, escalated.maskable_fields], paths.mask], axis=1)
     supported = (masks * _open(escalated)[:, None]).sum(axis=2)
     return (supported + total - n) / np.maximum(masks.sum(axis=2) + total - n, 1)
 
 
 def _open(escalated: EscalatedRows) -> np.ndarray:
     """Support [U, n] of the unprotected fields, contiguous: over another layout, sums have bits that depend on U."""
-    return np.ascontiguousarray(escalated.r[:, escalated.open_fields])
+    return np.ascontiguousarray(escalated.r[:, escalated.maskable_fields])
 
 
 def _triples(extras: Extras, known: np.ndarray, fields: np.ndarray) -> np.ndarray | None:

@@ -35,7 +35,7 @@ def answer(escalated: EscalatedRows, heads: FieldHeads, rounds: int) -> SecondPa
     def redefine(x: torch.Tensor, support: torch.Tensor) -> torch.Tensor:
         return _redefined(escalated, heads, rounds, x, support, fill)
 
-    support = torch.from_numpy(escalated.r[:, escalated.open_fields].astype(np.float32))
+    support = torch.from_numpy(escalated.r[:, escalated.maskable_fields].astype(np.float32))
     z = in_blocks(redefine, escalated.x, support).double().numpy()
     return SecondPass(z, np.full(len(z), num_passes(rounds)))
 

@@ -16,7 +16,7 @@ from thinktwice.testtime.reliability import Reliability
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class TrialModel:
     """A model with its own calibration, the counts of its training rows, and what some modes need besides."""
 
     model: Backbone
@@ -37,7 +37,7 @@ class Subject:
         raw = raw_rows(engine, rows)
         return engine.finish(raw).logit, float(raw.num_paths.mean())
 
-    def shuffled(self, seed: int = 0) -> Subject:
+    def shuffled(self, seed: int = 0) -> TrialModel:
         """The control: the same model with counts that belong to other values. No real knowledge of support survives it."""
         combinations = self.extras.combinations
         extras = replace(self.extras, combinations=None if combinations is None else combinations.shuffled(seed))
