@@ -11,7 +11,7 @@ from thinktwice.data.feature_tables import CREATED_TIMESTAMP, EVENT_TIMESTAMP, C
 from thinktwice.data.query import engine, one_row, quoted, source
 from thinktwice.monitor.skew import RELATIVE, Causes
 
-MOST_ROWS = 10_000  # differing rows of a field that are looked at
+MAX_ROWS = 10_000  # differing rows of a field that are looked at
 
 
 def causes(told: pl.DataFrame, spec: TableSpec, name: str, kind: ColumnKind, data_dir: Path) -> Causes:
@@ -21,7 +21,7 @@ def causes(told: pl.DataFrame, spec: TableSpec, name: str, kind: ColumnKind, dat
         told: ``key``, ``instant`` and ``served`` value of rows that differ.
         spec: the table of the field ``name``, below ``data_dir``.
     """
-    told = told.head(MOST_ROWS).with_row_index("number")
+    told = told.head(MAX_ROWS).with_row_index("number")
     same = f"abs(value - served) <= {RELATIVE} * abs(served)" if kind == "number" else "value = served"
     key, column = quoted(spec.key), quoted(name)
     with engine(data_dir) as connection:

@@ -21,9 +21,9 @@ from thinktwice.errors import OverloadedError
 
 WINDOW = 1.0  # seconds over which the share of requests that had to wait is taken
 WAITED = 0.5  # of the cost of a request: one that stood behind another for longer had to wait
-LEAST_WAIT = 0.001  # seconds; less is the network
-FORGET = 5e-5  # a second: how fast the shortest way here is taken to grow, so that clocks may drift
-WAY_BACK = 0.002  # seconds from here to the caller
+MIN_QUEUE_WAIT_S = 0.001  # seconds; less is the network
+CLOCK_DRIFT_RATE = 5e-5  # seconds per second: how fast the shortest latency is let grow, because clocks drift
+RESPONSE_LATENCY_S = 0.002  # assumed time of an answer on its way to the caller
 SMOOTHING = 0.1  # weight of a request in the usual cost of one, which only tells callers when to try again
 
 
@@ -103,7 +103,7 @@ class Admission:
         """
         with self._lock:
             least = self._cost.least()
-            left = deadline.left(self._clock()) - WAY_BACK
+            left = deadline.left(self._clock()) - RESPONSE_LATENCY_S
         if left <= 0 or left < least:
             raise too_late(left, least)
 
@@ -122,7 +122,7 @@ class Admission:
             now = self._clock()
             likely = self._cost.seconds(rows)
             busy = self._had_to_wait(queued, likely, now) or self.waiting > 0
-            left = deadline.left(now) - WAY_BACK
+            left = deadline.left(now) - RESPONSE_LATENCY_S
             needed = self._cost.at_most(rows) if busy else likely
             if left < needed and (
                 left <= 0
@@ -151,11 +151,11 @@ class Admission:
 
     def _had_to_wait(self, queued: float, likely: float, now: float) -> bool:
         """Whether the request stood behind another for a notable time."""
-        self._way = min(self._way + FORGET * (now - self._seen), queued)
+        self._way = min(self._way + CLOCK_DRIFT_RATE * (now - self._seen), queued)
         self._seen = now
         # Only what passed while another was at work: a sleeping server that wakes up slowly has no queue.
         behind = queued - self._way - (now - self._ended)
-        waited = behind > max(WAITED * likely, LEAST_WAIT)
+        waited = behind > max(WAITED * likely, MIN_QUEUE_WAIT_S)
         self._recent.append((now, waited))
         self._waited += waited
         self._forget(now)
@@ -168,7 +168,7 @@ class Admission:
 
 def too_late(left: float, needed: float) -> OverloadedError:
     """The refusal of a request that has ``left`` seconds, not counting the way back, and seems to need ``needed``."""
-    left_ms, needed_ms = (1000 * (seconds + WAY_BACK) for seconds in (left, needed))
+    left_ms, needed_ms = (1000 * (seconds + RESPONSE_LATENCY_S) for seconds in (left, needed))
     if left <= 0:
         text = "no time is left before the deadline"
     else:

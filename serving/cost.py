@@ -15,7 +15,7 @@ from collections.abc import Sequence
 KEPT = 7  # measurements of a size class; at the start, three of them are those of the warm-up
 PRIOR = 3
 RESERVE = 1.5  # times the spread of these measurements above their median is kept in reserve under load,
-LEAST, MOST = 1.05, 1.25  # but at least and at most so much of what a request usually costs
+MIN_RESERVE, MAX_RESERVE = 1.05, 1.25  # but at least and at most so much of what a request usually costs
 HALF = 0.5  # of what the smallest request costs is what none can do without
 WITNESSES = 3  # requests in a row that took longer than what is left prove that it is too little
 APART = 0.9  # of its time that a request was alone at work in its class, for it to count by itself
@@ -30,7 +30,7 @@ class _SizeClass:
     def __init__(self) -> None:
         self.ratios = deque([1.0] * PRIOR, KEPT)  # measured seconds over those of the curve
         self.ratio = 1.0
-        self.reserve = MOST
+        self.reserve = MAX_RESERVE
         self.witnesses: deque[tuple[int, float]] = deque(maxlen=WITNESSES)  # rows, seconds
         self.ended = float("-inf")  # of the last that did not overlap the one before
         self.measured = float("-inf")
@@ -70,7 +70,7 @@ class CostModel:
         ordered = sorted(found.ratios)
         found.ratio = ordered[len(ordered) // 2]
         if len(ordered) == KEPT:
-            found.reserve = min(max(1 + RESERVE * (ordered[-1] / found.ratio - 1), LEAST), MOST)
+            found.reserve = min(max(1 + RESERVE * (ordered[-1] / found.ratio - 1), MIN_RESERVE), MAX_RESERVE)
         found.measured = found.tried = now
 
     def seconds(self, rows: int) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 HEADER = "x-request-start"
-MOST_WAITED = 60.0  # seconds; an older start, or one as far in the future, says nothing
+MAX_WAITED = 60.0  # seconds; an older start, or one as far in the future, says nothing
 TOLERATED = 0.25  # seconds that a request may take from its caller to an idle server
 ENOUGH = 20  # requests in a row on an idle server that say the same about the clock
 DRIFT = 1e-3  # seconds that the clocks may drift apart with every request
@@ -72,7 +72,7 @@ class SendingTimes:
             self._on_ignored("malformed")
             return None
         found = self._clock() - value / unit
-        if abs(found) > MOST_WAITED:
+        if abs(found) > MAX_WAITED:
             self._on_ignored("too old" if found > 0 else "in the future")
             return None
         return found

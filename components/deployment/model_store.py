@@ -26,7 +26,7 @@ from thinktwice.release.release import RELEASE_FILE, verify_release
 #: What a champion's folder holds beside the files of a predictor. The tables of the feature store are training data.
 NOT_SHIPPED = (BUNDLE, CHAMPION_FILE)
 TABLES = ".parquet"
-MOST_BYTES = 5 << 30  # of one object that is written in one request
+MAX_BYTES = 5 << 30  # of one object that is written in one request
 BLOCK = 1 << 20
 
 
@@ -156,9 +156,9 @@ def _check_nothing_else(version: Place, present: set[str], files: dict[str, Path
 
 def _put(client: Any, version: Place, key: str, path: Path, present: bool) -> None:
     """Write one object unless it is there; one that is there must be the same."""
-    if (size := path.stat().st_size) > MOST_BYTES:
+    if (size := path.stat().st_size) > MAX_BYTES:
         raise BundleError(
-            f"{path} has {size} bytes, and at most {MOST_BYTES} are written at once: keep features in Redis"
+            f"{path} has {size} bytes, and at most {MAX_BYTES} are written at once: keep features in Redis"
         )
     with path.open("rb") as body:
         digest = hashlib.file_digest(body, "sha256")

@@ -22,7 +22,7 @@ IDLE, LONGEST_IDLE = (
     0.002,
     0.02,
 )  # seconds without a request after which the queue was empty; the longer after long waits
-MOST = 3600.0
+MAX_WAIT_S = 3600.0
 
 logger = logging.getLogger(__name__)
 
@@ -100,4 +100,4 @@ class JavaQueue:
             except BlockingIOError:
                 break
         if (match := LINE.match(last)) is not None:
-            self.waited = min(int(match[1]) / 1e9, MOST)
+            self.waited = min(int(match[1]) / 1e9, MAX_WAIT_S)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.adapters.kserve_server import Server, kserve
-from serving.admission import WAY_BACK, too_late
+from serving.admission import RESPONSE_LATENCY_S, too_late
 from serving.config import FEATURE_STORE, load_config
 from serving.exits import leave_after
 from serving.local.processes import PROBE
@@ -63,7 +63,7 @@ class CTRModel(kserve.Model):
             return service.refuse(error, headers, arrival)
         turn = self._threads.submit(service.answer, payload, headers, arrival)
         over = asyncio.get_running_loop().call_later(
-            max(arrival.deadline.left(arrival.at) - WAY_BACK, 0.0), turn.cancel
+            max(arrival.deadline.left(arrival.at) - RESPONSE_LATENCY_S, 0.0), turn.cancel
         )
         try:
             return await asyncio.wrap_future(turn)

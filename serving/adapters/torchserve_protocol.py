@@ -18,11 +18,11 @@ from functools import lru_cache
 LOAD, PREDICT = b"L", b"I"
 END = -1
 CHUNK = 1 << 16
-MOST_HEADERS = 256  # of a request that are kept
-MOST_NAME = 1 << 16  # bytes of a header that are kept
+MAX_HEADERS = 256  # of a request that are kept
+MAX_NAME = 1 << 16  # bytes of a header that are kept
 INT = struct.Struct("!i")
 ALIKE = 64  # inputs in a row with the same lengths, from which on such are stepped over together
-MOST_STEPS = 2000  # further inputs, after which a message ends where nothing more comes
+MAX_STEPS = 2000  # further inputs, after which a message ends where nothing more comes
 QUIET = 0.02  # seconds without a byte at the end of a message: the front end waits for the answer before it sends more
 TAIL = INT.pack(END) * 2  # the last bytes of a message
 
@@ -117,7 +117,7 @@ class Reader:
         found: dict[bytes, bytes] = {}
         while (length := self._int()) != END:
             name, value = self._bytes(length), self._text()
-            if len(found) < MOST_HEADERS and len(name) + len(value) <= MOST_NAME:
+            if len(found) < MAX_HEADERS and len(name) + len(value) <= MAX_NAME:
                 found[name] = value
         return found
 
@@ -147,7 +147,7 @@ class Reader:
         buffer, at = self._buffer, self._at
         unpack = INT.unpack_from
         shape, alike, steps = (-1, -1, -1), 0, 0
-        while steps < MOST_STEPS:
+        while steps < MAX_STEPS:
             try:
                 (name,) = unpack(buffer, at)
                 if name == END:

@@ -18,7 +18,7 @@ from thinktwice.parquet import open_parquet
 from thinktwice.schema import LogSchema
 
 DATA = "data"  # folder of the feature tables within a store
-AT_ONCE, BREATH = 4096, 0.001  # ids read in one go, and seconds of rest: requests need the interpreter meanwhile
+READ_BATCH, YIELD_S = 4096, 0.001  # ids of one read, and a pause after it, so that requests get the interpreter
 
 
 class FeatureConfig(BaseModel):
@@ -98,9 +98,9 @@ def _catalogue(folder: Path, schema: LogSchema, encoder: Encoder) -> Callable[[]
         found: dict[str, None] = {}
         for table in there:
             with open_parquet(table) as file:
-                for part in file.iter_batches(AT_ONCE, columns=[key]):
+                for part in file.iter_batches(READ_BATCH, columns=[key]):
                     found.update(dict.fromkeys(part.column(0).unique().to_pylist()))
-                    time.sleep(BREATH)
+                    time.sleep(YIELD_S)
         return list(found)
 
     return ids

@@ -23,7 +23,7 @@ from thinktwice.schema import LogSchema
 
 STRING = 2  # Feast's number of the value type
 SELF_CHECK = "ä b"
-FEW = 8  # ids whose answers come in one piece
+MAX_SMALL_READ = 8  # ids whose answers come in one piece
 OPEN = 4  # connections kept for them
 REST_OF_ANSWER = 0.05  # seconds that the rest of an answer may take whose first bytes are here
 TRY_AGAIN = 10.0  # seconds after a connection that could not be opened
@@ -102,7 +102,7 @@ class RedisSource:
         names = self._names[entity]
         if not names:
             return [Found({})] * len(ids)
-        if len(ids) > FEW or not self._open:
+        if len(ids) > MAX_SMALL_READ or not self._open:
             return None
         try:
             connection = self._open.pop()

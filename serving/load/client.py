@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-MOST_HEAD = 64 << 10  # bytes of the head of an answer
+MAX_HEAD = 64 << 10  # bytes of the head of an answer
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Client:
                 return reader, writer
             writer.close()
         try:
-            return await asyncio.open_connection(self._address.host, self._address.port, limit=MOST_HEAD)
+            return await asyncio.open_connection(self._address.host, self._address.port, limit=MAX_HEAD)
         except OSError as error:
             raise BrokenConnectionError(str(error)) from error
 

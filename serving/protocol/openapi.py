@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from serving.protocol import codec_v2
 from serving.protocol.requests import MAX_CANDIDATES, MAX_REQUESTS
-from serving.protocol.v2_tensors import DATATYPES, FEW, HEADER, MOST, SIZE, WANTED, WANTED_ALL
+from serving.protocol.v2_tensors import DATATYPES, HEADER, MAX_DIM_SIZE, MAX_TENSORS, SIZE, WANTED, WANTED_ALL
 from thinktwice.schema import LogSchema, ModelField
 from thinktwice.schema.limits import EARLIEST_US, INTEGERS, LATEST_US, MAX_SEQUENCE, MAX_TEXT, NUMBER_LIMIT
 from thinktwice.schema.numbers import NUMBER
@@ -268,7 +268,7 @@ def _v2_body(model_name: str, model_version: str) -> dict[str, Any]:
                     "fields [1], or raw rows with a tensor [n] per field, vectors [n, dim] and sequences [n, length] "
                     "padded with empty texts. Then k and deadline_ms stand in the parameters."
                 ),
-                "anyOf": [_list(text, 1, 1), _list(by_field, 1, FEW)],
+                "anyOf": [_list(text, 1, 1), _list(by_field, 1, MAX_TENSORS)],
             },
             "outputs": {"type": ["array", "null"], "items": wanted},
         },
@@ -287,7 +287,7 @@ def _parameters(truth: str, more: dict[str, Any] | None = None) -> dict[str, Any
 
 def _tensor(name: dict[str, Any], datatype: dict[str, Any], data: dict[str, Any], sizes: int) -> dict[str, Any]:
     """A tensor whose data are in it, or behind the JSON."""
-    shape = _list({"type": "integer", "minimum": 1, "maximum": MOST}, 1, sizes)
+    shape = _list({"type": "integer", "minimum": 1, "maximum": MAX_DIM_SIZE}, 1, sizes)
     common = {"name": name, "datatype": datatype, "shape": shape}
     here = {"type": ["object", "null"], "properties": {SIZE: {"type": "null"}}, "additionalProperties": False}
     size = {SIZE: {"type": "integer", "minimum": 0}}

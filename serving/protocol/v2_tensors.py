@@ -35,9 +35,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "FP16": (-65519.99999999999, 65519.99999999999),
     "FP32": (-math.nextafter(FLOAT32_LIMIT, 0), math.nextafter(FLOAT32_LIMIT, 0)),
 }
-FEW = 64  # tensors of a body
-MOST = 1 << 20  # of one size of a shape
-DIGITS = 10  # of the length in the header
+MAX_TENSORS = 64  # tensors of a body
+MAX_DIM_SIZE = 1 << 20  # of one size of a shape
+MAX_LENGTH_DIGITS = 10  # of the length in the header
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def split(raw: bytes, length: str | None) -> tuple[bytes, bytes]:
     """
     if length is None:
         return raw, b""
-    if not (length.isascii() and length.isdigit() and len(length) <= DIGITS and int(length) <= len(raw)):
+    if not (length.isascii() and length.isdigit() and len(length) <= MAX_LENGTH_DIGITS and int(length) <= len(raw)):
         raise RequestError(
             f"header {HEADER} must be a number of bytes up to {len(raw)}, the size of the body", field=HEADER
         )
@@ -79,8 +79,8 @@ def read(inputs: Any, tail: bytes, *, vectors: Collection[str] = (), widens: boo
     Raises:
         RequestError: naming the first input that is wrong.
     """
-    if not isinstance(inputs, list) or not 1 <= len(inputs) <= FEW:
-        raise RequestError(f"inputs must be a list of 1 to {FEW} tensors", field="inputs")
+    if not isinstance(inputs, list) or not 1 <= len(inputs) <= MAX_TENSORS:
+        raise RequestError(f"inputs must be a list of 1 to {MAX_TENSORS} tensors", field="inputs")
     out: list[Tensor] = []
     at = 0
     for number, value in enumerate(inputs):
@@ -177,9 +177,9 @@ def _shape(value: Any, path: str) -> tuple[int, ...]:
     if (
         not isinstance(value, list)
         or not 1 <= len(value) <= 2
-        or not all(isinstance(size, int) and not isinstance(size, bool) and 0 < size <= MOST for size in value)
+        or not all(isinstance(size, int) and not isinstance(size, bool) and 0 < size <= MAX_DIM_SIZE for size in value)
     ):
-        raise RequestError(f"{path} must be one or two sizes of 1 to {MOST}", field=path)
+        raise RequestError(f"{path} must be one or two sizes of 1 to {MAX_DIM_SIZE}", field=path)
     return tuple(value)
 
 

@@ -31,11 +31,11 @@ from thinktwice.schema.numbers import number
 from thinktwice.schema.values import spell
 
 SALT = "THINKTWICE_LOG_SALT"  # environment: secret of hashed user ids, the same on every replica
-TURN, BREATH = (
+WORK_SLICE_S, YIELD_S = (
     0.0005,
     0.0002,
-)  # seconds of work, and then of rest: the threads that answer have the interpreter meanwhile
-AT_ONCE = 8  # requests that leave the queue together
+)  # seconds of work, then of pause, so that the threads that answer get the interpreter
+BATCH = 8  # requests that leave the queue together
 
 logger = logging.getLogger(__name__)
 
@@ -154,8 +154,8 @@ class PredictionLog:
                 if rows >= self._config.part_rows:
                     self._write(part)
                     part, rows = [], 0
-                if time.monotonic() - turn > TURN:
-                    time.sleep(BREATH)
+                if time.monotonic() - turn > WORK_SLICE_S:
+                    time.sleep(YIELD_S)
                     turn = time.monotonic()
             if part and (ended or time.monotonic() - since >= self._config.part_seconds):
                 self._write(part)
@@ -173,7 +173,7 @@ class PredictionLog:
                 if left is not None and left <= 0:
                     return [], False
                 self._changed.wait(left)
-            some = [self._queue.popleft() for _ in range(min(AT_ONCE, len(self._queue)))]
+            some = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
             return some, not some
 
     def _batch(self, served: Served) -> pa.RecordBatch | None:

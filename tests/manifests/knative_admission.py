@@ -38,7 +38,7 @@ RESERVED_PORTS = {8008, 8012, 8013, 8022, 9090, 9091}
 RESERVED_ENVIRONMENT = {"PORT", "K_SERVICE", "K_CONFIGURATION", "K_REVISION"}
 RESERVED_PATHS = {"/", "/dev", "/dev/log"}
 PORT_NAMES = {"", "http1", "h2c"}
-MOST_SECONDS, MOST_CONCURRENCY = (
+MAX_SECONDS, MAX_CONCURRENCY = (
     600,
     1000,
 )  # config-defaults: max-revision-timeout-seconds, container-concurrency-max-limit
@@ -54,10 +54,10 @@ def _refused(template: Object) -> Iterator[str]:
     yield from (f"pod field {name} needs a feature flag or is not allowed" for name in sorted(fields - POD))
     if template.get("automountServiceAccountToken"):
         yield "automountServiceAccountToken may only be false"
-    if not 0 < template.get("timeoutSeconds", 300) <= MOST_SECONDS:
-        yield f"timeoutSeconds {template['timeoutSeconds']} is not in 1..{MOST_SECONDS}"
-    if not 0 <= template.get("containerConcurrency", 0) <= MOST_CONCURRENCY:
-        yield f"containerConcurrency {template['containerConcurrency']} is not in 0..{MOST_CONCURRENCY}"
+    if not 0 < template.get("timeoutSeconds", 300) <= MAX_SECONDS:
+        yield f"timeoutSeconds {template['timeoutSeconds']} is not in 1..{MAX_SECONDS}"
+    if not 0 <= template.get("containerConcurrency", 0) <= MAX_CONCURRENCY:
+        yield f"containerConcurrency {template['containerConcurrency']} is not in 0..{MAX_CONCURRENCY}"
     mounted = {
         mount["name"]: mount for container in template["containers"] for mount in container.get("volumeMounts", [])
     }

@@ -14,7 +14,7 @@ import pytest
 
 from feature_repo.store import build
 from serving.features.feast_source import open_feast
-from serving.features.redis_source import FEW, OPEN, RedisSource
+from serving.features.redis_source import MAX_SMALL_READ, OPEN, RedisSource
 from tests.features import redis_server
 from tests.serving.small import FEATURE_SERVICE, MODEL_VERSION, SCHEMA
 from thinktwice.release.feature_store import REDIS_ADDRESS
@@ -61,7 +61,7 @@ def test_an_open_connection(state: Path, tmp_path: Path, monkeypatch: pytest.Mon
             assert not whole[0].cold and whole[1].cold
             assert source.fetch_now("user", ["u1", "nobody"], 5.0) == whole
             assert source.fetch_now("item", ["i1"], 5.0) == source.fetch("item", ["i1"])
-            assert source.fetch_now("item", [f"i{n}" for n in range(FEW + 1)], 5.0) is None
+            assert source.fetch_now("item", [f"i{n}" for n in range(MAX_SMALL_READ + 1)], 5.0) is None
             assert len(source._open) == OPEN
 
             process.send_signal(signal.SIGSTOP)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from serving.adapters.java_queue import JavaQueue
-from serving.admission import WAY_BACK, Admission
+from serving.admission import RESPONSE_LATENCY_S, Admission
 from serving.cost import FRESH
 from serving.deadline import Deadline
 from thinktwice.errors import OverloadedError
@@ -119,7 +119,7 @@ class Course:
 
     @property
     def good(self) -> bool:
-        return self.end == "answered" and self.told + WAY_BACK <= self.arrival.ends
+        return self.end == "answered" and self.told + RESPONSE_LATENCY_S <= self.arrival.ends
 
     @property
     def late(self) -> float:
@@ -185,7 +185,7 @@ class _Knowing:
         self._inside -= 1
 
     def start(self, arrival: Arrival, done: float) -> float | None:
-        return None if done + WAY_BACK <= arrival.ends else 0.0
+        return None if done + RESPONSE_LATENCY_S <= arrival.ends else 0.0
 
     def finished(self, rows: int, seconds: float, extra_seconds: float) -> None:
         """It has nothing to learn."""
@@ -262,7 +262,7 @@ def _run(world: World, arrivals: Sequence[Arrival], clock: Clock, admission: _De
             else:
                 push(world.awake(at), "wake", number)
             if world.prompt and number in waiting:
-                push(max(course.arrival.ends - WAY_BACK, clock.now), "over", number)
+                push(max(course.arrival.ends - RESPONSE_LATENCY_S, clock.now), "over", number)
         elif what == "over":
             if number in waiting:
                 del waiting[number]

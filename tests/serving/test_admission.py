@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.admission import WAY_BACK, WINDOW, Admission
+from serving.admission import RESPONSE_LATENCY_S, WINDOW, Admission
 from serving.cost import FRESH, WITNESSES, CostModel
 from serving.deadline import Deadline
 from thinktwice.errors import OverloadedError
@@ -52,7 +52,7 @@ def warm(clock: Clock, workers: int = 1, queue: int = 2, **more: Any) -> Admissi
 def ask(admission: Admission, clock: Clock, rows: int, left: float, queued: float = 0.0) -> bool:
     """Whether a request with so much time left on its way back is let in."""
     try:
-        admission.admit(Deadline(clock.now, clock.now + left + WAY_BACK), rows, queued)
+        admission.admit(Deadline(clock.now, clock.now + left + RESPONSE_LATENCY_S), rows, queued)
     except OverloadedError as error:
         assert error.status == 503
         return False
@@ -85,9 +85,9 @@ def test_nothing_is_let_in_whose_time_is_over() -> None:
         ) as caught:
             admission.refuse_hopeless(Deadline(clock.now - 2, clock.now - 1))
         assert caught.value.retry_after < 0.01, "how long ago its time was over says nothing about the server"
-    admission.refuse_hopeless(Deadline(clock.now, clock.now + WAY_BACK + 0.0006))
+    admission.refuse_hopeless(Deadline(clock.now, clock.now + RESPONSE_LATENCY_S + 0.0006))
     with pytest.raises(OverloadedError):
-        admission.refuse_hopeless(Deadline(clock.now, clock.now + WAY_BACK + 0.0004))
+        admission.refuse_hopeless(Deadline(clock.now, clock.now + RESPONSE_LATENCY_S + 0.0004))
 
 
 def test_under_load_the_estimate_decides_and_a_size_is_tried_again() -> None:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving.adapters.java_queue import LONGEST_IDLE
-from serving.admission import WAY_BACK
+from serving.admission import RESPONSE_LATENCY_S
 from serving.cost import AGAIN, WITNESSES
 from tests.serving.load_simulation import READ, Arrival, Course, World, ideal, settled, simulate
 
@@ -82,7 +82,7 @@ def check(world: World, arrivals: Sequence[Arrival], curve: Sequence[tuple[int, 
     _everybody_is_told_in_time(world, courses)
     good, best = sum(course.good for course in courses), ideal(world, arrivals)
     # Who has hardly more time than it takes is lost to the reserve that is kept for what costs more than usual.
-    easy = sum(a.deadline > 3 * world.cost(a.at, a.rows) + WAY_BACK for a in arrivals) > 0.8 * len(arrivals)
+    easy = sum(a.deadline > 3 * world.cost(a.at, a.rows) + RESPONSE_LATENCY_S for a in arrivals) > 0.8 * len(arrivals)
     share = SHARE if easy else TIGHT
     allowance = _nobody_could_know(world, courses) + _in_vain(world, courses)
     assert good >= share * best - 3 - allowance, (good, best, allowance)
@@ -131,7 +131,7 @@ def _nobody_who_fits_is_refused_by_an_idle_server(world: World, courses: Sequenc
         while ended and ended[0].told <= arrival.at:
             done = ended.popleft()
             stalled[done.arrival.rows.bit_length()].append(done.stalled)
-        fits = world.cost(arrival.at, arrival.rows) * (1 + NOISE) + WAY_BACK <= arrival.deadline
+        fits = world.cost(arrival.at, arrival.rows) * (1 + NOISE) + RESPONSE_LATENCY_S <= arrival.deadline
         if not (course.idle and fits and settled(world, arrival.at)):
             continue
         if any(all(last) for size, last in stalled.items() if last and size <= arrival.rows.bit_length()):
@@ -249,7 +249,7 @@ def test_traffic_behind_torchserve_without_start_headers(seed: int) -> None:
     last = 0.0
     for course in courses:
         arrival = course.arrival
-        fits = world.cost(arrival.at, arrival.rows) * (1 + NOISE) + WAY_BACK <= arrival.deadline
+        fits = world.cost(arrival.at, arrival.rows) * (1 + NOISE) + RESPONSE_LATENCY_S <= arrival.deadline
         if (
             course.idle
             and fits
@@ -267,7 +267,7 @@ def test_a_night_of_one_row_probes_and_then_other_sizes(workers: int, rows: int)
     """The first reproduction of the lock-in: on the idle server, everybody whose time suffices is answered."""
     world = World(workers=workers, fixed=0.002, per_row=1e-5)
     probes = [Arrival(10.0 * i, 1, 1.0) for i in range(3000)]
-    then = [Arrival(30_000 + 0.2 * i, rows, 2 * world.cost(0, rows) + WAY_BACK) for i in range(60)]
+    then = [Arrival(30_000 + 0.2 * i, rows, 2 * world.cost(0, rows) + RESPONSE_LATENCY_S) for i in range(60)]
     courses = simulate(world, [*probes, *then])
     assert all(course.good for course in courses)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.sending_times import ENOUGH, MOST_WAITED, TOLERATED, SendingTimes
+from serving.sending_times import ENOUGH, MAX_WAITED, TOLERATED, SendingTimes
 from tests.serving.conftest import Lines
 
 NOW = 1_790_000_000.0
@@ -58,7 +58,7 @@ def test_without_the_header_nothing_was_waited() -> None:
 
 
 @given(
-    st.floats(-MOST_WAITED + 1, MOST_WAITED - 1).filter(lambda offset: abs(offset) > 2 * TOLERATED),
+    st.floats(-MAX_WAITED + 1, MAX_WAITED - 1).filter(lambda offset: abs(offset) > 2 * TOLERATED),
     st.lists(st.floats(0, 0.2), min_size=ENOUGH, max_size=60),
 )
 def test_a_clock_that_is_off_is_corrected(offset: float, waits: list[float]) -> None:

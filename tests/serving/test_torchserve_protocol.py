@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.adapters.torchserve_protocol import (
-    MOST_HEADERS,
-    MOST_STEPS,
+    MAX_HEADERS,
+    MAX_STEPS,
     ConnectionEndedError,
     Load,
     Predict,
@@ -77,7 +77,7 @@ def test_requests_follow_each_other_whatever_their_inputs(
         assert reader.between_messages
 
 
-@pytest.mark.parametrize("count", [2, 63, 64, 65, 66, 129, 500, MOST_STEPS - 1])
+@pytest.mark.parametrize("count", [2, 63, 64, 65, 66, 129, 500, MAX_STEPS - 1])
 @pytest.mark.parametrize(
     "inputs",
     [[(b"a", b"", b"")], [(b"a", b"", b""), (b"", b"", b"bc")], [(b"\xff" * 8, b"text/plain", b"\xff" * 4)]],
@@ -123,11 +123,11 @@ def test_a_form_of_very_many_fields_ends_where_nothing_more_comes(kind: str) -> 
 
 
 def test_headers_beyond_what_is_kept_are_left_behind() -> None:
-    headers = {b"h%d" % i: b"v" for i in range(3 * MOST_HEADERS)} | {b"long": b"x" * 100_000}
+    headers = {b"h%d" % i: b"v" for i in range(3 * MAX_HEADERS)} | {b"long": b"x" * 100_000}
     with sent(predict(b"r", headers, [(b"body", b"", b"1")])) as connection:
         message = Reader(connection).read()
     assert isinstance(message, Predict)
-    assert len(message.headers) == MOST_HEADERS and message.body == b"1"
+    assert len(message.headers) == MAX_HEADERS and message.body == b"1"
 
 
 def test_a_model_is_asked_for() -> None:

@@ -22,9 +22,11 @@ from thinktwice.models.registry import build_backbone, stored_name
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
 MODEL_FILES = (MODEL_FILE, WEIGHTS_FILE)
-MOST = 1e6  # magnitude of a weight or coefficient; trained ones stay far below, and sums of products beyond it overflow
+MAX_MAGNITUDE = (
+    1e6  # magnitude of a weight or coefficient; trained ones stay far below, and sums of products beyond it overflow
+)
 
-Coefficient = Annotated[float, Field(ge=-MOST, le=MOST, allow_inf_nan=False)]
+Coefficient = Annotated[float, Field(ge=-MAX_MAGNITUDE, le=MAX_MAGNITUDE, allow_inf_nan=False)]
 
 
 class Calibration(BaseModel):
@@ -139,13 +141,13 @@ def read_tensors(path: Path, expected: Mapping[str, Tensor], optional: tuple[str
         raise refuse(f"cannot be read ({reason(error)})") from error
     for name, value in found.items():
         if not plausible(value):
-            raise refuse(f"holds numbers in {name!r} that are not finite, or above {MOST:,.0f}")
+            raise refuse(f"holds numbers in {name!r} that are not finite, or above {MAX_MAGNITUDE:,.0f}")
     return found
 
 
 def plausible(value: Tensor) -> bool:
-    """Whether all numbers are finite and no magnitude is above :data:`MOST`, in one pass without a copy."""
+    """Whether all numbers are finite and no magnitude is above :data:`MAX_MAGNITUDE`, in one pass without a copy."""
     if value.numel() == 0 or not value.is_floating_point():
         return True
     low, high = torch.aminmax(value)  # NaN where any number is NaN
-    return bool(low >= -MOST) and bool(high <= MOST)
+    return bool(low >= -MAX_MAGNITUDE) and bool(high <= MAX_MAGNITUDE)

@@ -38,7 +38,7 @@ from thinktwice.stats.distances import Distance, distance
 from thinktwice.testtime.support import missing_support
 from thinktwice.validate.drift import hashed
 
-THRESHOLD, MUCH = 0.1, 0.25  # PSI; the usual words: above 0.1 something has moved, above 0.25 much has
+PSI_DRIFTED, PSI_ALERT = 0.1, 0.25  # PSI; the usual limits: above 0.1 a shift, above 0.25 a large one
 MIN_CLUSTERS = 30  # users (else requests); with fewer nothing is judged, for there is no telling what chance does
 
 What = Literal["values", "support", "score"]
@@ -75,7 +75,7 @@ class Moved:
         found = [d for d in (self.from_train, self.from_valid) if d is not None]
         return min(found, key=lambda d: d.psi)
 
-    def drifted(self, threshold: float = THRESHOLD) -> bool:
+    def drifted(self, threshold: float = PSI_DRIFTED) -> bool:
         """Far from training and from validation, and farther than chance explains."""
         found = [d for d in (self.from_train, self.from_valid) if d is not None]
         return not self.unjudged and all(d.psi > max(threshold, d.noise) for d in found)
@@ -117,7 +117,7 @@ def drift_of_log(
     most_rows: int = 100_000,
     *,
     since: datetime | None = None,
-    threshold: float = THRESHOLD,
+    threshold: float = PSI_DRIFTED,
 ) -> DriftReport:
     """Compare the rows that a bundle served with its profile.
 
@@ -132,7 +132,7 @@ def drift_of_log(
     return measure_drift(served, profile, bundle, threshold)
 
 
-def measure_drift(served: ServedRows, profile: Profile, bundle: Bundle, threshold: float = THRESHOLD) -> DriftReport:
+def measure_drift(served: ServedRows, profile: Profile, bundle: Bundle, threshold: float = PSI_DRIFTED) -> DriftReport:
     """Compare served rows with the profile of the bundle that served them."""
     encoder, frame = bundle.encoder, served.frame
     rows = encoder.encode_table(_with_user(frame, encoder.user_key).to_arrow())

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from thinktwice.console.output import Column, Record, print_table, say
-from thinktwice.monitor.drift import MUCH, DriftReport, Moved
+from thinktwice.monitor.drift import PSI_ALERT, DriftReport, Moved
 from thinktwice.pages import templates
 from thinktwice.pages.charts import Series
 from thinktwice.pages.charts_bars import LIVE, PALE, SOFT, bars
@@ -124,5 +124,5 @@ def _facts(m: Moved) -> str:
 
 def _word(m: Moved, threshold: float) -> str:
     if m.drifted(threshold):
-        return "drifted much" if m.nearer.psi > MUCH else "drifted"
+        return "drifted much" if m.nearer.psi > PSI_ALERT else "drifted"
     return f"not judged: {m.unjudged}" if m.unjudged else ""

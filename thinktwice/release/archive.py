@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from thinktwice.errors import BundleError, ResourceError, reason
 from thinktwice.files import full_disk_named, json_bytes, parse_json
 from thinktwice.hashing import BLOCK, FileEntry, check_digest, open_plain
-from thinktwice.release.bundle import MANIFEST_FILE, MOST_MANIFEST, Manifest, bundle_files, parse_manifest
+from thinktwice.release.bundle import MANIFEST_FILE, MAX_MANIFEST, Manifest, bundle_files, parse_manifest
 from thinktwice.strict_yaml import parse_yaml
 
 MODEL_NAME = "ctr"
@@ -79,9 +79,9 @@ CODE = frozenset(
     ]
 )
 
-MOST_DIRECTORY = 64 << 10  # bytes of the zip's directory, a hundred times that of an archive
-MOST_SMALL = 64 << 10  # bytes of TorchServe's manifest and of the settings
-MOST_RATIO = 200  # bytes unpacked for one of the archive, beyond ...
+MAX_DIRECTORY = 64 << 10  # bytes of the zip's directory, a hundred times that of an archive
+MAX_SMALL = 64 << 10  # bytes of TorchServe's manifest and of the settings
+MAX_RATIO = 200  # bytes unpacked for one of the archive, beyond ...
 FREE_BYTES = 256 << 20  # ... so many, because empty count tables shrink to nearly nothing
 
 FIX = "get the archive again, or package the model again"
@@ -234,7 +234,7 @@ def _check_directory(path: Path, file: BinaryIO) -> None:
         if len(end) < 98 or end[:4] != b"PK\6\6":
             raise BundleError(f"archive {path} ends in an unusual way: {FIX}")
         length = int.from_bytes(end[40:48], "little")
-    if length > MOST_DIRECTORY:
+    if length > MAX_DIRECTORY:
         raise BundleError(f"archive {path} lists too many files ({length} bytes of names): {FIX}")
 
 
@@ -242,7 +242,7 @@ def _checked(path: Path, content: zipfile.ZipFile, size: int, handler: str) -> A
     entries = _named(path, content)
     if not {MAR_MANIFEST, SETTINGS_FILE, f"{BUNDLE}/{MANIFEST_FILE}"} <= entries.keys():
         raise BundleError(f"archive {path} does not hold a bundle with {MAR_MANIFEST} and {SETTINGS_FILE}: {FIX}")
-    data = _small(path, content, entries[f"{BUNDLE}/{MANIFEST_FILE}"], MOST_MANIFEST)
+    data = _small(path, content, entries[f"{BUNDLE}/{MANIFEST_FILE}"], MAX_MANIFEST)
     manifest = parse_manifest(data, f"archive {path}")
     wanted = {f"{BUNDLE}/{name}": entry.size for name, entry in manifest.files.items()}
     if missing := sorted(wanted.keys() - entries.keys()):
@@ -254,11 +254,11 @@ def _checked(path: Path, content: zipfile.ZipFile, size: int, handler: str) -> A
             raise BundleError(
                 f"archive {path}: {name} unpacks to {entries[name].file_size} bytes instead of {length}: {FIX}"
             )
-    if (total := sum(wanted.values())) > max(FREE_BYTES, MOST_RATIO * size):
+    if (total := sum(wanted.values())) > max(FREE_BYTES, MAX_RATIO * size):
         raise BundleError(
             f"archive {path} has {size} bytes and unpacks to {total}, it may be made to fill a disk: {FIX}"
         )
-    small = {name: _small(path, content, entries[name], MOST_SMALL) for name in (MAR_MANIFEST, SETTINGS_FILE)}
+    small = {name: _small(path, content, entries[name], MAX_SMALL) for name in (MAR_MANIFEST, SETTINGS_FILE)}
     return Archive(
         path,
         hashlib.sha256(data).hexdigest(),

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
-MOST_MANIFEST = 1 << 20  # bytes
+MAX_MANIFEST = 1 << 20  # bytes
 REPORT = "report"  # folder of the next two
 EVALUATION_FILE, REPORT_FILE = "evaluation.json", "report.html"
 REPORT_FILES = (f"{REPORT}/{EVALUATION_FILE}", f"{REPORT}/{REPORT_FILE}")
@@ -143,7 +143,7 @@ def parse_manifest(data: bytes, what: str) -> Manifest:
 
 def _manifest_bytes(folder: Path) -> bytes:
     try:
-        return read_plain(folder / MANIFEST_FILE, MOST_MANIFEST)
+        return read_plain(folder / MANIFEST_FILE, MAX_MANIFEST)
     except OSError as error:
         raise BundleError(f"{folder} is no bundle ({MANIFEST_FILE}: {reason(error)}): give a bundle folder") from error
 

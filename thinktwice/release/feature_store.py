@@ -31,7 +31,7 @@ REGISTRY_FILE = "registry.db"
 ONLINE_FILE = "online.db"
 DATA = "data"  # folder of the tables
 SMALL_FILES = (SETTINGS_FILE, INFO_FILE, REGISTRY_FILE, SCHEMA_FILE)
-MOST_SETTINGS, MOST_REGISTRY = 64 << 10, 8 << 20  # bytes
+MAX_SETTINGS, MAX_REGISTRY = 64 << 10, 8 << 20  # bytes
 
 REDIS_ADDRESS = "THINKTWICE_REDIS_ADDRESS"  # host:port, and settings after commas
 REDIS_PASSWORD = "THINKTWICE_REDIS_PASSWORD"  # noqa: S105 - the name of a variable; sent to that address alone
@@ -121,7 +121,7 @@ def read_settings(folder: Path, environment: Mapping[str, str] = os.environ) -> 
     """
     path = folder / SETTINGS_FILE
     try:
-        value = parse_yaml(read_plain(path, MOST_SETTINGS).decode("utf-8"))
+        value = parse_yaml(read_plain(path, MAX_SETTINGS).decode("utf-8"))
     except FileNotFoundError:
         raise FeatureStoreError(
             f"{folder} is no feature store (no {SETTINGS_FILE}): run the materialize step, or correct the path"
@@ -311,7 +311,7 @@ def read_registry(path: Path, registry: type[Message], view: type[Message]) -> b
         FeatureStoreError: it is missing, damaged, or holds something else; the message names the field.
     """
     try:
-        data = read_plain(path, MOST_REGISTRY)
+        data = read_plain(path, MAX_REGISTRY)
         _check_message(parse_message(registry, data), view, "")
     except (OSError, ValueError) as error:
         raise FeatureStoreError(f"{path} is refused ({reason(error)}): {FIX}") from error

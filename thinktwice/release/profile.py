@@ -40,8 +40,8 @@ TRAIN_ROWS = 200_000  # at most, thinned evenly over time
 VALID_ROWS = 20_000
 ScoreName = Literal["probability", "uncertainty", "missing support", "second opinion"]
 SECOND_OPINION: ScoreName = "second opinion"
-MOST_ROWS = 2**53  # above which a count is not exact as a float
-DIGITS = 6  # that count, of every number
+MAX_ROWS = 2**53  # above which a count is not exact as a float
+SIGNIFICANT_DIGITS = 6  # that count, of every number
 
 
 class _Frozen(BaseModel):
@@ -51,7 +51,7 @@ class _Frozen(BaseModel):
 class SampleProfile(_Frozen):
     """A :class:`thinktwice.stats.distances.Sample`, written down."""
 
-    counts: tuple[Annotated[int, Field(ge=0, le=MOST_ROWS)], ...]
+    counts: tuple[Annotated[int, Field(ge=0, le=MAX_ROWS)], ...]
     effective: Annotated[float, Field(ge=0)]
     uneven: Annotated[float, Field(ge=0)]
 
@@ -196,4 +196,4 @@ def _edges(values: np.ndarray, bins: int) -> np.ndarray:
 
 
 def _short(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")

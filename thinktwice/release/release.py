@@ -36,7 +36,7 @@ from thinktwice.release.signing import TRUSTED_KEYS, sign, verify_signature
 
 RELEASE_FILE = "release.json"
 SIGNATURE_FILE = "release-signature.json"
-MOST_RELEASE, MOST_SIGNATURE = 1 << 20, 4096  # bytes
+MAX_RELEASE, MAX_SIGNATURE = 1 << 20, 4096  # bytes
 FORMAT = 1
 FIX = "get the release again, or deploy again"
 REDIS_VALUES = "the values in Redis"
@@ -206,9 +206,9 @@ def read_release(folder: Path, policy: ReleasePolicy, trusted: Sequence[Path]) -
     what = f"release {folder}"
     content, signature = b"", b""
     try:
-        content = read_plain(folder / RELEASE_FILE, MOST_RELEASE)
+        content = read_plain(folder / RELEASE_FILE, MAX_RELEASE)
         if trusted:
-            signature = read_plain(folder / SIGNATURE_FILE, MOST_SIGNATURE)
+            signature = read_plain(folder / SIGNATURE_FILE, MAX_SIGNATURE)
     except FileNotFoundError:
         if trusted:
             raise BundleError(

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.stats import chi2
 
-SURE = 0.999  # share of samples of the same distribution that stay below the noise level
+CONFIDENCE = 0.999  # share of samples of the same distribution that stay below the noise level
 MIN_EXPECTED = 5.0  # independent rows that a bin needs; rarer bins are one, for chi-square laws know no rare bins
 
 
@@ -67,7 +67,7 @@ def distance(reference: Sample, bins: np.ndarray, clusters: np.ndarray) -> Dista
     noise = 0.0
     if freedom > 0:
         degrees = (expected / width) ** 2
-        noise = float(expected * chi2.ppf(SURE, degrees) / degrees)
+        noise = float(expected * chi2.ppf(CONFIDENCE, degrees) / degrees)
     index = psi(merged, now.counts)
     return Distance(index, float(expected), noise, jensen_shannon(merged, now.counts))
 

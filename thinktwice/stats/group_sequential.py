@@ -26,7 +26,7 @@ from thinktwice.stats.difference import two_sided_quantile
 REACH = 8.5  # standard deviations: what lies beyond has a probability below 1e-16
 NODES = 8  # of a panel
 CLOSEST = 2e-4  # smallest increase of information between two looks, as a share of the later one
-NEVER = 40.0  # a boundary that no path reaches
+UNREACHABLE = 40.0  # a boundary that no path reaches
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class _Path:
 
     def beyond(self, bound: float) -> tuple[float, float]:
         """P(upper crossing), P(lower crossing) at this look."""
-        edge = min(bound, NEVER) * math.sqrt(self._info)
+        edge = min(bound, UNREACHABLE) * math.sqrt(self._info)
         up = self._mass @ special.ndtr((self._centre - edge) / self._sd)
         down = self._mass @ special.ndtr((-self._centre - edge) / self._sd)
         return float(up), float(down)
@@ -225,13 +225,13 @@ class _Path:
         """The bound whose two-sided crossing probability is the target; 0 where all paths together have less."""
         if sum(self.beyond(0.0)) <= target:
             return 0.0
-        return float(optimize.brentq(lambda c: sum(self.beyond(c)) - target, 0.0, NEVER, xtol=1e-12))
+        return float(optimize.brentq(lambda c: sum(self.beyond(c)) - target, 0.0, UNREACHABLE, xtol=1e-12))
 
     def keep(self, bound: float, next_info: float) -> None:
         """Keep the paths within ±bound."""
         reach = REACH * math.sqrt(self._info)
         middle = self._drift * self._info
-        edge = min(bound, NEVER) * math.sqrt(self._info)
+        edge = min(bound, UNREACHABLE) * math.sqrt(self._info)
         low, high = max(-edge, middle - reach), min(edge, middle + reach)
         if high <= low:  # all paths have crossed
             self._score, self._mass, self._at = np.zeros(1), np.zeros(1), self._info

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from thinktwice.models.store import MOST, Calibration, Coefficient
+from thinktwice.models.store import MAX_MAGNITUDE, Calibration, Coefficient
 from thinktwice.testtime.calibrate import SupportCalibration
 
 Mode = Literal["off", "calibrated", "gate", "filter", "uttsi", "matt", "sgctr", "members"]
@@ -14,11 +14,11 @@ TriggerKind = Literal["never", "always", "dual", "entropy", "random", "budget", 
 SamplerKind = Literal["none", "bernoulli", "uniform", "enumerate", "matt"]
 FillerKind = Literal["mask", "mean", "denoiser"]
 AggregatorKind = Literal["mean", "median", "consistency", "confidence"]
-MOST_COUNT = 2**31 - 1
+MAX_COUNT = 2**31 - 1
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Factor = Annotated[float, Field(ge=0, le=MOST)]
+Factor = Annotated[float, Field(ge=0, le=MAX_MAGNITUDE)]
 
 
 class _Frozen(BaseModel):
@@ -43,7 +43,7 @@ class TestTimeConfig(_Frozen):
         Share, ...
     ] = ()  # gate: weight of each field's values however often they came; empty: 1 for all
     min_count: int = Field(
-        default=0, ge=0, le=MOST_COUNT
+        default=0, ge=0, le=MAX_COUNT
     )  # filter: values seen less often are replaced by their mask vector
     min_kept: Share = 0.7  # share of all fields that a filter keeps at least
     filler: FillerKind = "mask"
@@ -53,7 +53,7 @@ class TestTimeConfig(_Frozen):
     signal_max: Coefficient = 1.0  # signal at which a row gets max_paths
     entropy_floor: Share = 0.5  # dual signal of a row whose base score is certain
     share: Share = 0.2  # budget: of the rows of a request
-    top_k: int = Field(default=10, ge=1, le=MOST_COUNT)  # decision: places of a request that does not say so itself
+    top_k: int = Field(default=10, ge=1, le=MAX_COUNT)  # decision: places of a request that does not say so itself
     spread: tuple[Coefficient, Coefficient, Coefficient] = (
         0.0,
         0.0,
@@ -72,13 +72,13 @@ class TestTimeConfig(_Frozen):
     redefine_rounds: int = Field(default=0, ge=0, le=4)
     members: int = Field(default=0, ge=0, le=2)
     max_path_rows: int = Field(
-        default=1024, ge=0, le=MOST_COUNT
+        default=1024, ge=0, le=MAX_COUNT
     )  # extra rows per request; the most uncertain scores come first
     # from logits to probabilities
     calibration: Calibration | None = None  # of rows with one pass; None: the model's own
     explored_calibration: Calibration | None = None  # of rows with a second opinion; None: as above
     support_calibration: SupportCalibration | None = None  # takes the place of ``calibration``
-    temperature: float = Field(default=1.0, ge=1e-6, le=MOST)  # of all rows, after the above
+    temperature: float = Field(default=1.0, ge=1e-6, le=MAX_MAGNITUDE)  # of all rows, after the above
     salt: int = Field(default=0, ge=0, le=2**63 - 1)  # changes the drawn paths of every row
 
     @property

@@ -21,7 +21,7 @@ from thinktwice.data.encoded import EncodedRows
 from thinktwice.errors import BundleError, reason
 from thinktwice.files import atomic_file
 from thinktwice.models.backbone import Backbone
-from thinktwice.models.store import MOST, plausible
+from thinktwice.models.store import MAX_MAGNITUDE, plausible
 from thinktwice.threads import reproducible
 
 HEADS_FILE = "heads.safetensors"
@@ -69,7 +69,7 @@ class FieldHeads:
         elif len(fields) != len(weight):
             problem = f"it holds {len(weight)} heads for {len(fields)} fields"
         elif not plausible(weight):
-            problem = f"'weight' holds numbers that are not finite, or above {MOST:,.0f}"
+            problem = f"'weight' holds numbers that are not finite, or above {MAX_MAGNITUDE:,.0f}"
         if fields is None or weight is None or problem:
             raise BundleError(f"prediction heads {path} are damaged ({problem}): fit the test-time parameters again")
         return FieldHeads(fields, weight)

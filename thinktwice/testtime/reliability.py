@@ -22,7 +22,7 @@ from thinktwice.models.fields import FieldSpace
 
 COUNTS_FILE = "counts.safetensors"
 KAPPA_BOUNDS = (1.0, 200.0)
-MOST_KAPPA = 1e6  # of a file; what is fitted here stays within KAPPA_BOUNDS
+MAX_KAPPA = 1e6  # of a file; what is fitted here stays within KAPPA_BOUNDS
 _TENSORS: dict[str, type[np.generic]] = {
     "counts": np.uint8,
     "kappa": np.float64,
@@ -158,8 +158,8 @@ class Reliability:
             problem = "'counts' and 'num_values' describe different numbers of values"
         elif len(kappa) != len(protected) or len(kappa) < len(sizes):
             problem = "'kappa' and 'protected' describe different numbers of fields"
-        elif not (np.isfinite(kappa) & (kappa > 0) & (kappa <= MOST_KAPPA)).all():
-            problem = f"'kappa' holds numbers that are not within 0 and {MOST_KAPPA:,.0f}"
+        elif not (np.isfinite(kappa) & (kappa > 0) & (kappa <= MAX_KAPPA)).all():
+            problem = f"'kappa' holds numbers that are not within 0 and {MAX_KAPPA:,.0f}"
         elif not ((protected <= 1).all() and protected[len(sizes) :].all()):
             problem = "'protected' holds other values than 0 and 1, or leaves a sequence or vector open"
         if problem:
