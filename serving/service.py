@@ -31,7 +31,7 @@ from serving.sending_times import HEADER as START_HEADER
 from serving.sending_times import SendingTimes
 from serving.telemetry.logs import EXTRA
 from serving.telemetry.metrics import Metrics
-from serving.telemetry.prediction_log import PredictionLog, Served
+from serving.telemetry.prediction_log import PredictionLog, ServedRequest
 from serving.telemetry.state import Trouble
 from serving.telemetry.tracing import Tracing
 from thinktwice.errors import FeatureStoreError, OverloadedError, RequestError
@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Reply:
+class HTTPResponse:
     """What goes back to the caller."""
 
     status: int
@@ -89,8 +89,8 @@ class Arrival:
 
 
 @dataclass(frozen=True)
-class _Question:
-    """What a body asks."""
+class _DecodedRequests:
+    """The requests of a body."""
 
     requests: list[Request]
     rows: int
@@ -98,8 +98,8 @@ class _Question:
 
 
 @dataclass
-class _Course:
-    """What is known of a request so far."""
+class _RequestContext:
+    """What is known of an HTTP request so far."""
 
     request_id: str
     arrival: Arrival
@@ -171,8 +171,8 @@ class Service:
             best = math.inf
             for _ in range(WARM_UP_ROUNDS):
                 began = time.perf_counter()
-                question = self._read(raw, {})
-                self._encode(question, self.scorer.score(question.requests, extra_paths=False))
+                decoded = self._read(raw, {})
+                self._encode(decoded, self.scorer.score(decoded.requests, extra_paths=False))
                 best = min(best, time.perf_counter() - began)
             costs.append((rows, best))
         self.admission.warmed_up(costs)
@@ -184,7 +184,7 @@ class Service:
         if self._log is not None:
             self._log.close()
 
-    def answer(self, body: Any, headers: Mapping[str, str], arrival: Arrival | None = None) -> Reply:
+    def answer(self, body: Any, headers: Mapping[str, str], arrival: Arrival | None = None) -> HTTPResponse:
         """Answer one HTTP request. Never raises.
 
         Args:
@@ -192,51 +192,53 @@ class Service:
             headers: lower-case names.
             arrival: as :meth:`arrival` gave it when the request came in; default now.
         """
-        course = _Course(_request_id(headers), arrival or self.arrival(headers), time.monotonic())
-        with self._tracing.request(headers, **{"thinktwice.request_id": course.request_id}) as course.trace_id:
-            reply = self._guarded(body, headers, course)
-        return self._told(course, reply)
+        context = _RequestContext(_request_id(headers), arrival or self.arrival(headers), time.monotonic())
+        with self._tracing.request(headers, **{"thinktwice.request_id": context.request_id}) as context.trace_id:
+            reply = self._answer_or_error(body, headers, context)
+        return self._finish(context, reply)
 
-    def refuse(self, error: OverloadedError | RequestError, headers: Mapping[str, str], arrival: Arrival) -> Reply:
+    def refuse(
+        self, error: OverloadedError | RequestError, headers: Mapping[str, str], arrival: Arrival
+    ) -> HTTPResponse:
         """The answer to a request that is not worked on: it found no place in the queue, or was late before its turn came, or
         cannot be read."""
-        course = _Course(_request_id(headers), arrival, time.monotonic())
-        return self._told(course, self._refused(error, course))
+        context = _RequestContext(_request_id(headers), arrival, time.monotonic())
+        return self._finish(context, self._refused(error, context))
 
-    def _told(self, course: _Course, reply: Reply) -> Reply:
-        spent = course.arrival.queued + time.monotonic() - course.arrival.at
-        self.metrics.finished(course.outcome, spent)
+    def _finish(self, context: _RequestContext, reply: HTTPResponse) -> HTTPResponse:
+        spent = context.arrival.queued + time.monotonic() - context.arrival.at
+        self.metrics.finished(context.outcome, spent)
         if self.config.access_log:
-            self._tell(course, reply, spent)
-        reply.headers[REQUEST_ID] = reply.headers[OWN_REQUEST_ID] = course.request_id
+            self._access_log(context, reply, spent)
+        reply.headers[REQUEST_ID] = reply.headers[OWN_REQUEST_ID] = context.request_id
         return reply
 
-    def _guarded(self, body: Any, headers: Mapping[str, str], course: _Course) -> Reply:
+    def _answer_or_error(self, body: Any, headers: Mapping[str, str], context: _RequestContext) -> HTTPResponse:
         try:
-            return self._answer(body, headers, course)
+            return self._answer(body, headers, context)
         except (OverloadedError, RequestError) as error:
-            return self._refused(error, course)
+            return self._refused(error, context)
         except FeatureStoreError as error:
-            logger.error("feature store: %s", error, extra={EXTRA: {"request_id": course.request_id}})
+            logger.error("feature store: %s", error, extra={EXTRA: {"request_id": context.request_id}})
             body = error_body("the feature store does not answer, try again later")
-            return Reply(503, body, {"content-type": JSON, "retry-after": "1"})
+            return HTTPResponse(503, body, {"content-type": JSON, "retry-after": "1"})
         except Exception as error:  # noqa: BLE001 (whatever it is, the caller gets an answer)
             # What an exception says may be a caller's value: the log gets the places in the code alone.
-            fields = {"request_id": course.request_id, "exception": type(error).__name__}
+            fields = {"request_id": context.request_id, "exception": type(error).__name__}
             fields["places"] = "".join(traceback.format_tb(error.__traceback__))
             logger.error("prediction failed", extra={EXTRA: fields})
-            return Reply(500, error_body("prediction failed"), {"content-type": JSON})
+            return HTTPResponse(500, error_body("prediction failed"), {"content-type": JSON})
 
-    def _refused(self, error: OverloadedError | RequestError, course: _Course) -> Reply:
+    def _refused(self, error: OverloadedError | RequestError, context: _RequestContext) -> HTTPResponse:
         if isinstance(error, OverloadedError):
-            course.outcome = "refused"
+            context.outcome = "refused"
             headers = {"content-type": JSON, "retry-after": str(max(1, math.ceil(error.retry_after)))}
-            return Reply(error.status, error_body(str(error)), headers)
-        course.outcome = "invalid"
+            return HTTPResponse(error.status, error_body(str(error)), headers)
+        context.outcome = "invalid"
         headers = {"content-type": JSON}
         if error.status == 415:
             headers["accept-encoding"] = "identity"
-        return Reply(error.status, error_body(str(error), error.field), headers)
+        return HTTPResponse(error.status, error_body(str(error), error.field), headers)
 
     @cached_property
     def openapi(self) -> dict[str, Any]:
@@ -245,37 +247,37 @@ class Service:
         online = self.scorer.reader is not None
         return openapi.document(self.scorer.bundle.schema, self._model_name, manifest.model_version, online=online)
 
-    def _answer(self, raw: Any, headers: Mapping[str, str], course: _Course) -> Reply:
+    def _answer(self, raw: Any, headers: Mapping[str, str], context: _RequestContext) -> HTTPResponse:
         if openapi.MEDIA_TYPE in headers.get("accept", ""):
-            course.outcome = "ok"
-            return Reply(200, orjson.dumps(self.openapi), {"content-type": openapi.MEDIA_TYPE})
-        arrival = course.arrival
+            context.outcome = "ok"
+            return HTTPResponse(200, orjson.dumps(self.openapi), {"content-type": openapi.MEDIA_TYPE})
+        arrival = context.arrival
         if arrival.problem is not None:
             raise arrival.problem
         self.admission.refuse_hopeless(arrival.deadline)
-        queued = arrival.queued + course.arrived - arrival.at
+        queued = arrival.queued + context.arrived - arrival.at
         began = time.perf_counter()
-        question = self._read(raw, headers)
+        decoded = self._read(raw, headers)
         parsed = time.perf_counter()
-        own = [Deadline.of(request.deadline_ms, arrival.deadline) or arrival.deadline for request in question.requests]
+        own = [Deadline.of(request.deadline_ms, arrival.deadline) or arrival.deadline for request in decoded.requests]
         soonest = min(own, key=lambda deadline: deadline.ends)
-        extra_paths = self.admission.admit(soonest, question.rows, queued)
+        extra_paths = self.admission.admit(soonest, decoded.rows, queued)
         try:
-            answers = self.scorer.score(question.requests, arrival.deadline, extra_paths=extra_paths)
+            answers = self.scorer.score(decoded.requests, arrival.deadline, extra_paths=extra_paths)
         except NoFiniteScoreError as error:
-            return self._no_score(error, question, course)
+            return self._no_score(error, decoded, context)
         scored = time.perf_counter()
-        reply = self._encode(question, answers)
-        course.outcome, course.answers = "ok", answers
+        reply = self._encode(decoded, answers)
+        context.outcome, context.answers = "ok", answers
         done = time.perf_counter()
         self.metrics.stage("queue", queued)
         self.metrics.stage("parse", parsed - began)
         self.metrics.stage("respond", done - scored)
-        for request, answer in zip(question.requests, answers, strict=True):
+        for request, answer in zip(decoded.requests, answers, strict=True):
             self.metrics.answered(answer)
-            self._look_at_features(answer)
+            self._check_stored_features(answer)
             if self._log is not None:
-                self._log.offer(self._served(course.request_id, request, answer))
+                self._log.offer(self._served(context.request_id, request, answer))
         if self._log is not None:
             self.metrics.logged(self._log.counts)
         self.metrics.state(self.admission, self.scorer.reader, self._sent.offset)
@@ -285,10 +287,10 @@ class Service:
         stages["respond"] = done - scored
         stages["total"] = queued + done - began
         reply.headers["server-timing"] = ", ".join(f"{n};dur={1000 * s:.3f}" for n, s in stages.items())
-        self.admission.finished(question.rows, time.perf_counter() - began, _extra_seconds(answers))
+        self.admission.finished(decoded.rows, time.perf_counter() - began, _extra_seconds(answers))
         return reply
 
-    def _read(self, raw: Any, headers: Mapping[str, str]) -> _Question:
+    def _read(self, raw: Any, headers: Mapping[str, str]) -> _DecodedRequests:
         body, tail = self._decode(raw, headers)
         if codec_v2.is_v2(body):
             version = self.scorer.bundle.manifest.model_version
@@ -297,33 +299,33 @@ class Service:
         else:
             requests = self.scorer.parser.parse_all(codec_v1.instances(body, tail), "instances")
         rows = sum(request.num_rows for request in requests)
-        return _Question(requests, rows, body if codec_v2.is_v2(body) else None)
+        return _DecodedRequests(requests, rows, body if codec_v2.is_v2(body) else None)
 
-    def _encode(self, question: _Question, answers: list[Answer]) -> Reply:
-        if question.v2 is None:
-            return Reply(200, orjson.dumps(codec_v1.encode(answers)), {"content-type": JSON})
-        encoded, tail = codec_v2.encode(answers, question.v2, self._model_name)
+    def _encode(self, decoded: _DecodedRequests, answers: list[Answer]) -> HTTPResponse:
+        if decoded.v2 is None:
+            return HTTPResponse(200, orjson.dumps(codec_v1.encode(answers)), {"content-type": JSON})
+        encoded, tail = codec_v2.encode(answers, decoded.v2, self._model_name)
         text = orjson.dumps(encoded)
-        reply = Reply(200, text + tail, {"content-type": BINARY if tail else JSON})
+        reply = HTTPResponse(200, text + tail, {"content-type": BINARY if tail else JSON})
         if tail:
             reply.headers[HEADER] = str(len(text))
         return reply
 
-    def _no_score(self, error: NoFiniteScoreError, question: _Question, course: _Course) -> Reply:
+    def _no_score(self, error: NoFiniteScoreError, decoded: _DecodedRequests, context: _RequestContext) -> HTTPResponse:
         """Raw rows that are too large are the caller's fault; a row that has no score even without features is the model's."""
-        own = question.requests[error.request].rows is not None
+        own = decoded.requests[error.request].rows is not None
         place = f"{'rows' if own else 'candidates'}[{error.row}]"
-        if question.v2 is None:
+        if decoded.v2 is None:
             place = f"instances[{error.request}].{place}"
         if own:
             raise RequestError(
                 f"{place} has no finite score: its numbers are too large for the model, give smaller ones", field=place
             )
         text = f"{place} has no finite score, not even without its features: the model is broken, serve another version"
-        logger.error("%s", text, extra={EXTRA: {"request_id": course.request_id}})
-        return Reply(500, error_body(text, place), {"content-type": JSON})
+        logger.error("%s", text, extra={EXTRA: {"request_id": context.request_id}})
+        return HTTPResponse(500, error_body(text, place), {"content-type": JSON})
 
-    def _look_at_features(self, answer: Answer) -> None:
+    def _check_stored_features(self, answer: Answer) -> None:
         """Tell when stored features are too large for the model."""
         for side in answer.unusable:
             self.metrics.defaulted(side, "unusable")
@@ -335,9 +337,9 @@ class Service:
         elif answer.item_ids is not None:
             self._too_large.not_met()
 
-    def _served(self, request_id: str, request: Request, answer: Answer) -> Served:
+    def _served(self, request_id: str, request: Request, answer: Answer) -> ServedRequest:
         shared, items = answer.logged
-        return Served(
+        return ServedRequest(
             request_id=request_id,
             at=time.time(),
             arm=self.config.arm,
@@ -377,17 +379,17 @@ class Service:
             raise RequestError("the body must be a JSON object", field="body")
         return raw, tail
 
-    def _tell(self, course: _Course, reply: Reply, spent: float) -> None:
+    def _access_log(self, context: _RequestContext, reply: HTTPResponse, spent: float) -> None:
         fields = {
-            "request_id": course.request_id,
-            "trace_id": course.trace_id,
+            "request_id": context.request_id,
+            "trace_id": context.trace_id,
             "arm": self.config.arm,
             "model_version": self.scorer.bundle.manifest.model_version,
             "status": reply.status,
-            "outcome": course.outcome,
+            "outcome": context.outcome,
             "ms": round(1000 * spent, 3),
-            "rows": sum(len(answer.probability) for answer in course.answers),
-            "extra_rows": sum(answer.path_rows for answer in course.answers),
+            "rows": sum(len(answer.probability) for answer in context.answers),
+            "extra_rows": sum(answer.path_rows for answer in context.answers),
         }
         logger.info("request", extra={EXTRA: fields})
 

@@ -26,7 +26,7 @@ from serving.config import FEATURE_STORE, load_config
 from serving.exits import leave_after
 from serving.local.processes import PROBE
 from serving.open_service import open_service
-from serving.service import Reply, Service
+from serving.service import HTTPResponse, Service
 from serving.telemetry import logs
 from thinktwice.errors import OverloadedError, RequestError, ServerError, ThinktwiceError, reason
 from thinktwice.release.champion import MODEL_NAME
@@ -51,7 +51,7 @@ class CTRModel(kserve.Model):
         self.ready = self.service.answer(dict(PROBE), {}).status == 200
         return bool(self.ready)
 
-    async def predict(self, payload: bytes, headers: dict[str, str] | None = None, *_: Any) -> Reply:
+    async def predict(self, payload: bytes, headers: dict[str, str] | None = None, *_: Any) -> HTTPResponse:
         """Answer a body of v1 or v2. Waits in the queue of the service as long as its deadline allows, and is refused where that is
         full."""
         headers = headers or {}
@@ -75,7 +75,7 @@ class CTRModel(kserve.Model):
             over.cancel()
             service.admission.leave()
 
-    def refuse(self, error: RequestError, headers: dict[str, str]) -> Reply:
+    def refuse(self, error: RequestError, headers: dict[str, str]) -> HTTPResponse:
         """The answer to a request that is not read."""
         return self.service.refuse(error, headers, self.service.arrival(headers))
 

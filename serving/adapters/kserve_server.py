@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from serving.protocol.errors import JSON, error_body
-from serving.service import Reply, too_large
+from serving.service import HTTPResponse, too_large
 from thinktwice import __version__
 
 _arguments = sys.argv[1:]
@@ -121,7 +121,7 @@ class Server(RESTServer):
         return _sent(await self._model.predict(bytes(body), headers))
 
 
-def _sent(reply: Reply) -> Response:
+def _sent(reply: HTTPResponse) -> Response:
     return Response(reply.body, reply.status, reply.headers)
 
 

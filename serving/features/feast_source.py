@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from serving.features.lookup import Entity, Found
+from serving.features.lookup import Entity, FeatureRow
 from thinktwice.errors import FeatureStoreError, reason
 from thinktwice.imports import without_typeguard
 from thinktwice.release.feature_store import FIX, REGISTRY_FILE, read_registry, read_settings
@@ -104,11 +104,11 @@ class FeastSource:
         """See :class:`serving.features.lookup.FeatureSource`."""
         return tuple(self._names[entity])
 
-    def fetch(self, entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[Found]:
+    def fetch(self, entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[FeatureRow]:
         """See :class:`serving.features.lookup.FeatureSource`. The SDK has no limit of its own: ``timeout`` is ignored."""
         names = self._names[entity]
         if not names:
-            return [Found({})] * len(ids)
+            return [FeatureRow({})] * len(ids)
         key = self._keys[entity]
         try:
             with self._lock:
@@ -120,13 +120,13 @@ class FeastSource:
             raise FeatureStoreError(f"the online store does not answer for {entity} features ({error})") from error
         rows = [dict(zip(names, values, strict=True)) for values in zip(*(columns[n] for n in names), strict=True)]
         if not self._timestamps:
-            return [Found(row) for row in rows]
+            return [FeatureRow(row) for row in rows]
         newest = [max(times) for times in zip(*(columns[f"{n}__ts"] for n in names), strict=True)]
         # A row that does not exist has the timestamp 0.
-        return [Found(row, float(at)) if at else Found(row) for row, at in zip(rows, newest, strict=True)]
+        return [FeatureRow(row, float(at)) if at else FeatureRow(row) for row, at in zip(rows, newest, strict=True)]
 
-    def fetch_now(self, entity: Entity, ids: Sequence[str], timeout: float) -> None:
-        """See :class:`serving.features.lookup.PromptSource`; the SDK knows no time limit."""
+    def fetch_within(self, entity: Entity, ids: Sequence[str], timeout: float) -> None:
+        """See :class:`serving.features.lookup.BoundedSource`; the SDK knows no time limit."""
         return
 
     def close(self) -> None:

@@ -1,9 +1,9 @@
-"""A store that may be slow or dead, behind a limit of time: a lookup never takes longer than it may, and never hangs a request.
+"""Circuit breaker, time limit and bulkhead around an online store: a slow or dead store never hangs a request.
 
 A source that bounds itself answers in the caller's thread; other lookups run in a few threads of their own. One that is late
 there is left to end by itself; while all threads hang, further lookups fail at once. After some failures in a row the store
-is not asked for a while, then by one lookup at a time until it answers. The log tells when it begins to fail and when it has
-stopped, not every lookup.
+is not asked for a while (circuit open), then by one lookup at a time until it answers (half-open). The log says when it begins
+to fail and when it has recovered, not for every lookup.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
-from serving.features.lookup import Entity, Found, PromptSource
+from serving.features.lookup import BoundedSource, Entity, FeatureRow
 from serving.telemetry.state import Trouble
 from thinktwice.errors import FeatureStoreError
 
-Reason = Literal["late", "failed", "busy", "resting"]
-FAILURES = 5  # in a row, after which the store is left alone
-REST = 1.0  # seconds
+Reason = Literal["timeout", "error", "bulkhead_full", "circuit_open"]
+FAILURES_TO_OPEN = 5  # in a row, after which the circuit opens
+OPEN_SECONDS = 1.0  # after which one lookup probes the store (half-open)
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class GuardedSource:
 
     def __init__(
         self,
-        source: PromptSource,
+        source: BoundedSource,
         *,
         timeout: float,
         threads: int = 4,
@@ -57,8 +57,8 @@ class GuardedSource:
         self._free = threading.Semaphore(threads)
         self._lock = threading.Lock()
         self._failures = 0
-        self._rest_until = 0.0
-        self._trying = False
+        self._open_until = 0.0
+        self._probing = False
         self.trouble = Trouble(
             logger,
             "the online store answers again, after {seconds} s and {times} lookups without an answer",
@@ -69,42 +69,42 @@ class GuardedSource:
         """See :class:`serving.features.lookup.FeatureSource`."""
         return self._source.names(entity)
 
-    def fetch(self, entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[Found]:
+    def fetch(self, entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[FeatureRow]:
         """See :class:`serving.features.lookup.FeatureSource`.
 
         Raises:
-            LookupFailedError: late, failed, or not tried.
+            LookupFailedError: timed out, failed, or not tried.
         """
         limit = self._timeout if timeout is None else min(self._timeout, timeout)
         if limit <= 0:
-            raise LookupFailedError(f"no time is left to look {entity} features up", "late")
-        trial = self._start(entity)
-        good: bool | None = None  # a bug in a source says nothing about the store, but it ends a trial too
+            raise LookupFailedError(f"no time is left to look up {entity} features", "timeout")
+        half_open = self._start(entity)
+        good: bool | None = None  # a bug in a source says nothing about the store, but it ends a probe too
         try:
             began = time.monotonic()
-            found = None if trial else self._source.fetch_now(entity, ids, limit)
+            found = None if half_open else self._source.fetch_within(entity, ids, limit)
             if found is None:
                 found = self._on_a_thread(entity, list(ids), limit - (time.monotonic() - began))
             good = True
             self.trouble.not_met()
         except TimeoutError:
-            late = LookupFailedError(f"{entity} features took longer than {limit * 1000:.0f} ms", "late")
+            timed_out = LookupFailedError(f"{entity} features took longer than {limit * 1000:.0f} ms", "timeout")
             if limit >= self._timeout:  # a caller in a hurry says nothing about the store
                 good = False
-                self._tell(late)
-            raise late from None
+                self._log_trouble(timed_out)
+            raise timed_out from None
         except LookupFailedError as error:
-            self._tell(error)
+            self._log_trouble(error)
             raise
         except FeatureStoreError as error:
             good = False
-            self._tell(error)
-            raise LookupFailedError(str(error), "failed") from error
+            self._log_trouble(error)
+            raise LookupFailedError(str(error), "error") from error
         finally:
-            self._ended(trial, good)
+            self._ended(half_open, good)
         return found
 
-    def _tell(self, error: Exception) -> None:
+    def _log_trouble(self, error: Exception) -> None:
         self.trouble.met(f"{error}: lookups get defaults until the online store answers")
 
     def close(self) -> None:
@@ -112,36 +112,38 @@ class GuardedSource:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._source.close()
 
-    def _on_a_thread(self, entity: Entity, ids: list[str], limit: float) -> list[Found]:
+    def _on_a_thread(self, entity: Entity, ids: list[str], limit: float) -> list[FeatureRow]:
         if limit <= 0:
             raise TimeoutError
         if not self._free.acquire(blocking=False):
-            raise LookupFailedError(f"all lookups hang: {entity} features were not asked for", "busy")
+            raise LookupFailedError(f"lookup pool exhausted: {entity} features were not requested", "bulkhead_full")
         return self._pool.submit(self._run, entity, ids, limit).result(limit)
 
-    def _run(self, entity: Entity, ids: list[str], limit: float) -> list[Found]:
+    def _run(self, entity: Entity, ids: list[str], limit: float) -> list[FeatureRow]:
         try:
             return self._source.fetch(entity, ids, limit)
         finally:
             self._free.release()
 
     def _start(self, entity: Entity) -> bool:
-        """Whether this lookup is the one that tries whether the store is back."""
+        """Whether the circuit is half-open and this lookup is the probe."""
         with self._lock:
-            if self._failures < FAILURES:
+            if self._failures < FAILURES_TO_OPEN:
                 return False
-            if self._trying or self._clock() < self._rest_until:
-                raise LookupFailedError(f"the online store failed {self._failures} times in a row: {entity}", "resting")
-            self._trying = True
+            if self._probing or self._clock() < self._open_until:
+                raise LookupFailedError(
+                    f"the online store failed {self._failures} times in a row: {entity}", "circuit_open"
+                )
+            self._probing = True
             return True
 
-    def _ended(self, trial: bool, good: bool | None) -> None:
+    def _ended(self, half_open: bool, good: bool | None) -> None:
         with self._lock:
-            if trial:
-                self._trying = False
+            if half_open:
+                self._probing = False
             if good:
                 self._failures = 0
             elif good is False:
                 self._failures += 1
-                if self._failures >= FAILURES:
-                    self._rest_until = self._clock() + REST
+                if self._failures >= FAILURES_TO_OPEN:
+                    self._open_until = self._clock() + OPEN_SECONDS

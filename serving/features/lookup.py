@@ -21,7 +21,7 @@ OnDefault = Callable[[Entity, str], None]  # told whose values were defaulted, a
 
 
 @dataclass(frozen=True)
-class Found:
+class FeatureRow:
     """One row of a store: values by field name, None where it has none; ``newest`` is the latest timestamp over the
     views of the row in Unix seconds, NaN when the store did not tell one."""
 
@@ -41,7 +41,7 @@ class FeatureSource(Protocol):
         """Fields it has for users or for items."""
         ...
 
-    def fetch(self, entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[Found]:
+    def fetch(self, entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[FeatureRow]:
         """One row per id, in order.
 
         Args:
@@ -57,10 +57,10 @@ class FeatureSource(Protocol):
         ...
 
 
-class PromptSource(FeatureSource, Protocol):
+class BoundedSource(FeatureSource, Protocol):
     """A source that may be able to keep a time limit by itself."""
 
-    def fetch_now(self, entity: Entity, ids: Sequence[str], timeout: float) -> list[Found] | None:
+    def fetch_within(self, entity: Entity, ids: Sequence[str], timeout: float) -> list[FeatureRow] | None:
         """Like :meth:`fetch`, but back in time by itself, so that no other thread is needed; None when that cannot be promised.
 
         Raises:
@@ -130,9 +130,11 @@ class Lookup:
     ) -> None:
         self.source = source
         self._max_age, self._on_default, self._clock = max_age, on_default, clock
-        self._nothing: dict[Entity, Found] = {e: Found(dict.fromkeys(source.names(e))) for e in ("user", "item")}
+        self._nothing: dict[Entity, FeatureRow] = {
+            e: FeatureRow(dict.fromkeys(source.names(e))) for e in ("user", "item")
+        }
 
-    def rows(self, entity: Entity, ids: Sequence[str], timeout: float | None) -> tuple[list[Found], bool]:
+    def rows(self, entity: Entity, ids: Sequence[str], timeout: float | None) -> tuple[list[FeatureRow], bool]:
         """Rows of ``ids``, and whether they are defaults."""
         if not ids or not self.source.names(entity):
             return [self._nothing[entity]] * len(ids), False
@@ -141,15 +143,15 @@ class Lookup:
         except FeatureStoreError as error:
             if self._on_default is None:
                 raise
-            self._on_default(entity, getattr(error, "reason", "failed"))
+            self._on_default(entity, getattr(error, "reason", "error"))
             return [self._nothing[entity]] * len(ids), True
 
-    def user(self, user_id: str | None, timeout: float | None) -> tuple[Found, bool]:
+    def user(self, user_id: str | None, timeout: float | None) -> tuple[FeatureRow, bool]:
         """The row of a user, and whether it is a default."""
         rows, defaulted = self.rows("user", [] if user_id is None else [user_id], timeout)
-        return (rows[0] if rows else Found({})), defaulted
+        return (rows[0] if rows else FeatureRow({})), defaulted
 
-    def cold(self, entity: Entity, found: Found) -> bool:
+    def cold(self, entity: Entity, found: FeatureRow) -> bool:
         """Whether the store knows nothing about the row; without fields there is nothing to know."""
         return bool(self.source.names(entity)) and found.cold
 

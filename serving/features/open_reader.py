@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.features.guarded_source import GuardedSource
-from serving.features.lookup import DirectReader, Lookup, OnDefault, OnlineFeatureReader, PromptSource
+from serving.features.lookup import BoundedSource, DirectReader, Lookup, OnDefault, OnlineFeatureReader
 from thinktwice.data.encoder import Encoder
 from thinktwice.data.feature_tables import table_specs
 from thinktwice.errors import FeatureStoreError
@@ -62,7 +62,7 @@ def open_reader(
             f"feature store {folder} keeps its online values in {store.config.online_store.type}, not in Redis: "
             "set features.reader to snapshot or feast"
         )
-    source: PromptSource
+    source: BoundedSource
     if is_redis and config.reader != "feast":
         from serving.features.redis_source import RedisSource
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.features.lookup import Entity, Found
+from serving.features.lookup import Entity, FeatureRow
 from thinktwice.data.feature_tables import table_specs
 from thinktwice.errors import FeatureStoreError
 from thinktwice.schema import LogSchema
@@ -73,13 +73,13 @@ class RedisSource:
         """See :class:`serving.features.lookup.FeatureSource`."""
         return self._names[entity]
 
-    def fetch(self, entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[Found]:
+    def fetch(self, entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[FeatureRow]:
         """See :class:`serving.features.lookup.FeatureSource`; the time limit is that of the connection."""
         from redis import RedisError
 
         names = self._names[entity]
         if not names:
-            return [Found({})] * len(ids)
+            return [FeatureRow({})] * len(ids)
         fields = self._fields[entity]
         try:
             with self._client.pipeline(transaction=False) as pipe:
@@ -89,10 +89,10 @@ class RedisSource:
         except RedisError as error:
             raise FeatureStoreError(f"the online store does not answer for {entity} features ({error})") from error
         self._connect_one()
-        return [self._found(names, answer) for answer in answers]
+        return [self._row_of(names, answer) for answer in answers]
 
-    def fetch_now(self, entity: Entity, ids: Sequence[str], timeout: float) -> list[Found] | None:
-        """See :class:`serving.features.lookup.PromptSource`; None for many ids, and while no connection is open.
+    def fetch_within(self, entity: Entity, ids: Sequence[str], timeout: float) -> list[FeatureRow] | None:
+        """See :class:`serving.features.lookup.BoundedSource`; None for many ids, and while no connection is open.
 
         An answer that stops half-way is given up :data:`REST_OF_ANSWER` after its last piece, which may be later than
         ``timeout``; answers to so few ids come in one piece.
@@ -101,7 +101,7 @@ class RedisSource:
 
         names = self._names[entity]
         if not names:
-            return [Found({})] * len(ids)
+            return [FeatureRow({})] * len(ids)
         if len(ids) > MAX_SMALL_READ or not self._open:
             return None
         try:
@@ -124,7 +124,7 @@ class RedisSource:
             connection.disconnect()
             return None
         self._open.append(connection)
-        return [self._found(names, answer) for answer in answers]
+        return [self._row_of(names, answer) for answer in answers]
 
     def close(self) -> None:
         """Give the connections back."""
@@ -133,7 +133,7 @@ class RedisSource:
         self._client.close()
 
     def _connect_one(self) -> None:
-        """Have one more connection ready for :meth:`fetch_now`; a cluster has no single place to connect to."""
+        """Have one more connection ready for :meth:`fetch_within`; a cluster has no single place to connect to."""
         from redis import RedisError
         from redis.backoff import NoBackoff
         from redis.retry import Retry
@@ -154,10 +154,10 @@ class RedisSource:
         text = value.encode()
         return self._prefix[entity] + struct.pack("<II", STRING, len(text)) + text + self._project
 
-    def _found(self, names: tuple[str, ...], answer: list[bytes | None]) -> Found:
+    def _row_of(self, names: tuple[str, ...], answer: list[bytes | None]) -> FeatureRow:
         values = {name: None if raw is None else self._decoded(raw) for name, raw in zip(names, answer, strict=False)}
         newest = [self._seconds(raw) for raw in answer[len(names) :] if raw]
-        return Found(values, max(newest)) if newest else Found(values)
+        return FeatureRow(values, max(newest)) if newest else FeatureRow(values)
 
     def _decoded(self, raw: bytes) -> Any:
         value = self._value.FromString(raw)

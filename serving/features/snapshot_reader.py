@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from serving.features.lookup import Features, Found, Lookup, defaulted
+from serving.features.lookup import FeatureRow, Features, Lookup, defaulted
 from serving.telemetry.state import Trouble
 from thinktwice.data.encoder import Encoder
 from thinktwice.data.sides import Side
@@ -28,7 +28,7 @@ from thinktwice.errors import FeatureStoreError
 
 CHUNK = 2_000  # items of one read while nobody waits for the interpreter, and of one table of values
 PIECE = 50  # items of one turn of a refill: a millisecond or two
-REST = 3.0  # times as long as a turn took
+PAUSE_RATIO = 3.0  # times as long as a turn took
 LOST_SHARE, LOST_FEW = (
     0.1,
     10,
@@ -221,7 +221,7 @@ class SnapshotReader:
         sides, newest, cold = [], [], []
         places: dict[str, int] = {}
         values: list[pa.Table] = []
-        waiting: list[Found] = []  # rows for the next table
+        waiting: list[FeatureRow] = []  # rows for the next table
         while done < len(ids) and (done == 0 or time.monotonic() < until) and not self._stop.is_set():
             began = time.monotonic()
             piece = ids[done : done + step]
@@ -236,11 +236,11 @@ class SnapshotReader:
                 values.append(_table(waiting))
                 waiting = []
             if gently:
-                self._stop.wait(REST * (time.monotonic() - began))
+                self._stop.wait(PAUSE_RATIO * (time.monotonic() - began))
         if waiting:
             values.append(_table(waiting))
         # One row that nothing points to, for a take from an empty snapshot would fail; last, where the place -1 finds it.
-        nothing = self._encode([""], [Found({})])
+        nothing = self._encode([""], [FeatureRow({})])
         return (
             Snapshot(
                 places=places,
@@ -253,7 +253,7 @@ class SnapshotReader:
             done == len(ids),
         )
 
-    def _encode(self, ids: Sequence[str], rows: Sequence[Found]) -> Side:
+    def _encode(self, ids: Sequence[str], rows: Sequence[FeatureRow]) -> Side:
         return self._encoder.encode_side(
             [{**row.values, self._key: item} for item, row in zip(ids, rows, strict=True)], self._names
         )
@@ -278,6 +278,6 @@ def _put(side: Side, places: np.ndarray, part: Side) -> None:
         side.vectors[name][places] = block
 
 
-def _table(rows: Sequence[Found]) -> pa.Table:
+def _table(rows: Sequence[FeatureRow]) -> pa.Table:
     names = list(rows[0].values)
     return pa.table({name: pa.array([row.values[name] for row in rows]) for name in names})

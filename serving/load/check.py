@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import orjson
 
-from serving.load.client import Reply
+from serving.load.client import ClientResponse
 from serving.load.plan import asked
 
 Outcome = Literal["ok", "late", "refused", "failed", "wrong", "lost", "not sent"]
@@ -15,7 +15,7 @@ OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 REFUSED = (429, 503)
 
 
-def outcome(request: dict[str, Any], reply: Reply, seconds: float, deadline: float | None) -> Outcome:
+def outcome(request: dict[str, Any], reply: ClientResponse, seconds: float, deadline: float | None) -> Outcome:
     """How a request ended. A refusal must say when to try again, an answer must be whole."""
     if reply.status in REFUSED:
         return "refused"

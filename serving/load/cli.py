@@ -95,7 +95,7 @@ def load(
         if offered <= 0:
             break
         done.append(Step(name, offered, open_loop(target, poisson(offered, duration, seed))))
-    _tell(done, json_out, plot_out)
+    _write_results(done, json_out, plot_out)
 
 
 def require_loopback(url: str) -> None:
@@ -109,7 +109,7 @@ def require_loopback(url: str) -> None:
         raise ServerError(f"--url {url} is not this machine: load on another one needs --allow-remote")
 
 
-def _tell(done: list[Step], json_out: Path | None, plot_out: Path | None) -> None:
+def _write_results(done: list[Step], json_out: Path | None, plot_out: Path | None) -> None:
     console = console_here()
     print_steps(console, done)
     say(console, LOGGED)

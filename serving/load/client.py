@@ -10,7 +10,7 @@ MAX_HEAD = 64 << 10  # bytes of the head of an answer
 
 
 @dataclass(frozen=True)
-class Reply:
+class ClientResponse:
     """One answer."""
 
     status: int
@@ -44,7 +44,7 @@ class Client:
         self._address = address
         self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
-    async def post(self, body: bytes, headers: dict[str, str]) -> Reply:
+    async def post(self, body: bytes, headers: dict[str, str]) -> ClientResponse:
         """Send a body and read the answer.
 
         Raises:
@@ -99,7 +99,7 @@ class Client:
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
-async def _read(reader: asyncio.StreamReader) -> Reply:
+async def _read(reader: asyncio.StreamReader) -> ClientResponse:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     status = int(head[0].split(" ", 2)[1])
     headers = {}
@@ -107,4 +107,4 @@ async def _read(reader: asyncio.StreamReader) -> Reply:
         name, sign, value = line.partition(":")
         if sign:
             headers[name.strip().lower()] = value.strip()
-    return Reply(status, headers, await reader.readexactly(int(headers["content-length"])))
+    return ClientResponse(status, headers, await reader.readexactly(int(headers["content-length"])))

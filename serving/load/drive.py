@@ -71,7 +71,7 @@ class Measured:
 
 
 @dataclass
-class _Course:
+class _LoadRun:
     target: Target
     client: Client
     bodies: list[bytes]
@@ -84,16 +84,16 @@ class _Course:
 
 def open_loop(target: Target, moments: np.ndarray) -> Measured:
     """Send request i at ``moments[i]`` seconds from now; the requests of the target take turns."""
-    return _run(_open_loop(target, moments))
+    return _run_loop(_open_loop(target, moments))
 
 
 def closed_loop(target: Target, connections: int, seconds: float) -> Measured:
     """Callers that each send the next request when they have the answer to the last, for some time."""
-    return _run(_closed_loop(target, connections, seconds))
+    return _run_loop(_closed_loop(target, connections, seconds))
 
 
 async def _open_loop(target: Target, moments: np.ndarray) -> Measured:
-    course = _course(target)
+    run = _new_run(target)
     under_way: set[asyncio.Task[None]] = set()
     start = time.perf_counter()
     wall = time.time()
@@ -101,73 +101,73 @@ async def _open_loop(target: Target, moments: np.ndarray) -> Measured:
         if (wait := start + due - time.perf_counter()) > 0:
             await asyncio.sleep(wait)
         if len(under_way) >= target.most_open:
-            course.outcomes[number] = "not sent"
+            run.outcomes[number] = "not sent"
             await asyncio.sleep(0)
             continue
-        task = asyncio.create_task(_ask(course, number, start + due, wall + due))
+        task = asyncio.create_task(_ask(run, number, start + due, wall + due))
         under_way.add(task)
         task.add_done_callback(under_way.discard)
     if under_way:
         await asyncio.wait(under_way)
-    return await _finished(course, time.perf_counter() - start, len(moments))
+    return await _finished(run, time.perf_counter() - start, len(moments))
 
 
 async def _closed_loop(target: Target, connections: int, seconds: float) -> Measured:
-    course = _course(target)
+    run = _new_run(target)
     start = time.perf_counter()
     numbers = iter(range(1 << 60))
 
     async def caller() -> None:
         while (now := time.perf_counter()) < start + seconds:
-            await _ask(course, next(numbers), now, time.time())
+            await _ask(run, next(numbers), now, time.time())
 
     await asyncio.gather(*(caller() for _ in range(connections)))
     spent = time.perf_counter() - start
-    return await _finished(course, spent, len(course.outcomes))
+    return await _finished(run, spent, len(run.outcomes))
 
 
-def _course(target: Target) -> _Course:
+def _new_run(target: Target) -> _LoadRun:
     bodies = [body_of(request, target.protocol) for request in target.requests]
-    return _Course(target, Client(Address.of(target.url, PATHS[target.protocol])), bodies)
+    return _LoadRun(target, Client(Address.of(target.url, PATHS[target.protocol])), bodies)
 
 
-async def _ask(course: _Course, number: int, due: float, wall: float) -> None:
-    target, place = course.target, number % len(course.bodies)
+async def _ask(run: _LoadRun, number: int, due: float, wall: float) -> None:
+    target, place = run.target, number % len(run.bodies)
     headers = {"X-Request-Start": f"t={wall:.6f}", "X-Request-Id": f"load-{number}"}
     if target.deadline is not None:
         headers["X-Deadline-Ms"] = f"{target.deadline * 1000:g}"
     try:
-        reply = await asyncio.wait_for(course.client.post(course.bodies[place], headers), ANSWER_LIMIT)
+        reply = await asyncio.wait_for(run.client.post(run.bodies[place], headers), ANSWER_LIMIT)
     except (TimeoutError, BrokenConnectionError):
-        course.outcomes[number] = "lost"
+        run.outcomes[number] = "lost"
         return
-    course.latency[number] = spent = time.perf_counter() - due
+    run.latency[number] = spent = time.perf_counter() - due
     found = outcome(target.requests[place], reply, spent, target.deadline)
-    course.outcomes[number] = found
+    run.outcomes[number] = found
     if found == "refused" and "retry-after" not in reply.headers:
-        course.silent += 1
-    elif found == "wrong" and not course.first_wrong:
-        course.first_wrong = wrong(target.requests[place], reply.body)
-    elif found == "ok" and len(course.kept) < REPLAYED:
-        course.kept[place] = reply.body
+        run.silent += 1
+    elif found == "wrong" and not run.first_wrong:
+        run.first_wrong = wrong(target.requests[place], reply.body)
+    elif found == "ok" and len(run.kept) < REPLAYED:
+        run.kept[place] = reply.body
 
 
-async def _finished(course: _Course, seconds: float, count: int) -> Measured:
+async def _finished(run: _LoadRun, seconds: float, count: int) -> Measured:
     unequal = 0
-    for place, body in course.kept.items():
+    for place, body in run.kept.items():
         try:
-            again = await asyncio.wait_for(course.client.post(course.bodies[place], {}), ANSWER_LIMIT)
+            again = await asyncio.wait_for(run.client.post(run.bodies[place], {}), ANSWER_LIMIT)
         except (TimeoutError, BrokenConnectionError):
             continue
         if again.status == 200 and not REDUCED.search(body + again.body):
             unequal += again.body != body
-    await course.client.close()
-    latency = np.array([course.latency.get(number, np.nan) for number in range(count)])
-    outcomes: list[Outcome] = [course.outcomes[number] for number in range(count)]
-    return Measured(seconds, latency, outcomes, course.silent, unequal, course.first_wrong)
+    await run.client.close()
+    latency = np.array([run.latency.get(number, np.nan) for number in range(count)])
+    outcomes: list[Outcome] = [run.outcomes[number] for number in range(count)]
+    return Measured(seconds, latency, outcomes, run.silent, unequal, run.first_wrong)
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
+def _run_loop(work: Coroutine[Any, Any, T]) -> T:
     """Run on a loop whose timers are finer than a millisecond, which those of epoll are not."""
     loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
     try:

@@ -44,8 +44,8 @@ class Metrics:
     """
 
     def __init__(self, arm: str, model_version: str, registry: CollectorRegistry = REGISTRY) -> None:
-        self._who = {"arm": arm, "model_version": model_version}
-        names = tuple(self._who)
+        self._labels = {"arm": arm, "model_version": model_version}
+        names = tuple(self._labels)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"thinktwice_{name}", text, (*names, *labels), registry=registry)
@@ -55,33 +55,33 @@ class Metrics:
 
         def gauge(name: str, text: str, mode: Any = "livemax") -> Gauge:
             made = Gauge(f"thinktwice_{name}", text, names, registry=registry, multiprocess_mode=mode)
-            return made.labels(**self._who)
+            return made.labels(**self._labels)
 
         requests = counter("requests", "HTTP requests by outcome.", "outcome")
-        self._requests = {o: requests.labels(**self._who, outcome=o) for o in OUTCOMES}
+        self._requests = {o: requests.labels(**self._labels, outcome=o) for o in OUTCOMES}
         self._seconds = histogram("request_seconds", "From the caller's sending to the answer.", SECONDS).labels(
-            **self._who
+            **self._labels
         )
         stages = histogram("stage_seconds", "Where the time of a request goes.", SECONDS, "stage")
-        self._stages = {s: stages.labels(**self._who, stage=s) for s in STAGES}
-        self._rows = counter("rows", "Scored candidates and raw rows.").labels(**self._who)
-        self._escalated = counter("escalated_rows", "Rows that got more than one pass.").labels(**self._who)
-        self._paths = histogram("row_paths", "Forward passes of a row.", PATHS).labels(**self._who)
-        self._uncertainty = histogram("row_uncertainty", "Uncertainty of a row.", SHARES).labels(**self._who)
+        self._stages = {s: stages.labels(**self._labels, stage=s) for s in STAGES}
+        self._rows = counter("rows", "Scored candidates and raw rows.").labels(**self._labels)
+        self._escalated = counter("escalated_rows", "Rows that got more than one pass.").labels(**self._labels)
+        self._paths = histogram("row_paths", "Forward passes of a row.", PATHS).labels(**self._labels)
+        self._uncertainty = histogram("row_uncertainty", "Uncertainty of a row.", SHARES).labels(**self._labels)
         cold = counter("cold", "Users and candidates that the feature store does not know.", "side")
-        self._cold = {side: cold.labels(**self._who, side=side) for side in ("user", "item")}
+        self._cold = {side: cold.labels(**self._labels, side=side) for side in ("user", "item")}
         stale = counter("stale", "Users and candidates with features older than allowed.", "side")
-        self._stale = {side: stale.labels(**self._who, side=side) for side in ("user", "item")}
+        self._stale = {side: stale.labels(**self._labels, side=side) for side in ("user", "item")}
         self._defaults = counter(
-            "defaulted_lookups", "Lookups answered with defaults: the store was late or failed.", "side", "reason"
+            "defaulted_lookups", "Lookups answered with default values, by the reason of the failure.", "side", "reason"
         )
         self._ignored = counter(
             "request_start_ignored", "Requests whose X-Request-Start was not used, by what is wrong with it.", "reason"
         )
         self._budget = histogram(
             "path_budget_rows", "Extra rows a request was allowed, as far as something limits it.", BUDGET
-        ).labels(**self._who)
-        self._shed = counter("shed_requests", "Requests that got no extra paths, for load.").labels(**self._who)
+        ).labels(**self._labels)
+        self._shed = counter("shed_requests", "Requests that got no extra paths, for load.").labels(**self._labels)
         self._queue = gauge("queue_length", "Requests that wait for a worker.")
         self._waiting = gauge("waiting_share", "Share of the last second's requests that had to wait for another.")
         self._snapshot_age = gauge(
@@ -94,8 +94,8 @@ class Metrics:
         self._clock_offset = gauge(
             "caller_clock_offset_seconds", "What the clock behind X-Request-Start is behind by, which is corrected."
         )
-        log = counter("prediction_log_requests", "Requests of the prediction log: what became of them.", "what")
-        self._log = {what: log.labels(**self._who, what=what) for what in LOGGED}
+        log = counter("prediction_log_requests", "Requests of the prediction log by outcome.", "outcome")
+        self._log = {outcome: log.labels(**self._labels, outcome=outcome) for outcome in LOGGED}
         self._unwritable = gauge("prediction_log_unwritable", "1 while the prediction log cannot be written, else 0.")
         self._logged = dict.fromkeys(LOGGED, 0)
         self._logging = threading.Lock()
@@ -125,15 +125,15 @@ class Metrics:
 
     def defaulted(self, side: str, reason: str) -> None:
         """A lookup was answered with defaults."""
-        self._defaults.labels(**self._who, side=side, reason=reason).inc()
+        self._defaults.labels(**self._labels, side=side, reason=reason).inc()
 
     def logged(self, counts: Mapping[str, int]) -> None:
         """What the prediction log has counted since it was opened."""
         with self._logging:
-            for what in LOGGED:
-                if (more := counts[what] - self._logged[what]) > 0:
-                    self._logged[what] += more
-                    self._log[what].inc(more)
+            for outcome in LOGGED:
+                if (more := counts[outcome] - self._logged[outcome]) > 0:
+                    self._logged[outcome] += more
+                    self._log[outcome].inc(more)
 
     def log_writable(self, writable: bool) -> None:
         """Whether the prediction log can be written. Of several workers, one that cannot is enough."""
@@ -141,7 +141,7 @@ class Metrics:
 
     def start_ignored(self, reason: str) -> None:
         """An ``X-Request-Start`` said nothing."""
-        self._ignored.labels(**self._who, reason=reason).inc()
+        self._ignored.labels(**self._labels, reason=reason).inc()
 
     def state(self, admission: Admission, reader: object, clock_offset: float = 0.0) -> None:
         """How full the process is, how old its item features are, and what the callers' clock is off."""
@@ -162,15 +162,15 @@ class Metrics:
         self._seconds.observe(seconds)
 
 
-def observe_many(histogram: Histogram, found: np.ndarray) -> None:
+def observe_many(histogram: Histogram, observed: np.ndarray) -> None:
     """The same as ``histogram.observe`` of each value, at the price of one: a request has hundreds of rows."""
-    if len(found) == 0:
+    if len(observed) == 0:
         return
     bounds = np.asarray(histogram._upper_bounds)
-    counts = np.bincount(np.searchsorted(bounds, found, side="left"), minlength=len(bounds))
-    histogram._sum.inc(float(found.sum()))
-    for place in np.flatnonzero(counts):
-        histogram._buckets[place].inc(int(counts[place]))
+    counts = np.bincount(np.searchsorted(bounds, observed, side="left"), minlength=len(bounds))
+    histogram._sum.inc(float(observed.sum()))
+    for bucket in np.flatnonzero(counts):
+        histogram._buckets[bucket].inc(int(counts[bucket]))
 
 
 def shared_registry() -> CollectorRegistry:

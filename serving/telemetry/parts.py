@@ -14,7 +14,7 @@ from thinktwice.files import atomic_file
 READABLE = 0o640  # by the group alone: a part may hold ids of users, and the folder may be open to anybody
 STALE_SECONDS = 3600.0  # after which a half-written file belongs to nobody: a part takes seconds
 
-WhenFull = Literal["stop", "forget"]
+WhenFull = Literal["drop_new", "drop_old"]
 
 
 class PartFolder:
@@ -26,7 +26,7 @@ class PartFolder:
     Args:
         folder: made when it is checked, or when the first part is written.
         max_bytes: of all parts together.
-        when_full: ``stop`` writes no more; ``forget`` removes the oldest parts.
+        when_full: ``drop_new`` writes no more; ``drop_old`` removes the oldest parts.
     """
 
     def __init__(self, folder: Path, max_bytes: int, when_full: WhenFull) -> None:
@@ -46,7 +46,7 @@ class PartFolder:
 
     def full(self) -> bool:
         """Whether no part at all would find room."""
-        return self._when_full == "stop" and sum(size for _, size in self._parts()) >= self._max_bytes
+        return self._when_full == "drop_new" and sum(size for _, size in self._parts()) >= self._max_bytes
 
     def write(self, data: memoryview) -> bool:
         """Write one part; False when there is no room for it.
@@ -82,7 +82,7 @@ class PartFolder:
             return False
         parts = self._parts()
         total = sum(size for _, size in parts)
-        if self._when_full == "forget":
+        if self._when_full == "drop_old":
             for path, size in parts:
                 if total + wanted <= self._max_bytes:
                     break

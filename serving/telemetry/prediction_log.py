@@ -51,12 +51,12 @@ class PredictionLogConfig(BaseModel):
     part_rows: int = Field(default=50_000, ge=1)  # rows after which a part is written ...
     part_seconds: float = Field(default=60.0, gt=0)  # ... or seconds, whichever comes first
     max_bytes: int = Field(default=1 << 30, ge=1)  # of all parts together
-    when_full: WhenFull = "stop"  # forget: the oldest parts go
+    when_full: WhenFull = "drop_new"  # drop_old: the oldest parts are removed
     user_ids: UserIds = "raw"  # hashed, none: skew cannot be measured from such a log
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedRequest:
     """One answered request, as it was scored; ``shared`` are user and context values, ``items`` values per row."""
 
     request_id: str
@@ -107,14 +107,14 @@ class PredictionLog:
         self._columns = _Columns(schema, config.user_ids)
         self._folder = PartFolder(Path(config.folder), config.max_bytes, config.when_full)
         self._changed = threading.Condition()
-        self._queue: deque[Served] = deque()
+        self._queue: deque[ServedRequest] = deque()
         self._ending = False
         self._writable, self._checked = True, 0.0
         self.counts = dict.fromkeys(("offered", "sampled", "written", "dropped", "failed"), 0)
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
         self._thread.start()
 
-    def offer(self, served: Served) -> bool:
+    def offer(self, served: ServedRequest) -> bool:
         """Log a request if it is in the sample; never waits for the disk and never fails. True when it was taken."""
         sampled = in_sample(served.request_id, self._config.sample)
         with self._changed:
@@ -165,7 +165,7 @@ class PredictionLog:
             if not self._writable and time.monotonic() - self._checked >= self._config.part_seconds:
                 self._check()
 
-    def _next(self, until: float | None) -> tuple[list[Served], bool]:
+    def _next(self, until: float | None) -> tuple[list[ServedRequest], bool]:
         """The next requests, or none when ``until`` (monotonic) has come; and whether it is all over."""
         with self._changed:
             while not self._queue and not self._ending:
@@ -176,7 +176,7 @@ class PredictionLog:
             some = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
             return some, not some
 
-    def _batch(self, served: Served) -> pa.RecordBatch | None:
+    def _batch(self, served: ServedRequest) -> pa.RecordBatch | None:
         """One request as columns. One that cannot be written costs itself alone."""
         try:
             return self._columns.batch(served)
@@ -191,11 +191,11 @@ class PredictionLog:
         try:
             self._folder.check()
         except OSError as error:
-            self._tell(False, error.strerror or type(error).__name__)
+            self._set_writable(False, error.strerror or type(error).__name__)
         else:
-            self._tell(True)
+            self._set_writable(True)
 
-    def _tell(self, writable: bool, reason: str = "") -> None:
+    def _set_writable(self, writable: bool, reason: str = "") -> None:
         changed, self._writable = writable != self._writable, writable
         self._on_writable(writable)
         if changed and writable:
@@ -213,18 +213,18 @@ class PredictionLog:
         except (OSError, ThinktwiceError, pa.ArrowException) as error:
             self._count("failed", len(part))
             if not isinstance(error, pa.ArrowException):
-                self._tell(False, str(error))
+                self._set_writable(False, str(error))
             logger.error(
                 "prediction log: %d requests were not written to %s (%s)", len(part), self._folder.folder, error
             )
             return
         if written:
-            self._tell(True)
+            self._set_writable(True)
         self._count("written" if written else "dropped", len(part))
 
-    def _count(self, what: str, number: int) -> None:
+    def _count(self, outcome: str, number: int) -> None:
         with self._changed:
-            self.counts[what] += number
+            self.counts[outcome] += number
 
 
 class _Columns:
@@ -240,7 +240,7 @@ class _Columns:
                 f"prediction_log.user_ids is 'hashed' and {SALT} is not set: set it to the same secret on every replica"
             )
 
-    def batch(self, r: Served) -> pa.RecordBatch:
+    def batch(self, r: ServedRequest) -> pa.RecordBatch:
         rows = len(r.probability)
         same = {
             "log_request_id": r.request_id,

@@ -27,7 +27,7 @@ def exported() -> tuple[set[str], set[str]]:
     """Sample names and label names of a predictor."""
     registry = CollectorRegistry()
     metrics = Metrics("a", "v1", registry)
-    metrics.defaulted("user", "late")
+    metrics.defaulted("user", "timeout")
     samples = [sample for family in registry.collect() for sample in family.samples]
     return {s.name for s in samples}, {label for s in samples for label in s.labels}
 

@@ -40,7 +40,7 @@ def test_the_volume_is_the_claim_and_the_settings_name_its_place(
     found = load_config(tmp_path / name)
     assert found.prediction_log.folder == mount["mountPath"]
     assert found.prediction_log.max_bytes < 2 << 30 == _bytes(claim["spec"]["resources"]["requests"]["storage"])
-    assert found.prediction_log.when_full == "forget"
+    assert found.prediction_log.when_full == "drop_old"
     assert (found.metrics_host, found.metrics_port) == ("0.0.0.0", 8082)
 
 

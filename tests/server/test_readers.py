@@ -19,7 +19,7 @@ import pytest
 
 from feature_repo.store import build
 from serving.features.feast_source import FeastSource, open_feast
-from serving.features.lookup import DirectReader, Entity, Found, OnDefault, OnlineFeatureReader
+from serving.features.lookup import DirectReader, Entity, FeatureRow, OnDefault, OnlineFeatureReader
 from serving.features.open_reader import FeatureConfig, open_reader
 from serving.features.redis_source import RedisSource
 from serving.features.snapshot_reader import SnapshotReader
@@ -209,7 +209,7 @@ def test_an_online_store_that_breaks(champion: Champion, encoder: Encoder, tmp_p
             strict.read("u1", ["i1"])
         features = lenient.read("u1", ["i1", "i2"])
     assert features.defaulted == ("user", "item")
-    assert told == [("user", "failed"), ("item", "failed")]
+    assert told == [("user", "error"), ("item", "error")]
     assert set(features.user.values()) == set(features.items[1].values()) == {None}
     assert not features.cold_user and not any(features.cold_items), "unknown for want of a store is not cold"
 
@@ -230,13 +230,13 @@ def test_a_redis_that_hangs_and_comes_back_and_ends(state: Path, encoder: Encode
             process.send_signal(signal.SIGSTOP)
             late = reader.read("u1", ["i1", "nothing"])
             assert late.defaulted == ("user", "item")
-            assert [reason for _, reason in told] == ["late", "late"]
+            assert [reason for _, reason in told] == ["timeout", "timeout"]
             assert late.items[0] == whole.items[0], "items of the snapshot do not depend on the store"
             process.send_signal(signal.SIGCONT)
             _until(lambda: reader.read("u1", ["i1"]).defaulted == ())
         gone = reader.read("u1", ["i1"])
         assert gone.defaulted == ("user",)
-        assert told[-1] in (("user", "failed"), ("user", "late")), "refused at once, or still trying to connect"
+        assert told[-1] in (("user", "error"), ("user", "timeout")), "refused at once, or still trying to connect"
         assert gone.items[0] == whole.items[0]
         assert isinstance(reader, SnapshotReader)
         assert not reader.refill() and reader.failures == 1
@@ -251,8 +251,8 @@ def test_the_snapshot_is_filled_anew(champion: Champion, encoder: Encoder, monke
         source = reader._fill.source
         real = source.fetch
 
-        def later(entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[Found]:
-            return [Found({**row.values, "genre": "g4"}, row.newest) for row in real(entity, ids, timeout)]
+        def later(entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[FeatureRow]:
+            return [FeatureRow({**row.values, "genre": "g4"}, row.newest) for row in real(entity, ids, timeout)]
 
         monkeypatch.setattr(source, "fetch", later)
         seen: list[tuple[Any, ...]] = []
@@ -286,7 +286,7 @@ def test_a_refill_works_in_short_turns_with_rests(
         source, asked, rests = reader._fill.source, list[int](), list[float]()
         real = source.fetch
 
-        def counted(entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[Found]:
+        def counted(entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[FeatureRow]:
             asked.append(len(ids))
             return real(entity, ids, timeout)
 

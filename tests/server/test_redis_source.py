@@ -54,34 +54,34 @@ def test_an_open_connection(state: Path, tmp_path: Path, monkeypatch: pytest.Mon
         build(state.parent / "clean", tmp_path / "store", feature_version=MODEL_VERSION, online="redis")
         feast, _ = open_feast(tmp_path / "store", FEATURE_SERVICE)
         with closing(RedisSource(feast, SCHEMA)) as source:
-            assert source.fetch_now("user", ["u1"], 5.0) is None, "nothing is connected yet"
+            assert source.fetch_within("user", ["u1"], 5.0) is None, "nothing is connected yet"
             for _ in range(OPEN + 2):
                 whole = source.fetch("user", ["u1", "nobody"])
             assert len(source._open) == OPEN
             assert not whole[0].cold and whole[1].cold
-            assert source.fetch_now("user", ["u1", "nobody"], 5.0) == whole
-            assert source.fetch_now("item", ["i1"], 5.0) == source.fetch("item", ["i1"])
-            assert source.fetch_now("item", [f"i{n}" for n in range(MAX_SMALL_READ + 1)], 5.0) is None
+            assert source.fetch_within("user", ["u1", "nobody"], 5.0) == whole
+            assert source.fetch_within("item", ["i1"], 5.0) == source.fetch("item", ["i1"])
+            assert source.fetch_within("item", [f"i{n}" for n in range(MAX_SMALL_READ + 1)], 5.0) is None
             assert len(source._open) == OPEN
 
             process.send_signal(signal.SIGSTOP)
             with pytest.raises(TimeoutError):
-                source.fetch_now("user", ["u1"], 0.05)
+                source.fetch_within("user", ["u1"], 0.05)
             assert len(source._open) == OPEN - 1, "what comes late must not answer the next question"
             process.send_signal(signal.SIGCONT)
-            assert source.fetch_now("user", ["u1", "nobody"], 5.0) == whole
+            assert source.fetch_within("user", ["u1", "nobody"], 5.0) == whole
 
             process.terminate()
             process.wait(10)
             for left in range(OPEN - 1, 0, -1):
                 assert len(source._open) == left
-                assert source.fetch_now("user", ["u1"], 5.0) is None
+                assert source.fetch_within("user", ["u1"], 5.0) is None
             assert source._open == []
 
             with half_an_answer() as port:
                 source._client.connection_pool.connection_kwargs["port"] = port
                 source._connect_one()
-                assert source.fetch_now("user", ["u1"], 5.0) is None, "the rest is not waited for"
+                assert source.fetch_within("user", ["u1"], 5.0) is None, "the rest is not waited for"
                 assert source._open == []
 
             source._connect_one()  # nobody listens there any more

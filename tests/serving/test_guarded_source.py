@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from serving.features.guarded_source import FAILURES, REST, GuardedSource, LookupFailedError
-from serving.features.lookup import DirectReader, Entity, Found, Lookup
+from serving.features.guarded_source import FAILURES_TO_OPEN, OPEN_SECONDS, GuardedSource, LookupFailedError
+from serving.features.lookup import DirectReader, Entity, FeatureRow, Lookup
 from serving.telemetry.state import CALM
 from tests.serving.conftest import Lines
 from thinktwice.errors import FeatureStoreError
@@ -23,20 +23,20 @@ class Source:
         self.error: Exception | None = None
         self.asked: list[tuple[Entity, list[str]]] = []
         self.closed = False
-        self.now: Callable[[float], list[Found] | None] | None = None
+        self.now: Callable[[float], list[FeatureRow] | None] | None = None
         self.asked_now = 0
 
     def names(self, entity: Entity) -> tuple[str, ...]:
         return ("age",) if entity == "user" else ("genre",)
 
-    def fetch(self, entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[Found]:
+    def fetch(self, entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[FeatureRow]:
         self.asked.append((entity, list(ids)))
         assert self.gate.wait(30)
         if self.error is not None:
             raise self.error
-        return [Found({self.names(entity)[0]: value}) for value in ids]
+        return [FeatureRow({self.names(entity)[0]: value}) for value in ids]
 
-    def fetch_now(self, entity: Entity, ids: Sequence[str], timeout: float) -> list[Found] | None:
+    def fetch_within(self, entity: Entity, ids: Sequence[str], timeout: float) -> list[FeatureRow] | None:
         self.asked_now += 1
         if self.now is None:
             return None
@@ -72,7 +72,7 @@ def test_hanging_lookups_are_late_then_refused_without_a_thread_more() -> None:
     source = Source()
     source.gate.clear()
     guarded = GuardedSource(source, timeout=0.01, threads=2)
-    assert [reason(guarded) for _ in range(4)] == ["late", "late", "busy", "busy"]
+    assert [reason(guarded) for _ in range(4)] == ["timeout", "timeout", "bulkhead_full", "bulkhead_full"]
     assert len(source.asked) == 2
     assert sum(t.name.startswith("lookup") for t in threading.enumerate()) == 2
     source.gate.set()
@@ -89,7 +89,7 @@ def test_hanging_lookups_are_late_then_refused_without_a_thread_more() -> None:
 def test_no_time_left_asks_nobody() -> None:
     source = Source()
     guarded = GuardedSource(source, timeout=1)
-    assert reason(guarded, 0.0) == reason(guarded, -1.0) == "late"
+    assert reason(guarded, 0.0) == reason(guarded, -1.0) == "timeout"
     assert source.asked == []
     guarded.close()
 
@@ -98,15 +98,15 @@ def test_a_store_that_fails_again_and_again_gets_a_rest_and_one_trial_at_a_time(
     source, clock = Source(), Clock()
     source.error = FeatureStoreError("down")
     guarded = GuardedSource(source, timeout=10, clock=clock)
-    assert [reason(guarded) for _ in range(FAILURES + 2)] == ["failed"] * FAILURES + ["resting"] * 2
-    assert len(source.asked) == FAILURES
-    clock.now += REST + 0.01
-    assert [reason(guarded) for _ in range(2)] == ["failed", "resting"]  # one trial, then rest again
-    clock.now += REST + 0.01
+    assert [reason(guarded) for _ in range(FAILURES_TO_OPEN + 2)] == ["error"] * FAILURES_TO_OPEN + ["circuit_open"] * 2
+    assert len(source.asked) == FAILURES_TO_OPEN
+    clock.now += OPEN_SECONDS + 0.01
+    assert [reason(guarded) for _ in range(2)] == ["error", "circuit_open"]  # one probe, then open again
+    clock.now += OPEN_SECONDS + 0.01
     source.error = None
     assert guarded.fetch("user", ["u"])[0].values == {"age": "u"}
     source.error = FeatureStoreError("down")
-    assert [reason(guarded) for _ in range(FAILURES)] == ["failed"] * FAILURES  # counted from the start
+    assert [reason(guarded) for _ in range(FAILURES_TO_OPEN)] == ["error"] * FAILURES_TO_OPEN  # counted from the start
     guarded.close()
 
 
@@ -119,7 +119,7 @@ def test_a_store_that_fails_and_answers_again_is_told_twice_and_not_with_every_l
             reason(guarded)
             clock.now += 0.3
         source.error = None
-        clock.now += REST + CALM
+        clock.now += OPEN_SECONDS + CALM
         for _ in range(50):
             guarded.fetch("user", ["u"])
             clock.now += 0.3
@@ -135,10 +135,10 @@ def test_a_store_that_fails_and_answers_again_is_told_twice_and_not_with_every_l
 def test_callers_in_a_hurry_say_nothing_about_the_store(lines: Lines) -> None:
     """However many of them, the store is asked for the others."""
     source = Source()
-    guarded = GuardedSource(source, timeout=10, threads=FAILURES + 3)
+    guarded = GuardedSource(source, timeout=10, threads=FAILURES_TO_OPEN + 3)
     source.gate.clear()
-    for _ in range(FAILURES + 2):
-        assert reason(guarded, 0.005) == "late"
+    for _ in range(FAILURES_TO_OPEN + 2):
+        assert reason(guarded, 0.005) == "timeout"
     source.gate.set()
     assert guarded.fetch("user", ["u"])[0].values == {"age": "u"}
     assert not [*lines]
@@ -149,9 +149,9 @@ def test_a_bug_during_a_trial_ends_the_trial() -> None:
     source, clock = Source(), Clock()
     source.error = FeatureStoreError("down")
     guarded = GuardedSource(source, timeout=10, clock=clock)
-    for _ in range(FAILURES):
+    for _ in range(FAILURES_TO_OPEN):
         reason(guarded)
-    clock.now += REST + 0.01
+    clock.now += OPEN_SECONDS + 0.01
     source.error = ZeroDivisionError()
     with pytest.raises(ZeroDivisionError):
         guarded.fetch("user", ["u"])
@@ -181,7 +181,7 @@ def test_a_reader_answers_with_defaults_and_tells() -> None:
     assert features.user == {"age": None}
     assert list(features.items) == [{"genre": None}] * 3
     assert features.defaulted == ("user", "item")
-    assert told == [("user", "failed"), ("item", "failed")]
+    assert told == [("user", "error"), ("item", "error")]
     with pytest.raises(FeatureStoreError):
         DirectReader(Lookup(guarded)).read("u", ["a"])
     source.error = None
@@ -193,7 +193,7 @@ def test_a_reader_answers_with_defaults_and_tells() -> None:
 
 def test_a_source_that_bounds_itself_needs_no_thread() -> None:
     source, before = Source(), set(threading.enumerate())
-    source.now = lambda timeout: [Found({"age": timeout})]
+    source.now = lambda timeout: [FeatureRow({"age": timeout})]
     guarded = GuardedSource(source, timeout=10)
     assert guarded.fetch("user", ["u"], 0.5)[0].values == {"age": 0.5}
     assert source.asked == []
@@ -206,16 +206,16 @@ def test_a_source_that_bounds_itself_needs_no_thread() -> None:
 def test_a_bounded_lookup_that_is_late_counts_and_a_trial_goes_the_long_way() -> None:
     source, clock = Source(), Clock()
 
-    def late(timeout: float) -> list[Found]:
+    def late(timeout: float) -> list[FeatureRow]:
         raise TimeoutError
 
     source.now = late
     guarded = GuardedSource(source, timeout=10, clock=clock)
-    assert [reason(guarded) for _ in range(FAILURES + 1)] == ["late"] * FAILURES + ["resting"]
+    assert [reason(guarded) for _ in range(FAILURES_TO_OPEN + 1)] == ["timeout"] * FAILURES_TO_OPEN + ["circuit_open"]
     assert source.asked == []
-    clock.now += REST + 0.01
+    clock.now += OPEN_SECONDS + 0.01
     assert guarded.fetch("user", ["u"])[0].values == {"age": "u"}
-    assert source.asked_now == FAILURES
+    assert source.asked_now == FAILURES_TO_OPEN
     guarded.close()
 
 
@@ -223,6 +223,6 @@ def test_no_time_is_left_after_a_bounded_lookup_gave_up() -> None:
     source = Source()
     source.now = lambda timeout: threading.Event().wait(0.02) or None
     guarded = GuardedSource(source, timeout=0.01)
-    assert reason(guarded) == "late"
+    assert reason(guarded) == "timeout"
     assert source.asked == []
     guarded.close()

@@ -61,7 +61,7 @@ def test_what_a_request_leaves(small: Path) -> None:
     assert value("request_seconds_count") == 3
     assert [value("stage_seconds_count", stage=s) for s in STAGES] == [1] * len(STAGES)
     labels = {name for family in registry.collect() for sample in family.samples for name in sample.labels}
-    assert labels == {"arm", "model_version", "outcome", "stage", "side", "what", "le"}
+    assert labels == {"arm", "model_version", "outcome", "stage", "side", "le"}
 
 
 def test_buckets_resolve_a_fast_request() -> None:

@@ -26,7 +26,7 @@ from prometheus_client import CollectorRegistry
 from serving.config import ServingConfig
 from serving.open_service import open_service
 from serving.telemetry.parts import STALE_SECONDS, PartFolder
-from serving.telemetry.prediction_log import SALT, PredictionLog, PredictionLogConfig, Served, in_sample
+from serving.telemetry.prediction_log import SALT, PredictionLog, PredictionLogConfig, ServedRequest, in_sample
 from tests.serving.conftest import Lines
 from tests.serving.fakes import make_service
 from tests.serving.small import MODEL_VERSION, SCHEMA
@@ -42,8 +42,8 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return [row for part in sorted(folder.glob(PART)) for row in pq.read_table(part).to_pylist()]
 
 
-def served(number: int, rows: int = 2) -> Served:
-    return Served(
+def served(number: int, rows: int = 2) -> ServedRequest:
+    return ServedRequest(
         request_id=f"r{number}",
         at=1_790_000_000.25,
         arm="a",
@@ -250,7 +250,7 @@ def test_the_end_waits_for_a_disk_that_hangs_no_longer_than_told(
     part_rows=st.integers(1, 20),
     sample=st.sampled_from([0.3, 1.0]),
     max_bytes=st.sampled_from([1, 9_000, 40_000, 1 << 30]),
-    when_full=st.sampled_from(["stop", "forget"]),
+    when_full=st.sampled_from(["drop_new", "drop_old"]),
     bad=st.sets(st.integers(0, 29), max_size=3),
 )
 @settings(max_examples=40, deadline=None)
@@ -264,7 +264,7 @@ def test_every_sampled_request_is_written_dropped_or_failed(
     log.close()
     assert log.counts["offered"] == len(sizes) and adds_up(log)
     assert log.counts["sampled"] == sum(in_sample(f"r{i}", more["sample"]) for i in range(len(sizes)))
-    if more["when_full"] == "stop":
+    if more["when_full"] == "drop_new":
         kept = {r["log_request_id"] for r in read(folder)}
         assert len(kept) == log.counts["written"], "whole requests, and as many as counted"
     assert sum(part.stat().st_size for part in folder.glob(PART)) <= more["max_bytes"]
@@ -420,7 +420,7 @@ def test_what_a_killed_process_left_half_written_is_removed_and_nothing_younger(
     assert not old.exists() and young.exists() and log.counts["written"] == 1
 
 
-@pytest.mark.parametrize("when_full", ["stop", "forget"])
+@pytest.mark.parametrize("when_full", ["drop_new", "drop_old"])
 def test_the_size_of_the_log_is_bounded(tmp_path: Path, when_full: str) -> None:
     log = PredictionLog(SCHEMA, config(tmp_path, part_rows=1, max_bytes=30_000, when_full=when_full))
     for number in range(20):
@@ -429,8 +429,8 @@ def test_the_size_of_the_log_is_bounded(tmp_path: Path, when_full: str) -> None:
     kept = [r["log_request_id"] for r in read(tmp_path)][::2]
     assert 1 <= len(kept) < 20
     assert sum(part.stat().st_size for part in tmp_path.glob(PART)) <= 30_000
-    assert kept == [f"r{i}" for i in range(len(kept))] if when_full == "stop" else kept[-1] == "r19"
-    assert log.counts["dropped"] == (20 - len(kept) if when_full == "stop" else 0)
+    assert kept == [f"r{i}" for i in range(len(kept))] if when_full == "drop_new" else kept[-1] == "r19"
+    assert log.counts["dropped"] == (20 - len(kept) if when_full == "drop_new" else 0)
 
 
 WRITER = """

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.features.lookup import Entity, Found, Lookup
+from serving.features.lookup import Entity, FeatureRow, Lookup
 from serving.features.snapshot_reader import LOST_FEW, LOST_SHARE, SnapshotReader
 from tests.serving.conftest import Lines
 from thinktwice.data.encoder import Encoder
@@ -28,12 +28,12 @@ class Store:
     def names(self, entity: Entity) -> tuple[str, ...]:
         return ("genre",) if entity == "item" else ("gender",)
 
-    def fetch(self, entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[Found]:
+    def fetch(self, entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[FeatureRow]:
         if self.down:
             raise FeatureStoreError("the online store does not answer")
-        return [Found({self.names(entity)[0]: self.genres.get(i) if entity == "item" else "f"}) for i in ids]
+        return [FeatureRow({self.names(entity)[0]: self.genres.get(i) if entity == "item" else "f"}) for i in ids]
 
-    def fetch_now(self, entity: Entity, ids: Sequence[str], timeout: float) -> None:
+    def fetch_within(self, entity: Entity, ids: Sequence[str], timeout: float) -> None:
         return None
 
     def close(self) -> None:
