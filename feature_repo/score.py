@@ -36,7 +36,7 @@ Fetch = Callable[[pa.Table], pa.Table]
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredTable:
     """What was written: rows, rows that took more than one forward pass, and who scored."""
 
     rows: int
@@ -53,7 +53,7 @@ def score_file(
     store_dir: Path | str | None = None,
     request: str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Scored:
+) -> ScoredTable:
     """Score the rows of a parquet file and write them, with ``probability``, ``uncertainty`` and ``num_paths``, to another.
 
     Args:
@@ -91,7 +91,7 @@ def score_file(
             on_progress(done, total)
         if done != total:
             raise DataError(f"{source} has {total:,} rows by its footer and {done:,} were read: write the file again")
-    return Scored(done, escalated, bundle.manifest.model_version)
+    return ScoredTable(done, escalated, bundle.manifest.model_version)
 
 
 def _open(source: Path) -> pq.ParquetFile:

@@ -17,7 +17,7 @@ from thinktwice import __version__
 from thinktwice.console.help import with_plain_help
 from thinktwice.console.stop import on_stop, stop_sentence
 from thinktwice.errors import ResourceError, ThinktwiceError
-from thinktwice.explain import told_of
+from thinktwice.explain import error_record
 from thinktwice.printable import printable
 
 GROUP = "thinktwice.commands"
@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _unforeseen(error: BaseException) -> str:
     """The sentence about an error that no room has named; what led to it goes to a file, and not before a user's eyes."""
-    told = told_of(error)
+    told = error_record(error)
     if told.own:
         return told.message
     said = f": {told.message}" if told.message else ""

@@ -12,7 +12,7 @@ NO_SPACE = ("no space left on device", "database or disk is full", "disk quota e
 NO_MEMORY = ("arrowmemoryerror", "outofmemory", "memoryerror")  # in names of classes
 
 
-class Told(NamedTuple):
+class ErrorRecord(NamedTuple):
     """``message`` is for the user as it stands when ``own``; else it is the first line of another library's."""
 
     type: str
@@ -20,13 +20,13 @@ class Told(NamedTuple):
     own: bool
 
 
-def told_of(error: BaseException) -> Told:
+def error_record(error: BaseException) -> ErrorRecord:
     """The record of an error."""
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     sentence = _sentence(error, name)
     message = sentence if sentence is not None else _first_line(error)
-    return Told(name, message[:MAX_LENGTH], sentence is not None)
+    return ErrorRecord(name, message[:MAX_LENGTH], sentence is not None)
 
 
 def _sentence(error: BaseException, name: str) -> str | None:

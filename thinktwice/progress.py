@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from thinktwice.explain import told_of
+from thinktwice.explain import error_record
 
 VARIABLE = "THINKTWICE_PROGRESS"
 MIN_INTERVAL = 0.1  # seconds between two events of one bar
@@ -66,7 +66,7 @@ def recorded(step: Callable[..., T]) -> Callable[..., T]:
         try:
             return step(*args, **kwargs)
         except BaseException as error:
-            _emit({"stage": step.__name__, "event": "error", **told_of(error)._asdict()})
+            _emit({"stage": step.__name__, "event": "error", **error_record(error)._asdict()})
             raise
 
     run.__signature__ = inspect.signature(step)  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ from thinktwice.release.bundle import bundle_hash
 BLESSING_FILE = "blessing.json"
 
 
-class Blessing(BaseModel):
+class BlessingFile(BaseModel):
     """What this room needs of ``blessing.json``; the blessing step may say more."""
 
     blessed: bool
@@ -22,7 +22,7 @@ class Blessing(BaseModel):
     champion_hash: str | None = None  # bundle of the champion at that moment, None when there was none
 
 
-def require_blessing(blessing: Path | str, bundle_dir: Path | str) -> Blessing:
+def require_blessing(blessing: Path | str, bundle_dir: Path | str) -> BlessingFile:
     """Read the blessing (a file, or the folder that holds it) and make sure that it is positive and for this very bundle.
 
     Raises:
@@ -31,7 +31,7 @@ def require_blessing(blessing: Path | str, bundle_dir: Path | str) -> Blessing:
     path = Path(blessing)
     path = path / BLESSING_FILE if path.is_dir() else path
     try:
-        value = Blessing.model_validate(read_json(path))
+        value = BlessingFile.model_validate(read_json(path))
     except (OSError, ValueError) as error:
         raise PipelineError(f"blessing {path} cannot be read ({reason(error)}): run the bless step first") from error
     if not value.blessed:

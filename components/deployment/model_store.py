@@ -30,7 +30,7 @@ MAX_BYTES = 5 << 30  # of one object that is written in one request
 BLOCK = 1 << 20
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """A prefix of a bucket; ``prefix`` is "" or ends with a slash."""
 
     bucket: str
@@ -41,7 +41,7 @@ class Place(NamedTuple):
         return f"s3://{self.bucket}/{self.prefix}"
 
 
-def parse_place(uri: str) -> Place:
+def parse_place(uri: str) -> Location:
     """``s3://BUCKET/PREFIX``, with or without a slash at the end; KFP's ``minio://`` means the same.
 
     Raises:
@@ -51,7 +51,7 @@ def parse_place(uri: str) -> Place:
     if parts.scheme not in ("s3", "minio") or not parts.netloc or parts.query or parts.fragment:
         raise PipelineError(f"{uri!r} is not a folder of an object store: give s3://BUCKET/FOLDER")
     prefix = parts.path.strip("/")
-    return Place(parts.netloc, f"{prefix}/" if prefix else "")
+    return Location(parts.netloc, f"{prefix}/" if prefix else "")
 
 
 def model_files(folder: Path) -> dict[str, Path]:
@@ -98,7 +98,7 @@ def upload_model(source: str, to: str) -> tuple[str, list[str]]:
             folder = Path(source)
         files = model_files(folder)
         release = verify_release(folder).release
-        version = Place(target.bucket, f"{target.prefix}{label_value(release.model_version)}/")
+        version = Location(target.bucket, f"{target.prefix}{label_value(release.model_version)}/")
         present = set(_keys(client, version))
         _check_nothing_else(version, present, files)
         # The archive last: a predictor that finds none does not start on half a version.
@@ -128,13 +128,13 @@ def _store() -> Iterator[Any]:
         ) from error
 
 
-def _keys(client: Any, place: Place) -> list[str]:
+def _keys(client: Any, place: Location) -> list[str]:
     """Keys below a place, relative to it."""
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=place.bucket, Prefix=place.prefix)
     return [entry["Key"].removeprefix(place.prefix) for page in pages for entry in page.get("Contents", [])]
 
 
-def _download(client: Any, place: Place, folder: Path) -> None:
+def _download(client: Any, place: Location, folder: Path) -> None:
     keys = [key for key in _keys(client, place) if key and not key.endswith("/")]
     if not keys:
         raise BundleError(f"{place.uri} holds nothing: give the folder model/ of the deploy step")
@@ -146,7 +146,7 @@ def _download(client: Any, place: Place, folder: Path) -> None:
             client.download_file(place.bucket, place.prefix + key, str(folder / key))
 
 
-def _check_nothing_else(version: Place, present: set[str], files: dict[str, Path]) -> None:
+def _check_nothing_else(version: Location, present: set[str], files: dict[str, Path]) -> None:
     if extra := sorted(present - set(files) - {""}):
         raise BundleError(
             f"{version.uri} holds {extra[0]}, which is no file of this model: a version's folder never changes, so give another "
@@ -154,7 +154,7 @@ def _check_nothing_else(version: Place, present: set[str], files: dict[str, Path
         )
 
 
-def _put(client: Any, version: Place, key: str, path: Path, present: bool) -> None:
+def _put(client: Any, version: Location, key: str, path: Path, present: bool) -> None:
     """Write one object unless it is there; one that is there must be the same."""
     if (size := path.stat().st_size) > MAX_BYTES:
         raise BundleError(

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Wait:
+class QueueWait:
     """Of one request, seconds: as that of the one before, and at most; and whether it found the server with nothing to do."""
 
     likely: float
@@ -67,7 +67,7 @@ class JavaQueue:
         text = os.environ.get(PORT, "")
         return cls(int(text) if text.isascii() and text.isdigit() else None)
 
-    def came(self) -> Wait:
+    def came(self) -> QueueWait:
         """A request has come: its wait."""
         now = self._clock()
         self._read()
@@ -75,10 +75,10 @@ class JavaQueue:
         busy_for = now - self._came  # since the one before came here
         self._came = now
         if before is None:
-            return Wait(0.0, 0.0, gap >= IDLE)
+            return QueueWait(0.0, 0.0, gap >= IDLE)
         if gap >= min(max(IDLE, before / 2), LONGEST_IDLE):
-            return Wait(0.0, 0.0, True)
-        return Wait(before, before + busy_for if before > NO_WAIT else before, False)
+            return QueueWait(0.0, 0.0, True)
+        return QueueWait(before, before + busy_for if before > NO_WAIT else before, False)
 
     def answered(self) -> None:
         """Its answer is on its way."""

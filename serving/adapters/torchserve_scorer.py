@@ -27,7 +27,7 @@ from serving.adapters.torchserve_protocol import (
     answer,
     loaded,
 )
-from serving.adapters.torchserve_worker import Desk
+from serving.adapters.torchserve_worker import WorkerState
 from serving.exits import leave_after
 from serving.service import Service
 from serving.telemetry import logs
@@ -39,11 +39,11 @@ EXPLAIN, PATH = b"explain", b"url_path"
 logger = logging.getLogger("serving.adapters.torchserve_scorer")
 
 
-def serve(connection: socket.socket, desk: Desk, service: Service, queue: JavaQueue) -> None:
+def serve(connection: socket.socket, desk: WorkerState, service: Service, queue: JavaQueue) -> None:
     """Answer requests until the front end ends the connection."""
 
     def begun() -> None:
-        desk.phase = Desk.READING
+        desk.phase = WorkerState.READING
 
     reader = Reader(connection, begun)
     try:
@@ -62,9 +62,9 @@ def serve(connection: socket.socket, desk: Desk, service: Service, queue: JavaQu
                 else:
                     reply = service.refuse(problem, headers, arrival)
                 said = answer(message.id, reply.status, reply.phrase, reply.headers, reply.body)
-            desk.phase = Desk.WRITING
+            desk.phase = WorkerState.WRITING
             connection.sendall(said)
-            desk.phase = Desk.BETWEEN
+            desk.phase = WorkerState.BETWEEN
             queue.answered()
     except (ConnectionEndedError, BrokenPipeError, ConnectionResetError):
         return
@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> int:
     logs.configure()
     service = load(folder, model)
     finish = _once(service.close)
-    desk = Desk(mmap.mmap(notebook, Desk.SIZE))
+    desk = WorkerState(mmap.mmap(notebook, WorkerState.SIZE))
     os.write(news, b"r")  # stays open: its end tells the worker of ours
     if not os.read(go, 1):
         finish()

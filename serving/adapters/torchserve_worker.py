@@ -42,7 +42,7 @@ WHILE_LOADING = " while it loaded the model"
 logger = logging.getLogger("serving.adapters.torchserve_worker")
 
 
-class Desk:
+class WorkerState:
     """What a scorer is doing, in memory that outlives it: ``phase``, and the request it is at work on."""
 
     BETWEEN, READING, WORKING, WRITING = range(4)
@@ -74,8 +74,8 @@ class _Scorer:
 
     def __init__(self, load: Load, connection: socket.socket) -> None:
         self._notebook: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the scorer)
-        self._notebook.truncate(Desk.SIZE)
-        self.desk = Desk(mmap.mmap(self._notebook.fileno(), Desk.SIZE))
+        self._notebook.truncate(WorkerState.SIZE)
+        self.desk = WorkerState(mmap.mmap(self._notebook.fileno(), WorkerState.SIZE))
         go, self._go = os.pipe()
         self.news, news = os.pipe()  # a byte: it is ready; the end: it is dead
         command = [sys.executable, "-I", "-u", "-B", "-W", "ignore", "-m", "serving.adapters.torchserve_scorer"]
@@ -131,11 +131,11 @@ def serve(connection: socket.socket) -> None:
         if came_up and _gone(connection):
             return
         logger.error("the scorer %s%s: another is started", how, "" if came_up else WHILE_LOADING)
-        if phase == Desk.WORKING:
+        if phase == WorkerState.WORKING:
             connection.sendall(
                 _refusal(request, 500, "the process that scored died while it was at work on this request")
             )
-        elif phase != Desk.BETWEEN:
+        elif phase != WorkerState.BETWEEN:
             return  # it died within a message: the front end makes a new connection
         rest = 0.0 if came_up else min(max(1.0, 2 * rest), LONGEST_REST)
         _stand_in(connection, reader, time.monotonic() + rest, load)

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Snapshot:
+class ItemSnapshot:
     """Items of one moment, in columns.
 
     places: id -> row. side: encoded, a row per item. values: as the store gave them, in chunks of CHUNK rows, for whoever wants to
@@ -61,7 +61,7 @@ class Snapshot:
 class _Rows(Sequence[Mapping[str, Any]]):
     """Values of the candidates of one request, read only when somebody looks at them."""
 
-    def __init__(self, snapshot: Snapshot, places: np.ndarray, missed: Mapping[int, Mapping[str, Any]]) -> None:
+    def __init__(self, snapshot: ItemSnapshot, places: np.ndarray, missed: Mapping[int, Mapping[str, Any]]) -> None:
         self._snapshot, self._places, self._missed = snapshot, places, missed
 
     def __len__(self) -> int:
@@ -191,7 +191,7 @@ class SnapshotReader:
     def _age(self) -> float:
         return time.time() - self.filled
 
-    def _look_for_features(self, snapshot: Snapshot) -> None:
+    def _look_for_features(self, snapshot: ItemSnapshot) -> None:
         items = len(snapshot.places)
         if not snapshot.cold[:items].all():
             self._emptied.not_met()
@@ -213,7 +213,7 @@ class SnapshotReader:
         while not self._stop.wait(self._refresh):
             self.refill()
 
-    def _filled(self, until: float, *, gently: bool) -> tuple[Snapshot, bool]:
+    def _filled(self, until: float, *, gently: bool) -> tuple[ItemSnapshot, bool]:
         """A snapshot of as many items as could be read until then, and whether they are all."""
         at = time.time()
         ids = list(dict.fromkeys(self._item_ids()))
@@ -242,7 +242,7 @@ class SnapshotReader:
         # One row that nothing points to, for a take from an empty snapshot would fail; last, where the place -1 finds it.
         nothing = self._encode([""], [FeatureRow({})])
         return (
-            Snapshot(
+            ItemSnapshot(
                 places=places,
                 side=Side.stacked([*sides, nothing]),
                 values=tuple(values),
@@ -259,7 +259,7 @@ class SnapshotReader:
         )
 
 
-def _lost(before: Snapshot, after: Snapshot) -> tuple[int, int]:
+def _lost(before: ItemSnapshot, after: ItemSnapshot) -> tuple[int, int]:
     """How many items that are in both snapshots had features, and how many of these have none now."""
     had = lost = 0
     for item, place in before.places.items():

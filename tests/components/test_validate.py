@@ -22,7 +22,7 @@ from components.data.validate.suite import (
     row_expectations,
     run_suite,
 )
-from components.data.validate.verdict import Verdict
+from components.data.validate.verdict import DataVerdict
 from tests.validate.raw import SHOP, START, broken_shop, row_id, shop_columns, write_raw
 from thinktwice.files import read_json
 from thinktwice.schema.log import load_schema
@@ -46,7 +46,7 @@ LEDGER = {
 }
 
 
-def run(tmp_path: Path, columns: dict[str, list[Any]], **options: Any) -> Verdict:
+def run(tmp_path: Path, columns: dict[str, list[Any]], **options: Any) -> DataVerdict:
     raw = write_raw(tmp_path / "raw", columns, **options)
     return validate_log(
         raw, tmp_path / "clean", tmp_path / "bad", tmp_path / "report.html", tmp_path / "verdict", run_id="run-1"

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from thinktwice.experiment.assignment import Layout, assign, bucket_of
+from thinktwice.experiment.assignment import BucketLayout, assign, bucket_of
 from thinktwice.records.served import PREDICTION_COLUMNS
 
 T0 = 1_700_000_000.0
@@ -49,7 +49,7 @@ def unit_key(unit: str) -> int:
     return int.from_bytes(hashlib.sha256(b"key " + unit.encode()).digest()[:8], "big") % 2**63
 
 
-def random_world(seed: int, layout: Layout, requests: int = 60) -> World:
+def random_world(seed: int, layout: BucketLayout, requests: int = 60) -> World:
     """Requests with every mishap: retries, fallbacks, shadows, lost and unexplained rows, repeated ids, torn and broken lines."""
     rng = random.Random(seed)
     world = World(access=[[], []], torn=["", ""])
@@ -118,7 +118,7 @@ def _spoil(world: World, rng: random.Random) -> None:
             world.access[number].insert(0, rng.choice(broken))
 
 
-def naive_join(world: World, layout: Layout) -> dict[str, Any]:
+def naive_join(world: World, layout: BucketLayout) -> dict[str, Any]:
     """All counts of the join, the slow way."""
     lines = [line for file in world.access for line in file]
     parsed = []

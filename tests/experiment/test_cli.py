@@ -11,7 +11,7 @@ import pytest
 from tests.experiment.evidence import evidence
 from thinktwice.cli import main
 from thinktwice.experiment.file import load_experiment
-from thinktwice.experiment.report import Report
+from thinktwice.experiment.report import ExperimentReport
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_from_a_new_file_to_a_report(folder: Path, capsys: pytest.CaptureFixture
     assert "promote" in said(capsys, "list")
     assert "4 decisions, all the same" in said(capsys, "replay", "fresh")
     said(capsys, "report", "fresh", "--json", "report.json")
-    assert Report.model_validate_json((folder / "report.json").read_text()).decision.arm == "treatment"
+    assert ExperimentReport.model_validate_json((folder / "report.json").read_text()).decision.arm == "treatment"
 
 
 def test_mistakes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

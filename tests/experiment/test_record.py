@@ -15,7 +15,7 @@ from thinktwice.errors import ExperimentError
 from thinktwice.experiment.evidence import Evidence
 from thinktwice.experiment.file import ExperimentFile
 from thinktwice.experiment.record import append_decision, read_record, replay
-from thinktwice.experiment.report import Report, report_of, write_report
+from thinktwice.experiment.report import ExperimentReport, report_of, write_report
 
 FILE = experiment(
     coverage=0.5,
@@ -114,7 +114,7 @@ def test_the_report_holds_all_and_is_json(tmp_path: Path) -> None:
     path = recorded(tmp_path / "record.jsonl", t1={"lift": 0.3})
     report = report_of(read_record(path))
     write_report(report, tmp_path / "report.json")
-    assert Report.model_validate_json((tmp_path / "report.json").read_text()) == report
+    assert ExperimentReport.model_validate_json((tmp_path / "report.json").read_text()) == report
     assert report.format == 1 and report.decision.action == "promote" and len(report.points) == 4
     assert [p.counted for p in report.points] == [False, True, True, True]
     control, treatment = report.arms

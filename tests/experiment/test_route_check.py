@@ -16,7 +16,7 @@ from thinktwice.errors import ExperimentError
 from thinktwice.experiment.assignment import layout_of
 from thinktwice.experiment.bootstrap import bootstrap
 from thinktwice.experiment.gateway_config import Endpoint, GatewayConfig
-from thinktwice.experiment.route_check import Split, check_growth, check_routes, read_split
+from thinktwice.experiment.route_check import TrafficSplit, check_growth, check_routes, read_split
 from thinktwice.experiment.routes import Rendered, cluster_of, render
 
 SECRET = "a-secret-of-twenty-one"
@@ -200,20 +200,23 @@ def test_ranges_only_grow_or_stop(old: float, new: float) -> None:
 
 
 def test_what_may_not_replace_a_live_split() -> None:
-    live = Split("exp1", layout_of([experiment(coverage=0.5)]).ranges)
+    live = TrafficSplit("exp1", layout_of([experiment(coverage=0.5)]).ranges)
     for new, words in [
         (experiment(coverage=0.5, salt="exp2"), "salt changes"),
         (experiment(coverage=0.5, arms=3), "arms change"),
         (experiment("exp2", salt="exp1", coverage=0.5), "exp1 has enrolled under the same salt"),
     ]:
         with pytest.raises(ExperimentError, match=words):
-            check_growth(live, Split(new.salt, layout_of([new]).ranges))
-    check_growth(live, Split("exp1", layout_of([experiment()]).ranges))  # a stop
-    check_growth(Split("exp1", layout_of([experiment()]).ranges), Split("exp2", layout_of([experiment("exp2")]).ranges))
+            check_growth(live, TrafficSplit(new.salt, layout_of([new]).ranges))
+    check_growth(live, TrafficSplit("exp1", layout_of([experiment()]).ranges))  # a stop
+    check_growth(
+        TrafficSplit("exp1", layout_of([experiment()]).ranges),
+        TrafficSplit("exp2", layout_of([experiment("exp2")]).ranges),
+    )
     group = [grouped("one", 0, 4000, coverage=0.5), grouped("two", 4000, 8000, coverage=1.0)]
-    check_growth(Split("g-1", layout_of(group[:1]).ranges), Split("g-1", layout_of(group).ranges))
+    check_growth(TrafficSplit("g-1", layout_of(group[:1]).ranges), TrafficSplit("g-1", layout_of(group).ranges))
     stopped = [group[0].model_copy(update={"coverage": 0.0}), group[1]]
-    check_growth(Split("g-1", layout_of(group).ranges), Split("g-1", layout_of(stopped).ranges))
+    check_growth(TrafficSplit("g-1", layout_of(group).ranges), TrafficSplit("g-1", layout_of(stopped).ranges))
 
 
 def test_another_file_than_the_declared_one_is_refused() -> None:

@@ -19,12 +19,12 @@ from tests.serving.small import PLAIN_SCHEMA, SCHEMA, make_bundle, plain_rows, t
 from thinktwice.errors import BundleError, DataError
 from thinktwice.files import read_json
 from thinktwice.monitor.cli import drift
-from thinktwice.monitor.drift import DriftReport, Moved, drift_of_log
+from thinktwice.monitor.drift import DriftReport, Shift, drift_of_log
 from thinktwice.release.bundle import MANIFEST_FILE, load_bundle
-from thinktwice.release.profile import PROFILE_FILE, Profile, read_profile
+from thinktwice.release.profile import PROFILE_FILE, BundleProfile, read_profile
 
 
-def found(report: DriftReport) -> dict[str, Moved]:
+def found(report: DriftReport) -> dict[str, Shift]:
     return {m.title: m for m in report.moved}
 
 
@@ -196,7 +196,7 @@ def test_only_the_rows_of_the_bundle_and_of_the_time_are_compared(
 def test_the_profile_is_in_the_bundle_and_small(small: Path) -> None:
     profile = read_profile(small / "bundle")
     assert load_bundle(small / "bundle").manifest.files[PROFILE_FILE].size < 100_000
-    assert Profile.model_validate(read_json(small / "bundle" / PROFILE_FILE)) == profile
+    assert BundleProfile.model_validate(read_json(small / "bundle" / PROFILE_FILE)) == profile
     assert [f.name for f in profile.fields] == FIELDS
     text = (small / "bundle" / PROFILE_FILE).read_text(encoding="utf-8")
     assert "u1" not in text and "i1" not in text, "bins are told by the vocabulary, no id is written again"

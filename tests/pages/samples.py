@@ -10,19 +10,19 @@ import polars as pl
 
 from components.data.validate.report import render as data_page
 from components.data.validate.suite import Finding
-from components.data.validate.verdict import Verdict
+from components.data.validate.verdict import DataVerdict
 from serving.load.drive import Measured
 from serving.load.report import Step, plot
 from thinktwice.evaluate.report import METRICS
 from thinktwice.evaluate.report import render as evaluation_page
 from thinktwice.evaluate.report_extra import CONTROLS
-from thinktwice.monitor.drift import DriftReport, Moved
+from thinktwice.monitor.drift import DriftReport, Shift
 from thinktwice.monitor.drift_page import render as drift_page
 from thinktwice.monitor.skew import FieldSkew, SkewReport
 from thinktwice.monitor.skew_page import render as skew_page
 from thinktwice.pages.templates import visible
 from thinktwice.stats.distances import Distance
-from thinktwice.validate.profile import PROFILE_SCHEMA, WHOLE, Profile
+from thinktwice.validate.profile import PROFILE_SCHEMA, WHOLE, LogProfile
 from thinktwice.validate.rules import Severity
 from thinktwice.validate.split import SplitResult
 
@@ -150,7 +150,7 @@ def evaluation(t: Texts) -> str:
 def drift(t: Texts) -> str:
     far = Distance(psi=1.0, expected=0.1, noise=0.2, js=0.3)
     moved = [
-        Moved(
+        Shift(
             name=t("field"), what=what, kind=t("kind"), from_train=far, from_valid=far, unjudged=unjudged,
             labels=(t("bin"), t("other bin")), train=(0.5, 0.5), valid=(0.4, 0.6), live=(0.1, 0.9), facts=((t("fact"), 0.1, 0.2),),
         )
@@ -206,7 +206,7 @@ def data(t: Texts) -> str:
     table = pl.DataFrame([{name: row.get(name) for name in PROFILE_SCHEMA} for row in rows], schema=PROFILE_SCHEMA)
     reason = t("reason")
     split = SplitResult(9, 6, 3, "", "", {reason: 3}, "")
-    verdict = Verdict(False, f"failed: {t('headline')}", [], findings, split, _METRICS, {t("idle"): t("why")})
+    verdict = DataVerdict(False, f"failed: {t('headline')}", [], findings, split, _METRICS, {t("idle"): t("why")})
     info = {
         "schema_name": t("schema"),
         "snapshot_id": t("snapshot"),
@@ -217,7 +217,7 @@ def data(t: Texts) -> str:
         "key_hash_out": t("out"),
         "read": [t("read")],
     }
-    return data_page(verdict, Profile(table, {}, numbers), info, {reason: [t("row id")]})
+    return data_page(verdict, LogProfile(table, {}, numbers), info, {reason: [t("row id")]})
 
 
 _METRICS = {"click_rate": 0.2, "quarantined_share": 0.1, "critical": 1.0, "warnings": 1.0}

@@ -14,7 +14,7 @@ from pipelines import run
 from pipelines.local_remains import remove_unfinished
 from thinktwice.console.results import shown
 from thinktwice.errors import PipelineError, SchemaError
-from thinktwice.explain import told_of
+from thinktwice.explain import error_record
 from thinktwice.files import write_json
 
 
@@ -26,7 +26,7 @@ def sentence(tmp_path: Path, record: dict | None, failed: str | None = "ingest",
 
 
 def record_of(error: BaseException) -> dict:
-    return {"stage": "ingest", "event": "error", **told_of(error)._asdict()}
+    return {"stage": "ingest", "event": "error", **error_record(error)._asdict()}
 
 
 def test_the_step_s_own_sentence_comes_first(tmp_path: Path):

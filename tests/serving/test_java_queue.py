@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from serving.adapters.java_queue import IDLE, LONGEST_IDLE, JavaQueue, Wait
+from serving.adapters.java_queue import IDLE, LONGEST_IDLE, JavaQueue, QueueWait
 from serving.local.processes import free_ports
 from tests.serving.conftest import Lines
 from tests.serving.test_admission import Clock
@@ -15,14 +15,14 @@ from tests.serving.test_admission import Clock
 def test_the_line_of_the_request_before_is_read_from_the_network() -> None:
     clock, (port,) = Clock(), free_ports(1, socket.SOCK_DGRAM)
     queue = JavaQueue(port, clock)
-    assert queue.came() == Wait(0.0, 0.0, True)
+    assert queue.came() == QueueWait(0.0, 0.0, True)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as java:
         for text in (b"nonsense", b"Waiting time ns: 300000000, Backend time ns: 5000000"):
             java.sendto(text, ("127.0.0.1", port))
         clock.now += 0.05
         queue.answered()
         clock.now += 0.001
-        assert queue.came() == Wait(0.3, pytest.approx(0.351), False)
+        assert queue.came() == QueueWait(0.3, pytest.approx(0.351), False)
         java.sendto(b"Waiting time ns: x", ("127.0.0.1", port))
         assert queue.came().likely == 0.3
         java.sendto(b"Waiting time ns: 99999999999999999999999, ", ("127.0.0.1", port))

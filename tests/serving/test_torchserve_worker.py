@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
-from serving.adapters.torchserve_worker import Desk, interpreter_file
+from serving.adapters.torchserve_worker import WorkerState, interpreter_file
 from tests.serving.front_end import FrontEnd, Said, predict
 from tests.serving.small import PLAIN_SCHEMA, make_bundle
 
@@ -152,12 +152,12 @@ def test_a_scorer_that_is_killed_is_missed_by_nobody_for_long(worker: Worker, tm
     assert not list((tmp_path / "metrics").glob(f"*live*_{scorer.pid}.db")), "the dead one counts no more"
 
 
-def desk_of(worker: Worker) -> Desk:
+def desk_of(worker: Worker) -> WorkerState:
     """What the scorer has noted, by way of the worker's open file."""
     for file in Path(f"/proc/{worker.process.pid}/fd").iterdir():
-        if "(deleted)" in str(file.readlink()) and file.stat().st_size == Desk.SIZE:
+        if "(deleted)" in str(file.readlink()) and file.stat().st_size == WorkerState.SIZE:
             with file.open("rb") as notebook:
-                return Desk(mmap.mmap(notebook.fileno(), Desk.SIZE, access=mmap.ACCESS_READ))
+                return WorkerState(mmap.mmap(notebook.fileno(), WorkerState.SIZE, access=mmap.ACCESS_READ))
     raise AssertionError("no notebook")
 
 
@@ -171,7 +171,7 @@ def test_the_request_a_scorer_dies_of_gets_500(worker: Worker) -> None:
         while desk.request != name:
             pass
         os.kill(scorer.pid, signal.SIGSTOP)
-        if desk.phase == Desk.WORKING:
+        if desk.phase == WorkerState.WORKING:
             break
         os.kill(scorer.pid, signal.SIGCONT)
         assert worker.end.answer().status == 200

@@ -12,7 +12,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from thinktwice.stats.multiple import dunnett_critical, dunnett_p, holm
-from thinktwice.stats.quantiles import GROUPS, Bins, Histogram, quantile
+from thinktwice.stats.quantiles import GROUPS, Histogram, HistogramBins, quantile
 
 repeatable = settings(derandomize=True, deadline=None)
 
@@ -67,7 +67,7 @@ def test_histograms_add_and_give_the_quantile() -> None:
         assert found.value == pytest.approx(np.quantile(value, share), rel=0.011)
         assert found.low < found.value < found.high and not found.flags
     with pytest.raises(ValueError, match="cannot be added"):
-        whole + Histogram.of_rows(value, group, Bins(width=0.02))
+        whole + Histogram.of_rows(value, group, HistogramBins(width=0.02))
 
 
 @pytest.mark.parametrize("rounded", [False, True])
@@ -127,7 +127,7 @@ def test_what_is_flagged() -> None:
 @repeatable
 @given(st.lists(st.floats(1e-3, 1e7), min_size=1, max_size=50))
 def test_bins_are_narrow(values: list[float]) -> None:
-    bins = Bins()
+    bins = HistogramBins()
     place = bins.place(np.array(values))
     inside = (place > 0) & (place < bins.count - 1)
     left = bins.lowest * (1 + bins.width) ** (place - 1)

@@ -26,7 +26,7 @@ from thinktwice.threads import reproducible
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.loader import BlockLoader
-from thinktwice.train.loop import Bar, Plan, Steps, run_loop
+from thinktwice.train.loop import Bar, LoopPlan, Steps, run_loop
 from thinktwice.train.run import rate_factor, train
 
 TRAIN = random_rows(700, 1)
@@ -132,7 +132,7 @@ def looped(
         logit = model(BlockLoader(TRAIN).batch(index)).mean()
         return logit - logit.detach() + next(seen)
 
-    plan = Plan(Steps(10, 4, len(losses)), eval_every, 1e-2, 1e-4, 1 if sparse else 10**9)
+    plan = LoopPlan(Steps(10, 4, len(losses)), eval_every, 1e-2, 1e-4, 1 if sparse else 10**9)
     try:
         run_loop(
             model,

@@ -11,8 +11,8 @@ from sklearn.metrics import roc_auc_score
 from tests.validate.raw import START, shop_columns, write_raw
 from thinktwice.errors import DataError
 from thinktwice.files import write_json
-from thinktwice.validate.drift import PRIOR_WEIGHT, Bins, bin_counts, ks, psi, single_field_auc
-from thinktwice.validate.profile import WHOLE, Profile, profile_log, read_reference
+from thinktwice.validate.drift import PRIOR_WEIGHT, ValueBins, bin_counts, ks, psi, single_field_auc
+from thinktwice.validate.profile import WHOLE, LogProfile, profile_log, read_reference
 from thinktwice.validate.split import split_log
 
 SCHEMA = """
@@ -28,7 +28,7 @@ fields:
 """
 
 
-def profile(tmp_path: Path, frame: pl.DataFrame, **options: object) -> Profile:
+def profile(tmp_path: Path, frame: pl.DataFrame, **options: object) -> LogProfile:
     raw = write_raw(tmp_path / "raw", frame, SCHEMA)
     split_log(raw, tmp_path / "clean", tmp_path / "bad", run_id="r")
     return profile_log(tmp_path / "clean", **options)  # type: ignore[arg-type]
@@ -52,7 +52,7 @@ def log(num_rows: int = 6_000, *, drift: float = 0.0, seed: int = 0) -> pl.DataF
     )
 
 
-def whole(found: Profile, feature: str) -> dict[str, object]:
+def whole(found: LogProfile, feature: str) -> dict[str, object]:
     return found.table.filter(partition=WHOLE, feature=feature).row(0, named=True)
 
 
@@ -164,7 +164,7 @@ def test_distances() -> None:
     assert psi(same, np.zeros(5)) is None and ks(np.zeros(4), np.ones(4)) is None
     p, q = np.array([0.5, 0.5, 0, 0]) * 1e9, np.array([0.25, 0.75, 0, 0]) * 1e9
     assert psi(p, q) == pytest.approx(0.25 * np.log(2) + 0.25 * np.log(1.5), rel=1e-6)
-    bins = Bins(("a", "b"), None)
+    bins = ValueBins(("a", "b"), None)
     counts = pl.DataFrame({"value": ["a", "c", None, "a"], "n": [2, 3, 4, 5]})
     assert bin_counts(counts, bins).tolist() == [7, 0, 3, 4]
 

@@ -17,7 +17,7 @@ import polars as pl
 from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import BundleError, reason
 from thinktwice.evaluate.from_bundle import misfit, score_bundle
-from thinktwice.evaluate.measure import Column, column_metrics
+from thinktwice.evaluate.measure import ScoreColumn, column_metrics
 from thinktwice.files import atomic_dir, read_json, write_json
 from thinktwice.progress import note
 from thinktwice.release.bundle import EVALUATION_FILE, REPORT, Bundle, bundle_hash, load_bundle
@@ -159,11 +159,11 @@ def _last_seen(champion: Bundle) -> datetime:
         ) from error
 
 
-def _taken(column: Column, rows: np.ndarray) -> Column:
+def _taken(column: ScoreColumn, rows: np.ndarray) -> ScoreColumn:
     return replace(column, logit=column.logit[rows], probability=column.probability[rows])
 
 
-def _better_than_chance(label: np.ndarray, mine: Column, cluster: np.ndarray) -> tuple[bool, list[str]]:
+def _better_than_chance(label: np.ndarray, mine: ScoreColumn, cluster: np.ndarray) -> tuple[bool, list[str]]:
     if label.min() == label.max():
         return False, [f"all {len(label)} test rows have the same label, so nothing can be judged"]
     found = auc_interval(label, mine.logit, cluster)
@@ -189,7 +189,7 @@ def _sound_alone(ece: float | None, label: np.ndarray) -> tuple[bool, list[str]]
     return True, [f"{shown}, within the limit {ECE_LIMIT} beyond chance"]
 
 
-def _changes(label: np.ndarray, theirs: Column, mine: Column, cluster: np.ndarray) -> dict[str, Interval]:
+def _changes(label: np.ndarray, theirs: ScoreColumn, mine: ScoreColumn, cluster: np.ndarray) -> dict[str, Interval]:
     """Candidate minus champion, paired on the same rows."""
     pair = ("champion", "candidate")
     columns = {"champion": theirs, "candidate": mine}

@@ -14,7 +14,7 @@ from thinktwice.errors import BundleError
 from thinktwice.evaluate import slices
 from thinktwice.evaluate.cost import wall_ratio
 from thinktwice.evaluate.extra_work import extra_work, fitting_rows, subsample, subsample_index
-from thinktwice.evaluate.measure import Column, measure, operating_point
+from thinktwice.evaluate.measure import ScoreColumn, measure, operating_point
 from thinktwice.evaluate.report import render
 from thinktwice.evaluate.verdict import verdict_lines
 from thinktwice.files import atomic_dir, read_json, write_json
@@ -154,9 +154,9 @@ def evaluate(
     return Evaluation(content, timings, walls)
 
 
-def _column(key: str, label: str, trial_model: TrialModel, config: TestTimeConfig, raw: Raw) -> Column:
+def _column(key: str, label: str, trial_model: TrialModel, config: TestTimeConfig, raw: Raw) -> ScoreColumn:
     scored = trial_model.engine(config).finish(raw)
-    return Column(key, label, scored.logit, scored.probability, 1 + scored.path_rows / len(raw.z))
+    return ScoreColumn(key, label, scored.logit, scored.probability, 1 + scored.path_rows / len(raw.z))
 
 
 def _walls(trial_model: TrialModel, report: dict[str, Any], test: EncodedRows) -> dict[str, float]:

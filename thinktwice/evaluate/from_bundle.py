@@ -6,7 +6,7 @@ import polars as pl
 
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.errors import SchemaError
-from thinktwice.evaluate.measure import Column
+from thinktwice.evaluate.measure import ScoreColumn
 from thinktwice.release.bundle import Bundle
 from thinktwice.testtime.engine import raw_rows
 from thinktwice.threads import reproducible
@@ -38,7 +38,7 @@ def _readable(kind: str, found: pl.DataType) -> bool:
 
 
 @reproducible()
-def score_bundle(bundle: Bundle, rows: pl.DataFrame, *, key: str, label: str) -> tuple[Column, EncodedRows]:
+def score_bundle(bundle: Bundle, rows: pl.DataFrame, *, key: str, label: str) -> tuple[ScoreColumn, EncodedRows]:
     """Scores of ``rows`` as a column of an evaluation, and the rows as the bundle encoded them.
 
     Raises:
@@ -51,4 +51,6 @@ def score_bundle(bundle: Bundle, rows: pl.DataFrame, *, key: str, label: str) ->
         )
     encoded = bundle.encoder.encode_table(rows.to_arrow())
     scored = bundle.engine.finish(raw_rows(bundle.engine, encoded))
-    return Column(key, label, scored.logit, scored.probability, 1 + scored.path_rows / max(len(encoded), 1)), encoded
+    return ScoreColumn(
+        key, label, scored.logit, scored.probability, 1 + scored.path_rows / max(len(encoded), 1)
+    ), encoded

@@ -12,7 +12,7 @@ from thinktwice.stats.significance import clusters_of
 
 
 @dataclass(frozen=True)
-class Column:
+class ScoreColumn:
     """Scores of one model on R test rows: log-odds and probability [R], scored rows per row."""
 
     key: str
@@ -25,7 +25,7 @@ class Column:
 def measure(
     label: np.ndarray,
     user: np.ndarray,
-    columns: list[Column],
+    columns: list[ScoreColumn],
     slices: dict[str, np.ndarray],
     scenarios: dict[str, np.ndarray],
     deciles: list[tuple[str, np.ndarray]],
@@ -80,7 +80,7 @@ def measure(
 
 
 def column_metrics(
-    label: np.ndarray, column: Column, cluster: np.ndarray, truth: np.ndarray | None
+    label: np.ndarray, column: ScoreColumn, cluster: np.ndarray, truth: np.ndarray | None
 ) -> dict[str, float | None]:
     """All metrics of one column; None where a metric is not defined (one class, no users)."""
     p = column.probability
@@ -112,7 +112,7 @@ def operating_point(label: np.ndarray, probability: np.ndarray, threshold: float
 
 
 def _slice(
-    name: str, mask: np.ndarray, label: np.ndarray, cluster: np.ndarray, columns: list[Column]
+    name: str, mask: np.ndarray, label: np.ndarray, cluster: np.ndarray, columns: list[ScoreColumn]
 ) -> dict[str, Any]:
     y, codes = label[mask], clusters_of(cluster[mask])
     first_loss = metrics.row_logloss(y, columns[0].logit[mask])

@@ -54,7 +54,7 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class Layout:
+class BucketLayout:
     """The split of one salt: ranges that cover all 10,000 buckets in order, and testers by unit (experiment, arm)."""
 
     salt: str
@@ -67,7 +67,7 @@ def bucket_of(salt: str, unit: str) -> int:
     return xxhash.xxh64_intdigest(f"{salt}:{unit}".encode()) % BUCKETS
 
 
-def layout_of(experiments: Sequence[ExperimentFile]) -> Layout:
+def layout_of(experiments: Sequence[ExperimentFile]) -> BucketLayout:
     """The split of one experiment, or of all experiments of one exclusive group.
 
     Raises:
@@ -94,7 +94,7 @@ def layout_of(experiments: Sequence[ExperimentFile]) -> Layout:
     _fill(ranges, top, NO_EXPERIMENT)
     _fill(ranges, BUCKETS, HOLDOUT)
     testers = {unit: (e.name, arm) for e in experiments for arm, units in e.testers.items() for unit in units}
-    return Layout(salts.pop(), tuple(ranges), testers)
+    return BucketLayout(salts.pop(), tuple(ranges), testers)
 
 
 def unit_problem(unit: str | None) -> Literal["no_unit", "bad_unit"] | None:
@@ -104,7 +104,7 @@ def unit_problem(unit: str | None) -> Literal["no_unit", "bad_unit"] | None:
     return None if UNIT.fullmatch(unit.strip(" \t")) else "bad_unit"
 
 
-def assign(layout: Layout, unit: str | None) -> Assignment:
+def assign(layout: BucketLayout, unit: str | None) -> Assignment:
     """The arm of a unit; one that is missing or not allowed gets control and is not enrolled."""
     problem = unit_problem(unit)
     if problem is not None or unit is None:
@@ -129,7 +129,7 @@ def buckets_of(salt: str, unit: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return np.where(good.to_numpy(zero_copy_only=False), bucket, np.int16(-1))
 
 
-def places_of(layout: Layout, bucket: np.ndarray) -> np.ndarray:
+def places_of(layout: BucketLayout, bucket: np.ndarray) -> np.ndarray:
     """Place [N] in ``layout.ranges`` of each bucket [N]; -1 where there is none. Testers are not looked at."""
     table = np.empty(BUCKETS, np.int64)
     for place, found in enumerate(layout.ranges):

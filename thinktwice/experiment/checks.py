@@ -46,10 +46,10 @@ def check_results(file: ExperimentFile, evidence: Evidence, worst_p: float = 1.0
     )
 
 
-Found = tuple[str, bool | None, Number, Number, str]
+CheckOutcome = tuple[str, bool | None, Number, Number, str]
 
 
-def _all(file: ExperimentFile, evidence: Evidence, worst_p: float) -> Iterator[Found]:
+def _all(file: ExperimentFile, evidence: Evidence, worst_p: float) -> Iterator[CheckOutcome]:
     yield _sample_ratio(file, evidence, worst_p)
     counts = evidence.exposures
     if counts is not None:
@@ -82,14 +82,14 @@ def _all(file: ExperimentFile, evidence: Evidence, worst_p: float) -> Iterator[F
     )  # fmt: skip
 
 
-def _sample_ratio(file: ExperimentFile, evidence: Evidence, worst_p: float) -> Found:
+def _sample_ratio(file: ExperimentFile, evidence: Evidence, worst_p: float) -> CheckOutcome:
     units = [getattr(evidence.arm(arm.name), "units", 0) for arm in file.arms]
     p = min(worst_p, sample_ratio(units, [1.0] * len(units)).p)
     shown = " / ".join(f"{u:,}" for u in units)
     return "sample_ratio", p >= ALPHA, p, ALPHA, f"units by arm are {shown} where equal ones are expected (p {p:.2g})"
 
 
-def _of_join(file: ExperimentFile, counts: JoinCounts) -> Iterator[Found]:
+def _of_join(file: ExperimentFile, counts: JoinCounts) -> Iterator[CheckOutcome]:
     limits = file.limits
     mine = [a for a in counts.arms if a.experiment == file.name]
     worst = max(mine, key=lambda a: a.lost / max(a.answered, 1), default=None)
@@ -115,7 +115,7 @@ def _of_join(file: ExperimentFile, counts: JoinCounts) -> Iterator[Found]:
     yield _below("fallback_share", share, limits.fallback_share, f"of the answers{where} came from another arm")
 
 
-def _pre_exposure_bias(file: ExperimentFile, evidence: Evidence) -> Found:
+def _pre_exposure_bias(file: ExperimentFile, evidence: Evidence) -> CheckOutcome:
     metric = RATIOS[file.primary.metric]
     before = Metric(f"pre_{metric.numerator}", f"pre_{metric.denominator}" if metric.denominator else None)
     control = evidence.arm(file.control.name)
@@ -140,7 +140,7 @@ def _pre_exposure_bias(file: ExperimentFile, evidence: Evidence) -> Found:
     )  # fmt: skip
 
 
-def _replicas(file: ExperimentFile, evidence: Evidence) -> Found:
+def _replicas(file: ExperimentFile, evidence: Evidence) -> CheckOutcome:
     found = {arm.name: getattr(evidence.arm(arm.name), "warm_replicas", None) for arm in file.arms}
     if any(n is None for n in found.values()):
         return "unequal_replicas", None, None, None, "not measured"
@@ -149,7 +149,7 @@ def _replicas(file: ExperimentFile, evidence: Evidence) -> Found:
     return "unequal_replicas", len(set(numbers)) == 1, max(numbers) - min(numbers), 0, f"warm replicas: {shown}"
 
 
-def _clocks(evidence: Evidence) -> Found:
+def _clocks(evidence: Evidence) -> CheckOutcome:
     shares = []
     if evidence.exposures:
         shares.append(evidence.exposures.skewed / max(evidence.exposures.joined, 1))
@@ -160,7 +160,7 @@ def _clocks(evidence: Evidence) -> Found:
     return _below("clock_skew", max(shares), SKEW_SHARE, "of the rows or clicks lie outside their request's time")
 
 
-def _below(name: str, value: float, limit: float, text: str) -> Found:
+def _below(name: str, value: float, limit: float, text: str) -> CheckOutcome:
     return name, value <= limit, value, limit, f"{value:.3%} {text} (limit {limit:.3%})"
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from thinktwice.errors import ExperimentError
-from thinktwice.experiment.assignment import HOLDOUT, NO_EXPERIMENT, Layout, buckets_of
+from thinktwice.experiment.assignment import HOLDOUT, NO_EXPERIMENT, BucketLayout, buckets_of
 from thinktwice.experiment.query import engine, literal, one_row, parquet_table, quoted, write_parquet
 from thinktwice.parquet import num_rows
 from thinktwice.records.served import (
@@ -105,7 +105,7 @@ class JoinCounts(BaseModel):
     arms: tuple[ArmCounts, ...]
 
 
-def join_exposures(logs: Logs, layout: Layout, out: Path, memory: str = "2GB") -> JoinCounts:
+def join_exposures(logs: Logs, layout: BucketLayout, out: Path, memory: str = "2GB") -> JoinCounts:
     """Write ``exposures.parquet`` (rows of the prediction log whose answer was delivered, enrolled or not, with what the gateway
     knows) and ``requests.parquet`` (enrolled requests, answered or not) into ``out``.
 
@@ -227,7 +227,7 @@ def _write(db: duckdb.DuckDBPyConnection, predictions: str, out: Path) -> None:
     )
 
 
-def _load_layout(db: duckdb.DuckDBPyConnection, layout: Layout) -> None:
+def _load_layout(db: duckdb.DuckDBPyConnection, layout: BucketLayout) -> None:
     ranges = pa.table(
         {
             "start": pa.array([r.start for r in layout.ranges], pa.int32()),

@@ -17,7 +17,7 @@ from thinktwice.experiment.query import engine, quoted
 from thinktwice.sql_files import source
 from thinktwice.stats.difference import Metric, explained_share
 from thinktwice.stats.moments import Moments
-from thinktwice.stats.plan import Plan, days_needed, horizon_of, plan
+from thinktwice.stats.plan import SamplePlan, days_needed, horizon_of, plan
 
 COUNTED = ("impressions", "clicks")
 
@@ -79,7 +79,7 @@ def plan_experiment(
     covariate = Metric(f"pre_{metric.numerator}", f"pre_{metric.denominator}" if metric.denominator else None)
     reduction = explained_share(found[max(found)], metric, [covariate]) if before else 0.0
     share = (file.buckets[1] - file.buckets[0]) / 10_000
-    plans: list[Plan] = []
+    plans: list[SamplePlan] = []
     for days, moments in sorted(found.items()):
         try:
             horizon = horizon_of(days, moments, metric)

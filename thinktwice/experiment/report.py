@@ -43,7 +43,7 @@ class ArmReport(_Frozen):
     metrics: tuple[MetricValue, ...]
 
 
-class Point(_Frozen):
+class SeriesPoint(_Frozen):
     """One line of the record, for plots over time."""
 
     at: AwareDatetime
@@ -57,7 +57,7 @@ class Point(_Frozen):
     guardrails: tuple[GuardrailResult, ...]
 
 
-class Report(_Frozen):
+class ExperimentReport(_Frozen):
     """The whole experiment up to its last line."""
 
     format: Literal[1] = 1
@@ -73,10 +73,10 @@ class Report(_Frozen):
     slices: tuple[SliceResult, ...]
     exposures: JoinCounts | None
     outcomes: OutcomeCounts | None
-    points: tuple[Point, ...]
+    points: tuple[SeriesPoint, ...]
 
 
-def report_of(records: Sequence[DecisionRecord]) -> Report:
+def report_of(records: Sequence[DecisionRecord]) -> ExperimentReport:
     """The report of a record.
 
     Raises:
@@ -99,22 +99,22 @@ def report_of(records: Sequence[DecisionRecord]) -> Report:
                 arm=arm.name, bundle=arm.bundle, mode=arm.mode, units=found.units if found else 0, metrics=metrics
             )
         )
-    return Report(
+    return ExperimentReport(
         experiment=file, method=file.test, at=evidence.at, days=evidence.days, decision=verdict.decision, arms=tuple(arms),
         primary=verdict.primary, guardrails=verdict.guardrails, checks=verdict.checks, slices=verdict.slices,
         exposures=evidence.exposures, outcomes=evidence.outcomes, points=tuple(_point(r) for r in records),
     )  # fmt: skip
 
 
-def write_report(report: Report, path: Path | str) -> None:
+def write_report(report: ExperimentReport, path: Path | str) -> None:
     """Write the report as JSON."""
     write_json(path, report.model_dump(mode="json"))
 
 
-def _point(record: DecisionRecord) -> Point:
+def _point(record: DecisionRecord) -> SeriesPoint:
     evidence, verdict = record.evidence, record.verdict
     units = {a.arm: a.units for a in evidence.arms}
-    return Point(
+    return SeriesPoint(
         at=evidence.at, days=evidence.days, coverage=evidence.coverage, counted=verdict.look is not None,
         action=verdict.decision.action, status=verdict.decision.status,
         units=tuple(units.get(a.name, 0) for a in record.file.arms), primary=verdict.primary, guardrails=verdict.guardrails,

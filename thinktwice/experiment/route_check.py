@@ -31,14 +31,14 @@ _OWN = frozenset({EXPERIMENT, ARM, ENROLLED})
 
 
 @dataclass(frozen=True)
-class Split:
+class TrafficSplit:
     """What a route file does with a unit: its salt and its ranges, in order."""
 
     salt: str
     ranges: tuple[Range, ...]
 
 
-def read_split(routes: Content, clusters: Content) -> Split:
+def read_split(routes: Content, clusters: Content) -> TrafficSplit:
     """Read a route file and prove every rule that needs no other file.
 
     Raises:
@@ -79,8 +79,8 @@ def read_split(routes: Content, clusters: Content) -> Split:
 
 
 def check_routes(
-    routes: Content, clusters: Content, experiments: Sequence[ExperimentFile], live: Split | None = None
-) -> Split:
+    routes: Content, clusters: Content, experiments: Sequence[ExperimentFile], live: TrafficSplit | None = None
+) -> TrafficSplit:
     """Prove that a route file does what the experiments declare, and moves nobody whom the live one has enrolled.
 
     Raises:
@@ -115,7 +115,7 @@ def check_routes(
     return split
 
 
-def check_growth(live: Split, new: Split) -> None:
+def check_growth(live: TrafficSplit, new: TrafficSplit) -> None:
     """Prove that nobody who is enrolled changes arm, except by stopping a whole experiment.
 
     Raises:
@@ -155,7 +155,7 @@ def _check_arms(experiment: ExperimentFile, ranges: list[Range]) -> None:
     )
 
 
-def _read_ranges(split: Route, defined: set[str]) -> Split:
+def _read_ranges(split: Route, defined: set[str]) -> TrafficSplit:
     _want(split.match == Match(prefix="/"), "the split must match every request")
     _want(not split.request_headers_to_add, "headers of the arms may be set by the entries of the split alone")
     _want(split.metadata is not None, "the file is of version None: it does not say what it was rendered from")
@@ -183,7 +183,7 @@ def _read_ranges(split: Route, defined: set[str]) -> Split:
     ranges = tuple(_range(entry, stop, defined) for entry, stop in zip(weighted.clusters, stops, strict=True))
     named = {r.experiment for r in ranges} - {NO_EXPERIMENT, HOLDOUT}
     _want(set(meta.experiments) == named, "the experiments named in the metadata are not those of the entries")
-    return Split(meta.salt, ranges)
+    return TrafficSplit(meta.salt, ranges)
 
 
 def _range(entry: Entry, stop: int, defined: set[str]) -> Range:
@@ -242,7 +242,7 @@ def _defined(clusters: Sequence[Cluster]) -> set[str]:
     return names
 
 
-def _enrolled(split: Split, experiment: str) -> dict[str, set[int]]:
+def _enrolled(split: TrafficSplit, experiment: str) -> dict[str, set[int]]:
     found: dict[str, set[int]] = {}
     for r in split.ranges:
         if r.experiment == experiment and r.enrolled:

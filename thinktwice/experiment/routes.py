@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from thinktwice.errors import ExperimentError
-from thinktwice.experiment.assignment import NO_EXPERIMENT, OVERRIDE, TESTER, Layout, layout_of
+from thinktwice.experiment.assignment import NO_EXPERIMENT, OVERRIDE, TESTER, BucketLayout, layout_of
 from thinktwice.experiment.file import BUCKETS, CONTROL, UNIT, ExperimentFile
 from thinktwice.experiment.gateway_config import ARM, ENROLLED, EXPERIMENT, UNIT_HEADER, Endpoint, GatewayConfig
 from thinktwice.files import sha256_text
@@ -88,7 +88,11 @@ def render(
 
 
 def _route_config(
-    layout: Layout, experiments: Sequence[ExperimentFile], shadows: list[str], config: GatewayConfig, secret: str | None
+    layout: BucketLayout,
+    experiments: Sequence[ExperimentFile],
+    shadows: list[str],
+    config: GatewayConfig,
+    secret: str | None,
 ) -> Json:
     routes: list[Json] = []
     if secret is not None:
@@ -115,7 +119,9 @@ def _route_config(
     }
 
 
-def _split(layout: Layout, experiments: Sequence[ExperimentFile], shadows: list[str], config: GatewayConfig) -> Json:
+def _split(
+    layout: BucketLayout, experiments: Sequence[ExperimentFile], shadows: list[str], config: GatewayConfig
+) -> Json:
     entries = [
         {
             "name": cluster_of(r.experiment, r.arm),
@@ -165,7 +171,7 @@ def _override(cluster: str, secret: str, config: GatewayConfig) -> Json:
     return {**route, "request_headers_to_remove": ["x-force-arm"]}
 
 
-def _tester_routes(layout: Layout, config: GatewayConfig) -> list[Json]:
+def _tester_routes(layout: BucketLayout, config: GatewayConfig) -> list[Json]:
     """Testers by cluster, as many to a route as its expression holds; an id that is too long for one is matched as it is."""
     routes = []
     places = sorted({(cluster_of(*place), place[1]) for place in layout.testers.values()})

@@ -30,11 +30,11 @@ from thinktwice.records.served import (
     UNIT,
 )
 from thinktwice.stats.moments import Moments
-from thinktwice.stats.quantiles import GROUPS, Bins, Histogram
+from thinktwice.stats.quantiles import GROUPS, Histogram, HistogramBins
 
 UNITS, LATENCY = "units.parquet", "latency.parquet"
 ALL = ""  # slice of everything
-BINS = Bins()  # of latencies in milliseconds
+BINS = HistogramBins()  # of latencies in milliseconds
 
 UNIT_COLUMNS = pa.schema(
     [
@@ -102,7 +102,7 @@ def write_unit_sums(
             f"SELECT experiment, arm, slice, value, unit, day, {sums} FROM ({' UNION ALL '.join(parts)}) GROUP BY ALL",
             out / UNITS,
         )
-        # The bins of ``Bins.place``, in the query's words.
+        # The bins of ``HistogramBins.place``, in the query's words.
         place = f"least(greatest(CAST(floor(ln(ms / {BINS.lowest}) / {step!r}) AS INTEGER) + 1, 0), {BINS.count - 1})"
         write_parquet(
             db,

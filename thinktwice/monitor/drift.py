@@ -23,7 +23,14 @@ from thinktwice.data.encoded import EncodedRows
 from thinktwice.monitor.record import NUM_PATHS, PROBABILITY, REQUEST, UNCERTAINTY, USER
 from thinktwice.monitor.served import ServedRows, read_served
 from thinktwice.release.bundle import Bundle, load_bundle
-from thinktwice.release.profile import SECOND_OPINION, Profile, SampleProfile, ScoreProfile, read_profile, support_bins
+from thinktwice.release.profile import (
+    SECOND_OPINION,
+    BundleProfile,
+    SampleProfile,
+    ScoreProfile,
+    read_profile,
+    support_bins,
+)
 from thinktwice.release.profile_bins import (
     MISSING,
     UNKNOWN,
@@ -45,7 +52,7 @@ What = Literal["values", "support", "score"]
 
 
 @dataclass(frozen=True)
-class Moved:
+class Shift:
     """How far one distribution has moved.
 
     Attributes:
@@ -98,10 +105,10 @@ class DriftReport:
     clusters: int
     window: tuple[str, str]
     threshold: float
-    moved: tuple[Moved, ...]
+    moved: tuple[Shift, ...]
 
     @property
-    def drifted(self) -> list[Moved]:
+    def drifted(self) -> list[Shift]:
         return [m for m in self.moved if m.drifted(self.threshold)]
 
     def as_json(self) -> dict[str, Any]:
@@ -132,7 +139,9 @@ def drift_of_log(
     return measure_drift(served, profile, bundle, threshold)
 
 
-def measure_drift(served: ServedRows, profile: Profile, bundle: Bundle, threshold: float = PSI_DRIFTED) -> DriftReport:
+def measure_drift(
+    served: ServedRows, profile: BundleProfile, bundle: Bundle, threshold: float = PSI_DRIFTED
+) -> DriftReport:
     """Compare served rows with the profile of the bundle that served them."""
     encoder, frame = bundle.encoder, served.frame
     rows = encoder.encode_table(_with_user(frame, encoder.user_key).to_arrow())
@@ -196,9 +205,9 @@ def _moved(
     groups: np.ndarray,
     unjudged: str,
     facts: tuple[tuple[str, float, float], ...],
-) -> Moved:
+) -> Shift:
     train, valid = references
-    return Moved(
+    return Shift(
         name=name,
         what=what,
         kind=kind,
@@ -237,7 +246,7 @@ def _score_values(name: str, frame: pl.DataFrame, rows: EncodedRows, bundle: Bun
     return frame[{"probability": PROBABILITY, "uncertainty": UNCERTAINTY}[name]].to_numpy()
 
 
-def _score(s: ScoreProfile, values: np.ndarray, groups: np.ndarray, few: str) -> Moved:
+def _score(s: ScoreProfile, values: np.ndarray, groups: np.ndarray, few: str) -> Shift:
     live = quantile_bins(values, np.asarray(s.edges))
     if s.name == SECOND_OPINION:
         names = ["one pass", "more passes"]

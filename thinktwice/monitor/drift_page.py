@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from thinktwice.console.output import Column, Record, print_table, say
-from thinktwice.monitor.drift import PSI_ALERT, DriftReport, Moved
+from thinktwice.monitor.drift import PSI_ALERT, DriftReport, Shift
 from thinktwice.pages import templates
 from thinktwice.pages.charts import Series
 from thinktwice.pages.charts_bars import LIVE, PALE, SOFT, bars
@@ -107,7 +107,7 @@ def render(report: DriftReport) -> str:
     return str(html)
 
 
-def _bars(m: Moved) -> Drawing:
+def _bars(m: Shift) -> Drawing:
     shares = {"training": m.train, "validation": m.valid, "live": m.live}
     return bars(m.labels, [(name, color, shares[name]) for name, color in COLORS.items() if shares[name]])
 
@@ -116,13 +116,13 @@ def _index(found: Distance | None) -> str:
     return "" if found is None else f"{found.psi:.3f}"
 
 
-def _facts(m: Moved) -> str:
+def _facts(m: Shift) -> str:
     if m.what == "score":
         return ", ".join(f"{word} {before:.3f} → {now:.3f}" for word, before, now in m.facts)
     return ", ".join(f"{word} {before:.1%} → {now:.1%}" for word, before, now in m.facts if before or now)
 
 
-def _word(m: Moved, threshold: float) -> str:
+def _word(m: Shift, threshold: float) -> str:
     if m.drifted(threshold):
         return "drifted much" if m.nearer.psi > PSI_ALERT else "drifted"
     return f"not judged: {m.unjudged}" if m.unjudged else ""

@@ -23,7 +23,7 @@ from thinktwice.progress import note
 from thinktwice.threads import reproducible
 from thinktwice.train.device import on_device
 from thinktwice.train.loader import BlockLoader
-from thinktwice.train.loop import Bar, Plan, Steps, run_loop
+from thinktwice.train.loop import Bar, LoopPlan, Steps, run_loop
 
 STAGE = "pretrain"
 TRAINING_FILE = "training.json"
@@ -144,7 +144,7 @@ def fit(
         model = Denoiser(build_backbone(backbone, fields, seed=seed), config, log_shares(train, fields))
         rows = BlockLoader(train)
         steps = Steps.of(len(rows), config.batch_size, config.epochs)
-        plan = Plan(
+        plan = LoopPlan(
             steps,
             eval_every=max(1, steps.total // CURVE_POINTS),
             rate=config.rate,

@@ -84,7 +84,7 @@ class ScoreProfile(_Frozen):
     mean: float
 
 
-class Profile(_Frozen):
+class BundleProfile(_Frozen):
     """Content of ``profile.json``."""
 
     format: Annotated[int, Field(ge=1, le=1, strict=True)] = 1
@@ -94,7 +94,7 @@ class Profile(_Frozen):
     scores: tuple[ScoreProfile, ...]
 
 
-def profile_of(data: TrainingSet, encoder: Encoder, engine: Engine) -> Profile:
+def profile_of(data: TrainingSet, encoder: Encoder, engine: Engine) -> BundleProfile:
     """Profile a training set and the scores that an engine gives its validation rows."""
     train, _ = _subsample(data.part("train"), TRAIN_ROWS)
     valid, kept = _subsample(data.part("valid"), VALID_ROWS)
@@ -124,7 +124,7 @@ def profile_of(data: TrainingSet, encoder: Encoder, engine: Engine) -> Profile:
         "missing support": raw.missing,
         SECOND_OPINION: (raw.num_paths > 1).astype(np.float64),
     }
-    return Profile(
+    return BundleProfile(
         train_rows=len(train),
         valid_rows=len(valid),
         fields=tuple(fields),
@@ -132,7 +132,7 @@ def profile_of(data: TrainingSet, encoder: Encoder, engine: Engine) -> Profile:
     )
 
 
-def read_profile(folder: Path | str) -> Profile:
+def read_profile(folder: Path | str) -> BundleProfile:
     """The profile in a bundle.
 
     Raises:
@@ -140,7 +140,7 @@ def read_profile(folder: Path | str) -> Profile:
     """
     path = Path(folder) / PROFILE_FILE
     try:
-        return Profile.model_validate(read_json(path))
+        return BundleProfile.model_validate(read_json(path))
     except FileNotFoundError:
         why = "has no profile (an older version wrote it)"
     except (OSError, ValueError) as error:
@@ -148,7 +148,7 @@ def read_profile(folder: Path | str) -> Profile:
     raise BundleError(f"bundle {folder} {why}: package the model again")
 
 
-def check_profile(profile: Profile, encoder: Encoder) -> None:
+def check_profile(profile: BundleProfile, encoder: Encoder) -> None:
     """Check that a profile describes the fields and bins of an encoder.
 
     Raises:

@@ -42,7 +42,7 @@ class Horizon:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplePlan:
     """What an experiment of one length can find.
 
     Attributes:
@@ -113,7 +113,7 @@ def plan(
     effect: float | None = None,
     variance_reduction: float = 0.0,
     comparisons: int | None = None,
-) -> Plan:
+) -> SamplePlan:
     """What an experiment over this horizon can find.
 
     Args:
@@ -140,10 +140,12 @@ def plan(
     least = drift(method, looks, level, power) * se
     relative = least / abs(horizon.baseline) if horizon.baseline else float("nan")
     found = None if effect is None else power_of(method, looks, level, effect / se)
-    return Plan(horizon.days, each, horizon.baseline, least, relative, found, inflation(method, looks, level, power))
+    return SamplePlan(
+        horizon.days, each, horizon.baseline, least, relative, found, inflation(method, looks, level, power)
+    )
 
 
-def days_needed(plans: Sequence[Plan], effect: float) -> int | None:
+def days_needed(plans: Sequence[SamplePlan], effect: float) -> int | None:
     """The shortest planned length that finds an absolute effect with the wanted power; None when none does."""
     enough = [p.days for p in plans if p.minimum_detectable <= abs(effect)]
     return min(enough) if enough else None

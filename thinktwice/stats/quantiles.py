@@ -24,7 +24,7 @@ QuantileFlag = Literal["no_rows", "few_groups", "one_value", "beyond_the_data", 
 
 
 @dataclass(frozen=True)
-class Bins:
+class HistogramBins:
     """Bins of equal relative width between ``lowest`` and ``highest``, and one on either side."""
 
     lowest: float = 0.01
@@ -53,15 +53,17 @@ class Histogram:
         invalid: rows whose value was not finite or was negative; they are in no bin.
     """
 
-    bins: Bins
+    bins: HistogramBins
     counts: np.ndarray
     sums: np.ndarray
     invalid: int = 0
 
     @classmethod
-    def of_rows(cls, value: np.ndarray, group: np.ndarray, bins: Bins | None = None, groups: int = GROUPS) -> Histogram:
+    def of_rows(
+        cls, value: np.ndarray, group: np.ndarray, bins: HistogramBins | None = None, groups: int = GROUPS
+    ) -> Histogram:
         """Histogram of rows with a value [R] and the group [R] (0..groups-1) of their unit."""
-        bins = bins or Bins()
+        bins = bins or HistogramBins()
         value = np.asarray(value, np.float64)
         good = np.isfinite(value) & (value >= 0)
         value, group = value[good], np.asarray(group)[good]

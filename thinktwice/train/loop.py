@@ -42,7 +42,7 @@ def constant_rate(done: float) -> float:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoopPlan:
     """Settings of one run.
 
     Attributes:
@@ -75,7 +75,7 @@ def run_loop(
     embedding: FieldEmbedding,
     rows: BlockLoader,
     loss: Loss,
-    plan: Plan,
+    plan: LoopPlan,
     *,
     seed: int,
     on_eval: OnEval,
@@ -125,7 +125,7 @@ def run_loop(
         model.cpu().eval()
 
 
-def _diverged(loss: float, step: int, plan: Plan) -> str:
+def _diverged(loss: float, step: int, plan: LoopPlan) -> str:
     return (
         f"the training loss is {loss} in step {step} of {plan.steps.total} at the rate {plan.rate:g}: lower the rate, "
         "or rescale vectors that hold very large numbers"

@@ -17,7 +17,7 @@ from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.device import on_device
 from thinktwice.train.joint import Joint, Trainee
 from thinktwice.train.loader import BlockLoader
-from thinktwice.train.loop import Bar, Plan, Steps, run_loop
+from thinktwice.train.loop import Bar, LoopPlan, Steps, run_loop
 from thinktwice.train.measure import known_auc, logits_of
 
 
@@ -66,7 +66,7 @@ def train(
         TrainingError: the loss of a batch is not finite.
     """
     steps = Steps.of(len(rows), config.batch_size, epochs)
-    plan = Plan(
+    plan = LoopPlan(
         steps,
         eval_every=max(1, math.ceil(steps.per_epoch / config.checks_per_epoch)),
         rate=config.rate,

@@ -22,7 +22,7 @@ def hashed(value: str) -> str:
     return "#" + hashlib.sha256(f"thinktwice:{value}".encode()).hexdigest()[:8]
 
 
-class Bins(NamedTuple):
+class ValueBins(NamedTuple):
     """How the values of a field fall into bins: the most frequent values of a reference, all others, missing.
 
     ``values`` are raw values (categoricals) or bin numbers (numbers, then ``edges`` are their inner borders).
@@ -32,7 +32,7 @@ class Bins(NamedTuple):
     edges: np.ndarray | None
 
     @classmethod
-    def of_reference(cls, counts: pl.DataFrame, edges: np.ndarray | None) -> Bins:
+    def of_reference(cls, counts: pl.DataFrame, edges: np.ndarray | None) -> ValueBins:
         """Bins from the groups (value, ..., n) of a reference."""
         if edges is not None:
             return cls(tuple(range(len(edges) + 1)), edges)
@@ -59,13 +59,13 @@ class Bins(NamedTuple):
         return {"values": values, "edges": edges, "shares": shares, "rows": int(found.sum())}
 
     @classmethod
-    def of_json(cls, value: dict[str, Any]) -> tuple[Bins, np.ndarray, int]:
+    def of_json(cls, value: dict[str, Any]) -> tuple[ValueBins, np.ndarray, int]:
         """(bins, shares, rows) as written by :meth:`to_json`."""
         edges = None if value["edges"] is None else np.asarray(value["edges"], dtype=float)
         return cls(tuple(value["values"]), edges), np.asarray(value["shares"], dtype=float), int(value["rows"])
 
 
-def bin_counts(counts: pl.DataFrame, bins: Bins) -> np.ndarray:
+def bin_counts(counts: pl.DataFrame, bins: ValueBins) -> np.ndarray:
     """Rows per bin [len(values) + 2] of the groups (value, ..., n): each value, all others, missing."""
     place = {value: i for i, value in enumerate(bins.values)}
     other, missing = len(place), len(place) + 1

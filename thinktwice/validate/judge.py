@@ -10,7 +10,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from thinktwice.schema import LogSchema
-from thinktwice.validate.profile import Profile
+from thinktwice.validate.profile import LogProfile
 from thinktwice.validate.rules import ProfileRule, Severity, noted_rules, profile_rules, row_rules
 from thinktwice.validate.split import SplitResult
 
@@ -25,7 +25,7 @@ class BrokenRule(BaseModel):
     sentence: str  # what was expected, and what was found
 
 
-def broken_rules(split: SplitResult, profile: Profile, schema: LogSchema) -> tuple[BrokenRule, ...]:
+def broken_rules(split: SplitResult, profile: LogProfile, schema: LogSchema) -> tuple[BrokenRule, ...]:
     """The rules that a log breaks, critical ones first.
 
     Args:

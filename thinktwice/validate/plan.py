@@ -20,7 +20,7 @@ PART_ROWS = 1_200_000  # rows sorted at once
 
 
 @dataclass(frozen=True)
-class Plan:
+class SplitPlan:
     """What the first pass finds of R rows."""
 
     keys: Keys  # [R] row ids, in file order
@@ -29,7 +29,7 @@ class Plan:
     num_parts: int
 
 
-def plan_of(source: RawRows) -> Plan:
+def plan_of(source: RawRows) -> SplitPlan:
     """First pass."""
     find = any(rule.check == "duplicate" for rule in source.rules)
     keys, times, first, second, known = [], [], [], [], []
@@ -46,7 +46,7 @@ def plan_of(source: RawRows) -> Plan:
             second.append(rows.hash_rows(seed=2).to_numpy())
             known.append(ids.is_in(list(source.known_duplicates)).to_numpy())
     if not keys:
-        return Plan(np.zeros(0, np.uint64), np.zeros(0, bool), np.zeros(0, np.int32), 1)
+        return SplitPlan(np.zeros(0, np.uint64), np.zeros(0, bool), np.zeros(0, np.int32), 1)
     key = np.concatenate(keys)
     if find and not coarse:
         duplicate = later_copies(source, np.concatenate(first), np.concatenate(second)) | np.concatenate(known)
@@ -58,7 +58,7 @@ def plan_of(source: RawRows) -> Plan:
     part = np.zeros(len(key), dtype=np.int32)
     if num_parts > 1:
         part[np.lexsort((key, np.concatenate(times)))] = np.arange(len(key)) // PART_ROWS
-    return Plan(key, duplicate, part, num_parts)
+    return SplitPlan(key, duplicate, part, num_parts)
 
 
 def _only_hours(micros: pl.Series, schema: LogSchema) -> bool:

@@ -23,7 +23,7 @@ from thinktwice.parquet import read_frame
 from thinktwice.progress import track
 from thinktwice.schema.log import EVENT_TIME, LABEL, LogSchema, load_schema
 from thinktwice.schema.numbers import borders, shortest
-from thinktwice.validate.drift import Bins, bin_counts, hashed, ks, psi, single_field_auc
+from thinktwice.validate.drift import ValueBins, bin_counts, hashed, ks, psi, single_field_auc
 from thinktwice.validate.rules import MIN_JUDGED_LABELS, MIN_JUDGED_ROWS
 
 WHOLE = "whole"
@@ -65,7 +65,7 @@ PROFILE_SCHEMA: dict[str, Any] = {
 }
 
 
-class Profile(NamedTuple):
+class LogProfile(NamedTuple):
     """The profile of a log."""
 
     table: pl.DataFrame  # columns of PROFILE_SCHEMA
@@ -94,7 +94,7 @@ def read_reference(path: Path | str) -> dict[str, Any]:
     return value
 
 
-def profile_log(clean_dir: Path | str, *, reference: Mapping[str, Any] | None = None) -> Profile:
+def profile_log(clean_dir: Path | str, *, reference: Mapping[str, Any] | None = None) -> LogProfile:
     """Profile the clean log in ``clean_dir``. One column is in memory at a time.
 
     Raises:
@@ -109,7 +109,7 @@ def profile_log(clean_dir: Path | str, *, reference: Mapping[str, Any] | None = 
         raise DataError(f"{path} cannot be read ({error}): validate the log again") from error
     features = _features(schema)
     if base.height == 0:
-        return Profile(pl.DataFrame(schema=PROFILE_SCHEMA), {"format": 1, "rows": 0, "features": {}}, {})
+        return LogProfile(pl.DataFrame(schema=PROFILE_SCHEMA), {"format": 1, "rows": 0, "features": {}}, {})
     labels = _partition_labels(base, schema)
     rows: list[dict[str, Any]] = []
     known = dict(reference["features"]) if reference else {}
@@ -118,9 +118,9 @@ def profile_log(clean_dir: Path | str, *, reference: Mapping[str, Any] | None = 
     histograms: dict[str, dict[str, Any]] = {}
     for feature in track(features, stage="validate", total=len(features), label="profile"):
         counts, numbers, ids = _counts(path, base, feature)
-        bins = Bins.of_reference(counts.filter(~pl.col("half")), ids)
+        bins = ValueBins.of_reference(counts.filter(~pl.col("half")), ids)
         rows.extend(_rows(feature, counts, numbers, bins, labels))
-        whole = Bins.of_reference(counts, ids)
+        whole = ValueBins.of_reference(counts, ids)
         saved[feature.name] = whole.to_json(counts, secret=feature.secret)
         if feature.name in known:
             _against(rows, feature, known[feature.name], path, base, widened=widened)
@@ -128,7 +128,7 @@ def profile_log(clean_dir: Path | str, *, reference: Mapping[str, Any] | None = 
     _judge_log(rows[0], base, schema, reference)
     click_rate = float(base[LABEL].cast(pl.Float64).mean() or 0.0)  # type: ignore[arg-type]
     out = {"format": 1, "widened": False, "rows": base.height, "click_rate": click_rate, "features": saved}
-    return Profile(pl.DataFrame(rows, schema=PROFILE_SCHEMA), out, histograms)
+    return LogProfile(pl.DataFrame(rows, schema=PROFILE_SCHEMA), out, histograms)
 
 
 def _features(schema: LogSchema) -> list[_Feature]:
@@ -226,7 +226,7 @@ def _binned(column: pl.Series, edges: np.ndarray) -> pl.Series:
 
 
 def _rows(
-    feature: _Feature, counts: pl.DataFrame, numbers: pl.DataFrame | None, bins: Bins, labels: dict[int, str]
+    feature: _Feature, counts: pl.DataFrame, numbers: pl.DataFrame | None, bins: ValueBins, labels: dict[int, str]
 ) -> list[dict[str, Any]]:
     first = bin_counts(counts.filter(~pl.col("half")), bins)
     out = []
@@ -288,7 +288,7 @@ def _against(
     Earlier versions widened float32 numbers to float64 before they looked for edges, which lay on values.
     """
     row = next(r for r in rows if r["feature"] == feature.name and r["partition"] == WHOLE)
-    bins, shares, num_rows = Bins.of_json(known)
+    bins, shares, num_rows = ValueBins.of_json(known)
     if widened and bins.edges is not None:
         bins = bins._replace(edges=_above_float32(bins.edges))
     if feature.kind in ("key", "derived") or min(num_rows, base.height) < MIN_JUDGED_ROWS:
@@ -322,7 +322,7 @@ def _judge_log(row: dict[str, Any], base: pl.DataFrame, schema: LogSchema, refer
         row["first_year"] = float(base["day"].head(1).cast(pl.Int32).cast(pl.Date).dt.year()[0])
 
 
-def _histogram(feature: _Feature, bins: Bins, counts: pl.DataFrame) -> dict[str, Any]:
+def _histogram(feature: _Feature, bins: ValueBins, counts: pl.DataFrame) -> dict[str, Any]:
     labels = bins.labels()
     if feature.secret:
         labels = [hashed(text) for text in labels[:-2]] + labels[-2:]

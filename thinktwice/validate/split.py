@@ -38,7 +38,7 @@ from thinktwice.validate.parse import (
     read_columns,
     violations,
 )
-from thinktwice.validate.plan import Plan, plan_of
+from thinktwice.validate.plan import SplitPlan, plan_of
 from thinktwice.validate.quarantine import QuarantineWriter, Stamp, original_columns, write_unparsable
 from thinktwice.validate.raw_rows import RawRows, frame_of, open_rows, parquet_file, rows_where
 from thinktwice.validate.row_keys import Keys, key_hash, read_keys
@@ -216,7 +216,7 @@ def _split(
 
 
 def _write_rows(
-    source: RawRows, plan: Plan, stamp: Stamp, clean: Path, quarantine: Path, counts: _Counts
+    source: RawRows, plan: SplitPlan, stamp: Stamp, clean: Path, quarantine: Path, counts: _Counts
 ) -> npt.NDArray[np.bool_]:
     """Second and third pass, and the bad rows once more with all their columns; returns which rows [R] are bad."""
     marks = violations(source.rules, as_of=source.as_of)

@@ -13,15 +13,15 @@ from thinktwice.pages.charts import Series
 from thinktwice.pages.charts_bars import LIVE, SOFT, STRONG, bars, timeline_chart
 from thinktwice.pages.drawing import Drawing
 from thinktwice.validate.drift import MISSING, OTHER
-from thinktwice.validate.profile import WHOLE, Profile
+from thinktwice.validate.profile import WHOLE, LogProfile
 
 if TYPE_CHECKING:
-    from components.data.validate.verdict import Verdict
+    from components.data.validate.verdict import DataVerdict
 
 FIRST, SECOND = Series("first half", SOFT, ()), Series("second half", STRONG, ())
 
 
-def render(verdict: Verdict, profile: Profile, info: Mapping[str, Any], samples: Mapping[str, list[str]]) -> str:
+def render(verdict: DataVerdict, profile: LogProfile, info: Mapping[str, Any], samples: Mapping[str, list[str]]) -> str:
     """The whole page. ``info`` is clean.json; ``samples`` are row ids per reason."""
     html = templates.render(
         Path(__file__).parent,
@@ -53,7 +53,7 @@ def _facts(info: Mapping[str, Any]) -> str:
     return f"snapshot {info['snapshot_id'] or 'unnamed'} · {info['rule_set_version']}{span}"
 
 
-def _tiles(verdict: Verdict, profile: Profile) -> list[tuple[str, str]]:
+def _tiles(verdict: DataVerdict, profile: LogProfile) -> list[tuple[str, str]]:
     split, metrics = verdict.split, verdict.metrics
     fields = profile.table.filter(pl.col("partition") == WHOLE)
     rate = f"{metrics['click_rate']:.2%}" if "click_rate" in metrics else "–"
@@ -78,7 +78,7 @@ def _timeline(table: pl.DataFrame) -> Drawing | None:
     return timeline_chart(slices.select("partition", "rows", "click_rate").rows())
 
 
-def _fields(profile: Profile) -> list[tuple[dict[str, Any], Drawing | None]]:
+def _fields(profile: LogProfile) -> list[tuple[dict[str, Any], Drawing | None]]:
     """Every field's row of the profile, and how its values are spread in both halves."""
     rows = profile.table.filter(pl.col("partition") == WHOLE).iter_rows(named=True)
     return [(row, None if row["kind"] == "key" else _spread(profile.histograms[row["feature"]])) for row in rows]

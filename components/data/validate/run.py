@@ -19,14 +19,14 @@ from components.data.validate.suite import (
     check_profile,
     check_rows,
 )
-from components.data.validate.verdict import Verdict
+from components.data.validate.verdict import DataVerdict
 from thinktwice.data.ingest import Snapshot
 from thinktwice.files import atomic_dir, atomic_file, read_json, write_json
 from thinktwice.parquet import read_schema, read_table, write_frame
 from thinktwice.progress import note, tell
 from thinktwice.schema.log import ROW_ID, LogSchema, load_schema
 from thinktwice.validate.parse import clean_columns
-from thinktwice.validate.profile import Profile, profile_log
+from thinktwice.validate.profile import LogProfile, profile_log
 from thinktwice.validate.raw_rows import STAGE, frame_of
 from thinktwice.validate.rules import UNSPLITTABLE, noted_rules, profile_rules, row_rules
 from thinktwice.validate.split import SplitResult, clean_arrow_schema, split_log
@@ -45,7 +45,7 @@ def validate_log(
     as_of: datetime | None = None,
     ingested_at: datetime | None = None,
     reference: Mapping[str, Any] | None = None,
-) -> Verdict:
+) -> DataVerdict:
     """Validate the raw log in ``raw_dir``. Writes the clean log, the quarantine, one HTML file and the verdict folder.
 
     The verdict folder holds ``verdict.json``, ``profile.parquet`` and ``profile_reference.json``, which a later log can be
@@ -81,7 +81,7 @@ def validate_log(
     return verdict
 
 
-def warning_lines(verdict: Verdict) -> list[str]:
+def warning_lines(verdict: DataVerdict) -> list[str]:
     """What is told of the warnings of a log that passed: how many, and the first few with what to do."""
     warnings = [f for f in verdict.findings if not f.passed and f.severity == "warning"]
     if not verdict.passed or not warnings:
@@ -114,7 +114,7 @@ def _what_was_read(snapshot: Path) -> list[str]:
         return []
 
 
-def judge(findings: list[Finding], split: SplitResult, profile: Profile) -> Verdict:
+def judge(findings: list[Finding], split: SplitResult, profile: LogProfile) -> DataVerdict:
     """Severity policy: one broken critical rule fails the log; warnings are told and do not fail it."""
     order = {"critical": 0, "warning": 1, "info": 2}
     findings = sorted(findings, key=lambda f: (f.passed, order[f.severity]))  # stable: catalogue order within
@@ -136,7 +136,7 @@ def judge(findings: list[Finding], split: SplitResult, profile: Profile) -> Verd
         headline = f"passed: {split.rows_clean:,} of {split.rows_in:,} rows are clean{quarantined}" + (
             f"; {said}" if said else ""
         )
-    return Verdict(
+    return DataVerdict(
         not critical, headline, reasons, findings, split, _metrics(split, profile, len(critical), len(warnings))
     )
 
@@ -223,7 +223,7 @@ def _not_evaluated(findings: list[Finding], schema: LogSchema, has_reference: bo
     return out
 
 
-def _metrics(split: SplitResult, profile: Profile, num_critical: int, num_warnings: int) -> dict[str, float]:
+def _metrics(split: SplitResult, profile: LogProfile, num_critical: int, num_warnings: int) -> dict[str, float]:
     metrics = {
         "rows_in": float(split.rows_in),
         "rows_clean": float(split.rows_clean),
@@ -241,7 +241,7 @@ def _metrics(split: SplitResult, profile: Profile, num_critical: int, num_warnin
     return metrics
 
 
-def _write(folder: Path, verdict: Verdict, profile: Profile) -> None:
+def _write(folder: Path, verdict: DataVerdict, profile: LogProfile) -> None:
     with atomic_dir(folder) as temporary:
         value = asdict(verdict)
         value["findings"] = [f._asdict() for f in verdict.findings]

@@ -9,7 +9,7 @@ from thinktwice.validate.split import SplitResult
 
 
 @dataclass(frozen=True)
-class Verdict:
+class DataVerdict:
     """What became of a log, and why. ``passed`` is false when, and only when, a critical rule is broken."""
 
     passed: bool

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from components.deployment.blessing import Blessing, require_blessing
+from components.deployment.blessing import BlessingFile, require_blessing
 from feature_repo.store import ensure_online
 from thinktwice.errors import BundleError, FeatureStoreError, PipelineError, reason
 from thinktwice.files import atomic_dir, read_json, sha256_text, write_json
@@ -91,7 +91,7 @@ def deploy_model(
     return info
 
 
-def _check_opponent(blessing: Blessing, state_dir: Path) -> None:
+def _check_opponent(blessing: BlessingFile, state_dir: Path) -> None:
     """Two runs at a time may both be blessed against one champion: the second must not replace the first unseen."""
     if "champion_hash" not in blessing.model_fields_set:
         return

@@ -42,7 +42,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileLayout:
     """How one form of the data set is written. ``items`` turns the raw film columns into :data:`ITEM`."""
 
     ratings: Part
@@ -123,8 +123,8 @@ def _official_100k_items(films: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _atomic(name: str, users: tuple[str, ...]) -> Layout:
-    return Layout(
+def _atomic(name: str, users: tuple[str, ...]) -> FileLayout:
+    return FileLayout(
         ratings=Part(f"{name}.inter", tuple(RATING), "\t", True),
         users=Part(f"{name}.user", users, "\t", True),
         films=Part(f"{name}.item", ("item_id", "movie_title", "release_year", "genre"), "\t", True),
@@ -138,14 +138,14 @@ PACKAGED = {
     "ml-100k": _atomic("ml-100k", ("user_id", "age", "gender", "occupation", "zip_code")),
 }
 OFFICIAL = {
-    "ml-1m": Layout(
+    "ml-1m": FileLayout(
         ratings=Part("ratings.dat", tuple(RATING), "::", False),
         users=Part("users.dat", ("user_id", "gender", "age", "occupation", "zip_code"), "::", False),
         films=Part("movies.dat", ("item_id", "movie_title", "genre"), "::", False),
         encoding="latin-1",
         items=_official_1m_items,
     ),
-    "ml-100k": Layout(
+    "ml-100k": FileLayout(
         ratings=Part("u.data", tuple(RATING), "\t", False),
         users=Part("u.user", ("user_id", "age", "gender", "occupation", "zip_code"), "|", False),
         films=Part(
@@ -233,7 +233,7 @@ def opener(name: str) -> Callable[[Path | None, int, int, LogSchema], Reading]:
     return open_reading
 
 
-def _reading(layout: Layout, opened: dict[str, tuple[Opener, str, int]], files: dict[str, str]) -> Reading:
+def _reading(layout: FileLayout, opened: dict[str, tuple[Opener, str, int]], files: dict[str, str]) -> Reading:
     users, user_losses = _side_table(opened[layout.users.name], layout.users, layout.encoding, "user_id")
     films, film_losses = _side_table(opened[layout.films.name], layout.films, layout.encoding, "item_id")
     users = users.with_columns(pl.col("zip_code").str.slice(0, 3).alias("zip3")).select("user_id", *USER)

@@ -24,7 +24,7 @@ Named = Mapping[str, tuple[Use, ...]]
 
 
 @dataclass(frozen=True)
-class Layout:
+class ColumnLayout:
     """``columns`` to read, the columns of the files that are left out, and named ones that a file lacks; with the reason."""
 
     columns: pa.Schema
@@ -32,7 +32,7 @@ class Layout:
     missing: dict[str, str]
 
 
-def unite(files: Mapping[Path, pa.Schema], named: Named) -> Layout:
+def unite(files: Mapping[Path, pa.Schema], named: Named) -> ColumnLayout:
     """The layout of files with these arrow schemas.
 
     Raises:
@@ -62,7 +62,7 @@ def unite(files: Mapping[Path, pa.Schema], named: Named) -> Layout:
             left_out[name] = "of types that do not go together: " + _words(types)
         else:
             fields.append(pa.field(name, common))
-    layout = Layout(pa.schema(fields), left_out, _missing(files, named))
+    layout = ColumnLayout(pa.schema(fields), left_out, _missing(files, named))
     for name, types in places.items():
         if name in named:
             _check_values(name, types, layout.columns.field(name).type, named[name])
