@@ -11,8 +11,8 @@ from pathlib import Path
 
 import thinktwice
 
-ROOMS = ("thinktwice", "feature_repo", "components", "pipelines")
-# Rooms within rooms that draw, start or fold results and do not change them.
+PACKAGES = ("thinktwice", "feature_repo", "components", "pipelines")
+# Packages within packages that draw, start or fold results and do not change them.
 WITHOUT = ("thinktwice/console", "pipelines/golden")
 LIBRARIES = ("torch", "numpy", "polars", "pyarrow", "duckdb", "feast", "great-expectations", "torch-model-archiver")
 SUFFIXES = (".py", ".yaml", ".json", ".html", ".properties")
@@ -20,8 +20,8 @@ SUFFIXES = (".py", ".yaml", ".json", ".html", ".properties")
 
 def source_files() -> Iterator[tuple[str, Path]]:
     """Name and path of every source file a step may execute or read, in a stable order."""
-    for room in ROOMS:
-        folder = Path(str(importlib.import_module(room).__file__)).parent
+    for package in PACKAGES:
+        folder = Path(str(importlib.import_module(package).__file__)).parent
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(folder.parent).as_posix()
             if path.suffix in SUFFIXES and "__pycache__" not in name and not name.startswith(WITHOUT):

@@ -153,7 +153,7 @@ class Admission:
         """Whether the request stood behind another for a notable time."""
         self._way = min(self._way + CLOCK_DRIFT_RATE * (now - self._seen), queued)
         self._seen = now
-        # Only what passed while another was at work: a sleeping server that wakes up slowly has no queue.
+        # Count only time spent queued behind another request: a sleeping server that wakes up slowly has no queue.
         behind = queued - self._way - (now - self._ended)
         waited = behind > max(WAITED * likely, MIN_QUEUE_WAIT_S)
         self._recent.append((now, waited))

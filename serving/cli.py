@@ -1,4 +1,4 @@
-"""The verbs ``serve`` and ``predict``."""
+"""The commands ``serve`` and ``predict``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: every verb is found and explained, and mistakes end in one sentence."""
+"""The command line: every command is found and explained, and mistakes end in one sentence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from thinktwice.cli import GROUP, QUIET_STOP, app, main
 from thinktwice.console.help import with_plain_help
 from thinktwice.data.sources import registry
 
-VERBS = {
+COMMANDS = {
     "bundle",
     "data",
     "demo",
@@ -57,8 +57,8 @@ def commands() -> dict[tuple[str, ...], Any]:
 
 
 def test_every_room_brings_its_verbs(commands: dict):
-    assert {point.name for point in entry_points(group=GROUP)} == VERBS
-    assert {path[0] for path in commands if path} == VERBS
+    assert {point.name for point in entry_points(group=GROUP)} == COMMANDS
+    assert {path[0] for path in commands if path} == COMMANDS
     assert ("pipeline", "run") in commands and ("pipeline", "compile") in commands
 
 

@@ -1,4 +1,4 @@
-"""The command line: a tiny entry that finds each room's verbs through the entry points ``thinktwice.commands``."""
+"""The command line: a tiny entry that finds each package's commands through the entry points ``thinktwice.commands``."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ QUIET_STOP = (
 )
 
 
-class VerbsOfRooms(TyperGroup):
-    """Loads a room only when one of its verbs is asked for: ``predict`` must not wait for the imports of ``pipeline``."""
+class LazyCommands(TyperGroup):
+    """Loads a package only when one of its commands is called: ``predict`` must not wait for the imports of ``pipeline``."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(point.name for point in entry_points(group=GROUP))
@@ -40,25 +40,25 @@ class VerbsOfRooms(TyperGroup):
 
 
 def _command_of(point: EntryPoint) -> Any:
-    """The command behind an entry point: a ``typer.Typer`` with sub-verbs, or a function that is one verb."""
+    """The command behind an entry point: a ``typer.Typer`` with subcommands, or a function that is one command."""
     try:
-        verb = point.load()
+        loaded = point.load()
     except ModuleNotFoundError as error:
         raise ResourceError(
-            f"the verb {point.name!r} needs the package {error.name!r}, which is not installed: run `make setup`"
+            f"the command {point.name!r} needs the package {error.name!r}, which is not installed: run `make setup`"
         ) from error
-    if isinstance(verb, typer.Typer):
-        command = typer.main.get_command(verb)
+    if isinstance(loaded, typer.Typer):
+        command = typer.main.get_command(loaded)
     else:
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        single.command(point.name)(verb)
+        single.command(point.name)(loaded)
         command = typer.main.get_command(single)
     command.name = point.name
     return with_plain_help(command)
 
 
 app = typer.Typer(
-    cls=VerbsOfRooms,
+    cls=LazyCommands,
     name="thinktwice",
     help="Train a click-through-rate model and serve it so that it thinks twice only when it is unsure.",
     no_args_is_help=True,
@@ -76,7 +76,7 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb; the exit status is 0, 1 for an error (one sentence on stderr), 2 for wrong usage, 130 for Ctrl-C."""
+    """Run one command; the exit status is 0, 1 for an error (one sentence on stderr), 2 for wrong usage, 130 for Ctrl-C."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(
             signal.SIGINT, signal.default_int_handler
@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _unforeseen(error: BaseException) -> str:
-    """The sentence about an error that no room has named; what led to it goes to a file, and not before a user's eyes."""
+    """The sentence about an error that no package has named; what led to it goes to a file, and not before a user's eyes."""
     told = error_record(error)
     if told.own:
         return told.message

@@ -2,7 +2,7 @@
 
 The library reports, it never draws. Stages start and end, make progress, and carry notes (short) and messages (whole
 sentences); a step that fails leaves one record of its error. When the environment variable ``THINKTWICE_PROGRESS`` names a file, every event is
-appended to it as one JSON line; a watcher (the ``demo`` verb) tails the file and draws the bars. Otherwise events go nowhere.
+appended to it as one JSON line; a watcher (the ``demo`` command) tails the file and draws the bars. Otherwise events go nowhere.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ BLESSING_FILE = "blessing.json"
 
 
 class BlessingFile(BaseModel):
-    """What this room needs of ``blessing.json``; the blessing step may say more."""
+    """What this package needs of ``blessing.json``; the blessing step may say more."""
 
     blessed: bool
     bundle_hash: str

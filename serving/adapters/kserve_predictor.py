@@ -113,7 +113,7 @@ def main(arguments: list[str]) -> int:
             )
             model = CTRModel(chosen.model_name, service)
             if not model.load():
-                raise ServerError("the model does not score a row: the line before says why")
+                raise ServerError("warm-up request failed, see the previous log line")
         except Exception as error:  # noqa: BLE001 - the sentence is what its starter shows
             # Whoever started the server looks for this line in its log and shows the sentence to the user.
             logger.error("cannot load: %s", _sentence(error))

@@ -1,4 +1,4 @@
-"""The verb ``load``."""
+"""The command ``load``."""
 
 from __future__ import annotations
 

@@ -16,7 +16,10 @@ def instances(body: dict[str, Any], tail: bytes = b"") -> Any:
         RequestError: the body has no ``instances``, or other keys, or something behind its JSON.
     """
     if tail:
-        raise RequestError(f"the body has {len(tail)} bytes behind its JSON: only v2 bodies may", field="body")
+        raise RequestError(
+            f"unexpected {len(tail)} trailing bytes after the JSON: only v2 requests may carry binary data",
+            field="body",
+        )
     if "instances" not in body:
         raise RequestError(
             'instances is missing: send {"instances": [...]} or an Open Inference v2 body', field="instances"

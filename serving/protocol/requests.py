@@ -226,7 +226,7 @@ def _kind(value: Any) -> str:
         dict: "an object",
         list: "a list",
         str: "a string",
-        bool: "a truth value",
+        bool: "a boolean",
         int: "a number",
         float: "a number",
     }
@@ -250,7 +250,7 @@ def _optional(value: Mapping[str, Any], name: str, path: str, check: Callable[[A
 
 def _positive_int(value: Any, path: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise RequestError(f"{path} must be a whole number of at least 1", field=path)
+        raise RequestError(f"{path} must be an integer of at least 1", field=path)
     return value
 
 
@@ -304,9 +304,7 @@ def _refuse_inexact(value: Any, path: str) -> None:
             field=path,
         )
     if isinstance(value, int) and not INTEGERS[0] <= value <= INTEGERS[1]:
-        raise RequestError(
-            f"{path} is a whole number of more than 64 bits: ids beyond 64 bits must be strings", field=path
-        )
+        raise RequestError(f"{path} is an integer of more than 64 bits: ids beyond 64 bits must be strings", field=path)
 
 
 def _number(value: Any, path: str) -> float:

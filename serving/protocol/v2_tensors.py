@@ -155,7 +155,7 @@ def wants_binary(
     """Whether the parameter ``name`` of a body or an output asks for binary data; ``known`` as in :func:`parameters`.
 
     Raises:
-        RequestError: it is no truth value.
+        RequestError: it is not a boolean.
     """
     found = parameters(value, path, known=known).get(name)
     if found is None:
@@ -212,8 +212,8 @@ _CHECKS: dict[str, tuple[tuple[type, ...], str]] = {
     "BY": ((str,), "a string"),
     "BO": ((bool,), "true or false"),
     "FP": ((int, float), "a number"),
-    "IN": ((int,), "a whole number"),
-    "UI": ((int,), "a whole number"),
+    "IN": ((int,), "an integer"),
+    "UI": ((int,), "an integer"),
 }
 
 

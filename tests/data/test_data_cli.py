@@ -1,4 +1,4 @@
-"""``thinktwice data``: what it prints, and that every verb and option explains itself."""
+"""``thinktwice data``: what it prints, and that every command and option explains itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from thinktwice.errors import DataError, ResourceError
 from thinktwice.schema import parse_schema
 from thinktwice.validate.split import split_log
 
-VERBS = {"list", "fetch", "ingest", "simulate", "schema", "replay"}
+COMMANDS = {"list", "fetch", "ingest", "simulate", "schema", "replay"}
 
 
 def run(*arguments: str) -> str:
@@ -29,11 +29,11 @@ def run(*arguments: str) -> str:
 
 def test_every_verb_and_option_has_a_help_text() -> None:
     group = typer.main.get_command(app)
-    verbs = group.commands  # type: ignore[attr-defined]
-    assert set(verbs) == VERBS
-    for name, verb in verbs.items():
-        assert verb.help, name
-        for parameter in verb.params:
+    commands = group.commands  # type: ignore[attr-defined]
+    assert set(commands) == COMMANDS
+    for name, command in commands.items():
+        assert command.help, name
+        for parameter in command.params:
             assert getattr(parameter, "help", None), f"{name} {parameter.name}"
 
 

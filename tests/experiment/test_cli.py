@@ -1,4 +1,4 @@
-"""The verbs of ``thinktwice experiment``: what they print, what they write, and one sentence for each mistake."""
+"""The commands of ``thinktwice experiment``: what they print, what they write, and one sentence for each mistake."""
 
 from __future__ import annotations
 

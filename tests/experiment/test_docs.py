@@ -22,18 +22,18 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     lines = [
         line for block in re.findall(r"^```\n(.*?)^```", PAGE.read_text(), re.M | re.S) for line in block.splitlines()
     ]
-    verbs = []
+    commands = []
     for line in lines:
         words = shlex.split(line)
         assert words[:2] == ["thinktwice", "experiment"]
-        verbs.append(words[2])
+        commands.append(words[2])
         if words[2] == "decide":
             file = load_experiment(tmp_path / "fresh.yaml")
             (tmp_path / "evidence.json").write_text(evidence(file, 8).model_dump_json())
         capsys.readouterr()
         assert main(words[1:]) == 0, f"{line}\n{capsys.readouterr().err}"
         assert capsys.readouterr().out.strip(), line
-    assert sorted(set(verbs)) == ["assign", "check", "decide", "list", "new", "plan", "replay", "report", "status"]
+    assert sorted(set(commands)) == ["assign", "check", "decide", "list", "new", "plan", "replay", "report", "status"]
 
 
 def test_the_fields_are_those_of_the_file() -> None:

@@ -249,7 +249,7 @@ def refused(isvc: Object) -> list[str]:
 
 
 def update_refused(old: Object, new: Object) -> list[str]:
-    """Why KServe would refuse to replace a living InferenceService (inference_service_validation.go: ValidateUpdate)."""
+    """Why KServe would refuse to replace a running InferenceService (inference_service_validation.go: ValidateUpdate)."""
     old, new = defaulted(old), defaulted(new)
     found = []
     before, after = _annotations(old).get(MODE), _annotations(new).get(MODE)

@@ -47,7 +47,7 @@ def context_forms(field: str, kind: pa.DataType, value: Any, one: dict[str, Any]
 
 
 def json_values(value: Any) -> Iterator[tuple[str, Any]]:
-    """The value as JSON: as text, and as a number or truth value where JSON has it."""
+    """The value as JSON: as text, and as a number or boolean where JSON has it."""
     text = spell(value)
     yield ("text", text) if text is not None else ("null", None)
     if isinstance(value, bool):

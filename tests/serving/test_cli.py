@@ -1,4 +1,4 @@
-"""The verbs `serve` and `predict` without a server: help, refusals, and the table from a canned answer."""
+"""The commands `serve` and `predict` without a server: help, refusals, and the table from a canned answer."""
 
 from __future__ import annotations
 

@@ -106,8 +106,8 @@ def test_hours_are_those_of_the_zone_of_the_schema(timestamp: Any, hour: str, we
         (4_102_444_801, "between 1970 and 2100"),
         (1719786600000, "between 1970 and 2100"),
         (math.nan, "a finite number"),
-        (True, "must be Unix seconds or a text, not a truth value"),
-        (False, "must be Unix seconds or a text, not a truth value"),
+        (True, "must be Unix seconds or a text, not a boolean"),
+        (False, "must be Unix seconds or a text, not a boolean"),
         ([0], "must be a number, not a list"),
     ],
 )

@@ -17,7 +17,7 @@ from thinktwice.errors import DataError, ResourceError
 if TYPE_CHECKING:
     from thinktwice.data.ingest import Snapshot
 
-# The verbs import what they need when they run: every start of the command line loads this file.
+# The commands import what they need when they run: every start of the command line loads this file.
 
 app = typer.Typer(help="See, fetch, read and simulate click logs.", no_args_is_help=True)
 

@@ -1,4 +1,4 @@
-"""The verb ``evaluate``: a bundle on the test rows of a training set, alone or against another bundle."""
+"""The command ``evaluate``: a bundle on the test rows of a training set, alone or against another bundle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``thinktwice experiment``: declare, check, plan, decide and report; the verbs that need no server."""
+"""``thinktwice experiment``: declare, check, plan, decide and report; the commands that need no server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from thinktwice.printable import printable
 if TYPE_CHECKING:
     from thinktwice.experiment.record import DecisionRecord
 
-# The verbs import what they need when they run: every start of the command line loads this file.
+# The commands import what they need when they run: every start of the command line loads this file.
 
 app = typer.Typer(help="Declare, check, plan, decide and report online experiments.", no_args_is_help=True)
 

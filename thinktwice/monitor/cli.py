@@ -1,4 +1,4 @@
-"""The verb ``drift``."""
+"""The command ``drift``."""
 
 from __future__ import annotations
 

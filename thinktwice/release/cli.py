@@ -1,4 +1,4 @@
-"""The verbs ``release keygen``, ``release sign``, ``release verify`` and ``bundle verify``."""
+"""The commands ``release keygen``, ``release sign``, ``release verify`` and ``bundle verify``."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ Two levels, because a unit's rows are not independent evidence:
 * :class:`UnitSums`: K sums (clicks, impressions, ...) of every unit. Days, hours and parts of a log add **by unit**.
 * :class:`Moments`: number of units, means and centred cross products of these sums. Shards of **disjoint units** add.
 
-Every estimate of this room is computed from :class:`Moments`, so an analysis of any size fits in K + K² numbers an arm.
+Every estimate of this package is computed from :class:`Moments`, so an analysis of any size fits in K + K² numbers an arm.
 """
 
 from __future__ import annotations
