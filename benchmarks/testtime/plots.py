@@ -95,7 +95,7 @@ def _uplift(found: dict[str, Any]) -> Drawing:
     ]
     return line_chart(
         series,
-        x_label=f"{found['data']}, {found['regime']}: % of rows asked again",
+        x_label=f"{found['data']}, {found['regime']}: % of rows escalated",
         y_label="change of logloss, 1e-4",
         width=760,
         height=360,

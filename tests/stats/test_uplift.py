@@ -1,4 +1,4 @@
-"""The order in which rows are asked again."""
+"""The order in which rows are escalated."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def extra_work(
     """What every candidate of a test-time report brings on test rows, as a JSON-able mapping without any wall time.
 
     Args:
-        subject: the chosen trunk with the counts and extras of the report.
+        trial_model: the chosen trunk with the counts and extras of the report.
         report: of :func:`thinktwice.selection.fit.fit_test_time`.
         test: R rows.
         fit: validation rows for the controls (:func:`fitting_rows`).

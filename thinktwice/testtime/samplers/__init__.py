@@ -15,4 +15,4 @@ SAMPLERS: dict[SamplerKind, Callable[[TestTimeConfig, SamplerInput], Paths]] = {
     "matt": matt.draw,
 }
 
-__all__ = ["SAMPLERS", "SamplerInput", "Paths"]
+__all__ = ["SAMPLERS", "Paths", "SamplerInput"]
