@@ -30,11 +30,11 @@ Logged = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
 
 @dataclass(frozen=True)
 class Answer:
-    """Scores of one request, by place of the candidate (or row) in the request.
+    """Scores of one request, by position of the candidate (or row) in the request.
 
     Attributes:
         item_ids: the candidates; None for raw rows.
-        order: the places to answer with: all in request order or, when the request has ``k``, the best ``k`` by rank.
+        order: the positions to answer with: all in request order or, when the request has ``k``, the best ``k`` by rank.
         rank: 1 is the most likely click; equal probabilities keep the order of the request.
         paths_capped: more work was wanted than one request may cost (or its deadline allows): the least uncertain of the
             uncertain rows kept the score of one pass.
@@ -77,7 +77,7 @@ class NoFiniteScoreError(ServerError):
     """The model gives no number for a row: its own values are too large, or the model is broken.
 
     Attributes:
-        request, row: places in the body and in the request.
+        request, row: positions in the body and in the request.
     """
 
     def __init__(self, request: int, row: int) -> None:
@@ -239,11 +239,11 @@ class Scorer:
         for sides in tries if features is not None else ():
             assert features is not None
             nothing: Mapping[str, Any] = {}
-            places = set(bad.tolist()) if "item" in sides else set()
+            positions = set(bad.tolist()) if "item" in sides else set()
             tried = replace(
                 features,
                 user=dict.fromkeys(features.user) if "user" in sides else features.user,
-                items=[nothing if i in places else row for i, row in enumerate(features.items)],
+                items=[nothing if i in positions else row for i, row in enumerate(features.items)],
                 defaulted=tuple(dict.fromkeys((*features.defaulted, *sides))),
                 encoded_items=None,
             )

@@ -45,24 +45,24 @@ class ItemSnapshot:
     see them. newest [n] Unix seconds, NaN unknown. cold [n] bool.
     """
 
-    places: Mapping[str, int]
+    positions: Mapping[str, int]
     side: Side
     values: tuple[pa.Table, ...]
     newest: np.ndarray
     cold: np.ndarray
     filled: float  # Unix seconds
 
-    def row(self, place: int) -> dict[str, Any]:
+    def row(self, position: int) -> dict[str, Any]:
         """The values of one item."""
-        found: dict[str, Any] = self.values[place // CHUNK].slice(place % CHUNK, 1).to_pylist()[0]
+        found: dict[str, Any] = self.values[position // CHUNK].slice(position % CHUNK, 1).to_pylist()[0]
         return found
 
 
 class _Rows(Sequence[Mapping[str, Any]]):
     """Values of the candidates of one request, read only when somebody looks at them."""
 
-    def __init__(self, snapshot: ItemSnapshot, places: np.ndarray, missed: Mapping[int, Mapping[str, Any]]) -> None:
-        self._snapshot, self._places, self._missed = snapshot, places, missed
+    def __init__(self, snapshot: ItemSnapshot, positions: np.ndarray, missed: Mapping[int, Mapping[str, Any]]) -> None:
+        self._snapshot, self._places, self._missed = snapshot, positions, missed
 
     def __len__(self) -> int:
         return len(self._places)
@@ -70,10 +70,10 @@ class _Rows(Sequence[Mapping[str, Any]]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        place = index % len(self) if -len(self) <= index < 0 else index
-        if place in self._missed:
-            return self._missed[place]
-        return self._snapshot.row(int(self._places[place]))
+        position = index % len(self) if -len(self) <= index < 0 else index
+        if position in self._missed:
+            return self._missed[position]
+        return self._snapshot.row(int(self._places[position]))
 
 
 class SnapshotReader:
@@ -122,19 +122,19 @@ class SnapshotReader:
         return self._snapshot.filled
 
     def __len__(self) -> int:
-        return len(self._snapshot.places)
+        return len(self._snapshot.positions)
 
     def read(self, user_id: str | None, item_ids: Sequence[str], timeout: float | None = None) -> Features:
         """See :class:`serving.features.lookup.OnlineFeatureReader`."""
         end = None if timeout is None else time.monotonic() + timeout
         user, user_defaulted = self._lookup.user(user_id, timeout)
         snapshot = self._snapshot  # one for the whole request, whatever the background does
-        find = snapshot.places.get
-        places = np.array([find(item, -1) for item in item_ids], np.int64)
-        side, items_defaulted = snapshot.side.take(places), False
-        newest, cold = snapshot.newest[places], snapshot.cold[places]
+        find = snapshot.positions.get
+        positions = np.array([find(item, -1) for item in item_ids], np.int64)
+        side, items_defaulted = snapshot.side.take(positions), False
+        newest, cold = snapshot.newest[positions], snapshot.cold[positions]
         missed: dict[int, Mapping[str, Any]] = {}
-        absent = np.flatnonzero(places < 0).tolist()
+        absent = np.flatnonzero(positions < 0).tolist()
         if absent:
             unknown = list(dict.fromkeys(item_ids[i] for i in absent))
             left = None if end is None else max(0.0, end - time.monotonic())
@@ -154,7 +154,7 @@ class SnapshotReader:
         )
         return Features(
             user=user.values,
-            items=_Rows(snapshot, places, missed),
+            items=_Rows(snapshot, positions, missed),
             cold_user=user_id is not None and not user_defaulted and self._lookup.cold("user", user),
             cold_items=tuple(cold.tolist()),
             stale_user=self._lookup.stale(user.newest),
@@ -192,7 +192,7 @@ class SnapshotReader:
         return time.time() - self.filled
 
     def _look_for_features(self, snapshot: ItemSnapshot) -> None:
-        items = len(snapshot.places)
+        items = len(snapshot.positions)
         if not snapshot.cold[:items].all():
             self._emptied.not_met()
         elif items and self._lookup.source.names("item"):
@@ -219,7 +219,7 @@ class SnapshotReader:
         ids = list(dict.fromkeys(self._item_ids()))
         step, done = PIECE if gently else CHUNK, 0
         sides, newest, cold = [], [], []
-        places: dict[str, int] = {}
+        positions: dict[str, int] = {}
         values: list[pa.Table] = []
         waiting: list[FeatureRow] = []  # rows for the next table
         while done < len(ids) and (done == 0 or time.monotonic() < until) and not self._stop.is_set():
@@ -229,7 +229,7 @@ class SnapshotReader:
             sides.append(self._encode(piece, rows))
             newest.append(np.array([row.newest for row in rows]))
             cold.append(np.array([self._fill.cold("item", row) for row in rows]))
-            places.update(zip(piece, range(done, done + len(piece)), strict=True))
+            positions.update(zip(piece, range(done, done + len(piece)), strict=True))
             waiting += rows
             done += len(piece)
             if len(waiting) == CHUNK:
@@ -243,7 +243,7 @@ class SnapshotReader:
         nothing = self._encode([""], [FeatureRow({})])
         return (
             ItemSnapshot(
-                places=places,
+                positions=positions,
                 side=Side.stacked([*sides, nothing]),
                 values=tuple(values),
                 newest=np.concatenate([*newest, np.zeros(1)]),
@@ -262,20 +262,20 @@ class SnapshotReader:
 def _lost(before: ItemSnapshot, after: ItemSnapshot) -> tuple[int, int]:
     """How many items that are in both snapshots had features, and how many of these have none now."""
     had = lost = 0
-    for item, place in before.places.items():
-        if not before.cold[place] and (now := after.places.get(item)) is not None:
+    for item, position in before.positions.items():
+        if not before.cold[position] and (now := after.positions.get(item)) is not None:
             had += 1
             lost += bool(after.cold[now])
     return had, lost
 
 
-def _put(side: Side, places: np.ndarray, part: Side) -> None:
-    """Write the rows of ``part`` over those of ``side`` at ``places``."""
-    side.ids[places] = part.ids
+def _put(side: Side, positions: np.ndarray, part: Side) -> None:
+    """Write the rows of ``part`` over those of ``side`` at ``positions``."""
+    side.ids[positions] = part.ids
     for name, block in part.sequences.items():
-        side.sequences[name][places] = block
+        side.sequences[name][positions] = block
     for name, block in part.vectors.items():
-        side.vectors[name][places] = block
+        side.vectors[name][positions] = block
 
 
 def _table(rows: Sequence[FeatureRow]) -> pa.Table:

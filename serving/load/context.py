@@ -31,8 +31,8 @@ def typical_contexts(bundle_dir: Path, *, count: int, seed: int) -> list[dict[st
     rng = np.random.default_rng(seed)
     for field in fields:
         counts = np.array(profiles[field.name].train.counts, np.float64)
-        for context, place in zip(contexts, _spread(counts, count, rng), strict=True):
-            value = _value(encoder, field, int(place), rng)
+        for context, position in zip(contexts, _spread(counts, count, rng), strict=True):
+            value = _value(encoder, field, int(position), rng)
             if value is not None:
                 context[field.name] = value
     return contexts
@@ -41,19 +41,19 @@ def typical_contexts(bundle_dir: Path, *, count: int, seed: int) -> list[dict[st
 def _spread(counts: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """Bins [size] in random order, each as often as its share asks for, to less than one."""
     share = np.cumsum(counts) / max(counts.sum(), 1.0)
-    places = np.searchsorted(share, (np.arange(size) + rng.random()) / size, side="right")
-    return rng.permutation(np.minimum(places, len(counts) - 1))
+    positions = np.searchsorted(share, (np.arange(size) + rng.random()) / size, side="right")
+    return rng.permutation(np.minimum(positions, len(counts) - 1))
 
 
-def _value(encoder: Encoder, field: ModelField, place: int, rng: np.random.Generator) -> str | float | None:
+def _value(encoder: Encoder, field: ModelField, position: int, rng: np.random.Generator) -> str | float | None:
     """A value that falls into a bin of :func:`thinktwice.release.profile_bins.row_bins`; None: missing."""
     if field.kind == "numeric":
-        return _number(encoder.bounds[field.name], place)
-    if place in (UNKNOWN, MISSING):
+        return _number(encoder.bounds[field.name], position)
+    if position in (UNKNOWN, MISSING):
         return None
     top = top_values(encoder, field)
-    if place < KNOWN + len(top):
-        return encoder.value_of(field.name, top[place - KNOWN])
+    if position < KNOWN + len(top):
+        return encoder.value_of(field.name, top[position - KNOWN])
     others = encoder.values_of(field.name)[len(top) :]  # the most frequent come first
     return others[rng.integers(len(others))] if others else None
 

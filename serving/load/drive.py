@@ -52,8 +52,8 @@ class Measured:
     unequal: int = 0  # replayed requests with another answer
     first_wrong: str = ""
 
-    def count(self, what: Outcome) -> int:
-        return self.outcomes.count(what)
+    def count(self, outcome: Outcome) -> int:
+        return self.outcomes.count(outcome)
 
     @property
     def answered(self) -> np.ndarray:
@@ -132,31 +132,31 @@ def _new_run(target: Target) -> _LoadRun:
 
 
 async def _ask(run: _LoadRun, number: int, due: float, wall: float) -> None:
-    target, place = run.target, number % len(run.bodies)
+    target, position = run.target, number % len(run.bodies)
     headers = {"X-Request-Start": f"t={wall:.6f}", "X-Request-Id": f"load-{number}"}
     if target.deadline is not None:
         headers["X-Deadline-Ms"] = f"{target.deadline * 1000:g}"
     try:
-        reply = await asyncio.wait_for(run.client.post(run.bodies[place], headers), ANSWER_LIMIT)
+        reply = await asyncio.wait_for(run.client.post(run.bodies[position], headers), ANSWER_LIMIT)
     except (TimeoutError, BrokenConnectionError):
         run.outcomes[number] = "lost"
         return
     run.latency[number] = spent = time.perf_counter() - due
-    found = outcome(target.requests[place], reply, spent, target.deadline)
+    found = outcome(target.requests[position], reply, spent, target.deadline)
     run.outcomes[number] = found
     if found == "refused" and "retry-after" not in reply.headers:
         run.silent += 1
     elif found == "wrong" and not run.first_wrong:
-        run.first_wrong = wrong(target.requests[place], reply.body)
+        run.first_wrong = wrong(target.requests[position], reply.body)
     elif found == "ok" and len(run.kept) < REPLAYED:
-        run.kept[place] = reply.body
+        run.kept[position] = reply.body
 
 
 async def _finished(run: _LoadRun, seconds: float, count: int) -> Measured:
     unequal = 0
-    for place, body in run.kept.items():
+    for position, body in run.kept.items():
         try:
-            again = await asyncio.wait_for(run.client.post(run.bodies[place], {}), ANSWER_LIMIT)
+            again = await asyncio.wait_for(run.client.post(run.bodies[position], {}), ANSWER_LIMIT)
         except (TimeoutError, BrokenConnectionError):
             continue
         if again.status == 200 and not REDUCED.search(body + again.body):

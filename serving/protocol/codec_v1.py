@@ -38,19 +38,19 @@ def encode(answers: Sequence[Answer]) -> dict[str, Any]:
 def encode_answer(answer: Answer) -> dict[str, Any]:
     """``{"items": [...], ...}`` for candidates, ``{"rows": [...], ...}`` for raw rows."""
     entries = []
-    for place in answer.order:
+    for position in answer.order:
         entry: dict[str, Any] = {}
         if answer.item_ids is None:
-            entry["row"] = place
+            entry["row"] = position
         else:
-            entry["item_id"] = answer.item_ids[place]
-        entry["probability"] = answer.probability[place]
-        entry["uncertainty"] = answer.uncertainty[place]
-        entry["num_paths"] = answer.num_paths[place]
-        entry["rank"] = answer.rank[place]
+            entry["item_id"] = answer.item_ids[position]
+        entry["probability"] = answer.probability[position]
+        entry["uncertainty"] = answer.uncertainty[position]
+        entry["num_paths"] = answer.num_paths[position]
+        entry["rank"] = answer.rank[position]
         if answer.item_ids is not None:
-            entry["cold"] = answer.cold_items[place]
-            entry["stale"] = answer.stale_items[place]
+            entry["cold"] = answer.cold_items[position]
+            entry["stale"] = answer.stale_items[position]
         entry["model_version"] = answer.model_version
         entries.append(entry)
     out: dict[str, Any] = {"rows" if answer.item_ids is None else "items": entries}

@@ -29,13 +29,13 @@ class TargetAttention(SequenceEncoder):
 
     def __init__(self, fields: FieldSpace, name: str, width: int) -> None:
         super().__init__(fields, name)
-        self.place = fields.columns.index(fields.sequence_of[fields.sequences.index(name)])
+        self.position = fields.columns.index(fields.sequence_of[fields.sequences.index(name)])
         self.weight = nn.Parameter(torch.eye(width))
 
     def forward(self, batch: Batch, columns: Tensor, table: Tensor, *, sparse: bool) -> Tensor:
         index = batch.sequences[self.name]
         values = nn.functional.embedding(index + self.first_row, table, sparse=sparse)
-        likeness = torch.einsum("bld,de,be->bl", values, self.weight, columns[:, self.place])
+        likeness = torch.einsum("bld,de,be->bl", values, self.weight, columns[:, self.position])
         share = likeness.masked_fill(index == 0, -torch.inf).softmax(dim=1)
         return torch.einsum("bl,bld->bd", share, values)
 
@@ -76,14 +76,14 @@ def test_a_sequence_encoder_of_another_kind_needs_no_change_elsewhere() -> None:
     model.embedding.sequences[0] = TargetAttention(FIELDS, "history", SIZES.dim + 1)
     batch = random_batch(30)
     x, mean = model.embed(batch), plain.embed(batch)
-    place, empty = FIELDS.names.index("history"), (batch.sequences["history"] == 0).all(dim=1)
+    position, empty = FIELDS.names.index("history"), (batch.sequences["history"] == 0).all(dim=1)
     assert bool(empty.any())
     assert torch.equal(x[empty], mean[empty]), "an empty sequence is the learned vector whatever the encoder"
-    others = [n for n in range(FIELDS.num_fields) if n != place]
+    others = [n for n in range(FIELDS.num_fields) if n != position]
     assert torch.equal(x[:, others], mean[:, others])
     single = (batch.sequences["history"] != 0).sum(dim=1) == 1
     torch.testing.assert_close(x[single], mean[single])  # one value leaves nothing to weigh
-    assert not torch.allclose(x[~empty & ~single, place], mean[~empty & ~single, place])
+    assert not torch.allclose(x[~empty & ~single, position], mean[~empty & ~single, position])
     model(batch).sum().backward()
     weight = dict(model.named_parameters())["embedding.sequences.0.weight"]
     assert weight.grad is not None and bool(weight.grad.isfinite().all())

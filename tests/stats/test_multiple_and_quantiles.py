@@ -128,8 +128,8 @@ def test_what_is_flagged() -> None:
 @given(st.lists(st.floats(1e-3, 1e7), min_size=1, max_size=50))
 def test_bins_are_narrow(values: list[float]) -> None:
     bins = HistogramBins()
-    place = bins.place(np.array(values))
-    inside = (place > 0) & (place < bins.count - 1)
-    left = bins.lowest * (1 + bins.width) ** (place - 1)
+    position = bins.position(np.array(values))
+    inside = (position > 0) & (position < bins.count - 1)
+    left = bins.lowest * (1 + bins.width) ** (position - 1)
     ok = np.array(values)[inside] / left[inside]
     assert np.all((ok > 1 - 1e-9) & (ok < 1 + bins.width + 1e-9))

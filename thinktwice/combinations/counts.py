@@ -84,8 +84,8 @@ class CombinationCounts:
         """Support of every pair of fields, symmetric, float64 [B, N, N]; 1 on the diagonal and where pairs are not counted."""
         known = self.reliability(ids)
         out = np.ones((len(ids), num_fields, num_fields))
-        for place, (i, j) in enumerate(self.pairs):
-            out[:, i, j] = out[:, j, i] = known[:, place]
+        for position, (i, j) in enumerate(self.pairs):
+            out[:, i, j] = out[:, j, i] = known[:, position]
         return out
 
     def shuffled(self, seed: int = 0) -> CombinationCounts:

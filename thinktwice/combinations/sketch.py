@@ -71,9 +71,9 @@ class FrequencySketch:
 
     def _add(self, keys: np.ndarray, counts: np.ndarray) -> None:
         """Count distinct rising keys [n]."""
-        place = np.minimum(np.searchsorted(self.keys, keys), max(len(self.keys) - 1, 0))
-        known = self.keys[place] == keys if len(self.keys) else np.zeros(len(keys), bool)
-        self.counts[place[known]] += counts[known]
+        position = np.minimum(np.searchsorted(self.keys, keys), max(len(self.keys) - 1, 0))
+        known = self.keys[position] == keys if len(self.keys) else np.zeros(len(keys), bool)
+        self.counts[position[known]] += counts[known]
         keys, counts = keys[~known], counts[~known]
         if len(keys) == 0:
             return
@@ -122,9 +122,9 @@ class FrequencySketch:
                 f"sketches of {self.cells.shape[1]} cells, {self.capacity} keys and {other.cells.shape[1]} cells, "
                 f"{other.capacity} keys cannot be merged: build them with equal sizes"
             )
-        keys, place = np.unique(np.concatenate([self.keys, other.keys]), return_inverse=True)
+        keys, position = np.unique(np.concatenate([self.keys, other.keys]), return_inverse=True)
         counts = np.zeros(len(keys), np.int64)
-        np.add.at(counts, place, np.concatenate([self.counts, other.counts]))
+        np.add.at(counts, position, np.concatenate([self.counts, other.counts]))
         whole = np.ones(len(keys), bool)
         for part in (self, other):
             here = np.isin(keys, part.keys, assume_unique=True)
@@ -193,13 +193,17 @@ class Frequencies:
         return apart + np.maximum(light - self.noise, 0)
 
     def _parts(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        place = self._places(keys)
-        known = place >= 0
+        position = self._places(keys)
+        known = position >= 0
         apart = (
-            np.where(known, self.counts[np.maximum(place, 0)], 0) if len(self.keys) else np.zeros(len(keys), np.int64)
+            np.where(known, self.counts[np.maximum(position, 0)], 0)
+            if len(self.keys)
+            else np.zeros(len(keys), np.int64)
         )
         light = np.zeros(len(keys), np.int64)
-        hazy = np.flatnonzero(~(known & self.whole[np.maximum(place, 0)])) if len(self.keys) else np.arange(len(keys))
+        hazy = (
+            np.flatnonzero(~(known & self.whole[np.maximum(position, 0)])) if len(self.keys) else np.arange(len(keys))
+        )
         light[hazy] = light_estimate(self.cells, keys[hazy])
         return apart, light
 

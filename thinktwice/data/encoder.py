@@ -154,17 +154,17 @@ class Encoder:
         """Encode the fields ``names`` of some rows; other values in the rows are ignored."""
         columns = [(c, f) for c, f in enumerate(self.columns) if f.name in names]
         ids = np.empty((len(rows), len(columns)), np.int64)
-        for place, (_, f) in enumerate(columns):
+        for position, (_, f) in enumerate(columns):
             name = f.name
             if f.kind == "categorical":
                 index = self._index[name]
-                ids[:, place] = [
+                ids[:, position] = [
                     index.get(v if type(v := row.get(name)) is str and v else canonical(self._plain(v)), 0)
                     for row in rows
                 ]
             else:
                 values = [v if type(v := row.get(name)) is float else self._number(v) for row in rows]
-                ids[:, place] = self._bucket(name, np.asarray(values, np.float64))
+                ids[:, position] = self._bucket(name, np.asarray(values, np.float64))
         sequences = {}
         for f in self.sequences:
             if f.name not in names:
@@ -274,9 +274,9 @@ class Encoder:
         row = flat["row"].to_numpy()[index > 0]
         index = index[index > 0]
         starts = np.flatnonzero(np.r_[True, row[1:] != row[:-1]]) if len(row) else np.zeros(0, np.int64)
-        place = np.arange(len(row)) - np.repeat(starts, np.diff(np.r_[starts, len(row)]))
-        keep = place < f.length
-        out[row[keep], place[keep]] = index[keep]
+        position = np.arange(len(row)) - np.repeat(starts, np.diff(np.r_[starts, len(row)]))
+        keep = position < f.length
+        out[row[keep], position[keep]] = index[keep]
         return out
 
     def _hash_users(self, table: pa.Table) -> np.ndarray:

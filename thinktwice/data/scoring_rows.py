@@ -208,13 +208,13 @@ def _vectors(f: ModelField, values: pa.Array, inner: pa.DataType) -> pa.Array:
 
 
 def _refuse(name: str, values: pa.Array | pa.ChunkedArray, wrong: pl.Series, what: str) -> None:
-    places = wrong.fill_null(False).arg_true()
-    if len(places) == 0:
+    positions = wrong.fill_null(False).arg_true()
+    if len(positions) == 0:
         return
-    shown = str(values[int(places[0])].as_py())
+    shown = str(values[int(positions[0])].as_py())
     shown = shown if len(shown) <= SHOWN else shown[:SHOWN] + "..."
-    more = f" ({len(places):,} rows like it)" if len(places) > 1 else ""
-    raise DataError(f"column {name!r}, row {int(places[0])}: {shown!r} {what}{more}")
+    more = f" ({len(positions):,} rows like it)" if len(positions) > 1 else ""
+    raise DataError(f"column {name!r}, row {int(positions[0])}: {shown!r} {what}{more}")
 
 
 def _of_mappings(rows: Sequence[Mapping[str, Any]], schema: LogSchema, encoder: Encoder) -> pa.Table:
@@ -227,12 +227,12 @@ def _of_mappings(rows: Sequence[Mapping[str, Any]], schema: LogSchema, encoder: 
         if rows and not any(there in row for row in rows):
             return
         values = []
-        for place, row in enumerate(rows):
+        for position, row in enumerate(rows):
             try:
                 values.append(read(row.get(there)))
             except (TypeError, ValueError, OverflowError) as error:
                 shown = repr(row.get(there))[:SHOWN]
-                raise DataError(f"row {place}, field {name!r}: {shown} {error}") from None
+                raise DataError(f"row {position}, field {name!r}: {shown} {error}") from None
         out[name] = pa.array(values, kind)
 
     def plain(value: Any) -> Any:

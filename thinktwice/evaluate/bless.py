@@ -163,10 +163,10 @@ def _taken(column: ScoreColumn, rows: np.ndarray) -> ScoreColumn:
     return replace(column, logit=column.logit[rows], probability=column.probability[rows])
 
 
-def _better_than_chance(label: np.ndarray, mine: ScoreColumn, cluster: np.ndarray) -> tuple[bool, list[str]]:
+def _better_than_chance(label: np.ndarray, candidate: ScoreColumn, cluster: np.ndarray) -> tuple[bool, list[str]]:
     if label.min() == label.max():
         return False, [f"all {len(label)} test rows have the same label, so nothing can be judged"]
-    found = auc_interval(label, mine.logit, cluster)
+    found = auc_interval(label, candidate.logit, cluster)
     if not found.bounded:
         return False, [
             f"all {len(label):,} test rows are of one user, so nothing says how far chance reaches (AUC {found.value:.4f})"
@@ -189,10 +189,12 @@ def _sound_alone(ece: float | None, label: np.ndarray) -> tuple[bool, list[str]]
     return True, [f"{shown}, within the limit {ECE_LIMIT} beyond chance"]
 
 
-def _changes(label: np.ndarray, theirs: ScoreColumn, mine: ScoreColumn, cluster: np.ndarray) -> dict[str, Interval]:
+def _changes(
+    label: np.ndarray, champion: ScoreColumn, candidate: ScoreColumn, cluster: np.ndarray
+) -> dict[str, Interval]:
     """Candidate minus champion, paired on the same rows."""
     pair = ("champion", "candidate")
-    columns = {"champion": theirs, "candidate": mine}
+    columns = {"champion": champion, "candidate": candidate}
     boot = bootstrap_differences(
         label,
         {k: c.logit for k, c in columns.items()},
@@ -200,7 +202,7 @@ def _changes(label: np.ndarray, theirs: ScoreColumn, mine: ScoreColumn, cluster:
         cluster,
         [pair],
     )[pair]
-    return {"auc": paired_auc(label, theirs.logit, mine.logit, cluster), **boot}
+    return {"auc": paired_auc(label, champion.logit, candidate.logit, cluster), **boot}
 
 
 def _against_champion(changes: dict[str, Interval], *, same: bool) -> tuple[bool, list[str]]:

@@ -102,7 +102,7 @@ def write_unit_sums(
             f"SELECT experiment, arm, slice, value, unit, day, {sums} FROM ({' UNION ALL '.join(parts)}) GROUP BY ALL",
             out / UNITS,
         )
-        # The bins of ``HistogramBins.place``, in the query's words.
+        # The bins of ``HistogramBins.position``, in the query's words.
         place = f"least(greatest(CAST(floor(ln(ms / {BINS.lowest}) / {step!r}) AS INTEGER) + 1, 0), {BINS.count - 1})"
         write_parquet(
             db,
@@ -204,13 +204,13 @@ def arm_latencies(files: Sequence[Path], experiment: str) -> dict[str, Histogram
     return found
 
 
-def check_arms(found: dict[tuple[str, str], Moments], arms: Sequence[str], experiment: str) -> None:
+def check_arms(moments: dict[tuple[str, str], Moments], arms: Sequence[str], experiment: str) -> None:
     """Refuse data of an arm that the experiment does not have.
 
     Raises:
         ExperimentError: there is one.
     """
-    if unknown := sorted({arm for _, arm in found} - set(arms)):
+    if unknown := sorted({arm for _, arm in moments} - set(arms)):
         raise ExperimentError(
             f"the logs hold the arm {unknown[0]!r}, which {experiment} does not have: {', '.join(arms)}"
         )

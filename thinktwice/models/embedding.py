@@ -64,21 +64,21 @@ class FieldEmbedding(nn.Module):
     def _encoded(self, batch: Batch, columns: Tensor) -> list[Tensor]:
         """Field vectors [B, 1, D] of the sequences of a batch."""
         parts = []
-        for place, (name, encoder) in enumerate(zip(self.fields.sequences, self.sequences, strict=True)):
+        for position, (name, encoder) in enumerate(zip(self.fields.sequences, self.sequences, strict=True)):
             encoded = encoder(batch, columns, self.table, sparse=self.sparse_gradients)
             known = (batch.sequences[name] != 0).any(dim=1, keepdim=True)
-            parts.append(torch.where(known, encoded, self.extra_fill[place])[:, None])
+            parts.append(torch.where(known, encoded, self.extra_fill[position])[:, None])
         return parts
 
     def projected(self, vectors: Mapping[str, Tensor]) -> list[Tensor]:
         """Field vectors [B, 1, D] of the vectors of a batch."""
         parts = []
         start = len(self.fields.sequences)
-        for place, name in enumerate(self.fields.vectors):
+        for position, name in enumerate(self.fields.vectors):
             vector = vectors[name]
             known = ~vector.isnan().any(dim=1, keepdim=True)
-            projected = self.projections[place](torch.where(known, vector, 0.0))
-            parts.append(torch.where(known, projected, self.extra_fill[start + place])[:, None])
+            projected = self.projections[position](torch.where(known, vector, 0.0))
+            parts.append(torch.where(known, projected, self.extra_fill[start + position])[:, None])
         return parts
 
     def fill(self) -> Tensor:

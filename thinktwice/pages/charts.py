@@ -97,8 +97,8 @@ def line_chart(
             area = corners([(px(x), py(y)) for x, y in outline])
             out.append(shape("polygon", points=area, fill=s.color, fill_opacity="0.15"))
     shift = 7 if categories else 0
-    for place, s in enumerate(series):
-        dx = (place - (len(series) - 1) / 2) * shift
+    for position, s in enumerate(series):
+        dx = (position - (len(series) - 1) / 2) * shift
         points = [(px(m.x) + dx, py(m.y)) for m in s.marks]
         out.append(polyline(points, s.color, "5 4" if s.dashed else ""))
         for m, (x, y) in zip(s.marks, points, strict=True):
@@ -140,8 +140,8 @@ def dot_chart(
             out.append(line(0, y - row_height / 2, width - right, y - row_height / 2, GRID))
         out.append(text(left - 16, y - 1, name, "end", INK, bold=True))
         out.append(text(left - 16, y + 14, remark, "end", FAINT))
-    for place, s in enumerate(series):
-        dy = (place - (len(series) - 1) / 2) * 14
+    for position, s in enumerate(series):
+        dy = (position - (len(series) - 1) / 2) * 14
         for m in s.marks:
             y = top + row_height * (m.y + 0.5) + dy
             drawn = [shape("circle", cx=px(m.x), cy=y, r=4.5, fill=s.color)]

@@ -78,8 +78,10 @@ def scatter_chart(
         if p.low is not None and p.high is not None:
             drawn.insert(0, line(px(p.x), py(p.low), px(p.x), py(p.high), p.color))
         out.append(group(f"{p.name}: {p.tip}", *drawn))
-    places = _apart([(px(p.x) + 8, py(p.y) + 4, len(p.name) * LABEL_WIDTH) for p in points], top + 10, height - bottom)
-    for p, (x, y) in zip(points, places, strict=True):
+    positions = _apart(
+        [(px(p.x) + 8, py(p.y) + 4, len(p.name) * LABEL_WIDTH) for p in points], top + 10, height - bottom
+    )
+    for p, (x, y) in zip(points, positions, strict=True):
         if abs(y - py(p.y) - 4) > LABEL_HEIGHT / 2:
             out.append(line(px(p.x) + 4, py(p.y), x - 1, y - 4, GRID))
         out.append(text(x, y, p.name, "start", p.color, halo=True))
@@ -114,7 +116,7 @@ def _apart(labels: list[tuple[float, float, float]], low: float, high: float) ->
             )
 
         steps = (k * LABEL_HEIGHT / 2 * sign for k in range(80) for sign in (1, -1))
-        place = next((y + step for step in steps if free(y + step)), y)
-        taken.append((x, place, width))
-        out[i] = x, place
+        position = next((y + step for step in steps if free(y + step)), y)
+        taken.append((x, position, width))
+        out[i] = x, position
     return out

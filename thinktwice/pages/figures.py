@@ -15,20 +15,20 @@ def change(value: float | None, decimals: int) -> str:
     return "–" if value is None else f"{value:+.{decimals}f}".replace("-", "−")
 
 
-def interval(found: dict[str, Any], decimals: int) -> str:
+def interval(estimate: dict[str, Any], decimals: int) -> str:
     """From where to where a difference reaches; empty where chance has no bound."""
-    if found["low"] is None or found["high"] is None:
+    if estimate["low"] is None or estimate["high"] is None:
         return ""
-    return f"({change(found['low'], decimals)} … {change(found['high'], decimals)})"
+    return f"({change(estimate['low'], decimals)} … {change(estimate['high'], decimals)})"
 
 
-def signed(found: dict[str, Any], decimals: int) -> str:
+def signed(estimate: dict[str, Any], decimals: int) -> str:
     """A difference and its interval in one line."""
-    return f"{change(found['value'], decimals)} {interval(found, decimals)}".rstrip()
+    return f"{change(estimate['value'], decimals)} {interval(estimate, decimals)}".rstrip()
 
 
-def judged(found: dict[str, Any], better: int) -> str:
+def judged(estimate: dict[str, Any], better: int) -> str:
     """The class of a difference: ``good`` or ``bad`` where chance is excluded, else empty."""
-    if not found["significant"] or not better:
+    if not estimate["significant"] or not better:
         return ""
-    return "good" if found["value"] * better > 0 else "bad"
+    return "good" if estimate["value"] * better > 0 else "bad"

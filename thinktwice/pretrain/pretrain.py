@@ -52,18 +52,18 @@ def denoising_loss(model: Denoiser, batch: Batch, label: Tensor, generator: torc
         label_loss = F.binary_cross_entropy_with_logits(model.backbone.head(hidden)[unseen], label[unseen])
     predicted = model.predictions(hidden)
     terms: dict[str, Tensor] = {}
-    for place, name in enumerate(fields.names):
-        masked = keep[:, place] == 0
+    for position, name in enumerate(fields.names):
+        masked = keep[:, position] == 0
         if name in fields.vectors:
             term = _vector_loss(model, fields.vectors.index(name), hidden, batch.vectors[name], masked)
         else:
-            column, target = _targets(fields, place, name, batch, generator)
+            column, target = _targets(fields, position, name, batch, generator)
             known = masked & (target > 0)
             if not known.any():
                 continue
             values = target[known]
             candidates = None if model.small[column] else _candidates(values, config.negatives, generator)
-            term = model.field_loss(column, predicted[known, place], values, candidates, draws=len(values)).mean()
+            term = model.field_loss(column, predicted[known, position], values, candidates, draws=len(values)).mean()
         if term is not None:
             terms[name] = term
     total = config.label_weight * label_loss
@@ -72,10 +72,12 @@ def denoising_loss(model: Denoiser, batch: Batch, label: Tensor, generator: torc
     return Losses(total, {k: float(v.detach()) for k, v in terms.items()}, float(label_loss.detach()))
 
 
-def _targets(fields: FieldSpace, place: int, name: str, batch: Batch, generator: torch.Generator) -> tuple[int, Tensor]:
+def _targets(
+    fields: FieldSpace, position: int, name: str, batch: Batch, generator: torch.Generator
+) -> tuple[int, Tensor]:
     """Column whose vocabulary a field is restored in, and the local value [B] to restore (0: none)."""
-    if place < len(fields.num_values):
-        return place, batch.ids[:, place]
+    if position < len(fields.num_values):
+        return position, batch.ids[:, position]
     sequence = batch.sequences[name]
     length = (sequence != 0).sum(dim=1)
     share = torch.rand(len(sequence), generator=generator).to(length.device)

@@ -84,12 +84,12 @@ def row_bins(
             out[f.name] = ids.astype(np.int64)
             continue
         top = top_values(encoder, f)
-        place = np.full(encoder.num_values[column], KNOWN + len(top))
-        place[0] = UNKNOWN
-        place[top] = KNOWN + np.arange(len(top))
+        position = np.full(encoder.num_values[column], KNOWN + len(top))
+        position[0] = UNKNOWN
+        position[top] = KNOWN + np.arange(len(top))
         if null := encoder.index_of(f.name, NULL):
-            place[null] = MISSING
-        out[f.name] = np.where(missing[f.name], MISSING, place[ids]) if f.name in missing else place[ids]
+            position[null] = MISSING
+        out[f.name] = np.where(missing[f.name], MISSING, position[ids]) if f.name in missing else position[ids]
     for f in encoder.sequences:
         lengths = (rows.sequences[f.name] != 0).sum(axis=1)
         out[f.name] = -(-lengths // -(-f.length // min(f.length, LENGTHS)))

@@ -232,16 +232,16 @@ def read_release(folder: Path, policy: ReleasePolicy, trusted: Sequence[Path]) -
     return found
 
 
-def _check_policy(found: Accepted, policy: ReleasePolicy) -> None:
-    release = found.release
+def _check_policy(accepted: Accepted, policy: ReleasePolicy) -> None:
+    release = accepted.release
     if policy.oldest is not None and datetime.fromisoformat(release.created) < policy.oldest:
         raise BundleError(
-            f"{found.what} was written at {release.created} and the settings accept none before {policy.oldest.isoformat()}: "
+            f"{accepted.what} was written at {release.created} and the settings accept none before {policy.oldest.isoformat()}: "
             "serve a newer one, or change release.oldest"
         )
-    if policy.pinned and not {found.hash, release.bundle} & set(policy.pinned):
+    if policy.pinned and not {accepted.hash, release.bundle} & set(policy.pinned):
         raise BundleError(
-            f"{found.what} (release {found.hash[:12]}, bundle {release.bundle[:12]}) is not one of the pinned ones: "
+            f"{accepted.what} (release {accepted.hash[:12]}, bundle {release.bundle[:12]}) is not one of the pinned ones: "
             "serve a pinned one, or change release.pinned"
         )
 
@@ -268,19 +268,19 @@ def verify_release(folder: Path, policy: ReleasePolicy | None = None, trusted: S
     return found
 
 
-def _check_archive(found: Accepted, content: Archive) -> None:
+def _check_archive(accepted: Accepted, content: Archive) -> None:
     """The whole archive was hashed before; this holds even if somebody wrote to it since."""
-    _check_bundle(found, content.bundle_hash, content.manifest)
-    if content.torchserve != found.release.torchserve:
-        raise BundleError(f"{found.what}: TorchServe's files in the archive are others than it names: {FIX}")
+    _check_bundle(accepted, content.bundle_hash, content.manifest)
+    if content.torchserve != accepted.release.torchserve:
+        raise BundleError(f"{accepted.what}: TorchServe's files in the archive are others than it names: {FIX}")
 
 
-def _check_bundle(found: Accepted, bundle: str, manifest: Manifest) -> None:
-    release = found.release
+def _check_bundle(accepted: Accepted, bundle: str, manifest: Manifest) -> None:
+    release = accepted.release
     if bundle != release.bundle:
-        raise BundleError(f"{found.what} is of bundle {release.bundle[:12]} and holds {bundle[:12]}: {FIX}")
+        raise BundleError(f"{accepted.what} is of bundle {release.bundle[:12]} and holds {bundle[:12]}: {FIX}")
     if (manifest.model_version, manifest.feature_service) != (release.model_version, release.feature_service):
-        raise BundleError(f"{found.what} names another version or feature service than its bundle: {FIX}")
+        raise BundleError(f"{accepted.what} names another version or feature service than its bundle: {FIX}")
 
 
 def stage(
@@ -337,18 +337,18 @@ def stage(
     return Staged(folder, bundle, _stage_store(found, feature_store, folder / FEATURE_STORE))
 
 
-def _check_store(found: Accepted, store: Path) -> dict[str, FileEntry]:
+def _check_store(accepted: Accepted, store: Path) -> dict[str, FileEntry]:
     """Check a feature store; returns its files. The tables are for training, and a cluster gets the store without them."""
-    files = found.release.feature_store or {}
+    files = accepted.release.feature_store or {}
     if not os.path.lexists(store / DATA):
         files = {name: entry for name, entry in files.items() if not name.startswith(f"{DATA}/")}
-    check_folder(f"{found.what}, {FEATURE_STORE}", store, files, FIX)
+    check_folder(f"{accepted.what}, {FEATURE_STORE}", store, files, FIX)
     return files
 
 
-def _stage_store(found: Accepted, store: Path, folder: Path) -> Path:
-    what = f"{found.what}, {FEATURE_STORE}"
-    files = _check_store(found, store)
+def _stage_store(accepted: Accepted, store: Path, folder: Path) -> Path:
+    what = f"{accepted.what}, {FEATURE_STORE}"
+    files = _check_store(accepted, store)
     folder.mkdir(mode=0o700)
     for name, entry in files.items():
         target = folder / name

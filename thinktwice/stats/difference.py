@@ -146,16 +146,16 @@ def explained_share(moments: Moments, metric: Metric, covariates: Sequence[Metri
     return 1 - (_adjusted(moments, metric, used, theta, pooled).se / empty.se) ** 2
 
 
-def relative_change(found: Difference, multiplier: float) -> tuple[float, float, float, tuple[Flag, ...]]:
+def relative_change(change: Difference, multiplier: float) -> tuple[float, float, float, tuple[Flag, ...]]:
     """(treatment - control) / |control| with Fieller's interval: value, low, high, flags.
 
     ``multiplier`` is the number of standard errors of the absolute interval (1.96 for a fixed test at 5 %, the boundary of a
     sequential one), so both intervals exclude 0 together. The magnitude of the baseline divides: better is better with a
     negative baseline too. Where the baseline is not told from 0 the interval is (-inf, inf) and flagged.
     """
-    if not found.usable:
-        return float("nan"), float("-inf"), float("inf"), found.flags
-    c, t, vc, vt = found.control.value, found.treatment.value, found.control.se**2, found.treatment.se**2
+    if not change.usable:
+        return float("nan"), float("-inf"), float("inf"), change.flags
+    c, t, vc, vt = change.control.value, change.treatment.value, change.control.se**2, change.treatment.se**2
     m2 = multiplier**2
     # All r with (t - r c)² <= m² (vt + r² vc): between the roots of a r² - 2 b r + d when a > 0.
     a, b, d = c * c - m2 * vc, t * c, t * t - m2 * vt
@@ -167,12 +167,12 @@ def relative_change(found: Difference, multiplier: float) -> tuple[float, float,
     return ((t / c - 1), low, high, ()) if c > 0 else (1 - t / c, -high, -low, ())
 
 
-def fixed_interval(found: Difference, alpha: float) -> tuple[float, float, float]:
+def fixed_interval(change: Difference, alpha: float) -> tuple[float, float, float]:
     """Two-sided interval of level 1 - ``alpha`` and p-value of one single look: low, high, p."""
-    if not found.usable:
+    if not change.usable:
         return float("-inf"), float("inf"), 1.0
-    reach = two_sided_quantile(alpha) * found.se
-    return found.value - reach, found.value + reach, two_sided_p(found.z)
+    reach = two_sided_quantile(alpha) * change.se
+    return change.value - reach, change.value + reach, two_sided_p(change.z)
 
 
 def two_sided_quantile(alpha: float) -> float:

@@ -57,10 +57,10 @@ def distance(reference: Sample, bins: np.ndarray, clusters: np.ndarray) -> Dista
     rows = min(reference.effective, now.effective)
     share = (_shares(reference.counts) + _shares(now.counts)) / 2
     rare = (share > 0) & (share * rows < MIN_EXPECTED)
-    place = np.cumsum(~rare) - 1
-    place[rare] = int((~rare).sum())  # the last bin takes them all
-    merged = np.bincount(place, weights=reference.counts, minlength=place.max() + 1)
-    now = sample(place[bins], clusters, len(merged))
+    position = np.cumsum(~rare) - 1
+    position[rare] = int((~rare).sum())  # the last bin takes them all
+    merged = np.bincount(position, weights=reference.counts, minlength=position.max() + 1)
+    now = sample(position[bins], clusters, len(merged))
     freedom = int(((merged > 0) | (now.counts > 0)).sum()) - 1
     expected = freedom * (1 / reference.effective + 1 / now.effective)
     width = np.sqrt(freedom) * (reference.uneven / reference.effective + now.uneven / now.effective)
@@ -114,9 +114,9 @@ def sample(bins: np.ndarray, clusters: np.ndarray, num_bins: int) -> Sample:
     if len(used) < 2:
         return Sample(counts, float(groups), 1.0)
     share = counts[used] / rows
-    place = np.full(num_bins, -1)
-    place[used] = np.arange(len(used))
-    by_group = csr_matrix((np.ones(rows), (cluster, place[bins])), shape=(groups, len(used)))
+    position = np.full(num_bins, -1)
+    position[used] = np.arange(len(used))
+    by_group = csr_matrix((np.ones(rows), (cluster, position[bins])), shape=(groups, len(used)))
     sizes = np.asarray(by_group.sum(axis=1)).ravel()
     # Sums over clusters of d d', where d = counts of the cluster - its size * share.
     cross = np.asarray(by_group.T @ sizes).ravel()

@@ -35,7 +35,7 @@ class HistogramBins:
     def count(self) -> int:
         return math.ceil(math.log(self.highest / self.lowest) / math.log1p(self.width)) + 2
 
-    def place(self, value: np.ndarray) -> np.ndarray:
+    def position(self, value: np.ndarray) -> np.ndarray:
         """Bin [R] of values [R]; 0 below ``lowest``, the last one at or above ``highest``."""
         with np.errstate(divide="ignore", invalid="ignore"):
             inside = np.floor(np.log(value / self.lowest) / math.log1p(self.width)) + 1
@@ -67,11 +67,11 @@ class Histogram:
         value = np.asarray(value, np.float64)
         good = np.isfinite(value) & (value >= 0)
         value, group = value[good], np.asarray(group)[good]
-        place = bins.place(value)
-        counts = np.bincount(group * bins.count + place, minlength=groups * bins.count)
+        position = bins.position(value)
+        counts = np.bincount(group * bins.count + position, minlength=groups * bins.count)
         if len(counts) != groups * bins.count:
             raise ValueError(f"groups must be numbers from 0 to {groups - 1}")
-        sums = np.bincount(place, weights=value, minlength=bins.count)
+        sums = np.bincount(position, weights=value, minlength=bins.count)
         return cls(bins, counts.reshape(groups, bins.count).astype(np.float64), sums, int((~good).sum()))
 
     def __add__(self, other: Histogram) -> Histogram:
@@ -92,7 +92,7 @@ class Quantile:
     flags: tuple[QuantileFlag, ...] = ()
 
 
-def quantile(found: Histogram, share: float, alpha: float = 0.05) -> Quantile:
+def quantile(histogram: Histogram, share: float, alpha: float = 0.05) -> Quantile:
     """The quantile below which ``share`` of the rows lie, with an interval of level 1 - ``alpha``.
 
     Raises:
@@ -100,15 +100,15 @@ def quantile(found: Histogram, share: float, alpha: float = 0.05) -> Quantile:
     """
     if not 0 < share < 1 or not 0 < alpha < 1:
         raise ValueError(f"share {share} and alpha {alpha} must lie between 0 and 1")
-    rows = int(found.counts.sum())
+    rows = int(histogram.counts.sum())
     nothing = Quantile(float("nan"), float("-inf"), float("inf"), float("nan"), rows)
     if rows == 0:
-        return _flagged(nothing, "not_finite" if found.invalid else "no_rows")
-    occupied = np.flatnonzero(found.counts.sum(axis=0))
-    values = found.sums[occupied] / found.counts[:, occupied].sum(axis=0)
+        return _flagged(nothing, "not_finite" if histogram.invalid else "no_rows")
+    occupied = np.flatnonzero(histogram.counts.sum(axis=0))
+    values = histogram.sums[occupied] / histogram.counts[:, occupied].sum(axis=0)
     if len(occupied) == 1:
         return _flagged(Quantile(float(values[0]), float("-inf"), float("inf"), float("nan"), rows), "one_value")
-    counts = found.counts[:, occupied]
+    counts = histogram.counts[:, occupied]
     weight = counts.sum(axis=0)
     middle = (np.cumsum(weight) - weight / 2) / rows
     value = float(np.interp(share, middle, values))
@@ -125,19 +125,19 @@ def quantile(found: Histogram, share: float, alpha: float = 0.05) -> Quantile:
         high = high if share + reach <= middle[-1] else float("inf")
         return _flagged(Quantile(value, low, high, float("nan"), rows), "beyond_the_data")
     flags: tuple[QuantileFlag, ...] = ()
-    if found.bins.count - 1 in occupied and value >= found.bins.highest:
+    if histogram.bins.count - 1 in occupied and value >= histogram.bins.highest:
         flags = ("out_of_range",)
-    if found.invalid:
+    if histogram.invalid:
         flags = (*flags, "not_finite")
     return Quantile(value, low, high, (high - low) / 2 / student, rows, flags)
 
 
 def _error_of_share(counts: np.ndarray, groups: np.ndarray, values: np.ndarray, value: float, share: float) -> float:
     """Standard error of the mid-distribution at ``value``, from how it varies between groups (a ratio of two sums)."""
-    place = int(np.clip(np.searchsorted(values, value, side="right") - 1, 0, len(values) - 2))
-    part = (value - values[place]) / (values[place + 1] - values[place])
+    position = int(np.clip(np.searchsorted(values, value, side="right") - 1, 0, len(values) - 2))
+    part = (value - values[position]) / (values[position + 1] - values[position])
     below = np.cumsum(counts, axis=1) - counts / 2  # [G, B] rows below the middle of each value
-    inside = (1 - part) * below[:, place] + part * below[:, place + 1]
+    inside = (1 - part) * below[:, position] + part * below[:, position + 1]
     rest = inside - share * groups
     g = len(groups)
     return float(np.sqrt(g / (g - 1) * np.sum((rest - rest.mean()) ** 2)) / groups.sum())

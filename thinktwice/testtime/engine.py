@@ -189,11 +189,11 @@ class Engine:
         kept = np.ones(r.shape, bool) if kept is None else kept
 
         def escalated(chosen: np.ndarray) -> EscalatedRows:
-            place = torch.from_numpy(chosen)
+            position = torch.from_numpy(chosen)
             return EscalatedRows(
                 self.backend,
-                batch.select(place),
-                tuple(part[place] for part in state),
+                batch.select(position),
+                tuple(part[position] for part in state),
                 z0[chosen],
                 r[chosen],
                 kept[chosen],
@@ -286,10 +286,10 @@ def _check(model: Backbone, reliability: Reliability, config: TestTimeConfig, ex
             f"the configuration asks {config.members} further trunks and {len(extras.members)} are there: "
             "package the members with the model, or fit the test-time parameters without them"
         )
-    for place, member in enumerate(extras.members):
+    for position, member in enumerate(extras.members):
         if member.fields != model.fields:
             raise BundleError(
-                f"member {place} knows other fields or vocabularies than the model: train it on the same data"
+                f"member {position} knows other fields or vocabularies than the model: train it on the same data"
             )
     heads, maskable_fields = extras.heads, reliability.maskable_fields
     if heads is not None and (

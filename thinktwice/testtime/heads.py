@@ -32,7 +32,7 @@ BATCH = 4096
 
 @dataclass(frozen=True)
 class FieldHeads:
-    """Heads of n unprotected fields: ``fields`` [n] their places, ``weight`` [n, H + 1, D], the last input being 1."""
+    """Heads of n unprotected fields: ``fields`` [n] their positions, ``weight`` [n, H + 1, D], the last input being 1."""
 
     fields: torch.Tensor
     weight: torch.Tensor
@@ -93,11 +93,11 @@ def fit_heads(model: Backbone, train: EncodedRows, maskable_fields: np.ndarray, 
         keep = torch.rand(len(batch), model.num_fields, generator=generator) >= rate
         shown = torch.where(keep[..., None], x, fill)
         hidden = torch.cat([model.trunk(shown), x.new_ones(len(batch), 1)], dim=1).double()
-        for place, field in enumerate(maskable_fields):
+        for position, field in enumerate(maskable_fields):
             known = ~keep[:, field] & (batch.ids[:, field] > 0)
             h = hidden[known]
-            gram[place] += h.T @ h
-            moment[place] += h.T @ x[known, field].double()
+            gram[position] += h.T @ h
+            moment[position] += h.T @ x[known, field].double()
     scale = gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp(min=1e-12)
     gram += (RIDGE * scale)[:, None, None] * torch.eye(width, dtype=torch.float64)
     weight = torch.linalg.solve(gram, moment) if len(fields) else moment

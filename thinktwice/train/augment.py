@@ -50,15 +50,15 @@ class Augmenter:
             self.keep, self.maskable = self._history(rows)
 
     def __call__(self, batch: Batch, index: Tensor, generator: torch.Generator) -> Batch:
-        """Augmented copy of a batch; ``index`` [B] are the rows' places in the training part."""
+        """Augmented copy of a batch; ``index`` [B] are the rows' positions in the training part."""
         hidden = self._unknown(len(batch), generator)
         if self.kind != "none" and len(self.columns):
             hidden[:, self.columns] |= self._masked(index, generator)
-        places = {name: place for place, name in enumerate(self.fields.names)}
+        positions = {name: position for position, name in enumerate(self.fields.names)}
         return Batch(
             batch.ids.masked_fill(hidden[:, : batch.ids.shape[1]], 0),
-            {k: v.masked_fill(hidden[:, places[k], None], 0) for k, v in batch.sequences.items()},
-            {k: v.masked_fill(hidden[:, places[k], None], math.nan) for k, v in batch.vectors.items()},
+            {k: v.masked_fill(hidden[:, positions[k], None], 0) for k, v in batch.sequences.items()},
+            {k: v.masked_fill(hidden[:, positions[k], None], math.nan) for k, v in batch.vectors.items()},
         )
 
     def _unknown(self, rows: int, generator: torch.Generator) -> Tensor:

@@ -93,14 +93,14 @@ class RankOne(Joint):
         self.own_names = [name for name, _ in rest]
         self.own = nn.ParameterList(value.detach().expand(count, *value.shape).clone() for _, value in rest)
 
-    def weights(self, place: int) -> dict[str, Tensor]:
+    def weights(self, position: int) -> dict[str, Tensor]:
         """The parameters of a member's trunk by their names in a backbone."""
         factors = zip(self.names, self.left, self.right, strict=True)
         out = {
-            name: self.base.get_parameter(name) * left[place][..., None] * right[place][..., None, :]
+            name: self.base.get_parameter(name) * left[position][..., None] * right[position][..., None, :]
             for name, left, right in factors
         }
-        return out | {name: own[place] for name, own in zip(self.own_names, self.own, strict=True)}
+        return out | {name: own[position] for name, own in zip(self.own_names, self.own, strict=True)}
 
     def logits(self, x: Tensor) -> list[Tensor]:
         scorer = _Scorer(self.base)
@@ -110,9 +110,9 @@ class RankOne(Joint):
     @torch.no_grad()
     def members(self) -> list[Backbone]:
         out = []
-        for place in range(self.count):
+        for position in range(self.count):
             member = build_backbone(self.base.config, self.base.fields)
-            for name, value in self.weights(place).items():
+            for name, value in self.weights(position).items():
                 member.get_parameter(name).copy_(value)
             member.embedding = self.base.embedding
             out.append(member.eval())

@@ -35,10 +35,10 @@ def later_copies(source: RawRows, first: Hashes, second: Hashes) -> npt.NDArray[
 
 def later_of_equal(first: Hashes, second: Hashes, candidates: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """[R] whether both hashes of a row occurred together before; only ``candidates`` [R] can be such rows."""
-    places = np.flatnonzero(candidates)
-    pairs = pl.DataFrame({"first": first[places], "second": second[places]})
+    positions = np.flatnonzero(candidates)
+    pairs = pl.DataFrame({"first": first[positions], "second": second[positions]})
     later = np.zeros(len(first), dtype=bool)
-    later[places[~pairs.select(pl.struct("first", "second").is_first_distinct()).to_series().to_numpy()]] = True
+    later[positions[~pairs.select(pl.struct("first", "second").is_first_distinct()).to_series().to_numpy()]] = True
     return later
 
 
@@ -80,9 +80,9 @@ def _hashes(array: pa.Array) -> Hashes:
 def _hashes_of_lists(array: pa.Array, values: pa.Array, sizes: npt.NDArray[Any]) -> Hashes:
     """``values`` are the elements of all lists, one list after the other; ``sizes`` [n] how many each has."""
     parents = np.repeat(np.arange(len(sizes)), sizes)
-    places = np.arange(len(parents)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    positions = np.arange(len(parents)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     found = _valid(array) + sizes.astype(np.uint64)
-    np.add.at(found, parents, mix(_hashes(values) + places.astype(np.uint64)))
+    np.add.at(found, parents, mix(_hashes(values) + positions.astype(np.uint64)))
     return mix(found)
 
 

@@ -67,13 +67,13 @@ class ValueBins(NamedTuple):
 
 def bin_counts(counts: pl.DataFrame, bins: ValueBins) -> np.ndarray:
     """Rows per bin [len(values) + 2] of the groups (value, ..., n): each value, all others, missing."""
-    place = {value: i for i, value in enumerate(bins.values)}
-    other, missing = len(place), len(place) + 1
+    position = {value: i for i, value in enumerate(bins.values)}
+    other, missing = len(position), len(position) + 1
     by_value = counts.group_by("value").agg(pl.col("n").sum())
-    out = np.zeros(len(place) + 2)
-    known = by_value.filter(pl.col("value").is_in(list(place))) if place else by_value.clear()
+    out = np.zeros(len(position) + 2)
+    known = by_value.filter(pl.col("value").is_in(list(position))) if position else by_value.clear()
     for value, n in known.iter_rows():
-        out[place[value]] += n
+        out[position[value]] += n
     out[missing] = int(by_value.filter(pl.col("value").is_null())["n"].sum())
     out[other] = int(by_value["n"].sum()) - out[:other].sum() - out[missing]
     return out

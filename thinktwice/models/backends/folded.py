@@ -54,7 +54,7 @@ class Folded(Backend):
         self._table[: model.fields.num_values[0], :used] += bias  # every row has one value of the first column
         self._table[model.fields.num_rows, :used] += bias
         self._out, self._half = model.out.weight.t().contiguous(), torch.full((model.dim, 1), 0.5)
-        self._pooling = [_Pooling.of(model.embedding, place) for place in range(len(model.fields.sequences))]
+        self._pooling = [_Pooling.of(model.embedding, position) for position in range(len(model.fields.sequences))]
         self._lists = self._fold_lists()
 
     def read(self, batch: Batch) -> State:
@@ -97,12 +97,12 @@ class Folded(Backend):
         model, dim, width = self.model, self.model.dim, self._width
         columns, lists = len(model.fields.num_values), model.num_fields - len(model.fields.num_values)
         out, last = torch.zeros(2, lists, dim + 1, self._total_width), width + dim
-        for place in range(lists):
-            first = (columns + place) * dim
-            out[0, place, :dim, :width] = self._first.weight[:, first : first + dim].t()
-            out[0, place, :dim, width:last] = torch.eye(dim)
-            out[0, place, dim, last] = 1.0
-            out[1, place, :dim, last] = -0.5
+        for position in range(lists):
+            first = (columns + position) * dim
+            out[0, position, :dim, :width] = self._first.weight[:, first : first + dim].t()
+            out[0, position, :dim, width:last] = torch.eye(dim)
+            out[0, position, dim, last] = 1.0
+            out[1, position, :dim, last] = -0.5
         return out.flatten(0, 2)
 
     def _fold(self, values: Tensor, column: int) -> Tensor:
@@ -123,15 +123,15 @@ class _Pooling:
     fill: Tensor
 
     @staticmethod
-    def of(embedding: FieldEmbedding, place: int) -> _Pooling:
-        encoder = embedding.sequences[place]
+    def of(embedding: FieldEmbedding, position: int) -> _Pooling:
+        encoder = embedding.sequences[position]
         assert isinstance(encoder, MeanPooling)
         first, size = encoder.first_row, encoder.num_values
         width = embedding.table.shape[1]
         table = torch.zeros(size, _aligned(width + 1))
         table[1:, :width] = embedding.table[first + 1 : first + size]
         table[1:, width] = 1.0
-        return _Pooling(table, embedding.extra_fill[place])
+        return _Pooling(table, embedding.extra_fill[position])
 
     def __call__(self, index: Tensor) -> Tensor:
         """[B, D] of index [B, L]."""

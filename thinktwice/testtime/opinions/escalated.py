@@ -18,7 +18,7 @@ from thinktwice.models.blocks import batch_in_blocks
 class EscalatedRows:
     """U rows: ``batch`` of their values, ``state`` that the backend has read of them, base logit ``z0``, support ``r`` [U, N],
     ``kept`` [U, N] bool by the base pass, ``missing`` support [U], ``wanted`` passes [U], ``row_hash`` [U]; ``maskable_fields`` [n]
-    places of the unprotected fields."""
+    positions of the unprotected fields."""
 
     backend: Backend
     batch: Batch

@@ -140,11 +140,11 @@ def _triples(extras: Extras, known: np.ndarray, fields: np.ndarray) -> np.ndarra
     triples = extras.combinations.triples
     if not triples:
         return None
-    place = {int(f): i for i, f in enumerate(fields)}
+    position = {int(f): i for i, f in enumerate(fields)}
     out = np.full((len(known), len(fields), len(fields), len(fields)), np.nan)
     first = len(extras.combinations.pairs)
     for number, (a, b, c) in enumerate(triples):
-        i, j, k = place[a], place[b], place[c]
+        i, j, k = position[a], position[b], position[c]
         for order in ((i, j, k), (i, k, j), (j, i, k), (j, k, i), (k, i, j), (k, j, i)):
             out[(slice(None), *order)] = known[:, first + number]
     return out

@@ -32,14 +32,14 @@ def draw(config: TestTimeConfig, inputs: SamplerInput) -> Paths:
         chosen = np.flatnonzero(exact & (number == m))
         if len(chosen) == 0:
             continue
-        places = np.nonzero(uncertain[chosen])[1].reshape(len(chosen), m)
+        positions = np.nonzero(uncertain[chosen])[1].reshape(len(chosen), m)
         dropped = ((np.arange(2**m)[:, None] >> np.arange(m)[None]) & 1) == 1  # [2^m, m]; subset 0 is the base pass
-        chance = np.take_along_axis(keep[chosen], places, axis=1)[:, None]
+        chance = np.take_along_axis(keep[chosen], positions, axis=1)[:, None]
         p = np.where(dropped[None], 1.0 - chance, chance).prod(axis=2)
         mask[chosen] = inputs.kept[chosen][:, None]
         weight[chosen] = 0.0
         for subset in range(1, 2**m):
-            mask[chosen[:, None], subset - 1, places] = ~dropped[subset]
+            mask[chosen[:, None], subset - 1, positions] = ~dropped[subset]
         weight[chosen, : 2**m - 1] = p[:, 1:]
         base_weight[chosen], used[chosen] = p[:, 0], 2**m - 1
     return Paths(mask, weight, base_weight, used, confidence, drawn.base_confidence, exact)
