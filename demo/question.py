@@ -39,7 +39,7 @@ def choose_question(training_set: Path) -> Question:
     schema = load_schema(training_set / "schema.yaml")
     user_key, item_key = schema.key_of("user"), schema.key_of("item")
     if user_key is None or item_key is None:
-        raise DataError(f"the log {schema.name} describes no users or no items: the demo has nobody to recommend to")
+        raise DataError(f"the log {schema.name} describes no users or no items: the demo needs users and items")
     context = [field.name for field in schema.attributes_of("context")]
     columns = [user_key, item_key, EVENT_TIME, LABEL, "split", *context]
     rows = read_frame(training_set / "rows.parquet")

@@ -101,5 +101,7 @@ def ask(port: int, instance: dict[str, Any]) -> dict[str, Any]:
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         raise ServerError(f"the server at {predict_url(port)} gave no answer ({reason}): run the demo again") from error
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise ServerError(f"what answers at {predict_url(port)} is no model server: stop it and run again") from error
+        raise ServerError(
+            f"what answers at {predict_url(port)} is not a model server: stop it and run again"
+        ) from error
     return prediction

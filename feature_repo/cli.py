@@ -22,7 +22,7 @@ def skew(
     clean: Annotated[
         Path | None,
         typer.Option(
-            help="Later clean log that covers the time of serving; features are computed from it anew.",
+            help="Later clean log that covers the time of serving; features are recomputed from it.",
             show_default="the tables of the store",
         ),
     ] = None,

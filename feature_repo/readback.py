@@ -36,7 +36,7 @@ def compare_online(store: FeatureStore, spec: TableSpec, data_dir: Path, end: da
             got = answer[feature][number]
             if not same_value(value, got):
                 raise FeatureStoreError(
-                    f"online store answers {got!r} for {feature} of {spec.key} {row[0]!r}, the table {spec.name} holds "
+                    f"online store answers {got!r} for {feature} of {spec.key} {row[0]!r}, the table {spec.name} contains "
                     f"{value!r} as of {end.isoformat()}: materialize again into an empty online store"
                 )
     return len(expected) * len(spec.features)

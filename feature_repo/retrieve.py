@@ -57,7 +57,7 @@ def training_set(clean_dir: Path | str, store_dir: Path | str) -> pa.Table:
         raise DataError(f"clean log {clean_path} does not exist: run the validation step first")
     clean = read_table(clean_path)
     if not clean.num_rows:
-        raise DataError(f"clean log {clean_path} holds no rows: every row was quarantined or the source is empty")
+        raise DataError(f"clean log {clean_path} contains no rows: every row was quarantined or the source is empty")
     if not specs:
         return clean
     features = features_at(clean, store_dir, info, specs)
@@ -134,7 +134,7 @@ def in_order(row_ids: pa.ChunkedArray, joined: pa.Table) -> pa.Table:
         )
     if pc.count_distinct(order).as_py() != len(row_ids):
         raise RowsLostError(
-            "the clean log repeats a row_id, so joined rows cannot be told apart: ingest the source again"
+            "the clean log repeats a row_id, so joined rows cannot be distinguished: ingest the source again"
         )
     return joined.take(order)
 

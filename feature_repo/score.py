@@ -147,7 +147,7 @@ def _fetch(bundle: Bundle, features: FeaturesFrom, store_dir: Path | str | None,
     service = bundle.manifest.feature_service
     if not service:
         raise FeatureStoreError(
-            f"model {bundle.manifest.model_version} looks no features up (its log has no users and items): use --features given"
+            f"model {bundle.manifest.model_version} has no features to look up (its log has no users and items): use --features given"
         )
     if store_dir is None:
         raise FeatureStoreError(f"--features {features} reads a feature store, and none is given: name its folder")

@@ -57,13 +57,13 @@ def measure_skew(
     specs = table_specs(schema)
     if not specs:
         raise FeatureStoreError(
-            f"feature store {store_dir} looks nothing up (its log has no users and items): there is no skew to measure"
+            f"feature store {store_dir} has no features to look up (its log has no users and items): there is no skew to measure"
         )
     fields = [(name, kind, spec.entity) for spec in specs for name, kind in spec.columns]
     served = read_served(log, most_rows, looked_up=True, since=since, columns=[name for name, _, _ in fields])
     if served.user_ids != "raw" and "user" in info.join_keys:
         raise DataError(
-            f"the prediction log {log} holds user ids that are {served.user_ids}: skew needs them as they are, "
+            f"the prediction log {log} contains user ids that are {served.user_ids}: skew needs them as they are, "
             "set prediction_log.user_ids to raw"
         )
     frame = served.frame

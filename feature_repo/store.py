@@ -175,7 +175,7 @@ def ensure_online(store_dir: Path | str) -> int:
 def _description(store_dir: Path) -> dict[str, Any]:
     path = store_dir / INFO_FILE
     if not path.is_file():
-        raise FeatureStoreError(f"{store_dir} is no feature store (no {INFO_FILE}): run the materialize step first")
+        raise FeatureStoreError(f"{store_dir} is not a feature store (no {INFO_FILE}): run the materialize step first")
     value: dict[str, Any] = read_json(path)
     return value
 

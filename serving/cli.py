@@ -127,8 +127,8 @@ def predict(
     candidates: Annotated[
         str,
         typer.Option(
-            help="Ids of the items to score, with commas between; one that holds a comma, or a space at an end, in double quotes "
-            "(quotes in it doubled)."
+            help="Ids of the items to score, separated by commas; put an id that contains a comma, or starts or ends with a space, in double quotes "
+            "(and double the quotes in it)."
         ),
     ],
     context: Annotated[
@@ -218,7 +218,7 @@ def ask(url: str, body: dict[str, Any]) -> dict[str, Any]:
         RequestError: the server refused the request.
     """
     if not url.startswith(("http://", "https://")):
-        raise ServerError(f"--url {url} is no address: give http://HOST:PORT")
+        raise ServerError(f"--url {url} is not an address: give http://HOST:PORT")
     address = url.rstrip("/") + "/v1/models/ctr:predict"
     request = urllib.request.Request(  # noqa: S310 (the scheme was checked)
         address, json.dumps(body).encode(), {"Content-Type": "application/json"}

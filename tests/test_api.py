@@ -151,7 +151,7 @@ def test_mistakes_are_named(tmp_path: Path, small: Path):
         thinktwice.train_model(checked.clean_dir, tmp_path / "model", split="alphabet")  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"snapshot\.json cannot be read"):
         thinktwice.validate_log(tmp_path / "nowhere", tmp_path / "checked")
-    with pytest.raises(BundleError, match="is no bundle"):
+    with pytest.raises(BundleError, match="is not a bundle"):
         thinktwice.open_bundle(tmp_path)
     with pytest.raises(BundleError, match="'verdict' is missing"):
         thinktwice.read_report(small / "bundle")

@@ -71,7 +71,7 @@ def test_every_verb_and_every_option_is_explained(commands: dict):
                 continue
             text = getattr(parameter, "help", None)
             assert text and len(text) > 10, f"{where}: parameter {parameter.name} has no help"
-            assert text.strip()[-1] in ".)", f"{where}: help of {parameter.name} is no sentence: {text!r}"
+            assert text.strip()[-1] in ".)", f"{where}: help of {parameter.name} is not a sentence: {text!r}"
 
 
 def test_help_is_shown_for_every_verb(commands: dict, capsys: pytest.CaptureFixture[str]):
@@ -171,7 +171,7 @@ def test_the_champion_is_looked_for_where_the_options_say(
     assert main([*command, *arguments]) == 1
     error = capsys.readouterr().err
     assert error.startswith(
-        f"thinktwice: {folder} holds no champion: run 'thinktwice pipeline run' first, or give --state"
+        f"thinktwice: {folder} contains no champion: run 'thinktwice pipeline run' first, or give --state"
     )
     assert error.count("\n") == 1
 

@@ -65,8 +65,8 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     ("types", "words"),
     [
         ({**TYPES, "more": np.uint8}, "it lacks 'more'"),
-        ({k: v for k, v in TYPES.items() if k != "keys"}, "it holds the unknown tensor 'keys'"),
-        ({**TYPES, "reals": np.float32}, "it holds 'reals' as F64 instead of float32"),
+        ({k: v for k, v in TYPES.items() if k != "keys"}, "it contains the unknown tensor 'keys'"),
+        ({**TYPES, "reals": np.float32}, "it contains 'reals' as F64 instead of float32"),
     ],
 )
 def test_other_tensors_than_expected_are_refused(types: dict[str, type], words: str, tmp_path: Path) -> None:

@@ -135,8 +135,8 @@ MERGED_LAUGHS = "a0: &a0 {x: 1}\n" + "".join(
         ("- a", "holds a list instead of a mapping"),
         ("just words", "holds a text instead of a mapping"),
         ("7", "holds a number instead of a mapping"),
-        ("1: a", "has the key 1, which is no text"),
-        ("true: a", "has the key True, which is no text"),
+        ("1: a", "has the key 1, which is not text"),
+        ("true: a", "has the key True, which is not text"),
         ("a: " + "x" * (1 << 20), "at most 1,048,576 are read"),
     ],
 )

@@ -45,7 +45,7 @@ def _sentence(error: BaseException, name: str) -> str | None:
     if name in ("zipfile.BadZipFile", "gzip.BadGzipFile", "tarfile.ReadError"):
         return f"an archive is damaged ({_first_line(error)}): copy or download it again"
     if isinstance(error, UnicodeError):
-        return f"a text or a name is no valid UTF-8 ({_first_line(error)}): save or rename it as UTF-8"
+        return f"a text or a name is not valid UTF-8 ({_first_line(error)}): save or rename it as UTF-8"
     if isinstance(error, OSError):
         place = f" {error.filename}" if error.filename else ""
         return f"cannot use{place} ({error.strerror or _first_line(error) or name}): check that it exists, its rights and the disk"

@@ -79,7 +79,7 @@ def _mapped(path: Path, start: int, size: int, name: str, value: Any, expected: 
             raise ValueError("its header is damaged")
     dtype = np.dtype(expected)
     if _DTYPES.get(kind) is not expected:
-        raise ValueError(f"it holds {name!r} as {kind} instead of {dtype}")
+        raise ValueError(f"it contains {name!r} as {kind} instead of {dtype}")
     if not all(type(length) is int and length >= 0 for length in shape):
         raise ValueError("its header is damaged")
     length = math.prod(shape) * dtype.itemsize

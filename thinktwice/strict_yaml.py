@@ -50,10 +50,10 @@ def mapping(text: str, where: str, error: type[ThinktwiceError]) -> dict[str, An
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise error(f"{where} holds a {_kind(value)} instead of a mapping: start with a line like 'name: value'")
+        raise error(f"{where} contains a {_kind(value)} instead of a mapping: start with a line like 'name: value'")
     other = next((key for key in value if not isinstance(key, str)), None)
     if other is not None:
-        raise error(f"{where} has the key {other!r}, which is no text: put it in quotes")
+        raise error(f"{where} has the key {other!r}, which is not text: put it in quotes")
     return value
 
 
@@ -123,7 +123,7 @@ def _check(root: yaml.Node, loader: _Loader) -> None:
 
     def size(node: yaml.Node) -> int:
         if id(node) in above:
-            raise _WrongError(f"has an alias at line {_line(node)} that stands for itself: write the value out")
+            raise _WrongError(f"has an alias at line {_line(node)} that refers to itself: write out the value")
         if id(node) not in sizes:
             above.add(id(node))
             if isinstance(node, yaml.MappingNode):

@@ -70,7 +70,9 @@ def model_files(folder: Path) -> dict[str, Path]:
             found[key.as_posix()] = path
     for needed in (ARCHIVE_FILE, f"{FEATURE_STORE}/{SETTINGS_FILE}", RELEASE_FILE):
         if needed not in found:
-            raise BundleError(f"{folder} holds no {needed}: give a champion, or the folder model/ of the deploy step")
+            raise BundleError(
+                f"{folder} contains no {needed}: give a champion, or the folder model/ of the deploy step"
+            )
     return found
 
 
@@ -137,10 +139,10 @@ def _keys(client: Any, place: Location) -> list[str]:
 def _download(client: Any, place: Location, folder: Path) -> None:
     keys = [key for key in _keys(client, place) if key and not key.endswith("/")]
     if not keys:
-        raise BundleError(f"{place.uri} holds nothing: give the folder model/ of the deploy step")
+        raise BundleError(f"{place.uri} contains nothing: give the folder model/ of the deploy step")
     for key in keys:
         if ".." in PurePosixPath(key).parts or PurePosixPath(key).is_absolute():
-            raise BundleError(f"{place.uri} holds the key {key!r}, which is no file name: give another folder")
+            raise BundleError(f"{place.uri} contains the key {key!r}, which is not a file name: give another folder")
         (folder / key).parent.mkdir(parents=True, exist_ok=True)
         with full_disk_named(folder / key):
             client.download_file(place.bucket, place.prefix + key, str(folder / key))
@@ -149,7 +151,7 @@ def _download(client: Any, place: Location, folder: Path) -> None:
 def _check_nothing_else(version: Location, present: set[str], files: dict[str, Path]) -> None:
     if extra := sorted(present - set(files) - {""}):
         raise BundleError(
-            f"{version.uri} holds {extra[0]}, which is no file of this model: a version's folder never changes, so give another "
+            f"{version.uri} contains {extra[0]}, which is not a file of this model: a version's folder never changes, so give another "
             "folder or remove that one"
         )
 

@@ -132,5 +132,5 @@ def _percent(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 < value <= 1000:
-        raise typer.BadParameter(f"{text!r} is no percentage above 0", param_hint="--steps")
+        raise typer.BadParameter(f"{text!r} is not a percentage above 0", param_hint="--steps")
     return value

@@ -46,9 +46,9 @@ def read_requests(path: Path) -> list[dict[str, Any]]:
         try:
             value = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            raise RequestError(f"{path} line {number} is no JSON ({error})", field=f"line {number}") from None
+            raise RequestError(f"{path} line {number} is not JSON ({error})", field=f"line {number}") from None
         if not isinstance(value, dict):
-            raise RequestError(f"{path} line {number} is no JSON object", field=f"line {number}")
+            raise RequestError(f"{path} line {number} is not a JSON object", field=f"line {number}")
         found.append(value)
     return found
 

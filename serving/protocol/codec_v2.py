@@ -83,7 +83,7 @@ def requests(
 
 def _decode(element: Any, path: str) -> Any:
     if not isinstance(element, str):
-        raise RequestError(f"{path} must be a string that holds one JSON object", field=path)
+        raise RequestError(f"{path} must be a string that contains one JSON object", field=path)
     return json_text.loads(element, path, path)
 
 

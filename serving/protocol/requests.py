@@ -102,7 +102,9 @@ class RequestParser:
             raise RequestError(f"{path} must hold 1 to {MAX_REQUESTS} requests, not {len(values)}", field=path)
         requests = [self.parse(value, f"{path}[{i}]") for i, value in enumerate(values)]
         if (total := sum(r.num_rows for r in requests)) > MAX_ROWS:
-            raise RequestError(f"{path} holds {total} rows in all, at most {MAX_ROWS} are scored at once", field=path)
+            raise RequestError(
+                f"{path} contains {total} rows in all, at most {MAX_ROWS} are scored at once", field=path
+            )
         return requests
 
     def parse(self, value: Any, path: str) -> Request:
@@ -299,7 +301,7 @@ def _refuse_inexact(value: Any, path: str) -> None:
         raise RequestError(f"{path} must be a finite number", field=path)
     if is_inexact(value):
         raise RequestError(
-            f"{path} {value!s} is a float too large to tell whole numbers apart: ids beyond 64 bits must be strings, "
+            f"{path} {value!s} is a float too large to represent integers exactly: ids beyond 64 bits must be strings, "
             "smaller ones strings or integers",
             field=path,
         )
@@ -346,7 +348,7 @@ def _field_value(field: ModelField, value: Any, path: str) -> Any:
         raise RequestError(f"{path} must be a list, not {_kind(value)}", field=path)
     if field.kind == "sequence":
         if len(value) > MAX_SEQUENCE:
-            raise RequestError(f"{path} holds {len(value)} values, at most {MAX_SEQUENCE} are accepted", field=path)
+            raise RequestError(f"{path} contains {len(value)} values, at most {MAX_SEQUENCE} are accepted", field=path)
         return [_text(v, f"{path}[{i}]") for i, v in enumerate(value)]
     if len(value) != field.dim:
         raise RequestError(f"{path} must hold {field.dim} numbers, not {len(value)}", field=path)

@@ -239,7 +239,7 @@ def _from_binary(raw: bytes, datatype: str, count: int, path: str) -> list[Any]:
         try:
             out.append(raw[at + 4 : at + 4 + size].decode())
         except UnicodeDecodeError:
-            raise RequestError(f"{path} has an element {len(out)} that is no UTF-8 text", field=path) from None
+            raise RequestError(f"{path} has an element {len(out)} that is not UTF-8 text", field=path) from None
         at += 4 + size
     if len(out) != count:
         raise RequestError(f"{path} must have {count} elements of data, as its shape says, not {len(out)}", field=path)

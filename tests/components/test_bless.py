@@ -54,7 +54,7 @@ def test_verdict_against_the_champion_in_the_state_folder(finished: Path, tmp_pa
 
     # A damaged champion is no first run: anything would then be blessed over it.
     shutil.rmtree(champion.bundle_dir)
-    with pytest.raises(BundleError, match=r"bundle is no bundle"):
+    with pytest.raises(BundleError, match=r"bundle is not a bundle"):
         judge("good")
     shutil.rmtree(champion.folder)
     assert (tmp_path / "state" / "champion").is_symlink()

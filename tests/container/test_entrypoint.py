@@ -96,7 +96,7 @@ def test_java_gets_a_private_folder_and_no_archive(mounted: Path, tmp_path: Path
         ("code", "holds code ('handler.py')"),
         ("cut", "bytes instead of"),
         ("store", "feature_store.yaml has "),
-        ("unsigned", "is not signed, and THINKTWICE_TRUSTED_KEYS asks for a signature"),
+        ("unsigned", "is not signed, and THINKTWICE_TRUSTED_KEYS requires a signature"),
     ],
 )
 def test_java_does_not_start_where_the_release_is_refused(

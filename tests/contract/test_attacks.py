@@ -155,7 +155,11 @@ def tensor_cases() -> Iterator[Case]:
         ("outputs that are false", v2(ONE, outputs=False), "outputs"),
         ("parameters that are an empty list", v2(ONE, parameters=[]), "parameters"),
         ("parameters that are 0", tensors(0, parameters=0), "inputs[0].parameters"),
-        ("a request that is no object", {"inputs": [{**v2(ONE)["inputs"][0], "data": ["[]"]}]}, "inputs[0].data[0]"),
+        (
+            "a request that is not an object",
+            {"inputs": [{**v2(ONE)["inputs"][0], "data": ["[]"]}]},
+            "inputs[0].data[0]",
+        ),
         (
             "rows of different numbers",
             {"inputs": [BY_FIELD[0], {**BY_FIELD[1], "shape": [1], "data": ["i"]}]},
@@ -267,7 +271,7 @@ def test_texts_that_somebody_might_act_on_are_ids(servers: Servers, harmless: Re
     assert both(servers, V1, GOOD).body == harmless.body
     for log in servers.log.values():
         written = log.read_text()
-        assert not text.strip() or text == "İ" or text not in written, "a log line holds what a caller sent"
+        assert not text.strip() or text == "İ" or text not in written, "a log line contains what a caller sent"
         assert "\x1b" not in written
 
 

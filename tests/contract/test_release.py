@@ -76,7 +76,7 @@ def test_an_unsigned_release_is_refused_where_keys_are_trusted(
     running: Callable[..., Any], release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(TRUSTED_KEYS, str(make_keys(tmp_path / "keys")[1]))
-    assert "is not signed, and THINKTWICE_TRUSTED_KEYS asks for a signature" in refusal(running, release)
+    assert "is not signed, and THINKTWICE_TRUSTED_KEYS requires a signature" in refusal(running, release)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_code_in_a_registry_does_not_run(running: Callable[..., Any], release: P
     change_registry(release / "feature_store", lambda registry: transformed(registry, canary))
     write_release(release)
     message = refusal(running, release)
-    assert "registry.db is refused (it holds feature_views.spec.feature_transformation" in message
+    assert "registry.db is refused (it contains feature_views.spec.feature_transformation" in message
     assert not canary.exists()
 
 
@@ -129,6 +129,6 @@ def test_weights_that_are_not_numbers_are_named_by_the_kserve_predictor(champion
     rehash(tmp_path / "bundle")
     archive = pack(tmp_path / "bundle", tmp_path / "packed")
     shutil.copytree(champion.feature_store_dir, archive.parent / "feature_store")
-    assert "weights.safetensors holds numbers in 'bias' that are not finite" in refusal(
+    assert "weights.safetensors contains numbers in 'bias' that are not finite" in refusal(
         kserve_process.running, archive.parent
     )

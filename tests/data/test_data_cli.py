@@ -86,7 +86,7 @@ def test_an_out_that_would_be_lost_is_not_replaced(tmp_path: Path) -> None:
     photos.mkdir()
     (photos / "a.png").touch()
     for out in (notes, photos):
-        with pytest.raises(DataError, match=f"{out.name} exists and is no raw log folder"):
+        with pytest.raises(DataError, match=f"{out.name} exists and is not a raw log folder"):
             run("ingest", "--source", "criteo", "--path", str(tmp_path / "train.txt"), "--out", str(out))
         with pytest.raises(DataError, match="give --out a new folder"):
             run("simulate", "--rows", "500", "--out", str(out))
@@ -133,10 +133,10 @@ def test_replay_does_not_let_the_future_pass(tmp_path: Path) -> None:
 
 def test_replay_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
     bad = quarantine_of_a_strict_schema(tmp_path)
-    with pytest.raises(DataError, match=r"clean is no quarantine \(no quarantine\.json\): give"):
+    with pytest.raises(DataError, match=r"clean is not a quarantine \(no quarantine\.json\): give"):
         run("replay", "--quarantine", str(tmp_path / "clean"), "--out", str(tmp_path / "new"))
     run("replay", "--quarantine", str(bad), "--out", str(tmp_path / "new"))
-    with pytest.raises(DataError, match="new already holds a replay: give a new folder"):
+    with pytest.raises(DataError, match="new already contains a replay: give a new folder"):
         run("replay", "--quarantine", str(bad), "--out", str(tmp_path / "new"))
     with pytest.raises(ResourceError, match="cannot be written"):
         run("replay", "--quarantine", str(bad), "--out", str(bad / "quarantine.json"))

@@ -150,7 +150,7 @@ def test_parquet_is_known_by_its_content(tmp_path: Path) -> None:
 def test_object_stores_are_not_read(tmp_path: Path, path: str) -> None:
     for given in (path, Path(path)):
         with pytest.raises(
-            DataError, match=r"is no local path: a log is not read from object stores or the web \(yet\); copy it"
+            DataError, match=r"is not a local path: a log is not read from object stores or the web \(yet\); copy it"
         ):
             ingest("parquet", given, _schema(tmp_path), tmp_path / "raw")
 

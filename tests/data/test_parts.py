@@ -190,7 +190,7 @@ def test_what_looks_like_data_and_is_not_read_is_refused_by_name(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(b"", "is empty: give the whole file"), (b"PAR0 not", "is no intact parquet file")]
+    ("content", "words"), [(b"", "is empty: give the whole file"), (b"PAR0 not", "is not an intact parquet file")]
 )
 def test_a_part_that_is_empty_or_cut_is_named(tmp_path: Path, schema: Path, content: bytes, words: str) -> None:
     write(tmp_path / "logs" / "part-0.parquet")
@@ -348,7 +348,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, schema: Path) -> None:
 def test_a_name_that_is_no_utf8_is_one_sentence(tmp_path: Path, schema: Path) -> None:
     part = write(tmp_path / "logs" / "part-0.parquet")
     part.rename(Path(os.fsdecode(os.fsencode(part.parent) + b"/part-\xff.parquet")))
-    with pytest.raises(DataError, match=r"the name of .*part-\\udcff\.parquet is no UTF-8 text: rename the file"):
+    with pytest.raises(DataError, match=r"the name of .*part-\\udcff\.parquet is not UTF-8 text: rename the file"):
         read(tmp_path / "logs", schema, tmp_path / "raw")
 
 

@@ -52,7 +52,7 @@ def test_they_stay_when_the_raw_log_is_read_again(tmp_path: Path) -> None:
 
 
 def test_a_table_of_keyless_lines_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"users\.dat holds no line with 5 cells"):
+    with pytest.raises(DataError, match=r"users\.dat contains no line with 5 cells"):
         ingest("ml-1m", movielens(tmp_path / "ml-1m", "::M::25::1::55117\n"), None, tmp_path / "raw")
 
 

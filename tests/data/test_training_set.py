@@ -96,5 +96,5 @@ def test_a_repeated_row_id_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_training_set_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is no training set"):
+    with pytest.raises(DataError, match="is not a training set"):
         load_training_set(tmp_path)

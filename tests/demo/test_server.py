@@ -62,9 +62,9 @@ def test_an_answer_is_the_prediction():
     ("status", "body", "words"),
     [
         (503, b"no worker", "answered 503 to the demo's question: no worker"),
-        (200, b"<html>", "is no model server"),
-        (200, b"{}", "is no model server"),
-        (200, b"[]", "is no model server"),
+        (200, b"<html>", "is not a model server"),
+        (200, b"{}", "is not a model server"),
+        (200, b"[]", "is not a model server"),
     ],
 )
 def test_a_bad_answer_is_one_sentence(status: int, body: bytes, words: str):

@@ -264,7 +264,7 @@ def test_damaged_bundle_is_an_error_and_no_verdict(finished: Path, tmp_path: Pat
             target.parent.mkdir(exist_ok=True)
             target.write_bytes(path.read_bytes())
     (broken / "counts.safetensors").write_bytes(b"x")
-    with pytest.raises(BundleError, match=r"nobody is no bundle"):
+    with pytest.raises(BundleError, match=r"nobody is not a bundle"):
         bless(finished / "set", finished / "bundle-good", tmp_path / "nobody", tmp_path / "out")
     with pytest.raises(BundleError, match=r"counts.safetensors"):
         bless(finished / "set", finished / "bundle-good", broken, tmp_path / "out")

@@ -61,7 +61,7 @@ def test_mistakes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "changed.yaml").write_text(text.replace("alpha: 0.05", "alpha: 0.1"))
     assert "alpha changed from 0.05 to 0.1" in said(capsys, "check", "changed.yaml", "--running", "one.yaml", ends=1)
     (folder / "evidence.json").write_text('{"format": 1}')
-    assert "is no evidence" in said(capsys, "decide", "one.yaml", "--evidence", "evidence.json", ends=1)
+    assert "is not an evidence file" in said(capsys, "decide", "one.yaml", "--evidence", "evidence.json", ends=1)
     assert "no record of the experiment 'one'" in said(capsys, "status", "one", ends=1)
     assert "no log" in said(capsys, "plan", "one.yaml", "--log", "none.parquet", ends=1)
 

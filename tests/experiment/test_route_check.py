@@ -235,7 +235,7 @@ def test_rendering_refuses() -> None:
     config = GatewayConfig()
     with pytest.raises(ExperimentError, match="no endpoint for the cluster 'exp1_t2'"):
         render([FILE], {"control": HERE, "exp1_t1": HERE, "exp1_t2": []}, config, 1)
-    with pytest.raises(ExperimentError, match="is no cluster"):
+    with pytest.raises(ExperimentError, match="is not a cluster"):
         render([FILE], {"control": HERE, "exp1_t1": HERE, "exp1_t2": HERE, "exp1_t3": HERE}, config, 1)
     with pytest.raises(ExperimentError, match="no treatment"):
         rendered(FILE, shadow=("exp1/control",))

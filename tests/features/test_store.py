@@ -298,7 +298,7 @@ def test_bad_online_stores_are_named(clean_log: CleanLog, tmp_path: Path, monkey
         with pytest.raises(FeatureStoreError, match=message):
             build(clean_log.folder, tmp_path / "out", feature_version="v", online=kind, redis_address=address)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(FeatureStoreError, match="is no feature store"):
+    with pytest.raises(FeatureStoreError, match="is not a feature store"):
         read_info(tmp_path)
 
 

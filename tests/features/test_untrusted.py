@@ -164,24 +164,24 @@ def permission(registry: Registry, canary: Path) -> None:
 
 
 REGISTRIES: dict[str, tuple[Callable[[Registry, Path], object], str]] = {
-    "transformation": (transformed, "it holds feature_views.spec.feature_transformation"),
-    "on demand": (on_demand, "it holds on_demand_feature_views"),
-    "stream": (stream, "it holds stream_feature_views"),
+    "transformation": (transformed, "it contains feature_views.spec.feature_transformation"),
+    "on demand": (on_demand, "it contains on_demand_feature_views"),
+    "stream": (stream, "it contains stream_feature_views"),
     "history": (
         in_history,
-        "it holds feature_view_version_history.records.feature_view_proto.spec.feature_transformation",
+        "it contains feature_view_version_history.records.feature_view_proto.spec.feature_transformation",
     ),
     "source class": (custom_source, "data_sources.type is '6'|data_sources.data_source_class_type"),
     "nested class": (nested_source, "batch_source.data_source_class_type is 'antigravity.Class'"),
-    "infrastructure": (infra, "it holds infra"),
-    "unknown field": (unknown, "it holds a field in feast.core.Registry that the installed Feast does not know"),
+    "infrastructure": (infra, "it contains infra"),
+    "unknown field": (unknown, "it contains a field in feast.core.Registry that the installed Feast does not know"),
     "unknown field within": (
         unknown_within,
-        "it holds a field in feature_views.spec that the installed Feast does not",
+        "it contains a field in feature_views.spec that the installed Feast does not",
     ),
-    "dataset": (dataset, "it holds saved_datasets"),
-    "validation": (validation, "it holds validation_references"),
-    "permission": (permission, "it holds permissions"),
+    "dataset": (dataset, "it contains saved_datasets"),
+    "validation": (validation, "it contains validation_references"),
+    "permission": (permission, "it contains permissions"),
     "tag": (
         lambda r, c: r.data_sources[0].tags.update({"feast.connection": "x"}),
         "the unknown tag 'feast.connection'",

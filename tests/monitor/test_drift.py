@@ -263,6 +263,6 @@ def test_a_file_that_is_no_part_of_the_log_is_named(small: Path, usual: Path, tm
         shutil.copy(part, tmp_path)
     pl.DataFrame({"x": [1]}).write_parquet(tmp_path / "served-9.parquet")
     with pytest.raises(
-        DataError, match=r"served-9\.parquet is no part of a prediction log \(no column 'log_request_id'\)"
+        DataError, match=r"served-9\.parquet is not a part of a prediction log \(no column 'log_request_id'\)"
     ):
         drift_of_log(tmp_path, small / "bundle")

@@ -112,7 +112,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     },
     "listed nowhere": (put("bundle/heads.safetensors"), "heads.safetensors is not in the manifest of its bundle"),
     "missing": (lambda files: files.pop("bundle/schema.yaml"), "bundle/schema.yaml is missing"),  # type: ignore[dict-item,return-value]
-    "no manifest": (lambda files: files.pop(MAR_MANIFEST), "does not hold a bundle with"),  # type: ignore[dict-item,return-value]
+    "no manifest": (lambda files: files.pop(MAR_MANIFEST), "does not contain a bundle with"),  # type: ignore[dict-item,return-value]
     "other size": (put("bundle/schema.yaml", b"x"), "unpacks to 1 bytes instead of"),
     "handler": (
         manifest(handler="handler.py"),
@@ -125,7 +125,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "envelope": (manifest(envelope="json"), "envelope: Extra inputs"),
     "model file": (manifest(modelFile="model.py"), "modelFile: Extra inputs"),
     "runtime": (manifest(top={"runtime": "LSP"}), "runtime: Input should be 'python', not 'LSP'"),
-    "version": (manifest(modelVersion="2"), "calls itself version '2' and holds 'small-20260101-abc'"),
+    "version": (manifest(modelVersion="2"), "declares version '2' and contains 'small-20260101-abc'"),
     "settings": (put(SETTINGS_FILE, b"minWorkers: 1\nhandler: evil.py\n"), "the setting 'handler' is unknown"),
     "text": (put(SETTINGS_FILE, b"minWorkers: '1; rm'\n"), "minWorkers is not a number"),
     "tag": (put(SETTINGS_FILE, b"a: !!javax.script.ScriptEngineManager []\n"), "model-config.yaml is wrong"),

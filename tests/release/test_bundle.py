@@ -75,7 +75,7 @@ def test_a_log_without_entities(tmp_path: Path) -> None:
 def test_a_part_that_lacks_a_file_leaves_nothing_behind(tmp_path: Path) -> None:
     parts = write_parts(tmp_path / "parts")
     (tmp_path / "parts" / "evaluation" / "report.html").unlink()
-    with pytest.raises(BundleError, match=r"evaluation holds no report\.html"):
+    with pytest.raises(BundleError, match=r"evaluation contains no report\.html"):
         write_bundle(tmp_path / "bundle", **parts, identity=identity())
     assert [p.name for p in tmp_path.iterdir()] == ["parts"]
 
@@ -112,7 +112,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "extra": (lambda f: (f / "model.pkl").write_bytes(b"x"), r"model\.pkl is not in the manifest"),
     "extra below": (lambda f: (f / "report" / "x").write_bytes(b"x"), r"report/x is not in the manifest"),
     "link": (_link, r"schema\.yaml is a link"),
-    "no manifest": (lambda f: (f / MANIFEST_FILE).unlink(), "is no bundle"),
+    "no manifest": (lambda f: (f / MANIFEST_FILE).unlink(), "is not a bundle"),
     "not json": (lambda f: (f / MANIFEST_FILE).write_text("{"), r"manifest\.json is damaged"),
     "not an object": (lambda f: (f / MANIFEST_FILE).write_text("[]"), r"manifest\.json is wrong"),
     "other format": (_manifest(format=2), "has format 2, this version of thinktwice reads format 1"),

@@ -129,7 +129,7 @@ def _kill_at(patch: pytest.MonkeyPatch, moment: str) -> None:
 
 
 def test_a_damaged_bundle_is_not_deployed(small: Path, archive: Path, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="is no bundle"):
+    with pytest.raises(BundleError, match="is not a bundle"):
         install_champion(
             tmp_path / "state", bundle_dir=tmp_path, archive=archive, feature_store_dir=archive.parent / "store"
         )
@@ -139,7 +139,7 @@ def test_a_damaged_bundle_is_not_deployed(small: Path, archive: Path, tmp_path: 
 def test_a_strange_champion_is_not_touched(small: Path, archive: Path) -> None:
     state = archive.parent / "state"
     (state / "champion").mkdir(parents=True)
-    with pytest.raises(BundleError, match="is no link"):
+    with pytest.raises(BundleError, match="is not a link"):
         install(small, archive)
     with pytest.raises(BundleError, match="cannot be read"):
         read_champion(state)

@@ -74,6 +74,6 @@ def test_control_flow_and_foreign_operators_are_refused(exported: Path, tmp_path
     domain, _, kind = operator.rpartition(".")
     model.graph.node[0].op_type, model.graph.node[0].domain = kind, domain
     (tmp_path / "backend.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(BundleError, match=rf"backend\.onnx cannot be read \(it holds the operator '{kind}'"):
+    with pytest.raises(BundleError, match=rf"backend\.onnx cannot be read \(it contains the operator '{kind}'"):
         onnx_backend.load(tmp_path)
     assert backends.open_backend(exported)

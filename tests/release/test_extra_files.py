@@ -97,7 +97,7 @@ def test_a_bundle_without_the_members_that_it_asks_is_refused(bundle: Path) -> N
 def test_a_missing_part_is_named_and_nothing_is_left(parts: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(parts["test_time_dir"], tmp_path / "part")
     (tmp_path / "part" / "members/0/weights.safetensors").unlink()
-    with pytest.raises(BundleError, match=r"part holds no members/0/weights\.safetensors, a bundle needs it"):
+    with pytest.raises(BundleError, match=r"part contains no members/0/weights\.safetensors, a bundle needs it"):
         write_bundle(tmp_path / "bundle", **{**parts, "test_time_dir": tmp_path / "part"}, identity=identity())
     assert [p.name for p in tmp_path.iterdir()] == ["part"]
 

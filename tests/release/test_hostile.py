@@ -105,7 +105,7 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     **{
         f"{file} {name} {value}": (
             tensor(file, name, one(value)),
-            rf"{file} holds numbers in '{name}' that are not finite, or above 1,000,000",
+            rf"{file} contains numbers in '{name}' that are not finite, or above 1,000,000",
         )
         for file, name in ((W, "table"), (W, "mlp.0.weight"), (f"members/0/{W}", "out.weight"))
         for value in (np.nan, np.inf, -np.inf, 1e38)
@@ -113,15 +113,18 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "heads": (tensor("heads.safetensors", "weight", one(np.nan)), r"heads\.safetensors are damaged .*not finite"),
     "whole numbers": (
         tensor(W, "table", lambda t: t.astype(np.int32)),
-        r"weights\.safetensors holds 'table' as torch.int32",
+        r"weights\.safetensors contains 'table' as torch.int32",
     ),
     "half": (
         tensor(W, "bias", lambda t: t.astype(np.float16)),
         "holds 'bias' as torch.float16 instead of torch.float32",
     ),
     "shape": (tensor(W, "bias", lambda t: t.reshape(1)), r"holds 'bias' with the shape \(1,\) instead of \(\)"),
-    "kappa": (tensor("counts.safetensors", "kappa", one(np.nan)), r"counts\.safetensors are damaged \('kappa' holds"),
-    "kappa 0": (tensor("counts.safetensors", "kappa", one(0)), "'kappa' holds"),
+    "kappa": (
+        tensor("counts.safetensors", "kappa", one(np.nan)),
+        r"counts\.safetensors are damaged \('kappa' contains",
+    ),
+    "kappa 0": (tensor("counts.safetensors", "kappa", one(0)), "'kappa' contains"),
     "counts": (
         tensor("counts.safetensors", "counts", lambda t: t.astype(np.int64)),
         "'counts' as I64 instead of uint8",
@@ -181,7 +184,7 @@ def test_a_wrong_file_is_named(bundle: Path, name: str) -> None:
 
 def test_members_that_would_not_be_asked_are_checked_too(bundle: Path) -> None:
     with_tensor(bundle / f"members/0/{W}", "bias", lambda found: found * np.nan)
-    assert f"members/0/{W} holds numbers in 'bias' that are not finite" in refused(bundle)
+    assert f"members/0/{W} contains numbers in 'bias' that are not finite" in refused(bundle)
 
 
 SCHEMAS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {

@@ -188,7 +188,7 @@ def pipe(release: Path) -> None:
         (lambda r: (r / "feature_store" / "empty").mkdir(), "empty is not in the manifest"),
         (link_out, r"registry\.db is a link"),
         (pipe, r"feature_store\.yaml is not a plain file"),
-        (lambda r: (r / SIGNATURE_FILE).unlink(), "is not signed, and THINKTWICE_TRUSTED_KEYS asks for a signature"),
+        (lambda r: (r / SIGNATURE_FILE).unlink(), "is not signed, and THINKTWICE_TRUSTED_KEYS requires a signature"),
         (lambda r: (r / RELEASE_FILE).unlink(), "is not signed"),
         (lambda r: (r / SIGNATURE_FILE).write_text("{"), "its signature is damaged"),
         (lambda r: (r / SIGNATURE_FILE).write_bytes(b"[" * 4000), "its signature is damaged .it is nested too deeply"),

@@ -114,5 +114,5 @@ def test_the_command_line(release: Path, tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(BundleError, match="is missing"):
         run("verify", str(release / "bundle"), app=release_cli.bundle)
     for arguments in (["sign", str(tmp_path / "x"), "--key", public], ["verify", str(tmp_path / "x")]):
-        with pytest.raises(BundleError, match=r"is no folder|is no release"):
+        with pytest.raises(BundleError, match=r"is not a folder|is not a release"):
             run(*arguments)

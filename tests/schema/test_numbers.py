@@ -91,7 +91,7 @@ def test_no_value_lies_on_a_border(values: list[float], bins: int, above: bool) 
         assert not set(found.tolist()) & set(values)
     if not above:
         counts = np.bincount(np.searchsorted(found, values, side="right"), minlength=len(found) + 1)
-        assert (counts > 0).all(), "every bin holds a value"
+        assert (counts > 0).all(), "every bin contains a value"
 
 
 @given(st.lists(st.floats(0.0625, 1000, width=32), min_size=1, max_size=40), st.integers(2, 30))

@@ -192,7 +192,7 @@ def test_a_missing_service_is_named_with_those_there_are(store: Store) -> None:
 
 
 def test_a_folder_that_is_no_store(tmp_path: Path) -> None:
-    with pytest.raises(FeatureStoreError, match=r"is no feature store \(no feature_store.yaml\)"):
+    with pytest.raises(FeatureStoreError, match=r"is not a feature store \(no feature_store.yaml\)"):
         open_feast(tmp_path, FEATURE_SERVICE)
 
 

@@ -278,7 +278,7 @@ def test_the_command(log: Path, champion: Champion, state: Path, tmp_path: Path)
 def test_what_cannot_be_compared_is_said(log: Path, champion: Champion, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no prediction log"):
         measure_skew(tmp_path, champion.feature_store_dir)
-    with pytest.raises(FeatureStoreError, match="is no feature store"):
+    with pytest.raises(FeatureStoreError, match="is not a feature store"):
         measure_skew(log, tmp_path)
     anonymous = changed(log, tmp_path / "anonymous", pl.lit(None, pl.String).alias("log_user_id"))
     with pytest.raises(DataError, match="have no user id"):

@@ -245,7 +245,7 @@ def test_a_damaged_bundle_is_refused_with_its_sentence(
     damaged = pack(tmp_path / "bundle", tmp_path / "packed")
     with (
         pytest.raises(
-            ServerError, match=r"cannot be served: .*weights\.safetensors holds numbers in 'bias' that are not"
+            ServerError, match=r"cannot be served: .*weights\.safetensors contains numbers in 'bias' that are not"
         ),
         running(damaged, feature_store=champion.feature_store_dir, port=port, log=tmp_path / "log") as server,
     ):

@@ -146,7 +146,7 @@ def test_predict_without_a_server(app: typer.Typer) -> None:
     arguments = ["predict", "--url", "http://127.0.0.1:9", "--user", "7", "--candidates", "a"]
     with pytest.raises(ServerError, match=r"no predictor answers at .* start one with 'thinktwice serve'"):
         raise CliRunner().invoke(app, arguments).exception  # type: ignore[misc]
-    with pytest.raises(ServerError, match="is no address"):
+    with pytest.raises(ServerError, match="is not an address"):
         cli.ask("localhost:8080", {})
 
 

@@ -172,7 +172,7 @@ def test_the_sample_is_a_matter_of_the_id_alone() -> None:
     ids = [f"request-{i}" for i in range(20_000)]
     kept = [i for i in ids if in_sample(i, 0.1)]
     assert abs(len(kept) - 2000) < 5 * (2000 * 0.9) ** 0.5
-    assert set(kept) <= {i for i in ids if in_sample(i, 0.2)}, "a larger sample holds the smaller"
+    assert set(kept) <= {i for i in ids if in_sample(i, 0.2)}, "a larger sample contains the smaller"
     assert all(in_sample(i, 1.0) for i in ids)
 
 

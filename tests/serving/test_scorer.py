@@ -278,7 +278,7 @@ def test_a_dead_store_is_an_error_of_its_own(scorer: Scorer) -> None:
 def test_a_model_with_features_does_not_start_without_a_store(small: Path, tmp_path: Path) -> None:
     with pytest.raises(FeatureStoreError, match="no feature store is given"):
         open_scorer(small / "bundle", None)
-    with pytest.raises(FeatureStoreError, match=r"is no feature store \(no feature_store\.yaml\)"):
+    with pytest.raises(FeatureStoreError, match=r"is not a feature store \(no feature_store\.yaml\)"):
         open_scorer(small / "bundle", tmp_path)
 
 

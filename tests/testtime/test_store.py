@@ -95,7 +95,7 @@ def test_without_extras_there_are_no_further_files(big: wide.Wide, tmp_path: Pat
 
 def test_more_members_than_there_is_room_for_are_refused(big: wide.Wide, tmp_path: Path) -> None:
     extras = Extras(members=(big.sharer,) * 3)
-    with pytest.raises(BundleError, match="3 further trunks cannot be written: a bundle holds at most 2"):
+    with pytest.raises(BundleError, match="3 further trunks cannot be written: a bundle contains at most 2"):
         save_test_time(tmp_path, TestTime(TestTimeConfig(), big.reliability, {}, extras), big.model)
     assert not list(tmp_path.iterdir())
 

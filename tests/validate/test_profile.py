@@ -94,7 +94,7 @@ def test_against_an_earlier_log(tmp_path: Path) -> None:
         assert whole(same, feature)["psi_from_reference"] < 0.05  # type: ignore[operator]
         assert whole(other, feature)["psi_from_reference"] > 0.25  # type: ignore[operator]
     assert whole(same, "user_id")["volume_ratio"] == 1.0
-    with pytest.raises(DataError, match="is no reference profile of format 1"):
+    with pytest.raises(DataError, match="is not a reference profile of format 1"):
         write_json(tmp_path / "no.json", {"format": 2})
         read_reference(tmp_path / "no.json")
 

@@ -137,11 +137,11 @@ def replay_quarantine(
 
     if not (quarantine / "quarantine.json").is_file():
         raise DataError(
-            f"{quarantine} is no quarantine (no quarantine.json): "
-            "give the folder `pipeline run` names when rows were set aside"
+            f"{quarantine} is not a quarantine (no quarantine.json): "
+            "give the quarantine folder that `pipeline run` printed"
         )
     if (out / "clean").exists() or (out / "quarantine").exists():
-        raise DataError(f"{out} already holds a replay: give a new folder")
+        raise DataError(f"{out} already contains a replay: give a new folder")
     now = datetime.now(timezone.utc)  # without it, rows from the future would count as clean
     with _system_errors_named(out):
         found = replay(
@@ -183,7 +183,7 @@ def _written(out: Path) -> Iterator[None]:
             raise DataError(f"{out} is a clean log and would be replaced: give --out a new folder")
         taken = out.exists() and not (out.is_dir() and (is_raw_log(out) or not any(out.iterdir())))
         if taken:
-            raise DataError(f"{out} exists and is no raw log folder, and would be replaced: give --out a new folder")
+            raise DataError(f"{out} exists and is not a raw log folder, and would be replaced: give --out a new folder")
         yield
 
 
@@ -196,7 +196,7 @@ def _system_errors_named(out: Path) -> Iterator[None]:
     except OSError as error:
         raise ResourceError(
             f"{error.filename or out} cannot be written ({error.strerror or error}): "
-            "give --out a folder in a place where you may write"
+            "give --out a folder that you may write to"
         ) from error
 
 

@@ -313,7 +313,7 @@ class _EncoderFile(BaseModel):
         if sorted(self.bounds) != sorted(kinds["numeric"]):
             raise ValueError("'bounds' does not name the numeric fields")
         if wrong := [f.name for f in self.fields if f.kind == "sequence" and f.of not in self.vocabulary_fields]:
-            raise ValueError(f"sequence {wrong[0]!r} holds values of a field without a vocabulary")
+            raise ValueError(f"sequence {wrong[0]!r} contains values of a field without a vocabulary")
         if wrong := [n for n, b in self.bounds.items() if any(high <= low for low, high in pairwise(b))]:
             raise ValueError(f"the bounds of {wrong[0]!r} do not rise")
         return self
@@ -332,7 +332,7 @@ def _read_vocabularies(path: Path, names: tuple[str, ...]) -> dict[str, list[str
         out: dict[str, list[str]] = {name: [] for name in names}
         for name, word in zip(table["field"].to_pylist(), table["value"].to_pylist(), strict=True):
             if name not in out:
-                raise ValueError(f"it holds values of the unknown field {name!r}")
+                raise ValueError(f"it contains values of the unknown field {name!r}")
             out[name].append(word)
     for name, words in out.items():
         if len(set(words)) < len(words):

@@ -213,7 +213,7 @@ def _unparsable_table(source: str, chunk: Chunk) -> pa.Table:
 
 def _nothing_read(reading: Reading, folder: Path, unparsable_rows: int) -> str:
     if not unparsable_rows:
-        return f"{reading.where} holds no rows: give the whole file"
+        return f"{reading.where} contains no rows: give the whole file"
     first = read_table(folder / UNPARSABLE_FILE).slice(0, 1).to_pylist()[0]
     return (
         f"none of the {unparsable_rows} lines of {reading.where} could be split into columns "

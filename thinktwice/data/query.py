@@ -35,7 +35,7 @@ def engine(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
             yield connection
         except duckdb.OutOfMemoryException as error:
             raise ResourceError(
-                f"memory and disk under {scratch} do not hold the intermediate data: free some disk space and run again"
+                f"memory and disk under {scratch} are too small for the intermediate data: free some disk space and run again"
             ) from error
         except duckdb.IOException as error:
             if "No space left" in str(error):

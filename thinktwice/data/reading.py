@@ -102,8 +102,8 @@ def refuse_object_store(path: str) -> None:
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/{1,2}(?!/)", path)
     if found and len(found[1]) > 1 and not Path(path).exists():
         raise DataError(
-            f"{path} is no local path: a log is not read from object stores or the web (yet); copy it to this machine and give "
-            "--path its place here"
+            f"{path} is not a local path: a log is not read from object stores or the web (yet); copy it to this machine and give "
+            "its local path with --path"
         )
 
 

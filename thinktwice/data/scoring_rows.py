@@ -180,11 +180,13 @@ def _texts(name: str, values: pa.ChunkedArray) -> pa.Array:
     if not can_spell(values.type):
         raise SchemaError(f"column {name!r} has type {values.type}: the model reads ids or categories there")
     words = spelled(values)
-    _refuse(name, words.to_arrow(), pl.select(text_is_wrong(pl.lit(words))).to_series(), "is too long, or holds NUL")
+    _refuse(name, words.to_arrow(), pl.select(text_is_wrong(pl.lit(words))).to_series(), "is too long, or contains NUL")
     if pa.types.is_floating(values.type):
         size = as_series(values.cast(pa.float64())).abs()
         inexact = size >= INEXACT_FROM[values.type.bit_width]
-        _refuse(name, values, inexact, "is a float too large to tell whole numbers apart: give ids as integers or text")
+        _refuse(
+            name, values, inexact, "is a float too large to represent integers exactly: give ids as integers or text"
+        )
     return words.to_arrow()
 
 
@@ -242,7 +244,7 @@ def _of_mappings(rows: Sequence[Mapping[str, Any]], schema: LogSchema, encoder: 
     def word(value: Any) -> str | None:
         value = plain(value)
         if is_inexact(value):
-            raise ValueError("is a float too large to tell whole numbers apart: give ids as integers or text")
+            raise ValueError("is a float too large to represent integers exactly: give ids as integers or text")
         try:
             text = spell(value)
         except TypeError:

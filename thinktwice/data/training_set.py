@@ -94,7 +94,9 @@ def load_training_set(folder: Path | str) -> TrainingSet:
     """
     folder = Path(folder)
     if not (folder / INFO_FILE).is_file():
-        raise DataError(f"{folder} is no training set (no {INFO_FILE}): give the folder that build_training_set wrote")
+        raise DataError(
+            f"{folder} is not a training set (no {INFO_FILE}): give the folder that build_training_set wrote"
+        )
     return TrainingSet(folder, load_schema(folder / SCHEMA_FILE), Encoder.load(folder), read_json(folder / INFO_FILE))
 
 

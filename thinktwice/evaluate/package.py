@@ -96,7 +96,9 @@ def write_bundle(
         for source, names, prefix in parts:
             for name in names:
                 if not (source / name).is_file():
-                    raise BundleError(f"{source} holds no {name}, a bundle needs it: run the step that writes it again")
+                    raise BundleError(
+                        f"{source} contains no {name}, a bundle needs it: run the step that writes it again"
+                    )
                 target = folder / (prefix + name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source / name, target)

@@ -17,11 +17,11 @@ CONTROLS = {
     "recalibrated": ("a mere recalibration", ""),
     "shuffled_counts": (
         "shuffled counts",
-        "the same work with counts that belong to other values: a gain that survives is no knowledge of rare values",
+        "the same work with counts that belong to other values: a gain that survives is not due to knowledge of rare values",
     ),
     "random_trigger": (
         "rows at random",
-        "as many rows escalated, chosen by chance: a gain that survives is no knowledge of uncertain rows",
+        "as many rows escalated, chosen by chance: a gain that survives is not due to knowledge of uncertain rows",
     ),
     "oracle_trigger": (
         "oracle",

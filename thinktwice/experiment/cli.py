@@ -174,7 +174,7 @@ def decide_experiment(
     try:
         seen = Evidence.model_validate_json(evidence.read_bytes())
     except ValidationError as error:
-        raise ExperimentError(f"{evidence} is no evidence ({reason(error)})") from None
+        raise ExperimentError(f"{evidence} is not an evidence file ({reason(error)})") from None
     _say(append_decision(_folder(records, work) / found.name / RECORD, found, seen))
 
 

@@ -52,7 +52,7 @@ def _metric(value: str) -> str:
 
 def _share(value: float) -> float:
     if not 0 <= value <= 1:
-        raise ValueError(f"coverage {value} is no share between 0 and 1; for 5 % write 0.05")
+        raise ValueError(f"coverage {value} is not a fraction between 0 and 1; for 5 % write 0.05")
     if abs(value * BUCKETS - round(value * BUCKETS)) > 1e-6:
         raise ValueError(f"coverage {value} must be a multiple of 0.0001 (one bucket of {BUCKETS:,})")
     return round(value * BUCKETS) / BUCKETS
@@ -266,7 +266,7 @@ def _check_ramp(file: ExperimentFile) -> None:
         raise ValueError(f"ramp: coverages must increase from above 0, not {steps}")
     for coverage in (*steps, *((file.coverage,) if file.coverage else ())):
         if round(coverage * BUCKETS) * file.arm_width // BUCKETS < 1:
-            raise ValueError(f"coverage {coverage} of {file.arm_width} buckets an arm enrols nobody")
+            raise ValueError(f"coverage {coverage} of {file.arm_width} buckets an arm enrols no users")
 
 
 def _check_test(file: ExperimentFile) -> None:

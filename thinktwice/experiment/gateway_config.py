@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 def _host(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9.:-]{1,253}", value):
-        raise ValueError(f"host {value!r} is no address or name")
+        raise ValueError(f"host {value!r} is not an address or name")
     return value
 
 

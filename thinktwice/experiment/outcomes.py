@@ -137,7 +137,7 @@ def _match(db: duckdb.DuckDBPyConnection, shown: str, clicked: str, watermark: d
     if doubled:
         request, place = doubled[0]
         raise ExperimentError(
-            f"the exposures hold place {place} of the request {request!r} twice: were they given twice?"
+            f"the exposures contain place {place} of the request {request!r} twice: was a file given twice?"
         )
     db.execute("CREATE TABLE firsts AS SELECT request_id, item_id, place, clicked_at FROM fates WHERE fate = 'matched'")
 

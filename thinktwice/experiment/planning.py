@@ -130,7 +130,7 @@ def _moments(log: Path, unit: str, time: str, label: str, before: int, wanted: i
         """)
         ((first, last),) = db.execute("SELECT min(day), max(day) FROM d").fetchall()
         if first is None:
-            raise ExperimentError(f"{log} holds no row with a unit and a time")
+            raise ExperimentError(f"{log} contains no row with a unit and a time")
         longest = min(wanted, last - first + 1 - before)
         if longest < 1:
             raise ExperimentError(

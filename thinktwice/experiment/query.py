@@ -35,7 +35,7 @@ def engine(scratch: Path, memory: str = MEMORY) -> Iterator[duckdb.DuckDBPyConne
             yield connection
         except duckdb.OutOfMemoryException as error:
             raise ResourceError(
-                f"memory and disk under {scratch} do not hold the joined logs: free disk space and run again"
+                f"memory and disk under {scratch} are too small for the joined logs: free disk space and run again"
             ) from error
         except duckdb.IOException as error:
             if "No space left" in str(error):

@@ -95,7 +95,7 @@ def append_decision(path: Path | str, file: ExperimentFile, evidence: Evidence) 
                 f"the evidence is of coverage {evidence.coverage}, the file says {file.coverage}: collect it again"
             )
         if unknown := sorted({a.arm for a in evidence.arms} - {a.name for a in file.arms}):
-            raise ExperimentError(f"the evidence holds the arm {unknown[0]!r}, which {file.name} does not have")
+            raise ExperimentError(f"the evidence contains the arm {unknown[0]!r}, which {file.name} does not have")
         old = path.read_text(encoding="utf-8") if before else ""
         verdict = decide(file, evidence, [r.verdict for r in before])
         previous = _hash(old.splitlines()[-1]) if before else FIRST

@@ -93,7 +93,7 @@ def check_routes(
     )
     found = {r.experiment for r in split.ranges} - {NO_EXPERIMENT, HOLDOUT}
     names = {e.name for e in experiments}
-    _want(found == names, f"the split holds {sorted(found)}, not the experiments {sorted(names)}")
+    _want(found == names, f"the split contains {sorted(found)}, not the experiments {sorted(names)}")
     for experiment in experiments:
         _check_arms(experiment, [r for r in split.ranges if r.experiment == experiment.name])
     owned = {b for e in experiments for b in range(*e.buckets)}
@@ -178,7 +178,7 @@ def _read_ranges(split: Route, defined: set[str]) -> TrafficSplit:
     _want(sum(weights) == BUCKETS, f"weights sum to {sum(weights):,}, not {BUCKETS:,}: everybody would be reshuffled")
     for mirror in split.route.request_mirror_policies:
         shadow = mirror.cluster in defined and mirror.cluster.endswith("_shadow")
-        _want(shadow, f"mirrored to {mirror.cluster!r}, which is no shadow cluster")
+        _want(shadow, f"mirrored to {mirror.cluster!r}, which is not a shadow cluster")
     stops = accumulate(weights)
     ranges = tuple(_range(entry, stop, defined) for entry, stop in zip(weighted.clusters, stops, strict=True))
     named = {r.experiment for r in ranges} - {NO_EXPERIMENT, HOLDOUT}

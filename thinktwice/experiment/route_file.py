@@ -139,7 +139,9 @@ def read_routes(content: Content) -> RouteConfig:
     file = _read(_RouteFile, content, "routes")
     if len(file.resources) != 1 or file.resources[0].name != ROUTE_CONFIG:
         names = [r.name for r in file.resources]
-        raise ExperimentError(f"routes refused: the file holds the configurations {names}, not {ROUTE_CONFIG!r} alone")
+        raise ExperimentError(
+            f"routes refused: the file contains the configurations {names}, not {ROUTE_CONFIG!r} alone"
+        )
     return file.resources[0]
 
 
@@ -157,7 +159,7 @@ def _read(shape: type[Shape], content: Content, what: str) -> Shape:
         try:
             content = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise ExperimentError(f"{what} refused: the file is no JSON ({type(error).__name__})") from None
+            raise ExperimentError(f"{what} refused: the file is not JSON ({type(error).__name__})") from None
     version = content.get("version_info") if isinstance(content, dict) else None
     if not isinstance(version, str) or not version.startswith(f"{FORMAT}-"):
         raise ExperimentError(f"{what} refused: the file is of version {version!r}; this thinktwice reads {FORMAT}-…")

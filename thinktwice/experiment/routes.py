@@ -76,7 +76,7 @@ def render(
         raise ExperimentError(f"no endpoint for the cluster {missing[0]!r}: give its host and port")
     if unknown := sorted(set(endpoints) - clusters):
         raise ExperimentError(
-            f"endpoints for {unknown[0]!r}, which is no cluster: there are {', '.join(sorted(clusters))}"
+            f"endpoints for {unknown[0]!r}, which is not a cluster: there are {', '.join(sorted(clusters))}"
         )
     shadows = [_shadow(name, clusters) for name in config.shadow]
     resources = _clusters(endpoints, shadows, config)
@@ -317,7 +317,7 @@ def _breakers(in_flight: int) -> Json:
 def _shadow(name: str, clusters: set[str]) -> str:
     cluster = cluster_of(*name.split("/", 1)) if "/" in name else name
     if cluster == CONTROL or cluster not in clusters:
-        raise ExperimentError(f"shadow {name!r} is no treatment: write experiment/arm")
+        raise ExperimentError(f"shadow {name!r} is not a treatment: write experiment/arm")
     return f"{cluster}_shadow"
 
 

@@ -212,5 +212,5 @@ def check_arms(moments: dict[tuple[str, str], Moments], arms: Sequence[str], exp
     """
     if unknown := sorted({arm for _, arm in moments} - set(arms)):
         raise ExperimentError(
-            f"the logs hold the arm {unknown[0]!r}, which {experiment} does not have: {', '.join(arms)}"
+            f"the logs contain the arm {unknown[0]!r}, which {experiment} does not have: {', '.join(arms)}"
         )

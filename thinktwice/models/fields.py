@@ -45,7 +45,7 @@ class FieldSpace(BaseModel):
         if sizes != given or len(lengths) > 1:
             raise ValueError(f"field kinds ask for {sizes} value counts, sequences, lengths and dims, got {given}")
         if unknown := sorted(set(self.sequence_of) - set(self.columns)):
-            raise ValueError(f"a sequence holds values of {unknown[0]!r}, which is not a column")
+            raise ValueError(f"a sequence contains values of {unknown[0]!r}, which is not a column")
         return self
 
     @staticmethod

@@ -61,7 +61,7 @@ def read_served(
     parts = sorted(Path(folder).glob(PART))
     if not parts:
         raise DataError(
-            f"{folder} holds no prediction log: set prediction_log.folder of the predictor, or correct --log"
+            f"{folder} contains no prediction log: set prediction_log.folder of the predictor, or correct --log"
         )
     matching, others = 0, dict[str, int]()
     for _, keys, kept in _choices(parts, bundle_hash, looked_up, since, columns):
@@ -71,7 +71,7 @@ def read_served(
     if not matching:
         found = ", ".join(sorted(others)[:5])
         raise DataError(
-            f"the prediction log {folder} holds no row to compare (it has {sum(others.values()):,} rows of other bundles or times, "
+            f"the prediction log {folder} contains no row to compare (it has {sum(others.values()):,} rows of other bundles or times, "
             f"or without looked-up features: {found}): give the bundle or store that served them"
         )
     share, frames, user_ids = most_rows / matching, [], "raw"
@@ -112,7 +112,7 @@ def _read(part: Path, columns: list[str] | None) -> pa.Table:
         lacking = [c for c in KEYS if c not in read_schema(part).names]
         if lacking:
             raise DataError(
-                f"{part} is no part of a prediction log (no column {lacking[0]!r}): remove it, or correct --log"
+                f"{part} is not a part of a prediction log (no column {lacking[0]!r}): remove it, or correct --log"
             )
         return read_table(part, columns)
     except (OSError, pa.ArrowInvalid) as error:

@@ -241,7 +241,7 @@ def _check_directory(path: Path, file: BinaryIO) -> None:
 def _checked(path: Path, content: zipfile.ZipFile, size: int, handler: str) -> Archive:
     entries = _named(path, content)
     if not {MAR_MANIFEST, SETTINGS_FILE, f"{BUNDLE}/{MANIFEST_FILE}"} <= entries.keys():
-        raise BundleError(f"archive {path} does not hold a bundle with {MAR_MANIFEST} and {SETTINGS_FILE}: {FIX}")
+        raise BundleError(f"archive {path} does not contain a bundle with {MAR_MANIFEST} and {SETTINGS_FILE}: {FIX}")
     data = _small(path, content, entries[f"{BUNDLE}/{MANIFEST_FILE}"], MAX_MANIFEST)
     manifest = parse_manifest(data, f"archive {path}")
     wanted = {f"{BUNDLE}/{name}": entry.size for name, entry in manifest.files.items()}
@@ -282,10 +282,10 @@ def _named(path: Path, content: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
             parts = PurePosixPath(name.lower())
             if parts.suffix in CODE or parts.name.startswith("requirements"):
                 raise BundleError(
-                    f"archive {path} holds code ({name!r}): archives of earlier versions did, now the handler belongs to the "
-                    "installed package and an archive holds data alone: package the model again"
+                    f"archive {path} contains code ({name!r}): archives of earlier versions contained a handler, which is now part of the "
+                    "installed package: package the model again"
                 )
-            raise BundleError(f"archive {path} holds the unknown file {name!r}: {FIX}")
+            raise BundleError(f"archive {path} contains the unknown file {name!r}: {FIX}")
         kind = stat.S_IFMT(info.external_attr >> 16)
         if info.is_dir() or kind not in (0, stat.S_IFREG):
             raise BundleError(f"archive {path}: {name} is not a plain file: {FIX}")
@@ -317,7 +317,7 @@ def _mar_manifest(path: Path, data: bytes, manifest: Manifest, handler: str) -> 
         )
     if found.model.modelVersion != manifest.model_version:
         raise BundleError(
-            f"archive {path} calls itself version {found.model.modelVersion!r} and holds {manifest.model_version!r}: {FIX}"
+            f"archive {path} declares version {found.model.modelVersion!r} and contains {manifest.model_version!r}: {FIX}"
         )
     return found
 

@@ -145,7 +145,9 @@ def _manifest_bytes(folder: Path) -> bytes:
     try:
         return read_plain(folder / MANIFEST_FILE, MAX_MANIFEST)
     except OSError as error:
-        raise BundleError(f"{folder} is no bundle ({MANIFEST_FILE}: {reason(error)}): give a bundle folder") from error
+        raise BundleError(
+            f"{folder} is not a bundle ({MANIFEST_FILE}: {reason(error)}): give a bundle folder"
+        ) from error
 
 
 def verify_bundle(folder: Path | str) -> Manifest:

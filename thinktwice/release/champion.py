@@ -91,7 +91,7 @@ def require_champion(state_dir: Path | str, instead: str) -> Champion:
     """
     champion = read_champion(state_dir)
     if champion is None:
-        raise BundleError(f"{state_dir} holds no champion: run 'thinktwice pipeline run' first, or give {instead}")
+        raise BundleError(f"{state_dir} contains no champion: run 'thinktwice pipeline run' first, or give {instead}")
     return champion
 
 
@@ -123,7 +123,7 @@ def install_champion(
     state = Path(state_dir)
     link = state / "champion"
     if link.exists() and not link.is_symlink():
-        raise BundleError(f"{link} is no link, it was not written by a deployment: move it away and deploy again")
+        raise BundleError(f"{link} is not a link, it was not written by a deployment: move it away and deploy again")
     manifest = verify_bundle(bundle_dir)
     versions = state / "versions"
     versions.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ def sign(folder: Folder, key: Annotated[Path, typer.Option(help="File of the pri
     from thinktwice.release.release import write_release
 
     if not folder.is_dir():
-        raise BundleError(f"{folder} is no folder: give a release folder")
+        raise BundleError(f"{folder} is not a folder: give a release folder")
     written = write_release(folder, key)
     tell(f"{printable(written.model_version)}: signed, {_covered(written.not_covered)}")
 

@@ -124,7 +124,7 @@ def read_settings(folder: Path, environment: Mapping[str, str] = os.environ) -> 
         value = parse_yaml(read_plain(path, MAX_SETTINGS).decode("utf-8"))
     except FileNotFoundError:
         raise FeatureStoreError(
-            f"{folder} is no feature store (no {SETTINGS_FILE}): run the materialize step, or correct the path"
+            f"{folder} is not a feature store (no {SETTINGS_FILE}): run the materialize step, or correct the path"
         ) from None
     except (OSError, ValueError) as error:
         raise FeatureStoreError(f"{path} cannot be read ({reason(error)}): {FIX}") from error
@@ -173,7 +173,9 @@ def redis_connection(text: str, environment: Mapping[str, str] = os.environ) -> 
     if named and not password:
         raise ValueError(f"it names the variable {REDIS_PASSWORD}, which is not set")
     if "," in password:
-        raise ValueError(f"{REDIS_PASSWORD} holds a comma, which a connection string cannot: choose another password")
+        raise ValueError(
+            f"{REDIS_PASSWORD} contains a comma, which a connection string cannot: choose another password"
+        )
     if password and not any(option.startswith("password=") for option in ",".join(out).split(",")):
         out.append(f"password={json.dumps(password)}")  # Feast reads options as JSON: a password of digits stays text
     return ",".join(out)
@@ -333,16 +335,18 @@ def _check_message(message: Message, view: type[Message], place: str) -> None:
 
     kind = message.DESCRIPTOR.full_name
     if kind not in ALLOWED:
-        raise ValueError(f"it holds {place or 'a message'} of the kind {kind}")
+        raise ValueError(f"it contains {place or 'a message'} of the kind {kind}")
     if len(UnknownFieldSet(message)):
-        raise ValueError(f"it holds a field in {place or kind} that the installed Feast does not know")
+        raise ValueError(f"it contains a field in {place or kind} that the installed Feast does not know")
     for field, value in message.ListFields():
         here = f"{place}.{field.name}" if place else field.name
         if field.name not in ALLOWED[kind]:
-            raise ValueError(f"it holds {here}, and may hold no code, transformation or object of another kind")
+            raise ValueError(
+                f"it contains {here}, which may contain neither code nor transformations nor objects of another kind"
+            )
         if field.name == "tags":
             if other := sorted(set(value) - TAGS):
-                raise ValueError(f"it holds the unknown tag {other[0]!r} in {here}")
+                raise ValueError(f"it contains the unknown tag {other[0]!r} in {here}")
             continue
         if (pattern := VALUES.get((kind, field.name))) and not re.fullmatch(pattern, str(value)):
             raise ValueError(f"{here} is {str(value)!r}")

@@ -177,7 +177,7 @@ def _store_files(store: Path) -> dict[str, FileEntry]:
         if path.is_dir() and not path.is_symlink():
             continue
         if not is_store_file(name):
-            raise FeatureStoreError(f"feature store {store} holds the unknown file {name}: remove it")
+            raise FeatureStoreError(f"feature store {store} contains the unknown file {name}: remove it")
         try:
             out[name] = FileEntry.of(path)
         except OSError as error:
@@ -212,12 +212,12 @@ def read_release(folder: Path, policy: ReleasePolicy, trusted: Sequence[Path]) -
     except FileNotFoundError:
         if trusted:
             raise BundleError(
-                f"{what} is not signed, and {TRUSTED_KEYS} asks for a signature: sign it with 'thinktwice release sign', "
+                f"{what} is not signed, and {TRUSTED_KEYS} requires a signature: sign it with 'thinktwice release sign', "
                 "deploy with THINKTWICE_SIGNING_KEY_FILE set, or get it again"
             ) from None
         if policy != ReleasePolicy():
             raise BundleError(
-                f"{what} has no {RELEASE_FILE}, and the settings ask for an oldest or a pinned release: deploy again"
+                f"{what} has no {RELEASE_FILE}, and the settings require a minimum or a pinned release: deploy again"
             ) from None
         return None
     except OSError as error:
@@ -254,7 +254,9 @@ def verify_release(folder: Path, policy: ReleasePolicy | None = None, trusted: S
     """
     found = read_release(folder, policy or ReleasePolicy(), trusted)
     if found is None:
-        raise BundleError(f"{folder} is no release (no {RELEASE_FILE}): deploy again, or use 'thinktwice release sign'")
+        raise BundleError(
+            f"{folder} is not a release (no {RELEASE_FILE}): deploy again, or use 'thinktwice release sign'"
+        )
     with open_archive(folder / ARCHIVE_FILE, found.release.archive) as content:
         content.verify()
         _check_archive(found, content)
@@ -272,13 +274,13 @@ def _check_archive(accepted: Accepted, content: Archive) -> None:
     """The whole archive was hashed before; this holds even if somebody wrote to it since."""
     _check_bundle(accepted, content.bundle_hash, content.manifest)
     if content.torchserve != accepted.release.torchserve:
-        raise BundleError(f"{accepted.what}: TorchServe's files in the archive are others than it names: {FIX}")
+        raise BundleError(f"{accepted.what}: TorchServe's files in the archive differ from those it names: {FIX}")
 
 
 def _check_bundle(accepted: Accepted, bundle: str, manifest: Manifest) -> None:
     release = accepted.release
     if bundle != release.bundle:
-        raise BundleError(f"{accepted.what} is of bundle {release.bundle[:12]} and holds {bundle[:12]}: {FIX}")
+        raise BundleError(f"{accepted.what} is of bundle {release.bundle[:12]} and contains {bundle[:12]}: {FIX}")
     if (manifest.model_version, manifest.feature_service) != (release.model_version, release.feature_service):
         raise BundleError(f"{accepted.what} names another version or feature service than its bundle: {FIX}")
 

@@ -142,9 +142,11 @@ def _private(path: Path) -> Ed25519PrivateKey:
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError, TypeError):  # what the library says may quote the file
-        raise BundleError(f"{path} holds no private key: make one with 'thinktwice release keygen'") from None
+        raise BundleError(f"{path} contains no private key: make one with 'thinktwice release keygen'") from None
     if not isinstance(key, Ed25519PrivateKey):
-        raise BundleError(f"{path} holds a key of another kind than ed25519: make one with 'thinktwice release keygen'")
+        raise BundleError(
+            f"{path} contains a key of another kind than ed25519: make one with 'thinktwice release keygen'"
+        )
     return key
 
 
@@ -155,7 +157,9 @@ def _public(path: Path) -> Ed25519PublicKey:
     try:
         key = load_pem_public_key(path.read_bytes())
     except (OSError, ValueError):
-        raise BundleError(f"{path} holds no public key: take {PUBLIC_FILE} of 'thinktwice release keygen'") from None
+        raise BundleError(f"{path} contains no public key: take {PUBLIC_FILE} of 'thinktwice release keygen'") from None
     if not isinstance(key, Ed25519PublicKey):
-        raise BundleError(f"{path} holds a key of another kind than ed25519: make one with 'thinktwice release keygen'")
+        raise BundleError(
+            f"{path} contains a key of another kind than ed25519: make one with 'thinktwice release keygen'"
+        )
     return key

@@ -50,7 +50,7 @@ def _name(value: str) -> str:
     if value.lower() in RESERVED:  # the query engine does not tell upper from lower case
         raise ValueError(f"name {value!r} is reserved, choose another")
     if "__" in value:
-        raise ValueError(f"name {value!r} may not hold '__' (Feast joins view and feature names with it)")
+        raise ValueError(f"name {value!r} may not contain '__' (Feast joins view and feature names with it)")
     return value
 
 
@@ -278,14 +278,14 @@ class LogSchema(_Frozen):
                 raise ValueError(f"sequence {sequence.name!r} needs entities.user")
             if sequence.of not in item_categoricals:
                 raise ValueError(
-                    f"sequence {sequence.name!r}: 'of' names {sequence.of!r}, which is no categorical item field"
+                    f"sequence {sequence.name!r}: 'of' names {sequence.of!r}, which is not a categorical item field"
                 )
         if self.statistics is not None:
             for entity in self.statistics.entities:
                 if getattr(self.entities, entity) is None:
                     raise ValueError(f"statistics name the {entity}, but entities.{entity} is not described")
         if self.scenario is not None and self.scenario not in {f.name for f in self.fields if f.kind == "categorical"}:
-            raise ValueError(f"scenario names {self.scenario!r}, which is no categorical field")
+            raise ValueError(f"scenario names {self.scenario!r}, which is not a categorical field")
         return self
 
     @property

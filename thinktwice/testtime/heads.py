@@ -67,9 +67,9 @@ class FieldHeads:
         elif (fields.dtype, fields.dim(), weight.dtype, weight.dim()) != (torch.int64, 1, torch.float32, 3):
             problem = "'fields' or 'weight' has another type or number of dimensions"
         elif len(fields) != len(weight):
-            problem = f"it holds {len(weight)} heads for {len(fields)} fields"
+            problem = f"it contains {len(weight)} heads for {len(fields)} fields"
         elif not plausible(weight):
-            problem = f"'weight' holds numbers that are not finite, or above {MAX_MAGNITUDE:,.0f}"
+            problem = f"'weight' contains numbers that are not finite, or above {MAX_MAGNITUDE:,.0f}"
         if fields is None or weight is None or problem:
             raise BundleError(f"prediction heads {path} are damaged ({problem}): fit the test-time parameters again")
         return FieldHeads(fields, weight)

@@ -159,9 +159,9 @@ class Reliability:
         elif len(kappa) != len(protected) or len(kappa) < len(sizes):
             problem = "'kappa' and 'protected' describe different numbers of fields"
         elif not (np.isfinite(kappa) & (kappa > 0) & (kappa <= MAX_KAPPA)).all():
-            problem = f"'kappa' holds numbers that are not within 0 and {MAX_KAPPA:,.0f}"
+            problem = f"'kappa' contains numbers that are not within 0 and {MAX_KAPPA:,.0f}"
         elif not ((protected <= 1).all() and protected[len(sizes) :].all()):
-            problem = "'protected' holds other values than 0 and 1, or leaves a sequence or vector open"
+            problem = "'protected' contains other values than 0 and 1, or leaves a sequence or vector open"
         if problem:
             raise BundleError(f"counts {path} are damaged ({problem}): fit the test-time parameters again")
         return Reliability(counts, np.array(kappa), tuple(int(n) for n in sizes), protected.astype(bool))

@@ -67,7 +67,7 @@ def save_test_time(folder: Path | str, value: TestTime, model: Backbone | None =
     folder = Path(folder)
     if len(value.extras.members) > len(MEMBER_FOLDERS):
         raise BundleError(
-            f"{len(value.extras.members)} further trunks cannot be written: a bundle holds at most {len(MEMBER_FOLDERS)}, "
+            f"{len(value.extras.members)} further trunks cannot be written: a bundle contains at most {len(MEMBER_FOLDERS)}, "
             "drop the others"
         )
     value.reliability.save(folder)

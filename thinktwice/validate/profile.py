@@ -89,7 +89,7 @@ def read_reference(path: Path | str) -> dict[str, Any]:
         ) from error
     if not isinstance(value, dict) or value.get("format") != 1:
         raise DataError(
-            f"{path} is no reference profile of format 1: give the profile_reference.json of an earlier run"
+            f"{path} is not a reference profile of format 1: give the profile_reference.json of an earlier run"
         )
     return value
 

@@ -111,7 +111,9 @@ def parquet_file(path: Path) -> pq.ParquetFile:
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing: ingest the log again") from error
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is no readable parquet file (truncated or damaged): ingest the log again") from error
+        raise DataError(
+            f"{path} is not a readable parquet file (truncated or damaged): ingest the log again"
+        ) from error
 
 
 def frame_of(rows: pa.RecordBatch | pa.Table) -> pl.DataFrame:

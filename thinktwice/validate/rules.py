@@ -156,7 +156,7 @@ def noted_rules(schema: LogSchema) -> tuple[Rule, ...]:
                 column=name,
                 source=column,
                 severity="warning",
-                description=f"no id or category in {name} is a float too large to tell whole numbers apart (from 2^53 on, in "
+                description=f"no id or category in {name} is a float too large to represent integers exactly (from 2^53 on, in "
                 f"float32 from 2^24): it was rounded before this log was written, write column {column!r} as integers or text",
             )
         )
@@ -186,7 +186,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
         ProfileRule(
             id="log:click_rate",
             column="both_labels",
-            description="the log holds clicks and non-clicks",
+            description="the log has clicks and non-clicks",
             severity="critical",
             minimum=1.0,
             fix="check the label's column and threshold in the schema: a click model needs clicks and non-clicks",

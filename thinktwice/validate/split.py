@@ -134,7 +134,7 @@ def _described(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}): ingest or validate the log again") from error
     if not isinstance(value, dict):
-        raise DataError(f"{path} holds no description of a log: ingest or validate the log again")
+        raise DataError(f"{path} contains no description of a log: ingest or validate the log again")
     return value
 
 
@@ -174,10 +174,10 @@ def _split(
     unparsable, num_unparsable = _unparsable_keys(source.unparsable)
     keys_in = np.sort(np.concatenate([plan.keys, unparsable]))
     if len(keys_in) == 0:
-        raise DataError(f"{source.log} holds no row: give a log with at least one impression")
+        raise DataError(f"{source.log} contains no row: give a log with at least one impression")
     if bool((keys_in[1:] == keys_in[:-1]).any()):
         raise DataError(
-            f"{source.log}: two rows share one {ROW_ID}, so rows cannot be told apart; ingest the log again"
+            f"{source.log}: two rows share one {ROW_ID}, so rows cannot be distinguished; ingest the log again"
         )
     counts = _Counts(dict.fromkeys((rule.id for rule in source.rules), 0), {}, {})
     counts.reasons[UNSPLITTABLE.id] = num_unparsable

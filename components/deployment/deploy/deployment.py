@@ -149,7 +149,7 @@ def storage_uri(uri: str) -> str:
 def _check_archive(archive: Path, bundle_dir: Path) -> None:
     with open_archive(archive) as content:
         if content.bundle_hash != bundle_hash(bundle_dir):
-            raise BundleError(f"archive {archive} holds another bundle than {bundle_dir}: package this bundle")
+            raise BundleError(f"archive {archive} contains a different bundle from {bundle_dir}: package this bundle")
 
 
 def _check_feature_store(folder: Path, manifest: Manifest) -> None:

@@ -54,7 +54,7 @@ def header_of(line: str, path: Path) -> list[str]:
     repeated = sorted({c for c in columns if columns.count(c) > 1})
     if repeated or not columns or "" in columns:
         problem = f"column {repeated[0]!r} stands twice" if repeated and repeated[0] else "a column has no name"
-        raise DataError(f"the first line of {path} is no header ({problem}): give the file with its header line")
+        raise DataError(f"the first line of {path} is not a header ({problem}): give the file with its header line")
     return columns
 
 

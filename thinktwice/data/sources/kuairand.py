@@ -34,7 +34,7 @@ def open_kuairand(path: Path | None, limit: int, seed: int, schema: LogSchema) -
     folder = path / "data" if (path / "data").is_dir() else path
     logs = sorted(folder.glob("log_standard*.csv"))
     if not logs:
-        raise DataError(f"folder {folder} holds no log_standard*.csv: give --path, {WHAT}")
+        raise DataError(f"folder {folder} contains no log_standard*.csv: give --path, {WHAT}")
     headers = {log: header_of(first_line(file_opener(log), str(log)), log) for log in logs}
     columns = headers[logs[0]]
     for log in logs:
@@ -67,7 +67,7 @@ def _features(
     """Feature files as one frame with unique keys and without columns that the log has itself."""
     found = sorted(folder.glob(pattern))
     if not found:
-        raise DataError(f"folder {folder} holds no {pattern}: give --path, {WHAT}")
+        raise DataError(f"folder {folder} contains no {pattern}: give --path, {WHAT}")
     if key not in log_columns:
         raise SchemaError(f"the logs in {folder} have no column {key!r}. {known_column(key, log_columns)}")
     files = []

@@ -168,7 +168,7 @@ def _archive(path: Path, parts: tuple[Part, ...], name: str) -> dict[str, tuple[
             file = path / part.name
             if not file.is_file():
                 raise DataError(
-                    f"folder {path} holds no {part.name}: give the official {name} zip or its unpacked folder by --path"
+                    f"folder {path} contains no {part.name}: give the official {name} zip or its unpacked folder by --path"
                 )
             found[part.name] = (file_opener(file), str(file), file.stat().st_size)
         return found
@@ -178,11 +178,13 @@ def _archive(path: Path, parts: tuple[Part, ...], name: str) -> dict[str, tuple[
         with readable(path), zipfile.ZipFile(path) as archive:
             members = {PurePosixPath(m.filename).name: m for m in archive.infolist() if not m.is_dir()}
     except zipfile.BadZipFile as error:
-        raise DataError(f"{path} is no intact zip file ({error}): download the official {name}.zip again") from error
+        raise DataError(
+            f"{path} is not an intact zip file ({error}): download the official {name}.zip again"
+        ) from error
     for part in parts:
         if part.name not in members:
             raise DataError(
-                f"{path} holds no {part.name}, so it is not the official {name}.zip: give that one by --path"
+                f"{path} contains no {part.name}, so it is not the official {name}.zip: give that one by --path"
             )
         member = members[part.name]
         found[part.name] = (_member(path, member.filename), f"{path}:{member.filename}", member.file_size)

@@ -91,7 +91,7 @@ def _refuse_names(parts: Parts) -> None:
         try:
             str(file).encode()
         except UnicodeEncodeError as error:
-            raise DataError(f"the name of {printable(str(file))} is no UTF-8 text: rename the file") from error
+            raise DataError(f"the name of {printable(str(file))} is not UTF-8 text: rename the file") from error
 
 
 def _refuse_copies(names: dict[str, str], num_rows: list[int]) -> None:

@@ -33,7 +33,7 @@ def footer(file: Path) -> tuple[int, pa.Schema]:
             return int(opened.metadata.num_rows), opened.schema_arrow
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"{file} is no intact parquet file, perhaps truncated ({short(error)}): copy it again"
+            f"{file} is not an intact parquet file, perhaps truncated ({short(error)}): copy it again"
         ) from error
 
 

@@ -79,20 +79,22 @@ def parts_of(folder: Path) -> Parts:
             refused.append(f"{name} is {kind.words}")
         elif _claims_parquet(path.name):
             what = (
-                "is empty: give the whole file" if kind.words == "empty" else "is no intact parquet file: copy it again"
+                "is empty: give the whole file"
+                if kind.words == "empty"
+                else "is not an intact parquet file: copy it again"
             )
             raise DataError(f"{path} {what}")
         else:
             left_out[name] = NO_DATA
     if refused:
         raise DataError(
-            f"folder {folder} holds {_count(len(refused), 'file')} that would not be read: {_listed(refused)}. "
+            f"folder {folder} contains {_count(len(refused), 'file')} that would not be read: {_listed(refused)}. "
             "Convert them to parquet (*.parquet), or move them out of the folder"
         )
     if not files:
         out = f" (left out: {listed(left_out)})" if left_out else ""
         raise DataError(
-            f"folder {folder} holds no *.parquet file{out}: give --path, your parquet file or a folder of them"
+            f"folder {folder} contains no *.parquet file{out}: give --path, your parquet file or a folder of them"
         )
     return Parts(tuple(files), left_out, {file: found for file, found in partitions.items() if found})
 

@@ -65,7 +65,7 @@ def open_raw_log(folder: Path) -> Reading:
     for name, found in (("rows", num_rows), ("unparsable_rows", broken.num_rows)):
         if info.get(name, found) != found:
             raise DataError(
-                f"{folder} holds {found} {name.replace('_', ' ')} but its {SNAPSHOT_FILE} says {info[name]}: "
+                f"{folder} contains {found} {name.replace('_', ' ')} but its {SNAPSHOT_FILE} says {info[name]}: "
                 "ingest or simulate the log again"
             )
     files = {f.name: sha256_file(f) for f in (log, folder / UNPARSABLE_FILE, folder / SIDE_FILE) if f.is_file()}
@@ -107,7 +107,7 @@ def _snapshot(folder: Path) -> dict[str, object]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}): ingest or simulate the log again") from error
     if not isinstance(info, dict):
-        raise DataError(f"{path} holds no description of a log: ingest or simulate the log again")
+        raise DataError(f"{path} contains no description of a log: ingest or simulate the log again")
     return info
 
 

@@ -145,7 +145,7 @@ def _check_operators(data: bytes) -> None:
     """Refuse a model that does anything but multiply and add, before the runtime reads it."""
     for number, part in _parts(data):
         if number in (20, 25):  # ModelProto: training_info, functions
-            raise ValueError("it holds more than a graph")
+            raise ValueError("it contains more than a graph")
         if number != 7:  # graph
             continue
         for inner, node in _parts(part):
@@ -154,7 +154,7 @@ def _check_operators(data: bytes) -> None:
             fields = list(_parts(node))
             names = [bytes(value).decode("utf-8") for field, value in fields if field == 4]  # NodeProto: op_type
             if len(names) != 1 or names[0] not in OPERATORS or any(value for field, value in fields if field == 7):
-                raise ValueError(f"it holds the operator {names[0] if names else ''!r}")  # 7: domain
+                raise ValueError(f"it contains the operator {names[0] if names else ''!r}")  # 7: domain
 
 
 def _parts(data: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
