@@ -146,7 +146,7 @@ def test_columns_may_have_the_names_of_the_log(tmp_path: Path):
         (lambda rows: rows.with_columns(price=pl.lit(float("inf"))), "column 'price', row 0: 'inf' is not a number"),
         (lambda rows: rows.with_columns(price=pl.lit([1.0])), "column 'price', row 0: '.1.0.' is not a number"),
         (lambda rows: rows.with_columns(genre=pl.lit("x" * 600)), "column 'genre', row 0: 'x+...' is too long"),
-        (lambda rows: rows.with_columns(genre=pl.lit("a\0b")), "holds NUL"),
+        (lambda rows: rows.with_columns(genre=pl.lit("a\0b")), "contains NUL"),
         (lambda rows: rows.with_columns(genre=pl.lit([1])), "column 'genre' has type"),
         (lambda rows: rows.with_columns(user_id=pl.lit(2.0**53)), "too large to tell whole numbers apart"),
         (lambda rows: rows.with_columns(cover=pl.lit([1.0, 2.0])), "is not a list of 3 finite numbers"),

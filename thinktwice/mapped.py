@@ -38,7 +38,7 @@ def map_tensors(path: Path | str, expected: Mapping[str, type[np.generic]]) -> d
     try:
         header, start, size = _header(path)
         if different := sorted(header.keys() ^ expected.keys()):
-            what = "lacks" if different[0] in expected else "holds the unknown tensor"
+            what = "lacks" if different[0] in expected else "contains the unknown tensor"
             raise ValueError(f"it {what} {different[0]!r}")
         return {name: _mapped(path, start, size, name, value, expected[name]) for name, value in header.items()}
     except (OSError, ValueError) as error:

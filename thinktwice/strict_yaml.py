@@ -79,7 +79,7 @@ def _parsed(text: str) -> Any:
     except yaml.YAMLError as found:
         raise _WrongError(f"is not valid YAML{_place(found)} ({_problem(found)}): correct the syntax") from found
     except (ValueError, OverflowError) as found:  # of a value, such as the date 2024-13-45
-        raise _WrongError(f"holds a value that cannot be read ({found}): put it in quotes") from found
+        raise _WrongError(f"contains a value that cannot be read ({found}): put it in quotes") from found
 
 
 class _WrongError(Exception):
@@ -132,7 +132,7 @@ def _check(root: yaml.Node, loader: _Loader) -> None:
             else:
                 found = 1 + (sum(map(size, node.value)) if isinstance(node, yaml.SequenceNode) else 0)
             if found > MAX_NODES:
-                raise _WrongError(f"holds more than {MAX_NODES:,} values once its aliases are expanded: write fewer")
+                raise _WrongError(f"contains more than {MAX_NODES:,} values once its aliases are expanded: write fewer")
             above.remove(id(node))
             sizes[id(node)] = found
         return sizes[id(node)]

@@ -124,7 +124,7 @@ class RequestParser:
     def _parse_candidates(self, value: dict[str, Any], path: str) -> Request:
         if not self._online:
             raise RequestError(
-                f"{path}.rows is missing: this model looks no features up, give rows with all their fields",
+                f"{path}.rows is missing: this model has no features to look up, give rows with all their fields",
                 field=f"{path}.rows",
             )
         allowed = {"user_id", "candidates", "context", "k", "deadline_ms"}

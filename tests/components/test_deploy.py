@@ -133,7 +133,7 @@ def test_a_mixture_is_refused(deploy: Deploy, packed: Path, tmp_path: Path) -> N
         bless(tmp_path / "wrong" / "blessing", bundle_hash(tmp_path / "wrong" / "bundle")),
         tmp_path / "wrong" / "archive",
     )
-    with pytest.raises(BundleError, match="holds another bundle"):
+    with pytest.raises(BundleError, match="contains a different bundle"):
         deploy(archive_dir=tmp_path / "wrong" / "archive")
     with pytest.raises(PipelineError, match="not blessed"):
         deploy(blessing=bless(tmp_path / "no", "0" * 64, blessed=False))

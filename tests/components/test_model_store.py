@@ -165,7 +165,7 @@ def test_a_store_that_knows_no_conditions(model: Path, store: Any, monkeypatch: 
 
 def test_what_lies_in_the_folder_beside_the_model_would_be_served_with_it(model: Path, store: Any) -> None:
     store.put_object(Bucket="models", Key=f"ctr/{MODEL_VERSION}/data/users.parquet", Body=b"rows")
-    with pytest.raises(BundleError, match=r"holds data/users\.parquet"):
+    with pytest.raises(BundleError, match=r"contains data/users\.parquet"):
         upload_model(str(model), "s3://models/ctr")
     assert len(listed(store)) == 1
 
@@ -178,11 +178,11 @@ def cut(model: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda m: (m / "ctr.mar").unlink(), "holds no ctr.mar"),
-        (lambda m: shutil.rmtree(m / "feature_store"), "holds no feature_store/feature_store.yaml"),
+        (lambda m: (m / "ctr.mar").unlink(), "contains no ctr.mar"),
+        (lambda m: shutil.rmtree(m / "feature_store"), "contains no feature_store/feature_store.yaml"),
         (cut, "bytes instead of the .* of its release"),
         (lambda m: (m / "ctr.mar").write_bytes(b""), "has 0 bytes instead of the .* of its release"),
-        (lambda m: (m / "release.json").unlink(), "holds no release.json"),
+        (lambda m: (m / "release.json").unlink(), "contains no release.json"),
         (lambda m: (m / "feature_store" / "online.db").write_bytes(b"others"), "online.db has SHA-256 .* instead of"),
     ],
 )
@@ -204,7 +204,7 @@ def test_a_champion_that_was_changed_is_not_uploaded(deployed: Path, store: Any,
 
 @pytest.mark.parametrize("source", ["s3://models/nothing/here", "s3://no-such-bucket/x"])
 def test_a_source_that_is_not_there(store: Any, source: str) -> None:
-    with pytest.raises(ThinktwiceError, match=r"holds nothing|NoSuchBucket"):
+    with pytest.raises(ThinktwiceError, match=r"contains nothing|NoSuchBucket"):
         upload_model(source, "s3://models/ctr")
 
 

@@ -93,7 +93,7 @@ def test_java_gets_a_private_folder_and_no_archive(mounted: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("code", "holds code ('handler.py')"),
+        ("code", "contains code ('handler.py')"),
         ("cut", "bytes instead of"),
         ("store", "feature_store.yaml has "),
         ("unsigned", "is not signed, and THINKTWICE_TRUSTED_KEYS requires a signature"),

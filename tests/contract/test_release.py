@@ -109,7 +109,7 @@ def test_code_in_an_archive_does_not_run(
     (release / "changed.mar").replace(release / "ctr.mar")
     (release / "release.json").unlink()  # nobody signed it, nobody asks for it
     monkeypatch.setattr(torchserve_process, "_launch", lambda *a: pytest.fail("Java starts"))
-    assert "holds code ('handler.py')" in refusal(running, release)
+    assert "contains code ('handler.py')" in refusal(running, release)
     assert not canary.exists()
 
 

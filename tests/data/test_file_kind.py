@@ -116,7 +116,7 @@ OTHERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "lfs.parquet": ("a Git LFS pointer", lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\noid x\n")),
     "meta.json": ("a JSON document", lambda p: p.write_text('{"name": "x"}')),
     "empty.parquet": ("empty: give the whole file", lambda p: p.touch()),
-    "note.txt": ("no intact parquet file", lambda p: p.write_text("hello")),
+    "note.txt": ("not an intact parquet file", lambda p: p.write_text("hello")),
     "utf16.csv": ("a CSV file", lambda p: p.write_text(CSV, encoding="utf-16")),
 }
 

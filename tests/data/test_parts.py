@@ -63,7 +63,7 @@ def test_a_parquet_file_that_does_not_end_like_one_is_refused_by_name(tmp_path: 
     write(tmp_path / "logs" / "a.parquet")
     write(tmp_path / "logs" / name, 1)
     with pytest.raises(
-        DataError, match=r"holds 1 file that would not be read: \S+ is a parquet file by its content"
+        DataError, match=r"contains 1 file that would not be read: \S+ is a parquet file by its content"
     ) as caught:
         read(tmp_path / "logs", schema, tmp_path / "raw")
     assert name in str(caught.value) and not (tmp_path / "raw").exists()
@@ -184,7 +184,7 @@ def test_what_looks_like_data_and_is_not_read_is_refused_by_name(tmp_path: Path,
     content, words = DATA[name]
     (tmp_path / "logs" / "sub").mkdir()
     (tmp_path / "logs" / "sub" / name).write_text(content)
-    with pytest.raises(DataError, match="holds 1 file that would not be read") as caught:
+    with pytest.raises(DataError, match="contains 1 file that would not be read") as caught:
         read(tmp_path / "logs", schema, tmp_path / "raw")
     assert f"sub/{name} is {words}" in str(caught.value)
 
@@ -356,7 +356,7 @@ def test_a_folder_without_a_log_says_what_it_has(tmp_path: Path, schema: Path) -
     (tmp_path / "logs" / ".git").mkdir(parents=True)
     (tmp_path / "logs" / "notes.md").write_text("nothing")
     with pytest.raises(
-        DataError, match=r"holds no \*\.parquet file \(left out: \.git/ \(hidden\), notes\.md \(no data\)\): give"
+        DataError, match=r"contains no \*\.parquet file \(left out: \.git/ \(hidden\), notes\.md \(no data\)\): give"
     ):
         read(tmp_path / "logs", schema, tmp_path / "raw")
 

@@ -69,7 +69,7 @@ def test_a_limit_counts_the_broken_records_too(criteo_raw: Path, tmp_path: Path)
 def test_a_raw_log_that_is_not_whole_is_refused(criteo_raw: Path, tmp_path: Path) -> None:
     whole = read_json(criteo_raw / "snapshot.json")
     write_json(criteo_raw / "snapshot.json", {**whole, "unparsable_rows": 5})
-    with pytest.raises(DataError, match=r"holds 4 unparsable rows but its snapshot\.json says 5"):
+    with pytest.raises(DataError, match=r"contains 4 unparsable rows but its snapshot\.json says 5"):
         ingest("parquet", criteo_raw, None, tmp_path / "again")
     (criteo_raw / "snapshot.json").write_text("{")
     with pytest.raises(DataError, match=r"snapshot\.json cannot be read"):

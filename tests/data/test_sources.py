@@ -224,7 +224,7 @@ def test_an_avazu_file_without_its_header_is_refused(tmp_path: Path) -> None:
 def test_a_truncated_parquet_is_named(tmp_path: Path, cut: int) -> None:
     log, schema = own_log(tmp_path)
     log.write_bytes(log.read_bytes()[:cut])
-    with pytest.raises(DataError, match=r"mine\.parquet is (empty|no intact parquet file)"):
+    with pytest.raises(DataError, match=r"mine\.parquet is (empty|not an intact parquet file)"):
         ingest("parquet", log, schema, tmp_path / "raw")
 
 
@@ -253,9 +253,9 @@ def test_bad_input_gets_one_sentence(tmp_path: Path) -> None:
         (("criteo", tmp_path), r"is a folder"),
         (("criteo", tmp_path / "no"), r"no such path"),
         (("criteo", None), r"give --path"),
-        (("kuairand", tmp_path), r"holds no log_standard"),
+        (("kuairand", tmp_path), r"contains no log_standard"),
         (("parquet", empty), r"needs a schema file"),
-        (("ml-1m", garbage), r"no intact zip"),
+        (("ml-1m", garbage), r"not an intact zip"),
         (("sim", garbage), r"takes no path"),
         (("mm-1m", None), r"unknown source 'mm-1m': did you mean 'ml-1m'\? Known are ml-1m, ml-100k, criteo"),
     ]
@@ -266,7 +266,7 @@ def test_bad_input_gets_one_sentence(tmp_path: Path) -> None:
 
 
 def test_the_wrong_movielens_zip_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no u\.data, so it is not the official ml-100k\.zip"):
+    with pytest.raises(DataError, match=r"contains no u\.data, so it is not the official ml-100k\.zip"):
         ingest("ml-100k", movielens_1m(tmp_path), None, tmp_path / "raw")
 
 

@@ -31,10 +31,10 @@ def test_a_folder_that_is_no_bundle_gives_one_sentence(
     assert main(["evaluate", "--bundle", str(tmp_path), "--training-set", str(finished / "set")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("thinktwice: ")
-    assert "no bundle" in error
+    assert "not a bundle" in error
     assert error.count("\n") == 1
     assert main(["evaluate", "--bundle", str(finished / "bundle-good"), "--training-set", str(tmp_path)]) == 1
-    assert "no training set" in capsys.readouterr().err
+    assert "not a training set" in capsys.readouterr().err
 
 
 def test_the_champion_on_the_training_set_of_the_last_run(
@@ -43,7 +43,7 @@ def test_the_champion_on_the_training_set_of_the_last_run(
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate"]) == 1
     error = capsys.readouterr().err
-    assert "holds no champion" in error and "--bundle" in error and error.count("\n") == 1
+    assert "contains no champion" in error and "--bundle" in error and error.count("\n") == 1
 
     (tmp_path / "store").mkdir()
     champion = install_champion(
@@ -55,7 +55,7 @@ def test_the_champion_on_the_training_set_of_the_last_run(
     assert champion.info.bundle_hash == bundle_hash(finished / "bundle-good")
     assert main(["evaluate"]) == 1
     error = capsys.readouterr().err
-    assert "holds no finished run" in error and "--training-set" in error and error.count("\n") == 1
+    assert "contains no finished run" in error and "--training-set" in error and error.count("\n") == 1
 
     write_json(tmp_path / ".thinktwice" / "last_run.json", {"training_set": str(finished / "set")})
     assert main(["evaluate"]) == 0

@@ -102,7 +102,7 @@ def test_ranges_cover_all_buckets_and_arms_are_equal(arms: int, coverage: float)
     try:
         file = experiment(arms=arms, coverage=coverage)
     except ValueError as error:
-        assert "enrols nobody" in str(error)
+        assert "enrols no users" in str(error)
         return
     ranges = layout_of([file]).ranges
     assert ranges[0].start == 0 and ranges[-1].stop == BUCKETS

@@ -179,7 +179,7 @@ def test_a_cluster_that_is_not_defined() -> None:
     for number in range(len(GOOD.clusters["resources"])):
         clusters = copy.deepcopy(GOOD.clusters)
         name = clusters["resources"].pop(number)["name"]
-        with pytest.raises(ExperimentError, match=r"not defined|no shadow"):
+        with pytest.raises(ExperimentError, match=r"not defined|not a shadow"):
             check_routes(GOOD.routes, clusters, [FILE])
         assert name
     with pytest.raises(ExperimentError, match="twice"):
@@ -237,7 +237,7 @@ def test_rendering_refuses() -> None:
         render([FILE], {"control": HERE, "exp1_t1": HERE, "exp1_t2": []}, config, 1)
     with pytest.raises(ExperimentError, match="is not a cluster"):
         render([FILE], {"control": HERE, "exp1_t1": HERE, "exp1_t2": HERE, "exp1_t3": HERE}, config, 1)
-    with pytest.raises(ExperimentError, match="no treatment"):
+    with pytest.raises(ExperimentError, match="not a treatment"):
         rendered(FILE, shadow=("exp1/control",))
     with pytest.raises(ExperimentError, match="16 to 200"):
         render([FILE], {"control": HERE, "exp1_t1": HERE, "exp1_t2": HERE}, config, 1, secret="short")

@@ -172,7 +172,7 @@ def test_bad_logs_are_named(write_log: WriteLog, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist: run the validation"):
         build_feature_tables(tmp_path / "nowhere", tmp_path / "out", schema)
     log = write_log(SCHEMA, [])
-    with pytest.raises(DataError, match="holds no rows"):
+    with pytest.raises(DataError, match="contains no rows"):
         build_feature_tables(log.folder, tmp_path / "out", schema)
     (log.folder / "clean.parquet").write_bytes(b"PAR1 cut short")
     with pytest.raises(DataError, match="cannot be read"):

@@ -157,7 +157,7 @@ def test_the_password_goes_to_no_other_address() -> None:
             {REDIS_ADDRESS: "h:1"},
             f"{REDIS_PASSWORD}, which is not set",
         ),
-        (FROM_ENVIRONMENT, {REDIS_ADDRESS: "h:1", REDIS_PASSWORD: "a,b"}, "holds a comma"),
+        (FROM_ENVIRONMENT, {REDIS_ADDRESS: "h:1", REDIS_PASSWORD: "a,b"}, "contains a comma"),
         ("h:1,connection_class=x", {}, "the connection option 'connection_class' is unknown"),
         ("h", {}, "is not host:port"),
         ("", {}, "is not host:port"),

@@ -43,7 +43,7 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     save_model(tmp_path / "a", build_backbone(BackboneConfig(dim=4, hidden=(8,)), FIELDS), INFO)
     save_model(tmp_path / "b", build_backbone(BackboneConfig(dim=6, hidden=(8,)), FIELDS), INFO)
     (tmp_path / "b" / "weights.safetensors").replace(tmp_path / "a" / "weights.safetensors")
-    with pytest.raises(BundleError, match=r"holds 'extra_fill' with the shape \(2, 7\) instead of \(2, 5\)"):
+    with pytest.raises(BundleError, match=r"contains 'extra_fill' with the shape \(2, 7\) instead of \(2, 5\)"):
         load_model(tmp_path / "a")
 
 

@@ -238,9 +238,9 @@ def test_the_command(small: Path, usual: Path, changed: Changed, tmp_path: Path)
 
 def test_what_cannot_be_compared_is_said(small: Path, usual: Path, changed: Changed, tmp_path: Path) -> None:
     other = changed("other", pl.lit("f" * 64).alias("log_bundle_hash"))
-    with pytest.raises(DataError, match=r"holds no row to compare .it has 400 rows of other bundles.*small-2026"):
+    with pytest.raises(DataError, match=r"contains no row to compare .it has 400 rows of other bundles.*small-2026"):
         drift_of_log(other, small / "bundle")
-    with pytest.raises(DataError, match="holds no prediction log"):
+    with pytest.raises(DataError, match="contains no prediction log"):
         drift_of_log(tmp_path, small / "bundle")
     (other / "served-0.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match=r"part .*served-0\.parquet of the prediction log cannot be read"):

@@ -112,7 +112,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "ordinary": Kind(),
-    "no rows": Kind(first(0), "holds no rows: give the whole file"),
+    "no rows": Kind(first(0), "contains no rows: give the whole file"),
     "one row": Kind(first(1), "log:click_rate (critical): one kind only"),
     "five rows": Kind(first(5), "the time split of 5 rows leaves no rows for"),
     "five rows at random": Kind(first(5), "random split of 5 rows leaves no rows for test: give a log of more rows", split="random"),

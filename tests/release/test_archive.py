@@ -74,7 +74,7 @@ def manifest(**change: object) -> Change:
 
 REFUSED: dict[str, tuple[Change, str]] = {
     **{
-        f"code: {name}": (put(name), r"holds code \(")
+        f"code: {name}": (put(name), r"contains code \(")
         for name in (
             "handler.py",
             "serving/adapters/torchserve_handler.py",
@@ -91,7 +91,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
         )
     },
     **{
-        f"name: {name!r}": (put(name), "holds the unknown file")
+        f"name: {name!r}": (put(name), "contains the unknown file")
         for name in (
             "../evil",
             "bundle/../../evil",

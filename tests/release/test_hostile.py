@@ -117,9 +117,9 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "half": (
         tensor(W, "bias", lambda t: t.astype(np.float16)),
-        "holds 'bias' as torch.float16 instead of torch.float32",
+        "contains 'bias' as torch.float16 instead of torch.float32",
     ),
-    "shape": (tensor(W, "bias", lambda t: t.reshape(1)), r"holds 'bias' with the shape \(1,\) instead of \(\)"),
+    "shape": (tensor(W, "bias", lambda t: t.reshape(1)), r"contains 'bias' with the shape \(1,\) instead of \(\)"),
     "kappa": (
         tensor("counts.safetensors", "kappa", one(np.nan)),
         r"counts\.safetensors are damaged \('kappa' contains",
@@ -219,7 +219,7 @@ def test_aliases_that_unfold_without_end_are_refused(bundle: Path) -> None:
     (bundle / "schema.yaml").write_text(bomb)
     assert "values once its aliases are expanded" in refused(bundle)
     (bundle / "schema.yaml").write_text("fields: &x [*x]\n")
-    assert "has an alias at line 1 that stands for itself" in refused(bundle)
+    assert "has an alias at line 1 that refers to itself" in refused(bundle)
 
 
 def special(make: Callable[[Path], object], name: str = "report/report.html") -> Callable[[Path], None]:

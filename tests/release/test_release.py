@@ -348,7 +348,7 @@ def test_a_wrong_description_is_named(release: Path, tmp_path: Path, change: dic
 def test_unknown_files_are_not_deployed(small: Path, packed: Path, tmp_path: Path) -> None:
     shutil.copytree(packed, tmp_path / "packed")
     (tmp_path / "packed" / "store" / "sitecustomize.py").write_text("")
-    with pytest.raises(FeatureStoreError, match=r"holds the unknown file sitecustomize\.py: remove it"):
+    with pytest.raises(FeatureStoreError, match=r"contains the unknown file sitecustomize\.py: remove it"):
         install(small, tmp_path / "packed", tmp_path / "state")
     assert read_champion(tmp_path / "state") is None
 
@@ -382,7 +382,7 @@ def test_a_champion_of_an_earlier_version_is_read_and_not_served(small: Path, re
     champion = read_champion(tmp_path)
     assert champion is not None and champion.info.bundle_hash == bundle_hash(small / "bundle")
     with pytest.raises(
-        BundleError, match=r"holds code \('handler\.py'\): archives of earlier versions .* package the model"
+        BundleError, match=r"contains code \('handler\.py'\): archives of earlier versions .* package the model"
     ):
         verify_archive(champion)
     with pytest.raises(BundleError, match="package the model again"):

@@ -57,7 +57,7 @@ def test_yaml_round_trip() -> None:
     ("text", "message"),
     [
         ("name: [", "not valid YAML at line"),
-        ("- a", "holds a list instead of a mapping"),
+        ("- a", "contains a list instead of a mapping"),
         ("name: x", "time: Field required"),
         ("{name: x, time: {column: t}, fieldz: []}", "fieldz: there is no such key; did you mean 'fields'"),
         ("{name: x, time: {column: t}}", "describes no field"),
@@ -79,7 +79,7 @@ def test_yaml_round_trip() -> None:
         ),
         (
             "{name: x, time: {column: t}, entities: {user: {key: u}}, fields: [{name: a}], sequences: [{name: s, of: a}]}",
-            "no categorical item field",
+            "not a categorical item field",
         ),
     ],
 )

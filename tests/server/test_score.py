@@ -218,7 +218,7 @@ WRONG = {
     "no request column": (lambda rows: rows, ["--features", "online", "--request", "page"], "no column 'page'"),
     "a column of that name": (lambda rows: rows.with_columns(probability=0.5), ["--features", "online"], "a column 'probability'"),
     "no store": (lambda rows: rows, ["--features", "online", "--store", "nowhere"], "nowhere is no feature store"),
-    "no bundle": (lambda rows: rows, ["--bundle", "nowhere"], "nowhere is no bundle"),
+    "no bundle": (lambda rows: rows, ["--bundle", "nowhere"], "nowhere is not a bundle"),
 }  # fmt: skip
 
 

@@ -272,11 +272,11 @@ def test_the_command(log: Path, champion: Champion, state: Path, tmp_path: Path)
     code, text = run("--log", str(wrong), "--state", str(state), "--max-mismatch", "1")
     assert (code, "no field is skewed: at most 100.00%" in text) == (0, True), text
     code, text = run("--log", str(log), "--state", str(state), "--since", "2100-01-01")
-    assert code == 1 and "holds no row to compare" in text
+    assert code == 1 and "contains no row to compare" in text
 
 
 def test_what_cannot_be_compared_is_said(log: Path, champion: Champion, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no prediction log"):
+    with pytest.raises(DataError, match="contains no prediction log"):
         measure_skew(tmp_path, champion.feature_store_dir)
     with pytest.raises(FeatureStoreError, match="is not a feature store"):
         measure_skew(log, tmp_path)

@@ -157,7 +157,7 @@ def test_predict_refuses_a_context_that_is_no_pair(app: typer.Typer, server: HTT
 
 
 def test_serve_needs_a_champion(app: typer.Typer, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="holds no champion: run 'thinktwice pipeline run' first"):
+    with pytest.raises(BundleError, match="contains no champion: run 'thinktwice pipeline run' first"):
         raise CliRunner().invoke(app, ["serve", "--state", str(tmp_path)]).exception  # type: ignore[misc]
     (tmp_path / "champion").mkdir()
     with pytest.raises(BundleError, match="cannot be read"):

@@ -289,7 +289,7 @@ def test_a_body_is_limited(values: Any, message: str) -> None:
 
 
 def test_a_model_without_features_takes_raw_rows_only() -> None:
-    with pytest.raises(RequestError, match="looks no features up"):
+    with pytest.raises(RequestError, match="has no features to look up"):
         PLAIN.parse(GOOD, "r")
 
 

@@ -205,7 +205,7 @@ def test_settings_come_from_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for text, words in (
         ("queue: -1", "wrong at queue"),
         ("quue: 1", "wrong at quue"),
-        ("[1]", "holds a list instead of a mapping"),
+        ("[1]", "contains a list instead of a mapping"),
         ("a: [", "not valid YAML at line 1"),
     ):
         file.write_text(text)

@@ -233,7 +233,7 @@ def test_bad_tensors_are_named(inputs: Any, field: str, words: str) -> None:
         (b"\x05\x00\x00\x00ab", "BYTES", "end within"),
         (b"\x05\x00", "BYTES", "end within"),
         (b"\xff\xff\xff\xff", "BYTES", "end within"),
-        (b"\x01\x00\x00\x00\xff", "BYTES", "no UTF-8"),
+        (b"\x01\x00\x00\x00\xff", "BYTES", "not UTF-8"),
         (b"\x01\x00\x00\x00a\x01\x00\x00\x00b", "BYTES", "1 elements"),
         (b"", "BYTES", "1 elements"),
         (b"\x00" * 3, "FP32", "4 bytes"),

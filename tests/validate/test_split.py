@@ -260,13 +260,13 @@ def test_logs_that_cannot_be_read(tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw", shop_columns(2_000))
     whole = (raw / "log.parquet").read_bytes()
     (raw / "log.parquet").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match="no readable parquet file"):
+    with pytest.raises(DataError, match="not a readable parquet file"):
         run(raw, tmp_path)
     (raw / "log.parquet").unlink()
     with pytest.raises(DataError, match="is missing: ingest the log again"):
         run(raw, tmp_path)
     empty = pl.DataFrame(shop_columns(1)).clear()
-    with pytest.raises(DataError, match="holds no row"):
+    with pytest.raises(DataError, match="contains no row"):
         run(write_raw(tmp_path / "empty", empty), tmp_path)
 
 

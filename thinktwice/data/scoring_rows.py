@@ -250,7 +250,7 @@ def _of_mappings(rows: Sequence[Mapping[str, Any]], schema: LogSchema, encoder: 
         except TypeError:
             raise ValueError("is neither an id nor a category") from None
         if text is not None and any("\ud800" <= c <= "\udfff" for c in text):
-            raise ValueError("holds half of a surrogate pair")
+            raise ValueError("contains half of a surrogate pair")
         return text
 
     def words(value: Any) -> list[str | None] | None:

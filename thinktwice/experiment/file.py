@@ -257,7 +257,7 @@ def _check_buckets(file: ExperimentFile) -> None:
     if file.exclusive_group is None and (start, stop) != (0, top):
         raise ValueError(f"buckets [{start}, {stop}] need an exclusive_group; without one they are [0, {top}]")
     if file.arm_width < 1:
-        raise ValueError(f"buckets [{start}, {stop}] hold fewer than one bucket for each of {len(file.arms)} arms")
+        raise ValueError(f"buckets [{start}, {stop}] contain fewer than one bucket for each of {len(file.arms)} arms")
 
 
 def _check_ramp(file: ExperimentFile) -> None:

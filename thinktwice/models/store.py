@@ -128,20 +128,22 @@ def read_tensors(path: Path, expected: Mapping[str, Tensor], optional: tuple[str
         with safe_open(str(path), "pt") as file:
             names = set(file.keys())
             if different := sorted(names ^ set(expected) - (set(optional) - names)):
-                raise refuse(f"{'lacks' if different[0] in expected else 'holds the unknown tensor'} {different[0]!r}")
+                raise refuse(
+                    f"{'lacks' if different[0] in expected else 'contains the unknown tensor'} {different[0]!r}"
+                )
             for name in sorted(names):
                 shape, wanted = tuple(file.get_slice(name).get_shape()), expected[name]
                 if shape != tuple(wanted.shape):
-                    raise refuse(f"holds {name!r} with the shape {shape} instead of {tuple(wanted.shape)}")
+                    raise refuse(f"contains {name!r} with the shape {shape} instead of {tuple(wanted.shape)}")
                 value = file.get_tensor(name)
                 if value.dtype != wanted.dtype:
-                    raise refuse(f"holds {name!r} as {value.dtype} instead of {wanted.dtype}")
+                    raise refuse(f"contains {name!r} as {value.dtype} instead of {wanted.dtype}")
                 found[name] = value
     except (OSError, SafetensorError, ValueError, TypeError, RuntimeError) as error:
         raise refuse(f"cannot be read ({reason(error)})") from error
     for name, value in found.items():
         if not plausible(value):
-            raise refuse(f"holds numbers in {name!r} that are not finite, or above {MAX_MAGNITUDE:,.0f}")
+            raise refuse(f"contains numbers in {name!r} that are not finite, or above {MAX_MAGNITUDE:,.0f}")
     return found
 
 

@@ -137,7 +137,7 @@ def write_release(
     if (folder / BUNDLE).is_dir():
         verify_bundle(folder / BUNDLE)
         if bundle_hash(folder / BUNDLE) != bundle:
-            raise BundleError(f"{folder / BUNDLE} and {archive} hold different bundles: package this bundle")
+            raise BundleError(f"{folder / BUNDLE} and {archive} contain different bundles: package this bundle")
     files = _store_files(store) if store.is_dir() else None
     uses_redis = bool(files and manifest.feature_service) and _online(store) == "redis"
     release = Release(

@@ -31,7 +31,7 @@ def text_problem(text: str) -> str | None:
     if len(text) > MAX_TEXT:
         return f"has {len(text)} characters, at most {MAX_TEXT} are accepted"
     if "\x00" in text or any("\ud800" <= c <= "\udfff" for c in text):
-        return "holds a character that is not text (NUL or half of a surrogate pair)"
+        return "contains a character that is not text (NUL or half of a surrogate pair)"
     return None
 
 

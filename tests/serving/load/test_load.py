@@ -253,7 +253,7 @@ def test_the_command_ends_with_1_when_something_is_wrong(tmp_path: Path) -> None
     assert "answered wrongly" in done.output
     for arguments, words in (
         (("--url", "http://127.0.0.1:9", "--requests", str(file)), "no predictor answers"),
-        (("--state", str(tmp_path)), "holds no champion"),
+        (("--state", str(tmp_path)), "contains no champion"),
     ):
         failed = invoke(*arguments)
         assert failed.exit_code == 1

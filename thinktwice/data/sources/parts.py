@@ -222,13 +222,13 @@ def _refuse_table(folder: Path) -> None:
     for name, what in TABLES.items():
         if (folder / name).exists():
             raise DataError(
-                f"{folder} is {what} ({name} is in it), whose own log says which files count: "
+                f"{folder} is {what} ({name} is in it), which keeps its own list of valid files: "
                 "export its current rows to plain parquet files and give those"
             )
     metadata = folder / "metadata"
     if metadata.is_dir() and any(metadata.glob("*.metadata.json")):
         raise DataError(
-            f"{folder} is an Iceberg table (metadata/*.metadata.json is in it), whose own log says which files count: "
+            f"{folder} is an Iceberg table (metadata/*.metadata.json is in it), which keeps its own list of valid files: "
             "export its current rows to plain parquet files and give those"
         )
 
