@@ -6,6 +6,7 @@ READY := $(VENV)/.ready
 TORCH := $(shell grep '^torch==' requirements.lock)
 UV := $(shell grep '^uv==' requirements.lock)
 DATASET ?= ml-1m
+WORKERS ?= 2
 TORCH_INDEX ?=
 export TORCH_INDEX
 
@@ -51,8 +52,8 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY) ## train on MovieLens, serve the result, ask it a question (DATASET=ml-1m | ml-100k | sim)
 	@$(BIN)/thinktwice demo --dataset $(DATASET)
 
-test: $(READY) ## run all tests
-	@$(BIN)/python -m pytest
+test: $(READY) ## run all tests (WORKERS=2 processes side by side)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 test-long: $(READY) ## run the simulations that take minutes
 	@$(BIN)/python -m pytest -m long --timeout 3600

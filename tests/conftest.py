@@ -14,9 +14,11 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# How long an example takes says nothing on a busy machine.
-settings.register_profile("thinktwice", deadline=None)
-settings.load_profile("thinktwice")
+# How long an example takes says nothing on a busy machine. The gate tries the same examples in every run;
+# HYPOTHESIS_PROFILE=search tries new ones.
+settings.register_profile("gate", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
 
 
 @pytest.fixture(scope="session")
