@@ -11,11 +11,11 @@ from thinktwice.schema.log import (
     LogSchema,
     ModelField,
     Sequence,
-    Statistics,
     Vector,
     load_schema,
     parse_schema,
 )
+from thinktwice.schema.statistics import FeedbackDelay, InstantStatistics, Statistics
 
 __all__ = [
     "EVENT_TIME",
@@ -24,6 +24,8 @@ __all__ = [
     "SCHEMA_FILE",
     "Entity",
     "EntityKey",
+    "FeedbackDelay",
+    "InstantStatistics",
     "LogField",
     "LogSchema",
     "ModelField",

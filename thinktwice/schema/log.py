@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from thinktwice.errors import SchemaError
+from thinktwice.schema.statistics import InstantStatistics, Statistics
 from thinktwice.schema.times import Derived, Zone, zone_named
 from thinktwice.schema.values import spell
 from thinktwice.strict_yaml import first_fault, mapping, read_mapping
@@ -194,24 +195,6 @@ class Vector(_Frozen):
         return self.column or self.name
 
 
-class Statistics(_Frozen):
-    """Trailing impression counts and smoothed click rates of users and items over windows of whole days.
-
-    A window closes at midnight UTC, whatever the zone of ``time``, strictly before the impressions that may see it. ``0`` means
-    since the beginning.
-    """
-
-    windows_days: tuple[int, ...] = (7, 0)
-    entities: tuple[Literal["user", "item"], ...] = ("user", "item")
-    buckets: int = Field(default=24, ge=2, le=1024)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Statistics:
-        if len(set(self.windows_days)) != len(self.windows_days) or any(w < 0 for w in self.windows_days):
-            raise ValueError(f"statistics: windows_days {self.windows_days} must be different numbers of 0 or more")
-        return self
-
-
 class ModelField(_Frozen):
     """One input position of the model, in model order. Derived from the schema by :meth:`LogSchema.model_fields`."""
 
@@ -280,13 +263,40 @@ class LogSchema(_Frozen):
                 raise ValueError(
                     f"sequence {sequence.name!r}: 'of' names {sequence.of!r}, which is not a categorical item field"
                 )
-        if self.statistics is not None:
+        if self.statistics is not None and self.statistics.windows_days:
             for entity in self.statistics.entities:
                 if getattr(self.entities, entity) is None:
                     raise ValueError(f"statistics name the {entity}, but entities.{entity} is not described")
+        self._check_instant()
         if self.scenario is not None and self.scenario not in {f.name for f in self.fields if f.kind == "categorical"}:
             raise ValueError(f"scenario names {self.scenario!r}, which is not a categorical field")
         return self
+
+    def _check_instant(self) -> None:
+        instant = self.instant
+        if instant is None:
+            return
+        if self.entities.user is None and self.entities.item is None:
+            raise ValueError("statistics.instant needs entities.user or entities.item: there is nothing to count")
+        sides: tuple[tuple[str, tuple[str, ...] | None, Entity], ...] = (
+            ("topics", instant.topics, "item"),
+            ("attributes", instant.attributes, "user"),
+        )
+        for what, names, entity in sides:
+            known = [f.name for f in self.attributes_of(entity) if f.kind == "categorical"]
+            for name in names or ():
+                if name not in known:
+                    raise ValueError(
+                        f"statistics.instant: {what} name {name!r}, which is no categorical {entity} field; "
+                        f"those are {', '.join(known) or 'none'}"
+                    )
+                if self.entities.user is None or self.entities.item is None:
+                    raise ValueError(f"statistics.instant: {what} need entities.user and entities.item")
+
+    @property
+    def instant(self) -> InstantStatistics | None:
+        """What ``statistics.instant`` says, None for a log without such counters."""
+        return None if self.statistics is None else self.statistics.instant
 
     @property
     def zone(self) -> Zone:
