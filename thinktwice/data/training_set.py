@@ -13,6 +13,8 @@ import pyarrow as pa
 
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.encoder import Encoder
+from thinktwice.data.instant.definition import definition_of
+from thinktwice.data.instant.stored import CounterScale, read_counters, write_counters
 from thinktwice.data.splits import PARTS, SplitSpec, assign_split
 from thinktwice.errors import DataError, RowsLostError
 from thinktwice.files import atomic_dir, read_json, write_json
@@ -40,6 +42,33 @@ class TrainingSet:
     def rows(self, part: str) -> pl.DataFrame:
         """The clean rows of one part with all their columns."""
         return read_frame(self.folder / ROWS_FILE).filter(pl.col("split") == part)
+
+    def counters(self, part: str) -> np.ndarray | None:
+        """Instant statistics of one part in the order of :meth:`rows`, float32 [R, C], NaN for unknown; a read-only memory map.
+
+        None for a schema without ``statistics.instant``. :attr:`counter_scale` standardises them.
+        """
+        if self.counter_scale is None:
+            return None
+        rows = self.info["parts"][part]["rows"]
+        return read_counters(self.folder, part, rows, len(self.counter_scale.names))
+
+    @cached_property
+    def counter_scale(self) -> CounterScale | None:
+        """Names, means and spreads of the instant statistics.
+
+        Raises:
+            DataError: they were computed by another definition than the schema has in this version.
+        """
+        definition = definition_of(self.schema)
+        if definition is None:
+            return None
+        scale = CounterScale.load(self.folder)
+        if scale.definition != definition.hash:
+            raise DataError(
+                f"the instant statistics of training set {self.folder} are of another version: rebuild the training set"
+            )
+        return scale
 
     @cached_property
     def train_window(self) -> tuple[str, str]:
@@ -81,6 +110,9 @@ def build_training_set(table: pa.Table, schema: LogSchema, out_dir: Path | str, 
             encoder.encode_table(rows.to_arrow()).save(folder / f"{part}.safetensors")
             info["parts"][part] = _describe(rows, train, schema)
         info["conservation"] = _conservation(frame, table.num_rows)
+        definition = definition_of(schema)
+        if definition is not None:
+            write_counters(frame, definition, folder, {part: info["parts"][part]["rows"] for part in PARTS})
         write_frame(frame, folder / ROWS_FILE)
         write_json(folder / INFO_FILE, info)
     return info

@@ -1,0 +1,84 @@
+"""States as a store keeps them: as bytes, or as plain columns of whole numbers and lists of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from thinktwice.data.instant.definition import Definition
+from thinktwice.data.instant.state import State, StateKind, empty_states, state_type
+from thinktwice.errors import FeatureStoreError
+
+
+@dataclass(frozen=True)
+class StateColumn:
+    """One column of a state: a whole number, or with ``length`` a list of that many."""
+
+    name: str
+    type: Literal["int32", "int64"]
+    length: int | None
+
+
+def state_columns(definition: Definition, kind: StateKind) -> tuple[StateColumn, ...]:
+    """The columns of a state. Feature stores have no unsigned numbers: those of 16 bits are int32 here, those of 32 bits int64."""
+    out = []
+    described = state_type(definition, kind)
+    for name in described.names or ():
+        base, shape = described[name].base, described[name].shape
+        narrow = np.can_cast(base, np.int32)
+        out.append(StateColumn(name, "int32" if narrow else "int64", shape[0] if shape else None))
+    return tuple(out)
+
+
+def to_columns(states: State) -> dict[str, list[Any]]:
+    """Column -> the values of n states: whole numbers, or lists of them."""
+    return {name: states[name].tolist() for name in states.dtype.names or ()}
+
+
+def from_columns(definition: Definition, kind: StateKind, columns: Mapping[str, Iterable[Any]]) -> State:
+    """States [n] of what :func:`to_columns` gave; a state whose every column is None is an empty one.
+
+    Raises:
+        FeatureStoreError: a column is missing, or a value does not fit it.
+    """
+    described = state_type(definition, kind)
+    names = described.names or ()
+    try:
+        cells = [list(columns[name]) for name in names]
+        states = empty_states(definition, kind, len(cells[0]))
+        for row, values in enumerate(zip(*cells, strict=True)):
+            if any(value is not None for value in values):
+                for name, value in zip(names, values, strict=True):
+                    if np.shape(value) != described[name].shape:
+                        raise ValueError(f"{name!r} is of shape {np.shape(value)}, not {described[name].shape}")
+                    states[name][row] = value
+    except KeyError as error:
+        raise FeatureStoreError(f"the {kind} states lack the column {error.args[0]!r}: fill the store again") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise FeatureStoreError(f"the {kind} states cannot be read ({error}): fill the store again") from error
+    return states
+
+
+def to_bytes(states: State) -> list[bytes]:
+    """Each of n states as bytes, of the size of :func:`thinktwice.data.instant.state.state_type`."""
+    return [state.tobytes() for state in states]
+
+
+def from_bytes(definition: Definition, kind: StateKind, rows: Iterable[bytes | None]) -> State:
+    """States [n] of what :func:`to_bytes` gave; None is an empty one.
+
+    Raises:
+        FeatureStoreError: bytes of another length, so of another definition.
+    """
+    described = state_type(definition, kind)
+    empty = empty_states(definition, kind)[0].tobytes()
+    filled = [empty if row is None else row for row in rows]
+    for row in filled:
+        if len(row) != described.itemsize:
+            raise FeatureStoreError(
+                f"a {kind} state has {len(row)} bytes, its definition {described.itemsize}: fill the store again"
+            )
+    return np.frombuffer(bytearray(b"".join(filled)), described)  # a bytearray: the states can be written

@@ -1,0 +1,42 @@
+"""The latest outcomes of every user as of every row of a log, as ranges of one list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from thinktwice.data.instant.definition import RECENT, Definition
+from thinktwice.data.instant.log_counters import LogRows
+from thinktwice.data.instant.ranks import Codes, places
+
+
+@dataclass(frozen=True)
+class RecentOutcomes:
+    """Row r sees the outcomes of the rows ``outcomes[start[r] : end[r]]``, oldest first, at most :data:`RECENT`.
+
+    outcomes [up to R]: rows of the log, those of one user side by side in the order in which they are known; start, end [R].
+    Outcomes without an item do not enter; rows without a user have none. All int32.
+    """
+
+    outcomes: Codes
+    start: Codes
+    end: Codes
+
+
+def recent_outcomes(rows: LogRows, definition: Definition) -> RecentOutcomes:
+    """The user's latest outcomes that are known strictly before each row; what a ``recent`` state holds at that instant.
+
+    Of outcomes known at one instant, those of the item with the higher hash (as a signed number) are later, then clicks.
+    """
+    at = rows.time + np.where(rows.clicked, definition.click_delay, definition.no_click_delay)
+    if not len(rows.users) or not len(rows.items):
+        nothing = np.zeros(len(rows), np.int32)
+        return RecentOutcomes(np.zeros(0, np.int32), nothing, nothing)
+    hashes = np.append(rows.item_hashes, np.uint64(0)).view(np.int64)[rows.items]
+    order = np.lexsort((rows.clicked, hashes, at)).astype(np.int32)
+    before = np.searchsorted(at[order], rows.time, side="left").astype(np.int32)
+    bits = max(len(rows).bit_length(), 1)
+    known = np.where(rows.items < 0, np.int32(-1), rows.users)
+    ranks, start, (end,) = places(rows.users, known[order], bits, (before,))
+    return RecentOutcomes(order[ranks], np.maximum(start, end - RECENT), end)

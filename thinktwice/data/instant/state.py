@@ -1,0 +1,291 @@
+"""Counters outcome by outcome: one small state for each user, each item and the log, and the counters of a request's candidates.
+
+A state is one row of whole numbers of fixed size (a numpy structured type), so a store keeps it as bytes or as plain columns
+(:mod:`thinktwice.data.instant.columns`). It depends on the outcomes that it holds, not on the order in which they came, but for two
+numbers: a residual is taken from the item's rate as it is known when the outcome comes, and the rate of the log that a rate is smoothed
+towards is that of the latest outcome's coming. Outcomes that come in the order of the instants at which they are known give the bits
+of :mod:`thinktwice.data.instant.log_counters`.
+
+A caller applies an outcome only after the instant at which it is known has passed, and each outcome once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from thinktwice.data.instant.definition import RECENT, RESIDUAL_BITS, Definition, Side
+from thinktwice.data.instant.keys import Ints, key_hash, ties
+from thinktwice.data.instant.values import Sums, counters, log_rate, residuals, smoothed
+
+State = np.ndarray  # structured
+StateKind = Literal["user", "item", "log", "recent"]
+
+NEVER = -(2**63)  # the instant of an empty place
+_ZERO = 1 << RESIDUAL_BITS  # a residual of 0 in a mark
+_RESIDUAL_MASK = (1 << (RESIDUAL_BITS + 2)) - 1
+
+#: Outcomes of the whole log, and those known strictly before the latest instant.
+_LOG = np.dtype(
+    [("views", "<i8"), ("clicks", "<i8"), ("known_at", "<i8"), ("before_views", "<i8"), ("before_clicks", "<i8")]
+)
+#: A user's latest outcomes, oldest first: when each was known, the item's hash, the label.
+_RECENT = np.dtype([("at", "<i8", (RECENT,)), ("item", "<i8", (RECENT,)), ("clicked", "<i4", (RECENT,))])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An impression with its label. Ids are spelled texts, ``time`` is its instant in microseconds.
+
+    ``topics`` and ``attributes`` are the slots of its item and user (:func:`thinktwice.data.instant.keys.slots_of`).
+    """
+
+    user: str | None
+    item: str | None
+    time: int
+    clicked: bool
+    topics: tuple[int, ...] = ()
+    attributes: tuple[int, ...] = ()
+
+
+def state_type(definition: Definition, kind: StateKind) -> np.dtype[Any]:
+    """The structured type of a state: fixed size, no padding, little-endian.
+
+    ``known_at`` is when the latest outcome was known, ``seen_at`` the latest impression; ``last_*`` are the latest outcomes, oldest
+    first. ``newest`` is the number of each window's newest bucket; the windows' buckets stand one window after the other, bucket ``b`` at
+    place ``b`` modulo the number of buckets of its window. The slots of crossed fields stand one field after the other.
+    """
+    if kind == "log":
+        return _LOG
+    if kind == "recent":
+        return _RECENT
+    length = max(definition.last, default=0)
+    sums, mark = ("<i8", "<u4") if kind == "user" else ("<i4", "<u2")
+    fields: list[tuple[Any, ...]] = [
+        (name, "<i8") for name in ("views", "clicks", "known_at", "seen_at", "log_views", "log_clicks")
+    ]
+    if kind == "user":
+        fields.append(("residual", "<i8"))
+    else:
+        fields += [(f"before_{name}", "<i8") for name in ("views", "clicks", "log_views", "log_clicks")]
+    if length:
+        fields += [("last_at", "<i8", (length,)), ("last_mark", mark, (length,))]
+    buckets = sum(w.buckets for w in definition.windows)
+    if buckets:
+        fields += [("newest", "<i8", (len(definition.windows),))]
+        fields += [("bucket_views", "<i4", (buckets,)), ("bucket_sums", sums, (buckets,))]
+    slots = sum(c.slots for c in definition.crossed(kind))
+    if slots:
+        fields += [("crossed_views", "<i4", (slots,)), ("crossed_sums", sums, (slots,))]
+    return np.dtype(fields)
+
+
+def empty_states(definition: Definition, kind: StateKind, number: int = 1) -> State:
+    """States that hold no outcome, [number]."""
+    states = np.zeros(number, state_type(definition, kind))
+    for name in ("known_at", "seen_at", "last_at", "at"):
+        if name in (states.dtype.names or ()):
+            states[name] = NEVER
+    return states
+
+
+def apply(
+    definition: Definition,
+    outcome: Outcome,
+    log: State,
+    user: State | None,
+    item: State | None,
+    recent: State | None = None,
+) -> None:
+    """Add one outcome to the states of the log, its user and its item, in place.
+
+    Args:
+        log, user, item, recent: states of :func:`empty_states` or a store, [1] each; those of a missing id, or that the log
+            does not have, are None.
+    """
+    at, clicked = outcome.time + definition.delay(outcome.clicked), int(outcome.clicked)
+    hashes = np.array([key_hash(outcome.user), key_hash(outcome.item)], np.uint64)
+    tie = int(ties(hashes[:1], hashes[1:], np.array([outcome.time], np.int64))[0])
+    before = _add_to_log(log[0], at, outcome.clicked)
+    rate = log_rate(*before)
+    if item is not None and outcome.item is not None:
+        one = item[0]
+        if at > one["known_at"]:
+            for name in ("views", "clicks", "log_views", "log_clicks"):
+                one[f"before_{name}"] = one[name]
+        if one["before_views"]:
+            towards = log_rate(one["before_log_clicks"], one["before_log_views"])
+            rate = smoothed(one["before_clicks"], one["before_views"], towards)
+        if at < one["known_at"]:  # it comes late
+            one["before_views"] += 1
+            one["before_clicks"] += clicked
+        _add(definition, "item", one, outcome.time, at, outcome.clicked, (tie << 1) | clicked, clicked)
+        _add_crossed(definition, "item", one, outcome.attributes, clicked)
+        _know(one, outcome.time, at, before)
+    if user is not None and outcome.user is not None:
+        one = user[0]
+        residual = int(residuals(np.array(outcome.clicked), rate))
+        mark = (tie << (RESIDUAL_BITS + 2)) | (residual + _ZERO)
+        _add(definition, "user", one, outcome.time, at, outcome.clicked, mark, residual)
+        _add_crossed(definition, "user", one, outcome.topics, residual)
+        one["residual"] += residual
+        _know(one, outcome.time, at, before)
+        if recent is not None and outcome.item is not None:
+            _add_recent(recent[0], at, int(hashes[1:].view(np.int64)[0]), clicked)
+
+
+def values(
+    definition: Definition, user: State | None, items: State, instant: int, topics: Ints, attributes: Ints
+) -> npt.NDArray[np.float32]:
+    """Counters of n candidates of one user at one instant, float32 [n, C] in the order of ``definition.names``; NaN is unknown.
+
+    Args:
+        user: state [1], None for an unknown or missing user.
+        items: states [n], empty ones for unknown or missing items.
+        instant: of the request, in microseconds.
+        topics: slots of each candidate's topics [n, T], -1 for none.
+        attributes: slots of the user's attributes [A], -1 for none.
+    """
+    rows, blocks = len(items), []
+    if definition.user is not None:
+        one = empty_states(definition, "user") if user is None else user
+        slots = np.asarray(topics, np.int64).reshape(rows, len(definition.topics))
+        sums = _sums(definition, "user", one, instant, slots)
+        blocks.append(counters(sums, definition.last, "user"))
+    if definition.item is not None:
+        slots = np.broadcast_to(np.asarray(attributes, np.int64), (rows, len(definition.attributes)))
+        blocks.append(counters(_sums(definition, "item", items, instant, slots), definition.last, "item"))
+    return np.concatenate(blocks, axis=1)
+
+
+def _add_to_log(log: Any, at: int, clicked: bool) -> tuple[Any, Any]:
+    """Add an outcome; returns clicks and outcomes known before its instant."""
+    if at > log["known_at"]:
+        log["known_at"] = at
+        log["before_views"], log["before_clicks"] = log["views"], log["clicks"]
+    before = log["before_clicks"], log["before_views"]
+    if at < log["known_at"]:  # it comes late
+        log["before_views"] += 1
+        log["before_clicks"] += clicked
+    log["views"] += 1
+    log["clicks"] += clicked
+    return before
+
+
+def _know(one: Any, time: int, at: int, before: tuple[Any, Any]) -> None:
+    if at >= one["known_at"]:
+        one["log_clicks"], one["log_views"] = before
+        one["known_at"] = at
+    if time > one["seen_at"]:
+        one["seen_at"] = time
+
+
+def _add(
+    definition: Definition, side: Side, one: Any, time: int, at: int, clicked: bool, mark: int, amount: int
+) -> None:
+    first = not one["views"]
+    if definition.windows:
+        newest, views, sums = one["newest"], one["bucket_views"], one["bucket_sums"]
+    start = 0
+    for number, w in enumerate(definition.windows):
+        bucket, latest = at // w.width, int(newest[number])
+        if first or bucket > latest:
+            for stale in range(bucket if first else max(latest + 1, bucket - w.buckets + 1), bucket + 1):
+                place = start + stale % w.buckets
+                views[place] = sums[place] = 0
+            newest[number] = latest = bucket
+        if bucket > latest - w.buckets:
+            place = start + bucket % w.buckets
+            views[place] += 1
+            sums[place] += amount
+        start += w.buckets
+    if definition.last:
+        _insert((one["last_at"], one["last_mark"]), (at, mark))
+    one["views"] += 1
+    one["clicks"] += clicked
+
+
+def _add_crossed(definition: Definition, side: Side, one: Any, slots: tuple[int, ...], amount: int) -> None:
+    start = 0
+    for crossed, slot in zip(definition.crossed(side), slots, strict=True):
+        if slot >= 0:
+            one["crossed_views"][start + slot] += 1
+            one["crossed_sums"][start + slot] += amount
+        start += crossed.slots
+
+
+def _add_recent(recent: Any, at: int, item: int, clicked: int) -> None:
+    _insert((recent["at"], recent["item"], recent["clicked"]), (at, item, clicked))
+
+
+def _insert(columns: tuple[np.ndarray, ...], entry: tuple[int, ...]) -> None:
+    """Put an entry into ascending columns of fixed length; the lowest entry leaves, which may be the new one."""
+    place = len(columns[0])
+    while place and tuple(int(c[place - 1]) for c in columns) > entry:
+        place -= 1
+    if not place:
+        return
+    for column, value in zip(columns, entry, strict=True):
+        column[: place - 1] = column[1:place]
+        column[place - 1] = value
+
+
+def _sums(definition: Definition, side: Side, states: State, instant: int, slots: Ints) -> Sums:
+    """What states [n], or one state [1] for n rows, know at an instant."""
+    rows = len(slots)
+    totals = [states["residual"]] if side == "user" else []
+    totals += _last(definition, side, states)
+    window_views, window_sums = _windows(definition, states, instant)
+    totals += list(window_sums.T)
+    crossed_views = np.full(slots.shape, -1, np.int64)
+    sums = np.empty((rows, len(totals) + slots.shape[1]), np.int64)
+    for number, total in enumerate(totals):
+        sums[:, number] = total
+    start, state = 0, np.zeros(rows, np.int64) if len(states) < rows else np.arange(rows)
+    for number, crossed in enumerate(definition.crossed(side)):
+        slot = slots[:, number]
+        place = start + np.maximum(slot, 0)
+        crossed_views[:, number] = np.where(slot < 0, -1, states["crossed_views"][state, place])
+        sums[:, len(totals) + number] = np.where(slot < 0, 0, states["crossed_sums"][state, place])
+        start += crossed.slots
+    known = states["views"] > 0
+    gap, age = (np.where(known, instant - np.where(known, states[name], 0), 0) for name in ("seen_at", "known_at"))
+    return Sums(
+        views=states["views"][state],
+        clicks=states["clicks"][state],
+        log_views=states["log_views"][state],
+        log_clicks=states["log_clicks"][state],
+        gap=gap[state],
+        age=age[state],
+        window_views=window_views[state],
+        crossed_views=crossed_views,
+        sums=sums,
+    )
+
+
+def _windows(definition: Definition, states: State, instant: int) -> tuple[Ints, Ints]:
+    """Outcomes, and sums of residuals or clicks, in each window at an instant: [n, W] twice."""
+    if not definition.windows:
+        return np.zeros((len(states), 0), np.int64), np.zeros((len(states), 0), np.int64)
+    buckets = definition.buckets
+    newest = states["newest"]
+    behind = instant // buckets.width - newest  # how many buckets the newest one is behind that of the instant
+    back = (newest % buckets.number)[:, buckets.window] - buckets.place  # how many each bucket is behind the newest one
+    back += buckets.wrap * (back < 0)
+    inside = (back < (buckets.number - behind)[:, buckets.window]) & (back >= (-behind)[:, buckets.window])
+    views = np.add.reduceat(states["bucket_views"] * inside, buckets.starts, axis=1, dtype=np.int64)
+    return views, np.add.reduceat(states["bucket_sums"] * inside, buckets.starts, axis=1, dtype=np.int64)
+
+
+def _last(definition: Definition, side: Side, states: State) -> list[Ints]:
+    """Sums of the latest k residuals or clicks, [n] for each k."""
+    if not definition.last:
+        return []
+    mark = states["last_mark"].astype(np.int64)
+    amount = (mark & _RESIDUAL_MASK) - _ZERO if side == "user" else mark & 1
+    newest_first = np.where(states["last_at"] == NEVER, 0, amount)[:, ::-1]
+    running = np.cumsum(newest_first, axis=1)
+    return [running[:, k - 1] for k in definition.last]
