@@ -24,7 +24,10 @@ SERVING = ROOT / "docs" / "serving.md"
 API = ROOT / "docs" / "api.md"
 DOCUMENTS = (
     *(README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "examples" / "README.md", SERVING, API),
-    *(ROOT / "docs" / name for name in ("architecture.md", "internals-we-rely-on.md", "thinking-twice.md")),
+    *(
+        ROOT / "docs" / name
+        for name in ("architecture.md", "evidence.md", "internals-we-rely-on.md", "thinking-twice.md")
+    ),
     *sorted((ROOT / "docs" / "decisions").glob("*.md")),
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)

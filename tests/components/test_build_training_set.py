@@ -7,13 +7,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import feast  # noqa: F401 - sets warning filters on import, which must not happen within a test
+import numpy as np
+import polars as pl
 import pytest
 
 from components.features.build_training_set import component
 from feature_repo.store import build
 from tests.features.conftest import SCHEMA, CleanLog, make_rows, write_clean
+from thinktwice.data.instant.definition import definition_of
+from thinktwice.data.instant.log_counters import log_counters, log_rows
 from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import DataError
+from thinktwice.schema import load_schema
 
 pytestmark = [
     # KFP's and Feast's own, on import and in their calls of pandas and protobuf.
@@ -63,6 +68,25 @@ def test_every_clean_row_ends_in_one_part(log: CleanLog, store: Path, tmp_path: 
     assert len(train) == logged["rows_train"]
     assert set(train.sequences) == {"last_clicks", "last_genres"}
     assert train.vectors["picture"].shape == (logged["rows_train"], 3)
+
+
+def test_a_schema_with_instant_statistics_gives_counters(tmp_path: Path) -> None:
+    instant = "statistics: {windows_days: [2, 7, 0], instant: {feedback_delay: {click: 5, no_click: 60}}}"
+    text = SCHEMA.replace("statistics: {windows_days: [2, 7, 0]}", instant)
+    log = write_clean(tmp_path / "clean", text, make_rows(num_rows=200))
+    build(log.folder, tmp_path / "store", feature_version="step-1")
+    run(log, tmp_path / "store", tmp_path / "set", "random")
+    opened, definition = load_training_set(tmp_path / "set"), definition_of(load_schema(log.folder / "schema.yaml"))
+    assert definition is not None and "user_views_2d" in [f.name for f in opened.schema.model_fields_in_order()]
+    # Attributes are those of the feature store at the row's instant, as a server would have them.
+    joined = pl.concat(opened.rows(part) for part in ("train", "valid", "test")).sort("event_time")
+    expected = np.concatenate(list(log_counters(log_rows(lambda name: joined[name], definition), definition, tmp_path)))
+    place = {row_id: n for n, row_id in enumerate(joined["row_id"])}
+    for part in ("train", "valid", "test"):
+        counted = opened.counters(part)
+        assert counted is not None
+        np.testing.assert_array_equal(counted, expected[[place[row_id] for row_id in opened.rows(part)["row_id"]]])
+    assert np.isfinite(expected).mean() > 0.3
 
 
 def test_an_unknown_split_fails_the_step(log: CleanLog, store: Path, tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -71,6 +74,27 @@ def test_the_hash_is_that_of_everything_that_changes_a_value() -> None:
     # Frozen: states and training sets of earlier versions must be told apart from those of this one. A change of a value needs
     # another FORMAT.
     assert hashes[0] == "4aece94b297d3145b48e686f8532fbf341c5b4cdbb3cea3101ac298cf0076598"
+
+
+def test_the_page_on_evidence_names_every_counter() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "evidence.md").read_text("utf-8")
+    example = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])  # type: ignore[index]
+    content = {
+        "name": "t", "time": {"column": "ts"}, "entities": {"user": {"key": "u"}, "item": {"key": "i"}}, **example,
+        "fields": [{"name": n, "entity": e} for n, e in (("genre", "item"), ("gender", "user"), ("age", "user"))],
+    }  # fmt: skip
+    found = definition_of(parse_schema(yaml.safe_dump(content), where="docs"))
+    assert found is not None and (found.click_delay, found.no_click_delay) == (30_000_000, 600_000_000)
+    for name in found.names:
+        pattern = re.sub(r"last_\d+$", "last_K", name).replace("x_genre", "x_TOPIC")
+        pattern = re.sub(
+            "x_(gender|age)", "x_ATTRIBUTE", re.sub("(residual|rate)_(hour|day|week)$", r"\1_WINDOW", pattern)
+        )
+        assert (
+            f"`{re.sub('_views_(hour|day|week)$', '_views_...', pattern)}`" in text
+            or f"`{pattern}`" in text
+            or (re.fullmatch("user_views_(hour|day|week)", name) and "`user_views_hour`, `_day`, `_week`" in text)
+        ), name
 
 
 @given(
