@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +25,7 @@ from tests.data.instant.logs import (
 )
 from tests.data.instant.oracle import Row
 from thinktwice.data.instant.definition import Definition
+from thinktwice.splitmix import mix
 
 
 @settings(max_examples=150, deadline=None)
@@ -143,15 +145,19 @@ def test_a_window_ends_where_its_buckets_do(window: str, width: int, buckets: in
 
 def test_the_counters_of_a_busy_day() -> None:
     """2,000 rows of 20 users and 30 items within three days: every window, list and slot is in use."""
-    rng = np.random.default_rng(0)
-    times = np.sort(rng.integers(0, 3 * 86_400, 2_000)) * 1_000_000
-    choose = lambda values: [None if v == "-" else v for v in rng.choice(values, 2_000)]  # noqa: E731
-    users, items = choose([f"u{n}" for n in range(20)]), choose([f"i{n}" for n in range(30)])
+    size = 2_000
+
+    def draw(salt: int, number: int) -> list[int]:
+        return (mix(np.arange(size, dtype=np.uint64) + np.uint64(salt * 10**6)) % np.uint64(number)).tolist()
+
+    def choose(salt: int, values: str) -> list[str | None]:
+        return [None if values[n] == "-" else values[n] for n in draw(salt, len(values))]
+
     log = [
-        Row(int(t), bool(c), u, i, (g, k), (y, s))
-        for t, c, u, i, g, k, y, s in zip(
-            times, rng.random(2_000) < 0.3, users, items, choose(list("abcdefg-")), choose(list("ab-")),
-            choose(list("xyz-")), choose(list("fm-")), strict=True,
+        Row(time * 1_000_000, click < 3, f"u{user}", f"i{item}", (genre, kind), (city, sex))
+        for time, click, user, item, genre, kind, city, sex in zip(
+            sorted(draw(1, 3 * 86_400)), draw(2, 10), draw(3, 20), draw(4, 30), choose(5, "abcdefg-"), choose(6, "ab-"),
+            choose(7, "xyz-"), choose(8, "fm-"), strict=True,
         )
     ]  # fmt: skip
     found = definition({"feedback_delay": {"click": 30, "no_click": 600}})
@@ -160,4 +166,8 @@ def test_the_counters_of_a_busy_day() -> None:
     assert np.isfinite(
         counted[1_000:, [found.names.index(n) for n in ("user_residual_last_50", "item_rate_day")]]
     ).all()
+    # Frozen: another value needs another FORMAT of the definition.
+    assert hashlib.sha256(np.nan_to_num(counted, nan=-9.0).tobytes()).hexdigest() == (
+        "cfb427816643e364c372753c638f81d06701e0de53a406b3b44e33b3f18bd791"
+    )
     assert len({tuple(row) for row in np.nan_to_num(counted[1_000:])}) > 990

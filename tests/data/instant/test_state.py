@@ -13,11 +13,14 @@ from tests.data.instant import oracle
 from tests.data.instant.logs import Store, assert_same_bits, definition, definitions, fitted, logs, outcome, read
 from tests.data.instant.oracle import Row
 from thinktwice.data.instant.columns import from_bytes, from_columns, state_columns, to_bytes, to_columns
-from thinktwice.data.instant.definition import RESIDUAL_BITS, Definition
+from thinktwice.data.instant.definition import RESIDUAL_BITS, Definition, Side, definition_of
 from thinktwice.data.instant.keys import key_hash
+from thinktwice.data.instant.log_states import log_state, log_states, recent_states
 from thinktwice.data.instant.recent import recent_outcomes
 from thinktwice.data.instant.state import NEVER, Outcome, State, StateKind, empty_states, state_type, values
+from thinktwice.data.sources.registry import builtin_schema
 from thinktwice.errors import FeatureStoreError
+from thinktwice.schema import InstantStatistics, Statistics
 
 KINDS: tuple[StateKind, ...] = ("user", "item", "log", "recent")
 
@@ -129,6 +132,34 @@ def test_a_store_keeps_every_bit(log: list[Row], found: Definition) -> None:
             assert np.iinfo(column.type).max >= np.max(listed)
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    log=logs(),
+    found=definitions,
+    place=st.integers(0, 40),
+    later=st.sampled_from((0, 1, 10**9, 10**13)),
+    chunk=st.integers(1, 4),
+)
+def test_a_whole_log_leads_to_the_states_of_its_outcomes(
+    log: list[Row], found: Definition, place: int, later: int, chunk: int
+) -> None:
+    log = fitted(log, found)
+    instant = log[min(place, len(log) - 1)].time + later
+    known = [n for n in known_order(log, found) if log[n].time + found.delay(log[n].clicked) < instant]
+    expected, rows = filled(log, found, known), read(log, found)
+    assert log_state(rows, found, instant).tobytes() == expected.log.tobytes()
+    sides: tuple[tuple[Side, dict[str, State]], ...] = (("user", expected.users), ("item", expected.items))
+    made = {kind: list(log_states(rows, found, kind, instant, chunk)) for kind, _ in sides if getattr(found, kind)}
+    stored: dict[str, dict[str, State]] = dict(sides)
+    if found.user and found.item:
+        made["recent"] = list(recent_states(rows, found, instant, chunk))
+        nothing = empty_states(found, "recent").tobytes()
+        stored["recent"] = {key: state for key, state in expected.recent.items() if state.tobytes() != nothing}
+    for kind, parts in made.items():
+        got = {key: state.tobytes() for ids, states in parts for key, state in zip(ids, states, strict=True)}
+        assert got == {key: state[0].tobytes() for key, state in stored[kind].items()}
+
+
 def test_a_missing_state_is_an_empty_one() -> None:
     found = definition({})
     for kind in KINDS:
@@ -153,8 +184,11 @@ def test_a_state_of_another_definition_is_refused() -> None:
 
 
 def test_states_are_small() -> None:
-    """Of the default definition with two hashed topics and two attributes: what a request reads is about 1 KB an item."""
-    found = definition({"topics": ["genre", "kind"], "attributes": ["city", "sex"]})
+    """Of the defaults with two hashed topics and two hashed attributes: what a request reads is about 1 KB an item."""
+    found = definition_of(
+        builtin_schema("sim").model_copy(update={"statistics": Statistics(instant=InstantStatistics())})
+    )
+    assert found is not None and all(c.allowed is None for c in found.topics + found.attributes)
     assert state_type(found, "user").itemsize <= 2048
     assert state_type(found, "item").itemsize <= 1152
     assert state_type(found, "recent").itemsize <= 4096

@@ -35,15 +35,15 @@ class LogRows:
     """What counters need of the rows of a log, in time order.
 
     time [R] int64 microseconds ascending; clicked [R] bool; users, items [R] int32 codes, -1 for a missing id, [0] without such keys;
-    user_hashes, item_hashes: of each code; topics, attributes: slots [R] int16 each, -1 for none.
+    user_ids, item_ids: spelled id of each code; topics, attributes: slots [R] int16 each, -1 for none.
     """
 
     time: Ints
     clicked: npt.NDArray[np.bool_]
     users: Codes
     items: Codes
-    user_hashes: Hashes
-    item_hashes: Hashes
+    user_ids: pl.Series
+    item_ids: pl.Series
     topics: tuple[Slots, ...]
     attributes: tuple[Slots, ...]
 
@@ -70,8 +70,8 @@ def log_rows(column: Callable[[str], pl.Series], definition: Definition) -> LogR
         clicked=column(LABEL).to_numpy() == 1,
         users=users,
         items=items,
-        user_hashes=_hashes(user_words),
-        item_hashes=_hashes(item_words),
+        user_ids=user_words,
+        item_ids=item_words,
         topics=tuple(_slots(column, c, len(time)) for c in definition.topics),
         attributes=tuple(_slots(column, c, len(time)) for c in definition.attributes),
     )
@@ -85,7 +85,7 @@ def log_counters(
     Memory: about 120 bytes a row beside ``rows``, whatever the number of counters. Those of the user wait in an unnamed file in the
     folder ``scratch``, 4 bytes each.
     """
-    known = _rank(rows, definition)
+    known = rank(rows, definition)
     parts = [slice(start, min(start + chunk_rows, len(rows))) for start in range(0, len(rows), chunk_rows)]
     users, items = _blocks("user", rows, definition, known, parts), _blocks("item", rows, definition, known, parts)
     if definition.user is None or definition.item is None:
@@ -103,7 +103,7 @@ def log_counters(
 
 
 def _blocks(
-    side: Side, rows: LogRows, definition: Definition, known: _Known, parts: list[slice]
+    side: Side, rows: LogRows, definition: Definition, known: Known, parts: list[slice]
 ) -> Iterator[npt.NDArray[np.float32]]:
     """Counters of one side, part by part; none when the log has no such keys."""
     if (definition.user if side == "user" else definition.item) is None:
@@ -115,7 +115,7 @@ def _blocks(
 
 
 @dataclass(frozen=True)
-class _Known:
+class Known:
     """Outcomes ranked by the instant at which they are known; rank r of R.
 
     order [R]: row of each rank; at [R]: when it is known; first [R]: the first rank of the same instant; clicked [R]; clicks [R + 1]:
@@ -134,7 +134,8 @@ class _Known:
     before: tuple[Codes, ...]
 
 
-def _rank(rows: LogRows, definition: Definition) -> _Known:
+def rank(rows: LogRows, definition: Definition) -> Known:
+    """Rank the outcomes of a log by the instant at which they are known."""
     size = len(rows)
     at = rows.time + np.where(rows.clicked, definition.click_delay, definition.no_click_delay)
     order = np.argsort(at, kind="stable").astype(np.int32)
@@ -146,7 +147,7 @@ def _rank(rows: LogRows, definition: Definition) -> _Known:
     bits = max(size.bit_length(), 1)
     residual = _residuals(rows, order, first, clicks, clicked, bits)
     # Outcomes of one instant: by their tie, then clicks last. Ranks move within their instant alone.
-    place = _ties(rows)[order]
+    place = row_ties(rows)[order]
     place <<= RESIDUAL_BITS + 2
     place += residual + (1 << RESIDUAL_BITS)
     place |= first.astype(np.int64) << 32
@@ -158,7 +159,7 @@ def _rank(rows: LogRows, definition: Definition) -> _Known:
         (rows.time // window.width - (window.buckets - 1)) * window.width for window in definition.windows
     ]
     before = tuple(np.searchsorted(at, instant, side="left").astype(np.int32) for instant in instants)
-    return _Known(order, at, first, clicked, clicks, residual, bits, rows.time, before)
+    return Known(order, at, first, clicked, clicks, residual, bits, rows.time, before)
 
 
 def _residuals(
@@ -186,18 +187,26 @@ def _residuals(
     return residuals(clicked, rate).astype(np.int32)
 
 
-def _ties(rows: LogRows) -> Ints:
+def row_ties(rows: LogRows) -> Ints:
     """[R] tie of every row."""
-    return ties(
-        _hash_of(rows.users, rows.user_hashes, len(rows)), _hash_of(rows.items, rows.item_hashes, len(rows)), rows.time
+    users, items = (
+        id_hashes(codes, ids, len(rows)) for codes, ids in ((rows.users, rows.user_ids), (rows.items, rows.item_ids))
     )
+    return ties(users, items, rows.time)
+
+
+def id_hashes(codes: Codes, ids: pl.Series, rows: int) -> Hashes:
+    """Hash of the id of every row [R], 0 for a missing one."""
+    if not len(codes):
+        return np.zeros(rows, np.uint64)
+    return np.array([*(key_hash(word) for word in ids), 0], np.uint64)[codes]
 
 
 class _Side:
     """Running totals over the outcomes of one side's keys, and where every row stands in them."""
 
     def __init__(
-        self, codes: Codes, crossed: tuple[Crossed, ...], slots: tuple[Slots, ...], known: _Known, *, residual: bool
+        self, codes: Codes, crossed: tuple[Crossed, ...], slots: tuple[Slots, ...], known: Known, *, residual: bool
     ) -> None:
         self._codes, self._known, self._residual = codes, known, residual
         self._ranks, self._start, self._reach = places(codes, codes[known.order], known.bits, known.before)
@@ -237,7 +246,7 @@ class _Side:
         )
 
 
-def _crossed(codes: Codes, slots: int, slot: Slots, known: _Known, *, residual: bool) -> tuple[Codes, Ints]:
+def _crossed(codes: Codes, slots: int, slot: Slots, known: Known, *, residual: bool) -> tuple[Codes, Ints]:
     """Of every row: outcomes of its key and slot (-1 without a slot), and the sum of their residuals or clicks."""
     both = codes.astype(np.int64)
     both *= slots
@@ -269,14 +278,3 @@ def _slots(column: Callable[[str], pl.Series], crossed: Crossed, rows: int) -> S
     codes, words = _codes(column, crossed.field, rows)
     slots = np.array([crossed.slot(word) for word in words] + [-1], np.int16)
     return slots[codes]
-
-
-def _hashes(words: pl.Series) -> Hashes:
-    return np.array([key_hash(word) for word in words], np.uint64)
-
-
-def _hash_of(codes: Codes, hashes: Hashes, rows: int) -> Hashes:
-    """Hash of the id of every row, 0 for a missing one."""
-    if not len(codes):
-        return np.zeros(rows, np.uint64)
-    return np.append(hashes, np.uint64(0))[codes]

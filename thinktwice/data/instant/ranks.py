@@ -13,6 +13,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from thinktwice.errors import DataError
+
 Ints = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int32]
 Whole = TypeVar("Whole", np.int32, np.int64)
@@ -47,8 +49,16 @@ def places(
 
 
 def by_code(codes: npt.NDArray[np.integer], bits: int) -> Ints:
-    """Composites of codes and their places, ascending, without codes of -1."""
+    """Composites of codes and their places, ascending, without codes of -1.
+
+    Raises:
+        DataError: codes and places together do not fit into 63 bits.
+    """
     there = np.flatnonzero(codes >= 0)
+    if len(there) and int(codes.max()).bit_length() + bits > 62:
+        raise DataError(
+            f"a log of {len(codes):,} rows has too many keys for its counters: use fewer slots, or a part of the log"
+        )
     found = composites(codes[there], there, bits)
     found.sort()
     return found

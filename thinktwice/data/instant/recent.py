@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from thinktwice.data.instant.definition import RECENT, Definition
-from thinktwice.data.instant.log_counters import LogRows
+from thinktwice.data.instant.log_counters import LogRows, id_hashes
 from thinktwice.data.instant.ranks import Codes, places
 
 
@@ -33,7 +33,7 @@ def recent_outcomes(rows: LogRows, definition: Definition) -> RecentOutcomes:
     if not len(rows.users) or not len(rows.items):
         nothing = np.zeros(len(rows), np.int32)
         return RecentOutcomes(np.zeros(0, np.int32), nothing, nothing)
-    hashes = np.append(rows.item_hashes, np.uint64(0)).view(np.int64)[rows.items]
+    hashes = id_hashes(rows.items, rows.item_ids, len(rows)).view(np.int64)
     order = np.lexsort((rows.clicked, hashes, at)).astype(np.int32)
     before = np.searchsorted(at[order], rows.time, side="left").astype(np.int32)
     bits = max(len(rows).bit_length(), 1)
