@@ -206,9 +206,12 @@ def measure(quick: bool) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print, write the result, and fail when a bar does not hold."""
-    quick = bool(os.environ.get("QUICK"))
+    quick, load = (
+        bool(os.environ.get("QUICK")),
+        os.getloadavg()[0],
+    )  # of other processes: wall time means little under it
     result = measure(quick)
-    machine = {"system": platform.platform(), "cores": os.cpu_count()}
+    machine = {"system": platform.platform(), "cores": os.cpu_count(), "load_before": load}
     versions = {"python": platform.python_version(), "numpy": np.__version__, "polars": pl.__version__}
     write_json(RESULT, result | {"quick": quick, "machine": machine, "versions": versions})
     print(json.dumps(result, indent=2))

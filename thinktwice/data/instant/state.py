@@ -109,7 +109,7 @@ def apply(
     at, clicked = outcome.time + definition.delay(outcome.clicked), int(outcome.clicked)
     hashes = np.array([key_hash(outcome.user), key_hash(outcome.item)], np.uint64)
     tie = int(ties(hashes[:1], hashes[1:], np.array([outcome.time], np.int64))[0])
-    before = _add_to_log(log[0], at, outcome.clicked)
+    before = _add_to_log(log[0], at, clicked)
     rate = log_rate(*before)
     if item is not None and outcome.item is not None:
         one = item[0]
@@ -122,14 +122,14 @@ def apply(
         if at < one["known_at"]:  # it comes late
             one["before_views"] += 1
             one["before_clicks"] += clicked
-        _add(definition, "item", one, outcome.time, at, outcome.clicked, (tie << 1) | clicked, clicked)
+        _add(definition, one, at, clicked, (tie << 1) | clicked, clicked)
         _add_crossed(definition, "item", one, outcome.attributes, clicked)
         _know(one, outcome.time, at, before)
     if user is not None and outcome.user is not None:
         one = user[0]
         residual = int(residuals(np.array(outcome.clicked), rate))
         mark = (tie << (RESIDUAL_BITS + 2)) | (residual + _ZERO)
-        _add(definition, "user", one, outcome.time, at, outcome.clicked, mark, residual)
+        _add(definition, one, at, clicked, mark, residual)
         _add_crossed(definition, "user", one, outcome.topics, residual)
         one["residual"] += residual
         _know(one, outcome.time, at, before)
@@ -161,7 +161,7 @@ def values(
     return np.concatenate(blocks, axis=1)
 
 
-def _add_to_log(log: Any, at: int, clicked: bool) -> tuple[Any, Any]:
+def _add_to_log(log: Any, at: int, clicked: int) -> tuple[Any, Any]:
     """Add an outcome; returns clicks and outcomes known before its instant."""
     if at > log["known_at"]:
         log["known_at"] = at
@@ -183,9 +183,7 @@ def _know(one: Any, time: int, at: int, before: tuple[Any, Any]) -> None:
         one["seen_at"] = time
 
 
-def _add(
-    definition: Definition, side: Side, one: Any, time: int, at: int, clicked: bool, mark: int, amount: int
-) -> None:
+def _add(definition: Definition, one: Any, at: int, clicked: int, mark: int, amount: int) -> None:
     first = not one["views"]
     if definition.windows:
         newest, views, sums = one["newest"], one["bucket_views"], one["bucket_sums"]
