@@ -28,14 +28,14 @@ from thinktwice.data.instant.definition import Definition
 from thinktwice.splitmix import mix
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80)
 @given(log=logs(), found=definitions, seed=st.integers(0, 9), chunk=st.integers(1, 50))
 def test_a_log_and_states_give_the_same_bits(log: list[Row], found: Definition, seed: int, chunk: int) -> None:
     log = fitted(log, found)
     assert_same_bits(by_log(log, found, chunk), by_state(log, found, seed), found.names)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(log=logs(most=25), found=definitions)
 def test_both_are_what_the_definition_says(log: list[Row], found: Definition) -> None:
     log = fitted(log, found)
@@ -46,7 +46,7 @@ def test_both_are_what_the_definition_says(log: list[Row], found: Definition) ->
     np.testing.assert_array_max_ulp(np.nan_to_num(counted), np.nan_to_num(expected), maxulp=1)  # logarithms
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40)
 @given(log=logs(), found=definitions, place=st.integers(0, 40))
 def test_labels_after_an_instant_change_nothing_up_to_it(log: list[Row], found: Definition, place: int) -> None:
     log = fitted(log, found)
@@ -57,7 +57,7 @@ def test_labels_after_an_instant_change_nothing_up_to_it(log: list[Row], found: 
     assert_same_bits(by_state(log, found)[seen], by_state(flipped, found)[seen], found.names)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(log=logs(), found=definitions, place=st.integers(0, 40))
 def test_a_row_sees_no_label_of_its_own_instant(log: list[Row], found: Definition, place: int) -> None:
     log = fitted(log, found)
@@ -67,7 +67,7 @@ def test_a_row_sees_no_label_of_its_own_instant(log: list[Row], found: Definitio
     assert_same_bits(by_log(log, found)[seen], by_log(flipped, found)[seen], found.names)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(log=logs(), found=definitions, seed=st.integers(0, 99))
 def test_the_order_of_the_rows_of_one_instant_means_nothing(log: list[Row], found: Definition, seed: int) -> None:
     log = fitted(log, found)
@@ -76,7 +76,7 @@ def test_the_order_of_the_rows_of_one_instant_means_nothing(log: list[Row], foun
     assert_same_bits(by_log([log[n] for n in order], found), by_log(log, found)[order], found.names)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(log=logs(), found=definitions)
 def test_an_outcome_waits_for_its_delay(log: list[Row], found: Definition) -> None:
     """Without the first row, the counts of its keys are the same until its outcome is known, and lower from then on."""
@@ -94,7 +94,7 @@ def test_an_outcome_waits_for_its_delay(log: list[Row], found: Definition) -> No
             np.testing.assert_array_equal(with_first[:, column] > without[:, column], counts)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(log=logs(), found=definitions)
 def test_every_row_has_the_evidence_of_its_own_keys(log: list[Row], found: Definition) -> None:
     """Rows of other users and items matter by the rate of the log alone: without them the counts stay."""

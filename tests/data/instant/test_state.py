@@ -51,7 +51,7 @@ def touched(log: list[Row], found: Definition, order: list[int]) -> list[bool]:
     return out
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60)
 @given(
     log=logs(most=25), found=definitions, seed=st.integers(0, 99), watermark=st.sampled_from((1, 60_000_000, 10**14))
 )
@@ -87,7 +87,7 @@ def test_late_outcomes_change_no_count(log: list[Row], found: Definition, seed: 
             assert state.tobytes() == got.users[key].tobytes()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(log=logs(most=25), found=definitions, later=st.sampled_from((1, 10**9, 10**12)))
 def test_candidates_of_a_request_are_scored_at_once(log: list[Row], found: Definition, later: int) -> None:
     log = fitted(log, found)
@@ -109,7 +109,7 @@ def test_candidates_of_a_request_are_scored_at_once(log: list[Row], found: Defin
     np.testing.assert_allclose(together[0][known], expected[-1][known], rtol=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(log=logs(most=25), found=definitions)
 def test_a_store_keeps_every_bit(log: list[Row], found: Definition) -> None:
     store = filled(fitted(log, found), found, list(range(len(log))))
@@ -132,7 +132,7 @@ def test_a_store_keeps_every_bit(log: list[Row], found: Definition) -> None:
             assert np.iinfo(column.type).max >= np.max(listed)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60)
 @given(
     log=logs(),
     found=definitions,
@@ -194,7 +194,7 @@ def test_states_are_small() -> None:
     assert state_type(found, "recent").itemsize <= 4096
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(log=logs(), found=definitions)
 def test_recent_outcomes_are_ranges_of_one_list(log: list[Row], found: Definition) -> None:
     log = fitted(log, found)
