@@ -45,7 +45,8 @@ class _Echo(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True  # or every answer waits 40 ms for an acknowledgement
     wbufsize = -1
 
-    def do_GET(self) -> None:
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", 0)))
         seen = {name: self.headers.get_all(name) for name in SEEN}
         body = json.dumps({"cluster": self.server.name, "path": self.path, **seen}).encode()  # type: ignore[attr-defined]
         self.send_response(200)
@@ -53,6 +54,11 @@ class _Echo(BaseHTTPRequestHandler):
         self.send_header("x-served-arm", self.server.name)  # type: ignore[attr-defined]
         self.end_headers()
         self.wfile.write(body)
+
+    def do_GET(self) -> None:  # a health check
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
 
     def log_message(self, *_: object) -> None:
         pass
@@ -136,7 +142,8 @@ class Proxy:
             self._connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         connection = self._connection
         try:
-            connection.putrequest("GET", "/v1/models/ctr:predict", skip_accept_encoding=True)
+            connection.putrequest("POST", "/v1/models/ctr:predict", skip_accept_encoding=True)
+            connection.putheader("content-length", "0")
             for name, value in headers:
                 connection._buffer.append(name + b": " + value)  # type: ignore[attr-defined]
             connection.endheaders()

@@ -31,7 +31,15 @@ def rendered(*files: Any, **fields: Any) -> Rendered:
 
 GOOD = rendered(FILE, shadow=("exp1/t1",))
 #: Keys under which a change is the operator's business: waiting, names of statistics, and the like.
-HARMLESS = ("timeout", "retry_policy", "stat_prefix", "include_request_attempt_count", "@type", "version_info")
+HARMLESS = (
+    "request_body_buffer_limit",
+    "timeout",
+    "retry_policy",
+    "stat_prefix",
+    "include_request_attempt_count",
+    "@type",
+    "version_info",
+)
 
 
 def leaves(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -43,6 +51,7 @@ def leaves(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 
 ROUTES = GOOD.routes["resources"][0]["virtual_hosts"][0]["routes"]
+DOOR = sum("direct_response" in route for route in ROUTES)
 PATHS = [p for p in leaves(GOOD.routes) if p]
 
 
@@ -90,12 +99,20 @@ def harmless(path: tuple[Any, ...], change: Callable[[Any, Any], None]) -> bool:
     """Whether a change may pass: it is the operator's business, or the order of a set."""
     if any(key in HARMLESS for key in path) or path[2:3] == ("request_headers_to_add",):  # there: x-request-start alone
         return True
+    if path[2:3] == ("response_headers_to_add",):  # what an answer says besides
+        return True
     if path[-1] == "name" and path[-2] != "header" and "headers" not in path and "clusters" not in path:
         return True  # the name of a route or of the virtual host
     if change is _swap and path[-2:-1] == ("request_headers_to_add",):
         return True
     if "request_mirror_policies" in path:  # how much is mirrored; where to is checked
         return True
+    if path[4:5] == ("routes",) and len(path) > 5 and path[5] < DOOR:
+        # Rules of the door: by what they do to requests; their words, and which of two comes first, are the operator's business.
+        if len(path) == 6:
+            return change in (_repeat, _swap)
+        words = path[6] in ("name", "typed_per_filter_config", "response_headers_to_add") or path[7:8] == ("body",)
+        return words or "range_match" in path or (change in (_repeat, _swap) and path[-2] == "headers")
     if path[4:5] == ("routes",) and len(path) > 5 and path[5] < len(ROUTES) - 3:
         # Which request an override or a tester's route takes is the operator's business; what it sets is not.
         return len(path) == 6 or path[6] in ("match", "request_headers_to_remove")
@@ -149,13 +166,13 @@ ENTRIES = (*SPLIT, "route", "weighted_clusters", "clusters")
         ((*ENTRIES, 1, "request_headers_to_add", 2, "header", "value"), _set("1"), "enrolled ranges are"),
         ((*ENTRIES, 1, "request_headers_to_add", 2, "header", "value"), _set("evil"), "not 0 or 1"),
         ((*SPLIT, "match"), _set({"prefix": "/v1"}), "match every request"),
-        ((*SPLIT, "metadata", "filter_metadata", "thinktwice", "format"), _set(2), "of version 2"),
+        ((*SPLIT, "metadata", "filter_metadata", "thinktwice", "format"), _set(9), "of version 9"),
         ((*SPLIT, "metadata"), _delete, "of version None"),
         (("resources", 0, "validate_clusters"), _delete, "validate_clusters"),
         (("resources", 0, "request_headers_to_remove"), _set(["x-arm"]), "Extra inputs"),
         ((*SPLIT[:-1], -3), _delete, "no-unit"),
         ((*SPLIT[:-1], -2), _delete, "no-unit must match"),
-        (("version_info",), _set("2-1-abc"), "of version '2-1-abc'"),
+        (("version_info",), _set("9-1-abc"), "of version '9-1-abc'"),
         (("version_info",), _delete, "of version None"),
         (("resources",), _set([]), "configurations []"),
     ],

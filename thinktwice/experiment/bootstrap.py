@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from thinktwice.experiment.door import MAX_HEADER_KB, door_filters, local_replies
 from thinktwice.experiment.gateway_config import OWN_HEADERS, SERVED_ARM, UNIT_HEADER, GatewayConfig
-from thinktwice.experiment.routes import CLUSTERS, OVERWRITE, ROUTE_CONFIG, ROUTES, Json, Rendered
+from thinktwice.experiment.routes import CLUSTERS, METADATA, OVERWRITE, READY, ROUTE_CONFIG, ROUTES, Json, Rendered
 
-ACCESS_LOG, ADMIN_SOCKET = "access.log", "admin.sock"
+ACCESS_LOG, PROBE_LOG, ADMIN_SOCKET = "access.log", "probes.log", "admin.sock"
+PROBE_HEADER = "x-gateway-probe"
+MOST_HEAP = 1 << 30  # bytes; above 95 % of them no further request is taken
 EXPRESSION_SIZE = 4096  # program size of an expression; the proxy's own limit of 100 does not hold the length of a unit
 
 #: Fields of a line of the access log, in ``records.access`` by these names.
@@ -18,6 +21,7 @@ LOG_FORMAT = {
     "route": "%ROUTE_NAME%",
     "host": "%UPSTREAM_HOST%",
     "served": f"%RESP({SERVED_ARM.upper()})%",
+    "upstream": f"%UPSTREAM_METADATA({METADATA}:arm)%",
     "code": "%RESPONSE_CODE%",
     "flags": "%RESPONSE_FLAGS%",
     "details": "%RESPONSE_CODE_DETAILS%",
@@ -27,25 +31,31 @@ LOG_FORMAT = {
 }
 
 
-def bootstrap(config: GatewayConfig, node: str = "gateway-1") -> Json:
+def bootstrap(config: GatewayConfig, node: str = "gateway-1", probe: str | None = None) -> Json:
     """The content of ``bootstrap.json``.
 
-    Client-sent values of our headers are removed before anything reads them, and the unit becomes one header of one value (the
-    first): Envoy would otherwise hash all values of a repeated header together, and a client could choose its arm.
+    Client-sent values of our headers, and of those by which a client could steer the proxy, are removed before anything reads them.
+    The unit and the request id become headers of one value (the first): Envoy would otherwise hash all values of a repeated header
+    together, and a client could choose its arm.
+
+    Args:
+        probe: secret of this gateway; requests that carry it as ``x-gateway-probe`` are logged in ``probes.log`` and nowhere else.
     """
     mutations: list[Json] = [{"remove": name} for name in OWN_HEADERS]
-    unit = {"key": UNIT_HEADER, "value": f"%REQ({config.unit_header.upper()})%"}
-    mutations.append({"append": {"header": unit, "append_action": OVERWRITE}})
+    mutations.append({"remove_on_match": {"key_matcher": {"prefix": "x-envoy-", "ignore_case": True}}})
+    for name, sent in ((UNIT_HEADER, config.unit_header), ("x-request-id", "x-request-id")):
+        value = {"key": name, "value": f"%REQ({sent.upper()})%"}
+        mutations.append({"append": {"header": value, "append_action": OVERWRITE}})
+    router = {
+        "name": "envoy.filters.http.router",
+        "typed_config": {"@type": _type("extensions.filters.http.router.v3.Router")},
+    }
     manager = {
         "@type": _type("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"),
         "stat_prefix": "in",
         "codec_type": "AUTO",
-        "http_filters": [
-            {
-                "name": "envoy.filters.http.router",
-                "typed_config": {"@type": _type("extensions.filters.http.router.v3.Router")},
-            }
-        ],
+        "http_filters": [*door_filters(config, READY), router],
+        "local_reply_config": local_replies(config),
         "early_header_mutation_extensions": [
             {
                 "name": "envoy.http.early_header_mutation.header_mutation",
@@ -59,16 +69,8 @@ def bootstrap(config: GatewayConfig, node: str = "gateway-1") -> Json:
             "route_config_name": ROUTE_CONFIG,
             "config_source": {**_source(config, ROUTES), "initial_fetch_timeout": "5s"},
         },
-        "access_log": [
-            {
-                "name": "envoy.access_loggers.file",
-                "typed_config": {
-                    "@type": _type("extensions.access_loggers.file.v3.FileAccessLog"),
-                    "path": f"{config.folder}/{ACCESS_LOG}",
-                    "log_format": {"json_format": LOG_FORMAT, "omit_empty_values": False},
-                },
-            }
-        ],
+        "access_log": _access_logs(config, probe),
+        "use_remote_address": True,
         "preserve_external_request_id": True,
         "always_set_request_id_in_response": True,
         "request_id_extension": {
@@ -77,7 +79,13 @@ def bootstrap(config: GatewayConfig, node: str = "gateway-1") -> Json:
                 "pack_trace_reason": False,
             }
         },
+        "server_header_transformation": "PASS_THROUGH",
         "path_with_escaped_slashes_action": "KEEP_UNCHANGED",
+        "max_request_headers_kb": MAX_HEADER_KB,
+        "common_http_protocol_options": {"idle_timeout": _seconds(config.idle_timeout)},
+        "http2_protocol_options": {"max_concurrent_streams": 100},
+        "request_headers_timeout": _seconds(config.head_timeout),
+        "request_timeout": _seconds(config.request_timeout),
         "stream_idle_timeout": "30s",
     }
     chain = {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
@@ -85,6 +93,7 @@ def bootstrap(config: GatewayConfig, node: str = "gateway-1") -> Json:
         "name": "gateway",
         "address": {"socket_address": {"address": config.listen.host, "port_value": config.listen.port}},
         "enable_reuse_port": False,  # two gateways on one port would share it silently
+        "per_connection_buffer_limit_bytes": config.max_body_bytes + (1 << 16),
         "filter_chains": [chain],
     }
     runtime = {"re2.max_program_size.error_level": EXPRESSION_SIZE, "re2.max_program_size.warn_level": EXPRESSION_SIZE}
@@ -92,8 +101,63 @@ def bootstrap(config: GatewayConfig, node: str = "gateway-1") -> Json:
         "node": {"id": node, "cluster": "thinktwice"},
         "admin": {"address": {"pipe": {"path": f"{config.folder}/{ADMIN_SOCKET}", "mode": 0o600}}},
         "layered_runtime": {"layers": [{"name": "static", "static_layer": runtime}]},
+        "overload_manager": _overload(config),
         "static_resources": {"listeners": [listener]},
         "dynamic_resources": {"cds_config": _source(config, CLUSTERS)},
+    }
+
+
+def _access_logs(config: GatewayConfig, probe: str | None) -> list[Json]:
+    """One line for every request but those that the gateway answered well itself (health, lists), and but the gateway's own probes."""
+    asked: Json = {"header_filter": {"header": {"name": ":method", "string_match": {"exact": "POST"}}}}
+    refused: Json = {
+        "status_code_filter": {"comparison": {"op": "GE", "value": {"default_value": 400, "runtime_key": "none"}}}
+    }
+    counted: list[Json] = [{"not_health_check_filter": {}}, {"or_filter": {"filters": [asked, refused]}}]
+    if probe is None:
+        return [_log(config, ACCESS_LOG, {"and_filter": {"filters": counted}})]
+    own = {"name": PROBE_HEADER, "string_match": {"exact": probe}}
+    other = {**own, "invert_match": True, "treat_missing_header_as_empty": True}
+    counted.append({"header_filter": {"header": other}})
+    return [
+        _log(config, ACCESS_LOG, {"and_filter": {"filters": counted}}),
+        _log(config, PROBE_LOG, {"header_filter": {"header": own}}),
+    ]
+
+
+def _log(config: GatewayConfig, name: str, only: Json) -> Json:
+    return {
+        "name": "envoy.access_loggers.file",
+        "filter": only,
+        "typed_config": {
+            "@type": _type("extensions.access_loggers.file.v3.FileAccessLog"),
+            "path": f"{config.folder}/{name}",
+            "log_format": {"json_format": LOG_FORMAT, "omit_empty_values": False},
+        },
+    }
+
+
+def _overload(config: GatewayConfig) -> Json:
+    """Bounds of the whole process: connections of clients, and memory, for each may make the gateway keep a large body."""
+    connections = {
+        "name": "envoy.resource_monitors.global_downstream_max_connections",
+        "typed_config": {
+            "@type": _type("extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"),
+            "max_active_downstream_connections": config.max_connections,
+        },
+    }
+    heap = {
+        "name": "envoy.resource_monitors.fixed_heap",
+        "typed_config": {
+            "@type": _type("extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig"),
+            "max_heap_size_bytes": MOST_HEAP,
+        },
+    }
+    full = {"name": heap["name"], "threshold": {"value": 0.95}}
+    return {
+        "refresh_interval": "0.25s",
+        "resource_monitors": [connections, heap],
+        "actions": [{"name": "envoy.overload_actions.stop_accepting_requests", "triggers": [full]}],
     }
 
 
@@ -120,6 +184,10 @@ def _source(config: GatewayConfig, name: str) -> Json:
     if config.watch_folder:
         path["watched_directory"] = {"path": config.folder}
     return {"resource_api_version": "V3", "path_config_source": path}
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3f}s"
 
 
 def _type(name: str) -> str:

@@ -53,25 +53,38 @@ class GatewayConfig(_Frozen):
 
     Attributes:
         folder: where its files are at run time: ``rds.json``, ``cds.json``, ``access.log``, ``admin.sock``.
+        model: name of the model in the paths of requests.
         unit_header: header in which clients send the unit.
         watch_folder: watch the folder and not the files: needed where files are links that change (a ConfigMap).
-        timeout, per_try_timeout: seconds; the latter must exceed the control's p99.9 with room, or its retries go back.
+        timeout, per_try_timeout: seconds; the latter must exceed the control's p99.9 with room, or its retries go back. A predictor
+            refuses what takes longer than its own deadline, one second by default.
         shadow: arms, by experiment and arm as ``experiment/arm``, that get a copy of the control's requests.
         max_in_flight: requests, connections and retries that one arm may have at once.
+        health_path: path at which an arm says that it lives; whether it predicts well is seen in its answers.
+        max_body_bytes: of a request's body, as the predictor's setting of the same name.
+        max_connections: of clients, all together.
+        head_timeout, request_timeout: seconds that a client may take to send the headers, and the whole request.
+        idle_timeout: seconds that a connection without a request is kept.
     """
 
     folder: str = "."
+    model: str = Field(default="ctr", pattern=r"^[A-Za-z0-9_-]{1,64}$")
     listen: Endpoint = Endpoint(host="127.0.0.1", port=8080)
     unit_header: Annotated[str, AfterValidator(_header)] = "x-experiment-unit"
     watch_folder: bool = False
     connect_timeout: float = Field(default=0.25, gt=0, le=60)
-    timeout: float = Field(default=2.0, gt=0, le=600)
-    per_try_timeout: float = Field(default=0.5, gt=0, le=600)
+    timeout: float = Field(default=3.0, gt=0, le=600)
+    per_try_timeout: float = Field(default=1.0, gt=0, le=600)
     retries: int = Field(default=2, ge=0, le=5)
     max_in_flight: int = Field(default=1024, ge=1)
-    health_path: str = Field(default="/_health", pattern=r"^/[!-~]*$")
+    health_path: str = Field(default="/v2/health/ready", pattern=r"^/[!-~]*$")
     shadow: tuple[str, ...] = ()
     shadow_in_flight: int = Field(default=50, ge=1)
+    max_body_bytes: int = Field(default=4 << 20, ge=1024, le=64 << 20)
+    max_connections: int = Field(default=1024, ge=1)
+    head_timeout: float = Field(default=10.0, gt=0, le=600)
+    request_timeout: float = Field(default=20.0, gt=0, le=600)
+    idle_timeout: float = Field(default=60.0, gt=0, le=3600)
 
     @model_validator(mode="after")
     def _consistent(self) -> GatewayConfig:

@@ -13,9 +13,11 @@ from itertools import accumulate, pairwise
 
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.assignment import HOLDOUT, NO_EXPERIMENT, OVERRIDE, TESTER, Range
+from thinktwice.experiment.door_check import check_door
 from thinktwice.experiment.file import BUCKETS, CONTROL, ExperimentFile
 from thinktwice.experiment.gateway_config import ARM, ENROLLED, EXPERIMENT, UNIT_HEADER
 from thinktwice.experiment.route_file import (
+    Action,
     Cluster,
     Content,
     Entry,
@@ -25,7 +27,7 @@ from thinktwice.experiment.route_file import (
     read_clusters,
     read_routes,
 )
-from thinktwice.experiment.routes import FORMAT, GOOD_UNIT, OVERWRITE, REWRITE, cluster_of
+from thinktwice.experiment.routes import FORMAT, GOOD_UNIT, NO_SALT, OVERWRITE, READY, REWRITE, cluster_of
 
 _OWN = frozenset({EXPERIMENT, ARM, ENROLLED})
 
@@ -53,8 +55,9 @@ def read_split(routes: Content, clusters: Content) -> TrafficSplit:
         not {o.header.key.lower() for o in config.request_headers_to_add} & _OWN,
         "headers of the arms are the routes' to set",
     )
-    _want(len(hosts[0].routes) >= 3, "the last three routes must be no-unit, bad-unit and split")
-    *others, no_unit, bad_unit, split = hosts[0].routes
+    arms = check_door(hosts[0].routes)
+    _want(len(arms) >= 3, "the last three routes must be no-unit, bad-unit and split")
+    *others, no_unit, bad_unit, split = arms
     missing = {"name": UNIT_HEADER, "present_match": True, "invert_match": True}
     bad = {"name": UNIT_HEADER, "string_match": {"safe_regex": {"regex": GOOD_UNIT}}, "invert_match": True}
     _want(no_unit.match == Match(prefix="/", headers=[missing]), "the route no-unit must match a missing unit")
@@ -65,7 +68,7 @@ def read_split(routes: Content, clusters: Content) -> TrafficSplit:
     for route in (*others, no_unit, bad_unit):
         _check_plain(route, defined)
     for route in (no_unit, bad_unit):
-        _want(route.route.cluster == CONTROL, f"{route.name} must go to control")
+        _want(_action(route).cluster == CONTROL, f"{route.name} must go to control")
         _want(
             _headers(route.request_headers_to_add, route.name)[EXPERIMENT] == NO_EXPERIMENT,
             f"{route.name} names an experiment",
@@ -87,7 +90,7 @@ def check_routes(
         ExperimentError: the first rule that does not hold.
     """
     split = read_split(routes, clusters)
-    salts = {e.salt for e in experiments}
+    salts = {e.salt for e in experiments} or {NO_SALT}
     _want(
         salts == {split.salt}, f"the salt is {split.salt!r}, not that of the experiments ({', '.join(sorted(salts))})"
     )
@@ -97,7 +100,7 @@ def check_routes(
     for experiment in experiments:
         _check_arms(experiment, [r for r in split.ranges if r.experiment == experiment.name])
     owned = {b for e in experiments for b in range(*e.buckets)}
-    top = BUCKETS - experiments[0].holdout
+    top = BUCKETS - (experiments[0].holdout if experiments else 0)
     for r in split.ranges:
         if r.experiment == NO_EXPERIMENT:
             free = not owned.intersection(range(r.start, r.stop)) and r.stop <= top
@@ -166,17 +169,18 @@ def _read_ranges(split: Route, defined: set[str]) -> TrafficSplit:
         )
     rewrite = {"pattern": {"regex": REWRITE}, "substitution": f"{meta.salt}:\\1"}
     policy = [{"header": {"header_name": UNIT_HEADER, "regex_rewrite": rewrite}}]
+    action = _action(split)
     _want(
-        split.route.hash_policy == policy,
+        action.hash_policy == policy,
         f"the hash policy must be the unit with the salt {meta.salt!r}: without it assignment is random",
     )
-    weighted = split.route.weighted_clusters
-    if weighted is None or split.route.cluster is not None:
+    weighted = action.weighted_clusters
+    if weighted is None or action.cluster is not None:
         raise ExperimentError("routes refused: the split must have weighted_clusters and no cluster")
     _want(weighted.use_hash_policy, "use_hash_policy is not true: assignment would be random")
     weights = [entry.weight for entry in weighted.clusters]
     _want(sum(weights) == BUCKETS, f"weights sum to {sum(weights):,}, not {BUCKETS:,}: everybody would be reshuffled")
-    for mirror in split.route.request_mirror_policies:
+    for mirror in action.request_mirror_policies:
         shadow = mirror.cluster in defined and mirror.cluster.endswith("_shadow")
         _want(shadow, f"mirrored to {mirror.cluster!r}, which is not a shadow cluster")
     stops = accumulate(weights)
@@ -203,14 +207,26 @@ def _range(entry: Entry, stop: int, defined: set[str]) -> Range:
 
 def _check_plain(route: Route, defined: set[str]) -> None:
     """A route to one cluster that says so and enrols nobody."""
-    cluster = route.route.cluster
+    action = _action(route)
+    cluster = action.cluster
     _want(cluster is not None and cluster in defined, f"{route.name}: the cluster {cluster!r} is not defined")
-    plain = route.route.weighted_clusters is None and not route.route.hash_policy
-    _want(plain and not route.route.request_mirror_policies, f"{route.name} must go to one cluster")
+    plain = action.weighted_clusters is None and not action.hash_policy
+    _want(plain and not action.request_mirror_policies, f"{route.name} must go to one cluster")
     headers = _headers(route.request_headers_to_add, route.name)
     arm = CONTROL if cluster == CONTROL else str(cluster).partition("_")[2]
     _want(headers[ARM] == arm, f"{route.name}: goes to {cluster!r} and says it is {headers[ARM]!r}")
     _want(headers[ENROLLED] == "0", f"{route.name} enrols: only the split may")
+
+
+def _action(route: Route) -> Action:
+    """Where a route behind the door leads."""
+    if route.route is None or route.direct_response is not None:
+        raise ExperimentError(f"routes refused: {route.name} must go to an arm: answers of the door come before it")
+    _want(
+        not route.response_headers_to_add and not route.typed_per_filter_config,
+        f"{route.name} must change neither answers nor filters",
+    )
+    return route.route
 
 
 def _headers(options: Sequence[HeaderOption], where: str) -> dict[str, str]:
@@ -231,6 +247,7 @@ def _defined(clusters: Sequence[Cluster]) -> set[str]:
     """Names of the clusters; every aggregate must fall back to control."""
     names = {c.name for c in clusters}
     _want(len(names) == len(clusters), "a cluster is there twice")
+    _want(READY in names, f"the cluster {READY!r} is not defined: the gateway would never be ready")
     for cluster in clusters:
         if cluster.cluster_type is not None:
             members = cluster.cluster_type.typed_config.clusters

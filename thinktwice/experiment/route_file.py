@@ -59,6 +59,17 @@ class RenderedFrom(_Shape):
     experiments: dict[str, str]
 
 
+class Text(_Shape):
+    inline_string: str
+
+
+class DirectResponse(_Shape):
+    """An answer of the gateway's own."""
+
+    status: int = Field(ge=200, le=599)
+    body: Text
+
+
 class Metadata(_Shape):
     filter_metadata: dict[str, RenderedFrom]
 
@@ -73,10 +84,15 @@ class Match(_Shape):
 
 
 class Route(_Shape):
+    """Routed to an arm, or answered at the door."""
+
     name: str
     match: Match
-    route: Action
-    stat_prefix: str
+    route: Action | None = None
+    direct_response: DirectResponse | None = None
+    response_headers_to_add: list[HeaderOption] = []
+    typed_per_filter_config: dict[str, Any] = {}
+    stat_prefix: str = ""
     request_headers_to_add: list[HeaderOption] = []
     request_headers_to_remove: list[Literal["x-force-arm"]] = []
     metadata: Metadata | None = None
@@ -86,6 +102,7 @@ class VirtualHost(_Shape):
     name: str
     domains: list[str]
     include_request_attempt_count: bool
+    request_body_buffer_limit: int = Field(gt=0)
     routes: list[Route]
 
 
@@ -94,6 +111,7 @@ class RouteConfig(_Shape):
     name: str
     validate_clusters: bool
     request_headers_to_add: list[HeaderOption]
+    response_headers_to_add: list[HeaderOption]
     virtual_hosts: list[VirtualHost]
 
 

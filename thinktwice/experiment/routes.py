@@ -13,13 +13,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from thinktwice.errors import ExperimentError
-from thinktwice.experiment.assignment import NO_EXPERIMENT, OVERRIDE, TESTER, BucketLayout, layout_of
+from thinktwice.experiment.assignment import NO_EXPERIMENT, OVERRIDE, TESTER, BucketLayout, Range, layout_of
+from thinktwice.experiment.door import JSON_TYPE, door_routes, predict_paths
 from thinktwice.experiment.file import BUCKETS, CONTROL, UNIT, ExperimentFile
-from thinktwice.experiment.gateway_config import ARM, ENROLLED, EXPERIMENT, UNIT_HEADER, Endpoint, GatewayConfig
+from thinktwice.experiment.gateway_config import (
+    ARM,
+    ENROLLED,
+    EXPERIMENT,
+    SERVED_ARM,
+    UNIT_HEADER,
+    Endpoint,
+    GatewayConfig,
+)
 from thinktwice.files import sha256_text
 
-FORMAT = 1  # of the rendered files; one of another version is refused
-METADATA = "thinktwice"  # name under which a split says what it was rendered from
+FORMAT = 2  # of the rendered files; one of another version is refused
+METADATA = "thinktwice"  # name under which a split says what it was rendered from, and an endpoint its arm
+READY = "control_ready"  # cluster of the control's replicas as a real prediction finds them; nothing is sent there
+NO_SALT = "none"  # of a gateway without an experiment; no experiment may have it
 ROUTES, CLUSTERS = "rds.json", "cds.json"
 ROUTE_CONFIG = "thinktwice"
 REWRITE = "^(.*)$"
@@ -59,7 +70,7 @@ def render(
     serial: int,
     secret: str | None = None,
 ) -> Rendered:
-    """Clusters and routes of one experiment, or of all experiments of one exclusive group.
+    """Clusters and routes of one experiment, of all experiments of one exclusive group, or of none: everybody gets control.
 
     Args:
         endpoints: replicas by cluster (:func:`cluster_of`).
@@ -70,8 +81,8 @@ def render(
     Raises:
         ExperimentError: an arm has no endpoint, or experiments cannot stand beside one another.
     """
-    layout = layout_of(experiments)
-    clusters = {cluster_of(e.name, arm.name) for e in experiments for arm in e.arms}
+    layout = layout_of(experiments) if experiments else _nobody()
+    clusters = {CONTROL, *(cluster_of(e.name, arm.name) for e in experiments for arm in e.arms)}
     if missing := sorted(clusters - {name for name, found in endpoints.items() if found}):
         raise ExperimentError(f"no endpoint for the cluster {missing[0]!r}: give its host and port")
     if unknown := sorted(set(endpoints) - clusters):
@@ -87,6 +98,10 @@ def render(
     )
 
 
+def _nobody() -> BucketLayout:
+    return BucketLayout(NO_SALT, (Range(0, BUCKETS, NO_EXPERIMENT, CONTROL, False),), {})
+
+
 def _route_config(
     layout: BucketLayout,
     experiments: Sequence[ExperimentFile],
@@ -94,13 +109,13 @@ def _route_config(
     config: GatewayConfig,
     secret: str | None,
 ) -> Json:
-    routes: list[Json] = []
+    routes = door_routes(config)
     if secret is not None:
         if not re.fullmatch(r"[!-~]{16,200}", secret):
             raise ExperimentError(
                 "the secret that chooses an arm must be 16 to 200 printable ASCII characters without blanks"
             )
-        for cluster in sorted({cluster_of(e.name, a.name) for e in experiments for a in e.arms}):
+        for cluster in sorted({CONTROL, *(cluster_of(e.name, a.name) for e in experiments for a in e.arms)}):
             routes.append(_override(cluster, secret, config))
     routes += _tester_routes(layout, config)
     missing = {"name": UNIT_HEADER, "present_match": True, "invert_match": True}
@@ -113,8 +128,22 @@ def _route_config(
         "name": ROUTE_CONFIG,
         "validate_clusters": True,
         "request_headers_to_add": [_header("x-request-start", "t=%START_TIME(%s.%6f)%")],
+        # A server that does not say its arm is named by its endpoint: under an aggregate no field of the log tells who answered.
+        "response_headers_to_add": [
+            {
+                "header": {"key": SERVED_ARM, "value": f"%UPSTREAM_METADATA({METADATA}:arm)%"},
+                "append_action": "ADD_IF_ABSENT",
+            }
+        ],
         "virtual_hosts": [
-            {"name": "vh", "domains": ["*"], "include_request_attempt_count": True, "routes": routes},
+            {
+                "name": "vh",
+                "domains": ["*"],
+                "include_request_attempt_count": True,
+                # A request is kept until it is answered, to be sent again.
+                "request_body_buffer_limit": config.max_body_bytes,
+                "routes": routes,
+            },
         ],
     }
 
@@ -243,7 +272,13 @@ def _waiting(config: GatewayConfig) -> Json:
 
 def _clusters(endpoints: Mapping[str, Sequence[Endpoint]], shadows: list[str], config: GatewayConfig) -> list[Json]:
     """Control; for every other arm its own replicas and, above them, an aggregate that falls back to control."""
-    found = [_replicas(CONTROL, endpoints[CONTROL], config, config.max_in_flight)]
+    control = _replicas(CONTROL, endpoints[CONTROL], config, config.max_in_flight)
+    control["circuit_breakers"] = _breakers(config.max_in_flight, few_retries=True)
+    ready = {
+        **_replicas(READY, endpoints[CONTROL], config, config.max_in_flight),
+        "health_checks": [_prediction(config)],
+    }
+    found = [control, ready]
     for name in sorted(set(endpoints) - {CONTROL}):
         own = {**_replicas(f"{name}_own", endpoints[name], config, config.max_in_flight), **_watched(config)}
         aggregate = {
@@ -268,8 +303,13 @@ def _clusters(endpoints: Mapping[str, Sequence[Endpoint]], shadows: list[str], c
 
 
 def _replicas(name: str, endpoints: Sequence[Endpoint], config: GatewayConfig, in_flight: int) -> Json:
+    arm = CONTROL if name in (CONTROL, READY) else name.split("_")[1]
     addresses = [
-        {"endpoint": {"address": {"socket_address": {"address": e.host, "port_value": e.port}}}} for e in endpoints
+        {
+            "endpoint": {"address": {"socket_address": {"address": e.host, "port_value": e.port}}},
+            "metadata": {"filter_metadata": {METADATA: {"arm": arm}}},
+        }
+        for e in endpoints
     ]
     return {
         "@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster",
@@ -309,9 +349,31 @@ def _watched(config: GatewayConfig) -> Json:
     }
 
 
-def _breakers(in_flight: int) -> Json:
-    names = ("max_retries", "max_connections", "max_pending_requests", "max_requests")
-    return {"thresholds": [dict.fromkeys(names, in_flight)]}
+def _prediction(config: GatewayConfig) -> Json:
+    """A health check that scores a row: TorchServe says that it is ready without a worker. 429 is an answer too."""
+    headers = {"content-type": JSON_TYPE, "x-deadline-ms": "2000"}
+    return {
+        "timeout": "3s",
+        "interval": "2s",
+        "no_traffic_interval": "2s",
+        "interval_jitter": "0.1s",
+        "unhealthy_threshold": 2,
+        "healthy_threshold": 1,
+        "http_health_check": {
+            "path": predict_paths(config.model)[0],
+            "method": "POST",
+            "send": {"text": b'{"instances": [{"rows": [{}]}]}'.hex()},
+            "request_headers_to_add": [_header(key, value) for key, value in headers.items()],
+            "expected_statuses": [{"start": 200, "end": 201}, {"start": 429, "end": 430}],
+        },
+    }
+
+
+def _breakers(in_flight: int, few_retries: bool = False) -> Json:
+    """Bounds of one cluster. Control has nobody to fall back to: under load its retries would only add to the load, so they are few."""
+    names = ("max_connections", "max_pending_requests", "max_requests")
+    retries: Json = {"retry_budget": {"budget_percent": {"value": 20.0}}} if few_retries else {"max_retries": in_flight}
+    return {"thresholds": [dict.fromkeys(names, in_flight) | retries]}
 
 
 def _shadow(name: str, clusters: set[str]) -> str:
