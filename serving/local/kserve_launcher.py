@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from serving.exits import leave_after
-from serving.local.torchserve_launcher import end_with_parent
+from serving.local.launcher import end_with_parent
 
 
 def main() -> None:

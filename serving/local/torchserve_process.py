@@ -252,7 +252,7 @@ def _launch(
     command = [
         sys.executable,
         "-m",
-        "serving.local.torchserve_launcher",
+        "serving.local.launcher",
         *_front_end(java_home, work, config, own_worker),
     ]
     log.parent.mkdir(parents=True, exist_ok=True)

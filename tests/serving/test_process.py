@@ -109,7 +109,7 @@ time.sleep(600)
 """
 CHILD = """
 import subprocess, sys
-from serving.local.torchserve_launcher import end_with_parent
+from serving.local.launcher import end_with_parent
 end_with_parent()
 grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print(grandchild.pid, flush=True)
@@ -199,7 +199,7 @@ def test_how_a_process_ended(code: int, text: str) -> None:
     ("command", "code"), [("exit 0", 0), ("exit 3", 3), ("kill -KILL $$", 137), ("kill -TERM $$", 143)]
 )
 def test_the_launcher_ends_as_what_it_started(command: str, code: int) -> None:
-    arguments = [sys.executable, "-m", "serving.local.torchserve_launcher", "sh", "-c", command]
+    arguments = [sys.executable, "-m", "serving.local.launcher", "sh", "-c", command]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE) as launcher:
         assert launcher.wait(60) == code
 

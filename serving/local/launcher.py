@@ -1,7 +1,8 @@
-"""The child between us and Java: it starts TorchServe's front end, and stops it when whoever started it is gone.
+"""The child between us and a server that is no Python (TorchServe's Java, Envoy): it starts the server, and stops it when whoever
+started it is gone.
 
 A parent that is killed (SIGKILL, out of memory) cannot stop its children. But the pipe that is this process's standard
-input then closes, whichever thread of the parent made it and on every Unix; nothing else would tell Java.
+input then closes, whichever thread of the parent made it and on every Unix; nothing else would tell the server.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def _signal(processes: list[psutil.Process], number: int) -> None:
 
 
 def main() -> None:
-    """``python -m serving.local.torchserve_launcher COMMAND...``: run it, and end as it ends (128 and the number of a signal)."""
+    """``python -m serving.local.launcher COMMAND...``: run it, and end as it ends (128 and the number of a signal)."""
     end_with_parent()
     code = subprocess.run(sys.argv[1:], check=False).returncode  # a command that our parent made
     sys.exit(code if code >= 0 else 128 - code)

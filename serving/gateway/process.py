@@ -1,0 +1,199 @@
+"""Envoy as a child of this process: start, wait until every arm is reached, watch its log, stop without losing a request."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+from serving.exits import ended
+from serving.gateway.admin import ROUTE_STATS, Admin
+from serving.gateway.binary import find_envoy
+from serving.gateway.file import Declared, GatewayFile
+from serving.gateway.probe import Probed, probe_arms
+from serving.gateway.reload import lock, plan, write
+from serving.local.processes import (
+    HOST,
+    STOP_LIMIT,
+    LocalServer,
+    Progress,
+    check_port,
+    handlers,
+    signals_later,
+    sigterm_as_interrupt,
+)
+from thinktwice.errors import ServerError
+from thinktwice.experiment.bootstrap import ACCESS_LOG, bootstrap
+from thinktwice.files import atomic_file
+
+BOOTSTRAP, TOKEN, ENVOY_LOG = "bootstrap.json", "probe.token", "envoy.log"
+FLUSH_MS = 250  # what a kill may lose of the access log
+START_LIMIT = 30.0
+DRAIN_LIMIT = 5.0
+
+
+@dataclass
+class Gateway(LocalServer):
+    """A running gateway. Get one from :func:`running`."""
+
+    folder: Path
+    file: GatewayFile
+    admin: Admin
+    probes: tuple[Probed, ...] = ()
+    _failed: int = field(default=0, init=False)
+
+    def check(self) -> None:
+        """Raise a ServerError when Envoy has ended by itself."""
+        if (code := self.process.poll()) is not None:
+            raise ServerError(f"Envoy {ended(code)}: see {self.log}")
+
+    def look_at_log(self) -> list[str]:
+        """Go on in a new access log where this one is large; what is wrong with it since the last look."""
+        path = self.folder / ACCESS_LOG
+        if path.is_file() and path.stat().st_size >= self.file.log_bytes:
+            self.rotate()
+        found = self.admin.stats().get("filesystem.write_failed", 0)
+        lost, self._failed = found - self._failed, found
+        if lost <= 0:
+            return []
+        return [f"{lost} writes to {path} failed and their lines are lost: free disk space; the experiment will hold"]
+
+    def rotate(self) -> Path:
+        """Rename the access log and go on in a new one; the old one is complete a flush later."""
+        now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%f")
+        target = self.folder / f"access-{now}.log"
+        os.replace(self.folder / ACCESS_LOG, target)
+        self.admin.reopen_logs()
+        return target
+
+
+@contextmanager
+def running(
+    declared: Declared, folder: Path, *, limit: float = START_LIMIT, progress: Progress = lambda text: None
+) -> Iterator[Gateway]:
+    """Run a gateway while the block runs. On leaving, also by Ctrl-C or SIGTERM, requests under way are answered and Envoy is gone.
+
+    Args:
+        declared: the gateway file, read.
+        folder: of its files and logs. Routes of an earlier run in it are live until now: enrolled users may not change their arm.
+        limit: seconds the start may take.
+        progress: told what is going on.
+
+    Raises:
+        ServerError: no Envoy, a busy port, another gateway in the folder, or an Envoy that does not come up.
+        ExperimentError: the routes are refused, by our rules or by Envoy.
+    """
+    with sigterm_as_interrupt():
+        envoy = find_envoy()
+        listen = declared.file.listen
+        if listen.host == HOST:
+            check_port(listen.port)
+        folder = folder.resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)  # secrets and logs
+        with lock(folder / "gateway.lock", f"another gateway runs in {folder}: stop it, or give another --folder"):
+            rendered = plan(declared, folder, envoy)
+            write(folder, rendered)
+            token = secrets.token_hex(16)
+            for name, text in ((TOKEN, token), (BOOTSTRAP, bootstrap_text(declared.file, token))):
+                with atomic_file(folder / name, mode=0o600) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
+            gateway: Gateway | None = None
+            try:
+                with signals_later():  # an interrupt between the birth of the child and its name would orphan it
+                    gateway = _launch(envoy, declared.file, folder)
+                _wait_until_ready(gateway, limit, progress)
+                progress("asking every arm")
+                gateway.probes = probe_arms(declared, folder, token)
+                yield gateway
+            finally:
+                if gateway is not None:
+                    stop(gateway)
+
+
+def bootstrap_text(file: GatewayFile, token: str) -> str:
+    """The bootstrap of a gateway that runs inside its folder: paths in it are relative, so they may be as long as they are."""
+    return json.dumps(bootstrap(file.model_copy(update={"folder": "."}), probe=token), indent=1) + "\n"
+
+
+def probe_token(declared: Declared, folder: Path) -> str:
+    """The secret of the gateway that runs in a folder.
+
+    Raises:
+        ServerError: it was started with other settings than the file has now: only routes and clusters change by a reload.
+    """
+    try:
+        token = (folder / TOKEN).read_text(encoding="utf-8")
+        same = (folder / BOOTSTRAP).read_text(encoding="utf-8") == bootstrap_text(declared.file, token)
+    except OSError as error:
+        raise ServerError(f"{folder} holds no gateway: start it with `thinktwice gateway run`") from error
+    if not same:
+        raise ServerError(
+            "the running gateway listens with other settings than the file has (address, unit header, limits or model): "
+            "restart it; a reload changes experiments, arms, timeouts and testers"
+        )
+    return token
+
+
+def stop(gateway: Gateway, limit: float = STOP_LIMIT) -> None:
+    """Take no new connections, wait for requests under way, end Envoy. A second Ctrl-C does not interrupt it."""
+    with handlers(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):
+        if gateway.process.poll() is None:
+            with suppress(OSError):
+                gateway.admin.drain()
+                end = time.monotonic() + DRAIN_LIMIT
+                while gateway.admin.stats().get("http.in.downstream_rq_active", 0) and time.monotonic() < end:
+                    time.sleep(0.05)
+        if gateway.process.stdin is not None:
+            gateway.process.stdin.close()  # the launcher ends Envoy, and itself
+        try:
+            gateway.process.wait(limit + 5)
+        except subprocess.TimeoutExpired:
+            gateway.process.kill()
+            gateway.process.wait(5.0)
+
+
+def _launch(envoy: Path, file: GatewayFile, folder: Path) -> Gateway:
+    command = [sys.executable, "-m", "serving.local.launcher", str(envoy), "-c", BOOTSTRAP]
+    command += ["--concurrency", str(file.threads), "--disable-hot-restart", "--reject-unknown-dynamic-fields"]
+    command += ["--file-flush-interval-msec", str(FLUSH_MS), "--log-level", "warning"]
+    command += ["--drain-time-s", str(int(DRAIN_LIMIT)), "--drain-strategy", "immediate"]
+    log = folder / ENVOY_LOG
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            stdin=subprocess.PIPE,  # closes when this process ends, however it ends
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return Gateway(file.listen.port, log, process, folder, file, Admin(folder))
+
+
+def _wait_until_ready(gateway: Gateway, limit: float, progress: Progress) -> None:
+    start = time.monotonic()
+    while True:
+        gateway.check()
+        elapsed = time.monotonic() - start
+        stats: dict[str, int] = {}
+        with suppress(OSError):
+            if gateway.admin.ready():
+                return
+            stats = gateway.admin.stats()
+        for bad in ("update_rejected", "update_failure"):
+            if stats.get(f"{ROUTE_STATS}.{bad}", 0):
+                raise ServerError(f"Envoy refuses the routes ({bad}): see {gateway.log}")
+        if elapsed > limit:
+            raise ServerError(f"Envoy did not take its routes within {limit:.0f} seconds: see {gateway.log}")
+        progress(f"Envoy starts ({elapsed:.0f} s)")
+        time.sleep(0.05)

@@ -1,0 +1,219 @@
+"""Put new routes in the place of the live ones: proved before the rename, confirmed after it, undone when Envoy refuses them."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.gateway.admin import CLUSTER_STATS, ROUTE_STATS, Admin
+from serving.gateway.file import Declared
+from serving.gateway.probe import Probed, probe_arms
+from thinktwice.errors import ExperimentError, ServerError
+from thinktwice.experiment.bootstrap import bootstrap, inlined
+from thinktwice.experiment.route_check import Split, check_routes, read_split
+from thinktwice.experiment.routes import CLUSTERS, ROUTES, Json, Rendered, render
+from thinktwice.files import atomic_file
+
+CONFIRM_LIMIT = 10.0  # seconds for Envoy to take a file; it takes a few milliseconds
+WARM_LIMIT = 15.0  # seconds for the first health checks of new clusters
+POLL = 0.02
+
+
+@dataclass(frozen=True)
+class Live:
+    """The files that a gateway's folder holds."""
+
+    routes: bytes
+    clusters: bytes
+    split: Split
+    serial: int
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    """What a reload did."""
+
+    version: str
+    probes: tuple[Probed, ...]
+
+
+def read_live(folder: Path) -> Live | None:
+    """The live files; None where there are none.
+
+    Raises:
+        ExperimentError: they are of another version, or not what a gateway writes.
+    """
+    routes, clusters = folder / ROUTES, folder / CLUSTERS
+    if not routes.is_file():
+        return None
+    try:
+        contents = routes.read_bytes(), clusters.read_bytes()
+        split = read_split(*contents)
+    except FileNotFoundError:
+        raise ExperimentError(
+            f"{folder} holds routes without clusters: remove {routes} and start the gateway"
+        ) from None
+    except ExperimentError as error:
+        raise ExperimentError(
+            f"{routes}: {error}. Another thinktwice wrote it, or a hand: start with an empty folder if no experiment runs"
+        ) from error
+    version = json.loads(contents[0])["version_info"]
+    return Live(*contents, split, _serial(version))
+
+
+def plan(declared: Declared, folder: Path, envoy: Path | None) -> Rendered:
+    """Render what a gateway file declares and prove that it may replace the live files.
+
+    Args:
+        envoy: asked for its opinion too; None where there is none.
+
+    Raises:
+        ExperimentError: a rule does not hold, or Envoy refuses the files.
+    """
+    live = read_live(folder)
+    rendered = render(
+        declared.experiments, declared.endpoints, declared.file, live.serial + 1 if live else 1, declared.secret
+    )
+    files = dict(rendered.files())
+    check_routes(files[ROUTES], files[CLUSTERS], declared.experiments, live.split if live else None)
+    if envoy is not None:
+        _ask_envoy(envoy, declared, rendered)
+    return rendered
+
+
+def reload(declared: Declared, folder: Path, envoy: Path | None, admin: Admin, probe: str) -> Reloaded:
+    """Replace the live routes by what a gateway file declares. Requests under way lose nothing.
+
+    Args:
+        probe: secret of this gateway's own requests.
+
+    Raises:
+        ExperimentError: the files are refused, by our rules or by Envoy; the old ones are live.
+        ServerError: Envoy does not answer, or another reload is under way.
+    """
+    with lock(folder / "reload.lock", "another reload of this gateway is under way: wait for it"):
+        rendered = plan(declared, folder, envoy)
+        live = read_live(folder)
+        if live is None:
+            raise ServerError(f"{folder} holds no live routes: start the gateway with `thinktwice gateway run`")
+        try:
+            _put_clusters(folder, _union(live, rendered), admin)
+            _put_routes(folder, rendered, admin)
+            probes = probe_arms(declared, folder, probe)
+        except (ExperimentError, ServerError, OSError):
+            _restore(folder, live)
+            raise
+        _put_clusters(folder, rendered.clusters, admin)  # only now: the old routes named what goes
+        return Reloaded(rendered.version, probes)
+
+
+def write(folder: Path, rendered: Rendered) -> None:
+    """Write both files where no Envoy runs yet."""
+    for name, content in rendered.files():
+        _write(folder / name, content)
+
+
+@contextmanager
+def lock(path: Path, problem: str) -> Iterator[None]:
+    """Hold a lock that ends with this process.
+
+    Raises:
+        ServerError: somebody has it; the message is ``problem``.
+    """
+    with path.open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ServerError(problem) from error
+        yield
+
+
+def _ask_envoy(envoy: Path, declared: Declared, rendered: Rendered) -> None:
+    """Envoy's own check, on a copy that holds everything: it does not open the files that a bootstrap names."""
+    with tempfile.TemporaryDirectory(prefix="tt-gateway-") as name:
+        whole = Path(name) / "whole.json"
+        whole.write_text(json.dumps(inlined(bootstrap(declared.file), rendered)), encoding="utf-8")
+        command = [str(envoy), "--mode", "validate", "-c", str(whole), "--reject-unknown-dynamic-fields"]
+        done = subprocess.run([*command, "--log-level", "error"], cwd=name, capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        raise ExperimentError(f"Envoy refuses the rendered files: {(lines or ['no reason given'])[-1][:400]}")
+
+
+def _union(live: Live, new: Rendered) -> Json:
+    """The new clusters and the old ones that go: until the new routes are live, the old ones name them."""
+    names = {cluster["name"] for cluster in new.clusters["resources"]}
+    going = [c for c in json.loads(live.clusters)["resources"] if c["name"] not in names]
+    return {**new.clusters, "resources": [*new.clusters["resources"], *going]}
+
+
+def _put_clusters(folder: Path, clusters: Json, admin: Admin) -> None:
+    path = folder / CLUSTERS
+    if json.loads(path.read_bytes())["resources"] == clusters["resources"]:
+        return
+    before = admin.stats()
+    _write(path, (json.dumps(clusters, indent=1) + "\n").encode())
+    _taken(admin, CLUSTER_STATS, before, "clusters")
+    # A route may name a new cluster only when its first health checks are over.
+    _until(
+        lambda: admin.stats().get("cluster_manager.warming_clusters", 0) == 0, WARM_LIMIT, "new clusters are not ready"
+    )
+
+
+def _put_routes(folder: Path, rendered: Rendered, admin: Admin) -> None:
+    before = admin.stats()
+    _write(folder / ROUTES, dict(rendered.files())[ROUTES])
+    _taken(admin, ROUTE_STATS, before, "routes")
+    _until(lambda: admin.route_version() == rendered.version, CONFIRM_LIMIT, f"version {rendered.version} is not live")
+
+
+def _taken(admin: Admin, prefix: str, before: dict[str, int], what: str) -> None:
+    """Wait until Envoy has taken a file.
+
+    Raises:
+        ExperimentError: it refuses the file.
+    """
+
+    def seen() -> bool:
+        now = admin.stats()
+        for bad in ("update_rejected", "update_failure", "update_empty"):
+            if now.get(f"{prefix}.{bad}", 0) > before.get(f"{prefix}.{bad}", 0):
+                raise ExperimentError(f"Envoy refuses the new {what} ({bad}), the old ones stay live: see envoy.log")
+        return now.get(f"{prefix}.update_success", 0) > before.get(f"{prefix}.update_success", 0)
+
+    _until(seen, CONFIRM_LIMIT, f"it has not taken the new {what}")
+
+
+def _until(holds: object, limit: float, problem: str) -> None:
+    assert callable(holds)
+    end = time.monotonic() + limit
+    while not holds():
+        if time.monotonic() > end:
+            raise ServerError(
+                f"Envoy does not follow within {limit:g} s ({problem}), the old files are live: see envoy.log"
+            )
+        time.sleep(POLL)
+
+
+def _restore(folder: Path, live: Live) -> None:
+    """Routes first: they name old clusters alone, which are all still there."""
+    for name, content in ((ROUTES, live.routes), (CLUSTERS, live.clusters)):
+        if (folder / name).read_bytes() != content:
+            _write(folder / name, content)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with atomic_file(path, mode=0o600) as temporary:  # routes may hold the secret that chooses an arm
+        temporary.write_bytes(content)
+
+
+def _serial(version: str) -> int:
+    part = version.split("-")[1]
+    return int(part) if part.isascii() and part.isdigit() else 0

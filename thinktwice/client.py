@@ -1,0 +1,175 @@
+"""A small client of a predictor or of the gateway in front of it: one connection, and the headers that experiments and deadlines need.
+
+>>> with Client("http://127.0.0.1:8080") as client:                                    # doctest: +SKIP
+...     answer = client.predict({"user_id": "u1", "candidates": ["i1", "i2"]}, unit="u1", deadline_ms=200)
+...     answer.predictions, answer.request_id, answer.served_arm
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import math
+import ssl
+import urllib.parse
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from thinktwice.errors import OverloadedError, RequestError, ServerError
+
+UNIT, REQUEST_ID, DEADLINE, SERVED_ARM = "x-experiment-unit", "x-request-id", "x-deadline-ms", "x-served-arm"
+MARGIN = 1.0  # seconds that the way may take beyond the deadline
+WITHOUT_DEADLINE = 60.0  # seconds
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back.
+
+    Attributes:
+        predictions: one for every instance, as the protocol has them.
+        request_id: under which the gateway and the predictor logged the request; keep it with the impression.
+        served_arm: arm that answered; None without a gateway and an arm.
+    """
+
+    predictions: list[dict[str, Any]]
+    request_id: str
+    served_arm: str | None
+
+
+class Client:
+    """Keeps one connection. Not for several threads at once.
+
+    Args:
+        url: ``http://HOST:PORT`` or ``https://HOST:PORT``.
+        model: name of the model in the path.
+        unit_header: header of the unit, as the gateway file names it.
+    """
+
+    def __init__(self, url: str, model: str = "ctr", unit_header: str = UNIT) -> None:
+        place = urllib.parse.urlsplit(url)
+        if place.scheme not in ("http", "https") or not place.hostname:
+            raise ServerError(f"{url} is not an address: give http://HOST:PORT")
+        if place.scheme == "https":
+            context = ssl.create_default_context()
+            self._connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                place.hostname, place.port, context=context
+            )
+        else:
+            self._connection = http.client.HTTPConnection(place.hostname, place.port)
+        self._url, self._unit_header = url, unit_header
+        self._path = f"{place.path.rstrip('/')}/v1/models/{model}:predict"
+
+    def predict(
+        self,
+        *instances: Mapping[str, Any],
+        unit: str | None = None,
+        request_id: str | None = None,
+        deadline_ms: float | None = None,
+    ) -> Reply:
+        """Ask for predictions.
+
+        Args:
+            instances: as the protocol has them, for example ``{"user_id": ..., "candidates": [...]}``.
+            unit: whom the experiment keeps in one arm, a user's id; none gets control and is not counted.
+            request_id: 1 to 128 printable ASCII characters; default a new one.
+            deadline_ms: milliseconds after which the answer is of no use; default the predictor's.
+
+        Raises:
+            RequestError: the request cannot be sent as it is, or was refused (4xx).
+            OverloadedError: no server could answer in time (429, 503, 504).
+            ServerError: nobody answers, or the server failed.
+        """
+        request_id = uuid.uuid4().hex if request_id is None else request_id
+        headers = {"content-type": "application/json", REQUEST_ID: request_id}
+        if unit is not None:
+            headers[self._unit_header] = unit
+        if deadline_ms is not None:
+            if not math.isfinite(deadline_ms):
+                raise RequestError(
+                    f"the deadline must be a number of milliseconds, not {deadline_ms}", field="deadline_ms"
+                )
+            headers[DEADLINE] = f"{deadline_ms:.6f}".rstrip("0").rstrip(".")
+        limit = WITHOUT_DEADLINE if deadline_ms is None else max(deadline_ms, 0.0) / 1000 + MARGIN
+        body = json.dumps({"instances": instances}, allow_nan=False).encode()
+        status, answered, content = self._send(body, {k: _sendable(k, v) for k, v in headers.items()}, limit)
+        if status != 200:
+            raise _error(status, content, answered)
+        try:
+            predictions = json.loads(content)["predictions"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ServerError(
+                f"{self._url} answers with something else than predictions: is it a predictor?"
+            ) from error
+        return Reply(predictions, answered.get(REQUEST_ID, request_id), answered.get(SERVED_ARM))
+
+    def close(self) -> None:
+        """End the connection."""
+        self._connection.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _send(self, body: bytes, headers: dict[str, bytes], limit: float) -> tuple[int, dict[str, str], bytes]:
+        kept = self._connection.sock is not None
+        try:
+            return self._once(body, headers, limit)
+        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
+            if not kept:
+                raise ServerError(f"{self._url} does not answer ({error}): is the gateway running?") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise ServerError(f"{self._url} does not answer ({error}): is the gateway running?") from error
+        try:  # the connection had been kept, and the server had ended it meanwhile
+            return self._once(body, headers, limit)
+        except (OSError, http.client.HTTPException) as error:
+            raise ServerError(f"{self._url} does not answer ({error}): is the gateway running?") from error
+
+    def _once(self, body: bytes, headers: dict[str, bytes], limit: float) -> tuple[int, dict[str, str], bytes]:
+        connection = self._connection
+        try:
+            connection.timeout = limit
+            if connection.sock is not None:
+                connection.sock.settimeout(limit)
+            connection.request("POST", self._path, body, headers)
+            answer = connection.getresponse()
+            return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+        except BaseException:
+            connection.close()  # half an answer would be taken for the next one
+            raise
+
+
+def _sendable(name: str, value: str) -> bytes:
+    """The bytes of a header.
+
+    Raises:
+        RequestError: it holds a control character, which ends or breaks a header.
+    """
+    if any(ord(c) < 32 or ord(c) == 127 for c in value):
+        raise RequestError(f"{name} {value[:40]!r} holds a control character: no header can carry it", field=name)
+    try:
+        return value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RequestError(f"{name} {value[:40]!r} is not valid Unicode: no header can carry it", field=name) from error
+
+
+def _error(status: int, content: bytes, headers: Mapping[str, str]) -> Exception:
+    message, field = content[:200].decode("utf-8", "replace"), ""
+    try:
+        found = json.loads(content)
+        message, field = str(found["error"]), str(found.get("field") or "")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    if status in (429, 503, 504):
+        after = headers.get("retry-after", "1")
+        return OverloadedError(message, retry_after=float(after) if after.isdigit() else 1.0, status=status)
+    if 400 <= status < 500:
+        return RequestError(message, field=field, status=status)
+    return ServerError(f"the server failed with status {status} ({message}): see its log")
