@@ -111,7 +111,7 @@ def reload(declared: Declared, folder: Path, envoy: Path | None, admin: Admin, p
             _restore(folder, live)
             raise
         _put_clusters(folder, rendered.clusters, admin)  # only now: the old routes named what goes
-        return Reloaded(rendered.version, probes)
+        return Reloaded(str(admin.route_version()), probes)
 
 
 def write(folder: Path, rendered: Rendered) -> None:
@@ -168,6 +168,8 @@ def _put_clusters(folder: Path, clusters: Json, admin: Admin) -> None:
 
 
 def _put_routes(folder: Path, rendered: Rendered, admin: Admin) -> None:
+    if json.loads((folder / ROUTES).read_bytes())["resources"] == rendered.routes["resources"]:
+        return  # Envoy would keep the version that it has
     before = admin.stats()
     _write(folder / ROUTES, dict(rendered.files())[ROUTES])
     _taken(admin, ROUTE_STATS, before, "routes")

@@ -35,17 +35,16 @@ def bootstrap(config: GatewayConfig, node: str = "gateway-1", probe: str | None 
     """The content of ``bootstrap.json``.
 
     Client-sent values of our headers, and of those by which a client could steer the proxy, are removed before anything reads them.
-    The unit and the request id become headers of one value (the first): Envoy would otherwise hash all values of a repeated header
-    together, and a client could choose its arm.
+    The unit becomes one header of one value (the first): Envoy would otherwise hash all values of a repeated header together, and a
+    client could choose its arm. Of a repeated request id Envoy itself makes one, ``a,b``.
 
     Args:
         probe: secret of this gateway; requests that carry it as ``x-gateway-probe`` are logged in ``probes.log`` and nowhere else.
     """
     mutations: list[Json] = [{"remove": name} for name in OWN_HEADERS]
     mutations.append({"remove_on_match": {"key_matcher": {"prefix": "x-envoy-", "ignore_case": True}}})
-    for name, sent in ((UNIT_HEADER, config.unit_header), ("x-request-id", "x-request-id")):
-        value = {"key": name, "value": f"%REQ({sent.upper()})%"}
-        mutations.append({"append": {"header": value, "append_action": OVERWRITE}})
+    unit = {"key": UNIT_HEADER, "value": f"%REQ({config.unit_header.upper()})%"}
+    mutations.append({"append": {"header": unit, "append_action": OVERWRITE}})
     router = {
         "name": "envoy.filters.http.router",
         "typed_config": {"@type": _type("extensions.filters.http.router.v3.Router")},
