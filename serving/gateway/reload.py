@@ -17,7 +17,7 @@ from serving.gateway.file import Declared
 from serving.gateway.probe import Probed, probe_arms
 from thinktwice.errors import ExperimentError, ServerError
 from thinktwice.experiment.bootstrap import bootstrap, inlined
-from thinktwice.experiment.route_check import Split, check_routes, read_split
+from thinktwice.experiment.route_check import TrafficSplit, check_routes, read_split
 from thinktwice.experiment.routes import CLUSTERS, ROUTES, Json, Rendered, render
 from thinktwice.files import atomic_file
 
@@ -32,7 +32,7 @@ class Live:
 
     routes: bytes
     clusters: bytes
-    split: Split
+    split: TrafficSplit
     serial: int
 
 
