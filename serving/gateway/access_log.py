@@ -26,7 +26,7 @@ class LogCounts(BaseModel):
         failed: every other status, and requests whose client left.
         fallbacks: answered requests that another arm than the assigned one served.
         misnamed: answers by a server that calls itself otherwise than the gateway file does.
-        by_route: requests by route: ``no-unit``, ``bad-unit``, ``split``, testers, and the rules of the door.
+        by_route: requests by route: ``no-unit``, ``bad-unit``, ``split``, testers, and the ingress rules.
         by_arm: enrolled requests by experiment and assigned arm.
     """
 

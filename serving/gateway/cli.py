@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # The verbs import what they need when they run: every start of the command line loads this file.
 
-app = typer.Typer(help="Run the gateway: one door to the arms of an experiment.", no_args_is_help=True)
+app = typer.Typer(help="Run the gateway: Envoy in front of the arms of an experiment.", no_args_is_help=True)
 
 FileArgument = Annotated[Path, typer.Argument(help="Gateway file (YAML).")]
 FolderOption = Annotated[

@@ -20,8 +20,8 @@ from serving.gateway.file import Declared
 from thinktwice.errors import ExperimentError, ServerError
 from thinktwice.experiment.assignment import NO_EXPERIMENT, assign, layout_of
 from thinktwice.experiment.bootstrap import PROBE_HEADER, PROBE_LOG
-from thinktwice.experiment.door import predict_paths
 from thinktwice.experiment.file import CONTROL
+from thinktwice.experiment.ingress import predict_paths
 
 LOG_LIMIT = 15.0  # seconds until a line is in the log: Envoy writes every second
 ATTEMPTS = 5  # Envoy's threads take new routes one after the other

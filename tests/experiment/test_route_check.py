@@ -51,7 +51,7 @@ def leaves(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 
 ROUTES = GOOD.routes["resources"][0]["virtual_hosts"][0]["routes"]
-DOOR = sum("direct_response" in route for route in ROUTES)
+INGRESS = sum("direct_response" in route for route in ROUTES)
 PATHS = [p for p in leaves(GOOD.routes) if p]
 
 
@@ -107,8 +107,8 @@ def harmless(path: tuple[Any, ...], change: Callable[[Any, Any], None]) -> bool:
         return True
     if "request_mirror_policies" in path:  # how much is mirrored; where to is checked
         return True
-    if path[4:5] == ("routes",) and len(path) > 5 and path[5] < DOOR:
-        # Rules of the door: by what they do to requests; their words, and which of two comes first, are the operator's business.
+    if path[4:5] == ("routes",) and len(path) > 5 and path[5] < INGRESS:
+        # Ingress rules: checked by what they do to requests; their words, and which of two comes first, are the operator's business.
         if len(path) == 6:
             return change in (_repeat, _swap)
         words = path[6] in ("name", "typed_per_filter_config", "response_headers_to_add") or path[7:8] == ("body",)

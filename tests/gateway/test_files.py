@@ -147,7 +147,7 @@ def test_who_served_is_compared_with_who_should(tmp_path: Path) -> None:
         {**LINE, "assigned": "t1", "served": "control", "upstream": "t1"},
         {**LINE, "code": 504, "served": None, "upstream": None},
         {**LINE, "code": 0},
-        {**LINE, "code": 415, "route": "door-content-type"},
+        {**LINE, "code": 415, "route": "ingress-content-type"},
     ]
     (tmp_path / "access.log").write_text("".join(json.dumps(line) + "\n" for line in lines))
     counts = count_lines(access_logs(tmp_path))

@@ -41,18 +41,18 @@ def declared(arms: list[Upstream], **fields: Any) -> Any:
 
 
 @pytest.fixture
-def door(arms: list[Upstream], tmp_path: Path) -> Iterator[Gateway]:
+def live(arms: list[Upstream], tmp_path: Path) -> Iterator[Gateway]:
     with gateway(tmp_path / "gateway", declared(arms, log_bytes=20_000)) as found:
         yield found
 
 
-def test_rotation_under_load_loses_no_line(door: Gateway) -> None:
-    with load(door.port, 200) as found:
+def test_rotation_under_load_loses_no_line(live: Gateway) -> None:
+    with load(live.port, 200) as found:
         for _ in range(5):
             time.sleep(0.4)
-            assert door.look_at_log() == []
-    assert len(access_logs(door.folder)) >= 3
-    counts = count_lines(access_logs(door.folder)) if log_lines(door, set(found.statuses)) else None
+            assert live.look_at_log() == []
+    assert len(access_logs(live.folder)) >= 3
+    counts = count_lines(access_logs(live.folder)) if log_lines(live, set(found.statuses)) else None
     assert counts is not None and not found.bad()
     assert (counts.requests, counts.answered, counts.torn, counts.broken) == (
         len(found.statuses),
@@ -62,82 +62,82 @@ def test_rotation_under_load_loses_no_line(door: Gateway) -> None:
     )
 
 
-def test_a_full_disk_under_the_log_harms_no_request_and_is_said(door: Gateway) -> None:
-    (door.folder / ACCESS_LOG).rename(door.folder / "access-0.log")
-    (door.folder / ACCESS_LOG).symlink_to("/dev/full")
-    door.admin.reopen_logs()
-    with load(door.port, 100) as found:
+def test_a_full_disk_under_the_log_harms_no_request_and_is_said(live: Gateway) -> None:
+    (live.folder / ACCESS_LOG).rename(live.folder / "access-0.log")
+    (live.folder / ACCESS_LOG).symlink_to("/dev/full")
+    live.admin.reopen_logs()
+    with load(live.port, 100) as found:
         time.sleep(0.6)
     assert not found.bad()
     end = time.monotonic() + 10
-    while not (said := door.look_at_log()):
+    while not (said := live.look_at_log()):
         assert time.monotonic() < end
         time.sleep(0.1)
     assert "failed and their lines are lost" in said[0]
-    assert door.look_at_log() == [], "said once"
-    (door.folder / ACCESS_LOG).unlink()
-    door.admin.reopen_logs()
-    with load(door.port, 50) as found:
+    assert live.look_at_log() == [], "said once"
+    (live.folder / ACCESS_LOG).unlink()
+    live.admin.reopen_logs()
+    with load(live.port, 50) as found:
         time.sleep(0.2)
-    assert log_lines(door, set(found.statuses))
+    assert log_lines(live, set(found.statuses))
 
 
 def test_a_stop_answers_what_is_under_way(arms: list[Upstream], tmp_path: Path) -> None:
-    with gateway(tmp_path, declared(arms)) as door:
+    with gateway(tmp_path, declared(arms)) as live:
         arms[0].mode = arms[1].mode = "ok"
-        with load(door.port, 100) as found:
+        with load(live.port, 100) as found:
             time.sleep(0.5)
-        folder, process = door.folder, door.process
+        folder, process = live.folder, live.process
     assert process.poll() is not None
     counts = count_lines(access_logs(folder))
     assert (counts.requests, counts.torn) == (len(found.statuses), 0), "the log is whole after an orderly end"
 
 
-def test_only_one_gateway_a_folder_and_a_port(door: Gateway, arms: list[Upstream], tmp_path: Path) -> None:
-    with pytest.raises(ServerError, match="another gateway runs in"), gateway(door.folder, declared(arms)):
+def test_only_one_gateway_a_folder_and_a_port(live: Gateway, arms: list[Upstream], tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match="another gateway runs in"), gateway(live.folder, declared(arms)):
         pass
-    with pytest.raises(ServerError, match=f"port {door.port} of"):
-        with gateway(tmp_path / "other", declared(arms, port=door.port)):
+    with pytest.raises(ServerError, match=f"port {live.port} of"):
+        with gateway(tmp_path / "other", declared(arms, port=live.port)):
             pass
-    assert door.process.poll() is None
+    assert live.process.poll() is None
 
 
 def test_a_restart_may_not_move_users_either(arms: list[Upstream], tmp_path: Path) -> None:
     ports = {"control": arms[0].port, "exp1/t1": arms[1].port}
-    with gateway(tmp_path, declare(ports, [experiment("exp1", coverage=0.5)])) as door:
-        first = door.admin.route_version()
+    with gateway(tmp_path, declare(ports, [experiment("exp1", coverage=0.5)])) as live:
+        first = live.admin.route_version()
     with pytest.raises(ExperimentError, match="leave the arm"):
         with gateway(tmp_path, declare(ports, [experiment("exp1", coverage=0.2)])):
             pass
-    with gateway(tmp_path, declare(ports, [experiment("exp1", coverage=0.7)])) as door:
-        assert door.admin.route_version() != first
+    with gateway(tmp_path, declare(ports, [experiment("exp1", coverage=0.7)])) as live:
+        assert live.admin.route_version() != first
 
 
-def test_files_are_for_this_user_alone(door: Gateway) -> None:
-    assert door.folder.stat().st_mode & 0o777 == 0o700
+def test_files_are_for_this_user_alone(live: Gateway) -> None:
+    assert live.folder.stat().st_mode & 0o777 == 0o700
     for name in ("bootstrap.json", "rds.json", "cds.json", "probe.token", "admin.sock"):
-        assert (door.folder / name).stat().st_mode & 0o077 == 0, name
-    (envoy,) = [p for p in psutil.Process(door.process.pid).children(recursive=True) if p.name() == "envoy"]
+        assert (live.folder / name).stat().st_mode & 0o077 == 0, name
+    (envoy,) = [p for p in psutil.Process(live.process.pid).children(recursive=True) if p.name() == "envoy"]
     connections = getattr(envoy, "net_connections", None) or envoy.connections
     listening = [c.laddr for c in connections("inet") if c.status == psutil.CONN_LISTEN]
-    assert {(a.ip, a.port) for a in listening} == {("127.0.0.1", door.port)}
+    assert {(a.ip, a.port) for a in listening} == {("127.0.0.1", live.port)}
 
 
 def test_a_folder_with_a_long_and_odd_name(arms: list[Upstream], tmp_path: Path) -> None:
     folder = tmp_path / ("a long name with blanks, ü and %20 " * 5)
-    with gateway(folder, declared(arms)) as door:
+    with gateway(folder, declared(arms)) as live:
         assert Admin(folder).ready() and len(str(folder)) > 150
-        with load(door.port, 50) as found:
+        with load(live.port, 50) as found:
             time.sleep(0.2)
         assert not found.bad()
 
 
-def test_envoy_that_dies_is_noticed(door: Gateway) -> None:
-    (envoy,) = [p for p in psutil.Process(door.process.pid).children(recursive=True) if p.name() == "envoy"]
+def test_envoy_that_dies_is_noticed(live: Gateway) -> None:
+    (envoy,) = [p for p in psutil.Process(live.process.pid).children(recursive=True) if p.name() == "envoy"]
     envoy.kill()
-    door.process.wait(30)
+    live.process.wait(30)
     with pytest.raises(ServerError, match=r"Envoy was ended by SIGKILL.*envoy\.log"):
-        door.check()
+        live.check()
 
 
 @pytest.fixture

@@ -42,37 +42,37 @@ def at(arms: list[Upstream], coverage: float, port: int | None = None, **fields:
 
 
 @pytest.fixture
-def door(arms: list[Upstream], tmp_path: Path) -> Iterator[Gateway]:
+def live(arms: list[Upstream], tmp_path: Path) -> Iterator[Gateway]:
     with gateway(tmp_path / "gateway", at(arms, 0.01)) as found:
         yield found
 
 
-def put(door: Gateway, declared: Declared) -> Reloaded:
-    return reload(declared, door.folder, find_envoy(), door.admin, probe_token(declared, door.folder))
+def put(live: Gateway, declared: Declared) -> Reloaded:
+    return reload(declared, live.folder, find_envoy(), live.admin, probe_token(declared, live.folder))
 
 
-def files(door: Gateway) -> tuple[bytes, bytes]:
-    return (door.folder / ROUTES).read_bytes(), (door.folder / CLUSTERS).read_bytes()
+def files(live: Gateway) -> tuple[bytes, bytes]:
+    return (live.folder / ROUTES).read_bytes(), (live.folder / CLUSTERS).read_bytes()
 
 
-def arm_of(door: Gateway, unit: str) -> str:
-    with load(door.port, 1000, lambda n: unit) as found:
+def arm_of(live: Gateway, unit: str) -> str:
+    with load(live.port, 1000, lambda n: unit) as found:
         time.sleep(0.01)
     assert not found.bad()
     (arm,) = set(found.arms.values())
     return arm
 
 
-def test_a_ramp_under_300_requests_a_second_loses_nothing(door: Gateway, arms: list[Upstream]) -> None:
+def test_a_ramp_under_300_requests_a_second_loses_nothing(live: Gateway, arms: list[Upstream]) -> None:
     steps = (0.05, 0.25, 0.5, 1.0)
-    with load(door.port, 300) as found:
+    with load(live.port, 300) as found:
         for coverage in steps:
-            done = put(door, at(arms, coverage, door.port))
-            assert door.admin.route_version() == done.version == json.loads(files(door)[0])["version_info"]
+            done = put(live, at(arms, coverage, live.port))
+            assert live.admin.route_version() == done.version == json.loads(files(live)[0])["version_info"]
             assert [(p.arm, p.served) for p in done.probes] == [("control", "control")] * 2 + [("t1", "t1")]
     assert not found.bad() and len(found.statuses) > 300
     layouts = [layout_of([experiment("exp1", coverage=c)]) for c in (0.01, *steps)]
-    lines = {line["request_id"]: line for line in log_lines(door, set(found.statuses))}
+    lines = {line["request_id"]: line for line in log_lines(live, set(found.statuses))}
     assert set(lines) == set(found.statuses), "probes are in no log of the experiment"
     for request, unit in found.units.items():
         possible = {(a.arm, "1" if a.enrolled else "0") for a in (assign(layout, unit) for layout in layouts)}
@@ -83,19 +83,19 @@ def test_a_ramp_under_300_requests_a_second_loses_nothing(door: Gateway, arms: l
     assert last["enrolled"] == "1"
 
 
-def test_an_arm_comes_and_goes_under_load(door: Gateway, arms: list[Upstream]) -> None:
+def test_an_arm_comes_and_goes_under_load(live: Gateway, arms: list[Upstream]) -> None:
     ports = {"control": arms[0].port, "exp2/t1": arms[2].port}
-    other = declare(ports, [experiment("exp2", coverage=1.0)], port=door.port)
-    with load(door.port, 200) as found:
+    other = declare(ports, [experiment("exp2", coverage=1.0)], port=live.port)
+    with load(live.port, 200) as found:
         with pytest.raises(ExperimentError, match="salt changes"):
-            put(door, other)
-        put(door, declare({"control": arms[0].port}, port=door.port))  # exp1 is stopped, all of it
-        put(door, other)
-        put(door, declare({"control": arms[0].port}, port=door.port))
+            put(live, other)
+        put(live, declare({"control": arms[0].port}, port=live.port))  # exp1 is stopped, all of it
+        put(live, other)
+        put(live, declare({"control": arms[0].port}, port=live.port))
     assert not found.bad()
-    assert json.loads(files(door)[1])["resources"][0]["name"] == "control"
-    assert {c["name"] for c in json.loads(files(door)[1])["resources"]} == {"control", "control_ready"}
-    with load(door.port, 100) as found:
+    assert json.loads(files(live)[1])["resources"][0]["name"] == "control"
+    assert {c["name"] for c in json.loads(files(live)[1])["resources"]} == {"control", "control_ready"}
+    with load(live.port, 100) as found:
         time.sleep(0.2)
     assert not found.bad() and set(found.arms.values()) == {"control"}
 
@@ -109,12 +109,12 @@ def test_an_arm_comes_and_goes_under_load(door: Gateway, arms: list[Upstream]) -
         (lambda arms, port: declare({"control": arms[0].port}, [experiment("exp1")], port=port), "no endpoint for"),
     ],
 )
-def test_what_may_not_be_reloaded(door: Gateway, arms: list[Upstream], change: Any, words: str) -> None:
-    before = files(door)
+def test_what_may_not_be_reloaded(live: Gateway, arms: list[Upstream], change: Any, words: str) -> None:
+    before = files(live)
     with pytest.raises((ExperimentError, ServerError), match=words):
-        put(door, change(arms, door.port))
-    assert files(door) == before
-    assert not list(door.folder.glob(".*.part"))
+        put(live, change(arms, live.port))
+    assert files(live) == before
+    assert not list(live.folder.glob(".*.part"))
 
 
 def _unknown_field(rendered: Rendered) -> Rendered:
@@ -148,35 +148,35 @@ def _other_order(rendered: Rendered) -> Rendered:
 
 @pytest.mark.parametrize("spoil", [_unknown_field, _unknown_cluster, _bad_cluster, _other_order])
 def test_what_envoy_or_a_probe_refuses_is_undone(
-    door: Gateway, arms: list[Upstream], monkeypatch: pytest.MonkeyPatch, spoil: Any
+    live: Gateway, arms: list[Upstream], monkeypatch: pytest.MonkeyPatch, spoil: Any
 ) -> None:
     """As if our own check had a hole: the file is renamed, and the old one comes back."""
-    declared = at(arms, 1.0, door.port)
-    put(door, declared)
-    before, version = files(door), door.admin.route_version()
+    declared = at(arms, 1.0, live.port)
+    put(live, declared)
+    before, version = files(live), live.admin.route_version()
     good = reloading.plan
     monkeypatch.setattr(reloading, "plan", lambda *given: spoil(good(*given)))
-    with load(door.port, 100) as found:
+    with load(live.port, 100) as found:
         with pytest.raises(ExperimentError, match=r"refuses the new|the gateway puts the unit"):
-            put(door, declared)
-    assert files(door) == before and not found.bad()
+            put(live, declared)
+    assert files(live) == before and not found.bad()
     layout = layout_of(declared.experiments)
     end = time.monotonic() + 10
-    while door.admin.route_version() != version and time.monotonic() < end:
+    while live.admin.route_version() != version and time.monotonic() < end:
         time.sleep(0.05)
     for unit in ("a", "b", "c", "d"):
-        assert arm_of(door, unit) == assign(layout, unit).arm
+        assert arm_of(live, unit) == assign(layout, unit).arm
     monkeypatch.undo()
-    assert put(door, declared).version == version, "what is live already is not written again"
-    assert files(door) == before
+    assert put(live, declared).version == version, "what is live already is not written again"
+    assert files(live) == before
 
 
-def test_two_reloads_at_once(door: Gateway, arms: list[Upstream]) -> None:
+def test_two_reloads_at_once(live: Gateway, arms: list[Upstream]) -> None:
     results: list[str] = []
 
     def one() -> None:
         try:
-            results.append(put(door, at(arms, 0.5, door.port)).version)
+            results.append(put(live, at(arms, 0.5, live.port)).version)
         except ServerError as error:
             results.append(str(error))
 
@@ -185,22 +185,22 @@ def test_two_reloads_at_once(door: Gateway, arms: list[Upstream]) -> None:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert door.admin.route_version() in results
+    assert live.admin.route_version() in results
     assert all("under way" in found or found.startswith("2-") for found in results)
 
 
-def test_an_arm_that_does_not_answer_is_named_and_hurts_nobody(door: Gateway, arms: list[Upstream]) -> None:
+def test_an_arm_that_does_not_answer_is_named_and_hurts_nobody(live: Gateway, arms: list[Upstream]) -> None:
     arms[1].kill()
     try:
-        done = put(door, at(arms, 1.0, door.port))
+        done = put(live, at(arms, 1.0, live.port))
         assert [(p.arm, p.served) for p in done.probes if p.arm == "t1"] == [("t1", "control")]
     finally:
         arms[1].start()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"version_info": "1-1-abc", "resources": []}', b"\xff"])
-def test_live_files_of_another_kind_are_refused(door: Gateway, arms: list[Upstream], content: bytes) -> None:
-    (door.folder / ROUTES).write_bytes(content)
+def test_live_files_of_another_kind_are_refused(live: Gateway, arms: list[Upstream], content: bytes) -> None:
+    (live.folder / ROUTES).write_bytes(content)
     with pytest.raises(ExperimentError, match="Another thinktwice wrote it, or a hand"):
-        put(door, at(arms, 0.5, door.port))
-    assert (door.folder / ROUTES).read_bytes() == content
+        put(live, at(arms, 0.5, live.port))
+    assert (live.folder / ROUTES).read_bytes() == content

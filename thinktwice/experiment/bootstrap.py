@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from thinktwice.experiment.door import MAX_HEADER_KB, door_filters, local_replies
 from thinktwice.experiment.gateway_config import OWN_HEADERS, SERVED_ARM, UNIT_HEADER, GatewayConfig
+from thinktwice.experiment.ingress import MAX_HEADER_KB, ingress_filters, local_replies
 from thinktwice.experiment.routes import CLUSTERS, METADATA, OVERWRITE, READY, ROUTE_CONFIG, ROUTES, Json, Rendered
 
 ACCESS_LOG, PROBE_LOG, ADMIN_SOCKET = "access.log", "probes.log", "admin.sock"
@@ -53,7 +53,7 @@ def bootstrap(config: GatewayConfig, node: str = "gateway-1", probe: str | None 
         "@type": _type("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"),
         "stat_prefix": "in",
         "codec_type": "AUTO",
-        "http_filters": [*door_filters(config, READY), router],
+        "http_filters": [*ingress_filters(config, READY), router],
         "local_reply_config": local_replies(config),
         "early_header_mutation_extensions": [
             {

@@ -13,9 +13,9 @@ from itertools import accumulate, pairwise
 
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.assignment import HOLDOUT, NO_EXPERIMENT, OVERRIDE, TESTER, Range
-from thinktwice.experiment.door_check import check_door
 from thinktwice.experiment.file import BUCKETS, CONTROL, ExperimentFile
 from thinktwice.experiment.gateway_config import ARM, ENROLLED, EXPERIMENT, UNIT_HEADER
+from thinktwice.experiment.ingress_check import check_ingress
 from thinktwice.experiment.route_file import (
     Action,
     Cluster,
@@ -55,7 +55,7 @@ def read_split(routes: Content, clusters: Content) -> TrafficSplit:
         not {o.header.key.lower() for o in config.request_headers_to_add} & _OWN,
         "headers of the arms are the routes' to set",
     )
-    arms = check_door(hosts[0].routes)
+    arms = check_ingress(hosts[0].routes)
     _want(len(arms) >= 3, "the last three routes must be no-unit, bad-unit and split")
     *others, no_unit, bad_unit, split = arms
     missing = {"name": UNIT_HEADER, "present_match": True, "invert_match": True}
@@ -219,9 +219,9 @@ def _check_plain(route: Route, defined: set[str]) -> None:
 
 
 def _action(route: Route) -> Action:
-    """Where a route behind the door leads."""
+    """Where a route behind the ingress rules leads."""
     if route.route is None or route.direct_response is not None:
-        raise ExperimentError(f"routes refused: {route.name} must go to an arm: answers of the door come before it")
+        raise ExperimentError(f"routes refused: {route.name} must go to an arm: ingress rules come before it")
     _want(
         not route.response_headers_to_add and not route.typed_per_filter_config,
         f"{route.name} must change neither answers nor filters",

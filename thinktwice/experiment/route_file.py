@@ -84,7 +84,7 @@ class Match(_Shape):
 
 
 class Route(_Shape):
-    """Routed to an arm, or answered at the door."""
+    """Routed to an arm, or answered by an ingress rule."""
 
     name: str
     match: Match

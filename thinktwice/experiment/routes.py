@@ -14,7 +14,6 @@ from typing import Any
 
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.assignment import NO_EXPERIMENT, OVERRIDE, TESTER, BucketLayout, Range, layout_of
-from thinktwice.experiment.door import JSON_TYPE, door_routes, predict_paths
 from thinktwice.experiment.file import BUCKETS, CONTROL, UNIT, ExperimentFile
 from thinktwice.experiment.gateway_config import (
     ARM,
@@ -25,6 +24,7 @@ from thinktwice.experiment.gateway_config import (
     Endpoint,
     GatewayConfig,
 )
+from thinktwice.experiment.ingress import JSON_TYPE, ingress_routes, predict_paths
 from thinktwice.files import sha256_text
 
 FORMAT = 2  # of the rendered files; one of another version is refused
@@ -76,7 +76,7 @@ def render(
         endpoints: replicas by cluster (:func:`cluster_of`).
         serial: number of this write; it makes the version differ from every earlier one.
         secret: value that, as ``x-force-arm: <cluster>:<secret>``, chooses an arm for one request; it is read from a file of
-            its own, never from the experiment file. None offers no such door.
+            its own, never from the experiment file. None offers no such way.
 
     Raises:
         ExperimentError: an arm has no endpoint, or experiments cannot stand beside one another.
@@ -109,7 +109,7 @@ def _route_config(
     config: GatewayConfig,
     secret: str | None,
 ) -> Json:
-    routes = door_routes(config)
+    routes = ingress_routes(config)
     if secret is not None:
         if not re.fullmatch(r"[!-~]{16,200}", secret):
             raise ExperimentError(

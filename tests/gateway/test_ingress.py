@@ -33,7 +33,7 @@ def arm() -> Iterator[Upstream]:
 
 
 @pytest.fixture(scope="module")
-def door(arm: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def live(arm: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     declared = declare(
         {"control": arm.port}, head_timeout=1, request_timeout=2, max_body_bytes=MOST, max_connections=40
     )
@@ -41,10 +41,10 @@ def door(arm: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ga
         yield found
 
 
-def talk(door: Gateway, message: bytes, limit: float = 20.0) -> bytes:
+def talk(live: Gateway, message: bytes, limit: float = 20.0) -> bytes:
     """The first answer, or what came of it until the gateway ended the connection."""
     found = b""
-    with socket.create_connection(("127.0.0.1", door.port), timeout=limit) as connection:
+    with socket.create_connection(("127.0.0.1", live.port), timeout=limit) as connection:
         try:
             connection.sendall(message)
             while part := connection.recv(1 << 16):
@@ -79,10 +79,10 @@ paths = st.one_of(
 
 @settings(repeatable, max_examples=150)
 @given(methods, paths)
-def test_only_a_post_to_a_predict_path_reaches_an_arm(door: Gateway, arm: Upstream, method: str, path: str) -> None:
+def test_only_a_post_to_a_predict_path_reaches_an_arm(live: Gateway, arm: Upstream, method: str, path: str) -> None:
     before = len(predictions(arm))
     answer = talk(
-        door, f"{method} {path} HTTP/1.1\r\nhost: h\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{{}}".encode()
+        live, f"{method} {path} HTTP/1.1\r\nhost: h\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{{}}".encode()
     )
     came = predictions(arm)[before:]
     good = method == "POST" and path.removeprefix("http://h") in (V1, V2)
@@ -109,12 +109,12 @@ def test_only_a_post_to_a_predict_path_reaches_an_arm(door: Gateway, arm: Upstre
         ("\r\n".join(f"x{i}: y" for i in range(120)), 431),
     ],
 )
-def test_headers_that_are_refused(door: Gateway, arm: Upstream, fields: str, code: int) -> None:
+def test_headers_that_are_refused(live: Gateway, arm: Upstream, fields: str, code: int) -> None:
     before = len(predictions(arm))
     message = f"POST {V1} HTTP/1.1\r\nhost: h\r\nconnection: close\r\ncontent-length: 2\r\n{fields}\r\n\r\n{{}}".encode(
         "latin-1"
     )
-    answer = talk(door, message)
+    answer = talk(live, message)
     assert int(answer.split(b" ", 2)[1]) == code
     assert len(predictions(arm)) - before == (code == 200)
     if code != 200:
@@ -123,11 +123,11 @@ def test_headers_that_are_refused(door: Gateway, arm: Upstream, fields: str, cod
 
 @pytest.mark.parametrize("size", [MOST, MOST + 1, 10 * MOST])
 @pytest.mark.parametrize("chunked", [False, True])
-def test_bodies_are_bounded_however_they_are_sent(door: Gateway, arm: Upstream, size: int, chunked: bool) -> None:
+def test_bodies_are_bounded_however_they_are_sent(live: Gateway, arm: Upstream, size: int, chunked: bool) -> None:
     before = len(predictions(arm))
     framing = "transfer-encoding: chunked" if chunked else f"content-length: {size}"
     body = b"%x\r\n%s\r\n0\r\n\r\n" % (size, b" " * size) if chunked else b" " * size
-    answer = talk(door, f"POST {V1} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n{framing}\r\n\r\n".encode() + body)
+    answer = talk(live, f"POST {V1} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n{framing}\r\n\r\n".encode() + body)
     good = size <= MOST
     assert len(predictions(arm)) - before == good
     if good:
@@ -137,8 +137,8 @@ def test_bodies_are_bounded_however_they_are_sent(door: Gateway, arm: Upstream, 
         assert answer.startswith(b"HTTP/1.1 413") and json.loads(answer.partition(b"\r\n\r\n")[2])["field"] == "body"
 
 
-def test_a_body_that_is_announced_too_large_is_refused_before_it_is_sent(door: Gateway) -> None:
-    answer = talk(door, f"POST {V1} HTTP/1.1\r\nhost: h\r\ncontent-length: {MOST + 1}\r\n\r\n".encode())
+def test_a_body_that_is_announced_too_large_is_refused_before_it_is_sent(live: Gateway) -> None:
+    answer = talk(live, f"POST {V1} HTTP/1.1\r\nhost: h\r\ncontent-length: {MOST + 1}\r\n\r\n".encode())
     assert answer.startswith(b"HTTP/1.1 413") and b'"field":"body"' in answer
 
 
@@ -154,18 +154,18 @@ def test_a_body_that_is_announced_too_large_is_refused_before_it_is_sent(door: G
     ],
     ids=["nothing", "a letter", "half a line", "half the headers", "half a body", "half a chunk"],
 )
-def test_a_slow_client_costs_no_arm_anything(door: Gateway, arm: Upstream, message: bytes, tmp_path: Path) -> None:
+def test_a_slow_client_costs_no_arm_anything(live: Gateway, arm: Upstream, message: bytes, tmp_path: Path) -> None:
     if not message:  # a connection without a request is kept longer: that of a client that will ask again
         with gateway(tmp_path, declare({"control": arm.port}, idle_timeout=1)) as other:
             assert talk(other, message) == b""
         return
     before = len(predictions(arm))
-    answer = talk(door, message)
+    answer = talk(live, message)
     assert answer == b"" or answer.split(b" ", 2)[1] in (b"408", b"400"), answer
     assert len(predictions(arm)) == before
 
 
-def test_bare_line_feeds_reach_an_arm_as_one_plain_request(door: Gateway, arm: Upstream) -> None:
+def test_bare_line_feeds_reach_an_arm_as_one_plain_request(live: Gateway, arm: Upstream) -> None:
     """Envoy takes a bare line feed for the end of a line, as the standard allows. No server sees one, so none can disagree."""
     hidden = b"x: y\nhost: h\ncontent-length: 5"
     for message in (
@@ -175,22 +175,22 @@ def test_bare_line_feeds_reach_an_arm_as_one_plain_request(door: Gateway, arm: U
         b"POST %s HTTP/1.1\r\nhost: h\r\nconnection: close\r\nx: a\rb\r\ncontent-length: 2\r\n\r\n{}" % V1.encode(),
     ):
         before = len(arm.heads)
-        answer = talk(door, message)
+        answer = talk(live, message)
         for head in arm.heads[before:]:
             assert head.count(b"\n") == head.count(b"\r\n") == head.count(b"\r")
             assert head.lower().count(b"content-length:") == 1 and b"HTTP/1.1" not in head.split(b"\r\n", 1)[1]
         assert len(arm.heads) - before <= 1 + answer.count(b"HTTP/1.1 200"), "no second request was hidden in it"
 
 
-def test_connections_are_bounded_and_come_back(door: Gateway) -> None:
+def test_connections_are_bounded_and_come_back(live: Gateway) -> None:
     held = []
     try:
         for _ in range(60):
-            one = socket.create_connection(("127.0.0.1", door.port), timeout=5)
+            one = socket.create_connection(("127.0.0.1", live.port), timeout=5)
             one.sendall(b"POST")
             held.append(one)
         end = time.monotonic() + 10
-        while door.admin.stats()["http.in.downstream_cx_active"] > 40:
+        while live.admin.stats()["http.in.downstream_cx_active"] > 40:
             assert time.monotonic() < end
             time.sleep(0.05)
     finally:
@@ -199,7 +199,7 @@ def test_connections_are_bounded_and_come_back(door: Gateway) -> None:
     end = time.monotonic() + 10
     while True:
         try:
-            if ask(door.url, V1, {}).status == 200:
+            if ask(live.url, V1, {}).status == 200:
                 return
         except OSError:
             pass
@@ -207,9 +207,9 @@ def test_connections_are_bounded_and_come_back(door: Gateway) -> None:
         time.sleep(0.1)
 
 
-def test_lists_and_readiness_are_the_gateways_own(door: Gateway, arm: Upstream) -> None:
+def test_lists_and_readiness_are_the_gateways_own(live: Gateway, arm: Upstream) -> None:
     end = time.monotonic() + 20
-    while ask(door.url, "/v2/health/ready", None, method="GET").status != 200:
+    while ask(live.url, "/v2/health/ready", None, method="GET").status != 200:
         assert time.monotonic() < end
         time.sleep(0.1)
     for path, content in (
@@ -220,47 +220,51 @@ def test_lists_and_readiness_are_the_gateways_own(door: Gateway, arm: Upstream) 
         ("/v2/health/ready", {"ready": True}),
         ("/v2/models/ctr/ready", {"name": "ctr", "ready": True}),
     ):
-        reply = ask(door.url, path, None, method="GET")
+        reply = ask(live.url, path, None, method="GET")
         assert (reply.status, reply.json, reply.headers["content-type"]) == (200, content, "application/json")
-        assert ask(door.url, path, {}, method="POST").status == 405
+        assert ask(live.url, path, {}, method="POST").status == 405
     arm.mode = "500"  # it lives, and predicts nothing
     try:
         end = time.monotonic() + 20
-        while ask(door.url, "/v2/health/ready", None, method="GET").status != 503:
+        while ask(live.url, "/v2/health/ready", None, method="GET").status != 503:
             assert time.monotonic() < end
             time.sleep(0.1)
-        assert ask(door.url, "/v1/models/ctr", None, method="GET").json == {"name": "ctr", "ready": False}
-        assert ask(door.url, "/v2/health/live", None, method="GET").status == 200
-        assert ask(door.url, V1, {}).status == 500, "it is asked all the same: it may be well for the next request"
+        assert ask(live.url, "/v1/models/ctr", None, method="GET").json == {"name": "ctr", "ready": False}
+        assert ask(live.url, "/v2/health/live", None, method="GET").status == 200
+        assert ask(live.url, V1, {}).status == 500, "it is asked all the same: it may be well for the next request"
     finally:
         arm.mode = "ok"
 
 
-def test_what_the_door_refuses_is_in_the_log_and_what_it_answers_is_not(door: Gateway) -> None:
+def test_what_the_gateway_refuses_is_in_the_log_and_what_it_answers_is_not(live: Gateway) -> None:
     for method, path, request in (
         ("PUT", V1, "a-put"),
         ("POST", "/nothing", "a-path"),
         ("GET", "/v1/models", "a-list"),
     ):
-        ask(door.url, path, None, {"X-Request-Id": request}, method=method)
-    lines = {line["request_id"]: line for line in log_lines(door, {"a-put", "a-path"})}
-    assert (lines["a-put"]["route"], lines["a-put"]["code"], lines["a-put"]["assigned"]) == ("door-method", 405, None)
-    assert lines["a-path"]["route"] == "door-path" and "a-list" not in lines
+        ask(live.url, path, None, {"X-Request-Id": request}, method=method)
+    lines = {line["request_id"]: line for line in log_lines(live, {"a-put", "a-path"})}
+    assert (lines["a-put"]["route"], lines["a-put"]["code"], lines["a-put"]["assigned"]) == (
+        "ingress-method",
+        405,
+        None,
+    )
+    assert lines["a-path"]["route"] == "ingress-path" and "a-list" not in lines
 
 
 def test_a_shadow_gets_copies_and_harms_nobody(arm: Upstream, tmp_path: Path) -> None:
     with upstreams("t1") as (shadow,):
         ports = {"control": arm.port, "exp1/t1": shadow.port}
         declared = declare(ports, [experiment("exp1")], shadow=["exp1/t1"])
-        with gateway(tmp_path, declared) as door:
-            with load(door.port, 100) as found:
+        with gateway(tmp_path, declared) as live:
+            with load(live.port, 100) as found:
                 time.sleep(0.5)
                 shadow.mode = "slow"
                 time.sleep(0.5)
                 shadow.kill()
                 time.sleep(0.5)
             assert not found.bad() and set(found.arms.values()) == {"control"}
-            lines = [line for line in log_lines(door, set(found.statuses)) if line["request_id"] in found.statuses]
+            lines = [line for line in log_lines(live, set(found.statuses)) if line["request_id"] in found.statuses]
             assert len(lines) == len(found.statuses), "copies are in no access log"
         copies = [head for head in shadow.heads if b"-shadow\r\n" in head]
         assert len(copies) > 20 and copies == shadow.heads

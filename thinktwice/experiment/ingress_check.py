@@ -26,58 +26,58 @@ GOOD_IDS, BAD_IDS = ("a", "00000000-0000-4000-8000-000000000001", " " * 128), ("
 SMALL, LARGE = ("0", "1023"), str(2**40)
 
 
-def check_door(routes: Sequence[Route]) -> list[Route]:
+def check_ingress(routes: Sequence[Route]) -> list[Route]:
     """The routes behind those that answer by themselves, once these have refused what they must.
 
     Raises:
         ExperimentError: a request that must be refused would pass, or one that must pass would not.
     """
-    door = [route for route in routes if route.direct_response is not None]
-    first = list(routes[: len(door)])
-    _want(first == door and bool(door), "answers of the door must come before all routes to arms")
-    for route in door:
+    rules = [route for route in routes if route.direct_response is not None]
+    first = list(routes[: len(rules)])
+    _want(first == rules and bool(rules), "ingress rules must come before all routes to arms")
+    for route in rules:
         _want(route.route is None and route.match.prefix == "/", f"{route.name} must answer and not route")
         own = not route.request_headers_to_add and not route.request_headers_to_remove and route.metadata is None
         _want(own, f"{route.name} must not touch requests")
-    model = _model(door)
+    model = _model(rules)
     predict = (f"/v1/models/{model}:predict", f"/v2/models/{model}/infer")
     for path in predict:
         for kind in GOOD_TYPES:
             for request_id in GOOD_IDS:
                 for size in (None, *SMALL):
-                    _expect(door, (), path, kind=kind, request_id=request_id, size=size)
+                    _expect(rules, (), path, kind=kind, request_id=request_id, size=size)
         for method in METHODS:
-            _expect(door, (405,), path, method=method)
+            _expect(rules, (405,), path, method=method)
         for more in AROUND:
-            _expect(door, (404,), path + more)
+            _expect(rules, (404,), path + more)
         for kind in FORMS:
-            _expect(door, (415,), path, kind=kind)
+            _expect(rules, (415,), path, kind=kind)
         for request_id in BAD_IDS:
-            _expect(door, (400,), path, request_id=request_id)
-        _expect(door, (413,), path, size=LARGE)
+            _expect(rules, (400,), path, request_id=request_id)
+        _expect(rules, (413,), path, size=LARGE)
     for other in OTHER_PATHS:
         for method in ("POST", "GET", "PUT"):
-            _expect(door, (404,), other.format(model), method=method)
+            _expect(rules, (404,), other.format(model), method=method)
     for path in ("/", "/v1/models", "/v2", "/v2/health/live", f"/v2/models/{model}"):
-        _expect(door, (200,), path, method="GET")
+        _expect(rules, (200,), path, method="GET")
         for method in ("POST", "PUT", "HEAD"):
-            _expect(door, (405,), path, method=method)
-    return list(routes[len(door) :])
+            _expect(rules, (405,), path, method=method)
+    return list(routes[len(rules) :])
 
 
-def _model(door: Sequence[Route]) -> str:
+def _model(rules: Sequence[Route]) -> str:
     """The model whose paths pass, as the list of models names it."""
-    for route in door:
+    for route in rules:
         matchers = [h.get("string_match") for h in route.match.headers if h.get("name") == ":path"]
         for matcher in matchers:
             exact = matcher.get("exact") if isinstance(matcher, dict) else None
             if isinstance(exact, str) and (found := re.fullmatch(r"/v2/models/([A-Za-z0-9_-]+)", exact)):
                 return found[1]
-    raise ExperimentError("routes refused: the door answers for no model at /v2/models/NAME")
+    raise ExperimentError("routes refused: no rule answers for a model at /v2/models/NAME")
 
 
 def _expect(
-    door: Sequence[Route],
+    rules: Sequence[Route],
     statuses: tuple[int, ...],
     path: str,
     *,
@@ -89,11 +89,11 @@ def _expect(
     """Prove that a request gets one of these answers; none of them: that it passes."""
     given = {":path": path, ":method": method, "content-type": kind, "x-request-id": request_id, "content-length": size}
     headers = {name: value for name, value in given.items() if value is not None}
-    found = next((r for r in door if all(_holds(m, headers, r.name) for m in r.match.headers)), None)
+    found = next((r for r in rules if all(_holds(m, headers, r.name) for m in r.match.headers)), None)
     status = found.direct_response.status if found is not None and found.direct_response is not None else None
     good = status in statuses if statuses else status is None
     wanted = " or ".join(map(str, statuses)) or "pass"
-    _want(good, f"the door answers {method} {path} ({kind}, {size} bytes) with {status}, it must {wanted}")
+    _want(good, f"the ingress rules answer {method} {path} ({kind}, {size} bytes) with {status}, it must {wanted}")
 
 
 def _holds(matcher: Mapping[str, Any], headers: Mapping[str, str], where: str) -> bool:

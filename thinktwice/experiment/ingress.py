@@ -51,7 +51,7 @@ def readiness(model: str) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def door_routes(config: GatewayConfig) -> list[Json]:
+def ingress_routes(config: GatewayConfig) -> list[Json]:
     """Routes with an answer of their own, in the order in which they are tried."""
     predict = predict_paths(config.model)
     is_predict = _path(*predict)
@@ -84,7 +84,7 @@ def too_large(most: int) -> str:
     return f"the body is too large, at most {most} bytes are accepted: send fewer rows"
 
 
-def door_filters(config: GatewayConfig, ready_cluster: str) -> list[Json]:
+def ingress_filters(config: GatewayConfig, ready_cluster: str) -> list[Json]:
     """HTTP filters before the router: readiness by whether ``ready_cluster`` is healthy, and whole bodies only.
 
     A body is collected before an arm sees the request: a slow client then holds a connection of the gateway and none of a server, and
@@ -161,7 +161,7 @@ def _error(field: str) -> Json:
 def _answer(name: str, headers: list[Json], status: int, body: Any, more: dict[str, str] | None = None) -> Json:
     text = body if isinstance(body, str) else json.dumps(body)
     route: Json = {
-        "name": f"door-{name}",
+        "name": f"ingress-{name}",
         "match": {"prefix": "/", "headers": headers},
         "direct_response": {"status": status, "body": {"inline_string": text}},
         # Answered at once: what follows the headers is not waited for.
