@@ -31,6 +31,7 @@ COMMANDS = {
     "drift",
     "evaluate",
     "experiment",
+    "gateway",
     "load",
     "openapi",
     "pipeline",
@@ -130,6 +131,7 @@ SHARED = {
     },
     "--work": {
         *(("experiment", name) for name in ("decide", "list", "replay", "report", "status")),
+        *(("gateway", name) for name in ("check", "reload", "run", "status")),
         ("drift",), ("evaluate",), ("load",), ("openapi",), ("pipeline", "run"), ("pipeline", "upload"), ("score",), ("serve",),
         ("skew",),
     },

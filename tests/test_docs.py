@@ -99,6 +99,7 @@ def test_no_command_is_tested_that_the_documents_dropped() -> None:
         "bench-combinations",
         "bench-serving",
         "bench-experiment",
+        "bench-gateway",
         "clean",
     ],
 )

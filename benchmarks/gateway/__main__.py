@@ -70,7 +70,7 @@ def main() -> None:
         print("cost: measured", flush=True)
         result["ramp"] = ramp(folder / "ramp", rates["ramp"], 1 if quick else 10)
         print("reloads: measured", flush=True)
-        result["faults"] = {k: fault(folder / k, k, rates["fault"], 2.0 if quick else 6.0) for k in FAULTS}
+        result["faults"] = {k: fault(folder / k, k, rates["fault"], 2.0 if quick else 8.0) for k in FAULTS}
         print("faults: measured", flush=True)
         result["units"] = units(folder / "units", 1_000 if quick else 10_000, rates["units"])
     envoy = subprocess.run([str(find_envoy()), "--version"], capture_output=True, text=True, check=True).stdout

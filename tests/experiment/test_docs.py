@@ -1,4 +1,4 @@
-"""Every command of docs/experiments.md, in its order."""
+"""Every command of docs/experiments.md, in its order; those of the gateway are run by tests/gateway/test_docs.py."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "experiments.md"
 def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     a_log(tmp_path / "clean.parquet")
-    lines = [
-        line for block in re.findall(r"^```\n(.*?)^```", PAGE.read_text(), re.M | re.S) for line in block.splitlines()
-    ]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    assert {language for language, _ in blocks} == {"", "sh", "yaml", "python"}, "sh: of the gateway"
+    lines = [line for language, block in blocks if language == "" for line in block.splitlines()]
     commands = []
     for line in lines:
         words = shlex.split(line)
