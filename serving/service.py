@@ -35,6 +35,7 @@ from serving.telemetry.prediction_log import PredictionLog, ServedRequest
 from serving.telemetry.state import Trouble
 from serving.telemetry.tracing import Tracing
 from thinktwice.errors import FeatureStoreError, OverloadedError, RequestError
+from thinktwice.experiment.gateway_config import SERVED_ARM
 
 BINARY = "application/octet-stream"
 FORMS = (
@@ -211,6 +212,8 @@ class Service:
         if self.config.access_log:
             self._access_log(context, reply, spent)
         reply.headers[REQUEST_ID] = reply.headers[OWN_REQUEST_ID] = context.request_id
+        if self.config.arm:
+            reply.headers[SERVED_ARM] = self.config.arm
         return reply
 
     def _answer_or_error(self, body: Any, headers: Mapping[str, str], context: _RequestContext) -> HTTPResponse:

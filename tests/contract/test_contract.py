@@ -62,7 +62,7 @@ def both(servers: Servers, path: str, body: Any, headers: Mapping[str, str] | No
     """The one answer of both servers."""
     first, second = (ask(servers.url[name], path, body, headers) for name in ("torchserve", "kserve"))
     assert (first.status, first.body) == (second.status, second.body), (first, second)
-    for name in ("content-type", "retry-after", "x-ctr-request-id" if headers else "content-type"):
+    for name in ("content-type", "retry-after", "x-served-arm", "x-ctr-request-id" if headers else "content-type"):
         assert first.headers.get(name) == second.headers.get(name), name
     return second
 
@@ -125,6 +125,7 @@ def test_good_requests(servers: Servers, path: str, body: Any) -> None:
     assert reply.status == 200
     assert reply.headers["content-type"] == "application/json"
     assert reply.headers["x-ctr-request-id"] == reply.headers["x-request-id"] == "abc-1"
+    assert reply.headers["x-served-arm"] == "control"
     stages = reply.headers["server-timing"].split(", ")
     names = ["queue", "parse", "features", "encode", "engine", "respond", "total"]
     assert [stage.split(";dur=")[0] for stage in stages] == names
