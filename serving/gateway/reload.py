@@ -107,7 +107,7 @@ def reload(declared: Declared, folder: Path, envoy: Path | None, admin: Admin, p
             _put_clusters(folder, _union(live, rendered), admin)
             _put_routes(folder, rendered, admin)
             probes = probe_arms(declared, folder, probe)
-        except (ExperimentError, ServerError, OSError):
+        except BaseException:  # Ctrl-C too
             _restore(folder, live)
             raise
         _put_clusters(folder, rendered.clusters, admin)  # only now: the old routes named what goes

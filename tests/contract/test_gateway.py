@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import urllib.parse
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from serving.gateway.access_log import access_logs, count_lines
 from tests.contract.conftest import Servers
-from tests.contract.test_contract import ONE, V1, ask
+from tests.contract.test_contract import ONE, V1, V2, ask
 from tests.experiment.files import experiment
 from tests.gateway.gateways import declare, gateway, log_lines
 from thinktwice.client import Client
@@ -17,6 +18,29 @@ from thinktwice.errors import RequestError
 from thinktwice.experiment.assignment import assign, layout_of
 
 pytestmark = pytest.mark.server
+
+
+def test_lists_and_health_are_those_of_the_kserve_predictor(servers: Servers, tmp_path: Path) -> None:
+    """TorchServe behind the gateway: a caller sees no difference."""
+    port = urllib.parse.urlsplit(servers.url["torchserve"]).port or 0
+    with gateway(tmp_path, declare({"control": port})) as live:
+        end = time.monotonic() + 30
+        while ask(live.url, "/v2/health/ready", None, method="GET").status != 200:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        paths = ("/", "/v1/models", "/v1/models/ctr", "/v2", "/v2/health/live", "/v2/health/ready")
+        for path in (*paths, "/v2/models/ctr", "/v2/models/ctr/ready"):
+            through, kserve = (ask(url, path, None, method="GET") for url in (live.url, servers.url["kserve"]))
+            assert (through.status, through.json) == (kserve.status, kserve.json), path
+        for method, path in (
+            ("GET", V1),
+            ("PUT", V2),
+            ("GET", "/v2/models/other/ready"),
+            ("POST", "/v1/models/other:predict"),
+        ):
+            through, kserve = (ask(url, path, None, method=method) for url in (live.url, servers.url["kserve"]))
+            assert (through.status, through.json["field"]) == (kserve.status, kserve.json["field"]), path
+            assert through.headers.get("allow") == kserve.headers.get("allow")
 
 
 def test_users_get_their_arm_and_the_same_answers_as_without_a_gateway(servers: Servers, tmp_path: Path) -> None:

@@ -171,6 +171,38 @@ def test_what_envoy_or_a_probe_refuses_is_undone(
     assert files(live) == before
 
 
+def test_a_kill_at_any_moment_leaves_what_the_next_reload_repairs(
+    live: Gateway, arms: list[Upstream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C puts the old files back; after a kill they stay as they are: new clusters beside old routes, which harm nobody."""
+    before = files(live)
+    ports = {"control": arms[0].port, "exp1/t1": arms[1].port, "exp1/t2": arms[2].port}
+    stopped = at(arms, 0.0, live.port)
+    other = declare(ports, [experiment("exp1", arms=3, coverage=0.5)], port=live.port)
+    put(live, stopped)
+    before = files(live)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with load(live.port, 100) as found:
+        monkeypatch.setattr(reloading, "_put_routes", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            put(live, other)
+        assert files(live) == before
+        monkeypatch.setattr(reloading, "_restore", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            put(live, other)
+        assert files(live)[0] == before[0] and files(live)[1] != before[1]
+        (live.folder / ".rds.json.x.part").write_text("{")  # what a kill in the middle of a write leaves
+        monkeypatch.undo()
+        put(live, other)
+    assert not found.bad()
+    layout = layout_of(other.experiments)
+    for number in range(20):
+        assert arm_of(live, f"u{number}") == assign(layout, f"u{number}").arm
+
+
 def test_two_reloads_at_once(live: Gateway, arms: list[Upstream]) -> None:
     results: list[str] = []
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.metadata import version
 from typing import Any
 
 from thinktwice.experiment.gateway_config import GatewayConfig
@@ -31,13 +32,13 @@ def predict_paths(model: str) -> tuple[str, str]:
 
 
 def listed(model: str) -> dict[str, Any]:
-    """Bodies by path that the gateway answers itself to a GET, whatever the arms do."""
+    """Bodies by path that the gateway answers itself to a GET, whatever the arms do: those of the KServe predictor."""
     return {
         "/": {"status": "alive"},
         "/v2/health/live": {"live": True},
         "/v1/models": {"models": [model]},
-        "/v2": {"name": "thinktwice", "version": "", "extensions": ["binary_tensor_data"]},
-        f"/v2/models/{model}": {"name": model, "versions": [], "platform": "thinktwice", "inputs": [], "outputs": []},
+        "/v2": {"name": "thinktwice", "version": version("thinktwice"), "extensions": ["binary_tensor_data"]},
+        f"/v2/models/{model}": {"name": model, "versions": None, "platform": "", "inputs": [], "outputs": []},
     }
 
 
