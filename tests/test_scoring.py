@@ -148,7 +148,7 @@ def test_columns_may_have_the_names_of_the_log(tmp_path: Path):
         (lambda rows: rows.with_columns(genre=pl.lit("x" * 600)), "column 'genre', row 0: 'x+...' is too long"),
         (lambda rows: rows.with_columns(genre=pl.lit("a\0b")), "contains NUL"),
         (lambda rows: rows.with_columns(genre=pl.lit([1])), "column 'genre' has type"),
-        (lambda rows: rows.with_columns(user_id=pl.lit(2.0**53)), "too large to tell whole numbers apart"),
+        (lambda rows: rows.with_columns(user_id=pl.lit(2.0**53)), "too large to represent integers exactly"),
         (lambda rows: rows.with_columns(cover=pl.lit([1.0, 2.0])), "is not a list of 3 finite numbers"),
         (lambda rows: rows.with_columns(cover=pl.lit([1.0, 2.0, float("nan")])), "is not a list of 3 finite numbers"),
         (lambda rows: rows.with_columns(cover=pl.lit([1.0, 2.0, 1e39])), "is not a list of 3 finite numbers"),

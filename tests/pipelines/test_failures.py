@@ -84,7 +84,7 @@ def test_errors_that_are_no_exceptions_of_python_s_are_named_too(tmp_path: Path)
         (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
         (zipfile.BadZipFile("File is not a zip file"), "an archive is damaged (File is not a zip file)"),
         (PermissionError(13, "Permission denied", "/x/y"), "cannot use /x/y (Permission denied)"),
-        ("\udcff", "no valid UTF-8"),
+        ("\udcff", "not valid UTF-8"),
     ],
 )
 def test_what_a_user_can_mend_is_said_in_our_words(tmp_path: Path, error: BaseException | str, words: str):

@@ -15,7 +15,7 @@ def test_code_version_names_the_release_and_is_stable():
 
 def test_code_version_sees_every_room_and_no_tests():
     names = [name for name, _ in versions.source_files()]
-    for room in versions.ROOMS:
+    for room in versions.PACKAGES:
         assert any(name.startswith(f"{room}/") for name in names), room
     assert not any(
         name.startswith(("tests/", "thinktwice/demo", "thinktwice/console", "pipelines/golden")) for name in names

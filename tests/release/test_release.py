@@ -127,7 +127,7 @@ def test_an_archive_that_changes_after_its_hash_was_taken_is_refused(
 
     monkeypatch.setattr(archive_module, "_check_directory", late)
     words = (
-        r"TorchServe's files in the archive are others" if what.endswith(".yaml") else "weights.safetensors has SHA-256"
+        r"TorchServe's files in the archive differ from those it names" if what.endswith(".yaml") else "weights.safetensors has SHA-256"
     )
     with pytest.raises(BundleError, match=words):
         staged(release, tmp_path, keys[1])
@@ -317,7 +317,7 @@ def test_a_policy_asks_for_a_release(packed: Path, tmp_path: Path) -> None:
     archive = tmp_path / "archive" / "ctr.mar"
     assert stage(archive, None, tmp_path / "staged", ANY, []).bundle.is_dir()
     for policy in (ReleasePolicy(oldest=NOW), ReleasePolicy(pinned=("0" * 64,))):
-        with pytest.raises(BundleError, match=r"has no release\.json, and the settings ask for"):
+        with pytest.raises(BundleError, match=r"has no release\.json, and the settings require"):
             stage(archive, None, tmp_path / "again", policy, [])
 
 

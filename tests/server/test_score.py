@@ -214,10 +214,10 @@ WRONG = {
     "no features": (lambda rows: rows, [], "--features point-in-time"),
     "a word for a number": (lambda rows: rows.with_columns(bid=pl.lit("much")), ["--features", "online"], "column 'bid', row 0: 'much' is not a number"),
     "a list for a word": (lambda rows: rows.with_columns(slot=pl.lit(["a"])), ["--features", "online"], "column 'slot' has type"),
-    "a float for an id": (lambda rows: rows.with_columns(user_id=pl.lit(2.0**60)), ["--features", "online"], "too large to tell whole numbers apart"),
+    "a float for an id": (lambda rows: rows.with_columns(user_id=pl.lit(2.0**60)), ["--features", "online"], "too large to represent integers exactly"),
     "no request column": (lambda rows: rows, ["--features", "online", "--request", "page"], "no column 'page'"),
     "a column of that name": (lambda rows: rows.with_columns(probability=0.5), ["--features", "online"], "a column 'probability'"),
-    "no store": (lambda rows: rows, ["--features", "online", "--store", "nowhere"], "nowhere is no feature store"),
+    "no store": (lambda rows: rows, ["--features", "online", "--store", "nowhere"], "nowhere is not a feature store"),
     "no bundle": (lambda rows: rows, ["--bundle", "nowhere"], "nowhere is not a bundle"),
 }  # fmt: skip
 
