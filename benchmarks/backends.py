@@ -26,7 +26,7 @@ import torch
 
 from thinktwice.data.encoded import Batch
 from thinktwice.files import write_json
-from thinktwice.models import BackboneConfig, FieldSpace, build_backbone
+from thinktwice.models import FieldSpace, backbone_config, build_backbone
 from thinktwice.models.backends import Backend, Eager, parity_of, save_choice, verify_sizes
 from thinktwice.models.backends.backend import random_rows
 from thinktwice.models.backends.folded import can_fold
@@ -61,7 +61,7 @@ def space(fields: int, values: int) -> FieldSpace:
 def measure(name: str, size: str) -> dict[str, Any]:
     """The choice of packaging for one model, the times of all backends that give its scores, and their parities."""
     fields, values, trunk = SIZES[size]
-    model = build_backbone(BackboneConfig(name=name, **trunk), space(fields, values)).eval()  # type: ignore[arg-type]
+    model = build_backbone(backbone_config(name=name, **trunk), space(fields, values)).eval()  # type: ignore[arg-type]
     with torch.inference_mode():
         eager = Eager(model, None, model.fill())
     requests = [random_rows(model, max(ROWS), seed) for seed in range(REQUESTS)]

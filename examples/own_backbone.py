@@ -8,6 +8,7 @@ that declares it under the entry point group ``thinktwice.backbones``.
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,21 @@ from thinktwice.models import Backbone, BackboneConfig, FieldSpace, register_bac
 from thinktwice.models.backbone import mlp
 
 
-class Pooled(Backbone):
-    """An MLP over the mean of the field embeddings, plus the first-order weights. Hidden state: both, side by side."""
+class PooledConfig(BackboneConfig):
+    """The options of every backbone, and one of its own."""
 
-    def __init__(self, config: BackboneConfig, fields: FieldSpace) -> None:
+    name: Literal["pooled"] = "pooled"
+    pool: Literal["mean", "max"] = "mean"
+
+
+class Pooled(Backbone):
+    """An MLP over the pooled field embeddings, plus the first-order weights. Hidden state: both, side by side."""
+
+    config_class = PooledConfig
+
+    def __init__(self, config: PooledConfig, fields: FieldSpace) -> None:
         super().__init__(config, fields)
+        self.pool = config.pool
         self.mlp = mlp(config.dim, config.hidden, config.dropout)
         self.deep_width = config.hidden[-1] if config.hidden else config.dim
         self.out = nn.Linear(self.deep_width, 1, bias=False)
@@ -29,7 +40,8 @@ class Pooled(Backbone):
 
     def trunk(self, x_masked: Tensor) -> Tensor:
         """Hidden states [B, H] of field vectors [B, N, D]; the last number of a field vector is its first-order weight."""
-        deep = self.mlp(x_masked[..., :-1].mean(dim=1))
+        embeddings = x_masked[..., :-1]
+        deep = self.mlp(embeddings.amax(dim=1) if self.pool == "max" else embeddings.mean(dim=1))
         return torch.cat([deep, x_masked[..., -1].sum(dim=1, keepdim=True)], dim=-1)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -43,10 +55,11 @@ def main(out: Path, rows: int = 2000) -> dict[str, float | None]:
     thinktwice.ingest_log(None, out / "raw", source="sim", limit=rows)
     checked = thinktwice.validate_log(out / "raw", out / "checked")
     found = {}
-    for name in ("deepfm", "pooled"):
+    options = {"deepfm": {}, "pooled": {"pool": "mean"}}
+    for name, own in options.items():
         recipe = thinktwice.Recipe.model_validate(
             {
-                "model": {"name": name, "dim": 8, "hidden": [32]},
+                "model": {"name": name, "dim": 8, "hidden": [32], **own},
                 "pretrain": {"batch_size": 256, "epochs": 1},
                 "finetune": {"batch_size": 256, "table_l2": [1e-3], "augmentations": ["none"], "epochs": 4},
             }

@@ -1,4 +1,4 @@
-"""Your own trigger: which rows are escalated. Compared on test rows with entropy and with chance at the same rate.
+"""Your own trigger, with options of its own: which rows are escalated. Compared on test rows with entropy and with chance at the same rate.
 
     python examples/own_trigger.py OUT
 
@@ -14,19 +14,22 @@ import polars as pl
 
 import thinktwice
 from thinktwice.data.training_set import load_training_set
-from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.aggregators import Consistency
+from thinktwice.testtime.config import SecondLook, TestTimeConfig
 from thinktwice.testtime.engine import Engine, raw_rows
-from thinktwice.testtime.modes import preset
-from thinktwice.testtime.triggers import BasePass, Selection
-
-CUT = 0.15  # say, the probability from which on an impression is worth its price
-WIDTH = 0.5  # in log-odds
+from thinktwice.testtime.opinions.config import FeaturePaths
+from thinktwice.testtime.triggers import BasePass, Entropy, Random, Selection, Trigger
 
 
-def near_the_cut(config: TestTimeConfig, base_pass: BasePass) -> Selection:
-    """Rows whose score may still change sides. Signal [B]: 1 at the cut, 0 at WIDTH from it."""
-    signal = 1 - np.abs(base_pass.logit - np.log(CUT / (1 - CUT))) / WIDTH
-    return Selection(signal, signal > config.threshold)
+class NearTheCut(Trigger):
+    """Rows whose score may still change sides. Signal [B]: 1 at the cut, 0 at ``width`` from it."""
+
+    cut: float = 0.15  # say, the probability from which on an impression is worth its price
+    width: float = 0.5  # in log-odds
+
+    def mark(self, base_pass: BasePass) -> Selection:
+        signal = 1 - np.abs(base_pass.logit - np.log(self.cut / (1 - self.cut))) / self.width
+        return Selection(signal, signal > 0)
 
 
 def logloss(label: np.ndarray, probability: np.ndarray) -> float:
@@ -43,24 +46,24 @@ def main(out: Path, rows: int = 2000) -> dict[str, tuple[float, float]]:
     test, encoded = data.rows("test"), data.part("test")
 
     # Feature paths for the escalated rows; every setting that a trigger does not decide is the same for all.
-    paths = preset("uttsi").model_copy(
-        update={"min_count": 0, "pair_share": 0.0, "trigger": "entropy", "threshold": 0.0}
+    paths = TestTimeConfig(
+        second_look=SecondLook(trigger=Entropy(), opinion=FeaturePaths(aggregator=Consistency(), shrink=True))
     )
 
     def engine(config: TestTimeConfig) -> Engine:
         return Engine(bundle.model, bundle.engine.reliability, config, bundle.engine.calibration)
 
-    def at_rate(config: TestTimeConfig, rate: float) -> Engine:
-        threshold = float(np.quantile(raw_rows(engine(config), encoded).signal, 1 - rate))
-        return engine(config.model_copy(update={"threshold": threshold}))
+    def at_rate(kind: type[Entropy] | type[Random], rate: float) -> Engine:
+        signal = raw_rows(engine(paths.looking(trigger=kind())), encoded).signal
+        return engine(paths.looking(trigger=kind(threshold=float(np.quantile(signal, 1 - rate)))))
 
-    own = engine(paths).with_trigger(near_the_cut)
+    own = engine(paths).with_trigger(NearTheCut(cut=0.15))
     rate = float(raw_rows(own, encoded).escalated.mean())
     engines = {
-        "never": engine(paths.model_copy(update={"trigger": "never"})),
+        "never": engine(TestTimeConfig()),
         "near the cut": own,
-        "entropy": at_rate(paths, rate),
-        "random": at_rate(paths.model_copy(update={"trigger": "random"}), rate),
+        "entropy": at_rate(Entropy, rate),
+        "random": at_rate(Random, rate),
     }
     return {name: measure(replace(bundle, engine=e), test, name) for name, e in engines.items()}
 

@@ -256,7 +256,7 @@ class Scorer:
         self, request: Request, deadline: Deadline | None, extra_paths: bool, rows_after: int
     ) -> tuple[int | None, bool]:
         """Extra rows the request may ask, None where nothing but the configured cap limits it; whether load lowered it."""
-        cap = self.bundle.engine.config.max_path_rows
+        cap = self.bundle.engine.max_path_rows
         allowed = cap
         own = Deadline.of(request.deadline_ms, deadline)
         if own is not None and self._ms_per_path_row > 0.0:

@@ -20,7 +20,9 @@ from tests.pipelines.own_log import write_log
 from tests.serving.small import small
 from thinktwice.errors import BundleError, DataError, PipelineError, SchemaError
 from thinktwice.files import write_json
-from thinktwice.models import BACKBONES, BackboneConfig, register_backbone
+from thinktwice.models import BACKBONES, register_backbone
+from thinktwice.models.backbone import backbone_class
+from thinktwice.models.config import CONFIGS, BackboneConfig
 from thinktwice.models.deepfm import DeepFM
 
 __all__ = ["small"]
@@ -159,18 +161,32 @@ def test_mistakes_are_named(tmp_path: Path, small: Path):
 
 
 def test_a_backbone_of_an_installed_package_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "theirs.py").write_text("from thinktwice.models.deepfm import DeepFM\nclass Theirs(DeepFM): pass\n")
+    (tmp_path / "theirs.py").write_text(
+        "from thinktwice.models import BackboneConfig\n"
+        "from thinktwice.models.deepfm import DeepFM\n"
+        "class TheirsConfig(BackboneConfig):\n"
+        "    gain: float = 1.0\n"
+        "class Theirs(DeepFM):\n"
+        "    config_class = TheirsConfig\n"
+        "    def head(self, hidden):\n"
+        "        return self.config.gain * super().head(hidden)\n"
+    )
     info = tmp_path / "theirs-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[thinktwice.backbones]\ntheirs = theirs:Theirs\n")
     with pytest.raises(ValidationError, match="backbone 'theirs' is unknown, known are autoint, dcnv2, deepfm"):
-        BackboneConfig(name="theirs")
+        thinktwice.Recipe.model_validate({"model": {"name": "theirs"}})
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(BACKBONES, "theirs", DeepFM)  # so that the entry is removed after the test
-    del BACKBONES["theirs"]
-    assert BackboneConfig(name="theirs").name == "theirs"
-    assert BACKBONES["theirs"].__name__ == "Theirs"
+    monkeypatch.setitem(CONFIGS, "theirs", BackboneConfig)
+    del BACKBONES["theirs"], CONFIGS["theirs"]
+    recipe = thinktwice.Recipe.model_validate({"model": {"name": "theirs", "dim": 4, "hidden": [8], "gain": 0.5}})
+    assert recipe.model_dump()["model"]["gain"] == 0.5
+    assert thinktwice.Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+    with pytest.raises(ValidationError, match="cross_layers"):
+        thinktwice.Recipe.model_validate({"model": {"name": "theirs", "cross_layers": 2}})
+    assert backbone_class("theirs").__name__ == "Theirs" == BACKBONES["theirs"].__name__
     with pytest.raises(ValueError, match="'theirs' exists already"):
         register_backbone("theirs", DeepFM)
 

@@ -27,9 +27,9 @@ from pathlib import Path
 
 from thinktwice.evaluate.compare import evaluate
 from thinktwice.evaluate.package import write_candidate
-from thinktwice.pretrain import pretrain
+from thinktwice.pretrain.pretrain import pretrain
 from thinktwice.selection.fit import fit_test_time
-from thinktwice.train import finetune
+from thinktwice.train.finetune import finetune
 from thinktwice import recipes
 
 data, out = map(Path, sys.argv[1:])

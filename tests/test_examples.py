@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from thinktwice import models
+from thinktwice.models.config import CONFIGS
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -40,7 +41,8 @@ def test_own_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     for name, kind in list(models.BACKBONES.items()):
         monkeypatch.setitem(models.BACKBONES, name, kind)  # undone after the test
     monkeypatch.setitem(models.BACKBONES, "pooled", None)
-    del models.BACKBONES["pooled"]
+    monkeypatch.setitem(CONFIGS, "pooled", None)
+    del models.BACKBONES["pooled"], CONFIGS["pooled"]
     found = main_of("own_backbone")(tmp_path)
     assert set(found) == {"deepfm", "pooled"} and all(0.3 < auc < 1 for auc in found.values())
     assert capsys.readouterr().out.rstrip().endswith(": Pooled")

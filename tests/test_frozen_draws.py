@@ -25,9 +25,8 @@ from thinktwice.data.splits import SplitSpec, assign_split
 from thinktwice.monitor.record import AT, PART, USER
 from thinktwice.monitor.served import _in_share
 from thinktwice.splitmix import GOLDEN, mix
-from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.rowhash import hash_rows, uniforms
-from thinktwice.testtime.triggers import TRIGGERS, BasePass
+from thinktwice.testtime.triggers import BasePass, Random
 from thinktwice.validate.split import key_hash
 
 
@@ -60,7 +59,7 @@ def test_rows_and_their_draws() -> None:
 def test_the_random_trigger() -> None:
     rows = np.arange(12, dtype=np.uint64)
     seen = BasePass(np.zeros(12), np.zeros(12), np.zeros(12), rows)
-    marked = TRIGGERS["random"](TestTimeConfig(trigger="random", threshold=0.5, sampler="bernoulli"), seen)
+    marked = Random(threshold=0.5).mark(seen)
     assert np.flatnonzero(marked.escalate).tolist() == [4, 6, 9, 10, 11]
 
 

@@ -22,7 +22,7 @@ from thinktwice import Bundle, Scores, open_bundle, score_table
 from thinktwice.data.scoring_rows import event_times
 from thinktwice.errors import DataError, RequestError, SchemaError, ThinktwiceError
 from thinktwice.testtime.engine import Engine
-from thinktwice.testtime.triggers import Selection
+from thinktwice.testtime.triggers import BasePass, Budget, Selection, Trigger
 
 __all__ = ["small"]
 
@@ -72,7 +72,7 @@ def test_any_form_of_the_same_values_scores_the_same(form: str, bundle: Bundle, 
 def test_a_row_alone_scores_as_among_many_even_where_the_cap_would_bind(
     bundle: Bundle, rows: pl.DataFrame, expected: Scores
 ):
-    config = bundle.engine.config.model_copy(update={"max_path_rows": 10})
+    config = bundle.engine.config.looking(max_path_rows=10)
     engine = Engine(bundle.model, bundle.engine.reliability, config, bundle.engine.calibration)
     capped = dataclasses.replace(bundle, engine=engine)
     whole = score_table(capped, rows)
@@ -86,7 +86,7 @@ def test_a_row_alone_scores_as_among_many_even_where_the_cap_would_bind(
 
 
 def test_a_trigger_per_request_needs_requests(bundle: Bundle, rows: pl.DataFrame):
-    config = bundle.engine.config.model_copy(update={"trigger": "budget", "share": 0.5})
+    config = bundle.engine.config.looking(trigger=Budget(share=0.5))
     model = dataclasses.replace(bundle, engine=Engine(bundle.model, bundle.engine.reliability, config))
     with pytest.raises(SchemaError, match=r"per request .trigger 'budget'.: name the column"):
         score_table(model, rows)
@@ -227,10 +227,11 @@ def _holds_nan(value: Any) -> bool:
 def test_a_trigger_of_ones_own_decides(bundle: Bundle, rows: pl.DataFrame, expected: Scores):
     asked = np.arange(200) % 7 == 0
 
-    def every_seventh(config: Any, seen: Any) -> Selection:
-        return Selection(np.where(asked, 10.0, 0.0), asked)
+    class EverySeventh(Trigger):
+        def mark(self, seen: BasePass) -> Selection:
+            return Selection(np.where(asked, 10.0, 0.0), asked)
 
-    own = dataclasses.replace(bundle, engine=bundle.engine.with_trigger(every_seventh))
+    own = dataclasses.replace(bundle, engine=bundle.engine.with_trigger(EverySeventh()))
     assert ((score_table(own, rows).num_paths > 1) == asked).all()
     assert same(score_table(bundle, rows), expected)  # the engine it was made from is as before
 

@@ -24,13 +24,13 @@ from thinktwice.evaluate.bundles import recorded_evaluation
 from thinktwice.evaluate.compare import evaluate
 from thinktwice.evaluate.package import model_version, write_candidate
 from thinktwice.files import read_json, sha256_text
-from thinktwice.pretrain import pretrain
+from thinktwice.pretrain.pretrain import pretrain
 from thinktwice.recipes import Recipe
 from thinktwice.release.bundle import REPORT, REPORT_FILE, Bundle, load_bundle
 from thinktwice.schema import SCHEMA_FILE, LogSchema, load_schema
 from thinktwice.selection.config import search
 from thinktwice.selection.fit import fit_test_time
-from thinktwice.train import finetune
+from thinktwice.train.finetune import finetune
 from thinktwice.validate.judge import BrokenRule, broken_rules
 from thinktwice.validate.profile import profile_log, read_reference
 from thinktwice.validate.split import split_log

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pydantic import BaseModel, ConfigDict
 
 from thinktwice.errors import PipelineError
-from thinktwice.models.backbone import BackboneConfig
+from thinktwice.models.config import AnyBackboneConfig, AutoIntConfig, DCNv2Config, DeepFMConfig
 from thinktwice.pretrain.config import PretrainConfig
 from thinktwice.selection.config import FitConfig
 from thinktwice.train.config import FinetuneConfig
@@ -18,7 +18,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: BackboneConfig = BackboneConfig()
+    model: AnyBackboneConfig = DeepFMConfig()
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     testtime: FitConfig = FitConfig()
@@ -31,12 +31,12 @@ def default() -> Recipe:
 
 def dcnv2() -> Recipe:
     """The default with full-matrix cross layers in place of pairwise products: slower, for logs of many rows."""
-    return default().model_copy(update={"model": BackboneConfig(name="dcnv2")})
+    return default().model_copy(update={"model": DCNv2Config()})
 
 
 def autoint() -> Recipe:
     """The default with self-attention over the fields in place of pairwise products: the slowest of the three."""
-    return default().model_copy(update={"model": BackboneConfig(name="autoint")})
+    return default().model_copy(update={"model": AutoIntConfig()})
 
 
 def ml_1m() -> Recipe:
@@ -61,7 +61,7 @@ def ml_100k() -> Recipe:
 def tiny() -> Recipe:
     """For tests: seconds on a few thousand rows; the result is a working model, not a good one."""
     return Recipe(
-        model=BackboneConfig(dim=4, hidden=(16,)),
+        model=DeepFMConfig(dim=4, hidden=(16,)),
         pretrain=PretrainConfig(batch_size=256, epochs=1.0),
         finetune=FinetuneConfig(batch_size=256, table_l2=(1e-3,), augmentations=("none",), epochs=4.0),
     )

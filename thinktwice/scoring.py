@@ -14,7 +14,6 @@ from thinktwice.errors import DataError, SchemaError
 from thinktwice.release.bundle import Bundle
 from thinktwice.schema.values import can_spell, spelled
 from thinktwice.testtime.engine import Engine, Scored
-from thinktwice.testtime.triggers import OF_REQUESTS
 
 BLOCK_ROWS = 4096  # rows scored at once where rows stand alone
 MAX_REQUEST_ROWS = 1000  # a server takes no more in one request
@@ -67,10 +66,11 @@ def score_table(bundle: Bundle, rows: Rows, *, request: str | None = None) -> Sc
     """
     table = as_table(rows, bundle.schema, bundle.encoder)
     requests = None if request is None else request_starts(table, request)
-    if requests is None and bundle.engine.config.escalates and bundle.engine.config.trigger in OF_REQUESTS:
+    trigger = bundle.engine.trigger
+    if requests is None and trigger is not None and trigger.of_requests:
         raise SchemaError(
             f"model {bundle.manifest.model_version} chooses escalated rows per request (trigger "
-            f"{bundle.engine.config.trigger!r}): name the column that identifies requests"
+            f"{getattr(trigger, 'kind', type(trigger).__name__)!r}): name the column that identifies requests"
         )
     encoded = bundle.encoder.encode_table(read_fields(table, bundle.schema, bundle.encoder))
     parts = list(_scored(bundle.engine, encoded, requests))

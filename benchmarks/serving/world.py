@@ -18,6 +18,7 @@ from feature_repo.retrieve import training_set
 from feature_repo.store import build
 from serving.load.plan import requests_of
 from serving.scorer import open_scorer
+from thinktwice.calibration import Calibration
 from thinktwice.data.encoded import Batch
 from thinktwice.data.feature_tables import feature_service_name
 from thinktwice.data.ingest import simulate
@@ -26,20 +27,23 @@ from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import build_training_set, load_training_set
 from thinktwice.evaluate.package import write_bundle
 from thinktwice.files import write_json
-from thinktwice.models.backbone import BackboneConfig
+from thinktwice.models.config import DeepFMConfig
 from thinktwice.models.fields import FieldSpace
 from thinktwice.models.registry import build_backbone
-from thinktwice.models.store import Calibration, ModelInfo, save_model
+from thinktwice.models.store import ModelInfo, save_model
 from thinktwice.parquet import read_frame, write_frame
 from thinktwice.release.archive import ARCHIVE_FILE, MAR_MANIFEST
 from thinktwice.release.bundle import BundleIdentity, bundle_hash, load_bundle
 from thinktwice.schema import parse_schema
 from thinktwice.selection.config import FitConfig
+from thinktwice.testtime.base_pass import Gate, Plain
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Engine
-from thinktwice.testtime.modes import preset
+from thinktwice.testtime.modes import UTTSI_PATHS, preset
 from thinktwice.testtime.reliability import Reliability
+from thinktwice.testtime.samplers.bernoulli import Bernoulli
 from thinktwice.testtime.store import TestTime, save_test_time
+from thinktwice.testtime.triggers import Dual
 
 VERSION = "bench-20260101-1"
 SCHEMA = parse_schema(
@@ -64,7 +68,7 @@ SCHEMA = parse_schema(
     """,
     where="benchmarks/serving/world.py",
 )
-SIZES = BackboneConfig(dim=16, hidden=(128, 64))
+SIZES = DeepFMConfig(dim=16, hidden=(128, 64))
 OTHER_HANDLER = "benchmarks.serving.handler_{name}"  # a module with one class
 
 
@@ -116,7 +120,7 @@ def make_world(folder: Path, quick: bool) -> World:
     for name in ("off", "gate", "uttsi"):
         mode = _unsure_fifth(reliability, world) if name == "uttsi" else preset(name)
         if name == "gate":
-            mode = mode.model_copy(update={"strength": 2.0})
+            mode = mode.model_copy(update={"base": Gate(strength=2.0)})
         test_time = folder / f"test_time_{name}"
         test_time.mkdir()
         save_test_time(test_time, TestTime(mode, reliability, {}))
@@ -167,12 +171,14 @@ def with_handler(archive: Path, name: str, out: Path) -> Path:
 
 def _unsure_fifth(reliability: Reliability, world: World) -> TestTimeConfig:
     """A fifth of the rows of the load: requests lack context that the log has, and validation rows are less uncertain."""
-    config = preset("uttsi").model_copy(update={"min_count": 0, "pair_share": 0.0, "threshold": 2.0})
+    paths = UTTSI_PATHS.model_copy(update={"sampler": Bernoulli()})
+    usual = preset("uttsi").model_copy(update={"base": Plain()})
+    config = usual.looking(trigger=Dual(threshold=2.0), opinion=paths)
     plain = load_bundle(world.bundles["off"]).engine
     engine = Engine(plain.model, reliability, config, plain.calibration)
     signal = np.concatenate([engine.raw(batch, 0).signal for batch in served(world, 100, 50)])
     threshold = float(np.quantile(signal, 1 - FitConfig().explored_share))
-    return config.model_copy(update={"threshold": threshold, "signal_max": float(signal.max())})
+    return config.looking(trigger=Dual(threshold=threshold, signal_max=float(signal.max())))
 
 
 def _write_clean(config: SimConfig, out: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.testtime import latency, study
+from benchmarks.testtime.fillers import BlindConfig
 from benchmarks.testtime.plan import Part, trunks_of
 from thinktwice.selection.fit import fit_extras
 from thinktwice.selection.trial_model import TrialModel
@@ -46,10 +47,14 @@ def cost_table(parts: tuple[Part, ...], quick: bool) -> list[dict[str, Any]]:
             extras = Extras(extras.combinations, extras.heads, tuple(t.model for t in chain[1:]))
             trial_model = TrialModel(chain[0].model, chain[0].calibration, reliability, extras)
             chosen = {"off": TestTimeConfig()}
-            chosen |= {m.split("@")[0]: TestTimeConfig.model_validate(configs[m]) for m in MODES if m in configs}
+            chosen |= {m.split("@")[0]: _config(m, configs[m]) for m in MODES if m in configs}
             found = latency.measure(
                 trial_model, chosen, study.test_rows(trunks.data), QUICK_ROUNDS if quick else ROUNDS
             )
             where = {"data": part.data, "backbone": part.backbone, "regime": regime}
             out += [where | entry for entry in found]
     return out
+
+
+def _config(name: str, value: dict[str, Any]) -> TestTimeConfig:
+    return (BlindConfig if name.startswith("random masks") else TestTimeConfig).model_validate(value)

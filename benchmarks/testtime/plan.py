@@ -13,14 +13,14 @@ import torch
 from benchmarks.testtime import data, study
 from benchmarks.testtime.study import Baselines, Run
 from benchmarks.testtime.trunks import Trunks
-from thinktwice.models import BackboneConfig
+from thinktwice.models import DeepFMConfig
 from thinktwice.train.config import FinetuneConfig
 
 WORK = Path(".thinktwice/bench/testtime")
 REGIMES = ("tuned", "overtrained")
-SIM_SIZES = BackboneConfig(dim=8, hidden=(64, 32))
+SIM_SIZES = DeepFMConfig(dim=8, hidden=(64, 32))
 SIM_TRAINING = FinetuneConfig(batch_size=1024, rate=4e-3, epochs=4.0)
-ML_SIZES = BackboneConfig(dim=10, hidden=(128, 64))
+ML_SIZES = DeepFMConfig(dim=10, hidden=(128, 64))
 ML_TRAINING = FinetuneConfig(batch_size=2048, rate=3e-3, epochs=4.0)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
+from benchmarks.testtime.fillers import BlindConfig, BlindLook, BlindPaths, Filled, Uniform, keep_rate
 from benchmarks.testtime.trunks import Setting, Trunk, Trunks
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import TrainingSet
@@ -31,7 +32,6 @@ from thinktwice.selection.parameters import (
     calibrated,
     fit_base,
     fit_spread,
-    keep_rate,
     shrunk,
     triggered,
     typical_pair,
@@ -39,17 +39,23 @@ from thinktwice.selection.parameters import (
 from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats.calibration import fit_temperature
 from thinktwice.testtime import calibrate
+from thinktwice.testtime.aggregators import Mean
+from thinktwice.testtime.base_pass import Gate
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Raw
 from thinktwice.testtime.extras import Extras
-from thinktwice.testtime.modes import preset
+from thinktwice.testtime.modes import UTTSI_PATHS, preset
+from thinktwice.testtime.opinions.config import GrownPaths, Members
 from thinktwice.testtime.reliability import Reliability
+from thinktwice.testtime.samplers.exact import Exact
+from thinktwice.testtime.samplers.matt import Matt
+from thinktwice.testtime.triggers import Always, Decision, Dual, Entropy, TriggerKind
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import fit_calibration, logits_of
 
 Baselines = Literal["none", "masks", "joint", "all"]  # those that need trainings of their own
 
-FORMAT = 1
+FORMAT = 2
 MEMBERS = 3  # trunks of an ensemble, the first included
 FIT_ROWS, TEST_ROWS = 24_000, 30_000  # thinned evenly over time; a data set of fewer is taken whole
 SIGNAL = "signal/"  # of triggers, among the stored arrays
@@ -96,7 +102,7 @@ class Notes:
         self.logits[name] = np.asarray(logit, np.float64)
         self.facts["passes"][name] = passes
         if config is not None:
-            self.facts["configs"][name] = config.model_dump(mode="json", exclude_defaults=True, exclude={"importance"})
+            self.facts["configs"][name] = config.model_dump(mode="json", exclude={"importance"})
 
 
 def run(trunks: Trunks, which: Run) -> Scores:
@@ -183,8 +189,10 @@ def _one_pass(
     _fitted(notes, "gate by field", trial_model, by_field(trial_model, gate, valid, FIT.field_factors), test)
     _fitted(notes, "gate without counts", trial_model, shrunk(trial_model, off, valid, FIT.field_shares), test)
     _fitted(notes, "gate, s = 1", trial_model, calibrated(trial_model, preset("gate", off), valid), test)
-    always = max(gate.strength, 1.0)  # a gate that was fitted to 0 would survive any shuffle
-    rigid = calibrated(shuffled, off.model_copy(update={"mode": "gate", "strength": always}), valid)
+    always = max(
+        gate.base.strength if isinstance(gate.base, Gate) else 0.0, 1.0
+    )  # a gate that was fitted to 0 would survive any shuffle
+    rigid = calibrated(shuffled, off.model_copy(update={"mode": "gate", "base": Gate(strength=always)}), valid)
     _fitted(notes, "control: gate, shuffled counts", shuffled, rigid, test)
     refitted = best_gate(shuffled, off, valid, FIT.strengths)
     _fitted(notes, "control: gate refitted, shuffled counts", shuffled, refitted, test)
@@ -193,67 +201,59 @@ def _one_pass(
 
 
 def _paths(notes: Notes, trial_model: TrialModel, off: TestTimeConfig, valid: EncodedRows, test: EncodedRows) -> None:
-    min_count = best_filter(trial_model, off, valid, FIT.min_counts).min_count
+    base = best_filter(trial_model, off, valid, FIT.min_counts).base
     shuffled = trial_model.shuffled()
-    literal = preset("uttsi", off).model_copy(update={"min_count": min_count, "max_paths": PATHS})
-    matt = preset("matt", off).model_copy(update={"max_paths": PATHS, "typical_pair": typical_pair(trial_model, valid)})
-    blind = off.model_copy(
-        update={
-            "mode": "uttsi",
-            "trigger": "always",
-            "sampler": "uniform",
-            "keep_rate": keep_rate(trial_model, valid),
-            "max_paths": PATHS,
-        }
+    paths = UTTSI_PATHS.model_copy(update={"max_paths": PATHS})
+    literal = preset("uttsi", off).model_copy(update={"base": base}).looking(opinion=paths)
+    grown = GrownPaths(max_paths=PATHS, sampler=Matt(typical_pair=typical_pair(trial_model, valid)))
+    matt = preset("matt", off).looking(opinion=grown)
+    at_random = BlindPaths(max_paths=PATHS, sampler=Uniform(keep_rate=keep_rate(trial_model, valid.ids)))
+    blind = BlindConfig(
+        mode="uttsi", second_look=BlindLook(trigger=Always(), opinion=at_random), importance=off.importance
     )
 
-    def guided(model: TrialModel, base: TestTimeConfig, trigger: Any = "dual") -> TestTimeConfig:
+    def guided(model: TrialModel, base: TestTimeConfig, trigger: TriggerKind = "dual") -> TestTimeConfig:
         return calibrated(model, triggered(model, base, valid, trigger, SHARE), valid)
 
     for salt in SALTS:
-        salted = {"salt": salt}
-        _fitted(notes, f"uttsi@{salt}", trial_model, guided(trial_model, literal.model_copy(update=salted)), test)
+        _fitted(notes, f"uttsi@{salt}", trial_model, guided(trial_model, literal.looking(salt=salt)), test)
+        _fitted(notes, f"matt@{salt}", trial_model, calibrated(trial_model, matt.looking(salt=salt), valid), test)
         _fitted(
-            notes, f"matt@{salt}", trial_model, calibrated(trial_model, matt.model_copy(update=salted), valid), test
+            notes, f"random masks@{salt}", trial_model, calibrated(trial_model, blind.looking(salt=salt), valid), test
         )
-        _fitted(
-            notes,
-            f"random masks@{salt}",
-            trial_model,
-            calibrated(trial_model, blind.model_copy(update=salted), valid),
-            test,
-        )
-        random = guided(trial_model, literal.model_copy(update=salted), "random")
+        random = guided(trial_model, literal.looking(salt=salt), "random")
         _fitted(notes, f"control: uttsi, random trigger@{salt}", trial_model, random, test)
-    exact = literal.model_copy(update={"sampler": "enumerate", "aggregator": "mean", "stop_at": STOP_AT})
+    by_subset = {"sampler": Exact(pair_share=paths.sampler.pair_share), "aggregator": Mean(), "stop_at": STOP_AT}
+    exact = literal.looking(opinion=paths.model_copy(update=by_subset))
     _fitted(notes, "uttsi, exact", trial_model, guided(trial_model, exact), test)
-    for filler in ("mean", "denoiser"):
-        filled = exact.model_copy(update={"filler": filler})
-        _fitted(notes, f"uttsi, exact, filler {filler}", trial_model, guided(trial_model, filled), test)
+    fillers: tuple[Literal["mean", "denoiser"], ...] = ("mean", "denoiser")
+    for filler in fillers:
+        filled = Filled.of(trial_model, filler)
+        _fitted(notes, f"uttsi, exact, filler {filler}", filled, guided(filled, exact), test)
     _fitted(notes, "sgctr", trial_model, calibrated(trial_model, preset("sgctr", off), valid), test)
     _fitted(notes, "control: uttsi, shuffled counts", shuffled, guided(shuffled, literal), test)
     _fitted(notes, "control: matt, shuffled counts", shuffled, calibrated(shuffled, matt, valid), test)
-    everybody = literal.model_copy(update={"trigger": "always"})
+    everybody = literal.looking(trigger=Always())
     _fitted(notes, "uttsi, all rows", trial_model, calibrated(trial_model, everybody, valid), test)
 
 
 def _members(notes: Notes, trial_model: TrialModel, off: TestTimeConfig, valid: EncodedRows, test: EncodedRows) -> None:
     base = preset("members", off)
     for count in (1, 2):
-        everybody = base.model_copy(update={"members": count, "trigger": "always"})
+        everybody = base.looking(trigger=Always(), opinion=Members(count=count))
         _fitted(notes, f"{count + 1} seeds", trial_model, calibrated(trial_model, everybody, valid), test)
     for share in (0.1, SHARE, 0.25):
         chosen = calibrated(trial_model, triggered(trial_model, base, valid, "entropy", share), valid)
         _fitted(notes, f"members, {share:.0%} by entropy", trial_model, chosen, test)
     notes.signals = {
-        "entropy": trial_model.raw(base.model_copy(update={"threshold": NEVER_FIRES}), test).signal,
-        "dual": trial_model.raw(base.model_copy(update={"trigger": "dual", "threshold": NEVER_FIRES}), test).signal,
+        "entropy": trial_model.raw(base.looking(trigger=Entropy(threshold=NEVER_FIRES)), test).signal,
+        "dual": trial_model.raw(base.looking(trigger=Dual(threshold=NEVER_FIRES)), test).signal,
         "rarity": trial_model.raw(off, test).missing,
     }
     dual = calibrated(trial_model, triggered(trial_model, base, valid, "dual", SHARE), valid)
     _fitted(notes, f"members, {SHARE:.0%} by dual", trial_model, dual, test)
     for salt in SALTS:
-        salted = base.model_copy(update={"salt": salt})
+        salted = base.looking(salt=salt)
         random = calibrated(trial_model, triggered(trial_model, salted, valid, "random", SHARE), valid)
         _fitted(notes, f"control: members, {SHARE:.0%} at random@{salt}", trial_model, random, test)
 
@@ -263,14 +263,13 @@ def _lists(notes: Notes, trial_model: TrialModel, off: TestTimeConfig, valid: En
     the rate that the cut came to."""
     base = preset("members", off)
     spread = fit_spread(trial_model, base, valid)
-    cut = fit_base(trial_model, base, valid).model_copy(
-        update={"trigger": "decision", "spread": spread, "top_k": TOP_K}
-    )
+    cut = fit_base(trial_model, base, valid).looking(trigger=Decision(spread=spread, top_k=TOP_K))
     on_valid = _in_lists(trial_model, cut, valid)
     share = float(on_valid.escalated.mean())
     configs = {"decision": _group_calibrated(cut, on_valid, valid)}
-    for name, trigger in (("entropy", "entropy"), ("chance", "random"), ("budget", "budget")):
-        chosen = triggered(trial_model, base, valid, trigger, share)  # type: ignore[arg-type]
+    others: dict[str, TriggerKind] = {"entropy": "entropy", "chance": "random", "budget": "budget"}
+    for name, trigger in others.items():
+        chosen = triggered(trial_model, base, valid, trigger, share)
         configs[name] = _group_calibrated(chosen, _in_lists(trial_model, chosen, valid), valid)
     for name, config in configs.items():
         raw = _in_lists(trial_model, config, test)
@@ -290,12 +289,8 @@ def _in_lists(trial_model: TrialModel, config: TestTimeConfig, rows: EncodedRows
 
 def _group_calibrated(config: TestTimeConfig, raw: Raw, rows: EncodedRows) -> TestTimeConfig:
     escalated = raw.escalated
-    return config.model_copy(
-        update={
-            "calibration": fit_calibration(raw.z[~escalated], rows.label[~escalated]),
-            "explored_calibration": fit_calibration(raw.z[escalated], rows.label[escalated]),
-        }
-    )
+    plain = config.model_copy(update={"calibration": fit_calibration(raw.z[~escalated], rows.label[~escalated])})
+    return plain.looking(calibration=fit_calibration(raw.z[escalated], rows.label[escalated]))
 
 
 def _lean(notes: Notes, trial_model: TrialModel, valid: EncodedRows, test: EncodedRows) -> None:
@@ -382,7 +377,7 @@ def _joint_members(notes: Notes, trunks: Trunks, which: Run, valid: EncodedRows,
         reliability = Reliability.fit(trunks.train_rows.ids, trunks.train_rows.label, trunks.fields)
         trial_model = TrialModel(models[0], Calibration(), reliability, Extras(members=tuple(models[1:])))
         off = TestTimeConfig()
-        both = preset("members", off).model_copy(update={"members": MEMBERS - 1})
+        both = preset("members", off).looking(opinion=Members(count=MEMBERS - 1))
         chosen = triggered(trial_model, both, valid, "entropy", SHARE)
         _fitted(
             notes,

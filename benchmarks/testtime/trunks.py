@@ -21,7 +21,15 @@ from thinktwice.data.encoded import EncodedRows, count_values, table_offsets
 from thinktwice.data.training_set import TrainingSet
 from thinktwice.errors import BundleError
 from thinktwice.files import read_json, sha256_text, write_json
-from thinktwice.models import Backbone, BackboneConfig, Calibration, FieldSpace, ModelInfo, build_backbone
+from thinktwice.models import (
+    Backbone,
+    BackboneConfig,
+    Calibration,
+    FieldSpace,
+    ModelInfo,
+    backbone_config,
+    build_backbone,
+)
 from thinktwice.models.store import load_model, save_model
 from thinktwice.stats.metrics import logloss
 from thinktwice.train.augment import Augmenter
@@ -171,7 +179,7 @@ class Trunks:
     def _sizes(self, setting: Setting) -> BackboneConfig:
         hidden = tuple(round(h * setting.wider) for h in self.sizes.hidden)
         change = {"name": setting.backbone, "dropout": setting.dropout, "hidden": hidden}
-        return self.sizes.model_copy(update=change)
+        return backbone_config(**self.sizes.model_dump() | change)
 
     def _train(self, setting: Setting) -> tuple[Backbone, list[dict[str, float]]]:
         setting = self._resolved(setting)

@@ -12,7 +12,7 @@ from tests.train.logs import build_small
 from thinktwice import recipes
 from thinktwice.files import read_json
 from thinktwice.models import load_model
-from thinktwice.pretrain import pretrain
+from thinktwice.pretrain.pretrain import pretrain
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

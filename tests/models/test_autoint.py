@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.models.synthetic import FIELDS, random_batch
-from thinktwice.models import BackboneConfig, build_backbone
+from thinktwice.models import backbone_config, build_backbone
 from thinktwice.models.autoint import Attention
 
 
@@ -25,7 +25,9 @@ def test_a_layer_is_the_papers_equations() -> None:
 
 
 def test_the_config_decides_the_attention() -> None:
-    sizes = BackboneConfig(name="autoint", dim=4, hidden=(8,), attention_layers=3, attention_heads=5, attention_width=2)
+    sizes = backbone_config(
+        name="autoint", dim=4, hidden=(8,), attention_layers=3, attention_heads=5, attention_width=2
+    )
     model = build_backbone(sizes, FIELDS)
     assert [tuple(layer.weight.shape) for layer in model.attention] == [(20, 4, 2), (20, 10, 2), (20, 10, 2)]
     assert model.trunk(model.embed(random_batch(3))).shape == (3, model.hidden_width)
@@ -33,6 +35,6 @@ def test_the_config_decides_the_attention() -> None:
 
 
 def test_every_parameter_learns() -> None:
-    model = build_backbone(BackboneConfig(name="autoint", dim=4, hidden=(8,), init_sd=0.5), FIELDS)
+    model = build_backbone(backbone_config(name="autoint", dim=4, hidden=(8,), init_sd=0.5), FIELDS)
     model(random_batch(64)).square().sum().backward()
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters())

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from tests.models.synthetic import FIELDS, random_batch
 from thinktwice.data.encoded import Batch
-from thinktwice.models import BACKBONES, Backbone, BackboneConfig, build_backbone
+from thinktwice.models import BACKBONES, Backbone, backbone_config, build_backbone
 
 NAMES = sorted(BACKBONES)
 
 
 def model_of(name: str, seed: int = 0) -> Backbone:
-    return build_backbone(BackboneConfig(name=name, dim=4, hidden=(8, 6), init_sd=0.5), FIELDS, seed=seed).eval()
+    return build_backbone(backbone_config(name=name, dim=4, hidden=(8, 6), init_sd=0.5), FIELDS, seed=seed).eval()
 
 
 @pytest.mark.parametrize("name", NAMES)

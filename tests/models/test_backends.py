@@ -13,7 +13,7 @@ from tests.models.synthetic import FIELDS
 from thinktwice.data.encoded import Batch
 from thinktwice.errors import BundleError
 from thinktwice.files import read_json
-from thinktwice.models import BackboneConfig, FieldSpace, build_backbone
+from thinktwice.models import DeepFMConfig, FieldSpace, backbone_config, build_backbone
 from thinktwice.models.backbone import Backbone
 from thinktwice.models.backends import (
     Backend,
@@ -42,7 +42,7 @@ PLAIN = FieldSpace(
 
 def trained(name: str, fields: FieldSpace = FIELDS) -> Backbone:
     """Weights far from their start, so that every part of the score counts."""
-    config = BackboneConfig(name=name, dim=6, hidden=(24, 16), init_sd=0.5)  # type: ignore[arg-type]
+    config = backbone_config(name=name, dim=6, hidden=(24, 16), init_sd=0.5)  # type: ignore[arg-type]
     model = build_backbone(config, fields, seed=1)
     with torch.no_grad():
         model.bias += 0.3
@@ -150,7 +150,7 @@ def test_folding_needs_no_sequences() -> None:
 def test_what_cannot_be_folded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert can_fold(trained("deepfm"))
     assert not can_fold(trained("dcnv2"))
-    assert not can_fold(build_backbone(BackboneConfig(hidden=()), FIELDS))
+    assert not can_fold(build_backbone(DeepFMConfig(hidden=()), FIELDS))
     monkeypatch.setattr(folded, "MAX_BYTES", 4 * 32 * (85 + 4) - 1)
     model = trained("deepfm")
     assert not can_fold(model)
@@ -225,7 +225,7 @@ def test_what_suits_a_model_follows_from_its_size(
         num_values=(values, *(100,) * 11),
     )
     with torch.device("meta"):
-        model = build_backbone(BackboneConfig(name=name, hidden=hidden), fields)  # type: ignore[arg-type]
+        model = build_backbone(backbone_config(name=name, hidden=hidden), fields)  # type: ignore[arg-type]
     assert choose.suitable(model, bfloat16=True) == with_instructions
     assert choose.suitable(model, bfloat16=False) == without
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.models.synthetic import FIELDS, random_batch
-from thinktwice.models import BackboneConfig, build_backbone
+from thinktwice.models import backbone_config, build_backbone
 from thinktwice.models.cost import flops
 
 
@@ -20,9 +20,7 @@ def test_a_linear_layer_costs_two_operations_per_weight_and_row(
 
 
 def test_attention_is_counted_too() -> None:
-    config = BackboneConfig(
-        name="autoint", dim=4, hidden=(8,), attention_layers=2, attention_heads=3, attention_width=5
-    )
+    config = backbone_config("autoint", dim=4, hidden=(8,), attention_layers=2, attention_heads=3, attention_width=5)
     model, rows, n = build_backbone(config, FIELDS).eval(), 10, FIELDS.num_fields
     x = model.embed(random_batch(rows))
     projections = 4 * n * 15 * (4 + 15)

@@ -11,16 +11,34 @@ from torch import Tensor, nn
 
 from tests.models.synthetic import FIELDS, random_batch
 from thinktwice.data.encoded import Batch
-from thinktwice.models import BACKBONES, BackboneConfig, FieldSpace, ModelInfo, build_backbone, load_model, save_model
+from thinktwice.models import (
+    BACKBONES,
+    BackboneConfig,
+    DeepFMConfig,
+    FieldSpace,
+    ModelInfo,
+    backbone_config,
+    build_backbone,
+    load_model,
+    save_model,
+)
 from thinktwice.models.backends.backend import Eager
 from thinktwice.models.backends.choose import suitable
 from thinktwice.models.backends.folded import can_fold
 from thinktwice.models.backends.lower import BFloat16
+from thinktwice.models.config import CONFIGS
 from thinktwice.models.deepfm import DeepFM
 from thinktwice.models.sequences import MeanPooling, SequenceEncoder
 from thinktwice.models.store import WEIGHTS_FILE
 
-SIZES = BackboneConfig(dim=4, hidden=(8,), init_sd=0.2)
+SIZES = DeepFMConfig(dim=4, hidden=(8,), init_sd=0.2)
+
+
+def sizes(name: str) -> BackboneConfig:
+    """The same for another backbone."""
+    return backbone_config(name, **SIZES.model_dump(exclude={"name"}))
+
+
 STORED = {"table", "extra_fill", "projections.0.weight", "projections.0.bias", "bias"}
 
 
@@ -42,7 +60,7 @@ class TargetAttention(SequenceEncoder):
 
 @pytest.mark.parametrize("name", sorted(BACKBONES))
 def test_files_name_the_embedding_without_its_prefix(name: str, tmp_path: Path) -> None:
-    model = build_backbone(SIZES.model_copy(update={"name": name}), FIELDS)
+    model = build_backbone(sizes(name), FIELDS)
     save_model(tmp_path / "model", model, ModelInfo(stage="finetuned"))
     stored = load_file(str(tmp_path / "model" / WEIGHTS_FILE))
     assert stored.keys() >= STORED
@@ -65,8 +83,9 @@ def test_a_backbone_must_not_use_a_name_that_files_keep_for_the_embedding(
                 setattr(self, taken, nn.Parameter(torch.zeros(2)))
 
     monkeypatch.setitem(BACKBONES, "taken", Taken)
+    monkeypatch.setitem(CONFIGS, "taken", BackboneConfig)
     with pytest.raises(ValueError, match=f"'taken' has a part of its own named '{taken}"):
-        build_backbone(BackboneConfig(name="taken"), FIELDS)
+        build_backbone(backbone_config(name="taken"), FIELDS)
 
 
 def test_a_sequence_encoder_of_another_kind_needs_no_change_elsewhere() -> None:
@@ -99,7 +118,7 @@ def test_only_means_can_be_folded() -> None:
 
 @pytest.mark.parametrize("name", sorted(BACKBONES))
 def test_models_share_an_embedding_as_one_object(name: str) -> None:
-    config = SIZES.model_copy(update={"name": name})
+    config = sizes(name)
     model, other = build_backbone(config, FIELDS, seed=1).eval(), build_backbone(config, FIELDS, seed=2).eval()
     trunk = {key: value.detach().clone() for key, value in other.trunk_parameters()}
     other.embedding = model.embedding
@@ -111,7 +130,7 @@ def test_models_share_an_embedding_as_one_object(name: str) -> None:
 
 
 def test_a_backend_in_bfloat16_leaves_the_embedding_of_its_model_as_it_is() -> None:
-    model = build_backbone(SIZES.model_copy(update={"name": "dcnv2"}), FIELDS).eval()
+    model = build_backbone(sizes("dcnv2"), FIELDS).eval()
     fill, batch = model.fill().detach(), random_batch(20)
     eager = Eager(model, None, fill)
     with torch.inference_mode():

@@ -25,12 +25,13 @@ from thinktwice.models.blocks import one_thread
 from thinktwice.models.store import WEIGHTS_FILE
 from thinktwice.release.bundle import load_bundle
 from thinktwice.testtime.engine import Engine
-from thinktwice.testtime.modes import preset
+from thinktwice.testtime.modes import UTTSI_PATHS, preset
+from thinktwice.testtime.samplers.bernoulli import Bernoulli
 
 FROZEN = Path(__file__).resolve().parents[1] / "frozen"
 GOLDEN: dict[str, Any] = json.loads((FROZEN / "golden.json").read_text(encoding="utf-8"))
 BACKENDS = {"eager": Eager, "folded": Folded}
-UTTSI = preset("uttsi").model_copy(update={"pair_share": 0.0, "max_paths": 4})
+UTTSI = preset("uttsi").looking(opinion=UTTSI_PATHS.model_copy(update={"sampler": Bernoulli(), "max_paths": 4}))
 
 
 def kernels() -> str:

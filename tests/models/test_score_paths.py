@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.models.synthetic import FIELDS, random_batch
-from thinktwice.models import BACKBONES, Backbone, BackboneConfig, build_backbone
+from thinktwice.models import BACKBONES, Backbone, backbone_config, build_backbone
 from thinktwice.models.cost import flops
 from thinktwice.models.views import Views
 
@@ -19,7 +19,7 @@ N = FIELDS.num_fields
 
 def model_of(name: str, hidden: tuple[int, ...] = (32, 16)) -> Backbone:
     """As after training: embeddings of sd 0.3, dense layers spread as they are initialised, biases that are not 0."""
-    model = build_backbone(BackboneConfig(name=name, dim=8, hidden=hidden, init_sd=0.3), FIELDS, seed=1).eval()
+    model = build_backbone(backbone_config(name=name, dim=8, hidden=hidden, init_sd=0.3), FIELDS, seed=1).eval()
     return model.requires_grad_(False)
 
 

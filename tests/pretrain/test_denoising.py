@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.models.synthetic import FIELDS, random_batch, random_rows
-from thinktwice.models import BACKBONES, BackboneConfig, build_backbone
+from thinktwice.models import BACKBONES, DeepFMConfig, backbone_config, build_backbone
 from thinktwice.pretrain.config import PretrainConfig
 from thinktwice.pretrain.corrupt import corrupt
 from thinktwice.pretrain.denoiser import HIDDEN_LABEL, Denoiser
@@ -20,7 +20,7 @@ pretraining = importlib.import_module("thinktwice.pretrain.pretrain")  # the pac
 
 
 def denoiser(name: str = "deepfm", config: PretrainConfig | None = None) -> Denoiser:
-    backbone = build_backbone(BackboneConfig(name=name, dim=8, hidden=(16,), init_sd=0.3), FIELDS)
+    backbone = build_backbone(backbone_config(name=name, dim=8, hidden=(16,), init_sd=0.3), FIELDS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Denoiser(backbone, config or PretrainConfig(), log_shares(random_rows(500), FIELDS)).eval()
@@ -98,7 +98,7 @@ def test_sampled_softmax_learns_how_often_skewed_values_come(negatives: int) -> 
     size, rows = FIELDS.num_values[1], 64
     share = 1.0 / torch.arange(1, size).float() ** 1.3  # Zipf over the values 1, 2, ...
     share = share / share.sum()
-    backbone = build_backbone(BackboneConfig(dim=size, hidden=(4,)), FIELDS)
+    backbone = build_backbone(DeepFMConfig(dim=size, hidden=(4,)), FIELDS)
     log_share = torch.zeros(sum(FIELDS.num_values))
     first = FIELDS.offsets[1]
     log_share[first + 1 : first + size] = share.log()
@@ -125,7 +125,7 @@ def test_sampled_softmax_learns_how_often_skewed_values_come(negatives: int) -> 
 def test_fields_that_depend_on_others_beat_their_unigram_entropy(full_softmax: int) -> None:
     rows = random_rows(6000)
     config = PretrainConfig(batch_size=256, rate=1e-2, epochs=6, full_softmax=full_softmax)
-    done = fit(rows, FIELDS, BackboneConfig(dim=8, hidden=(32,), init_sd=0.1), config)
+    done = fit(rows, FIELDS, DeepFMConfig(dim=8, hidden=(32,), init_sd=0.1), config)
     entropy = unigram_entropy(rows, FIELDS)
     sampled = {2048: [], 10: ["user", "item", "history"]}[full_softmax]
     assert done.sampled == sampled
@@ -159,7 +159,7 @@ def test_pretraining_repeats_to_the_bit(threads: int, sparse_rows: int, monkeypa
     monkeypatch.setenv("THINKTWICE_THREADS", str(threads))
     rows = random_rows(3000)
     config = PretrainConfig(batch_size=1000, epochs=2, negatives=8, full_softmax=10, sparse_rows=sparse_rows)
-    first, *others = (fit(rows, FIELDS, BackboneConfig(dim=16, hidden=(8,)), config, seed=4).denoiser for _ in range(3))
+    first, *others = (fit(rows, FIELDS, DeepFMConfig(dim=16, hidden=(8,)), config, seed=4).denoiser for _ in range(3))
     for other in others:
         for (name, value), again in zip(first.named_parameters(), other.parameters(), strict=True):
             assert torch.equal(value, again), name
@@ -174,7 +174,7 @@ def test_an_operation_without_ordered_sums_is_refused(monkeypatch: pytest.Monkey
         pretraining, "denoising_loss", lambda *_: seen.append(torch.get_deterministic_debug_mode()) or _stop()
     )
     with pytest.raises(_StoppedError):
-        fit(random_rows(100), FIELDS, BackboneConfig(dim=4, hidden=(8,)), PretrainConfig(batch_size=50))
+        fit(random_rows(100), FIELDS, DeepFMConfig(dim=4, hidden=(8,)), PretrainConfig(batch_size=50))
     assert seen == [2]
 
 
@@ -190,6 +190,6 @@ def _stop() -> None:
 def test_large_tables_pretrain_with_row_updates(full_softmax: int) -> None:
     rows = random_rows(500)
     config = PretrainConfig(batch_size=100, epochs=2, full_softmax=full_softmax, sparse_rows=1)
-    done = fit(rows, FIELDS, BackboneConfig(dim=4, hidden=(8,)), config)
+    done = fit(rows, FIELDS, DeepFMConfig(dim=4, hidden=(8,)), config)
     assert np.isfinite(done.curve[-1]["label"])
     assert not done.denoiser.backbone.embedding.sparse_gradients

@@ -15,9 +15,9 @@ from tests.serving.releases import rehash
 from thinktwice.errors import BundleError
 from thinktwice.files import read_json, write_json
 from thinktwice.models import backends, build_backbone, load_model
-from thinktwice.models.backbone import BackboneConfig
 from thinktwice.models.backends import onnx as onnx_backend
 from thinktwice.models.backends.backend import random_rows
+from thinktwice.models.config import backbone_config
 from thinktwice.release.bundle import MANIFEST_FILE, load_bundle
 
 
@@ -58,9 +58,8 @@ def test_any_change_of_the_exported_trunk_loads_or_is_named(
 @pytest.mark.parametrize("layers", [1, 3])
 def test_trunks_hold_known_operators_alone(small: Path, tmp_path: Path, name: str, layers: int) -> None:
     fields = load_model(small / "parts" / "model")[0].fields
-    config = BackboneConfig.model_validate(
-        {"name": name, "dim": 4, "hidden": (8,) * (layers - 1), "cross_layers": layers, "attention_layers": layers}
-    )
+    own = {"dcnv2": {"cross_layers": layers}, "autoint": {"attention_layers": layers}}.get(name, {})
+    config = backbone_config(name, dim=4, hidden=(8,) * (layers - 1), **own)
     pytest.importorskip("onnxscript")
     onnx_backend.export(build_backbone(config, fields), tmp_path)
     assert onnx_backend.load(tmp_path)

@@ -14,9 +14,11 @@ from thinktwice.errors import BundleError
 from thinktwice.evaluate.package import write_bundle
 from thinktwice.release.bundle import MANIFEST_FILE, bundle_files, load_bundle
 from thinktwice.release.profile import PROFILE_FILE
-from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.config import SecondLook, TestTimeConfig
 from thinktwice.testtime.modes import PRESETS
+from thinktwice.testtime.opinions.config import Members
 from thinktwice.testtime.store import EXTRA_FILES, MEMBER_FOLDERS, needed_files
+from thinktwice.testtime.triggers import Always
 
 BUNDLE_FILES, FURTHER_FILES = bundle_files()
 MEMBER = {"members/0/model.json", "members/0/weights.safetensors"}
@@ -53,7 +55,10 @@ def test_a_loaded_member_reads_the_table_of_the_model(bundle: Path) -> None:
 
 
 def test_every_file_that_any_mode_needs_is_known_to_bundles() -> None:
-    configs = [*PRESETS.values(), TestTimeConfig(trigger="always", members=len(MEMBER_FOLDERS))]
+    configs = [
+        *PRESETS.values(),
+        TestTimeConfig(second_look=SecondLook(trigger=Always(), opinion=Members(count=len(MEMBER_FOLDERS)))),
+    ]
     needed = {name for config in configs for name in needed_files(config)}
     assert needed <= BUNDLE_FILES | FURTHER_FILES
     assert set(EXTRA_FILES) <= needed

@@ -144,10 +144,10 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "temperature": (edit(T, "config", "temperature", value=1e-300), "temperature: Input should be greater"),
     "importance": (edit(T, "config", "importance", value=[-1.0]), "importance.0: Input should be greater"),
     "strengths": (
-        edit(T, "config", "field_strengths", value=[1.0]),
+        edit(T, "config", "base", value={"kind": "gate", "strength": 1.0, "field_strengths": [1.0]}),
         "field_strengths names 1 fields and the model has",
     ),
-    "count": (edit(T, "config", "max_path_rows", value=10**30), "max_path_rows: Input should be"),
+    "count": (edit(T, "config", "second_look", "max_path_rows", value=10**30), "max_path_rows: Input should be"),
     "version": (edit(T, "format", value=True), "format: Input should be a valid integer"),
     "encoder list": (text(E, "[]"), r"encoder\.json cannot be read \(Input should be a valid dictionary"),
     "bounds": (edit(E, "bounds", "price", value=[3.0, 1.0]), "the bounds of 'price' do not rise"),
@@ -169,7 +169,7 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     },
     "number": (text(M, '{"a": ' + "9" * 5000 + "}"), "limit .4300 digits. for integer"),
     "twice": (text(M, '{"stage": "x", "stage": "y"}'), "the key 'stage' is there twice"),
-    "surrogate": (text(T, '{"format": 2, "x": "\\ud800"}'), "it is not UTF-8 text"),
+    "surrogate": (text(T, '{"format": 3, "x": "\\ud800"}'), "it is not UTF-8 text"),
 }
 
 

@@ -18,10 +18,10 @@ from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats.metrics import row_logloss
 from thinktwice.stats.significance import Interval
 from thinktwice.testtime import TestTimeConfig
-from thinktwice.testtime.config import TriggerKind
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.modes import PRESETS
 from thinktwice.testtime.reliability import Reliability, quantise
+from thinktwice.testtime.triggers import TriggerKind
 
 GAIN, LOSS, CHANCE = Interval(-0.01, -0.02, -0.001), Interval(0.01, 0.001, 0.02), Interval(-0.001, -0.01, 0.01)
 WORSE = Interval(0.001, -0.01, 0.01)
@@ -174,10 +174,10 @@ def test_the_random_control_is_the_mean_of_several_draws_of_as_many_rows(
 ) -> None:
     fit, later = halves(rare_valid)
     candidate = tried(rare_trial_model, fit, mode="members", member_shares=(0.2,), strengths=(0.0,))["members"]
-    asked: list[tuple[TriggerKind, int]] = []
+    asked: list[tuple[TriggerKind | None, int]] = []
     configs: list[TestTimeConfig] = []
 
-    def refit(model: TrialModel, trigger: TriggerKind, salt: int) -> TestTimeConfig:
+    def refit(model: TrialModel, trigger: TriggerKind | None, salt: int) -> TestTimeConfig:
         asked.append((trigger, salt))
         configs.append(candidate.refit(model, trigger, salt))
         return configs[-1]
@@ -200,7 +200,7 @@ def test_controls_are_not_run_for_what_fails_without_them(
     fit, later = halves(rare_valid)
     candidate = tried(rare_trial_model, fit, mode="gate")["gate"]
 
-    def never(model: TrialModel, trigger: TriggerKind, salt: int) -> TestTimeConfig:
+    def never(model: TrialModel, trigger: TriggerKind | None, salt: int) -> TestTimeConfig:
         raise AssertionError("a control was fitted")
 
     off = rare_trial_model.logits(TestTimeConfig(), later)[0]

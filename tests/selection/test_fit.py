@@ -21,6 +21,7 @@ from thinktwice.selection.cost import estimated_cost
 from thinktwice.selection.fit import choose_trunk, count_check, field_importance, fit_extras, fit_mode, fit_test_time
 from thinktwice.selection.trial_model import TrialModel
 from thinktwice.testtime import TestTimeConfig
+from thinktwice.testtime.base_pass import Gate
 from thinktwice.testtime.config import Mode
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.store import load_test_time
@@ -53,7 +54,7 @@ def test_a_model_that_memorised_rare_ids_ships_the_gate(rare: Path, tmp_path: Pa
     config = FitConfig(strengths=(0.0, 0.5, 1.0, 2.0), max_paths=(4,), max_cost=1.05)
     found = fit_test_time(rare / "set", rare / "model", None, tmp_path / "out", config)
     assert found.report["accepted"]
-    assert found.config.mode == "gate" and found.config.strength > 0
+    assert found.config.mode == "gate" and isinstance(found.config.base, Gate)
     assert found.report["best_name"] in ("gate", "gate by field")
     assert found.sentence.startswith(f"Test-time work ships on ({found.report['best_name']}, 1.00 passes per row)")
     tried = {c["name"]: c for c in found.report["candidates"]}

@@ -7,29 +7,40 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from thinktwice.calibration import Calibration
 from thinktwice.data.encoded import EncodedRows
-from thinktwice.models.store import Calibration
 from thinktwice.selection.parameters import (
     best_filter,
     best_gate,
     by_field,
     by_support,
     calibrated,
+    filter_of,
     fit_base,
     fit_spread,
-    keep_rate,
     shrunk,
+    trigger_of,
     triggered,
     typical_pair,
 )
 from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats.metrics import logloss
 from thinktwice.testtime import TestTimeConfig
-from thinktwice.testtime.config import TriggerKind
-from thinktwice.testtime.modes import preset
+from thinktwice.testtime.base_pass import Filter, Gate
+from thinktwice.testtime.modes import UTTSI_PATHS, preset
+from thinktwice.testtime.samplers.bernoulli import Bernoulli
+from thinktwice.testtime.triggers import Always, Budget, ThresholdTrigger, TriggerKind
 from thinktwice.train.measure import fit_calibration
 
-BASES = {"dual": preset("uttsi").model_copy(update={"pair_share": 0.0}), "entropy": preset("members")}
+PATHS = UTTSI_PATHS.model_copy(update={"sampler": Bernoulli()})
+BASES = {"dual": preset("uttsi").looking(opinion=PATHS), "entropy": preset("members")}
+
+
+def above(settings: TestTimeConfig) -> ThresholdTrigger:
+    """The trigger of a configuration that has one with a threshold."""
+    assert settings.second_look is not None
+    assert isinstance(settings.second_look.trigger, ThresholdTrigger)
+    return settings.second_look.trigger
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3])
@@ -39,10 +50,10 @@ def test_a_trigger_asks_for_the_asked_share(
 ) -> None:
     settings = triggered(trial_model, BASES[trigger], valid, trigger, share)
     raw = trial_model.raw(settings, valid)
-    assert (raw.signal > settings.threshold).mean() == pytest.approx(share, abs=0.005)
-    assert settings.signal_max == raw.signal.max()
+    assert (raw.signal > above(settings).threshold).mean() == pytest.approx(share, abs=0.005)
+    assert above(settings).signal_max == raw.signal.max()
     served = trial_model.raw(calibrated(trial_model, settings, valid), valid)
-    assert (served.signal > settings.threshold).mean() == pytest.approx(share, abs=0.02)
+    assert (served.signal > above(settings).threshold).mean() == pytest.approx(share, abs=0.02)
 
 
 @pytest.mark.parametrize("trigger", ["dual", "entropy"])
@@ -51,20 +62,20 @@ def test_random_rows_are_as_many_and_get_as_many_paths(
 ) -> None:
     base = BASES[trigger]
     guided = trial_model.raw(triggered(trial_model, base, valid, trigger, 0.25), valid)
-    blind_config = triggered(trial_model, base.model_copy(update={"trigger": trigger}), valid, "random", 0.25)
-    assert blind_config.trigger == "random"
-    wanted = (guided.signal > triggered(trial_model, base, valid, trigger, 0.25).threshold).mean()
+    blind_config = triggered(trial_model, base, valid, "random", 0.25)
+    assert trigger_of(blind_config) == "random"
+    wanted = (guided.signal > above(triggered(trial_model, base, valid, trigger, 0.25)).threshold).mean()
     blind = trial_model.raw(blind_config, valid)
-    assert (blind.signal > blind_config.threshold).mean() == pytest.approx(wanted, abs=0.03)
+    assert (blind.signal > above(blind_config).threshold).mean() == pytest.approx(wanted, abs=0.03)
     if trigger == "entropy":
         assert blind.num_paths.mean() == pytest.approx(guided.num_paths.mean(), abs=0.03)
 
 
 def test_budget_and_always_need_no_threshold(trial_model: TrialModel, valid: EncodedRows) -> None:
     base = BASES["entropy"]
-    assert triggered(trial_model, base, valid, "always", 0.2) == base.model_copy(update={"trigger": "always"})
+    assert triggered(trial_model, base, valid, "always", 0.2) == base.looking(trigger=Always())
     budget = triggered(trial_model, base, valid, "budget", 0.2)
-    assert (budget.trigger, budget.share) == ("budget", 0.2)
+    assert budget.second_look is not None and budget.second_look.trigger == Budget(share=0.2)
     assert trial_model.raw(budget, valid).escalated.sum() == int(0.2 * len(valid))
 
 
@@ -95,7 +106,7 @@ def test_each_group_is_calibrated_on_its_own_rows(trial_model: TrialModel, valid
 
 def test_calibrating_lowers_the_logloss(trial_model: TrialModel, valid: EncodedRows) -> None:
     wrong = replace(trial_model, calibration=Calibration(a=2.0, b=1.0))
-    for settings in (TestTimeConfig(), TestTimeConfig(mode="gate", strength=1.0), BASES["entropy"]):
+    for settings in (TestTimeConfig(), TestTimeConfig(mode="gate", base=Gate(strength=1.0)), BASES["entropy"]):
         before, after = (
             logloss(valid.label, wrong.logits(s, valid)[0]) for s in (settings, calibrated(wrong, settings, valid))
         )
@@ -117,9 +128,10 @@ def test_a_gate_by_field_fits_no_worse_and_touches_open_fields_alone(
 ) -> None:
     rows, grid = rare_valid.take(np.arange(1500)), (0.0, 0.25, 4.0)
     gate = best_gate(rare_trial_model, TestTimeConfig(), rows, (0.0, 0.5, 1.0, 2.0))
-    assert gate.mode == "gate" and gate.strength > 0
+    assert gate.mode == "gate" and isinstance(gate.base, Gate)
     finer = by_field(rare_trial_model, gate, rows, grid)
-    factors = np.asarray(finer.field_strengths)
+    assert isinstance(finer.base, Gate) and finer.base.strength == gate.base.strength
+    factors = np.asarray(finer.base.field_strengths)
     closed = np.setdiff1d(np.arange(len(factors)), rare_trial_model.reliability.maskable_fields)
     assert (factors[closed] == 1).all() and (factors != 1).any()
     assert set(factors.tolist()) <= {1.0, *grid}
@@ -133,7 +145,8 @@ def test_a_gate_without_counts_is_the_same_under_any_counts(
 ) -> None:
     rows = rare_valid.take(np.arange(1500))
     found = shrunk(rare_trial_model, TestTimeConfig(), rows, (0.6, 0.2))
-    assert found.strength == 0 and set(found.field_shares) <= {1.0, 0.6, 0.2} and min(found.field_shares) < 1
+    assert isinstance(found.base, Gate) and found.base.strength == 0
+    assert set(found.base.field_shares) <= {1.0, 0.6, 0.2} and min(found.base.field_shares) < 1
     assert not found.uses_counts
     assert shrunk(rare_trial_model.shuffled(), TestTimeConfig(), rows, (0.6, 0.2)) == found
     assert np.array_equal(rare_trial_model.raw(found, rows).z, rare_trial_model.shuffled().raw(found, rows).z)
@@ -144,14 +157,14 @@ def test_the_best_of_a_grid_has_the_least_loss(rare_trial_model: TrialModel, rar
     found = best_filter(rare_trial_model, TestTimeConfig(), rows, grid)
     losses = {}
     for count in grid:
-        settings = calibrated(rare_trial_model, TestTimeConfig(mode="filter", min_count=count), rows)
+        settings = calibrated(rare_trial_model, TestTimeConfig(mode="filter", base=filter_of(count)), rows)
         losses[count] = logloss(rows.label, rare_trial_model.logits(settings, rows)[0])
-    assert losses[found.min_count] == min(losses.values())
+    assert losses[found.base.min_count if isinstance(found.base, Filter) else 0] == min(losses.values())
 
 
 def test_the_base_calibration_is_fitted_without_asking_anybody(trial_model: TrialModel, valid: EncodedRows) -> None:
     found = fit_base(trial_model, BASES["entropy"], valid)
-    assert found.trigger == "entropy"
+    assert found.second_look == BASES["entropy"].second_look
     assert found.calibration == fit_calibration(trial_model.raw(TestTimeConfig(), valid).z, valid.label)
 
 
@@ -164,18 +177,9 @@ def test_typical_pair_is_the_median_support_of_counted_pairs(trial_model: TrialM
     assert typical_pair(none, valid) == 1.0
 
 
-def test_blind_paths_drop_as_much_as_guided_ones(trial_model: TrialModel, valid: EncodedRows) -> None:
-    rate = keep_rate(trial_model, valid)
-    r = trial_model.reliability.of(valid.ids)[:, trial_model.reliability.maskable_fields]
-    assert rate == pytest.approx(np.maximum(np.sqrt(r), 0.2).mean())
-    assert 0.2 < rate < 1.0
-
-
 def test_spread_is_the_regression_of_how_far_opinions_move(trial_model: TrialModel, valid: EncodedRows) -> None:
     found = fit_spread(trial_model, BASES["entropy"], valid)
-    raw = trial_model.raw(
-        fit_base(trial_model, BASES["entropy"], valid).model_copy(update={"trigger": "always"}), valid
-    )
+    raw = trial_model.raw(fit_base(trial_model, BASES["entropy"], valid).looking(trigger=Always()), valid)
     base = fit_base(trial_model, BASES["entropy"], valid).calibration
     assert base is not None
     p = 1 / (1 + np.exp(-(base.a * raw.z0 + base.b)))

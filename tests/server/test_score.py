@@ -24,6 +24,7 @@ from thinktwice.cli import main
 from thinktwice.parquet import read_frame, write_frame
 from thinktwice.release.bundle import load_bundle
 from thinktwice.release.champion import Champion
+from thinktwice.testtime.triggers import Budget
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -140,7 +141,7 @@ def test_a_request_column_gives_the_bits_of_the_whole_request(
     """The trigger ``budget`` chooses within a request, so the grouping decides who is escalated."""
     monkeypatch.setattr(score, "_batch_rows", lambda bundle: batch)
     bundle = load_bundle(champion.bundle_dir)
-    config = bundle.engine.config.model_copy(update={"trigger": "budget", "share": 0.3})
+    config = bundle.engine.config.looking(trigger=Budget(share=0.3))
     engine = type(bundle.engine)(bundle.model, bundle.engine.reliability, config, bundle.engine.calibration)
     monkeypatch.setattr(score, "load_bundle", lambda folder: dataclasses.replace(bundle, engine=engine))
     sizes = [1, 2, 5, 1, 10, 9, 3, 20, 4]

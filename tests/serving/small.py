@@ -10,26 +10,31 @@ import polars as pl
 import pytest
 import torch
 
+from thinktwice.calibration import Calibration
 from thinktwice.combinations.counts import CombinationCounts, maskable_pairs
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import build_training_set, load_training_set
 from thinktwice.evaluate.package import write_bundle
 from thinktwice.files import sha256_file, write_json
-from thinktwice.models.backbone import Backbone, BackboneConfig
+from thinktwice.models.backbone import Backbone
+from thinktwice.models.config import DeepFMConfig
 from thinktwice.models.fields import FieldSpace
 from thinktwice.models.registry import build_backbone
-from thinktwice.models.store import Calibration, ModelInfo, load_model, save_model
+from thinktwice.models.store import ModelInfo, load_model, save_model
 from thinktwice.release.bundle import BundleIdentity, Manifest
 from thinktwice.schema import LogSchema, parse_schema
 from thinktwice.selection.config import FitConfig
+from thinktwice.testtime.base_pass import Plain
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Engine, raw_rows
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.heads import fit_heads
-from thinktwice.testtime.modes import preset
+from thinktwice.testtime.modes import UTTSI_PATHS, preset
 from thinktwice.testtime.reliability import Reliability
+from thinktwice.testtime.samplers.bernoulli import Bernoulli
 from thinktwice.testtime.store import TestTime, load_test_time, save_test_time
+from thinktwice.testtime.triggers import Budget, Dual
 
 MODEL_VERSION = "small-20260101-abc"
 FEATURE_SERVICE = "ctr_small_20260101_abc"
@@ -119,7 +124,7 @@ def write_parts(
     training_set = load_training_set(folder / "training_set")
     fields = FieldSpace.of(schema, training_set.encoder)
     torch.manual_seed(0)
-    model = build_backbone(BackboneConfig(dim=4, hidden=(8,), init_sd=0.2), fields)
+    model = build_backbone(DeepFMConfig(dim=4, hidden=(8,), init_sd=0.2), fields)
     save_model(folder / "model", model, ModelInfo(stage="finetuned", calibration=Calibration(a=0.9, b=-0.2)))
     train = training_set.part("train")
     reliability = Reliability.fit(train.ids, train.label, fields)
@@ -133,10 +138,12 @@ def write_parts(
 
 def _unsure_fifth(model: Backbone, reliability: Reliability, rows: EncodedRows) -> TestTimeConfig:
     """Paths for the usual share of rows, every limit as shipped."""
-    config = preset("uttsi").model_copy(update={"min_count": 0, "pair_share": 0.0, "threshold": 2.0})
+    paths = UTTSI_PATHS.model_copy(update={"sampler": Bernoulli()})
+    usual = preset("uttsi").model_copy(update={"base": Plain()})
+    config = usual.looking(trigger=Dual(threshold=2.0), opinion=paths)
     signal = raw_rows(Engine(model, reliability, config), rows).signal
     threshold = float(np.quantile(signal, 1 - FitConfig().explored_share))
-    return config.model_copy(update={"threshold": threshold, "signal_max": float(signal.max())})
+    return config.looking(trigger=Dual(threshold=threshold, signal_max=float(signal.max())))
 
 
 def with_members(parts: dict[str, Path], folder: Path) -> dict[str, Path]:
@@ -153,7 +160,7 @@ def with_members(parts: dict[str, Path], folder: Path) -> dict[str, Path]:
         [train.ids], maskable_pairs(maskable_fields), (), before.reliability.num_values, capacity=64, width=256
     )
     extras = Extras(counts, fit_heads(model, train, maskable_fields), (member, own))
-    config = preset("members").model_copy(update={"trigger": "budget", "share": 0.2})
+    config = preset("members").looking(trigger=Budget(share=0.2))
     weights = sha256_file(parts["model_dir"] / "weights.safetensors")
     folder.mkdir()
     save_test_time(folder, TestTime(config, before.reliability, {}, extras, weights), model)

@@ -21,6 +21,8 @@ from thinktwice.release.bundle import load_bundle
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Engine
 from thinktwice.testtime.extras import Extras
+from thinktwice.testtime.opinions.config import Members
+from thinktwice.testtime.triggers import Always, Decision
 
 CONTEXT = {"slot": "s1", "bid": 0.5, "timestamp": 1_767_693_600}
 
@@ -84,7 +86,7 @@ def test_a_row_scores_the_same_alone_or_among_500(scorer: Scorer) -> None:
     """To the last bit, with every limit as shipped."""
     items = [ITEMS[i % len(ITEMS)] if i % 10 else f"cold{i}" for i in range(500)]
     (together,) = ask(scorer, candidates(*items))
-    assert scorer.bundle.engine.config.max_path_rows == TestTimeConfig().max_path_rows
+    assert scorer.bundle.engine.max_path_rows == 1024
     assert not together.paths_capped
     assert 0.1 < np.mean(np.array(together.num_paths) > 1) < 0.6
     for place in (0, 1, 127, 128, 255, 400, 499):
@@ -96,7 +98,7 @@ def test_a_row_scores_the_same_alone_or_among_500(scorer: Scorer) -> None:
 
 def test_more_unsure_rows_than_the_cap_allows(scorer: Scorer) -> None:
     """Who is admitted depends on the rows alone; the others have exactly the score of one pass, and the answer says so."""
-    config = scorer.bundle.engine.config.model_copy(update={"trigger": "always"})
+    config = scorer.bundle.engine.config.looking(trigger=Always())
     engine = Engine(scorer.bundle.model, scorer.bundle.engine.reliability, config, scorer.bundle.engine.calibration)
     eager = Scorer(replace(scorer.bundle, engine=engine), FakeReader())
     eager.warm_up()
@@ -104,7 +106,7 @@ def test_more_unsure_rows_than_the_cap_allows(scorer: Scorer) -> None:
     (first,), (again,), (backwards,) = (ask(eager, candidates(*i)) for i in (items, items, items[::-1]))
     assert first == again
     assert first.paths_capped
-    assert sum(first.num_paths) - 500 <= config.max_path_rows
+    assert sum(first.num_paths) - 500 <= engine.max_path_rows
     assert sorted(first.probability) == sorted(backwards.probability)
     (base,) = ask(eager, candidates(*items, deadline_ms=1e-6))
     assert set(base.num_paths) == {1}
@@ -238,15 +240,7 @@ def test_what_deadline_and_load_leave_for_extra_rows(
 def test_the_places_of_a_request_decide_who_is_asked_again(scorer: Scorer) -> None:
     """Under the trigger ``decision`` only rows near the k-th place are."""
     base = scorer.bundle.engine
-    config = base.config.model_copy(
-        update={
-            "trigger": "decision",
-            "sampler": "none",
-            "redefine_rounds": 0,
-            "members": 1,
-            "spread": (0.02, 0.0, 0.0),
-        }
-    )
+    config = base.config.looking(trigger=Decision(spread=(0.02, 0.0, 0.0)), opinion=Members())
     member = build_backbone(base.model.config, base.model.fields, seed=9)
     engine = Engine(base.model, base.reliability, config, base.calibration, Extras(members=(member,)))
     deciding = Scorer(replace(scorer.bundle, engine=engine), FakeReader())

@@ -7,9 +7,9 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from thinktwice.models.store import Calibration
+from thinktwice.calibration import Calibration, SupportCalibration
 from thinktwice.stats.calibration import RIDGE, fit_temperature
-from thinktwice.testtime.calibrate import SupportCalibration, apply, apply_support, fit_support, sigmoid
+from thinktwice.testtime.calibrate import apply, apply_support, fit_support, sigmoid
 
 ROWS = 40_000
 

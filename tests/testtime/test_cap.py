@@ -8,20 +8,21 @@ import pytest
 from tests.testtime import wide
 from tests.testtime.wide import EXACT, MATT, MEMBERS, SGCTR, UTTSI, but
 from thinktwice.testtime import TestTimeConfig
+from thinktwice.testtime.modes import preset
+from thinktwice.testtime.triggers import Always, Budget, Decision
 
 ROWS = 400
 VALUES = ("logit", "probability", "uncertainty", "num_paths")
 ESCALATING: dict[str, tuple[TestTimeConfig, int]] = {  # with the most that one row may cost
     "uttsi": (UTTSI, 8),
     "uttsi, exact": (EXACT, 8),
-    "uttsi, stops": (but(UTTSI, stop_at=0.3, trigger="always"), 8),
-    "uttsi, denoiser": (but(UTTSI, filler="denoiser"), 9),
+    "uttsi, stops": (but(UTTSI, stop_at=0.3, trigger=Always()), 8),
     "matt": (MATT, 8),
-    "members": (but(MEMBERS, trigger="always"), 1),
-    "members, two": (but(MEMBERS, members=2, trigger="always"), 2),
+    "members": (but(MEMBERS, trigger=Always()), 1),
+    "members, two": (but(MEMBERS, count=2, trigger=Always()), 2),
     "sgctr": (SGCTR, 5),
-    "budget": (but(MEMBERS, members=2, trigger="budget", share=0.5), 2),
-    "decision": (but(SGCTR, trigger="decision", spread=(1.0, 0.0, 0.0)), 5),
+    "budget": (but(MEMBERS, count=2, trigger=Budget(share=0.5)), 2),
+    "decision": (but(SGCTR, trigger=Decision(spread=(1.0, 0.0, 0.0))), 5),
 }
 
 
@@ -59,7 +60,7 @@ def test_the_most_open_scores_are_admitted_in_full_and_the_others_keep_their_bas
 def test_a_cap_of_zero_is_the_base_pass(name: str, big: wide.Wide) -> None:
     config = ESCALATING[name][0]
     batch = big.batch(slice(0, ROWS))
-    base = TestTimeConfig(mode="filter", min_count=config.min_count)
+    base = TestTimeConfig(mode="filter", base=config.base)
     expected = big.engine(base).score(batch)
     for found in (
         big.engine(config).score(batch, max_path_rows=0),
@@ -89,9 +90,8 @@ def test_a_row_that_costs_more_than_the_cap_is_left_out(big: wide.Wide) -> None:
 
 
 def test_left_out_rows_have_the_calibration_of_one_pass(big: wide.Wide) -> None:
-    config = wide.UTTSI.model_copy(
-        update={"calibration": wide.CALIBRATION.model_copy(update={"b": 3.0}), "explored_calibration": wide.CALIBRATION}
-    )
+    plain = wide.UTTSI.model_copy(update={"calibration": wide.CALIBRATION.model_copy(update={"b": 3.0})})
+    config = plain.looking(calibration=wide.CALIBRATION)
     engine, batch = big.engine(config), big.batch(slice(0, ROWS))
     found, raw = engine.score(batch, 20), engine.raw(batch, 20)
     assert raw.capped_rows.any()
@@ -99,8 +99,9 @@ def test_left_out_rows_have_the_calibration_of_one_pass(big: wide.Wide) -> None:
 
 
 def test_the_shipped_cap_does_not_bind_for_500_rows_of_the_usual_share(big: wide.Wide) -> None:
-    usual = but(UTTSI, max_path_rows=TestTimeConfig().max_path_rows)
-    assert usual.max_path_rows == 1024
+    shipped = preset("uttsi").second_look
+    assert shipped is not None and shipped.max_path_rows == 1024
+    usual = but(UTTSI, max_path_rows=shipped.max_path_rows)
     scored = big.engine(usual).score(big.batch(slice(0, 500)))
     assert 0.2 < (scored.num_paths > 1).mean() < 0.5
     assert not scored.capped

@@ -2,32 +2,56 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
+from thinktwice.calibration import Calibration, SupportCalibration
 from thinktwice.errors import PipelineError
 from thinktwice.selection.config import FitConfig, search
 from thinktwice.selection.cost import ESCALATION_COST, FILTER_COST, PASS_COST, estimated_cost
 from thinktwice.testtime import TestTimeConfig
-from thinktwice.testtime.config import Mode
+from thinktwice.testtime.aggregators import Confidence
+from thinktwice.testtime.base_pass import Filter, Gate
+from thinktwice.testtime.config import Mode, SecondLook
 from thinktwice.testtime.modes import PRESETS, preset
+from thinktwice.testtime.opinions.config import GrownPaths, Members
+from thinktwice.testtime.triggers import Always, Decision
+
+LOOK: dict[str, Any] = {"trigger": {"kind": "dual"}, "opinion": {"kind": "feature_paths"}}
+
+
+def look(**change: object) -> dict[str, Any]:
+    return {"second_look": LOOK | change}
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"trigger": "dual"}, "has nobody to ask: give a sampler, members or redefine_rounds"),
-        ({"sampler": "matt", "members": 1}, "three kinds of second opinion: choose one"),
-        ({"redefine_rounds": 1, "members": 1}, "three kinds of second opinion: choose one"),
-        ({"strength": 1.0, "min_count": 2}, "choose one of them"),
-        ({"sampler": "bernoulli", "aggregator": "confidence"}, "use both"),
-        ({"max_paths": 1}, "max_paths"),
+        ({"second_look": {"trigger": {"kind": "dual"}}}, "opinion\\s+Field required"),
+        ({"second_look": {"opinion": {"kind": "members"}}}, "trigger\\s+Field required"),
+        (look(opinion={"kind": "members", "rounds": 2}), "rounds\\s+Extra inputs"),
+        (look(opinion={"kind": "redefine", "sampler": {"kind": "matt"}}), "sampler\\s+Extra inputs"),
+        (look(opinion={"kind": "feature_paths", "sampler": {"kind": "matt"}}), "Input tag 'matt'"),
+        (look(opinion={"kind": "feature_paths", "aggregator": {"kind": "confidence"}}), "Input tag 'confidence'"),
+        (look(opinion={"kind": "feature_paths", "max_paths": 1}), "max_paths"),
+        (look(opinion={"kind": "feature_paths", "sampler": {"kind": "grid"}}), "Input tag 'grid'"),
+        (look(opinion={"kind": "members", "count": 3}), "less than or equal to 2"),
+        (look(trigger={"kind": "always", "threshold": 0.1}), "threshold\\s+Extra inputs"),
+        (look(trigger={"kind": "budget", "top_k": 3}), "top_k\\s+Extra inputs"),
+        (look(trigger={"kind": "never"}), "Input tag 'never'"),
+        ({"base": {"kind": "gate", "strength": 1.0, "min_count": 2}}, "min_count\\s+Extra inputs"),
+        ({"base": {"kind": "filter", "min_count": 2, "field_shares": (1.0, 0.5)}}, "field_shares\\s+Extra inputs"),
+        ({"base": {"kind": "filter", "min_count": 0}}, "greater than or equal to 1"),
+        (
+            {"base": {"kind": "filter", "min_count": 2}} | look(opinion={"kind": "members"}),
+            "'members' sees every value",
+        ),
+        ({"base": {"kind": "filter", "min_count": 2}} | look(opinion={"kind": "redefine"}), "'redefine' sees every"),
         ({"temperature": 0.0}, "temperature"),
-        ({"sampler": "grid"}, "sampler"),
-        ({"field_shares": (1.0, 0.5), "min_count": 2}, "two base passes"),
-        ({"members": 1, "trigger": "always", "min_count": 2}, "set min_count to 0"),
-        ({"members": 3}, "less than or equal to 2"),
         ({"paths": 3}, "paths"),
+        ({"trigger": "dual", "sampler": "matt"}, "sampler\\s+Extra inputs"),
     ],
 )
 def test_what_means_nothing_is_refused(settings: dict[str, object], words: str) -> None:
@@ -35,32 +59,32 @@ def test_what_means_nothing_is_refused(settings: dict[str, object], words: str) 
         TestTimeConfig.model_validate(settings)
 
 
-def test_who_asks_and_who_needs_counts() -> None:
-    escalates = {mode for mode, config in PRESETS.items() if config.escalates}
-    assert escalates == {"uttsi", "matt", "sgctr", "members"}
-    assert not TestTimeConfig(sampler="bernoulli").escalates  # nobody triggers it
+def test_what_needs_counts() -> None:
     uses = {mode for mode, config in PRESETS.items() if config.uses_counts}
     assert uses == {"gate", "filter", "uttsi", "matt", "sgctr"}
-    assert TestTimeConfig(trigger="decision", members=1).uses_counts
-    assert not TestTimeConfig(trigger="always", sampler="uniform").uses_counts
+    members = SecondLook(trigger=Decision(), opinion=Members())
+    assert TestTimeConfig(second_look=members).uses_counts
+    assert not TestTimeConfig(second_look=members.model_copy(update={"trigger": Always()})).uses_counts
+    assert not TestTimeConfig(base=Gate(field_shares=(0.5,))).uses_counts
+    assert TestTimeConfig(support_calibration=SupportCalibration()).uses_counts
 
 
 def test_every_mode_has_a_preset_of_its_name() -> None:
     assert {mode: config.mode for mode, config in PRESETS.items()} == {mode: mode for mode in PRESETS}
     assert PRESETS["off"] == TestTimeConfig()
-    assert (PRESETS["matt"].trigger, PRESETS["matt"].sampler, PRESETS["matt"].aggregator) == (
-        "always",
-        "matt",
-        "confidence",
-    )
+    assert {mode for mode, config in PRESETS.items() if config.second_look} == {"uttsi", "matt", "sgctr", "members"}
+    matt = PRESETS["matt"].second_look
+    assert matt is not None and matt.trigger == Always()
+    assert isinstance(matt.opinion, GrownPaths) and matt.opinion.aggregator == Confidence()
 
 
 def test_a_preset_keeps_what_its_mode_does_not_decide() -> None:
-    base = TestTimeConfig(importance=(0.5, 0.5), salt=7, max_path_rows=3)
+    base = TestTimeConfig(importance=(0.5, 0.5), temperature=1.5, calibration=Calibration(a=2.0))
     for mode in PRESETS:
         found = preset(mode, base)
-        assert (found.mode, found.importance, found.salt, found.max_path_rows) == (mode, (0.5, 0.5), 7, 3)
-        assert found.trigger == PRESETS[mode].trigger
+        assert (found.mode, found.importance, found.temperature) == (mode, (0.5, 0.5), 1.5)
+        assert found.calibration == Calibration(a=2.0)
+        assert (found.base, found.second_look) == (PRESETS[mode].base, PRESETS[mode].second_look)
     assert preset("uttsi") == PRESETS["uttsi"]
 
 
@@ -75,7 +99,9 @@ def test_a_search_names_its_choices() -> None:
 
 def test_reckoned_cost() -> None:
     assert estimated_cost(TestTimeConfig(), 1.0) == 1.0
-    assert estimated_cost(TestTimeConfig(mode="gate", strength=1.0), 1.0) == 1.0
-    assert estimated_cost(TestTimeConfig(mode="filter", min_count=2), 1.0) == pytest.approx(1 + FILTER_COST)
+    assert estimated_cost(TestTimeConfig(mode="gate", base=Gate(strength=1.0)), 1.0) == 1.0
+    assert estimated_cost(TestTimeConfig(mode="filter", base=Filter(min_count=2)), 1.0) == pytest.approx(
+        1 + FILTER_COST
+    )
     assert estimated_cost(PRESETS["members"], 1.1) == pytest.approx(1 + ESCALATION_COST + 0.1 * PASS_COST)
     assert estimated_cost(PRESETS["uttsi"], 2.0) == pytest.approx(1 + FILTER_COST + ESCALATION_COST + PASS_COST)

@@ -11,12 +11,13 @@ import torch
 
 from tests.testtime import wide
 from tests.testtime.wide import CALIBRATION, MODES, but
+from thinktwice.calibration import Calibration, SupportCalibration
 from thinktwice.errors import BundleError
 from thinktwice.models import Backbone, build_backbone
 from thinktwice.models.blocks import BASE_ROWS
-from thinktwice.models.store import Calibration
-from thinktwice.testtime import TestTimeConfig
-from thinktwice.testtime.calibrate import SupportCalibration, sigmoid
+from thinktwice.testtime import TestTimeConfig, base_pass
+from thinktwice.testtime.base_pass import Filter, Gate
+from thinktwice.testtime.calibrate import sigmoid
 from thinktwice.testtime.engine import CHUNK, Engine, raw_rows
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.reliability import Reliability
@@ -49,15 +50,14 @@ def test_the_gate_is_a_mask_of_reliabilities_and_leaves_sequences_alone(
     name: str, strength: float, big: wide.Wide
 ) -> None:
     """Column f1 is gated, and the sequence of its values, which shares its rows of the table, is not."""
-    size = wide.SIZE.model_copy(update={"name": name})
-    model = build_backbone(size, wide.FIELDS, seed=3).eval()
+    model = build_backbone(wide.sizes(name), wide.FIELDS, seed=3).eval()
     batch = big.batch(slice(0, BASE_ROWS))
     mask = big.reliability.of(batch.ids.numpy(), strength)
     assert (mask[:, wide.OPEN :] == 1).all() and (mask[:, 1] < 0.9).any()
     with torch.inference_mode():
         masked = model.score(model.embed(batch), torch.from_numpy(mask.astype(np.float32))[:, None])[:, 0]
         plain = model(batch)
-    gate = Engine(model, big.reliability, TestTimeConfig(mode="gate", strength=strength))
+    gate = Engine(model, big.reliability, TestTimeConfig(mode="gate", base=Gate(strength=strength)))
     np.testing.assert_allclose(gate.raw(batch).z, masked.double().numpy(), atol=2e-6)
     assert float((masked - plain).abs().max()) > 0.05
 
@@ -77,18 +77,19 @@ def test_a_gate_may_differ_by_field_and_may_know_no_counts(big: wide.Wide) -> No
         mask[:, 0, : wide.OPEN] = keep[:, : wide.OPEN]
         with torch.inference_mode():
             expected = big.model.score(big.model.embed(batch), torch.from_numpy(mask))[:, 0].double().numpy()
-        found = big.engine(but(TestTimeConfig(mode="gate"), **change)).raw(batch).z
+        found = big.engine(TestTimeConfig(mode="gate", base=Gate(**change))).raw(batch).z
         np.testing.assert_allclose(found, expected, atol=2e-6)
         assert np.abs(found - big.engine(TestTimeConfig()).raw(batch).z).max() > 0.1
 
 
-def test_the_filter_is_a_mask_of_counts(big: wide.Wide) -> None:
+def test_the_filter_is_a_mask_of_counts(big: wide.Wide, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base_pass, "MIN_KEPT", 0.0)
     batch = big.batch(slice(0, BASE_ROWS))
     mask = np.ones((BASE_ROWS, 13), np.float32)
     mask[:, : wide.OPEN] = big.reliability.counts_of(batch.ids.numpy())[:, : wide.OPEN] >= 5
     with torch.inference_mode():
         masked = big.model.score(big.model.embed(batch), torch.from_numpy(mask)[:, None])[:, 0].double().numpy()
-    found = big.engine(TestTimeConfig(mode="filter", min_count=5, min_kept=0.0)).raw(batch)
+    found = big.engine(TestTimeConfig(mode="filter", base=Filter(min_count=5))).raw(batch)
     np.testing.assert_allclose(found.z, masked, atol=1e-6)
     assert (mask == 0).any(axis=1).mean() > 0.2
 
@@ -105,15 +106,14 @@ def test_another_salt_draws_other_paths(big: wide.Wide) -> None:
 @pytest.mark.parametrize("config", [wide.UTTSI, wide.MEMBERS])
 def test_rows_with_a_second_opinion_have_a_calibration_of_their_own(config: TestTimeConfig, big: wide.Wide) -> None:
     batch = big.batch(slice(0, 300))
-    update = {"calibration": Calibration(a=1.1, b=0.3), "explored_calibration": Calibration(a=0.5, b=1.0)}
-    engine = big.engine(config.model_copy(update=update | {"temperature": 1.7}))
+    alone = config.model_copy(update={"calibration": Calibration(a=1.1, b=0.3)})
+    both = alone.looking(calibration=Calibration(a=0.5, b=1.0))
+    engine = big.engine(both.model_copy(update={"temperature": 1.7}))
     raw, scored = engine.raw(batch), engine.score(batch)
     assert 0 < raw.escalated.sum() < 300
     np.testing.assert_array_equal(scored.logit[raw.escalated], (0.5 * raw.z[raw.escalated] + 1.0) / 1.7)
     np.testing.assert_array_equal(scored.logit[~raw.escalated], (1.1 * raw.z[~raw.escalated] + 0.3) / 1.7)
-    alone = big.engine(config.model_copy(update={"calibration": Calibration(a=1.1, b=0.3)}))
-    found = alone.score(batch)
-    raw = alone.raw(batch)
+    found, raw = big.engine(alone).score(batch), big.engine(alone).raw(batch)
     np.testing.assert_array_equal(found.logit, 1.1 * raw.z + 0.3)  # without one, both groups have the same
 
 
@@ -231,7 +231,6 @@ def test_what_a_mode_needs_and_lacks_is_named_with_the_fix(big: wide.Wide) -> No
     lacks = {
         "members, two": "asks 2 further trunks and 0 are there: package the members with the model",
         "sgctr": "mode 'sgctr' needs prediction heads and there are none: fit",
-        "uttsi, denoiser": "mode 'uttsi' needs prediction heads",
         "matt": "mode 'matt' needs combination counts and there are none: fit",
         "uttsi, pair support": "mode 'uttsi' needs combination counts",
     }

@@ -36,7 +36,7 @@ def rows_of_two_fields_that_follow(number: int, seed: int) -> EncodedRows:
 
 @pytest.mark.parametrize("name", sorted(BACKBONES))
 def test_a_field_that_follows_from_the_others_is_recovered(name: str) -> None:
-    size = wide.SIZE.model_copy(update={"name": name, "hidden": (64,)})
+    size = wide.sizes(name).model_copy(update={"hidden": (64,)})
     model = build_backbone(size, FIELDS, seed=1).eval()
     fitted = fit_heads(model, rows_of_two_fields_that_follow(4000, 0), np.arange(3))
     found = []

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tests.testtime import wide
-from tests.testtime.wide import MATT, but
-from thinktwice.testtime.samplers import Paths, matt
+from tests.testtime.wide import MATT
+from thinktwice.testtime.samplers import Paths
+from thinktwice.testtime.samplers.matt import Matt
 from thinktwice.testtime.samplers.paths import SamplerInput
 
 HASH = np.random.default_rng(3).integers(0, 2**63, 4000).astype(np.uint64)
@@ -33,7 +34,7 @@ def draw(
         np.full(ROWS, PATHS),
         HASH,
     )
-    return matt.draw(but(MATT, typical_pair=typical), inputs)
+    return Matt(typical_pair=typical).draw(inputs, PATHS)
 
 
 def pairs_of(n: int, value: float, **others: float) -> np.ndarray:

@@ -10,10 +10,12 @@ from tests.testtime import wide
 from tests.testtime.wide import CALIBRATION, MEMBERS, but
 from thinktwice.data.encoded import Batch
 from thinktwice.models import Backbone
+from thinktwice.testtime.base_pass import Gate, Plain
 from thinktwice.testtime.engine import Engine
 from thinktwice.testtime.extras import Extras
+from thinktwice.testtime.triggers import Always
 
-ALL = but(MEMBERS, trigger="always")
+ALL = but(MEMBERS, trigger=Always())
 
 
 def logits(model: Backbone, batch: Batch, table: torch.Tensor | None = None) -> np.ndarray:
@@ -24,7 +26,7 @@ def logits(model: Backbone, batch: Batch, table: torch.Tensor | None = None) -> 
 @pytest.mark.parametrize("number", [1, 2])
 def test_the_score_is_the_mean_logit_of_all_trunks(number: int, big: wide.Wide) -> None:
     batch = big.batch(slice(0, 200))
-    raw = big.engine(but(ALL, members=number)).raw(batch)
+    raw = big.engine(but(ALL, count=number)).raw(batch)
     each = [logits(m, batch) for m in (big.model, *big.extras.members[:number])]
     np.testing.assert_allclose(raw.z, np.mean(each, axis=0), atol=2e-6)
     np.testing.assert_allclose(raw.z0, each[0], atol=2e-6)
@@ -36,11 +38,11 @@ def test_gated_members_are_gated_alike(big: wide.Wide) -> None:
     batch = big.batch(slice(0, 100))
     keep = torch.from_numpy(big.reliability.of_table(0.5))
     for shared, members in ((False, big.extras.members), (True, (big.sharer,))):
-        config = but(ALL, members=len(members), strength=0.5)
+        config = but(ALL, count=len(members), base=Gate(strength=0.5))
         each = [logits(m, batch, m.embedding.gated(keep)) for m in (big.model, *members)]
         raw = big.engine(config, shared=shared).raw(batch)
         np.testing.assert_allclose(raw.z, np.mean(each, axis=0), atol=2e-6)
-        assert np.abs(raw.z - big.engine(but(config, strength=0.0), shared=shared).raw(batch).z).max() > 0.1
+        assert np.abs(raw.z - big.engine(but(config, base=Plain()), shared=shared).raw(batch).z).max() > 0.1
 
 
 def test_only_the_rows_that_are_asked_change(big: wide.Wide) -> None:

@@ -57,7 +57,7 @@ def test_one_round_moves_the_least_plausible_and_supported_fields_by_what_they_l
     """Three of ten fields are hidden. That of no support is always one, and becomes what the others predict."""
     heads, n = big.extras.heads, wide.OPEN
     assert heads is not None
-    found = redefined_rows(big, but(SGCTR, redefine_rounds=1), unsupported(big), 32)
+    found = redefined_rows(big, but(SGCTR, rounds=1), unsupported(big), 32)
     support = torch.ones(n)
     support[0], support[3] = 0.0, 0.5
     with torch.inference_mode():
@@ -83,7 +83,7 @@ def test_every_pass_is_counted(rounds: int, big: wide.Wide, monkeypatch: pytest.
     passes: list[int] = []
     trunk = big.model.trunk
     monkeypatch.setattr(big.model, "trunk", lambda x: (passes.append(len(x)), trunk(x))[1])
-    scored = big.engine(but(SGCTR, redefine_rounds=rounds)).score(big.batch(slice(0, 32)))
+    scored = big.engine(but(SGCTR, rounds=rounds)).score(big.batch(slice(0, 32)))
     assert redefine.num_passes(rounds) == 3 + rounds
     assert passes == [128] + [32] * (3 + rounds)
     assert (scored.num_paths == 1 + 3 + rounds).all()
@@ -93,7 +93,7 @@ def test_each_round_redefines_fewer_fields(big: wide.Wide) -> None:
     """With no support anywhere every hidden field moves: 3, then at most 1 more of ten in the second of two rounds."""
     nothing = counts(big, np.zeros(sum(wide.SIZES)))
     for rounds, most in ((1, 3), (2, 4), (4, 7)):
-        moved = redefined_rows(big, but(SGCTR, redefine_rounds=rounds), nothing, 32).abs().amax(dim=2) > 0
+        moved = redefined_rows(big, but(SGCTR, rounds=rounds), nothing, 32).abs().amax(dim=2) > 0
         number = moved.sum(dim=1)
         assert int(number.min()) >= 3 and int(number.max()) <= most
         assert not moved[:, wide.OPEN :].any()

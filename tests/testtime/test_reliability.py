@@ -10,7 +10,8 @@ import pytest
 from thinktwice.data.encoded import count_values
 from thinktwice.errors import BundleError
 from thinktwice.models import FieldSpace
-from thinktwice.testtime.masks import filter_mask
+from thinktwice.testtime import base_pass
+from thinktwice.testtime.base_pass import Filter
 from thinktwice.testtime.reliability import DECODED, KAPPA_BOUNDS, Reliability, moment_kappa, quantise
 
 FIELDS = FieldSpace(
@@ -107,12 +108,19 @@ def test_the_table_of_reliabilities_is_that_of_the_values(ids: np.ndarray) -> No
         np.testing.assert_allclose(table[ids + found.offsets], found.of(ids, strength)[:, :2], rtol=1e-6)
 
 
-def test_the_filter_keeps_supported_values_and_a_share_of_all_fields() -> None:
+def test_the_filter_keeps_supported_values_and_a_share_of_all_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = quantise(np.array([0, 1, 5, 20, 0, 2, 6, 30]))
     reliability = Reliability(counts, np.full(3, 10.0), (4, 4), np.array([False, False, True]))
     ids = np.array([[3, 3], [1, 3], [1, 1], [0, 0]])
     r = reliability.of(ids)
-    none, most = (filter_mask(reliability, ids, r, 3, share) for share in (0.0, 0.6))
+    found = {}
+    for share in (0.0, 0.6, base_pass.MIN_KEPT):
+        monkeypatch.setattr(base_pass, "MIN_KEPT", share)
+        kept = Filter(min_count=3).kept(reliability, ids, r)
+        assert kept is not None
+        found[share] = kept
+    none, most = found[0.0], found[0.6]
+    assert found[0.7].all()  # of three fields, a share of 0.7 is all
     assert none.tolist() == [[1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 1]]
     # Two of three fields stay; the more reliable one comes back, the first of equals.
     assert most.tolist() == [[1, 1, 1], [0, 1, 1], [0, 1, 1], [1, 0, 1]]

@@ -15,8 +15,9 @@ from thinktwice.models.backends import verify_sizes
 from thinktwice.models.backends.folded import Folded
 from thinktwice.testtime import TestTimeConfig
 from thinktwice.testtime.engine import Scored
-from thinktwice.testtime.samplers import SAMPLERS, SamplerInput
-from thinktwice.testtime.samplers.bernoulli import keep_probability
+from thinktwice.testtime.samplers import SamplerInput
+from thinktwice.testtime.samplers.exact import Exact
+from thinktwice.testtime.triggers import Always
 
 BY_THE_ROW = wide.MODES | wide.SHARED
 EVERY = BY_THE_ROW | wide.OF_A_REQUEST
@@ -56,12 +57,12 @@ def test_the_modes_of_these_tests_do_something(among: dict[str, Scored]) -> None
     for name, scored in among.items():
         assert scored.path_rows == (scored.num_paths - 1).sum()
         assert not scored.capped
-        assert (scored.path_rows > 0) == EVERY[name].escalates
+        assert (scored.path_rows > 0) == (EVERY[name].second_look is not None)
         assert np.isfinite(scored.logit).all()
         for share in (scored.uncertainty, scored.probability):
             assert ((share >= 0) & (share <= 1)).all()
     logits = {name: scored.logit for name, scored in among.items()}
-    for name in ("uttsi, stops", "uttsi, denoiser, stops"):  # nothing but what costs passes may leave a score alone
+    for name in ("uttsi, stops", "uttsi, exact, stops"):  # nothing but what costs passes may leave a score alone
         assert not np.array_equal(logits[name], logits["off"])
 
 
@@ -134,16 +135,15 @@ def test_a_trigger_of_the_request_looks_at_the_other_rows(name: str, big: wide.W
 
 def test_probabilities_of_paths_have_the_same_bits_alone(big: wide.Wide, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums over fields and pairs: their order must not depend on the number of rows."""
-    config = but(wide.EXACT, trigger="always", pair_share=0.3)
+    sampler = Exact(pair_share=0.3)
+    config = but(wide.EXACT, trigger=Always(), sampler=sampler)
     seen: list[SamplerInput] = []
-    sampler = SAMPLERS[config.sampler]
-    monkeypatch.setitem(
-        SAMPLERS, config.sampler, lambda config, inputs: (seen.append(inputs), sampler(config, inputs))[1]
-    )
+    draw = Exact.draw
+    monkeypatch.setattr(Exact, "draw", lambda self, inputs, most: (seen.append(inputs), draw(self, inputs, most))[1])
     engine = big.engine(config)
     engine.score(big.batch(slice(0, 100)))
-    among = dict(zip(seen[0].row_hash.tolist(), keep_probability(config, seen[0]), strict=True))
+    among = dict(zip(seen[0].row_hash.tolist(), sampler.keep_probability(seen[0]), strict=True))
     for row in range(100):
         engine.score(big.batch(slice(row, row + 1)))
         alone = seen[-1]
-        assert np.array_equal(keep_probability(config, alone)[0], among[int(alone.row_hash[0])])
+        assert np.array_equal(sampler.keep_probability(alone)[0], among[int(alone.row_hash[0])])

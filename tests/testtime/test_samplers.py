@@ -8,20 +8,23 @@ import numpy as np
 import pytest
 
 from tests.testtime import wide
-from tests.testtime.wide import EXACT, MATT, UTTSI, but
+from tests.testtime.wide import EXACT, UTTSI, but
 from thinktwice.testtime import TestTimeConfig
+from thinktwice.testtime.base_pass import Plain
 from thinktwice.testtime.engine import Engine
 from thinktwice.testtime.reliability import Reliability, quantise
 from thinktwice.testtime.rowhash import hash_rows, uniforms
-from thinktwice.testtime.samplers import SAMPLERS, Paths, SamplerInput
-from thinktwice.testtime.samplers.bernoulli import KEEP_MIN, keep_probability
+from thinktwice.testtime.samplers import Paths, SamplerInput
+from thinktwice.testtime.samplers.bernoulli import KEEP_MIN, Bernoulli
+from thinktwice.testtime.samplers.exact import Exact
+from thinktwice.testtime.samplers.matt import Matt
 from thinktwice.testtime.samplers.paths import BASE_DRAWS
+from thinktwice.testtime.triggers import Always
 
 RNG = np.random.default_rng(0)
 HASH = RNG.integers(0, 2**63, 300).astype(np.uint64)
 MANY = RNG.integers(0, 2**63, 4000).astype(np.uint64)
-UNIFORM = but(UTTSI, sampler="uniform", keep_rate=0.6)
-CONFIGS = {"bernoulli": UTTSI, "uniform": UNIFORM, "enumerate": EXACT, "matt": but(MATT, typical_pair=0.3)}
+SAMPLERS = (Bernoulli(), Exact(), Matt(typical_pair=0.3))
 
 
 def inputs_of(
@@ -37,8 +40,8 @@ def inputs_of(
     return SamplerInput(kept, r, pairs, triples, np.full(len(r), wanted), row_hash[: len(r)])
 
 
-def draw(config: TestTimeConfig, inputs: SamplerInput) -> Paths:
-    return SAMPLERS[config.sampler](config, inputs)
+def draw(sampler: Bernoulli | Exact | Matt, inputs: SamplerInput, max_paths: int = 8) -> Paths:
+    return sampler.draw(inputs, max_paths)
 
 
 def test_uniforms_look_uniform_and_belong_to_the_hash() -> None:
@@ -60,13 +63,15 @@ def test_rows_of_other_content_have_other_hashes(big: wide.Wide) -> None:
 
 
 @pytest.mark.parametrize("wanted", [2, 6, 8])
-@pytest.mark.parametrize("name", CONFIGS)
-def test_no_path_comes_twice_or_is_the_base_pass_or_restores_a_filtered_field(name: str, wanted: int) -> None:
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_no_path_comes_twice_or_is_the_base_pass_or_restores_a_filtered_field(
+    sampler: Bernoulli | Exact | Matt, wanted: int
+) -> None:
     rows, fields = 300, 6
     r, kept = RNG.uniform(0, 1, (rows, fields)), RNG.random((rows, fields)) < 0.8
     r[:, 5] = 1.0
     pairs = np.sqrt(r[:, :, None] * r[:, None])
-    paths = draw(CONFIGS[name], inputs_of(r, kept=kept, wanted=wanted, pairs=pairs))
+    paths = draw(sampler, inputs_of(r, kept=kept, wanted=wanted, pairs=pairs))
     assert paths.mask.shape == (rows, 8, fields)
     for row in range(rows):
         used = paths.used[row]
@@ -74,19 +79,19 @@ def test_no_path_comes_twice_or_is_the_base_pass_or_restores_a_filtered_field(na
         assert len({m.tobytes() for m in real} | {kept[row].tobytes()}) == used + 1
         assert not (real & ~kept[row]).any()
         assert (paths.weight[row, :used] > 0).all() and (paths.weight[row, used:] == 0).all()
-        if name not in ("matt", "uniform"):
+        if sampler.kind != "matt":
             assert (real[:, 5] == kept[row, 5]).all()  # a fully supported value is never dropped
     drawn = ~paths.exact
-    start = 0.0 if name == "matt" else BASE_DRAWS
+    start = 0.0 if sampler.kind == "matt" else BASE_DRAWS
     np.testing.assert_allclose((paths.weight.sum(axis=1) + paths.base_weight)[drawn], start + wanted)
     assert (paths.used[drawn] <= wanted).all()
-    assert paths.exact.any() == (name == "enumerate")
+    assert paths.exact.any() == (sampler.kind == "exact")
 
 
 def test_drawn_paths_come_in_antithetic_pairs() -> None:
     """Where every field stays in half of the paths, the second of a pair keeps what the first drops."""
     r = np.full((300, 12), 0.25)  # a field stays with probability sqrt(0.25)
-    paths = draw(UTTSI, inputs_of(r))
+    paths = draw(Bernoulli(), inputs_of(r))
     assert (paths.used == 8).mean() > 0.95  # of 4096 paths eight are hardly ever equal
     pairs = paths.mask[paths.used == 8].reshape(-1, 4, 2, 12)
     assert (pairs[:, :, 0] != pairs[:, :, 1]).all()
@@ -102,14 +107,8 @@ def draws_that_keep(paths: Paths, base_draws: float) -> np.ndarray:
 
 def test_guided_paths_keep_a_field_as_often_as_its_support_says() -> None:
     r = np.tile([0.0, 0.25, 0.64, 1.0], (4000, 1))
-    paths = draw(UTTSI, inputs_of(r, row_hash=MANY))
+    paths = draw(Bernoulli(), inputs_of(r, row_hash=MANY))
     np.testing.assert_allclose(draws_that_keep(paths, BASE_DRAWS), [KEEP_MIN, 0.5, 0.8, 1.0], atol=0.01)
-
-
-def test_blind_paths_keep_every_field_alike() -> None:
-    r = np.tile([0.0, 0.25, 0.64, 1.0], (4000, 1))
-    paths = draw(UNIFORM, inputs_of(r, row_hash=MANY))
-    np.testing.assert_allclose(draws_that_keep(paths, BASE_DRAWS), 0.6, atol=0.01)
 
 
 def test_pair_support_takes_its_share_of_the_keep_probability() -> None:
@@ -117,24 +116,24 @@ def test_pair_support_takes_its_share_of_the_keep_probability() -> None:
     pairs = np.array([[[1.0, 0.8, 0.2], [0.8, 1.0, 0.4], [0.2, 0.4, 1.0]]])
     expected = np.sqrt(0.7 * r[0] + 0.3 * np.array([0.5, 0.6, 0.3]))
     inputs = inputs_of(r, pairs=pairs)
-    np.testing.assert_allclose(keep_probability(but(UTTSI, pair_share=0.3), inputs)[0], expected)
-    np.testing.assert_allclose(keep_probability(UTTSI, inputs)[0], np.sqrt(r[0]))
+    np.testing.assert_allclose(Bernoulli(pair_share=0.3).keep_probability(inputs)[0], expected)
+    np.testing.assert_allclose(Bernoulli().keep_probability(inputs)[0], np.sqrt(r[0]))
 
 
 def test_draws_belong_to_the_row_and_not_to_the_others() -> None:
     r = RNG.uniform(0, 1, (300, 6))
-    for config in CONFIGS.values():
+    for sampler in SAMPLERS:
         inputs = inputs_of(r)
         order = RNG.permutation(300)
         shuffled = SamplerInput(inputs.kept, r[order], None, None, inputs.wanted, HASH[order])
-        found, expected = draw(config, shuffled), draw(config, inputs)
+        found, expected = draw(sampler, shuffled), draw(sampler, inputs)
         for name in ("mask", "weight", "base_weight", "used", "confidence", "exact"):
             assert np.array_equal(getattr(found, name), getattr(expected, name)[order])
 
 
 def test_enumeration_is_the_exact_mixture_of_all_subsets() -> None:
     r = np.array([[0.25, 0.64, 0.16, 1.0]])
-    paths = draw(EXACT, inputs_of(r))
+    paths = draw(Exact(), inputs_of(r))
     found = {tuple(m.tolist()): w for m, w in zip(paths.mask[0], paths.weight[0], strict=True) if w > 0}
     found[True, True, True, True] = paths.base_weight[0]
     assert sum(found.values()) == pytest.approx(1.0)
@@ -149,7 +148,7 @@ def test_enumeration_keeps_to_the_largest_number_of_paths(most: int) -> None:
     """Three uncertain fields have seven subsets, two have three, one has one; too many are sampled instead."""
     r = np.array([[0.1, 0.4, 0.7, 1.0], [0.1, 0.4, 1.0, 1.0], [0.1, 1.0, 1.0, 1.0], [0.1, 0.1, 0.1, 0.1]])
     inputs = inputs_of(r, wanted=most // 2 * 2)
-    paths, drawn = (draw(but(c, max_paths=most), inputs) for c in (EXACT, UTTSI))
+    paths, drawn = (draw(sampler, inputs, most) for sampler in (Exact(), Bernoulli()))
     assert (paths.used <= most).all()
     assert paths.mask.shape[1] == paths.weight.shape[1] == most
     sizes = (7, 3, 1, 99)
@@ -165,7 +164,7 @@ def test_enumeration_keeps_to_the_largest_number_of_paths(most: int) -> None:
 def test_enumeration_leaves_filtered_and_well_supported_fields_alone() -> None:
     r = np.tile([0.1, 0.4, 0.7, 0.96], (5, 1))
     kept = np.tile([False, True, True, True], (5, 1))
-    paths = draw(EXACT, inputs_of(r, kept=kept))
+    paths = draw(Exact(), inputs_of(r, kept=kept))
     assert (paths.used == 3).all()
     assert not paths.mask[:, :, 0].any() and paths.mask[:, :3, 3].all()
     assert (paths.weight == paths.weight[0]).all()  # no draw is in it
@@ -175,15 +174,15 @@ def test_a_row_without_doubt_costs_nothing(big: wide.Wide) -> None:
     counts = quantise(np.full(sum(wide.SIZES), 10**6))
     sure = Reliability(counts, np.zeros(13), wide.SIZES, big.reliability.protected)
     batch = big.batch(slice(0, 50))
-    for config in (but(UTTSI, trigger="always"), but(EXACT, trigger="always")):
-        scored = Engine(big.model, sure, but(config, min_count=0), wide.CALIBRATION).score(batch)
+    for config in (but(UTTSI, trigger=Always()), but(EXACT, trigger=Always())):
+        scored = Engine(big.model, sure, but(config, base=Plain()), wide.CALIBRATION).score(batch)
         assert scored.path_rows == 0 and not scored.capped
         assert np.array_equal(scored.logit, big.engine(TestTimeConfig()).score(batch).logit)
 
 
 def test_an_enumerated_score_is_the_expectation_over_all_masks(big: wide.Wide) -> None:
     """Against brute force: every subset of the uncertain fields scored on its own, weighed by its probability."""
-    config = but(EXACT, trigger="always", shrink=False, min_count=0)
+    config = but(EXACT, trigger=Always(), shrink=False, base=Plain())
     engine = big.engine(config)
     raw = engine.raw(big.batch(slice(0, 300)))
     r = big.reliability.of(big.later.ids[:300])[:, : wide.OPEN]

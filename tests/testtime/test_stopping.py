@@ -9,10 +9,13 @@ from scipy import stats
 from tests.testtime import wide
 from tests.testtime.wide import EXACT, UTTSI, but
 from thinktwice.testtime import TestTimeConfig
+from thinktwice.testtime.aggregators import Mean
 from thinktwice.testtime.opinions.paths import half_width
-from thinktwice.testtime.samplers import SAMPLERS
+from thinktwice.testtime.samplers import Paths, SamplerInput
+from thinktwice.testtime.samplers.bernoulli import Bernoulli
+from thinktwice.testtime.triggers import Always
 
-FREE = but(UTTSI, trigger="always", shrink=False, aggregator="mean")
+FREE = but(UTTSI, trigger=Always(), shrink=False, aggregator=Mean())
 NEVER_REACHED = 1e-9  # logits; a row with two equal logits is still so much the nearer
 
 
@@ -64,14 +67,14 @@ def test_a_row_stops_after_a_round_exactly_when_its_interval_is_narrow(big: wide
 def path_logits(big: wide.Wide, config: TestTimeConfig, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Logits and weights [rows, 9] of the base pass and every path, each scored on its own, and the number of paths [rows]."""
     seen = {}
-    sampler = SAMPLERS[config.sampler]
+    draw = Bernoulli.draw
 
-    def spy(config: TestTimeConfig, inputs: object) -> object:
-        seen["paths"] = sampler(config, inputs)  # type: ignore[arg-type]
+    def spy(self: Bernoulli, inputs: SamplerInput, max_paths: int) -> Paths:
+        seen["paths"] = draw(self, inputs, max_paths)
         return seen["paths"]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SAMPLERS, config.sampler, spy)
+        patch.setattr(Bernoulli, "draw", spy)
         raw = big.engine(config).raw(big.batch(slice(0, rows)))
     paths = seen["paths"]
     # The engine plans the most uncertain scores first.
@@ -97,10 +100,10 @@ def test_rows_whose_paths_agree_stop_after_two(big: wide.Wide) -> None:
 
 def test_exact_rows_never_stop_early(big: wide.Wide) -> None:
     """Their paths carry probabilities: without all of them the mean would be of something else."""
-    config, batch = but(EXACT, trigger="always"), big.batch(slice(0, 400))
+    config, batch = but(EXACT, trigger=Always()), big.batch(slice(0, 400))
     free, stopping = big.engine(config).raw(batch), big.engine(but(config, stop_at=1e6)).raw(batch)
     r = big.reliability.of(big.later.ids[:400])[:, : wide.OPEN]
-    kept = big.reliability.counts_of(big.later.ids[:400])[:, : wide.OPEN] >= config.min_count
+    kept = big.reliability.counts_of(big.later.ids[:400])[:, : wide.OPEN] >= 2
     exact = ((np.sqrt(r) < 0.95) & kept).sum(axis=1) <= 3
     assert 50 < exact.sum() < 380
     assert np.array_equal(stopping.num_paths[exact], free.num_paths[exact])

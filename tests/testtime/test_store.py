@@ -108,9 +108,8 @@ def test_more_members_than_there_is_room_for_are_refused(big: wide.Wide, tmp_pat
         (PRESETS["uttsi"], {COMBINATIONS_FILE}),
         (PRESETS["matt"], {COMBINATIONS_FILE}),
         (PRESETS["sgctr"], {HEADS_FILE}),
-        (but(wide.UTTSI, filler="denoiser"), {HEADS_FILE}),
         (PRESETS["members"], {f"members/0/{n}" for n in (MODEL_FILE, WEIGHTS_FILE)}),
-        (but(wide.MEMBERS, members=2), {f"members/{p}/{n}" for p in (0, 1) for n in (MODEL_FILE, WEIGHTS_FILE)}),
+        (but(wide.MEMBERS, count=2), {f"members/{p}/{n}" for p in (0, 1) for n in (MODEL_FILE, WEIGHTS_FILE)}),
     ],
 )
 def test_files_that_a_configuration_needs(config: TestTimeConfig, files: set[str]) -> None:
@@ -122,9 +121,12 @@ def test_files_that_a_configuration_needs(config: TestTimeConfig, files: set[str
     [
         (TEST_TIME_FILE, b"{", "cannot be read .*: fit the test-time parameters again"),
         (TEST_TIME_FILE, b"[]", "cannot be read .*: fit the test-time parameters again"),
-        (TEST_TIME_FILE, b'{"format": 1}', "has format 1, this version reads 2: fit it again"),
+        (TEST_TIME_FILE, b'{"format": 1}', "has format 1, this version reads 3 and 2: fit it again"),
+        (TEST_TIME_FILE, b'{"format": 4, "config": {}}', "has format 4, this version reads 3 and 2: fit it again"),
         (TEST_TIME_FILE, b'{"format": 2, "config": {"mode": "fast"}}', "cannot be read"),
         (TEST_TIME_FILE, b'{"format": 2, "config": {}, "report": {}}', "cannot be read .weights: Field required"),
+        (TEST_TIME_FILE, b'{"format": 3, "config": {"mode": "fast"}}', "cannot be read"),
+        (TEST_TIME_FILE, b'{"format": 3, "config": {}, "report": {}}', "cannot be read .weights: Field required"),
         (COUNTS_FILE, b"no counts", "counts.safetensors cannot be read .*: fit the test-time parameters again"),
         (COMBINATIONS_FILE, b"no counts", "combinations.safetensors cannot be read"),
         (HEADS_FILE, b"no heads", "heads.safetensors cannot be read"),
@@ -149,7 +151,7 @@ def test_truncated_counts_are_named(big: wide.Wide, saved: Path) -> None:
 
 def test_a_configuration_from_a_file_is_checked_like_any(saved: Path) -> None:
     content = json.loads((saved / TEST_TIME_FILE).read_text())
-    content["config"]["sampler"] = "none"
+    content["config"]["second_look"]["opinion"]["count"] = 1
     (saved / TEST_TIME_FILE).write_text(json.dumps(content))
-    with pytest.raises(BundleError, match="has nobody to ask"):
+    with pytest.raises(BundleError, match=r"second_look.opinion.feature_paths.count: Extra inputs"):
         read_config(saved)

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
 from tests.testtime import wide
 from tests.testtime.wide import MEMBERS, UTTSI, but
+from thinktwice.testtime.aggregators import Mean
 from thinktwice.testtime.calibrate import apply, sigmoid
-from thinktwice.testtime.config import TriggerKind
-from thinktwice.testtime.engine import _depth
+from thinktwice.testtime.opinions.config import FeaturePaths
+from thinktwice.testtime.rowhash import hash_rows
 from thinktwice.testtime.support import entropy, missing_support
-from thinktwice.testtime.triggers import TRIGGERS, BasePass, Selection
+from thinktwice.testtime.triggers import (
+    Always,
+    BasePass,
+    Budget,
+    Decision,
+    Dual,
+    Entropy,
+    Random,
+    Selection,
+    Trigger,
+)
 
 RNG = np.random.default_rng(0)
 HASH = RNG.integers(0, 2**63, 20_000).astype(np.uint64)
 
 
 def mark(
-    kind: TriggerKind,
+    trigger: Trigger,
     *,
     missing: np.ndarray | None = None,
     bits: np.ndarray | None = None,
     logit: np.ndarray | None = None,
     row_hash: np.ndarray = HASH,
     top_k: int | None = None,
-    **settings: object,
 ) -> Selection:
     rows = next(len(v) for v in (missing, bits, logit, row_hash) if v is not None)
     zero = np.zeros(rows)
@@ -36,7 +48,7 @@ def mark(
         row_hash[:rows],
         top_k,
     )
-    found = TRIGGERS[kind](but(MEMBERS, trigger=kind, **settings), seen)
+    found = trigger.mark(seen)
     assert found.signal.shape == found.escalate.shape == (rows,)
     return found
 
@@ -56,38 +68,37 @@ def test_missing_support_weighs_open_fields_by_importance() -> None:
 def test_dual_marks_thin_support_more_so_under_an_open_score() -> None:
     """The four quadrants: a well supported coin flip is label noise and is left alone."""
     missing, bits = np.array([0.02, 0.02, 0.6, 0.6]), np.array([0.1, 1.0, 0.1, 1.0])
-    found = mark("dual", missing=missing, bits=bits, threshold=0.2, entropy_floor=0.5)
+    found = mark(Dual(threshold=0.2), missing=missing, bits=bits)
     assert found.escalate.tolist() == [False, False, True, True]
     np.testing.assert_allclose(found.signal, missing * (0.5 + 0.5 * bits))
-    assert mark("dual", missing=missing, bits=bits, threshold=0.2, entropy_floor=0.0).escalate.tolist() == [0, 0, 0, 1]
+    assert mark(Dual(threshold=0.4), missing=missing, bits=bits).escalate.tolist() == [0, 0, 0, 1]
 
 
 def test_entropy_marks_open_scores_whatever_their_support() -> None:
     bits = np.array([0.2, 0.9, 0.9001])
     for missing in (np.zeros(3), np.ones(3)):
-        found = mark("entropy", missing=missing, bits=bits, threshold=0.9)
+        found = mark(Entropy(threshold=0.9), missing=missing, bits=bits)
         assert found.escalate.tolist() == [False, False, True]
         assert np.array_equal(found.signal, bits)
 
 
-def test_never_and_always() -> None:
-    assert not mark("never", bits=np.ones(5)).escalate.any()
-    assert mark("always", bits=np.zeros(5)).escalate.all()
+def test_always() -> None:
+    assert mark(Always(), bits=np.zeros(5)).escalate.all()
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.6])
 def test_random_has_the_asked_rate_and_knows_nothing_of_the_row(share: float) -> None:
     bits = RNG.random(20_000)
-    found = mark("random", bits=bits, missing=bits, threshold=1 - share)
+    found = mark(Random(threshold=1 - share), bits=bits, missing=bits)
     assert found.escalate.mean() == pytest.approx(share, abs=0.01)
     assert np.corrcoef(found.signal, bits)[0, 1] == pytest.approx(0, abs=0.02)
-    assert np.array_equal(mark("random", threshold=1 - share).escalate, found.escalate)
+    assert np.array_equal(mark(Random(threshold=1 - share)).escalate, found.escalate)
 
 
 @pytest.mark.parametrize(("share", "rows"), [(0.2, 10), (0.2, 14), (0.2, 4), (1.0, 9), (0.0, 9), (0.33, 300)])
 def test_budget_marks_a_whole_number_of_rows_and_the_most_open_ones(share: float, rows: int) -> None:
     bits = RNG.random(rows)
-    found = mark("budget", bits=bits, share=share)
+    found = mark(Budget(share=share), bits=bits)
     assert found.escalate.sum() == int(share * rows)
     if 0 < found.escalate.sum() < rows:
         assert bits[found.escalate].min() > bits[~found.escalate].max()
@@ -95,14 +106,14 @@ def test_budget_marks_a_whole_number_of_rows_and_the_most_open_ones(share: float
 
 def test_budget_breaks_ties_by_content_and_not_by_place() -> None:
     bits, order = np.full(50, 0.5), RNG.permutation(50)
-    found = mark("budget", bits=bits, share=0.3).escalate
-    shuffled = mark("budget", bits=bits, row_hash=HASH[:50][order], share=0.3).escalate
+    found = mark(Budget(share=0.3), bits=bits).escalate
+    shuffled = mark(Budget(share=0.3), bits=bits, row_hash=HASH[:50][order]).escalate
     assert np.array_equal(shuffled, found[order])
 
 
 def test_decision_marks_exactly_the_rows_whose_interval_holds_the_cut() -> None:
     logit, missing, bits = RNG.normal(0, 1, 200), RNG.random(200), RNG.random(200)
-    found = mark("decision", logit=logit, missing=missing, bits=bits, top_k=20, spread=(0.01, 0.05, 0.02))
+    found = mark(Decision(top_k=20, spread=(0.01, 0.05, 0.02)), logit=logit, missing=missing, bits=bits)
     cut = np.sort(logit)[::-1][19]
     reach = 2 * (0.01 + 0.05 * missing + 0.02 * bits)
     assert np.array_equal(found.escalate, (logit - reach <= cut) & (cut <= logit + reach))
@@ -112,15 +123,15 @@ def test_decision_marks_exactly_the_rows_whose_interval_holds_the_cut() -> None:
 
 def test_decision_asks_nobody_when_every_row_has_a_place_or_nothing_would_move() -> None:
     logit, spread = RNG.normal(0, 1, 10), (5.0, 0.0, 0.0)
-    assert not mark("decision", logit=logit, top_k=10, spread=spread).escalate.any()
-    assert not mark("decision", logit=logit, top_k=11, spread=spread).escalate.any()
-    assert mark("decision", logit=logit, top_k=9, spread=spread).escalate.all()
-    assert not mark("decision", logit=logit, top_k=5, spread=(0.0, 0.0, 0.0)).escalate.any()
-    assert not mark("decision", logit=logit, top_k=5, spread=(-1.0, 0.0, 0.0)).escalate.any()
+    assert not mark(Decision(top_k=10, spread=spread), logit=logit).escalate.any()
+    assert not mark(Decision(top_k=11, spread=spread), logit=logit).escalate.any()
+    assert mark(Decision(top_k=9, spread=spread), logit=logit).escalate.all()
+    assert not mark(Decision(top_k=5, spread=(0.0, 0.0, 0.0)), logit=logit).escalate.any()
+    assert not mark(Decision(top_k=5, spread=(-1.0, 0.0, 0.0)), logit=logit).escalate.any()
 
 
 def test_the_places_of_the_request_win_over_the_configured_ones(big: wide.Wide) -> None:
-    config = but(MEMBERS, trigger="decision", top_k=5, spread=(0.05, 0.0, 0.0))
+    config = but(MEMBERS, trigger=Decision(top_k=5, spread=(0.05, 0.0, 0.0)))
     batch = big.batch(slice(0, 200))
     engine = big.engine(config)
     logit = apply(wide.CALIBRATION, engine.raw(batch).z0)
@@ -139,14 +150,41 @@ def test_triggers_read_calibrated_scores(big: wide.Wide) -> None:
     engine, batch = big.engine(MEMBERS), big.batch(slice(0, 300))
     raw = engine.raw(batch)
     np.testing.assert_array_equal(raw.signal, entropy(sigmoid(1.3 * raw.z0 - 0.2)))
-    assert np.array_equal(raw.escalated, raw.signal > MEMBERS.threshold)
+    assert np.array_equal(raw.escalated, raw.signal > 0.8)
 
 
 @pytest.mark.parametrize("most", [2, 5, 8])
 def test_depth_grows_with_the_signal_in_even_steps(most: int) -> None:
-    config = but(UTTSI, threshold=0.2, signal_max=0.6, max_paths=most)
+    paths = FeaturePaths(max_paths=most)
     signal = np.array([0.21, 0.3, 0.35, 0.45, 0.6, 0.9])
     expected = {2: [2] * 6, 5: [2, 2, 2, 4, 4, 4], 8: [2, 2, 4, 6, 8, 8]}[most]
-    assert _depth(config, signal).tolist() == expected
-    for kind in ("always", "budget", "decision"):
-        assert set(_depth(but(config, trigger=kind), signal).tolist()) == {most // 2 * 2}
+    assert paths.wanted(Dual(threshold=0.2, signal_max=0.6).depth(signal)).tolist() == expected
+    for trigger in (Always(), Budget(), Decision()):
+        assert set(paths.wanted(trigger.depth(signal)).tolist()) == {most // 2 * 2}
+
+
+class Shallow(Trigger):
+    """Rows of an odd hash, and half of their paths: a trigger of one's own, with an option."""
+
+    share_of_paths: float = 0.5
+    reads_row_hash: ClassVar[bool] = True
+
+    def mark(self, seen: BasePass) -> Selection:
+        return Selection(np.zeros(len(seen.bits)), seen.row_hash % np.uint64(2) == 1)
+
+    def depth(self, signal: np.ndarray) -> np.ndarray:
+        return np.full(len(signal), self.share_of_paths)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+def test_a_trigger_of_your_own_brings_its_options(big: wide.Wide, share: float) -> None:
+    free = but(UTTSI, aggregator=Mean(), shrink=False)
+    engine, batch = big.engine(free), big.batch(slice(0, 200))
+    own = engine.with_trigger(Shallow(share_of_paths=share)).score(batch)
+    all_paths = big.engine(but(free, trigger=Always())).score(batch)
+    odd = hash_rows(batch, 0) % np.uint64(2) == 1
+    assert (own.num_paths[odd] - 1 <= 8 * share).all() and 0 < odd.sum() < 200
+    assert (own.num_paths[~odd] == 1).all()
+    assert np.array_equal(own.logit[odd], all_paths.logit[odd]) == (share == 1.0)
+    with pytest.raises(ValueError, match="mode 'off' has no second look"):
+        big.engine(wide.MODES["off"]).with_trigger(Shallow())

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 
+from thinktwice.calibration import Calibration, SupportCalibration
 from thinktwice.combinations.counts import CombinationCounts, maskable_pairs
 from thinktwice.data.encoded import Batch, EncodedRows, count_values
-from thinktwice.models import Backbone, BackboneConfig, FieldSpace, build_backbone
+from thinktwice.models import Backbone, BackboneConfig, DeepFMConfig, FieldSpace, backbone_config, build_backbone
 from thinktwice.models.backends import Eager, MakeBackend
-from thinktwice.models.store import Calibration
 from thinktwice.testtime import TestTimeConfig
-from thinktwice.testtime.calibrate import SupportCalibration, apply, sigmoid
+from thinktwice.testtime.aggregators import Consistency, Mean
+from thinktwice.testtime.base_pass import Filter, Gate
+from thinktwice.testtime.calibrate import apply, sigmoid
+from thinktwice.testtime.config import SecondLook
 from thinktwice.testtime.engine import Engine
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.heads import fit_heads
+from thinktwice.testtime.opinions.config import FeaturePaths, GrownPaths, Members, Redefine
+from thinktwice.testtime.options import Options
 from thinktwice.testtime.reliability import Reliability, quantise
+from thinktwice.testtime.samplers.exact import Exact
+from thinktwice.testtime.samplers.matt import Matt
 from thinktwice.testtime.support import entropy
+from thinktwice.testtime.triggers import Always, Budget, Decision, Dual, Entropy, Random
 
 SIZES = (300, 200, 120, 30, 8, 8, 6, 6, 5, 6, 4)  # values per column, the last of them protected
 OPEN = 10
 TRIPLES = ((0, 1, 2), (1, 2, 4), (3, 4, 5))
 KAPPA = 15.0
 CALIBRATION = Calibration(a=1.3, b=-0.2)
-SIZE = BackboneConfig(dim=6, hidden=(24, 16), init_sd=0.4)
+SIZE = DeepFMConfig(dim=6, hidden=(24, 16), init_sd=0.4)
 FIELDS = FieldSpace(
     names=(*(f"f{i}" for i in range(OPEN)), "device", "recent", "look"),
     kinds=("categorical",) * 11 + ("sequence", "vector"),
@@ -77,10 +86,14 @@ class Wide:
             return float(self.model.score(self.model.embed(self.batch(slice(row, row + 1))), torch.from_numpy(mask)))
 
 
+def sizes(name: str) -> BackboneConfig:
+    """The sizes of all models here, for another backbone."""
+    return backbone_config(name, **SIZE.model_dump(exclude={"name"}))
+
+
 def build(*, triples: bool = True, name: str = "deepfm") -> Wide:
     train = rows(3000, 1)
-    size = SIZE.model_copy(update={"name": name})
-    model, *members = (build_backbone(size, FIELDS, seed=seed).eval() for seed in range(3))
+    model, *members = (build_backbone(sizes(name), FIELDS, seed=seed).eval() for seed in range(3))
     fields = np.arange(OPEN)
     counts = CombinationCounts.fit(
         [train.ids], maskable_pairs(fields), TRIPLES if triples else (), SIZES, capacity=1 << 12, width=1 << 13
@@ -103,73 +116,91 @@ FACTORS = (4.0, 0.0, 0.5, 1.0, 2.0, 0.25, 16.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0)
 SHARES = (0.4, 1.0, 0.0, 0.8, 1.0, 1.0, 0.2, 1.0, 0.6, 1.0, 1.0, 1.0, 1.0)
 UTTSI = TestTimeConfig(
     mode="uttsi",
-    trigger="dual",
-    threshold=0.12,
-    signal_max=0.35,
-    min_count=2,
-    sampler="bernoulli",
-    aggregator="consistency",
-    shrink=True,
-    max_path_rows=10**6,
+    base=Filter(min_count=2),
+    second_look=SecondLook(
+        trigger=Dual(threshold=0.12, signal_max=0.35),
+        opinion=FeaturePaths(aggregator=Consistency(), shrink=True),
+        max_path_rows=10**6,
+    ),
 )
-EXACT = UTTSI.model_copy(update={"sampler": "enumerate", "aggregator": "mean"})
 MATT = TestTimeConfig(
     mode="matt",
-    trigger="always",
-    sampler="matt",
-    aggregator="confidence",
-    typical_pair=0.5,
-    max_path_rows=10**6,
+    second_look=SecondLook(trigger=Always(), opinion=GrownPaths(sampler=Matt(typical_pair=0.5)), max_path_rows=10**6),
 )
-MEMBERS = TestTimeConfig(mode="members", trigger="entropy", threshold=0.8, members=1, max_path_rows=10**6)
-SGCTR = TestTimeConfig(mode="sgctr", trigger="always", redefine_rounds=2, max_path_rows=10**6)
+MEMBERS = TestTimeConfig(
+    mode="members",
+    second_look=SecondLook(trigger=Entropy(threshold=0.8), opinion=Members(count=1), max_path_rows=10**6),
+)
+SGCTR = TestTimeConfig(
+    mode="sgctr", second_look=SecondLook(trigger=Always(), opinion=Redefine(rounds=2), max_path_rows=10**6)
+)
+P = TypeVar("P", bound=Options)
+PARTS = ("second_look", "base", "trigger", "opinion", "sampler")
 
 
-def but(config: TestTimeConfig, **change: object) -> TestTimeConfig:
-    return TestTimeConfig.model_validate(config.model_dump() | change)
+def but(config: TestTimeConfig, **options: object) -> TestTimeConfig:
+    """The configuration with other options, each where the part declares it that has it; checked as a whole at the end."""
+    for name, value in options.items():
+        config = _replaced(config, name, value)
+    return TestTimeConfig.model_validate(config.model_dump())
 
 
-#: Every mode, trigger, sampler, filler and aggregator comes at least once. None of the triggers looks at other rows.
+def _replaced(part: P, name: str, value: object) -> P:
+    if name in type(part).model_fields:
+        return part.model_copy(update={name: value})
+    for child in PARTS:
+        inner = getattr(part, child, None)
+        if isinstance(inner, Options) and _has(inner, name):
+            return part.model_copy(update={child: _replaced(inner, name, value)})
+    raise AssertionError(f"no part of {part!r} has the option {name!r}")
+
+
+def _has(part: Options, name: str) -> bool:
+    children = (getattr(part, child, None) for child in PARTS)
+    return name in type(part).model_fields or any(isinstance(c, Options) and _has(c, name) for c in children)
+
+
+EXACT = but(UTTSI, sampler=Exact(), aggregator=Mean())
+DECISION = Decision(top_k=20, spread=(0.1, 1.0, 0.2))
+
+#: Every mode, trigger, sampler and aggregator comes at least once. None of the triggers looks at other rows.
 MODES: dict[str, TestTimeConfig] = {
     "off": TestTimeConfig(),
     "calibrated": TestTimeConfig(mode="calibrated", support_calibration=SupportCalibration(a=1.1, c=-0.4, d=0.3)),
-    "gate": TestTimeConfig(mode="gate", strength=0.5),
-    "gate by field": TestTimeConfig(mode="gate", strength=0.5, field_strengths=FACTORS),
-    "gate without counts": TestTimeConfig(mode="gate", field_shares=SHARES),
-    "filter": TestTimeConfig(mode="filter", min_count=5),
-    "filter, mean filler": TestTimeConfig(mode="filter", min_count=5, filler="mean"),
+    "gate": TestTimeConfig(mode="gate", base=Gate(strength=0.5)),
+    "gate by field": TestTimeConfig(mode="gate", base=Gate(strength=0.5, field_strengths=FACTORS)),
+    "gate without counts": TestTimeConfig(mode="gate", base=Gate(field_shares=SHARES)),
+    "filter": TestTimeConfig(mode="filter", base=Filter(min_count=5)),
     "uttsi": UTTSI,
     "uttsi, pair support": but(UTTSI, pair_share=0.3),
-    "uttsi, median": but(UTTSI, aggregator="median", shrink=False),
+    "uttsi, mean": but(UTTSI, aggregator=Mean(), shrink=False),
     "uttsi, exact": EXACT,
-    "uttsi, exact, pair support": but(EXACT, trigger="always", pair_share=0.05),
+    "uttsi, exact, pair support": but(EXACT, trigger=Always(), pair_share=0.05),
     "uttsi, exact, stops": but(EXACT, stop_at=0.3, max_paths=4),
-    "uttsi, stops": but(UTTSI, stop_at=0.3, trigger="always"),
-    "uttsi, mean filler": but(UTTSI, filler="mean"),
-    "uttsi, denoiser": but(UTTSI, filler="denoiser"),
-    "uttsi, denoiser, stops": but(UTTSI, filler="denoiser", stop_at=0.3),
-    "uttsi, gated": but(UTTSI, min_count=0, strength=1.0),
-    "uttsi, every row": but(UTTSI, trigger="always"),
-    "uttsi, random rows": but(UTTSI, trigger="random", threshold=0.7, signal_max=1.0),
-    "uttsi, entropy": but(UTTSI, trigger="entropy", threshold=0.8, signal_max=1.0),
-    "uniform": but(UTTSI, sampler="uniform", keep_rate=0.7),
+    "uttsi, stops": but(UTTSI, stop_at=0.3, trigger=Always()),
+    "uttsi, gated": but(UTTSI, base=Gate(strength=1.0)),
+    "uttsi, every row": but(UTTSI, trigger=Always()),
+    "uttsi, random rows": but(UTTSI, trigger=Random(threshold=0.7)),
+    "uttsi, entropy": but(UTTSI, trigger=Entropy(threshold=0.8)),
     "matt": MATT,
+    "matt, mean": but(MATT, aggregator=Mean()),
+    "matt, consistency": but(MATT, aggregator=Consistency()),
     "sgctr": SGCTR,
     "members": MEMBERS,
-    "members, two": but(MEMBERS, members=2),
-    "members, gated": but(MEMBERS, members=2, strength=0.5),
+    "members, two": but(MEMBERS, count=2),
+    "members, gated": but(MEMBERS, count=2, base=Gate(strength=0.5)),
 }
 #: The same with a member that reads the model's table.
 SHARED: dict[str, TestTimeConfig] = {
     "members, one table": MEMBERS,
-    "members, one table, gated": but(MEMBERS, strength=0.5),
+    "members, one table, gated": but(MEMBERS, base=Gate(strength=0.5)),
 }
 #: Whom they ask depends on the other rows of the request.
 OF_A_REQUEST: dict[str, TestTimeConfig] = {
-    "members, budget": but(MEMBERS, trigger="budget", share=0.3),
-    "uttsi, budget": but(UTTSI, trigger="budget", share=0.3),
-    "members, decision": but(MEMBERS, trigger="decision", top_k=20, spread=(0.1, 1.0, 0.2)),
-    "sgctr, decision": but(SGCTR, trigger="decision", top_k=20, spread=(0.1, 1.0, 0.2)),
+    "members, budget": but(MEMBERS, trigger=Budget(share=0.3)),
+    "uttsi, budget": but(UTTSI, trigger=Budget(share=0.3)),
+    "members, decision": but(MEMBERS, trigger=DECISION),
+    "sgctr, decision": but(SGCTR, trigger=DECISION),
 }
 
 

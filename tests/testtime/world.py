@@ -17,10 +17,10 @@ from thinktwice.evaluate.compare import evaluate
 from thinktwice.evaluate.package import write_candidate
 from thinktwice.models import (
     Backbone,
-    BackboneConfig,
     Calibration,
     FieldSpace,
     ModelInfo,
+    backbone_config,
     build_backbone,
     load_model,
     save_model,
@@ -99,7 +99,7 @@ def train_model(
     """A model of ``data`` with calibration, saved into ``folder``. Without L2 and many epochs it memorises rare ids."""
     train = data.part("train")
     fields = FieldSpace.of(data.schema, data.encoder)
-    model = build_backbone(BackboneConfig(name=name, dim=6, hidden=(16,)), fields, seed=seed)  # type: ignore[arg-type]
+    model = build_backbone(backbone_config(name=name, dim=6, hidden=(16,)), fields, seed=seed)  # type: ignore[arg-type]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(seed)
     label = torch.from_numpy(train.label)

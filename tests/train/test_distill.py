@@ -7,7 +7,7 @@ import torch
 from tests.models.synthetic import FIELDS, random_rows
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.errors import DataError
-from thinktwice.models import Backbone, BackboneConfig, build_backbone
+from thinktwice.models import Backbone, DeepFMConfig, build_backbone
 from thinktwice.stats.metrics import logloss
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig
@@ -17,7 +17,7 @@ from thinktwice.train.measure import logits_of
 from thinktwice.train.run import train
 
 CONFIG = FinetuneConfig(batch_size=128, rate=2e-2, epochs=3.0)
-SIZES = BackboneConfig(dim=4, hidden=(16,), dropout=0.1, init_sd=0.1)
+SIZES = DeepFMConfig(dim=4, hidden=(16,), dropout=0.1, init_sd=0.1)
 VALID = random_rows(1000, 2)
 
 

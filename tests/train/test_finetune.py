@@ -14,9 +14,9 @@ from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import DataError, PipelineError
 from thinktwice.files import read_json, sha256_file
 from thinktwice.models import load_model
-from thinktwice.pretrain import pretrain
+from thinktwice.pretrain.pretrain import pretrain
 from thinktwice.stats.metrics import auc, logloss
-from thinktwice.train import finetune
+from thinktwice.train.finetune import finetune
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import logits_of
 

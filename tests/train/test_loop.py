@@ -17,8 +17,8 @@ from torch.optim import Adam
 
 from tests.models.synthetic import FIELDS, random_rows
 from thinktwice.errors import TrainingError
-from thinktwice.models import BACKBONES, Backbone, BackboneConfig, build_backbone
-from thinktwice.pretrain import PretrainConfig
+from thinktwice.models import BACKBONES, Backbone, BackboneConfig, backbone_config, build_backbone
+from thinktwice.pretrain.config import PretrainConfig
 from thinktwice.pretrain.denoiser import Denoiser
 from thinktwice.pretrain.pretrain import denoising_loss, log_shares
 from thinktwice.pretrain.pretrain import fit as fit_pretrained
@@ -35,7 +35,7 @@ PRETRAIN = PretrainConfig(batch_size=128, full_softmax=32, negatives=20, epochs=
 
 
 def sizes(name: str) -> BackboneConfig:
-    return BackboneConfig(name=name, dim=4, hidden=(16,), dropout=0.1, init_sd=0.1)
+    return backbone_config(name=name, dim=4, hidden=(16,), dropout=0.1, init_sd=0.1)
 
 
 def adam(model: torch.nn.Module, table: torch.nn.Parameter, rate: float, l2: float) -> Adam:

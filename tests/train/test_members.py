@@ -8,7 +8,17 @@ import torch
 
 from tests.models.synthetic import FIELDS, random_batch, random_rows
 from thinktwice.data.encoded import Batch
-from thinktwice.models import BACKBONES, Backbone, BackboneConfig, ModelInfo, build_backbone, load_model, write_model
+from thinktwice.models import (
+    BACKBONES,
+    Backbone,
+    BackboneConfig,
+    DeepFMConfig,
+    ModelInfo,
+    backbone_config,
+    build_backbone,
+    load_model,
+    write_model,
+)
 from thinktwice.stats.metrics import logloss
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig
@@ -20,12 +30,12 @@ from thinktwice.train.run import Trained, train
 
 CONFIG = FinetuneConfig(batch_size=128, rate=2e-2, epochs=3.0, checks_per_epoch=3)
 TRAIN, VALID = random_rows(3000, 1), random_rows(1000, 2)
-SIZES = BackboneConfig(dim=4, hidden=(16,), dropout=0.1, init_sd=0.1)
+SIZES = DeepFMConfig(dim=4, hidden=(16,), dropout=0.1, init_sd=0.1)
 JOINT_KINDS: tuple[MemberKind, ...] = ("shared_tables", "rank_one")
 
 
 def sizes(name: str, dropout: float = 0.1) -> BackboneConfig:
-    return BackboneConfig.model_validate(SIZES.model_dump() | {"name": name, "dropout": dropout})
+    return backbone_config(**SIZES.model_dump() | {"name": name, "dropout": dropout})
 
 
 def fitted(

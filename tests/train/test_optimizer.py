@@ -10,14 +10,14 @@ import torch
 from torch.optim import Adam, SparseAdam
 
 from tests.models.synthetic import FIELDS, random_batch
-from thinktwice.models import Backbone, BackboneConfig, build_backbone
+from thinktwice.models import Backbone, DeepFMConfig, build_backbone
 from thinktwice.train.optimizer import TableAdam
 
 STEPS = 20
 
 
 def started() -> Backbone:
-    return build_backbone(BackboneConfig(dim=8, hidden=(16,)), FIELDS, seed=3)
+    return build_backbone(DeepFMConfig(dim=8, hidden=(16,)), FIELDS, seed=3)
 
 
 def rate(step: int) -> float:
@@ -79,10 +79,10 @@ def test_other_parameters_are_trained_without_l2_and_only_when_they_have_a_gradi
 def test_training_does_not_import_torchs_compiler() -> None:
     code = (
         "import sys; from tests.models.synthetic import FIELDS, random_batch\n"
-        "from thinktwice.models import BackboneConfig, build_backbone\n"
+        "from thinktwice.models import DeepFMConfig, build_backbone\n"
         "from thinktwice.train.optimizer import TableAdam\n"
         "from thinktwice.threads import reproducible\n"
-        "model = build_backbone(BackboneConfig(dim=4, hidden=(8,)), FIELDS)\n"
+        "model = build_backbone(DeepFMConfig(dim=4, hidden=(8,)), FIELDS)\n"
         "with reproducible():\n"
         "    TableAdam(model, model.embedding, rate=1e-3, table_l2=1e-3, sparse_rows=10_000).step(model(random_batch(9)).sum())\n"
         "sys.exit('torch._dynamo' in sys.modules or 'sympy' in sys.modules)"

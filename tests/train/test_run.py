@@ -6,7 +6,7 @@ import torch
 
 from tests.models.synthetic import FIELDS, random_rows
 from thinktwice.data.encoded import Batch
-from thinktwice.models import Backbone, BackboneConfig, build_backbone
+from thinktwice.models import Backbone, DeepFMConfig, build_backbone
 from thinktwice.stats.metrics import logloss
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import Augmentation, FinetuneConfig
@@ -22,7 +22,7 @@ def trained(
     config: FinetuneConfig = CONFIG, seed: int = 0, epochs: float = 3.0
 ) -> tuple[Backbone, Trained, BlockLoader]:
     rows, valid = random_rows(3000, 1), BlockLoader(random_rows(1000, 2))
-    model = build_backbone(BackboneConfig(dim=4, hidden=(16,), dropout=0.1, init_sd=0.1), FIELDS, seed=seed)
+    model = build_backbone(DeepFMConfig(dim=4, hidden=(16,), dropout=0.1, init_sd=0.1), FIELDS, seed=seed)
     augmenter = Augmenter("mask_block", rows, FIELDS, config)
     done = train(model, augmenter, BlockLoader(rows), valid, config, table_l2=1e-4, epochs=epochs, seed=seed)
     return model, done, valid
@@ -56,7 +56,7 @@ def test_every_vector_for_unknown_is_learned_where_the_data_has_no_unknown(kind:
     rows.sequences["history"][:, 0] = 1
     assert bool((rows.ids > 0).all())
     loader = BlockLoader(rows)
-    model = build_backbone(BackboneConfig(dim=4, hidden=(16,), init_sd=0.1), FIELDS)
+    model = build_backbone(DeepFMConfig(dim=4, hidden=(16,), init_sd=0.1), FIELDS)
     start = model.fill().detach().clone()
     train(model, Augmenter(kind, rows, FIELDS, CONFIG), loader, loader, CONFIG, table_l2=0.0, epochs=1.0, seed=0)
     assert bool(((model.fill() - start).abs().amax(dim=1) > 1e-3).all())
@@ -76,7 +76,7 @@ def test_a_row_of_a_new_user_or_item_is_scored_better_than_by_vectors_never_trai
     found = []
     for share in (0.0, 0.02):
         config = CONFIG.model_copy(update={"unknown_share": share})
-        model = build_backbone(BackboneConfig(dim=4, hidden=(16,), init_sd=1.0), FIELDS)
+        model = build_backbone(DeepFMConfig(dim=4, hidden=(16,), init_sd=1.0), FIELDS)
         augmenter, loader = Augmenter("none", rows, FIELDS, config), BlockLoader(rows)
         train(model, augmenter, loader, loader, config, table_l2=1e-4, epochs=3.0, seed=0)
         found.append(logloss(valid.label, logits_of(model, BlockLoader(valid))))
@@ -122,7 +122,7 @@ def test_large_tables_update_only_the_rows_of_a_batch(l2: float) -> None:
     rows = random_rows(64)
     rows.ids[:, 0] = rows.ids[:, 0] % 5 + 1
     config = CONFIG.model_copy(update={"sparse_rows": 1, "unknown_share": 0.0})
-    model = build_backbone(BackboneConfig(dim=4, hidden=(8,)), FIELDS)
+    model = build_backbone(DeepFMConfig(dim=4, hidden=(8,)), FIELDS)
     before = model.embedding.table.detach().clone()
     loader = BlockLoader(rows)
     augmenter = Augmenter("none", rows, FIELDS, config)
@@ -141,7 +141,7 @@ def test_sparse_and_dense_first_steps_agree_where_every_row_is_touched() -> None
         config = CONFIG.model_copy(
             update={"sparse_rows": sparse_rows, "unknown_share": 0.0, "batch_size": 512, "warmup": 0.0}
         )
-        model = build_backbone(BackboneConfig(dim=4, hidden=(8,)), FIELDS)
+        model = build_backbone(DeepFMConfig(dim=4, hidden=(8,)), FIELDS)
         before = model.embedding.table.detach().clone()
         loader = BlockLoader(rows)
         augmenter = Augmenter("none", rows, FIELDS, config)

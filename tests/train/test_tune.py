@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tests.models.synthetic import FIELDS, random_rows
 from tests.train.logs import build_small
 from thinktwice import recipes
-from thinktwice.models import BackboneConfig, build_backbone
-from thinktwice.train import finetune
+from thinktwice.models import DeepFMConfig, build_backbone
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig
+from thinktwice.train.finetune import finetune
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.run import EvalPoint, Trained
 from thinktwice.train.tune import tune
@@ -40,7 +40,7 @@ def test_the_run_with_the_lowest_validation_logloss_is_kept(trials: list[float],
         rows = BlockLoader(random_rows(20))
         done = tune(
             config,
-            lambda: build_backbone(BackboneConfig(dim=2, hidden=(4,)), FIELDS),
+            lambda: build_backbone(DeepFMConfig(dim=2, hidden=(4,)), FIELDS),
             {"none": Augmenter("none", random_rows(20), FIELDS, config)},
             rows,
             rows,

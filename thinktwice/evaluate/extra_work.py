@@ -18,7 +18,7 @@ from thinktwice.data.training_set import TrainingSet
 from thinktwice.selection.accept import RANDOM_DRAWS
 from thinktwice.selection.config import FitConfig
 from thinktwice.selection.cost import estimated_cost
-from thinktwice.selection.parameters import best_of, by_support, calibrated, triggered
+from thinktwice.selection.parameters import best_of, by_support, calibrated, filter_of, trigger_of, triggered
 from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats import metrics
 from thinktwice.stats.metrics import row_logloss
@@ -26,15 +26,16 @@ from thinktwice.stats.multiple import holm
 from thinktwice.stats.seeds import minimum_detectable, two_sided_p
 from thinktwice.stats.significance import Interval, clusters_of, paired_auc, paired_mean
 from thinktwice.stats.uplift import area, uplift_curve
+from thinktwice.testtime.base_pass import BasePass, Filter, Gate
 from thinktwice.testtime.calibrate import sigmoid
-from thinktwice.testtime.config import TestTimeConfig, TriggerKind
+from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Raw
 from thinktwice.testtime.support import entropy
-from thinktwice.testtime.triggers import TRIGGERS, BasePass
+from thinktwice.testtime.triggers import Always, BasePass, Dual, Entropy, ThresholdTrigger, TriggerKind
 
 MAX_ROWS = 40_000  # test rows that every candidate scores
 REACH_95 = 1.959964  # half width of a 95 % interval in standard errors
-ORDERS: tuple[TriggerKind, ...] = ("entropy", "dual")  # triggers whose order of asking is drawn
+ORDERS: dict[str, ThresholdTrigger] = {"entropy": Entropy(), "dual": Dual()}  # triggers whose order of asking is drawn
 GRIDS = FitConfig()  # strengths and counts among which a control finds its own
 Scored = Callable[[TestTimeConfig], Raw]
 
@@ -185,10 +186,10 @@ def _adjust(entries: list[dict[str, Any]]) -> None:
 
 def _best_escalating(report: Mapping[str, Any], found: Mapping[str, tuple[Any, TestTimeConfig]]) -> str | None:
     """The candidate with a second opinion that validation liked best, of those that choose rows if there are any."""
-    names = [name for name, (_, config) in found.items() if config.escalates]
+    names = [name for name, (_, config) in found.items() if config.second_look is not None]
     if report["best_name"] in names:
         return str(report["best_name"])
-    choosing = [name for name in names if found[name][1].trigger != "always"]
+    choosing = [name for name in names if trigger_of(found[name][1]) != "always"]
     return min(choosing or names, key=lambda name: found[name][0]["fit_logloss"], default=None)
 
 
@@ -208,21 +209,21 @@ def _references(
             "candidate_against": panel.change(own, loss).to_json(),
         }
 
-    share = float((trial_model.raw(config, fit).signal > config.threshold).mean()) if config.escalates else 0.0
+    look, trigger = config.second_look, trigger_of(config)
+    share = 1.0
+    if look is not None and isinstance(look.trigger, ThresholdTrigger):
+        share = float((trial_model.raw(config, fit).signal > look.trigger.threshold).mean())
     if config.uses_counts:
         other = trial_model.shuffled()
-        settings = _refitted(other, _searched(other, config, fit), fit, config.trigger, share)
+        settings = _refitted(other, _searched(other, config, fit), fit, trigger, share)
         logit, passes = other.logits(settings, test)
         yield reference("shuffled_counts", panel.loss(logit), passes)
-    if config.escalates and config.trigger != "always":
+    if look is not None and trigger != "always":
         settings = _refitted(trial_model, config, fit, "random", share)
-        drawn = [
-            trial_model.logits(settings.model_copy(update={"salt": settings.salt + salt}), test)
-            for salt in range(RANDOM_DRAWS)
-        ]
+        drawn = [trial_model.logits(settings.looking(salt=look.salt + salt), test) for salt in range(RANDOM_DRAWS)]
         losses = [panel.loss(logit) for logit, _ in drawn]
         yield reference("random_trigger", np.mean(losses, axis=0), float(np.mean([passes for _, passes in drawn])))
-    if config.escalates:
+    if look is not None:
         base, change, num_paths = _everybody_asked(panel, config, scored)
         helped = change < 0
         loss = panel.loss(base) + np.where(helped, change, 0.0)
@@ -231,25 +232,25 @@ def _references(
 
 def _searched(trial_model: TrialModel, config: TestTimeConfig, fit: EncodedRows) -> TestTimeConfig:
     """The configuration with the gate or filter that suits other counts, none included; factors of single fields are kept."""
-    alone = config.model_copy(update={"trigger": "never"})
-    if config.strength > 0:
-        tried = [alone.model_copy(update={"strength": strength}) for strength in GRIDS.strengths]
-    elif config.min_count > 0:
-        tried = [alone.model_copy(update={"min_count": count}) for count in GRIDS.min_counts]
+    if isinstance(config.base, Gate):
+        tried: list[BasePass] = [config.base.model_copy(update={"strength": strength}) for strength in GRIDS.strengths]
+    elif isinstance(config.base, Filter):
+        tried = [filter_of(count) for count in GRIDS.min_counts]
     else:
         return config
-    found = best_of(trial_model, tried, fit)
-    return config.model_copy(update={"strength": found.strength, "min_count": found.min_count})
+    alone = config.model_copy(update={"second_look": None})
+    found = best_of(trial_model, [alone.model_copy(update={"base": base}) for base in tried], fit)
+    return config.model_copy(update={"base": found.base})
 
 
 def _refitted(
-    trial_model: TrialModel, config: TestTimeConfig, fit: EncodedRows, trigger: TriggerKind, share: float
+    trial_model: TrialModel, config: TestTimeConfig, fit: EncodedRows, trigger: TriggerKind | None, share: float
 ) -> TestTimeConfig:
     """The configuration with the thresholds and calibrations that suit other counts or another trigger."""
     if config.support_calibration is not None:
         return by_support(trial_model, config, fit)
     return calibrated(
-        trial_model, triggered(trial_model, config, fit, trigger, share) if config.escalates else config, fit
+        trial_model, config if trigger is None else triggered(trial_model, config, fit, trigger, share), fit
     )
 
 
@@ -258,7 +259,7 @@ def _uplift(panel: Panel, name: str, config: TestTimeConfig, scored: Scored) -> 
     trial_model, raw = panel.trial_model, scored(config)
     base, change, _ = _everybody_asked(panel, config, scored)
     seen = BasePass(raw.missing, entropy(sigmoid(base)), base, np.zeros(len(base), np.uint64))
-    signals = {trigger: TRIGGERS[trigger](config, seen).signal for trigger in ORDERS} | {"oracle": -change}
+    signals = {trigger: order.signal(seen) for trigger, order in ORDERS.items()} | {"oracle": -change}
     curves = {trigger: uplift_curve(signal, change) for trigger, signal in signals.items()}
     shares = next(iter(curves.values()))[0]
     own = panel.change(panel.loss(_logit(trial_model, config, raw)), panel.loss(base))
@@ -266,7 +267,7 @@ def _uplift(panel: Panel, name: str, config: TestTimeConfig, scored: Scored) -> 
         "candidate": name,
         "base_change": panel.change(panel.loss(base)).to_json(),
         "everybody": panel.change(panel.loss(base) + change, panel.loss(base)).to_json(),
-        "trigger": config.trigger,
+        "trigger": trigger_of(config),
         "share": float(raw.escalated.mean()),
         "change": own.to_json(),
         "shares": shares.tolist(),
@@ -283,7 +284,7 @@ def _uplift(panel: Panel, name: str, config: TestTimeConfig, scored: Scored) -> 
 
 def _everybody_asked(panel: Panel, config: TestTimeConfig, scored: Scored) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Log-odds of the base pass [R], change of a row's logloss by the second opinion [R], forward passes with it [R]."""
-    everybody = config.model_copy(update={"trigger": "always"})
+    everybody = config.looking(trigger=Always())
     raw = scored(everybody)
     base = _logit(panel.trial_model, everybody, replace(raw, z=raw.z0, num_paths=np.ones_like(raw.num_paths)))
     return base, panel.loss(_logit(panel.trial_model, everybody, raw)) - panel.loss(base), raw.num_paths

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from thinktwice.models.backbone import Backbone, BackboneConfig, mlp
+from thinktwice.models.backbone import Backbone, mlp
+from thinktwice.models.config import AutoIntConfig
 from thinktwice.models.fields import FieldSpace
 
 
@@ -17,7 +18,9 @@ class AutoInt(Backbone):
     the logit also holds first-order weights, as that of the other models does.
     """
 
-    def __init__(self, config: BackboneConfig, fields: FieldSpace) -> None:
+    config_class = AutoIntConfig
+
+    def __init__(self, config: AutoIntConfig, fields: FieldSpace) -> None:
         super().__init__(config, fields)
         out = config.attention_heads * config.attention_width
         widths = [config.dim] + [out] * (config.attention_layers - 1)

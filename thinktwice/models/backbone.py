@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from thinktwice.data.encoded import Batch
+from thinktwice.models.config import CONFIGS, GROUP, BackboneConfig
 from thinktwice.models.embedding import FieldEmbedding
 from thinktwice.models.fields import FieldSpace
 from thinktwice.models.views import Views
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 BACKBONES: dict[str, type[Backbone]] = {}
 EMBEDDING = "embedding."  # prefix of its names among the parameters of a model
-GROUP = "thinktwice.backbones"  # entry points by which an installed package offers its own
 
 
 def register_backbone(name: str, kind: type[Backbone]) -> None:
@@ -39,40 +38,31 @@ def register_backbone(name: str, kind: type[Backbone]) -> None:
     """
     if BACKBONES.setdefault(name, kind) is not kind:
         raise ValueError(f"the backbone {name!r} exists already: choose another name")
+    CONFIGS[name] = kind.config_class
 
 
-def _known(name: str) -> str:
+def backbone_class(name: str) -> type[Backbone]:
+    """The class of a backbone, which may come from an installed package.
+
+    Raises:
+        ValueError: there is no such backbone.
+    """
     if name not in BACKBONES:
         for point in entry_points(group=GROUP, name=name):
             register_backbone(name, point.load())
     if name not in BACKBONES:
         raise ValueError(f"backbone {name!r} is unknown, known are {', '.join(sorted(BACKBONES))}")
-    return name
-
-
-class BackboneConfig(BaseModel):
-    """Architecture and sizes of a model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: Annotated[str, AfterValidator(_known)] = "deepfm"
-    dim: int = Field(default=16, ge=1, le=512)
-    hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(default=(128, 64), max_length=32)
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    cross_layers: int = Field(default=2, ge=1, le=8)  # dcnv2 only
-    attention_layers: int = Field(default=2, ge=1, le=8)  # autoint only
-    attention_heads: int = Field(default=2, ge=1, le=16)  # autoint only
-    attention_width: int = Field(default=16, ge=1, le=256)  # autoint only: numbers per field and head
-    init_sd: float = Field(default=0.05, gt=0.0, le=1e3)  # of the embedding table
+    return BACKBONES[name]
 
 
 class Backbone(nn.Module, ABC):
     """Base of all models: an embedding, and a trunk and a head over field vectors.
 
     A subclass gives ``hidden_width``, :meth:`trunk` and :meth:`head`. They read field vectors only, so that trunks can
-    share one embedding.
+    share one embedding. One with options of its own declares them in a subclass of :class:`BackboneConfig`.
     """
 
+    config_class: ClassVar[type[BackboneConfig]] = BackboneConfig
     hidden_width: int  # H
 
     def __init__(self, config: BackboneConfig, fields: FieldSpace) -> None:

@@ -7,7 +7,8 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from thinktwice.models.backbone import Backbone, BackboneConfig, mlp
+from thinktwice.models.backbone import Backbone, mlp
+from thinktwice.models.config import DCNv2Config
 from thinktwice.models.fields import FieldSpace
 from thinktwice.models.views import Views
 
@@ -15,7 +16,9 @@ from thinktwice.models.views import Views
 class DCNv2(Backbone):
     """Hidden state: [last cross layer, last MLP layer, sum of first-order weights]."""
 
-    def __init__(self, config: BackboneConfig, fields: FieldSpace) -> None:
+    config_class = DCNv2Config
+
+    def __init__(self, config: DCNv2Config, fields: FieldSpace) -> None:
         super().__init__(config, fields)
         width = fields.num_fields * config.dim
         self.cross = nn.ModuleList(nn.Linear(width, width) for _ in range(config.cross_layers))

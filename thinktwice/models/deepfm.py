@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from thinktwice.models.backbone import Backbone, BackboneConfig, mlp
+from thinktwice.models.backbone import Backbone, mlp
+from thinktwice.models.config import DeepFMConfig
 from thinktwice.models.fields import FieldSpace
 from thinktwice.models.views import Views
 
@@ -13,7 +14,9 @@ from thinktwice.models.views import Views
 class DeepFM(Backbone):
     """Hidden state: [last MLP layer, sum of pairwise products per embedding dimension, sum of first-order weights]."""
 
-    def __init__(self, config: BackboneConfig, fields: FieldSpace) -> None:
+    config_class = DeepFMConfig
+
+    def __init__(self, config: DeepFMConfig, fields: FieldSpace) -> None:
         super().__init__(config, fields)
         self.mlp = mlp(fields.num_fields * config.dim, config.hidden, config.dropout)
         self.deep_width = config.hidden[-1] if config.hidden else fields.num_fields * config.dim

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from thinktwice.models.autoint import AutoInt
-from thinktwice.models.backbone import BACKBONES, EMBEDDING, Backbone, BackboneConfig, register_backbone
+from thinktwice.models.backbone import BACKBONES, EMBEDDING, Backbone, register_backbone
+from thinktwice.models.config import BackboneConfig
 from thinktwice.models.dcnv2 import DCNv2
 from thinktwice.models.deepfm import DeepFM
 from thinktwice.models.fields import FieldSpace

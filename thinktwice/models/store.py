@@ -4,38 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Parameter
 
+from thinktwice.calibration import MAX_MAGNITUDE, Calibration
 from thinktwice.errors import BundleError, reason
 from thinktwice.files import atomic_dir, atomic_file, read_json, write_json
-from thinktwice.models.backbone import Backbone, BackboneConfig
+from thinktwice.models.backbone import Backbone
+from thinktwice.models.config import AnyBackboneConfig, config_class
 from thinktwice.models.fields import FieldSpace
 from thinktwice.models.registry import build_backbone, stored_name
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
 MODEL_FILES = (MODEL_FILE, WEIGHTS_FILE)
-MAX_MAGNITUDE = (
-    1e6  # magnitude of a weight or coefficient; trained ones stay far below, and sums of products beyond it overflow
-)
-
-Coefficient = Annotated[float, Field(ge=-MAX_MAGNITUDE, le=MAX_MAGNITUDE, allow_inf_nan=False)]
-
-
-class Calibration(BaseModel):
-    """p = sigmoid(a * z + b), fitted on validation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    a: Coefficient = 1.0
-    b: Coefficient = 0.0
+FORMAT = 2
+_OPTIONS_OF_FORMAT_1 = {"cross_layers", "attention_layers", "attention_heads", "attention_width"}
 
 
 class ModelInfo(BaseModel):
@@ -56,8 +46,8 @@ def write_model(folder: Path | str, model: Backbone, info: ModelInfo, *, with_ta
         del tensors["table"]
     with atomic_file(folder / WEIGHTS_FILE) as temporary:
         save_file(tensors, str(temporary))
-    value = {"backbone": model.config.model_dump(mode="json"), "fields": model.fields.model_dump(mode="json")}
-    write_json(folder / MODEL_FILE, value | info.model_dump(mode="json"))
+    file = _ModelFile(format=FORMAT, backbone=model.config, fields=model.fields, **dict(info))
+    write_json(folder / MODEL_FILE, file.model_dump(mode="json"))
 
 
 def save_model(folder: Path | str, model: Backbone, info: ModelInfo) -> None:
@@ -73,8 +63,32 @@ def _by_stored_name(model: Backbone) -> dict[str, Tensor]:
 class _ModelFile(ModelInfo):
     """Content of ``model.json``."""
 
-    backbone: BackboneConfig
+    format: StrictInt
+    backbone: AnyBackboneConfig
     fields: FieldSpace
+
+
+def _read_model_file(path: Path) -> _ModelFile:
+    try:
+        value = read_json(path)
+        if isinstance(value, dict):
+            if "format" not in value:
+                value = _from_format_1(value)
+            elif type(version := value["format"]) is int and version != FORMAT:
+                raise BundleError(f"{path} has format {version}, this version reads {FORMAT} and 1: train it again")
+        return _ModelFile.model_validate(value)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read ({reason(error)}): train it again") from error
+
+
+def _from_format_1(value: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 had no number, and wrote the options of every backbone whatever the backbone was."""
+    backbone = value.get("backbone")
+    if isinstance(backbone, dict) and isinstance(name := backbone.get("name", "deepfm"), str):
+        own = config_class(name).model_fields
+        backbone = {key: option for key, option in backbone.items() if key in own or key not in _OPTIONS_OF_FORMAT_1}
+        value = value | {"backbone": backbone}
+    return value | {"format": FORMAT}
 
 
 def load_model(
@@ -90,10 +104,7 @@ def load_model(
         BundleError: a file is missing, damaged, the weights do not fit the description or are not numbers a model can have.
     """
     folder = Path(folder)
-    try:
-        described = _ModelFile.model_validate(read_json(folder / MODEL_FILE))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{folder / MODEL_FILE} cannot be read ({reason(error)}): train it again") from error
+    described = _read_model_file(folder / MODEL_FILE)
     if fields is not None and described.fields != fields:
         raise BundleError(f"{folder / MODEL_FILE} describes other fields than the encoder: train and package again")
     info = ModelInfo(stage=described.stage, calibration=described.calibration, provenance=described.provenance)

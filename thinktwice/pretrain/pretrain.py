@@ -15,7 +15,7 @@ from thinktwice.data.encoded import Batch, EncodedRows, count_values
 from thinktwice.data.training_set import load_training_set
 from thinktwice.files import atomic_dir, write_json
 from thinktwice.models import FieldSpace, ModelInfo, build_backbone, write_model
-from thinktwice.models.backbone import BackboneConfig
+from thinktwice.models.config import BackboneConfig
 from thinktwice.pretrain.config import PretrainConfig
 from thinktwice.pretrain.corrupt import corrupt
 from thinktwice.pretrain.denoiser import HIDDEN_LABEL, Denoiser

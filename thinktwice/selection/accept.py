@@ -13,6 +13,7 @@ import numpy as np
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.selection.candidates import Candidate
 from thinktwice.selection.cost import estimated_cost
+from thinktwice.selection.parameters import trigger_of
 from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats.metrics import auc, logloss, row_logloss
 from thinktwice.stats.significance import Interval, clusters_of, paired_auc, paired_mean
@@ -139,7 +140,7 @@ def control_losses(
 
     Shuffled counts apply where counts decide something, random rows where the candidate chooses rows.
     """
-    config = candidate.config
+    config, trigger = candidate.config, trigger_of(candidate.config)
 
     def losses(model: TrialModel, settings: TestTimeConfig) -> np.ndarray:
         return row_logloss(later.label, model.logits(settings, later)[0])
@@ -149,8 +150,8 @@ def control_losses(
     out = {"recalibrated": row_logloss(later.label, calibrate.apply(again, trial_model.raw(plain, later).z))}
     if config.uses_counts:
         shuffled = trial_model.shuffled()
-        out["shuffled_counts"] = losses(shuffled, candidate.refit(shuffled, config.trigger, 0))
-    if config.trigger not in ("never", "always"):
+        out["shuffled_counts"] = losses(shuffled, candidate.refit(shuffled, trigger, 0))
+    if trigger not in (None, "always"):
         drawn = [losses(trial_model, candidate.refit(trial_model, "random", salt)) for salt in range(RANDOM_DRAWS)]
         out["random_trigger"] = np.mean(drawn, axis=0)
     return out

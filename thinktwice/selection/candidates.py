@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any
+from functools import cache
 
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.selection.config import FitConfig
@@ -21,13 +20,19 @@ from thinktwice.selection.parameters import (
 )
 from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats.metrics import logloss
-from thinktwice.testtime.config import TestTimeConfig, TriggerKind
-from thinktwice.testtime.modes import PRESETS, preset
+from thinktwice.testtime.base_pass import Filter, Gate
+from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.modes import UTTSI_PATHS, preset
+from thinktwice.testtime.opinions.config import FeaturePaths, GrownPaths
+from thinktwice.testtime.samplers.bernoulli import Bernoulli
+from thinktwice.testtime.samplers.exact import Exact
+from thinktwice.testtime.samplers.matt import Matt
+from thinktwice.testtime.triggers import TriggerKind
 
 STOP_AT = 0.05  # logits: at a click rate of 10 % an error of this size costs 1e-4 of logloss on the rows it touches
 
 #: Refit the free parameters for other counts (the trial model's) or another trigger, the mode's own settings kept.
-Refit = Callable[[TrialModel, TriggerKind, int], TestTimeConfig]
+Refit = Callable[[TrialModel, TriggerKind | None, int], TestTimeConfig]
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,9 @@ def candidates(trial_model: TrialModel, fit: EncodedRows, off: TestTimeConfig, c
     def escalating(
         name: str, base_of: Callable[[TrialModel], TestTimeConfig], trigger: TriggerKind, share: float
     ) -> Candidate:
-        def refit(model: TrialModel, trigger: TriggerKind, salt: int) -> TestTimeConfig:
-            salted = base_of(model).model_copy(update={"salt": salt})
+        def refit(model: TrialModel, trigger: TriggerKind | None, salt: int) -> TestTimeConfig:
+            assert trigger is not None
+            salted = base_of(model).looking(salt=salt)
             return calibrated(model, triggered(model, salted, fit, trigger, share), fit)
 
         return candidate(name, refit(trial_model, trigger, 0), refit)
@@ -77,14 +83,14 @@ def candidates(trial_model: TrialModel, fit: EncodedRows, off: TestTimeConfig, c
         return best_filter(model, off, fit, config.min_counts)
 
     out: list[Candidate] = []
-    if tries("gate") and gate_of(trial_model).strength > 0:
+    if tries("gate") and isinstance(gate_of(trial_model).base, Gate):
         out.append(candidate("gate", gate_of(trial_model), lambda model, _, __: gate_of(model)))
         out.append(candidate("gate by field", finer_gate_of(trial_model), lambda model, _, __: finer_gate_of(model)))
     if tries("gate"):
         plain_gate = shrunk(trial_model, off, fit, config.field_shares)
-        if min(plain_gate.field_shares) < 1:
+        if isinstance(plain_gate.base, Gate) and min(plain_gate.base.field_shares) < 1:
             out.append(candidate("gate without counts", plain_gate, lambda model, _, __: plain_gate))
-    if tries("filter") and filter_of(trial_model).min_count > 0:
+    if tries("filter") and isinstance(filter_of(trial_model).base, Filter):
         out.append(candidate("filter", filter_of(trial_model), lambda model, _, __: filter_of(model)))
     if tries("calibrated"):
         base = off.model_copy(update={"mode": "calibrated"})
@@ -97,25 +103,25 @@ def candidates(trial_model: TrialModel, fit: EncodedRows, off: TestTimeConfig, c
         )
     counted = trial_model.extras.combinations is not None
     if tries("uttsi"):
-
-        def literal(model: TrialModel, **settings: Any) -> TestTimeConfig:
-            share = PRESETS["uttsi"].pair_share if counted else 0.0
-            basis = {"min_count": filter_of(model).min_count, "max_paths": max(config.max_paths), "pair_share": share}
-            return preset("uttsi", off).model_copy(update=basis | settings)
-
-        out.append(escalating("uttsi", literal, "dual", config.explored_share))
-        ours: dict[str, Any] = {"sampler": "enumerate", "aggregator": "mean", "stop_at": STOP_AT}
-        out.append(
-            best(
-                escalating("uttsi, exact", partial(literal, **ours, max_paths=k), "dual", config.explored_share)
-                for k in config.max_paths
-            )
+        share = UTTSI_PATHS.sampler.pair_share if counted else 0.0
+        literal = UTTSI_PATHS.model_copy(
+            update={"max_paths": max(config.max_paths), "sampler": Bernoulli(pair_share=share)}
         )
+        ours = FeaturePaths(sampler=Exact(pair_share=share), stop_at=STOP_AT, shrink=literal.shrink)
+
+        def filtered(model: TrialModel, paths: FeaturePaths) -> TestTimeConfig:
+            return preset("uttsi", off).model_copy(update={"base": filter_of(model).base}).looking(opinion=paths)
+
+        def uttsi(name: str, paths: FeaturePaths) -> Candidate:
+            return escalating(name, lambda model: filtered(model, paths), "dual", config.explored_share)
+
+        out.append(uttsi("uttsi", literal))
+        out.append(best(uttsi("uttsi, exact", ours.model_copy(update={"max_paths": k})) for k in config.max_paths))
     if tries("matt") and counted:
 
         def grown(model: TrialModel) -> TestTimeConfig:
-            update = {"max_paths": max(config.max_paths), "typical_pair": typical_pair(model, fit)}
-            return preset("matt", off).model_copy(update=update)
+            paths = GrownPaths(max_paths=max(config.max_paths), sampler=Matt(typical_pair=typical_pair(model, fit)))
+            return preset("matt", off).looking(opinion=paths)
 
         out.append(escalating("matt", grown, "always", 1.0))
     if tries("sgctr") and trial_model.extras.heads is not None:
@@ -124,11 +130,10 @@ def candidates(trial_model: TrialModel, fit: EncodedRows, off: TestTimeConfig, c
         member = preset("members", off)
 
         def gated(model: TrialModel) -> TestTimeConfig:
-            gate = finer_gate_of(model)
-            return member.model_copy(update={"strength": gate.strength, "field_strengths": gate.field_strengths})
+            return member.model_copy(update={"base": finer_gate_of(model).base})
 
         out.append(best(escalating("members", lambda _: member, "entropy", share) for share in config.member_shares))
-        if gate_of(trial_model).strength > 0:
+        if isinstance(gate_of(trial_model).base, Gate):
             out.append(best(escalating("members, gated", gated, "entropy", share) for share in config.member_shares))
         out.append(escalating("members, all rows", lambda _: member, "always", 1.0))
     return out

@@ -6,6 +6,7 @@ base pass takes about a millisecond; a larger model pays less for the same confi
 
 from __future__ import annotations
 
+from thinktwice.testtime.base_pass import Filter
 from thinktwice.testtime.config import TestTimeConfig
 
 ESCALATION_COST = 0.15  # choosing uncertain rows and collecting their values, in base passes
@@ -16,8 +17,8 @@ FILTER_COST = 0.3  # finding the values that a filter replaces, and replacing th
 def estimated_cost(config: TestTimeConfig, passes: float) -> float:
     """Time of a request relative to the plain model's, for ``passes`` forward passes per row."""
     cost = 1.0 + PASS_COST * (passes - 1.0)
-    if config.escalates:
+    if config.second_look is not None:
         cost += ESCALATION_COST
-    if config.min_count > 0:
+    if isinstance(config.base, Filter):
         cost += FILTER_COST
     return cost

@@ -11,28 +11,40 @@ from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats.calibration import fit_temperature
 from thinktwice.stats.metrics import logloss
 from thinktwice.testtime import calibrate
-from thinktwice.testtime.config import TestTimeConfig, TriggerKind
-from thinktwice.testtime.samplers.bernoulli import KEEP_MIN
+from thinktwice.testtime.base_pass import BasePass, Filter, Gate, Plain
+from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.support import entropy
+from thinktwice.testtime.triggers import Always, Budget, Dual, Entropy, Random, ThresholdTrigger, TriggerKind
 from thinktwice.train.measure import fit_calibration
 
 MIN_ESCALATED = 200  # rows that a calibrator of their own needs
 NEVER_FIRES = 2.0  # above every signal of the triggers dual, entropy and random
+BY_THRESHOLD: dict[TriggerKind, type[Dual] | type[Entropy] | type[Random]] = {
+    "dual": Dual,
+    "entropy": Entropy,
+    "random": Random,
+}
+
+
+def trigger_of(settings: TestTimeConfig) -> TriggerKind | None:
+    """What chooses the rows of the second look; None without one."""
+    return None if settings.second_look is None else settings.second_look.trigger.kind
 
 
 def calibrated(trial_model: TrialModel, settings: TestTimeConfig, rows: EncodedRows) -> TestTimeConfig:
     """``settings`` with a calibration for rows with one pass, one for rows with more, and one temperature for both."""
-    clear = {"calibration": None, "explored_calibration": None, "temperature": 1.0}
-    settings = settings.model_copy(update=clear)
+    settings = settings.model_copy(update={"calibration": None, "temperature": 1.0})
+    if settings.second_look is not None:
+        settings = settings.looking(calibration=None)
     # The rows that are escalated must be those of serving, where triggers read calibrated scores.
-    raw = trial_model.raw(fit_base(trial_model, settings, rows) if settings.escalates else settings, rows)
+    raw = trial_model.raw(fit_base(trial_model, settings, rows) if settings.second_look else settings, rows)
     escalated, plain = raw.escalated, ~raw.escalated
-    found = {"calibration": fit_calibration(raw.z0, rows.label)}
+    found = fit_calibration(raw.z0, rows.label)
     if plain.sum() >= MIN_ESCALATED:
-        found["calibration"] = fit_calibration(raw.z[plain], rows.label[plain])
+        found = fit_calibration(raw.z[plain], rows.label[plain])
+    settings = settings.model_copy(update={"calibration": found})
     if escalated.sum() >= MIN_ESCALATED:
-        found["explored_calibration"] = fit_calibration(raw.z[escalated], rows.label[escalated])
-    settings = settings.model_copy(update=found)
+        settings = settings.looking(calibration=fit_calibration(raw.z[escalated], rows.label[escalated]))
     logit = trial_model.engine(settings).finish(raw).logit
     return settings.model_copy(update={"temperature": fit_temperature(logit, rows.label)})
 
@@ -54,14 +66,26 @@ def best_gate(
     trial_model: TrialModel, off: TestTimeConfig, rows: EncodedRows, strengths: tuple[float, ...]
 ) -> TestTimeConfig:
     """The gate of the best strength; with strength 0, in every grid, it is no gate."""
-    return best_of(trial_model, [off.model_copy(update={"mode": "gate", "strength": s}) for s in strengths], rows)
+    return best_of(trial_model, [off.model_copy(update={"mode": "gate", "base": gate_of(s)}) for s in strengths], rows)
+
+
+def gate_of(strength: float) -> BasePass:
+    """A gate of that strength; the plain pass for 0."""
+    return Gate(strength=strength) if strength > 0 else Plain()
 
 
 def best_filter(
     trial_model: TrialModel, off: TestTimeConfig, rows: EncodedRows, min_counts: tuple[int, ...]
 ) -> TestTimeConfig:
     """The filter of the best count; with count 0, in every grid, it is no filter."""
-    return best_of(trial_model, [off.model_copy(update={"mode": "filter", "min_count": n}) for n in min_counts], rows)
+    return best_of(
+        trial_model, [off.model_copy(update={"mode": "filter", "base": filter_of(n)}) for n in min_counts], rows
+    )
+
+
+def filter_of(min_count: int) -> BasePass:
+    """A filter of that count; the plain pass for 0."""
+    return Filter(min_count=min_count) if min_count > 0 else Plain()
 
 
 def by_field(
@@ -69,7 +93,11 @@ def by_field(
 ) -> TestTimeConfig:
     """``gate`` with a factor of the strength of each unprotected field: what a field's values are worth beside their rarity
     differs, and moments tell it with error. A gate of strength 0 stays what it is."""
-    return gate if gate.strength == 0 else _descended(trial_model, gate, rows, "field_strengths", factors)
+    return (
+        _descended(trial_model, gate, gate.base, rows, "field_strengths", factors)
+        if isinstance(gate.base, Gate)
+        else gate
+    )
 
 
 def shrunk(
@@ -77,20 +105,20 @@ def shrunk(
 ) -> TestTimeConfig:
     """A gate that knows no counts: of each unprotected field it keeps one share, whatever the value. Where this does as well
     as a gate by counts, the trunk was over-trained and rarity has nothing to do with it."""
-    return _descended(trial_model, off.model_copy(update={"mode": "gate"}), rows, "field_shares", shares)
+    return _descended(trial_model, off.model_copy(update={"mode": "gate"}), Gate(), rows, "field_shares", shares)
 
 
 def _descended(
-    trial_model: TrialModel, start: TestTimeConfig, rows: EncodedRows, name: str, grid: tuple[float, ...]
+    trial_model: TrialModel, start: TestTimeConfig, gate: Gate, rows: EncodedRows, name: str, grid: tuple[float, ...]
 ) -> TestTimeConfig:
-    """``start`` with the best number of ``grid`` (or 1) for every unprotected field, one field after the other; calibrated."""
+    """``start`` with ``gate`` as its base pass, and in it the best number of ``grid`` (or 1) for every unprotected field, one field after the other; calibrated."""
 
     def loss(settings: TestTimeConfig) -> float:
         z = trial_model.raw(settings, rows).z
         return logloss(rows.label, calibrate.apply(fit_calibration(z, rows.label), z))
 
     def with_(numbers: np.ndarray) -> TestTimeConfig:
-        return start.model_copy(update={name: tuple(numbers.tolist())})
+        return start.model_copy(update={"base": gate.model_copy(update={name: tuple(numbers.tolist())})})
 
     found = np.ones(trial_model.model.num_fields)
     best = loss(start)
@@ -112,13 +140,17 @@ def triggered(
 
     The trigger ``random`` takes as many rows, and on average as many paths, as the trigger of ``settings`` does.
     """
+    look = settings.second_look
+    assert look is not None
     if trigger == "always":
-        return settings.model_copy(update={"trigger": trigger})
+        return settings.looking(trigger=Always())
     base = fit_base(trial_model, settings, rows)
     if trigger == "budget":
-        return base.model_copy(update={"trigger": trigger, "share": share})
-    guide = settings.trigger if trigger == "random" else trigger
-    signal = trial_model.raw(base.model_copy(update={"trigger": guide, "threshold": NEVER_FIRES}), rows).signal
+        return base.looking(trigger=Budget(share=share))
+    guide = look.trigger if trigger == "random" else BY_THRESHOLD[trigger]()
+    if isinstance(guide, ThresholdTrigger):
+        guide = guide.model_copy(update={"threshold": NEVER_FIRES})
+    signal = trial_model.raw(base.looking(trigger=guide), rows).signal
     threshold, top = float(np.quantile(signal, 1 - share)), float(signal.max())
     if trigger == "random":
         chosen = signal > threshold
@@ -126,12 +158,12 @@ def triggered(
         depth = np.clip((signal[chosen] - threshold) / max(top - threshold, 1e-12), 0, 1)
         mean_depth = float(depth.mean()) if chosen.any() else 1.0
         threshold, top = 1 - actual, 1 - actual + actual / (2 * max(mean_depth, 1e-3))
-    return base.model_copy(update={"trigger": trigger, "threshold": threshold, "signal_max": top})
+    return base.looking(trigger=BY_THRESHOLD[trigger](threshold=threshold, signal_max=top))
 
 
 def fit_base(trial_model: TrialModel, settings: TestTimeConfig, rows: EncodedRows) -> TestTimeConfig:
     """``settings`` with the base pass calibrated, which is what triggers read."""
-    nobody = settings.model_copy(update={"trigger": "never", "calibration": None, "temperature": 1.0})
+    nobody = settings.model_copy(update={"second_look": None, "calibration": None, "temperature": 1.0})
     return settings.model_copy(update={"calibration": fit_calibration(trial_model.raw(nobody, rows).z0, rows.label)})
 
 
@@ -144,15 +176,9 @@ def typical_pair(trial_model: TrialModel, rows: EncodedRows) -> float:
     return float(np.clip(np.median(known), 1e-3, 1.0))
 
 
-def keep_rate(trial_model: TrialModel, rows: EncodedRows) -> float:
-    """Mean probability of keeping an unprotected field on guided paths, for blind ones that drop as much."""
-    r = trial_model.reliability.of(rows.ids)[:, trial_model.reliability.maskable_fields]
-    return float(np.maximum(np.sqrt(r), KEEP_MIN).mean()) if r.size else 1.0
-
-
 def fit_spread(trial_model: TrialModel, settings: TestTimeConfig, rows: EncodedRows) -> tuple[float, float, float]:
     """How far a second opinion moves a logit, as s0 + s1 missing + s2 entropy: least squares of |z - z0| when all are asked."""
-    everybody = fit_base(trial_model, settings, rows).model_copy(update={"trigger": "always"})
+    everybody = fit_base(trial_model, settings, rows).looking(trigger=Always())
     raw = trial_model.raw(everybody, rows)
     bits = entropy(calibrate.sigmoid(calibrate.apply(everybody.calibration or trial_model.calibration, raw.z0)))
     design = np.stack([np.ones(len(bits)), raw.missing, bits], axis=1)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from thinktwice.calibration import Calibration
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.models.backbone import Backbone
-from thinktwice.models.store import Calibration
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Engine, Raw, raw_rows
 from thinktwice.testtime.extras import Extras

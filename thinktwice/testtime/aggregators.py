@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from thinktwice.testtime.config import AggregatorKind
+from thinktwice.testtime.options import Options
 
 BANDWIDTH_MIN = 0.05  # logits; without it few agreeing paths shut out all others
 
@@ -26,29 +26,39 @@ class Passes:
     confidence: np.ndarray
 
 
-def mean(passes: Passes) -> np.ndarray:
+class Mean(Options):
     """The mean of all passes, each as often as it was drawn."""
-    return weighted_mean(passes.z, passes.weight)
+
+    kind: Literal["mean"] = "mean"
+
+    def combine(self, passes: Passes) -> np.ndarray:
+        """One logit per row [U]."""
+        return weighted_mean(passes.z, passes.weight)
 
 
-def median(passes: Passes) -> np.ndarray:
-    """The weighted median: a single stray path moves nothing."""
-    return weighted_median(passes.z, passes.weight)
-
-
-def consistency(passes: Passes) -> np.ndarray:
+class Consistency(Options):
     """Passes weigh by their nearness to the median and by the support of what they keep (UTTSI, reconstruction)."""
-    z, weight = passes.z, passes.weight
-    middle = weighted_median(z, weight)[:, None]
-    h = np.maximum(1.4826 * weighted_median(np.abs(z - middle), weight)[:, None], BANDWIDTH_MIN)
-    return weighted_mean(z, weight * np.exp(-((z - middle) ** 2) / (2 * h**2)) * passes.support)
+
+    kind: Literal["consistency"] = "consistency"
+
+    def combine(self, passes: Passes) -> np.ndarray:
+        """One logit per row [U]."""
+        z, weight = passes.z, passes.weight
+        middle = weighted_median(z, weight)[:, None]
+        h = np.maximum(1.4826 * weighted_median(np.abs(z - middle), weight)[:, None], BANDWIDTH_MIN)
+        return weighted_mean(z, weight * np.exp(-((z - middle) ** 2) / (2 * h**2)) * passes.support)
 
 
-def confidence(passes: Passes) -> np.ndarray:
+class Confidence(Options):
     """Paths weigh by how well the combinations they were grown along are supported (MATT, reconstruction): a softmax of the
     logarithm of that confidence at temperature 1, which is the confidence itself. The base pass is not a path and weighs 0,
     unless a path was the base pass."""
-    return weighted_mean(passes.z, passes.weight * passes.confidence)
+
+    kind: Literal["confidence"] = "confidence"
+
+    def combine(self, passes: Passes) -> np.ndarray:
+        """One logit per row [U]."""
+        return weighted_mean(passes.z, passes.weight * passes.confidence)
 
 
 def weighted_mean(z: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -69,11 +79,3 @@ def weighted_median(value: np.ndarray, weight: np.ndarray) -> np.ndarray:
     low = (running >= half - slack).argmax(axis=1)
     high = (running > half + slack).argmax(axis=1)
     return 0.5 * (ordered[rows, low] + ordered[rows, high])
-
-
-AGGREGATORS: dict[AggregatorKind, Callable[[Passes], np.ndarray]] = {
-    "mean": mean,
-    "median": median,
-    "consistency": consistency,
-    "confidence": confidence,
-}

@@ -3,25 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
-from thinktwice.models.store import Calibration, Coefficient
+from thinktwice.calibration import Calibration, SupportCalibration
 from thinktwice.stats.calibration import fit_platt_by_support
-
-
-class SupportCalibration(BaseModel):
-    """Log-odds (a + d u) z + b + c u of a raw logit z, where u in 0..1 is the missing support of the row's values.
-
-    Where the score of thinly supported rows is too sure of itself, or the click rate of newcomers differs, this says so
-    without any further pass. It may also follow a drift that comes with novelty, so it is accepted on later rows only.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    a: Coefficient = 1.0
-    b: Coefficient = 0.0
-    c: Coefficient = 0.0
-    d: Coefficient = 0.0
 
 
 def apply(calibration: Calibration, z: np.ndarray) -> np.ndarray:

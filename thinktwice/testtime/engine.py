@@ -4,7 +4,7 @@ Reliability is read before any forward pass, so a filtered pass is the base pass
 when the engine is made, so a gated pass costs what a plain one costs. Rows are scored in padded blocks of fixed shapes and
 draws belong to the row's content. The guarantee: while the cap on extra rows does not bind, a row gives the same bits
 (tolerance 0) alone, among 500, in any order and after a restart, with any number of threads, on the same machine with the
-same libraries. Two triggers look at the request as a whole (``budget``, ``decision``); for them the request, in any order,
+same libraries. A trigger may look at the request as a whole (``budget``, ``decision``); then the request, in any order,
 takes the place of the row.
 
 The cap binds when the uncertain rows want more extra passes than it allows. It then decides by the rows themselves, the most
@@ -20,24 +20,25 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
+from thinktwice.calibration import Calibration
 from thinktwice.data.encoded import Batch, EncodedRows
 from thinktwice.errors import BundleError
 from thinktwice.models.backbone import Backbone
 from thinktwice.models.backends.backend import Backend, Eager, MakeBackend, State
 from thinktwice.models.backends.folded import Folded, can_fold
 from thinktwice.models.blocks import ESCALATED_ROWS, one_thread
-from thinktwice.models.store import Calibration
 from thinktwice.testtime import calibrate
-from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.base_pass import Gate
+from thinktwice.testtime.config import SecondLook, TestTimeConfig
 from thinktwice.testtime.extras import Extras
-from thinktwice.testtime.fillers import FILLERS
-from thinktwice.testtime.masks import filter_mask
-from thinktwice.testtime.opinions import EscalatedRows, SecondPass, members, paths, redefine
+from thinktwice.testtime.opinions import members, paths, redefine
+from thinktwice.testtime.opinions.config import FeaturePaths, GrownPaths, Members, Redefine
+from thinktwice.testtime.opinions.escalated import EscalatedRows, SecondPass
 from thinktwice.testtime.reliability import Reliability
 from thinktwice.testtime.rowhash import hash_rows
 from thinktwice.testtime.samplers import Paths
 from thinktwice.testtime.support import entropy, missing_support
-from thinktwice.testtime.triggers import TRIGGERS, BasePass, Trigger
+from thinktwice.testtime.triggers import BasePass, Trigger
 
 CHUNK = 4096  # rows that raw_rows holds at once
 UNBOUNDED = 1 << 60
@@ -106,25 +107,40 @@ class Engine:
         self.model = model.eval()
         self.reliability = reliability
         self.config = config
-        self.trigger: Trigger = TRIGGERS[config.trigger]
+        look = config.second_look
+        self.trigger: Trigger | None = None if look is None else look.trigger
         self.calibration = config.calibration or calibration or Calibration()
-        self.explored_calibration = config.explored_calibration or self.calibration
-        self._members = tuple(m.eval() for m in self.extras.members[: config.members])
+        self.explored_calibration = (look and look.calibration) or self.calibration
+        self._members = tuple(m.eval() for m in self.extras.members[: 0 if look is None else look.opinion.num_members])
         with torch.inference_mode(), one_thread():
-            fill = FILLERS[config.filler](model, reliability)
-            self.backend = make_backend(model, self._gated(model), fill)
+            self.backend = make_backend(model, self._gated(model), model.fill().detach())
             self.member_backends = [self._of_member(m) for m in self._members]
 
     def with_trigger(self, trigger: Trigger) -> Engine:
-        """The same engine with a trigger of your own. ``config.trigger`` must not be ``never``; its other options still apply."""
+        """The same engine with a trigger of your own in place of the configured one.
+
+        Raises:
+            ValueError: the configuration has no second look that the trigger could choose rows for.
+        """
+        if self.config.second_look is None:
+            raise ValueError(
+                f"mode {self.config.mode!r} has no second look: give the configuration one to use a trigger"
+            )
         out = copy.copy(self)
         out.trigger = trigger
         return out
 
+    @property
+    def max_path_rows(self) -> int:
+        """The configured cap on extra rows of a request; 0 without a second look."""
+        look = self.config.second_look
+        return 0 if look is None else look.max_path_rows
+
     def uncapped(self) -> Engine:
         """The same engine without a cap on extra rows, for work without a deadline: every row has the score it has alone."""
         out = copy.copy(self)
-        out.config = self.config.model_copy(update={"max_path_rows": UNBOUNDED})
+        if self.config.second_look is not None:
+            out.config = self.config.looking(max_path_rows=UNBOUNDED)
         return out
 
     def score(self, batch: Batch, max_path_rows: int | None = None, top_k: int | None = None) -> Scored:
@@ -159,33 +175,30 @@ class Engine:
     def _raw(self, batch: Batch, max_path_rows: int | None, top_k: int | None) -> Raw:
         ids = batch.ids.numpy()
         config, rows = self.config, len(batch)
-        cap = config.max_path_rows if max_path_rows is None else min(config.max_path_rows, max_path_rows)
         r = self.reliability.of(ids)
-        kept = (
-            filter_mask(self.reliability, ids, r, config.min_count, config.min_kept) if config.min_count > 0 else None
-        )
+        kept = config.base.kept(self.reliability, ids, r)
         z0, state = self._base_pass(batch, kept)
         missing = missing_support(r, self.reliability.maskable_fields, config.importance)
         num_paths, capped_rows = np.ones(rows, np.int64), np.zeros(rows, bool)
-        if not config.escalates or rows == 0:
+        look, trigger = config.second_look, self.trigger
+        if look is None or trigger is None or rows == 0:
             return Raw(z0, z0, missing, np.full(rows, -np.inf), num_paths, capped_rows)
+        cap = look.max_path_rows if max_path_rows is None else min(look.max_path_rows, max_path_rows)
         logit = self._base_logit(z0, missing)
         score_entropy = entropy(calibrate.sigmoid(logit / config.temperature))
-        row_hash = np.zeros(rows, np.uint64)
-        by_hash = config.trigger in ("random", "budget")
-        if by_hash:
-            row_hash = hash_rows(batch, config.salt)
-        selection = self.trigger(config, BasePass(missing, score_entropy, logit, row_hash, top_k))
+        row_hash = hash_rows(batch, look.salt) if trigger.reads_row_hash else np.zeros(rows, np.uint64)
+        selection = trigger.mark(BasePass(missing, score_entropy, logit, row_hash, top_k))
         capped_rows = selection.escalate.copy()
         selected = np.flatnonzero(selection.escalate)
-        if not by_hash and len(selected) and (config.sampler != "none" or len(selected) * self._cost_of_one > cap):
-            row_hash[selected] = hash_rows(batch.select(torch.from_numpy(selected)), config.salt)
+        cost_of_one = _cost_of_one(look)
+        if not trigger.reads_row_hash and len(selected) and (cost_of_one is None or len(selected) * cost_of_one > cap):
+            row_hash[selected] = hash_rows(batch.select(torch.from_numpy(selected)), look.salt)
         # Equal scores in the order of their hashes, so that the order of rows does not matter where the cap binds.
         # No more are planned than could be admitted if each took one pass.
         selected = selected[np.lexsort((row_hash[selected], -score_entropy[selected]))][:cap]
         if len(selected) == 0:
             return Raw(z0, z0, missing, selection.signal, num_paths, capped_rows)
-        wanted = _depth(config, selection.signal)
+        depth = trigger.depth(selection.signal)
         kept = np.ones(r.shape, bool) if kept is None else kept
 
         def escalated(chosen: np.ndarray) -> EscalatedRows:
@@ -198,14 +211,15 @@ class Engine:
                 r[chosen],
                 kept[chosen],
                 missing[chosen],
-                wanted[chosen],
+                depth[chosen],
                 row_hash[chosen],
                 self.reliability.maskable_fields,
             )
 
         whole = escalated(selected)
-        planned = paths.plan(config, self.extras, whole) if config.sampler != "none" else None
-        cost = np.full(len(selected), self._cost_of_one) if planned is None else paths.cost(config, planned)
+        opinion = look.opinion
+        planned = paths.plan(opinion, self.extras, whole) if isinstance(opinion, FeaturePaths | GrownPaths) else None
+        cost = np.full(len(selected), cost_of_one) if planned is None else planned.used
         fits = (np.cumsum(cost) <= cap) | (cost == 0)
         capped_rows[selected[fits]] = False
         admitted = np.flatnonzero(fits & (cost > 0))  # a row whose only path is its base pass needs no more
@@ -214,24 +228,21 @@ class Engine:
             return Raw(z0, z0, missing, selection.signal, num_paths, capped_rows)
         if len(chosen) < len(selected):
             whole, planned = escalated(chosen), None if planned is None else planned.rows(admitted)
-        opinion = self._answer(whole, planned)
+        answer = self._answer(look, whole, planned)
         z = z0.copy()
-        z[chosen] = opinion.z
-        num_paths[chosen] += opinion.passes
+        z[chosen] = answer.z
+        num_paths[chosen] += answer.passes
         return Raw(z0, z, missing, selection.signal, num_paths, capped_rows)
 
-    @property
-    def _cost_of_one(self) -> int:
-        """Forward passes that a second opinion takes when it is not paths, whose number differs from row to row."""
-        return len(self._members) or redefine.num_passes(self.config.redefine_rounds)
-
-    def _answer(self, escalated: EscalatedRows, planned: Paths | None) -> SecondPass:
-        if self.config.members > 0:
+    def _answer(self, look: SecondLook, escalated: EscalatedRows, planned: Paths | None) -> SecondPass:
+        opinion = look.opinion
+        if isinstance(opinion, Members):
             return members.answer(escalated, self.member_backends)
-        if planned is None:
+        if isinstance(opinion, Redefine):
             assert self.extras.heads is not None
-            return redefine.answer(escalated, self.extras.heads, self.config.redefine_rounds)
-        return paths.answer(self.config, self.extras, escalated, planned)
+            return redefine.answer(escalated, self.extras.heads, opinion.rounds)
+        assert planned is not None
+        return paths.answer(opinion, escalated, planned)
 
     def _base_pass(self, batch: Batch, kept: np.ndarray | None) -> tuple[np.ndarray, State]:
         """Logits [B] float64 of the base pass, and what the backend has read of the rows."""
@@ -256,87 +267,79 @@ class Engine:
 
     def _gated(self, model: Backbone) -> torch.Tensor | None:
         """The table with every value mixed with its field's mask vector as the gate says; None without a gate."""
-        config = self.config
-        if config.strength == 0 and not config.field_shares:
-            return None
-        keep = self.reliability.of_table(config.strength, config.field_strengths, config.field_shares)
-        return model.embedding.gated(torch.from_numpy(keep))
+        keep = self.config.base.keep_of_table(self.reliability)
+        return None if keep is None else model.embedding.gated(torch.from_numpy(keep))
+
+
+def _cost_of_one(look: SecondLook) -> int | None:
+    """Forward passes of the second look at one row; None for paths, whose number differs from row to row."""
+    if isinstance(look.opinion, Members):
+        return look.opinion.count
+    return redefine.num_passes(look.opinion.rounds) if isinstance(look.opinion, Redefine) else None
 
 
 def _check(model: Backbone, reliability: Reliability, config: TestTimeConfig, extras: Extras) -> None:
+    again = "fit the test-time parameters for this model"
     if reliability.num_values != model.fields.num_values:
         raise BundleError(
             f"counts describe {sum(reliability.num_values)} values and the model has {model.fields.num_rows}: "
             "counts and weights must come from the same bundle"
         )
-    if config.importance and len(config.importance) != model.num_fields:
+    by_field: dict[str, tuple[float, ...]] = {"test-time importance": config.importance}
+    if isinstance(config.base, Gate):
+        by_field |= {name: getattr(config.base, name) for name in ("field_strengths", "field_shares")}
+    for name, numbers in by_field.items():
+        if numbers and len(numbers) != model.num_fields:
+            raise BundleError(f"{name} names {len(numbers)} fields and the model has {model.num_fields}: {again}")
+    _check_extras(model, reliability, extras)
+    if config.second_look is None:
+        return
+    opinion = config.second_look.opinion
+    if opinion.num_members > len(extras.members):
         raise BundleError(
-            f"test-time importance names {len(config.importance)} fields and the model has {model.num_fields}: "
-            "fit the test-time parameters for this model"
-        )
-    for name in ("field_strengths", "field_shares"):
-        found = getattr(config, name)
-        if found and len(found) != model.num_fields:
-            raise BundleError(
-                f"{name} names {len(found)} fields and the model has {model.num_fields}: "
-                "fit the test-time parameters for this model"
-            )
-    if config.members > len(extras.members):
-        raise BundleError(
-            f"the configuration asks {config.members} further trunks and {len(extras.members)} are there: "
+            f"the configuration asks {opinion.num_members} further trunks and {len(extras.members)} are there: "
             "package the members with the model, or fit the test-time parameters without them"
         )
+    for what, needed, found in (
+        ("prediction heads", opinion.needs_heads, extras.heads),
+        ("combination counts", opinion.needs_combinations, extras.combinations),
+    ):
+        if needed and found is None:
+            raise BundleError(
+                f"mode {config.mode!r} needs {what} and there are none: fit the test-time parameters again"
+            )
+
+
+def _check_extras(model: Backbone, reliability: Reliability, extras: Extras) -> None:
+    """Whether what modes need belongs to this model."""
+    again = "fit the test-time parameters for this model"
     for position, member in enumerate(extras.members):
         if member.fields != model.fields:
             raise BundleError(
                 f"member {position} knows other fields or vocabularies than the model: train it on the same data"
             )
-    heads, maskable_fields = extras.heads, reliability.maskable_fields
+    heads, combinations, maskable_fields = extras.heads, extras.combinations, reliability.maskable_fields.tolist()
     if heads is not None and (
-        heads.fields.tolist() != maskable_fields.tolist()
-        or heads.weight.shape[1:] != (model.hidden_width + 1, model.dim + 1)
+        heads.fields.tolist() != maskable_fields or heads.weight.shape[1:] != (model.hidden_width + 1, model.dim + 1)
     ):
-        raise BundleError("prediction heads are of another model: fit the test-time parameters for this model")
-    if extras.combinations is not None and extras.combinations.num_values != model.fields.num_values:
+        raise BundleError(f"prediction heads are of another model: {again}")
+    if combinations is None:
+        return
+    if combinations.num_values != model.fields.num_values:
         raise BundleError(
-            f"combination counts describe {sum(extras.combinations.num_values)} values and the model has "
-            f"{model.fields.num_rows}: fit the test-time parameters for this model"
+            f"combination counts describe {sum(combinations.num_values)} values and the model has "
+            f"{model.fields.num_rows}: {again}"
         )
-    if extras.combinations is not None:
-        for triple in extras.combinations.triples:
-            if not set(triple) <= set(maskable_fields.tolist()):
-                raise BundleError(
-                    f"combination counts name the columns {triple}, and not all of them are open: "
-                    "fit the test-time parameters for this model"
-                )
-    if heads is None and (config.redefine_rounds > 0 or config.filler == "denoiser"):
-        raise BundleError(
-            f"mode {config.mode!r} needs prediction heads and there are none: fit the test-time parameters again"
-        )
-    if extras.combinations is None and (config.sampler == "matt" or config.pair_share > 0):
-        raise BundleError(
-            f"mode {config.mode!r} needs combination counts and there are none: fit the test-time parameters again"
-        )
-
-
-def _depth(config: TestTimeConfig, signal: np.ndarray) -> np.ndarray:
-    """Paths [B] that rows of a signal [B] get if they are uncertain: even numbers from 2 to ``max_paths`` with the signal."""
-    most = 2 * (config.max_paths // 2)
-    if config.trigger in ("always", "budget", "decision"):
-        return np.full(len(signal), most, np.int64)
-    width = max(config.signal_max - config.threshold, 1e-12)
-    depth = np.clip((signal - config.threshold) / width, 0.0, 1.0)
-    return np.minimum(2 * np.maximum(np.ceil(config.max_paths / 2 * depth), 1).astype(np.int64), most)
+    for triple in combinations.triples:
+        if not set(triple) <= set(maskable_fields):
+            raise BundleError(f"combination counts name the columns {triple}, and not all of them are open: {again}")
 
 
 def raw_rows(engine: Engine, rows: EncodedRows) -> Raw:
-    """Raw scores of any number of rows, in chunks (each one request) and without a cap on extra rows."""
-    free = Engine(
-        engine.model,
-        engine.reliability,
-        engine.config.model_copy(update={"max_path_rows": UNBOUNDED}),
-        engine.calibration,
-        engine.extras,
-    ).with_trigger(engine.trigger)
+    """Raw scores of any number of rows by torch itself, in chunks (each one request) and without a cap on extra rows."""
+    if engine.backend.name != Eager.name or engine.backend.sizes != Eager.sizes:
+        eager = Engine(engine.model, engine.reliability, engine.config, engine.calibration, engine.extras)
+        engine = eager if engine.trigger is None else eager.with_trigger(engine.trigger)
+    free = engine.uncapped()
     parts = [free.raw(rows.batch(slice(s, s + CHUNK))) for s in range(0, len(rows), CHUNK)]
     return Raw(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Raw)))

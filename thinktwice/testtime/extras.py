@@ -11,7 +11,7 @@ from thinktwice.testtime.heads import FieldHeads
 
 @dataclass(frozen=True)
 class Extras:
-    """Combination counts (matt, uttsi's pair support), denoiser heads (sgctr, filler ``denoiser``), further trunks (members).
+    """Combination counts (matt, uttsi's pair support), denoiser heads (sgctr), further trunks (members).
 
     A member whose ``table`` is the model's own object reads the model's field vectors instead of looking up its own.
     """

@@ -17,11 +17,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from thinktwice.calibration import MAX_MAGNITUDE
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.errors import BundleError, reason
 from thinktwice.files import atomic_file
 from thinktwice.models.backbone import Backbone
-from thinktwice.models.store import MAX_MAGNITUDE, plausible
+from thinktwice.models.store import plausible
 from thinktwice.threads import reproducible
 
 HEADS_FILE = "heads.safetensors"

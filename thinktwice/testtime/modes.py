@@ -17,28 +17,33 @@ code: what stands here is a reconstruction that obeys every published statement,
 
 from __future__ import annotations
 
-from thinktwice.testtime.config import Mode, TestTimeConfig
+from thinktwice.testtime.aggregators import Consistency
+from thinktwice.testtime.base_pass import Filter, Gate
+from thinktwice.testtime.config import Mode, SecondLook, TestTimeConfig
+from thinktwice.testtime.opinions.config import FeaturePaths, GrownPaths, Members, Redefine
+from thinktwice.testtime.samplers.bernoulli import Bernoulli
+from thinktwice.testtime.triggers import Always, Dual, Entropy
 
 SGCTR_ROUNDS = 2
+UTTSI_PATHS = FeaturePaths(sampler=Bernoulli(pair_share=0.3), aggregator=Consistency(), shrink=True)
 
 PRESETS: dict[Mode, TestTimeConfig] = {
     "off": TestTimeConfig(),
     "calibrated": TestTimeConfig(mode="calibrated"),
-    "gate": TestTimeConfig(mode="gate", strength=1.0),
-    "filter": TestTimeConfig(mode="filter", min_count=2),
+    "gate": TestTimeConfig(mode="gate", base=Gate(strength=1.0)),
+    "filter": TestTimeConfig(mode="filter", base=Filter(min_count=2)),
     "uttsi": TestTimeConfig(
         mode="uttsi",
-        min_count=2,
-        trigger="dual",
-        threshold=0.2,
-        sampler="bernoulli",
-        pair_share=0.3,
-        aggregator="consistency",
-        shrink=True,
+        base=Filter(min_count=2),
+        second_look=SecondLook(trigger=Dual(threshold=0.2), opinion=UTTSI_PATHS),
     ),
-    "matt": TestTimeConfig(mode="matt", trigger="always", sampler="matt", aggregator="confidence"),
-    "sgctr": TestTimeConfig(mode="sgctr", trigger="always", redefine_rounds=SGCTR_ROUNDS),
-    "members": TestTimeConfig(mode="members", trigger="entropy", threshold=0.9, members=1),
+    "matt": TestTimeConfig(mode="matt", second_look=SecondLook(trigger=Always(), opinion=GrownPaths())),
+    "sgctr": TestTimeConfig(
+        mode="sgctr", second_look=SecondLook(trigger=Always(), opinion=Redefine(rounds=SGCTR_ROUNDS))
+    ),
+    "members": TestTimeConfig(
+        mode="members", second_look=SecondLook(trigger=Entropy(threshold=0.9), opinion=Members(count=1))
+    ),
 }
 
 
@@ -46,5 +51,5 @@ def preset(mode: Mode, base: TestTimeConfig | None = None) -> TestTimeConfig:
     """The configuration of a mode before anything is fitted; what the mode does not decide is taken from ``base``."""
     if base is None:
         return PRESETS[mode]
-    decided = PRESETS[mode].model_dump(exclude_defaults=True) | {"mode": mode}
-    return TestTimeConfig.model_validate(base.model_dump() | decided)
+    decided = PRESETS[mode]
+    return base.model_copy(update={"mode": mode, "base": decided.base, "second_look": decided.second_look})

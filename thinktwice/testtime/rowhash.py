@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import xxhash
 
-from thinktwice.data.encoded import Batch
 from thinktwice.splitmix import GOLDEN, mix
+
+if TYPE_CHECKING:
+    from thinktwice.data.encoded import Batch
 
 
 def hash_rows(batch: Batch, salt: int) -> np.ndarray:

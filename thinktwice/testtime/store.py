@@ -16,11 +16,12 @@ from thinktwice.models.backbone import Backbone
 from thinktwice.models.store import MODEL_FILES, ModelInfo, load_model, write_model
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.extras import Extras
+from thinktwice.testtime.format_2 import from_format_2
 from thinktwice.testtime.heads import HEADS_FILE, FieldHeads
 from thinktwice.testtime.reliability import COUNTS_FILE, Reliability
 
 TEST_TIME_FILE = "test_time.json"
-FORMAT = 2
+FORMAT = 3
 MEMBER_FOLDERS = ("members/0", "members/1")
 TEST_TIME_FILES = (TEST_TIME_FILE, COUNTS_FILE)
 # What some modes need besides; what ships is what the configuration needs (:func:`needed_files`).
@@ -127,7 +128,9 @@ def _read(folder: Path) -> tuple[TestTimeConfig, dict[str, Any], str]:
     try:
         value = read_json(path)
         if isinstance(value, dict) and type(version := value.get("format")) is int and version != FORMAT:
-            raise BundleError(f"{path} has format {version}, this version reads {FORMAT}: fit it again")
+            if version != 2:
+                raise BundleError(f"{path} has format {version}, this version reads {FORMAT} and 2: fit it again")
+            value = from_format_2(value)
         found = _TestTimeFile.model_validate(value)
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read ({reason(error)}): fit the test-time parameters again") from error
@@ -137,10 +140,13 @@ def _read(folder: Path) -> tuple[TestTimeConfig, dict[str, Any], str]:
 def needed_files(config: TestTimeConfig) -> tuple[str, ...]:
     """The files that ship with a configuration."""
     out = [*TEST_TIME_FILES]
-    if config.sampler == "matt" or config.pair_share > 0:
+    if config.second_look is None:
+        return tuple(out)
+    opinion = config.second_look.opinion
+    if opinion.needs_combinations:
         out.append(COMBINATIONS_FILE)
-    if config.redefine_rounds > 0 or config.filler == "denoiser":
+    if opinion.needs_heads:
         out.append(HEADS_FILE)
-    for folder in MEMBER_FOLDERS[: config.members]:
+    for folder in MEMBER_FOLDERS[: opinion.num_members]:
         out += [f"{folder}/{name}" for name in MODEL_FILES]
     return tuple(out)

@@ -1,15 +1,21 @@
-"""Which rows are uncertain enough to get a second look, after their base pass."""
+"""Which rows are uncertain enough to get a second look, after their base pass. Every trigger owns its options.
+
+Your own trigger is a subclass of :class:`Trigger`; ``Engine.with_trigger`` puts it in. Bundles hold those of :data:`AnyTrigger`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
-from thinktwice.testtime.config import TestTimeConfig, TriggerKind
+from thinktwice.calibration import Coefficient
+from thinktwice.testtime.options import MAX_COUNT, Options, Share
 from thinktwice.testtime.rowhash import uniforms
 
+ENTROPY_FLOOR = 0.5  # dual signal of a row whose base score is certain, as a share of that of a coin flip
 REACH = 2.0  # spreads of a logit that the trigger ``decision`` looks at
 _STREAM = np.uint64(0xA5A5A5A5)  # keeps the draws of the trigger ``random`` apart from those of the samplers
 
@@ -17,8 +23,8 @@ _STREAM = np.uint64(0xA5A5A5A5)  # keeps the draws of the trigger ``random`` apa
 @dataclass(frozen=True)
 class BasePass:
     """B rows of one request after their base pass: ``missing`` support 0..1 (what counts know), ``entropy`` entropy of the score
-    (what the model knows), calibrated ``logit``, ``row_hash`` uint64 of the content; all [B]. ``top_k`` is what the request
-    asks for, if it says so."""
+    (what the model knows), calibrated ``logit``, ``row_hash`` uint64 of the content (0 for triggers that do not read it); all
+    [B]. ``top_k`` is the number of places that the request fills, if it says so."""
 
     missing: np.ndarray
     entropy: np.ndarray
@@ -35,72 +41,121 @@ class Selection:
     escalate: np.ndarray
 
 
-Trigger = Callable[[TestTimeConfig, BasePass], Selection]
+class Trigger(Options):
+    """Base of all triggers; a subclass has its options as fields and gives :meth:`mark`."""
+
+    uses_counts: ClassVar[bool] = False  # whether the choice depends on training counts
+    reads_row_hash: ClassVar[bool] = False
+    of_requests: ClassVar[bool] = False  # whether the choice depends on the other rows of the request
+
+    def mark(self, base_pass: BasePass) -> Selection:
+        """The rows to look at again."""
+        raise NotImplementedError
+
+    def depth(self, signal: np.ndarray) -> np.ndarray:
+        """How deep the second look goes, [B] in 0..1: the share of its paths that a row gets at this signal."""
+        return np.ones(len(signal))
 
 
-def never(config: TestTimeConfig, base_pass: BasePass) -> Selection:
-    """No row."""
-    return Selection(np.full(len(base_pass.missing), -np.inf), np.zeros(len(base_pass.missing), bool))
-
-
-def always(config: TestTimeConfig, base_pass: BasePass) -> Selection:
+class Always(Trigger):
     """Every row."""
-    return Selection(np.full(len(base_pass.missing), np.inf), np.ones(len(base_pass.missing), bool))
+
+    kind: Literal["always"] = "always"
+
+    def mark(self, base_pass: BasePass) -> Selection:
+        return Selection(np.full(len(base_pass.missing), np.inf), np.ones(len(base_pass.missing), bool))
 
 
-def dual(config: TestTimeConfig, base_pass: BasePass) -> Selection:
+class ThresholdTrigger(Trigger):
+    """Base of triggers that mark the rows whose signal is above a threshold, deeper the further above."""
+
+    threshold: Coefficient = 0.0
+    signal_max: Coefficient = 1.0  # signal at which a row gets all its paths
+
+    def signal(self, base_pass: BasePass) -> np.ndarray:
+        """How uncertain each row is, [B]."""
+        raise NotImplementedError
+
+    def mark(self, base_pass: BasePass) -> Selection:
+        signal = self.signal(base_pass)
+        return Selection(signal, signal > self.threshold)
+
+    def depth(self, signal: np.ndarray) -> np.ndarray:
+        width = max(self.signal_max - self.threshold, 1e-12)
+        return np.clip((signal - self.threshold) / width, 0.0, 1.0)
+
+
+class Dual(ThresholdTrigger):
     """Thin support first, an uncertain score on top (UTTSI): a well supported coin flip is label noise, which no pass removes."""
-    signal = base_pass.missing * (config.entropy_floor + (1 - config.entropy_floor) * base_pass.entropy)
-    return Selection(signal, signal > config.threshold)
+
+    kind: Literal["dual"] = "dual"
+    uses_counts: ClassVar[bool] = True
+
+    def signal(self, base_pass: BasePass) -> np.ndarray:
+        return base_pass.missing * (ENTROPY_FLOOR + (1 - ENTROPY_FLOOR) * base_pass.entropy)
 
 
-def entropy(config: TestTimeConfig, base_pass: BasePass) -> Selection:
+class Entropy(ThresholdTrigger):
     """Rows whose score is uncertain: where opinions of equal spread move the probability most."""
-    return Selection(base_pass.entropy, base_pass.entropy > config.threshold)
+
+    kind: Literal["entropy"] = "entropy"
+
+    def signal(self, base_pass: BasePass) -> np.ndarray:
+        return base_pass.entropy
 
 
-def random(config: TestTimeConfig, base_pass: BasePass) -> Selection:
+class Random(ThresholdTrigger):
     """Rows chosen by a hash of their content: the control that every other trigger must beat at the same rate."""
-    signal = uniforms(base_pass.row_hash ^ _STREAM, 1)[:, 0]
-    return Selection(signal, signal > config.threshold)
+
+    kind: Literal["random"] = "random"
+    reads_row_hash: ClassVar[bool] = True
+
+    def signal(self, base_pass: BasePass) -> np.ndarray:
+        return uniforms(base_pass.row_hash ^ _STREAM, 1)[:, 0]
 
 
-def budget(config: TestTimeConfig, base_pass: BasePass) -> Selection:
+class Budget(Trigger):
     """A fixed share of every request, the most uncertain scores first: the cost of a request is known before it is scored.
 
     Which rows those are depends on the other rows of the request (not on their order).
     """
-    escalate = np.zeros(len(base_pass.entropy), bool)
-    most = int(config.share * len(base_pass.entropy))
-    escalate[np.lexsort((base_pass.row_hash, -base_pass.entropy))[:most]] = True
-    return Selection(base_pass.entropy, escalate)
+
+    kind: Literal["budget"] = "budget"
+    share: Share = 0.2
+    reads_row_hash: ClassVar[bool] = True
+    of_requests: ClassVar[bool] = True
+
+    def mark(self, base_pass: BasePass) -> Selection:
+        escalate = np.zeros(len(base_pass.entropy), bool)
+        most = int(self.share * len(base_pass.entropy))
+        escalate[np.lexsort((base_pass.row_hash, -base_pass.entropy))[:most]] = True
+        return Selection(base_pass.entropy, escalate)
 
 
-def decision(config: TestTimeConfig, base_pass: BasePass) -> Selection:
+class Decision(Trigger):
     """Only rows that may still cross the cut of the top k: with k places to fill, the order elsewhere decides nothing.
 
     A second look moves a logit by about s = s0 + s1 missing + s2 entropy (fitted offline); a row gets one when
     [z - 2 s, z + 2 s] holds the k-th best score of its request. Judged by NDCG@k and top-k regret, not by AUC.
     """
-    k, rows = base_pass.top_k or config.top_k, len(base_pass.logit)
-    if k >= rows:
-        return Selection(np.full(rows, -np.inf), np.zeros(rows, bool))
-    cut = np.partition(base_pass.logit, rows - k)[rows - k]
-    s0, s1, s2 = config.spread
-    spread = np.maximum(s0 + s1 * base_pass.missing + s2 * base_pass.entropy, 0.0)
-    signal = REACH * spread - np.abs(base_pass.logit - cut)
-    return Selection(signal, (signal >= 0) & (spread > 0))
+
+    kind: Literal["decision"] = "decision"
+    top_k: int = Field(default=10, ge=1, le=MAX_COUNT)  # places of a request that does not say so itself
+    spread: tuple[Coefficient, Coefficient, Coefficient] = (0.0, 0.0, 0.0)  # s0, s1, s2
+    uses_counts: ClassVar[bool] = True
+    of_requests: ClassVar[bool] = True
+
+    def mark(self, base_pass: BasePass) -> Selection:
+        k, rows = base_pass.top_k or self.top_k, len(base_pass.logit)
+        if k >= rows:
+            return Selection(np.full(rows, -np.inf), np.zeros(rows, bool))
+        cut = np.partition(base_pass.logit, rows - k)[rows - k]
+        s0, s1, s2 = self.spread
+        spread = np.maximum(s0 + s1 * base_pass.missing + s2 * base_pass.entropy, 0.0)
+        signal = REACH * spread - np.abs(base_pass.logit - cut)
+        return Selection(signal, (signal >= 0) & (spread > 0))
 
 
-TRIGGERS: dict[TriggerKind, Trigger] = {
-    "never": never,
-    "always": always,
-    "dual": dual,
-    "entropy": entropy,
-    "random": random,
-    "budget": budget,
-    "decision": decision,
-}
-
-#: Triggers whose choice depends on the other rows of the request.
-OF_REQUESTS: frozenset[TriggerKind] = frozenset({"budget", "decision"})
+#: The triggers that a bundle can hold.
+AnyTrigger = Annotated[Always | Dual | Entropy | Random | Budget | Decision, Field(discriminator="kind")]
+TriggerKind = Literal["always", "dual", "entropy", "random", "budget", "decision"]

@@ -1,6 +1,5 @@
 """Training on clicks: see :func:`thinktwice.train.finetune.finetune`, and :mod:`thinktwice.recipes` for settings."""
 
 from thinktwice.train.config import FinetuneConfig
-from thinktwice.train.finetune import finetune
 
-__all__ = ["FinetuneConfig", "finetune"]
+__all__ = ["FinetuneConfig"]

@@ -10,7 +10,8 @@ from scipy.special import expit
 
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.errors import DataError
-from thinktwice.models.backbone import Backbone, BackboneConfig
+from thinktwice.models.backbone import Backbone
+from thinktwice.models.config import BackboneConfig
 from thinktwice.models.fields import FieldSpace
 from thinktwice.train.config import Augmentation, FinetuneConfig
 from thinktwice.train.loader import BlockLoader

@@ -14,7 +14,7 @@ from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import DataError
 from thinktwice.files import atomic_dir, write_json
 from thinktwice.models import Backbone, Calibration, FieldSpace, ModelInfo, build_backbone, load_model, write_model
-from thinktwice.models.backbone import BackboneConfig
+from thinktwice.models.config import BackboneConfig
 from thinktwice.progress import note
 from thinktwice.stats.metrics import UNDEFINED, logloss
 from thinktwice.threads import reproducible

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from thinktwice.data.encoded import Batch
-from thinktwice.models.backbone import Backbone, BackboneConfig
+from thinktwice.models.backbone import Backbone
+from thinktwice.models.config import BackboneConfig
 from thinktwice.models.embedding import FieldEmbedding
 from thinktwice.models.fields import FieldSpace
 from thinktwice.models.registry import build_backbone

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from thinktwice.models.store import Calibration
+from thinktwice.calibration import Calibration
 from thinktwice.stats.calibration import fit_platt
 from thinktwice.stats.metrics import auc
 from thinktwice.threads import reproducible

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Literal
 
 from thinktwice.data.encoded import EncodedRows
-from thinktwice.models.backbone import Backbone, BackboneConfig
+from thinktwice.models.backbone import Backbone
+from thinktwice.models.config import BackboneConfig
 from thinktwice.models.fields import FieldSpace
 from thinktwice.models.registry import build_backbone
 from thinktwice.train.augment import Augmenter

@@ -17,7 +17,7 @@ def finetune(
 ) -> None:
     """Fine-tune by the recipe of that name; ``code_version`` is part of the cache key and does nothing else."""
     from thinktwice import recipes
-    from thinktwice.train import finetune as run
+    from thinktwice.train.finetune import finetune as run
 
     init_dir = pretrained.path if pretrained is not None else None
     settings = recipes.get(recipe)

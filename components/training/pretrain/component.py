@@ -16,7 +16,7 @@ def pretrain(
 ) -> None:
     """Pre-train by the recipe of that name; ``code_version`` is part of the cache key and does nothing else."""
     from thinktwice import recipes
-    from thinktwice.pretrain import pretrain as run
+    from thinktwice.pretrain.pretrain import pretrain as run
 
     settings = recipes.get(recipe)
     record = run(training_set.path, pretrained.path, settings.model, settings.pretrain, seed=seed)

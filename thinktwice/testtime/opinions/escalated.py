@@ -17,7 +17,7 @@ from thinktwice.models.blocks import batch_in_blocks
 @dataclass(frozen=True)
 class EscalatedRows:
     """U rows: ``batch`` of their values, ``state`` that the backend has read of them, base logit ``z0``, support ``r`` [U, N],
-    ``kept`` [U, N] bool by the base pass, ``missing`` support [U], ``wanted`` passes [U], ``row_hash`` [U]; ``maskable_fields`` [n]
+    ``kept`` [U, N] bool by the base pass, ``missing`` support [U], ``depth`` [U] of the look in 0..1, ``row_hash`` [U]; ``maskable_fields`` [n]
     positions of the unprotected fields."""
 
     backend: Backend
@@ -27,7 +27,7 @@ class EscalatedRows:
     r: np.ndarray
     kept: np.ndarray
     missing: np.ndarray
-    wanted: np.ndarray
+    depth: np.ndarray
     row_hash: np.ndarray
     maskable_fields: np.ndarray
 

@@ -10,54 +10,44 @@ import numpy as np
 import torch
 from scipy import stats
 
-from thinktwice.models.blocks import in_blocks
-from thinktwice.testtime.aggregators import AGGREGATORS, Passes
-from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.aggregators import Passes
 from thinktwice.testtime.extras import Extras
-from thinktwice.testtime.fillers import row_vectors
+from thinktwice.testtime.opinions.config import FeaturePaths, GrownPaths
 from thinktwice.testtime.opinions.escalated import EscalatedRows, SecondPass
-from thinktwice.testtime.samplers import SAMPLERS, Paths, SamplerInput
-
-CERTAIN = 0.95  # support above which a field needs no prediction of its vector
+from thinktwice.testtime.samplers import Paths, SamplerInput
 
 
-def plan(config: TestTimeConfig, extras: Extras, escalated: EscalatedRows) -> Paths:
+def plan(config: FeaturePaths | GrownPaths, extras: Extras, escalated: EscalatedRows) -> Paths:
     """The paths of every row, before any of them is scored."""
     fields = escalated.maskable_fields
     r = _open(escalated)
     pairs = triples = None
-    if extras.combinations is not None and (config.sampler == "matt" or config.pair_share > 0):
+    if extras.combinations is not None and config.needs_combinations:
         ids = escalated.batch.ids.numpy()
         known = extras.combinations.reliability(ids)
         every = extras.combinations.pair_matrix(ids, escalated.r.shape[1])
         pairs = np.ascontiguousarray(every[:, fields[:, None], fields[None]])
         triples = _triples(extras, known, fields)
     kept = escalated.kept[:, fields]
-    inputs = SamplerInput(kept, r, pairs, triples, escalated.wanted, escalated.row_hash)
-    return SAMPLERS[config.sampler](config, inputs)
+    inputs = SamplerInput(kept, r, pairs, triples, config.wanted(escalated.depth), escalated.row_hash)
+    return config.sampler.draw(inputs, config.max_paths)
 
 
-def cost(config: TestTimeConfig, paths: Paths) -> np.ndarray:
-    """Forward passes [U] that the paths take."""
-    return paths.used + (paths.used > 0) * (config.filler == "denoiser")
-
-
-def answer(config: TestTimeConfig, extras: Extras, escalated: EscalatedRows, paths: Paths) -> SecondPass:
+def answer(config: FeaturePaths | GrownPaths, escalated: EscalatedRows, paths: Paths) -> SecondPass:
     """One logit per row from its base pass and its paths."""
     fields = torch.from_numpy(escalated.maskable_fields)
-    denoised = _denoised(extras, escalated) if config.filler == "denoiser" else None
     most = paths.mask.shape[1]
     z = np.repeat(escalated.z0[:, None], most + 1, axis=1)
     used = paths.used.copy()
     going = np.arange(len(used))
-    for first, last in _rounds(config, most):
+    for first, last in _rounds(config.stop_at, most):
         going = going[used[going] > first]
         if len(going) == 0:
             break
         real = np.arange(first, last)[None] < used[going, None]
         row, path = real.nonzero()
         mask = torch.from_numpy(paths.mask[going, first:last])
-        z[going[row], first + 1 + path] = _scored(escalated, denoised, going, mask, fields, torch.from_numpy(real))
+        z[going[row], first + 1 + path] = _scored(escalated, going, mask, fields, torch.from_numpy(real))
         if config.stop_at > 0 and last < most:
             known = np.minimum(used[going], last)
             settled = ~paths.exact[going] & (half_width(z[going, : last + 1], known) < config.stop_at)
@@ -65,10 +55,10 @@ def answer(config: TestTimeConfig, extras: Extras, escalated: EscalatedRows, pat
     real = np.arange(most)[None] < used[:, None]
     weight = np.concatenate([paths.base_weight[:, None], np.where(real, paths.weight, 0.0)], axis=1)
     confidence = np.concatenate([paths.base_confidence[:, None], paths.confidence], axis=1)
-    combined = AGGREGATORS[config.aggregator](Passes(z, weight, _support(escalated, paths), confidence))
+    combined = config.aggregator.combine(Passes(z, weight, _support(escalated, paths), confidence))
     if config.shrink:
         combined = (1.0 - escalated.missing) * escalated.z0 + escalated.missing * combined
-    return SecondPass(combined, used + (used > 0) * (config.filler == "denoiser"))
+    return SecondPass(combined, used)
 
 
 def half_width(z: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -81,43 +71,18 @@ def half_width(z: np.ndarray, known: np.ndarray) -> np.ndarray:
     return np.where(known > 0, quantile[known] * np.sqrt(variance / count), np.inf)
 
 
-def _rounds(config: TestTimeConfig, most: int) -> list[tuple[int, int]]:
-    if config.stop_at == 0 or most <= 2:
+def _rounds(stop_at: float, most: int) -> list[tuple[int, int]]:
+    if stop_at == 0 or most <= 2:
         return [(0, most)]
     return [(0, 2), (2, most)] if most <= 4 else [(0, 2), (2, 4), (4, most)]
 
 
-def _denoised(extras: Extras, escalated: EscalatedRows) -> tuple[torch.Tensor, torch.Tensor]:
-    """The vectors [U, N, D] of the base view, and those [U, N, D] that the rest of a row makes likely in place of dropped ones."""
-    assert extras.heads is not None
-    heads, base = extras.heads, escalated.fill
-    uncertain = (escalated.r[:, escalated.maskable_fields] < CERTAIN) | ~escalated.kept[:, escalated.maskable_fields]
-    fill = in_blocks(
-        lambda x, uncertain: row_vectors(escalated.model, heads, x, uncertain, base),
-        escalated.x,
-        torch.from_numpy(uncertain),
-    )
-    return torch.where(torch.from_numpy(escalated.kept)[..., None], escalated.x, fill), fill
-
-
 def _scored(
-    escalated: EscalatedRows,
-    denoised: tuple[torch.Tensor, torch.Tensor] | None,
-    going: np.ndarray,
-    mask: torch.Tensor,
-    fields: torch.Tensor,
-    real: torch.Tensor,
+    escalated: EscalatedRows, going: np.ndarray, mask: torch.Tensor, fields: torch.Tensor, real: torch.Tensor
 ) -> np.ndarray:
-    """Logits [R] of the ``real`` [G, P] paths of the rows ``going`` [G]; vectors that differ from row to row are scored by torch
-    itself."""
-    if denoised is None:
-        state = tuple(part[going] for part in escalated.state)
-        z = escalated.backend.path_logits(state, torch.from_numpy(escalated.kept[going]), mask, fields, real)
-    else:
-        x, fill = (part[going] for part in denoised)
-        z = in_blocks(lambda x, mask, fill: escalated.model.score_paths(x, mask, fill, fields), x, mask.float(), fill)[
-            real
-        ]
+    """Logits [R] of the ``real`` [G, P] paths of the rows ``going`` [G]."""
+    state = tuple(part[going] for part in escalated.state)
+    z = escalated.backend.path_logits(state, torch.from_numpy(escalated.kept[going]), mask, fields, real)
     return z.double().numpy()
 
 

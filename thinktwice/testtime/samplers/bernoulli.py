@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
-from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.options import Options, Share
 from thinktwice.testtime.rowhash import uniforms
 from thinktwice.testtime.samplers.paths import Paths, SamplerInput, distinct
 
 KEEP_MIN = 0.2  # no field is dropped from more than four paths in five
 
 
-def keep_probability(config: TestTimeConfig, inputs: SamplerInput) -> np.ndarray:
-    """Probability [U, n] that a path keeps a field: sqrt of its support, which pairs share in where they are counted."""
-    r = inputs.r
-    if config.pair_share > 0 and inputs.pairs is not None and r.shape[1] > 1:
-        n = r.shape[1]
-        among = (inputs.pairs.sum(axis=2) - 1.0) / (n - 1)  # the diagonal is 1
-        r = (1 - config.pair_share) * r + config.pair_share * among
-    return np.maximum(np.sqrt(r), KEEP_MIN)
+class Guided(Options):
+    """Base of samplers that keep a field with a probability of its own."""
+
+    pair_share: Share = 0.0  # weight of pair support against value support in the draws
+
+    def keep_probability(self, inputs: SamplerInput) -> np.ndarray:
+        """Probability [U, n] that a path keeps a field: sqrt of its support, which pairs share in where they are counted."""
+        r = inputs.r
+        if self.pair_share > 0 and inputs.pairs is not None and r.shape[1] > 1:
+            n = r.shape[1]
+            among = (inputs.pairs.sum(axis=2) - 1.0) / (n - 1)  # the diagonal is 1
+            r = (1 - self.pair_share) * r + self.pair_share * among
+        return np.maximum(np.sqrt(r), KEEP_MIN)
 
 
-def draw(config: TestTimeConfig, inputs: SamplerInput) -> Paths:
-    return antithetic(keep_probability(config, inputs), inputs, config.max_paths)
+class Bernoulli(Guided):
+    """Independent draws, field by field."""
+
+    kind: Literal["bernoulli"] = "bernoulli"
+
+    def draw(self, inputs: SamplerInput, max_paths: int) -> Paths:
+        """Up to ``max_paths`` paths per row."""
+        return antithetic(self.keep_probability(inputs), inputs, max_paths)
 
 
 def antithetic(keep: np.ndarray, inputs: SamplerInput, most: int) -> Paths:

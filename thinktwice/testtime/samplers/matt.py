@@ -10,48 +10,58 @@ tail, and draws belong to the row's content, so that a row has the same paths ev
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Literal
 
-from thinktwice.testtime.config import TestTimeConfig
+import numpy as np
+from pydantic import Field
+
+from thinktwice.testtime.options import Options
 from thinktwice.testtime.rowhash import uniforms
 from thinktwice.testtime.samplers.paths import Paths, SamplerInput, distinct
 
 FLOOR = 1e-6  # support of a combination that never came: possible, and next to never taken
 
 
-def draw(config: TestTimeConfig, inputs: SamplerInput) -> Paths:
-    rows, n = inputs.kept.shape
-    most = config.max_paths
-    if n == 0:
-        return distinct(np.zeros((rows, most, 0), bool), inputs.kept, inputs.wanted, base_draws=0.0)
-    pairs = np.ones((rows, n, n)) if inputs.pairs is None else inputs.pairs
-    u = uniforms(inputs.row_hash, most * 2 * n).reshape(rows, most, 2 * n)
-    row, path = np.arange(rows)[:, None], np.arange(most)[None]
-    mask = np.zeros((rows, most, n), bool)
-    left = np.repeat(inputs.kept[:, None], most, axis=1)
-    log_g, taken = np.zeros((rows, most)), np.zeros((rows, most))
-    last = _pick(np.where(left, inputs.r[:, None] + FLOOR, 0.0), u[:, :, 0])
-    before = first = last
-    some = left.any(axis=2)
-    mask[row, path, last] = some
-    left[row, path, last] = False
-    for step in range(1, n):
-        g = 0.5 * (pairs[row, last] + pairs[row, before])  # [U, K, n]
-        if inputs.triples is not None:
-            three = inputs.triples[row, last, before]
-            g = np.where(np.isnan(three), g, 0.5 * (g + three))
-        g = np.maximum(g, FLOOR)
-        j = _pick(np.where(left, g, 0.0), u[:, :, 2 * step])
-        here = np.take_along_axis(g, j[:, :, None], axis=2)[:, :, 0]
-        open_ = np.take_along_axis(left, j[:, :, None], axis=2)[:, :, 0]
-        accept = open_ & (u[:, :, 2 * step + 1] * config.typical_pair < here)
-        left[row, path, j] = False
-        mask[row, path, j] |= accept
-        log_g += np.where(accept, np.log(here), 0.0)
-        taken += accept
-        before, last = np.where(accept, last, before), np.where(accept, j, last)
-    confidence = np.where(taken > 0, np.exp(log_g / np.maximum(taken, 1)), inputs.r[row, first])
-    return distinct(mask, inputs.kept, inputs.wanted, base_draws=0.0, confidence=confidence)
+class Matt(Options):
+    """Draws along the support of combinations."""
+
+    kind: Literal["matt"] = "matt"
+    typical_pair: float = Field(default=1.0, gt=0, le=1)  # support of a combination that is surely taken
+
+    def draw(self, inputs: SamplerInput, max_paths: int) -> Paths:
+        """Up to ``max_paths`` paths per row."""
+        rows, n = inputs.kept.shape
+        most = max_paths
+        if n == 0:
+            return distinct(np.zeros((rows, most, 0), bool), inputs.kept, inputs.wanted, base_draws=0.0)
+        pairs = np.ones((rows, n, n)) if inputs.pairs is None else inputs.pairs
+        u = uniforms(inputs.row_hash, most * 2 * n).reshape(rows, most, 2 * n)
+        row, path = np.arange(rows)[:, None], np.arange(most)[None]
+        mask = np.zeros((rows, most, n), bool)
+        left = np.repeat(inputs.kept[:, None], most, axis=1)
+        log_g, taken = np.zeros((rows, most)), np.zeros((rows, most))
+        last = _pick(np.where(left, inputs.r[:, None] + FLOOR, 0.0), u[:, :, 0])
+        before = first = last
+        some = left.any(axis=2)
+        mask[row, path, last] = some
+        left[row, path, last] = False
+        for step in range(1, n):
+            g = 0.5 * (pairs[row, last] + pairs[row, before])  # [U, K, n]
+            if inputs.triples is not None:
+                three = inputs.triples[row, last, before]
+                g = np.where(np.isnan(three), g, 0.5 * (g + three))
+            g = np.maximum(g, FLOOR)
+            j = _pick(np.where(left, g, 0.0), u[:, :, 2 * step])
+            here = np.take_along_axis(g, j[:, :, None], axis=2)[:, :, 0]
+            open_ = np.take_along_axis(left, j[:, :, None], axis=2)[:, :, 0]
+            accept = open_ & (u[:, :, 2 * step + 1] * self.typical_pair < here)
+            left[row, path, j] = False
+            mask[row, path, j] |= accept
+            log_g += np.where(accept, np.log(here), 0.0)
+            taken += accept
+            before, last = np.where(accept, last, before), np.where(accept, j, last)
+        confidence = np.where(taken > 0, np.exp(log_g / np.maximum(taken, 1)), inputs.r[row, first])
+        return distinct(mask, inputs.kept, inputs.wanted, base_draws=0.0, confidence=confidence)
 
 
 def _pick(weight: np.ndarray, u: np.ndarray) -> np.ndarray:

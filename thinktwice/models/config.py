@@ -1,0 +1,94 @@
+"""Architecture and sizes of a model: what all backbones share, and a class for the options of each one.
+
+Importing this loads no torch: recipes and the command line name backbones without building one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
+
+
+class BackboneConfig(BaseModel):
+    """Options of every backbone. A backbone with options of its own declares them in a subclass, its ``config_class``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    dim: int = Field(default=16, ge=1, le=512)
+    hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(default=(128, 64), max_length=32)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    init_sd: float = Field(default=0.05, gt=0.0, le=1e3)  # of the embedding table
+
+
+class DeepFMConfig(BackboneConfig):
+    """Pairwise products and an MLP."""
+
+    name: Literal["deepfm"] = "deepfm"
+
+
+class DCNv2Config(BackboneConfig):
+    """Full-matrix cross layers and an MLP."""
+
+    name: Literal["dcnv2"] = "dcnv2"
+    cross_layers: int = Field(default=2, ge=1, le=8)
+
+
+class AutoIntConfig(BackboneConfig):
+    """Self-attention over the fields and an MLP."""
+
+    name: Literal["autoint"] = "autoint"
+    attention_layers: int = Field(default=2, ge=1, le=8)
+    attention_heads: int = Field(default=2, ge=1, le=16)
+    attention_width: int = Field(default=16, ge=1, le=256)  # numbers per field and head
+
+
+GROUP = "thinktwice.backbones"  # entry points by which an installed package offers its own
+
+#: Classes of options by the name of their backbone; registering a backbone adds its own.
+CONFIGS: dict[str, type[BackboneConfig]] = {
+    "deepfm": DeepFMConfig,
+    "dcnv2": DCNv2Config,
+    "autoint": AutoIntConfig,
+}
+
+
+def config_class(name: str) -> type[BackboneConfig]:
+    """The class of options of a backbone, which may come from an installed package.
+
+    Raises:
+        ValueError: there is no such backbone.
+    """
+    if name not in CONFIGS:
+        for point in entry_points(group=GROUP, name=name):
+            CONFIGS[name] = point.load().config_class
+    if name not in CONFIGS:
+        raise ValueError(f"backbone {name!r} is unknown, known are {', '.join(sorted(CONFIGS))}")
+    return CONFIGS[name]
+
+
+def backbone_config(name: str = "deepfm", **options: Any) -> BackboneConfig:
+    """Options of a backbone by its name.
+
+    Raises:
+        ValueError: there is no such backbone, or it has no such option or value.
+    """
+    return config_class(name).model_validate({"name": name} | options)
+
+
+def _resolved(value: object) -> BackboneConfig:
+    if isinstance(value, BackboneConfig):
+        expected = config_class(value.name)
+        if not isinstance(value, expected):
+            raise ValueError(f"options of the backbone {value.name!r} are a {expected.__name__}, not {value!r}")
+        return value
+    if not isinstance(value, Mapping) or not isinstance(value.get("name", ""), str):
+        raise ValueError("options of a backbone are an object with its name")
+    return backbone_config(**value)
+
+
+#: The options of any backbone, chosen by ``name``.
+AnyBackboneConfig = Annotated[SerializeAsAny[BackboneConfig], BeforeValidator(_resolved)]

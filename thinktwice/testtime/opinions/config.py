@@ -1,0 +1,87 @@
+"""The options of every kind of second look; :mod:`thinktwice.testtime.config` puts them together with a trigger."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from thinktwice.testtime.aggregators import Confidence, Consistency, Mean
+from thinktwice.testtime.options import Factor, Options
+from thinktwice.testtime.samplers.bernoulli import Bernoulli
+from thinktwice.testtime.samplers.exact import Exact
+from thinktwice.testtime.samplers.matt import Matt
+
+
+class _Opinion(Options):
+    """What the engine asks of every opinion: the extra files that it reads."""
+
+    uses_counts: ClassVar[bool] = True  # whether its answers depend on training counts
+    needs_heads: ClassVar[bool] = False
+
+    @property
+    def num_members(self) -> int:
+        return 0
+
+    @property
+    def needs_combinations(self) -> bool:
+        return False
+
+
+class _Paths(_Opinion):
+    max_paths: int = Field(default=8, ge=2, le=64)  # per row, in addition to the base pass
+    stop_at: Factor = 0.0  # half width of the mean's interval, in logits, at which paths stop; 0: never
+    shrink: bool = False  # weigh the paths by the missing support of the row, the base pass by the rest
+
+    def wanted(self, depth: np.ndarray) -> np.ndarray:
+        """Paths [B] of rows of a depth [B] in 0..1: even numbers from 2 to ``max_paths``."""
+        most = 2 * (self.max_paths // 2)
+        return np.minimum(2 * np.maximum(np.ceil(self.max_paths / 2 * depth), 1).astype(np.int64), most)
+
+
+class FeaturePaths(_Paths):
+    """Several views of a row that drop thinly supported values, as UTTSI does."""
+
+    kind: Literal["feature_paths"] = "feature_paths"
+    sampler: Annotated[Bernoulli | Exact, Field(discriminator="kind")] = Bernoulli()
+    aggregator: Annotated[Mean | Consistency, Field(discriminator="kind")] = Mean()
+
+    @property
+    def needs_combinations(self) -> bool:
+        return self.sampler.pair_share > 0
+
+
+class GrownPaths(_Paths):
+    """Several views of a row, each grown along frequent combinations of its values, as MATT does."""
+
+    kind: Literal["grown_paths"] = "grown_paths"
+    sampler: Matt = Matt()
+    aggregator: Annotated[Mean | Consistency | Confidence, Field(discriminator="kind")] = Confidence()
+
+    @property
+    def needs_combinations(self) -> bool:
+        return True
+
+
+class Members(_Opinion):
+    """Further trunks that were trained independently."""
+
+    kind: Literal["members"] = "members"
+    count: int = Field(default=1, ge=1, le=2)
+    uses_counts: ClassVar[bool] = False
+
+    @property
+    def num_members(self) -> int:
+        return self.count
+
+
+class Redefine(_Opinion):
+    """Features redefined from the rest of their row by the denoiser, as SGCTR does."""
+
+    kind: Literal["redefine"] = "redefine"
+    rounds: int = Field(default=2, ge=1, le=4)
+    needs_heads: ClassVar[bool] = True
+
+
+AnyOpinion = Annotated[FeaturePaths | GrownPaths | Members | Redefine, Field(discriminator="kind")]
