@@ -5,9 +5,8 @@ import os
 import shutil
 import time
 from contextlib import ExitStack
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -15,6 +14,7 @@ from rich.console import Console
 from demo.answer import print_answer, print_call
 from demo.question import choose_question
 from demo.server import ask, free_port, serving
+from thinktwice.choices import RecipeName
 from thinktwice.cli import QUIET_STOP
 from thinktwice.console.options import LAST_RUN
 from thinktwice.console.output import say
@@ -31,21 +31,14 @@ SIMULATED_ROWS = 200_000
 TITLES = {"serve": "start the model server", "ask": "ask it a question"}
 
 
-class Dataset(str, Enum):
-    """What the demo trains on."""
-
-    ml_1m = "ml-1m"
-    ml_100k = "ml-100k"
-    sim = "sim"
-
-
-RECIPES = {Dataset.ml_1m: "ml-1m", Dataset.ml_100k: "ml-100k", Dataset.sim: "ml-100k"}
+Dataset = Literal["ml-1m", "ml-100k", "sim"]
+RECIPES: dict[Dataset, RecipeName] = {"ml-1m": "ml-1m", "ml-100k": "ml-100k", "sim": "ml-100k"}
 
 
 def demo(
     dataset: Annotated[
         Dataset, typer.Option(help="MovieLens with 1,000,209 or 100,000 ratings, or a simulated ad log.")
-    ] = Dataset.ml_1m,
+    ] = "ml-1m",
     keep_serving: Annotated[
         bool, typer.Option("--keep-serving", help="Keep the server running at the end, until Ctrl-C.")
     ] = False,
@@ -57,13 +50,13 @@ def demo(
     """Train on real data, serve the result, ask it for one user's top items and show the answer."""
     began = time.monotonic()
     console = console_here()
-    work = WORK / dataset.value
+    work = WORK / dataset
     state = work / "state"
     if fresh:
         shutil.rmtree(work, ignore_errors=True)
     on_stop(NOTHING_HALF_WRITTEN)
     with terminated_like_interrupted():
-        say(console, f"thinktwice demo on {dataset.value}; everything it writes is under {work}\n")
+        say(console, f"thinktwice demo on {dataset}; everything it writes is under {work}\n")
         code = _run_pipeline(dataset, work, state)
         if code != 0:
             raise typer.Exit(code)  # the pipeline has said why on the same terminal
@@ -73,10 +66,10 @@ def demo(
 
 def _run_pipeline(dataset: Dataset, work: Path, state: Path) -> int:
     command = python_command(
-        "thinktwice", "pipeline", "run", "--source", dataset.value, "--recipe", RECIPES[dataset], "--work", str(work)
+        "thinktwice", "pipeline", "run", "--source", dataset, "--recipe", RECIPES[dataset], "--work", str(work)
     )
     command += ["--state", str(state)]
-    if dataset is Dataset.sim:
+    if dataset == "sim":
         command += ["--limit", str(SIMULATED_ROWS)]
     # The pipeline draws its own stages where we draw ours.
     process = start(command, environment={**os.environ, QUIET_STOP: "1"})

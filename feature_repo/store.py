@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -24,6 +24,7 @@ from feature_repo.definitions import define, project_name
 from feature_repo.readback import compare_online
 from feature_repo.sdk import load_sdk
 from feature_repo.tables_engine import feast_engine
+from thinktwice.choices import OnlineStoreKind, listed
 from thinktwice.data.feature_tables import FeatureTables, build_feature_tables, table_specs
 from thinktwice.errors import FeatureStoreError
 from thinktwice.files import atomic_dir, read_json, write_json
@@ -47,8 +48,6 @@ FORMAT = 2
 FROM_ENVIRONMENT = f"${{{REDIS_ADDRESS}}}"
 WRITE_BATCH = 10_000  # rows per online write; without it Feast builds one message per cell of the whole table at once
 
-OnlineKind = Literal["sqlite", "redis"]
-
 
 @dataclass(frozen=True)
 class ViewInfo:
@@ -70,7 +69,7 @@ class FeatureStoreInfo:
     project: str
     feature_version: str
     schema_name: str
-    online_store: OnlineKind
+    online_store: OnlineStoreKind
     join_keys: dict[str, str]  # entity -> key column
     views: tuple[ViewInfo, ...]
     start: str  # ISO 8601 UTC, the materialized range
@@ -102,9 +101,9 @@ def build(
     """
     clean_dir = Path(clean_dir)
     schema = load_schema(clean_dir / SCHEMA_FILE)
-    kind: OnlineKind = "redis" if online == "redis" else "sqlite"
+    kind: OnlineStoreKind = "redis" if online == "redis" else "sqlite"
     if online != kind:
-        raise FeatureStoreError(f"online store {online!r} is unknown: use sqlite or redis")
+        raise FeatureStoreError(f"online store {online!r} is unknown: choose one of {listed(OnlineStoreKind)}")
     if online == "redis":
         _check_redis(_connection(redis_address))
     with atomic_dir(out_dir) as folder:
@@ -195,9 +194,9 @@ def read_info(store_dir: Path | str) -> FeatureStoreInfo:
     return FeatureStoreInfo(views=views, **value)
 
 
-def write_config(folder: Path, project: str, online: OnlineKind, redis_address: str) -> None:
+def write_config(folder: Path, project: str, online: OnlineStoreKind, redis_address: str) -> None:
     """Write ``feature_store.yaml``; every path in it is relative to the folder."""
-    stores: dict[OnlineKind, dict[str, Any]] = {
+    stores: dict[OnlineStoreKind, dict[str, Any]] = {
         "sqlite": {"type": "sqlite", "path": "online.db"},
         # The variable is put in when the file is read, so an address or password need not stand in it.
         "redis": {"type": "redis", "connection_string": redis_address or FROM_ENVIRONMENT},

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict, Field
+
+from components.choices import DeployTarget
+from thinktwice.choices import OnlineStoreKind, RecipeName, SearchMode, SplitKind
 
 
 class RunArguments(BaseModel):
@@ -21,9 +22,9 @@ class RunArguments(BaseModel):
     schema_path: str = ""
     limit: int = Field(0, ge=0)
     seed: int = Field(0, ge=0)
-    split: Literal["time", "random"] = "time"
-    recipe: str = "default"
-    test_time_mode: str = "lean"
-    online_store: Literal["sqlite", "redis"] = "sqlite"
+    split: SplitKind = "time"
+    recipe: RecipeName = "default"
+    test_time_mode: SearchMode = "lean"
+    online_store: OnlineStoreKind = "sqlite"
     redis_address: str = ""
-    target: Literal["local", "manifest"] = "local"
+    target: DeployTarget = "local"

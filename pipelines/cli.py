@@ -1,13 +1,13 @@
 """`thinktwice pipeline`: run the training pipeline here, or compile it for a cluster."""
 
 # Annotations stay real objects here: typer reads them.
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipelines.check import KNOWN_RECIPES, TEST_TIME_MODES
+from components.choices import DeployTarget, Profile
+from thinktwice.choices import OnlineStoreKind, RecipeName, SearchMode, SplitKind
 from thinktwice.console.options import WORK, State, Work, state_folder
 from thinktwice.console.output import tell
 from thinktwice.console.stop import NOTHING_HALF_WRITTEN, on_stop
@@ -36,34 +36,6 @@ TITLES = {
 }
 
 
-class Split(str, Enum):
-    """How rows are split into train, validation and test."""
-
-    time = "time"
-    random = "random"
-
-
-class OnlineStore(str, Enum):
-    """Where features are served from."""
-
-    sqlite = "sqlite"
-    redis = "redis"
-
-
-class Target(str, Enum):
-    """What deployment means."""
-
-    local = "local"
-    manifest = "manifest"
-
-
-class ProfileName(str, Enum):
-    """Where the tasks run."""
-
-    local = "local"
-    gpu_single = "gpu-single"
-
-
 @app.command()
 def run(
     source: Annotated[
@@ -80,42 +52,39 @@ def run(
         str, typer.Option(help="Schema file (YAML) of the log, for --source parquet.", show_default=False)
     ] = "",
     split: Annotated[
-        Split,
+        SplitKind,
         typer.Option(help="How rows are split into train, validation and test: by time, or at random by the seed."),
-    ] = Split.time,
-    recipe: Annotated[str, typer.Option(help=f"Training recipe: {', '.join(KNOWN_RECIPES)}.")] = "default",
+    ] = "time",
+    recipe: Annotated[RecipeName, typer.Option(help="Training recipe.")] = "default",
     test_time: Annotated[
-        str,
+        SearchMode,
         typer.Option(
-            help=f"Extra work that may ship if validation proves a gain, one of {', '.join(TEST_TIME_MODES)}; lean tries all "
-            "and ships what costs next to nothing."
+            help="Extra work that may ship if validation proves a gain; lean tries all and ships what costs next to nothing."
         ),
     ] = "lean",
     seed: Annotated[int, typer.Option(help="Seed of the simulator, of a random split and of training.", min=0)] = 0,
     limit: Annotated[int, typer.Option(help="Read at most this many rows; 0 reads all.", min=0)] = 0,
-    online_store: Annotated[
-        OnlineStore, typer.Option(help="Store the served features are read from.")
-    ] = OnlineStore.sqlite,
+    online_store: Annotated[OnlineStoreKind, typer.Option(help="Store the served features are read from.")] = "sqlite",
     redis_address: Annotated[
         str, typer.Option(help="host:port of the Redis server, for --online-store redis.", show_default=False)
     ] = "",
     target: Annotated[
-        Target,
+        DeployTarget,
         typer.Option(
             help="local makes the model ready for `thinktwice serve`; manifest also renders an InferenceService."
         ),
-    ] = Target.local,
+    ] = "local",
     state: State = None,
     work: Work = WORK,
     profile: Annotated[
-        ProfileName, typer.Option(help="Where tasks run; only local runs here, the others are compiled for a cluster.")
-    ] = ProfileName.local,
+        Profile, typer.Option(help="Where tasks run; only local runs here, the others are compiled for a cluster.")
+    ] = "local",
 ) -> None:
     """Run the whole pipeline on this machine: read, validate, train, evaluate and deploy if the model is blessed."""
-    if profile is not ProfileName.local:
+    if profile != "local":
         raise PipelineError(
-            f"the profile {profile.value} needs a cluster: compile it with "
-            f"`thinktwice pipeline compile --profile {profile.value} --out pipeline.yaml` and submit that file"
+            f"the profile {profile} needs a cluster: compile it with "
+            f"`thinktwice pipeline compile --profile {profile} --out pipeline.yaml` and submit that file"
         )
     from pipelines.arguments import RunArguments
     from pipelines.run import run_local
@@ -130,12 +99,12 @@ def run(
         schema_path=schema,
         limit=limit,
         seed=seed,
-        split=split.value,
+        split=split,
         recipe=recipe,
         test_time_mode=test_time,
-        online_store=online_store.value,
+        online_store=online_store,
         redis_address=redis_address,
-        target=target.value,
+        target=target,
     )
     console = console_here()
     on_stop(NOTHING_HALF_WRITTEN)
@@ -147,7 +116,7 @@ def run(
 @app.command("compile")
 def compile_(
     out: Annotated[Path, typer.Option(help="File to write.", show_default=False)],
-    profile: Annotated[ProfileName, typer.Option(help="Where the tasks will run.")] = ProfileName.gpu_single,
+    profile: Annotated[Profile, typer.Option(help="Where the tasks will run.")] = "gpu-single",
     kubernetes_manifest: Annotated[
         bool,
         typer.Option("--kubernetes-manifest", help="Write Pipeline and PipelineVersion objects for kubectl apply."),
@@ -165,9 +134,7 @@ def compile_(
     from components.step import IMAGE
     from pipelines.compile import compile_pipeline
 
-    compile_pipeline(
-        profile.value, out, kubernetes_manifest=kubernetes_manifest, namespace=namespace, image=image or IMAGE
-    )
+    compile_pipeline(profile, out, kubernetes_manifest=kubernetes_manifest, namespace=namespace, image=image or IMAGE)
     tell(f"wrote {out}")
 
 

@@ -8,9 +8,9 @@ from kfp.compiler import Compiler
 from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
 import thinktwice
+from components.choices import Profile
 from components.step import IMAGE
 from pipelines.ctr_training import NAME, build_pipeline
-from pipelines.profiles import Profile
 from thinktwice.files import atomic_file, sha256_file
 
 

@@ -10,6 +10,7 @@ from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
 import thinktwice
+from components.choices import Profile
 from components.data.ingest.component import ingest
 from components.data.validate.component import validate
 from components.deployment.deploy.component import deploy
@@ -22,7 +23,7 @@ from components.features.materialize.component import materialize
 from components.step import IMAGE
 from components.training.finetune.component import finetune
 from components.training.pretrain.component import pretrain
-from pipelines.profiles import DEFAULT_STATE_DIR, DEFAULT_TARGET, Profile, apply_profile, check_profile
+from pipelines.profiles import DEFAULT_STATE_DIR, DEFAULT_TARGET, apply_profile, check_profile
 
 NAME = "ctr-training"
 

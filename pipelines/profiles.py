@@ -13,11 +13,12 @@ from typing import Literal, get_args
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
-Profile = Literal["local", "gpu-single"]
+from components.choices import DeployTarget, Profile
+
 Role = Literal["train", "cpu", "effect"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 
-DEFAULT_TARGET: dict[Profile, str] = {"local": "local", "gpu-single": "manifest"}
+DEFAULT_TARGET: dict[Profile, DeployTarget] = {"local": "local", "gpu-single": "manifest"}
 STATE_MOUNT = "/var/lib/thinktwice"
 DEFAULT_STATE_DIR: dict[Profile, str] = {"local": ".thinktwice/state", "gpu-single": f"{STATE_MOUNT}/state"}
 

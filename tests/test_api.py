@@ -70,7 +70,7 @@ def test_a_type_checker_sees_the_types(tmp_path: Path):
     command = [sys.executable, "-m", "mypy", "--no-incremental", "--ignore-missing-imports", str(tmp_path / "user.py")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert "dict[str, dict[str, float | None]]" in done.stdout
-    assert 'Argument "recipe" to "train_model" has incompatible type "int"' in done.stdout
+    assert 'Argument "recipe" to "train_model" has incompatible type' in done.stdout
     assert done.stdout.count("error:") == 1, done.stdout
 
 

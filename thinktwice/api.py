@@ -9,11 +9,12 @@ from __future__ import annotations
 import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from thinktwice import __version__, recipes
+from thinktwice.choices import RecipeName, SearchMode, SplitKind
 from thinktwice.data.feature_tables import feature_version
 from thinktwice.data.ingest import Snapshot, ingest
 from thinktwice.data.point_in_time import training_rows
@@ -149,9 +150,9 @@ def train_model(
     clean_dir: Path | str,
     out_dir: Path | str,
     *,
-    recipe: str | Recipe = "default",
-    split: Literal["time", "random"] | SplitSpec = "time",
-    test_time: str = "lean",
+    recipe: RecipeName | Recipe = "default",
+    split: SplitKind | SplitSpec = "time",
+    test_time: SearchMode = "lean",
     seed: int = 0,
 ) -> Training:
     """Train, evaluate and package a model: point-in-time features, pre-training, fine-tuning, test-time parameters, bundle.

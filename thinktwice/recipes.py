@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict
 
+from thinktwice.choices import RecipeName, listed
 from thinktwice.errors import PipelineError
 from thinktwice.models.config import AnyBackboneConfig, AutoIntConfig, DCNv2Config, DeepFMConfig
 from thinktwice.pretrain.config import PretrainConfig
@@ -67,7 +68,7 @@ def tiny() -> Recipe:
     )
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {
+RECIPES: dict[RecipeName, Callable[[], Recipe]] = {
     "default": default,
     "dcnv2": dcnv2,
     "autoint": autoint,
@@ -83,6 +84,7 @@ def get(name: str) -> Recipe:
     Raises:
         PipelineError: there is none; the message lists those there are.
     """
-    if name not in RECIPES:
-        raise PipelineError(f"recipe {name!r} is unknown: choose one of {', '.join(RECIPES)}")
-    return RECIPES[name]()
+    for known, recipe in RECIPES.items():
+        if name == known:
+            return recipe()
+    raise PipelineError(f"recipe {name!r} is unknown: choose one of {listed(RecipeName)}")

@@ -162,7 +162,9 @@ def members_only(finished: Path, folder: Path) -> dict:
     shutil.copytree(finished / "test_time-good", folder)
     value = read_json(folder / "test_time.json")
     kept = [
-        c for c in value["report"]["candidates"] if c["config"]["mode"] == "members" and not c["config"]["strength"]
+        c
+        for c in value["report"]["candidates"]
+        if c["config"]["mode"] == "members" and c["config"]["base"]["kind"] == "plain"
     ]
     value["report"] |= {"candidates": kept, "best": kept[0]["config"], "best_name": kept[0]["name"]}
     (folder / "test_time.json").write_text(json.dumps(value))

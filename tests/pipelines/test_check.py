@@ -1,29 +1,79 @@
 """A run that cannot succeed says so at once: no process is started and no folder written."""
 
+import subprocess
+import sys
+import typing
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
+from pydantic import ValidationError
 
+from components.choices import DeployTarget
+from pipelines import cli
 from pipelines.arguments import RunArguments
-from pipelines.check import KNOWN_RECIPES, TEST_TIME_MODES, check_arguments
+from pipelines.check import check_arguments
+from pipelines.ctr_training import build_pipeline
 from pipelines.run import run_local
 from tests.pipelines.own_log import write_log
 from thinktwice import recipes
+from thinktwice.choices import Mode, OnlineStoreKind, RecipeName, SearchMode, SplitKind
 from thinktwice.cli import main
 from thinktwice.data.sources.registry import SOURCES
 from thinktwice.errors import ThinktwiceError
-from thinktwice.testtime.config import Mode
+from thinktwice.testtime.modes import PRESETS
+
+#: Every parameter with a closed set of values, by its name among the arguments of a run.
+CHOICES: dict[str, Any] = {
+    "split": SplitKind,
+    "recipe": RecipeName,
+    "test_time_mode": SearchMode,
+    "online_store": OnlineStoreKind,
+    "target": DeployTarget,
+}
+OPTIONS = {"test_time_mode": "test_time"}  # where the command line has another name
 
 
-def test_the_recipes_named_are_the_recipes_there_are():
-    assert set(KNOWN_RECIPES) == set(recipes.RECIPES)
+def test_every_choice_has_its_settings():
+    assert set(recipes.RECIPES) == set(get_args(RecipeName))
+    assert set(PRESETS) == set(get_args(Mode)) == set(get_args(SearchMode)) - {"lean"}
 
 
-def test_the_test_time_modes_named_are_those_there_are(tmp_path: Path):
-    assert set(TEST_TIME_MODES) == {"lean", *get_args(Mode)}
-    with pytest.raises(ThinktwiceError, match="test-time mode 'twice' is unknown: choose one of lean, off"):
-        check_arguments(RunArguments(source="sim", test_time_mode="twice"))
+@pytest.mark.parametrize("name", CHOICES)
+def test_the_arguments_the_command_line_and_the_graph_agree_with_the_type(name: str):
+    choices = get_args(CHOICES[name])
+    assert get_args(RunArguments.model_fields[name].annotation) == choices
+    option = typing.get_type_hints(cli.run)[OPTIONS.get(name, name)]
+    assert get_args(option) == choices
+    graph = build_pipeline("local").component_spec.inputs
+    assert graph is not None and graph[name].default in choices
+    assert graph[name].default == RunArguments.model_fields[name].default
+    for value in choices:
+        assert getattr(RunArguments.model_validate({name: value}), name) == value
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_value_that_is_not_among_the_choices_is_refused_with_the_choices(
+    name: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(ValidationError) as caught:
+        RunArguments.model_validate({name: "twice"})
+    assert main(["pipeline", "run", f"--{OPTIONS.get(name, name).replace('_', '-')}", "twice"]) == 2
+    shown = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    for choice in get_args(CHOICES[name]):
+        assert f"'{choice}'" in str(caught.value) and f"'{choice}'" in shown
+
+
+def test_naming_the_parameters_of_a_run_loads_no_torch():
+    code = (
+        "import sys, pipelines.cli\n"
+        "assert not {'torch', 'numpy', 'polars'} & set(sys.modules), 'the command line'\n"
+        "import pipelines.arguments, thinktwice.recipes, thinktwice.testtime.modes, thinktwice.selection.config\n"
+        "import thinktwice.train.config, thinktwice.pretrain.config, thinktwice.models.config\n"
+        "assert not {'torch', 'polars', 'scipy'} & set(sys.modules), 'the settings'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_sources_named_in_the_help_exist(capsys: pytest.CaptureFixture[str]):
@@ -50,7 +100,6 @@ def test_every_source_is_known(source: str, tmp_path: Path):
         ({"source": "parquet", "source_path": "nowhere.parquet"}, "nowhere.parquet does not exist"),
         ({"source": "parquet", "source_path": "LOG"}, "give it by --schema"),
         ({"source": "parquet", "source_path": "LOG", "schema_path": "nowhere.yaml"}, "nowhere.yaml"),
-        ({"source": "ml-100k", "recipe": "large"}, "recipe 'large' is unknown"),
         ({"source": "ml-100k", "online_store": "redis"}, "add --redis-address"),
     ],
 )

@@ -113,7 +113,7 @@ def test_lean_tries_every_mode_and_ships_nothing_dear(lean: dict) -> None:
     for candidate in lean["candidates"]:
         config = TestTimeConfig.model_validate(candidate["config"])
         assert candidate["cost"] == estimated_cost(config, candidate["passes"])
-        assert (candidate["passes"] > 1) == config.escalates
+        assert (candidate["passes"] > 1) == (config.second_look is not None)
         if candidate["cost"] > QUICK.max_cost:
             assert not candidate["accepted"]
 
@@ -155,7 +155,9 @@ def test_a_log_with_one_open_field_has_no_pairs_and_works(
     names = {c["name"] for c in report["candidates"]}
     assert {"uttsi", "uttsi, exact", "sgctr", "calibrated by support"} <= names
     assert not {"matt", "members", "members, all rows"} & names
-    assert all(c["config"]["pair_share"] == 0 for c in report["candidates"])
+    opinions = [look["opinion"] for c in report["candidates"] if (look := c["config"]["second_look"])]
+    samplers = [opinion["sampler"] for opinion in opinions if opinion["kind"] == "feature_paths"]
+    assert samplers and all(sampler["pair_share"] == 0 for sampler in samplers)
     assert config.importance[0] == pytest.approx(1.0)
 
 

@@ -91,17 +91,17 @@ def test_the_model_s_own_calibration_does_not_matter(
             for model in (trial_model, other)
         ]
         assert found[0] == found[1]
-        assert found[0].explored_calibration is not None
+        assert found[0].second_look.calibration is not None
 
 
 def test_each_group_is_calibrated_on_its_own_rows(trial_model: TrialModel, valid: EncodedRows) -> None:
     settings = triggered(trial_model, BASES["entropy"], valid, "entropy", 0.3)
     found, raw = calibrated(trial_model, settings, valid), trial_model.raw(settings, valid)
-    for chosen, calibration in ((raw.escalated, found.explored_calibration), (~raw.escalated, found.calibration)):
+    for chosen, calibration in ((raw.escalated, found.second_look.calibration), (~raw.escalated, found.calibration)):
         assert chosen.sum() >= 200
         assert calibration == fit_calibration(raw.z[chosen], valid.label[chosen])
     few = triggered(trial_model, BASES["entropy"], valid, "entropy", 0.05)
-    assert calibrated(trial_model, few, valid).explored_calibration is None  # 75 rows say too little
+    assert calibrated(trial_model, few, valid).second_look.calibration is None  # 75 rows say too little
 
 
 def test_calibrating_lowers_the_logloss(trial_model: TrialModel, valid: EncodedRows) -> None:

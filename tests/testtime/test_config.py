@@ -8,13 +8,14 @@ import pytest
 from pydantic import ValidationError
 
 from thinktwice.calibration import Calibration, SupportCalibration
+from thinktwice.choices import Mode
 from thinktwice.errors import PipelineError
 from thinktwice.selection.config import FitConfig, search
 from thinktwice.selection.cost import ESCALATION_COST, FILTER_COST, PASS_COST, estimated_cost
 from thinktwice.testtime import TestTimeConfig
 from thinktwice.testtime.aggregators import Confidence
 from thinktwice.testtime.base_pass import Filter, Gate
-from thinktwice.testtime.config import Mode, SecondLook
+from thinktwice.testtime.config import SecondLook
 from thinktwice.testtime.modes import PRESETS, preset
 from thinktwice.testtime.opinions.config import GrownPaths, Members
 from thinktwice.testtime.triggers import Always, Decision

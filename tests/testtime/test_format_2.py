@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 
 from tests.testtime import wide
 from thinktwice.calibration import Calibration, SupportCalibration
+from thinktwice.choices import Mode
 from thinktwice.errors import BundleError
 from thinktwice.models.backends import Eager
 from thinktwice.models.backends.folded import Folded
 from thinktwice.testtime import TestTimeConfig
 from thinktwice.testtime.aggregators import Confidence, Consistency, Mean
 from thinktwice.testtime.base_pass import Filter, Gate, Plain
-from thinktwice.testtime.config import Mode, SecondLook
+from thinktwice.testtime.config import SecondLook
 from thinktwice.testtime.format_2 import FlatConfig, upgraded
 from thinktwice.testtime.opinions.config import FeaturePaths, GrownPaths, Members, Redefine
 from thinktwice.testtime.samplers.bernoulli import Bernoulli

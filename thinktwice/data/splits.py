@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from thinktwice.choices import SplitKind
 from thinktwice.data.row_ids import row_numbers, xxh64_of_integers
 
 PARTS = ("train", "valid", "test")
@@ -17,7 +16,7 @@ class SplitSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["time", "random"] = "time"
+    kind: SplitKind = "time"
     valid: float = Field(default=0.1, gt=0, lt=1)
     test: float = Field(default=0.1, gt=0, lt=1)
     seed: int = 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from thinktwice.choices import SearchMode, listed
 from thinktwice.errors import PipelineError
-from thinktwice.testtime.config import Mode
 
 
 class _Frozen(BaseModel):
@@ -21,7 +21,7 @@ class FitConfig(_Frozen):
     ``max_cost``, the one that fitted best; any other name tries that mode alone. ``off`` is always a candidate.
     """
 
-    mode: Literal[Mode, "lean"] = "lean"
+    mode: SearchMode = "lean"
     max_rows: int = Field(default=60_000, ge=100)  # validation rows used; more are thinned evenly over time
     strengths: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
     field_factors: tuple[float, ...] = (0.0, 0.25, 0.5, 2.0, 4.0, 16.0)  # of a gate's strength, tried field by field
@@ -42,7 +42,6 @@ def search(mode: str, settings: FitConfig) -> FitConfig:
     Raises:
         PipelineError: there is no such mode.
     """
-    names = ("lean", *get_args(Mode))
-    if mode not in names:
-        raise PipelineError(f"test-time mode {mode!r} is unknown: choose one of {', '.join(names)}")
+    if mode not in get_args(SearchMode):
+        raise PipelineError(f"test-time mode {mode!r} is unknown: choose one of {listed(SearchMode)}")
     return FitConfig.model_validate(settings.model_dump() | {"mode": mode})

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from thinktwice.calibration import MAX_MAGNITUDE, Calibration, SupportCalibration
+from thinktwice.choices import Mode
 from thinktwice.testtime.base_pass import BasePass, Filter, Plain
 from thinktwice.testtime.opinions.config import AnyOpinion, FeaturePaths, GrownPaths
 from thinktwice.testtime.options import MAX_COUNT, Factor, Options
 from thinktwice.testtime.triggers import AnyTrigger
-
-Mode = Literal["off", "calibrated", "gate", "filter", "uttsi", "matt", "sgctr", "members"]
 
 
 class SecondLook(Options):

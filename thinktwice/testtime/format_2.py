@@ -7,7 +7,8 @@ from typing import Any, Literal, NoReturn
 from pydantic import Field
 
 from thinktwice.calibration import MAX_MAGNITUDE, Calibration, Coefficient, SupportCalibration
-from thinktwice.testtime.config import Mode, TestTimeConfig
+from thinktwice.choices import Mode
+from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.options import MAX_COUNT, Factor, Options, Share
 
 

@@ -17,9 +17,10 @@ code: what stands here is a reconstruction that obeys every published statement,
 
 from __future__ import annotations
 
+from thinktwice.choices import Mode
 from thinktwice.testtime.aggregators import Consistency
 from thinktwice.testtime.base_pass import Filter, Gate
-from thinktwice.testtime.config import Mode, SecondLook, TestTimeConfig
+from thinktwice.testtime.config import SecondLook, TestTimeConfig
 from thinktwice.testtime.opinions.config import FeaturePaths, GrownPaths, Members, Redefine
 from thinktwice.testtime.samplers.bernoulli import Bernoulli
 from thinktwice.testtime.triggers import Always, Dual, Entropy

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
+from components.choices import DeployTarget
 from components.deployment.blessing import BlessingFile, require_blessing
 from feature_repo.store import ensure_online
+from thinktwice.choices import listed
 from thinktwice.errors import BundleError, FeatureStoreError, PipelineError, reason
 from thinktwice.files import atomic_dir, read_json, sha256_text, write_json
 from thinktwice.release.archive import ARCHIVE_FILE, MODEL_NAME, open_archive
@@ -20,7 +22,6 @@ from thinktwice.release.feature_store import DATA, FEATURE_STORE
 from thinktwice.release.feature_store import INFO_FILE as FEATURE_STORE_INFO
 from thinktwice.release.release import copy_description
 
-TARGETS = ("local", "manifest")
 INFO_FILE = "deployment.json"
 MANIFEST_NAME = "inferenceservice.yaml"
 MODEL_FOLDER = "model"
@@ -54,8 +55,8 @@ def deploy_model(
         BundleError: bundle or archive is damaged, or the archive holds another bundle.
         FeatureStoreError: the store is that of other features than the model's, or what it holds online cannot be put right.
     """
-    if target not in TARGETS:
-        raise PipelineError(f"target {target!r} is unknown: use one of {', '.join(TARGETS)}")
+    if target not in get_args(DeployTarget):
+        raise PipelineError(f"target {target!r} is unknown: choose one of {listed(DeployTarget)}")
     manifest = verify_bundle(bundle_dir)
     _check_opponent(require_blessing(blessing, bundle_dir), Path(state_dir))
     archive = Path(archive_dir) / ARCHIVE_FILE

@@ -16,14 +16,17 @@ def build_training_set(
     metrics: Output[Metrics],
 ) -> None:
     """Join, split (``time`` or ``random``) and encode; every clean row ends in exactly one part."""
+    from typing import get_args
+
     from feature_repo import retrieve
+    from thinktwice.choices import SplitKind, listed
     from thinktwice.data.splits import SplitSpec
     from thinktwice.data.training_set import build_training_set as build
     from thinktwice.errors import DataError
     from thinktwice.schema import load_schema
 
-    if split not in ("time", "random"):
-        raise DataError(f"split {split!r} is unknown: use time or random")
+    if split not in get_args(SplitKind):
+        raise DataError(f"split {split!r} is unknown: choose one of {listed(SplitKind)}")
     spec = SplitSpec.model_validate({"kind": split, "seed": seed})
     rows = retrieve.training_set(clean.path, feature_store.path)
     info = build(rows, load_schema(f"{clean.path}/schema.yaml"), training_set.path, spec)

@@ -1,0 +1,8 @@
+"""The values of pipeline parameters that name a platform; those of the library are in :mod:`thinktwice.choices`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+DeployTarget = Literal["local", "manifest"]
+Profile = Literal["local", "gpu-single"]

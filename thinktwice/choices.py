@@ -1,0 +1,19 @@
+"""The values that a parameter of a training run can have: declared here once, as types.
+
+The command line, the checks and the settings read them from here with :func:`typing.get_args`. Importing this loads nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+SplitKind = Literal["time", "random"]
+RecipeName = Literal["default", "dcnv2", "autoint", "ml-1m", "ml-100k", "tiny"]
+Mode = Literal["off", "calibrated", "gate", "filter", "uttsi", "matt", "sgctr", "members"]
+SearchMode = Literal["lean", Mode]  # one mode, or all of them within a limit of cost
+OnlineStoreKind = Literal["sqlite", "redis"]
+
+
+def listed(choices: Any) -> str:
+    """The values of a Literal, for a message."""
+    return ", ".join(get_args(choices))
