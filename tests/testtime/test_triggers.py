@@ -170,7 +170,7 @@ class Shallow(Trigger):
     reads_row_hash: ClassVar[bool] = True
 
     def mark(self, seen: BasePass) -> Selection:
-        return Selection(np.zeros(len(seen.bits)), seen.row_hash % np.uint64(2) == 1)
+        return Selection(np.zeros(len(seen.entropy)), seen.row_hash % np.uint64(2) == 1)
 
     def depth(self, signal: np.ndarray) -> np.ndarray:
         return np.full(len(signal), self.share_of_paths)

@@ -26,7 +26,7 @@ from thinktwice.stats.multiple import holm
 from thinktwice.stats.seeds import minimum_detectable, two_sided_p
 from thinktwice.stats.significance import Interval, clusters_of, paired_auc, paired_mean
 from thinktwice.stats.uplift import area, uplift_curve
-from thinktwice.testtime.base_pass import BasePass, Filter, Gate
+from thinktwice.testtime.base_pass import AnyBase, Filter, Gate
 from thinktwice.testtime.calibrate import sigmoid
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Raw
@@ -233,7 +233,7 @@ def _references(
 def _searched(trial_model: TrialModel, config: TestTimeConfig, fit: EncodedRows) -> TestTimeConfig:
     """The configuration with the gate or filter that suits other counts, none included; factors of single fields are kept."""
     if isinstance(config.base, Gate):
-        tried: list[BasePass] = [config.base.model_copy(update={"strength": strength}) for strength in GRIDS.strengths]
+        tried: list[AnyBase] = [config.base.model_copy(update={"strength": strength}) for strength in GRIDS.strengths]
     elif isinstance(config.base, Filter):
         tried = [filter_of(count) for count in GRIDS.min_counts]
     else:

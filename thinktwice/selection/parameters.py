@@ -11,7 +11,7 @@ from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats.calibration import fit_temperature
 from thinktwice.stats.metrics import logloss
 from thinktwice.testtime import calibrate
-from thinktwice.testtime.base_pass import BasePass, Filter, Gate, Plain
+from thinktwice.testtime.base_pass import AnyBase, Filter, Gate, Plain
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.support import entropy
 from thinktwice.testtime.triggers import Always, Budget, Dual, Entropy, Random, ThresholdTrigger, TriggerKind
@@ -69,7 +69,7 @@ def best_gate(
     return best_of(trial_model, [off.model_copy(update={"mode": "gate", "base": gate_of(s)}) for s in strengths], rows)
 
 
-def gate_of(strength: float) -> BasePass:
+def gate_of(strength: float) -> AnyBase:
     """A gate of that strength; the plain pass for 0."""
     return Gate(strength=strength) if strength > 0 else Plain()
 
@@ -83,7 +83,7 @@ def best_filter(
     )
 
 
-def filter_of(min_count: int) -> BasePass:
+def filter_of(min_count: int) -> AnyBase:
     """A filter of that count; the plain pass for 0."""
     return Filter(min_count=min_count) if min_count > 0 else Plain()
 

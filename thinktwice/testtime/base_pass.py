@@ -78,4 +78,4 @@ class Filter(Options):
         return keep
 
 
-BasePass = Annotated[Plain | Gate | Filter, Field(discriminator="kind")]
+AnyBase = Annotated[Plain | Gate | Filter, Field(discriminator="kind")]

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from thinktwice.calibration import MAX_MAGNITUDE, Calibration, SupportCalibration
 from thinktwice.choices import Mode
-from thinktwice.testtime.base_pass import BasePass, Filter, Plain
+from thinktwice.testtime.base_pass import AnyBase, Filter, Plain
 from thinktwice.testtime.opinions.config import AnyOpinion, FeaturePaths, GrownPaths
 from thinktwice.testtime.options import MAX_COUNT, Factor, Options
 from thinktwice.testtime.triggers import AnyTrigger
@@ -33,7 +33,7 @@ class TestTimeConfig(Options):
     __test__ = False  # the name starts with "Test", and it is no test
 
     mode: Mode = "off"
-    base: BasePass = Plain()
+    base: AnyBase = Plain()
     second_look: SecondLook | None = None
     importance: tuple[Factor, ...] = ()  # weight of each field in the missing support; empty: all unprotected alike
     calibration: Calibration | None = None  # of rows with one pass; None: the model's own
