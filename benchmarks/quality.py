@@ -157,7 +157,7 @@ def main() -> None:
             runs[kind] = {
                 "one_hot_logistic_regression": baseline,
                 "model": [first, *more],
-                "novelty": data.info["parts"],
+                "novelty": {name: part.model_dump(mode="json") for name, part in data.info.parts.items()},
             }
             value = float(np.mean([float(str(r["auc"])) for r in (first, *more)]))
             bars.append({"name": f"AUC, {kind} split", "value": value, "bound": bound, "holds": value >= bound})

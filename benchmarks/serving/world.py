@@ -33,6 +33,7 @@ from thinktwice.models.registry import build_backbone
 from thinktwice.models.store import ModelInfo, save_model
 from thinktwice.parquet import read_frame, write_frame
 from thinktwice.release.archive import ARCHIVE_FILE, MAR_MANIFEST
+from thinktwice.release.blessing import BLESSING_FILE, Blessing
 from thinktwice.release.bundle import BundleIdentity, bundle_hash, load_bundle
 from thinktwice.schema import parse_schema
 from thinktwice.selection.config import FitConfig
@@ -105,7 +106,7 @@ def make_world(folder: Path, quick: bool) -> World:
     (folder / "evaluation").mkdir()
     write_json(folder / "evaluation" / "evaluation.json", {})
     (folder / "evaluation" / "report.html").write_text("<!doctype html><title>none</title>", encoding="utf-8")
-    last = data.info["parts"]["test"]["window"][1]
+    last = data.info.parts["test"].window[1]
     identity = BundleIdentity(
         model_version=VERSION,
         feature_service=feature_service_name(SCHEMA, VERSION),
@@ -135,8 +136,17 @@ def make_world(folder: Path, quick: bool) -> World:
         )
         blessing = folder / f"blessing_{name}"
         blessing.mkdir()
-        verdict = {"blessed": True, "bundle_hash": bundle_hash(bundles[name]), "reasons": ["a benchmark"]}
-        write_json(blessing / "blessing.json", verdict)
+        verdict = Blessing(
+            format=Blessing.FORMAT,
+            blessed=True,
+            reasons=("a benchmark",),
+            bundle_hash=bundle_hash(bundles[name]),
+            champion_hash=None,
+            model_version=VERSION,
+            rows=0,
+            candidate={},
+        )
+        verdict.write(blessing / BLESSING_FILE)
         write_archive(bundles[name], blessing, folder / f"archive_{name}")
         archives[name] = folder / f"archive_{name}" / ARCHIVE_FILE
     return world

@@ -44,8 +44,8 @@ def collect(parts: tuple[Part, ...]) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for part in parts:
         trunks = trunks_of(part.data)
-        info = trunks.data.info["parts"]
-        facts.setdefault(part.data, {p: info[p] for p in info} | {"l2": {}})
+        info = {name: one.model_dump(mode="json") for name, one in trunks.data.info.parts.items()}
+        facts.setdefault(part.data, info | {"l2": {}})
         facts[part.data]["l2"][part.backbone] = trunks.l2_trials(part.backbone)
         rows = tables.rows_of(trunks.data)
         where = {"data": part.data, "backbone": part.backbone}

@@ -10,11 +10,11 @@ import pytest
 import yaml
 from kfp.dsl import Artifact, Dataset, Metrics, Model
 
-from components.deployment.blessing import require_blessing
 from components.evaluation.bless.component import bless
 from tests.serving.releases import pack
 from tests.testtime import world
 from thinktwice.errors import BundleError, PipelineError
+from thinktwice.release.blessing import require_blessing
 from thinktwice.release.champion import install_champion
 
 COMPONENT = Path(__file__).resolve().parents[2] / "components/evaluation/bless"

@@ -90,7 +90,7 @@ def test_a_schema_with_instant_statistics_gives_counters(tmp_path: Path) -> None
 
 
 def test_an_unknown_split_fails_the_step(log: CleanLog, store: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="'weekly' is unknown: use time or random"):
+    with pytest.raises(DataError, match="'weekly' is unknown: choose one of time, random"):
         run(log, store, tmp_path / "set", "weekly")
 
 
@@ -122,6 +122,6 @@ def test_both_steps_under_the_local_runner(log: CleanLog, tmp_path: Path, monkey
     features_only()
     (made,) = (tmp_path / "root").rglob("training_set.json")
     opened = load_training_set(made.parent)
-    assert opened.info["rows"] == 200
+    assert opened.info.rows == 200
     (description,) = (tmp_path / "root").rglob("feature_store.json")
     assert '"feature_service": "ctr_step_1"' in description.read_text()

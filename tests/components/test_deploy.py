@@ -137,7 +137,7 @@ def test_a_mixture_is_refused(deploy: Deploy, packed: Path, tmp_path: Path) -> N
         deploy(archive_dir=tmp_path / "wrong" / "archive")
     with pytest.raises(PipelineError, match="not blessed"):
         deploy(blessing=bless(tmp_path / "no", "0" * 64, blessed=False))
-    with pytest.raises(PipelineError, match="target 'moon' is unknown: use one of local, manifest"):
+    with pytest.raises(PipelineError, match="target 'moon' is unknown: choose one of local, manifest"):
         deploy(target="moon")
     assert read_champion(tmp_path / "state") is None
     assert not (tmp_path / "out").exists()
@@ -149,10 +149,7 @@ def test_a_champion_the_model_was_never_compared_with_is_not_replaced(
     tmp_path: Path,
 ) -> None:
     def judged_against(champion: str | None) -> Path:
-        folder = tmp_path / f"blessing-{champion}"
-        mine = bundle_hash(small / "bundle")
-        write_json(folder / "blessing.json", {"blessed": True, "bundle_hash": mine, "champion_hash": champion})
-        return folder
+        return bless(tmp_path / f"blessing-{champion}", bundle_hash(small / "bundle"), champion_hash=champion)
 
     with pytest.raises(PipelineError, match=r"another model .* was deployed .* run again"):
         deploy_over(tmp_path, deploy, judged_against(None))

@@ -12,7 +12,6 @@ from components.evaluation.bless.component import bless
 from components.evaluation.evaluate.component import evaluate
 from components.evaluation.fit_test_time.component import fit_test_time
 from tests.testtime import world
-from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import load_training_set
 from thinktwice.evaluate.package import model_version
 from thinktwice.files import read_json
@@ -50,7 +49,7 @@ def test_writes_the_bundle_and_finite_metrics(finished: Path, tmp_path: Path, na
     )
     loaded = load_bundle(bundle.path)
     data = load_training_set(finished / "set")
-    split = SplitSpec.model_validate(data.info["split"])
+    split = data.info.split
     expected = model_version(data.schema, "world-1.a", split=split, recipe="tiny", mode="lean", seed=3)
     assert loaded.manifest.model_version == bundle.metadata["model_version"] == expected
     assert loaded.manifest.feature_service == "ctr_world_1_a"

@@ -48,7 +48,7 @@ def test_fills_a_store_and_reports_it(tmp_path: Path) -> None:
 
 def test_an_unknown_store_fails_the_step(tmp_path: Path) -> None:
     log = write_clean(tmp_path / "clean", SCHEMA, make_rows(num_rows=20))
-    with pytest.raises(FeatureStoreError, match="use sqlite or redis"):
+    with pytest.raises(FeatureStoreError, match="choose one of sqlite, redis"):
         run(log.folder, tmp_path / "store", online_store="etcd")
     assert not (tmp_path / "store").exists()
 

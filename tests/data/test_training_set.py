@@ -37,8 +37,8 @@ def test_parts_add_up_and_stay_in_time_order(tmp_path: Path) -> None:
         log(200).sample(fraction=1, shuffle=True, seed=1).to_arrow(), SCHEMA, tmp_path / "ts", SplitSpec()
     )
     opened = load_training_set(tmp_path / "ts")
-    assert [info["parts"][p]["rows"] for p in ("train", "valid", "test")] == [160, 20, 20]
-    assert info["conservation"] == {"rows_in": 200, "rows_out": 200, "unique_row_ids": 200}
+    assert [info.parts[p].rows for p in ("train", "valid", "test")] == [160, 20, 20]
+    assert info.conservation.model_dump() == {"rows_in": 200, "rows_out": 200, "unique_row_ids": 200}
     assert opened.rows("train")["event_time"].max() < opened.rows("valid")["event_time"].min()
     assert len(opened.part("test")) == 20
     np.testing.assert_array_equal(opened.part("test").label, opened.rows("test")["label"].to_numpy())
@@ -49,8 +49,8 @@ def test_the_encoder_never_sees_later_rows(tmp_path: Path) -> None:
     opened = load_training_set(tmp_path / "ts")
     assert opened.encoder.index_of("user_id", "u0") > 0
     assert opened.encoder.index_of("user_id", "u19") == 0
-    assert info["parts"]["test"]["unseen_share"]["user"] == 1.0
-    assert info["parts"]["train"]["unseen_share"]["user"] == 0.0
+    assert info.parts["test"].unseen_share["user"] == 1.0
+    assert info.parts["train"].unseen_share["user"] == 0.0
 
 
 def test_a_random_split_does_not_depend_on_row_order() -> None:

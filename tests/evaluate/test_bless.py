@@ -19,6 +19,7 @@ from thinktwice.evaluate.compare import evaluate
 from thinktwice.evaluate.from_bundle import misfit
 from thinktwice.evaluate.package import write_bundle, write_candidate
 from thinktwice.files import read_json
+from thinktwice.release.blessing import read_blessing
 from thinktwice.release.bundle import BundleIdentity, bundle_hash, load_bundle, read_manifest
 from thinktwice.schema import parse_schema
 from thinktwice.selection.fit import fit_test_time
@@ -29,16 +30,16 @@ def test_first_model_is_blessed_for_beating_chance(finished: Path, tmp_path: Pat
     assert found.blessed
     assert found.reasons[0].startswith("it orders rows better than chance: AUC 0.")
     assert "there is no champion yet" in found.reasons[1]
-    assert read_json(tmp_path / "out" / "blessing.json") == found.content
-    assert found.content["bundle_hash"] == bundle_hash(finished / "bundle-good")
+    assert read_blessing(tmp_path / "out") == found
+    assert found.bundle_hash == bundle_hash(finished / "bundle-good")
 
 
 def test_better_candidate_is_blessed(finished: Path, tmp_path: Path) -> None:
     found = bless(finished / "set", finished / "bundle-good", finished / "bundle-bad", tmp_path / "out")
     assert found.blessed
     assert "it is better than the champion on the same rows" in found.reasons[-1]
-    assert found.content["changes"]["auc"]["low"] > 0
-    assert found.content["champion"]["model_version"] == "world-bad"
+    assert found.changes["auc"].low > 0
+    assert found.champion.model_version == "world-bad"
 
 
 def test_worse_candidate_is_not_blessed(finished: Path, tmp_path: Path) -> None:
@@ -46,21 +47,21 @@ def test_worse_candidate_is_not_blessed(finished: Path, tmp_path: Path) -> None:
     assert not found.blessed
     assert any("orders rows worse than the champion" in r for r in found.reasons)
     assert any("logloss is worse than the champion's" in r for r in found.reasons)
-    assert read_json(tmp_path / "out" / "blessing.json")["blessed"] is False
+    assert not read_blessing(tmp_path / "out").blessed
 
 
 def test_both_directions_measure_the_same_difference(finished: Path, tmp_path: Path) -> None:
-    one = bless(finished / "set", finished / "bundle-good", finished / "bundle-bad", tmp_path / "a").content["changes"]
-    two = bless(finished / "set", finished / "bundle-bad", finished / "bundle-good", tmp_path / "b").content["changes"]
+    one = bless(finished / "set", finished / "bundle-good", finished / "bundle-bad", tmp_path / "a").changes
+    two = bless(finished / "set", finished / "bundle-bad", finished / "bundle-good", tmp_path / "b").changes
     for name in ("auc", "logloss", "ece"):
-        assert one[name]["value"] == pytest.approx(-two[name]["value"])
+        assert one[name].value == pytest.approx(-two[name].value)
 
 
 def test_the_champion_itself_is_blessed(finished: Path, tmp_path: Path) -> None:
     found = bless(finished / "set", finished / "bundle-bad", finished / "bundle-bad", tmp_path / "out")
     assert found.blessed
     assert found.reasons[-1] == "it is the champion's own bundle"
-    assert found.content["changes"]["logloss"]["value"] == 0
+    assert found.changes["logloss"].value == 0
 
 
 def small_bundle(folder: Path, schema_text: str, frame: pl.DataFrame, name: str) -> Path:
@@ -117,7 +118,7 @@ def test_champion_that_reads_a_number_as_text_is_no_opponent(finished: Path, tmp
     frame = world.log(1600).with_columns(pl.col("price").round(1).cast(pl.String))
     other = small_bundle(tmp_path / "other", text, frame, "other-2")
     found = bless(finished / "set", finished / "bundle-good", other, tmp_path / "out")
-    assert "champion" not in found.content
+    assert found.champion is None
     assert "cannot be compared: it reads column price as categorical and the rows hold Float64" in found.reasons[1]
     numbers = load_training_set(finished / "set").rows("test")
     assert misfit(load_bundle(finished / "bundle-good"), numbers) == ""
@@ -157,13 +158,13 @@ def test_rows_that_the_champion_trained_on_are_left_out(finished: Path, tmp_path
     )
     found = bless(finished / "set", finished / "bundle-good", champion, tmp_path / "out")
     assert found.blessed
-    assert (found.content["rows"], found.content["compared_rows"]) == (1500, 1200)
+    assert (found.rows, found.compared_rows) == (1500, 1200)
     assert "the champion trained on some of these rows" in found.reasons[1]
     assert "compared on the 1,200 later ones" in found.reasons[1]
     assert "it is better than the champion" in found.reasons[-1]
     whole = bless(finished / "set", finished / "bundle-good", finished / "bundle-bad", tmp_path / "whole")
-    assert whole.content["compared_rows"] == 1500
-    assert whole.content["changes"]["logloss"]["value"] != found.content["changes"]["logloss"]["value"]
+    assert whole.compared_rows == 1500
+    assert whole.changes["logloss"].value != found.changes["logloss"].value
     assert not any("trained on" in r for r in whole.reasons)
 
 
@@ -172,7 +173,7 @@ def test_too_few_rows_after_the_champions_training_are_no_comparison(finished: P
     champion = with_window(finished, tmp_path, train_end=times[600].isoformat())
     found = bless(finished / "set", finished / "bundle-good", champion, tmp_path / "out")
     assert found.blessed
-    assert "champion" not in found.content and "changes" not in found.content
+    assert found.champion is None and found.changes is None
     assert found.reasons[1].startswith("the champion trained on these rows (its data reach to 2024-01-0")
     assert "899 later rows are left" in found.reasons[1]
     assert "within the limit" in found.reasons[-1]
@@ -184,7 +185,7 @@ def test_after_a_random_split_the_candidate_is_judged_alone(finished: Path, tmp_
     end = load_training_set(tmp_path / "set").train_window[1]
     champion = with_window(finished, tmp_path, train_end=end)
     found = bless(tmp_path / "set", finished / "bundle-good", champion, tmp_path / "out")
-    assert "champion" not in found.content
+    assert found.champion is None
     assert found.reasons[1].startswith("the champion trained on these rows (")
 
 
@@ -233,8 +234,8 @@ def test_few_rows_make_no_reason_to_refuse(finished: Path, loud: Path, tmp_path:
         world.log(6000).tail(320).to_arrow(), world.schema(), tmp_path / "few", SplitSpec(valid=0.25, test=0.25)
     )
     found = bless(tmp_path / "few", finished / "bundle-good", None, tmp_path / "out")
-    assert found.content["rows"] == 80
-    assert found.content["candidate"]["ece"] > ECE_LIMIT  # by chance alone
+    assert found.rows == 80
+    assert found.candidate["ece"] > ECE_LIMIT  # by chance alone
     assert found.blessed, found.reasons
     assert (
         f"within the limit {ECE_LIMIT} beyond chance" in found.reasons[-1]
@@ -245,7 +246,7 @@ def test_few_rows_make_no_reason_to_refuse(finished: Path, loud: Path, tmp_path:
 
 def test_first_model_with_useless_probabilities_is_not_blessed(finished: Path, loud: Path, tmp_path: Path) -> None:
     alone = bless(finished / "set", loud, None, tmp_path / "out")
-    assert alone.content["rows"] == 1500
+    assert alone.rows == 1500
     assert not alone.blessed
     assert f"more than the limit {ECE_LIMIT} beyond chance" in alone.reasons[-1]
     against = bless(finished / "set", loud, finished / "bundle-good", tmp_path / "out")

@@ -289,7 +289,7 @@ def test_an_interrupted_build_leaves_the_old_store(built: Built, monkeypatch: py
 def test_bad_online_stores_are_named(clean_log: CleanLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(REDIS_ADDRESS, raising=False)
     cases = [
-        ("dynamo", "", "'dynamo' is unknown: use sqlite or redis"),
+        ("dynamo", "", "'dynamo' is unknown: choose one of sqlite, redis"),
         ("redis", "", "set THINKTWICE_REDIS_ADDRESS"),
         ("redis", "localhost", "is not host:port"),
         ("redis", "127.0.0.1:1", "no Redis answers at 127.0.0.1:1"),

@@ -42,7 +42,7 @@ def test_a_healthy_model_ships_off(data: TrainingSet, plain: Path, memorised: Pa
     assert found.sentence.startswith("Test-time work ships off")
     assert found.report["trunks"]["logloss_change"]["low"] > 0
     assert all(c["reasons"] for c in found.report["candidates"])
-    assert found.report["novelty"] == {p: data.info["parts"][p]["unseen_share"] for p in ("valid", "test")}
+    assert found.report["novelty"] == {p: data.info.parts[p].unseen_share for p in ("valid", "test")}
     shipped = load_test_time(tmp_path / "out", load_model(plain)[0])
     assert shipped.config == found.config
     assert shipped.report == found.report

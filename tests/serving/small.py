@@ -22,6 +22,7 @@ from thinktwice.models.config import DeepFMConfig
 from thinktwice.models.fields import FieldSpace
 from thinktwice.models.registry import build_backbone
 from thinktwice.models.store import ModelInfo, load_model, save_model
+from thinktwice.release.blessing import BLESSING_FILE, Blessing
 from thinktwice.release.bundle import BundleIdentity, Manifest
 from thinktwice.schema import LogSchema, parse_schema
 from thinktwice.selection.config import FitConfig
@@ -195,8 +196,18 @@ def make_bundle(
     return write_bundle(folder / "bundle", **parts, identity=identity(schema))
 
 
-def bless(folder: Path, bundle_hash: str, *, blessed: bool = True) -> Path:
+def bless(folder: Path, bundle_hash: str, *, blessed: bool = True, champion_hash: str | None = None) -> Path:
     """A blessing artifact."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "blessing.json", {"blessed": blessed, "bundle_hash": bundle_hash, "reasons": ["the first one"]})
+    verdict = Blessing(
+        format=Blessing.FORMAT,
+        blessed=blessed,
+        reasons=("the first one",),
+        bundle_hash=bundle_hash,
+        champion_hash=champion_hash,
+        model_version=MODEL_VERSION,
+        rows=100,
+        candidate={"auc": 0.6},
+    )
+    verdict.write(folder / BLESSING_FILE)
     return folder

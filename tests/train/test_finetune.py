@@ -11,14 +11,16 @@ import torch
 from tests.train.logs import build_small
 from thinktwice import recipes
 from thinktwice.data.training_set import load_training_set
-from thinktwice.errors import DataError, PipelineError
-from thinktwice.files import read_json, sha256_file
+from thinktwice.errors import BundleError, DataError, PipelineError
+from thinktwice.files import sha256_file
 from thinktwice.models import load_model
 from thinktwice.pretrain.pretrain import pretrain
 from thinktwice.stats.metrics import auc, logloss
 from thinktwice.train.finetune import finetune
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import logits_of
+from thinktwice.train.record import FinetuneRecord
+from thinktwice.versioned import read_result
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +38,21 @@ def recipe_with_a_choice() -> recipes.Recipe:
 
 def test_a_choice_is_made_on_validation_and_recorded(data: Path, tmp_path: Path) -> None:
     record = finetune(data, tmp_path / "model", recipe_with_a_choice().model, recipe_with_a_choice().finetune)
-    assert record == read_json(tmp_path / "model" / "training.json")
-    trials = record["trials"]
+    path = tmp_path / "model" / "training.json"
+    assert record == read_result(path, FinetuneRecord, BundleError, "train again")
+    trials = record.trials
     assert len(trials) == 3
-    best = min(trials, key=lambda t: t["best"]["valid_logloss"])
-    assert [t["chosen"] for t in trials] == [t is best for t in trials]
-    assert record["chosen"]["table_l2"] == best["candidate"]["table_l2"] == 1e-4  # L2 of 10 leaves nothing to learn
+    best = min(trials, key=lambda t: t.best.valid_logloss)
+    assert [t.chosen for t in trials] == [t is best for t in trials]
+    assert record.chosen.table_l2 == best.candidate.table_l2 == 1e-4  # L2 of 10 leaves nothing to learn
 
     model, info = load_model(tmp_path / "model")
     opened = load_training_set(data)
     valid = opened.part("valid")
     logit = logits_of(model, BlockLoader(valid))
     calibrated = info.calibration.a * logit.astype(np.float64) + info.calibration.b
-    assert logloss(valid.label, calibrated) == pytest.approx(record["valid"]["logloss"])
-    assert logloss(valid.label, calibrated) <= min(look["valid_logloss"] for look in record["curve"]) + 1e-9
+    assert logloss(valid.label, calibrated) == pytest.approx(record.valid.logloss)
+    assert logloss(valid.label, calibrated) <= min(look.valid_logloss for look in record.curve) + 1e-9
     test = opened.part("test")
     assert auc(test.label, logits_of(model, BlockLoader(test))) > 0.7
     assert info.provenance["train_window"] == list(opened.train_window)
@@ -78,7 +81,7 @@ def test_fine_tuning_starts_from_all_pretrained_parameters(data: Path, tmp_path:
     record = finetune(data, tmp_path / "model", recipe.model, still, init_dir=tmp_path / "pretrained")
     before, info = load_model(tmp_path / "pretrained")
     after, _ = load_model(tmp_path / "model")
-    assert record["init"] == "pretrained"
+    assert record.init == "pretrained"
     assert info.stage == "pretrained"
     for name, value in before.state_dict().items():
         torch.testing.assert_close(after.state_dict()[name], value, atol=1e-6, rtol=0)
@@ -115,8 +118,8 @@ def test_every_recipe_pretrains_and_trains(name: str, data: Path, tmp_path: Path
         record = finetune(data, tmp_path / "model", short.model, short.finetune, init_dir=init)
         model, _ = load_model(tmp_path / "model")
         assert model.config == recipe.model
-        assert record["curve"][-1]["valid_logloss"] < 0.7
-        assert record["valid"]["auc"] > 0.5
+        assert record.curve[-1].valid_logloss < 0.7
+        assert record.valid.auc > 0.5
     assert (model.config.name == "dcnv2") == (name == "dcnv2")
 
 
@@ -136,6 +139,6 @@ def test_trials_as_long_as_the_run_are_the_run(data: Path, tmp_path: Path) -> No
         recipe.model,
         alone,
     )
-    assert record["chosen"]["table_l2"] == 1e-4
+    assert record.chosen.table_l2 == 1e-4
     first, again = load_model(tmp_path / "a")[0], load_model(tmp_path / "b")[0]
     assert torch.equal(first.embedding.table, again.embedding.table)

@@ -64,11 +64,11 @@ def test_a_full_run_that_trains_for_too_long_does_not_replace_a_better_trial(
     update = {"table_l2": (1e-6, 1e-5), "trial_epochs": trial_epochs, "epochs": epochs, "rate": 6e-2}
     recipe = tiny.model_copy(update={"finetune": tiny.finetune.model_copy(update=update)})
     record = finetune(data, tmp_path / "model", recipe.model, recipe.finetune)
-    kept = min(look["valid_logloss"] for look in record["curve"])
-    best_trial = min(trial["best"]["valid_logloss"] for trial in record["trials"])
-    last_epoch = record["curve"][-1]["epoch"]
+    kept = min(look.valid_logloss for look in record.curve)
+    best_trial = min(trial.best.valid_logloss for trial in record.trials)
+    last_epoch = record.curve[-1].epoch
     if full_is_better:
         assert kept < best_trial and last_epoch == pytest.approx(epochs, abs=0.5)
     else:
         assert kept == best_trial and last_epoch == pytest.approx(trial_epochs, abs=0.5)
-    assert record["chosen"]["epochs"] <= last_epoch
+    assert record.chosen.epochs <= last_epoch

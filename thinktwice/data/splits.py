@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from thinktwice.choices import SplitKind
 from thinktwice.data.row_ids import row_numbers, xxh64_of_integers
 
-PARTS = ("train", "valid", "test")
+PARTS: tuple[Literal["train", "valid", "test"], ...] = ("train", "valid", "test")
 
 
 class SplitSpec(BaseModel):

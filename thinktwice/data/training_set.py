@@ -16,12 +16,13 @@ from thinktwice.data.encoder import Encoder
 from thinktwice.data.instant.definition import definition_of
 from thinktwice.data.instant.stored import CounterScale, read_counters, write_counters
 from thinktwice.data.splits import PARTS, SplitSpec, assign_split
+from thinktwice.data.training_set_info import INFO_FILE, Conservation, PartInfo, PartName, TrainingSetInfo
 from thinktwice.errors import DataError, RowsLostError
-from thinktwice.files import atomic_dir, read_json, write_json
+from thinktwice.files import atomic_dir
 from thinktwice.parquet import read_frame, write_frame
 from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, SCHEMA_FILE, LogSchema, load_schema
+from thinktwice.versioned import read_result
 
-INFO_FILE = "training_set.json"
 ROWS_FILE = "rows.parquet"
 ENTITIES: tuple[Literal["user", "item"], ...] = ("user", "item")
 
@@ -33,7 +34,7 @@ class TrainingSet:
     folder: Path
     schema: LogSchema
     encoder: Encoder
-    info: dict[str, Any]
+    info: TrainingSetInfo
 
     def part(self, name: str) -> EncodedRows:
         """Encoded rows of ``train``, ``valid`` or ``test``, in the order of :meth:`rows`."""
@@ -73,11 +74,10 @@ class TrainingSet:
     @cached_property
     def train_window(self) -> tuple[str, str]:
         """First and last instant of the train part, ISO 8601 UTC."""
-        window = self.info["parts"]["train"]["window"]
-        return window[0], window[1]
+        return self.info.parts["train"].window
 
 
-def build_training_set(table: pa.Table, schema: LogSchema, out_dir: Path | str, split: SplitSpec) -> dict[str, Any]:
+def build_training_set(table: pa.Table, schema: LogSchema, out_dir: Path | str, split: SplitSpec) -> TrainingSetInfo:
     """Split, fit the encoder on train, encode all parts and write the folder; returns the content of its info file.
 
     Raises:
@@ -96,25 +96,27 @@ def build_training_set(table: pa.Table, schema: LogSchema, out_dir: Path | str, 
     _check_parts(frame, split)
     train = frame.filter(pl.col("split") == "train")
     encoder = Encoder.fit(train.to_arrow(), schema)
-    info: dict[str, Any] = {
-        "schema": schema.name,
-        "split": split.model_dump(mode="json"),
-        "rows": frame.height,
-        "parts": {},
-    }
+    parts: dict[PartName, PartInfo] = {}
     with atomic_dir(out_dir) as folder:
         (folder / SCHEMA_FILE).write_text(schema.to_yaml(), encoding="utf-8")
         encoder.save(folder)
         for part in PARTS:
             rows = frame.filter(pl.col("split") == part)
             encoder.encode_table(rows.to_arrow()).save(folder / f"{part}.safetensors")
-            info["parts"][part] = _describe(rows, train, schema)
-        info["conservation"] = _conservation(frame, table.num_rows)
+            parts[part] = _describe(rows, train, schema)
         definition = definition_of(schema)
         if definition is not None:
-            write_counters(frame, definition, folder, {part: info["parts"][part]["rows"] for part in PARTS})
+            write_counters(frame, definition, folder, {part: parts[part].rows for part in PARTS})
+        info = TrainingSetInfo(
+            format=TrainingSetInfo.FORMAT,
+            schema_name=schema.name,
+            split=split,
+            rows=frame.height,
+            parts=parts,
+            conservation=_conservation(frame, table.num_rows),
+        )
         write_frame(frame, folder / ROWS_FILE)
-        write_json(folder / INFO_FILE, info)
+        info.write(folder / INFO_FILE)
     return info
 
 
@@ -129,7 +131,8 @@ def load_training_set(folder: Path | str) -> TrainingSet:
         raise DataError(
             f"{folder} is not a training set (no {INFO_FILE}): give the folder that build_training_set wrote"
         )
-    return TrainingSet(folder, load_schema(folder / SCHEMA_FILE), Encoder.load(folder), read_json(folder / INFO_FILE))
+    info = read_result(folder / INFO_FILE, TrainingSetInfo, DataError, "build the training set again")
+    return TrainingSet(folder, load_schema(folder / SCHEMA_FILE), Encoder.load(folder), info)
 
 
 def _check_parts(frame: pl.DataFrame, split: SplitSpec) -> None:
@@ -149,28 +152,28 @@ def _check_parts(frame: pl.DataFrame, split: SplitSpec) -> None:
         )
 
 
-def _describe(rows: pl.DataFrame, train: pl.DataFrame, schema: LogSchema) -> dict[str, Any]:
+def _describe(rows: pl.DataFrame, train: pl.DataFrame, schema: LogSchema) -> PartInfo:
     """Size, window, click rate and novelty (share of rows with an entity unseen in train) of one part."""
     times = rows[EVENT_TIME]
-    novelty = {}
+    novelty: dict[str, float] = {}
     for entity in ENTITIES:
         key = schema.key_of(entity)
         if key is not None:
             seen = rows[key].is_in(train[key].unique().implode())
             novelty[entity] = 1.0 - float(seen.sum()) / rows.height
-    return {
-        "rows": rows.height,
-        "click_rate": float(rows[LABEL].to_numpy().mean()),
-        "window": [_iso(times.min()), _iso(times.max())],
-        "unseen_share": novelty,
-    }
+    return PartInfo(
+        rows=rows.height,
+        click_rate=float(rows[LABEL].to_numpy().mean()),
+        window=(_iso(times.min()), _iso(times.max())),
+        unseen_share=novelty,
+    )
 
 
-def _conservation(frame: pl.DataFrame, rows_in: int) -> dict[str, Any]:
+def _conservation(frame: pl.DataFrame, rows_in: int) -> Conservation:
     unique = frame[ROW_ID].n_unique()
     if frame.height != rows_in or unique != rows_in:
         raise RowsLostError(f"{rows_in} rows went into the split, {frame.height} came out with {unique} different ids")
-    return {"rows_in": rows_in, "rows_out": frame.height, "unique_row_ids": unique}
+    return Conservation(rows_in=rows_in, rows_out=frame.height, unique_row_ids=unique)
 
 
 def _iso(value: Any) -> str:

@@ -6,7 +6,7 @@ A verdict never fails the run: it says yes or no with its reasons. Only a broken
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import BundleError, reason
 from thinktwice.evaluate.from_bundle import misfit, score_bundle
 from thinktwice.evaluate.measure import ScoreColumn, column_metrics
-from thinktwice.files import atomic_dir, read_json, write_json
+from thinktwice.files import atomic_dir, read_json
 from thinktwice.progress import note
+from thinktwice.release.blessing import BLESSING_FILE, Blessing, ComparedChampion
 from thinktwice.release.bundle import EVALUATION_FILE, REPORT, Bundle, bundle_hash, load_bundle
 from thinktwice.stats.metrics import ECE_BINS
 from thinktwice.stats.significance import (
@@ -30,22 +31,13 @@ from thinktwice.stats.significance import (
     paired_auc,
 )
 from thinktwice.threads import reproducible
+from thinktwice.versioned import MeasuredInterval
 
-BLESSING_FILE = "blessing.json"
 STAGE = "bless"
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 MIN_FRESH = 1000  # rows that a comparison needs where the champion learned from the others
 ECE_LIMIT = 0.10  # a first model that misses the click rate by more is not served
 ECE_RISE = 0.01  # nor a new one that misses it by so much more than the champion, beyond chance
-
-
-@dataclass(frozen=True)
-class Blessing:
-    """A verdict. ``reasons`` are sentences; ``content`` is what ``blessing.json`` holds."""
-
-    blessed: bool
-    reasons: list[str]
-    content: dict[str, Any]
 
 
 @reproducible()
@@ -72,43 +64,48 @@ def bless(
     mine, encoded = score_bundle(candidate, rows, key="candidate", label="candidate")
     label, cluster = encoded.label.astype(np.float64), clusters_of(encoded.user)
     champion = _opponent(champion_dir, rows)
-    content: dict[str, Any] = {
-        "format": 1,
-        "bundle_hash": candidate.hash,
-        "model_version": candidate.manifest.model_version,
-        "rows": len(label),
-        "candidate": column_metrics(label, mine, cluster, None),
-        # Whom the deployment may replace: another champion was never compared with this model.
-        "champion_hash": None if champion_dir is None else bundle_hash(champion_dir),
-    }
+    metrics = column_metrics(label, mine, cluster, None)
+    compared: dict[str, Any] = {}
     better, reasons = _better_than_chance(label, mine, cluster)
     fresh, remark = np.ones(len(label), bool), ""
     if isinstance(champion, Bundle) and champion.hash != candidate.hash:
         fresh, remark = _fresh_rows(champion, encoded.time, label)
     if isinstance(champion, str) or not fresh.any():
-        sound, why = _sound_alone(content["candidate"]["ece"], label)
+        sound, why = _sound_alone(metrics["ece"], label)
         remark = champion if isinstance(champion, str) else remark
     else:
         y, codes = label[fresh], clusters_of(encoded.user[fresh])
         ours = _taken(mine, fresh)
         theirs = _taken(score_bundle(champion, rows, key="champion", label="champion")[0], fresh)
         changes = _changes(y, theirs, ours, codes)
-        content["compared_rows"] = len(y)
-        content["champion"] = {
-            "bundle_hash": champion.hash,
-            "model_version": champion.manifest.model_version,
-            "metrics": column_metrics(y, theirs, codes, None),
+        compared = {
+            "compared_rows": len(y),
+            "champion": ComparedChampion(
+                bundle_hash=champion.hash,
+                model_version=champion.manifest.model_version,
+                metrics=column_metrics(y, theirs, codes, None),
+            ),
+            "changes": {name: MeasuredInterval.of(change) for name, change in changes.items()},
         }
-        content["changes"] = {name: value.to_json() for name, value in changes.items()}
         sound, why = _against_champion(changes, same=champion.hash == candidate.hash)
     blessed = better and sound
     failed = ([] if better else reasons) + ([] if sound else why)
     reasons = [*reasons, *([remark] if remark else []), *why]
-    content |= {"blessed": blessed, "reasons": reasons}
+    verdict = Blessing(
+        format=Blessing.FORMAT,
+        blessed=blessed,
+        reasons=tuple(reasons),
+        bundle_hash=candidate.hash,
+        champion_hash=None if champion_dir is None else bundle_hash(champion_dir),
+        model_version=candidate.manifest.model_version,
+        rows=len(label),
+        candidate=metrics,
+        **compared,
+    )
     with atomic_dir(out_dir) as folder:
-        write_json(folder / BLESSING_FILE, content)
+        verdict.write(folder / BLESSING_FILE)
     note(STAGE, f"blessed: {why[-1]}" if blessed else f"not blessed: {'; '.join(failed)}")
-    return Blessing(blessed, reasons, content)
+    return verdict
 
 
 def _opponent(champion_dir: Path | str | None, rows: pl.DataFrame) -> Bundle | str:

@@ -63,7 +63,7 @@ def evaluate_bundles(
         "shipped": "bundle",
         "mode": bundle.engine.config.mode,
         "test_time": {},
-        "novelty": {part: data.info["parts"][part]["unseen_share"] for part in ("valid", "test")},
+        "novelty": data.info.novelty(),
         "data": data_facts(data),
         "verdict": verdict,
     }

@@ -17,7 +17,7 @@ from thinktwice.evaluate.extra_work import extra_work, fitting_rows, subsample, 
 from thinktwice.evaluate.measure import ScoreColumn, measure, operating_point
 from thinktwice.evaluate.report import render
 from thinktwice.evaluate.verdict import verdict_lines
-from thinktwice.files import atomic_dir, read_json, write_json
+from thinktwice.files import atomic_dir, write_json
 from thinktwice.models.store import load_model
 from thinktwice.progress import note
 from thinktwice.release.bundle import EVALUATION_FILE, REPORT_FILE
@@ -27,6 +27,8 @@ from thinktwice.testtime.engine import Raw
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.store import load_test_time, read_report
 from thinktwice.threads import reproducible
+from thinktwice.train.record import TRAINING_FILE, FinetuneRecord
+from thinktwice.versioned import read_result
 
 STAGE = "evaluate"
 TIMINGS_FILE = "timings.json"
@@ -137,7 +139,7 @@ def evaluate(
             {config: subsample(scores, index) for config, scores in known.items()},
         ),
         "novelty": test_time.report["novelty"],
-        "operating_point": operating_point(test.label, ships.probability, data.info["parts"]["train"]["click_rate"]),
+        "operating_point": operating_point(test.label, ships.probability, data.info.parts["train"].click_rate),
         "data": data_facts(data),
         "curves": {
             name: curve
@@ -168,17 +170,15 @@ def _walls(trial_model: TrialModel, report: dict[str, Any], test: EncodedRows) -
 
 def data_facts(data: TrainingSet) -> dict[str, Any]:
     """Schema name, split, and size, click rate and window of every part."""
-    parts = data.info["parts"]
-    return {
-        "schema": data.schema.name,
-        "split": data.info["split"],
-        "parts": {name: {k: part[k] for k in ("rows", "click_rate", "window")} for name, part in parts.items()},
-    }
+    info = data.info.model_dump(
+        mode="json", include={"split": True, "parts": {"__all__": {"rows", "click_rate", "window"}}}
+    )
+    return {"schema": data.schema.name} | info
 
 
 def _curve(folder: Path | str | None) -> list[dict[str, float]]:
     """Epoch, training and validation logloss of a model's training, if its folder has the record."""
-    if folder is None or not (Path(folder) / "training.json").is_file():
+    if folder is None or not (Path(folder) / TRAINING_FILE).is_file():
         return []
-    curve = read_json(Path(folder) / "training.json").get("curve", [])
-    return [{k: float(c[k]) for k in ("epoch", "train_logloss", "valid_logloss")} for c in curve]
+    record = read_result(Path(folder) / TRAINING_FILE, FinetuneRecord, BundleError, "train the model again")
+    return [point.model_dump(exclude={"valid_auc"}) for point in record.curve]

@@ -46,7 +46,7 @@ def write_candidate(
     """Write the bundle of the chosen trunk (a key of ``model_dirs``). Its date is the end of its data, so that the same
     inputs give the same identity."""
     data = load_training_set(training_set_dir)
-    last = data.info["parts"]["test"]["window"][1]
+    last = data.info.parts["test"].window[1]
     identity = BundleIdentity(
         model_version=model_version,
         feature_service=feature_service_name(data.schema, feature_version),

@@ -13,12 +13,13 @@ from torch.nn import functional as F
 
 from thinktwice.data.encoded import Batch, EncodedRows, count_values
 from thinktwice.data.training_set import load_training_set
-from thinktwice.files import atomic_dir, write_json
+from thinktwice.files import atomic_dir
 from thinktwice.models import FieldSpace, ModelInfo, build_backbone, write_model
 from thinktwice.models.config import BackboneConfig
 from thinktwice.pretrain.config import PretrainConfig
 from thinktwice.pretrain.corrupt import corrupt
 from thinktwice.pretrain.denoiser import HIDDEN_LABEL, Denoiser
+from thinktwice.pretrain.record import TRAINING_FILE, LossRecord, PretrainRecord
 from thinktwice.progress import note
 from thinktwice.threads import reproducible
 from thinktwice.train.device import on_device
@@ -26,7 +27,6 @@ from thinktwice.train.loader import BlockLoader
 from thinktwice.train.loop import Bar, LoopPlan, Steps, run_loop
 
 STAGE = "pretrain"
-TRAINING_FILE = "training.json"
 CURVE_POINTS = 10  # about so many in a run
 
 
@@ -200,24 +200,25 @@ def pretrain(
     config: PretrainConfig,
     *,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> PretrainRecord:
     """Pre-train on the train part of a training set and write a model folder; returns its ``training.json``."""
     data = load_training_set(training_set_dir)
     fields = FieldSpace.of(data.schema, data.encoder)
     train = data.part("train")
     done = fit(train, fields, backbone, config, seed=seed)
-    record = {
-        "seed": seed,
-        "torch": torch.__version__,
-        "curve": done.curve,
-        "unigram_entropy": done.unigram,
-        "sampled_losses": done.sampled,
-        "config": config.model_dump(mode="json"),
-        "rows": {"train": len(train)},
-    }
+    record = PretrainRecord(
+        format=PretrainRecord.FORMAT,
+        seed=seed,
+        torch=torch.__version__,
+        curve=tuple(LossRecord.model_validate(point) for point in done.curve),
+        unigram_entropy=done.unigram,
+        sampled_losses=tuple(done.sampled),
+        config=config,
+        rows={"train": len(train)},
+    )
     provenance = {"schema": data.schema.name, "train_window": list(data.train_window), "seed": seed}
     with atomic_dir(out_dir) as folder:
         write_model(folder, done.denoiser.backbone, ModelInfo(stage="pretrained", provenance=provenance))
-        write_json(folder / TRAINING_FILE, record)
+        record.write(folder / TRAINING_FILE)
     note(STAGE, f"label loss {done.curve[-1]['label']:.4f} with half of the sample hidden")
     return record

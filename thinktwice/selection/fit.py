@@ -203,7 +203,7 @@ def field_importance(
 
 def novelty(data: TrainingSet) -> dict[str, dict[str, float]]:
     """Share of rows with a user or item that training never saw, validation beside test."""
-    return {part: data.info["parts"][part]["unseen_share"] for part in ("valid", "test")}
+    return data.info.novelty()
 
 
 def novelty_words(share: dict[str, dict[str, float]]) -> str:

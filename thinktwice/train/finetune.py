@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ import torch
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import DataError
-from thinktwice.files import atomic_dir, write_json
+from thinktwice.files import atomic_dir
 from thinktwice.models import Backbone, Calibration, FieldSpace, ModelInfo, build_backbone, load_model, write_model
 from thinktwice.models.config import BackboneConfig
 from thinktwice.progress import note
@@ -22,10 +21,16 @@ from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import fit_calibration, known_auc, logits_of
+from thinktwice.train.record import (
+    TRAINING_FILE,
+    ChosenRecord,
+    EvalRecord,
+    FinetuneRecord,
+    Reached,
+    TrialRecord,
+)
 from thinktwice.train.run import EvalPoint
 from thinktwice.train.tune import STAGE, Trial, TuningCandidate, tune
-
-TRAINING_FILE = "training.json"
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ def finetune(
     *,
     seed: int = 0,
     init_dir: Path | str | None = None,
-) -> dict[str, Any]:
+) -> FinetuneRecord:
     """Fine-tune on a training set folder and write a model folder; returns the content of its ``training.json``.
 
     With ``init_dir`` (a pre-trained model folder) all parameters start from there and the architecture is taken from it.
@@ -110,28 +115,29 @@ def finetune(
             )
     train, valid = data.part("train"), data.part("valid")
     done = fit(train, valid, fields, backbone, config, seed=seed, start_from=start_from)
-    record = {
-        "init": "pretrained" if init_dir is not None else "random",
-        "seed": seed,
-        "torch": torch.__version__,
-        "chosen": asdict(done.chosen) | {"epochs": done.epochs},
-        "trials": [asdict(t) for t in done.trials],
-        "curve": [asdict(c) for c in done.curve],
-        "valid": {"logloss": done.valid_logloss, "auc": done.valid_auc},
-        "config": config.model_dump(mode="json"),
-        "rows": {"train": len(train), "valid": len(valid)},
-    }
+    record = FinetuneRecord(
+        format=FinetuneRecord.FORMAT,
+        init="pretrained" if init_dir is not None else "random",
+        seed=seed,
+        torch=torch.__version__,
+        chosen=ChosenRecord(**asdict(done.chosen), epochs=done.epochs),
+        trials=tuple(TrialRecord.model_validate(asdict(trial)) for trial in done.trials),
+        curve=tuple(EvalRecord.model_validate(asdict(point)) for point in done.curve),
+        valid=Reached(logloss=done.valid_logloss, auc=done.valid_auc),
+        config=config,
+        rows={"train": len(train), "valid": len(valid)},
+    )
     provenance = {
         "schema": data.schema.name,
         "train_window": list(data.train_window),
         "seed": seed,
-        "init": record["init"],
-        "chosen": record["chosen"],
+        "init": record.init,
+        "chosen": record.chosen.model_dump(mode="json"),
     }
     info = ModelInfo(stage="finetuned", calibration=done.calibration, provenance=provenance)
     with atomic_dir(out_dir) as folder:
         write_model(folder, done.model, info)
-        write_json(folder / TRAINING_FILE, record)
+        record.write(folder / TRAINING_FILE)
     valid_auc = UNDEFINED if done.valid_auc is None else f"{done.valid_auc:.4f}"
     note(STAGE, f"valid AUC {valid_auc}, L2 {done.chosen.table_l2:g}, {done.chosen.augmentation}")
     return record

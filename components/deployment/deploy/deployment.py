@@ -10,12 +10,12 @@ from typing import Any, get_args
 import yaml
 
 from components.choices import DeployTarget
-from components.deployment.blessing import BlessingFile, require_blessing
 from feature_repo.store import ensure_online
 from thinktwice.choices import listed
 from thinktwice.errors import BundleError, FeatureStoreError, PipelineError, reason
 from thinktwice.files import atomic_dir, read_json, sha256_text, write_json
 from thinktwice.release.archive import ARCHIVE_FILE, MODEL_NAME, open_archive
+from thinktwice.release.blessing import Blessing, require_blessing
 from thinktwice.release.bundle import Manifest, bundle_hash, verify_bundle
 from thinktwice.release.champion import install_champion, read_champion
 from thinktwice.release.feature_store import DATA, FEATURE_STORE
@@ -92,7 +92,7 @@ def deploy_model(
     return info
 
 
-def _check_opponent(blessing: BlessingFile, state_dir: Path) -> None:
+def _check_opponent(blessing: Blessing, state_dir: Path) -> None:
     """Two runs at a time may both be blessed against one champion: the second must not replace the first unseen."""
     if "champion_hash" not in blessing.model_fields_set:
         return

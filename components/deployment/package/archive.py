@@ -12,10 +12,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from components.deployment.blessing import require_blessing
 from thinktwice.errors import PipelineError
 from thinktwice.files import atomic_dir
 from thinktwice.release.archive import ARCHIVE_FILE, BUNDLE, HANDLER, MAR_MANIFEST, MODEL_NAME, SETTINGS_FILE
+from thinktwice.release.blessing import require_blessing
 from thinktwice.release.bundle import OLD_SIGNATURE_FILE, verify_bundle
 from thinktwice.release.release import write_release
 from thinktwice.release.signing import signing_key

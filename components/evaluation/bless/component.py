@@ -23,7 +23,7 @@ def bless(
     verdict = judge(training_set.path, bundle.path, opponent, blessing.path)
     blessing.metadata.update(blessed=verdict.blessed, reasons="; ".join(verdict.reasons))
     metrics.log_metric("blessed", float(verdict.blessed))
-    for name, change in verdict.content.get("changes", {}).items():
-        if change["value"] is not None:
-            metrics.log_metric(f"{name}_change_against_champion", change["value"])
+    for name, change in (verdict.changes or {}).items():
+        if change.value is not None:
+            metrics.log_metric(f"{name}_change_against_champion", change.value)
     return verdict.blessed

@@ -29,15 +29,13 @@ def evaluate(
     import tempfile
     from pathlib import Path
 
-    from thinktwice.data.splits import SplitSpec
     from thinktwice.data.training_set import load_training_set
     from thinktwice.evaluate.compare import evaluate as compare
     from thinktwice.evaluate.package import model_version, write_candidate
     from thinktwice.evaluate.report import render
 
     data = load_training_set(training_set.path)
-    split = SplitSpec.model_validate(data.info["split"])
-    name = model_version(data.schema, feature_version, split=split, recipe=recipe, mode=mode, seed=seed)
+    name = model_version(data.schema, feature_version, split=data.info.split, recipe=recipe, mode=mode, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         result = compare(training_set.path, plain.path, pretrained.path, test_time.path, f"{folder}/evaluation")
         write_candidate(

@@ -30,7 +30,7 @@ def build_training_set(
     spec = SplitSpec.model_validate({"kind": split, "seed": seed})
     rows = retrieve.training_set(clean.path, feature_store.path)
     info = build(rows, load_schema(f"{clean.path}/schema.yaml"), training_set.path, spec)
-    training_set.metadata.update(rows=info["rows"], split=split, seed=seed, code_version=code_version)
-    for part, description in info["parts"].items():
-        metrics.log_metric(f"rows_{part}", description["rows"])
-        metrics.log_metric(f"click_rate_{part}", description["click_rate"])
+    training_set.metadata.update(rows=info.rows, split=split, seed=seed, code_version=code_version)
+    for part, description in info.parts.items():
+        metrics.log_metric(f"rows_{part}", description.rows)
+        metrics.log_metric(f"click_rate_{part}", description.click_rate)

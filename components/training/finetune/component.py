@@ -22,10 +22,12 @@ def finetune(
     init_dir = pretrained.path if pretrained is not None else None
     settings = recipes.get(recipe)
     record = run(training_set.path, model.path, settings.model, settings.finetune, seed=seed, init_dir=init_dir)
-    chosen = record["chosen"]
-    model.metadata.update(recipe=recipe, seed=seed, code_version=code_version, init=record["init"], **chosen)
-    metrics.log_metric("valid_logloss", record["valid"]["logloss"])
-    if record["valid"]["auc"] is not None:  # not defined with one class
-        metrics.log_metric("valid_auc", record["valid"]["auc"])
-    metrics.log_metric("table_l2", chosen["table_l2"])
-    metrics.log_metric("epochs", chosen["epochs"])
+    chosen = record.chosen
+    model.metadata.update(
+        recipe=recipe, seed=seed, code_version=code_version, init=record.init, **chosen.model_dump(mode="json")
+    )
+    metrics.log_metric("valid_logloss", record.valid.logloss)
+    if record.valid.auc is not None:  # not defined with one class
+        metrics.log_metric("valid_auc", record.valid.auc)
+    metrics.log_metric("table_l2", chosen.table_l2)
+    metrics.log_metric("epochs", chosen.epochs)

@@ -20,8 +20,8 @@ def pretrain(
 
     settings = recipes.get(recipe)
     record = run(training_set.path, pretrained.path, settings.model, settings.pretrain, seed=seed)
-    pretrained.metadata.update(recipe=recipe, seed=seed, code_version=code_version, train_rows=record["rows"]["train"])
-    last = record["curve"][-1]
-    metrics.log_metric("label_logloss", last["label"])
-    for name, loss in last["fields"].items():
+    pretrained.metadata.update(recipe=recipe, seed=seed, code_version=code_version, train_rows=record.rows["train"])
+    last = record.curve[-1]
+    metrics.log_metric("label_logloss", last.label)
+    for name, loss in last.fields.items():
         metrics.log_metric(f"loss_{name}", loss)

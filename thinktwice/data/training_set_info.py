@@ -1,0 +1,47 @@
+"""``training_set.json``: what a training set is made of, part by part."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from thinktwice.data.splits import SplitSpec
+from thinktwice.versioned import Record, ResultFile
+
+INFO_FILE = "training_set.json"
+PartName = Literal["train", "valid", "test"]
+
+
+class PartInfo(Record):
+    """Size, window (first and last instant, ISO 8601 UTC), click rate and novelty of one part.
+
+    ``unseen_share`` is the share of rows with an entity that training never saw, by entity (user, item).
+    """
+
+    rows: int
+    click_rate: float
+    window: tuple[str, str]
+    unseen_share: dict[str, float]
+
+
+class Conservation(Record):
+    """Rows into the split and out of it."""
+
+    rows_in: int
+    rows_out: int
+    unique_row_ids: int
+
+
+class TrainingSetInfo(ResultFile):
+    """The content of the file."""
+
+    FORMAT: ClassVar[int] = 2
+
+    schema_name: str
+    split: SplitSpec
+    rows: int
+    parts: dict[PartName, PartInfo]
+    conservation: Conservation
+
+    def novelty(self) -> dict[str, dict[str, float]]:
+        """``unseen_share`` of validation beside that of test."""
+        return {"valid": self.parts["valid"].unseen_share, "test": self.parts["test"].unseen_share}

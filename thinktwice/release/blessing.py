@@ -1,0 +1,73 @@
+"""``blessing.json``: whether a bundle may take the champion's place, and why. The bless step writes it, deployment reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from thinktwice.errors import PipelineError
+from thinktwice.release.bundle import bundle_hash
+from thinktwice.versioned import MeasuredInterval, Record, ResultFile, read_result
+
+BLESSING_FILE = "blessing.json"
+
+Metrics = dict[str, float | None]  # by name; None where a metric is not defined on these rows
+
+
+class ComparedChampion(Record):
+    """The champion on the rows on which both were compared."""
+
+    bundle_hash: str
+    model_version: str
+    metrics: Metrics
+
+
+class Blessing(ResultFile):
+    """The verdict on one bundle; ``reasons`` are sentences.
+
+    ``champion_hash`` is the bundle that the deployment may replace: another champion was never compared with this model; None
+    when there was none. ``champion``, ``compared_rows`` and ``changes`` (candidate minus champion, by metric) are there where
+    both could be compared.
+    """
+
+    FORMAT: ClassVar[int] = 2
+
+    blessed: bool
+    reasons: tuple[str, ...]
+    bundle_hash: str
+    champion_hash: str | None
+    model_version: str
+    rows: int
+    candidate: Metrics
+    compared_rows: int | None = None
+    champion: ComparedChampion | None = None
+    changes: dict[str, MeasuredInterval] | None = None
+
+
+def read_blessing(path: Path | str) -> Blessing:
+    """Read a blessing: the file, or the folder that holds it.
+
+    Raises:
+        PipelineError: it is missing, damaged, or of another format.
+    """
+    path = Path(path)
+    return read_result(
+        path / BLESSING_FILE if path.is_dir() else path, Blessing, PipelineError, "run the bless step again"
+    )
+
+
+def require_blessing(path: Path | str, bundle_dir: Path | str) -> Blessing:
+    """Read the blessing and make sure that it is positive and for this very bundle.
+
+    Raises:
+        PipelineError: there is none, it is negative, or it is for another bundle.
+    """
+    value = read_blessing(path)
+    if not value.blessed:
+        why = "; ".join(value.reasons) or "no reason given"
+        raise PipelineError(f"the model is not blessed ({why}): it is not deployed, the champion stays")
+    if (found := bundle_hash(bundle_dir)) != value.bundle_hash:
+        raise PipelineError(
+            f"the blessing is for bundle {value.bundle_hash[:12]} and this is bundle {found[:12]}: bless this bundle"
+        )
+    return value

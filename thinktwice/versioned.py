@@ -1,0 +1,70 @@
+"""Results on disk: JSON files whose content is one typed, frozen model with a format number, written and read through it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, StrictInt
+
+from thinktwice.errors import ThinktwiceError, reason
+from thinktwice.files import read_json, write_json
+from thinktwice.stats.significance import Interval
+
+
+class Record(BaseModel):
+    """A part of a result: frozen, with no unknown keys and no numbers that are not finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class MeasuredInterval(Record):
+    """An :class:`~thinktwice.stats.significance.Interval` as files hold it: None for a number that is not finite."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    significant: bool
+
+    @classmethod
+    def of(cls, interval: Interval) -> Self:
+        return cls.model_validate(interval.to_json())
+
+
+class ResultFile(Record):
+    """A whole file. ``FORMAT`` is the number of its form; it rises when a key is added, taken away or means something else."""
+
+    FORMAT: ClassVar[int]
+
+    format: StrictInt
+
+    def write(self, path: Path | str) -> None:
+        """Write the file: aside first, then renamed."""
+        write_json(path, self.model_dump(mode="json"))
+
+
+F = TypeVar("F", bound=ResultFile)
+
+
+def read_result(path: Path, kind: type[F], error: type[ThinktwiceError], fix: str) -> F:
+    """Read a result file.
+
+    Raises:
+        error: it is missing, torn, of another format, or lacks or adds a key; the message names the file, what is wrong and ``fix``.
+    """
+    try:
+        return kind.model_validate(checked_format(read_json(path), kind.FORMAT))
+    except (OSError, ValueError) as cause:
+        raise error(f"{path} cannot be read ({reason(cause)}): {fix}") from cause
+
+
+def checked_format(value: object, expected: int) -> object:
+    """``value`` as it is, unless it says that it is of another format: then nothing else about it matters.
+
+    Raises:
+        ValueError: it is an object of another format, or of none.
+    """
+    if isinstance(value, dict) and (found := value.get("format")) != expected:
+        said = "no format number" if found is None else f"format {found!r}"
+        raise ValueError(f"it has {said}, this version reads {expected}")
+    return value
