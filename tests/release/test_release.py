@@ -127,7 +127,9 @@ def test_an_archive_that_changes_after_its_hash_was_taken_is_refused(
 
     monkeypatch.setattr(archive_module, "_check_directory", late)
     words = (
-        r"TorchServe's files in the archive differ from those it names" if what.endswith(".yaml") else "weights.safetensors has SHA-256"
+        r"TorchServe's files in the archive differ from those it names"
+        if what.endswith(".yaml")
+        else "weights.safetensors has SHA-256"
     )
     with pytest.raises(BundleError, match=words):
         staged(release, tmp_path, keys[1])
