@@ -44,14 +44,14 @@ class TrainingSet:
         """The clean rows of one part with all their columns."""
         return read_frame(self.folder / ROWS_FILE).filter(pl.col("split") == part)
 
-    def counters(self, part: str) -> np.ndarray | None:
+    def counters(self, part: PartName) -> np.ndarray | None:
         """Instant statistics of one part in the order of :meth:`rows`, float32 [R, C], NaN for unknown; a read-only memory map.
 
         None for a schema without ``statistics.instant``. :attr:`counter_scale` standardises them.
         """
         if self.counter_scale is None:
             return None
-        rows = self.info["parts"][part]["rows"]
+        rows = self.info.parts[part].rows
         return read_counters(self.folder, part, rows, len(self.counter_scale.names))
 
     @cached_property
