@@ -20,9 +20,9 @@ from feature_repo.retrieve import features_at
 from feature_repo.store import read_info
 from thinktwice.data.feature_tables import TableSpec, build_feature_tables, table_specs
 from thinktwice.errors import DataError, FeatureStoreError
-from thinktwice.monitor.record import AT, ITEM, USER, VERSION
 from thinktwice.monitor.served import read_served
 from thinktwice.monitor.skew import SkewReport, compare
+from thinktwice.records.served import AT, ITEM, USER, VERSION
 from thinktwice.release.feature_store import DATA, REGISTRY_FILE, SETTINGS_FILE
 from thinktwice.schema import ROW_ID, SCHEMA_FILE, load_schema
 

@@ -9,12 +9,12 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from serving.admission import Admission
 from serving.config import FEATURE_STORE, ServingConfig
-from serving.scorer import open_scorer
+from serving.scorer import Answer, open_scorer
 from serving.service import Service
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.prediction_log import PredictionLog
 from serving.telemetry.tracing import open_tracing
-from thinktwice.release.bundle import read_manifest
+from thinktwice.release.bundle import Manifest, read_manifest
 
 
 def open_service(
@@ -24,6 +24,7 @@ def open_service(
     model_name: str,
     feature_store: Path | str | None = None,
     registry: CollectorRegistry = REGISTRY,
+    checked: Manifest | None = None,
 ) -> Service:
     """Load, warm up and measure.
 
@@ -33,6 +34,7 @@ def open_service(
         model_name: as it stands in the path.
         feature_store: folder; default the one that ``THINKTWICE_FEATURE_STORE`` names.
         registry: where the metrics are registered.
+        checked: see :func:`thinktwice.release.bundle.load_bundle`.
 
     Raises:
         BundleError: the bundle is damaged. Its signature was checked before (:func:`thinktwice.release.release.stage`).
@@ -41,7 +43,7 @@ def open_service(
     import torch
 
     torch.set_num_threads(config.threads)
-    version = read_manifest(bundle_dir).model_version
+    version = (checked or read_manifest(bundle_dir)).model_version
     tracing = open_tracing(version, config.arm)
     metrics = Metrics(config.arm, version, registry)
     scorer = open_scorer(
@@ -50,11 +52,12 @@ def open_service(
         features=config.features,
         on_default=metrics.defaulted,
         tracing=tracing,
+        checked=checked,
     )
     admission = Admission(workers=config.workers, queue=config.queue, shed=config.shed)
     log = None
     if config.prediction_log.folder:
-        log = PredictionLog(scorer.bundle.schema, config.prediction_log, metrics.log_writable)
+        log = PredictionLog(scorer.bundle.schema, config.prediction_log, metrics.log_writable, Answer)
     service = Service(scorer, config, metrics, admission, tracing, model_name=model_name, log=log)
     service.warm_up()
     return service

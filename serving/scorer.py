@@ -18,7 +18,8 @@ from serving.telemetry.tracing import Tracing
 from thinktwice.data.encoded import Batch
 from thinktwice.data.sides import join
 from thinktwice.errors import FeatureStoreError, ServerError
-from thinktwice.release.bundle import Bundle, load_bundle
+from thinktwice.records.answer import Scored
+from thinktwice.release.bundle import Bundle, Manifest, load_bundle
 from thinktwice.testtime.budget import extra_rows
 
 WARM_UP_ROWS = 100
@@ -28,43 +29,19 @@ WARM_UP_ROUNDS = 3
 Logged = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """Scores of one request, by position of the candidate (or row) in the request.
+@dataclass(frozen=True, kw_only=True)
+class Answer(Scored):
+    """Scores of one request, with what metrics and logs want to know of the work.
 
     Attributes:
-        item_ids: the candidates; None for raw rows.
-        order: the positions to answer with: all in request order or, when the request has ``k``, the best ``k`` by rank.
-        rank: 1 is the most likely click; equal probabilities keep the order of the request.
-        paths_capped: more work was wanted than one request may cost (or its deadline allows): the least uncertain of the
-            uncertain rows kept the score of one pass.
-        defaulted: context fields the caller left out.
-        stale_user, stale_items: features older than allowed.
-        default_features: sides ("user", "item") that were scored with defaults: their lookup was late or failed, or their stored
-            features were too large for the model.
-        unusable: those of them whose stored features were too large.
+        unusable: the sides among ``default_features`` whose stored features were too large.
         path_budget: extra rows the request was allowed where less than usual; None without a limit of its own.
         shed: it was allowed none for the load of the server.
         path_rows: extra rows that were scored.
         stages: seconds by stage ("features", "encode", "engine"). Differs from call to call, so it is no part of a body.
-        logged: what the prediction log needs beside the scores: shared values, and values per row.
+        logged: what the prediction log needs beside the answer: shared values, and values per row.
     """
 
-    item_ids: tuple[str, ...] | None
-    order: tuple[int, ...]
-    probability: tuple[float, ...]
-    uncertainty: tuple[float, ...]
-    num_paths: tuple[int, ...]
-    rank: tuple[int, ...]
-    cold_user: bool
-    cold_items: tuple[bool, ...]
-    paths_capped: bool
-    defaulted: tuple[str, ...]
-    model_version: str
-    bundle_hash: str
-    stale_user: bool = False
-    stale_items: tuple[bool, ...] = ()
-    default_features: tuple[str, ...] = ()
     unusable: tuple[Entity, ...] = ()
     path_budget: int | None = None
     shed: bool = False
@@ -202,6 +179,7 @@ class Scorer:
             bundle_hash=self.bundle.hash,
             stale_user=features is not None and features.stale_user,
             stale_items=() if features is None else features.stale_items,
+            stale=features is not None and (features.stale_user or any(features.stale_items)),
             default_features=() if features is None else features.defaulted,
             unusable=unusable,
             path_budget=budget,
@@ -276,18 +254,20 @@ def open_scorer(
     features: FeatureConfig | None = None,
     on_default: OnDefault | None = None,
     tracing: Tracing | None = None,
+    checked: Manifest | None = None,
 ) -> Scorer:
     """Load a bundle, open its feature service, and warm both up.
 
     Args:
         features: how features are looked up.
         on_default: told of every lookup that was answered with defaults; without it such a lookup is an error.
+        checked: see :func:`thinktwice.release.bundle.load_bundle`.
 
     Raises:
         BundleError: the bundle is damaged.
         FeatureStoreError: the bundle names a feature service, and there is no store or the store does not have it.
     """
-    bundle = load_bundle(bundle_dir)
+    bundle = load_bundle(bundle_dir, checked)
     service = bundle.manifest.feature_service
     reader: OnlineFeatureReader | None = None
     if service:

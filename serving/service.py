@@ -22,8 +22,11 @@ from serving.admission import Admission
 from serving.config import ServingConfig
 from serving.deadline import Deadline, header_deadline_ms
 from serving.outcome import Outcome
-from serving.protocol import codec_v1, codec_v2, json_text, openapi
+from serving.protocol import codec_v2, json_text, openapi
+from serving.protocol.codec_v1 import V1, V1Call
+from serving.protocol.codec_v2 import V2, V2Call
 from serving.protocol.errors import JSON, error_body
+from serving.protocol.faults import Fault, json_path
 from serving.protocol.requests import Request
 from serving.protocol.v2_tensors import HEADER, split
 from serving.scorer import Answer, NoFiniteScoreError, Scorer
@@ -89,15 +92,6 @@ class Arrival:
     problem: RequestError | None = None
 
 
-@dataclass(frozen=True)
-class _DecodedRequests:
-    """The requests of a body."""
-
-    requests: list[Request]
-    rows: int
-    v2: dict[str, Any] | None = None  # the body, where it is v2
-
-
 @dataclass
 class _RequestContext:
     """What is known of an HTTP request so far."""
@@ -136,6 +130,8 @@ class Service:
     ) -> None:
         self.scorer, self.config, self.metrics, self.admission = scorer, config, metrics, admission
         self._tracing, self._model_name, self._log = tracing, model_name, log
+        self._v1 = V1(scorer.parser)
+        self._v2 = V2(scorer.parser, model_name, scorer.bundle.manifest.model_version, Answer)
         self._sent = SendingTimes(metrics.start_ignored)
         self._too_large = Trouble(
             logger, "stored features fit the model again, after {seconds} s and {times} answers without them"
@@ -172,8 +168,8 @@ class Service:
             best = math.inf
             for _ in range(WARM_UP_ROUNDS):
                 began = time.perf_counter()
-                decoded = self._read(raw, {})
-                self._encode(decoded, self.scorer.score(decoded.requests, extra_paths=False))
+                call = self._read(raw, {})
+                _encode(call, self.scorer.score(call.requests, extra_paths=False))
                 best = min(best, time.perf_counter() - began)
             costs.append((rows, best))
         self.admission.warmed_up(costs)
@@ -248,7 +244,9 @@ class Service:
         """What this predictor accepts and answers."""
         manifest = self.scorer.bundle.manifest
         online = self.scorer.reader is not None
-        return openapi.document(self.scorer.bundle.schema, self._model_name, manifest.model_version, online=online)
+        return openapi.document(
+            self.scorer.bundle.schema, self._model_name, manifest.model_version, online=online, answer=Answer
+        )
 
     def _answer(self, raw: Any, headers: Mapping[str, str], context: _RequestContext) -> HTTPResponse:
         if openapi.MEDIA_TYPE in headers.get("accept", ""):
@@ -260,23 +258,24 @@ class Service:
         self.admission.refuse_hopeless(arrival.deadline)
         queued = arrival.queued + context.arrived - arrival.at
         began = time.perf_counter()
-        decoded = self._read(raw, headers)
+        call = self._read(raw, headers)
         parsed = time.perf_counter()
-        own = [Deadline.of(request.deadline_ms, arrival.deadline) or arrival.deadline for request in decoded.requests]
+        own = [Deadline.of(request.deadline_ms, arrival.deadline) or arrival.deadline for request in call.requests]
         soonest = min(own, key=lambda deadline: deadline.ends)
-        extra_paths = self.admission.admit(soonest, decoded.rows, queued)
+        rows = sum(request.num_rows for request in call.requests)
+        extra_paths = self.admission.admit(soonest, rows, queued)
         try:
-            answers = self.scorer.score(decoded.requests, arrival.deadline, extra_paths=extra_paths)
+            answers = self.scorer.score(call.requests, arrival.deadline, extra_paths=extra_paths)
         except NoFiniteScoreError as error:
-            return self._no_score(error, decoded, context)
+            return self._no_score(error, call, context)
         scored = time.perf_counter()
-        reply = self._encode(decoded, answers)
+        reply = _encode(call, answers)
         context.outcome, context.answers = "ok", answers
         done = time.perf_counter()
         self.metrics.stage("queue", queued)
         self.metrics.stage("parse", parsed - began)
         self.metrics.stage("respond", done - scored)
-        for request, answer in zip(decoded.requests, answers, strict=True):
+        for request, answer in zip(call.requests, answers, strict=True):
             self.metrics.answered(answer)
             self._check_stored_features(answer)
             if self._log is not None:
@@ -290,36 +289,17 @@ class Service:
         stages["respond"] = done - scored
         stages["total"] = queued + done - began
         reply.headers["server-timing"] = ", ".join(f"{n};dur={1000 * s:.3f}" for n, s in stages.items())
-        self.admission.finished(decoded.rows, time.perf_counter() - began, _extra_seconds(answers))
+        self.admission.finished(rows, time.perf_counter() - began, _extra_seconds(answers))
         return reply
 
-    def _read(self, raw: Any, headers: Mapping[str, str]) -> _DecodedRequests:
+    def _read(self, raw: Any, headers: Mapping[str, str]) -> V1Call | V2Call:
         body, tail = self._decode(raw, headers)
-        if codec_v2.is_v2(body):
-            version = self.scorer.bundle.manifest.model_version
-            requests = codec_v2.requests(body, tail, self.scorer.parser, self._model_name, version)
-            codec_v2.wanted_outputs(body)  # refuse before the work is done
-        else:
-            requests = self.scorer.parser.parse_all(codec_v1.instances(body, tail), "instances")
-        rows = sum(request.num_rows for request in requests)
-        return _DecodedRequests(requests, rows, body if codec_v2.is_v2(body) else None)
+        return (self._v2 if codec_v2.is_v2(body) else self._v1).read(body, tail)
 
-    def _encode(self, decoded: _DecodedRequests, answers: list[Answer]) -> HTTPResponse:
-        if decoded.v2 is None:
-            return HTTPResponse(200, orjson.dumps(codec_v1.encode(answers)), {"content-type": JSON})
-        encoded, tail = codec_v2.encode(answers, decoded.v2, self._model_name)
-        text = orjson.dumps(encoded)
-        reply = HTTPResponse(200, text + tail, {"content-type": BINARY if tail else JSON})
-        if tail:
-            reply.headers[HEADER] = str(len(text))
-        return reply
-
-    def _no_score(self, error: NoFiniteScoreError, decoded: _DecodedRequests, context: _RequestContext) -> HTTPResponse:
+    def _no_score(self, error: NoFiniteScoreError, call: V1Call | V2Call, context: _RequestContext) -> HTTPResponse:
         """Raw rows that are too large are the caller's fault; a row that has no score even without features is the model's."""
-        own = decoded.requests[error.request].rows is not None
-        place = f"{'rows' if own else 'candidates'}[{error.row}]"
-        if decoded.v2 is None:
-            place = f"instances[{error.request}].{place}"
+        own = call.requests[error.request].rows is not None
+        place = call.field(error.request, "rows" if own else "candidates", error.row)
         if own:
             raise RequestError(
                 f"{place} has no finite score: its numbers are too large for the model, give smaller ones", field=place
@@ -342,24 +322,7 @@ class Service:
 
     def _served(self, request_id: str, request: Request, answer: Answer) -> ServedRequest:
         shared, items = answer.logged
-        return ServedRequest(
-            request_id=request_id,
-            at=time.time(),
-            arm=self.config.arm,
-            model_version=answer.model_version,
-            bundle_hash=answer.bundle_hash,
-            user_id=request.user_id,
-            item_ids=answer.item_ids,
-            shared=shared,
-            items=items,
-            probability=answer.probability,
-            uncertainty=answer.uncertainty,
-            num_paths=answer.num_paths,
-            cold_user=answer.cold_user,
-            cold_items=answer.cold_items,
-            stale=answer.stale_user or any(answer.stale_items),
-            defaulted=answer.default_features,
-        )
+        return ServedRequest(request_id, time.time(), self.config.arm, request.user_id, shared, items, answer)
 
     def _decode(self, raw: Any, headers: Mapping[str, str]) -> tuple[dict[str, Any], bytes]:
         tail = b""
@@ -377,9 +340,12 @@ class Service:
                 raise too_large(self.config.max_body_bytes)
             if not isinstance(raw, str):
                 raw, tail = split(bytes(raw), headers.get(HEADER))
-            raw = json_text.loads(raw, "the body", "body")
+            try:
+                raw = json_text.loads(raw)
+            except Fault as fault:
+                raise fault.error(json_path()) from None
         if not isinstance(raw, dict):
-            raise RequestError("the body must be a JSON object", field="body")
+            raise RequestError("body must be a JSON object", field="body")
         return raw, tail
 
     def _access_log(self, context: _RequestContext, reply: HTTPResponse, spent: float) -> None:
@@ -395,6 +361,13 @@ class Service:
             "extra_rows": sum(answer.path_rows for answer in context.answers),
         }
         logger.info("request", extra={EXTRA: fields})
+
+
+def _encode(call: V1Call | V2Call, answers: list[Answer]) -> HTTPResponse:
+    text, tail = call.encode(answers)
+    if not tail:
+        return HTTPResponse(200, text, {"content-type": JSON})
+    return HTTPResponse(200, text + tail, {"content-type": BINARY, HEADER: str(len(text))})
 
 
 def _extra_seconds(answers: list[Answer]) -> float:

@@ -19,6 +19,8 @@ A message names the thing, the value found and the fix. The command line prints 
 
 from __future__ import annotations
 
+Location = tuple[str | int, ...]  # keys and indices that lead to a value within a document
+
 LONGEST_REASON = 500  # characters; the input that an error quotes may be a whole file
 
 
@@ -96,12 +98,27 @@ class RequestError(ThinktwiceError):
         message: what is wrong, naming the field.
         field: path of the offending field in the request body, e.g. ``instances[0].candidates``.
         status: HTTP status to answer with.
+        loc: keys and indices that lead to the field, from the requests that were checked.
+        value: what stands there; for callers in Python, never shown or logged whole.
+        reason: the message without the place.
+        kind: the rule that is broken.
     """
 
-    def __init__(self, message: str, *, field: str = "", status: int = 400) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str = "",
+        status: int = 400,
+        loc: Location = (),
+        value: object = None,
+        reason: str = "",
+        kind: str = "",
+    ) -> None:
         super().__init__(message)
         self.field = field
         self.status = status
+        self.loc, self.value, self.reason, self.kind = loc, value, reason or message, kind
 
 
 class OverloadedError(ThinktwiceError):

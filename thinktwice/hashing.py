@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -79,6 +79,28 @@ def check_folder(
     Raises:
         BundleError: anything differs; the message names the file.
     """
+    _check_names(what, folder, files, fix, also)
+    for name, found in files.items():
+        check_file(what, name, folder / name, found, fix)
+
+
+def copy_folder(
+    what: str, folder: Path, target: Path, files: Mapping[str, FileEntry], fix: str, *, also: Collection[str] = ()
+) -> None:
+    """Copy ``files``, checked like :func:`check_folder` in the same reading: what is in ``target`` is what was hashed.
+
+    Args:
+        target: folder to make.
+    """
+    _check_names(what, folder, files, fix, also)
+    target.mkdir(parents=True)
+    for name, found in files.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        with (target / name).open("xb") as copy:
+            check_file(what, name, folder / name, found, fix, copy)
+
+
+def _check_names(what: str, folder: Path, files: Mapping[str, FileEntry], fix: str, also: Collection[str]) -> None:
     names = {*files, *also}
     parents = {parent.as_posix() for name in names for parent in Path(name).parents}
     for name, entry in _entries(what, folder, fix):
@@ -88,12 +110,10 @@ def check_folder(
             raise BundleError(f"{what}: {name} is not in the manifest: remove it, or {fix}")
         if not (entry.is_file() if name in names else entry.is_dir()):
             raise BundleError(f"{what}: {name} is not a plain {'file' if name in names else 'folder'}: {fix}")
-    for name, found in files.items():
-        check_file(what, name, folder / name, found, fix)
 
 
-def check_file(what: str, name: str, path: Path, entry: FileEntry, fix: str) -> None:
-    """Check size and hash of one file.
+def check_file(what: str, name: str, path: Path, entry: FileEntry, fix: str, copy: BinaryIO | None = None) -> None:
+    """Check size and hash of one file; ``copy`` takes what was read.
 
     Raises:
         BundleError: it differs, or cannot be read.
@@ -103,12 +123,23 @@ def check_file(what: str, name: str, path: Path, entry: FileEntry, fix: str) -> 
             size = os.fstat(file.fileno()).st_size
             if size != entry.size:
                 raise BundleError(f"{what}: {name} has {size} bytes instead of {entry.size}, it is damaged: {fix}")
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = _digest(file, entry.size, copy)
     except FileNotFoundError:
         raise BundleError(f"{what}: {name} is missing: {fix}") from None
     except OSError as error:
         raise BundleError(f"{what}: {name} cannot be read ({reason(error)}): {fix}") from error
     check_digest(what, name, digest, entry, fix)
+
+
+def _digest(file: BufferedReader, size: int, copy: BinaryIO | None) -> str:
+    if copy is None:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest, left = hashlib.sha256(), size
+    while left > 0 and (block := file.read(min(BLOCK, left))):  # a file that grows meanwhile is not read on
+        digest.update(block)
+        copy.write(block)
+        left -= len(block)
+    return digest.hexdigest()
 
 
 def check_digest(what: str, name: str, digest: str, entry: FileEntry, fix: str) -> None:

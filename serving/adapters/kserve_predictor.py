@@ -109,7 +109,11 @@ def main(arguments: list[str]) -> int:
                 trusted_keys(),
             )
             service = open_service(
-                staged.bundle, config, model_name=chosen.model_name, feature_store=staged.feature_store
+                staged.bundle,
+                config,
+                model_name=chosen.model_name,
+                feature_store=staged.feature_store,
+                checked=staged.checked,
             )
             model = CTRModel(chosen.model_name, service)
             if not model.load():

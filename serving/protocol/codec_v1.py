@@ -3,63 +3,91 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
-from serving.scorer import Answer
-from thinktwice.errors import RequestError
+import orjson
+from pydantic import create_model
+
+from serving.protocol.faults import Checked, Fault, json_path
+from serving.protocol.requests import Request, RequestParser, Strict
+from thinktwice.records.answer import AnswerField, Scored, answer_fields
+
+INSTANCES = 'send {"instances": [...]} or an Open Inference v2 body'
 
 
-def instances(body: dict[str, Any], tail: bytes = b"") -> Any:
-    """The raw requests of a v1 body; ``tail`` is what follows its JSON.
+@dataclass(frozen=True)
+class V1Call:
+    """What a v1 body asks."""
 
-    Raises:
-        RequestError: the body has no ``instances``, or other keys, or something behind its JSON.
-    """
-    if tail:
-        raise RequestError(
-            f"unexpected {len(tail)} trailing bytes after the JSON: only v2 requests may carry binary data",
-            field="body",
-        )
-    if "instances" not in body:
-        raise RequestError(
-            'instances is missing: send {"instances": [...]} or an Open Inference v2 body', field="instances"
-        )
-    for name in body:
-        if name != "instances":
-            raise RequestError(f"unknown key {name[:64]!r} beside instances", field=name[:64])
-    return body["instances"]
+    requests: list[Request]
+
+    def field(self, request: int, *loc: str | int) -> str:
+        """The place in the body of a part of a request."""
+        return json_path()(("instances", request, *loc))
+
+    def encode(self, answers: Sequence[Scored]) -> tuple[bytes, bytes]:
+        """The JSON of the response, and what follows it: nothing."""
+        return orjson.dumps({"predictions": [encode_answer(answer) for answer in answers]}), b""
 
 
-def encode(answers: Sequence[Answer]) -> dict[str, Any]:
-    """One prediction per request, in order."""
-    return {"predictions": [encode_answer(answer) for answer in answers]}
+class V1:
+    """The protocol for one model."""
+
+    def __init__(self, parser: RequestParser) -> None:
+        self.body: Any = create_model("V1Body", __base__=Strict, instances=(parser.model.requests, ...))
+        words = replace(parser.model.words, missing={**parser.model.words.missing, "instances": INSTANCES})
+        self._parser, self._checked = parser, Checked[Any](self.body, words)
+
+    def read(self, body: Any, tail: bytes = b"") -> V1Call:
+        """What a body asks; ``tail`` is what follows its JSON.
+
+        Raises:
+            RequestError: naming the first thing that is wrong.
+        """
+        try:
+            if tail:
+                reason = f"has {len(tail)} bytes after the JSON: only v2 requests may have binary data"
+                raise Fault((), reason, kind="trailing_bytes")
+            forms = self._checked.read(body).instances
+        except Fault as fault:
+            raise fault.error(json_path()) from None
+        return V1Call([self._parser.request(form) for form in forms])
 
 
-def encode_answer(answer: Answer) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Layout:
+    """Which fields stand where, of answers of one class to candidates or to raw rows."""
+
+    rows: tuple[AnswerField, ...]  # one value an entry
+    keys: tuple[str, ...]  # of an entry, the repeated fields at its end
+    repeated: tuple[AnswerField, ...]
+    whole: tuple[AnswerField, ...]  # beside the entries
+
+
+@lru_cache
+def layout(answer: type, looked_up: bool) -> _Layout:
+    """Where the fields of answers stand."""
+    own = [f for f in answer_fields(answer) if f.key and (looked_up or not f.looked_up)]
+    rows, repeated = (tuple(f for f in own if wanted(f)) for wanted in (lambda f: f.rows, lambda f: f.repeated))
+    first = () if looked_up else ("row",)
+    keys = (*first, *(f.key for f in rows), *(f.key for f in repeated))
+    return _Layout(rows, keys, repeated, tuple(f for f in own if not f.rows))
+
+
+def encode_answer(answer: Scored) -> dict[str, Any]:
     """``{"items": [...], ...}`` for candidates, ``{"rows": [...], ...}`` for raw rows."""
-    entries = []
-    for position in answer.order:
-        entry: dict[str, Any] = {}
-        if answer.item_ids is None:
-            entry["row"] = position
-        else:
-            entry["item_id"] = answer.item_ids[position]
-        entry["probability"] = answer.probability[position]
-        entry["uncertainty"] = answer.uncertainty[position]
-        entry["num_paths"] = answer.num_paths[position]
-        entry["rank"] = answer.rank[position]
-        if answer.item_ids is not None:
-            entry["cold"] = answer.cold_items[position]
-            entry["stale"] = answer.stale_items[position]
-        entry["model_version"] = answer.model_version
-        entries.append(entry)
-    out: dict[str, Any] = {"rows" if answer.item_ids is None else "items": entries}
-    if answer.item_ids is not None:
-        out["cold_user"] = answer.cold_user
-        out["stale_user"] = answer.stale_user
-        out["defaulted"] = list(answer.defaulted)
-        out["default_features"] = list(answer.default_features)
-    out["paths_capped"] = answer.paths_capped
-    out["model_version"] = answer.model_version
-    out["bundle_hash"] = answer.bundle_hash
-    return out
+    looked_up = answer.item_ids is not None
+    kind: type = type(answer)
+    found = layout(kind, looked_up)
+    order = answer.order
+    columns: list[Sequence[Any]] = []
+    if not looked_up:
+        columns.append(order)
+    for one in found.rows:
+        values = getattr(answer, one.name)
+        columns.append([values[position] for position in order])
+    columns += [[getattr(answer, one.name)] * len(order) for one in found.repeated]
+    entries = [dict(zip(found.keys, values, strict=True)) for values in zip(*columns, strict=True)]
+    return {"items" if looked_up else "rows": entries, **{f.key: getattr(answer, f.name) for f in found.whole}}

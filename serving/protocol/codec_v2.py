@@ -6,150 +6,262 @@ The answers of all n requests stand one after the other in flat output tensors; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import NoneType
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any, Literal
 
 import orjson
+from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema, create_model
 
 from serving.protocol import json_text, v2_fields
-from serving.protocol.requests import Request, RequestParser
-from serving.protocol.v2_tensors import SIZE, WANTED, WANTED_ALL, pack, parameters, read, refuse_unknown, wants_binary
-from serving.scorer import Answer
-from thinktwice.errors import RequestError
+from serving.protocol.faults import Checked, Fault, Words, custom, json_path, shown
+from serving.protocol.requests import MAX_REQUESTS, Limits, Request, RequestParser, Strict
+from serving.protocol.v2_tensors import (
+    HERE_OR_BEHIND,
+    MAX_TENSORS,
+    SIZE,
+    InputTensor,
+    Sizes,
+    TensorParameters,
+    pack,
+    read,
+)
+from thinktwice.records.answer import DATATYPES, AnswerField, Scored, answer_fields
 
 INPUT = "request"
-KEYS = (
-    "id",
-    "model_name",
-    "model_version",
-    "parameters",
-    "inputs",
-    "outputs",
-)  # KServe's client names the model here too
-OUTPUTS = {
-    "request_index": "INT64",
-    "item_id": "BYTES",
-    "probability": "FP64",
-    "uncertainty": "FP64",
-    "num_paths": "INT64",
-    "rank": "INT64",
-    "model_version": "BYTES",
-}
+INDEX = "request_index"  # output: the request that a row belongs to
+EMPTY: Mapping[str, Any] = {
+    "text": "",
+    "boolean": False,
+    "number": 0.0,
+    "integer": 0,
+}  # of raw rows, which nothing was looked up for
+ELEMENTS = {"inputs": "tensors", "shape": "sizes", "data": "elements", "outputs": "outputs"}
 
 
-def is_v2(body: dict[str, Any]) -> bool:
+def is_v2(body: Any) -> bool:
     """Whether a body means the Open Inference protocol. The path does not reach a TorchServe handler; the body decides."""
-    return "inputs" in body and "instances" not in body
+    return isinstance(body, dict) and "inputs" in body and "instances" not in body
 
 
-def requests(
-    body: dict[str, Any], tail: bytes, parser: RequestParser, model_name: str, model_version: str
-) -> list[Request]:
-    """The requests of a v2 body; ``tail`` is what follows its JSON.
+@lru_cache
+def outputs_of(answer: type) -> dict[str, tuple[str, AnswerField | None]]:
+    """The output tensors by name: their datatype and the field they show."""
+    fields = [f for f in answer_fields(answer) if "tensor" in f.v2]
+    return {INDEX: ("INT64", None)} | {f.key: (DATATYPES[f.kind], f) for f in fields}
+
+
+class OutputParameters(Strict):
+    """Parameters of a wanted output."""
+
+    binary_data: bool | None = Field(default=None, description="Whether its data are binary.")
+
+
+class BodyParameters(Strict):
+    """Parameters of a body whose requests are JSON texts, which have limits of their own."""
+
+    binary_data_output: bool | None = Field(default=None, description="Whether the data of outputs are binary.")
+
+
+class FieldsParameters(BodyParameters, Limits):
+    """Parameters of a body with one tensor per field."""
+
+
+class TextTensor(Strict):
+    """Requests as JSON texts."""
+
+    model_config = ConfigDict(json_schema_extra=HERE_OR_BEHIND)
+
+    name: Literal[INPUT]  # type: ignore[valid-type]
+    datatype: Literal["BYTES"]
+    shape: Annotated[Sizes, Field(max_length=1)]
+    data: (
+        Annotated[
+            list[Annotated[str, WithJsonSchema({"type": "string", "contentMediaType": "application/json"})]],
+            Field(min_length=1, max_length=MAX_REQUESTS, description="Each element is one Request as JSON text."),
+        ]
+        | None
+    ) = None
+    parameters: TensorParameters | None = None
+
+
+def _other_name(name: str) -> str:
+    if name == INPUT:
+        raise custom("mixed_inputs", f"must not be {INPUT!r} beside others")
+    return name
+
+
+class FieldTensor(InputTensor):
+    """The values of one field."""
+
+    name: Annotated[
+        str, AfterValidator(_other_name), WithJsonSchema({"type": "string", "minLength": 1, "not": {"const": INPUT}})
+    ] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class V2Call:
+    """What a v2 body asks.
+
+    Attributes:
+        outputs: the wanted output tensors, and whether each is binary.
+        id: of the body.
+        texts: whether the requests came as JSON texts.
+    """
+
+    requests: list[Request]
+    outputs: Mapping[str, bool]
+    id: str | None
+    model_name: str
+    texts: bool
+
+    def field(self, request: int, *loc: str | int) -> str:
+        """The place in the body of a part of a request."""
+        return json_path()(("inputs", 0, "data", request, *loc) if self.texts else loc)
+
+    def encode(self, answers: Sequence[Scored]) -> tuple[bytes, bytes]:
+        """The JSON of the response, and the data of the binary outputs behind it."""
+        kind: type = type(answers[0])
+        known, fields = outputs_of(kind), answer_fields(kind)
+        outputs, tail = [], []
+        for name, binary in self.outputs.items():
+            datatype, field = known[name]
+            values = [value for index, answer in enumerate(answers) for value in _column(field, index, answer)]
+            output: dict[str, Any] = {"name": name, "shape": [len(values)], "datatype": datatype}
+            if binary:
+                tail.append(pack(datatype, values))
+                output["parameters"] = {SIZE: len(tail[-1])}
+            else:
+                output["data"] = values
+            outputs.append(output)
+        flags = [{f.name: _flag(f, getattr(a, f.name)) for f in fields if "flag" in f.v2} for a in answers]
+        own = {f.name: getattr(answers[0], f.name) for f in fields if "parameter" in f.v2}
+        out: dict[str, Any] = {"model_name": self.model_name, "model_version": answers[0].model_version}
+        if self.id is not None:
+            out["id"] = self.id
+        out["parameters"] = {**own, "flags": orjson.dumps(flags).decode()}  # values are scalars in this protocol
+        out["outputs"] = outputs
+        return orjson.dumps(out), b"".join(tail)
+
+
+def _column(field: AnswerField | None, index: int, answer: Scored) -> Sequence[Any]:
+    if field is None:
+        return [index] * len(answer.order)
+    value = getattr(answer, field.name)
+    if not field.rows:
+        return [value] * len(answer.order)
+    return [value[place] for place in answer.order] if value else [EMPTY[field.kind]] * len(answer.order)
+
+
+def _flag(field: AnswerField, value: Any) -> Any:
+    return sum(value or ()) if field.rows else value
+
+
+class V2:
+    """The protocol for one model.
 
     Args:
-        model_name, model_version: of this model, which the body may name.
+        parser: of the model.
+        model_name, model_version: of the model; a body may name them.
+        answer: class of the answers.
 
-    Raises:
-        RequestError: it is neither the tensor ``request`` with one JSON object per element, nor tensors by field; or it is meant for
-            another model.
+    Attributes:
+        texts, fields: models of the two forms of a body.
     """
-    refuse_unknown(body, KEYS, "the body")
-    for name in ("id", "model_name", "model_version"):
-        if not isinstance(body.get(name), (str, NoneType)):
-            raise RequestError(f"{name} must be a string", field=name)
-    for name, served in (("model_name", model_name), ("model_version", model_version)):
-        if (given := body.get(name)) is not None and given != served:
-            raise RequestError(
-                f"{name} is {given[:64]!r}, and this is {served!r}: ask the other model, or leave {name} out",
-                field=name,
-            )
-    tensors = read(body["inputs"], tail, vectors=parser.vectors, widens=parser.widens)
-    texts = next((tensor for tensor in tensors if tensor.name == INPUT), None)
-    known = (WANTED_ALL,) if texts is not None else (WANTED_ALL, *v2_fields.LIMITS)
-    own = parameters(body, known=known)
-    if texts is None:
-        return [v2_fields.parse(tensors, own, parser)]
-    if len(tensors) != 1:
-        raise RequestError(f"inputs must hold {INPUT!r} alone, or one tensor per field", field="inputs")
-    if texts.datatype != "BYTES":
-        raise RequestError(f"{texts.path}.datatype must be BYTES", field=f"{texts.path}.datatype")
-    if len(texts.shape) != 1:
-        raise RequestError(f"{texts.path}.shape must be one size", field=f"{texts.path}.shape")
-    path = f"{texts.path}.data"
-    return parser.parse_all([_decode(text, f"{path}[{i}]") for i, text in enumerate(texts.values)], path)
 
-
-def _decode(element: Any, path: str) -> Any:
-    if not isinstance(element, str):
-        raise RequestError(f"{path} must be a string that contains one JSON object", field=path)
-    return json_text.loads(element, path, path)
-
-
-def wanted_outputs(body: dict[str, Any]) -> dict[str, bool]:
-    """The output tensors that the caller asked for, all by default, and whether each as binary.
-
-    Raises:
-        RequestError: ``outputs`` is malformed or names an unknown tensor.
-    """
-    binary = wants_binary(body, WANTED_ALL, False, known=None)  # the others were looked at with the inputs
-    outputs = body.get("outputs")
-    if outputs is None:
-        outputs = []
-    if not isinstance(outputs, list):
-        raise RequestError("outputs must be a list", field="outputs")
-    wanted = {}
-    for i, output in enumerate(outputs):
-        name = output.get("name") if isinstance(output, dict) else None
-        if not isinstance(name, str) or name not in OUTPUTS:
-            known = ", ".join(OUTPUTS)
-            raise RequestError(f"outputs[{i}].name names no output: known are {known}", field=f"outputs[{i}].name")
-        refuse_unknown(output, ("name", "parameters"), f"outputs[{i}]", f"outputs[{i}].")
-        wanted[name] = wants_binary(output, WANTED, binary, f"outputs[{i}].")
-    return wanted or dict.fromkeys(OUTPUTS, binary)
-
-
-def encode(answers: Sequence[Answer], body: dict[str, Any], model_name: str) -> tuple[dict[str, Any], bytes]:
-    """The v2 response to ``body``, and the data of those outputs that are wanted as binary."""
-    columns: dict[str, list[Any]] = {name: [] for name in OUTPUTS}
-    for index, answer in enumerate(answers):
-        for place in answer.order:
-            columns["request_index"].append(index)
-            columns["item_id"].append("" if answer.item_ids is None else answer.item_ids[place])
-            columns["probability"].append(answer.probability[place])
-            columns["uncertainty"].append(answer.uncertainty[place])
-            columns["num_paths"].append(answer.num_paths[place])
-            columns["rank"].append(answer.rank[place])
-            columns["model_version"].append(answer.model_version)
-    outputs, tail = [], []
-    for name, binary in wanted_outputs(body).items():
-        output: dict[str, Any] = {"name": name, "shape": [len(columns[name])], "datatype": OUTPUTS[name]}
-        if binary:
-            tail.append(pack(OUTPUTS[name], columns[name]))
-            output["parameters"] = {SIZE: len(tail[-1])}
-        else:
-            output["data"] = columns[name]
-        outputs.append(output)
-    out: dict[str, Any] = {"model_name": model_name, "model_version": answers[0].model_version}
-    if body.get("id") is not None:
-        out["id"] = body["id"]
-    flags = [
-        {
-            "cold_user": a.cold_user,
-            "defaulted": list(a.defaulted),
-            "cold_items": sum(a.cold_items),
-            "stale_user": a.stale_user,
-            "stale_items": sum(a.stale_items),
-            "default_features": list(a.default_features),
-            "paths_capped": a.paths_capped,
+    def __init__(self, parser: RequestParser, model_name: str, model_version: str, answer: type = Scored) -> None:
+        self._parser, self._model_name = parser, model_name
+        self._names = tuple(outputs_of(answer))
+        names: Any = Literal[self._names]
+        wanted: Any = create_model(
+            "WantedOutput",
+            __base__=Strict,
+            name=(names, ...),
+            parameters=(OutputParameters | None, None),
+        )
+        both: dict[str, Any] = {
+            "id": (str | None, None),
+            "model_name": (_only(model_name) | None, None),  # KServe's client names the model here too
+            "model_version": (_only(model_version) | None, None),
+            "outputs": (list[wanted] | None, None),
         }
-        for a in answers
-    ]
-    out["parameters"] = {
-        "model_version": answers[0].model_version,
-        "bundle_hash": answers[0].bundle_hash,
-        "flags": orjson.dumps(flags).decode(),  # parameter values are scalars in this protocol
-    }
-    out["outputs"] = outputs
-    return out, b"".join(tail)
+        few = Field(min_length=1, max_length=MAX_TENSORS, fail_fast=True)
+        alone = Field(min_length=1, max_length=1)
+        self.texts: Any = create_model(
+            "V2TextBody",
+            __base__=Strict,
+            inputs=(Annotated[list[TextTensor], alone], ...),
+            parameters=(BodyParameters | None, None),
+            **both,
+        )
+        self.fields: Any = create_model(
+            "V2FieldsBody",
+            __base__=Strict,
+            inputs=(Annotated[list[FieldTensor], few], ...),
+            parameters=(FieldsParameters | None, None),
+            **both,
+        )
+        words = Words(ELEMENTS)
+        self._texts, self._fields = Checked[Any](self.texts, words), Checked[Any](self.fields, words)
+
+    def read(self, body: Any, tail: bytes = b"") -> V2Call:
+        """What a body asks; ``tail`` is what follows its JSON.
+
+        Raises:
+            RequestError: it is neither the tensor ``request`` with one JSON object per element, nor tensors by field; or it is
+                meant for another model.
+        """
+        try:
+            inputs = body["inputs"]
+            names = [one.get("name") for one in inputs if isinstance(one, dict)] if isinstance(inputs, list) else []
+            texts = INPUT in names
+            if texts and len(inputs) != 1:
+                raise Fault(("inputs",), f"must be {INPUT!r} alone, or one tensor per field", kind="mixed_inputs")
+            checked = (self._texts if texts else self._fields).read(body)
+            tensors = read(checked.inputs, tail, vectors=self._parser.vectors, widens=self._parser.widens)
+            if texts:
+                requests = self._of_texts(tensors[0].values)
+            else:
+                limits = (
+                    {} if checked.parameters is None else checked.parameters.model_dump(include=set(v2_fields.LIMITS))
+                )
+                requests = [v2_fields.parse(tensors, limits, self._parser)]
+        except Fault as fault:
+            raise fault.error(json_path()) from None
+        return V2Call(requests, self._outputs(checked), checked.id, self._model_name, texts)
+
+    def _of_texts(self, texts: Sequence[Any]) -> list[Request]:
+        place = ("inputs", 0, "data")
+        values = []
+        for index, text in enumerate(texts):
+            try:
+                values.append(json_text.loads(text))
+            except Fault as fault:
+                raise fault.below(*place, index) from None
+        try:
+            return self._parser.read(values)
+        except Fault as fault:
+            raise fault.below(*place) from None
+
+    def _outputs(self, body: Any) -> dict[str, bool]:
+        """The output tensors that the caller asked for, all by default, and whether each as binary."""
+        every = bool(body.parameters is not None and body.parameters.binary_data_output)
+        wanted = {}
+        for output in body.outputs or ():
+            own = None if output.parameters is None else output.parameters.binary_data
+            wanted[output.name] = every if own is None else own
+        return wanted or dict.fromkeys(self._names, every)
+
+
+def _only(name: str) -> Any:
+    """The type of a text that can only be ``name``."""
+
+    def check(value: str) -> str:
+        if value != name:
+            raise custom(
+                "other_model", f"is {shown(value)}, and this is {name!r}: ask the other model, or leave it out"
+            )
+        return value
+
+    return Annotated[str, AfterValidator(check), WithJsonSchema({"const": name})]

@@ -7,27 +7,21 @@ from typing import Any
 
 import orjson
 
-from thinktwice.errors import RequestError
-
-SHOWN = 64  # characters of a key in a message
+from serving.protocol.faults import Fault
 
 
-def loads(text: bytes | str, what: str, field: str) -> Any:
+def loads(text: bytes | str) -> Any:
     """Parse JSON.
 
-    Args:
-        what: names the text in messages.
-        field: its place in the body.
-
     Raises:
-        RequestError: it is not JSON, or an object has a key twice.
+        Fault: it is not JSON, or an object has a key twice.
     """
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise RequestError(f"{what} is not valid JSON: {error}", field=field) from None
-    if not _surely_single(text, value) and (key := _repeated(text, what, field)) is not None:
-        raise RequestError(f"{what} has the key {key[:SHOWN]!r} twice in one object: send it once", field=key[:SHOWN])
+        raise Fault((), f"is not valid JSON: {error}", kind="not_json") from None
+    if not _surely_single(text, value) and (key := _repeated(text)) is not None:
+        raise Fault((key,), "is twice in one object: send it once", kind="repeated_key")
     return value
 
 
@@ -66,7 +60,7 @@ def _num_keys(value: Any) -> int:
     return count
 
 
-def _repeated(text: bytes | str, what: str, field: str) -> str | None:
+def _repeated(text: bytes | str) -> str | None:
     """The first key that an object has twice; slow."""
     found: list[str] = []
 
@@ -78,5 +72,5 @@ def _repeated(text: bytes | str, what: str, field: str) -> str | None:
     try:  # numbers are not looked at, and those of many digits would be refused
         json.loads(text, object_pairs_hook=check, parse_int=str, parse_float=str)
     except RecursionError:
-        raise RequestError(f"{what} is nested too deep", field=field) from None
+        raise Fault((), "is nested too deep", kind="not_json") from None
     return found[0] if found else None

@@ -5,26 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from serving.protocol import codec_v2
-from serving.protocol.requests import MAX_CANDIDATES, MAX_REQUESTS
-from serving.protocol.v2_tensors import DATATYPES, HEADER, MAX_DIM_SIZE, MAX_TENSORS, SIZE, WANTED, WANTED_ALL
-from thinktwice.schema import LogSchema, ModelField
-from thinktwice.schema.limits import EARLIEST_US, INTEGERS, LATEST_US, MAX_SEQUENCE, MAX_TEXT, NUMBER_LIMIT
-from thinktwice.schema.numbers import NUMBER
-from thinktwice.schema.times import FORMS
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+
+from serving.protocol.codec_v1 import V1, layout
+from serving.protocol.codec_v2 import V2, outputs_of
+from serving.protocol.requests import MAX_REQUESTS, RequestParser
+from serving.protocol.v2_tensors import HEADER
+from thinktwice.records.answer import AnswerField, Scored, answer_fields
+from thinktwice.schema import LogSchema
 
 MEDIA_TYPE = (
     "application/vnd.oai.openapi+json"  # a predict request that accepts this gets the document instead of scores
 )
-SCALARS = ["string", "integer", "number", "boolean"]
-ID = {
-    "description": 'Whole numbers within 64 bits; larger ones are strings. 42, 42.0 and "42" are the same.',
-    "type": SCALARS,
-    "minimum": INTEGERS[0],
-    "maximum": INTEGERS[1],
-    "maxLength": MAX_TEXT,
-}
-WHITE = r"[ \t\n\r\v\f]*"
 STATUSES = {
     "400": "The request is wrong; `field` names where.",
     "413": "The body is too large.",
@@ -50,7 +42,16 @@ LENGTH = {HEADER.title(): "Bytes of the JSON in a body that has binary tensors b
 BINARY = "application/octet-stream"
 
 
-def document(schema: LogSchema, model_name: str, model_version: str, *, online: bool) -> dict[str, Any]:
+class _Untitled(GenerateJsonSchema):
+    """Without titles, which would repeat the names."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def document(
+    schema: LogSchema, model_name: str, model_version: str, *, online: bool, answer: type = Scored
+) -> dict[str, Any]:
     """The document of one model.
 
     Args:
@@ -58,17 +59,17 @@ def document(schema: LogSchema, model_name: str, model_version: str, *, online: 
         model_name: as it stands in the path.
         model_version: shown as the version of the interface.
         online: whether candidates can be looked up; without, only raw rows are accepted.
+        answer: class of the answers.
     """
-    forms = [{"$ref": "#/components/schemas/RowsRequest"}]
-    if online and schema.key_of("item") is not None:
-        forms.insert(0, {"$ref": "#/components/schemas/CandidatesRequest"})
-    v1, v2 = f"/v1/models/{model_name}:predict", f"/v2/models/{model_name}/infer"
+    parser = RequestParser(schema, online=online)
+    v1, v2 = V1(parser), V2(parser, model_name, model_version, answer)
+    v1_path, v2_path = f"/v1/models/{model_name}:predict", f"/v2/models/{model_name}/infer"
     return {
         "openapi": "3.1.0",
         "info": {"title": f"Click model {model_name} of the log {schema.name}", "version": model_version},
         "paths": {
-            v1: {"post": _operation("predict", "KServe v1: scores the requests of a body.", "V1Body", "V1Answer")},
-            v2: {
+            v1_path: {"post": _operation("predict", "KServe v1: scores the requests of a body.", "V1Body", "V1Answer")},
+            v2_path: {
                 "post": _operation(
                     "infer", "Open Inference v2: the same in tensors.", "V2Body", "V2Answer", binary=True
                 )
@@ -78,22 +79,31 @@ def document(schema: LogSchema, model_name: str, model_version: str, *, online: 
         },
         "components": {
             "schemas": {
-                "CandidatesRequest": _candidates(schema),
-                "RowsRequest": _rows(schema),
-                "Request": {"anyOf": forms},
-                "V1Body": _object(
-                    {"instances": _list({"$ref": "#/components/schemas/Request"}, 1, MAX_REQUESTS)},
-                    required=["instances"],
+                **_bodies(v1.body, v2.texts, v2.fields),
+                "V2Body": {
+                    "anyOf": [{"$ref": f"#/components/schemas/{one.__name__}"} for one in (v2.texts, v2.fields)]
+                },
+                "V1Answer": _object(
+                    {"predictions": _list(_prediction(answer), 1, MAX_REQUESTS)}, required=["predictions"]
                 ),
-                "V1Answer": _object({"predictions": _list(_prediction(), 1, MAX_REQUESTS)}, required=["predictions"]),
-                "V2Body": _v2_body(model_name, model_version),
-                "V2Answer": _v2_answer(),
+                "V2Answer": _v2_answer(answer),
                 "Error": _object(
                     {"error": {"type": "string"}, "field": {"type": "string"}}, required=["error", "field"]
                 ),
             }
         },
     }
+
+
+def _bodies(*models: Any) -> dict[str, Any]:
+    """The models of bodies and all that they are made of, by name."""
+    _, found = models_json_schema(
+        [(model, "validation") for model in models],
+        ref_template="#/components/schemas/{model}",
+        schema_generator=_Untitled,
+    )
+    bodies: dict[str, Any] = found["$defs"]
+    return {name: {key: value for key, value in body.items() if key != "title"} for name, body in bodies.items()}
 
 
 def _operation(name: str, summary: str, body: str, answer: str, *, binary: bool = False) -> dict[str, Any]:
@@ -143,194 +153,52 @@ def _health(word: str, summary: str) -> dict[str, Any]:
     }
 
 
-def _candidates(schema: LogSchema) -> dict[str, Any]:
-    fields = schema.model_fields_in_order()
-    context = {f.name: _value(f) for f in fields if f.entity == "context" and f.origin == "attribute"}
-    context[time_field(schema)] = _time(schema)
-    properties: dict[str, Any] = {
-        "candidates": _list({**ID, "minLength": 1}, 1, MAX_CANDIDATES),
-        "context": {"anyOf": [_object(context), {"type": "null"}]},
-        **_limits(),
-    }
-    required = ["candidates"]
-    if schema.key_of("user") is not None:
-        properties["user_id"] = {**ID, "minLength": 1}
-        required.append("user_id")
-    return _object(properties, required)
+def _prediction(answer: type) -> dict[str, Any]:
+    return {"anyOf": [_answer(answer, looked_up=looked_up) for looked_up in (True, False)]}
 
 
-def _rows(schema: LogSchema) -> dict[str, Any]:
-    row = {f.name: _value(f) for f in schema.model_fields_in_order()}
-    row[time_field(schema)] = _time(schema)
-    return _object({"rows": _list(_object(row), 1, MAX_CANDIDATES), **_limits()}, required=["rows"])
+def _answer(answer: type, *, looked_up: bool) -> dict[str, Any]:
+    found = layout(answer, looked_up)
+    row = {"row": {"description": "Index of the row.", "type": "integer", "minimum": 0}}
+    entry = {} if looked_up else row
+    entry |= {f.key: f.json for f in (*found.rows, *found.repeated)}
+    entries = {"items" if looked_up else "rows": {"type": "array", "items": _object(entry, required="all")}}
+    return _object({**entries, **{f.key: f.json for f in found.whole}}, required="all")
 
 
-def time_field(schema: LogSchema) -> str:
-    """The key that says when: a log may have a field called timestamp of its own."""
-    return "event_time" if any(f.name == "timestamp" for f in schema.model_fields_in_order()) else "timestamp"
-
-
-def _time(schema: LogSchema) -> dict[str, Any]:
-    return {
-        "description": f"Unix seconds, or text: {FORMS}; text without an offset is the time of the clocks in {schema.zone.name}. "
-        "Now when absent.",
-        "anyOf": [
-            {"type": "number", "minimum": EARLIEST_US / 1e6, "maximum": LATEST_US / 1e6},
-            {"type": "string"},
-            {"type": "null"},
-        ],
-    }
-
-
-def _limits() -> dict[str, Any]:
-    return {
-        "k": {"description": "Answer with the best k only, best first.", "type": ["integer", "null"], "minimum": 1},
-        "deadline_ms": {
-            "description": "Milliseconds from the sending within which the answer is of use.",
-            "type": ["number", "null"],
-            "exclusiveMinimum": 0,
-            "exclusiveMaximum": 1e9,
-        },
-    }
-
-
-def _value(f: ModelField) -> dict[str, Any]:
-    if f.kind == "numeric":
-        return {
-            "description": "A number; true and false are 1 and 0, a text must be a decimal number.",
-            "type": ["number", "boolean", "string", "null"],
-            "pattern": f"^{WHITE}({NUMBER[1:-1]})?{WHITE}$",
-            "exclusiveMinimum": -NUMBER_LIMIT,
-            "exclusiveMaximum": NUMBER_LIMIT,
-        }
-    if f.kind == "categorical":
-        return {**ID, "type": [*SCALARS, "null"]}
-    if f.kind == "sequence":
-        return {"type": ["array", "null"], "items": ID, "maxItems": MAX_SEQUENCE}
-    return {"type": ["array", "null"], "items": {"type": "number"}, "minItems": f.dim, "maxItems": f.dim}
-
-
-def _prediction() -> dict[str, Any]:
-    share = {"type": "number", "minimum": 0, "maximum": 1}
-    scores: dict[str, Any] = {
-        "probability": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
-        "uncertainty": share,
-        "num_paths": {"type": "integer", "minimum": 1},
-        "rank": {"type": "integer", "minimum": 1},
-        "model_version": {"type": "string"},
-    }
-    every: dict[str, Any] = {
-        "paths_capped": {"type": "boolean"},
-        "model_version": {"type": "string"},
-        "bundle_hash": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-    }
-    truth = {"type": "boolean"}
-    item = _object({"item_id": {"type": "string"}, **scores, "cold": truth, "stale": truth}, required="all")
-    row = _object({"row": {"type": "integer", "minimum": 0}, **scores}, required="all")
-    flags = {
-        "cold_user": truth,
-        "stale_user": truth,
-        "defaulted": {"type": "array", "items": {"type": "string"}},
-        "default_features": {"type": "array", "items": {"enum": ["user", "item"]}},
-    }
-    return {
-        "anyOf": [
-            _object({"items": {"type": "array", "items": item}, **flags, **every}, required="all"),
-            _object({"rows": {"type": "array", "items": row}, **every}, required="all"),
-        ]
-    }
-
-
-def _v2_body(model_name: str, model_version: str) -> dict[str, Any]:
-    texts = {
-        **_list({"type": "string", "contentMediaType": "application/json"}, 1, MAX_REQUESTS),
-        "description": "Each element is one Request as JSON text.",
-    }
-    text = _tensor({"const": codec_v2.INPUT}, {"const": "BYTES"}, texts, 1)
-    field = {"type": "string", "minLength": 1, "not": {"const": codec_v2.INPUT}}
-    values = {"type": "array", "description": "In row order, flat or nested as the shape says."}
-    by_field = _tensor(field, {"enum": list(DATATYPES)}, values, 2)
-    wanted = {
-        "type": "object",
-        "properties": {"name": {"enum": list(codec_v2.OUTPUTS)}, "parameters": _parameters(WANTED)},
-        "required": ["name"],
-        "additionalProperties": False,
-    }
-    return _object(
-        {
-            "id": {"type": ["string", "null"]},
-            "model_name": {"enum": [model_name, None]},
-            "model_version": {"enum": [model_version, None]},
-            "parameters": _parameters(WANTED_ALL, _limits()),
-            "inputs": {
-                "description": (
-                    "Requests as JSON texts; or one request in tensors by field: candidates [n] with user_id and context "
-                    "fields [1], or raw rows with a tensor [n] per field, vectors [n, dim] and sequences [n, length] "
-                    "padded with empty texts. Then k and deadline_ms stand in the parameters."
-                ),
-                "anyOf": [_list(text, 1, 1), _list(by_field, 1, MAX_TENSORS)],
-            },
-            "outputs": {"type": ["array", "null"], "items": wanted},
-        },
-        required=["inputs"],
-    )
-
-
-def _parameters(truth: str, more: dict[str, Any] | None = None) -> dict[str, Any]:
-    """An object of parameters, among which ``truth`` says whether data are binary."""
-    return {
-        "type": ["object", "null"],
-        "properties": {truth: {"type": ["boolean", "null"]}, **(more or {})},
-        "additionalProperties": False,
-    }
-
-
-def _tensor(name: dict[str, Any], datatype: dict[str, Any], data: dict[str, Any], sizes: int) -> dict[str, Any]:
-    """A tensor whose data are in it, or behind the JSON."""
-    shape = _list({"type": "integer", "minimum": 1, "maximum": MAX_DIM_SIZE}, 1, sizes)
-    common = {"name": name, "datatype": datatype, "shape": shape}
-    here = {"type": ["object", "null"], "properties": {SIZE: {"type": "null"}}, "additionalProperties": False}
-    size = {SIZE: {"type": "integer", "minimum": 0}}
-    behind = {"type": "object", "properties": size, "required": [SIZE], "additionalProperties": False}
-    return {
-        "anyOf": [
-            {
-                "type": "object",
-                "properties": {**common, "data": data, "parameters": here},
-                "required": [*common, "data"],
-                "additionalProperties": False,
-            },
-            {
-                "type": "object",
-                "properties": {**common, "data": {"type": "null"}, "parameters": behind},
-                "required": [*common, "parameters"],
-                "additionalProperties": False,
-            },
-        ]
-    }
-
-
-def _v2_answer() -> dict[str, Any]:
-    output = _object(
-        {
-            "name": {"enum": list(codec_v2.OUTPUTS)},
-            "datatype": {"enum": sorted(set(codec_v2.OUTPUTS.values()))},
+def _v2_answer(answer: type) -> dict[str, Any]:
+    fields = answer_fields(answer)
+    outputs = []
+    for name, (datatype, field) in outputs_of(answer).items():
+        index = {"description": "Index of the request.", "type": "integer", "minimum": 0}
+        # Raw rows have the empty text, or none, of what is looked up.
+        value = index if field is None else {**field.json, **({"minLength": 0} if field.looked_up else {})}
+        parts = {
+            "name": {"const": name},
+            "datatype": {"const": datatype},
             "shape": _list({"type": "integer"}, 1, 1),
-            "data": {"type": "array"},
+            "data": {"type": "array", "items": value},
             "parameters": {"type": "object"},
-        },
-        required=["name", "datatype", "shape"],
-    )
+        }
+        outputs.append(_object(parts, required=["name", "datatype", "shape"]))
+    own = {f.name: f.json for f in fields if "parameter" in f.v2}
+    flags = ", ".join(_flag(f) for f in fields if "flag" in f.v2)
+    about = f"A JSON text: a list with an object for each request, of {flags}."
+    parameters = {**own, "flags": {"type": "string", "contentMediaType": "application/json", "description": about}}
     return _object(
         {
             "model_name": {"type": "string"},
             "model_version": {"type": "string"},
             "id": {"type": "string"},
-            "parameters": {"type": "object"},
-            "outputs": {"type": "array", "items": output},
+            "parameters": _object(parameters, required="all"),
+            "outputs": {"type": "array", "items": {"anyOf": outputs}},
         },
         required=["model_name", "model_version", "parameters", "outputs"],
     )
+
+
+def _flag(field: AnswerField) -> str:
+    return f"{field.name} (in how many rows)" if field.rows else field.name
 
 
 def _object(properties: dict[str, Any], required: Sequence[str] | Literal["all"] = ()) -> dict[str, Any]:

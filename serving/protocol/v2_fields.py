@@ -2,7 +2,7 @@
 
 Two forms, told apart by whether there is a tensor ``candidates``:
 
-* candidates: ``candidates`` [n] and ``user_id`` [1] (BYTES or whole numbers), context fields and ``timestamp`` [1] each;
+* candidates: ``candidates`` [n] and ``user_id`` [1] (BYTES or integers), context fields and ``timestamp`` [1] each;
 * raw rows: one tensor [n] per field that is given, vectors [n, dim], sequences BYTES [n, length] whose rows end with empty texts.
 
 ``k`` and ``deadline_ms`` stand in the parameters of the body. A missing value is null, NaN in the numbers of a binary tensor (a
@@ -12,69 +12,73 @@ vector of NaN is a missing vector), and the empty text.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from serving.protocol.faults import Fault
 from serving.protocol.requests import MAX_CANDIDATES, Request, RequestParser
 from serving.protocol.v2_tensors import Tensor
-from thinktwice.errors import RequestError
+from thinktwice.errors import Location
 
 LIMITS = ("k", "deadline_ms")  # parameters of the body
-ROOT = "tensors"  # where the parser believes to be
-PLACE = re.compile(rf"{ROOT}(?:\[0\])?(?:\.rows(?:\[(\d+)\])?|\.context)?(?:\.(.+?))?((?:\[\d+\])?)")
 
 
-def parse(tensors: Sequence[Tensor], parameters: dict[str, Any], parser: RequestParser) -> Request:
+def parse(tensors: Sequence[Tensor], limits: Mapping[str, Any], parser: RequestParser) -> Request:
     """The request that tensors make.
 
     Args:
         tensors: with different names.
-        parameters: of the body.
+        limits: ``k`` and ``deadline_ms``.
         parser: of the model.
 
     Raises:
-        RequestError: naming the input, or the place in its data, that is wrong.
+        Fault: the input, or the place in its data, that is wrong.
     """
-    limits = {name: parameters[name] for name in LIMITS if name in parameters}
     by_name = {tensor.name: tensor for tensor in tensors}
-    value = (_candidates(by_name) if "candidates" in by_name else _rows(tensors)) | limits
+    value = (_candidates(by_name) if "candidates" in by_name else _rows(tensors)) | dict(limits)
     try:
-        (request,) = parser.parse_all([value], ROOT)
-    except RequestError as error:
-        where, rest = re.fullmatch(r"([^\s:]+)(.*)", str(error), re.DOTALL).groups()  # type: ignore[union-attr]
-        raise RequestError(
-            place(where, by_name) + rest, field=place(error.field, by_name), status=error.status
-        ) from None
+        (request,) = parser.read([value])
+    except Fault as fault:
+        raise moved(fault, by_name) from None
     return request
 
 
-def place(where: str, tensors: dict[str, Tensor]) -> str:
-    """The place in the body that a path of the parser means."""
-    found = PLACE.fullmatch(where)
-    if found is None or found[2] is None:
-        return "inputs"
-    row, name, index = found.groups()
-    tensor = tensors.get(name)
-    if tensor is None:
-        return f"parameters.{name}" if name in LIMITS else f"inputs.{name}"
-    if row is not None:
-        return f"{tensor.path}.data[{row}]{index}"
-    return f"{tensor.path}.data{index or '[0]'}" if name != "candidates" or index else tensor.path
+def moved(fault: Fault, tensors: Mapping[str, Tensor]) -> Fault:
+    """A fault of the request, at the place in the body that its value came from."""
+    match fault.loc[1:]:
+        case ("rows", int(row), str(name), *rest):
+            return _at(fault, tensors, name, row, *rest)
+        case ("candidates", *rest):
+            return _at(fault, tensors, "candidates", *rest)
+        case ("context", str(name)) | (str(name),) if name not in ("rows", "context"):
+            return (
+                fault.at(("parameters", name))
+                if name in LIMITS and name not in tensors
+                else _at(fault, tensors, name, 0)
+            )
+        case _:
+            return fault.at(("inputs",))
+
+
+def _at(fault: Fault, tensors: Mapping[str, Tensor], name: str, *data: str | int) -> Fault:
+    if name not in tensors:
+        return fault.at(("inputs", name))
+    loc: Location = ("inputs", tensors[name].index, *(("data", *data) if data else ()))
+    return fault.at(loc, name)
 
 
 def _candidates(tensors: dict[str, Tensor]) -> dict[str, Any]:
     candidates = tensors["candidates"]
     if len(candidates.shape) != 1:
-        raise RequestError(f"{candidates.path}.shape must be one size", field=f"{candidates.path}.shape")
+        raise candidates.fault("must be one size", "shape", kind="shape")
     single = {}
     for name, tensor in tensors.items():
         if tensor is candidates:
             continue
         if tensor.shape != (1,):
-            raise RequestError(f"{tensor.path}.shape must be [1] beside candidates", field=f"{tensor.path}.shape")
+            raise tensor.fault("must be [1] beside candidates", "shape", kind="shape")
         single[name] = None if _nan(tensor.values[0]) else tensor.values[0]
     user = {"user_id": single.pop("user_id")} if "user_id" in single else {}
     return {"candidates": candidates.values, "context": single, **user}
@@ -84,12 +88,9 @@ def _rows(tensors: Sequence[Tensor]) -> dict[str, Any]:
     count = tensors[0].shape[0]
     for tensor in tensors:
         if tensor.shape[0] != count:
-            raise RequestError(
-                f"{tensor.path}.shape must begin with {count}, the rows of {tensors[0].path}",
-                field=f"{tensor.path}.shape",
-            )
+            raise tensor.fault(f"must begin with {count}, the rows of inputs[0]", "shape", kind="shape")
     if count > MAX_CANDIDATES:
-        raise RequestError(f"inputs must hold 1 to {MAX_CANDIDATES} rows, not {count}", field="inputs")
+        raise Fault(("inputs",), f"have {count} rows, at most {MAX_CANDIDATES} are accepted", kind="shape")
     columns = {tensor.name: _column(tensor, count) for tensor in tensors}
     return {"rows": [{name: column[row] for name, column in columns.items()} for row in range(count)]}
 

@@ -25,7 +25,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving.telemetry.parts import PartFolder, WhenFull
 from thinktwice.errors import ServerError, ThinktwiceError
-from thinktwice.monitor.record import COLD_ITEM, HEAD, UserIds, log_schema
+from thinktwice.monitor.record import UserIds, log_schema
+from thinktwice.records.answer import REQUEST_LOGGED, Answered, answer_fields
 from thinktwice.schema import LogSchema
 from thinktwice.schema.numbers import number
 from thinktwice.schema.values import spell
@@ -62,19 +63,10 @@ class ServedRequest:
     request_id: str
     at: float  # Unix seconds
     arm: str
-    model_version: str
-    bundle_hash: str
     user_id: str | None
-    item_ids: tuple[str, ...] | None  # None for raw rows
     shared: Mapping[str, Any]
     items: Sequence[Mapping[str, Any]]
-    probability: tuple[float, ...]
-    uncertainty: tuple[float, ...]
-    num_paths: tuple[int, ...]
-    cold_user: bool
-    cold_items: tuple[bool, ...]
-    stale: bool
-    defaulted: tuple[str, ...]
+    answer: Answered
 
 
 def in_sample(request_id: str, share: float) -> bool:
@@ -90,6 +82,7 @@ class PredictionLog:
 
     Args:
         on_writable: called from the writer's thread with whether the folder can be written.
+        answer: class of the answers, whose fields say what is logged of them.
 
     Attributes:
         counts: requests ``offered``, ``sampled``, and of these ``written``, ``dropped`` (for a full queue or folder, or after the
@@ -101,10 +94,14 @@ class PredictionLog:
     """
 
     def __init__(
-        self, schema: LogSchema, config: PredictionLogConfig, on_writable: Callable[[bool], None] = lambda _: None
+        self,
+        schema: LogSchema,
+        config: PredictionLogConfig,
+        on_writable: Callable[[bool], None] = lambda _: None,
+        answer: type = Answered,
     ) -> None:
         self._config, self._on_writable = config, on_writable
-        self._columns = _Columns(schema, config.user_ids)
+        self._columns = _Columns(schema, config.user_ids, answer)
         self._folder = PartFolder(Path(config.folder), config.max_bytes, config.when_full)
         self._changed = threading.Condition()
         self._queue: deque[ServedRequest] = deque()
@@ -230,8 +227,9 @@ class PredictionLog:
 class _Columns:
     """Turns requests into record batches, one request at a time: a whole part at once would hold the interpreter for 0.1 s."""
 
-    def __init__(self, schema: LogSchema, user_ids: UserIds) -> None:
-        self._schema = log_schema(schema, user_ids)
+    def __init__(self, schema: LogSchema, user_ids: UserIds, answer: type) -> None:
+        self._schema = log_schema(schema, user_ids, answer)
+        self._answered = tuple((f, self._schema.field(f.column).type) for f in answer_fields(answer) if f.column)
         self._fields = tuple((f.name, f.kind, f.entity == "item") for f in schema.model_fields_in_order())
         self._user_key, self._item_key, self._user_ids = schema.key_of("user"), schema.key_of("item"), user_ids
         self._salt = os.environ.get(SALT, "").encode()
@@ -241,37 +239,31 @@ class _Columns:
             )
 
     def batch(self, r: ServedRequest) -> pa.RecordBatch:
-        rows = len(r.probability)
-        same = {
-            "log_request_id": r.request_id,
-            "log_at": round(r.at * 1e6),
-            "log_arm": r.arm,
-            "log_model_version": r.model_version,
-            "log_bundle_hash": r.bundle_hash,
-            "log_user_id": self._user(r.user_id),
-            "log_cold_user": r.cold_user,
-            "log_stale": r.stale,
-        }
-        own: dict[str, Sequence[Any]] = {
-            "log_item_id": r.item_ids or (None,) * rows,
-            "log_place": range(rows),
-            "log_probability": r.probability,
-            "log_uncertainty": r.uncertainty,
-            "log_num_paths": r.num_paths,
-            COLD_ITEM: r.cold_items or (False,) * rows,
-            "log_defaulted": [r.defaulted] * rows,
-        }
+        answer = r.answer
+        rows, item_ids = len(answer.probability), answer.item_ids
+        of_request = (r.request_id, round(r.at * 1e6), r.arm, self._user(r.user_id))
         arrays = [
-            pa.repeat(pa.scalar(same[name], kind), rows) if name in same else pa.array(own[name], kind)
-            for name, kind in HEAD
+            pa.repeat(pa.scalar(value, kind), rows)
+            for value, (_, kind) in zip(of_request, REQUEST_LOGGED[:-1], strict=True)
         ]
+        arrays.append(pa.array(range(rows), REQUEST_LOGGED[-1][1]))
+        for logged, kind in self._answered:
+            value = getattr(answer, logged.name)
+            if logged.rows and value:
+                arrays.append(pa.array(value, kind))
+            elif logged.kind == "texts":
+                arrays.append(pa.array([value] * rows, kind))
+            elif not logged.rows:
+                arrays.append(pa.repeat(pa.scalar(value, kind), rows))
+            else:  # raw rows were not looked up
+                arrays.append(pa.repeat(pa.scalar(False if logged.kind == "boolean" else None, kind), rows))
         for name, kind, of_item in self._fields:
             typed = self._schema.field(name).type
-            if r.item_ids is not None and name == self._item_key:
-                arrays.append(pa.array(r.item_ids, typed))
-            elif r.item_ids is not None and name == self._user_key:
+            if item_ids is not None and name == self._item_key:
+                arrays.append(pa.array(item_ids, typed))
+            elif item_ids is not None and name == self._user_key:
                 arrays.append(pa.repeat(pa.scalar(self._user(r.user_id), typed), rows))
-            elif r.item_ids is not None and not of_item:
+            elif item_ids is not None and not of_item:
                 value = self._value(name, kind, r.shared.get(name))
                 arrays.append(pa.repeat(pa.scalar(value, typed), rows))
             else:

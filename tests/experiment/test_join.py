@@ -130,7 +130,7 @@ def test_a_torn_last_line_is_counted_and_costs_itself_alone(tmp_path: Path) -> N
 
 def test_the_columns_are_those_of_the_prediction_log() -> None:
     ours = {f.name: f.type for f in PREDICTION_COLUMNS if f.name not in EXPERIMENT_COLUMNS.names}
-    log = dict(HEAD)
+    log = HEAD
     assert ours == {name: log[name] for name in ours}
     assert not set(EXPERIMENT_COLUMNS.names) & set(log)
     assert set(COLUMNS.names) >= set(PREDICTION_COLUMNS.names)

@@ -316,5 +316,5 @@ def test_every_command_of_the_page_runs(
 def test_the_page_names_all_settings_and_columns_of_the_log() -> None:
     page = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
     assert [n for n in PredictionLogConfig.model_fields if f"`{n}`" not in page and n != "folder"] == []
-    assert [n for n, _ in HEAD if f"`{n}`" not in page] == []
+    assert [n for n in HEAD if f"`{n}`" not in page] == []
     assert "`prediction_log.folder`" in page

@@ -11,7 +11,7 @@ import pytest
 from serving.adapters.torchserve_handler import CTRHandler
 from serving.config import ServingConfig
 from serving.protocol import codec_v2
-from serving.scorer import Scorer
+from serving.scorer import Answer, Scorer
 from serving.service import Service
 from tests.serving.conftest import Lines
 from tests.serving.fakes import FakeContext, FakeReader, make_service
@@ -77,7 +77,9 @@ def test_v2_says_the_same_as_v1(handler: CTRHandler) -> None:
     assert [f["paths_capped"] for f in json.loads(first["parameters"]["flags"])] == [False, False]
     outputs = {o["name"]: o for o in first["outputs"]}
     assert all(o["shape"] == [4] and len(o["data"]) == 4 for o in outputs.values())
-    assert {n: o["datatype"] for n, o in outputs.items()} == codec_v2.OUTPUTS
+    assert {n: o["datatype"] for n, o in outputs.items()} == {
+        name: datatype for name, (datatype, _) in codec_v2.outputs_of(Answer).items()
+    }
     assert outputs["request_index"]["data"] == [0, 0, 1, 1]
     flat = [item for prediction in second["predictions"] for item in prediction["items"]]
     for name in ("item_id", "probability", "uncertainty", "num_paths", "rank", "model_version"):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.protocol import json_text
-from thinktwice.errors import RequestError
+from serving.protocol.faults import Fault, json_path
 
 KEYS = st.sampled_from(["a", "b", "instances", ":", '":', "é", "\n:", ""]) | st.text(
     st.characters(exclude_categories=["Cs"]), max_size=3
@@ -61,11 +61,12 @@ def test_every_repeated_key_is_found_and_no_other(
     text = write(value, marks, escape)
     given_ = text if as_text else text.encode()
     if repeats(value):
-        with pytest.raises(RequestError, match=r"the body has the key .* twice in one object: send it once") as refused:
-            json_text.loads(given_, "the body", "body")
-        assert refused.value.status == 400
+        with pytest.raises(Fault, match=r"is twice in one object: send it once") as refused:
+            json_text.loads(given_)
+        assert refused.value.error(json_path()).status == 400
+        assert json.dumps(refused.value.loc[0])[1:-1] in json.dumps(json.loads(text, object_pairs_hook=list))
     else:
-        assert json_text.loads(given_, "the body", "body") == orjson.loads(text)
+        assert json_text.loads(given_) == orjson.loads(text)
 
 
 @pytest.mark.parametrize(
@@ -77,24 +78,25 @@ def test_every_repeated_key_is_found_and_no_other(
     ],
 )  # fmt: skip
 def test_places_of_a_repeated_key(text: str) -> None:
-    with pytest.raises(RequestError, match="twice in one object"):
-        json_text.loads(text.encode(), "the body", "body")
+    with pytest.raises(Fault, match="twice in one object"):
+        json_text.loads(text.encode())
 
 
 @pytest.mark.parametrize("text", ["", "{", b"\xff", "{'a': 1}", '{"a": 1,}', '{"a": NaN}', "1e999"])
 def test_what_is_not_json_is_named(text: str | bytes) -> None:
-    with pytest.raises(RequestError, match=r"inputs\[0\] is not valid JSON: ") as refused:
-        json_text.loads(text, "inputs[0]", "inputs[0]")
-    assert refused.value.field == "inputs[0]"
+    with pytest.raises(Fault, match=r"^is not valid JSON: ") as refused:
+        json_text.loads(text)
+    error = refused.value.below("inputs", 0).error(json_path())
+    assert (error.field, str(error)) == ("inputs[0]", f"inputs[0] {refused.value.reason}")
 
 
 def test_what_is_nested_deeply_is_an_error_and_no_failure() -> None:
     deep = '{"a":":' + '","b":' + "[" * 1000 + "]" * 1000 + "}"
     try:
-        json_text.loads(deep, "the body", "body")
-    except RequestError as error:
+        json_text.loads(deep)
+    except Fault as error:
         assert "nested too deep" in str(error) or "not valid JSON" in str(error)
     number = '{"a": ' + "9" * 5000 + ', "b": ":"}'
-    assert json_text.loads('{"a": ' + "9" * 300 + ', "b": ":"}', "the body", "body")["b"] == ":"
-    with pytest.raises(RequestError, match="not valid JSON"):
-        json_text.loads(number, "the body", "body")
+    assert json_text.loads('{"a": ' + "9" * 300 + ', "b": ":"}')["b"] == ":"
+    with pytest.raises(Fault, match="not valid JSON"):
+        json_text.loads(number)

@@ -32,6 +32,7 @@ from tests.serving.fakes import make_service
 from tests.serving.small import MODEL_VERSION, SCHEMA
 from thinktwice.errors import SchemaError, ServerError
 from thinktwice.monitor.record import PART, USER_IDS, log_schema
+from thinktwice.records.answer import Answered
 from thinktwice.schema import parse_schema
 
 CONTEXT = {"slot": "s1", "bid": 0.5, "timestamp": "2026-01-06T10:00:00Z"}
@@ -42,24 +43,32 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return [row for part in sorted(folder.glob(PART)) for row in pq.read_table(part).to_pylist()]
 
 
-def served(number: int, rows: int = 2) -> ServedRequest:
+def answered(rows: int = 2, **more: Any) -> Answered:
+    own: dict[str, Any] = {
+        "item_ids": tuple(f"i{i}" for i in range(rows)),
+        "probability": (0.5,) * rows,
+        "uncertainty": (0.25,) * rows,
+        "num_paths": (1,) * rows,
+        "rank": tuple(range(1, rows + 1)),
+        "cold_items": (False,) * rows,
+        "stale_items": (False,) * rows,
+        **dict.fromkeys(("cold_user", "stale_user", "stale", "paths_capped"), False),
+        **dict.fromkeys(("defaulted", "default_features"), ()),
+        "model_version": "v",
+        "bundle_hash": "h",
+    }
+    return Answered(**own | more)
+
+
+def served(number: int, rows: int = 2, **more: Any) -> ServedRequest:
     return ServedRequest(
         request_id=f"r{number}",
         at=1_790_000_000.25,
         arm="a",
-        model_version="v",
-        bundle_hash="h",
         user_id="u",
-        item_ids=tuple(f"i{i}" for i in range(rows)),
         shared={"gender": "f", "history": ["i1"], "bid": 1},
         items=[{"genre": "g", "price": 2, "cover": [0.0, 1.0, 2.0]}] * rows,
-        probability=(0.5,) * rows,
-        uncertainty=(0.25,) * rows,
-        num_paths=(1,) * rows,
-        cold_user=False,
-        cold_items=(False,) * rows,
-        stale=False,
-        defaulted=(),
+        answer=answered(rows, **more),
     )
 
 
@@ -132,7 +141,12 @@ def test_arrays_tuples_and_empty_texts_are_taken_as_the_encoder_takes_them(tmp_p
 def test_one_request_that_cannot_be_written_costs_itself_alone(tmp_path: Path) -> None:
     log = PredictionLog(SCHEMA, config(tmp_path))
     wrong: list[dict[str, Any]] = [{"items": [{"price": "cheap"}] * 2}, {"items": [{"genre": "\ud800"}] * 2}]
-    wrong += [{"probability": (0.5, 0.5, 0.5)}, {"at": 1e300}, {"request_id": "\udcff"}, {"items": [None, None]}]
+    wrong += [
+        {"answer": answered(probability=(0.5, 0.5, 0.5))},
+        {"at": 1e300},
+        {"request_id": "\udcff"},
+        {"items": [None, None]},
+    ]
     for number in range(4):
         log.offer(served(number))
         log.offer(replace(served(100 + number), **wrong[number]))
@@ -155,7 +169,7 @@ def test_user_ids_can_be_hidden(user_ids: str, tmp_path: Path, monkeypatch: pyte
         folder = tmp_path / str(len(shown))
         log = PredictionLog(SCHEMA, config(folder, user_ids=user_ids))
         log.offer(replace(served(0), user_id="anna", shared={"user_id": "anna"}))
-        log.offer(replace(served(1), user_id=None, item_ids=None, items=[{"user_id": "anna"}] * 2))
+        log.offer(replace(served(1, item_ids=None), user_id=None, items=[{"user_id": "anna"}] * 2))
         log.close()
         (part,) = folder.glob(PART)
         assert b"anna" not in part.read_bytes()

@@ -18,7 +18,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serving.protocol import codec_v1, codec_v2, json_text
+from serving.protocol import json_text
+from serving.protocol.codec_v1 import V1
+from serving.protocol.codec_v2 import V2, is_v2
 from serving.protocol.requests import Request, RequestParser
 from serving.protocol.v2_tensors import HEADER, split
 from serving.service import Service
@@ -59,12 +61,10 @@ def parsed(body: Body, headers: dict[str, str], schema: LogSchema) -> Request:
     """A body as the service reads it."""
     parser = RequestParser(schema, online=False)
     if isinstance(body, dict):
-        return parser.parse_all(codec_v1.instances(body), "instances")[0]
+        return V1(parser).read(body).requests[0]
     text, tail = split(body, headers.get(HEADER))
-    found = json_text.loads(text, "the body", "body")
-    if codec_v2.is_v2(found):
-        return codec_v2.requests(found, tail, parser, "ctr", "v")[0]
-    return parser.parse_all(codec_v1.instances(found, tail), "instances")[0]
+    found = json_text.loads(text)
+    return (V2(parser, "ctr", "v") if is_v2(found) else V1(parser)).read(found, tail).requests[0]
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

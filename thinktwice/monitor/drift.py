@@ -20,8 +20,8 @@ import numpy as np
 import polars as pl
 
 from thinktwice.data.encoded import EncodedRows
-from thinktwice.monitor.record import NUM_PATHS, PROBABILITY, REQUEST, UNCERTAINTY, USER
 from thinktwice.monitor.served import ServedRows, read_served
+from thinktwice.records.served import NUM_PATHS, PROBABILITY, REQUEST, UNCERTAINTY, USER
 from thinktwice.release.bundle import Bundle, load_bundle
 from thinktwice.release.profile import (
     SECOND_OPINION,

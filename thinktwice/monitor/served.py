@@ -13,8 +13,9 @@ import pyarrow as pa
 import xxhash
 
 from thinktwice.errors import DataError
-from thinktwice.monitor.record import AT, BUNDLE, ITEM, PART, REQUEST, USER_IDS, VERSION
+from thinktwice.monitor.record import PART, USER_IDS
 from thinktwice.parquet import read_schema, read_table
+from thinktwice.records.served import AT, BUNDLE, ITEM, REQUEST, VERSION
 
 KEYS = [REQUEST, AT, BUNDLE, VERSION, ITEM]  # what is read of every row to choose the rows to read whole
 SEED = 1  # the log itself is a sample by the hash of the request with seed 0

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from thinktwice.monitor.record import COLD_ITEM, COLD_USER, DEFAULTED
+from thinktwice.records.served import COLD_ITEM, COLD_USER, DEFAULTED
 
 RELATIVE = 1e-6  # numbers closer than this are one number: stores keep 64 and 32 bits
 

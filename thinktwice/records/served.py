@@ -1,16 +1,19 @@
 """Columns of what was served: prediction (a model's row), access (a request at the gateway), exposure and outcome (both joined).
 
-Columns of prediction that do not belong to experiments are those of the prediction log; a test holds the two lists together.
+Columns of prediction that do not belong to experiments are some of those of the prediction log.
 """
 
 from __future__ import annotations
 
 import pyarrow as pa
 
+from thinktwice.records.answer import logged_columns
+
 REQUEST, AT, ARM = "log_request_id", "log_at", "log_arm"  # log_arm: the arm that served, its own name
 BUNDLE, VERSION = "log_bundle_hash", "log_model_version"
 USER, ITEM, PLACE = "log_user_id", "log_item_id", "log_place"
-PROBABILITY, NUM_PATHS = "log_probability", "log_num_paths"
+PROBABILITY, UNCERTAINTY, NUM_PATHS = "log_probability", "log_uncertainty", "log_num_paths"
+COLD_USER, COLD_ITEM, DEFAULTED = "log_cold_user", "log_cold_item", "log_defaulted"
 EXPERIMENT, ASSIGNED, ENROLLED = "log_experiment", "log_assigned_arm", "log_enrolled"
 UNIT, BUCKET, ATTEMPT, SHADOW = "log_unit", "log_bucket", "log_attempt", "log_shadow"
 MS, FALLBACK = "log_ms", "log_fallback"
@@ -30,17 +33,10 @@ EXPERIMENT_COLUMNS = pa.schema(
 )
 
 #: One row of a model, as the prediction log has it; the fields of the model stand beside these.
+_LOGGED = logged_columns()
 PREDICTION_COLUMNS = pa.schema(
     [
-        (REQUEST, pa.string()),
-        (AT, pa.timestamp("us", "UTC")),
-        (ARM, pa.string()),
-        (VERSION, pa.string()),
-        (BUNDLE, pa.string()),
-        (ITEM, pa.string()),
-        (PLACE, pa.int32()),
-        (PROBABILITY, pa.float64()),
-        (NUM_PATHS, pa.int32()),
+        *((name, _LOGGED[name]) for name in (REQUEST, AT, ARM, VERSION, BUNDLE, ITEM, PLACE, PROBABILITY, NUM_PATHS)),
         *EXPERIMENT_COLUMNS,
     ]
 )

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from thinktwice.errors import BundleError, ThinktwiceError, reason
 from thinktwice.files import parse_json, read_json
-from thinktwice.hashing import FileEntry, check_folder, read_plain
+from thinktwice.hashing import FileEntry, check_folder, copy_folder, read_plain
 from thinktwice.schema import SCHEMA_FILE
 
 if TYPE_CHECKING:
@@ -163,15 +163,34 @@ def verify_bundle(folder: Path | str) -> Manifest:
     return manifest
 
 
-def load_bundle(folder: Path | str) -> Bundle:
+def copy_bundle(folder: Path | str, target: Path) -> Manifest:
+    """Copy a bundle to ``target`` (to make), checked like :func:`verify_bundle` while it is read, once.
+
+    Raises:
+        BundleError: anything differs; the message names the file.
+    """
+    folder = Path(folder)
+    data = _manifest_bytes(folder)
+    manifest = parse_manifest(data, f"bundle {folder}")
+    also = [name for name in (MANIFEST_FILE, OLD_SIGNATURE_FILE) if (folder / name).is_file()]
+    copy_folder(f"bundle {folder}", folder, target, manifest.files, FIX, also=also)
+    (target / MANIFEST_FILE).write_bytes(data)
+    return manifest
+
+
+def load_bundle(folder: Path | str, checked: Manifest | None = None) -> Bundle:
     """Verify a bundle and load it, ready to score.
+
+    Args:
+        checked: its manifest, where this process has just checked or written the folder and nobody else can write to it; the files
+            are then not hashed again.
 
     Raises:
         ThinktwiceError: it is damaged, incomplete, its parts do not fit each other, or it scores nothing finite; the message
             names the file.
     """
     folder = Path(folder)
-    manifest = verify_bundle(folder)
+    manifest = checked or verify_bundle(folder)
     try:
         return _load(folder, manifest)
     except ThinktwiceError:

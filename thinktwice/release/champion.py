@@ -21,7 +21,7 @@ from thinktwice.files import atomic_dir, read_json, write_json
 from thinktwice.release.archive import ARCHIVE_FILE as ARCHIVE_FILE
 from thinktwice.release.archive import BUNDLE, open_archive
 from thinktwice.release.archive import MODEL_NAME as MODEL_NAME
-from thinktwice.release.bundle import bundle_hash, verify_bundle
+from thinktwice.release.bundle import bundle_hash, copy_bundle, read_manifest
 from thinktwice.release.feature_store import FEATURE_STORE
 from thinktwice.release.release import Release, ReleasePolicy, read_release, write_release
 from thinktwice.release.signing import signing_key
@@ -124,7 +124,7 @@ def install_champion(
     link = state / "champion"
     if link.exists() and not link.is_symlink():
         raise BundleError(f"{link} is not a link, it was not written by a deployment: move it away and deploy again")
-    manifest = verify_bundle(bundle_dir)
+    manifest = read_manifest(bundle_dir)
     versions = state / "versions"
     versions.mkdir(parents=True, exist_ok=True)
     info = ChampionInfo(
@@ -135,10 +135,10 @@ def install_champion(
     )
     folder = versions / f"{_next_number(versions):06d}-{info.bundle_hash[:12]}-{os.getpid()}"
     with atomic_dir(folder) as temporary:
-        shutil.copytree(bundle_dir, temporary / BUNDLE)
+        copy_bundle(bundle_dir, temporary / BUNDLE)
         shutil.copyfile(archive, temporary / ARCHIVE_FILE)
         shutil.copytree(feature_store_dir, temporary / FEATURE_STORE)
-        write_release(temporary, signing_key(), before=_release_before(link))
+        write_release(temporary, signing_key(), before=_release_before(link), bundle_checked=True)
         write_json(temporary / CHAMPION_FILE, info.model_dump())
     _point(link, Path("versions") / folder.name)
     _forget_old(versions, link.resolve().name)

@@ -22,7 +22,7 @@ from thinktwice.errors import BundleError, FeatureStoreError, reason
 from thinktwice.files import atomic_file, json_bytes, parse_json
 from thinktwice.hashing import FileEntry, Sha256, check_file, check_folder, read_plain
 from thinktwice.release.archive import ARCHIVE_FILE, BUNDLE, HANDLER, Archive, open_archive
-from thinktwice.release.bundle import Manifest, bundle_hash, read_manifest, verify_bundle
+from thinktwice.release.bundle import Manifest, bundle_hash, copy_bundle, read_manifest, verify_bundle
 from thinktwice.release.feature_store import (
     DATA,
     FEATURE_STORE,
@@ -113,10 +113,16 @@ class Staged:
     folder: Path
     bundle: Path
     feature_store: Path | None
+    checked: Manifest | None = None  # of a bundle whose files were hashed on the way into ``folder``
 
 
 def write_release(
-    folder: Path, key: Path | None = None, *, created: datetime | None = None, before: Release | None = None
+    folder: Path,
+    key: Path | None = None,
+    *,
+    created: datetime | None = None,
+    before: Release | None = None,
+    bundle_checked: bool = False,
 ) -> Release:
     """Describe what lies in a folder and sign it; an older description is replaced.
 
@@ -125,6 +131,7 @@ def write_release(
         key: file of the private key; None leaves the release without a signature.
         created: default now.
         before: the release whose place it takes; one of the same files is the same release and keeps its time.
+        bundle_checked: the unpacked bundle was hashed when it was copied here.
 
     Raises:
         BundleError: archive and bundle differ or are damaged, or the key is none.
@@ -135,7 +142,8 @@ def write_release(
         content.verify()
         manifest, bundle, torchserve = content.manifest, content.bundle_hash, content.torchserve
     if (folder / BUNDLE).is_dir():
-        verify_bundle(folder / BUNDLE)
+        if not bundle_checked:
+            verify_bundle(folder / BUNDLE)
         if bundle_hash(folder / BUNDLE) != bundle:
             raise BundleError(f"{folder / BUNDLE} and {archive} contain different bundles: package this bundle")
     files = _store_files(store) if store.is_dir() else None
@@ -313,10 +321,8 @@ def stage(
     if model.is_dir():
         if found is None:
             return Staged(folder, model, feature_store)
-        manifest = verify_bundle(model)
-        _check_bundle(found, bundle_hash(model), manifest)
-        shutil.copytree(model, bundle, symlinks=True)
-        verify_bundle(bundle)
+        _check_bundle(found, bundle_hash(model), read_manifest(model))
+        manifest = copy_bundle(model, bundle)
         _check_bundle(found, bundle_hash(bundle), manifest)
     else:
         with open_archive(model, None if found is None else found.release.archive, handler=handler) as content:
@@ -329,14 +335,14 @@ def stage(
         if found.signature:
             (folder / SIGNATURE_FILE).write_bytes(found.signature)
     if found is None or not manifest.feature_service:
-        return Staged(folder, bundle, feature_store)
+        return Staged(folder, bundle, feature_store, manifest)
     required = bool(trusted) or policy != ReleasePolicy()
     if feature_store is None or found.release.feature_store is None:
         if required:
             what = "is served without a feature store" if feature_store is None else "does not cover a feature store"
             raise BundleError(f"{found.what} {what} and the model needs one: deploy again, or correct the path")
-        return Staged(folder, bundle, feature_store)
-    return Staged(folder, bundle, _stage_store(found, feature_store, folder / FEATURE_STORE))
+        return Staged(folder, bundle, feature_store, manifest)
+    return Staged(folder, bundle, _stage_store(found, feature_store, folder / FEATURE_STORE), manifest)
 
 
 def _check_store(accepted: Accepted, store: Path) -> dict[str, FileEntry]:

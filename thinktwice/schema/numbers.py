@@ -37,11 +37,16 @@ _NUMBER = re.compile(NUMBER)
 SPACE = " \t\n\r\v\f"
 
 
+class NumberRangeError(ValueError):
+    """A number that is not within the limits."""
+
+
 def number(value: Any) -> float | None:
     """The number that a value is, None for a missing value.
 
     Raises:
-        ValueError: the value is not a number, or not within the limits.
+        NumberRangeError: the number is not within the limits.
+        ValueError: the value is not a number.
     """
     if value is None:
         return None
@@ -68,7 +73,7 @@ def number(value: Any) -> float | None:
     if found != found:
         return None
     if not is_number(found):
-        raise ValueError(f"is not a number between -{NUMBER_LIMIT:g} and {NUMBER_LIMIT:g}")
+        raise NumberRangeError(f"is not a number between -{NUMBER_LIMIT:g} and {NUMBER_LIMIT:g}")
     return found
 
 

@@ -16,7 +16,7 @@ from thinktwice.errors import BundleError, FeatureStoreError, PipelineError, rea
 from thinktwice.files import atomic_dir, read_json, sha256_text, write_json
 from thinktwice.release.archive import ARCHIVE_FILE, MODEL_NAME, open_archive
 from thinktwice.release.blessing import Blessing, require_blessing
-from thinktwice.release.bundle import Manifest, bundle_hash, verify_bundle
+from thinktwice.release.bundle import Manifest, bundle_hash, read_manifest
 from thinktwice.release.champion import install_champion, read_champion
 from thinktwice.release.feature_store import DATA, FEATURE_STORE
 from thinktwice.release.feature_store import INFO_FILE as FEATURE_STORE_INFO
@@ -56,8 +56,8 @@ def deploy_model(
         FeatureStoreError: the store is that of other features than the model's, or what it holds online cannot be put right.
     """
     if target not in get_args(DeployTarget):
-        raise PipelineError(f"target {target!r} is unknown: choose one of {listed(DeployTarget)}")
-    manifest = verify_bundle(bundle_dir)
+        raise PipelineError(f"target {target!r} is unknown: use one of {listed(DeployTarget)}")
+    manifest = read_manifest(bundle_dir)  # the files are checked when they are copied
     _check_opponent(require_blessing(blessing, bundle_dir), Path(state_dir))
     archive = Path(archive_dir) / ARCHIVE_FILE
     _check_archive(archive, Path(bundle_dir))
