@@ -42,6 +42,13 @@ def test_distances_hold_their_ranges(a: list[int], b: list[int]) -> None:
     assert np.isfinite(psi(one, two))
 
 
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=60).filter(sum), st.integers(1, 10**6))
+@settings(deadline=None)
+def test_equal_shares_are_at_no_distance(counts: list[int], times: int) -> None:
+    one = np.array(counts, float)
+    assert 0 <= jensen_shannon(one, one * times) < 1e-7
+
+
 def test_nothing_lies_nowhere() -> None:
     some, none = np.array([3.0, 4.0]), np.zeros(2)
     assert psi(some, none) == psi(none, some) == jensen_shannon(some, none) == 0

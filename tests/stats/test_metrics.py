@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
 from sklearn.metrics import log_loss, roc_auc_score, roc_curve
 
 from thinktwice.stats import metrics
@@ -48,6 +51,34 @@ def test_auc_and_logloss_equal_sklearn() -> None:
     label, logit = (rng.random(3000) < 0.3).astype(float), rng.normal(0, 2, 3000).round(1)
     assert metrics.auc(label, logit) == pytest.approx(roc_auc_score(label, logit), abs=1e-12)
     assert metrics.logloss(label, logit) == pytest.approx(log_loss(label, 1 / (1 + np.exp(-logit))), abs=1e-12)
+
+
+ROWS = st.lists(
+    st.tuples(st.integers(0, 1), st.integers(-3, 3) | st.floats(-1e300, 1e300), st.integers(0, 3)),
+    min_size=1,
+    max_size=40,
+)
+
+
+@settings(deadline=None)
+@given(ROWS)
+def test_auc_of_all_rows_and_of_groups_equals_scipy(rows: list[tuple[int, float, int]]) -> None:
+    """Ties, one class, one row and empty groups among them."""
+    label, score, group = (np.array(column, float) for column in zip(*rows, strict=True))
+
+    def oracle(use: np.ndarray) -> float:
+        clicks, others = score[use & (label == 1)], score[use & (label == 0)]
+        if not len(clicks) or not len(others):
+            return float("nan")
+        return float(stats.mannwhitneyu(clicks, others, method="asymptotic").statistic) / len(clicks) / len(others)
+
+    assert metrics.auc(label, score) == pytest.approx(oracle(np.full(len(rows), True)), abs=1e-12, nan_ok=True)
+    area, size = metrics.group_auc(label, score, group.astype(int))
+    for g in range(len(area)):
+        assert size[g] == (group == g).sum()
+        assert area[g] == pytest.approx(oracle(group == g), abs=1e-12, nan_ok=True)
+    if (use := ~np.isnan(area)).any():
+        assert metrics.gauc(label, score, group.astype(int)) == pytest.approx(np.average(area[use], weights=size[use]))
 
 
 def test_logloss_of_extreme_logits_is_finite() -> None:

@@ -46,6 +46,18 @@ def test_dunnett_is_that_of_scipy() -> None:
             dunnett_p([1.0], *wrong)
 
 
+@settings(repeatable, max_examples=10)
+@given(st.lists(st.floats(0.05, 20), min_size=1, max_size=4), st.floats(0.5, 4))
+def test_the_chance_that_all_stay_within_is_that_of_scipy(treatments: list[float], z: float) -> None:
+    loading = np.sqrt(1 / (1 + np.array(treatments)))
+    correlation = np.outer(loading, loading)
+    np.fill_diagonal(correlation, 1)
+    bound = np.full(len(treatments), z)
+    normal = stats.multivariate_normal(np.zeros(len(treatments)), correlation, seed=np.random.default_rng(0))
+    within = float(normal.cdf(bound, lower_limit=-bound))
+    assert dunnett_p([z], 1.0, treatments)[0] == pytest.approx(1 - within, abs=1e-5)
+
+
 def rows(seed: int, users: int = 3000, rounded: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Latencies of users that come again and are slow or fast together; with their group."""
     rng = np.random.default_rng(seed)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_matrix
+from scipy.spatial.distance import jensenshannon
 from scipy.stats import chi2
 
 CONFIDENCE = 0.999  # share of samples of the same distribution that stay below the noise level
@@ -92,14 +93,9 @@ def jensen_shannon(reference: np.ndarray, now: np.ndarray) -> float:
     """Jensen-Shannon distance of two arrays of row counts [k], 0..1: the square root of the divergence in bits."""
     if reference.sum() == 0 or now.sum() == 0:
         return 0.0
-    p, q = _shares(reference), _shares(now)
-    middle = (p + q) / 2
-
-    def bits(a: np.ndarray) -> float:
-        some = a > 0
-        return float((a[some] * np.log2(a[some] / middle[some])).sum())
-
-    return float(np.sqrt(max(0.0, (bits(p) + bits(q)) / 2)))
+    with np.errstate(invalid="ignore"):  # of shares that are equal but for rounding scipy may take the root of -1e-17
+        value = float(jensenshannon(reference, now, base=2))
+    return 0.0 if np.isnan(value) else value
 
 
 def sample(bins: np.ndarray, clusters: np.ndarray, num_bins: int) -> Sample:

@@ -16,6 +16,9 @@ from scipy import optimize, special
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     """Holm's adjusted p-values [M]: rejecting those below α keeps the chance of any false rejection below α.
 
+    scipy adjusts for false discoveries alone (``false_discovery_control``); statsmodels has Holm, equal to 1e-12 by test, and is
+    not needed to run.
+
     A p-value that is nan (nothing could be tested) counts as a comparison and is returned as 1.
 
     Raises:
@@ -34,6 +37,9 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
 
 def dunnett_p(z: Sequence[float], control: float, treatments: Sequence[float]) -> np.ndarray:
     """Two-sided p-values [M] of M treatments against one control, adjusted for all of them (Dunnett 1955, many units).
+
+    ``scipy.stats.dunnett`` needs the rows of every unit and draws random numbers; this needs variances alone. Equal to 2e-3,
+    the error of its draws, by test.
 
     Args:
         z: estimate / se of each treatment minus control.
@@ -62,7 +68,10 @@ def _loadings(control: float, treatments: Sequence[float]) -> np.ndarray:
 
 
 def _all_within(c: float, loading: np.ndarray) -> float:
-    """P(all |Zᵢ| < c): given the control's error u the Zᵢ are independent."""
+    """P(all |Zᵢ| < c): given the control's error u the Zᵢ are independent.
+
+    ``scipy.stats.multivariate_normal.cdf`` does it by random numbers: equal to 1e-5 by test, 8 times slower measured in CPU time.
+    """
     u = np.linspace(-9.0, 9.0, 2001)
     rest = np.sqrt(1 - loading**2)[:, None]
     inside = special.ndtr((c - loading[:, None] * u) / rest) - special.ndtr((-c - loading[:, None] * u) / rest)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy import stats
 
-from thinktwice.stats.metrics import average_ranks, calibration_bins, group_auc, row_logloss
+from thinktwice.stats.metrics import calibration_bins, group_auc, row_logloss
 
 REPLICATES = 1000
 _CHUNK_CELLS = 4_000_000  # replicate weights held at once
@@ -91,11 +91,11 @@ def auc_influence(label: np.ndarray, score: np.ndarray) -> tuple[float, np.ndarr
     """AUC and what every row adds to its error [R] (DeLong's structural components, centred and scaled to sum)."""
     positive = label > 0.5
     m, n = int(positive.sum()), int((~positive).sum())
-    ranks = average_ranks(score)
+    ranks = stats.rankdata(score)
     influence = np.empty(len(label))
     # Share of the other class below a row: its rank among all minus its rank within its class.
-    influence[positive] = (ranks[positive] - average_ranks(score[positive])) / n
-    influence[~positive] = 1.0 - (ranks[~positive] - average_ranks(score[~positive])) / m
+    influence[positive] = (ranks[positive] - stats.rankdata(score[positive])) / n
+    influence[~positive] = 1.0 - (ranks[~positive] - stats.rankdata(score[~positive])) / m
     area = float(influence[positive].mean())
     influence -= area
     influence[positive] /= m
