@@ -7,6 +7,7 @@ version (a snapshot, its schema and the code) that names every feature a model o
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,7 @@ from thinktwice.data.feature_tables import (
     EVENT_TIMESTAMP,
     ColumnKind,
     TableSpec,
-    feature_service_name,
-    table_specs,
+    service_name,
 )
 from thinktwice.schema import LogSchema
 
@@ -54,12 +54,11 @@ def project_name(schema: LogSchema, feature_version: str) -> str:
     return re.sub(r"[^0-9A-Za-z]", "_", f"{schema.name}_{feature_version}")
 
 
-def define(schema: LogSchema, feature_version: str, data_dir: PurePath) -> Definitions:
-    """Build the Feast objects; the sources read ``<data_dir>/<table>.parquet``."""
+def define(schema: LogSchema, specs: Sequence[TableSpec], feature_version: str, data_dir: PurePath) -> Definitions:
+    """Build the Feast objects over the tables ``specs``; the sources read ``<data_dir>/<table>.parquet``."""
     load_sdk()
     from feast import Entity, FeatureService, ValueType
 
-    specs = table_specs(schema)
     if not specs:
         return Definitions((), (), (), None)
     tags = {"schema": schema.name, "feature_version": feature_version}
@@ -77,7 +76,7 @@ def define(schema: LogSchema, feature_version: str, data_dir: PurePath) -> Defin
     sources = tuple(_source(spec, data_dir, tags) for spec in specs)
     views = tuple(_view(spec, entities[spec.entity], source, tags) for spec, source in zip(specs, sources, strict=True))
     service = FeatureService(
-        name=feature_service_name(schema, feature_version),
+        name=service_name(feature_version),
         features=list(views),
         description=f"Every feature that a click model of the log {schema.name} reads, version {feature_version}.",
         owner=OWNER,

@@ -254,14 +254,14 @@ def _apply_and_materialize(
     folder: Path, schema: LogSchema, feature_version: str, tables: FeatureTables
 ) -> tuple[str, int]:
     """Returns the name of the feature service and how many online values were compared with the tables."""
-    definitions = define(schema, feature_version, PurePosixPath(DATA))
+    definitions = define(schema, tables.specs, feature_version, PurePosixPath(DATA))
     assert definitions.service is not None
     with open_store(folder) as store, feast_engine(folder), quiet():
         store.apply(definitions.objects())
         _materialize(store, [view.name for view in definitions.views], tables.start, tables.end)
     # What a predictor will do: open the folder anew and read through the service.
     with open_store(folder) as store, quiet():
-        compared = sum(compare_online(store, spec, folder / DATA, tables.end) for spec in table_specs(schema))
+        compared = sum(compare_online(store, spec, folder / DATA, tables.end) for spec in tables.specs)
         store.get_feature_service(definitions.service.name)
     return definitions.service.name, compared
 

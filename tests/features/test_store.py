@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sqlite3
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,9 +24,10 @@ from feature_repo.store import FeatureStoreInfo, build, ensure_online, open_stor
 from serving.features.feast_source import FeastSource, open_feast
 from tests.features import online, redis_server
 from tests.features.conftest import SCHEMA, CleanLog, Row, make_rows
-from thinktwice.data.feature_tables import table_specs
+from thinktwice.data.feature_tables import TableSpec, table_specs
 from thinktwice.errors import FeatureStoreError
 from thinktwice.release.feature_store import REDIS_ADDRESS
+from thinktwice.schema import LogSchema
 
 pytestmark = [
     # Feast's own, on import and in its calls of pandas and protobuf.
@@ -300,6 +302,24 @@ def test_bad_online_stores_are_named(clean_log: CleanLog, tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(FeatureStoreError, match="is not a feature store"):
         read_info(tmp_path)
+
+
+def test_the_tables_are_derived_once_in_a_build(
+    clean_log: CleanLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def counted(schema: LogSchema) -> tuple[TableSpec, ...]:
+        calls.append(schema.name)
+        return table_specs(schema)
+
+    for module in list(sys.modules.values()):
+        if getattr(module, "__name__", "").startswith(("feature_repo", "thinktwice")) and hasattr(
+            module, "table_specs"
+        ):
+            monkeypatch.setattr(module, "table_specs", counted)
+    build(clean_log.folder, tmp_path / "store", feature_version=VERSION)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("keep", ["user", "item", ""])

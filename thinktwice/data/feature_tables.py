@@ -75,7 +75,12 @@ def feature_service_name(schema: LogSchema, feature_version: str) -> str:
 
     Empty when the log has no feature tables: there is nothing to look up, and requests bring their rows.
     """
-    return "ctr_" + re.sub(r"[^0-9A-Za-z]", "_", feature_version) if table_specs(schema) else ""
+    return service_name(feature_version) if table_specs(schema) else ""
+
+
+def service_name(feature_version: str) -> str:
+    """The feature service of a feature version that has tables, see :func:`feature_service_name`."""
+    return "ctr_" + re.sub(r"[^0-9A-Za-z]", "_", feature_version)
 
 
 def table_specs(schema: LogSchema) -> tuple[TableSpec, ...]:
