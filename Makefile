@@ -68,6 +68,9 @@ lint: $(READY) ## style, types, import contracts, declared dependencies
 format: $(READY) ## format the code
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
 
+bench-against: $(READY) ## CPU time of a request now and in COMMIT (QUICK=1 for a short form)
+	@COMMIT=$(COMMIT) $(BIN)/python -m benchmarks.against_commit
+
 bench-%: $(READY) ## run benchmarks/NAME.py and write benchmarks/results/NAME.json (QUICK=1 for a short form)
 	@$(BIN)/python -m benchmarks.$*
 

@@ -41,6 +41,7 @@ EXECUTED_ELSEWHERE = {
     "make setup": ".ci/run",
     "make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu": "tests/test_setup.py, with another index",
     "make format": "changes files; its target is checked here",
+    "make bench-against COMMIT=HEAD~1": "takes minutes; its target is checked here",
     "make bench-NAME": "a pattern; its target is checked here",
     ".venv/bin/python -m pytest tests/models -k mask": "pytest itself",
     '.venv/bin/python -m pytest tests/serving -m "not server and not pipeline"': "pytest itself",
@@ -100,6 +101,7 @@ def test_no_command_is_tested_that_the_documents_dropped() -> None:
         "bench-serving",
         "bench-experiment",
         "bench-gateway",
+        "bench-against",
         "clean",
     ],
 )
