@@ -53,18 +53,21 @@ def measure(folder: Path) -> None:
         world = worlds.make_world(folder, True)
         calls: dict[str, tuple[int, list[Callable[[], Any]]]] = {}
         for mode in MODES:
-            config = inside.ServingConfig(access_log=False, shed=False, deadline_ms=600_000)
+            features = inside.FeatureConfig(timeout_ms=10_000)  # a busy machine must not change what is computed
+            config = inside.ServingConfig(access_log=False, shed=False, deadline_ms=600_000, features=features)
             service = inside.open_service(
                 world.bundles[mode], config, model_name="ctr", feature_store=world.store, registry=CollectorRegistry()
             )
             engine = inside.load_bundle(world.bundles[mode]).engine
             for size, count in SIZES.items():
-                bodies = [
-                    inside.body_of(r, "v1")
-                    for r in inside.requests_of(world.store, worlds.SCHEMA, count=count, candidates=size, seed=0)
-                ]
+                requests = inside.requests_of(world.store, worlds.SCHEMA, count=count, candidates=size, seed=0)
+                bodies = [inside.body_of(request, "v1") for request in requests]
                 calls[f"request, {mode}, {size}"] = (size, [lambda b=b, s=service: s.answer(b, {}) for b in bodies])
-                batches = worlds.served(world, size, min(count, 20))
+                scorer, batches = service.scorer, []
+                for value in requests[:20]:
+                    request = scorer.parser.parse(value, "request")
+                    read = scorer.reader.read(request.user_id, request.candidates)
+                    batches.append(scorer.encode(request, read)[0])
                 calls[f"engine, {mode}, {size}"] = (size, [lambda b=b, e=engine: e.score(b) for b in batches])
         for _, some in calls.values():
             for call in some[:20]:
