@@ -103,7 +103,7 @@ class Checked(Generic[T]):
 
     def __init__(self, kind: Any, words: Words) -> None:
         self._kind, self._words = kind, words
-        self._adapter: TypeAdapter[T] = TypeAdapter(kind)
+        self._validate: Callable[[Any], T] = TypeAdapter(kind).validator.validate_python
 
     def read(self, value: Any) -> T:
         """The value as the type reads it.
@@ -113,7 +113,7 @@ class Checked(Generic[T]):
                 the type.
         """
         try:
-            return self._adapter.validate_python(value)
+            return self._validate(value)
         except ValidationError as error:
             details = error.errors(include_url=False)
         detail = next((d for d in details if d["type"] == "extra_forbidden"), details[0])

@@ -206,6 +206,8 @@ def _form(value: Any) -> str:
 
 
 def _not_too_many_rows(requests: list[Any]) -> list[Any]:
+    if len(requests) * MAX_CANDIDATES <= MAX_ROWS:
+        return requests
     rows = sum([len(r.candidates) if r.rows is None else len(r.rows) for r in requests])
     if rows > MAX_ROWS:
         raise custom("too_many_rows", f"contains {rows} rows in all, at most {MAX_ROWS} are scored at once")
