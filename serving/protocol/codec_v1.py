@@ -61,8 +61,7 @@ class _Layout:
     """Which fields stand where, of answers of one class to candidates or to raw rows."""
 
     rows: tuple[AnswerField, ...]  # one value an entry
-    keys: tuple[str, ...]  # of an entry, the repeated fields at its end
-    repeated: tuple[AnswerField, ...]
+    repeated: tuple[AnswerField, ...]  # at the end of each entry
     whole: tuple[AnswerField, ...]  # beside the entries
 
 
@@ -71,9 +70,7 @@ def layout(answer: type, looked_up: bool) -> _Layout:
     """Where the fields of answers stand."""
     own = [f for f in answer_fields(answer) if f.key and (looked_up or not f.looked_up)]
     rows, repeated = (tuple(f for f in own if wanted(f)) for wanted in (lambda f: f.rows, lambda f: f.repeated))
-    first = () if looked_up else ("row",)
-    keys = (*first, *(f.key for f in rows), *(f.key for f in repeated))
-    return _Layout(rows, keys, repeated, tuple(f for f in own if not f.rows))
+    return _Layout(rows, repeated, tuple(f for f in own if not f.rows))
 
 
 def encode_answer(answer: Scored) -> dict[str, Any]:
@@ -82,12 +79,15 @@ def encode_answer(answer: Scored) -> dict[str, Any]:
     kind: type = type(answer)
     found = layout(kind, looked_up)
     order = answer.order
-    columns: list[Sequence[Any]] = []
-    if not looked_up:
-        columns.append(order)
+    whole = order == tuple(range(len(answer.probability)))  # as without k: then columns are as they should be
+    entries: list[dict[str, Any]] = [{} if looked_up else {"row": row} for row in order]
+    # Column by column: one dict(zip(...)) an entry takes more than twice as long.
     for one in found.rows:
-        values = getattr(answer, one.name)
-        columns.append([values[position] for position in order])
-    columns += [[getattr(answer, one.name)] * len(order) for one in found.repeated]
-    entries = [dict(zip(found.keys, values, strict=True)) for values in zip(*columns, strict=True)]
+        key, values = one.key, getattr(answer, one.name)
+        for entry, value in zip(entries, values if whole else [values[row] for row in order], strict=True):
+            entry[key] = value
+    for one in found.repeated:
+        key, value = one.key, getattr(answer, one.name)
+        for entry in entries:
+            entry[key] = value
     return {"items" if looked_up else "rows": entries, **{f.key: getattr(answer, f.name) for f in found.whole}}
