@@ -18,6 +18,8 @@ import psutil
 from tests.experiment.files import experiment
 from tests.gateway.gateways import declare, gateway
 
+#: Settings as they are shipped; those of the tests are more patient.
+SHIPPED = {"per_try_timeout": 1.0, "timeout": 3.0}
 BODY = b'{"instances": [{"user_id": "u", "candidates": ["' + b"i" * 1990 + b'"]}]}'  # 2 KB
 
 
@@ -32,7 +34,7 @@ def cost(folder: Path, rounds: int, requests: int, seconds: float) -> dict[str, 
     """p50 and p99 in ms, direct and through the gateway, in rounds by turns; CPU in us of Envoy a request, alone and at 16 connections."""
     with ExitStack() as stack:
         ports = [stack.enter_context(arm()) for _ in range(2)]
-        declared = declare({"control": ports[0], "exp1/t1": ports[1]}, [experiment("exp1", coverage=0.5)])
+        declared = declare({"control": ports[0], "exp1/t1": ports[1]}, [experiment("exp1", coverage=0.5)], **SHIPPED)
         live = stack.enter_context(gateway(folder, declared))
         (envoy,) = [p for p in psutil.Process(live.process.pid).children(recursive=True) if p.name() == "envoy"]
         for port in (*ports, live.port):

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gateway.cost import SHIPPED
 from serving.gateway.access_log import access_logs, count_lines
 from serving.gateway.binary import find_envoy
 from serving.gateway.process import probe_token
@@ -27,7 +28,7 @@ def fault(folder: Path, kind: str, rate: float, seconds: float) -> dict[str, Any
     file = experiment("exp1", coverage=1.0)
     layout = layout_of([file])
     with upstreams("control", "t1") as (control, treatment):
-        with gateway(folder, declare({"control": control.port, "exp1/t1": treatment.port}, [file])) as live:
+        with gateway(folder, declare({"control": control.port, "exp1/t1": treatment.port}, [file], **SHIPPED)) as live:
             with load(live.port, rate) as found:
                 time.sleep(1.0)
                 if kind == "killed":
@@ -67,12 +68,12 @@ def ramp(folder: Path, rate: float, rounds: int) -> dict[str, Any]:
     requests = bad = reloads = missing = impossible = 0
     with upstreams("control", "t1") as (control, treatment):
         ports = {"control": control.port, "exp1/t1": treatment.port}
-        with gateway(folder, declare(ports, [experiment("exp1")])) as live:
+        with gateway(folder, declare(ports, [experiment("exp1")], **SHIPPED)) as live:
             envoy = find_envoy()
             with load(live.port, rate) as found:
                 for _ in range(rounds):
                     for coverage in (*COVERAGES, 0.0):
-                        declared = declare(ports, [experiment("exp1", coverage=coverage)], port=live.port)
+                        declared = declare(ports, [experiment("exp1", coverage=coverage)], port=live.port, **SHIPPED)
                         reload(declared, live.folder, envoy, live.admin, probe_token(declared, live.folder))
                         reloads += 1
             lines = {line["request_id"]: line for line in log_lines(live, set(found.statuses))}
@@ -105,7 +106,7 @@ def units(folder: Path, number: int, rate: float) -> dict[str, Any]:
     file = experiment("exp1", coverage=0.25)
     layout = layout_of([file])
     with upstreams("control", "t1") as (control, treatment):
-        with gateway(folder, declare({"control": control.port, "exp1/t1": treatment.port}, [file])) as live:
+        with gateway(folder, declare({"control": control.port, "exp1/t1": treatment.port}, [file], **SHIPPED)) as live:
             with load(live.port, rate, lambda n: ids[n % number]) as found:
                 time.sleep(number / rate)
             lines = {line["request_id"]: line for line in log_lines(live, set(found.statuses))}

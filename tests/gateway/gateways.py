@@ -31,7 +31,8 @@ def need_envoy() -> None:
 
 
 def declare(ports: Mapping[str, int], experiments: Sequence[ExperimentFile] = (), **fields: Any) -> Declared:
-    """A gateway on a free port, with one replica an arm on these ports of loopback."""
+    """A gateway on a free port, with one replica an arm on these ports of loopback. It is patient: the machine may be busy."""
+    fields = {"per_try_timeout": 5, "timeout": 20, **fields}
     secret = fields.pop("secret", None)
     port = fields.pop("port", None) or free_ports(1)[0]
     arms = {name: [f"127.0.0.1:{found}"] for name, found in ports.items()}

@@ -35,7 +35,7 @@ def arms() -> Iterator[list[Upstream]]:
 def live(arms: list[Upstream], tmp_path: Path) -> Iterator[Gateway]:
     """A new one each: how long Envoy keeps an arm out grows with the number of its faults."""
     ports = {"control": arms[0].port, "exp1/t1": arms[1].port}
-    with gateway(tmp_path, declare(ports, [FILE])) as found:
+    with gateway(tmp_path, declare(ports, [FILE], per_try_timeout=2, timeout=10)) as found:
         yield found
 
 
