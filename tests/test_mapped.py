@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests.memory_maps import is_mapped
 from thinktwice.errors import BundleError
 from thinktwice.mapped import map_tensors
 
@@ -26,10 +27,11 @@ def test_every_tensor_is_mapped_as_the_reference_reads_it(tmp_path: Path) -> Non
     save_file(TENSORS, str(tmp_path / "a.safetensors"), metadata={"for": "test"})
     found, expected = map_tensors(tmp_path / "a.safetensors", TYPES), load_file(str(tmp_path / "a.safetensors"))
     assert found.keys() == expected.keys()
+    assert not any(is_mapped(value, tmp_path / "a.safetensors") for value in expected.values()), "the check can fail"
     for name, value in expected.items():
         assert found[name].dtype == value.dtype and np.array_equal(found[name], value), name
         if value.size:
-            assert isinstance(found[name], np.memmap)
+            assert is_mapped(found[name], tmp_path / "a.safetensors")
             with pytest.raises(ValueError, match="read-only"):
                 found[name][...] = 0
 
@@ -66,7 +68,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     [
         ({**TYPES, "more": np.uint8}, "it lacks 'more'"),
         ({k: v for k, v in TYPES.items() if k != "keys"}, "it contains the unknown tensor 'keys'"),
-        ({**TYPES, "reals": np.float32}, "it contains 'reals' as F64 instead of float32"),
+        ({**TYPES, "reals": np.float32}, "it contains 'reals' as float64 instead of float32"),
     ],
 )
 def test_other_tensors_than_expected_are_refused(types: dict[str, type], words: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from tests.memory_maps import is_mapped
 from tests.testtime import wide
 from tests.testtime.wide import but
 from thinktwice.combinations.counts import COMBINATIONS_FILE
@@ -80,7 +81,7 @@ def test_a_table_of_another_size_is_not_lent(big: wide.Wide, saved: Path) -> Non
 
 def test_counts_are_mapped_and_nobody_can_write_them(saved: Path, big: wide.Wide) -> None:
     found = load_test_time(saved, big.model).reliability
-    assert isinstance(found.counts, np.memmap)
+    assert is_mapped(found.counts, saved / COUNTS_FILE)
     with pytest.raises(ValueError, match="read-only"):
         found.counts[0] = 1
     assert np.array_equal(found.shuffled(3).counts, big.reliability.shuffled(3).counts)
