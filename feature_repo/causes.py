@@ -8,8 +8,8 @@ from pathlib import Path
 import polars as pl
 
 from thinktwice.data.feature_tables import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ColumnKind, TableSpec
-from thinktwice.data.query import engine, one_row, quoted, source
 from thinktwice.monitor.skew import RELATIVE, Causes
+from thinktwice.query import engine, one_row, quoted, source
 
 MAX_ROWS = 10_000  # differing rows of a field that are looked at
 

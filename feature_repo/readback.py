@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thinktwice.data.feature_tables import EVENT_TIMESTAMP, TableSpec
-from thinktwice.data.query import engine, literal, quoted, source
 from thinktwice.errors import FeatureStoreError
+from thinktwice.query import engine, literal, quoted, source
 
 if TYPE_CHECKING:
     from feast import FeatureStore

@@ -23,10 +23,10 @@ from feature_repo.store import FeatureStoreInfo, open_store, quiet, read_info
 from feature_repo.tables_engine import feast_engine
 from thinktwice.data.feature_tables import CLEAN_FILE, EVENT_TIMESTAMP, TableSpec, table_specs
 from thinktwice.data.point_in_time import COLUMN_TYPES, with_columns
-from thinktwice.data.query import engine
 from thinktwice.errors import DataError, FeatureStoreError, RowsLostError
 from thinktwice.parquet import read_table
 from thinktwice.progress import note, track
+from thinktwice.query import engine
 from thinktwice.release.feature_store import DATA, REGISTRY_FILE, SETTINGS_FILE
 from thinktwice.schema import ROW_ID, LogSchema, load_schema
 

@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from thinktwice.data.feature_tables import CREATED_TIMESTAMP, EVENT_TIMESTAMP, TableSpec
-from thinktwice.data.query import literal, quoted, source, written
+from thinktwice.query import literal, quoted, source, written
 from thinktwice.schema import EVENT_TIME, ROW_ID
 
 SEGMENT_ROWS = 8

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from thinktwice.data.query import MEMORY_LIMIT
-from thinktwice.sql_files import location, spill_folder, take_exact_paths
+from thinktwice.query import MEMORY_LIMIT, location, spill_folder, take_exact_paths
 
 
 @contextmanager

@@ -23,9 +23,9 @@ from pipelines.local_remains import EXECUTOR_OUTPUT
 from serving.adapters.torchserve_protocol import LOAD, PREDICT, Load, Predict, Reader, answer, loaded
 from tests.internals import ROOT, dotted_name, last, lines, private, scan, scans, uses
 from tests.serving.front_end import load, predict
-from thinktwice.data.query import engine
 from thinktwice.errors import ResourceError
 from thinktwice.imports import without_typeguard
+from thinktwice.query import engine
 from thinktwice.schema.log import RESERVED
 
 # The libraries' own, when they are imported.

@@ -19,10 +19,9 @@ from components.data.validate.run import validate_log
 from feature_repo import retrieve
 from feature_repo.store import build
 from tests.pipelines.own_log import write_log
-from thinktwice import parquet
-from thinktwice.data import query
+from thinktwice import parquet, query
 from thinktwice.data.ingest import ingest
-from thinktwice.sql_files import ExactFiles
+from thinktwice.query import ExactFiles
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -32,10 +31,8 @@ ROOT = Path(__file__).parents[1]
 #: Where a parquet file is opened by its path, and by what.
 HELPERS = {
     "thinktwice/parquet.py": "polars and pyarrow",
-    "thinktwice/sql_files.py": "files in DuckDB's queries",
-    "thinktwice/data/query.py": "DuckDB itself",
-    "thinktwice/experiment/query.py": "DuckDB itself",
-    "thinktwice/experiment/join.py": "DuckDB's reader of lines, of files listed by sql_files",
+    "thinktwice/query.py": "DuckDB itself, and the files in its queries",
+    "thinktwice/experiment/join.py": "DuckDB's reader of lines, of files listed by thinktwice.query",
     "feature_repo/tables_engine.py": "Feast's DuckDB",
     "examples/own_log.py": "a user's own code",
     "examples/score_table.py": "a user's own code",

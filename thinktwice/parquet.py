@@ -2,7 +2,7 @@
 
 The libraries that read parquet take patterns (``[1]``, ``*``), partitions (a folder ``price=7`` on the way becomes a column
 or replaces one), URIs and ``~`` for what they are given. Here a path is only characters. Nothing else in the project opens
-a parquet file by its path, except queries, by :mod:`thinktwice.sql_files`.
+a parquet file by its path, except queries, by :mod:`thinktwice.query`.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ import numpy as np
 from benchmarks.testtime import study
 from benchmarks.testtime.compare import Compared, Rows, methods_of, passes_of
 from benchmarks.testtime.plan import Part, trunks_of
+from benchmarks.testtime.ranking import ndcg_at, top_k_regret
 from benchmarks.testtime.study import LIST, SHARE, SIGNAL, TOP_K, Scores
 from thinktwice.data.training_set import TrainingSet
-from thinktwice.evaluate.ranking import ndcg_at, top_k_regret
 from thinktwice.stats.multiple import holm
 from thinktwice.stats.uplift import area, uplift_curve
 from thinktwice.testtime.reliability import Reliability

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.testtime.distill import fit_distilled, mean_logit
 from thinktwice.data.encoded import EncodedRows, count_values, table_offsets
 from thinktwice.data.training_set import TrainingSet
 from thinktwice.errors import BundleError
@@ -34,7 +35,6 @@ from thinktwice.models.store import load_model, save_model
 from thinktwice.stats.metrics import logloss
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import Augmentation, FinetuneConfig
-from thinktwice.train.distill import fit_distilled, mean_logit
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import fit_calibration, logits_of
 from thinktwice.train.members import MemberKind, fit_members

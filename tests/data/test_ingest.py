@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from thinktwice.data.feature_tables import feature_version
 from thinktwice.data.ingest import ingest
-from thinktwice.data.row_ids import row_ids, row_numbers, xxh64_of_integers
+from thinktwice.data.row_ids import row_ids, row_numbers
 from thinktwice.data.sources import text
 from thinktwice.data.sources.registry import SOURCES, builtin_schema
 from thinktwice.errors import DataError, ResourceError
 from thinktwice.files import read_json
+from thinktwice.xxh64 import xxh64_of_integers
 
 GOOD = "\t".join(str(i) for i in range(40))
 

@@ -18,7 +18,7 @@ from tests.experiment.files import COVERAGES, bad_units, coverages, experiment, 
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.assignment import assign, bucket_of, buckets_of, layout_of, places_of
 from thinktwice.experiment.file import BUCKETS, UNIT
-from thinktwice.experiment.xxh64 import xxh64_many
+from thinktwice.xxh64 import xxh64_of_texts
 
 VECTORS = json.loads((Path(__file__).parent / "assignment_vectors.json").read_text(encoding="utf-8"))
 
@@ -37,7 +37,7 @@ VECTORS = json.loads((Path(__file__).parent / "assignment_vectors.json").read_te
 def test_hashes_seen_in_the_proxy(text: str, expected: int) -> None:
     salt, unit = text.split(":", 1)
     assert bucket_of(salt, unit) == expected % BUCKETS
-    assert int(xxh64_many(pa.array([unit]), f"{salt}:")[0]) == expected
+    assert int(xxh64_of_texts(pa.array([unit]), f"{salt}:")[0]) == expected
 
 
 def test_frozen_vectors() -> None:
@@ -60,9 +60,9 @@ def test_the_vectorised_hash_is_the_same(texts: list[str], prefix: str) -> None:
     texts = [t.encode("utf-8", "ignore").decode() for t in texts]
     prefix = prefix.encode("utf-8", "ignore").decode()
     expected = [xxhash.xxh64_intdigest((prefix + t).encode()) for t in texts]
-    assert xxh64_many(pa.array(texts, pa.string()), prefix).tolist() == expected
+    assert xxh64_of_texts(pa.array(texts, pa.string()), prefix).tolist() == expected
     sliced = pa.chunked_array([pa.array(["skipped", *texts], pa.string())[1:]])
-    assert xxh64_many(sliced, prefix).tolist() == expected
+    assert xxh64_of_texts(sliced, prefix).tolist() == expected
 
 
 @repeatable

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.testtime.distill import mean_logit
 from tests.models.synthetic import FIELDS, random_batch, random_rows
 from thinktwice.data.encoded import Batch
 from thinktwice.models import (
@@ -22,7 +23,6 @@ from thinktwice.models import (
 from thinktwice.stats.metrics import logloss
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig
-from thinktwice.train.distill import mean_logit
 from thinktwice.train.joint import Joint, RankOne, SharedTables
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.members import JOINT, MemberKind, fit_members

@@ -16,13 +16,13 @@ from typing import Literal
 
 import duckdb
 
-from thinktwice.data.query import engine, one_row, quoted, source, written
 from thinktwice.data.sequences import write_sequences
 from thinktwice.data.statistics import DAY_US, write_statistics
 from thinktwice.errors import DataError
 from thinktwice.files import sha256_text
 from thinktwice.parquet import num_rows
 from thinktwice.progress import note, track
+from thinktwice.query import engine, one_row, quoted, source, written
 from thinktwice.schema import EVENT_TIME, ROW_ID, LogSchema
 
 CLEAN_FILE = "clean.parquet"

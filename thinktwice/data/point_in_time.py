@@ -19,9 +19,9 @@ from thinktwice.data.feature_tables import (
     build_feature_tables,
     table_specs,
 )
-from thinktwice.data.query import engine, quoted, source
 from thinktwice.errors import DataError, RowsLostError
 from thinktwice.parquet import read_table
+from thinktwice.query import engine, quoted, source
 from thinktwice.schema import EVENT_TIME, LogSchema
 
 #: Types of feature columns, by their kind.

@@ -1,8 +1,7 @@
 """Row ids: 16 hex digits that name one row of one source for ever, whole columns at a time.
 
 The id is ``xxh64(ordinal as 8 little-endian bytes, seed=xxh64(source name))``. For a fixed seed that function is a
-bijection of 64-bit integers, so two rows of one source never share an id. It is written out in numpy because ten million
-calls into a hash library cost more than the rest of an ingest.
+bijection of 64-bit integers, so two rows of one source never share an id.
 """
 
 from __future__ import annotations
@@ -12,40 +11,12 @@ import pyarrow as pa
 import xxhash
 
 from thinktwice.errors import DataError
+from thinktwice.xxh64 import xxh64_of_integers
 
-_P1, _P2, _P3, _P4, _P5 = (
-    np.uint64(p)
-    for p in (
-        0x9E3779B185EBCA87,
-        0xC2B2AE3D27D4EB4F,
-        0x165667B19E3779F9,
-        0x85EBCA77C2B2AE63,
-        0x27D4EB2F165667C5,
-    )
-)
 _DIGITS = np.frombuffer(b"0123456789abcdef", np.uint8)
 _BYTE_TO_HEX = np.stack([np.repeat(_DIGITS, 16), np.tile(_DIGITS, 16)], axis=1).copy().view(np.uint16)[:, 0]  # [256]
 _HEX_TO_NIBBLE = np.full(256, 255, np.uint8)
 _HEX_TO_NIBBLE[_DIGITS] = np.arange(16, dtype=np.uint8)
-
-
-def _rotate(x: np.ndarray, bits: int) -> np.ndarray:
-    return (x << np.uint64(bits)) | (x >> np.uint64(64 - bits))
-
-
-def xxh64_of_integers(values: np.ndarray, seed: int) -> np.ndarray:
-    """XXH64 of each value's 8 little-endian bytes: uint64 [R] -> uint64 [R]."""
-    with np.errstate(over="ignore"):
-        x = np.asarray(values).astype(np.uint64)
-        x = _rotate(x * _P2, 31) * _P1
-        start = np.uint64(seed) + _P5 + np.uint64(8)
-        x = _rotate(x ^ start, 27) * _P1 + _P4
-        x ^= x >> np.uint64(33)
-        x *= _P2
-        x ^= x >> np.uint64(29)
-        x *= _P3
-        x ^= x >> np.uint64(32)
-    return x
 
 
 def row_ids(source: str, ordinals: np.ndarray) -> pa.StringArray:

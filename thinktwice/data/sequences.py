@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from thinktwice.data.query import quoted, source
 from thinktwice.parquet import parquet_writer
+from thinktwice.query import quoted, source
 from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, LogSchema, Sequence
 
 BATCH_ROWS = 100_000  # events held at a time

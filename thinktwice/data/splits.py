@@ -8,7 +8,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from thinktwice.choices import SplitKind
-from thinktwice.data.row_ids import row_numbers, xxh64_of_integers
+from thinktwice.data.row_ids import row_numbers
+from thinktwice.xxh64 import xxh64_of_integers
 
 PARTS: tuple[Literal["train", "valid", "test"], ...] = ("train", "valid", "test")
 

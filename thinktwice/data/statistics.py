@@ -13,7 +13,7 @@ from typing import Literal
 
 import duckdb
 
-from thinktwice.data.query import quoted, source, written
+from thinktwice.query import quoted, source, written
 from thinktwice.schema import EVENT_TIME, LABEL, LogSchema
 
 DAY_US = 86_400_000_000

@@ -21,7 +21,7 @@ import xxhash
 
 from thinktwice.experiment.changes import check_together
 from thinktwice.experiment.file import BUCKETS, CONTROL, UNIT, ExperimentFile
-from thinktwice.experiment.xxh64 import xxh64_many
+from thinktwice.xxh64 import xxh64_of_texts
 
 Reason = Literal["split", "outside", "holdout", "tester", "no_unit", "bad_unit"]
 NO_EXPERIMENT, HOLDOUT, TESTER, OVERRIDE = "none", "holdout", "tester", "override"
@@ -125,7 +125,7 @@ def buckets_of(salt: str, unit: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Buckets int16 [N] of units [N]; -1 for one that is missing or not allowed. Equal to :func:`bucket_of` for all others."""
     trimmed = pc.utf8_trim(unit.cast(pa.large_string()), " \t")
     good = pc.fill_null(pc.match_substring_regex(trimmed, f"^(?:{UNIT.pattern})$"), False)
-    bucket = (xxh64_many(trimmed, f"{salt}:") % np.uint64(BUCKETS)).astype(np.int16)
+    bucket = (xxh64_of_texts(trimmed, f"{salt}:") % np.uint64(BUCKETS)).astype(np.int16)
     return np.where(good.to_numpy(zero_copy_only=False), bucket, np.int16(-1))
 
 

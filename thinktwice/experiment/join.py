@@ -20,8 +20,9 @@ from pydantic import BaseModel, ConfigDict
 
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.assignment import HOLDOUT, NO_EXPERIMENT, BucketLayout, buckets_of
-from thinktwice.experiment.query import engine, literal, one_row, parquet_table, quoted, write_parquet
+from thinktwice.experiment.query import engine, one_row, parquet_table, write_parquet
 from thinktwice.parquet import num_rows
+from thinktwice.query import listed, literal, quoted
 from thinktwice.records.served import (
     ACCESS_COLUMNS,
     ARM,
@@ -40,7 +41,6 @@ from thinktwice.records.served import (
     UNIT,
     VERSION,
 )
-from thinktwice.sql_files import listed
 
 EXPOSURES, REQUESTS = "exposures.parquet", "requests.parquet"
 SKEW = 60.0  # seconds by which the clocks of gateway and server may differ without being counted

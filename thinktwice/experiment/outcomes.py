@@ -17,7 +17,8 @@ import duckdb
 from pydantic import BaseModel, ConfigDict, Field
 
 from thinktwice.errors import ExperimentError
-from thinktwice.experiment.query import engine, literal, one_row, parquet_table, write_parquet
+from thinktwice.experiment.query import engine, one_row, parquet_table, write_parquet
+from thinktwice.query import literal
 from thinktwice.records.events import CLICK_COLUMNS
 from thinktwice.records.served import AT, CLICKED_AT, ITEM, LABEL, PLACE, PREDICTION_COLUMNS, REQUEST
 

@@ -13,8 +13,8 @@ from thinktwice.errors import ExperimentError
 from thinktwice.experiment.evidence import Number, known
 from thinktwice.experiment.file import ExperimentFile
 from thinktwice.experiment.metrics import RATIOS
-from thinktwice.experiment.query import engine, quoted
-from thinktwice.sql_files import source
+from thinktwice.experiment.query import engine
+from thinktwice.query import quoted, source
 from thinktwice.stats.difference import Metric, explained_share
 from thinktwice.stats.moments import Moments
 from thinktwice.stats.plan import SamplePlan, days_needed, horizon_of, plan

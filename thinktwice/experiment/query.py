@@ -1,9 +1,7 @@
-"""DuckDB with bounded memory for the log joins: it spills to a folder of its own and keeps times in UTC."""
+"""Queries over logs of an experiment: damaged and missing files have an error of their own."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,41 +9,28 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from thinktwice.errors import ExperimentError, ResourceError
+from thinktwice.errors import ExperimentError
 from thinktwice.files import atomic_file
 from thinktwice.parquet import num_rows, read_schema
-from thinktwice.sql_files import literal as literal
-from thinktwice.sql_files import source as source
-from thinktwice.sql_files import spill_folder, take_exact_paths, written
+from thinktwice.query import engine as query_engine
+from thinktwice.query import quoted, source, written
 
 MEMORY = "2GB"  # of the engine; what does not fit goes to disk
 
 
 @contextmanager
 def engine(scratch: Path, memory: str = MEMORY) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection that spills into a folder under ``scratch``, which is removed afterwards; a full disk is named."""
-    with spill_folder(scratch, f".spill-{os.getpid()}") as spill:
-        connection = duckdb.connect(":memory:")
-        try:
-            connection.execute(
-                f"SET memory_limit = '{memory}'; SET preserve_insertion_order = false; SET TimeZone = 'UTC'"
-            )
-            connection.execute(f"SET threads = {min(os.cpu_count() or 1, 8)}; SET temp_directory = {literal(spill)}")
-            take_exact_paths(connection)
+    """:func:`thinktwice.query.engine` for logs: their rows have no order.
+
+    Raises:
+        ResourceError: memory and disk are too small, or the disk is full.
+        ExperimentError: a log cannot be read.
+    """
+    try:
+        with query_engine(scratch, memory, ordered=False) as connection:
             yield connection
-        except duckdb.OutOfMemoryException as error:
-            raise ResourceError(
-                f"memory and disk under {scratch} are too small for the joined logs: free disk space and run again"
-            ) from error
-        except duckdb.IOException as error:
-            if "No space left" in str(error):
-                raise ResourceError(f"no space left under {scratch}: free some disk space and run again") from error
-            raise ExperimentError(f"a log cannot be read: {str(error).splitlines()[0]}") from None
-        except duckdb.InvalidInputException as error:
-            raise ExperimentError(f"a log cannot be read: {str(error).splitlines()[0]}") from None
-        finally:
-            connection.close()
-            shutil.rmtree(spill, ignore_errors=True)
+    except (duckdb.IOException, duckdb.InvalidInputException) as error:
+        raise ExperimentError(f"a log cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def write_parquet(connection: duckdb.DuckDBPyConnection, query: str, target: Path) -> None:
@@ -122,8 +107,3 @@ _SQL_TYPES = {
     "bool": "BOOLEAN",
     "timestamp[us, tz=UTC]": "TIMESTAMPTZ",
 }
-
-
-def quoted(name: str) -> str:
-    """A column name as an SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.metrics import SUMS
-from thinktwice.experiment.query import engine, parquet_table, quoted, write_parquet
+from thinktwice.experiment.query import engine, parquet_table, write_parquet
+from thinktwice.query import quoted
 from thinktwice.records.served import (
     ASSIGNED,
     AT,

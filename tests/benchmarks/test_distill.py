@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.testtime.distill import fit_distilled, mean_logit
 from tests.models.synthetic import FIELDS, random_rows
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.errors import DataError
@@ -11,7 +12,6 @@ from thinktwice.models import Backbone, DeepFMConfig, build_backbone
 from thinktwice.stats.metrics import logloss
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig
-from thinktwice.train.distill import fit_distilled, mean_logit
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import logits_of
 from thinktwice.train.run import train

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
 
-from thinktwice.evaluate.ranking import ndcg_at, top_k_regret
+from benchmarks.testtime.ranking import ndcg_at, top_k_regret
 
 
 @pytest.mark.parametrize("k", [1, 3, 10, 50])

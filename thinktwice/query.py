@@ -1,8 +1,12 @@
-"""Files in DuckDB's queries by their exact path: no pattern, no partition, no URI (see :mod:`thinktwice.parquet`)."""
+"""DuckDB as the query engine: bounded memory, UTC, quoted names, and files by their exact path.
+
+A path is never a pattern, a partition or a URI (see :mod:`thinktwice.parquet`).
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -15,6 +19,9 @@ from typing import Any
 import duckdb
 from fsspec import AbstractFileSystem
 
+from thinktwice.errors import ResourceError
+
+MEMORY_LIMIT = "1GB"  # of the query engine; what does not fit goes to disk
 EXACT = "exact"  # protocol of paths that hold characters of DuckDB's patterns
 PATTERN = frozenset("*?[]{}\\")
 
@@ -89,15 +96,67 @@ def location(path: Path | str) -> str:
 
 
 @contextmanager
-def spill_folder(scratch: Path, name: str = ".spill") -> Iterator[str]:
-    """Where DuckDB puts what does not fit into memory: below ``scratch``, unless its path holds a backslash, which DuckDB takes
-    for a slash there."""
+def spill_folder(scratch: Path) -> Iterator[str]:
+    """A folder for what does not fit into memory, removed afterwards.
+
+    It is below ``scratch``, unless that path contains a backslash: DuckDB reads one as a slash there.
+    """
     if "\\" not in str(scratch.absolute()):
-        yield str(scratch.absolute() / name)
+        folder = str(scratch.absolute() / f".spill-{os.getpid()}")
+        try:
+            yield folder  # DuckDB makes it when it needs it
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
         return
     usual = tempfile.gettempdir()
     with tempfile.TemporaryDirectory(prefix="thinktwice-spill-", dir="/tmp" if "\\" in usual else usual) as folder:  # noqa: S108
         yield folder
+
+
+@contextmanager
+def engine(scratch: Path, memory: str = "", *, ordered: bool = True) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB connection of bounded memory that spills into a folder below ``scratch``.
+
+    Args:
+        memory: the limit, by default :data:`MEMORY_LIMIT`.
+        ordered: results keep the order of the rows they are read from; False needs less memory.
+
+    Raises:
+        ResourceError: memory and disk are too small, or the disk is full.
+    """
+    with spill_folder(scratch) as spill:
+        settings: dict[str, str | bool | int | float | list[str]] = {
+            "memory_limit": memory or MEMORY_LIMIT,
+            "threads": str(min(os.cpu_count() or 1, 8)),
+            "temp_directory": spill,
+            "preserve_insertion_order": ordered,
+        }
+        connection = duckdb.connect(":memory:", config=settings)
+        try:
+            connection.execute("SET TimeZone = 'UTC'")
+            take_exact_paths(connection)
+            yield connection
+        except duckdb.OutOfMemoryException as error:
+            raise ResourceError(
+                f"memory and disk under {scratch} are too small for the intermediate data: free some disk space and run again"
+            ) from error
+        except duckdb.IOException as error:
+            if "No space left" in str(error):
+                raise ResourceError(
+                    f"no space left while writing {scratch}: free some disk space and run again"
+                ) from error
+            raise
+        finally:
+            connection.close()
+
+
+def one_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
+    """The row of a query that has exactly one.
+
+    All of the result is fetched: ``fetchone`` leaves it open, and a connection with an open result refuses the next relation.
+    """
+    (row,) = connection.execute(query).fetchall()
+    return tuple(row)
 
 
 def source(*paths: Path | str, options: str = "") -> str:
@@ -118,3 +177,8 @@ def written(path: Path | str) -> str:
 def literal(text: str) -> str:
     """A string as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def quoted(name: str) -> str:
+    """A column name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
