@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPException
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
+from serving.cli import ask as ask_server
 from thinktwice.console.processes import python_command, start, stop
 from thinktwice.errors import ServerError
 
@@ -23,7 +20,6 @@ PORT = 8080  # the one the README names, when it is free
 START_LIMIT = 240.0  # seconds
 READY = "ready "  # how the server's line starts once a worker has scored
 POLL = 0.25  # seconds between two looks at a starting server
-ANSWER_LIMIT = 30.0  # seconds
 
 
 def free_port(preferred: int = PORT) -> int:
@@ -86,22 +82,8 @@ def ask(port: int, instance: dict[str, Any]) -> dict[str, Any]:
     """Send one request, KServe v1, and return its prediction.
 
     Raises:
-        ServerError: the server refused the request, did not answer in time, or answered something else than a prediction.
+        ServerError: nothing answered in time, or something other than a predictor did.
+        RequestError: the server refused the request.
     """
-    body = json.dumps({"instances": [instance]}).encode()
-    request = urllib.request.Request(predict_url(port), body, {"Content-Type": "application/json"})  # noqa: S310
-    try:
-        with urllib.request.urlopen(request, timeout=ANSWER_LIMIT) as answer:  # noqa: S310
-            prediction: dict[str, Any] = json.loads(answer.read())["predictions"][0]
-    except urllib.error.HTTPError as error:  # before OSError, which it is too
-        with error:
-            text = error.read().decode("utf-8", errors="replace")[:300]
-        raise ServerError(f"the server answered {error.code} to the demo's question: {text}") from error
-    except (OSError, HTTPException) as error:
-        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-        raise ServerError(f"the server at {predict_url(port)} gave no answer ({reason}): run the demo again") from error
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise ServerError(
-            f"what answers at {predict_url(port)} is not a model server: stop it and run again"
-        ) from error
+    prediction: dict[str, Any] = ask_server(f"http://{HOST}:{port}", {"instances": [instance]})["predictions"][0]
     return prediction

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from datetime import datetime, timezone
 from enum import Enum
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,7 @@ from thinktwice.printable import printable
 if TYPE_CHECKING:
     from serving.config import ServingConfig
 
+ANSWER_LIMIT = 60.0  # seconds
 DEFAULT_PORT = 8080
 
 
@@ -214,7 +216,7 @@ def ask(url: str, body: dict[str, Any]) -> dict[str, Any]:
     """Send a v1 body to a server and return its answer.
 
     Raises:
-        ServerError: nobody answers there, or the server failed.
+        ServerError: no predictor answers there, or it failed.
         RequestError: the server refused the request.
     """
     if not url.startswith(("http://", "https://")):
@@ -224,18 +226,21 @@ def ask(url: str, body: dict[str, Any]) -> dict[str, Any]:
         address, json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     try:
-        with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
-            answer: dict[str, Any] = json.load(response)
+        with urllib.request.urlopen(request, timeout=ANSWER_LIMIT) as response:  # noqa: S310
+            answer = json.load(response)
     except urllib.error.HTTPError as error:
         with error:
             message = _server_message(error)
         if 400 <= error.code < 500:
             raise RequestError(f"the server refused the request: {message}", status=error.code) from error
         raise ServerError(f"the server at {url} failed with status {error.code} ({message}): see its log") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
+    except (OSError, ValueError, HTTPException) as error:
+        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         raise ServerError(f"no predictor answers at {url} ({reason}): start one with 'thinktwice serve'") from error
-    return answer
+    match answer:
+        case {"predictions": [{"items": [*_]}, *_]}:
+            return dict(answer)
+    raise ServerError(f"what answers at {url} is not a thinktwice predictor: start one with 'thinktwice serve'")
 
 
 def _server_message(error: urllib.error.HTTPError) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.config import VARIABLE, ServingConfig
-from serving.exits import ended
 from serving.local.processes import (
     START_LIMIT,
     STOP_LIMIT,
@@ -25,6 +25,7 @@ from serving.local.processes import (
     scored,
     signals_later,
     sigterm_as_interrupt,
+    start_child,
 )
 from thinktwice.errors import ServerError
 
@@ -33,17 +34,11 @@ from thinktwice.errors import ServerError
 class KServe(LocalServer):
     """A running server. Get one from :func:`running`."""
 
-    seconds_to_ready: float = 0.0
+    name = "the predictor"
 
     @property
     def metrics_url(self) -> str:
         return f"{self.url}/metrics"
-
-    def check(self) -> None:
-        """Raise a ServerError when the server has ended by itself."""
-        if (code := self.process.poll()) is not None:
-            self.output()
-            raise ServerError(f"the predictor {ended(code)}: see {self.log}")
 
 
 @contextmanager
@@ -101,8 +96,6 @@ def running(
 
 def stop(server: KServe, limit: float = STOP_LIMIT) -> None:
     """End the server in order, or by force after ``limit`` seconds."""
-    import signal
-
     with handlers(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):
         server.process.terminate()
         try:
@@ -120,19 +113,6 @@ def _launch(bundle: Path, store: Path | None, port: int, log: Path, more: dict[s
     if store is not None:
         command += ["--feature-store", str(store.resolve())]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **more}
-    for name in (
-        "THINKTWICE_FEATURE_STORE",
-        "PROMETHEUS_MULTIPROC_DIR",
-    ):  # one process has nobody to share numbers with
+    for name in ("THINKTWICE_FEATURE_STORE", "PROMETHEUS_MULTIPROC_DIR"):  # a single process shares no metrics
         environment.pop(name, None)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.PIPE,  # closes when this process ends, however it ends
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    return KServe(port, log, process)
+    return KServe(port, log, start_child(command, log, environment))

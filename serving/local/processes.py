@@ -10,11 +10,13 @@ import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 
+from serving.exits import ended
 from thinktwice.errors import ServerError
 from thinktwice.release.champion import MODEL_NAME
 
@@ -33,6 +35,8 @@ class LocalServer:
     port: int
     log: Path
     process: subprocess.Popen[bytes]
+    name: ClassVar[str]
+    seconds_to_ready: float = field(default=0.0, kw_only=True)
 
     @property
     def url(self) -> str:
@@ -52,6 +56,35 @@ class LocalServer:
         if match := re.search(r'"cannot load: (?:[^"\\]|\\.)*"', text):  # a JSON string within a line
             raise ServerError(f"the model cannot be served: {json.loads(match[0]).removeprefix('cannot load: ')}")
         return text
+
+    def check(self) -> None:
+        """Raise a ServerError when the server has ended by itself."""
+        if (code := self.process.poll()) is not None:
+            self.output()
+            raise ServerError(f"{self.name} {ended(code)}: see {self.log}")
+
+
+def start_child(
+    command: list[str], log: Path, environment: dict[str, str], cwd: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a launcher in a session of its own: Ctrl-C in the terminal reaches this process alone, which then stops the server.
+
+    The launcher's standard input is a pipe that closes when this process ends, even by SIGKILL.
+
+    Args:
+        log: file for the output; replaced.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def check_port(port: int) -> None:

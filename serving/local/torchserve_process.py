@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +24,6 @@ import psutil
 from serving.adapters.java_queue import PORT as QUEUE_PORT
 from serving.adapters.torchserve_worker import WHILE_LOADING, interpreter_file
 from serving.config import VARIABLE, ServingConfig, load_config
-from serving.exits import ended
 from serving.local.java import find_java
 from serving.local.processes import (
     HOST,
@@ -41,6 +39,7 @@ from serving.local.processes import (
     send_signal,
     signals_later,
     sigterm_as_interrupt,
+    start_child,
 )
 from thinktwice.errors import ServerError
 from thinktwice.release.archive import HANDLER, MODEL_NAME
@@ -64,17 +63,12 @@ MAX_SOCKET_PATH = (
 class TorchServe(LocalServer):
     """A running server. Get one from :func:`running`."""
 
+    name = "TorchServe"
+
     work: Path
     management: Path  # socket of the management interface
     metrics_url: str = ""
-    seconds_to_ready: float = 0.0
     known: list[psutil.Process] = field(default_factory=list)
-
-    def check(self) -> None:
-        """Raise a ServerError when the server has ended by itself."""
-        if (code := self.process.poll()) is not None:
-            self.output()
-            raise ServerError(f"TorchServe {ended(code)}: see {self.log}")
 
 
 @contextmanager
@@ -255,18 +249,7 @@ def _launch(
         "serving.local.launcher",
         *_front_end(java_home, work, config, own_worker),
     ]
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as output:
-        # In a session of its own: Ctrl-C in the terminal reaches this process alone, which then stops the server in order.
-        process = subprocess.Popen(
-            command,
-            cwd=work,
-            env=environment,
-            stdin=subprocess.PIPE,  # closes when this process ends, however it ends
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    process = start_child(command, log, environment, cwd=work)
     metrics_url = f"http://{HOST}:{own_metrics}/metrics"
     return TorchServe(port=port, log=log, process=process, work=work, management=management, metrics_url=metrics_url)
 

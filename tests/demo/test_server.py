@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -61,10 +62,10 @@ def test_an_answer_is_the_prediction():
 @pytest.mark.parametrize(
     ("status", "body", "words"),
     [
-        (503, b"no worker", "answered 503 to the demo's question: no worker"),
-        (200, b"<html>", "is not a model server"),
-        (200, b"{}", "is not a model server"),
-        (200, b"[]", "is not a model server"),
+        (503, b"no worker", r"failed with status 503 \(no worker\)"),
+        (200, b"<html>", "no predictor answers at"),
+        *((200, body, "is not a thinktwice predictor") for body in (b"{}", b"[]", b"null", b'{"predictions": 1}')),
+        *((200, body, "is not a thinktwice predictor") for body in (b'{"predictions": []}', b'{"predictions": [{}]}')),
     ],
 )
 def test_a_bad_answer_is_one_sentence(status: int, body: bytes, words: str):
@@ -73,11 +74,30 @@ def test_a_bad_answer_is_one_sentence(status: int, body: bytes, words: str):
 
 
 def test_nobody_and_no_answer_in_time_are_one_sentence(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(ServerError, match=r"gave no answer .*refused.*run the demo again"):
+    with pytest.raises(ServerError, match=r"no predictor answers at .*refused"):
         server.ask(1, {})
-    monkeypatch.setattr(server, "ANSWER_LIMIT", 0.2)
-    with answering(200, b"{}", wait=10) as port, pytest.raises(ServerError, match=r"gave no answer .*timed out"):
+    monkeypatch.setattr("serving.cli.ANSWER_LIMIT", 0.2)
+    with (
+        answering(200, b"{}", wait=10) as port,
+        pytest.raises(ServerError, match=r"no predictor answers at .*timed out"),
+    ):
         server.ask(port, {})
+
+
+def test_what_does_not_speak_http_is_one_sentence():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greet() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(b"220 mail ready\r\n")
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        with pytest.raises(ServerError, match=r"no predictor answers at .*220 mail ready"):
+            server.ask(listener.getsockname()[1], {})
+        thread.join(10)
 
 
 def test_the_server_ends_with_the_demo_and_so_do_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
