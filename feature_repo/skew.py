@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -84,13 +83,12 @@ def measure_skew(
         report, differing = compare(frame, later, fields)
         found = _with_causes(report, differing, frame, specs, folder / DATA)
     versions = dict(frame[VERSION].fill_null("unnamed").value_counts(sort=True).iter_rows())
-    times = frame[AT]
     return replace(
         found,
         matching=served.matching,
         others=served.others,
         versions=versions,
-        window=(_iso(times.min()), _iso(times.max())),
+        window=served.window,
     )
 
 
@@ -132,7 +130,3 @@ def _with_causes(
             f = replace(f, causes=causes(told, spec, f.name, kind, data_dir))
         fields.append(f)
     return replace(report, fields=tuple(fields))
-
-
-def _iso(value: Any) -> str:
-    return value.isoformat() if value is not None else ""

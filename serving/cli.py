@@ -8,10 +8,9 @@ import time
 import urllib.error
 import urllib.request
 from datetime import datetime, timezone
-from enum import Enum
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -29,13 +28,6 @@ ANSWER_LIMIT = 60.0  # seconds
 DEFAULT_PORT = 8080
 
 
-class Server(str, Enum):
-    """The servers there are."""
-
-    torchserve = "torchserve"
-    kserve = "kserve"
-
-
 #: One id of --candidates with the comma behind it: what stands in quotes, or what stands without.
 _ITEM = re.compile(r'\s*(?:"((?:[^"]|"")*)"(?=\s*(?:,|\Z))|([^,]*?))\s*(?:,|\Z)')
 READY = "ready"  # first word of the line that `serve` prints when the server answers
@@ -51,7 +43,9 @@ def serve(
     start_limit: Annotated[
         float, typer.Option(min=1, help="Seconds the start may take before it is given up.")
     ] = 180.0,
-    server: Annotated[Server, typer.Option(help="Which server: both answer the same.")] = Server.torchserve,
+    server: Annotated[
+        Literal["torchserve", "kserve"], typer.Option(help="Server to run; both give the same answers.")
+    ] = "torchserve",
     oldest_release: Annotated[
         datetime | None,
         typer.Option(
@@ -87,7 +81,7 @@ def serve(
     console = console_here(stderr=True)
     say(console, f"serving {champion.info.model_version} (bundle {champion.info.bundle_hash[:12]})")
     on_stop("server stopped")
-    running: Any = torchserve_process.running if server is Server.torchserve else kserve_process.running
+    running: Any = torchserve_process.running if server == "torchserve" else kserve_process.running
     with (
         console.status("starting") as status,
         running(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from serving.features.open_reader import FeatureConfig
 from serving.telemetry.prediction_log import PredictionLogConfig
 from thinktwice.errors import ServerError
+from thinktwice.frozen import Frozen
 from thinktwice.release.release import ReleasePolicy
 from thinktwice.strict_yaml import first_fault, read_mapping
 
@@ -17,10 +18,8 @@ VARIABLE = "THINKTWICE_SERVING"
 FEATURE_STORE = "THINKTWICE_FEATURE_STORE"  # folder of the feature store
 
 
-class ServingConfig(BaseModel):
+class ServingConfig(Frozen):
     """Settings of one predictor process. Every default is meant for production."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     arm: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]{0,64}$")  # arm of an experiment, a label of metrics and logs
     threads: int = Field(default=1, ge=1, le=64)  # of torch and the backend, per worker

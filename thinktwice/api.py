@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from thinktwice import __version__, recipes
 from thinktwice.choices import RecipeName, SearchMode, SplitKind
@@ -25,6 +25,7 @@ from thinktwice.evaluate.bundles import recorded_evaluation
 from thinktwice.evaluate.compare import evaluate
 from thinktwice.evaluate.package import model_version, write_candidate
 from thinktwice.files import read_json, sha256_text
+from thinktwice.frozen import Frozen
 from thinktwice.pretrain.pretrain import pretrain
 from thinktwice.recipes import Recipe
 from thinktwice.release.bundle import REPORT, REPORT_FILE, Bundle, load_bundle
@@ -37,11 +38,7 @@ from thinktwice.validate.profile import profile_log, read_reference
 from thinktwice.validate.split import split_log
 
 
-class _Result(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Validation(_Result):
+class Validation(Frozen):
     """What became of the rows of a log. ``rows_in`` is the sum of ``rows_clean`` and ``rows_quarantined``."""
 
     passed: bool  # no critical rule is broken
@@ -53,7 +50,7 @@ class Validation(_Result):
     quarantine_dir: Path  # bad rows with all their reasons and their original columns
 
 
-class Report(_Result):
+class Report(Frozen):
     """The evaluation that a bundle carries.
 
     ``metrics``: column (``plain``, ``pretrained``, ``test_time``) -> metric (``auc``, ``logloss``, ``ece``, ...) -> its value on
@@ -68,7 +65,7 @@ class Report(_Result):
     html: Path  # the same as a page that opens offline
 
 
-class Training(_Result):
+class Training(Frozen):
     """A trained model version."""
 
     bundle_dir: Path

@@ -11,19 +11,18 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from thinktwice.errors import BundleError, reason
+from thinktwice.frozen import Frozen
 
 BLOCK = 1 << 20
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class FileEntry(BaseModel):
+class FileEntry(Frozen):
     """What a manifest says about one file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     sha256: Sha256
     size: int = Field(ge=0, strict=True)  # bytes

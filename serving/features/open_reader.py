@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from serving.features.guarded_source import GuardedSource
 from serving.features.lookup import BoundedSource, DirectReader, Lookup, OnDefault, OnlineFeatureReader
 from thinktwice.data.encoder import Encoder
 from thinktwice.data.feature_tables import table_specs
 from thinktwice.errors import FeatureStoreError
+from thinktwice.frozen import Frozen
 from thinktwice.parquet import open_parquet
 from thinktwice.schema import LogSchema
 
@@ -21,10 +22,8 @@ DATA = "data"  # folder of the feature tables within a store
 READ_BATCH, YIELD_S = 4096, 0.001  # ids of one read, and a pause after it, so that requests get the interpreter
 
 
-class FeatureConfig(BaseModel):
+class FeatureConfig(Frozen):
     """How features are looked up."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     # snapshot: all items in memory, the user per request. feast, redis: both per request, by the SDK or past it.
     reader: Literal["snapshot", "feast", "redis"] = "snapshot"

@@ -21,10 +21,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from serving.telemetry.parts import PartFolder, WhenFull
 from thinktwice.errors import ServerError, ThinktwiceError
+from thinktwice.frozen import Frozen
 from thinktwice.monitor.record import UserIds, log_schema
 from thinktwice.records.answer import REQUEST_LOGGED, Answered, answer_fields
 from thinktwice.schema import LogSchema
@@ -41,10 +42,8 @@ BATCH = 8  # requests that leave the queue together
 logger = logging.getLogger(__name__)
 
 
-class PredictionLogConfig(BaseModel):
+class PredictionLogConfig(Frozen):
     """Where predictions are logged and how many."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: str = ""  # "" logs nothing
     sample: float = Field(default=0.01, gt=0, le=1)  # share of requests

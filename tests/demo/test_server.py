@@ -122,7 +122,7 @@ def test_without_any_champion_the_demo_says_why_it_ends(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(cli, "_run_pipeline", pipeline)
     with pytest.raises(PipelineError) as caught:
-        cli.demo(cli.Dataset.sim)
+        cli.demo("sim")
     message = str(caught.value)
     assert "not blessed and there is no earlier one" in message
     assert ".thinktwice/demo/sim/model.html" in message and "\n" not in message

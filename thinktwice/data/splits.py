@@ -5,19 +5,18 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from thinktwice.choices import SplitKind
 from thinktwice.data.row_ids import row_numbers
+from thinktwice.frozen import Frozen
 from thinktwice.xxh64 import xxh64_of_integers
 
 PARTS: tuple[Literal["train", "valid", "test"], ...] = ("train", "valid", "test")
 
 
-class SplitSpec(BaseModel):
+class SplitSpec(Frozen):
     """How to split. Shares are of rows; train takes what ``valid`` and ``test`` leave. ``seed`` matters to random only."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: SplitKind = "time"
     valid: float = Field(default=0.1, gt=0, lt=1)

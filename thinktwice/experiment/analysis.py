@@ -11,11 +11,10 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from thinktwice.experiment.evidence import ArmEvidence, Evidence, Number, known
 from thinktwice.experiment.file import ExperimentFile, Guardrail
 from thinktwice.experiment.metrics import RATIOS, SUMS, quantile_share
+from thinktwice.frozen import Frozen
 from thinktwice.stats.difference import (
     Difference,
     Metric,
@@ -36,11 +35,7 @@ OPEN_END = 4.0  # without a horizon a sequence is tightest at this multiple of t
 Effect = Literal["better", "worse", "unclear"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ArmLook(_Frozen):
+class ArmLook(Frozen):
     """What later looks need of this one: the statistic and its information."""
 
     arm: str
@@ -48,7 +43,7 @@ class ArmLook(_Frozen):
     information: float
 
 
-class Look(_Frozen):
+class Look(Frozen):
     """One look at the primary metric that counts; ``fraction`` of the horizon (of nothing, without one)."""
 
     fraction: float
@@ -59,7 +54,7 @@ class Look(_Frozen):
         return next((a for a in self.arms if a.arm == name), None)
 
 
-class Adjusted(_Frozen):
+class Adjusted(Frozen):
     """Estimate, interval and p-value that allow for having stopped at this look (stage-wise ordering)."""
 
     p: float
@@ -68,7 +63,7 @@ class Adjusted(_Frozen):
     high: float
 
 
-class PrimaryResult(_Frozen):
+class PrimaryResult(Frozen):
     """Treatment against control. Intervals hold at every look (repeated), simultaneously for all treatments.
 
     Attributes:
@@ -100,7 +95,7 @@ class PrimaryResult(_Frozen):
     flags: tuple[str, ...] = ()
 
 
-class GuardrailResult(_Frozen):
+class GuardrailResult(Frozen):
     """Harm beyond the margin, in the metric's units: below 0 all is well.
 
     ``breached``: the bound below it is above 0. ``safe``: the bound above it is below 0 (non-inferiority shown).
@@ -124,7 +119,7 @@ class GuardrailResult(_Frozen):
     flags: tuple[str, ...] = ()
 
 
-class SliceResult(_Frozen):
+class SliceResult(Frozen):
     """The primary metric within one value of a declared slice: it explains, and never decides."""
 
     slice: str

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pydantic import BaseModel, ConfigDict
-
 from thinktwice.experiment.evidence import Evidence, Number
 from thinktwice.experiment.file import Action, ExperimentFile
 from thinktwice.experiment.join import JoinCounts
 from thinktwice.experiment.metrics import RATIOS
+from thinktwice.frozen import Frozen
 from thinktwice.stats.difference import Metric, difference, two_sided_p
 from thinktwice.stats.sample_ratio import ALPHA, sample_ratio
 
@@ -17,10 +16,8 @@ BIAS_P = 1e-3  # of the primary metric before the experiment
 SKEW_SHARE = 1e-3  # of rows and clicks whose clocks disagree
 
 
-class CheckResult(BaseModel):
+class CheckResult(Frozen):
     """One check. ``passed`` is None where nothing was measured."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     passed: bool | None

@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from thinktwice.experiment.analysis import (
     GuardrailResult,
     Look,
@@ -21,6 +19,7 @@ from thinktwice.experiment.analysis import (
 from thinktwice.experiment.checks import CheckResult, check_results, failed
 from thinktwice.experiment.evidence import Evidence
 from thinktwice.experiment.file import ExperimentFile
+from thinktwice.frozen import Frozen
 
 DecisionAction = Literal["hold", "ramp", "promote", "roll_back"]
 Status = Literal["unhealthy", "no_data", "days_left", "ship", "roll_back", "ready_for_review"]
@@ -29,11 +28,7 @@ Status = Literal["unhealthy", "no_data", "days_left", "ship", "roll_back", "read
 OPTIONAL = ("pre_exposure_bias", "late_outcomes")  # checks that an experiment may do without
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Decision(_Frozen):
+class Decision(Frozen):
     """What to do.
 
     Attributes:
@@ -54,7 +49,7 @@ class Decision(_Frozen):
         return self.action in ("promote", "roll_back")
 
 
-class Verdict(_Frozen):
+class Verdict(Frozen):
     """A decision and everything it rests on. ``look`` is set when this evidence counted as one."""
 
     decision: Decision

@@ -8,23 +8,20 @@ from datetime import datetime
 from typing import Literal
 
 import numpy as np
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, Field, model_validator
 
 from thinktwice.experiment.file import ExperimentFile
 from thinktwice.experiment.join import JoinCounts
 from thinktwice.experiment.metrics import SUMS, quantile_share
 from thinktwice.experiment.outcomes import OutcomeCounts
+from thinktwice.frozen import Frozen
 from thinktwice.stats.moments import Moments
 from thinktwice.stats.quantiles import Histogram, quantile
 
 Number = float | None  # None: not finite, or not known
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class MomentsModel(_Frozen):
+class MomentsModel(Frozen):
     """:class:`thinktwice.stats.moments.Moments` as JSON holds it; a number that is not finite is null."""
 
     names: tuple[str, ...]
@@ -58,7 +55,7 @@ class MomentsModel(_Frozen):
         return Moments.from_json(content)
 
 
-class QuantileModel(_Frozen):
+class QuantileModel(Frozen):
     """A quantile of one arm with its standard error; both null where flags say why."""
 
     metric: str
@@ -68,7 +65,7 @@ class QuantileModel(_Frozen):
     flags: tuple[str, ...] = ()
 
 
-class ArmEvidence(_Frozen):
+class ArmEvidence(Frozen):
     """One arm. ``units`` are those enrolled so far, ``warm_replicas`` the servers that answer (None: not measured)."""
 
     arm: str
@@ -78,7 +75,7 @@ class ArmEvidence(_Frozen):
     warm_replicas: int | None = None
 
 
-class SliceEvidence(_Frozen):
+class SliceEvidence(Frozen):
     """One arm within one value of a declared slice."""
 
     slice: str
@@ -87,7 +84,7 @@ class SliceEvidence(_Frozen):
     sums: MomentsModel
 
 
-class Evidence(_Frozen):
+class Evidence(Frozen):
     """One look.
 
     Attributes:

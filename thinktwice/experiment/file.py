@@ -12,11 +12,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.metrics import is_metric, metric_names
 from thinktwice.files import sha256_text
+from thinktwice.frozen import Frozen
 from thinktwice.strict_yaml import mapping
 
 FORMAT = 1
@@ -64,11 +65,7 @@ MetricName = Annotated[str, AfterValidator(_metric)]
 Coverage = Annotated[float, AfterValidator(_share)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
-
-
-class Arm(_Frozen):
+class Arm(Frozen):
     """What serves one arm: a bundle, in its own test-time mode or in another one."""
 
     name: Slug
@@ -76,7 +73,7 @@ class Arm(_Frozen):
     mode: str | None = None  # test-time mode; None: the bundle's own
 
 
-class RampStep(_Frozen):
+class RampStep(Frozen):
     """The next coverage, allowed after so many days and enrolled units of each arm at the step before."""
 
     coverage: Coverage
@@ -84,14 +81,14 @@ class RampStep(_Frozen):
     after_units: int = Field(default=0, ge=0)
 
 
-class Primary(_Frozen):
+class Primary(Frozen):
     """The metric that decides, and which way is better."""
 
     metric: MetricName = "ctr"
     better: Literal["increase", "decrease"] = "increase"
 
 
-class Guardrail(_Frozen):
+class Guardrail(Frozen):
     """A metric that may not get worse by more than a margin (one-sided, always valid)."""
 
     metric: MetricName
@@ -100,7 +97,7 @@ class Guardrail(_Frozen):
     relative: bool = False  # the margin is a share of the control's magnitude
 
 
-class Horizon(_Frozen):
+class Horizon(Frozen):
     """How long the experiment runs and how often it is looked at."""
 
     days: float = Field(gt=0, le=366)
@@ -108,14 +105,14 @@ class Horizon(_Frozen):
     units: int | None = Field(default=None, ge=2)  # enrolled units planned at the end: α is spent by them, not by days
 
 
-class Minimum(_Frozen):
+class Minimum(Frozen):
     """No decision before both are reached (a roll-back for a guardrail or a check excepted)."""
 
     days: float = Field(default=7.0, ge=0)
     units: int = Field(default=1000, ge=2)  # enrolled units of every arm
 
 
-class Checks(_Frozen):
+class Checks(Frozen):
     """What a failed data-quality check does."""
 
     sample_ratio: Action = "hold"
@@ -133,7 +130,7 @@ class Checks(_Frozen):
     late_outcomes: Action = "warn"
 
 
-class Limits(_Frozen):
+class Limits(Frozen):
     """Above which shares a check fails."""
 
     exposure_loss: float = Field(default=0.01, ge=0, le=1)
@@ -144,13 +141,13 @@ class Limits(_Frozen):
     late_outcomes: float = Field(default=0.05, ge=0, le=1)
 
 
-class PrePeriod(_Frozen):
+class PrePeriod(Frozen):
     """Days before the experiment whose sums per unit reduce variance (CUPED)."""
 
     days: int = Field(default=14, ge=1, le=90)
 
 
-class ExperimentFile(_Frozen):
+class ExperimentFile(Frozen):
     """One experiment.
 
     Attributes:
@@ -183,7 +180,7 @@ class ExperimentFile(_Frozen):
     pre_period: PrePeriod | None = None
     checks: Checks = Checks()
     limits: Limits = Limits()
-    testers: dict[Slug, tuple[UnitId, ...]] = {}
+    testers: dict[Slug, tuple[UnitId, ...]] = Field(default_factory=dict)
 
     @property
     def control(self) -> Arm:

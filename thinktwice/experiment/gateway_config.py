@@ -6,7 +6,9 @@ import ipaddress
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+
+from thinktwice.frozen import Frozen
 
 
 def _host(value: str) -> str:
@@ -29,11 +31,7 @@ OWN_HEADERS = (ARM, ENROLLED, EXPERIMENT, BUCKET, UNIT_HEADER)
 SERVED_ARM = "x-served-arm"  # of the answer: who gave it
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Endpoint(_Frozen):
+class Endpoint(Frozen):
     """An address of one replica, or a name that resolves to replicas."""
 
     host: Annotated[str, AfterValidator(_host)]
@@ -48,7 +46,7 @@ class Endpoint(_Frozen):
         return True
 
 
-class GatewayConfig(_Frozen):
+class GatewayConfig(Frozen):
     """One gateway.
 
     Attributes:

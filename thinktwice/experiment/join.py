@@ -16,11 +16,11 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
 
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.assignment import HOLDOUT, NO_EXPERIMENT, BucketLayout, buckets_of
 from thinktwice.experiment.query import engine, one_row, parquet_table, write_parquet
+from thinktwice.frozen import Frozen
 from thinktwice.parquet import num_rows
 from thinktwice.query import listed, literal, quoted
 from thinktwice.records.served import (
@@ -55,10 +55,8 @@ class Logs:
     unit_column: str | None = None  # log_user_id where the log keeps raw ids: buckets are then recomputed from it
 
 
-class ArmCounts(BaseModel):
+class ArmCounts(Frozen):
     """Requests of one assigned arm of one experiment, enrolled ones alone."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     experiment: str
     arm: str
@@ -71,14 +69,12 @@ class ArmCounts(BaseModel):
     versions: tuple[str, ...]  # model version and bundle of the rows that the arm itself served
 
 
-class JoinCounts(BaseModel):
+class JoinCounts(Frozen):
     """Where every line and every row went.
 
     ``lines = requests + repeated + broken + torn``;
     ``predicted = joined + superseded + shadow + unexplained + ambiguous`` (prediction groups: a request at one server).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     lines: int
     torn: int  # last lines that a kill cut

@@ -14,10 +14,11 @@ from datetime import datetime
 from pathlib import Path
 
 import duckdb
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.query import engine, one_row, parquet_table, write_parquet
+from thinktwice.frozen import Frozen
 from thinktwice.query import literal
 from thinktwice.records.events import CLICK_COLUMNS
 from thinktwice.records.served import AT, CLICKED_AT, ITEM, LABEL, PLACE, PREDICTION_COLUMNS, REQUEST
@@ -25,7 +26,7 @@ from thinktwice.records.served import AT, CLICKED_AT, ITEM, LABEL, PLACE, PREDIC
 OUTCOMES = "outcomes.parquet"
 
 
-class Window(BaseModel):
+class Window(Frozen):
     """Which clicks count.
 
     Attributes:
@@ -33,20 +34,16 @@ class Window(BaseModel):
         early_seconds: by which a click may lie before its exposure, for clocks differ.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     seconds: float = Field(default=86_400.0, gt=0)
     early_seconds: float = Field(default=5.0, ge=0)
 
 
-class OutcomeCounts(BaseModel):
+class OutcomeCounts(Frozen):
     """Where every exposure and every click went.
 
     ``exposures = final + open``;
     ``clicks = matched + duplicate + late + before_exposure + unmatched + pending + broken``.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     exposures: int
     final: int  # written

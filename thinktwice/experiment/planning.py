@@ -7,13 +7,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.evidence import Number, known
 from thinktwice.experiment.file import ExperimentFile
 from thinktwice.experiment.metrics import RATIOS
 from thinktwice.experiment.query import engine
+from thinktwice.frozen import Frozen
 from thinktwice.query import quoted, source
 from thinktwice.stats.difference import Metric, explained_share
 from thinktwice.stats.moments import Moments
@@ -22,10 +22,8 @@ from thinktwice.stats.plan import SamplePlan, days_needed, horizon_of, plan
 COUNTED = ("impressions", "clicks")
 
 
-class PlanLine(BaseModel):
+class PlanLine(Frozen):
     """What the experiment can find after so many days."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     days: int
     units_per_arm: int
@@ -35,10 +33,8 @@ class PlanLine(BaseModel):
     power: Number
 
 
-class ExperimentPlan(BaseModel):
+class ExperimentPlan(Frozen):
     """Plans for every length that the log holds, at full coverage."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     metric: str
     method: str

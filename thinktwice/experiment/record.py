@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from thinktwice.errors import ExperimentError, reason
 from thinktwice.experiment.changes import forbidden_changes
@@ -21,14 +21,13 @@ from thinktwice.experiment.decision import Decision, Verdict, decide
 from thinktwice.experiment.evidence import Evidence
 from thinktwice.experiment.file import ExperimentFile
 from thinktwice.files import atomic_file
+from thinktwice.frozen import Frozen
 
 FIRST = ""  # what the first line names as the one before
 
 
-class DecisionRecord(BaseModel):
+class DecisionRecord(Frozen):
     """One line. ``file`` is the experiment as it was declared then."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
     number: int

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime
 
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.analysis import GuardrailResult, PrimaryResult, SliceResult
@@ -19,14 +19,11 @@ from thinktwice.experiment.metrics import RATIOS
 from thinktwice.experiment.outcomes import OutcomeCounts
 from thinktwice.experiment.record import DecisionRecord
 from thinktwice.files import write_json
+from thinktwice.frozen import Frozen
 from thinktwice.stats.difference import arm_estimate
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class MetricValue(_Frozen):
+class MetricValue(Frozen):
     """A metric in one arm, with its standard error; null and a flag where it has none."""
 
     metric: str
@@ -35,7 +32,7 @@ class MetricValue(_Frozen):
     flags: tuple[str, ...] = ()
 
 
-class ArmReport(_Frozen):
+class ArmReport(Frozen):
     arm: str
     bundle: str
     mode: str | None
@@ -43,7 +40,7 @@ class ArmReport(_Frozen):
     metrics: tuple[MetricValue, ...]
 
 
-class SeriesPoint(_Frozen):
+class SeriesPoint(Frozen):
     """One line of the record, for plots over time."""
 
     at: AwareDatetime
@@ -57,7 +54,7 @@ class SeriesPoint(_Frozen):
     guardrails: tuple[GuardrailResult, ...]
 
 
-class ExperimentReport(_Frozen):
+class ExperimentReport(Frozen):
     """The whole experiment up to its last line."""
 
     format: Literal[1] = 1

@@ -180,7 +180,6 @@ def measure_drift(
             )
     scores = [_score(s, _score_values(s.name, frame, rows, bundle), groups, few) for s in profile.scores]
     order = [sorted(part, key=lambda m: -m.nearer.psi) for part in (fields, supports, scores)]
-    times = frame["log_at"]
     return DriftReport(
         model_version=bundle.manifest.model_version,
         bundle_hash=bundle.hash,
@@ -189,7 +188,7 @@ def measure_drift(
         others=served.others,
         requests=int(requests.max()) + 1,
         clusters=clusters,
-        window=(_iso(times.min()), _iso(times.max())),
+        window=served.window,
         threshold=threshold,
         moved=tuple(m for part in order for m in part),
     )
@@ -272,7 +271,3 @@ def _numbered(values: pl.Series) -> np.ndarray:
 def _shares(counts: Any) -> tuple[float, ...]:
     found = np.asarray(counts, np.float64)
     return tuple((found / max(found.sum(), 1)).tolist())
-
-
-def _iso(value: Any) -> str:
-    return value.isoformat() if value is not None else ""

@@ -37,6 +37,12 @@ class ServedRows:
     others: dict[str, int]
     user_ids: str
 
+    @property
+    def window(self) -> tuple[str, str]:
+        """When the first and the last row were served, ISO 8601; empty where no row has a time."""
+        first, last = pl.select(low=self.frame[AT].min(), high=self.frame[AT].max()).row(0)
+        return first.isoformat() if first else "", last.isoformat() if last else ""
+
 
 def read_served(
     folder: Path | str,

@@ -5,17 +5,15 @@ from __future__ import annotations
 from typing import Annotated
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from thinktwice.frozen import Frozen
 
 Id = Annotated[str, Field(min_length=1, max_length=256)]
 Instant = Annotated[float, Field(ge=0, lt=1e11, allow_inf_nan=False)]  # Unix seconds
 
 
-class _Event(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Impression(_Event):
+class Impression(Frozen):
     """One item shown to one user once. ``request_id`` is that of the request that scored it."""
 
     request_id: Id
@@ -23,7 +21,7 @@ class Impression(_Event):
     at: Instant
 
 
-class Click(_Event):
+class Click(Frozen):
     """A click on one shown item. ``at`` is the client's clock, ``received_at`` ours."""
 
     request_id: Id

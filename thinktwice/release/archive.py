@@ -25,10 +25,11 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, BinaryIO, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from thinktwice.errors import BundleError, ResourceError, reason
 from thinktwice.files import full_disk_named, json_bytes, parse_json
+from thinktwice.frozen import Frozen
 from thinktwice.hashing import BLOCK, FileEntry, check_digest, open_plain
 from thinktwice.release.bundle import MANIFEST_FILE, MAX_MANIFEST, Manifest, bundle_files, parse_manifest
 from thinktwice.strict_yaml import parse_yaml
@@ -88,11 +89,7 @@ FIX = "get the archive again, or package the model again"
 _UNREADABLE = (OSError, EOFError, ValueError, LookupError, ArithmeticError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)  # fmt: skip
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class MarModel(_Strict):
+class MarModel(Frozen):
     """The model in TorchServe's manifest; nothing else may be named there, no envelope, no requirements, no other file."""
 
     modelName: Annotated[str, Field(pattern=f"^{MODEL_NAME}$")]
@@ -101,7 +98,7 @@ class MarModel(_Strict):
     configFile: Annotated[str, Field(pattern=f"^{SETTINGS_FILE}$")]
 
 
-class MarManifest(_Strict):
+class MarManifest(Frozen):
     """Content of ``MAR-INF/MANIFEST.json``."""
 
     createdOn: str

@@ -15,10 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from thinktwice.errors import BundleError, ThinktwiceError, reason
 from thinktwice.files import parse_json, read_json
+from thinktwice.frozen import Frozen
 from thinktwice.hashing import FileEntry, check_folder, copy_folder, read_plain
 from thinktwice.schema import SCHEMA_FILE
 
@@ -58,11 +59,7 @@ def bundle_files() -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(always), frozenset((PROFILE_FILE, *BACKEND_FILES, *EXTRA_FILES))
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BundleIdentity(_Frozen):
+class BundleIdentity(Frozen):
     """Which model this is. ``created`` is given, not taken from the clock: the same inputs give the same bytes."""
 
     model_version: str = Field(min_length=1)

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from thinktwice.errors import FeatureStoreError, reason
+from thinktwice.frozen import Frozen
 from thinktwice.hashing import read_plain
 from thinktwice.schema import SCHEMA_FILE
 from thinktwice.strict_yaml import parse_yaml
@@ -60,27 +61,23 @@ def is_store_file(name: str) -> bool:
     return name in (*SMALL_FILES, ONLINE_FILE) or re.fullmatch(rf"{DATA}/[A-Za-z0-9_]+\.parquet", name) is not None
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class _Registry(_Strict):
+class _Registry(Frozen):
     registry_type: Literal["file"]
     path: Literal["registry.db"]
     cache_ttl_seconds: Annotated[int, Field(ge=0, strict=True)] = 0
     serve_features_while_materializing: bool = True
 
 
-class _Offline(_Strict):
+class _Offline(Frozen):
     type: Literal["duckdb", "file"]
 
 
-class _Sqlite(_Strict):
+class _Sqlite(Frozen):
     type: Literal["sqlite"]
     path: Literal["online.db"]
 
 
-class _Redis(_Strict):
+class _Redis(Frozen):
     type: Literal["redis"]
     connection_string: Annotated[str, Field(repr=False)]  # may hold a password
     redis_type: Literal["redis", "redis_cluster", "redis_sentinel"] = "redis"
@@ -88,15 +85,15 @@ class _Redis(_Strict):
     key_ttl_seconds: Annotated[int, Field(ge=1, strict=True)] | None = None
 
 
-class _Materialization(_Strict):
+class _Materialization(Frozen):
     online_write_batch_size: Annotated[int, Field(ge=1, strict=True)]
 
 
-class _Auth(_Strict):
+class _Auth(Frozen):
     type: Literal["no_auth"]
 
 
-class StoreSettings(_Strict):
+class StoreSettings(Frozen):
     """Content of ``feature_store.yaml``, variables of the environment put in."""
 
     project: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]

@@ -16,10 +16,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AwareDatetime, Field, field_validator
 
 from thinktwice.errors import BundleError, FeatureStoreError, reason
 from thinktwice.files import atomic_file, json_bytes, parse_json
+from thinktwice.frozen import Frozen
 from thinktwice.hashing import FileEntry, Sha256, check_file, check_folder, read_plain
 from thinktwice.release.archive import ARCHIVE_FILE, BUNDLE, HANDLER, Archive, open_archive
 from thinktwice.release.bundle import Manifest, bundle_hash, copy_bundle, read_manifest, verify_bundle
@@ -42,10 +43,8 @@ FIX = "get the release again, or deploy again"
 REDIS_VALUES = "the values in Redis"
 
 
-class Release(BaseModel):
+class Release(Frozen):
     """Content of ``release.json``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Annotated[int, Field(ge=FORMAT, le=FORMAT, strict=True)] = FORMAT
     created: str  # when this release was written, ISO 8601
@@ -72,10 +71,8 @@ class Release(BaseModel):
         return value
 
 
-class ReleasePolicy(BaseModel):
+class ReleasePolicy(Frozen):
     """Which releases a predictor accepts, beside those that a trusted key has signed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     oldest: AwareDatetime | None = None  # a release that was written before is refused: no way back to an older one
     pinned: tuple[Sha256, ...] = ()  # hashes of releases or of bundles; every other one is refused

@@ -17,10 +17,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from thinktwice.errors import BundleError, reason
 from thinktwice.files import json_bytes, parse_json
+from thinktwice.frozen import Frozen
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -31,10 +32,8 @@ PRIVATE_FILE, PUBLIC_FILE = "signing-key.pem", "trusted-key.pem"
 DOMAIN = b"thinktwice release 1\0"  # a signature of something else must not pass for one of a release
 
 
-class Signature(BaseModel):
+class Signature(Frozen):
     """Content of a signature file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     algorithm: Literal["ed25519"] = "ed25519"
     key_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]

@@ -7,18 +7,16 @@ The pipeline reads the clean rows a second time with Great Expectations and writ
 from __future__ import annotations
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict
 
+from thinktwice.frozen import Frozen
 from thinktwice.schema import LogSchema
 from thinktwice.validate.profile import LogProfile
 from thinktwice.validate.rules import ProfileRule, Severity, noted_rules, profile_rules, row_rules
 from thinktwice.validate.split import SplitResult
 
 
-class BrokenRule(BaseModel):
+class BrokenRule(Frozen):
     """A rule that a log breaks. A critical one fails the log; warnings do not."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     rule: str
     severity: Severity

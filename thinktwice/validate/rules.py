@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from thinktwice.files import sha256_text
+from thinktwice.frozen import Frozen
 from thinktwice.schema.limits import EARLIEST_US, INEXACT_FROM, LATEST_US, MAX_TEXT, NUMBER_LIMIT
 from thinktwice.schema.log import EVENT_TIME, LABEL, EntityKey, LogField, LogSchema
 from thinktwice.schema.numbers import NUMBER
@@ -51,11 +50,9 @@ MIN_JUDGED_ROWS = 1_000  # fewer rows in a slice give only noise in PSI and KS
 MIN_JUDGED_LABELS = 50  # clicks and non-clicks that a single-field AUC needs before anyone believes it
 
 
-class Rule(BaseModel):
+class Rule(Frozen):
     """One row rule. ``column`` is the canonical column it reads, ``source`` the column of the raw log; ``fix`` is what a user
     can do about rows that break it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     check: Check
@@ -68,10 +65,8 @@ class Rule(BaseModel):
     fix: str = "mend the rows or the rule, then judge them again with `thinktwice data replay`"
 
 
-class ProfileRule(BaseModel):
+class ProfileRule(Frozen):
     """One rule on the profile table: every non-null value of ``column`` lies within ``minimum`` .. ``maximum``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     column: str

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from thinktwice.frozen import Frozen
 
 
-class SimConfig(BaseModel):
+class SimConfig(Frozen):
     """Sizes and laws of a simulated ad log. Variances are of the logit over the items a visitor could have been shown.
 
     The true logit of a row is ``bias + id part + shared part + behaviour``:
@@ -24,8 +26,6 @@ class SimConfig(BaseModel):
 
     ``noise`` is the aleatoric part that no model can learn: that share of the clicks is a coin of the base rate.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     rows: int = Field(default=200_000, ge=1)
     users: int = Field(default=20_000, ge=100)
