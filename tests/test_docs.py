@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,10 +25,8 @@ SERVING = ROOT / "docs" / "serving.md"
 API = ROOT / "docs" / "api.md"
 DOCUMENTS = (
     *(README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "examples" / "README.md", SERVING, API),
-    *(
-        ROOT / "docs" / name
-        for name in ("architecture.md", "evidence.md", "internals-we-rely-on.md", "thinking-twice.md")
-    ),
+    *(ROOT / "docs" / name for name in ("architecture.md", "evidence.md", "internals-we-rely-on.md")),
+    *(ROOT / "docs" / name for name in ("logs.md", "monitoring.md", "thinking-twice.md")),
     *sorted((ROOT / "docs" / "decisions").glob("*.md")),
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -170,6 +169,8 @@ SERVED = (
     "thinktwice openapi --out openapi.json",
     "thinktwice skew --log served",
     "thinktwice drift --log served --json drift.json",
+    "thinktwice skew --log served --clean later --max-mismatch 0.05 --html skew.html",
+    "thinktwice drift --log served --since 2026-01-01 --fail-above 0.25 --html drift.html",
 )
 
 
@@ -215,11 +216,11 @@ def test_the_settings_that_refuse_older_releases_are_settings(tmp_path: Path) ->
 
 
 def the_second_server(folder: Path, port: str) -> None:
-    """docs/serving.md on the state that the README left: its settings, its server, load on it, and what was logged."""
+    """docs/serving.md and docs/monitoring.md on the state that the README left: its settings, its server, load on it, and what was logged."""
     (settings,) = [text for language, text in FENCE.findall(SERVING.read_text(encoding="utf-8")) if language == "yaml"]
     (folder / "serving.yaml").write_text(settings, encoding="utf-8")
     assert load_config(folder / "serving.yaml").prediction_log.folder == "served"
-    verify, serve, load, openapi, skew, drift = SERVED
+    verify, serve, load, openapi, skew, drift, skew_later, drift_since = SERVED
     assert "whole, its signature was not checked" in run(verify, folder).stdout
     server = subprocess.Popen(
         [sys.executable, "-m", "thinktwice", *shlex.split(serve.replace("8080", port))[1:]],
@@ -239,6 +240,11 @@ def the_second_server(folder: Path, port: str) -> None:
     # Items drawn evenly are not the traffic of training: that this has drifted is the right answer.
     assert "drifted: " in run(drift, folder, ends_with=1).stdout
     assert (folder / "drift.json").is_file()
+    (clean,) = folder.glob(".thinktwice/pipeline/*/validate/clean")
+    shutil.copytree(clean, folder / "later")
+    assert "no field is skewed" in run(skew_later, folder).stdout
+    assert "drifted: " in run(drift_since, folder, ends_with=1).stdout
+    assert (folder / "skew.html").is_file() and (folder / "drift.html").is_file()
 
 
 @pytest.mark.server

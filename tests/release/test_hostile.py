@@ -127,9 +127,9 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "kappa 0": (tensor("counts.safetensors", "kappa", one(0)), "'kappa' contains"),
     "counts": (
         tensor("counts.safetensors", "counts", lambda t: t.astype(np.int64)),
-        "'counts' as I64 instead of uint8",
+        "'counts' as int64 instead of uint8",
     ),
-    "counts nan": (tensor("counts.safetensors", "counts", lambda t: t * np.nan), "'counts' as F64 instead of uint8"),
+    "counts nan": (tensor("counts.safetensors", "counts", lambda t: t * np.nan), "'counts' as float64 instead of uint8"),
     "fewer counts": (tensor("counts.safetensors", "counts", lambda t: t[1:]), "describe different numbers of values"),
     "pairs": (tensor("combinations.safetensors", "pairs", one(99)), "'pairs' does not name different columns"),
     "cells": (tensor("combinations.safetensors", "2.cells", lambda t: t[:, 1:]), "'cells' has the shape"),
