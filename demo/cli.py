@@ -44,10 +44,10 @@ def demo(
     ] = False,
     fresh: Annotated[
         bool,
-        typer.Option("--fresh", help="Forget what earlier demos of this data set computed, and compute all again."),
+        typer.Option("--fresh", help="Delete results of earlier demos of this data set and compute everything again."),
     ] = False,
 ) -> None:
-    """Train on real data, serve the result, ask it for one user's top items and show the answer."""
+    """Train a model on public data, serve it, and print the top items for one user."""
     began = time.monotonic()
     console = console_here()
     work = WORK / dataset
@@ -81,7 +81,7 @@ def _run_pipeline(dataset: Dataset, work: Path, state: Path) -> int:
 
 
 def _check_champion(state: Path, run: dict[str, Any]) -> None:
-    """Say why there is nothing to serve, rather than let the server say that it found nothing.
+    """Explain why there is no model to serve, before the server is started without one.
 
     Raises:
         PipelineError: no model was ever blessed. BundleError: the model that was is damaged.

@@ -1,8 +1,8 @@
-"""Your own backbone: a class of two methods, trained, evaluated and packaged like the built-in ones.
+"""Your own backbone: a class with two methods, trained, evaluated and packaged like the built-in ones.
 
     python examples/own_backbone.py OUT
 
-A bundle holds weights and the name of the backbone, never code: whoever opens it imports the class first, or installs a package
+A bundle contains weights and the name of the backbone but no code. Before you open it, import the class, or install a package
 that declares it under the entry point group ``thinktwice.backbones``.
 """
 

@@ -2,7 +2,7 @@
 
     python examples/own_log.py OUT
 
-A made-up shop log stands for yours; replace LOG and SCHEMA.
+The example generates the log of a shop. Replace ``write_log`` and ``SCHEMA`` with your own.
 """
 
 import sys
@@ -32,7 +32,7 @@ statistics: {windows_days: [7], entities: [item]}
 
 
 def write_log(path: Path, rows: int = 1500) -> None:
-    """Red items are bought often, the others rarely; three rows lack a device, which the schema does not allow."""
+    """Red items are bought often, others rarely. Three rows have no device, which the schema does not allow."""
     draw = np.random.default_rng(7)
     items = draw.integers(0, 24, rows)
     start = datetime(2024, 3, 1, tzinfo=timezone.utc)

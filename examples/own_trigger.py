@@ -1,8 +1,8 @@
-"""Your own trigger, with options of its own: which rows are escalated. Compared on test rows with entropy and with chance at the same rate.
+"""Your own trigger with its own options: select the rows to escalate. Compared on test rows with entropy and with random rows at the same rate.
 
     python examples/own_trigger.py OUT
 
-On a model as small as this one no trigger need help; the point is the comparison.
+With a model this small, a trigger may not improve anything; the script shows how to compare.
 """
 
 import sys
@@ -22,9 +22,9 @@ from thinktwice.testtime.triggers import BasePass, Entropy, Random, Selection, T
 
 
 class NearTheCut(Trigger):
-    """Rows whose score may still change sides. Signal [B]: 1 at the cut, 0 at ``width`` from it."""
+    """Rows whose score is close to the cut. Signal [B]: 1 at the cut, 0 at a distance of ``width``."""
 
-    cut: float = 0.15  # say, the probability from which on an impression is worth its price
+    cut: float = 0.15  # for example, the probability above which an impression is worth its price
     width: float = 0.5  # in log-odds
 
     def mark(self, base_pass: BasePass) -> Selection:

@@ -1,8 +1,8 @@
-"""Score a table: polars, pyarrow, pandas or plain dictionaries in, probabilities out.
+"""Score a table: polars, pyarrow, pandas or a list of dictionaries.
 
     python examples/score_table.py OUT [BUNDLE ROWS.parquet]
 
-Without a bundle a small model is trained first. The rows carry their features; ``thinktwice score`` fetches them instead.
+Without a bundle, a small model is trained first. The rows contain their features; ``thinktwice score`` can look them up instead.
 """
 
 import sys
@@ -21,7 +21,7 @@ def train(out: Path, rows: int) -> tuple[Path, Path]:
 
 
 def main(out: Path, bundle_dir: Path | None = None, rows_path: Path | None = None, rows: int = 2000) -> pl.DataFrame:
-    """The rows with the most likely clicks first."""
+    """Return the rows, most likely clicks first."""
     if bundle_dir is None or rows_path is None:
         bundle_dir, rows_path = train(out, rows)
     bundle = thinktwice.open_bundle(bundle_dir)
@@ -34,7 +34,7 @@ def main(out: Path, bundle_dir: Path | None = None, rows_path: Path | None = Non
     ranked.write_parquet(out / "scores.parquet")
     print(f"{len(scores)} rows scored by {scores.model_version}, mean probability {scores.probability.mean():.3f}")
 
-    # A single row, by hand: fields that are unknown are None or left out.
+    # A single row as a dictionary: unknown fields are None or left out.
     row = {f.name: table[f.name][0] for f in bundle.schema.model_fields_in_order()}
     (alone,) = thinktwice.score_table(bundle, [row]).probability
     print(f"the first row alone: {alone:.6f}, in the table: {scores.probability[0]:.6f}")

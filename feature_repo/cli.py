@@ -22,21 +22,21 @@ def skew(
     clean: Annotated[
         Path | None,
         typer.Option(
-            help="Later clean log that covers the time of serving; features are recomputed from it.",
+            help="Later clean log that covers the serving time; features are recomputed from it.",
             show_default="the tables of the store",
         ),
     ] = None,
     since: Annotated[
-        datetime | None, typer.Option(help="Compare only what was served from this time on (UTC).", show_default=False)
+        datetime | None, typer.Option(help="Compare only rows served from this time on (UTC).", show_default=False)
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Rows compared at most, whole requests.")] = 20_000,
+    rows: Annotated[int, typer.Option(min=1, help="Maximum number of rows to compare (complete requests).")] = 20_000,
     max_mismatch: Annotated[
         float, typer.Option(min=0, max=1, help="Share of differing rows above which a field is skewed.")
     ] = 0.01,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
-    html_out: Annotated[Path | None, typer.Option("--html", help="Write the report as a page here.")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the results to this JSON file.")] = None,
+    html_out: Annotated[Path | None, typer.Option("--html", help="Write the report to this HTML file.")] = None,
 ) -> None:
-    """Compare served features with a later point-in-time retrieval of the same users and items; 1 when a field is skewed."""
+    """Compare served features with a point-in-time lookup of the same users and items. The exit status is 1 if a field is skewed."""
     from feature_repo.skew import measure_skew
     from thinktwice.console.terminal import console_here
     from thinktwice.files import atomic_file, write_json
@@ -63,7 +63,7 @@ def score(
     features: Annotated[
         Literal["point-in-time", "online", "given"],
         typer.Option(
-            help="Features of users and items: as of each row's time, of the online store now, or the file's own."
+            help="Source of user and item features: as of each row's time, the online store now, or the columns of the file."
         ),
     ] = "given",
     bundle: Annotated[
@@ -78,11 +78,11 @@ def score(
     request: Annotated[
         str | None,
         typer.Option(
-            help="Column that identifies requests; without it every row is scored by itself.", show_default=False
+            help="Column that identifies requests; without it, rows are scored independently.", show_default=False
         ),
     ] = None,
 ) -> None:
-    """Score a parquet file with a bundle; every row gets what a server that reads the same values answers."""
+    """Score a parquet file with a bundle. Scores equal those of a server for the same values."""
     from rich.progress import Progress
 
     from feature_repo.score import score_file

@@ -28,7 +28,7 @@ ANSWER_LIMIT = 60.0  # seconds
 DEFAULT_PORT = 8080
 
 
-#: One id of --candidates with the comma behind it: what stands in quotes, or what stands without.
+#: One id of --candidates and the comma after it: quoted (group 1) or unquoted (group 2).
 _ITEM = re.compile(r'\s*(?:"((?:[^"]|"")*)"(?=\s*(?:,|\Z))|([^,]*?))\s*(?:,|\Z)')
 READY = "ready"  # first word of the line that `serve` prints when the server answers
 
@@ -40,9 +40,7 @@ def serve(
     log: Annotated[
         Path | None, typer.Option(help="File for the server's output.", show_default="STATE/logs/serve-PORT.log")
     ] = None,
-    start_limit: Annotated[
-        float, typer.Option(min=1, help="Seconds the start may take before it is given up.")
-    ] = 180.0,
+    start_limit: Annotated[float, typer.Option(min=1, help="Time limit for the start in seconds.")] = 180.0,
     server: Annotated[
         Literal["torchserve", "kserve"], typer.Option(help="Server to run; both give the same answers.")
     ] = "torchserve",
@@ -56,17 +54,16 @@ def serve(
     pinned_release: Annotated[
         list[str] | None,
         typer.Option(
-            help="Refuse every release but the one with this hash, or with this bundle; may repeat.",
+            help="Refuse all releases except the one with this release or bundle hash; can be repeated.",
             show_default="release.pinned of the settings",
         ),
     ] = None,
 ) -> None:
     """Serve the champion on 127.0.0.1 until Ctrl-C.
 
-    Before anything starts, the release is checked: its files against their hashes, its signature where THINKTWICE_TRUSTED_KEYS
-    names public keys.
+    The release is checked first: the hashes of its files, and its signature if THINKTWICE_TRUSTED_KEYS is set.
 
-    Prints one line "ready URL" when a worker has really scored a request. KServe v1 is at /v1/models/ctr:predict, Open
+    Prints "ready URL" when the server has scored a request. KServe v1 is at /v1/models/ctr:predict, Open
     Inference v2 at /v2/models/ctr/infer.
     """
     from thinktwice.release.champion import require_champion, verify_archive
@@ -123,23 +120,23 @@ def predict(
     candidates: Annotated[
         str,
         typer.Option(
-            help="Ids of the items to score, separated by commas; put an id that contains a comma, or starts or ends with a space, in double quotes "
-            "(and double the quotes in it)."
+            help="Ids of the items to score, separated by commas. Quote ids that contain a comma or start or end with a space, as in CSV: "
+            "double quotes around them, and doubled inside."
         ),
     ],
     context: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="A field of the context, or timestamp (Unix seconds, or a time like 2024-03-01T10:00:00+09:00; without an offset it is "
-            "local time in the zone of the log's schema, UTC if it names none; default now); may repeat.",
+            help="A context field, or timestamp: Unix seconds or a time such as 2024-03-01T10:00:00+09:00, without an offset in the "
+            "time zone of the schema (default UTC); the default is now. Can be repeated.",
         ),
     ] = None,
-    k: Annotated[int | None, typer.Option(min=1, help="Answer with the best K items only, best first.")] = None,
+    k: Annotated[int | None, typer.Option(min=1, help="Return only the best K items, best first.")] = None,
     url: Annotated[str, typer.Option(help="Address of the server.")] = f"http://127.0.0.1:{DEFAULT_PORT}",
-    raw: Annotated[bool, typer.Option("--json", help="Print the answer as JSON instead of a table.")] = False,
+    raw: Annotated[bool, typer.Option("--json", help="Print the response as JSON instead of a table.")] = False,
 ) -> None:
-    """Ask a running server how likely a user clicks each of some items, and print a table."""
+    """Request click probabilities of items for a user from a running server, and print a table."""
     request: dict[str, Any] = {
         "user_id": user,
         "candidates": _items(candidates),
@@ -184,9 +181,9 @@ def openapi(
     bundle: Annotated[Path | None, typer.Option(help="Bundle folder.", show_default="that of the champion")] = None,
     state: State = None,
     work: Work = WORK,
-    out: Annotated[Path | None, typer.Option(help="File to write; standard output when absent.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; the default is standard output.")] = None,
 ) -> None:
-    """Print what the predictor of a model accepts and answers, as an OpenAPI 3.1 document."""
+    """Print the OpenAPI 3.1 document of a model's requests and responses."""
     from serving.protocol.openapi import document
     from thinktwice.files import atomic_file
     from thinktwice.release.bundle import verify_bundle
@@ -207,7 +204,7 @@ def openapi(
 
 
 def ask(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Send a v1 body to a server and return its answer.
+    """Send a v1 request body to a server and return the response.
 
     Raises:
         ServerError: no predictor answers there, or it failed.

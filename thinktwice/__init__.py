@@ -1,6 +1,6 @@
 """thinktwice: train a click-through-rate model and serve it so that it thinks twice only when it is unsure.
 
-The public API, in the order in which a log becomes scores; ``docs/api.md`` shows it at work.
+The public API, in the order of use; see ``docs/api.md``.
 
 >>> import thinktwice
 >>> schema = thinktwice.load_schema("shop.yaml")                                        # doctest: +SKIP
@@ -10,7 +10,7 @@ The public API, in the order in which a log becomes scores; ``docs/api.md`` show
 >>> bundle = thinktwice.open_bundle(trained.bundle_dir)                                 # doctest: +SKIP
 >>> thinktwice.score_table(bundle, rows).probability                                    # doctest: +SKIP
 
-Names are imported when they are first used: ``import thinktwice`` itself loads no other package.
+Names are imported when they are first used: ``import thinktwice`` itself loads no submodules.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The public Python API: from a log to a served model and its scores, by the functions that the pipeline's steps call.
+"""The public Python API: ingest and validate a log, train a model, open a bundle. The pipeline's steps call the same functions.
 
-Folders in, folders out: every function writes aside and renames, so a kill leaves the old result or the new one. Errors are
-:class:`thinktwice.errors.ThinktwiceError`; the message names the thing, the value and the fix.
+Functions read and write folders. They write to a temporary folder and rename it, so a kill leaves either the old or the new result.
+Errors are :class:`thinktwice.errors.ThinktwiceError`; the message names the thing, the value and the fix.
 """
 
 from __future__ import annotations
@@ -39,30 +39,30 @@ from thinktwice.validate.split import split_log
 
 
 class Validation(Frozen):
-    """What became of the rows of a log. ``rows_in`` is the sum of ``rows_clean`` and ``rows_quarantined``."""
+    """Result of :func:`validate_log`. ``rows_in`` is the sum of ``rows_clean`` and ``rows_quarantined``."""
 
-    passed: bool  # no critical rule is broken
+    passed: bool  # whether all critical rules are met
     broken: tuple[BrokenRule, ...]  # critical ones first
     rows_in: int
     rows_clean: int
     rows_quarantined: int
     clean_dir: Path  # clean.parquet and its schema
-    quarantine_dir: Path  # bad rows with all their reasons and their original columns
+    quarantine_dir: Path  # invalid rows with all reasons and their original columns
 
 
 class Report(Frozen):
-    """The evaluation that a bundle carries.
+    """The evaluation stored in a bundle.
 
-    ``metrics``: column (``plain``, ``pretrained``, ``test_time``) -> metric (``auc``, ``logloss``, ``ece``, ...) -> its value on
-    test rows, None where it is not defined. ``shipped`` is the column that the bundle holds.
+    ``metrics``: column (``plain``, ``pretrained``, ``test_time``) -> metric (``auc``, ``logloss``, ``ece``, ...) -> value on
+    test rows, None if undefined. ``shipped`` is the column of the model in the bundle.
     """
 
     verdict: tuple[str, ...]  # sentences, the summary first
     metrics: dict[str, dict[str, float | None]]
     shipped: str
-    mode: str  # test-time mode, "off" where every row is scored once
+    mode: str  # test-time mode; "off": one forward pass per row
     rows: int  # test rows
-    html: Path  # the same as a page that opens offline
+    html: Path  # the report as an offline page
 
 
 class Training(Frozen):
@@ -83,18 +83,18 @@ def ingest_log(
     limit: int = 0,
     seed: int = 0,
 ) -> Snapshot:
-    """Read a log into a raw log folder: its columns untouched, a row id before them, every broken record kept.
+    """Read a log into a raw log folder: columns unchanged, a row id added, broken records kept in a separate file.
 
     Args:
-        path: file or folder of the log; None for sources that need none.
-        out_dir: folder to write, replaced as a whole.
-        schema: a loaded schema, or a schema file; None where the source has its own.
+        path: file or folder of the log; None for sources without one.
+        out_dir: folder to write; an existing one is replaced.
+        schema: a schema or a schema file; None for sources with a built-in schema.
         source: name of a source, see ``thinktwice data list``.
-        limit: read only the first so many records; 0 reads all.
-        seed: for the source ``sim``.
+        limit: maximum number of records; 0 reads all.
+        seed: random seed for the source ``sim``.
 
     Raises:
-        DataError: unknown source, missing, empty or damaged input. SchemaError: the schema does not fit the input.
+        DataError: the source is unknown, or the input is missing, empty or damaged. SchemaError: the schema does not fit the input.
     """
     return ingest(source, path, schema, out_dir, limit, seed)
 
@@ -110,8 +110,8 @@ def validate_log(
 
     Args:
         raw_dir: from :func:`ingest_log`.
-        out_dir: gets the folders ``clean`` and ``quarantine``.
-        as_of: later impressions are from the future and quarantined; default now.
+        out_dir: folder for ``clean`` and ``quarantine``.
+        as_of: impressions after this time are quarantined; default now.
         reference: ``profile_reference.json`` of an earlier validation, to measure drift against.
 
     Raises:
@@ -154,15 +154,16 @@ def train_model(
 ) -> Training:
     """Train, evaluate and package a model: point-in-time features, pre-training, fine-tuning, test-time parameters, bundle.
 
-    The same inputs give the same bundle. The bundle is not blessed or deployed: the pipeline does that.
+    The same inputs give the same bundle. The bundle is not blessed or deployed; use the pipeline for that.
 
     Args:
         clean_dir: clean log from :func:`validate_log`.
-        out_dir: gets the folders ``training_set`` and ``bundle``.
-        recipe: name of a recipe (``default``, ``dcnv2``, ``autoint``, ``ml-1m``, ``ml-100k``, ``tiny``), or settings of your own.
+        out_dir: folder for ``training_set`` and ``bundle``.
+        recipe: name of a recipe (``default``, ``dcnv2``, ``autoint``, ``ml-1m``, ``ml-100k``, ``tiny``), or a :class:`thinktwice.Recipe`.
         split: how rows are divided into train, validation and test.
-        test_time: which extra work may ship if validation proves a gain: ``lean`` (any at next to no cost), or one mode.
-        seed: of weights, batches and a random split.
+        test_time: test-time work that may ship if it passes the acceptance test: ``lean`` (any method within 1.2 times the time of
+            the plain model), or the name of one mode.
+        seed: random seed for weights, batches and a random split.
 
     Raises:
         DataError: the clean log is missing or too small. PipelineError: unknown recipe or mode.
@@ -211,22 +212,22 @@ def train_model(
 
 
 def open_bundle(path: Path | str) -> Bundle:
-    """Verify a bundle (every name, size and hash) and load it, ready for :func:`thinktwice.score_table`.
+    """Verify a bundle (all names, sizes and hashes) and load it for :func:`thinktwice.score_table`.
 
-    Nothing is unpickled and no code comes with a bundle. This checks that the bundle is whole, not who made it: signatures
-    cover deployed releases (``thinktwice release verify``).
+    Nothing is unpickled, and a bundle contains no code. This checks integrity, not origin: signatures cover deployed releases
+    (``thinktwice release verify``).
 
     Raises:
-        BundleError: it is damaged, incomplete, of another format, or its parts do not fit each other.
+        BundleError: the bundle is damaged, incomplete or of another format, or its parts do not match.
     """
     return load_bundle(path)
 
 
 def read_report(bundle: Bundle | Path | str) -> Report:
-    """The evaluation that a bundle carries: what was measured on test rows when it was made.
+    """Read the evaluation stored in a bundle, measured on test rows when it was made.
 
     Raises:
-        BundleError: it is missing, or not that of a training run.
+        BundleError: the evaluation is missing or was not written by a training run.
     """
     folder = bundle.folder if isinstance(bundle, Bundle) else Path(bundle)
     content: dict[str, Any] = recorded_evaluation(folder)

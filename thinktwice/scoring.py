@@ -1,4 +1,4 @@
-"""Scores of a table of rows that carry their features: what a server answers for the same values, to the last bit."""
+"""Scores for tables of rows with features, bit-identical to those of a server for the same values."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from thinktwice.release.bundle import Bundle
 from thinktwice.schema.values import can_spell, spelled
 from thinktwice.testtime.engine import Engine, Scored
 
-BLOCK_ROWS = 4096  # rows scored at once where rows stand alone
-MAX_REQUEST_ROWS = 1000  # a server takes no more in one request
+BLOCK_ROWS = 4096  # rows per batch when rows are scored independently
+MAX_REQUEST_ROWS = 1000  # limit of a server per request
 COLUMNS = ("probability", "uncertainty", "num_paths")
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Scores of R rows, in their order.
+    """Scores of R rows, in the order of the rows.
 
     Attributes:
-        probability: [R] float64, calibrated probability of a click.
-        uncertainty: [R] float64 in 0..1, mean of the entropy of the probability (bits) and of the share of the row's values
-            that training has not seen.
-        num_paths: [R] int64 forward passes; more than 1 where the row was escalated.
-        model_version, bundle_hash: the model that scored.
+        probability: [R] float64, calibrated click probability.
+        uncertainty: [R] float64 in 0..1, mean of the entropy of the probability (bits) and the share of the row's values
+            without support in training.
+        num_paths: [R] int64, forward passes; more than 1 for escalated rows.
+        model_version, bundle_hash: the model that computed the scores.
     """
 
     probability: np.ndarray
@@ -47,22 +47,22 @@ class Scores:
 
 
 def score_table(bundle: Bundle, rows: Rows, *, request: str | None = None) -> Scores:
-    """Score rows that carry all their features.
+    """Score rows that contain all features.
 
-    A row gets the score that a server gives it for the same values: there is no deadline and no cap on extra passes here, so it
-    does not depend on the rows around it. With ``request`` it is scored within its request, under the model's cap, exactly as a
-    server scores that request; models that choose escalated rows per request (triggers ``budget``, ``decision``) need it.
+    Scores equal those of a server for the same values. There is no deadline and no cap on extra passes, so a score does not
+    depend on the other rows. With ``request``, rows are scored per request under the model's cap, as on a server. Models that
+    select escalated rows per request (triggers ``budget`` and ``decision``) require it.
 
     Args:
         bundle: from :func:`thinktwice.open_bundle`.
         rows: [R] a pyarrow, polars or pandas table (anything with the Arrow C stream interface), or a list of mappings from field
-            names to values. Null is an unknown value; other columns are ignored; derived fields without a column are computed
+            names to values. Null is an unknown value. Other columns are ignored. Derived fields without a column are computed
             from ``event_time`` or ``timestamp``.
         request: column whose runs of equal values are requests, of at most 1,000 rows each.
 
     Raises:
-        SchemaError: a field of the model has no column, or one of a type that it cannot be read from.
-        DataError: a value is of the wrong kind or outside the limits; the message names column, row and value.
+        SchemaError: a field of the model has no column, or its column has an unsupported type.
+        DataError: a value has the wrong type or is out of range; the message names column, row and value.
     """
     table = as_table(rows, bundle.schema, bundle.encoder)
     requests = None if request is None else request_starts(table, request)

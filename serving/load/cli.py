@@ -34,28 +34,32 @@ def load(
     state: State = None,
     work: Work = WORK,
     requests: Annotated[
-        Path | None, typer.Option(help="File with one request a line, instead of made-up ones.", show_default=False)
+        Path | None,
+        typer.Option(help="File with one request per line, instead of generated requests.", show_default=False),
     ] = None,
-    candidates: Annotated[int, typer.Option(min=1, max=1000, help="Candidates of a made-up request.")] = 100,
+    candidates: Annotated[int, typer.Option(min=1, max=1000, help="Candidates per generated request.")] = 100,
     protocol: Annotated[str, typer.Option(help="Protocol of the requests, v1 or v2.")] = "v1",
-    duration: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds of every step.")] = 10.0,
-    warm_up: Annotated[float, typer.Option(min=0, help="Seconds before that are not counted.")] = 1.0,
+    duration: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds per step.")] = 10.0,
+    warm_up: Annotated[float, typer.Option(min=0, help="Seconds before measuring starts.")] = 1.0,
     connections: Annotated[int, typer.Option(min=1, max=256, help="Callers of the closed loop.")] = 4,
     rate: Annotated[
-        float | None, typer.Option(min=0.01, help="Open loop at so many requests a second.", show_default=False)
+        float | None,
+        typer.Option(min=0.01, help="Open loop at this number of requests per second.", show_default=False),
     ] = None,
     steps: Annotated[
-        str, typer.Option(help="Open loop at these percents of what the closed loop reached, e.g. 50,80,110.")
+        str, typer.Option(help="Open loop at these percentages of the throughput of the closed loop, e.g. 50,80,110.")
     ] = "",
     deadline_ms: Annotated[
-        float | None, typer.Option(min=1, help="Deadline of every request.", show_default=False)
+        float | None, typer.Option(min=1, help="Deadline of each request in milliseconds.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of arrivals and made-up requests.")] = 0,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
-    plot_out: Annotated[Path | None, typer.Option("--plot", help="Write a page with a plot here.")] = None,
-    allow_remote: Annotated[bool, typer.Option(help="Let the address be another machine's.")] = False,
+    seed: Annotated[int, typer.Option(help="Random seed for arrivals and generated requests.")] = 0,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the results to this JSON file.")] = None,
+    plot_out: Annotated[
+        Path | None, typer.Option("--plot", help="Write an HTML page with a plot to this file.")
+    ] = None,
+    allow_remote: Annotated[bool, typer.Option(help="Allow the address of another machine.")] = False,
 ) -> None:
-    """Put load on a running predictor and print how fast, how reliably and how rightly it answers.
+    """Send load to a running predictor and print latency, throughput, errors and wrong responses.
 
     Without --rate and --steps: callers that wait for their answers (closed loop). With them: Poisson arrivals (open loop), whose
     latencies count from the moment a request was due, so that a stall shows in full. Ends with 1 when an answer was wrong or

@@ -129,7 +129,10 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
         tensor("counts.safetensors", "counts", lambda t: t.astype(np.int64)),
         "'counts' as int64 instead of uint8",
     ),
-    "counts nan": (tensor("counts.safetensors", "counts", lambda t: t * np.nan), "'counts' as float64 instead of uint8"),
+    "counts nan": (
+        tensor("counts.safetensors", "counts", lambda t: t * np.nan),
+        "'counts' as float64 instead of uint8",
+    ),
     "fewer counts": (tensor("counts.safetensors", "counts", lambda t: t[1:]), "describe different numbers of values"),
     "pairs": (tensor("combinations.safetensors", "pairs", one(99)), "'pairs' does not name different columns"),
     "cells": (tensor("combinations.safetensors", "2.cells", lambda t: t[:, 1:]), "'cells' has the shape"),

@@ -10,14 +10,12 @@ import typer
 WORK = Path(".thinktwice")
 LAST_RUN = "last_run.json"  # in the work folder: where the outputs of the last finished run lie
 
-Work = Annotated[
-    Path, typer.Option("--work", help="Folder of the runs: their outputs, logs and what the next run can reuse.")
-]
+Work = Annotated[Path, typer.Option("--work", help="Folder for runs: outputs, logs and the cache.")]
 State = Annotated[
     Path | None,
     typer.Option(
         "--state",
-        help="Folder of the champion, the model that is served.",
+        help="Folder of the champion, the model being served.",
         show_default="state in the folder of --work",
     ),
 ]

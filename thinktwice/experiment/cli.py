@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # The commands import what they need when they run: every start of the command line loads this file.
 
-app = typer.Typer(help="Declare, check, plan, decide and report online experiments.", no_args_is_help=True)
+app = typer.Typer(help="Declare, check, plan, analyze and report online experiments.", no_args_is_help=True)
 
 FileArgument = Annotated[Path, typer.Argument(help="Experiment file (YAML).")]
 RecordsOption = Annotated[
@@ -26,7 +26,7 @@ RecordsOption = Annotated[
     typer.Option(
         "--records",
         "--state",
-        help="Folder with one folder an experiment, each with its record.jsonl.",
+        help="Folder with one subfolder per experiment, each with record.jsonl.",
         show_default="experiments in the folder of --work",
     ),
 ]
@@ -60,7 +60,7 @@ def new_file(
     name: Annotated[str, typer.Argument(help="Name of the experiment: a-z, 0-9 and '-'.")],
     out: Annotated[Path | None, typer.Option(help="File to write; default NAME.yaml.", show_default=False)] = None,
 ) -> None:
-    """Write an experiment file to fill in."""
+    """Write a template of an experiment file."""
     from thinktwice.experiment.file import parse_experiment
     from thinktwice.files import atomic_file
 
@@ -78,13 +78,14 @@ def new_file(
 def check_file(
     file: FileArgument,
     beside: Annotated[
-        list[Path] | None, typer.Option(help="Other experiments, running or finished; repeat the option.")
+        list[Path] | None, typer.Option(help="Other experiments, running or finished; can be repeated.")
     ] = None,
     running: Annotated[
-        Path | None, typer.Option(help="The file as it runs now: only its coverage may differ.", show_default=False)
+        Path | None,
+        typer.Option(help="The file of the running version: only the coverage may differ.", show_default=False),
     ] = None,
 ) -> None:
-    """Check a file, alone, beside others, and against the one that runs; 1 with every reason when something is wrong."""
+    """Check a file alone, against other experiments, and against the running version. Prints all problems; the exit status is 1 if there are any."""
     from thinktwice.experiment.changes import conflicts, forbidden_changes
     from thinktwice.experiment.file import load_experiment
 
@@ -100,9 +101,9 @@ def check_file(
 @app.command("assign")
 def assign_units(
     file: FileArgument,
-    units: Annotated[list[str], typer.Argument(help="Units to place.")],
+    units: Annotated[list[str], typer.Argument(help="Ids of units (users).")],
 ) -> None:
-    """Print the arm, bucket and enrolment of units, as the gateway decides them."""
+    """Print arm, bucket and enrollment of units, as assigned by the gateway."""
     from thinktwice.experiment.assignment import assign, layout_of
     from thinktwice.experiment.file import load_experiment
 
@@ -118,17 +119,19 @@ def assign_units(
 @app.command("plan")
 def plan_file(
     file: FileArgument,
-    log: Annotated[Path, typer.Option(help="Impressions of the past weeks, a parquet file.")],
+    log: Annotated[Path, typer.Option(help="Parquet file with impressions of the past weeks.")],
     effect: Annotated[
         float | None,
-        typer.Option(help="Relative effect to find, e.g. 0.02 for 2 %: prints the days it takes.", show_default=False),
+        typer.Option(
+            help="Relative effect to detect, e.g. 0.02 for 2 %: prints the number of days needed.", show_default=False
+        ),
     ] = None,
-    power: Annotated[float, typer.Option(min=0.01, max=0.999, help="Probability of finding it.")] = 0.8,
+    power: Annotated[float, typer.Option(min=0.01, max=0.999, help="Probability of detecting the effect.")] = 0.8,
     unit: Annotated[str, typer.Option(help="Column of the unit.")] = "user_id",
     time: Annotated[str, typer.Option(help="Column of the time.")] = "event_time",
     label: Annotated[str, typer.Option(help="Column of the click, 0 or 1.")] = "label",
 ) -> None:
-    """Print what the experiment can find after each number of days, from the log of the past weeks."""
+    """Print the smallest detectable effect after each number of days, estimated from a log of the past weeks."""
     from thinktwice.experiment.file import load_experiment
     from thinktwice.experiment.planning import plan_experiment
 
@@ -159,11 +162,11 @@ def plan_file(
 @app.command("decide")
 def decide_experiment(
     file: FileArgument,
-    evidence: Annotated[Path, typer.Option(help="Evidence of this look (JSON, as the log join writes it).")],
+    evidence: Annotated[Path, typer.Option(help="Evidence for this look (JSON file written by the log join).")],
     records: RecordsOption = None,
     work: Work = WORK,
 ) -> None:
-    """Decide on new evidence, add the line to the record, and print the decision with its reasons."""
+    """Make a decision on new evidence, append it to the record, and print it with its reasons."""
     from pydantic import ValidationError
 
     from thinktwice.experiment.evidence import Evidence
@@ -190,7 +193,7 @@ def show_status(
 
 @app.command("list")
 def list_experiments(records: RecordsOption = None, work: Work = WORK) -> None:
-    """List the experiments with a record, and their last decision."""
+    """List experiments with a record and their last decision."""
     folder = _folder(records, work)
     names = sorted(path.parent.name for path in folder.glob(f"*/{RECORD}"))
     if not names:
@@ -210,7 +213,7 @@ def write_report_file(
     records: RecordsOption = None,
     work: Work = WORK,
 ) -> None:
-    """Write the whole experiment as one JSON file: effects with intervals, guardrails, checks and slices over time."""
+    """Write a JSON report: effects with intervals, guardrails, checks and slices over time."""
     from thinktwice.experiment.report import report_of, write_report
 
     write_report(report_of(_records(name, _folder(records, work))), json_out)
@@ -223,7 +226,7 @@ def replay_record(
     records: RecordsOption = None,
     work: Work = WORK,
 ) -> None:
-    """Decide again on every line of the record; 1 when a decision comes out otherwise."""
+    """Recompute all decisions of the record. The exit status is 1 if one differs."""
     from thinktwice.experiment.record import replay
 
     found = _records(name, _folder(records, work))

@@ -15,22 +15,24 @@ def drift(
     log: Annotated[Path, typer.Option(help="Folder of the prediction log.")],
     bundle: Annotated[
         Path | None,
-        typer.Option(help="Bundle that served.", show_default="that of the champion"),
+        typer.Option(help="Bundle that served the rows.", show_default="that of the champion"),
     ] = None,
     state: State = None,
     work: Work = WORK,
     since: Annotated[
-        datetime | None, typer.Option(help="Compare only what was served from this time on (UTC).", show_default=False)
+        datetime | None, typer.Option(help="Compare only rows served from this time on (UTC).", show_default=False)
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Rows compared at most, whole requests.")] = 100_000,
+    rows: Annotated[int, typer.Option(min=1, help="Maximum number of rows to compare (complete requests).")] = 100_000,
     fail_above: Annotated[
         float,
-        typer.Option(min=0, help="Stability index above which something has drifted, if chance does not explain it."),
+        typer.Option(
+            min=0, help="Population stability index above which a field has drifted, unless chance explains it."
+        ),
     ] = 0.1,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
-    html_out: Annotated[Path | None, typer.Option("--html", help="Write the report as a page here.")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the results to this JSON file.")] = None,
+    html_out: Annotated[Path | None, typer.Option("--html", help="Write the report to this HTML file.")] = None,
 ) -> None:
-    """Compare live traffic with what the model was trained on, field by field; 1 when something has drifted."""
+    """Compare served rows with the training data, field by field. The exit status is 1 if a field has drifted."""
     from thinktwice.console.terminal import console_here
     from thinktwice.files import atomic_file, write_json
     from thinktwice.monitor.drift import drift_of_log

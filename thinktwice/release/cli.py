@@ -12,15 +12,15 @@ from thinktwice.console.output import tell
 from thinktwice.errors import BundleError
 from thinktwice.printable import printable
 
-release = typer.Typer(no_args_is_help=True, help="Releases: what is deployed, signed as a whole.")
+release = typer.Typer(no_args_is_help=True, help="Create keys, and sign and verify releases (the deployed folders).")
 bundle = typer.Typer(no_args_is_help=True)
 
-Folder = Annotated[Path, typer.Argument(help="Release folder: with ctr.mar, and feature_store/ where a model has one.")]
+Folder = Annotated[Path, typer.Argument(help="Release folder with ctr.mar, and feature_store/ if the model has one.")]
 
 
 @release.command()
-def keygen(out: Annotated[Path, typer.Option(help="Folder for the two files.")]) -> None:
-    """Make a pair of keys: one signs releases, the other is given to predictors."""
+def keygen(out: Annotated[Path, typer.Option(help="Folder for the two key files.")]) -> None:
+    """Generate a key pair: a private key to sign releases, and a public key for predictors."""
     from thinktwice.release.signing import SIGNING_KEY, TRUSTED_KEYS, make_keys
 
     private, public = make_keys(out)
@@ -30,7 +30,7 @@ def keygen(out: Annotated[Path, typer.Option(help="Folder for the two files.")])
 
 @release.command()
 def sign(folder: Folder, key: Annotated[Path, typer.Option(help="File of the private key.")]) -> None:
-    """Describe what lies in a release folder and sign it. Deployment does it by itself where the environment names a key."""
+    """Write release.json for a folder and sign it. The deploy step does this if THINKTWICE_SIGNING_KEY_FILE is set."""
     from thinktwice.release.release import write_release
 
     if not folder.is_dir():
@@ -45,14 +45,14 @@ def verify(
     key: Annotated[
         list[Path] | None,
         typer.Option(
-            help="File of a trusted key; may repeat. Default: those the environment names.", show_default=False
+            help="File of a trusted key; can be repeated. Default: THINKTWICE_TRUSTED_KEYS.", show_default=False
         ),
     ] = None,
     oldest: Annotated[
         datetime | None, typer.Option(help="Refuse a release written before this time (UTC).", show_default=False)
     ] = None,
 ) -> None:
-    """Check the signature (where keys are trusted) and every hash of a release; nothing is unpacked."""
+    """Check the hashes of a release, and its signature if there are trusted keys. Nothing is unpacked."""
     from thinktwice.release.release import ReleasePolicy, verify_release
     from thinktwice.release.signing import trusted_keys
 
@@ -66,12 +66,12 @@ def verify(
 
 @bundle.callback()
 def bundles() -> None:
-    """Bundles: check what a model version is made of."""
+    """Check bundles."""
 
 
 @bundle.command("verify")
 def verify_bundle_folder(folder: Annotated[Path, typer.Argument(help="Bundle folder.")]) -> None:
-    """Check every hash of a bundle and load it: whether all its files say something that a model can be."""
+    """Check all hashes of a bundle and load it."""
     from thinktwice.release.bundle import load_bundle
 
     found = load_bundle(folder)

@@ -80,7 +80,7 @@ def trusted_keys(environment: Mapping[str, str] = os.environ) -> tuple[Path, ...
     place = Path(named)
     found = tuple(sorted(place.glob("*.pem"))) if place.is_dir() else (place,) if place.is_file() else ()
     if not found:
-        raise BundleError(f"{TRUSTED_KEYS} names {place}, where no key is: put the public keys there as *.pem")
+        raise BundleError(f"{TRUSTED_KEYS} is set to {place}, which contains no key: add public keys as *.pem")
     return found
 
 
@@ -120,7 +120,7 @@ def verify_signature(what: str, manifest: bytes, signature: bytes, trusted: Sequ
     try:
         keys[found.key_id].verify(raw, signed_bytes(manifest))
     except InvalidSignature:
-        raise BundleError(f"{what}: its signature does not fit its manifest: get it again") from None
+        raise BundleError(f"{what}: its signature does not match its manifest: download it again") from None
     return found.key_id
 
 
@@ -141,10 +141,10 @@ def _private(path: Path) -> Ed25519PrivateKey:
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError, TypeError):  # what the library says may quote the file
-        raise BundleError(f"{path} contains no private key: make one with 'thinktwice release keygen'") from None
+        raise BundleError(f"{path} contains no private key: create one with 'thinktwice release keygen'") from None
     if not isinstance(key, Ed25519PrivateKey):
         raise BundleError(
-            f"{path} contains a key of another kind than ed25519: make one with 'thinktwice release keygen'"
+            f"{path} contains a key of another type than ed25519: create one with 'thinktwice release keygen'"
         )
     return key
 
@@ -156,9 +156,9 @@ def _public(path: Path) -> Ed25519PublicKey:
     try:
         key = load_pem_public_key(path.read_bytes())
     except (OSError, ValueError):
-        raise BundleError(f"{path} contains no public key: take {PUBLIC_FILE} of 'thinktwice release keygen'") from None
+        raise BundleError(f"{path} contains no public key: use {PUBLIC_FILE} of 'thinktwice release keygen'") from None
     if not isinstance(key, Ed25519PublicKey):
         raise BundleError(
-            f"{path} contains a key of another kind than ed25519: make one with 'thinktwice release keygen'"
+            f"{path} contains a key of another type than ed25519: create one with 'thinktwice release keygen'"
         )
     return key
