@@ -196,7 +196,7 @@ def pipe(release: Path) -> None:
         (lambda r: (r / SIGNATURE_FILE).write_bytes(b"[" * 4000), "its signature is damaged .it is nested too deeply"),
         (lambda r: (r / SIGNATURE_FILE).write_text(" " * 5000), "has more than 4096 bytes"),
         (lambda r: (r / RELEASE_FILE).write_text(" " * (2 << 20)), "has more than 1048576 bytes"),
-        (lambda r: (r / RELEASE_FILE).write_text((r / RELEASE_FILE).read_text() + " "), "does not fit its manifest"),
+        (lambda r: (r / RELEASE_FILE).write_text((r / RELEASE_FILE).read_text() + " "), "does not match its manifest"),
         (lambda r: shutil.rmtree(r / "feature_store"), "cannot be read|is missing"),
     ],
 )
