@@ -74,7 +74,7 @@ def count_lines(files: Iterable[Path]) -> LogCounts:
 
 
 def _counts(line: dict[str, object]) -> list[str]:
-    code, served = line["code"], line["served"]
+    code, served = line["code"], line["served"] or None
     found = ["requests"]
     if isinstance(code, int) and 200 <= code < 300:
         found.append("answered")

@@ -105,6 +105,6 @@ def _line(folder: Path, request_id: str) -> tuple[str, str, str, str | None]:
         for line in reversed((folder / PROBE_LOG).read_bytes().splitlines(keepends=True)):
             if mark in line and line.endswith(b"\n"):
                 found = json.loads(line.decode("latin-1"))
-                return found["experiment"], found["assigned"], found["enrolled"], found["served"]
+                return found["experiment"], found["assigned"], found["enrolled"], found["served"] or None
         time.sleep(0.05)
     raise ServerError(f"a probe is not in {folder / PROBE_LOG} after {LOG_LIMIT:g} s: is the disk full?")

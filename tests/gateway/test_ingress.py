@@ -252,6 +252,30 @@ def test_what_the_gateway_refuses_is_in_the_log_and_what_it_answers_is_not(live:
     assert lines["a-path"]["route"] == "ingress-path" and "a-list" not in lines
 
 
+def test_what_is_no_request_leaves_no_line_that_looks_broken(live: Gateway) -> None:
+    before = live.admin.stats()["http.in.downstream_rq_4xx"]
+    bad = (b"hello\r\n\r\n", b"GET * HTTP/1.1\r\nhost: h\r\n\r\n", b"POST %s HTTP/1.0\r\n\r\n" % V1.encode())
+    for message in bad:
+        assert talk(live, message).split(b" ", 2)[1] in (b"400", b"426")
+    ask(live.url, V1, {}, {"X-Request-Id": "after-junk"})
+    assert all(line["request_id"] for line in log_lines(live, {"after-junk"}))
+    assert live.admin.stats()["http.in.downstream_rq_4xx"] >= before + 1
+
+
+def test_nobody_is_named_when_nobody_answers(tmp_path: Path) -> None:
+    need_envoy()
+    with upstreams("control") as (arm,):
+        with gateway(tmp_path, declare({"control": arm.port})) as live:
+            arm.kill()
+            reply = ask(live.url, V1, {}, {"X-Request-Id": "nobody"})
+            assert (reply.status, set(reply.json)) == (503, {"error", "field"})
+            assert reply.headers["x-served-arm"] == "" and reply.headers["retry-after"] == "1"
+            (line,) = [line for line in log_lines(live, {"nobody"}) if line["request_id"] == "nobody"]
+            assert not line["served"] and line["upstream"] == "control"
+    with gateway(tmp_path / "late", declare({"control": arm.port})) as live:
+        assert [(p.arm, p.served) for p in live.probes] == [("control", None)]
+
+
 def test_a_shadow_gets_copies_and_harms_nobody(arm: Upstream, tmp_path: Path) -> None:
     with upstreams("t1") as (shadow,):
         ports = {"control": arm.port, "exp1/t1": shadow.port}

@@ -107,12 +107,17 @@ def bootstrap(config: GatewayConfig, node: str = "gateway-1", probe: str | None 
 
 
 def _access_logs(config: GatewayConfig, probe: str | None) -> list[Json]:
-    """One line for every request but those that the gateway answered well itself (health, lists), and but the gateway's own probes."""
+    """One line for every request but those that the gateway answered well itself (health, lists), and but the gateway's own probes.
+
+    What is refused before it is a request (not HTTP, headers too large) has no id yet: Envoy counts it, and no line is written that the
+    join could not tell from a broken one.
+    """
     asked: Json = {"header_filter": {"header": {"name": ":method", "string_match": {"exact": "POST"}}}}
     refused: Json = {
         "status_code_filter": {"comparison": {"op": "GE", "value": {"default_value": 400, "runtime_key": "none"}}}
     }
-    counted: list[Json] = [{"not_health_check_filter": {}}, {"or_filter": {"filters": [asked, refused]}}]
+    named: Json = {"header_filter": {"header": {"name": "x-request-id", "present_match": True}}}
+    counted: list[Json] = [{"not_health_check_filter": {}}, named, {"or_filter": {"filters": [asked, refused]}}]
     if probe is None:
         return [_log(config, ACCESS_LOG, {"and_filter": {"filters": counted}})]
     own = {"name": PROBE_HEADER, "string_match": {"exact": probe}}

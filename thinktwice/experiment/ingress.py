@@ -11,7 +11,7 @@ import re
 from importlib.metadata import version
 from typing import Any
 
-from thinktwice.experiment.gateway_config import GatewayConfig
+from thinktwice.experiment.gateway_config import SERVED_ARM, GatewayConfig
 
 Json = dict[str, Any]
 
@@ -24,6 +24,7 @@ FORMS = r"(?i).*(x-www-form-urlencoded|multipart/).*"
 BUFFER = "envoy.filters.http.buffer"
 JSON_TYPE = "application/json"
 RETRY_AFTER = "1"
+OVERWRITE = "OVERWRITE_IF_EXISTS_OR_ADD"
 
 
 def predict_paths(model: str) -> tuple[str, str]:
@@ -125,19 +126,24 @@ def local_replies(config: GatewayConfig) -> Json:
     mappers.append(_mapper([_status(400), bad_id], None, "x-request-id"))
     for status, field, text in (
         (400, "", "the request is not valid HTTP"),
+        (403, "", "the connection cannot be upgraded to another protocol"),
         (404, "path", None),
         (405, "method", None),
         (415, "content-type", None),
         (408, "", f"the request did not arrive within {config.request_timeout:g} s"),
         (413, "body", too_large(config.max_body_bytes)),
         (431, "headers", head),
+        (426, "", "HTTP/1.1 or HTTP/2 is required"),
+        (501, "", "this transfer coding is not supported"),
+        (502, "", "no server gave a valid answer, try again later"),
         (503, "", "no server can answer now, try again later"),
         (504, "", "no server answered in time, try again later"),
     ):
         mapper = _mapper([_status(status)], text, field)
-        if status == 503:
-            header = {"header": {"key": "retry-after", "value": RETRY_AFTER}, "append_action": "ADD_IF_ABSENT"}
-            mapper["headers_to_add"] = [header]
+        if status in (502, 503, 504):  # nobody served it, whoever was tried last
+            nobody = {"header": {"key": SERVED_ARM, "value": ""}, "append_action": OVERWRITE, "keep_empty_value": True}
+            later = {"header": {"key": "retry-after", "value": RETRY_AFTER}, "append_action": "ADD_IF_ABSENT"}
+            mapper["headers_to_add"] = [nobody, later]
         mappers.append(mapper)
     return {"mappers": mappers, "body_format": _error("")}
 
@@ -172,8 +178,7 @@ def _answer(name: str, headers: list[Json], status: int, body: Any, more: dict[s
     }
     if more:
         route["response_headers_to_add"] = [
-            {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
-            for key, value in more.items()
+            {"header": {"key": key, "value": value}, "append_action": OVERWRITE} for key, value in more.items()
         ]
     return route
 
