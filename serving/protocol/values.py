@@ -32,7 +32,6 @@ from thinktwice.schema.times import FORMS, TEXT, Zone, in_window, instant_of
 from thinktwice.schema.values import spell
 
 Json = dict[str, Any]
-NUMBERS = (int, float, np.number)
 TIMES = (str, date, np.datetime64)  # values of a timestamp that are not Unix seconds
 WHITE = r"[ \t\n\r\v\f]*"
 END = r"(?![\s\S])"  # of the text; for Python, unlike ECMAScript, $ is also the place before a newline at the end
@@ -78,9 +77,19 @@ def read_id(value: Any) -> str:
     return text
 
 
+def is_missing(value: Any) -> bool:
+    """Whether a value is null or NaN, which JSON does not have but a caller in Python may hand over, as tables write it."""
+    return value is None or (isinstance(value, (float, np.floating)) and value != value)
+
+
 def read_category(value: Any) -> str | None:
     """Like :func:`read_text`, None for null."""
-    return None if value is None else read_text(value)
+    return None if is_missing(value) else read_text(value)
+
+
+def read_element(value: Any) -> str:
+    """One value of a sequence. A missing one is empty, and the encoder leaves it out."""
+    return "" if is_missing(value) else read_text(value)
 
 
 def read_number(value: Any) -> float | None:
@@ -94,14 +103,14 @@ def read_number(value: Any) -> float | None:
         raise custom("number_out_of_range", f"must be a number {limits}") from None
     except ValueError:
         raise custom("not_a_number", f"must be a number, not {shown(value)}") from None
-    if found is None and isinstance(value, NUMBERS):  # NaN
-        raise custom("not_finite", "must be a finite number")
     return found
 
 
 def read_float32(value: Any) -> float:
     """An entry of a vector."""
     found = read_number(value)
+    if found is None and is_missing(value) and value is not None:
+        raise custom("not_finite", "must be a finite number")
     if found is None:
         raise custom("not_a_number", f"must be a number, not {shown(value)}")
     if abs(found) >= FLOAT32_LIMIT:
@@ -140,6 +149,8 @@ def time_reader(zone: Zone) -> Callable[[Any], int | None]:
     def read_time(value: Any) -> int | None:
         if value is None:
             return None
+        if is_missing(value):
+            raise custom("not_finite", "must be a finite number")
         if isinstance(value, (bool, np.bool_)):  # the times of a log are not booleans either
             raise custom("time_type", f"must be Unix seconds or a text, not {kind_of(value)}")
         if isinstance(value, TIMES):
@@ -165,7 +176,7 @@ Id = Annotated[str, PlainValidator(read_id), WithJsonSchema({**TEXT_OF_ID, "minL
 Category = Annotated[
     str | None, PlainValidator(read_category), WithJsonSchema({**TEXT_OF_ID, "type": [*SCALARS, "null"]})
 ]
-Element = Annotated[str, PlainValidator(read_text), WithJsonSchema(TEXT_OF_ID)]
+Element = Annotated[str, PlainValidator(read_element), WithJsonSchema({**TEXT_OF_ID, "type": [*SCALARS, "null"]})]
 Numeric = Annotated[
     float | None,
     PlainValidator(read_number),

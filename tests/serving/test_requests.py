@@ -243,7 +243,6 @@ BAD: list[tuple[Any, str]] = [
     ({**GOOD, "context": {"bid": "nan"}}, "r.context.bid"),
     ({**GOOD, "context": {"bid": {}}}, "r.context.bid"),
     ({**GOOD, "context": {"bid": 1e300}}, "r.context.bid"),
-    ({**GOOD, "context": {"bid": math.nan}}, "r.context.bid"),
     ({**GOOD, "context": {"bid": -math.inf}}, "r.context.bid"),
     ({**GOOD, "context": {"timestamp": "yesterday"}}, "r.context.timestamp"),
     ({**GOOD, "context": {"timestamp": -1}}, "r.context.timestamp"),
@@ -257,12 +256,18 @@ BAD: list[tuple[Any, str]] = [
     ({"rows": [{"label": 1}]}, "r.rows[0].label"),
     ({"rows": [{}, {"price": "cheap"}]}, "r.rows[1].price"),
     ({"rows": [{"history": "a"}]}, "r.rows[0].history"),
-    ({"rows": [{"history": [None]}]}, "r.rows[0].history[0]"),
+    ({"rows": [{"history": [[]]}]}, "r.rows[0].history[0]"),
     ({"rows": [{"history": ["a"] * 1001}]}, "r.rows[0].history"),
     ({"rows": [{"cover": [1, 2]}]}, "r.rows[0].cover"),
     ({"rows": [{"cover": [1, 2, "x"]}]}, "r.rows[0].cover[2]"),
     ({"rows": [{"cover": [1, 2, math.nan]}]}, "r.rows[0].cover[2]"),
 ]
+
+
+@pytest.mark.parametrize("missing", [None, math.nan, np.float16("nan"), np.float32("nan")])
+def test_null_and_nan_are_missing_values(missing: Any) -> None:
+    row = PARSER.parse({"rows": [{"genre": missing, "price": missing, "history": [missing, "a"]}]}, "r").rows
+    assert row == ({"genre": None, "price": None, "history": ["", "a"]},)
 
 
 @pytest.mark.parametrize("number", range(len(BAD)))

@@ -85,6 +85,10 @@ def test_a_value_has_one_index_in_training_and_in_every_form_of_a_request(
         for form, body, headers in rows_forms("x", array.type, value):
             if kind == "numeric" and not _same_number(value, form):
                 continue
+            if "text" in form and _is_infinite(
+                value
+            ):  # the text "inf" is a category, the number is no value of any field
+                continue
             try:
                 request = parsed(body, headers, schema)
             except RequestError as error:
@@ -97,6 +101,10 @@ def test_a_value_has_one_index_in_training_and_in_every_form_of_a_request(
             assert request.rows is not None
             assert encoder.encode_rows(request.rows).ids[0, 0].item() == index[place], (form, value)
             assert index[place] > 0 or spell(value) is None, "training saw it"
+
+
+def _is_infinite(value: Any) -> bool:
+    return isinstance(value, (float, np.floating)) and bool(np.isinf(value))
 
 
 def _same_number(value: Any, form: str) -> bool:
