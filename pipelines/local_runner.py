@@ -28,7 +28,7 @@ from pipelines.ctr_training import build_pipeline
 from pipelines.local_cache import CheckedCache
 from thinktwice import progress
 from thinktwice.console.events import events_in
-from thinktwice.console.results import shown
+from thinktwice.console.output import shown
 from thinktwice.console.stages import TASK_PREFIX
 from thinktwice.files import atomic_file, read_json, write_json
 

@@ -23,8 +23,8 @@ from pipelines.versions import code_version, data_version
 from thinktwice import progress
 from thinktwice.console.events import EventTail
 from thinktwice.console.options import LAST_RUN
+from thinktwice.console.output import shown
 from thinktwice.console.processes import python_command, start, stop
-from thinktwice.console.results import shown
 from thinktwice.errors import PipelineError
 from thinktwice.files import full_disk_named, read_json, write_json
 from thinktwice.threads import thread_environment
@@ -236,7 +236,7 @@ def _result(raw: dict[str, Any], work_dir: Path, state_dir: Path, log: Path) -> 
 
 
 def reasons_of(verdict: Path) -> list[str]:
-    """The reasons in a verdict or a blessing: a JSON file, or a folder that holds one."""
+    """The reasons in the verdict of the validation: a JSON file, or a folder that holds one."""
     files = sorted(verdict.rglob("*.json")) if verdict.is_dir() else [verdict]
     for file in files:
         content = read_json(file)

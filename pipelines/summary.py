@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
 from rich.console import Console
 
-from pipelines.run import QUARANTINE, RunResult, reasons_of
-from thinktwice.console.output import say
-from thinktwice.console.results import print_results, shown
+from pipelines.run import QUARANTINE, RunResult
+from thinktwice.console.output import say, shown
+from thinktwice.evaluate.evaluation import recorded_evaluation
+from thinktwice.evaluate.table import print_results
 from thinktwice.files import read_json
-
-EVALUATION = Path("report") / "evaluation.json"
+from thinktwice.release.blessing import read_blessing
 
 
 def print_summary(console: Console, result: RunResult) -> None:
     """The results, the blessing with its reasons, and where quarantined rows and the reports lie."""
-    print_results(console, read_json(result.bundle / EVALUATION))
-    reasons = "; ".join(reasons_of(result.blessing))
+    print_results(console, recorded_evaluation(result.bundle))
+    reasons = "; ".join(read_blessing(result.blessing).reasons)
     verdict = "Blessed and deployed" if result.blessed else "Not blessed, the champion stays"
     say(console, f"\n{verdict}: {reasons}")
     quarantined = read_json(result.quarantine / QUARANTINE)["rows_quarantined"]

@@ -155,7 +155,7 @@ def test_mistakes_are_named(tmp_path: Path, small: Path):
         thinktwice.validate_log(tmp_path / "nowhere", tmp_path / "checked")
     with pytest.raises(BundleError, match="is not a bundle"):
         thinktwice.open_bundle(tmp_path)
-    with pytest.raises(BundleError, match="'verdict' is missing"):
+    with pytest.raises(BundleError, match="it has no format number"):
         thinktwice.read_report(small / "bundle")
     assert not (tmp_path / "model").exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.evaluate import samples
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set_info import Conservation, PartInfo, TrainingSetInfo
 from thinktwice.errors import DataError, PipelineError, ThinktwiceError
@@ -18,6 +20,7 @@ from thinktwice.pretrain.config import PretrainConfig
 from thinktwice.pretrain.record import LossRecord, PretrainRecord
 from thinktwice.release.blessing import Blessing, ComparedChampion
 from thinktwice.stats.significance import Interval
+from thinktwice.testtime.store import TestTimeFile
 from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.record import CandidateRecord, ChosenRecord, EvalRecord, FinetuneRecord, Reached, TrialRecord
 from thinktwice.versioned import MeasuredInterval, ResultFile, checked_format, read_result
@@ -26,6 +29,14 @@ PART = PartInfo(rows=8, click_rate=0.5, window=("2026-01-01", "2026-01-02"), uns
 POINT = EvalRecord(epoch=0.5, train_logloss=0.6, valid_logloss=0.7, valid_auc=None)
 TRIED = CandidateRecord(table_l2=1e-3, augmentation="none")
 CHANGE = MeasuredInterval.of(Interval(0.1, float("-inf"), float("inf")))
+NO_EXTRA_WORK = samples.EXTRA_WORK.model_copy(
+    update={
+        "candidates": (),
+        "references": (),
+        "uplift": None,
+        "off": samples.EXTRA_WORK.off.model_copy(update={"truth_distance": None}),
+    }
+)
 RESULTS: dict[str, ResultFile] = {
     "training_set.json": TrainingSetInfo(
         format=TrainingSetInfo.FORMAT,
@@ -47,6 +58,13 @@ RESULTS: dict[str, ResultFile] = {
         compared_rows=100,
         champion=ComparedChampion(bundle_hash="b" * 64, model_version="v0", metrics={"auc": 0.5}),
         changes={"auc": CHANGE},
+    ),
+    "evaluation.json": samples.EVALUATION,
+    "evaluation.json without what exists in some runs": samples.EVALUATION.model_copy(
+        update={"test_time": samples.NOTHING_TRIED, "extra_work": NO_EXTRA_WORK, "curves": {}}
+    ),
+    "test_time.json": TestTimeFile(
+        format=TestTimeFile.FORMAT, config=samples.GATE, report=samples.REPORT, weights="a" * 64
     ),
     "finetuned/training.json": FinetuneRecord(
         format=FinetuneRecord.FORMAT,
@@ -111,6 +129,63 @@ def test_every_missing_key_every_unknown_key_and_every_torn_file_is_named(name: 
     path.unlink()
     with pytest.raises(PipelineError, match=r"file.json cannot be read .*: run it"):
         read_result(path, type(value), PipelineError, "run it")
+
+
+#: Keys that a file may lack at any depth: of runs that have them, and of configurations, whose options have defaults.
+OPTIONAL = {"truth_distance", "truth_excess_logloss", "truth_distance_change", "truth_logloss_change", "off", "pretrained", "logloss_change"}  # fmt: skip
+NAMED_BY_THE_LOG = {"valid", "test", "count_auc"}  # shares by entity, AUC by field: any key is one of them
+CONFIGS = {"config", "best", "split"}
+
+
+def places(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Where the objects of a file are; the first of each list, and nothing of configurations."""
+    if isinstance(value, dict):
+        yield path
+        for key, inner in value.items():
+            if key not in CONFIGS:
+                yield from places(inner, (*path, key))
+    elif isinstance(value, list) and value:
+        yield from places(value[0], (*path, 0))
+
+
+def at(content: Any, path: tuple[str | int, ...]) -> Any:
+    for key in path:
+        content = content[key]
+    return content
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "test_time.json"])
+def test_keys_are_checked_at_every_depth(name: str, tmp_path: Path) -> None:
+    value, path = RESULTS[name], tmp_path / "file.json"
+    value.write(path)
+    whole = path.read_bytes()
+    found = list(places(parse_json(whole)))
+    assert len(found) > 10
+    for place in found:
+        for key in at(parse_json(whole), place):
+            content = parse_json(whole)
+            del at(content, place)[key]
+            if key in OPTIONAL and at(parse_json(whole), place)[key] is not None:
+                continue
+            if place and (
+                place[-1] in NAMED_BY_THE_LOG or place[-1] in ("controls", "columns", "slices", "curves", "parts")
+            ):
+                continue  # fewer entries are a whole file
+            refusal(path, type(value), json.dumps(content).encode())
+        if not place or place[-1] not in NAMED_BY_THE_LOG:
+            content = parse_json(whole)
+            at(content, place)["surprise"] = 1.5
+            assert "surprise" in refusal(path, type(value), json.dumps(content).encode())
+
+
+def test_what_does_not_exist_in_a_run_is_not_written(tmp_path: Path) -> None:
+    RESULTS["evaluation.json without what exists in some runs"].write(tmp_path / "file.json")
+    content = parse_json((tmp_path / "file.json").read_bytes())
+    assert "off" not in content["test_time"] and "pretrained" not in content["test_time"]["trunks"]
+    assert "truth_distance" not in content["extra_work"]["off"]
+    assert (
+        content["test_time"]["best"] is None and content["extra_work"]["uplift"] is None
+    )  # that there is none is a finding
 
 
 @given(version=st.integers() | st.none() | st.text(max_size=3) | st.booleans() | st.floats(allow_nan=False))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -20,9 +19,9 @@ from thinktwice.data.ingest import Snapshot, ingest
 from thinktwice.data.point_in_time import training_rows
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import build_training_set
-from thinktwice.errors import BundleError, DataError, reason
-from thinktwice.evaluate.bundles import recorded_evaluation
+from thinktwice.errors import DataError, reason
 from thinktwice.evaluate.compare import evaluate
+from thinktwice.evaluate.evaluation import recorded_evaluation
 from thinktwice.evaluate.package import model_version, write_candidate
 from thinktwice.files import read_json, sha256_text
 from thinktwice.frozen import Frozen
@@ -230,20 +229,15 @@ def read_report(bundle: Bundle | Path | str) -> Report:
         BundleError: the evaluation is missing or was not written by a training run.
     """
     folder = bundle.folder if isinstance(bundle, Bundle) else Path(bundle)
-    content: dict[str, Any] = recorded_evaluation(folder)
-    try:
-        return Report(
-            verdict=tuple(content["verdict"]),
-            metrics={column["key"]: column["metrics"] for column in content["columns"]},
-            shipped=content["shipped"],
-            mode=content["mode"],
-            rows=content["rows"],
-            html=folder / REPORT / REPORT_FILE,
-        )
-    except (KeyError, TypeError, ValidationError) as error:
-        raise BundleError(
-            f"the evaluation in {folder / REPORT} cannot be read ({reason(error)}): train and package the model again"
-        ) from error
+    content = recorded_evaluation(folder)
+    return Report(
+        verdict=content.verdict,
+        metrics={column.key: column.metrics.model_dump() for column in content.columns},
+        shipped=content.shipped,
+        mode=content.mode,
+        rows=content.rows,
+        html=folder / REPORT / REPORT_FILE,
+    )
 
 
 def _snapshot_id(path: Path) -> str:

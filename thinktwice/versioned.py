@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, StrictInt
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, StrictInt, model_serializer
 
 from thinktwice.errors import ThinktwiceError, reason
 from thinktwice.files import read_json, write_json
@@ -18,6 +18,16 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class SparseRecord(Record):
+    """A part with fields that exist in some runs only: one that is None by default and has no value is not written."""
+
+    @model_serializer(mode="wrap")
+    def _without_absent_fields(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        written: dict[str, object] = serialize(self)
+        fields = type(self).model_fields
+        return {key: value for key, value in written.items() if value is not None or fields[key].is_required()}
+
+
 class MeasuredInterval(Record):
     """An :class:`~thinktwice.stats.significance.Interval` as files hold it: None for a number that is not finite."""
 
@@ -27,8 +37,9 @@ class MeasuredInterval(Record):
     significant: bool
 
     @classmethod
-    def of(cls, interval: Interval) -> Self:
-        return cls.model_validate(interval.to_json())
+    def of(cls, interval: Interval, **more: object) -> Self:
+        """The interval, with the fields that a subclass adds."""
+        return cls.model_validate({**interval.to_json(), **more})
 
 
 class ResultFile(Record):

@@ -124,7 +124,7 @@ def make_world(folder: Path, quick: bool) -> World:
             mode = mode.model_copy(update={"base": Gate(strength=2.0)})
         test_time = folder / f"test_time_{name}"
         test_time.mkdir()
-        save_test_time(test_time, TestTime(mode, reliability, {}))
+        save_test_time(test_time, TestTime(mode, reliability, None))
         bundles[name] = folder / f"bundle_{name}"
         write_bundle(
             bundles[name],

@@ -298,11 +298,11 @@ def _lean(notes: Notes, trial_model: TrialModel, valid: EncodedRows, test: Encod
     config, report = fit_mode(one, valid, FIT)
     _fitted(notes, "lean", one, config, test)
     notes.facts["lean"] = {
-        "mode": report["best_name"] if report["accepted"] else "off",
-        "sentence": report["sentence"],
+        "mode": report.best_name if report.accepted else "off",
+        "sentence": report.sentence,
         "candidates": [
-            {k: c[k] for k in ("name", "passes", "change", "controls", "accepted", "reasons")}
-            for c in report["candidates"]
+            c.model_dump(mode="json", include={"name", "passes", "change", "controls", "accepted", "reasons"})
+            for c in report.candidates
         ],
     }
 

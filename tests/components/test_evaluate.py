@@ -13,6 +13,7 @@ from components.evaluation.evaluate.component import evaluate
 from components.evaluation.fit_test_time.component import fit_test_time
 from tests.testtime import world
 from thinktwice.data.training_set import load_training_set
+from thinktwice.evaluate.evaluation import recorded_evaluation
 from thinktwice.evaluate.package import model_version
 from thinktwice.files import read_json
 from thinktwice.release.bundle import load_bundle
@@ -59,9 +60,9 @@ def test_writes_the_bundle_and_finite_metrics(finished: Path, tmp_path: Path, na
     assert "time against one pass" not in (Path(bundle.path) / "report/report.html").read_text()
     assert metrics.metadata["plain_wall_ratio"] == 1.0
     assert metrics.metadata["test_time_wall_ratio"] > 0
-    written = read_json(Path(bundle.path) / "report/evaluation.json")
-    for column in written["columns"]:
-        assert metrics.metadata[f"{column['key']}_auc"] == column["metrics"]["auc"]
+    written = recorded_evaluation(bundle.path)
+    for column in written.columns:
+        assert metrics.metadata[f"{column.key}_auc"] == column.metrics.auc
     assert np.isfinite([v for v in metrics.metadata.values()]).all()
 
     roc = classification.metadata["confidenceMetrics"]
@@ -72,8 +73,8 @@ def test_writes_the_bundle_and_finite_metrics(finished: Path, tmp_path: Path, na
     assert max(thresholds) <= 1
     matrix = classification.metadata["confusionMatrix"]
     assert [s["displayName"] for s in matrix["annotationSpecs"]] == ["no click", "click"]
-    assert sum(sum(row["row"]) for row in matrix["rows"]) == written["rows"]
-    assert metrics.metadata["confusion_threshold"] == written["operating_point"]["threshold"]
+    assert sum(sum(row["row"]) for row in matrix["rows"]) == written.rows
+    assert metrics.metadata["confusion_threshold"] == written.operating_point.threshold
 
 
 def test_the_interface_is_described() -> None:

@@ -14,14 +14,13 @@ from rich.table import Table
 
 from demo.answer import print_answer
 from demo.question import Question
+from tests.evaluate.samples import EVALUATION
 from thinktwice.cli import main
-from thinktwice.console.results import print_results
 from thinktwice.console.stages import StageBoard
 from thinktwice.console.terminal import Terminal
 from thinktwice.errors import DataError
+from thinktwice.evaluate.table import print_results
 from thinktwice.printable import printable
-
-from .test_results import EVALUATION
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("thinktwice", "serving", "components", "pipelines", "feature_repo")
@@ -88,8 +87,8 @@ def test_a_console_shows_a_string_as_it_is(text: str, other: str) -> None:
 def test_tables_and_sentences_of_the_commands(value: str) -> None:
     out = io.StringIO()
     console = Terminal(file=out, width=400, force_terminal=False)
-    columns = [{**column, "label": value} for column in EVALUATION["columns"]]  # type: ignore[attr-defined]
-    print_results(console, {**EVALUATION, "columns": columns, "verdict": [value]})
+    columns = tuple(column.model_copy(update={"label": value}) for column in EVALUATION.columns)
+    print_results(console, EVALUATION.model_copy(update={"columns": columns, "verdict": (value,)}))
     question = Question(value, 1, 1, (value,), {"1": value}, {})
     item = {"probability": 0.5, "uncertainty": 0.1, "num_paths": 1}
     print_answer(console, question, {"items": [{**item, "item_id": "1"}, {**item, "item_id": value}]})

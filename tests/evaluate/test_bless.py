@@ -16,6 +16,7 @@ from thinktwice.data.training_set import build_training_set, load_training_set
 from thinktwice.errors import BundleError
 from thinktwice.evaluate.bless import ECE_LIMIT, bless
 from thinktwice.evaluate.compare import evaluate
+from thinktwice.evaluate.evaluation import recorded_evaluation
 from thinktwice.evaluate.from_bundle import misfit
 from thinktwice.evaluate.package import write_bundle, write_candidate
 from thinktwice.files import read_json
@@ -131,11 +132,13 @@ def test_champion_that_reads_a_number_as_text_is_no_opponent(finished: Path, tmp
 def with_window(finished: Path, folder: Path, *, train_end: str, valid_end: str | None = None) -> Path:
     """The bad bundle as one that was trained on other data, up to these times."""
     shutil.copytree(finished / "bundle-bad", folder / "evaluated")
-    evaluation = read_json(folder / "evaluated" / "report" / "evaluation.json")
-    evaluation["data"]["parts"]["valid"]["window"][1] = valid_end or train_end
+    evaluation = recorded_evaluation(folder / "evaluated")
+    valid = evaluation.data.parts["valid"]
+    valid = valid.model_copy(update={"window": (valid.window[0], valid_end or train_end)})
+    data = evaluation.data.model_copy(update={"parts": {**evaluation.data.parts, "valid": valid}})
     manifest = read_manifest(finished / "bundle-bad")
     shutil.copytree(folder / "evaluated" / "report", folder / "report")
-    (folder / "report" / "evaluation.json").write_text(json.dumps(evaluation))
+    evaluation.model_copy(update={"data": data}).write(folder / "report" / "evaluation.json")
     known = {name: getattr(manifest, name) for name in BundleIdentity.model_fields}
     window = (manifest.train_window[0], train_end)
     write_bundle(

@@ -14,11 +14,13 @@ import polars as pl
 import pytest
 from rich.console import Console
 
+from tests.testtime.world import with_report
 from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import BundleError
 from thinktwice.evaluate import slices
 from thinktwice.evaluate.bundles import evaluate_bundles
 from thinktwice.evaluate.compare import evaluate
+from thinktwice.evaluate.evaluation import Evaluation, TrainingEvaluation, read_evaluation
 from thinktwice.evaluate.package import write_candidate
 from thinktwice.evaluate.report import render
 from thinktwice.evaluate.table import print_metrics
@@ -28,57 +30,57 @@ from thinktwice.models.blocks import one_thread
 from thinktwice.pages.charts import nice_ticks
 from thinktwice.release.bundle import bundle_hash
 from thinktwice.stats import metrics
+from thinktwice.testtime.store import read_report
+from thinktwice.versioned import read_result
 
 
 @pytest.fixture(scope="module")
-def content(finished: Path) -> dict:
-    return read_json(finished / "evaluation-good" / "evaluation.json")
+def content(finished: Path) -> TrainingEvaluation:
+    return read_evaluation(finished / "evaluation-good" / "evaluation.json")
 
 
-def test_three_columns_on_the_same_rows(finished: Path, content: dict) -> None:
+def test_three_columns_on_the_same_rows(finished: Path, content: TrainingEvaluation) -> None:
     test = load_training_set(finished / "set").part("test")
-    assert [c["key"] for c in content["columns"]] == ["plain", "pretrained", "test_time"]
-    assert content["rows"] == len(test)
+    assert [c.key for c in content.columns] == ["plain", "pretrained", "test_time"]
+    assert content.rows == len(test)
     model, info = load_model(finished / "plain")
     with one_thread():
         logit = info.calibration.a * model(test.batch(slice(None))).detach().double().numpy() + info.calibration.b
-    found = content["columns"][0]["metrics"]
-    assert found["auc"] == pytest.approx(metrics.auc(test.label, logit), abs=1e-6)
-    assert found["logloss"] == pytest.approx(metrics.logloss(test.label, logit), abs=1e-6)
-    assert found["truth_distance"] > 0
-    assert content["columns"][2]["cost"]["passes"] >= 1
+    found = content.columns[0].metrics
+    assert found.auc == pytest.approx(metrics.auc(test.label, logit), abs=1e-6)
+    assert found.logloss == pytest.approx(metrics.logloss(test.label, logit), abs=1e-6)
+    assert found.truth_distance > 0
+    assert content.columns[2].cost.passes >= 1
 
 
-def test_every_difference_is_paired_and_agrees_with_the_columns(content: dict) -> None:
-    by_key = {c["key"]: c["metrics"] for c in content["columns"]}
-    assert len(content["differences"]) == 12  # three pairs, four metrics
-    for d in content["differences"]:
-        assert d["value"] == pytest.approx(
-            by_key[d["column"]][d["metric"]] - by_key[d["against"]][d["metric"]], abs=1e-9
-        )
-        if d["metric"] != "ece":  # the bootstrap of a distance from zero is biased upwards
-            assert d["low"] <= d["value"] <= d["high"]
-        assert d["significant"] == (d["low"] > 0 or d["high"] < 0)
+def test_every_difference_is_paired_and_agrees_with_the_columns(content: TrainingEvaluation) -> None:
+    by_key = {c.key: c.metrics for c in content.columns}
+    assert len(content.differences) == 12  # three pairs, four metrics
+    for d in content.differences:
+        assert d.value == pytest.approx(by_key[d.column].of(d.metric) - by_key[d.against].of(d.metric), abs=1e-9)
+        if d.metric != "ece":  # the bootstrap of a distance from zero is biased upwards
+            assert d.low <= d.value <= d.high
+        assert d.significant == (d.low > 0 or d.high < 0)
 
 
-def test_what_ships_was_chosen_on_validation(content: dict) -> None:
-    assert content["trunk"] == "plain"
-    assert content["shipped"] == "plain"
-    assert content["mode"] == "off"
-    assert "ships off" in content["test_time"]["sentence"]
-    assert content["verdict"][0].startswith("The plain model ships, without test-time work")
-    assert any(line.startswith("Pre-training changed AUC by -") and "(worse)" in line for line in content["verdict"])
+def test_what_ships_was_chosen_on_validation(content: TrainingEvaluation) -> None:
+    assert content.trunk == "plain"
+    assert content.shipped == "plain"
+    assert content.mode == "off"
+    assert "ships off" in content.test_time.sentence
+    assert content.verdict[0].startswith("The plain model ships, without test-time work")
+    assert any(line.startswith("Pre-training changed AUC by -") and "(worse)" in line for line in content.verdict)
 
 
-def test_slices_cover_cold_start_and_support(content: dict) -> None:
-    names = {s["name"]: s for s in content["slices"]}
+def test_slices_cover_cold_start_and_support(content: TrainingEvaluation) -> None:
+    names = {s.name: s for s in content.slices}
     assert set(names) == {"cold user", "seen user and item"}  # every item was seen
-    assert sum(s["rows"] for s in names.values()) == content["rows"]
-    assert sum(d["rows"] for d in content["deciles"]) == content["rows"]
-    assert len(content["deciles"]) >= 5
-    for found in (*content["slices"], *content["deciles"]):
-        assert set(found["columns"]) == {"plain", "pretrained", "test_time"}
-        assert found["columns"]["plain"]["logloss_change"] is None
+    assert sum(s.rows for s in names.values()) == content.rows
+    assert sum(d.rows for d in content.deciles) == content.rows
+    assert len(content.deciles) >= 5
+    for found in (*content.slices, *content.deciles):
+        assert set(found.columns) == {"plain", "pretrained", "test_time"}
+        assert found.columns["plain"].logloss_change is None
 
 
 def test_scenarios(finished: Path, tmp_path: Path) -> None:
@@ -110,9 +112,9 @@ def test_scenarios_reach_the_report(finished: Path, tmp_path: Path) -> None:
     named = load_training_set(finished / "set").schema.model_copy(update={"scenario": "device"})
     (tmp_path / "set" / "schema.yaml").write_text(named.to_yaml(), encoding="utf-8")
     content = evaluate_bundles(finished / "bundle-good", tmp_path / "set", finished / "bundle-bad", tmp_path / "out")
-    assert {s["name"] for s in content["scenarios"]} == {"device d0", "device d1", "device d2"}
-    assert sum(s["rows"] for s in content["scenarios"]) == content["rows"]
-    assert read_json(tmp_path / "out" / "evaluation.json")["scenarios"] == content["scenarios"]
+    assert {s.name for s in content.scenarios} == {"device d0", "device d1", "device d2"}
+    assert sum(s.rows for s in content.scenarios) == content.rows
+    assert read_result(tmp_path / "out" / "evaluation.json", Evaluation, BundleError, "") == content
     console = Console(width=120, record=True, file=StringIO())
     print_metrics(console, content)
     assert "device d1 (3" in console.export_text()
@@ -123,11 +125,11 @@ def test_scenarios_reach_the_report(finished: Path, tmp_path: Path) -> None:
     assert page.open == []
 
 
-def test_operating_point(content: dict) -> None:
-    point = content["operating_point"]
-    assert np.sum(point["confusion"]) == content["rows"]
-    assert 2 < len(point["roc"]) <= 200
-    assert 0 < point["threshold"] < 1
+def test_operating_point(content: TrainingEvaluation) -> None:
+    point = content.operating_point
+    assert np.sum(point.confusion) == content.rows
+    assert 2 < len(point.roc) <= 200
+    assert 0 < point.threshold < 1
 
 
 def test_json_holds_finite_numbers_only(finished: Path) -> None:
@@ -169,40 +171,38 @@ def test_report_is_one_self_contained_page(finished: Path, name: str) -> None:
     assert page.seen["svg"] >= 3
     assert "script" not in page.seen
     assert "nan" not in re.sub(r"[a-z]*nan[a-z]+|[a-z]+nan[a-z]*", "", text.lower())
-    content = read_json(finished / f"evaluation-{name}" / "evaluation.json")
-    for column in content["columns"]:
-        assert f"{column['metrics']['auc']:.4f}" in text
-    assert content["verdict"][0] in text
+    content = read_evaluation(finished / f"evaluation-{name}" / "evaluation.json")
+    for column in content.columns:
+        assert f"{column.metrics.auc:.4f}" in text
+    assert content.verdict[0] in text
     assert "default-src 'none'" in text and "http" not in text.replace("http-equiv", "")
 
 
 def test_without_a_pretrained_model_there_are_two_columns(finished: Path, tmp_path: Path) -> None:
     found = evaluate(finished / "set", finished / "plain", None, finished / "test_time-good", tmp_path / "out")
-    assert [c["key"] for c in found.content["columns"]] == ["plain", "test_time"]
-    assert found.metrics("plain")["auc"] == found.content["columns"][0]["metrics"]["auc"]
+    assert [c.key for c in found.content.columns] == ["plain", "test_time"]
 
 
 def test_the_model_that_validation_chose_must_be_given(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "test_time"
-    folder.mkdir()
-    value = read_json(finished / "test_time-good" / "test_time.json")
-    value["report"]["trunk"] = "pretrained"
-    (folder / "test_time.json").write_text(json.dumps(value))
-    (folder / "counts.safetensors").write_bytes((finished / "test_time-good" / "counts.safetensors").read_bytes())
+    shutil.copytree(finished / "test_time-good", folder)
+    with_report(folder, trunk="pretrained")
     with pytest.raises(BundleError, match="belong to the pretrained model"):
         evaluate(finished / "set", finished / "plain", None, folder, tmp_path / "out")
 
 
-def test_bundle_gives_the_numbers_of_its_evaluation(finished: Path, content: dict, tmp_path: Path) -> None:
+def test_bundle_gives_the_numbers_of_its_evaluation(
+    finished: Path, content: TrainingEvaluation, tmp_path: Path
+) -> None:
     found = evaluate_bundles(finished / "bundle-good", finished / "set", finished / "bundle-bad", tmp_path / "out")
-    assert [c["key"] for c in found["columns"]] == ["against", "bundle"]
-    shipped = next(c for c in content["columns"] if c["key"] == content["shipped"])
-    assert found["columns"][1]["metrics"] == shipped["metrics"]
+    assert [c.key for c in found.columns] == ["against", "bundle"]
+    shipped = next(c for c in content.columns if c.key == content.shipped)
+    assert found.columns[1].metrics == shipped.metrics
     page = Page()
     page.feed((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     assert page.open == []
     alone = evaluate_bundles(finished / "bundle-good", finished / "set")
-    assert alone["differences"] == []
+    assert alone.differences == ()
 
 
 def test_ticks_are_round_and_cover_the_range() -> None:
@@ -244,26 +244,27 @@ def test_evaluating_twice_gives_the_same_bundle(
     assert len(hashes) == 1
 
 
-def test_only_one_of_several_accepted_candidates_ships(content: dict) -> None:
-    proved = {"accepted": True, "reasons": []}
-    candidates = [{**c, "validation": {**c["validation"], **proved}} for c in content["extra_work"]["candidates"]]
+def test_only_one_of_several_accepted_candidates_ships(content: TrainingEvaluation) -> None:
+    proved = {"accepted": True, "reasons": ()}
+    candidates = tuple(
+        c.model_copy(update={"validation": c.validation.model_copy(update=proved), "ships": index == 0})
+        for index, c in enumerate(content.extra_work.candidates)
+    )
     assert len(candidates) > 1
-    candidates[0]["ships"] = True
-    page = render({**content, "extra_work": {**content["extra_work"], "candidates": candidates}})
+    work = content.extra_work.model_copy(update={"candidates": candidates})
+    page = render(content.model_copy(update={"extra_work": work}))
     assert page.count('<span class="good">ships</span>') == 1
     assert page.count("proved a gain, but another fits the earlier half better") == len(candidates) - 1
 
 
 def test_an_accepted_candidate_is_what_ships(finished: Path, tmp_path: Path) -> None:
-    value = read_json(finished / "test_time-good" / "test_time.json")
-    value["config"] = value["report"]["best"]
-    value["report"] |= {"accepted": True, "mode": value["config"]["mode"]}
     folder = tmp_path / "test_time"
     shutil.copytree(finished / "test_time-good", folder)
-    (folder / "test_time.json").write_text(json.dumps(value))
+    best = read_report(folder).best
+    report = with_report(folder, best, accepted=True, mode=best.mode)
     found = evaluate(finished / "set", finished / "plain", finished / "bad", folder, tmp_path / "evaluation")
-    assert found.shipped == "test_time"
-    assert found.verdict.startswith(f"The plain + {value['report']['best_name']} model ships: on ")
+    assert found.content.shipped == "test_time"
+    assert found.content.verdict[0].startswith(f"The plain + {report.best_name} model ships: on ")
     write_candidate(
         tmp_path / "bundle",
         evaluation=found,
@@ -277,6 +278,6 @@ def test_an_accepted_candidate_is_what_ships(finished: Path, tmp_path: Path) -> 
         package_version="0.1.0",
     )
     content = evaluate_bundles(tmp_path / "bundle", finished / "set")
-    assert content["mode"] == value["config"]["mode"]
-    assert content["columns"][0]["metrics"] == found.metrics("test_time")
-    assert content["columns"][0]["cost"]["passes"] == found.content["columns"][2]["cost"]["passes"]
+    assert content.mode == best.mode
+    assert content.columns[0].metrics == found.content.column("test_time").metrics
+    assert content.columns[0].cost.passes == found.content.columns[2].cost.passes

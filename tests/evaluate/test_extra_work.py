@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -11,14 +10,17 @@ import polars as pl
 import pytest
 
 from tests.testtime import world
+from tests.testtime.world import with_report
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import load_training_set
+from thinktwice.data.training_set_info import Novelty
 from thinktwice.errors import BundleError
 from thinktwice.evaluate import slices
-from thinktwice.evaluate.bundles import recorded_evaluation
 from thinktwice.evaluate.cli import evaluate as command
 from thinktwice.evaluate.compare import evaluate
+from thinktwice.evaluate.evaluation import TrainingEvaluation, read_evaluation, recorded_evaluation
 from thinktwice.evaluate.extra_work import extra_work, fitting_rows, subsample, subsample_index
+from thinktwice.evaluate.extra_work_record import CandidateOnTest, ExtraWork, TestedChange
 from thinktwice.evaluate.report import render
 from thinktwice.files import read_json
 from thinktwice.models.store import load_model
@@ -27,25 +29,28 @@ from thinktwice.selection.fit import fit_test_time
 from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats.metrics import logloss
 from thinktwice.stats.multiple import holm
+from thinktwice.testtime.base_pass import Plain
 from thinktwice.testtime.config import TestTimeConfig
-from thinktwice.testtime.store import load_test_time
+from thinktwice.testtime.report import Evidence, TestTimeReport
+from thinktwice.testtime.store import load_test_time, read_report
 
 
-def trial_model_of(finished: Path, name: str) -> tuple[TrialModel, dict]:
+def trial_model_of(finished: Path, name: str) -> tuple[TrialModel, TestTimeReport]:
     model, info = load_model(finished / ("plain" if name == "good" else "bad"))
     test_time = load_test_time(finished / f"test_time-{name}", model)
+    assert test_time.report is not None
     return TrialModel(model, info.calibration, test_time.reliability, test_time.extras), test_time.report
 
 
 @pytest.fixture(scope="module")
-def content(finished: Path) -> dict:
+def content(finished: Path) -> TrainingEvaluation:
     """Of the trunk that memorised rare values."""
-    return read_json(finished / "evaluation-bad" / "evaluation.json")
+    return read_evaluation(finished / "evaluation-bad" / "evaluation.json")
 
 
 @pytest.fixture(scope="module")
-def found(content: dict) -> dict:
-    return content["extra_work"]
+def found(content: TrainingEvaluation) -> ExtraWork:
+    return content.extra_work
 
 
 @pytest.fixture(scope="module")
@@ -53,63 +58,63 @@ def tested(finished: Path) -> EncodedRows:
     return load_training_set(finished / "set").part("test")
 
 
-def named(found: dict, name: str) -> dict:
-    return next(c for c in found["candidates"] if c["name"] == name)
+def named(found: ExtraWork, name: str) -> CandidateOnTest:
+    return next(c for c in found.candidates if c.name == name)
 
 
 def test_every_candidate_of_validation_is_measured_on_test_with_its_frozen_settings(
-    finished: Path, content: dict, found: dict, tested: EncodedRows
+    finished: Path, content: TrainingEvaluation, found: ExtraWork, tested: EncodedRows
 ) -> None:
     trial_model, report = trial_model_of(finished, "bad")
-    assert [c["name"] for c in found["candidates"]] == [c["name"] for c in report["candidates"]]
-    assert len(found["candidates"]) >= 6
+    assert [c.name for c in found.candidates] == [c.name for c in report.candidates]
+    assert len(found.candidates) >= 6
     off, _ = trial_model.logits(TestTimeConfig(), tested)
-    assert found["rows"] == len(tested)
-    assert found["off"]["logloss"] == pytest.approx(logloss(tested.label, off))
-    for evidence in report["candidates"]:
-        logit, passes = trial_model.logits(TestTimeConfig.model_validate(evidence["config"]), tested)
-        c = named(found, evidence["name"])
-        assert c["logloss"] == pytest.approx(logloss(tested.label, logit))
-        assert c["change"]["value"] == pytest.approx(c["logloss"] - found["off"]["logloss"], abs=1e-9)
-        assert c["auc_change"]["value"] == pytest.approx(c["auc"] - found["off"]["auc"], abs=1e-9)
-        assert c["passes"] == pytest.approx(passes)
-        assert c["validation"] == {key: evidence[key] for key in ("change", "controls", "accepted", "reasons")}
-        assert not c["ships"]
-    best = next(c for c in content["columns"] if c["key"] == "test_time")
-    assert named(found, report["best_name"])["logloss"] == pytest.approx(best["metrics"]["logloss"])
-    assert named(found, report["best_name"])["truth_distance"] == pytest.approx(best["metrics"]["truth_distance"])
+    assert found.rows == len(tested)
+    assert found.off.logloss == pytest.approx(logloss(tested.label, off))
+    for evidence in report.candidates:
+        logit, passes = trial_model.logits(evidence.config, tested)
+        c = named(found, evidence.name)
+        assert c.logloss == pytest.approx(logloss(tested.label, logit))
+        assert c.change.value == pytest.approx(c.logloss - found.off.logloss, abs=1e-9)
+        assert c.auc_change.value == pytest.approx(c.auc - found.off.auc, abs=1e-9)
+        assert c.passes == pytest.approx(passes)
+        assert c.validation == Evidence(**{name: getattr(evidence, name) for name in Evidence.model_fields})
+        assert not c.ships
+    best = next(c for c in content.columns if c.key == "test_time")
+    assert named(found, report.best_name).logloss == pytest.approx(best.metrics.logloss)
+    assert named(found, report.best_name).truth_distance == pytest.approx(best.metrics.truth_distance)
 
 
-def test_p_values_are_adjusted_for_the_number_of_candidates(found: dict) -> None:
-    for kind in ("change", "auc_change"):
-        p = np.asarray([c[kind]["p_value"] for c in found["candidates"]])
-        assert [c[kind]["p_holm"] for c in found["candidates"]] == pytest.approx(holm(p).tolist())
-        for c in found["candidates"]:
-            assert (c[kind]["p_value"] < 0.05) == c[kind]["significant"]
-            assert c[kind]["p_holm"] >= c[kind]["p_value"]
+def test_p_values_are_adjusted_for_the_number_of_candidates(found: ExtraWork) -> None:
+    for changes in ([c.change for c in found.candidates], [c.auc_change for c in found.candidates]):
+        p = np.asarray([change.p_value for change in changes])
+        assert [change.p_holm for change in changes] == pytest.approx(holm(p).tolist())
+        for change in changes:
+            assert (change.p_value < 0.05) == change.significant
+            assert change.p_holm >= change.p_value
+        assert any(change.p_holm > change.p_value for change in changes)
 
 
-def test_detectable_is_what_the_interval_allows(found: dict) -> None:
+def test_detectable_is_what_the_interval_allows(found: ExtraWork) -> None:
     """2.8 standard errors, that is 1.43 half widths of a 95 % interval."""
-    for c in found["candidates"]:
-        half = (c["change"]["high"] - c["change"]["low"]) / 2
-        assert c["detectable"]["logloss"] == pytest.approx(1.4295 * half, rel=1e-3)
+    for c in found.candidates:
+        half = (c.change.high - c.change.low) / 2
+        assert c.detectable.logloss == pytest.approx(1.4295 * half, rel=1e-3)
 
 
-def test_slices_are_means_over_their_rows(finished: Path, found: dict, tested: EncodedRows) -> None:
+def test_slices_are_means_over_their_rows(finished: Path, found: ExtraWork, tested: EncodedRows) -> None:
     data = load_training_set(finished / "set")
     trial_model, report = trial_model_of(finished, "bad")
     masks = slices.uncertain(data, data.rows("test"), tested, trial_model.reliability)
-    assert [part["name"] for part in found["slices"]] == list(masks)
+    assert [part.name for part in found.slices] == list(masks)
     assert {"cold user", "unseen pair"} < set(masks)
     assert [name.split(" (")[0] for name in list(masks)[-2:]] == ["least support", "most support"]
-    config = TestTimeConfig.model_validate(report["best"])
-    off, logit = (trial_model.logits(c, tested)[0] for c in (TestTimeConfig(), config))
-    for part in found["slices"]:
-        mask = masks[part["name"]]
-        assert part["rows"] == mask.sum()
+    off, logit = (trial_model.logits(c, tested)[0] for c in (TestTimeConfig(), report.best))
+    for part in found.slices:
+        mask = masks[part.name]
+        assert part.rows == mask.sum()
         expected = logloss(tested.label[mask], logit[mask]) - logloss(tested.label[mask], off[mask])
-        assert named(found, report["best_name"])["slices"][part["name"]]["value"] == pytest.approx(expected)
+        assert named(found, report.best_name).slices[part.name].value == pytest.approx(expected)
 
 
 def test_unseen_pairs_are_those_that_a_slow_search_finds(finished: Path) -> None:
@@ -124,75 +129,71 @@ def test_unseen_pairs_are_those_that_a_slow_search_finds(finished: Path) -> None
     assert slow[3]
 
 
-def test_shuffled_counts_lose_what_true_counts_gain(found: dict) -> None:
-    shuffled = next(r for r in found["references"] if r["name"] == "shuffled_counts")
-    best = named(found, shuffled["candidate"])
-    assert best["change"]["value"] < 0 < shuffled["change"]["value"]
-    difference = best["change"]["value"] - shuffled["change"]["value"]
-    assert shuffled["candidate_against"]["value"] == pytest.approx(difference)
+def test_shuffled_counts_lose_what_true_counts_gain(found: ExtraWork) -> None:
+    shuffled = next(r for r in found.references if r.name == "shuffled_counts")
+    best = named(found, shuffled.candidate)
+    assert best.change.value < 0 < shuffled.change.value
+    difference = best.change.value - shuffled.change.value
+    assert shuffled.candidate_against.value == pytest.approx(difference)
 
 
-def test_the_oracle_bounds_every_order(found: dict) -> None:
-    uplift = found["uplift"]
-    oracle = next(r for r in found["references"] if r["name"] == "oracle_trigger")
-    own = named(found, uplift["candidate"])
-    assert oracle["candidate"] == uplift["candidate"]
-    assert oracle["change"]["value"] < own["change"]["value"]
-    curves = {name: np.asarray(curve["change"]) for name, curve in uplift["curves"].items()}
+def test_the_oracle_bounds_every_order(found: ExtraWork) -> None:
+    uplift = found.uplift
+    oracle = next(r for r in found.references if r.name == "oracle_trigger")
+    own = named(found, uplift.candidate)
+    assert oracle.candidate == uplift.candidate
+    assert oracle.change.value < own.change.value
+    curves = {name: np.asarray(curve.change) for name, curve in uplift.curves.items()}
     assert set(curves) == {"entropy", "dual", "random", "oracle"}
     for curve in curves.values():
         assert curve[0] == 0
-        assert curve[-1] == pytest.approx(uplift["everybody"]["value"], abs=1e-12)
+        assert curve[-1] == pytest.approx(uplift.everybody.value, abs=1e-12)
         assert (curves["oracle"] <= curve + 1e-12).all()
-    assert curves["random"] == pytest.approx(np.asarray(uplift["shares"]) * curves["random"][-1])
-    best_possible = oracle["change"]["value"] - uplift["base_change"]["value"]
+    assert curves["random"] == pytest.approx(np.asarray(uplift.shares) * curves["random"][-1])
+    best_possible = oracle.change.value - uplift.base_change.value
     assert best_possible <= curves["oracle"].min() <= best_possible * 0.95
-    assert uplift["curves"]["oracle"]["area"] > max(uplift["curves"][k]["area"] for k in ("entropy", "dual", "random"))
+    assert uplift.curves["oracle"].area > max(uplift.curves[k].area for k in ("entropy", "dual", "random"))
 
 
-def test_a_random_choice_asks_as_many_rows(found: dict) -> None:
-    for r in found["references"]:
-        if r["name"] == "random_trigger":
-            assert r["passes"] - 1 == pytest.approx(named(found, r["candidate"])["passes"] - 1, rel=0.3)
-    assert {"shuffled_counts", "random_trigger", "oracle_trigger"} == {r["name"] for r in found["references"]}
+def test_a_random_choice_asks_as_many_rows(found: ExtraWork) -> None:
+    for r in found.references:
+        if r.name == "random_trigger":
+            assert r.passes - 1 == pytest.approx(named(found, r.candidate).passes - 1, rel=0.3)
+    assert {"shuffled_counts", "random_trigger", "oracle_trigger"} == {r.name for r in found.references}
 
 
-def members_only(finished: Path, folder: Path) -> dict:
+def members_only(finished: Path, folder: Path) -> TestTimeReport:
     """A report with two candidates of the same second opinion, one for the uncertain scores, one for all rows."""
     shutil.copytree(finished / "test_time-good", folder)
-    value = read_json(folder / "test_time.json")
-    kept = [
-        c
-        for c in value["report"]["candidates"]
-        if c["config"]["mode"] == "members" and c["config"]["base"]["kind"] == "plain"
-    ]
-    value["report"] |= {"candidates": kept, "best": kept[0]["config"], "best_name": kept[0]["name"]}
-    (folder / "test_time.json").write_text(json.dumps(value))
-    return value["report"]
+    kept = tuple(
+        c for c in read_report(folder).candidates if c.config.mode == "members" and isinstance(c.config.base, Plain)
+    )
+    return with_report(folder, candidates=kept, best=kept[0].config, best_name=kept[0].name)
 
 
 def test_the_own_trigger_lies_on_the_curve_of_its_order(finished: Path, tmp_path: Path, tested: EncodedRows) -> None:
     report = members_only(finished, tmp_path / "test_time")
-    assert [c["name"] for c in report["candidates"]] == ["members", "members, all rows"]
+    assert [c.name for c in report.candidates] == ["members", "members, all rows"]
     trial_model, _ = trial_model_of(finished, "good")
     fit = fitting_rows(load_training_set(finished / "set"), report)
-    uplift = extra_work(trial_model, report, tested, fit, {})["uplift"]
-    assert (uplift["candidate"], uplift["trigger"]) == ("members", "entropy")
-    curve = uplift["curves"]["entropy"]["change"]
-    near = round(uplift["share"] * 20)
+    uplift = extra_work(trial_model, report, tested, fit, {}).uplift
+    assert (uplift.candidate, uplift.trigger) == ("members", "entropy")
+    curve = uplift.curves["entropy"].change
+    near = round(uplift.share * 20)
     step = np.abs(np.diff(curve)).max()
-    assert abs(uplift["change"]["value"] - curve[near]) <= step
+    assert abs(uplift.change.value - curve[near]) <= step
     # A worse second trunk hurts, most where the score is open.
-    assert uplift["everybody"]["value"] > 0
+    assert uplift.everybody.value > 0
 
 
 def test_known_scores_are_not_made_again_and_give_the_same(
     finished: Path, tested: EncodedRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial_model, report = trial_model_of(finished, "good")
-    report = {**report, "candidates": report["candidates"][:2], "best_name": report["candidates"][0]["name"]}
+    first = report.candidates[0].name
+    report = report.model_copy(update={"candidates": report.candidates[:2], "best_name": first})
     fit = fitting_rows(load_training_set(finished / "set"), report)
-    configs = [TestTimeConfig(), *(TestTimeConfig.model_validate(c["config"]) for c in report["candidates"])]
+    configs = [TestTimeConfig(), *(c.config for c in report.candidates)]
     alone = extra_work(trial_model, report, tested, fit, {})
     scored: list[TestTimeConfig] = []
     raw = TrialModel.raw
@@ -214,7 +215,7 @@ def test_many_rows_are_thinned_evenly_in_time(finished: Path, tested: EncodedRow
     assert np.bincount(np.arange(len(tested))[index] * 4 // len(tested)).tolist() == [25, 25, 25, 25]
     assert sorted(subsample_index(tested).tolist()) == list(range(len(tested)))
     trial_model, report = trial_model_of(finished, "good")
-    config = TestTimeConfig.model_validate(report["candidates"][0]["config"])
+    config = report.candidates[0].config
     part, whole = trial_model.raw(config, tested.take(index)), trial_model.raw(config, tested)
     assert (subsample(whole, index).z == part.z).all()
 
@@ -223,32 +224,30 @@ def test_controls_are_fitted_on_the_rows_of_the_candidates(finished: Path) -> No
     """The logloss that validation recorded for a candidate's fit is that of these rows."""
     trial_model, report = trial_model_of(finished, "good")
     fit = fitting_rows(load_training_set(finished / "set"), report)
-    assert len(fit) == report["rows"]["fit"]
-    for c in report["candidates"]:
-        logit, _ = trial_model.logits(TestTimeConfig.model_validate(c["config"]), fit)
-        assert logloss(fit.label, logit) == pytest.approx(c["fit_logloss"], abs=1e-9)
+    assert len(fit) == report.rows.fit
+    for c in report.candidates:
+        logit, _ = trial_model.logits(c.config, fit)
+        assert logloss(fit.label, logit) == pytest.approx(c.fit_logloss, abs=1e-9)
 
 
 def test_calibration_by_support_is_something_to_add(finished: Path, tmp_path: Path) -> None:
     """It is one pass like the plain model, and still another model."""
     shutil.copytree(finished / "test_time-good", tmp_path / "test_time")
-    value = read_json(tmp_path / "test_time" / "test_time.json")
-    best = next(c for c in value["report"]["candidates"] if c["config"]["mode"] == "calibrated")
-    value["report"] |= {"best": best["config"], "best_name": best["name"], "accepted": True, "mode": "calibrated"}
-    value["config"] = best["config"]
-    (tmp_path / "test_time" / "test_time.json").write_text(json.dumps(value))
+    folder = tmp_path / "test_time"
+    best = next(c for c in read_report(folder).candidates if c.config.mode == "calibrated")
+    with_report(folder, best.config, best=best.config, best_name=best.name, accepted=True, mode="calibrated")
     result = evaluate(finished / "set", finished / "plain", None, tmp_path / "test_time", tmp_path / "out")
-    column = result.content["columns"][1]
-    assert column["label"] == "plain + calibrated by support"
-    assert column["cost"]["passes"] == 1.0
-    assert column["metrics"]["logloss"] != result.content["columns"][0]["metrics"]["logloss"]
-    assert [c["name"] for c in result.content["extra_work"]["candidates"] if c["ships"]] == [best["name"]]
+    column = result.content.columns[1]
+    assert column.label == "plain + calibrated by support"
+    assert column.cost.passes == 1.0
+    assert column.metrics.logloss != result.content.columns[0].metrics.logloss
+    assert [c.name for c in result.content.extra_work.candidates if c.ships] == [best.name]
     assert '<tr class="ship"><td>calibrated by support</td>' in render(result.content)
 
 
-def test_wall_times_stay_out_of_the_evaluation(finished: Path, content: dict, found: dict) -> None:
+def test_wall_times_stay_out_of_the_evaluation(finished: Path, content: TrainingEvaluation, found: ExtraWork) -> None:
     timings = read_json(finished / "evaluation-bad" / "timings.json")
-    assert set(timings["candidates"]) == {c["name"] for c in found["candidates"]}
+    assert set(timings["candidates"]) == {c.name for c in found.candidates}
     inside = (finished / "bundle-bad" / "report" / "report.html").read_text(encoding="utf-8")
     assert "about 1.0× time" in inside
     assert f"<small>{timings['candidates']['gate']:.2f}× time</small>" not in inside
@@ -257,38 +256,40 @@ def test_wall_times_stay_out_of_the_evaluation(finished: Path, content: dict, fo
     assert "about" not in page[page.index("Every candidate") : page.index("Does the trigger")]
 
 
-def test_the_page_answers_in_one_sentence_and_shows_every_candidate(content: dict, found: dict) -> None:
+def test_the_page_answers_in_one_sentence_and_shows_every_candidate(
+    content: TrainingEvaluation, found: ExtraWork
+) -> None:
     page = render(content)
     start = page.index("Is extra work worth it?")
     section = page[start : page.index("<h2>Calibration</h2>")]
-    assert content["test_time"]["sentence"] in section
-    for c in found["candidates"]:
-        assert section.count(f">{c['name']}</td>") >= 2  # among the candidates, and by slices
-        assert f">{c['name']}</text>" in section
+    assert content.test_time.sentence in section
+    for c in found.candidates:
+        assert section.count(f">{c.name}</td>") >= 2  # among the candidates, and by slices
+        assert f">{c.name}</text>" in section
     for title in ("Every candidate", "Does the trigger find", "What explains a gain?", "Where would it pay?"):
         assert f"<h2>{title}" in section
     assert "upper bound, cannot be built" in section
     assert "show a true change with probability 80 %" in section
 
 
-def test_losers_far_away_do_not_squeeze_the_picture(content: dict, found: dict) -> None:
-    far = {"value": 0.5, "low": 0.4, "high": 0.6, "significant": True}
-    moved = [{**c, "change": {**c["change"], **far}} if c["name"] == "matt" else c for c in found["candidates"]]
-    page = render({**content, "extra_work": {**found, "candidates": moved}})
+def test_losers_far_away_do_not_squeeze_the_picture(content: TrainingEvaluation, found: ExtraWork) -> None:
+    far = TestedChange(value=0.5, low=0.4, high=0.6, significant=True, p_value=0.0, p_holm=0.0)
+    moved = tuple(c.model_copy(update={"change": far}) if c.name == "matt" else c for c in found.candidates)
+    page = render(content.model_copy(update={"extra_work": found.model_copy(update={"candidates": moved})}))
     first, second = page.split("The same with those that lose far more.")
     assert ">matt</text>" not in first and ">gate</text>" in first
     assert ">matt</text>" in second and ">gate</text>" in second
     assert "lose far more" not in render(content)
 
 
-def test_warnings_of_counts_and_of_novelty(content: dict) -> None:
+def test_warnings_of_counts_and_of_novelty(content: TrainingEvaluation) -> None:
     assert "card warn" not in render(content)
     line = (
         "the training count of 'item_id' alone predicts the label (AUC 0.630): a gain on rare values may be popularity"
     )
-    test_time = {**content["test_time"], "warnings": [line]}
-    novelty = {"valid": {"user": 0.76, "item": 0.0}, "test": {"user": 0.19, "item": 0.1}}
-    page = render({**content, "test_time": test_time, "novelty": novelty})
+    test_time = content.test_time.model_copy(update={"warnings": (line,)})
+    novelty = Novelty(valid={"user": 0.76, "item": 0.0}, test={"user": 0.19, "item": 0.1})
+    page = render(content.model_copy(update={"test_time": test_time, "novelty": novelty}))
     assert page.count("card warn") == 1
     assert "may be popularity; no claim about frequency is made." in page
     assert "Validation has 76% rows with an unseen user and test 19%" in page
@@ -300,8 +301,8 @@ def test_too_few_validation_rows_leave_the_sentence_alone(tmp_path: Path) -> Non
     world.train_model(data, tmp_path / "model", epochs=1)
     fit_test_time(tmp_path / "set", tmp_path / "model", None, tmp_path / "test_time")
     result = evaluate(tmp_path / "set", tmp_path / "model", None, tmp_path / "test_time", tmp_path / "out")
-    found = result.content["extra_work"]
-    assert (found["candidates"], found["references"], found["uplift"]) == ([], [], None)
+    found = result.content.extra_work
+    assert (found.candidates, found.references, found.uplift) == ((), (), None)
     assert result.candidate_timings == {}
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "Is extra work worth it?" in page and "too few" in page
@@ -309,19 +310,19 @@ def test_too_few_validation_rows_leave_the_sentence_alone(tmp_path: Path) -> Non
 
 
 def test_the_command_prints_what_was_measured_when_the_model_was_made(
-    finished: Path, found: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, found: ExtraWork, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command(finished / "bundle-bad", finished / "set", None, None)
     out = capsys.readouterr().out
     table = out[out.index("Does extra work pay?") :]
     assert "As measured when the model was made, on 1,500 test rows" in table
-    for c in found["candidates"]:
-        assert f"{c['name']} " in table
-        assert f"{c['change']['value']:+.5f}" in table
+    for c in found.candidates:
+        assert f"{c.name} " in table
+        assert f"{c.change.value:+.5f}" in table
     assert "Test-time work ships off" in table
 
     made = recorded_evaluation(finished / "bundle-bad")
-    assert made["extra_work"] == found
+    assert made.extra_work == found
     with pytest.raises(BundleError, match=r"evaluation\.json cannot be read"):
         recorded_evaluation(tmp_path)
 

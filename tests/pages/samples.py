@@ -13,7 +13,10 @@ from components.data.validate.suite import Finding
 from components.data.validate.verdict import DataVerdict
 from serving.load.drive import Measured
 from serving.load.report import Step, plot
-from thinktwice.evaluate.report import METRICS
+from tests.evaluate import samples
+from thinktwice.data.splits import SplitSpec
+from thinktwice.evaluate.evaluation import DataFacts
+from thinktwice.evaluate.extra_work_record import SliceSize
 from thinktwice.evaluate.report import render as evaluation_page
 from thinktwice.evaluate.report_extra import CONTROLS
 from thinktwice.monitor.drift import DriftReport, Shift
@@ -22,6 +25,7 @@ from thinktwice.monitor.skew import FieldSkew, SkewReport
 from thinktwice.monitor.skew_page import render as skew_page
 from thinktwice.pages.templates import visible
 from thinktwice.stats.distances import Distance
+from thinktwice.testtime.report import Evidence
 from thinktwice.validate.profile import PROFILE_SCHEMA, WHOLE, LogProfile
 from thinktwice.validate.rules import Severity
 from thinktwice.validate.split import SplitResult
@@ -47,102 +51,52 @@ class Texts:
         return value
 
 
-def change(value: float = -0.01) -> dict[str, Any]:
-    return {"value": value, "low": value - 0.005, "high": value + 0.005, "significant": True, "p_holm": 0.0001}
-
-
 def evaluation(t: Texts) -> str:
-    columns = [
-        {
-            "key": key,
-            "label": t("label"),
-            "cost": {"passes": 1.0},
-            "metrics": {m[0]: 0.5 for m in METRICS},
-            "calibration": [{"predicted": p, "observed": p, "rows": 9} for p in (0.1, 0.4)],
-        }
-        for key in ("plain", "test_time")
-    ]
-    auc = {"value": 0.7, "low": 0.6, "high": 0.8}
-    sliced = {c["key"]: {"auc": auc, "logloss": 0.6, "logloss_change": change()} for c in columns}
-
-    def slices(name: str) -> list[dict[str, Any]]:
-        return [
-            {"name": t(f"{name}{i}"), "rows": 9, "share": 0.1, "click_rate": 0.2, "columns": sliced} for i in range(2)
-        ]
-
-    candidates = [
-        {
-            "name": t("candidate"),
-            "passes": 1.0 + i,
-            "cost": 2.0,
-            "ships": i == 0,
-            "ece": 0.1,
-            "change": change(-0.01 * i),
-            "auc_change": change(),
-            "detectable": {"logloss": 0.01, "auc": 0.02},
-            "slices": {},
-            "truth_distance_change": change(),
-            "validation": {
-                "accepted": i < 2,
-                "reasons": [t("reason")] if i == 2 else [],
-                "change": change(),
-                "controls": {name: change() for name in CONTROLS},
-            },
-        }
+    keys = ("plain", "test_time")
+    candidates = tuple(
+        samples.candidate(
+            t("candidate"),
+            passes=1.0 + i,
+            ships=i == 0,
+            change=samples.TESTED.model_copy(update={"value": -0.01 * i}),
+            validation=Evidence(
+                change=samples.CHANGE,
+                controls=dict.fromkeys(CONTROLS, samples.CHANGE),
+                accepted=i < 2,
+                reasons=(t("reason"),) if i == 2 else (),
+            ),
+        )
         for i in range(3)
-    ]
-    where = [{"name": t("where"), "rows": 9}]
-    for c in candidates:
-        c["slices"] = {where[0]["name"]: change()}
-    curve = {"change": [0.0, -0.1], "area": 0.1}
-    found = {
-        "rows": 9,
-        "off": {"logloss": 0.6, "auc": 0.7, "ece": 0.1, "truth_distance": 0.1},
-        "candidates": candidates,
-        "slices": where,
-        "references": [
-            {"name": name, "candidate": t("of"), "passes": 1.0, "change": change(), "candidate_against": change()}
-            for name in CONTROLS
-        ],
-        "uplift": {
-            "candidate": t("asked"),
-            "share": 0.2,
-            "shares": [0.0, 1.0],
-            "change": change(),
-            "base_change": change(),
-            "everybody": change(),
-            "curves": dict.fromkeys(("entropy", "dual", "random", "oracle"), curve),
-        },
+    )
+    where = t("where")
+    work = samples.EXTRA_WORK.model_copy(
+        update={
+            "slices": (SliceSize(name=where, rows=9),),
+            "candidates": tuple(c.model_copy(update={"slices": {where: samples.CHANGE}}) for c in candidates),
+            "references": tuple(samples.reference(name, t("of")) for name in CONTROLS),
+            "uplift": samples.uplift(t("asked")),
+        }
+    )
+    window = (t("from", 10), t("to", 10))
+    facts = samples.FACTS.model_copy(update={"window": window})
+    data = DataFacts(schema=t("schema"), split=SplitSpec(), parts={"test": facts})
+    report = samples.REPORT.model_copy(
+        update={"sentence": t("sentence"), "warnings": (t("warning"),), "count_auc": {t("count"): 0.6}}
+    )
+    slices = {
+        kind: tuple(samples.part(t(f"{kind}{i}")) for i in range(2)) for kind in ("deciles", "slices", "scenarios")
     }
-    split = {"kind": t("split")}
     return evaluation_page(
-        {
-            "mode": "gate",
-            "rows": 9,
-            "users": 3,
-            "click_rate": 0.2,
-            "shipped": "test_time",
-            "verdict": [t("verdict"), t("second")],
-            "data": {
-                "schema": t("schema"),
-                "split": split,
-                "parts": {"test": {"window": [t("from", 10), t("to", 10)]}},
-            },
-            "columns": columns,
-            "differences": [{"column": "test_time", "against": "plain", "metric": "auc", **change()}],
-            "novelty": {"valid": {"user": 0.9, "item": 0.1}, "test": {"user": 0.1, "item": 0.1}},
-            "deciles": slices("decile"),
-            "slices": slices("slice"),
-            "scenarios": slices("scenario"),
-            "curves": {"plain": [{"epoch": e, "valid_logloss": 0.6, "train_logloss": 0.5} for e in (0.0, 1.0)]},
-            "extra_work": found,
-            "test_time": {
-                "sentence": t("sentence"),
-                "warnings": [t("warning")],
-                "rows": {"accept": 9},
-                "count_auc": {t("count"): 0.6},
-            },
-        },
+        samples.EVALUATION.model_copy(
+            update={
+                "verdict": (t("verdict"), t("second")),
+                "data": data,
+                "columns": tuple(samples.column(key, t("label")) for key in keys),
+                "extra_work": work,
+                "test_time": report,
+                **slices,
+            }
+        ),
         {"plain": 1.0},
     )
 

@@ -12,7 +12,9 @@ from kfp import dsl
 from thinktwice import progress
 from thinktwice.console.events import events_in
 from thinktwice.errors import ThinktwiceError
+from thinktwice.evaluate.evaluation import TrainingEvaluation, recorded_evaluation
 from thinktwice.files import read_json
+from thinktwice.release.blessing import read_blessing
 
 
 @dataclass
@@ -26,8 +28,8 @@ class Outcome:
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
-    def evaluation(self) -> dict[str, Any]:
-        return read_json(self.folder / "bundle" / "report" / "evaluation.json")
+    def evaluation(self) -> TrainingEvaluation:
+        return recorded_evaluation(self.folder / "bundle")
 
 
 def run_steps(
@@ -123,7 +125,7 @@ def run_steps(
             out("metrics_bless", dsl.Metrics),
         )
         if not blessed:
-            return ended("; ".join(read_json(folder / "blessing" / "blessing.json")["reasons"]))
+            return ended("; ".join(read_blessing(folder / "blessing").reasons))
         step = "package"
         package.python_func(made["bundle"], made["blessing"], "test", out("archive"))
         return ended()

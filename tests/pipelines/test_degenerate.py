@@ -16,8 +16,7 @@ import pytest
 from rich.console import Console
 
 from tests.pipelines.steps import Outcome, run_steps
-from thinktwice.console.results import print_results
-from thinktwice.evaluate.table import print_metrics
+from thinktwice.evaluate.table import print_metrics, print_results
 from thinktwice.stats.metrics import UNDEFINED
 
 pytestmark = [
@@ -208,7 +207,7 @@ def test_a_log_ends_in_a_run_or_in_one_sentence(name: str, tmp_path: Path, monke
         return
     assert finite(json.loads((outcome.folder / "bundle/report/evaluation.json").read_text()))
     said = shown(outcome)
-    auc = [c["metrics"]["auc"] for c in outcome.evaluation["columns"]]
+    auc = [c.metrics.auc for c in outcome.evaluation.columns]
     assert all((value is None) == kind.undefined for value in auc)
     assert (f"AUC is {UNDEFINED}" in said) == kind.undefined
     assert not {"nan", "nan%", "inf", "-inf"} & set(said.replace("<", " ").replace(">", " ").lower().split())

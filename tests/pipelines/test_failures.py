@@ -12,7 +12,7 @@ import pytest
 
 from pipelines import run
 from pipelines.local_remains import remove_unfinished
-from thinktwice.console.results import shown
+from thinktwice.console.output import shown
 from thinktwice.errors import PipelineError, SchemaError
 from thinktwice.explain import error_record
 from thinktwice.files import write_json

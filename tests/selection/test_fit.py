@@ -20,17 +20,18 @@ from thinktwice.selection.config import FitConfig
 from thinktwice.selection.cost import estimated_cost
 from thinktwice.selection.fit import choose_trunk, count_check, field_importance, fit_extras, fit_mode, fit_test_time
 from thinktwice.selection.trial_model import TrialModel
-from thinktwice.testtime import TestTimeConfig
 from thinktwice.testtime.base_pass import Gate
 from thinktwice.testtime.config import Mode
 from thinktwice.testtime.extras import Extras
+from thinktwice.testtime.opinions.config import FeaturePaths
+from thinktwice.testtime.report import ModeChoice
 from thinktwice.testtime.store import load_test_time
 
 QUICK = FitConfig(member_shares=(0.2,), max_paths=(4,))
 
 
 @pytest.fixture(scope="module")
-def lean(trial_model: TrialModel, valid: EncodedRows) -> dict:
+def lean(trial_model: TrialModel, valid: EncodedRows) -> ModeChoice:
     """The report of a search through every mode."""
     return fit_mode(trial_model, valid, QUICK)[1]
 
@@ -40,9 +41,9 @@ def test_a_healthy_model_ships_off(data: TrainingSet, plain: Path, memorised: Pa
     assert found.trunk == "plain"  # the other one is worse on validation
     assert found.config.mode == "off"
     assert found.sentence.startswith("Test-time work ships off")
-    assert found.report["trunks"]["logloss_change"]["low"] > 0
-    assert all(c["reasons"] for c in found.report["candidates"])
-    assert found.report["novelty"] == {p: data.info.parts[p].unseen_share for p in ("valid", "test")}
+    assert found.report.trunks.logloss_change.low > 0
+    assert all(c.reasons for c in found.report.candidates)
+    assert found.report.novelty.model_dump() == {p: data.info.parts[p].unseen_share for p in ("valid", "test")}
     shipped = load_test_time(tmp_path / "out", load_model(plain)[0])
     assert shipped.config == found.config
     assert shipped.report == found.report
@@ -53,32 +54,32 @@ def test_a_healthy_model_ships_off(data: TrainingSet, plain: Path, memorised: Pa
 def test_a_model_that_memorised_rare_ids_ships_the_gate(rare: Path, tmp_path: Path) -> None:
     config = FitConfig(strengths=(0.0, 0.5, 1.0, 2.0), max_paths=(4,), max_cost=1.05)
     found = fit_test_time(rare / "set", rare / "model", None, tmp_path / "out", config)
-    assert found.report["accepted"]
+    assert found.report.accepted
     assert found.config.mode == "gate" and isinstance(found.config.base, Gate)
-    assert found.report["best_name"] in ("gate", "gate by field")
-    assert found.sentence.startswith(f"Test-time work ships on ({found.report['best_name']}, 1.00 passes per row)")
-    tried = {c["name"]: c for c in found.report["candidates"]}
+    assert found.report.best_name in ("gate", "gate by field")
+    assert found.sentence.startswith(f"Test-time work ships on ({found.report.best_name}, 1.00 passes per row)")
+    tried = {c.name: c for c in found.report.candidates}
     gate = tried["gate"]
-    assert gate["change"]["high"] < 0 and gate["auc_change"]["high"] >= 0
-    assert set(gate["controls"]) == {"shuffled_counts", "recalibrated"}
-    assert all(control["high"] < 0 for control in gate["controls"].values())
-    dear = [c for c in tried.values() if c["cost"] > 1.05]
-    assert {"uttsi", "uttsi, exact", "matt", "sgctr", "filter"} <= {c["name"] for c in dear}
-    assert min(c["fit_logloss"] for c in dear) < gate["fit_logloss"]  # it is not that they were worse
+    assert gate.change.high < 0 and gate.auc_change.high >= 0
+    assert set(gate.controls) == {"shuffled_counts", "recalibrated"}
+    assert all(control.high < 0 for control in gate.controls.values())
+    dear = [c for c in tried.values() if c.cost > 1.05]
+    assert {"uttsi", "uttsi, exact", "matt", "sgctr", "filter"} <= {c.name for c in dear}
+    assert min(c.fit_logloss for c in dear) < gate.fit_logloss  # it is not that they were worse
     for candidate in dear:
-        assert not candidate["accepted"] and not candidate["controls"]
-        assert candidate["reasons"][-1].endswith("times the time of the plain model, more than 1.05")
+        assert not candidate.accepted and not candidate.controls
+        assert candidate.reasons[-1].endswith("times the time of the plain model, more than 1.05")
 
 
 def test_a_mode_by_name_may_cost_what_it_costs(rare_trial_model: TrialModel, rare_valid: EncodedRows) -> None:
     settings = FitConfig(mode="members", member_shares=(0.2,), strengths=(0.0,))
     config, report = fit_mode(rare_trial_model, rare_valid, settings)
-    assert report["accepted"]
-    assert config.mode == report["mode"] == "members"
-    assert {c["name"] for c in report["candidates"]} == {"members", "members, all rows"}
-    (shipped,) = [c for c in report["candidates"] if c["name"] == report["best_name"]]
-    assert shipped["cost"] == estimated_cost(config, shipped["passes"]) > settings.max_cost
-    assert shipped["config"] == report["best"] == config.model_dump(mode="json")
+    assert report.accepted
+    assert config.mode == report.mode == "members"
+    assert {c.name for c in report.candidates} == {"members", "members, all rows"}
+    (shipped,) = [c for c in report.candidates if c.name == report.best_name]
+    assert shipped.cost == estimated_cost(config, shipped.passes) > settings.max_cost
+    assert shipped.config == report.best == config
     lean, _ = fit_mode(rare_trial_model, rare_valid, settings.model_copy(update={"mode": "lean", "min_counts": (0,)}))
     assert lean.mode != "members"
 
@@ -96,26 +97,28 @@ TRIED: dict[Mode, set[str]] = {
 
 
 @pytest.mark.parametrize("mode", TRIED)
-def test_a_mode_by_name_is_tried_alone(mode: Mode, lean: dict, trial_model: TrialModel, valid: EncodedRows) -> None:
+def test_a_mode_by_name_is_tried_alone(
+    mode: Mode, lean: ModeChoice, trial_model: TrialModel, valid: EncodedRows
+) -> None:
     config, report = fit_mode(trial_model, valid, QUICK.model_copy(update={"mode": mode}))
-    names = {c["name"] for c in report["candidates"]}
+    names = {c.name for c in report.candidates}
     assert names <= TRIED[mode]  # a gate or filter of no strength is no candidate
     assert names or mode in ("off", "gate", "filter")
     assert config.mode in ("off", mode)
-    in_lean = {c["name"]: c["config"] for c in lean["candidates"]}
-    assert all(in_lean[c["name"]] == c["config"] for c in report["candidates"])
-    assert all(c["config"]["mode"] == mode for c in report["candidates"])
+    in_lean = {c.name: c.config for c in lean.candidates}
+    assert all(in_lean[c.name] == c.config for c in report.candidates)
+    assert all(c.config.mode == mode for c in report.candidates)
 
 
-def test_lean_tries_every_mode_and_ships_nothing_dear(lean: dict) -> None:
-    names = {c["name"] for c in lean["candidates"]}
+def test_lean_tries_every_mode_and_ships_nothing_dear(lean: ModeChoice) -> None:
+    names = {c.name for c in lean.candidates}
     assert {"calibrated by support", "uttsi", "uttsi, exact", "matt", "sgctr", "members", "members, all rows"} <= names
-    for candidate in lean["candidates"]:
-        config = TestTimeConfig.model_validate(candidate["config"])
-        assert candidate["cost"] == estimated_cost(config, candidate["passes"])
-        assert (candidate["passes"] > 1) == (config.second_look is not None)
-        if candidate["cost"] > QUICK.max_cost:
-            assert not candidate["accepted"]
+    for candidate in lean.candidates:
+        config = candidate.config
+        assert candidate.cost == estimated_cost(config, candidate.passes)
+        assert (candidate.passes > 1) == (config.second_look is not None)
+        if candidate.cost > QUICK.max_cost:
+            assert not candidate.accepted
 
 
 def test_fitting_twice_gives_the_same_bytes(data: TrainingSet, plain: Path, memorised: Path, tmp_path: Path) -> None:
@@ -127,21 +130,23 @@ def test_fitting_twice_gives_the_same_bytes(data: TrainingSet, plain: Path, memo
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
-def test_the_later_half_decides_nothing_but_yes_or_no(lean: dict, trial_model: TrialModel, valid: EncodedRows) -> None:
+def test_the_later_half_decides_nothing_but_yes_or_no(
+    lean: ModeChoice, trial_model: TrialModel, valid: EncodedRows
+) -> None:
     flipped = valid.take(np.arange(len(valid)))
     flipped.label[len(valid) // 2 :] = 1 - flipped.label[len(valid) // 2 :]
     _, other = fit_mode(trial_model, flipped, QUICK)
-    assert [c["config"] for c in lean["candidates"]] == [c["config"] for c in other["candidates"]]
-    assert [c["fit_logloss"] for c in lean["candidates"]] == [c["fit_logloss"] for c in other["candidates"]]
-    assert [c["logloss"] for c in lean["candidates"]] != [c["logloss"] for c in other["candidates"]]
+    assert [c.config for c in lean.candidates] == [c.config for c in other.candidates]
+    assert [c.fit_logloss for c in lean.candidates] == [c.fit_logloss for c in other.candidates]
+    assert [c.logloss for c in lean.candidates] != [c.logloss for c in other.candidates]
 
 
-def test_the_earlier_half_decides_the_parameters(lean: dict, trial_model: TrialModel, valid: EncodedRows) -> None:
+def test_the_earlier_half_decides_the_parameters(lean: ModeChoice, trial_model: TrialModel, valid: EncodedRows) -> None:
     other = valid.take(np.arange(len(valid)))
     other.label[: len(valid) // 2] = 1 - other.label[: len(valid) // 2]
     _, report = fit_mode(trial_model, other, QUICK.model_copy(update={"mode": "calibrated"}))
-    before = next(c["config"] for c in lean["candidates"] if c["name"] == "calibrated by support")
-    assert report["candidates"][0]["config"] != before
+    before = next(c.config for c in lean.candidates if c.name == "calibrated by support")
+    assert report.candidates[0].config != before
 
 
 def test_a_log_with_one_open_field_has_no_pairs_and_works(
@@ -152,12 +157,12 @@ def test_a_log_with_one_open_field_has_no_pairs_and_works(
     extras = fit_extras(trial_model.model, only, data.part("train"), (), QUICK)
     assert extras.combinations is None and extras.heads is not None
     config, report = fit_mode(replace(trial_model, reliability=only, extras=extras), valid, QUICK)
-    names = {c["name"] for c in report["candidates"]}
+    names = {c.name for c in report.candidates}
     assert {"uttsi", "uttsi, exact", "sgctr", "calibrated by support"} <= names
     assert not {"matt", "members", "members, all rows"} & names
-    opinions = [look["opinion"] for c in report["candidates"] if (look := c["config"]["second_look"])]
-    samplers = [opinion["sampler"] for opinion in opinions if opinion["kind"] == "feature_paths"]
-    assert samplers and all(sampler["pair_share"] == 0 for sampler in samplers)
+    opinions = [look.opinion for c in report.candidates if (look := c.config.second_look)]
+    samplers = [opinion.sampler for opinion in opinions if isinstance(opinion, FeaturePaths)]
+    assert samplers and all(sampler.pair_share == 0 for sampler in samplers)
     assert config.importance[0] == pytest.approx(1.0)
 
 
@@ -189,7 +194,7 @@ def test_only_what_the_tried_modes_need_is_made(
 def test_too_few_validation_rows_ship_off(trial_model: TrialModel, valid: EncodedRows) -> None:
     config, report = fit_mode(trial_model, valid.take(np.arange(300)), FitConfig())
     assert config.mode == "off"
-    assert "too few" in report["sentence"]
+    assert "too few" in report.sentence
 
 
 def test_one_user_in_validation_proves_nothing_and_ships_off(data: TrainingSet, tmp_path: Path) -> None:
@@ -204,10 +209,10 @@ def test_one_user_in_validation_proves_nothing_and_ships_off(data: TrainingSet, 
     assert found.trunk == "plain"
     assert found.config.mode == "off"
     assert "rows are of one user, so that chance cannot be excluded" in found.sentence
-    assert found.report["candidates"]
-    for candidate in found.report["candidates"]:
-        assert candidate["change"]["low"] is None and not candidate["accepted"]
-        assert "hold one user only" in candidate["reasons"][0]
+    assert found.report.candidates
+    for candidate in found.report.candidates:
+        assert candidate.change.low is None and not candidate.accepted
+        assert "hold one user only" in candidate.reasons[0]
     assert load_test_time(tmp_path / "out", load_model(tmp_path / "plain")[0]).report == found.report
 
 
@@ -222,7 +227,7 @@ def test_a_log_without_open_fields_ships_off(trial_model: TrialModel, valid: Enc
     closed = replace(trial_model.reliability, protected=np.ones_like(trial_model.reliability.protected))
     config, report = fit_mode(replace(trial_model, reliability=closed, extras=Extras()), valid, FitConfig())
     assert config.mode == "off"
-    assert "every field of this log is protected" in report["sentence"]
+    assert "every field of this log is protected" in report.sentence
 
 
 def test_importance_is_the_share_of_what_masking_a_field_changes(trial_model: TrialModel, valid: EncodedRows) -> None:

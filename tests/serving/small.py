@@ -130,7 +130,7 @@ def write_parts(
     train = training_set.part("train")
     reliability = Reliability.fit(train.ids, train.label, fields)
     (folder / "test_time").mkdir()
-    save_test_time(folder / "test_time", TestTime(_unsure_fifth(model, reliability, train), reliability, {}))
+    save_test_time(folder / "test_time", TestTime(_unsure_fifth(model, reliability, train), reliability, None))
     (folder / "evaluation").mkdir()
     write_json(folder / "evaluation" / "evaluation.json", {"auc": 0.5})
     (folder / "evaluation" / "report.html").write_text("<!doctype html><title>report</title>", encoding="utf-8")
@@ -164,7 +164,7 @@ def with_members(parts: dict[str, Path], folder: Path) -> dict[str, Path]:
     config = preset("members").looking(trigger=Budget(share=0.2))
     weights = sha256_file(parts["model_dir"] / "weights.safetensors")
     folder.mkdir()
-    save_test_time(folder, TestTime(config, before.reliability, {}, extras, weights), model)
+    save_test_time(folder, TestTime(config, before.reliability, None, extras, weights), model)
     return {**parts, "test_time_dir": folder}
 
 

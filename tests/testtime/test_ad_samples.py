@@ -16,7 +16,6 @@ from thinktwice.models import load_model
 from thinktwice.schema import parse_schema
 from thinktwice.selection.fit import fit_test_time
 from thinktwice.selection.trial_model import TrialModel
-from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.store import load_test_time
 
 MODES = {"calibrated by support", "uttsi", "uttsi, exact", "matt", "sgctr"}  # gate and filter may fit to nothing
@@ -54,16 +53,16 @@ def test_a_sample_of_real_ad_clicks_is_fitted_and_scored(
     data = training_set(tmp_path / "set", shared / "data" / name / "ctr.parquet", categories)
     model = world.train_model(data, tmp_path / "model", epochs=1)
     found = fit_test_time(data.folder, model, None, tmp_path / "out")
-    assert {c["name"] for c in found.report["candidates"]} >= MODES
+    assert {c.name for c in found.report.candidates} >= MODES
     assert found.sentence.startswith("Test-time work ships")
-    assert set(found.report["count_auc"]) == set(categories)
+    assert set(found.report.count_auc) == set(categories)
     shipped = load_test_time(tmp_path / "out")
 
     loaded, info = load_model(model)
 
     trial_model = TrialModel(loaded, info.calibration, shipped.reliability, shipped.extras)
     test = data.part("test")
-    for candidate in found.report["candidates"]:
-        logit, passes = trial_model.logits(TestTimeConfig.model_validate(candidate["config"]), test)
+    for candidate in found.report.candidates:
+        logit, passes = trial_model.logits(candidate.config, test)
         assert np.isfinite(logit).all()
         assert passes >= 1

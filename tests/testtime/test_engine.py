@@ -159,7 +159,7 @@ def test_whole_parts_are_scored_in_chunks_without_a_cap(big: wide.Wide, monkeypa
 @pytest.mark.parametrize("name", ["uttsi, pair support", "sgctr", "members, two", "gate"])
 def test_a_loaded_engine_gives_the_same_bits(name: str, big: wide.Wide, tmp_path: Path) -> None:
     config, batch = MODES[name], big.batch(slice(0, 200))
-    save_test_time(tmp_path, TestTime(config, big.reliability, {}, big.extras), big.model)
+    save_test_time(tmp_path, TestTime(config, big.reliability, None, big.extras), big.model)
     loaded = load_test_time(tmp_path, big.model)
     engine = Engine(big.model, loaded.reliability, loaded.config, CALIBRATION, loaded.extras)
     assert np.array_equal(engine.score(batch).probability, big.engine(config).score(batch).probability)

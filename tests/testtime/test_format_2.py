@@ -164,7 +164,7 @@ GONE = {
 
 @pytest.mark.parametrize("name", GONE)
 def test_an_option_that_has_gone_is_named_and_not_dropped(name: str, big: wide.Wide, tmp_path: Path) -> None:
-    save_test_time(tmp_path, TestTime(TestTimeConfig(), big.reliability, {}))
+    save_test_time(tmp_path, TestTime(TestTimeConfig(), big.reliability, None))
     content = json.loads((tmp_path / TEST_TIME_FILE).read_text())
     (tmp_path / TEST_TIME_FILE).write_text(json.dumps(content | {"format": 2, "config": GONE[name]}))
     with pytest.raises(BundleError, match=f"it sets {name} to .*: fit the test-time parameters again"):

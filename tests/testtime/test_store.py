@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from tests.evaluate.samples import REPORT
 from tests.memory_maps import is_mapped
 from tests.testtime import wide
 from tests.testtime.wide import but
@@ -28,6 +29,7 @@ from thinktwice.testtime.store import (
     load_test_time,
     needed_files,
     read_config,
+    read_report,
     save_test_time,
 )
 
@@ -38,13 +40,13 @@ CONFIG = wide.MODES["uttsi, pair support"]
 def saved(big: wide.Wide, tmp_path: Path) -> Path:
     """A member of the model's table, then one of its own, and all other extras."""
     extras = Extras(big.extras.combinations, big.extras.heads, (big.sharer, big.extras.members[0]))
-    save_test_time(tmp_path, TestTime(CONFIG, big.reliability, {"sentence": "fine"}, extras, "abc"), big.model)
+    save_test_time(tmp_path, TestTime(CONFIG, big.reliability, REPORT, extras, "abc"), big.model)
     return tmp_path
 
 
 def test_everything_comes_back(big: wide.Wide, saved: Path) -> None:
     found = load_test_time(saved, big.model)
-    assert (found.config, found.report, found.weights) == (CONFIG, {"sentence": "fine"}, "abc")
+    assert (found.config, found.report, found.weights) == (CONFIG, REPORT, "abc")
     assert read_config(saved) == CONFIG
     ids = big.later.ids
     assert np.array_equal(found.reliability.of(ids), big.reliability.of(ids))
@@ -88,7 +90,7 @@ def test_counts_are_mapped_and_nobody_can_write_them(saved: Path, big: wide.Wide
 
 
 def test_without_extras_there_are_no_further_files(big: wide.Wide, tmp_path: Path) -> None:
-    save_test_time(tmp_path, TestTime(TestTimeConfig(), big.reliability, {}))
+    save_test_time(tmp_path, TestTime(TestTimeConfig(), big.reliability, None))
     assert {p.name for p in tmp_path.rglob("*")} == {TEST_TIME_FILE, COUNTS_FILE}
     found = load_test_time(tmp_path)
     assert found.extras == Extras() and found.weights == ""
@@ -97,7 +99,7 @@ def test_without_extras_there_are_no_further_files(big: wide.Wide, tmp_path: Pat
 def test_more_members_than_there_is_room_for_are_refused(big: wide.Wide, tmp_path: Path) -> None:
     extras = Extras(members=(big.sharer,) * 3)
     with pytest.raises(BundleError, match="3 further trunks cannot be written: a bundle contains at most 2"):
-        save_test_time(tmp_path, TestTime(TestTimeConfig(), big.reliability, {}, extras), big.model)
+        save_test_time(tmp_path, TestTime(TestTimeConfig(), big.reliability, None, extras), big.model)
     assert not list(tmp_path.iterdir())
 
 
@@ -156,3 +158,14 @@ def test_a_configuration_from_a_file_is_checked_like_any(saved: Path) -> None:
     (saved / TEST_TIME_FILE).write_text(json.dumps(content))
     with pytest.raises(BundleError, match=r"second_look.opinion.feature_paths.count: Extra inputs"):
         read_config(saved)
+
+
+def test_parameters_that_were_set_and_not_chosen_have_no_report(big: wide.Wide, tmp_path: Path) -> None:
+    save_test_time(tmp_path, TestTime(CONFIG, big.reliability, None))
+    assert read_config(tmp_path) == CONFIG
+    with pytest.raises(
+        BundleError, match=r"test_time\.json has no report of how .*: fit the test-time parameters again"
+    ):
+        read_report(tmp_path)
+    save_test_time(tmp_path, TestTime(CONFIG, big.reliability, REPORT))
+    assert read_report(tmp_path) == REPORT

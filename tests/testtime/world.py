@@ -15,6 +15,7 @@ from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import TrainingSet, build_training_set, load_training_set
 from thinktwice.evaluate.compare import evaluate
 from thinktwice.evaluate.package import write_candidate
+from thinktwice.files import read_json
 from thinktwice.models import (
     Backbone,
     Calibration,
@@ -27,6 +28,9 @@ from thinktwice.models import (
 )
 from thinktwice.schema import LogSchema, parse_schema
 from thinktwice.selection.fit import fit_test_time
+from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.report import TestTimeReport
+from thinktwice.testtime.store import TEST_TIME_FILE, TestTimeFile
 from thinktwice.train.measure import fit_calibration
 
 SCHEMA = """
@@ -161,6 +165,16 @@ def finished_run(folder: Path) -> Path:
             package_version="0.1.0",
         )
     return folder
+
+
+def with_report(folder: Path, config: TestTimeConfig | None = None, **changes: object) -> TestTimeReport:
+    """Write test-time parameters again with another configuration, or a report that says otherwise."""
+    path = folder / TEST_TIME_FILE
+    known = TestTimeFile.model_validate(read_json(path))
+    assert known.report is not None
+    report = known.report.model_copy(update=changes)
+    known.model_copy(update={"report": report, "config": config or known.config}).write(path)
+    return report
 
 
 @cache

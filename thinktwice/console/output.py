@@ -6,10 +6,12 @@ terminal (a pipe, a CI log) everything is laid out for `terminal.LOG_WIDTH` colu
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
@@ -21,6 +23,12 @@ from thinktwice.printable import printable
 
 GAP = 2  # columns between two columns of a table
 ROOMY = 18  # columns that a column of free text gets at least before the table counts as too wide
+
+
+def shown(path: Path) -> str:
+    """The path as short as a reader in this folder can use it."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)
 
 
 def say(console: Console, sentence: str | Text, *, indent: int = 0, style: str = "") -> None:

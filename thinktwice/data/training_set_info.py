@@ -23,6 +23,13 @@ class PartInfo(Record):
     unseen_share: dict[str, float]
 
 
+class Novelty(Record):
+    """``unseen_share`` of validation beside that of test."""
+
+    valid: dict[str, float]
+    test: dict[str, float]
+
+
 class Conservation(Record):
     """Rows into the split and out of it."""
 
@@ -42,6 +49,5 @@ class TrainingSetInfo(ResultFile):
     parts: dict[PartName, PartInfo]
     conservation: Conservation
 
-    def novelty(self) -> dict[str, dict[str, float]]:
-        """``unseen_share`` of validation beside that of test."""
-        return {"valid": self.parts["valid"].unseen_share, "test": self.parts["test"].unseen_share}
+    def novelty(self) -> Novelty:
+        return Novelty(valid=self.parts["valid"].unseen_share, test=self.parts["test"].unseen_share)

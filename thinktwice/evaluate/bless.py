@@ -9,19 +9,19 @@ import math
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 
 from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import BundleError, reason
+from thinktwice.evaluate.evaluation import recorded_evaluation
 from thinktwice.evaluate.from_bundle import misfit, score_bundle
 from thinktwice.evaluate.measure import ScoreColumn, column_metrics
-from thinktwice.files import atomic_dir, read_json
+from thinktwice.files import atomic_dir
 from thinktwice.progress import note
 from thinktwice.release.blessing import BLESSING_FILE, Blessing, ComparedChampion
-from thinktwice.release.bundle import EVALUATION_FILE, REPORT, Bundle, bundle_hash, load_bundle
+from thinktwice.release.bundle import Bundle, bundle_hash, load_bundle
 from thinktwice.stats.metrics import ECE_BINS
 from thinktwice.stats.significance import (
     Interval,
@@ -65,28 +65,28 @@ def bless(
     label, cluster = encoded.label.astype(np.float64), clusters_of(encoded.user)
     champion = _opponent(champion_dir, rows)
     metrics = column_metrics(label, mine, cluster, None)
-    compared: dict[str, Any] = {}
+    opponent: ComparedChampion | None = None
+    compared_rows: int | None = None
+    measured: dict[str, MeasuredInterval] | None = None
     better, reasons = _better_than_chance(label, mine, cluster)
     fresh, remark = np.ones(len(label), bool), ""
     if isinstance(champion, Bundle) and champion.hash != candidate.hash:
         fresh, remark = _fresh_rows(champion, encoded.time, label)
     if isinstance(champion, str) or not fresh.any():
-        sound, why = _sound_alone(metrics["ece"], label)
+        sound, why = _sound_alone(metrics.ece, label)
         remark = champion if isinstance(champion, str) else remark
     else:
         y, codes = label[fresh], clusters_of(encoded.user[fresh])
         ours = _taken(mine, fresh)
         theirs = _taken(score_bundle(champion, rows, key="champion", label="champion")[0], fresh)
         changes = _changes(y, theirs, ours, codes)
-        compared = {
-            "compared_rows": len(y),
-            "champion": ComparedChampion(
-                bundle_hash=champion.hash,
-                model_version=champion.manifest.model_version,
-                metrics=column_metrics(y, theirs, codes, None),
-            ),
-            "changes": {name: MeasuredInterval.of(change) for name, change in changes.items()},
-        }
+        compared_rows = len(y)
+        opponent = ComparedChampion(
+            bundle_hash=champion.hash,
+            model_version=champion.manifest.model_version,
+            metrics=column_metrics(y, theirs, codes, None).model_dump(),
+        )
+        measured = {name: MeasuredInterval.of(change) for name, change in changes.items()}
         sound, why = _against_champion(changes, same=champion.hash == candidate.hash)
     blessed = better and sound
     failed = ([] if better else reasons) + ([] if sound else why)
@@ -99,8 +99,10 @@ def bless(
         champion_hash=None if champion_dir is None else bundle_hash(champion_dir),
         model_version=candidate.manifest.model_version,
         rows=len(label),
-        candidate=metrics,
-        **compared,
+        candidate=metrics.model_dump(),
+        compared_rows=compared_rows,
+        champion=opponent,
+        changes=measured,
     )
     with atomic_dir(out_dir) as folder:
         verdict.write(folder / BLESSING_FILE)
@@ -143,11 +145,8 @@ def _fresh_rows(champion: Bundle, time: np.ndarray, label: np.ndarray) -> tuple[
 
 
 def _last_seen(champion: Bundle) -> datetime:
-    """End of the champion's training rows, or of its validation rows where its report names them: these tuned it."""
-    ends = [champion.manifest.train_window[1]]
-    match read_json(champion.folder / REPORT / EVALUATION_FILE):
-        case {"data": {"parts": {"valid": {"window": [_, end]}}}}:
-            ends.append(str(end))
+    """End of the champion's training and validation rows: these tuned it."""
+    ends = [champion.manifest.train_window[1], recorded_evaluation(champion.folder).data.parts["valid"].window[1]]
     try:
         return max(datetime.fromisoformat(end).astimezone(timezone.utc) for end in ends)
     except (ValueError, OverflowError) as error:

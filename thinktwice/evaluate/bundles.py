@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from thinktwice.data.training_set import load_training_set
-from thinktwice.errors import BundleError, reason
 from thinktwice.evaluate import slices
 from thinktwice.evaluate.compare import data_facts
+from thinktwice.evaluate.evaluation import Evaluation
 from thinktwice.evaluate.from_bundle import score_bundle
 from thinktwice.evaluate.measure import measure
 from thinktwice.evaluate.report import render
 from thinktwice.evaluate.verdict import compared
-from thinktwice.files import atomic_dir, read_json, write_json
-from thinktwice.release.bundle import EVALUATION_FILE, REPORT, REPORT_FILE, Bundle, load_bundle
+from thinktwice.files import atomic_dir
+from thinktwice.release.bundle import EVALUATION_FILE, REPORT_FILE, Bundle, load_bundle
 from thinktwice.stats.metrics import UNDEFINED
 from thinktwice.threads import reproducible
 
@@ -27,8 +26,8 @@ def evaluate_bundles(
     training_set_dir: Path | str,
     against_dir: Path | str | None = None,
     out_dir: Path | str | None = None,
-) -> dict[str, Any]:
-    """The content of an evaluation of one bundle, or of one against another; written to ``out_dir`` if that is given.
+) -> Evaluation:
+    """An evaluation of one bundle, or of one against another; written to ``out_dir`` if that is given.
 
     Raises:
         DataError: the training set is missing or damaged.
@@ -43,7 +42,7 @@ def evaluate_bundles(
     if against_dir is not None:
         other = load_bundle(against_dir)
         columns.insert(0, score_bundle(other, rows, key="against", label=f"against {_name(other)}")[0])
-    content = measure(
+    measures = measure(
         encoded.label.astype(np.float64),
         encoded.user,
         columns,
@@ -52,39 +51,25 @@ def evaluate_bundles(
         slices.support_deciles(bundle.engine.reliability, encoded),
         rows["truth"].to_numpy() if "truth" in rows.columns else None,
     )
-    auc = content["columns"][-1]["metrics"]["auc"]
+    auc = measures.columns[-1].metrics.auc
     verdict = [
         f"Bundle {_name(bundle)}: AUC {UNDEFINED if auc is None else format(auc, '.4f')} on {len(encoded):,} test rows."
     ]
     if against_dir is not None:
-        verdict.append(compared(content, "bundle", "against", "Against the other bundle it"))
-    content |= {
-        "format": 1,
-        "shipped": "bundle",
-        "mode": bundle.engine.config.mode,
-        "test_time": {},
-        "novelty": data.info.novelty(),
-        "data": data_facts(data),
-        "verdict": verdict,
-    }
+        verdict.append(compared(measures, "bundle", "against", "Against the other bundle it"))
+    content = Evaluation(
+        **dict(measures),
+        format=Evaluation.FORMAT,
+        shipped="bundle",
+        mode=bundle.engine.config.mode,
+        novelty=data.info.novelty(),
+        data=data_facts(data),
+        verdict=tuple(verdict),
+    )
     if out_dir is not None:
         with atomic_dir(out_dir) as folder:
-            write_json(folder / EVALUATION_FILE, content)
+            content.write(folder / EVALUATION_FILE)
             (folder / REPORT_FILE).write_text(render(content), encoding="utf-8")
-    return content
-
-
-def recorded_evaluation(bundle_dir: Path | str) -> dict[str, Any]:
-    """The evaluation that a bundle carries: what was measured when the model was made.
-
-    Raises:
-        BundleError: it is missing or damaged.
-    """
-    path = Path(bundle_dir) / REPORT / EVALUATION_FILE
-    try:
-        content: dict[str, Any] = read_json(path)
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read ({reason(error)}): package the model again") from error
     return content
 
 

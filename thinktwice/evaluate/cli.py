@@ -29,7 +29,8 @@ def evaluate(
     """Evaluate a bundle on test rows, and optionally compare it with another bundle."""
     from thinktwice.console.output import say
     from thinktwice.console.terminal import console_here
-    from thinktwice.evaluate.bundles import evaluate_bundles, recorded_evaluation
+    from thinktwice.evaluate.bundles import evaluate_bundles
+    from thinktwice.evaluate.evaluation import recorded_evaluation
     from thinktwice.evaluate.table import print_extra_work, print_metrics
     from thinktwice.release.champion import require_champion
 
@@ -40,13 +41,13 @@ def evaluate(
     content = evaluate_bundles(bundle, training_set, against, out)
     console = console_here()
     print_metrics(console, content)
-    for line in content["verdict"]:
+    for line in content.verdict:
         say(console, line)
     made = recorded_evaluation(bundle)
-    if made.get("extra_work", {}).get("candidates"):
+    if made.extra_work.candidates:
         console.print()
         print_extra_work(console, made)
-        say(console, made["test_time"]["sentence"])
+        say(console, made.test_time.sentence)
     console.print(f"training set: {training_set}", soft_wrap=True, markup=False)
     if out is not None:
         console.print(f"report: {out / 'report.html'}", soft_wrap=True, markup=False)

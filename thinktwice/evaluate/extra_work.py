@@ -9,12 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
-from typing import Any
 
 import numpy as np
 
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import TrainingSet
+from thinktwice.evaluate.extra_work_record import (
+    CandidateOnTest,
+    Detectable,
+    ExtraWork,
+    Reference,
+    SliceSize,
+    TestedChange,
+    TestQuality,
+    Uplift,
+    UpliftCurve,
+)
 from thinktwice.selection.accept import RANDOM_DRAWS
 from thinktwice.selection.config import FitConfig
 from thinktwice.selection.cost import estimated_cost
@@ -30,8 +40,10 @@ from thinktwice.testtime.base_pass import AnyBase, Filter, Gate
 from thinktwice.testtime.calibrate import sigmoid
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Raw
+from thinktwice.testtime.report import Evidence, TestTimeReport, TriedCandidate
 from thinktwice.testtime.support import entropy
 from thinktwice.testtime.triggers import Always, BasePass, Dual, Entropy, ThresholdTrigger, TriggerKind
+from thinktwice.versioned import MeasuredInterval
 
 MAX_ROWS = 40_000  # test rows that every candidate scores
 REACH_95 = 1.959964  # half width of a 95 % interval in standard errors
@@ -48,10 +60,10 @@ def subsample_index(rows: EncodedRows, limit: int = MAX_ROWS) -> np.ndarray:
     return order[np.linspace(0, len(order) - 1, limit).astype(np.int64)]
 
 
-def fitting_rows(data: TrainingSet, report: Mapping[str, Any]) -> EncodedRows:
+def fitting_rows(data: TrainingSet, report: TestTimeReport) -> EncodedRows:
     """The earlier validation rows on which the parameters of ``report`` were fitted; controls are refitted on them."""
-    valid, rows = data.part("valid"), report["rows"]
-    return valid.take(subsample_index(valid, rows["fit"] + rows["accept"])[: rows["fit"]])
+    valid, rows = data.part("valid"), report.rows
+    return valid.take(subsample_index(valid, rows.fit + rows.accept)[: rows.fit])
 
 
 def subsample(raw: Raw, index: np.ndarray) -> Raw:
@@ -61,14 +73,14 @@ def subsample(raw: Raw, index: np.ndarray) -> Raw:
 
 def extra_work(
     trial_model: TrialModel,
-    report: Mapping[str, Any],
+    report: TestTimeReport,
     test: EncodedRows,
     fit: EncodedRows,
     slices: Mapping[str, np.ndarray],
     truth: np.ndarray | None = None,
     known: Mapping[TestTimeConfig, Raw] | None = None,
-) -> dict[str, Any]:
-    """What every candidate of a test-time report brings on test rows, as a JSON-able mapping without any wall time.
+) -> ExtraWork:
+    """What every candidate of a test-time report brings on test rows, without any wall time.
 
     Args:
         trial_model: the chosen trunk with the counts and extras of the report.
@@ -86,33 +98,22 @@ def extra_work(
 
     off = TestTimeConfig()
     panel = Panel(trial_model, test, _logit(trial_model, off, scored(off)), slices, truth)
-    found = {c["name"]: (c, TestTimeConfig.model_validate(c["config"])) for c in report["candidates"]}
-    entries = []
-    for name, (evidence, config) in found.items():
-        raw = scored(config)
-        entries.append(
-            {
-                "name": name,
-                "mode": config.mode,
-                "passes": float(raw.num_paths.mean()),
-                "cost": estimated_cost(config, float(raw.num_paths.mean())),
-                **panel.measured(_logit(trial_model, config, raw)),
-                "ships": bool(report["accepted"]) and name == report["best_name"],
-                "validation": {key: evidence[key] for key in ("change", "controls", "accepted", "reasons")},
-            }
-        )
-    _adjust(entries)
-    escalating = _best_escalating(report, found)
-    named = [name for name in dict.fromkeys((report["best_name"], escalating)) if name is not None]
-    return {
-        "rows": len(test),
-        "users": int(panel.cluster.max(initial=-1)) + 1,
-        "slices": [{"name": name, "rows": int(mask.sum())} for name, mask in slices.items()],
-        "off": panel.quality(panel.off),
-        "candidates": entries,
-        "references": [r for name in named for r in _references(panel, name, found[name][1], fit, scored)],
-        "uplift": _uplift(panel, escalating, found[escalating][1], scored) if escalating is not None else None,
-    }
+    configs = {c.name: c.config for c in report.candidates}
+    measured = [
+        panel.measured(c, scored(c.config), ships=report.accepted and c.name == report.best_name)
+        for c in report.candidates
+    ]
+    escalating = _best_escalating(report)
+    named = [name for name in dict.fromkeys((report.best_name, escalating)) if name is not None]
+    return ExtraWork(
+        rows=len(test),
+        users=int(panel.cluster.max(initial=-1)) + 1,
+        slices=tuple(SliceSize(name=name, rows=int(mask.sum())) for name, mask in slices.items()),
+        off=panel.quality(panel.off),
+        candidates=_adjusted(measured),
+        references=tuple(r for name in named for r in _references(panel, name, configs[name], fit, scored)),
+        uplift=_uplift(panel, escalating, configs[escalating], scored) if escalating is not None else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -144,70 +145,97 @@ class Panel:
         """Mean of row losses [R] minus those of ``against`` (``off``)."""
         return paired_mean(loss - (self.off_loss if against is None else against), self.cluster)
 
-    def quality(self, logit: np.ndarray) -> dict[str, Any]:
+    def quality(self, logit: np.ndarray) -> TestQuality:
         """Metrics of log-odds [R]."""
         p = sigmoid(logit)
-        out = {
-            "logloss": metrics.logloss(self.label, logit),
-            "auc": _finite(metrics.auc(self.label, logit)),
-            "ece": metrics.ece(self.label, p),
-        }
-        return out if self.truth is None else out | {"truth_distance": float(np.abs(p - self.truth).mean())}
+        return TestQuality(
+            logloss=metrics.logloss(self.label, logit),
+            auc=_finite(metrics.auc(self.label, logit)),
+            ece=metrics.ece(self.label, p),
+            truth_distance=None if self.truth is None else float(np.abs(p - self.truth).mean()),
+        )
 
-    def measured(self, logit: np.ndarray) -> dict[str, Any]:
-        """Metrics of log-odds [R], what they change, in which rows, and what change these rows could have shown."""
+    def measured(self, tried: TriedCandidate, raw: Raw, *, ships: bool) -> CandidateOnTest:
+        """Metrics of a candidate from its raw scores, what it changes, in which rows, and what change these rows could have
+        shown. Its p-values are not yet adjusted."""
+        logit, passes = _logit(self.trial_model, tried.config, raw), float(raw.num_paths.mean())
         loss = self.loss(logit)
         change = self.change(loss)
         auc_change = paired_auc(self.label, self.off, logit, self.cluster)
-        out = self.quality(logit) | {
-            "change": change.to_json() | {"p_value": two_sided_p(change)},
-            "auc_change": auc_change.to_json() | {"p_value": two_sided_p(auc_change)},
-            "detectable": {"logloss": _detectable(change), "auc": _detectable(auc_change)},
-            "slices": {
-                name: paired_mean((loss - self.off_loss)[mask], clusters_of(self.test.user[mask])).to_json()
-                for name, mask in self.slices.items()
-            },
-        }
+        truth_distance, truth_logloss = None, None
         if self.truth is not None:
             distance = np.abs(sigmoid(logit) - self.truth) - np.abs(sigmoid(self.off) - self.truth)
             expected = row_logloss(self.truth, logit) - row_logloss(self.truth, self.off)  # no luck of the labels
-            out["truth_distance_change"] = paired_mean(distance, self.cluster).to_json()
-            out["truth_logloss_change"] = paired_mean(expected, self.cluster).to_json()
-        return out
+            truth_distance = MeasuredInterval.of(paired_mean(distance, self.cluster))
+            truth_logloss = MeasuredInterval.of(paired_mean(expected, self.cluster))
+        return CandidateOnTest(
+            **dict(self.quality(logit)),
+            name=tried.name,
+            mode=tried.config.mode,
+            passes=passes,
+            cost=estimated_cost(tried.config, passes),
+            change=_tested(change),
+            auc_change=_tested(auc_change),
+            detectable=Detectable(logloss=_detectable(change), auc=_detectable(auc_change)),
+            slices={
+                name: MeasuredInterval.of(paired_mean((loss - self.off_loss)[mask], clusters_of(self.test.user[mask])))
+                for name, mask in self.slices.items()
+            },
+            truth_distance_change=truth_distance,
+            truth_logloss_change=truth_logloss,
+            ships=ships,
+            validation=Evidence(
+                change=tried.change, controls=tried.controls, accepted=tried.accepted, reasons=tried.reasons
+            ),
+        )
 
 
-def _adjust(entries: list[dict[str, Any]]) -> None:
-    """Holm's adjusted p-values over all candidates, added in place."""
-    for kind in ("change", "auc_change"):
-        adjusted = holm(np.asarray([e[kind]["p_value"] for e in entries]))
-        for entry, p in zip(entries, adjusted, strict=True):
-            entry[kind]["p_holm"] = float(p)
+def _tested(change: Interval) -> TestedChange:
+    """A change with its p-value as the only one of its kind."""
+    p = two_sided_p(change)
+    return TestedChange.of(change, p_value=p, p_holm=p)
 
 
-def _best_escalating(report: Mapping[str, Any], found: Mapping[str, tuple[Any, TestTimeConfig]]) -> str | None:
+def _adjusted(measured: list[CandidateOnTest]) -> tuple[CandidateOnTest, ...]:
+    """The candidates with Holm's adjusted p-values over all of them."""
+    changes = _holm([c.change for c in measured])
+    auc_changes = _holm([c.auc_change for c in measured])
+    return tuple(
+        c.model_copy(update={"change": change, "auc_change": auc_change})
+        for c, change, auc_change in zip(measured, changes, auc_changes, strict=True)
+    )
+
+
+def _holm(changes: list[TestedChange]) -> list[TestedChange]:
+    adjusted = holm([change.p_value for change in changes])
+    return [c.model_copy(update={"p_holm": float(p)}) for c, p in zip(changes, adjusted, strict=True)]
+
+
+def _best_escalating(report: TestTimeReport) -> str | None:
     """The candidate with a second opinion that validation liked best, of those that choose rows if there are any."""
-    names = [name for name, (_, config) in found.items() if config.second_look is not None]
-    if report["best_name"] in names:
-        return str(report["best_name"])
-    choosing = [name for name in names if trigger_of(found[name][1]) != "always"]
-    return min(choosing or names, key=lambda name: found[name][0]["fit_logloss"], default=None)
+    looking = [c for c in report.candidates if c.config.second_look is not None]
+    if report.best_name in [c.name for c in looking]:
+        return report.best_name
+    choosing = [c for c in looking if trigger_of(c.config) != "always"]
+    best = min(choosing or looking, key=lambda c: c.fit_logloss, default=None)
+    return None if best is None else best.name
 
 
 def _references(
     panel: Panel, name: str, config: TestTimeConfig, fit: EncodedRows, scored: Scored
-) -> Iterable[dict[str, Any]]:
+) -> Iterable[Reference]:
     """What explains a gain of a candidate if it does as well, and the bound of any trigger. None of them can ship."""
     trial_model, test = panel.trial_model, panel.test
     own = panel.loss(_logit(trial_model, config, scored(config)))
 
-    def reference(kind: str, loss: np.ndarray, passes: float) -> dict[str, Any]:
-        return {
-            "candidate": name,
-            "name": kind,
-            "passes": passes,
-            "change": panel.change(loss).to_json(),
-            "candidate_against": panel.change(own, loss).to_json(),
-        }
+    def reference(kind: str, loss: np.ndarray, passes: float) -> Reference:
+        return Reference(
+            candidate=name,
+            name=kind,
+            passes=passes,
+            change=MeasuredInterval.of(panel.change(loss)),
+            candidate_against=MeasuredInterval.of(panel.change(own, loss)),
+        )
 
     look, trigger = config.second_look, trigger_of(config)
     share = 1.0
@@ -254,7 +282,7 @@ def _refitted(
     )
 
 
-def _uplift(panel: Panel, name: str, config: TestTimeConfig, scored: Scored) -> dict[str, Any]:
+def _uplift(panel: Panel, name: str, config: TestTimeConfig, scored: Scored) -> Uplift:
     """Change of logloss against the candidate's own base pass, when a share of rows is escalated, in the order of each trigger."""
     trial_model, raw = panel.trial_model, scored(config)
     base, change, _ = _everybody_asked(panel, config, scored)
@@ -263,23 +291,23 @@ def _uplift(panel: Panel, name: str, config: TestTimeConfig, scored: Scored) -> 
     curves = {trigger: uplift_curve(signal, change) for trigger, signal in signals.items()}
     shares = next(iter(curves.values()))[0]
     own = panel.change(panel.loss(_logit(trial_model, config, raw)), panel.loss(base))
-    return {
-        "candidate": name,
-        "base_change": panel.change(panel.loss(base)).to_json(),
-        "everybody": panel.change(panel.loss(base) + change, panel.loss(base)).to_json(),
-        "trigger": trigger_of(config),
-        "share": float(raw.escalated.mean()),
-        "change": own.to_json(),
-        "shares": shares.tolist(),
-        "curves": {
+    return Uplift(
+        candidate=name,
+        base_change=MeasuredInterval.of(panel.change(panel.loss(base))),
+        everybody=MeasuredInterval.of(panel.change(panel.loss(base) + change, panel.loss(base))),
+        trigger=trigger_of(config),
+        share=float(raw.escalated.mean()),
+        change=MeasuredInterval.of(own),
+        shares=tuple(shares.tolist()),
+        curves={
             **{
-                trigger: {"change": curve[1].tolist(), "area": area(curve) * abs(float(curve[1][-1]))}
+                trigger: UpliftCurve(change=tuple(curve[1].tolist()), area=area(curve) * abs(float(curve[1][-1])))
                 for trigger, curve in curves.items()
             },
             # What rows chosen by chance give on average.
-            "random": {"change": (shares * float(change.mean())).tolist(), "area": 0.0},
+            "random": UpliftCurve(change=tuple((shares * float(change.mean())).tolist()), area=0.0),
         },
-    }
+    )
 
 
 def _everybody_asked(panel: Panel, config: TestTimeConfig, scored: Scored) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,14 +1,25 @@
-"""Every number of an evaluation: several columns of scores (models) on the same test rows, as one JSON-able mapping."""
+"""Every number of an evaluation: several columns of scores (models) on the same test rows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from thinktwice.evaluate.evaluation import (
+    CalibrationBin,
+    ColumnMetrics,
+    Cost,
+    Difference,
+    MeasuredColumn,
+    Measures,
+    OperatingPoint,
+    Slice,
+    SliceColumn,
+)
 from thinktwice.stats import metrics, significance
 from thinktwice.stats.significance import clusters_of
+from thinktwice.versioned import MeasuredInterval
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,7 @@ def measure(
     scenarios: dict[str, np.ndarray],
     deciles: list[tuple[str, np.ndarray]],
     truth: np.ndarray | None = None,
-) -> dict[str, Any]:
+) -> Measures:
     """Metrics per column, paired differences between columns, slices and calibration.
 
     Args:
@@ -54,34 +65,36 @@ def measure(
         found = {"auc": significance.paired_auc(label, by_key[first].logit, by_key[second].logit, cluster)}
         found |= boot[first, second]
         differences += [
-            {"column": second, "against": first, "metric": metric} | value.to_json()
+            Difference.of(value, column=second, against=first, metric=metric)
             for metric, value in found.items()
             if np.isfinite(value.value)
         ]
-    return {
-        "rows": len(label),
-        "users": int(cluster.max()) + 1 if (user >= 0).any() else 0,
-        "click_rate": float(label.mean()),
-        "columns": [
-            {
-                "key": c.key,
-                "label": c.label,
-                "metrics": column_metrics(label, c, cluster, truth),
-                "cost": {"passes": c.passes},
-                "calibration": metrics.reliability_curve(label, c.probability),
-            }
-            for c in columns
-        ],
-        "differences": differences,
-        "slices": [_slice(name, mask, label, cluster, columns) for name, mask in slices.items()],
-        "scenarios": [_slice(name, mask, label, cluster, columns) for name, mask in scenarios.items()],
-        "deciles": [_slice(name, mask, label, cluster, columns) for name, mask in deciles],
-    }
+    return Measures(
+        rows=len(label),
+        users=int(cluster.max()) + 1 if (user >= 0).any() else 0,
+        click_rate=float(label.mean()),
+        columns=tuple(_column(c, label, cluster, truth) for c in columns),
+        differences=tuple(differences),
+        slices=tuple(_slice(name, mask, label, cluster, columns) for name, mask in slices.items()),
+        scenarios=tuple(_slice(name, mask, label, cluster, columns) for name, mask in scenarios.items()),
+        deciles=tuple(_slice(name, mask, label, cluster, columns) for name, mask in deciles),
+    )
+
+
+def _column(column: ScoreColumn, label: np.ndarray, cluster: np.ndarray, truth: np.ndarray | None) -> MeasuredColumn:
+    bins = metrics.reliability_curve(label, column.probability)
+    return MeasuredColumn(
+        key=column.key,
+        label=column.label,
+        metrics=column_metrics(label, column, cluster, truth),
+        cost=Cost(passes=column.passes),
+        calibration=tuple(CalibrationBin.model_validate(found) for found in bins),
+    )
 
 
 def column_metrics(
     label: np.ndarray, column: ScoreColumn, cluster: np.ndarray, truth: np.ndarray | None
-) -> dict[str, float | None]:
+) -> ColumnMetrics:
     """All metrics of one column; None where a metric is not defined (one class, no users)."""
     p = column.probability
     out = {
@@ -96,40 +109,40 @@ def column_metrics(
         floor = -(q * np.log(q) + (1 - q) * np.log1p(-q))
         out["truth_distance"] = float(np.abs(p - truth).mean())
         out["truth_excess_logloss"] = float((metrics.row_logloss(truth, column.logit) - floor).mean())
-    return {name: value if np.isfinite(value) else None for name, value in out.items()}
+    return ColumnMetrics(**{name: value if np.isfinite(value) else None for name, value in out.items()})
 
 
-def operating_point(label: np.ndarray, probability: np.ndarray, threshold: float) -> dict[str, Any]:
+def operating_point(label: np.ndarray, probability: np.ndarray, threshold: float) -> OperatingPoint:
     """ROC points (at most 200, finite thresholds in [0, 1]) and the confusion counts at ``threshold``:
     rows are the truth (no click, click), columns the prediction."""
     said = probability >= threshold
     clicked = label > 0.5
-    matrix = [
-        [int((~clicked & ~said).sum()), int((~clicked & said).sum())],
-        [int((clicked & ~said).sum()), int((clicked & said).sum())],
-    ]
-    return {"roc": metrics.roc_points(label, probability), "threshold": threshold, "confusion": matrix}
+    matrix = (
+        (int((~clicked & ~said).sum()), int((~clicked & said).sum())),
+        (int((clicked & ~said).sum()), int((clicked & said).sum())),
+    )
+    points = tuple(metrics.roc_points(label, probability))
+    return OperatingPoint(roc=points, threshold=threshold, confusion=matrix)
 
 
-def _slice(
-    name: str, mask: np.ndarray, label: np.ndarray, cluster: np.ndarray, columns: list[ScoreColumn]
-) -> dict[str, Any]:
+def _slice(name: str, mask: np.ndarray, label: np.ndarray, cluster: np.ndarray, columns: list[ScoreColumn]) -> Slice:
     y, codes = label[mask], clusters_of(cluster[mask])
     first_loss = metrics.row_logloss(y, columns[0].logit[mask])
-    out: dict[str, Any] = {
-        "name": name,
-        "rows": int(mask.sum()),
-        "share": float(mask.mean()),
-        "click_rate": float(y.mean()),
-    }
-    out["columns"] = {}
-    for place, c in enumerate(columns):
+    measured = {}
+    for index, c in enumerate(columns):
         z = c.logit[mask]
         loss = metrics.row_logloss(y, z)
-        out["columns"][c.key] = {
-            "auc": significance.auc_interval(y, z, codes).to_json(),
-            "logloss": float(loss.mean()),
-            "ece": metrics.ece(y, c.probability[mask]),
-            "logloss_change": significance.paired_mean(loss - first_loss, codes).to_json() if place else None,
-        }
-    return out
+        change = significance.paired_mean(loss - first_loss, codes) if index else None
+        measured[c.key] = SliceColumn(
+            auc=MeasuredInterval.of(significance.auc_interval(y, z, codes)),
+            logloss=float(loss.mean()),
+            ece=metrics.ece(y, c.probability[mask]),
+            logloss_change=None if change is None else MeasuredInterval.of(change),
+        )
+    return Slice(
+        name=name,
+        rows=int(mask.sum()),
+        share=float(mask.mean()),
+        click_rate=float(y.mean()),
+        columns=measured,
+    )

@@ -11,7 +11,7 @@ from thinktwice.data.feature_tables import feature_service_name
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import BundleError
-from thinktwice.evaluate.compare import Evaluation
+from thinktwice.evaluate.compare import EvaluatedRun
 from thinktwice.files import atomic_dir, sha256_text, write_json
 from thinktwice.hashing import FileEntry
 from thinktwice.release.bundle import EVALUATION_FILE, MANIFEST_FILE, REPORT, REPORT_FILE, BundleIdentity, Manifest
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 def write_candidate(
     out_dir: Path | str,
     *,
-    evaluation: Evaluation,
+    evaluation: EvaluatedRun,
     evaluation_dir: Path | str,
     training_set_dir: Path | str,
     model_dirs: Mapping[str, Path | str],
@@ -59,7 +59,7 @@ def write_candidate(
     return write_bundle(
         out_dir,
         training_set_dir=training_set_dir,
-        model_dir=model_dirs[evaluation.trunk],
+        model_dir=model_dirs[evaluation.content.trunk],
         test_time_dir=test_time_dir,
         evaluation_dir=evaluation_dir,
         identity=identity,

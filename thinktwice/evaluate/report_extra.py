@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any
+from typing import NamedTuple
 
+from thinktwice.data.training_set_info import Novelty
+from thinktwice.evaluate.evaluation import Evaluation, TrainingEvaluation
+from thinktwice.evaluate.extra_work_record import CandidateOnTest, ExtraWork, Uplift
 from thinktwice.pages.charts import Mark, Series, line_chart
 from thinktwice.pages.charts_scatter import Point, scatter_chart
 from thinktwice.pages.drawing import Drawing
@@ -36,34 +40,52 @@ ORDERS = (  # order of asking, name, color, dashed
 )
 
 
-def extra_values(content: dict[str, Any], timings: dict[str, float]) -> dict[str, Any]:
+class Frontier(NamedTuple):
+    """Quality against cost; ``all`` is the same with those that lose far more, None without any."""
+
+    names: list[Series]
+    near: Drawing
+    all: Drawing | None
+
+
+class Detected(NamedTuple):
+    """The change that the rows can show, over all candidates."""
+
+    median: float
+    easiest: float
+
+
+def extra_values(content: Evaluation, timings: Mapping[str, float]) -> dict[str, object]:
     """What ``report_extra.html`` shows.
 
     Args:
         timings: wall time of every candidate against one pass, as far as known.
     """
-    found = content.get("extra_work") or {}
-    candidates = found.get("candidates", [])
-    uplift = found.get("uplift")
+    run = content if isinstance(content, TrainingEvaluation) else None
+    found = None if run is None else run.extra_work
+    candidates = () if found is None else found.candidates
+    uplift = None if found is None else found.uplift
     return {
+        "run": run,
         "found": found,
         "controls": CONTROLS,
         "warnings": warning_lines(content),
-        "novelty": _novelty(content),
-        "counts": content["test_time"].get("count_auc") or {},
-        "times": {c["name"]: _time(c, timings) for c in candidates},
-        "frontier": _frontier(found, timings) if candidates else {},
+        "novelty": _novelty(content.novelty),
+        "counts": {} if run is None else run.test_time.count_auc,
+        "times": {c.name: _time(c, timings) for c in candidates},
+        "frontier": _frontier(found, timings) if found is not None and candidates else None,
         "detectable": _detectable(candidates),
-        "truth": "truth_distance" in found.get("off", {}),
+        "truth": found is not None and found.off.truth_distance is not None,
         "uplift_charts": _uplift_charts(uplift) if uplift else [],
-        "areas": [(n, -uplift["curves"][key]["area"]) for key, n, *_ in ORDERS if key != "random"] if uplift else [],
+        "areas": [(n, -uplift.curves[key].area) for key, n, *_ in ORDERS if key != "random"] if uplift else [],
     }
 
 
-def warning_lines(content: dict[str, Any]) -> list[str]:
+def warning_lines(content: Evaluation) -> list[str]:
     """What forbids to take a gain at its word: validation unlike test, counts that predict the label; empty without any."""
-    lines = [f"{line}; no claim about frequency is made" for line in content["test_time"].get("warnings", ())]
-    for entity, valid, test in _novelty(content):
+    counted = content.test_time.warnings if isinstance(content, TrainingEvaluation) else ()
+    lines = [f"{line}; no claim about frequency is made" for line in counted]
+    for entity, valid, test in _novelty(content.novelty):
         if abs(valid - test) > NOVELTY_GAP:
             lines.append(
                 f"validation has {valid:.0%} rows with an unseen {entity} and test {test:.0%}: what was tuned on validation "
@@ -72,25 +94,25 @@ def warning_lines(content: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _novelty(content: dict[str, Any]) -> list[tuple[str, float, float]]:
+def _novelty(novelty: Novelty) -> list[tuple[str, float, float]]:
     """Entity and its share of unseen rows in validation and in test."""
-    valid, test = (content["novelty"].get(part, {}) for part in ("valid", "test"))
+    valid, test = novelty.valid, novelty.test
     return [(entity, valid[entity], test[entity]) for entity in ("user", "item") if entity in valid and entity in test]
 
 
-def _frontier(found: dict[str, Any], timings: dict[str, float]) -> dict[str, Any]:
-    points = [Point("one plain pass", 1.0, 0.0, color=PLAIN, tip=f"logloss {found['off']['logloss']:.5f}")]
-    for c in found["candidates"]:
-        now = c["change"]
-        color = NEUTRAL if not now["significant"] else GOOD if now["value"] < 0 else BAD
-        tip = f"{c['passes']:.2f} passes, {_time(c, timings)}, logloss {signed(now, 5)}"
-        points.append(Point(c["name"], c["passes"], now["value"], now["low"], now["high"], color, tip))
+def _frontier(found: ExtraWork, timings: Mapping[str, float]) -> Frontier:
+    points = [Point("one plain pass", 1.0, 0.0, color=PLAIN, tip=f"logloss {found.off.logloss:.5f}")]
+    for c in found.candidates:
+        value = c.change.value or 0.0  # a mean over rows is finite
+        color = NEUTRAL if not c.change.significant else GOOD if value < 0 else BAD
+        tip = f"{c.passes:.2f} passes, {_time(c, timings)}, logloss {signed(c.change, 5)}"
+        points.append(Point(c.name, c.passes, value, c.change.low, c.change.high, color, tip))
     near = [p for p in points if p.color != BAD]
     reach = max(abs(v) for p in near for v in (p.y, p.low, p.high) if v is not None)
     near += [p for p in points if p.color == BAD and p.y <= FAR * reach]
     names = [Series(n, c, ()) for n, c in (("better", GOOD), ("worse", BAD), ("chance explains it", NEUTRAL))]
     everything = _scatter(points, 280) if len(near) < len(points) else None
-    return {"names": names, "near": _scatter(near, 430), "all": everything}
+    return Frontier(names, _scatter(near, 430), everything)
 
 
 def _scatter(points: list[Point], height: int) -> Drawing:
@@ -98,38 +120,30 @@ def _scatter(points: list[Point], height: int) -> Drawing:
     return scatter_chart(points, x_label=x_label, y_label=y_label, log_x=True, width=1080, height=height)
 
 
-def _time(entry: dict[str, Any], timings: dict[str, float]) -> str:
-    if entry["name"] in timings:
-        return f"{timings[entry['name']]:.2f}× time"
-    return f"about {entry['cost']:.1f}× time"
+def _time(candidate: CandidateOnTest, timings: Mapping[str, float]) -> str:
+    if candidate.name in timings:
+        return f"{timings[candidate.name]:.2f}× time"
+    return f"about {candidate.cost:.1f}× time"
 
 
-def _detectable(candidates: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def _detectable(candidates: Sequence[CandidateOnTest]) -> dict[str, Detected]:
     """The change that these rows can show at all, per metric; empty where it is not known."""
     values = {
-        metric: [c["detectable"][metric] for c in candidates if c["detectable"][metric]]
-        for metric in ("logloss", "auc")
+        "logloss": [c.detectable.logloss for c in candidates if c.detectable.logloss],
+        "auc": [c.detectable.auc for c in candidates if c.detectable.auc],
     }
     if not all(values.values()):
         return {}
-    return {metric: {"median": median(found), "easiest": min(found)} for metric, found in values.items()}
+    return {metric: Detected(median(found), min(found)) for metric, found in values.items()}
 
 
-def _uplift_charts(uplift: dict[str, Any]) -> list[tuple[list[Series], Drawing]]:
+def _uplift_charts(uplift: Uplift) -> list[tuple[list[Series], Drawing]]:
     """What is found in the order of each trigger: without and with the bound."""
-    own = uplift["change"]
+    own = uplift.change
     chosen = Series(
         "what its own trigger escalated",
         "#22262c",
-        [
-            Mark(
-                uplift["share"],
-                own["value"],
-                own["low"],
-                own["high"],
-                f"{uplift['share']:.1%} of rows, {signed(own, 5)}",
-            )
-        ],
+        [Mark(uplift.share, own.value or 0.0, own.low, own.high, f"{uplift.share:.1%} of rows, {signed(own, 5)}")],
     )
     series = {key: _order(uplift, key, name, color, dashed) for key, name, color, dashed in ORDERS}
     charts = []
@@ -139,6 +153,6 @@ def _uplift_charts(uplift: dict[str, Any]) -> list[tuple[list[Series], Drawing]]
     return charts
 
 
-def _order(uplift: dict[str, Any], key: str, name: str, color: str, dashed: bool) -> Series:
-    curve = zip(uplift["shares"], uplift["curves"][key]["change"], strict=True)
+def _order(uplift: Uplift, key: str, name: str, color: str, dashed: bool) -> Series:
+    curve = zip(uplift.shares, uplift.curves[key].change, strict=True)
     return Series(name, color, [Mark(x, y, tip=f"{x:.0%} of rows, {change(y, 5)}") for x, y in curve], dashed)

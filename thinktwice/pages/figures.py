@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
+
+
+class Estimate(Protocol):
+    """A difference with its interval; None for a number that is not finite. ``significant``: the interval excludes 0."""
+
+    @property
+    def value(self) -> float | None: ...
+    @property
+    def low(self) -> float | None: ...
+    @property
+    def high(self) -> float | None: ...
+    @property
+    def significant(self) -> bool: ...
 
 
 def number(value: float | None, decimals: int) -> str:
@@ -15,20 +28,20 @@ def change(value: float | None, decimals: int) -> str:
     return "–" if value is None else f"{value:+.{decimals}f}".replace("-", "−")
 
 
-def interval(estimate: dict[str, Any], decimals: int) -> str:
+def interval(estimate: Estimate, decimals: int) -> str:
     """From where to where a difference reaches; empty where chance has no bound."""
-    if estimate["low"] is None or estimate["high"] is None:
+    if estimate.low is None or estimate.high is None:
         return ""
-    return f"({change(estimate['low'], decimals)} … {change(estimate['high'], decimals)})"
+    return f"({change(estimate.low, decimals)} … {change(estimate.high, decimals)})"
 
 
-def signed(estimate: dict[str, Any], decimals: int) -> str:
+def signed(estimate: Estimate, decimals: int) -> str:
     """A difference and its interval in one line."""
-    return f"{change(estimate['value'], decimals)} {interval(estimate, decimals)}".rstrip()
+    return f"{change(estimate.value, decimals)} {interval(estimate, decimals)}".rstrip()
 
 
-def judged(estimate: dict[str, Any], better: int) -> str:
+def judged(estimate: Estimate, better: int) -> str:
     """The class of a difference: ``good`` or ``bad`` where chance is excluded, else empty."""
-    if not estimate["significant"] or not better:
+    if estimate.value is None or not estimate.significant or not better:
         return ""
-    return "good" if estimate["value"] * better > 0 else "bad"
+    return "good" if estimate.value * better > 0 else "bad"

@@ -6,7 +6,6 @@ All changes are of logloss, candidate minus the other, on the same rows: below 0
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,9 @@ from thinktwice.stats.metrics import auc, logloss, row_logloss
 from thinktwice.stats.significance import Interval, clusters_of, paired_auc, paired_mean
 from thinktwice.testtime import calibrate
 from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.report import TriedCandidate
 from thinktwice.train.measure import fit_calibration
+from thinktwice.versioned import MeasuredInterval
 
 CONTROL_WORDS = {
     "recalibrated": "it does not clearly beat a mere recalibration of the plain scores",
@@ -77,21 +78,22 @@ class CandidateVerdict:
     def accepted(self) -> bool:
         return not self.reasons
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.candidate.name,
-            "config": self.candidate.config.model_dump(mode="json"),
-            "fit_logloss": self.candidate.fit_logloss,
-            "logloss": self.logloss,
-            "auc": self.auc,
-            "passes": self.passes,
-            "cost": self.cost,
-            "change": self.change.to_json(),
-            "auc_change": self.auc_change.to_json(),
-            "controls": {name: change.to_json() for name, change in self.controls.items()},
-            "accepted": self.accepted,
-            "reasons": self.reasons,
-        }
+    def record(self) -> TriedCandidate:
+        """The candidate as the report holds it."""
+        return TriedCandidate(
+            name=self.candidate.name,
+            config=self.candidate.config,
+            fit_logloss=self.candidate.fit_logloss,
+            logloss=self.logloss,
+            auc=self.auc,
+            passes=self.passes,
+            cost=self.cost,
+            change=MeasuredInterval.of(self.change),
+            auc_change=MeasuredInterval.of(self.auc_change),
+            controls={name: MeasuredInterval.of(change) for name, change in self.controls.items()},
+            accepted=self.accepted,
+            reasons=tuple(self.reasons),
+        )
 
 
 def judge(

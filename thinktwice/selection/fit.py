@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ import torch
 from thinktwice.combinations.counts import CombinationCounts, maskable_pairs
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import TrainingSet, load_training_set
+from thinktwice.data.training_set_info import Novelty
 from thinktwice.errors import BundleError
 from thinktwice.files import atomic_dir, sha256_file
 from thinktwice.models.backbone import Backbone
@@ -34,8 +34,10 @@ from thinktwice.testtime.engine import Engine, raw_rows
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.heads import fit_heads
 from thinktwice.testtime.reliability import Reliability
+from thinktwice.testtime.report import HalfRows, ModeChoice, Quality, TestTimeReport, TrunkChoice, TrunkName
 from thinktwice.testtime.store import TestTime, save_test_time
 from thinktwice.threads import reproducible
+from thinktwice.versioned import MeasuredInterval
 
 STAGE = "fit_test_time"
 MIN_HALF = 200  # rows of a validation half; with fewer nothing is tried
@@ -45,12 +47,19 @@ COUNT_AUC_LIMIT = 0.6  # a count that predicts the label by itself makes every c
 
 @dataclass(frozen=True)
 class FitResult:
-    """What ships: ``trunk`` is ``plain`` or ``pretrained``; ``sentence`` says why in words for a product owner."""
+    """What ships, and why."""
 
-    trunk: str
     config: TestTimeConfig
-    sentence: str
-    report: dict[str, Any]
+    report: TestTimeReport
+
+    @property
+    def trunk(self) -> TrunkName:
+        return self.report.trunk
+
+    @property
+    def sentence(self) -> str:
+        """Why it ships, in words for a product owner."""
+        return self.report.sentence
 
 
 @reproducible()
@@ -70,7 +79,9 @@ def fit_test_time(
     config = config or FitConfig()
     data = load_training_set(training_set_dir)
     valid = _subsample(data.part("valid"), config.max_rows)
-    folders = {"plain": plain_dir} | ({} if pretrained_dir is None else {"pretrained": pretrained_dir})
+    folders: dict[TrunkName, Path | str] = {"plain": plain_dir}
+    if pretrained_dir is not None:
+        folders["pretrained"] = pretrained_dir
     trunks = {name: load_model(folder) for name, folder in folders.items()}
     for name, (model, _) in trunks.items():
         if model.fields.num_values != data.encoder.num_values:
@@ -79,7 +90,7 @@ def fit_test_time(
             )
     train = data.part("train")
     reliability = Reliability.fit(train.ids, train.label, trunks["plain"][0].fields)
-    trunk, trunk_report = choose_trunk(
+    trunk, trunks_compared = choose_trunk(
         {
             name: calibrate.apply(info.calibration, _off_logits(model, reliability, valid))
             for name, (model, info) in trunks.items()
@@ -92,14 +103,21 @@ def fit_test_time(
     others = tuple(other for name, (other, _) in trunks.items() if name != trunk)
     extras = fit_extras(model, reliability, train, others, config)
     trial_model = TrialModel(model, info.calibration, reliability, extras)
-    shipped, report = fit_mode(trial_model, valid, config)
-    report |= {"trunk": trunk, "trunks": trunk_report, "novelty": novelty(data)}
-    report["count_auc"], report["warnings"] = count_check(model, reliability, valid)
+    shipped, choice = fit_mode(trial_model, valid, config)
+    count_auc, warnings = count_check(model, reliability, valid)
+    report = TestTimeReport(
+        **dict(choice),
+        trunk=trunk,
+        trunks=trunks_compared,
+        novelty=novelty(data),
+        count_auc=count_auc,
+        warnings=tuple(warnings),
+    )
     weights = sha256_file(Path(folders[trunk]) / WEIGHTS_FILE)
     with atomic_dir(out_dir) as folder:
         save_test_time(folder, TestTime(shipped, reliability, report, extras, weights), model)
-    note(STAGE, report["sentence"])
-    return FitResult(trunk, shipped, report["sentence"], report)
+    note(STAGE, report.sentence)
+    return FitResult(shipped, report)
 
 
 def fit_extras(
@@ -121,26 +139,27 @@ def fit_extras(
     return Extras(combinations, heads, members if lean or config.mode == "members" else ())
 
 
-def choose_trunk(logits: dict[str, np.ndarray], valid: EncodedRows) -> tuple[str, dict[str, Any]]:
+def choose_trunk(logits: dict[TrunkName, np.ndarray], valid: EncodedRows) -> tuple[TrunkName, TrunkChoice]:
     """The pre-trained trunk if its validation logloss is lower by more than chance, else the plain one; with the numbers."""
-    report: dict[str, Any] = {
-        name: {"logloss": logloss(valid.label, z), "auc": _finite(auc(valid.label, z))} for name, z in logits.items()
+    quality = {
+        name: Quality(logloss=logloss(valid.label, z), auc=_finite(auc(valid.label, z))) for name, z in logits.items()
     }
     if "pretrained" not in logits:
-        return "plain", report
+        return "plain", TrunkChoice(plain=quality["plain"])
     losses = {name: row_logloss(valid.label, z) for name, z in logits.items()}
     change = paired_mean(losses["pretrained"] - losses["plain"], clusters_of(valid.user))
-    report["logloss_change"] = change.to_json()
-    return ("pretrained" if change.high < 0 else "plain"), report
+    compared = TrunkChoice(
+        plain=quality["plain"], pretrained=quality["pretrained"], logloss_change=MeasuredInterval.of(change)
+    )
+    return ("pretrained" if change.high < 0 else "plain"), compared
 
 
-def fit_mode(trial_model: TrialModel, valid: EncodedRows, config: FitConfig) -> tuple[TestTimeConfig, dict[str, Any]]:
+def fit_mode(trial_model: TrialModel, valid: EncodedRows, config: FitConfig) -> tuple[TestTimeConfig, ModeChoice]:
     """The configuration that ships with one trunk, and the evidence. ``valid`` is in time order."""
     half = len(valid) // 2
     fit, later = valid.take(np.arange(half)), valid.take(np.arange(half, len(valid)))
     off = TestTimeConfig(importance=field_importance(trial_model.model, trial_model.reliability, fit))
-    report: dict[str, Any] = {"mode": "off", "accepted": False, "candidates": [], "best": None, "best_name": None}
-    report["rows"] = {"fit": len(fit), "accept": len(later)}
+    rows = HalfRows(fit=len(fit), accept=len(later))
     usable = half >= MIN_HALF and all(part.label.min() != part.label.max() for part in (fit, later))
     if not usable or len(trial_model.reliability.maskable_fields) == 0:
         reason = (
@@ -148,8 +167,11 @@ def fit_mode(trial_model: TrialModel, valid: EncodedRows, config: FitConfig) -> 
             if not usable
             else "every field of this log is protected, so there is no value to doubt"
         )
-        report["sentence"] = f"Test-time work ships off: {reason}; every row is scored once."
-        return off, report
+        said = f"Test-time work ships off: {reason}; every row is scored once."
+        nothing = ModeChoice(
+            mode="off", accepted=False, candidates=(), best=None, best_name=None, rows=rows, sentence=said
+        )
+        return off, nothing
     found = candidates(trial_model, fit, off, config)
     plain = trial_model.logits(off, later)[0]
     max_cost = config.max_cost if config.mode == "lean" else float("inf")
@@ -171,16 +193,17 @@ def fit_mode(trial_model: TrialModel, valid: EncodedRows, config: FitConfig) -> 
     affordable = [v for v in verdicts if v.cost <= max_cost]
     best = min(accepted or affordable, key=lambda v: v.candidate.fit_logloss, default=None)
     shipped = best.candidate.config if best is not None and accepted else off
-    report |= {
-        "mode": shipped.mode,
-        "accepted": bool(accepted),
-        "candidates": [v.to_json() for v in verdicts],
-        "best": best.candidate.config.model_dump(mode="json") if best is not None else None,
-        "best_name": best.candidate.name if best is not None else None,
-        "off": {"logloss": logloss(later.label, plain), "auc": auc(later.label, plain)},
-        "sentence": sentence(best, len(later)),
-    }
-    return shipped, report
+    choice = ModeChoice(
+        mode=shipped.mode,
+        accepted=bool(accepted),
+        candidates=tuple(v.record() for v in verdicts),
+        best=best.candidate.config if best is not None else None,
+        best_name=best.candidate.name if best is not None else None,
+        rows=rows,
+        off=Quality(logloss=logloss(later.label, plain), auc=auc(later.label, plain)),
+        sentence=sentence(best, len(later)),
+    )
+    return shipped, choice
 
 
 def field_importance(
@@ -201,16 +224,16 @@ def field_importance(
     return tuple(float(w) for w in weight / total) if total > 0 else ()
 
 
-def novelty(data: TrainingSet) -> dict[str, dict[str, float]]:
+def novelty(data: TrainingSet) -> Novelty:
     """Share of rows with a user or item that training never saw, validation beside test."""
     return data.info.novelty()
 
 
-def novelty_words(share: dict[str, dict[str, float]]) -> str:
+def novelty_words(share: Novelty) -> str:
     """Novelty of validation beside that of test, as one sentence; what is tuned on one kind of rows fits that kind."""
     parts = [
-        f"unseen {entity}s in {share['valid'][entity]:.0%} of validation rows and {share['test'][entity]:.0%} of test rows"
-        for entity in share["valid"]
+        f"unseen {entity}s in {share.valid[entity]:.0%} of validation rows and {share.test[entity]:.0%} of test rows"
+        for entity in share.valid
     ]
     return "; ".join(parts) if parts else "the log has no users or items whose novelty could be told"
 

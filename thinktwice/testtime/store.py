@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import Field, field_validator
 
 from thinktwice.combinations.counts import COMBINATIONS_FILE, CombinationCounts
 from thinktwice.errors import BundleError, reason
-from thinktwice.files import read_json, write_json
+from thinktwice.files import read_json
 from thinktwice.models.backbone import Backbone
 from thinktwice.models.store import MODEL_FILES, ModelInfo, load_model, write_model
 from thinktwice.testtime.config import TestTimeConfig
@@ -19,9 +19,10 @@ from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.format_2 import from_format_2
 from thinktwice.testtime.heads import HEADS_FILE, FieldHeads
 from thinktwice.testtime.reliability import COUNTS_FILE, Reliability
+from thinktwice.testtime.report import TestTimeReport
+from thinktwice.versioned import ResultFile
 
 TEST_TIME_FILE = "test_time.json"
-FORMAT = 3
 MEMBER_FOLDERS = ("members/0", "members/1")
 TEST_TIME_FILES = (TEST_TIME_FILE, COUNTS_FILE)
 # What some modes need besides; what ships is what the configuration needs (:func:`needed_files`).
@@ -32,20 +33,28 @@ EXTRA_FILES = (
 )
 
 
-class _TestTimeFile(BaseModel):
-    """Content of ``test_time.json``."""
+class TestTimeFile(ResultFile):
+    """Content of ``test_time.json``; see :class:`TestTime`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    __test__ = False  # the name starts with "Test", and it is no test
 
-    format: StrictInt
+    FORMAT: ClassVar[int] = 3
+
     config: TestTimeConfig
-    report: dict[str, Any]
+    report: TestTimeReport | None
     weights: Annotated[str, Field(max_length=64)]
+
+    @field_validator("report", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        """Files of formats 2 and 3 exist that have an empty report."""
+        return None if value == {} else value
 
 
 @dataclass(frozen=True)
 class TestTime:
-    """What ships with a model: the configuration, the counts, the evidence of the choice (`report`), and extras.
+    """What ships with a model: the configuration, the counts, the evidence of the choice (``report``; None where the
+    configuration was set and not chosen), and extras.
 
     ``weights`` is the SHA-256 of the weights that the counts were taken for; "" where nobody said.
     """
@@ -54,7 +63,7 @@ class TestTime:
 
     config: TestTimeConfig
     reliability: Reliability
-    report: dict[str, Any]
+    report: TestTimeReport | None
     extras: Extras = field(default_factory=Extras)
     weights: str = ""
 
@@ -80,8 +89,8 @@ def save_test_time(folder: Path | str, value: TestTime, model: Backbone | None =
         shared = model is not None and member.embedding.table is model.embedding.table
         (folder / name).mkdir(parents=True)
         write_model(folder / name, member, ModelInfo(stage="finetuned"), with_table=not shared)
-    content = {"format": FORMAT, "config": value.config.model_dump(mode="json"), "report": value.report}
-    write_json(folder / TEST_TIME_FILE, content | {"weights": value.weights})
+    content = TestTimeFile(format=TestTimeFile.FORMAT, config=value.config, report=value.report, weights=value.weights)
+    content.write(folder / TEST_TIME_FILE)
 
 
 def load_test_time(folder: Path | str, model: Backbone | None = None) -> TestTime:
@@ -91,7 +100,7 @@ def load_test_time(folder: Path | str, model: Backbone | None = None) -> TestTim
         BundleError: a file is missing, damaged, or written by an unknown format.
     """
     folder = Path(folder)
-    config, report, weights = _read(folder)
+    read = _read(folder)
     extras = Extras(
         CombinationCounts.load(folder) if (folder / COMBINATIONS_FILE).is_file() else None,
         FieldHeads.load(folder) if (folder / HEADS_FILE).is_file() else None,
@@ -101,7 +110,7 @@ def load_test_time(folder: Path | str, model: Backbone | None = None) -> TestTim
             if (folder / name).is_dir()
         ),
     )
-    return TestTime(config, Reliability.load(folder), report, extras, weights)
+    return TestTime(read.config, Reliability.load(folder), read.report, extras, read.weights)
 
 
 def read_config(folder: Path | str) -> TestTimeConfig:
@@ -110,31 +119,35 @@ def read_config(folder: Path | str) -> TestTimeConfig:
     Raises:
         BundleError: it is missing, damaged, or written by an unknown format.
     """
-    return _read(Path(folder))[0]
+    return _read(Path(folder)).config
 
 
-def read_report(folder: Path | str) -> dict[str, Any]:
+def read_report(folder: Path | str) -> TestTimeReport:
     """How the configuration was chosen, nothing else is read.
 
     Raises:
-        BundleError: like :func:`read_config`.
+        BundleError: like :func:`read_config`, or it was set and not chosen.
     """
-    return _read(Path(folder))[1]
+    report = _read(Path(folder)).report
+    if report is None:
+        raise BundleError(
+            f"{Path(folder) / TEST_TIME_FILE} has no report of how its configuration was chosen: "
+            "fit the test-time parameters again"
+        )
+    return report
 
 
-def _read(folder: Path) -> tuple[TestTimeConfig, dict[str, Any], str]:
-    """Configuration, report and hash of the weights."""
-    path = folder / TEST_TIME_FILE
+def _read(folder: Path) -> TestTimeFile:
+    path, expected = folder / TEST_TIME_FILE, TestTimeFile.FORMAT
     try:
         value = read_json(path)
-        if isinstance(value, dict) and type(version := value.get("format")) is int and version != FORMAT:
+        if isinstance(value, dict) and type(version := value.get("format")) is int and version != expected:
             if version != 2:
-                raise BundleError(f"{path} has format {version}, this version reads {FORMAT} and 2: fit it again")
+                raise BundleError(f"{path} has format {version}, this version reads {expected} and 2: fit it again")
             value = from_format_2(value)
-        found = _TestTimeFile.model_validate(value)
+        return TestTimeFile.model_validate(value)
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read ({reason(error)}): fit the test-time parameters again") from error
-    return found.config, found.report, found.weights
 
 
 def needed_files(config: TestTimeConfig) -> tuple[str, ...]:

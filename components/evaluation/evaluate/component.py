@@ -52,14 +52,14 @@ def evaluate(
         )
     # Timings are in the page beside the bundle and not in the one inside: they would change its hash in every run.
     Path(report.path).write_text(render(result.content, result.timings, result.candidate_timings), encoding="utf-8")
-    bundle.metadata.update(model_version=name, trunk=result.trunk, verdict=result.verdict)
-    for column in result.content["columns"]:
-        for name, value in column["metrics"].items():
+    bundle.metadata.update(model_version=name, trunk=result.content.trunk, verdict=result.content.verdict[0])
+    for column in result.content.columns:
+        for name, value in column.metrics:
             if value is not None:
-                metrics.log_metric(f"{column['key']}_{name}", value)
-        metrics.log_metric(f"{column['key']}_wall_ratio", result.timings[column["key"]])
-    point = result.content["operating_point"]
-    metrics.log_metric("confusion_threshold", point["threshold"])
-    classification.log_confusion_matrix(["no click", "click"], point["confusion"])
-    if point["roc"]:
-        classification.log_roc_curve(*(list(axis) for axis in zip(*point["roc"], strict=True)))
+                metrics.log_metric(f"{column.key}_{name}", value)
+        metrics.log_metric(f"{column.key}_wall_ratio", result.timings[column.key])
+    point = result.content.operating_point
+    metrics.log_metric("confusion_threshold", point.threshold)
+    classification.log_confusion_matrix(["no click", "click"], [list(row) for row in point.confusion])
+    if point.roc:
+        classification.log_roc_curve(*(list(axis) for axis in zip(*point.roc, strict=True)))

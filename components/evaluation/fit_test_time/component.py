@@ -29,7 +29,7 @@ def fit_test_time(
     test_time.metadata.update(mode=found.config.mode, trunk=found.trunk, sentence=found.sentence)
     metrics.log_metric("test_time_work_ships", float(found.config.mode != "off"))
     metrics.log_metric("pretrained_trunk_ships", float(found.trunk == "pretrained"))
-    for candidate in found.report["candidates"]:
-        name = candidate["name"].replace(", ", "_")
-        metrics.log_metric(f"logloss_change_{name}", candidate["change"]["value"])
-        metrics.log_metric(f"passes_{name}", candidate["passes"])
+    for candidate in found.report.candidates:
+        name = candidate.name.replace(", ", "_")
+        metrics.log_metric(f"logloss_change_{name}", candidate.change.value)
+        metrics.log_metric(f"passes_{name}", candidate.passes)

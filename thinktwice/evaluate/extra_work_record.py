@@ -1,0 +1,104 @@
+"""Does extra work pay: the part ``extra_work`` of ``evaluation.json``.
+
+All changes are of logloss against one plain pass of the same trunk (``off``), below 0 is better.
+"""
+
+from __future__ import annotations
+
+from thinktwice.choices import Mode
+from thinktwice.testtime.report import Evidence
+from thinktwice.testtime.triggers import TriggerKind
+from thinktwice.versioned import MeasuredInterval, Record, SparseRecord
+
+
+class TestQuality(SparseRecord):
+    """Metrics on test rows; ``truth_distance`` where the log knows the true click probability."""
+
+    __test__ = False  # the name starts with "Test", and it is no test
+
+    logloss: float
+    auc: float | None  # None: one class only
+    ece: float
+    truth_distance: float | None = None
+
+
+class TestedChange(MeasuredInterval):
+    """A change with its p-value, alone and adjusted for the number of candidates (Holm)."""
+
+    __test__ = False
+
+    p_value: float
+    p_holm: float
+
+
+class Detectable(Record):
+    """The change that these rows would have shown with probability 80 %; None where chance has no bound."""
+
+    logloss: float | None
+    auc: float | None
+
+
+class CandidateOnTest(TestQuality):
+    """A candidate on test rows beside its evidence on validation; ``slices`` by name, the truth where the log knows it."""
+
+    name: str
+    mode: Mode
+    passes: float  # forward passes per row
+    cost: float  # estimated time relative to one plain pass
+    change: TestedChange
+    auc_change: TestedChange
+    detectable: Detectable
+    slices: dict[str, MeasuredInterval]
+    truth_distance_change: MeasuredInterval | None = None
+    truth_logloss_change: MeasuredInterval | None = None
+    ships: bool
+    validation: Evidence
+
+
+class SliceSize(Record):
+    """A slice of test rows."""
+
+    name: str
+    rows: int
+
+
+class Reference(Record):
+    """A control or bound of a candidate; ``candidate_against`` is the candidate minus it."""
+
+    candidate: str
+    name: str
+    passes: float
+    change: MeasuredInterval
+    candidate_against: MeasuredInterval
+
+
+class UpliftCurve(Record):
+    """Change of logloss when a growing share of rows is escalated, and its area against an order by chance."""
+
+    change: tuple[float, ...]
+    area: float
+
+
+class Uplift(Record):
+    """One candidate with a second look at every row, against its own base pass; ``curves`` by order of escalation."""
+
+    candidate: str
+    base_change: MeasuredInterval
+    everybody: MeasuredInterval
+    trigger: TriggerKind | None
+    share: float  # of rows that its own trigger escalates
+    change: MeasuredInterval
+    shares: tuple[float, ...]
+    curves: dict[str, UpliftCurve]
+
+
+class ExtraWork(Record):
+    """Every candidate that validation tried, on test rows; ``uplift`` is of the best one with a second look."""
+
+    rows: int
+    users: int
+    slices: tuple[SliceSize, ...]
+    off: TestQuality
+    candidates: tuple[CandidateOnTest, ...]
+    references: tuple[Reference, ...]
+    uplift: Uplift | None

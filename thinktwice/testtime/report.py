@@ -1,0 +1,88 @@
+"""The test-time report, part of ``test_time.json``: what was tried on validation, and why the configuration ships that ships.
+
+All changes are of logloss, candidate minus the other, on the same rows: below 0 is better.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from thinktwice.choices import Mode
+from thinktwice.data.training_set_info import Novelty
+from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.versioned import MeasuredInterval, Record, SparseRecord
+
+TrunkName = Literal["plain", "pretrained"]
+
+
+class Quality(Record):
+    """A model on validation rows."""
+
+    logloss: float
+    auc: float | None  # None: one class only
+
+
+class TrunkChoice(SparseRecord):
+    """The trunks on validation rows; ``logloss_change`` is pre-trained minus plain."""
+
+    plain: Quality
+    pretrained: Quality | None = None
+    logloss_change: MeasuredInterval | None = None
+
+
+class HalfRows(Record):
+    """Rows of the halves of validation: parameters are fitted on ``fit``, candidates accepted on ``accept``."""
+
+    fit: int
+    accept: int
+
+
+class Evidence(Record):
+    """What the later validation rows say about a candidate: its change against ``off`` and against each control by name."""
+
+    change: MeasuredInterval
+    controls: dict[str, MeasuredInterval]
+    accepted: bool
+    reasons: tuple[str, ...]  # why it is not accepted
+
+
+class TriedCandidate(Evidence):
+    """A configuration that was tried; ``fit_logloss`` is of the earlier rows, all other numbers are of the later ones."""
+
+    name: str
+    config: TestTimeConfig
+    fit_logloss: float
+    logloss: float
+    auc: float
+    passes: float  # scored rows per row
+    cost: float  # estimated time relative to one plain pass
+    auc_change: MeasuredInterval
+
+
+class ModeChoice(SparseRecord):
+    """What one trunk ships with; ``best`` is the best candidate whether it ships or not. ``off``: the plain model on the later
+    rows, where anything was tried."""
+
+    mode: Mode
+    accepted: bool
+    candidates: tuple[TriedCandidate, ...]
+    best: TestTimeConfig | None
+    best_name: str | None
+    rows: HalfRows
+    off: Quality | None = None
+    sentence: str
+
+
+class TestTimeReport(ModeChoice):
+    """The whole report.
+
+    ``count_auc`` is the AUC of the training count alone by field, with ``warnings`` where it predicts the label.
+    """
+
+    __test__ = False  # the name starts with "Test", and it is no test
+
+    trunk: TrunkName
+    trunks: TrunkChoice
+    novelty: Novelty
+    count_auc: dict[str, float]
+    warnings: tuple[str, ...]
