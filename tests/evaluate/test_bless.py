@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tests.testtime import world
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import build_training_set, load_training_set
 from thinktwice.errors import BundleError
-from thinktwice.evaluate.bless import ECE_LIMIT, bless
+from thinktwice.evaluate.bless import ECE_LIMIT, bless, judge
 from thinktwice.evaluate.compare import evaluate
 from thinktwice.evaluate.evaluation import recorded_evaluation
 from thinktwice.evaluate.from_bundle import misfit
@@ -273,3 +274,25 @@ def test_damaged_bundle_is_an_error_and_no_verdict(finished: Path, tmp_path: Pat
     with pytest.raises(BundleError, match=r"counts.safetensors"):
         bless(finished / "set", finished / "bundle-good", broken, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 7}, "it has format 7, this version reads 1"),
+        ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
+        ({"data": {}}, "data.schema: Field required"),
+    ],
+)
+def test_a_champion_whose_evaluation_cannot_be_read_is_named(
+    finished: Path, tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    champion = with_window(finished, tmp_path, train_end="2024-01-02T00:00:00+00:00")
+    path = champion / "report" / "evaluation.json"
+    path.write_text(json.dumps(read_json(path) | change))
+    rows = load_training_set(finished / "set").rows("test")
+    candidate = load_bundle(finished / "bundle-good")
+    opponent = replace(load_bundle(finished / "bundle-bad"), folder=champion)
+    with pytest.raises(BundleError) as caught:
+        judge(rows, candidate, opponent)
+    assert str(caught.value) == f"{path} cannot be read ({words}): deploy a model again"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
@@ -19,7 +20,7 @@ from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import BundleError
 from thinktwice.evaluate import slices
 from thinktwice.evaluate.bundles import evaluate_bundles
-from thinktwice.evaluate.compare import evaluate
+from thinktwice.evaluate.compare import compare, evaluate
 from thinktwice.evaluate.evaluation import Evaluation, TrainingEvaluation, read_evaluation
 from thinktwice.evaluate.package import write_candidate
 from thinktwice.evaluate.report import render
@@ -29,8 +30,9 @@ from thinktwice.models import load_model
 from thinktwice.models.blocks import one_thread
 from thinktwice.pages.charts import nice_ticks
 from thinktwice.release.bundle import bundle_hash
+from thinktwice.selection.trunks import open_trunks
 from thinktwice.stats import metrics
-from thinktwice.testtime.store import read_report
+from thinktwice.testtime.store import load_test_time, read_report
 from thinktwice.versioned import read_result
 
 
@@ -281,3 +283,16 @@ def test_an_accepted_candidate_is_what_ships(finished: Path, tmp_path: Path) -> 
     assert content.mode == best.mode
     assert content.columns[0].metrics == found.content.column("test_time").metrics
     assert content.columns[0].cost.passes == found.content.columns[2].cost.passes
+
+
+def test_opened_once_they_give_the_same_evaluation_and_nothing_is_written(
+    finished: Path, content: TrainingEvaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thinktwice.evaluate.compare.wall_ratio", lambda *_: 1.0)
+    data, trunks = load_training_set(finished / "set"), open_trunks(finished / "plain", finished / "bad")
+    test_time = load_test_time(finished / "test_time-good", trunks["plain"].model)
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    assert compare(data, trunks, test_time).content == content
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+    with pytest.raises(BundleError, match="have no report of how they were chosen: fit them again"):
+        compare(data, trunks, replace(test_time, report=None))

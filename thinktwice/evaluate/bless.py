@@ -15,13 +15,13 @@ import polars as pl
 
 from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import BundleError, reason
-from thinktwice.evaluate.evaluation import recorded_evaluation
+from thinktwice.evaluate.evaluation import read_evaluation
 from thinktwice.evaluate.from_bundle import misfit, score_bundle
 from thinktwice.evaluate.measure import ScoreColumn, column_metrics
 from thinktwice.files import atomic_dir
 from thinktwice.progress import note
 from thinktwice.release.blessing import BLESSING_FILE, Blessing, ComparedChampion
-from thinktwice.release.bundle import Bundle, bundle_hash, load_bundle
+from thinktwice.release.bundle import EVALUATION_FILE, REPORT, Bundle, load_bundle
 from thinktwice.stats.metrics import ECE_BINS
 from thinktwice.stats.significance import (
     Interval,
@@ -58,36 +58,51 @@ def bless(
         DataError: the training set is missing or damaged.
         BundleError: a bundle is missing or damaged.
     """
-    data = load_training_set(training_set_dir)
-    rows = data.rows("test")
+    rows = load_training_set(training_set_dir).rows("test")
     candidate = load_bundle(bundle_dir)
+    # A missing or damaged champion is an error: it must not look like a first run.
+    champion = None if champion_dir is None else load_bundle(champion_dir)
+    verdict, sentence = judge(rows, candidate, champion)
+    with atomic_dir(out_dir) as folder:
+        verdict.write(folder / BLESSING_FILE)
+    note(STAGE, sentence)
+    return verdict
+
+
+@reproducible()
+def judge(rows: pl.DataFrame, candidate: Bundle, champion: Bundle | None) -> tuple[Blessing, str]:
+    """The verdict of :func:`bless` on test rows, and the sentence to tell about it; nothing is written.
+
+    Args:
+        champion: None when nothing was ever deployed.
+    """
     mine, encoded = score_bundle(candidate, rows, key="candidate", label="candidate")
     label, cluster = encoded.label.astype(np.float64), clusters_of(encoded.user)
-    champion = _opponent(champion_dir, rows)
+    opponent = _opponent(champion, rows)
     metrics = column_metrics(label, mine, cluster, None)
-    opponent: ComparedChampion | None = None
+    compared: ComparedChampion | None = None
     compared_rows: int | None = None
     measured: dict[str, MeasuredInterval] | None = None
     better, reasons = _better_than_chance(label, mine, cluster)
     fresh, remark = np.ones(len(label), bool), ""
-    if isinstance(champion, Bundle) and champion.hash != candidate.hash:
-        fresh, remark = _fresh_rows(champion, encoded.time, label)
-    if isinstance(champion, str) or not fresh.any():
+    if isinstance(opponent, Bundle) and opponent.hash != candidate.hash:
+        fresh, remark = _fresh_rows(opponent, encoded.time, label)
+    if isinstance(opponent, str) or not fresh.any():
         sound, why = _sound_alone(metrics.ece, label)
-        remark = champion if isinstance(champion, str) else remark
+        remark = opponent if isinstance(opponent, str) else remark
     else:
         y, codes = label[fresh], clusters_of(encoded.user[fresh])
         ours = _taken(mine, fresh)
-        theirs = _taken(score_bundle(champion, rows, key="champion", label="champion")[0], fresh)
+        theirs = _taken(score_bundle(opponent, rows, key="champion", label="champion")[0], fresh)
         changes = _changes(y, theirs, ours, codes)
         compared_rows = len(y)
-        opponent = ComparedChampion(
-            bundle_hash=champion.hash,
-            model_version=champion.manifest.model_version,
+        compared = ComparedChampion(
+            bundle_hash=opponent.hash,
+            model_version=opponent.manifest.model_version,
             metrics=column_metrics(y, theirs, codes, None).model_dump(),
         )
         measured = {name: MeasuredInterval.of(change) for name, change in changes.items()}
-        sound, why = _against_champion(changes, same=champion.hash == candidate.hash)
+        sound, why = _against_champion(changes, same=opponent.hash == candidate.hash)
     blessed = better and sound
     failed = ([] if better else reasons) + ([] if sound else why)
     reasons = [*reasons, *([remark] if remark else []), *why]
@@ -96,25 +111,21 @@ def bless(
         blessed=blessed,
         reasons=tuple(reasons),
         bundle_hash=candidate.hash,
-        champion_hash=None if champion_dir is None else bundle_hash(champion_dir),
+        champion_hash=None if champion is None else champion.hash,
         model_version=candidate.manifest.model_version,
         rows=len(label),
         candidate=metrics.model_dump(),
         compared_rows=compared_rows,
-        champion=opponent,
+        champion=compared,
         changes=measured,
     )
-    with atomic_dir(out_dir) as folder:
-        verdict.write(folder / BLESSING_FILE)
-    note(STAGE, f"blessed: {why[-1]}" if blessed else f"not blessed: {'; '.join(failed)}")
-    return verdict
+    return verdict, f"blessed: {why[-1]}" if blessed else f"not blessed: {'; '.join(failed)}"
 
 
-def _opponent(champion_dir: Path | str | None, rows: pl.DataFrame) -> Bundle | str:
-    """The champion's bundle, or the sentence that says why there is no opponent."""
-    if champion_dir is None:
+def _opponent(champion: Bundle | None, rows: pl.DataFrame) -> Bundle | str:
+    """The champion, or the sentence that says why there is no opponent."""
+    if champion is None:
         return "there is no champion yet, so the model is judged alone"
-    champion = load_bundle(champion_dir)  # a missing or damaged one is an error: it must not look like a first run
     reason = misfit(champion, rows)
     if reason:
         return (
@@ -146,7 +157,8 @@ def _fresh_rows(champion: Bundle, time: np.ndarray, label: np.ndarray) -> tuple[
 
 def _last_seen(champion: Bundle) -> datetime:
     """End of the champion's training and validation rows: these tuned it."""
-    ends = [champion.manifest.train_window[1], recorded_evaluation(champion.folder).data.parts["valid"].window[1]]
+    evaluation = read_evaluation(champion.folder / REPORT / EVALUATION_FILE, "deploy a model again")
+    ends = [champion.manifest.train_window[1], evaluation.data.parts["valid"].window[1]]
     try:
         return max(datetime.fromisoformat(end).astimezone(timezone.utc) for end in ends)
     except (ValueError, OverflowError) as error:

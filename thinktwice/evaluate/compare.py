@@ -18,18 +18,16 @@ from thinktwice.evaluate.measure import ScoreColumn, measure, operating_point
 from thinktwice.evaluate.report import render
 from thinktwice.evaluate.verdict import verdict_lines
 from thinktwice.files import atomic_dir, write_json
-from thinktwice.models.store import load_model
 from thinktwice.progress import note
 from thinktwice.release.bundle import EVALUATION_FILE, REPORT_FILE
 from thinktwice.selection.trial_model import TrialModel
+from thinktwice.selection.trunks import Trunk, Trunks, open_trunks
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Raw
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.report import TestTimeReport, TrunkName
-from thinktwice.testtime.store import load_test_time, read_report
+from thinktwice.testtime.store import TestTime, load_test_time, read_report
 from thinktwice.threads import reproducible
-from thinktwice.train.record import TRAINING_FILE, FinetuneRecord
-from thinktwice.versioned import read_result
 
 STAGE = "evaluate"
 TIMINGS_FILE = "timings.json"
@@ -49,6 +47,13 @@ class EvaluatedRun:
     timings: dict[str, float]
     candidate_timings: dict[str, float]
 
+    def write(self, out_dir: Path | str) -> None:
+        """Write ``evaluation.json``, ``report.html`` and ``timings.json``."""
+        with atomic_dir(out_dir) as folder:
+            self.content.write(folder / EVALUATION_FILE)
+            write_json(folder / TIMINGS_FILE, {"wall_ratio": self.timings, "candidates": self.candidate_timings})
+            (folder / REPORT_FILE).write_text(render(self.content), encoding="utf-8")
+
 
 @reproducible()
 def evaluate(
@@ -58,32 +63,49 @@ def evaluate(
     test_time_dir: Path | str,
     out_dir: Path | str,
 ) -> EvaluatedRun:
-    """Score the test rows with every model, compare them in pairs, write ``evaluation.json``, ``report.html`` and ``timings.json``.
-
-    The column ``test_time`` is the best candidate on the chosen trunk whether it ships or not, as it was fitted on
-    validation; test rows choose nothing.
+    """Open everything once, :func:`compare` it and write the result.
 
     Raises:
         DataError: the training set is missing or damaged.
         BundleError: a model or the test-time parameters are missing or damaged.
     """
-    data = load_training_set(training_set_dir)
-    test = data.part("test")
-    rows = data.rows("test")
-    folders: dict[TrunkName, Path | str] = {"plain": plain_dir}
-    if pretrained_dir is not None:
-        folders["pretrained"] = pretrained_dir
-    trunks = {name: load_model(folder) for name, folder in folders.items()}
-    report = read_report(test_time_dir)
-    trunk = report.trunk
+    data, trunks = load_training_set(training_set_dir), open_trunks(plain_dir, pretrained_dir)
+    trunk = read_report(test_time_dir).trunk
     if trunk not in trunks:
         raise BundleError(f"test-time parameters in {test_time_dir} belong to the {trunk} model, which was not given")
-    test_time = load_test_time(test_time_dir, trunks[trunk][0])
+    found = compare(data, trunks, load_test_time(test_time_dir, trunks[trunk].model))
+    found.write(out_dir)
+    note(STAGE, found.content.verdict[0])
+    return found
+
+
+@reproducible()
+def compare(data: TrainingSet, trunks: Trunks, test_time: TestTime) -> EvaluatedRun:
+    """Score the test rows with every model and compare them in pairs; nothing is written.
+
+    The column ``test_time`` is the best candidate on the chosen trunk whether it ships or not, as it was fitted on
+    validation; test rows choose nothing.
+
+    Args:
+        test_time: parameters that were chosen for one of ``trunks``.
+
+    Raises:
+        BundleError: the test-time parameters were set and not chosen.
+    """
+    report = test_time.report
+    if report is None:
+        raise BundleError("the test-time parameters have no report of how they were chosen: fit them again")
+    trunk = report.trunk
+    test = data.part("test")
+    rows = data.rows("test")
     subjects = {
         name: TrialModel(
-            model, info.calibration, test_time.reliability, test_time.extras if name == trunk else Extras()
+            opened.model,
+            opened.info.calibration,
+            test_time.reliability,
+            test_time.extras if name == trunk else Extras(),
         )
-        for name, (model, info) in trunks.items()
+        for name, opened in trunks.items()
     }
     raw = {name: trial_model.raw(OFF, test) for name, trial_model in subjects.items()}
     columns = [_column(name, TRUNK_WORDS[name], subjects[name], OFF, raw[name]) for name in trunks]
@@ -129,14 +151,9 @@ def evaluate(
         novelty=report.novelty,
         operating_point=operating_point(test.label, ships.probability, data.info.parts["train"].click_rate),
         data=data_facts(data),
-        curves={name: curve for name, folder in folders.items() if (curve := _curve(folder))},
+        curves={name: curve for name, opened in trunks.items() if (curve := _curve(opened))},
         verdict=tuple(verdict_lines(measures, report, shipped)),
     )
-    with atomic_dir(out_dir) as out:
-        content.write(out / EVALUATION_FILE)
-        write_json(out / TIMINGS_FILE, {"wall_ratio": timings, "candidates": walls})
-        (out / REPORT_FILE).write_text(render(content), encoding="utf-8")
-    note(STAGE, content.verdict[0])
     return EvaluatedRun(content, timings, walls)
 
 
@@ -161,11 +178,8 @@ def data_facts(data: TrainingSet) -> DataFacts:
     return DataFacts(schema=data.schema.name, split=data.info.split, parts=parts)
 
 
-def _curve(folder: Path | str) -> tuple[CurvePoint, ...]:
-    """Epoch, training and validation logloss of a model's training, if its folder has the record."""
-    if not (Path(folder) / TRAINING_FILE).is_file():
-        return ()
-    record = read_result(Path(folder) / TRAINING_FILE, FinetuneRecord, BundleError, "train the model again")
+def _curve(trunk: Trunk) -> tuple[CurvePoint, ...]:
+    """Epoch, training and validation logloss of a model's training, if there is a record of it."""
     return tuple(
-        CurvePoint(epoch=p.epoch, train_logloss=p.train_logloss, valid_logloss=p.valid_logloss) for p in record.curve
+        CurvePoint(epoch=p.epoch, train_logloss=p.train_logloss, valid_logloss=p.valid_logloss) for p in trunk.curve
     )

@@ -176,6 +176,6 @@ def recorded_evaluation(bundle_dir: Path | str) -> TrainingEvaluation:
     return read_evaluation(Path(bundle_dir) / REPORT / EVALUATION_FILE)
 
 
-def read_evaluation(path: Path) -> TrainingEvaluation:
-    """The evaluation of a training run in a file; errors like :func:`recorded_evaluation`."""
-    return read_result(path, TrainingEvaluation, BundleError, "train and package the model again")
+def read_evaluation(path: Path, fix: str = "train and package the model again") -> TrainingEvaluation:
+    """The evaluation of a training run in a file; errors like :func:`recorded_evaluation`, with ``fix`` at their end."""
+    return read_result(path, TrainingEvaluation, BundleError, fix)

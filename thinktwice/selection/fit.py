@@ -17,15 +17,15 @@ from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import TrainingSet, load_training_set
 from thinktwice.data.training_set_info import Novelty
 from thinktwice.errors import BundleError
-from thinktwice.files import atomic_dir, sha256_file
+from thinktwice.files import atomic_dir
 from thinktwice.models.backbone import Backbone
-from thinktwice.models.store import WEIGHTS_FILE, load_model
 from thinktwice.progress import note
 from thinktwice.selection.accept import judge, sentence
 from thinktwice.selection.candidates import Candidate, candidates
 from thinktwice.selection.config import FitConfig
 from thinktwice.selection.cost import estimated_cost
 from thinktwice.selection.trial_model import TrialModel
+from thinktwice.selection.trunks import Trunks, open_trunks
 from thinktwice.stats.metrics import auc, logloss, row_logloss
 from thinktwice.stats.significance import clusters_of, paired_mean
 from thinktwice.testtime import calibrate
@@ -47,10 +47,15 @@ COUNT_AUC_LIMIT = 0.6  # a count that predicts the label by itself makes every c
 
 @dataclass(frozen=True)
 class FitResult:
-    """What ships, and why."""
+    """What ships, why, and the model it ships with."""
 
-    config: TestTimeConfig
+    test_time: TestTime
     report: TestTimeReport
+    model: Backbone
+
+    @property
+    def config(self) -> TestTimeConfig:
+        return self.test_time.config
 
     @property
     def trunk(self) -> TrunkName:
@@ -76,31 +81,39 @@ def fit_test_time(
         DataError: the training set is missing or damaged.
         BundleError: a model is damaged, or was trained on another training set.
     """
-    config = config or FitConfig()
-    data = load_training_set(training_set_dir)
+    found = choose(load_training_set(training_set_dir), open_trunks(plain_dir, pretrained_dir), config or FitConfig())
+    with atomic_dir(out_dir) as folder:
+        save_test_time(folder, found.test_time, found.model)
+    note(STAGE, found.sentence)
+    return found
+
+
+@reproducible()
+def choose(data: TrainingSet, trunks: Trunks, config: FitConfig) -> FitResult:
+    """Choose the trunk and the test-time configuration on validation; nothing is written.
+
+    Raises:
+        BundleError: a model was trained on another training set than ``data``.
+    """
     valid = _subsample(data.part("valid"), config.max_rows)
-    folders: dict[TrunkName, Path | str] = {"plain": plain_dir}
-    if pretrained_dir is not None:
-        folders["pretrained"] = pretrained_dir
-    trunks = {name: load_model(folder) for name, folder in folders.items()}
-    for name, (model, _) in trunks.items():
-        if model.fields.num_values != data.encoder.num_values:
+    for name, opened in trunks.items():
+        if opened.model.fields.num_values != data.encoder.num_values:
             raise BundleError(
                 f"the {name} model was trained on another training set than {data.folder}: train it on this one"
             )
     train = data.part("train")
-    reliability = Reliability.fit(train.ids, train.label, trunks["plain"][0].fields)
+    reliability = Reliability.fit(train.ids, train.label, trunks["plain"].model.fields)
     trunk, trunks_compared = choose_trunk(
         {
-            name: calibrate.apply(info.calibration, _off_logits(model, reliability, valid))
-            for name, (model, info) in trunks.items()
+            name: calibrate.apply(opened.info.calibration, _off_logits(opened.model, reliability, valid))
+            for name, opened in trunks.items()
         },
         valid,
     )
     note(STAGE, f"{trunk} trunk")
     note(STAGE, novelty_words(novelty(data)))
-    model, info = trunks[trunk]
-    others = tuple(other for name, (other, _) in trunks.items() if name != trunk)
+    model, info = trunks[trunk].model, trunks[trunk].info
+    others = tuple(other.model for name, other in trunks.items() if name != trunk)
     extras = fit_extras(model, reliability, train, others, config)
     trial_model = TrialModel(model, info.calibration, reliability, extras)
     shipped, choice = fit_mode(trial_model, valid, config)
@@ -113,11 +126,8 @@ def fit_test_time(
         count_auc=count_auc,
         warnings=tuple(warnings),
     )
-    weights = sha256_file(Path(folders[trunk]) / WEIGHTS_FILE)
-    with atomic_dir(out_dir) as folder:
-        save_test_time(folder, TestTime(shipped, reliability, report, extras, weights), model)
-    note(STAGE, report.sentence)
-    return FitResult(shipped, report)
+    test_time = TestTime(shipped, reliability, report, extras, trunks[trunk].weights_hash)
+    return FitResult(test_time, report, model)
 
 
 def fit_extras(

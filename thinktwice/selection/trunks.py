@@ -1,0 +1,57 @@
+"""The trained models among which validation chooses, opened once and handed on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from thinktwice.errors import BundleError
+from thinktwice.files import sha256_file
+from thinktwice.models.backbone import Backbone
+from thinktwice.models.store import WEIGHTS_FILE, ModelInfo, load_model
+from thinktwice.testtime.report import TrunkName
+from thinktwice.train.record import TRAINING_FILE, EvalRecord, FinetuneRecord
+from thinktwice.versioned import read_result
+
+
+@dataclass(frozen=True, eq=False)
+class Trunk:
+    """A fine-tuned model of a folder. What only some readers need is read when asked for."""
+
+    folder: Path
+    model: Backbone
+    info: ModelInfo
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """SHA-256 of the weights."""
+        return sha256_file(self.folder / WEIGHTS_FILE)
+
+    @cached_property
+    def curve(self) -> tuple[EvalRecord, ...]:
+        """The evaluations of its training; empty where the folder has no record of it.
+
+        Raises:
+            BundleError: the record is damaged.
+        """
+        path = self.folder / TRAINING_FILE
+        if not path.is_file():
+            return ()
+        return read_result(path, FinetuneRecord, BundleError, "train the model again").curve
+
+
+Trunks = Mapping[TrunkName, Trunk]
+
+
+def open_trunks(plain_dir: Path | str, pretrained_dir: Path | str | None) -> dict[TrunkName, Trunk]:
+    """Load the models, the plain one first.
+
+    Raises:
+        BundleError: a model is missing or damaged.
+    """
+    folders: dict[TrunkName, Path] = {"plain": Path(plain_dir)}
+    if pretrained_dir is not None:
+        folders["pretrained"] = Path(pretrained_dir)
+    return {name: Trunk(folder, *load_model(folder)) for name, folder in folders.items()}
