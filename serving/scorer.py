@@ -17,7 +17,7 @@ from serving.protocol.requests import Request, RequestParser
 from serving.telemetry.tracing import Tracing
 from thinktwice.data.encoded import Batch
 from thinktwice.data.sides import join
-from thinktwice.errors import FeatureStoreError, ServerError
+from thinktwice.errors import BundleError, FeatureStoreError, ServerError
 from thinktwice.records.answer import Scored
 from thinktwice.release.bundle import Bundle, Manifest, load_bundle
 from thinktwice.testtime.budget import extra_rows
@@ -268,6 +268,11 @@ def open_scorer(
         FeatureStoreError: the bundle names a feature service, and there is no store or the store does not have it.
     """
     bundle = load_bundle(bundle_dir, checked)
+    if bundle.engine.config.correction is not None:
+        raise BundleError(
+            f"model {bundle.manifest.model_version} corrects its scores by counters up to the instant of a request (mode "
+            f"{bundle.engine.config.mode!r}), which this server does not read yet: train it with another --test-time"
+        )
     service = bundle.manifest.feature_service
     reader: OnlineFeatureReader | None = None
     if service:

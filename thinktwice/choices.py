@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 SplitKind = Literal["time", "random"]
 RecipeName = Literal["default", "dcnv2", "autoint", "ml-1m", "ml-100k", "tiny"]
-Mode = Literal["off", "calibrated", "gate", "filter", "uttsi", "matt", "sgctr", "members"]
+Mode = Literal["off", "calibrated", "gate", "filter", "uttsi", "matt", "sgctr", "members", "corrected", "retrieve"]
 SearchMode = Literal["lean", Mode]  # one mode, or all of them within a limit of cost
 OnlineStoreKind = Literal["sqlite", "redis"]
 

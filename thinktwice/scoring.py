@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.scoring_rows import Rows, as_table, read_fields
-from thinktwice.errors import DataError, SchemaError
+from thinktwice.errors import BundleError, DataError, SchemaError
 from thinktwice.release.bundle import Bundle
 from thinktwice.schema.values import can_spell, spelled
 from thinktwice.testtime.engine import Engine, Scored
@@ -61,9 +61,15 @@ def score_table(bundle: Bundle, rows: Rows, *, request: str | None = None) -> Sc
         request: column whose runs of equal values are requests, of at most 1,000 rows each.
 
     Raises:
+        BundleError: the model reads counters up to the instant of a request.
         SchemaError: a field of the model has no column, or its column has an unsupported type.
         DataError: a value has the wrong type or is out of range; the message names column, row and value.
     """
+    if bundle.engine.config.correction is not None:
+        raise BundleError(
+            f"model {bundle.manifest.model_version} corrects its scores by counters (mode {bundle.engine.config.mode!r}), which "
+            "score_table does not read yet: train it with another test-time mode"
+        )
     table = as_table(rows, bundle.schema, bundle.encoder)
     requests = None if request is None else request_starts(table, request)
     trigger = bundle.engine.trigger

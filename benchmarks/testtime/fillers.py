@@ -133,7 +133,7 @@ class Denoised(Eager):
         return in_blocks(scored, x, doubtful, kept, mask.float())[real]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Filled(TrialModel):
     """A model whose dropped values are replaced by other vectors than the learned ones.
 
@@ -145,7 +145,9 @@ class Filled(TrialModel):
 
     @staticmethod
     def of(trial_model: TrialModel, filler: Literal["mean", "denoiser"]) -> Filled:
-        return Filled(trial_model.model, trial_model.calibration, trial_model.reliability, trial_model.extras, filler)
+        return Filled(
+            trial_model.model, trial_model.calibration, trial_model.reliability, trial_model.extras, filler=filler
+        )
 
     def engine(self, config: TestTimeConfig) -> Engine:
         heads, mean = self.extras.heads, mean_vectors(self.model, self.reliability)

@@ -290,9 +290,9 @@ def test_a_champion_whose_evaluation_cannot_be_read_is_named(
     champion = with_window(finished, tmp_path, train_end="2024-01-02T00:00:00+00:00")
     path = champion / "report" / "evaluation.json"
     path.write_text(json.dumps(read_json(path) | change))
-    rows = load_training_set(finished / "set").rows("test")
+    data = load_training_set(finished / "set")
     candidate = load_bundle(finished / "bundle-good")
     opponent = replace(load_bundle(finished / "bundle-bad"), folder=champion)
     with pytest.raises(BundleError) as caught:
-        judge(rows, candidate, opponent)
+        judge(data, candidate, opponent)
     assert str(caught.value) == f"{path} cannot be read ({words}): deploy a model again"

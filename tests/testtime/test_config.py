@@ -73,7 +73,14 @@ def test_what_needs_counts() -> None:
 def test_every_mode_has_a_preset_of_its_name() -> None:
     assert {mode: config.mode for mode, config in PRESETS.items()} == {mode: mode for mode in PRESETS}
     assert PRESETS["off"] == TestTimeConfig()
-    assert {mode for mode, config in PRESETS.items() if config.second_look} == {"uttsi", "matt", "sgctr", "members"}
+    assert {mode for mode, config in PRESETS.items() if config.second_look} == {
+        "uttsi",
+        "matt",
+        "sgctr",
+        "members",
+        "retrieve",
+    }
+    assert {mode for mode, config in PRESETS.items() if config.correction} == {"corrected", "retrieve"}
     matt = PRESETS["matt"].second_look
     assert matt is not None and matt.trigger == Always()
     assert isinstance(matt.opinion, GrownPaths) and matt.opinion.aggregator == Confidence()
@@ -85,7 +92,8 @@ def test_a_preset_keeps_what_its_mode_does_not_decide() -> None:
         found = preset(mode, base)
         assert (found.mode, found.importance, found.temperature) == (mode, (0.5, 0.5), 1.5)
         assert found.calibration == Calibration(a=2.0)
-        assert (found.base, found.second_look) == (PRESETS[mode].base, PRESETS[mode].second_look)
+        for part in ("base", "correction", "second_look"):
+            assert getattr(found, part) == getattr(PRESETS[mode], part)
     assert preset("uttsi") == PRESETS["uttsi"]
 
 

@@ -19,6 +19,8 @@ from thinktwice.errors import BundleError
 from thinktwice.models import build_backbone
 from thinktwice.models.store import MODEL_FILE, WEIGHTS_FILE
 from thinktwice.testtime import TestTimeConfig
+from thinktwice.testtime.evidence.correction import CORRECTION_FILE
+from thinktwice.testtime.evidence.retrieval import NEIGHBOURS_FILE, RETRIEVAL_FILE
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.heads import HEADS_FILE
 from thinktwice.testtime.modes import PRESETS
@@ -111,6 +113,8 @@ def test_more_members_than_there_is_room_for_are_refused(big: wide.Wide, tmp_pat
         (PRESETS["uttsi"], {COMBINATIONS_FILE}),
         (PRESETS["matt"], {COMBINATIONS_FILE}),
         (PRESETS["sgctr"], {HEADS_FILE}),
+        (PRESETS["corrected"], {CORRECTION_FILE}),
+        (PRESETS["retrieve"], {CORRECTION_FILE, RETRIEVAL_FILE, NEIGHBOURS_FILE}),
         (PRESETS["members"], {f"members/0/{n}" for n in (MODEL_FILE, WEIGHTS_FILE)}),
         (but(wide.MEMBERS, count=2), {f"members/{p}/{n}" for p in (0, 1) for n in (MODEL_FILE, WEIGHTS_FILE)}),
     ],

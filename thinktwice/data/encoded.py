@@ -17,6 +17,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from thinktwice.data.evidence import Evidence
 from thinktwice.errors import DataError
 from thinktwice.files import atomic_file
 
@@ -54,7 +55,8 @@ class EncodedRows:
     """Encoded rows of one part of a training set.
 
     ids [R, C] int32, sequences name -> [R, L] int32, vectors name -> [R, dim] float32, label [R] float32,
-    user [R] int64 (stable hash of the user id for grouping, -1 without users), time [R] int64 microseconds.
+    user [R] int64 (stable hash of the user id for grouping, -1 without users), time [R] int64 microseconds. ``evidence`` of the
+    rows is kept by the training set and not in the file of the rows.
     """
 
     ids: np.ndarray
@@ -63,6 +65,7 @@ class EncodedRows:
     label: np.ndarray
     user: np.ndarray
     time: np.ndarray
+    evidence: Evidence | None = None
 
     def __len__(self) -> int:
         return int(self.ids.shape[0])
@@ -86,6 +89,7 @@ class EncodedRows:
             self.label[rows],
             self.user[rows],
             self.time[rows],
+            None if self.evidence is None else self.evidence.take(rows),
         )
 
     def save(self, path: Path | str) -> None:

@@ -96,6 +96,10 @@ class Encoder:
                 bounds[f.name] = borders(numbers(table[f.name]).drop_nulls().to_numpy(), f.buckets)
         return Encoder(fields, schema.key_of("user"), vocabularies, bounds)
 
+    def column_of(self, name: str | None) -> int | None:
+        """The column of a categorical or numeric field in ``ids``; None for another name."""
+        return next((c for c, f in enumerate(self.columns) if f.name == name), None)
+
     def value_of(self, name: str, index: int) -> str | None:
         """The value behind an index of a categorical field, None for unknown."""
         return None if index == 0 else self._values[name][index - 1]

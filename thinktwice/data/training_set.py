@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +15,10 @@ import pyarrow as pa
 
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.encoder import Encoder
+from thinktwice.data.evidence import Evidence, History
 from thinktwice.data.instant.definition import definition_of
+from thinktwice.data.instant.log_counters import log_counters, log_rows
+from thinktwice.data.instant.recent import recent_outcomes
 from thinktwice.data.instant.stored import CounterScale, read_counters, write_counters
 from thinktwice.data.splits import PARTS, SplitSpec, assign_split
 from thinktwice.data.training_set_info import INFO_FILE, Conservation, PartInfo, PartName, TrainingSetInfo
@@ -53,6 +58,51 @@ class TrainingSet:
             return None
         rows = self.info.parts[part].rows
         return read_counters(self.folder, part, rows, len(self.counter_scale.names))
+
+    def part_with_evidence(self, name: PartName) -> EncodedRows:
+        """Like :meth:`part`, with counters and the histories of users for a schema that has ``statistics.instant``."""
+        rows, counters = self.part(name), self.counters(name)
+        if counters is None:
+            return rows
+        return replace(rows, evidence=Evidence(counters, lambda: self._histories[name]))
+
+    def late_counters(self, late_us: int, wanted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Counters [n, C] of some rows of each part, at positions [n], as if every outcome were known ``late_us`` later."""
+        definition = definition_of(self.schema)
+        assert definition is not None
+        late = replace(
+            definition,
+            click_delay=definition.click_delay + late_us,
+            no_click_delay=definition.no_click_delay + late_us,
+        )
+        path = self.folder / ROWS_FILE
+        split = read_frame(path, ["split"])["split"].to_numpy()
+        places = {part: np.flatnonzero(split == part)[positions] for part, positions in wanted.items()}
+        found = {part: np.empty((len(rows), len(late.names)), np.float32) for part, rows in places.items()}
+        start = 0
+        with tempfile.TemporaryDirectory() as scratch:
+            for block in log_counters(log_rows(lambda name: read_frame(path, [name])[name], late), late, Path(scratch)):
+                for part, rows in places.items():
+                    here = (rows >= start) & (rows < start + len(block))
+                    found[part][here] = block[rows[here] - start]
+                start += len(block)
+        return found
+
+    @cached_property
+    def _histories(self) -> dict[str, History]:
+        """The latest outcomes of the users of all rows, by part."""
+        definition = definition_of(self.schema)
+        assert definition is not None
+        path = self.folder / ROWS_FILE
+        log = log_rows(lambda name: read_frame(path, [name])[name], definition)
+        recent = recent_outcomes(log, definition)
+        items = np.zeros(len(log), np.int32)
+        split = read_frame(path, ["split"])["split"].to_numpy()
+        column = self.encoder.column_of(definition.item)
+        for name in PARTS if column is not None else ():
+            items[split == name] = self.part(name).ids[:, column]
+        items, clicked = items[recent.outcomes], log.clicked[recent.outcomes]
+        return {name: History(items, clicked, recent.start[split == name], recent.end[split == name]) for name in PARTS}
 
     @cached_property
     def counter_scale(self) -> CounterScale | None:

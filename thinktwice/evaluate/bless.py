@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from thinktwice.data.training_set import load_training_set
+from thinktwice.data.training_set import TrainingSet, load_training_set
 from thinktwice.errors import BundleError, reason
 from thinktwice.evaluate.evaluation import read_evaluation
-from thinktwice.evaluate.from_bundle import misfit, score_bundle
+from thinktwice.evaluate.from_bundle import evidence_of_test, misfit, score_bundle
 from thinktwice.evaluate.measure import ScoreColumn, column_metrics
 from thinktwice.files import atomic_dir
 from thinktwice.progress import note
@@ -58,11 +58,11 @@ def bless(
         DataError: the training set is missing or damaged.
         BundleError: a bundle is missing or damaged.
     """
-    rows = load_training_set(training_set_dir).rows("test")
+    data = load_training_set(training_set_dir)
     candidate = load_bundle(bundle_dir)
     # A missing or damaged champion is an error: it must not look like a first run.
     champion = None if champion_dir is None else load_bundle(champion_dir)
-    verdict, sentence = judge(rows, candidate, champion)
+    verdict, sentence = judge(data, candidate, champion)
     with atomic_dir(out_dir) as folder:
         verdict.write(folder / BLESSING_FILE)
     note(STAGE, sentence)
@@ -70,13 +70,16 @@ def bless(
 
 
 @reproducible()
-def judge(rows: pl.DataFrame, candidate: Bundle, champion: Bundle | None) -> tuple[Blessing, str]:
-    """The verdict of :func:`bless` on test rows, and the sentence to tell about it; nothing is written.
+def judge(data: TrainingSet, candidate: Bundle, champion: Bundle | None) -> tuple[Blessing, str]:
+    """The verdict of :func:`bless` on the test rows of a training set, and the sentence to tell about it; nothing is written.
 
     Args:
         champion: None when nothing was ever deployed.
     """
-    mine, encoded = score_bundle(candidate, rows, key="candidate", label="candidate")
+    rows = data.rows("test")
+    mine, encoded = score_bundle(
+        candidate, rows, key="candidate", label="candidate", evidence=evidence_of_test(candidate, data)
+    )
     label, cluster = encoded.label.astype(np.float64), clusters_of(encoded.user)
     opponent = _opponent(champion, rows)
     metrics = column_metrics(label, mine, cluster, None)
@@ -93,7 +96,8 @@ def judge(rows: pl.DataFrame, candidate: Bundle, champion: Bundle | None) -> tup
     else:
         y, codes = label[fresh], clusters_of(encoded.user[fresh])
         ours = _taken(mine, fresh)
-        theirs = _taken(score_bundle(opponent, rows, key="champion", label="champion")[0], fresh)
+        known = evidence_of_test(opponent, data)
+        theirs = _taken(score_bundle(opponent, rows, key="champion", label="champion", evidence=known)[0], fresh)
         changes = _changes(y, theirs, ours, codes)
         compared_rows = len(y)
         compared = ComparedChampion(

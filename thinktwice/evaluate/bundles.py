@@ -10,7 +10,7 @@ from thinktwice.data.training_set import load_training_set
 from thinktwice.evaluate import slices
 from thinktwice.evaluate.compare import data_facts
 from thinktwice.evaluate.evaluation import Evaluation
-from thinktwice.evaluate.from_bundle import score_bundle
+from thinktwice.evaluate.from_bundle import evidence_of_test, score_bundle
 from thinktwice.evaluate.measure import measure
 from thinktwice.evaluate.report import render
 from thinktwice.evaluate.verdict import compared
@@ -37,11 +37,14 @@ def evaluate_bundles(
     data = load_training_set(training_set_dir)
     rows = data.rows("test")
     bundle = load_bundle(bundle_dir)
-    column, encoded = score_bundle(bundle, rows, key="bundle", label=_name(bundle))
+    column, encoded = score_bundle(
+        bundle, rows, key="bundle", label=_name(bundle), evidence=evidence_of_test(bundle, data)
+    )
     columns = [column]
     if against_dir is not None:
         other = load_bundle(against_dir)
-        columns.insert(0, score_bundle(other, rows, key="against", label=f"against {_name(other)}")[0])
+        known = evidence_of_test(other, data)
+        columns.insert(0, score_bundle(other, rows, key="against", label=f"against {_name(other)}", evidence=known)[0])
     measures = measure(
         encoded.label.astype(np.float64),
         encoded.user,

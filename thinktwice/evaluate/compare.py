@@ -96,7 +96,7 @@ def compare(data: TrainingSet, trunks: Trunks, test_time: TestTime) -> Evaluated
     if report is None:
         raise BundleError("the test-time parameters have no report of how they were chosen: fit them again")
     trunk = report.trunk
-    test = data.part("test")
+    test = data.part_with_evidence("test")
     rows = data.rows("test")
     subjects = {
         name: TrialModel(

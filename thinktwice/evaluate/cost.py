@@ -8,6 +8,7 @@ from statistics import median
 import numpy as np
 
 from thinktwice.data.encoded import Batch, EncodedRows
+from thinktwice.data.evidence import Evidence, History
 from thinktwice.models.blocks import one_thread
 from thinktwice.testtime.engine import Engine
 
@@ -20,7 +21,7 @@ def wall_ratio(engine: Engine, base: Engine, rows: EncodedRows) -> float:
     """Median over rounds of the time of ``engine`` divided by that of ``base`` on the same requests, taken in turns."""
     take = min(len(rows), REQUEST_ROWS * REQUESTS)
     spread = np.linspace(0, len(rows) - 1, take).astype(np.int64)
-    requests = [rows.batch(spread[s : s + REQUEST_ROWS]) for s in range(0, take, REQUEST_ROWS)]
+    requests = [_request(rows, spread[s : s + REQUEST_ROWS]) for s in range(0, take, REQUEST_ROWS)]
     with one_thread():
         _seconds(engine, requests[:2])
         _seconds(base, requests[:2])
@@ -28,8 +29,21 @@ def wall_ratio(engine: Engine, base: Engine, rows: EncodedRows) -> float:
     return float(median(ratios))
 
 
-def _seconds(engine: Engine, requests: list[Batch]) -> float:
+def _request(rows: EncodedRows, chosen: np.ndarray) -> tuple[Batch, Evidence | None]:
+    """Some rows as one request, whose user has the history of the last of them."""
+    evidence = rows.evidence
+    if evidence is None:
+        return rows.batch(chosen), None
+    found = None if evidence.history is None else evidence.history()
+    if found is None:
+        return rows.batch(chosen), Evidence(evidence.counters[chosen])
+    outcomes = slice(int(found.start[chosen[-1]]), int(found.end[chosen[-1]]))
+    history = History.of_user(found.items[outcomes], found.clicked[outcomes], len(chosen))
+    return rows.batch(chosen), Evidence(np.asarray(evidence.counters[chosen]), lambda: history)
+
+
+def _seconds(engine: Engine, requests: list[tuple[Batch, Evidence | None]]) -> float:
     start = time.perf_counter()
-    for request in requests:
-        engine.score(request)
+    for batch, evidence in requests:
+        engine.score(batch, evidence=evidence)
     return time.perf_counter() - start

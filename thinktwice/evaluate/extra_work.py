@@ -62,7 +62,7 @@ def subsample_index(rows: EncodedRows, limit: int = MAX_ROWS) -> np.ndarray:
 
 def fitting_rows(data: TrainingSet, report: TestTimeReport) -> EncodedRows:
     """The earlier validation rows on which the parameters of ``report`` were fitted; controls are refitted on them."""
-    valid, rows = data.part("valid"), report.rows
+    valid, rows = data.part_with_evidence("valid"), report.rows
     return valid.take(subsample_index(valid, rows.fit + rows.accept)[: rows.fit])
 
 
@@ -286,7 +286,9 @@ def _uplift(panel: Panel, name: str, config: TestTimeConfig, scored: Scored) -> 
     """Change of logloss against the candidate's own base pass, when a share of rows is escalated, in the order of each trigger."""
     trial_model, raw = panel.trial_model, scored(config)
     base, change, _ = _everybody_asked(panel, config, scored)
-    seen = BasePass(raw.missing, entropy(sigmoid(base)), base, np.zeros(len(base), np.uint64))
+    seen = BasePass(
+        raw.missing, entropy(sigmoid(base)), base, np.zeros(len(base), np.uint64), np.abs(raw.first - raw.z0)
+    )
     signals = {trigger: order.signal(seen) for trigger, order in ORDERS.items()} | {"oracle": -change}
     curves = {trigger: uplift_curve(signal, change) for trigger, signal in signals.items()}
     shares = next(iter(curves.values()))[0]
@@ -314,7 +316,7 @@ def _everybody_asked(panel: Panel, config: TestTimeConfig, scored: Scored) -> tu
     """Log-odds of the base pass [R], change of a row's logloss by the second opinion [R], forward passes with it [R]."""
     everybody = config.looking(trigger=Always())
     raw = scored(everybody)
-    base = _logit(panel.trial_model, everybody, replace(raw, z=raw.z0, num_paths=np.ones_like(raw.num_paths)))
+    base = _logit(panel.trial_model, everybody, replace(raw, z=raw.first, num_paths=np.ones_like(raw.num_paths)))
     return base, panel.loss(_logit(panel.trial_model, everybody, raw)) - panel.loss(base), raw.num_paths
 
 

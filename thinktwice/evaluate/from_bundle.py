@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import polars as pl
 
 from thinktwice.data.encoded import EncodedRows
+from thinktwice.data.evidence import Evidence, History
+from thinktwice.data.instant.definition import definition_of
+from thinktwice.data.training_set import TrainingSet
 from thinktwice.errors import SchemaError
 from thinktwice.evaluate.measure import ScoreColumn
 from thinktwice.release.bundle import Bundle
@@ -37,9 +43,34 @@ def _readable(kind: str, found: pl.DataType) -> bool:
     return found.is_numeric() == (kind == "numeric")
 
 
+def evidence_of_test(bundle: Bundle, data: TrainingSet) -> Evidence | None:
+    """Evidence of the test rows of ``data`` as ``bundle`` reads it; None for a model that reads none, or other counters than the
+    training set has: it is then judged by its base scores."""
+    correction = bundle.engine.config.correction
+    found = data.part_with_evidence("test").evidence if correction is not None else None
+    definition, item = definition_of(bundle.schema), bundle.schema.key_of("item")
+    if found is None or data.counter_scale is None or definition is None:
+        return None
+    if data.counter_scale.definition != definition.hash:
+        return None
+    column = data.encoder.column_of(item)
+    if found.history is None or item is None or column is None:
+        return found
+    read, values = found.history, range(data.encoder.num_values[column])
+    places = [0 if (v := data.encoder.value_of(item, i)) is None else bundle.encoder.index_of(item, v) for i in values]
+
+    def history() -> History | None:
+        known = read()
+        return None if known is None else replace(known, items=np.asarray(places, np.int32)[known.items])
+
+    return Evidence(found.counters, history)
+
+
 @reproducible()
-def score_bundle(bundle: Bundle, rows: pl.DataFrame, *, key: str, label: str) -> tuple[ScoreColumn, EncodedRows]:
-    """Scores of ``rows`` as a column of an evaluation, and the rows as the bundle encoded them.
+def score_bundle(
+    bundle: Bundle, rows: pl.DataFrame, *, key: str, label: str, evidence: Evidence | None = None
+) -> tuple[ScoreColumn, EncodedRows]:
+    """Scores of ``rows``, with their ``evidence``, as a column of an evaluation, and the rows as the bundle encoded them.
 
     Raises:
         SchemaError: the rows do not fit the bundle.
@@ -49,7 +80,7 @@ def score_bundle(bundle: Bundle, rows: pl.DataFrame, *, key: str, label: str) ->
         raise SchemaError(
             f"bundle {bundle.manifest.model_version} cannot score these rows: {reason}; give rows of its schema"
         )
-    encoded = bundle.encoder.encode_table(rows.to_arrow())
+    encoded = replace(bundle.encoder.encode_table(rows.to_arrow()), evidence=evidence)
     scored = bundle.engine.finish(raw_rows(bundle.engine, encoded))
     return ScoreColumn(
         key, label, scored.logit, scored.probability, 1 + scored.path_rows / max(len(encoded), 1)

@@ -23,6 +23,18 @@ CONTROLS = {
         "shuffled counts",
         "the same work with counts that belong to other values: a gain that survives is not due to knowledge of rare values",
     ),
+    "other_counters": (
+        "counters of other rows",
+        "a correction fitted to counters that belong to other rows: a gain that survives is not due to knowledge of the row",
+    ),
+    "day_late": (
+        "counters a day late",
+        "a correction fitted to counters that know every outcome a day later: a gain that survives needs no fresh counters",
+    ),
+    "first_look": (
+        "the first look",
+        "the corrected scores without a second look: a gain that survives is not due to retrieved outcomes",
+    ),
     "random_trigger": (
         "rows at random",
         "as many rows escalated, chosen by chance: a gain that survives is not due to knowledge of uncertain rows",

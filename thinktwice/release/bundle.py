@@ -25,6 +25,7 @@ from thinktwice.schema import SCHEMA_FILE
 
 if TYPE_CHECKING:
     from thinktwice.data.encoder import Encoder
+    from thinktwice.data.evidence import Evidence
     from thinktwice.models.backbone import Backbone
     from thinktwice.models.backends import MakeBackend
     from thinktwice.models.store import ModelInfo
@@ -220,6 +221,7 @@ def _load(folder: Path, manifest: Manifest) -> Bundle:
             f"bundle {folder}: its counts were taken for other weights ({test_time.weights[:12]}...): counts that are newer or "
             "older than the weights would call untrained values reliable, fit the test-time parameters again"
         )
+    _check_counters(folder, schema, test_time)
     _check_papers(folder, manifest, encoder)
     engine = _engine(folder, model, info, test_time)
     _check_scores(folder, engine)
@@ -238,6 +240,30 @@ def _other_fields(schema: LogSchema, encoder: Encoder) -> str:
     if schema.key_of("user") != encoder.user_key:
         return f"the users' key is {schema.key_of('user')!r} and {encoder.user_key!r}"
     return ""
+
+
+def _check_counters(folder: Path, schema: LogSchema, test_time: TestTime) -> None:
+    """Whether the correction was trained on the counters that the schema defines, and their neighbours on its items."""
+    from thinktwice.data.instant.definition import definition_of
+    from thinktwice.testtime.opinions.config import Retrieve
+
+    config, network = test_time.config, test_time.extras.correction
+    if config.correction is None or network is None:
+        return
+    definition = definition_of(schema)
+    found = None if definition is None else definition.hash
+    number = 0 if definition is None else len(definition.names)
+    if config.correction.definition not in (None, found) or network.num_counters != number:
+        raise BundleError(
+            f"bundle {folder}: its correction was trained on {network.num_counters} instant statistics of another definition than the "
+            f"{number} of {SCHEMA_FILE}: train and package again"
+        )
+    look = config.second_look
+    if look is not None and isinstance(look.opinion, Retrieve) and look.opinion.item_field != schema.key_of("item"):
+        raise BundleError(
+            f"bundle {folder}: its retrieved evidence is of {look.opinion.item_field!r} and the items' key is "
+            f"{schema.key_of('item')!r}: train and package again"
+        )
 
 
 def _check_papers(folder: Path, manifest: Manifest, encoder: Encoder) -> None:
@@ -264,11 +290,28 @@ def _check_scores(folder: Path, engine: Engine) -> None:
     from thinktwice.models.backends.backend import largest_rows, random_rows
 
     for rows in (largest_rows(engine.model), random_rows(engine.model, PROBED_ROWS)):
-        scored = engine.score(rows)
+        scored = engine.score(rows, evidence=_extreme_evidence(engine, len(rows)))
         if not (np.isfinite(scored.logit).all() and np.isfinite(scored.uncertainty).all()):
             raise BundleError(
                 f"bundle {folder}: its weights or calibrations are so large that a row has no finite score: train again"
             )
+
+
+def _extreme_evidence(engine: Engine, rows: int) -> Evidence | None:
+    """Counters of the largest size of either sign, and a history of one outcome on every item at most, for a model that reads evidence."""
+    import numpy as np
+
+    from thinktwice.data.evidence import Evidence, History
+
+    correction, retrieval = engine.extras.correction, engine.extras.retrieval
+    if correction is None or engine.config.correction is None:
+        return None
+    counters = np.full((rows, correction.num_counters), np.finfo(np.float32).max)
+    counters[1::2] *= -1
+    if retrieval is None:
+        return Evidence(counters)
+    items = np.arange(len(retrieval.neighbours.rates), dtype=np.int32)
+    return Evidence(counters, lambda: History.of_user(items, np.ones(len(items), bool), rows))
 
 
 def _engine(folder: Path, model: Backbone, info: ModelInfo, test_time: TestTime) -> Engine:

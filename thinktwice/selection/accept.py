@@ -5,14 +5,14 @@ All changes are of logloss, candidate minus the other, on the same rows: below 0
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.selection.candidates import Candidate
 from thinktwice.selection.cost import estimated_cost
-from thinktwice.selection.parameters import trigger_of
+from thinktwice.selection.parameters import calibrated, trigger_of
 from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats.metrics import auc, logloss, row_logloss
 from thinktwice.stats.significance import Interval, clusters_of, paired_auc, paired_mean
@@ -25,6 +25,9 @@ from thinktwice.versioned import MeasuredInterval
 CONTROL_WORDS = {
     "recalibrated": "it does not clearly beat a mere recalibration of the plain scores",
     "shuffled_counts": "it does not clearly beat shuffled counts, so it need not be knowledge of rare values",
+    "other_counters": "it does not clearly beat counters of other rows, so it need not be knowledge of the row",
+    "day_late": "it does not clearly beat counters that are a day late, so it need not be fresh knowledge",
+    "first_look": "it does not clearly beat the corrected scores without a second look",
     "random_trigger": "it does not clearly beat rows chosen at random, so it need not be knowledge of uncertain rows",
 }
 RANDOM_DRAWS = 4  # random choices of rows whose losses are averaged, so that one lucky choice decides nothing
@@ -138,7 +141,8 @@ def judge(
 def control_losses(
     candidate: Candidate, trial_model: TrialModel, fit: EncodedRows, later: EncodedRows
 ) -> dict[str, np.ndarray]:
-    """Row losses [R] of every control that applies: mere recalibration, shuffled counts, rows chosen at random.
+    """Row losses [R] of every control that applies: mere recalibration, shuffled counts, rows chosen at random, and of evidence
+    counters of other rows, counters a day late, or the first look.
 
     Shuffled counts apply where counts decide something, random rows where the candidate chooses rows.
     """
@@ -153,6 +157,14 @@ def control_losses(
     if config.uses_counts:
         shuffled = trial_model.shuffled()
         out["shuffled_counts"] = losses(shuffled, candidate.refit(shuffled, trigger, 0))
+    if config.correction is not None and config.second_look is not None:
+        first = config.model_copy(update={"second_look": None})
+        out["first_look"] = losses(trial_model, calibrated(trial_model, first, fit))
+    elif config.correction is not None and trial_model.evidence is not None:
+        for name, correction, other_fit, other_later in trial_model.evidence.controls():
+            other = replace(trial_model, extras=replace(trial_model.extras, correction=correction))
+            logit = other.logits(calibrated(other, config, other_fit), other_later)[0]
+            out[name] = row_logloss(later.label, logit)
     if trigger not in (None, "always"):
         drawn = [losses(trial_model, candidate.refit(trial_model, "random", salt)) for salt in range(RANDOM_DRAWS)]
         out["random_trigger"] = np.mean(drawn, axis=0)
@@ -184,6 +196,9 @@ def _explained(verdict: CandidateVerdict) -> str:
     words = {
         "recalibrated": "recalibration",
         "shuffled_counts": "shuffled counts",
+        "other_counters": "counters of other rows",
+        "day_late": "counters of a day before",
+        "first_look": "the first look",
         "random_trigger": "a random choice of rows",
     }
     names = [words[name] for name in verdict.controls]

@@ -8,7 +8,9 @@ from functools import cache
 
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.selection.config import FitConfig
+from thinktwice.selection.cost import estimated_cost
 from thinktwice.selection.parameters import (
+    BY_THRESHOLD,
     best_filter,
     best_gate,
     by_field,
@@ -21,9 +23,9 @@ from thinktwice.selection.parameters import (
 from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats.metrics import logloss
 from thinktwice.testtime.base_pass import Filter, Gate
-from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.config import Correction, TestTimeConfig
 from thinktwice.testtime.modes import UTTSI_PATHS, preset
-from thinktwice.testtime.opinions.config import FeaturePaths, GrownPaths
+from thinktwice.testtime.opinions.config import FeaturePaths, GrownPaths, Retrieve
 from thinktwice.testtime.samplers.bernoulli import Bernoulli
 from thinktwice.testtime.samplers.exact import Exact
 from thinktwice.testtime.samplers.matt import Matt
@@ -136,4 +138,37 @@ def candidates(trial_model: TrialModel, fit: EncodedRows, off: TestTimeConfig, c
         if isinstance(gate_of(trial_model).base, Gate):
             out.append(best(escalating("members, gated", gated, "entropy", share) for share in config.member_shares))
         out.append(escalating("members, all rows", lambda _: member, "always", 1.0))
+    if trial_model.evidence is not None and trial_model.extras.correction is not None:
+        definition = trial_model.evidence.definition
+        item = trial_model.evidence.data.schema.key_of("item")
+        if tries("corrected") and not trial_model.extras.correction.is_zero:
+            first = with_correction(preset("corrected", off), definition)
+            out.append(
+                candidate(
+                    "corrected", calibrated(trial_model, first, fit), lambda model, *_: calibrated(model, first, fit)
+                )
+            )
+        if tries("retrieve") and trial_model.extras.retrieval is not None and item is not None:
+            looks = with_correction(preset("retrieve", off), definition).looking(opinion=Retrieve(item_field=item))
+            triggers: tuple[TriggerKind, ...] = ("entropy", "moved")
+            found = [
+                escalating("retrieve", by_trigger(looks, trigger), trigger, share)
+                for trigger in triggers
+                for share in config.retrieved_shares
+            ]
+            max_cost = config.max_cost if config.mode == "lean" else float("inf")
+            affordable = [c for c in found if estimated_cost(c.config, c.fit_passes) <= max_cost]
+            out.append(best(affordable or found))
+            out.append(escalating("retrieve, all rows", lambda _: looks, "always", 1.0))
     return out
+
+
+def by_trigger(settings: TestTimeConfig, trigger: TriggerKind) -> Callable[[TrialModel], TestTimeConfig]:
+    """``settings`` of any model, asking for rows in the order of ``trigger``."""
+    found = settings.looking(trigger=BY_THRESHOLD[trigger]())
+    return lambda _: found
+
+
+def with_correction(settings: TestTimeConfig, definition: str) -> TestTimeConfig:
+    """``settings`` with a correction by counters of that definition."""
+    return settings.model_copy(update={"correction": Correction(definition=definition)})

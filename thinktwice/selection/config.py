@@ -29,6 +29,7 @@ class FitConfig(_Frozen):
     min_counts: tuple[int, ...] = (0, 1, 2, 3, 5, 10, 20, 50)
     explored_share: float = Field(default=0.2, gt=0, lt=1)  # share of rows that the trigger of `uttsi` escalates
     member_shares: tuple[float, ...] = (0.1, 0.15, 0.2)  # shares of rows that members may be asked for
+    retrieved_shares: tuple[float, ...] = (0.1, 0.2, 0.4)  # shares of rows that outcomes may be retrieved for
     max_paths: tuple[int, ...] = Field(default=(4, 8), min_length=1)
     max_cost: float = Field(default=1.2, ge=1)  # time of what `lean` ships relative to the plain model's, estimated
     confidence: float = Field(

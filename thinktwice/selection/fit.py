@@ -24,6 +24,8 @@ from thinktwice.selection.accept import judge, sentence
 from thinktwice.selection.candidates import Candidate, candidates
 from thinktwice.selection.config import FitConfig
 from thinktwice.selection.cost import estimated_cost
+from thinktwice.selection.evidence import evidence_fit, fit_evidence
+from thinktwice.selection.frontier import frontiers
 from thinktwice.selection.trial_model import TrialModel
 from thinktwice.selection.trunks import Trunks, open_trunks
 from thinktwice.stats.metrics import auc, logloss, row_logloss
@@ -34,7 +36,15 @@ from thinktwice.testtime.engine import Engine, raw_rows
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.heads import fit_heads
 from thinktwice.testtime.reliability import Reliability
-from thinktwice.testtime.report import HalfRows, ModeChoice, Quality, TestTimeReport, TrunkChoice, TrunkName
+from thinktwice.testtime.report import (
+    EvidenceReport,
+    HalfRows,
+    ModeChoice,
+    Quality,
+    TestTimeReport,
+    TrunkChoice,
+    TrunkName,
+)
 from thinktwice.testtime.store import TestTime, save_test_time
 from thinktwice.threads import reproducible
 from thinktwice.versioned import MeasuredInterval
@@ -95,7 +105,9 @@ def choose(data: TrainingSet, trunks: Trunks, config: FitConfig) -> FitResult:
     Raises:
         BundleError: a model was trained on another training set than ``data``.
     """
-    valid = _subsample(data.part("valid"), config.max_rows)
+    valid = data.part_with_evidence("valid")
+    positions = _subsample(valid, config.max_rows)
+    valid = valid.take(positions)
     for name, opened in trunks.items():
         if opened.model.fields.num_values != data.encoder.num_values:
             raise BundleError(
@@ -115,7 +127,15 @@ def choose(data: TrainingSet, trunks: Trunks, config: FitConfig) -> FitResult:
     model, info = trunks[trunk].model, trunks[trunk].info
     others = tuple(other.model for name, other in trunks.items() if name != trunk)
     extras = fit_extras(model, reliability, train, others, config)
-    trial_model = TrialModel(model, info.calibration, reliability, extras)
+    found = None
+    evidence = EvidenceReport(reason="the mode does not use evidence")
+    if config.mode in (
+        "corrected",
+        "retrieve",
+    ):  # not "lean": a server does not read counters yet, and refuses such a bundle
+        found = evidence_fit(data, trunks[trunk], positions, lambda rows: _off_logits(model, reliability, rows))
+        extras, evidence = fit_evidence(found, extras, retrieves=config.mode != "corrected")
+    trial_model = TrialModel(model, info.calibration, reliability, extras, None if isinstance(found, str) else found)
     shipped, choice = fit_mode(trial_model, valid, config)
     count_auc, warnings = count_check(model, reliability, valid)
     report = TestTimeReport(
@@ -125,6 +145,7 @@ def choose(data: TrainingSet, trunks: Trunks, config: FitConfig) -> FitResult:
         novelty=novelty(data),
         count_auc=count_auc,
         warnings=tuple(warnings),
+        evidence=evidence.model_copy(update={"frontiers": frontiers(trial_model, valid)}),
     )
     test_time = TestTime(shipped, reliability, report, extras, trunks[trunk].weights_hash)
     return FitResult(test_time, report, model)
@@ -262,12 +283,12 @@ def count_check(model: Backbone, reliability: Reliability, rows: EncodedRows) ->
     return found, warnings
 
 
-def _subsample(rows: EncodedRows, limit: int) -> EncodedRows:
-    """The rows in time order, thinned evenly to at most ``limit``."""
+def _subsample(rows: EncodedRows, limit: int) -> np.ndarray:
+    """Positions of the rows in time order, thinned evenly to at most ``limit``."""
     order = np.argsort(rows.time, kind="stable")
     if len(order) > limit:
         order = order[np.linspace(0, len(order) - 1, limit).astype(np.int64)]
-    return rows.take(order)
+    return order
 
 
 def _off_logits(model: Backbone, reliability: Reliability, rows: EncodedRows) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from thinktwice.calibration import MAX_MAGNITUDE
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats.calibration import fit_temperature
@@ -14,14 +15,15 @@ from thinktwice.testtime import calibrate
 from thinktwice.testtime.base_pass import AnyBase, Filter, Gate, Plain
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.support import entropy
-from thinktwice.testtime.triggers import Always, Budget, Dual, Entropy, Random, ThresholdTrigger, TriggerKind
+from thinktwice.testtime.triggers import Always, Budget, Dual, Entropy, Moved, Random, ThresholdTrigger, TriggerKind
 from thinktwice.train.measure import fit_calibration
 
 MIN_ESCALATED = 200  # rows that a calibrator of their own needs
-NEVER_FIRES = 2.0  # above every signal of the triggers dual, entropy and random
-BY_THRESHOLD: dict[TriggerKind, type[Dual] | type[Entropy] | type[Random]] = {
+NEVER_FIRES = MAX_MAGNITUDE  # above every signal
+BY_THRESHOLD: dict[TriggerKind, type[Dual] | type[Entropy] | type[Moved] | type[Random]] = {
     "dual": Dual,
     "entropy": Entropy,
+    "moved": Moved,
     "random": Random,
 }
 
@@ -33,6 +35,8 @@ def trigger_of(settings: TestTimeConfig) -> TriggerKind | None:
 
 def calibrated(trial_model: TrialModel, settings: TestTimeConfig, rows: EncodedRows) -> TestTimeConfig:
     """``settings`` with a calibration for rows with one pass, one for rows with more, and one temperature for both."""
+    if settings.correction is not None:
+        return _calibrated_corrected(trial_model, settings, rows)
     settings = settings.model_copy(update={"calibration": None, "temperature": 1.0})
     if settings.second_look is not None:
         settings = settings.looking(calibration=None)
@@ -47,6 +51,19 @@ def calibrated(trial_model: TrialModel, settings: TestTimeConfig, rows: EncodedR
         settings = settings.looking(calibration=fit_calibration(raw.z[escalated], rows.label[escalated]))
     logit = trial_model.engine(settings).finish(raw).logit
     return settings.model_copy(update={"temperature": fit_temperature(logit, rows.label)})
+
+
+def _calibrated_corrected(trial_model: TrialModel, settings: TestTimeConfig, rows: EncodedRows) -> TestTimeConfig:
+    """``settings`` with a calibration of corrected rows and one of those with a second look; rows that are not corrected keep the
+    score of the model to the last bit."""
+    settings = fit_base(trial_model, settings, rows)
+    if settings.second_look is None:
+        return settings
+    settings = settings.looking(calibration=None)
+    raw = trial_model.raw(settings, rows)
+    if raw.escalated.sum() < MIN_ESCALATED:
+        return settings
+    return settings.looking(calibration=fit_calibration(raw.z[raw.escalated], rows.label[raw.escalated]))
 
 
 def by_support(trial_model: TrialModel, settings: TestTimeConfig, rows: EncodedRows) -> TestTimeConfig:
@@ -164,6 +181,12 @@ def triggered(
 def fit_base(trial_model: TrialModel, settings: TestTimeConfig, rows: EncodedRows) -> TestTimeConfig:
     """``settings`` with the base pass calibrated, which is what triggers read."""
     nobody = settings.model_copy(update={"second_look": None, "calibration": None, "temperature": 1.0})
+    if settings.correction is not None:
+        raw = trial_model.raw(nobody, rows)
+        first, label = raw.first[raw.corrected], rows.label[raw.corrected]
+        found = fit_calibration(first, label) if len(first) >= MIN_ESCALATED else None
+        correction = settings.correction.model_copy(update={"calibration": found})
+        return settings.model_copy(update={"calibration": None, "temperature": 1.0, "correction": correction})
     return settings.model_copy(update={"calibration": fit_calibration(trial_model.raw(nobody, rows).z0, rows.label)})
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from thinktwice.calibration import Calibration
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.models.backbone import Backbone
+from thinktwice.selection.evidence import EvidenceFit
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Engine, Raw, raw_rows
 from thinktwice.testtime.extras import Extras
@@ -17,12 +18,14 @@ from thinktwice.testtime.reliability import Reliability
 
 @dataclass(frozen=True, eq=False)
 class TrialModel:
-    """A model with its own calibration, the counts of its training rows, and what some modes need besides."""
+    """A model with its own calibration, the counts of its training rows, and what some modes need besides. ``evidence`` fits corrections for
+    controls."""
 
     model: Backbone
     calibration: Calibration
     reliability: Reliability
     extras: Extras
+    evidence: EvidenceFit | None = None
 
     def engine(self, config: TestTimeConfig) -> Engine:
         return Engine(self.model, self.reliability, config, self.calibration, self.extras)

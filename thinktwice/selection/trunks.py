@@ -30,16 +30,19 @@ class Trunk:
         return sha256_file(self.folder / WEIGHTS_FILE)
 
     @cached_property
-    def curve(self) -> tuple[EvalRecord, ...]:
-        """The evaluations of its training; empty where the folder has no record of it.
+    def training(self) -> FinetuneRecord | None:
+        """The record of its training; None for a folder without one.
 
         Raises:
             BundleError: the record is damaged.
         """
         path = self.folder / TRAINING_FILE
-        if not path.is_file():
-            return ()
-        return read_result(path, FinetuneRecord, BundleError, "train the model again").curve
+        return read_result(path, FinetuneRecord, BundleError, "train the model again") if path.is_file() else None
+
+    @property
+    def curve(self) -> tuple[EvalRecord, ...]:
+        """The evaluations of its training; empty where the folder has no record of it."""
+        return () if self.training is None else self.training.curve
 
 
 Trunks = Mapping[TrunkName, Trunk]

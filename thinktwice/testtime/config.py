@@ -6,10 +6,18 @@ from pydantic import Field, model_validator
 
 from thinktwice.calibration import MAX_MAGNITUDE, Calibration, SupportCalibration
 from thinktwice.choices import Mode
+from thinktwice.hashing import Sha256
 from thinktwice.testtime.base_pass import AnyBase, Filter, Plain
-from thinktwice.testtime.opinions.config import AnyOpinion, FeaturePaths, GrownPaths
+from thinktwice.testtime.opinions.config import AnyOpinion, FeaturePaths, GrownPaths, Retrieve
 from thinktwice.testtime.options import MAX_COUNT, Factor, Options
-from thinktwice.testtime.triggers import AnyTrigger
+from thinktwice.testtime.triggers import AnyTrigger, Moved
+
+
+class Correction(Options):
+    """The change of every base logit by counters, before anything else looks at it. Rows without a known counter keep theirs."""
+
+    definition: Sha256 | None = None  # hash of that of the counters; None: not said
+    calibration: Calibration | None = None  # of corrected rows; None: that of the others
 
 
 class SecondLook(Options):
@@ -25,7 +33,7 @@ class SecondLook(Options):
 
 
 class TestTimeConfig(Options):
-    """One configuration of the engine: a base pass for every row, and a second look at some of them.
+    """One configuration of the engine: a base pass for every row, a correction by counters, and a second look at some rows.
 
     ``mode`` is the name under which the combination is known; :mod:`thinktwice.testtime.modes` has the published ones.
     """
@@ -34,6 +42,7 @@ class TestTimeConfig(Options):
 
     mode: Mode = "off"
     base: AnyBase = Plain()
+    correction: Correction | None = None
     second_look: SecondLook | None = None
     importance: tuple[Factor, ...] = ()  # weight of each field in the missing support; empty: all unprotected alike
     calibration: Calibration | None = None  # of rows with one pass; None: the model's own
@@ -54,6 +63,17 @@ class TestTimeConfig(Options):
         """The same with other options of its second look, which must be there."""
         assert self.second_look is not None
         return self.model_copy(update={"second_look": self.second_look.model_copy(update=options)})
+
+    @model_validator(mode="after")
+    def _evidence_goes_together(self) -> TestTimeConfig:
+        look = self.second_look
+        retrieves = look is not None and isinstance(look.opinion, Retrieve)
+        if look is not None and retrieves != (self.correction is not None):
+            what = "needs a correction" if retrieves else "was not fitted to corrected scores"
+            raise ValueError(f"the second look {look.opinion.kind!r} {what}: fit the test-time parameters again")
+        if look is not None and isinstance(look.trigger, Moved) and self.correction is None:
+            raise ValueError("the trigger 'moved' needs a correction: choose the trigger 'entropy'")
+        return self
 
     @model_validator(mode="after")
     def _paths_alone_keep_a_filter(self) -> TestTimeConfig:

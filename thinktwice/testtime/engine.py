@@ -1,4 +1,4 @@
-"""The engine: one base pass for every row, a second opinion for the uncertain ones, one calibrated score.
+"""The engine: one base pass for every row, corrected by counters, a second opinion for the uncertain ones, one calibrated score.
 
 Reliability is read before any forward pass, so a filtered pass is the base pass; a gate is folded into the embedding table
 when the engine is made, so a gated pass costs what a plain one costs. Rows are scored in padded blocks of fixed shapes and
@@ -9,7 +9,9 @@ takes the place of the row.
 
 The cap binds when the uncertain rows want more extra passes than it allows. It then decides by the rows themselves, the most
 uncertain score first, so that the same rows are admitted in any order; an admitted row keeps its full score, and a row that is
-left out has the exact score of its base pass and is marked in ``capped_rows``.
+left out has the exact score of its base pass, or its corrected score, and is marked in ``capped_rows``.
+
+A request without evidence, and a row without a known counter, has the exact score of its base pass and no mark in ``corrected``.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ import torch
 
 from thinktwice.calibration import Calibration
 from thinktwice.data.encoded import Batch, EncodedRows
-from thinktwice.errors import BundleError
+from thinktwice.data.evidence import Evidence
+from thinktwice.errors import BundleError, DataError
 from thinktwice.models.backbone import Backbone
 from thinktwice.models.backends.backend import Backend, Eager, MakeBackend, State
 from thinktwice.models.backends.folded import Folded, can_fold
@@ -30,9 +33,10 @@ from thinktwice.models.blocks import ESCALATED_ROWS, one_thread
 from thinktwice.testtime import calibrate
 from thinktwice.testtime.base_pass import Gate
 from thinktwice.testtime.config import SecondLook, TestTimeConfig
+from thinktwice.testtime.evidence.correction import known_rows
 from thinktwice.testtime.extras import Extras
-from thinktwice.testtime.opinions import members, paths, redefine
-from thinktwice.testtime.opinions.config import FeaturePaths, GrownPaths, Members, Redefine
+from thinktwice.testtime.opinions import members, paths, redefine, retrieve
+from thinktwice.testtime.opinions.config import FeaturePaths, GrownPaths, Members, Redefine, Retrieve
 from thinktwice.testtime.opinions.escalated import EscalatedRows, SecondPass
 from thinktwice.testtime.reliability import Reliability
 from thinktwice.testtime.rowhash import hash_rows
@@ -47,7 +51,8 @@ UNBOUNDED = 1 << 60
 @dataclass(frozen=True)
 class Raw:
     """Scores before calibration, per row [B]: base logit ``z0``, final logit ``z``, ``missing`` support, trigger
-    ``signal``, number of forward passes ``num_paths``, the mask of uncertain rows ``capped_rows`` by the cap."""
+    ``signal``, number of forward passes ``num_paths``, the mask of uncertain rows ``capped_rows`` by the cap, ``first`` logit (the
+    corrected one, or the base logit) and the mask of ``corrected`` rows."""
 
     z0: np.ndarray
     z: np.ndarray
@@ -55,6 +60,8 @@ class Raw:
     signal: np.ndarray
     num_paths: np.ndarray
     capped_rows: np.ndarray
+    first: np.ndarray
+    corrected: np.ndarray
 
     @property
     def escalated(self) -> np.ndarray:
@@ -68,8 +75,9 @@ class Scored:
 
     logit [B] float64 calibrated log-odds; probability [B] float64; uncertainty [B] float64 in 0..1, the mean of the
     entropy of the probability in bits (what the model leaves open) and of the missing support of the row's values (what
-    training has not seen), in every mode alike; num_paths [B] int64 forward passes of the row, at least 1; capped_rows [B] bool
-    uncertain rows that the cap left with their base score; path_rows the rows scored beyond one per row.
+    training has not seen), in every mode alike; num_paths [B] int64 looks at the row, at least 1: forward passes, and one more for
+    retrieved evidence; capped_rows [B] bool uncertain rows that the cap left with their first score; path_rows the looks beyond one per
+    row; corrected [B] bool rows whose counters were known and used.
     """
 
     logit: np.ndarray
@@ -78,6 +86,7 @@ class Scored:
     num_paths: np.ndarray
     capped_rows: np.ndarray
     path_rows: int
+    corrected: np.ndarray
 
     @property
     def capped(self) -> bool:
@@ -110,7 +119,8 @@ class Engine:
         look = config.second_look
         self.trigger: Trigger | None = None if look is None else look.trigger
         self.calibration = config.calibration or calibration or Calibration()
-        self.explored_calibration = (look and look.calibration) or self.calibration
+        self.corrected_calibration = (config.correction and config.correction.calibration) or self.calibration
+        self.explored_calibration = (look and look.calibration) or self.corrected_calibration
         self._members = tuple(m.eval() for m in self.extras.members[: 0 if look is None else look.opinion.num_members])
         with torch.inference_mode(), one_thread():
             self.backend = make_backend(model, self._gated(model), model.fill().detach())
@@ -143,36 +153,53 @@ class Engine:
             out.config = self.config.looking(max_path_rows=UNBOUNDED)
         return out
 
-    def score(self, batch: Batch, max_path_rows: int | None = None, top_k: int | None = None) -> Scored:
+    def score(
+        self,
+        batch: Batch,
+        max_path_rows: int | None = None,
+        top_k: int | None = None,
+        evidence: Evidence | None = None,
+    ) -> Scored:
         """Score a request.
 
         Args:
             batch: B encoded rows.
             max_path_rows: lowers the configured cap on extra rows for this request; it cannot raise it, for the cap is
-                the operator's. At 0 every row gets its base pass alone: model cost and scores of the base pass.
+                the operator's. At 0 every row gets its base pass and its correction alone.
             top_k: places that the request fills, for the trigger ``decision``.
+            evidence: of the B rows; None where it was not read, or where no time is left to use it. A configuration without a
+                correction does not look at it.
+
+        Raises:
+            DataError: the evidence is of another number of rows or counters, or contains an infinite number.
         """
-        return self.finish(self.raw(batch, max_path_rows, top_k))
+        return self.finish(self.raw(batch, max_path_rows, top_k, evidence))
 
     def finish(self, raw: Raw) -> Scored:
         """Calibrate raw scores: rows with and without a second opinion share one ranking."""
         logit = np.where(
             raw.escalated,
             calibrate.apply(self.explored_calibration, raw.z),
-            self._base_logit(raw.z, raw.missing),
+            self._first_logit(raw.z, raw.missing, raw.corrected),
         )
         logit = logit / self.config.temperature
         probability = calibrate.sigmoid(logit)
         uncertainty = 0.5 * (raw.missing + entropy(probability))
         path_rows = int(raw.num_paths.sum()) - len(raw.z)
-        return Scored(logit, probability, uncertainty, raw.num_paths, raw.capped_rows, path_rows)
+        return Scored(logit, probability, uncertainty, raw.num_paths, raw.capped_rows, path_rows, raw.corrected)
 
-    def raw(self, batch: Batch, max_path_rows: int | None = None, top_k: int | None = None) -> Raw:
+    def raw(
+        self,
+        batch: Batch,
+        max_path_rows: int | None = None,
+        top_k: int | None = None,
+        evidence: Evidence | None = None,
+    ) -> Raw:
         """Like :meth:`score`, before calibration."""
         with torch.inference_mode(), one_thread():
-            return self._raw(batch, max_path_rows, top_k)
+            return self._raw(batch, max_path_rows, top_k, evidence)
 
-    def _raw(self, batch: Batch, max_path_rows: int | None, top_k: int | None) -> Raw:
+    def _raw(self, batch: Batch, max_path_rows: int | None, top_k: int | None, evidence: Evidence | None) -> Raw:
         ids = batch.ids.numpy()
         config, rows = self.config, len(batch)
         r = self.reliability.of(ids)
@@ -180,16 +207,21 @@ class Engine:
         z0, state = self._base_pass(batch, kept)
         missing = missing_support(r, self.reliability.maskable_fields, config.importance)
         num_paths, capped_rows = np.ones(rows, np.int64), np.zeros(rows, bool)
+        first, corrected = self._corrected(z0, evidence)
+
+        def found(z: np.ndarray, signal: np.ndarray) -> Raw:
+            return Raw(z0, z, missing, signal, num_paths, capped_rows, first, corrected)
+
         look, trigger = config.second_look, self.trigger
         if look is None or trigger is None or rows == 0:
-            return Raw(z0, z0, missing, np.full(rows, -np.inf), num_paths, capped_rows)
+            return found(first, np.full(rows, -np.inf))
         cap = look.max_path_rows if max_path_rows is None else min(look.max_path_rows, max_path_rows)
-        logit = self._base_logit(z0, missing)
+        logit = self._first_logit(first, missing, corrected)
         score_entropy = entropy(calibrate.sigmoid(logit / config.temperature))
         row_hash = hash_rows(batch, look.salt) if trigger.reads_row_hash else np.zeros(rows, np.uint64)
-        selection = trigger.mark(BasePass(missing, score_entropy, logit, row_hash, top_k))
-        capped_rows = selection.escalate.copy()
-        selected = np.flatnonzero(selection.escalate)
+        selection = trigger.mark(BasePass(missing, score_entropy, logit, row_hash, top_k, np.abs(first - z0)))
+        capped_rows = selection.escalate & self._can_retrieve(corrected, evidence)
+        selected = np.flatnonzero(capped_rows)
         cost_of_one = _cost_of_one(look)
         if not trigger.reads_row_hash and len(selected) and (cost_of_one is None or len(selected) * cost_of_one > cap):
             row_hash[selected] = hash_rows(batch.select(torch.from_numpy(selected)), look.salt)
@@ -197,7 +229,7 @@ class Engine:
         # No more are planned than could be admitted if each took one pass.
         selected = selected[np.lexsort((row_hash[selected], -score_entropy[selected]))][:cap]
         if len(selected) == 0:
-            return Raw(z0, z0, missing, selection.signal, num_paths, capped_rows)
+            return found(first, selection.signal)
         depth = trigger.depth(selection.signal)
         kept = np.ones(r.shape, bool) if kept is None else kept
 
@@ -207,7 +239,7 @@ class Engine:
                 self.backend,
                 batch.select(position),
                 tuple(part[position] for part in state),
-                z0[chosen],
+                first[chosen],
                 r[chosen],
                 kept[chosen],
                 missing[chosen],
@@ -225,17 +257,44 @@ class Engine:
         admitted = np.flatnonzero(fits & (cost > 0))  # a row whose only path is its base pass needs no more
         chosen = selected[admitted]
         if len(chosen) == 0:
-            return Raw(z0, z0, missing, selection.signal, num_paths, capped_rows)
+            return found(first, selection.signal)
         if len(chosen) < len(selected):
             whole, planned = escalated(chosen), None if planned is None else planned.rows(admitted)
-        answer = self._answer(look, whole, planned)
-        z = z0.copy()
+        answer = self._answer(look, whole, planned, None if evidence is None else evidence.take(chosen))
+        z = first.copy()
         z[chosen] = answer.z
         num_paths[chosen] += answer.passes
-        return Raw(z0, z, missing, selection.signal, num_paths, capped_rows)
+        return found(z, selection.signal)
 
-    def _answer(self, look: SecondLook, escalated: EscalatedRows, planned: Paths | None) -> SecondPass:
+    def _corrected(self, z0: np.ndarray, evidence: Evidence | None) -> tuple[np.ndarray, np.ndarray]:
+        """First logits [B], and the rows [B] whose counters were used."""
+        correction = self.extras.correction
+        if self.config.correction is None or correction is None or evidence is None:
+            return z0, np.zeros(len(z0), bool)
+        if len(evidence) != len(z0):
+            raise DataError(
+                f"evidence of {len(evidence)} rows was given for a request of {len(z0)}: give one row for each"
+            )
+        known = known_rows(evidence.counters, correction.num_counters)
+        if correction.is_zero:
+            return z0, known
+        return np.where(known, correction(z0, evidence.counters), z0), known
+
+    def _can_retrieve(self, corrected: np.ndarray, evidence: Evidence | None) -> np.ndarray:
+        """Rows [B] that a second look can tell anything about: for retrieved evidence, those with evidence."""
+        if self.config.correction is None:
+            return np.ones(len(corrected), bool)
+        return corrected & (evidence is not None and evidence.history is not None)
+
+    def _answer(
+        self, look: SecondLook, escalated: EscalatedRows, planned: Paths | None, evidence: Evidence | None
+    ) -> SecondPass:
         opinion = look.opinion
+        if isinstance(opinion, Retrieve):
+            correction, retrieval = self.extras.correction, self.extras.retrieval
+            assert correction is not None and retrieval is not None and evidence is not None
+            column = self.model.fields.columns.index(opinion.item_field)
+            return retrieve.answer(escalated, column, evidence, correction, retrieval)
         if isinstance(opinion, Members):
             return members.answer(escalated, self.member_backends)
         if isinstance(opinion, Redefine):
@@ -251,6 +310,11 @@ class Engine:
         state = self.backend.read(batch)
         z0 = self.backend.logits(state, None if kept is None else torch.from_numpy(kept))
         return z0.double().numpy(), state
+
+    def _first_logit(self, z: np.ndarray, missing: np.ndarray, corrected: np.ndarray) -> np.ndarray:
+        """Calibrated log-odds [B] of first logits z [B]."""
+        logit = self._base_logit(z, missing)
+        return np.where(corrected, calibrate.apply(self.corrected_calibration, z), logit) if corrected.any() else logit
 
     def _base_logit(self, z: np.ndarray, missing: np.ndarray) -> np.ndarray:
         if self.config.support_calibration is not None:
@@ -275,6 +339,8 @@ def _cost_of_one(look: SecondLook) -> int | None:
     """Forward passes of the second look at one row; None for paths, whose number differs from row to row."""
     if isinstance(look.opinion, Members):
         return look.opinion.count
+    if isinstance(look.opinion, Retrieve):
+        return 1
     return redefine.num_passes(look.opinion.rounds) if isinstance(look.opinion, Redefine) else None
 
 
@@ -292,9 +358,15 @@ def _check(model: Backbone, reliability: Reliability, config: TestTimeConfig, ex
         if numbers and len(numbers) != model.num_fields:
             raise BundleError(f"{name} names {len(numbers)} fields and the model has {model.num_fields}: {again}")
     _check_extras(model, reliability, extras)
+    if config.correction is not None and extras.correction is None:
+        raise BundleError(
+            f"mode {config.mode!r} needs a correction network and there is none: fit the test-time parameters again"
+        )
     if config.second_look is None:
         return
     opinion = config.second_look.opinion
+    if isinstance(opinion, Retrieve) and extras.retrieval is not None:
+        _check_retrieval(model, opinion, extras)
     if opinion.num_members > len(extras.members):
         raise BundleError(
             f"the configuration asks {opinion.num_members} further trunks and {len(extras.members)} are there: "
@@ -303,11 +375,31 @@ def _check(model: Backbone, reliability: Reliability, config: TestTimeConfig, ex
     for what, needed, found in (
         ("prediction heads", opinion.needs_heads, extras.heads),
         ("combination counts", opinion.needs_combinations, extras.combinations),
+        ("neighbours of items", opinion.needs_retrieval, extras.retrieval),
     ):
         if needed and found is None:
             raise BundleError(
                 f"mode {config.mode!r} needs {what} and there are none: fit the test-time parameters again"
             )
+
+
+def _check_retrieval(model: Backbone, opinion: Retrieve, extras: Extras) -> None:
+    """Whether neighbours and networks belong to this model and to each other."""
+    retrieval, correction = extras.retrieval, extras.correction
+    assert retrieval is not None and correction is not None
+    fields, again = model.fields, "fit the test-time parameters for this model"
+    if opinion.item_field not in fields.columns:
+        raise BundleError(
+            f"retrieved evidence is of the field {opinion.item_field!r}, which the model does not have: {again}"
+        )
+    items = fields.num_values[fields.columns.index(opinion.item_field)]
+    if items != len(retrieval.neighbours.rates):
+        raise BundleError(
+            f"neighbours describe {len(retrieval.neighbours.rates)} items and the model knows {items}: {again}"
+        )
+    width = 1 + 2 * correction.num_counters + len(retrieval.standard.means)
+    if retrieval.network.width != width:
+        raise BundleError(f"the retrieval network has {retrieval.network.width} inputs instead of {width}: {again}")
 
 
 def _check_extras(model: Backbone, reliability: Reliability, extras: Extras) -> None:
@@ -341,5 +433,7 @@ def raw_rows(engine: Engine, rows: EncodedRows) -> Raw:
         eager = Engine(engine.model, engine.reliability, engine.config, engine.calibration, engine.extras)
         engine = eager if engine.trigger is None else eager.with_trigger(engine.trigger)
     free = engine.uncapped()
-    parts = [free.raw(rows.batch(slice(s, s + CHUNK))) for s in range(0, len(rows), CHUNK)]
+    evidence = rows.evidence if engine.config.correction is not None else None
+    chunks = [slice(s, min(s + CHUNK, len(rows))) for s in range(0, len(rows), CHUNK)]
+    parts = [free.raw(rows.batch(c), evidence=None if evidence is None else evidence.take(c)) for c in chunks]
     return Raw(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Raw)))

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 from thinktwice.combinations.counts import CombinationCounts
 from thinktwice.models.backbone import Backbone
+from thinktwice.testtime.evidence.correction import CorrectionNetwork
+from thinktwice.testtime.evidence.retrieval import Retrieval
 from thinktwice.testtime.heads import FieldHeads
 
 
 @dataclass(frozen=True)
 class Extras:
-    """Combination counts (matt, uttsi's pair support), denoiser heads (sgctr), further trunks (members).
+    """Combination counts (matt, uttsi's pair support), denoiser heads (sgctr), further trunks (members), and what turns evidence
+    into changes of a logit (corrected, retrieve).
 
     A member whose ``table`` is the model's own object reads the model's field vectors instead of looking up its own.
     """
@@ -19,3 +22,5 @@ class Extras:
     combinations: CombinationCounts | None = None
     heads: FieldHeads | None = None
     members: tuple[Backbone, ...] = ()
+    correction: CorrectionNetwork | None = None
+    retrieval: Retrieval | None = None

@@ -10,6 +10,8 @@
 | matt | plain | everybody | paths grown along frequent combinations, confidence weights |
 | sgctr | plain | everybody | features redefined by the denoiser |
 | members | plain or gated | the most uncertain scores | one or two independently trained trunks |
+| corrected | plain, corrected by counters | nobody | |
+| retrieve | plain, corrected by counters | the most uncertain scores, or those moved most | the user's outcomes on similar items |
 
 UTTSI (arXiv 2605.24989), MATT (2510.08932) and SGCTR (2511.14403) are known by their abstracts and by reviews, without
 code: what stands here is a reconstruction that obeys every published statement, and the authors' versions may differ.
@@ -20,8 +22,8 @@ from __future__ import annotations
 from thinktwice.choices import Mode
 from thinktwice.testtime.aggregators import Consistency
 from thinktwice.testtime.base_pass import Filter, Gate
-from thinktwice.testtime.config import SecondLook, TestTimeConfig
-from thinktwice.testtime.opinions.config import FeaturePaths, GrownPaths, Members, Redefine
+from thinktwice.testtime.config import Correction, SecondLook, TestTimeConfig
+from thinktwice.testtime.opinions.config import FeaturePaths, GrownPaths, Members, Redefine, Retrieve
 from thinktwice.testtime.samplers.bernoulli import Bernoulli
 from thinktwice.testtime.triggers import Always, Dual, Entropy
 
@@ -45,6 +47,12 @@ PRESETS: dict[Mode, TestTimeConfig] = {
     "members": TestTimeConfig(
         mode="members", second_look=SecondLook(trigger=Entropy(threshold=0.9), opinion=Members(count=1))
     ),
+    "corrected": TestTimeConfig(mode="corrected", correction=Correction()),
+    "retrieve": TestTimeConfig(
+        mode="retrieve",
+        correction=Correction(),
+        second_look=SecondLook(trigger=Entropy(threshold=0.9), opinion=Retrieve()),
+    ),
 }
 
 
@@ -53,4 +61,6 @@ def preset(mode: Mode, base: TestTimeConfig | None = None) -> TestTimeConfig:
     if base is None:
         return PRESETS[mode]
     decided = PRESETS[mode]
-    return base.model_copy(update={"mode": mode, "base": decided.base, "second_look": decided.second_look})
+    return base.model_copy(
+        update={"mode": mode} | {name: getattr(decided, name) for name in ("base", "correction", "second_look")}
+    )

@@ -73,10 +73,39 @@ class ModeChoice(SparseRecord):
     sentence: str
 
 
+class NetworkReport(Record):
+    """What was kept of a network that reads evidence: :class:`thinktwice.train.logit_network.FittedNetwork`, and the number of
+    ``examples`` that it was trained on."""
+
+    examples: int
+    epochs: int
+    scale: float
+    gain: float
+    error: float
+
+
+class Frontier(Record):
+    """Share of the gain of a second look at all rows that is kept when it is taken at a share of them, in the order of ``trigger``."""
+
+    trigger: str
+    shares: tuple[float, ...]
+    kept: tuple[float, ...]
+
+
+class EvidenceReport(Record):
+    """How evidence was fitted; ``reason`` says why there is none. ``frontiers``: what a second look at a share of rows keeps."""
+
+    correction: NetworkReport | None = None
+    retrieval: NetworkReport | None = None
+    frontiers: tuple[Frontier, ...] = ()
+    reason: str = ""
+
+
 class TestTimeReport(ModeChoice):
     """The whole report.
 
-    ``count_auc`` is the AUC of the training count alone by field, with ``warnings`` where it predicts the label.
+    ``count_auc`` is the AUC of the training count alone by field, with ``warnings`` where it predicts the label. ``evidence`` is
+    absent from reports of earlier versions.
     """
 
     __test__ = False  # the name starts with "Test", and it is no test
@@ -86,3 +115,4 @@ class TestTimeReport(ModeChoice):
     novelty: Novelty
     count_auc: dict[str, float]
     warnings: tuple[str, ...]
+    evidence: EvidenceReport | None = None

@@ -1,5 +1,6 @@
 """Test-time parameters on disk: ``test_time.json`` (configuration, how it was chosen), ``counts.safetensors``, and what
-some modes need besides: ``combinations.safetensors``, ``heads.safetensors``, ``members/0``, ``members/1``."""
+some modes need besides: ``combinations.safetensors``, ``heads.safetensors``, ``members/0``, ``members/1``, ``correction.safetensors``,
+``retrieval.safetensors`` and ``neighbours.safetensors``."""
 
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ from thinktwice.files import read_json
 from thinktwice.models.backbone import Backbone
 from thinktwice.models.store import MODEL_FILES, ModelInfo, load_model, write_model
 from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.evidence.correction import CORRECTION_FILE, CorrectionNetwork
+from thinktwice.testtime.evidence.retrieval import NEIGHBOURS_FILE, RETRIEVAL_FILE, Retrieval
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.format_2 import from_format_2
 from thinktwice.testtime.heads import HEADS_FILE, FieldHeads
@@ -29,6 +32,9 @@ TEST_TIME_FILES = (TEST_TIME_FILE, COUNTS_FILE)
 EXTRA_FILES = (
     COMBINATIONS_FILE,
     HEADS_FILE,
+    CORRECTION_FILE,
+    RETRIEVAL_FILE,
+    NEIGHBOURS_FILE,
     *(f"{folder}/{name}" for folder in MEMBER_FOLDERS for name in MODEL_FILES),
 )
 
@@ -85,6 +91,10 @@ def save_test_time(folder: Path | str, value: TestTime, model: Backbone | None =
         value.extras.combinations.save(folder)
     if value.extras.heads is not None:
         value.extras.heads.save(folder)
+    if value.extras.correction is not None:
+        value.extras.correction.save(folder)
+    if value.extras.retrieval is not None:
+        value.extras.retrieval.save(folder)
     for name, member in zip(MEMBER_FOLDERS, value.extras.members, strict=False):
         shared = model is not None and member.embedding.table is model.embedding.table
         (folder / name).mkdir(parents=True)
@@ -109,6 +119,8 @@ def load_test_time(folder: Path | str, model: Backbone | None = None) -> TestTim
             for name in MEMBER_FOLDERS
             if (folder / name).is_dir()
         ),
+        CorrectionNetwork.load(folder) if (folder / CORRECTION_FILE).is_file() else None,
+        Retrieval.load(folder) if (folder / RETRIEVAL_FILE).is_file() else None,
     )
     return TestTime(read.config, Reliability.load(folder), read.report, extras, read.weights)
 
@@ -153,6 +165,8 @@ def _read(folder: Path) -> TestTimeFile:
 def needed_files(config: TestTimeConfig) -> tuple[str, ...]:
     """The files that ship with a configuration."""
     out = [*TEST_TIME_FILES]
+    if config.correction is not None:
+        out.append(CORRECTION_FILE)
     if config.second_look is None:
         return tuple(out)
     opinion = config.second_look.opinion
@@ -160,6 +174,8 @@ def needed_files(config: TestTimeConfig) -> tuple[str, ...]:
         out.append(COMBINATIONS_FILE)
     if opinion.needs_heads:
         out.append(HEADS_FILE)
+    if opinion.needs_retrieval:
+        out += [RETRIEVAL_FILE, NEIGHBOURS_FILE]
     for folder in MEMBER_FOLDERS[: opinion.num_members]:
         out += [f"{folder}/{name}" for name in MODEL_FILES]
     return tuple(out)

@@ -24,13 +24,15 @@ _STREAM = np.uint64(0xA5A5A5A5)  # keeps the draws of the trigger ``random`` apa
 class BasePass:
     """B rows of one request after their base pass: ``missing`` support 0..1 (what counts know), ``entropy`` entropy of the score
     (what the model knows), calibrated ``logit``, ``row_hash`` uint64 of the content (0 for triggers that do not read it); all
-    [B]. ``top_k`` is the number of places that the request fills, if it says so."""
+    [B]. ``top_k`` is the number of places that the request fills, if it says so; ``moved`` [B] how far the correction moved the
+    logit, None without one."""
 
     missing: np.ndarray
     entropy: np.ndarray
     logit: np.ndarray
     row_hash: np.ndarray
     top_k: int | None = None
+    moved: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,15 @@ class Entropy(ThresholdTrigger):
         return base_pass.entropy
 
 
+class Moved(ThresholdTrigger):
+    """Rows whose logit the correction moved most: where evidence counts, more of it may count too."""
+
+    kind: Literal["moved"] = "moved"
+
+    def signal(self, base_pass: BasePass) -> np.ndarray:
+        return np.zeros(len(base_pass.logit)) if base_pass.moved is None else base_pass.moved
+
+
 class Random(ThresholdTrigger):
     """Rows chosen by a hash of their content: the control that every other trigger must beat at the same rate."""
 
@@ -157,5 +168,5 @@ class Decision(Trigger):
 
 
 #: The triggers that a bundle can hold.
-AnyTrigger = Annotated[Always | Dual | Entropy | Random | Budget | Decision, Field(discriminator="kind")]
-TriggerKind = Literal["always", "dual", "entropy", "random", "budget", "decision"]
+AnyTrigger = Annotated[Always | Dual | Entropy | Moved | Random | Budget | Decision, Field(discriminator="kind")]
+TriggerKind = Literal["always", "dual", "entropy", "moved", "random", "budget", "decision"]

@@ -56,7 +56,7 @@ def deploy_model(
         FeatureStoreError: the store is that of other features than the model's, or what it holds online cannot be put right.
     """
     if target not in get_args(DeployTarget):
-        raise PipelineError(f"target {target!r} is unknown: use one of {listed(DeployTarget)}")
+        raise PipelineError(f"target {target!r} is unknown: choose one of {listed(DeployTarget)}")
     manifest = read_manifest(bundle_dir)  # the files are checked when they are copied
     _check_opponent(require_blessing(blessing, bundle_dir), Path(state_dir))
     archive = Path(archive_dir) / ARCHIVE_FILE

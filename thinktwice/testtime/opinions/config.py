@@ -19,6 +19,7 @@ class _Opinion(Options):
 
     uses_counts: ClassVar[bool] = True  # whether its answers depend on training counts
     needs_heads: ClassVar[bool] = False
+    needs_retrieval: ClassVar[bool] = False
 
     @property
     def num_members(self) -> int:
@@ -84,4 +85,13 @@ class Redefine(_Opinion):
     needs_heads: ClassVar[bool] = True
 
 
-AnyOpinion = Annotated[FeaturePaths | GrownPaths | Members | Redefine, Field(discriminator="kind")]
+class Retrieve(_Opinion):
+    """Outcomes of the user on items like the candidate, read for the request when a row is escalated."""
+
+    kind: Literal["retrieve"] = "retrieve"
+    item_field: str = Field(default="item_id", min_length=1)  # the key of items
+    uses_counts: ClassVar[bool] = False
+    needs_retrieval: ClassVar[bool] = True
+
+
+AnyOpinion = Annotated[FeaturePaths | GrownPaths | Members | Redefine | Retrieve, Field(discriminator="kind")]

@@ -1,0 +1,72 @@
+"""Evidence of rows: their counters, and the outcomes of their users, which are read only when a row needs them.
+
+Shapes: B rows, C counters, K outcomes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from thinktwice.errors import DataError
+
+Rows = slice | npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """Known outcomes of the users of B rows.
+
+    items [K] int32: positions of the items in the vocabulary of the item key, 0 for an unknown item; clicked [K] bool;
+    start, end [B] int32: row r sees the outcomes ``start[r] : end[r]``, oldest first.
+    """
+
+    items: npt.NDArray[np.int32]
+    clicked: npt.NDArray[np.bool_]
+    start: npt.NDArray[np.int32]
+    end: npt.NDArray[np.int32]
+
+    @staticmethod
+    def of_user(items: npt.NDArray[np.int32], clicked: npt.NDArray[np.bool_], rows: int) -> History:
+        """The outcomes of one user, oldest first, which all ``rows`` rows of a request see."""
+        return History(items, clicked, np.zeros(rows, np.int32), np.full(rows, len(items), np.int32))
+
+    def take(self, rows: Rows) -> History:
+        """Those of the rows at ``rows``."""
+        return History(self.items, self.clicked, self.start[rows], self.end[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What is known of B rows beside their features.
+
+    Attributes:
+        counters: [B, C] float32 instant statistics, NaN for unknown.
+        history: gives the outcomes of the rows' users, or None where they cannot be read in time. It is called at most once
+            per request, and only if a row needs it.
+    """
+
+    counters: npt.NDArray[np.float32]
+    history: Callable[[], History | None] | None = None
+
+    def __len__(self) -> int:
+        return len(self.counters)
+
+    def take(self, rows: Rows) -> Evidence:
+        """That of the rows at ``rows``. Reading its history raises a DataError if that is of another number of rows."""
+        read = self.history
+        if read is None:
+            return Evidence(self.counters[rows])
+
+        def taken() -> History | None:
+            found = read()
+            if found is not None and not len(found.start) == len(found.end) == len(self):
+                raise DataError(
+                    f"a history of {len(found.start)} rows was read for a request of {len(self)}: give one range of outcomes per row"
+                )
+            return None if found is None else found.take(rows)
+
+        return Evidence(self.counters[rows], taken)

@@ -1,0 +1,245 @@
+"""Fit what turns evidence into changes of a logit: the correction by counters and the retrieval of outcomes.
+
+Both networks are trained on train rows with logits of trunks that never saw them (:mod:`thinktwice.train.later_blocks`), and
+their epoch and size are chosen on the earlier validation rows. Neighbours of items for a train row are of the rows that its
+trunk was trained on; those that ship are of all train rows. Shapes: C counters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from thinktwice.data.encoded import EncodedRows
+from thinktwice.data.evidence import Evidence
+from thinktwice.data.training_set import TrainingSet
+from thinktwice.models.logit_network import Floats
+from thinktwice.progress import note
+from thinktwice.selection.trunks import Trunk
+from thinktwice.testtime.evidence.correction import CorrectionNetwork, Standard, counter_inputs, known_rows
+from thinktwice.testtime.evidence.retrieval import Neighbours, Retrieval, retrieval_inputs
+from thinktwice.testtime.extras import Extras
+from thinktwice.testtime.report import EvidenceReport, NetworkReport
+from thinktwice.train.later_blocks import ScoredBlock, later_blocks
+from thinktwice.train.logit_network import Examples, FittedNetwork, fit_network
+from thinktwice.train.neighbours import fit_neighbours
+from thinktwice.train.tune import TuningCandidate
+
+STAGE = "fit_test_time"
+MAX_EXAMPLES = 1_000_000  # train rows that a network is trained on; more are thinned evenly
+DAY_US = 86_400_000_000
+
+Logits = npt.NDArray[np.float64]
+Positions = npt.NDArray[np.int64]
+Score = Callable[[EncodedRows], Logits]  # base logits of rows by the model that ships
+
+
+@dataclass(frozen=True, eq=False)
+class EvidenceFit:
+    """All that fits networks of one trunk.
+
+    Attributes:
+        rows: train rows [R] with evidence.
+        blocks: scored blocks of them.
+        valid: validation rows [V] in time order, with evidence; the earlier half, ``fit``, chooses.
+        fit_logits: base logits of ``fit`` by the model that ships.
+        valid_positions: [V] where the rows ``valid`` stand in their part.
+        seed: of every training.
+    """
+
+    data: TrainingSet
+    rows: EncodedRows
+    blocks: list[ScoredBlock]
+    valid: EncodedRows
+    fit_logits: Logits
+    valid_positions: Positions
+    seed: int
+
+    @property
+    def definition(self) -> str:
+        """Hash of that of the counters."""
+        assert self.data.counter_scale is not None
+        return self.data.counter_scale.definition
+
+    @cached_property
+    def fit(self) -> EncodedRows:
+        return self.valid.take(np.arange(len(self.valid) // 2))
+
+    @cached_property
+    def later(self) -> EncodedRows:
+        return self.valid.take(np.arange(len(self.valid) // 2, len(self.valid)))
+
+    def controls(self) -> Iterator[tuple[str, CorrectionNetwork, EncodedRows, EncodedRows]]:
+        """What explains a gain of the correction without fresh knowledge of the row: its name, the correction that was fitted to
+        it, and the rows ``fit`` and ``later`` with their counters of this kind."""
+        assert self.rows.evidence is not None and self.fit.evidence is not None and self.later.evidence is not None
+        counters = np.asarray(self.rows.evidence.counters[self.examples])
+        others = [of_other_rows(c) for c in (counters, self.fit.evidence.counters, self.later.evidence.counters)]
+        yield "other_counters", self.correction(*others[:2])[0], *self._with(*others[1:])
+        late = self.data.late_counters(DAY_US, {"train": self.examples, "valid": self.valid_positions})
+        half = len(self.fit)
+        fit, later = late["valid"][:half], late["valid"][half:]
+        yield "day_late", self.correction(late["train"], fit)[0], *self._with(fit, later)
+
+    def _with(self, fit: Floats, later: Floats) -> tuple[EncodedRows, EncodedRows]:
+        return with_counters(self.fit, fit), with_counters(self.later, later)
+
+    @cached_property
+    def examples(self) -> npt.NDArray[np.int64]:
+        """Positions in ``rows`` of the examples, block by block."""
+        return np.concatenate([block.rows for block in self.blocks])
+
+    @cached_property
+    def logits(self) -> Logits:
+        """Base logits of the examples."""
+        return np.concatenate([block.logits for block in self.blocks])
+
+    def correction(self, counters: Floats, fit_counters: Floats) -> tuple[CorrectionNetwork, FittedNetwork]:
+        """The correction by counters of the examples and of the validation rows, [M, C] and [V, C].
+
+        Rows without a known counter are not corrected and train nothing.
+        """
+        scale = self.data.counter_scale
+        assert scale is not None
+        standard = Standard(np.asarray(scale.means, np.float32), np.asarray(scale.sds, np.float32))
+
+        def examples(rows: EncodedRows, logits: Logits, values: Floats) -> Examples:
+            known = np.flatnonzero(known_rows(values, len(standard.means)))
+            inputs = counter_inputs(standard, logits[known], values[known])
+            return Examples(inputs, logits[known], rows.label[known], rows.user[known])
+
+        fitted = fit_network(
+            examples(self.rows.take(self.examples), self.logits, counters),
+            examples(self.fit, self.fit_logits, fit_counters),
+            seed=self.seed,
+        )
+        return CorrectionNetwork(standard, fitted.network), fitted
+
+    def retrieval(self, correction: CorrectionNetwork, counters: Floats) -> tuple[Retrieval, FittedNetwork, int] | None:
+        """The retrieval over the first scores of ``correction``, and the number of its examples; None where no item is
+        known or no user of an example has a history."""
+        column = self.data.encoder.column_of(self.data.schema.key_of("item"))
+        if column is None or self.rows.evidence is None or self.fit.evidence is None:
+            return None
+        parts = []
+        for block in self.blocks:
+            earlier = self._neighbours(self.rows.take(block.trained_on), column)
+            parts.append(_retrieved(earlier, self.rows.take(block.rows), column))
+        features, found = (np.concatenate(part) for part in zip(*parts, strict=True))
+        neighbours = self._neighbours(self.rows, column)
+        fit_features, fit_found = _retrieved(neighbours, self.fit, column)
+        if not (found.any() and fit_found.any()):
+            return None
+        sds = features[found].std(axis=0)
+        standard = Standard(features[found].mean(axis=0), np.where(sds > 1e-6, sds, np.float32(1)).astype(np.float32))
+
+        def examples(rows: EncodedRows, logits: Logits, values: Floats, features: Floats, use: np.ndarray) -> Examples:
+            use = np.flatnonzero(use & known_rows(values, correction.num_counters))
+            first = correction(logits[use], values[use])
+            inputs = retrieval_inputs(correction.standard, standard, first, values[use], features[use])
+            return Examples(inputs, first, rows.label[use], rows.user[use])
+
+        train = examples(self.rows.take(self.examples), self.logits, counters, features, found)
+        held_out = examples(self.fit, self.fit_logits, self.fit.evidence.counters, fit_features, fit_found)
+        if not (len(train) and len(held_out)):
+            return None
+        fitted = fit_network(train, held_out, seed=self.seed)
+        return Retrieval(neighbours, standard, fitted.network), fitted, len(train)
+
+    def _neighbours(self, rows: EncodedRows, column: int) -> Neighbours:
+        num_items = self.data.encoder.num_values[column]
+        return Neighbours(*fit_neighbours(rows.user, rows.ids[:, column], rows.label == 1, num_items))
+
+
+def _retrieved(neighbours: Neighbours, rows: EncodedRows, column: int) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    history = None if rows.evidence is None or rows.evidence.history is None else rows.evidence.history()
+    assert history is not None
+    return neighbours.features(rows.ids[:, column].astype(np.int64), history)
+
+
+def evidence_fit(data: TrainingSet, trunk: Trunk, positions: Positions, score: Score) -> EvidenceFit | str:
+    """What fits evidence for ``trunk``, or why there is none. ``positions`` [V] of the validation rows that are used, in time
+    order.
+
+    Raises:
+        BundleError: the record of its training is damaged.
+    """
+    if data.counter_scale is None:
+        return "the schema has no statistics.instant"
+    rows, training = data.part_with_evidence("train"), trunk.training
+    valid = data.part_with_evidence("valid").take(positions)
+    fit = valid.take(np.arange(len(valid) // 2))
+    if training is None:
+        return f"{trunk.folder} has no record of its training"
+    if len(fit) == 0 or fit.label.min() == fit.label.max():
+        return "the earlier validation rows are of one class"
+    blocks = later_blocks(
+        rows,
+        data.part("valid"),
+        trunk.model.fields,
+        trunk.model.config,
+        training.config,
+        TuningCandidate(training.chosen.table_l2, training.chosen.augmentation),
+        split=data.info.split.kind,
+        seed=training.seed,
+        stage=STAGE,
+    )
+    blocks = [_thinned(block, MAX_EXAMPLES // len(blocks)) for block in blocks]
+    if not blocks:
+        return "the train part cannot be cut into blocks"
+    return EvidenceFit(data, rows, blocks, valid, score(fit), positions, training.seed)
+
+
+def network_report(fitted: FittedNetwork, examples: int) -> NetworkReport:
+    return NetworkReport(
+        examples=examples, epochs=fitted.epochs, scale=fitted.scale, gain=fitted.gain, error=fitted.error
+    )
+
+
+def fit_evidence(found: EvidenceFit | str, extras: Extras, *, retrieves: bool) -> tuple[Extras, EvidenceReport]:
+    """``extras`` with a correction, and with a retrieval if ``retrieves``, where validation keeps anything of them."""
+    if isinstance(found, str):
+        return extras, EvidenceReport(reason=found)
+    assert found.rows.evidence is not None and found.fit.evidence is not None
+    counters = np.asarray(found.rows.evidence.counters[found.examples])
+    correction, fitted = found.correction(counters, found.fit.evidence.counters)
+    report = EvidenceReport(correction=network_report(fitted, len(counters)))
+    note(STAGE, f"correction by counters: {_words(fitted)}")
+    extras = replace(extras, correction=correction)
+    retrieved = found.retrieval(correction, counters) if retrieves else None
+    if retrieved is not None:
+        retrieval, fitted, examples = retrieved
+        report = report.model_copy(update={"retrieval": network_report(fitted, examples)})
+        note(STAGE, f"retrieved evidence: {_words(fitted)}")
+        if not retrieval.network.is_zero:
+            extras = replace(extras, retrieval=retrieval)
+    if correction.is_zero and extras.retrieval is None:
+        extras = replace(extras, correction=None)
+    return extras, report
+
+
+def with_counters(rows: EncodedRows, counters: Floats) -> EncodedRows:
+    """``rows`` with other counters and without histories."""
+    return replace(rows, evidence=Evidence(counters))
+
+
+def of_other_rows(counters: Floats, seed: int = 0) -> Floats:
+    """Counters [n, C] of another row each: no knowledge of a row survives it."""
+    return np.asarray(counters)[np.random.default_rng(seed).permutation(len(counters))]
+
+
+def _thinned(block: ScoredBlock, limit: int) -> ScoredBlock:
+    if len(block.rows) <= limit:
+        return block
+    kept = np.linspace(0, len(block.rows) - 1, limit).astype(np.int64)
+    return replace(block, rows=block.rows[kept], logits=block.logits[kept])
+
+
+def _words(fitted: FittedNetwork) -> str:
+    if fitted.scale == 0:
+        return "validation kept nothing of it"
+    return f"logloss {-fitted.gain:+.5f} on validation, {fitted.scale:.0%} of it kept"

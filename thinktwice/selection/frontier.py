@@ -1,0 +1,55 @@
+"""How much of the gain of a second look at all rows is kept when only a share of them gets it, by what chooses the rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from thinktwice.data.encoded import EncodedRows
+from thinktwice.selection.candidates import with_correction
+from thinktwice.selection.parameters import calibrated
+from thinktwice.selection.trial_model import TrialModel
+from thinktwice.stats.metrics import row_logloss
+from thinktwice.testtime.calibrate import apply, sigmoid
+from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.modes import preset
+from thinktwice.testtime.opinions.config import Retrieve
+from thinktwice.testtime.report import Frontier
+from thinktwice.testtime.support import entropy
+from thinktwice.testtime.triggers import Always
+
+SHARES = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+Floats = npt.NDArray[np.float64]
+
+
+def frontiers(trial_model: TrialModel, valid: EncodedRows) -> tuple[Frontier, ...]:
+    """Those of retrieved evidence on the later half of ``valid``, calibrated on the earlier one; none without a retrieval, or where a
+    second look at all rows gains nothing. ``oracle`` knows how far the second look will move each probability, ``random`` is what chance gives on average."""
+    evidence = trial_model.evidence
+    item = None if evidence is None else evidence.data.schema.key_of("item")
+    if evidence is None or item is None or trial_model.extras.retrieval is None:
+        return ()
+    half = len(valid) // 2
+    fit, later = valid.take(np.arange(half)), valid.take(np.arange(half, len(valid)))
+    settings = with_correction(preset("retrieve", TestTimeConfig()), evidence.definition)
+    settings = calibrated(trial_model, settings.looking(opinion=Retrieve(item_field=item), trigger=Always()), fit)
+    engine, raw = trial_model.engine(settings), trial_model.raw(settings, later)
+    first = np.where(raw.corrected, apply(engine.corrected_calibration, raw.first), apply(engine.calibration, raw.z0))
+    second = engine.finish(raw).logit
+    change = row_logloss(later.label, second) - row_logloss(later.label, first)
+    if not change.sum() < 0:
+        return ()
+    orders = {
+        "entropy": entropy(sigmoid(first)),
+        "moved": np.abs(raw.first - raw.z0),
+        "oracle": np.abs(sigmoid(second) - sigmoid(first)),
+    }
+    found = [Frontier(trigger=name, shares=SHARES, kept=_kept(signal, change)) for name, signal in orders.items()]
+    return (*found, Frontier(trigger="random", shares=SHARES, kept=SHARES))
+
+
+def _kept(signal: Floats, change: Floats) -> tuple[float, ...]:
+    """Share of the sum of ``change`` [R] that the rows of the highest ``signal`` [R] have, at every share of rows."""
+    running = np.cumsum(change[np.argsort(-signal, kind="stable")])
+    return tuple(float(running[max(round(share * len(change)), 1) - 1] / running[-1]) for share in SHARES)

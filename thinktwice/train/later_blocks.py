@@ -1,0 +1,106 @@
+"""Logits of rows by trunks that never saw them: what the networks that change logits are trained on.
+
+The train rows are cut into :data:`BLOCKS` blocks of about equal size by time, and the last :data:`SCORED` blocks are scored by a
+trunk trained on all earlier ones. After a random split the blocks are drawn at random and the trunk of a block is trained on
+all others. Values that those rows do not hold are unknown, as a new value is to the model that ships.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from thinktwice.choices import SplitKind
+from thinktwice.data.encoded import EncodedRows, count_values, table_offsets
+from thinktwice.models.config import BackboneConfig
+from thinktwice.models.fields import FieldSpace
+from thinktwice.models.registry import build_backbone
+from thinktwice.train.augment import Augmenter
+from thinktwice.train.config import FinetuneConfig
+from thinktwice.train.loader import BlockLoader
+from thinktwice.train.loop import Bar
+from thinktwice.train.measure import logits_of
+from thinktwice.train.run import train as run_training
+from thinktwice.train.tune import TuningCandidate
+
+BLOCKS, SCORED = 4, 2
+
+Positions = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredBlock:
+    """``rows`` of train, ascending, and what their trunk was trained on; both positions. ``logits`` [len(rows)] float64."""
+
+    rows: Positions
+    trained_on: Positions
+    logits: npt.NDArray[np.float64]
+
+
+def block_rows(time: npt.NDArray[np.int64], split: SplitKind, seed: int) -> list[tuple[Positions, Positions]]:
+    """Rows of each scored block, and the rows that its trunk may be trained on, both ascending.
+
+    By time, all rows of an instant fall into the later block. A block without rows, or without earlier ones, is left out.
+    """
+    size = len(time)
+    if split == "time":
+        borders = (
+            np.sort(time)[[size * number // BLOCKS for number in range(BLOCKS)]] if size else np.zeros(0, np.int64)
+        )
+        code = np.searchsorted(borders[1:], time, side="right")
+    else:
+        code = np.random.default_rng(seed).permutation(size) % BLOCKS
+    blocks = range(BLOCKS - SCORED, BLOCKS)
+    found = [(code == b, code < b if split == "time" else code != b) for b in blocks]
+    return [(np.flatnonzero(of), np.flatnonzero(before)) for of, before in found if of.any() and before.any()]
+
+
+def later_blocks(
+    rows: EncodedRows,
+    valid: EncodedRows,
+    fields: FieldSpace,
+    backbone: BackboneConfig,
+    config: FinetuneConfig,
+    chosen: TuningCandidate,
+    *,
+    split: SplitKind,
+    seed: int,
+    stage: str,
+) -> list[ScoredBlock]:
+    """Train the trunk of every scored block like the model that ships, with the L2 and augmentation ``chosen`` for it, and
+    score the block. A block whose earlier rows are of one class is left out."""
+    out = []
+    blocks = block_rows(rows.time, split, seed)
+    for number, (of, before) in enumerate(blocks):
+        earlier = rows.take(before)
+        if earlier.label.min() == earlier.label.max():
+            continue
+        known = count_values(earlier.ids, fields.num_values) > 0
+        model = build_backbone(backbone, fields, seed=seed)
+        run_training(
+            model,
+            Augmenter(chosen.augmentation, earlier, fields, config),
+            BlockLoader(earlier),
+            BlockLoader(as_known(valid, known, fields)),
+            config,
+            table_l2=chosen.table_l2,
+            epochs=config.epochs,
+            seed=seed,
+            bar=Bar(stage, f"later block {number + 1}/{len(blocks)}"),
+        )
+        logits = logits_of(model, BlockLoader(as_known(rows.take(of), known, fields))).astype(np.float64)
+        out.append(ScoredBlock(of, before, logits))
+    return out
+
+
+def as_known(rows: EncodedRows, known: npt.NDArray[np.bool_], fields: FieldSpace) -> EncodedRows:
+    """``rows`` with 0 for every value that ``known`` [rows of the joint table] leaves out."""
+    offsets = table_offsets(fields.num_values)
+    ids = np.where(known[rows.ids + offsets], rows.ids, np.int32(0))
+    sequences = {}
+    for name, of in zip(fields.sequences, fields.sequence_of, strict=True):
+        values = rows.sequences[name]
+        sequences[name] = np.where(known[values + offsets[fields.columns.index(of)]], values, np.int32(0))
+    return EncodedRows(ids, sequences, rows.vectors, rows.label, rows.user, rows.time)

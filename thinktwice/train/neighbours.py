@@ -1,0 +1,85 @@
+"""Items that the same users like or dislike alike: shrunk cosines of residuals over the rows of a part of train.
+
+A residual is a click minus the click rate of its item, so popular items are not neighbours for being popular.
+Memory: one block of items against the catalogue at a time; a user counts by his latest :data:`ROWS_PER_USER` rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+NEIGHBOURS = 200
+ROWS_PER_USER = 200  # the latest; the work grows with its square
+RATE_PRIOR = 20.0  # outcomes that the rate of an item is smoothed by towards that of all
+SHRINKAGE = 10.0  # common users that halve a similarity
+ITEMS_AT_ONCE = 512
+
+Floats = npt.NDArray[np.float32]
+
+
+def item_rates(items: npt.NDArray[np.int32], clicked: npt.NDArray[np.bool_], num_items: int) -> Floats:
+    """Smoothed click rate of every item [I]; the rate of all rows for one that has none."""
+    views, clicks = np.bincount(items, minlength=num_items), np.bincount(items[clicked], minlength=num_items)
+    overall = float(clicked.mean()) if len(clicked) else 0.0
+    return ((clicks + RATE_PRIOR * overall) / (views + RATE_PRIOR)).astype(np.float32)
+
+
+def fit_neighbours(
+    users: npt.NDArray[np.int64],
+    items: npt.NDArray[np.int32],
+    clicked: npt.NDArray[np.bool_],
+    num_items: int,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float16], Floats]:
+    """Ids [I, 200] of the most similar items (0 where there are fewer), their similarities [I, 200] and the rates [I] of all items.
+
+    Similarities may be negative; the largest in size come first, of equal ones the item of the lower id.
+
+    Args:
+        users: [R] of the rows in time order, -1 for none; their rows are left out.
+        items: [R] 0 for an unknown one; their rows are left out.
+        clicked: [R].
+        num_items: I, the unknown one included.
+    """
+    rates = item_rates(items, clicked, num_items)
+    ids, weights = np.zeros((num_items, NEIGHBOURS), np.int32), np.zeros((num_items, NEIGHBOURS), np.float16)
+    rows = np.flatnonzero((users >= 0) & (items > 0))
+    rows = rows[_latest(users[rows])]
+    codes = np.unique(users[rows], return_inverse=True)[1]
+    place = (codes, items[rows])
+    shape = (int(codes.max(initial=-1)) + 1, num_items)
+    residual = (clicked[rows] - rates[items[rows]]).astype(np.float64)
+    by_user = sparse.csr_matrix((residual, place), shape)
+    seen = sparse.csr_matrix((np.ones(len(rows)), place), shape)
+    by_user.sum_duplicates()
+    seen.sum_duplicates()
+    seen.data[:] = 1.0
+    norms = np.sqrt(np.asarray(by_user.multiply(by_user).sum(axis=0)).ravel())
+    by_item, seen_by_item = by_user.T.tocsr(), seen.T.tocsr()
+    for start in range(0, num_items, ITEMS_AT_ONCE):
+        end = min(start + ITEMS_AT_ONCE, num_items)
+        products, common = by_item[start:end] @ by_user, seen_by_item[start:end] @ seen
+        for part in (products, common):
+            part.sort_indices()
+        for row in range(end - start):
+            where = slice(common.indptr[row], common.indptr[row + 1])
+            others, together = common.indices[where], common.data[where]
+            mine = slice(products.indptr[row], products.indptr[row + 1])
+            product = np.zeros(len(others))
+            product[np.searchsorted(others, products.indices[mine])] = products.data[mine]
+            size = norms[start + row] * norms[others]
+            weight = product / np.where(size > 0, size, 1.0) * (together / (together + SHRINKAGE))
+            weight = weight.astype(np.float16)
+            keep = np.flatnonzero((weight != 0) & (others != start + row))
+            best = keep[np.lexsort((others[keep], -np.abs(weight[keep].astype(np.float32))))][:NEIGHBOURS]
+            ids[start + row, : len(best)], weights[start + row, : len(best)] = others[best], weight[best]
+    return ids, weights, rates
+
+
+def _latest(users: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Positions of the latest rows of every user, ascending."""
+    order = np.argsort(users, kind="stable")
+    ends = np.r_[np.flatnonzero(np.diff(users[order])) + 1, len(users)] if len(users) else np.zeros(0, np.int64)
+    from_end = np.repeat(ends, np.diff(np.r_[0, ends])) - np.arange(len(users))
+    return np.sort(order[from_end <= ROWS_PER_USER])
