@@ -1,7 +1,8 @@
 """Feast objects of one log, all of them derived from its schema.
 
 One entity per user and item, one file source and one feature view per feature table, and one feature service per feature
-version (a snapshot, its schema and the code) that names every feature a model of this log reads.
+version (a snapshot, its schema and the code) that names every feature a model of this log reads. A log with instant statistics has push
+sources too, and views of states that only the feedback service fills; these are in no feature service.
 """
 
 from __future__ import annotations
@@ -20,10 +21,20 @@ from thinktwice.data.feature_tables import (
     TableSpec,
     service_name,
 )
+from thinktwice.data.instant.definition import definition_of
+from thinktwice.data.pushed_views import (
+    DEFINITION_TAG,
+    LOG_ENTITY,
+    STATE,
+    WATERMARK,
+    InstantView,
+    instant_views,
+    push_source_name,
+)
 from thinktwice.schema import LogSchema
 
 if TYPE_CHECKING:
-    from feast import Entity, FeatureService, FeatureView, FileSource
+    from feast import Entity, FeatureService, FeatureView, FileSource, PushSource
     from feast.types import ComplexFeastType, PrimitiveFeastType
 
 OWNER = "thinktwice"
@@ -31,22 +42,27 @@ VIEW_TEXT = {
     "attributes": "What is known about the {entity}: described fields and vectors, valid from the impression that first carries them.",
     "statistics": "Impressions and smoothed click rate of the {entity} over trailing windows of whole days, closed at midnight UTC.",
     "sequences": "The latest values of the {entity}, newest first, valid from one microsecond after the click that enters them.",
+    "instant": "Counters of the {entity} up to this instant, pushed by the feedback service.",
 }
 
 
 @dataclass(frozen=True)
 class Definitions:
-    """All Feast objects of one store; ``service`` is None for a log without entities."""
+    """All Feast objects of one store; ``service`` is None for a log without entities.
+
+    ``views`` are those of the feature tables, ``pushed`` those of instant statistics.
+    """
 
     entities: tuple[Entity, ...]
-    sources: tuple[FileSource, ...]
+    sources: tuple[FileSource | PushSource, ...]
     views: tuple[FeatureView, ...]
     service: FeatureService | None
+    pushed: tuple[FeatureView, ...] = ()
 
     def objects(self) -> list[Any]:
         """Everything ``FeatureStore.apply`` takes."""
         service = () if self.service is None else (self.service,)
-        return [*self.entities, *self.sources, *self.views, *service]
+        return [*self.entities, *self.sources, *self.views, *self.pushed, *service]
 
 
 def project_name(schema: LogSchema, feature_version: str) -> str:
@@ -59,22 +75,34 @@ def define(schema: LogSchema, specs: Sequence[TableSpec], feature_version: str, 
     load_sdk()
     from feast import Entity, FeatureService, ValueType
 
-    if not specs:
+    states = instant_views(schema)
+    if not specs and not states:
         return Definitions((), (), (), None)
     tags = {"schema": schema.name, "feature_version": feature_version}
+    keys: dict[str, str] = {spec.entity: spec.key for spec in specs} | {view.entity: view.key for view in states}
     entities = {
-        spec.entity: Entity(
-            name=spec.entity,
-            join_keys=[spec.key],
+        entity: Entity(
+            name=entity,
+            join_keys=[key],
             value_type=ValueType.STRING,
-            description=f"The {spec.entity} of an impression, by its id in the log.",
+            description=_entity_text(entity),
             owner=OWNER,
             tags=tags,
         )
-        for spec in specs
+        for entity, key in keys.items()
     }
-    sources = tuple(_source(spec, data_dir, tags) for spec in specs)
-    views = tuple(_view(spec, entities[spec.entity], source, tags) for spec, source in zip(specs, sources, strict=True))
+    files = {spec.name: _source(spec.name, spec.entity, spec.kind, data_dir, tags) for spec in specs}
+    files |= {view.name: _source(view.name, view.entity, "instant", data_dir, tags) for view in states}
+    pushes = {
+        name: _push_source(name, file, tags)
+        for name, file in files.items()
+        if states and not name.endswith("_attributes")
+    }
+    source = {**files, **pushes}
+    views = tuple(_view(spec, entities[spec.entity], source[spec.name], tags) for spec in specs)
+    found = definition_of(schema)
+    of_states = {**tags, "kind": "instant", DEFINITION_TAG: found.hash if found else ""}
+    pushed = tuple(_instant_view(view, entities[view.entity], source[view.name], of_states) for view in states)
     service = FeatureService(
         name=service_name(feature_version),
         features=list(views),
@@ -82,26 +110,73 @@ def define(schema: LogSchema, specs: Sequence[TableSpec], feature_version: str, 
         owner=OWNER,
         tags=tags,
     )
-    return Definitions(tuple(entities.values()), sources, views, service)
+    return Definitions(
+        tuple(entities.values()),
+        (*files.values(), *pushes.values()),
+        views,
+        service if views else None,
+        pushed,
+    )
 
 
-def _source(spec: TableSpec, data_dir: PurePath, tags: dict[str, str]) -> FileSource:
+def _entity_text(entity: str) -> str:
+    if entity == LOG_ENTITY:
+        return "The log as a whole, by the name of its schema."
+    return f"The {entity} of an impression, by its id in the log."
+
+
+def _push_source(view: str, file: FileSource, tags: dict[str, str]) -> PushSource:
+    from feast import PushSource
+
+    return PushSource(
+        name=push_source_name(view),
+        batch_source=file,
+        description=f"Rows of {view} as the feedback service knows them.",
+        owner=OWNER,
+        tags=tags,
+    )
+
+
+def _instant_view(view: InstantView, entity: Entity, source: Any, tags: dict[str, str]) -> FeatureView:
+    from datetime import timedelta
+
+    from feast import FeatureView, Field
+    from feast.types import Bytes, Int64, String
+
+    fields = [Field(name=view.key, dtype=String), Field(name=STATE, dtype=Bytes, description="A state of counters.")]
+    if view.kind == "log":
+        text = "Microseconds of UTC before which every known outcome is in the states."
+        fields.append(Field(name=WATERMARK, dtype=Int64, description=text))
+    return FeatureView(
+        name=view.name,
+        entities=[entity],
+        ttl=timedelta(0),
+        schema=fields,
+        source=source,
+        online=True,
+        description=VIEW_TEXT["instant"].format(entity=view.entity),
+        owner=OWNER,
+        tags=tags,
+    )
+
+
+def _source(name: str, entity: str, kind: str, data_dir: PurePath, tags: dict[str, str]) -> FileSource:
     from feast import FileSource
     from feast.data_format import ParquetFormat
 
     return FileSource(
-        name=f"{spec.name}_table",
-        path=str(data_dir / f"{spec.name}.parquet"),
+        name=f"{name}_table",
+        path=str(data_dir / f"{name}.parquet"),
         file_format=ParquetFormat(),
         timestamp_field=EVENT_TIMESTAMP,
         created_timestamp_column=CREATED_TIMESTAMP,
-        description=f"Change points of the {spec.entity} {spec.kind}.",
+        description=f"Change points of the {entity} {kind}.",
         owner=OWNER,
-        tags={**tags, "kind": spec.kind},
+        tags={**tags, "kind": kind},
     )
 
 
-def _view(spec: TableSpec, entity: Entity, source: FileSource, tags: dict[str, str]) -> FeatureView:
+def _view(spec: TableSpec, entity: Entity, source: Any, tags: dict[str, str]) -> FeatureView:
     from datetime import timedelta
 
     from feast import FeatureView, Field

@@ -15,15 +15,17 @@ import polars as pl
 import pyarrow as pa
 
 from feature_repo.causes import causes
+from feature_repo.counter_skew import training_counters
 from feature_repo.retrieve import features_at
 from feature_repo.store import read_info
 from thinktwice.data.feature_tables import TableSpec, build_feature_tables, table_specs
+from thinktwice.data.instant.definition import definition_of
 from thinktwice.errors import DataError, FeatureStoreError
 from thinktwice.monitor.served import read_served
-from thinktwice.monitor.skew import SkewReport, compare
+from thinktwice.monitor.skew import FieldSkew, SkewReport, compare
 from thinktwice.records.served import AT, ITEM, USER, VERSION
 from thinktwice.release.feature_store import DATA, REGISTRY_FILE, SETTINGS_FILE
-from thinktwice.schema import ROW_ID, SCHEMA_FILE, load_schema
+from thinktwice.schema import ROW_ID, SCHEMA_FILE, LogSchema, load_schema
 
 IDS = {"user": USER, "item": ITEM}
 
@@ -43,7 +45,7 @@ def measure_skew(
         store_dir: feature store folder with its tables, of the served version or a later materialization.
         most_rows: rows compared at most, a fixed sample of whole requests.
         clean_dir: a later clean log of the same schema; tables are made from it and take the place of those of the store.
-            Nothing is materialized.
+            Nothing is materialized. Served counters of instant statistics are compared with those of a training set of this log.
         since: compare only what was served at this instant or later.
 
     Raises:
@@ -82,6 +84,8 @@ def measure_skew(
         assert isinstance(later, pl.DataFrame)
         report, differing = compare(frame, later, fields)
         found = _with_causes(report, differing, frame, specs, folder / DATA)
+    if clean_dir is not None:
+        found = replace(found, fields=(*found.fields, *_counters(frame, schema, Path(clean_dir))))
     versions = dict(frame[VERSION].fill_null("unnamed").value_counts(sort=True).iter_rows())
     return replace(
         found,
@@ -90,6 +94,17 @@ def measure_skew(
         versions=versions,
         window=served.window,
     )
+
+
+def _counters(frame: pl.DataFrame, schema: LogSchema, clean_dir: Path) -> tuple[FieldSkew, ...]:
+    """Counters that the log has, against those of training; of the rows that are impressions of the clean log."""
+    definition = definition_of(schema)
+    kept = [] if definition is None else [c for c in definition.counters if c.name in frame.columns]
+    if definition is None or not kept:
+        return ()
+    rows, later = training_counters(frame, [c.name for c in kept], clean_dir, definition)
+    report, _ = compare(frame[rows], later, [(c.name, "number", c.side) for c in kept])
+    return report.fields
 
 
 @contextmanager

@@ -18,6 +18,8 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 from feature_repo.definitions import define, project_name
@@ -25,7 +27,14 @@ from feature_repo.readback import compare_online
 from feature_repo.sdk import load_sdk
 from feature_repo.tables_engine import feast_engine
 from thinktwice.choices import OnlineStoreKind, listed
-from thinktwice.data.feature_tables import FeatureTables, build_feature_tables, table_specs
+from thinktwice.data.feature_tables import (
+    CREATED_TIMESTAMP,
+    EVENT_TIMESTAMP,
+    FeatureTables,
+    build_feature_tables,
+    table_specs,
+)
+from thinktwice.data.pushed_views import STATE, WATERMARK, instant_views
 from thinktwice.errors import FeatureStoreError
 from thinktwice.files import atomic_dir, read_json, write_json
 from thinktwice.progress import note, track
@@ -111,7 +120,8 @@ def build(
         (folder / SCHEMA_FILE).write_text(schema.to_yaml(), encoding="utf-8")
         compared = 0
         service = ""
-        if tables.specs:
+        _write_empty_tables(folder / DATA, schema)
+        if tables.specs or instant_views(schema):
             write_config(folder, project_name(schema, feature_version), kind, redis_address)
             service, compared = _apply_and_materialize(folder, schema, feature_version, tables)
         info = FeatureStoreInfo(
@@ -255,15 +265,25 @@ def _apply_and_materialize(
 ) -> tuple[str, int]:
     """Returns the name of the feature service and how many online values were compared with the tables."""
     definitions = define(schema, tables.specs, feature_version, PurePosixPath(DATA))
-    assert definitions.service is not None
     with open_store(folder) as store, feast_engine(folder), quiet():
         store.apply(definitions.objects())
         _materialize(store, [view.name for view in definitions.views], tables.start, tables.end)
     # What a predictor will do: open the folder anew and read through the service.
     with open_store(folder) as store, quiet():
         compared = sum(compare_online(store, spec, folder / DATA, tables.end) for spec in tables.specs)
+        if definitions.service is None:
+            return "", compared
         store.get_feature_service(definitions.service.name)
     return definitions.service.name, compared
+
+
+def _write_empty_tables(data_dir: Path, schema: LogSchema) -> None:
+    """The tables behind the views that only the feedback service fills: Feast wants a batch source of every view."""
+    for view in instant_views(schema):
+        columns = [pa.field(view.key, pa.string()), pa.field(STATE, pa.binary())]
+        columns += [pa.field(WATERMARK, pa.int64())] if view.kind == "log" else []
+        columns += [pa.field(name, pa.timestamp("us", "UTC")) for name in (EVENT_TIMESTAMP, CREATED_TIMESTAMP)]
+        pq.write_table(pa.schema(columns).empty_table(), data_dir / f"{view.name}.parquet")
 
 
 def _materialize(store: FeatureStore, views: list[str], start: datetime, end: datetime) -> None:

@@ -31,6 +31,7 @@ COMMANDS = {
     "drift",
     "evaluate",
     "experiment",
+    "feedback",
     "gateway",
     "load",
     "openapi",
@@ -127,9 +128,10 @@ def test_help_needs_no_heavy_library():
 SHARED = {
     "--state": {
         ("drift",), ("evaluate",), ("load",), ("openapi",), ("pipeline", "run"), ("pipeline", "upload"), ("score",), ("serve",),
-        ("skew",),
+        ("skew",), *(("feedback", name) for name in ("run", "import", "replay")),
     },
     "--work": {
+        *(("feedback", name) for name in ("run", "import", "replay")),
         *(("experiment", name) for name in ("decide", "list", "replay", "report", "status")),
         *(("gateway", name) for name in ("check", "reload", "run", "status")),
         ("drift",), ("evaluate",), ("load",), ("openapi",), ("pipeline", "run"), ("pipeline", "upload"), ("score",), ("serve",),

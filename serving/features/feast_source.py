@@ -29,10 +29,20 @@ def _import_feast() -> ModuleType:
 def open_feast(folder: Path | str, service: str) -> tuple[Any, Any]:
     """The Feast store in a folder and its feature service of that name.
 
+    Raises:
+        FeatureStoreError: the folder is no feature store, holds what a store may not hold, or does not have the service.
+    """
+    store = open_feast_store(folder)
+    return store, _service(store, service, _import_feast(), Path(folder).resolve())
+
+
+def open_feast_store(folder: Path | str) -> Any:
+    """The Feast store in a folder.
+
     Feast reads the registry again when its file changes, so it gets a private copy of what was checked.
 
     Raises:
-        FeatureStoreError: the folder is no feature store, holds what a store may not hold, or does not have the service.
+        FeatureStoreError: the folder is no feature store, or holds what a store may not hold.
     """
     folder = Path(folder).resolve()
     settings = read_settings(folder)
@@ -54,7 +64,7 @@ def open_feast(folder: Path | str, service: str) -> tuple[Any, Any]:
         shutil.rmtree(private, ignore_errors=True)
         raise FeatureStoreError(f"feature store {folder} cannot be opened ({reason(error)}): {FIX}") from error
     weakref.finalize(store, shutil.rmtree, private, ignore_errors=True)
-    return store, _service(store, service, feast, folder)
+    return store
 
 
 def _service(store: Any, service: str, feast: ModuleType, folder: Path) -> Any:
@@ -129,10 +139,29 @@ class FeastSource:
         """See :class:`serving.features.lookup.BoundedSource`; the SDK knows no time limit."""
         return
 
+    def fetch_fields(
+        self, key: str, fields: Sequence[tuple[str, str]], ids: Sequence[str], timeout: float | None = None
+    ) -> list[list[Any]]:
+        """See :class:`serving.features.counters.StateSource`."""
+        try:
+            with self._lock:
+                answer = self._store.get_online_features(
+                    features=[f"{view}:{name}" for view, name in fields], entity_rows=[{key: value} for value in ids]
+                )
+            columns = answer.to_dict()
+        except Exception as error:
+            raise FeatureStoreError(f"the online store does not answer for {fields[0][0]} ({error})") from error
+        return [list(values) for values in zip(*(columns[name] for _, name in fields), strict=True)]
+
     def close(self) -> None:
         """Close the SQLite file, which Feast never does by itself."""
-        online = getattr(self._store._get_provider(), "online_store", None)
-        connection = getattr(online, "_conn", None)
-        if online is not None and connection is not None:
-            connection.close()
-            online._conn = None
+        close_feast_store(self._store)
+
+
+def close_feast_store(store: Any) -> None:
+    """Close the SQLite file, which Feast never does by itself."""
+    online = getattr(store._get_provider(), "online_store", None)
+    connection = getattr(online, "_conn", None)
+    if online is not None and connection is not None:
+        connection.close()
+        online._conn = None

@@ -13,12 +13,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from serving.features.lookup import BoundedSource, Entity, FeatureRow
 from serving.telemetry.state import Trouble
 from thinktwice.errors import FeatureStoreError
 
+if TYPE_CHECKING:
+    from serving.features.counters import StateSource
+
+Found = TypeVar("Found")
 Reason = Literal["timeout", "error", "bulkhead_full", "circuit_open"]
 FAILURES_TO_OPEN = 5  # in a row, after which the circuit opens
 OPEN_SECONDS = 1.0  # after which one lookup probes the store (half-open)
@@ -75,20 +79,47 @@ class GuardedSource:
         Raises:
             LookupFailedError: timed out, failed, or not tried.
         """
+        return self._guarded(
+            entity,
+            timeout,
+            lambda limit: self._source.fetch_within(entity, ids, limit),
+            lambda limit: self._source.fetch(entity, list(ids), limit),
+        )
+
+    def fetch_fields(
+        self, key: str, fields: Sequence[tuple[str, str]], ids: Sequence[str], timeout: float | None = None
+    ) -> list[list[Any]]:
+        """See :class:`serving.features.counters.StateSource`.
+
+        Raises:
+            LookupFailedError: timed out, failed, or not tried.
+        """
+        source = cast("StateSource", self._source)
+        return self._guarded(
+            fields[0][0], timeout, lambda _: None, lambda _: source.fetch_fields(key, list(fields), list(ids))
+        )
+
+    def _guarded(
+        self,
+        what: str,
+        timeout: float | None,
+        at_once: Callable[[float], list[Found] | None],
+        on_a_thread: Callable[[float], list[Found]],
+    ) -> list[Found]:
         limit = self._timeout if timeout is None else min(self._timeout, timeout)
         if limit <= 0:
-            raise LookupFailedError(f"no time is left to look up {entity} features", "timeout")
-        half_open = self._start(entity)
+            raise LookupFailedError(f"no time is left to look up {what} features", "timeout")
+        half_open = self._start(what)
         good: bool | None = None  # a bug in a source says nothing about the store, but it ends a probe too
         try:
             began = time.monotonic()
-            found = None if half_open else self._source.fetch_within(entity, ids, limit)
+            found = None if half_open else at_once(limit)
             if found is None:
-                found = self._on_a_thread(entity, list(ids), limit - (time.monotonic() - began))
+                found = self._on_a_thread(what, on_a_thread, limit - (time.monotonic() - began))
             good = True
             self.trouble.not_met()
         except TimeoutError:
-            timed_out = LookupFailedError(f"{entity} features took longer than {limit * 1000:.0f} ms", "timeout")
+            timed_out = LookupFailedError(f"{what} features took longer than {limit * 1000:.0f} ms", "timeout")
             if limit >= self._timeout:  # a caller in a hurry says nothing about the store
                 good = False
                 self._log_trouble(timed_out)
@@ -112,27 +143,27 @@ class GuardedSource:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._source.close()
 
-    def _on_a_thread(self, entity: Entity, ids: list[str], limit: float) -> list[FeatureRow]:
+    def _on_a_thread(self, what: str, work: Callable[[float], list[Found]], limit: float) -> list[Found]:
         if limit <= 0:
             raise TimeoutError
         if not self._free.acquire(blocking=False):
-            raise LookupFailedError(f"lookup pool exhausted: {entity} features were not requested", "bulkhead_full")
-        return self._pool.submit(self._run, entity, ids, limit).result(limit)
+            raise LookupFailedError(f"lookup pool exhausted: {what} features were not requested", "bulkhead_full")
+        return self._pool.submit(self._run, work, limit).result(limit)
 
-    def _run(self, entity: Entity, ids: list[str], limit: float) -> list[FeatureRow]:
+    def _run(self, work: Callable[[float], list[Found]], limit: float) -> list[Found]:
         try:
-            return self._source.fetch(entity, ids, limit)
+            return work(limit)
         finally:
             self._free.release()
 
-    def _start(self, entity: Entity) -> bool:
+    def _start(self, what: str) -> bool:
         """Whether the circuit is half-open and this lookup is the probe."""
         with self._lock:
             if self._failures < FAILURES_TO_OPEN:
                 return False
             if self._probing or self._clock() < self._open_until:
                 raise LookupFailedError(
-                    f"the online store failed {self._failures} times in a row: {entity}", "circuit_open"
+                    f"the online store failed {self._failures} times in a row: {what}", "circuit_open"
                 )
             self._probing = True
             return True

@@ -91,6 +91,24 @@ class RedisSource:
         self._connect_one()
         return [self._row_of(names, answer) for answer in answers]
 
+    def fetch_fields(
+        self, key: str, fields: Sequence[tuple[str, str]], ids: Sequence[str], timeout: float | None = None
+    ) -> list[list[Any]]:
+        """See :class:`serving.features.counters.StateSource`."""
+        from feast.infra.online_stores.helpers import _mmh3
+        from redis import RedisError
+
+        prefix, names = _prefix(key), [_mmh3(f"{view}:{name}") for view, name in fields]
+        try:
+            with self._client.pipeline(transaction=False) as pipe:
+                for value in ids:
+                    text = value.encode()
+                    pipe.hmget(prefix + struct.pack("<II", STRING, len(text)) + text + self._project, names)
+                answers = pipe.execute()
+        except RedisError as error:
+            raise FeatureStoreError(f"the online store does not answer for {fields[0][0]} ({error})") from error
+        return [[None if raw is None else self._decoded(raw) for raw in answer] for answer in answers]
+
     def fetch_within(self, entity: Entity, ids: Sequence[str], timeout: float) -> list[FeatureRow] | None:
         """See :class:`serving.features.lookup.BoundedSource`; None for many ids, and while no connection is open.
 

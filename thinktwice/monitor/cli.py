@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +30,13 @@ def drift(
             min=0, help="Population stability index above which a field has drifted, unless chance explains it."
         ),
     ] = 0.1,
+    feedback: Annotated[
+        Path | None,
+        typer.Option(
+            help="Event log of the feedback service: report how many clicks came later than feedback_delay.",
+            show_default=False,
+        ),
+    ] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the results to this JSON file.")] = None,
     html_out: Annotated[Path | None, typer.Option("--html", help="Write the report to this HTML file.")] = None,
 ) -> None:
@@ -37,11 +45,14 @@ def drift(
     from thinktwice.files import atomic_file, write_json
     from thinktwice.monitor.drift import drift_of_log
     from thinktwice.monitor.drift_page import print_drift, render
+    from thinktwice.monitor.feedback import feedback_assumption
     from thinktwice.release.champion import require_champion
 
     if bundle is None:
         bundle = require_champion(state_folder(state, work), "--state, --work or --bundle").bundle_dir
     report = drift_of_log(log, bundle, rows, since=in_utc(since), threshold=fail_above)
+    if feedback is not None:
+        report = replace(report, feedback=feedback_assumption(feedback))
     print_drift(console_here(), report)
     if json_out is not None:
         write_json(json_out, report.as_json())

@@ -20,6 +20,7 @@ import numpy as np
 import polars as pl
 
 from thinktwice.data.encoded import EncodedRows
+from thinktwice.monitor.feedback import FeedbackAssumption
 from thinktwice.monitor.served import ServedRows, read_served
 from thinktwice.records.served import NUM_PATHS, PROBABILITY, REQUEST, UNCERTAINTY, USER
 from thinktwice.release.bundle import Bundle, load_bundle
@@ -106,6 +107,7 @@ class DriftReport:
     window: tuple[str, str]
     threshold: float
     moved: tuple[Shift, ...]
+    feedback: FeedbackAssumption | None = None  # of the event log, where one was given
 
     @property
     def drifted(self) -> list[Shift]:
@@ -114,6 +116,8 @@ class DriftReport:
     def as_json(self) -> dict[str, Any]:
         """The report with its verdict."""
         found = asdict(self) | {"others": dict(self.others), "format": 1}
+        if self.feedback is not None:
+            found["feedback"]["broken_share"] = self.feedback.broken_share
         found["moved"] = [asdict(m) | {"drifted": m.drifted(self.threshold)} for m in self.moved]
         return found | {"drifted": [m.title for m in self.drifted]}
 

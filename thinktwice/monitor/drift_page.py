@@ -8,6 +8,7 @@ from rich.console import Console
 
 from thinktwice.console.output import Column, Record, print_table, say
 from thinktwice.monitor.drift import PSI_ALERT, DriftReport, Shift
+from thinktwice.monitor.feedback import FeedbackAssumption
 from thinktwice.pages import templates
 from thinktwice.pages.charts import Series
 from thinktwice.pages.charts_bars import LIVE, PALE, SOFT, bars
@@ -31,7 +32,19 @@ def verdict_lines(report: DriftReport) -> list[str]:
     if opinion is not None:
         _, before, now = opinion.facts[0]
         lines.append(f"rows with a second opinion: {before:.1%} on validation, {now:.1%} now")
+    if report.feedback is not None:
+        lines.append(feedback_line(report.feedback))
     return lines
+
+
+def feedback_line(found: FeedbackAssumption) -> str:
+    """Whether outcomes come within the delay that training assumed."""
+    if not found.late and not found.lost:
+        return f"feedback: all {found.in_time:,} clicks came within feedback_delay"
+    return (
+        f"feedback: {found.broken_share:.2%} of clicks break the assumption of feedback_delay ({found.late:,} came later, {found.lost:,} after "
+        "the window was closed): train with a longer delay if that is more than a few"
+    )
 
 
 def print_drift(console: Console, report: DriftReport) -> None:

@@ -30,7 +30,13 @@ SETTINGS_FILE = "feature_store.yaml"
 INFO_FILE = "feature_store.json"
 REGISTRY_FILE = "registry.db"
 ONLINE_FILE = "online.db"
+ONLINE_SIDE_FILES = frozenset(
+    f"{ONLINE_FILE}{end}" for end in ("-wal", "-shm", "-journal")
+)  # SQLite's own, while it is open
 DATA = "data"  # folder of the tables
+PUSHED = (
+    f"{DATA}/log_instant.parquet"  # a store with this file is kept up to date by feedback: its online values change
+)
 SMALL_FILES = (SETTINGS_FILE, INFO_FILE, REGISTRY_FILE, SCHEMA_FILE)
 MAX_SETTINGS, MAX_REGISTRY = 64 << 10, 8 << 20  # bytes
 
@@ -233,6 +239,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
             "features",
             "ttl",
             "batch_source",
+            "stream_source",
             "online",
             "description",
             "owner",
@@ -248,6 +255,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
             "type",
             "data_source_class_type",
             "file_options",
+            "batch_source",
             "timestamp_field",
             "created_timestamp_column",
             "description",
@@ -289,14 +297,16 @@ ALLOWED: Mapping[str, frozenset[str]] = {
 }
 #: Values that name a class, a file or a kind of object.
 VALUES = {
-    ("feast.core.DataSource", "type"): r"1",  # BATCH_FILE
-    ("feast.core.DataSource", "data_source_class_type"): r"feast\.infra\.offline_stores\.file_source\.FileSource",
+    ("feast.core.DataSource", "type"): r"1|9",  # BATCH_FILE, PUSH_SOURCE: names what may be written, and no code
+    ("feast.core.DataSource", "data_source_class_type"): (
+        r"feast\.infra\.offline_stores\.file_source\.FileSource|feast\.data_source\.PushSource"
+    ),
     ("feast.core.DataSource.FileOptions", "uri"): rf"{DATA}/[A-Za-z0-9_]+\.parquet",
     ("feast.core.FeatureViewProjection", "view_type"): r"featureView",
     ("feast.core.FeatureViewVersionRecord", "feature_view_type"): r"feature_view",
 }
 #: Other tags may refer to connections. Stores of older versions are tagged with the model version.
-TAGS = frozenset({"schema", "feature_version", "model_version", "kind"})
+TAGS = frozenset({"schema", "feature_version", "model_version", "kind", "definition"})
 
 
 def read_registry(path: Path, registry: type[Message], view: type[Message]) -> bytes:

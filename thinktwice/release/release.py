@@ -27,6 +27,9 @@ from thinktwice.release.bundle import Manifest, bundle_hash, copy_bundle, read_m
 from thinktwice.release.feature_store import (
     DATA,
     FEATURE_STORE,
+    ONLINE_FILE,
+    ONLINE_SIDE_FILES,
+    PUSHED,
     REDIS_ADDRESS,
     REDIS_PASSWORD,
     SMALL_FILES,
@@ -179,7 +182,7 @@ def _store_files(store: Path) -> dict[str, FileEntry]:
     out = {}
     for path in sorted(store.rglob("*")):
         name = path.relative_to(store).as_posix()
-        if path.is_dir() and not path.is_symlink():
+        if (path.is_dir() and not path.is_symlink()) or name in ONLINE_SIDE_FILES:
             continue
         if not is_store_file(name):
             raise FeatureStoreError(f"feature store {store} contains the unknown file {name}: remove it")
@@ -347,7 +350,12 @@ def _check_store(accepted: Accepted, store: Path) -> dict[str, FileEntry]:
     files = accepted.release.feature_store or {}
     if not os.path.lexists(store / DATA):
         files = {name: entry for name, entry in files.items() if not name.startswith(f"{DATA}/")}
-    check_folder(f"{accepted.what}, {FEATURE_STORE}", store, files, FIX)
+    fixed, also = files, frozenset[str]()
+    if PUSHED in (accepted.release.feature_store or {}) and ONLINE_FILE in files:
+        # The feedback service writes into it; a Redis is not part of a release either.
+        fixed = {name: entry for name, entry in files.items() if name != ONLINE_FILE}
+        also = ONLINE_SIDE_FILES | {ONLINE_FILE}
+    check_folder(f"{accepted.what}, {FEATURE_STORE}", store, fixed, FIX, also=also)
     return files
 
 

@@ -1,0 +1,154 @@
+"""The commands ``feedback run``, ``import``, ``replay`` and ``status``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from thinktwice.console.options import WORK, State, Work, state_folder
+
+if TYPE_CHECKING:
+    from serving.feedback.service import FeedbackConfig
+
+app = typer.Typer(
+    help="Take impressions and clicks, and keep the counters and sequences of the online store up to this instant.",
+    no_args_is_help=True,
+)
+
+Log = Annotated[Path, typer.Option(help="Folder of the event log.")]
+Store = Annotated[
+    Path | None, typer.Option(help="Feature store folder to keep up to date.", show_default="that of the champion")
+]
+Lateness = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=86_400,
+        help="Seconds by which events may come late and still be counted in their order. The counters wait as long.",
+    ),
+]
+DEFAULT_PORT = 8090
+READY = "ready"  # first word of the line that `run` prints when events are taken
+
+
+@app.command()
+def run(
+    log: Log,
+    store: Store = None,
+    state: State = None,
+    work: Work = WORK,
+    lateness: Lateness = 0.0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = DEFAULT_PORT,
+    host: Annotated[str, typer.Option(help="Address to listen on. Whoever reaches it can send events.")] = "127.0.0.1",
+) -> None:
+    """Take events at POST /v1/events until Ctrl-C, and push what they change to the online store.
+
+    Prints one line "ready URL" when events are taken. Events are answered with 202 when they are on the disk. /healthz says whether
+    events are taken and pushed, /metrics has the counts for Prometheus.
+    """
+    from serving.feedback.server import serve
+    from thinktwice.console.stop import on_stop
+
+    folder = _store(store, state, work)
+    on_stop("feedback stopped; every accepted event is in the log")
+    serve(log, folder, _config(lateness), host, port, lambda url: typer.echo(f"{READY} {url}"))
+
+
+@app.command("import")
+def import_events(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Training logs or prediction logs (folders), parquet files of impressions or clicks, files of JSON lines."
+        ),
+    ],
+    log: Log,
+    store: Store = None,
+    state: State = None,
+    work: Work = WORK,
+    lateness: Lateness = 0.0,
+    push: Annotated[bool, typer.Option(help="Push what changes to the online store.")] = True,
+) -> None:
+    """Append the events of files to the log, in the order of their time, and push what they change.
+
+    A log should begin with the training log: sequences and statistics of whole days are pushed only then. Importing a file again
+    changes nothing.
+    """
+    from serving.feedback.offline import import_files
+
+    done = import_files(log, _store(store, state, work), _config(lateness), sources, push=push)
+    typer.echo(f"{done.events:,} events imported, {done.quarantined:,} set aside: {log}")
+    _print_counts(done.counts)
+
+
+@app.command()
+def replay(
+    log: Log,
+    store: Store = None,
+    state: State = None,
+    work: Work = WORK,
+    lateness: Lateness = 0.0,
+    check: Annotated[bool, typer.Option("--check", help="Only compare; change nothing.")] = False,
+    push: Annotated[bool, typer.Option(help="Push every row to the online store again.")] = True,
+) -> None:
+    """Build all counters from the log again and put them in the place of those there; with --check, 1 when they differ.
+
+    Needed after the definition of the counters or the lateness has changed, after an online store was emptied, and after the state beside
+    the log was lost.
+    """
+    from serving.feedback.offline import replay_log
+
+    done = replay_log(log, _store(store, state, work), _config(lateness), check=check, push=push)
+    typer.echo(f"{done.records:,} records played, {done.rows:,} rows, {done.different:,} differ from those before")
+    if check and done.different:
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(
+    log: Log,
+    json_out: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """What became of every event, and how far the counters are."""
+    import json
+
+    from serving.feedback.offline import log_status
+
+    found = log_status(log)
+    if json_out:
+        typer.echo(json.dumps(found.as_json(), indent=2))
+        return
+    typer.echo(
+        f"counters are complete up to {found.watermark or 'the beginning'}, {found.rows_to_push:,} rows wait for the store"
+    )
+    if found.quarantined:
+        typer.echo(f"{found.quarantined:,} values that are not events were set aside: {log / 'quarantine.jsonl'}")
+    if not found.complete:
+        typer.echo("the log goes on behind the counters: start 'thinktwice feedback run', or it is at work")
+    _print_counts(found.counts)
+
+
+def _print_counts(counts: dict[str, int]) -> None:
+    from serving.feedback.counts import TEXT
+    from thinktwice.console.output import Column, Record, print_table
+    from thinktwice.console.terminal import console_here
+
+    records = [Record((f"{counts[name]:,}", text)) for name, text in TEXT.items() if counts.get(name)]
+    if records:
+        print_table(console_here(), [Column("number", right=True), Column("what became of them")], records)
+
+
+def _store(store: Path | None, state: Any, work: Any) -> Path:
+    if store is not None:
+        return store
+    from thinktwice.release.champion import require_champion
+
+    return require_champion(state_folder(state, work), "--state, --work or --store").feature_store_dir
+
+
+def _config(lateness: float) -> FeedbackConfig:
+    from serving.feedback.service import FeedbackConfig
+
+    return FeedbackConfig(lateness=lateness)

@@ -1,0 +1,143 @@
+"""Rows of the online store, written through Feast: its push sources name the views, its online store writes them in batches.
+
+A row replaces the one before. Its timestamp is the stamp of the record that changed it last, so a row that is written twice, or after a
+newer one, changes nothing on a store that keeps the newer row, and is followed by the newer one on others.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from serving.features.feast_source import close_feast_store, open_feast_store
+from serving.feedback.book import Row
+from serving.feedback.whole_days import pushed_tables
+from thinktwice.data.instant.definition import definition_of
+from thinktwice.data.pushed_views import DEFINITION_TAG, STATE, WATERMARK, instant_views, push_source_name
+from thinktwice.errors import FeatureStoreError, reason
+from thinktwice.release.feature_store import ONLINE_FILE
+from thinktwice.schema import SCHEMA_FILE, LogSchema, load_schema
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+class OnlineStore:
+    """The online store of a feature store folder, as the feedback service writes it. For one thread.
+
+    Attributes:
+        schema: of the store.
+        project: Feast's name of the store; another one has other rows.
+
+    Raises:
+        FeatureStoreError: no store, one without instant statistics, or one whose views are of another definition.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        folder = Path(folder)
+        self._store = open_feast_store(folder)
+        self.schema: LogSchema = load_schema(folder / SCHEMA_FILE)
+        self.project = str(self._store.project)
+        definition = definition_of(self.schema)
+        if definition is None:
+            raise FeatureStoreError(
+                f"the log of the feature store {folder} has no statistics.instant: there is nothing that feedback could "
+                "update; add it to the schema and train again"
+            )
+        # What is below happens for every row, so it is prepared here.
+        from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+        from feast.protos.feast.types.Value_pb2 import StringList, Value
+
+        self._key_type, self._value, self._strings = EntityKey, Value, StringList
+        self._views: dict[str, tuple[Any, str]] = {}  # kind of a row -> its view and key column
+        for view in instant_views(self.schema):
+            found = self._view(view.name, folder)
+            if found.tags.get(DEFINITION_TAG) != definition.hash:
+                raise FeatureStoreError(
+                    f"the view {view.name} of the feature store {folder} was made for the definition "
+                    f"{found.tags.get(DEFINITION_TAG)}, this version counts by {definition.hash}: materialize the features again"
+                )
+            self._views[view.kind] = (found, view.key)
+        if self._store.config.online_store.type == "sqlite":
+            _let_read(folder / ONLINE_FILE)
+        self._sequences = tuple(s.name for s in self.schema.sequences)
+        for spec in pushed_tables(self.schema):
+            self._views[spec.name] = (self._view(spec.name, folder), spec.key)
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """Write rows. Some may have been written when an error is raised; writing them again is harmless.
+
+        Raises:
+            FeatureStoreError: the online store does not take them.
+        """
+        by_kind: dict[str, list[Any]] = {}
+        for row in rows:
+            _, key = self._views[row.kind]
+            by_kind.setdefault(row.kind, []).append(self._row(key, row.key, self._values(row), row.stamp))
+        for kind, data in by_kind.items():
+            self._write(kind, data)
+
+    def write_watermark(self, state: bytes, watermark: int, stamp: int) -> None:
+        """Tell that all that is known before ``watermark`` (microseconds) has been written.
+
+        Raises:
+            FeatureStoreError: the online store does not take it.
+        """
+        values = {STATE: self._value(bytes_val=state), WATERMARK: self._value(int64_val=watermark)}
+        self._write("log", [self._row(self._views["log"][1], self.schema.name, values, stamp)])
+
+    def close(self) -> None:
+        """Give connections back."""
+        close_feast_store(self._store)
+
+    def _write(self, kind: str, data: list[Any]) -> None:
+        view, _ = self._views[kind]
+        try:
+            self._store._get_provider().online_write_batch(self._store.config, view, data, None)
+        except Exception as error:  # whatever the online store's client raises
+            raise FeatureStoreError(f"the online store does not take {view.name} ({reason(error)})") from error
+
+    def _row(self, key: str, value: str, values: dict[str, Any], stamp: int) -> Any:
+        entity = self._key_type(join_keys=[key], entity_values=[self._value(string_val=value)])
+        at = _EPOCH + timedelta(microseconds=stamp)
+        return entity, values, at, at
+
+    def _values(self, row: Row) -> dict[str, Any]:
+        if row.kind in ("user", "item", "recent"):
+            return {STATE: self._value(bytes_val=row.content)}
+        content = json.loads(row.content)
+        if row.kind == "user_sequences":
+            lists = {name: [value for _, value in content.get(name, [])] for name in self._sequences}
+            return {name: self._value(string_list_val=self._strings(val=values)) for name, values in lists.items()}
+        return {name: self._value(double_val=value) for name, value in content.items()}
+
+    def _view(self, name: str, folder: Path) -> Any:
+        try:
+            view = self._store.get_feature_view(name)
+        except Exception as error:
+            raise FeatureStoreError(
+                f"the feature store {folder} has no view {name!r}: materialize the features again"
+            ) from error
+        source = view.stream_source
+        if source is None or source.name != push_source_name(name):
+            raise FeatureStoreError(
+                f"the view {name!r} of the feature store {folder} has no push source: materialize the features again"
+            )
+        return view
+
+
+def _let_read(path: Path) -> None:
+    """Let predictors read a SQLite store while it is written. The file keeps this mode."""
+    try:
+        db = sqlite3.connect(path)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+        finally:
+            db.close()
+    except sqlite3.Error as error:
+        raise FeatureStoreError(
+            f"the online store {path} cannot be written ({error}): make its folder writable for this user"
+        ) from error

@@ -1,0 +1,68 @@
+"""What was sent and is not an event: one line of JSON each, with the reason, beside the log. Nothing is dropped silently."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import orjson
+
+from thinktwice.errors import ResourceError
+from thinktwice.files import full_disk_named
+
+FILE = "quarantine.jsonl"
+LONGEST = 4096  # characters of what was sent that are kept
+MAX_BYTES = 256 << 20  # after which only the reason is kept
+
+
+class Quarantine:
+    """Appends to the file. Threads may share it.
+
+    Attributes:
+        number: values set aside since it was opened.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path, self._lock = folder / FILE, threading.Lock()
+        self.number = 0
+
+    def add(self, values: Sequence[tuple[str, object]]) -> None:
+        """Set values aside, each with its reason.
+
+        Raises:
+            ResourceError: the disk does not take them.
+        """
+        with self._lock:
+            size = self._path.stat().st_size if self._path.exists() else 0
+            lines = [_line(why, None if size > MAX_BYTES else value) for why, value in values]
+            try:
+                with full_disk_named(self._path):
+                    file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+                    try:
+                        view = memoryview(b"".join(lines))
+                        while view:
+                            view = view[os.write(file, view) :]
+                        os.fsync(file)
+                    finally:
+                        os.close(file)
+            except OSError as error:
+                raise ResourceError(f"{self._path} cannot be written ({error.strerror or error})") from error
+            self.number += len(values)
+
+
+def _line(why: str, value: object) -> bytes:
+    text = (
+        value if isinstance(value, str) else orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    )
+    return orjson.dumps({"reason": why, "value": text[:LONGEST]}) + b"\n"
+
+
+def num_quarantined(folder: Path) -> int:
+    """Lines in the quarantine of a log."""
+    path = folder / FILE
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        return sum(1 for _ in file)

@@ -1,0 +1,58 @@
+"""One record of the durable log: an event with the instant of its acceptance, or the passing of time without events.
+
+``at`` never falls from one record to the next. It is the only clock of everything that follows from the log, so a replay does what
+was done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+
+from thinktwice.records.events import Click, Impression
+
+Kind = Literal["impression", "click", "tick", "start"]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record. ``at`` and ``time`` are microseconds of UTC; a ``tick`` has an ``at`` alone.
+
+    ``start`` is the first record of a log that was begun from a training log: all outcomes before are in it.
+    """
+
+    kind: Kind
+    at: int
+    request_id: str = ""
+    item_id: str | None = None
+    user_id: str | None = None
+    time: int = 0
+    values: dict[str, str | None] | None = None
+
+
+def recorded(event: Impression | Click, at: int) -> Record:
+    """The record of an event that is accepted at ``at``."""
+    if isinstance(event, Click):
+        return Record("click", at, event.request_id, event.item_id, None, event.time)
+    return Record("impression", at, event.request_id, event.item_id, event.user_id, event.time, event.values)
+
+
+def to_json(record: Record) -> bytes:
+    """A record as one line of JSON without its end."""
+    out: dict[str, Any] = {"kind": record.kind, "at": record.at}
+    if record.kind in ("impression", "click"):
+        out |= {"request_id": record.request_id, "item_id": record.item_id, "time": record.time}
+    if record.kind == "impression":
+        out |= {"user_id": record.user_id, "values": record.values or {}}
+    return orjson.dumps(out)
+
+
+def from_json(line: bytes) -> Record:
+    """What :func:`to_json` wrote; raises a ValueError for anything else."""
+    value = orjson.loads(line)
+    try:
+        return Record(**value)
+    except TypeError as error:
+        raise ValueError(f"it is not a record ({error})") from None

@@ -1,0 +1,81 @@
+"""What an event must be: strict checks against the schema of the log, and the reason why one is not taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from thinktwice.data.instant.definition import definition_of
+from thinktwice.errors import FeatureStoreError, reason
+from thinktwice.records.events import EVENT, Click, Impression
+from thinktwice.schema import LogSchema
+from thinktwice.schema.limits import is_inexact, text_problem
+from thinktwice.schema.values import spell
+
+_IDS = ("request_id", "item_id", "user_id")
+
+
+class EventRules:
+    """Reads events of one log.
+
+    Raises:
+        FeatureStoreError: the log has no ``statistics.instant``.
+    """
+
+    def __init__(self, schema: LogSchema) -> None:
+        found = definition_of(schema)
+        if found is None:
+            raise FeatureStoreError(
+                f"the log {schema.name} has no statistics.instant: there are no counters to keep up with feedback; add "
+                "'instant' to the statistics of its schema and train again"
+            )
+        self.definition = found
+        self._needs_item = found.item is not None
+        item_key = schema.key_of("item")
+        fields = [c.field for c in (*found.topics, *found.attributes)]
+        fields += [s.of for s in schema.sequences if s.of != item_key]
+        #: Fields that an impression may bring: those that counters and sequences need.
+        self.fields = tuple(dict.fromkeys(fields))
+
+    def event(self, value: object, *, item_needed: bool = True) -> Impression | Click:
+        """The event of a JSON object or a row; ids and values of any type are spelled.
+
+        Args:
+            item_needed: False for a row of a training log, which may lack the id of its item.
+
+        Raises:
+            ValueError: it is not one; the text says why, in one line.
+        """
+        if not isinstance(value, dict):
+            raise ValueError("an event is a JSON object")
+        spelled: dict[str, Any] = dict(value)
+        for name in _IDS:
+            if name in spelled:
+                spelled[name] = _spelled(name, spelled[name])
+        if isinstance(brought := spelled.get("values"), Mapping):
+            if other := sorted(set(map(str, brought)) - set(self.fields)):
+                raise ValueError(
+                    f"values.{other[0][:64]}: no counter needs this field; those are {', '.join(self.fields) or 'none'}"
+                )
+            spelled["values"] = {name: _spelled(f"values.{name}", v) for name, v in brought.items()}
+        try:
+            event = EVENT.validate_python(spelled, strict=True)
+        except ValidationError as error:
+            raise ValueError(reason(error)) from None
+        if item_needed and self._needs_item and event.item_id is None:
+            raise ValueError("item_id: is missing")
+        return event
+
+
+def _spelled(name: str, value: Any) -> str | None:
+    try:
+        text = None if is_inexact(value) else spell(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: a value of type {type(value).__name__} is not an id or a category") from None
+    if text is None and value is not None and value != "" and value == value:
+        raise ValueError(f"{name}: this number stands for several, give the id as text")
+    if text is not None and (problem := text_problem(text)):
+        raise ValueError(f"{name}: {problem}")
+    return text

@@ -1,0 +1,358 @@
+"""The service: one thread makes events durable, another follows the log and pushes.
+
+The second reads the log like a replay does, and nothing else, so there is one way from an event to the store. A store that is down holds
+up neither thread: events stay durable, rows stay marked, and are written when it answers again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from serving.feedback.book import LOG_KEY, Book
+from serving.feedback.clock import SteadyClock
+from serving.feedback.event_log import EventLog, Position, read
+from serving.feedback.join import play
+from serving.feedback.online import OnlineStore
+from serving.feedback.records import Record, recorded
+from serving.telemetry.state import Trouble
+from thinktwice.data.instant.columns import to_bytes
+from thinktwice.data.instant.definition import Definition, definition_of
+from thinktwice.data.instant.state import empty_states
+from thinktwice.errors import FeatureStoreError, OverloadedError
+from thinktwice.frozen import Frozen
+from thinktwice.monitor.feedback import STATE_FILE
+from thinktwice.records.events import Click, Impression
+from thinktwice.schema import LogSchema
+
+PUSH_ROWS = 500  # rows of one write to the store
+TOGETHER = 5_000  # events that are flushed to the disk together
+HANGS = 5.0  # seconds
+FIRST_WAIT, LONGEST_WAIT = 0.2, 5.0  # seconds between tries of a store that does not answer
+
+logger = logging.getLogger(__name__)
+
+
+class FeedbackConfig(Frozen):
+    """Settings of the service."""
+
+    lateness: float = Field(default=0.0, ge=0, le=86_400)  # seconds by which events may come late and keep their place
+    queue: int = Field(default=20_000, ge=1)  # events that may wait for the disk; more are refused
+    tick: float = Field(
+        default=0.25, gt=0, le=60
+    )  # seconds without an event after which the passing of time is recorded
+
+    @property
+    def lateness_us(self) -> int:
+        """:attr:`lateness` in microseconds."""
+        return round(self.lateness * 1e6)
+
+
+class Recorder:
+    """Makes events durable, many at a time.
+
+    Args:
+        log: the event log; the recorder is its only writer until :meth:`close`.
+        on_durable: told after every write, from the recorder's thread.
+
+    Attributes:
+        counts: events ``accepted``, ``refused_queue`` (too many waited) and ``refused_disk`` (could not be written).
+    """
+
+    def __init__(
+        self, log: EventLog, config: FeedbackConfig, on_durable: Callable[[], None], clock: SteadyClock | None = None
+    ) -> None:
+        self._log, self._config, self._on_durable = log, config, on_durable
+        self.clock = clock or SteadyClock(log.last_at)
+        self._changed = threading.Condition()
+        self._queue: deque[tuple[Sequence[Impression | Click], Future[int]]] = deque()
+        self._waiting, self._ending = 0, False
+        self.counts: Counter[str] = Counter()
+        self.writable = True
+        self._trouble = Trouble(logger, "the event log can be written again, after {seconds} s", calm=0.0)
+        self._thread = threading.Thread(target=self._run, name="feedback-log", daemon=True)
+        self._thread.start()
+
+    def submit(self, events: Sequence[Impression | Click]) -> Future[int]:
+        """Hand events in; the future gives their number when they are durable, or the error why they are not.
+
+        Raises:
+            OverloadedError: too many events wait already; none of these was taken.
+        """
+        done: Future[int] = Future()
+        with self._changed:
+            if self._ending or self._waiting + len(events) > self._config.queue:
+                self.counts["refused_queue"] += len(events)
+                status = 503 if self._ending else 429
+                why = "the service ends" if self._ending else f"{self._waiting} events wait for the disk"
+                raise OverloadedError(f"{why}: send these events again", retry_after=1.0, status=status)
+            self._queue.append((events, done))
+            self._waiting += len(events)
+            self._changed.notify()
+        return done
+
+    def close(self, limit: float = 10.0) -> None:
+        """Write what waits, and end."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify()
+        self._thread.join(limit)
+
+    def _run(self) -> None:
+        while True:
+            taken, ended = self._next()
+            if not taken and ended:
+                return
+            events = [event for some, _ in taken for event in some]
+            at = max(self._log.last_at, self.clock.now())
+            records = [recorded(event, at) for event in events] or [Record("tick", at)]
+            try:
+                self._log.append(records)
+            except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
+                self._failed(taken, error)
+                time.sleep(0 if ended else self._config.tick)
+                continue
+            self.writable = True
+            self._trouble.not_met()
+            with self._changed:
+                self.counts["accepted"] += len(events)
+                self._waiting -= len(events)
+            for some, done in taken:
+                done.set_result(len(some))
+            self._on_durable()
+
+    def _next(self) -> tuple[list[tuple[Sequence[Impression | Click], Future[int]]], bool]:
+        """What waits, or nothing after a tick; and whether the service ends."""
+        with self._changed:
+            if not self._queue and not self._ending:
+                self._changed.wait(self._config.tick)
+            taken, number = [], 0
+            while self._queue and number < TOGETHER:
+                taken.append(self._queue.popleft())
+                number += len(taken[-1][0])
+            return taken, self._ending
+
+    def _failed(self, taken: list[tuple[Sequence[Impression | Click], Future[int]]], error: Exception) -> None:
+        self.writable = False
+        self._trouble.met(f"{error}; events are refused until then")
+        number = sum(len(some) for some, _ in taken)
+        with self._changed:
+            self.counts["refused_disk"] += number
+            self._waiting -= number
+        for _, done in taken:
+            done.set_exception(OverloadedError(f"{error}: send these events again", retry_after=5.0, status=503))
+
+
+class Follower:
+    """Plays the records of a log into a book, and pushes what they change.
+
+    Args:
+        end: position behind the last durable record.
+        store: None pushes nothing.
+
+    Attributes:
+        push_failures: writes that the store did not take.
+        lag: seconds from the record of the oldest event of a batch to the end of its push, of the last batch.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        book: Book,
+        schema: LogSchema,
+        end: Callable[[], Position],
+        store: OnlineStore | None,
+        now: Callable[[], int],
+    ) -> None:
+        self._folder, self._book, self._schema, self._end = folder, book, schema, end
+        self._store, self._now = store, now
+        self._wake, self._stop = threading.Event(), threading.Event()
+        self._lock = threading.Lock()
+        self._try_at, self._wait = 0.0, FIRST_WAIT
+        self._pushed_stamp, self.store_down = -1, False
+        self._events_since: int | None = None  # `at` of the first record that is not pushed
+        self.push_failures, self.pushed_rows, self.lag, self.error = 0, 0, 0.0, ""
+        self.to_push = book.num_to_push()
+        self._push_began: float | None = None
+        self._trouble = Trouble(logger, "the online store takes rows again, after {seconds} s", calm=0.0)
+        self._thread = threading.Thread(target=self._run, name="feedback-push", daemon=True)
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There is something new in the log."""
+        self._wake.set()
+
+    def close(self, limit: float = 10.0) -> None:
+        """Play and push what is there, for at most ``limit`` seconds; the rest follows at the next start."""
+        self._stop.set()
+        self._wake.set()
+        self._thread.join(limit)
+
+    def counts(self) -> dict[str, int]:
+        """What became of events and outcomes."""
+        with self._lock:
+            return dict(self._book.counts)
+
+    @property
+    def watermark(self) -> int:
+        return self._book.watermark
+
+    @property
+    def behind(self) -> bool:
+        """Whether records wait to be played."""
+        return self._book.position < self._end()
+
+    @property
+    def hangs(self) -> bool:
+        """Whether the online store has neither taken rows nor refused them for :data:`HANGS` seconds."""
+        began = self._push_began
+        return began is not None and time.monotonic() - began > HANGS
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait(min(0.25, self._wait))
+            self._wake.clear()
+            stopping = self._stop.is_set()
+            try:
+                while self.step():
+                    pass
+                self.error = ""
+            except Exception as error:  # noqa: BLE001 - this thread must live; /healthz tells, and the log keeps every event
+                self.error = str(error) or type(error).__name__
+                logger.error("feedback: the log cannot be followed (%s: %s)", type(error).__name__, error)
+                self._stop.wait(1.0)
+            if stopping:
+                return
+
+    def step(self) -> bool:
+        """Play some records and push; whether there is more to play."""
+        records, position = read(self._folder, self._book.position, self._end())
+        if records:
+            with self._lock, self._book.transaction():
+                for record in records:
+                    play(self._book, self._schema, record)
+                self._book.position = position
+            if self._events_since is None:
+                self._events_since = records[0].at
+        if self._store is not None and time.monotonic() >= self._try_at:
+            self._push_began = time.monotonic()
+            try:
+                self._push(self._store)
+            finally:
+                self._push_began = None
+        return bool(records) and self.behind
+
+    def _push(self, store: OnlineStore) -> None:
+        try:
+            if self.to_push or self._book.stamp != self._pushed_stamp:
+                self.pushed_rows += push_changes(self._book, store, self._lock)
+                self._pushed_stamp = self._book.stamp
+        except FeatureStoreError as error:
+            self.push_failures += 1
+            self._trouble.met(f"{error}: rows wait until it answers")
+            self._wait = min(LONGEST_WAIT, 2 * self._wait)
+            self._try_at = time.monotonic() + self._wait
+            self.to_push, self.store_down = self._book.num_to_push(), True
+            return
+        self._trouble.not_met()
+        self._wait, self.to_push, self.store_down = FIRST_WAIT, 0, False
+        if self._events_since is not None:
+            self.lag, self._events_since = max(0.0, (self._now() - self._events_since) / 1e6), None
+
+
+def push_changes(book: Book, store: OnlineStore, lock: AbstractContextManager[Any] | None = None) -> int:
+    """Write the rows that the store lacks, then the watermark; returns how many rows.
+
+    Args:
+        lock: held while the book is changed.
+
+    Raises:
+        FeatureStoreError: the store does not take them.
+    """
+    number, guard = 0, lock or nullcontext()
+    while rows := book.to_push(PUSH_ROWS):
+        store.write(rows)
+        with guard:
+            book.pushed(rows)
+        number += len(rows)
+    if book.stamp:
+        state = book.content("log", LOG_KEY) or to_bytes(empty_states(book.definition, "log"))[0]
+        store.write_watermark(state, book.watermark, book.stamp)
+    return number
+
+
+class Feedback:
+    """Both threads on one log and one feature store.
+
+    Args:
+        folder: of the log; the state lies beside it.
+        store: None keeps counters and pushes nothing.
+
+    Raises:
+        FeatureStoreError: the log of the schema has no instant statistics, or the state is of another definition.
+        ServerError: another process uses the log.
+        DataError: the log is damaged.
+    """
+
+    def __init__(self, folder: Path, schema: LogSchema, store: OnlineStore | None, config: FeedbackConfig) -> None:
+        self.log = EventLog(folder)
+        try:
+            self.book = open_book(folder / STATE_FILE, schema, config)
+            if store is not None and self.book.fact("store", "") != store.project:
+                self.book.push_all()
+                with self.book.transaction():
+                    self.book.set_fact("store", store.project)
+        except BaseException:
+            self.log.close()
+            raise
+        self.clock = SteadyClock(self.log.last_at)
+        self.follower = Follower(folder, self.book, schema, lambda: self.log.end, store, self.clock.now)
+        self.recorder = Recorder(self.log, config, self.follower.wake, self.clock)
+        self.follower.start()
+        self.follower.wake()
+
+    def close(self) -> None:
+        """Make everything durable that was handed in, push it, and end."""
+        self.recorder.close()
+        self.follower.close()
+        self.book.close()
+        self.log.close()
+
+
+def definition_for(schema: LogSchema) -> Definition:
+    """The definition of the counters of a schema; raises a FeatureStoreError where there are none."""
+    found = definition_of(schema)
+    if found is None:
+        raise FeatureStoreError(
+            f"the log {schema.name} has no statistics.instant: there are no counters to keep up with feedback"
+        )
+    return found
+
+
+def open_book(path: Path | str, schema: LogSchema, config: FeedbackConfig) -> Book:
+    """The book of a log."""
+    return Book(path, definition_for(schema), config.lateness_us)
+
+
+def rebuild(folder: Path, book: Book, schema: LogSchema, until: Position | None = None) -> None:
+    """Play a whole log, or its records up to a position, into an empty book."""
+    while True:
+        records, position = read(folder, book.position, until)
+        if not records:
+            return
+        with book.transaction():
+            for record in records:
+                play(book, schema, record)
+            book.position = position

@@ -1,0 +1,69 @@
+"""What the feedback service has counted: how well the delay holds that training assumed for outcomes."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+from thinktwice.errors import DataError
+
+STATE_FILE = "state.db"  # of an event log, beside its events; a SQLite file with the tables facts (name, value) and counts (name, number)
+
+
+@dataclass(frozen=True)
+class FeedbackAssumption:
+    """Outcomes of an event log against ``feedback_delay``.
+
+    Attributes:
+        in_time: clicks that were known within the delay of clicks.
+        late: clicks that were known later: at the instants in between, training assumed more than a server knew.
+        lost: clicks that came after the window of their impression was closed; they were counted as non-clicks.
+    """
+
+    in_time: int
+    late: int
+    lost: int
+
+    @property
+    def broken_share(self) -> float:
+        """Of all clicks, those that were late or lost; 0 without clicks."""
+        return (self.late + self.lost) / max(1, self.in_time + self.late + self.lost)
+
+
+def read_state(folder: Path) -> tuple[dict[str, str | int], dict[str, int]]:
+    """Facts and counts of the state of an event log; a service may be at work on it.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise DataError(
+            f"{folder} contains no state of an event log: correct the path, or start 'thinktwice feedback run'"
+        )
+    try:
+        db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+        try:
+            facts = dict(db.execute("SELECT name, value FROM facts"))
+            return facts, dict(db.execute("SELECT name, number FROM counts"))
+        finally:
+            db.close()
+    except sqlite3.Error as error:
+        raise DataError(
+            f"the state {path} cannot be read ({error}): build it again with 'thinktwice feedback replay'"
+        ) from error
+
+
+def feedback_assumption(folder: Path | str) -> FeedbackAssumption:
+    """How the outcomes of an event log came.
+
+    Raises:
+        DataError: see :func:`read_state`.
+    """
+    _, counts = read_state(Path(folder))
+    return FeedbackAssumption(
+        in_time=counts.get("outcomes_clicked", 0),
+        late=counts.get("outcomes_clicked_late", 0),
+        lost=counts.get("clicks_too_late", 0),
+    )
