@@ -12,9 +12,9 @@ import pytest
 
 from components.deployment.deploy.deployment import deploy_model
 from components.deployment.package.archive import write_archive
+from tests.serving.small import bless
 from thinktwice import hashing
 from thinktwice.errors import BundleError
-from thinktwice.files import write_json
 from thinktwice.release.bundle import bundle_hash, copy_bundle, load_bundle, read_manifest, verify_bundle
 from thinktwice.release.champion import install_champion
 from thinktwice.release.release import ReleasePolicy, stage
@@ -49,14 +49,8 @@ def test_verify_counts_what_it_reads(small: Path, reads: Reads) -> None:
     assert of_the_bundle(reads, small / "bundle") == {2}, "the counter can fail"
 
 
-def blessing(bundle: Path, folder: Path) -> Path:
-    folder.mkdir()
-    write_json(folder / "blessing.json", {"blessed": True, "bundle_hash": bundle_hash(bundle), "reasons": []})
-    return folder
-
-
 def test_package(small: Path, tmp_path: Path, reads: Reads) -> None:
-    write_archive(small / "bundle", blessing(small / "bundle", tmp_path / "blessing"), tmp_path / "out")
+    write_archive(small / "bundle", bless(tmp_path / "blessing", bundle_hash(small / "bundle")), tmp_path / "out")
     assert of_the_bundle(reads, small / "bundle") == {1}
 
 
@@ -69,7 +63,7 @@ def test_deploy(
         packed / "archive",
         small / "bundle",
         packed / "store",
-        blessing(small / "bundle", tmp_path / "blessing"),
+        bless(tmp_path / "blessing", bundle_hash(small / "bundle")),
         target=target,
         state_dir=tmp_path / "state",
         out_dir=tmp_path / "out",

@@ -115,6 +115,8 @@ EXPRESSIONS = {
     "adapters/torchserve_protocol.py": "bytes of the wire",
     "cli.py": "arguments of the command line",
     "deadline.py": "a header",
+    "feedback/event_log.py": "names of files",
+    "gateway/binary.py": "the version of a program",
     "load/drive.py": "bytes of answers",
     "local/java.py": "output of java",
     "local/processes.py": "a log",
