@@ -11,6 +11,7 @@ import polars as pl
 from thinktwice.data.feature_tables import CLEAN_FILE
 from thinktwice.data.instant.definition import Definition
 from thinktwice.data.instant.log_counters import log_counters, log_rows
+from thinktwice.parquet import scan_frame
 from thinktwice.records.served import AT, ITEM, USER
 from thinktwice.schema import EVENT_TIME, ROW_ID
 from thinktwice.schema.values import spelled
@@ -36,7 +37,7 @@ def training_counters(
     present = [key for key in keys.values() if key is not None]
     fields = [c.field for c in (*definition.topics, *definition.attributes)]
     columns = list(dict.fromkeys([EVENT_TIME, ROW_ID, "label", *present, *fields]))
-    log = pl.scan_parquet(clean_dir / CLEAN_FILE).select(columns).sort(EVENT_TIME, ROW_ID).collect()
+    log = scan_frame(clean_dir / CLEAN_FILE).select(columns).sort(EVENT_TIME, ROW_ID).collect()
     join = [AT, *(name for name, key in keys.items() if key is not None)]
     places = pl.DataFrame(
         {

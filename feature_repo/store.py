@@ -19,7 +19,6 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from feature_repo.definitions import define, project_name
@@ -37,6 +36,7 @@ from thinktwice.data.feature_tables import (
 from thinktwice.data.pushed_views import STATE, WATERMARK, instant_views
 from thinktwice.errors import FeatureStoreError
 from thinktwice.files import atomic_dir, read_json, write_json
+from thinktwice.parquet import write_table
 from thinktwice.progress import note, track
 from thinktwice.release.feature_store import (
     DATA,
@@ -283,7 +283,7 @@ def _write_empty_tables(data_dir: Path, schema: LogSchema) -> None:
         columns = [pa.field(view.key, pa.string()), pa.field(STATE, pa.binary())]
         columns += [pa.field(WATERMARK, pa.int64())] if view.kind == "log" else []
         columns += [pa.field(name, pa.timestamp("us", "UTC")) for name in (EVENT_TIMESTAMP, CREATED_TIMESTAMP)]
-        pq.write_table(pa.schema(columns).empty_table(), data_dir / f"{view.name}.parquet")
+        write_table(pa.schema(columns).empty_table(), data_dir / f"{view.name}.parquet")
 
 
 def _materialize(store: FeatureStore, views: list[str], start: datetime, end: datetime) -> None:

@@ -37,6 +37,10 @@ HELPERS = {
     "examples/own_log.py": "a user's own code",
     "examples/score_table.py": "a user's own code",
     "serving/telemetry/prediction_log.py": "a buffer in memory, no path",
+    "serving/feedback/book.py": "SQLite, which takes a path for characters",
+    "serving/feedback/offline.py": "SQLite",
+    "serving/feedback/online.py": "SQLite",
+    "thinktwice/monitor/feedback.py": "SQLite, by a quoted URI",
     "thinktwice/data/sources/file_kind.py": "commands for the user, nothing is opened",
     "thinktwice/data/sources/parts.py": "a query for the user, nothing is opened",
 }

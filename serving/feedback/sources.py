@@ -18,7 +18,7 @@ from thinktwice.data.feature_tables import CLEAN_FILE
 from thinktwice.errors import DataError, reason
 from thinktwice.files import parse_json
 from thinktwice.monitor.record import PART
-from thinktwice.parquet import open_parquet, read_schema
+from thinktwice.parquet import open_parquet, read_schema, scan_frame
 from thinktwice.records.events import CLICK_COLUMNS, Click, Impression
 from thinktwice.records.served import AT, ITEM, REQUEST, USER
 from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, SCHEMA_FILE, LogSchema, load_schema
@@ -71,7 +71,7 @@ def _of_clean(folder: Path, rules: EventRules, schema: LogSchema) -> Iterator[Ev
         )
     user, item = schema.key_of("user"), schema.key_of("item")
     columns = [ROW_ID, EVENT_TIME, LABEL, *rules.fields, *(c for c in (user, item) if c)]
-    rows = pl.scan_parquet(folder / CLEAN_FILE).select(list(dict.fromkeys(columns))).sort(EVENT_TIME, ROW_ID).collect()
+    rows = scan_frame(folder / CLEAN_FILE).select(list(dict.fromkeys(columns))).sort(EVENT_TIME, ROW_ID).collect()
     for row in rows.with_columns(pl.col(EVENT_TIME).dt.epoch("us")).iter_rows(named=True):
         at = row[EVENT_TIME] / 1e6
         shown = {
