@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -130,6 +131,15 @@ def test_a_change_is_refused_or_changes_nothing(path: tuple[Any, ...], change: C
     same = json.dumps(file, sort_keys=True) == json.dumps(GOOD.routes, sort_keys=True)
     assert same or harmless(path, change), path
     assert found == check_routes(GOOD.routes, GOOD.clusters, [FILE])
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1.5, True, None, [], "", "1.5", "inf", "9" * 5000])
+def test_the_bounds_of_a_range_are_integers(value: Any) -> None:
+    bounds = [path for path in PATHS if "range_match" in path]
+    assert bounds
+    for path in bounds:
+        with pytest.raises(ExperimentError, match="routes refused"):
+            check_routes(changed(GOOD.routes, path, _set(value)), GOOD.clusters, [FILE])
 
 
 SPLIT = ("resources", 0, "virtual_hosts", 0, "routes", -1)

@@ -113,7 +113,7 @@ def _holds(matcher: Mapping[str, Any], headers: Mapping[str, str], where: str) -
 def _matches(matcher: Mapping[str, Any], value: str, where: str) -> bool:
     try:
         if "range_match" in matcher:
-            start, end = (int(matcher["range_match"][name]) for name in ("start", "end"))
+            start, end = (_integer(matcher["range_match"][name]) for name in ("start", "end"))
             return value.isdigit() and start <= int(value) < end
         found = dict(matcher["string_match"])
         if set(found) == {"exact"}:
@@ -123,6 +123,15 @@ def _matches(matcher: Mapping[str, Any], value: str, where: str) -> bool:
     except (KeyError, TypeError, ValueError, re.error):
         pass
     raise ExperimentError(f"routes refused: {where} matches in a way that is not known here")
+
+
+def _integer(value: object) -> int:
+    """A 64-bit integer of Envoy's JSON, which is a text or a number. Fractions and infinity are no bounds of a range."""
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,19}", value):
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError("not an integer")
 
 
 def _want(holds: bool, problem: str) -> None:
