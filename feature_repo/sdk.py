@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from thinktwice.imports import without, without_typeguard
+from thinktwice.imports import own_metrics, without, without_typeguard
 
 
 def load_sdk() -> None:
@@ -11,6 +11,6 @@ def load_sdk() -> None:
     Feast looks for torch to offer its rows as tensors, which nothing here asks for. Everything that imports from Feast
     calls this first.
     """
-    with without_typeguard(), without("torch"):
+    with own_metrics(), without_typeguard(), without("torch"):
         import feast  # noqa: F401
         import ibis  # noqa: F401  (its DuckDB store)

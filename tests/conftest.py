@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import prometheus_client  # noqa: F401  (before feast, which changes how it counts)
 import pytest
 from hypothesis import settings
 

@@ -54,6 +54,22 @@ def test_the_sdk_takes_torch_where_it_is_there_already() -> None:
 
 
 @pytest.mark.parametrize(
+    "load",
+    [
+        "from feature_repo.sdk import load_sdk; load_sdk()",
+        "from serving.features.feast_source import _import_feast; _import_feast()",
+    ],
+)
+def test_the_sdk_of_the_feature_store_changes_no_metrics_of_this_process(load: str) -> None:
+    said = python(
+        f"import os; before = dict(os.environ); {load}; print('feast.metrics' in __import__('sys').modules,"
+        "{n for n in os.environ if n.startswith('PROM') and os.environ[n] != before.get(n)});"
+        "from prometheus_client import values; print(values.ValueClass.__name__)"
+    )
+    assert said.split() == ["True", "set()", "MutexValue"]
+
+
+@pytest.mark.parametrize(
     "module",
     [
         "thinktwice.cli",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 
@@ -30,6 +31,30 @@ def without_typeguard() -> Iterator[None]:
         yield
     finally:
         typeguard.typechecked = original
+
+
+SHARED_METRICS = ("PROMETHEUS_MULTIPROC_DIR", "PROMETHEUS_MULTIPROCESS_DIR")
+
+
+@contextmanager
+def own_metrics() -> Iterator[None]:
+    """Import within this context without a change of how this process counts its metrics.
+
+    Feast names a folder for the metrics of several processes in the environment when it is imported. If
+    prometheus-client is loaded after that, every counter of this process moves to files that all its registries share,
+    and every child process inherits the folder.
+    """
+    with suppress(ModuleNotFoundError):
+        import prometheus_client  # noqa: F401  (reads the environment once, at import)
+    before = {name: os.environ.get(name) for name in SHARED_METRICS}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

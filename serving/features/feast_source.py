@@ -14,13 +14,13 @@ from typing import Any
 
 from serving.features.lookup import Entity, FeatureRow
 from thinktwice.errors import FeatureStoreError, reason
-from thinktwice.imports import without_typeguard
+from thinktwice.imports import own_metrics, without_typeguard
 from thinktwice.release.feature_store import FIX, REGISTRY_FILE, read_registry, read_settings
 from thinktwice.schema import LogSchema
 
 
 def _import_feast() -> ModuleType:
-    with without_typeguard():
+    with own_metrics(), without_typeguard():
         import feast
         import feast.errors
     return feast
