@@ -1,11 +1,11 @@
-"""What a request and a row cost now and in an earlier commit, measured by turns on one machine.
+"""Cost of a request and of a row now and in an earlier commit, measured alternately on one machine.
 
 make bench-against COMMIT=abc1234            # nine turns; QUICK=1: three
 
-Each checkout is measured by a process of its own that first builds the quick world of the serving benchmark (with a real Redis)
-with its own code, so neither reads what the other wrote. Then the two answer by turns: requests in process from bytes to bytes
-(the workload of bench-serving), and the engine alone by mode (that of bench-testtime). CPU time is compared, as it does not
-count what else the machine does; p99 of wall time is shown.
+Each checkout is measured in a separate process that first builds the quick world of the serving benchmark (with a real Redis)
+with its own code, so neither reads files of the other. Then the two run alternately: requests in process from bytes to bytes
+(the workload of bench-serving), and the engine alone by mode (that of bench-testtime). CPU time is compared, since it does not
+include other processes; p99 of wall time is shown.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZES = {1: 200, 100: 60, 500: 20}  # candidates of a request, and requests of a turn
+SIZES = {1: 200, 100: 60, 500: 20}  # candidates per request: requests per turn
 MODES = ("off", "gate", "uttsi")
 BOUND = 1.05  # new over old
 READY, MEASURED = "ready", "measured"  # first words of the lines that a measuring process prints
@@ -37,7 +37,8 @@ Turn = dict[str, dict[str, float]]  # by workload
 
 
 def measure(folder: Path) -> None:
-    """Build the world of the code in the working directory, then measure the workload that each line of the standard input names."""
+    """Build the world with the code in the working directory, then measure the workload named by each line of standard
+    input."""
     warnings.simplefilter("ignore")
     import numpy as np
     import torch
@@ -69,28 +70,28 @@ def measure(folder: Path) -> None:
                     read = scorer.reader.read(request.user_id, request.candidates)
                     batches.append(scorer.encode(request, read)[0])
                 calls[f"engine, {mode}, {size}"] = (size, [lambda b=b, e=engine: e.score(b) for b in batches])
-        for _, some in calls.values():
-            for call in some[:20]:
+        for _, workload_calls in calls.values():
+            for call in workload_calls[:20]:
                 reply = call()
                 assert getattr(reply, "status", 200) == 200, reply
         gc.collect()
         gc.freeze()
         print(f"{READY} {json.dumps(list(calls))}", flush=True)
         for line in sys.stdin:
-            size, some = calls[line.strip()]
+            size, workload_calls = calls[line.strip()]
             wall, cpu = [], []
-            for call in some:
+            for call in workload_calls:
                 began, used = time.perf_counter(), time.process_time()
                 call()
                 cpu.append(1000 * (time.process_time() - used))
                 wall.append(1000 * (time.perf_counter() - began))
             spent = statistics.median(cpu)
-            found = {
+            figures = {
                 "cpu_ms_per_request": spent,
                 "cpu_us_per_row": 1000 * spent / size,
                 "p99_ms": float(np.percentile(wall, 99)),
             }
-            print(f"{MEASURED} {json.dumps(found)}", flush=True)
+            print(f"{MEASURED} {json.dumps(figures)}", flush=True)
 
 
 class Side:
@@ -99,7 +100,7 @@ class Side:
     def __init__(self, checkout: Path, folder: Path, log: IO[str]) -> None:
         folder.mkdir()
         environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-        # Without -P the folder of this file comes first, and its folder `serving` would hide the package.
+        # Without -P the folder of this file is first on the path, and its folder `serving` would hide the package.
         command = [sys.executable, "-P", str(Path(__file__).resolve()), "--measure", str(folder)]
         self.log = Path(log.name)
         self.process = subprocess.Popen(
@@ -107,7 +108,7 @@ class Side:
         )
 
     def wait(self, word: str) -> str:
-        """What follows the word at the beginning of a line."""
+        """The remainder of the next line that starts with ``word``."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith(word):
@@ -119,8 +120,8 @@ class Side:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{workload}\n")
         self.process.stdin.flush()
-        found: dict[str, float] = json.loads(self.wait(MEASURED))
-        return found
+        figures: dict[str, float] = json.loads(self.wait(MEASURED))
+        return figures
 
     def close(self) -> None:
         """End the process, which stops its Redis."""
@@ -159,7 +160,7 @@ def compare(old: list[Turn], new: list[Turn]) -> dict[str, dict[str, float]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print the bars, write the result and fail when a bar does not hold."""
+    """Measure, print the bars, write the result, and fail if a bar is not met."""
     parser = argparse.ArgumentParser(description="Compare with an earlier commit.")
     parser.add_argument("commit", nargs="?", default=os.environ.get("COMMIT"), help="what to compare with")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
@@ -183,8 +184,8 @@ def main(arguments: list[str] | None = None) -> None:
         folder = Path(name)
         checkout = stack.enter_context(checkout_of(sha, folder / "checkout"))
         sides = []
-        for number, place in enumerate((checkout, ROOT)):
-            side = Side(place, folder / str(number), stack.enter_context((folder / f"{number}.log").open("w")))
+        for number, checkout_dir in enumerate((checkout, ROOT)):
+            side = Side(checkout_dir, folder / str(number), stack.enter_context((folder / f"{number}.log").open("w")))
             stack.callback(side.close)
             workloads = json.loads(side.wait(READY))
             print(f"{'old' if number == 0 else 'new'}: world built", flush=True)
@@ -193,24 +194,24 @@ def main(arguments: list[str] | None = None) -> None:
             for results in (old, new):
                 results.append({})
             pair = [(old, sides[0]), (new, sides[1])]
-            for workload in workloads:  # one right after the other: the machine changes between minutes
+            for workload in workloads:  # back to back, since the speed of the machine drifts
                 for results, side in pair if number % 2 == 0 else pair[::-1]:
                     results[-1][workload] = side.measured(workload)
             print(f"turn {number + 1} of {turns}: measured", flush=True)
-    found = compare(old, new)
+    compared = compare(old, new)
     bars = [
         {
             "name": f"CPU time, {name}: new over old",
-            "value": one["ratio"],
+            "value": figures["ratio"],
             "bound": f"<= {BOUND}",
-            "holds": one["ratio"] <= BOUND,
+            "holds": figures["ratio"] <= BOUND,
         }
-        for name, one in found.items()
+        for name, figures in compared.items()
     ]
     result = {
         "commit": sha[:12],
         "turns": turns,
-        "workloads": found,
+        "workloads": compared,
         "machine": {"system": platform.platform(), "cores": os.cpu_count(), "load": list(os.getloadavg())},
         "versions": {n: version(n) for n in ("torch", "numpy", "polars", "pydantic", "feast", "redis")},
         "bars": bars,

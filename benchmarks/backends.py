@@ -1,11 +1,11 @@
 """Every backend that packaging can choose, for the three models in two sizes, against eager torch.
 
-make bench-backends              # under a minute on two cores that do nothing else
-QUICK=1 make bench-backends      # the small size alone
+make bench-backends              # under a minute on two idle cores
+QUICK=1 make bench-backends      # only the small size
 
-Packaging chooses by architecture and size, never by a stopwatch; this is where the stopwatch says whether that choice is still
-the fastest one. Weights and rows are random: they cost what others cost, but their values are spread over whole tables, which is
-the worst case for a folded one. ``make bench-serving`` has the figures for the rows of real requests.
+Packaging chooses by architecture and size, never by timing; this benchmark checks by timing that the choice is still the
+fastest. Weights and rows are random: their cost is the usual one, but their values are spread over whole tables, which is the
+worst case for a folded table. ``make bench-serving`` has the figures for the rows of real requests.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ SIZES: dict[str, tuple[int, int, dict[str, Any]]] = {  # fields, values of each,
 ROWS = (1, 100, 1000)  # of a request
 REQUESTS = 8
 TURNS = 3
-SLOWER = 1.1  # than the fastest one, that the choice may be: what two measurements of one backend differ by
+SLOWER = 1.1  # tolerance over the fastest backend: the difference between two measurements of one backend
 
 
 def space(fields: int, values: int) -> FieldSpace:
-    """So many columns, and a sequence over the first."""
+    """This number of columns, and a sequence over the first."""
     return FieldSpace(
         names=(*(f"column_{i}" for i in range(fields)), "sequence"),
         kinds=("categorical",) * fields + ("sequence",),
@@ -59,7 +59,7 @@ def space(fields: int, values: int) -> FieldSpace:
 
 
 def measure(name: str, size: str) -> dict[str, Any]:
-    """The choice of packaging for one model, the times of all backends that give its scores, and their parities."""
+    """The choice of packaging for one model, the times of all backends that reproduce its scores, and their parities."""
     fields, values, trunk = SIZES[size]
     model = build_backbone(backbone_config(name=name, **trunk), space(fields, values)).eval()  # type: ignore[arg-type]
     with torch.inference_mode():
@@ -80,9 +80,9 @@ def measure(name: str, size: str) -> dict[str, Any]:
 
 
 def timed(backends: Mapping[str, Backend], rows: Sequence[Batch]) -> dict[str, list[float]]:
-    """Median seconds of a request by its size. Every turn of a backend takes several requests, so that it finds its own tables in
-    the caches, as it does when it serves alone."""
-    found: dict[str, list[float]] = {name: [] for name in backends}
+    """Median seconds of a request by size. Every turn of a backend runs several requests, so that its tables are in the caches,
+    as when it serves alone."""
+    seconds_by_size: dict[str, list[float]] = {name: [] for name in backends}
     for size in ROWS:
         requests = [batch.select(torch.arange(size) % len(batch)) for batch in rows]
         spent: dict[str, list[float]] = {name: [] for name in backends}
@@ -93,12 +93,12 @@ def timed(backends: Mapping[str, Backend], rows: Sequence[Batch]) -> dict[str, l
                     backend.logits(backend.read(request))
                     spent[name].append(time.perf_counter() - start)
         for name, seconds in spent.items():
-            found[name].append(statistics.median(seconds))
-    return found
+            seconds_by_size[name].append(statistics.median(seconds))
+    return seconds_by_size
 
 
 def main() -> None:
-    """Measure, print and write the result, and fail when a bar does not hold."""
+    """Measure, print and write the result, and fail if a bar is not met."""
     quick = bool(os.environ.get("QUICK"))
     result: dict[str, Any] = {
         "quick": quick,
@@ -109,19 +109,21 @@ def main() -> None:
     }
     for size in ("small",) if quick else SIZES:
         for name in ("deepfm", "dcnv2", "autoint"):
-            found = result["models"][f"{name}, {size}"] = measure(name, size)
-            means = {b: math.exp(statistics.fmean(map(math.log, times))) for b, times in found["microseconds"].items()}
-            slower = means[found["chosen"]] / min(means.values())
-            bar = {"name": f"{name}, {size}: {found['chosen']} over the fastest", "value": round(slower, 3)}
+            model = result["models"][f"{name}, {size}"] = measure(name, size)
+            means = {b: math.exp(statistics.fmean(map(math.log, times))) for b, times in model["microseconds"].items()}
+            slower = means[model["chosen"]] / min(means.values())
+            bar = {"name": f"{name}, {size}: {model['chosen']} over the fastest", "value": round(slower, 3)}
             result["bars"].append(bar | {"bound": f"<= {SLOWER}", "holds": slower <= SLOWER})
             print(f"{'holds' if slower <= SLOWER else 'FAILS'}  {bar['name']}: {slower:.2f} (<= {SLOWER})", flush=True)
-            for place, rows in enumerate(ROWS):
-                spent = {backend: times[place] for backend, times in found["microseconds"].items()}
-                ratio = spent["eager"] / spent[found["chosen"]]
-                bar = {"name": f"{name}, {size}, {rows} rows: {found['chosen']} over eager", "value": round(ratio, 3)}
+            for index, rows in enumerate(ROWS):
+                spent = {backend: times[index] for backend, times in model["microseconds"].items()}
+                ratio = spent["eager"] / spent[model["chosen"]]
+                bar = {"name": f"{name}, {size}, {rows} rows: {model['chosen']} over eager", "value": round(ratio, 3)}
                 result["bars"].append(bar | {"bound": ">= 2", "holds": ratio >= 2})
-                others = ", ".join(f"{b} {t:.0f} us" for b, t in spent.items())
-                print(f"{'holds' if ratio >= 2 else 'FAILS'}  {bar['name']}: {ratio:.2f} (>= 2); {others}", flush=True)
+                all_times = ", ".join(f"{b} {t:.0f} us" for b, t in spent.items())
+                print(
+                    f"{'holds' if ratio >= 2 else 'FAILS'}  {bar['name']}: {ratio:.2f} (>= 2); {all_times}", flush=True
+                )
     target = QUICK_RESULT if quick else RESULT
     target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, result)

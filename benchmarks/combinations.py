@@ -1,12 +1,12 @@
-"""Combination counts: how fast and how small they are built, how fast they are asked, and whether their bound holds.
+"""Combination counts: build time, size, lookup time, and whether their bound holds.
 
 make bench-combinations              # 100 million events
 QUICK=1 make bench-combinations      # 4 million
 
-An event is one combination that came: one key added. Keys are drawn from a Zipf law (exponent 1.1) over five million
-combinations and made outside the measured time. The sketch is built in one pass in a process of its own, whose peak memory
-(interpreter and numpy included) is the figure. The bound is asked for keys drawn evenly from those that came and for as many
-of those that never came; the lower of both shares counts. Counts are asked as a server does: mapped from their file.
+An event is one occurrence of a combination: one key added. Keys are drawn from a Zipf distribution (exponent 1.1) over five
+million combinations, outside the measured time. The sketch is built in one pass in a separate process, whose peak memory
+(interpreter and numpy included) is reported. The bound is checked for keys drawn uniformly from those that occurred and for as
+many that never occurred; the lower of both shares is reported. Counts are read as in a server: mapped from their file.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ while done < events:
     seconds += time.perf_counter() - start
     np.add.at(truth, drawn, np.uint32(1))
     done += size
-found = sketch.finished()
+counts = sketch.finished()
 came = np.random.default_rng(1).permutation(np.flatnonzero(truth).astype(np.uint32))[:200_000]
-place = np.concatenate([came, distinct + np.arange(len(came))])
+keys = np.concatenate([came, distinct + np.arange(len(came))])
 truth = np.concatenate([truth[came], np.zeros(len(came), np.uint32)])
-lower, upper = found.lower(mix(place.astype(np.uint64))), found.upper(mix(place.astype(np.uint64)))
+lower, upper = counts.lower(mix(keys.astype(np.uint64))), counts.upper(mix(keys.astype(np.uint64)))
 holds = lower <= truth
 # Not ru_maxrss, which a process inherits from the one that started it.
 peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
@@ -63,7 +63,7 @@ print(json.dumps({
     "events": events, "seconds": seconds, "peak_mb": peak,
     "bound_holds_came": float(holds[:len(came)].mean()), "bound_holds_never_came": float(holds[len(came):].mean()),
     "never_below": bool((upper >= truth).all()),
-    "noise": found.noise, "kept_apart": len(found.keys), "kept_apart_whole": float(found.whole.mean()),
+    "noise": counts.noise, "kept_apart": len(counts.keys), "kept_apart_whole": float(counts.whole.mean()),
 }))
 """
 
@@ -101,7 +101,7 @@ def measure(quick: bool) -> dict[str, Any]:
 
 
 def lookup() -> dict[str, float]:
-    """Time of asking for 64 pairs of 100 rows, from encoded ids to supports, on one core."""
+    """Time of a lookup of 64 pairs of 100 rows, from encoded ids to supports, on one core."""
     rng = np.random.default_rng(2)
     sizes = (20_000, 5_000, 1_000, *[200] * (FIELDS - 3))
     ids = np.stack([(size * rng.random(200_000) ** 3).astype(np.int32).clip(0, size - 1) for size in sizes], axis=1)
@@ -119,7 +119,7 @@ def lookup() -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, print, write the result, and fail when a bar does not hold."""
+    """Measure, print, write the result, and fail if a bar is not met."""
     quick = bool(os.environ.get("QUICK"))
     result = measure(quick)
     machine = {"system": platform.platform(), "cores": os.cpu_count()}

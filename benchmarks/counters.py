@@ -36,7 +36,7 @@ MAX_RSS_GB = 3.0
 CANDIDATES = 100
 REPEATS = 300
 OUTCOMES = 20_000  # of the run with late outcomes
-WATERMARK_US = 60_000_000  # how late they come
+WATERMARK_US = 60_000_000  # by how much they are late
 
 CHILD = """
 import json, os, sys, time
@@ -48,9 +48,9 @@ from thinktwice.parquet import read_frame
 log, out = Path(sys.argv[1]), Path(sys.argv[2])
 definition = definition_of(schema())
 start, rows = time.perf_counter(), 0
-found = log_rows(lambda name: read_frame(log, [name])[name], definition)
+counter_rows = log_rows(lambda name: read_frame(log, [name])[name], definition)
 with out.open("wb") as file:
-    for block in log_counters(found, definition, out.parent):
+    for block in log_counters(counter_rows, definition, out.parent):
         rows += len(block)
         file.write(block.data)
 seconds = time.perf_counter() - start
@@ -63,14 +63,14 @@ print(json.dumps({"rows": rows, "counters": len(definition.names), "seconds": se
 
 
 def schema() -> LogSchema:
-    """That of the simulator with instant statistics: topics author and topic, attributes age and city."""
+    """The schema of the simulator with instant statistics: topics author and topic, attributes age and city."""
     content = builtin_schema("sim").model_dump(mode="json")
     content["statistics"] = {"instant": {"feedback_delay": {"click": 60, "no_click": 600}}}
     return LogSchema.model_validate(content)
 
 
 def draw(rows: int, users: int, items: int) -> pl.DataFrame:
-    """The columns of a simulated log that counters read, in the order of time."""
+    """The columns of a simulated log that counters read, in time order."""
     config = SimConfig(rows=rows, users=users, items=items)
     world = make_world(config)
     blocks = [(b.time_us, b.click, b.user, b.shown) for b in draw_blocks(config, world)]
@@ -92,7 +92,7 @@ def draw(rows: int, users: int, items: int) -> pl.DataFrame:
 
 
 def one_pass(rows: int, users: int, items: int) -> dict[str, Any]:
-    """Time and peak memory of the pass over a log on disk, in a process of its own."""
+    """Time and peak memory of the pass over a log on disk, in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.parquet"
         write_frame(draw(rows, users, items), log)
@@ -107,7 +107,7 @@ def one_pass(rows: int, users: int, items: int) -> dict[str, Any]:
 
 
 def outcomes_of(frame: pl.DataFrame, definition: Definition) -> list[Outcome]:
-    """The outcomes of a log in the order in which they are known."""
+    """The outcomes of a log in the order in which they become known."""
     out = [
         Outcome(
             row["user_id"],
@@ -123,20 +123,20 @@ def outcomes_of(frame: pl.DataFrame, definition: Definition) -> list[Outcome]:
 
 
 def applied(outcomes: list[Outcome], definition: Definition) -> tuple[dict[str, State], dict[str, State]]:
-    """States of users and items after some outcomes."""
+    """States of users and items after these outcomes."""
     log, users, items = empty_states(definition, "log"), {}, {}
-    for one in outcomes:
-        assert one.user is not None and one.item is not None
-        if one.user not in users:
-            users[one.user] = empty_states(definition, "user")
-        if one.item not in items:
-            items[one.item] = empty_states(definition, "item")
-        apply(definition, one, log, users[one.user], items[one.item])
+    for outcome in outcomes:
+        assert outcome.user is not None and outcome.item is not None
+        if outcome.user not in users:
+            users[outcome.user] = empty_states(definition, "user")
+        if outcome.item not in items:
+            items[outcome.item] = empty_states(definition, "item")
+        apply(definition, outcome, log, users[outcome.user], items[outcome.item])
     return users, items
 
 
 def states(definition: Definition) -> dict[str, Any]:
-    """CPU time of an outcome and of a request, and what late outcomes change."""
+    """CPU time of an outcome and of a request, and the effect of late outcomes."""
     outcomes = outcomes_of(draw(OUTCOMES, 500, 300), definition)
     start = time.process_time()
     users, items = applied(outcomes, definition)
@@ -162,19 +162,19 @@ def states(definition: Definition) -> dict[str, Any]:
 
 
 def late(outcomes: list[Outcome], users: dict[str, State], definition: Definition) -> dict[str, Any]:
-    """How far residuals move when every outcome comes up to a minute late, at random."""
+    """Change of residuals when every outcome is up to a minute late, at random."""
     delays = np.random.default_rng(0).integers(0, WATERMARK_US, len(outcomes))
     at = np.array([o.time + definition.delay(o.clicked) for o in outcomes]) + delays
     moved, _ = applied([outcomes[n] for n in np.argsort(at, kind="stable")], definition)
     pairs = [(state[0], moved[key][0]) for key, state in users.items()]
-    difference = [abs(int(one["residual"]) - int(other["residual"])) / 2**20 for one, other in pairs]
-    rate = [d / (int(one["views"]) + 2) for d, (one, _) in zip(difference, pairs, strict=True)]
-    spread = float(np.std([int(one["residual"]) / 2**20 / (int(one["views"]) + 2) for one, _ in pairs]))
+    difference = [abs(int(on_time["residual"]) - int(delayed["residual"])) / 2**20 for on_time, delayed in pairs]
+    rate = [d / (int(on_time["views"]) + 2) for d, (on_time, _) in zip(difference, pairs, strict=True)]
+    spread = float(np.std([int(on_time["residual"]) / 2**20 / (int(on_time["views"]) + 2) for on_time, _ in pairs]))
     return {
         "watermark_seconds": WATERMARK_US / 1e6,
         "same_counts": all(
-            (one[name] == other[name]).all()
-            for one, other in pairs
+            (on_time[name] == delayed[name]).all()
+            for on_time, delayed in pairs
             for name in ("views", "clicks", "bucket_views", "crossed_views", "last_at")
         ),
         "residual_sum_largest_difference": max(difference),
@@ -189,11 +189,11 @@ def measure(quick: bool) -> dict[str, Any]:
     assert definition is not None
     size = (1_000_000, 50_000, 5_000) if quick else (10_000_000, 500_000, 50_000)
     figures = {"pass": one_pass(*size), "states": states(definition)}
-    found = figures["pass"]
+    log_pass = figures["pass"]
     moved = figures["states"]["late"]["residual_rate_largest_difference"]
     bars = [
-        ("counters of a log: seconds", found["seconds"], f"<= {MAX_SECONDS:g}", found["seconds"] <= MAX_SECONDS),
-        ("counters of a log: peak GB", found["peak_rss_gb"], f"<= {MAX_RSS_GB:g}", found["peak_rss_gb"] <= MAX_RSS_GB),
+        ("counters of a log: seconds", log_pass["seconds"], f"<= {MAX_SECONDS:g}", log_pass["seconds"] <= MAX_SECONDS),
+        ("counters of a log: peak GB", log_pass["peak_rss_gb"], f"<= {MAX_RSS_GB:g}", log_pass["peak_rss_gb"] <= MAX_RSS_GB),
         ("late outcomes: counts stay (1: yes)", float(figures["states"]["late"]["same_counts"]), "= 1",
          figures["states"]["late"]["same_counts"]),
         ("late outcomes: largest change of a residual rate", moved, "<= 0.01", moved <= 0.01),
@@ -205,11 +205,11 @@ def measure(quick: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print, write the result, and fail when a bar does not hold."""
+    """Measure, print, write the result, and fail if a bar is not met."""
     quick, load = (
         bool(os.environ.get("QUICK")),
         os.getloadavg()[0],
-    )  # of other processes: wall time means little under it
+    )  # load by other processes, under which wall time means little
     result = measure(quick)
     machine = {"system": platform.platform(), "cores": os.cpu_count(), "load_before": load}
     versions = {"python": platform.python_version(), "numpy": np.__version__, "polars": pl.__version__}

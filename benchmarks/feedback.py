@@ -1,13 +1,13 @@
-"""Feedback: from an event to the counters that a request reads, at a steady rate of events, on Redis and on SQLite.
+"""Feedback: latency from an event to the counters that a request reads, at a constant event rate, on Redis and on SQLite.
 
 make bench-feedback              # 60 s each
 QUICK=1 make bench-feedback      # 15 s each
 
-The service is the command `thinktwice feedback run` in a process of its own, with a real online store behind it. Events are sent over HTTP in
-batches, ten a second; half are impressions, half their clicks, of 2,000 users and 500 items drawn from a Zipf law. Each
-batch has the impression and click of a user who never came before. The time from the moment that this batch is sent to the
-moment that the store has the user's state, looked for every 2 ms through the source that a predictor uses, is one measurement: HTTP, the
-durable write, the join, the push and the read are all in it. Clicks count at once (delay 0), so nothing waits for a window.
+The service is the command `thinktwice feedback run` in a separate process, with a real online store. Events are sent over HTTP
+in ten batches per second; half are impressions, half their clicks, of 2,000 users and 500 items drawn from a Zipf distribution.
+Each batch contains the impression and click of a new user. One measurement is the time from sending this batch until the store
+has the user's state, polled every 2 ms through the source that a predictor uses: it includes HTTP, the durable write, the join,
+the push and the read. Clicks count at once (delay 0), so nothing waits for a window.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from thinktwice.files import read_json, write_json
 
 RESULT = Path(__file__).parent / "results" / "feedback.json"
 SECONDS, QUICK_SECONDS = 60.0, 15.0
-BATCHES = 10  # a second
+BATCHES = 10  # per second
 PROBE_EVERY = 1  # batches
 USERS, ITEMS = 2000, 500
 LIMIT_S = 1.0
@@ -51,12 +51,24 @@ def main() -> None:
     seconds = QUICK_SECONDS if quick else SECONDS
     figures = {kind: _measured(kind, rate, seconds) for kind, rate in RATES.items()}
     bars = []
-    for kind, found in figures.items():
+    for kind, figures_of_kind in figures.items():
         name = f"feedback: event to servable at {RATES[kind]:,} events/s on {kind}, p99, s"
-        bars.append({"name": name, "value": found["p99_s"], "bound": "<= 1", "holds": found["p99_s"] <= LIMIT_S})
+        bars.append(
+            {
+                "name": name,
+                "value": figures_of_kind["p99_s"],
+                "bound": "<= 1",
+                "holds": figures_of_kind["p99_s"] <= LIMIT_S,
+            }
+        )
         name = f"feedback: share of the events sent that were accepted, {kind}"
         bars.append(
-            {"name": name, "value": found["accepted_share"], "bound": "= 1", "holds": found["accepted_share"] == 1}
+            {
+                "name": name,
+                "value": figures_of_kind["accepted_share"],
+                "bound": "= 1",
+                "holds": figures_of_kind["accepted_share"] == 1,
+            }
         )
     machine = {"system": platform.platform(), "cores": os.cpu_count()}
     versions = {"python": platform.python_version(), **{n: version(n) for n in ("feast", "redis", "numpy", "uvicorn")}}
@@ -85,33 +97,33 @@ def _measured(kind: str, rate: int, seconds: float) -> dict[str, Any]:
         before = time.process_time()
         sent, accepted = _send(url, rate, seconds, probes)
         probes.finish()
-        own = time.process_time() - before
+        sender_cpu = time.process_time() - before
         cpu = psutil.Process(process.pid).cpu_times()
         with urllib.request.urlopen(url.replace("/v1/events", "/metrics")) as answer:
             metrics = dict(
                 line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if not line.startswith("#")
             )
         source.close()
-    taken = np.array(probes.seconds)
+    latencies = np.array(probes.seconds)
     return {
         "rate": rate,
         "seconds": seconds,
         "events": sent,
         "accepted_share": accepted / sent,
-        "probes": len(taken),
-        "p50_s": float(np.quantile(taken, 0.5)),
-        "p99_s": float(np.quantile(taken, 0.99)),
-        "max_s": float(taken.max()),
+        "probes": len(latencies),
+        "p50_s": float(np.quantile(latencies, 0.5)),
+        "p99_s": float(np.quantile(latencies, 0.99)),
+        "max_s": float(latencies.max()),
         "service_cpu_s": cpu.user + cpu.system,
         "service_cpu_us_per_event": (cpu.user + cpu.system) * 1e6 / sent,
-        "sender_cpu_s": own,
+        "sender_cpu_s": sender_cpu,
         "pushed_rows": float(metrics["thinktwice_feedback_pushed_rows_total"]),
         "push_failures": float(metrics["thinktwice_feedback_push_failures_total"]),
     }
 
 
 class _Probes:
-    """Looks for users who were sent, one after the other."""
+    """Polls the store for the users that were sent."""
 
     def __init__(self, source: Any) -> None:
         self._source, self.seconds = source, list[float]()
@@ -139,21 +151,21 @@ class _Probes:
                 waiting = list(self._waiting)
                 if not waiting:
                     return
-            found = self._source.fetch_fields("user_id", [("user_instant", STATE)], [user for user, _ in waiting])
+            rows = self._source.fetch_fields("user_id", [("user_instant", STATE)], [user for user, _ in waiting])
             now = time.monotonic()
-            there = {user for (user, _), row in zip(waiting, found, strict=True) if row[0] is not None}
-            there |= {user for user, sent in waiting if now - sent > GIVE_UP}
-            self.seconds += [now - sent for user, sent in waiting if user in there]
+            done = {user for (user, _), row in zip(waiting, rows, strict=True) if row[0] is not None}
+            done |= {user for user, sent in waiting if now - sent > GIVE_UP}
+            self.seconds += [now - sent for user, sent in waiting if user in done]
             with self._changed:
-                self._waiting = [entry for entry in self._waiting if entry[0] not in there]
+                self._waiting = [entry for entry in self._waiting if entry[0] not in done]
             time.sleep(0.002)
 
 
 def _send(url: str, rate: int, seconds: float, probes: _Probes) -> tuple[int, int]:
     """Events sent and accepted."""
-    draw, place = random.Random(0), urlsplit(url)
+    draw, address = random.Random(0), urlsplit(url)
     reach = np.cumsum(np.arange(1, USERS + 1) ** -1.1)
-    connection = http.client.HTTPConnection(place.hostname or "", place.port or 0, timeout=60)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port or 0, timeout=60)
     sent = accepted = 0
     began = time.monotonic()
     for batch in range(int(seconds * BATCHES)):
@@ -163,20 +175,20 @@ def _send(url: str, rate: int, seconds: float, probes: _Probes) -> tuple[int, in
         for number in range(rate // BATCHES // 2):
             probe = f"probe-{batch}" if number == 0 and batch % PROBE_EVERY == 0 else ""
             user = probe or f"user-{int(np.searchsorted(reach, draw.random() * reach[-1]))}"
-            one = {
+            keys = {
                 "request_id": f"{batch}-{number}",
                 "item_id": f"item-{int(draw.paretovariate(1)) % ITEMS}",
                 "at": now,
             }
             values = {"genre": draw.choice("abcdef"), "city": draw.choice("xyz"), "sex": "f"}
-            events.append({"kind": "impression", "user_id": user, "values": values, **one})
-            events.append({"kind": "click", **one})
+            events.append({"kind": "impression", "user_id": user, "values": values, **keys})
+            events.append({"kind": "click", **keys})
         moment = time.monotonic()
-        connection.request("POST", place.path, json.dumps({"events": events}), {"Content-Type": "application/json"})
+        connection.request("POST", address.path, json.dumps({"events": events}), {"Content-Type": "application/json"})
         answer = connection.getresponse()
-        found = json.loads(answer.read())
+        reply = json.loads(answer.read())
         sent += len(events)
-        accepted += found["accepted"] if answer.status == 202 else 0
+        accepted += reply["accepted"] if answer.status == 202 else 0
         if batch % PROBE_EVERY == 0:
             probes.add(f"probe-{batch}", moment)
     connection.close()

@@ -1,4 +1,4 @@
-"""How well the click model ranks MovieLens-1M, beside the best peer libraries and a one-hot logistic regression.
+"""Ranking quality of the click model on MovieLens-1M, compared with peer libraries and a one-hot logistic regression.
 
 make bench-quality              # both splits, two seeds of the chosen table L2
 QUICK=1 make bench-quality      # the time split, one table L2, one seed
@@ -6,11 +6,11 @@ QUICK=1 make bench-quality      # the time split, one table L2, one seed
 The task is the one on which the peers were measured: ten categorical fields, rating >= 4 is a click, vocabularies from the
 training part, unseen values unknown, shares 80/10/10 at random and by global time.
 
-Two things are chosen, both on the validation part alone: the L2 of the embedding table, by the validation logloss of full
-runs of eight epochs for every value of ``GRID`` under seed 0, and in each run the weights of its best look at validation.
-The augmentation is "none" and everything else is the recipe "ml-1m". The chosen L2 is trained again under seed 1, and the
-value held against the bar is the mean test AUC of both seeds. The logistic regression chooses its strength on validation
-too. The test part is scored after every choice.
+Two things are chosen, both on validation only: the L2 of the embedding table, by the validation logloss of full runs of eight
+epochs for every value of ``GRID`` with seed 0, and in each run the weights of its best evaluation on validation. The
+augmentation is "none" and everything else is the recipe "ml-1m". The chosen L2 is trained again with seed 1, and the value
+compared with the bar is the mean test AUC of both seeds. The strength of the logistic regression is also chosen on validation.
+The test part is scored after all choices.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from thinktwice.train.measure import logits_of
 
 RESULT = Path(__file__).parent / "results" / "quality.json"
 PEERS = {"time": 0.768, "random": 0.821}  # best of FuxiCTR, DeepCTR-Torch and torch-rechub on the same fields, test AUC
-GRID = (1e-4, 3e-4, 1e-3)  # the values that get chosen should lie inside
+GRID = (1e-4, 3e-4, 1e-3)  # should bracket the values that are chosen
 QUICK_GRID = (3e-4,)
 FIELDS = ("user_id", "item_id", "gender", "age", "occupation", "zip3", "year", "genre", "hour", "weekday")
 SCHEMA = parse_schema(
@@ -141,7 +141,7 @@ def deep_model(data: TrainingSet, *, grid: tuple[float, ...], seed: int) -> dict
 
 
 def main() -> None:
-    """Measure, print, write the result, and fail when a bar does not hold."""
+    """Measure, print, write the result, and fail if a bar is not met."""
     quick = bool(os.environ.get("QUICK"))
     bars, runs = [], {}
     with tempfile.TemporaryDirectory() as name:

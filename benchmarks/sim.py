@@ -1,7 +1,7 @@
-"""How fast the simulator draws an ad log: rows per second and peak memory of 10 million rows streamed to parquet.
+"""Speed of the simulator: rows per second and peak memory of 10 million rows streamed to parquet.
 
 make bench-sim              # 10 million rows
-QUICK=1 make bench-sim      # 1 million rows; the bound on time is the same per row, with a second for the start
+QUICK=1 make bench-sim      # 1 million rows; the same time bound per row, plus a second for the start
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ simulate(SimConfig(rows=int(sys.argv[1])), sys.argv[2])
 
 
 def measure(rows: int) -> dict[str, float]:
-    """Draw ``rows`` in a process of its own, so that its peak memory is that of the simulator alone."""
+    """Draw ``rows`` in a separate process, whose peak memory is that of the simulator."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "log"
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -55,7 +55,7 @@ def measure(rows: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, print, write the result, and fail when a bar does not hold."""
+    """Measure, print, write the result, and fail if a bar is not met."""
     rows = 1_000_000 if os.environ.get("QUICK") else 10_000_000
     figures = measure(rows)
     bound = SECONDS_PER_10M * rows / 1e7 + (1.0 if rows < 10_000_000 else 0.0)

@@ -54,22 +54,22 @@ def main(out: Path, rows: int = 2000) -> dict[str, float | None]:
     register_backbone("pooled", Pooled)
     thinktwice.ingest_log(None, out / "raw", source="sim", limit=rows)
     checked = thinktwice.validate_log(out / "raw", out / "checked")
-    found = {}
+    auc_by_backbone = {}
     options = {"deepfm": {}, "pooled": {"pool": "mean"}}
-    for name, own in options.items():
+    for name, options_of_backbone in options.items():
         recipe = thinktwice.Recipe.model_validate(
             {
-                "model": {"name": name, "dim": 8, "hidden": [32], **own},
+                "model": {"name": name, "dim": 8, "hidden": [32], **options_of_backbone},
                 "pretrain": {"batch_size": 256, "epochs": 1},
                 "finetune": {"batch_size": 256, "table_l2": [1e-3], "augmentations": ["none"], "epochs": 4},
             }
         )
         trained = thinktwice.train_model(checked.clean_dir, out / name, recipe=recipe, test_time="off")
-        found[name] = trained.report.metrics["plain"]["auc"]
-        print(f"{name:8} AUC {found[name]:.3f}")
+        auc_by_backbone[name] = trained.report.metrics["plain"]["auc"]
+        print(f"{name:8} AUC {auc_by_backbone[name]:.3f}")
     bundle = thinktwice.open_bundle(out / "pooled" / "bundle")
     print(f"bundle {bundle.manifest.model_version}: {type(bundle.model).__name__}")
-    return found
+    return auc_by_backbone
 
 
 if __name__ == "__main__":

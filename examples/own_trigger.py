@@ -57,11 +57,11 @@ def main(out: Path, rows: int = 2000) -> dict[str, tuple[float, float]]:
         signal = raw_rows(engine(paths.looking(trigger=kind())), encoded).signal
         return engine(paths.looking(trigger=kind(threshold=float(np.quantile(signal, 1 - rate)))))
 
-    own = engine(paths).with_trigger(NearTheCut(cut=0.15))
-    rate = float(raw_rows(own, encoded).escalated.mean())
+    own_engine = engine(paths).with_trigger(NearTheCut(cut=0.15))
+    rate = float(raw_rows(own_engine, encoded).escalated.mean())
     engines = {
         "never": engine(TestTimeConfig()),
-        "near the cut": own,
+        "near the cut": own_engine,
         "entropy": at_rate(Entropy, rate),
         "random": at_rate(Random, rate),
     }

@@ -1,1 +1,1 @@
-"""What evidence is worth: counters and retrieved outcomes over a tuned trunk, beside a second trunk and trees."""
+"""The value of evidence: counters and retrieved outcomes over a tuned trunk, compared with a second trunk and trees."""

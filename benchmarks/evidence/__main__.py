@@ -1,4 +1,4 @@
-"""What evidence is worth over a tuned trunk: counters for every row, retrieved outcomes for some or all.
+"""The value of evidence over a tuned trunk: counters for every row, retrieved outcomes for some or all rows.
 
 make bench-evidence             # MovieLens-1M by time and at random, the drifting simulator; two seeds (hours)
 QUICK=1 make bench-evidence     # MovieLens-100K by time and a small simulator; one seed
@@ -33,42 +33,42 @@ RECIPES = {"ml-100k by time": "ml-100k", "simulator, small": "ml-100k"}
 
 
 def bars_of(runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """What has to hold on every log, for the mean over seeds: the correction beats the trunk and a second trunk, counters of other
-    rows bring nothing, and retrieved outcomes bring more."""
+    """Bars on every log, for the mean over seeds: the correction beats the trunk and a second trunk, counters of other rows
+    gain nothing, and retrieved outcomes gain more."""
     out = []
 
     def bar(name: str, value: float, bound: float, *, least: bool) -> None:
         holds = value >= bound if least else value <= bound
         out.append({"name": name, "value": value, "bound": bound, "holds": bool(holds)})
 
-    def mean(found: list[dict[str, Any]], *path: str) -> float:
+    def mean(seed_runs: list[dict[str, Any]], *path: str) -> float:
         values = []
-        for run in found:
+        for run in seed_runs:
             at: Any = run
             for name in path:
                 at = at[name]
             values.append(float(at))
         return float(np.mean(values))
 
-    for name, found in runs.items():
+    for name, log_runs in runs.items():
         now = ("delays", "at once")
-        gain = mean(found, *now, "correction", "auc_change", "value")
+        gain = mean(log_runs, *now, "correction", "auc_change", "value")
         bar(f"{name}: AUC of the correction over the trunk", gain, 0.0, least=True)
-        second = mean(found, "two_trunks", "auc_change", "value")
+        second = mean(log_runs, "two_trunks", "auc_change", "value")
         bar(f"{name}: AUC of the correction over the trunk, against a second trunk", gain, second, least=True)
-        other = abs(mean(found, *now, "other_counters", "auc_change", "value"))
-        bar(f"{name}: AUC change by counters of other rows", other, 5e-4, least=False)
-        if all("retrieval" in run["delays"]["at once"] for run in found):
-            more = mean(found, *now, "retrieval", "over_correction", "value")
-            bar(f"{name}: AUC of retrieved outcomes over the correction", more, 0.0, least=True)
+        other_counters = abs(mean(log_runs, *now, "other_counters", "auc_change", "value"))
+        bar(f"{name}: AUC change by counters of other rows", other_counters, 5e-4, least=False)
+        if all("retrieval" in run["delays"]["at once"] for run in log_runs):
+            retrieval_gain = mean(log_runs, *now, "retrieval", "over_correction", "value")
+            bar(f"{name}: AUC of retrieved outcomes over the correction", retrieval_gain, 0.0, least=True)
     return out
 
 
 def table(runs: dict[str, list[dict[str, Any]]]) -> str:
     """The changes of AUC, x 1e-4, of every seed."""
     lines = []
-    for name, found in runs.items():
-        for run in found:
+    for name, seed_runs in runs.items():
+        for run in seed_runs:
             lines.append(
                 f"{name}, seed {run['seed']}: trunk AUC {run['trunk']['auc']:.4f}, two {_cell(run['two_trunks'])}"
             )
@@ -93,7 +93,7 @@ def _percent(value: float | None) -> str:
 
 
 def main() -> None:
-    """Run, print, write the results, and fail when a bar does not hold."""
+    """Run, print, write the results, and fail if a bar is not met."""
     quick = bool(os.environ.get("QUICK"))
     chosen = os.environ.get("SETS")
     names = tuple(chosen.split(";")) if chosen else QUICK_SETS if quick else FULL_SETS

@@ -1,4 +1,5 @@
-"""The logs of the study, each as one training set per delay of the labels: the same rows and vocabularies, other counters."""
+"""The logs of the study, each as one training set per label delay, with the same rows and vocabularies but different
+counters."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ ML_100K = LogSchema.model_validate(
 
 @dataclass(frozen=True)
 class DataSet:
-    """How to get the rows of a log, and how they are split; ``crossed``: what counters cross items and users with."""
+    """The source of a log's rows, and their split; ``topics`` and ``attributes`` are crossed with users and items in
+    counters."""
 
     rows: Callable[[Path], pl.DataFrame]
     schema: LogSchema
@@ -64,23 +66,23 @@ def _ml_100k(folder: Path) -> pl.DataFrame:
 
 
 def _users(rows: Callable[[Path], pl.DataFrame], users: int) -> Callable[[Path], pl.DataFrame]:
-    """The rows of so many users, those of the lowest hashes."""
+    """The rows of the ``users`` users with the lowest hashes."""
 
-    def some(folder: Path) -> pl.DataFrame:
-        found = rows(folder)
-        chosen = found.select(pl.col("user_id").unique()).sort(pl.col("user_id").hash(0), "user_id")["user_id"][:users]
-        return found.filter(pl.col("user_id").is_in(chosen.implode()))
+    def subset(folder: Path) -> pl.DataFrame:
+        frame = rows(folder)
+        chosen = frame.select(pl.col("user_id").unique()).sort(pl.col("user_id").hash(0), "user_id")["user_id"][:users]
+        return frame.filter(pl.col("user_id").is_in(chosen.implode()))
 
-    return some
+    return subset
 
 
 def _sim(config: SimConfig) -> Callable[[Path], pl.DataFrame]:
     def rows(folder: Path) -> pl.DataFrame:
         simulate(config, folder / "log")
-        found = read_frame(folder / "log" / "log.parquet")
+        frame = read_frame(folder / "log" / "log.parquet")
         at = pl.from_epoch(pl.col("time_us"), time_unit="us").dt.replace_time_zone("UTC")
         ids = ("user_id", "item_id", "city", "author_id", "site_id", "cookie_id", "slot")
-        return found.with_columns(
+        return frame.with_columns(
             at.alias("event_time"),
             pl.col("click").alias("label"),
             pl.col("true_probability").alias("truth"),
@@ -110,20 +112,20 @@ SETS = {
 
 
 def load(name: str, work: Path) -> dict[str, TrainingSet]:
-    """The training sets of a log by delay, built under ``work`` when they are not there yet."""
-    found = SETS[name]
+    """The training sets of a log by delay, built under ``work`` if they do not exist."""
+    data_set = SETS[name]
     folders = {delay: work / name.replace(" ", "-") / delay.replace(" ", "-") for delay in DELAYS}
     try:
         return {delay: load_training_set(folder) for delay, folder in folders.items()}
     except DataError:
         with tempfile.TemporaryDirectory() as scratch:
-            rows = found.rows(Path(scratch)).to_arrow()
+            rows = data_set.rows(Path(scratch)).to_arrow()
     for delay, folder in folders.items():
         instant = {
             "feedback_delay": {"click": DELAYS[delay], "no_click": DELAYS[delay]},
-            "topics": found.topics,
-            "attributes": found.attributes,
+            "topics": data_set.topics,
+            "attributes": data_set.attributes,
         }
-        content = found.schema.model_dump(mode="json") | {"statistics": {"instant": instant}}
-        build_training_set(rows, LogSchema.model_validate(content), folder, found.split)
+        content = data_set.schema.model_dump(mode="json") | {"statistics": {"instant": instant}}
+        build_training_set(rows, LogSchema.model_validate(content), folder, data_set.split)
     return {delay: load_training_set(folder) for delay, folder in folders.items()}

@@ -1,6 +1,7 @@
-"""One log and one seed: every method fitted on train and validation, measured on test rows against the trunk scored once.
+"""The study of one log and seed: every method is fitted on train and validation, and measured on test rows against the trunk
+scored once.
 
-Each score ends in a calibration that the earlier half of validation fits; test rows choose nothing. Shapes: R test rows.
+Every score is calibrated on the earlier half of validation; nothing is chosen on test rows. Shapes: R test rows.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import fit_calibration, logits_of
 
 SHARES = (0.1, 0.2, 0.4, 1.0)
-DRAWS = 8  # of rows at random, whose changes are averaged
+DRAWS = 8  # random choices of rows, whose changes are averaged
 TREES = {"max_iter": 120, "learning_rate": 0.08, "max_leaf_nodes": 16, "min_samples_leaf": 100}
 
 Logits = np.ndarray
@@ -42,7 +43,7 @@ Logits = np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Logits of the rows that calibrate and of the test rows."""
+    """Logits of the calibration rows and of the test rows."""
 
     fit: Logits
     test: Logits
@@ -50,7 +51,7 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """The rows on which methods are measured, and the trunk's log-odds on the test rows."""
+    """The rows for measuring methods, and the trunk's log-odds on the test rows."""
 
     fit: EncodedRows
     test: EncodedRows
@@ -83,44 +84,52 @@ def study(sets: dict[str, TrainingSet], recipe: str, seed: int) -> dict[str, Any
         opened = [Trunk(path, *load_model(path)) for path in paths]
         models = [trunk.model for trunk in opened]
         positions = np.arange(len(first.part("valid")))
-        found = evidence_fit(first, opened[0], positions, lambda rows: _logits(models[0], rows))
-    assert isinstance(found, EvidenceFit), found
+        fitted_evidence = evidence_fit(first, opened[0], positions, lambda rows: _logits(models[0], rows))
+    assert isinstance(fitted_evidence, EvidenceFit), fitted_evidence
     test = first.part("test")
-    trunks = [Scores(_logits(m, found.fit), _logits(m, test)) for m in models]
-    unmeasured = Panel(found.fit, test, trunks[0].test)
+    trunks = [Scores(_logits(m, fitted_evidence.fit), _logits(m, test)) for m in models]
+    unmeasured = Panel(fitted_evidence.fit, test, trunks[0].test)
     panel = replace(unmeasured, base=unmeasured.log_odds(trunks[0]))
-    both = Scores(*((a + b) / 2 for a, b in zip(vars(trunks[0]).values(), vars(trunks[1]).values(), strict=True)))
+    mean_of_two = Scores(
+        *((a + b) / 2 for a, b in zip(vars(trunks[0]).values(), vars(trunks[1]).values(), strict=True))
+    )
     out: dict[str, Any] = {
         "seed": seed,
-        "rows": {"train": len(found.rows), "test": len(test), "examples": len(found.examples)},
+        "rows": {"train": len(fitted_evidence.rows), "test": len(test), "examples": len(fitted_evidence.examples)},
         "trunk": panel.measured(panel.base),
-        "two_trunks": panel.measured(panel.log_odds(both)),
+        "two_trunks": panel.measured(panel.log_odds(mean_of_two)),
         "delays": {
-            delay: _with_evidence(_delayed(found, data), data, trunks[0].test, panel) for delay, data in sets.items()
+            delay: _with_evidence(_delayed(fitted_evidence, data), data, trunks[0].test, panel)
+            for delay, data in sets.items()
         },
     }
     return out
 
 
-def _delayed(found: EvidenceFit, data: TrainingSet) -> EvidenceFit:
-    """The same trunks and rows with the evidence of another training set."""
-    valid = data.part_with_evidence("valid").take(found.valid_positions)
-    return replace(found, data=data, rows=data.part_with_evidence("train"), valid=valid)
+def _delayed(evidence_inputs: EvidenceFit, data: TrainingSet) -> EvidenceFit:
+    """A copy with the same trunks and rows, and the evidence of another training set."""
+    valid = data.part_with_evidence("valid").take(evidence_inputs.valid_positions)
+    return replace(evidence_inputs, data=data, rows=data.part_with_evidence("train"), valid=valid)
 
 
-def _with_evidence(found: EvidenceFit, data: TrainingSet, base: Logits, panel: Panel) -> dict[str, Any]:
+def _with_evidence(evidence_inputs: EvidenceFit, data: TrainingSet, base: Logits, panel: Panel) -> dict[str, Any]:
     """Every method that reads evidence; ``base`` [R] are the trunk's logits."""
     test = data.part_with_evidence("test")
-    assert found.rows.evidence is not None and found.fit.evidence is not None and test.evidence is not None
-    train_counters = np.asarray(found.rows.evidence.counters[found.examples])
-    fit_counters, test_counters = found.fit.evidence.counters, test.evidence.counters
+    assert (
+        evidence_inputs.rows.evidence is not None
+        and evidence_inputs.fit.evidence is not None
+        and test.evidence is not None
+    )
+    train_counters = np.asarray(evidence_inputs.rows.evidence.counters[evidence_inputs.examples])
+    fit_counters, test_counters = evidence_inputs.fit.evidence.counters, test.evidence.counters
     start = time.process_time()
-    correction, fitted = found.correction(train_counters, fit_counters)
+    correction, fitted = evidence_inputs.correction(train_counters, fit_counters)
     seconds = time.process_time() - start
-    first = Scores(correction(found.fit_logits, fit_counters), correction(base, test_counters))
-    other, _ = found.correction(of_other_rows(train_counters), of_other_rows(fit_counters))
-    others = Scores(
-        other(found.fit_logits, of_other_rows(fit_counters)), other(base, of_other_rows(np.asarray(test_counters)))
+    first = Scores(correction(evidence_inputs.fit_logits, fit_counters), correction(base, test_counters))
+    other_correction, _ = evidence_inputs.correction(of_other_rows(train_counters), of_other_rows(fit_counters))
+    other_scores = Scores(
+        other_correction(evidence_inputs.fit_logits, of_other_rows(fit_counters)),
+        other_correction(base, of_other_rows(np.asarray(test_counters))),
     )
     out: dict[str, Any] = {
         "correction": panel.measured(panel.log_odds(first))
@@ -131,28 +140,30 @@ def _with_evidence(found: EvidenceFit, data: TrainingSet, base: Logits, panel: P
                 lambda: correction(base[:100], np.ascontiguousarray(test_counters[:100]))
             ),
         },
-        "other_counters": panel.measured(panel.log_odds(others)) | {"zero": other.is_zero},
-        "trees": panel.measured(panel.log_odds(_trees(found, train_counters, base, test_counters))),
+        "other_counters": panel.measured(panel.log_odds(other_scores)) | {"zero": other_correction.is_zero},
+        "trees": panel.measured(panel.log_odds(_trees(evidence_inputs, train_counters, base, test_counters))),
     }
-    retrieved = found.retrieval(correction, train_counters)
+    retrieved = evidence_inputs.retrieval(correction, train_counters)
     if retrieved is not None:
         retrieval, fitted, examples = retrieved
         report = network_report(fitted, examples).model_dump()
-        out["retrieval"] = {"kept": report} | _second_look(retrieval, correction, found, test, first, base, panel)
+        out["retrieval"] = {"kept": report} | _second_look(
+            retrieval, correction, evidence_inputs, test, first, base, panel
+        )
     return out
 
 
 def _second_look(
     retrieval: Retrieval,
     correction: CorrectionNetwork,
-    found: EvidenceFit,
+    evidence_inputs: EvidenceFit,
     test: EncodedRows,
     first: Scores,
     base: Logits,
     panel: Panel,
 ) -> dict[str, Any]:
-    """Retrieved outcomes for a share of rows, by what chooses them."""
-    column = found.data.encoder.column_of(found.data.schema.key_of("item"))
+    """Retrieved outcomes for a share of rows, by order of escalation."""
+    column = evidence_inputs.data.encoder.column_of(evidence_inputs.data.schema.key_of("item"))
     assert column is not None
 
     def second(rows: EncodedRows, logit: Logits) -> Logits:
@@ -165,7 +176,7 @@ def _second_look(
         use = has & known_rows(counters, correction.num_counters)
         return np.where(use, logit + retrieval.network(inputs), logit)
 
-    every = panel.log_odds(Scores(second(found.fit, first.fit), second(test, first.test)))
+    every = panel.log_odds(Scores(second(evidence_inputs.fit, first.fit), second(test, first.test)))
     corrected = panel.log_odds(first)
     rng = np.random.default_rng(0)
     orders: dict[str, list[Logits]] = {
@@ -202,31 +213,36 @@ def _mixed(signal: Logits, share: float, first: Logits, second: Logits) -> Logit
     return out
 
 
-def _trees(found: EvidenceFit, train_counters: Floats, base: Logits, test_counters: Floats) -> Scores:
-    """Boosted trees on the base logit and the counters, as many of them as the validation rows want, weighed against the base
-    logit by a regression on validation."""
-    scale = found.data.counter_scale
+def _trees(evidence_inputs: EvidenceFit, train_counters: Floats, base: Logits, test_counters: Floats) -> Scores:
+    """Boosted trees on the base logit and the counters, their number chosen on validation, blended with the base logit by a
+    regression on validation."""
+    scale = evidence_inputs.data.counter_scale
     assert scale is not None
 
     def inputs(logit: Logits, counters: Floats) -> np.ndarray:
         return np.concatenate([logit[:, None], np.asarray(counters)], axis=1)
 
-    assert found.fit.evidence is not None
-    train, fit = inputs(found.logits, train_counters), inputs(found.fit_logits, found.fit.evidence.counters)
-    trees = HistGradientBoostingClassifier(early_stopping=False, random_state=found.seed, **TREES)
-    trees.fit(train, found.rows.label[found.examples])
+    assert evidence_inputs.fit.evidence is not None
+    train, fit = (
+        inputs(evidence_inputs.logits, train_counters),
+        inputs(evidence_inputs.fit_logits, evidence_inputs.fit.evidence.counters),
+    )
+    trees = HistGradientBoostingClassifier(early_stopping=False, random_state=evidence_inputs.seed, **TREES)
+    trees.fit(train, evidence_inputs.rows.label[evidence_inputs.examples])
     staged = list(trees.staged_decision_function(fit))
     losses = []
     for stage in staged:
-        calibration = fit_calibration(stage.ravel(), found.fit.label)
-        losses.append(logloss(found.fit.label, calibration.a * stage.ravel() + calibration.b))
+        calibration = fit_calibration(stage.ravel(), evidence_inputs.fit.label)
+        losses.append(logloss(evidence_inputs.fit.label, calibration.a * stage.ravel() + calibration.b))
     best = int(np.argmin(losses))
     staged_test = next(
         z for number, z in enumerate(trees.staged_decision_function(inputs(base, test_counters))) if number == best
     )
-    blend = LogisticRegression(C=1e3).fit(np.stack([found.fit_logits, staged[best].ravel()], axis=1), found.fit.label)
+    blend = LogisticRegression(C=1e3).fit(
+        np.stack([evidence_inputs.fit_logits, staged[best].ravel()], axis=1), evidence_inputs.fit.label
+    )
     return Scores(
-        blend.decision_function(np.stack([found.fit_logits, staged[best].ravel()], axis=1)),
+        blend.decision_function(np.stack([evidence_inputs.fit_logits, staged[best].ravel()], axis=1)),
         blend.decision_function(np.stack([base, staged_test.ravel()], axis=1)),
     )
 
@@ -238,9 +254,9 @@ def _logits(model: Backbone, rows: EncodedRows) -> Logits:
 def _microseconds(call: Callable[[], object], rounds: int = 200) -> float:
     """Median CPU time of a call in this thread."""
     call()
-    taken = []
+    seconds = []
     for _ in range(rounds):
         start = time.thread_time()
         call()
-        taken.append(time.thread_time() - start)
-    return float(np.median(taken)) * 1e6
+        seconds.append(time.thread_time() - start)
+    return float(np.median(seconds)) * 1e6

@@ -1,9 +1,10 @@
-"""Do the statistics of online experiments keep what they promise?
+"""Check of the statistics of online experiments: error rates, power and coverage.
 
 make bench-experiment             # 10,000 A/A experiments by scenario, 100 M exposures (about half an hour on two cores)
 QUICK=1 make bench-experiment     # a few hundred, and 2 M exposures (under two minutes)
 
-Every step of the long form is kept under .thinktwice/bench/experiment/full; what is there is not measured again. Results: benchmarks/results/experiment.json with the list ``bars``, and the page experiment.md with its plots.
+The result of every step of the long form is kept under .thinktwice/bench/experiment/full and not measured again. Results:
+benchmarks/results/experiment.json with the list ``bars``, and the page experiment.md with its plots.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ WORK = Path(".thinktwice/bench/experiment")
 
 
 def measure(quick: bool) -> dict[str, Any]:
-    """All figures, the long ones last."""
+    """All figures, the slow ones last."""
     result: dict[str, Any] = {"quick": quick}
     size = (2_000_000, 50_000) if quick else (100_000_000, 1_000_000)
     steps = {
@@ -39,19 +40,19 @@ def measure(quick: bool) -> dict[str, Any]:
         "false_positives": lambda: false_positives.measure(400 if quick else 10_000),
         "scale": lambda: scale.measure(WORK / ("small" if quick else "big"), *size),
     }
-    kept = WORK / ("quick" if quick else "full")
+    folder = WORK / ("quick" if quick else "full")
     for name, step in steps.items():
-        if (kept / f"{name}.json").exists() and not quick:
-            result[name] = read_json(kept / f"{name}.json")
+        if (folder / f"{name}.json").exists() and not quick:
+            result[name] = read_json(folder / f"{name}.json")
         else:
             result[name] = step()
-            write_json(kept / f"{name}.json", result[name])
+            write_json(folder / f"{name}.json", result[name])
         print(f"{name}: {json.dumps(result[name])[:400]}", flush=True)
     return result
 
 
 def main() -> None:
-    """Measure, print the bars, write the result and the page, and fail when a bar does not hold."""
+    """Measure, print the bars, write the result and the page, and fail if a bar is not met."""
     quick = bool(os.environ.get("QUICK"))
     result = measure(quick)
     result |= {
@@ -65,7 +66,7 @@ def main() -> None:
     }
     result["bars"] = bars.of(result)
     name = "experiment-quick" if quick else "experiment"
-    target = WORK if quick else RESULTS  # the short form proves that everything runs, not that the bars hold
+    target = WORK if quick else RESULTS  # the short form only shows that everything runs
     write_json(target / f"{name}.json", result)
     page.write(target, name, result)
     for bar in result["bars"]:

@@ -1,4 +1,4 @@
-"""Assignment over many users: sample ratio, independence of salts, and shares that stay at their target."""
+"""Assignment over many users: sample ratio, independence of salts, and stability of shares."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from thinktwice.stats.sample_ratio import ALPHA, sample_ratio
 
 
 def sample_ratios(runs: int) -> dict[str, Any]:
-    """Alarms of a right split over 28 daily looks, and how a split of 50.2 / 49.8 is found."""
+    """Alarms for a correct split over 28 daily looks, and detection of a split of 50.2 / 49.8."""
     rng = np.random.default_rng(7)
 
     def alarms(share: float, daily: int, repeats: int) -> float:
         first = rng.binomial(daily, share, (repeats, 28)).cumsum(axis=1)
         total = daily * np.arange(1, 29)
-        found = [
+        alarm = [
             any(sample_ratio((a, n - a), (1, 1)).mismatch for a, n in zip(row, total, strict=True)) for row in first
         ]
-        return float(np.mean(found))
+        return float(np.mean(alarm))
 
     observed = sample_ratio((502_000, 498_000), (1, 1))
     return {
@@ -37,7 +37,7 @@ def sample_ratios(runs: int) -> dict[str, Any]:
 
 
 def assignment(units: int) -> dict[str, Any]:
-    """One experiment through its ramp, and two with salts of their own."""
+    """One experiment through its ramp, and two experiments with different salts."""
     ids = pa.array([f"user-{i}" for i in range(units)])
     arms = [{"name": "control", "bundle": "a"}, {"name": "treatment", "bundle": "b"}]
     moved, shares = 0, []
@@ -55,15 +55,15 @@ def assignment(units: int) -> dict[str, Any]:
         before = arm
         enrolled = {a: float((arm == f"{a} 1").mean()) for a in ("control", "treatment")}
         shares.append({"coverage": coverage, **enrolled})
-    other = buckets_of("another", ids)
-    table = np.histogram2d(bucket // 1000, other // 1000, bins=10)[0]
+    other_bucket = buckets_of("another", ids)
+    table = np.histogram2d(bucket // 1000, other_bucket // 1000, bins=10)[0]
     expected = [s["coverage"] / 2 for s in shares]
     worst = max(
         abs(s[a] - e) / np.sqrt(e * (1 - e) / units)
         for s, e in zip(shares, expected, strict=True)
         for a in ("control", "treatment")
     )
-    # Traffic of 28 days: another part of the users each day. The share of the treatment must not drift.
+    # Traffic of 28 days with different users each day. The share of the treatment must not drift.
     rng = np.random.default_rng(8)
     daily = [float((bucket[rng.random(units) < 0.1] >= 5000).mean()) for _ in range(28)]
     slope = stats.linregress(np.arange(28), daily)

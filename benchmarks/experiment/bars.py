@@ -1,4 +1,4 @@
-"""The figures that were asked for, and whether they hold."""
+"""The required figures, and whether they are met."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def of(result: dict[str, Any]) -> list[dict[str, Any]]:
     out.append(_bar("assignment: worst share of an arm, standard errors from its target", worst, "< 4", worst < 4))
     scale = result["scale"]
     size = f"{scale['exposures'] / 1e6:.0f} M exposures"
-    if scale["load_average"] > result["machine"]["cores"]:  # others had the cores: wall time says nothing of this work
+    if scale["load_average"] > result["machine"]["cores"]:  # other processes used the cores: wall time is meaningless
         name = f"{size}: CPU seconds of the analysis (load average {scale['load_average']:.0f}, wall time {scale['seconds']:.0f} s)"
         out.append(_bar(name, scale["cpu_seconds"], "<= 60", scale["cpu_seconds"] <= 60))
     else:

@@ -1,4 +1,4 @@
-"""The result as a page with its plots."""
+"""The page of the results, with plots."""
 
 from __future__ import annotations
 
@@ -91,42 +91,42 @@ def _power(result: dict[str, Any]) -> str:
 
 
 def _false_text(result: dict[str, Any]) -> str:
-    found = result["false_positives"]
+    figures = result["false_positives"]
     rows = ", ".join(
-        f"{rates['rows taken for independent']:.0%} ({scenario})" for scenario, rates in found["scenarios"].items()
+        f"{rates['rows taken for independent']:.0%} ({scenario})" for scenario, rates in figures["scenarios"].items()
     )
     return (
-        f"{found['runs']:,} experiments of {found['users_per_arm']:,} users an arm and {found['looks']} daily looks. Activity is log-normal (the top "
+        f"{figures['runs']:,} experiments of {figures['users_per_arm']:,} users an arm and {figures['looks']} daily looks. Activity is log-normal (the top "
         f"1 % of the users make about 13 % of the impressions), every user has a click rate of their own. A z-test that takes rows for "
         f"independent is wrong in {rows}. Under a ramp with a trend a layout that grows the treatment and calls all the rest control is "
-        f"wrong in {found['growing_treatment']:.0%}; arms that are equal at every step are not."
+        f"wrong in {figures['growing_treatment']:.0%}; arms that are equal at every step are not."
     )
 
 
 def _power_text(result: dict[str, Any]) -> str:
-    found = result["power"]
+    figures = result["power"]
     lines = ["| method | power of the fixed test | power | simulated | ratio |", "| --- | --- | --- | --- | --- |"]
     lines += [
         f"| {NAMES[r['method']]} | {r['fixed_power']:.0%} | {r['power']:.1%} | {r['simulated']:.1%} | {r['ratio']:.3f} |"
-        for r in found["rows"]
+        for r in figures["rows"]
     ]
-    factors = ", ".join(f"{NAMES[m]} {f:.2f}" for m, f in found["horizon_factor_at_80_percent"].items())
+    factors = ", ".join(f"{NAMES[m]} {f:.2f}" for m, f in figures["horizon_factor_at_80_percent"].items())
     return "\n".join([*lines, "", f"Horizon needed for a power of 80 %, as a multiple of the fixed one: {factors}."])
 
 
 def _ratio_text(result: dict[str, Any]) -> str:
-    found = result["sample_ratio"]
+    figures = result["sample_ratio"]
     return (
-        f"Level {found['alpha']}: P(any alarm, ever) of a right split is below it. A split that *is* 50.2 / 49.8 is found by a million users in "
-        f"{found['true_50.2_caught_by_a_million']:.0%} of the experiments with daily looks, and by four millions in "
-        f"{found['true_50.2_caught_by_four_millions']:.0%}; one that is *seen* as 502,000 / 498,000 is always found."
+        f"Level {figures['alpha']}: P(any alarm, ever) of a right split is below it. A split that *is* 50.2 / 49.8 is found by a million users in "
+        f"{figures['true_50.2_caught_by_a_million']:.0%} of the experiments with daily looks, and by four millions in "
+        f"{figures['true_50.2_caught_by_four_millions']:.0%}; one that is *seen* as 502,000 / 498,000 is always found."
     )
 
 
 def _scale_text(result: dict[str, Any]) -> str:
-    found = result["scale"]
+    figures = result["scale"]
     return (
-        f"{found['exposures']:,} exposures of {found['users']:,} users: sums per unit, moments, intervals, guardrails and the decision in "
-        f"{found['seconds']:.1f} s ({found['cpu_seconds']:.1f} s of CPU time), {found['peak_gib']:.2f} GiB at the peak, at a load average of "
-        f"{found['load_average']:.1f} on {result['machine']['cores']} cores."
+        f"{figures['exposures']:,} exposures of {figures['users']:,} users: sums per unit, moments, intervals, guardrails and the decision in "
+        f"{figures['seconds']:.1f} s ({figures['cpu_seconds']:.1f} s of CPU time), {figures['peak_gib']:.2f} GiB at the peak, at a load average of "
+        f"{figures['load_average']:.1f} on {result['machine']['cores']} cores."
     )

@@ -1,4 +1,4 @@
-"""Power of each method, coverage of each interval, and what the pre-period is worth."""
+"""Power of each method, coverage of each interval, and variance reduction by the pre-period."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ METHODS: tuple[Method, ...] = ("fixed", "group_sequential", "sequence")
 
 
 def power(runs: int) -> dict[str, Any]:
-    """Power at the horizon by the fixed test's power, computed and simulated, and the longer horizon each method needs."""
+    """Power at the horizon by the fixed test's power, computed and simulated, and the longer horizon that each method needs."""
     rng = np.random.default_rng(1)
     bounds = boundaries(tuple(FRACTIONS), spent_by(list(FRACTIONS), ALPHA, True))
     rows = []
-    for wanted in (0.5, 0.8, 0.9, 0.95):
-        effect = drift("fixed", 1, ALPHA, wanted)
+    for target_power in (0.5, 0.8, 0.9, 0.95):
+        effect = drift("fixed", 1, ALPHA, target_power)
         z = _paths(rng, runs, effect)
         simulated = {
             "fixed": z[:, -1] >= two_sided_quantile(ALPHA),
@@ -35,14 +35,14 @@ def power(runs: int) -> dict[str, Any]:
         for method in METHODS:
             computed = power_of(method, LOOKS, ALPHA, effect)
             rows.append(
-                {"fixed_power": wanted, "method": method, "power": computed, "simulated": float(simulated[method].mean()), "ratio": computed / wanted}
+                {"fixed_power": target_power, "method": method, "power": computed, "simulated": float(simulated[method].mean()), "ratio": computed / target_power}
             )  # fmt: skip
     factors = {m: horizon_factor(m, LOOKS, ALPHA, 0.8) for m in METHODS}
     return {"looks": LOOKS, "rows": rows, "horizon_factor_at_80_percent": factors}
 
 
 def coverage(runs: int) -> dict[str, float]:
-    """Share of intervals that hold the truth; nominal 95 %."""
+    """Share of intervals that contain the true value; nominal 95 %."""
     rng = np.random.default_rng(2)
     bounds = np.array(boundaries(tuple(FRACTIONS), spent_by(list(FRACTIONS), ALPHA, True)))
     effect = drift("fixed", 1, ALPHA, 0.8)
@@ -111,8 +111,8 @@ def _first_crossing_up(z: np.ndarray, bounds: np.ndarray) -> np.ndarray:
 def _stop_covers(path: np.ndarray, bounds: np.ndarray, effect: float) -> bool:
     crossed = np.abs(path) >= bounds
     k = int(crossed.argmax()) if crossed.any() else LOOKS - 1
-    found = at_stop(tuple(FRACTIONS[: k + 1]), tuple(bounds[: k + 1]), float(path[k]), ALPHA)
-    return found.low <= effect <= found.high
+    interval = at_stop(tuple(FRACTIONS[: k + 1]), tuple(bounds[: k + 1]), float(path[k]), ALPHA)
+    return interval.low <= effect <= interval.high
 
 
 def _of_users(runs: int) -> dict[str, float]:
@@ -141,8 +141,8 @@ def _of_users(runs: int) -> dict[str, float]:
 def _of_quantiles(runs: int) -> float:
     truth = quantile(_latency(np.random.default_rng(5), 400_000), 0.9).value
     rng = np.random.default_rng(6)
-    found = [quantile(_latency(rng, 2000), 0.9, ALPHA) for _ in range(runs)]
-    return float(np.mean([q.low <= truth <= q.high for q in found]))
+    intervals = [quantile(_latency(rng, 2000), 0.9, ALPHA) for _ in range(runs)]
+    return float(np.mean([q.low <= truth <= q.high for q in intervals]))
 
 
 def _latency(rng: np.random.Generator, users: int) -> Histogram:

@@ -1,4 +1,4 @@
-"""The analysis of 100 million exposures of a million users: time and memory of a process of its own."""
+"""The analysis of 100 million exposures of a million users: time and memory of a separate process."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def write_logs(folder: Path, exposures: int, users: int) -> None:
             pa.string()
         )
         rows = np.repeat(np.arange(count), ROWS_A_REQUEST)
-        shown = pa.table(
+        outcomes = pa.table(
             {
                 "log_experiment": pa.repeat(pa.scalar("big"), len(rows)),
                 "log_assigned_arm": arm.take(rows),
@@ -66,8 +66,8 @@ def write_logs(folder: Path, exposures: int, users: int) -> None:
                 "log_num_paths": pa.array(np.where(rng.random(len(rows)) < 0.1, 8, 1).astype(np.int32)),
             }
         )
-        write_table(shown, folder / f"outcomes-{part // PART:03}.parquet", compression="zstd")
-        asked = {
+        write_table(outcomes, folder / f"outcomes-{part // PART:03}.parquet", compression="zstd")
+        requests = {
             "request_id": [f"{part + i:016x}" for i in range(count)], "at": at, "experiment": pa.repeat(pa.scalar("big"), count),
             "arm": arm, "served": arm, "unit": pa.array(key[user]),
             "code": pa.array(np.where(rng.random(count) < 0.001, 503, 200).astype(np.int32)),
@@ -75,9 +75,9 @@ def write_logs(folder: Path, exposures: int, users: int) -> None:
         }  # fmt: skip
         table = pa.table(
             {
-                f.name: pa.array(asked[f.name], f.type)
-                if not isinstance(asked[f.name], pa.Array)
-                else asked[f.name].cast(f.type)
+                f.name: pa.array(requests[f.name], f.type)
+                if not isinstance(requests[f.name], pa.Array)
+                else requests[f.name].cast(f.type)
                 for f in REQUEST_COLUMNS
             }
         )
@@ -95,14 +95,14 @@ def analyse(folder: Path) -> dict[str, Any]:
     summed = time.monotonic()
     sums = arm_moments([folder / "sums" / UNITS], "big")
     latencies = arm_latencies([folder / "sums" / LATENCY], "big")
-    found = collect(
+    collected = collect(
         FILE, at=datetime(2026, 1, 15, tzinfo=timezone.utc), days=14, days_at_coverage=14, sums=sums, latencies=latencies,
         slices={}, exposures=None, outcomes=None,
     )  # fmt: skip
-    verdict = decide(FILE, found)
+    verdict = decide(FILE, collected)
     return {
         "exposures": sum(num_rows(f) for f in outcomes),
-        "users": sum(a.units for a in found.arms),
+        "users": sum(a.units for a in collected.arms),
         "seconds": time.monotonic() - began,
         "seconds_of_sums": summed - began,
         "cpu_seconds": _cpu() - cpu,
@@ -114,7 +114,7 @@ def analyse(folder: Path) -> dict[str, Any]:
 
 
 def measure(folder: Path, exposures: int, users: int) -> dict[str, Any]:
-    """Write the logs if they are not there, and analyse them in a fresh process."""
+    """Write the logs if they do not exist, and analyse them in a new process."""
     write_logs(folder, exposures, users)
     command = [sys.executable, "-m", "benchmarks.experiment.scale", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Simulated users of an A/A or A/B test: heavy-tailed activity, a click rate of their own, so that rows are correlated."""
+"""Simulated users of an A/A or A/B test: heavy-tailed activity and individual click rates, so that rows are correlated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CTR, CLICKS = Metric("clicks", "shown"), Metric("clicks")
 PAST = Metric("pre_clicks", "pre_shown")
 DAYS = 14
 RAMP = (0.02, 0.02, 0.1, 0.1, 0.25, 0.25, 0.5, 0.5, 1, 1, 1, 1, 1, 1)  # coverage by day
-TREND = np.linspace(0.8, 1.6, DAYS)  # of the click rate: it doubles while the experiment runs
+TREND = np.linspace(0.8, 1.6, DAYS)  # factor of the click rate, which doubles during the experiment
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class World:
     Attributes:
         arm: 0 or 1 [N].
         shown, clicks: rows by user and day [N, D], only while enrolled.
-        past: impressions and clicks of the 14 days before [N, 2].
+        past: impressions and clicks of the preceding 14 days [N, 2].
     """
 
     arm: np.ndarray
@@ -34,10 +34,10 @@ class World:
 
 
 def draw(rng: np.random.Generator, users: int, *, ramp: bool = False, lift: float = 0.0, sigma: float = 1.2) -> World:
-    """``users`` an arm; with a ramp they are enrolled as the coverage reaches their bucket, while rates follow a trend."""
+    """``users`` per arm; with a ramp they are enrolled when the coverage reaches their bucket, while rates follow a trend."""
     n = 2 * users
     arm = np.repeat([0, 1], users)
-    activity = 3 * np.exp(rng.normal(0, sigma, n))  # impressions a day; the top 1 % make about 13 % of all
+    activity = 3 * np.exp(rng.normal(0, sigma, n))  # impressions per day; the top 1 % of users have about 13 % of all
     rate = rng.beta(2, 38, n)  # 5 % on average
     shown = rng.poisson(activity[:, None], (n, DAYS))
     by_day = np.ones(DAYS)
@@ -52,7 +52,7 @@ def draw(rng: np.random.Generator, users: int, *, ramp: bool = False, lift: floa
 
 
 def totals(rng: np.random.Generator, users: int, sigma: float = 1.0) -> np.ndarray:
-    """Sums of 14 days and of the 14 days before [N, 4], in the order of ``NAMES``."""
+    """Sums of 14 days and of the preceding 14 days [N, 4], in the order of ``NAMES``."""
     activity, rate = 3 * np.exp(rng.normal(0, sigma, users)), rng.beta(2, 38, users)
     shown, before = rng.poisson(14 * activity), rng.poisson(14 * activity)
     parts = [rng.binomial(shown, rate), shown, rng.binomial(before, rate), before]
@@ -68,8 +68,8 @@ def by_day(world: World) -> np.ndarray:
 
 def moments(sums: np.ndarray, arm: np.ndarray) -> tuple[Moments, Moments]:
     """Moments of both arms at one day, of users seen so far."""
-    seen = sums[:, 1] > 0
-    return Moments.of(NAMES, sums[seen & (arm == 0)]), Moments.of(NAMES, sums[seen & (arm == 1)])
+    active = sums[:, 1] > 0
+    return Moments.of(NAMES, sums[active & (arm == 0)]), Moments.of(NAMES, sums[active & (arm == 1)])
 
 
 def compared(sums: np.ndarray, arm: np.ndarray, metric: Metric, cuped: bool) -> Difference:
@@ -77,14 +77,15 @@ def compared(sums: np.ndarray, arm: np.ndarray, metric: Metric, cuped: bool) -> 
 
 
 def rows_z(control: Moments, treatment: Moments) -> float:
-    """The test that takes every row for independent: a pooled two-proportion z."""
+    """The test that treats rows as independent: a pooled two-proportion z."""
     c, s = (np.array([m.total(name) for m in (control, treatment)]) for name in ("clicks", "shown"))
     p = c.sum() / s.sum()
     return float((c[1] / s[1] - c[0] / s[0]) / np.sqrt(p * (1 - p) * (1 / s).sum()))
 
 
 def growing_treatment_z(rng: np.random.Generator, users: int) -> float:
-    """What a ramp that grows the treatment and calls all the rest control finds in an A/A test under the trend (Simpson)."""
+    """z of an A/A test under the trend with a ramp that grows the treatment and uses all other users as control (Simpson's
+    paradox)."""
     n = 2 * users
     rate, activity = rng.beta(2, 38, n), 3 * np.exp(rng.normal(0, 1.2, n))
     bucket = rng.random(n)

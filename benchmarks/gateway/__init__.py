@@ -1,1 +1,1 @@
-"""What the gateway costs and what it keeps while arms fail and routes change."""
+"""Cost of the gateway, and its behaviour while arms fail and routes change."""

@@ -1,9 +1,9 @@
-"""What does the gateway cost, and does it lose anything? A real Envoy on loopback with small arms behind it.
+"""Cost and losses of the gateway: a real Envoy on loopback with small arms behind it.
 
 make bench-gateway             # about five minutes on two cores
 QUICK=1 make bench-gateway     # short runs, under two minutes
 
-Bounds by wall time need a machine that does nothing else; those by CPU time and by counts do not.
+Bounds on wall time need an idle machine; bounds on CPU time and counts do not.
 """
 
 from __future__ import annotations
@@ -28,27 +28,29 @@ WORK = Path(".thinktwice/bench/gateway")
 
 
 def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every figure that was asked for, with its bound."""
+    """Every required figure, with its bound."""
     out: list[dict[str, Any]] = []
 
     def bar(name: str, value: float | None, bound: str, holds: bool) -> None:
-        shown = None if value is None else round(value, 4)
-        out.append({"name": name, "value": shown, "bound": bound, "holds": bool(holds)})
+        rounded = None if value is None else round(value, 4)
+        out.append({"name": name, "value": rounded, "bound": bound, "holds": bool(holds)})
 
     added = result["cost"]["added_p50_ms"]
     bar("added p50 on loopback, ms", added, "<= 0.5", added <= 0.5)
     rate = result["cost"]["requests_a_second_and_core"]
     bar("requests a second and core, by CPU time", rate, ">= 5000", rate >= 5000)
-    found = result["ramp"]
+    ramp_figures = result["ramp"]
     for name in ("lost", "not_in_log", "other_lines", "impossible_arms"):
-        what = f"{found['reloads']} reloads under {result['rates']['ramp']:g} requests/s: {name.replace('_', ' ')}"
-        bar(what, found[name], "= 0", found[name] == 0)
-    for kind, seen in result["faults"].items():
+        label = (
+            f"{ramp_figures['reloads']} reloads under {result['rates']['ramp']:g} requests/s: {name.replace('_', ' ')}"
+        )
+        bar(label, ramp_figures[name], "= 0", ramp_figures[name] == 0)
+    for kind, fault_figures in result["faults"].items():
         for name in ("client_errors", "not_once_in_log", "assigned_otherwise", "control_served_by_treatment"):
-            bar(f"treatment {kind}: {name.replace('_', ' ')}", seen[name], "= 0", seen[name] == 0)
-        fallen = seen["treatment_served_by_control"]
+            bar(f"treatment {kind}: {name.replace('_', ' ')}", fault_figures[name], "= 0", fault_figures[name] == 0)
+        fallen = fault_figures["treatment_served_by_control"]
         bar(f"treatment {kind}: requests that control served", fallen, "> 0", fallen > 0)
-        back = seen["recovered_s"]
+        back = fault_figures["recovered_s"]
         bar(f"treatment {kind}: back by itself after, s", back, "<= 60", back is not None and back <= 60)
     bar(
         f"{result['units']['units']} units: other arm than the pure function's",
@@ -60,7 +62,7 @@ def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure, print the bars, write the result, and fail when a bar does not hold."""
+    """Measure, print the bars, write the result, and fail if a bar is not met."""
     quick = bool(os.environ.get("QUICK"))
     rates = {"fault": 100.0 if quick else 150.0, "ramp": 300.0, "units": 400.0}
     result: dict[str, Any] = {"quick": quick, "rates": rates}

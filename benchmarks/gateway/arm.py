@@ -1,4 +1,4 @@
-"""The cheapest arm there is, in a process of its own: ``python -m benchmarks.gateway.arm`` prints its port and answers until its input
+"""A minimal arm in a separate process: ``python -m benchmarks.gateway.arm`` prints its port and answers until its input
 ends."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 
 
 
 class Arm(asyncio.Protocol):
-    """Answers every request at once."""
+    """Answers every request immediately."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: asyncio.Transport = transport  # type: ignore[assignment]
@@ -22,8 +22,8 @@ class Arm(asyncio.Protocol):
         self._buffer += data
         while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
             head = self._buffer[:end].lower()
-            place = head.find(b"content-length:")
-            size = int(head[place + 15 :].split(b"\r\n", 1)[0]) if place >= 0 else 0
+            position = head.find(b"content-length:")
+            size = int(head[position + 15 :].split(b"\r\n", 1)[0]) if position >= 0 else 0
             if len(self._buffer) < end + 4 + size:
                 return
             self._buffer = self._buffer[end + 4 + size :]

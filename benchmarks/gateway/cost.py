@@ -1,4 +1,4 @@
-"""Added latency on loopback, and CPU of Envoy a request."""
+"""Added latency on loopback, and CPU time of Envoy per request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import psutil
 from tests.experiment.files import experiment
 from tests.gateway.gateways import declare, gateway
 
-#: Settings as they are shipped; those of the tests are more patient.
+#: The shipped settings; those of the tests have longer timeouts.
 SHIPPED = {"per_try_timeout": 1.0, "timeout": 3.0}
 BODY = b'{"instances": [{"user_id": "u", "candidates": ["' + b"i" * 1990 + b'"]}]}'  # 2 KB
 
@@ -31,7 +31,8 @@ def message(number: int) -> bytes:
 
 
 def cost(folder: Path, rounds: int, requests: int, seconds: float) -> dict[str, Any]:
-    """p50 and p99 in ms, direct and through the gateway, in rounds by turns; CPU in us of Envoy a request, alone and at 16 connections."""
+    """p50 and p99 in ms, direct and through the gateway, in alternating rounds; CPU of Envoy per request in us, at 1 and at 16
+    connections."""
     with ExitStack() as stack:
         ports = [stack.enter_context(arm()) for _ in range(2)]
         declared = declare({"control": ports[0], "exp1/t1": ports[1]}, [experiment("exp1", coverage=0.5)], **SHIPPED)
@@ -39,22 +40,24 @@ def cost(folder: Path, rounds: int, requests: int, seconds: float) -> dict[str, 
         (envoy,) = [p for p in psutil.Process(live.process.pid).children(recursive=True) if p.name() == "envoy"]
         for port in (*ports, live.port):
             latencies(port, 200)
-        found: dict[str, list[np.ndarray]] = {"direct": [], "gateway": []}
+        latencies_ms: dict[str, list[np.ndarray]] = {"direct": [], "gateway": []}
         cpu = 0.0
         for _ in range(rounds):
-            found["direct"].append(latencies(ports[0], requests))
+            latencies_ms["direct"].append(latencies(ports[0], requests))
             before = spent(envoy)
-            found["gateway"].append(latencies(live.port, requests))
+            latencies_ms["gateway"].append(latencies(live.port, requests))
             cpu += spent(envoy) - before
         before = spent(envoy)
         answered, wall = asyncio.run(closed_loop(live.port, 16, seconds))
         cpu_16 = spent(envoy) - before
         memory = envoy.memory_info().rss
-    p50 = {name: [float(np.percentile(one, 50)) for one in many] for name, many in found.items()}
+    p50 = {name: [float(np.percentile(round_ms, 50)) for round_ms in many] for name, many in latencies_ms.items()}
     return {
         "p50_ms": {name: min(values) for name, values in p50.items()},
         "p50_ms_by_round": p50,
-        "p99_ms": {name: min(float(np.percentile(one, 99)) for one in many) for name, many in found.items()},
+        "p99_ms": {
+            name: min(float(np.percentile(round_ms, 99)) for round_ms in many) for name, many in latencies_ms.items()
+        },
         "added_p50_ms": min(p50["gateway"]) - min(p50["direct"]),
         "added_p50_ms_by_round": [b - a for a, b in zip(p50["direct"], p50["gateway"], strict=True)],
         "cpu_us_one_connection": 1e6 * cpu / (rounds * requests),
@@ -67,7 +70,7 @@ def cost(folder: Path, rounds: int, requests: int, seconds: float) -> dict[str, 
 
 @contextmanager
 def arm() -> Iterator[int]:
-    """A cheap arm in a process of its own; its port."""
+    """A minimal arm in a separate process; yields its port."""
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.gateway.arm"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

@@ -1,4 +1,4 @@
-"""Arms that fail and routes that change, under load: what clients saw, what the log holds, how long an arm stayed away."""
+"""Failing arms and changing routes under load: results at the clients, content of the log, time until an arm recovers."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ RECOVERY_LIMIT = 60.0
 
 
 def fault(folder: Path, kind: str, rate: float, seconds: float) -> dict[str, Any]:
-    """A treatment with half of the users fails for ``seconds`` under ``rate`` requests a second, and is mended."""
+    """A treatment with half of the users fails for ``seconds`` under ``rate`` requests per second, and is repaired."""
     file = experiment("exp1", coverage=1.0)
     layout = layout_of([file])
     with upstreams("control", "t1") as (control, treatment):
         with gateway(folder, declare({"control": control.port, "exp1/t1": treatment.port}, [file], **SHIPPED)) as live:
-            with load(live.port, rate) as found:
+            with load(live.port, rate) as traffic:
                 time.sleep(1.0)
                 if kind == "killed":
                     treatment.kill()
@@ -40,22 +40,22 @@ def fault(folder: Path, kind: str, rate: float, seconds: float) -> dict[str, Any
                     treatment.start()
                 treatment.mode = "ok"
                 began, recovered = time.monotonic(), None
-                seen = set(found.arms)
+                answered = set(traffic.arms)
                 while recovered is None and time.monotonic() - began < RECOVERY_LIMIT:
                     time.sleep(0.05)
-                    new = {r: a for r, a in list(found.arms.items()) if r not in seen}
-                    seen |= new.keys()
+                    new = {r: a for r, a in list(traffic.arms.items()) if r not in answered}
+                    answered |= new.keys()
                     if "t1" in new.values():
                         recovered = time.monotonic() - began
                 time.sleep(0.5)
-            lines = [line for line in log_lines(live, set(found.statuses)) if line["request_id"] in found.statuses]
+            lines = [line for line in log_lines(live, set(traffic.statuses)) if line["request_id"] in traffic.statuses]
     times = Counter(line["request_id"] for line in lines)
     ways = Counter((line["assigned"], line["served"]) for line in lines)
-    wrong = sum(line["assigned"] != assign(layout, found.units[line["request_id"]]).arm for line in lines)
+    wrong = sum(line["assigned"] != assign(layout, traffic.units[line["request_id"]]).arm for line in lines)
     return {
-        "requests": len(found.statuses),
-        "client_errors": len(found.bad()),
-        "not_once_in_log": len(found.statuses) - sum(times[request] == 1 for request in found.statuses),
+        "requests": len(traffic.statuses),
+        "client_errors": len(traffic.bad()),
+        "not_once_in_log": len(traffic.statuses) - sum(times[request] == 1 for request in traffic.statuses),
         "assigned_otherwise": wrong,
         "control_served_by_treatment": ways["control", "t1"],
         "treatment_served_by_control": ways["t1", "control"],
@@ -64,28 +64,28 @@ def fault(folder: Path, kind: str, rate: float, seconds: float) -> dict[str, Any
 
 
 def ramp(folder: Path, rate: float, rounds: int) -> dict[str, Any]:
-    """Coverage goes through all steps of a ramp and the experiment is stopped, again and again, under load."""
+    """Coverage goes through all steps of a ramp and the experiment is stopped, repeatedly, under load."""
     requests = bad = reloads = missing = impossible = 0
     with upstreams("control", "t1") as (control, treatment):
         ports = {"control": control.port, "exp1/t1": treatment.port}
         with gateway(folder, declare(ports, [experiment("exp1")], **SHIPPED)) as live:
             envoy = find_envoy()
-            with load(live.port, rate) as found:
+            with load(live.port, rate) as traffic:
                 for _ in range(rounds):
                     for coverage in (*COVERAGES, 0.0):
                         declared = declare(ports, [experiment("exp1", coverage=coverage)], port=live.port, **SHIPPED)
                         reload(declared, live.folder, envoy, live.admin, probe_token(declared, live.folder))
                         reloads += 1
-            lines = {line["request_id"]: line for line in log_lines(live, set(found.statuses))}
+            lines = {line["request_id"]: line for line in log_lines(live, set(traffic.statuses))}
             counts = count_lines(access_logs(live.folder))
     layouts = [layout_of([experiment("exp1", coverage=c)]) for c in (*COVERAGES, 0.0)]
-    for request, unit in found.units.items():
+    for request, unit in traffic.units.items():
         possible = {(a.arm, "1" if a.enrolled else "0") for a in (assign(layout, unit) for layout in layouts)}
         if (line := lines.get(request)) is None:
             missing += 1
         else:
             impossible += (line["assigned"], line["enrolled"]) not in possible
-    requests, bad = len(found.statuses), len(found.bad())
+    requests, bad = len(traffic.statuses), len(traffic.bad())
     return {
         "reloads": reloads,
         "requests": requests,
@@ -97,7 +97,7 @@ def ramp(folder: Path, rate: float, rounds: int) -> dict[str, Any]:
 
 
 def units(folder: Path, number: int, rate: float) -> dict[str, Any]:
-    """Ids of the whole alphabet and all lengths: does Envoy put each where the pure function does?"""
+    """Whether Envoy assigns ids of all characters and lengths as the pure function does."""
     rng = random.Random(7)
     ids = [
         "".join(rng.choices(UNIT_CHARACTERS, k=rng.choice([1, 2, 8, 31, 32, 33, 64, 255, 256, 257])))
@@ -107,12 +107,12 @@ def units(folder: Path, number: int, rate: float) -> dict[str, Any]:
     layout = layout_of([file])
     with upstreams("control", "t1") as (control, treatment):
         with gateway(folder, declare({"control": control.port, "exp1/t1": treatment.port}, [file], **SHIPPED)) as live:
-            with load(live.port, rate, lambda n: ids[n % number]) as found:
+            with load(live.port, rate, lambda n: ids[n % number]) as traffic:
                 time.sleep(number / rate)
-            lines = {line["request_id"]: line for line in log_lines(live, set(found.statuses))}
+            lines = {line["request_id"]: line for line in log_lines(live, set(traffic.statuses))}
     wrong = 0
-    for request, unit in found.units.items():
+    for request, unit in traffic.units.items():
         want, line = assign(layout, unit), lines[request]
-        seen = (line["experiment"], line["assigned"], line["enrolled"])
-        wrong += seen != (want.experiment, want.arm, "1" if want.enrolled else "0")
-    return {"units": len(set(found.units.values())), "requests": len(found.statuses), "wrong": wrong}
+        logged = (line["experiment"], line["assigned"], line["enrolled"])
+        wrong += logged != (want.experiment, want.arm, "1" if want.enrolled else "0")
+    return {"units": len(set(traffic.units.values())), "requests": len(traffic.statuses), "wrong": wrong}

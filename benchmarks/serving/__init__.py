@@ -1,1 +1,1 @@
-"""What serving costs beside the model, and what a server does under load."""
+"""Overhead of serving, and servers under load."""

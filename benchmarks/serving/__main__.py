@@ -1,6 +1,6 @@
-"""What serving costs beside the model and what servers do under load, with a real Redis, TorchServe and the KServe predictor.
+"""Overhead of serving, and servers under load, with a real Redis, TorchServe and the KServe predictor.
 
-make bench-serving             # about thirteen minutes on two cores that do nothing else
+make bench-serving             # about thirteen minutes on two idle cores
 QUICK=1 make bench-serving     # a small world and short runs, under two minutes
 """
 
@@ -29,14 +29,14 @@ WORK = Path(".thinktwice/bench/serving")
 
 
 def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every figure that was asked for, with its bound."""
+    """Every required figure, with its bound."""
     out: list[dict[str, Any]] = []
 
     def bar(name: str, value: float, bound: str, holds: bool) -> None:
         out.append({"name": name, "value": round(value, 4), "bound": bound, "holds": bool(holds)})
 
-    other = result["inside"]["off"]["other"]["p50"]
-    bar("all but the model, 100 candidates in process, p50 ms", other, "<= 1", other <= 1.0)
+    overhead = result["inside"]["off"]["other"]["p50"]
+    bar("all but the model, 100 candidates in process, p50 ms", overhead, "<= 1", overhead <= 1.0)
     for rows, spent in result["backends"]["microseconds"].items():
         ratio = spent["eager"] / spent["chosen"]
         bar(f"chosen backend over eager torch, rows {rows}", ratio, ">= 2", ratio >= 2)
@@ -66,11 +66,11 @@ def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure, print the bars, write the result and the page, and fail when a bar does not hold."""
+    """Measure, print the bars, write the result and the page, and fail if a bar is not met."""
     warnings.simplefilter("ignore")
     quick = bool(os.environ.get("QUICK"))
     WORK.mkdir(parents=True, exist_ok=True)
-    # Workers load the handlers to compare with from this package.
+    # Workers load the other handlers from this package.
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     with tempfile.TemporaryDirectory(prefix="tt-serving-") as name:
         folder = Path(name)

@@ -1,4 +1,4 @@
-"""The packaged backend against eager torch, on the rows that real requests become."""
+"""The packaged backend against eager torch, on rows of real requests."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ ROWS = (1, 100, 1000)
 def backends(world: World, rounds: int) -> dict[str, Any]:
     """Microseconds of a request of 1, 100 and 1,000 rows.
 
-    ``plain`` is ``model(batch)``; ``eager`` gives a row the same bits in any request, as the ``chosen`` one does. Turns of some
-    requests, so that each finds its own tables in the caches.
+    ``plain`` is ``model(batch)``; ``eager``, like ``chosen``, gives a row the same bits in any request. Each turn runs several
+    requests, so that the tables are in the caches.
     """
     chosen = load_bundle(world.bundles["off"]).engine.backend
     model = chosen.model
     with torch.inference_mode(), one_thread():
         eager = Eager(model, chosen.table, chosen.fill)
         verify_sizes(eager)
-        found: dict[str, Any] = {}
+        microseconds: dict[str, Any] = {}
         for rows in ROWS:
             requests = served(world, candidates=rows, count=16)
             calls = {
@@ -38,16 +38,16 @@ def backends(world: World, rounds: int) -> dict[str, Any]:
             }
             spent: dict[str, list[float]] = {name: [] for name in calls}
             for _ in range(rounds):
-                for name, asked in calls.items():
-                    for ask in asked:
+                for name, turn_calls in calls.items():
+                    for call in turn_calls:
                         start = time.perf_counter()
-                        ask()
+                        call()
                         spent[name].append(1e6 * (time.perf_counter() - start))
-            found[str(rows)] = {name: float(np.median(values)) for name, values in spent.items()}
+            microseconds[str(rows)] = {name: float(np.median(values)) for name, values in spent.items()}
     parity = parity_of(chosen)
     return {
         "name": chosen.name,
-        "microseconds": found,
+        "microseconds": microseconds,
         "largest_difference_of_a_probability": parity.difference,
         "pairs_swapped": parity.swapped,
     }

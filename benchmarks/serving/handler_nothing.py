@@ -1,4 +1,4 @@
-"""The handler to compare with that does nothing: what TorchServe itself takes."""
+"""A handler that does nothing: the cost of TorchServe itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ ANSWER_BYTES = 17_000  # of an answer to 100 candidates
 
 
 class Nothing:
-    """Answers the same bytes to everybody, as many as a real answer has: what TorchServe itself takes."""
+    """Answers every request with the same bytes, as many as in a real answer."""
 
     def initialize(self, context: Any) -> None:
         import torch

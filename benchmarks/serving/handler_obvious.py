@@ -1,4 +1,4 @@
-"""The handler to compare with that most people would write first."""
+"""The obvious handler, as a first implementation would be."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NOTHING = b'{"predictions": []}'
 
 
 class Obvious:
-    """The feature store's SDK and an eager forward pass for every request: right answers, no thought for cost."""
+    """The feature store's SDK and an eager forward pass for every request: correct, not optimised."""
 
     def initialize(self, context: Any) -> None:
         import torch
@@ -31,7 +31,7 @@ class Obvious:
         out = []
         for element in data:
             (request,) = json.loads(element["body"])["instances"]
-            if "rows" in request:  # the question that a start ends with
+            if "rows" in request:  # the readiness request at the end of a start
                 out.append(NOTHING)
                 continue
             (user,) = self._source.fetch("user", [request["user_id"]])
@@ -44,7 +44,7 @@ class Obvious:
                 logits = self._bundle.model(self._bundle.encoder.encode_rows(rows))
             scores = torch.sigmoid(logits).tolist()
             order = sorted(range(len(scores)), key=lambda i: -scores[i])
-            rank = {place: number + 1 for number, place in enumerate(order)}
+            rank = {candidate: number + 1 for number, candidate in enumerate(order)}
             version = self._bundle.manifest.model_version
             entries = [
                 {"item_id": item, "probability": scores[i], "rank": rank[i], "model_version": version}

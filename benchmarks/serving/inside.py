@@ -1,4 +1,4 @@
-"""What a request costs in the process: stages without the model, and feature lookups against the feature store's SDK."""
+"""Cost of a request in the process: stages without the model, and feature lookups compared with the feature store's SDK."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from thinktwice.release.bundle import load_bundle
 
 
 def overhead(world: World, rounds: int) -> dict[str, Any]:
-    """Milliseconds of a 100-candidate request by stage, the modes of the engine by turns; ``other`` is all but the engine."""
+    """Milliseconds of a 100-candidate request by stage, the modes of the engine alternately; ``other`` is everything except the
+    engine."""
     requests = requests_of(world.store, SCHEMA, count=200, candidates=100, seed=0)
     bodies = [body_of(request, "v1") for request in requests]
     services = {
@@ -30,7 +31,7 @@ def overhead(world: World, rounds: int) -> dict[str, Any]:
         )
         for name, bundle in world.bundles.items()
     }
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in services}
+    spent_by_stage: dict[str, dict[str, list[float]]] = {name: {} for name in services}
     for number in range(rounds):
         for name, service in services.items():
             began = time.perf_counter()
@@ -41,9 +42,9 @@ def overhead(world: World, rounds: int) -> dict[str, Any]:
                 continue
             stages = {k: float(v) for k, v in (p.split(";dur=") for p in reply.headers["server-timing"].split(", "))}
             for stage, spent in stages.items():
-                found[name].setdefault(stage, []).append(spent)
-            found[name].setdefault("all", []).append(total)
-            found[name].setdefault("other", []).append(total - stages["engine"])
+                spent_by_stage[name].setdefault(stage, []).append(spent)
+            spent_by_stage[name].setdefault("all", []).append(total)
+            spent_by_stage[name].setdefault("other", []).append(total - stages["engine"])
     for service in services.values():
         service.close()
     return {
@@ -51,12 +52,12 @@ def overhead(world: World, rounds: int) -> dict[str, Any]:
             stage: {"p50": float(np.percentile(v, 50)), "p99": float(np.percentile(v, 99))}
             for stage, v in stages.items()
         }
-        for name, stages in found.items()
+        for name, stages in spent_by_stage.items()
     }
 
 
 def lookups(world: World, rounds: int) -> dict[str, Any]:
-    """One user and 500 items: milliseconds of wall and CPU time by reader, by turns."""
+    """One user and 500 items: milliseconds of wall and CPU time by reader, alternately."""
     requests = requests_of(world.store, SCHEMA, count=50, candidates=500, seed=1)
     encoder = load_bundle(world.bundles["off"]).encoder
     readers = {
@@ -75,7 +76,7 @@ def lookups(world: World, rounds: int) -> dict[str, Any]:
         request = requests[number % len(requests)]
         for kind, reader in readers.items():
             if kind == "feast" and number % 4:
-                continue  # it takes as long as all others together
+                continue  # it takes as long as all other readers together
             used, began = time.process_time(), time.perf_counter()
             reader.read(request["user_id"], request["candidates"])
             wall[kind].append(1000 * (time.perf_counter() - began))

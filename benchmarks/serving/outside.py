@@ -1,4 +1,5 @@
-"""What callers of the real servers see: TorchServe with our handler, with one that does nothing, with the obvious one; and load."""
+"""The real servers as callers see them: TorchServe with our handler, one that does nothing and the obvious one; and under
+load."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from serving.load.report import Step
 from serving.local import kserve_process, torchserve_process
 from thinktwice.release.archive import HANDLER
 
-DEADLINE = 0.25  # seconds; what a page can wait for its ads
+DEADLINE = 0.25  # seconds that a page can wait for its ads
 LOADS = (50, 80, 110)
 
 
@@ -45,7 +46,7 @@ def serving(
 def by_turns(
     world: World, folder: Path, other: str, *, callers: int, seconds: float, rounds: int
 ) -> dict[str, list[Measured]]:
-    """Closed loops on TorchServe with our handler (``ours``) and with another, ``nothing`` or ``obvious``, by turns."""
+    """Closed loops on TorchServe, alternating between our handler (``ours``) and another, ``nothing`` or ``obvious``."""
     requests = requests_of(world.store, SCHEMA, count=100, candidates=100, seed=2)
     archive = with_handler(world.archives["off"], other, folder / other)
     name = OTHER_HANDLER.format(name=other)
@@ -56,36 +57,38 @@ def by_turns(
         urls = {"ours": ours, other: theirs}
         for url in urls.values():
             closed_loop(Target(url, requests), callers, 1.0)
-        found: dict[str, list[Measured]] = {name: [] for name in urls}
+        measured: dict[str, list[Measured]] = {name: [] for name in urls}
         for _ in range(rounds):
             for name, url in urls.items():
-                found[name].append(closed_loop(Target(url, requests), callers, seconds))
-    return found
+                measured[name].append(closed_loop(Target(url, requests), callers, seconds))
+    return measured
 
 
 def hop(world: World, folder: Path, seconds: float, rounds: int) -> dict[str, Any]:
     """One caller, 100 candidates: latency through TorchServe with our handler and with one that does nothing."""
-    found = by_turns(world, folder, "nothing", callers=1, seconds=seconds, rounds=rounds)
-    latency = {name: np.concatenate([m.latency for m in parts]) for name, parts in found.items()}
+    measured = by_turns(world, folder, "nothing", callers=1, seconds=seconds, rounds=rounds)
+    latency = {name: np.concatenate([m.latency for m in parts]) for name, parts in measured.items()}
     return {
         name: {f"p{q}": float(1000 * np.nanpercentile(all_, q)) for q in (50, 99)} for name, all_ in latency.items()
     }
 
 
 def throughput(world: World, folder: Path, seconds: float, rounds: int) -> dict[str, float]:
-    """Answers a second of four callers: our handler against the obvious one."""
-    found = by_turns(world, folder, "obvious", callers=4, seconds=seconds, rounds=rounds)
-    assert all(m.count("ok") > 0 and m.count("wrong") == 0 for parts in found.values() for m in parts)
-    return {name: float(np.median([m.throughput for m in parts])) for name, parts in found.items()}
+    """Answers per second of four callers: our handler against the obvious one."""
+    measured = by_turns(world, folder, "obvious", callers=4, seconds=seconds, rounds=rounds)
+    assert all(m.count("ok") > 0 and m.count("wrong") == 0 for parts in measured.values() for m in parts)
+    return {name: float(np.median([m.throughput for m in parts])) for name, parts in measured.items()}
 
 
 def loads(world: World, folder: Path, server: str, seconds: float, rounds: int) -> dict[str, Any]:
-    """Poisson load at some percents of what the engine-off server can do, the modes of the engine by turns."""
+    """Poisson load at several percentages of the capacity of the engine-off server, the modes of the engine alternately."""
     requests = requests_of(world.store, SCHEMA, count=200, candidates=100, seed=4)
     where = world.archives if server == "torchserve" else world.bundles
     out: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
-        urls = {name: stack.enter_context(serving(place, world, folder, server)) for name, place in where.items()}
+        urls = {
+            name: stack.enter_context(serving(model_path, world, folder, server)) for name, model_path in where.items()
+        }
         for url in urls.values():
             closed_loop(Target(url, requests), 4, 1.0)
         capacity = float(
@@ -103,18 +106,18 @@ def loads(world: World, folder: Path, server: str, seconds: float, rounds: int) 
     return out
 
 
-def _summary(name: str, found: list[Measured]) -> dict[str, Any]:
+def _summary(name: str, rounds: list[Measured]) -> dict[str, Any]:
     whole = Measured(
-        seconds=sum(m.seconds for m in found),
-        latency=np.concatenate([m.latency for m in found]),
-        outcomes=[o for m in found for o in m.outcomes],
-        refused_silently=sum(m.refused_silently for m in found),
-        unequal=sum(m.unequal for m in found),
+        seconds=sum(m.seconds for m in rounds),
+        latency=np.concatenate([m.latency for m in rounds]),
+        outcomes=[o for m in rounds for o in m.outcomes],
+        refused_silently=sum(m.refused_silently for m in rounds),
+        unequal=sum(m.unequal for m in rounds),
     )
     step = Step(name, None, whole).as_json()
     answered = _answered(whole)
-    # A burst of other work on the machine falls into one round; rounds of all modes see the same arrivals.
-    step["p99_ms_by_round"] = [float(1000 * np.percentile(m.latency[_answered(m)], 99)) for m in found]
+    # A burst of other work on the machine affects one round; rounds of all modes have the same arrivals.
+    step["p99_ms_by_round"] = [float(1000 * np.percentile(m.latency[_answered(m)], 99)) for m in rounds]
     step["answered_beyond_deadline_by_a_tenth"] = int((whole.latency[answered] > 1.1 * DEADLINE).sum())
     refused = np.array([o == "refused" for o in whole.outcomes], bool)
     step["refused_beyond_deadline_by_a_tenth"] = int((whole.latency[refused] > 1.1 * DEADLINE).sum())

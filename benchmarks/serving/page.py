@@ -1,4 +1,4 @@
-"""The result as a page with its plot."""
+"""The page of the results, with plots."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PERCENTILES = ("p50", "p90", "p99", "p99.9")
 
 
 def write(folder: Path, name: str, result: dict[str, Any]) -> None:
-    """``NAME.md`` and one ``NAME-SERVER.svg`` a server."""
+    """Write ``NAME.md`` and one ``NAME-SERVER.svg`` per server."""
     lines = ["# Serving", "", "| figure | value | bound | holds |", "| --- | --- | --- | --- |"]
     lines += [
         f"| {b['name']} | {b['value']} | {b['bound']} | {'yes' if b['holds'] else '**no**'} |" for b in result["bars"]

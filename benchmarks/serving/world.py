@@ -1,5 +1,5 @@
-"""The served world: a simulated log with users, items, statistics and histories, a model of usual size with random weights (their
-values cost nothing), its features in a real Redis, and two bundles that differ in their test-time work alone."""
+"""The served world: a simulated log with users, items, statistics and histories, a model of usual size with random weights (the
+cost does not depend on them), its features in a real Redis, and bundles that differ only in their test-time work."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ OTHER_HANDLER = "benchmarks.serving.handler_{name}"  # a module with one class
 
 @dataclass(frozen=True)
 class World:
-    """Folders by name of the mode: ``off``; ``gate``, which is what is shipped by default where something is; ``uttsi`` with a
-    fifth of the rows escalated, which costs more than the default allows and is there to be shed."""
+    """Folders by mode: ``off``; ``gate``, which usually ships by default; ``uttsi`` with a fifth of the rows escalated, which
+    costs more than the default allows, to test shedding."""
 
     store: Path
     bundles: dict[str, Path]
@@ -88,7 +88,7 @@ class World:
 
 
 def make_world(folder: Path, quick: bool) -> World:
-    """Build everything under ``folder``; the address of Redis stands in THINKTWICE_REDIS_ADDRESS."""
+    """Build everything under ``folder``; the address of Redis is in THINKTWICE_REDIS_ADDRESS."""
     config = SimConfig(
         rows=20_000 if quick else 80_000, users=2_000 if quick else 8_000, items=1_000 if quick else 4_000
     )
@@ -119,7 +119,7 @@ def make_world(folder: Path, quick: bool) -> World:
     bundles, archives = {}, {}
     world = World(store, bundles, archives)
     for name in ("off", "gate", "uttsi"):
-        mode = _unsure_fifth(reliability, world) if name == "uttsi" else preset(name)
+        mode = _escalating_fifth(reliability, world) if name == "uttsi" else preset(name)
         if name == "gate":
             mode = mode.model_copy(update={"base": Gate(strength=2.0)})
         test_time = folder / f"test_time_{name}"
@@ -153,7 +153,7 @@ def make_world(folder: Path, quick: bool) -> World:
 
 
 def served(world: World, candidates: int, count: int) -> list[Batch]:
-    """Requests of a load as the model gets them."""
+    """Requests of a load as batches of the model."""
     scorer = open_scorer(world.bundles["off"], world.store)
     assert scorer.reader is not None
     out = []
@@ -179,8 +179,9 @@ def with_handler(archive: Path, name: str, out: Path) -> Path:
     return target
 
 
-def _unsure_fifth(reliability: Reliability, world: World) -> TestTimeConfig:
-    """A fifth of the rows of the load: requests lack context that the log has, and validation rows are less uncertain."""
+def _escalating_fifth(reliability: Reliability, world: World) -> TestTimeConfig:
+    """A configuration that escalates a fifth of the rows of the load. It is fitted on requests, which lack context and are more
+    uncertain than validation rows."""
     paths = UTTSI_PATHS.model_copy(update={"sampler": Bernoulli()})
     usual = preset("uttsi").model_copy(update={"base": Plain()})
     config = usual.looking(trigger=Dual(threshold=2.0), opinion=paths)

@@ -1,1 +1,1 @@
-"""What thinking twice is worth: every mode, baseline and control on the same trunks, see `python -m benchmarks.testtime`."""
+"""The value of thinking twice: every mode, baseline and control on the same trunks, see `python -m benchmarks.testtime`."""

@@ -1,9 +1,9 @@
-"""What thinking twice is worth: every mode, baseline and control on the same trunks, and what each costs.
+"""The value of thinking twice: every mode, baseline and control on the same trunks, and their cost.
 
 make bench-testtime             # all data sets and backbones, five training seeds, three path seeds (an hour and a half on two cores)
 QUICK=1 make bench-testtime     # one small simulated log, one backbone, two seeds (under two minutes)
 
-Trained networks and scores are kept under .thinktwice/bench/testtime; what is there is not made again. Results:
+Trained networks and scores are kept under .thinktwice/bench/testtime and not computed again. Results:
 benchmarks/results/testtime.json with the list ``bars``, testtime-slices.json, and the page benchmarks/results/testtime.md with its plots.
 """
 
@@ -44,20 +44,20 @@ def collect(parts: tuple[Part, ...]) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for part in parts:
         trunks = trunks_of(part.data)
-        info = {name: one.model_dump(mode="json") for name, one in trunks.data.info.parts.items()}
+        info = {name: part_info.model_dump(mode="json") for name, part_info in trunks.data.info.parts.items()}
         facts.setdefault(part.data, info | {"l2": {}})
         facts[part.data]["l2"][part.backbone] = trunks.l2_trials(part.backbone)
         rows = tables.rows_of(trunks.data)
         where = {"data": part.data, "backbone": part.backbone}
         compared = {regime: Compared(rows, tables.scores_of(part, regime)) for regime in part.regimes}
-        for regime, found in compared.items():
-            here = where | {"regime": regime}
-            out["tables"].append(tables.table(part, regime, found))
-            out["slices"] += tables.slice_table(part, regime, found)
-            out["uplift"].append(here | {"curves": tables.uplift_table(found)})
-            out["oracle"].append(here | {"logloss": tables.oracle_table(found)})
-            out["lists"].append(here | {"methods": tables.list_table(found)})
-            out["shares"].append(here | tables.gain_shares(found))
+        for regime, comparison in compared.items():
+            keys = where | {"regime": regime}
+            out["tables"].append(tables.table(part, regime, comparison))
+            out["slices"] += tables.slice_table(part, regime, comparison)
+            out["uplift"].append(keys | {"curves": tables.uplift_table(comparison)})
+            out["oracle"].append(keys | {"logloss": tables.oracle_table(comparison)})
+            out["lists"].append(keys | {"methods": tables.list_table(comparison)})
+            out["shares"].append(keys | tables.gain_shares(comparison))
             print(f"{part.data} {part.backbone} {regime}: tables", flush=True)
         if len(compared) == 2:
             shares = {
@@ -69,7 +69,7 @@ def collect(parts: tuple[Part, ...]) -> dict[str, Any]:
 
 
 def rounded(value: Any, digits: int = 5) -> Any:
-    """The same with floats of so many significant digits: intervals are far wider than what falls away."""
+    """``value`` with floats rounded to ``digits`` significant digits; intervals are much wider than the rounding."""
     if isinstance(value, float):
         return float(f"{value:.{digits}g}")
     if isinstance(value, dict):
@@ -78,7 +78,7 @@ def rounded(value: Any, digits: int = 5) -> Any:
 
 
 def main() -> None:
-    """Measure, print the bars, write the result and the page, and fail when a bar does not hold."""
+    """Measure, print the bars, write the result and the page, and fail if a bar is not met."""
     quick = bool(os.environ.get("QUICK"))
     parts = QUICK if quick else FULL
     plan.perform(parts)
@@ -97,7 +97,7 @@ def main() -> None:
     }
     result["bars"] = bars.of(result)
     name = "testtime-quick" if quick else "testtime"
-    target = plan.WORK if quick else RESULTS  # the short form proves that everything runs, not what it is worth
+    target = plan.WORK if quick else RESULTS  # the short form only shows that everything runs
     write_json(target / f"{name}-slices.json", rounded({"slices": result["slices"]}))
     write_json(target / f"{name}.json", rounded({key: part for key, part in result.items() if key != "slices"}))
     page.write(target, name, result)

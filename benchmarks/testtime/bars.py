@@ -1,4 +1,4 @@
-"""The figures that were asked for, each with its bound; what does not hold stays in the list and says so."""
+"""The required figures, each with its bound; those that are not met stay in the list, marked."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def _not_worse(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Regimes and slices in which lean is worse than a rival: its interval excludes 0 on the wrong side."""
     out = []
     for rival in ("plain", "uttsi", "matt"):
-        found = [s | {"d": s["lean_against"][rival]} for s in result["slices"]]
-        worse = [s for s in found if s["d"]["low"] is not None and s["d"]["low"] > 0]
-        adjusted = holm(np.array([s["d"]["p"] for s in found]))
-        sure = [s for s, p in zip(found, adjusted, strict=True) if s["d"]["value"] > 0 and p < 0.05]
+        slices = [s | {"d": s["lean_against"][rival]} for s in result["slices"]]
+        worse = [s for s in slices if s["d"]["low"] is not None and s["d"]["low"] > 0]
+        adjusted = holm(np.array([s["d"]["p"] for s in slices]))
+        significant = [s for s, p in zip(slices, adjusted, strict=True) if s["d"]["value"] > 0 and p < 0.05]
         out.append(
             _bar(f"lean worse than {rival}: regimes and slices", len(worse), "== 0", not worse)
             | {
-                "of": len(found),
-                "after_holm": len(sure),
+                "of": len(slices),
+                "after_holm": len(significant),
                 "where": [
                     f"{s['data']} {s['backbone']} {s['regime']}: {s['slice']} {s['d']['value']:+.5f}" for s in worse
                 ],
@@ -78,11 +78,11 @@ def _recovery(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _ensembles(result: dict[str, Any]) -> list[dict[str, Any]]:
     out = []
-    for found in result["shares"]:
-        if found["regime"] != "tuned":
+    for shares in result["shares"]:
+        if shares["regime"] != "tuned":
             continue
-        where = f"tuned {found['data']} {found['backbone']}"
-        member = found["2 seeds"]["members, 25% by entropy"]
+        where = f"tuned {shares['data']} {shares['backbone']}"
+        member = shares["2 seeds"]["members, 25% by entropy"]
         out.append(
             _bar(
                 f"{where}: share of the ensemble's gain at {member['passes']:.2f} passes",
@@ -92,7 +92,7 @@ def _ensembles(result: dict[str, Any]) -> list[dict[str, Any]]:
             )
             | {"se": member["se"]}
         )
-        distilled = {m: v for m, v in found["3 seeds"].items() if m.startswith("distilled")}
+        distilled = {m: v for m, v in shares["3 seeds"].items() if m.startswith("distilled")}
         if distilled:
             best = max(distilled, key=lambda m: distilled[m]["value"])
             value = distilled[best]["value"]
@@ -108,8 +108,8 @@ def _masking(result: dict[str, Any]) -> list[dict[str, Any]]:
     for table in result["tables"]:
         if table["data"] != "ml_time":
             continue
-        for words, found in table["block_against_loo"].items():
-            change = found["auc"]
+        for words, differences in table["block_against_loo"].items():
+            change = differences["auc"]
             name = f"ML-1M by time: AUC of masking{words} by block-time counts minus by leave-one-out"
             out.append(_bar(name, change["value"], "interval above 0", (change["low"] or -1) > 0) | change)
     return out

@@ -1,8 +1,8 @@
-"""From the scores of several seeds to differences with intervals: paired within a seed, then over seeds.
+"""Differences with intervals from the scores of several seeds: paired within a seed, then over seeds.
 
-On simulated logs a row's loss is its expected logloss under the true click probability, so that the noise of the labels is
-gone; elsewhere it is the logloss of the label. AUC is always that of the labels. Losses of a method that draws paths are
-averaged over its path seeds first: that is what one of its answers costs on average.
+On simulated logs a row's loss is its expected logloss under the true click probability, without label noise; on other logs it
+is the logloss of the label. AUC always uses the labels. Losses of a method that draws paths are first averaged over its path
+seeds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from thinktwice.testtime.calibrate import sigmoid
 
 @dataclass(frozen=True)
 class Rows:
-    """What is known of the test rows of a data set, [R] each; ``truth`` only on simulated logs."""
+    """The test rows of a data set, [R] each; ``truth`` only on simulated logs."""
 
     label: np.ndarray
     user: np.ndarray
@@ -45,7 +45,7 @@ class Difference:
     p: float
     within_se: float
     seeds: list[float]
-    path_sd: float  # between path seeds, mean over training seeds; 0 where nothing is drawn
+    path_sd: float  # between path seeds, mean over training seeds; 0 if nothing is drawn
 
     def to_json(self) -> dict[str, object]:
         least = (
@@ -67,7 +67,7 @@ def salts_of(scores: Scores, method: str) -> list[str]:
 
 
 def methods_of(scores: Scores) -> list[str]:
-    """All methods of a run in the order in which they were scored, path seeds joined."""
+    """All methods of a run in the order of scoring, path seeds merged."""
     return list(dict.fromkeys(name.split("@")[0] for name in scores.facts["passes"]))
 
 
@@ -98,8 +98,11 @@ class Compared:
         key = seed, method
         if key not in self._areas:
             run = self.runs[seed]
-            found = [auc_influence(self.rows.label, run.logits[n]) for n in salts_of(run, method)]
-            self._areas[key] = np.array([a for a, _ in found]), np.mean([i for _, i in found], axis=0)
+            area_and_influence = [auc_influence(self.rows.label, run.logits[n]) for n in salts_of(run, method)]
+            self._areas[key] = (
+                np.array([a for a, _ in area_and_influence]),
+                np.mean([i for _, i in area_and_influence], axis=0),
+            )
         return self._areas[key]
 
     def logloss(self, method: str, against: str, mask: np.ndarray | None = None) -> Difference:
@@ -126,7 +129,7 @@ class Compared:
         return _over(values, errors, spread)
 
     def level(self, method: str) -> dict[str, float]:
-        """AUC, logloss (expected, where the truth is known), ECE and distance to the truth, mean over seeds."""
+        """AUC, logloss (expected, if the truth is known), ECE and distance to the truth, mean over seeds."""
         out: dict[str, list[float]] = {"auc": [], "logloss": [], "ece": []}
         if self.rows.truth is not None:
             out["truth_distance"] = []

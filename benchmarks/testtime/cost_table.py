@@ -1,4 +1,4 @@
-"""Costs of the modes with the configurations that the study fitted: two data sets, two backbones, two kinds of trunk."""
+"""Costs of the modes with the configurations fitted in the study: two data sets, two backbones, two kinds of trunk."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROUNDS, QUICK_ROUNDS = 12, 3
 
 
 def cost_table(parts: tuple[Part, ...], quick: bool) -> list[dict[str, Any]]:
-    """Per data set, backbone and regime the costs of ``MODES`` as fitted under seed 0; ``lean`` is what was shipped there."""
+    """Per data set, backbone and regime the costs of ``MODES`` as fitted with seed 0; ``lean`` is the shipped configuration."""
     out = []
     for part in parts:
         if part.data not in ("sim_strong", "sim_quick", "ml_time") or part.backbone == "autoint":
@@ -48,11 +48,11 @@ def cost_table(parts: tuple[Part, ...], quick: bool) -> list[dict[str, Any]]:
             trial_model = TrialModel(chain[0].model, chain[0].calibration, reliability, extras)
             chosen = {"off": TestTimeConfig()}
             chosen |= {m.split("@")[0]: _config(m, configs[m]) for m in MODES if m in configs}
-            found = latency.measure(
+            costs = latency.measure(
                 trial_model, chosen, study.test_rows(trunks.data), QUICK_ROUNDS if quick else ROUNDS
             )
             where = {"data": part.data, "backbone": part.backbone, "regime": regime}
-            out += [where | entry for entry in found]
+            out += [where | entry for entry in costs]
     return out
 
 

@@ -1,8 +1,8 @@
 """The data sets of the study, each built once into a training set folder without a feature store.
 
-``sim_*`` are simulated logs with the true probability of every row: ids with strong and with weak effects, ids whose
-effects drift and whose numbers are given to newcomers, and a fresh draw of the first on which findings are confirmed.
-They show items at random, so that how often a value came says nothing about its clicks.
+``sim_*`` are simulated logs with the true probability of every row: ids with strong and with weak effects, ids whose effects
+drift and which are reused, and a new draw of the first to confirm findings. They show items at random, so that the count of a
+value carries no information about its clicks.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ SETS = {
 
 
 def load(name: str, work: Path) -> TrainingSet:
-    """The training set of a data set, built under ``work`` when it is not there yet."""
+    """The training set of a data set, built under ``work`` if it does not exist."""
     folder = work / name / "data"
     try:
         return load_training_set(folder)

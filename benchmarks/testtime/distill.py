@@ -1,4 +1,4 @@
-"""One trunk trained on what several say: the accuracy of an ensemble, as far as it goes, at the cost of one pass."""
+"""Distillation: one trunk trained on the logits of several, for part of the accuracy of an ensemble at the cost of one pass."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def fit_distilled(
 ) -> Backbone:
     """A model trained on ``(1 - soft) * label + soft * sigmoid(teacher_logit)`` and judged on the labels of ``valid``.
 
-    Knowledge distillation (Hinton, Vinyals & Dean 2015, arXiv 1503.02531) for one logit, at temperature 1. The teachers
-    have seen the rows they speak of; their L2 is what keeps them from repeating the labels.
+    Knowledge distillation (Hinton, Vinyals & Dean 2015, arXiv 1503.02531) for one logit, at temperature 1. The teachers were
+    trained on the same rows; their L2 keeps them from reproducing the labels.
 
     Args:
         teacher_logit: one logit per train row [R], such as :func:`mean_logit` of the teachers.
         soft: share of the teachers in the target, 0 to 1; 0 is plain training.
 
     Raises:
-        DataError: there is not one teacher logit per train row.
+        DataError: the number of teacher logits differs from that of train rows.
     """
     if teacher_logit.shape != train.label.shape:
         raise DataError(

@@ -1,7 +1,8 @@
-"""Ablations of UTTSI's paths: other vectors in place of dropped values, and paths that drop at random. No bundle holds them.
+"""Ablations of UTTSI's paths: other fill vectors for dropped values, and paths that drop at random. Bundles do not contain
+them.
 
-The engine puts a field's learned vector of an unknown value there. ``mean`` puts the field's average vector, ``denoiser`` what
-the rest of the row makes likely (SGCTR's fill on UTTSI's paths). Shapes as in :mod:`thinktwice.testtime.engine`.
+The engine uses a field's learned vector of an unknown value. ``mean`` uses the field's average vector, ``denoiser`` the vector
+predicted from the other fields of the row (SGCTR's fill on UTTSI's paths). Shapes as in :mod:`thinktwice.testtime.engine`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ CERTAIN = 0.95  # support above which a field needs no prediction of its vector
 
 
 class Uniform(Options):
-    """Blind random paths: every unprotected field stays with the same probability. The baseline of every guided sampler."""
+    """Random paths: every unprotected field is kept with the same probability. The baseline of guided samplers."""
 
     kind: Literal["uniform"] = "uniform"
     keep_rate: Share = 0.5
@@ -42,7 +43,7 @@ class Uniform(Options):
 
 
 class BlindPaths(FeaturePaths):
-    """Feature paths that know nothing of support."""
+    """Feature paths that ignore support."""
 
     kind: Literal["blind_paths"] = "blind_paths"  # type: ignore[assignment]
     sampler: Uniform = Uniform()  # type: ignore[assignment]
@@ -59,19 +60,20 @@ class BlindLook(SecondLook):
 
 
 class BlindConfig(TestTimeConfig):
-    """A configuration of blind paths, with everything else as in a bundle."""
+    """A configuration with blind paths, otherwise as in a bundle."""
 
     second_look: BlindLook
 
 
 def keep_rate(trial_model: TrialModel, rows: np.ndarray) -> float:
-    """Mean probability of keeping an unprotected field of ids ``rows`` [R, C] on guided paths, for blind ones that drop as much."""
+    """Mean probability of keeping an unprotected field of ids ``rows`` [R, C] on guided paths, for blind paths that drop as
+    many fields."""
     r = trial_model.reliability.of(rows)[:, trial_model.reliability.maskable_fields]
     return float(np.maximum(np.sqrt(r), KEEP_MIN).mean()) if r.size else 1.0
 
 
 def mean_vectors(model: Backbone, reliability: Reliability) -> Tensor:
-    """The mean of a field's vectors, each as often as training saw its value, [N, D]: the average row instead of the unknown one.
+    """Mean vector of each field, weighted by training counts, [N, D].
 
     Sequences and vectors, which are never masked, keep their learned vectors.
     """
@@ -85,28 +87,28 @@ def mean_vectors(model: Backbone, reliability: Reliability) -> Tensor:
 
 
 def row_vectors(model: Backbone, heads: FieldHeads, x: Tensor, doubtful: Tensor, fill: Tensor) -> Tensor:
-    """What the rest of the row makes likely: one more trunk pass per row, shared by its paths.
+    """Vectors predicted from the other fields of a row: one more trunk pass per row, shared by its paths.
 
     The doubtful fields of the row are hidden together, and the heads of :mod:`thinktwice.testtime.heads` predict their vectors
-    from what is left. Fields that are not doubtful keep the mask vector, for they are hardly ever dropped.
+    from the remaining fields. Other fields keep the mask vector, since they are rarely dropped.
 
     Returns:
-        vectors [U, N, D] to put in place of dropped fields of x [U, N, D]; ``doubtful`` [U, n] bool over the heads' fields.
+        vectors [U, N, D] that replace dropped fields of x [U, N, D]; ``doubtful`` [U, n] bool over the heads' fields.
     """
     hidden = ~doubtful
     mask = x.new_ones(len(x), x.shape[1])
     mask[:, heads.fields] = hidden.to(x.dtype)
-    shown = mask[..., None] * x + (1.0 - mask[..., None]) * fill
-    predicted = heads.predict(model.trunk(shown))  # [U, n, D]
+    masked = mask[..., None] * x + (1.0 - mask[..., None]) * fill
+    predicted = heads.predict(model.trunk(masked))  # [U, n, D]
     out = fill.expand(len(x), -1, -1).clone()
     out[:, heads.fields] = torch.where(doubtful[..., None], predicted, fill[heads.fields])
     return out
 
 
 class Denoised(Eager):
-    """Torch, with the denoiser's vectors of a row in the paths of that row; its base pass is the usual one.
+    """Eager torch with the denoiser's vectors as fill of a row's paths; the base pass is unchanged.
 
-    The support of a row's values travels with its field vectors: state is x [B, N, D] and r [B, n] of the unprotected fields.
+    The state includes the support of a row's values: state is x [B, N, D] and r [B, n] of the unprotected fields.
     """
 
     def __init__(
@@ -135,10 +137,10 @@ class Denoised(Eager):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Filled(TrialModel):
-    """A model whose dropped values are replaced by other vectors than the learned ones.
+    """A model with other fill vectors than the learned ones.
 
     Attributes:
-        filler: ``mean`` or ``denoiser``, which needs heads among the extras. The denoiser's pass is not among the counted ones.
+        filler: ``mean`` or ``denoiser``, which needs heads among the extras. The denoiser's pass is not counted.
     """
 
     filler: Literal["mean", "denoiser"]

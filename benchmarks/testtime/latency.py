@@ -1,6 +1,6 @@
-"""What every mode costs: matrix-multiply FLOPs and wall time relative to the plain model, in one run, in turns.
+"""Cost of every mode: matrix-multiply FLOPs and wall time relative to the plain model, in one run, alternately.
 
-The requests are of 1, 100 and 500 rows; the engine computes on one thread, as a server's worker does.
+Requests have 1, 100 and 500 rows; the engine uses one thread, as in a server's worker.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ REQUESTS = 40
 def measure(
     trial_model: TrialModel, configs: dict[str, TestTimeConfig], rows: EncodedRows, rounds: int
 ) -> list[dict[str, Any]]:
-    """One entry per mode and request size; the first of ``configs`` is what the others are compared with.
+    """One entry per mode and request size; the first of ``configs`` is the baseline.
 
-    A round scores every request once with every mode, one after the other, the order turned by one each time. The ratio of
+    A round scores every request once with every mode, one after the other, the order rotated by one each time. The ratio of
     the means and of the quantiles is over all rounds; ``ratio`` is the median over rounds of the ratio within a round.
     """
     engines = {name: trial_model.engine(config) for name, config in configs.items()}
@@ -50,15 +50,15 @@ def _of_size(engines: dict[str, Engine], rows: EncodedRows, size: int, rounds: i
         for request in requests[:3]:
             engine.score(request)
     for turn in range(rounds):
-        here: dict[str, list[float]] = {name: [] for name in names}
+        round_ms: dict[str, list[float]] = {name: [] for name in names}
         for request in requests:
-            for place in range(len(names)):
-                name = names[(place + turn) % len(names)]
+            for index in range(len(names)):
+                name = names[(index + turn) % len(names)]
                 start = time.perf_counter()
                 engines[name].score(request)
-                here[name].append((time.perf_counter() - start) * 1000)
+                round_ms[name].append((time.perf_counter() - start) * 1000)
         for name in names:
-            times[name].append(here[name])
+            times[name].append(round_ms[name])
     work = {name: sum(flops(lambda e=e, r=r: e.score(r)) for r in requests[:10]) for name, e in engines.items()}
     base = np.array(times[names[0]])
     out = []

@@ -1,4 +1,4 @@
-"""The page of the study: what was found in words, plots and tables, from the result alone."""
+"""The page of the study: text, plots and tables, from the result file only."""
 
 from __future__ import annotations
 
@@ -99,13 +99,13 @@ def _bars(result: dict[str, Any]) -> str:
     )
 
 
-def _change(found: dict[str, Any]) -> str:
-    if found["value"] is None:
+def _change(difference: dict[str, Any]) -> str:
+    if difference["value"] is None:
         return "–"
-    text = f"{found['value'] * 1e4:+.1f}"
-    if found["low"] is not None:
-        text += f" ({found['low'] * 1e4:+.1f}, {found['high'] * 1e4:+.1f})"
-    return f"**{text}**" if found.get("p_holm", 1.0) < 0.05 else text
+    text = f"{difference['value'] * 1e4:+.1f}"
+    if difference["low"] is not None:
+        text += f" ({difference['low'] * 1e4:+.1f}, {difference['high'] * 1e4:+.1f})"
+    return f"**{text}**" if difference.get("p_holm", 1.0) < 0.05 else text
 
 
 def _main(result: dict[str, Any]) -> str:
@@ -133,13 +133,13 @@ def _main(result: dict[str, Any]) -> str:
     return "\n".join(out)
 
 
-def _method(found: dict[str, Any], truth: dict[str, float] | None) -> str:
-    level = found["level"]
+def _method(method: dict[str, Any], truth: dict[str, float] | None) -> str:
+    level = method["level"]
     cells = [
-        found["method"],
-        f"{found['passes']:.2f}",
-        _change(found["logloss"]),
-        _change(found["auc"]),
+        method["method"],
+        f"{method['passes']:.2f}",
+        _change(method["logloss"]),
+        _change(method["auc"]),
         f"{level['ece']:.4f}",
     ]
     if truth is not None:
@@ -171,8 +171,8 @@ def _slices(result: dict[str, Any]) -> str:
         key = (table["data"], table["backbone"], table["regime"])
         if table["backbone"] != "deepfm":
             continue
-        found = [s for s in result["slices"] if (s["data"], s["backbone"], s["regime"]) == key]
-        names = list(found[0]["change"])
+        slices = [s for s in result["slices"] if (s["data"], s["backbone"], s["regime"]) == key]
+        names = list(slices[0]["change"])
         out += [
             "",
             f"### {', '.join(key)}",
@@ -180,7 +180,7 @@ def _slices(result: dict[str, Any]) -> str:
             "| slice | share | " + " | ".join(names) + " |",
             "| --- | --- |" + " --- |" * len(names),
         ]
-        for s in found:
+        for s in slices:
             out.append(
                 f"| {s['slice']} | {s['share']:.1%} | " + " | ".join(_change(s["change"][n]) for n in names) + " |"
             )
@@ -196,11 +196,11 @@ def _lists(result: dict[str, Any]) -> str:
         "| data, backbone, trunk | asked | passes | NDCG@10, change 1e-4 | regret (clicks per list), change |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for found in result["lists"]:
-        for m in found["methods"][1:]:
+    for lists in result["lists"]:
+        for m in lists["methods"][1:]:
             ndcg, regret = m["ndcg_change"], m["regret_change"]
             out.append(
-                f"| {found['data']}, {found['backbone']}, {found['regime']} | {m['method'].removeprefix('lists: ')} "
+                f"| {lists['data']}, {lists['backbone']}, {lists['regime']} | {m['method'].removeprefix('lists: ')} "
                 f"| {m['passes']:.2f} | {ndcg['value'] * 1e4:+.1f} ± {ndcg['sd_over_seeds'] * 1e4:.1f} "
                 f"| {regret['value']:+.4f} ± {regret['sd_over_seeds']:.4f} |"
             )
@@ -216,11 +216,11 @@ def _shares(result: dict[str, Any]) -> str:
         "| data, backbone, trunk | of the gain of | form | passes | share |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for found in result["shares"]:
-        for whole in (k for k in found if k.endswith("seeds")):
-            for name, share in found[whole].items():
+    for shares in result["shares"]:
+        for whole in (k for k in shares if k.endswith("seeds")):
+            for name, share in shares[whole].items():
                 out.append(
-                    f"| {found['data']}, {found['backbone']}, {found['regime']} | {whole} | {name} "
+                    f"| {shares['data']}, {shares['backbone']}, {shares['regime']} | {whole} | {name} "
                     f"| {share['passes']:.2f} | {share['value']:.2f} ± {share['se']:.2f} |"
                 )
     return "\n".join(out)

@@ -1,4 +1,4 @@
-"""What is run: data sets, backbones, regimes and seeds, in full and in the form of two minutes."""
+"""The runs of the study: data sets, backbones, regimes and seeds, in the full and the two-minute form."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ def trunks_of(name: str, work: Path = WORK) -> Trunks:
 
 
 def perform(parts: tuple[Part, ...], work: Path = WORK) -> None:
-    """Do every run that has not been done, two at a time on one thread each; what is done is kept on disk."""
+    """Do every run that is not on disk yet, two at a time on one thread each; results are kept on disk."""
     with ProcessPoolExecutor(max_workers=workers(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         list(pool.map(_prepare_data, [(name, work) for name in dict.fromkeys(p.data for p in parts)]))
         for part in parts:
             start = time.monotonic()
-            # What several runs share comes first, so that no two of them make it at once.
+            # Shared inputs first, so that no two runs compute them at the same time.
             pool.submit(_prepare_l2, (part.data, part.backbone, work)).result()
             ahead = sorted({seed + i for seed in part.seeds for i in range(study.MEMBERS)})
             shared = [(part.data, part.backbone, regime, seed, work) for regime in part.regimes for seed in ahead]
@@ -82,7 +82,7 @@ def perform(parts: tuple[Part, ...], work: Path = WORK) -> None:
 
 
 def workers() -> int:
-    """Processes at once: one per core, two at most, for each holds a training set."""
+    """Number of processes: one per core, at most two, since each has a training set in memory."""
     return min(2, os.cpu_count() or 1)
 
 

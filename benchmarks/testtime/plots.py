@@ -1,4 +1,4 @@
-"""The plots of the page, each drawn from the result alone."""
+"""The plots of the page, drawn from the result file only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from thinktwice.pages.charts import Mark, Series, line_chart
 from thinktwice.pages.charts_scatter import Point, scatter_chart
 from thinktwice.pages.drawing import Drawing, picture
 
-KINDS = {  # what a mode is, by colour
+KINDS = {  # kinds of modes and their colours
     "one pass": "#2f7d4f",
     "feature paths": "#c2571a",
     "further trunks": "#3b6fd4",
@@ -60,7 +60,7 @@ def _frontier(table: dict[str, Any]) -> Drawing:
         if kind is None or change["value"] is None:
             continue
         low, high = (None if change[k] is None else change[k] * 1e4 for k in ("low", "high"))
-        # The wider trunk is one pass of twice the arithmetic.
+        # The wider trunk is one pass with twice the arithmetic.
         passes = 2.0 if m["method"].startswith("wider") else m["passes"]
         points.append(
             Point(m["method"], passes, change["value"] * 1e4, low, high, KINDS[kind], f"{change['value']:+.5f}")
@@ -75,11 +75,11 @@ def _frontier(table: dict[str, Any]) -> Drawing:
 
 
 def _uplifts(result: dict[str, Any]) -> list[Drawing]:
-    found = [u for u in result["uplift"] if u["backbone"] == "deepfm" and (u["data"], u["regime"]) in PANELS]
-    return [_uplift(u) for u in (found or result["uplift"])]
+    shown_panels = [u for u in result["uplift"] if u["backbone"] == "deepfm" and (u["data"], u["regime"]) in PANELS]
+    return [_uplift(u) for u in (shown_panels or result["uplift"])]
 
 
-def _uplift(found: dict[str, Any]) -> Drawing:
+def _uplift(uplift: dict[str, Any]) -> Drawing:
     series = [
         Series(
             name,
@@ -90,12 +90,12 @@ def _uplift(found: dict[str, Any]) -> Drawing:
             ],
             dashed=name.startswith(("oracle", "chance")),
         )
-        for name, curve in found["curves"].items()
+        for name, curve in uplift["curves"].items()
         if not name.startswith("oracle")
     ]
     return line_chart(
         series,
-        x_label=f"{found['data']}, {found['regime']}: % of rows escalated",
+        x_label=f"{uplift['data']}, {uplift['regime']}: % of rows escalated",
         y_label="change of logloss, 1e-4",
         width=760,
         height=360,

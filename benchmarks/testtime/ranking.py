@@ -1,6 +1,6 @@
-"""How good the head of each list is, where only some places can be filled.
+"""Quality of the top of each list, if only a few positions can be filled.
 
-Shapes: R rows, G lists; ``target`` [R] is the worth of a row (click, or its true probability), ``group`` [R] codes 0..G-1.
+Shapes: R rows, G lists; ``target`` [R] is the gain of a row (click, or its true probability), ``group`` [R] codes 0..G-1.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ import numpy as np
 
 
 def ndcg_at(k: int, target: np.ndarray, score: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Normalised discounted worth of the best ``k`` rows by score of every list, [G]; nan where nothing is worth anything.
+    """Normalised discounted gain of the top ``k`` rows by score of every list, [G]; nan where all gains are 0.
 
     Equal scores keep the order of the rows.
     """
-    got = _discounted(k, target, score, group)
+    gain = _discounted(k, target, score, group)
     best = _discounted(k, target, target, group)
-    return np.divide(got, best, out=np.full(len(best), np.nan), where=best > 0)
+    return np.divide(gain, best, out=np.full(len(best), np.nan), where=best > 0)
 
 
 def top_k_regret(k: int, target: np.ndarray, score: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Worth of the best ``k`` rows of every list minus worth of the ``k`` best by score, [G], never negative."""
+    """Gain of the best ``k`` rows of every list minus gain of the top ``k`` by score, [G], never negative."""
     rank_worth, rank_score = _ranks(target, group), _ranks(score, group)
     lists = int(group.max(initial=-1)) + 1
     best = np.bincount(group, weights=np.where(rank_worth < k, target, 0.0), minlength=lists)
@@ -33,7 +33,7 @@ def _discounted(k: int, target: np.ndarray, by: np.ndarray, group: np.ndarray) -
 
 
 def _ranks(value: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Place [R] of every row in its list, largest value first, 0 at the head."""
+    """Rank [R] of every row in its list, largest value first, from 0."""
     order = np.lexsort((-value, group))
     ordered = group[order]
     first = np.concatenate([[True], ordered[1:] != ordered[:-1]]) if len(ordered) else np.zeros(0, bool)

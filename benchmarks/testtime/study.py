@@ -1,7 +1,7 @@
 """One run of the study: every method on one trunk, fitted on validation, scored on test once; kept on disk.
 
-A run is a data set, a backbone, a regime (``tuned`` or ``overtrained`` trunk) and a training seed. It leaves the log-odds
-of every method on all test rows, from which tables are made, and a record of what was fitted. The reference of every
+A run is a data set, a backbone, a regime (``tuned`` or ``overtrained`` trunk) and a training seed. It stores the log-odds of
+every method on all test rows, from which tables are computed, and a record of the fitted parameters. The reference of every
 difference is ``plain``, the trunk with a Platt calibration fitted on validation, so that calibration alone is no gain.
 """
 
@@ -53,11 +53,11 @@ from thinktwice.testtime.triggers import Always, Decision, Dual, Entropy, Trigge
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import fit_calibration, logits_of
 
-Baselines = Literal["none", "masks", "joint", "all"]  # those that need trainings of their own
+Baselines = Literal["none", "masks", "joint", "all"]  # those that need separate training
 
 FORMAT = 2
 MEMBERS = 3  # trunks of an ensemble, the first included
-FIT_ROWS, TEST_ROWS = 24_000, 30_000  # thinned evenly over time; a data set of fewer is taken whole
+FIT_ROWS, TEST_ROWS = 24_000, 30_000  # subsampled evenly over time; smaller data sets are used whole
 SIGNAL = "signal/"  # of triggers, among the stored arrays
 LIST, TOP_K = 100, 10
 PATHS = 8
@@ -69,7 +69,7 @@ FIT = FitConfig()
 
 @dataclass(frozen=True)
 class Run:
-    """Which run, and which of the baselines that need trainings of their own it holds."""
+    """Identity of a run, and which of the separately trained baselines it includes."""
 
     data: str
     backbone: str
@@ -106,7 +106,7 @@ class Notes:
 
 
 def run(trunks: Trunks, which: Run) -> Scores:
-    """The scores of one run, computed when they are not there yet."""
+    """The scores of one run, computed if they are not on disk."""
     folder = trunks.work / "runs"
     arrays, record = folder / f"{which.name}.safetensors", folder / f"{which.name}.json"
     key = f"{FORMAT} {which.baselines}"
@@ -157,7 +157,7 @@ def _score(trunks: Trunks, which: Run) -> Notes:
 
 
 def thinned(rows: EncodedRows, limit: int) -> EncodedRows:
-    """At most ``limit`` of the rows, spread evenly, in time order."""
+    """At most ``limit`` of the rows, evenly spaced, in time order."""
     order = np.argsort(rows.time, kind="stable")
     return rows.take(order[np.unique(np.linspace(0, len(order) - 1, min(limit, len(order))).astype(np.int64))])
 
@@ -191,7 +191,7 @@ def _one_pass(
     _fitted(notes, "gate, s = 1", trial_model, calibrated(trial_model, preset("gate", off), valid), test)
     always = max(
         gate.base.strength if isinstance(gate.base, Gate) else 0.0, 1.0
-    )  # a gate that was fitted to 0 would survive any shuffle
+    )  # a gate fitted to 0 would be unaffected by shuffling
     rigid = calibrated(shuffled, off.model_copy(update={"mode": "gate", "base": Gate(strength=always)}), valid)
     _fitted(notes, "control: gate, shuffled counts", shuffled, rigid, test)
     refitted = best_gate(shuffled, off, valid, FIT.strengths)
@@ -259,16 +259,16 @@ def _members(notes: Notes, trial_model: TrialModel, off: TestTimeConfig, valid: 
 
 
 def _lists(notes: Notes, trial_model: TrialModel, off: TestTimeConfig, valid: EncodedRows, test: EncodedRows) -> None:
-    """Requests of ``LIST`` rows with ``TOP_K`` places: the trigger that looks at the cut, a budget, and entropy and chance at
-    the rate that the cut came to."""
+    """Requests of ``LIST`` rows with ``TOP_K`` positions: the trigger ``decision``, a budget, and entropy and chance at the
+    rate of ``decision``."""
     base = preset("members", off)
     spread = fit_spread(trial_model, base, valid)
     cut = fit_base(trial_model, base, valid).looking(trigger=Decision(spread=spread, top_k=TOP_K))
     on_valid = _in_lists(trial_model, cut, valid)
     share = float(on_valid.escalated.mean())
     configs = {"decision": _group_calibrated(cut, on_valid, valid)}
-    others: dict[str, TriggerKind] = {"entropy": "entropy", "chance": "random", "budget": "budget"}
-    for name, trigger in others.items():
+    triggers: dict[str, TriggerKind] = {"entropy": "entropy", "chance": "random", "budget": "budget"}
+    for name, trigger in triggers.items():
         chosen = triggered(trial_model, base, valid, trigger, share)
         configs[name] = _group_calibrated(chosen, _in_lists(trial_model, chosen, valid), valid)
     for name, config in configs.items():
@@ -294,9 +294,9 @@ def _group_calibrated(config: TestTimeConfig, raw: Raw, rows: EncodedRows) -> Te
 
 
 def _lean(notes: Notes, trial_model: TrialModel, valid: EncodedRows, test: EncodedRows) -> None:
-    one = replace(trial_model, extras=replace(trial_model.extras, members=trial_model.extras.members[:1]))
-    config, report = fit_mode(one, valid, FIT)
-    _fitted(notes, "lean", one, config, test)
+    one_member = replace(trial_model, extras=replace(trial_model.extras, members=trial_model.extras.members[:1]))
+    config, report = fit_mode(one_member, valid, FIT)
+    _fitted(notes, "lean", one_member, config, test)
     notes.facts["lean"] = {
         "mode": report.best_name if report.accepted else "off",
         "sentence": report.sentence,
@@ -312,11 +312,11 @@ def _platt(model: torch.nn.Module, valid: EncodedRows, test: EncodedRows) -> np.
     return calibrate.apply(fit_calibration(z_valid, valid.label), z)
 
 
-#: Trunks that differ in their training from the plain one.
+#: Trunks whose training differs from that of the plain one.
 MASKS: dict[str, dict[str, Any]] = {
     "mask_block": {"augmentation": "mask_block"},
     "mask_loo": {"augmentation": "mask_loo"},
-    # As in the first probe: nothing but the mask makes a value unknown in training.
+    # Only the mask makes a value unknown in training.
     "mask_block alone": {"augmentation": "mask_block", "unknown_share": 0.0},
     "mask_loo alone": {"augmentation": "mask_loo", "unknown_share": 0.0},
     "nothing unknown in training": {"unknown_share": 0.0},
@@ -349,8 +349,8 @@ def _dropout(notes: Notes, trunks: Trunks, which: Run, valid: EncodedRows, test:
     dropped = trunks.get(Setting(backbone=which.backbone, seed=which.seed, dropout=0.1)).model
     notes.add("dropout 0.1", _platt(dropped, valid, test))
     for salt in SALTS:
-        drawn = [mc_dropout(dropped, rows, salt) for rows in (valid, test)]
-        notes.add(f"mc dropout@{salt}", calibrate.apply(fit_calibration(drawn[0], valid.label), drawn[1]), PATHS)
+        logits = [mc_dropout(dropped, rows, salt) for rows in (valid, test)]
+        notes.add(f"mc dropout@{salt}", calibrate.apply(fit_calibration(logits[0], valid.label), logits[1]), PATHS)
 
 
 def mc_dropout(model: Any, rows: EncodedRows, seed: int) -> np.ndarray:
@@ -367,7 +367,7 @@ def mc_dropout(model: Any, rows: EncodedRows, seed: int) -> np.ndarray:
 
 
 def _joint_members(notes: Notes, trunks: Trunks, which: Run, valid: EncodedRows, test: EncodedRows) -> None:
-    """Members that share tables or weights: all of them on every row, and one asked for the most uncertain fifth."""
+    """Members that share tables or weights: all of them on every row, and the others only for the most uncertain fifth."""
     for kind, words in (("shared_tables", "3 trunks, one table"), ("rank_one", "3 rank-one members")):
         joint = trunks.members(kind, MEMBERS, which.seed, which.backbone)  # type: ignore[arg-type]
         models = [t.model for t in joint]
@@ -377,8 +377,8 @@ def _joint_members(notes: Notes, trunks: Trunks, which: Run, valid: EncodedRows,
         reliability = Reliability.fit(trunks.train_rows.ids, trunks.train_rows.label, trunks.fields)
         trial_model = TrialModel(models[0], Calibration(), reliability, Extras(members=tuple(models[1:])))
         off = TestTimeConfig()
-        both = preset("members", off).looking(opinion=Members(count=MEMBERS - 1))
-        chosen = triggered(trial_model, both, valid, "entropy", SHARE)
+        all_members = preset("members", off).looking(opinion=Members(count=MEMBERS - 1))
+        chosen = triggered(trial_model, all_members, valid, "entropy", SHARE)
         _fitted(
             notes,
             f"{words}, the others for {SHARE:.0%} by entropy",

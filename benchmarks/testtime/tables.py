@@ -1,4 +1,4 @@
-"""The tables of the study, from the kept scores alone."""
+"""The tables of the study, from the stored scores only."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ RIVALS = (REFERENCE, "uttsi", "matt")
 
 
 def rows_of(data: TrainingSet) -> Rows:
-    """The test rows of the study with their slices: unseen user, item and pair, and deciles of the least count."""
+    """The test rows of the study with their slices: unseen user, item and pair, and deciles of the smallest count."""
     test = study.test_rows(data)
     frame = data.rows("test")
     order = np.argsort(frame["event_time"].to_numpy(), kind="stable")
-    picked = order[np.unique(np.linspace(0, len(order) - 1, len(test)).astype(np.int64))]
-    truth = frame["truth"].to_numpy()[picked] if "truth" in frame.columns else None
+    rows = order[np.unique(np.linspace(0, len(order) - 1, len(test)).astype(np.int64))]
+    truth = frame["truth"].to_numpy()[rows] if "truth" in frame.columns else None
     train = data.part("train")
     names = [f.name for f in data.encoder.fields]
     user, item = names.index("user_id"), names.index("item_id")
     reliability = Reliability.fit(train.ids, train.label, trunks_fields(data))
     least = reliability.counts_of(test.ids)[:, reliability.maskable_fields].min(axis=1)
     of = names.index("author_id") if "author_id" in names else names.index("genre")
-    seen = set(zip(train.ids[:, user].tolist(), train.ids[:, of].tolist(), strict=True))
+    pairs_of_train = set(zip(train.ids[:, user].tolist(), train.ids[:, of].tolist(), strict=True))
     pairs = zip(test.ids[:, user].tolist(), test.ids[:, of].tolist(), strict=True)
     slices = {
         "cold user": test.ids[:, user] == 0,
         "cold item": test.ids[:, item] == 0,
-        f"unseen pair of user and {names[of].removesuffix('_id')}": np.array([p not in seen for p in pairs]),
+        f"unseen pair of user and {names[of].removesuffix('_id')}": np.array([p not in pairs_of_train for p in pairs]),
     }
     bounds = np.unique(np.quantile(least, np.linspace(0, 1, 11)[1:-1], method="lower"))
     group = np.searchsorted(bounds, least, side="right")
     for g in np.unique(group):
         low, high = least[group == g].min(), least[group == g].max()
         slices[f"least count {low:,.0f}" + ("" if low == high else f" to {high:,.0f}")] = group == g
-    kept = {name: mask for name, mask in slices.items() if mask.sum() >= MIN_SLICE}
-    return Rows(test.label.astype(np.float64), test.user, truth, kept)
+    large_slices = {name: mask for name, mask in slices.items() if mask.sum() >= MIN_SLICE}
+    return Rows(test.label.astype(np.float64), test.user, truth, large_slices)
 
 
 def trunks_fields(data: TrainingSet) -> Any:
@@ -106,7 +106,7 @@ def table(part: Part, regime: str, compared: Compared) -> dict[str, Any]:
 
 
 def slice_table(part: Part, regime: str, compared: Compared) -> list[dict[str, Any]]:
-    """Change of logloss against ``plain`` in every slice, and ``lean`` against each rival there."""
+    """Change of logloss against ``plain`` in every slice, and ``lean`` against each rival in it."""
     out = []
     for name, mask in {"all rows": np.ones(len(compared.rows.label), bool), **compared.rows.slices}.items():
         row: dict[str, Any] = {"data": part.data, "backbone": part.backbone, "regime": regime, "slice": name}
@@ -118,7 +118,7 @@ def slice_table(part: Part, regime: str, compared: Compared) -> list[dict[str, A
 
 
 def uplift_table(compared: Compared) -> dict[str, Any]:
-    """Mean change of logloss when the second opinion of one more trunk is asked for in the order of each signal."""
+    """Mean change of logloss when rows get the second opinion of one more trunk, in the order of each signal."""
     curves: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for seed, run in enumerate(compared.runs):
         change = (compared.losses(seed, FULL_ENSEMBLE) - compared.losses(seed, REFERENCE))[0]
@@ -128,18 +128,18 @@ def uplift_table(compared: Compared) -> dict[str, Any]:
         for name, signal in signals.items():
             curves.setdefault(name, []).append(uplift_curve(signal, change))
     out = {}
-    for name, found in curves.items():
-        shares, mean = found[0][0], np.mean([c for _, c in found], axis=0)
+    for name, seed_curves in curves.items():
+        shares, mean = seed_curves[0][0], np.mean([c for _, c in seed_curves], axis=0)
         out[name] = {
             "shares": shares.tolist(),
             "change": mean.tolist(),
-            "area": float(np.mean([area(c) for c in found])),
+            "area": float(np.mean([area(c) for c in seed_curves])),
         }
     return out
 
 
 def oracle_table(compared: Compared) -> dict[str, float]:
-    """Upper bounds: the fifth of the rows that a second opinion truly helps most, known only after the click."""
+    """Upper bounds: the fifth of the rows that a second opinion improves most, known only after the click."""
     out = {}
     for method in (FULL_ENSEMBLE, "uttsi, all rows"):
         gains = []
@@ -152,7 +152,7 @@ def oracle_table(compared: Compared) -> dict[str, float]:
 
 
 def list_table(compared: Compared) -> list[dict[str, Any]]:
-    """NDCG and regret of the best ``TOP_K`` of lists of ``LIST`` rows; judged by the truth where it is known."""
+    """NDCG and regret of the best ``TOP_K`` of lists of ``LIST`` rows; measured by the truth if it is known."""
     target = compared.rows.target
     group = np.arange(len(target)) // LIST
     whole = group < len(target) // LIST
@@ -191,23 +191,24 @@ def recovered(plain_tuned: Compared, over: Compared, method: str) -> list[float]
 
 
 def share_of_gain(compared: Compared, method: str, whole: str) -> dict[str, float]:
-    """Share of the logloss gain of ``whole`` that ``method`` has, ratio of the means over seeds, with a jackknife error."""
+    """Share of the logloss gain of ``whole`` that ``method`` achieves, ratio of the means over seeds, with a jackknife
+    error."""
     part = np.array(compared.logloss(method, REFERENCE).seeds)
     full = np.array(compared.logloss(whole, REFERENCE).seeds)
     value = float(part.mean() / full.mean())
     n = len(part)
     if n < 2:
         return {"value": value, "se": 0.0}
-    left = np.array([np.delete(part, i).mean() / np.delete(full, i).mean() for i in range(n)])
-    return {"value": value, "se": float(np.sqrt((n - 1) / n * np.sum((left - left.mean()) ** 2)))}
+    leave_one_out = np.array([np.delete(part, i).mean() / np.delete(full, i).mean() for i in range(n)])
+    return {"value": value, "se": float(np.sqrt((n - 1) / n * np.sum((leave_one_out - leave_one_out.mean()) ** 2)))}
 
 
 def gain_shares(compared: Compared) -> dict[str, Any]:
-    """What part of the gain of an ensemble on all rows its cheaper forms keep."""
-    known = methods_of(compared.runs[0])
+    """Shares of the gain of an ensemble on all rows that cheaper forms achieve."""
+    all_methods = methods_of(compared.runs[0])
     forms = {
-        FULL_ENSEMBLE: [m for m in known if m.startswith(("members", "control: members"))],
-        "3 seeds": [m for m in known if m.startswith(("distilled", "3 trunks", "3 rank-one", "2 seeds"))],
+        FULL_ENSEMBLE: [m for m in all_methods if m.startswith(("members", "control: members"))],
+        "3 seeds": [m for m in all_methods if m.startswith(("distilled", "3 trunks", "3 rank-one", "2 seeds"))],
     }
     return {
         whole: {m: share_of_gain(compared, m, whole) | {"passes": passes_of(compared.runs, m)} for m in methods}
@@ -216,10 +217,11 @@ def gain_shares(compared: Compared) -> dict[str, Any]:
 
 
 def scores_of(part: Part, regime: str) -> list[Scores]:
-    """The scores of every seed. Where ``lean`` ships off it is ``plain``, whose calibration is fitted on the rows of all others."""
+    """The scores of every seed. If ``lean`` ships off, it is ``plain``, whose calibration is fitted on the same rows as the
+    other methods'."""
     trunks = trunks_of(part.data)
-    found = [study.run(trunks, run) for run in part.runs() if run.regime == regime]
+    scores = [study.run(trunks, run) for run in part.runs() if run.regime == regime]
     return [
         Scores(s.logits | {"lean": s.logits[REFERENCE]}, s.facts) if s.facts["lean"]["mode"] == "off" else s
-        for s in found
+        for s in scores
     ]

@@ -1,8 +1,8 @@
 """Every trained network of the study, each trained once and kept on disk under the hash of its settings.
 
-The table L2 is chosen first, on validation, per data set and backbone, under seed 0; all trunks but the over-trained one
-use it. Epochs are those of the best look at validation. The over-trained trunk has no L2 and keeps the weights that fit
-its own training rows best: what a sparse table without decay becomes after several epochs.
+The table L2 is chosen first, on validation, per data set and backbone, with seed 0; all trunks except the over-trained one use
+it. Epochs are those of the best evaluation on validation. The over-trained trunk has no L2 and keeps the weights that fit its
+training rows best, like a sparse table without decay after several epochs.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Setting:
-    """How one trunk is trained; ``rare`` maps values seen less often in train to unknown, everywhere."""
+    """How one trunk is trained; ``rare`` maps values with a smaller training count to unknown, in all parts."""
 
     backbone: str = "deepfm"
     seed: int = 0
@@ -89,7 +89,7 @@ class Trunks:
         return count_values(self.train_rows.ids, self.fields.num_values)
 
     def rare_unknown(self, rows: EncodedRows, least: int) -> EncodedRows:
-        """Rows whose unprotected values seen fewer than ``least`` times in train are unknown."""
+        """Rows in which unprotected values with a training count below ``least`` are unknown."""
         if least == 0:
             return rows
         known = self.counts[rows.ids + table_offsets(self.fields.num_values)] >= least
@@ -97,7 +97,7 @@ class Trunks:
         return replace(rows, ids=np.where(known, rows.ids, 0).astype(rows.ids.dtype))
 
     def tuned_l2(self, backbone: str) -> float:
-        """The L2 of the least validation logloss under seed 0, with the looks at all of the grid on record."""
+        """The L2 with the lowest validation logloss under seed 0; the evaluations of the whole grid are recorded."""
         path = self._path("l2", {"backbone": backbone, "grid": L2_GRID}).with_suffix(".json")
         if not path.is_file():
             trials = {
@@ -114,8 +114,8 @@ class Trunks:
         return dict(read_json(path)["trials"])
 
     def get(self, setting: Setting) -> Trunk:
-        """The trunk of a setting, trained when it is not there yet."""
-        return self._kept("trunk", self._resolved(setting).__dict__, lambda: [self._train(setting)[0]])[0]
+        """The trunk of a setting, trained if it is not on disk."""
+        return self._load_or_train("trunk", self._resolved(setting).__dict__, lambda: [self._train(setting)[0]])[0]
 
     def plain(self, seed: int, backbone: str = "deepfm") -> Trunk:
         return self.get(Setting(backbone=backbone, seed=seed))
@@ -124,7 +124,7 @@ class Trunks:
         return self.get(Setting(backbone=backbone, seed=seed, l2=0.0, overtrained=True))
 
     def members(self, kind: MemberKind, count: int, seed: int, backbone: str = "deepfm") -> list[Trunk]:
-        """Trunks that were made for one another; ``own`` ones are the plain trunks of the following seeds."""
+        """Trunks trained as members of one ensemble; those of kind ``own`` are the plain trunks of the following seeds."""
         if kind == "own":
             return [self.plain(seed + i, backbone) for i in range(count)]
         key = {"kind": kind, "count": count, "seed": seed, "backbone": backbone, "l2": self.tuned_l2(backbone)}
@@ -143,12 +143,12 @@ class Trunks:
                 seed=seed,
             )
 
-        return self._kept("members", key, make)
+        return self._load_or_train("members", key, make)
 
     def distilled(self, soft: float, teachers: int, seed: int, backbone: str = "deepfm") -> Trunk:
-        """One trunk trained on the mean logit of ``teachers`` plain trunks of the seeds from ``seed`` on.
+        """One trunk trained on the mean logit of ``teachers`` plain trunks with seeds from ``seed`` on.
 
-        Softer targets want a weaker L2, so it has its own choice on validation: the plain trunks' or less.
+        Softer targets need a weaker L2, so it is chosen separately on validation: that of the plain trunks or less.
         """
         key = {"soft": soft, "teachers": teachers, "seed": seed, "backbone": backbone, "l2": self.tuned_l2(backbone)}
 
@@ -171,7 +171,7 @@ class Trunks:
             ]
             return [min(made, key=self._valid_logloss)]
 
-        return self._kept("distilled", key, make)[0]
+        return self._load_or_train("distilled", key, make)[0]
 
     def _resolved(self, setting: Setting) -> Setting:
         return setting if setting.l2 is not None else replace(setting, l2=self.tuned_l2(setting.backbone))
@@ -216,13 +216,13 @@ class Trunks:
     def _valid_logloss(self, model: Backbone) -> float:
         return logloss(self.valid_rows.label, logits_of(model, BlockLoader(self.valid_rows)))
 
-    def _path(self, what: str, key: dict[str, Any]) -> Path:
+    def _path(self, kind: str, key: dict[str, Any]) -> Path:
         settings = {"sizes": self.sizes.model_dump(), "config": self.config.model_dump(), "format": FORMAT}
-        text = json.dumps([what, key, settings], sort_keys=True, default=str)
-        return self.work / "trunks" / f"{what}-{sha256_text(text)[:16]}"
+        text = json.dumps([kind, key, settings], sort_keys=True, default=str)
+        return self.work / "trunks" / f"{kind}-{sha256_text(text)[:16]}"
 
-    def _kept(self, what: str, key: dict[str, Any], make: Callable[[], list[Backbone]]) -> list[Trunk]:
-        path = self._path(what, key)
+    def _load_or_train(self, kind: str, key: dict[str, Any], make: Callable[[], list[Backbone]]) -> list[Trunk]:
+        path = self._path(kind, key)
         first = path / "0"
         if not (first / "model.json").is_file():
             self._save(path, make())
@@ -234,14 +234,14 @@ class Trunks:
                 self._save(path, make())
                 continue
             out.append(Trunk(model, info.calibration))
-        for other in out[1:]:
-            if torch.equal(other.model.embedding.table, out[0].model.embedding.table):
-                other.model.embedding.table = out[0].model.embedding.table  # trained as one table
+        for member in out[1:]:
+            if torch.equal(member.model.embedding.table, out[0].model.embedding.table):
+                member.model.embedding.table = out[0].model.embedding.table  # trained as one table
         return out
 
     def _save(self, path: Path, models: list[Backbone]) -> None:
-        # The first folder is written last: it says that all are there.
-        for place in reversed(range(len(models))):
-            z = logits_of(models[place], BlockLoader(self.valid_rows))
+        # The first folder is written last: its presence means that all are complete.
+        for index in reversed(range(len(models))):
+            z = logits_of(models[index], BlockLoader(self.valid_rows))
             calibration = fit_calibration(z, self.valid_rows.label)
-            save_model(path / str(place), models[place], ModelInfo(stage="finetuned", calibration=calibration))
+            save_model(path / str(index), models[index], ModelInfo(stage="finetuned", calibration=calibration))

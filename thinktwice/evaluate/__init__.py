@@ -1,4 +1,4 @@
 """Evaluation: metrics, significance, slices, cost, and the report.
 
-The command line imports this package at every start, so that the heavy parts are imported where they are used.
+The command line imports this package at every start, so heavy modules are imported where they are used.
 """

@@ -1,4 +1,4 @@
-"""Evaluate finished bundles on the test rows of a training set."""
+"""Evaluation of finished bundles on the test rows of a training set."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def evaluate_bundles(
     against_dir: Path | str | None = None,
     out_dir: Path | str | None = None,
 ) -> Evaluation:
-    """An evaluation of one bundle, or of one against another; written to ``out_dir`` if that is given.
+    """The evaluation of one bundle, or of one against another; written to ``out_dir`` if set.
 
     Raises:
         DataError: the training set is missing or damaged.
@@ -42,9 +42,11 @@ def evaluate_bundles(
     )
     columns = [column]
     if against_dir is not None:
-        other = load_bundle(against_dir)
-        known = evidence_of_test(other, data)
-        columns.insert(0, score_bundle(other, rows, key="against", label=f"against {_name(other)}", evidence=known)[0])
+        baseline = load_bundle(against_dir)
+        evidence = evidence_of_test(baseline, data)
+        columns.insert(
+            0, score_bundle(baseline, rows, key="against", label=f"against {_name(baseline)}", evidence=evidence)[0]
+        )
     measures = measure(
         encoded.label.astype(np.float64),
         encoded.user,

@@ -57,6 +57,6 @@ def _last_training_set(work: Path) -> Path:
     record = work / LAST_RUN
     if not record.is_file():
         raise DataError(
-            f"{work} contains no finished run: run `thinktwice pipeline run` first, or give --work or --training-set"
+            f"{work} contains no finished run: run `thinktwice pipeline run` first, or set --work or --training-set"
         )
     return Path(read_json(record)["training_set"])

@@ -1,4 +1,4 @@
-"""Plain against pre-trained against test-time work, on the same test rows: the evaluation of a training run."""
+"""The evaluation of a training run: plain, pre-trained and test-time work compared on the same test rows."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ OFF = TestTimeConfig()
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """An evaluation of a training run: the content of ``evaluation.json``, and what stays out of it.
+    """The evaluation of a training run: the content of ``evaluation.json``, and timings, which are not part of it.
 
-    ``timings`` (column -> wall time against one pass) and ``candidate_timings`` (the same by candidate) differ from run to
-    run. They stay out of the files that a bundle holds, so that the same inputs give the same bundle.
+    ``timings`` (column -> wall time against one pass) and ``candidate_timings`` (the same by candidate) differ from run to run.
+    They are not in the files of a bundle, so that the same inputs give the same bundle.
     """
 
     content: TrainingEvaluation
@@ -72,25 +72,25 @@ def evaluate(
     data, trunks = load_training_set(training_set_dir), open_trunks(plain_dir, pretrained_dir)
     trunk = read_report(test_time_dir).trunk
     if trunk not in trunks:
-        raise BundleError(f"test-time parameters in {test_time_dir} belong to the {trunk} model, which was not given")
-    found = compare(data, trunks, load_test_time(test_time_dir, trunks[trunk].model))
-    found.write(out_dir)
-    note(STAGE, found.content.verdict[0])
-    return found
+        raise BundleError(f"test-time parameters in {test_time_dir} belong to the {trunk} model, which was not passed")
+    run = compare(data, trunks, load_test_time(test_time_dir, trunks[trunk].model))
+    run.write(out_dir)
+    note(STAGE, run.content.verdict[0])
+    return run
 
 
 @reproducible()
 def compare(data: TrainingSet, trunks: Trunks, test_time: TestTime) -> EvaluatedRun:
     """Score the test rows with every model and compare them in pairs; nothing is written.
 
-    The column ``test_time`` is the best candidate on the chosen trunk whether it ships or not, as it was fitted on
-    validation; test rows choose nothing.
+    The column ``test_time`` is the best candidate on the chosen trunk, shipped or not, as fitted on validation; nothing is
+    chosen on test rows.
 
     Args:
-        test_time: parameters that were chosen for one of ``trunks``.
+        test_time: parameters chosen for one of ``trunks``.
 
     Raises:
-        BundleError: the test-time parameters were set and not chosen.
+        BundleError: the test-time parameters were set, not chosen.
     """
     report = test_time.report
     if report is None:
@@ -109,14 +109,14 @@ def compare(data: TrainingSet, trunks: Trunks, test_time: TestTime) -> Evaluated
     }
     raw = {name: trial_model.raw(OFF, test) for name, trial_model in subjects.items()}
     columns = [_column(name, TRUNK_WORDS[name], subjects[name], OFF, raw[name]) for name in trunks]
-    known, walls = {OFF: raw[trunk]}, _walls(subjects[trunk], report, test)
+    scores_of, walls = {OFF: raw[trunk]}, _walls(subjects[trunk], report, test)
     config = OFF if report.best is None else report.best
-    if config not in known:
-        known[config] = subjects[trunk].raw(config, test)
+    if config not in scores_of:
+        scores_of[config] = subjects[trunk].raw(config, test)
     label = (
         f"{TRUNK_WORDS[trunk]}, nothing to add" if report.best is None else f"{TRUNK_WORDS[trunk]} + {report.best_name}"
     )
-    columns.append(_column("test_time", label, subjects[trunk], config, known[config]))
+    columns.append(_column("test_time", label, subjects[trunk], config, scores_of[config]))
     timings = {c.key: 1.0 for c in columns} | {"test_time": walls.get(report.best_name or "", 1.0)}
     shipped = "test_time" if report.accepted else trunk
     truth = rows["truth"].to_numpy() if "truth" in rows.columns else None
@@ -146,7 +146,7 @@ def compare(data: TrainingSet, trunks: Trunks, test_time: TestTime) -> Evaluated
             fitting_rows(data, report),
             {name: mask[index] for name, mask in uncertain.items()},
             None if truth is None else truth[index],
-            {config: subsample(scores, index) for config, scores in known.items()},
+            {config: subsample(scores, index) for config, scores in scores_of.items()},
         ),
         novelty=report.novelty,
         operating_point=operating_point(test.label, ships.probability, data.info.parts["train"].click_rate),
@@ -163,7 +163,7 @@ def _column(key: str, label: str, trial_model: TrialModel, config: TestTimeConfi
 
 
 def _walls(trial_model: TrialModel, report: TestTimeReport, test: EncodedRows) -> dict[str, float]:
-    """Wall time of every candidate against one plain pass."""
+    """Wall time of every candidate relative to one plain pass."""
     base = trial_model.engine(OFF)
     engines = {c.name: trial_model.engine(c.config) for c in report.candidates}
     return {name: round(wall_ratio(engine, base, test), 2) for name, engine in engines.items()}

@@ -1,4 +1,4 @@
-"""What test-time work costs in wall time, measured the way a server works: requests of a hundred rows."""
+"""Wall time of test-time work, measured as in a server: on requests of a hundred rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROUNDS = 5
 
 
 def wall_ratio(engine: Engine, base: Engine, rows: EncodedRows) -> float:
-    """Median over rounds of the time of ``engine`` divided by that of ``base`` on the same requests, taken in turns."""
+    """Median over rounds of the time of ``engine`` divided by that of ``base`` on the same requests, run alternately."""
     take = min(len(rows), REQUEST_ROWS * REQUESTS)
     spread = np.linspace(0, len(rows) - 1, take).astype(np.int64)
     requests = [_request(rows, spread[s : s + REQUEST_ROWS]) for s in range(0, take, REQUEST_ROWS)]
@@ -30,15 +30,15 @@ def wall_ratio(engine: Engine, base: Engine, rows: EncodedRows) -> float:
 
 
 def _request(rows: EncodedRows, chosen: np.ndarray) -> tuple[Batch, Evidence | None]:
-    """Some rows as one request, whose user has the history of the last of them."""
+    """The chosen rows as one request, whose user has the history of the last row."""
     evidence = rows.evidence
     if evidence is None:
         return rows.batch(chosen), None
-    found = None if evidence.history is None else evidence.history()
-    if found is None:
+    rows_history = None if evidence.history is None else evidence.history()
+    if rows_history is None:
         return rows.batch(chosen), Evidence(evidence.counters[chosen])
-    outcomes = slice(int(found.start[chosen[-1]]), int(found.end[chosen[-1]]))
-    history = History.of_user(found.items[outcomes], found.clicked[outcomes], len(chosen))
+    outcomes = slice(int(rows_history.start[chosen[-1]]), int(rows_history.end[chosen[-1]]))
+    history = History.of_user(rows_history.items[outcomes], rows_history.clicked[outcomes], len(chosen))
     return rows.batch(chosen), Evidence(np.asarray(evidence.counters[chosen]), lambda: history)
 
 

@@ -1,4 +1,4 @@
-"""``evaluation.json``: every number of an evaluation, as the report and the tables read it."""
+"""``evaluation.json``: every number of an evaluation, for the report and the tables."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MetricName = Literal["auc", "gauc", "logloss", "ece", "calibration_ratio", "trut
 
 
 class ColumnMetrics(SparseRecord):
-    """Metrics of one column; None where a metric is not defined (one class, no users). The last two need a log that knows the
-    true click probability."""
+    """Metrics of one column; None where a metric is not defined (one class, no users). The last two need a log with true click
+    probabilities."""
 
     auc: float | None
     logloss: float | None
@@ -45,7 +45,7 @@ class CalibrationBin(Record):
 
 
 class Cost(Record):
-    """``passes``: scored rows per row."""
+    """``passes``: forward passes per row."""
 
     passes: float
 
@@ -69,7 +69,7 @@ class Difference(MeasuredInterval):
 
 
 class SliceColumn(Record):
-    """One model on a slice; ``logloss_change`` is against the first column, None for that one itself."""
+    """One model on a slice; ``logloss_change`` is against the first column, None for the first column."""
 
     auc: MeasuredInterval
     logloss: float
@@ -78,7 +78,7 @@ class SliceColumn(Record):
 
 
 class Slice(Record):
-    """Some of the rows; ``columns`` by key."""
+    """A subset of the rows; ``columns`` by key."""
 
     name: str
     rows: int
@@ -88,15 +88,15 @@ class Slice(Record):
 
 
 class Measures(Record):
-    """Several columns of scores on the same rows. The first column is what the others are compared with."""
+    """Several columns of scores on the same rows. The first column is the baseline of the others."""
 
     rows: int
     users: int
     click_rate: float
     columns: tuple[MeasuredColumn, ...]
     differences: tuple[Difference, ...]
-    slices: tuple[Slice, ...]  # by what training has seen
-    scenarios: tuple[Slice, ...]  # by where the impression was
+    slices: tuple[Slice, ...]  # by occurrence in training
+    scenarios: tuple[Slice, ...]  # by place of the impression
     deciles: tuple[Slice, ...]  # by support
 
     def column(self, key: str) -> MeasuredColumn:
@@ -104,8 +104,8 @@ class Measures(Record):
 
     def difference(self, column: str, against: str, metric: MetricName) -> Difference | None:
         """One paired difference; None where it is not defined."""
-        wanted = (column, against, metric)
-        return next((d for d in self.differences if (d.column, d.against, d.metric) == wanted), None)
+        key = (column, against, metric)
+        return next((d for d in self.differences if (d.column, d.against, d.metric) == key), None)
 
 
 class PartFacts(Record):
@@ -127,7 +127,8 @@ class DataFacts(Record):
 
 
 class Evaluation(Measures, ResultFile):
-    """An evaluation of finished bundles. ``shipped`` is the key of the column that a bundle holds, ``mode`` its test-time mode,
+    """An evaluation of finished bundles. ``shipped`` is the key of the column that the bundle contains, ``mode`` its test-time
+    mode,
     ``verdict`` the finding in sentences."""
 
     FORMAT: ClassVar[int] = 1
@@ -141,7 +142,7 @@ class Evaluation(Measures, ResultFile):
 
 class OperatingPoint(Record):
     """ROC points (false positive rate, true positive rate, threshold), and the confusion counts at ``threshold``: rows are the
-    truth (no click, click), columns the prediction."""
+    label (no click, click), columns the prediction."""
 
     roc: tuple[tuple[float, float, float], ...]
     threshold: float
@@ -157,8 +158,8 @@ class CurvePoint(Record):
 
 
 class TrainingEvaluation(Evaluation):
-    """The evaluation of a training run, which its bundle carries. ``trunk`` says whose weights ship; ``curves`` by trunk, where
-    its training was recorded."""
+    """The evaluation of a training run, part of its bundle. ``trunk`` names the weights that ship; ``curves`` by trunk, if its
+    training was recorded."""
 
     trunk: TrunkName
     test_time: TestTimeReport
@@ -168,7 +169,7 @@ class TrainingEvaluation(Evaluation):
 
 
 def recorded_evaluation(bundle_dir: Path | str) -> TrainingEvaluation:
-    """The evaluation that a bundle carries: what was measured when the model was made.
+    """The evaluation in a bundle, measured when the model was trained.
 
     Raises:
         BundleError: it is missing, damaged, of another format, or not of a training run.
@@ -177,5 +178,5 @@ def recorded_evaluation(bundle_dir: Path | str) -> TrainingEvaluation:
 
 
 def read_evaluation(path: Path, fix: str = "train and package the model again") -> TrainingEvaluation:
-    """The evaluation of a training run in a file; errors like :func:`recorded_evaluation`, with ``fix`` at their end."""
+    """The evaluation of a training run in a file; errors like :func:`recorded_evaluation`, ending with ``fix``."""
     return read_result(path, TrainingEvaluation, BundleError, fix)

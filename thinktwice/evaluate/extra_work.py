@@ -1,6 +1,7 @@
-"""Does extra work pay on this log? Every candidate that validation tried, on test rows, beside controls that explain a gain.
+"""Whether extra work pays on this log: every candidate tried on validation, on test rows, with controls that could explain a
+gain.
 
-Everything was fitted on validation, thresholds included; test rows measure and choose nothing. All changes are of logloss
+Everything is fitted on validation, thresholds included; test rows are only used to measure. All changes are of logloss
 against one plain pass of the same trunk (``off``), below 0 is better. Shapes: R test rows.
 """
 
@@ -47,13 +48,16 @@ from thinktwice.versioned import MeasuredInterval
 
 MAX_ROWS = 40_000  # test rows that every candidate scores
 REACH_95 = 1.959964  # half width of a 95 % interval in standard errors
-ORDERS: dict[str, ThresholdTrigger] = {"entropy": Entropy(), "dual": Dual()}  # triggers whose order of asking is drawn
-GRIDS = FitConfig()  # strengths and counts among which a control finds its own
+ORDERS: dict[str, ThresholdTrigger] = {
+    "entropy": Entropy(),
+    "dual": Dual(),
+}  # triggers whose order of escalation is plotted
+GRIDS = FitConfig()  # strengths and counts that controls search
 Scored = Callable[[TestTimeConfig], Raw]
 
 
 def subsample_index(rows: EncodedRows, limit: int = MAX_ROWS) -> np.ndarray:
-    """Indices of at most ``limit`` rows, spread evenly over time, in time order."""
+    """Indices of at most ``limit`` rows, evenly spaced, in time order."""
     order = np.argsort(rows.time, kind="stable")
     if len(order) <= limit:
         return order
@@ -67,7 +71,7 @@ def fitting_rows(data: TrainingSet, report: TestTimeReport) -> EncodedRows:
 
 
 def subsample(raw: Raw, index: np.ndarray) -> Raw:
-    """The raw scores of some rows."""
+    """The raw scores of the rows at ``index``."""
     return Raw(*(getattr(raw, f.name)[index] for f in fields(Raw)))
 
 
@@ -80,7 +84,7 @@ def extra_work(
     truth: np.ndarray | None = None,
     known: Mapping[TestTimeConfig, Raw] | None = None,
 ) -> ExtraWork:
-    """What every candidate of a test-time report brings on test rows, without any wall time.
+    """The effect of every candidate of a test-time report on test rows, without wall times.
 
     Args:
         trial_model: the chosen trunk with the counts and extras of the report.
@@ -88,8 +92,8 @@ def extra_work(
         test: R rows.
         fit: validation rows for the controls (:func:`fitting_rows`).
         slices: name -> mask [R].
-        truth: [R] true click probability, if the log knows it.
-        known: scores of ``test`` that are already there.
+        truth: [R] true click probability, if the log has it.
+        known: scores of ``test`` that were computed before.
     """
 
     @cache
@@ -118,7 +122,7 @@ def extra_work(
 
 @dataclass(frozen=True)
 class Panel:
-    """The test rows on which one trunk's log-odds are measured against those of ``off``."""
+    """Test rows on which one trunk's log-odds are measured against those of ``off``."""
 
     trial_model: TrialModel
     test: EncodedRows
@@ -156,8 +160,8 @@ class Panel:
         )
 
     def measured(self, tried: TriedCandidate, raw: Raw, *, ships: bool) -> CandidateOnTest:
-        """Metrics of a candidate from its raw scores, what it changes, in which rows, and what change these rows could have
-        shown. Its p-values are not yet adjusted."""
+        """Metrics of a candidate from its raw scores: its changes, also by slice, and the detectable change. Its p-values are
+        not yet adjusted."""
         logit, passes = _logit(self.trial_model, tried.config, raw), float(raw.num_paths.mean())
         loss = self.loss(logit)
         change = self.change(loss)
@@ -165,7 +169,7 @@ class Panel:
         truth_distance, truth_logloss = None, None
         if self.truth is not None:
             distance = np.abs(sigmoid(logit) - self.truth) - np.abs(sigmoid(self.off) - self.truth)
-            expected = row_logloss(self.truth, logit) - row_logloss(self.truth, self.off)  # no luck of the labels
+            expected = row_logloss(self.truth, logit) - row_logloss(self.truth, self.off)  # without label noise
             truth_distance = MeasuredInterval.of(paired_mean(distance, self.cluster))
             truth_logloss = MeasuredInterval.of(paired_mean(expected, self.cluster))
         return CandidateOnTest(
@@ -191,7 +195,7 @@ class Panel:
 
 
 def _tested(change: Interval) -> TestedChange:
-    """A change with its p-value as the only one of its kind."""
+    """A change with its unadjusted p-value."""
     p = two_sided_p(change)
     return TestedChange.of(change, p_value=p, p_holm=p)
 
@@ -212,7 +216,7 @@ def _holm(changes: list[TestedChange]) -> list[TestedChange]:
 
 
 def _best_escalating(report: TestTimeReport) -> str | None:
-    """The candidate with a second opinion that validation liked best, of those that choose rows if there are any."""
+    """The candidate with a second opinion that did best on validation, preferably one that chooses rows."""
     looking = [c for c in report.candidates if c.config.second_look is not None]
     if report.best_name in [c.name for c in looking]:
         return report.best_name
@@ -224,9 +228,10 @@ def _best_escalating(report: TestTimeReport) -> str | None:
 def _references(
     panel: Panel, name: str, config: TestTimeConfig, fit: EncodedRows, scored: Scored
 ) -> Iterable[Reference]:
-    """What explains a gain of a candidate if it does as well, and the bound of any trigger. None of them can ship."""
+    """Controls, which explain a candidate's gain if they do as well, and the upper bound of any trigger. None of them can
+    ship."""
     trial_model, test = panel.trial_model, panel.test
-    own = panel.loss(_logit(trial_model, config, scored(config)))
+    candidate_loss = panel.loss(_logit(trial_model, config, scored(config)))
 
     def reference(kind: str, loss: np.ndarray, passes: float) -> Reference:
         return Reference(
@@ -234,7 +239,7 @@ def _references(
             name=kind,
             passes=passes,
             change=MeasuredInterval.of(panel.change(loss)),
-            candidate_against=MeasuredInterval.of(panel.change(own, loss)),
+            candidate_against=MeasuredInterval.of(panel.change(candidate_loss, loss)),
         )
 
     look, trigger = config.second_look, trigger_of(config)
@@ -242,24 +247,28 @@ def _references(
     if look is not None and isinstance(look.trigger, ThresholdTrigger):
         share = float((trial_model.raw(config, fit).signal > look.trigger.threshold).mean())
     if config.uses_counts:
-        other = trial_model.shuffled()
-        settings = _refitted(other, _searched(other, config, fit), fit, trigger, share)
-        logit, passes = other.logits(settings, test)
+        shuffled = trial_model.shuffled()
+        settings = _refitted(shuffled, _searched(shuffled, config, fit), fit, trigger, share)
+        logit, passes = shuffled.logits(settings, test)
         yield reference("shuffled_counts", panel.loss(logit), passes)
     if look is not None and trigger != "always":
         settings = _refitted(trial_model, config, fit, "random", share)
-        drawn = [trial_model.logits(settings.looking(salt=look.salt + salt), test) for salt in range(RANDOM_DRAWS)]
-        losses = [panel.loss(logit) for logit, _ in drawn]
-        yield reference("random_trigger", np.mean(losses, axis=0), float(np.mean([passes for _, passes in drawn])))
+        random_draws = [
+            trial_model.logits(settings.looking(salt=look.salt + salt), test) for salt in range(RANDOM_DRAWS)
+        ]
+        losses = [panel.loss(logit) for logit, _ in random_draws]
+        yield reference(
+            "random_trigger", np.mean(losses, axis=0), float(np.mean([passes for _, passes in random_draws]))
+        )
     if look is not None:
-        base, change, num_paths = _everybody_asked(panel, config, scored)
+        base, change, num_paths = _all_escalated(panel, config, scored)
         helped = change < 0
         loss = panel.loss(base) + np.where(helped, change, 0.0)
         yield reference("oracle_trigger", loss, 1.0 + float(np.where(helped, num_paths - 1, 0).mean()))
 
 
 def _searched(trial_model: TrialModel, config: TestTimeConfig, fit: EncodedRows) -> TestTimeConfig:
-    """The configuration with the gate or filter that suits other counts, none included; factors of single fields are kept."""
+    """The configuration with the best gate or filter (or neither) for other counts; factors of single fields are kept."""
     if isinstance(config.base, Gate):
         tried: list[AnyBase] = [config.base.model_copy(update={"strength": strength}) for strength in GRIDS.strengths]
     elif isinstance(config.base, Filter):
@@ -267,14 +276,14 @@ def _searched(trial_model: TrialModel, config: TestTimeConfig, fit: EncodedRows)
     else:
         return config
     alone = config.model_copy(update={"second_look": None})
-    found = best_of(trial_model, [alone.model_copy(update={"base": base}) for base in tried], fit)
-    return config.model_copy(update={"base": found.base})
+    best = best_of(trial_model, [alone.model_copy(update={"base": base}) for base in tried], fit)
+    return config.model_copy(update={"base": best.base})
 
 
 def _refitted(
     trial_model: TrialModel, config: TestTimeConfig, fit: EncodedRows, trigger: TriggerKind | None, share: float
 ) -> TestTimeConfig:
-    """The configuration with the thresholds and calibrations that suit other counts or another trigger."""
+    """The configuration with thresholds and calibrations refitted to other counts or another trigger."""
     if config.support_calibration is not None:
         return by_support(trial_model, config, fit)
     return calibrated(
@@ -283,41 +292,42 @@ def _refitted(
 
 
 def _uplift(panel: Panel, name: str, config: TestTimeConfig, scored: Scored) -> Uplift:
-    """Change of logloss against the candidate's own base pass, when a share of rows is escalated, in the order of each trigger."""
+    """Change of logloss against the candidate's base pass when a growing share of rows is escalated, in the order of each
+    trigger."""
     trial_model, raw = panel.trial_model, scored(config)
-    base, change, _ = _everybody_asked(panel, config, scored)
-    seen = BasePass(
+    base, change, _ = _all_escalated(panel, config, scored)
+    base_pass = BasePass(
         raw.missing, entropy(sigmoid(base)), base, np.zeros(len(base), np.uint64), np.abs(raw.first - raw.z0)
     )
-    signals = {trigger: order.signal(seen) for trigger, order in ORDERS.items()} | {"oracle": -change}
+    signals = {trigger: order.signal(base_pass) for trigger, order in ORDERS.items()} | {"oracle": -change}
     curves = {trigger: uplift_curve(signal, change) for trigger, signal in signals.items()}
     shares = next(iter(curves.values()))[0]
-    own = panel.change(panel.loss(_logit(trial_model, config, raw)), panel.loss(base))
+    candidate_change = panel.change(panel.loss(_logit(trial_model, config, raw)), panel.loss(base))
     return Uplift(
         candidate=name,
         base_change=MeasuredInterval.of(panel.change(panel.loss(base))),
         everybody=MeasuredInterval.of(panel.change(panel.loss(base) + change, panel.loss(base))),
         trigger=trigger_of(config),
         share=float(raw.escalated.mean()),
-        change=MeasuredInterval.of(own),
+        change=MeasuredInterval.of(candidate_change),
         shares=tuple(shares.tolist()),
         curves={
             **{
                 trigger: UpliftCurve(change=tuple(curve[1].tolist()), area=area(curve) * abs(float(curve[1][-1])))
                 for trigger, curve in curves.items()
             },
-            # What rows chosen by chance give on average.
+            # The expectation for rows chosen at random.
             "random": UpliftCurve(change=tuple((shares * float(change.mean())).tolist()), area=0.0),
         },
     )
 
 
-def _everybody_asked(panel: Panel, config: TestTimeConfig, scored: Scored) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _all_escalated(panel: Panel, config: TestTimeConfig, scored: Scored) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Log-odds of the base pass [R], change of a row's logloss by the second opinion [R], forward passes with it [R]."""
-    everybody = config.looking(trigger=Always())
-    raw = scored(everybody)
-    base = _logit(panel.trial_model, everybody, replace(raw, z=raw.first, num_paths=np.ones_like(raw.num_paths)))
-    return base, panel.loss(_logit(panel.trial_model, everybody, raw)) - panel.loss(base), raw.num_paths
+    always = config.looking(trigger=Always())
+    raw = scored(always)
+    base = _logit(panel.trial_model, always, replace(raw, z=raw.first, num_paths=np.ones_like(raw.num_paths)))
+    return base, panel.loss(_logit(panel.trial_model, always, raw)) - panel.loss(base), raw.num_paths
 
 
 def _logit(trial_model: TrialModel, config: TestTimeConfig, raw: Raw) -> np.ndarray:
@@ -325,7 +335,7 @@ def _logit(trial_model: TrialModel, config: TestTimeConfig, raw: Raw) -> np.ndar
 
 
 def _detectable(change: Interval) -> float | None:
-    """The change that these rows would have shown with probability 80 %; None where chance has no bound."""
+    """The change that these rows would have shown with 80 % power; None if the interval is unbounded."""
     if not change.bounded:
         return None
     return minimum_detectable((change.high - change.low) / 2 / REACH_95, 0.0, 1)

@@ -1,4 +1,4 @@
-"""Does extra work pay: the part ``extra_work`` of ``evaluation.json``.
+"""The part ``extra_work`` of ``evaluation.json``: whether extra work pays.
 
 All changes are of logloss against one plain pass of the same trunk (``off``), below 0 is better.
 """
@@ -12,12 +12,12 @@ from thinktwice.versioned import MeasuredInterval, Record, SparseRecord
 
 
 class TestQuality(SparseRecord):
-    """Metrics on test rows; ``truth_distance`` where the log knows the true click probability."""
+    """Metrics on test rows; ``truth_distance`` if the log has true click probabilities."""
 
-    __test__ = False  # the name starts with "Test", and it is no test
+    __test__ = False  # not a test, despite the name
 
     logloss: float
-    auc: float | None  # None: one class only
+    auc: float | None  # None: only one class
     ece: float
     truth_distance: float | None = None
 
@@ -32,14 +32,14 @@ class TestedChange(MeasuredInterval):
 
 
 class Detectable(Record):
-    """The change that these rows would have shown with probability 80 %; None where chance has no bound."""
+    """The change that these rows would have shown with 80 % power; None if the interval is unbounded."""
 
     logloss: float | None
     auc: float | None
 
 
 class CandidateOnTest(TestQuality):
-    """A candidate on test rows beside its evidence on validation; ``slices`` by name, the truth where the log knows it."""
+    """A candidate on test rows with its results on validation; ``slices`` by name, the truth if the log has it."""
 
     name: str
     mode: Mode
@@ -73,14 +73,14 @@ class Reference(Record):
 
 
 class UpliftCurve(Record):
-    """Change of logloss when a growing share of rows is escalated, and its area against an order by chance."""
+    """Change of logloss when a growing share of rows is escalated, and its area relative to a random order."""
 
     change: tuple[float, ...]
     area: float
 
 
 class Uplift(Record):
-    """One candidate with a second look at every row, against its own base pass; ``curves`` by order of escalation."""
+    """One candidate with a second look at every row, against its base pass; ``curves`` by order of escalation."""
 
     candidate: str
     base_change: MeasuredInterval

@@ -1,4 +1,4 @@
-"""Score raw rows with a bundle: encoded by its own encoder, scored by its own engine, as a server would."""
+"""Scoring of raw rows with a bundle: its encoder and its engine, as in a server."""
 
 from __future__ import annotations
 
@@ -19,51 +19,53 @@ from thinktwice.threads import reproducible
 
 
 def misfit(bundle: Bundle, rows: pl.DataFrame) -> str:
-    """Why the bundle cannot score ``rows``, naming the columns; empty when it can."""
+    """Why the bundle cannot score ``rows``, naming the columns; empty if it can."""
     missing = [f.name for f in bundle.encoder.fields if f.name not in rows.columns]
     if missing:
         return f"the rows lack its columns {', '.join(missing)}"
     for f in bundle.encoder.fields:
-        found = rows.schema[f.name]
-        if not _readable(f.kind, found):
-            return f"it reads column {f.name} as {f.kind} and the rows hold {found}"
+        dtype = rows.schema[f.name]
+        if not _readable(f.kind, dtype):
+            return f"it reads column {f.name} as {f.kind} and the rows contain {dtype}"
     return ""
 
 
-def _readable(kind: str, found: pl.DataType) -> bool:
-    """Whether a field of ``kind`` finds its values in such a column. A vocabulary of texts knows no number, for example, so
-    that a model that looks numbers up in it would compete with that field blanked out."""
+def _readable(kind: str, dtype: pl.DataType) -> bool:
+    """Whether a field of ``kind`` can read such a column. For example, numbers are all unknown to a vocabulary of strings, and
+    the model would be compared with that field blank."""
     if kind in ("sequence", "vector"):
-        if not isinstance(found, (pl.List, pl.Array)):
+        if not isinstance(dtype, (pl.List, pl.Array)):
             return False
-        number = found.inner.is_numeric()
+        number = dtype.inner.is_numeric()
         return number if kind == "vector" else not number
-    if isinstance(found, (pl.List, pl.Array)):
+    if isinstance(dtype, (pl.List, pl.Array)):
         return False
-    return found.is_numeric() == (kind == "numeric")
+    return dtype.is_numeric() == (kind == "numeric")
 
 
 def evidence_of_test(bundle: Bundle, data: TrainingSet) -> Evidence | None:
-    """Evidence of the test rows of ``data`` as ``bundle`` reads it; None for a model that reads none, or other counters than the
-    training set has: it is then judged by its base scores."""
+    """Evidence of the test rows of ``data`` in the encoding of ``bundle``; None for a model that reads no evidence, or counters
+    that the training set does not have: it is then judged by its base scores."""
     correction = bundle.engine.config.correction
-    found = data.part_with_evidence("test").evidence if correction is not None else None
+    evidence = data.part_with_evidence("test").evidence if correction is not None else None
     definition, item = definition_of(bundle.schema), bundle.schema.key_of("item")
-    if found is None or data.counter_scale is None or definition is None:
+    if evidence is None or data.counter_scale is None or definition is None:
         return None
     if data.counter_scale.definition != definition.hash:
         return None
     column = data.encoder.column_of(item)
-    if found.history is None or item is None or column is None:
-        return found
-    read, values = found.history, range(data.encoder.num_values[column])
-    places = [0 if (v := data.encoder.value_of(item, i)) is None else bundle.encoder.index_of(item, v) for i in values]
+    if evidence.history is None or item is None or column is None:
+        return evidence
+    read, values = evidence.history, range(data.encoder.num_values[column])
+    positions = [
+        0 if (v := data.encoder.value_of(item, i)) is None else bundle.encoder.index_of(item, v) for i in values
+    ]
 
     def history() -> History | None:
-        known = read()
-        return None if known is None else replace(known, items=np.asarray(places, np.int32)[known.items])
+        encoded = read()
+        return None if encoded is None else replace(encoded, items=np.asarray(positions, np.int32)[encoded.items])
 
-    return Evidence(found.counters, history)
+    return Evidence(evidence.counters, history)
 
 
 @reproducible()
@@ -78,7 +80,7 @@ def score_bundle(
     reason = misfit(bundle, rows)
     if reason:
         raise SchemaError(
-            f"bundle {bundle.manifest.model_version} cannot score these rows: {reason}; give rows of its schema"
+            f"bundle {bundle.manifest.model_version} cannot score these rows: {reason}; use rows of its schema"
         )
     encoded = replace(bundle.encoder.encode_table(rows.to_arrow()), evidence=evidence)
     scored = bundle.engine.finish(raw_rows(bundle.engine, encoded))

@@ -1,4 +1,4 @@
-"""Every number of an evaluation: several columns of scores (models) on the same test rows."""
+"""The numbers of an evaluation: several columns of scores (models) on the same test rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from thinktwice.versioned import MeasuredInterval
 
 @dataclass(frozen=True)
 class ScoreColumn:
-    """Scores of one model on R test rows: log-odds and probability [R], scored rows per row."""
+    """Scores of one model on R test rows: log-odds and probability [R], forward passes per row."""
 
     key: str
     label: str
@@ -46,12 +46,12 @@ def measure(
 
     Args:
         label: [R] 0 or 1.
-        user: [R] user hash, -1 without; rows of one user are one cluster of every interval.
-        columns: the first is what the others are compared with; the last is compared with every other.
-        slices: name -> mask [R], by what training has seen.
-        scenarios: name -> mask [R], by where the impression was.
+        user: [R] user hash, -1 for none; the rows of one user are one cluster in every interval.
+        columns: the first is the baseline of the others; the last is compared with every other.
+        slices: name -> mask [R], by occurrence in training.
+        scenarios: name -> mask [R], by place of the impression.
         deciles: (name, mask [R]) in order of support.
-        truth: [R] true click probability, if the log knows it.
+        truth: [R] true click probability, if the log has it.
     """
     cluster = clusters_of(user)
     keys = [c.key for c in columns]
@@ -62,11 +62,11 @@ def measure(
     by_key = {c.key: c for c in columns}
     differences = []
     for first, second in pairs:
-        found = {"auc": significance.paired_auc(label, by_key[first].logit, by_key[second].logit, cluster)}
-        found |= boot[first, second]
+        differences_of = {"auc": significance.paired_auc(label, by_key[first].logit, by_key[second].logit, cluster)}
+        differences_of |= boot[first, second]
         differences += [
             Difference.of(value, column=second, against=first, metric=metric)
-            for metric, value in found.items()
+            for metric, value in differences_of.items()
             if np.isfinite(value.value)
         ]
     return Measures(
@@ -88,7 +88,7 @@ def _column(column: ScoreColumn, label: np.ndarray, cluster: np.ndarray, truth: 
         label=column.label,
         metrics=column_metrics(label, column, cluster, truth),
         cost=Cost(passes=column.passes),
-        calibration=tuple(CalibrationBin.model_validate(found) for found in bins),
+        calibration=tuple(CalibrationBin.model_validate(group) for group in bins),
     )
 
 
@@ -114,12 +114,12 @@ def column_metrics(
 
 def operating_point(label: np.ndarray, probability: np.ndarray, threshold: float) -> OperatingPoint:
     """ROC points (at most 200, finite thresholds in [0, 1]) and the confusion counts at ``threshold``:
-    rows are the truth (no click, click), columns the prediction."""
-    said = probability >= threshold
+    rows are the label (no click, click), columns the prediction."""
+    predicted = probability >= threshold
     clicked = label > 0.5
     matrix = (
-        (int((~clicked & ~said).sum()), int((~clicked & said).sum())),
-        (int((clicked & ~said).sum()), int((clicked & said).sum())),
+        (int((~clicked & ~predicted).sum()), int((~clicked & predicted).sum())),
+        (int((clicked & ~predicted).sum()), int((clicked & predicted).sum())),
     )
     points = tuple(metrics.roc_points(label, probability))
     return OperatingPoint(roc=points, threshold=threshold, confusion=matrix)

@@ -1,4 +1,4 @@
-"""From an evaluation to the candidate bundle: what validation chose, with the report that measured it."""
+"""The candidate bundle: the model and configuration chosen on validation, with the evaluation of them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from thinktwice.schema import SCHEMA_FILE, LogSchema
 def model_version(
     schema: LogSchema, feature_version: str, *, split: SplitSpec, recipe: str, mode: str, seed: int
 ) -> str:
-    """Name of the model that these features, split, recipe, test-time mode and training seed lead to, e.g.
-    ``ml-1m-3f2a9c01d4e7``."""
+    """Name of the model given by features, split, recipe, test-time mode and training seed, e.g. ``ml-1m-3f2a9c01d4e7``."""
     return f"{schema.name}-{sha256_text(feature_version, split.model_dump_json(), recipe, mode, str(seed))[:12]}"
 
 
@@ -43,8 +42,8 @@ def write_candidate(
     feature_version: str,
     package_version: str,
 ) -> Manifest:
-    """Write the bundle of the chosen trunk (a key of ``model_dirs``). Its date is the end of its data, so that the same
-    inputs give the same identity."""
+    """Write the bundle of the chosen trunk (a key of ``model_dirs``). Its date is the end of its data, so that the same inputs
+    give the same hash."""
     data = load_training_set(training_set_dir)
     last = data.info.parts["test"].window[1]
     identity = BundleIdentity(
@@ -75,7 +74,7 @@ def write_bundle(
     evaluation_dir: Path | str,
     identity: BundleIdentity,
 ) -> Manifest:
-    """Collect the parts of a model version into one folder, atomically; an older folder of that name is replaced.
+    """Collect the parts of a model version in one folder, atomically; an existing folder of that name is replaced.
 
     Raises:
         BundleError: a part lacks one of its files.
@@ -113,7 +112,7 @@ def write_bundle(
 
 
 def _write_derived(folder: Path, training_set_dir: Path) -> None:
-    """What only the parts together give: the profile of the scores, and the backend that computes them."""
+    """Files that depend on all parts: the profile of the scores, and the backend that computes them."""
     from thinktwice.data.encoder import Encoder
     from thinktwice.data.training_set import load_training_set
     from thinktwice.models.backends import save_choice

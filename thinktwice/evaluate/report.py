@@ -1,4 +1,4 @@
-"""The evaluation as one page: opens offline, loads nothing, runs no script."""
+"""The evaluation as one page that works offline: no external resources, no scripts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from thinktwice.pages.drawing import Drawing
 from thinktwice.pages.figures import number
 from thinktwice.stats.metrics import UNDEFINED
 
-Chart = tuple[list[Series], Drawing]  # what is drawn and how it is named
+Chart = tuple[list[Series], Drawing]  # the legend and the drawing
 
 COLORS = ("#8a919d", "#2f6fdb", "#e0662f", "#3a9b6a")
 
@@ -48,8 +48,8 @@ def render(
     """The page of an evaluation (the content of ``evaluation.json``).
 
     Args:
-        timings: wall time of every column against one pass. Without it the page depends on ``content`` alone, as the copy in
-            a hashed bundle must.
+        timings: wall time of every column relative to one pass. Without it the page depends only on ``content``, as the copy in
+        a hashed bundle must.
         candidate_timings: the same for every candidate of the test-time work.
     """
     timings = timings or {}
@@ -129,7 +129,7 @@ def _calibration(columns: Sequence[MeasuredColumn], colors: dict[str, str]) -> C
 def _frequency(content: Evaluation, colors: dict[str, str]) -> Chart | None:
     series = _slice_series(content, colors, content.deciles, horizontal=False)
     if max((len(s.marks) for s in series), default=0) < 2:
-        return None  # one group is all rows: there is nothing to compare
+        return None  # a single group is all rows: nothing to compare
     chart = line_chart(
         series,
         x_label="training rows of the row's rarest value",

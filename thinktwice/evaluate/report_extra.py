@@ -1,4 +1,4 @@
-"""The part of the report that says whether extra work pays, which, and where: the reading of ``extra_work``."""
+"""The part of the report on ``extra_work``: whether it pays, which kind, and where."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from thinktwice.pages.charts_scatter import Point, scatter_chart
 from thinktwice.pages.drawing import Drawing
 from thinktwice.pages.figures import change, signed
 
-NOVELTY_GAP = 0.2  # difference of shares of unseen users or items from which validation speaks of other rows than test
-FAR = 2.0  # times the reach of the others, from where a loss would squeeze them into a line
+NOVELTY_GAP = (
+    0.2  # difference of the shares of unseen users or items above which validation is not representative of test
+)
+FAR = 2.0  # multiple of the others' range above which a candidate's loss gets its own plot
 GOOD, BAD, NEUTRAL, PLAIN = "#23804f", "#bb3d2a", "#59606b", "#2f6fdb"
 CONTROLS = {
     "recalibrated": ("a mere recalibration", ""),
@@ -44,7 +46,7 @@ CONTROLS = {
         "upper bound, cannot be built: only the rows whose loss the second opinion did lower, which needs the label",
     ),
 }
-ORDERS = (  # order of asking, name, color, dashed
+ORDERS = (  # order of escalation, name, color, dashed
     ("entropy", "most uncertain score first", "#2f6fdb", False),
     ("dual", "thinnest support first (dual)", "#e0662f", False),
     ("random", "by chance", "#8a919d", True),
@@ -53,7 +55,7 @@ ORDERS = (  # order of asking, name, color, dashed
 
 
 class Frontier(NamedTuple):
-    """Quality against cost; ``all`` is the same with those that lose far more, None without any."""
+    """Quality against cost; ``all`` includes candidates that lose far more than the others, None if there are none."""
 
     names: list[Series]
     near: Drawing
@@ -61,40 +63,40 @@ class Frontier(NamedTuple):
 
 
 class Detected(NamedTuple):
-    """The change that the rows can show, over all candidates."""
+    """The detectable change, over all candidates."""
 
     median: float
     easiest: float
 
 
 def extra_values(content: Evaluation, timings: Mapping[str, float]) -> dict[str, object]:
-    """What ``report_extra.html`` shows.
+    """The values of ``report_extra.html``.
 
     Args:
-        timings: wall time of every candidate against one pass, as far as known.
+        timings: wall time of every candidate relative to one pass, if known.
     """
     run = content if isinstance(content, TrainingEvaluation) else None
-    found = None if run is None else run.extra_work
-    candidates = () if found is None else found.candidates
-    uplift = None if found is None else found.uplift
+    extra_work = None if run is None else run.extra_work
+    candidates = () if extra_work is None else extra_work.candidates
+    uplift = None if extra_work is None else extra_work.uplift
     return {
         "run": run,
-        "found": found,
+        "found": extra_work,
         "controls": CONTROLS,
         "warnings": warning_lines(content),
         "novelty": _novelty(content.novelty),
         "counts": {} if run is None else run.test_time.count_auc,
         "times": {c.name: _time(c, timings) for c in candidates},
-        "frontier": _frontier(found, timings) if found is not None and candidates else None,
+        "frontier": _frontier(extra_work, timings) if extra_work is not None and candidates else None,
         "detectable": _detectable(candidates),
-        "truth": found is not None and found.off.truth_distance is not None,
+        "truth": extra_work is not None and extra_work.off.truth_distance is not None,
         "uplift_charts": _uplift_charts(uplift) if uplift else [],
         "areas": [(n, -uplift.curves[key].area) for key, n, *_ in ORDERS if key != "random"] if uplift else [],
     }
 
 
 def warning_lines(content: Evaluation) -> list[str]:
-    """What forbids to take a gain at its word: validation unlike test, counts that predict the label; empty without any."""
+    """Warnings about measured gains: validation unlike test, counts that predict the label."""
     counted = content.test_time.warnings if isinstance(content, TrainingEvaluation) else ()
     lines = [f"{line}; no claim about frequency is made" for line in counted]
     for entity, valid, test in _novelty(content.novelty):
@@ -112,10 +114,10 @@ def _novelty(novelty: Novelty) -> list[tuple[str, float, float]]:
     return [(entity, valid[entity], test[entity]) for entity in ("user", "item") if entity in valid and entity in test]
 
 
-def _frontier(found: ExtraWork, timings: Mapping[str, float]) -> Frontier:
-    points = [Point("one plain pass", 1.0, 0.0, color=PLAIN, tip=f"logloss {found.off.logloss:.5f}")]
-    for c in found.candidates:
-        value = c.change.value or 0.0  # a mean over rows is finite
+def _frontier(extra_work: ExtraWork, timings: Mapping[str, float]) -> Frontier:
+    points = [Point("one plain pass", 1.0, 0.0, color=PLAIN, tip=f"logloss {extra_work.off.logloss:.5f}")]
+    for c in extra_work.candidates:
+        value = c.change.value or 0.0  # a mean over rows is always finite
         color = NEUTRAL if not c.change.significant else GOOD if value < 0 else BAD
         tip = f"{c.passes:.2f} passes, {_time(c, timings)}, logloss {signed(c.change, 5)}"
         points.append(Point(c.name, c.passes, value, c.change.low, c.change.high, color, tip))
@@ -139,29 +141,39 @@ def _time(candidate: CandidateOnTest, timings: Mapping[str, float]) -> str:
 
 
 def _detectable(candidates: Sequence[CandidateOnTest]) -> dict[str, Detected]:
-    """The change that these rows can show at all, per metric; empty where it is not known."""
+    """The detectable change per metric; empty if unknown."""
     values = {
         "logloss": [c.detectable.logloss for c in candidates if c.detectable.logloss],
         "auc": [c.detectable.auc for c in candidates if c.detectable.auc],
     }
     if not all(values.values()):
         return {}
-    return {metric: Detected(median(found), min(found)) for metric, found in values.items()}
+    return {metric: Detected(median(changes), min(changes)) for metric, changes in values.items()}
 
 
 def _uplift_charts(uplift: Uplift) -> list[tuple[list[Series], Drawing]]:
-    """What is found in the order of each trigger: without and with the bound."""
-    own = uplift.change
+    """Uplift in the order of each trigger: without and with the upper bound."""
+    candidate_change = uplift.change
     chosen = Series(
         "what its own trigger escalated",
         "#22262c",
-        [Mark(uplift.share, own.value or 0.0, own.low, own.high, f"{uplift.share:.1%} of rows, {signed(own, 5)}")],
+        [
+            Mark(
+                uplift.share,
+                candidate_change.value or 0.0,
+                candidate_change.low,
+                candidate_change.high,
+                f"{uplift.share:.1%} of rows, {signed(candidate_change, 5)}",
+            )
+        ],
     )
     series = {key: _order(uplift, key, name, color, dashed) for key, name, color, dashed in ORDERS}
     charts = []
     for keys, more in ((("entropy", "dual", "random"), [chosen]), (tuple(series), [])):
-        drawn = [series[key] for key in keys] + more
-        charts.append((drawn, line_chart(drawn, x_label="share of rows escalated", y_label="change of logloss")))
+        shown_series = [series[key] for key in keys] + more
+        charts.append(
+            (shown_series, line_chart(shown_series, x_label="share of rows escalated", y_label="change of logloss"))
+        )
     return charts
 
 

@@ -16,8 +16,8 @@ from thinktwice.evaluate.evaluation import (
 from thinktwice.stats.metrics import UNDEFINED
 from thinktwice.versioned import MeasuredInterval
 
-NOT_DEFINED = "–"  # in a table, with a line below it that says why
-ROWS: tuple[tuple[MetricName, str, int, int], ...] = (  # metric, title, decimals, which way is better
+NOT_DEFINED = "–"  # in a table, explained in a line below it
+ROWS: tuple[tuple[MetricName, str, int, int], ...] = (  # metric, title, decimals, direction of improvement
     ("auc", "AUC", 4, 1),
     ("logloss", "logloss", 4, -1),
     ("gauc", "GAUC", 4, 1),
@@ -28,7 +28,7 @@ ROWS: tuple[tuple[MetricName, str, int, int], ...] = (  # metric, title, decimal
 
 
 def print_results(console: Console, evaluation: Evaluation) -> None:
-    """One row per model, with cold-start slices and cost beside the metrics, and what it means in sentences."""
+    """One row per model with metrics, cold-start slices and cost, and a summary in sentences."""
     cold = [s for s in evaluation.slices if s.name.startswith("cold")]
     heads = [Column("model", right=False), Column("AUC"), Column("logloss")]
     heads += [Column(f"AUC {part.name}\n({part.share:.0%} of rows)") for part in cold]
@@ -75,17 +75,16 @@ def print_metrics(console: Console, content: Evaluation) -> None:
 
 
 def print_extra_work(console: Console, evaluation: TrainingEvaluation) -> None:
-    """One row per way to work more on a row, against one plain pass of the same trunk; coloured where the 95 % interval
-    excludes 0."""
-    found = evaluation.extra_work
+    """One row per kind of extra work, against one plain pass of the same trunk; coloured where the 95 % interval excludes 0."""
+    extra_work = evaluation.extra_work
     heads = [
         Column("", right=False),
         *(Column(name) for name in ("passes", "logloss", "p (Holm)", "AUC")),
         Column("on validation", right=False, wraps=True),
     ]
-    off = found.off
+    off = extra_work.off
     records = [Record(("one plain pass", "1.00", _plain(off.logloss, 5), "", _plain(off.auc, 4), ""))]
-    for c in found.candidates:
+    for c in extra_work.candidates:
         reasons = c.validation.reasons
         cells = (
             c.name,
@@ -96,7 +95,7 @@ def print_extra_work(console: Console, evaluation: TrainingEvaluation) -> None:
             "ships" if c.ships else reasons[0] if reasons else "a gain, but another fits better",
         )
         records.append(Record(cells, "bold" if c.ships else ""))
-    title = f"Does extra work pay? As measured when the model was made, on {found.rows:,} test rows"
+    title = f"Does extra work pay? As measured when the model was made, on {extra_work.rows:,} test rows"
     print_table(console, heads, records, title=title)
 
 
@@ -124,6 +123,6 @@ def _plain(value: float | None, decimals: int) -> str:
     return NOT_DEFINED if value is None else f"{value:.{decimals}f}"
 
 
-def _slice_cell(found: SliceColumn) -> str:
-    value = found.auc.value
+def _slice_cell(column: SliceColumn) -> str:
+    value = column.auc.value
     return UNDEFINED if value is None else f"{value:.4f}"

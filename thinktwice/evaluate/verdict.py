@@ -1,4 +1,4 @@
-"""The finding in words a product owner understands."""
+"""The result of an evaluation in plain words."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from thinktwice.evaluate.evaluation import Measures, MetricName
 from thinktwice.stats.metrics import UNDEFINED
 from thinktwice.testtime.report import TestTimeReport
 
-JUDGED: tuple[tuple[MetricName, str, int], ...] = (("auc", "AUC", 1), ("logloss", "logloss", -1))  # which way is better
+JUDGED: tuple[tuple[MetricName, str, int], ...] = (
+    ("auc", "AUC", 1),
+    ("logloss", "logloss", -1),
+)  # direction of improvement
 
 
 def verdict_lines(measures: Measures, report: TestTimeReport, shipped: str) -> list[str]:
-    """What ships (the key of a column), what pre-training brought, what test-time work brought; each one sentence."""
+    """One sentence each: what ships (``shipped``, the key of a column), the effect of pre-training, the effect of test-time
+    work."""
     labels = {c.key: c.label for c in measures.columns}
     auc = measures.column(shipped).metrics.auc
     quality = (
@@ -28,12 +32,16 @@ def verdict_lines(measures: Measures, report: TestTimeReport, shipped: str) -> l
 
 
 def compared(measures: Measures, column: str, against: str, subject: str) -> str:
-    """How one column differs from another in AUC and logloss, as a sentence that starts with ``subject``."""
+    """The difference of two columns in AUC and logloss, as a sentence that starts with ``subject``."""
     words = []
     for metric, name, better in JUDGED:
-        found = measures.difference(column, against, metric)
-        if found is None or found.value is None:
+        difference = measures.difference(column, against, metric)
+        if difference is None or difference.value is None:
             continue
-        judged = ("better" if found.value * better > 0 else "worse") if found.significant else "no more than chance"
-        words.append(f"{name} by {found.value:+.4f} ({judged})")
+        judged = (
+            ("better" if difference.value * better > 0 else "worse")
+            if difference.significant
+            else "no more than chance"
+        )
+        words.append(f"{name} by {difference.value:+.4f} ({judged})")
     return f"{subject} changed {' and '.join(words)}." if words else f"{subject} could not be compared."

@@ -1,6 +1,6 @@
-"""Models behind one contract: :class:`~thinktwice.models.backbone.Backbone`.
+"""Models with one interface: :class:`~thinktwice.models.backbone.Backbone`.
 
-Names are imported when they are first used, so that the options of a model can be named without loading torch.
+Names are imported on first use, so that the options of a model can be read without loading torch.
 """
 
 from __future__ import annotations
@@ -57,6 +57,6 @@ def __getattr__(name: str) -> object:
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "BACKBONES":
-        import_module("thinktwice.models.registry")  # which puts the built-in ones in
+        import_module("thinktwice.models.registry")  # registers the built-in backbones
     value = globals()[name] = getattr(import_module(_WHERE[name]), name)
     return value

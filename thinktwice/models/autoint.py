@@ -1,4 +1,4 @@
-"""AutoInt+: self-attention over the fields beside an MLP, joined by the output layer."""
+"""AutoInt+: self-attention over the fields in parallel with an MLP, joined by the output layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class AutoInt(Backbone):
 
     AutoInt+ of Song et al., "AutoInt: Automatic Feature Interaction Learning via Self-Attentive Neural Networks", CIKM
     2019 (arXiv 1810.11921). We differ in two things: inner products are divided by the root of the width of a head, and
-    the logit also holds first-order weights, as that of the other models does.
+    the logit also includes first-order weights, as in the other models.
     """
 
     config_class = AutoIntConfig
@@ -47,7 +47,7 @@ class AutoInt(Backbone):
 
 
 class Attention(nn.Module):
-    """Every field becomes, per head, ReLU(a mean of all fields by similarity + a projection of itself).
+    """Self-attention: per head, a field becomes ReLU(similarity-weighted mean of all fields + a projection of itself).
 
     The products are written out: the fused kernel of torch is no faster on a CPU at 20 fields of 16 numbers, and its
     work is not counted by :func:`thinktwice.models.cost.flops`.

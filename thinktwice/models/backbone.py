@@ -1,4 +1,4 @@
-"""The contract of all models: rows become field vectors once, then any number of masked views of them is scored.
+"""The interface of all models: rows are embedded to field vectors once, then any number of masked views is scored.
 
 Shapes: B rows, P paths (masked views) of a row, N fields in model order, D = dim + 1 numbers per field: an embedding of
 ``dim`` and, last, the first-order weight of the value. H is the width of the hidden state that pre-training reads.
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 BACKBONES: dict[str, type[Backbone]] = {}
-EMBEDDING = "embedding."  # prefix of its names among the parameters of a model
+EMBEDDING = "embedding."  # prefix of the embedding's parameter names
 
 
 def register_backbone(name: str, kind: type[Backbone]) -> None:
-    """Make a backbone of your own available under a name, to recipes and to the loading of bundles in this process.
+    """Register a backbone under a name, for recipes and for loading bundles in this process.
 
-    A bundle holds weights and the name, never code. A server finds the class where the package that has it is installed and
-    declares it under the entry point group ``thinktwice.backbones``.
+    A bundle contains weights and the name, never code. A server needs the package that defines the class installed, with an
+    entry point in the group ``thinktwice.backbones``.
 
     Raises:
         ValueError: another class has that name.
@@ -58,8 +58,8 @@ def backbone_class(name: str) -> type[Backbone]:
 class Backbone(nn.Module, ABC):
     """Base of all models: an embedding, and a trunk and a head over field vectors.
 
-    A subclass gives ``hidden_width``, :meth:`trunk` and :meth:`head`. They read field vectors only, so that trunks can
-    share one embedding. One with options of its own declares them in a subclass of :class:`BackboneConfig`.
+    A subclass defines ``hidden_width``, :meth:`trunk` and :meth:`head`. They read field vectors only, so that trunks can share
+    one embedding. It declares its own options in a subclass of :class:`BackboneConfig`.
     """
 
     config_class: ClassVar[type[BackboneConfig]] = BackboneConfig
@@ -85,8 +85,8 @@ class Backbone(nn.Module, ABC):
     def score(self, x: Tensor, mask: Tensor | None = None, fill: Tensor | None = None) -> Tensor:
         """Logits [B, P] of the views of x [B, N, D] that ``mask`` [B, P, N] keeps.
 
-        A mask entry of 1 keeps the field, 0 puts ``fill`` ([N, D] or [B, N, D], default :meth:`fill`) in its place, a
-        fraction mixes both. Without a mask P is 1 and nothing is replaced.
+        A mask entry of 1 keeps the field, 0 replaces it by ``fill`` ([N, D] or [B, N, D], default :meth:`fill`), a fraction
+        mixes both. Without a mask P is 1 and nothing is replaced.
         """
         if mask is None:
             return self.head(self.trunk(x))[:, None]
@@ -98,8 +98,8 @@ class Backbone(nn.Module, ABC):
     def score_paths(self, x: Tensor, mask: Tensor, fill: Tensor, fields: Tensor) -> Tensor:
         """Logits [U, P] of views of x [U, N, D] in which only ``fields`` [n] int64, distinct, may be replaced.
 
-        The same as :meth:`score` to rounding, with less work. ``mask`` [U, P, n] speaks of ``fields`` alone and in
-        their order, all others are kept; ``fill`` is [N, D] or [U, N, D].
+        Equals :meth:`score` up to rounding, with less work. ``mask`` [U, P, n] covers ``fields`` only, in their order; all
+        other fields are kept. ``fill`` is [N, D] or [U, N, D].
         """
         hidden = self.trunk_paths(Views.of(x, mask, fill, fields))
         return self.head(hidden.flatten(0, 1)).view(mask.shape[0], mask.shape[1])
@@ -121,7 +121,7 @@ class Backbone(nn.Module, ABC):
         """Logits [B] from the hidden state [B, H]."""
 
     def trunk_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and parameters of all but the embedding."""
+        """Names and parameters of everything except the embedding."""
         return ((name, value) for name, value in self.named_parameters() if not name.startswith(EMBEDDING))
 
 

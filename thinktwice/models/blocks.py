@@ -1,5 +1,5 @@
-"""Forward calls of fixed shapes: matrix kernels then see the same sizes whatever the request is, and give a row the same
-bits alone or among others."""
+"""Forward calls of fixed shapes: matrix kernels see the same sizes for every request, and give a row the same bits alone or in
+a batch."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SIZES = (
     192,
     256,
     512,
-)  # rows of a call where all of them have proved to give the same bits
+)  # rows of a call, for backends verified to give the same bits at all these sizes
 
 
 def blocks_of(total: int, sizes: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """First row and size of every block of ``total`` rows: the smallest of ``sizes``, ascending, that holds the rest, else
-    the largest."""
+    """First row and size of every block of ``total`` rows: the smallest of ``sizes``, ascending, that fits the remaining rows,
+    else the largest."""
     start = 0
     while start < total:
         size = next((s for s in sizes if s >= total - start), sizes[-1])
@@ -40,7 +40,7 @@ def blocks_of(total: int, sizes: tuple[int, ...]) -> Iterator[tuple[int, int]]:
 
 
 def padded(value: torch.Tensor, rows: int) -> torch.Tensor:
-    """``value`` with rows added up to ``rows``: more of the same where it is one row, else zeros."""
+    """``value`` padded to ``rows`` rows: with copies if it is a single row, else with zeros."""
     missing = rows - value.shape[0]
     if missing == 0:
         return value
@@ -50,7 +50,7 @@ def padded(value: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def padded_batch(batch: Batch, rows: int) -> Batch:
-    """A batch with rows that nobody asked for added up to ``rows``."""
+    """A batch padded to ``rows`` rows."""
     return Batch(
         padded(batch.ids, rows),
         {k: padded(v, rows) for k, v in batch.sequences.items()},
@@ -84,7 +84,8 @@ def in_blocks(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Small blocks gain nothing from several threads, and the number of threads may change the order of sums."""
+    """Limit torch to one thread: small blocks gain nothing from more, and the number of threads may change the order of
+    sums."""
     before = torch.get_num_threads()
     if before == 1:
         yield

@@ -1,4 +1,4 @@
-"""Architecture and sizes of a model: what all backbones share, and a class for the options of each one.
+"""Architecture and sizes of a model: the options that all backbones share, and one class per backbone for its own.
 
 Importing this loads no torch: recipes and the command line name backbones without building one.
 """

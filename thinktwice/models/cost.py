@@ -1,4 +1,4 @@
-"""What a forward pass costs, counted rather than timed."""
+"""The cost of a forward pass, counted rather than timed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DCNv2, parallel form: full-matrix cross layers beside an MLP, joined by the output layer."""
+"""DCNv2, parallel form: full-matrix cross layers in parallel with an MLP, joined by the output layer."""
 
 from __future__ import annotations
 

@@ -31,11 +31,11 @@ class DeepFM(Backbone):
         return _joined(views.mlp(self.mlp), views.total(), views.squares())
 
     def head(self, hidden: Tensor) -> Tensor:
-        deep, rest = hidden[:, : self.deep_width], hidden[:, self.deep_width :]
-        return self.out(deep)[:, 0] + rest.sum(dim=1) + self.bias
+        deep, linear = hidden[:, : self.deep_width], hidden[:, self.deep_width :]
+        return self.out(deep)[:, 0] + linear.sum(dim=1) + self.bias
 
 
 def _joined(deep: Tensor, total: Tensor, squares: Tensor) -> Tensor:
     """Hidden state from the MLP and the sums of field vectors and of their squares [..., D]."""
     pairs = 0.5 * (total * total - squares)[..., :-1]
-    return torch.cat([deep, pairs, total[..., -1:].contiguous()], dim=-1)  # cat is slow as soon as one part is strided
+    return torch.cat([deep, pairs, total[..., -1:].contiguous()], dim=-1)  # cat is slow if any part is strided

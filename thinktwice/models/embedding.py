@@ -1,4 +1,4 @@
-"""Field embedding: rows become one vector per field, and that is all that a trunk reads of them.
+"""Field embedding: one vector per field of a row, the only input of a trunk.
 
 Shapes: B rows, N fields, C of them columns (categorical and numeric), D = dim + 1 numbers per field: an embedding of ``dim`` and,
 last, the first-order weight of the value.
@@ -20,7 +20,7 @@ from thinktwice.models.sequences import MeanPooling
 class FieldEmbedding(nn.Module):
     """Field vectors of rows, from three parts in the order of the fields: columns, sequences, vectors.
 
-    Models that share an embedding share the object: ``other.embedding = model.embedding``.
+    Models that share an embedding share the object: ``member.embedding = model.embedding``.
 
     Attributes:
         table: joint table [rows, D] of the values of all columns; the first row of a column is the learned vector of an
@@ -54,8 +54,8 @@ class FieldEmbedding(nn.Module):
 
         Args:
             batch: encoded rows.
-            table: table [rows, D] to look the columns up in, such as :meth:`gated`, instead of the learned one. Sequences
-                read the learned one in any case.
+            table: table [rows, D] for the columns, such as :meth:`gated`, instead of the learned one. Sequences always read the
+            learned one.
         """
         joint = batch.ids + self.offsets
         columns = self.rows(joint) if table is None else F.embedding(joint, table)
@@ -89,8 +89,8 @@ class FieldEmbedding(nn.Module):
     def gated(self, keep: Tensor) -> Tensor:
         """The table [rows, D] with each row moved towards the fill of its column, the column's first row.
 
-        ``keep`` [rows]: 1 leaves a row as it is, 0 makes it the fill, a fraction mixes both. Looking values up here is
-        the same as masking them one by one, and costs nothing per request.
+        ``keep`` [rows]: 1 leaves a row as it is, 0 makes it the fill, a fraction mixes both. A lookup in this table equals
+        masking the values one by one, and costs nothing per request.
         """
         sizes = torch.tensor(self.fields.num_values, dtype=torch.int64, device=self.offsets.device)
         fill = self.table[self.offsets.repeat_interleave(sizes)]

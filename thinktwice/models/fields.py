@@ -1,4 +1,4 @@
-"""The input positions of a model: what the backbone must know about the schema and the encoder, and nothing more."""
+"""The input fields of a model: what a backbone needs to know of the schema and the encoder."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Kind = Literal["categorical", "numeric", "sequence", "vector"]
 class FieldSpace(BaseModel):
     """N fields in model order: categorical and numeric ones (columns of ``ids``), then sequences, then vectors.
 
-    ``num_values`` has one entry per column, the unknown index 0 included. ``sequence_of`` names, per sequence, the
-    column whose values it holds and whose table rows it shares. ``entities`` says of what each field is a property: the
-    fields of an entity are unknown together when the entity is new.
+    ``num_values`` has one entry per column, the unknown index 0 included. ``sequence_of`` names, per sequence, the column whose
+    values it contains and whose table rows it shares. ``entities`` names the entity that each field describes: the fields of a
+    new entity are all unknown.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,10 +40,10 @@ class FieldSpace(BaseModel):
         if ranks != sorted(ranks):
             raise ValueError("columns come first, then sequences, then vectors")
         sizes = (ranks.count(0), ranks.count(1), ranks.count(1), ranks.count(2))
-        given = (len(self.num_values), len(self.sequence_of), len(self.sequence_lengths), len(self.vector_dims))
+        counts = (len(self.num_values), len(self.sequence_of), len(self.sequence_lengths), len(self.vector_dims))
         lengths = {len(self.names), len(self.kinds), len(self.entities), len(self.protected)}
-        if sizes != given or len(lengths) > 1:
-            raise ValueError(f"field kinds ask for {sizes} value counts, sequences, lengths and dims, got {given}")
+        if sizes != counts or len(lengths) > 1:
+            raise ValueError(f"field kinds ask for {sizes} value counts, sequences, lengths and dims, got {counts}")
         if unknown := sorted(set(self.sequence_of) - set(self.columns)):
             raise ValueError(f"a sequence contains values of {unknown[0]!r}, which is not a column")
         return self

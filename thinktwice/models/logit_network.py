@@ -1,4 +1,4 @@
-"""A small network that changes logits, and gives a row the same bits whatever stands beside it."""
+"""A small network that changes logits and gives a row the same bits in any batch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from thinktwice.models.blocks import BASE_ROWS, ESCALATED_ROWS, FIXED, in_blocks
 Floats = npt.NDArray[np.float32]
 HIDDEN = (64, 32)
 NAMES = tuple(f"{kind}{layer}" for layer in range(len(HIDDEN) + 1) for kind in ("weight", "bias"))
-MAX_LOGIT = 8.0  # a first logit beyond it enters the network as this
+MAX_LOGIT = 8.0  # logits are clipped to this magnitude before they enter the network
 LOGIT_SCALE = 0.5
 BLOCK_SIZES = ((ESCALATED_ROWS, BASE_ROWS), FIXED)  # shapes of a call, the cheaper choice first
-PROBED_BLOCKS = 4  # of random rows, by which the kernels of this machine are checked
+PROBED_BLOCKS = 4  # blocks of random rows that check the kernels of this machine
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +47,9 @@ class Network:
 
     @cached_property
     def _forward(self) -> Callable[[Tensor], Tensor]:
-        """Matrix products in blocks of as few shapes as it takes for a row to have the same bits in all of them on this machine;
-        if even one shape gives other bits at other places, products in a fixed order, which are thirty times slower."""
+        """Matrix products in blocks of the first set of shapes that gives a row the same bits in every block on this machine.
+        If even a single shape gives different bits at different positions: sums in a fixed order, which are thirty times
+        slower."""
         for sizes in BLOCK_SIZES:
             forward = partial(self._in_blocks, sizes=sizes)
             if self.same_bits(forward):
@@ -56,9 +57,10 @@ class Network:
         return self._in_order
 
     def same_bits(self, forward: Callable[[Tensor], Tensor]) -> bool:
-        """Whether ``forward`` gives random rows the same bits at other places, in smaller calls and alone.
+        """Whether ``forward`` gives random rows the same bits at other positions, in smaller calls and alone.
 
-        The order in which a kernel adds depends on shapes and places and not on the numbers, so what holds for them holds for all.
+        A kernel's order of summation depends on shapes and positions and not on the numbers, so random rows are a sufficient
+        test.
         """
         rows = torch.randn(PROBED_BLOCKS * BASE_ROWS, self.width, generator=torch.Generator().manual_seed(0))
         expected = forward(rows)
@@ -94,5 +96,5 @@ class Network:
 
 
 def logit_input(logit: npt.NDArray[np.float64]) -> Floats:
-    """Logits [n] as the first input [n, 1] of a network."""
+    """Logits [n], clipped, as the first input [n, 1] of a network."""
     return (LOGIT_SCALE * np.clip(logit, -MAX_LOGIT, MAX_LOGIT)).astype(np.float32)[:, None]

@@ -17,10 +17,10 @@ register_backbone("autoint", AutoInt)
 
 
 def build_backbone(config: BackboneConfig, fields: FieldSpace, *, seed: int = 0) -> Backbone:
-    """A freshly initialised model; the same seed gives the same weights and leaves the global generator as it was.
+    """A newly initialised model; the same seed gives the same weights. The global random generator is left unchanged.
 
     Raises:
-        ValueError: the class of the backbone uses a name of the embedding for a part of its own.
+        ValueError: the backbone uses a name of the embedding for one of its own parameters.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -30,15 +30,15 @@ def build_backbone(config: BackboneConfig, fields: FieldSpace, *, seed: int = 0)
 
 
 def stored_name(name: str) -> str:
-    """What a tensor of a model is called on disk: those of the embedding without its prefix, such as ``table``."""
+    """The name of a model's tensor on disk: tensors of the embedding lose its prefix, as in ``table``."""
     return name.removeprefix(EMBEDDING)
 
 
 def _check_names(model: Backbone) -> None:
     names = list(model.state_dict())
     used = {name for name in names if not name.startswith(EMBEDDING)}
-    if taken := sorted(used & {stored_name(name) for name in names if name.startswith(EMBEDDING)}):
+    if clashes := sorted(used & {stored_name(name) for name in names if name.startswith(EMBEDDING)}):
         raise ValueError(
-            f"the backbone {model.config.name!r} has a part of its own named {taken[0]!r}, which files keep for the embedding: "
+            f"the backbone {model.config.name!r} has a part of its own named {clashes[0]!r}, which files keep for the embedding: "
             "choose another name"
         )

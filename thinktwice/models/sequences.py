@@ -1,6 +1,6 @@
 """Sequence encoders: a user's last items, or any other list of values, as one vector.
 
-Shapes: B rows, L values of a sequence at most, C columns, D = dim + 1 numbers per field.
+Shapes: B rows, at most L values per sequence, C columns, D = dim + 1 numbers per field.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from thinktwice.models.fields import FieldSpace
 
 
 class SequenceEncoder(nn.Module, ABC):
-    """Encodes one sequence. A subclass adds what it learns as its own parameters and gives :meth:`forward`.
+    """Encodes one sequence. A subclass adds its parameters and defines :meth:`forward`.
 
     Args:
         fields: of the model.
         name: the sequence.
 
     Attributes:
-        first_row: first row in the joint table of the column whose values the sequence holds; it stands for padding.
+        first_row: first row, in the joint table, of the column whose values the sequence contains; it represents padding.
         num_values: rows of that column.
     """
 
@@ -34,11 +34,11 @@ class SequenceEncoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch, columns: Tensor, table: Tensor, *, sparse: bool) -> Tensor:
-        """Vectors [B, D]. What it gives for a row whose sequence is empty is not used.
+        """Vectors [B, D]. Those of rows with an empty sequence are not used.
 
         Args:
-            batch: encoded rows; ``batch.sequences[self.name]`` [B, L] holds values of the column, 0 for padding.
-            columns: vectors [B, C, D] of the columns of each row, what a target attention compares the values with.
+            batch: encoded rows; ``batch.sequences[self.name]`` [B, L] contains values of the column, 0 for padding.
+            columns: vectors [B, C, D] of the columns of each row, for target attention.
             table: joint embedding table [rows, D].
             sparse: whether gradients of the table are to be sparse.
         """

@@ -1,4 +1,4 @@
-"""A model on disk: ``model.json`` (what to build, how to calibrate, where it comes from) and ``weights.safetensors``."""
+"""A model on disk: ``model.json`` (architecture, calibration, origin) and ``weights.safetensors``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _OPTIONS_OF_FORMAT_1 = {"cross_layers", "attention_layers", "attention_heads", "
 
 
 class ModelInfo(BaseModel):
-    """What a model file says about itself besides its architecture."""
+    """Content of a model file in addition to its architecture."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,7 +39,7 @@ class ModelInfo(BaseModel):
 
 
 def write_model(folder: Path | str, model: Backbone, info: ModelInfo, *, with_table: bool = True) -> None:
-    """Write the two model files into an existing folder; without the table for a model that shares another one's."""
+    """Write the two model files into an existing folder; without the table if the model shares another model's."""
     folder = Path(folder)
     tensors = {name: value.detach().cpu().contiguous() for name, value in _by_stored_name(model).items()}
     if not with_table:
@@ -51,7 +51,7 @@ def write_model(folder: Path | str, model: Backbone, info: ModelInfo, *, with_ta
 
 
 def save_model(folder: Path | str, model: Backbone, info: ModelInfo) -> None:
-    """Write a model folder as a whole; an older one of that name is replaced."""
+    """Write a model folder atomically; an existing folder of that name is replaced."""
     with atomic_dir(folder) as temporary:
         write_model(temporary, model, info)
 
@@ -82,11 +82,13 @@ def _read_model_file(path: Path) -> _ModelFile:
 
 
 def _from_format_1(value: dict[str, Any]) -> dict[str, Any]:
-    """Format 1 had no number, and wrote the options of every backbone whatever the backbone was."""
+    """Format 1 had no format number, and contained the options of all backbones whichever was used."""
     backbone = value.get("backbone")
     if isinstance(backbone, dict) and isinstance(name := backbone.get("name", "deepfm"), str):
-        own = config_class(name).model_fields
-        backbone = {key: option for key, option in backbone.items() if key in own or key not in _OPTIONS_OF_FORMAT_1}
+        options = config_class(name).model_fields
+        backbone = {
+            key: option for key, option in backbone.items() if key in options or key not in _OPTIONS_OF_FORMAT_1
+        }
         value = value | {"backbone": backbone}
     return value | {"format": FORMAT}
 
@@ -94,14 +96,14 @@ def _from_format_1(value: dict[str, Any]) -> dict[str, Any]:
 def load_model(
     folder: Path | str, *, table: Parameter | None = None, fields: FieldSpace | None = None
 ) -> tuple[Backbone, ModelInfo]:
-    """Build and fill the model of a folder; it comes back in evaluation mode.
+    """Build the model of a folder and load its weights; it is returned in evaluation mode.
 
     Args:
-        table: what a model that was written without its table shares, the very object.
-        fields: what the model must read; any fields where None.
+        table: the table that a model written without one shares (the object, not a copy).
+        fields: the fields that the model must read; None for any.
 
     Raises:
-        BundleError: a file is missing, damaged, the weights do not fit the description or are not numbers a model can have.
+        BundleError: a file is missing or damaged, or the weights do not fit the description or are not plausible numbers.
     """
     folder = Path(folder)
     described = _read_model_file(folder / MODEL_FILE)
@@ -109,7 +111,7 @@ def load_model(
         raise BundleError(f"{folder / MODEL_FILE} describes other fields than the encoder: train and package again")
     info = ModelInfo(stage=described.stage, calibration=described.calibration, provenance=described.provenance)
     try:
-        with torch.device("meta"):  # shapes alone: a wrong description must not fill the memory
+        with torch.device("meta"):  # shapes only: a wrong description must not fill the memory
             expected = _by_stored_name(build_backbone(described.backbone, described.fields))
         tensors = read_tensors(folder / WEIGHTS_FILE, expected, optional=() if table is None else ("table",))
         model = build_backbone(described.backbone, described.fields)
@@ -125,16 +127,16 @@ def load_model(
 
 
 def read_tensors(path: Path, expected: Mapping[str, Tensor], optional: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """Read a safetensors file that must hold tensors of the names, shapes and types of ``expected`` and of finite values.
+    """Read a safetensors file that must contain finite tensors with the names, shapes and types of ``expected``.
 
     Raises:
-        BundleError: it is missing, damaged, or holds something else; the message names the tensor.
+        BundleError: it is missing, damaged, or contains other tensors; the message names the tensor.
     """
 
-    def refuse(what: str) -> BundleError:
-        return BundleError(f"{path} {what}: get it again, or train it again")
+    def refuse(problem: str) -> BundleError:
+        return BundleError(f"{path} {problem}: get it again, or train it again")
 
-    found = {}
+    tensors = {}
     try:
         with safe_open(str(path), "pt") as file:
             names = set(file.keys())
@@ -143,19 +145,19 @@ def read_tensors(path: Path, expected: Mapping[str, Tensor], optional: tuple[str
                     f"{'lacks' if different[0] in expected else 'contains the unknown tensor'} {different[0]!r}"
                 )
             for name in sorted(names):
-                shape, wanted = tuple(file.get_slice(name).get_shape()), expected[name]
-                if shape != tuple(wanted.shape):
-                    raise refuse(f"contains {name!r} with the shape {shape} instead of {tuple(wanted.shape)}")
+                shape, like = tuple(file.get_slice(name).get_shape()), expected[name]
+                if shape != tuple(like.shape):
+                    raise refuse(f"contains {name!r} with the shape {shape} instead of {tuple(like.shape)}")
                 value = file.get_tensor(name)
-                if value.dtype != wanted.dtype:
-                    raise refuse(f"contains {name!r} as {value.dtype} instead of {wanted.dtype}")
-                found[name] = value
+                if value.dtype != like.dtype:
+                    raise refuse(f"contains {name!r} as {value.dtype} instead of {like.dtype}")
+                tensors[name] = value
     except (OSError, SafetensorError, ValueError, TypeError, RuntimeError) as error:
         raise refuse(f"cannot be read ({reason(error)})") from error
-    for name, value in found.items():
+    for name, value in tensors.items():
         if not plausible(value):
             raise refuse(f"contains numbers in {name!r} that are not finite, or above {MAX_MAGNITUDE:,.0f}")
-    return found
+    return tensors
 
 
 def plausible(value: Tensor) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def additive_update(base: Tensor, delta: Tensor, dropped: Tensor) -> Tensor:
-    """What a sum over fields becomes in every view, [U, P, W].
+    """A sum over fields, updated for every view [U, P, W].
 
     Args:
         base: the sum for the whole row [U, W].
@@ -26,7 +26,7 @@ def additive_update(base: Tensor, delta: Tensor, dropped: Tensor) -> Tensor:
 class Views:
     """P views of each of U rows.
 
-    x [U, N, D] whole rows; fields [n] int64 distinct places of the replaceable fields; own [U, n, D] their vectors in
+    x [U, N, D] whole rows; fields [n] int64 distinct positions of the replaceable fields; own [U, n, D] their vectors in
     the row; change [U, n, D] what replacing them adds; dropped [U, P, n] 1 where a view replaces a field, 0 where it
     keeps it, a fraction where it mixes both.
     """
@@ -69,7 +69,7 @@ class Views:
     def linear(self, layer: nn.Module) -> Tensor:
         """``layer``, an ``nn.Linear``, of the flat embeddings of every view [U, P, H].
 
-        The layer sees every row once and every replaceable field once more, and no view.
+        The layer is applied once to every row and once to every replaceable field, never to a view.
         """
         assert isinstance(layer, nn.Linear)
         embedding = self.x[..., :-1]

@@ -1,1 +1,1 @@
-"""What a predictor has served, against what it should have been (skew) and what it was trained on (drift)."""
+"""Monitoring of served rows: against the feature store (skew) and against the training data (drift)."""

@@ -64,5 +64,5 @@ def drift(
 
 
 def in_utc(moment: datetime | None) -> datetime | None:
-    """A time of the command line, which has no zone."""
+    """A time from the command line, which has no zone, as UTC."""
     return None if moment is None else moment.replace(tzinfo=timezone.utc)

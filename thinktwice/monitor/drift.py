@@ -1,11 +1,10 @@
-"""Live traffic against what the model was trained on and validated on: which fields have moved, and what that does to its scores.
+"""Drift: live traffic compared with the model's training and validation rows, by field and score.
 
-A field has drifted when live rows lie far from the rows of training *and* from those of validation. Statistics of users and items grow
-over a log, so validation itself lies apart from training; what looks like validation still has the quality that was
-measured there. Far is an index above a threshold and above what chance gives (:mod:`thinktwice.stats.distances`).
-
-Not judged: the values of ids, for new users and items come by nature (how often training saw them is), and fields derived
-from the time, for a log of an afternoon has afternoon hours only.
+A field has drifted if live rows are far from the rows of training *and* from those of validation. Statistics of users and items
+grow over a log, so validation itself differs from training; traffic like validation still has the quality measured there. Far
+means an index above a threshold and above the index that chance gives (:mod:`thinktwice.stats.distances`). Not judged: values
+of ids, since new users and items are normal (their training counts are judged), and fields derived from the time, since a log
+of an afternoon has only afternoon hours.
 """
 
 from __future__ import annotations
@@ -46,23 +45,23 @@ from thinktwice.stats.distances import Distance, distance
 from thinktwice.testtime.support import missing_support
 from thinktwice.validate.drift import hashed
 
-PSI_DRIFTED, PSI_ALERT = 0.1, 0.25  # PSI; the usual limits: above 0.1 a shift, above 0.25 a large one
-MIN_CLUSTERS = 30  # users (else requests); with fewer nothing is judged, for there is no telling what chance does
+PSI_DRIFTED, PSI_ALERT = 0.1, 0.25  # PSI, conventional limits: above 0.1 a shift, above 0.25 a large shift
+MIN_CLUSTERS = 30  # users (else requests); with fewer, chance cannot be estimated and nothing is judged
 
 What = Literal["values", "support", "score"]
 
 
 @dataclass(frozen=True)
 class Shift:
-    """How far one distribution has moved.
+    """The shift of one distribution.
 
     Attributes:
-        what: ``values`` of a field, its ``support`` (rows by how often training saw their value), or a ``score``.
-        from_train: distance from the rows of training; None for support and scores, which training cannot know of itself.
+        what: ``values`` of a field, its ``support`` (rows by training count of their value), or a ``score``.
+        from_train: distance from the rows of training; None for support and scores, which are not comparable on training rows.
         from_valid: distance from the rows of validation.
-        unjudged: why it is not judged; empty where it is.
+        unjudged: why it is not judged; empty if it is.
         labels, train, valid, live: bins, and the shares of rows in them.
-        facts: (name, before, now) of numbers worth seeing beside.
+        facts: (name, before, now) of related numbers.
     """
 
     name: str
@@ -80,13 +79,13 @@ class Shift:
     @property
     def nearer(self) -> Distance:
         """The smaller of the two distances."""
-        found = [d for d in (self.from_train, self.from_valid) if d is not None]
-        return min(found, key=lambda d: d.psi)
+        distances = [d for d in (self.from_train, self.from_valid) if d is not None]
+        return min(distances, key=lambda d: d.psi)
 
     def drifted(self, threshold: float = PSI_DRIFTED) -> bool:
-        """Far from training and from validation, and farther than chance explains."""
-        found = [d for d in (self.from_train, self.from_valid) if d is not None]
-        return not self.unjudged and all(d.psi > max(threshold, d.noise) for d in found)
+        """Whether it is far from training and from validation, and farther than chance explains."""
+        distances = [d for d in (self.from_train, self.from_valid) if d is not None]
+        return not self.unjudged and all(d.psi > max(threshold, d.noise) for d in distances)
 
     @property
     def title(self) -> str:
@@ -95,7 +94,7 @@ class Shift:
 
 @dataclass(frozen=True)
 class DriftReport:
-    """All that was compared, the farthest first within fields, support and scores."""
+    """All comparisons, sorted by distance, descending, within fields, support and scores."""
 
     model_version: str
     bundle_hash: str
@@ -107,7 +106,7 @@ class DriftReport:
     window: tuple[str, str]
     threshold: float
     moved: tuple[Shift, ...]
-    feedback: FeedbackAssumption | None = None  # of the event log, where one was given
+    feedback: FeedbackAssumption | None = None  # of the event log, if one was set
 
     @property
     def drifted(self) -> list[Shift]:
@@ -115,11 +114,11 @@ class DriftReport:
 
     def as_json(self) -> dict[str, Any]:
         """The report with its verdict."""
-        found = asdict(self) | {"others": dict(self.others), "format": 1}
+        values = asdict(self) | {"others": dict(self.others), "format": 1}
         if self.feedback is not None:
-            found["feedback"]["broken_share"] = self.feedback.broken_share
-        found["moved"] = [asdict(m) | {"drifted": m.drifted(self.threshold)} for m in self.moved]
-        return found | {"drifted": [m.title for m in self.drifted]}
+            values["feedback"]["broken_share"] = self.feedback.broken_share
+        values["moved"] = [asdict(m) | {"drifted": m.drifted(self.threshold)} for m in self.moved]
+        return values | {"drifted": [m.title for m in self.drifted]}
 
 
 def drift_of_log(
@@ -133,7 +132,7 @@ def drift_of_log(
     """Compare the rows that a bundle served with its profile.
 
     Raises:
-        DataError: there is no log, or the bundle served none of it.
+        DataError: there is no log, or it contains no row that the bundle served.
         BundleError: the bundle is damaged, or has no profile.
     """
     bundle = load_bundle(bundle_dir)
@@ -152,7 +151,7 @@ def measure_drift(
     requests = _numbered(frame[REQUEST])
     groups = clusters_of(rows.user, requests)
     clusters = len(np.unique(groups))
-    few = f"only {clusters} users or requests" if clusters < MIN_CLUSTERS else ""
+    too_few = f"only {clusters} users or requests" if clusters < MIN_CLUSTERS else ""
     edges = {f.name: np.asarray(f.norm_edges) for f in profile.fields}
     bins = row_bins(encoder, rows, missing_values(encoder, frame), edges)
     support = support_bins(bundle.engine, encoder, rows)
@@ -170,19 +169,21 @@ def measure_drift(
         live = bins[f.name]
         facts = _facts(field.kind, f.train, f.valid, live)
         fields.append(
-            _moved(f.name, "values", field.kind, names, (f.train, f.valid), live, groups, unjudged or few, facts)
+            _moved(f.name, "values", field.kind, names, (f.train, f.valid), live, groups, unjudged or too_few, facts)
         )
         if f.support is not None and f.name in support:
-            seen = support[f.name]
+            counts = support[f.name]
             share = (
                 "never trained",
                 f.support.counts[0] / profile.valid_rows,
-                float((seen == 0).mean()),
+                float((counts == 0).mean()),
             )
             supports.append(
-                _moved(f.name, "support", field.kind, count_labels(), (None, f.support), seen, groups, few, (share,))
+                _moved(
+                    f.name, "support", field.kind, count_labels(), (None, f.support), counts, groups, too_few, (share,)
+                )
             )
-    scores = [_score(s, _score_values(s.name, frame, rows, bundle), groups, few) for s in profile.scores]
+    scores = [_score(s, _score_values(s.name, frame, rows, bundle), groups, too_few) for s in profile.scores]
     order = [sorted(part, key=lambda m: -m.nearer.psi) for part in (fields, supports, scores)]
     return DriftReport(
         model_version=bundle.manifest.model_version,
@@ -229,14 +230,14 @@ def _facts(
     kind: str, train: SampleProfile, valid: SampleProfile, live: np.ndarray
 ) -> tuple[tuple[str, float, float], ...]:
     """Shares of missing values (before: the larger of training and validation) and of unknown ones (before: on validation)."""
-    place = {"categorical": MISSING, "numeric": 0, "vector": 0, "sequence": 0}[kind]
+    position = {"categorical": MISSING, "numeric": 0, "vector": 0, "sequence": 0}[kind]
     rows = max(sum(train.counts), 1), max(sum(valid.counts), 1)
-    before = max(train.counts[place] / rows[0], valid.counts[place] / rows[1])
+    before = max(train.counts[position] / rows[0], valid.counts[position] / rows[1])
     word = "empty" if kind == "sequence" else "missing"
-    found = ((word, before, float((live == place).mean())),)
+    missing = ((word, before, float((live == position).mean())),)
     if kind != "categorical":
-        return found
-    return (*found, ("unknown", valid.counts[UNKNOWN] / rows[1], float((live == UNKNOWN).mean())))
+        return missing
+    return (*missing, ("unknown", valid.counts[UNKNOWN] / rows[1], float((live == UNKNOWN).mean())))
 
 
 def _score_values(name: str, frame: pl.DataFrame, rows: EncodedRows, bundle: Bundle) -> np.ndarray:
@@ -249,7 +250,7 @@ def _score_values(name: str, frame: pl.DataFrame, rows: EncodedRows, bundle: Bun
     return frame[{"probability": PROBABILITY, "uncertainty": UNCERTAINTY}[name]].to_numpy()
 
 
-def _score(s: ScoreProfile, values: np.ndarray, groups: np.ndarray, few: str) -> Shift:
+def _score(s: ScoreProfile, values: np.ndarray, groups: np.ndarray, too_few: str) -> Shift:
     live = quantile_bins(values, np.asarray(s.edges))
     if s.name == SECOND_OPINION:
         names = ["one pass", "more passes"]
@@ -257,21 +258,21 @@ def _score(s: ScoreProfile, values: np.ndarray, groups: np.ndarray, few: str) ->
         names = [*(f"below {e:.4g}" for e in s.edges), f"from {s.edges[-1]:.4g}"] if s.edges else ["any"]
     word = "share of rows" if s.name == SECOND_OPINION else "mean"
     facts = ((word, s.mean, float(values.mean())),)
-    return _moved(s.name, "score", "number", names, (None, s.valid), live, groups, few, facts)
+    return _moved(s.name, "score", "number", names, (None, s.valid), live, groups, too_few, facts)
 
 
 def _with_user(frame: pl.DataFrame, user_key: str | None) -> pl.DataFrame:
-    """The rows with the id of the user in the column of its key, where the model has no such field."""
+    """The rows with the user id in the column of the user key, if the model has no such field."""
     if user_key is None or user_key in frame.columns:
         return frame
     return frame.with_columns(pl.col(USER).alias(user_key))
 
 
 def _numbered(values: pl.Series) -> np.ndarray:
-    """[R] the same number for the same value."""
+    """Integer codes [R], equal for equal values."""
     return (values.rank("dense") - 1).fill_null(0).to_numpy().astype(np.int64)
 
 
 def _shares(counts: Any) -> tuple[float, ...]:
-    found = np.asarray(counts, np.float64)
-    return tuple((found / max(found.sum(), 1)).tolist())
+    totals = np.asarray(counts, np.float64)
+    return tuple((totals / max(totals.sum(), 1)).tolist())

@@ -1,4 +1,4 @@
-"""Drift for people: sentences, a table for the terminal, a page."""
+"""The drift report: sentences, a table for the terminal, an HTML page."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ COLORS = {"training": PALE, "validation": SOFT, "live": LIVE}
 
 
 def verdict_lines(report: DriftReport) -> list[str]:
-    """The finding in a few sentences."""
-    found = report.drifted
-    if not found:
+    """The result in a few sentences."""
+    drifted = report.drifted
+    if not drifted:
         lines = [f"nothing has drifted: no judged index is above {report.threshold:g} and above what chance gives"]
     else:
-        lines = [f"drifted: {', '.join(m.title for m in found)}"]
+        lines = [f"drifted: {', '.join(m.title for m in drifted)}"]
     unjudged = [m for m in report.moved if m.unjudged.startswith("only")]
     if unjudged:
-        lines.append(f"nothing was judged: {unjudged[0].unjudged} are too few to tell what chance does")
+        lines.append(f"nothing was judged: {unjudged[0].unjudged} are too few to estimate the effect of chance")
     opinion = next((m for m in report.moved if m.what == "score" and m.name == "second opinion"), None)
     if opinion is not None:
         _, before, now = opinion.facts[0]
@@ -37,18 +37,18 @@ def verdict_lines(report: DriftReport) -> list[str]:
     return lines
 
 
-def feedback_line(found: FeedbackAssumption) -> str:
-    """Whether outcomes come within the delay that training assumed."""
-    if not found.late and not found.lost:
-        return f"feedback: all {found.in_time:,} clicks came within feedback_delay"
+def feedback_line(assumption: FeedbackAssumption) -> str:
+    """Whether outcomes arrive within the delay that training assumed."""
+    if not assumption.late and not assumption.lost:
+        return f"feedback: all {assumption.in_time:,} clicks came within feedback_delay"
     return (
-        f"feedback: {found.broken_share:.2%} of clicks break the assumption of feedback_delay ({found.late:,} came later, {found.lost:,} after "
+        f"feedback: {assumption.broken_share:.2%} of clicks break the assumption of feedback_delay ({assumption.late:,} came later, {assumption.lost:,} after "
         "the window was closed): train with a longer delay if that is more than a few"
     )
 
 
 def print_drift(console: Console, report: DriftReport) -> None:
-    """One row per field, support and score, and the finding in sentences."""
+    """One row per field, support and score, and the result in sentences."""
     columns = [
         Column("what", right=False),
         *(Column(name) for name in ("PSI training", "validation", "by chance", "up to", "JS")),
@@ -76,19 +76,19 @@ def print_drift(console: Console, report: DriftReport) -> None:
 
 
 def render(report: DriftReport) -> str:
-    """The page."""
-    found = report.drifted
-    shown = [
+    """The HTML page."""
+    drifted = report.drifted
+    tiles = [
         (f"{report.rows:,}", f"rows compared of {report.matching:,}"),
         (f"{report.requests:,}", f"requests, {report.clusters:,} users or requests apart"),
-        (str(len(found)), "have drifted"),
+        (str(len(drifted)), "have drifted"),
     ]
     for m in report.moved:
         if m.what == "score" and m.name in ("probability", "second opinion", "uncertainty"):
             word, before, now = m.facts[0]
-            shown.append((f"{before:.3f} | {now:.3f}", f"{m.name}, {word}, validation | now"))
+            tiles.append((f"{before:.3f} | {now:.3f}", f"{m.name}, {word}, validation | now"))
     parts = []
-    for what, title, meaning in (
+    for kind, title, meaning in (
         ("values", "Fields", "Shares of rows by value, by bucket of the encoder, by length of a sequence or vector."),
         (
             "support",
@@ -97,7 +97,7 @@ def render(report: DriftReport) -> str:
         ),
         ("score", "Scores", "What the model and its test-time work answer, in the quantiles of validation."),
     ):
-        moved = [m for m in report.moved if m.what == what]
+        moved = [m for m in report.moved if m.what == kind]
         if moved:
             parts.append((title, meaning, moved))
     others = ", ".join(f"{count:,} rows of {version}" for version, count in sorted(report.others.items()))
@@ -108,7 +108,7 @@ def render(report: DriftReport) -> str:
         subtitles=[f"served {report.window[0][:16]} to {report.window[1][:16]} UTC · bundle {report.bundle_hash[:12]}"],
         report=report,
         lines=[templates.sentence(line) for line in verdict_lines(report)],
-        tiles=shown,
+        tiles=tiles,
         parts=parts,
         names=[Series(name, color, ()) for name, color in COLORS.items()],
         index=_index,
@@ -125,8 +125,8 @@ def _bars(m: Shift) -> Drawing:
     return bars(m.labels, [(name, color, shares[name]) for name, color in COLORS.items() if shares[name]])
 
 
-def _index(found: Distance | None) -> str:
-    return "" if found is None else f"{found.psi:.3f}"
+def _index(distance: Distance | None) -> str:
+    return "" if distance is None else f"{distance.psi:.3f}"
 
 
 def _facts(m: Shift) -> str:

@@ -1,4 +1,4 @@
-"""What the feedback service has counted: how well the delay holds that training assumed for outcomes."""
+"""Counts of the feedback service: whether outcomes arrive within the delay that training assumed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from thinktwice.errors import DataError
 
-STATE_FILE = "state.db"  # of an event log, beside its events; a SQLite file with the tables facts (name, value) and counts (name, number)
+STATE_FILE = "state.db"  # in the folder of an event log; a SQLite file with the tables facts (name, value) and counts (name, number)
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class FeedbackAssumption:
 
     Attributes:
         in_time: clicks that were known within the delay of clicks.
-        late: clicks that were known later: at the instants in between, training assumed more than a server knew.
+        late: clicks that were known later: in between, training assumed outcomes that a server did not have.
         lost: clicks that came after the window of their impression was closed; they were counted as non-clicks.
     """
 
@@ -27,12 +27,12 @@ class FeedbackAssumption:
 
     @property
     def broken_share(self) -> float:
-        """Of all clicks, those that were late or lost; 0 without clicks."""
+        """Share of all clicks that were late or lost; 0 without clicks."""
         return (self.late + self.lost) / max(1, self.in_time + self.late + self.lost)
 
 
 def read_state(folder: Path) -> tuple[dict[str, str | int], dict[str, int]]:
-    """Facts and counts of the state of an event log; a service may be at work on it.
+    """Facts and counts of the state of an event log; safe while a service writes to it.
 
     Raises:
         DataError: there is none, or it cannot be read.
@@ -56,7 +56,7 @@ def read_state(folder: Path) -> tuple[dict[str, str | int], dict[str, int]]:
 
 
 def feedback_assumption(folder: Path | str) -> FeedbackAssumption:
-    """How the outcomes of an event log came.
+    """When the outcomes of an event log arrived.
 
     Raises:
         DataError: see :func:`read_state`.

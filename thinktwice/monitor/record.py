@@ -1,7 +1,7 @@
-"""The columns of a prediction log, derived from the schema of the served model: the one place that names them.
+"""The columns of a prediction log, derived from the schema of the served model; defined only here.
 
-Columns that are no model field start with ``log_``. The ids of user and item stand in ``log_user_id`` and ``log_item_id`` for every
-looked-up row, whether or not the model takes them as fields.
+Columns that are not model fields start with ``log_``. ``log_user_id`` and ``log_item_id`` contain the ids of user and item of
+every looked-up row, whether or not they are fields of the model.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ FIELD_TYPES = {
 
 
 def log_schema(schema: LogSchema, user_ids: UserIds = "raw", answer: type = Answered) -> pa.Schema:
-    """The columns of the log: what identifies a row, its scores and flags, and every field of the model.
+    """The columns of the log: keys of a row, its scores and flags, and every field of the model.
 
     Args:
-        answer: class of the answers, whose fields say what is logged of them.
+        answer: class of the answers; its fields are logged.
 
     Raises:
-        SchemaError: a field of the model has the name of a column of ours.
+        SchemaError: a field of the model has the name of a log column.
     """
     fields = schema.model_fields_in_order()
     ours = logged_columns(answer)
-    if taken := [f.name for f in fields if f.name.lower() in ours]:
+    if clashes := [f.name for f in fields if f.name.lower() in ours]:
         raise SchemaError(
-            f"field {taken[0]!r} has the name of a column of the prediction log: rename it, or log no predictions"
+            f"field {clashes[0]!r} has the name of a column of the prediction log: rename it, or log no predictions"
         )
     columns = [*ours.items(), *((f.name, FIELD_TYPES[f.kind]) for f in fields)]
     return pa.schema(columns, metadata={USER_IDS: user_ids.encode()})

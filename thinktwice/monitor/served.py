@@ -1,4 +1,4 @@
-"""The prediction log, read back."""
+"""Reader of the prediction log."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from thinktwice.monitor.record import PART, USER_IDS
 from thinktwice.parquet import read_schema, read_table
 from thinktwice.records.served import AT, BUNDLE, ITEM, REQUEST, VERSION
 
-KEYS = [REQUEST, AT, BUNDLE, VERSION, ITEM]  # what is read of every row to choose the rows to read whole
-SEED = 1  # the log itself is a sample by the hash of the request with seed 0
+KEYS = [REQUEST, AT, BUNDLE, VERSION, ITEM]  # columns read for every row to select the rows to read in full
+SEED = 1  # differs from seed 0, by which the log itself was sampled
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class ServedRows:
 
     Attributes:
         frame: the rows, whole requests, in the order they were written.
-        matching: rows that match, of which ``frame`` is a sample.
-        others: rows that do not, by the version of their model.
-        user_ids: ``raw``, or how the ids were hidden in any part of the log.
+        matching: number of matching rows, of which ``frame`` is a sample.
+        others: number of other rows, by version of their model.
+        user_ids: ``raw``, or how ids are hidden in any part of the log.
     """
 
     frame: pl.DataFrame
@@ -39,7 +39,7 @@ class ServedRows:
 
     @property
     def window(self) -> tuple[str, str]:
-        """When the first and the last row were served, ISO 8601; empty where no row has a time."""
+        """When the first and the last row were served, ISO 8601; empty if no row has a time."""
         first, last = pl.select(low=self.frame[AT].min(), high=self.frame[AT].max()).row(0)
         return first.isoformat() if first else "", last.isoformat() if last else ""
 
@@ -53,14 +53,13 @@ def read_served(
     since: datetime | None = None,
     columns: Collection[str] = (),
 ) -> ServedRows:
-    """About ``most_rows`` rows of a prediction log at most, the same requests whenever it is read. One part is in memory
-    at a time.
+    """At most about ``most_rows`` rows of a prediction log, the same requests in every read. One part is in memory at a time.
 
     Args:
         bundle_hash: only rows served by this bundle.
         looked_up: only rows whose features came from the feature store.
         since: only rows served at this instant or later.
-        columns: only parts that have these columns; other models have other fields.
+        columns: only parts with these columns; other models have other fields.
 
     Raises:
         DataError: there is no log, a part is damaged, or no row matches.
@@ -71,27 +70,27 @@ def read_served(
             f"{folder} contains no prediction log: set prediction_log.folder of the predictor, or correct --log"
         )
     matching, others = 0, dict[str, int]()
-    for _, keys, kept in _choices(parts, bundle_hash, looked_up, since, columns):
-        matching += int(kept.sum())
-        for version, count in keys.filter(pl.Series(~kept))[VERSION].value_counts().iter_rows():
+    for _, keys, matches in _choices(parts, bundle_hash, looked_up, since, columns):
+        matching += int(matches.sum())
+        for version, count in keys.filter(pl.Series(~matches))[VERSION].value_counts().iter_rows():
             others[version or "unnamed"] = others.get(version or "unnamed", 0) + count
     if not matching:
-        found = ", ".join(sorted(others)[:5])
+        versions = ", ".join(sorted(others)[:5])
         raise DataError(
             f"the prediction log {folder} contains no row to compare (it has {sum(others.values()):,} rows of other bundles or times, "
-            f"or without looked-up features: {found}): give the bundle or store that served them"
+            f"or without looked-up features: {versions}): use the bundle or store that served them"
         )
     share, frames, user_ids = most_rows / matching, [], "raw"
-    for part, keys, kept in _choices(parts, bundle_hash, looked_up, since, columns):
+    for part, keys, matches in _choices(parts, bundle_hash, looked_up, since, columns):
         if share < 1:
-            kept = kept & _in_share(keys[REQUEST], share)
-        if kept.any():
+            matches = matches & _in_share(keys[REQUEST], share)
+        if matches.any():
             table = _read(part, None)
             hidden = (table.schema.metadata or {}).get(USER_IDS, b"raw").decode()
             user_ids = hidden if hidden != "raw" else user_ids
             frame = pl.from_arrow(table)
             assert isinstance(frame, pl.DataFrame)
-            frames.append(frame.filter(pl.Series(kept)))
+            frames.append(frame.filter(pl.Series(matches)))
     if not frames:
         raise DataError(f"no whole request fits {most_rows:,} rows: allow more with --rows")
     return ServedRows(pl.concat(frames, how="diagonal"), matching, others, user_ids)
@@ -104,14 +103,14 @@ def _choices(
     for part in parts:
         keys = pl.from_arrow(_read(part, KEYS))
         assert isinstance(keys, pl.DataFrame)
-        kept = np.full(keys.height, set(columns) <= set(read_schema(part).names))
+        matches = np.full(keys.height, set(columns) <= set(read_schema(part).names))
         if bundle_hash is not None:
-            kept &= (keys[BUNDLE] == bundle_hash).fill_null(False).to_numpy()
+            matches &= (keys[BUNDLE] == bundle_hash).fill_null(False).to_numpy()
         if looked_up:
-            kept &= keys[ITEM].is_not_null().to_numpy()
+            matches &= keys[ITEM].is_not_null().to_numpy()
         if since is not None:
-            kept &= (keys[AT] >= since).fill_null(False).to_numpy()
-        yield part, keys, kept
+            matches &= (keys[AT] >= since).fill_null(False).to_numpy()
+        yield part, keys, matches
 
 
 def _read(part: Path, columns: list[str] | None) -> pa.Table:

@@ -1,6 +1,6 @@
-"""Served features against what the feature store says of the same user and item at the same moment, field by field.
+"""Skew: served features compared, field by field, with the feature store's values for the same user, item and time.
 
-A rate of mismatches, not a distance of distributions: two columns may have the same histogram and never agree.
+It is a rate of mismatches, not a distance of distributions: two columns may have the same histogram and never agree.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import polars as pl
 
 from thinktwice.records.served import COLD_ITEM, COLD_USER, DEFAULTED
 
-RELATIVE = 1e-6  # numbers closer than this are one number: stores keep 64 and 32 bits
+RELATIVE = 1e-6  # relative tolerance: stores use 64 or 32 bits
 
 
 @dataclass(frozen=True)
 class Causes:
-    """What the differing values were, where the tables of the store can tell.
+    """Causes of differing values, as far as the tables of the store show them.
 
     Attributes:
-        rows: differing rows looked at, both values present.
-        old: the served value had been true and was replaced ``hours_old`` (median) before: materialize more often.
-        early: the store has the served value only ``hours_early`` (median) later: something looks into the future.
-        never: the store never had this value for this user or item: another row's, another field's, or computed otherwise.
+        rows: differing rows examined, both values present.
+        old: the served value was correct until ``hours_old`` (median) earlier: materialize more often.
+        early: the store has the served value only ``hours_early`` (median) later: a leak from the future.
+        never: the store never had this value for this user or item: wrong row, wrong field, or different computation.
     """
 
     rows: int
@@ -42,11 +42,11 @@ class FieldSkew:
 
     Attributes:
         rows: rows compared.
-        mismatches: rows whose values differ, those below included.
-        only_served: rows with a served value where the store has none later.
-        only_later: rows without a served value where the store has one later.
-        defaulted: rows not compared, because the lookup had failed or was late.
-        cold: rows not compared, because neither predictor nor store know the user or item.
+        mismatches: rows whose values differ, the two kinds below included.
+        only_served: rows with a served value but none in the store.
+        only_later: rows without a served value but with one in the store.
+        defaulted: rows not compared because the lookup failed or timed out.
+        cold: rows not compared because neither predictor nor store knew the user or item.
     """
 
     name: str
@@ -66,11 +66,11 @@ class FieldSkew:
 
 @dataclass(frozen=True)
 class SkewReport:
-    """All fields.
+    """The skew of all fields.
 
     Attributes:
-        rows: rows compared at least in part; ``matching``: in the log.
-        others: rows of the log that were left out (raw rows, other fields, earlier times), by model version.
+        rows: rows with at least one compared field; ``matching``: matching rows in the log.
+        others: rows of the log that were excluded (raw rows, other fields, earlier times), by model version.
         versions: rows compared, by model version.
         defaulted: rows served with defaults, by entity.
         cold_known: rows served as unknown that the store knew, by entity.
@@ -95,7 +95,7 @@ class SkewReport:
 
     def as_json(self, limit: float) -> dict[str, Any]:
         """The report with its verdict."""
-        found = [asdict(f) | {"rate": f.rate, "skewed": f.rate > limit} for f in self.fields]
+        fields = [asdict(f) | {"rate": f.rate, "skewed": f.rate > limit} for f in self.fields]
         return {
             "format": 1,
             "rows": self.rows,
@@ -107,7 +107,7 @@ class SkewReport:
             "cold_rows_that_the_store_knew": dict(self.cold_known),
             "max_mismatch": limit,
             "skewed": [f.name for f in self.skewed(limit)],
-            "fields": found,
+            "fields": fields,
         }
 
 
@@ -116,7 +116,7 @@ def compare(
 ) -> tuple[SkewReport, dict[str, np.ndarray]]:
     """Compare columns of the same rows in the same order.
 
-    A row is cold for an entity when it was served as unknown and the store has no value of it either: then there is nothing to compare.
+    A row is cold for an entity if it was served as unknown and the store has no value either: there is nothing to compare.
 
     Args:
         served: rows of the prediction log.
@@ -124,7 +124,7 @@ def compare(
         fields: (name, kind of column: string, number, strings or vector, entity).
 
     Returns:
-        The report, and for every field the rows whose two values are there and differ.
+        The report, and for every field the rows that have both values, which differ.
     """
     if served.height != later.height:
         raise ValueError(f"{served.height} served rows and {later.height} later ones are not the same rows")
@@ -141,18 +141,18 @@ def compare(
         cold_known[e] = int((unknown & known).sum())
     out, differing = [], {}
     for name, kind, entity in fields:
-        kept = np.flatnonzero(~defaulted[entity] & ~cold[entity])
-        a, b = served[name].gather(kept), later[name].gather(kept)
+        compared = np.flatnonzero(~defaulted[entity] & ~cold[entity])
+        a, b = served[name].gather(compared), later[name].gather(compared)
         empty_a, empty_b = _missing(a, kind), _missing(b, kind)
-        both = np.flatnonzero(~empty_a & ~empty_b)
-        differ = both[_differ(a.gather(both), b.gather(both), kind)] if len(both) else both
+        present = np.flatnonzero(~empty_a & ~empty_b)
+        differ = present[_differ(a.gather(present), b.gather(present), kind)] if len(present) else present
         only_served, only_later = int((~empty_a & empty_b).sum()), int((empty_a & ~empty_b).sum())
-        differing[name] = kept[differ]
+        differing[name] = compared[differ]
         out.append(
             FieldSkew(
                 name=name,
                 entity=entity,
-                rows=len(kept),
+                rows=len(compared),
                 mismatches=len(differ) + only_served + only_later,
                 only_served=only_served,
                 only_later=only_later,
@@ -160,12 +160,12 @@ def compare(
                 cold=int(cold[entity].sum()),
             )
         )
-    counts = {e: int(found.sum()) for e, found in defaulted.items()}
+    counts = {e: int(rows.sum()) for e, rows in defaulted.items()}
     return SkewReport(tuple(out), served.height, counts, cold_known), differing
 
 
 def _missing(values: pl.Series, kind: str) -> np.ndarray:
-    """Rows without a value; an empty list comes back from some online stores as null."""
+    """Rows without a value; some online stores return an empty list as null."""
     missing = values.is_null()
     if kind == "number":
         missing |= values.is_nan().fill_null(False)

@@ -1,4 +1,4 @@
-"""Skew for people: sentences, a table for the terminal, a page."""
+"""The skew report: sentences, a table for the terminal, an HTML page."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from thinktwice.pages import templates
 
 
 def verdict_lines(report: SkewReport, limit: float) -> list[str]:
-    """The finding in a few sentences."""
-    found = report.skewed(limit)
-    if found:
-        lines = [f"skewed: {', '.join(f.name for f in found)} (more than {limit:.2%} of rows differ)"]
-        lines += [f"{f.name}: {why}" for f in found[:5] if (why := reason(f))]
+    """The result in a few sentences."""
+    skewed = report.skewed(limit)
+    if skewed:
+        lines = [f"skewed: {', '.join(f.name for f in skewed)} (more than {limit:.2%} of rows differ)"]
+        lines += [f"{f.name}: {why}" for f in skewed[:5] if (why := reason(f))]
     elif all(f.rows == 0 for f in report.fields):
         lines = ["nothing could be compared: every row was served with defaults, or is unknown to the store as well"]
     else:
@@ -31,7 +31,7 @@ def verdict_lines(report: SkewReport, limit: float) -> list[str]:
 
 
 def reason(f: FieldSkew) -> str:
-    """What the differing values were, most frequent first; empty where nothing differs."""
+    """Causes of differing values, most frequent first; empty if nothing differs."""
     words = []
     if f.only_later:
         words.append((f.only_later, "served as missing, known to the store"))
@@ -48,7 +48,7 @@ def reason(f: FieldSkew) -> str:
 
 
 def print_skew(console: Console, report: SkewReport, limit: float) -> None:
-    """One row per field, the worst first, and the finding in sentences."""
+    """One row per field, the worst first, and the result in sentences."""
     names = ("compared", "differ", "only served", "only later", "old", "early", "never", "left out")
     columns = [Column("field", right=False), *(Column(name) for name in names), Column("", right=False)]
     records = []
@@ -72,13 +72,13 @@ def print_skew(console: Console, report: SkewReport, limit: float) -> None:
 
 
 def render(report: SkewReport, limit: float) -> str:
-    """The page."""
-    found = report.skewed(limit)
+    """The HTML page."""
+    skewed = report.skewed(limit)
     worst = report.worst()
-    shown = [
+    tiles = [
         (f"{report.rows:,}", f"rows compared of {report.matching:,}"),
         (str(len(report.fields)), "fields"),
-        (str(len(found)), "are skewed"),
+        (str(len(skewed)), "are skewed"),
         (f"{worst.rate:.2%}" if worst else "–", f"differ in the worst field{f', {worst.name}' if worst else ''}"),
     ]
     versions = ", ".join(f"{count:,} rows of {version}" for version, count in report.versions.items())
@@ -90,8 +90,8 @@ def render(report: SkewReport, limit: float) -> str:
         title="Skew of served features",
         subtitles=[f"served {report.window[0][:16]} to {report.window[1][:16]} UTC"],
         lines=[templates.sentence(line) for line in verdict_lines(report, limit)],
-        skewed=found,
-        tiles=shown,
+        skewed=skewed,
+        tiles=tiles,
         fields=sorted(report.fields, key=lambda f: -f.rate),
         limit=limit,
         reason=reason,

@@ -1,4 +1,4 @@
-"""The forward process: every field, and the label, is absorbed into its mask with the probability of the row's time."""
+"""The forward process: every field, and the label, is masked with a probability given by the row's diffusion time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from thinktwice.pretrain.denoiser import HIDDEN_LABEL
 def corrupt(label: Tensor, num_fields: int, label_hidden: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Masks of one batch: ``keep`` [B, N] of 0 and 1, and the label token [B] in {0, 1, HIDDEN_LABEL}.
 
-    The mask rate of a row is uniform over (0, 1], spread evenly over the batch (antithetic). The label is hidden with the
-    same rate, and besides in a share ``label_hidden`` of the rows.
+    The mask rate of a row is uniform over (0, 1], stratified over the batch. The label is hidden at the same rate, and
+    additionally in a share ``label_hidden`` of the rows.
     """
     rows = len(label)
     start = torch.rand((), generator=generator)

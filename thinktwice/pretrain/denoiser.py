@@ -1,8 +1,8 @@
-"""A backbone that restores what was masked: the label among the fields, one prediction head per field.
+"""A backbone that restores masked elements, the label included, with one prediction head per field.
 
-Shapes as in :mod:`thinktwice.models.backbone`. The label is one more element of the sample: while it is visible it shifts
-the field vectors by a learned vector per class, while it is hidden nothing is added. So a row without masked fields and
-with a hidden label goes exactly the way it goes in fine-tuning and serving, and all parameters carry over.
+Shapes as in :mod:`thinktwice.models.backbone`. The label is one more element of the sample: a visible label shifts the field
+vectors by a learned vector per class, a hidden one adds nothing. So a row without masked fields and with a hidden label is
+computed exactly as in fine-tuning and serving, and all parameters carry over.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from thinktwice.data.encoded import Batch
 from thinktwice.models.backbone import Backbone
 from thinktwice.pretrain.config import PretrainConfig
 
-HIDDEN_LABEL = 2  # label token values: 0, 1, and this
+HIDDEN_LABEL = 2  # label tokens are 0, 1 and this
 
 
 class Denoiser(nn.Module):
@@ -48,8 +48,8 @@ class Denoiser(nn.Module):
         kept = keep[..., None]
         masked = kept * x + (1.0 - kept) * self.backbone.fill()
         shift = torch.cat([self.label_shift, torch.zeros_like(self.label_shift[:1])])
-        # A lookup and not `shift[label]`: many rows share a token, and the gradient of an index is summed by whichever
-        # thread comes first.
+        # An embedding lookup, not `shift[label]`: many rows share a token, and the gradient of indexing is summed in a
+        # nondeterministic order.
         shifted = F.embedding(label, shift.flatten(1)).unflatten(1, shift.shape[1:])
         return self.backbone.trunk(masked + shifted)
 
@@ -67,9 +67,9 @@ class Denoiser(nn.Module):
     ) -> Tensor:
         """Negative log-likelihood [M] of local values ``target`` [M] of a column under unit vectors [M, dim].
 
-        Small vocabularies are scored whole. Large ones are scored against ``candidates`` [K] (different local values,
-        the distinct ones of ``draws`` values of the batch), with the logQ correction and without the candidates that
-        are the target itself. That is the loss of telling the target from the candidates, less than that of the whole.
+        Small vocabularies use the full softmax. Large ones are scored against ``candidates`` [K] (the distinct local values
+        among ``draws`` values of the batch), with the logQ correction and without candidates that equal the target. This loss
+        only separates the target from the candidates, so it is lower than the full loss.
         """
         offset = self.backbone.fields.offsets[column]
         scale = 1.0 / self.config.temperature
@@ -79,18 +79,20 @@ class Denoiser(nn.Module):
             table = F.normalize(self.backbone.embedding.rows(every)[:, :-1], dim=-1)
             return F.cross_entropy(scale * predicted @ table.T + self.offset[column], target, reduction="none")
         assert candidates is not None
-        own = F.normalize(self.backbone.embedding.rows(target + offset)[..., :-1], dim=-1)
-        others = F.normalize(self.backbone.embedding.rows(candidates + offset)[..., :-1], dim=-1)
-        positive = scale * (predicted * own).sum(dim=-1) - log_inclusion(self.log_share[target + offset], draws)
-        negative = scale * predicted @ others.T - log_inclusion(self.log_share[candidates + offset], draws)
+        target_vector = F.normalize(self.backbone.embedding.rows(target + offset)[..., :-1], dim=-1)
+        candidate_vectors = F.normalize(self.backbone.embedding.rows(candidates + offset)[..., :-1], dim=-1)
+        positive = scale * (predicted * target_vector).sum(dim=-1) - log_inclusion(
+            self.log_share[target + offset], draws
+        )
+        negative = scale * predicted @ candidate_vectors.T - log_inclusion(self.log_share[candidates + offset], draws)
         negative = negative.masked_fill(candidates[None] == target[:, None], -torch.inf)
         return torch.logsumexp(torch.cat([positive[:, None], negative], dim=1), dim=1) - positive
 
 
 def log_inclusion(log_share: Tensor, draws: int) -> Tensor:
-    """Log of the probability that a value of each share is among ``draws`` values of a batch, however often.
+    """Log of the probability that a value with a given share occurs at least once among ``draws`` values of a batch.
 
-    A candidate stands once however often it was drawn: what a frequent value gains by coming often must not be taken off
-    again. A cut to fewer candidates at random is the same factor for every value and cancels.
+    Candidates are distinct, so the correction must use the probability of occurring, not the expected count. A random cut to
+    fewer candidates is the same factor for every value and cancels.
     """
     return torch.log(-torch.expm1(draws * torch.log1p(-log_share.exp())))

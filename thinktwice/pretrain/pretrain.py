@@ -27,7 +27,7 @@ from thinktwice.train.loader import BlockLoader
 from thinktwice.train.loop import Bar, LoopPlan, Steps, run_loop
 
 STAGE = "pretrain"
-CURVE_POINTS = 10  # about so many in a run
+CURVE_POINTS = 10  # approximate number in a run
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Losses:
 
 
 def denoising_loss(model: Denoiser, batch: Batch, label: Tensor, generator: torch.Generator) -> Losses:
-    """Corrupt a batch and score the restoration of every masked element, where the model is."""
+    """Corrupt a batch and score the restoration of every masked element, on the model's device."""
     fields, config, device = model.backbone.fields, model.config, model.label_shift.device
     corrupted = corrupt(label, fields.num_fields, config.label_hidden, generator)
     keep, token = (part.to(device) for part in corrupted)
@@ -75,7 +75,7 @@ def denoising_loss(model: Denoiser, batch: Batch, label: Tensor, generator: torc
 def _targets(
     fields: FieldSpace, position: int, name: str, batch: Batch, generator: torch.Generator
 ) -> tuple[int, Tensor]:
-    """Column whose vocabulary a field is restored in, and the local value [B] to restore (0: none)."""
+    """Column whose vocabulary contains the field's values, and the local value [B] to restore (0: none)."""
     if position < len(fields.num_values):
         return position, batch.ids[:, position]
     sequence = batch.sequences[name]
@@ -87,10 +87,10 @@ def _targets(
     ]
 
 
-def _candidates(values: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """At most ``most`` different values of the batch."""
+def _candidates(values: Tensor, limit: int, generator: torch.Generator) -> Tensor:
+    """At most ``limit`` distinct values of the batch."""
     unique = values.unique()
-    return unique if len(unique) <= most else unique[torch.randperm(len(unique), generator=generator)[:most]]
+    return unique if len(unique) <= limit else unique[torch.randperm(len(unique), generator=generator)[:limit]]
 
 
 def _vector_loss(model: Denoiser, index: int, hidden: Tensor, vector: Tensor, masked: Tensor) -> Tensor | None:
@@ -104,18 +104,18 @@ def _vector_loss(model: Denoiser, index: int, hidden: Tensor, vector: Tensor, ma
 class Pretrained:
     """A pre-trained backbone with its curve: per point the epoch, the label's loss and every field's loss.
 
-    The loss of a field among ``sampled`` tells values from those of the same batch alone: it is less than a loss over the
-    whole vocabulary, and the entropy of the values says nothing about it.
+    The loss of a ``sampled`` field only separates values of the same batch: it is lower than a loss over the whole vocabulary
+    and cannot be compared with the entropy of the values.
     """
 
     denoiser: Denoiser
     curve: list[dict[str, Any]]
-    unigram: dict[str, float]  # entropy in train of the values of each column that is not sampled, in nats
+    unigram: dict[str, float]  # entropy in train of the values of each column that is not sampled, nats
     sampled: list[str]
 
 
 def unigram_entropy(rows: EncodedRows, fields: FieldSpace) -> dict[str, float]:
-    """Entropy of the values of each column, unknown left out, in nats: what a model without context can reach."""
+    """Entropy of the known values of each column, in nats: the lowest loss of a model without context."""
     out = {}
     for c, (name, size) in enumerate(zip(fields.columns, fields.num_values, strict=True)):
         counts = np.bincount(rows.ids[:, c], minlength=size)[1:].astype(np.float64)
@@ -134,9 +134,9 @@ def log_shares(rows: EncodedRows, fields: FieldSpace) -> Tensor:
 def fit(
     train: EncodedRows, fields: FieldSpace, backbone: BackboneConfig, config: PretrainConfig, *, seed: int = 0
 ) -> Pretrained:
-    """Pre-train in memory; the model comes back on the CPU.
+    """Pre-train in memory; the model is returned on the CPU.
 
-    The same arguments give the same weights to the last bit on the same CPU and number of threads.
+    The same arguments give identical weights on the same CPU and number of threads.
 
     Raises:
         TrainingError: the loss of a batch is not finite.
@@ -188,9 +188,11 @@ def _sampled(model: Denoiser) -> list[str]:
 
 
 def _mean(window: list[Losses]) -> dict[str, Any]:
-    names = sorted({name for one in window for name in one.fields})
-    fields = {name: float(np.mean([one.fields[name] for one in window if name in one.fields])) for name in names}
-    return {"label": float(np.mean([one.label for one in window])), "fields": fields}
+    names = sorted({name for losses in window for name in losses.fields})
+    fields = {
+        name: float(np.mean([losses.fields[name] for losses in window if name in losses.fields])) for name in names
+    }
+    return {"label": float(np.mean([losses.label for losses in window])), "fields": fields}
 
 
 def pretrain(

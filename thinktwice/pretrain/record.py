@@ -1,4 +1,4 @@
-"""``training.json`` of a pre-trained model: its losses on the way."""
+"""``training.json`` of a pre-trained model: its losses during training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TRAINING_FILE = "training.json"
 
 
 class LossRecord(Record):
-    """Mean losses of one stretch of training: of the label, and of every field by its name."""
+    """Mean losses since the previous record: of the label, and of every field by name."""
 
     epoch: float
     label: float
@@ -21,8 +21,8 @@ class LossRecord(Record):
 class PretrainRecord(ResultFile):
     """The content of the file.
 
-    ``unigram_entropy`` of the values of each column in nats, which a loss beats that learned anything; columns of
-    ``sampled_losses`` tell values from those of the same batch alone.
+    ``unigram_entropy`` of the values of each column, in nats: a model that has learned anything has a lower loss. Losses of
+    ``sampled_losses`` only separate values of the same batch.
     """
 
     FORMAT: ClassVar[int] = 2

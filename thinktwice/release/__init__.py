@@ -1,1 +1,1 @@
-"""What is deployed: the bundle, its archive, the signed release, and the champion that is served."""
+"""Deployable artefacts: the bundle, its archive, the signed release, and the champion that is served."""

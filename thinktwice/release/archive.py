@@ -1,11 +1,11 @@
-"""The TorchServe archive (``.mar``) of a model: what may be inside, and how it is checked before anything is unpacked.
+"""The TorchServe archive (``.mar``) of a model: its permitted content, and the checks before anything is unpacked.
 
-An archive holds a bundle, TorchServe's manifest and a few numbers, and **no code**: the handler is a module of the installed
-package. TorchServe puts the folder of a model on its import path, so whatever else an archive held could be imported.
+An archive contains a bundle, TorchServe's manifest and a few settings, and **no code**: the handler is a module of the
+installed package. TorchServe adds the folder of a model to its import path, so any other file in an archive could be imported.
 
-The order of a check: the whole file against the hash that the release names, the zip's directory against bounds, every name
-against the list, the manifest of the bundle, every size against it. Only then is anything unpacked, and every file is
-hashed as it is written. A server is given the unpacked folder and never the archive.
+Checks, in this order: the whole file against the hash in the release, the zip's directory against bounds, every name against
+the list of permitted names, the bundle's manifest, every size against the manifest. Only then is anything unpacked, and every
+file is hashed as it is written. A server receives the unpacked folder, never the archive.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from thinktwice.strict_yaml import parse_yaml
 
 MODEL_NAME = "ctr"
 ARCHIVE_FILE = f"{MODEL_NAME}.mar"
-HANDLER = "serving.adapters.torchserve_handler"  # module of the installed package, which holds one class
+HANDLER = "serving.adapters.torchserve_handler"  # module of the installed package
 BUNDLE = "bundle"  # folder within the archive
 MAR_MANIFEST = "MAR-INF/MANIFEST.json"
 SETTINGS_FILE = "model-config.yaml"
-#: Settings of TorchServe that a model may bring; numbers and switches alone.
+#: Settings of TorchServe that a model may set; only numbers and booleans.
 SETTINGS = frozenset(
     {
         "minWorkers",
@@ -80,17 +80,17 @@ CODE = frozenset(
     ]
 )
 
-MAX_DIRECTORY = 64 << 10  # bytes of the zip's directory, a hundred times that of an archive
-MAX_SMALL = 64 << 10  # bytes of TorchServe's manifest and of the settings
-MAX_RATIO = 200  # bytes unpacked for one of the archive, beyond ...
-FREE_BYTES = 256 << 20  # ... so many, because empty count tables shrink to nearly nothing
+MAX_DIRECTORY = 64 << 10  # bytes of the zip's directory, a hundred times its usual size
+MAX_SMALL = 64 << 10  # bytes of TorchServe's manifest, and of the settings
+MAX_RATIO = 200  # unpacked bytes per byte of the archive, beyond FREE_BYTES
+FREE_BYTES = 256 << 20  # always permitted, because empty count tables compress to almost nothing
 
 FIX = "get the archive again, or package the model again"
 _UNREADABLE = (OSError, EOFError, ValueError, LookupError, ArithmeticError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)  # fmt: skip
 
 
 class MarModel(Frozen):
-    """The model in TorchServe's manifest; nothing else may be named there, no envelope, no requirements, no other file."""
+    """The model in TorchServe's manifest; no other entries are permitted (envelope, requirements, other files)."""
 
     modelName: Annotated[str, Field(pattern=f"^{MODEL_NAME}$")]
     modelVersion: str
@@ -109,12 +109,12 @@ class MarManifest(Frozen):
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive whose names, sizes and manifests were checked. Nothing of it has been unpacked.
+    """An archive with checked names, sizes and manifests, not unpacked.
 
     Attributes:
-        bundle_hash: names the bundle inside.
+        bundle_hash: of the bundle inside.
         manifest: of the bundle.
-        torchserve: entries of the two files that the bundle's manifest does not name.
+        torchserve: entries of the two files that are not in the bundle's manifest.
     """
 
     path: Path
@@ -127,14 +127,13 @@ class Archive:
     _manifest_bytes: bytes
 
     def unpack(self, folder: Path) -> None:
-        """Write the folder that TorchServe takes for a model: ``bundle/`` as in the archive, the rest written anew.
+        """Write the model folder for TorchServe: ``bundle/`` as in the archive, the other files newly written.
 
         Args:
-            folder: an existing, empty folder that nobody else can write to.
+            folder: an existing, empty folder that only this user can write to.
 
         Raises:
-            BundleError: a file is not what the manifest of the bundle says.
-            ResourceError: there is no room.
+            BundleError: a file differs from the manifest of the bundle. ResourceError: there is not enough disk space.
         """
         total = sum(entry.size for entry in self.manifest.files.values())
         if (free := shutil.disk_usage(folder).free) < total:
@@ -158,21 +157,21 @@ class Archive:
         """Check every hash without writing anything.
 
         Raises:
-            BundleError: a file is not what the manifest of the bundle says.
+            BundleError: a file differs from the manifest of the bundle.
         """
         for name, entry in self.manifest.files.items():
             self._read(name, entry, None)
 
     def _read(self, name: str, entry: FileEntry, target: BinaryIO | None) -> None:
-        digest, left = hashlib.sha256(), entry.size
+        digest, remaining = hashlib.sha256(), entry.size
         for block in self._blocks(name):
-            left -= len(block)
-            if left < 0:
+            remaining -= len(block)
+            if remaining < 0:
                 break
             digest.update(block)
             if target is not None:
                 target.write(block)
-        if left:
+        if remaining:
             raise BundleError(
                 f"archive {self.path}: {name} does not have the {entry.size} bytes of its manifest: {FIX}"
             )
@@ -195,11 +194,11 @@ def open_archive(path: Path, expected: FileEntry | None = None, *, handler: str 
     """Check an archive without unpacking it.
 
     Args:
-        expected: what a release says about the file; None to skip that check.
+        expected: the file's entry in a release; None to skip that check.
         handler: module that must be named as the handler.
 
     Raises:
-        BundleError: it is missing, damaged, holds code or anything else than a bundle, or was made by an earlier version.
+        BundleError: it is missing or damaged, contains code or anything other than a bundle, or was made by an earlier version.
     """
     with ExitStack() as stack:
         with _readable(path):
@@ -208,8 +207,8 @@ def open_archive(path: Path, expected: FileEntry | None = None, *, handler: str 
                 _check_whole(path, file, expected)
             _check_directory(path, file)
             content = stack.enter_context(zipfile.ZipFile(file))
-            found = _checked(path, content, os.fstat(file.fileno()).st_size, handler)
-        yield found
+            archive = _checked(path, content, os.fstat(file.fileno()).st_size, handler)
+        yield archive
 
 
 def _check_whole(path: Path, file: BufferedReader, expected: FileEntry) -> None:
@@ -220,12 +219,13 @@ def _check_whole(path: Path, file: BufferedReader, expected: FileEntry) -> None:
 
 
 def _check_directory(path: Path, file: BinaryIO) -> None:
-    """Bound the zip's directory before :mod:`zipfile` reads all of it. Archives have no comment, so its end is at a fixed place."""
+    """Bound the zip's directory before :mod:`zipfile` reads all of it. Archives have no comment, so its end is at a fixed
+    position."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(size - 98, 0))
     end = file.read()
     if len(end) < 22 or end[-22:-18] != b"PK\5\6":
-        raise BundleError(f"archive {path} is not a zip file, or it is cut: {FIX}")
+        raise BundleError(f"archive {path} is not a zip file, or it is truncated: {FIX}")
     length = int.from_bytes(end[-10:-6], "little")
     if end[-42:-38] == b"PK\6\7":  # zip64
         if len(end) < 98 or end[:4] != b"PK\6\6":
@@ -241,17 +241,19 @@ def _checked(path: Path, content: zipfile.ZipFile, size: int, handler: str) -> A
         raise BundleError(f"archive {path} does not contain a bundle with {MAR_MANIFEST} and {SETTINGS_FILE}: {FIX}")
     data = _small(path, content, entries[f"{BUNDLE}/{MANIFEST_FILE}"], MAX_MANIFEST)
     manifest = parse_manifest(data, f"archive {path}")
-    wanted = {f"{BUNDLE}/{name}": entry.size for name, entry in manifest.files.items()}
-    if missing := sorted(wanted.keys() - entries.keys()):
+    expected_sizes = {f"{BUNDLE}/{name}": entry.size for name, entry in manifest.files.items()}
+    if missing := sorted(expected_sizes.keys() - entries.keys()):
         raise BundleError(f"archive {path}: {missing[0]} is missing: {FIX}")
-    if more := sorted(entries.keys() - wanted.keys() - {MAR_MANIFEST, SETTINGS_FILE, f"{BUNDLE}/{MANIFEST_FILE}"}):
-        raise BundleError(f"archive {path}: {more[0]} is not in the manifest of its bundle: {FIX}")
-    for name, length in wanted.items():
+    if unexpected := sorted(
+        entries.keys() - expected_sizes.keys() - {MAR_MANIFEST, SETTINGS_FILE, f"{BUNDLE}/{MANIFEST_FILE}"}
+    ):
+        raise BundleError(f"archive {path}: {unexpected[0]} is not in the manifest of its bundle: {FIX}")
+    for name, length in expected_sizes.items():
         if entries[name].file_size != length:
             raise BundleError(
                 f"archive {path}: {name} unpacks to {entries[name].file_size} bytes instead of {length}: {FIX}"
             )
-    if (total := sum(wanted.values())) > max(FREE_BYTES, MAX_RATIO * size):
+    if (total := sum(expected_sizes.values())) > max(FREE_BYTES, MAX_RATIO * size):
         raise BundleError(
             f"archive {path} has {size} bytes and unpacks to {total}, it may be made to fill a disk: {FIX}"
         )
@@ -269,13 +271,13 @@ def _checked(path: Path, content: zipfile.ZipFile, size: int, handler: str) -> A
 
 
 def _named(path: Path, content: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Entries by name: plain files alone, each once, and of names that an archive may hold."""
+    """Entries by name: only plain files with permitted names, each once."""
     always, sometimes = bundle_files()
-    known = {MAR_MANIFEST, SETTINGS_FILE, *(f"{BUNDLE}/{name}" for name in {MANIFEST_FILE, *always, *sometimes})}
+    permitted = {MAR_MANIFEST, SETTINGS_FILE, *(f"{BUNDLE}/{name}" for name in {MANIFEST_FILE, *always, *sometimes})}
     out: dict[str, zipfile.ZipInfo] = {}
     for info in content.infolist():
         name = info.orig_filename
-        if name not in known:
+        if name not in permitted:
             parts = PurePosixPath(name.lower())
             if parts.suffix in CODE or parts.name.startswith("requirements"):
                 raise BundleError(
@@ -294,29 +296,29 @@ def _named(path: Path, content: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     return out
 
 
-def _small(path: Path, content: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
-    if info.file_size <= most:
+def _small(path: Path, content: zipfile.ZipFile, info: zipfile.ZipInfo, max_bytes: int) -> bytes:
+    if info.file_size <= max_bytes:
         with content.open(info) as file:
-            data = file.read(most + 1)
-        if len(data) <= most:
+            data = file.read(max_bytes + 1)
+        if len(data) <= max_bytes:
             return data
-    raise BundleError(f"archive {path}: {info.filename} has more than {most} bytes: {FIX}")
+    raise BundleError(f"archive {path}: {info.filename} has more than {max_bytes} bytes: {FIX}")
 
 
 def _mar_manifest(path: Path, data: bytes, manifest: Manifest, handler: str) -> MarManifest:
     try:
-        found = MarManifest.model_validate(parse_json(data))
+        mar_manifest = MarManifest.model_validate(parse_json(data))
     except ValueError as error:
         raise BundleError(f"archive {path}: {MAR_MANIFEST} is wrong ({reason(error)}): {FIX}") from error
-    if found.model.handler != handler:
+    if mar_manifest.model.handler != handler:
         raise BundleError(
-            f"archive {path} names the handler {found.model.handler!r} instead of {handler}: package the model again"
+            f"archive {path} names the handler {mar_manifest.model.handler!r} instead of {handler}: package the model again"
         )
-    if found.model.modelVersion != manifest.model_version:
+    if mar_manifest.model.modelVersion != manifest.model_version:
         raise BundleError(
-            f"archive {path} declares version {found.model.modelVersion!r} and contains {manifest.model_version!r}: {FIX}"
+            f"archive {path} declares version {mar_manifest.model.modelVersion!r} and contains {manifest.model_version!r}: {FIX}"
         )
-    return found
+    return mar_manifest
 
 
 def _settings(path: Path, data: bytes) -> dict[str, int]:
@@ -343,7 +345,7 @@ def _create(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turn whatever :mod:`zipfile` and the system raise into a sentence."""
+    """Convert errors of :mod:`zipfile` and the system to a BundleError."""
     try:
         yield
     except _UNREADABLE as error:

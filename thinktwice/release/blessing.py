@@ -1,4 +1,4 @@
-"""``blessing.json``: whether a bundle may take the champion's place, and why. The bless step writes it, deployment reads it."""
+"""``blessing.json``: whether a bundle may replace the champion, and why. The bless step writes it, deployment reads it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from thinktwice.versioned import MeasuredInterval, Record, ResultFile, read_resu
 
 BLESSING_FILE = "blessing.json"
 
-Metrics = dict[str, float | None]  # by name; None where a metric is not defined on these rows
+Metrics = dict[str, float | None]  # by name; None if a metric is not defined on these rows
 
 
 class ComparedChampion(Record):
-    """The champion on the rows on which both were compared."""
+    """The champion on the rows of the comparison."""
 
     bundle_hash: str
     model_version: str
@@ -25,9 +25,9 @@ class ComparedChampion(Record):
 class Blessing(ResultFile):
     """The verdict on one bundle; ``reasons`` are sentences.
 
-    ``champion_hash`` is the bundle that the deployment may replace: another champion was never compared with this model; None
-    when there was none. ``champion``, ``compared_rows`` and ``changes`` (candidate minus champion, by metric) are there where
-    both could be compared.
+    ``champion_hash`` is the only bundle that the deployment may replace, since this model was compared with no other; None if
+    there was no champion. ``champion``, ``compared_rows`` and ``changes`` (candidate minus champion, by metric) are set if both
+    could be compared.
     """
 
     FORMAT: ClassVar[int] = 2
@@ -45,7 +45,7 @@ class Blessing(ResultFile):
 
 
 def read_blessing(path: Path | str) -> Blessing:
-    """Read a blessing: the file, or the folder that holds it.
+    """Read a blessing from its file, or from the folder that contains it.
 
     Raises:
         PipelineError: it is missing, damaged, or of another format.
@@ -57,7 +57,7 @@ def read_blessing(path: Path | str) -> Blessing:
 
 
 def require_blessing(path: Path | str, bundle_dir: Path | str) -> Blessing:
-    """Read the blessing and make sure that it is positive and for this very bundle.
+    """Read the blessing and check that it is positive and for this bundle.
 
     Raises:
         PipelineError: there is none, it is negative, or it is for another bundle.
@@ -66,8 +66,8 @@ def require_blessing(path: Path | str, bundle_dir: Path | str) -> Blessing:
     if not value.blessed:
         why = "; ".join(value.reasons) or "no reason given"
         raise PipelineError(f"the model is not blessed ({why}): it is not deployed, the champion stays")
-    if (found := bundle_hash(bundle_dir)) != value.bundle_hash:
+    if (actual := bundle_hash(bundle_dir)) != value.bundle_hash:
         raise PipelineError(
-            f"the blessing is for bundle {value.bundle_hash[:12]} and this is bundle {found[:12]}: bless this bundle"
+            f"the blessing is for bundle {value.bundle_hash[:12]} and this is bundle {actual[:12]}: bless this bundle"
         )
     return value

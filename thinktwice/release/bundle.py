@@ -1,9 +1,9 @@
-"""One immutable, hashed folder per model version: training writes it, serving reads it, nothing else passes between them.
+"""The bundle: one immutable, hashed folder per model version. Training writes it and serving reads it; they share nothing else.
 
-``manifest.json`` names every other file with its size and SHA-256, so the hash of the manifest names the whole bundle.
-Loading verifies everything first, validates what every file says, and unpickles nothing.
+``manifest.json`` lists every other file with its size and SHA-256, so the hash of the manifest identifies the whole bundle.
+Loading first verifies all hashes, validates the content of every file, and unpickles nothing.
 
-Each part of a bundle owns the names of its files, and the parts bring torch with them: they are imported where they are used.
+Each part of a bundle defines the names of its files. The parts import torch, so they are imported where they are used.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ if TYPE_CHECKING:
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST = 1 << 20  # bytes
-REPORT = "report"  # folder of the next two
+REPORT = "report"  # folder of the next two files
 EVALUATION_FILE, REPORT_FILE = "evaluation.json", "report.html"
 REPORT_FILES = (f"{REPORT}/{EVALUATION_FILE}", f"{REPORT}/{REPORT_FILE}")
-OLD_SIGNATURE_FILE = "signature.json"  # may lie in bundles of older versions; a signature now covers a whole release
+OLD_SIGNATURE_FILE = "signature.json"  # may exist in bundles of older versions; a signature now covers a whole release
 FIX = "get the bundle again"
 
-PROBED_ROWS = 32  # random rows that a loaded bundle scores
+PROBED_ROWS = 32  # random rows that are scored when a bundle is loaded
 
 logger = logging.getLogger(__name__)
 
 
 @cache
 def bundle_files() -> tuple[frozenset[str], frozenset[str]]:
-    """Names of the files that every bundle holds, and of those that some hold; each part owns the names of its files."""
+    """Names of required files, and of optional files of a bundle; each part defines the names of its files."""
     from thinktwice.data.encoder import ENCODER_FILE, VOCABULARY_FILE
     from thinktwice.models.backends.store import BACKEND_FILES
     from thinktwice.models.store import MODEL_FILES
@@ -61,10 +61,10 @@ def bundle_files() -> tuple[frozenset[str], frozenset[str]]:
 
 
 class BundleIdentity(Frozen):
-    """Which model this is. ``created`` is given, not taken from the clock: the same inputs give the same bytes."""
+    """Identity of a model. ``created`` is an argument, not the current time: the same inputs give the same bytes."""
 
     model_version: str = Field(min_length=1)
-    feature_service: str  # "" for a log without entities: such a model takes raw rows only
+    feature_service: str  # "" for a log without entities: such a model reads raw rows only
     schema_name: str
     snapshot_id: str
     package_version: str
@@ -82,14 +82,14 @@ class Manifest(BundleIdentity):
     def _complete(self) -> Manifest:
         always, sometimes = bundle_files()
         if (missing := sorted(always - set(self.files))) or (extra := sorted(set(self.files) - always - sometimes)):
-            what = f"does not list {missing[0]}" if missing else f"lists the unknown file {extra[0]}"
-            raise ValueError(f"'files' {what}")
+            problem = f"does not list {missing[0]}" if missing else f"lists the unknown file {extra[0]}"
+            raise ValueError(f"'files' {problem}")
         return self
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle, loaded. ``hash`` is that of its manifest."""
+    """A verified and loaded bundle. ``hash`` is the hash of its manifest."""
 
     folder: Path
     manifest: Manifest
@@ -101,7 +101,7 @@ class Bundle:
 
 
 def bundle_hash(folder: Path | str) -> str:
-    """SHA-256 of the manifest, the name of the whole bundle.
+    """SHA-256 of the manifest, which identifies the whole bundle.
 
     Raises:
         BundleError: there is no manifest.
@@ -110,7 +110,7 @@ def bundle_hash(folder: Path | str) -> str:
 
 
 def read_manifest(folder: Path | str) -> Manifest:
-    """Read ``manifest.json`` without looking at the other files.
+    """Read ``manifest.json`` without reading other files.
 
     Raises:
         BundleError: it is missing, damaged, of another format, or has unknown keys.
@@ -119,7 +119,7 @@ def read_manifest(folder: Path | str) -> Manifest:
 
 
 def parse_manifest(data: bytes, what: str) -> Manifest:
-    """The manifest in the content of ``manifest.json``; ``what`` names its bundle in errors.
+    """Parse the content of ``manifest.json``; ``what`` names the bundle in errors.
 
     Raises:
         BundleError: it is damaged, of another format, or has unknown keys.
@@ -128,9 +128,9 @@ def parse_manifest(data: bytes, what: str) -> Manifest:
         value = parse_json(data)
     except ValueError as error:
         raise BundleError(f"{what}: {MANIFEST_FILE} is damaged ({reason(error)}): {FIX}") from error
-    if isinstance(value, dict) and type(found := value.get("format")) is int and found != FORMAT:
+    if isinstance(value, dict) and type(version := value.get("format")) is int and version != FORMAT:
         raise BundleError(
-            f"{what} has format {found}, this version of thinktwice reads format {FORMAT}: "
+            f"{what} has format {version}, this version of thinktwice reads format {FORMAT}: "
             "install the version that wrote it, or train again"
         )
     try:
@@ -144,7 +144,7 @@ def _manifest_bytes(folder: Path) -> bytes:
         return read_plain(folder / MANIFEST_FILE, MAX_MANIFEST)
     except OSError as error:
         raise BundleError(
-            f"{folder} is not a bundle ({MANIFEST_FILE}: {reason(error)}): give a bundle folder"
+            f"{folder} is not a bundle ({MANIFEST_FILE}: {reason(error)}): use a bundle folder"
         ) from error
 
 
@@ -162,7 +162,7 @@ def verify_bundle(folder: Path | str) -> Manifest:
 
 
 def copy_bundle(folder: Path | str, target: Path) -> Manifest:
-    """Copy a bundle to ``target`` (to make), checked like :func:`verify_bundle` while it is read, once.
+    """Copy a bundle to ``target`` (a new folder), verified like :func:`verify_bundle` in the same single read.
 
     Raises:
         BundleError: anything differs; the message names the file.
@@ -180,12 +180,12 @@ def load_bundle(folder: Path | str, checked: Manifest | None = None) -> Bundle:
     """Verify a bundle and load it, ready to score.
 
     Args:
-        checked: its manifest, where this process has just checked or written the folder and nobody else can write to it; the files
-            are then not hashed again.
+        checked: its manifest, if this process has just verified or written the folder and only this user can write to it; the
+        files are then not hashed again.
 
     Raises:
-        ThinktwiceError: it is damaged, incomplete, its parts do not fit each other, or it scores nothing finite; the message
-            names the file.
+        ThinktwiceError: it is damaged or incomplete, its parts do not fit each other, or its scores are not finite; the message
+        names the file.
     """
     folder = Path(folder)
     manifest = checked or verify_bundle(folder)
@@ -193,7 +193,7 @@ def load_bundle(folder: Path | str, checked: Manifest | None = None) -> Bundle:
         return _load(folder, manifest)
     except ThinktwiceError:
         raise
-    except Exception as error:  # content that no check has foreseen must not end a server with a trace
+    except Exception as error:  # unforeseen content must not stop a server with a stack trace
         logger.debug("bundle %s", folder, exc_info=error)
         raise BundleError(
             f"bundle {folder} cannot be loaded ({type(error).__name__}: {reason(error)}): its files do not fit each other, {FIX}"
@@ -222,19 +222,24 @@ def _load(folder: Path, manifest: Manifest) -> Bundle:
             "older than the weights would call untrained values reliable, fit the test-time parameters again"
         )
     _check_counters(folder, schema, test_time)
-    _check_papers(folder, manifest, encoder)
+    _check_metadata(folder, manifest, encoder)
     engine = _engine(folder, model, info, test_time)
     _check_scores(folder, engine)
     return Bundle(folder, manifest, bundle_hash(folder), schema, encoder, model, engine)
 
 
 def _other_fields(schema: LogSchema, encoder: Encoder) -> str:
-    """How the fields of a schema and of an encoder differ: their order, kinds, entities, or the key; empty when they do not."""
+    """The first difference between the fields of a schema and of an encoder (order, kind, entity, key); empty if they are
+    equal."""
     ours, theirs = schema.model_fields_in_order(), encoder.fields
-    for mine, other in zip(ours, theirs, strict=False):
-        if mine != other:
-            names = [name for name in type(mine).model_fields if getattr(mine, name) != getattr(other, name)]
-            return f"field {mine.name!r} has another {names[0]}"
+    for schema_field, encoder_field in zip(ours, theirs, strict=False):
+        if schema_field != encoder_field:
+            names = [
+                name
+                for name in type(schema_field).model_fields
+                if getattr(schema_field, name) != getattr(encoder_field, name)
+            ]
+            return f"field {schema_field.name!r} has another {names[0]}"
     if len(ours) != len(theirs):
         return f"{len(ours)} fields and {len(theirs)}"
     if schema.key_of("user") != encoder.user_key:
@@ -243,7 +248,7 @@ def _other_fields(schema: LogSchema, encoder: Encoder) -> str:
 
 
 def _check_counters(folder: Path, schema: LogSchema, test_time: TestTime) -> None:
-    """Whether the correction was trained on the counters that the schema defines, and their neighbours on its items."""
+    """Refuse a correction trained on other counters than the schema defines, or neighbours of another item key."""
     from thinktwice.data.instant.definition import definition_of
     from thinktwice.testtime.opinions.config import Retrieve
 
@@ -251,9 +256,9 @@ def _check_counters(folder: Path, schema: LogSchema, test_time: TestTime) -> Non
     if config.correction is None or network is None:
         return
     definition = definition_of(schema)
-    found = None if definition is None else definition.hash
+    definition_hash = None if definition is None else definition.hash
     number = 0 if definition is None else len(definition.names)
-    if config.correction.definition not in (None, found) or network.num_counters != number:
+    if config.correction.definition not in (None, definition_hash) or network.num_counters != number:
         raise BundleError(
             f"bundle {folder}: its correction was trained on {network.num_counters} instant statistics of another definition than the "
             f"{number} of {SCHEMA_FILE}: train and package again"
@@ -266,8 +271,8 @@ def _check_counters(folder: Path, schema: LogSchema, test_time: TestTime) -> Non
         )
 
 
-def _check_papers(folder: Path, manifest: Manifest, encoder: Encoder) -> None:
-    """What travels with a model and no score depends on: the profile, and the report of its evaluation."""
+def _check_metadata(folder: Path, manifest: Manifest, encoder: Encoder) -> None:
+    """Check the files that no score depends on: the profile, and the evaluation."""
     from thinktwice.release.profile import PROFILE_FILE, check_profile, read_profile
 
     name = PROFILE_FILE
@@ -284,7 +289,7 @@ def _check_papers(folder: Path, manifest: Manifest, encoder: Encoder) -> None:
 
 
 def _check_scores(folder: Path, engine: Engine) -> None:
-    """Score rows of the largest weights there are, beside ordinary ones: finite weights may still overflow in products."""
+    """Score rows with the largest weights, and random rows: finite weights may still overflow in products."""
     import numpy as np
 
     from thinktwice.models.backends.backend import largest_rows, random_rows
@@ -298,7 +303,8 @@ def _check_scores(folder: Path, engine: Engine) -> None:
 
 
 def _extreme_evidence(engine: Engine, rows: int) -> Evidence | None:
-    """Counters of the largest size of either sign, and a history of one outcome on every item at most, for a model that reads evidence."""
+    """Counters of the largest magnitude of either sign, and a history of at most one outcome per item, for a model that reads
+    evidence."""
     import numpy as np
 
     from thinktwice.data.evidence import Evidence, History
@@ -315,7 +321,7 @@ def _extreme_evidence(engine: Engine, rows: int) -> Evidence | None:
 
 
 def _engine(folder: Path, model: Backbone, info: ModelInfo, test_time: TestTime) -> Engine:
-    """The engine with the packaged backend, or with eager torch where that one gives other scores on this machine."""
+    """The engine with the packaged backend, or with eager torch if the backend gives different scores on this machine."""
     from thinktwice.models.backends import Eager, open_backend, parity_of, verify_sizes
     from thinktwice.testtime.engine import Engine
 

@@ -1,8 +1,8 @@
-"""The model in production, as a folder: the pipeline puts it there, a server and the next blessing read it.
+"""The champion, the model in production, as a folder: the pipeline writes it, servers and the next blessing read it.
 
 ``STATE/champion`` is a link to ``STATE/versions/NAME/``: a release (``ctr.mar``, ``feature_store/``, ``release.json``) with the
-unpacked ``bundle/`` and, written last, ``champion.json``. Replacing the link is one atomic step, so a kill at any moment leaves
-the old champion or the new.
+unpacked ``bundle/`` and, written last, ``champion.json``. Replacing the link is atomic, so a kill at any moment leaves either
+the old or the new champion.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from thinktwice.release.release import Release, ReleasePolicy, read_release, wri
 from thinktwice.release.signing import signing_key
 
 CHAMPION_FILE = "champion.json"
-KEEP = 3  # versions kept: the champion, the one before (a server may still read it), and one more to go back to
+KEEP = 3  # versions kept: the champion, the previous one (a server may still read it), and one more to roll back to
 
 
 class ChampionInfo(BaseModel):
     """Content of ``champion.json``."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")  # earlier versions wrote more
+    model_config = ConfigDict(frozen=True, extra="ignore")  # earlier versions wrote more keys
 
     model_version: str
     bundle_hash: str
@@ -43,7 +43,7 @@ class ChampionInfo(BaseModel):
 
 @dataclass(frozen=True)
 class Champion:
-    """A deployed version. All paths lie in the version's own folder, so a later deployment does not move them."""
+    """A deployed version. All paths are in the version's folder, so a later deployment does not change them."""
 
     folder: Path
     info: ChampionInfo
@@ -62,11 +62,10 @@ class Champion:
 
 
 def read_champion(state_dir: Path | str) -> Champion | None:
-    """The champion of a state folder, or None when nothing was ever deployed.
+    """The champion of a state folder, or None if nothing was ever deployed.
 
     Raises:
-        BundleError: what lies there is damaged.
-    """
+        BundleError: the champion is damaged."""
     link = Path(state_dir) / "champion"
     if not os.path.lexists(link):
         return None
@@ -84,26 +83,26 @@ def require_champion(state_dir: Path | str, instead: str) -> Champion:
     """The champion of a state folder.
 
     Args:
-        instead: the option of the command line that makes it unnecessary.
+        instead: the command-line option that can be used instead.
 
     Raises:
-        BundleError: nothing was ever deployed, or what lies there is damaged.
+        BundleError: nothing was ever deployed, or the champion is damaged.
     """
     champion = read_champion(state_dir)
     if champion is None:
-        raise BundleError(f"{state_dir} contains no champion: run 'thinktwice pipeline run' first, or give {instead}")
+        raise BundleError(f"{state_dir} contains no champion: run 'thinktwice pipeline run' first, or set {instead}")
     return champion
 
 
 def verify_archive(champion: Champion) -> Path:
-    """The archive of a champion, after a check that it is the one that was deployed: a cut one fails deep within the server.
+    """The archive of a champion, checked against the deployed release, since a truncated one would fail deep inside the server.
 
     Raises:
-        BundleError: the archive is missing, another one, or of an earlier version.
+        BundleError: the archive is missing, differs, or is of an earlier version.
     """
-    found = read_release(champion.folder, ReleasePolicy(), ())
+    accepted = read_release(champion.folder, ReleasePolicy(), ())
     try:
-        with open_archive(champion.archive, None if found is None else found.release.archive):
+        with open_archive(champion.archive, None if accepted is None else accepted.release.archive):
             return champion.archive
     except BundleError as error:
         raise BundleError(f"{error}; or deploy again with `thinktwice pipeline run`") from error
@@ -114,11 +113,11 @@ def install_champion(
 ) -> Champion:
     """Copy a version into the state folder, describe it as a release and make it the champion.
 
-    The release is signed where the environment names a key. Concurrent calls end with one of them on top.
+    The release is signed if the environment names a key. After concurrent calls, one of them is the champion.
 
     Raises:
-        BundleError: the bundle or the archive is damaged, or the state folder holds a ``champion`` that is no link.
-        FeatureStoreError: the feature store holds what it may not hold.
+        BundleError: the bundle or the archive is damaged, or ``champion`` in the state folder is not a link. FeatureStoreError:
+        the feature store contains something that is not permitted.
     """
     state = Path(state_dir)
     link = state / "champion"
@@ -141,7 +140,7 @@ def install_champion(
         write_release(temporary, signing_key(), before=_release_before(link), bundle_checked=True)
         write_json(temporary / CHAMPION_FILE, info.model_dump())
     _point(link, Path("versions") / folder.name)
-    _forget_old(versions, link.resolve().name)
+    _remove_old(versions, link.resolve().name)
     return Champion(folder.resolve(), info)
 
 
@@ -149,10 +148,10 @@ def _release_before(link: Path) -> Release | None:
     if not os.path.lexists(link):
         return None
     try:
-        found = read_release(link.resolve(), ReleasePolicy(), ())
-    except BundleError:  # what is damaged is about to be replaced
+        accepted = read_release(link.resolve(), ReleasePolicy(), ())
+    except BundleError:  # a damaged release is about to be replaced
         return None
-    return None if found is None else found.release
+    return None if accepted is None else accepted.release
 
 
 def _point(link: Path, target: Path) -> None:
@@ -163,15 +162,15 @@ def _point(link: Path, target: Path) -> None:
 
 
 def _numbered(versions: Path) -> list[tuple[int, Path]]:
-    found = [(re.match(r"(\d{6,})-", path.name), path) for path in versions.iterdir()]
-    return sorted((int(match[1]), path) for match, path in found if match)
+    matches = [(re.match(r"(\d{6,})-", path.name), path) for path in versions.iterdir()]
+    return sorted((int(match[1]), path) for match, path in matches if match)
 
 
 def _next_number(versions: Path) -> int:
     return max((number for number, _ in _numbered(versions)), default=0) + 1
 
 
-def _forget_old(versions: Path, current: str) -> None:
+def _remove_old(versions: Path, current: str) -> None:
     for _, path in _numbered(versions)[:-KEEP]:
         if path.name != current:
             shutil.rmtree(path, ignore_errors=True)

@@ -24,8 +24,8 @@ def keygen(out: Annotated[Path, typer.Option(help="Folder for the two key files.
     from thinktwice.release.signing import SIGNING_KEY, TRUSTED_KEYS, make_keys
 
     private, public = make_keys(out)
-    tell(f"{private}: keep it secret; name it in {SIGNING_KEY} where models are packaged and deployed")
-    tell(f"{public}: give it to predictors; name it, or a folder of several, in {TRUSTED_KEYS}")
+    tell(f"{private}: keep it secret; set {SIGNING_KEY} to this file where models are packaged and deployed")
+    tell(f"{public}: copy it to predictors; set {TRUSTED_KEYS} to this file, or to a folder of keys")
 
 
 @release.command()
@@ -34,7 +34,7 @@ def sign(folder: Folder, key: Annotated[Path, typer.Option(help="File of the pri
     from thinktwice.release.release import write_release
 
     if not folder.is_dir():
-        raise BundleError(f"{folder} is not a folder: give a release folder")
+        raise BundleError(f"{folder} is not a folder: use a release folder")
     written = write_release(folder, key)
     tell(f"{printable(written.model_version)}: signed, {_covered(written.not_covered)}")
 
@@ -58,10 +58,10 @@ def verify(
 
     trusted = tuple(key) if key else trusted_keys()
     aware = oldest if oldest is None or oldest.tzinfo else oldest.replace(tzinfo=timezone.utc)
-    found = verify_release(folder, ReleasePolicy(oldest=aware), trusted)
-    signed = f"signed with the key {found.key_id}" if trusted else "its signature was not checked"
-    tell(f"{printable(found.release.model_version)}: whole, {signed}, {_covered(found.release.not_covered)}")
-    tell(f"written at {printable(found.release.created)}, release {found.hash}, bundle {found.release.bundle}")
+    accepted = verify_release(folder, ReleasePolicy(oldest=aware), trusted)
+    signed = f"signed with the key {accepted.key_id}" if trusted else "its signature was not checked"
+    tell(f"{printable(accepted.release.model_version)}: whole, {signed}, {_covered(accepted.release.not_covered)}")
+    tell(f"written at {printable(accepted.release.created)}, release {accepted.hash}, bundle {accepted.release.bundle}")
 
 
 @bundle.callback()
@@ -74,8 +74,8 @@ def verify_bundle_folder(folder: Annotated[Path, typer.Argument(help="Bundle fol
     """Check all hashes of a bundle and load it."""
     from thinktwice.release.bundle import load_bundle
 
-    found = load_bundle(folder)
-    tell(f"{printable(found.manifest.model_version)}: whole, bundle {found.hash}")
+    loaded = load_bundle(folder)
+    tell(f"{printable(loaded.manifest.model_version)}: whole, bundle {loaded.hash}")
 
 
 def _covered(excluded: tuple[str, ...]) -> str:

@@ -1,8 +1,8 @@
-"""What a feature store folder holds, and the two checks that come before a feature store library reads it.
+"""The content of a feature store folder, and the two checks before a feature store library reads it.
 
-The folder is Feast's: settings, a registry, tables, perhaps the online values. Feast runs code that a registry holds, imports
-classes that settings or a registry name, and puts variables of the environment into settings. So a store is read here first,
-and everything is refused that the materialize step does not write.
+The folder has Feast's format: settings, a registry, tables, optionally the online values. Feast runs code in a registry,
+imports classes named in settings or a registry, and substitutes environment variables in settings. Therefore the settings and
+the registry are parsed here first, and everything that the materialize step does not write is refused.
 """
 
 from __future__ import annotations
@@ -25,24 +25,22 @@ from thinktwice.strict_yaml import parse_yaml
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-FEATURE_STORE = "feature_store"  # folder beside an archive
+FEATURE_STORE = "feature_store"  # folder next to an archive
 SETTINGS_FILE = "feature_store.yaml"
 INFO_FILE = "feature_store.json"
 REGISTRY_FILE = "registry.db"
 ONLINE_FILE = "online.db"
 ONLINE_SIDE_FILES = frozenset(
     f"{ONLINE_FILE}{end}" for end in ("-wal", "-shm", "-journal")
-)  # SQLite's own, while it is open
+)  # SQLite's files while the database is open
 DATA = "data"  # folder of the tables
-PUSHED = (
-    f"{DATA}/log_instant.parquet"  # a store with this file is kept up to date by feedback: its online values change
-)
+PUSHED = f"{DATA}/log_instant.parquet"  # marks a store that feedback updates: its online values change
 SMALL_FILES = (SETTINGS_FILE, INFO_FILE, REGISTRY_FILE, SCHEMA_FILE)
 MAX_SETTINGS, MAX_REGISTRY = 64 << 10, 8 << 20  # bytes
 
-REDIS_ADDRESS = "THINKTWICE_REDIS_ADDRESS"  # host:port, and settings after commas
+REDIS_ADDRESS = "THINKTWICE_REDIS_ADDRESS"  # host:port, optionally followed by comma-separated options
 REDIS_PASSWORD = "THINKTWICE_REDIS_PASSWORD"  # noqa: S105 - the name of a variable; sent to that address alone
-#: What may follow the address of a Redis in the settings of a store.
+#: Permitted options after the address of a Redis in the settings of a store.
 REDIS_OPTIONS = frozenset(
     {
         "db",
@@ -63,7 +61,7 @@ FIX = "materialize the features again"
 
 
 def is_store_file(name: str) -> bool:
-    """Whether a path within the folder is one that the materialize step writes."""
+    """Whether the materialize step writes this path within the folder."""
     return name in (*SMALL_FILES, ONLINE_FILE) or re.fullmatch(rf"{DATA}/[A-Za-z0-9_]+\.parquet", name) is not None
 
 
@@ -85,7 +83,7 @@ class _Sqlite(Frozen):
 
 class _Redis(Frozen):
     type: Literal["redis"]
-    connection_string: Annotated[str, Field(repr=False)]  # may hold a password
+    connection_string: Annotated[str, Field(repr=False)]  # may contain a password
     redis_type: Literal["redis", "redis_cluster", "redis_sentinel"] = "redis"
     sentinel_master: str = "mymaster"
     key_ttl_seconds: Annotated[int, Field(ge=1, strict=True)] | None = None
@@ -100,7 +98,7 @@ class _Auth(Frozen):
 
 
 class StoreSettings(Frozen):
-    """Content of ``feature_store.yaml``, variables of the environment put in."""
+    """Content of ``feature_store.yaml`` after substitution of environment variables."""
 
     project: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
     provider: Literal["local"]
@@ -112,7 +110,8 @@ class StoreSettings(Frozen):
     auth: _Auth | None = None
 
     def for_feast(self, *, offline: bool) -> dict[str, Any]:
-        """Arguments of Feast's own configuration; without its ``offline`` side, whose packages a predictor does not have."""
+        """Arguments of Feast's configuration; without ``offline``, the offline store is left out, whose packages a predictor
+        does not have."""
         return self.model_dump(exclude_unset=True, exclude=None if offline else {"offline_store"})
 
 
@@ -120,7 +119,8 @@ def read_settings(folder: Path, environment: Mapping[str, str] = os.environ) -> 
     """Read the settings of a store. Only the address and the password of a Redis are taken from the environment.
 
     Raises:
-        FeatureStoreError: there are none, or they hold anything else than the materialize step writes; the message names it.
+        FeatureStoreError: they are missing, or contain something that the materialize step does not write; the message names
+        it.
     """
     path = folder / SETTINGS_FILE
     try:
@@ -134,9 +134,12 @@ def read_settings(folder: Path, environment: Mapping[str, str] = os.environ) -> 
     try:
         online = value.get("online_store") if isinstance(value, dict) else None
         if isinstance(online, dict) and isinstance(online.get("connection_string"), str):
-            given = online["connection_string"]
+            connection = online["connection_string"]
             _refuse_variables({**value, "online_store": {**online, "connection_string": ""}})
-            value = {**value, "online_store": {**online, "connection_string": redis_connection(given, environment)}}
+            value = {
+                **value,
+                "online_store": {**online, "connection_string": redis_connection(connection, environment)},
+            }
         else:
             _refuse_variables(value)
         return StoreSettings.model_validate(value)
@@ -145,13 +148,13 @@ def read_settings(folder: Path, environment: Mapping[str, str] = os.environ) -> 
 
 
 def redis_connection(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """The connection string of a Redis with the address and password of the environment put in.
+    """The connection string of a Redis, with address and password from the environment.
 
-    The password goes to the address of the environment and to no other, or a store could have it sent anywhere. It is added
-    where the settings do not name one.
+    The password is sent only to the address in the environment, otherwise a store could have it sent anywhere. It is added if
+    the settings do not name one.
 
     Raises:
-        ValueError: another variable, option or form.
+        ValueError: an unknown variable, option or format.
     """
     address, *options = text.split(",")
     from_environment = address in (f"${REDIS_ADDRESS}", f"${{{REDIS_ADDRESS}}}")
@@ -180,7 +183,7 @@ def redis_connection(text: str, environment: Mapping[str, str] = os.environ) -> 
             f"{REDIS_PASSWORD} contains a comma, which a connection string cannot: choose another password"
         )
     if password and not any(option.startswith("password=") for option in ",".join(out).split(",")):
-        out.append(f"password={json.dumps(password)}")  # Feast reads options as JSON: a password of digits stays text
+        out.append(f"password={json.dumps(password)}")  # Feast parses options as JSON: keep digits a string
     return ",".join(out)
 
 
@@ -198,9 +201,9 @@ def _refuse_variables(value: Any) -> None:
 
 
 def _variables(text: str) -> Iterator[str]:
-    """Names of what looks like a variable of the environment; "" for a dollar sign without a name."""
-    for found in re.finditer(r"\$(?:\{([^}]*)\}?|(\w*))", text):
-        yield found[1] or found[2] or ""
+    """Names of apparent environment variables; "" for a dollar sign without a name."""
+    for match in re.finditer(r"\$(?:\{([^}]*)\}?|(\w*))", text):
+        yield match[1] or match[2] or ""
 
 
 def _unknown_variable(name: str) -> str:
@@ -211,7 +214,7 @@ def _unknown_variable(name: str) -> str:
 
 
 _TIMES = {"created_timestamp", "last_updated_timestamp"}
-#: Every field of a registry that may be set, by message; what is not named here is refused.
+#: Permitted fields of a registry, by message; all others are refused.
 ALLOWED: Mapping[str, frozenset[str]] = {
     name: frozenset(fields)
     for name, fields in {
@@ -295,9 +298,9 @@ ALLOWED: Mapping[str, frozenset[str]] = {
         "google.protobuf.Duration": {"seconds", "nanos"},
     }.items()
 }
-#: Values that name a class, a file or a kind of object.
+#: Permitted values of fields that name a class, a file or a kind of object.
 VALUES = {
-    ("feast.core.DataSource", "type"): r"1|9",  # BATCH_FILE, PUSH_SOURCE: names what may be written, and no code
+    ("feast.core.DataSource", "type"): r"1|9",  # BATCH_FILE, PUSH_SOURCE: neither contains code
     ("feast.core.DataSource", "data_source_class_type"): (
         r"feast\.infra\.offline_stores\.file_source\.FileSource|feast\.data_source\.PushSource"
     ),
@@ -305,19 +308,19 @@ VALUES = {
     ("feast.core.FeatureViewProjection", "view_type"): r"featureView",
     ("feast.core.FeatureViewVersionRecord", "feature_view_type"): r"feature_view",
 }
-#: Other tags may refer to connections. Stores of older versions are tagged with the model version.
+#: Permitted tags; others may refer to connections. Stores of older versions are tagged with the model version.
 TAGS = frozenset({"schema", "feature_version", "model_version", "kind", "definition"})
 
 
 def read_registry(path: Path, registry: type[Message], view: type[Message]) -> bytes:
-    """The bytes of a registry, after a check that it holds entities, views of files and services alone: above all no code.
+    """The bytes of a registry, after a check that it contains only entities, views of files and services, and no code.
 
     Args:
-        registry, view: Feast's classes of the message in the file, and of a feature view, which the history of versions
-            holds as bytes. They are parsed and looked at; Feast makes no objects of them.
+        registry, view: Feast's message classes of the file, and of a feature view, which the version history contains as bytes.
+        Messages are parsed and checked; no Feast objects are created.
 
     Raises:
-        FeatureStoreError: it is missing, damaged, or holds something else; the message names the field.
+        FeatureStoreError: it is missing, damaged, or contains something else; the message names the field.
     """
     try:
         data = read_plain(path, MAX_REGISTRY)
@@ -328,7 +331,7 @@ def read_registry(path: Path, registry: type[Message], view: type[Message]) -> b
 
 
 def parse_message(kind: type[Message], data: bytes) -> Message:
-    """A message of that kind; raises a ValueError for bytes that are none."""
+    """Parse a message of this class; raises a ValueError if the bytes are not one."""
     from google.protobuf.message import DecodeError
 
     try:
@@ -337,28 +340,28 @@ def parse_message(kind: type[Message], data: bytes) -> Message:
         raise ValueError(f"it is not a {kind.DESCRIPTOR.full_name} message") from None
 
 
-def _check_message(message: Message, view: type[Message], place: str) -> None:
+def _check_message(message: Message, view: type[Message], path: str) -> None:
     from google.protobuf.unknown_fields import UnknownFieldSet
 
     kind = message.DESCRIPTOR.full_name
     if kind not in ALLOWED:
-        raise ValueError(f"it contains {place or 'a message'} of the kind {kind}")
+        raise ValueError(f"it contains {path or 'a message'} of the kind {kind}")
     if len(UnknownFieldSet(message)):
-        raise ValueError(f"it contains a field in {place or kind} that the installed Feast does not know")
+        raise ValueError(f"it contains a field in {path or kind} that the installed Feast does not know")
     for field, value in message.ListFields():
-        here = f"{place}.{field.name}" if place else field.name
+        field_path = f"{path}.{field.name}" if path else field.name
         if field.name not in ALLOWED[kind]:
             raise ValueError(
-                f"it contains {here}, which may contain neither code nor transformations nor objects of another kind"
+                f"it contains {field_path}, which may contain neither code nor transformations nor objects of another kind"
             )
         if field.name == "tags":
-            if other := sorted(set(value) - TAGS):
-                raise ValueError(f"it contains the unknown tag {other[0]!r} in {here}")
+            if unknown := sorted(set(value) - TAGS):
+                raise ValueError(f"it contains the unknown tag {unknown[0]!r} in {field_path}")
             continue
         if (pattern := VALUES.get((kind, field.name))) and not re.fullmatch(pattern, str(value)):
-            raise ValueError(f"{here} is {str(value)!r}")
+            raise ValueError(f"{field_path} is {str(value)!r}")
         if field.name == "feature_view_proto":
-            _check_message(parse_message(view, value), view, here)
+            _check_message(parse_message(view, value), view, field_path)
         elif field.message_type is not None:
             for part in value if field.is_repeated else (value,):
-                _check_message(part, view, here)
+                _check_message(part, view, field_path)

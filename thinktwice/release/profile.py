@@ -1,7 +1,7 @@
-"""What a model was trained on and what it was validated on, small enough to ship in the bundle.
+"""The profile of a model's training and validation data, small enough to ship in the bundle.
 
-Values and buckets over rows of the training part and of the validation part. Whatever training cannot know of itself, over rows of
-the validation part alone: unknown values, how often training saw the values of new rows, scores.
+Values and buckets are counted over rows of the training part and of the validation part. What training rows cannot show is
+measured on the validation part only: unknown values, training counts of the values of new rows, scores.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from thinktwice.release.profile_bins import (
 from thinktwice.stats.distances import Sample, sample
 from thinktwice.testtime.engine import Engine, raw_rows
 
-PROFILE_FILE = "profile.json"  # bundles of older versions have none
+PROFILE_FILE = "profile.json"  # absent in bundles of older versions
 
-TRAIN_ROWS = 200_000  # at most, thinned evenly over time
+TRAIN_ROWS = 200_000  # maximum, subsampled evenly over time
 VALID_ROWS = 20_000
 ScoreName = Literal["probability", "uncertainty", "missing support", "second opinion"]
 SECOND_OPINION: ScoreName = "second opinion"
-MAX_ROWS = 2**53  # above which a count is not exact as a float
-SIGNIFICANT_DIGITS = 6  # that count, of every number
+MAX_ROWS = 2**53  # larger counts are not exact as a float
+SIGNIFICANT_DIGITS = 6  # of every number
 
 
 class _Frozen(BaseModel):
@@ -49,7 +49,7 @@ class _Frozen(BaseModel):
 
 
 class SampleProfile(_Frozen):
-    """A :class:`thinktwice.stats.distances.Sample`, written down."""
+    """A :class:`thinktwice.stats.distances.Sample` as stored."""
 
     counts: tuple[Annotated[int, Field(ge=0, le=MAX_ROWS)], ...]
     effective: Annotated[float, Field(ge=0)]
@@ -57,9 +57,9 @@ class SampleProfile(_Frozen):
 
     @staticmethod
     def of(bins: np.ndarray, clusters: np.ndarray, size: int) -> SampleProfile:
-        found = sample(bins, clusters, size)
-        counts = tuple(int(c) for c in found.counts)
-        return SampleProfile(counts=counts, effective=_short(found.effective), uneven=_short(found.uneven))
+        stored = sample(bins, clusters, size)
+        counts = tuple(int(c) for c in stored.counts)
+        return SampleProfile(counts=counts, effective=_short(stored.effective), uneven=_short(stored.uneven))
 
     def sample(self) -> Sample:
         return Sample(np.asarray(self.counts, np.float64), self.effective, self.uneven)
@@ -72,11 +72,11 @@ class FieldProfile(_Frozen):
     norm_edges: tuple[float, ...]  # of a vector
     train: SampleProfile
     valid: SampleProfile
-    support: SampleProfile | None  # validation rows by how often training saw their value; of open fields
+    support: SampleProfile | None  # validation rows by training count of their value; unprotected fields only
 
 
 class ScoreProfile(_Frozen):
-    """A number that the engine gives every row, over validation rows in its own quantiles."""
+    """The distribution of a score over validation rows, in its own quantiles."""
 
     name: ScoreName
     edges: tuple[float, ...]
@@ -95,10 +95,10 @@ class BundleProfile(_Frozen):
 
 
 def profile_of(data: TrainingSet, encoder: Encoder, engine: Engine) -> BundleProfile:
-    """Profile a training set and the scores that an engine gives its validation rows."""
+    """Profile a training set, and an engine's scores of its validation rows."""
     train, _ = _subsample(data.part("train"), TRAIN_ROWS)
-    valid, kept = _subsample(data.part("valid"), VALID_ROWS)
-    missing = {name: found[kept] for name, found in missing_values(encoder, data.rows("valid")).items()}
+    valid, positions = _subsample(data.part("valid"), VALID_ROWS)
+    missing = {name: mask[positions] for name, mask in missing_values(encoder, data.rows("valid")).items()}
     edges = {f.name: _edges(vector_norms(train, f.name), NORM_BINS) for f in encoder.vectors}
     before = row_bins(encoder, train, {}, edges)
     after = row_bins(encoder, valid, missing, edges)
@@ -136,7 +136,7 @@ def read_profile(folder: Path | str) -> BundleProfile:
     """The profile in a bundle.
 
     Raises:
-        BundleError: it has none, or one of another format.
+        BundleError: it has no profile, or one of another format.
     """
     path = Path(folder) / PROFILE_FILE
     try:
@@ -156,12 +156,12 @@ def check_profile(profile: BundleProfile, encoder: Encoder) -> None:
     """
     if [f.name for f in profile.fields] != [f.name for f in encoder.fields]:
         raise ValueError("it describes other fields than the encoder")
-    for found, f in zip(profile.fields, encoder.fields, strict=True):
-        size = num_bins(encoder, f, np.asarray(found.norm_edges))
-        if len(found.train.counts) != size or len(found.valid.counts) != size:
+    for field_profile, f in zip(profile.fields, encoder.fields, strict=True):
+        size = num_bins(encoder, f, np.asarray(field_profile.norm_edges))
+        if len(field_profile.train.counts) != size or len(field_profile.valid.counts) != size:
             raise ValueError(f"field {f.name!r} has other bins than the encoder")
-        if found.support is not None and len(found.support.counts) != COUNT_BINS:
-            raise ValueError(f"the support of field {f.name!r} has {len(found.support.counts)} bins")
+        if field_profile.support is not None and len(field_profile.support.counts) != COUNT_BINS:
+            raise ValueError(f"the support of field {f.name!r} has {len(field_profile.support.counts)} bins")
     for score in profile.scores:
         if len(score.valid.counts) != len(score.edges) + 1:
             raise ValueError(f"{score.name!r} has {len(score.valid.counts)} bins and {len(score.edges)} edges")
@@ -171,7 +171,7 @@ def check_profile(profile: BundleProfile, encoder: Encoder) -> None:
 
 
 def support_bins(engine: Engine, encoder: Encoder, rows: EncodedRows) -> dict[str, np.ndarray]:
-    """Bin [R] of every row by how often training saw its value, by open field."""
+    """Bin [R] of every row by training count of its value, for every unprotected field."""
     reliability = engine.reliability
     counts = count_bins(reliability.counts_of(rows.ids))
     return {encoder.columns[c].name: counts[:, c] for c in reliability.maskable_fields.tolist()}
@@ -179,16 +179,16 @@ def support_bins(engine: Engine, encoder: Encoder, rows: EncodedRows) -> dict[st
 
 def _score(name: ScoreName, values: np.ndarray, groups: np.ndarray) -> ScoreProfile:
     edges = np.array([0.5]) if name == SECOND_OPINION else _edges(values, SCORE_BINS)
-    found = SampleProfile.of(quantile_bins(values, edges), groups, len(edges) + 1)
-    return ScoreProfile(name=name, edges=tuple(edges.tolist()), valid=found, mean=_short(float(values.mean())))
+    in_quantiles = SampleProfile.of(quantile_bins(values, edges), groups, len(edges) + 1)
+    return ScoreProfile(name=name, edges=tuple(edges.tolist()), valid=in_quantiles, mean=_short(float(values.mean())))
 
 
 def _subsample(rows: EncodedRows, limit: int) -> tuple[EncodedRows, np.ndarray]:
-    """At most ``limit`` rows, and which they are."""
-    kept = np.arange(len(rows))
+    """At most ``limit`` rows, and their positions."""
+    positions = np.arange(len(rows))
     if len(rows) > limit:
-        kept = np.linspace(0, len(rows) - 1, limit).astype(np.int64)
-    return rows.take(kept), kept
+        positions = np.linspace(0, len(rows) - 1, limit).astype(np.int64)
+    return rows.take(positions), positions
 
 
 def _edges(values: np.ndarray, bins: int) -> np.ndarray:

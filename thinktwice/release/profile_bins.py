@@ -1,8 +1,8 @@
-"""Into which bin of its field every row falls: the same for training, validation and live rows.
+"""Bins of the fields, the same for training, validation and live rows.
 
-Categorical fields: unknown, missing, the most frequent values of training one by one, all others together. Numbers: the encoder's own
-buckets, missing first. Sequences: how many of their values the model knows. Vectors: missing, else the quantile of their
-length (Euclidean norm) in training.
+Categorical fields: unknown, missing, one bin for each of the most frequent training values, one for all others. Numbers: the
+encoder's buckets, missing first. Sequences: number of known values. Vectors: missing, else the training quantile of their
+length (Euclidean norm).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from thinktwice.data.encoder import NULL, Encoder
 from thinktwice.schema import ModelField
 
 TOP_VALUES = 20
-LENGTHS = 20  # bins of a sequence's length, beside that of none
+LENGTHS = 20  # bins of a sequence's length, in addition to that of length 0
 NORM_BINS = 10
 COUNT_BINS = 12  # training counts: 0, 1, 2-3, 4-7, ..., 1024 and more
-SCORE_BINS = 10  # quantiles of what a score was on validation
+SCORE_BINS = 10  # quantiles of a score on validation
 UNKNOWN, MISSING = 0, 1  # bins of a categorical field
 KNOWN = 2
 
@@ -34,7 +34,7 @@ def top_values(encoder: Encoder, field: ModelField) -> list[int]:
 
 
 def num_bins(encoder: Encoder, field: ModelField, norm_edges: np.ndarray) -> int:
-    """Bins of a field."""
+    """Number of bins of a field."""
     if field.kind == "categorical":
         return KNOWN + len(top_values(encoder, field)) + 1
     if field.kind == "numeric":
@@ -45,7 +45,7 @@ def num_bins(encoder: Encoder, field: ModelField, norm_edges: np.ndarray) -> int
 
 
 def labels(encoder: Encoder, field: ModelField, norm_edges: np.ndarray) -> list[str]:
-    """What to write under each bin."""
+    """Labels of the bins."""
     if field.kind == "categorical":
         values = [encoder.value_of(field.name, i) or "" for i in top_values(encoder, field)]
         return ["unknown", "missing", *values, "other values"]
@@ -74,8 +74,8 @@ def row_bins(
     """Bin [R] of every row, by field.
 
     Args:
-        missing: [R] rows without a value, by categorical field; those that training saw are told by their index.
-        norm_edges: inner borders of the lengths, by vector field.
+        missing: [R] rows without a value, by categorical field. Missing values that occur in training are also known by index.
+        norm_edges: inner edges of the lengths, by vector field.
     """
     out: dict[str, np.ndarray] = {}
     for column, f in enumerate(encoder.columns):
@@ -106,7 +106,7 @@ def count_bins(counts: np.ndarray) -> np.ndarray:
 
 
 def quantile_bins(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Bin of numbers between inner borders."""
+    """Bin of numbers between inner edges."""
     return np.searchsorted(edges, values, side="right")
 
 
@@ -116,7 +116,7 @@ def vector_norms(rows: EncodedRows, name: str) -> np.ndarray:
 
 
 def quantile_edges(values: np.ndarray, bins: int) -> np.ndarray:
-    """Inner borders of ``bins`` quantile bins; fewer where values repeat."""
+    """Inner edges of ``bins`` quantile bins; fewer if values repeat."""
     known = values[np.isfinite(values)]
     if len(known) == 0:
         return np.zeros(0)
@@ -129,7 +129,7 @@ def missing_values(encoder: Encoder, frame: pl.DataFrame) -> dict[str, np.ndarra
 
 
 def clusters_of(users: np.ndarray, requests: np.ndarray | None = None) -> np.ndarray:
-    """Which rows [R] belong together: those of a user; else those of a request (>= 0), else none."""
+    """Cluster of every row [R]: its user, else its request (>= 0), else the row itself."""
     apart = np.arange(len(users)) if requests is None else requests
     return np.where(users >= 0, users, -1 - apart)
 

@@ -1,8 +1,8 @@
-"""What is deployed, as one signed thing: the archive with its bundle, and the feature store beside it.
+"""The release: one signed unit of deployment, the archive with its bundle and the feature store next to it.
 
-A release is a folder with ``ctr.mar`` and, for a model that looks features up, ``feature_store/``; the pipeline's deploy step
-writes one, and it is what a predictor mounts. ``release.json`` names all of it by hash and ``release-signature.json`` signs
-that file. A server checks a release before it unpacks or starts anything, and then works on a private copy.
+A release is a folder with ``ctr.mar`` and, for a model that looks up features, ``feature_store/``. The pipeline's deploy step
+writes it and a predictor mounts it. ``release.json`` lists all files by hash and ``release-signature.json`` signs that file. A
+server verifies a release before it unpacks or starts anything, and then uses a private copy.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ class Release(Frozen):
     """Content of ``release.json``."""
 
     format: Annotated[int, Field(ge=FORMAT, le=FORMAT, strict=True)] = FORMAT
-    created: str  # when this release was written, ISO 8601
+    created: str  # time of writing, ISO 8601
     model_version: str
     feature_service: str
-    bundle: Sha256  # of the bundle's manifest, which names its files
+    bundle: Sha256  # of the bundle's manifest, which lists its files
     archive: FileEntry
     torchserve: dict[str, FileEntry]  # TorchServe's manifest and settings in the archive
-    feature_store: dict[str, FileEntry] | None  # by path within it, tables included; None where a release has none
-    not_covered: tuple[str, ...]  # what is served besides, and may change after the deployment
+    feature_store: dict[str, FileEntry] | None  # by path within it, tables included; None if a release has none
+    not_covered: tuple[str, ...]  # other served files, which may change after the deployment
 
     @field_validator("feature_store")
     @classmethod
     def _known_names(cls, value: dict[str, FileEntry] | None) -> dict[str, FileEntry] | None:
-        if other := sorted(name for name in value or () if not is_store_file(name)):
-            raise ValueError(f"{other[0]!r} is not a file of a feature store")
+        if unknown := sorted(name for name in value or () if not is_store_file(name)):
+            raise ValueError(f"{unknown[0]!r} is not a file of a feature store")
         return value
 
     @field_validator("created")
@@ -75,19 +75,19 @@ class Release(Frozen):
 
 
 class ReleasePolicy(Frozen):
-    """Which releases a predictor accepts, beside those that a trusted key has signed."""
+    """Conditions on releases, in addition to a trusted signature."""
 
-    oldest: AwareDatetime | None = None  # a release that was written before is refused: no way back to an older one
-    pinned: tuple[Sha256, ...] = ()  # hashes of releases or of bundles; every other one is refused
+    oldest: AwareDatetime | None = None  # releases written before are refused, which prevents a downgrade
+    pinned: tuple[Sha256, ...] = ()  # hashes of releases or of bundles; all others are refused
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """A release that was read and may be served, once its files are found to be those it names.
+    """A release whose description is accepted; its files have yet to be verified.
 
     Attributes:
         hash: SHA-256 of ``release.json``.
-        key_id: of the key that signed it; "" where no signature was asked for.
+        key_id: of the key that signed it; "" if no signature was required.
     """
 
     folder: Path
@@ -105,15 +105,15 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Staged:
-    """A model in a private folder, ready to be served: what was checked, and nothing that could change since.
+    """A model in a private folder, ready to be served: verified, and no longer changeable from outside.
 
-    The folder itself is what TorchServe takes for a model.
+    TorchServe loads the folder as a model.
     """
 
     folder: Path
     bundle: Path
     feature_store: Path | None
-    checked: Manifest | None = None  # of a bundle whose files were hashed on the way into ``folder``
+    checked: Manifest | None = None  # of a bundle whose files were hashed while they were copied to ``folder``
 
 
 def write_release(
@@ -124,18 +124,18 @@ def write_release(
     before: Release | None = None,
     bundle_checked: bool = False,
 ) -> Release:
-    """Describe what lies in a folder and sign it; an older description is replaced.
+    """Describe the files of a folder and sign the description; an existing one is replaced.
 
     Args:
-        folder: with ``ctr.mar``, perhaps ``feature_store/``, perhaps the unpacked ``bundle/``.
+        folder: with ``ctr.mar``, and optionally ``feature_store/`` and the unpacked ``bundle/``.
         key: file of the private key; None leaves the release without a signature.
         created: default now.
-        before: the release whose place it takes; one of the same files is the same release and keeps its time.
-        bundle_checked: the unpacked bundle was hashed when it was copied here.
+        before: the release to be replaced; if it has the same files, its time is kept.
+        bundle_checked: the unpacked bundle was verified when it was copied.
 
     Raises:
-        BundleError: archive and bundle differ or are damaged, or the key is none.
-        FeatureStoreError: the feature store holds what it may not hold.
+        BundleError: archive and bundle differ or are damaged, or the key is invalid. FeatureStoreError: the feature store
+        contains something that is not permitted.
     """
     archive, store = folder / ARCHIVE_FILE, folder / FEATURE_STORE
     with open_archive(archive) as content:
@@ -172,7 +172,7 @@ def write_release(
 
 
 def copy_description(source: Path, target: Path) -> None:
-    """Copy ``release.json`` and its signature to another folder that holds the same release."""
+    """Copy ``release.json`` and its signature to another folder with the same release."""
     for name in (RELEASE_FILE, SIGNATURE_FILE):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
@@ -194,19 +194,19 @@ def _store_files(store: Path) -> dict[str, FileEntry]:
 
 
 def _online(store: Path) -> str:
-    """Kind of the online store; the address of a Redis need not be known here."""
+    """Kind of the online store; the address of a Redis need not be set."""
     environment = {REDIS_ADDRESS: "-", REDIS_PASSWORD: "-"}
     return read_settings(store, environment).online_store.type
 
 
 def read_release(folder: Path, policy: ReleasePolicy, trusted: Sequence[Path]) -> Accepted | None:
-    """Read the description of a release and decide whether it may be served; its files are not looked at.
+    """Read the description of a release and decide whether it may be served; its files are not read.
 
     Args:
         trusted: public keys; with any, a release must be signed by one of them.
 
     Returns:
-        None where the folder has no description and nothing is asked of it.
+        None if the folder has no description and none is required.
 
     Raises:
         BundleError: there is none and one is required, or it is damaged, not signed as required, too old or not pinned.
@@ -235,9 +235,9 @@ def read_release(folder: Path, policy: ReleasePolicy, trusted: Sequence[Path]) -
         release = Release.model_validate(parse_json(content))
     except ValueError as error:
         raise BundleError(f"{what}: {RELEASE_FILE} is damaged ({reason(error)}): {FIX}") from error
-    found = Accepted(folder, release, hashlib.sha256(content).hexdigest(), key_id, content, signature)
-    _check_policy(found, policy)
-    return found
+    accepted = Accepted(folder, release, hashlib.sha256(content).hexdigest(), key_id, content, signature)
+    _check_policy(accepted, policy)
+    return accepted
 
 
 def _check_policy(accepted: Accepted, policy: ReleasePolicy) -> None:
@@ -255,31 +255,31 @@ def _check_policy(accepted: Accepted, policy: ReleasePolicy) -> None:
 
 
 def verify_release(folder: Path, policy: ReleasePolicy | None = None, trusted: Sequence[Path] = ()) -> Accepted:
-    """Check a whole release folder: signature, policy, and every file against its hash. Nothing is unpacked.
+    """Verify a whole release folder: signature, policy, and every file against its hash. Nothing is unpacked.
 
     Raises:
         BundleError: anything differs; the message names it.
     """
-    found = read_release(folder, policy or ReleasePolicy(), trusted)
-    if found is None:
+    accepted = read_release(folder, policy or ReleasePolicy(), trusted)
+    if accepted is None:
         raise BundleError(
             f"{folder} is not a release (no {RELEASE_FILE}): deploy again, or use 'thinktwice release sign'"
         )
-    with open_archive(folder / ARCHIVE_FILE, found.release.archive) as content:
+    with open_archive(folder / ARCHIVE_FILE, accepted.release.archive) as content:
         content.verify()
-        _check_archive(found, content)
+        _check_archive(accepted, content)
     if (folder / BUNDLE).is_dir():
         verify_bundle(folder / BUNDLE)
-        _check_bundle(found, bundle_hash(folder / BUNDLE), content.manifest)
-    if found.release.feature_store is not None:
-        _check_store(found, folder / FEATURE_STORE)
+        _check_bundle(accepted, bundle_hash(folder / BUNDLE), content.manifest)
+    if accepted.release.feature_store is not None:
+        _check_store(accepted, folder / FEATURE_STORE)
     elif (folder / FEATURE_STORE).exists():
-        raise BundleError(f"{found.what} does not name its {FEATURE_STORE}/: {FIX}")
-    return found
+        raise BundleError(f"{accepted.what} does not name its {FEATURE_STORE}/: {FIX}")
+    return accepted
 
 
 def _check_archive(accepted: Accepted, content: Archive) -> None:
-    """The whole archive was hashed before; this holds even if somebody wrote to it since."""
+    """Check the content again, although the whole archive was hashed: it may have been written to since."""
     _check_bundle(accepted, content.bundle_hash, content.manifest)
     if content.torchserve != accepted.release.torchserve:
         raise BundleError(f"{accepted.what}: TorchServe's files in the archive differ from those it names: {FIX}")
@@ -302,57 +302,57 @@ def stage(
     *,
     handler: str = HANDLER,
 ) -> Staged:
-    """Check what is to be served, then copy it into a private folder. The release lies beside the model.
+    """Verify a model and copy it to a private folder. The release is next to the model.
 
-    Only the tables and the online values of a feature store are not copied: they are checked where they lie and linked.
+    The tables and the online values of a feature store are not copied: they are verified in place and linked.
 
     Args:
         model: archive, or unpacked bundle folder.
         feature_store: folder; None for a model without one.
-        folder: to make; nobody else can write to its parent.
-        handler: module that answers for TorchServe.
+        folder: created; only this user can write to its parent.
+        handler: module that TorchServe calls.
 
     Raises:
         BundleError: it is refused; the message says why. FeatureStoreError: the model needs a feature store.
     """
-    found = read_release(model.parent, policy, trusted)
+    accepted = read_release(model.parent, policy, trusted)
     folder.mkdir(mode=0o700)
     bundle = folder / BUNDLE
     if model.is_dir():
-        if found is None:
+        if accepted is None:
             return Staged(folder, model, feature_store)
-        _check_bundle(found, bundle_hash(model), read_manifest(model))
+        _check_bundle(accepted, bundle_hash(model), read_manifest(model))
         manifest = copy_bundle(model, bundle)
-        _check_bundle(found, bundle_hash(bundle), manifest)
+        _check_bundle(accepted, bundle_hash(bundle), manifest)
     else:
-        with open_archive(model, None if found is None else found.release.archive, handler=handler) as content:
+        with open_archive(model, None if accepted is None else accepted.release.archive, handler=handler) as content:
             manifest = content.manifest
-            if found is not None:
-                _check_archive(found, content)
+            if accepted is not None:
+                _check_archive(accepted, content)
             content.unpack(folder)
-    if found is not None:
-        (folder / RELEASE_FILE).write_bytes(found.content)
-        if found.signature:
-            (folder / SIGNATURE_FILE).write_bytes(found.signature)
-    if found is None or not manifest.feature_service:
+    if accepted is not None:
+        (folder / RELEASE_FILE).write_bytes(accepted.content)
+        if accepted.signature:
+            (folder / SIGNATURE_FILE).write_bytes(accepted.signature)
+    if accepted is None or not manifest.feature_service:
         return Staged(folder, bundle, feature_store, manifest)
     required = bool(trusted) or policy != ReleasePolicy()
-    if feature_store is None or found.release.feature_store is None:
+    if feature_store is None or accepted.release.feature_store is None:
         if required:
-            what = "is served without a feature store" if feature_store is None else "does not cover a feature store"
-            raise BundleError(f"{found.what} {what} and the model needs one: deploy again, or correct the path")
+            problem = "is served without a feature store" if feature_store is None else "does not cover a feature store"
+            raise BundleError(f"{accepted.what} {problem} and the model needs one: deploy again, or correct the path")
         return Staged(folder, bundle, feature_store, manifest)
-    return Staged(folder, bundle, _stage_store(found, feature_store, folder / FEATURE_STORE), manifest)
+    return Staged(folder, bundle, _stage_store(accepted, feature_store, folder / FEATURE_STORE), manifest)
 
 
 def _check_store(accepted: Accepted, store: Path) -> dict[str, FileEntry]:
-    """Check a feature store; returns its files. The tables are for training, and a cluster gets the store without them."""
+    """Verify a feature store; returns its files. The tables are for training; a store in a cluster does not contain them."""
     files = accepted.release.feature_store or {}
     if not os.path.lexists(store / DATA):
         files = {name: entry for name, entry in files.items() if not name.startswith(f"{DATA}/")}
     fixed, also = files, frozenset[str]()
     if PUSHED in (accepted.release.feature_store or {}) and ONLINE_FILE in files:
-        # The feedback service writes into it; a Redis is not part of a release either.
+        # The feedback service writes to it; a Redis is not part of a release either.
         fixed = {name: entry for name, entry in files.items() if name != ONLINE_FILE}
         also = ONLINE_SIDE_FILES | {ONLINE_FILE}
     check_folder(f"{accepted.what}, {FEATURE_STORE}", store, fixed, FIX, also=also)
@@ -375,19 +375,19 @@ def _stage_store(accepted: Accepted, store: Path, folder: Path) -> Path:
 
 
 def open_staged(folder: Path, policy: ReleasePolicy, trusted: Sequence[Path]) -> Staged:
-    """What a worker of a server finds in the folder it was given: the same checks again, but for tables and online values.
+    """Open a staged folder in a worker of a server: the same checks again, except of tables and online values.
 
     Raises:
-        BundleError: it is not what :func:`stage` leaves, and something is asked of it.
+        BundleError: it is not what :func:`stage` wrote, and a release is required.
     """
-    found = read_release(folder, policy, trusted)
+    accepted = read_release(folder, policy, trusted)
     bundle, store = folder / BUNDLE, folder / FEATURE_STORE
-    if found is not None:
-        _check_bundle(found, bundle_hash(bundle), read_manifest(bundle))
-        for name, entry in (found.release.feature_store or {}).items():
+    if accepted is not None:
+        _check_bundle(accepted, bundle_hash(bundle), read_manifest(bundle))
+        for name, entry in (accepted.release.feature_store or {}).items():
             if store.is_dir() and name in SMALL_FILES:
-                check_file(found.what, name, store / name, entry, FIX)
+                check_file(accepted.what, name, store / name, entry, FIX)
         required = bool(trusted) or policy != ReleasePolicy()
-        if required and found.release.feature_service and not store.is_dir():
-            raise BundleError(f"{found.what} is served without its feature store: start the server again")
+        if required and accepted.release.feature_service and not store.is_dir():
+            raise BundleError(f"{accepted.what} is served without its feature store: start the server again")
     return Staged(folder, bundle, store if store.is_dir() else None)

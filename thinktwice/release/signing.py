@@ -1,11 +1,11 @@
-"""Who made a release: an ed25519 signature over the bytes of its manifest, which names everything it covers by hash.
+"""Signatures of releases: ed25519 over the bytes of ``release.json``, which lists every covered file by hash.
 
-Protects against whoever can write to the object store or the wire but does not have the signing key. It does not protect
-against whoever has the key; take a key that leaked out of ``THINKTWICE_TRUSTED_KEYS``.
+They protect against an attacker who can write to the object store or the network but does not have the signing key. They do not
+protect against an attacker with the key; remove a leaked key from ``THINKTWICE_TRUSTED_KEYS``.
 
-Keys are PEM files (PKCS8 and SubjectPublicKeyInfo). The private one is named by ``THINKTWICE_SIGNING_KEY_FILE``, for the
-steps that package and deploy a model; the public ones by ``THINKTWICE_TRUSTED_KEYS``, a file or a folder of ``*.pem``, for
-predictors. Several may be trusted, so that keys can be changed without a moment in which nothing is served.
+Keys are PEM files (PKCS8 and SubjectPublicKeyInfo). The private key is named by ``THINKTWICE_SIGNING_KEY_FILE``, for the steps
+that package and deploy a model; the public keys by ``THINKTWICE_TRUSTED_KEYS``, a file or a folder of ``*.pem``, for
+predictors. Several keys may be trusted, so that keys can be rotated without downtime.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SIGNING_KEY = "THINKTWICE_SIGNING_KEY_FILE"
 TRUSTED_KEYS = "THINKTWICE_TRUSTED_KEYS"
 PRIVATE_FILE, PUBLIC_FILE = "signing-key.pem", "trusted-key.pem"
-DOMAIN = b"thinktwice release 1\0"  # a signature of something else must not pass for one of a release
+DOMAIN = b"thinktwice release 1\0"  # domain separation: signatures of other data are not valid for a release
 
 
 class Signature(Frozen):
@@ -41,10 +41,10 @@ class Signature(Frozen):
 
 
 def make_keys(folder: Path) -> tuple[Path, Path]:
-    """Write a new pair of keys into ``folder``; the private file is readable by its owner alone.
+    """Write a new key pair to ``folder``; only the owner can read the private file.
 
     Raises:
-        BundleError: a key is there already; keys are never overwritten.
+        BundleError: a key exists already; keys are never overwritten.
     """
     from cryptography.hazmat.primitives import serialization as s
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -53,7 +53,7 @@ def make_keys(folder: Path) -> tuple[Path, Path]:
     private, public = folder / PRIVATE_FILE, folder / PUBLIC_FILE
     for path in (private, public):
         if path.exists():
-            raise BundleError(f"{path} exists and is never overwritten: give another folder")
+            raise BundleError(f"{path} exists and is never overwritten: use another folder")
     key = Ed25519PrivateKey.generate()
     secret = key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption())
     with os.fdopen(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -63,25 +63,25 @@ def make_keys(folder: Path) -> tuple[Path, Path]:
 
 
 def signing_key(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """The private key that the environment names, None for none."""
+    """The file of the private key that the environment names; None if it names none."""
     named = environment.get(SIGNING_KEY)
     return Path(named) if named else None
 
 
 def trusted_keys(environment: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
-    """Files of the public keys that the environment trusts; none when it asks for no signature.
+    """Files of the public keys that the environment trusts; empty if it requires no signature.
 
     Raises:
-        BundleError: it names a place without keys: a mistake there must not turn the check off.
+        BundleError: it names a path without keys: a typo must not turn the check off.
     """
     named = environment.get(TRUSTED_KEYS)
     if not named:
         return ()
-    place = Path(named)
-    found = tuple(sorted(place.glob("*.pem"))) if place.is_dir() else (place,) if place.is_file() else ()
-    if not found:
-        raise BundleError(f"{TRUSTED_KEYS} is set to {place}, which contains no key: add public keys as *.pem")
-    return found
+    path = Path(named)
+    files = tuple(sorted(path.glob("*.pem"))) if path.is_dir() else (path,) if path.is_file() else ()
+    if not files:
+        raise BundleError(f"{TRUSTED_KEYS} is set to {path}, which contains no key: add public keys as *.pem")
+    return files
 
 
 def sign(manifest: bytes, private: Path) -> bytes:
@@ -99,38 +99,38 @@ def verify_signature(what: str, manifest: bytes, signature: bytes, trusted: Sequ
     """Check that one of the trusted keys signed a manifest; returns the id of the key.
 
     Args:
-        what: names the signed thing in errors.
+        what: name of the signed object in errors.
 
     Raises:
-        BundleError: the signature is damaged, one of an unknown key, or one of something else.
+        BundleError: the signature is damaged, of an unknown key, or of other data.
     """
     from cryptography.exceptions import InvalidSignature
 
     try:
-        found = Signature.model_validate(parse_json(signature))
-        raw = base64.b64decode(found.signature, validate=True)
+        parsed = Signature.model_validate(parse_json(signature))
+        raw = base64.b64decode(parsed.signature, validate=True)
     except ValueError as error:
         raise BundleError(f"{what}: its signature is damaged ({reason(error)}): get it again") from error
     keys = {key_id(key): key for key in map(_public, trusted)}
-    if found.key_id not in keys:
+    if parsed.key_id not in keys:
         raise BundleError(
-            f"{what} is signed with the key {found.key_id}, which is not trusted here (trusted: {', '.join(sorted(keys))}): "
+            f"{what} is signed with the key {parsed.key_id}, which is not trusted here (trusted: {', '.join(sorted(keys))}): "
             f"get it from its maker, or add the key to {TRUSTED_KEYS}"
         )
     try:
-        keys[found.key_id].verify(raw, signed_bytes(manifest))
+        keys[parsed.key_id].verify(raw, signed_bytes(manifest))
     except InvalidSignature:
         raise BundleError(f"{what}: its signature does not match its manifest: download it again") from None
-    return found.key_id
+    return parsed.key_id
 
 
 def signed_bytes(manifest: bytes) -> bytes:
-    """What the key signs of a manifest."""
+    """The bytes that the key signs for a manifest."""
     return DOMAIN + hashlib.sha256(manifest).digest()
 
 
 def key_id(key: Ed25519PublicKey) -> str:
-    """16 hex digits that name a public key."""
+    """16 hex digits that identify a public key."""
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
 
 
@@ -140,7 +140,7 @@ def _private(path: Path) -> Ed25519PrivateKey:
 
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError):  # what the library says may quote the file
+    except (OSError, ValueError, TypeError):  # the library's message may quote the file
         raise BundleError(f"{path} contains no private key: create one with 'thinktwice release keygen'") from None
     if not isinstance(key, Ed25519PrivateKey):
         raise BundleError(

@@ -1,1 +1,1 @@
-"""What training runs to choose what ships: candidates, their parameters, and the acceptance test."""
+"""Selection of the test-time configuration that ships: candidates, their parameters, and the acceptance test."""

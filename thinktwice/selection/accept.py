@@ -1,6 +1,6 @@
-"""The acceptance test: a candidate ships only if later rows prove a gain that chance, calibration and luck do not explain.
+"""The acceptance test: a candidate ships only if later rows show a gain that chance and the controls do not explain.
 
-All changes are of logloss, candidate minus the other, on the same rows: below 0 is better.
+All changes are of logloss, candidate minus baseline, on the same rows: below 0 is better.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ CONTROL_WORDS = {
     "first_look": "it does not clearly beat the corrected scores without a second look",
     "random_trigger": "it does not clearly beat rows chosen at random, so it need not be knowledge of uncertain rows",
 }
-RANDOM_DRAWS = 4  # random choices of rows whose losses are averaged, so that one lucky choice decides nothing
+RANDOM_DRAWS = 4  # random choices of rows whose losses are averaged, to reduce variance
 
 
 @dataclass(frozen=True)
 class CandidateVerdict:
     """A candidate on the later rows: its change against ``off``, and against each control.
 
-    Controls explain gains: where there is none (or it costs too much to ship) they are not run.
+    Controls explain gains: they are not run for a candidate without a gain, or one that costs too much to ship.
     """
 
     candidate: Candidate
     logloss: float
     auc: float
-    passes: float  # scored rows per row
+    passes: float  # forward passes per row
     change: Interval  # of logloss against off
     auc_change: Interval
     controls: dict[str, Interval]  # of logloss against the control
@@ -56,15 +56,15 @@ class CandidateVerdict:
 
     @property
     def reasons(self) -> list[str]:
-        """Why it is not accepted; empty when it is."""
+        """Why it is not accepted; empty if it is."""
         return self.failures + [CONTROL_WORDS[name] for name, change in self.controls.items() if change.high >= 0]
 
     @property
     def failures(self) -> list[str]:
-        """The reasons that need no control."""
+        """The reasons that do not depend on controls."""
         out = []
         if not self.change.bounded:
-            out.append("the later rows hold one user only, so that chance cannot be excluded")
+            out.append("the later rows are of a single user, so chance cannot be excluded")
         elif self.change.low > 0:
             out.append("it is worse than the plain scores")
         elif self.change.value >= 0:
@@ -82,7 +82,7 @@ class CandidateVerdict:
         return not self.reasons
 
     def record(self) -> TriedCandidate:
-        """The candidate as the report holds it."""
+        """The candidate's entry in the report."""
         return TriedCandidate(
             name=self.candidate.name,
             config=self.candidate.config,
@@ -113,8 +113,8 @@ def judge(
     """Test a candidate on ``later`` rows against the plain model's log-odds ``off`` [R] and against its controls.
 
     Controls are fitted on ``fit`` like the candidate itself. Every gain must have an interval that excludes 0: over ``off`` at
-    ``confidence``, which is shared by all candidates, and over each control at ``control_confidence``, which is not (a candidate
-    that has passed the first must pass them all).
+    ``confidence``, which is corrected for the number of candidates, and over each control at ``control_confidence``, which is
+    not (a candidate must pass all of them).
     """
     cluster = clusters_of(later.user)
     logit, passes = trial_model.logits(candidate.config, later)
@@ -131,8 +131,10 @@ def judge(
     )
     if verdict.failures:
         return verdict
-    others = control_losses(candidate, trial_model, fit, later)
-    controls = {name: paired_mean(loss - other, cluster, control_confidence) for name, other in others.items()}
+    control_loss = control_losses(candidate, trial_model, fit, later)
+    controls = {
+        name: paired_mean(loss - control, cluster, control_confidence) for name, control in control_loss.items()
+    }
     return CandidateVerdict(
         candidate, verdict.logloss, verdict.auc, passes, verdict.change, verdict.auc_change, controls, max_cost
     )
@@ -141,10 +143,10 @@ def judge(
 def control_losses(
     candidate: Candidate, trial_model: TrialModel, fit: EncodedRows, later: EncodedRows
 ) -> dict[str, np.ndarray]:
-    """Row losses [R] of every control that applies: mere recalibration, shuffled counts, rows chosen at random, and of evidence
-    counters of other rows, counters a day late, or the first look.
+    """Row losses [R] of every control that applies: recalibration only, shuffled counts, rows chosen at random, and for
+    evidence: counters of other rows, counters a day late, or the first look.
 
-    Shuffled counts apply where counts decide something, random rows where the candidate chooses rows.
+    Shuffled counts apply if the candidate uses counts, random rows if it chooses rows.
     """
     config, trigger = candidate.config, trigger_of(candidate.config)
 
@@ -162,17 +164,19 @@ def control_losses(
         out["first_look"] = losses(trial_model, calibrated(trial_model, first, fit))
     elif config.correction is not None and trial_model.evidence is not None:
         for name, correction, other_fit, other_later in trial_model.evidence.controls():
-            other = replace(trial_model, extras=replace(trial_model.extras, correction=correction))
-            logit = other.logits(calibrated(other, config, other_fit), other_later)[0]
+            other_model = replace(trial_model, extras=replace(trial_model.extras, correction=correction))
+            logit = other_model.logits(calibrated(other_model, config, other_fit), other_later)[0]
             out[name] = row_logloss(later.label, logit)
     if trigger not in (None, "always"):
-        drawn = [losses(trial_model, candidate.refit(trial_model, "random", salt)) for salt in range(RANDOM_DRAWS)]
-        out["random_trigger"] = np.mean(drawn, axis=0)
+        random_losses = [
+            losses(trial_model, candidate.refit(trial_model, "random", salt)) for salt in range(RANDOM_DRAWS)
+        ]
+        out["random_trigger"] = np.mean(random_losses, axis=0)
     return out
 
 
 def sentence(best: CandidateVerdict | None, rows: int) -> str:
-    """What ships and why, in one sentence without jargon."""
+    """What ships and why, in one plain sentence."""
     if best is None:
         return f"Test-time work ships off: no candidate improved the fit on validation ({rows:,} later rows were kept to prove it)."
     if not best.change.bounded:

@@ -1,4 +1,4 @@
-"""The configurations that are worth a trial on one model, each with its parameters fitted on the earlier validation rows."""
+"""Candidate configurations for one model, each with its parameters fitted on the earlier validation rows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from thinktwice.testtime.triggers import TriggerKind
 
 STOP_AT = 0.05  # logits: at a click rate of 10 % an error of this size costs 1e-4 of logloss on the rows it touches
 
-#: Refit the free parameters for other counts (the trial model's) or another trigger, the mode's own settings kept.
+#: Refit the free parameters to other counts (the trial model's) or another trigger, with the mode's settings unchanged.
 Refit = Callable[[TrialModel, TriggerKind | None, int], TestTimeConfig]
 
 
@@ -50,7 +50,7 @@ class Candidate:
 
 
 def candidates(trial_model: TrialModel, fit: EncodedRows, off: TestTimeConfig, config: FitConfig) -> list[Candidate]:
-    """The best of every mode that ``config`` lets try. A gate or filter whose best strength is 0 is no candidate."""
+    """The best candidate of every mode that ``config`` allows. A gate or filter whose best strength is 0 is not a candidate."""
 
     def candidate(name: str, settings: TestTimeConfig, refit: Refit) -> Candidate:
         logit, passes = trial_model.logits(settings, fit)
@@ -69,8 +69,8 @@ def candidates(trial_model: TrialModel, fit: EncodedRows, off: TestTimeConfig, c
     def tries(*modes: str) -> bool:
         return config.mode == "lean" or config.mode in modes
 
-    def best(found: Iterable[Candidate]) -> Candidate:
-        return min(found, key=lambda c: c.fit_logloss)
+    def best(options: Iterable[Candidate]) -> Candidate:
+        return min(options, key=lambda c: c.fit_logloss)
 
     @cache
     def gate_of(model: TrialModel) -> TestTimeConfig:
@@ -151,24 +151,24 @@ def candidates(trial_model: TrialModel, fit: EncodedRows, off: TestTimeConfig, c
         if tries("retrieve") and trial_model.extras.retrieval is not None and item is not None:
             looks = with_correction(preset("retrieve", off), definition).looking(opinion=Retrieve(item_field=item))
             triggers: tuple[TriggerKind, ...] = ("entropy", "moved")
-            found = [
+            by_share = [
                 escalating("retrieve", by_trigger(looks, trigger), trigger, share)
                 for trigger in triggers
                 for share in config.retrieved_shares
             ]
             max_cost = config.max_cost if config.mode == "lean" else float("inf")
-            affordable = [c for c in found if estimated_cost(c.config, c.fit_passes) <= max_cost]
-            out.append(best(affordable or found))
+            affordable = [c for c in by_share if estimated_cost(c.config, c.fit_passes) <= max_cost]
+            out.append(best(affordable or by_share))
             out.append(escalating("retrieve, all rows", lambda _: looks, "always", 1.0))
     return out
 
 
 def by_trigger(settings: TestTimeConfig, trigger: TriggerKind) -> Callable[[TrialModel], TestTimeConfig]:
-    """``settings`` of any model, asking for rows in the order of ``trigger``."""
-    found = settings.looking(trigger=BY_THRESHOLD[trigger]())
-    return lambda _: found
+    """``settings``, the same for any model, with rows chosen by ``trigger``."""
+    triggered_settings = settings.looking(trigger=BY_THRESHOLD[trigger]())
+    return lambda _: triggered_settings
 
 
 def with_correction(settings: TestTimeConfig, definition: str) -> TestTimeConfig:
-    """``settings`` with a correction by counters of that definition."""
+    """``settings`` with a correction by counters of this definition."""
     return settings.model_copy(update={"correction": Correction(definition=definition)})

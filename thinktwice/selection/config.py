@@ -1,4 +1,4 @@
-"""How what a server runs is chosen on validation rows."""
+"""Settings of the selection of a test-time configuration on validation rows."""
 
 from __future__ import annotations
 
@@ -15,30 +15,37 @@ class _Frozen(BaseModel):
 
 
 class FitConfig(_Frozen):
-    """How the engine is fitted on validation rows. The grids hold 0 (no effect) on purpose.
+    """How the engine is fitted on validation rows. The grids contain 0 (no effect) on purpose.
 
     ``mode`` restricts the search: ``lean`` (ours) tries every mode and ships, of those that pass the acceptance test within
-    ``max_cost``, the one that fitted best; any other name tries that mode alone. ``off`` is always a candidate.
+    ``max_cost``, the one with the best fit; any other name tries only that mode. ``off`` is always a candidate.
     """
 
     mode: SearchMode = "lean"
-    max_rows: int = Field(default=60_000, ge=100)  # validation rows used; more are thinned evenly over time
+    max_rows: int = Field(default=60_000, ge=100)  # validation rows used; larger parts are subsampled evenly over time
     strengths: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-    field_factors: tuple[float, ...] = (0.0, 0.25, 0.5, 2.0, 4.0, 16.0)  # of a gate's strength, tried field by field
-    field_shares: tuple[float, ...] = (0.8, 0.6, 0.4, 0.2, 0.0)  # of a gate without counts, tried field by field
+    field_factors: tuple[float, ...] = (
+        0.0,
+        0.25,
+        0.5,
+        2.0,
+        4.0,
+        16.0,
+    )  # factors of a gate's strength, tried field by field
+    field_shares: tuple[float, ...] = (0.8, 0.6, 0.4, 0.2, 0.0)  # shares of a gate without counts, tried field by field
     min_counts: tuple[int, ...] = (0, 1, 2, 3, 5, 10, 20, 50)
     explored_share: float = Field(default=0.2, gt=0, lt=1)  # share of rows that the trigger of `uttsi` escalates
-    member_shares: tuple[float, ...] = (0.1, 0.15, 0.2)  # shares of rows that members may be asked for
+    member_shares: tuple[float, ...] = (0.1, 0.15, 0.2)  # shares of rows that members may score
     retrieved_shares: tuple[float, ...] = (0.1, 0.2, 0.4)  # shares of rows that outcomes may be retrieved for
     max_paths: tuple[int, ...] = Field(default=(4, 8), min_length=1)
-    max_cost: float = Field(default=1.2, ge=1)  # time of what `lean` ships relative to the plain model's, estimated
+    max_cost: float = Field(default=1.2, ge=1)  # limit for `lean`: estimated time relative to the plain model
     confidence: float = Field(
         default=0.95, gt=0.5, lt=1
-    )  # of the acceptance intervals: over `off` all candidates together
+    )  # of the acceptance intervals; against `off`, joint over all candidates
 
 
 def search(mode: str, settings: FitConfig) -> FitConfig:
-    """``settings`` that search ``mode`` alone, or every mode within its cost limit for ``lean``.
+    """``settings`` that search ``mode`` only, or for ``lean`` every mode within its cost limit.
 
     Raises:
         PipelineError: there is no such mode.

@@ -1,7 +1,7 @@
-"""The estimated time of a configuration, by formula: the acceptance test must decide the same on every machine.
+"""The estimated time of a configuration, by formula, so that the acceptance test decides the same on every machine.
 
-The prices were measured with the engine at 100 rows per request (`make bench-testtime`). They are those of models whose
-base pass takes about a millisecond; a larger model pays less for the same configuration.
+The constants were measured with the engine at 100 rows per request (`make bench-testtime`), on models whose base pass takes
+about a millisecond; for a larger model the same configuration is relatively cheaper.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.opinions.config import Retrieve
 
 ESCALATION_COST = 0.15  # choosing uncertain rows and collecting their values, in base passes
-PASS_COST = 2.0  # a further pass of a row beside its base pass: it runs in smaller blocks, often through other weights
+PASS_COST = 2.0  # a further pass of a row, in base passes: it runs in smaller blocks, often with other weights
 CORRECTION_COST = 0.08  # the network on counters, for every row
 HISTORY_COST = 0.13  # choosing rows and preparing the history of a request that has an escalated row
 RETRIEVAL_COST = 0.35  # gathering the neighbours of all rows, and the second network
-FILTER_COST = 0.3  # finding the values that a filter replaces, and replacing them
+FILTER_COST = 0.3  # finding and replacing the values of a filter
 
 
 def estimated_cost(config: TestTimeConfig, passes: float) -> float:

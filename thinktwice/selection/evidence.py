@@ -1,8 +1,8 @@
-"""Fit what turns evidence into changes of a logit: the correction by counters and the retrieval of outcomes.
+"""Fit of the networks over evidence: the correction by counters and the retrieval of outcomes.
 
 Both networks are trained on train rows with logits of trunks that never saw them (:mod:`thinktwice.train.later_blocks`), and
-their epoch and size are chosen on the earlier validation rows. Neighbours of items for a train row are of the rows that its
-trunk was trained on; those that ship are of all train rows. Shapes: C counters.
+their epoch and size are chosen on the earlier validation rows. The item neighbours of a train row come from the rows that its
+trunk was trained on; the shipped neighbours come from all train rows. Shapes: C counters.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from thinktwice.train.neighbours import fit_neighbours
 from thinktwice.train.tune import TuningCandidate
 
 STAGE = "fit_test_time"
-MAX_EXAMPLES = 1_000_000  # train rows that a network is trained on; more are thinned evenly
+MAX_EXAMPLES = 1_000_000  # train rows that a network is trained on; more are subsampled evenly
 DAY_US = 86_400_000_000
 
 Logits = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.int64]
-Score = Callable[[EncodedRows], Logits]  # base logits of rows by the model that ships
+Score = Callable[[EncodedRows], Logits]  # base logits of rows from the shipped model
 
 
 @dataclass(frozen=True, eq=False)
 class EvidenceFit:
-    """All that fits networks of one trunk.
+    """Inputs for fitting the networks of one trunk.
 
     Attributes:
         rows: train rows [R] with evidence.
         blocks: scored blocks of them.
-        valid: validation rows [V] in time order, with evidence; the earlier half, ``fit``, chooses.
-        fit_logits: base logits of ``fit`` by the model that ships.
-        valid_positions: [V] where the rows ``valid`` stand in their part.
-        seed: of every training.
+        valid: validation rows [V] in time order, with evidence; the earlier half, ``fit``, selects.
+        fit_logits: base logits of ``fit`` from the shipped model.
+        valid_positions: [V] positions of the rows ``valid`` in their part.
+        seed: of every training run.
     """
 
     data: TrainingSet
@@ -61,7 +61,7 @@ class EvidenceFit:
 
     @property
     def definition(self) -> str:
-        """Hash of that of the counters."""
+        """Hash of the definition of the counters."""
         assert self.data.counter_scale is not None
         return self.data.counter_scale.definition
 
@@ -74,12 +74,12 @@ class EvidenceFit:
         return self.valid.take(np.arange(len(self.valid) // 2, len(self.valid)))
 
     def controls(self) -> Iterator[tuple[str, CorrectionNetwork, EncodedRows, EncodedRows]]:
-        """What explains a gain of the correction without fresh knowledge of the row: its name, the correction that was fitted to
-        it, and the rows ``fit`` and ``later`` with their counters of this kind."""
+        """Controls of the correction, which has a real gain only if it beats them: name, the correction fitted to the control's
+        counters, and the rows ``fit`` and ``later`` with these counters."""
         assert self.rows.evidence is not None and self.fit.evidence is not None and self.later.evidence is not None
         counters = np.asarray(self.rows.evidence.counters[self.examples])
-        others = [of_other_rows(c) for c in (counters, self.fit.evidence.counters, self.later.evidence.counters)]
-        yield "other_counters", self.correction(*others[:2])[0], *self._with(*others[1:])
+        permuted = [of_other_rows(c) for c in (counters, self.fit.evidence.counters, self.later.evidence.counters)]
+        yield "other_counters", self.correction(*permuted[:2])[0], *self._with(*permuted[1:])
         late = self.data.late_counters(DAY_US, {"train": self.examples, "valid": self.valid_positions})
         half = len(self.fit)
         fit, later = late["valid"][:half], late["valid"][half:]
@@ -101,7 +101,7 @@ class EvidenceFit:
     def correction(self, counters: Floats, fit_counters: Floats) -> tuple[CorrectionNetwork, FittedNetwork]:
         """The correction by counters of the examples and of the validation rows, [M, C] and [V, C].
 
-        Rows without a known counter are not corrected and train nothing.
+        Rows without a known counter are neither corrected nor used for training.
         """
         scale = self.data.counter_scale
         assert scale is not None
@@ -120,8 +120,8 @@ class EvidenceFit:
         return CorrectionNetwork(standard, fitted.network), fitted
 
     def retrieval(self, correction: CorrectionNetwork, counters: Floats) -> tuple[Retrieval, FittedNetwork, int] | None:
-        """The retrieval over the first scores of ``correction``, and the number of its examples; None where no item is
-        known or no user of an example has a history."""
+        """The retrieval over the first scores of ``correction``, and the number of its examples; None if no item is known or no
+        user of an example has a history."""
         column = self.data.encoder.column_of(self.data.schema.key_of("item"))
         if column is None or self.rows.evidence is None or self.fit.evidence is None:
             return None
@@ -129,13 +129,15 @@ class EvidenceFit:
         for block in self.blocks:
             earlier = self._neighbours(self.rows.take(block.trained_on), column)
             parts.append(_retrieved(earlier, self.rows.take(block.rows), column))
-        features, found = (np.concatenate(part) for part in zip(*parts, strict=True))
+        features, has_outcome = (np.concatenate(part) for part in zip(*parts, strict=True))
         neighbours = self._neighbours(self.rows, column)
-        fit_features, fit_found = _retrieved(neighbours, self.fit, column)
-        if not (found.any() and fit_found.any()):
+        fit_features, fit_has_outcome = _retrieved(neighbours, self.fit, column)
+        if not (has_outcome.any() and fit_has_outcome.any()):
             return None
-        sds = features[found].std(axis=0)
-        standard = Standard(features[found].mean(axis=0), np.where(sds > 1e-6, sds, np.float32(1)).astype(np.float32))
+        sds = features[has_outcome].std(axis=0)
+        standard = Standard(
+            features[has_outcome].mean(axis=0), np.where(sds > 1e-6, sds, np.float32(1)).astype(np.float32)
+        )
 
         def examples(rows: EncodedRows, logits: Logits, values: Floats, features: Floats, use: np.ndarray) -> Examples:
             use = np.flatnonzero(use & known_rows(values, correction.num_counters))
@@ -143,8 +145,8 @@ class EvidenceFit:
             inputs = retrieval_inputs(correction.standard, standard, first, values[use], features[use])
             return Examples(inputs, first, rows.label[use], rows.user[use])
 
-        train = examples(self.rows.take(self.examples), self.logits, counters, features, found)
-        held_out = examples(self.fit, self.fit_logits, self.fit.evidence.counters, fit_features, fit_found)
+        train = examples(self.rows.take(self.examples), self.logits, counters, features, has_outcome)
+        held_out = examples(self.fit, self.fit_logits, self.fit.evidence.counters, fit_features, fit_has_outcome)
         if not (len(train) and len(held_out)):
             return None
         fitted = fit_network(train, held_out, seed=self.seed)
@@ -162,8 +164,8 @@ def _retrieved(neighbours: Neighbours, rows: EncodedRows, column: int) -> tuple[
 
 
 def evidence_fit(data: TrainingSet, trunk: Trunk, positions: Positions, score: Score) -> EvidenceFit | str:
-    """What fits evidence for ``trunk``, or why there is none. ``positions`` [V] of the validation rows that are used, in time
-    order.
+    """The inputs for fitting evidence for ``trunk``, or why it cannot be fitted. ``positions`` [V] of the validation rows used,
+    in time order.
 
     Raises:
         BundleError: the record of its training is damaged.
@@ -188,7 +190,7 @@ def evidence_fit(data: TrainingSet, trunk: Trunk, positions: Positions, score: S
         seed=training.seed,
         stage=STAGE,
     )
-    blocks = [_thinned(block, MAX_EXAMPLES // len(blocks)) for block in blocks]
+    blocks = [_subsampled(block, MAX_EXAMPLES // len(blocks)) for block in blocks]
     if not blocks:
         return "the train part cannot be cut into blocks"
     return EvidenceFit(data, rows, blocks, valid, score(fit), positions, training.seed)
@@ -200,17 +202,17 @@ def network_report(fitted: FittedNetwork, examples: int) -> NetworkReport:
     )
 
 
-def fit_evidence(found: EvidenceFit | str, extras: Extras, *, retrieves: bool) -> tuple[Extras, EvidenceReport]:
-    """``extras`` with a correction, and with a retrieval if ``retrieves``, where validation keeps anything of them."""
-    if isinstance(found, str):
-        return extras, EvidenceReport(reason=found)
-    assert found.rows.evidence is not None and found.fit.evidence is not None
-    counters = np.asarray(found.rows.evidence.counters[found.examples])
-    correction, fitted = found.correction(counters, found.fit.evidence.counters)
+def fit_evidence(inputs: EvidenceFit | str, extras: Extras, *, retrieves: bool) -> tuple[Extras, EvidenceReport]:
+    """``extras`` with a correction, and with a retrieval if ``retrieves``, each if it lowers the loss on validation."""
+    if isinstance(inputs, str):
+        return extras, EvidenceReport(reason=inputs)
+    assert inputs.rows.evidence is not None and inputs.fit.evidence is not None
+    counters = np.asarray(inputs.rows.evidence.counters[inputs.examples])
+    correction, fitted = inputs.correction(counters, inputs.fit.evidence.counters)
     report = EvidenceReport(correction=network_report(fitted, len(counters)))
     note(STAGE, f"correction by counters: {_words(fitted)}")
     extras = replace(extras, correction=correction)
-    retrieved = found.retrieval(correction, counters) if retrieves else None
+    retrieved = inputs.retrieval(correction, counters) if retrieves else None
     if retrieved is not None:
         retrieval, fitted, examples = retrieved
         report = report.model_copy(update={"retrieval": network_report(fitted, examples)})
@@ -228,15 +230,15 @@ def with_counters(rows: EncodedRows, counters: Floats) -> EncodedRows:
 
 
 def of_other_rows(counters: Floats, seed: int = 0) -> Floats:
-    """Counters [n, C] of another row each: no knowledge of a row survives it."""
+    """Counters [n, C] permuted among rows: they contain no information about their row."""
     return np.asarray(counters)[np.random.default_rng(seed).permutation(len(counters))]
 
 
-def _thinned(block: ScoredBlock, limit: int) -> ScoredBlock:
+def _subsampled(block: ScoredBlock, limit: int) -> ScoredBlock:
     if len(block.rows) <= limit:
         return block
-    kept = np.linspace(0, len(block.rows) - 1, limit).astype(np.int64)
-    return replace(block, rows=block.rows[kept], logits=block.logits[kept])
+    positions = np.linspace(0, len(block.rows) - 1, limit).astype(np.int64)
+    return replace(block, rows=block.rows[positions], logits=block.logits[positions])
 
 
 def _words(fitted: FittedNetwork) -> str:

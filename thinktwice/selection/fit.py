@@ -1,7 +1,7 @@
-"""Find the test-time configuration of a model on validation rows, and ship nothing that has not proved its worth there.
+"""Choice of a model's test-time configuration on validation rows; nothing ships that has not shown a gain there.
 
-Validation is cut in two by time. Every parameter is fitted on the earlier half; the later half only says yes or no
-(:mod:`thinktwice.selection.accept`). ``off``, the plain model, is what ships when nothing else is accepted.
+Validation is cut in two by time. Every parameter is fitted on the earlier half; the later half only accepts or rejects
+(:mod:`thinktwice.selection.accept`). ``off``, the plain model, ships if nothing else is accepted.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ from thinktwice.versioned import MeasuredInterval
 STAGE = "fit_test_time"
 MIN_HALF = 200  # rows of a validation half; with fewer nothing is tried
 COUNT_CHUNK = 1 << 20  # rows of combinations counted at once
-COUNT_AUC_LIMIT = 0.6  # a count that predicts the label by itself makes every claim about rarity suspect
+COUNT_AUC_LIMIT = 0.6  # AUC of a count alone above which gains on rare values may be popularity
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What ships, why, and the model it ships with."""
+    """The chosen configuration with its report, and its model."""
 
     test_time: TestTime
     report: TestTimeReport
@@ -73,7 +73,7 @@ class FitResult:
 
     @property
     def sentence(self) -> str:
-        """Why it ships, in words for a product owner."""
+        """Why it ships, in plain words."""
         return self.report.sentence
 
 
@@ -91,11 +91,11 @@ def fit_test_time(
         DataError: the training set is missing or damaged.
         BundleError: a model is damaged, or was trained on another training set.
     """
-    found = choose(load_training_set(training_set_dir), open_trunks(plain_dir, pretrained_dir), config or FitConfig())
+    result = choose(load_training_set(training_set_dir), open_trunks(plain_dir, pretrained_dir), config or FitConfig())
     with atomic_dir(out_dir) as folder:
-        save_test_time(folder, found.test_time, found.model)
-    note(STAGE, found.sentence)
-    return found
+        save_test_time(folder, result.test_time, result.model)
+    note(STAGE, result.sentence)
+    return result
 
 
 @reproducible()
@@ -125,17 +125,21 @@ def choose(data: TrainingSet, trunks: Trunks, config: FitConfig) -> FitResult:
     note(STAGE, f"{trunk} trunk")
     note(STAGE, novelty_words(novelty(data)))
     model, info = trunks[trunk].model, trunks[trunk].info
-    others = tuple(other.model for name, other in trunks.items() if name != trunk)
-    extras = fit_extras(model, reliability, train, others, config)
-    found = None
+    other_trunks = tuple(trunk_model.model for name, trunk_model in trunks.items() if name != trunk)
+    extras = fit_extras(model, reliability, train, other_trunks, config)
+    evidence_inputs = None
     evidence = EvidenceReport(reason="the mode does not use evidence")
     if config.mode in (
         "corrected",
         "retrieve",
     ):  # not "lean": a server does not read counters yet, and refuses such a bundle
-        found = evidence_fit(data, trunks[trunk], positions, lambda rows: _off_logits(model, reliability, rows))
-        extras, evidence = fit_evidence(found, extras, retrieves=config.mode != "corrected")
-    trial_model = TrialModel(model, info.calibration, reliability, extras, None if isinstance(found, str) else found)
+        evidence_inputs = evidence_fit(
+            data, trunks[trunk], positions, lambda rows: _off_logits(model, reliability, rows)
+        )
+        extras, evidence = fit_evidence(evidence_inputs, extras, retrieves=config.mode != "corrected")
+    trial_model = TrialModel(
+        model, info.calibration, reliability, extras, None if isinstance(evidence_inputs, str) else evidence_inputs
+    )
     shipped, choice = fit_mode(trial_model, valid, config)
     count_auc, warnings = count_check(model, reliability, valid)
     report = TestTimeReport(
@@ -158,7 +162,7 @@ def fit_extras(
     members: tuple[Backbone, ...],
     config: FitConfig,
 ) -> Extras:
-    """What the modes that ``config`` tries need besides counts: combination counts, denoiser heads, further trunks."""
+    """Extras for the modes that ``config`` tries: combination counts, denoiser heads, further trunks."""
     lean = config.mode == "lean"
     fields = reliability.maskable_fields
     combinations = heads = None
@@ -171,7 +175,7 @@ def fit_extras(
 
 
 def choose_trunk(logits: dict[TrunkName, np.ndarray], valid: EncodedRows) -> tuple[TrunkName, TrunkChoice]:
-    """The pre-trained trunk if its validation logloss is lower by more than chance, else the plain one; with the numbers."""
+    """The pre-trained trunk if its validation logloss is significantly lower, else the plain one; with the numbers."""
     quality = {
         name: Quality(logloss=logloss(valid.label, z), auc=_finite(auc(valid.label, z))) for name, z in logits.items()
     }
@@ -186,7 +190,7 @@ def choose_trunk(logits: dict[TrunkName, np.ndarray], valid: EncodedRows) -> tup
 
 
 def fit_mode(trial_model: TrialModel, valid: EncodedRows, config: FitConfig) -> tuple[TestTimeConfig, ModeChoice]:
-    """The configuration that ships with one trunk, and the evidence. ``valid`` is in time order."""
+    """The configuration that ships with one trunk, and the results behind it. ``valid`` is in time order."""
     half = len(valid) // 2
     fit, later = valid.take(np.arange(half)), valid.take(np.arange(half, len(valid)))
     off = TestTimeConfig(importance=field_importance(trial_model.model, trial_model.reliability, fit))
@@ -196,17 +200,17 @@ def fit_mode(trial_model: TrialModel, valid: EncodedRows, config: FitConfig) -> 
         reason = (
             f"validation has {len(valid)} rows, too few (or of one class in a half) to prove anything"
             if not usable
-            else "every field of this log is protected, so there is no value to doubt"
+            else "every field of this log is protected, so no value can be masked"
         )
-        said = f"Test-time work ships off: {reason}; every row is scored once."
+        no_trial = f"Test-time work ships off: {reason}; every row is scored once."
         nothing = ModeChoice(
-            mode="off", accepted=False, candidates=(), best=None, best_name=None, rows=rows, sentence=said
+            mode="off", accepted=False, candidates=(), best=None, best_name=None, rows=rows, sentence=no_trial
         )
         return off, nothing
-    found = candidates(trial_model, fit, off, config)
+    tried = candidates(trial_model, fit, off, config)
     plain = trial_model.logits(off, later)[0]
     max_cost = config.max_cost if config.mode == "lean" else float("inf")
-    confidence = _shared(config.confidence, [c for c in found if estimated_cost(c.config, c.fit_passes) <= max_cost])
+    confidence = _shared(config.confidence, [c for c in tried if estimated_cost(c.config, c.fit_passes) <= max_cost])
     verdicts = [
         judge(
             c,
@@ -218,7 +222,7 @@ def fit_mode(trial_model: TrialModel, valid: EncodedRows, config: FitConfig) -> 
             control_confidence=config.confidence,
             max_cost=max_cost,
         )
-        for c in found
+        for c in tried
     ]
     accepted = [v for v in verdicts if v.accepted]
     affordable = [v for v in verdicts if v.cost <= max_cost]
@@ -240,51 +244,52 @@ def fit_mode(trial_model: TrialModel, valid: EncodedRows, config: FitConfig) -> 
 def field_importance(
     model: Backbone, reliability: Reliability, rows: EncodedRows, limit: int = 2000
 ) -> tuple[float, ...]:
-    """Mean change of the logit when an unprotected field is masked, over at most ``limit`` rows spread over ``rows``; sums to 1."""
+    """Mean change of the logit when an unprotected field is masked, over at most ``limit`` evenly spaced ``rows``; sums to
+    1."""
     maskable_fields = reliability.maskable_fields
     weight = np.zeros(model.num_fields)
     if len(maskable_fields) == 0 or len(rows) == 0:
         return ()
-    picked = rows.batch(np.unique(np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(np.int64)))
+    sample = rows.batch(np.unique(np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(np.int64)))
     mask = torch.ones(1 + len(maskable_fields), model.num_fields)
     mask[torch.arange(1, 1 + len(maskable_fields)), torch.from_numpy(maskable_fields)] = 0.0
     with torch.inference_mode():
-        z = model.score(model.embed(picked), mask.expand(len(picked), -1, -1)).double().numpy()
+        z = model.score(model.embed(sample), mask.expand(len(sample), -1, -1)).double().numpy()
     weight[maskable_fields] = np.abs(z[:, 1:] - z[:, :1]).mean(axis=0)
     total = weight.sum()
     return tuple(float(w) for w in weight / total) if total > 0 else ()
 
 
 def novelty(data: TrainingSet) -> Novelty:
-    """Share of rows with a user or item that training never saw, validation beside test."""
+    """Share of rows whose user or item has no training row, in validation and in test."""
     return data.info.novelty()
 
 
 def novelty_words(share: Novelty) -> str:
-    """Novelty of validation beside that of test, as one sentence; what is tuned on one kind of rows fits that kind."""
+    """Novelty of validation and of test, as one sentence. If they differ, settings tuned on validation may not fit test."""
     parts = [
         f"unseen {entity}s in {share.valid[entity]:.0%} of validation rows and {share.test[entity]:.0%} of test rows"
         for entity in share.valid
     ]
-    return "; ".join(parts) if parts else "the log has no users or items whose novelty could be told"
+    return "; ".join(parts) if parts else "the log has no users or items whose novelty can be measured"
 
 
 def count_check(model: Backbone, reliability: Reliability, rows: EncodedRows) -> tuple[dict[str, float], list[str]]:
     """AUC of the training count alone for every unprotected field, and a warning for each that predicts the label."""
     counts = reliability.counts_of(rows.ids)
-    found = {model.fields.names[f]: auc(rows.label, counts[:, f]) for f in reliability.maskable_fields}
-    found = {name: value for name, value in found.items() if np.isfinite(value)}
+    count_auc = {model.fields.names[f]: auc(rows.label, counts[:, f]) for f in reliability.maskable_fields}
+    count_auc = {name: value for name, value in count_auc.items() if np.isfinite(value)}
     warnings = [
         f"the training count of {name!r} alone predicts the label (AUC {value:.3f}): a gain on rare values may be popularity, "
         "not doubt"
-        for name, value in found.items()
+        for name, value in count_auc.items()
         if max(value, 1 - value) > COUNT_AUC_LIMIT
     ]
-    return found, warnings
+    return count_auc, warnings
 
 
 def _subsample(rows: EncodedRows, limit: int) -> np.ndarray:
-    """Positions of the rows in time order, thinned evenly to at most ``limit``."""
+    """Positions of at most ``limit`` evenly spaced rows, in time order."""
     order = np.argsort(rows.time, kind="stable")
     if len(order) > limit:
         order = order[np.linspace(0, len(order) - 1, limit).astype(np.int64)]
@@ -295,9 +300,9 @@ def _off_logits(model: Backbone, reliability: Reliability, rows: EncodedRows) ->
     return raw_rows(Engine(model, reliability, TestTimeConfig()), rows).z
 
 
-def _shared(confidence: float, found: list[Candidate]) -> float:
-    """Confidence of each interval such that all of them hold together (Bonferroni)."""
-    return 1 - (1 - confidence) / max(len(found), 1)
+def _shared(confidence: float, tried: list[Candidate]) -> float:
+    """Confidence of each interval such that all intervals hold jointly (Bonferroni)."""
+    return 1 - (1 - confidence) / max(len(tried), 1)
 
 
 def _finite(value: float) -> float | None:

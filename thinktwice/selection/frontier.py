@@ -1,4 +1,4 @@
-"""How much of the gain of a second look at all rows is kept when only a share of them gets it, by what chooses the rows."""
+"""Share of the gain of a second look at all rows that remains when only a share of rows gets one, by order of escalation."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ Floats = npt.NDArray[np.float64]
 
 
 def frontiers(trial_model: TrialModel, valid: EncodedRows) -> tuple[Frontier, ...]:
-    """Those of retrieved evidence on the later half of ``valid``, calibrated on the earlier one; none without a retrieval, or where a
-    second look at all rows gains nothing. ``oracle`` knows how far the second look will move each probability, ``random`` is what chance gives on average."""
+    """Frontiers of retrieved evidence on the later half of ``valid``, calibrated on the earlier half; none without a retrieval,
+    or if a second look at all rows gains nothing. ``oracle`` knows how far the second look will move each probability,
+    ``random`` is the expectation of a random choice."""
     evidence = trial_model.evidence
     item = None if evidence is None else evidence.data.schema.key_of("item")
     if evidence is None or item is None or trial_model.extras.retrieval is None:
@@ -45,11 +46,11 @@ def frontiers(trial_model: TrialModel, valid: EncodedRows) -> tuple[Frontier, ..
         "moved": np.abs(raw.first - raw.z0),
         "oracle": np.abs(sigmoid(second) - sigmoid(first)),
     }
-    found = [Frontier(trigger=name, shares=SHARES, kept=_kept(signal, change)) for name, signal in orders.items()]
-    return (*found, Frontier(trigger="random", shares=SHARES, kept=SHARES))
+    measured = [Frontier(trigger=name, shares=SHARES, kept=_kept(signal, change)) for name, signal in orders.items()]
+    return (*measured, Frontier(trigger="random", shares=SHARES, kept=SHARES))
 
 
 def _kept(signal: Floats, change: Floats) -> tuple[float, ...]:
-    """Share of the sum of ``change`` [R] that the rows of the highest ``signal`` [R] have, at every share of rows."""
+    """Share of the sum of ``change`` [R] in the rows with the highest ``signal`` [R], for every share of rows."""
     running = np.cumsum(change[np.argsort(-signal, kind="stable")])
     return tuple(float(running[max(round(share * len(change)), 1) - 1] / running[-1]) for share in SHARES)

@@ -18,7 +18,7 @@ from thinktwice.testtime.support import entropy
 from thinktwice.testtime.triggers import Always, Budget, Dual, Entropy, Moved, Random, ThresholdTrigger, TriggerKind
 from thinktwice.train.measure import fit_calibration
 
-MIN_ESCALATED = 200  # rows that a calibrator of their own needs
+MIN_ESCALATED = 200  # minimum rows for a separate calibration
 NEVER_FIRES = MAX_MAGNITUDE  # above every signal
 BY_THRESHOLD: dict[TriggerKind, type[Dual] | type[Entropy] | type[Moved] | type[Random]] = {
     "dual": Dual,
@@ -29,7 +29,7 @@ BY_THRESHOLD: dict[TriggerKind, type[Dual] | type[Entropy] | type[Moved] | type[
 
 
 def trigger_of(settings: TestTimeConfig) -> TriggerKind | None:
-    """What chooses the rows of the second look; None without one."""
+    """The trigger of the second look; None without a second look."""
     return None if settings.second_look is None else settings.second_look.trigger.kind
 
 
@@ -40,13 +40,13 @@ def calibrated(trial_model: TrialModel, settings: TestTimeConfig, rows: EncodedR
     settings = settings.model_copy(update={"calibration": None, "temperature": 1.0})
     if settings.second_look is not None:
         settings = settings.looking(calibration=None)
-    # The rows that are escalated must be those of serving, where triggers read calibrated scores.
+    # Triggers read calibrated scores in serving: escalate the same rows here.
     raw = trial_model.raw(fit_base(trial_model, settings, rows) if settings.second_look else settings, rows)
     escalated, plain = raw.escalated, ~raw.escalated
-    found = fit_calibration(raw.z0, rows.label)
+    calibration = fit_calibration(raw.z0, rows.label)
     if plain.sum() >= MIN_ESCALATED:
-        found = fit_calibration(raw.z[plain], rows.label[plain])
-    settings = settings.model_copy(update={"calibration": found})
+        calibration = fit_calibration(raw.z[plain], rows.label[plain])
+    settings = settings.model_copy(update={"calibration": calibration})
     if escalated.sum() >= MIN_ESCALATED:
         settings = settings.looking(calibration=fit_calibration(raw.z[escalated], rows.label[escalated]))
     logit = trial_model.engine(settings).finish(raw).logit
@@ -54,8 +54,8 @@ def calibrated(trial_model: TrialModel, settings: TestTimeConfig, rows: EncodedR
 
 
 def _calibrated_corrected(trial_model: TrialModel, settings: TestTimeConfig, rows: EncodedRows) -> TestTimeConfig:
-    """``settings`` with a calibration of corrected rows and one of those with a second look; rows that are not corrected keep the
-    score of the model to the last bit."""
+    """``settings`` with a calibration of corrected rows and one of rows with a second look; rows that are not corrected keep
+    exactly the model's score."""
     settings = fit_base(trial_model, settings, rows)
     if settings.second_look is None:
         return settings
@@ -67,13 +67,13 @@ def _calibrated_corrected(trial_model: TrialModel, settings: TestTimeConfig, row
 
 
 def by_support(trial_model: TrialModel, settings: TestTimeConfig, rows: EncodedRows) -> TestTimeConfig:
-    """``settings`` with a calibration that knows the missing support of a row."""
+    """``settings`` with a calibration that depends on the missing support of a row."""
     raw = trial_model.raw(settings, rows)
     return settings.model_copy(update={"support_calibration": calibrate.fit_support(raw.z, raw.missing, rows.label)})
 
 
 def best_of(trial_model: TrialModel, tried: Iterable[TestTimeConfig], rows: EncodedRows) -> TestTimeConfig:
-    """The calibrated configuration of the least logloss on ``rows``; the first of equals."""
+    """The calibrated configuration with the lowest logloss on ``rows``; the first one on a tie."""
     fitted = [calibrated(trial_model, settings, rows) for settings in tried]
     losses = [logloss(rows.label, trial_model.logits(settings, rows)[0]) for settings in fitted]
     return fitted[int(np.argmin(losses))]
@@ -82,34 +82,34 @@ def best_of(trial_model: TrialModel, tried: Iterable[TestTimeConfig], rows: Enco
 def best_gate(
     trial_model: TrialModel, off: TestTimeConfig, rows: EncodedRows, strengths: tuple[float, ...]
 ) -> TestTimeConfig:
-    """The gate of the best strength; with strength 0, in every grid, it is no gate."""
+    """The gate with the best strength; strength 0, part of every grid, means no gate."""
     return best_of(trial_model, [off.model_copy(update={"mode": "gate", "base": gate_of(s)}) for s in strengths], rows)
 
 
 def gate_of(strength: float) -> AnyBase:
-    """A gate of that strength; the plain pass for 0."""
+    """A gate of this strength; the plain pass for 0."""
     return Gate(strength=strength) if strength > 0 else Plain()
 
 
 def best_filter(
     trial_model: TrialModel, off: TestTimeConfig, rows: EncodedRows, min_counts: tuple[int, ...]
 ) -> TestTimeConfig:
-    """The filter of the best count; with count 0, in every grid, it is no filter."""
+    """The filter with the best count; count 0, part of every grid, means no filter."""
     return best_of(
         trial_model, [off.model_copy(update={"mode": "filter", "base": filter_of(n)}) for n in min_counts], rows
     )
 
 
 def filter_of(min_count: int) -> AnyBase:
-    """A filter of that count; the plain pass for 0."""
+    """A filter of this count; the plain pass for 0."""
     return Filter(min_count=min_count) if min_count > 0 else Plain()
 
 
 def by_field(
     trial_model: TrialModel, gate: TestTimeConfig, rows: EncodedRows, factors: tuple[float, ...]
 ) -> TestTimeConfig:
-    """``gate`` with a factor of the strength of each unprotected field: what a field's values are worth beside their rarity
-    differs, and moments tell it with error. A gate of strength 0 stays what it is."""
+    """``gate`` with a factor of the strength per unprotected field: the value of a field's information differs, and moments
+    estimate it with error. A gate of strength 0 is returned unchanged."""
     return (
         _descended(trial_model, gate, gate.base, rows, "field_strengths", factors)
         if isinstance(gate.base, Gate)
@@ -120,15 +120,16 @@ def by_field(
 def shrunk(
     trial_model: TrialModel, off: TestTimeConfig, rows: EncodedRows, shares: tuple[float, ...]
 ) -> TestTimeConfig:
-    """A gate that knows no counts: of each unprotected field it keeps one share, whatever the value. Where this does as well
-    as a gate by counts, the trunk was over-trained and rarity has nothing to do with it."""
+    """A gate without counts: it keeps one share per unprotected field, whatever the value. If it does as well as a gate by
+    counts, the trunk was over-trained and the gain is not due to rarity."""
     return _descended(trial_model, off.model_copy(update={"mode": "gate"}), Gate(), rows, "field_shares", shares)
 
 
 def _descended(
     trial_model: TrialModel, start: TestTimeConfig, gate: Gate, rows: EncodedRows, name: str, grid: tuple[float, ...]
 ) -> TestTimeConfig:
-    """``start`` with ``gate`` as its base pass, and in it the best number of ``grid`` (or 1) for every unprotected field, one field after the other; calibrated."""
+    """``start`` with ``gate`` as its base pass, with the best number of ``grid`` (or 1) for every unprotected field, found by
+    coordinate descent; calibrated."""
 
     def loss(settings: TestTimeConfig) -> float:
         z = trial_model.raw(settings, rows).z
@@ -137,25 +138,25 @@ def _descended(
     def with_(numbers: np.ndarray) -> TestTimeConfig:
         return start.model_copy(update={"base": gate.model_copy(update={name: tuple(numbers.tolist())})})
 
-    found = np.ones(trial_model.model.num_fields)
+    best_numbers = np.ones(trial_model.model.num_fields)
     best = loss(start)
     for field in trial_model.reliability.maskable_fields:
-        kept = found
+        start_numbers = best_numbers
         for number in grid:
-            tried = kept.copy()
-            tried[field] = number
-            value = loss(with_(tried))
+            trial_numbers = start_numbers.copy()
+            trial_numbers[field] = number
+            value = loss(with_(trial_numbers))
             if value < best:
-                best, found = value, tried
-    return calibrated(trial_model, with_(found), rows)
+                best, best_numbers = value, trial_numbers
+    return calibrated(trial_model, with_(best_numbers), rows)
 
 
 def triggered(
     trial_model: TrialModel, settings: TestTimeConfig, rows: EncodedRows, trigger: TriggerKind, share: float
 ) -> TestTimeConfig:
-    """``settings`` escalating ``share`` of the rows, the least certain by ``trigger``; for ``always``, all of them.
+    """``settings`` escalating ``share`` of the rows, the most uncertain by ``trigger``; for ``always``, all of them.
 
-    The trigger ``random`` takes as many rows, and on average as many paths, as the trigger of ``settings`` does.
+    The trigger ``random`` escalates as many rows, and on average as many paths, as the trigger of ``settings``.
     """
     look = settings.second_look
     assert look is not None
@@ -179,19 +180,19 @@ def triggered(
 
 
 def fit_base(trial_model: TrialModel, settings: TestTimeConfig, rows: EncodedRows) -> TestTimeConfig:
-    """``settings`` with the base pass calibrated, which is what triggers read."""
+    """``settings`` with a calibrated base pass, which triggers read."""
     nobody = settings.model_copy(update={"second_look": None, "calibration": None, "temperature": 1.0})
     if settings.correction is not None:
         raw = trial_model.raw(nobody, rows)
         first, label = raw.first[raw.corrected], rows.label[raw.corrected]
-        found = fit_calibration(first, label) if len(first) >= MIN_ESCALATED else None
-        correction = settings.correction.model_copy(update={"calibration": found})
+        calibration = fit_calibration(first, label) if len(first) >= MIN_ESCALATED else None
+        correction = settings.correction.model_copy(update={"calibration": calibration})
         return settings.model_copy(update={"calibration": None, "temperature": 1.0, "correction": correction})
     return settings.model_copy(update={"calibration": fit_calibration(trial_model.raw(nobody, rows).z0, rows.label)})
 
 
 def typical_pair(trial_model: TrialModel, rows: EncodedRows) -> float:
-    """Median support of the pairs of unprotected values that were counted: a combination of this support is surely taken."""
+    """Median support of counted pairs of unprotected values: a combination with this support is always taken."""
     combinations = trial_model.extras.combinations
     if combinations is None or not combinations.pairs:
         return 1.0
@@ -200,10 +201,11 @@ def typical_pair(trial_model: TrialModel, rows: EncodedRows) -> float:
 
 
 def fit_spread(trial_model: TrialModel, settings: TestTimeConfig, rows: EncodedRows) -> tuple[float, float, float]:
-    """How far a second opinion moves a logit, as s0 + s1 missing + s2 entropy: least squares of |z - z0| when all are asked."""
-    everybody = fit_base(trial_model, settings, rows).looking(trigger=Always())
-    raw = trial_model.raw(everybody, rows)
-    bits = entropy(calibrate.sigmoid(calibrate.apply(everybody.calibration or trial_model.calibration, raw.z0)))
+    """How far a second opinion moves a logit, as s0 + s1 missing + s2 entropy: least squares of |z - z0| with all rows
+    escalated."""
+    always = fit_base(trial_model, settings, rows).looking(trigger=Always())
+    raw = trial_model.raw(always, rows)
+    bits = entropy(calibrate.sigmoid(calibrate.apply(always.calibration or trial_model.calibration, raw.z0)))
     design = np.stack([np.ones(len(bits)), raw.missing, bits], axis=1)
     s = np.linalg.lstsq(design, np.abs(raw.z - raw.z0), rcond=None)[0]
     return float(s[0]), float(s[1]), float(s[2])

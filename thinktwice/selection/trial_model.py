@@ -1,4 +1,4 @@
-"""A trained model whose test-time work is fitted and judged: all that stays the same while configurations are tried."""
+"""A trained model whose test-time configurations are fitted and judged: everything that is the same for all of them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from thinktwice.testtime.reliability import Reliability
 
 @dataclass(frozen=True, eq=False)
 class TrialModel:
-    """A model with its own calibration, the counts of its training rows, and what some modes need besides. ``evidence`` fits corrections for
-    controls."""
+    """A model with its own calibration, the counts of its training rows, and extras of some modes. ``evidence`` fits
+    corrections for controls."""
 
     model: Backbone
     calibration: Calibration
@@ -41,7 +41,7 @@ class TrialModel:
         return engine.finish(raw).logit, float(raw.num_paths.mean())
 
     def shuffled(self, seed: int = 0) -> TrialModel:
-        """The control: the same model with counts that belong to other values. No real knowledge of support survives it."""
+        """A control: the same model with counts permuted among values. A gain from real support disappears under it."""
         combinations = self.extras.combinations
         extras = replace(self.extras, combinations=None if combinations is None else combinations.shuffled(seed))
         return replace(self, reliability=self.reliability.shuffled(seed), extras=extras)

@@ -1,4 +1,4 @@
-"""The trained models among which validation chooses, opened once and handed on."""
+"""The trained models that validation chooses from, opened once and passed on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from thinktwice.versioned import read_result
 
 @dataclass(frozen=True, eq=False)
 class Trunk:
-    """A fine-tuned model of a folder. What only some readers need is read when asked for."""
+    """A fine-tuned model of a folder. Parts that only some callers need are read on first use."""
 
     folder: Path
     model: Backbone
@@ -41,7 +41,7 @@ class Trunk:
 
     @property
     def curve(self) -> tuple[EvalRecord, ...]:
-        """The evaluations of its training; empty where the folder has no record of it."""
+        """The evaluations of its training; empty if the folder has no record of it."""
         return () if self.training is None else self.training.curve
 
 

@@ -1,4 +1,4 @@
-"""Thinking twice: reliability from counts, the trigger, the paths, and the engine that puts them together."""
+"""Thinking twice: reliability from counts, the trigger, the paths, and the engine that combines them."""
 
 from thinktwice.testtime.config import TestTimeConfig
 

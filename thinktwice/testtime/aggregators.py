@@ -1,4 +1,4 @@
-"""One logit from a row's base pass and its paths. Works in logit space."""
+"""Aggregators: one logit from a row's base pass and its paths, in logit space."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 from thinktwice.testtime.options import Options
 
-BANDWIDTH_MIN = 0.05  # logits; without it few agreeing paths shut out all others
+BANDWIDTH_MIN = 0.05  # logits; without a minimum, a few paths that agree would outweigh all others
 
 
 @dataclass(frozen=True)
 class Passes:
-    """The base pass of U rows and their K further ones, [U, K + 1] each, base pass first.
+    """The base pass of U rows and their K further passes, [U, K + 1] each, base pass first.
 
     z logits; weight how often a pass was drawn (or its probability), 0 for padding; support mean reliability of the fields
     that the pass keeps; confidence of the combinations a path was grown along (1 where the sampler knows none).
@@ -37,7 +37,8 @@ class Mean(Options):
 
 
 class Consistency(Options):
-    """Passes weigh by their nearness to the median and by the support of what they keep (UTTSI, reconstruction)."""
+    """Passes are weighted by their distance to the median and by the support of the fields they keep (UTTSI,
+    reconstruction)."""
 
     kind: Literal["consistency"] = "consistency"
 
@@ -50,9 +51,9 @@ class Consistency(Options):
 
 
 class Confidence(Options):
-    """Paths weigh by how well the combinations they were grown along are supported (MATT, reconstruction): a softmax of the
-    logarithm of that confidence at temperature 1, which is the confidence itself. The base pass is not a path and weighs 0,
-    unless a path was the base pass."""
+    """Paths are weighted by the support of the combinations they were grown along (MATT, reconstruction): a softmax of the
+    logarithm of that confidence at temperature 1, which is the confidence itself. The base pass has weight 0, unless a path
+    equals it."""
 
     kind: Literal["confidence"] = "confidence"
 
@@ -62,7 +63,7 @@ class Confidence(Options):
 
 
 def weighted_mean(z: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Mean [U] of z [U, K + 1]; the base pass where no weight is left."""
+    """Mean [U] of z [U, K + 1]; the base pass if all weights are 0."""
     total = weight.sum(axis=1)
     mean = (weight * z).sum(axis=1) / np.where(total > 0, total, 1.0)
     return np.where(total > 0, mean, z[:, 0])

@@ -1,4 +1,4 @@
-"""The pass that every row gets: plain, with values weighed by their support (gate), or without the rare ones (filter)."""
+"""The base pass, which every row gets: plain, values weighted by their support (gate), or rare values masked (filter)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from thinktwice.testtime.options import MAX_COUNT, Factor, Options, Share
 if TYPE_CHECKING:
     from thinktwice.testtime.reliability import Reliability
 
-MIN_KEPT = 0.7  # share of all fields that a filter keeps at least
+MIN_KEPT = 0.7  # smallest share of all fields that a filter keeps
 
 
 class Plain(Options):
-    """Every value as it is."""
+    """Every value unchanged."""
 
     kind: Literal["plain"] = "plain"
     uses_counts: ClassVar[bool] = False
 
     def keep_of_table(self, reliability: Reliability) -> np.ndarray | None:
-        """Share that every row of the embedding table keeps against its field's mask vector, [rows]; None: all of it."""
+        """Weight of every row of the embedding table against its field's mask vector, [rows]; None: 1 for all."""
         return None
 
     def kept(self, reliability: Reliability, ids: np.ndarray, r: np.ndarray) -> np.ndarray | None:
@@ -32,12 +32,12 @@ class Plain(Options):
 
 
 class Gate(Options):
-    """A value weighs c / (c + strength * factor * kappa) against its field's mask vector, times the share of its field."""
+    """A value has weight c / (c + strength * factor * kappa) against its field's mask vector, times its field's share."""
 
     kind: Literal["gate"] = "gate"
-    strength: Factor = 0.0  # 0: counts decide nothing
+    strength: Factor = 0.0  # 0: counts are ignored
     field_strengths: tuple[Factor, ...] = ()  # factor of each field's strength; empty: 1 for all
-    field_shares: tuple[Share, ...] = ()  # weight of each field's values, however often they came; empty: 1 for all
+    field_shares: tuple[Share, ...] = ()  # weight of each field's values, whatever their count; empty: 1 for all
 
     @property
     def uses_counts(self) -> bool:
@@ -53,7 +53,7 @@ class Gate(Options):
 
 
 class Filter(Options):
-    """Values that training saw fewer than ``min_count`` times are replaced by their field's mask vector."""
+    """Values with fewer than ``min_count`` training rows are replaced by their field's mask vector."""
 
     kind: Literal["filter"] = "filter"
     min_count: int = Field(ge=1, le=MAX_COUNT)
@@ -63,7 +63,7 @@ class Filter(Options):
         return None
 
     def kept(self, reliability: Reliability, ids: np.ndarray, r: np.ndarray) -> np.ndarray | None:
-        """The best supported fields come back first until the share :data:`MIN_KEPT` of all N fields is kept."""
+        """The best supported fields are restored first, until the share :data:`MIN_KEPT` of all N fields is kept."""
         columns = len(reliability.num_values)
         keep = np.ones(r.shape, bool)
         keep[:, :columns] = reliability.counts_of(ids) >= self.min_count
@@ -71,10 +71,10 @@ class Filter(Options):
         needed = math.ceil(MIN_KEPT * r.shape[1])
         short = np.flatnonzero(keep.sum(axis=1) < needed)
         if len(short):
-            few = keep[short]
-            order = np.argsort(-np.where(few, 2.0, r[short]), axis=1, kind="stable")
-            np.put_along_axis(few, order[:, :needed], True, axis=1)
-            keep[short] = few
+            keep_short = keep[short]
+            order = np.argsort(-np.where(keep_short, 2.0, r[short]), axis=1, kind="stable")
+            np.put_along_axis(keep_short, order[:, :needed], True, axis=1)
+            keep[short] = keep_short
         return keep
 
 

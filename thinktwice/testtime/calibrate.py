@@ -1,4 +1,4 @@
-"""From raw logits to probabilities. Every fit here is made on validation rows."""
+"""Calibration of raw logits to probabilities. All fits use validation rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the test-time engine does with a request; it ships in the bundle. Every part of it declares its own options."""
+"""Configuration of the test-time engine, part of the bundle. Every part of the engine declares its own options."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from thinktwice.testtime.triggers import AnyTrigger, Moved
 
 
 class Correction(Options):
-    """The change of every base logit by counters, before anything else looks at it. Rows without a known counter keep theirs."""
+    """The correction of base logits by counters, before any other part reads them. Rows without a known counter keep their base
+    logit."""
 
-    definition: Sha256 | None = None  # hash of that of the counters; None: not said
-    calibration: Calibration | None = None  # of corrected rows; None: that of the others
+    definition: Sha256 | None = None  # hash of the definition of the counters; None: not recorded
+    calibration: Calibration | None = None  # of corrected rows; None: that of the other rows
 
 
 class SecondLook(Options):
-    """Which rows are looked at again, and by what."""
+    """Which rows get a second look, and from what."""
 
     trigger: AnyTrigger
     opinion: AnyOpinion
-    calibration: Calibration | None = None  # of rows with a second look; None: that of the others
+    calibration: Calibration | None = None  # of rows with a second look; None: that of the other rows
     max_path_rows: int = Field(
         default=1024, ge=0, le=MAX_COUNT
     )  # extra rows per request, the most uncertain scores first
-    salt: int = Field(default=0, ge=0, le=2**63 - 1)  # changes what is drawn for every row
+    salt: int = Field(default=0, ge=0, le=2**63 - 1)  # changes the random draws of every row
 
 
 class TestTimeConfig(Options):
@@ -38,7 +39,7 @@ class TestTimeConfig(Options):
     ``mode`` is the name under which the combination is known; :mod:`thinktwice.testtime.modes` has the published ones.
     """
 
-    __test__ = False  # the name starts with "Test", and it is no test
+    __test__ = False  # not a test, despite the name
 
     mode: Mode = "off"
     base: AnyBase = Plain()
@@ -46,12 +47,12 @@ class TestTimeConfig(Options):
     second_look: SecondLook | None = None
     importance: tuple[Factor, ...] = ()  # weight of each field in the missing support; empty: all unprotected alike
     calibration: Calibration | None = None  # of rows with one pass; None: the model's own
-    support_calibration: SupportCalibration | None = None  # takes the place of ``calibration``
-    temperature: float = Field(default=1.0, ge=1e-6, le=MAX_MAGNITUDE)  # of all rows, after the above
+    support_calibration: SupportCalibration | None = None  # replaces ``calibration``
+    temperature: float = Field(default=1.0, ge=1e-6, le=MAX_MAGNITUDE)  # of all rows, after calibration
 
     @property
     def uses_counts(self) -> bool:
-        """Whether a score depends on how often a value came."""
+        """Whether a score depends on training counts."""
         look = self.second_look
         return (
             self.base.uses_counts
@@ -60,7 +61,7 @@ class TestTimeConfig(Options):
         )
 
     def looking(self, **options: object) -> TestTimeConfig:
-        """The same with other options of its second look, which must be there."""
+        """A copy with other options of its second look, which must exist."""
         assert self.second_look is not None
         return self.model_copy(update={"second_look": self.second_look.model_copy(update=options)})
 
@@ -69,8 +70,8 @@ class TestTimeConfig(Options):
         look = self.second_look
         retrieves = look is not None and isinstance(look.opinion, Retrieve)
         if look is not None and retrieves != (self.correction is not None):
-            what = "needs a correction" if retrieves else "was not fitted to corrected scores"
-            raise ValueError(f"the second look {look.opinion.kind!r} {what}: fit the test-time parameters again")
+            problem = "needs a correction" if retrieves else "was not fitted to corrected scores"
+            raise ValueError(f"the second look {look.opinion.kind!r} {problem}: fit the test-time parameters again")
         if look is not None and isinstance(look.trigger, Moved) and self.correction is None:
             raise ValueError("the trigger 'moved' needs a correction: choose the trigger 'entropy'")
         return self
@@ -80,7 +81,7 @@ class TestTimeConfig(Options):
         look = self.second_look
         if isinstance(self.base, Filter) and look and not isinstance(look.opinion, FeaturePaths | GrownPaths):
             raise ValueError(
-                f"the second look {look.opinion.kind!r} sees every value, which a filter is there to prevent: "
+                f"the second look {look.opinion.kind!r} reads every value, which a filter must prevent: "
                 "choose the base pass 'plain' or 'gate', or feature paths for the second look"
             )
         return self

@@ -1,17 +1,19 @@
-"""The engine: one base pass for every row, corrected by counters, a second opinion for the uncertain ones, one calibrated score.
+"""The engine: a base pass for every row, a correction by counters, a second opinion for uncertain rows, one calibrated score.
 
-Reliability is read before any forward pass, so a filtered pass is the base pass; a gate is folded into the embedding table
-when the engine is made, so a gated pass costs what a plain one costs. Rows are scored in padded blocks of fixed shapes and
-draws belong to the row's content. The guarantee: while the cap on extra rows does not bind, a row gives the same bits
+Reliability is read before any forward pass, so a filtered pass is the base pass; a gate is folded into the embedding table when
+the engine is created, so a gated pass costs the same as a plain one. Rows are scored in padded blocks of fixed shapes, and
+random draws depend on the row's content only. The guarantee: while the cap on extra rows does not bind, a row gives the same
+bits
 (tolerance 0) alone, among 500, in any order and after a restart, with any number of threads, on the same machine with the
-same libraries. A trigger may look at the request as a whole (``budget``, ``decision``); then the request, in any order,
-takes the place of the row.
+same libraries. A trigger may read the request as a whole (``budget``, ``decision``); then the same holds for the request, in
+any order, instead of the row.
 
-The cap binds when the uncertain rows want more extra passes than it allows. It then decides by the rows themselves, the most
-uncertain score first, so that the same rows are admitted in any order; an admitted row keeps its full score, and a row that is
-left out has the exact score of its base pass, or its corrected score, and is marked in ``capped_rows``.
+The cap binds when the uncertain rows need more extra passes than it allows. Rows are then admitted by the most uncertain score
+first, so that the same rows are admitted in any order. An admitted row keeps its full score; a row that is not admitted has the
+exact score of its base pass, or its corrected score, and is marked in ``capped_rows``.
 
-A request without evidence, and a row without a known counter, has the exact score of its base pass and no mark in ``corrected``.
+A request without evidence, and a row without a known counter, has the exact score of its base pass and is not marked in
+``corrected``.
 """
 
 from __future__ import annotations
@@ -44,15 +46,15 @@ from thinktwice.testtime.samplers import Paths
 from thinktwice.testtime.support import entropy, missing_support
 from thinktwice.testtime.triggers import BasePass, Trigger
 
-CHUNK = 4096  # rows that raw_rows holds at once
+CHUNK = 4096  # rows that raw_rows scores at once
 UNBOUNDED = 1 << 60
 
 
 @dataclass(frozen=True)
 class Raw:
     """Scores before calibration, per row [B]: base logit ``z0``, final logit ``z``, ``missing`` support, trigger
-    ``signal``, number of forward passes ``num_paths``, the mask of uncertain rows ``capped_rows`` by the cap, ``first`` logit (the
-    corrected one, or the base logit) and the mask of ``corrected`` rows."""
+    ``signal``, number of forward passes ``num_paths``, mask ``capped_rows`` of uncertain rows that the cap did not admit,
+    ``first`` logit (the corrected one, or the base logit) and mask of ``corrected`` rows."""
 
     z0: np.ndarray
     z: np.ndarray
@@ -73,11 +75,11 @@ class Raw:
 class Scored:
     """Scores of B rows.
 
-    logit [B] float64 calibrated log-odds; probability [B] float64; uncertainty [B] float64 in 0..1, the mean of the
-    entropy of the probability in bits (what the model leaves open) and of the missing support of the row's values (what
-    training has not seen), in every mode alike; num_paths [B] int64 looks at the row, at least 1: forward passes, and one more for
-    retrieved evidence; capped_rows [B] bool uncertain rows that the cap left with their first score; path_rows the looks beyond one per
-    row; corrected [B] bool rows whose counters were known and used.
+    logit [B] float64 calibrated log-odds; probability [B] float64; uncertainty [B] float64 in 0..1, the mean of the entropy of
+    the probability in bits (uncertainty of the model) and of the missing support of the row's values (not seen in training),
+    the same in every mode; num_paths [B] int64 passes per row, at least 1: forward passes, and one more for retrieved evidence;
+    capped_rows [B] bool uncertain rows that kept their first score because of the cap; path_rows the passes beyond one per row;
+    corrected [B] bool rows whose counters were known and used.
     """
 
     logit: np.ndarray
@@ -95,11 +97,10 @@ class Scored:
 
 
 class Engine:
-    """Scores encoded rows with one model under one configuration. Holds no state between calls.
+    """Scores encoded rows with one model under one configuration. Keeps no state between calls.
 
     Raises:
-        BundleError: counts, importance or extras belong to another model, or something that the configuration needs is
-            not there.
+        BundleError: counts, importance or extras belong to another model, or something that the configuration needs is missing.
     """
 
     def __init__(
@@ -127,14 +128,14 @@ class Engine:
             self.member_backends = [self._of_member(m) for m in self._members]
 
     def with_trigger(self, trigger: Trigger) -> Engine:
-        """The same engine with a trigger of your own in place of the configured one.
+        """A copy of the engine with this trigger instead of the configured one.
 
         Raises:
-            ValueError: the configuration has no second look that the trigger could choose rows for.
+            ValueError: the configuration has no second look.
         """
         if self.config.second_look is None:
             raise ValueError(
-                f"mode {self.config.mode!r} has no second look: give the configuration one to use a trigger"
+                f"mode {self.config.mode!r} has no second look: add one to the configuration to use a trigger"
             )
         out = copy.copy(self)
         out.trigger = trigger
@@ -147,7 +148,8 @@ class Engine:
         return 0 if look is None else look.max_path_rows
 
     def uncapped(self) -> Engine:
-        """The same engine without a cap on extra rows, for work without a deadline: every row has the score it has alone."""
+        """A copy of the engine without a cap on extra rows, for work without a deadline: every row has the score it would have
+        alone."""
         out = copy.copy(self)
         if self.config.second_look is not None:
             out.config = self.config.looking(max_path_rows=UNBOUNDED)
@@ -164,11 +166,11 @@ class Engine:
 
         Args:
             batch: B encoded rows.
-            max_path_rows: lowers the configured cap on extra rows for this request; it cannot raise it, for the cap is
-                the operator's. At 0 every row gets its base pass and its correction alone.
-            top_k: places that the request fills, for the trigger ``decision``.
-            evidence: of the B rows; None where it was not read, or where no time is left to use it. A configuration without a
-                correction does not look at it.
+            max_path_rows: lowers the configured cap on extra rows for this request; it cannot raise the cap, which the operator
+            sets. At 0 every row gets only its base pass and its correction.
+            top_k: number of positions that the request fills, for the trigger ``decision``.
+            evidence: of the B rows; None if it was not read or there is no time to use it. A configuration without a correction
+            ignores it.
 
         Raises:
             DataError: the evidence is of another number of rows or counters, or contains an infinite number.
@@ -225,8 +227,8 @@ class Engine:
         cost_of_one = _cost_of_one(look)
         if not trigger.reads_row_hash and len(selected) and (cost_of_one is None or len(selected) * cost_of_one > cap):
             row_hash[selected] = hash_rows(batch.select(torch.from_numpy(selected)), look.salt)
-        # Equal scores in the order of their hashes, so that the order of rows does not matter where the cap binds.
-        # No more are planned than could be admitted if each took one pass.
+        # Ties are broken by row hash, so that the order of rows does not matter when the cap binds. No more rows are planned
+        # than could be admitted at one pass each.
         selected = selected[np.lexsort((row_hash[selected], -score_entropy[selected]))][:cap]
         if len(selected) == 0:
             return found(first, selection.signal)
@@ -254,7 +256,7 @@ class Engine:
         cost = np.full(len(selected), cost_of_one) if planned is None else planned.used
         fits = (np.cumsum(cost) <= cap) | (cost == 0)
         capped_rows[selected[fits]] = False
-        admitted = np.flatnonzero(fits & (cost > 0))  # a row whose only path is its base pass needs no more
+        admitted = np.flatnonzero(fits & (cost > 0))  # cost 0: the only path of the row is its base pass
         chosen = selected[admitted]
         if len(chosen) == 0:
             return found(first, selection.signal)
@@ -273,7 +275,7 @@ class Engine:
             return z0, np.zeros(len(z0), bool)
         if len(evidence) != len(z0):
             raise DataError(
-                f"evidence of {len(evidence)} rows was given for a request of {len(z0)}: give one row for each"
+                f"the evidence has {len(evidence)} rows and the request {len(z0)}: pass one row of evidence per row"
             )
         known = known_rows(evidence.counters, correction.num_counters)
         if correction.is_zero:
@@ -281,7 +283,7 @@ class Engine:
         return np.where(known, correction(z0, evidence.counters), z0), known
 
     def _can_retrieve(self, corrected: np.ndarray, evidence: Evidence | None) -> np.ndarray:
-        """Rows [B] that a second look can tell anything about: for retrieved evidence, those with evidence."""
+        """Rows [B] that a second look can change: for retrieved evidence, those with evidence."""
         if self.config.correction is None:
             return np.ones(len(corrected), bool)
         return corrected & (evidence is not None and evidence.history is not None)
@@ -304,7 +306,7 @@ class Engine:
         return paths.answer(opinion, escalated, planned)
 
     def _base_pass(self, batch: Batch, kept: np.ndarray | None) -> tuple[np.ndarray, State]:
-        """Logits [B] float64 of the base pass, and what the backend has read of the rows."""
+        """Logits [B] float64 of the base pass, and the backend's state of the rows."""
         if len(batch) == 0:
             return np.zeros(0), ()
         state = self.backend.read(batch)
@@ -330,13 +332,13 @@ class Engine:
         return eager
 
     def _gated(self, model: Backbone) -> torch.Tensor | None:
-        """The table with every value mixed with its field's mask vector as the gate says; None without a gate."""
+        """The table with every value mixed with its field's mask vector by the gate; None without a gate."""
         keep = self.config.base.keep_of_table(self.reliability)
         return None if keep is None else model.embedding.gated(torch.from_numpy(keep))
 
 
 def _cost_of_one(look: SecondLook) -> int | None:
-    """Forward passes of the second look at one row; None for paths, whose number differs from row to row."""
+    """Forward passes of a second look per row; None for paths, whose number varies by row."""
     if isinstance(look.opinion, Members):
         return look.opinion.count
     if isinstance(look.opinion, Retrieve):
@@ -360,7 +362,7 @@ def _check(model: Backbone, reliability: Reliability, config: TestTimeConfig, ex
     _check_extras(model, reliability, extras)
     if config.correction is not None and extras.correction is None:
         raise BundleError(
-            f"mode {config.mode!r} needs a correction network and there is none: fit the test-time parameters again"
+            f"mode {config.mode!r} needs a correction network, which is missing: fit the test-time parameters again"
         )
     if config.second_look is None:
         return
@@ -369,22 +371,22 @@ def _check(model: Backbone, reliability: Reliability, config: TestTimeConfig, ex
         _check_retrieval(model, opinion, extras)
     if opinion.num_members > len(extras.members):
         raise BundleError(
-            f"the configuration asks {opinion.num_members} further trunks and {len(extras.members)} are there: "
+            f"the configuration needs {opinion.num_members} further trunks but {len(extras.members)} are available: "
             "package the members with the model, or fit the test-time parameters without them"
         )
-    for what, needed, found in (
+    for description, needed, extra in (
         ("prediction heads", opinion.needs_heads, extras.heads),
         ("combination counts", opinion.needs_combinations, extras.combinations),
         ("neighbours of items", opinion.needs_retrieval, extras.retrieval),
     ):
-        if needed and found is None:
+        if needed and extra is None:
             raise BundleError(
-                f"mode {config.mode!r} needs {what} and there are none: fit the test-time parameters again"
+                f"mode {config.mode!r} needs {description}, which are missing: fit the test-time parameters again"
             )
 
 
 def _check_retrieval(model: Backbone, opinion: Retrieve, extras: Extras) -> None:
-    """Whether neighbours and networks belong to this model and to each other."""
+    """Refuse neighbours and networks that do not belong to this model and to each other."""
     retrieval, correction = extras.retrieval, extras.correction
     assert retrieval is not None and correction is not None
     fields, again = model.fields, "fit the test-time parameters for this model"
@@ -395,7 +397,7 @@ def _check_retrieval(model: Backbone, opinion: Retrieve, extras: Extras) -> None
     items = fields.num_values[fields.columns.index(opinion.item_field)]
     if items != len(retrieval.neighbours.rates):
         raise BundleError(
-            f"neighbours describe {len(retrieval.neighbours.rates)} items and the model knows {items}: {again}"
+            f"neighbours describe {len(retrieval.neighbours.rates)} items and the model has {items}: {again}"
         )
     width = 1 + 2 * correction.num_counters + len(retrieval.standard.means)
     if retrieval.network.width != width:
@@ -403,12 +405,12 @@ def _check_retrieval(model: Backbone, opinion: Retrieve, extras: Extras) -> None
 
 
 def _check_extras(model: Backbone, reliability: Reliability, extras: Extras) -> None:
-    """Whether what modes need belongs to this model."""
+    """Refuse extras that do not belong to this model."""
     again = "fit the test-time parameters for this model"
     for position, member in enumerate(extras.members):
         if member.fields != model.fields:
             raise BundleError(
-                f"member {position} knows other fields or vocabularies than the model: train it on the same data"
+                f"member {position} has other fields or vocabularies than the model: train it on the same data"
             )
     heads, combinations, maskable_fields = extras.heads, extras.combinations, reliability.maskable_fields.tolist()
     if heads is not None and (
@@ -428,7 +430,7 @@ def _check_extras(model: Backbone, reliability: Reliability, extras: Extras) -> 
 
 
 def raw_rows(engine: Engine, rows: EncodedRows) -> Raw:
-    """Raw scores of any number of rows by torch itself, in chunks (each one request) and without a cap on extra rows."""
+    """Raw scores of any number of rows with eager torch, in chunks (each one request) and without a cap on extra rows."""
     if engine.backend.name != Eager.name or engine.backend.sizes != Eager.sizes:
         eager = Engine(engine.model, engine.reliability, engine.config, engine.calibration, engine.extras)
         engine = eager if engine.trigger is None else eager.with_trigger(engine.trigger)

@@ -1,4 +1,4 @@
-"""What some modes need beside a model and its counts."""
+"""Files that some modes need in addition to a model and its counts."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from thinktwice.testtime.heads import FieldHeads
 
 @dataclass(frozen=True)
 class Extras:
-    """Combination counts (matt, uttsi's pair support), denoiser heads (sgctr), further trunks (members), and what turns evidence
-    into changes of a logit (corrected, retrieve).
+    """Combination counts (matt, uttsi's pair support), denoiser heads (sgctr), further trunks (members), and networks over
+    evidence (corrected, retrieve).
 
-    A member whose ``table`` is the model's own object reads the model's field vectors instead of looking up its own.
+    A member whose ``table`` is the model's object uses the model's field vectors instead of looking up its own.
     """
 
     combinations: CombinationCounts | None = None

@@ -1,4 +1,4 @@
-"""``test_time.json`` of format 2, in which one flat list held the options of all parts: read for bundles that exist, never written."""
+"""``test_time.json`` of format 2, a flat list of all options: read for existing bundles, never written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from thinktwice.testtime.options import MAX_COUNT, Factor, Options, Share
 
 
 class FlatConfig(Options):
-    """The options as format 2 spelled them."""
+    """The options of format 2."""
 
     mode: Mode = "off"
     strength: Factor = 0.0
@@ -49,10 +49,10 @@ class FlatConfig(Options):
 
 
 def upgraded(value: object) -> TestTimeConfig:
-    """The configuration of format 2 that gives the same scores.
+    """The current equivalent of a configuration of format 2, with the same scores.
 
     Raises:
-        ValueError: it is no configuration of format 2, or sets an option that has gone since; the message names it.
+        ValueError: it is not a configuration of format 2, or sets an option that has been removed; the message names it.
     """
     flat = FlatConfig.model_validate(value)
     kinds = [name for name in ("sampler", "redefine_rounds", "members") if getattr(flat, name) not in (0, "none")]
@@ -76,7 +76,7 @@ def upgraded(value: object) -> TestTimeConfig:
 
 
 def from_format_2(value: dict[str, Any]) -> dict[str, Any]:
-    """The content of a whole file of format 2 as format 3 has it, the configurations in its report included.
+    """The content of a file of format 2 converted to format 3, including the configurations in its report.
 
     Raises:
         ValueError: like :func:`upgraded`.

@@ -1,10 +1,10 @@
-"""Prediction heads on a finished trunk: which vector the rest of a row makes likely in each unprotected field.
+"""Prediction heads on a trained trunk: the expected vector of each unprotected field given the other fields of a row.
 
-A head maps the hidden state of a row whose field is hidden to the expected vector of that field, by ridge regression in
-closed form over training rows with the masks of absorbing diffusion (every row hides its own random share of fields). So
-every trunk gets them, pre-trained or not, and no score of the trunk changes. Where we differ from SGCTR (arXiv
-2511.14403), which trains its generator with a sampled softmax over cosines: the conditional mean needs no negatives, no
-temperature and no second training, and it is what a soft redefinition puts in place of a value.
+A head maps the hidden state of a row whose field is hidden to the expected vector of that field, by ridge regression in closed
+form over training rows with the masks of absorbing diffusion (every row hides its own random share of fields). So any trunk can
+have them, pre-trained or not, and its scores do not change. SGCTR (arXiv 2511.14403) instead trains its generator with a
+sampled softmax over cosines; the conditional mean needs no negatives, no temperature and no second training, and it is the
+vector that a soft redefinition mixes in.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from thinktwice.models.store import plausible
 from thinktwice.threads import reproducible
 
 HEADS_FILE = "heads.safetensors"
-RIDGE = 1e-3  # of the mean square of the hidden state
+RIDGE = 1e-3  # as a share of the mean square of the hidden state
 MAX_ROWS = 40_000
 BATCH = 4096
 
@@ -64,7 +64,7 @@ class FieldHeads:
         fields, weight = tensors.get("fields"), tensors.get("weight")
         problem = ""
         if fields is None or weight is None or len(tensors) != 2:
-            problem = "it does not hold 'fields' and 'weight' alone"
+            problem = "it must contain 'fields' and 'weight' only"
         elif (fields.dtype, fields.dim(), weight.dtype, weight.dim()) != (torch.int64, 1, torch.float32, 3):
             problem = "'fields' or 'weight' has another type or number of dimensions"
         elif len(fields) != len(weight):
@@ -79,21 +79,21 @@ class FieldHeads:
 @reproducible()
 @torch.inference_mode()
 def fit_heads(model: Backbone, train: EncodedRows, maskable_fields: np.ndarray, *, seed: int = 0) -> FieldHeads:
-    """Fit the heads of the fields ``maskable_fields`` [n] (columns) on at most ``MAX_ROWS`` training rows, spread evenly."""
+    """Fit the heads of the fields ``maskable_fields`` [n] (columns) on at most ``MAX_ROWS`` training rows, evenly spaced."""
     fields = torch.from_numpy(maskable_fields.astype(np.int64))
-    picked = np.unique(np.linspace(0, len(train) - 1, min(len(train), MAX_ROWS)).astype(np.int64))
+    rows = np.unique(np.linspace(0, len(train) - 1, min(len(train), MAX_ROWS)).astype(np.int64))
     generator = torch.Generator().manual_seed(seed)
     width = model.hidden_width + 1
     gram = torch.zeros(len(fields), width, width, dtype=torch.float64)
     moment = torch.zeros(len(fields), width, model.dim + 1, dtype=torch.float64)
     fill = model.fill()
-    for start in range(0, len(picked), BATCH):
-        batch = train.batch(picked[start : start + BATCH])
+    for start in range(0, len(rows), BATCH):
+        batch = train.batch(rows[start : start + BATCH])
         x = model.embed(batch)
         rate = torch.rand(len(batch), 1, generator=generator)
         keep = torch.rand(len(batch), model.num_fields, generator=generator) >= rate
-        shown = torch.where(keep[..., None], x, fill)
-        hidden = torch.cat([model.trunk(shown), x.new_ones(len(batch), 1)], dim=1).double()
+        masked = torch.where(keep[..., None], x, fill)
+        hidden = torch.cat([model.trunk(masked), x.new_ones(len(batch), 1)], dim=1).double()
         for position, field in enumerate(maskable_fields):
             known = ~keep[:, field] & (batch.ids[:, field] > 0)
             h = hidden[known]

@@ -1,20 +1,21 @@
-"""The published methods and ours as configurations of one engine. What is free is fitted in :mod:`thinktwice.selection.fit`.
+"""The published methods and ours as configurations of one engine. Free parameters are fitted in
+:mod:`thinktwice.selection.fit`.
 
-| mode | base pass | whom to ask again | second opinion |
+| mode | base pass | escalated rows | second opinion |
 | --- | --- | --- | --- |
-| off | plain | nobody | |
-| calibrated | plain, calibrated by support | nobody | |
-| gate | mean-field mixture of value and mask vector | nobody | |
-| filter | values without support replaced | nobody | |
+| off | plain | none | |
+| calibrated | plain, calibrated by support | none | |
+| gate | mean-field mixture of value and mask vector | none | |
+| filter | values without support replaced | none | |
 | uttsi | filtered | dual signal above a quantile | guided paths, consistency weights, group calibrator |
-| matt | plain | everybody | paths grown along frequent combinations, confidence weights |
-| sgctr | plain | everybody | features redefined by the denoiser |
+| matt | plain | all | paths grown along frequent combinations, confidence weights |
+| sgctr | plain | all | features redefined by the denoiser |
 | members | plain or gated | the most uncertain scores | one or two independently trained trunks |
-| corrected | plain, corrected by counters | nobody | |
+| corrected | plain, corrected by counters | none | |
 | retrieve | plain, corrected by counters | the most uncertain scores, or those moved most | the user's outcomes on similar items |
 
 UTTSI (arXiv 2605.24989), MATT (2510.08932) and SGCTR (2511.14403) are known by their abstracts and by reviews, without
-code: what stands here is a reconstruction that obeys every published statement, and the authors' versions may differ.
+code: these are reconstructions that agree with every published statement; the authors' versions may differ.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ PRESETS: dict[Mode, TestTimeConfig] = {
 
 
 def preset(mode: Mode, base: TestTimeConfig | None = None) -> TestTimeConfig:
-    """The configuration of a mode before anything is fitted; what the mode does not decide is taken from ``base``."""
+    """The configuration of a mode before anything is fitted; options that the mode does not set are taken from ``base``."""
     if base is None:
         return PRESETS[mode]
     decided = PRESETS[mode]

@@ -1,4 +1,4 @@
-"""What the options of every part of the engine have in common."""
+"""The base class of the options of all parts of the engine."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ Factor = Annotated[float, Field(ge=0, le=MAX_MAGNITUDE)]
 
 
 class Options(BaseModel):
-    """Frozen settings of one part, which the part's own class declares. Unknown names are refused."""
+    """Frozen options of one part, declared in a subclass. Unknown names are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

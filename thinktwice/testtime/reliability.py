@@ -1,8 +1,8 @@
-"""How far training got with every value: one byte per row of the joint embedding table.
+"""Reliability of every value from its training count: one byte per row of the joint embedding table.
 
 Shapes: C categorical-or-numeric columns, N model fields (the C columns first, then sequences and vectors, which are
-protected), B rows. Counts are of the training part alone, and they belong to the weights they were counted with: newer
-counts would call an untrained vector reliable.
+protected), B rows. Counts are of the training rows only and belong to the weights trained on them: newer counts would call an
+untrained vector reliable.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from thinktwice.models.fields import FieldSpace
 
 COUNTS_FILE = "counts.safetensors"
 KAPPA_BOUNDS = (1.0, 200.0)
-MAX_KAPPA = 1e6  # of a file; what is fitted here stays within KAPPA_BOUNDS
+MAX_KAPPA = 1e6  # accepted in a file; fitted values stay within KAPPA_BOUNDS
 _TENSORS: dict[str, type[np.generic]] = {
     "counts": np.uint8,
     "kappa": np.float64,
@@ -42,7 +42,7 @@ def _decoded() -> np.ndarray:
     return np.where(quantise(whole) == np.arange(256), whole, count)
 
 
-#: The count that each byte stands for.
+#: The count that each byte represents.
 DECODED = _decoded()
 
 
@@ -117,13 +117,13 @@ class Reliability:
         return out
 
     def of_table(self, strength: float, factors: tuple[float, ...] = (), shares: tuple[float, ...] = ()) -> np.ndarray:
-        """What a gate keeps of every row of the joint table, float32 [sum(num_values)]: like :meth:`of`, with ``factors`` [N]
-        of each field's strength and ``shares`` [N] that a field keeps however often its values came."""
+        """Weight of every row of the joint table under a gate, float32 [sum(num_values)]: like :meth:`of`, with ``factors`` [N]
+        of each field's strength and ``shares`` [N] that multiply a field's weights whatever its counts."""
         column = np.repeat(np.arange(len(self.num_values)), self.num_values)
         return self._mixing_table(strength, factors, shares)[column, self.counts].astype(np.float32)
 
     def shuffled(self, seed: int = 0) -> Reliability:
-        """The control: the counts of a field's known values permuted among them. No real gain survives it."""
+        """A control: the counts of a field's known values randomly permuted. A real gain disappears under it."""
         rng = np.random.default_rng(seed)
         counts = self.counts.copy()
         for start, size in zip(self.offsets, self.num_values, strict=True):
@@ -143,7 +143,7 @@ class Reliability:
 
     @staticmethod
     def load(folder: Path | str) -> Reliability:
-        """Map what :meth:`save` wrote: the counts stay on disk until they are read, and workers share them.
+        """Map what :meth:`save` wrote: the counts stay on disk until read, and workers share them.
 
         Raises:
             BundleError: the file is missing or damaged.
@@ -171,7 +171,8 @@ def moment_kappa(ids: np.ndarray, label: np.ndarray, num_values: int) -> float:
     """Shrinkage of one field from the spread of the click rates of its values, within ``KAPPA_BOUNDS``.
 
     A value's rate is drawn from Beta(kappa p, kappa (1 - p)); the variance between values beyond what the binomial noise
-    of their counts explains gives kappa = p (1 - p) / variance - 1. No spread means that not knowing the value is harmless.
+    of their counts explains gives kappa = p (1 - p) / variance - 1. Without variance between values, an unknown value costs
+    nothing.
     """
     known = ids > 0
     counts = np.bincount(ids[known], minlength=num_values).astype(np.float64)

@@ -1,6 +1,6 @@
-"""The test-time report, part of ``test_time.json``: what was tried on validation, and why the configuration ships that ships.
+"""The test-time report, part of ``test_time.json``: what was tried on validation, and why the shipped configuration was chosen.
 
-All changes are of logloss, candidate minus the other, on the same rows: below 0 is better.
+All changes are of logloss, candidate minus baseline, on the same rows: below 0 is better.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Quality(Record):
     """A model on validation rows."""
 
     logloss: float
-    auc: float | None  # None: one class only
+    auc: float | None  # None: only one class
 
 
 class TrunkChoice(SparseRecord):
@@ -38,12 +38,12 @@ class HalfRows(Record):
 
 
 class Evidence(Record):
-    """What the later validation rows say about a candidate: its change against ``off`` and against each control by name."""
+    """Results of a candidate on the later validation rows: its change against ``off`` and against each control by name."""
 
     change: MeasuredInterval
     controls: dict[str, MeasuredInterval]
     accepted: bool
-    reasons: tuple[str, ...]  # why it is not accepted
+    reasons: tuple[str, ...]  # why it was not accepted
 
 
 class TriedCandidate(Evidence):
@@ -54,14 +54,14 @@ class TriedCandidate(Evidence):
     fit_logloss: float
     logloss: float
     auc: float
-    passes: float  # scored rows per row
+    passes: float  # forward passes per row
     cost: float  # estimated time relative to one plain pass
     auc_change: MeasuredInterval
 
 
 class ModeChoice(SparseRecord):
-    """What one trunk ships with; ``best`` is the best candidate whether it ships or not. ``off``: the plain model on the later
-    rows, where anything was tried."""
+    """The configuration that one trunk ships with; ``best`` is the best candidate, shipped or not. ``off``: the plain model on
+    the later rows, if anything was tried."""
 
     mode: Mode
     accepted: bool
@@ -74,7 +74,7 @@ class ModeChoice(SparseRecord):
 
 
 class NetworkReport(Record):
-    """What was kept of a network that reads evidence: :class:`thinktwice.train.logit_network.FittedNetwork`, and the number of
+    """Summary of a network over evidence (:class:`thinktwice.train.logit_network.FittedNetwork`), and the number of
     ``examples`` that it was trained on."""
 
     examples: int
@@ -85,7 +85,8 @@ class NetworkReport(Record):
 
 
 class Frontier(Record):
-    """Share of the gain of a second look at all rows that is kept when it is taken at a share of them, in the order of ``trigger``."""
+    """Share of the gain of a second look at all rows that remains when only a share of them, in the order of ``trigger``, gets
+    one."""
 
     trigger: str
     shares: tuple[float, ...]
@@ -93,7 +94,8 @@ class Frontier(Record):
 
 
 class EvidenceReport(Record):
-    """How evidence was fitted; ``reason`` says why there is none. ``frontiers``: what a second look at a share of rows keeps."""
+    """How evidence was fitted; ``reason`` says why there is none. ``frontiers``: the gain that remains when only a share of
+    rows gets a second look."""
 
     correction: NetworkReport | None = None
     retrieval: NetworkReport | None = None
@@ -108,7 +110,7 @@ class TestTimeReport(ModeChoice):
     absent from reports of earlier versions.
     """
 
-    __test__ = False  # the name starts with "Test", and it is no test
+    __test__ = False  # not a test, despite the name
 
     trunk: TrunkName
     trunks: TrunkChoice

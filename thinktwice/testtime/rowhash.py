@@ -1,4 +1,4 @@
-"""Randomness that belongs to a row: the same row draws the same numbers alone, in a batch, after a restart, anywhere."""
+"""Random numbers seeded by a row's content: a row draws the same numbers alone, in a batch, after a restart, on any machine."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Test-time parameters on disk: ``test_time.json`` (configuration, how it was chosen), ``counts.safetensors``, and what
-some modes need besides: ``combinations.safetensors``, ``heads.safetensors``, ``members/0``, ``members/1``, ``correction.safetensors``,
+"""Test-time parameters on disk: ``test_time.json`` (configuration, report of its choice), ``counts.safetensors``, and files of
+some modes: ``combinations.safetensors``, ``heads.safetensors``, ``members/0``, ``members/1``, ``correction.safetensors``,
 ``retrieval.safetensors`` and ``neighbours.safetensors``."""
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from thinktwice.versioned import ResultFile
 TEST_TIME_FILE = "test_time.json"
 MEMBER_FOLDERS = ("members/0", "members/1")
 TEST_TIME_FILES = (TEST_TIME_FILE, COUNTS_FILE)
-# What some modes need besides; what ships is what the configuration needs (:func:`needed_files`).
+# Files of some modes; only those that the configuration needs are shipped (:func:`needed_files`).
 EXTRA_FILES = (
     COMBINATIONS_FILE,
     HEADS_FILE,
@@ -42,7 +42,7 @@ EXTRA_FILES = (
 class TestTimeFile(ResultFile):
     """Content of ``test_time.json``; see :class:`TestTime`."""
 
-    __test__ = False  # the name starts with "Test", and it is no test
+    __test__ = False  # not a test, despite the name
 
     FORMAT: ClassVar[int] = 3
 
@@ -53,16 +53,16 @@ class TestTimeFile(ResultFile):
     @field_validator("report", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
-        """Files of formats 2 and 3 exist that have an empty report."""
+        """Some files of formats 2 and 3 have an empty report."""
         return None if value == {} else value
 
 
 @dataclass(frozen=True)
 class TestTime:
-    """What ships with a model: the configuration, the counts, the evidence of the choice (``report``; None where the
-    configuration was set and not chosen), and extras.
+    """Test-time parameters of a model: the configuration, the counts, the ``report`` of its choice (None if the configuration
+    was set, not chosen), and extras.
 
-    ``weights`` is the SHA-256 of the weights that the counts were taken for; "" where nobody said.
+    ``weights`` is the SHA-256 of the weights that the counts belong to; "" if not recorded.
     """
 
     __test__ = False
@@ -75,10 +75,10 @@ class TestTime:
 
 
 def save_test_time(folder: Path | str, value: TestTime, model: Backbone | None = None) -> None:
-    """Write all files into an existing folder. A member that shares the table of ``model`` is written without it.
+    """Write all files into an existing folder. A member that shares the table of ``model`` is written without a table.
 
     Raises:
-        BundleError: there are more members than a bundle has room for.
+        BundleError: there are more members than a bundle may contain.
     """
     folder = Path(folder)
     if len(value.extras.members) > len(MEMBER_FOLDERS):
@@ -104,10 +104,10 @@ def save_test_time(folder: Path | str, value: TestTime, model: Backbone | None =
 
 
 def load_test_time(folder: Path | str, model: Backbone | None = None) -> TestTime:
-    """Read test-time parameters; ``model`` lends its table to members that were written without one.
+    """Read test-time parameters; ``model`` provides the table of members that were written without one.
 
     Raises:
-        BundleError: a file is missing, damaged, or written by an unknown format.
+        BundleError: a file is missing, damaged, or of an unknown format.
     """
     folder = Path(folder)
     read = _read(folder)
@@ -126,19 +126,19 @@ def load_test_time(folder: Path | str, model: Backbone | None = None) -> TestTim
 
 
 def read_config(folder: Path | str) -> TestTimeConfig:
-    """The configuration alone, nothing else is read.
+    """The configuration; no other file is read.
 
     Raises:
-        BundleError: it is missing, damaged, or written by an unknown format.
+        BundleError: it is missing, damaged, or of an unknown format.
     """
     return _read(Path(folder)).config
 
 
 def read_report(folder: Path | str) -> TestTimeReport:
-    """How the configuration was chosen, nothing else is read.
+    """The report of how the configuration was chosen; no other file is read.
 
     Raises:
-        BundleError: like :func:`read_config`, or it was set and not chosen.
+        BundleError: like :func:`read_config`, or the configuration was set, not chosen.
     """
     report = _read(Path(folder)).report
     if report is None:

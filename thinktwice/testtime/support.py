@@ -1,4 +1,4 @@
-"""Two numbers of every row: how much support its values lack, and how uncertain its score is."""
+"""Two measures per row: missing support of its values, and entropy of its score."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def missing_support(r: np.ndarray, maskable_fields: np.ndarray, importance: tupl
     weight = np.asarray(importance)[maskable_fields] if importance else np.ones(len(maskable_fields))
     if weight.sum() <= 0:
         return np.zeros(len(r))
-    # Sums of contiguous rows and not a matrix product, whose bits depend on the number of rows.
+    # Not a matrix product, whose bits depend on the number of rows.
     missing = ((1.0 - r.take(maskable_fields, axis=1)) * (weight / weight.sum())).sum(axis=1)
     return np.clip(missing, 0.0, 1.0)
 

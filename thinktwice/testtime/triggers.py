@@ -1,6 +1,7 @@
-"""Which rows are uncertain enough to get a second look, after their base pass. Every trigger owns its options.
+"""Triggers: which rows are uncertain enough for a second look after their base pass. Every trigger declares its options.
 
-Your own trigger is a subclass of :class:`Trigger`; ``Engine.with_trigger`` puts it in. Bundles hold those of :data:`AnyTrigger`.
+Your own trigger is a subclass of :class:`Trigger`; ``Engine.with_trigger`` installs it. Bundles can contain those of
+:data:`AnyTrigger`.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from thinktwice.calibration import Coefficient
 from thinktwice.testtime.options import MAX_COUNT, Options, Share
 from thinktwice.testtime.rowhash import uniforms
 
-ENTROPY_FLOOR = 0.5  # dual signal of a row whose base score is certain, as a share of that of a coin flip
-REACH = 2.0  # spreads of a logit that the trigger ``decision`` looks at
-_STREAM = np.uint64(0xA5A5A5A5)  # keeps the draws of the trigger ``random`` apart from those of the samplers
+ENTROPY_FLOOR = 0.5  # dual signal at entropy 0, as a share of that at entropy 1
+REACH = 2.0  # half width of the interval of the trigger ``decision``, in spreads of a logit
+_STREAM = np.uint64(0xA5A5A5A5)  # makes the draws of the trigger ``random`` independent of the samplers'
 
 
 @dataclass(frozen=True)
 class BasePass:
-    """B rows of one request after their base pass: ``missing`` support 0..1 (what counts know), ``entropy`` entropy of the score
-    (what the model knows), calibrated ``logit``, ``row_hash`` uint64 of the content (0 for triggers that do not read it); all
-    [B]. ``top_k`` is the number of places that the request fills, if it says so; ``moved`` [B] how far the correction moved the
-    logit, None without one."""
+    """B rows of one request after their base pass: ``missing`` support 0..1 (from counts), ``entropy`` of the score in bits
+    (from the model), calibrated ``logit``, ``row_hash`` uint64 of the content (0 for triggers that do not read it); all [B].
+    ``top_k`` is the number of positions that the request fills, if it states one; ``moved`` [B] how far the correction moved
+    the logit, None without a correction."""
 
     missing: np.ndarray
     entropy: np.ndarray
@@ -37,25 +38,25 @@ class BasePass:
 
 @dataclass(frozen=True)
 class Selection:
-    """Signal [B] (larger is less certain) and the rows that get a second look [B] bool."""
+    """Signal [B] (larger is more uncertain) and the rows that get a second look [B] bool."""
 
     signal: np.ndarray
     escalate: np.ndarray
 
 
 class Trigger(Options):
-    """Base of all triggers; a subclass has its options as fields and gives :meth:`mark`."""
+    """Base of all triggers; a subclass has its options as fields and defines :meth:`mark`."""
 
     uses_counts: ClassVar[bool] = False  # whether the choice depends on training counts
     reads_row_hash: ClassVar[bool] = False
     of_requests: ClassVar[bool] = False  # whether the choice depends on the other rows of the request
 
     def mark(self, base_pass: BasePass) -> Selection:
-        """The rows to look at again."""
+        """The rows that get a second look."""
         raise NotImplementedError
 
     def depth(self, signal: np.ndarray) -> np.ndarray:
-        """How deep the second look goes, [B] in 0..1: the share of its paths that a row gets at this signal."""
+        """Depth of the second look [B] in 0..1: the share of its paths that a row gets at this signal."""
         return np.ones(len(signal))
 
 
@@ -69,13 +70,13 @@ class Always(Trigger):
 
 
 class ThresholdTrigger(Trigger):
-    """Base of triggers that mark the rows whose signal is above a threshold, deeper the further above."""
+    """Base of triggers that mark the rows whose signal is above a threshold; the depth grows with the signal."""
 
     threshold: Coefficient = 0.0
     signal_max: Coefficient = 1.0  # signal at which a row gets all its paths
 
     def signal(self, base_pass: BasePass) -> np.ndarray:
-        """How uncertain each row is, [B]."""
+        """Uncertainty of each row [B]."""
         raise NotImplementedError
 
     def mark(self, base_pass: BasePass) -> Selection:
@@ -88,7 +89,8 @@ class ThresholdTrigger(Trigger):
 
 
 class Dual(ThresholdTrigger):
-    """Thin support first, an uncertain score on top (UTTSI): a well supported coin flip is label noise, which no pass removes."""
+    """Missing support, scaled by the entropy of the score (UTTSI): an uncertain score with full support is label noise, which
+    no pass removes."""
 
     kind: Literal["dual"] = "dual"
     uses_counts: ClassVar[bool] = True
@@ -98,7 +100,7 @@ class Dual(ThresholdTrigger):
 
 
 class Entropy(ThresholdTrigger):
-    """Rows whose score is uncertain: where opinions of equal spread move the probability most."""
+    """Rows whose score is uncertain: there, opinions of equal spread move the probability most."""
 
     kind: Literal["entropy"] = "entropy"
 
@@ -107,7 +109,7 @@ class Entropy(ThresholdTrigger):
 
 
 class Moved(ThresholdTrigger):
-    """Rows whose logit the correction moved most: where evidence counts, more of it may count too."""
+    """Rows whose logit the correction moved most: where evidence matters, more of it may matter too."""
 
     kind: Literal["moved"] = "moved"
 
@@ -138,20 +140,20 @@ class Budget(Trigger):
 
     def mark(self, base_pass: BasePass) -> Selection:
         escalate = np.zeros(len(base_pass.entropy), bool)
-        most = int(self.share * len(base_pass.entropy))
-        escalate[np.lexsort((base_pass.row_hash, -base_pass.entropy))[:most]] = True
+        num_rows = int(self.share * len(base_pass.entropy))
+        escalate[np.lexsort((base_pass.row_hash, -base_pass.entropy))[:num_rows]] = True
         return Selection(base_pass.entropy, escalate)
 
 
 class Decision(Trigger):
-    """Only rows that may still cross the cut of the top k: with k places to fill, the order elsewhere decides nothing.
+    """Only rows that may still cross the top-k cut: with k positions to fill, the order elsewhere does not matter.
 
-    A second look moves a logit by about s = s0 + s1 missing + s2 entropy (fitted offline); a row gets one when
-    [z - 2 s, z + 2 s] holds the k-th best score of its request. Judged by NDCG@k and top-k regret, not by AUC.
+    A second look moves a logit by about s = s0 + s1 missing + s2 entropy (fitted offline); a row gets one if [z - 2 s, z + 2 s]
+    contains the k-th best score of its request. Judged by NDCG@k and top-k regret, not by AUC.
     """
 
     kind: Literal["decision"] = "decision"
-    top_k: int = Field(default=10, ge=1, le=MAX_COUNT)  # places of a request that does not say so itself
+    top_k: int = Field(default=10, ge=1, le=MAX_COUNT)  # for requests that do not state their number of positions
     spread: tuple[Coefficient, Coefficient, Coefficient] = (0.0, 0.0, 0.0)  # s0, s1, s2
     uses_counts: ClassVar[bool] = True
     of_requests: ClassVar[bool] = True
@@ -167,6 +169,6 @@ class Decision(Trigger):
         return Selection(signal, (signal >= 0) & (spread > 0))
 
 
-#: The triggers that a bundle can hold.
+#: The triggers that a bundle can contain.
 AnyTrigger = Annotated[Always | Dual | Entropy | Moved | Random | Budget | Decision, Field(discriminator="kind")]
 TriggerKind = Literal["always", "dual", "entropy", "moved", "random", "budget", "decision"]

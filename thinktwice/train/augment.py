@@ -1,10 +1,10 @@
-"""Make training rows look like test rows: values become unknown where an earlier model would not have known them.
+"""Augmentation that makes training rows resemble test rows: values an earlier model would not have known become unknown.
 
-Counts of earlier blocks of time are what counts at test time; leave-one-out counts take their place where a log has no
-usable time (see :mod:`thinktwice.data.history`).
+Counts of earlier blocks of time correspond to counts at test time; leave-one-out counts replace them if a log has no usable
+time (see :mod:`thinktwice.data.history`).
 
-Every field, a user as a whole and an item as a whole can also come unknown whatever the time: the model answers such rows
-with the vectors for unknown values, which must be learned although the train part may hold none.
+Every field, a user as a whole and an item as a whole can also be made unknown at any time: the model scores such rows with the
+vectors of unknown values, which must be learned even if the train part contains none.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from thinktwice.train.config import Augmentation, FinetuneConfig
 
 
 def keep_probability(counts: np.ndarray, kappa: float) -> Tensor:
-    """Chance that a value seen so often stays known, the root of its reliability: float32, of the shape of ``counts``."""
+    """Probability that a value with this count stays known, the square root of its reliability: float32, of the shape of
+    ``counts``."""
     return torch.from_numpy(np.sqrt(counts / (counts + kappa)).astype(np.float32))
 
 
 class Augmenter:
     """Makes parts of a training batch unknown.
 
-    A share of the values of every field, and of all users and items with all their fields. ``mask_block`` besides masks
-    the ids that were new or rare at the time, in the fields that are not protected; ``mask_loo`` those that are rare
-    among all other rows.
+    A share of the values of every field, and of all users and items with all their fields. ``mask_block`` also masks ids that
+    were new or rare at the time, in unprotected fields; ``mask_loo`` those that are rare among all other rows.
     """
 
     def __init__(self, kind: Augmentation, rows: EncodedRows, fields: FieldSpace, config: FinetuneConfig) -> None:
@@ -62,7 +62,7 @@ class Augmenter:
         )
 
     def _unknown(self, rows: int, generator: torch.Generator) -> Tensor:
-        """Which fields [B, N] are unknown for no other reason than to be learned."""
+        """Fields [B, N] made unknown at random, so that the vectors of unknown values are learned."""
         share = self.config.unknown_share
         hidden = torch.rand(rows, self.fields.num_fields, generator=generator) < share
         for member in self.members:
@@ -85,7 +85,7 @@ class Augmenter:
         chosen &= self.maskable[index]
         keep = self.keep[index]
         excess = torch.rand(keep.shape, generator=generator) - keep
-        excess += keep == 0  # never seen before: first in line when a row may lose only some of its fields
+        excess += keep == 0  # never seen before: masked first if a row may lose only some of its fields
         excess.masked_fill_(~chosen[:, None], -1.0)
         if self.most < keep.shape[1]:
             limit = excess.topk(self.most + 1, dim=1).values[:, -1:]

@@ -12,18 +12,18 @@ Augmentation = Literal["none", "mask_block", "mask_loo"]
 class FinetuneConfig(BaseModel):
     """How a model is trained on clicks.
 
-    ``table_l2`` and ``augmentations`` are the candidates. The best L2 under the first augmentation is found
-    first, then the best augmentation under that L2. Each trial runs for ``trial_epochs`` under the whole rate schedule,
-    shrunk to that length; the candidate with the best validation logloss then trains from the start for ``epochs``. Of all
-    these runs the one with the lowest validation logloss is kept.
-    The rate rises over the first ``warmup`` of the steps and falls linearly to nothing, which takes the place of waiting
-    for a plateau; the weights kept are those of the best evaluation on validation, wherever in the run it was.
+    ``table_l2`` and ``augmentations`` are the candidates. The best L2 under the first augmentation is chosen first, then the
+    best augmentation under that L2. Each trial runs for ``trial_epochs`` with the whole rate schedule compressed to that
+    length; the candidate with the best validation logloss then trains from scratch for ``epochs``. Of all these runs the one
+    with the lowest validation logloss is kept.
+    The rate rises over the first ``warmup`` share of the steps and then falls linearly to 0, which replaces waiting for a
+    plateau; the weights kept are those of the best evaluation on validation, at any point of the run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     batch_size: int = Field(default=1024, ge=1)
-    rate: float = Field(default=4e-3, gt=0)  # the highest of the schedule
+    rate: float = Field(default=4e-3, gt=0)  # peak of the schedule
     warmup: float = Field(default=0.05, ge=0, lt=1)
     table_l2: tuple[float, ...] = Field(default=(3e-4, 1e-3, 3e-3), min_length=1)
     augmentations: tuple[Augmentation, ...] = Field(default=("none", "mask_block"), min_length=1)
@@ -32,10 +32,14 @@ class FinetuneConfig(BaseModel):
     checks_per_epoch: int = Field(default=2, ge=1)  # evaluations on validation
     unknown_share: float = Field(
         default=0.01, ge=0, le=0.5
-    )  # of values, of users and of items made unknown in training
-    blocks: int = Field(default=10, ge=2)  # mask_block: blocks of equal rows the train window is cut into
-    skipped_blocks: int = Field(default=3, ge=1)  # mask_block: first blocks, where everything looks new, are left alone
+    )  # share of values, of users and of items made unknown in training
+    blocks: int = Field(default=10, ge=2)  # mask_block: number of blocks of equal size in the train window
+    skipped_blocks: int = Field(
+        default=3, ge=1
+    )  # mask_block: first blocks, in which everything looks new, are not masked
     masked_rows: float = Field(default=0.25, gt=0, le=1)  # mask_*: share of rows that are masked
     masked_fields: float = Field(default=0.3, gt=0, le=1)  # mask_*: at most this share of a row's fields
     kappa: float = Field(default=20.0, gt=0)  # mask_*: reliability of a value seen c times is c / (c + kappa)
-    sparse_rows: int = Field(default=200_000, ge=1)  # tables of at least so many rows update only the rows of a batch
+    sparse_rows: int = Field(
+        default=200_000, ge=1
+    )  # tables with at least this many rows update only the rows of a batch

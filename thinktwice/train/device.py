@@ -1,4 +1,4 @@
-"""Where training computes: on the GPU of the machine if it has one. Models enter and leave training on the CPU."""
+"""The device of training: the machine's GPU if it has one. Models enter and leave training on the CPU."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from thinktwice.data.encoded import Batch
 def training_device() -> torch.device:
     """The GPU if torch can use one, else the CPU.
 
-    All random draws are made on the CPU, so both see the same batches and masks; only on the CPU are the sums, and with
-    them the weights, the same to the last bit from run to run.
+    All random draws are made on the CPU, so both see the same batches and masks; only on the CPU are sums, and therefore
+    weights, identical from run to run.
     """
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
-    """A batch with all its tensors on ``device``; those that are there already are not copied."""
+    """A batch with all its tensors on ``device``; tensors already on it are not copied."""
     return Batch(
         batch.ids.to(device),
         {k: v.to(device) for k, v in batch.sequences.items()},

@@ -1,4 +1,4 @@
-"""From a training set to a click model: tuned on validation, calibrated, written with the record of its training."""
+"""Training of a click model: tuned on validation, calibrated, written with the record of its training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from thinktwice.train.tune import STAGE, Trial, TuningCandidate, tune
 
 @dataclass(frozen=True)
 class Finetuned:
-    """A trained model and how it came about."""
+    """A trained model and the record of its training."""
 
     model: Backbone
     calibration: Calibration
@@ -44,7 +44,7 @@ class Finetuned:
     curve: list[EvalPoint]
     epochs: float  # trained until the weights that were kept
     valid_logloss: float  # calibrated
-    valid_auc: float | None  # None: one class only
+    valid_auc: float | None  # None: only one class
 
 
 @reproducible()
@@ -58,7 +58,7 @@ def fit(
     seed: int = 0,
     start_from: Backbone | None = None,
 ) -> Finetuned:
-    """Train, tune and calibrate a model in memory; ``start_from`` gives all its initial weights."""
+    """Train, tune and calibrate a model in memory; ``start_from`` provides all initial weights."""
     train_rows, valid_rows = BlockLoader(train), BlockLoader(valid)
     augmenters = {kind: Augmenter(kind, train, fields, config) for kind in config.augmentations}
     if start_from is not None:
@@ -110,7 +110,7 @@ def finetune(
         start_from, _ = load_model(init_dir)
         if start_from.fields != fields:
             raise DataError(
-                f"pre-trained model {init_dir} knows other fields or vocabularies than {training_set_dir}: "
+                f"pre-trained model {init_dir} has other fields or vocabularies than {training_set_dir}: "
                 "pre-train on the same training set"
             )
     train, valid = data.part("train"), data.part("valid")

@@ -1,4 +1,4 @@
-"""Several trunks trained together over one embedding: every batch is looked up once and then passes all of them.
+"""Several trunks trained together over one embedding: every batch is embedded once and passed to all of them.
 
 Shapes: B rows, K members, N fields, D numbers per field.
 """
@@ -17,14 +17,13 @@ from thinktwice.models.embedding import FieldEmbedding
 from thinktwice.models.fields import FieldSpace
 from thinktwice.models.registry import build_backbone
 
-FACTOR_SD = 0.5  # random signs, the other start of BatchEnsemble, leave members nearer to one another
+FACTOR_SD = 0.5  # random signs, the other initialisation of BatchEnsemble, give less diverse members
 
 
 class Joint(nn.Module, ABC):
     """K members in training. ``base`` makes the field vectors of all of them.
 
-    It is trained as one model: the loss is the mean of the members' losses, and as a model it answers with the mean of
-    their logits.
+    It is trained as one model: the loss is the mean of the members' losses, and its output is the mean of their logits.
     """
 
     def __init__(self, base: Backbone) -> None:
@@ -33,7 +32,7 @@ class Joint(nn.Module, ABC):
 
     @property
     def embedding(self) -> FieldEmbedding:
-        """What all members read."""
+        """The embedding that all members share."""
         return self.base.embedding
 
     def each(self, batch: Batch) -> Tensor:
@@ -50,20 +49,20 @@ class Joint(nn.Module, ABC):
 
     @abstractmethod
     def members(self) -> list[Backbone]:
-        """The members as models in evaluation mode that share one embedding, the very objects."""
+        """The members (not copies) as models in evaluation mode that share one embedding."""
 
 
 Trainee = Backbone | Joint
 
 
 class SharedTables(Joint):
-    """Trunks that start and stay apart, over one embedding; member i starts like a model of seed ``seed + i``."""
+    """Independent trunks over one embedding; member i is initialised like a model with seed ``seed + i``."""
 
     def __init__(self, config: BackboneConfig, fields: FieldSpace, *, count: int, seed: int) -> None:
         super().__init__(build_backbone(config, fields, seed=seed))
         self.others = nn.ModuleList(build_backbone(config, fields, seed=seed + i) for i in range(1, count))
-        for other in self.others:
-            other.embedding = self.base.embedding
+        for member in self.others:
+            member.embedding = self.base.embedding
 
     def logits(self, x: Tensor) -> list[Tensor]:
         return [member.score(x)[:, 0] for member in (self.base, *self.others)]
@@ -75,10 +74,10 @@ class SharedTables(Joint):
 class RankOne(Joint):
     """Members whose matrices are one shared matrix times a rank-one matrix of their own, elementwise.
 
-    BatchEnsemble (Wen, Tran & Ba, ICLR 2020, arXiv 2002.06715): ``W_m = W * outer(s_m, r_m)``, first factors drawn
-    around 1, and biases of each member's own. We differ in three things: the loss of a batch is the mean over all members
-    on the same rows, the products are formed before the matrix product rather than around it, so that any backbone can
-    be a member, and the matrices are those of all parameters of two and more axes, attention included.
+    BatchEnsemble (Wen, Tran & Ba, ICLR 2020, arXiv 2002.06715): ``W_m = W * outer(s_m, r_m)``, factors initialised around 1,
+    and separate biases per member. Three differences: the loss of a batch is the mean over all members on the same rows; the
+    products are formed before the matrix product rather than around it, so that any backbone can be a member; and all
+    parameters with two or more axes are matrices, attention included.
     """
 
     def __init__(self, config: BackboneConfig, fields: FieldSpace, *, count: int, seed: int) -> None:
@@ -90,9 +89,9 @@ class RankOne(Joint):
         self.names = [name for name, _ in matrices]
         self.left = nn.ParameterList(_factors((count, *shape[:-1]), generator) for _, shape in matrices)
         self.right = nn.ParameterList(_factors((count, *shape[:-2], shape[-1]), generator) for _, shape in matrices)
-        rest = [(name, value) for name, value in trunk if value.dim() < 2]
-        self.own_names = [name for name, _ in rest]
-        self.own = nn.ParameterList(value.detach().expand(count, *value.shape).clone() for _, value in rest)
+        vectors = [(name, value) for name, value in trunk if value.dim() < 2]
+        self.own_names = [name for name, _ in vectors]
+        self.own = nn.ParameterList(value.detach().expand(count, *value.shape).clone() for _, value in vectors)
 
     def weights(self, position: int) -> dict[str, Tensor]:
         """The parameters of a member's trunk by their names in a backbone."""
@@ -101,12 +100,14 @@ class RankOne(Joint):
             name: self.base.get_parameter(name) * left[position][..., None] * right[position][..., None, :]
             for name, left, right in factors
         }
-        return out | {name: own[position] for name, own in zip(self.own_names, self.own, strict=True)}
+        return out | {name: values[position] for name, values in zip(self.own_names, self.own, strict=True)}
 
     def logits(self, x: Tensor) -> list[Tensor]:
         scorer = _Scorer(self.base)
-        given = [{f"model.{name}": value for name, value in self.weights(k).items()} for k in range(self.count)]
-        return [torch.func.functional_call(scorer, weights, (x,)) for weights in given]
+        member_weights = [
+            {f"model.{name}": value for name, value in self.weights(k).items()} for k in range(self.count)
+        ]
+        return [torch.func.functional_call(scorer, weights, (x,)) for weights in member_weights]
 
     @torch.no_grad()
     def members(self) -> list[Backbone]:

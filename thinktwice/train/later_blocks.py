@@ -1,8 +1,8 @@
-"""Logits of rows by trunks that never saw them: what the networks that change logits are trained on.
+"""Out-of-sample logits of train rows, on which the networks that change logits are trained.
 
 The train rows are cut into :data:`BLOCKS` blocks of about equal size by time, and the last :data:`SCORED` blocks are scored by a
 trunk trained on all earlier ones. After a random split the blocks are drawn at random and the trunk of a block is trained on
-all others. Values that those rows do not hold are unknown, as a new value is to the model that ships.
+all others. Values that do not occur in those rows are unknown, as a new value is to the shipped model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ Positions = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class ScoredBlock:
-    """``rows`` of train, ascending, and what their trunk was trained on; both positions. ``logits`` [len(rows)] float64."""
+    """Positions of the scored ``rows`` of train, ascending, and of the rows their trunk was trained on. ``logits`` [len(rows)]
+    float64."""
 
     rows: Positions
     trained_on: Positions
@@ -42,7 +43,7 @@ class ScoredBlock:
 def block_rows(time: npt.NDArray[np.int64], split: SplitKind, seed: int) -> list[tuple[Positions, Positions]]:
     """Rows of each scored block, and the rows that its trunk may be trained on, both ascending.
 
-    By time, all rows of an instant fall into the later block. A block without rows, or without earlier ones, is left out.
+    By time, all rows of an instant are in the later block. A block without rows, or without earlier rows, is skipped.
     """
     size = len(time)
     if split == "time":
@@ -53,8 +54,8 @@ def block_rows(time: npt.NDArray[np.int64], split: SplitKind, seed: int) -> list
     else:
         code = np.random.default_rng(seed).permutation(size) % BLOCKS
     blocks = range(BLOCKS - SCORED, BLOCKS)
-    found = [(code == b, code < b if split == "time" else code != b) for b in blocks]
-    return [(np.flatnonzero(of), np.flatnonzero(before)) for of, before in found if of.any() and before.any()]
+    masks = [(code == b, code < b if split == "time" else code != b) for b in blocks]
+    return [(np.flatnonzero(of), np.flatnonzero(before)) for of, before in masks if of.any() and before.any()]
 
 
 def later_blocks(
@@ -69,8 +70,8 @@ def later_blocks(
     seed: int,
     stage: str,
 ) -> list[ScoredBlock]:
-    """Train the trunk of every scored block like the model that ships, with the L2 and augmentation ``chosen`` for it, and
-    score the block. A block whose earlier rows are of one class is left out."""
+    """Train the trunk of every scored block like the shipped model, with the L2 and augmentation ``chosen`` for it, and score
+    the block. A block whose earlier rows are of one class is skipped."""
     out = []
     blocks = block_rows(rows.time, split, seed)
     for number, (of, before) in enumerate(blocks):
@@ -96,7 +97,7 @@ def later_blocks(
 
 
 def as_known(rows: EncodedRows, known: npt.NDArray[np.bool_], fields: FieldSpace) -> EncodedRows:
-    """``rows`` with 0 for every value that ``known`` [rows of the joint table] leaves out."""
+    """``rows`` with 0 for every value that ``known`` [rows of the joint table] does not mark."""
     offsets = table_offsets(fields.num_values)
     ids = np.where(known[rows.ids + offsets], rows.ids, np.int32(0))
     sequences = {}

@@ -1,4 +1,4 @@
-"""Batches of a training part without any work per row: tensors are sliced by index, in an order fixed by the seed."""
+"""Batches of a training part without work per row: tensors are indexed, in an order fixed by the seed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from thinktwice.data.encoded import Batch, EncodedRows
 
 
 class BlockLoader:
-    """The rows of one part as tensors; ids stay integers of full width."""
+    """The rows of one part as tensors."""
 
     def __init__(self, rows: EncodedRows) -> None:
         self.ids = torch.from_numpy(rows.ids)
@@ -36,7 +36,7 @@ class BlockLoader:
             yield self.batch(slice(start, start + size))
 
     def shuffled(self, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Endless epochs: row numbers [size] in random order; the short rest of an epoch is left out."""
+        """Endless epochs: row indices [size] in random order; the incomplete last batch of an epoch is dropped."""
         size = min(size, len(self))
         while True:
             order = torch.randperm(len(self), generator=generator)

@@ -1,4 +1,4 @@
-"""Train a network that changes logits, and keep of it only what lowers the loss of rows that are held out.
+"""Training of a network that changes logits, scaled to the share of its changes that lowers the held-out loss.
 
 Shapes: M training rows, V held out rows, I inputs.
 """
@@ -22,7 +22,7 @@ from thinktwice.threads import reproducible
 from thinktwice.train.measure import fit_calibration
 
 RATE, BATCH, EPOCHS = 2e-3, 1024, 6
-SCALES = (0.25, 0.5, 0.75, 1.0)  # shares of the changes that are tried beside none of them
+SCALES = (0.25, 0.5, 0.75, 1.0)  # shares of the changes that are tried, in addition to 0
 ONE_ERROR = 0.6827  # confidence of an interval of one standard error on each side
 
 Logits = npt.NDArray[np.float64]
@@ -43,8 +43,9 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class FittedNetwork:
-    """``epochs`` trained until the weights that were kept, ``scale`` of the changes (0: none), and ``gain``: the logloss of the held
-    out rows without the network minus that with it, both recalibrated on them; ``standard_error`` of it, clustered by user."""
+    """A trained network: ``epochs`` until the weights that were kept, ``scale`` of the changes (0: none), ``gain``: logloss of
+    the held-out rows without the network minus with it, both recalibrated on them, and its ``standard_error``, clustered by
+    user."""
 
     network: Network
     epochs: int
@@ -55,9 +56,9 @@ class FittedNetwork:
 
 @reproducible()
 def fit_network(train: Examples, held_out: Examples, *, seed: int = 0) -> FittedNetwork:
-    """Train on ``train`` with a last layer that starts at 0; the epoch and the scale are those of the least loss on ``held_out``.
+    """Train on ``train``, the last layer initialised to 0; epoch and scale are those with the lowest loss on ``held_out``.
 
-    Nothing is kept (scale 0) unless the loss falls by more than one standard error. The same arguments give the same bits.
+    The scale is 0 unless the loss falls by more than one standard error. The same arguments give the same bits.
     """
     layers = _start(train.inputs.shape[1], seed)
     before = _loss(held_out, held_out.logit)
@@ -72,20 +73,20 @@ def fit_network(train: Examples, held_out: Examples, *, seed: int = 0) -> Fitted
     change = Network(arrays)(held_out.inputs)
     losses = {scale: _loss(held_out, held_out.logit + scale * change) for scale in SCALES}
     scale = min(SCALES, key=lambda s: float(losses[s].mean()))
-    found = paired_mean(losses[scale] - before, clusters_of(held_out.user), ONE_ERROR)
-    error = (found.high - found.low) / 2
-    if not found.high < 0:
+    interval = paired_mean(losses[scale] - before, clusters_of(held_out.user), ONE_ERROR)
+    error = (interval.high - interval.low) / 2
+    if not interval.high < 0:
         return FittedNetwork(scaled(arrays, 0.0), 0, 0.0, 0.0, error)
-    return FittedNetwork(scaled(arrays, scale), epochs, scale, -found.value, error)
+    return FittedNetwork(scaled(arrays, scale), epochs, scale, -interval.value, error)
 
 
 def scaled(arrays: tuple[Floats, ...], scale: float) -> Network:
-    """The network of these layers with ``scale`` times their changes."""
+    """The network with these layers, its output multiplied by ``scale``."""
     return Network((*arrays[:-2], *(np.float32(scale) * a for a in arrays[-2:])))
 
 
 def _loss(rows: Examples, logit: Logits) -> Logits:
-    """Row losses [n] of logits [n] after a recalibration: what a change of slope and offset gains is not the network's."""
+    """Row losses [n] of logits [n] after a recalibration, so that a change of slope and offset alone is no gain."""
     calibration = fit_calibration(logit, rows.label)
     return row_logloss(rows.label, calibration.a * logit + calibration.b)
 

@@ -1,4 +1,4 @@
-"""The training loop: what pre-training and fine-tuning share, from the order of the rows to the finished weights."""
+"""The training loop that pre-training and fine-tuning share, from the order of the rows to the final weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OnEval = Callable[[float, float], None]  # epochs done, mean training loss since
 
 @dataclass(frozen=True)
 class Steps:
-    """Length of a run: ``total`` steps of ``size`` rows, ``per_epoch`` of them to an epoch."""
+    """Length of a run: ``total`` steps of ``size`` rows, ``per_epoch`` steps per epoch."""
 
     size: int
     per_epoch: int
@@ -30,14 +30,14 @@ class Steps:
 
     @staticmethod
     def of(rows: int, batch_size: int, epochs: float) -> Steps:
-        """At least one step; the rows left over at the end of an epoch are not a batch."""
+        """At least one step; the incomplete last batch of an epoch is dropped."""
         size = min(batch_size, rows)
         per_epoch = max(1, rows // size)
         return Steps(size, per_epoch, max(1, math.ceil(epochs * per_epoch)))
 
 
 def constant_rate(done: float) -> float:
-    """The highest rate in every step."""
+    """The peak rate in every step."""
     return 1.0
 
 
@@ -47,11 +47,11 @@ class LoopPlan:
 
     Attributes:
         steps: its length.
-        eval_every: steps between two evaluations; the last step is followed by one in any case.
-        rate: highest learning rate.
-        rate_factor: share of it by the share of the steps done, 0 to 1.
+        eval_every: steps between two evaluations; the last step is always evaluated.
+        rate: peak learning rate.
+        rate_factor: share of the peak rate as a function of the share of steps done, 0 to 1.
         table_l2: L2 on the embedding table.
-        sparse_rows: tables of at least so many rows update only the rows of a batch.
+        sparse_rows: tables with at least this many rows update only the rows of a batch.
     """
 
     steps: Steps
@@ -64,7 +64,7 @@ class LoopPlan:
 
 @dataclass(frozen=True)
 class Bar:
-    """Where the steps of a run are reported: the stage, and what the run is called in it."""
+    """Progress label of a run: the stage, and the name of the run in it."""
 
     stage: str
     label: str
@@ -81,13 +81,13 @@ def run_loop(
     on_eval: OnEval,
     bar: Bar | None = None,
 ) -> None:
-    """Train ``model`` in place; it comes back on the CPU, in evaluation mode.
+    """Train ``model`` in place; it is left on the CPU, in evaluation mode.
 
     Args:
-        model: all that is trained, ``embedding`` included. It trains where :func:`training_device` says.
-        embedding: the part whose table has L2, and sparse updates where it is large.
-        rows: drawn in batches, in an order that the seed decides.
-        loss: what a step lowers. It finds the model on the device of ``embedding.table``.
+        model: everything that is trained, ``embedding`` included. It trains on :func:`training_device`.
+        embedding: the part whose table has L2, and sparse updates if it is large.
+        rows: drawn in batches, in an order set by the seed.
+        loss: minimised by each step. The model is on the device of ``embedding.table``.
         plan: settings.
         seed: of the generator; dropout draws from the global one, which the caller seeds.
         on_eval: called after every ``plan.eval_every`` steps and after the last.
@@ -128,5 +128,5 @@ def run_loop(
 def _diverged(loss: float, step: int, plan: LoopPlan) -> str:
     return (
         f"the training loss is {loss} in step {step} of {plan.steps.total} at the rate {plan.rate:g}: lower the rate, "
-        "or rescale vectors that hold very large numbers"
+        "or rescale vectors that contain very large numbers"
     )

@@ -1,4 +1,4 @@
-"""Logits of a whole part, its AUC for the record, and the calibration fitted on them."""
+"""Logits of a whole part, their AUC, and the calibration fitted to them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EVALUATION_BATCH = 8192
 
 @reproducible()
 def logits_of(model: Trainee, rows: BlockLoader) -> np.ndarray:
-    """Logits [R] float32 of all rows (means of a joint), in evaluation mode, computed where the model is."""
+    """Logits [R] float32 of all rows (the mean over members of a joint model), in evaluation mode, on the model's device."""
     training, device = model.training, model.embedding.table.device
     model.eval()
     with torch.inference_mode():
@@ -28,7 +28,7 @@ def logits_of(model: Trainee, rows: BlockLoader) -> np.ndarray:
 
 
 def known_auc(label: np.ndarray, logit: np.ndarray) -> float | None:
-    """AUC; None where one class alone leaves it undefined."""
+    """AUC; None if there is only one class."""
     value = auc(label, logit)
     return None if np.isnan(value) else value
 

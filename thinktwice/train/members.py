@@ -1,7 +1,7 @@
-"""Further trunks for an ensemble: the mean of their logits errs less than each of them.
+"""Further trunks for an ensemble: the mean of their logits has a lower error than each of them.
 
-Every member costs a trunk pass at scoring. One of kind ``own`` also has a table, and so a lookup, of its own; the others
-share one.
+Every member costs a trunk pass at scoring. A member of kind ``own`` also has its own table, and so its own lookup; the other
+kinds share one.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def fit_members(
     count: int,
     seed: int,
 ) -> list[Backbone]:
-    """``count`` models in evaluation mode on the CPU, trained for ``config.epochs`` under the L2 and augmentation given.
+    """``count`` models in evaluation mode on the CPU, trained for ``config.epochs`` with the given L2 and augmentation.
 
     ``own``: independent trainings of the seeds ``seed``, ``seed + 1`` and so on, each with its best weights on
     validation. ``shared_tables``: independent trunks over one embedding. ``rank_one``: trunks over one embedding whose
     matrices differ from a common one by rank-one factors (:class:`thinktwice.train.joint.RankOne`), multiplied out in
-    the result. The last two are trained together in one run, at one lookup and ``count`` trunk passes per batch, keep
-    the weights of the best mean logit on validation, and share the very object ``embedding``.
+    the result. The last two are trained together in one run, at one lookup and ``count`` trunk passes per batch, keep the
+    weights of the best mean logit on validation, and share one ``embedding`` object.
     """
     rows, looked_at = BlockLoader(train), BlockLoader(valid)
     augmenter = Augmenter(augmentation, train, fields, config)

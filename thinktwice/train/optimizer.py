@@ -1,8 +1,8 @@
-"""Adam with L2 on the embedding table: dense for small tables, row by row for large ones.
+"""Adam with L2 on the embedding table: dense for small tables, sparse by row for large ones.
 
-The arithmetic is that of `torch.optim.Adam` and `torch.optim.SparseAdam`, to the last bit (a test compares them). Their
-classes are not used because the first one that is made imports torch's compiler, which costs every training process more
-CPU time than a small model takes to train.
+The arithmetic equals that of `torch.optim.Adam` and `torch.optim.SparseAdam` bit for bit (a test compares them). Those classes
+are not used because creating one imports torch's compiler, which costs every training process more CPU time than training a
+small model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _State:
 
     mean: Tensor
     square: Tensor
-    steps: Tensor  # float32 scalar, as the kernel takes it
+    steps: Tensor  # float32 scalar, as the kernel requires
 
     @staticmethod
     def of(parameter: Tensor) -> _State:
@@ -39,11 +39,11 @@ class _State:
 class TableAdam:
     """One step for the whole model.
 
-    A table of fewer than ``sparse_rows`` rows gets the L2 term on all rows at every step. A larger one is updated, and
-    decays, only in the rows that the batch holds: a step then costs the batch, not the vocabulary.
+    A table of fewer than ``sparse_rows`` rows gets the L2 term on all rows at every step. A larger one is updated, and decays,
+    only in the rows of the batch: the cost of a step then depends on the batch, not the vocabulary.
 
     Args:
-        model: all that is trained, the embedding included. Parameters other than the table have no L2.
+        model: everything that is trained, the embedding included. Parameters other than the table have no L2.
         embedding: its ``sparse_gradients`` is set.
     """
 

@@ -1,4 +1,4 @@
-"""``training.json`` of a fine-tuned model: what was tried, chosen and reached."""
+"""``training.json`` of a fine-tuned model: settings tried and chosen, and the results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ChosenRecord(CandidateRecord):
 
 
 class TrialRecord(Record):
-    """What one candidate reached in its short run."""
+    """Result of one candidate in its short run."""
 
     candidate: CandidateRecord
     best: EvalRecord

@@ -1,4 +1,4 @@
-"""One training run under a rate schedule of fixed length; what tuning compares and what it ends with."""
+"""One training run with a rate schedule of fixed length, either a tuning trial or the final run."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ class EvalPoint:
     epoch: float
     train_logloss: float
     valid_logloss: float
-    valid_auc: float | None  # None: one class only
+    valid_auc: float | None  # None: only one class
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The evaluations of a run; the model holds the weights of ``best``."""
+    """The evaluations of a run; the model has the weights of ``best``."""
 
     curve: list[EvalPoint]
     best: EvalPoint
 
 
 def rate_factor(done: float, warmup: float) -> float:
-    """Share of the highest rate after ``done`` (0..1) of the steps: linear up during ``warmup``, then linear down to 0."""
+    """Share of the peak rate after a share ``done`` (0..1) of the steps: linear up during ``warmup``, then linear down to 0."""
     rise = min(1.0, done / warmup) if warmup else 1.0
     return rise * (1.0 - done)
 
@@ -60,7 +60,7 @@ def train(
 ) -> Trained:
     """Train ``model`` in place and leave it with its best weights, in evaluation mode and on the CPU.
 
-    The same arguments give the same weights to the last bit on the same CPU and number of threads.
+    The same arguments give identical weights on the same CPU and number of threads.
 
     Raises:
         TrainingError: the loss of a batch is not finite.
@@ -100,12 +100,12 @@ def train(
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name; those that several parts of the model share come once."""
+    """Parameters and buffers by name; shared ones only once."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _loss(model: Trainee, batch: Batch, target: Tensor) -> Tensor:
-    """Mean logloss under targets [B] in 0..1; of a joint, the mean over its members."""
+    """Mean logloss under targets [B] in 0..1; for a joint model, the mean over its members."""
     if isinstance(model, Joint):
         logit = model.each(batch)
         return F.binary_cross_entropy_with_logits(logit, target[:, None].expand_as(logit))

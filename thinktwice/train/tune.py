@@ -1,6 +1,6 @@
-"""Choose table L2 and augmentation on validation: every candidate in a short run, then the best of them in a full one.
+"""Choice of table L2 and augmentation on validation: every candidate in a short run, then the best one in a full run.
 
-What comes out is the run with the lowest validation logloss, short or full.
+The result is the run with the lowest validation logloss, short or full.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class TuningCandidate:
 
 @dataclass(frozen=True)
 class Trial:
-    """What one candidate reached in its short run."""
+    """Result of one candidate in its short run."""
 
     candidate: TuningCandidate
     best: EvalPoint
@@ -38,7 +38,7 @@ class Tuned:
     model: Backbone
     trained: Trained
     chosen: TuningCandidate
-    trials: list[Trial]  # empty when there was nothing to choose
+    trials: list[Trial]  # empty if there was nothing to choose
 
 
 def tune(
@@ -52,14 +52,14 @@ def tune(
     label: str = "",
 ) -> Tuned:
     """Try every L2 under the first augmentation and then every augmentation under the best L2, each for ``trial_epochs``;
-    train the best pair from ``start`` for ``epochs``. The result is the run with the lowest validation logloss: a full run
-    that trained for too long does not replace a better trial.
+    train the best pair from ``start`` for ``epochs``. The result is the run with the lowest validation logloss: an over-trained
+    full run does not replace a better trial.
 
-    One after the other instead of all pairs: the two hardly interact, and a trial costs as much as a third of the result.
-    With ``trial_epochs`` as long as ``epochs`` the trials are full runs and the best of them is the result.
+    L2 and augmentation are tuned in turn instead of in all pairs: they hardly interact, and a trial costs about a third of a
+    full run. If ``trial_epochs`` equals ``epochs``, the trials are full runs and the best of them is the result.
     """
 
-    def run(candidate: TuningCandidate, epochs: float, what: str) -> tuple[Backbone, Trained]:
+    def run(candidate: TuningCandidate, epochs: float, title: str) -> tuple[Backbone, Trained]:
         model = start()
         trained = train(
             model,
@@ -70,7 +70,7 @@ def tune(
             table_l2=candidate.table_l2,
             epochs=epochs,
             seed=seed,
-            bar=Bar(STAGE, label + what),
+            bar=Bar(STAGE, label + title),
         )
         return model, trained
 
@@ -87,8 +87,8 @@ def tune(
     def best_of(candidates: list[TuningCandidate]) -> TuningCandidate:
         for candidate in candidates:
             if total > 1 and candidate not in trials:
-                what = f"trial {len(trials) + 1}/{total}"
-                model, trained = run(candidate, min(config.trial_epochs, config.epochs), what)
+                title = f"trial {len(trials) + 1}/{total}"
+                model, trained = run(candidate, min(config.trial_epochs, config.epochs), title)
                 trials[candidate] = trained.best
                 keep_if_better(candidate, model, trained)
         return min(candidates, key=lambda c: trials[c].valid_logloss) if trials else candidates[0]

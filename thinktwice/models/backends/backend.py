@@ -1,7 +1,7 @@
-"""The contract of a backend, and the one that all others are held to: eager torch in float32.
+"""The backend interface, and its reference implementation: eager torch in float32.
 
 Shapes: B or U rows, P paths of a row, N fields, C of them columns, D = dim + 1, n replaceable fields. A backend belongs to one
-model, one embedding table (gated or not) and one vector per field that stands in for a dropped value.
+model, one embedding table (gated or not) and one fill vector per field, which replaces a dropped value.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ class Backend(ABC):
 
     Args:
         model: in evaluation mode.
-        table: [rows, D], stands in for the model's own; None for that one.
+        table: [rows, D], replaces the model's table; None to use the model's.
         fill: [N, D], the vectors of dropped values.
     """
 
     name: str
-    sizes: tuple[int, ...] = FIXED  # blocks of rows; :func:`verify_sizes` may find that more of them are as good
+    sizes: tuple[int, ...] = FIXED  # block sizes in rows; :func:`verify_sizes` may add more
 
     def __init__(self, model: Backbone, table: Tensor | None, fill: Tensor) -> None:
         self.model, self.table, self.fill = model, table, fill
 
     @abstractmethod
     def read(self, batch: Batch) -> State:
-        """Look the values of B >= 1 rows up."""
+        """Look up the values of B >= 1 rows."""
 
     def logits(self, state: State, kept: Tensor | None = None) -> Tensor:
         """Logits [B] of B >= 1 rows, in blocks; ``kept`` [B, N] bool says which fields are not dropped."""
@@ -87,35 +87,35 @@ class Eager(Embedded):
         return self.model.score(x)[:, 0]
 
     def path_logits(self, state: State, kept: Tensor, mask: Tensor, fields: Tensor, real: Tensor) -> Tensor:
-        """See :class:`Backend`; the first layer is updated path by path and not computed anew."""
+        """See :class:`Backend`; the first layer is updated per path instead of recomputed."""
         x = torch.where(kept[..., None], state[0], self.fill)
         z = in_blocks(lambda x, mask: self.model.score_paths(x, mask, self.fill, fields), x, mask.float())
         return z[real]
 
 
 def random_rows(model: Backbone, rows: int, seed: int = 0) -> Batch:
-    """Rows of values drawn evenly, unknown ones and empty sequences included."""
+    """Rows of uniformly drawn values, unknown values and empty sequences included."""
     generator = torch.Generator().manual_seed(seed)
     fields = model.fields
     sizes = dict(zip(fields.columns, fields.num_values, strict=True))
 
-    def drawn(size: int, width: int) -> Tensor:
+    def uniform(size: int, width: int) -> Tensor:
         return torch.randint(0, size, (rows, width), generator=generator)
 
     sequences = {}
     for name, of, length in zip(fields.sequences, fields.sequence_of, fields.sequence_lengths, strict=True):
-        filled = torch.arange(length) < drawn(length + 1, 1)
-        sequences[name] = torch.where(filled, drawn(sizes[of], length), 0)
+        filled = torch.arange(length) < uniform(length + 1, 1)
+        sequences[name] = torch.where(filled, uniform(sizes[of], length), 0)
     vectors = {
         name: torch.randn(rows, dim, generator=generator)
         for name, dim in zip(fields.vectors, fields.vector_dims, strict=True)
     }
-    ids = torch.cat([drawn(size, 1) for size in fields.num_values], dim=1)
+    ids = torch.cat([uniform(size, 1) for size in fields.num_values], dim=1)
     return Batch(ids, sequences, vectors)
 
 
 def largest_rows(model: Backbone) -> Batch:
-    """Two rows whose values have the largest weights of each column: without sequences and vectors, and with full ones."""
+    """Two rows with the largest-weight value of each column: one without sequences and vectors, one with full ones."""
     fields = model.fields
     low, high = torch.aminmax(model.embedding.table.detach(), dim=1)
     size = torch.maximum(-low, high)
@@ -133,12 +133,12 @@ def largest_rows(model: Backbone) -> Batch:
 
 
 def verify_sizes(backend: Backend) -> bool:
-    """Let the backend use every size of block that gives rows the bits of :data:`FIXED` on this machine.
+    """Let the backend use every block size that gives rows the same bits as :data:`FIXED` on this machine.
 
-    False, and nothing changed, for one whose bits depend on a row's place even there.
+    Returns False and changes nothing if a row's bits depend on its position even in blocks of that size.
 
-    The order in which a kernel adds depends on the shape and not on the numbers, so what holds for many random rows, each
-    of whose bits would differ with any other order, holds for all.
+    A kernel's order of summation depends on the shape and not on the numbers. Random rows, whose bits would differ under any
+    other order, are therefore a sufficient test.
     """
     with torch.inference_mode(), one_thread():
         return _verified(backend)
@@ -154,7 +154,7 @@ def _verified(backend: Backend) -> bool:
 
     backend.sizes = FIXED
     expected = backend.logits(backend.read(batch))
-    turned = batch.select(torch.arange(-3, len(batch) - 3))  # every row at another place
+    turned = batch.select(torch.arange(-3, len(batch) - 3))  # every row at another position
     if not torch.equal(backend.logits(backend.read(turned)).roll(-3), expected):
         return False
     backend.sizes = tuple(size for size in SIZES if size in FIXED or same(size))

@@ -1,9 +1,10 @@
 """DeepFM with its first layer folded into the embedding table: the layer becomes a sum of table rows.
 
 The first layer of the MLP and the sums of the factorisation machine are linear in the fields, one block of weights per field.
-So what a value adds to them is a constant, computed once when the model is loaded; a row is then the sum of C rows of W = H1 +
-dim + 1 numbers (and some to fill cache lines) instead of a product with C * dim inputs. A path that drops values sums other
-rows, and costs what a row costs. Exact up to the order of sums. The price is memory: W numbers per value instead of D.
+So the contribution of a value is a constant, computed once when the model is loaded; a row is then the sum of C table rows of W
+= H1 + dim + 1 numbers (padded to whole cache lines) instead of a product with C * dim inputs. A path that drops values sums
+other table rows, at the cost of one row. Exact up to the order of summation. The price is memory: W numbers per value instead
+of D.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from thinktwice.models.deepfm import DeepFM
 from thinktwice.models.embedding import FieldEmbedding
 from thinktwice.models.sequences import MeanPooling
 
-MAX_BYTES = 256 << 20  # of a folded table; a larger one is read from memory row by row, slower than the product
+MAX_BYTES = 256 << 20  # of a folded table; a larger one misses the cache on every row and is slower than the product
 CHUNK = 65_536  # values folded at once
 
 
@@ -63,9 +64,9 @@ class Folded(Backend):
         lists = [*(batch.sequences[n] for n in fields.sequences), *(batch.vectors[n] for n in fields.vectors)]
         if not lists:
             return (index,)
-        if all(block.stride(0) == 0 for block in lists):  # one user asks about many items
-            one = in_blocks(self._read_lists, *(block[:1] for block in lists), sizes=self.sizes)
-            return index, one.expand(len(batch), -1)
+        if all(block.stride(0) == 0 for block in lists):  # one user, many items
+            shared = in_blocks(self._read_lists, *(block[:1] for block in lists), sizes=self.sizes)
+            return index, shared.expand(len(batch), -1)
         return index, in_blocks(self._read_lists, *lists, sizes=self.sizes)
 
     def score(self, state: State, kept: Tensor | None = None) -> Tensor:
@@ -93,7 +94,7 @@ class Folded(Backend):
         return torch.cat([x, x * x], dim=1)
 
     def _fold_lists(self) -> Tensor:
-        """[2 * (N - C) * D, W]: from the vectors of sequences and vectors, and from their squares, to what they add."""
+        """Weights [2 * (N - C) * D, W] from the vectors of sequences and vectors, and their squares, to their contribution."""
         model, dim, width = self.model, self.model.dim, self._width
         columns, lists = len(model.fields.num_values), model.num_fields - len(model.fields.num_values)
         out, last = torch.zeros(2, lists, dim + 1, self._total_width), width + dim
@@ -106,7 +107,7 @@ class Folded(Backend):
         return out.flatten(0, 2)
 
     def _fold(self, values: Tensor, column: int) -> Tensor:
-        """What vectors [V, D] of a column add to [first layer, sum of embeddings, first order - half the squares]."""
+        """Contribution of vectors [V, D] of a column to [first layer, sum of embeddings, first order - half the squares]."""
         dim = self.model.dim
         embedding = values[:, :dim]
         block = self._first.weight[:, column * dim : (column + 1) * dim]
@@ -117,7 +118,7 @@ class Folded(Backend):
 @dataclass(frozen=True)
 class _Pooling:
     """The mean of the known values of one sequence, or ``fill`` [D] without any; ``table`` [values, at least D + 1] is zero at
-    padding and has a one to count by."""
+    padding and has a column of ones that counts the values."""
 
     table: Tensor
     fill: Tensor
@@ -142,13 +143,13 @@ class _Pooling:
 
 
 def _sums(table: Tensor, index: Tensor) -> Tensor:
-    """Sums [B, W] of the rows of table [rows, W] at index [B, C]; the operation itself, without its checks."""
+    """Sums [B, W] of the rows of table [rows, W] at index [B, C]; the bare operation, without the checks of its wrapper."""
     starts = torch.arange(0, index.numel(), index.shape[1])
     return torch.embedding_bag(table, index.reshape(-1), starts, False, 0)[0]
 
 
 def _aligned(width: int) -> int:
-    """Rows of whole cache lines are summed in half the time."""
+    """``width`` rounded up to whole cache lines: such rows are summed in half the time."""
     return -(-width // 16) * 16
 
 

@@ -1,7 +1,6 @@
-"""The trunk in bfloat16: weights cast once, sums in float32, everything that is no linear layer untouched.
+"""The trunk in bfloat16: weights cast once, sums in float32, only linear layers are changed.
 
-Not int8: its usual form takes the scale of the activations from the whole batch, and a row's score would depend on its
-neighbours.
+Not int8: it usually takes the scale of the activations from the whole batch, so a row's score would depend on the other rows.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The trunk in ONNX Runtime: exported once when the model is packaged, run with one thread.
 
-The file holds the trunk, from field vectors [rows, N, D] to hidden states [rows, H]. Look-ups stay with torch, so that one file
-serves any gate. So do the head and the sum of first-order weights: ONNX Runtime adds both in an order that depends on the
-row's place in the batch.
+The file contains the trunk, from field vectors [rows, N, D] to hidden states [rows, H]. Lookups stay in torch, so that one file
+works with any gate. So do the head and the sum of first-order weights: ONNX Runtime adds both in an order that depends on the
+row's position in the batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from thinktwice.models.backends.backend import Embedded, MakeBackend
 ONNX_FILE = "backend.onnx"
 
 
-#: What the trunks are made of. Above all no control flow, which may run for ever, and no operators of other libraries.
+#: Operators that trunks use. No control flow, which may not terminate, and no operators of other libraries.
 OPERATORS = frozenset(
     [
         "Add",
@@ -94,7 +94,7 @@ def export(model: Backbone, folder: Path | str) -> None:
     import onnx
 
     example = torch.zeros(8, model.num_fields, model.dim + 1)
-    # It tells every user about operators of a library that no model here uses.
+    # It warns every user about operators of a library that no model here uses.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -121,7 +121,7 @@ def export(model: Backbone, folder: Path | str) -> None:
 
 
 def load(folder: Path | str) -> MakeBackend:
-    """What :func:`export` wrote, as a backend to make.
+    """A factory of the backend that :func:`export` wrote.
 
     Raises:
         ImportError: ONNX Runtime is not installed.
@@ -142,7 +142,7 @@ def load(folder: Path | str) -> MakeBackend:
 
 
 def _check_operators(data: bytes) -> None:
-    """Refuse a model that does anything but multiply and add, before the runtime reads it."""
+    """Refuse a model with any operator outside :data:`OPERATORS`, before the runtime reads it."""
     for number, part in _parts(data):
         if number in (20, 25):  # ModelProto: training_info, functions
             raise ValueError("it contains more than a graph")

@@ -21,13 +21,13 @@ from thinktwice.models.backends.lower import BFloat16
 from thinktwice.models.backends.onnx import ONNX_FILE
 
 BACKEND_FILE = "backend.json"
-BACKEND_FILES = (BACKEND_FILE, ONNX_FILE)  # bundles of older versions have neither, and eager torch scores for them
+BACKEND_FILES = (BACKEND_FILE, ONNX_FILE)  # bundles of older versions have neither and use eager torch
 
 logger = logging.getLogger(__name__)
 
 
 class BackendInfo(BaseModel):
-    """Content of ``backend.json``. No times: the same model gives the same bytes."""
+    """Content of ``backend.json``. It contains no times: the same model gives the same bytes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,7 +37,7 @@ class BackendInfo(BaseModel):
 def save_choice(folder: Path | str, eager: Backend) -> Choice:
     """Choose the backend of a model and write the choice into ``folder``.
 
-    ONNX Runtime is left out where its exporter is not installed.
+    ONNX Runtime is skipped if its exporter is not installed.
     """
     folder = Path(folder)
     choice = choose_backend(candidates(folder, eager.model, suitable(eager.model, bfloat16=has_bfloat16())), eager)
@@ -48,19 +48,19 @@ def save_choice(folder: Path | str, eager: Backend) -> Choice:
 
 
 def candidates(folder: Path, model: Backbone, names: Sequence[str]) -> dict[str, MakeBackend]:
-    """The backends of these names, in their order; ``folder`` takes the file of ONNX Runtime."""
-    found: dict[str, MakeBackend] = {}
+    """The backends with these names, in their order; the file of ONNX Runtime is written to ``folder``."""
+    backends: dict[str, MakeBackend] = {}
     for name in names:
         if name != "onnx":
-            found[name] = {"folded": Folded, "bfloat16": BFloat16}[name]
+            backends[name] = {"folded": Folded, "bfloat16": BFloat16}[name]
         elif _installed("onnx", "onnxscript", "onnxruntime"):
             onnx.export(model, folder)
-            found[name] = onnx.load(folder)
-    return found
+            backends[name] = onnx.load(folder)
+    return backends
 
 
 def open_backend(folder: Path | str) -> MakeBackend:
-    """The backend that a folder was packaged with; eager torch where nothing was chosen or its library is not here.
+    """The backend that a folder was packaged with; eager torch if none was chosen or its library is not installed.
 
     Raises:
         BundleError: a file is damaged.

@@ -1,4 +1,4 @@
-"""Networks on disk: their layers, and what standardises their inputs, as plain arrays of one safetensors file."""
+"""Networks on disk: layers, and the standardisation of inputs, as arrays in one safetensors file."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def read_network(path: Path) -> tuple[Network, Floats, Floats]:
     """The network, means and standard deviations that :func:`write_network` wrote.
 
     Raises:
-        BundleError: the file is missing or damaged; the message names what is wrong with it.
+        BundleError: the file is missing or damaged; the message names the problem.
     """
-    found = {name: np.array(array) for name, array in map_tensors(path, TYPES).items()}
-    widths = (found["weight0"].shape[:1] or (0,))[0], *HIDDEN, 1
+    arrays = {name: np.array(array) for name, array in map_tensors(path, TYPES).items()}
+    widths = (arrays["weight0"].shape[:1] or (0,))[0], *HIDDEN, 1
     shapes: dict[str, tuple[int, ...]] = {}
     for layer, (rows, columns) in enumerate(pairwise(widths)):
         shapes |= {f"weight{layer}": (rows, columns), f"bias{layer}": (columns,)}
-    shapes |= {"means": found["sds"].shape, "sds": (found["sds"].size,)}
+    shapes |= {"means": arrays["sds"].shape, "sds": (arrays["sds"].size,)}
     problem = ""
-    for name, array in found.items():
+    for name, array in arrays.items():
         if array.shape != shapes[name]:
             problem = f"{name!r} has shape {list(array.shape)} instead of {list(shapes[name])}"
         elif not (np.isfinite(array).all() and (np.abs(array) <= MAX_MAGNITUDE).all()) and name not in ("means", "sds"):
@@ -46,4 +46,4 @@ def read_network(path: Path) -> tuple[Network, Floats, Floats]:
             problem = f"{name!r} contains numbers that are not finite, or not above 0"
     if problem:
         raise BundleError(f"{path} is damaged ({problem}): fit the test-time parameters again")
-    return Network(tuple(found[name] for name in NAMES)), found["means"], found["sds"]
+    return Network(tuple(arrays[name] for name in NAMES)), arrays["means"], arrays["sds"]

@@ -21,7 +21,7 @@ CLIP = 4.0  # standard deviations
 
 @dataclass(frozen=True, eq=False)
 class Standard:
-    """What standardises C numbers: ``means`` and ``sds`` [C], float32, the latter above 0."""
+    """Standardisation of C inputs: ``means`` and ``sds`` [C], float32, the latter above 0."""
 
     means: Floats
     sds: Floats
@@ -33,9 +33,9 @@ class Standard:
         return out
 
     def write(self, values: Floats, unknown: npt.NDArray[np.bool_], out: Floats) -> None:
-        """Like a call, into ``out`` [n, C]; ``unknown`` [n, C] says which values are."""
+        """Like a call, into ``out`` [n, C]; ``unknown`` [n, C] marks the unknown values."""
         np.subtract(values, self.means, out=out)
-        with np.errstate(over="ignore"):  # too large for float32 is beyond 4
+        with np.errstate(over="ignore"):  # an overflow is clipped to 4
             out /= self.sds
         np.minimum(np.maximum(out, -CLIP, out=out), CLIP, out=out)
         out[unknown] = 0
@@ -45,7 +45,7 @@ def known_rows(counters: Floats, num_counters: int) -> npt.NDArray[np.bool_]:
     """Rows [n] with at least one known counter; a row without one keeps its base logit.
 
     Raises:
-        DataError: the counters are of another number or type, or one is infinite.
+        DataError: the number or type of the counters is wrong, or one is infinite.
     """
     if counters.ndim != 2 or counters.shape[1] != num_counters or counters.dtype != np.float32:
         raise DataError(
@@ -54,12 +54,12 @@ def known_rows(counters: Floats, num_counters: int) -> npt.NDArray[np.bool_]:
         )
     if (bad := np.isinf(counters)).any():
         row, column = np.argwhere(bad)[0].tolist()
-        raise DataError(f"counter {column} of row {row} is infinite: give NaN for an unknown counter")
+        raise DataError(f"counter {column} of row {row} is infinite: use NaN for an unknown counter")
     return np.asarray((~np.isnan(counters)).any(axis=1))
 
 
 def counter_inputs(standard: Standard, logit: npt.NDArray[np.float64], counters: Floats) -> Floats:
-    """Inputs [n, 1 + 2 C] of rows: their logits [n], standardised counters, and which of these are unknown."""
+    """Inputs [n, 1 + 2 C] of rows: their logits [n], standardised counters, and indicators of unknown counters."""
     width = counters.shape[1]
     out, unknown = np.empty((len(counters), 1 + 2 * width), np.float32), np.isnan(counters)
     out[:, :1] = logit_input(logit)
@@ -85,7 +85,7 @@ class CorrectionNetwork:
 
     @property
     def is_zero(self) -> bool:
-        """Whether it changes nothing, so that only a second look reads the counters."""
+        """Whether it changes nothing; then only a second look uses the counters."""
         return self.network.is_zero
 
     def save(self, folder: Path | str) -> None:

@@ -1,6 +1,7 @@
-"""Retrieved evidence: what the user did with items like the candidate, turned into a change of the first logit.
+"""Retrieved evidence: the user's outcomes on items similar to the candidate, turned into a change of the first logit.
 
-The user's outcomes are scattered over the catalogue once per request; every candidate gathers those of its neighbours.
+The user's outcomes are scattered over the catalogue once per request; every candidate then gathers the outcomes of its
+neighbours.
 Shapes: I items (0 is the unknown one), N neighbours, n rows, K outcomes.
 """
 
@@ -23,15 +24,15 @@ from thinktwice.testtime.evidence.correction import Standard, counter_inputs
 
 RETRIEVAL_FILE = "retrieval.safetensors"
 NEIGHBOURS_FILE = "neighbours.safetensors"
-LATEST = 20  # outcomes that also count apart
-MAX_OUTCOMES = 200  # of a user, the latest
+LATEST = 20  # outcomes that are also summed separately
+MAX_OUTCOMES = 200  # per user, the latest
 NUM_FEATURES = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """ids [I, N] int32 items that are similar to each item, 0 where there are fewer; weights [I, N] float16 similarities, 0 there;
-    rates [I] float32 click rates, which an outcome is compared with. Read-only maps of a file in a bundle."""
+    """Similar items of each item. ids [I, N] int32 neighbours, 0 for padding; weights [I, N] float16 similarities, 0 at
+    padding; rates [I] float32 click rates, subtracted from an outcome. Read-only maps of a file in a bundle."""
 
     ids: npt.NDArray[np.int32]
     weights: npt.NDArray[np.float16]
@@ -45,20 +46,20 @@ class Neighbours:
         """
         _check_history(history, len(items), len(self.rates))
         out = np.zeros((len(items), NUM_FEATURES), np.float32)
-        found = np.zeros(len(items), bool)
-        slots = np.zeros(len(self.rates), np.int16)  # place of an item among the outcomes of the user at hand; 0: none
+        has_outcome = np.zeros(len(items), bool)
+        slots = np.zeros(len(self.rates), np.int16)  # slot of an item among the current user's outcomes; 0: none
         for rows, start, end in _users(history):
             start = max(start, end - MAX_OUTCOMES)
             known = history.items[start:end] > 0
             if not known.any():
                 continue
-            seen, clicked = history.items[start:end][known], history.clicked[start:end][known]
-            here = np.unique(seen)
-            slots[here] = np.arange(1, len(here) + 1)
-            out[rows] = self._of_user(items[rows], slots, seen, clicked)
-            slots[here] = 0
-            found[rows] = True
-        return out, found
+            seen_items, clicked = history.items[start:end][known], history.clicked[start:end][known]
+            distinct = np.unique(seen_items)
+            slots[distinct] = np.arange(1, len(distinct) + 1)
+            out[rows] = self._of_user(items[rows], slots, seen_items, clicked)
+            slots[distinct] = 0
+            has_outcome[rows] = True
+        return out, has_outcome
 
     def _of_user(
         self,
@@ -67,24 +68,24 @@ class Neighbours:
         seen: npt.NDArray[np.int32],
         clicked: npt.NDArray[np.bool_],
     ) -> Floats:
-        place = slots[seen]
+        slot = slots[seen]
         residual = clicked - self.rates[seen]
-        size = int(place.max()) + 1
-        total = np.bincount(place, residual, size).astype(np.float32)
-        number = np.bincount(place, minlength=size).astype(np.float32)
-        latest = np.bincount(place[-LATEST:], residual[-LATEST:], size).astype(np.float32)
+        size = int(slot.max()) + 1
+        total = np.bincount(slot, residual, size).astype(np.float32)
+        number = np.bincount(slot, minlength=size).astype(np.float32)
+        latest = np.bincount(slot[-LATEST:], residual[-LATEST:], size).astype(np.float32)
         near = slots[self.ids[items]]
         weight = self.weights[items].astype(np.float32)
         agreement, support = (weight * total[near]).sum(axis=1), (np.abs(weight) * number[near]).sum(axis=1)
-        own = slots[items]
+        candidate = slots[items]
         columns = (
             agreement,
             agreement / (support + np.float32(0.5)),
             support,
             (weight * latest[near]).sum(axis=1),
             np.log1p((near > 0).sum(axis=1)),
-            total[own],
-            np.log1p(number[own]),
+            total[candidate],
+            np.log1p(number[candidate]),
             np.full(len(items), np.log1p(len(seen))),
         )
         return np.stack(columns, axis=1).astype(np.float32)
@@ -102,8 +103,8 @@ class Neighbours:
             BundleError: the file is missing or damaged.
         """
         path = Path(folder) / NEIGHBOURS_FILE
-        found = map_tensors(path, {"ids": np.int32, "weights": np.float16, "rates": np.float32})
-        ids, weights, rates = (np.asarray(found[name]) for name in ("ids", "weights", "rates"))
+        tensors = map_tensors(path, {"ids": np.int32, "weights": np.float16, "rates": np.float32})
+        ids, weights, rates = (np.asarray(tensors[name]) for name in ("ids", "weights", "rates"))
         problem = ""
         if ids.ndim != 2 or weights.shape != ids.shape or rates.shape != ids.shape[:1]:
             problem = (
@@ -125,13 +126,13 @@ def retrieval_inputs(
     counters: Floats,
     features: Floats,
 ) -> Floats:
-    """Inputs [n, 1 + 2 C + 8] of rows: those of the correction with the first logits [n], and standardised ``features`` [n, 8]."""
+    """Inputs [n, 1 + 2 C + 8] of rows: :func:`counter_inputs` of the first logits [n], and standardised ``features`` [n, 8]."""
     return np.concatenate([counter_inputs(counters_standard, first, counters), standard(features)], axis=1)
 
 
 @dataclass(frozen=True, eq=False)
 class Retrieval:
-    """Neighbours, and the network over :func:`retrieval_inputs`, which ``standard`` standardises."""
+    """Neighbours, and the network over :func:`retrieval_inputs` standardised by ``standard``."""
 
     neighbours: Neighbours
     standard: Standard
@@ -159,7 +160,7 @@ class Retrieval:
 
 
 def _users(history: History) -> list[tuple[slice | npt.NDArray[np.int64], int, int]]:
-    """Rows that see the same outcomes, with the first of these and the one after the last."""
+    """Rows that share a range of outcomes, and the start and end of that range."""
     start, end = history.start, history.end
     if len(start) == 0:
         return []
@@ -174,7 +175,7 @@ def _check_history(history: History, rows: int, items: int) -> None:
     outcomes = len(history.items)
     if len(history.clicked) != outcomes:
         raise DataError(
-            f"a history has {outcomes} outcomes and {len(history.clicked)} labels: give one label per outcome"
+            f"a history has {outcomes} outcomes and {len(history.clicked)} labels: pass one label per outcome"
         )
     if rows and not (
         history.start.min() >= 0 and (history.start <= history.end).all() and history.end.max() <= outcomes
@@ -182,5 +183,5 @@ def _check_history(history: History, rows: int, items: int) -> None:
         raise DataError(f"a history names outcomes outside the {outcomes} there are: correct its ranges")
     if outcomes and not (history.items.min() >= 0 and history.items.max() < items):
         raise DataError(
-            f"a history names the item {int(history.items.max())} and the model knows {items}: read it by the encoder in the bundle"
+            f"a history names the item {int(history.items.max())} and the model has {items}: encode it with the bundle's encoder"
         )

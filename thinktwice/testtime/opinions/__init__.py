@@ -1,1 +1,1 @@
-"""The second look at an uncertain row: feature paths, further trunks, or redefined features; one file per kind."""
+"""Second opinions for uncertain rows: feature paths, further trunks, redefined features, retrieval; one file per kind."""

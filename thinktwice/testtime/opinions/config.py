@@ -1,4 +1,4 @@
-"""The options of every kind of second look; :mod:`thinktwice.testtime.config` puts them together with a trigger."""
+"""The options of every kind of second look; :mod:`thinktwice.testtime.config` combines them with a trigger."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from thinktwice.testtime.samplers.matt import Matt
 
 
 class _Opinion(Options):
-    """What the engine asks of every opinion: the extra files that it reads."""
+    """Base of all opinions: the extra files that the engine must load for it."""
 
     uses_counts: ClassVar[bool] = True  # whether its answers depend on training counts
     needs_heads: ClassVar[bool] = False
@@ -33,16 +33,16 @@ class _Opinion(Options):
 class _Paths(_Opinion):
     max_paths: int = Field(default=8, ge=2, le=64)  # per row, in addition to the base pass
     stop_at: Factor = 0.0  # half width of the mean's interval, in logits, at which paths stop; 0: never
-    shrink: bool = False  # weigh the paths by the missing support of the row, the base pass by the rest
+    shrink: bool = False  # weight of the paths: the row's missing support; of the base pass: 1 minus that
 
     def wanted(self, depth: np.ndarray) -> np.ndarray:
         """Paths [B] of rows of a depth [B] in 0..1: even numbers from 2 to ``max_paths``."""
-        most = 2 * (self.max_paths // 2)
-        return np.minimum(2 * np.maximum(np.ceil(self.max_paths / 2 * depth), 1).astype(np.int64), most)
+        largest = 2 * (self.max_paths // 2)
+        return np.minimum(2 * np.maximum(np.ceil(self.max_paths / 2 * depth), 1).astype(np.int64), largest)
 
 
 class FeaturePaths(_Paths):
-    """Several views of a row that drop thinly supported values, as UTTSI does."""
+    """Several views of a row that drop poorly supported values, as in UTTSI."""
 
     kind: Literal["feature_paths"] = "feature_paths"
     sampler: Annotated[Bernoulli | Exact, Field(discriminator="kind")] = Bernoulli()
@@ -54,7 +54,7 @@ class FeaturePaths(_Paths):
 
 
 class GrownPaths(_Paths):
-    """Several views of a row, each grown along frequent combinations of its values, as MATT does."""
+    """Several views of a row, each grown along frequent combinations of its values, as in MATT."""
 
     kind: Literal["grown_paths"] = "grown_paths"
     sampler: Matt = Matt()
@@ -78,7 +78,7 @@ class Members(_Opinion):
 
 
 class Redefine(_Opinion):
-    """Features redefined from the rest of their row by the denoiser, as SGCTR does."""
+    """Features redefined by the denoiser from the other fields of the row, as in SGCTR."""
 
     kind: Literal["redefine"] = "redefine"
     rounds: int = Field(default=2, ge=1, le=4)
@@ -89,7 +89,7 @@ class Retrieve(_Opinion):
     """Outcomes of the user on items like the candidate, read for the request when a row is escalated."""
 
     kind: Literal["retrieve"] = "retrieve"
-    item_field: str = Field(default="item_id", min_length=1)  # the key of items
+    item_field: str = Field(default="item_id", min_length=1)  # the field that identifies items
     uses_counts: ClassVar[bool] = False
     needs_retrieval: ClassVar[bool] = True
 

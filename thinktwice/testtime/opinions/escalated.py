@@ -1,4 +1,4 @@
-"""The uncertain rows of a request as every kind of second opinion gets them, and what it gives back."""
+"""Input and output of all second opinions: the uncertain rows of a request, and their new logits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from thinktwice.models.blocks import batch_in_blocks
 
 @dataclass(frozen=True)
 class EscalatedRows:
-    """U rows: ``batch`` of their values, ``state`` that the backend has read of them, base logit ``z0``, support ``r`` [U, N],
-    ``kept`` [U, N] bool by the base pass, ``missing`` support [U], ``depth`` [U] of the look in 0..1, ``row_hash`` [U]; ``maskable_fields`` [n]
+    """U rows: ``batch`` of their values, the backend's ``state`` of them, base logit ``z0``, support ``r`` [U, N],
+    fields ``kept`` [U, N] bool by the base pass, ``missing`` support [U], ``depth`` [U] of the look in 0..1, ``row_hash`` [U];
+    ``maskable_fields`` [n]
     positions of the unprotected fields."""
 
     backend: Backend
@@ -37,7 +38,7 @@ class EscalatedRows:
 
     @property
     def fill(self) -> torch.Tensor:
-        """Vectors [N, D] that stand in for dropped values."""
+        """Vectors [N, D] that replace dropped values."""
         return self.backend.fill
 
     @cached_property

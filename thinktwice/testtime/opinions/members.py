@@ -1,7 +1,7 @@
-"""Further trunks, trained apart from the first: their mean errs less where they differ by chance of training.
+"""Further trunks, trained independently: averaging reduces the error that is due to randomness in training.
 
-The mean is of logits. A member with a table of its own looks its own field vectors up, gated like the model's when the
-base pass is gated; one that shares the model's table gets the vectors that were looked up already.
+The mean is of logits. A member with its own table looks up its own field vectors, gated if the base pass is gated; a member
+that shares the model's table reuses the vectors of the base pass.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from thinktwice.testtime.opinions.escalated import EscalatedRows, SecondPass
 
 
 def answer(escalated: EscalatedRows, members: Sequence[Backend]) -> SecondPass:
-    """The mean logit of the base pass and of ``members``, each with the table that its base pass would read."""
+    """The mean logit of the base pass and of ``members``, each with the table that its own base pass would use."""
     total = escalated.z0.copy()
     for member in members:
         looked_up = isinstance(member, Eager) and member.model.embedding.table is escalated.model.embedding.table

@@ -1,7 +1,7 @@
-"""Several feature paths of a row: partial views of it, scored together in one call of a fixed shape.
+"""Feature paths of a row: partial views of it, scored together in one call of a fixed shape.
 
-The first layer of a path is the base pass's, updated in the fields that the path drops. With ``stop_at`` the paths come in
-rounds (two, two, the rest), and a row whose mean is known well enough stops after a round.
+The first layer of a path is the base pass's, updated in the fields that the path drops. With ``stop_at`` the paths are scored
+in rounds (two, two, the remaining), and a row whose mean is precise enough stops after a round.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from thinktwice.testtime.samplers import Paths, SamplerInput
 def plan(config: FeaturePaths | GrownPaths, extras: Extras, escalated: EscalatedRows) -> Paths:
     """The paths of every row, before any of them is scored."""
     fields = escalated.maskable_fields
-    r = _open(escalated)
+    r = _maskable_support(escalated)
     pairs = triples = None
     if extras.combinations is not None and config.needs_combinations:
         ids = escalated.batch.ids.numpy()
@@ -36,11 +36,11 @@ def plan(config: FeaturePaths | GrownPaths, extras: Extras, escalated: Escalated
 def answer(config: FeaturePaths | GrownPaths, escalated: EscalatedRows, paths: Paths) -> SecondPass:
     """One logit per row from its base pass and its paths."""
     fields = torch.from_numpy(escalated.maskable_fields)
-    most = paths.mask.shape[1]
-    z = np.repeat(escalated.z0[:, None], most + 1, axis=1)
+    num_paths = paths.mask.shape[1]
+    z = np.repeat(escalated.z0[:, None], num_paths + 1, axis=1)
     used = paths.used.copy()
     going = np.arange(len(used))
-    for first, last in _rounds(config.stop_at, most):
+    for first, last in _rounds(config.stop_at, num_paths):
         going = going[used[going] > first]
         if len(going) == 0:
             break
@@ -48,11 +48,11 @@ def answer(config: FeaturePaths | GrownPaths, escalated: EscalatedRows, paths: P
         row, path = real.nonzero()
         mask = torch.from_numpy(paths.mask[going, first:last])
         z[going[row], first + 1 + path] = _scored(escalated, going, mask, fields, torch.from_numpy(real))
-        if config.stop_at > 0 and last < most:
+        if config.stop_at > 0 and last < num_paths:
             known = np.minimum(used[going], last)
             settled = ~paths.exact[going] & (half_width(z[going, : last + 1], known) < config.stop_at)
             used[going[settled]] = known[settled]
-    real = np.arange(most)[None] < used[:, None]
+    real = np.arange(num_paths)[None] < used[:, None]
     weight = np.concatenate([paths.base_weight[:, None], np.where(real, paths.weight, 0.0)], axis=1)
     confidence = np.concatenate([paths.base_confidence[:, None], paths.confidence], axis=1)
     combined = config.aggregator.combine(Passes(z, weight, _support(escalated, paths), confidence))
@@ -63,18 +63,18 @@ def answer(config: FeaturePaths | GrownPaths, escalated: EscalatedRows, paths: P
 
 def half_width(z: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Half width [U] of the 90 % interval of the mean of a row's first ``known`` + 1 logits in z [U, k + 1]."""
-    here = np.arange(z.shape[1])[None] <= known[:, None]
+    counted = np.arange(z.shape[1])[None] <= known[:, None]
     count = known + 1.0
-    mean = (z * here).sum(axis=1) / count
-    variance = (((z - mean[:, None]) ** 2) * here).sum(axis=1) / np.maximum(count - 1, 1)
+    mean = (z * counted).sum(axis=1) / count
+    variance = (((z - mean[:, None]) ** 2) * counted).sum(axis=1) / np.maximum(count - 1, 1)
     quantile = np.asarray([0.0, *stats.t.ppf(0.95, np.arange(1, z.shape[1]))])
     return np.where(known > 0, quantile[known] * np.sqrt(variance / count), np.inf)
 
 
-def _rounds(stop_at: float, most: int) -> list[tuple[int, int]]:
-    if stop_at == 0 or most <= 2:
-        return [(0, most)]
-    return [(0, 2), (2, most)] if most <= 4 else [(0, 2), (2, 4), (4, most)]
+def _rounds(stop_at: float, num_paths: int) -> list[tuple[int, int]]:
+    if stop_at == 0 or num_paths <= 2:
+        return [(0, num_paths)]
+    return [(0, 2), (2, num_paths)] if num_paths <= 4 else [(0, 2), (2, 4), (4, num_paths)]
 
 
 def _scored(
@@ -90,12 +90,12 @@ def _support(escalated: EscalatedRows, paths: Paths) -> np.ndarray:
     """Mean support [U, K + 1] of the fields that each pass keeps, the protected ones included."""
     n, total = len(escalated.maskable_fields), escalated.r.shape[1]
     masks = np.concatenate([escalated.kept[:, None, escalated.maskable_fields], paths.mask], axis=1)
-    supported = (masks * _open(escalated)[:, None]).sum(axis=2)
+    supported = (masks * _maskable_support(escalated)[:, None]).sum(axis=2)
     return (supported + total - n) / np.maximum(masks.sum(axis=2) + total - n, 1)
 
 
-def _open(escalated: EscalatedRows) -> np.ndarray:
-    """Support [U, n] of the unprotected fields, contiguous: over another layout, sums have bits that depend on U."""
+def _maskable_support(escalated: EscalatedRows) -> np.ndarray:
+    """Support [U, n] of the unprotected fields, contiguous: in another layout the bits of sums depend on U."""
     return np.ascontiguousarray(escalated.r[:, escalated.maskable_fields])
 
 

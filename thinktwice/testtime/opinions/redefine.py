@@ -1,11 +1,11 @@
-"""Features redefined from the rest of their row (SGCTR, arXiv 2511.14403; reconstruction after its abstract and a review).
+"""Features redefined from the other fields of a row (SGCTR, arXiv 2511.14403; reconstruction from its abstract and a review).
 
-Every unprotected field first gets a plausibility: the cosine of its vector and of what the row makes likely, as a share of
-0 to 1, each read from the pass that hid it (two passes with complementary halves hidden). Then in rounds the least plausible and least
-supported fields are hidden, predicted from what is left and mixed with the prediction, which weighs by the support that
-the value lacks; each round redefines fewer. At last the redefined row is scored. Passes: 2 + rounds + 1.
-Where we differ: the prediction is a conditional mean vector (:mod:`thinktwice.testtime.heads`), never another value's
-vector, so that a candidate item does not turn into another item.
+Every unprotected field first gets a plausibility: the cosine of its vector and its predicted vector, rescaled to 0..1, from the
+pass that hid it (two passes with complementary halves hidden). Then, in rounds, the least plausible and least supported fields
+are hidden, predicted from the others and mixed with the prediction, whose weight is the missing support of the value; each
+round redefines fewer fields. Finally the redefined row is scored. Passes: 2 + rounds + 1.
+Unlike in SGCTR, the prediction is a conditional mean vector (:mod:`thinktwice.testtime.heads`), never another value's vector,
+so that a candidate item does not turn into another item.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_SHARE = 0.3  # of the unprotected fields hidden in the first round
 
 
 def num_passes(rounds: int) -> int:
-    """Forward passes of a row beside its base pass."""
+    """Forward passes of a row in addition to its base pass."""
     return 2 + rounds + 1
 
 
@@ -48,9 +48,9 @@ def _redefined(
     n = len(fields)
 
     def predicted(x: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        shown = x.clone()
-        shown[:, fields] = torch.where(hidden[..., None], fill[fields], x[:, fields])
-        return heads.predict(model.trunk(shown))
+        masked = x.clone()
+        masked[:, fields] = torch.where(hidden[..., None], fill[fields], x[:, fields])
+        return heads.predict(model.trunk(masked))
 
     half = (torch.arange(n) % 2 == 0).expand(len(x), -1)
     likely = torch.where(half[..., None], predicted(x, half), predicted(x, ~half))
@@ -68,6 +68,7 @@ def _redefined(
     return model.score(x)[:, 0]
 
 
-def _plausibility(own: torch.Tensor, likely: torch.Tensor) -> torch.Tensor:
-    """Cosine [U, n] as a share: times the support, less of either is less, which a negative factor would turn around."""
-    return 0.5 * (1.0 + F.cosine_similarity(own, likely, dim=-1))
+def _plausibility(actual: torch.Tensor, likely: torch.Tensor) -> torch.Tensor:
+    """Cosine [U, n] rescaled to 0..1, so that its product with the support grows with both (a negative factor would reverse
+    that)."""
+    return 0.5 * (1.0 + F.cosine_similarity(actual, likely, dim=-1))

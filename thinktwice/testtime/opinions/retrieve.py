@@ -1,6 +1,6 @@
-"""The user's outcomes on items like the candidate, read when a row of the request is escalated.
+"""The user's outcomes on items similar to the candidate, read when a row of the request is escalated.
 
-A row keeps its first score where the history cannot be read in time or holds no item that the model knows.
+A row keeps its first score if the history cannot be read in time or contains no item that the model knows.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ def answer(
     correction: CorrectionNetwork,
     retrieval: Retrieval,
 ) -> SecondPass:
-    """Logits of rows with this ``evidence``, whose candidates are the values of a ``column`` of their ids."""
+    """Logits of rows with this ``evidence``; ``column`` is the index of the candidate item in their ids."""
     first = escalated.z0
     history = None if evidence.history is None else evidence.history()
     if history is None:
         return SecondPass(first, np.zeros(len(first), np.int64))
     items = escalated.batch.ids[:, column].numpy()
-    features, found = retrieval.neighbours.features(items, history)
+    features, has_outcome = retrieval.neighbours.features(items, history)
     inputs = retrieval_inputs(correction.standard, retrieval.standard, first, evidence.counters, features)
     change = retrieval.network(inputs)
-    return SecondPass(np.where(found, first + change, first), found.astype(np.int64))
+    return SecondPass(np.where(has_outcome, first + change, first), has_outcome.astype(np.int64))

@@ -1,4 +1,4 @@
-"""Feature paths of uncertain rows, which fields each extra pass of a row keeps: one file per sampler, with its options."""
+"""Samplers: the fields that each extra pass of an uncertain row keeps; one file per sampler, with its options."""
 
 from thinktwice.testtime.samplers.paths import Paths, SamplerInput
 

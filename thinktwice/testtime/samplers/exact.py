@@ -1,6 +1,6 @@
-"""Exact paths: where few fields are uncertain, all their subsets with their probabilities take the place of draws.
+"""Exact paths: if few fields are uncertain, all their subsets with their probabilities replace random draws.
 
-Few means at most three, and no more subsets than a row may have paths. The other rows are sampled.
+Few means at most three, and no more subsets than a row may have paths. Other rows are sampled.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_EXACT = 3
 
 
 class Exact(Guided):
-    """All subsets of a row's uncertain fields where these are few, draws where they are many."""
+    """All subsets of a row's uncertain fields if these are few, random draws otherwise."""
 
     kind: Literal["exact"] = "exact"
 

@@ -1,11 +1,11 @@
-"""Paths grown along frequent combinations (MATT-CTR, arXiv 2510.08932; reconstruction after its abstract).
+"""Paths grown along frequent combinations (MATT-CTR, arXiv 2510.08932; reconstruction from its abstract).
 
-Each path starts with one field, drawn by the support of its value. Then fields are drawn one after the other by g, the
-support of their combination with the last two that were taken (pairs, and triples where they are counted), and a drawn
-field is taken with probability g / typical g, else left out for good. A path weighs by the geometric mean of the g it took,
-and one that took no field beside its first by the support of that.
-Protected fields are always kept. Where we differ: the lower bound of a count comes from ghost keys instead of a Poisson
-tail, and draws belong to the row's content, so that a row has the same paths everywhere.
+Each path starts with one field, drawn by the support of its value. Then fields are drawn one after the other by g, the support
+of their combination with the last two fields taken (pairs, and triples if they are counted), and a drawn field is taken with
+probability g / typical g, otherwise rejected for good. The weight of a path is the geometric mean of the g of its fields, or
+the support of its first field if it has no other.
+Protected fields are always kept. Unlike in the paper, the lower bound of a count comes from ghost keys instead of a Poisson
+tail, and draws are seeded by the row's content, so that a row has the same paths everywhere.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from thinktwice.testtime.options import Options
 from thinktwice.testtime.rowhash import uniforms
 from thinktwice.testtime.samplers.paths import Paths, SamplerInput, distinct
 
-FLOOR = 1e-6  # support of a combination that never came: possible, and next to never taken
+FLOOR = 1e-6  # support of a combination that never occurred: possible, almost never taken
 
 
 class Matt(Options):
     """Draws along the support of combinations."""
 
     kind: Literal["matt"] = "matt"
-    typical_pair: float = Field(default=1.0, gt=0, le=1)  # support of a combination that is surely taken
+    typical_pair: float = Field(default=1.0, gt=0, le=1)  # support from which a combination is always taken
 
     def draw(self, inputs: SamplerInput, max_paths: int) -> Paths:
         """Up to ``max_paths`` paths per row."""
@@ -38,33 +38,33 @@ class Matt(Options):
         u = uniforms(inputs.row_hash, most * 2 * n).reshape(rows, most, 2 * n)
         row, path = np.arange(rows)[:, None], np.arange(most)[None]
         mask = np.zeros((rows, most, n), bool)
-        left = np.repeat(inputs.kept[:, None], most, axis=1)
-        log_g, taken = np.zeros((rows, most)), np.zeros((rows, most))
-        last = _pick(np.where(left, inputs.r[:, None] + FLOOR, 0.0), u[:, :, 0])
+        remaining = np.repeat(inputs.kept[:, None], most, axis=1)
+        log_g, num_taken = np.zeros((rows, most)), np.zeros((rows, most))
+        last = _pick(np.where(remaining, inputs.r[:, None] + FLOOR, 0.0), u[:, :, 0])
         before = first = last
-        some = left.any(axis=2)
-        mask[row, path, last] = some
-        left[row, path, last] = False
+        any_kept = remaining.any(axis=2)
+        mask[row, path, last] = any_kept
+        remaining[row, path, last] = False
         for step in range(1, n):
             g = 0.5 * (pairs[row, last] + pairs[row, before])  # [U, K, n]
             if inputs.triples is not None:
                 three = inputs.triples[row, last, before]
                 g = np.where(np.isnan(three), g, 0.5 * (g + three))
             g = np.maximum(g, FLOOR)
-            j = _pick(np.where(left, g, 0.0), u[:, :, 2 * step])
-            here = np.take_along_axis(g, j[:, :, None], axis=2)[:, :, 0]
-            open_ = np.take_along_axis(left, j[:, :, None], axis=2)[:, :, 0]
-            accept = open_ & (u[:, :, 2 * step + 1] * self.typical_pair < here)
-            left[row, path, j] = False
+            j = _pick(np.where(remaining, g, 0.0), u[:, :, 2 * step])
+            support = np.take_along_axis(g, j[:, :, None], axis=2)[:, :, 0]
+            open_ = np.take_along_axis(remaining, j[:, :, None], axis=2)[:, :, 0]
+            accept = open_ & (u[:, :, 2 * step + 1] * self.typical_pair < support)
+            remaining[row, path, j] = False
             mask[row, path, j] |= accept
-            log_g += np.where(accept, np.log(here), 0.0)
-            taken += accept
+            log_g += np.where(accept, np.log(support), 0.0)
+            num_taken += accept
             before, last = np.where(accept, last, before), np.where(accept, j, last)
-        confidence = np.where(taken > 0, np.exp(log_g / np.maximum(taken, 1)), inputs.r[row, first])
+        confidence = np.where(num_taken > 0, np.exp(log_g / np.maximum(num_taken, 1)), inputs.r[row, first])
         return distinct(mask, inputs.kept, inputs.wanted, base_draws=0.0, confidence=confidence)
 
 
 def _pick(weight: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Index [U, K] drawn with probability proportional to weight [U, K, n]; any index where no weight is left."""
+    """Index [U, K] drawn with probability proportional to weight [U, K, n]; any index if all weights are 0."""
     reach = np.cumsum(weight, axis=2)
     return np.minimum((reach <= u[:, :, None] * reach[:, :, -1:]).sum(axis=2), weight.shape[2] - 1)

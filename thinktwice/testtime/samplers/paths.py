@@ -1,4 +1,4 @@
-"""What a sampler gets and gives. Shapes: U uncertain rows, n unprotected fields, K the largest number of paths of a row."""
+"""Input and output of a sampler. Shapes: U uncertain rows, n unprotected fields, K the largest number of paths of a row."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-BASE_DRAWS = 2.0  # the base pass counts twice beside drawn paths
+BASE_DRAWS = 2.0  # the base pass counts as two drawn paths
 
 
 @dataclass(frozen=True)
 class SamplerInput:
-    """What is known of the unprotected fields of U uncertain rows.
+    """Support of the unprotected fields of U uncertain rows.
 
-    kept [U, n] bool what the base pass keeps (a path never brings back a filtered field), r [U, n] support of the values,
-    pairs [U, n, n] support of value pairs and triples [U, n, n, n] of value triples (None: not counted, NaN: this triple is
-    not), wanted [U] even numbers of paths up to K, row_hash [U] uint64, the source of all draws.
+    kept [U, n] bool fields that the base pass keeps (a path never restores a filtered field), r [U, n] support of the values,
+    pairs [U, n, n] support of value pairs and triples [U, n, n, n] of value triples (None: triples are not counted, NaN: this
+    triple is not), wanted [U] even numbers of paths up to K, row_hash [U] uint64, the source of all draws.
     """
 
     kept: np.ndarray
@@ -28,12 +28,12 @@ class SamplerInput:
 
 @dataclass(frozen=True)
 class Paths:
-    """The different paths of U rows. Path k of row u is real when k < used[u]; the rest is padding up to a width that
-    depends on the settings alone, so that sums over K give the same bits whatever the other rows are.
+    """The distinct paths of U rows. Path k of row u is real if k < used[u]; the others are padding to a width that depends on
+    the settings only, so that sums over K give the same bits whatever the other rows are.
 
-    mask [U, K, n] bool, weight [U, K] (times a path was drawn, or its probability), base_weight [U] (the same for the
-    base pass, which costs nothing more), used [U], confidence [U, K] and base_confidence [U] of the combinations a path was
-    grown along (1 where the sampler knows none), exact [U] bool where the paths are all there are and not a sample.
+    mask [U, K, n] bool, weight [U, K] (times a path was drawn, or its probability), base_weight [U] (the same for the base
+    pass, which is already computed), used [U], confidence [U, K] and base_confidence [U] of the combinations a path was
+    grown along (1 where the sampler knows none), exact [U] bool where the paths are exhaustive, not a sample.
     """
 
     mask: np.ndarray
@@ -45,7 +45,7 @@ class Paths:
     exact: np.ndarray
 
     def rows(self, chosen: np.ndarray) -> Paths:
-        """The paths of some of the rows."""
+        """The paths of the chosen rows."""
         return Paths(
             self.mask[chosen],
             self.weight[chosen],
@@ -65,7 +65,8 @@ def distinct(
     base_draws: float = BASE_DRAWS,
     confidence: np.ndarray | None = None,
 ) -> Paths:
-    """Drawn masks [U, K, n] without repetitions: equal ones weigh by their number, those equal to the base pass weigh there.
+    """Drawn masks [U, K, n] without duplicates: the weight is the number of duplicates; masks equal to the base pass add to its
+    weight.
 
     Confidences [U, K] of equal paths are averaged.
     """
@@ -74,7 +75,7 @@ def distinct(
     drawn = draw[None] < wanted[:, None]
     same = np.ones((rows, most, most), bool)
     is_base = drawn.copy()
-    for word, base in zip(_words(mask), _words(kept), strict=True):  # equal words = equal path
+    for word, base in zip(_words(mask), _words(kept), strict=True):  # equal words mean equal paths
         same &= word[:, :, None] == word[:, None]
         is_base &= word == base[:, None]
     same &= drawn[:, None]  # [U, K, K]
@@ -82,25 +83,25 @@ def distinct(
     times = same.sum(axis=2)
     weight = np.where(real, times, 0.0)
     hits = is_base.sum(axis=1)
-    order = np.argsort(~real, axis=1, kind="stable")  # real paths to the front, in the order they were drawn
+    order = np.argsort(~real, axis=1, kind="stable")  # real paths first, in the order of drawing
     row = np.arange(rows)[:, None]
-    told, base_told = np.ones((rows, most)), np.ones(rows)
+    path_confidence, base_confidence = np.ones((rows, most)), np.ones(rows)
     if confidence is not None:
         mean = np.where(real, (same * confidence[:, None]).sum(axis=2) / np.maximum(times, 1), 1.0)
-        told = mean[row, order]
-        base_told = np.where(hits > 0, (is_base * confidence).sum(axis=1) / np.maximum(hits, 1), 1.0)
+        path_confidence = mean[row, order]
+        base_confidence = np.where(hits > 0, (is_base * confidence).sum(axis=1) / np.maximum(hits, 1), 1.0)
     return Paths(
         mask[row, order],
         weight[row, order],
         base_draws + hits,
         real.sum(axis=1),
-        told,
-        base_told,
+        path_confidence,
+        base_confidence,
         np.zeros(rows, bool),
     )
 
 
 def _words(mask: np.ndarray) -> list[np.ndarray]:
-    """The bits of mask [..., n] in whole numbers of up to 62 of them, each [...]."""
+    """The bits of mask [..., n] packed into integers of up to 62 bits, each [...]."""
     parts = range(0, mask.shape[-1], 62)
     return [mask[..., p : p + 62] @ (1 << np.arange(min(62, mask.shape[-1] - p), dtype=np.int64)) for p in parts]
