@@ -1,4 +1,4 @@
-"""The values of pipeline parameters that name a platform; those of the library are in :mod:`thinktwice.choices`."""
+"""Values of platform-specific pipeline parameters; those of the library are in :mod:`thinktwice.choices`."""
 
 from __future__ import annotations
 

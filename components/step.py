@@ -1,8 +1,8 @@
-"""The one way to declare a pipeline step.
+"""Declaration of pipeline steps.
 
 A step is a lightweight KFP component whose code is already installed in its image: nothing is installed with pip at
-run time, so a step starts fast, works without a network and never gets another version of a library than the lock names.
-The body of a step is a thin adapter; what it does lives in the library.
+run time, so a step starts fast, works without a network and always has the library versions of the lock.
+The body of a step is a thin adapter; the logic is in the library.
 """
 
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from typing import Any
 
 from kfp import dsl
 
-# KFP's local runner looks for the word "python" in the image name before it trusts a step to be plain Python.
+# KFP's local runner treats a step as plain Python only if the image name contains "python".
 IMAGE = "ghcr.io/thinktwice/thinktwice-python:0.1.0"
 
-#: Put behind the source of a step. Under the local runner its error then reaches the user by a record; on a cluster
-#: nobody asks for one, and the error is in the log of the step as always.
+#: Appended to the source of a step. Under the local runner an error is then recorded for the user; on a cluster nothing is
+#: recorded, and the error is in the log of the step as usual.
 RECORDED = """
 from thinktwice.progress import recorded
 
@@ -23,9 +23,9 @@ from thinktwice.progress import recorded
 
 
 def step(function: Callable[..., Any]) -> Any:
-    """Make a pipeline step of a function."""
+    """Make a pipeline step from a function."""
     component = dsl.component(function, base_image=IMAGE, install_kfp_package=False, packages_to_install=[])
-    # KFP ships the source of the function alone, without its decorators: the last word of the command.
+    # The last element of the command is the source of the function, without its decorators.
     command = component.component_spec.implementation.container.command
     command[-1] += RECORDED.format(name=function.__name__)
     return component

@@ -1,1 +1,1 @@
-"""The whole system in one command, on real data."""
+"""Demo of the whole system in one command, on real data."""

@@ -1,4 +1,4 @@
-"""What the demo shows at the end: the items one user would like, and how to ask the server oneself."""
+"""Final output of the demo: the top items of one user, and a command to query the server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from thinktwice.printable import printable
 
 
 def print_answer(console: Console, question: Question, prediction: dict[str, Any]) -> None:
-    """A table of the items the model ranks first for the user of `question`."""
+    """Print a table of the top items for the user of `question`."""
     say(
         console,
         f"\nUser {printable(question.user)} has {question.num_impressions:,} impressions "
@@ -51,13 +51,13 @@ def print_answer(console: Console, question: Question, prediction: dict[str, Any
 
 
 def ranked(prediction: dict[str, Any]) -> list[dict[str, Any]]:
-    """The items of a prediction, the most probable first; ties in the order of their ids."""
+    """The items of a prediction by descending probability; ties in the order of their ids."""
     items: list[dict[str, Any]] = prediction["items"]
     return sorted(items, key=lambda item: (-item["probability"], item["item_id"]))
 
 
 def call(question: Question, port: int) -> str:
-    """A curl command that asks the server about three of the candidates."""
+    """A curl command that requests scores of three of the candidates."""
     instance = {**question.request, "candidates": question.request["candidates"][:3]}
     instance.pop("k", None)
     body = json.dumps({"instances": [instance]})
@@ -65,7 +65,7 @@ def call(question: Question, port: int) -> str:
 
 
 def program() -> str:
-    """How to call this command line from the current folder: by name where it is on the path, else by its place."""
+    """Command to call this command line from the current folder: its name if it is on the path, else its path."""
     if shutil.which("thinktwice"):
         return "thinktwice"
     script = Path(sys.executable).parent / "thinktwice"
@@ -73,7 +73,7 @@ def program() -> str:
 
 
 def print_call(console: Console, question: Question, port: int, state: Path, running: bool) -> None:
-    """How to ask the server from a terminal."""
+    """Print how to query the server from a terminal."""
     if running:
         say(console, f"\nThe server answers on {predict_url(port)} until you press Ctrl-C. Ask it:")
     else:

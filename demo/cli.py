@@ -1,4 +1,4 @@
-"""`thinktwice demo`: train on real data, serve the result, ask it a question, show the answer."""
+"""`thinktwice demo`: train on real data, serve the result, send a request, show the response."""
 
 # Annotations stay real objects here: typer reads them.
 import os
@@ -48,7 +48,7 @@ def demo(
     ] = False,
 ) -> None:
     """Train a model on public data, serve it, and print the top items for one user."""
-    began = time.monotonic()
+    start_time = time.monotonic()
     console = console_here()
     work = WORK / dataset
     state = work / "state"
@@ -59,9 +59,9 @@ def demo(
         say(console, f"thinktwice demo on {dataset}; everything it writes is under {work}\n")
         code = _run_pipeline(dataset, work, state)
         if code != 0:
-            raise typer.Exit(code)  # the pipeline has said why on the same terminal
+            raise typer.Exit(code)  # the pipeline has printed the reason on the same terminal
         _serve_and_ask(console, work, state, keep_serving)
-    console.print(f"\ndone in {seconds_text(time.monotonic() - began)}")
+    console.print(f"\ndone in {seconds_text(time.monotonic() - start_time)}")
 
 
 def _run_pipeline(dataset: Dataset, work: Path, state: Path) -> int:
@@ -71,7 +71,7 @@ def _run_pipeline(dataset: Dataset, work: Path, state: Path) -> int:
     command += ["--state", str(state)]
     if dataset == "sim":
         command += ["--limit", str(SIMULATED_ROWS)]
-    # The pipeline draws its own stages where we draw ours.
+    # The pipeline draws its own stages on the same terminal.
     process = start(command, environment={**os.environ, QUIET_STOP: "1"})
     try:
         code = wait(process)
@@ -81,10 +81,11 @@ def _run_pipeline(dataset: Dataset, work: Path, state: Path) -> int:
 
 
 def _check_champion(state: Path, run: dict[str, Any]) -> None:
-    """Explain why there is no model to serve, before the server is started without one.
+    """Check that there is a model to serve before the server is started.
 
     Raises:
-        PipelineError: no model was ever blessed. BundleError: the model that was is damaged.
+        PipelineError: no model has been blessed.
+        BundleError: the champion is damaged.
     """
     champion = read_champion(state)
     if champion is None:
@@ -105,9 +106,9 @@ def _serve_and_ask(console: Console, work: Path, state: Path, keep_serving: bool
             with board.stage("serve"):
                 server = stack.enter_context(serving(state, port, work / "serve.log"))
             with board.stage("ask"):
-                began = time.perf_counter()
+                sent_at = time.perf_counter()
                 prediction = ask(port, question.request)
-                board.note(f"{len(question.titles)} items scored in {1000 * (time.perf_counter() - began):.0f} ms")
+                board.note(f"{len(question.titles)} items scored in {1000 * (time.perf_counter() - sent_at):.0f} ms")
         print_answer(console, question, prediction)
         print_call(console, question, port, state, running=keep_serving)
         if keep_serving:

@@ -1,4 +1,4 @@
-"""The question the demo asks: which of the popular items this user has not seen would they like?"""
+"""The request of the demo: which of the popular items that are new to a user would they like?"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NUM_SHOWN = 5
 
 @dataclass(frozen=True)
 class Question:
-    """One user, what is known of them, and the request that asks for their items."""
+    """One user, their history, and the request for their items."""
 
     user: str
     num_impressions: int
@@ -29,9 +29,9 @@ class Question:
 
 
 def choose_question(training_set: Path) -> Question:
-    """Pick the user with the most test rows among those the training part knows, and the popular items new to them.
+    """Pick the user with the most test rows among those in the training split, and the popular items new to them.
 
-    The choice depends on the training set alone, so the demo asks the same question every time.
+    The choice depends only on the training set, so the demo sends the same request every time.
 
     Raises:
         DataError: the log has no users or no items to choose from.
@@ -47,22 +47,22 @@ def choose_question(training_set: Path) -> Question:
     rows = rows.select([*columns, "title"] if titled else columns).drop_nulls([user_key, item_key])
 
     user = _choose_user(rows, user_key)
-    own = rows.filter(pl.col(user_key) == user).sort(EVENT_TIME, item_key, descending=[True, False])
+    history = rows.filter(pl.col(user_key) == user).sort(EVENT_TIME, item_key, descending=[True, False])
     names = _titles(rows, item_key) if titled else {}
-    clicked = own.filter(pl.col(LABEL) == 1)
-    candidates = _popular(rows, item_key, without=set(own[item_key].to_list()))
+    clicked = history.filter(pl.col(LABEL) == 1)
+    candidates = _popular(rows, item_key, without=set(history[item_key].to_list()))
     if not candidates:
         raise DataError(f"user {user} has seen every item of {schema.name}: the demo has nothing left to recommend")
     return Question(
         user=user,
-        num_impressions=own.height,
+        num_impressions=history.height,
         num_clicks=clicked.height,
         recent=tuple(names.get(item, item) for item in clicked[item_key].head(NUM_SHOWN).to_list()),
         titles={item: names.get(item, item) for item in candidates},
         request={
             "user_id": user,
             "candidates": candidates,
-            "context": _context(own, context, schema),
+            "context": _context(history, context, schema),
             "k": 2 * NUM_SHOWN,
         },
     )
@@ -72,9 +72,11 @@ def _choose_user(rows: pl.DataFrame, user_key: str) -> str:
     per_user = rows.group_by(user_key).agg(
         (pl.col("split") == "test").sum().alias("tested"), (pl.col("split") == "train").sum().alias("trained")
     )
-    known = per_user.filter((pl.col("trained") > 0) & (pl.col("tested") > 0))
-    chosen = (known if known.height else per_user).sort("tested", "trained", user_key, descending=[True, True, False])
-    return str(chosen[user_key][0])
+    in_both = per_user.filter((pl.col("trained") > 0) & (pl.col("tested") > 0))
+    ordered = (in_both if in_both.height else per_user).sort(
+        "tested", "trained", user_key, descending=[True, True, False]
+    )
+    return str(ordered[user_key][0])
 
 
 def _popular(rows: pl.DataFrame, item_key: str, without: set[str]) -> list[str]:
@@ -88,9 +90,9 @@ def _titles(rows: pl.DataFrame, item_key: str) -> dict[str, str]:
     return dict(latest.iter_rows())
 
 
-def _context(own: pl.DataFrame, context: list[str], schema: LogSchema) -> dict[str, Any]:
-    """The context of the user's latest impression, and its time: the moment at which we ask."""
-    latest = own.row(0, named=True)
+def _context(history: pl.DataFrame, context: list[str], schema: LogSchema) -> dict[str, Any]:
+    """The context of the user's latest impression, with its time as the time of the request."""
+    latest = history.row(0, named=True)
     values = {name: latest[name] for name in context if latest[name] is not None}
-    clock = "event_time" if any(f.name == "timestamp" for f in schema.model_fields_in_order()) else "timestamp"
-    return {**values, clock: latest[EVENT_TIME].isoformat()}
+    time_key = "event_time" if any(f.name == "timestamp" for f in schema.model_fields_in_order()) else "timestamp"
+    return {**values, time_key: latest[EVENT_TIME].isoformat()}

@@ -1,4 +1,4 @@
-"""Start the model server, ask it, and stop it."""
+"""Model server of the demo: start, query, stop."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from thinktwice.console.processes import python_command, start, stop
 from thinktwice.errors import ServerError
 
 HOST = "127.0.0.1"
-PORT = 8080  # the one the README names, when it is free
+PORT = 8080  # the port in the README, used if it is free
 START_LIMIT = 240.0  # seconds
-READY = "ready "  # how the server's line starts once a worker has scored
-POLL = 0.25  # seconds between two looks at a starting server
+READY = "ready "  # prefix of the line that the server prints once a worker has scored
+POLL = 0.25  # seconds between checks of a starting server
 
 
 def free_port(preferred: int = PORT) -> int:
-    """`preferred`, or one the system gives when somebody listens there."""
+    """`preferred` if it is free, else a port chosen by the system."""
     for port in (preferred, 0):
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -36,16 +36,16 @@ def free_port(preferred: int = PORT) -> int:
 
 
 def predict_url(port: int) -> str:
-    """Where the model `ctr` answers."""
+    """Predict URL of the model `ctr`."""
     return f"http://{HOST}:{port}/v1/models/ctr:predict"
 
 
 @contextmanager
 def serving(state_dir: Path, port: int, log: Path) -> Iterator[Popen[bytes]]:
-    """Serve the champion of `state_dir` while the block runs; what the server prints goes to `log`.
+    """Serve the champion of `state_dir` while the block runs; the output of the server goes to `log`.
 
     Raises:
-        ServerError: the server ended before it answered (its own sentence is the message), or took too long.
+        ServerError: the server ended before it was ready (with its own message), or took too long.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
@@ -74,15 +74,15 @@ def _wait_ready(process: Popen[bytes], log: Path) -> None:
 
 def _last_words(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    own = [line.removeprefix("thinktwice: ") for line in lines if line.startswith("thinktwice: ")]
-    return own[-1] if own else f"the server ended before it was ready: read {log}"
+    messages = [line.removeprefix("thinktwice: ") for line in lines if line.startswith("thinktwice: ")]
+    return messages[-1] if messages else f"the server ended before it was ready: read {log}"
 
 
 def ask(port: int, instance: dict[str, Any]) -> dict[str, Any]:
-    """Send one request, KServe v1, and return its prediction.
+    """Send one KServe v1 request and return its prediction.
 
     Raises:
-        ServerError: nothing answered in time, or something other than a predictor did.
+        ServerError: there was no response in time, or it was not from a predictor.
         RequestError: the server refused the request.
     """
     prediction: dict[str, Any] = ask_server(f"http://{HOST}:{port}", {"instances": [instance]})["predictions"][0]

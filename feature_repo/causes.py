@@ -1,5 +1,5 @@
 # ruff: noqa: S608 - names in queries come from the schema (letters, digits, _) and are quoted
-"""Why a served value differs from the store's: it was the value once, it is to be the value later, or it never was."""
+"""Causes of differences between served and stored values: the value was served too late, too early, or never existed."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from thinktwice.data.feature_tables import CREATED_TIMESTAMP, EVENT_TIMESTAMP, C
 from thinktwice.monitor.skew import RELATIVE, Causes
 from thinktwice.query import engine, one_row, quoted, source
 
-MAX_ROWS = 10_000  # differing rows of a field that are looked at
+MAX_ROWS = 10_000  # maximum differing rows per field that are examined
 
 
 def causes(told: pl.DataFrame, spec: TableSpec, name: str, kind: ColumnKind, data_dir: Path) -> Causes:
-    """Look the served values up in all change points of their users or items.
+    """Look up the served values in all change points of their users or items.
 
     Args:
         told: ``key``, ``instant`` and ``served`` value of rows that differ.
-        spec: the table of the field ``name``, below ``data_dir``.
+        spec: the table of the field ``name``, in ``data_dir``.
     """
     told = told.head(MAX_ROWS).with_row_index("number")
     same = f"abs(value - served) <= {RELATIVE} * abs(served)" if kind == "number" else "value = served"

@@ -1,8 +1,8 @@
-"""Feast objects of one log, all of them derived from its schema.
+"""Feast objects of one log, derived from its schema.
 
 One entity per user and item, one file source and one feature view per feature table, and one feature service per feature
-version (a snapshot, its schema and the code) that names every feature a model of this log reads. A log with instant statistics has push
-sources too, and views of states that only the feedback service fills; these are in no feature service.
+version (a snapshot, its schema and the code) that lists every feature a model of this log reads. A log with instant statistics also has
+push sources, and views of states that only the feedback service fills; these are not in a feature service.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ class Definitions:
     pushed: tuple[FeatureView, ...] = ()
 
     def objects(self) -> list[Any]:
-        """Everything ``FeatureStore.apply`` takes."""
+        """All objects, for ``FeatureStore.apply``."""
         service = () if self.service is None else (self.service,)
         return [*self.entities, *self.sources, *self.views, *self.pushed, *service]
 
 
 def project_name(schema: LogSchema, feature_version: str) -> str:
-    """The Feast project. A shared online store keeps the rows of different feature versions apart by it."""
+    """Name of the Feast project, which separates the rows of different feature versions in a shared online store."""
     return re.sub(r"[^0-9A-Za-z]", "_", f"{schema.name}_{feature_version}")
 
 
@@ -100,9 +100,9 @@ def define(schema: LogSchema, specs: Sequence[TableSpec], feature_version: str, 
     }
     source = {**files, **pushes}
     views = tuple(_view(spec, entities[spec.entity], source[spec.name], tags) for spec in specs)
-    found = definition_of(schema)
-    of_states = {**tags, "kind": "instant", DEFINITION_TAG: found.hash if found else ""}
-    pushed = tuple(_instant_view(view, entities[view.entity], source[view.name], of_states) for view in states)
+    definition = definition_of(schema)
+    state_tags = {**tags, "kind": "instant", DEFINITION_TAG: definition.hash if definition else ""}
+    pushed = tuple(_instant_view(view, entities[view.entity], source[view.name], state_tags) for view in states)
     service = FeatureService(
         name=service_name(feature_version),
         features=list(views),
@@ -185,7 +185,7 @@ def _view(spec: TableSpec, entity: Entity, source: Any, tags: dict[str, str]) ->
     return FeatureView(
         name=spec.name,
         entities=[entity],
-        # 0 = a value holds until the next one, however old it is; the tables write a row when a window empties.
+        # 0: a value is valid until the next one, at any age; the tables have a row when a window becomes empty.
         ttl=timedelta(0),
         schema=[
             Field(name=spec.key, dtype=String, description=f"Id of the {spec.entity}."),

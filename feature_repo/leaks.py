@@ -1,7 +1,7 @@
-"""Proof on a sample that every feature of a row is what the clean log says was known at the row's own instant.
+"""Leak check on a sample of rows: every feature must have the value that was known at the row's instant.
 
-Attributes, statistics and sequences of sampled rows are computed again from the rows themselves, by brute force and by
-their definition alone, and compared with what the join delivered.
+Attributes, statistics and sequences of the sampled rows are recomputed from the clean log by brute force, directly from their
+definition, and compared with the result of the join.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from thinktwice.errors import FeatureStoreError
 from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, LogSchema
 
 SAMPLE_ROWS = 40
-TOLERANCE = 1e-9  # sums of a few products in another order
+TOLERANCE = 1e-9  # for sums in a different order
 
 Ints = npt.NDArray[np.int64]
 
@@ -32,8 +32,8 @@ def assert_no_leak(
         clean: the clean rows they were made from, in the same order.
 
     Raises:
-        FeatureStoreError: an attribute differs from the latest one of the log, or another feature from what was known
-            strictly before its row.
+        FeatureStoreError: an attribute differs from the latest one in the log, or another feature differs from the value
+            known strictly before its row.
     """
     times = _integers(clean[EVENT_TIME].cast(pa.int64()))
     labels = _integers(clean[LABEL].cast(pa.int64()))
@@ -58,21 +58,23 @@ def assert_no_leak(
                 compared += 1
     for sequence in schema.sequences:
         for row, same in _rows_of_same(clean, schema.key_of("user"), picked):
-            wanted: list[str] = []
+            expected_values: list[str] = []
             if same is not None:
                 events = [
                     (int(times[i]), clean[ROW_ID][int(i)].as_py(), clean[sequence.of][int(i)].as_py())
                     for i in same
                     if times[i] < times[row] and (labels[i] == 1 or not sequence.clicks_only)
                 ]
-                wanted = [v for _, _, v in sorted(e for e in events if e[2] is not None)][::-1][: sequence.length]
-            _compare(table, row, sequence.name, wanted)
+                expected_values = [v for _, _, v in sorted(e for e in events if e[2] is not None)][::-1][
+                    : sequence.length
+                ]
+            _compare(table, row, sequence.name, expected_values)
             compared += 1
     return compared
 
 
 def _compare_attributes(table: pa.Table, clean: pa.Table, schema: LogSchema, times: Ints, picked: Ints) -> int:
-    """An attribute is that of the entity's latest impression up to and with the row's instant, of several the last by id."""
+    """Compare attributes with those of the entity's latest impression up to and including the row's instant; ties: the last by id."""
     compared = 0
     entities: tuple[Literal["user", "item"], ...] = ("user", "item")
     for entity in entities:
@@ -83,16 +85,16 @@ def _compare_attributes(table: pa.Table, clean: pa.Table, schema: LogSchema, tim
         for row, same in _rows_of_same(clean, schema.key_of(entity), picked):
             latest = None
             if same is not None:
-                known = same[times[same] <= times[row]]
-                last = known[times[known] == times[known].max()]
-                latest = max((int(i) for i in last), key=lambda i: clean[ROW_ID][i].as_py())
+                before = same[times[same] <= times[row]]
+                latest_rows = before[times[before] == times[before].max()]
+                latest = max((int(i) for i in latest_rows), key=lambda i: clean[ROW_ID][i].as_py())
             for name in names:
-                wanted = None if latest is None else clean[name][latest].as_py()
-                got = table[name][row].as_py()
-                if got != wanted:
+                expected = None if latest is None else clean[name][latest].as_py()
+                actual = table[name][row].as_py()
+                if actual != expected:
                     raise FeatureStoreError(
-                        f"feature {name!r} of row {table[ROW_ID][row].as_py()} is {got!r}, but the latest impression of this "
-                        f"{entity} in the clean log has {wanted!r}: materialize again from this log"
+                        f"feature {name!r} of row {table[ROW_ID][row].as_py()} is {actual!r}, but the latest impression of this "
+                        f"{entity} in the clean log has {expected!r}: materialize again from this log"
                     )
                 compared += 1
     return compared
@@ -103,7 +105,7 @@ def _integers(column: pa.ChunkedArray) -> Ints:
 
 
 def _daily(times: Ints, labels: Ints) -> tuple[int, Ints, Ints]:
-    """First day, and impressions and clicks of the whole log per day from there on, cumulated up to the day before."""
+    """First day of the log, and its cumulative impressions and clicks before each day from the first on."""
     days = times // DAY_US
     first = int(days.min())
     views = np.bincount(days - first)
@@ -112,17 +114,17 @@ def _daily(times: Ints, labels: Ints) -> tuple[int, Ints, Ints]:
 
 
 def _rows_of_same(table: pa.Table, key: str | None, picked: Ints) -> list[tuple[int, Ints | None]]:
-    """For each picked row: all rows with the same key, or None when the row has no key."""
+    """For each picked row: all rows with the same key, or None if the row has no key."""
     codes = table[key].combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    wanted = np.flatnonzero(np.isin(codes, codes[picked]))
-    of_wanted = codes[wanted]
-    return [(int(r), wanted[of_wanted == codes[r]] if codes[r] >= 0 else None) for r in picked]
+    candidates = np.flatnonzero(np.isin(codes, codes[picked]))
+    candidate_codes = codes[candidates]
+    return [(int(r), candidates[candidate_codes == codes[r]] if codes[r] >= 0 else None) for r in picked]
 
 
 def _statistics(
     days: Ints, labels: Ints, today: int, windows: tuple[int, ...], first_day: int, all_views: Ints, all_clicks: Ints
 ) -> list[float] | None:
-    """The statistics of an entity with events on ``days`` as they stood at the last change up to ``today``."""
+    """The statistics of an entity with events on ``days``, as of the last change up to ``today``."""
     changes = np.concatenate([days + 1, *(days + w + 1 for w in windows if w)])
     changes = changes[changes <= today]
     if not len(changes):
@@ -139,13 +141,13 @@ def _statistics(
 
 
 def _compare(table: pa.Table, row: int, name: str, expected: float | list[str] | None) -> None:
-    got = table[name][row].as_py()
-    if isinstance(expected, float) and isinstance(got, float):
-        same = abs(expected - got) <= TOLERANCE * max(1.0, abs(expected))
+    actual = table[name][row].as_py()
+    if isinstance(expected, float) and isinstance(actual, float):
+        same = abs(expected - actual) <= TOLERANCE * max(1.0, abs(expected))
     else:
-        same = (got or None) == (expected or None)
+        same = (actual or None) == (expected or None)
     if not same:
         raise FeatureStoreError(
-            f"feature {name!r} of row {table[ROW_ID][row].as_py()} is {got!r}, but what was known strictly before the row "
+            f"feature {name!r} of row {table[ROW_ID][row].as_py()} is {actual!r}, but what was known strictly before the row "
             f"gives {expected!r}: the feature looks into the future or lags behind, materialize again"
         )

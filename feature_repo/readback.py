@@ -1,5 +1,5 @@
 # ruff: noqa: S608 - names in queries come from the schema (letters, digits, _) and are quoted
-"""Read a sample back through the online path and compare it with the tables it came from."""
+"""Readback check: reads a sample through the online path and compares it with the source tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from thinktwice.query import engine, literal, quoted, source
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-SAMPLE_KEYS = 50  # per view: the newest, the oldest and others by hash
+SAMPLE_KEYS = 50  # per view: the newest, the oldest and a sample by hash
 
 
 def compare_online(store: FeatureStore, spec: TableSpec, data_dir: Path, end: datetime) -> int:
@@ -31,12 +31,12 @@ def compare_online(store: FeatureStore, spec: TableSpec, data_dir: Path, end: da
         features=[f"{spec.name}:{feature}" for feature in spec.features],
         entity_rows=[{spec.key: row[0]} for row in expected],
     ).to_dict()
-    for number, row in enumerate(expected):
+    for index, row in enumerate(expected):
         for feature, value in zip(spec.features, row[1:], strict=True):
-            got = answer[feature][number]
-            if not same_value(value, got):
+            actual = answer[feature][index]
+            if not same_value(value, actual):
                 raise FeatureStoreError(
-                    f"online store answers {got!r} for {feature} of {spec.key} {row[0]!r}, the table {spec.name} contains "
+                    f"online store answers {actual!r} for {feature} of {spec.key} {row[0]!r}, the table {spec.name} contains "
                     f"{value!r} as of {end.isoformat()}: materialize again into an empty online store"
                 )
     return len(expected) * len(spec.features)
@@ -52,7 +52,7 @@ def same_value(expected: Any, got: Any) -> bool:
 
 
 def _latest_rows(spec: TableSpec, data_dir: Path, end: datetime) -> list[tuple[Any, ...]]:
-    """(key, features...) of the sampled keys as of ``end``."""
+    """Rows (key, features...) of the sampled keys as of ``end``."""
     key = quoted(spec.key)
     columns = ", ".join(quoted(f) for f in spec.features)
     table = source(data_dir / f"{spec.name}.parquet")

@@ -1,9 +1,9 @@
-"""Point-in-time training rows: every clean row with the features that were valid at its instant.
+"""Point-in-time training rows: all clean rows with the features that were valid at their instants.
 
-The join is Feast's own ``get_historical_features`` on its DuckDB store. Feast's join pairs a row with *every* earlier
-change point of its user and item before it keeps the newest, which grows with the square of an entity's activity. So
-each chunk of rows gets a private copy of the tables in which an entity is cut into short segments of its time line
-(:mod:`feature_repo.segments`); the answer is the same and the pairs grow linearly.
+The join is Feast's ``get_historical_features`` on its DuckDB store. Feast's join pairs a row with *every* earlier change point
+of its user and item before it keeps the newest, which is quadratic in an entity's activity. So each chunk of rows gets a private
+copy of the tables in which an entity is split into short segments of its timeline (:mod:`feature_repo.segments`); the result is
+the same and the number of pairs is linear.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ CHUNK_ROWS = 100_000  # rows joined at a time; bounds memory
 
 
 def training_set(clean_dir: Path | str, store_dir: Path | str) -> pa.Table:
-    """The clean rows in their order, with every model field as it was known at the instant of the row.
+    """The clean rows in their order, with every model field as known at the instant of the row.
 
-    All columns of the clean log stay, except that fields of users and items come from the feature store. A row whose
-    user or item had no value yet gets nulls.
+    All columns of the clean log are kept, except that fields of users and items come from the feature store. A row whose user or
+    item had no value yet gets nulls.
 
     Raises:
         RowsLostError: the join dropped, added or repeated a row.
@@ -68,8 +68,8 @@ def training_set(clean_dir: Path | str, store_dir: Path | str) -> pa.Table:
 
 
 def features_at(rows: pa.Table, store_dir: Path, info: FeatureStoreInfo, specs: tuple[TableSpec, ...]) -> pa.Table:
-    """The features of users and items as they were known at the instants of ``rows`` (row_id, event_time, join keys), in
-    their order."""
+    """The features of users and items as known at the instants of ``rows`` (row_id, event_time, join keys), in their
+    order."""
     kinds = {name: COLUMN_TYPES[kind] for spec in specs for name, kind in spec.columns}
     chunks = _joined_chunks(rows, store_dir, info, specs)
     return pa.concat_tables(
@@ -80,8 +80,8 @@ def features_at(rows: pa.Table, store_dir: Path, info: FeatureStoreInfo, specs: 
 def check_fits(info: FeatureStoreInfo, specs: tuple[TableSpec, ...], schema: LogSchema, store_dir: Path) -> None:
     """Raise a FeatureStoreError unless the store has exactly the tables and features of ``specs``."""
     expected = [(s.name, s.key, s.features) for s in specs]
-    found = [(v.name, v.join_key, v.features) for v in info.views]
-    if expected != found:
+    actual = [(v.name, v.join_key, v.features) for v in info.views]
+    if expected != actual:
         raise FeatureStoreError(
             f"feature store {store_dir} was built for other fields than the schema {schema.name!r} describes: materialize again"
         )
@@ -108,14 +108,14 @@ def _joined_chunks(
 
 
 def point_in_time(store: FeatureStore, feature_service: str, rows: pa.Table) -> pa.Table:
-    """Feast's historical features of ``rows`` (row_id, event_timestamp, join keys), in whatever order Feast returns."""
+    """Feast's historical features of ``rows`` (row_id, event_timestamp, join keys), in the order in which Feast returns them."""
     service = store.get_feature_service(feature_service)
     job = store.get_historical_features(entity_df=rows.to_pandas(), features=service, filter_by_created_timestamp=True)
     return job.to_arrow()
 
 
 def in_order(row_ids: pa.ChunkedArray, joined: pa.Table) -> pa.Table:
-    """The rows of ``joined`` in the order of ``row_ids``, after proof that they are the same rows.
+    """The rows of ``joined`` in the order of ``row_ids``, after checking that they are the same rows.
 
     Raises:
         RowsLostError: a row is missing, new or repeated.
@@ -126,7 +126,7 @@ def in_order(row_ids: pa.ChunkedArray, joined: pa.Table) -> pa.Table:
             "use the duckdb offline store (the file store keeps one row per user and instant)"
         )
     order = pc.index_in(row_ids, value_set=joined[ROW_ID])
-    # As many rows and none missing: then none is repeated, unless the clean rows themselves repeat one.
+    # If the counts are equal and none is missing, none is repeated, unless the clean rows themselves repeat one.
     missing = row_ids.filter(order.is_null())
     if len(missing):
         raise RowsLostError(

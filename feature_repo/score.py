@@ -1,4 +1,4 @@
-"""Scores a parquet file into another one: features fetched as asked, in bounded memory, written aside and renamed."""
+"""Batch scoring of a parquet file into another one: fetches features, uses bounded memory, writes atomically."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from thinktwice.schema.values import can_spell, spelled
 from thinktwice.scoring import COLUMNS, MAX_REQUEST_ROWS, Scores, request_starts, score_table
 
 FeaturesFrom = Literal["point-in-time", "online", "given"]
-BATCH_BYTES = 64_000_000  # decoded size of the rows in memory, roughly
+BATCH_BYTES = 64_000_000  # approximate decoded size of the rows in memory
 BATCH_ROWS = 100_000
 OUT_TYPES = {"probability": pa.float64(), "uncertainty": pa.float64(), "num_paths": pa.int64()}
 
@@ -37,7 +37,7 @@ Fetch = Callable[[pa.Table], pa.Table]
 
 @dataclass(frozen=True)
 class ScoredTable:
-    """What was written: rows, rows that took more than one forward pass, and who scored."""
+    """Result of a scoring run: rows, rows with more than one forward pass, and the model version."""
 
     rows: int
     escalated: int
@@ -58,26 +58,27 @@ def score_file(
 
     Args:
         source: rows with the ids of users and items and the context fields; with ``given`` all features too.
-        out: file to write; an older one is replaced when the new one is complete.
+        out: file to write; an existing one is replaced when the new one is complete.
         features: where features of users and items come from: ``point-in-time``, the store's tables as of each row's time;
             ``online``, the online store now; ``given``, the columns of the file.
         store_dir: feature store of the model; not read with ``given``.
         request: column whose runs of equal values are requests, see :func:`thinktwice.score_table`.
-        on_progress: called with the rows done and the rows of the file.
+        on_progress: called with the number of scored rows and of all rows.
 
     Raises:
-        DataError: ``source`` is not a readable parquet file, holds columns that would be overwritten, or a value is wrong.
-        SchemaError: a column is missing or of a type that cannot be read.
-        BundleError: the bundle is damaged. FeatureStoreError: no store, that of another model, or it does not answer.
+        DataError: ``source`` is not a readable parquet file, has columns that would be overwritten, or contains an invalid value.
+        SchemaError: a column is missing or has an unsupported type.
+        BundleError: the bundle is damaged.
+        FeatureStoreError: there is no store, it is that of another model, or it does not respond.
     """
     source, out = Path(source), Path(out)
     if out.exists() and source.exists() and out.samefile(source):
-        raise DataError(f"{out} is the input itself: give another file to write")
+        raise DataError(f"{out} is the input itself: choose another output file")
     bundle = load_bundle(bundle_dir)
     with ExitStack() as stack:
         file = stack.enter_context(_open(source))
-        if taken := [name for name in COLUMNS if name in file.schema_arrow.names]:
-            raise DataError(f"{source} has a column {taken[0]!r}, which the scores would replace: rename it")
+        if conflicts := [name for name in COLUMNS if name in file.schema_arrow.names]:
+            raise DataError(f"{source} has a column {conflicts[0]!r}, which the scores would replace: rename it")
         fetch = _fetch(bundle, features, store_dir, stack)
         schema = pa.schema([*file.schema_arrow, *(pa.field(name, kind) for name, kind in OUT_TYPES.items())])
         total, done, escalated = file.metadata.num_rows, 0, 0
@@ -98,12 +99,12 @@ def _open(source: Path) -> pq.ParquetFile:
     try:
         return open_parquet(source)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{source} cannot be read as parquet ({reason(error)}): give a parquet file") from error
+        raise DataError(f"{source} cannot be read as parquet ({reason(error)}): use a parquet file") from error
 
 
 def _batches(file: pq.ParquetFile, source: Path, bundle: Bundle, request: str | None) -> Iterator[pa.Table]:
-    """Tables of rows in order. The last request of a batch may go on in the next one, so it is held back."""
-    held: pa.Table | None = None
+    """Tables of rows in order. The last request of a batch may continue in the next one, so it is kept for the next table."""
+    pending: pa.Table | None = None
     batches = file.iter_batches(batch_size=_batch_rows(bundle))
     while True:
         try:
@@ -116,13 +117,13 @@ def _batches(file: pq.ParquetFile, source: Path, bundle: Bundle, request: str | 
         if request is None:
             yield table
             continue
-        table = table if held is None else pa.concat_tables([held, table])
+        table = table if pending is None else pa.concat_tables([pending, table])
         last = int(request_starts(table, request)[-2]) if table.num_rows else 0
-        held = table.slice(last)
+        pending = table.slice(last)
         if last:
             yield table.slice(0, last)
-    if held is not None and held.num_rows:
-        yield held
+    if pending is not None and pending.num_rows:
+        yield pending
 
 
 def _batch_rows(bundle: Bundle) -> int:
@@ -136,12 +137,12 @@ def _score(bundle: Bundle, rows: pa.Table, fetch: Fetch | None, request: str | N
         table = as_table(rows, bundle.schema, bundle.encoder)
         return score_table(bundle, table if fetch is None else fetch(table), request=request)
     except (DataError, SchemaError) as error:
-        place = f" (rows from {done} on)" if done else ""
-        raise type(error)(f"{source}{place}: {error}") from error
+        location = f" (rows from {done} on)" if done else ""
+        raise type(error)(f"{source}{location}: {error}") from error
 
 
 def _fetch(bundle: Bundle, features: FeaturesFrom, store_dir: Path | str | None, stack: ExitStack) -> Fetch | None:
-    """What completes a table of rows with features; None where they are given."""
+    """Function that adds features to a table of rows; None if they are in the file."""
     if features == "given":
         return None
     service = bundle.manifest.feature_service
@@ -156,7 +157,7 @@ def _fetch(bundle: Bundle, features: FeaturesFrom, store_dir: Path | str | None,
     if info.feature_service != service:
         raise FeatureStoreError(
             f"feature store {folder} has the feature service {info.feature_service!r}, model "
-            f"{bundle.manifest.model_version} was trained on {service!r}: give the store of that model"
+            f"{bundle.manifest.model_version} was trained on {service!r}: use the store of that model"
         )
     check_fits(info, specs, bundle.schema, folder)
     if features == "online":
@@ -170,8 +171,8 @@ def _fetch(bundle: Bundle, features: FeaturesFrom, store_dir: Path | str | None,
     def fetch(table: pa.Table) -> pa.Table:
         times = event_times(table, bundle.schema)
         if times.null_count():
-            place = int(times.is_null().arg_true()[0])
-            raise DataError(f"row {place} has no time, and features are read as of a row's time: fill it in")
+            row = int(times.is_null().arg_true()[0])
+            raise DataError(f"row {row} has no time, and features are read as of a row's time: fill it in")
         rows = _keys(table, specs).append_column(EVENT_TIME, times.to_arrow().cast(pa.timestamp("us", "UTC")))
         ids = pa.array(np.char.mod("%016x", np.arange(len(times))).tolist(), pa.string())
         return with_columns(table, features_at(rows.append_column(ROW_ID, ids), folder, info, specs))
@@ -187,7 +188,7 @@ def _keys(table: pa.Table, specs: tuple[TableSpec, ...]) -> pa.Table:
             raise SchemaError(f"the rows have no column {key!r}, whose features are to be fetched: add it")
         if not can_spell(table[key].type):
             raise SchemaError(
-                f"column {key!r} has type {table[key].type}, which cannot hold ids: give text or integers"
+                f"column {key!r} has type {table[key].type}, which cannot contain ids: use text or integers"
             )
         out[key] = spelled(table[key]).to_arrow().cast(pa.string())
     return pa.table(out)

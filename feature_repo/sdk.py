@@ -1,4 +1,4 @@
-"""Loading the SDK of the feature store at half its price."""
+"""Faster import of the feature store's SDK."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from thinktwice.imports import own_metrics, without, without_typeguard
 
 
 def load_sdk() -> None:
-    """Import Feast without run-time type checks of its own classes and, unless it is loaded already, without torch.
+    """Import Feast without run-time type checks of its own classes and, unless already loaded, without torch.
 
-    Feast looks for torch to offer its rows as tensors, which nothing here asks for. Everything that imports from Feast
-    calls this first.
+    Feast imports torch to return rows as tensors, which is not used here. All code that imports from Feast calls this first.
     """
     with own_metrics(), without_typeguard(), without("torch"):
         import feast  # noqa: F401

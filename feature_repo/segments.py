@@ -1,10 +1,10 @@
 # ruff: noqa: S608 - names in queries come from the schema (letters, digits, _) and are quoted
-"""Cut entities into short segments of their time line, so that a quadratic point-in-time join stays linear.
+"""Segmentation of entities by time, which makes a quadratic point-in-time join linear.
 
-A segment is a run of up to ``segment_rows`` rows of one entity in time order. It gets its own join key (the entity's
+A segment is a run of up to ``segment_rows`` rows of one entity in time order. It has its own join key (the entity's
 key, a separator and a number) and its own copy of the change points that can be valid at any of its rows: those within
-the segment's time range, and before it only what is not yet replaced when the segment begins. The join itself stays
-with the feature store and finds for each row the same change point it would find in the whole table.
+the segment's time range, and earlier ones only if not yet replaced when the segment begins. The join itself is done by the
+feature store and finds for each row the same change point as in the whole table.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from thinktwice.query import literal, quoted, source, written
 from thinktwice.schema import EVENT_TIME, ROW_ID
 
 SEGMENT_ROWS = 8
-SEPARATOR = "\x1f"  # between key and segment number; cannot make two different (key, number) equal: the number is last
+SEPARATOR = "\x1f"  # between key and segment number; unambiguous, because the number is last
 
 
 def write_chunk(
@@ -35,7 +35,7 @@ def write_chunk(
     Args:
         chunk: ``row_id``, ``event_time`` and the join keys.
         data_dir: the feature tables.
-        out_dir: takes one table of the same name and columns for each of ``specs``.
+        out_dir: receives one table of the same name and columns for each of ``specs``.
 
     Returns:
         ``row_id``, ``event_timestamp`` and the join keys, one row per row of ``chunk``.
@@ -72,7 +72,7 @@ def _segment_key(key: str, entity: str) -> str:
 def _write_table(connection: duckdb.DuckDBPyConnection, spec: TableSpec, table: Path, target: Path) -> None:
     key = quoted(spec.key)
     columns = ", ".join(f"t.{quoted(f)}" for f in spec.features)
-    # A change point ends when a newer one is known: not before both its timestamps have passed.
+    # A change point ends when a newer one is known, which is after both timestamps of the newer one.
     connection.execute(f"""
         COPY (
             WITH span AS (

@@ -1,4 +1,4 @@
-"""Joins a prediction log to a later point-in-time retrieval of the same users and items, through Feast as in training."""
+"""Training-serving skew: joins a prediction log to a later point-in-time retrieval of the same users and items, through Feast."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ def measure_skew(
     clean_dir: Path | str | None = None,
     since: datetime | None = None,
 ) -> SkewReport:
-    """Compare what was served with what the tables of a feature store say of the same moments.
+    """Compare served features with those in the tables of a feature store for the same instants.
 
     Args:
         log: folder of the prediction log.
         store_dir: feature store folder with its tables, of the served version or a later materialization.
-        most_rows: rows compared at most, a fixed sample of whole requests.
-        clean_dir: a later clean log of the same schema; tables are made from it and take the place of those of the store.
-            Nothing is materialized. Served counters of instant statistics are compared with those of a training set of this log.
-        since: compare only what was served at this instant or later.
+        most_rows: maximum number of compared rows, a fixed sample of complete requests.
+        clean_dir: a later clean log with the same schema; tables built from it replace those of the store. Nothing is materialized.
+            Served counters of instant statistics are compared with those of a training set of this log.
+        since: compare only rows served at this instant or later.
 
     Raises:
-        DataError: no log, no looked-up row with the fields of the store, or rows without the ids to look up.
-        FeatureStoreError: no store, one that looks nothing up, or a clean log of other fields.
+        DataError: there is no log, it has no looked-up rows with the fields of the store, or rows have no ids.
+        FeatureStoreError: there is no store, it has no features to look up, or the clean log has other fields.
     """
     store_dir = Path(store_dir)
     info = read_info(store_dir)
@@ -83,12 +83,12 @@ def measure_skew(
         later = pl.from_arrow(features_at(pa.table(columns), folder, info, specs))
         assert isinstance(later, pl.DataFrame)
         report, differing = compare(frame, later, fields)
-        found = _with_causes(report, differing, frame, specs, folder / DATA)
+        skew_report = _with_causes(report, differing, frame, specs, folder / DATA)
     if clean_dir is not None:
-        found = replace(found, fields=(*found.fields, *_counters(frame, schema, Path(clean_dir))))
+        skew_report = replace(skew_report, fields=(*skew_report.fields, *_counters(frame, schema, Path(clean_dir))))
     versions = dict(frame[VERSION].fill_null("unnamed").value_counts(sort=True).iter_rows())
     return replace(
-        found,
+        skew_report,
         matching=served.matching,
         others=served.others,
         versions=versions,
@@ -97,26 +97,26 @@ def measure_skew(
 
 
 def _counters(frame: pl.DataFrame, schema: LogSchema, clean_dir: Path) -> tuple[FieldSkew, ...]:
-    """Counters that the log has, against those of training; of the rows that are impressions of the clean log."""
+    """Skew of the logged counters against those of training, for the rows that are impressions of the clean log."""
     definition = definition_of(schema)
-    kept = [] if definition is None else [c for c in definition.counters if c.name in frame.columns]
-    if definition is None or not kept:
+    logged_counters = [] if definition is None else [c for c in definition.counters if c.name in frame.columns]
+    if definition is None or not logged_counters:
         return ()
-    rows, later = training_counters(frame, [c.name for c in kept], clean_dir, definition)
-    report, _ = compare(frame[rows], later, [(c.name, "number", c.side) for c in kept])
+    rows, later = training_counters(frame, [c.name for c in logged_counters], clean_dir, definition)
+    report, _ = compare(frame[rows], later, [(c.name, "number", c.side) for c in logged_counters])
     return report.fields
 
 
 @contextmanager
 def _tables(store_dir: Path, clean_dir: Path | str | None, specs: tuple[TableSpec, ...]) -> Iterator[Path]:
-    """The store itself, or a folder like it with tables made from a later clean log."""
+    """The store itself, or a copy with tables built from a later clean log."""
     if clean_dir is None:
         yield store_dir
         return
     schema = load_schema(Path(clean_dir) / SCHEMA_FILE)
     if table_specs(schema) != specs:
         raise FeatureStoreError(
-            f"the clean log {clean_dir} describes other fields than the feature store {store_dir}: give one of its schema"
+            f"the clean log {clean_dir} describes other fields than the feature store {store_dir}: use one with its schema"
         )
     with tempfile.TemporaryDirectory(prefix="thinktwice-skew-") as scratch:
         folder = Path(scratch)
@@ -139,9 +139,9 @@ def _with_causes(
         rows = differing[f.name]
         if len(rows):
             spec, kind = tables[f.name]
-            told = frame.select(
+            differing_rows = frame.select(
                 pl.col(IDS[spec.entity]).alias("key"), pl.col(AT).alias("instant"), pl.col(f.name).alias("served")
             )[rows]
-            f = replace(f, causes=causes(told, spec, f.name, kind, data_dir))
+            f = replace(f, causes=causes(differing_rows, spec, f.name, kind, data_dir))
         fields.append(f)
     return replace(report, fields=tuple(fields))

@@ -1,7 +1,7 @@
-"""The feature store of one feature version, as a folder that can be moved: tables, registry, online store, description.
+"""Feature store of one feature version, as a movable folder: tables, registry, online store, description.
 
-The folder is built aside and renamed when it is complete and its online answers equal its tables. A predictor that
-holds the folder of before keeps its own registry and is never refused while the next one is filled.
+The folder is built in a temporary folder and renamed when it is complete and its online values equal its tables. A predictor that
+uses the previous folder keeps its own registry and is not interrupted while the next one is filled.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 FROM_ENVIRONMENT = f"${{{REDIS_ADDRESS}}}"
-WRITE_BATCH = 10_000  # rows per online write; without it Feast builds one message per cell of the whole table at once
+WRITE_BATCH = 10_000  # rows per online write; without it Feast builds messages for all cells of a table at once
 
 
 @dataclass(frozen=True)
 class ViewInfo:
-    """One feature view as a reader needs it."""
+    """Description of one feature view."""
 
     name: str
     entity: str
@@ -83,7 +83,7 @@ class FeatureStoreInfo:
     views: tuple[ViewInfo, ...]
     start: str  # ISO 8601 UTC, the materialized range
     end: str
-    compared_values: int  # online values that were read back and found equal to the tables
+    compared_values: int  # online values that were read back and equal the tables
 
 
 def build(
@@ -101,11 +101,11 @@ def build(
         out_dir: folder to write; an existing one is replaced when the new one is complete.
         feature_version: names the feature service; see :func:`thinktwice.data.feature_tables.feature_version`.
         online: ``sqlite`` (a file in the folder) or ``redis``.
-        redis_address: ``host:port`` of the Redis; empty takes it from ``THINKTWICE_REDIS_ADDRESS`` (and its password from
-            ``THINKTWICE_REDIS_PASSWORD``), at every opening.
+        redis_address: ``host:port`` of the Redis server; if empty, ``THINKTWICE_REDIS_ADDRESS`` (and the password in
+            ``THINKTWICE_REDIS_PASSWORD``) is read whenever the store is opened.
 
     Raises:
-        FeatureStoreError: no Redis there, or the online store answers other values than the tables hold.
+        FeatureStoreError: Redis does not respond, or the online store returns values that differ from the tables.
         DataError: the clean log is missing or empty.
     """
     clean_dir = Path(clean_dir)
@@ -142,19 +142,19 @@ def build(
 
 
 def ensure_online(store_dir: Path | str) -> int:
-    """Make sure that a Redis answers what the tables of this store hold; write the tables to it again if it does not.
+    """Ensure that Redis has the values in the tables of this store; if not, write the tables again.
 
-    A flushed or restarted Redis is not seen by anything that looks at the folder alone. The folder is not changed. A store
-    with SQLite carries its online values in the folder and is left alone.
+    A flushed or restarted Redis cannot be detected from the folder alone. The folder is not changed. A store with SQLite has its
+    online values in the folder and is skipped.
 
     Returns:
-        How many online values were compared; 0 when there is nothing outside the folder.
+        Number of compared online values; 0 if no values are stored outside the folder.
 
     Raises:
-        FeatureStoreError: no Redis answers, or it still answers other values after they were written again.
+        FeatureStoreError: Redis does not respond, or its values still differ after they were written again.
     """
     store_dir = Path(store_dir)
-    # Read without `read_info`: what is left alone need not be of our format.
+    # Read without `read_info`, because a skipped store may have another format.
     if _description(store_dir).get("online_store") != "redis" or not (info := read_info(store_dir)).feature_service:
         return 0
     online = read_settings(store_dir).for_feast(offline=False)["online_store"]
@@ -170,7 +170,7 @@ def ensure_online(store_dir: Path | str) -> int:
         return compared()
     except FeatureStoreError:
         note("deploy", "the online store had lost its rows: written again")
-    # Feast notes in the registry what it has materialized; the registry of a finished store stays as it is.
+    # Feast records materializations in the registry; the registry of a finished store must not change.
     with tempfile.TemporaryDirectory(prefix="thinktwice-online-") as scratch:
         folder = Path(scratch)
         for name in (SETTINGS_FILE, REGISTRY_FILE):
@@ -193,7 +193,7 @@ def read_info(store_dir: Path | str) -> FeatureStoreInfo:
     """Read ``feature_store.json``.
 
     Raises:
-        FeatureStoreError: the folder is no feature store, or one of another format.
+        FeatureStoreError: the folder is not a feature store, or has another format.
     """
     value = _description(Path(store_dir))
     if value.get("format") != FORMAT:
@@ -208,18 +208,18 @@ def write_config(folder: Path, project: str, online: OnlineStoreKind, redis_addr
     """Write ``feature_store.yaml``; every path in it is relative to the folder."""
     stores: dict[OnlineStoreKind, dict[str, Any]] = {
         "sqlite": {"type": "sqlite", "path": "online.db"},
-        # The variable is put in when the file is read, so an address or password need not stand in it.
+        # The variable is expanded when the file is read, so the file need not contain an address or password.
         "redis": {"type": "redis", "connection_string": redis_address or FROM_ENVIRONMENT},
     }
     config = {
         "project": project,
         "provider": "local",
-        # The folder never changes once it is in place, so a reader never reads the registry twice (0 = keep forever).
+        # The folder never changes once it is complete, so a reader reads the registry only once (0 = cache forever).
         "registry": {
             "registry_type": "file",
             "path": REGISTRY_FILE,
             "cache_ttl_seconds": 0,
-            # Since 0.64 Feast refuses online reads of a view that is being filled, unless told otherwise.
+            # Since 0.64 Feast refuses online reads of a view that is being filled, unless this is set.
             "serve_features_while_materializing": True,
         },
         "offline_store": {"type": "duckdb"},
@@ -236,7 +236,7 @@ def open_store(folder: Path) -> Iterator[FeatureStore]:
     """Open the Feast store of a folder; its online connection is closed at the end.
 
     Raises:
-        FeatureStoreError: its settings or its registry hold what a store may not hold.
+        FeatureStoreError: its settings or registry contain disallowed content.
     """
     settings = read_settings(folder)
     load_sdk()
@@ -252,7 +252,7 @@ def open_store(folder: Path) -> Iterator[FeatureStore]:
     try:
         yield store
     finally:
-        # Feast never closes the file of its sqlite store; on a full disk or a moved folder that shows as a late error.
+        # Feast never closes the file of its SQLite store, which causes late errors on a full disk or in a moved folder.
         online = getattr(store._get_provider(), "online_store", None)
         connection = getattr(online, "_conn", None)
         if online is not None and connection is not None:
@@ -263,12 +263,12 @@ def open_store(folder: Path) -> Iterator[FeatureStore]:
 def _apply_and_materialize(
     folder: Path, schema: LogSchema, feature_version: str, tables: FeatureTables
 ) -> tuple[str, int]:
-    """Returns the name of the feature service and how many online values were compared with the tables."""
+    """Returns the name of the feature service and the number of online values compared with the tables."""
     definitions = define(schema, tables.specs, feature_version, PurePosixPath(DATA))
     with open_store(folder) as store, feast_engine(folder), quiet():
         store.apply(definitions.objects())
         _materialize(store, [view.name for view in definitions.views], tables.start, tables.end)
-    # What a predictor will do: open the folder anew and read through the service.
+    # As a predictor does: open the folder again and read through the service.
     with open_store(folder) as store, quiet():
         compared = sum(compare_online(store, spec, folder / DATA, tables.end) for spec in tables.specs)
         if definitions.service is None:
@@ -278,7 +278,7 @@ def _apply_and_materialize(
 
 
 def _write_empty_tables(data_dir: Path, schema: LogSchema) -> None:
-    """The tables behind the views that only the feedback service fills: Feast wants a batch source of every view."""
+    """Write empty tables for the views that only the feedback service fills: Feast requires a batch source for every view."""
     for view in instant_views(schema):
         columns = [pa.field(view.key, pa.string()), pa.field(STATE, pa.binary())]
         columns += [pa.field(WATERMARK, pa.int64())] if view.kind == "log" else []
@@ -293,7 +293,7 @@ def _materialize(store: FeatureStore, views: list[str], start: datetime, end: da
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Feast prints tables and bars; our progress goes through :mod:`thinktwice.progress`."""
+    """Suppress Feast's output; our progress goes through :mod:`thinktwice.progress`."""
     level = logging.getLogger("feast").level
     logging.getLogger("feast").setLevel(logging.ERROR)
     try:
@@ -311,15 +311,15 @@ def _connection(redis_address: str) -> str:
 
 
 def _check_redis(address: str) -> None:
-    """Raise a clear error before any work when there is no Redis at ``address``."""
+    """Raise an error before any work if no Redis server responds at ``address``."""
     import redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
-    place = address.split(",")[0]
-    host, _, port = place.rpartition(":")
+    endpoint = address.split(",")[0]
+    host, _, port = endpoint.rpartition(":")
     if not host or not port.isdigit():
-        raise FeatureStoreError(f"redis address {place!r} is not host:port, for example 127.0.0.1:6379")
+        raise FeatureStoreError(f"redis address {endpoint!r} is not host:port, for example 127.0.0.1:6379")
     options = dict(part.split("=", 1) for part in address.split(",")[1:] if "=" in part)
     client = redis.Redis(
         host=host,
@@ -333,13 +333,13 @@ def _check_redis(address: str) -> None:
     try:
         client.ping()
     except redis.RedisError as error:
-        raise FeatureStoreError(f"no Redis answers at {place} ({error}): start it or correct the address") from error
+        raise FeatureStoreError(f"no Redis answers at {endpoint} ({error}): start it or correct the address") from error
     finally:
         client.close()
 
 
 def _plain(option: str | None) -> str | None:
-    """An option as Feast reads it: JSON where it is some."""
+    """An option as parsed by Feast: decoded if it is JSON."""
     try:
         return None if option is None else str(json.loads(option))
     except ValueError:
@@ -347,5 +347,5 @@ def _plain(option: str | None) -> str | None:
 
 
 def parse_time(text: str) -> datetime:
-    """An instant of ``feature_store.json``."""
+    """Parse an instant in ``feature_store.json``."""
     return datetime.fromisoformat(text)

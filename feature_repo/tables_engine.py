@@ -1,4 +1,4 @@
-"""The query engine under Feast's DuckDB store, bounded like our own and closed after use."""
+"""Query engine of Feast's DuckDB store, with the limits of our own engine and closed after use."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from thinktwice.query import MEMORY_LIMIT, location, spill_folder, take_exact_pa
 
 @contextmanager
 def feast_engine(folder: Path) -> Iterator[None]:
-    """Give Feast a fresh DuckDB with a memory limit that finds the tables of the store in ``folder``.
+    """Provide Feast with a new DuckDB with a memory limit that finds the tables of the store in ``folder``.
 
-    The registry names its tables relative to the folder, so that the folder can be moved; but Feast's DuckDB store
-    would look for them below the current directory.
+    The registry stores table paths relative to the folder, so that the folder can be moved, but Feast's DuckDB store would resolve
+    them against the current directory.
 
-    Feast reads through the default engine of ibis, which is one unbounded DuckDB for the life of the process and keeps
-    every table it ever read. A path is only characters: a folder ``price=7`` on the way does not replace the column.
+    By default Feast uses the default engine of ibis, a DuckDB without limits that lives as long as the process and keeps every
+    table it has read. Paths are taken literally: a parent folder ``price=7`` does not replace the column.
     """
     import ibis
 
-    before = ibis.options.default_backend
+    previous_backend = ibis.options.default_backend
     with spill_folder(folder) as spill:
         backend = ibis.duckdb.connect(
             memory_limit=MEMORY_LIMIT, threads=min(os.cpu_count() or 1, 8), temp_directory=spill
@@ -39,5 +39,5 @@ def feast_engine(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            ibis.options.default_backend = before
+            ibis.options.default_backend = previous_backend
             backend.disconnect()

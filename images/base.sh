@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Makes the base image from Debian packages, for machines that reach a Debian mirror and no image registry.
+# Builds the base image from Debian packages, for machines with access to a Debian mirror but not to an image registry.
 #
 #   images/engine.sh images/base.sh [TAG]        (TAG default: thinktwice-base:bookworm)
 #
-# On machines with a registry, name any Python 3.11 image with a Java runtime instead: `build_predictor.sh --base IMAGE`.
+# With a registry, use any Python 3.11 image with a Java runtime instead: `build_predictor.sh --base IMAGE`.
 set -euo pipefail
 
 tag="${1:-thinktwice-base:bookworm}"

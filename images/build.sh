@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Builds an image from this checkout: wheelhouse (the only step with network), then a build without network.
-# build_predictor.sh and build_pipeline.sh call it with the kind and the name of theirs.
+# Builds an image from this checkout: first the wheelhouse (the only step with network), then the image, without network.
+# Called by build_predictor.sh and build_pipeline.sh with the kind and the name of their image.
 #
 #   images/engine.sh images/build.sh predictor|pipeline NAME [--base IMAGE] [--tag TAG]
 #
-# --base  an image with Python 3.11 (venv included), for the predictor also Java >= 17; the default is made by images/base.sh
-#         when it is missing.
-# --tag   name of the result (default NAME:0.1.0, the version in pyproject.toml)
+# --base  an image with Python 3.11 (including venv), for the predictor also Java >= 17; the default is built by images/base.sh
+#         if it is missing.
+# --tag   name of the image (default NAME:0.1.0, the version in pyproject.toml)
 # Settings: PYTHON (default .venv/bin/python, the environment of the lock), WHEELHOUSE (kept between builds).
 set -euo pipefail
 
@@ -45,11 +45,11 @@ fi
 
 echo "wheelhouse" >&2
 "$python" images/requirements.py --lock requirements.lock --project pyproject.toml --image "$kind" >"$context/requirements.txt"
-# `pip wheel` rather than `pip download`: kfp-server-api is published as source alone.
+# `pip wheel` rather than `pip download`: kfp-server-api is published only as source.
 timeout --foreground 900 "$python" -m pip wheel -qq --no-deps --no-build-isolation --find-links "$wheelhouse" --wheel-dir "$wheelhouse" \
     --requirement "$context/requirements.txt"
 
-# Exactly the pinned wheels go into the build, whatever an older build left in the wheelhouse. Hard links cost no space.
+# Only the pinned wheels go into the build, without others left in the wheelhouse by older builds. Hard links take no space.
 mkdir -p "$context/wheelhouse" "$context/source"
 "$python" - "$context/requirements.txt" "$wheelhouse" "$context/wheelhouse" <<'PYTHON'
 import os, sys
@@ -82,7 +82,7 @@ if [ "$kind" = predictor ]; then
 fi
 cp "images/$kind.Containerfile" "$context/Containerfile"
 echo "build" >&2
-# The classic builder: present in every engine, and enough here.
+# The classic builder is available in every engine, and sufficient.
 DOCKER_BUILDKIT=0 timeout --foreground 1200 docker build --quiet --network none --force-rm --build-arg "BASE=$base" --tag "$tag" \
     --label "org.opencontainers.image.title=$name" --label "org.opencontainers.image.version=$version" \
     --file "$context/Containerfile" "$context" >"$context/built" || { cat "$context/built" >&2; exit 1; }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the predictor image; options and settings are those of build.sh.
+# Builds the predictor image; for options and settings see build.sh.
 #
 #   images/engine.sh images/build_predictor.sh [--base IMAGE] [--tag TAG]
 set -euo pipefail

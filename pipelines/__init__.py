@@ -1,1 +1,1 @@
-"""The training pipeline and where its tasks run."""
+"""The training pipeline, and running it locally or on a cluster."""

@@ -1,4 +1,4 @@
-"""What one run of the pipeline is asked to do."""
+"""Arguments of one run of the pipeline."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from thinktwice.choices import OnlineStoreKind, RecipeName, SearchMode, SplitKin
 
 
 class RunArguments(BaseModel):
-    """What one run of the pipeline is asked to do; the fields are those of the graph (`ctr_training.py`).
+    """Arguments of one run of the pipeline; the fields are those of the graph (`ctr_training.py`).
 
-    `seed` is the one seed of a run: each step is given it where the step depends on it, so that another seed repeats no more
-    than it must.
+    `seed` is the only seed of a run. It is passed only to steps that depend on it, so that another seed repeats no more steps than
+    necessary.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

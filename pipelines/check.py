@@ -1,4 +1,4 @@
-"""What can be known to be wrong before a run starts, said before it starts. The values of single parameters are checked by their types."""
+"""Checks of the arguments before a run starts. The values of single parameters are checked by their types."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 
 def check_arguments(arguments: RunArguments) -> None:
-    """Raise when a run would fail for what it was asked to do: its source, the files of the log.
+    """Raise if a run would fail because of its arguments: the source or the files of the log.
 
     Raises:
-        DataError: unknown source, or a log that is not where it was said to be. SchemaError: a wrong schema file.
-        PipelineError: no address of the Redis.
+        DataError: the source is unknown, or the log does not exist.
+        SchemaError: the schema file is invalid.
+        PipelineError: the address of Redis is missing.
     """
     from thinktwice.data.reading import refuse_object_store
     from thinktwice.data.sources.raw_log import schema_beside

@@ -19,7 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-# What a reader calls the tasks of the graph.
+# Names of the tasks in the output.
 TITLES = {
     "ingest": "read the log",
     "validate": "validate it",

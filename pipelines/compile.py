@@ -1,4 +1,4 @@
-"""Compile the pipeline for a cluster."""
+"""Compilation of the pipeline for a cluster."""
 
 import shutil
 import tempfile
@@ -24,12 +24,12 @@ def compile_pipeline(
 ) -> None:
     """Write the pipeline for `profile` to `out`: KFP's IR, or objects for ``kubectl apply``.
 
-    Every step runs in `image`. The objects need an API server that keeps its pipelines in Kubernetes. The spec of a PipelineVersion cannot be
-    changed, so its name carries the version of the package and a hash of that spec: whatever differs gets another name.
+    Every step runs in `image`. The objects need an API server that stores pipelines in Kubernetes. The spec of a PipelineVersion is
+    immutable, so its name contains the package version and a hash of the spec: a different spec gets a different name.
     """
     pipeline = build_pipeline(profile, image)
     with tempfile.TemporaryDirectory(prefix="thinktwice-compile-") as scratch:
-        compiled = Path(scratch) / "pipeline.yaml"  # KFP looks at the ending
+        compiled = Path(scratch) / "pipeline.yaml"  # KFP requires this suffix
         Compiler().compile(pipeline, str(compiled))
         if kubernetes_manifest:
             digest = sha256_file(compiled)[:8]

@@ -1,7 +1,7 @@
 """The training pipeline: from a log of impressions to a served model.
 
 One graph, written once. It runs on a laptop under KFP's local runner and compiles for a cluster; the profile decides
-nothing but where tasks land (see `profiles.py`).
+only where tasks run (see `profiles.py`).
 """
 
 from functools import partial
@@ -31,14 +31,14 @@ NAME = "ctr-training"
 def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
     """The graph for one profile, every step in `image`.
 
-    Each verdict (validation, blessing) is an output of a step that always succeeds; the `dsl.If` behind it is the gate.
+    Each verdict (validation, blessing) is an output of a step that always succeeds; the following `dsl.If` is the gate.
     Steps with an effect outside their own outputs (`bless` reads the champion, `deploy` replaces it) are never cached.
 
     Raises:
         ValueError: the profile is unknown.
     """
     check_profile(profile)
-    place = partial(apply_profile, profile=profile, image=image)
+    configure = partial(apply_profile, profile=profile, image=image)
 
     @dsl.pipeline(name=NAME, description="Validate a log, train a click-through-rate model, deploy it if it is better.")
     def ctr_training(
@@ -80,7 +80,7 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
             code_version: version of the installed code; part of every cache key, because KFP does not look into it.
             data_version: version of the files behind source_path and schema_path; part of the cache key of ingest.
         """
-        # A cache key sees the path of the log and not its content: the data version stands for the content.
+        # A cache key contains the path of the log, not its content; the data version represents the content.
         log = ingest(
             source=source,
             source_path=source_path,
@@ -90,10 +90,10 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
             code_version=code_version,
             data_version=data_version,
         )
-        place(log, "cpu")
+        configure(log, "cpu")
 
         checked = validate(log=log.outputs["log"], code_version=code_version)
-        place(checked, "cpu")
+        configure(checked, "cpu")
 
         with dsl.If(checked.outputs["Output"] == True, name="log-is-valid"):  # noqa: E712  (a KFP expression)
             features = materialize(
@@ -103,7 +103,7 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
                 redis_address=redis_address,
                 code_version=code_version,
             )
-            place(features, "cpu")
+            configure(features, "cpu")
 
             rows = build_training_set(
                 clean=checked.outputs["clean"],
@@ -112,14 +112,14 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
                 seed=split_seed,
                 code_version=code_version,
             )
-            place(rows, "cpu")
+            configure(rows, "cpu")
             training_set = rows.outputs["training_set"]
 
             pretrained = pretrain(training_set=training_set, recipe=recipe, seed=seed, code_version=code_version)
-            place(pretrained, "train")
+            configure(pretrained, "train")
 
             plain_model = finetune(training_set=training_set, recipe=recipe, seed=seed, code_version=code_version)
-            place(plain_model, "train")
+            configure(plain_model, "train")
 
             pretrained_model = finetune(
                 training_set=training_set,
@@ -128,7 +128,7 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
                 code_version=code_version,
                 pretrained=pretrained.outputs["pretrained"],
             )
-            place(pretrained_model, "train")
+            configure(pretrained_model, "train")
 
             test_time = fit_test_time(
                 training_set=training_set,
@@ -138,7 +138,7 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
                 mode=test_time_mode,
                 code_version=code_version,
             )
-            place(test_time, "cpu")
+            configure(test_time, "cpu")
 
             candidate = evaluate(
                 training_set=training_set,
@@ -152,7 +152,7 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
                 seed=seed,
                 code_version=code_version,
             )
-            place(candidate, "cpu")
+            configure(candidate, "cpu")
 
             blessed = bless(
                 training_set=training_set,
@@ -160,7 +160,7 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
                 state_dir=state_dir,
                 code_version=code_version,
             )
-            place(blessed, "effect")
+            configure(blessed, "effect")
 
             with dsl.If(blessed.outputs["Output"] == True, name="model-is-blessed"):  # noqa: E712
                 archive = package(
@@ -168,7 +168,7 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
                     blessing=blessed.outputs["blessing"],
                     code_version=code_version,
                 )
-                place(archive, "cpu")
+                configure(archive, "cpu")
 
                 deployment = deploy(
                     archive=archive.outputs["archive"],
@@ -179,6 +179,6 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
                     state_dir=state_dir,
                     code_version=code_version,
                 )
-                place(deployment, "effect")
+                configure(deployment, "effect")
 
     return ctr_training

@@ -1,4 +1,4 @@
-"""KFP's local cache, made to notice outputs that are no longer whole."""
+"""KFP's local cache, extended to detect incomplete outputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from thinktwice.files import read_json, sha256_text, write_json
 
 
 def tree_digest(path: Path) -> str:
-    """A digest of the names and sizes of all files at or under `path`; "" when there is nothing."""
+    """A digest of the names and sizes of all files at or under `path`; "" if `path` does not exist."""
     if path.is_file():
         return sha256_text(path.name, str(path.stat().st_size))
     files = sorted(entry for entry in path.rglob("*") if entry.is_file())
@@ -27,10 +27,10 @@ def artifacts_in(outputs: dict[str, Any]) -> Iterator[dsl.Artifact]:
 
 
 class CheckedCache(kfp_cache.LocalCache):
-    """KFP's local cache, which also notices an output folder that lost or changed files.
+    """KFP's local cache, which also detects an output folder with lost or changed files.
 
-    KFP only asks whether the path of an output exists: a folder that was emptied would be handed to the next step.
-    Beside each entry lies what the outputs looked like and what the step had to say.
+    KFP only checks whether the path of an output exists: a folder that was emptied would be passed to the next step.
+    Next to each entry, a file stores digests of the outputs and the messages of the step.
     """
 
     def __init__(self, cache_root: str) -> None:
@@ -44,7 +44,7 @@ class CheckedCache(kfp_cache.LocalCache):
 
     def put(self, key: str, outputs: dict[str, Any]) -> None:
         for artifact in artifacts_in(outputs):
-            # Metrics live in metadata and leave no file; KFP would take the missing file for a deleted output.
+            # Metrics are stored in metadata and have no file; KFP would treat the missing file as a deleted output.
             Path(artifact.uri).parent.mkdir(parents=True, exist_ok=True)
             if not Path(artifact.uri).exists():
                 Path(artifact.uri).touch()
@@ -54,12 +54,12 @@ class CheckedCache(kfp_cache.LocalCache):
 
     def get(self, key: str) -> dict[str, Any] | None:
         outputs = super().get(key)
-        beside = self._beside(key)
-        if outputs is None or not beside.exists():
+        entry_file = self._beside(key)
+        if outputs is None or not entry_file.exists():
             return None
-        known = read_json(beside)
-        if any(known["trees"].get(a.uri) != tree_digest(Path(a.uri)) for a in artifacts_in(outputs)):
+        entry = read_json(entry_file)
+        if any(entry["trees"].get(a.uri) != tree_digest(Path(a.uri)) for a in artifacts_in(outputs)):
             return None
         self.hits.add(self.task)
-        self.said = list(known["said"])
+        self.said = list(entry["said"])
         return outputs

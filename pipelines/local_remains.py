@@ -1,15 +1,15 @@
-"""What a stopped local run leaves behind, and its removal."""
+"""Cleanup after a stopped local run."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
-EXECUTOR_OUTPUT = "executor_output.json"  # KFP writes it last, when a step has ended well
+EXECUTOR_OUTPUT = "executor_output.json"  # KFP writes it last, when a step has succeeded
 
 
 def remove_unfinished(pipeline_root: Path, since: float) -> None:
-    """Remove the folders of steps that did not end well, of runs that changed after `since` (seconds since 1970)."""
+    """Remove the folders of unsuccessful steps, in runs that changed after `since` (Unix seconds)."""
     for run in pipeline_root.glob("*"):
         if not run.is_dir() or run.stat().st_mtime < since:
             continue

@@ -1,10 +1,10 @@
-"""The process behind a local run: `python -m pipelines.local_runner REQUEST.json`.
+"""Process of a local run: `python -m pipelines.local_runner REQUEST.json`.
 
-It runs the graph under KFP's local runner with everything KFP and the steps print going to its own stdout (the caller
-points that at a log file), and writes what happened to a result file. KFP's local runner returns only declared pipeline
-outputs, so three of its functions are wrapped here: the one that executes a task (to learn which task runs and what it
-gave), the one that starts a process (to learn how it ended) and the one that finds the cache (to use one that looks at the
-content of a folder). How the process of a step is started is replaced in `warm_steps.py`. Nothing else of it is touched.
+It runs the graph under KFP's local runner. All output of KFP and the steps goes to its stdout (the caller redirects that to a
+log file), and the results go to a result file. KFP's local runner returns only declared pipeline outputs, so three of its
+functions are wrapped: the one that executes a task (to record the task and its outputs), the one that starts a process (to
+record its exit status) and the one that returns the cache (to use one that checks the content of folders). Starting the process
+of a step is replaced in `warm_steps.py`. Nothing else in KFP is changed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from thinktwice.console.output import shown
 from thinktwice.console.stages import TASK_PREFIX
 from thinktwice.files import atomic_file, read_json, write_json
 
-SAID = {"note": progress.note, "message": progress.tell}  # what a step has to say, and how it is said again
+SAID = {"note": progress.note, "message": progress.tell}  # kind of message -> function that repeats it
 
 
 def said_since(progress_file: Path, start: int) -> list[list[str]]:
@@ -46,7 +46,7 @@ def said_since(progress_file: Path, start: int) -> list[list[str]]:
 
 
 class Recorder:
-    """Watches the tasks of a run: emits a stage for each and keeps what it gave."""
+    """Observes the tasks of a run: emits a stage for each and records its result."""
 
     def __init__(self, cache: CheckedCache, progress_file: Path, reports: dict[str, str]) -> None:
         self.tasks: dict[str, dict[str, Any]] = {}
@@ -58,13 +58,13 @@ class Recorder:
         self._put = cache.put
         self._exit_status: int | None = None
 
-    def run_process(self, *args: Any, **rest: Any) -> int:
-        """Stand-in for KFP's `run_local_subprocess`, which tells nobody how a process ended."""
-        self._exit_status = self._run_process(*args, **rest)
+    def run_process(self, *args: Any, **options: Any) -> int:
+        """Replacement for KFP's `run_local_subprocess`, which does not report the exit status."""
+        self._exit_status = self._run_process(*args, **options)
         return self._exit_status
 
-    def execute(self, task_name: str, **rest: Any) -> tuple[dict[str, Any], status.Status]:
-        """Stand-in for KFP's `execute_single_task`."""
+    def execute(self, task_name: str, **options: Any) -> tuple[dict[str, Any], status.Status]:
+        """Replacement for KFP's `execute_single_task`."""
         stage = TASK_PREFIX + task_name
         self._cache.task = task_name
         self._exit_status = None
@@ -80,7 +80,7 @@ class Recorder:
                     self._put(key, outputs)
 
                 self._cache.put = put  # type: ignore[method-assign]
-                outputs, result = self._execute(task_name=task_name, **rest)
+                outputs, result = self._execute(task_name=task_name, **options)
                 if task_name in self._cache.hits:
                     progress.note(stage, "reused")
                     for kind, text in self._cache.said:
@@ -102,9 +102,9 @@ class Recorder:
         return outputs, result
 
     def _hand_out_report(self, task_name: str, outputs: dict[str, Any], start: int) -> None:
-        """Copy the page of a step to where it can be opened, and say where, if the step had something to tell.
+        """Copy the HTML report of a step to the reports folder, and print its path if the step printed a message.
 
-        KFP names a page without an ending, and a browser shows such a file as text.
+        KFP names a report without a suffix, and a browser shows such a file as text.
         """
         if task_name not in self._reports:
             return
@@ -116,12 +116,12 @@ class Recorder:
 
 
 class TaskFailedError(Exception):
-    """Ends the stage of a failed task as failed; never leaves this module."""
+    """Marks the stage of a failed task as failed; internal to this module."""
 
 
 @progress.recorded
 def main(request_file: str) -> int:
-    """Run one request; 0 when every task that was due has succeeded."""
+    """Run one request. Returns 0 if all tasks succeeded."""
     # A run started from a background job inherits an ignored SIGINT, and so would every step.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.getLogger().setLevel(logging.INFO)
@@ -143,7 +143,7 @@ def main(request_file: str) -> int:
     try:
         build_pipeline("local")(**request["arguments"])
         ended_well = True
-    except RuntimeError as error:  # what KFP raises when a task has failed; the task has said why
+    except RuntimeError as error:  # raised by KFP when a task has failed; the task has reported the reason
         logging.error("%s", error)
     finally:
         write_json(request["result_file"], {"ended_well": ended_well, "tasks": recorder.tasks})

@@ -1,9 +1,9 @@
-"""Where a task runs: every Kubernetes setting of the pipeline, by profile and by the role of the task.
+"""Profiles: all Kubernetes settings of the pipeline, by profile and by role of the task.
 
-Roles: `train` (works on the accelerator), `cpu` (everything else that only writes its outputs) and `effect` (changes
-something outside its outputs, so it is neither cached nor retried blindly).
-Profiles: `local` sets nothing but caching, because the local runner ignores the rest, some of it with a warning;
-`gpu-single` puts each training step on one GPU of a GPU node pool and the rest on a CPU pool.
+Roles: `train` (uses the accelerator), `cpu` (all other tasks that only write their outputs) and `effect` (has an effect
+outside its outputs, so it is neither cached nor retried).
+Profiles: `local` sets only caching, because the local runner ignores all other settings, some with a warning;
+`gpu-single` runs each training step on one GPU of a GPU node pool and all other steps on a CPU pool.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DEFAULT_TARGET: dict[Profile, DeployTarget] = {"local": "local", "gpu-single": "
 STATE_MOUNT = "/var/lib/thinktwice"
 DEFAULT_STATE_DIR: dict[Profile, str] = {"local": ".thinktwice/state", "gpu-single": f"{STATE_MOUNT}/state"}
 
-# Labels and names a cluster must offer; `manifests/README.md` and `manifests/examples/` name the same ones.
+# Labels and names that a cluster must provide; `manifests/README.md` and `manifests/examples/` use the same ones.
 POOL_LABEL = "thinktwice.dev/pool"
 GPU_RESOURCE = "nvidia.com/gpu"
 STATE_CLAIM = "thinktwice-state"
@@ -41,13 +41,13 @@ TRAIN_SIZE = ("4", "16Gi", "32Gi", 12 * 3600)
 
 
 def check_profile(profile: str) -> None:
-    """Raise a ValueError that names the known profiles when `profile` is none of them."""
+    """Raise a ValueError with the known profiles if `profile` is unknown."""
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}: use one of {', '.join(PROFILES)}")
 
 
 def apply_profile(task: PipelineTask, role: Role, profile: Profile, image: str) -> PipelineTask:
-    """Put `task` where its `role` belongs under `profile`, in `image`. The one place where the pipeline knows Kubernetes.
+    """Configure `task` for its `role` under `profile`, with `image`. The only Kubernetes-specific code of the pipeline.
 
     Raises:
         ValueError: the profile is unknown.
@@ -63,24 +63,24 @@ def apply_profile(task: PipelineTask, role: Role, profile: Profile, image: str) 
     kubernetes.set_timeout(task, seconds=timeout)
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
     kubernetes.set_security_context(task, run_as_user=USER_ID, run_as_group=USER_ID, run_as_non_root=True)
-    # Optional: a cluster that gives pods their own identity has no such secret.
+    # Optional: a cluster with pod identities has no such secret.
     kubernetes.use_secret_as_env(task, S3_SECRET, S3_SECRET_KEYS, optional=True)
 
     if role == "train":
-        # KFP copies the accelerator into the resource limits and nothing more: the node selector and the toleration
-        # that bring the pod to the GPU pool are ours to add.
+        # KFP only adds the accelerator to the resource limits: the node selector and the toleration that place the pod
+        # in the GPU pool must be added here.
         task.set_accelerator_type(GPU_RESOURCE).set_accelerator_limit(1)
         kubernetes.add_node_selector(task, POOL_LABEL, "gpu")
         kubernetes.add_toleration(task, key=GPU_RESOURCE, operator="Exists", effect="NoSchedule")
-        # Loader processes hand tensors over in shared memory; a container's default of 64 MB kills them with SIGBUS.
+        # Loader processes pass tensors in shared memory; with a container's default of 64 MB they are killed by SIGBUS.
         kubernetes.empty_dir_mount(task, "dshm", "/dev/shm", medium="Memory", size_limit="8Gi")  # noqa: S108
     else:
         kubernetes.add_node_selector(task, POOL_LABEL, "cpu")
 
     if role == "effect":
-        # The champion outlives the run: it lives on a claim, not in the pod.
+        # The champion outlives the run: it is stored on a volume claim, not in the pod.
         kubernetes.mount_pvc(task, pvc_name=STATE_CLAIM, mount_path=STATE_MOUNT)
     else:
-        # Evicted pods and object stores that blink: a second try is safe because outputs are written afresh.
+        # For evicted pods and transient errors of object stores. A retry is safe because outputs are written from scratch.
         task.set_retry(num_retries=2, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="300s")
     return task

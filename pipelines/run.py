@@ -1,4 +1,4 @@
-"""Run the training pipeline on this machine."""
+"""Local runs of the training pipeline."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ from thinktwice.errors import PipelineError
 from thinktwice.files import full_disk_named, read_json, write_json
 from thinktwice.threads import thread_environment
 
-POLL = 0.1  # seconds between two looks at a running pipeline
-QUARANTINE = "quarantine.json"  # in the folder of that name
+POLL = 0.1  # seconds between checks of a running pipeline
+QUARANTINE = "quarantine.json"  # in the quarantine folder
 REPORTS = {"validate": "data.html", "evaluate": "model.html"}  # below work_dir/reports
-MAX_REASONS = 3  # of a refusal, in one sentence; the report has them all
+MAX_REASONS = 3  # maximum reasons of a refusal in the message; the report has all of them
 
 Event = dict[str, Any]
 
 
 class TaskResult(BaseModel):
-    """What one task of a run gave: `outputs` holds paths of artifacts and values of parameters by output name."""
+    """Result of one task of a run. `outputs` has paths of artifacts and values of parameters by output name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     status: Literal["SUCCESS", "FAILURE"]
     reused: bool
-    exit_status: int | None  # of the process of the task; None: there was none, as in a reused one
+    exit_status: int | None  # of the process of the task; None: no process, as for a reused task
     seconds: float
     outputs: dict[str, Any]
 
 
 class RunResult(BaseModel):
-    """A run that ended well. `blessed` tells whether the new model was deployed; the reasons lie in `blessing`."""
+    """Result of a successful run. `blessed` is whether the new model was deployed; `blessing` contains the reasons."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -73,19 +73,19 @@ def run_local(
     state_dir: Path,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> RunResult:
-    """Run the pipeline in a process of its own, and reuse what an earlier run under `work_dir` has already computed.
+    """Run the pipeline in a separate process, reusing results of earlier runs under `work_dir`.
 
-    Everything the run prints goes to ``work_dir/runs/<time>/run.log``. Ctrl-C ends the process and its children, removes
-    what they left unfinished and is raised again; the next run goes on where this one stood.
+    The output of the run goes to ``work_dir/runs/<time>/run.log``. Ctrl-C stops the process and its children, removes unfinished
+    outputs and is raised again; the next run continues from there.
 
     Raises:
-        DataError, PipelineError: the arguments cannot lead to a run (see `check_arguments`).
-        PipelineError: a step failed (its own sentence is the message), or the log was refused by the validation.
+        DataError, PipelineError: the arguments are invalid (see `check_arguments`).
+        PipelineError: a step failed (with its own message), or the log was refused by the validation.
         ResourceError: the disk is full.
     """
     check_arguments(arguments)
     work_dir, state_dir = work_dir.absolute(), state_dir.absolute()
-    began = time.time()
+    start_time = time.time()
     run_dir = work_dir / "runs" / datetime.now(timezone.utc).strftime("%Y-%m-%dT%H-%M-%S-%f")
     with full_disk_named(run_dir), only_run(work_dir):
         request_file = _write_request(arguments, work_dir, state_dir, run_dir)
@@ -99,7 +99,7 @@ def run_local(
             ),
             "PYTHONUNBUFFERED": "1",
             **thread_environment(),
-            # KFP leaves a folder in the temporary one for every step; this one is removed with them in it.
+            # KFP leaves a folder per step in the temporary folder, which is therefore removed after the run.
             "TMPDIR": str(run_dir / "tmp"),
         }
         tail, record = EventTail(progress_file), None
@@ -114,7 +114,7 @@ def run_local(
             finally:
                 stop(process)
                 shutil.rmtree(run_dir / "tmp", ignore_errors=True)
-                remove_unfinished(work_dir / "pipeline", since=began)
+                remove_unfinished(work_dir / "pipeline", since=start_time)
         record = _watched(tail, on_event) or record
         result_file = run_dir / "result.json"
         if process.returncode != 0 or not result_file.exists():
@@ -125,7 +125,7 @@ def run_local(
 
 
 def _watched(tail: EventTail, on_event: Callable[[Event], None]) -> Event | None:
-    """Hand the new events on; the last record of an error among them."""
+    """Pass on new events. Returns the last error event among them."""
     record = None
     for event in tail.read():
         on_event(event)
@@ -136,7 +136,7 @@ def _watched(tail: EventTail, on_event: Callable[[Event], None]) -> Event | None
 
 @contextlib.contextmanager
 def only_run(work_dir: Path) -> Iterator[None]:
-    """Hold the lock of a work folder: two runs in it would remove each other's unfinished steps."""
+    """Lock a work folder: two runs in it would remove each other's unfinished steps."""
     work_dir.mkdir(parents=True, exist_ok=True)
     with (work_dir / "lock").open("w") as handle:
         try:
@@ -179,13 +179,13 @@ def _write_request(arguments: RunArguments, work_dir: Path, state_dir: Path, run
 
 
 def why_it_failed(result_file: Path, record: Event | None, exit_status: int, log: Path) -> str:
-    """One sentence about a failed run.
+    """Message about a failed run, one sentence.
 
     Args:
-        result_file: what the runner wrote about its tasks; it need not exist.
-        record: the error that a step (or the runner) has recorded, see `thinktwice.progress.recorded`; None if there is none.
+        result_file: results of the tasks, written by the runner; may not exist.
+        record: the error recorded by a step or the runner, see `thinktwice.progress.recorded`; None if there is none.
         exit_status: of the runner.
-        log: what the run printed.
+        log: output of the run.
     """
     tasks = read_json(result_file)["tasks"] if result_file.exists() else {}
     failed = [(name, task) for name, task in tasks.items() if task["status"] == "FAILURE"]
@@ -193,14 +193,14 @@ def why_it_failed(result_file: Path, record: Event | None, exit_status: int, log
     if record is not None and record["own"]:
         return f"{record['message']} ({step}, log: {log})"
     if record is not None:
-        said = f": {record['message']}" if record["message"] else ""
-        return f"{step} failed with {record['type']}{said}; what led to it is in {log}"
+        detail = f": {record['message']}" if record["message"] else ""
+        return f"{step} failed with {record['type']}{detail}; what led to it is in {log}"
     return f"{step} {how_it_ended(failed[0][1].get('exit_status') if failed else exit_status)}: read {log}"
 
 
 def how_it_ended(exit_status: int | None) -> str:
-    """What the exit status of a process says that left no record of an error."""
-    # A shell around a process that a signal has ended exits with 128 and the number of the signal.
+    """Description of the exit status of a process that recorded no error."""
+    # A shell exits with 128 + signal number if its process was ended by a signal.
     number = -exit_status if exit_status and exit_status < 0 else (exit_status or 0) - 128
     try:
         name = signal.Signals(number).name
@@ -236,7 +236,7 @@ def _result(raw: dict[str, Any], work_dir: Path, state_dir: Path, log: Path) -> 
 
 
 def reasons_of(verdict: Path) -> list[str]:
-    """The reasons in the verdict of the validation: a JSON file, or a folder that holds one."""
+    """The reasons in the verdict of the validation: a JSON file, or a folder that contains one."""
     files = sorted(verdict.rglob("*.json")) if verdict.is_dir() else [verdict]
     for file in files:
         content = read_json(file)
@@ -247,10 +247,10 @@ def reasons_of(verdict: Path) -> list[str]:
 
 
 def refusal(verdict: Path, report: Path, quarantine: Path) -> str:
-    """The sentence for a log the validation has refused."""
-    found = reasons_of(verdict)
-    more = f" (and {len(found) - MAX_REASONS} more)" if len(found) > MAX_REASONS else ""
-    reasons = ("; ".join(found[:MAX_REASONS]) or "see the report") + more
+    """Message for a log that was refused by the validation."""
+    all_reasons = reasons_of(verdict)
+    omitted = f" (and {len(all_reasons) - MAX_REASONS} more)" if len(all_reasons) > MAX_REASONS else ""
+    reasons = ("; ".join(all_reasons[:MAX_REASONS]) or "see the report") + omitted
     set_aside = read_json(quarantine / QUARANTINE)["rows_quarantined"]
-    where = f"; the {set_aside:,} quarantined rows are in {shown(quarantine)}" if set_aside else ""
-    return f"the log was refused by the validation: {reasons}; open {shown(report)} and repair the log or its schema{where}"
+    quarantined = f"; the {set_aside:,} quarantined rows are in {shown(quarantine)}" if set_aside else ""
+    return f"the log was refused by the validation: {reasons}; open {shown(report)} and repair the log or its schema{quarantined}"

@@ -1,4 +1,4 @@
-"""What a run of the pipeline prints at its end."""
+"""Summary printed at the end of a pipeline run."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from thinktwice.release.blessing import read_blessing
 
 
 def print_summary(console: Console, result: RunResult) -> None:
-    """The results, the blessing with its reasons, and where quarantined rows and the reports lie."""
+    """Print the results, the blessing with its reasons, and the paths of quarantined rows and reports."""
     print_results(console, recorded_evaluation(result.bundle))
     reasons = "; ".join(read_blessing(result.blessing).reasons)
     verdict = "Blessed and deployed" if result.blessed else "Not blessed, the champion stays"
     say(console, f"\n{verdict}: {reasons}")
     quarantined = read_json(result.quarantine / QUARANTINE)["rows_quarantined"]
     if quarantined:
-        place = shown(result.quarantine)
+        quarantine_path = shown(result.quarantine)
         say(console, f"\n{quarantined:,} rows are in quarantine; with a mended schema they are judged again by:")
-        replay = f"thinktwice data replay --quarantine {shlex.quote(place)} --out DIR --schema MENDED.yaml"
+        replay = f"thinktwice data replay --quarantine {shlex.quote(quarantine_path)} --out DIR --schema MENDED.yaml"
         console.print(f"  {replay}", soft_wrap=True)
     console.print()
     for name, path in (
@@ -35,4 +35,6 @@ def print_summary(console: Console, result: RunResult) -> None:
         ("log of the run", result.log),
         ("state to serve from", result.state_dir),
     ):
-        console.print(f"  {name:<20} {shown(path)}", soft_wrap=True)  # a path is copied whole
+        console.print(
+            f"  {name:<20} {shown(path)}", soft_wrap=True
+        )  # paths must not be wrapped, so that they can be copied

@@ -1,4 +1,4 @@
-"""What the cache of a pipeline must know and cannot see: the code behind the steps and the content of input files."""
+"""Versions in the cache keys of the pipeline, which KFP cannot see: the code of the steps and the content of input files."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 import thinktwice
 
 PACKAGES = ("thinktwice", "feature_repo", "components", "pipelines")
-# Packages within packages that draw, start or fold results and do not change them.
+# Subpackages that do not affect results.
 WITHOUT = ("thinktwice/console", "pipelines/golden")
 LIBRARIES = ("torch", "numpy", "polars", "pyarrow", "duckdb", "feast", "great-expectations", "torch-model-archiver")
 SUFFIXES = (".py", ".yaml", ".json", ".html", ".properties")
 
 
 def source_files() -> Iterator[tuple[str, Path]]:
-    """Name and path of every source file a step may execute or read, in a stable order."""
+    """Name and path of every source file that a step may execute or read, in a stable order."""
     for package in PACKAGES:
         folder = Path(str(importlib.import_module(package).__file__)).parent
         for path in sorted(folder.rglob("*")):
@@ -29,9 +29,9 @@ def source_files() -> Iterator[tuple[str, Path]]:
 
 
 def code_version() -> str:
-    """Version of the package and 12 hex digits over its sources, the interpreter and the libraries that compute.
+    """Package version and a hash (12 hex digits) of its sources, the interpreter and the computing libraries.
 
-    ``0.1.0-3f2a9c0d1e2b``. Two installations with the same code give the same text.
+    Example: ``0.1.0-3f2a9c0d1e2b``. Installations with the same code have the same version.
     """
     digest = hashlib.sha256(platform.python_version().encode())
     for library in LIBRARIES:
@@ -45,16 +45,16 @@ def code_version() -> str:
 
 
 def data_version(*paths: str) -> str:
-    """12 hex digits over name, size and time of change of all files at or under `paths`; "" when there is none.
+    """Hash (12 hex digits) of name, size and modification time of all files at or under `paths`; "" if there are none.
 
-    It says whether a step must read its input again, so it need not read it: a log may have many gigabytes.
+    It indicates whether a step must read its input again, without reading the input, which may have many gigabytes.
     """
     digest = hashlib.sha256()
-    found = False
+    any_file = False
     for path in (Path(text) for text in paths if text):
         for entry in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if entry.is_file():
-                found = True
+                any_file = True
                 stat = entry.stat()
                 digest.update(f"{entry}\n{stat.st_size}\n{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:12] if found else ""
+    return digest.hexdigest()[:12] if any_file else ""

@@ -1,10 +1,10 @@
-"""Steps of a local run as children of one warm process.
+"""Steps of a local run as forks of one warm process.
 
-KFP's local runner starts a fresh interpreter for every step, and each of them imports the same libraries: on a small log
-that is most of a run. Here a step is a fork of the process that runs the graph, which has imported the libraries of that
-step before, once for all steps. It is a process of its own all the same: it can be killed, or run out of memory, without
-harm to the others, and what it sets or opens ends with it. Only libraries are shared, no code of ours, no data and nothing
-with threads of its own in it, so that a fork is safe.
+KFP's local runner starts a new interpreter for every step, and each of them imports the same libraries, which takes most of a
+run on a small log. With this module a step is a fork of the process that runs the graph, which has imported the libraries of
+the step once for all steps. A step is still a separate process: it can be killed, or run out of memory, without affecting
+others, and its settings and open files end with it. Only libraries are shared: no code of ours, no data and nothing with its
+own threads, so that forking is safe.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from feature_repo.sdk import load_sdk
 
 _TRAINING = ("torch", "scipy.stats", "scipy.optimize", "pyarrow.parquet")
 _FEATURES = ("pyarrow.parquet", "pandas", "ibis.backends.duckdb")
-#: What the steps of the graph import, by function; the feature store's SDK is loaded in a way of its own.
+#: Libraries of the steps of the graph, by function; the feature store's SDK is loaded separately.
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "ingest": ("pyarrow.parquet",),
     "validate": ("pyarrow.parquet", "great_expectations"),
@@ -46,12 +46,12 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "deploy": (),
 }
 WITH_SDK = ("materialize", "build_training_set")
-_PR_SET_PDEATHSIG = 1  # of Linux' prctl
+_PR_SET_PDEATHSIG = 1  # constant of Linux' prctl
 
 
 @dataclass(frozen=True)
 class StepCall:
-    """What KFP's command line of a step says: the source of the component and the arguments of KFP's executor."""
+    """Parsed command line of a KFP step: the source of the component and the arguments of KFP's executor."""
 
     source: str
     arguments: tuple[str, ...]
@@ -62,7 +62,7 @@ class StepCall:
 
 
 def parsed(command: Sequence[str]) -> StepCall | None:
-    """The call in a command line of KFP (``sh -ec SCRIPT SOURCE ARGUMENTS``); None for any other."""
+    """Parse a command line of KFP (``sh -ec SCRIPT SOURCE ARGUMENTS``); None for any other."""
     if len(command) < 5 or tuple(command[:2]) != ("sh", "-ec") or EXECUTOR_MODULE not in command[2]:
         return None
     arguments = tuple(command[4:])
@@ -72,7 +72,7 @@ def parsed(command: Sequence[str]) -> StepCall | None:
 
 
 def install() -> None:
-    """Let KFP's local runner run its steps here."""
+    """Make KFP's local runner run its steps as forks."""
     fresh = subprocess_task_handler.run_local_subprocess
     subprocess_task_handler.run_local_subprocess = lambda full_command, env_vars=None: run(
         full_command, env_vars or {}, otherwise=fresh
@@ -85,9 +85,9 @@ def run(
     *,
     otherwise: Callable[[Sequence[str], Mapping[str, str]], int],
 ) -> int:
-    """Run one step in a fork and print what it prints; returns its exit status, negative for a signal.
+    """Run one step in a fork and print its output. Returns its exit status, negative for a signal.
 
-    A command line that KFP did not make for a plain Python component goes to ``otherwise``.
+    A command line that is not for a plain Python component is passed to ``otherwise``.
     """
     call = parsed(command)
     if call is None:
@@ -114,7 +114,7 @@ def run(
 
 
 def warm_up(function: str) -> None:
-    """Import the libraries of a step, once. One that is missing or broken is left for the step to report."""
+    """Import the libraries of a step, once. If one is missing or broken, the step itself will report it."""
     for name in LIBRARIES.get(function, ()):
         with contextlib.suppress(Exception):
             importlib.import_module(name)
@@ -124,7 +124,7 @@ def warm_up(function: str) -> None:
 
 
 def _in_child(call: StepCall, variables: Mapping[str, str], parent: int, reader: int, writer: int) -> None:
-    """The step, in its own process: what a fresh interpreter would find is put back first."""
+    """Run the step in the forked process, after restoring the state of a new interpreter."""
     _die_with(parent)
     os.close(reader)
     for descriptor in (1, 2):
@@ -148,7 +148,7 @@ def _in_child(call: StepCall, variables: Mapping[str, str], parent: int, reader:
 
 
 def _die_with(parent: int) -> None:
-    """Let the system end this process when its parent ends, however that ends (Linux)."""
+    """Make the system kill this process when its parent ends, for any reason (Linux)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:

@@ -1,11 +1,11 @@
-"""What a request gets under the present load: its answer in time, extra paths only while there is room, or a refusal at once.
+"""Admission control: decides under the current load whether a request is refused, and whether it may use extra paths.
 
-A request that had to wait for another gets base passes alone, so extra paths are worked on only while nobody stands in line:
-as load grows fewer requests get them, at full load none. Then requests that cannot be answered before their deadline are
-refused. A refusal costs next to nothing, so what is accepted stays in time and nothing waits without bound.
+A request that was queued behind another gets base passes only, so extra paths are computed only while the queue is empty: as load
+grows, fewer requests get them, and none at full load. Beyond that, requests that cannot be answered before their deadline are
+refused. A refusal costs almost nothing, so accepted requests meet their deadlines and no request waits without bound.
 
-While nobody else waits, a request is refused only if it is proved that its time does not suffice: a wrong estimate must not
-keep an idle server from answering. Under load the estimate decides, and a size it keeps refusing is tried again now and then.
+While the queue is empty, a request is refused only if measurements prove that its time is too short: a wrong estimate must not
+keep an idle server from answering. Under load the estimate decides, and a size that it keeps refusing is retried from time to time.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from serving.cost import CostModel
 from serving.deadline import Deadline
 from thinktwice.errors import OverloadedError
 
-WINDOW = 1.0  # seconds over which the share of requests that had to wait is taken
-WAITED = 0.5  # of the cost of a request: one that stood behind another for longer had to wait
-MIN_QUEUE_WAIT_S = 0.001  # seconds; less is the network
-CLOCK_DRIFT_RATE = 5e-5  # seconds per second: how fast the shortest latency is let grow, because clocks drift
-RESPONSE_LATENCY_S = 0.002  # assumed time of an answer on its way to the caller
-SMOOTHING = 0.1  # weight of a request in the usual cost of one, which only tells callers when to try again
+WINDOW = 1.0  # seconds over which the share of queued requests is computed
+WAITED = 0.5  # of the cost of a request: one that was queued behind another for longer counts as queued
+MIN_QUEUE_WAIT_S = 0.001  # seconds; shorter waits are network latency
+CLOCK_DRIFT_RATE = 5e-5  # seconds per second: how fast the shortest latency may grow, because clocks drift
+RESPONSE_LATENCY_S = 0.002  # assumed time for a response to reach the caller
+SMOOTHING = 0.1  # weight of one request in the usual cost, which is used only for Retry-After
 
 
 class Admission:
-    """Shared by all threads of one process.
+    """Admission control shared by all threads of one process.
 
-    Whether there is load is told by waiting alone: a caller that sends one request after the other keeps a worker busy all
-    the time, and still nobody waits.
+    Queueing alone indicates load: a caller that sends one request after the other keeps a worker busy all the time, and still
+    no request waits.
 
     Args:
-        workers: requests that are scored at the same time.
-        queue: requests that may wait beside them.
-        shed: whether a request that had to wait loses its extra paths.
+        workers: number of requests that are scored concurrently.
+        queue: number of requests that may wait in addition.
+        shed: whether a request that was queued loses its extra paths.
         clock: monotonic seconds.
     """
 
@@ -52,109 +52,113 @@ class Admission:
         self._shed, self._clock = shed, clock
         self._lock = threading.Lock()
         self._inside = 0
-        self._recent: deque[tuple[float, bool]] = deque()  # (when, had to wait) of the requests in the window
+        self._recent: deque[tuple[float, bool]] = deque()  # (time, was queued) of the requests in the window
         self._waited = 0
-        self._seen = clock()
-        self._ended = clock()  # when the last request was done with
-        self._way = float("inf")  # shortest time from a caller to here: the network, and what his clock is off
-        self._usual = 0.0
+        self._updated = clock()
+        self._ended = clock()  # when the last request finished
+        self._min_latency = float(
+            "inf"
+        )  # shortest request latency seen: the network, and the offset of the caller's clock
+        self._usual_cost = 0.0
         self._cost = CostModel()
 
     def warmed_up(self, costs: Sequence[tuple[int, float]]) -> None:
-        """Take in what the warm-up measured, as (rows, seconds); before, every cost is unknown and nothing is refused for it."""
+        """Set the costs measured by the warm-up, as (rows, seconds). Until then costs are unknown and no request is refused for them."""
         with self._lock:
-            self._usual = min((seconds for _, seconds in costs), default=0.0)
+            self._usual_cost = min((seconds for _, seconds in costs), default=0.0)
             self._cost = CostModel(costs)
 
     @property
     def idle(self) -> bool:
-        """Whether no request is inside."""
+        """Whether no request is queued or being scored."""
         return self._inside == 0
 
     @property
     def waiting(self) -> int:
-        """Requests inside beyond those that are being scored."""
+        """Number of queued requests."""
         return max(0, self._inside - self._workers)
 
     def enter(self) -> None:
-        """Take a place in the queue. Every ``enter`` that returns needs a :meth:`leave`.
+        """Enter the queue. Every ``enter`` that returns needs a :meth:`leave`.
 
         Raises:
-            OverloadedError: all places are taken.
+            OverloadedError: the queue is full.
         """
         with self._lock:
             if self._inside >= self._workers + self._queue:
-                wait = self._usual * self._inside / self._workers
+                wait = self._usual_cost * self._inside / self._workers
                 raise OverloadedError(
                     f"{self._inside} requests wait already: try again later", retry_after=wait, status=429
                 )
             self._inside += 1
 
     def leave(self) -> None:
-        """Give the place back."""
+        """Leave the queue."""
         with self._lock:
             self._inside -= 1
 
     def refuse_hopeless(self, deadline: Deadline) -> None:
-        """Refuse a request whose turn has come and that is too late whatever it asks, before it is even read.
+        """Refuse a dequeued request that is too late whatever it contains, before it is parsed.
 
         Raises:
-            OverloadedError: its time is over, or as good as over.
+            OverloadedError: its deadline has passed, or is too close for any request.
         """
         with self._lock:
             least = self._cost.least()
-            left = deadline.left(self._clock()) - RESPONSE_LATENCY_S
-        if left <= 0 or left < least:
-            raise too_late(left, least)
+            remaining = deadline.left(self._clock()) - RESPONSE_LATENCY_S
+        if remaining <= 0 or remaining < least:
+            raise too_late(remaining, least)
 
     def admit(self, deadline: Deadline, rows: int, queued: float) -> bool:
-        """Let a request in, whose turn has come, and tell whether it may ask extra paths.
+        """Admit a dequeued request. Returns whether it may use extra paths.
 
         Args:
             deadline: of the request.
             rows: of the request.
-            queued: seconds since it was sent, or came in where nobody says when it was sent.
+            queued: seconds since it was sent, or since it arrived if the sending time is unknown.
 
         Raises:
-            OverloadedError: what is left does not suffice even for base passes; no work is done for it.
+            OverloadedError: the remaining time is too short even for base passes; no work is done for it.
         """
         with self._lock:
             now = self._clock()
             likely = self._cost.seconds(rows)
             busy = self._had_to_wait(queued, likely, now) or self.waiting > 0
-            left = deadline.left(now) - RESPONSE_LATENCY_S
+            remaining = deadline.left(now) - RESPONSE_LATENCY_S
             needed = self._cost.at_most(rows) if busy else likely
-            if left < needed and (
-                left <= 0
+            if remaining < needed and (
+                remaining <= 0
                 or (
-                    not self._cost.try_again(rows, left, needed, now)
+                    not self._cost.try_again(rows, remaining, needed, now)
                     if busy
-                    else self._cost.too_little(rows, left, now)
+                    else self._cost.too_little(rows, remaining, now)
                 )
             ):
-                raise too_late(left, needed)
+                raise too_late(remaining, needed)
             return not (self._shed and busy)
 
     def waiting_share(self) -> float:
-        """Share of the last second's requests that had to wait for another; 0 without any."""
+        """Share of the last second's requests that were queued behind another; 0 if there were no requests."""
         with self._lock:
             self._forget(self._clock())
             return self._waited / len(self._recent) if self._recent else 0.0
 
     def finished(self, rows: int, seconds: float, extra_seconds: float) -> None:
-        """Take in what a request cost; ``extra_seconds`` of it went into extra paths, which the next one need not ask."""
+        """Record the cost of a request. ``extra_seconds`` of it went into extra paths, which the next request may not use."""
         with self._lock:
             self._ended = self._clock()
             cost = max(seconds - extra_seconds, 0.0)
             self._cost.add(rows, cost, self._ended)
-            self._usual += SMOOTHING * (min(cost, 10 * self._usual) - self._usual) if self._usual > 0 else cost
+            self._usual_cost += (
+                SMOOTHING * (min(cost, 10 * self._usual_cost) - self._usual_cost) if self._usual_cost > 0 else cost
+            )
 
     def _had_to_wait(self, queued: float, likely: float, now: float) -> bool:
-        """Whether the request stood behind another for a notable time."""
-        self._way = min(self._way + CLOCK_DRIFT_RATE * (now - self._seen), queued)
-        self._seen = now
+        """Whether the request was queued behind another for a significant time."""
+        self._min_latency = min(self._min_latency + CLOCK_DRIFT_RATE * (now - self._updated), queued)
+        self._updated = now
         # Count only time spent queued behind another request: a sleeping server that wakes up slowly has no queue.
-        behind = queued - self._way - (now - self._ended)
+        behind = queued - self._min_latency - (now - self._ended)
         waited = behind > max(WAITED * likely, MIN_QUEUE_WAIT_S)
         self._recent.append((now, waited))
         self._waited += waited
@@ -167,15 +171,15 @@ class Admission:
 
 
 def too_late(left: float, needed: float) -> OverloadedError:
-    """The refusal of a request that has ``left`` seconds, not counting the way back, and seems to need ``needed``."""
+    """The error for a request that has ``left`` seconds, not counting the response latency, and needs about ``needed``."""
     left_ms, needed_ms = (1000 * (seconds + RESPONSE_LATENCY_S) for seconds in (left, needed))
     if left <= 0:
         text = "no time is left before the deadline"
     else:
         text = f"{left_ms:.0f} ms are left before the deadline and the answer needs about {needed_ms:.0f}"
     return OverloadedError(
-        # Time that was over before says nothing about when to try again.
-        f"{text}: try again later, or give more time",
+        # A deadline that has already passed says nothing about when to retry.
+        f"{text}: try again later, or set a longer deadline",
         retry_after=max(needed - max(left, 0.0), 0.0),
         status=503,
     )

@@ -103,13 +103,13 @@ def _with_policy(config: ServingConfig, oldest: datetime | None, pinned: list[st
     from thinktwice.errors import reason
     from thinktwice.release.release import ReleasePolicy
 
-    given: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
     if oldest is not None:
-        given["oldest"] = oldest if oldest.tzinfo else oldest.replace(tzinfo=timezone.utc)
+        overrides["oldest"] = oldest if oldest.tzinfo else oldest.replace(tzinfo=timezone.utc)
     if pinned:
-        given["pinned"] = pinned
+        overrides["pinned"] = pinned
     try:
-        policy = ReleasePolicy.model_validate(config.release.model_dump() | given)
+        policy = ReleasePolicy.model_validate(config.release.model_dump() | overrides)
     except ValueError as error:
         raise ServerError(f"--pinned-release is not a SHA-256 of 64 hex digits ({reason(error)})") from error
     return config.model_copy(update={"release": policy})
@@ -194,8 +194,8 @@ def openapi(
         bundle = require_champion(state_folder(state, work), "--state, --work or --bundle").bundle_dir
     manifest = verify_bundle(bundle)
     online = bool(manifest.feature_service)
-    found = document(load_schema(bundle / SCHEMA_FILE), MODEL_NAME, manifest.model_version, online=online)
-    text = json.dumps(found, indent=2)
+    openapi_document = document(load_schema(bundle / SCHEMA_FILE), MODEL_NAME, manifest.model_version, online=online)
+    text = json.dumps(openapi_document, indent=2)
     if out is None:
         typer.echo(text)
         return
@@ -207,7 +207,7 @@ def ask(url: str, body: dict[str, Any]) -> dict[str, Any]:
     """Send a v1 request body to a server and return the response.
 
     Raises:
-        ServerError: no predictor answers there, or it failed.
+        ServerError: no predictor responds at this address, or it failed.
         RequestError: the server refused the request.
     """
     if not url.startswith(("http://", "https://")):
@@ -244,9 +244,9 @@ def _server_message(error: urllib.error.HTTPError) -> str:
 
 
 def _items(text: str) -> list[str]:
-    """Ids with commas between. White space around them does not count, nor do empty ones, except in double quotes."""
-    found = (quoted.replace('""', '"') or plain for quoted, plain in _ITEM.findall(text))
-    return [item for item in found if item]
+    """Comma-separated ids. White space around ids and empty ids are ignored, except in double quotes."""
+    items = (quoted.replace('""', '"') or plain for quoted, plain in _ITEM.findall(text))
+    return [item for item in items if item]
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -257,5 +257,5 @@ def _pair(text: str) -> tuple[str, Any]:
 
 
 def _number_or_text(value: str) -> Any:
-    """A number where the text is one as people write it; 007 and 1e5 are more likely ids and stay text."""
+    """A number if the text is a plain decimal number; 007 and 1e5 are more likely ids and stay text."""
     return json.loads(value) if re.fullmatch(r"-?(0|[1-9]\d{0,17})(\.\d+)?", value) else value

@@ -1,4 +1,4 @@
-"""When a request must be answered, counted from the moment its caller sent it."""
+"""Deadlines of requests, counted from the time the caller sent them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.AS
 
 @dataclass(frozen=True)
 class Deadline:
-    """``sent`` and ``ends`` on the monotonic clock, seconds."""
+    """A deadline: ``sent`` and ``ends`` in seconds on the monotonic clock."""
 
     sent: float
     ends: float
 
     @staticmethod
     def of(milliseconds: float | None, body: Deadline | None) -> Deadline | None:
-        """The sooner of a request's own limit, counted from the sending of its body, and that of the body."""
+        """The earlier of a request's own limit, counted from when its body was sent, and that of the body."""
         if milliseconds is None:
             return body
         sent = time.monotonic() if body is None else body.sent
@@ -31,12 +31,12 @@ class Deadline:
         return Deadline(sent, ends if body is None else min(ends, body.ends))
 
     def left(self, now: float) -> float:
-        """Seconds that remain; negative when it is over."""
+        """Remaining seconds; negative after the deadline."""
         return self.ends - now
 
 
 def header_deadline_ms(headers: Mapping[str, str]) -> float | None:
-    """Milliseconds of ``X-Deadline-Ms``, 0 and less where the caller has none left; None without the header.
+    """Milliseconds of ``X-Deadline-Ms``, 0 or less if the caller has no time left; None without the header.
 
     Raises:
         RequestError: it is not a number.

@@ -1,4 +1,4 @@
-"""How a process ends: in words, and soon."""
+"""Process exits: descriptions of exit codes, and a fast exit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NoReturn
 
 
 def ended(code: int) -> str:
-    """What an exit code says: as ``subprocess`` gives it (a signal is negative), or as a shell does (128 and the signal)."""
+    """Description of an exit code, in the convention of ``subprocess`` (-signal) or of a shell (128 + signal)."""
     number = -code if code < 0 else code - 128
     if number not in set(signal.Signals):
         return f"ended by itself (exit code {code})"
@@ -22,8 +22,8 @@ def ended(code: int) -> str:
 def leave_after(work: Callable[[], int]) -> NoReturn:
     """End this process as soon as ``work`` is done, with the code it returns.
 
-    Exit functions run (they export spans and flush logs); but the interpreter is not taken down piece by piece, which takes seconds
-    with a model in memory, nor are threads waited for that hang in a lookup.
+    Exit functions run (they export spans and flush logs). The interpreter is not finalized, which takes seconds with a model in
+    memory, and threads that hang in a lookup are not joined.
     """
     try:
         code = work()

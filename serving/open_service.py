@@ -1,4 +1,4 @@
-"""From a bundle folder to a :class:`serving.service.Service` that has scored once, as settings and environment say."""
+"""Construction of a warmed-up :class:`serving.service.Service` from a bundle folder, the settings and the environment."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def open_service(
     registry: CollectorRegistry = REGISTRY,
     checked: Manifest | None = None,
 ) -> Service:
-    """Load, warm up and measure.
+    """Load a bundle, warm up and measure the cost of requests.
 
     Args:
         bundle_dir: the bundle.
         config: settings of the process.
-        model_name: as it stands in the path.
-        feature_store: folder; default the one that ``THINKTWICE_FEATURE_STORE`` names.
+        model_name: the name of the model in the URL path.
+        feature_store: folder; default: the value of ``THINKTWICE_FEATURE_STORE``.
         registry: where the metrics are registered.
         checked: see :func:`thinktwice.release.bundle.load_bundle`.
 
     Raises:
         BundleError: the bundle is damaged. Its signature was checked before (:func:`thinktwice.release.release.stage`).
-        FeatureStoreError: the bundle needs a feature store that is not there.
+        FeatureStoreError: the bundle needs a feature store that does not exist.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""How a request can end."""
+"""Outcomes of a request."""
 
 from __future__ import annotations
 

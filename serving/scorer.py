@@ -1,4 +1,4 @@
-"""The predictor itself, free of any server: checked requests in, answers out."""
+"""The predictor, independent of any server: validated requests in, answers out."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ Logged = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Answer(Scored):
-    """Scores of one request, with what metrics and logs want to know of the work.
+    """Scores of one request, and data about the work for metrics and logs.
 
     Attributes:
         unusable: the sides among ``default_features`` whose stored features were too large.
-        path_budget: extra rows the request was allowed where less than usual; None without a limit of its own.
-        shed: it was allowed none for the load of the server.
-        path_rows: extra rows that were scored.
-        stages: seconds by stage ("features", "encode", "engine"). Differs from call to call, so it is no part of a body.
-        logged: what the prediction log needs beside the answer: shared values, and values per row.
+        path_budget: maximum number of extra rows if lower than the configured cap; None if only the cap applies.
+        shed: whether extra rows were denied because of server load.
+        path_rows: number of extra rows that were scored.
+        stages: seconds by stage ("features", "encode", "engine"). Varies between calls, so it is not part of a body.
+        logged: additional values for the prediction log: shared values, and values per row.
     """
 
     unusable: tuple[Entity, ...] = ()
@@ -51,10 +51,11 @@ class Answer(Scored):
 
 
 class NoFiniteScoreError(ServerError):
-    """The model gives no number for a row: its own values are too large, or the model is broken.
+    """The model has no finite score for a row: the values of the row are too large, or the model is broken.
 
     Attributes:
-        request, row: positions in the body and in the request.
+        request: index of the request in the body.
+        row: index of the row in the request.
     """
 
     def __init__(self, request: int, row: int) -> None:
@@ -65,14 +66,14 @@ class NoFiniteScoreError(ServerError):
 class Scorer:
     """Scores requests with one bundle.
 
-    While the cap on path rows does not bind (``paths_capped`` is False), a row has the same scores to the last bit
-    (tolerance 0) alone, among 500, in any order and after a restart, on the same machine with the same libraries. When it
-    binds, :mod:`thinktwice.testtime.engine` says which rows are admitted; each of the others has exactly its base score.
+    While the cap on path rows is not reached (``paths_capped`` is False), the scores of a row are bit-identical (tolerance 0)
+    alone, among 500 rows, in any order and after a restart, on the same machine with the same libraries. When the cap is
+    reached, :mod:`thinktwice.testtime.engine` defines which rows are admitted; every other row has exactly its base score.
 
     Args:
         bundle: a loaded bundle.
-        reader: looks features up; None accepts raw rows only.
-        tracing: takes spans of the stages.
+        reader: looks up features; None accepts raw rows only.
+        tracing: receives the spans of the stages.
     """
 
     def __init__(self, bundle: Bundle, reader: OnlineFeatureReader | None, tracing: Tracing | None = None) -> None:
@@ -86,17 +87,17 @@ class Scorer:
         self._ms_per_path_row = 0.0
 
     def warm_up(self) -> None:
-        """Look up and score with made-up values, so that the first caller does not pay for it, and measure what a path costs."""
+        """Look up and score synthetic values so that the first request is not slow, and measure the cost of a path."""
         if self.reader is not None:
             self.reader.read("" if self._user_key is None else "0", ["0"])
         self._ms_per_path_row = 1000 * self._seconds(WARM_UP_ROWS) / WARM_UP_ROWS
 
     def sample(self, rows: int) -> dict[str, Any]:
-        """A request of so many rows as callers send them, of values that training saw, to measure what one costs."""
+        """A realistic request with this many rows, made of values seen in training, to measure the cost of a request."""
         if self.reader is None or self._item_key is None:
             return {"rows": [{}] * rows}
-        known = self.bundle.encoder.values_of(self._item_key)[:rows] or ["0"]
-        request: dict[str, Any] = {"candidates": [known[i % len(known)] for i in range(rows)]}
+        item_ids = self.bundle.encoder.values_of(self._item_key)[:rows] or ["0"]
+        request: dict[str, Any] = {"candidates": [item_ids[i % len(item_ids)] for i in range(rows)]}
         if self._user_key is not None:
             request["user_id"] = next(iter(self.bundle.encoder.values_of(self._user_key)), "0")
         return request
@@ -112,36 +113,36 @@ class Scorer:
     def score(
         self, requests: Sequence[Request], deadline: Deadline | None = None, *, extra_paths: bool = True
     ) -> list[Answer]:
-        """Answer every request, each by itself: what stands beside it in the body does not change its scores.
+        """Answer every request independently: the other requests in the body do not change its scores.
 
         Args:
-            deadline: when the body must be answered; extra paths follow what is left of it. A request's own
-                ``deadline_ms``, from the same sending, may only be sooner.
-            extra_paths: whether the server grants extra paths now.
+            deadline: deadline of the body; the number of extra paths depends on the remaining time. A request's own
+                ``deadline_ms``, counted from the same start, can only shorten it.
+            extra_paths: whether the server currently allows extra paths.
 
         Raises:
-            FeatureStoreError: the store does not answer.
-            NoFiniteScoreError: a row has none.
+            FeatureStoreError: the store does not respond.
+            NoFiniteScoreError: a row has no finite score.
         """
-        after = sum(request.num_rows for request in requests)
+        rows_after = sum(request.num_rows for request in requests)
         answers = []
-        for number, request in enumerate(requests):
-            after -= request.num_rows  # what still has to be answered in the same time
+        for index, request in enumerate(requests):
+            rows_after -= request.num_rows  # rows that remain to be scored before the same deadline
             try:
-                answers.append(self._score_one(request, deadline, extra_paths, after))
+                answers.append(self._score_one(request, deadline, extra_paths, rows_after))
             except NoFiniteScoreError as error:
-                raise NoFiniteScoreError(number, error.row) from None
+                raise NoFiniteScoreError(index, error.row) from None
         return answers
 
     def _score_one(self, request: Request, deadline: Deadline | None, extra_paths: bool, rows_after: int) -> Answer:
-        began = time.perf_counter()
+        start = time.perf_counter()
         features: Features | None = None
         if request.rows is None:
             if self.reader is None:
                 raise FeatureStoreError("this predictor has no feature store: start it with one")
-            left = None if deadline is None else deadline.left(time.monotonic())
+            remaining = None if deadline is None else deadline.left(time.monotonic())
             with self._stage("features", rows=len(request.candidates)):
-                features = self.reader.read(request.user_id, request.candidates, left)
+                features = self.reader.read(request.user_id, request.candidates, remaining)
         looked_up = time.perf_counter()
         batch, logged = self.encode(request, features)
         encoded = time.perf_counter()
@@ -160,7 +161,7 @@ class Scorer:
         rank[best_first] = np.arange(1, request.num_rows + 1)
         order = range(request.num_rows) if request.k is None else best_first[: request.k].tolist()
         stages = {
-            "features": looked_up - began,
+            "features": looked_up - start,
             "encode": encoded - looked_up,
             "engine": time.perf_counter() - encoded,
         }
@@ -190,7 +191,7 @@ class Scorer:
         )
 
     def encode(self, request: Request, features: Features | None) -> tuple[Batch, Logged]:
-        """The rows of a request as the model eats them, and its values as the prediction log wants them."""
+        """Encode the rows of a request for the model. Returns the batch and the values for the prediction log."""
         encoder = self.bundle.encoder
         if features is None:
             assert request.rows is not None
@@ -205,42 +206,44 @@ class Scorer:
         return join(encoder.encode_side([shared], self._shared_fields), items), (shared, features.items)
 
     def _without_unusable(
-        self, request: Request, features: Features | None, bad: np.ndarray
+        self, request: Request, features: Features | None, unscored: np.ndarray
     ) -> tuple[Features, tuple[Entity, ...]]:
-        """Features with which every row has a score: those of the bad rows' items, of the user, or of both count as missing,
-        for huge numbers may overflow within the model; and whose they were.
+        """Features with which every row has a finite score, and the sides that were dropped.
+
+        The features of the items of the unscored rows, of the user, or of both count as missing, because huge numbers may overflow
+        within the model.
 
         Raises:
-            NoFiniteScoreError: looked-up features are not what is wrong.
+            NoFiniteScoreError: looked-up features are not the cause.
         """
-        tries: tuple[tuple[Entity, ...], ...] = (("item",), ("user",), ("user", "item"))
-        for sides in tries if features is not None else ():
+        attempts: tuple[tuple[Entity, ...], ...] = (("item",), ("user",), ("user", "item"))
+        for sides in attempts if features is not None else ():
             assert features is not None
             nothing: Mapping[str, Any] = {}
-            positions = set(bad.tolist()) if "item" in sides else set()
-            tried = replace(
+            positions = set(unscored.tolist()) if "item" in sides else set()
+            reduced = replace(
                 features,
                 user=dict.fromkeys(features.user) if "user" in sides else features.user,
                 items=[nothing if i in positions else row for i, row in enumerate(features.items)],
                 defaulted=tuple(dict.fromkeys((*features.defaulted, *sides))),
                 encoded_items=None,
             )
-            scored = self.bundle.engine.score(self.encode(request, tried)[0], 0, request.k)
+            scored = self.bundle.engine.score(self.encode(request, reduced)[0], 0, request.k)
             if np.isfinite(np.asarray(scored.probability)).all():
-                return tried, sides
-        raise NoFiniteScoreError(0, int(bad[0]))
+                return reduced, sides
+        raise NoFiniteScoreError(0, int(unscored[0]))
 
     def _path_budget(
         self, request: Request, deadline: Deadline | None, extra_paths: bool, rows_after: int
     ) -> tuple[int | None, bool]:
-        """Extra rows the request may ask, None where nothing but the configured cap limits it; whether load lowered it."""
+        """Maximum number of extra rows, None if only the configured cap applies; and whether load reduced it."""
         cap = self.bundle.engine.max_path_rows
         allowed = cap
-        own = Deadline.of(request.deadline_ms, deadline)
-        if own is not None and self._ms_per_path_row > 0.0:
-            left_ms = own.left(time.monotonic()) * 1000
+        request_deadline = Deadline.of(request.deadline_ms, deadline)
+        if request_deadline is not None and self._ms_per_path_row > 0.0:
+            remaining_ms = request_deadline.left(time.monotonic()) * 1000
             base_ms = (request.num_rows + rows_after) * self._ms_per_path_row
-            allowed = min(allowed, extra_rows(left_ms, base_ms, self._ms_per_path_row))
+            allowed = min(allowed, extra_rows(remaining_ms, base_ms, self._ms_per_path_row))
         shed = not extra_paths and allowed > 0
         if shed:
             allowed = 0
@@ -259,8 +262,8 @@ def open_scorer(
     """Load a bundle, open its feature service, and warm both up.
 
     Args:
-        features: how features are looked up.
-        on_default: told of every lookup that was answered with defaults; without it such a lookup is an error.
+        features: settings of the feature lookup.
+        on_default: called for every lookup that was answered with defaults; without it such a lookup is an error.
         checked: see :func:`thinktwice.release.bundle.load_bundle`.
 
     Raises:

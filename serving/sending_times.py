@@ -1,7 +1,7 @@
-"""How long ago callers sent their requests, as the header ``X-Request-Start: t=<Unix seconds>`` tells; and what their clocks are off.
+"""Sending times of requests from the header ``X-Request-Start: t=<Unix seconds>``, and the offset of the callers' clock.
 
-Proxies write this header for just this purpose, in seconds, milliseconds or microseconds. A clock that is off makes every request look
-late (or early) while the server is idle. That is noticed, told in the log and in a metric, and corrected.
+Proxies set this header for this purpose, in seconds, milliseconds or microseconds. A wrong clock makes every request look late
+(or early) while the server is idle. This is detected, reported in the log and in a metric, and corrected.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 HEADER = "x-request-start"
-MAX_WAITED = 60.0  # seconds; an older start, or one as far in the future, says nothing
+MAX_WAITED = 60.0  # seconds; an older start, or one as far in the future, is ignored
 TOLERATED = 0.25  # seconds that a request may take from its caller to an idle server
-ENOUGH = 20  # requests in a row on an idle server that say the same about the clock
+ENOUGH = 20  # consecutive requests on an idle server that agree about the clock
 DRIFT = 1e-3  # seconds that the clocks may drift apart with every request
 
 Ignored = Literal["malformed", "too old", "in the future"]
@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 
 
 class SendingTimes:
-    """Reads the header. Threads may share it.
+    """Reads the header. Thread-safe.
 
     Attributes:
-        offset: seconds that the clock of the callers is behind (negative: ahead); 0 while it is good enough.
+        offset: seconds that the callers' clock is behind (negative: ahead); 0 while it is within tolerance.
 
     Args:
-        on_ignored: told why a header was not used.
+        on_ignored: called with the reason when a header is ignored.
         clock: Unix seconds.
     """
 
@@ -38,16 +38,16 @@ class SendingTimes:
         self._on_ignored, self._clock = on_ignored, clock
         self._lock = threading.Lock()
         self._off = False
-        self._in_a_row = 0  # requests on an idle server that contradict what is believed about the clock
-        self._least = 0.0  # difference among them: the one that waited least
+        self._in_a_row = 0  # consecutive requests on an idle server that contradict the current offset
+        self._least = 0.0  # smallest difference among them
         self.offset = 0.0
 
     def waited(self, headers: Mapping[str, str], *, idle: bool) -> float:
-        """Seconds between the sending of a request and now; 0 without the header.
+        """Seconds since a request was sent; 0 without the header.
 
         Args:
             headers: lower-case names.
-            idle: whether the server had nothing to do when the request came, so that it cannot have waited here.
+            idle: whether the server was idle when the request arrived, so that it cannot have been queued.
         """
         text = headers.get(HEADER)
         if text is None:
@@ -71,15 +71,15 @@ class SendingTimes:
         else:
             self._on_ignored("malformed")
             return None
-        found = self._clock() - value / unit
-        if abs(found) > MAX_WAITED:
-            self._on_ignored("too old" if found > 0 else "in the future")
+        difference = self._clock() - value / unit
+        if abs(difference) > MAX_WAITED:
+            self._on_ignored("too old" if difference > 0 else "in the future")
             return None
-        return found
+        return difference
 
     def _look_at_clock(self, difference: float) -> None:
         if self._off and abs(difference - self.offset) <= TOLERATED:
-            # Nothing arrives before it was sent; and clocks drift.
+            # No request arrives before it was sent, and clocks drift.
             self.offset = min(difference, self.offset + DRIFT)
             self._in_a_row = 0
             return

@@ -1,7 +1,7 @@
-"""One HTTP request from bytes to bytes, whichever server carried it: decode, admit, score, encode, tell.
+"""Request handling from bytes to bytes, independent of the server: decode, admit, score, encode, log.
 
-Both adapters hand over what they received and send what comes back. Whatever goes wrong with a request becomes a status and a
-JSON body that says what to do and nothing about the inside; the details go to the log.
+Both adapters pass on what they receive and send what is returned. Every failure of a request becomes a status and a JSON body that
+says what to do without exposing internals; the details are logged.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ BINARY = "application/octet-stream"
 FORMS = (
     "application/x-www-form-urlencoded",
     "multipart/form-data",
-)  # TorchServe takes these apart before a handler sees them
+)  # TorchServe parses these before a handler sees them
 REQUEST_ID = "x-request-id"
-OWN_REQUEST_ID = "x-ctr-request-id"  # the same once more: TorchServe puts an id of its own into the other
+OWN_REQUEST_ID = "x-ctr-request-id"  # a copy: TorchServe puts its own id into the other
 MAX_REQUEST_ID = 128
 WARM_UP_ROWS, WARM_UP_ROUNDS = (1, 100, 1000), 3
 PHRASES = {
@@ -64,7 +64,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HTTPResponse:
-    """What goes back to the caller."""
+    """An HTTP response."""
 
     status: int
     body: bytes
@@ -77,13 +77,13 @@ class HTTPResponse:
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request that came in.
+    """Arrival of a request.
 
     Attributes:
-        deadline: as its headers or the settings say.
-        at: when it came in, on the monotonic clock.
-        queued: seconds since it was sent, as far as anybody says.
-        problem: what is wrong with these headers.
+        deadline: from its headers or the settings.
+        at: arrival time on the monotonic clock.
+        queued: seconds since it was sent, as far as known.
+        problem: the error in these headers, if any.
     """
 
     deadline: Deadline
@@ -94,7 +94,7 @@ class Arrival:
 
 @dataclass
 class _RequestContext:
-    """What is known of an HTTP request so far."""
+    """State of an HTTP request in progress."""
 
     request_id: str
     arrival: Arrival
@@ -105,16 +105,16 @@ class _RequestContext:
 
 
 class Service:
-    """Answers requests with one scorer. Threads may share it.
+    """Answers requests with one scorer. Thread-safe.
 
     Args:
         scorer: warmed up.
         config: limits.
-        metrics: where numbers go.
-        admission: shared with whoever queues requests before they come here.
-        tracing: where spans go.
-        model_name: as it stands in the path, for v2 answers.
-        log: takes answered requests; None logs no predictions.
+        metrics: receives measurements.
+        admission: shared with the component that queues requests.
+        tracing: receives spans.
+        model_name: the name of the model in the URL path, for v2 answers.
+        log: receives answered requests; None logs no predictions.
     """
 
     def __init__(
@@ -140,13 +140,13 @@ class Service:
     def arrival(
         self, headers: Mapping[str, str], *, idle: bool | None = None, waited: float = 0.0, at_most: float = 0.0
     ) -> Arrival:
-        """What the headers of a request that comes in now say about its time.
+        """The arrival of a request, now, with the timing given by its headers.
 
         Args:
             headers: lower-case names.
-            idle: whether the server had nothing to do; default as far as the admission knows.
-            waited, at_most: seconds that the server in front kept it, by estimate and by an upper bound. Where its sending time is
-                not known, the first tells load and the second counts against its deadline.
+            idle: whether the server was idle; default: as reported by the admission.
+            waited: estimated seconds in the queue of the front-end server; used to detect load if the sending time is unknown.
+            at_most: upper bound of ``waited``; counts against the deadline if the sending time is unknown.
         """
         now = time.monotonic()
         problem = None
@@ -161,21 +161,21 @@ class Service:
         return Arrival(Deadline(sent, sent + limit / 1000), now, waited, problem)
 
     def warm_up(self) -> None:
-        """Answer made-up requests of some sizes the whole way, and let the admission know what they took."""
+        """Answer synthetic requests of several sizes end to end, and pass their costs to the admission."""
         costs = []
         for rows in WARM_UP_ROWS:
             raw = orjson.dumps({"instances": [self.scorer.sample(rows)]})
             best = math.inf
             for _ in range(WARM_UP_ROUNDS):
-                began = time.perf_counter()
+                start = time.perf_counter()
                 call = self._read(raw, {})
                 _encode(call, self.scorer.score(call.requests, extra_paths=False))
-                best = min(best, time.perf_counter() - began)
+                best = min(best, time.perf_counter() - start)
             costs.append((rows, best))
         self.admission.warmed_up(costs)
 
     def close(self) -> None:
-        """Stop what runs in the background."""
+        """Stop background work."""
         if self.scorer.reader is not None:
             self.scorer.reader.close()
         if self._log is not None:
@@ -185,9 +185,9 @@ class Service:
         """Answer one HTTP request. Never raises.
 
         Args:
-            body: bytes, or an object decoded already.
+            body: bytes, or a decoded object.
             headers: lower-case names.
-            arrival: as :meth:`arrival` gave it when the request came in; default now.
+            arrival: result of :meth:`arrival` when the request arrived; default: now.
         """
         context = _RequestContext(_request_id(headers), arrival or self.arrival(headers), time.monotonic())
         with self._tracing.request(headers, **{"thinktwice.request_id": context.request_id}) as context.trace_id:
@@ -197,7 +197,7 @@ class Service:
     def refuse(
         self, error: OverloadedError | RequestError, headers: Mapping[str, str], arrival: Arrival
     ) -> HTTPResponse:
-        """The answer to a request that is not worked on: it found no place in the queue, or was late before its turn came, or
+        """The response to a request that is not processed: the queue was full, its deadline passed while it was queued, or it
         cannot be read."""
         context = _RequestContext(_request_id(headers), arrival, time.monotonic())
         return self._finish(context, self._refused(error, context))
@@ -221,8 +221,8 @@ class Service:
             logger.error("feature store: %s", error, extra={EXTRA: {"request_id": context.request_id}})
             body = error_body("the feature store does not answer, try again later")
             return HTTPResponse(503, body, {"content-type": JSON, "retry-after": "1"})
-        except Exception as error:  # noqa: BLE001 (whatever it is, the caller gets an answer)
-            # What an exception says may be a caller's value: the log gets the places in the code alone.
+        except Exception as error:  # noqa: BLE001 (the caller gets a response in any case)
+            # The message of an exception may contain a caller's value: log only the traceback.
             fields = {"request_id": context.request_id, "exception": type(error).__name__}
             fields["places"] = "".join(traceback.format_tb(error.__traceback__))
             logger.error("prediction failed", extra={EXTRA: fields})
@@ -241,7 +241,7 @@ class Service:
 
     @cached_property
     def openapi(self) -> dict[str, Any]:
-        """What this predictor accepts and answers."""
+        """The OpenAPI document of this predictor."""
         manifest = self.scorer.bundle.manifest
         online = self.scorer.reader is not None
         return openapi.document(
@@ -257,11 +257,13 @@ class Service:
             raise arrival.problem
         self.admission.refuse_hopeless(arrival.deadline)
         queued = arrival.queued + context.arrived - arrival.at
-        began = time.perf_counter()
+        start = time.perf_counter()
         call = self._read(raw, headers)
         parsed = time.perf_counter()
-        own = [Deadline.of(request.deadline_ms, arrival.deadline) or arrival.deadline for request in call.requests]
-        soonest = min(own, key=lambda deadline: deadline.ends)
+        deadlines = [
+            Deadline.of(request.deadline_ms, arrival.deadline) or arrival.deadline for request in call.requests
+        ]
+        soonest = min(deadlines, key=lambda deadline: deadline.ends)
         rows = sum(request.num_rows for request in call.requests)
         extra_paths = self.admission.admit(soonest, rows, queued)
         try:
@@ -271,10 +273,10 @@ class Service:
         scored = time.perf_counter()
         reply = _encode(call, answers)
         context.outcome, context.answers = "ok", answers
-        done = time.perf_counter()
+        end = time.perf_counter()
         self.metrics.stage("queue", queued)
-        self.metrics.stage("parse", parsed - began)
-        self.metrics.stage("respond", done - scored)
+        self.metrics.stage("parse", parsed - start)
+        self.metrics.stage("respond", end - scored)
         for request, answer in zip(call.requests, answers, strict=True):
             self.metrics.answered(answer)
             self._check_stored_features(answer)
@@ -283,13 +285,13 @@ class Service:
         if self._log is not None:
             self.metrics.logged(self._log.counts)
         self.metrics.state(self.admission, self.scorer.reader, self._sent.offset)
-        stages = {"queue": queued, "parse": parsed - began}
+        stages = {"queue": queued, "parse": parsed - start}
         for name in ("features", "encode", "engine"):
             stages[name] = sum(answer.stages.get(name, 0.0) for answer in answers)
-        stages["respond"] = done - scored
-        stages["total"] = queued + done - began
+        stages["respond"] = end - scored
+        stages["total"] = queued + end - start
         reply.headers["server-timing"] = ", ".join(f"{n};dur={1000 * s:.3f}" for n, s in stages.items())
-        self.admission.finished(rows, time.perf_counter() - began, _extra_seconds(answers))
+        self.admission.finished(rows, time.perf_counter() - start, _extra_seconds(answers))
         return reply
 
     def _read(self, raw: Any, headers: Mapping[str, str]) -> V1Call | V2Call:
@@ -297,19 +299,19 @@ class Service:
         return (self._v2 if codec_v2.is_v2(body) else self._v1).read(body, tail)
 
     def _no_score(self, error: NoFiniteScoreError, call: V1Call | V2Call, context: _RequestContext) -> HTTPResponse:
-        """Raw rows that are too large are the caller's fault; a row that has no score even without features is the model's."""
-        own = call.requests[error.request].rows is not None
-        place = call.field(error.request, "rows" if own else "candidates", error.row)
-        if own:
+        """Raw rows with too large values are a caller error; a row without a score even without features is a model error."""
+        raw_rows = call.requests[error.request].rows is not None
+        path = call.field(error.request, "rows" if raw_rows else "candidates", error.row)
+        if raw_rows:
             raise RequestError(
-                f"{place} has no finite score: its numbers are too large for the model, give smaller ones", field=place
+                f"{path} has no finite score: its numbers are too large for the model, send smaller ones", field=path
             )
-        text = f"{place} has no finite score, not even without its features: the model is broken, serve another version"
+        text = f"{path} has no finite score, not even without its features: the model is broken, serve another version"
         logger.error("%s", text, extra={EXTRA: {"request_id": context.request_id}})
-        return HTTPResponse(500, error_body(text, place), {"content-type": JSON})
+        return HTTPResponse(500, error_body(text, path), {"content-type": JSON})
 
     def _check_stored_features(self, answer: Answer) -> None:
-        """Tell when stored features are too large for the model."""
+        """Report stored features that are too large for the model."""
         for side in answer.unusable:
             self.metrics.defaulted(side, "unusable")
         if answer.unusable:
@@ -371,17 +373,21 @@ def _encode(call: V1Call | V2Call, answers: list[Answer]) -> HTTPResponse:
 
 
 def _extra_seconds(answers: list[Answer]) -> float:
-    """Time of the engine that went into extra paths, by their share of all passes."""
+    """Engine time spent on extra paths, by their share of all passes."""
     return sum(a.stages.get("engine", 0.0) * a.path_rows / max(a.path_rows + len(a.probability), 1) for a in answers)
 
 
 def _request_id(headers: Mapping[str, str]) -> str:
-    given = headers.get(REQUEST_ID, "")
-    return given if 0 < len(given) <= MAX_REQUEST_ID and given.isascii() and given.isprintable() else str(uuid.uuid4())
+    request_id = headers.get(REQUEST_ID, "")
+    return (
+        request_id
+        if 0 < len(request_id) <= MAX_REQUEST_ID and request_id.isascii() and request_id.isprintable()
+        else str(uuid.uuid4())
+    )
 
 
 def too_large(most: int) -> RequestError:
-    """What is wrong with a body of more than ``most`` bytes."""
+    """The error for a body of more than ``most`` bytes."""
     return RequestError(
         f"the body is too large, at most {most} bytes are accepted: send fewer rows", field="body", status=413
     )

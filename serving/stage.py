@@ -1,9 +1,8 @@
-"""What the image runs before TorchServe: check the release in the mounted folder and unpack it into a private one.
+"""Staging of a release, run by the image before TorchServe: check the release in the mounted folder and unpack it into a private one.
 
     python -m serving.stage --archive ctr.mar [--feature-store DIR] --into DIR/ctr
 
-The feature store is by default the one that ``THINKTWICE_FEATURE_STORE`` names. Ends with 1 and one sentence where the release
-is refused.
+The feature store defaults to ``THINKTWICE_FEATURE_STORE``. Exits with status 1 and a one-line message if the release is refused.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from thinktwice.release.signing import trusted_keys
 
 
 def main(arguments: list[str]) -> int:
-    """Entry point; see the module's text for the arguments."""
+    """Entry point; see the module docstring for the arguments."""
     parser = argparse.ArgumentParser(prog="python -m serving.stage", description="Check and unpack a release.")
-    parser.add_argument("--archive", type=Path, required=True, help="ctr.mar, beside it release.json")
+    parser.add_argument("--archive", type=Path, required=True, help="ctr.mar, with release.json next to it")
     parser.add_argument("--feature-store", type=Path, help=f"default: {FEATURE_STORE}")
     parser.add_argument("--into", type=Path, required=True, help="folder to make, for the server alone")
-    chosen = parser.parse_args(arguments)
-    named = chosen.feature_store or os.environ.get(FEATURE_STORE)
-    store = Path(named) if named and Path(named).is_dir() else None
+    options = parser.parse_args(arguments)
+    store_path = options.feature_store or os.environ.get(FEATURE_STORE)
+    store = Path(store_path) if store_path and Path(store_path).is_dir() else None
     try:
-        stage(chosen.archive, store, chosen.into, load_config().release, trusted_keys())
+        stage(options.archive, store, options.into, load_config().release, trusted_keys())
     except (ThinktwiceError, OSError) as error:
         sys.stderr.write(f"cannot load: {' '.join(str(error).split())}\n")
         return 1

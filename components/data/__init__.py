@@ -1,1 +1,1 @@
-"""Steps that bring a log in and check it."""
+"""Steps that ingest and validate a log."""

@@ -1,1 +1,1 @@
-"""Steps that turn clean rows into features and training rows."""
+"""Steps that convert clean rows to features and training rows."""

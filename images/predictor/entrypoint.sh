@@ -1,7 +1,7 @@
 #!/bin/sh
-# Becomes the TorchServe front end (exec): its end is the end of the container, and a SIGTERM reaches it.
-# The `torchserve` launcher of the package stays in front of the server as a parent that ignores signals when it is process 1.
-# Takes the launcher's own words for what a runtime may choose; everything else is fixed in config.properties.
+# Becomes the TorchServe front end (exec): the container ends with it, and a SIGTERM reaches it.
+# TorchServe's own launcher would stay as a parent process, which ignores signals as process 1.
+# Accepts the launcher's options for the settings of a runtime; all other settings are fixed in config.properties.
 set -eu
 
 store=/mnt/models
@@ -25,28 +25,28 @@ archive=$store/${models#*=}
     exit 1
 }
 
-# The release is checked, and unpacked into a folder of ours, before Java starts: Java gets that folder and never the archive, and
-# whatever is written to the store afterwards is not read. -P: nothing is imported from the working folder.
+# The release is checked and unpacked into a private folder before Java starts: Java gets that folder and never the archive, and later
+# changes of the store are not read. -P: nothing is imported from the working folder.
 name=${models%%=*}
 staged=$TEMP/release
 rm -rf "$staged"
 mkdir -m 700 "$staged"
 /opt/venv/bin/python -P -m serving.stage --archive "$archive" --into "$staged/$name"
 
-# The workers share their numbers in this folder; what a container before left there does not count. Named here and not in the
-# image: the KServe predictor of the same image is one process, and fails where a folder is named that nobody made.
+# The workers share their metrics in this folder, which is emptied because a previous container may have used it. Set here and not in
+# the image: the KServe predictor of the same image is one process, and fails if the folder does not exist.
 export PROMETHEUS_MULTIPROC_DIR=/tmp/metrics
 rm -rf "$PROMETHEUS_MULTIPROC_DIR"
 mkdir -p "$PROMETHEUS_MULTIPROC_DIR"
 
-# Where the front end tells its worker how long requests waited (log4j2.xml).
+# UDP port to which the front end sends the waiting times of requests (log4j2.xml).
 export THINKTWICE_QUEUE_PORT=8085
 
 java=${JAVA_HOME:+$JAVA_HOME/bin/}java
 home=$(dirname "$(/opt/venv/bin/python -I -S -c 'import glob; print(glob.glob("/opt/venv/lib/python3*/site-packages/ts")[0])')")
 
-# A small young part of the heap, in memory that is there: collections under load pause for milliseconds. The heap grows only
-# where a form is sent, which the front end takes apart: with less, one of two million fields stops it for minutes.
+# A small, pre-touched young generation: collections under load pause for milliseconds. The heap grows only when a form is sent, which
+# the front end parses: with a smaller heap, a form of two million fields blocks it for minutes.
 # shellcheck disable=SC2086  # token_auth is one word or none
 exec "$java" -Xms64m -Xmx768m -XX:NewSize=16m -XX:+AlwaysPreTouch -XX:+UseSerialGC \
     -Dmodel_server_home="$home" -Djava.io.tmpdir="$TEMP" \

@@ -1,13 +1,13 @@
-"""Asks the TorchServe of this container whether it can score; exit 0 means yes. Standard library only, so that it starts fast.
+"""Readiness probe: checks whether TorchServe in this container can score; exit status 0 means yes. Standard library only, to start fast.
 
-TorchServe's own ``/ping`` and ``/v2/health/ready`` say yes while no model is loaded. This asks the management listener (loopback)
-for a worker, and sends one prediction through the same door the callers use. A refusal for load is as good as an answer, for a
-pod that is taken out under load only adds to that of the others; with ``--score`` it is not, so that a start ends with a score.
+TorchServe's own ``/ping`` and ``/v2/health/ready`` report ready while no model is loaded. This probe checks the management listener
+(loopback) for a worker, and sends one prediction to the port of the callers. A refusal because of load counts as ready, because
+removing a pod under load only increases the load of the others; with ``--score`` it does not, so that a start ends with a score.
 
     probe.py [--score]
 
-With ``--drain`` it waits before a stop, as a preStop hook: first until nobody sends requests here any more, then until the queue is
-empty. TorchServe itself ends the connections of requests that are not answered yet when it is told to stop.
+With ``--drain`` it waits before a stop, as a preStop hook: first until no more requests arrive, then until the queue is empty.
+When TorchServe is stopped, it closes the connections of unanswered requests.
 
     probe.py --drain
 """
@@ -18,17 +18,17 @@ import sys
 import time
 
 MODEL = "ctr"
-# A row with nothing in it is a valid question to any model.
+# An empty row is a valid request to any model.
 QUESTION = b'{"instances": [{"rows": [{}]}]}'
 TIMEOUT_S = 8.0
 PATIENCE_MS = "6000"
-NOT_LOADED = b"is being loaded"  # the worker stands in for a model that is not there
-LEAVE_S = 5.0  # until the last gateway has heard that this pod is going
+NOT_LOADED = b"is being loaded"  # from the worker's response while no model is loaded
+LEAVE_S = 5.0  # seconds until all gateways know that this pod is stopping
 DRAIN_S = 20.0
 
 
 def ask(method: str, port: int, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-    """One request to a listener of this container: status and body of the answer."""
+    """Send a request to a listener of this container. Returns status and body of the response."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
     try:
         headers = {"Content-Type": "application/json", "X-Deadline-Ms": PATIENCE_MS}
@@ -40,7 +40,7 @@ def ask(method: str, port: int, path: str, body: bytes | None = None) -> tuple[i
 
 
 def why_not_ready(score: bool) -> str:
-    """Empty when the model can score, else the reason in one sentence."""
+    """Empty if the model can score, else the reason in one sentence."""
     try:
         status, answer = ask("GET", 8081, f"/models/{MODEL}")
         if status != 200:
@@ -60,7 +60,7 @@ def why_not_ready(score: bool) -> str:
 
 
 def pending() -> int:
-    """Requests that wait in the queue; 0 when the server does not say."""
+    """Number of requests in the queue; 0 if unknown."""
     try:
         _, answer = ask("GET", 8081, f"/models/{MODEL}")
         return sum(version["jobQueueStatus"]["pendingRequests"] for version in json.loads(answer))
@@ -69,16 +69,16 @@ def pending() -> int:
 
 
 def drain() -> None:
-    """Wait until this pod has nothing left to answer."""
+    """Wait until this pod has answered all requests."""
     time.sleep(LEAVE_S)
     end = time.monotonic() + DRAIN_S
     while pending() and time.monotonic() < end:
         time.sleep(0.1)
-    why_not_ready(score=True)  # what comes after a request that is at work is answered after it
+    why_not_ready(score=True)  # it is answered after all requests in progress
 
 
 def main(arguments: list[str]) -> int:
-    """Entry point; see the module's text for the arguments."""
+    """Entry point; see the module docstring for the arguments."""
     if "--drain" in arguments:
         drain()
         return 0

@@ -1,1 +1,1 @@
-"""The two servers around the service: TorchServe and KServe."""
+"""Adapters of the service to the two servers: TorchServe and KServe."""

@@ -1,7 +1,7 @@
-"""HTTP as uvicorn reads it, within bounds: of the size of a request's head, of the time a request may take to come, of connections.
+"""HTTP protocol of uvicorn with limits: on the size of a request's head, on the time to receive a request, on connections.
 
-uvicorn bounds none of these by itself: a head grows in memory as long as it comes, half a request keeps a connection for ever, and
-where file descriptors run out, its event loop closes new connections without a word.
+uvicorn limits none of these: a head grows in memory without bound, a partial request keeps a connection open forever, and when file
+descriptors run out, the event loop closes new connections silently.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from serving.telemetry.state import Trouble
 
 LARGEST_HEAD = 16 << 10  # bytes of a request line and its headers
 SLOWEST = (
-    10.0  # seconds from the first byte of a request (or from connecting) to the last of its head; as many for its body
+    10.0  # seconds from the first byte of a request (or from connecting) to the end of its head; the same for its body
 )
-LINGER = 1.0  # seconds
-SPARE = 16  # file descriptors that are kept for other things than connections
+LINGER = 1.0  # seconds before a refused connection is closed
+SPARE = 16  # file descriptors reserved for other uses than connections
 PHRASES = {
     400: "Bad Request",
     408: "Request Timeout",
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 def most_connections() -> int:
-    """How many connections this process has file descriptors for."""
+    """Maximum number of connections for which this process has file descriptors."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(1, limit - psutil.Process().num_fds() - SPARE)
 
@@ -41,7 +41,7 @@ def most_connections() -> int:
 class BoundedHTTP(HttpToolsProtocol):
     """One connection.
 
-    The class attributes are shared by all connections of the process; :func:`bounded` makes a class for one server.
+    The class attributes are shared by all connections of the process; :func:`bounded` creates a class for one server.
     """
 
     most = 1 << 30
@@ -49,11 +49,11 @@ class BoundedHTTP(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
-        self._head = 0  # bytes of the head that is coming
-        self._phase = "head"  # head, body, or answer: from the last byte of a request to the first of the next
+        self._head = 0  # received bytes of the current head
+        self._phase = "head"  # head, body, or answer (from the last byte of a request to the first of the next)
         self._since = self.loop.time()
         self._refused = False
-        self._unread = False  # whether an answer waited for its reader at the last look
+        self._unread = False  # whether a response was unread at the last check
         self._watch: Any = None
 
     def connection_made(self, transport: Any) -> None:
@@ -65,7 +65,7 @@ class BoundedHTTP(HttpToolsProtocol):
             )
             self._refuse(503, f"all {self.most} connections are taken: try again later", "", {"retry-after": "1"})
             return
-        self._watch = self.loop.call_later(SLOWEST, self._look)
+        self._watch = self.loop.call_later(SLOWEST, self._check_progress)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See :class:`asyncio.Protocol`."""
@@ -87,12 +87,12 @@ class BoundedHTTP(HttpToolsProtocol):
             self._refuse_head()
 
     def on_message_begin(self) -> None:
-        """A request begins; where several come at once, also behind another."""
+        """A request begins, possibly pipelined after another."""
         super().on_message_begin()
         self._phase = "head"
 
     def on_headers_complete(self) -> None:
-        """The head of a request is there."""
+        """The head of a request is complete."""
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > LARGEST_HEAD:
             self._refuse_head()
@@ -101,29 +101,29 @@ class BoundedHTTP(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Some of a body is there."""
+        """A part of a body was received."""
         if not self._refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The last of a body is there."""
+        """A body is complete."""
         self._phase = "answer"
         if not self._refused:
             super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP, in the form of all errors."""
+        """Answer invalid HTTP in the common error format."""
         self._refuse(400, "the request is not valid HTTP: correct its framing", "http")
 
     def _unsupported_upgrade_warning(self) -> None:
-        """No upgrade is supported, as anybody may ask: no line in the log for each."""
+        """Log nothing: no upgrade is supported, and any client may request one."""
 
     def _refuse_head(self) -> None:
         text = f"the request line and headers are too large, at most {LARGEST_HEAD} bytes are accepted: send fewer"
         self._refuse(431, text, "headers")
 
-    def _look(self) -> None:
-        """Whether the request that is coming, or the reader of an answer, has taken too long."""
+    def _check_progress(self) -> None:
+        """Check whether receiving the current request, or reading a response, has taken too long."""
         now, late = self.loop.time(), self._since + SLOWEST
         if self._phase != "answer" and now >= late and not (self._phase == "body" and self.pipeline):
             if self._phase == "head":
@@ -137,10 +137,10 @@ class BoundedHTTP(HttpToolsProtocol):
             return
         self._unread = unread
         wait = late - now if self._phase != "answer" else SLOWEST
-        self._watch = self.loop.call_later(max(wait, 0.1), self._look)
+        self._watch = self.loop.call_later(max(wait, 0.1), self._check_progress)
 
     def _refuse(self, status: int, text: str, field: str, more: dict[str, str] | None = None) -> None:
-        """Answer the request that is coming, and end the connection; what came before it is answered first."""
+        """Refuse the current request and close the connection; earlier requests are answered first."""
         if self._refused or self.transport.is_closing():
             return
         self._refused = True
@@ -160,14 +160,14 @@ class BoundedHTTP(HttpToolsProtocol):
             "",
         ]
         self.transport.write("\r\n".join(lines).encode() + body)
-        # What still comes is thrown away for a moment: a connection that is closed before all is read is reset, and the answer lost.
+        # Discard further data for a moment: closing a connection with unread data resets it, and the response is lost.
         self.transport.write_eof()
         self.flow.resume_reading()
         self.loop.call_later(LINGER, self.transport.close)
 
 
 def bounded() -> type[BoundedHTTP]:
-    """The protocol for one server."""
+    """A protocol class for one server."""
 
     class Bounded(BoundedHTTP):
         most = most_connections()

@@ -1,8 +1,8 @@
-"""How long TorchServe's front end kept a request in its queue, which it does not tell a worker.
+"""Queueing time of requests in TorchServe's front end, which does not report it to a worker.
 
-It does log the waiting time of every request when it has passed its answer on, and sends these lines here (a UDP appender of its
-log, serving/local/log4j2.xml): the wait of a request is known when the next one comes. A queue serves in order, so the next one came
-later; how much later is not known, hence an estimate and an upper bound.
+The front end logs the waiting time of every request after it has sent the response, and sends these lines to this process (a UDP
+appender of its log, serving/local/log4j2.xml): the wait of a request is known when the next one arrives. The queue is in order, so the
+next one was queued later; how much later is unknown, hence an estimate and an upper bound.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-PORT = "THINKTWICE_QUEUE_PORT"  # environment: of this machine, where the lines arrive
+PORT = "THINKTWICE_QUEUE_PORT"  # environment variable: UDP port of this machine that receives the lines
 LINE = re.compile(rb"Waiting time ns: (\d+), ")
-NO_WAIT = 0.001  # seconds; who waited less found the queue empty
+NO_WAIT = 0.001  # seconds; a request that waited less found the queue empty
 IDLE, LONGEST_IDLE = (
     0.002,
     0.02,
-)  # seconds without a request after which the queue was empty; the longer after long waits
+)  # seconds without a request after which the queue counts as empty; the longer one after long waits
 MAX_WAIT_S = 3600.0
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class QueueWait:
-    """Of one request, seconds: as that of the one before, and at most; and whether it found the server with nothing to do."""
+    """Queueing time of one request.
+
+    Attributes:
+        likely: estimated seconds, from the wait of the previous request.
+        at_most: upper bound in seconds.
+        idle: whether the server was idle when the request arrived.
+    """
 
     likely: float
     at_most: float
@@ -37,10 +43,10 @@ class QueueWait:
 
 
 class JavaQueue:
-    """Estimates the wait of each request from that of the one before.
+    """Estimates the wait of each request from that of the previous one.
 
     Args:
-        port: where the lines arrive; None where nobody sends any.
+        port: UDP port that receives the lines; None if there are none.
         clock: monotonic seconds.
     """
 
@@ -48,49 +54,49 @@ class JavaQueue:
         self._clock = clock
         self._socket: socket.socket | None = None
         self._came = self._answered = float("-inf")
-        self.waited: float | None = None  # seconds, of the request before, as the front end has said
+        self.waited: float | None = None  # seconds that the previous request waited, from the log of the front end
         if port is None:
             return
-        found = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
-            found.bind(("127.0.0.1", port))
+            receiver.bind(("127.0.0.1", port))
         except OSError as error:
-            found.close()
+            receiver.close()
             logger.error("the waiting times of the queue are not known (UDP port %d: %s)", port, error.strerror)
             return
-        found.setblocking(False)
-        self._socket = found
+        receiver.setblocking(False)
+        self._socket = receiver
 
     @classmethod
     def from_environment(cls) -> JavaQueue:
-        """On the port that the environment names."""
+        """Create a queue on the port in the environment."""
         text = os.environ.get(PORT, "")
         return cls(int(text) if text.isascii() and text.isdigit() else None)
 
     def came(self) -> QueueWait:
-        """A request has come: its wait."""
+        """Record the arrival of a request. Returns its wait."""
         now = self._clock()
         self._read()
-        before, gap = self.waited, now - self._answered
-        busy_for = now - self._came  # since the one before came here
+        previous_wait, gap = self.waited, now - self._answered
+        busy_for = now - self._came  # since the previous request arrived
         self._came = now
-        if before is None:
+        if previous_wait is None:
             return QueueWait(0.0, 0.0, gap >= IDLE)
-        if gap >= min(max(IDLE, before / 2), LONGEST_IDLE):
+        if gap >= min(max(IDLE, previous_wait / 2), LONGEST_IDLE):
             return QueueWait(0.0, 0.0, True)
-        return QueueWait(before, before + busy_for if before > NO_WAIT else before, False)
+        return QueueWait(previous_wait, previous_wait + busy_for if previous_wait > NO_WAIT else previous_wait, False)
 
     def answered(self) -> None:
-        """Its answer is on its way."""
+        """Record that the response was sent."""
         self._answered = self._clock()
 
     def close(self) -> None:
-        """Give the port back."""
+        """Close the port."""
         if self._socket is not None:
             self._socket.close()
 
     def _read(self) -> None:
-        """Take in what the front end has said since; the last line is that of the request before."""
+        """Read the lines received since; the last one is that of the previous request."""
         if self._socket is None:
             return
         last = b""

@@ -1,6 +1,6 @@
-"""KServe's side of the :class:`serving.service.Service`: a ``kserve.Model`` that needs no TorchServe and no Java.
+"""KServe adapter of the :class:`serving.service.Service`: a ``kserve.Model`` that needs neither TorchServe nor Java.
 
-Same paths, same bodies, same statuses as the TorchServe handler, because bodies reach the service as they came
+It has the same paths, bodies and statuses as the TorchServe handler, because bodies reach the service unchanged
 (:mod:`serving.adapters.kserve_server`). Scoring runs in threads: the event loop stays free, so the server is live while it predicts.
 
     python -m serving.adapters.kserve_predictor --bundle DIR [--feature-store DIR] [--port 8080] [--host 127.0.0.1]
@@ -33,9 +33,9 @@ from thinktwice.release.champion import MODEL_NAME
 from thinktwice.release.release import stage
 from thinktwice.release.signing import trusted_keys
 
-GRACE = 30  # seconds that requests under way have after SIGTERM
+GRACE = 30  # seconds for requests in progress after SIGTERM
 
-logger = logging.getLogger("serving.adapters.kserve_predictor")  # __name__ is __main__ where it counts
+logger = logging.getLogger("serving.adapters.kserve_predictor")  # __name__ is __main__ when run as a module
 
 
 class CTRModel(kserve.Model):
@@ -47,12 +47,12 @@ class CTRModel(kserve.Model):
         self._threads = ThreadPoolExecutor(service.config.workers, thread_name_prefix="score")
 
     def load(self) -> bool:
-        """Score once; ready means that it worked."""
+        """Score one request. The model is ready if that succeeded."""
         self.ready = self.service.answer(dict(PROBE), {}).status == 200
         return bool(self.ready)
 
     async def predict(self, payload: bytes, headers: dict[str, str] | None = None, *_: Any) -> HTTPResponse:
-        """Answer a body of v1 or v2. Waits in the queue of the service as long as its deadline allows, and is refused where that is
+        """Answer a v1 or v2 body. The request waits in the queue of the service until its deadline, and is refused if the queue is
         full."""
         headers = headers or {}
         service = self.service
@@ -61,48 +61,48 @@ class CTRModel(kserve.Model):
             service.admission.enter()
         except OverloadedError as error:
             return service.refuse(error, headers, arrival)
-        turn = self._threads.submit(service.answer, payload, headers, arrival)
-        over = asyncio.get_running_loop().call_later(
-            max(arrival.deadline.left(arrival.at) - RESPONSE_LATENCY_S, 0.0), turn.cancel
+        scoring = self._threads.submit(service.answer, payload, headers, arrival)
+        expiry = asyncio.get_running_loop().call_later(
+            max(arrival.deadline.left(arrival.at) - RESPONSE_LATENCY_S, 0.0), scoring.cancel
         )
         try:
-            return await asyncio.wrap_future(turn)
+            return await asyncio.wrap_future(scoring)
         except asyncio.CancelledError:
-            if not turn.cancelled():
+            if not scoring.cancelled():
                 raise
-            return service.refuse(too_late(0.0, 0.0), headers, arrival)  # it still waited when its time was over
+            return service.refuse(too_late(0.0, 0.0), headers, arrival)  # it was still queued at its deadline
         finally:
-            over.cancel()
+            expiry.cancel()
             service.admission.leave()
 
     def refuse(self, error: RequestError, headers: dict[str, str]) -> HTTPResponse:
-        """The answer to a request that is not read."""
+        """The response to a request that is not processed."""
         return self.service.refuse(error, headers, self.service.arrival(headers))
 
 
 def main(arguments: list[str]) -> int:
-    """Serve until SIGTERM; then answer what is under way and end."""
+    """Serve until SIGTERM; then finish requests in progress and exit."""
     parser = argparse.ArgumentParser(
         prog="python -m serving.adapters.kserve_predictor", description="Serve a click model."
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--bundle", type=Path, help="bundle folder")
-    what.add_argument("--archive", type=Path, help="TorchServe archive (.mar) whose bundle is served, of a release")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--bundle", type=Path, help="bundle folder")
+    source.add_argument("--archive", type=Path, help="TorchServe archive (.mar) whose bundle is served, of a release")
     parser.add_argument("--feature-store", type=Path, help="default: THINKTWICE_FEATURE_STORE")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--model-name", default=MODEL_NAME)
-    chosen = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     logs.configure(others=("kserve", "uvicorn", "asyncio"))
-    # uvicorn drains at a signal and then raises it once more, for whoever had it before: what is below must still clean up.
+    # uvicorn drains on a signal and then raises it again for the previous handler: the code below must still clean up.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="thinktwice-bundle-") as scratch:
         try:
             config = load_config()
-            store = chosen.feature_store or os.environ.get(FEATURE_STORE)
+            store = options.feature_store or os.environ.get(FEATURE_STORE)
             staged = stage(
-                chosen.bundle or chosen.archive,
+                options.bundle or options.archive,
                 Path(store) if store else None,
                 Path(scratch) / MODEL_NAME,
                 config.release,
@@ -111,22 +111,22 @@ def main(arguments: list[str]) -> int:
             service = open_service(
                 staged.bundle,
                 config,
-                model_name=chosen.model_name,
+                model_name=options.model_name,
                 feature_store=staged.feature_store,
                 checked=staged.checked,
             )
-            model = CTRModel(chosen.model_name, service)
+            model = CTRModel(options.model_name, service)
             if not model.load():
                 raise ServerError("warm-up request failed, see the previous log line")
-        except Exception as error:  # noqa: BLE001 - the sentence is what its starter shows
-            # Whoever started the server looks for this line in its log and shows the sentence to the user.
+        except Exception as error:  # noqa: BLE001 - the parent process shows the message
+            # The parent process looks for this line in the log and shows the message to the user.
             logger.error("cannot load: %s", _sentence(error))
             return 1
-        # What was loaded stays: a collection that walks through vocabularies and snapshots would hold a request up.
+        # Exclude loaded objects from garbage collection: traversing vocabularies and snapshots would delay a request.
         gc.collect()
         gc.freeze()
         try:
-            Server(model, service.openapi, service.config.max_body_bytes, chosen.host, chosen.port, GRACE).run()
+            Server(model, service.openapi, service.config.max_body_bytes, options.host, options.port, GRACE).run()
         finally:
             service.close()
             gc.unfreeze()

@@ -1,9 +1,9 @@
-"""The SDK of KServe as a plain HTTP server: which of its routes there are, on which address, and no reading of our command line.
+"""HTTP server on the KServe SDK: selects its routes and its address, and keeps it from reading our command line.
 
-The SDK's own predict routes decode v1 and v2 by themselves and answer errors in forms of their own, with the text of exceptions;
-others unload models for whoever asks. So the predict routes and the error forms are ours, and of the others there are those
-that tell about health, readiness and metrics. The hooks used are the SDK's private ones: should a release call them no more, the
-contract tests find no predict route.
+The SDK's own predict routes decode v1 and v2 themselves and answer errors in their own formats, with the text of exceptions; others
+unload models for any caller. So the predict routes and the error format are ours, and of the SDK's routes only those for health,
+readiness and metrics are kept. The hooks are private to the SDK: if a release no longer calls them, the contract tests find no predict
+route.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from serving.service import HTTPResponse, too_large
 from thinktwice import __version__
 
 _arguments = sys.argv[1:]
-sys.argv[1:] = []  # the SDK reads the command line when it is imported, and would take ours for its own
+sys.argv[1:] = []  # the SDK parses the command line on import
 import kserve  # noqa: E402
 from kserve.protocol.dataplane import DataPlane  # noqa: E402
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension  # noqa: E402
@@ -42,9 +42,9 @@ class Server(RESTServer):
     Args:
         model: answers readiness, and predict requests by ``model.predict(body, headers)``.
         openapi: the document that ``/openapi.json`` answers.
-        max_body_bytes: no more of a body is read than tells that it is larger.
-        host, port: where it listens.
-        grace: seconds that requests under way have after SIGTERM.
+        max_body_bytes: maximum size of a body; reading stops once a body exceeds it.
+        host, port: address to listen on.
+        grace: seconds for requests in progress after SIGTERM.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class Server(RESTServer):
         self._model, self._openapi, self._limit = model, openapi, max_body_bytes
 
     def _add_middlewares(self, app: Any) -> None:
-        """None: the SDK's would log two lines a request; stages are in our metrics."""
+        """Add none: the SDK's would log two lines per request; our metrics have the stages."""
 
     def _add_exception_handlers(self, app: Any) -> None:
-        """Errors outside of predicting, in the form of all others."""
+        """Answer errors of the other routes in the common error format."""
 
         async def refused(_: Request, error: Exception) -> Response:
             assert isinstance(error, HTTPException)
@@ -83,7 +83,7 @@ class Server(RESTServer):
 
     def _register_endpoints(self, app: Any) -> None:
         app.openapi = lambda: self._openapi
-        app.router.redirect_slashes = False  # it would send callers to the host that they name
+        app.router.redirect_slashes = False  # it would redirect callers to the host in their request
         v1, v2 = (kind(self.dataplane, self.model_repository_extension) for kind in (V1Endpoints, V2Endpoints))
         name = self._model.name
         for path in (f"/v1/models/{name}:predict", f"/v2/models/{name}/infer"):
@@ -102,11 +102,11 @@ class Server(RESTServer):
             app.add_api_route(path, answer, methods=["GET"], response_model=None)
 
     async def _metadata(self) -> dict[str, Any]:
-        """Server metadata of the Open Inference Protocol. The SDK's names its own release, and an extension that is not here."""
+        """Server metadata of the Open Inference Protocol. The SDK's version reports its own release and an extension that we do not have."""
         return {"name": "thinktwice", "version": __version__, "extensions": ["binary_tensor_data"]}
 
     async def _predict(self, request: Request) -> Response:
-        # Of a header that is there twice the last counts, as with TorchServe.
+        # The last value of a repeated header counts, as with TorchServe.
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
         if _announces_more(headers, self._limit):
             return _sent(self._model.refuse(too_large(self._limit), headers))
@@ -114,10 +114,10 @@ class Server(RESTServer):
         try:
             async for part in request.stream():
                 body += part
-                if len(body) > self._limit:  # the service says so; nothing beyond is kept
+                if len(body) > self._limit:  # the service refuses it; further data is not kept
                     break
         except ClientDisconnect:
-            return Response(status_code=400)  # nobody reads it
+            return Response(status_code=400)  # the client has disconnected
         return _sent(await self._model.predict(bytes(body), headers))
 
 

@@ -1,8 +1,8 @@
-"""TorchServe's side of the :class:`serving.service.Service`: loading it in a worker, and a handler for TorchServe's own worker.
+"""TorchServe adapter of the :class:`serving.service.Service`: loading in a worker, and a handler for TorchServe's own worker.
 
-Our worker (:mod:`serving.adapters.torchserve_worker`) needs no handler; with TorchServe's own, which any installation of TorchServe starts, a batch
-of HTTP requests comes in and one JSON body each goes out. No envelope: TorchServe's own handle the first request of a batch
-only. A request that cannot be answered gets its own status and error body and does not touch the others.
+Our worker (:mod:`serving.adapters.torchserve_worker`) needs no handler. TorchServe's own worker, which a standard installation starts,
+passes a batch of HTTP requests to the handler and gets one JSON body per request. No envelope is used: TorchServe's envelopes handle
+only the first request of a batch. A request that fails gets its own status and error body and does not affect the others.
 """
 
 from __future__ import annotations
@@ -24,21 +24,20 @@ logger = logging.getLogger(__name__)
 
 
 def load(folder: Path | str, model: str) -> Service:
-    """The service of a model that was staged (:func:`thinktwice.release.release.stage`), with the settings of this machine, after it has
-    scored once.
+    """Load and warm up the service of a staged model (:func:`thinktwice.release.release.stage`) with the settings of this machine.
 
     Raises:
-        Exception: it cannot be loaded; the log says why.
+        Exception: the model cannot be loaded; the log has the reason.
     """
     try:
         config = load_config()
         staged = open_staged(Path(folder).resolve(), config.release, trusted_keys())
         service = open_service(staged.bundle, config, model_name=model, feature_store=staged.feature_store)
     except Exception as error:
-        # Whoever started the server looks for this line in its log and shows the sentence to the user.
+        # The parent process looks for this line in the log and shows the message to the user.
         logger.error("cannot load: %s", " ".join(str(error).split()))
         raise
-    # What was loaded stays: a collection that walks through vocabularies and snapshots would hold a request up.
+    # Exclude loaded objects from garbage collection: traversing vocabularies and snapshots would delay a request.
     gc.collect()
     gc.freeze()
     if config.metrics_port:
@@ -47,13 +46,13 @@ def load(folder: Path | str, model: str) -> Service:
 
 
 class CTRHandler:
-    """What TorchServe's own worker loads. One instance per worker process."""
+    """Handler for TorchServe's own worker. One instance per worker process."""
 
     def __init__(self) -> None:
         self._service: Service | None = None
 
     def initialize(self, context: Any) -> None:
-        """Load the model that was staged (:func:`thinktwice.release.release.stage`) and score once."""
+        """Load and warm up the staged model (:func:`thinktwice.release.release.stage`)."""
         logs.configure()
         self._service = load(context.system_properties["model_dir"], context.model_name)
 
@@ -62,10 +61,10 @@ class CTRHandler:
         assert self._service is not None, "TorchServe calls initialize first"
         service = self._service
         headers = [{k.lower(): v for k, v in context.get_all_request_header(i).items()} for i in range(len(data))]
-        arrivals = [service.arrival(found) for found in headers]
+        arrivals = [service.arrival(request_headers) for request_headers in headers]
         bodies = []
-        for index, (element, found, arrival) in enumerate(zip(data, headers, arrivals, strict=True)):
-            reply = service.answer(element.get("body", element.get("data")), found, arrival)
+        for index, (element, request_headers, arrival) in enumerate(zip(data, headers, arrivals, strict=True)):
+            reply = service.answer(element.get("body", element.get("data")), request_headers, arrival)
             if reply.status != 200:
                 context.set_response_status(reply.status, reply.phrase, idx=index)
             for name, value in reply.headers.items():

@@ -1,8 +1,8 @@
-"""What TorchServe's front end and a worker say to each other over their socket (TorchServe 0.12: nothing of it will change any more).
+"""Socket protocol between TorchServe's front end and a worker (TorchServe 0.12, the last release).
 
 The front end sends one message and waits for its answer before it sends the next. All numbers are four bytes, big endian; texts and
-bodies come behind their length. TorchServe's own reader asks the socket for every number by itself and keeps every field of a form,
-so that one request can hold a worker for a minute; this one takes what is there and keeps what it needs.
+bodies are preceded by their length. TorchServe's own reader makes a socket call per number and keeps every field of a form, so that
+one request can block a worker for a minute; this reader reads in chunks and keeps only what it needs.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from functools import lru_cache
 LOAD, PREDICT = b"L", b"I"
 END = -1
 CHUNK = 1 << 16
-MAX_HEADERS = 256  # of a request that are kept
-MAX_NAME = 1 << 16  # bytes of a header that are kept
+MAX_HEADERS = 256  # kept per request
+MAX_NAME = 1 << 16  # maximum bytes of a header that is kept
 INT = struct.Struct("!i")
-ALIKE = 64  # inputs in a row with the same lengths, from which on such are stepped over together
-MAX_STEPS = 2000  # further inputs, after which a message ends where nothing more comes
+ALIKE = 64  # consecutive inputs with the same lengths after which further ones are skipped together
+MAX_STEPS = 2000  # inputs to skip one by one; after that, the message ends when no more data arrives
 QUIET = 0.02  # seconds without a byte at the end of a message: the front end waits for the answer before it sends more
 TAIL = INT.pack(END) * 2  # the last bytes of a message
 
 
 class ConnectionEndedError(Exception):
-    """The front end has ended the connection."""
+    """The front end closed the connection."""
 
 
 class ProtocolError(Exception):
-    """What came is no message."""
+    """The received data is not a valid message."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """The front end asks for a model, whose archive it has unpacked."""
+    """Request to load a model from its unpacked archive."""
 
     model: str
     folder: str
@@ -45,12 +45,12 @@ class Load:
 
 @dataclass(frozen=True)
 class Predict:
-    """A request.
+    """A prediction request.
 
     Attributes:
-        id: the front end's own name for it, which the answer repeats.
-        headers: by name as the front end gave it: those of the caller as he wrote them, and its own.
-        body: of the request; None where it came as anything but one body (a form, or parameters in the address).
+        id: the id assigned by the front end, which the answer repeats.
+        headers: the caller's headers, with names as sent, and those added by the front end.
+        body: of the request; None if it is not a single body (a form, or query parameters).
     """
 
     id: bytes
@@ -63,7 +63,7 @@ class Reader:
 
     Args:
         connection: blocking.
-        begun: called when the first bytes of a message are there, before they are taken.
+        begun: called when the first bytes of a message have arrived, before they are read.
     """
 
     def __init__(self, connection: socket.socket, begun: Callable[[], None] = lambda: None) -> None:
@@ -73,15 +73,15 @@ class Reader:
 
     @property
     def between_messages(self) -> bool:
-        """Whether nothing of a next message was read."""
+        """Whether no part of the next message has been read."""
         return self._at == len(self._buffer)
 
     def read(self) -> Load | Predict:
-        """The next message.
+        """Read the next message.
 
         Raises:
-            ConnectionEndedError: there will be none.
-            ProtocolError: something else came.
+            ConnectionEndedError: the connection was closed.
+            ProtocolError: the data is not a valid message.
         """
         del self._buffer[: self._at]
         self._at = 0
@@ -98,7 +98,7 @@ class Reader:
     def _load(self) -> Load:
         model, folder = self._text(), self._text()
         self._int()  # batch size
-        self._text()  # handler: the code of a worker is the one that is installed
+        self._text()  # handler: ignored, a worker runs the installed code
         self._int()  # GPU
         self._text()  # envelope
         self._bytes(1)
@@ -114,15 +114,15 @@ class Reader:
         return Predict(name, headers, body)
 
     def _headers(self) -> dict[bytes, bytes]:
-        found: dict[bytes, bytes] = {}
+        headers: dict[bytes, bytes] = {}
         while (length := self._int()) != END:
             name, value = self._bytes(length), self._text()
-            if len(found) < MAX_HEADERS and len(name) + len(value) <= MAX_NAME:
-                found[name] = value
-        return found
+            if len(headers) < MAX_HEADERS and len(name) + len(value) <= MAX_NAME:
+                headers[name] = value
+        return headers
 
     def _body(self) -> bytes | None:
-        """The value of the only input, which is called body; None where there are others."""
+        """The value of the input ``body`` if it is the only one, else None."""
         length = self._int()
         if length == END:
             self._end()
@@ -142,11 +142,11 @@ class Reader:
             raise ProtocolError("a batch of more than one request: the model asks for batches of one")
 
     def _step_over_inputs(self) -> None:
-        """Leave the rest of the inputs behind. A form may have a million of them: those of one shape in a row cost next to
-        nothing, and of others only so many are told apart."""
+        """Skip the remaining inputs. A form may have a million of them: consecutive inputs of one shape are skipped at almost no
+        cost, and the number of others that are parsed is limited."""
         buffer, at = self._buffer, self._at
         unpack = INT.unpack_from
-        shape, alike, steps = (-1, -1, -1), 0, 0
+        shape, repeats, steps = (-1, -1, -1), 0, 0
         while steps < MAX_STEPS:
             try:
                 (name,) = unpack(buffer, at)
@@ -166,11 +166,11 @@ class Reader:
                 at = self._more(at)
                 continue
             at, steps = end, steps + 1
-            alike = alike + 1 if (name, kind, value) == shape else 0
+            repeats = repeats + 1 if (name, kind, value) == shape else 0
             shape = (name, kind, value)
-            if alike == ALIKE:
+            if repeats == ALIKE:
                 at = _alike(shape).match(buffer, at).end()  # type: ignore[union-attr]
-                alike, steps = 0, steps - ALIKE
+                repeats, steps = 0, steps - ALIKE
         self._read_until_quiet()
 
     def _read_until_quiet(self) -> None:
@@ -181,7 +181,7 @@ class Reader:
             tail = (tail + self._receive(1 << 20))[-len(TAIL) :]
 
     def _more(self, at: int) -> int:
-        """Forget what was stepped over and read on; the place where the rest begins."""
+        """Discard the skipped data and read more. Returns the offset of the remaining data."""
         del self._buffer[:at]
         self._buffer += self._receive(1 << 20)
         return 0
@@ -190,10 +190,10 @@ class Reader:
         self._have(INT.size)
         (value,) = INT.unpack_from(self._buffer, self._at)
         self._at += INT.size
-        found: int = value
-        if found < END:
-            raise ProtocolError(f"a length of {found}")
-        return found
+        number: int = value
+        if number < END:
+            raise ProtocolError(f"a length of {number}")
+        return number
 
     def _bytes(self, length: int) -> bytes:
         self._have(length)
@@ -213,8 +213,8 @@ class Reader:
             self._buffer += part
             missing -= len(part)
 
-    def _receive(self, wanted: int = 0) -> bytes:
-        part = self._connection.recv(max(CHUNK, min(wanted, 1 << 20)))
+    def _receive(self, missing: int = 0) -> bytes:
+        part = self._connection.recv(max(CHUNK, min(missing, 1 << 20)))
         if not part:
             raise ConnectionEndedError
         return part
@@ -222,7 +222,7 @@ class Reader:
 
 @lru_cache(maxsize=16)
 def _alike(shape: tuple[int, int, int]) -> re.Pattern[bytes]:
-    """Any number of inputs of one shape."""
+    """Pattern for any number of inputs of one shape."""
     return re.compile(b"(?:" + b"".join(re.escape(INT.pack(n)) + b"[\\s\\S]{%d}" % n for n in shape) + b")*")
 
 

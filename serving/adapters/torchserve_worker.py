@@ -1,12 +1,12 @@
-"""The worker process of TorchServe: what its front end starts, and what answers while no model does.
+"""Worker process of TorchServe: started by its front end, and answers requests while no model is loaded.
 
-TorchServe's own worker loads the model into the process that holds the connection. When that dies, the front end lets up to a whole
-queue of callers wait until another has loaded the model. This one stays small and starts another process, the scorer
-(:mod:`serving.adapters.torchserve_scorer`), on the same connection. While the scorer loads, and as soon as it has died, requests get 503 at
-once; the one it was at work on gets 500, for it may have died of it. Then the next scorer is started.
+TorchServe's own worker loads the model into the process that has the connection. When that process dies, up to a full queue of callers
+waits until another one has loaded the model. This worker stays small and starts another process, the scorer
+(:mod:`serving.adapters.torchserve_scorer`), on the same connection. While the scorer loads, and as soon as it has died, requests get 503
+at once; the request in progress gets 500, because it may have caused the death. Then the next scorer is started.
 
-The front end starts it through a file that it takes for its Python (:func:`interpreter_file`), so that the model's folder is not on the
-path for imports: no code comes out of an archive.
+The front end starts the worker through a file that is configured as its Python (:func:`interpreter_file`), so that the model's folder
+is not on the import path: no code is loaded from an archive.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from serving.exits import ended
 from serving.protocol.errors import JSON, error_body
 from serving.telemetry import logs
 
-ACCEPT_LIMIT = 60.0  # seconds until the front end must have connected
-STOP_LIMIT = 15.0  # seconds a scorer may take to write what is left of its prediction log
-LONGEST_REST = 30.0  # seconds between two scorers that do not come up
-RETRY_AFTER = 5  # seconds, said to callers
+ACCEPT_LIMIT = 60.0  # seconds within which the front end must connect
+STOP_LIMIT = 15.0  # seconds for a scorer to write the remaining prediction log
+LONGEST_REST = 30.0  # maximum seconds between scorers that fail to start
+RETRY_AFTER = 5  # seconds, sent to callers
 WHILE_LOADING = " while it loaded the model"
 
 logger = logging.getLogger("serving.adapters.torchserve_worker")
 
 
 class WorkerState:
-    """What a scorer is doing, in memory that outlives it: ``phase``, and the request it is at work on."""
+    """State of a scorer, in memory that outlives it: ``phase``, and the id of the request in progress."""
 
     BETWEEN, READING, WORKING, WRITING = range(4)
     SIZE = mmap.PAGESIZE
@@ -64,43 +64,49 @@ class WorkerState:
         return self._memory[2 : 2 + self._memory[1]]
 
     def take(self, request: bytes) -> None:
-        """From now on, work on a request."""
+        """Record that a request is in progress."""
         self._memory[1 : 2 + len(request)] = bytes([len(request)]) + request
         self._memory[0] = self.WORKING
 
 
 class _Scorer:
-    """The process that scores, on a connection that this one keeps open."""
+    """The scoring process, on a connection that this process keeps open."""
 
     def __init__(self, load: Load, connection: socket.socket) -> None:
-        self._notebook: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the scorer)
-        self._notebook.truncate(WorkerState.SIZE)
-        self.desk = WorkerState(mmap.mmap(self._notebook.fileno(), WorkerState.SIZE))
-        go, self._go = os.pipe()
-        self.news, news = os.pipe()  # a byte: it is ready; the end: it is dead
+        self._state_file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the scorer)
+        self._state_file.truncate(WorkerState.SIZE)
+        self.state = WorkerState(mmap.mmap(self._state_file.fileno(), WorkerState.SIZE))
+        start_read, self._start_pipe = os.pipe()
+        self.ready_pipe, ready_write = os.pipe()  # a byte: the scorer is ready; end of file: it is dead
         command = [sys.executable, "-I", "-u", "-B", "-W", "ignore", "-m", "serving.adapters.torchserve_scorer"]
-        command += [load.folder, load.model, *map(str, (connection.fileno(), self._notebook.fileno(), go, news))]
+        command += [
+            load.folder,
+            load.model,
+            *map(str, (connection.fileno(), self._state_file.fileno(), start_read, ready_write)),
+        ]
         self._process = subprocess.Popen(
-            command, pass_fds=(connection.fileno(), self._notebook.fileno(), go, news), stdin=subprocess.DEVNULL
+            command,
+            pass_fds=(connection.fileno(), self._state_file.fileno(), start_read, ready_write),
+            stdin=subprocess.DEVNULL,
         )
-        os.close(go)
-        os.close(news)
+        os.close(start_read)
+        os.close(ready_write)
 
     def take_over(self) -> None:
-        """Let it read from the connection from now on."""
-        with suppress(BrokenPipeError):  # it has just died, as its news will tell
-            os.write(self._go, b"g")
+        """Let the scorer read from the connection from now on."""
+        with suppress(BrokenPipeError):  # it has just died, which ``ready_pipe`` will report
+            os.write(self._start_pipe, b"g")
 
     def end(self) -> str:
-        """How it ended, after the time it needs to write what is left."""
-        os.close(self._go)
+        """Stop the scorer, giving it time to write its logs. Returns how it ended."""
+        os.close(self._start_pipe)
         try:
             code = self._process.wait(STOP_LIMIT)
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-        os.close(self.news)
-        self._notebook.close()
+        os.close(self.ready_pipe)
+        self._state_file.close()
         if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             from prometheus_client.multiprocess import mark_process_dead
 
@@ -109,58 +115,56 @@ class _Scorer:
 
 
 def serve(connection: socket.socket) -> None:
-    """Answer the front end until it ends the connection, or until nobody can tell where in it the next message begins."""
+    """Answer the front end until it closes the connection, or until the start of the next message is unknown."""
     reader = Reader(connection)
     load = reader.read()
     if not isinstance(load, Load):
-        raise RuntimeError("the front end asks before it has named a model")
+        raise RuntimeError("the front end sent a request before a model")
     connection.sendall(loaded())
-    rest = 0.0
+    pause = 0.0
     while True:
         scorer = _Scorer(load, connection)
         try:
-            came_up = _until_it_is_ready(scorer, connection, reader, load)
+            started = _until_it_is_ready(scorer, connection, reader, load)
         except BaseException:
             scorer.end()
             raise
-        if came_up:
+        if started:
             scorer.take_over()
             _until_it_ends(scorer, connection)
-        phase, request = scorer.desk.phase, scorer.desk.request
-        how = scorer.end()
-        if came_up and _gone(connection):
+        phase, request = scorer.state.phase, scorer.state.request
+        exit_status = scorer.end()
+        if started and _gone(connection):
             return
-        logger.error("the scorer %s%s: another is started", how, "" if came_up else WHILE_LOADING)
+        logger.error("the scorer %s%s: another is started", exit_status, "" if started else WHILE_LOADING)
         if phase == WorkerState.WORKING:
-            connection.sendall(
-                _refusal(request, 500, "the process that scored died while it was at work on this request")
-            )
+            connection.sendall(_refusal(request, 500, "the scoring process died while it processed this request"))
         elif phase != WorkerState.BETWEEN:
-            return  # it died within a message: the front end makes a new connection
-        rest = 0.0 if came_up else min(max(1.0, 2 * rest), LONGEST_REST)
-        _stand_in(connection, reader, time.monotonic() + rest, load)
+            return  # it died within a message: the front end opens a new connection
+        pause = 0.0 if started else min(max(1.0, 2 * pause), LONGEST_REST)
+        _stand_in(connection, reader, time.monotonic() + pause, load)
 
 
 def _until_it_is_ready(scorer: _Scorer, connection: socket.socket, reader: Reader, load: Load) -> bool:
-    """Answer in its place; whether it came up."""
+    """Answer requests until the scorer is ready. Returns whether it started."""
     while True:
-        ready: list[int] = select.select([scorer.news, connection.fileno()], [], [])[0]
-        if scorer.news in ready:
-            return bool(os.read(scorer.news, 1))
+        ready: list[int] = select.select([scorer.ready_pipe, connection.fileno()], [], [])[0]
+        if scorer.ready_pipe in ready:
+            return bool(os.read(scorer.ready_pipe, 1))
         _answer_one(connection, reader, load)
 
 
 def _until_it_ends(scorer: _Scorer, connection: socket.socket) -> None:
-    """Wait for its end, or for that of the connection."""
+    """Wait for the end of the scorer or of the connection."""
     poll = select.poll()
-    poll.register(scorer.news, select.POLLIN)
-    poll.register(connection, 0)  # tells its end alone
+    poll.register(scorer.ready_pipe, select.POLLIN)
+    poll.register(connection, 0)  # reports only its end
     poll.poll()
 
 
 def _stand_in(connection: socket.socket, reader: Reader, until: float, load: Load) -> None:
-    while (left := until - time.monotonic()) > 0:
-        if select.select([connection], [], [], left)[0]:
+    while (remaining := until - time.monotonic()) > 0:
+        if select.select([connection], [], [], remaining)[0]:
             _answer_one(connection, reader, load)
 
 
@@ -185,20 +189,20 @@ def _gone(connection: socket.socket) -> bool:
 
 
 @contextmanager
-def _connected(kind: str, place: str) -> Iterator[socket.socket]:
-    """The connection of the front end to a socket at ``place``: a path, or a port of this machine."""
+def _connected(kind: str, address: str) -> Iterator[socket.socket]:
+    """Accept the connection of the front end on a socket at ``address``: a path, or a port of this machine."""
     if kind == "unix":
         with suppress(FileNotFoundError):
-            Path(place).unlink()
+            Path(address).unlink()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(place)
+        listener.bind(address)
     else:
-        listener = socket.create_server(("127.0.0.1", int(place)))
+        listener = socket.create_server(("127.0.0.1", int(address)))
     try:
         listener.listen(1)
-        # What the front end waits for.
-        said = (f"[PID]{os.getpid()}", "Torch worker started.", f"Python runtime: {platform.python_version()}", "")
-        sys.stdout.write("\n".join(said))
+        # The output that the front end waits for.
+        greeting = (f"[PID]{os.getpid()}", "Torch worker started.", f"Python runtime: {platform.python_version()}", "")
+        sys.stdout.write("\n".join(greeting))
         sys.stdout.flush()
         listener.settimeout(ACCEPT_LIMIT)
         connection, _ = listener.accept()
@@ -206,14 +210,14 @@ def _connected(kind: str, place: str) -> Iterator[socket.socket]:
         listener.close()
         if kind == "unix":
             with suppress(FileNotFoundError):
-                Path(place).unlink()
+                Path(address).unlink()
     connection.setblocking(True)
     with connection:
         yield connection
 
 
 def interpreter_file(path: Path, python: str = sys.executable) -> Path:
-    """Write what the front end is to call as its Python (``--python``): it starts this worker, whatever script it is given."""
+    """Write the file that the front end calls as its Python (``--python``): it starts this worker, whatever script it is given."""
     path.write_text(
         f'#!/bin/sh\nexec {shlex.quote(python)} -I -B -m serving.adapters.torchserve_worker "$@"\n', encoding="utf-8"
     )
@@ -222,21 +226,24 @@ def interpreter_file(path: Path, python: str = sys.executable) -> Path:
 
 
 def main(arguments: list[str]) -> int:
-    """As the front end calls it: ``SCRIPT --sock-type unix --sock-name PATH ...``."""
+    """Entry point, called by the front end: ``SCRIPT --sock-type unix --sock-name PATH ...``."""
     parser = argparse.ArgumentParser(prog="python -m serving.adapters.torchserve_worker")
     parser.add_argument("script", help="of TorchServe's own worker; not run")
     parser.add_argument("--sock-type", required=True)
     parser.add_argument("--sock-name", default="")
     parser.add_argument("--port", default="")
-    chosen, _ = parser.parse_known_args(arguments)
+    options, _ = parser.parse_known_args(arguments)
     logs.configure()
     try:
-        with _connected(chosen.sock_type, chosen.sock_name or chosen.port) as connection:
+        with _connected(options.sock_type, options.sock_name or options.port) as connection:
             serve(connection)
     except (ConnectionEndedError, BrokenPipeError, ConnectionResetError):
-        pass  # the front end is gone
+        pass  # the front end has closed the connection
     except ProtocolError as error:
-        logger.error("what the front end sends cannot be read (%s): it is asked for a new connection", error)
+        logger.error(
+            "the data from the front end cannot be parsed (%s): the connection is closed, the front end opens a new one",
+            error,
+        )
     except TimeoutError:
         logger.error("the front end did not connect within %.0f s", ACCEPT_LIMIT)
         return 1

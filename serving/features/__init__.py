@@ -1,1 +1,1 @@
-"""Online features: the sources, and the readers that make rows of them."""
+"""Online features: sources, and readers that build rows from them."""

@@ -1,7 +1,7 @@
-"""Counters of a request: the states that the feedback service pushed, read and turned into the values that training had.
+"""Counters of a request: the states pushed by the feedback service, read and converted to the values used in training.
 
-The states of a store are complete up to its *watermark*, which the service moves on every second. A watermark that is older than the
-stated age makes all counters unknown, which a model knows from training; a key without a state has no outcome yet.
+The states of a store are complete up to its *watermark*, which the service advances every second. If the watermark is older than the
+maximum age, all counters are unknown, a case that models see in training; a key without a state has no outcome yet.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from thinktwice.data.pushed_views import LOG_COLUMN, STATE, WATERMARK
 from thinktwice.errors import FeatureStoreError
 from thinktwice.schema import LogSchema
 
-LOOK_AGAIN = 0.5  # seconds after which the watermark is read anew
+LOOK_AGAIN = 0.5  # seconds after which the watermark is read again
 
 
 class StateSource(Protocol):
-    """Reads fields of the online store past the feature service."""
+    """Reads fields of the online store directly, without the feature service."""
 
     def fetch_fields(
         self, key: str, fields: Sequence[tuple[str, str]], ids: Sequence[str], timeout: float | None = None
@@ -34,10 +34,10 @@ class StateSource(Protocol):
         """Values of (view, field) pairs of one entity for each id, None where the store has none.
 
         Args:
-            timeout: seconds it may take; a source that cannot bound itself ignores it.
+            timeout: maximum seconds; ignored by a source without a time limit of its own.
 
         Raises:
-            FeatureStoreError: the store does not answer.
+            FeatureStoreError: the store does not respond.
         """
         ...
 
@@ -48,12 +48,12 @@ class CounterReader:
     Args:
         source: the online store.
         schema: of the model.
-        max_age: seconds by which the watermark may lie before the instant of a request; None: any.
+        max_age: maximum seconds between the watermark and the instant of a request; None: no limit.
         clock: monotonic seconds.
 
     Attributes:
         counts: requests ``read``, and of these ``stale`` (the watermark was older than ``max_age``), ``without_watermark`` (nothing was
-            ever pushed) and ``failed`` (the store did not answer): all their counters were unknown.
+            ever pushed) and ``failed`` (the store did not respond). In these three cases all counters are unknown.
 
     Raises:
         FeatureStoreError: the schema has no ``statistics.instant``.
@@ -66,12 +66,12 @@ class CounterReader:
         max_age: float | None = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        found = definition_of(schema)
-        if found is None:
+        definition = definition_of(schema)
+        if definition is None:
             raise FeatureStoreError(
                 f"the schema {schema.name} has no statistics.instant: there are no counters to read"
             )
-        self.definition: Definition = found
+        self.definition: Definition = definition
         self._source, self._name, self._clock = source, schema.name, clock
         self._max_age = None if max_age is None else round(max_age * 1e6)
         self._watermark: int | None = None
@@ -89,8 +89,9 @@ class CounterReader:
         """Counters of n candidates, float32 [n, C] in the order of ``definition.names``; NaN is unknown.
 
         Args:
-            instant: of the request, microseconds of UTC.
-            user, items: values of the user and of each item, which have the topics and attributes.
+            instant: time of the request, UTC microseconds.
+            user: values of the user, with the attributes.
+            items: values of each item, with the topics.
         """
         self.counts["read"] += 1
         unknown = np.full((len(item_ids), len(self.definition.names)), np.nan, np.float32)
@@ -120,20 +121,22 @@ class CounterReader:
         user: Mapping[str, Any],
         items: Sequence[Mapping[str, Any]],
     ) -> npt.NDArray[np.float32]:
-        found = self.definition
+        definition = self.definition
         user_state: State | None = None
-        if found.user is not None and user_id is not None:
-            content = self._source.fetch_fields(found.user, [("user_instant", STATE)], [user_id])[0][0]
-            user_state = None if content is None else from_bytes(found, "user", [content])
-        if found.item is not None:
+        if definition.user is not None and user_id is not None:
+            content = self._source.fetch_fields(definition.user, [("user_instant", STATE)], [user_id])[0][0]
+            user_state = None if content is None else from_bytes(definition, "user", [content])
+        if definition.item is not None:
             unique = list(dict.fromkeys(item_ids))
-            rows = self._source.fetch_fields(found.item, [("item_instant", STATE)], unique) if unique else []
-            states = from_bytes(found, "item", [row[0] for row in rows])
-            place = {item: n for n, item in enumerate(unique)}
-            item_states = states[[place[item] for item in item_ids]]
+            rows = self._source.fetch_fields(definition.item, [("item_instant", STATE)], unique) if unique else []
+            states = from_bytes(definition, "item", [row[0] for row in rows])
+            index = {item: n for n, item in enumerate(unique)}
+            item_states = states[[index[item] for item in item_ids]]
         else:
-            item_states = empty_states(found, "item", len(item_ids))
-        topics = np.array([slots_of(found.topics, values) for values in items], np.int64).reshape(
-            len(items), len(found.topics)
+            item_states = empty_states(definition, "item", len(item_ids))
+        topics = np.array([slots_of(definition.topics, values) for values in items], np.int64).reshape(
+            len(items), len(definition.topics)
         )
-        return values(found, user_state, item_states, instant, topics, np.array(slots_of(found.attributes, user)))
+        return values(
+            definition, user_state, item_states, instant, topics, np.array(slots_of(definition.attributes, user))
+        )

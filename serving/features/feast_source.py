@@ -1,4 +1,4 @@
-"""Online features from Feast, through its Python SDK: the oracle of all other sources, and what fills the item snapshot."""
+"""Online features from Feast through its Python SDK: the reference for all other sources, and the source of the item snapshot."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def open_feast(folder: Path | str, service: str) -> tuple[Any, Any]:
     """The Feast store in a folder and its feature service of that name.
 
     Raises:
-        FeatureStoreError: the folder is no feature store, holds what a store may not hold, or does not have the service.
+        FeatureStoreError: the folder is not a feature store, contains disallowed content, or does not have the service.
     """
     store = open_feast_store(folder)
     return store, _service(store, service, _import_feast(), Path(folder).resolve())
@@ -39,10 +39,10 @@ def open_feast(folder: Path | str, service: str) -> tuple[Any, Any]:
 def open_feast_store(folder: Path | str) -> Any:
     """The Feast store in a folder.
 
-    Feast reads the registry again when its file changes, so it gets a private copy of what was checked.
+    Feast rereads the registry when its file changes, so it gets a private copy of the validated registry.
 
     Raises:
-        FeatureStoreError: the folder is no feature store, or holds what a store may not hold.
+        FeatureStoreError: the folder is not a feature store, or contains disallowed content.
     """
     folder = Path(folder).resolve()
     settings = read_settings(folder)
@@ -71,23 +71,23 @@ def _service(store: Any, service: str, feast: ModuleType, folder: Path) -> Any:
     try:
         return store.get_feature_service(service)
     except feast.errors.FeastObjectNotFoundException as error:
-        known = ", ".join(sorted(s.name for s in store.list_feature_services())) or "none"
+        names = ", ".join(sorted(s.name for s in store.list_feature_services())) or "none"
         raise FeatureStoreError(
-            f"feature store {folder} has no feature service {service!r} (it has: {known}): "
-            "give the feature store that the model was trained on"
+            f"feature store {folder} has no feature service {service!r} (it has: {names}): "
+            "use the feature store that the model was trained on"
         ) from error
     except Exception as error:
         raise FeatureStoreError(f"feature store {folder} cannot be opened ({reason(error)}): {FIX}") from error
 
 
 class FeastSource:
-    """Feast's SDK. Users and items are fetched apart: one read of both would look the user up once per candidate.
+    """Reads through Feast's SDK. Users and items are fetched separately: one read of both would look up the user once per candidate.
 
     Args:
         store: an open Feast store.
         service: the feature service the model was trained on.
-        schema: tells which entity key is the user's and which the item's.
-        timestamps: whether rows carry their newest timestamp, which costs a little.
+        schema: defines the entity keys of users and items.
+        timestamps: whether rows include their newest timestamp, at a small cost.
     """
 
     def __init__(self, store: Any, service: Any, schema: LogSchema, *, timestamps: bool = False) -> None:
@@ -102,7 +102,7 @@ class FeastSource:
                 view = store.get_feature_view(projection.name)
             except Exception as error:
                 raise FeatureStoreError(
-                    f"the feature store cannot give the view {projection.name!r} ({reason(error)}): {FIX}"
+                    f"the feature store cannot return the view {projection.name!r} ({reason(error)}): {FIX}"
                 ) from error
             keys = {column.name for column in view.entity_columns}
             entity: Entity = "user" if self._keys["user"] in keys else "item"
@@ -115,7 +115,7 @@ class FeastSource:
         return tuple(self._names[entity])
 
     def fetch(self, entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[FeatureRow]:
-        """See :class:`serving.features.lookup.FeatureSource`. The SDK has no limit of its own: ``timeout`` is ignored."""
+        """See :class:`serving.features.lookup.FeatureSource`. The SDK has no time limit: ``timeout`` is ignored."""
         names = self._names[entity]
         if not names:
             return [FeatureRow({})] * len(ids)
@@ -136,7 +136,7 @@ class FeastSource:
         return [FeatureRow(row, float(at)) if at else FeatureRow(row) for row, at in zip(rows, newest, strict=True)]
 
     def fetch_within(self, entity: Entity, ids: Sequence[str], timeout: float) -> None:
-        """See :class:`serving.features.lookup.BoundedSource`; the SDK knows no time limit."""
+        """See :class:`serving.features.lookup.BoundedSource`; the SDK has no time limit."""
         return
 
     def fetch_fields(
@@ -154,12 +154,12 @@ class FeastSource:
         return [list(values) for values in zip(*(columns[name] for _, name in fields), strict=True)]
 
     def close(self) -> None:
-        """Close the SQLite file, which Feast never does by itself."""
+        """Close the SQLite file, which Feast never closes."""
         close_feast_store(self._store)
 
 
 def close_feast_store(store: Any) -> None:
-    """Close the SQLite file, which Feast never does by itself."""
+    """Close the SQLite file, which Feast never closes."""
     online = getattr(store._get_provider(), "online_store", None)
     connection = getattr(online, "_conn", None)
     if online is not None and connection is not None:

@@ -1,9 +1,9 @@
 """Circuit breaker, time limit and bulkhead around an online store: a slow or dead store never hangs a request.
 
-A source that bounds itself answers in the caller's thread; other lookups run in a few threads of their own. One that is late
-there is left to end by itself; while all threads hang, further lookups fail at once. After some failures in a row the store
-is not asked for a while (circuit open), then by one lookup at a time until it answers (half-open). The log says when it begins
-to fail and when it has recovered, not for every lookup.
+A source with its own time limit is called in the caller's thread; other lookups run in a small thread pool. A lookup that times out
+there is abandoned and ends by itself; while all threads hang, further lookups fail at once. After several consecutive failures the
+store is not queried for a while (circuit open), then by one lookup at a time until it responds (half-open). The start and the end
+of an outage are logged, not every lookup.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from thinktwice.errors import FeatureStoreError
 if TYPE_CHECKING:
     from serving.features.counters import StateSource
 
-Found = TypeVar("Found")
+Value = TypeVar("Value")
 Reason = Literal["timeout", "error", "bulkhead_full", "circuit_open"]
-FAILURES_TO_OPEN = 5  # in a row, after which the circuit opens
+FAILURES_TO_OPEN = 5  # consecutive failures that open the circuit
 OPEN_SECONDS = 1.0  # after which one lookup probes the store (half-open)
 
 logger = logging.getLogger(__name__)
 
 
 class LookupFailedError(FeatureStoreError):
-    """A lookup gave nothing; ``reason`` says why in one word."""
+    """A lookup failed; ``reason`` is the cause."""
 
     def __init__(self, message: str, reason: Reason) -> None:
         super().__init__(message)
@@ -39,12 +39,12 @@ class LookupFailedError(FeatureStoreError):
 
 
 class GuardedSource:
-    """Bounds the time of another source.
+    """Limits the time of another source.
 
     Args:
         source: the store.
-        timeout: seconds a lookup may take; a caller may only lower it.
-        threads: lookups that may be under way at once, hanging ones included.
+        timeout: maximum seconds per lookup; a caller can only lower it.
+        threads: maximum number of concurrent lookups, including hanging ones.
         clock: monotonic seconds.
     """
 
@@ -77,7 +77,7 @@ class GuardedSource:
         """See :class:`serving.features.lookup.FeatureSource`.
 
         Raises:
-            LookupFailedError: timed out, failed, or not tried.
+            LookupFailedError: the lookup timed out, failed, or was not attempted.
         """
         return self._guarded(
             entity,
@@ -92,7 +92,7 @@ class GuardedSource:
         """See :class:`serving.features.counters.StateSource`.
 
         Raises:
-            LookupFailedError: timed out, failed, or not tried.
+            LookupFailedError: the lookup timed out, failed, or was not attempted.
         """
         source = cast("StateSource", self._source)
         return self._guarded(
@@ -101,80 +101,80 @@ class GuardedSource:
 
     def _guarded(
         self,
-        what: str,
+        subject: str,
         timeout: float | None,
-        at_once: Callable[[float], list[Found] | None],
-        on_a_thread: Callable[[float], list[Found]],
-    ) -> list[Found]:
+        inline: Callable[[float], list[Value] | None],
+        in_pool: Callable[[float], list[Value]],
+    ) -> list[Value]:
         limit = self._timeout if timeout is None else min(self._timeout, timeout)
         if limit <= 0:
-            raise LookupFailedError(f"no time is left to look up {what} features", "timeout")
-        half_open = self._start(what)
-        good: bool | None = None  # a bug in a source says nothing about the store, but it ends a probe too
+            raise LookupFailedError(f"no time is left to look up {subject} features", "timeout")
+        half_open = self._start(subject)
+        healthy: bool | None = None  # None: a bug in a source says nothing about the store, but it ends a probe too
         try:
-            began = time.monotonic()
-            found = None if half_open else at_once(limit)
-            if found is None:
-                found = self._on_a_thread(what, on_a_thread, limit - (time.monotonic() - began))
-            good = True
+            start = time.monotonic()
+            rows = None if half_open else inline(limit)
+            if rows is None:
+                rows = self._on_a_thread(subject, in_pool, limit - (time.monotonic() - start))
+            healthy = True
             self.trouble.not_met()
         except TimeoutError:
-            timed_out = LookupFailedError(f"{what} features took longer than {limit * 1000:.0f} ms", "timeout")
-            if limit >= self._timeout:  # a caller in a hurry says nothing about the store
-                good = False
+            timed_out = LookupFailedError(f"{subject} features took longer than {limit * 1000:.0f} ms", "timeout")
+            if limit >= self._timeout:  # a shorter limit of the caller says nothing about the store
+                healthy = False
                 self._log_trouble(timed_out)
             raise timed_out from None
         except LookupFailedError as error:
             self._log_trouble(error)
             raise
         except FeatureStoreError as error:
-            good = False
+            healthy = False
             self._log_trouble(error)
             raise LookupFailedError(str(error), "error") from error
         finally:
-            self._ended(half_open, good)
-        return found
+            self._ended(half_open, healthy)
+        return rows
 
     def _log_trouble(self, error: Exception) -> None:
         self.trouble.met(f"{error}: lookups get defaults until the online store answers")
 
     def close(self) -> None:
-        """Stop taking lookups and close the source."""
+        """Refuse further lookups and close the source."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._source.close()
 
-    def _on_a_thread(self, what: str, work: Callable[[float], list[Found]], limit: float) -> list[Found]:
+    def _on_a_thread(self, subject: str, work: Callable[[float], list[Value]], limit: float) -> list[Value]:
         if limit <= 0:
             raise TimeoutError
         if not self._free.acquire(blocking=False):
-            raise LookupFailedError(f"lookup pool exhausted: {what} features were not requested", "bulkhead_full")
+            raise LookupFailedError(f"lookup pool exhausted: {subject} features were not requested", "bulkhead_full")
         return self._pool.submit(self._run, work, limit).result(limit)
 
-    def _run(self, work: Callable[[float], list[Found]], limit: float) -> list[Found]:
+    def _run(self, work: Callable[[float], list[Value]], limit: float) -> list[Value]:
         try:
             return work(limit)
         finally:
             self._free.release()
 
-    def _start(self, what: str) -> bool:
-        """Whether the circuit is half-open and this lookup is the probe."""
+    def _start(self, subject: str) -> bool:
+        """Register a lookup. Returns whether the circuit is half-open and this lookup is the probe."""
         with self._lock:
             if self._failures < FAILURES_TO_OPEN:
                 return False
             if self._probing or self._clock() < self._open_until:
                 raise LookupFailedError(
-                    f"the online store failed {self._failures} times in a row: {what}", "circuit_open"
+                    f"the online store failed {self._failures} times in a row: {subject}", "circuit_open"
                 )
             self._probing = True
             return True
 
-    def _ended(self, half_open: bool, good: bool | None) -> None:
+    def _ended(self, half_open: bool, healthy: bool | None) -> None:
         with self._lock:
             if half_open:
                 self._probing = False
-            if good:
+            if healthy:
                 self._failures = 0
-            elif good is False:
+            elif healthy is False:
                 self._failures += 1
                 if self._failures >= FAILURES_TO_OPEN:
                     self._open_until = self._clock() + OPEN_SECONDS

@@ -1,8 +1,7 @@
-"""What a predictor asks of an online feature store, whichever it is, and what it makes of the answer.
+"""Interface between the predictor and an online feature store.
 
 A :class:`FeatureSource` fetches raw values from one store; a reader turns them into the :class:`Features` of a request. Whether
-a row is unknown or out of date is told by its values and timestamps, never by a status: Redis calls a row that does not
-exist PRESENT.
+a row is unknown or stale is derived from its values and timestamps, never from a status: Redis reports a missing row as PRESENT.
 """
 
 from __future__ import annotations
@@ -17,20 +16,24 @@ from thinktwice.data.sides import Side
 from thinktwice.errors import FeatureStoreError
 
 Entity = Literal["user", "item"]
-OnDefault = Callable[[Entity, str], None]  # told whose values were defaulted, and why, in one word
+OnDefault = Callable[[Entity, str], None]  # called with the entity whose values were defaulted, and the reason
 
 
 @dataclass(frozen=True)
 class FeatureRow:
-    """One row of a store: values by field name, None where it has none; ``newest`` is the latest timestamp over the
-    views of the row in Unix seconds, NaN when the store did not tell one."""
+    """One row of a store.
+
+    Attributes:
+        values: values by field name, None if the store has none.
+        newest: latest timestamp of the row's views in Unix seconds, NaN if unknown.
+    """
 
     values: Mapping[str, Any]
     newest: float = math.nan
 
     @property
     def cold(self) -> bool:
-        """The store knows nothing about it."""
+        """Whether the store has no values for it."""
         return all(value is None for value in self.values.values())
 
 
@@ -38,33 +41,33 @@ class FeatureSource(Protocol):
     """Fetches rows from one store."""
 
     def names(self, entity: Entity) -> tuple[str, ...]:
-        """Fields it has for users or for items."""
+        """Names of the fields of users or items."""
         ...
 
     def fetch(self, entity: Entity, ids: Sequence[str], timeout: float | None = None) -> list[FeatureRow]:
-        """One row per id, in order.
+        """Fetch one row per id, in order.
 
         Args:
-            timeout: seconds it may take; a source that cannot bound itself ignores it.
+            timeout: maximum seconds; ignored by a source without a time limit of its own.
 
         Raises:
-            FeatureStoreError: the store does not answer, or not in time.
+            FeatureStoreError: the store does not respond, or not in time.
         """
         ...
 
     def close(self) -> None:
-        """Give connections back."""
+        """Release connections."""
         ...
 
 
 class BoundedSource(FeatureSource, Protocol):
-    """A source that may be able to keep a time limit by itself."""
+    """A source that can enforce a time limit for some lookups."""
 
     def fetch_within(self, entity: Entity, ids: Sequence[str], timeout: float) -> list[FeatureRow] | None:
-        """Like :meth:`fetch`, but back in time by itself, so that no other thread is needed; None when that cannot be promised.
+        """Like :meth:`fetch`, but returns in time, so that no other thread is needed; None if that cannot be guaranteed.
 
         Raises:
-            TimeoutError: the store has not answered after ``timeout`` seconds.
+            TimeoutError: the store has not responded after ``timeout`` seconds.
         """
         ...
 
@@ -76,10 +79,10 @@ class Features:
     Attributes:
         user: values of the user's fields.
         items: values of the items' fields, one per candidate in the order of the request.
-        cold_user, cold_items: the store knows nothing about them.
-        stale_user, stale_items: their newest value is older than allowed.
-        defaulted: entities whose lookup failed or came too late: what was looked up has no values.
-        encoded_items: the item side encoded already, one row per candidate; None when the reader does not encode.
+        cold_user, cold_items: whether the store has no values for them.
+        stale_user, stale_items: whether their newest value is older than allowed.
+        defaulted: entities whose lookup failed or timed out: their looked-up values are missing.
+        encoded_items: the encoded item side, one row per candidate; None if the reader does not encode.
     """
 
     user: Mapping[str, Any]
@@ -96,28 +99,28 @@ class OnlineFeatureReader(Protocol):
     """Reads the features of one request."""
 
     def read(self, user_id: str | None, item_ids: Sequence[str], timeout: float | None = None) -> Features:
-        """Features of one user and of some items (ids may repeat).
+        """Features of one user and several items (ids may repeat).
 
         Args:
-            timeout: seconds that the caller can wait; what is late then is defaulted.
+            timeout: maximum seconds; values that are not available by then are defaulted.
 
         Raises:
-            FeatureStoreError: the store does not answer, and the reader has nobody to tell about defaults.
+            FeatureStoreError: the store does not respond, and no callback for defaults is set.
         """
         ...
 
     def close(self) -> None:
-        """Stop what runs in the background and give connections back."""
+        """Stop background work and release connections."""
         ...
 
 
 class Lookup:
-    """One entity of a source, with defaults for what it does not give.
+    """Looks up rows in a source, with defaults for failed lookups.
 
     Args:
         source: the store.
-        max_age: seconds after which a value is stale; None for never.
-        on_default: told of every lookup that was answered with defaults; None lets errors through.
+        max_age: seconds after which a value is stale; None: never.
+        on_default: called for every lookup that was answered with defaults; None: errors are raised.
         clock: Unix seconds.
     """
 
@@ -152,7 +155,7 @@ class Lookup:
         return (rows[0] if rows else FeatureRow({})), defaulted
 
     def cold(self, entity: Entity, found: FeatureRow) -> bool:
-        """Whether the store knows nothing about the row; without fields there is nothing to know."""
+        """Whether the store has no values for the row; False if the entity has no fields."""
         return bool(self.source.names(entity)) and found.cold
 
     @property
@@ -161,12 +164,12 @@ class Lookup:
         return self._max_age is not None
 
     def stale(self, newest: float) -> bool:
-        """Whether a newest timestamp is too old. A row without one is not called stale."""
+        """Whether the newest timestamp is too old. A row without a timestamp is not stale."""
         return self._max_age is not None and self._clock() - newest > self._max_age
 
 
 class DirectReader:
-    """Asks the source for every request: one fetch for the user, one for all distinct items."""
+    """Queries the source for every request: one fetch for the user, one for all distinct items."""
 
     def __init__(self, lookup: Lookup) -> None:
         self._lookup = lookup
@@ -176,17 +179,17 @@ class DirectReader:
         end = None if timeout is None else time.monotonic() + timeout
         user, user_defaulted = self._lookup.user(user_id, timeout)
         unique = list(dict.fromkeys(item_ids))
-        left = None if end is None else max(0.0, end - time.monotonic())
-        rows, items_defaulted = self._lookup.rows("item", unique, left)
+        remaining = None if end is None else max(0.0, end - time.monotonic())
+        rows, items_defaulted = self._lookup.rows("item", unique, remaining)
         by_id = dict(zip(unique, rows, strict=True))
-        found = [by_id[item] for item in item_ids]
+        item_rows = [by_id[item] for item in item_ids]
         return Features(
             user=user.values,
-            items=[row.values for row in found],
+            items=[row.values for row in item_rows],
             cold_user=user_id is not None and not user_defaulted and self._lookup.cold("user", user),
-            cold_items=tuple(not items_defaulted and self._lookup.cold("item", row) for row in found),
+            cold_items=tuple(not items_defaulted and self._lookup.cold("item", row) for row in item_rows),
             stale_user=self._lookup.stale(user.newest),
-            stale_items=tuple(self._lookup.stale(row.newest) for row in found),
+            stale_items=tuple(self._lookup.stale(row.newest) for row in item_rows),
             defaulted=defaulted(user_defaulted, items_defaulted),
         )
 
@@ -196,5 +199,5 @@ class DirectReader:
 
 
 def defaulted(user: bool, items: bool) -> tuple[Entity, ...]:
-    """The entities whose values are defaults."""
+    """Entities whose values are defaults."""
     return (*(("user",) if user else ()), *(("item",) if items else ()))

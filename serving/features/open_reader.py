@@ -1,4 +1,4 @@
-"""The reader a predictor uses, as its settings say."""
+"""Construction of the feature reader of a predictor from its settings."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ from thinktwice.parquet import open_parquet
 from thinktwice.schema import LogSchema
 
 DATA = "data"  # folder of the feature tables within a store
-READ_BATCH, YIELD_S = 4096, 0.001  # ids of one read, and a pause after it, so that requests get the interpreter
+READ_BATCH, YIELD_S = 4096, 0.001  # ids per read, and a pause after it that releases the interpreter for requests
 
 
 class FeatureConfig(Frozen):
-    """How features are looked up."""
+    """Settings of the feature lookup."""
 
-    # snapshot: all items in memory, the user per request. feast, redis: both per request, by the SDK or past it.
+    # snapshot: all items in memory, the user per request. feast, redis: both per request, by the SDK or directly.
     reader: Literal["snapshot", "feast", "redis"] = "snapshot"
     timeout_ms: float = Field(default=50.0, gt=0, le=60_000)  # of one lookup; late values become defaults
-    threads: int = Field(default=4, ge=1, le=64)  # lookups under way at once, hanging ones included
+    threads: int = Field(default=4, ge=1, le=64)  # concurrent lookups, including hanging ones
     refresh_seconds: float = Field(default=300.0, gt=0)  # between refills of the snapshot
-    max_age_seconds: float | None = Field(default=None, gt=0)  # above which a row is called stale; None: never
+    max_age_seconds: float | None = Field(
+        default=None, gt=0
+    )  # maximum age of a row, older ones are stale; None: no limit
 
 
 def open_reader(
@@ -44,17 +46,17 @@ def open_reader(
     """Open the feature store in a folder.
 
     Args:
-        folder: with ``feature_store.yaml``; all its paths are relative to it.
+        folder: contains ``feature_store.yaml``; all paths in it are relative to the folder.
         service: feature service the model was trained on.
         schema, encoder: of the model.
-        on_default: told of every lookup that was answered with defaults; without it such a lookup is an error.
+        on_default: called for every lookup that was answered with defaults; without it such a lookup is an error.
 
     Raises:
-        FeatureStoreError: no store, no such service, or not the store that the setting needs.
+        FeatureStoreError: the store or the service does not exist, or the setting needs another kind of store.
     """
     from serving.features.feast_source import FeastSource, open_feast
 
-    store, found = open_feast(folder, service)
+    store, feature_service = open_feast(folder, service)
     is_redis = store.config.online_store.type == "redis"
     if config.reader == "redis" and not is_redis:
         raise FeatureStoreError(
@@ -67,7 +69,7 @@ def open_reader(
 
         source = RedisSource(store, schema)
     else:
-        source = FeastSource(store, found, schema, timestamps=config.max_age_seconds is not None)
+        source = FeastSource(store, feature_service, schema, timestamps=config.max_age_seconds is not None)
     guarded = GuardedSource(source, timeout=config.timeout_ms / 1000, threads=config.threads)
     lookup = Lookup(guarded, config.max_age_seconds, on_default)
     item_key = schema.key_of("item")
@@ -86,20 +88,20 @@ def open_reader(
 
 
 def _catalogue(folder: Path, schema: LogSchema, encoder: Encoder) -> Callable[[], Sequence[str]]:
-    """Ids of all items: those of the store's own tables, or those that training saw where a store comes without tables."""
+    """Returns a function that lists all item ids: those in the store's tables, or those seen in training if there are no tables."""
     tables = [folder / DATA / f"{spec.name}.parquet" for spec in table_specs(schema) if spec.entity == "item"]
     key = schema.key_of("item") or ""
 
     def ids() -> Sequence[str]:
-        there = [table for table in tables if table.is_file()]
-        if not there:
+        existing = [table for table in tables if table.is_file()]
+        if not existing:
             return encoder.values_of(key)
-        found: dict[str, None] = {}
-        for table in there:
+        unique: dict[str, None] = {}
+        for table in existing:
             with open_parquet(table) as file:
-                for part in file.iter_batches(READ_BATCH, columns=[key]):
-                    found.update(dict.fromkeys(part.column(0).unique().to_pylist()))
+                for batch in file.iter_batches(READ_BATCH, columns=[key]):
+                    unique.update(dict.fromkeys(batch.column(0).unique().to_pylist()))
                     time.sleep(YIELD_S)
-        return list(found)
+        return list(unique)
 
     return ids

@@ -1,10 +1,10 @@
-"""Online features straight from Feast's layout in Redis, several times cheaper than through the SDK.
+"""Online features read directly from Feast's layout in Redis, several times faster than through the SDK.
 
-All views of an entity lie in one hash. Its key is Feast's serialization of the entity key (version 3) and the project; its fields
-are the murmur3 of ``view:feature`` with a protobuf value each, and ``_ts:view`` with the time of the view's row. So one
-HMGET per id fetches everything, and all ids go in one pipeline. A few ids are asked for in the caller's own thread, over a
-connection that is open already: connecting is what may take unbounded time. The layout belongs to the pinned Feast: every source
-compares its own keys with Feast's when it is made.
+All views of an entity are stored in one hash. Its key is Feast's serialization of the entity key (version 3) and the project; its
+fields are the murmur3 hash of ``view:feature``, each with a protobuf value, and ``_ts:view`` with the time of the view's row. So one
+HMGET per id fetches everything, and all ids go in one pipeline. Small reads run in the caller's thread over an open connection,
+because only connecting can take unbounded time. The layout is that of the pinned Feast version: every source compares its keys with
+Feast's when it is created.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from thinktwice.data.feature_tables import table_specs
 from thinktwice.errors import FeatureStoreError
 from thinktwice.schema import LogSchema
 
-STRING = 2  # Feast's number of the value type
+STRING = 2  # Feast's enum value of the type
 SELF_CHECK = "ä b"
-MAX_SMALL_READ = 8  # ids whose answers come in one piece
-OPEN = 4  # connections kept for them
-REST_OF_ANSWER = 0.05  # seconds that the rest of an answer may take whose first bytes are here
-TRY_AGAIN = 10.0  # seconds after a connection that could not be opened
+MAX_SMALL_READ = 8  # ids whose answers arrive in one packet
+OPEN = 4  # connections kept open for small reads
+REST_OF_ANSWER = 0.05  # seconds for the rest of an answer after its first bytes arrived
+TRY_AGAIN = 10.0  # seconds to wait after a connection could not be opened
 
 
 class RedisSource:
@@ -34,10 +34,10 @@ class RedisSource:
 
     Args:
         store: an open Feast store whose online store is Redis; its connection is used.
-        schema: names the views and their features.
+        schema: defines the views and their features.
 
     Raises:
-        FeatureStoreError: the store is no Redis, or the installed Feast lays its keys out otherwise.
+        FeatureStoreError: the store is not Redis, or the installed Feast has another key layout.
     """
 
     def __init__(self, store: Any, schema: LogSchema) -> None:
@@ -52,8 +52,8 @@ class RedisSource:
                 f"the online store is {type(online).__name__}, not Redis: use the feature reader 'snapshot' or 'feast'"
             )
         self._client = online._get_client(store.config.online_store)
-        self._open: list[Any] = []  # connections that nobody uses now; appended to and popped from by any thread
-        self._open_from = 0.0  # monotonic time before which none is opened
+        self._open: list[Any] = []  # idle connections; appended to and popped from by any thread
+        self._open_from = 0.0  # monotonic time before which no connection is opened
         self._value, self._timestamp = Value, Timestamp
         self._project = store.project.encode()
         self._prefix: dict[Entity, bytes] = {}
@@ -112,8 +112,8 @@ class RedisSource:
     def fetch_within(self, entity: Entity, ids: Sequence[str], timeout: float) -> list[FeatureRow] | None:
         """See :class:`serving.features.lookup.BoundedSource`; None for many ids, and while no connection is open.
 
-        An answer that stops half-way is given up :data:`REST_OF_ANSWER` after its last piece, which may be later than
-        ``timeout``; answers to so few ids come in one piece.
+        A partial answer times out :data:`REST_OF_ANSWER` after its last packet, which may be later than ``timeout``; answers to so
+        few ids arrive in one packet.
         """
         from redis import RedisError
 
@@ -136,22 +136,22 @@ class RedisSource:
                     raise TimeoutError
                 answers.append(connection.read_response())
         except TimeoutError:
-            connection.disconnect()  # an answer that comes later would be taken for that of the next question
+            connection.disconnect()  # a late answer would be read as the answer to the next command
             raise
-        except RedisError:  # the server has ended it
+        except RedisError:  # the server closed the connection
             connection.disconnect()
             return None
         self._open.append(connection)
         return [self._row_of(names, answer) for answer in answers]
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         while self._open:
             self._open.pop().disconnect()
         self._client.close()
 
     def _connect_one(self) -> None:
-        """Have one more connection ready for :meth:`fetch_within`; a cluster has no single place to connect to."""
+        """Open one more connection for :meth:`fetch_within`; not for a cluster, which has no single address."""
         from redis import RedisError
         from redis.backoff import NoBackoff
         from redis.retry import Retry
@@ -160,10 +160,13 @@ class RedisSource:
         if pool is None or len(self._open) >= OPEN or time.monotonic() < self._open_from:
             return
         try:
-            once = {"socket_timeout": REST_OF_ANSWER, "retry": Retry(NoBackoff(), 0)}  # a lookup waits for it
+            once = {
+                "socket_timeout": REST_OF_ANSWER,
+                "retry": Retry(NoBackoff(), 0),
+            }  # a lookup waits for this connection
             connection = pool.connection_class(**{**pool.connection_kwargs, **once})
             connection.connect()
-        except RedisError:  # the client's own connections are good, so lookups go on with them
+        except RedisError:  # lookups continue with the client's own connections
             self._open_from = time.monotonic() + TRY_AGAIN
             return
         self._open.append(connection)
@@ -182,10 +185,10 @@ class RedisSource:
         kind = value.WhichOneof("val")
         if kind is None:
             return None
-        found = getattr(value, kind)
-        if kind == "float_val":  # Python would make another number of it, see thinktwice.schema.values
-            return np.float32(found)
-        return list(found.val) if kind.endswith("_list_val") else found
+        content = getattr(value, kind)
+        if kind == "float_val":  # a Python float would be another number, see thinktwice.schema.values
+            return np.float32(content)
+        return list(content.val) if kind.endswith("_list_val") else content
 
     def _seconds(self, raw: bytes) -> float:
         at = self._timestamp.FromString(raw)

@@ -1,10 +1,10 @@
-"""All items of the catalogue in this process, encoded ahead: the item side of a request is an index take.
+"""In-memory snapshot of all items of the catalogue, encoded in advance: the item side of a request is an index lookup.
 
-The snapshot is filled by batch reads of the feature store and filled anew in the background, so the store stays the only
-source. A refill that fails leaves the last good one in place; so does one in which many items that had features have none, for a
-store that was emptied is no news about items. Items that are not in it are fetched when they are asked for.
+The snapshot is filled by batch reads of the feature store and refilled in the background, so the store remains the only source. If a
+refill fails, the previous snapshot stays; likewise if many items have lost their features, because an emptied store says nothing
+about items. Items that are not in the snapshot are fetched on request.
 
-A refill works in short turns with longer rests, for requests need the interpreter meanwhile.
+A refill works in small slices with longer pauses, to leave the interpreter to requests.
 """
 
 from __future__ import annotations
@@ -26,23 +26,27 @@ from thinktwice.data.encoder import Encoder
 from thinktwice.data.sides import Side
 from thinktwice.errors import FeatureStoreError
 
-CHUNK = 2_000  # items of one read while nobody waits for the interpreter, and of one table of values
-PIECE = 50  # items of one turn of a refill: a millisecond or two
-PAUSE_RATIO = 3.0  # times as long as a turn took
+CHUNK = 2_000  # items per read of the first fill, and per table of values
+PIECE = 50  # items per slice of a refill: one or two milliseconds
+PAUSE_RATIO = 3.0  # pause after a slice, relative to its duration
 LOST_SHARE, LOST_FEW = (
     0.1,
     10,
-)  # of the items that had features, and so many, may have lost them in one refill; more is an emptied store
+)  # share and number of items that may lose their features in one refill; more means an emptied store
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class ItemSnapshot:
-    """Items of one moment, in columns.
+    """Items at one point in time, in columns.
 
-    places: id -> row. side: encoded, a row per item. values: as the store gave them, in chunks of CHUNK rows, for whoever wants to
-    see them. newest [n] Unix seconds, NaN unknown. cold [n] bool.
+    Attributes:
+        positions: id -> row.
+        side: the encoded items, one row per item.
+        values: values from the store, in tables of CHUNK rows.
+        newest: [n] Unix seconds, NaN if unknown.
+        cold: [n] bool.
     """
 
     positions: Mapping[str, int]
@@ -54,18 +58,18 @@ class ItemSnapshot:
 
     def row(self, position: int) -> dict[str, Any]:
         """The values of one item."""
-        found: dict[str, Any] = self.values[position // CHUNK].slice(position % CHUNK, 1).to_pylist()[0]
-        return found
+        item: dict[str, Any] = self.values[position // CHUNK].slice(position % CHUNK, 1).to_pylist()[0]
+        return item
 
 
 class _Rows(Sequence[Mapping[str, Any]]):
-    """Values of the candidates of one request, read only when somebody looks at them."""
+    """Values of the candidates of one request, read on access."""
 
     def __init__(self, snapshot: ItemSnapshot, positions: np.ndarray, missed: Mapping[int, Mapping[str, Any]]) -> None:
-        self._snapshot, self._places, self._missed = snapshot, positions, missed
+        self._snapshot, self._positions, self._missed = snapshot, positions, missed
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._positions)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -73,7 +77,7 @@ class _Rows(Sequence[Mapping[str, Any]]):
         position = index % len(self) if -len(self) <= index < 0 else index
         if position in self._missed:
             return self._missed[position]
-        return self._snapshot.row(int(self._places[position]))
+        return self._snapshot.row(int(self._positions[position]))
 
 
 class SnapshotReader:
@@ -82,11 +86,11 @@ class SnapshotReader:
     Args:
         lookup: the source, its time limit and its defaults.
         fill: the same source without a time limit, for batch reads.
-        item_ids: gives the ids of the catalogue, newly at every refill.
+        item_ids: returns the ids of the catalogue, called at every refill.
         encoder: of the model.
-        item_key: column of the item id, None when the model does not read it.
+        item_key: column of the item id.
         refresh: seconds between refills.
-        first_limit: seconds the first fill may hold the start up; what is missing then follows in the background.
+        first_limit: maximum seconds of the first fill, which delays the start; the remaining items follow in the background.
     """
 
     def __init__(
@@ -105,7 +109,7 @@ class SnapshotReader:
         self._names = [f.name for f in encoder.fields if f.entity == "item"]
         self._refresh = refresh
         self.failures = 0
-        self.lost = 0  # items that had features and have none in the store now; theirs are still served
+        self.lost = 0  # items that lost their features in the store; the old ones are still served
         self._failing = Trouble(
             logger, "the item snapshot is filled again, after {seconds} s and {times} refills that failed", calm=0.0
         )
@@ -118,7 +122,7 @@ class SnapshotReader:
 
     @property
     def filled(self) -> float:
-        """When the snapshot was filled, Unix seconds."""
+        """Time at which the snapshot was filled, Unix seconds."""
         return self._snapshot.filled
 
     def __len__(self) -> int:
@@ -128,7 +132,7 @@ class SnapshotReader:
         """See :class:`serving.features.lookup.OnlineFeatureReader`."""
         end = None if timeout is None else time.monotonic() + timeout
         user, user_defaulted = self._lookup.user(user_id, timeout)
-        snapshot = self._snapshot  # one for the whole request, whatever the background does
+        snapshot = self._snapshot  # the same one for the whole request, even if it is replaced meanwhile
         find = snapshot.positions.get
         positions = np.array([find(item, -1) for item in item_ids], np.int64)
         side, items_defaulted = snapshot.side.take(positions), False
@@ -137,16 +141,16 @@ class SnapshotReader:
         absent = np.flatnonzero(positions < 0).tolist()
         if absent:
             unknown = list(dict.fromkeys(item_ids[i] for i in absent))
-            left = None if end is None else max(0.0, end - time.monotonic())
-            rows, items_defaulted = self._lookup.rows("item", unknown, left)
-            found = dict(zip(unknown, rows, strict=True))
+            remaining = None if end is None else max(0.0, end - time.monotonic())
+            rows, items_defaulted = self._lookup.rows("item", unknown, remaining)
+            by_id = dict(zip(unknown, rows, strict=True))
             _put(
                 side,
                 np.array(absent),
-                self._encode([item_ids[i] for i in absent], [found[item_ids[i]] for i in absent]),
+                self._encode([item_ids[i] for i in absent], [by_id[item_ids[i]] for i in absent]),
             )
             for i in absent:
-                row = found[item_ids[i]]
+                row = by_id[item_ids[i]]
                 missed[i] = row.values
                 newest[i], cold[i] = row.newest, not items_defaulted and self._lookup.cold("item", row)
         stale = (
@@ -164,8 +168,8 @@ class SnapshotReader:
         )
 
     def refill(self) -> bool:
-        """Fill the snapshot now; False, and nothing changed, when the store does not answer or has lost the features of many
-        items."""
+        """Refill the snapshot now. Returns False, and changes nothing, if the store does not respond or has lost the features of
+        many items."""
         try:
             filled, complete = self._filled(math.inf, gently=True)
         except (FeatureStoreError, OSError, pa.ArrowException) as error:  # the store, or its tables of ids
@@ -173,13 +177,13 @@ class SnapshotReader:
             self._failing.met(f"the item snapshot was not refilled, the one of {self._age():.0f} s ago stays: {error}")
             return False
         self._failing.not_met()
-        if not complete:  # the end has come meanwhile
+        if not complete:  # stopped meanwhile
             return False
         had, lost = _lost(self._snapshot, filled)
         if lost == had > 0 or lost > max(LOST_SHARE * had, LOST_FEW):
             self.lost = lost
             self._emptied.met(
-                f"{lost} of {had} items have no features in the store any more, although they had: was it emptied? Those of "
+                f"{lost} of {had} items have lost their features in the store: was it emptied? Those of "
                 f"{self._age():.0f} s ago are served until it has them again, or until a restart; materialize the features"
             )
             return False
@@ -214,7 +218,7 @@ class SnapshotReader:
             self.refill()
 
     def _filled(self, until: float, *, gently: bool) -> tuple[ItemSnapshot, bool]:
-        """A snapshot of as many items as could be read until then, and whether they are all."""
+        """A snapshot of the items that could be read until ``until`` (monotonic), and whether it is complete."""
         at = time.time()
         ids = list(dict.fromkeys(self._item_ids()))
         step, done = PIECE if gently else CHUNK, 0
@@ -223,23 +227,23 @@ class SnapshotReader:
         values: list[pa.Table] = []
         waiting: list[FeatureRow] = []  # rows for the next table
         while done < len(ids) and (done == 0 or time.monotonic() < until) and not self._stop.is_set():
-            began = time.monotonic()
-            piece = ids[done : done + step]
-            rows, _ = self._fill.rows("item", piece, None)
-            sides.append(self._encode(piece, rows))
+            start = time.monotonic()
+            batch_ids = ids[done : done + step]
+            rows, _ = self._fill.rows("item", batch_ids, None)
+            sides.append(self._encode(batch_ids, rows))
             newest.append(np.array([row.newest for row in rows]))
             cold.append(np.array([self._fill.cold("item", row) for row in rows]))
-            positions.update(zip(piece, range(done, done + len(piece)), strict=True))
+            positions.update(zip(batch_ids, range(done, done + len(batch_ids)), strict=True))
             waiting += rows
-            done += len(piece)
+            done += len(batch_ids)
             if len(waiting) == CHUNK:
                 values.append(_table(waiting))
                 waiting = []
             if gently:
-                self._stop.wait(PAUSE_RATIO * (time.monotonic() - began))
+                self._stop.wait(PAUSE_RATIO * (time.monotonic() - start))
         if waiting:
             values.append(_table(waiting))
-        # One row that nothing points to, for a take from an empty snapshot would fail; last, where the place -1 finds it.
+        # One row without an item, because a take from an empty snapshot would fail; the last one, which the position -1 selects.
         nothing = self._encode([""], [FeatureRow({})])
         return (
             ItemSnapshot(
@@ -260,7 +264,7 @@ class SnapshotReader:
 
 
 def _lost(before: ItemSnapshot, after: ItemSnapshot) -> tuple[int, int]:
-    """How many items that are in both snapshots had features, and how many of these have none now."""
+    """Number of items in both snapshots that had features before, and how many of these have none after."""
     had = lost = 0
     for item, position in before.positions.items():
         if not before.cold[position] and (now := after.positions.get(item)) is not None:
@@ -270,7 +274,7 @@ def _lost(before: ItemSnapshot, after: ItemSnapshot) -> tuple[int, int]:
 
 
 def _put(side: Side, positions: np.ndarray, part: Side) -> None:
-    """Write the rows of ``part`` over those of ``side`` at ``positions``."""
+    """Replace the rows of ``side`` at ``positions`` by those of ``part``."""
     side.ids[positions] = part.ids
     for name, block in part.sequences.items():
         side.sequences[name][positions] = block

@@ -1,8 +1,8 @@
-"""What the service knows: open impressions, waiting clicks, states, and what has to be pushed; one SQLite file.
+"""State of the service in one SQLite file: open impressions, waiting clicks, counter states, and rows to push.
 
-Everything in it follows from the log up to :attr:`Book.position`, which changes in the same transaction. So a kill at any moment leaves
-the state of some position, and reading goes on from there. A state that was changed and not yet pushed is marked, in that transaction
-too: what a store that is down does not get, it gets later.
+All content is derived from the log up to :attr:`Book.position`, which changes in the same transaction. So a kill at any time leaves
+the state of some position, and reading continues from there. A state that has changed and is not yet pushed is marked, also in that
+transaction: if the store is down, it gets the row later.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from thinktwice.data.instant.state import State, empty_states, state_type
 from thinktwice.errors import FeatureStoreError, ServerError
 
 FORMAT = 1
-KEPT_STATES = 20_000  # in memory, about 2 KB each
+KEPT_STATES = 20_000  # states cached in memory, about 2 KB each
 LOG_KEY = "log"  # key of the one state of the whole log
 
 RowKind = Literal["user", "item", "recent", "log", "user_sequences", "user_statistics", "item_statistics"]
@@ -65,7 +65,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the online store: ``stamp`` rises with every change of it."""
+    """One row of the online store. ``stamp`` increases with every change of the row."""
 
     kind: RowKind
     key: str
@@ -74,12 +74,12 @@ class Row:
 
 
 class Book:
-    """Opens the file, or a book in memory.
+    """The state file, or an in-memory state.
 
     Args:
-        path: ``:memory:`` for a book that ends with the process.
+        path: file, or ``:memory:``.
         definition: of the counters.
-        lateness: microseconds by which events may come late and still keep their place.
+        lateness: microseconds by which events may arrive late and still be counted in order.
 
     Raises:
         FeatureStoreError: the file was written for another definition.
@@ -90,7 +90,7 @@ class Book:
         self.definition, self.lateness = definition, lateness
         self._types = {kind: state_type(definition, kind) for kind in ("user", "item", "recent", "log")}
         self._states: dict[tuple[RowKind, str], State] = {}
-        self._changed: dict[tuple[RowKind, str], tuple[int, bytes | None]] = {}  # with the stamp of the change
+        self._changed: dict[tuple[RowKind, str], tuple[int, bytes | None]] = {}  # (stamp of the change, content)
         self.counts: Counter[str] = Counter()
         try:
             self.db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -112,7 +112,7 @@ class Book:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """Everything within is kept, or nothing."""
+        """Commit all changes in the block, or none."""
         self.db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -123,7 +123,7 @@ class Book:
             raise
         self.db.execute("COMMIT")
 
-    # What was shown and clicked.
+    # Impressions and clicks.
 
     def shown(self, request: str, item: str) -> Shown | None:
         row = self.db.execute("SELECT * FROM shown WHERE request = ? AND item = ?", (request, item)).fetchone()
@@ -151,7 +151,7 @@ class Book:
         self.db.execute("INSERT INTO due (at, kind, request, item) VALUES (?, ?, ?, ?)", (at, kind, request, item))
 
     def next_due(self, before: int) -> tuple[int, str, str, str] | None:
-        """Take what is due first, strictly before an instant: when, kind, request, item."""
+        """Remove and return the first entry that is due strictly before an instant: (time, kind, request, item)."""
         row = self.db.execute(
             "SELECT number, at, kind, request, item FROM due WHERE at < ? ORDER BY at, number LIMIT 1", (before,)
         ).fetchone()
@@ -161,17 +161,17 @@ class Book:
         return int(row[1]), row[2], row[3], row[4]
 
     def first_due(self) -> int | None:
-        """When the next thing is due."""
-        found = self.db.execute("SELECT min(at) FROM due").fetchone()[0]
-        return None if found is None else int(found)
+        """Time at which the next entry is due."""
+        at = self.db.execute("SELECT min(at) FROM due").fetchone()[0]
+        return None if at is None else int(at)
 
     def wait(self, request: str, item: str, time: int) -> bool:
-        """Let a click wait for its impression; False when one waits already."""
-        new = self.db.execute("INSERT OR IGNORE INTO waiting VALUES (?, ?, ?)", (request, item, time))
-        return new.rowcount > 0
+        """Store a click until its impression arrives. Returns False if one is already waiting."""
+        cursor = self.db.execute("INSERT OR IGNORE INTO waiting VALUES (?, ?, ?)", (request, item, time))
+        return cursor.rowcount > 0
 
     def waiting(self, request: str, item: str) -> int | None:
-        """Take the click that waits for an impression: its time."""
+        """Remove the click that waits for an impression and return its time."""
         row = self.db.execute(
             "DELETE FROM waiting WHERE request = ? AND item = ? RETURNING time", (request, item)
         ).fetchall()
@@ -180,24 +180,24 @@ class Book:
     # States and rows of the online store.
 
     def state(self, kind: Literal["user", "item", "recent", "log"], key: str) -> State:
-        """The state [1] of a key, to be changed in place; the change is kept at the end of the transaction."""
-        place = (kind, key)
-        found = self._states.get(place)
-        if found is None:
+        """The state [1] of a key, to be modified in place; saved at the end of the transaction."""
+        state_key = (kind, key)
+        state = self._states.get(state_key)
+        if state is None:
             if len(self._states) > KEPT_STATES:
                 self._save()
                 self._states.clear()
             content = self.content(kind, key)
             if content is None:
-                found = empty_states(self.definition, kind)
+                state = empty_states(self.definition, kind)
             else:
-                found = np.frombuffer(bytearray(content), self._types[kind])
-            self._states[place] = found
-        self._changed[place] = (self.stamp, None)
-        return found
+                state = np.frombuffer(bytearray(content), self._types[kind])
+            self._states[state_key] = state
+        self._changed[state_key] = (self.stamp, None)
+        return state
 
     def content(self, kind: RowKind, key: str) -> bytes | None:
-        """What is kept under a key."""
+        """The stored content of a key."""
         changed = self._changed.get((kind, key))
         if changed is not None and changed[1] is not None:
             return changed[1]
@@ -205,11 +205,11 @@ class Book:
         return None if row is None else bytes(row[0])
 
     def put(self, kind: RowKind, key: str, content: bytes) -> None:
-        """Keep a row that is no state of counters."""
+        """Store a row that is not a counter state."""
         self._changed[(kind, key)] = (self.stamp, content)
 
     def to_push(self, most: int) -> list[Row]:
-        """Rows that the store does not have yet. The state of the log goes with the watermark and is not among them."""
+        """Rows to push, without the state of the log, which is pushed with the watermark."""
         rows = self.db.execute(
             "SELECT kind, key, stamp, content FROM states WHERE push = 1 AND kind <> 'log' LIMIT ?", (most,)
         )
@@ -219,7 +219,7 @@ class Book:
         return int(self.db.execute("SELECT count(*) FROM states WHERE push = 1 AND kind <> 'log'").fetchone()[0])
 
     def pushed(self, rows: Iterable[Row]) -> None:
-        """The store has these rows."""
+        """Record that these rows were pushed."""
         with self.transaction():
             self.db.executemany(
                 "UPDATE states SET push = 0 WHERE kind = ? AND key = ? AND stamp = ?",
@@ -227,26 +227,26 @@ class Book:
             )
 
     def push_all(self) -> int:
-        """Mark every row as one that the store lacks; returns how many there are."""
+        """Mark every row as not pushed. Returns the number of rows."""
         with self.transaction():
             return self.db.execute("UPDATE states SET push = 1").rowcount
 
     def restamp(self) -> None:
-        """Make every row newer than any that was pushed, for stores that keep the newest."""
+        """Make every row newer than all pushed rows, for stores that keep the newest row."""
         with self.transaction():
             self.stamp += 1
             self.db.execute("UPDATE states SET push = 1, stamp = ?", (self.stamp,))
 
     def rows(self) -> Iterator[Row]:
-        """Every row, in the order of kind and key."""
+        """All rows, ordered by kind and key."""
         for row in self.db.execute("SELECT kind, key, stamp, content FROM states ORDER BY kind, key"):
             yield Row(*row)
 
-    # Where it stands.
+    # Position and facts.
 
     @property
     def watermark(self) -> int:
-        """Outcomes known strictly before this instant are in the states."""
+        """All outcomes known strictly before this instant are in the states."""
         return self.at - self.lateness
 
     def fact(self, name: str, default: str | int) -> str | int:
@@ -261,8 +261,8 @@ class Book:
         self._changed.clear()
         self.counts = Counter(dict(self.db.execute("SELECT name, number FROM counts")))
         self.at, self.stamp = int(self.fact("at", 0)), int(self.fact("stamp", 0))
-        self.day = int(self.fact("day", -1))  # day whose statistics were closed last
-        self.whole = bool(self.fact("whole", 0))  # whether the log begins with all that was before
+        self.day = int(self.fact("day", -1))  # last day whose statistics were closed
+        self.whole = bool(self.fact("whole", 0))  # whether the log begins with a training log
         self.position = START
         if position := self.fact("position", ""):
             self.position = Position(*map(int, str(position).split(":")))
@@ -284,29 +284,29 @@ class Book:
         self.db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", facts.items())
 
     def _check(self, path: Path | str) -> None:
-        wanted: dict[str, str | int] = {
+        expected: dict[str, str | int] = {
             "format": FORMAT,
             "definition": self.definition.hash,
             "lateness": self.lateness,
         }
         with self.transaction_of_facts():
-            for name, value in wanted.items():
-                found = self.fact(name, value)
-                if found != value:
-                    words = {
+            for name, value in expected.items():
+                actual = self.fact(name, value)
+                if actual != value:
+                    texts = {
                         "format": ("was written by another version", "format"),
                         "definition": ("counts by another definition than the feature store", "definition"),
                         "lateness": ("was made for another lateness (in microseconds)", "lateness"),
                     }[name]
                     raise FeatureStoreError(
-                        f"the state {path} {words[0]} ({words[1]} {found} instead of {value}): "
+                        f"the state {path} {texts[0]} ({texts[1]} {actual} instead of {value}): "
                         "build it from the log again with 'thinktwice feedback replay'"
                     )
                 self.set_fact(name, value)
 
     @contextlib.contextmanager
     def transaction_of_facts(self) -> Iterator[None]:
-        """A transaction before anything is loaded."""
+        """A transaction that neither loads nor saves the cached state."""
         self.db.execute("BEGIN IMMEDIATE")
         try:
             yield

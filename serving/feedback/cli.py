@@ -116,18 +116,18 @@ def status(
 
     from serving.feedback.offline import log_status
 
-    found = log_status(log)
+    log_state = log_status(log)
     if json_out:
-        typer.echo(json.dumps(found.as_json(), indent=2))
+        typer.echo(json.dumps(log_state.as_json(), indent=2))
         return
     typer.echo(
-        f"counters are complete up to {found.watermark or 'the beginning'}, {found.rows_to_push:,} rows wait for the store"
+        f"counters are complete up to {log_state.watermark or 'the beginning'}, {log_state.rows_to_push:,} rows wait for the store"
     )
-    if found.quarantined:
-        typer.echo(f"{found.quarantined:,} values that are not events were set aside: {log / 'quarantine.jsonl'}")
-    if not found.complete:
-        typer.echo("the log goes on behind the counters: start 'thinktwice feedback run', or it is at work")
-    _print_counts(found.counts)
+    if log_state.quarantined:
+        typer.echo(f"{log_state.quarantined:,} values that are not events were set aside: {log / 'quarantine.jsonl'}")
+    if not log_state.complete:
+        typer.echo("the log has records that are not yet counted: start 'thinktwice feedback run' if it is not running")
+    _print_counts(log_state.counts)
 
 
 def _print_counts(counts: dict[str, int]) -> None:

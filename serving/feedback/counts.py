@@ -1,8 +1,8 @@
-"""What became of events and outcomes, in words."""
+"""Descriptions of the counts of events and outcomes."""
 
 from __future__ import annotations
 
-#: Name of a count -> what it counts. Every event is counted under one name that begins with its kind, once.
+#: Name of a count -> description. Every event is counted once, under one name that begins with its kind.
 TEXT = {
     "impressions": "impressions joined",
     "impressions_twice": "impressions that came again",

@@ -1,7 +1,7 @@
-"""The durable log: lines with a checksum in numbered files, appended and flushed to the disk before an event is acknowledged.
+"""The durable event log: lines with checksums in numbered files, appended and flushed to disk before an event is acknowledged.
 
-A line is the CRC-32 of the rest in eight hex digits, a space, and a record as JSON. What a kill or a power cut left half-written at the
-end of the last file is moved aside when the log is opened. A bad line with a good one behind it is damage, and is refused.
+A line is the CRC-32 of the rest in eight hex digits, a space, and a record as JSON. A partial line that a kill or a power failure left at
+the end of the last file is moved aside when the log is opened. An invalid line followed by a valid one is damage, and is refused.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from serving.feedback.records import Record, from_json, to_json
 from thinktwice.errors import DataError, ResourceError, ServerError
 from thinktwice.files import full_disk_named
 
-SEGMENT_BYTES = 64 << 20  # after which a new file begins
-READ_BYTES = 1 << 20  # of one read
+SEGMENT_BYTES = 64 << 20  # size after which a new file is started
+READ_BYTES = 1 << 20  # bytes per read
 LONGEST_LINE = 256 << 10  # bytes; an accepted event is far shorter
 _NAME = re.compile(r"events-([0-9]{10})\.log")
-MODE = 0o640  # by the group alone: it holds ids of users
+MODE = 0o640  # by the group only: the log contains user ids
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class Position:
-    """A place between two records: number of the file, bytes from its start."""
+    """A position between two records: number of the file and byte offset in it."""
 
     segment: int = 0
     offset: int = 0
@@ -39,13 +39,13 @@ START = Position()
 
 
 def line_of(record: Record) -> bytes:
-    """A record as the log has it."""
+    """The line of a record in the log."""
     body = to_json(record)
     return b"%08x %b\n" % (zlib.crc32(body), body)
 
 
 def _parsed(line: bytes) -> Record | None:
-    """The record of a whole line, None for a line that is not one."""
+    """The record of a line, None if the line is invalid."""
     if len(line) < 10 or line[8:9] != b" " or not line.endswith(b"\n"):
         return None
     body = line[9:-1]
@@ -56,9 +56,9 @@ def _parsed(line: bytes) -> Record | None:
 
 
 def segments(folder: Path) -> list[int]:
-    """Numbers of the files of a log, ascending."""
-    found = (_NAME.fullmatch(path.name) for path in folder.glob("events-*.log"))
-    return sorted(int(name[1]) for name in found if name)
+    """Numbers of the files of a log, in ascending order."""
+    matches = (_NAME.fullmatch(path.name) for path in folder.glob("events-*.log"))
+    return sorted(int(name[1]) for name in matches if name)
 
 
 def segment_file(folder: Path, number: int) -> Path:
@@ -68,13 +68,13 @@ def segment_file(folder: Path, number: int) -> Path:
 def read(
     folder: Path, position: Position, until: Position | None = None, size: int = READ_BYTES
 ) -> tuple[list[Record], Position]:
-    """Records from a position on, about ``size`` bytes of them, and the position behind them; none at the end of the log.
+    """Read about ``size`` bytes of records from a position on. Returns them and the position after them; none at the end of the log.
 
     Args:
-        until: nothing from there on is read. Without it a half-written last line is left out.
+        until: position at which to stop. Without it a partial last line is ignored.
 
     Raises:
-        DataError: the log lacks a file, or a line in it is damaged.
+        DataError: a file of the log is missing, or a line is damaged.
     """
     number, offset = position.segment, position.offset
     while True:
@@ -93,10 +93,10 @@ def read(
         later = bool(until is not None and until.segment > number) or segment_file(folder, number + 1).exists()
         lines = data.splitlines(keepends=True)
         records: list[Record] = []
-        for place, line in enumerate(lines):
+        for index, line in enumerate(lines):
             if (record := _parsed(line)) is None:
-                if place == len(lines) - 1 and not later and until is None:
-                    break  # half-written
+                if index == len(lines) - 1 and not later and until is None:
+                    break  # partial line
                 raise DataError(_damaged(path, offset))
             records.append(record)
             offset += len(line)
@@ -108,7 +108,7 @@ def read(
 
 
 def read_all(folder: Path, position: Position = START, until: Position | None = None) -> Iterator[list[Record]]:
-    """All records from a position on, in lists."""
+    """All records from a position on, in batches."""
     while True:
         records, position = read(folder, position, until)
         if not records:
@@ -124,20 +124,20 @@ def _damaged(path: Path, offset: int) -> str:
 
 
 class EventLog:
-    """The one writer of a log.
+    """The only writer of a log.
 
     Args:
-        folder: made where it is missing.
+        folder: created if it does not exist.
 
     Attributes:
-        end: position behind the last durable record.
+        end: position after the last durable record.
         last_at: ``at`` of that record, 0 in an empty log.
-        torn: bytes that were moved aside when it was opened.
+        torn: bytes that were moved aside when the log was opened.
 
     Raises:
-        ServerError: another process writes this log.
-        DataError: a file of it is damaged.
-        ResourceError: it cannot be written.
+        ServerError: another process has opened this log.
+        DataError: a file of the log is damaged.
+        ResourceError: the log cannot be written.
     """
 
     def __init__(self, folder: Path, segment_bytes: int = SEGMENT_BYTES) -> None:
@@ -160,10 +160,10 @@ class EventLog:
         except BaseException:
             self._lock.close()
             raise
-        self._clean = True  # the file ends where `end` says
+        self._clean = True  # whether the file ends at `end`
 
     def append(self, records: Sequence[Record]) -> None:
-        """Write records and flush them to the disk. Either all are durable, or none is in the log and an error is raised.
+        """Write records and flush them to disk. Either all are durable, or an error is raised and none is in the log.
 
         Raises:
             ResourceError: the disk is full or cannot be written. The next call may succeed.
@@ -178,7 +178,7 @@ class EventLog:
             try:
                 self._write(data)
             except OSError:
-                with contextlib.suppress(OSError):  # then it is done before the next write
+                with contextlib.suppress(OSError):  # if it fails, it is repeated before the next write
                     self._cut()
                 raise
         self._clean = True
@@ -186,7 +186,7 @@ class EventLog:
         self.last_at = records[-1].at
 
     def close(self) -> None:
-        """Give the log back to other processes."""
+        """Close the log and release its lock."""
         self._file.close()
         self._lock.close()
 
@@ -197,16 +197,16 @@ class EventLog:
         os.fsync(self._file.fileno())
 
     def _cut(self) -> None:
-        """Remove what a failed write left."""
+        """Remove the data of a failed write."""
         os.ftruncate(self._file.fileno(), self.end.offset)
         os.fsync(self._file.fileno())
         self._clean = True
 
     def _opened(self, number: int) -> BinaryIO:
         path = segment_file(self.folder, number)
-        new = not path.exists()
+        created = not path.exists()
         file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, MODE), "ab", buffering=0)
-        if new:
+        if created:
             folder = os.open(self.folder, os.O_RDONLY)
             try:
                 os.fsync(folder)
@@ -221,7 +221,7 @@ class EventLog:
         self._file, self.end = file, Position(number, 0)
 
     def _repaired(self) -> Position:
-        """The end of the log, after what is torn there was moved aside."""
+        """The end of the log, after moving a partial line aside."""
         numbers = segments(self.folder)
         if not numbers:
             return START
@@ -231,7 +231,7 @@ class EventLog:
                 f"the event log {self.folder} lacks {segment_file(self.folder, missing).name}: restore the file, every event counts"
             )
         path = segment_file(self.folder, numbers[-1])
-        good = offset = 0
+        valid_end = offset = 0
         bad_at: int | None = None
         with path.open("rb") as file:
             for line in file:
@@ -240,28 +240,28 @@ class EventLog:
                 elif bad_at is not None:
                     raise DataError(_damaged(path, bad_at))
                 else:
-                    good, self.last_at = offset + len(line), record.at
+                    valid_end, self.last_at = offset + len(line), record.at
                 offset += len(line)
-        if good < offset:
-            self._set_aside(path, good)
-            self.torn = offset - good
-        if not good and numbers[-1]:  # the process ended right after it had begun this file
+        if valid_end < offset:
+            self._set_aside(path, valid_end)
+            self.torn = offset - valid_end
+        if not valid_end and numbers[-1]:  # the process ended right after it created this file
             records, position = [], Position(numbers[-1] - 1)
             while True:
-                more, position = read(self.folder, position, Position(numbers[-1], 0))
-                if not more:
+                batch, position = read(self.folder, position, Position(numbers[-1], 0))
+                if not batch:
                     break
-                records = more
+                records = batch
             self.last_at = records[-1].at if records else 0
-        return Position(numbers[-1], good)
+        return Position(numbers[-1], valid_end)
 
-    def _set_aside(self, path: Path, good: int) -> None:
+    def _set_aside(self, path: Path, valid_end: int) -> None:
         with path.open("r+b") as file:
-            file.seek(good)
-            rest = file.read()
-            aside = self.folder / f"torn-{path.stem}-{good}.bin"
-            aside.write_bytes(rest)
-            file.truncate(good)
+            file.seek(valid_end)
+            partial = file.read()
+            aside = self.folder / f"torn-{path.stem}-{valid_end}.bin"
+            aside.write_bytes(partial)
+            file.truncate(valid_end)
             os.fsync(file.fileno())
 
 

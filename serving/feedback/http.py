@@ -1,8 +1,8 @@
-"""The HTTP face of the service: events in, health and metrics out.
+"""HTTP interface of the service: events, health and metrics.
 
-``POST /v1/events`` takes ``{"events": [...]}`` as ``application/json``, or an event a line as ``application/x-ndjson``. 202 means that
-the events are on the disk; what is not an event was set aside with its reason, and the answer names it. 429 and 503 mean that
-nothing was taken: send the same events again after ``Retry-After`` seconds. Events may be sent twice.
+``POST /v1/events`` accepts ``{"events": [...]}`` as ``application/json``, or one event per line as ``application/x-ndjson``. 202 means
+that the events are on disk; invalid events were quarantined with the reason, and are listed in the response. 429 and 503 mean that no
+event was accepted: send the same events again after ``Retry-After`` seconds. Events may be sent twice.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from thinktwice.files import parse_json
 from thinktwice.records.events import Click, Impression
 
 MAX_BODY = 4 << 20  # bytes
-MAX_EVENTS = 10_000  # of one request
+MAX_EVENTS = 10_000  # per request
 
 
 def application(feedback: Feedback, rules: EventRules, quarantine: Quarantine) -> Starlette:
-    """The routes of one service."""
+    """The HTTP application of one service."""
     registry = CollectorRegistry()
     registry.register(_Metrics(feedback, quarantine))
 
     async def events(request: Request) -> Response:
         body = await _body(request)
-        found, bad = _read(body, request.headers.get("content-type", ""), rules)
+        valid, invalid = _read(body, request.headers.get("content-type", ""), rules)
         try:
-            if bad:
-                await asyncio.to_thread(quarantine.add, [(why, value) for _, why, value in bad])
-            if found:
-                await asyncio.wrap_future(feedback.recorder.submit(found))
+            if invalid:
+                await asyncio.to_thread(quarantine.add, [(why, value) for _, why, value in invalid])
+            if valid:
+                await asyncio.wrap_future(feedback.recorder.submit(valid))
         except OverloadedError as error:
             return _error(error.status, str(error), retry_after=error.retry_after)
         except ResourceError as error:
             return _error(503, str(error), retry_after=5.0)
-        answer = {"accepted": len(found), "quarantined": [{"index": n, "reason": why} for n, why, _ in bad]}
-        return Response(orjson.dumps(answer), 202 if found or not bad else 422, media_type=JSON)
+        answer = {"accepted": len(valid), "quarantined": [{"index": n, "reason": why} for n, why, _ in invalid]}
+        return Response(orjson.dumps(answer), 202 if valid or not invalid else 422, media_type=JSON)
 
     async def health(_: Request) -> Response:
         why = problems(feedback)
@@ -70,7 +70,7 @@ def application(feedback: Feedback, rules: EventRules, quarantine: Quarantine) -
 
 
 def problems(feedback: Feedback) -> list[str]:
-    """What keeps events from being accepted or pushed, one sentence each."""
+    """Problems that prevent accepting or pushing events, one sentence each."""
     out = []
     if not feedback.recorder.writable:
         out.append("the event log cannot be written")
@@ -96,41 +96,41 @@ async def _body(request: Request) -> bytes:
                     413, f"the body is too large, at most {MAX_BODY} bytes are accepted: send fewer events"
                 )
     except ClientDisconnect:
-        raise HTTPException(400, "the body did not come whole") from None
+        raise HTTPException(400, "the body is incomplete") from None
     return bytes(body)
 
 
 def _read(body: bytes, kind: str, rules: EventRules) -> tuple[list[Impression | Click], list[tuple[int, str, object]]]:
-    """The events of a body, and what is none: its index, why, and itself."""
+    """The valid events of a body, and the invalid values as (index, reason, value)."""
     values: list[object] = []
-    bad: list[tuple[int, str, object]] = []
+    invalid: list[tuple[int, str, object]] = []
     if kind.split(";")[0].strip() == "application/x-ndjson":
         lines = [line for line in body.split(b"\n") if line.strip()]
         values = [_Line(line) for line in lines]
     else:
         try:
-            whole = parse_json(body)
+            document = parse_json(body)
         except ValueError as error:
             raise HTTPException(400, f"the body is not JSON ({reason(error)}): send {{'events': [...]}}") from None
-        if not isinstance(whole, dict) or set(whole) != {"events"} or not isinstance(whole["events"], list):
+        if not isinstance(document, dict) or set(document) != {"events"} or not isinstance(document["events"], list):
             raise HTTPException(
                 400, "the body is not an object with the one key 'events', a list: send {'events': [...]}"
             )
-        values = whole["events"]
+        values = document["events"]
     if len(values) > MAX_EVENTS:
         raise HTTPException(413, f"{len(values)} events are too many, at most {MAX_EVENTS} are accepted: send fewer")
-    found: list[Impression | Click] = []
+    valid: list[Impression | Click] = []
     for index, value in enumerate(values):
         try:
-            found.append(rules.event(parse_json(value.text) if isinstance(value, _Line) else value))
+            valid.append(rules.event(parse_json(value.text) if isinstance(value, _Line) else value))
         except ValueError as error:
-            kept = value.text.decode("utf-8", "replace") if isinstance(value, _Line) else value
-            bad.append((index, reason(error), kept))
-    return found, bad
+            raw = value.text.decode("utf-8", "replace") if isinstance(value, _Line) else value
+            invalid.append((index, reason(error), raw))
+    return valid, invalid
 
 
 class _Line:
-    """A line of JSON that is not read yet."""
+    """An unparsed line of JSON."""
 
     __slots__ = ("text",)
 
@@ -139,26 +139,26 @@ class _Line:
 
 
 class _Metrics:
-    """What Prometheus gets, read from the service when it asks."""
+    """Collector of the Prometheus metrics, read from the service on each scrape."""
 
     def __init__(self, feedback: Feedback, quarantine: Quarantine) -> None:
         self._feedback, self._quarantine = feedback, quarantine
 
     def collect(self) -> Any:
         feedback, follower = self._feedback, self._feedback.follower
-        fates = CounterMetricFamily(
+        outcomes = CounterMetricFamily(
             "thinktwice_feedback_events", "Events and outcomes by what became of them.", labels=["fate"]
         )
         for name, number in sorted(follower.counts().items()):
-            fates.add_metric([name], number)
-        yield fates
-        taken = CounterMetricFamily(
+            outcomes.add_metric([name], number)
+        yield outcomes
+        received = CounterMetricFamily(
             "thinktwice_feedback_received", "Events by what was done when they came.", labels=["outcome"]
         )
         for name in ("accepted", "refused_queue", "refused_disk"):
-            taken.add_metric([name], feedback.recorder.counts[name])
-        taken.add_metric(["quarantined"], self._quarantine.number)
-        yield taken
+            received.add_metric([name], feedback.recorder.counts[name])
+        received.add_metric(["quarantined"], self._quarantine.number)
+        yield received
         for name, text, number in (
             ("push_failures", "Writes that the online store did not take.", follower.push_failures),
             ("pushed_rows", "Rows written to the online store.", follower.pushed_rows),
@@ -188,7 +188,7 @@ async def _failed(_: Request, error: Exception) -> Response:
 
 
 def _error(status: int, text: str, *, retry_after: float = 0.0, headers: Any = None) -> Response:
-    more = dict(headers or {})
+    response_headers = dict(headers or {})
     if retry_after:
-        more["retry-after"] = str(math.ceil(retry_after))
-    return Response(error_body(text, ""), status, more, media_type=JSON)
+        response_headers["retry-after"] = str(math.ceil(retry_after))
+    return Response(error_body(text, ""), status, response_headers, media_type=JSON)

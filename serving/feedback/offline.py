@@ -1,4 +1,4 @@
-"""What is done to a log that no service is at work on: importing files, building the counters again, looking."""
+"""Offline operations on a log: importing files, rebuilding the counters, status."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from thinktwice.errors import DataError
 from thinktwice.monitor.feedback import STATE_FILE, read_state
 from thinktwice.records.events import Click, Impression
 
-TOGETHER = 5_000  # events that are flushed to the disk together
+TOGETHER = 5_000  # events per flush to disk
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import did; ``counts`` are those of the whole log."""
+    """Result of an import. ``counts`` are the counts of the whole log."""
 
     events: int
     quarantined: int
@@ -36,7 +36,7 @@ class Imported:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a replay found; ``different`` are rows that are not those of before, or that only one of them has."""
+    """Result of a replay. ``different`` is the number of rows that differ from before or exist in only one of the states."""
 
     records: int
     rows: int
@@ -45,9 +45,9 @@ class Replayed:
 
 @dataclass(frozen=True)
 class LogStatus:
-    """How far the counters of a log are.
+    """Progress of the counters of a log.
 
-    ``watermark`` is ISO 8601, "" before the first record; ``complete`` whether every record of the log has been played.
+    ``watermark`` is ISO 8601, "" before the first record. ``complete`` is whether all records of the log have been applied.
     """
 
     watermark: str
@@ -59,7 +59,7 @@ class LogStatus:
     counts: dict[str, int]
 
     def as_json(self) -> dict[str, Any]:
-        """The fields, and the share of clicks that were known later than training assumed."""
+        """The fields, and the share of clicks that were known later than assumed in training."""
         clicked = self.counts.get("outcomes_clicked", 0) + self.counts.get("outcomes_clicked_late", 0)
         late = self.counts.get("outcomes_clicked_late", 0)
         return {"format": 1, **asdict(self), "late_share": late / clicked if clicked else 0.0}
@@ -68,13 +68,13 @@ class LogStatus:
 def import_files(
     folder: Path, store_dir: Path, config: FeedbackConfig, sources: Sequence[Path], *, push: bool
 ) -> Imported:
-    """Append the events of files to a log, and play them.
+    """Append the events of files to a log and apply them.
 
     Raises:
-        DataError: a file is none of events.
-        ServerError: a service is at work on the log.
-        FeatureStoreError: the store does not fit, or does not take the rows. The events are in the log.
-        ResourceError: the disk is full. What was appended before stays; import again.
+        DataError: a file is not a source of events.
+        ServerError: a service is using the log.
+        FeatureStoreError: the store does not match, or does not accept the rows. The events are in the log.
+        ResourceError: the disk is full. Events that were already appended stay; import again.
     """
     store = OnlineStore(store_dir)
     log: EventLog | None = None
@@ -90,9 +90,9 @@ def import_files(
             log.append([Record("start", 0)])
         events = merged([events_of(source, rules, store.schema, quarantine) for source in sources])
         number = 0
-        while some := list(islice(events, TOGETHER)):
-            log.append(list(_records(some, log.last_at)))
-            number += len(some)
+        while batch := list(islice(events, TOGETHER)):
+            log.append(list(_records(batch, log.last_at)))
+            number += len(batch)
         rebuild(folder, book, store.schema, log.end)
         if push:
             push_changes(book, store)
@@ -118,12 +118,12 @@ def _has_records(folder: Path) -> bool:
 
 
 def replay_log(folder: Path, store_dir: Path, config: FeedbackConfig, *, check: bool, push: bool) -> Replayed:
-    """Build the state of a log again from its records; see the command ``replay``.
+    """Rebuild the state of a log from its records; see the command ``replay``.
 
     Raises:
         DataError: there is no log, or it is damaged.
-        ServerError: a service is at work on the log.
-        FeatureStoreError: the store does not fit, or does not take the rows.
+        ServerError: a service is using the log.
+        FeatureStoreError: the store does not match, or does not accept the rows.
     """
     if not segments(folder):
         raise DataError(
@@ -131,36 +131,36 @@ def replay_log(folder: Path, store_dir: Path, config: FeedbackConfig, *, check: 
         )
     store = OnlineStore(store_dir)
     log: EventLog | None = None
-    fresh: Book | None = None
-    place, aside = folder / STATE_FILE, folder / f".{STATE_FILE}.new"
+    rebuilt: Book | None = None
+    state_file, new_file = folder / STATE_FILE, folder / f".{STATE_FILE}.new"
     try:
         log = EventLog(folder)
-        for path in _files(aside):
+        for path in _files(new_file):
             path.unlink(missing_ok=True)
-        fresh = open_book(aside, store.schema, config)
-        before = _rows_of(place)
-        until = _position_of(place) if check else None
-        rebuild(folder, fresh, store.schema, until)
-        rows: dict[tuple[str, str], bytes] = {(r.kind, r.key): r.content for r in fresh.rows()}
+        rebuilt = open_book(new_file, store.schema, config)
+        before = _rows_of(state_file)
+        until = _position_of(state_file) if check else None
+        rebuild(folder, rebuilt, store.schema, until)
+        rows: dict[tuple[str, str], bytes] = {(r.kind, r.key): r.content for r in rebuilt.rows()}
         different = sum(rows.get(key) != content for key, content in before.items()) + len(rows.keys() - before.keys())
         number = sum(len(part) for part in read_all(folder, until=until))
         if not check:
             if push:
-                if _facts(place) != _facts(aside):
-                    fresh.restamp()  # rows of another lateness or definition may have later stamps
-                push_changes(fresh, store)
-                with fresh.transaction():
-                    fresh.set_fact("store", store.project)
-            fresh.close()
-            fresh = None
-            for path in _files(place)[1:]:  # of a database that is replaced as a whole
+                if _facts(state_file) != _facts(new_file):
+                    rebuilt.restamp()  # rows with another lateness or definition may have later stamps
+                push_changes(rebuilt, store)
+                with rebuilt.transaction():
+                    rebuilt.set_fact("store", store.project)
+            rebuilt.close()
+            rebuilt = None
+            for path in _files(state_file)[1:]:  # the database is replaced as a whole
                 path.unlink(missing_ok=True)
-            aside.replace(place)
+            new_file.replace(state_file)
         return Replayed(number, len(rows), different)
     finally:
-        if fresh is not None:
-            fresh.close()
-        for path in _files(aside):
+        if rebuilt is not None:
+            rebuilt.close()
+        for path in _files(new_file):
             path.unlink(missing_ok=True)
         if log is not None:
             log.close()
@@ -168,21 +168,21 @@ def replay_log(folder: Path, store_dir: Path, config: FeedbackConfig, *, check: 
 
 
 def log_status(folder: Path) -> LogStatus:
-    """How far the counters of a log are; a service may be at work on it.
+    """Progress of the counters of a log; a service may be using it.
 
     Raises:
-        DataError: there is no state of a log.
+        DataError: the folder contains no state of a log.
     """
     facts, counts = read_state(folder)
     waiting = _query(folder / STATE_FILE, "SELECT count(*) FROM states WHERE push = 1 AND kind <> 'log'")
     at, lateness = int(facts.get("at", 0)), int(facts.get("lateness", 0))
-    seen = Position(*map(int, str(facts.get("position", "0:0")).split(":")))
+    position = Position(*map(int, str(facts.get("position", "0:0")).split(":")))
     numbers = segments(folder)
-    end = Position(numbers[-1], segment_file(folder, numbers[-1]).stat().st_size) if numbers else seen
-    mark = datetime.fromtimestamp((at - lateness) / 1e6, timezone.utc).isoformat() if at else ""
+    end = Position(numbers[-1], segment_file(folder, numbers[-1]).stat().st_size) if numbers else position
+    watermark = datetime.fromtimestamp((at - lateness) / 1e6, timezone.utc).isoformat() if at else ""
     return LogStatus(
-        watermark=mark,
-        complete=seen >= end or end.offset == 0,
+        watermark=watermark,
+        complete=position >= end or end.offset == 0,
         rows_to_push=int(waiting[0][0]) if waiting else 0,
         quarantined=num_quarantined(folder),
         lateness=lateness / 1e6,
@@ -192,20 +192,20 @@ def log_status(folder: Path) -> LogStatus:
 
 
 def _files(database: Path) -> list[Path]:
-    """A database and what SQLite keeps beside it."""
+    """A database and SQLite's files next to it."""
     return [database, *(database.with_name(database.name + end) for end in ("-wal", "-shm"))]
 
 
 def _rows_of(database: Path) -> dict[tuple[str, str], bytes]:
-    """The rows of a state of any definition; none where it cannot be read."""
+    """The rows of a state with any definition; empty if it cannot be read."""
     return {
         (kind, key): bytes(content) for kind, key, content in _query(database, "SELECT kind, key, content FROM states")
     }
 
 
 def _position_of(database: Path) -> Position | None:
-    found = _query(database, "SELECT value FROM facts WHERE name = 'position'")
-    return Position(*map(int, str(found[0][0]).split(":"))) if found else None
+    rows = _query(database, "SELECT value FROM facts WHERE name = 'position'")
+    return Position(*map(int, str(rows[0][0]).split(":"))) if rows else None
 
 
 def _facts(database: Path) -> list[Any]:
@@ -218,7 +218,7 @@ def _query(database: Path, query: str) -> list[Any]:
     db = sqlite3.connect(database)
     try:
         return db.execute(query).fetchall()
-    except sqlite3.Error:  # lost or damaged: that is why it is built again
+    except sqlite3.Error:  # missing or damaged, which is a reason to rebuild it
         return []
     finally:
         db.close()

@@ -1,7 +1,7 @@
-"""Rows of the online store, written through Feast: its push sources name the views, its online store writes them in batches.
+"""Writer of the online store through Feast: push sources name the views, the online store writes them in batches.
 
-A row replaces the one before. Its timestamp is the stamp of the record that changed it last, so a row that is written twice, or after a
-newer one, changes nothing on a store that keeps the newer row, and is followed by the newer one on others.
+A row replaces the previous one. Its timestamp is the stamp of the record that changed it last. A row that is written twice, or after a
+newer one, changes nothing in a store that keeps the newer row; in other stores the newer row is written again after it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 class OnlineStore:
-    """The online store of a feature store folder, as the feedback service writes it. For one thread.
+    """Writer of the online store of a feature store folder. For use by one thread.
 
     Attributes:
         schema: of the store.
-        project: Feast's name of the store; another one has other rows.
+        project: Feast's name of the store; stores with different names have different rows.
 
     Raises:
-        FeatureStoreError: no store, one without instant statistics, or one whose views are of another definition.
+        FeatureStoreError: there is no store, it has no instant statistics, or its views have another definition.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -47,20 +47,20 @@ class OnlineStore:
                 f"the log of the feature store {folder} has no statistics.instant: there is nothing that feedback could "
                 "update; add it to the schema and train again"
             )
-        # What is below happens for every row, so it is prepared here.
+        # Prepared once, because they are used for every row.
         from feast.protos.feast.types.EntityKey_pb2 import EntityKey
         from feast.protos.feast.types.Value_pb2 import StringList, Value
 
         self._key_type, self._value, self._strings = EntityKey, Value, StringList
-        self._views: dict[str, tuple[Any, str]] = {}  # kind of a row -> its view and key column
+        self._views: dict[str, tuple[Any, str]] = {}  # kind of row -> (view, key column)
         for view in instant_views(self.schema):
-            found = self._view(view.name, folder)
-            if found.tags.get(DEFINITION_TAG) != definition.hash:
+            feast_view = self._view(view.name, folder)
+            if feast_view.tags.get(DEFINITION_TAG) != definition.hash:
                 raise FeatureStoreError(
                     f"the view {view.name} of the feature store {folder} was made for the definition "
-                    f"{found.tags.get(DEFINITION_TAG)}, this version counts by {definition.hash}: materialize the features again"
+                    f"{feast_view.tags.get(DEFINITION_TAG)}, this version counts by {definition.hash}: materialize the features again"
                 )
-            self._views[view.kind] = (found, view.key)
+            self._views[view.kind] = (feast_view, view.key)
         if self._store.config.online_store.type == "sqlite":
             _let_read(folder / ONLINE_FILE)
         self._sequences = tuple(s.name for s in self.schema.sequences)
@@ -68,10 +68,10 @@ class OnlineStore:
             self._views[spec.name] = (self._view(spec.name, folder), spec.key)
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Write rows. Some may have been written when an error is raised; writing them again is harmless.
+        """Write rows. If an error is raised, some may have been written; writing them again is harmless.
 
         Raises:
-            FeatureStoreError: the online store does not take them.
+            FeatureStoreError: the online store does not accept them.
         """
         by_kind: dict[str, list[Any]] = {}
         for row in rows:
@@ -81,16 +81,16 @@ class OnlineStore:
             self._write(kind, data)
 
     def write_watermark(self, state: bytes, watermark: int, stamp: int) -> None:
-        """Tell that all that is known before ``watermark`` (microseconds) has been written.
+        """Publish that all outcomes known before ``watermark`` (microseconds) have been written.
 
         Raises:
-            FeatureStoreError: the online store does not take it.
+            FeatureStoreError: the online store does not accept it.
         """
         values = {STATE: self._value(bytes_val=state), WATERMARK: self._value(int64_val=watermark)}
         self._write("log", [self._row(self._views["log"][1], self.schema.name, values, stamp)])
 
     def close(self) -> None:
-        """Give connections back."""
+        """Close connections."""
         close_feast_store(self._store)
 
     def _write(self, kind: str, data: list[Any]) -> None:
@@ -130,7 +130,7 @@ class OnlineStore:
 
 
 def _let_read(path: Path) -> None:
-    """Let predictors read a SQLite store while it is written. The file keeps this mode."""
+    """Enable reading a SQLite store while it is written. The mode is stored in the file."""
     try:
         db = sqlite3.connect(path)
         try:

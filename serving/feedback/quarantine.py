@@ -1,4 +1,4 @@
-"""What was sent and is not an event: one line of JSON each, with the reason, beside the log. Nothing is dropped silently."""
+"""Quarantine of invalid events: one line of JSON each, with the reason, next to the log. Nothing is dropped silently."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from thinktwice.errors import ResourceError
 from thinktwice.files import full_disk_named
 
 FILE = "quarantine.jsonl"
-LONGEST = 4096  # characters of what was sent that are kept
-MAX_BYTES = 256 << 20  # after which only the reason is kept
+LONGEST = 4096  # characters of the value that are stored
+MAX_BYTES = 256 << 20  # size after which only the reason is stored
 
 
 class Quarantine:
-    """Appends to the file. Threads may share it.
+    """Appends to the quarantine file. Thread-safe.
 
     Attributes:
-        number: values set aside since it was opened.
+        number: values quarantined since it was opened.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,10 +29,10 @@ class Quarantine:
         self.number = 0
 
     def add(self, values: Sequence[tuple[str, object]]) -> None:
-        """Set values aside, each with its reason.
+        """Quarantine values, given as (reason, value).
 
         Raises:
-            ResourceError: the disk does not take them.
+            ResourceError: the file cannot be written.
         """
         with self._lock:
             size = self._path.stat().st_size if self._path.exists() else 0
@@ -60,7 +60,7 @@ def _line(why: str, value: object) -> bytes:
 
 
 def num_quarantined(folder: Path) -> int:
-    """Lines in the quarantine of a log."""
+    """Number of values in the quarantine of a log."""
     path = folder / FILE
     if not path.exists():
         return 0

@@ -1,7 +1,7 @@
-"""One record of the durable log: an event with the instant of its acceptance, or the passing of time without events.
+"""Records of the durable log: an event with the time of its acceptance, or a tick of the clock without events.
 
-``at`` never falls from one record to the next. It is the only clock of everything that follows from the log, so a replay does what
-was done.
+``at`` never decreases from one record to the next. It is the only clock for everything derived from the log, so a replay reproduces the
+original run.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ Kind = Literal["impression", "click", "tick", "start"]
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A record. ``at`` and ``time`` are microseconds of UTC; a ``tick`` has an ``at`` alone.
+    """A record. ``at`` and ``time`` are UTC microseconds; a ``tick`` has only ``at``.
 
-    ``start`` is the first record of a log that was begun from a training log: all outcomes before are in it.
+    ``start`` is the first record of a log that begins with a training log: the log contains all earlier outcomes.
     """
 
     kind: Kind
@@ -40,7 +40,7 @@ def recorded(event: Impression | Click, at: int) -> Record:
 
 
 def to_json(record: Record) -> bytes:
-    """A record as one line of JSON without its end."""
+    """A record as one line of JSON without a newline."""
     out: dict[str, Any] = {"kind": record.kind, "at": record.at}
     if record.kind in ("impression", "click"):
         out |= {"request_id": record.request_id, "item_id": record.item_id, "time": record.time}
@@ -50,7 +50,7 @@ def to_json(record: Record) -> bytes:
 
 
 def from_json(line: bytes) -> Record:
-    """What :func:`to_json` wrote; raises a ValueError for anything else."""
+    """Inverse of :func:`to_json`; raises ValueError for invalid input."""
     value = orjson.loads(line)
     try:
         return Record(**value)

@@ -1,4 +1,4 @@
-"""What an event must be: strict checks against the schema of the log, and the reason why one is not taken."""
+"""Validation of events: strict checks against the schema of the log, with the reason for a rejection."""
 
 from __future__ import annotations
 
@@ -18,50 +18,50 @@ _IDS = ("request_id", "item_id", "user_id")
 
 
 class EventRules:
-    """Reads events of one log.
+    """Validates events of one log.
 
     Raises:
         FeatureStoreError: the log has no ``statistics.instant``.
     """
 
     def __init__(self, schema: LogSchema) -> None:
-        found = definition_of(schema)
-        if found is None:
+        definition = definition_of(schema)
+        if definition is None:
             raise FeatureStoreError(
                 f"the log {schema.name} has no statistics.instant: there are no counters to keep up with feedback; add "
                 "'instant' to the statistics of its schema and train again"
             )
-        self.definition = found
-        self._needs_item = found.item is not None
+        self.definition = definition
+        self._needs_item = definition.item is not None
         item_key = schema.key_of("item")
-        fields = [c.field for c in (*found.topics, *found.attributes)]
+        fields = [c.field for c in (*definition.topics, *definition.attributes)]
         fields += [s.of for s in schema.sequences if s.of != item_key]
-        #: Fields that an impression may bring: those that counters and sequences need.
+        #: Fields that an impression may contain: those that counters and sequences need.
         self.fields = tuple(dict.fromkeys(fields))
 
     def event(self, value: object, *, item_needed: bool = True) -> Impression | Click:
-        """The event of a JSON object or a row; ids and values of any type are spelled.
+        """The event in a JSON object or a row; ids and values of any type are converted to text.
 
         Args:
-            item_needed: False for a row of a training log, which may lack the id of its item.
+            item_needed: False for a row of a training log, which may have no item id.
 
         Raises:
-            ValueError: it is not one; the text says why, in one line.
+            ValueError: the event is invalid; the message is the reason, in one line.
         """
         if not isinstance(value, dict):
             raise ValueError("an event is a JSON object")
-        spelled: dict[str, Any] = dict(value)
+        fields: dict[str, Any] = dict(value)
         for name in _IDS:
-            if name in spelled:
-                spelled[name] = _spelled(name, spelled[name])
-        if isinstance(brought := spelled.get("values"), Mapping):
-            if other := sorted(set(map(str, brought)) - set(self.fields)):
+            if name in fields:
+                fields[name] = _spelled(name, fields[name])
+        if isinstance(values := fields.get("values"), Mapping):
+            if unknown := sorted(set(map(str, values)) - set(self.fields)):
                 raise ValueError(
-                    f"values.{other[0][:64]}: no counter needs this field; those are {', '.join(self.fields) or 'none'}"
+                    f"values.{unknown[0][:64]}: no counter needs this field; those are {', '.join(self.fields) or 'none'}"
                 )
-            spelled["values"] = {name: _spelled(f"values.{name}", v) for name, v in brought.items()}
+            fields["values"] = {name: _spelled(f"values.{name}", v) for name, v in values.items()}
         try:
-            event = EVENT.validate_python(spelled, strict=True)
+            event = EVENT.validate_python(fields, strict=True)
         except ValidationError as error:
             raise ValueError(reason(error)) from None
         if item_needed and self._needs_item and event.item_id is None:
@@ -75,7 +75,7 @@ def _spelled(name: str, value: Any) -> str | None:
     except (TypeError, ValueError):
         raise ValueError(f"{name}: a value of type {type(value).__name__} is not an id or a category") from None
     if text is None and value is not None and value != "" and value == value:
-        raise ValueError(f"{name}: this number stands for several, give the id as text")
+        raise ValueError(f"{name}: this number could be several ids, send the id as text")
     if text is not None and (problem := text_problem(text)):
         raise ValueError(f"{name}: {problem}")
     return text

@@ -1,4 +1,4 @@
-"""The service as a process that listens."""
+"""The feedback service as an HTTP server process."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from serving.feedback.rules import EventRules
 from serving.feedback.service import Feedback, FeedbackConfig
 from thinktwice.errors import ServerError
 
-GRACE = 5  # seconds that requests under way have after SIGTERM
+GRACE = 5  # seconds for requests in progress after SIGTERM
 
 
 def serve(
     log: Path, store_dir: Path, config: FeedbackConfig, host: str, port: int, on_ready: Callable[[str], None]
 ) -> None:
-    """Take events until SIGINT or SIGTERM; all that were accepted are durable, and pushed as far as 10 s suffice.
+    """Accept events until SIGINT or SIGTERM. All accepted events are durable, and are pushed for at most 10 s.
 
     Raises:
-        ServerError: the address is taken, or another process uses the log.
+        ServerError: the address is in use, or another process uses the log.
         FeatureStoreError, DataError: see :class:`serving.feedback.service.Feedback`.
     """
     store = OnlineStore(store_dir)
     rules = EventRules(store.schema)
-    listening = _listening(host, port)
+    listener = _listening(host, port)
     feedback = Feedback(log, store.schema, store, config)
     try:
-        address = listening.getsockname()
+        address = listener.getsockname()
 
         class Server(uvicorn.Server):
             async def startup(self, sockets: Any = None) -> None:
@@ -51,21 +51,21 @@ def serve(
             lifespan="off",
             timeout_graceful_shutdown=GRACE,
         )
-        Server(settings).run(sockets=[listening])
+        Server(settings).run(sockets=[listener])
     finally:
         feedback.close()
         store.close()
-        listening.close()
+        listener.close()
 
 
 def _listening(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        found = socket.socket(family, socket.SOCK_STREAM)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind((host, port))
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
     except OSError as error:
         raise ServerError(
             f"{host}:{port} cannot be listened on ({error.strerror or error}): choose another --port"
         ) from error
-    return found
+    return listener

@@ -1,7 +1,7 @@
-"""The service: one thread makes events durable, another follows the log and pushes.
+"""The feedback service: one thread makes events durable, another follows the log and pushes.
 
-The second reads the log like a replay does, and nothing else, so there is one way from an event to the store. A store that is down holds
-up neither thread: events stay durable, rows stay marked, and are written when it answers again.
+The second thread reads only the log, as a replay does, so there is one path from an event to the store. A store that is down blocks
+neither thread: events are durable, rows stay marked and are written when the store responds again.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from thinktwice.monitor.feedback import STATE_FILE
 from thinktwice.records.events import Click, Impression
 from thinktwice.schema import LogSchema
 
-PUSH_ROWS = 500  # rows of one write to the store
-TOGETHER = 5_000  # events that are flushed to the disk together
-HANGS = 5.0  # seconds
-FIRST_WAIT, LONGEST_WAIT = 0.2, 5.0  # seconds between tries of a store that does not answer
+PUSH_ROWS = 500  # rows per write to the store
+TOGETHER = 5_000  # events per flush to disk
+HANGS = 5.0  # seconds without a response after which the store counts as hanging
+FIRST_WAIT, LONGEST_WAIT = 0.2, 5.0  # seconds between attempts on a store that does not respond
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +45,11 @@ logger = logging.getLogger(__name__)
 class FeedbackConfig(Frozen):
     """Settings of the service."""
 
-    lateness: float = Field(default=0.0, ge=0, le=86_400)  # seconds by which events may come late and keep their place
-    queue: int = Field(default=20_000, ge=1)  # events that may wait for the disk; more are refused
-    tick: float = Field(
-        default=0.25, gt=0, le=60
-    )  # seconds without an event after which the passing of time is recorded
+    lateness: float = Field(
+        default=0.0, ge=0, le=86_400
+    )  # seconds by which events may arrive late and still be counted in order
+    queue: int = Field(default=20_000, ge=1)  # events that may wait for the disk; further ones are refused
+    tick: float = Field(default=0.25, gt=0, le=60)  # seconds without an event after which a tick is recorded
 
     @property
     def lateness_us(self) -> int:
@@ -58,14 +58,14 @@ class FeedbackConfig(Frozen):
 
 
 class Recorder:
-    """Makes events durable, many at a time.
+    """Writes events durably, in batches.
 
     Args:
         log: the event log; the recorder is its only writer until :meth:`close`.
-        on_durable: told after every write, from the recorder's thread.
+        on_durable: called after every write, from the recorder's thread.
 
     Attributes:
-        counts: events ``accepted``, ``refused_queue`` (too many waited) and ``refused_disk`` (could not be written).
+        counts: events ``accepted``, ``refused_queue`` (queue full) and ``refused_disk`` (could not be written).
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class Recorder:
         self._thread.start()
 
     def submit(self, events: Sequence[Impression | Click]) -> Future[int]:
-        """Hand events in; the future gives their number when they are durable, or the error why they are not.
+        """Queue events. The future returns their number when they are durable, or raises the error.
 
         Raises:
-            OverloadedError: too many events wait already; none of these was taken.
+            OverloadedError: the queue is full; none of these events was accepted.
         """
         done: Future[int] = Future()
         with self._changed:
@@ -101,7 +101,7 @@ class Recorder:
         return done
 
     def close(self, limit: float = 10.0) -> None:
-        """Write what waits, and end."""
+        """Write the queued events and stop."""
         with self._changed:
             self._ending = True
             self._changed.notify()
@@ -109,16 +109,16 @@ class Recorder:
 
     def _run(self) -> None:
         while True:
-            taken, ended = self._next()
-            if not taken and ended:
+            batch, ended = self._next()
+            if not batch and ended:
                 return
-            events = [event for some, _ in taken for event in some]
+            events = [event for group, _ in batch for event in group]
             at = max(self._log.last_at, self.clock.now())
             records = [recorded(event, at) for event in events] or [Record("tick", at)]
             try:
                 self._log.append(records)
-            except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
-                self._failed(taken, error)
+            except Exception as error:  # noqa: BLE001 - waiting callers must be notified in any case
+                self._failed(batch, error)
                 time.sleep(0 if ended else self._config.tick)
                 continue
             self.writable = True
@@ -126,42 +126,42 @@ class Recorder:
             with self._changed:
                 self.counts["accepted"] += len(events)
                 self._waiting -= len(events)
-            for some, done in taken:
-                done.set_result(len(some))
+            for group, done in batch:
+                done.set_result(len(group))
             self._on_durable()
 
     def _next(self) -> tuple[list[tuple[Sequence[Impression | Click], Future[int]]], bool]:
-        """What waits, or nothing after a tick; and whether the service ends."""
+        """The queued events, or none after a tick; and whether the service is stopping."""
         with self._changed:
             if not self._queue and not self._ending:
                 self._changed.wait(self._config.tick)
-            taken, number = [], 0
+            batch, number = [], 0
             while self._queue and number < TOGETHER:
-                taken.append(self._queue.popleft())
-                number += len(taken[-1][0])
-            return taken, self._ending
+                batch.append(self._queue.popleft())
+                number += len(batch[-1][0])
+            return batch, self._ending
 
-    def _failed(self, taken: list[tuple[Sequence[Impression | Click], Future[int]]], error: Exception) -> None:
+    def _failed(self, batch: list[tuple[Sequence[Impression | Click], Future[int]]], error: Exception) -> None:
         self.writable = False
         self._trouble.met(f"{error}; events are refused until then")
-        number = sum(len(some) for some, _ in taken)
+        number = sum(len(group) for group, _ in batch)
         with self._changed:
             self.counts["refused_disk"] += number
             self._waiting -= number
-        for _, done in taken:
+        for _, done in batch:
             done.set_exception(OverloadedError(f"{error}: send these events again", retry_after=5.0, status=503))
 
 
 class Follower:
-    """Plays the records of a log into a book, and pushes what they change.
+    """Applies the records of a log to a book and pushes the changes.
 
     Args:
-        end: position behind the last durable record.
-        store: None pushes nothing.
+        end: returns the position after the last durable record.
+        store: None: nothing is pushed.
 
     Attributes:
-        push_failures: writes that the store did not take.
-        lag: seconds from the record of the oldest event of a batch to the end of its push, of the last batch.
+        push_failures: writes that the store did not accept.
+        lag: seconds from the record of the oldest event of the last batch to the end of its push.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class Follower:
         self._lock = threading.Lock()
         self._try_at, self._wait = 0.0, FIRST_WAIT
         self._pushed_stamp, self.store_down = -1, False
-        self._events_since: int | None = None  # `at` of the first record that is not pushed
+        self._events_since: int | None = None  # `at` of the first record that has not been pushed
         self.push_failures, self.pushed_rows, self.lag, self.error = 0, 0, 0.0, ""
         self.to_push = book.num_to_push()
         self._push_began: float | None = None
@@ -187,21 +187,21 @@ class Follower:
         self._thread = threading.Thread(target=self._run, name="feedback-push", daemon=True)
 
     def start(self) -> None:
-        """Begin to follow."""
+        """Start to follow the log."""
         self._thread.start()
 
     def wake(self) -> None:
-        """There is something new in the log."""
+        """Notify that the log has new records."""
         self._wake.set()
 
     def close(self, limit: float = 10.0) -> None:
-        """Play and push what is there, for at most ``limit`` seconds; the rest follows at the next start."""
+        """Apply and push the available records, for at most ``limit`` seconds; the remaining ones follow at the next start."""
         self._stop.set()
         self._wake.set()
         self._thread.join(limit)
 
     def counts(self) -> dict[str, int]:
-        """What became of events and outcomes."""
+        """Counts of events and outcomes."""
         with self._lock:
             return dict(self._book.counts)
 
@@ -211,14 +211,14 @@ class Follower:
 
     @property
     def behind(self) -> bool:
-        """Whether records wait to be played."""
+        """Whether there are records that have not been applied."""
         return self._book.position < self._end()
 
     @property
     def hangs(self) -> bool:
-        """Whether the online store has neither taken rows nor refused them for :data:`HANGS` seconds."""
-        began = self._push_began
-        return began is not None and time.monotonic() - began > HANGS
+        """Whether the online store has neither accepted nor refused rows for :data:`HANGS` seconds."""
+        start = self._push_began
+        return start is not None and time.monotonic() - start > HANGS
 
     def _run(self) -> None:
         while True:
@@ -229,7 +229,7 @@ class Follower:
                 while self.step():
                     pass
                 self.error = ""
-            except Exception as error:  # noqa: BLE001 - this thread must live; /healthz tells, and the log keeps every event
+            except Exception as error:  # noqa: BLE001 - this thread must survive; /healthz reports the error, and the log has every event
                 self.error = str(error) or type(error).__name__
                 logger.error("feedback: the log cannot be followed (%s: %s)", type(error).__name__, error)
                 self._stop.wait(1.0)
@@ -237,7 +237,7 @@ class Follower:
                 return
 
     def step(self) -> bool:
-        """Play some records and push; whether there is more to play."""
+        """Apply some records and push. Returns whether there are more records."""
         records, position = read(self._folder, self._book.position, self._end())
         if records:
             with self._lock, self._book.transaction():
@@ -273,13 +273,13 @@ class Follower:
 
 
 def push_changes(book: Book, store: OnlineStore, lock: AbstractContextManager[Any] | None = None) -> int:
-    """Write the rows that the store lacks, then the watermark; returns how many rows.
+    """Write the rows to push, then the watermark. Returns the number of rows.
 
     Args:
         lock: held while the book is changed.
 
     Raises:
-        FeatureStoreError: the store does not take them.
+        FeatureStoreError: the store does not accept them.
     """
     number, guard = 0, lock or nullcontext()
     while rows := book.to_push(PUSH_ROWS):
@@ -297,11 +297,11 @@ class Feedback:
     """Both threads on one log and one feature store.
 
     Args:
-        folder: of the log; the state lies beside it.
-        store: None keeps counters and pushes nothing.
+        folder: of the log; also contains the state.
+        store: None: counters are kept and nothing is pushed.
 
     Raises:
-        FeatureStoreError: the log of the schema has no instant statistics, or the state is of another definition.
+        FeatureStoreError: the schema has no instant statistics, or the state has another definition.
         ServerError: another process uses the log.
         DataError: the log is damaged.
     """
@@ -324,7 +324,7 @@ class Feedback:
         self.follower.wake()
 
     def close(self) -> None:
-        """Make everything durable that was handed in, push it, and end."""
+        """Write all submitted events durably, push them, and stop."""
         self.recorder.close()
         self.follower.close()
         self.book.close()
@@ -332,13 +332,13 @@ class Feedback:
 
 
 def definition_for(schema: LogSchema) -> Definition:
-    """The definition of the counters of a schema; raises a FeatureStoreError where there are none."""
-    found = definition_of(schema)
-    if found is None:
+    """The definition of the counters of a schema; raises FeatureStoreError if there are none."""
+    definition = definition_of(schema)
+    if definition is None:
         raise FeatureStoreError(
             f"the log {schema.name} has no statistics.instant: there are no counters to keep up with feedback"
         )
-    return found
+    return definition
 
 
 def open_book(path: Path | str, schema: LogSchema, config: FeedbackConfig) -> Book:
@@ -347,7 +347,7 @@ def open_book(path: Path | str, schema: LogSchema, config: FeedbackConfig) -> Bo
 
 
 def rebuild(folder: Path, book: Book, schema: LogSchema, until: Position | None = None) -> None:
-    """Play a whole log, or its records up to a position, into an empty book."""
+    """Apply a whole log, or its records up to a position, to an empty book."""
     while True:
         records, position = read(folder, book.position, until)
         if not records:

@@ -1,7 +1,7 @@
 """Events from files: a training log, a prediction log, parquet of impressions and clicks, JSON lines.
 
-Files are read in the order of their events' time, since a log in that order gives the counters of training. An imported event is
-accepted at its own time, or behind the last record of the log if that is later.
+Events are read in the order of their time, because a log in that order gives the counters of training. An imported event is accepted at
+its own time, or at the time of the last record of the log if that is later.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from thinktwice.records.events import CLICK_COLUMNS, Click, Impression
 from thinktwice.records.served import AT, ITEM, REQUEST, USER
 from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, SCHEMA_FILE, LogSchema, load_schema
 
-BATCH = 20_000  # rows read at a time
+BATCH = 20_000  # rows per read
 
 Event = Impression | Click
 
 
 def events_of(source: Path, rules: EventRules, schema: LogSchema, quarantine: Quarantine) -> Iterator[Event]:
-    """The events of one file or folder, in the order of their time where it is one; what is no event goes to the quarantine.
+    """The events of one file or folder, in the order of time if the source is ordered. Invalid events go to the quarantine.
 
     A folder with ``clean.parquet`` is a training log, one with ``served-*.parquet`` a prediction log. A parquet file has the columns
-    of clicks, or those of an impression: request_id, item_id, user_id, at and one for each value. Other files are JSON lines.
+    of clicks, or those of an impression: request_id, item_id, user_id, at and one per value. Other files are JSON lines.
 
     Raises:
-        DataError: it is none of these, or cannot be read.
+        DataError: the source is none of these, or cannot be read.
     """
     if (source / CLEAN_FILE).is_file():
         return _of_clean(source, rules, schema)
@@ -47,14 +47,14 @@ def events_of(source: Path, rules: EventRules, schema: LogSchema, quarantine: Qu
             )
         return _of_served(parts, rules, quarantine)
     if not source.is_file():
-        raise DataError(f"{source} does not exist: give a file or a folder of events")
+        raise DataError(f"{source} does not exist: pass a file or a folder of events")
     if source.suffix == ".parquet":
         return _of_parquet(source, rules, quarantine)
     return _of_lines(source, rules, quarantine)
 
 
 def merged(streams: Sequence[Iterable[Event]]) -> Iterator[Event]:
-    """Several streams as one in the order of time; of one instant, impressions before clicks."""
+    """Merge streams in the order of time; at the same time, impressions come before clicks."""
     return heapq.merge(*streams, key=lambda event: (event.time, event.kind == "click"))
 
 
@@ -63,11 +63,11 @@ def is_training_log(source: Path) -> bool:
 
 
 def _of_clean(folder: Path, rules: EventRules, schema: LogSchema) -> Iterator[Event]:
-    """A request and an impression for every row, a click at the same instant: counters let it enter after its delay."""
-    own = load_schema(folder / SCHEMA_FILE)
-    if own.to_yaml() != schema.to_yaml():
+    """One request and one impression per row, and a click at the same time, which counters add after its delay."""
+    log_schema = load_schema(folder / SCHEMA_FILE)
+    if log_schema.to_yaml() != schema.to_yaml():
         raise DataError(
-            f"the training log {folder} has another schema than the feature store: give the log it was made from"
+            f"the training log {folder} has another schema than the feature store: pass the log it was made from"
         )
     user, item = schema.key_of("user"), schema.key_of("item")
     columns = [ROW_ID, EVENT_TIME, LABEL, *rules.fields, *(c for c in (user, item) if c)]
@@ -89,7 +89,7 @@ def _of_clean(folder: Path, rules: EventRules, schema: LogSchema) -> Iterator[Ev
 
 
 def _of_served(parts: list[Path], rules: EventRules, quarantine: Quarantine) -> Iterator[Event]:
-    """Every looked-up row of a prediction log as an impression at the time of its request."""
+    """Each looked-up row of a prediction log as an impression at the time of its request."""
     for part in parts:
         names = read_schema(part).names
         fields = [f for f in rules.fields if f in names]

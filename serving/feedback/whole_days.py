@@ -1,10 +1,10 @@
-"""Statistics of whole days and sequences of a user, as the feature tables have them, kept up with events.
+"""Daily statistics and user sequences, as in the feature tables, updated by events.
 
-They need all that was before: only a log that begins with a training log keeps them (:attr:`serving.feedback.book.Book.whole`).
+They need the complete history: only a log that begins with a training log has them (:attr:`serving.feedback.book.Book.whole`).
 
-A sequence is changed by a click (or an impression) at once, in the order of the impressions' times, as in
-:mod:`thinktwice.data.sequences`. A statistic is closed at midnight (:mod:`thinktwice.data.statistics`) with what is known then, and once
-more when the last window of the day is closed; a click in between changes it in the second closing.
+A sequence is updated by a click (or an impression) at once, in the order of the impressions' times, as in
+:mod:`thinktwice.data.sequences`. A statistic is closed at midnight (:mod:`thinktwice.data.statistics`) with the outcomes known then, and
+again when the last window of the day is closed; a click in between changes the second result.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ _ENTITIES: tuple[Literal["user", "item"], ...] = ("user", "item")
 
 
 def pushed_tables(schema: LogSchema) -> tuple[TableSpec, ...]:
-    """The feature tables that are kept up with events."""
+    """The feature tables that are updated by events."""
     return tuple(spec for spec in table_specs(schema) if spec.kind != "attributes")
 
 
 def enter_sequences(book: Book, schema: LogSchema, one: Shown, values: dict[str, str | None], *, clicked: bool) -> None:
-    """Put a shown or clicked item into the sequences of its user."""
+    """Add a shown or clicked item to the sequences of its user."""
     if not book.whole or one.user is None:
         return
     entering = [s for s in schema.sequences if s.clicks_only == clicked]
     if not entering:
         return
     content = book.content("user_sequences", one.user)
-    kept: dict[str, list[list[int | str]]] = {} if content is None else json.loads(content)
+    sequences: dict[str, list[list[int | str]]] = {} if content is None else json.loads(content)
     changed = False
     for sequence in entering:
         value = one.item if sequence.of == schema.key_of("item") else values.get(sequence.of)
         if not value:
             continue
-        entries = kept.setdefault(sequence.name, [])
-        place = sum(1 for entry in entries if int(entry[0]) > one.time)  # newest first
-        if place < sequence.length:
-            entries.insert(place, [one.time, value])
+        entries = sequences.setdefault(sequence.name, [])
+        index = sum(1 for entry in entries if int(entry[0]) > one.time)  # newest first
+        if index < sequence.length:
+            entries.insert(index, [one.time, value])
             del entries[sequence.length :]
             changed = True
     if changed:
-        book.put("user_sequences", one.user, json.dumps(kept, ensure_ascii=False, sort_keys=True).encode())
+        book.put("user_sequences", one.user, json.dumps(sequences, ensure_ascii=False, sort_keys=True).encode())
 
 
 def count_view(book: Book, schema: LogSchema, one: Shown) -> None:
@@ -60,11 +60,11 @@ def count_click(book: Book, schema: LogSchema, one: Shown) -> None:
     _add(book, schema, one, 0, 1)
 
 
-def _add(book: Book, schema: LogSchema, one: Shown, views: int, clicks: int) -> None:
+def _add(book: Book, schema: LogSchema, impression: Shown, views: int, clicks: int) -> None:
     if not book.whole or schema.statistics is None or not schema.statistics.windows_days:
         return
-    day = one.time // DAY_US
-    keys = {"user": one.user, "item": one.item or None}
+    day = impression.time // DAY_US
+    keys = {"user": impression.user, "item": impression.item or None}
     counted = [("log", "")] + [(e, key) for e in schema.statistics.entities if (key := keys[e]) is not None]
     book.db.executemany(
         "INSERT INTO days VALUES (?, ?, ?, ?, ?) ON CONFLICT (kind, key, day) DO UPDATE "
@@ -74,7 +74,7 @@ def _add(book: Book, schema: LogSchema, one: Shown, views: int, clicks: int) -> 
 
 
 def close_days(book: Book, schema: LogSchema) -> None:
-    """Close the statistics of every day that has ended by the clock, and once more when its last outcome is known."""
+    """Close the statistics of every day that has ended by the clock, and again when its last outcome is known."""
     if not book.whole or schema.statistics is None or not schema.statistics.windows_days:
         return
     today = book.at // DAY_US
@@ -84,19 +84,19 @@ def close_days(book: Book, schema: LogSchema) -> None:
             return
         book.day = int(first)
     final = int(book.fact("final_day", book.day))
-    known = max(0, (book.watermark - book.definition.no_click_delay - 1) // DAY_US)
-    if today == book.day and known <= final:
+    last_known = max(0, (book.watermark - book.definition.no_click_delay - 1) // DAY_US)
+    if today == book.day and last_known <= final:
         return
-    days = {*range(final + 1, known + 1), *range(book.day + 1, today + 1)}
+    days = {*range(final + 1, last_known + 1), *range(book.day + 1, today + 1)}
     for day in _with_changes(book, schema, days):
         for entity in schema.statistics.entities:
             _close(book, schema, entity, day, today)
     book.day = today
-    book.set_fact("final_day", max(final, known))
+    book.set_fact("final_day", max(final, last_known))
 
 
 def _with_changes(book: Book, schema: LogSchema, days: set[int]) -> list[int]:
-    """Of these days, the ones on which a counted day enters or leaves a window."""
+    """Those of the given days on which a counted day enters or leaves a window."""
     assert schema.statistics is not None
     if len(days) <= 2:
         return sorted(days)
@@ -106,14 +106,14 @@ def _with_changes(book: Book, schema: LogSchema, days: set[int]) -> list[int]:
 
 
 def _close(book: Book, schema: LogSchema, entity: Literal["user", "item"], day: int, today: int) -> None:
-    """The rows of the keys for which a day enters or leaves a window at the midnight that begins ``day``, as valid today."""
+    """Store the rows of the keys for which a day enters or leaves a window at the start of ``day``, with today's values."""
     assert schema.statistics is not None
     windows = schema.statistics.windows_days
-    moved = [day - 1, *(day - w - 1 for w in windows if w)]
-    marks = ", ".join("?" * len(moved))
+    moved_days = [day - 1, *(day - w - 1 for w in windows if w)]
+    placeholders = ", ".join("?" * len(moved_days))
     keys = book.db.execute(
-        f"SELECT DISTINCT key FROM days WHERE kind = ? AND day IN ({marks}) ORDER BY key",  # noqa: S608 - question marks
-        (entity, *moved),
+        f"SELECT DISTINCT key FROM days WHERE kind = ? AND day IN ({placeholders}) ORDER BY key",  # noqa: S608 - placeholders only
+        (entity, *moved_days),
     ).fetchall()
     kind: RowKind = "user_statistics" if entity == "user" else "item_statistics"
     names = schema.statistic_names(entity)
@@ -127,19 +127,19 @@ def _close(book: Book, schema: LogSchema, entity: Literal["user", "item"], day: 
         if valid is None or (rate := _rate(book, valid, rates)) is None:
             continue
         values: dict[str, float] = {}
-        for number, window in enumerate(windows):
+        for index, window in enumerate(windows):
             inside = [(v, c) for d, v, c in counted if d < valid and (not window or d >= valid - window)]
-            seen, clicked = sum(v for v, _ in inside), sum(c for _, c in inside)
-            values[names[2 * number]] = math.log2(1 + seen)
-            values[names[2 * number + 1]] = (clicked + PRIOR_VIEWS * rate) / (seen + PRIOR_VIEWS)
+            views_in_window, clicks_in_window = sum(v for v, _ in inside), sum(c for _, c in inside)
+            values[names[2 * index]] = math.log2(1 + views_in_window)
+            values[names[2 * index + 1]] = (clicks_in_window + PRIOR_VIEWS * rate) / (views_in_window + PRIOR_VIEWS)
         book.put(kind, key, json.dumps(values, sort_keys=True).encode())
 
 
-def _rate(book: Book, day: int, known: dict[int, float | None]) -> float | None:
-    """The click rate of the log over all days before one, None before the first."""
-    if day not in known:
+def _rate(book: Book, day: int, cache: dict[int, float | None]) -> float | None:
+    """The click rate of the log over all days before ``day``, None before the first day."""
+    if day not in cache:
         views, clicks = book.db.execute(
             "SELECT sum(views), sum(clicks) FROM days WHERE kind = 'log' AND day < ?", (day,)
         ).fetchone()
-        known[day] = clicks / float(views) if views else None
-    return known[day]
+        cache[day] = clicks / float(views) if views else None
+    return cache[day]

@@ -1,1 +1,1 @@
-"""The gateway: a real Envoy that splits users over arms, and through which alone callers reach a predictor."""
+"""The gateway: an Envoy that splits users over arms and is the only way to reach a predictor."""

@@ -1,4 +1,4 @@
-"""What the access log of a gateway says, counted: every line is in one of the counts."""
+"""Counts of a gateway's access log: every line is counted once."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class LogCounts(BaseModel):
     """``lines = requests + broken + torn``; ``requests = answered + refused + failed``.
 
     Attributes:
-        torn: last lines that a kill cut.
+        torn: last lines truncated by a kill.
         broken: other lines that are not an object with the fields of a request.
         answered: 2xx.
         refused: 4xx, by the gateway or a predictor.
-        failed: every other status, and requests whose client left.
-        fallbacks: answered requests that another arm than the assigned one served.
-        misnamed: answers by a server that calls itself otherwise than the gateway file does.
+        failed: every other status, and requests whose client disconnected.
+        fallbacks: answered requests that were served by another arm than the assigned one.
+        misnamed: answers by a server whose arm name differs from the gateway file.
         by_route: requests by route: ``no-unit``, ``bad-unit``, ``split``, testers, and the ingress rules.
         by_arm: enrolled requests by experiment and assigned arm.
     """
@@ -46,13 +46,13 @@ class LogCounts(BaseModel):
 
 
 def access_logs(folder: Path) -> list[Path]:
-    """The access logs of a gateway's folder, oldest first."""
+    """Access logs in a gateway's folder, oldest first."""
     current = folder / ACCESS_LOG
     return [*sorted(folder.glob("access-*.log")), *([current] if current.is_file() else [])]
 
 
 def count_lines(files: Iterable[Path]) -> LogCounts:
-    """Count access logs, read line by line; nothing in a line stops it."""
+    """Count the lines of access logs; invalid lines are counted too."""
     total: Counter[str] = Counter()
     routes: Counter[str] = Counter()
     arms: Counter[str] = Counter()
@@ -75,23 +75,23 @@ def count_lines(files: Iterable[Path]) -> LogCounts:
 
 def _counts(line: dict[str, object]) -> list[str]:
     code, served = line["code"], line["served"] or None
-    found = ["requests"]
+    names = ["requests"]
     if isinstance(code, int) and 200 <= code < 300:
-        found.append("answered")
+        names.append("answered")
         if served is not None and served != line["assigned"]:
-            found.append("fallbacks")
+            names.append("fallbacks")
         if line.get("upstream") is not None and served != line["upstream"]:
-            found.append("misnamed")
+            names.append("misnamed")
     else:
-        found.append("refused" if isinstance(code, int) and 400 <= code < 500 else "failed")
-    return found
+        names.append("refused" if isinstance(code, int) and 400 <= code < 500 else "failed")
+    return names
 
 
 def _parsed(raw: bytes) -> dict[str, object] | None:
-    """The object in a line; Latin-1 reads any bytes, and ids and arms are ASCII."""
+    """The object in a line, None if it is invalid. Latin-1 decodes any bytes, and ids and arms are ASCII."""
     try:
-        found = json.loads(raw.decode("latin-1"))
+        value = json.loads(raw.decode("latin-1"))
     except (ValueError, RecursionError):
         return None
-    whole = isinstance(found, dict) and set(ACCESS_COLUMNS.names) <= found.keys()
-    return found if whole and found["request_id"] is not None else None
+    complete = isinstance(value, dict) and set(ACCESS_COLUMNS.names) <= value.keys()
+    return value if complete and value["request_id"] is not None else None

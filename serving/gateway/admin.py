@@ -1,4 +1,4 @@
-"""Envoy's admin interface, on a Unix socket that only this user can reach."""
+"""Envoy's admin interface, on a Unix socket that only this user can access."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ LONGEST_SOCKET_PATH = 100  # bytes; systems allow 104 to 108
 
 
 class Admin:
-    """Asks the Envoy that runs in a folder. Every method raises an OSError when nobody answers."""
+    """Client of the Envoy that runs in a folder. Every method raises OSError if it does not respond."""
 
     def __init__(self, folder: Path, limit: float = 10.0) -> None:
         self._path, self._limit = folder.resolve() / ADMIN_SOCKET, limit
 
     def ready(self) -> bool:
-        """Whether Envoy serves and has taken a route file: without one it calls itself ready and answers 404."""
+        """Whether Envoy serves and has loaded a route file: without one it reports ready and answers 404."""
         if self._ask("GET", "/ready")[0] != 200:
             return False
         return self.stats().get(f"{ROUTE_STATS}.config_reload", 0) > 0
@@ -39,16 +39,16 @@ class Admin:
 
     def route_version(self) -> str | None:
         """The version of the routes in use."""
-        found = json.loads(self._text("GET", "/config_dump?resource=dynamic_route_configs"))
-        versions = [entry.get("version_info") for entry in found.get("configs", [])]
+        dump = json.loads(self._text("GET", "/config_dump?resource=dynamic_route_configs"))
+        versions = [entry.get("version_info") for entry in dump.get("configs", [])]
         return str(versions[0]) if versions else None
 
     def reopen_logs(self) -> None:
-        """Go on in new log files, where the old ones were renamed."""
+        """Reopen the log files, after the old ones were renamed."""
         self._text("POST", "/reopen_logs")
 
     def drain(self) -> None:
-        """Say to clients that their connections end, and take no new ones."""
+        """Announce to clients that their connections end, and accept no new ones."""
         self._text("POST", "/healthcheck/fail")
         self._text("POST", "/drain_listeners?graceful&skip_exit")
 
@@ -76,7 +76,7 @@ def running_admin(folder: Path) -> Admin:
     """The admin interface of the gateway that runs in a folder.
 
     Raises:
-        ServerError: none does.
+        ServerError: no gateway runs in the folder.
     """
     admin = Admin(folder)
     try:
@@ -87,7 +87,7 @@ def running_admin(folder: Path) -> Admin:
 
 
 def _connect(sock: socket.socket, path: Path) -> None:
-    """Connect to a socket however long its path is."""
+    """Connect to a socket with a path of any length."""
     if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
         sock.connect(str(path))
         return
@@ -98,5 +98,5 @@ def _connect(sock: socket.socket, path: Path) -> None:
 
 
 def named(stats: dict[str, Any], prefix: str) -> dict[str, int]:
-    """The counters below a prefix, by the rest of their names."""
+    """The counters with a prefix, by their names without it."""
     return {name.removeprefix(prefix): value for name, value in stats.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""``thinktwice gateway``: check, render, run, reload and look at a gateway."""
+"""``thinktwice gateway``: check, render, run, reload and inspect a gateway."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from thinktwice.printable import printable
 if TYPE_CHECKING:
     from serving.gateway.probe import Probed
 
-# The verbs import what they need when they run: every start of the command line loads this file.
+# The commands import what they need when they run: every start of the command line loads this file.
 
 app = typer.Typer(help="Run the gateway: Envoy in front of the arms of an experiment.", no_args_is_help=True)
 
@@ -29,7 +29,7 @@ FolderOption = Annotated[
     typer.Option("--folder", help="Folder of its files and logs.", show_default="gateway in the folder of --work"),
 ]
 READY = "ready"  # first word of the line that `run` prints when the gateway answers
-LOOK = 5.0  # seconds between two looks at the log
+LOOK = 5.0  # seconds between checks of the log
 
 
 @app.command("check")
@@ -89,12 +89,12 @@ def run(file: FileArgument, folder: FolderOption = None, work: Work = WORK) -> N
         typer.echo(f"{READY} http://{declared.file.listen.host}:{declared.file.listen.port}")
         for sentence in _strange(started.probes):
             say(console, sentence)
-        say(console, f"log {started.log}, access log beside it, stop with Ctrl-C")
-        looked = time.monotonic()
+        say(console, f"log {started.log}, access log next to it, stop with Ctrl-C")
+        last_check = time.monotonic()
         while True:
             started.check()
-            if time.monotonic() - looked >= LOOK:
-                looked = time.monotonic()
+            if time.monotonic() - last_check >= LOOK:
+                last_check = time.monotonic()
                 for sentence in started.look_at_log():
                     say(console, sentence)
             time.sleep(0.2)
@@ -112,12 +112,12 @@ def reload_routes(file: FileArgument, folder: FolderOption = None, work: Work = 
     from serving.gateway.process import probe_token
     from serving.gateway.reload import reload
 
-    declared, place = load_gateway(file), _folder(folder, work)
-    admin = running_admin(place)
-    done = reload(declared, place, find_envoy(), admin, probe_token(declared, place))
-    for sentence in _strange(done.probes):
+    declared, gateway_folder = load_gateway(file), _folder(folder, work)
+    admin = running_admin(gateway_folder)
+    reloaded = reload(declared, gateway_folder, find_envoy(), admin, probe_token(declared, gateway_folder))
+    for sentence in _strange(reloaded.probes):
         say(console_here(stderr=True), sentence)
-    typer.echo(f"live: {done.version}")
+    typer.echo(f"live: {reloaded.version}")
 
 
 @app.command("status")
@@ -131,10 +131,10 @@ def status(
     from serving.gateway.admin import running_admin
     from serving.gateway.reload import read_live
 
-    place = _folder(folder, work)
-    admin = running_admin(place)
-    stats, version, live = admin.stats(), admin.route_version(), read_live(place)
-    counts = count_lines(access_logs(place))
+    gateway_folder = _folder(folder, work)
+    admin = running_admin(gateway_folder)
+    stats, version, live = admin.stats(), admin.route_version(), read_live(gateway_folder)
+    counts = count_lines(access_logs(gateway_folder))
     failed = stats.get("filesystem.write_failed", 0)
     if raw:
         typer.echo(json.dumps({"version": version, "write_failed": failed, **counts.model_dump()}, indent=2))
@@ -157,7 +157,7 @@ def status(
 
 
 def _strange(probes: tuple[Probed, ...]) -> list[str]:
-    """Sentences about arms that somebody else answered for."""
+    """Sentences about arms whose users another arm serves."""
     return [
         f"{printable(probe.experiment)}/{printable(probe.arm)} does not answer: {probe.served or 'nobody'} serves its users"
         for probe in probes

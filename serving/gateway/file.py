@@ -1,4 +1,4 @@
-"""The gateway file: where a gateway listens, which experiments it splits users by, and where their arms are."""
+"""The gateway file: listening address, experiments, and addresses of their arms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FORMAT = 1
 
 
 def _endpoint(value: Any) -> Any:
-    """``HOST:PORT`` as an endpoint; an IPv6 address stands in brackets."""
+    """``HOST:PORT`` as an endpoint; an IPv6 address is in brackets."""
     if not isinstance(value, str):
         return value
     host, colon, port = value.rpartition(":")
@@ -36,11 +36,11 @@ class GatewayFile(GatewayConfig):
 
     Attributes:
         version: of this format.
-        experiments: experiment files, relative to this file; none sends everybody to control.
-        arms: replicas by arm: ``control``, and every other as ``experiment/arm``.
-        secret_file: file with the secret by which a request chooses its arm (``x-force-arm: CLUSTER:SECRET``); none offers no such way.
+        experiments: experiment files, relative to this file; without any, all users get control.
+        arms: replicas by arm: ``control``, and all others as ``experiment/arm``.
+        secret_file: file with the secret by which a request can force its arm (``x-force-arm: CLUSTER:SECRET``); None disables this.
         threads: of Envoy.
-        log_bytes: size at which the access log goes on in a new file.
+        log_bytes: size at which the access log is rotated.
     """
 
     version: Literal[1]
@@ -58,15 +58,15 @@ class GatewayFile(GatewayConfig):
             if name != CONTROL and name.count("/") != 1:
                 raise ValueError(f"arm {name!r} must be {CONTROL} or experiment/arm")
             if not replicas:
-                raise ValueError(f"arm {name!r} has no replica: give its HOST:PORT")
+                raise ValueError(f"arm {name!r} has no replica: set its HOST:PORT")
         if CONTROL not in arms:
-            raise ValueError(f"there is no arm {CONTROL!r}: give its HOST:PORT")
+            raise ValueError(f"there is no arm {CONTROL!r}: set its HOST:PORT")
         return arms
 
 
 @dataclass(frozen=True)
 class Declared:
-    """A gateway file with what it names, read.
+    """A gateway file and the files it refers to.
 
     Attributes:
         endpoints: replicas by cluster.
@@ -83,8 +83,8 @@ def load_gateway(path: Path | str) -> Declared:
     """Read a gateway file, its experiments and its secret.
 
     Raises:
-        ServerError: the file is missing, of another version, or has a setting that is unknown or out of range.
-        ExperimentError: an experiment file is wrong.
+        ServerError: the file is missing, has another version, or contains a setting that is unknown or out of range.
+        ExperimentError: an experiment file is invalid.
     """
     path = Path(path)
     value = read_mapping(path, "gateway file", ServerError)
@@ -95,10 +95,12 @@ def load_gateway(path: Path | str) -> Declared:
     try:
         file = GatewayFile.model_validate(value)
     except ValidationError as error:
-        place, message = first_fault(error, GatewayFile, "the file")
-        raise ServerError(f"gateway file {path} is wrong at {place} ({message}): correct it") from error
+        location, message = first_fault(error, GatewayFile, "the file")
+        raise ServerError(f"gateway file {path} is wrong at {location} ({message}): correct it") from error
     experiments = [load_experiment(path.parent / name) for name in file.experiments]
-    endpoints = {name if name == CONTROL else cluster_of(*name.split("/")): found for name, found in file.arms.items()}
+    endpoints = {
+        name if name == CONTROL else cluster_of(*name.split("/")): replicas for name, replicas in file.arms.items()
+    }
     return Declared(file, experiments, endpoints, _secret(path.parent, file.secret_file))
 
 
@@ -108,4 +110,6 @@ def _secret(folder: Path, name: str | None) -> str | None:
     try:
         return (folder / name).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ServerError(f"secret file {folder / name} cannot be read ({error}): give a readable text file") from error
+        raise ServerError(
+            f"secret file {folder / name} cannot be read ({error}): set secret_file to a readable text file"
+        ) from error

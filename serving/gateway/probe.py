@@ -1,7 +1,7 @@
-"""Requests of the gateway's own: does every arm get the users that the pure function says? They are in no log of the experiment.
+"""Probe requests of the gateway: check that every arm gets the users that the assignment function gives it.
 
-A probe carries a unit of a known arm and a body that every predictor refuses at once, so nothing is scored and no prediction
-logged; where it went is read from a log of its own.
+A probe carries a unit of a known arm and a body that every predictor refuses at once, so nothing is scored and no prediction is
+logged. Its route is read from a separate log; probes are not in the logs of the experiment.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from thinktwice.experiment.bootstrap import PROBE_HEADER, PROBE_LOG
 from thinktwice.experiment.file import CONTROL
 from thinktwice.experiment.ingress import predict_paths
 
-LOG_LIMIT = 15.0  # seconds until a line is in the log: Envoy writes every second
-ATTEMPTS = 5  # Envoy's threads take new routes one after the other
+LOG_LIMIT = 15.0  # seconds until a line must be in the log; Envoy flushes every second
+ATTEMPTS = 5  # Envoy's threads get new routes one after another
 BODY = b"{}"
 
 
@@ -33,7 +33,7 @@ class Probed:
     """One probe.
 
     Attributes:
-        served: arm that answered; another than ``arm`` where that one does not answer.
+        served: arm that answered; differs from ``arm`` if that one does not respond.
     """
 
     experiment: str
@@ -43,13 +43,13 @@ class Probed:
 
 
 def probe_arms(declared: Declared, folder: Path, secret: str) -> tuple[Probed, ...]:
-    """Send one request an arm that has users, and one without a unit.
+    """Send one request per arm that has users, and one without a unit.
 
     Raises:
-        ExperimentError: a request was assigned to another arm than the experiment file says.
-        ServerError: the gateway does not answer.
+        ExperimentError: a request was assigned to another arm than in the experiment file.
+        ServerError: the gateway does not respond.
     """
-    return tuple(_probe(declared, folder, secret, *wanted) for wanted in _wanted(declared))
+    return tuple(_probe(declared, folder, secret, *target) for target in _wanted(declared))
 
 
 def _wanted(declared: Declared) -> Iterator[tuple[str, str, str | None]]:
@@ -58,30 +58,34 @@ def _wanted(declared: Declared) -> Iterator[tuple[str, str, str | None]]:
     if not declared.experiments:
         return
     layout = layout_of(declared.experiments)
-    for part in layout.ranges:
-        if part.enrolled:
+    for bucket_range in layout.ranges:
+        if bucket_range.enrolled:
             units = (f"gateway-probe-{number}" for number in itertools.count())
-            found = ((unit, assign(layout, unit)) for unit in units)
-            unit = next(u for u, a in found if (a.experiment, a.arm, a.enrolled) == (part.experiment, part.arm, True))
-            yield part.experiment, part.arm, unit
+            assigned = ((unit, assign(layout, unit)) for unit in units)
+            unit = next(
+                u
+                for u, a in assigned
+                if (a.experiment, a.arm, a.enrolled) == (bucket_range.experiment, bucket_range.arm, True)
+            )
+            yield bucket_range.experiment, bucket_range.arm, unit
 
 
 def _probe(declared: Declared, folder: Path, secret: str, experiment: str, arm: str, unit: str | None) -> Probed:
-    seen: tuple[str, str, str, str | None] = ("", "", "", None)
+    actual: tuple[str, str, str, str | None] = ("", "", "", None)
     expected = (experiment, arm, "0" if unit is None else "1")
     for attempt in range(ATTEMPTS):
         time.sleep(0.1 * attempt)
-        seen = _line(folder, _ask(declared, secret, unit))
-        if seen[:3] == expected:
-            return Probed(experiment, arm, unit, seen[3])
+        actual = _line(folder, _ask(declared, secret, unit))
+        if actual[:3] == expected:
+            return Probed(experiment, arm, unit, actual[3])
     raise ExperimentError(
-        f"the gateway puts the unit {unit!r} into {seen[1]!r} of {seen[0]!r} (enrolled {seen[2]}), not {arm!r} of {experiment!r}: "
+        f"the gateway puts the unit {unit!r} into {actual[1]!r} of {actual[0]!r} (enrolled {actual[2]}), not {arm!r} of {experiment!r}: "
         "the old routes are live"
     )
 
 
 def _ask(declared: Declared, secret: str, unit: str | None) -> str:
-    """Send a probe; its request id."""
+    """Send a probe and return its request id."""
     request_id = f"gateway-probe-{uuid.uuid4()}"
     headers = {"content-type": "application/json", "x-request-id": request_id, PROBE_HEADER: secret}
     if unit is not None:
@@ -100,11 +104,11 @@ def _ask(declared: Declared, secret: str, unit: str | None) -> str:
 def _line(folder: Path, request_id: str) -> tuple[str, str, str, str | None]:
     """Experiment, arm, enrolled and serving arm of a probe, from the log."""
     end = time.monotonic() + LOG_LIMIT
-    mark = request_id.encode()
+    id_bytes = request_id.encode()
     while time.monotonic() < end:
         for line in reversed((folder / PROBE_LOG).read_bytes().splitlines(keepends=True)):
-            if mark in line and line.endswith(b"\n"):
-                found = json.loads(line.decode("latin-1"))
-                return found["experiment"], found["assigned"], found["enrolled"], found["served"] or None
+            if id_bytes in line and line.endswith(b"\n"):
+                entry = json.loads(line.decode("latin-1"))
+                return entry["experiment"], entry["assigned"], entry["enrolled"], entry["served"] or None
         time.sleep(0.05)
     raise ServerError(f"a probe is not in {folder / PROBE_LOG} after {LOG_LIMIT:g} s: is the disk full?")

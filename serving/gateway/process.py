@@ -1,4 +1,4 @@
-"""Envoy as a child of this process: start, wait until every arm is reached, watch its log, stop without losing a request."""
+"""Envoy as a child process: start, wait until every arm is reached, watch the log, stop without losing requests."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from thinktwice.experiment.bootstrap import ACCESS_LOG, bootstrap
 from thinktwice.files import atomic_file
 
 BOOTSTRAP, TOKEN, ENVOY_LOG = "bootstrap.json", "probe.token", "envoy.log"
-FLUSH_MS = 250  # what a kill may lose of the access log
+FLUSH_MS = 250  # of the access log, which a kill may lose
 START_LIMIT = 30.0
 DRAIN_LIMIT = 5.0
 
 
 @dataclass
 class Gateway(LocalServer):
-    """A running gateway. Get one from :func:`running`."""
+    """A running gateway. Created by :func:`running`."""
 
     folder: Path
     file: GatewayFile
@@ -52,23 +52,25 @@ class Gateway(LocalServer):
     _failed: int = field(default=0, init=False)
 
     def check(self) -> None:
-        """Raise a ServerError when Envoy has ended by itself."""
+        """Raise a ServerError if Envoy has ended by itself."""
         if (code := self.process.poll()) is not None:
             raise ServerError(f"Envoy {ended(code)}: see {self.log}")
 
     def look_at_log(self) -> list[str]:
-        """Go on in a new access log where this one is large; what is wrong with it since the last look."""
+        """Rotate the access log if it is large. Returns the problems with it since the last call."""
         path = self.folder / ACCESS_LOG
         if path.is_file() and path.stat().st_size >= self.file.log_bytes:
             self.rotate()
-        found = self.admin.stats().get("filesystem.write_failed", 0)
-        lost, self._failed = found - self._failed, found
-        if lost <= 0:
+        failures = self.admin.stats().get("filesystem.write_failed", 0)
+        new_failures, self._failed = failures - self._failed, failures
+        if new_failures <= 0:
             return []
-        return [f"{lost} writes to {path} failed and their lines are lost: free disk space; the experiment will hold"]
+        return [
+            f"{new_failures} writes to {path} failed and their lines are lost: free disk space; the experiment will be held"
+        ]
 
     def rotate(self) -> Path:
-        """Rename the access log and go on in a new one; the old one is complete a flush later."""
+        """Rename the access log and start a new one; the old one is complete after the next flush."""
         now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%f")
         target = self.folder / f"access-{now}.log"
         os.replace(self.folder / ACCESS_LOG, target)
@@ -80,16 +82,16 @@ class Gateway(LocalServer):
 def running(
     declared: Declared, folder: Path, *, limit: float = START_LIMIT, progress: Progress = lambda text: None
 ) -> Iterator[Gateway]:
-    """Run a gateway while the block runs. On leaving, also by Ctrl-C or SIGTERM, requests under way are answered and Envoy is gone.
+    """Run a gateway while the block runs. On exit, also by Ctrl-C or SIGTERM, requests in progress are answered and Envoy has ended.
 
     Args:
-        declared: the gateway file, read.
-        folder: of its files and logs. Routes of an earlier run in it are live until now: enrolled users may not change their arm.
-        limit: seconds the start may take.
-        progress: told what is going on.
+        declared: the loaded gateway file.
+        folder: of its files and logs. Routes of an earlier run in it count as live: enrolled users must keep their arm.
+        limit: maximum seconds for the start.
+        progress: called with the current stage.
 
     Raises:
-        ServerError: no Envoy, a busy port, another gateway in the folder, or an Envoy that does not come up.
+        ServerError: Envoy is missing, the port is in use, another gateway runs in the folder, or Envoy does not start.
         ExperimentError: the routes are refused, by our rules or by Envoy.
     """
     with sigterm_as_interrupt():
@@ -100,7 +102,7 @@ def running(
         folder = folder.resolve()
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)  # secrets and logs
-        with lock(folder / "gateway.lock", f"another gateway runs in {folder}: stop it, or give another --folder"):
+        with lock(folder / "gateway.lock", f"another gateway runs in {folder}: stop it, or set another --folder"):
             rendered = plan(declared, folder, envoy)
             write(folder, rendered)
             token = secrets.token_hex(16)
@@ -109,7 +111,7 @@ def running(
                     temporary.write_text(text, encoding="utf-8")
             gateway: Gateway | None = None
             try:
-                with signals_later():  # an interrupt between the birth of the child and its name would orphan it
+                with signals_later():  # an interrupt between starting the child and assigning it would orphan it
                     gateway = _launch(envoy, declared.file, folder)
                 _wait_until_ready(gateway, limit, progress)
                 progress("asking every arm")
@@ -121,7 +123,7 @@ def running(
 
 
 def bootstrap_text(file: GatewayFile, token: str) -> str:
-    """The bootstrap of a gateway that runs inside its folder: paths in it are relative, so they may be as long as they are."""
+    """The bootstrap of a gateway that runs inside its folder: its paths are relative, so the folder's path may be of any length."""
     return json.dumps(bootstrap(file.model_copy(update={"folder": "."}), probe=token), indent=1) + "\n"
 
 
@@ -129,13 +131,13 @@ def probe_token(declared: Declared, folder: Path) -> str:
     """The secret of the gateway that runs in a folder.
 
     Raises:
-        ServerError: it was started with other settings than the file has now: only routes and clusters change by a reload.
+        ServerError: it was started with settings that differ from the file; a reload changes only routes and clusters.
     """
     try:
         token = (folder / TOKEN).read_text(encoding="utf-8")
         same = (folder / BOOTSTRAP).read_text(encoding="utf-8") == bootstrap_text(declared.file, token)
     except OSError as error:
-        raise ServerError(f"{folder} holds no gateway: start it with `thinktwice gateway run`") from error
+        raise ServerError(f"{folder} contains no gateway: start it with `thinktwice gateway run`") from error
     if not same:
         raise ServerError(
             "the running gateway listens with other settings than the file has (address, unit header, limits or model): "
@@ -145,7 +147,7 @@ def probe_token(declared: Declared, folder: Path) -> str:
 
 
 def stop(gateway: Gateway, limit: float = STOP_LIMIT) -> None:
-    """Take no new connections, wait for requests under way, end Envoy. A second Ctrl-C does not interrupt it."""
+    """Accept no new connections, wait for requests in progress, stop Envoy. A second Ctrl-C does not interrupt it."""
     with handlers(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):
         if gateway.process.poll() is None:
             with suppress(OSError):
@@ -154,7 +156,7 @@ def stop(gateway: Gateway, limit: float = STOP_LIMIT) -> None:
                 while gateway.admin.stats().get("http.in.downstream_rq_active", 0) and time.monotonic() < end:
                     time.sleep(0.05)
         if gateway.process.stdin is not None:
-            gateway.process.stdin.close()  # the launcher ends Envoy, and itself
+            gateway.process.stdin.close()  # the launcher stops Envoy and exits
         try:
             gateway.process.wait(limit + 5)
         except subprocess.TimeoutExpired:
@@ -190,9 +192,9 @@ def _wait_until_ready(gateway: Gateway, limit: float, progress: Progress) -> Non
             if gateway.admin.ready():
                 return
             stats = gateway.admin.stats()
-        for bad in ("update_rejected", "update_failure"):
-            if stats.get(f"{ROUTE_STATS}.{bad}", 0):
-                raise ServerError(f"Envoy refuses the routes ({bad}): see {gateway.log}")
+        for counter in ("update_rejected", "update_failure"):
+            if stats.get(f"{ROUTE_STATS}.{counter}", 0):
+                raise ServerError(f"Envoy refuses the routes ({counter}): see {gateway.log}")
         if elapsed > limit:
             raise ServerError(f"Envoy did not take its routes within {limit:.0f} seconds: see {gateway.log}")
         progress(f"Envoy starts ({elapsed:.0f} s)")

@@ -1,4 +1,4 @@
-"""Put new routes in the place of the live ones: proved before the rename, confirmed after it, undone when Envoy refuses them."""
+"""Replacement of the live routes: validated before the rename, confirmed after it, undone if Envoy refuses them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from thinktwice.experiment.route_check import TrafficSplit, check_routes, read_s
 from thinktwice.experiment.routes import CLUSTERS, ROUTES, Json, Rendered, render
 from thinktwice.files import atomic_file
 
-CONFIRM_LIMIT = 10.0  # seconds for Envoy to take a file; it takes a few milliseconds
+CONFIRM_LIMIT = 10.0  # seconds for Envoy to load a file, which takes a few milliseconds
 WARM_LIMIT = 15.0  # seconds for the first health checks of new clusters
 POLL = 0.02
 
 
 @dataclass(frozen=True)
 class Live:
-    """The files that a gateway's folder holds."""
+    """The live files in a gateway's folder."""
 
     routes: bytes
     clusters: bytes
@@ -38,17 +38,17 @@ class Live:
 
 @dataclass(frozen=True)
 class Reloaded:
-    """What a reload did."""
+    """Result of a reload."""
 
     version: str
     probes: tuple[Probed, ...]
 
 
 def read_live(folder: Path) -> Live | None:
-    """The live files; None where there are none.
+    """The live files, None if there are none.
 
     Raises:
-        ExperimentError: they are of another version, or not what a gateway writes.
+        ExperimentError: they have another version, or were not written by a gateway.
     """
     routes, clusters = folder / ROUTES, folder / CLUSTERS
     if not routes.is_file():
@@ -58,24 +58,24 @@ def read_live(folder: Path) -> Live | None:
         split = read_split(*contents)
     except FileNotFoundError:
         raise ExperimentError(
-            f"{folder} holds routes without clusters: remove {routes} and start the gateway"
+            f"{folder} contains routes without clusters: remove {routes} and start the gateway"
         ) from None
     except ExperimentError as error:
         raise ExperimentError(
-            f"{routes}: {error}. Another thinktwice wrote it, or a hand: start with an empty folder if no experiment runs"
+            f"{routes}: {error}. Another version of thinktwice wrote it, or it was edited by hand: start with an empty folder if no experiment runs"
         ) from error
     version = json.loads(contents[0])["version_info"]
     return Live(*contents, split, _serial(version))
 
 
 def plan(declared: Declared, folder: Path, envoy: Path | None) -> Rendered:
-    """Render what a gateway file declares and prove that it may replace the live files.
+    """Render the files of a gateway file and check that they may replace the live files.
 
     Args:
-        envoy: asked for its opinion too; None where there is none.
+        envoy: Envoy that also validates the files; None to skip this.
 
     Raises:
-        ExperimentError: a rule does not hold, or Envoy refuses the files.
+        ExperimentError: a rule is violated, or Envoy refuses the files.
     """
     live = read_live(folder)
     rendered = render(
@@ -89,20 +89,20 @@ def plan(declared: Declared, folder: Path, envoy: Path | None) -> Rendered:
 
 
 def reload(declared: Declared, folder: Path, envoy: Path | None, admin: Admin, probe: str) -> Reloaded:
-    """Replace the live routes by what a gateway file declares. Requests under way lose nothing.
+    """Replace the live routes by those of a gateway file. Requests in progress are not affected.
 
     Args:
-        probe: secret of this gateway's own requests.
+        probe: secret of the gateway's probe requests.
 
     Raises:
-        ExperimentError: the files are refused, by our rules or by Envoy; the old ones are live.
-        ServerError: Envoy does not answer, or another reload is under way.
+        ExperimentError: the files are refused, by our rules or by Envoy; the old ones stay live.
+        ServerError: Envoy does not respond, or another reload is in progress.
     """
-    with lock(folder / "reload.lock", "another reload of this gateway is under way: wait for it"):
+    with lock(folder / "reload.lock", "another reload of this gateway is in progress: wait for it"):
         rendered = plan(declared, folder, envoy)
         live = read_live(folder)
         if live is None:
-            raise ServerError(f"{folder} holds no live routes: start the gateway with `thinktwice gateway run`")
+            raise ServerError(f"{folder} contains no live routes: start the gateway with `thinktwice gateway run`")
         try:
             _put_clusters(folder, _union(live, rendered), admin)
             _put_routes(folder, rendered, admin)
@@ -110,12 +110,14 @@ def reload(declared: Declared, folder: Path, envoy: Path | None, admin: Admin, p
         except BaseException:  # Ctrl-C too
             _restore(folder, live)
             raise
-        _put_clusters(folder, rendered.clusters, admin)  # only now: the old routes named what goes
+        _put_clusters(
+            folder, rendered.clusters, admin
+        )  # only now, because the old routes refer to the removed clusters
         return Reloaded(str(admin.route_version()), probes)
 
 
 def write(folder: Path, rendered: Rendered) -> None:
-    """Write both files where no Envoy runs yet."""
+    """Write both files when no Envoy is running."""
     for name, content in rendered.files():
         _write(folder / name, content)
 
@@ -125,7 +127,7 @@ def lock(path: Path, problem: str) -> Iterator[None]:
     """Hold a lock that ends with this process.
 
     Raises:
-        ServerError: somebody has it; the message is ``problem``.
+        ServerError: another process has it; the message is ``problem``.
     """
     with path.open("a") as handle:
         try:
@@ -136,22 +138,24 @@ def lock(path: Path, problem: str) -> Iterator[None]:
 
 
 def _ask_envoy(envoy: Path, declared: Declared, rendered: Rendered) -> None:
-    """Envoy's own check, on a copy that holds everything: it does not open the files that a bootstrap names."""
+    """Validate with Envoy, on a single inlined file, because its validation does not open files referenced by the bootstrap."""
     with tempfile.TemporaryDirectory(prefix="tt-gateway-") as name:
-        whole = Path(name) / "whole.json"
-        whole.write_text(json.dumps(inlined(bootstrap(declared.file), rendered)), encoding="utf-8")
-        command = [str(envoy), "--mode", "validate", "-c", str(whole), "--reject-unknown-dynamic-fields"]
-        done = subprocess.run([*command, "--log-level", "error"], cwd=name, capture_output=True, text=True, timeout=60)
-    if done.returncode:
-        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        inlined_file = Path(name) / "whole.json"
+        inlined_file.write_text(json.dumps(inlined(bootstrap(declared.file), rendered)), encoding="utf-8")
+        command = [str(envoy), "--mode", "validate", "-c", str(inlined_file), "--reject-unknown-dynamic-fields"]
+        result = subprocess.run(
+            [*command, "--log-level", "error"], cwd=name, capture_output=True, text=True, timeout=60
+        )
+    if result.returncode:
+        lines = [line for line in (result.stderr + result.stdout).splitlines() if line.strip()]
         raise ExperimentError(f"Envoy refuses the rendered files: {(lines or ['no reason given'])[-1][:400]}")
 
 
-def _union(live: Live, new: Rendered) -> Json:
-    """The new clusters and the old ones that go: until the new routes are live, the old ones name them."""
-    names = {cluster["name"] for cluster in new.clusters["resources"]}
-    going = [c for c in json.loads(live.clusters)["resources"] if c["name"] not in names]
-    return {**new.clusters, "resources": [*new.clusters["resources"], *going]}
+def _union(live: Live, rendered: Rendered) -> Json:
+    """The new clusters and the old ones to be removed, which the old routes refer to until the new ones are live."""
+    names = {cluster["name"] for cluster in rendered.clusters["resources"]}
+    removed = [c for c in json.loads(live.clusters)["resources"] if c["name"] not in names]
+    return {**rendered.clusters, "resources": [*rendered.clusters["resources"], *removed]}
 
 
 def _put_clusters(folder: Path, clusters: Json, admin: Admin) -> None:
@@ -161,7 +165,7 @@ def _put_clusters(folder: Path, clusters: Json, admin: Admin) -> None:
     before = admin.stats()
     _write(path, (json.dumps(clusters, indent=1) + "\n").encode())
     _taken(admin, CLUSTER_STATS, before, "clusters")
-    # A route may name a new cluster only when its first health checks are over.
+    # A route may refer to a new cluster only after its first health checks.
     _until(
         lambda: admin.stats().get("cluster_manager.warming_clusters", 0) == 0, WARM_LIMIT, "new clusters are not ready"
     )
@@ -169,34 +173,36 @@ def _put_clusters(folder: Path, clusters: Json, admin: Admin) -> None:
 
 def _put_routes(folder: Path, rendered: Rendered, admin: Admin) -> None:
     if json.loads((folder / ROUTES).read_bytes())["resources"] == rendered.routes["resources"]:
-        return  # Envoy would keep the version that it has
+        return  # Envoy would keep its current version
     before = admin.stats()
     _write(folder / ROUTES, dict(rendered.files())[ROUTES])
     _taken(admin, ROUTE_STATS, before, "routes")
     _until(lambda: admin.route_version() == rendered.version, CONFIRM_LIMIT, f"version {rendered.version} is not live")
 
 
-def _taken(admin: Admin, prefix: str, before: dict[str, int], what: str) -> None:
-    """Wait until Envoy has taken a file.
+def _taken(admin: Admin, prefix: str, before: dict[str, int], kind: str) -> None:
+    """Wait until Envoy has loaded a file.
 
     Raises:
-        ExperimentError: it refuses the file.
+        ExperimentError: Envoy refuses the file.
     """
 
-    def seen() -> bool:
+    def loaded() -> bool:
         now = admin.stats()
-        for bad in ("update_rejected", "update_failure", "update_empty"):
-            if now.get(f"{prefix}.{bad}", 0) > before.get(f"{prefix}.{bad}", 0):
-                raise ExperimentError(f"Envoy refuses the new {what} ({bad}), the old ones stay live: see envoy.log")
+        for counter in ("update_rejected", "update_failure", "update_empty"):
+            if now.get(f"{prefix}.{counter}", 0) > before.get(f"{prefix}.{counter}", 0):
+                raise ExperimentError(
+                    f"Envoy refuses the new {kind} ({counter}), the old ones stay live: see envoy.log"
+                )
         return now.get(f"{prefix}.update_success", 0) > before.get(f"{prefix}.update_success", 0)
 
-    _until(seen, CONFIRM_LIMIT, f"it has not taken the new {what}")
+    _until(loaded, CONFIRM_LIMIT, f"it has not taken the new {kind}")
 
 
-def _until(holds: object, limit: float, problem: str) -> None:
-    assert callable(holds)
+def _until(condition: object, limit: float, problem: str) -> None:
+    assert callable(condition)
     end = time.monotonic() + limit
-    while not holds():
+    while not condition():
         if time.monotonic() > end:
             raise ServerError(
                 f"Envoy does not follow within {limit:g} s ({problem}), the old files are live: see envoy.log"
@@ -205,14 +211,14 @@ def _until(holds: object, limit: float, problem: str) -> None:
 
 
 def _restore(folder: Path, live: Live) -> None:
-    """Routes first: they name old clusters alone, which are all still there."""
+    """Restore the live files, routes first: they refer only to old clusters, which all still exist."""
     for name, content in ((ROUTES, live.routes), (CLUSTERS, live.clusters)):
         if (folder / name).read_bytes() != content:
             _write(folder / name, content)
 
 
 def _write(path: Path, content: bytes) -> None:
-    with atomic_file(path, mode=0o600) as temporary:  # routes may hold the secret that chooses an arm
+    with atomic_file(path, mode=0o600) as temporary:  # routes may contain the secret that forces an arm
         temporary.write_bytes(content)
 
 

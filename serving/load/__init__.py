@@ -1,1 +1,1 @@
-"""Load on a running predictor: open and closed loop, latencies without coordinated omission, checked answers."""
+"""Load tests of a running predictor: open and closed loop, latencies without coordinated omission, validated responses."""

@@ -1,4 +1,4 @@
-"""Whether an answer is one: what a broken server could send with status 200."""
+"""Validation of responses: detects invalid responses with status 200."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REFUSED = (429, 503)
 
 
 def outcome(request: dict[str, Any], reply: ClientResponse, seconds: float, deadline: float | None) -> Outcome:
-    """How a request ended. A refusal must say when to try again, an answer must be whole."""
+    """Outcome of a request. A response with status 200 must also be valid."""
     if reply.status in REFUSED:
         return "refused"
     if reply.status != 200:
@@ -27,19 +27,19 @@ def outcome(request: dict[str, Any], reply: ClientResponse, seconds: float, dead
 
 
 def wrong(request: dict[str, Any], body: bytes) -> str:
-    """What is wrong with a body of v1 or v2, "" when nothing is."""
+    """The problem with a v1 or v2 response body, "" if it is valid."""
     try:
         value = orjson.loads(body)
         rank, probability, versions = _columns(value)
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        return f"it has not the form of an answer ({error!r})"
+        return f"it is not a valid response ({error!r})"
     count = asked(request)
     if len(rank) != count:
         return f"it has {len(rank)} rows instead of {count}"
     if request.get("k") is None and sorted(rank) != list(range(1, count + 1)):
-        return "its ranks are no permutation"
+        return "its ranks are not a permutation"
     if request.get("k") is not None and list(rank) != list(range(1, count + 1)):
-        return "its best rows do not come in order"
+        return "its best rows are not in order"
     if not all(0 < p < 1 for p in probability):
         return "it has probabilities outside of 0 to 1"
     best_first = [p for _, p in sorted(zip(rank, probability, strict=True))]

@@ -22,7 +22,7 @@ from thinktwice.console.terminal import console_here
 from thinktwice.errors import ServerError
 from thinktwice.files import atomic_file
 
-MADE_UP = 200  # different requests when none are given
+MADE_UP = 200  # distinct generated requests
 LOGGED = (
     "A server that keeps a prediction log has written these requests after part_seconds (60 seconds by default), or when it "
     "stops."
@@ -71,7 +71,7 @@ def load(
     if not allow_remote:
         require_loopback(url)
     if requests is not None:
-        asked = read_requests(requests)
+        requests_to_send = read_requests(requests)
     else:
         from serving.load.context import typical_contexts
         from thinktwice.release.champion import require_champion
@@ -80,52 +80,52 @@ def load(
         champion = require_champion(state_folder(state, work), "--state, --work or --requests")
         schema = load_schema(champion.bundle_dir / SCHEMA_FILE)
         contexts = typical_contexts(champion.bundle_dir, count=MADE_UP, seed=seed)
-        asked = requests_of(
+        requests_to_send = requests_of(
             champion.feature_store_dir, schema, count=MADE_UP, candidates=candidates, seed=seed, contexts=contexts
         )
     on_stop("load stopped before its end; nothing is shown of it")
-    target = Target(url, asked, protocol, None if deadline_ms is None else deadline_ms / 1000)
+    target = Target(url, requests_to_send, protocol, None if deadline_ms is None else deadline_ms / 1000)
     if warm_up:
-        first = closed_loop(target, connections, warm_up)
-        if first.count("lost") == len(first.outcomes):
+        warm_up_run = closed_loop(target, connections, warm_up)
+        if warm_up_run.count("lost") == len(warm_up_run.outcomes):
             raise ServerError(f"no predictor answers at {url}: start one with 'thinktwice serve'")
-    done: list[Step] = []
+    results: list[Step] = []
     if rate is None:
-        found = closed_loop(target, connections, duration)
-        done.append(Step(f"{connections} callers", None, found))
+        measured = closed_loop(target, connections, duration)
+        results.append(Step(f"{connections} callers", None, measured))
     rates = [("open loop", rate)] if rate is not None else []
-    rates += [(f"{p:g} %", done[0].measured.throughput * p / 100) for p in percents if rate is None]
+    rates += [(f"{p:g} %", results[0].measured.throughput * p / 100) for p in percents if rate is None]
     for name, offered in rates:
         if offered <= 0:
             break
-        done.append(Step(name, offered, open_loop(target, poisson(offered, duration, seed))))
-    _write_results(done, json_out, plot_out)
+        results.append(Step(name, offered, open_loop(target, poisson(offered, duration, seed))))
+    _write_results(results, json_out, plot_out)
 
 
 def require_loopback(url: str) -> None:
     """Raise a ServerError unless every address of the host is this machine's own."""
     host = urlsplit(url).hostname
     try:
-        found = {entry[4][0] for entry in socket.getaddrinfo(host, None)} if host else set()
+        addresses = {entry[4][0] for entry in socket.getaddrinfo(host, None)} if host else set()
     except OSError as error:
         raise ServerError(f"--url {url}: {host} is unknown ({error}): correct it") from error
-    if not found or not all(ipaddress.ip_address(address).is_loopback for address in found):
+    if not addresses or not all(ipaddress.ip_address(address).is_loopback for address in addresses):
         raise ServerError(f"--url {url} is not this machine: load on another one needs --allow-remote")
 
 
-def _write_results(done: list[Step], json_out: Path | None, plot_out: Path | None) -> None:
+def _write_results(results: list[Step], json_out: Path | None, plot_out: Path | None) -> None:
     console = console_here()
-    print_steps(console, done)
+    print_steps(console, results)
     say(console, LOGGED)
-    problems = trouble(done)
+    problems = trouble(results)
     for sentence in problems:
         say(console, sentence)
     if json_out is not None:
         with atomic_file(json_out) as temporary:
-            temporary.write_text(json.dumps([s.as_json() for s in done], indent=2), encoding="utf-8")
+            temporary.write_text(json.dumps([s.as_json() for s in results], indent=2), encoding="utf-8")
     if plot_out is not None:
         with atomic_file(plot_out) as temporary:
-            temporary.write_text(plot(done), encoding="utf-8")
+            temporary.write_text(plot(results), encoding="utf-8")
     if problems:
         raise typer.Exit(1)
 

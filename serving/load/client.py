@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 client: kept connections, whole answers, little work of its own beside the server it measures."""
+"""A small HTTP/1.1 client with persistent connections and low overhead, so that it does not disturb the measured server."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import asyncio
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-MAX_HEAD = 64 << 10  # bytes of the head of an answer
+MAX_HEAD = 64 << 10  # bytes of the head of a response
 
 
 @dataclass(frozen=True)
 class ClientResponse:
-    """One answer."""
+    """One response."""
 
     status: int
     headers: dict[str, str]
@@ -19,12 +19,12 @@ class ClientResponse:
 
 
 class BrokenConnectionError(Exception):
-    """The server ended the connection or answered something that is no HTTP."""
+    """The server closed the connection or its response is not HTTP."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where requests go."""
+    """Target address of requests."""
 
     host: str
     port: int
@@ -32,9 +32,9 @@ class Address:
 
     @staticmethod
     def of(url: str, path: str) -> Address:
-        """The address of ``path`` at a server."""
-        found = urlsplit(url)
-        return Address(found.hostname or "", found.port or 80, path)
+        """The address of ``path`` on a server."""
+        parts = urlsplit(url)
+        return Address(parts.hostname or "", parts.port or 80, path)
 
 
 class Client:
@@ -45,10 +45,10 @@ class Client:
         self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def post(self, body: bytes, headers: dict[str, str]) -> ClientResponse:
-        """Send a body and read the answer.
+        """Send a body and read the response.
 
         Raises:
-            BrokenConnectionError: there was no answer.
+            BrokenConnectionError: there was no response.
         """
         reader, writer = await self._connection()
         try:
@@ -67,14 +67,14 @@ class Client:
         return reply
 
     async def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         for _, writer in self._free:
             writer.close()
         for _, writer in self._free:
             try:
                 await writer.wait_closed()
             except OSError:
-                continue  # it had ended already
+                continue  # already closed
         self._free.clear()
 
     async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

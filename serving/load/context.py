@@ -1,4 +1,4 @@
-"""Contexts of made-up requests, as training saw them: every value of every context field as often as it came there."""
+"""Contexts of generated requests with the value frequencies of training."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from thinktwice.schema import SCHEMA_FILE, ModelField, load_schema
 
 
 def typical_contexts(bundle_dir: Path, *, count: int, seed: int) -> list[dict[str, Any]]:
-    """Contexts [count] with the shares that the profile in the bundle has of the values of each field.
+    """Generate contexts [count] with the value frequencies in the profile of the bundle.
 
-    A number is one of its bucket, because that is all that the profile knows of numbers. Fields are drawn apart from each
-    other. A field that was missing in training is missing here as often. Empty contexts for a log without context fields.
+    A number is drawn from its bucket, because the profile stores only buckets of numbers. Fields are drawn independently. Missing
+    values are as frequent as in training. The contexts are empty if the log has no context fields.
 
     Raises:
         BundleError: the bundle has no profile, or a damaged one.
@@ -39,27 +39,27 @@ def typical_contexts(bundle_dir: Path, *, count: int, seed: int) -> list[dict[st
 
 
 def _spread(counts: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Bins [size] in random order, each as often as its share asks for, to less than one."""
+    """Bins [size] in random order. The count of each bin differs from its share by less than one."""
     share = np.cumsum(counts) / max(counts.sum(), 1.0)
     positions = np.searchsorted(share, (np.arange(size) + rng.random()) / size, side="right")
     return rng.permutation(np.minimum(positions, len(counts) - 1))
 
 
 def _value(encoder: Encoder, field: ModelField, position: int, rng: np.random.Generator) -> str | float | None:
-    """A value that falls into a bin of :func:`thinktwice.release.profile_bins.row_bins`; None: missing."""
+    """A value in a bin of :func:`thinktwice.release.profile_bins.row_bins`; None: missing."""
     if field.kind == "numeric":
         return _number(encoder.bounds[field.name], position)
     if position in (UNKNOWN, MISSING):
         return None
-    top = top_values(encoder, field)
-    if position < KNOWN + len(top):
-        return encoder.value_of(field.name, top[position - KNOWN])
-    others = encoder.values_of(field.name)[len(top) :]  # the most frequent come first
-    return others[rng.integers(len(others))] if others else None
+    most_frequent = top_values(encoder, field)
+    if position < KNOWN + len(most_frequent):
+        return encoder.value_of(field.name, most_frequent[position - KNOWN])
+    remaining = encoder.values_of(field.name)[len(most_frequent) :]  # ordered by descending frequency
+    return remaining[rng.integers(len(remaining))] if remaining else None
 
 
 def _number(bounds: np.ndarray, bucket: int) -> float | None:
-    """A number of a bucket: its lower border, and for the lowest one a little below its upper border."""
+    """A number in a bucket: its lower bound; for the lowest bucket, slightly below its upper bound."""
     if bucket == 0:
         return None
     if len(bounds) == 0:

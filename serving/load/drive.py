@@ -1,7 +1,7 @@
-"""Sends what the plan says and measures when answers come.
+"""Load generator: sends planned requests and measures response times.
 
-In the open loop callers do not wait for each other: a request is due at its moment, whatever became of those before it, and its
-latency counts from that moment. A stall of one second therefore shows in every request that was due within it, not in one.
+In the open loop callers do not wait for each other: a request is due at its scheduled time, independent of earlier requests, and its
+latency counts from that time. A stall of one second therefore shows in every request that was due during it, not in one.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from serving.load.plan import body_of
 
 PATHS = {"v1": "/v1/models/ctr:predict", "v2": "/v2/models/ctr/infer"}
 ANSWER_LIMIT = 30.0  # seconds after which a request counts as lost
-REPLAYED = 20  # requests that are asked once more at the end, one by one
+REPLAYED = 20  # requests that are sent again at the end, one by one
 
-#: What an answer says of itself when load, or a store that was late, took something from it; in v1 and in the text of v2.
+#: Marks in a response that was reduced because of load or a store timeout; in v1 and in the text of v2.
 REDUCED = re.compile(rb'paths_capped\\?":true|default_features\\?":\[\\?"')
 
 T = TypeVar("T")
@@ -32,24 +32,24 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Target:
-    """Whom to ask, and how."""
+    """Target of a run: server, requests and limits."""
 
     url: str
     requests: Sequence[dict[str, Any]]
     protocol: str = "v1"
-    deadline: float | None = None  # seconds; sent along, and what counts as late
-    most_open: int = 512  # requests under way; more are due but not sent
+    deadline: float | None = None  # seconds; sent with each request, later responses count as late
+    most_open: int = 512  # concurrent requests; further ones are not sent
 
 
 @dataclass
 class Measured:
-    """What a run gave: per request its latency in seconds (NaN without an answer) and how it ended."""
+    """Results of a run: latency in seconds (NaN without a response) and outcome per request."""
 
     seconds: float
     latency: np.ndarray
     outcomes: list[Outcome]
     refused_silently: int = 0  # refusals without Retry-After
-    unequal: int = 0  # replayed requests with another answer
+    unequal: int = 0  # replayed requests with a different response
     first_wrong: str = ""
 
     def count(self, outcome: Outcome) -> int:
@@ -57,13 +57,13 @@ class Measured:
 
     @property
     def answered(self) -> np.ndarray:
-        """Latencies of whole answers, late ones included."""
-        kept = np.array([o in ("ok", "late") for o in self.outcomes], bool)
-        return self.latency[kept]
+        """Latencies of valid responses, including late ones."""
+        complete = np.array([o in ("ok", "late") for o in self.outcomes], bool)
+        return self.latency[complete]
 
     @property
     def throughput(self) -> float:
-        """Whole answers a second."""
+        """Valid responses per second."""
         return len(self.answered) / self.seconds if self.seconds else 0.0
 
     def counts(self) -> dict[Outcome, int]:
@@ -83,32 +83,32 @@ class _LoadRun:
 
 
 def open_loop(target: Target, moments: np.ndarray) -> Measured:
-    """Send request i at ``moments[i]`` seconds from now; the requests of the target take turns."""
+    """Send request i at ``moments[i]`` seconds from now, cycling through the requests of the target."""
     return _run_loop(_open_loop(target, moments))
 
 
 def closed_loop(target: Target, connections: int, seconds: float) -> Measured:
-    """Callers that each send the next request when they have the answer to the last, for some time."""
+    """Run callers for ``seconds``, each sending its next request when it has the response to the previous one."""
     return _run_loop(_closed_loop(target, connections, seconds))
 
 
 async def _open_loop(target: Target, moments: np.ndarray) -> Measured:
     run = _new_run(target)
-    under_way: set[asyncio.Task[None]] = set()
+    in_flight: set[asyncio.Task[None]] = set()
     start = time.perf_counter()
     wall = time.time()
-    for number, due in enumerate(moments.tolist()):
-        if (wait := start + due - time.perf_counter()) > 0:
+    for index, offset in enumerate(moments.tolist()):
+        if (wait := start + offset - time.perf_counter()) > 0:
             await asyncio.sleep(wait)
-        if len(under_way) >= target.most_open:
-            run.outcomes[number] = "not sent"
+        if len(in_flight) >= target.most_open:
+            run.outcomes[index] = "not sent"
             await asyncio.sleep(0)
             continue
-        task = asyncio.create_task(_ask(run, number, start + due, wall + due))
-        under_way.add(task)
-        task.add_done_callback(under_way.discard)
-    if under_way:
-        await asyncio.wait(under_way)
+        task = asyncio.create_task(_ask(run, index, start + offset, wall + offset))
+        in_flight.add(task)
+        task.add_done_callback(in_flight.discard)
+    if in_flight:
+        await asyncio.wait(in_flight)
     return await _finished(run, time.perf_counter() - start, len(moments))
 
 
@@ -142,13 +142,13 @@ async def _ask(run: _LoadRun, number: int, due: float, wall: float) -> None:
         run.outcomes[number] = "lost"
         return
     run.latency[number] = spent = time.perf_counter() - due
-    found = outcome(target.requests[position], reply, spent, target.deadline)
-    run.outcomes[number] = found
-    if found == "refused" and "retry-after" not in reply.headers:
+    result = outcome(target.requests[position], reply, spent, target.deadline)
+    run.outcomes[number] = result
+    if result == "refused" and "retry-after" not in reply.headers:
         run.silent += 1
-    elif found == "wrong" and not run.first_wrong:
+    elif result == "wrong" and not run.first_wrong:
         run.first_wrong = wrong(target.requests[position], reply.body)
-    elif found == "ok" and len(run.kept) < REPLAYED:
+    elif result == "ok" and len(run.kept) < REPLAYED:
         run.kept[position] = reply.body
 
 
@@ -156,11 +156,11 @@ async def _finished(run: _LoadRun, seconds: float, count: int) -> Measured:
     unequal = 0
     for position, body in run.kept.items():
         try:
-            again = await asyncio.wait_for(run.client.post(run.bodies[position], {}), ANSWER_LIMIT)
+            second_reply = await asyncio.wait_for(run.client.post(run.bodies[position], {}), ANSWER_LIMIT)
         except (TimeoutError, BrokenConnectionError):
             continue
-        if again.status == 200 and not REDUCED.search(body + again.body):
-            unequal += again.body != body
+        if second_reply.status == 200 and not REDUCED.search(body + second_reply.body):
+            unequal += second_reply.body != body
     await run.client.close()
     latency = np.array([run.latency.get(number, np.nan) for number in range(count)])
     outcomes: list[Outcome] = [run.outcomes[number] for number in range(count)]
@@ -168,7 +168,7 @@ async def _finished(run: _LoadRun, seconds: float, count: int) -> Measured:
 
 
 def _run_loop(work: Coroutine[Any, Any, T]) -> T:
-    """Run on a loop whose timers are finer than a millisecond, which those of epoll are not."""
+    """Run on an event loop with sub-millisecond timers, which epoll does not have."""
     loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
     try:
         return loop.run_until_complete(work)

@@ -1,4 +1,4 @@
-"""What is sent and when."""
+"""Load plan: requests and their sending times."""
 
 from __future__ import annotations
 
@@ -16,32 +16,34 @@ from thinktwice.errors import DataError, RequestError
 from thinktwice.parquet import scan_frame
 from thinktwice.schema import LogSchema
 
-MOMENT = 1_767_225_600  # fixed timestamp of made-up requests (2026-01-01): the same request is the same question
+MOMENT = (
+    1_767_225_600  # fixed timestamp of generated requests (2026-01-01), so that equal requests have equal responses
+)
 
 
 def poisson(rate: float, seconds: float, seed: int) -> np.ndarray:
-    """Moments [n] in seconds at which independent callers send, ``rate`` a second on average, in order, below ``seconds``."""
+    """Sending times [n] in seconds of independent callers (Poisson process), ``rate`` per second on average, ascending, below ``seconds``."""
     if rate <= 0 or seconds <= 0:
         raise ValueError(f"rate and seconds must be above 0, not {rate} and {seconds}")
     rng = np.random.default_rng(seed)
-    found = rng.exponential(1 / rate, size=int(rate * seconds + 6 * (rate * seconds) ** 0.5) + 10).cumsum()
-    return found[found < seconds]
+    times = rng.exponential(1 / rate, size=int(rate * seconds + 6 * (rate * seconds) ** 0.5) + 10).cumsum()
+    return times[times < seconds]
 
 
 def read_requests(path: Path) -> list[dict[str, Any]]:
-    """Requests of a file with one JSON object a line, each as it stands in ``instances``.
+    """Read requests from a file with one JSON object per line, each in the format of ``instances``.
 
     Raises:
         DataError: the file is missing or empty.
-        RequestError: a line is no JSON object.
+        RequestError: a line is not a JSON object.
     """
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except OSError as error:
         raise DataError(f"requests {path} cannot be read ({error.strerror}): correct the path") from error
     if not lines:
-        raise DataError(f"requests {path} is empty: give one JSON object a line")
-    found = []
+        raise DataError(f"requests {path} is empty: write one JSON object per line")
+    requests = []
     for number, line in enumerate(lines, 1):
         try:
             value = orjson.loads(line)
@@ -49,8 +51,8 @@ def read_requests(path: Path) -> list[dict[str, Any]]:
             raise RequestError(f"{path} line {number} is not JSON ({error})", field=f"line {number}") from None
         if not isinstance(value, dict):
             raise RequestError(f"{path} line {number} is not a JSON object", field=f"line {number}")
-        found.append(value)
-    return found
+        requests.append(value)
+    return requests
 
 
 def requests_of(
@@ -62,34 +64,34 @@ def requests_of(
     seed: int,
     contexts: Sequence[dict[str, Any]] = (),
 ) -> list[dict[str, Any]]:
-    """Made-up requests of real users for real items, drawn evenly from the tables of a feature store folder.
+    """Generate requests with users and items drawn uniformly from the tables of a feature store folder.
 
     Args:
-        contexts: the context of each request [count], see :func:`serving.load.context.typical_contexts`; none gives
-            requests without a context.
+        contexts: the context of each request [count], see :func:`serving.load.context.typical_contexts`; if empty,
+            requests have only a timestamp.
 
     Raises:
         DataError: the log has no users or items, or the folder has no tables.
     """
     keys = {entity: schema.key_of(entity) for entity in ("user", "item")}
     if keys["item"] is None:
-        raise DataError(f"log {schema.name} has no items: give requests with --requests")
+        raise DataError(f"log {schema.name} has no items: set --requests")
     ids: dict[str, list[str]] = {}
     for entity, key in keys.items():
         tables = [store / "data" / f"{s.name}.parquet" for s in table_specs(schema) if s.entity == entity]
-        there = [table for table in tables if table.is_file()]
-        if key is not None and there:
-            frames = [scan_frame(table).select(key).unique() for table in there]
+        existing = [table for table in tables if table.is_file()]
+        if key is not None and existing:
+            frames = [scan_frame(table).select(key).unique() for table in existing]
             ids[entity] = pl.concat(frames).unique().sort(key).collect()[key].to_list()
     if not ids.get("item"):
-        raise DataError(f"{store} has no tables of items: give requests with --requests")
+        raise DataError(f"{store} has no tables of items: set --requests")
     rng = np.random.default_rng(seed)
     out: list[dict[str, Any]] = []
-    for number in range(count):
-        chosen = rng.choice(len(ids["item"]), size=candidates, replace=candidates > len(ids["item"]))
+    for index in range(count):
+        positions = rng.choice(len(ids["item"]), size=candidates, replace=candidates > len(ids["item"]))
         request: dict[str, Any] = {
-            "candidates": [ids["item"][i] for i in chosen],
-            "context": {"timestamp": MOMENT} | (contexts[number] if contexts else {}),
+            "candidates": [ids["item"][i] for i in positions],
+            "context": {"timestamp": MOMENT} | (contexts[index] if contexts else {}),
         }
         if "user" in ids:
             request["user_id"] = ids["user"][rng.integers(len(ids["user"]))]
@@ -98,7 +100,7 @@ def requests_of(
 
 
 def body_of(request: dict[str, Any], protocol: str) -> bytes:
-    """The HTTP body that asks one request."""
+    """The HTTP body of one request."""
     if protocol == "v1":
         return orjson.dumps({"instances": [request]})
     tensor = {"name": "request", "shape": [1], "datatype": "BYTES", "data": [json.dumps(request)]}
@@ -106,7 +108,7 @@ def body_of(request: dict[str, Any], protocol: str) -> bytes:
 
 
 def asked(request: dict[str, Any]) -> int:
-    """Rows that the answer must hold."""
+    """Number of rows in a valid response."""
     rows: Sequence[Any] = request.get("rows") or request.get("candidates") or ()
     k = request.get("k")
     return len(rows) if k is None else min(k, len(rows))

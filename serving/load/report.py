@@ -1,4 +1,4 @@
-"""What a load run showed: one table, a plot, and the same as JSON."""
+"""Report of a load run: a table, a plot, and JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from thinktwice.pages.charts import Mark, Series, line_chart
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 100.0)
 COLORS = ("#2f6fde", "#d9822b", "#2e9e5b", "#b0413e", "#7a5cc0", "#30343b")
 BARS = " ▁▂▃▄▅▆▇█"
-STRIP_ENDS = 26  # columns that the indent and the two ends of a strip take
+STRIP_ENDS = 26  # columns for the indent and the two ends of a strip
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Step:
     """One run at one load."""
 
     name: str
-    offered: float | None  # requests a second; None in the closed loop
+    offered: float | None  # requests per second; None in the closed loop
     measured: Measured
 
     def percentile(self, q: float) -> float:
-        """Milliseconds; NaN without answers."""
-        found = self.measured.answered
-        return float(np.percentile(found, q) * 1000) if len(found) else float("nan")
+        """Percentile of the latency in milliseconds; NaN without responses."""
+        latencies = self.measured.answered
+        return float(np.percentile(latencies, q) * 1000) if len(latencies) else float("nan")
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -49,18 +49,18 @@ class Step:
 
 
 def label(q: float) -> str:
-    """p50, p99.9, max."""
+    """Name of a percentile: p50, p99.9, max."""
     return "max" if q == 100 else f"p{q:g}"
 
 
 def print_steps(console: Console, steps: list[Step]) -> None:
-    """A row a step: what was offered, what was answered, how late, and how the others ended; then the latencies of each."""
+    """Print one row per step (offered and answered rate, latency percentiles, other outcomes), then its latency histogram."""
     names = ("offered/s", "answered/s", *(label(q) for q in PERCENTILES), "refused", "late", "bad")
     columns = [Column("load", right=False), *(Column(name) for name in names)]
     records = []
     for step in steps:
         counts, sent = step.measured.counts(), max(len(step.measured.outcomes), 1)
-        bad = sum(counts[name] for name in ("failed", "wrong", "lost", "not sent")) + step.measured.unequal
+        failed = sum(counts[name] for name in ("failed", "wrong", "lost", "not sent")) + step.measured.unequal
         cells = (
             step.name,
             "" if step.offered is None else f"{step.offered:.0f}",
@@ -68,7 +68,7 @@ def print_steps(console: Console, steps: list[Step]) -> None:
             *(f"{step.percentile(q):.1f}" for q in PERCENTILES),
             f"{100 * counts['refused'] / sent:.1f} %",
             f"{100 * counts['late'] / sent:.1f} %",
-            str(bad),
+            str(failed),
         )
         records.append(Record(cells))
     print_table(console, columns, records, title="latency in ms, from the moment a request was due")
@@ -78,19 +78,19 @@ def print_steps(console: Console, steps: list[Step]) -> None:
 
 
 def strip(step: Step, width: int = 60) -> str:
-    """Answers by latency, one character a bucket of equal ratio."""
-    found = step.measured.answered * 1000
-    if len(found) == 0:
+    """Histogram of latencies on a logarithmic scale, one character per bucket."""
+    latencies_ms = step.measured.answered * 1000
+    if len(latencies_ms) == 0:
         return "no answers"
-    low, high = max(float(found.min()), 1e-3), max(float(found.max()), 2e-3)
+    low, high = max(float(latencies_ms.min()), 1e-3), max(float(latencies_ms.max()), 2e-3)
     bounds = np.geomspace(low * 0.999, high * 1.001, width + 1)
-    counts, _ = np.histogram(found, bounds)
-    tall = np.ceil(counts / counts.max() * (len(BARS) - 1)).astype(int)
-    return f"{low:8.2f} ms {''.join(BARS[t] for t in tall)} {high:.1f} ms"
+    counts, _ = np.histogram(latencies_ms, bounds)
+    heights = np.ceil(counts / counts.max() * (len(BARS) - 1)).astype(int)
+    return f"{low:8.2f} ms {''.join(BARS[t] for t in heights)} {high:.1f} ms"
 
 
 def plot(steps: list[Step]) -> str:
-    """Latency by percentile, a line a step, as a page."""
+    """HTML page with latency by percentile, one line per step."""
     series = [
         Series(
             step.name,
@@ -109,20 +109,20 @@ def plot(steps: list[Step]) -> str:
 
 
 def trouble(steps: list[Step]) -> list[str]:
-    """What nobody should see under any load, in sentences."""
+    """Problems that must not occur under any load, one sentence each."""
     out = []
     for step in steps:
         counts = step.measured.counts()
-        for name, words in (
+        for name, description in (
             ("failed", "answered with an error"),
             ("wrong", f"answered wrongly ({step.measured.first_wrong})"),
             ("lost", "never answered"),
-            ("not sent", "not sent, because too many were under way"),
+            ("not sent", "not sent, because too many were in progress"),
         ):
             if counts[name]:  # type: ignore[index]
-                out.append(f"{step.name}: {counts[name]} requests were {words}")  # type: ignore[index]
+                out.append(f"{step.name}: {counts[name]} requests were {description}")  # type: ignore[index]
         if step.measured.unequal:
-            out.append(f"{step.name}: {step.measured.unequal} requests got another answer when asked again")
+            out.append(f"{step.name}: {step.measured.unequal} requests got a different response when sent again")
         if step.measured.refused_silently:
-            out.append(f"{step.name}: {step.measured.refused_silently} refusals did not say when to try again")
+            out.append(f"{step.name}: {step.measured.refused_silently} refusals had no Retry-After")
     return out

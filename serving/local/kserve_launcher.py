@@ -1,4 +1,4 @@
-"""The KServe predictor as a child: it ends when whoever started it is gone."""
+"""Launcher of the KServe predictor as a child process: it ends when its parent ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The KServe predictor as a child of this process, on loopback: start, wait until it really scored, stop it."""
+"""The KServe predictor as a child process on loopback: start, wait until it has scored, stop."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from thinktwice.errors import ServerError
 
 @dataclass
 class KServe(LocalServer):
-    """A running server. Get one from :func:`running`."""
+    """A running server. Created by :func:`running`."""
 
     name = "the predictor"
 
@@ -53,32 +53,32 @@ def running(
     progress: Progress = lambda text: None,
     environment: dict[str, str] | None = None,
 ) -> Iterator[KServe]:
-    """Serve a bundle while the block runs; on leaving, also by Ctrl-C or SIGTERM, the process has drained and is gone.
+    """Serve a bundle while the block runs. On exit, also by Ctrl-C or SIGTERM, the process has drained and ended.
 
     Args:
         bundle: bundle folder, or a ``.mar`` archive.
-        config: settings of the predictor, by default those that the environment names.
+        config: settings of the predictor; default: those named in the environment.
         feature_store: feature store folder, None for a model without one.
         port: on 127.0.0.1.
         log: file for the server's output; replaced.
-        limit: seconds the start may take.
-        progress: told what is going on.
-        environment: variables beside those of this process.
+        limit: maximum seconds for the start.
+        progress: called with the current stage.
+        environment: additional environment variables.
 
     Raises:
-        ServerError: a busy port, or a model that does not come up.
+        ServerError: the port is in use, or the model does not start.
     """
     with sigterm_as_interrupt():
         check_port(port)
         server: KServe | None = None
         scratch = tempfile.TemporaryDirectory(prefix="thinktwice-settings-")
         try:
-            more = dict(environment or {})
+            variables = dict(environment or {})
             if config is not None:
-                more[VARIABLE] = str(Path(scratch.name) / "serving.yaml")
-                Path(more[VARIABLE]).write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
-            with signals_later():  # an interrupt between the birth of the child and its name would orphan it
-                server = _launch(bundle, feature_store, port, log, more)
+                variables[VARIABLE] = str(Path(scratch.name) / "serving.yaml")
+                Path(variables[VARIABLE]).write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
+            with signals_later():  # an interrupt between starting the child and assigning it would orphan it
+                server = _launch(bundle, feature_store, port, log, variables)
             start = time.monotonic()
             while not scored(server.predict_url):
                 server.check()
@@ -95,7 +95,7 @@ def running(
 
 
 def stop(server: KServe, limit: float = STOP_LIMIT) -> None:
-    """End the server in order, or by force after ``limit`` seconds."""
+    """Stop the server gracefully, or kill it after ``limit`` seconds."""
     with handlers(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):
         server.process.terminate()
         try:
@@ -107,12 +107,12 @@ def stop(server: KServe, limit: float = STOP_LIMIT) -> None:
             server.process.stdin.close()
 
 
-def _launch(bundle: Path, store: Path | None, port: int, log: Path, more: dict[str, str]) -> KServe:
+def _launch(bundle: Path, store: Path | None, port: int, log: Path, variables: dict[str, str]) -> KServe:
     command = [sys.executable, "-m", "serving.local.kserve_launcher", "--port", str(port)]
     command += ["--bundle" if bundle.is_dir() else "--archive", str(bundle.resolve())]
     if store is not None:
         command += ["--feature-store", str(store.resolve())]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **more}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **variables}
     for name in ("THINKTWICE_FEATURE_STORE", "PROMETHEUS_MULTIPROC_DIR"):  # a single process shares no metrics
         environment.pop(name, None)
     return KServe(port, log, start_child(command, log, environment))

@@ -1,8 +1,8 @@
-"""The child between us and a server that is no Python (TorchServe's Java, Envoy): it starts the server, and stops it when whoever
-started it is gone.
+"""Intermediate process between us and a server that is not Python (TorchServe's Java, Envoy): starts the server, and stops it when the
+parent ends.
 
-A parent that is killed (SIGKILL, out of memory) cannot stop its children. But the pipe that is this process's standard
-input then closes, whichever thread of the parent made it and on every Unix; nothing else would tell the server.
+A parent that is killed (SIGKILL, out of memory) cannot stop its children. But the pipe that is the standard input of this process then
+closes, whichever thread of the parent created it and on every Unix; the server would not notice otherwise.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from contextlib import suppress
 
 import psutil
 
-GRACE = 20.0  # seconds the children have to end by themselves
+GRACE = 20.0  # seconds for the children to end by themselves
 
 
 def end_with_parent() -> None:
-    """From now on, the end of standard input ends the children of this process, and then this process."""
+    """End the children of this process, and then this process, when standard input closes."""
     pipe = os.dup(0)
     os.set_inheritable(pipe, False)
     nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)  # what the children get
+    os.dup2(nothing, 0)  # standard input of the children
     os.close(nothing)
     threading.Thread(target=_wait_for_the_end, args=(pipe,), daemon=True).start()
 
@@ -32,10 +32,10 @@ def end_with_parent() -> None:
 def _wait_for_the_end(pipe: int) -> None:
     while os.read(pipe, 1):
         pass
-    me = psutil.Process()
-    while family := me.children(recursive=True):
-        _signal(me.children(), signal.SIGTERM)  # Java ends its workers by itself
-        _, alive = psutil.wait_procs(family, timeout=GRACE)
+    process = psutil.Process()
+    while descendants := process.children(recursive=True):
+        _signal(process.children(), signal.SIGTERM)  # Java ends its own workers
+        _, alive = psutil.wait_procs(descendants, timeout=GRACE)
         _signal(alive, signal.SIGKILL)
     os._exit(1)  # the main thread may be about to start another child, or to wait for one
 
@@ -47,9 +47,9 @@ def _signal(processes: list[psutil.Process], number: int) -> None:
 
 
 def main() -> None:
-    """``python -m serving.local.launcher COMMAND...``: run it, and end as it ends (128 and the number of a signal)."""
+    """``python -m serving.local.launcher COMMAND...``: run it and exit with its status (128 + signal number)."""
     end_with_parent()
-    code = subprocess.run(sys.argv[1:], check=False).returncode  # a command that our parent made
+    code = subprocess.run(sys.argv[1:], check=False).returncode  # the command is from our parent
     sys.exit(code if code >= 0 else 128 - code)
 
 

@@ -1,4 +1,4 @@
-"""Children of this process that serve on loopback: ports, probes and signals, whichever server it is."""
+"""Servers as child processes on loopback: ports, probes and signals."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from thinktwice.errors import ServerError
 from thinktwice.release.champion import MODEL_NAME
 
 HOST = "127.0.0.1"
-PROBE: dict[str, object] = {"instances": [{"rows": [{}]}]}  # a row with nothing in it is a valid question to any model
+PROBE: dict[str, object] = {"instances": [{"rows": [{}]}]}  # an empty row is a valid request to any model
 START_LIMIT = 180.0  # seconds; a cold disk takes most of a minute to import everything
-STOP_LIMIT = 20.0  # seconds to finish what is under way
+STOP_LIMIT = 20.0  # seconds to finish requests in progress
 
 Progress = Callable[[str], None]
 
 
 @dataclass
 class LocalServer:
-    """A server that runs as a child, whichever it is."""
+    """A server that runs as a child process."""
 
     port: int
     log: Path
@@ -47,10 +47,10 @@ class LocalServer:
         return f"{self.url}/v1/models/{MODEL_NAME}:predict"
 
     def output(self) -> str:
-        """What it has printed so far.
+        """Output of the server so far.
 
         Raises:
-            ServerError: it said that it cannot load its model.
+            ServerError: the output says that the model cannot be loaded.
         """
         text = self.log.read_text(encoding="utf-8", errors="replace")
         if match := re.search(r'"cannot load: (?:[^"\\]|\\.)*"', text):  # a JSON string within a line
@@ -58,7 +58,7 @@ class LocalServer:
         return text
 
     def check(self) -> None:
-        """Raise a ServerError when the server has ended by itself."""
+        """Raise a ServerError if the server has ended by itself."""
         if (code := self.process.poll()) is not None:
             self.output()
             raise ServerError(f"{self.name} {ended(code)}: see {self.log}")
@@ -67,7 +67,7 @@ class LocalServer:
 def start_child(
     command: list[str], log: Path, environment: dict[str, str], cwd: Path | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a launcher in a session of its own: Ctrl-C in the terminal reaches this process alone, which then stops the server.
+    """Start a launcher in its own session: Ctrl-C in the terminal reaches only this process, which then stops the server.
 
     The launcher's standard input is a pipe that closes when this process ends, even by SIGKILL.
 
@@ -88,32 +88,32 @@ def start_child(
 
 
 def check_port(port: int) -> None:
-    """Raise a ServerError when somebody listens on the port already."""
+    """Raise a ServerError if the port is in use."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError as error:
             raise ServerError(
-                f"port {port} of {HOST} cannot be used ({error.strerror}): stop the program that has it, "
-                "or give another one with --port"
+                f"port {port} of {HOST} cannot be used ({error.strerror}): stop the program that uses it, "
+                "or set another one with --port"
             ) from error
 
 
 def free_ports(count: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> list[int]:
-    """Ports of loopback that nobody has, all different."""
+    """Distinct free ports on loopback."""
     sockets = [socket.socket(socket.AF_INET, kind) for _ in range(count)]
     try:
-        for one in sockets:
-            one.bind((HOST, 0))
-        return [one.getsockname()[1] for one in sockets]
+        for bound in sockets:
+            bound.bind((HOST, 0))
+        return [bound.getsockname()[1] for bound in sockets]
     finally:
-        for one in sockets:
-            one.close()
+        for bound in sockets:
+            bound.close()
 
 
 def scored(url: str, limit: float = 30.0) -> bool:
-    """Whether the server at a predict address answers a question within ``limit`` seconds."""
+    """Whether the server at a predict URL answers a request within ``limit`` seconds."""
     request = urllib.request.Request(  # noqa: S310 (a literal http address)
         url, json.dumps(PROBE).encode(), {"Content-Type": "application/json"}
     )
@@ -140,23 +140,23 @@ def send_signal(process: psutil.Process, number: int) -> None:
 
 @contextmanager
 def handlers(handler: Callable[[int, object], None] | signal.Handlers, *numbers: int) -> Iterator[None]:
-    """Other signal handlers for a while; nothing in a thread, where Python cannot set them and no signal arrives."""
+    """Set signal handlers for the block. Does nothing in a thread other than the main one, where Python cannot set them and no signal arrives."""
     try:
-        before = {number: signal.signal(number, handler) for number in numbers}
+        replaced = {number: signal.signal(number, handler) for number in numbers}
     except ValueError:
-        before = {}
+        replaced = {}
     try:
         yield
     finally:
-        for number, old in before.items():
-            signal.signal(number, signal.SIG_DFL if old is None else old)
+        for number, previous in replaced.items():
+            signal.signal(number, signal.SIG_DFL if previous is None else previous)
 
 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM unwinds the stack as Ctrl-C does, so that every ``finally`` runs.
+    """Make SIGTERM unwind the stack as Ctrl-C does, so that every ``finally`` runs.
 
-    SIGINT too: a shell that starts a job in the background has it ignored, and Python then leaves it so.
+    SIGINT is set too: a shell starts background jobs with SIGINT ignored, and Python keeps that.
     """
 
     def interrupt(number: int, frame: object) -> None:
@@ -168,10 +168,10 @@ def sigterm_as_interrupt() -> Iterator[None]:
 
 @contextmanager
 def signals_later() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the block is over."""
-    seen: list[int] = []
-    # No SIG_IGN here: a child inherits that, and Java would never be told to stop.
-    with handlers(lambda number, frame: seen.append(number), signal.SIGINT, signal.SIGTERM):
+    """Delay Ctrl-C and SIGTERM until the end of the block."""
+    received: list[int] = []
+    # Not SIG_IGN: a child inherits it, and Java would ignore the signals.
+    with handlers(lambda number, frame: received.append(number), signal.SIGINT, signal.SIGTERM):
         yield
-    if seen:
+    if received:
         raise KeyboardInterrupt

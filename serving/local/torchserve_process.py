@@ -1,4 +1,4 @@
-"""The real TorchServe as a child of this process, on loopback: start, wait until a worker really scored, stop all of it."""
+"""TorchServe as a child process on loopback: start, wait until a worker has scored, stop all processes."""
 
 from __future__ import annotations
 
@@ -46,22 +46,22 @@ from thinktwice.release.archive import HANDLER, MODEL_NAME
 from thinktwice.release.release import Staged, stage
 from thinktwice.release.signing import trusted_keys
 
-MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"  # as :mod:`serving.telemetry.metrics` says, which is not imported here: it counts from then on
-# A small heap and one compiler: the JVM only passes bytes on, and starts sooner this way. A small young part of it, in memory
-# that is there: collections under load then pause for 8 ms at most and not for 70.
+MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"  # as in :mod:`serving.telemetry.metrics`, which is not imported because it starts counting on import
+# A small heap and one compiler tier: the JVM only forwards bytes, and starts faster this way. A small, pre-touched young generation:
+# collections under load then pause for at most 8 ms instead of 70.
 JVM = "-Xms64m -Xmx768m -XX:NewSize=16m -XX:+AlwaysPreTouch -XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 MAIN_CLASS = "org.pytorch.serve.ModelServer"
-ABOVE = 1 << 16  # bytes by which a body may be too large and still be refused by the service, with its reason
+ABOVE = 1 << 16  # bytes by which a body may exceed the limit and still be refused by the service, with a message
 LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
-PLAIN = re.compile(r"[A-Za-z0-9/._+-]*")  # a path that means itself wherever it is written
+PLAIN = re.compile(r"[A-Za-z0-9/._+-]*")  # a path that needs no escaping anywhere
 MAX_SOCKET_PATH = (
-    80  # TorchServe puts Unix sockets into its temporary folder, whose path the system limits to about 100
+    80  # TorchServe creates Unix sockets in its temporary folder, and their paths are limited to about 100 characters
 )
 
 
 @dataclass
 class TorchServe(LocalServer):
-    """A running server. Get one from :func:`running`."""
+    """A running server. Created by :func:`running`."""
 
     name = "TorchServe"
 
@@ -85,21 +85,21 @@ def running(
 ) -> Iterator[TorchServe]:
     """Serve a model archive while the block runs. It is checked before Java starts, and Java gets a private, unpacked copy.
 
-    The server is up when a worker answered a request. On leaving, also by Ctrl-C or SIGTERM, the Java process and all
-    workers are gone.
+    The server is ready when a worker has answered a request. On exit, also by Ctrl-C or SIGTERM, the Java process and all
+    workers have ended.
 
     Args:
-        archive: a ``.mar`` file, beside it ``release.json`` where it was deployed.
+        archive: a ``.mar`` file, with ``release.json`` next to it if it was deployed.
         feature_store: feature store folder, None for a model without one.
         port: of the inference API on 127.0.0.1; the other APIs take free ports.
         log: file for the server's output; replaced.
-        config: settings of the worker, by default those that the environment names; the metrics take a free port.
-        limit: seconds the start may take.
-        progress: told what is going on.
-        handler: module that answers; any other than ours, as benchmarks have, runs in TorchServe's own worker.
+        config: settings of the worker; default: those named in the environment; the metrics take a free port.
+        limit: maximum seconds for the start.
+        progress: called with the current stage.
+        handler: handler module; one other than ours (in benchmarks) runs in TorchServe's own worker.
 
     Raises:
-        ServerError: no Java, a busy port, a missing archive, or a worker that does not come up.
+        ServerError: Java is missing, the port is in use, the archive is missing, or the worker does not start.
         BundleError: the archive or its release is refused.
     """
     with sigterm_as_interrupt():
@@ -115,7 +115,7 @@ def running(
             model = stage(
                 archive, feature_store, work / "models" / MODEL_NAME, config.release, trusted_keys(), handler=handler
             )
-            with signals_later():  # an interrupt between the birth of the child and its name would orphan it
+            with signals_later():  # an interrupt between starting the child and assigning it would orphan it
                 server = _launch(model, port, log, java_home, work, config, own_worker=handler == HANDLER)
             _wait_until_scored(server, limit, progress)
             _remember_processes(server)  # the workers would lose their parent if Java died
@@ -127,7 +127,7 @@ def running(
 
 
 def _work_folder() -> Path:
-    """A folder for the server. Its path is short enough for a socket, and plain: two parsers of the properties file read it."""
+    """A folder for the server. Its path is short enough for a socket and needs no escaping, because two parsers read it from the properties file."""
     work = Path(tempfile.mkdtemp(prefix="tt-serve-"))
     if len(str(work)) > MAX_SOCKET_PATH or not PLAIN.fullmatch(str(work)):
         work.rmdir()
@@ -136,10 +136,10 @@ def _work_folder() -> Path:
 
 
 def stop(server: TorchServe, limit: float = STOP_LIMIT) -> None:
-    """Stop the server and wait until Java and every worker are gone. A second Ctrl-C does not interrupt it.
+    """Stop the server and wait until Java and all workers have ended. A second Ctrl-C does not interrupt it.
 
-    Java ends the connections of requests that still wait or are at work, so they are waited for first: until the queue is
-    empty, and until the one worker has answered a question that came after all of them.
+    Java closes the connections of queued and running requests, so they are finished first: until the queue is empty and the only
+    worker has answered a request that was sent after all of them.
     """
     with handlers(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):
         _remember_processes(server)
@@ -168,9 +168,9 @@ def configuration(
     metrics_port: int,
     grpc_ports: tuple[int, int],
 ) -> str:
-    """Content of ``config.properties``: everything on loopback, no way to load another than the folder ``model``, and the
-    management interface, by which workers can be taken away, on a socket that only this user can reach."""
-    lines = {
+    """Content of ``config.properties``: everything on loopback, only the folder ``model`` can be loaded, and the management interface,
+    which can remove workers, on a socket that only this user can access."""
+    properties = {
         "inference_address": f"http://{HOST}:{port}",
         "management_address": f"unix:{management}",
         "metrics_address": f"http://{HOST}:{metrics_port}",
@@ -184,7 +184,7 @@ def configuration(
         "disable_token_authorization": "true",
         "enable_model_api": "false",
         "enable_envvars_config": "false",
-        "decode_input_request": "false",  # the handler decodes by itself, once and strictly
+        "decode_input_request": "false",  # the handler decodes the body, once and strictly
         "install_py_dep_per_model": "false",
         "disable_system_metrics": "true",
         "metrics_mode": "prometheus",
@@ -193,7 +193,7 @@ def configuration(
         "job_queue_size": max(settings.queue, 1),
         "max_request_size": settings.max_body_bytes + ABOVE,
     }
-    return "".join(f"{key}={value}\n" for key, value in lines.items())
+    return "".join(f"{key}={value}\n" for key, value in properties.items())
 
 
 def _launch(
@@ -206,7 +206,7 @@ def _launch(
     *,
     own_worker: bool,
 ) -> TorchServe:
-    metrics, own_metrics, *grpc = free_ports(4)
+    metrics, worker_metrics, *grpc = free_ports(4)
     config = work / "config.properties"
     management = work / "management"
     config.write_text(
@@ -222,9 +222,9 @@ def _launch(
     )
     (work / "tmp").mkdir()
     (work / "metrics").mkdir()
-    settings = settings.model_copy(update={"metrics_port": own_metrics, "metrics_host": HOST})
+    settings = settings.model_copy(update={"metrics_port": worker_metrics, "metrics_host": HOST})
     (work / "serving.yaml").write_text(json.dumps(settings.model_dump(mode="json")), encoding="utf-8")
-    # A TS_ variable of this shell would override the file above.
+    # A TS_ variable in the environment would override the file above.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TS_")}
     environment |= {
         "JAVA_HOME": str(java_home),
@@ -234,7 +234,7 @@ def _launch(
         "METRICS_LOCATION": str(work),
         VARIABLE: str(work / "serving.yaml"),
         "TS_OPEN_INFERENCE_PROTOCOL": "oip",  # answers /v2/health
-        "TS_DECODE_INPUT_REQUEST": "false",  # the handler decodes the body itself, once and strictly
+        "TS_DECODE_INPUT_REQUEST": "false",  # the handler decodes the body, once and strictly
         MULTIPROCESS: str(work / "metrics"),
         "OMP_NUM_THREADS": "1",
         "PYTHONWARNINGS": "ignore",
@@ -250,14 +250,14 @@ def _launch(
         *_front_end(java_home, work, config, own_worker),
     ]
     process = start_child(command, log, environment, cwd=work)
-    metrics_url = f"http://{HOST}:{own_metrics}/metrics"
+    metrics_url = f"http://{HOST}:{worker_metrics}/metrics"
     return TorchServe(port=port, log=log, process=process, work=work, management=management, metrics_url=metrics_url)
 
 
 def _front_end(java_home: Path, work: Path, config: Path, own_worker: bool) -> list[str]:
-    """The command that becomes TorchServe's front end."""
-    (found,) = importlib.util.find_spec("ts").submodule_search_locations  # type: ignore[union-attr, misc]
-    home = Path(found).parent
+    """Command of TorchServe's front end."""
+    (package_dir,) = importlib.util.find_spec("ts").submodule_search_locations  # type: ignore[union-attr, misc]
+    home = Path(package_dir).parent
     command = [str(java_home / "bin" / "java"), *JVM.split()]
     command += [f"-Dmodel_server_home={home}", f"-Djava.io.tmpdir={work / 'tmp'}"]
     command += [f"-Dlog4j.configurationFile=file://{LOG_CONFIG}", "-cp", f".:{home}/ts/frontend/*", MAIN_CLASS]
@@ -288,7 +288,7 @@ def _raise_if_worker_failed(server: TorchServe) -> None:
     if WHILE_LOADING in text or "Failed to load model" in text:
         raise ServerError(f"the worker died while it loaded the model: see {server.log}")
     if "Address already in use" in text or "Failed to bind" in text:
-        raise ServerError(f"port {server.port} of {HOST} was taken while the server started: give another with --port")
+        raise ServerError(f"port {server.port} of {HOST} was taken while the server started: set another with --port")
 
 
 def _worker_status(server: TorchServe) -> str | None:
@@ -302,7 +302,7 @@ def _worker_status(server: TorchServe) -> str | None:
 
 
 def _pending(server: TorchServe) -> int:
-    """Requests in Java's queue; 0 when it does not say."""
+    """Number of requests in Java's queue; 0 if unknown."""
     try:
         return int(_described(server)["jobQueueStatus"]["pendingRequests"])
     except (OSError, ValueError, KeyError, IndexError):
@@ -313,15 +313,15 @@ def _described(server: TorchServe) -> dict[str, Any]:
     status, answer = manage(server, "GET", f"/models/{MODEL_NAME}")
     if status != 200:
         raise KeyError(MODEL_NAME)
-    found: dict[str, Any] = json.loads(answer)[0]
-    return found
+    description: dict[str, Any] = json.loads(answer)[0]
+    return description
 
 
 def manage(server: TorchServe, method: str, path: str, limit: float = 2.0) -> tuple[int, bytes]:
-    """Ask the management interface: status and body of the answer.
+    """Send a request to the management interface. Returns status and body of the response.
 
     Raises:
-        OSError: nobody answers there.
+        OSError: the interface does not respond.
     """
     connection = http.client.HTTPConnection(HOST, timeout=limit)
     connection.sock = socket.socket(socket.AF_UNIX)
@@ -339,17 +339,17 @@ def manage(server: TorchServe, method: str, path: str, limit: float = 2.0) -> tu
 def _remember_processes(server: TorchServe) -> None:
     try:
         launcher = psutil.Process(server.process.pid)
-        found = [launcher, *launcher.children(recursive=True)]
+        processes = [launcher, *launcher.children(recursive=True)]
     except psutil.NoSuchProcess:
-        found = []
-    server.known += [p for p in found if p not in server.known]
+        processes = []
+    server.known += [p for p in processes if p not in server.known]
 
 
 def _wait_gone(server: TorchServe, limit: float) -> bool:
     end = time.monotonic() + limit
     while True:
         _remember_processes(server)  # a worker may have been started meanwhile
-        # The child itself is asked last: only an answer of its own says that it has been waited for.
+        # The child is polled last: only its own poll ensures that it has been waited for.
         if not any(alive(p) for p in server.known) and server.process.poll() is not None:
             return True
         if time.monotonic() >= end:

@@ -1,1 +1,1 @@
-"""What a predictor accepts and answers: requests, codecs, tensors, OpenAPI."""
+"""Inference protocol of the predictor: requests, codecs, tensors, OpenAPI."""

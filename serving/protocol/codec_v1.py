@@ -19,16 +19,16 @@ INSTANCES = 'send {"instances": [...]} or an Open Inference v2 body'
 
 @dataclass(frozen=True)
 class V1Call:
-    """What a v1 body asks."""
+    """The requests of a v1 body."""
 
     requests: list[Request]
 
     def field(self, request: int, *loc: str | int) -> str:
-        """The place in the body of a part of a request."""
+        """Path in the body of a part of a request."""
         return json_path()(("instances", request, *loc))
 
     def encode(self, answers: Sequence[Scored]) -> tuple[bytes, bytes]:
-        """The JSON of the response, and what follows it: nothing."""
+        """The JSON of the response, and the binary data after it (none in v1)."""
         return orjson.dumps({"predictions": [encode_answer(answer) for answer in answers]}), b""
 
 
@@ -41,10 +41,10 @@ class V1:
         self._parser, self._checked = parser, Checked[Any](self.body, words)
 
     def read(self, body: Any, tail: bytes = b"") -> V1Call:
-        """What a body asks; ``tail`` is what follows its JSON.
+        """Parse a body; ``tail`` is the data after its JSON.
 
         Raises:
-            RequestError: naming the first thing that is wrong.
+            RequestError: names the first invalid field.
         """
         try:
             if tail:
@@ -58,36 +58,36 @@ class V1:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which fields stand where, of answers of one class to candidates or to raw rows."""
+    """Where the fields of answers of one class are encoded, for candidates or for raw rows."""
 
-    rows: tuple[AnswerField, ...]  # one value an entry
+    rows: tuple[AnswerField, ...]  # one value per entry
     repeated: tuple[AnswerField, ...]  # at the end of each entry
-    whole: tuple[AnswerField, ...]  # beside the entries
+    whole: tuple[AnswerField, ...]  # next to the list of entries
 
 
 @lru_cache
 def layout(answer: type, looked_up: bool) -> _Layout:
-    """Where the fields of answers stand."""
-    own = [f for f in answer_fields(answer) if f.key and (looked_up or not f.looked_up)]
-    rows, repeated = (tuple(f for f in own if wanted(f)) for wanted in (lambda f: f.rows, lambda f: f.repeated))
-    return _Layout(rows, repeated, tuple(f for f in own if not f.rows))
+    """Where the fields of an answer class are encoded."""
+    encoded = [f for f in answer_fields(answer) if f.key and (looked_up or not f.looked_up)]
+    rows, repeated = (tuple(f for f in encoded if selects(f)) for selects in (lambda f: f.rows, lambda f: f.repeated))
+    return _Layout(rows, repeated, tuple(f for f in encoded if not f.rows))
 
 
 def encode_answer(answer: Scored) -> dict[str, Any]:
     """``{"items": [...], ...}`` for candidates, ``{"rows": [...], ...}`` for raw rows."""
     looked_up = answer.item_ids is not None
     kind: type = type(answer)
-    found = layout(kind, looked_up)
+    fields = layout(kind, looked_up)
     order = answer.order
-    whole = order == tuple(range(len(answer.probability)))  # as without k: then columns are as they should be
+    in_order = order == tuple(range(len(answer.probability)))  # as without k: the columns are already in this order
     entries: list[dict[str, Any]] = [{} if looked_up else {"row": row} for row in order]
-    # Column by column: one dict(zip(...)) an entry takes more than twice as long.
-    for one in found.rows:
-        key, values = one.key, getattr(answer, one.name)
-        for entry, value in zip(entries, values if whole else [values[row] for row in order], strict=True):
+    # Column by column: one dict(zip(...)) per entry takes more than twice as long.
+    for field in fields.rows:
+        key, values = field.key, getattr(answer, field.name)
+        for entry, value in zip(entries, values if in_order else [values[row] for row in order], strict=True):
             entry[key] = value
-    for one in found.repeated:
-        key, value = one.key, getattr(answer, one.name)
+    for field in fields.repeated:
+        key, value = field.key, getattr(answer, field.name)
         for entry in entries:
             entry[key] = value
-    return {"items" if looked_up else "rows": entries, **{f.key: getattr(answer, f.name) for f in found.whole}}
+    return {"items" if looked_up else "rows": entries, **{f.key: getattr(answer, f.name) for f in fields.whole}}

@@ -1,7 +1,7 @@
 """Open Inference v2: one BYTES tensor ``request`` of shape [n] in, each element one request as JSON text; or one request in
 tensors by field (:mod:`serving.protocol.v2_fields`). Tensors are JSON or binary (:mod:`serving.protocol.v2_tensors`).
 
-The answers of all n requests stand one after the other in flat output tensors; ``request_index`` says whose each is.
+The answers of all n requests are concatenated in flat output tensors; ``request_index`` gives the request of each row.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ EMPTY: Mapping[str, Any] = {
     "boolean": False,
     "number": 0.0,
     "integer": 0,
-}  # of raw rows, which nothing was looked up for
+}  # for raw rows, which have no looked-up values
 ELEMENTS = {"inputs": "tensors", "shape": "sizes", "data": "elements", "outputs": "outputs"}
 
 
 def is_v2(body: Any) -> bool:
-    """Whether a body means the Open Inference protocol. The path does not reach a TorchServe handler; the body decides."""
+    """Whether a body is in the Open Inference protocol. TorchServe does not pass the path to a handler, so the body decides."""
     return isinstance(body, dict) and "inputs" in body and "instances" not in body
 
 
 @lru_cache
 def outputs_of(answer: type) -> dict[str, tuple[str, AnswerField | None]]:
-    """The output tensors by name: their datatype and the field they show."""
+    """The output tensors by name: their datatype and their field."""
     fields = [f for f in answer_fields(answer) if "tensor" in f.v2]
     return {INDEX: ("INT64", None)} | {f.key: (DATATYPES[f.kind], f) for f in fields}
 
@@ -88,7 +88,7 @@ class TextTensor(Strict):
 
 def _other_name(name: str) -> str:
     if name == INPUT:
-        raise custom("mixed_inputs", f"must not be {INPUT!r} beside others")
+        raise custom("mixed_inputs", f"must not be {INPUT!r} among others")
     return name
 
 
@@ -102,12 +102,12 @@ class FieldTensor(InputTensor):
 
 @dataclass(frozen=True)
 class V2Call:
-    """What a v2 body asks.
+    """The requests of a v2 body.
 
     Attributes:
-        outputs: the wanted output tensors, and whether each is binary.
+        outputs: the requested output tensors, and whether each is binary.
         id: of the body.
-        texts: whether the requests came as JSON texts.
+        texts: whether the requests were sent as JSON texts.
     """
 
     requests: list[Request]
@@ -117,16 +117,16 @@ class V2Call:
     texts: bool
 
     def field(self, request: int, *loc: str | int) -> str:
-        """The place in the body of a part of a request."""
+        """Path in the body of a part of a request."""
         return json_path()(("inputs", 0, "data", request, *loc) if self.texts else loc)
 
     def encode(self, answers: Sequence[Scored]) -> tuple[bytes, bytes]:
-        """The JSON of the response, and the data of the binary outputs behind it."""
+        """The JSON of the response, and the data of the binary outputs after it."""
         kind: type = type(answers[0])
-        known, fields = outputs_of(kind), answer_fields(kind)
+        outputs_by_name, fields = outputs_of(kind), answer_fields(kind)
         outputs, tail = [], []
         for name, binary in self.outputs.items():
-            datatype, field = known[name]
+            datatype, field = outputs_by_name[name]
             values = [value for index, answer in enumerate(answers) for value in _column(field, index, answer)]
             output: dict[str, Any] = {"name": name, "shape": [len(values)], "datatype": datatype}
             if binary:
@@ -136,11 +136,11 @@ class V2Call:
                 output["data"] = values
             outputs.append(output)
         flags = [{f.name: _flag(f, getattr(a, f.name)) for f in fields if "flag" in f.v2} for a in answers]
-        own = {f.name: getattr(answers[0], f.name) for f in fields if "parameter" in f.v2}
+        parameters = {f.name: getattr(answers[0], f.name) for f in fields if "parameter" in f.v2}
         out: dict[str, Any] = {"model_name": self.model_name, "model_version": answers[0].model_version}
         if self.id is not None:
             out["id"] = self.id
-        out["parameters"] = {**own, "flags": orjson.dumps(flags).decode()}  # values are scalars in this protocol
+        out["parameters"] = {**parameters, "flags": orjson.dumps(flags).decode()}  # values are scalars in this protocol
         out["outputs"] = outputs
         return orjson.dumps(out), b"".join(tail)
 
@@ -151,7 +151,7 @@ def _column(field: AnswerField | None, index: int, answer: Scored) -> Sequence[A
     value = getattr(answer, field.name)
     if not field.rows:
         return [value] * len(answer.order)
-    return [value[place] for place in answer.order] if value else [EMPTY[field.kind]] * len(answer.order)
+    return [value[row] for row in answer.order] if value else [EMPTY[field.kind]] * len(answer.order)
 
 
 def _flag(field: AnswerField, value: Any) -> Any:
@@ -163,7 +163,7 @@ class V2:
 
     Args:
         parser: of the model.
-        model_name, model_version: of the model; a body may name them.
+        model_name, model_version: of the model; a body may contain them.
         answer: class of the answers.
 
     Attributes:
@@ -174,47 +174,49 @@ class V2:
         self._parser, self._model_name = parser, model_name
         self._names = tuple(outputs_of(answer))
         names: Any = Literal[self._names]
-        wanted: Any = create_model(
+        output_model: Any = create_model(
             "WantedOutput",
             __base__=Strict,
             name=(names, ...),
             parameters=(OutputParameters | None, None),
         )
-        both: dict[str, Any] = {
+        common: dict[str, Any] = {
             "id": (str | None, None),
-            "model_name": (_only(model_name) | None, None),  # KServe's client names the model here too
+            "model_name": (_only(model_name) | None, None),  # KServe's client sets this too
             "model_version": (_only(model_version) | None, None),
-            "outputs": (list[wanted] | None, None),
+            "outputs": (list[output_model] | None, None),
         }
-        few = Field(min_length=1, max_length=MAX_TENSORS, fail_fast=True)
-        alone = Field(min_length=1, max_length=1)
+        several = Field(min_length=1, max_length=MAX_TENSORS, fail_fast=True)
+        single = Field(min_length=1, max_length=1)
         self.texts: Any = create_model(
             "V2TextBody",
             __base__=Strict,
-            inputs=(Annotated[list[TextTensor], alone], ...),
+            inputs=(Annotated[list[TextTensor], single], ...),
             parameters=(BodyParameters | None, None),
-            **both,
+            **common,
         )
         self.fields: Any = create_model(
             "V2FieldsBody",
             __base__=Strict,
-            inputs=(Annotated[list[FieldTensor], few], ...),
+            inputs=(Annotated[list[FieldTensor], several], ...),
             parameters=(FieldsParameters | None, None),
-            **both,
+            **common,
         )
         words = Words(ELEMENTS)
         self._texts, self._fields = Checked[Any](self.texts, words), Checked[Any](self.fields, words)
 
     def read(self, body: Any, tail: bytes = b"") -> V2Call:
-        """What a body asks; ``tail`` is what follows its JSON.
+        """Parse a body; ``tail`` is the data after its JSON.
 
         Raises:
-            RequestError: it is neither the tensor ``request`` with one JSON object per element, nor tensors by field; or it is
-                meant for another model.
+            RequestError: the body has neither the tensor ``request`` with one JSON object per element, nor tensors by field; or it
+                names another model.
         """
         try:
             inputs = body["inputs"]
-            names = [one.get("name") for one in inputs if isinstance(one, dict)] if isinstance(inputs, list) else []
+            names = (
+                [value.get("name") for value in inputs if isinstance(value, dict)] if isinstance(inputs, list) else []
+            )
             texts = INPUT in names
             if texts and len(inputs) != 1:
                 raise Fault(("inputs",), f"must be {INPUT!r} alone, or one tensor per field", kind="mixed_inputs")
@@ -232,26 +234,26 @@ class V2:
         return V2Call(requests, self._outputs(checked), checked.id, self._model_name, texts)
 
     def _of_texts(self, texts: Sequence[Any]) -> list[Request]:
-        place = ("inputs", 0, "data")
+        path = ("inputs", 0, "data")
         values = []
         for index, text in enumerate(texts):
             try:
                 values.append(json_text.loads(text))
             except Fault as fault:
-                raise fault.below(*place, index) from None
+                raise fault.below(*path, index) from None
         try:
             return self._parser.read(values)
         except Fault as fault:
-            raise fault.below(*place) from None
+            raise fault.below(*path) from None
 
     def _outputs(self, body: Any) -> dict[str, bool]:
-        """The output tensors that the caller asked for, all by default, and whether each as binary."""
-        every = bool(body.parameters is not None and body.parameters.binary_data_output)
-        wanted = {}
+        """The requested output tensors (default: all), and whether each is binary."""
+        default = bool(body.parameters is not None and body.parameters.binary_data_output)
+        binary_by_output = {}
         for output in body.outputs or ():
-            own = None if output.parameters is None else output.parameters.binary_data
-            wanted[output.name] = every if own is None else own
-        return wanted or dict.fromkeys(self._names, every)
+            binary = None if output.parameters is None else output.parameters.binary_data
+            binary_by_output[output.name] = default if binary is None else binary
+        return binary_by_output or dict.fromkeys(self._names, default)
 
 
 def _only(name: str) -> Any:
@@ -260,7 +262,8 @@ def _only(name: str) -> Any:
     def check(value: str) -> str:
         if value != name:
             raise custom(
-                "other_model", f"is {shown(value)}, and this is {name!r}: ask the other model, or leave it out"
+                "other_model",
+                f"is {shown(value)}, and this is {name!r}: send the request to that model, or leave it out",
             )
         return value
 

@@ -1,4 +1,4 @@
-"""The one form of an error, wherever our code answers."""
+"""The format of error responses."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ JSON = "application/json"
 
 
 def error_body(message: str, field: str = "") -> bytes:
-    """``{"error": ..., "field": ...}``; ``field`` is the place in the request that is wrong, "" where nothing in it is."""
+    """``{"error": ..., "field": ...}``; ``field`` is the path of the invalid part of the request, "" if the request is valid."""
     return orjson.dumps({"error": message, "field": field})

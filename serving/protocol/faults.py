@@ -1,4 +1,4 @@
-"""What is wrong with a request: where, which value, and why. Each protocol renders the location once, in its own notation."""
+"""Faults of a request: location, value and reason. Each protocol renders the location once, in its own notation."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Render = Callable[[Location], str]
 KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
 
 
-class Fault(Exception):  # noqa: N818 (never leaves the protocol: it becomes a RequestError)
+class Fault(Exception):  # noqa: N818 (internal to the protocol: converted to a RequestError)
     """One fault of a request.
 
     Attributes:
-        loc: keys and indices that lead to it, from the value that was checked.
-        value: what stands there, None where nothing does.
-        reason: what is wrong, to be read after the place.
-        kind: the rule that it breaks.
-        name: of what stands there, where the location does not say it.
+        loc: keys and indices of the invalid value, relative to the checked value.
+        value: the invalid value, None if it is absent.
+        reason: the problem; it follows the path in the message.
+        kind: the rule that is violated.
+        name: of the invalid value, if the location does not contain it.
     """
 
     def __init__(self, loc: Location, reason: str, value: Any = None, *, kind: str = "value", name: str = "") -> None:
@@ -34,18 +34,18 @@ class Fault(Exception):  # noqa: N818 (never leaves the protocol: it becomes a R
         self.loc, self.value, self.reason, self.kind, self.name = loc, value, reason, kind, name
 
     def at(self, loc: Location, name: str = "") -> Fault:
-        """The same fault at another location: that of the value in the document it came from."""
+        """The same fault at another location, such as that of the value in its original document."""
         return Fault(loc, self.reason, self.value, kind=self.kind, name=name or self.name)
 
     def below(self, *prefix: str | int) -> Fault:
-        """The same fault of a part of a larger value."""
+        """The same fault, located in an enclosing value."""
         return self.at((*prefix, *self.loc))
 
     def error(self, render: Render) -> RequestError:
-        """The error that the caller gets."""
-        place = render(self.loc)
-        message = f"{place} {f'({shortened(self.name)}) ' if self.name else ''}{self.reason}"
-        return RequestError(message, field=place, loc=self.loc, value=self.value, reason=self.reason, kind=self.kind)
+        """The error for the caller."""
+        path = render(self.loc)
+        message = f"{path} {f'({shortened(self.name)}) ' if self.name else ''}{self.reason}"
+        return RequestError(message, field=path, loc=self.loc, value=self.value, reason=self.reason, kind=self.kind)
 
 
 def json_path(root: str = "") -> Render:
@@ -74,18 +74,18 @@ def shortened(text: str) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, in the words of JSON."""
+    """JSON type of a value, with an article."""
     return "null" if value is None else KINDS.get(type(value), type(value).__name__)
 
 
 @dataclass(frozen=True)
 class Words:
-    """What messages say of keys, by their names.
+    """Texts of messages by key.
 
     Attributes:
-        elements: what a list under the key holds.
-        missing: what to give where the key is missing.
-        unknown: why the key does not belong there.
+        elements: the elements of a list under the key.
+        missing: what to send when the key is missing.
+        unknown: why the key is not accepted.
     """
 
     elements: Mapping[str, str]
@@ -94,11 +94,11 @@ class Words:
 
 
 class Checked(Generic[T]):
-    """A type whose values are checked, with faults in place of the errors of the library.
+    """Validator of a type, which raises faults instead of pydantic errors.
 
     Args:
         kind: the type.
-        words: for its messages.
+        words: texts of its messages.
     """
 
     def __init__(self, kind: Any, words: Words) -> None:
@@ -106,11 +106,10 @@ class Checked(Generic[T]):
         self._validate: Callable[[Any], T] = TypeAdapter(kind).validator.validate_python
 
     def read(self, value: Any) -> T:
-        """The value as the type reads it.
+        """Validate a value and return it as parsed by the type.
 
         Raises:
-            Fault: the one that explains the others: an unknown key (it may be a misspelled one), else the first in the order of
-                the type.
+            Fault: the most informative one: an unknown key (it may be misspelled), else the first in the order of the type.
         """
         try:
             return self._validate(value)
@@ -124,12 +123,12 @@ class Checked(Generic[T]):
 
 
 def _follow(kind: Any, loc: Location) -> tuple[Location, Any]:
-    """A location without the tags of unions, and the type there."""
+    """A location without the tags of unions, and the type at this location."""
     clean: list[str | int] = []
     for part in loc:
         kind = _bare(kind)
         if get_origin(kind) in (Union, UnionType):
-            kind = next(one for one in get_args(kind) if Tag(str(part)) in getattr(one, "__metadata__", ()))
+            kind = next(option for option in get_args(kind) if Tag(str(part)) in getattr(option, "__metadata__", ()))
             continue
         clean.append(part)
         kind = _parts(kind).get(part) if isinstance(part, str) else next(iter(get_args(kind)), None)
@@ -137,12 +136,12 @@ def _follow(kind: Any, loc: Location) -> tuple[Location, Any]:
 
 
 def _bare(kind: Any) -> Any:
-    """A type without its annotations, and without None beside it."""
+    """A type without annotations and without ``| None``."""
     while True:
         if get_origin(kind) is Annotated:
             kind = get_args(kind)[0]
         elif get_origin(kind) in (Union, UnionType) and NoneType in get_args(kind):
-            (kind,) = (one for one in get_args(kind) if one is not NoneType)
+            (kind,) = (option for option in get_args(kind) if option is not NoneType)
         else:
             return kind
 
@@ -154,11 +153,11 @@ def _parts(kind: Any) -> dict[str, Any]:
 
 
 def _keys(kind: Any) -> list[str]:
-    """Keys that an object may have; those that may only be null are not named."""
-    return sorted(name for name, one in _parts(kind).items() if one not in (None, NoneType))
+    """Keys of an object, without those that can only be null."""
+    return sorted(name for name, annotation in _parts(kind).items() if annotation not in (None, NoneType))
 
 
-def _reason(detail: ErrorDetails, loc: Location, known: list[str], words: Words) -> str:
+def _reason(detail: ErrorDetails, loc: Location, known_keys: list[str], words: Words) -> str:
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     key = next((part for part in reversed(loc) if isinstance(part, str)), "")
     elements = words.elements.get(key, "elements")
@@ -167,7 +166,7 @@ def _reason(detail: ErrorDetails, loc: Location, known: list[str], words: Words)
             return f"is missing: {hint}" if (hint := words.missing.get(key)) else "is missing"
         case "extra_forbidden" | "none_required":
             why = f" ({hint})" if (hint := words.unknown.get(key)) else ""
-            return f"is an unknown key{why}: known are {', '.join(known)}"
+            return f"is an unknown key{why}: known are {', '.join(known_keys)}"
         case "model_type" | "dict_type":
             return f"must be an object, not {kind_of(value)}"
         case "list_type":
@@ -199,7 +198,7 @@ def _reason(detail: ErrorDetails, loc: Location, known: list[str], words: Words)
 
 
 def shown(value: Any) -> str:
-    """A value of the caller in a message: short texts and numbers as they are, of others the kind alone."""
+    """A value of the caller for a message: short texts and numbers verbatim, otherwise only the type."""
     if isinstance(value, str):
         return repr(shortened(value))
     if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**64):

@@ -1,4 +1,4 @@
-"""JSON of requests, strictly: a key that stands twice in one object is an error, and not the last one alone."""
+"""Strict JSON parser for requests: a repeated key in an object is an error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def loads(text: bytes | str) -> Any:
     """Parse JSON.
 
     Raises:
-        Fault: it is not JSON, or an object has a key twice.
+        Fault: the text is not JSON, or an object has a repeated key.
     """
     try:
         value = orjson.loads(text)
@@ -26,8 +26,10 @@ def loads(text: bytes | str) -> Any:
 
 
 def _surely_single(text: bytes | str, value: Any) -> bool:
-    """Whether the text cannot hold more keys than the parsed value: it has as many colons, or, where strings hold some, as many
-    colons right after a quote, and none after white space. False says nothing."""
+    """Whether the text surely contains no more keys than the parsed value.
+
+    True if it has as many colons; or, if strings contain colons, as many colons right after a quote and none after white space.
+    False means uncertain."""
     keys = _num_keys(value)
     if isinstance(text, str):
         if text.count(":") == keys:
@@ -39,8 +41,8 @@ def _surely_single(text: bytes | str, value: Any) -> bool:
 
 
 def _num_keys(value: Any) -> int:
-    """Keys of the objects that a request has: its own, those of its parts (instances, inputs, parameters) and of theirs (context,
-    rows). Objects further down, which no request has, are left out."""
+    """Number of keys in the objects of a request: in the request, its parts (instances, inputs, parameters) and their parts
+    (context, rows). Deeper objects, which no valid request has, are not counted."""
     if type(value) is not dict:
         return 0
     count = len(value)
@@ -48,11 +50,11 @@ def _num_keys(value: Any) -> int:
         if type(part) is dict:
             count += len(part)
         elif type(part) is list:
-            for one in part:
-                if type(one) is not dict:
+            for element in part:
+                if type(element) is not dict:
                     break
-                count += len(one)
-                for inner in one.values():
+                count += len(element)
+                for inner in element.values():
                     if type(inner) is dict:
                         count += len(inner)
                     elif type(inner) is list and inner and type(inner[0]) is dict:
@@ -61,16 +63,16 @@ def _num_keys(value: Any) -> int:
 
 
 def _repeated(text: bytes | str) -> str | None:
-    """The first key that an object has twice; slow."""
-    found: list[str] = []
+    """The first key that is repeated in an object; slow."""
+    repeated: list[str] = []
 
     def check(pairs: list[tuple[str, Any]]) -> None:
         keys = [key for key, _ in pairs]
         if len(set(keys)) != len(keys):
-            found.append(next(key for place, key in enumerate(keys) if key in keys[:place]))
+            repeated.append(next(key for position, key in enumerate(keys) if key in keys[:position]))
 
-    try:  # numbers are not looked at, and those of many digits would be refused
+    try:  # numbers are not needed, and very long ones would be rejected
         json.loads(text, object_pairs_hook=check, parse_int=str, parse_float=str)
     except RecursionError:
         raise Fault((), "is nested too deep", kind="not_json") from None
-    return found[0] if found else None
+    return repeated[0] if repeated else None

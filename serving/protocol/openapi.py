@@ -1,4 +1,4 @@
-"""What a predictor accepts and answers, as an OpenAPI 3.1 document made from the schema of its model and the limits of requests."""
+"""OpenAPI 3.1 document of a predictor, made from the schema of its model and the limits of requests."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BINARY = "application/octet-stream"
 
 
 class _Untitled(GenerateJsonSchema):
-    """Without titles, which would repeat the names."""
+    """Generates no titles, which would repeat the names."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -56,9 +56,9 @@ def document(
 
     Args:
         schema: of the model.
-        model_name: as it stands in the path.
+        model_name: the name of the model in the URL path.
         model_version: shown as the version of the interface.
-        online: whether candidates can be looked up; without, only raw rows are accepted.
+        online: whether candidates can be looked up; if not, only raw rows are accepted.
         answer: class of the answers.
     """
     parser = RequestParser(schema, online=online)
@@ -81,7 +81,7 @@ def document(
             "schemas": {
                 **_bodies(v1.body, v2.texts, v2.fields),
                 "V2Body": {
-                    "anyOf": [{"$ref": f"#/components/schemas/{one.__name__}"} for one in (v2.texts, v2.fields)]
+                    "anyOf": [{"$ref": f"#/components/schemas/{body.__name__}"} for body in (v2.texts, v2.fields)]
                 },
                 "V1Answer": _object(
                     {"predictions": _list(_prediction(answer), 1, MAX_REQUESTS)}, required=["predictions"]
@@ -96,30 +96,30 @@ def document(
 
 
 def _bodies(*models: Any) -> dict[str, Any]:
-    """The models of bodies and all that they are made of, by name."""
-    _, found = models_json_schema(
+    """JSON schemas of the body models and of their parts, by name."""
+    _, schemas = models_json_schema(
         [(model, "validation") for model in models],
         ref_template="#/components/schemas/{model}",
         schema_generator=_Untitled,
     )
-    bodies: dict[str, Any] = found["$defs"]
+    bodies: dict[str, Any] = schemas["$defs"]
     return {name: {key: value for key, value in body.items() if key != "title"} for name, body in bodies.items()}
 
 
 def _operation(name: str, summary: str, body: str, answer: str, *, binary: bool = False) -> dict[str, Any]:
     def content(schema: str, *, tensors: bool = False) -> dict[str, Any]:
-        found: dict[str, Any] = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
-        if tensors:  # JSON and what follows it: no schema tells
-            found[BINARY] = {}
-        return found
+        media_types: dict[str, Any] = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+        if tensors:  # JSON followed by binary data, which no schema describes
+            media_types[BINARY] = {}
+        return media_types
 
     length = LENGTH if binary else {}
-    good = {
+    success = {
         "description": "Scores.",
         "headers": _headers(ANSWER_HEADERS | TIMING | length),
         "content": content(answer, tensors=binary),
     }
-    bad = {
+    errors = {
         code: {
             "description": text,
             "headers": _headers(ANSWER_HEADERS | (RETRY if code in AGAIN else {})),
@@ -136,7 +136,7 @@ def _operation(name: str, summary: str, body: str, answer: str, *, binary: bool 
         "summary": summary,
         "parameters": parameters,
         "requestBody": {"required": True, "content": content(body, tensors=binary)},
-        "responses": {"200": good, **bad},
+        "responses": {"200": success, **errors},
     }
 
 
@@ -144,10 +144,10 @@ def _headers(texts: dict[str, str]) -> dict[str, Any]:
     return {name: {"description": text, "schema": {"type": "string"}} for name, text in texts.items()}
 
 
-def _health(word: str, summary: str) -> dict[str, Any]:
-    answer = _object({word: {"const": True}}, required="all")
+def _health(state: str, summary: str) -> dict[str, Any]:
+    answer = _object({state: {"const": True}}, required="all")
     return {
-        "operationId": word,
+        "operationId": state,
         "summary": summary,
         "responses": {"200": {"description": "It does.", "content": {"application/json": {"schema": answer}}}},
     }
@@ -158,12 +158,12 @@ def _prediction(answer: type) -> dict[str, Any]:
 
 
 def _answer(answer: type, *, looked_up: bool) -> dict[str, Any]:
-    found = layout(answer, looked_up)
+    fields = layout(answer, looked_up)
     row = {"row": {"description": "Index of the row.", "type": "integer", "minimum": 0}}
     entry = {} if looked_up else row
-    entry |= {f.key: f.json for f in (*found.rows, *found.repeated)}
+    entry |= {f.key: f.json for f in (*fields.rows, *fields.repeated)}
     entries = {"items" if looked_up else "rows": {"type": "array", "items": _object(entry, required="all")}}
-    return _object({**entries, **{f.key: f.json for f in found.whole}}, required="all")
+    return _object({**entries, **{f.key: f.json for f in fields.whole}}, required="all")
 
 
 def _v2_answer(answer: type) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def _v2_answer(answer: type) -> dict[str, Any]:
     outputs = []
     for name, (datatype, field) in outputs_of(answer).items():
         index = {"description": "Index of the request.", "type": "integer", "minimum": 0}
-        # Raw rows have the empty text, or none, of what is looked up.
+        # For raw rows, looked-up fields are empty texts or absent.
         value = index if field is None else {**field.json, **({"minLength": 0} if field.looked_up else {})}
         parts = {
             "name": {"const": name},
@@ -181,10 +181,13 @@ def _v2_answer(answer: type) -> dict[str, Any]:
             "parameters": {"type": "object"},
         }
         outputs.append(_object(parts, required=["name", "datatype", "shape"]))
-    own = {f.name: f.json for f in fields if "parameter" in f.v2}
+    scalars = {f.name: f.json for f in fields if "parameter" in f.v2}
     flags = ", ".join(_flag(f) for f in fields if "flag" in f.v2)
-    about = f"A JSON text: a list with an object for each request, of {flags}."
-    parameters = {**own, "flags": {"type": "string", "contentMediaType": "application/json", "description": about}}
+    description = f"A JSON text: a list with an object for each request, of {flags}."
+    parameters = {
+        **scalars,
+        "flags": {"type": "string", "contentMediaType": "application/json", "description": description},
+    }
     return _object(
         {
             "model_name": {"type": "string"},

@@ -1,13 +1,14 @@
-"""Scoring requests: one model, made from the schema of the log, that checks them and that the interface document is made of.
+"""Scoring requests: a model made from the schema of the log, used for validation and for the OpenAPI document.
 
 A request is one JSON object (one element of ``instances``), in one of two forms:
 
-* ``{"user_id": "42", "candidates": ["1", "7"], "context": {...}, "k": 10, "deadline_ms": 50}``: the predictor looks the
-  features of the user and the items up. ``context`` has the context fields of the log and ``timestamp``.
+* ``{"user_id": "42", "candidates": ["1", "7"], "context": {...}, "k": 10, "deadline_ms": 50}``: the predictor looks up
+  the features of the user and the items. ``context`` has the context fields of the log and ``timestamp``.
 * ``{"rows": [{"field": value, ...}]}``: rows with all their features; a field that is absent or null is a missing value.
 
-``timestamp`` is Unix seconds or a text as :mod:`thinktwice.schema.times` reads it; one without an offset is local time in the zone of
-the schema. The derived fields (hour, weekday) come from it. Without one it is now. Null is the same as absent.
+``timestamp`` is Unix seconds or a text as :mod:`thinktwice.schema.times` reads it; a text without an offset is local time in the
+zone of the schema. The derived fields (hour, weekday) are computed from it. The default is the current time. Null is the same as
+absent.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, create_model
-from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
+from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
 from serving.protocol.faults import Checked, Fault, Words, custom, json_path
 from serving.protocol.values import Id, ids, time_of, type_of
@@ -32,7 +33,7 @@ MAX_ROWS = 5000  # rows of one body
 
 @dataclass(frozen=True)
 class Request:
-    """One checked request. ``rows`` is None when the features are to be looked up for ``candidates``."""
+    """One checked request. ``rows`` is None if features are looked up for ``candidates``."""
 
     user_id: str | None
     candidates: tuple[str, ...]
@@ -40,7 +41,7 @@ class Request:
     rows: tuple[Mapping[str, Any], ...] | None
     k: int | None
     deadline_ms: float | None
-    missing: tuple[str, ...]  # context fields the caller left out
+    missing: tuple[str, ...]  # context fields that the caller omitted
 
     @property
     def num_rows(self) -> int:
@@ -67,11 +68,11 @@ class RequestModel:
 
     Args:
         schema: the schema in the bundle.
-        online: whether features can be looked up; without, only raw rows are accepted.
+        online: whether features can be looked up; if not, only raw rows are accepted.
 
     Attributes:
         requests: the type of a list of requests, of which ``CandidatesRequest`` and ``RowsRequest`` are the two forms.
-        time: the key that says when. A log may have a field called timestamp of its own; then it is ``event_time``.
+        time: the key of the timestamp: ``event_time`` if the log has its own field named timestamp.
     """
 
     def __init__(self, schema: LogSchema, *, online: bool) -> None:
@@ -101,18 +102,18 @@ class RequestModel:
             AfterValidator(_not_too_many_rows),
         ]
         why = "this model knows no items" if online else "this model has no features to look up"
-        others = [f for f in fields if f.entity != "context"]
+        entity_fields = [f for f in fields if f.entity != "context"]
         self.words = Words(
             missing={
-                "user_id": "give the id of the user",
-                "candidates": "give a list of item ids",
-                "rows": "" if form is not by_row else f"{why}, give rows with all their fields",
+                "user_id": "send the id of the user",
+                "candidates": "send a list of item ids",
+                "rows": "" if form is not by_row else f"{why}, send rows with all their fields",
             },
             unknown={
-                **{f.name: f"a field of the {f.entity}, it is looked up by the id" for f in others},
-                **{f.name: f"it comes from {self.time}, give that" for f in schema.fields if f.derived},
+                **{f.name: f"a field of the {f.entity}, it is looked up by the id" for f in entity_fields},
+                **{f.name: f"it is computed from {self.time}, send that" for f in schema.fields if f.derived},
                 "user_id": "rows have all their fields" if user else "this model knows no users, leave it out",
-                "candidates": "give either candidates or rows",
+                "candidates": "send either candidates or rows",
                 "context": "rows have all their fields",
             },
             elements={"candidates": "item ids", "rows": "rows", "instances": "requests", "": "requests"},
@@ -124,9 +125,9 @@ class RequestParser:
 
     Args:
         schema: the schema in the bundle.
-        online: whether features can be looked up; without, only raw rows are accepted.
-        clock: gives the current Unix seconds, for requests without a timestamp.
-        widens: as the encoder of the model says; the codecs then widen float32 values.
+        online: whether features can be looked up; if not, only raw rows are accepted.
+        clock: returns the current Unix seconds, for requests without a timestamp.
+        widens: from the encoder of the model; if True, the codecs widen float32 values.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class RequestParser:
         """Parse the requests of one body.
 
         Raises:
-            RequestError: naming the first field that is wrong, below ``path``.
+            RequestError: names the first invalid field, below ``path``.
         """
         try:
             return self.read(values)
@@ -155,7 +156,7 @@ class RequestParser:
         """Parse one request.
 
         Raises:
-            RequestError: naming the first field that is wrong, below ``path``.
+            RequestError: names the first invalid field, below ``path``.
         """
         try:
             (request,) = self.read([value])
@@ -167,21 +168,21 @@ class RequestParser:
         """Parse the requests of one body.
 
         Raises:
-            Fault: what is wrong.
+            Fault: the first invalid field.
         """
         return [self.request(form) for form in self._checked.read(values)]
 
     def request(self, form: Any) -> Request:
-        """The request that a checked form means."""
+        """Convert a validated form to a request."""
         if form.rows is not None:
-            # A raw row is complete in itself: it gets no time of now behind the caller's back.
+            # A raw row is complete: the current time is not filled in.
             rows = tuple([self._row(row) if self._time in row else row for row in form.rows])
             return Request(None, (), {}, rows, form.k, form.deadline_ms, ())
-        given = form.context or {}
-        instant = given.get(self._time)
+        values = form.context or {}
+        instant = values.get(self._time)
         context = self._derive(round(self._clock() * 1_000_000) if instant is None else instant)
         for name in self._context:
-            context[name] = given.get(name)
+            context[name] = values.get(name)
         missing = tuple([name for name in self._context if context[name] is None or context[name] == ""])
         return Request(form.user_id, tuple(form.candidates), context, None, form.k, form.deadline_ms, missing)
 
@@ -191,14 +192,14 @@ class RequestParser:
 
     def _derive(self, instant: int) -> dict[str, Any]:
         local = self._zone.local(instant)
-        return {name: str(derive(what, local)) for name, what in self._derived.items()}
+        return {name: str(derive(part, local)) for name, part in self._derived.items()}
 
 
 def _object(name: str, fields: dict[str, Any]) -> Any:
-    """The type of objects with these keys, each of which may be absent."""
-    made = TypedDict(name, fields, total=False)  # type: ignore[misc]
-    made.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[attr-defined]
-    return made
+    """The type of objects with these keys, all optional."""
+    typed_dict = TypedDict(name, fields, total=False)  # type: ignore[misc]
+    typed_dict.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[attr-defined]
+    return typed_dict
 
 
 def _form(value: Any) -> str:

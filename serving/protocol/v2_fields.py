@@ -1,11 +1,11 @@
-"""One request in tensors by field instead of JSON text.
+"""Requests sent as one tensor per field instead of JSON text.
 
-Two forms, told apart by whether there is a tensor ``candidates``:
+There are two forms; the first has a tensor ``candidates``:
 
 * candidates: ``candidates`` [n] and ``user_id`` [1] (BYTES or integers), context fields and ``timestamp`` [1] each;
-* raw rows: one tensor [n] per field that is given, vectors [n, dim], sequences BYTES [n, length] whose rows end with empty texts.
+* raw rows: one tensor [n] per field, vectors [n, dim], sequences BYTES [n, length] whose rows end with empty texts.
 
-``k`` and ``deadline_ms`` stand in the parameters of the body. A missing value is null, NaN in the numbers of a binary tensor (a
+``k`` and ``deadline_ms`` are parameters of the body. A missing value is null, NaN in the numbers of a binary tensor (a
 vector of NaN is a missing vector), and the empty text.
 """
 
@@ -26,15 +26,15 @@ LIMITS = ("k", "deadline_ms")  # parameters of the body
 
 
 def parse(tensors: Sequence[Tensor], limits: Mapping[str, Any], parser: RequestParser) -> Request:
-    """The request that tensors make.
+    """Parse the request in a body's tensors.
 
     Args:
-        tensors: with different names.
+        tensors: with distinct names.
         limits: ``k`` and ``deadline_ms``.
         parser: of the model.
 
     Raises:
-        Fault: the input, or the place in its data, that is wrong.
+        Fault: the invalid input, or the invalid position in its data.
     """
     by_name = {tensor.name: tensor for tensor in tensors}
     value = (_candidates(by_name) if "candidates" in by_name else _rows(tensors)) | dict(limits)
@@ -46,7 +46,7 @@ def parse(tensors: Sequence[Tensor], limits: Mapping[str, Any], parser: RequestP
 
 
 def moved(fault: Fault, tensors: Mapping[str, Tensor]) -> Fault:
-    """A fault of the request, at the place in the body that its value came from."""
+    """A fault of the request, relocated to the tensor that its value came from."""
     match fault.loc[1:]:
         case ("rows", int(row), str(name), *rest):
             return _at(fault, tensors, name, row, *rest)
@@ -99,10 +99,10 @@ def _column(tensor: Tensor, rows: int) -> list[Any]:
     if len(tensor.shape) == 1:
         return [None if _nan(value) else value for value in tensor.values]
     width = tensor.shape[1]
-    found = [tensor.values[row * width : (row + 1) * width] for row in range(rows)]
+    matrix = [tensor.values[row * width : (row + 1) * width] for row in range(rows)]
     if tensor.datatype == "BYTES":  # a sequence; it ends where the padding begins
-        return [row[: row.index("")] if "" in row else row for row in found]
-    return [None if all(map(_nan, row)) else row for row in found]
+        return [row[: row.index("")] if "" in row else row for row in matrix]
+    return [None if all(map(_nan, row)) else row for row in matrix]
 
 
 def _nan(value: Any) -> bool:

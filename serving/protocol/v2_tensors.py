@@ -1,8 +1,8 @@
-"""Tensors of the Open Inference protocol on the wire: as JSON, or as binary behind the JSON.
+"""Tensors of the Open Inference protocol on the wire: as JSON, or as binary data after the JSON.
 
-In a binary body the header ``Inference-Header-Content-Length`` says where its JSON ends; the data of the tensors with
-``binary_data_size`` follow it in their order. Numbers are little endian; elements of BYTES are four bytes of length and that
-many bytes of UTF-8. Answers are binary for the outputs that ask so with ``binary_data``, or for all with ``binary_data_output``.
+In a binary body the header ``Inference-Header-Content-Length`` gives the length of the JSON; the data of the tensors with
+``binary_data_size`` follow in order. Numbers are little endian; an element of BYTES is a four-byte length and that many bytes of
+UTF-8. Outputs are binary if requested by ``binary_data``, or for all outputs by ``binary_data_output``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NUMBERS = {
 }
 DATATYPES = (*NUMBERS, "BYTES")
 NARROW = {"FP16": np.float16, "FP32": np.float32}
-#: Smallest and largest value. A float beyond rounds to infinity; the limits lie half a step above the largest finite one.
+#: Smallest and largest value. A float beyond them rounds to infinity; the limits are half a step above the largest finite one.
 RANGES: dict[str, tuple[float, float]] = {
     **{f"INT{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)},
     **{f"UINT{bits}": (0, 2**bits - 1) for bits in (8, 16, 32, 64)},
@@ -39,9 +39,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "FP32": (-math.nextafter(FLOAT32_LIMIT, 0), math.nextafter(FLOAT32_LIMIT, 0)),
 }
 MAX_TENSORS = 64  # of a body
-MAX_SIZE = 1 << 20  # of one size of a shape
+MAX_SIZE = 1 << 20  # of one dimension
 MAX_DIGITS = 10  # of the length in the header
-#: Either the data are in the JSON, or their size is given and they stand behind it.
+#: Either the data are in the JSON, or their size is set and they follow the JSON.
 HERE_OR_BEHIND: dict[str, Any] = {
     "anyOf": [
         {
@@ -88,10 +88,13 @@ class InputTensor(Strict):
 
 @dataclass(frozen=True)
 class Tensor:
-    """One input as read. ``values`` stand in row order, as many as the shape says; null is None. ``index`` is its place among
-    the inputs.
+    """One parsed input.
 
-    Values of FP32 and FP16 are numpy scalars of that type, except in vectors: their text is not that of the float64 next to them.
+    Attributes:
+        values: in row order, one per element of the shape; None for null.
+        index: position among the inputs.
+
+    Values of FP32 and FP16 are numpy scalars of that type, except in vectors: as text they differ from the nearest float64.
     """
 
     name: str
@@ -101,15 +104,15 @@ class Tensor:
     index: int
 
     def fault(self, reason: str, *loc: str | int, kind: str = "tensor", value: Any = None) -> Fault:
-        """A fault of this input, or of a part of it."""
+        """A fault of this input or of a part of it."""
         return Fault(("inputs", self.index, *loc), reason, value, kind=kind, name=self.name)
 
 
 def split(raw: bytes, length: str | None) -> tuple[bytes, bytes]:
-    """The JSON of a body and what follows it; ``length`` is the value of the header, None without one.
+    """Split a body into its JSON and the data after it; ``length`` is the value of the header, None without one.
 
     Raises:
-        RequestError: the header is not a length within the body.
+        RequestError: the header is not a valid length of at most the size of the body.
     """
     if length is None:
         return raw, b""
@@ -125,13 +128,13 @@ def read(inputs: Sequence[Any], tail: bytes, *, vectors: Collection[str] = (), w
     """The tensors of a body.
 
     Args:
-        inputs: checked, like :class:`InputTensor`.
-        tail: the data of the binary ones.
-        vectors: names of those that hold vectors, whose entries become float32 anyway.
-        widens: give all floats as float64.
+        inputs: validated, like :class:`InputTensor`.
+        tail: the data of the binary tensors.
+        vectors: names of the vector fields, whose entries become float32 anyway.
+        widens: return all floats as float64.
 
     Raises:
-        Fault: the first input that is wrong.
+        Fault: the first invalid input.
     """
     out: list[Tensor] = []
     names: set[str] = set()
@@ -153,7 +156,7 @@ def read(inputs: Sequence[Any], tail: bytes, *, vectors: Collection[str] = (), w
         tensor.values.extend(values)
         out.append(tensor)
     if at != len(tail):
-        raise Fault(("inputs",), f"leave {len(tail) - at} bytes behind the JSON that belong to none", kind="binary")
+        raise Fault(("inputs",), f"leave {len(tail) - at} bytes after the JSON that belong to no tensor", kind="binary")
     return out
 
 
@@ -178,15 +181,15 @@ def _from_json(data: Any, tensor: Tensor) -> list[Any]:
     if len(data) != (count := math.prod(shape)):
         raise tensor.fault(f"has {len(data)} values and not {count}, as the shape says", "data", kind="shape")
     fits, kind = _CHECKS[datatype[:2]]
-    for place, value in enumerate(data):
+    for position, value in enumerate(data):
         if type(value) not in fits and value is not None:
-            raise tensor.fault(f"must be {kind}, as {datatype} says", "data", place, kind="datatype", value=value)
+            raise tensor.fault(f"must be {kind}, as {datatype} says", "data", position, kind="datatype", value=value)
     if datatype in RANGES:
         low, high = RANGES[datatype]
-        for place, value in enumerate(data):
+        for position, value in enumerate(data):
             if value is not None and not low <= value <= high:
                 reason = f"is {shortened(str(value))}, which is outside {datatype}"
-                raise tensor.fault(reason, "data", place, kind="datatype", value=value)
+                raise tensor.fault(reason, "data", position, kind="datatype", value=value)
     return [None if value is None else float(value) for value in data] if datatype.startswith("FP") else data
 
 
@@ -200,11 +203,11 @@ _CHECKS: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 def _part(value: Any, size: int, tail: bytes, tensor: Tensor) -> bytes:
-    """The bytes of a binary input, which begin ``tail``."""
+    """The bytes of a binary input, which are at the start of ``tail``."""
     if value.data is not None:
         raise tensor.fault(f"must be absent where {SIZE} is given", "data", kind="binary")
     if size > len(tail):
-        reason = f"must be at most {len(tail)}, the bytes that are left behind the JSON, not {size}"
+        reason = f"must be at most {len(tail)}, the bytes that remain after the JSON, not {size}"
         raise tensor.fault(reason, "parameters", SIZE, kind="binary")
     return tail[:size]
 
@@ -218,8 +221,8 @@ def _from_binary(raw: bytes, tensor: Tensor) -> list[Any]:
             raise tensor.fault(reason, kind="binary")
         if datatype == "BOOL" and (wrong := np.flatnonzero(np.frombuffer(raw, np.uint8) > 1)).size:
             raise tensor.fault(f"has an element {wrong[0]} that is not BOOL: its byte must be 0 or 1", kind="binary")
-        found: list[Any] = np.frombuffer(raw, kind).tolist()
-        return found
+        numbers: list[Any] = np.frombuffer(raw, kind).tolist()
+        return numbers
     out: list[str] = []
     at = 0
     while at < len(raw):

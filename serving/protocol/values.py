@@ -1,7 +1,7 @@
-"""Values of a request: for each kind of field how it is checked and read, and what the interface document says of it.
+"""Values of a request: validation, parsing and JSON schema for each kind of field.
 
 Ids, categories and numbers are read as in training (:mod:`thinktwice.schema.values`, :mod:`thinktwice.schema.numbers`), within
-the same limits (:mod:`thinktwice.schema.limits`). What JSON Schema cannot say has a kind of error of its own, see :data:`BEYOND`.
+the same limits (:mod:`thinktwice.schema.limits`). Rules that JSON Schema cannot express have their own error kinds, see :data:`BEYOND`.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from thinktwice.schema.values import spell
 Json = dict[str, Any]
 TIMES = (str, date, np.datetime64)  # values of a timestamp that are not Unix seconds
 WHITE = r"[ \t\n\r\v\f]*"
-END = r"(?![\s\S])"  # of the text; for Python, unlike ECMAScript, $ is also the place before a newline at the end
+END = r"(?![\s\S])"  # of the text; for Python, unlike ECMAScript, $ also matches before a newline at the end
 SCALARS = ["string", "integer", "number", "boolean"]
 
-#: Kinds of errors of values that validate: a rule that JSON Schema cannot say, and why.
+#: Error kinds of values that are valid under the JSON schema: rules that JSON Schema cannot express, and why.
 BEYOND = {
     "inexact_id": "a float from 2**53 on; JSON Schema does not tell 1e16 from 10000000000000000",
     "number_out_of_range": "the number that a text is; limits hold for numbers alone",
@@ -56,7 +56,7 @@ TEXT_OF_ID: Json = {
 
 
 def read_text(value: Any) -> str:
-    """The one spelling of an id or a category, empty for a missing one."""
+    """The canonical text of an id or a category, empty for a missing value."""
     if type(value) is str:
         text = value
     else:
@@ -71,14 +71,14 @@ def read_text(value: Any) -> str:
 
 
 def read_id(value: Any) -> str:
-    """Like :func:`read_text`, and not empty."""
+    """Like :func:`read_text`, but must not be empty."""
     if not (text := read_text(value)):
         raise custom("empty_id", "must not be empty")
     return text
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value is null or NaN, which JSON does not have but a caller in Python may hand over, as tables write it."""
+    """Whether a value is null or NaN. JSON has no NaN, but a Python caller may pass it as a missing value of a table."""
     return value is None or (isinstance(value, (float, np.floating)) and value != value)
 
 
@@ -88,38 +88,38 @@ def read_category(value: Any) -> str | None:
 
 
 def read_element(value: Any) -> str:
-    """One value of a sequence. A missing one is empty, and the encoder leaves it out."""
+    """One value of a sequence, empty for a missing value, which the encoder skips."""
     return "" if is_missing(value) else read_text(value)
 
 
 def read_number(value: Any) -> float | None:
-    """The number that a value is, None for a missing one."""
-    if (type(value) is float or type(value) is int) and -NUMBER_LIMIT < value < NUMBER_LIMIT:  # as nearly all are
+    """Parse a number, None for a missing value."""
+    if (type(value) is float or type(value) is int) and -NUMBER_LIMIT < value < NUMBER_LIMIT:  # the common case
         return float(value)
     try:
-        found = number(value)
+        parsed = number(value)
     except NumberRangeError:
         limits = f"between {-NUMBER_LIMIT:g} and {NUMBER_LIMIT:g}"
         raise custom("number_out_of_range", f"must be a number {limits}") from None
     except ValueError:
         raise custom("not_a_number", f"must be a number, not {shown(value)}") from None
-    return found
+    return parsed
 
 
 def read_float32(value: Any) -> float:
     """An entry of a vector."""
-    found = read_number(value)
-    if found is None and is_missing(value) and value is not None:
+    parsed = read_number(value)
+    if parsed is None and is_missing(value) and value is not None:
         raise custom("not_finite", "must be a finite number")
-    if found is None:
+    if parsed is None:
         raise custom("not_a_number", f"must be a number, not {shown(value)}")
-    if abs(found) >= FLOAT32_LIMIT:
+    if abs(parsed) >= FLOAT32_LIMIT:
         raise custom("number_out_of_range", "must be a number of at most 3.4e+38 in size")
-    return found
+    return parsed
 
 
 def _refuse_inexact(value: Any) -> None:
-    """Numbers that stand for several ids. JSON readers make floats of integers beyond 64 bits."""
+    """Refuse numbers that could be several ids. JSON parsers turn integers beyond 64 bits into floats."""
     if value is None:
         raise custom("text_type", "must be a string or a number, not null")
     if isinstance(value, (float, np.floating)) and not math.isfinite(value):
@@ -135,7 +135,7 @@ def _refuse_inexact(value: Any) -> None:
 
 
 def are_plain(values: list[Any]) -> bool:
-    """Whether all values are ids that :func:`read_id` would return as they are: seen at once, as nearly all lists are."""
+    """Whether :func:`read_id` would return all values unchanged: one fast check, which almost all lists pass."""
     try:
         joined = "\n".join(values)
     except TypeError:  # not all are texts
@@ -144,14 +144,14 @@ def are_plain(values: list[Any]) -> bool:
 
 
 def time_reader(zone: Zone) -> Callable[[Any], int | None]:
-    """Reads a timestamp: microseconds since the epoch, None for null."""
+    """Returns a parser of timestamps: microseconds since the epoch, None for null."""
 
     def read_time(value: Any) -> int | None:
         if value is None:
             return None
         if is_missing(value):
             raise custom("not_finite", "must be a finite number")
-        if isinstance(value, (bool, np.bool_)):  # the times of a log are not booleans either
+        if isinstance(value, (bool, np.bool_)):  # logs do not accept booleans as times either
             raise custom("time_type", f"must be Unix seconds or a text, not {kind_of(value)}")
         if isinstance(value, TIMES):
             try:

@@ -1,1 +1,1 @@
-"""What a predictor reports: metrics, logs, traces, the prediction log."""
+"""Telemetry of the predictor: metrics, logs, traces, the prediction log."""

@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line, with ids of request and trace, without users, candidates or features."""
+"""Structured logs: one JSON object per line, with request and trace ids, without users, candidates or features."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import orjson
 
-EXTRA = "fields"  # `logger.info("...", extra={EXTRA: {...}})` puts these beside the message
+EXTRA = "fields"  # `logger.info("...", extra={EXTRA: {...}})` adds these to the message
 
 
 class JsonLines(logging.Formatter):
@@ -31,16 +31,16 @@ class JsonLines(logging.Formatter):
 
 
 def configure(stream: IO[str] | None = None, level: int = logging.INFO, others: Sequence[str] = ()) -> None:
-    """Let everything below ``serving`` and ``thinktwice`` log JSON lines to ``stream`` (standard output).
+    """Make all loggers below ``serving`` and ``thinktwice`` write JSON lines to ``stream`` (default: standard output).
 
     Args:
-        others: loggers of libraries whose warnings and errors go there too.
+        others: loggers of libraries whose warnings and errors are also written.
     """
     handler = logging.StreamHandler(stream or sys.stdout)
     handler.setFormatter(JsonLines())
     levels = {"serving": level, "thinktwice": level, **dict.fromkeys(others, logging.WARNING)}
-    for name, least in levels.items():
+    for name, minimum in levels.items():
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
-        logger.setLevel(least)
+        logger.setLevel(minimum)
         logger.propagate = False

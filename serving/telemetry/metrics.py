@@ -1,7 +1,7 @@
-"""What a predictor tells Prometheus. Every label has few values: the arm and the model version of the process, stages, outcomes.
+"""Prometheus metrics of the predictor. Labels have few values: arm and model version of the process, stages, outcomes.
 
-Several workers of one machine share their numbers through the folder that ``PROMETHEUS_MULTIPROC_DIR`` names; whichever
-worker has the metrics port answers for all of them, and another takes it over when that one ends.
+Workers on one machine share their metrics through the folder ``PROMETHEUS_MULTIPROC_DIR``. The worker that has the metrics port
+answers for all of them; when it ends, another one takes over the port.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ SHARES = tuple(i / 20 for i in range(1, 21))
 PATHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 LOGGED = ("sampled", "written", "dropped", "failed")
 BUDGET = (0, 8, 32, 64, 128, 256, 512, 1024, 4096)
-RETRY_SECONDS = 5.0  # between tries of a worker to become the one that answers
+RETRY_SECONDS = 5.0  # between attempts of a worker to get the metrics port
 
 
 class Metrics:
     """The metrics of one model in one process.
 
     Args:
-        arm: arm of the experiment this process serves, "" for none.
+        arm: experiment arm of this process, "" for none.
         model_version: of the bundle.
-        registry: where they are registered.
+        registry: registry of the metrics.
     """
 
     def __init__(self, arm: str, model_version: str, registry: CollectorRegistry = REGISTRY) -> None:
@@ -54,8 +54,8 @@ class Metrics:
             return Histogram(f"thinktwice_{name}", text, (*names, *labels), buckets=buckets, registry=registry)
 
         def gauge(name: str, text: str, mode: Any = "livemax") -> Gauge:
-            made = Gauge(f"thinktwice_{name}", text, names, registry=registry, multiprocess_mode=mode)
-            return made.labels(**self._labels)
+            gauge_metric = Gauge(f"thinktwice_{name}", text, names, registry=registry, multiprocess_mode=mode)
+            return gauge_metric.labels(**self._labels)
 
         requests = counter("requests", "HTTP requests by outcome.", "outcome")
         self._requests = {o: requests.labels(**self._labels, outcome=o) for o in OUTCOMES}
@@ -101,7 +101,7 @@ class Metrics:
         self._logging = threading.Lock()
 
     def answered(self, answer: Answer) -> None:
-        """One scored request."""
+        """Record one scored request."""
         for stage, spent in answer.stages.items():
             self._stages[stage].observe(spent)
         paths = np.asarray(answer.num_paths)
@@ -124,27 +124,27 @@ class Metrics:
             self._shed.inc()
 
     def defaulted(self, side: str, reason: str) -> None:
-        """A lookup was answered with defaults."""
+        """Record a lookup that was answered with defaults."""
         self._defaults.labels(**self._labels, side=side, reason=reason).inc()
 
     def logged(self, counts: Mapping[str, int]) -> None:
-        """What the prediction log has counted since it was opened."""
+        """Record the counts of the prediction log since it was opened."""
         with self._logging:
             for outcome in LOGGED:
-                if (more := counts[outcome] - self._logged[outcome]) > 0:
-                    self._logged[outcome] += more
-                    self._log[outcome].inc(more)
+                if (increase := counts[outcome] - self._logged[outcome]) > 0:
+                    self._logged[outcome] += increase
+                    self._log[outcome].inc(increase)
 
     def log_writable(self, writable: bool) -> None:
-        """Whether the prediction log can be written. Of several workers, one that cannot is enough."""
+        """Record whether the prediction log is writable. With several workers, one that cannot write is enough to report it."""
         self._unwritable.set(not writable)
 
     def start_ignored(self, reason: str) -> None:
-        """An ``X-Request-Start`` said nothing."""
+        """Record an ignored ``X-Request-Start``."""
         self._ignored.labels(**self._labels, reason=reason).inc()
 
     def state(self, admission: Admission, reader: object, clock_offset: float = 0.0) -> None:
-        """How full the process is, how old its item features are, and what the callers' clock is off."""
+        """Record the queue length, the age of the item features, and the offset of the callers' clock."""
         self._clock_offset.set(clock_offset)
         self._queue.set(admission.waiting)
         self._waiting.set(admission.waiting_share())
@@ -153,17 +153,17 @@ class Metrics:
             self._lost.set(getattr(reader, "lost", 0))
 
     def stage(self, name: str, seconds: float) -> None:
-        """Time outside of the scorer: queue, parse, respond."""
+        """Record a stage outside the scorer: queue, parse, respond."""
         self._stages[name].observe(seconds)
 
     def finished(self, outcome: Outcome, seconds: float) -> None:
-        """One HTTP request, however it ended."""
+        """Record one finished HTTP request."""
         self._requests[outcome].inc()
         self._seconds.observe(seconds)
 
 
 def observe_many(histogram: Histogram, observed: np.ndarray) -> None:
-    """The same as ``histogram.observe`` of each value, at the price of one: a request has hundreds of rows."""
+    """Equivalent to ``histogram.observe`` of each value, at the cost of one call: a request has hundreds of rows."""
     if len(observed) == 0:
         return
     bounds = np.asarray(histogram._upper_bounds)
@@ -174,7 +174,7 @@ def observe_many(histogram: Histogram, observed: np.ndarray) -> None:
 
 
 def shared_registry() -> CollectorRegistry:
-    """Everything that all processes of this machine have counted, or this process alone when it is the only one."""
+    """The metrics of all processes on this machine, or of this process if it is the only one."""
     if values.ValueClass is values.MutexValue or not os.environ.get(MULTIPROCESS):
         return REGISTRY
     from prometheus_client.multiprocess import MultiProcessCollector
@@ -185,15 +185,15 @@ def shared_registry() -> CollectorRegistry:
 
 
 def serve_metrics(host: str, port: int, retry: float = RETRY_SECONDS) -> None:
-    """Answer ``GET /metrics`` from a thread, as soon as the port is free, until the process ends.
+    """Serve ``GET /metrics`` from a thread, as soon as the port is free, until the process ends.
 
-    The workers of one machine all call this: one of them gets the port.
+    All workers on one machine call this; one of them gets the port.
     """
     from wsgiref.simple_server import WSGIRequestHandler, make_server
 
     class Quiet(WSGIRequestHandler):
         def log_message(self, format: str, *args: Any) -> None:
-            """Scrapes are no news."""
+            """Do not log scrapes."""
 
     def run() -> None:
         while True:

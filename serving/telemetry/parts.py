@@ -1,4 +1,4 @@
-"""A folder of whole files with a bound on its size, shared by the workers of a predictor."""
+"""A folder of complete part files with a maximum size, shared by the workers of a predictor."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Literal
 
 from thinktwice.files import atomic_file
 
-READABLE = 0o640  # by the group alone: a part may hold ids of users, and the folder may be open to anybody
-STALE_SECONDS = 3600.0  # after which a half-written file belongs to nobody: a part takes seconds
+READABLE = 0o640  # by the group only: a part may contain user ids, and the folder may be world-readable
+STALE_SECONDS = 3600.0  # age after which a partial file is abandoned: writing a part takes seconds
 
 WhenFull = Literal["drop_new", "drop_old"]
 
 
 class PartFolder:
-    """Writes parts aside and renames them, so that a kill at any moment leaves whole parts only.
+    """Writes parts to temporary files and renames them, so that a kill at any time leaves only complete parts.
 
-    Several processes may write into one folder. Each looks at the folder before it writes, so together they may exceed
-    ``max_bytes`` by one part each.
+    Several processes may write into one folder. Each checks the size of the folder before it writes, so together they may exceed
+    ``max_bytes`` by one part per process.
 
     Args:
-        folder: made when it is checked, or when the first part is written.
+        folder: created when it is checked, or when the first part is written.
         max_bytes: of all parts together.
-        when_full: ``drop_new`` writes no more; ``drop_old`` removes the oldest parts.
+        when_full: ``drop_new`` stops writing; ``drop_old`` removes the oldest parts.
     """
 
     def __init__(self, folder: Path, max_bytes: int, when_full: WhenFull) -> None:
@@ -34,10 +34,10 @@ class PartFolder:
         self._name, self._number = uuid.uuid4().hex[:8], 0
 
     def check(self) -> None:
-        """Write an empty file and remove it: a mounted folder may be there and refuse.
+        """Write an empty file and remove it: a mounted folder may exist but not be writable.
 
         Raises:
-            OSError: nothing can be written.
+            OSError: the folder is not writable.
         """
         self.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=".served-", suffix=".part", dir=self.folder)
@@ -45,14 +45,14 @@ class PartFolder:
         Path(name).unlink()
 
     def full(self) -> bool:
-        """Whether no part at all would find room."""
+        """Whether there is no room for any part."""
         return self._when_full == "drop_new" and sum(size for _, size in self._parts()) >= self._max_bytes
 
     def write(self, data: memoryview) -> bool:
-        """Write one part; False when there is no room for it.
+        """Write one part. Returns False if there is no room for it.
 
         Raises:
-            OSError: the disk or the folder cannot take it.
+            OSError: the part cannot be written.
             ResourceError: no space left.
         """
         self.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -68,30 +68,30 @@ class PartFolder:
         return True
 
     def _parts(self) -> list[tuple[Path, int]]:
-        """Parts with their sizes, the oldest first; one that another process removes meanwhile is not there."""
-        found = []
+        """Parts with their sizes, oldest first, without those that another process removes meanwhile."""
+        parts = []
         for path in sorted(self.folder.glob("served-*.parquet")):
             try:
-                found.append((path, path.stat().st_size))
+                parts.append((path, path.stat().st_size))
             except FileNotFoundError:
                 continue
-        return found
+        return parts
 
-    def _make_room(self, wanted: int) -> bool:
-        if wanted > self._max_bytes:
+    def _make_room(self, size_needed: int) -> bool:
+        if size_needed > self._max_bytes:
             return False
         parts = self._parts()
         total = sum(size for _, size in parts)
         if self._when_full == "drop_old":
             for path, size in parts:
-                if total + wanted <= self._max_bytes:
+                if total + size_needed <= self._max_bytes:
                     break
                 path.unlink(missing_ok=True)
                 total -= size
-        return total + wanted <= self._max_bytes
+        return total + size_needed <= self._max_bytes
 
     def _remove_abandoned(self) -> None:
-        """What a killed process left half-written would add up over many kills."""
+        """Remove partial files of killed processes, which would accumulate."""
         for path in self.folder.glob(".served-*.part"):
             try:
                 if time.time() - path.stat().st_mtime > STALE_SECONDS:

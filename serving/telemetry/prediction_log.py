@@ -1,8 +1,8 @@
-"""What was served, for whoever asks later: a sample of requests with their features and scores, as parquet.
+"""Prediction log: a sample of the served requests with their features and scores, as parquet.
 
-Writing never holds a request up: requests go into a bounded queue, a thread of its own turns them into columns and writes them, and
-what does not fit is dropped and counted. A request is in the sample or not by its id, on every replica alike. The log
-holds features and, unless told otherwise, user ids: it is a data store, not a text log.
+Writing never delays a request: requests go into a bounded queue, a separate thread converts them to columns and writes them, and
+requests that do not fit are dropped and counted. Sampling depends only on the request id, so all replicas sample alike. The log
+contains features and, by default, user ids: it is a data store, not a text log.
 """
 
 from __future__ import annotations
@@ -32,32 +32,32 @@ from thinktwice.schema import LogSchema
 from thinktwice.schema.numbers import number
 from thinktwice.schema.values import spell
 
-SALT = "THINKTWICE_LOG_SALT"  # environment: secret of hashed user ids, the same on every replica
+SALT = "THINKTWICE_LOG_SALT"  # environment variable: secret for hashing user ids, the same on every replica
 WORK_SLICE_S, YIELD_S = (
     0.0005,
     0.0002,
-)  # seconds of work, then of pause, so that the threads that answer get the interpreter
-BATCH = 8  # requests that leave the queue together
+)  # seconds of work, then of pause, which releases the interpreter to the request threads
+BATCH = 8  # requests taken from the queue at once
 
 logger = logging.getLogger(__name__)
 
 
 class PredictionLogConfig(Frozen):
-    """Where predictions are logged and how many."""
+    """Settings of the prediction log."""
 
-    folder: str = ""  # "" logs nothing
+    folder: str = ""  # "": no log
     sample: float = Field(default=0.01, gt=0, le=1)  # share of requests
     queue: int = Field(default=1000, ge=1)  # requests that may wait for the writer
     part_rows: int = Field(default=50_000, ge=1)  # rows after which a part is written ...
     part_seconds: float = Field(default=60.0, gt=0)  # ... or seconds, whichever comes first
     max_bytes: int = Field(default=1 << 30, ge=1)  # of all parts together
     when_full: WhenFull = "drop_new"  # drop_old: the oldest parts are removed
-    user_ids: UserIds = "raw"  # hashed, none: skew cannot be measured from such a log
+    user_ids: UserIds = "raw"  # hashed, none: skew cannot be measured from the log
 
 
 @dataclass(frozen=True)
 class ServedRequest:
-    """One answered request, as it was scored; ``shared`` are user and context values, ``items`` values per row."""
+    """One answered request, as scored. ``shared`` has the user and context values, ``items`` the values per row."""
 
     request_id: str
     at: float  # Unix seconds
@@ -69,26 +69,26 @@ class ServedRequest:
 
 
 def in_sample(request_id: str, share: float) -> bool:
-    """Whether a request is logged: a matter of its id alone."""
+    """Whether a request is logged; depends only on its id."""
     return xxhash.xxh3_64_intdigest(request_id.encode("utf-8", "backslashreplace")) < share * 2**64
 
 
 class PredictionLog:
-    """Takes requests and writes them from a thread of its own.
+    """Receives requests and writes them from a background thread.
 
-    A folder that cannot be written costs the log and not the server: it is logged as an error and told to ``on_writable``, at the start and
-    whenever it changes, and tried again every ``part_seconds``.
+    A folder that is not writable disables the log, not the server: it is logged as an error and reported to ``on_writable``, at the
+    start and on every change, and retried every ``part_seconds``.
 
     Args:
-        on_writable: called from the writer's thread with whether the folder can be written.
-        answer: class of the answers, whose fields say what is logged of them.
+        on_writable: called from the writer's thread with whether the folder is writable.
+        answer: class of the answers, whose fields define what is logged.
 
     Attributes:
-        counts: requests ``offered``, ``sampled``, and of these ``written``, ``dropped`` (for a full queue or folder, or after the
-            end) and ``failed`` (could not be written). After :meth:`close` the last three add up to ``sampled``.
+        counts: requests ``offered``, ``sampled``, and of these ``written``, ``dropped`` (full queue or folder, or after
+            closing) and ``failed`` (could not be written). After :meth:`close` the last three add up to ``sampled``.
 
     Raises:
-        ServerError: hashed user ids are wanted and there is no secret for them.
+        ServerError: user ids are to be hashed and the secret is not set.
         SchemaError: see :func:`thinktwice.monitor.record.log_schema`.
     """
 
@@ -111,7 +111,7 @@ class PredictionLog:
         self._thread.start()
 
     def offer(self, served: ServedRequest) -> bool:
-        """Log a request if it is in the sample; never waits for the disk and never fails. True when it was taken."""
+        """Log a request if it is in the sample. Never waits for the disk and never fails. Returns whether it was queued."""
         sampled = in_sample(served.request_id, self._config.sample)
         with self._changed:
             self.counts["offered"] += 1
@@ -126,7 +126,7 @@ class PredictionLog:
         return True
 
     def close(self, limit: float = 10.0) -> None:
-        """Write what waits, for at most ``limit`` seconds; what still waits then is dropped."""
+        """Write the queued requests, for at most ``limit`` seconds; the remaining ones are dropped."""
         with self._changed:
             self._ending = True
             self._changed.notify()
@@ -136,13 +136,13 @@ class PredictionLog:
             self._queue.clear()
 
     def _run(self) -> None:
-        self._check()  # here, because a network disk that hangs must not hold the start of the server up
+        self._check()  # in this thread, because a hanging network disk must not delay the start of the server
         part: list[pa.RecordBatch] = []
-        rows, since, turn = 0, 0.0, time.monotonic()
+        rows, since, slice_start = 0, 0.0, time.monotonic()
         while True:
-            began = since if part else self._checked
-            some, ended = self._next(began + self._config.part_seconds if part or not self._writable else None)
-            for served in some:
+            wait_start = since if part else self._checked
+            requests, ended = self._next(wait_start + self._config.part_seconds if part or not self._writable else None)
+            for served in requests:
                 if (batch := self._batch(served)) is not None:
                     since = since if part else time.monotonic()
                     part.append(batch)
@@ -150,9 +150,9 @@ class PredictionLog:
                 if rows >= self._config.part_rows:
                     self._write(part)
                     part, rows = [], 0
-                if time.monotonic() - turn > WORK_SLICE_S:
+                if time.monotonic() - slice_start > WORK_SLICE_S:
                     time.sleep(YIELD_S)
-                    turn = time.monotonic()
+                    slice_start = time.monotonic()
             if part and (ended or time.monotonic() - since >= self._config.part_seconds):
                 self._write(part)
                 part, rows = [], 0
@@ -162,18 +162,18 @@ class PredictionLog:
                 self._check()
 
     def _next(self, until: float | None) -> tuple[list[ServedRequest], bool]:
-        """The next requests, or none when ``until`` (monotonic) has come; and whether it is all over."""
+        """The next requests, or none after ``until`` (monotonic); and whether the log is closed and the queue empty."""
         with self._changed:
             while not self._queue and not self._ending:
-                left = None if until is None else until - time.monotonic()
-                if left is not None and left <= 0:
+                remaining = None if until is None else until - time.monotonic()
+                if remaining is not None and remaining <= 0:
                     return [], False
-                self._changed.wait(left)
-            some = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
-            return some, not some
+                self._changed.wait(remaining)
+            requests = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+            return requests, not requests
 
     def _batch(self, served: ServedRequest) -> pa.RecordBatch | None:
-        """One request as columns. One that cannot be written costs itself alone."""
+        """One request as columns, None if it cannot be converted."""
         try:
             return self._columns.batch(served)
         except (pa.ArrowException, TypeError, ValueError, OverflowError, LookupError, AttributeError) as error:
@@ -182,7 +182,7 @@ class PredictionLog:
             return None
 
     def _check(self) -> None:
-        """Whether the folder can be written, without waiting for a part: with a small sample that may take hours."""
+        """Check whether the folder is writable, without waiting for a part: with a small sample that may take hours."""
         self._checked = time.monotonic()
         try:
             self._folder.check()
@@ -218,13 +218,13 @@ class PredictionLog:
             self._set_writable(True)
         self._count("written" if written else "dropped", len(part))
 
-    def _count(self, outcome: str, number: int) -> None:
+    def _count(self, outcome: str, increase: int) -> None:
         with self._changed:
-            self.counts[outcome] += number
+            self.counts[outcome] += increase
 
 
 class _Columns:
-    """Turns requests into record batches, one request at a time: a whole part at once would hold the interpreter for 0.1 s."""
+    """Converts requests to record batches, one at a time: converting a whole part would block the interpreter for 0.1 s."""
 
     def __init__(self, schema: LogSchema, user_ids: UserIds, answer: type) -> None:
         self._schema = log_schema(schema, user_ids, answer)
@@ -240,10 +240,10 @@ class _Columns:
     def batch(self, r: ServedRequest) -> pa.RecordBatch:
         answer = r.answer
         rows, item_ids = len(answer.probability), answer.item_ids
-        of_request = (r.request_id, round(r.at * 1e6), r.arm, self._user(r.user_id))
+        request_values = (r.request_id, round(r.at * 1e6), r.arm, self._user(r.user_id))
         arrays = [
             pa.repeat(pa.scalar(value, kind), rows)
-            for value, (_, kind) in zip(of_request, REQUEST_LOGGED[:-1], strict=True)
+            for value, (_, kind) in zip(request_values, REQUEST_LOGGED[:-1], strict=True)
         ]
         arrays.append(pa.array(range(rows), REQUEST_LOGGED[-1][1]))
         for logged, kind in self._answered:
@@ -257,17 +257,17 @@ class _Columns:
             else:  # raw rows were not looked up
                 arrays.append(pa.repeat(pa.scalar(False if logged.kind == "boolean" else None, kind), rows))
         for name, kind, of_item in self._fields:
-            typed = self._schema.field(name).type
+            field_type = self._schema.field(name).type
             if item_ids is not None and name == self._item_key:
-                arrays.append(pa.array(item_ids, typed))
+                arrays.append(pa.array(item_ids, field_type))
             elif item_ids is not None and name == self._user_key:
-                arrays.append(pa.repeat(pa.scalar(self._user(r.user_id), typed), rows))
+                arrays.append(pa.repeat(pa.scalar(self._user(r.user_id), field_type), rows))
             elif item_ids is not None and not of_item:
                 value = self._value(name, kind, r.shared.get(name))
-                arrays.append(pa.repeat(pa.scalar(value, typed), rows))
+                arrays.append(pa.repeat(pa.scalar(value, field_type), rows))
             else:
                 values = [self._value(name, kind, row.get(name, r.shared.get(name))) for row in r.items]
-                arrays.append(pa.array(values, typed))
+                arrays.append(pa.array(values, field_type))
         return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
 
     def _value(self, name: str, kind: str, value: Any) -> Any:
@@ -287,7 +287,7 @@ class _Columns:
 
 
 def _parquet(part: list[pa.RecordBatch]) -> memoryview:
-    """A whole file in memory, so that its size is known before it needs room."""
+    """A part file in memory, so that its size is known before room is made for it."""
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_batches(part).combine_chunks(), sink, compression="zstd")
     return memoryview(sink.getvalue())

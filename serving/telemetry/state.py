@@ -1,4 +1,4 @@
-"""Trouble that begins and ends, told in the log once when it begins and once when it has ended, and not with every request."""
+"""Ongoing problems, logged once when they begin and once when they have ended, not with every request."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import threading
 import time
 from collections.abc import Callable
 
-CALM = 2.0  # seconds without trouble after which it has ended
+CALM = 2.0  # seconds without the problem after which it has ended
 
 
 class Trouble:
-    """One kind of trouble. Threads may share it.
+    """One kind of problem. Thread-safe.
 
     Args:
-        logger: where it is told.
-        over: the sentence for its end, with ``{seconds}`` it lasted and ``{times}`` it was met.
+        logger: receives the messages.
+        over: message for its end, with the placeholders ``{seconds}`` (duration) and ``{times}`` (occurrences).
         calm: seconds without it after which it has ended.
         clock: monotonic seconds.
     """
@@ -30,11 +30,11 @@ class Trouble:
 
     @property
     def there(self) -> bool:
-        """Whether it has begun and not ended."""
+        """Whether the problem has begun and not ended."""
         return self._times > 0
 
     def met(self, text: str) -> None:
-        """It is there; ``text`` says what it is, and is logged if it has just begun."""
+        """Record an occurrence; ``text`` describes it and is logged if the problem has just begun."""
         with self._lock:
             self._last = self._clock()
             self._times += 1
@@ -44,7 +44,7 @@ class Trouble:
         self._logger.warning("%s", text)
 
     def not_met(self) -> None:
-        """It was not there this time."""
+        """Record that the problem did not occur."""
         if not self._times:
             return
         with self._lock:

@@ -1,7 +1,7 @@
-"""OpenTelemetry: the caller's trace goes on through the predictor and its feature reads.
+"""OpenTelemetry tracing: continues the caller's trace through the predictor and its feature reads.
 
-Spans are exported when ``OTEL_EXPORTER_OTLP_ENDPOINT`` (or the one for traces) names a collector; all other settings are
-OpenTelemetry's own environment variables. Without one nothing is recorded and the cost is that of a dictionary lookup.
+Spans are exported if ``OTEL_EXPORTER_OTLP_ENDPOINT`` (or the one for traces) is set; all other settings are
+OpenTelemetry's own environment variables. If it is not set, nothing is recorded, at the cost of a dictionary lookup.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ SERVICE = "thinktwice-predictor"
 
 
 class Tracing:
-    """Spans of one process. ``tracer`` is None where nothing is exported."""
+    """Spans of one process. ``tracer`` is None if nothing is exported."""
 
     def __init__(self, tracer: Tracer | None = None) -> None:
         self._tracer = tracer
 
     @contextmanager
     def request(self, headers: Mapping[str, str], **attributes: Any) -> Iterator[str]:
-        """A span below the caller's ``traceparent``; yields the trace id as 32 hex digits, "" when there is none."""
+        """A span below the caller's ``traceparent``; yields the trace id as 32 hex digits, "" if there is none."""
         if self._tracer is None:
             yield trace_id_of(headers)
             return
@@ -50,7 +50,7 @@ class Tracing:
 
 
 def trace_id_of(headers: Mapping[str, str]) -> str:
-    """The trace id in a W3C ``traceparent``, "" when there is none or it is malformed."""
+    """The trace id in a W3C ``traceparent``, "" if there is none or it is malformed."""
     parts = headers.get("traceparent", "").split("-")
     if len(parts) < 4 or len(parts[1]) != 32 or set(parts[1]) == {"0"}:
         return ""
@@ -58,7 +58,7 @@ def trace_id_of(headers: Mapping[str, str]) -> str:
 
 
 def open_tracing(model_version: str, arm: str, processor: SpanProcessor | None = None) -> Tracing:
-    """Tracing as the environment says; ``processor`` takes the spans instead of the exporter."""
+    """Create tracing from the environment; ``processor`` receives the spans instead of the exporter."""
     if processor is None and not any(os.environ.get(name) for name in ENDPOINTS):
         return Tracing()
     from opentelemetry.sdk.resources import Resource
@@ -69,7 +69,7 @@ def open_tracing(model_version: str, arm: str, processor: SpanProcessor | None =
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
         processor = BatchSpanProcessor(OTLPSpanExporter())
-    described = {"service.name": os.environ.get("OTEL_SERVICE_NAME", SERVICE), "service.version": model_version}
-    provider = TracerProvider(resource=Resource.create(described | {"thinktwice.arm": arm}))
+    attributes = {"service.name": os.environ.get("OTEL_SERVICE_NAME", SERVICE), "service.version": model_version}
+    provider = TracerProvider(resource=Resource.create(attributes | {"thinktwice.arm": arm}))
     provider.add_span_processor(processor)
     return Tracing(provider.get_tracer("thinktwice"))

@@ -1,1 +1,1 @@
-"""The step that reads a log."""
+"""The step ``ingest``: read a log."""

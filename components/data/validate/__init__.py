@@ -1,1 +1,1 @@
-"""The step that checks a log."""
+"""The step ``validate``: check a log."""

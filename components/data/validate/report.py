@@ -1,4 +1,4 @@
-"""The validation report: one HTML file that opens offline, loads nothing and runs no script."""
+"""The validation report: a self-contained HTML file without scripts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIRST, SECOND = Series("first half", SOFT, ()), Series("second half", STRONG, ()
 
 
 def render(verdict: DataVerdict, profile: LogProfile, info: Mapping[str, Any], samples: Mapping[str, list[str]]) -> str:
-    """The whole page. ``info`` is clean.json; ``samples`` are row ids per reason."""
+    """Render the page. ``info`` is clean.json; ``samples`` are row ids per reason."""
     html = templates.render(
         Path(__file__).parent,
         "report.html",
@@ -48,7 +48,7 @@ def render(verdict: DataVerdict, profile: LogProfile, info: Mapping[str, Any], s
 
 def _facts(info: Mapping[str, Any]) -> str:
     span = ""
-    if info["first_event"] and not info["last_event"].startswith("1970"):  # relative times say nothing to a reader
+    if info["first_event"] and not info["last_event"].startswith("1970"):  # relative times are not informative
         span = f" · events from {info['first_event'][:10]} to {info['last_event'][:10]}"
     return f"snapshot {info['snapshot_id'] or 'unnamed'} · {info['rule_set_version']}{span}"
 
@@ -79,13 +79,13 @@ def _timeline(table: pl.DataFrame) -> Drawing | None:
 
 
 def _fields(profile: LogProfile) -> list[tuple[dict[str, Any], Drawing | None]]:
-    """Every field's row of the profile, and how its values are spread in both halves."""
+    """Profile row of every field, and the distribution of its values in both halves."""
     rows = profile.table.filter(pl.col("partition") == WHOLE).iter_rows(named=True)
     return [(row, None if row["kind"] == "key" else _spread(profile.histograms[row["feature"]])) for row in rows]
 
 
 def _spread(histogram: Mapping[str, Any]) -> Drawing | None:
-    """Both halves side by side. All other values together would dwarf the rest: left out."""
+    """Distributions of both halves side by side, without the bin of all other values, which would dominate."""
     bins = [
         b
         for b in zip(histogram["labels"], histogram["first"], histogram["second"], strict=True)

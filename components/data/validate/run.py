@@ -1,4 +1,4 @@
-"""Validates one raw log: split, profile, check, judge, report. Always ends with a verdict, unless a check broke."""
+"""Validation of one raw log: split, profile, check, judge, report. Always ends with a verdict, unless a check fails to run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from thinktwice.validate.raw_rows import STAGE, frame_of
 from thinktwice.validate.rules import UNSPLITTABLE, noted_rules, profile_rules, row_rules
 from thinktwice.validate.split import SplitResult, clean_arrow_schema, split_log
 
-MAX_TOLD = 3  # warnings on the console; the report has them all
+MAX_TOLD = 3  # maximum warnings on the console; the report has all of them
 
 
 def validate_log(
@@ -48,12 +48,12 @@ def validate_log(
 ) -> DataVerdict:
     """Validate the raw log in ``raw_dir``. Writes the clean log, the quarantine, one HTML file and the verdict folder.
 
-    The verdict folder holds ``verdict.json``, ``profile.parquet`` and ``profile_reference.json``, which a later log can be
-    compared with (``reference``, see :func:`thinktwice.validate.profile.read_reference`). Without ``as_of`` nothing is from the
-    future, without ``reference`` nothing is compared with an earlier log: the verdict names what was not evaluated.
+    The verdict folder contains ``verdict.json``, ``profile.parquet`` and ``profile_reference.json``, with which a later log can be
+    compared (``reference``, see :func:`thinktwice.validate.profile.read_reference`). Without ``as_of`` future times are not checked;
+    without ``reference`` the log is not compared with an earlier one. The verdict lists rules that were not evaluated.
 
     Raises:
-        SchemaError, DataError, RowsLostError: as :func:`thinktwice.validate.split.split_log`.
+        SchemaError, DataError, RowsLostError: see :func:`thinktwice.validate.split.split_log`.
         CheckBrokenError: a check could not be computed.
     """
     clean_dir, quarantine_dir = Path(clean_dir), Path(quarantine_dir)
@@ -82,7 +82,7 @@ def validate_log(
 
 
 def warning_lines(verdict: DataVerdict) -> list[str]:
-    """What is told of the warnings of a log that passed: how many, and the first few with what to do."""
+    """Console lines about the warnings of a log that passed: their number, and the first few with a fix."""
     warnings = [f for f in verdict.findings if not f.passed and f.severity == "warning"]
     if not verdict.passed or not warnings:
         return []
@@ -101,8 +101,8 @@ def _sentence(text: str) -> str:
 def _with_fixes(findings: list[Finding], schema: LogSchema) -> list[Finding]:
     fixes = {r.id: r.fix for r in row_rules(schema)} | {r.id: r.fix for r in profile_rules()}
     fixes |= {
-        "ledger:budget": "mend the rows or the rules that set them aside, or raise quarantine_budget in the schema",
-        "ledger:clean": "every row broke a rule: read the reasons, and mend the schema or the log",
+        "ledger:budget": "correct the rows or the rules that quarantine them, or raise quarantine_budget in the schema",
+        "ledger:clean": "every row broke a rule: read the reasons, and correct the schema or the log",
     }
     return [f if f.passed else f._replace(fix=fixes.get(f.rule, "")) for f in findings]
 
@@ -110,14 +110,16 @@ def _with_fixes(findings: list[Finding], schema: LogSchema) -> list[Finding]:
 def _what_was_read(snapshot: Path) -> list[str]:
     try:
         return Snapshot.model_validate(read_json(snapshot)).what_was_read()
-    except (OSError, ValueError):  # a log of the simulator's or of somebody's own making
+    except (OSError, ValueError):  # a simulated or custom log
         return []
 
 
 def judge(findings: list[Finding], split: SplitResult, profile: LogProfile) -> DataVerdict:
-    """Severity policy: one broken critical rule fails the log; warnings are told and do not fail it."""
+    """Severity policy: one broken critical rule fails the log; warnings are reported and do not fail it."""
     order = {"critical": 0, "warning": 1, "info": 2}
-    findings = sorted(findings, key=lambda f: (f.passed, order[f.severity]))  # stable: catalogue order within
+    findings = sorted(
+        findings, key=lambda f: (f.passed, order[f.severity])
+    )  # stable: catalogue order within each group
     critical = [f for f in findings if not f.passed and f.severity == "critical"]
     warnings = [f for f in findings if not f.passed and f.severity == "warning"]
     reasons = [
@@ -125,16 +127,18 @@ def judge(findings: list[Finding], split: SplitResult, profile: LogProfile) -> D
         f"expected: {f.description} ({f.bound})" + (f"; {f.fix}" if f.fix else "")
         for f in critical + warnings
     ]
-    said = f"{len(warnings)} warning{'s' if len(warnings) != 1 else ''} ({_named(warnings)})" if warnings else ""
+    warnings_text = (
+        f"{len(warnings)} warning{'s' if len(warnings) != 1 else ''} ({_named(warnings)})" if warnings else ""
+    )
     if critical:
         headline = (
             f"failed: {len(critical)} critical rule{'s' if len(critical) != 1 else ''} broken ({_named(critical)})"
         )
-        headline += f" and {said}" if said else ""
+        headline += f" and {warnings_text}" if warnings_text else ""
     else:
         quarantined = f", {split.rows_quarantined:,} in quarantine" if split.rows_quarantined else ""
         headline = f"passed: {split.rows_clean:,} of {split.rows_in:,} rows are clean{quarantined}" + (
-            f"; {said}" if said else ""
+            f"; {warnings_text}" if warnings_text else ""
         )
     return DataVerdict(
         not critical, headline, reasons, findings, split, _metrics(split, profile, len(critical), len(warnings))
@@ -146,19 +150,19 @@ def _named(findings: list[Finding]) -> str:
 
 
 def sample_rows(quarantine_dir: Path, schema: LogSchema) -> dict[str, list[str]]:
-    """Up to ten row ids for each reason of the quarantine."""
+    """Up to ten row ids per quarantine reason."""
     columns = read_json(quarantine_dir / "quarantine.json")["columns"]
     out: dict[str, list[str]] = {}
-    # Through arrow: the source columns beside these two may be of types that polars does not know.
-    bad = frame_of(read_table(quarantine_dir / "quarantine.parquet", [ROW_ID, columns["reasons"]]))
+    # Read through Arrow, because other source columns may have types that polars does not support.
+    quarantined = frame_of(read_table(quarantine_dir / "quarantine.parquet", [ROW_ID, columns["reasons"]]))
     unparsable = frame_of(read_table(quarantine_dir / "unparsable.parquet", [ROW_ID]))
     for rule in row_rules(schema):
-        mine = bad.filter(pl.col(columns["reasons"]).list.contains(rule.id))
+        matching = quarantined.filter(pl.col(columns["reasons"]).list.contains(rule.id))
         if rule.id == UNSPLITTABLE.id:
-            mine = unparsable
-        found = mine[ROW_ID].head(MAX_SAMPLES).to_list()
-        if found:
-            out[rule.id] = found
+            matching = unparsable
+        row_ids = matching[ROW_ID].head(MAX_SAMPLES).to_list()
+        if row_ids:
+            out[rule.id] = row_ids
     return out
 
 
@@ -213,11 +217,11 @@ def _with_quarantined(
 
 
 def _not_evaluated(findings: list[Finding], schema: LogSchema, has_reference: bool) -> dict[str, str]:
-    """Rules of the catalogue without a finding, and why there is none."""
-    found = {f.rule for f in findings}
-    out = {r.id: "no moment of the check was given" for r in row_rules(schema) if r.id not in found}
+    """Rules of the catalogue without a finding, and the reason."""
+    evaluated = {f.rule for f in findings}
+    out = {r.id: "no moment of the check was given" for r in row_rules(schema) if r.id not in evaluated}
     for rule in profile_rules():
-        if rule.id not in found:
+        if rule.id not in evaluated:
             earlier = rule.column in ("psi_from_reference", "volume_ratio") and not has_reference
             out[rule.id] = "no earlier profile" if earlier else "too few rows, or no field of this kind"
     return out
@@ -236,7 +240,7 @@ def _metrics(split: SplitResult, profile: LogProfile, num_critical: int, num_war
         metrics["click_rate"] = float(profile.reference["click_rate"])
         for name, column in (("psi_max", "judged_psi"), ("field_auc_max", "judged_auc")):
             values = profile.table[column].drop_nulls()
-            if values.len():  # KFP refuses NaN, so what was not judged is not logged
+            if values.len():  # KFP refuses NaN, so values that were not judged are not logged
                 metrics[name] = max(values.to_list())
     return metrics
 

@@ -1,18 +1,18 @@
-"""Great Expectations suites, generated from the rule catalogue, and what they found.
+"""Great Expectations suites, generated from the rule catalogue, and their findings.
 
-Four small suites instead of one large one, chosen for speed and for what they prove:
+There are four small suites instead of one large one, for speed and coverage:
 
-* **rows**: every row rule, on all rows of the *clean* log as it was written, in chunks (bounded memory). GX reads the file
-  that the rest of the pipeline reads, not what the splitter thought of it; each rule must hold in every row. Nothing is
-  expected to fail, so the cheap BOOLEAN_ONLY form runs, and only an expectation that did fail is run again for row ids.
+* **rows**: every row rule, on all rows of the *clean* log as written, in chunks (bounded memory). GX reads the same file as the
+  rest of the pipeline, not the splitter's view of it; each rule must hold in every row. No failures are expected, so the cheap
+  BOOLEAN_ONLY format is used, and only failed expectations are run again for row ids.
 * **ledger**: one row of counts: conservation of rows, the key hashes and the quarantine budget.
-* **notes**: one row of counts of clean rows whose values are doubtful: ids that were rounded, times without a zone.
-* **profile**: the distribution rules on the profile table, milliseconds at any data size, with bounds as run-time parameters.
+* **notes**: one row of counts of clean rows whose values are doubtful: rounded ids, times without a zone.
+* **profile**: the distribution rules on the profile table, in milliseconds at any data size, with bounds as run-time parameters.
 
-The bad rows themselves are found by the vectorised splitter (GX caps its lists of failing values and flags both copies of a
-duplicate). A test holds that GX, on all raw rows, finds for every rule exactly the rows that the splitter quarantines.
+The invalid rows are found by the vectorized splitter (GX caps its lists of failing values and flags both copies of a duplicate).
+A test ensures that GX, on all raw rows, finds for every rule exactly the rows that the splitter quarantines.
 
-A check that could not be computed is an error (`CheckBrokenError`), never a bad verdict.
+A check that could not be computed is an error (`CheckBrokenError`), never a failed verdict.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CHUNK_ROWS = 500_000
 MAX_SAMPLES = 10
 
 
-#: Profile columns about the whole log and not about one field, and how their values read.
+#: Profile columns about the whole log instead of one field, and the format of their values.
 _OF_THE_LOG: dict[str, Callable[[float], str]] = {
     "both_labels": lambda value: "both" if value else "one kind only",
     "click_rate_ratio": lambda value: f"{value:.3f} times",
@@ -68,11 +68,11 @@ class Finding(NamedTuple):
     bound: str
     samples: list[str]  # row ids, or "partition / feature"
     example: str = ""  # a value that breaks the rule
-    fix: str = ""  # what a user can do about it
+    fix: str = ""  # how to fix it
 
 
 class Expected(NamedTuple):
-    """One expectation to be: GX class name and arguments, and the rule it stands for."""
+    """An expectation to create: GX class name and arguments, and its rule."""
 
     rule: str
     severity: Severity
@@ -85,9 +85,9 @@ def row_expectations(schema: LogSchema, rules: tuple[Rule, ...]) -> list[Expecte
     """The row rules as expectations on the frame of :func:`row_frame`."""
     out = []
     for rule in rules:
-        found = _row_expectation(schema, rule)
-        if found is not None:
-            kind, arguments = found
+        expectation = _row_expectation(schema, rule)
+        if expectation is not None:
+            kind, arguments = expectation
             out.append(Expected(rule.id, rule.severity, rule.description, kind, arguments))
     return out
 
@@ -113,20 +113,20 @@ def _row_expectation(schema: LogSchema, rule: Rule) -> tuple[str, dict[str, Any]
         return "ExpectColumnValuesToBeBetween", {"column": rule.column, f"{rule.check[:3]}_value": rule.bound}
     if rule.check == "vector":
         return "ExpectColumnValuesToBeInSet", {"column": rule.column, "value_set": [int(rule.bound or 0)]}
-    # "number" holds by the type of the clean column, checked against the Arrow schema; "splittable" and "duplicate" are in the ledger.
+    # "number" is ensured by the type of the clean column, checked against the Arrow schema; "splittable" and "duplicate" are in the ledger.
     return None
 
 
 def _length_of(column: str) -> str:
-    """The column of :func:`row_frame` that holds the number of characters of ``column``; no field has a name with a space."""
+    """The column of :func:`row_frame` with the number of characters of ``column``; no field name contains a space."""
     return f"{column} characters"
 
 
 def row_frame(frame: pl.DataFrame, schema: LogSchema, expected: list[Expected]) -> pd.DataFrame:
-    """The columns of a clean log that the row suite reads, in the form it reads them.
+    """The columns of a clean log that the row suite reads, converted for the suite.
 
-    Times are microseconds since the epoch, vectors the number of their finite numbers, texts also their number of characters (-1
-    where one is NUL); all are null where absent.
+    Times are microseconds since the epoch, vectors their number of finite entries, texts also their number of characters (-1 if one is
+    NUL). Missing values are null.
     """
     used = {e.arguments["column"] for e in expected} | {ROW_ID}
     columns: list[pl.Expr] = []
@@ -154,7 +154,7 @@ def row_frame(frame: pl.DataFrame, schema: LogSchema, expected: list[Expected]) 
 
 
 def check_rows(clean_dir: Path, schema: LogSchema, *, as_of_us: int | None = None) -> list[Finding]:
-    """Run the row suite on every row of the clean log. One finding per rule that GX can see on clean rows."""
+    """Run the row suite on every row of the clean log. One finding per rule that GX can check on clean rows."""
     rules = row_rules(schema)
     expected = [e for e in row_expectations(schema, rules) if as_of_us is not None or not e.rule.endswith(":future")]
     failed: dict[str, list[str]] = {}
@@ -166,14 +166,14 @@ def check_rows(clean_dir: Path, schema: LogSchema, *, as_of_us: int | None = Non
         rows += frame.height
         pandas = row_frame(frame, schema, expected)
         outcome = run_suite("rows", pandas, expected, parameters=parameters)
-        again = [e for e in expected if not outcome[e.rule]["success"]]
-        if again:
-            detail = run_suite("rows", pandas, again, parameters=parameters, row_ids=True)
-            for e in again:
+        failing = [e for e in expected if not outcome[e.rule]["success"]]
+        if failing:
+            detail = run_suite("rows", pandas, failing, parameters=parameters, row_ids=True)
+            for e in failing:
                 result = detail[e.rule]["result"]
                 counts[e.rule] = counts.get(e.rule, 0) + int(result.get("unexpected_count", 0))
-                known = failed.setdefault(e.rule, [])
-                known.extend(_row_ids(result)[: MAX_SAMPLES - len(known)])
+                sample_ids = failed.setdefault(e.rule, [])
+                sample_ids.extend(_row_ids(result)[: MAX_SAMPLES - len(sample_ids)])
     return [
         Finding(
             rule=e.rule,
@@ -226,7 +226,7 @@ def ledger_expectations() -> list[Expected]:
 def check_ledger(ledger: Mapping[str, float], *, budget: float) -> list[Finding]:
     """Run the ledger suite on ``{rows_lost, keys_differ, columns_wrong, rows_clean, rows_quarantined, quarantined_share}``.
 
-    ``budget``: largest share of quarantined rows with which the log passes.
+    ``budget``: maximum share of quarantined rows of a log that passes.
     """
     import pandas as pd
 
@@ -245,7 +245,7 @@ def check_ledger(ledger: Mapping[str, float], *, budget: float) -> list[Finding]
 
 
 def check_notes(notes: Mapping[str, int], rules: tuple[Rule, ...]) -> list[Finding]:
-    """Run the rules that keep no row out of the clean log: ``notes`` are the clean rows that break each of them."""
+    """Run the rules that do not quarantine rows: ``notes`` are the numbers of clean rows that break each of them."""
     import pandas as pd
 
     expected = [
@@ -290,7 +290,7 @@ def check_profile(table: pl.DataFrame) -> list[Finding]:
     bounds = {
         _parameter(r.id, s): getattr(r, s) for r in rules for s in ("minimum", "maximum") if getattr(r, s) is not None
     }
-    # A column with nothing to judge is all null; GX reads it as numbers only if it is typed as numbers.
+    # A column with nothing to judge is all null; GX treats it as numeric only if its type is numeric.
     frame = table.with_columns(pl.format("{} / {}", "partition", "feature").alias(ROW_ID)).to_pandas()
     outcome = run_suite("profile", frame, expected, parameters=bounds, row_ids=True)
     findings = []
@@ -298,17 +298,17 @@ def check_profile(table: pl.DataFrame) -> list[Finding]:
         column = e.arguments["column"]
         judged = table.filter(pl.col(column).is_not_null())
         if not judged.height:
-            continue  # nothing to judge is no finding
+            continue  # no finding without values to judge
         samples = _row_ids(outcome[e.rule]["result"])
         values = judged[column].to_list()
-        # The value furthest from being fine: the smallest where the rule has only a minimum, else the largest.
+        # The most extreme value: the smallest if the rule has only a minimum, else the largest.
         worst = (
             min(values)
             if "max_value" not in e.arguments or min(values) < bounds.get(_parameter(e.rule, "minimum"), min(values))
             else max(values)
         )
-        where = judged.filter(pl.col(column) == worst)["feature"][0]
-        observed = _OF_THE_LOG[column](worst) if column in _OF_THE_LOG else f"{worst:.4g} ({where})"
+        worst_field = judged.filter(pl.col(column) == worst)["feature"][0]
+        observed = _OF_THE_LOG[column](worst) if column in _OF_THE_LOG else f"{worst:.4g} ({worst_field})"
         passed = bool(outcome[e.rule]["success"])
         findings.append(
             Finding(
@@ -328,7 +328,7 @@ def check_profile(table: pl.DataFrame) -> list[Finding]:
 def run_suite(
     name: str, frame: pd.DataFrame, expected: list[Expected], *, parameters: Mapping[str, Any], row_ids: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Run expectations on a frame with GX. Returns per rule ``{success, result}``; with ``row_ids`` complete lists of failing ids.
+    """Run expectations on a frame with GX. Returns per rule ``{success, result}``; with ``row_ids``, complete lists of failing ids.
 
     Raises:
         CheckBrokenError: GX could not compute an expectation.
@@ -339,7 +339,7 @@ def run_suite(
 
     if not expected:
         return {}
-    batch = _batch(frame)  # also gives GX the context that a suite wants
+    batch = _batch(frame)  # also creates the context that GX needs for a suite
     suite = ExpectationSuite(
         name=name,
         expectations=[
@@ -347,19 +347,22 @@ def run_suite(
             for e in expected
         ],
     )
-    form: Any = "BOOLEAN_ONLY"
+    result_format: Any = "BOOLEAN_ONLY"
     if row_ids:
-        form = {"result_format": "COMPLETE", "unexpected_index_column_names": [ROW_ID]}
-    result = batch.validate(suite, result_format=form, expectation_parameters=dict(parameters))
+        result_format = {"result_format": "COMPLETE", "unexpected_index_column_names": [ROW_ID]}
+    result = batch.validate(suite, result_format=result_format, expectation_parameters=dict(parameters))
     outcome: dict[str, dict[str, Any]] = {}
-    for one in result.results:
-        rule = one.expectation_config.meta["rule"]
-        raised = _raised(one.exception_info)
+    for expectation_result in result.results:
+        rule = expectation_result.expectation_config.meta["rule"]
+        raised = _raised(expectation_result.exception_info)
         if raised is not None:
             raise CheckBrokenError(
                 f"the check {rule!r} of suite {name!r} could not be computed ({raised}): this says nothing about the data, report it as a bug"
             )
-        outcome[rule] = {"success": bool(one.success), "result": one.to_json_dict()["result"] if row_ids else {}}
+        outcome[rule] = {
+            "success": bool(expectation_result.success),
+            "result": expectation_result.to_json_dict()["result"] if row_ids else {},
+        }
     absent = [e.rule for e in expected if e.rule not in outcome]
     if absent:
         raise CheckBrokenError(f"suite {name!r} gave no answer for {', '.join(absent)}: report it as a bug")
@@ -376,16 +379,16 @@ def _batch(frame: pd.DataFrame) -> Any:
 
 
 def _parameter(rule: str, side: str) -> str:
-    return f"{rule.replace(':', '_')}_{side}"  # GX reads a parameter's name as an expression
+    return f"{rule.replace(':', '_')}_{side}"  # GX parses a parameter's name as an expression
 
 
 def _raised(info: Any) -> str | None:
-    """The message of an exception inside a result. GX keeps either one, or one per metric that failed."""
+    """The message of an exception in a result. GX stores either one exception, or one per failed metric."""
     info = info or {}
-    many = [info] if "raised_exception" in info else list(info.values())
-    for one in many:
-        if isinstance(one, Mapping) and one.get("raised_exception"):
-            return str(one.get("exception_message"))
+    entries = [info] if "raised_exception" in info else list(info.values())
+    for entry in entries:
+        if isinstance(entry, Mapping) and entry.get("raised_exception"):
+            return str(entry.get("exception_message"))
     return None
 
 
@@ -395,8 +398,12 @@ def _row_ids(result: Mapping[str, Any]) -> list[str]:
 
 def _bound(arguments: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
     def value(side: str) -> Any:
-        found = arguments.get(side)
-        return parameters.get(found["$PARAMETER"]) if isinstance(found, dict) else found
+        bound_or_parameter = arguments.get(side)
+        return (
+            parameters.get(bound_or_parameter["$PARAMETER"])
+            if isinstance(bound_or_parameter, dict)
+            else bound_or_parameter
+        )
 
     low, high = value("min_value"), value("max_value")
     if low is not None and high is not None:

@@ -1,4 +1,4 @@
-"""What became of a log that was validated."""
+"""Verdict of the validation of a log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from thinktwice.validate.split import SplitResult
 
 @dataclass(frozen=True)
 class DataVerdict:
-    """What became of a log, and why. ``passed`` is false when, and only when, a critical rule is broken."""
+    """Verdict on a log, with reasons. ``passed`` is false if and only if a critical rule is broken."""
 
     passed: bool
     headline: str
@@ -18,4 +18,4 @@ class DataVerdict:
     findings: list[Finding]
     split: SplitResult
     metrics: dict[str, float]
-    not_evaluated: dict[str, str] = field(default_factory=dict)  # rule -> why; neither held nor broken
+    not_evaluated: dict[str, str] = field(default_factory=dict)  # rule -> reason

@@ -1,1 +1,1 @@
-"""The step that puts a packaged model into production."""
+"""The step ``deploy``: deploy a packaged model."""

@@ -1,4 +1,4 @@
-"""What deployment means: the champion of this machine, or a folder and an InferenceService for a cluster."""
+"""Deployment of a model: as the champion of this machine, or as a folder and an InferenceService for a cluster."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def deploy_model(
     """Deploy a packaged, blessed bundle with its feature store.
 
     Args:
-        target: ``local`` makes it the champion in ``state_dir``. ``manifest`` does too, because the next blessing compares
-            with that one, and writes ``model/`` (the same release without tables, the content of a storageUri) and
-            ``inferenceservice.yaml`` into ``out_dir``. It is signed where ``THINKTWICE_SIGNING_KEY_FILE`` names a key.
-        out_dir: folder to write, in both cases with ``deployment.json``.
-        out_uri: where ``out_dir`` can be found from elsewhere; storageUri points into it.
+        target: ``local`` makes it the champion in ``state_dir``. ``manifest`` does too, because the next blessing compares with
+            the champion, and also writes ``model/`` (the same release without tables, the content of a storageUri) and
+            ``inferenceservice.yaml`` to ``out_dir``. The release is signed if ``THINKTWICE_SIGNING_KEY_FILE`` is set.
+        out_dir: folder to write, with ``deployment.json`` for both targets.
+        out_uri: external URI of ``out_dir``; storageUri points into it.
 
     Returns:
-        The content of ``deployment.json``; ``place`` says where the model lies now.
+        The content of ``deployment.json``; ``place`` is the location of the model.
 
     Raises:
-        PipelineError: unknown target, or no positive blessing of this bundle.
-        BundleError: bundle or archive is damaged, or the archive holds another bundle.
-        FeatureStoreError: the store is that of other features than the model's, or what it holds online cannot be put right.
+        PipelineError: the target is unknown, or this bundle has no positive blessing.
+        BundleError: the bundle or the archive is damaged, or the archive contains another bundle.
+        FeatureStoreError: the store has other features than the model, or its online values cannot be restored.
     """
     if target not in get_args(DeployTarget):
         raise PipelineError(f"target {target!r} is unknown: choose one of {listed(DeployTarget)}")
@@ -68,7 +68,7 @@ def deploy_model(
         "bundle_hash": bundle_hash(bundle_dir),
         "feature_service": manifest.feature_service,
     }
-    # Rows of a Redis lie outside the store's folder: a cached materialization does not bring them back.
+    # Rows in Redis are outside the store's folder: a cached materialization does not restore them.
     ensure_online(feature_store_dir)
     with atomic_dir(out_dir) as folder:
         if target == "manifest":
@@ -93,22 +93,23 @@ def deploy_model(
 
 
 def _check_opponent(blessing: Blessing, state_dir: Path) -> None:
-    """Two runs at a time may both be blessed against one champion: the second must not replace the first unseen."""
+    """Check the champion: two concurrent runs may both be blessed against one champion, and the second must not replace the first
+    without a comparison."""
     if "champion_hash" not in blessing.model_fields_set:
         return
     champion = read_champion(state_dir)
-    found = None if champion is None else champion.info.bundle_hash
-    if found not in (blessing.champion_hash, blessing.bundle_hash):
+    current_hash = None if champion is None else champion.info.bundle_hash
+    if current_hash not in (blessing.champion_hash, blessing.bundle_hash):
         raise PipelineError(
-            f"another model (bundle {str(found)[:12]}) was deployed to {state_dir} since this one was judged: run again, "
+            f"another model (bundle {str(current_hash)[:12]}) was deployed to {state_dir} since this one was judged: run again, "
             "it is then compared with that one"
         )
 
 
 def inference_service(model_version: str, bundle_hash: str, storage: str) -> dict[str, Any]:
-    """A patch that puts one model version on the InferenceService of an overlay in ``manifests/``.
+    """A patch that sets the model version of the InferenceService of an overlay in ``manifests/``.
 
-    The overlay names what is the same for every version: the runtime and the deployment mode.
+    The overlay contains what is common to all versions: the runtime and the deployment mode.
     """
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
@@ -132,7 +133,7 @@ def inference_service(model_version: str, bundle_hash: str, storage: str) -> dic
 
 
 def label_value(text: str) -> str:
-    """``text`` as a Kubernetes label value: at most 63 of the characters allowed, different texts staying different."""
+    """``text`` as a Kubernetes label value: at most 63 allowed characters; different texts give different values."""
     allowed = re.sub(r"[^A-Za-z0-9_.-]", "-", text).strip("-_.")
     if allowed == text and len(text) <= 63:
         return text
@@ -140,7 +141,7 @@ def label_value(text: str) -> str:
 
 
 def storage_uri(uri: str) -> str:
-    """The address as KServe reads it: KFP calls its object store ``minio``, KServe calls the protocol ``s3``."""
+    """The URI in KServe's notation: KFP uses the scheme ``minio``, KServe uses ``s3``."""
     uri = uri.rstrip("/")
     if uri.startswith("minio://"):
         return "s3://" + uri.removeprefix("minio://")
@@ -163,5 +164,5 @@ def _check_feature_store(folder: Path, manifest: Manifest) -> None:
     if service != manifest.feature_service:
         raise FeatureStoreError(
             f"feature store {folder} serves {service!r} and the model needs {manifest.feature_service!r}: "
-            "give the feature store that the model was trained on"
+            "use the feature store that the model was trained on"
         )

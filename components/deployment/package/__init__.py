@@ -1,1 +1,1 @@
-"""The step that packs a blessed bundle into a TorchServe archive."""
+"""The step ``package``: pack a blessed bundle into a TorchServe archive."""

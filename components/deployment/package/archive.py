@@ -1,4 +1,4 @@
-"""A TorchServe archive from a bundle, made with torch-model-archiver, the same bytes for the same bundle."""
+"""TorchServe archives, made from a bundle with torch-model-archiver; reproducible byte for byte."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from thinktwice.release.bundle import OLD_SIGNATURE_FILE, verify_bundle
 from thinktwice.release.release import write_release
 from thinktwice.release.signing import signing_key
 
-#: A handler that the archiver knows and copies no file for; ours is a module of the package that is installed beside the
-#: server, which the archiver has no words for.
+#: A built-in handler, for which the archiver copies no file; ours is a module of the installed package, which the archiver does
+#: not support.
 PLACEHOLDER = "base_handler"
-#: TorchServe's settings of the model. One worker with one request at a time: the candidates of a request are a batch
-#: already, and TorchServe would hold a lone request back for the whole delay to fill a larger one.
+#: TorchServe's settings of the model. One worker with one request at a time: the candidates of a request already are a batch, and
+#: TorchServe would delay a single request for the whole batch delay to fill a larger batch.
 MODEL_CONFIG = """\
 minWorkers: 1
 maxWorkers: 1
@@ -34,14 +34,14 @@ responseTimeout: 30
 startupTimeout: 300
 torchThreads: 1
 """
-EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip file can hold
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time in a zip file
 
 
 def write_archive(bundle_dir: Path | str, blessing: Path | str, out_dir: Path | str) -> dict[str, Any]:
-    """Write ``ctr.mar`` and its ``release.json`` into the folder ``out_dir`` (replaced); returns what describes it.
+    """Write ``ctr.mar`` and its ``release.json`` to the folder ``out_dir`` (replaced). Returns their description.
 
-    The release covers the archive alone and is signed when ``THINKTWICE_SIGNING_KEY_FILE`` names a key. It is what a model
-    without a feature store needs; the deployment writes another one over archive and feature store.
+    The release covers only the archive and is signed if ``THINKTWICE_SIGNING_KEY_FILE`` is set. It is sufficient for a model without
+    a feature store; the deployment writes another one that covers archive and feature store.
 
     Raises:
         PipelineError: the bundle is not blessed, or the archiver failed.
@@ -51,8 +51,8 @@ def write_archive(bundle_dir: Path | str, blessing: Path | str, out_dir: Path | 
     require_blessing(blessing, bundle_dir)
     with atomic_dir(out_dir) as folder:
         with tempfile.TemporaryDirectory(prefix="thinktwice-archive-") as scratch:
-            made = _run_archiver(Path(bundle_dir), Path(scratch), manifest.model_version)
-            _normalize(made, folder / ARCHIVE_FILE, manifest.created)
+            raw_archive = _run_archiver(Path(bundle_dir), Path(scratch), manifest.model_version)
+            _normalize(raw_archive, folder / ARCHIVE_FILE, manifest.created)
         release = write_release(folder, signing_key())
     return {
         "model_version": manifest.model_version,
@@ -63,11 +63,11 @@ def write_archive(bundle_dir: Path | str, blessing: Path | str, out_dir: Path | 
 
 
 def _run_archiver(bundle_dir: Path, scratch: Path, version: str) -> Path:
-    """Run the real torch-model-archiver in a process of its own.
+    """Run torch-model-archiver in a separate process.
 
-    It collects files in a folder of a fixed name in the temporary folder, so two at a time would mix their files; here
-    each has a temporary folder to itself. A folder among the extra files goes in with its content, hence the one around. It
-    takes commas, colons and wildcards in paths for its own, so it runs in that folder and gets names alone.
+    It collects files in a fixed folder name in the temporary folder, so concurrent runs would mix their files; therefore each run
+    has its own temporary folder. Only the content of an extra folder is archived, hence the enclosing one. It interprets commas,
+    colons and wildcards in paths, so it runs in that folder and gets only names.
     """
     extra, temporary, out = scratch / "extra", scratch / "tmp", scratch / "out"
     for folder in (extra, temporary, out):
@@ -79,19 +79,21 @@ def _run_archiver(bundle_dir: Path, scratch: Path, version: str) -> Path:
     command += ["--handler", PLACEHOLDER, "--extra-files", extra.name, "--config-file", config.name]
     command += ["--export-path", out.name, "--archive-format", "zip-store"]
     environment = {**os.environ, "TMPDIR": str(temporary.absolute())}
-    done = subprocess.run(command, env=environment, cwd=scratch, capture_output=True, text=True, check=False)
-    made = out / ARCHIVE_FILE
-    if done.returncode != 0 or not made.is_file():
-        last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no output"]
-        raise PipelineError(f"torch-model-archiver failed ({last[0]}): check that torch-model-archiver is installed")
-    return made
+    result = subprocess.run(command, env=environment, cwd=scratch, capture_output=True, text=True, check=False)
+    archive = out / ARCHIVE_FILE
+    if result.returncode != 0 or not archive.is_file():
+        last_line = (result.stderr or result.stdout).strip().splitlines()[-1:] or ["no output"]
+        raise PipelineError(
+            f"torch-model-archiver failed ({last_line[0]}): check that torch-model-archiver is installed"
+        )
+    return archive
 
 
 def _normalize(source: Path, target: Path, created: str) -> None:
-    """Copy a zip with sorted names, one fixed time, the bundle's own creation time and our handler: same bundle, same bytes."""
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new:
-        for name in sorted(old.namelist()):
-            data = old.read(name)
+    """Copy a zip with sorted names, a fixed time, the bundle's creation time and our handler, so that equal bundles give equal bytes."""
+    with zipfile.ZipFile(source) as source_zip, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as target_zip:
+        for name in sorted(source_zip.namelist()):
+            data = source_zip.read(name)
             if name == MAR_MANIFEST:
                 value = json.loads(data)
                 value["createdOn"] = created
@@ -100,4 +102,4 @@ def _normalize(source: Path, target: Path, created: str) -> None:
             entry = zipfile.ZipInfo(name, EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = 0o644 << 16
-            new.writestr(entry, data)
+            target_zip.writestr(entry, data)

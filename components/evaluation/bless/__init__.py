@@ -1,4 +1,4 @@
-"""The step that compares with the champion."""
+"""The step ``bless``: compare the candidate with the champion."""
 
 from components.evaluation.bless.component import bless
 

@@ -1,4 +1,4 @@
-"""The step that measures and packs what ships."""
+"""The step ``evaluate``: measure the candidate and write its bundle."""
 
 from components.evaluation.evaluate.component import evaluate
 

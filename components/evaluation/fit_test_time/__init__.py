@@ -1,4 +1,4 @@
-"""The step that decides what ships."""
+"""The step ``fit_test_time``: fit and choose the test-time engine."""
 
 from components.evaluation.fit_test_time.component import fit_test_time
 
