@@ -1,4 +1,4 @@
-"""``python -m thinktwice``: the same command line where no script is on the path."""
+"""``python -m thinktwice``: the same command line, for when the script is not on the path."""
 
 import sys
 

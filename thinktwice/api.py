@@ -132,7 +132,7 @@ def validate_log(
         split, profile_log(out / "clean", reference=earlier), load_schema(out / "clean" / SCHEMA_FILE)
     )
     return Validation(
-        passed=all(found.severity != "critical" for found in broken),
+        passed=all(rule.severity != "critical" for rule in broken),
         broken=broken,
         rows_in=split.rows_in,
         rows_clean=split.rows_clean,

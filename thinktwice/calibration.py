@@ -1,4 +1,4 @@
-"""How raw logits become log-odds whose probabilities match the clicks: the coefficients, without the fits."""
+"""Calibration coefficients: from raw logits to log-odds whose probabilities match the click rate. The fits are elsewhere."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-#: Magnitude of a weight or coefficient; trained ones stay far below, and sums of products beyond it overflow.
+#: Largest magnitude of a weight or coefficient. Trained ones are far smaller; sums of products of larger ones overflow.
 MAX_MAGNITUDE = 1e6
 
 Coefficient = Annotated[float, Field(ge=-MAX_MAGNITUDE, le=MAX_MAGNITUDE, allow_inf_nan=False)]
@@ -24,8 +24,8 @@ class Calibration(BaseModel):
 class SupportCalibration(BaseModel):
     """Log-odds (a + d u) z + b + c u of a raw logit z, where u in 0..1 is the missing support of the row's values.
 
-    Where the score of thinly supported rows is too sure of itself, or the click rate of newcomers differs, this says so
-    without any further pass. It may also follow a drift that comes with novelty, so it is accepted on later rows only.
+    It corrects scores that are overconfident for rows with little support, and a different click rate of new users or
+    items, without an extra pass. It may also fit a drift that coincides with novelty, so it is accepted on later rows only.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

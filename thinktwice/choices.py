@@ -1,6 +1,6 @@
-"""The values that a parameter of a training run can have: declared here once, as types.
+"""Allowed values of the parameters of a training run, declared once, as types.
 
-The command line, the checks and the settings read them from here with :func:`typing.get_args`. Importing this loads nothing.
+The command line, the checks and the settings read them with :func:`typing.get_args`. This module imports nothing else.
 """
 
 from __future__ import annotations

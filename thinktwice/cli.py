@@ -23,9 +23,7 @@ from thinktwice.printable import printable
 GROUP = "thinktwice.commands"
 LINE_BREAKS = "\n"  # of messages that list several things
 INTERRUPTED = 130  # exit status after Ctrl-C
-QUIET_STOP = (
-    "THINKTWICE_QUIET_STOP"  # environment: the caller is this command line too, and says itself that it stopped
-)
+QUIET_STOP = "THINKTWICE_QUIET_STOP"  # set by a caller that prints the message about stopping itself
 
 
 class LazyCommands(TyperGroup):
@@ -78,51 +76,49 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status is 0, 1 for an error (one sentence on stderr), 2 for wrong usage, 130 for Ctrl-C."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(
-            signal.SIGINT, signal.default_int_handler
-        )  # a job in the background can be stopped like any other
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # so that a background job can be stopped too
     on_stop()
     try:
         with_plain_help(typer.main.get_command(app)).main(args=arguments, prog_name="thinktwice")
     except ThinktwiceError as error:
-        _say(str(error))
+        _print_error(str(error))
         return 1
     except BrokenPipeError:
-        # The reader of our output (a pager, `head`) has gone: not our error, and nothing is left to say.
+        # The reader of our output (a pager, `head`) closed the pipe: this is not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
         if code == INTERRUPTED and QUIET_STOP not in os.environ:
-            _say(stop_sentence())
+            _print_error(stop_sentence())
         return code
     except KeyboardInterrupt:
-        _say(stop_sentence())
+        _print_error(stop_sentence())
         return INTERRUPTED
     except BaseException as error:  # noqa: BLE001 - the panics of Rust libraries are no Exception
-        _say(_unforeseen(error))
+        _print_error(_unexpected_error_message(error))
         return 1
     return 0
 
 
-def _unforeseen(error: BaseException) -> str:
-    """The sentence about an error that no package has named; what led to it goes to a file, and not before a user's eyes."""
-    told = error_record(error)
-    if told.own:
-        return told.message
-    said = f": {told.message}" if told.message else ""
+def _unexpected_error_message(error: BaseException) -> str:
+    """The message of an unexpected error. The traceback goes to a file and is not shown."""
+    record = error_record(error)
+    if record.own:
+        return record.message
+    message = f": {record.message}" if record.message else ""
     try:
         with tempfile.NamedTemporaryFile(
             "w", prefix="thinktwice-error-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
         ) as file:
             traceback.print_exception(error, file=file)
     except OSError:
-        return f"failed with {told.type}{said}"
-    return f"failed with {told.type}{said}; what led to it is in {file.name}"
+        return f"failed with {record.type}{message}"
+    return f"failed with {record.type}{message}; what led to it is in {file.name}"
 
 
-def _say(sentence: str) -> None:
-    """One line on stderr; on a terminal broken between words."""
+def _print_error(sentence: str) -> None:
+    """Print one line on stderr; a terminal breaks it between words."""
     text = f"thinktwice: {printable(sentence, LINE_BREAKS)}"
     if sys.stderr.isatty():
         from thinktwice.console.output import say

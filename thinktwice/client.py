@@ -21,17 +21,17 @@ from typing import Any
 from thinktwice.errors import OverloadedError, RequestError, ServerError
 
 UNIT, REQUEST_ID, DEADLINE, SERVED_ARM = "x-experiment-unit", "x-request-id", "x-deadline-ms", "x-served-arm"
-MARGIN = 1.0  # seconds that the way may take beyond the deadline
+MARGIN = 1.0  # seconds allowed for the network beyond the deadline
 WITHOUT_DEADLINE = 60.0  # seconds
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back.
+    """The answer to a request.
 
     Attributes:
-        predictions: one for every instance, as the protocol has them.
-        request_id: under which the gateway and the predictor logged the request; keep it with the impression.
+        predictions: one per instance, in the form of the protocol.
+        request_id: id under which the gateway and the predictor logged the request; store it with the impression.
         served_arm: arm that answered; None without a gateway and an arm.
     """
 
@@ -41,7 +41,7 @@ class Reply:
 
 
 class Client:
-    """Keeps one connection. Not for several threads at once.
+    """A client with one persistent connection. Not thread-safe.
 
     Args:
         url: ``http://HOST:PORT`` or ``https://HOST:PORT``.
@@ -50,18 +50,18 @@ class Client:
     """
 
     def __init__(self, url: str, model: str = "ctr", unit_header: str = UNIT) -> None:
-        place = urllib.parse.urlsplit(url)
-        if place.scheme not in ("http", "https") or not place.hostname:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ServerError(f"{url} is not an address: give http://HOST:PORT")
-        if place.scheme == "https":
+        if parts.scheme == "https":
             context = ssl.create_default_context()
             self._connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-                place.hostname, place.port, context=context
+                parts.hostname, parts.port, context=context
             )
         else:
-            self._connection = http.client.HTTPConnection(place.hostname, place.port)
+            self._connection = http.client.HTTPConnection(parts.hostname, parts.port)
         self._url, self._unit_header = url, unit_header
-        self._path = f"{place.path.rstrip('/')}/v1/models/{model}:predict"
+        self._path = f"{parts.path.rstrip('/')}/v1/models/{model}:predict"
 
     def predict(
         self,
@@ -70,18 +70,19 @@ class Client:
         request_id: str | None = None,
         deadline_ms: float | None = None,
     ) -> Reply:
-        """Ask for predictions.
+        """Request predictions.
 
         Args:
-            instances: as the protocol has them, for example ``{"user_id": ..., "candidates": [...]}``.
-            unit: whom the experiment keeps in one arm, a user's id; none gets control and is not counted.
+            instances: in the form of the protocol, for example ``{"user_id": ..., "candidates": [...]}``.
+            unit: the experiment's unit, usually the user id, which always gets the same arm; without one the request is
+                served by control and not counted.
             request_id: 1 to 128 printable ASCII characters; default a new one.
-            deadline_ms: milliseconds after which the answer is of no use; default the predictor's.
+            deadline_ms: milliseconds until the answer is no longer needed; default: that of the predictor.
 
         Raises:
             RequestError: the request cannot be sent as it is, or was refused (4xx).
             OverloadedError: no server could answer in time (429, 503, 504).
-            ServerError: nobody answers, or the server failed.
+            ServerError: the server does not answer, or failed.
         """
         request_id = uuid.uuid4().hex if request_id is None else request_id
         headers = {"content-type": "application/json", REQUEST_ID: request_id}
@@ -101,13 +102,11 @@ class Client:
         try:
             predictions = json.loads(content)["predictions"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ServerError(
-                f"{self._url} answers with something else than predictions: is it a predictor?"
-            ) from error
+            raise ServerError(f"{self._url} did not return predictions: is it a predictor?") from error
         return Reply(predictions, answered.get(REQUEST_ID, request_id), answered.get(SERVED_ARM))
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self._connection.close()
 
     def __enter__(self) -> Client:
@@ -119,15 +118,15 @@ class Client:
         self.close()
 
     def _send(self, body: bytes, headers: dict[str, bytes], limit: float) -> tuple[int, dict[str, str], bytes]:
-        kept = self._connection.sock is not None
+        reused = self._connection.sock is not None
         try:
             return self._once(body, headers, limit)
         except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
-            if not kept:
+            if not reused:
                 raise ServerError(f"{self._url} does not answer ({error}): is the gateway running?") from error
         except (OSError, http.client.HTTPException) as error:
             raise ServerError(f"{self._url} does not answer ({error}): is the gateway running?") from error
-        try:  # the connection had been kept, and the server had ended it meanwhile
+        try:  # the connection was reused, and the server had closed it in the meantime
             return self._once(body, headers, limit)
         except (OSError, http.client.HTTPException) as error:
             raise ServerError(f"{self._url} does not answer ({error}): is the gateway running?") from error
@@ -142,7 +141,7 @@ class Client:
             answer = connection.getresponse()
             return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
         except BaseException:
-            connection.close()  # half an answer would be taken for the next one
+            connection.close()  # the rest of a half-read answer would be read as the next answer
             raise
 
 
@@ -150,26 +149,30 @@ def _sendable(name: str, value: str) -> bytes:
     """The bytes of a header.
 
     Raises:
-        RequestError: it holds a control character, which ends or breaks a header.
+        RequestError: it contains a control character, which ends or breaks a header.
     """
     if any(ord(c) < 32 or ord(c) == 127 for c in value):
-        raise RequestError(f"{name} {value[:40]!r} holds a control character: no header can carry it", field=name)
+        raise RequestError(
+            f"{name} {value[:40]!r} contains a control character, which a header must not contain", field=name
+        )
     try:
         return value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise RequestError(f"{name} {value[:40]!r} is not valid Unicode: no header can carry it", field=name) from error
+        raise RequestError(
+            f"{name} {value[:40]!r} is not valid Unicode and cannot be sent in a header", field=name
+        ) from error
 
 
 def _error(status: int, content: bytes, headers: Mapping[str, str]) -> Exception:
     message, field = content[:200].decode("utf-8", "replace"), ""
     try:
-        found = json.loads(content)
-        message, field = str(found["error"]), str(found.get("field") or "")
+        payload = json.loads(content)
+        message, field = str(payload["error"]), str(payload.get("field") or "")
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
     if status in (429, 503, 504):
-        after = headers.get("retry-after", "1")
-        return OverloadedError(message, retry_after=float(after) if after.isdigit() else 1.0, status=status)
+        retry_after = headers.get("retry-after", "1")
+        return OverloadedError(message, retry_after=float(retry_after) if retry_after.isdigit() else 1.0, status=status)
     if 400 <= status < 500:
         return RequestError(message, field=field, status=status)
     return ServerError(f"the server failed with status {status} ({message}): see its log")

@@ -1,49 +1,49 @@
-"""Every error a user can meet, in one tree.
+"""Error types of the project, in one tree.
 
 ThinktwiceError
 ├── DataError            the input data: missing, empty, truncated, or not what the schema says
-│   ├── SchemaError      a schema file that is wrong in itself, or does not fit its log
+│   ├── SchemaError      a schema file that is invalid, or does not fit its log
 │   └── RowsLostError    a step that must conserve rows did not
-├── BundleError          a model bundle that is damaged, incomplete or not the one asked for
+├── BundleError          a model bundle that is damaged, incomplete or not the expected one
 ├── TrainingError        a training run whose loss is no longer a finite number
-├── FeatureStoreError    the feature store lacks something, or answers what was not written
+├── FeatureStoreError    the feature store lacks something, or returns what was not written
 ├── PipelineError        a pipeline run that cannot start, or that failed in a step
 ├── ExperimentError      an experiment file, a route file or the records of an experiment that cannot be used
-├── ServerError          the model server: no Java, a busy port, a worker that does not come up
+├── ServerError          the model server: no Java, a busy port, a worker that does not start
 ├── RequestError         a scoring request that cannot be answered (HTTP 4xx)
 ├── OverloadedError      a scoring request that cannot be answered now (HTTP 429 or 503)
 └── ResourceError        disk, memory or network of this machine
 
-A message names the thing, the value found and the fix. The command line prints the message alone and exits with 1.
+A message names the thing, the value and the fix. The command line prints only the message and exits with 1.
 """
 
 from __future__ import annotations
 
-Location = tuple[str | int, ...]  # keys and indices that lead to a value within a document
+Location = tuple[str | int, ...]  # keys and indices that locate a value in a document
 
-LONGEST_REASON = 500  # characters; the input that an error quotes may be a whole file
+LONGEST_REASON = 500  # characters; the input quoted by an error may be a whole file
 
 
 class ThinktwiceError(Exception):
-    """Base of all errors that are the user's to fix."""
+    """Base of all errors that a user can fix."""
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in one line that fits into a message: the library's own text without its links, lines and traces."""
+    """The reason in one line that fits into a message: the library's own text without links, line breaks and traces."""
     text = _text(error)
     return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 3] + "..."
 
 
 def _text(error: BaseException) -> str:
-    from pydantic import ValidationError  # the command line starts without it
+    from pydantic import ValidationError  # not imported by the command line at start
 
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
+        location = ".".join(str(part) for part in first["loc"])
         message = " ".join(first["msg"].removeprefix("Value error, ").split())
         if first["type"] == "literal_error" and isinstance(first["input"], str | int):
             message += f", not {first['input']!r}"  # other inputs may be secrets, or large
-        return f"{place}: {message}" if place else message
+        return f"{location}: {message}" if location else message
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, UnicodeError):
@@ -64,7 +64,7 @@ class SchemaError(DataError):
 
 
 class RowsLostError(DataError):
-    """Rows went missing (or multiplied) where every row must be conserved."""
+    """Rows were lost (or duplicated) where every row must be conserved."""
 
 
 class BundleError(ThinktwiceError):
@@ -76,7 +76,7 @@ class TrainingError(ThinktwiceError):
 
 
 class FeatureStoreError(ThinktwiceError):
-    """The feature store cannot give what was asked of it."""
+    """The feature store cannot return what was requested."""
 
 
 class PipelineError(ThinktwiceError):
@@ -92,15 +92,15 @@ class ServerError(ThinktwiceError):
 
 
 class RequestError(ThinktwiceError):
-    """A scoring request cannot be answered as it is.
+    """A scoring request is invalid.
 
     Args:
         message: what is wrong, naming the field.
         field: path of the offending field in the request body, e.g. ``instances[0].candidates``.
         status: HTTP status to answer with.
-        loc: keys and indices that lead to the field, from the requests that were checked.
-        value: what stands there; for callers in Python, never shown or logged whole.
-        reason: the message without the place.
+        loc: keys and indices of the field, from the requests that were checked.
+        value: the value of the field; for callers in Python, never shown or logged whole.
+        reason: the message without the field.
         kind: the rule that is broken.
     """
 
@@ -122,12 +122,12 @@ class RequestError(ThinktwiceError):
 
 
 class OverloadedError(ThinktwiceError):
-    """A scoring request cannot be answered in time; nothing was done for it.
+    """A scoring request cannot be answered in time; it was not processed.
 
     Args:
         message: why.
         retry_after: seconds after which trying again makes sense.
-        status: HTTP status to answer with, 429 (too many wait) or 503 (too late).
+        status: HTTP status to answer with, 429 (queue full) or 503 (too late).
     """
 
     def __init__(self, message: str, *, retry_after: float, status: int) -> None:

@@ -1,4 +1,4 @@
-"""What to tell a user of any error: one sentence, whichever library raised it."""
+"""Error messages for users: one sentence for any error, whichever library raised it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NO_MEMORY = ("arrowmemoryerror", "outofmemory", "memoryerror")  # in names of cl
 
 
 class ErrorRecord(NamedTuple):
-    """``message`` is for the user as it stands when ``own``; else it is the first line of another library's."""
+    """``message``: if ``own``, a complete message for the user; otherwise the first line of another library's message."""
 
     type: str
     message: str
@@ -47,8 +47,8 @@ def _sentence(error: BaseException, name: str) -> str | None:
     if isinstance(error, UnicodeError):
         return f"a text or a name is not valid UTF-8 ({_first_line(error)}): save or rename it as UTF-8"
     if isinstance(error, OSError):
-        place = f" {error.filename}" if error.filename else ""
-        return f"cannot use{place} ({error.strerror or _first_line(error) or name}): check that it exists, its rights and the disk"
+        path = f" {error.filename}" if error.filename else ""
+        return f"cannot use{path} ({error.strerror or _first_line(error) or name}): check that it exists, its rights and the disk"
     return None
 
 

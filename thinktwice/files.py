@@ -1,4 +1,5 @@
-"""Write aside, then rename: a kill at any moment leaves either the old content or the new, never a half."""
+"""Atomic writes: write to a temporary path, then rename. A kill at any moment leaves the old content or the new, never a
+part."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux' renameat2
 
 @contextmanager
 def full_disk_named(target: Path) -> Iterator[None]:
-    """Turn the system's "no space left" (and "quota exceeded") into a sentence that names ``target``."""
+    """Turn "no space left" and "quota exceeded" errors into a sentence that names ``target``."""
     try:
         yield
     except OSError as error:
@@ -36,7 +37,7 @@ def full_disk_named(target: Path) -> Iterator[None]:
 def atomic_file(path: Path | str, mode: int = 0o644) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it replaces ``path``, on any error it is removed.
 
-    By default anybody may read the file: a server under another user reads what a pipeline wrote.
+    By default all users may read the file: a server may run as another user than the pipeline.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,9 +55,9 @@ def atomic_file(path: Path | str, mode: int = 0o644) -> Iterator[Path]:
 
 @contextmanager
 def atomic_dir(path: Path | str) -> Iterator[Path]:
-    """Yield an empty temporary folder beside ``path``; on success it takes the place of ``path`` (which may exist).
+    """Yield an empty temporary folder beside ``path``; on success it replaces ``path`` (which may exist).
 
-    An existing folder is exchanged for the new one in a single step where the system can (Linux); elsewhere a kill
+    An existing folder is exchanged for the new one in a single step if the system supports it (Linux); elsewhere a kill
     between two renames can leave nothing at ``path``, which a rerun repairs.
     """
     path = Path(path)
@@ -71,11 +72,11 @@ def atomic_dir(path: Path | str) -> Iterator[Path]:
             elif not _exchange(temporary, path):
                 _replace_in_two_steps(temporary, path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # what was never finished, or what was there before
+        shutil.rmtree(temporary, ignore_errors=True)  # the unfinished folder, or the previous one
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Let two paths change places in one step; False where the system or the file system cannot."""
+    """Exchange two paths in one step; False if the system or the file system does not support it."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False
@@ -83,18 +84,18 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _replace_in_two_steps(temporary: Path, path: Path) -> None:
-    aside = temporary.with_suffix(".old")
-    os.replace(path, aside)
+    backup = temporary.with_suffix(".old")
+    os.replace(path, backup)
     try:
         os.replace(temporary, path)
     except OSError:
-        os.replace(aside, path)
+        os.replace(backup, path)
         raise
-    shutil.rmtree(aside)
+    shutil.rmtree(backup)
 
 
 def json_bytes(value: Any) -> bytes:
-    """``value`` as stable JSON (sorted keys, no NaN), UTF-8: what is written, hashed and signed."""
+    """``value`` as stable JSON (sorted keys, no NaN), UTF-8, as it is written, hashed and signed."""
     text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
     return text.encode("utf-8")
 
@@ -107,7 +108,7 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def read_json(path: Path | str) -> Any:
-    """Read a JSON file written by this project; raises an OSError, or a ValueError like :func:`parse_json`."""
+    """Read a JSON file written by this project; raises OSError, or ValueError like :func:`parse_json`."""
     return parse_json(Path(path).read_bytes())
 
 
@@ -115,8 +116,8 @@ def parse_json(data: bytes) -> Any:
     """Parse JSON strictly.
 
     Raises:
-        ValueError: it is not UTF-8, not JSON, names a key of an object twice, holds a number that is not finite or too long
-            to convert, holds half a surrogate pair, or is nested too deeply.
+        ValueError: it is not UTF-8, not JSON, repeats a key of an object, contains a number that is not finite or too long
+            to convert, contains half of a surrogate pair, or is nested too deeply.
     """
     try:
         value = json.loads(
@@ -130,11 +131,11 @@ def parse_json(data: bytes) -> Any:
 
 
 def _different_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
-    return found
+    return mapping
 
 
 def _finite(text: str) -> float:
@@ -151,7 +152,7 @@ def sha256_file(path: Path | str) -> str:
 
 
 def sha256_text(*parts: str) -> str:
-    """Hex SHA-256 of several strings; their boundaries count."""
+    """Hex SHA-256 of several strings, including their boundaries."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode("utf-8")

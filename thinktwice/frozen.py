@@ -1,4 +1,4 @@
-"""The base of settings and written records: immutable, and an unknown key is an error."""
+"""Base class of settings and written records: immutable, without unknown keys."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
-    """A pydantic model that cannot be changed and refuses keys it does not know."""
+    """An immutable pydantic model that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

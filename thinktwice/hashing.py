@@ -1,4 +1,4 @@
-"""Files named by size and SHA-256, and the check that a folder holds exactly those."""
+"""Manifests of files by size and SHA-256, and the check that a folder contains exactly those files."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class FileEntry(Frozen):
-    """What a manifest says about one file."""
+    """The manifest entry of one file."""
 
     sha256: Sha256
     size: int = Field(ge=0, strict=True)  # bytes
 
     @staticmethod
     def of(path: Path) -> FileEntry:
-        """The entry of a file as it is now."""
+        """The entry of a file in its present state."""
         with open_plain(path) as file:
             return FileEntry(
                 sha256=hashlib.file_digest(file, "sha256").hexdigest(), size=os.fstat(file.fileno()).st_size
@@ -38,10 +38,10 @@ class FileEntry(Frozen):
 
 @contextmanager
 def open_plain(path: Path) -> Iterator[BufferedReader]:
-    """Open a regular file for reading; the last part of ``path`` may not be a link.
+    """Open a regular file for reading; the last component of ``path`` must not be a link.
 
     Raises:
-        OSError: it is missing, unreadable, or a link, folder, pipe, socket or device. A pipe is never waited for.
+        OSError: it is missing, unreadable, or a link, folder, pipe, socket or device. A pipe does not block.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -56,7 +56,7 @@ def open_plain(path: Path) -> Iterator[BufferedReader]:
 
 
 def read_plain(path: Path, most: int) -> bytes:
-    """The content of a regular file of at most ``most`` bytes; raises an OSError like :func:`open_plain`."""
+    """The content of a regular file of at most ``most`` bytes; raises OSError like :func:`open_plain`."""
     with open_plain(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
@@ -67,36 +67,36 @@ def read_plain(path: Path, most: int) -> bytes:
 def check_folder(
     what: str, folder: Path, files: Mapping[str, FileEntry], fix: str, *, also: Collection[str] = ()
 ) -> None:
-    """Check that a folder holds ``files`` as they were and nothing else: every name, kind, size and hash.
+    """Check that a folder contains exactly ``files``, unchanged: every name, kind, size and hash.
 
     Args:
         what: names the folder in messages, e.g. ``bundle out/bundle``.
         files: entries by path within the folder.
-        fix: what to do, the end of every message.
-        also: paths that may be there besides.
+        fix: what the user should do; the end of every message.
+        also: additional paths that are allowed.
 
     Raises:
         BundleError: anything differs; the message names the file.
     """
     _check_names(what, folder, files, fix, also)
-    for name, found in files.items():
-        check_file(what, name, folder / name, found, fix)
+    for name, entry in files.items():
+        check_file(what, name, folder / name, entry, fix)
 
 
 def copy_folder(
     what: str, folder: Path, target: Path, files: Mapping[str, FileEntry], fix: str, *, also: Collection[str] = ()
 ) -> None:
-    """Copy ``files``, checked like :func:`check_folder` in the same reading: what is in ``target`` is what was hashed.
+    """Copy ``files`` and check them like :func:`check_folder` in the same read, so ``target`` contains what was hashed.
 
     Args:
-        target: folder to make.
+        target: folder to create.
     """
     _check_names(what, folder, files, fix, also)
     target.mkdir(parents=True)
-    for name, found in files.items():
+    for name, entry in files.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         with (target / name).open("xb") as copy:
-            check_file(what, name, folder / name, found, fix, copy)
+            check_file(what, name, folder / name, entry, fix, copy)
 
 
 def _check_names(what: str, folder: Path, files: Mapping[str, FileEntry], fix: str, also: Collection[str]) -> None:
@@ -104,7 +104,7 @@ def _check_names(what: str, folder: Path, files: Mapping[str, FileEntry], fix: s
     parents = {parent.as_posix() for name in names for parent in Path(name).parents}
     for name, entry in _entries(what, folder, fix):
         if entry.is_symlink():
-            raise BundleError(f"{what}: {name} is a link, only plain files may be there: {fix}")
+            raise BundleError(f"{what}: {name} is a link, only plain files are allowed: {fix}")
         if name not in names and name not in parents:
             raise BundleError(f"{what}: {name} is not in the manifest: remove it, or {fix}")
         if not (entry.is_file() if name in names else entry.is_dir()):
@@ -112,7 +112,7 @@ def _check_names(what: str, folder: Path, files: Mapping[str, FileEntry], fix: s
 
 
 def check_file(what: str, name: str, path: Path, entry: FileEntry, fix: str, copy: BinaryIO | None = None) -> None:
-    """Check size and hash of one file; ``copy`` takes what was read.
+    """Check size and hash of one file; ``copy`` receives the content read.
 
     Raises:
         BundleError: it differs, or cannot be read.
@@ -134,7 +134,7 @@ def _digest(file: BufferedReader, size: int, copy: BinaryIO | None) -> str:
     if copy is None:
         return hashlib.file_digest(file, "sha256").hexdigest()
     digest, left = hashlib.sha256(), size
-    while left > 0 and (block := file.read(min(BLOCK, left))):  # a file that grows meanwhile is not read on
+    while left > 0 and (block := file.read(min(BLOCK, left))):  # a file that grows is not read further
         digest.update(block)
         copy.write(block)
         left -= len(block)
@@ -150,12 +150,12 @@ def check_digest(what: str, name: str, digest: str, entry: FileEntry, fix: str) 
 
 
 def _entries(what: str, folder: Path, fix: str, below: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Everything below a folder by its path within, links not followed; a folder comes before what it holds."""
+    """Everything below a folder by its path within, links not followed; a folder comes before its content."""
     try:
-        found = sorted(os.scandir(folder / below), key=lambda entry: entry.name)
+        entries = sorted(os.scandir(folder / below), key=lambda entry: entry.name)
     except OSError as error:
         raise BundleError(f"{what}: {below or folder} cannot be read ({reason(error)}): {fix}") from error
-    for entry in found:
+    for entry in entries:
         name = below + entry.name
         yield name, entry
         if entry.is_dir(follow_symlinks=False):

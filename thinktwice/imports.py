@@ -1,4 +1,4 @@
-"""Importing heavy libraries without paying for what this project does not use."""
+"""Import contexts that avoid the cost of unused parts of heavy libraries."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def own_metrics() -> Iterator[None]:
 def without(*modules: str) -> Iterator[None]:
     """Import within this context as if ``modules`` were not installed; those that are loaded already stay.
 
-    For libraries that a library loads when it finds them and can do without. What is imported here finds out that they are
-    missing, as on a machine that lacks them; afterwards they can be imported as ever.
+    For optional dependencies of a library. Imports within the context behave as on a machine without ``modules``;
+    afterwards these can be imported as usual.
     """
     hidden = [name for name in modules if name not in sys.modules]
     for name in hidden:
-        sys.modules[name] = None  # type: ignore[assignment]  # what the import system takes for "not there"
+        sys.modules[name] = None  # type: ignore[assignment]  # marks a module as not installed
     try:
         yield
     finally:

@@ -1,8 +1,8 @@
-"""Read and write parquet files by their exact path.
+"""Reading and writing of parquet files by their exact path.
 
-The libraries that read parquet take patterns (``[1]``, ``*``), partitions (a folder ``price=7`` on the way becomes a column
-or replaces one), URIs and ``~`` for what they are given. Here a path is only characters. Nothing else in the project opens
-a parquet file by its path, except queries, by :mod:`thinktwice.query`.
+Libraries that read parquet interpret patterns (``[1]``, ``*``), partitions (a folder ``price=7`` in the path becomes or
+replaces a column), URIs and ``~`` in paths. This module takes a path literally. Nothing else in the project opens a parquet
+file by its path, except queries, through :mod:`thinktwice.query`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pyarrow.fs import LocalFileSystem
 
 def read_frame(path: Path | str, columns: Sequence[str] | None = None) -> pl.DataFrame:
     """The file as a polars frame; ``columns`` names those to read."""
-    wanted = None if columns is None else list(columns)
-    return pl.read_parquet(_exact(path), columns=wanted, glob=False, hive_partitioning=False)
+    selected = None if columns is None else list(columns)
+    return pl.read_parquet(_exact(path), columns=selected, glob=False, hive_partitioning=False)
 
 
 def scan_frame(path: Path | str) -> pl.LazyFrame:

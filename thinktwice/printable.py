@@ -1,22 +1,22 @@
-"""Text from data, safe to show on a terminal or in a line of a log."""
+"""Text from data, made safe for a terminal or a log line."""
 
 from __future__ import annotations
 
 import unicodedata
 
-SPACES = "Zs"  # category of the space and of its wide and narrow relatives
+SPACES = "Zs"  # Unicode category of spaces
 
 
 def printable(value: object, keep: str = "") -> str:
-    r"""``str(value)`` with every character escaped that shows nothing or controls what is shown, as Python writes it (``\x1b``).
+    r"""``str(value)`` with invisible and control characters written as Python escapes (``\x1b``).
 
-    These are the control characters (escape sequences, line breaks), the format characters (among them those that reverse the
-    direction of text), line and paragraph separators, lone surrogates and unassigned code points. Such a value can then neither
-    drive the terminal, nor pass for another value or for a line of ours.
+    These are the control characters (escape sequences, line breaks), the format characters (including those that reverse
+    the direction of text), line and paragraph separators, lone surrogates and unassigned code points. The value can then
+    neither control the terminal nor look like another value or another line.
 
     Args:
         value: anything.
-        keep: characters that stay, such as the line breaks of a text that is ours.
+        keep: characters that are not escaped, such as the line breaks of our own text.
     """
     return "".join(c if c in keep or _shows(c) else c.encode("unicode_escape").decode("ascii") for c in str(value))
 

@@ -1,8 +1,9 @@
-"""Progress events of long work, for whoever watches.
+"""Progress events of long work, for a watching process.
 
-The library reports, it never draws. Stages start and end, make progress, and carry notes (short) and messages (whole
-sentences); a step that fails leaves one record of its error. When the environment variable ``THINKTWICE_PROGRESS`` names a file, every event is
-appended to it as one JSON line; a watcher (the ``demo`` command) tails the file and draws the bars. Otherwise events go nowhere.
+The library reports events and draws nothing. Stages start and end, make progress, and have notes (short) and messages
+(whole sentences); a failed step leaves one record of its error. When the environment variable ``THINKTWICE_PROGRESS`` names
+a file, every event is appended to it as one JSON line; a watcher (the ``demo`` command) tails the file and draws the bars.
+Otherwise events are dropped.
 """
 
 from __future__ import annotations
@@ -46,19 +47,19 @@ def stage(name: str) -> Iterator[None]:
 
 
 def note(stage_name: str, text: str) -> None:
-    """Attach a short finding to a stage, e.g. ``1,000,209 rows``; the watcher prints it behind the stage line."""
+    """Attach a short finding to a stage, e.g. ``1,000,209 rows``; the watcher prints it after the stage line."""
     _emit({"stage": stage_name, "event": "note", "text": text})
 
 
 def tell(stage_name: str, text: str) -> None:
-    """Say a whole sentence about a stage; the watcher prints it in full, on a line of its own."""
+    """Report a whole sentence about a stage; the watcher prints it in full, on its own line."""
     _emit({"stage": stage_name, "event": "message", "text": text})
 
 
 def recorded(step: Callable[..., T]) -> Callable[..., T]:
-    """The same step, which leaves a record ``{type, message, own}`` of the error that ends it.
+    """The same step, but an error that ends it is recorded as ``{type, message, own}``.
 
-    The error is raised on: whoever runs the step sees it fail as before. Nothing is recorded where nobody watches.
+    The error is raised again, so the step fails as before. Without a watcher nothing is recorded.
     """
 
     @functools.wraps(step)

@@ -1,4 +1,4 @@
-"""DuckDB as the query engine: bounded memory, UTC, quoted names, and files by their exact path.
+"""The query engine, DuckDB: bounded memory, UTC, quoted names, and files by their exact path.
 
 A path is never a pattern, a partition or a URI (see :mod:`thinktwice.parquet`).
 """
@@ -22,15 +22,15 @@ from fsspec import AbstractFileSystem
 from thinktwice.errors import ResourceError
 
 MEMORY_LIMIT = "1GB"  # of the query engine; what does not fit goes to disk
-EXACT = "exact"  # protocol of paths that hold characters of DuckDB's patterns
+EXACT = "exact"  # protocol of paths that contain characters of DuckDB's patterns
 PATTERN = frozenset("*?[]{}\\")
 
 
 class ExactFiles(AbstractFileSystem):
-    """Local files behind ``exact://PATH``, for DuckDB alone: it takes no pattern for a pattern there.
+    """Local files as ``exact://PATH``, for DuckDB only, which does not expand patterns there.
 
-    DuckDB has no way to turn patterns off, and an escaped one makes it list every folder on the way, which fails where a
-    folder may not be listed or has a neighbour with a backslash in its name.
+    DuckDB cannot disable patterns, and an escaped one makes it list every folder of the path, which fails if a folder is
+    not readable or a sibling has a backslash in its name.
     """
 
     protocol = EXACT
@@ -53,9 +53,9 @@ class ExactFiles(AbstractFileSystem):
 
 
 class _OpenedFile(FileIO):
-    """A file that several threads read at once: each has a position of its own.
+    """A file that several threads read at once, each with its own position.
 
-    DuckDB reads a place by a seek and a read, in any of its threads, and drops its files without closing them.
+    DuckDB reads by a seek and a read, in any of its threads, and drops files without closing them.
     """
 
     def __init__(self, path: Path, mode: str) -> None:
@@ -72,9 +72,9 @@ class _OpenedFile(FileIO):
 
     def read(self, size: int | None = -1) -> bytes:
         size = os.fstat(self.fileno()).st_size if size is None or size < 0 else size
-        found = os.pread(self.fileno(), size, self.tell())
-        self._here.position = self.tell() + len(found)
-        return found
+        data = os.pread(self.fileno(), size, self.tell())
+        self._here.position = self.tell() + len(data)
+        return data
 
     def __del__(self) -> None:
         self.close()
@@ -90,21 +90,21 @@ def take_exact_paths(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def location(path: Path | str) -> str:
-    """How DuckDB is told to read the file ``path`` and no other."""
+    """The name under which DuckDB reads exactly the file ``path``."""
     text = str(Path(path).absolute())
     return f"{EXACT}://{text}" if PATTERN.intersection(text) else text
 
 
 @contextmanager
 def spill_folder(scratch: Path) -> Iterator[str]:
-    """A folder for what does not fit into memory, removed afterwards.
+    """A folder for spilled data, removed afterwards.
 
-    It is below ``scratch``, unless that path contains a backslash: DuckDB reads one as a slash there.
+    It is below ``scratch``, unless that path contains a backslash: DuckDB reads it as a slash.
     """
     if "\\" not in str(scratch.absolute()):
         folder = str(scratch.absolute() / f".spill-{os.getpid()}")
         try:
-            yield folder  # DuckDB makes it when it needs it
+            yield folder  # DuckDB creates it on demand
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return
@@ -153,14 +153,14 @@ def engine(scratch: Path, memory: str = "", *, ordered: bool = True) -> Iterator
 def one_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
     """The row of a query that has exactly one.
 
-    All of the result is fetched: ``fetchone`` leaves it open, and a connection with an open result refuses the next relation.
+    The whole result is fetched: ``fetchone`` leaves it open, and a connection with an open result refuses the next relation.
     """
     (row,) = connection.execute(query).fetchall()
     return tuple(row)
 
 
 def source(*paths: Path | str, options: str = "") -> str:
-    """Parquet files as a table of a query. Folders ``key=value`` on the way to them are no columns."""
+    """Parquet files as a table of a query. Folders ``key=value`` in their paths do not become columns."""
     return f"read_parquet({listed(*paths)}, hive_partitioning = false{options})"
 
 

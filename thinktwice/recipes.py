@@ -1,4 +1,4 @@
-"""Named sets of settings, one function each: what a pipeline run calls by name."""
+"""Recipes: named sets of settings, one function each, selected by name in a pipeline run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Recipe(BaseModel):
 
 
 def default() -> Recipe:
-    """For a log of unknown size: every candidate is trained in full and the best on validation is kept."""
+    """For a log of unknown size: every candidate is trained fully and the best on validation is kept."""
     return Recipe(finetune=FinetuneConfig(trial_epochs=8.0, epochs=8.0))
 
 
@@ -43,7 +43,7 @@ def autoint() -> Recipe:
 def ml_1m() -> Recipe:
     """MovieLens-1M on two cores in a few minutes.
 
-    Trials of two epochs: shorter ones favour weak L2, because what L2 prevents comes late.
+    Trials of two epochs: shorter ones favour weak L2, because overfitting, which L2 prevents, comes late.
     """
     return Recipe(
         pretrain=PretrainConfig(epochs=1.0),
@@ -82,7 +82,7 @@ def get(name: str) -> Recipe:
     """The recipe of that name.
 
     Raises:
-        PipelineError: there is none; the message lists those there are.
+        PipelineError: it does not exist; the message lists the recipes.
     """
     for known, recipe in RECIPES.items():
         if name == known:

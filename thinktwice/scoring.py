@@ -81,9 +81,9 @@ def score_table(bundle: Bundle, rows: Rows, *, request: str | None = None) -> Sc
     encoded = bundle.encoder.encode_table(read_fields(table, bundle.schema, bundle.encoder))
     parts = list(_scored(bundle.engine, encoded, requests))
     joined = [np.concatenate([getattr(part, name) for part in parts]) if parts else np.zeros(0) for name in COLUMNS]
-    if len(bad := np.flatnonzero(~np.isfinite(joined[0]))):
+    if len(invalid_rows := np.flatnonzero(~np.isfinite(joined[0]))):
         raise DataError(
-            f"row {int(bad[0])} has no finite score: its numbers are too large for the model, give smaller ones"
+            f"row {int(invalid_rows[0])} has no finite score: its numbers are too large for the model, give smaller ones"
         )
     return Scores(joined[0], joined[1], joined[2].astype(np.int64), bundle.manifest.model_version, bundle.hash)
 
@@ -103,9 +103,9 @@ def request_starts(table: pa.Table, column: str) -> np.ndarray:
     changed = (values.ne_missing(values.shift(1))).to_numpy() if len(values) else np.zeros(0, bool)
     starts = np.append(np.flatnonzero(np.r_[True, changed[1:]]) if len(values) else np.zeros(0, np.int64), len(values))
     if len(sizes := np.diff(starts)) and sizes.max() > MAX_REQUEST_ROWS:
-        place = int(starts[int(sizes.argmax())])
+        index = int(starts[int(sizes.argmax())])
         raise DataError(
-            f"the request from row {place} on has {sizes.max():,} rows of one {column!r}, a server takes {MAX_REQUEST_ROWS:,}: "
+            f"the request from row {index} on has {sizes.max():,} rows of one {column!r}, a server takes {MAX_REQUEST_ROWS:,}: "
             "split it, or score rows one by one without a request column"
         )
     return starts

@@ -1,8 +1,8 @@
-"""Read YAML that people write: the one loader of the project, which refuses what PyYAML passes over.
+"""Loader of hand-written YAML, the only one of the project: it refuses errors that PyYAML ignores.
 
 PyYAML lets the second of two equal keys win, expands aliases without a limit, reads ``NO``, ``on``, ``010``, ``12:30`` and
-``2024-01-01`` as something else than text, and says what is wrong in the words of a parser. Here every fault of a file is one
-sentence with its line, and only true, false, null and plain numbers are no text.
+``2024-01-01`` as something else than text, and reports errors in terms of its parser. With this loader every error of a
+file is one sentence with its line, and all scalars are text except true, false, null and plain numbers.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ def read_mapping(path: Path | str, what: str, error: type[ThinktwiceError]) -> d
     """The mapping in a YAML file; ``{}`` for an empty one. ``what`` names the file in messages, e.g. ``schema file``.
 
     Raises:
-        error: the file cannot be read, or holds something else than one mapping of unique keys.
+        error: the file cannot be read, or is not a single mapping with unique keys.
     """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as found:
+    except OSError as cause:
         raise error(
-            f"{what} {path} cannot be read ({found.strerror or found}): give the path of a YAML file"
-        ) from found
-    except UnicodeDecodeError as found:
-        raise error(f"{what} {path} is not UTF-8 text (byte {found.start}): save it as UTF-8") from found
+            f"{what} {path} cannot be read ({cause.strerror or cause}): give the path of a YAML file"
+        ) from cause
+    except UnicodeDecodeError as cause:
+        raise error(f"{what} {path} is not UTF-8 text (byte {cause.start}): save it as UTF-8") from cause
     return mapping(text, f"{what} {path}", error)
 
 
@@ -45,15 +45,15 @@ def mapping(text: str, where: str, error: type[ThinktwiceError]) -> dict[str, An
     """Like :func:`read_mapping`, from text; ``where`` names its origin."""
     try:
         value = _parsed(text)
-    except _WrongError as found:
-        raise error(f"{where} {found}") from found
+    except _WrongError as cause:
+        raise error(f"{where} {cause}") from cause
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise error(f"{where} contains a {_kind(value)} instead of a mapping: start with a line like 'name: value'")
-    other = next((key for key in value if not isinstance(key, str)), None)
-    if other is not None:
-        raise error(f"{where} has the key {other!r}, which is not text: put it in quotes")
+    non_text = next((key for key in value if not isinstance(key, str)), None)
+    if non_text is not None:
+        raise error(f"{where} has the key {non_text!r}, which is not text: put it in quotes")
     return value
 
 
@@ -65,8 +65,8 @@ def parse_yaml(text: str) -> Any:
     """
     try:
         return _parsed(text)
-    except _WrongError as found:
-        raise ValueError(f"it {found}") from found
+    except _WrongError as cause:
+        raise ValueError(f"it {cause}") from cause
 
 
 def _parsed(text: str) -> Any:
@@ -74,20 +74,20 @@ def _parsed(text: str) -> Any:
         raise _WrongError(f"has {len(text):,} characters, at most {MAX_CHARACTERS:,} are read: give a shorter one")
     try:
         return _load(text)
-    except RecursionError as found:
-        raise _WrongError("is nested too deeply: give one of ordinary depth") from found
-    except yaml.YAMLError as found:
-        raise _WrongError(f"is not valid YAML{_place(found)} ({_problem(found)}): correct the syntax") from found
-    except (ValueError, OverflowError) as found:  # of a value, such as the date 2024-13-45
-        raise _WrongError(f"contains a value that cannot be read ({found}): put it in quotes") from found
+    except RecursionError as cause:
+        raise _WrongError("is nested too deeply: give one of ordinary depth") from cause
+    except yaml.YAMLError as cause:
+        raise _WrongError(f"is not valid YAML{_line_suffix(cause)} ({_problem(cause)}): correct the syntax") from cause
+    except (ValueError, OverflowError) as cause:  # of a value, such as the date 2024-13-45
+        raise _WrongError(f"contains a value that cannot be read ({cause}): put it in quotes") from cause
 
 
 class _WrongError(Exception):
-    """What is wrong with a document, without its name."""
+    """An error of a document; the message does not name the document."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads fewer texts as something else than PyYAML does; what PyYAML writes, it reads as it was."""
+    """Reads fewer scalars as non-text than PyYAML does, but everything PyYAML writes is read back unchanged."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {}  # type: ignore[misc]  # of no other loader
 
@@ -109,7 +109,7 @@ def _load(text: str) -> Any:
         root = loader.get_single_node()
         if root is None:
             return None
-        # Before anything is built of the nodes: merging changes them, and keys that come by a merge may be set again.
+        # Before construction: merging changes the nodes, and merged keys may be overridden.
         _check(root, loader)
         return loader.construct_document(root)
     finally:
@@ -117,36 +117,36 @@ def _load(text: str) -> Any:
 
 
 def _check(root: yaml.Node, loader: _Loader) -> None:
-    """Refuse keys that are there twice, aliases within themselves, and too many values."""
+    """Refuse duplicate keys, recursive aliases, and too many values."""
     sizes: dict[int, int] = {}
-    above: set[int] = set()
+    open_nodes: set[int] = set()
 
     def size(node: yaml.Node) -> int:
-        if id(node) in above:
+        if id(node) in open_nodes:
             raise _WrongError(f"has an alias at line {_line(node)} that refers to itself: write out the value")
         if id(node) not in sizes:
-            above.add(id(node))
+            open_nodes.add(id(node))
             if isinstance(node, yaml.MappingNode):
                 _check_keys(node, loader)
-                found = 1 + sum(size(key) + size(value) for key, value in node.value)
+                total = 1 + sum(size(key) + size(value) for key, value in node.value)
             else:
-                found = 1 + (sum(map(size, node.value)) if isinstance(node, yaml.SequenceNode) else 0)
-            if found > MAX_NODES:
+                total = 1 + (sum(map(size, node.value)) if isinstance(node, yaml.SequenceNode) else 0)
+            if total > MAX_NODES:
                 raise _WrongError(f"contains more than {MAX_NODES:,} values once its aliases are expanded: write fewer")
-            above.remove(id(node))
-            sizes[id(node)] = found
+            open_nodes.remove(id(node))
+            sizes[id(node)] = total
         return sizes[id(node)]
 
     size(root)
 
 
 def _check_keys(node: yaml.MappingNode, loader: _Loader) -> None:
-    seen: dict[Any, yaml.Node] = {}
+    first_keys: dict[Any, yaml.Node] = {}
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
-            raise _WrongError(f"has a key at line {_line(key)} that is a list or a mapping: use a text")
+            raise _WrongError(f"has a key at line {_line(key)} that is a list or a mapping: use text")
         value = MERGE if key.tag == MERGE else loader.construct_object(key)
-        earlier = seen.setdefault(value, key)
+        earlier = first_keys.setdefault(value, key)
         if earlier is not key:
             raise _WrongError(
                 f"has the key {key.value!r} twice, at lines {_line(earlier)} and {_line(key)}: "
@@ -155,26 +155,26 @@ def _check_keys(node: yaml.MappingNode, loader: _Loader) -> None:
 
 
 def first_fault(found: ValidationError, model: type[BaseModel], whole: str) -> tuple[str, str]:
-    """Where the first fault of a mapping is, and what it is; ``whole`` names the mapping itself.
+    """Location and description of the first error of a mapping; ``whole`` names the mapping itself.
 
-    A key that ``model`` does not know is named with the nearest one that it does.
+    For an unknown key the nearest key of ``model`` is suggested.
     """
     first = found.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"]) or whole
+    location = ".".join(str(part) for part in first["loc"]) or whole
     if first["type"] == "extra_forbidden":
         known = list(_model_at(model, first["loc"][:-1]).model_fields)
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        guess = f"did you mean {near[0]!r}? " if near else ""
-        return place, f"there is no such key; {guess}Known are {', '.join(known)}"
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        guess = f"did you mean {close[0]!r}? " if close else ""
+        return location, f"there is no such key; {guess}Known are {', '.join(known)}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "string_type" and isinstance(first["input"], bool | int | float):
         message += f" (YAML has read it as {str(first['input']).lower()}: put it in quotes)"
-    return place, message
+    return location, message
 
 
-def _model_at(model: type[BaseModel], place: tuple[int | str, ...]) -> type[BaseModel]:
-    """The model of the mapping at a place within a mapping of ``model``."""
-    for part in place:
+def _model_at(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:
+    """The model of the mapping at ``path`` in a mapping of ``model``."""
+    for part in path:
         if isinstance(part, str) and part in model.model_fields:
             model = next(_models_in(model.model_fields[part].annotation), model)
     return model
@@ -191,7 +191,7 @@ def _line(node: yaml.Node) -> int:
     return int(node.start_mark.line) + 1
 
 
-def _place(error: yaml.YAMLError) -> str:
+def _line_suffix(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     return f" at line {mark.line + 1}" if mark is not None else ""
 
@@ -199,11 +199,11 @@ def _place(error: yaml.YAMLError) -> str:
 def _problem(error: yaml.YAMLError) -> str:
     problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)
     if "'\\t'" in problem:
-        return "a tab stands where only spaces may indent"
+        return "tabs are not allowed for indentation"
     if "but found another document" in problem:
         return "a second document begins after '---'"
     if "could not determine a constructor for the tag" in problem:
-        return f"the tag {problem.rsplit(' ', 1)[-1]} is not read"
+        return f"the tag {problem.rsplit(' ', 1)[-1]} is not supported"
     return " ".join(problem.split())
 
 

@@ -1,8 +1,8 @@
-"""How many threads the library computes with, and sums in an order that does not depend on timing.
+"""Number of compute threads of the library, and sums in an order that does not depend on timing.
 
-Training and scoring work on small batches: a second thread rarely makes them faster, costs CPU time while it waits for
-the first, and changes the order of sums and with it the last bits of the weights. So the library computes with one thread,
-whoever calls it, unless ``THINKTWICE_THREADS`` names another number.
+Training and scoring use small batches: a second thread rarely makes them faster, costs CPU time while it waits for the
+first, and changes the order of sums and so the last bits of the weights. So the library computes with one thread unless
+``THINKTWICE_THREADS`` sets another number.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ MOST = 1024
 
 
 def num_threads(environment: Mapping[str, str] = os.environ) -> int:
-    """The number of threads to compute with: 1, or what ``THINKTWICE_THREADS`` says.
+    """The number of compute threads: the value of ``THINKTWICE_THREADS``, default 1.
 
     Raises:
-        ResourceError: the variable holds something that is not a number of threads.
+        ResourceError: the variable is not a valid number of threads.
     """
     text = environment.get(VARIABLE, "").strip()
     if not text:
@@ -33,7 +33,7 @@ def num_threads(environment: Mapping[str, str] = os.environ) -> int:
 
 
 def thread_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Variables that give a child process as many threads as :func:`num_threads`, its numerical libraries included.
+    """Environment variables that limit a child process, including its numerical libraries, to :func:`num_threads` threads.
 
     Raises:
         ResourceError: as :func:`num_threads`.
@@ -46,8 +46,8 @@ def thread_environment(environment: Mapping[str, str] = os.environ) -> dict[str,
 def reproducible() -> Iterator[None]:
     """Compute in torch with :func:`num_threads` threads and, on the CPU, without operations whose bits depend on timing.
 
-    With the same number of threads the same inputs then give the same bits under any load. Also a decorator. What was set
-    before is set again at the end.
+    With the same number of threads the same inputs then give the same bits under any load. Also a decorator. The previous
+    settings are restored at the end.
 
     Raises:
         ResourceError: as :func:`num_threads`.

@@ -1,4 +1,4 @@
-"""Results on disk: JSON files whose content is one typed, frozen model with a format number, written and read through it."""
+"""Result files: JSON files whose content is a typed, frozen model with a format number, written and read through that model."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from thinktwice.stats.significance import Interval
 
 
 class Record(BaseModel):
-    """A part of a result: frozen, with no unknown keys and no numbers that are not finite."""
+    """A part of a result: frozen, without unknown keys, with finite numbers only."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SparseRecord(Record):
-    """A part with fields that exist in some runs only: one that is None by default and has no value is not written."""
+    """A part with fields that exist only in some runs: an optional field with the value None is not written."""
 
     @model_serializer(mode="wrap")
     def _without_absent_fields(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
@@ -29,7 +29,7 @@ class SparseRecord(Record):
 
 
 class MeasuredInterval(Record):
-    """An :class:`~thinktwice.stats.significance.Interval` as files hold it: None for a number that is not finite."""
+    """An :class:`~thinktwice.stats.significance.Interval` as stored in files: None for a number that is not finite."""
 
     value: float | None
     low: float | None
@@ -43,14 +43,14 @@ class MeasuredInterval(Record):
 
 
 class ResultFile(Record):
-    """A whole file. ``FORMAT`` is the number of its form; it rises when a key is added, taken away or means something else."""
+    """A whole file. ``FORMAT`` is its format number, increased when a key is added, removed or changes its meaning."""
 
     FORMAT: ClassVar[int]
 
     format: StrictInt
 
     def write(self, path: Path | str) -> None:
-        """Write the file: aside first, then renamed."""
+        """Write the file to a temporary path, then rename it."""
         write_json(path, self.model_dump(mode="json"))
 
 
@@ -61,7 +61,8 @@ def read_result(path: Path, kind: type[F], error: type[ThinktwiceError], fix: st
     """Read a result file.
 
     Raises:
-        error: it is missing, torn, of another format, or lacks or adds a key; the message names the file, what is wrong and ``fix``.
+        error: it is missing, damaged, has another format, or lacks or adds a key; the message names the file, what is wrong
+            and ``fix``.
     """
     try:
         return kind.model_validate(checked_format(read_json(path), kind.FORMAT))
@@ -70,12 +71,12 @@ def read_result(path: Path, kind: type[F], error: type[ThinktwiceError], fix: st
 
 
 def checked_format(value: object, expected: int) -> object:
-    """``value`` as it is, unless it says that it is of another format: then nothing else about it matters.
+    """Return ``value`` unchanged after checking its format number first.
 
     Raises:
-        ValueError: it is an object of another format, or of none.
+        ValueError: it is an object with another format number, or without one.
     """
     if isinstance(value, dict) and (found := value.get("format")) != expected:
-        said = "no format number" if found is None else f"format {found!r}"
-        raise ValueError(f"it has {said}, this version reads {expected}")
+        shown = "no format number" if found is None else f"format {found!r}"
+        raise ValueError(f"it has {shown}, this version reads {expected}")
     return value

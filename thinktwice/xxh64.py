@@ -2,7 +2,7 @@
 
 The algorithm is Yann Collet's public specification, written in numpy because a call into a hash library for each of ten
 million rows costs more than the rest of an ingest. Tests compare it with the library ``xxhash``.
-Row ids, splits and assignments of existing logs depend on these bits: never change them.
+Row ids, splits and assignments of existing logs depend on these hashes: never change them.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""How often combinations of values came, in bounded memory."""
+"""Counts of combinations of values, in bounded memory."""

@@ -1,15 +1,15 @@
-"""How often pairs and triples of values came together in training, and how far that supports a combination.
+"""Counts of pairs and triples of values in training, and the support of a combination that follows from them.
 
 Shapes: B rows, C columns of encoded ids, M combinations (pairs first, then triples), N model fields. A combination with an
-unknown value (id 0) never came.
+unknown value (id 0) has count 0.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from thinktwice.mapped import map_tensors, tensor_names
 from thinktwice.splitmix import mix
 
 COMBINATIONS_FILE = "combinations.safetensors"
-KAPPA = {2: 5.0, 3: 3.0}  # count at which a combination of that many values is half supported
+KAPPA = {2: 5.0, 3: 3.0}  # count at which a combination of that many values has support 0.5
 _PARTS = {"cells": np.uint32, "keys": np.uint64, "counts": np.int64, "whole": np.bool_, "starts": np.uint32}
 _TENSORS = {"pairs": np.int64, "triples": np.int64, "num_values": np.int64}
 
@@ -33,7 +33,7 @@ Combination = tuple[int, ...]
 class CombinationCounts:
     """Counts of ``pairs`` and ``triples`` of columns, one sketch per order (2, and 3 where triples are counted).
 
-    ``relabel`` (column -> other value for each value) belongs to the shuffled control alone and is not saved.
+    ``relabel`` (column -> other value for each value) is used by the shuffled control only and is not saved.
     """
 
     pairs: tuple[tuple[int, int], ...]
@@ -57,21 +57,21 @@ class CombinationCounts:
         if triples:
             sketches[3] = FrequencySketch.empty(capacity, width)
         for ids in chunks:
-            for columns in (*pairs, *triples):  # one at a time: memory stays that of the chunk
+            for columns in (*pairs, *triples):  # one at a time, so that memory is bounded by the chunk
                 keys, known = _keys(ids, (columns,))
                 sketches[len(columns)].add(keys[known])
         return CombinationCounts(pairs, triples, num_values, {o: s.finished() for o, s in sketches.items()})
 
     def lower_bound(self, ids: np.ndarray) -> np.ndarray:
-        """For at least 95 % of combinations no more than their count, float64 [B, M]."""
+        """Lower bound of the count of each combination, float64 [B, M]; it holds for at least 95 % of them."""
         if self.relabel is not None:
             ids = np.stack([table[ids[:, c]] for c, table in enumerate(self.relabel)], axis=1)
-        parts = [self._of_order(ids, found) for found in (self.pairs, self.triples) if found]
+        parts = [self._of_order(ids, combinations) for combinations in (self.pairs, self.triples) if combinations]
         return np.concatenate(parts, axis=1) if parts else np.zeros((len(ids), 0))
 
-    def _of_order(self, ids: np.ndarray, found: tuple[Combination, ...]) -> np.ndarray:
-        keys, known = _keys(ids, found)
-        bound = self.orders[len(found[0])].lower(keys.reshape(-1)).reshape(keys.shape)
+    def _of_order(self, ids: np.ndarray, combinations: tuple[Combination, ...]) -> np.ndarray:
+        keys, known = _keys(ids, combinations)
+        bound = self.orders[len(combinations[0])].lower(keys.reshape(-1)).reshape(keys.shape)
         return np.where(known, bound, 0).astype(np.float64)
 
     def reliability(self, ids: np.ndarray) -> np.ndarray:
@@ -89,7 +89,7 @@ class CombinationCounts:
         return out
 
     def shuffled(self, seed: int = 0) -> CombinationCounts:
-        """The control: every known value is asked for as another value of its column. No real gain survives it."""
+        """The shuffled control: every known value is looked up as another value of its column, which destroys any real gain."""
         rng = np.random.default_rng(seed)
         relabel = []
         for size in self.num_values:
@@ -105,15 +105,15 @@ class CombinationCounts:
             "triples": np.array(self.triples, np.int64).reshape(-1, 3),
             "num_values": np.array(self.num_values, np.int64),
         }
-        for order, found in self.orders.items():
-            tensors |= {f"{order}.{name}": np.ascontiguousarray(getattr(found, name)) for name in _PARTS}
-            tensors[f"{order}.noise"] = np.array([found.noise], np.int64)
+        for order, frequencies in self.orders.items():
+            tensors |= {f"{order}.{name}": np.ascontiguousarray(getattr(frequencies, name)) for name in _PARTS}
+            tensors[f"{order}.noise"] = np.array([frequencies.noise], np.int64)
         with atomic_file(Path(folder) / COMBINATIONS_FILE) as temporary:
             save_file(tensors, str(temporary))
 
     @staticmethod
     def load(folder: Path | str) -> CombinationCounts:
-        """Map what :meth:`save` wrote into memory, read-only.
+        """Memory-map what :meth:`save` wrote, read-only.
 
         Raises:
             BundleError: the file is missing or damaged.
@@ -125,17 +125,19 @@ class CombinationCounts:
             sizes = tensors["num_values"]
             if sizes.ndim != 1:
                 raise ValueError("'num_values' is not a vector")
-            found = [_combinations(tensors, name, order, len(sizes)) for name, order in (("pairs", 2), ("triples", 3))]
-            if (len(found[1]) > 0) != triples:
-                raise ValueError("'triples' and their counts do not fit each other")
+            combinations = [
+                _combinations(tensors, name, order, len(sizes)) for name, order in (("pairs", 2), ("triples", 3))
+            ]
+            if (len(combinations[1]) > 0) != triples:
+                raise ValueError("'triples' and their counts do not match")
             orders = {order: _mapped(tensors, order) for order in (2, 3)[: 1 + triples]}
         except ValueError as error:
             raise BundleError(
                 f"combination counts {path} are damaged ({reason(error)}): fit the test-time parameters again"
             ) from error
         return CombinationCounts(
-            tuple((a, b) for a, b in found[0]),
-            tuple((a, b, c) for a, b, c in found[1]),
+            tuple((a, b) for a, b in combinations[0]),
+            tuple((a, b, c) for a, b, c in combinations[1]),
             tuple(int(n) for n in sizes),
             orders,
         )
@@ -146,13 +148,15 @@ def _of_order(order: int) -> dict[str, type[np.generic]]:
 
 
 def _combinations(tensors: dict[str, np.ndarray], name: str, order: int, columns: int) -> list[list[int]]:
-    """Combinations of ``order`` different columns each, rising."""
-    found = tensors[name]
-    if found.ndim != 2 or found.shape[1] != order:
+    """Combinations of ``order`` different columns each, in ascending order."""
+    indices = tensors[name]
+    if indices.ndim != 2 or indices.shape[1] != order:
         raise ValueError(f"{name!r} does not name {order} columns each")
-    if found.size and not ((found[:, 0] >= 0).all() and (found[:, -1] < columns).all() and (np.diff(found) > 0).all()):
+    if indices.size and not (
+        (indices[:, 0] >= 0).all() and (indices[:, -1] < columns).all() and (np.diff(indices) > 0).all()
+    ):
         raise ValueError(f"{name!r} does not name different columns of the model in their order")
-    return [[int(column) for column in row] for row in found]
+    return [[int(column) for column in row] for row in indices]
 
 
 def _mapped(tensors: dict[str, np.ndarray], order: int) -> Frequencies:
@@ -165,16 +169,16 @@ def _mapped(tensors: dict[str, np.ndarray], order: int) -> Frequencies:
 
 def maskable_pairs(maskable_fields: np.ndarray, limit: int = 64) -> tuple[tuple[int, int], ...]:
     """All pairs of the unprotected columns ``maskable_fields`` [n], the first ``limit`` in their order."""
-    return tuple(_some(combinations((int(f) for f in maskable_fields), 2), limit))  # type: ignore[arg-type]
+    return tuple(_first(itertools.combinations((int(f) for f in maskable_fields), 2), limit))  # type: ignore[arg-type]
 
 
-def _some(values: Iterator[Combination], limit: int) -> list[Combination]:
+def _first(values: Iterator[Combination], limit: int) -> list[Combination]:
     return [value for value, _ in zip(values, range(limit), strict=False)]
 
 
-def _keys(ids: np.ndarray, found: tuple[Combination, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _keys(ids: np.ndarray, combinations: tuple[Combination, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Mixed 64-bit keys [B, M] of combinations of one order, and whether all values of each are known [B, M]."""
-    columns = np.array(found).T  # [order, M]
+    columns = np.array(combinations).T  # [order, M]
     values = [ids[:, c].astype(np.uint64) for c in columns]
     least = values[0]
     for value in values[1:]:
@@ -182,14 +186,14 @@ def _keys(ids: np.ndarray, found: tuple[Combination, ...]) -> tuple[np.ndarray, 
     key = (values[0] << np.uint64(32)) | values[1]
     for value in values[2:]:
         key = mix(key) ^ value
-    return mix(key ^ _salts(found)[None]), least > 0
+    return mix(key ^ _salts(combinations)[None]), least > 0
 
 
 @cache
-def _salts(found: tuple[Combination, ...]) -> np.ndarray:
+def _salts(combinations: tuple[Combination, ...]) -> np.ndarray:
     """One 64-bit number per combination of columns [M]."""
     codes = []
-    for columns in found:
+    for columns in combinations:
         code = 0
         for c in (len(columns), *columns):
             code = (code * 1_000_003 + c + 1) % 2**64

@@ -1,9 +1,10 @@
 """Counts of 64-bit keys in bounded memory: exact for the frequent ones, an upper and a lower bound for the rest.
 
-Hierarchical probabilistic hashing as MATT-CTR describes it (arXiv 2510.08932): frequent keys are kept apart, rare ones share
-the cells of a count-min sketch. Where we differ: the frequent keys stand in a sorted array instead of a min-heap, so that
-millions of keys are added by array operations; the sketch is plain, without conservative updates, so that two sketches add
-up; and the noise of the cells is measured with keys that were never added instead of a Poisson tail, which is far too wide.
+Hierarchical probabilistic hashing as MATT-CTR describes it (arXiv 2510.08932): frequent keys are stored separately, rare
+ones share the cells of a count-min sketch. Differences from the paper: the frequent keys are in a sorted array instead of a
+min-heap, so that millions of keys are added by array operations; the sketch has no conservative updates, so that two
+sketches can be added; and the noise of the cells is measured with keys that were never added instead of a Poisson tail,
+which is far too wide.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import numpy as np
 
 from thinktwice.splitmix import mix
 
-CHUNK = 1 << 20  # keys that are added at once
+CHUNK = 1 << 20  # keys added in one step
 GHOSTS = 100_000
-CONFIDENCE = 0.95  # share of keys whose lower bound holds
+CONFIDENCE = 0.95  # share of keys whose lower bound is correct
 _MULTIPLIERS = np.array(
     [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64
 )  # odd; one per row of cells
@@ -26,14 +27,14 @@ DEPTH = len(_MULTIPLIERS)
 
 @dataclass
 class FrequencySketch:
-    """A sketch that is being filled.
+    """A sketch under construction.
 
     Attributes:
-        cells: [DEPTH, W] uint32, W a power of two; what is not kept apart.
-        keys: [H] uint64, rising; the keys that are kept apart.
-        counts: [H] int64, how often each came while it was kept apart.
-        whole: [H] bool, nothing of the key is in the cells.
-        capacity: the most keys kept apart.
+        cells: [DEPTH, W] uint32, W a power of two; counts of the keys that are not stored separately.
+        keys: [H] uint64, ascending; the keys that are stored separately.
+        counts: [H] int64, how often each was added while it was stored separately.
+        whole: [H] bool, whether ``counts`` is the whole count: the cells contain nothing of the key.
+        capacity: maximum number of keys stored separately.
     """
 
     cells: np.ndarray
@@ -47,7 +48,7 @@ class FrequencySketch:
         """A sketch without keys.
 
         Raises:
-            ValueError: the width is no power of two of at least 2.
+            ValueError: the width is not a power of two of at least 2.
         """
         if width < 2 or width & (width - 1):
             raise ValueError(f"width must be a power of two of at least 2, not {width}")
@@ -61,16 +62,16 @@ class FrequencySketch:
 
     @property
     def spilled(self) -> bool:
-        """Whether any key ever went to the cells."""
+        """Whether any key was ever moved to the cells."""
         return bool(self.cells[0].any())
 
     def add(self, keys: np.ndarray) -> None:
-        """Count mixed keys [n] uint64, each as often as it stands there."""
+        """Count mixed keys [n] uint64, each as often as it occurs."""
         for start in range(0, len(keys), CHUNK):
             self._add(*np.unique(keys[start : start + CHUNK], return_counts=True))
 
     def _add(self, keys: np.ndarray, counts: np.ndarray) -> None:
-        """Count distinct rising keys [n]."""
+        """Count distinct ascending keys [n]."""
         position = np.minimum(np.searchsorted(self.keys, keys), max(len(self.keys) - 1, 0))
         known = self.keys[position] == keys if len(self.keys) else np.zeros(len(keys), bool)
         self.counts[position[known]] += counts[known]
@@ -78,7 +79,7 @@ class FrequencySketch:
         if len(keys) == 0:
             return
         light = light_estimate(self.cells, keys) if self.spilled else np.zeros(len(keys), np.int64)
-        whole = light == 0  # an estimate is never below the truth: nothing of these keys is in the cells
+        whole = light == 0  # an estimate is never too low, so the cells contain nothing of these keys
         free = self.capacity - len(self.keys)
         if len(keys) <= free:
             self._keep(keys, counts, whole)
@@ -88,16 +89,16 @@ class FrequencySketch:
         smallest = np.argsort(self.counts, kind="stable")
         bids = order[free : free + len(smallest)]
         wins = estimate[bids] > self.counts[smallest[: len(bids)]]
-        number = len(wins) if wins.all() else int(wins.argmin())  # both are ordered: wins come first
+        number = len(wins) if wins.all() else int(wins.argmin())  # both are ordered, winners first
         evicted = smallest[:number]
         self._spill(self.keys[evicted], self.counts[evicted])
         stays = np.ones(len(self.keys), bool)
         stays[evicted] = False
         self.keys, self.counts, self.whole = self.keys[stays], self.counts[stays], self.whole[stays]
-        taken = order[: free + number]
-        self._keep(keys[taken], counts[taken], whole[taken])
-        rest = order[free + number :]
-        self._spill(keys[rest], counts[rest])
+        kept = order[: free + number]
+        self._keep(keys[kept], counts[kept], whole[kept])
+        spilled = order[free + number :]
+        self._spill(keys[spilled], counts[spilled])
 
     def _keep(self, keys: np.ndarray, counts: np.ndarray, whole: np.ndarray) -> None:
         all_keys = np.concatenate([self.keys, keys])
@@ -112,10 +113,11 @@ class FrequencySketch:
             np.add.at(self.cells[row], _cell(keys, row, self.cells.shape[1]), added)
 
     def merged(self, other: FrequencySketch) -> FrequencySketch:
-        """The sketch of both inputs: cells add, counts of common keys add; the smallest over capacity go to the cells.
+        """The sketch of both inputs: cells add, counts of common keys add; keys beyond the capacity, those with the
+        smallest counts, move to the cells.
 
         Raises:
-            ValueError: the sketches have other sizes.
+            ValueError: the sketches have different sizes.
         """
         if self.cells.shape != other.cells.shape or self.capacity != other.capacity:
             raise ValueError(
@@ -127,9 +129,10 @@ class FrequencySketch:
         np.add.at(counts, position, np.concatenate([self.counts, other.counts]))
         whole = np.ones(len(keys), bool)
         for part in (self, other):
-            here = np.isin(keys, part.keys, assume_unique=True)
-            whole[here] &= part.whole[np.searchsorted(part.keys, keys[here])]
-            whole[~here] &= light_estimate(part.cells, keys[~here]) == 0  # else it may lie in the cells of this part
+            exact = np.isin(keys, part.keys, assume_unique=True)
+            whole[exact] &= part.whole[np.searchsorted(part.keys, keys[exact])]
+            # Otherwise the cells of this part may contain it.
+            whole[~exact] &= light_estimate(part.cells, keys[~exact]) == 0
         out = FrequencySketch(self.cells + other.cells, keys, counts, whole, self.capacity)
         over = len(keys) - self.capacity
         if over > 0:
@@ -140,14 +143,14 @@ class FrequencySketch:
         return out
 
     def finished(self) -> Frequencies:
-        """The counts, ready to be asked."""
+        """The counts, ready for lookups."""
         return Frequencies.of(self.cells, self.keys, self.counts, self.whole)
 
 
 @dataclass(frozen=True)
 class Frequencies:
-    """Counts that can be asked, as they are in a file: the arrays of the sketch, ``starts`` of the keys by their leading bits
-    and the ``noise`` that one in twenty keys that never came exceeds in the cells."""
+    """Counts ready for lookups, as stored in a file: the arrays of the sketch, ``starts`` of the keys by their leading
+    bits, and ``noise``, which the cells of one in twenty never-added keys exceed."""
 
     cells: np.ndarray
     keys: np.ndarray
@@ -158,16 +161,16 @@ class Frequencies:
 
     @staticmethod
     def of(cells: np.ndarray, keys: np.ndarray, counts: np.ndarray, whole: np.ndarray) -> Frequencies:
-        """Measure the noise of ``cells`` with keys that never came, and index ``keys``."""
+        """Measure the noise of ``cells`` with keys that were never added, and index ``keys``."""
         ghosts = mix(mix(np.arange(1, GHOSTS + 1, dtype=np.uint64)) ^ np.uint64(0x5851F42D4C957F2D))
         noise = int(np.quantile(light_estimate(cells, ghosts), CONFIDENCE, method="higher"))
         return Frequencies(cells, keys, counts, whole, _starts(keys), noise)
 
     def checked(self) -> Frequencies:
-        """Itself, after a check that arrays of a file can be asked: a lookup then stays within them and ends.
+        """Return itself after checking the arrays of a file: lookups then stay within them and terminate.
 
         Raises:
-            ValueError: they cannot be those of :meth:`of`.
+            ValueError: the arrays cannot come from :meth:`of`.
         """
         width = self.cells.shape[1] if self.cells.ndim == 2 else 0
         if len(self.cells) != DEPTH or width < 2 or width & (width - 1):
@@ -177,23 +180,23 @@ class Frequencies:
         if not len(self.keys) == len(self.counts) == len(self.whole):
             raise ValueError("'keys', 'counts' and 'whole' have different lengths")
         if len(self.keys) and (not (self.keys[1:] > self.keys[:-1]).all() or self.counts.min() < 0):
-            raise ValueError("'keys' do not rise, or a count is below 0")
+            raise ValueError("'keys' are not ascending, or a count is below 0")
         if not np.array_equal(self.starts, _starts(self.keys)):
             raise ValueError("'starts' is not the index of 'keys'")
         return self
 
     def upper(self, keys: np.ndarray) -> np.ndarray:
-        """Never less than how often each of the mixed keys [n] came, int64."""
+        """Upper bound of the count of each of the mixed keys [n], int64."""
         apart, light = self._parts(keys)
         return apart + light
 
     def lower(self, keys: np.ndarray) -> np.ndarray:
-        """For at least 95 % of keys no more than how often they came, never negative, int64 [n]."""
+        """Lower bound of the count of each key, int64 [n], never negative; it holds for at least 95 % of keys."""
         apart, light = self._parts(keys)
         return apart + np.maximum(light - self.noise, 0)
 
     def _parts(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        position = self._places(keys)
+        position = self._positions(keys)
         known = position >= 0
         apart = (
             np.where(known, self.counts[np.maximum(position, 0)], 0)
@@ -207,17 +210,17 @@ class Frequencies:
         light[hazy] = light_estimate(self.cells, keys[hazy])
         return apart, light
 
-    def _places(self, keys: np.ndarray) -> np.ndarray:
-        """Place of each key among those kept apart, -1 for the others."""
+    def _positions(self, keys: np.ndarray) -> np.ndarray:
+        """Position of each key among those stored separately, -1 for the others."""
         bits = (len(self.starts) - 1).bit_length() - 1
         bucket = (keys >> np.uint64(64 - bits)).astype(np.int64)
         at, end = self.starts[bucket].astype(np.int64), self.starts[bucket + 1].astype(np.int64)
         out = np.full(len(keys), -1, np.int64)
         open_ = np.flatnonzero(at < end)
         while len(open_):
-            here = at[open_]
-            hit = self.keys[here] == keys[open_]
-            out[open_[hit]] = here[hit]
+            slot = at[open_]
+            hit = self.keys[slot] == keys[open_]
+            out[open_[hit]] = slot[hit]
             at[open_] += 1
             open_ = open_[~hit]
             open_ = open_[at[open_] < end[open_]]
@@ -225,14 +228,14 @@ class Frequencies:
 
 
 def _starts(keys: np.ndarray) -> np.ndarray:
-    """First place of the keys of each value of the leading bits, and the end; uint32."""
+    """First position of the keys of each value of the leading bits, and the end; uint32."""
     bits = max(1, int(np.ceil(np.log2(max(len(keys), 1)))) + 2)
     edges = np.arange(1 << bits, dtype=np.uint64) << np.uint64(64 - bits)
     return np.append(np.searchsorted(keys, edges), len(keys)).astype(np.uint32)
 
 
 def light_estimate(cells: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """The smallest of the cells of each key [n], int64: its count and the noise of others."""
+    """The smallest of the cells of each key [n], int64: its count plus noise from other keys."""
     least = cells[0].take(_cell(keys, 0, cells.shape[1]))
     for row in range(1, DEPTH):
         np.minimum(least, cells[row].take(_cell(keys, row, cells.shape[1])), out=least)

@@ -1,1 +1,1 @@
-"""What the command line shows of long work: stage lines with progress bars, and tables."""
+"""Output of the command line: stage lines with progress bars, and tables."""

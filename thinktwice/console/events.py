@@ -8,16 +8,16 @@ from typing import Any
 
 
 def events_in(data: bytes) -> list[dict[str, Any]]:
-    """The events in the lines of `data`. A line that a killed process left unfinished is passed over."""
-    found = []
+    """The events in the lines of `data`. A line that a killed process left unfinished is skipped."""
+    events = []
     for line in data.splitlines():
         try:
             event = json.loads(line)
         except ValueError:
             continue
         if isinstance(event, dict) and "stage" in event and "event" in event:
-            found.append(event)
-    return found
+            events.append(event)
+    return events
 
 
 class EventTail:
@@ -28,7 +28,7 @@ class EventTail:
         self._position = 0
 
     def read(self) -> list[dict[str, Any]]:
-        """The events written since the last call; a line that is not finished yet waits for the next one."""
+        """The events written since the last call; an unfinished line is read by the next call."""
         if not self._path.exists():
             return []
         with self._path.open("rb") as handle:

@@ -1,4 +1,4 @@
-"""The text of `--help`, at any width: no name is cut and no word is broken, which the help of Typer does in a narrow terminal."""
+"""The text of `--help` at any width, without cutting names or breaking words as Typer's help does in a narrow terminal."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ COLUMNS = (Column("", right=False), Column("", right=False, wraps=True))
 
 
 def with_plain_help(command: Any) -> Any:
-    """The command, and all below it, with this help."""
+    """Give the command and all its subcommands this help."""
     command.format_help = partial(_format_help, command)
-    for below in getattr(command, "commands", {}).values():
-        with_plain_help(below)
+    for subcommand in getattr(command, "commands", {}).values():
+        with_plain_help(subcommand)
     return command
 
 
@@ -34,11 +34,11 @@ def _format_help(command: Any, context: Any, formatter: Any) -> None:
     _print_list(console, "Arguments", [_record(p, context) for p in parameters if p.param_type_name == "argument"])
     _print_list(console, "Options", [_record(p, context) for p in parameters if p.param_type_name == "option"])
     if hasattr(command, "list_commands"):
-        found = [(name, command.get_command(context, name)) for name in command.list_commands(context)]
+        commands = [(name, command.get_command(context, name)) for name in command.list_commands(context)]
         _print_list(
             console,
             "Commands",
-            [Record((name, (c.short_help or (c.help or "").split("\n\n")[0]))) for name, c in found],
+            [Record((name, (c.short_help or (c.help or "").split("\n\n")[0]))) for name, c in commands],
         )
     formatter.write(out.getvalue())
 

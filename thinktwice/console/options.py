@@ -1,4 +1,4 @@
-"""Options that several commands have, with one name, one meaning and one default."""
+"""Options shared by several commands: one name, one meaning and one default each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 WORK = Path(".thinktwice")
-LAST_RUN = "last_run.json"  # in the work folder: where the outputs of the last finished run lie
+LAST_RUN = "last_run.json"  # in the work folder: outputs of the last finished run
 
 Work = Annotated[Path, typer.Option("--work", help="Folder for runs: outputs, logs and the cache.")]
 State = Annotated[

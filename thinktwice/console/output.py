@@ -1,7 +1,7 @@
-"""What commands print: sentences that break between words, and tables that cut no name.
+"""Printing of commands: sentences that break between words, and tables without cut names.
 
-A terminal may be narrow. A table that does not fit is shown record by record, one `name: value` a line. Where there is no
-terminal (a pipe, a CI log) everything is laid out for `terminal.LOG_WIDTH` columns.
+A table that does not fit a narrow terminal is shown record by record, one `name: value` per line. Without a terminal (a
+pipe, a CI log) the width is `terminal.LOG_WIDTH` columns.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from thinktwice.console.terminal import LINE_BREAKS, console_here
 from thinktwice.printable import printable
 
 GAP = 2  # columns between two columns of a table
-ROOMY = 18  # columns that a column of free text gets at least before the table counts as too wide
+ROOMY = 18  # minimum width of a column of free text; with less the table is too wide
 
 
 def shown(path: Path) -> str:
-    """The path as short as a reader in this folder can use it."""
+    """The shortest form of the path that works in this folder."""
     relative = os.path.relpath(path)
     return relative if len(relative) < len(str(path)) else str(path)
 
 
 def say(console: Console, sentence: str | Text, *, indent: int = 0, style: str = "") -> None:
-    """Print a sentence. Lines break between words; a word that is wider than the console is left whole."""
+    """Print a sentence. Lines break between words; a word wider than the console is not broken."""
     text = Text(printable(sentence, LINE_BREAKS), style=style) if isinstance(sentence, str) else sentence
     width = max(1, console.width - indent)
     for line in text.split("\n", allow_blank=True):
@@ -41,21 +41,21 @@ def say(console: Console, sentence: str | Text, *, indent: int = 0, style: str =
 
 
 def _wrapped(line: Text, width: int) -> list[Text]:
-    """The line in parts of at most `width` columns. rich itself breaks a word that is wider, or cuts it."""
-    parts, start, end, taken = [], 0, 0, 0
+    """The line in parts of at most `width` columns. rich would break or cut a wider word."""
+    parts, start, end, used = [], 0, 0, 0
     for word in re.finditer(r"\s*\S+", line.plain):
-        if end > start and taken + cell_len(word[0]) > width:
+        if end > start and used + cell_len(word[0]) > width:
             parts.append(line[start:end])
             start = word.start() + len(word[0]) - len(word[0].lstrip())
-            taken = 0
-        taken += cell_len(line.plain[max(start, word.start()) : word.end()])
+            used = 0
+        used += cell_len(line.plain[max(start, word.start()) : word.end()])
         end = word.end()
     parts.append(line[start:end])
     return parts
 
 
 def tell(sentence: str, *, indent: int = 0) -> None:
-    """Print a sentence on stdout; where that is no terminal, in one line."""
+    """Print a sentence on stdout; in one line if stdout is not a terminal."""
     if sys.stdout.isatty():
         say(console_here(), sentence, indent=indent)
     else:
@@ -64,7 +64,7 @@ def tell(sentence: str, *, indent: int = 0) -> None:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table. A `wraps` column holds free text, which may take several lines; the others are never cut."""
+    """A column of a table. A `wraps` column contains free text and may take several lines; other columns are never cut."""
 
     name: str
     right: bool = True
@@ -73,14 +73,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Record:
-    """A row of a table: a cell a column, and a style for all of it."""
+    """A row of a table: one cell per column, and a style for the whole row."""
 
     cells: Sequence[str | Text]
     style: str = ""
 
 
 def print_table(console: Console, columns: Sequence[Column], records: Sequence[Record], *, title: str = "") -> None:
-    """Print a table, or its records one after the other where it does not fit the width."""
+    """Print a table, or its records one by one if it does not fit the width."""
     if title:
         say(console, title, style="bold")
     widths = _widths(console, columns, records)
@@ -109,15 +109,15 @@ def _table(columns: Sequence[Column], records: Sequence[Record], widths: Sequenc
 
 
 def _widths(console: Console, columns: Sequence[Column], records: Sequence[Record]) -> list[int] | None:
-    """The width of every column, or None where not every cell can have its whole width and free text a readable one.
+    """The width of every column, or None if there is no room for every cell and a readable width of free text.
 
-    rich itself would take from the widest column first, and break words there while another has room.
+    rich would shrink the widest column first, and break words there while another column has room.
     """
     needed, least = [], []
-    for place, column in enumerate(columns):
+    for index, column in enumerate(columns):
         texts = [
             *printable(column.name, LINE_BREAKS).split("\n"),
-            *(_cell(record.cells[place]).plain for record in records),
+            *(_cell(record.cells[index]).plain for record in records),
         ]
         needed.append(max(map(cell_len, texts)))
         longest = max((cell_len(word) for text in texts for word in text.split()), default=0)
@@ -125,8 +125,8 @@ def _widths(console: Console, columns: Sequence[Column], records: Sequence[Recor
     spare = console.width - GAP * (len(columns) - 1) - sum(least)
     if spare < 0:
         return None
-    wanted = sum(needed) - sum(least)
-    share = min(1.0, spare / wanted) if wanted else 0.0
+    excess = sum(needed) - sum(least)
+    share = min(1.0, spare / excess) if excess else 0.0
     return [low + int(share * (high - low)) for low, high in zip(least, needed, strict=True)]
 
 
@@ -135,12 +135,12 @@ def _cell(cell: str | Text, style: str = "") -> Text:
 
 
 def _print_record(console: Console, columns: Sequence[Column], record: Record) -> None:
-    """The first cell as a heading, and the others below it by name; empty ones are left out."""
-    head, *rest = record.cells
+    """The first cell as a heading, the others below it by name; empty cells are left out."""
+    head, *cells = record.cells
     title = _cell(head).copy()
     title.stylize("bold")
     say(console, title if title.plain.strip() else Text("(no name)", style="dim"))
-    for column, cell in zip(columns[1:], rest, strict=True):
+    for column, cell in zip(columns[1:], cells, strict=True):
         value = _cell(cell, record.style)
         if value.plain.strip():
             name = " ".join(printable(column.name, LINE_BREAKS).split())

@@ -1,4 +1,4 @@
-"""Start a command in a process group of its own, and end the whole group."""
+"""Processes in a process group of their own, and how to end the whole group."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from typing import IO
 
 POLITE = 30.0  # seconds to wait after SIGINT
 FORCE = ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))  # seconds to wait after each
-POLL = 0.05  # seconds between two looks at a process
+POLL = 0.05  # seconds between two polls of a process
 
 
 def start(
     command: Sequence[str], *, environment: Mapping[str, str], output: IO[bytes] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start `command` so that Ctrl-C in the terminal reaches only us and we decide how the command ends.
+    """Start `command` so that Ctrl-C in the terminal reaches only this process, which decides how the command ends.
 
-    `output` takes its stdout and stderr; None leaves them where ours go.
+    `output` takes its stdout and stderr; None inherits ours.
     """
     return subprocess.Popen(
         list(command),
@@ -36,7 +36,7 @@ def start(
 
 
 def group_alive(group: int) -> bool:
-    """True while any process of the group runs (a process that ended and nobody waited for does not count)."""
+    """True while any process of the group runs (a zombie does not count)."""
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = status.read_text().rpartition(")")[2].split()
@@ -48,10 +48,10 @@ def group_alive(group: int) -> bool:
 
 
 def wait(process: subprocess.Popen[bytes]) -> int:
-    """Exit status of `process`, once it has ended; Ctrl-C is noticed meanwhile.
+    """Wait for `process` and return its exit status; Ctrl-C works meanwhile.
 
-    `Popen.wait` alone would not notice it: libraries with a Ctrl-C handler of their own (polars) install it so that the
-    system call goes on after the signal, and Python never gets to raise.
+    `Popen.wait` alone ignores it: libraries with their own Ctrl-C handler (polars) install it so that the system call
+    continues after the signal, and Python cannot raise.
     """
     while process.poll() is None:
         time.sleep(POLL)
@@ -59,9 +59,9 @@ def wait(process: subprocess.Popen[bytes]) -> int:
 
 
 def stop(process: subprocess.Popen[bytes], polite: float = POLITE) -> None:
-    """End the group of `process`: first politely, so that temporary files are removed, after `polite` seconds by force.
+    """End the group of `process`: first by a signal that lets it remove temporary files, after `polite` seconds by SIGKILL.
 
-    One that stops processes of its own in this way needs more than `POLITE`, or they would be orphaned.
+    A process that stops its own children in this way needs more than `POLITE`, or they would be orphaned.
     """
     with uninterrupted():
         for how, seconds in ((signal.SIGINT, polite), *FORCE):
@@ -76,30 +76,30 @@ def stop(process: subprocess.Popen[bytes], polite: float = POLITE) -> None:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ignore Ctrl-C and SIGTERM for a moment: an impatient second one must not leave a half-stopped group behind."""
+    """Ignore Ctrl-C and SIGTERM within this context, so that a second one does not leave a half-stopped group behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM end this process as cleanly as Ctrl-C does (schedulers and CI send it on a timeout)."""
+    """Make SIGTERM end this process as cleanly as Ctrl-C (schedulers and CI send it on a timeout)."""
 
     def handler(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, handler)
+    previous = signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def python_command(module: str, *arguments: str) -> list[str]:

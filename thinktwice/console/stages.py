@@ -1,7 +1,7 @@
 """Stage lines: one line for each finished stage, and a bar for the running one.
 
-On a terminal the running stage is redrawn in place. Anywhere else (a CI log, a pipe) nothing is redrawn: a line when a
-stage ends, and a sign of life now and then while a long one runs.
+On a terminal the running stage is redrawn in place. Elsewhere (a CI log, a pipe) nothing is redrawn: one line per finished
+stage, and a progress line from time to time during a long one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TITLE_WIDTH = 32
 TIME_WIDTH = 12
 DETAIL_INDENT = 4
 BAR_WIDTH = 24
-SIGN_OF_LIFE = 20.0  # seconds between two lines of a running stage where nothing can be redrawn
+SIGN_OF_LIFE = 20.0  # seconds between two progress lines of a running stage without a terminal
 TASK_PREFIX = "task/"  # marks the events that open and close a stage line; all others belong to the running stage
 
 
@@ -36,7 +36,7 @@ def seconds_text(seconds: float) -> str:
 
 
 class StageBoard:
-    """Turns progress events into lines on `console`. `titles` names the stages a reader sees, by event name."""
+    """Turns progress events into lines on `console`. `titles` contains the titles of the stages shown, by event name."""
 
     def __init__(self, console: Console, titles: dict[str, str]) -> None:
         self._console = console
@@ -85,7 +85,7 @@ class StageBoard:
                 self._messages.append(str(event["text"]))
         elif kind == "progress" and self._running is not None:
             self._done, self._total, self._label = event["done"], event["total"], str(event["label"])
-            self._sign_of_life(event["at"])
+            self._print_progress(event["at"])
 
     def _open(self, name: str, at: float) -> None:
         self._running, self._started, self._last_sign, self._begun = name, at, at, True
@@ -108,7 +108,7 @@ class StageBoard:
         return self._titles.get(self._running or "", self._running or "")
 
     def _print_line(self, mark: Text, detail: str, seconds: float) -> None:
-        """A line that stays: what was found stands behind the time if there is room, else below."""
+        """A permanent line: notes follow the time if there is room, otherwise on the next line."""
         time_taken, name, detail = Text(seconds_text(seconds), style="dim"), printable(self._title()), printable(detail)
         if self._console.width >= TITLE_WIDTH + TIME_WIDTH + 2:
             title = Text(f"{name:<{TITLE_WIDTH}}{' ' * (TIME_WIDTH - len(time_taken))}")
@@ -122,7 +122,7 @@ class StageBoard:
         say(self._console, detail, indent=DETAIL_INDENT)
 
     def _line(self, mark: Any, detail: Any, seconds: float) -> Table:
-        """The running stage, in one line that is drawn again and again."""
+        """The running stage, in one line that is redrawn."""
         line = Table.grid(padding=(0, 1), expand=True)
         line.add_column(width=1)
         line.add_column(width=TITLE_WIDTH, no_wrap=True)
@@ -131,7 +131,7 @@ class StageBoard:
         line.add_row(mark, self._title(), Text(seconds_text(seconds), style="dim"), detail)
         return line
 
-    def _sign_of_life(self, at: float) -> None:
+    def _print_progress(self, at: float) -> None:
         if self._live is not None or at - self._last_sign < SIGN_OF_LIFE or not self._total:
             return
         self._last_sign = at
@@ -149,7 +149,7 @@ class StageBoard:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """A stage of this very process."""
+        """A stage of this process."""
         self.feed({"stage": TASK_PREFIX + name, "event": "start", "at": time.time()})
         try:
             yield
@@ -162,5 +162,5 @@ class StageBoard:
         self._close("done")
 
     def note(self, text: str) -> None:
-        """Attach a finding to the running stage."""
+        """Attach a note to the running stage."""
         self._notes.append(text)

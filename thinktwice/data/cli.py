@@ -17,7 +17,7 @@ from thinktwice.errors import DataError, ResourceError
 if TYPE_CHECKING:
     from thinktwice.data.ingest import Snapshot
 
-# The commands import what they need when they run: every start of the command line loads this file.
+# Commands import their dependencies when they run, because every start of the command line loads this file.
 
 app = typer.Typer(help="List, download, read and simulate click logs.", no_args_is_help=True)
 
@@ -41,8 +41,8 @@ def fetch_source(
     from thinktwice.data.sources.registry import source_named
 
     if name not in WHEELS:
-        wanted = source_named(name).path_help
-        raise DataError(f"source {name!r} cannot be fetched (only {', '.join(WHEELS)} can); it reads {wanted}")
+        path_help = source_named(name).path_help
+        raise DataError(f"source {name!r} cannot be fetched (only {', '.join(WHEELS)} can); it reads {path_help}")
     typer.echo(str(fetch(name)))
 
 
@@ -145,9 +145,9 @@ def replay_quarantine(
         )
     if (out / "clean").exists() or (out / "quarantine").exists():
         raise DataError(f"{out} already contains a replay: give a new folder")
-    now = datetime.now(timezone.utc)  # without it, rows from the future would count as clean
+    now = datetime.now(timezone.utc)  # without it, rows with a future time would count as clean
     with _system_errors_named(out):
-        found = replay(
+        replayed = replay(
             quarantine,
             out / "clean",
             out / "quarantine",
@@ -157,19 +157,19 @@ def replay_quarantine(
             ingested_at=now,
         )
     tell(
-        f"{found.rows_in:,} rows judged again: "
-        f"{found.rows_clean:,} are clean now, {found.rows_quarantined:,} stay set aside"
+        f"{replayed.rows_in:,} rows judged again: "
+        f"{replayed.rows_clean:,} are clean now, {replayed.rows_quarantined:,} stay set aside"
     )
     typer.echo(
-        f"nothing was lost: {found.rows_in:,} in = {found.rows_clean:,} clean + {found.rows_quarantined:,} set aside, key hash "
-        f"{found.key_hash_in} in, {found.key_hash_out} out ({out / 'clean' / 'clean.json'})"
+        f"nothing was lost: {replayed.rows_in:,} in = {replayed.rows_clean:,} clean + {replayed.rows_quarantined:,} set aside, key hash "
+        f"{replayed.key_hash_in} in, {replayed.key_hash_out} out ({out / 'clean' / 'clean.json'})"
     )
-    if found.rows_quarantined:
-        still = ", ".join(f"{rule} {count:,}" for rule, count in sorted(found.reasons.items()))
+    if replayed.rows_quarantined:
+        still = ", ".join(f"{rule} {count:,}" for rule, count in sorted(replayed.reasons.items()))
         typer.echo(f"set aside for: {still}; the rows are in {out / 'quarantine'}")
-    if found.rows_clean:
-        place = shlex.quote(str(out / "clean"))
-        typer.echo(f"train on the clean rows: thinktwice pipeline run --source parquet --path {place}")
+    if replayed.rows_clean:
+        quoted_path = shlex.quote(str(out / "clean"))
+        typer.echo(f"train on the clean rows: thinktwice pipeline run --source parquet --path {quoted_path}")
         mended = shlex.quote(str(schema or quarantine / "schema.yaml"))
         typer.echo(
             f"train on the whole log:  thinktwice pipeline run --source parquet --path YOUR_LOG --schema {mended}"
@@ -178,21 +178,21 @@ def replay_quarantine(
 
 @contextmanager
 def _written(out: Path) -> Iterator[None]:
-    """Around the writing of a raw log folder, which replaces ``out`` as a whole: nothing else may lie there."""
+    """Context of writing a raw log folder, which replaces ``out`` as a whole: ``out`` must not contain anything else."""
     from thinktwice.data.sources.raw_log import is_raw_log
 
     with _system_errors_named(out):
         if (out / "clean.json").is_file():
             raise DataError(f"{out} is a clean log and would be replaced: give --out a new folder")
-        taken = out.exists() and not (out.is_dir() and (is_raw_log(out) or not any(out.iterdir())))
-        if taken:
+        occupied = out.exists() and not (out.is_dir() and (is_raw_log(out) or not any(out.iterdir())))
+        if occupied:
             raise DataError(f"{out} exists and is not a raw log folder, and would be replaced: give --out a new folder")
         yield
 
 
 @contextmanager
 def _system_errors_named(out: Path) -> Iterator[None]:
-    """Turn what the system refuses while ``out`` is written into one sentence; sources name their own paths."""
+    """Turn operating system errors while ``out`` is written into one sentence; sources name their own paths."""
     on_stop(NOTHING_HALF_WRITTEN)
     try:
         yield

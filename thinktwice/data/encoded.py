@@ -1,6 +1,6 @@
-"""Encoded rows: what the model eats. Numpy on disk and in training (`EncodedRows`), torch in a forward pass (`Batch`).
+"""Encoded rows, the input of the model: numpy on disk and in training (`EncodedRows`), torch in a forward pass (`Batch`).
 
-torch is imported by what makes a batch and by nothing else: reading, encoding and checking data must not wait for it.
+Only code that makes a batch imports torch, so that reading, encoding and checking data need not wait for it.
 
 Shapes: R rows, B rows of a batch, C categorical-or-numeric fields in model order, L the length of a sequence.
 Index 0 of every categorical or numeric field means "unknown"; index 0 inside a sequence is padding.
@@ -55,8 +55,8 @@ class EncodedRows:
     """Encoded rows of one part of a training set.
 
     ids [R, C] int32, sequences name -> [R, L] int32, vectors name -> [R, dim] float32, label [R] float32,
-    user [R] int64 (stable hash of the user id for grouping, -1 without users), time [R] int64 microseconds. ``evidence`` of the
-    rows is kept by the training set and not in the file of the rows.
+    user [R] int64 (stable hash of the user id for grouping, -1 without users), time [R] int64 microseconds. ``evidence`` is
+    stored by the training set and not in the file of the rows.
     """
 
     ids: np.ndarray
@@ -104,7 +104,7 @@ class EncodedRows:
         try:
             with safe_open(str(path), framework="numpy") as handle:
                 tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118 (safe_open is no mapping)
-        except Exception as error:  # safetensors raises its own, untyped errors
+        except Exception as error:  # safetensors raises untyped errors of its own
             raise DataError(f"encoded rows {path} cannot be read ({error}): rebuild the training set") from error
         return EncodedRows(
             tensors["ids"],
@@ -122,9 +122,9 @@ def table_offsets(num_values: tuple[int, ...]) -> np.ndarray:
 
 
 def count_values(ids: np.ndarray, num_values: tuple[int, ...]) -> np.ndarray:
-    """How many rows hold each value: uint32 [sum(num_values)], aligned with the joint table.
+    """Number of rows with each value: uint32 [sum(num_values)], aligned with the joint table.
 
-    Row 0 of a field (unknown) counts as 0: no value was ever seen there.
+    The count of row 0 of a field (unknown) is 0.
     """
     parts = []
     for column, size in enumerate(num_values):

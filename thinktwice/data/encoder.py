@@ -1,4 +1,4 @@
-"""From clean values to model indices, fitted on the training part alone and kept in the bundle."""
+"""Encoder from clean values to model indices, fitted on the training part only and stored in the bundle."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ from thinktwice.schema import EVENT_TIME, LABEL, LogSchema, ModelField
 from thinktwice.schema.numbers import borders, number, numbers
 from thinktwice.schema.values import as_series, spell, spelled
 
-NULL = "\u0000null"  # a missing categorical value is a value like any other, when training saw it
+NULL = "\u0000null"  # a missing categorical value is a value like any other if it occurred in training
 ENCODER_FILE = "encoder.json"
 VOCABULARY_FILE = "vocabularies.arrow"
-#: Files without a format are of 1: the float32 values of their logs were widened to float64 before they were spelled and cut.
+#: Files without a format number have format 1: float32 values of their logs were widened to float64 before spelling and
+#: binning.
 FORMAT = 2
 _VOCABULARY = pa.schema([("field", pa.string()), ("value", pa.string())])
 
 
 def canonical(value: Any) -> str:
-    """A categorical value as vocabularies keep it: its spelling (:func:`thinktwice.schema.values.spell`), a missing one as :data:`NULL`."""
+    """A categorical value as stored in vocabularies: its spelling (:func:`thinktwice.schema.values.spell`), or :data:`NULL`
+    for a missing one."""
     return spell(value) or NULL
 
 
@@ -48,8 +50,8 @@ class Encoder:
         fields: all model fields in order.
         columns: the categorical and numeric ones; column c of ``ids`` is ``columns[c]``.
         num_values: indices per column, the unknown index 0 included.
-        widens: float32 and float16 values are widened to float64 before they are read, as in the training of earlier versions;
-            otherwise they are the numbers of their fewest digits.
+        widens: float32 and float16 values are widened to float64 before they are read, as earlier versions did in training;
+            otherwise they are read as their shortest decimal form.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class Encoder:
     def fit(table: pa.Table, schema: LogSchema) -> Encoder:
         """Learn vocabularies (most frequent value first) and bucket bounds from the rows of ``table``.
 
-        Bounds lie in the middle between two neighbouring values, see :func:`thinktwice.schema.numbers.borders`.
+        Bounds are midway between two neighbouring values, see :func:`thinktwice.schema.numbers.borders`.
         """
         fields = schema.model_fields_in_order()
         vocabularies: dict[str, list[str]] = {}
@@ -97,15 +99,15 @@ class Encoder:
         return Encoder(fields, schema.key_of("user"), vocabularies, bounds)
 
     def column_of(self, name: str | None) -> int | None:
-        """The column of a categorical or numeric field in ``ids``; None for another name."""
+        """The column of a categorical or numeric field in ``ids``; None for other names."""
         return next((c for c, f in enumerate(self.columns) if f.name == name), None)
 
     def value_of(self, name: str, index: int) -> str | None:
-        """The value behind an index of a categorical field, None for unknown."""
+        """The value of an index of a categorical field, None for unknown."""
         return None if index == 0 else self._values[name][index - 1]
 
     def values_of(self, name: str) -> tuple[str, ...]:
-        """All values of a categorical field that training saw, a missing one left out; none for another field."""
+        """All values of a categorical field in training, without the missing value; empty for other fields."""
         return tuple(v for v in self._values.get(name, ()) if v != NULL)
 
     def index_of(self, name: str, value: Any) -> int:
@@ -113,7 +115,7 @@ class Encoder:
         return self._index[name].get(canonical(value), 0)
 
     def encode_table(self, table: pa.Table) -> EncodedRows:
-        """Encode clean rows; columns of the table beyond the model's are ignored. Labels and times may be absent."""
+        """Encode clean rows; columns that the model does not use are ignored. Labels and times may be absent."""
         rows = table.num_rows
         ids = np.zeros((rows, len(self.columns)), np.int32)
         for c, f in enumerate(self.columns):
@@ -144,7 +146,7 @@ class Encoder:
         return float(value) if self.widens and isinstance(value, (np.float32, np.float16)) else value
 
     def encode_rows(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
-        """Encode request rows, one mapping per row; a field that is absent is a missing value."""
+        """Encode request rows, one mapping per row; an absent field is a missing value."""
         import torch
 
         side = self.encode_side(rows, [f.name for f in self.fields])
@@ -175,7 +177,7 @@ class Encoder:
                 continue
             index, block = self._index[f.of], np.zeros((len(rows), f.length), np.int64)
             for r, row in enumerate(rows):
-                # Missing values, which are in no vocabulary without their mark, do not enter.
+                # Missing values are left out: no vocabulary contains them without their mark.
                 words = row.get(f.name)
                 known = (
                     []
@@ -234,19 +236,19 @@ class Encoder:
                 raise BundleError(
                     f"encoder in {folder} is of format {written!r}, this version reads 1 and {FORMAT}: upgrade"
                 )
-            found = _EncoderFile.model_validate(value)
+            content = _EncoderFile.model_validate(value)
         except (OSError, ValueError) as error:
             raise BundleError(f"{folder / ENCODER_FILE} cannot be read ({reason(error)}): build it again") from error
         try:
-            vocabularies = _read_vocabularies(folder / VOCABULARY_FILE, found.vocabulary_fields)
+            vocabularies = _read_vocabularies(folder / VOCABULARY_FILE, content.vocabulary_fields)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise BundleError(f"{folder / VOCABULARY_FILE} cannot be read ({reason(error)}): build it again") from error
-        bounds = {name: np.asarray(values, np.float64) for name, values in found.bounds.items()}
-        return Encoder(found.fields, found.user_key, vocabularies, bounds, widens=found.format == 1)
+        bounds = {name: np.asarray(values, np.float64) for name, values in content.bounds.items()}
+        return Encoder(content.fields, content.user_key, vocabularies, bounds, widens=content.format == 1)
 
     def _number(self, value: Any) -> float:
-        found = number(self._plain(value))
-        return math.nan if found is None else found
+        parsed = number(self._plain(value))
+        return math.nan if parsed is None else parsed
 
     def _lookup(self, name: str, values: pl.Series) -> np.ndarray:
         words = pl.DataFrame(
@@ -316,10 +318,10 @@ class _EncoderFile(BaseModel):
             raise ValueError("'vocabulary_fields' does not name the categorical fields")
         if sorted(self.bounds) != sorted(kinds["numeric"]):
             raise ValueError("'bounds' does not name the numeric fields")
-        if wrong := [f.name for f in self.fields if f.kind == "sequence" and f.of not in self.vocabulary_fields]:
-            raise ValueError(f"sequence {wrong[0]!r} contains values of a field without a vocabulary")
-        if wrong := [n for n, b in self.bounds.items() if any(high <= low for low, high in pairwise(b))]:
-            raise ValueError(f"the bounds of {wrong[0]!r} do not rise")
+        if invalid := [f.name for f in self.fields if f.kind == "sequence" and f.of not in self.vocabulary_fields]:
+            raise ValueError(f"sequence {invalid[0]!r} contains values of a field without a vocabulary")
+        if invalid := [n for n, b in self.bounds.items() if any(high <= low for low, high in pairwise(b))]:
+            raise ValueError(f"the bounds of {invalid[0]!r} are not ascending")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Evidence of rows: their counters, and the outcomes of their users, which are read only when a row needs them.
+"""Evidence of rows: their counters, and the outcomes of their users, which are read on demand.
 
 Shapes: B rows, C counters, K outcomes.
 """
@@ -31,21 +31,21 @@ class History:
 
     @staticmethod
     def of_user(items: npt.NDArray[np.int32], clicked: npt.NDArray[np.bool_], rows: int) -> History:
-        """The outcomes of one user, oldest first, which all ``rows`` rows of a request see."""
+        """The outcomes of one user, oldest first, shared by all ``rows`` rows of a request."""
         return History(items, clicked, np.zeros(rows, np.int32), np.full(rows, len(items), np.int32))
 
     def take(self, rows: Rows) -> History:
-        """Those of the rows at ``rows``."""
+        """The outcomes of the rows at ``rows``."""
         return History(self.items, self.clicked, self.start[rows], self.end[rows])
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What is known of B rows beside their features.
+    """Counters and outcome histories of B rows.
 
     Attributes:
         counters: [B, C] float32 instant statistics, NaN for unknown.
-        history: gives the outcomes of the rows' users, or None where they cannot be read in time. It is called at most once
+        history: returns the outcomes of the rows' users, or None if they cannot be read in time. It is called at most once
             per request, and only if a row needs it.
     """
 
@@ -56,17 +56,17 @@ class Evidence:
         return len(self.counters)
 
     def take(self, rows: Rows) -> Evidence:
-        """That of the rows at ``rows``. Reading its history raises a DataError if that is of another number of rows."""
+        """The evidence of the rows at ``rows``. Reading its history raises a DataError if the number of rows differs."""
         read = self.history
         if read is None:
             return Evidence(self.counters[rows])
 
         def taken() -> History | None:
-            found = read()
-            if found is not None and not len(found.start) == len(found.end) == len(self):
+            value = read()
+            if value is not None and not len(value.start) == len(value.end) == len(self):
                 raise DataError(
-                    f"a history of {len(found.start)} rows was read for a request of {len(self)}: give one range of outcomes per row"
+                    f"a history of {len(value.start)} rows was read for a request of {len(self)}: give one range of outcomes per row"
                 )
-            return None if found is None else found.take(rows)
+            return None if value is None else value.take(rows)
 
         return Evidence(self.counters[rows], taken)

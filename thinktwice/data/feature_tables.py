@@ -1,9 +1,9 @@
 # ruff: noqa: S608 - names in queries come from the schema (letters, digits, _) and are quoted
-"""Feature tables of a clean log: what was known about each user and item, and from when on.
+"""Feature tables of a clean log: the features of each user and item, and the time from which they are valid.
 
 Every table is a parquet file of change points: one row says that from ``event_timestamp`` on (until the next row of the
-same key) the features of that key have these values. Which tables exist and which columns they hold follows from the
-schema alone (:func:`table_specs`); the feature store is built from the same list.
+same key) the features of that key have these values. The tables and their columns follow from the schema alone
+(:func:`table_specs`); the feature store is built from the same list.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class TableSpec:
 
 @dataclass(frozen=True)
 class FeatureTables:
-    """What was written: the tables, their row counts, and the time range ``[start, end]`` of their rows.
+    """The feature tables written: the tables, their row counts, and the time range ``[start, end]`` of their rows.
 
     ``end`` is the midnight (UTC) that closes the last day of the log: the moment at which every statistic of the log
     is final, and therefore the moment as of which an online store is filled.
@@ -63,17 +63,17 @@ class FeatureTables:
 
 
 def feature_version(schema: LogSchema, snapshot_id: str, code_version: str) -> str:
-    """Name of the features that this snapshot, schema and code lead to, e.g. ``ml-1m-3f2a9c01d4e7``.
+    """Name of the features computed from this snapshot and schema by this code, e.g. ``ml-1m-3f2a9c01d4e7``.
 
-    Every model that is trained on them reads the same ones, whatever its recipe, its split or its seed.
+    All models trained on them share the features, whatever the recipe, split or seed.
     """
     return f"{schema.name}-{sha256_text(snapshot_id, code_version, schema.to_yaml())[:12]}"
 
 
 def feature_service_name(schema: LogSchema, feature_version: str) -> str:
-    """``ctr_`` and the feature version with every other character than letters and digits as ``_``.
+    """``ctr_`` and the feature version with all characters but letters and digits replaced by ``_``.
 
-    Empty when the log has no feature tables: there is nothing to look up, and requests bring their rows.
+    Empty when the log has no feature tables: requests then contain complete rows.
     """
     return service_name(feature_version) if table_specs(schema) else ""
 
@@ -99,10 +99,12 @@ def table_specs(schema: LogSchema) -> tuple[TableSpec, ...]:
         ("sequences", ("sequence",)),
     )
     entities: tuple[Literal["user", "item"], ...] = ("user", "item")
-    for kind, wanted in origins:
+    for kind, feature_fields in origins:
         for entity in entities:
             key = schema.key_of(entity)
-            columns = tuple((f.name, column_kinds[f.kind]) for f in fields if f.entity == entity and f.origin in wanted)
+            columns = tuple(
+                (f.name, column_kinds[f.kind]) for f in fields if f.entity == entity and f.origin in feature_fields
+            )
             if key is not None and columns:
                 specs.append(TableSpec(name=f"{entity}_{kind}", kind=kind, entity=entity, key=key, columns=columns))
     return tuple(specs)
@@ -163,8 +165,8 @@ def _time_range(connection: duckdb.DuckDBPyConnection, clean: Path) -> tuple[int
 def _write_attributes(connection: duckdb.DuckDBPyConnection, clean: Path, spec: TableSpec, target: Path) -> None:
     """Write one row per change of an entity's attributes, valid from the impression that first carries them.
 
-    Attributes are known when the impression happens and count nothing, so they are valid at that instant itself. Two
-    impressions of one entity at the same instant with different attributes: the later ``row_id`` wins.
+    Attributes are known at the time of the impression, so they are valid from that instant on. Two impressions of one
+    entity at the same instant with different attributes: the higher ``row_id`` wins.
     """
     key = quoted(spec.key)
     columns = ", ".join(quoted(c) for c in spec.features)

@@ -1,4 +1,4 @@
-"""How often a value had been seen when a training row was written: what makes training novelty look like test novelty.
+"""Counts of earlier occurrences of the values of training rows, so that novelty in training resembles novelty in test.
 
 Shapes: R rows, C categorical-or-numeric fields in model order; index 0 of a field is unknown and was never seen.
 """
@@ -17,16 +17,16 @@ def time_blocks(time: np.ndarray, blocks: int) -> np.ndarray:
 
 
 def counts_before(ids: np.ndarray, block: np.ndarray, num_values: tuple[int, ...], blocks: int) -> np.ndarray:
-    """Rows that held each value in strictly earlier blocks: int64 [blocks, sum(num_values)]; unknown counts as 0.
+    """Number of rows with each value in strictly earlier blocks: int64 [blocks, sum(num_values)]; unknown counts as 0.
 
-    Right for logs in time order: a value met for the first time in its block of time was unknown to every model trained
-    before, however often it comes in the block itself.
+    For logs in time order: a value that first occurs in a block was unknown to every model trained before, however often it
+    occurs in the block.
 
     Args:
         ids: values of the rows [R, C].
-        block: block number of every row [R], of :func:`time_blocks`.
+        block: block number of every row [R], from :func:`time_blocks`.
         num_values: values per field, unknown included.
-        blocks: how many blocks there are.
+        blocks: number of blocks.
     """
     parts = []
     for column, size in enumerate(num_values):
@@ -37,10 +37,10 @@ def counts_before(ids: np.ndarray, block: np.ndarray, num_values: tuple[int, ...
 
 
 def counts_without(ids: np.ndarray, num_values: tuple[int, ...]) -> np.ndarray:
-    """Other rows that hold the value of a row: int64 [R, C], leave-one-out; unknown counts as 0.
+    """Number of other rows with the value of a row: int64 [R, C], leave-one-out; 0 for unknown.
 
-    Right where time is unknown, or train and test are drawn alike. In a log in time order it makes new values look well
-    known, because the rows of a new user come in one session and count one another.
+    For logs without time, or with a random split. In a log in time order it makes new values look well known, because the
+    rows of a new user come in one session and count one another.
     """
-    others = count_values(ids, num_values).astype(np.int64)[ids + table_offsets(num_values)] - 1
-    return np.maximum(others, 0)  # unknown counts as 0 with its own row, too
+    remaining = count_values(ids, num_values).astype(np.int64)[ids + table_offsets(num_values)] - 1
+    return np.maximum(remaining, 0)  # unknown counts as 0, so minus its own row it would be -1

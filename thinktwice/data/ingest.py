@@ -1,8 +1,8 @@
-"""From any source to a raw log folder: the source's columns untouched, a row id before them, and every broken record kept.
+"""Ingest of a source into a raw log folder: unchanged columns of the source, a row id before them, and all broken records.
 
-The folder holds ``log.parquet``, ``unparsable.parquet``, ``schema.yaml`` and ``snapshot.json``, and where a source has tables
-of users and items ``side_unparsable.parquet``: their lines that gave no attributes. The same input gives the same snapshot
-id and the same rows on any machine.
+The folder contains ``log.parquet``, ``unparsable.parquet``, ``schema.yaml`` and ``snapshot.json``, and for a source with
+tables of users and items ``side_unparsable.parquet``, the lines of these tables without attributes. The same input gives
+the same snapshot id and the same rows on any machine.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ UNPARSABLE = pa.schema(
 
 
 class Snapshot(BaseModel):
-    """What one ingest took in: ``rows`` in the log, ``unparsable_rows`` beside it, together all records of the source."""
+    """The result of an ingest: ``rows`` in the log and ``unparsable_rows`` outside it are all records of the source."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,13 +57,13 @@ class Snapshot(BaseModel):
     seed: int
     files: dict[str, str]  # name -> SHA-256
     side_unparsable: dict[str, int] = {}  # broken lines of user and item tables: lost attributes, not lost impressions
-    side_duplicates: dict[str, int] = {}  # lines there whose user or item an earlier line describes; the earlier counts
-    left_out: dict[str, str] = {}  # files and folders that are no part of the log -> why
+    side_duplicates: dict[str, int] = {}  # lines of them whose user or item has an earlier line; the earlier one counts
+    left_out: dict[str, str] = {}  # files and folders that are not part of the log -> why
     columns_left_out: dict[str, str] = {}  # columns of the files that are not in the log -> why
-    columns_missing: dict[str, str] = {}  # columns of the schema that some files lack, null there -> which
+    columns_missing: dict[str, str] = {}  # columns of the schema that some files lack (null there) -> first such file
 
     def what_was_read(self) -> list[str]:
-        """Lines about the files and columns of a log that is a folder of files; none where there is nothing to say."""
+        """Lines about the files and columns of a log that is a folder of files; empty if all of it was read."""
         num_files = len(self.files) if self.source == "parquet" else 1
         return what_was_read(num_files, self.left_out, self.columns_left_out, self.columns_missing)
 
@@ -76,35 +76,35 @@ def ingest(
     limit: int = 0,
     seed: int = 0,
 ) -> Snapshot:
-    """Read a source into the raw log folder ``out_dir`` (replaced as a whole, or left as it was).
+    """Read a source into the raw log folder ``out_dir`` (replaced as a whole, or unchanged after an error).
 
     Args:
         source: name of a source, see ``thinktwice data list``.
-        path: file or folder of the source; empty or None where it needs none.
-        schema_path: schema file, or a loaded schema; empty or None for the one that ships with the source or lies in a raw log folder.
+        path: file or folder of the source; empty or None for sources without one.
+        schema_path: schema file, or a loaded schema; empty or None for that of a built-in source or of a raw log folder.
         out_dir: folder to write.
-        limit: read only the first so many records; 0 for all. For ``sim`` the number of rows to draw.
-        seed: for a source that draws its rows (``sim``); the others do not depend on it.
+        limit: maximum number of records; 0 reads all. For ``sim`` the number of rows to draw.
+        seed: for sources that draw rows (``sim``); others do not depend on it.
 
     Raises:
         DataError: unknown source, missing, empty or damaged input. SchemaError: the schema does not fit the input.
-        ResourceError: no network for a data set that must be fetched, or a full disk.
+        ResourceError: no network to download a data set, or the disk is full.
     """
-    found = source_named(source)
+    adapter = source_named(source)
     if limit < 0:
         raise DataError(f"limit {limit} is negative: give a number of rows, or 0 for all")
-    if found.path == "none" and path:
+    if adapter.path == "none" and path:
         raise DataError(f"source {source!r} takes no path, but {path} was given: leave --path out")
-    if not schema_path and not found.has_schema:
+    if not schema_path and not adapter.has_schema:
         schema_path = schema_beside(Path(path)) if path else None
-    if not schema_path and not found.has_schema:
+    if not schema_path and not adapter.has_schema:
         raise DataError(f"source {source!r} needs a schema file that describes your log: give it by --schema")
     if isinstance(schema_path, LogSchema):
         schema = schema_path
     else:
         schema = load_schema(schema_path) if schema_path else builtin_schema(source)
-    seed = seed if found.seeded else 0
-    reading = found.open(Path(path) if path else None, limit, seed, schema)
+    seed = seed if adapter.seeded else 0
+    reading = adapter.open(Path(path) if path else None, limit, seed, schema)
     return write_raw_log(source, reading, schema, Path(out_dir), limit, seed)
 
 
@@ -115,7 +115,7 @@ def write_raw_log(source: str, reading: Reading, schema: LogSchema, out_dir: Pat
     with atomic_dir(out_dir) as folder:
         rows, unparsable_rows = _write_rows(source, reading, folder, limit)
         if rows == 0:
-            raise DataError(_nothing_read(reading, folder, unparsable_rows))
+            raise DataError(_no_rows_message(reading, folder, unparsable_rows))
         snapshot = Snapshot(
             source=source,
             schema_name=schema.name,
@@ -150,7 +150,7 @@ def _write_rows(source: str, reading: Reading, folder: Path, limit: int) -> tupl
         parquet_writer(
             folder / LOG_FILE, columns, compression="zstd", compression_level=1, use_dictionary=dictionary
         ) as log,
-        parquet_writer(folder / UNPARSABLE_FILE, UNPARSABLE, compression="zstd") as rest,
+        parquet_writer(folder / UNPARSABLE_FILE, UNPARSABLE, compression="zstd") as unparsable_writer,
     ):
         for chunk in track(_ahead(_limited(reading, limit)), stage="ingest", total=reading.num_chunks, label=source):
             records += chunk.table.num_rows + len(chunk.unparsable)
@@ -159,7 +159,7 @@ def _write_rows(source: str, reading: Reading, folder: Path, limit: int) -> tupl
                 log.write_table(pa.table([*ids, *chunk.table.columns], schema=columns))
                 rows += chunk.table.num_rows
             if chunk.unparsable:
-                rest.write_table(_unparsable_table(source, chunk))
+                unparsable_writer.write_table(_unparsable_table(source, chunk))
                 unparsable_rows += len(chunk.unparsable)
     written = num_rows(folder / LOG_FILE) + num_rows(folder / UNPARSABLE_FILE)
     if written != records:
@@ -168,14 +168,14 @@ def _write_rows(source: str, reading: Reading, folder: Path, limit: int) -> tupl
 
 
 def _repeats(field: pa.Field) -> bool:
-    """Whether a parquet dictionary of the column is likely to pay: ids and names repeat, row ids and measurements do not."""
+    """Whether a parquet dictionary is likely to save space: ids and names repeat, row ids and measurements do not."""
     if field.name in ("row_id", SOURCE_ROW):
         return False
     return not (pa.types.is_nested(field.type) or pa.types.is_floating(field.type))
 
 
 def _ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """The same chunks, the next one being made while this one is written (both release the interpreter lock mostly)."""
+    """The same chunks; the next one is prepared while this one is written (both mostly release the interpreter lock)."""
     with ThreadPoolExecutor(1) as maker:
         coming = maker.submit(next, chunks, None)
         while (chunk := coming.result()) is not None:
@@ -184,16 +184,16 @@ def _ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
 
 
 def _limited(reading: Reading, limit: int) -> Iterator[Chunk]:
-    """Chunks up to record number ``limit``. Numbers must run on without a gap: a source that loses a record is stopped here."""
-    seen = 0
+    """Chunks up to record number ``limit``. Record numbers must have no gap: a source that loses a record fails."""
+    rows = 0
     for chunk in reading.chunks():
         numbers = np.concatenate([chunk.ordinals, np.array([u.ordinal for u in chunk.unparsable], np.int64)])
-        if len(numbers) and not (numbers.min() == seen and numbers.max() == seen + len(numbers) - 1):
+        if len(numbers) and not (numbers.min() == rows and numbers.max() == rows + len(numbers) - 1):
             raise RowsLostError(
-                f"records {seen} to {int(numbers.max())} of {reading.where} were not all read: run it again"
+                f"records {rows} to {int(numbers.max())} of {reading.where} were not all read: run it again"
             )
-        seen += len(numbers)
-        if limit and seen >= limit:
+        rows += len(numbers)
+        if limit and rows >= limit:
             keep = int(np.searchsorted(chunk.ordinals, limit))
             yield Chunk(
                 chunk.table.slice(0, keep),
@@ -211,7 +211,7 @@ def _unparsable_table(source: str, chunk: Chunk) -> pa.Table:
     return pa.table([row_ids(source, ordinals), pa.array(ordinals), raw, errors], schema=UNPARSABLE)
 
 
-def _nothing_read(reading: Reading, folder: Path, unparsable_rows: int) -> str:
+def _no_rows_message(reading: Reading, folder: Path, unparsable_rows: int) -> str:
     if not unparsable_rows:
         return f"{reading.where} contains no rows: give the whole file"
     first = read_table(folder / UNPARSABLE_FILE).slice(0, 1).to_pylist()[0]

@@ -1,7 +1,7 @@
 # ruff: noqa: S608 - names in queries come from the schema (letters, digits, _) and are quoted
 """Point-in-time features from the feature tables of a clean log, without a feature store.
 
-The answer is that of Feast's join over the same tables (a test compares the two); this one needs nothing but the tables.
+The result equals Feast's join over the same tables (a test compares the two), but needs only the tables.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def training_rows(clean_dir: Path | str, schema: LogSchema) -> pa.Table:
 
 
 def features_at(rows: pa.Table, tables_dir: Path, specs: tuple[TableSpec, ...]) -> pa.Table:
-    """The features of the users and items of R rows as they were known at the rows' instants.
+    """The features of the users and items of R rows as known at the rows' instants.
 
     Args:
         rows: [R] with ``event_time`` and the key columns of ``specs``; a null key has null features.
@@ -69,16 +69,16 @@ def features_at(rows: pa.Table, tables_dir: Path, specs: tuple[TableSpec, ...]) 
         RowsLostError: the join dropped or repeated a row.
     """
     keys = list(dict.fromkeys(spec.key for spec in specs))
-    asked = rows.select([EVENT_TIME, *keys]).append_column(_PLACE, pa.array(range(rows.num_rows), pa.int64()))
+    lookups = rows.select([EVENT_TIME, *keys]).append_column(_PLACE, pa.array(range(rows.num_rows), pa.int64()))
     out: dict[str, pa.ChunkedArray] = {}
     with engine(tables_dir) as connection:
-        connection.register("asked", asked)
+        connection.register("lookups", lookups)
         for spec in specs:
             key = quoted(spec.key)
             columns = ", ".join(f"t.{quoted(name)}" for name in spec.features)
             # A value is known from the later of its two timestamps on. One that becomes known only after a newer one is
-            # never the answer.
-            found = connection.sql(f"""
+            # never returned.
+            joined = connection.sql(f"""
                 WITH known AS (
                     SELECT *, greatest({EVENT_TIMESTAMP}, {CREATED_TIMESTAMP}) AS {quoted(_AT)}
                     FROM {source(tables_dir / f"{spec.name}.parquet")}
@@ -87,14 +87,14 @@ def features_at(rows: pa.Table, tables_dir: Path, specs: tuple[TableSpec, ...]) 
                     )) IS NOT FALSE
                 )
                 SELECT a.{quoted(_PLACE)}, {columns}
-                FROM asked a ASOF LEFT JOIN known t ON a.{key} = t.{key} AND a.{EVENT_TIME} >= t.{quoted(_AT)}
+                FROM lookups a ASOF LEFT JOIN known t ON a.{key} = t.{key} AND a.{EVENT_TIME} >= t.{quoted(_AT)}
                 ORDER BY 1
             """).to_arrow_table()
-            if found[_PLACE].to_pylist() != list(range(rows.num_rows)):
+            if joined[_PLACE].to_pylist() != list(range(rows.num_rows)):
                 raise RowsLostError(
-                    f"the join with {spec.name} returned {found.num_rows} of {rows.num_rows} rows: run it again"
+                    f"the join with {spec.name} returned {joined.num_rows} of {rows.num_rows} rows: run it again"
                 )
-            out |= {name: found[name].cast(COLUMN_TYPES[kind]) for name, kind in spec.columns}
+            out |= {name: joined[name].cast(COLUMN_TYPES[kind]) for name, kind in spec.columns}
     return pa.table(out)
 
 

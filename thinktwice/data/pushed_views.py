@@ -1,8 +1,8 @@
 """Views of the online store that the feedback service keeps up to date, derived from the schema.
 
 The states of instant statistics are one field of bytes each (:mod:`thinktwice.data.instant.columns`). ``log_instant`` has one row, with
-the instant up to which all others are complete. Statistics of whole days and sequences are ordinary feature tables whose rows are
-pushed too.
+the instant up to which all others are complete. Statistics of whole days and sequences are ordinary feature tables, whose
+rows are pushed too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from thinktwice.data.instant.definition import definition_of
 from thinktwice.data.instant.state import StateKind
 from thinktwice.schema import LogSchema
 
-STATE, WATERMARK = "state", "watermark"  # fields: bytes; whole microseconds of UTC
+STATE, WATERMARK = "state", "watermark"  # fields: bytes; integer microseconds of UTC
 LOG_ENTITY: Literal["log"] = "log"
 LOG_COLUMN = "feedback_log"  # key column of the one row of the whole log; its key is the name of the schema
 DEFINITION_TAG = "definition"  # of a view: the hash of the definition of its states

@@ -1,4 +1,4 @@
-"""What every source of logs gives: raw columns, untouched, in chunks; and the records it could not read, with their text."""
+"""Interface of log sources: unchanged raw columns in chunks, and the records that could not be read, with their text."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ SNAPSHOT_FILE = "snapshot.json"
 SOURCE_ROW = "source_row"
 ADDED = ("row_id", SOURCE_ROW)
 
-#: Lines of user and item tables that gave no attributes; ``line`` counts from 1, as editors do.
+#: Lines of user and item tables without attributes; ``line`` counts from 1, as in editors.
 SIDE_LINES = pa.schema([("file", pa.string()), ("line", pa.int64()), ("raw", pa.string()), ("error", pa.string())])
 
 
 @dataclass(frozen=True)
 class Unparsable:
-    """A record that could not be split into columns: its number in the source (from 0), its text and why."""
+    """A record that could not be split into columns: its number in the source (from 0), its text and the reason."""
 
     ordinal: int
     raw: str
@@ -41,7 +41,7 @@ class Unparsable:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some consecutive records of a source. ``ordinals`` int64 [R] numbers the R rows of ``table`` in the source."""
+    """Consecutive records of a source. ``ordinals`` int64 [R] numbers the R rows of ``table`` in the source."""
 
     table: pa.Table
     ordinals: np.ndarray
@@ -50,26 +50,26 @@ class Chunk:
 
 @dataclass(frozen=True)
 class SideLosses:
-    """What user and item tables held beyond their rows: ``lines`` as :data:`SIDE_LINES`, and the counts per file."""
+    """Lines of user and item tables that did not become rows: ``lines`` as :data:`SIDE_LINES`, and the counts per file."""
 
     lines: pa.Table
     unparsable: dict[str, int]
-    duplicates: dict[str, int]  # lines whose key an earlier line has; the earlier one counts
+    duplicates: dict[str, int]  # lines whose key has an earlier line; the earlier one counts
 
 
 @dataclass(frozen=True)
 class Reading:
-    """An opened source, not read yet.
+    """An opened source, before reading.
 
     Attributes:
         where: names the input in messages.
         columns: the raw columns with their types.
-        files: name -> SHA-256 of everything that decides the content.
-        chunks: starts the reading; ordinals run on over all chunks.
-        num_chunks: how many chunks to expect, for progress alone.
-        side: lines of the side tables (users, items) that gave no attributes; they cost no impressions. None: no such tables.
-        left_out: files and folders below the source that are no part of the log -> why.
-        columns_left_out: columns of the files that are not carried along -> why; the schema names none of them.
+        files: name -> SHA-256 of all files that determine the content.
+        chunks: starts reading; ordinals continue over all chunks.
+        num_chunks: expected number of chunks, for progress only.
+        side: lines of the side tables (users, items) without attributes; no impressions are lost by them. None: no such tables.
+        left_out: files and folders below the source that are not part of the log -> why.
+        columns_left_out: columns of the files that are not in the log -> why; the schema names none of them.
         columns_missing: columns of the schema that some files lack -> the first of them; they are null there.
     """
 
@@ -86,7 +86,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Source:
-    """One kind of input. ``open(path, limit, seed, schema)`` looks at it and gives a :class:`Reading`."""
+    """One kind of input. ``open(path, limit, seed, schema)`` inspects it and returns a :class:`Reading`."""
 
     name: str
     about: str
@@ -99,8 +99,8 @@ class Source:
 
 def refuse_object_store(path: str) -> None:
     """Raise DataError for a URL: logs are read from this machine's files."""
-    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/{1,2}(?!/)", path)
-    if found and len(found[1]) > 1 and not Path(path).exists():
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/{1,2}(?!/)", path)
+    if match and len(match[1]) > 1 and not Path(path).exists():
         raise DataError(
             f"{path} is not a local path: a log is not read from object stores or the web (yet); copy it to this machine and give "
             "its local path with --path"
@@ -111,7 +111,7 @@ def need_path(path: Path | None, source: str, what: str) -> Path:
     """The given path, which must exist and, if it is a folder, be readable.
 
     Raises:
-        DataError: no path was given, nothing is there, or it may not be looked at.
+        DataError: no path was given, it does not exist, or it is not readable.
     """
     if path is None:
         raise DataError(f"source {source!r} reads your own copy: give --path, {what}")
@@ -120,13 +120,13 @@ def need_path(path: Path | None, source: str, what: str) -> Path:
         if not path.exists():
             raise DataError(f"no such path: {path}; give --path, {what}")
         if path.is_dir():
-            os.scandir(path).close()  # a folder that may not be listed would look empty
+            os.scandir(path).close()  # an unreadable folder would look empty
     return path
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn the system's errors about ``path`` into a sentence that names it."""
+    """Turn operating system errors about ``path`` into a sentence that names it."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Row ids: 16 hex digits that name one row of one source for ever, whole columns at a time.
+"""Row ids: 16 hex digits that name one row of one source permanently, computed by whole columns.
 
 The id is ``xxh64(ordinal as 8 little-endian bytes, seed=xxh64(source name))``. For a fixed seed that function is a
 bijection of 64-bit integers, so two rows of one source never share an id.

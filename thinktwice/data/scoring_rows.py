@@ -1,7 +1,8 @@
-"""Rows to score, from any table or from a list of mappings: checked, and in the columns that the encoder reads.
+"""Rows to score, from any table or a list of mappings: checked, and converted to the columns that the encoder reads.
 
-Values are read by the rules that logs and requests follow (:mod:`thinktwice.schema.values`, :mod:`thinktwice.schema.numbers`, the
-limits in :mod:`thinktwice.schema.limits`), so a value has the same index here as in training and in a server.
+Values are read by the same rules as in logs and requests (:mod:`thinktwice.schema.values`,
+:mod:`thinktwice.schema.numbers`, the limits in :mod:`thinktwice.schema.limits`), so a value gets the same index as in
+training and on a server.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from thinktwice.schema.times import FORMS, derive, instant_of, instants, is_time
 from thinktwice.schema.values import as_series, can_spell, spell, spelled
 from thinktwice.validate.parse import log_times
 
-TIMESTAMP = "timestamp"  # what requests call the time of an impression
+TIMESTAMP = "timestamp"  # name of the impression time in requests
 SHOWN = 60  # characters of a value in a message
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 
 @runtime_checkable
 class ArrowTable(Protocol):
-    """Any table that speaks the Arrow C stream interface: of pyarrow, polars, pandas, DuckDB."""
+    """Any table with the Arrow C stream interface: pyarrow, polars, pandas, DuckDB."""
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
 
@@ -40,13 +41,14 @@ Rows: TypeAlias = ArrowTable | pa.RecordBatch | Sequence[Mapping[str, Any]]
 
 
 def as_table(rows: Rows, schema: LogSchema, encoder: Encoder) -> pa.Table:
-    """Rows of any accepted form as an Arrow table, their columns named as the fields of the model.
+    """Rows of any accepted form as an Arrow table with columns named as the fields of the model.
 
-    A column may have the name of its field or the name that the log has for it (``column`` in the schema); a field's own name
-    comes first. Columns that are neither are kept.
+    A column may have the name of its field or the field's column name in the log (``column`` in the schema); the field's
+    own name wins. Other columns are kept.
 
     Raises:
-        DataError: the rows are of no accepted form, two columns have the same name, or a mapping has a value of the wrong kind.
+        DataError: the rows have an unsupported form, two columns have the same name, or a mapping has a value of the wrong
+            kind.
     """
     if isinstance(rows, (pa.Table, pa.RecordBatch, ArrowTable)):
         try:
@@ -63,7 +65,7 @@ def as_table(rows: Rows, schema: LogSchema, encoder: Encoder) -> pa.Table:
     if isinstance(rows, Sequence) and not isinstance(rows, (str, bytes)):
         if not all(isinstance(row, Mapping) for row in rows):
             raise DataError("a row is not a mapping of field names to values: give one mapping per row")
-        return _of_mappings(rows, schema, encoder)
+        return _table_of_mappings(rows, schema, encoder)
     raise DataError(
         f"rows of type {type(rows).__name__} cannot be scored: give an Arrow or polars table, or a list of mappings"
     )
@@ -79,8 +81,8 @@ def read_fields(table: pa.Table, schema: LogSchema, encoder: Encoder) -> pa.Tabl
         table: [R] from :func:`as_table`.
 
     Raises:
-        SchemaError: a field has no column, or one of a type that it cannot be read from.
-        DataError: a value is not of the field's kind or not within the limits; the message names column, row and value.
+        SchemaError: a field has no column, or its column has an unsupported type.
+        DataError: a value has the wrong kind or is out of range; the message names column, row and value.
     """
     derived = {f.name: f.derived for f in schema.fields if f.derived and f.name not in table.column_names}
     local: pl.Series | None = None
@@ -95,16 +97,16 @@ def read_fields(table: pa.Table, schema: LogSchema, encoder: Encoder) -> pa.Tabl
         raise SchemaError(_absent(absent, encoder, derived))
     out: dict[str, pa.Array] = {}
     for f in encoder.fields:
-        what = derived.get(f.name)
-        if what is not None and local is not None:
-            out[f.name] = on_present(local, partial(derive, what)).cast(pl.String).to_arrow()
+        part = derived.get(f.name)
+        if part is not None and local is not None:
+            out[f.name] = on_present(local, partial(derive, part)).cast(pl.String).to_arrow()
         else:
             out[f.name] = _checked(f, encoder.widened(table[f.name]))
     return pa.table(out)
 
 
 def time_column(table: pa.Table, schema: LogSchema) -> str | None:
-    """The column that says when the impressions happened, None where there is none."""
+    """The column with the time of the impressions, None if there is none."""
     fields = {f.name for f in schema.model_fields_in_order()}
     for name in (EVENT_TIME, TIMESTAMP, schema.time.column):
         if name is not None and name in table.column_names and (name == EVENT_TIME or name not in fields):
@@ -115,11 +117,12 @@ def time_column(table: pa.Table, schema: LogSchema) -> str | None:
 def event_times(table: pa.Table, schema: LogSchema) -> pl.Series:
     """Instants [R] of the rows in microseconds (int64), null where the time is missing.
 
-    ``event_time`` and ``timestamp`` hold times, texts of a time, or Unix seconds; the log's own column is read by its ``format``.
+    ``event_time`` and ``timestamp`` contain times, texts of a time, or Unix seconds; the log's own column is read by its
+    ``format``.
 
     Raises:
         SchemaError: there is no time column.
-        DataError: a time cannot be read or lies outside 1970 .. 2100.
+        DataError: a time cannot be read or is outside 1970 .. 2100.
     """
     name = time_column(table, schema)
     if name is None:
@@ -191,49 +194,49 @@ def _texts(name: str, values: pa.ChunkedArray) -> pa.Array:
 
 
 def _numbers(name: str, values: pa.ChunkedArray) -> pa.Array:
-    found = numbers(values)
+    parsed = numbers(values)
     nothing = missing(values)
-    if found.null_count() and len(found) and not pa.types.is_null(values.type):
-        _refuse(name, values, found.is_null() & ~nothing, "is not a number below 1e300")
-    return found.to_arrow()
+    if parsed.null_count() and len(parsed) and not pa.types.is_null(values.type):
+        _refuse(name, values, parsed.is_null() & ~nothing, "is not a number below 1e300")
+    return parsed.to_arrow()
 
 
 def _vectors(f: ModelField, values: pa.Array, inner: pa.DataType) -> pa.Array:
     if not (pa.types.is_floating(inner) or pa.types.is_integer(inner) or pa.types.is_null(inner)):
         raise SchemaError(f"column {f.name!r} has type {values.type}: the model reads lists of {f.dim} numbers")
     lists = as_series(values).cast(pl.List(pl.Float64))
-    wrong = lists.list.len() != f.dim
+    invalid = lists.list.len() != f.dim
     within = (pl.element().is_finite() & (pl.element().abs() < FLOAT32_LIMIT)).fill_null(False)
-    wrong |= ~lists.list.eval(within).list.all()
-    _refuse(f.name, values, wrong.fill_null(False), f"is not a list of {f.dim} finite numbers")
+    invalid |= ~lists.list.eval(within).list.all()
+    _refuse(f.name, values, invalid.fill_null(False), f"is not a list of {f.dim} finite numbers")
     return lists.cast(pl.List(pl.Float32)).to_arrow()
 
 
-def _refuse(name: str, values: pa.Array | pa.ChunkedArray, wrong: pl.Series, what: str) -> None:
-    positions = wrong.fill_null(False).arg_true()
+def _refuse(name: str, values: pa.Array | pa.ChunkedArray, invalid: pl.Series, problem: str) -> None:
+    positions = invalid.fill_null(False).arg_true()
     if len(positions) == 0:
         return
     shown = str(values[int(positions[0])].as_py())
     shown = shown if len(shown) <= SHOWN else shown[:SHOWN] + "..."
     more = f" ({len(positions):,} rows like it)" if len(positions) > 1 else ""
-    raise DataError(f"column {name!r}, row {int(positions[0])}: {shown!r} {what}{more}")
+    raise DataError(f"column {name!r}, row {int(positions[0])}: {shown!r} {problem}{more}")
 
 
-def _of_mappings(rows: Sequence[Mapping[str, Any]], schema: LogSchema, encoder: Encoder) -> pa.Table:
-    """Mappings as a table. A value stands alone, so one field may hold ints in one row and texts in another."""
+def _table_of_mappings(rows: Sequence[Mapping[str, Any]], schema: LogSchema, encoder: Encoder) -> pa.Table:
+    """Mappings as a table. Values are read one by one, so a field may have ints in one row and strings in another."""
     sources = _source_columns(schema)
     out: dict[str, pa.Array] = {}
 
     def column(name: str, names: Sequence[str], read: Any, kind: pa.DataType) -> None:
-        there = next((n for n in names if any(n in row for row in rows)), name)
-        if rows and not any(there in row for row in rows):
+        present = next((n for n in names if any(n in row for row in rows)), name)
+        if rows and not any(present in row for row in rows):
             return
         values = []
         for position, row in enumerate(rows):
             try:
-                values.append(read(row.get(there)))
+                values.append(read(row.get(present)))
             except (TypeError, ValueError, OverflowError) as error:
-                shown = repr(row.get(there))[:SHOWN]
+                shown = repr(row.get(present))[:SHOWN]
                 raise DataError(f"row {position}, field {name!r}: {shown} {error}") from None
         out[name] = pa.array(values, kind)
 
@@ -273,8 +276,8 @@ def _of_mappings(rows: Sequence[Mapping[str, Any]], schema: LogSchema, encoder: 
         try:
             if isinstance(value, (str, date, np.datetime64)):
                 return instant_of(value, schema.zone)
-            found = number(value)
-            return None if found is None else round(found * 1_000_000)
+            parsed = number(value)
+            return None if parsed is None else round(parsed * 1_000_000)
         except ValueError:
             raise ValueError(f"is not a time: give Unix seconds, or {FORMS}") from None
 

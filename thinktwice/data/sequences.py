@@ -1,8 +1,8 @@
 # ruff: noqa: S608 - names in queries come from the schema (letters, digits, _) and are quoted
-"""The latest values each user clicked (or saw), newest first, after every instant that changed them.
+"""Sequences: the latest values each user clicked (or saw), newest first, after every instant that changed them.
 
-A sequence is valid from one microsecond after the click that enters it. Impressions of the same instant (one slate)
-therefore never see each other's clicks, and what happened at one instant enters together.
+A sequence is valid from one microsecond after its newest click. Impressions of the same instant (one slate) therefore never
+see each other's clicks, and all events of one instant are added together.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from thinktwice.parquet import parquet_writer
 from thinktwice.query import quoted, source
 from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, LogSchema, Sequence
 
-BATCH_ROWS = 100_000  # events held at a time
+BATCH_ROWS = 100_000  # events in memory at a time
 TIME = pa.timestamp("us", tz="UTC")
 
 Ints = npt.NDArray[np.int64]
@@ -30,7 +30,7 @@ def write_sequences(connection: duckdb.DuckDBPyConnection, clean: Path, schema: 
 
     Columns: the user key, ``event_timestamp`` and ``created_timestamp`` (the instant plus 1 us), then per sequence of
     the schema a list of strings, newest first, cut to its length. Within one instant the higher ``row_id`` counts as
-    newer. Missing values do not enter.
+    newer. Missing values are left out.
     """
     key = schema.key_of("user")
     assert key is not None
@@ -52,8 +52,8 @@ def _blocks(
     connection: duckdb.DuckDBPyConnection, clean: Path, schema: LogSchema, key: str
 ) -> Iterator[tuple[pa.Array, Ints, list[pa.Array]]]:
     """Yield (user ids, instants in us, one list array per sequence) block by block, in order."""
-    wanted = sorted({s.of for s in schema.sequences})
-    columns = ", ".join(quoted(c) for c in wanted)
+    source_fields = sorted({s.of for s in schema.sequences})
+    columns = ", ".join(quoted(c) for c in source_fields)
     only_clicks = f"AND {LABEL} = 1" if all(s.clicks_only for s in schema.sequences) else ""
     reader = connection.sql(
         f"SELECT {quoted(key)} AS key, epoch_us({EVENT_TIME}) AS instant, {LABEL} = 1 AS clicked, {columns} "
@@ -61,21 +61,21 @@ def _blocks(
         f"ORDER BY {quoted(key)}, {EVENT_TIME}, {ROW_ID}"
     ).to_arrow_reader(BATCH_ROWS)
     longest = max(s.length for s in schema.sequences)
-    rest: pa.Table | None = None  # events of the last user that later rows may still need
-    done_until: tuple[str, int] | None = None  # last (user, instant) written; older events are context only
+    pending: pa.Table | None = None  # events of the last user that later rows may need
+    done_until: tuple[str, int] | None = None  # last (user, instant) written; earlier events are context only
     for batch in reader:
         table = pa.Table.from_batches([batch])
-        table = table if rest is None else pa.concat_tables([rest, table])
+        table = table if pending is None else pa.concat_tables([pending, table])
         # The last instant may continue in the next batch: hold it back.
         keys, times = table["key"], table["instant"].to_numpy()
         last_user = keys[-1].as_py()
-        held = _tail_start(keys, times)
-        yield from _finished(table.slice(0, held), schema, done_until)
-        if held:
-            done_until = (keys[held - 1].as_py(), int(times[held - 1]))
-        rest = table.slice(_context_start(table, last_user, held, longest, schema))
-    if rest is not None:
-        yield from _finished(rest, schema, done_until)
+        complete = _tail_start(keys, times)
+        yield from _finished(table.slice(0, complete), schema, done_until)
+        if complete:
+            done_until = (keys[complete - 1].as_py(), int(times[complete - 1]))
+        pending = table.slice(_context_start(table, last_user, complete, longest, schema))
+    if pending is not None:
+        yield from _finished(pending, schema, done_until)
 
 
 def _tail_start(keys: pa.ChunkedArray, times: Ints) -> int:
@@ -87,12 +87,12 @@ def _tail_start(keys: pa.ChunkedArray, times: Ints) -> int:
     return row
 
 
-def _context_start(table: pa.Table, user: str, held: int, longest: int, schema: LogSchema) -> int:
-    """First row the next batch needs: far enough back for every sequence of the user whose events go on."""
+def _context_start(table: pa.Table, user: str, complete: int, longest: int, schema: LogSchema) -> int:
+    """First row the next batch needs: far enough back for every sequence of the user whose events continue."""
     keys = table["key"]
     enters = [_enters(table, s) for s in schema.sequences]
     missing = [s.length for s in schema.sequences]
-    row = held
+    row = complete
     while row > 0 and any(m > 0 for m in missing) and keys[row - 1].as_py() == user:
         row -= 1
         missing = [m - int(e[row]) for m, e in zip(missing, enters, strict=True)]
@@ -100,7 +100,7 @@ def _context_start(table: pa.Table, user: str, held: int, longest: int, schema: 
 
 
 def _enters(table: pa.Table, sequence: Sequence) -> npt.NDArray[np.bool_]:
-    """[n] whether an event enters the sequence."""
+    """[n] whether an event is added to the sequence."""
     valid = table[sequence.of].combine_chunks().is_valid().to_numpy(zero_copy_only=False)
     if sequence.clicks_only:
         return valid & table["clicked"].to_numpy()
@@ -122,7 +122,7 @@ def _finished(
     last_of_instant = np.r_[(user[1:] != user[:-1]) | (times[1:] != times[:-1]), True]
     enters = [_enters(table, s) for s in schema.sequences]
     any_enters = np.logical_or.reduce(enters)
-    # An instant is written when any of its events enters any sequence.
+    # An instant is written when any of its events is added to any sequence.
     instant = np.r_[0, np.cumsum(last_of_instant)[:-1]]
     changed = np.bincount(instant, weights=any_enters) > 0
     ends = np.flatnonzero(last_of_instant)[changed]

@@ -1,6 +1,6 @@
-"""A request encoded in two parts: what its rows share (user, context) once, and what is each row's own (the item).
+"""A request encoded in two parts: the values shared by its rows (user, context), and those of each row (the item).
 
-Encoding a user once instead of once per candidate, and items ahead of any request, is what makes a request cheap.
+A request is cheap because the user is encoded once instead of once per candidate, and items are encoded in advance.
 Shapes: S shared columns, I item columns, S + I = C; n rows.
 """
 
@@ -45,7 +45,7 @@ class Side:
 
     @staticmethod
     def stacked(parts: Sequence[Side]) -> Side:
-        """All rows of ``parts``, which are sides of the same fields."""
+        """All rows of ``parts``, which must have the same fields."""
         first = parts[0]
         return Side(
             first.columns,
@@ -56,7 +56,7 @@ class Side:
 
 
 def join(shared: Side, own: Side) -> Batch:
-    """The batch of n rows whose shared part is the one row of ``shared`` and whose other part are the n rows of ``own``.
+    """The batch of n rows: the one row of ``shared`` joined with each of the n rows of ``own``.
 
     Raises:
         ValueError: ``shared`` is not one row.
@@ -69,7 +69,7 @@ def join(shared: Side, own: Side) -> Batch:
     ids = np.empty((rows, len(shared.columns) + len(own.columns)), np.int64)
     ids[:, shared.columns] = shared.ids
     ids[:, own.columns] = own.ids
-    # Expanded and not repeated: whoever reads them sees by the stride that all rows share one.
+    # Expanded and not repeated: the stride shows readers that all rows share one.
     return Batch(
         torch.from_numpy(ids),
         _expanded(shared.sequences, rows) | {name: torch.from_numpy(block) for name, block in own.sequences.items()},

@@ -16,7 +16,8 @@ PARTS: tuple[Literal["train", "valid", "test"], ...] = ("train", "valid", "test"
 
 
 class SplitSpec(Frozen):
-    """How to split. Shares are of rows; train takes what ``valid`` and ``test`` leave. ``seed`` matters to random only."""
+    """How to split. Shares are of rows; train gets the remainder of ``valid`` and ``test``. ``seed`` is used by the random
+    split only."""
 
     kind: SplitKind = "time"
     valid: float = Field(default=0.1, gt=0, lt=1)

@@ -2,7 +2,7 @@
 """Trailing impression counts and smoothed click rates of users and items, closed at midnight.
 
 A window of ``w`` days that is valid from midnight (UTC) of day ``D`` counts the days ``D - w`` to ``D - 1``; ``w = 0``
-counts every day before ``D``. No impression of day ``D`` is in it, so a statistic always closes strictly before the
+counts every day before ``D``. It contains no impression of day ``D``, so a statistic always closes strictly before the
 impressions that see it. A row is written whenever a day enters or leaves one of the windows of its entity.
 """
 
@@ -33,8 +33,8 @@ def write_statistics(
 
     Columns: the key, ``event_timestamp`` and ``created_timestamp`` (midnight UTC), then ``schema.statistic_names``:
     ``log2(1 + impressions)`` and ``(clicks + 20 * prior) / (impressions + 20)`` per window, where ``prior`` is the
-    click rate of the whole log over all days before. Change points after ``end_us`` are left out: they would describe
-    days the log has not seen.
+    click rate of the whole log over all days before. Change points after ``end_us`` are left out: they would describe days
+    after the log.
     """
     key = schema.key_of(entity)
     assert schema.statistics is not None and key is not None
@@ -86,7 +86,7 @@ def write_statistics(
 
 
 def _delta(windows: tuple[int, ...], leaving: int | None, sign: str) -> str:
-    """Columns ``v0, c0, v1, c1, ...``: what a day adds to every window, or takes from the one it leaves."""
+    """Columns ``v0, c0, v1, c1, ...``: what a day adds to every window, or subtracts from a window it leaves."""
     return ", ".join(
         f"{sign}views AS v{n}, {sign}clicks AS c{n}" if leaving in (None, n) else f"0 AS v{n}, 0 AS c{n}"
         for n in range(len(windows))

@@ -34,7 +34,7 @@ ENTITIES: tuple[Literal["user", "item"], ...] = ("user", "item")
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """A training set on disk, opened. Parts are loaded when asked for."""
+    """An open training set on disk. Parts are loaded on demand."""
 
     folder: Path
     schema: LogSchema
@@ -60,7 +60,7 @@ class TrainingSet:
         return read_counters(self.folder, part, rows, len(self.counter_scale.names))
 
     def part_with_evidence(self, name: PartName) -> EncodedRows:
-        """Like :meth:`part`, with counters and the histories of users for a schema that has ``statistics.instant``."""
+        """Like :meth:`part`, with counters and user histories if the schema has ``statistics.instant``."""
         rows, counters = self.part(name), self.counters(name)
         if counters is None:
             return rows
@@ -77,16 +77,16 @@ class TrainingSet:
         )
         path = self.folder / ROWS_FILE
         split = read_frame(path, ["split"])["split"].to_numpy()
-        places = {part: np.flatnonzero(split == part)[positions] for part, positions in wanted.items()}
-        found = {part: np.empty((len(rows), len(late.names)), np.float32) for part, rows in places.items()}
+        rows_by_part = {part: np.flatnonzero(split == part)[positions] for part, positions in wanted.items()}
+        counters = {part: np.empty((len(rows), len(late.names)), np.float32) for part, rows in rows_by_part.items()}
         start = 0
         with tempfile.TemporaryDirectory() as scratch:
             for block in log_counters(log_rows(lambda name: read_frame(path, [name])[name], late), late, Path(scratch)):
-                for part, rows in places.items():
-                    here = (rows >= start) & (rows < start + len(block))
-                    found[part][here] = block[rows[here] - start]
+                for part, rows in rows_by_part.items():
+                    inside = (rows >= start) & (rows < start + len(block))
+                    counters[part][inside] = block[rows[inside] - start]
                 start += len(block)
-        return found
+        return counters
 
     @cached_property
     def _histories(self) -> dict[str, History]:
@@ -109,7 +109,7 @@ class TrainingSet:
         """Names, means and spreads of the instant statistics.
 
         Raises:
-            DataError: they were computed by another definition than the schema has in this version.
+            DataError: they were computed by a different definition from that of the schema in this version.
         """
         definition = definition_of(self.schema)
         if definition is None:
@@ -174,7 +174,7 @@ def load_training_set(folder: Path | str) -> TrainingSet:
     """Open a training set folder.
 
     Raises:
-        DataError: it is no training set, or an incomplete one.
+        DataError: it is not a training set, or is incomplete.
     """
     folder = Path(folder)
     if not (folder / INFO_FILE).is_file():
@@ -195,10 +195,12 @@ def _check_parts(frame: pl.DataFrame, split: SplitSpec) -> None:
         )
     labels = frame.filter(pl.col("split") == "train")[LABEL]
     if labels.n_unique() < 2:
-        other = ", or split it with --split random" if split.kind == "time" and frame[LABEL].n_unique() > 1 else ""
+        alternative = (
+            ", or split it with --split random" if split.kind == "time" and frame[LABEL].n_unique() > 1 else ""
+        )
         raise DataError(
             f"all {len(labels):,} training rows have the same label ({labels[0]}), and a click model needs clicks and "
-            f"non-clicks: give a longer log{other}"
+            f"non-clicks: give a longer log{alternative}"
         )
 
 
@@ -209,8 +211,8 @@ def _describe(rows: pl.DataFrame, train: pl.DataFrame, schema: LogSchema) -> Par
     for entity in ENTITIES:
         key = schema.key_of(entity)
         if key is not None:
-            seen = rows[key].is_in(train[key].unique().implode())
-            novelty[entity] = 1.0 - float(seen.sum()) / rows.height
+            seen_in_train = rows[key].is_in(train[key].unique().implode())
+            novelty[entity] = 1.0 - float(seen_in_train.sum()) / rows.height
     return PartInfo(
         rows=rows.height,
         click_rate=float(rows[LABEL].to_numpy().mean()),

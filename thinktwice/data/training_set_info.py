@@ -1,4 +1,4 @@
-"""``training_set.json``: what a training set is made of, part by part."""
+"""``training_set.json``: the content of a training set, part by part."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PartName = Literal["train", "valid", "test"]
 class PartInfo(Record):
     """Size, window (first and last instant, ISO 8601 UTC), click rate and novelty of one part.
 
-    ``unseen_share`` is the share of rows with an entity that training never saw, by entity (user, item).
+    ``unseen_share`` is the share of rows with an entity unseen in training, by entity (user, item).
     """
 
     rows: int

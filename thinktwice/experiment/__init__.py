@@ -1,4 +1,5 @@
-"""Online experiments, the pure part: file, assignment, routes, log join, analysis, decision.
+"""Pure functions of online experiments: file, assignment, routes, log join, analysis, decision.
 
-Nothing here starts a process or knows a platform: the gateway runs what is rendered here, the pipeline calls the same functions.
+Nothing in this package starts a process or depends on a platform: the gateway runs what it renders, the pipeline calls the
+same functions.
 """

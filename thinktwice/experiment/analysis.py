@@ -1,8 +1,8 @@
-"""What the evidence says: effect on the primary metric, guardrails, slices. No decision is made here.
+"""Analysis of evidence: effect on the primary metric, guardrails, slices. It makes no decision.
 
-The primary metric is tested at *looks*. A look counts when at least half the planned distance to the one before has passed, the
-minimums are reached and the information has grown; evidence in between moves no boundary and spends no α. Guardrails are always valid
-and judged every time.
+The primary metric is tested at *looks*. Evidence counts as a look when at least half the planned distance to the previous
+look has passed, the minimums are reached and the information has grown; evidence in between moves no boundary and spends no
+α. Guardrail tests are always valid and made every time.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from thinktwice.stats.moments import Moments
 from thinktwice.stats.multiple import holm
 from thinktwice.stats.sequences import always_valid_p, one_sided_radius, two_sided_radius
 
-EFFECTIVE_UNITS = 100  # of each arm: with fewer a few very active users are the whole average, and nothing is tested
-OPEN_END = 4.0  # without a horizon a sequence is tightest at this multiple of the first look's information
+EFFECTIVE_UNITS = 100  # of each arm; with fewer, a few very active users dominate the average, and nothing is tested
+OPEN_END = 4.0  # without a horizon, a sequence is tightest at this multiple of the first look's information
 
 Effect = Literal["better", "worse", "unclear"]
 
 
 class ArmLook(Frozen):
-    """What later looks need of this one: the statistic and its information."""
+    """The part of a look that later looks need: the statistic and its information."""
 
     arm: str
     z: float
@@ -44,7 +44,7 @@ class ArmLook(Frozen):
 
 
 class Look(Frozen):
-    """One look at the primary metric that counts; ``fraction`` of the horizon (of nothing, without one)."""
+    """One look at the primary metric; ``fraction`` is the fraction of the horizon (unused without one)."""
 
     fraction: float
     final: bool
@@ -55,7 +55,7 @@ class Look(Frozen):
 
 
 class Adjusted(Frozen):
-    """Estimate, interval and p-value that allow for having stopped at this look (stage-wise ordering)."""
+    """Estimate, interval and p-value adjusted for stopping at this look (stage-wise ordering)."""
 
     p: float
     value: float
@@ -64,14 +64,14 @@ class Adjusted(Frozen):
 
 
 class PrimaryResult(Frozen):
-    """Treatment against control. Intervals hold at every look (repeated), simultaneously for all treatments.
+    """Treatment against control. Intervals are valid at every look (repeated), simultaneously for all treatments.
 
     Attributes:
         value, se, low, high: absolute difference.
-        relative, relative_low, relative_high: as a share of the control's magnitude; null where the baseline is near 0.
-        p: valid at this look whatever the earlier ones showed. ``adjusted_p``: Holm over all treatments.
-        boundary: standard errors of the interval's half width; null where nothing is tested yet.
-        at_stop: only of a group sequential test, when this look decides.
+        relative, relative_low, relative_high: as a share of the control's magnitude; null if the baseline is near 0.
+        p: valid at this look whatever the results of earlier ones. ``adjusted_p``: Holm over all treatments.
+        boundary: half width of the interval in standard errors; null if nothing is tested yet.
+        at_stop: only for a group sequential test, if this look decides.
     """
 
     arm: str
@@ -96,10 +96,10 @@ class PrimaryResult(Frozen):
 
 
 class GuardrailResult(Frozen):
-    """Harm beyond the margin, in the metric's units: below 0 all is well.
+    """Harm beyond the margin, in the metric's units; below 0 is within the margin.
 
-    ``breached``: the bound below it is above 0. ``safe``: the bound above it is below 0 (non-inferiority shown).
-    ``judged`` is false where data are too few or flagged. ``tuned``: information at which the sequence is tightest.
+    ``breached``: its lower bound is above 0. ``safe``: its upper bound is below 0 (non-inferiority shown). ``judged`` is
+    false if data are too few or flagged. ``tuned``: information at which the sequence is tightest.
     """
 
     arm: str
@@ -120,7 +120,7 @@ class GuardrailResult(Frozen):
 
 
 class SliceResult(Frozen):
-    """The primary metric within one value of a declared slice: it explains, and never decides."""
+    """The primary metric within one value of a declared slice: for explanation, not for decisions."""
 
     slice: str
     value: str
@@ -135,7 +135,7 @@ class SliceResult(Frozen):
 
 
 def due_look(file: ExperimentFile, evidence: Evidence, history: Sequence[Look]) -> tuple[float, bool] | None:
-    """Fraction of the horizon and whether it is the last look; None when no look is due."""
+    """Fraction of the horizon, and whether this is the last look; None when no look is due."""
     if any(look.final for look in history) or not minimum_reached(file, evidence):
         return None
     if file.horizon is None:
@@ -153,7 +153,7 @@ def due_look(file: ExperimentFile, evidence: Evidence, history: Sequence[Look]) 
 
 
 def minimum_reached(file: ExperimentFile, evidence: Evidence) -> bool:
-    """Whether every arm has run and been seen enough."""
+    """Whether the minimum days and units of every arm are reached."""
     units = [a.units for arm in file.arms if (a := evidence.arm(arm.name))]
     return evidence.days >= file.minimum.days and len(units) == len(file.arms) and min(units) >= file.minimum.units
 
@@ -161,23 +161,23 @@ def minimum_reached(file: ExperimentFile, evidence: Evidence) -> bool:
 def primary_results(
     file: ExperimentFile, evidence: Evidence, history: Sequence[Look]
 ) -> tuple[Look | None, tuple[PrimaryResult, ...]]:
-    """The primary metric of every treatment, and the look that this evidence makes (None when it makes none).
+    """The primary metric of every treatment, and the look of this evidence (None if it is not a look).
 
-    Without a look the numbers are those of today and nothing is tested: there is no interval, and p and verdict stay those of the
-    look before (a null hypothesis that was rejected stays rejected while the estimate keeps its sign).
+    Without a look the estimates are current but nothing is tested: there is no interval, and p and verdict are those of the
+    previous look (a rejected null hypothesis stays rejected while the estimate keeps its sign).
     """
-    found = {arm.name: _difference(file, evidence, arm.name) for arm in file.treatments}
-    enough = all(_enough(evidence, (file.control.name, name), RATIOS[file.primary.metric]) for name in found)
+    differences = {arm.name: _difference(file, evidence, arm.name) for arm in file.treatments}
+    enough = all(_enough(evidence, (file.control.name, name), RATIOS[file.primary.metric]) for name in differences)
     due = due_look(file, evidence, history)
     look = None
-    if due is not None and enough and all(d.usable for d in found.values()):
-        look = _look(found, *due, history)
+    if due is not None and enough and all(d.usable for d in differences.values()):
+        look = _look(differences, *due, history)
     looks = [*history, *((look,) if look else ())]
-    level = file.alpha / len(found)
-    tests = {name: _test(file, name, looks, level) if looks else (None, 1.0) for name in found}
+    level = file.alpha / len(differences)
+    tests = {name: _test(file, name, looks, level) if looks else (None, 1.0) for name in differences}
     adjusted = holm([p for _, p in tests.values()])
     results = []
-    for (name, d), after in zip(found.items(), adjusted, strict=True):
+    for (name, d), after in zip(differences.items(), adjusted, strict=True):
         boundary, p = tests[name]
         result = _primary(file, evidence, name, d, boundary if look else None, p, float(after), enough)
         if look is not None and result.verdict != "unclear" and file.test == "group_sequential":
@@ -192,7 +192,7 @@ def guardrail_results(
     """Every guardrail of every treatment.
 
     Args:
-        first: the first judged result of each, whose information tunes the sequence.
+        first: the first judged result of each guardrail, whose information tunes the sequence.
     """
     tuned = {(g.arm, g.metric): g.tuned for g in first}
     return tuple(
@@ -203,21 +203,21 @@ def guardrail_results(
 
 
 def slice_results(file: ExperimentFile, evidence: Evidence) -> tuple[SliceResult, ...]:
-    """The primary metric by declared slice, at today's data with fixed intervals, corrected over all of them by Holm.
+    """The primary metric by declared slice, from the current data with fixed intervals, corrected over all slices by Holm.
 
-    To be read at the end: under repeated looks these p-values are too small.
+    Read it only at the end: under repeated looks these p-values are too small.
     """
     metric = RATIOS[file.primary.metric]
     by_place = {(s.slice, s.value, s.arm): s.sums.moments() for s in evidence.slices}
-    places = sorted({(s.slice, s.value) for s in evidence.slices if s.slice in file.slices})
+    slices = sorted({(s.slice, s.value) for s in evidence.slices if s.slice in file.slices})
     raw = []
-    for name, value in places:
+    for name, value in slices:
         for arm in file.treatments:
             control, treatment = by_place.get((name, value, file.control.name)), by_place.get((name, value, arm.name))
-            one = control or treatment
-            if one is None:
+            present = control or treatment
+            if present is None:
                 continue
-            empty = Moments.empty(one.names)
+            empty = Moments.empty(present.names)
             raw.append((name, value, arm.name, difference(control or empty, treatment or empty, metric)))
     adjusted = holm([two_sided_p(d.z) if d.usable else math.nan for *_, d in raw])
     reach = two_sided_quantile(file.alpha / max(len(raw), 1))
@@ -240,35 +240,37 @@ def _difference(file: ExperimentFile, evidence: Evidence, arm: str) -> Differenc
 
 
 def _moments(evidence: Evidence, arm: str) -> Moments:
-    found = evidence.arm(arm)
-    if found is not None and found.sums.names:
-        return found.sums.moments()
+    arm_evidence = evidence.arm(arm)
+    if arm_evidence is not None and arm_evidence.sums.names:
+        return arm_evidence.sums.moments()
     names = next((a.sums.names for a in evidence.arms if a.sums.names), ())
     return Moments.empty(names or SUMS)
 
 
 def _enough(evidence: Evidence, arms: Sequence[str], metric: Metric) -> bool:
-    """Whether no arm is an average of a few very active units."""
+    """Whether every arm has enough effective units: a few very active ones must not dominate its average."""
     return min(effective_units(_moments(evidence, name), metric) for name in arms) >= EFFECTIVE_UNITS
 
 
-def _look(found: dict[str, Difference], fraction: float, final: bool, history: Sequence[Look]) -> Look | None:
-    """The look that these differences make; None when information has hardly grown since the last one.
+def _look(differences: dict[str, Difference], fraction: float, final: bool, history: Sequence[Look]) -> Look | None:
+    """The look of these differences; None if information has hardly grown since the last look.
 
-    It stops growing when the same users come again and what differs between users is all the noise there is. The last look is made
-    all the same, as the smallest step.
+    Information stops growing when the same users return and differences between users are the only noise. The last look is
+    made anyway, as the smallest step.
     """
     least = {a.arm: a.information / (1 - 2 * CLOSEST) for a in history[-1].arms} if history else {}
-    if not final and any(d.information < least.get(name, 0.0) for name, d in found.items()):
+    if not final and any(d.information < least.get(name, 0.0) for name, d in differences.items()):
         return None
-    arms = tuple(ArmLook(arm=n, z=d.z, information=max(d.information, least.get(n, 0.0))) for n, d in found.items())
+    arms = tuple(
+        ArmLook(arm=n, z=d.z, information=max(d.information, least.get(n, 0.0))) for n, d in differences.items()
+    )
     return Look(fraction=fraction, final=final, arms=arms)
 
 
 def _test(file: ExperimentFile, arm: str, looks: Sequence[Look], level: float) -> tuple[float | None, float]:
     """Boundary of |z| at level ``level`` and valid p-value at the last of these looks."""
-    mine = [a for look in looks if (a := look.arm(arm))]
-    information, z = [a.information for a in mine], [a.z for a in mine]
+    arm_looks = [a for look in looks if (a := look.arm(arm))]
+    information, z = [a.information for a in arm_looks], [a.z for a in arm_looks]
     if file.test == "fixed":
         return (two_sided_quantile(level), two_sided_p(z[-1])) if looks[-1].final else (None, 1.0)
     if file.test == "sequence":
@@ -281,7 +283,8 @@ def _test(file: ExperimentFile, arm: str, looks: Sequence[Look], level: float) -
 
 
 def tuned_information(file: ExperimentFile, fraction: float, information: float) -> float:
-    """Information at which a sequence is tightest: at the horizon by the first look's pace, or at a multiple of the first look."""
+    """Information at which a sequence is tightest: that expected at the horizon at the pace of the first look, or a
+    multiple of the first look's."""
     return information / fraction if file.horizon is not None and fraction > 0 else OPEN_END * information
 
 
@@ -299,8 +302,8 @@ def _primary(
     relative, low, high, flags = relative_change(d, reach) if boundary is not None else _unbounded(d)
     verdict: Effect = "unclear"
     if adjusted_p < file.alpha and d.usable and d.value:
-        good = (d.value > 0) == (file.primary.better == "increase")
-        verdict = "better" if good else "worse"
+        improved = (d.value > 0) == (file.primary.better == "increase")
+        verdict = "better" if improved else "worse"
     return PrimaryResult(
         arm=name, metric=file.primary.metric, units=getattr(evidence.arm(name), "units", 0),
         control=known(d.control.value), treatment=known(d.treatment.value), value=known(d.value), se=known(d.se),
@@ -318,21 +321,21 @@ def _unbounded(d: Difference) -> tuple[float, float, float, tuple[str, ...]]:
 
 def _at_stop(arm: str, looks: Sequence[Look], level: float) -> Adjusted | None:
     """The adjusted result if the last look is the first that crosses."""
-    mine = [a for look in looks if (a := look.arm(arm))]
-    information = tuple(a.information for a in mine)
+    arm_looks = [a for look in looks if (a := look.arm(arm))]
+    information = tuple(a.information for a in arm_looks)
     bounds = boundaries(information, spent_by([look.fraction for look in looks], level, looks[-1].final))
-    if any(abs(a.z) >= b for a, b in zip(mine[:-1], bounds[:-1], strict=True)):
+    if any(abs(a.z) >= b for a, b in zip(arm_looks[:-1], bounds[:-1], strict=True)):
         return None
-    found = at_stop(information, bounds, mine[-1].z, level)
-    return Adjusted(p=found.p, value=found.value, low=found.low, high=found.high)
+    estimate = at_stop(information, bounds, arm_looks[-1].z, level)
+    return Adjusted(p=estimate.p, value=estimate.value, low=estimate.low, high=estimate.high)
 
 
 def _guardrail(
     file: ExperimentFile, evidence: Evidence, guardrail: Guardrail, arm: str, first: float | None
 ) -> GuardrailResult:
-    control, treatment, flags = _both(file, evidence, guardrail.metric, arm)
+    control, treatment, flags = _quantile_pair(file, evidence, guardrail.metric, arm)
     (c, c_se), (t, t_se) = control, treatment
-    # A quantile has no sums of its own; how uneven units are is seen in their requests.
+    # A quantile has no sums; how uneven units are is measured by their requests.
     weighed = RATIOS.get(guardrail.metric, RATIOS["error_rate"])
     if not flags and not _enough(evidence, (file.control.name, arm), weighed):
         flags = ("few_effective_units",)
@@ -353,7 +356,7 @@ def _guardrail(
         information = 1 / se**2
         fraction = min(evidence.days / file.horizon.days, 1.0) if file.horizon else 0.0
         tuned = tuned_information(file, fraction, information) if first is None else first
-        # A breach rolls back, so all guardrails of all arms share α; a proof of safety needs every one of them, so each has its own.
+        # Any breach rolls back, so all guardrails of all arms share α; safety requires all of them, so each has its own α.
         harm = file.guardrail_alpha / (len(signs) * len(file.guardrails) * len(file.treatments))
         low = value - one_sided_radius(information / tuned, harm) * se
         high = max(v + one_sided_radius(information / tuned, file.guardrail_alpha) * e for v, e in excesses)
@@ -365,19 +368,19 @@ def _guardrail(
     )  # fmt: skip
 
 
-def _both(
+def _quantile_pair(
     file: ExperimentFile, evidence: Evidence, metric: str, arm: str
 ) -> tuple[tuple[float, float], tuple[float, float], tuple[str, ...]]:
     """Value and standard error in control and treatment, and flags."""
     if quantile_share(metric) is None:
         d = difference(_moments(evidence, file.control.name), _moments(evidence, arm), RATIOS[metric])
         return (d.control.value, d.control.se), (d.treatment.value, d.treatment.se), d.flags
-    found = [_quantile(evidence.arm(name), metric) for name in (file.control.name, arm)]
-    return found[0][:2], found[1][:2], tuple(dict.fromkeys((*found[0][2], *found[1][2])))
+    quantiles = [_quantile(evidence.arm(name), metric) for name in (file.control.name, arm)]
+    return quantiles[0][:2], quantiles[1][:2], tuple(dict.fromkeys((*quantiles[0][2], *quantiles[1][2])))
 
 
 def _quantile(arm: ArmEvidence | None, metric: str) -> tuple[float, float, tuple[str, ...]]:
-    found = next((q for q in arm.quantiles if q.metric == metric), None) if arm else None
-    if found is None or found.value is None or found.se is None:
-        return math.nan, math.nan, (found.flags if found else ()) or ("no_rows",)
-    return found.value, found.se, found.flags
+    quantile = next((q for q in arm.quantiles if q.metric == metric), None) if arm else None
+    if quantile is None or quantile.value is None or quantile.se is None:
+        return math.nan, math.nan, (quantile.flags if quantile else ()) or ("no_rows",)
+    return quantile.value, quantile.se, quantile.flags

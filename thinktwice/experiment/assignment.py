@@ -1,11 +1,11 @@
-"""Which arm a unit is in: a pure function of salt and unit, repeated by Envoy and by any language.
+"""Assignment of units to arms: a pure function of salt and unit, which Envoy and other languages can reproduce.
 
     bucket = xxh64("<salt>:<unit>", seed 0) mod 10,000
 
-An experiment owns a range of buckets. Each of its arms has an equal part of the range and enrols the first ``coverage`` of it; the rest
-is served control and is *not enrolled*. Raising the coverage moves nobody who is enrolled, and control is as large as each treatment at
-every step. (Growing the treatment and calling all the rest control moves a fifth of the control's users during a ramp, and a
-trend over time then looks like an effect.)
+An experiment owns a range of buckets. Each of its arms has an equal part of the range and enrols the first ``coverage`` of
+it; the rest is served control and is *not enrolled*. Raising the coverage moves no enrolled unit, and control is as large
+as each treatment at every step. (If the treatment grew and everything else were control, a fifth of the control's users
+would move during a ramp, and a trend over time would look like an effect.)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NO_EXPERIMENT, HOLDOUT, TESTER, OVERRIDE = "none", "holdout", "tester", "overrid
 
 @dataclass(frozen=True)
 class Range:
-    """Half-open range of buckets that are treated alike; ``experiment`` is a name, ``none`` or ``holdout``."""
+    """Half-open range of buckets with the same treatment; ``experiment`` is a name, ``none`` or ``holdout``."""
 
     start: int
     stop: int
@@ -44,7 +44,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Assignment:
-    """What happens to one request. ``bucket`` is None without a usable unit."""
+    """The assignment of one request. ``bucket`` is None without a valid unit."""
 
     experiment: str
     arm: str
@@ -71,8 +71,8 @@ def layout_of(experiments: Sequence[ExperimentFile]) -> BucketLayout:
     """The split of one experiment, or of all experiments of one exclusive group.
 
     Raises:
-        ExperimentError: they cannot stand beside one another.
-        ValueError: there is none, or they are of different salts.
+        ExperimentError: they conflict.
+        ValueError: there are none, or their salts differ.
     """
     if not experiments:
         raise ValueError("a split needs at least one experiment")
@@ -83,8 +83,8 @@ def layout_of(experiments: Sequence[ExperimentFile]) -> BucketLayout:
     ranges: list[Range] = []
     for experiment in sorted(experiments, key=lambda e: e.buckets):
         _fill(ranges, experiment.buckets[0], NO_EXPERIMENT)
-        for place, arm in enumerate(experiment.arms):
-            start = experiment.buckets[0] + place * experiment.arm_width
+        for index, arm in enumerate(experiment.arms):
+            start = experiment.buckets[0] + index * experiment.arm_width
             end = start + experiment.arm_width
             middle = start + experiment.enrolled_width
             _append(ranges, Range(start, middle, experiment.name, arm.name, True))
@@ -98,14 +98,14 @@ def layout_of(experiments: Sequence[ExperimentFile]) -> BucketLayout:
 
 
 def unit_problem(unit: str | None) -> Literal["no_unit", "bad_unit"] | None:
-    """Why a unit cannot be placed; None when it can. Outer blanks of a header are not part of it."""
+    """Why a unit cannot be assigned; None if it can. Leading and trailing blanks of a header are ignored."""
     if unit is None or not unit.strip(" \t"):
         return "no_unit"
     return None if UNIT.fullmatch(unit.strip(" \t")) else "bad_unit"
 
 
 def assign(layout: BucketLayout, unit: str | None) -> Assignment:
-    """The arm of a unit; one that is missing or not allowed gets control and is not enrolled."""
+    """The arm of a unit; a missing or invalid one gets control and is not enrolled."""
     problem = unit_problem(unit)
     if problem is not None or unit is None:
         return Assignment(NO_EXPERIMENT, CONTROL, False, None, problem or "no_unit")
@@ -114,31 +114,31 @@ def assign(layout: BucketLayout, unit: str | None) -> Assignment:
     if unit in layout.testers:
         _, arm = layout.testers[unit]
         return Assignment(TESTER, arm, False, bucket, "tester")
-    found = next(r for r in layout.ranges if r.start <= bucket < r.stop)
+    range_ = next(r for r in layout.ranges if r.start <= bucket < r.stop)
     reason: Reason = (
-        "holdout" if found.experiment == HOLDOUT else "outside" if found.experiment == NO_EXPERIMENT else "split"
+        "holdout" if range_.experiment == HOLDOUT else "outside" if range_.experiment == NO_EXPERIMENT else "split"
     )
-    return Assignment(found.experiment, found.arm, found.enrolled, bucket, reason)
+    return Assignment(range_.experiment, range_.arm, range_.enrolled, bucket, reason)
 
 
 def buckets_of(salt: str, unit: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Buckets int16 [N] of units [N]; -1 for one that is missing or not allowed. Equal to :func:`bucket_of` for all others."""
+    """Buckets int16 [N] of units [N]; -1 for a missing or invalid one. Equal to :func:`bucket_of` for all others."""
     trimmed = pc.utf8_trim(unit.cast(pa.large_string()), " \t")
-    good = pc.fill_null(pc.match_substring_regex(trimmed, f"^(?:{UNIT.pattern})$"), False)
+    valid = pc.fill_null(pc.match_substring_regex(trimmed, f"^(?:{UNIT.pattern})$"), False)
     bucket = (xxh64_of_texts(trimmed, f"{salt}:") % np.uint64(BUCKETS)).astype(np.int16)
-    return np.where(good.to_numpy(zero_copy_only=False), bucket, np.int16(-1))
+    return np.where(valid.to_numpy(zero_copy_only=False), bucket, np.int16(-1))
 
 
 def places_of(layout: BucketLayout, bucket: np.ndarray) -> np.ndarray:
-    """Place [N] in ``layout.ranges`` of each bucket [N]; -1 where there is none. Testers are not looked at."""
+    """Index [N] into ``layout.ranges`` of each bucket [N]; -1 if there is none. Testers are ignored."""
     table = np.empty(BUCKETS, np.int64)
-    for place, found in enumerate(layout.ranges):
-        table[found.start : found.stop] = place
+    for index, range_ in enumerate(layout.ranges):
+        table[range_.start : range_.stop] = index
     return np.where(bucket < 0, -1, table[np.clip(bucket, 0, BUCKETS - 1)])
 
 
 def _append(ranges: list[Range], new: Range) -> None:
-    """Add a range; one of width 0 is left out, equal neighbours become one."""
+    """Add a range; one of width 0 is skipped, equal neighbours are merged."""
     if new.width <= 0:
         return
     last = ranges[-1] if ranges else None

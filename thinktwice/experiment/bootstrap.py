@@ -1,4 +1,4 @@
-"""Envoy's bootstrap: listener, header rules, access log, and where the files that change lie. Written once a gateway."""
+"""Envoy's bootstrap: listener, header rules, access log, and paths of the files that change. Written once per gateway."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from thinktwice.experiment.routes import CLUSTERS, METADATA, OVERWRITE, READY, R
 
 ACCESS_LOG, PROBE_LOG, ADMIN_SOCKET = "access.log", "probes.log", "admin.sock"
 PROBE_HEADER = "x-gateway-probe"
-MOST_HEAP = 1 << 30  # bytes; above 95 % of them no further request is taken
-EXPRESSION_SIZE = 4096  # program size of an expression; the proxy's own limit of 100 does not hold the length of a unit
+MOST_HEAP = 1 << 30  # bytes; above 95 % of them further requests are refused
+# Program size of an expression; the proxy's default of 100 is too small for the length of a unit.
+EXPRESSION_SIZE = 4096
 
 #: Fields of a line of the access log, in ``records.access`` by these names.
 LOG_FORMAT = {
@@ -34,12 +35,12 @@ LOG_FORMAT = {
 def bootstrap(config: GatewayConfig, node: str = "gateway-1", probe: str | None = None) -> Json:
     """The content of ``bootstrap.json``.
 
-    Client-sent values of our headers, and of those by which a client could steer the proxy, are removed before anything reads them.
-    The unit becomes one header of one value (the first): Envoy would otherwise hash all values of a repeated header together, and a
-    client could choose its arm. Of a repeated request id Envoy itself makes one, ``a,b``.
+    Client-sent values of our headers, and of headers that control the proxy, are removed before anything reads them. The
+    unit becomes one header with one value (the first): otherwise Envoy would hash all values of a repeated header together,
+    and a client could choose its arm. Envoy joins a repeated request id into one, ``a,b``.
 
     Args:
-        probe: secret of this gateway; requests that carry it as ``x-gateway-probe`` are logged in ``probes.log`` and nowhere else.
+        probe: secret of this gateway; requests that carry it as ``x-gateway-probe`` are logged only in ``probes.log``.
     """
     mutations: list[Json] = [{"remove": name} for name in OWN_HEADERS]
     mutations.append({"remove_on_match": {"key_matcher": {"prefix": "x-envoy-", "ignore_case": True}}})
@@ -91,7 +92,7 @@ def bootstrap(config: GatewayConfig, node: str = "gateway-1", probe: str | None 
     listener = {
         "name": "gateway",
         "address": {"socket_address": {"address": config.listen.host, "port_value": config.listen.port}},
-        "enable_reuse_port": False,  # two gateways on one port would share it silently
+        "enable_reuse_port": False,  # otherwise two gateways could silently share one port
         "per_connection_buffer_limit_bytes": config.max_body_bytes + (1 << 16),
         "filter_chains": [chain],
     }
@@ -107,25 +108,25 @@ def bootstrap(config: GatewayConfig, node: str = "gateway-1", probe: str | None 
 
 
 def _access_logs(config: GatewayConfig, probe: str | None) -> list[Json]:
-    """One line for every request but those that the gateway answered well itself (health, lists), and but the gateway's own probes.
+    """One line for every request, except successful answers of the gateway itself (health, lists) and its own probes.
 
-    What is refused before it is a request (not HTTP, headers too large) has no id yet: Envoy counts it, and no line is written that the
-    join could not tell from a broken one.
+    Input refused before it is a request (not HTTP, headers too large) has no id: Envoy counts it but writes no line,
+    because the join could not distinguish it from a broken one.
     """
-    asked: Json = {"header_filter": {"header": {"name": ":method", "string_match": {"exact": "POST"}}}}
+    is_post: Json = {"header_filter": {"header": {"name": ":method", "string_match": {"exact": "POST"}}}}
     refused: Json = {
         "status_code_filter": {"comparison": {"op": "GE", "value": {"default_value": 400, "runtime_key": "none"}}}
     }
     named: Json = {"header_filter": {"header": {"name": "x-request-id", "present_match": True}}}
-    counted: list[Json] = [{"not_health_check_filter": {}}, named, {"or_filter": {"filters": [asked, refused]}}]
+    counted: list[Json] = [{"not_health_check_filter": {}}, named, {"or_filter": {"filters": [is_post, refused]}}]
     if probe is None:
         return [_log(config, ACCESS_LOG, {"and_filter": {"filters": counted}})]
-    own = {"name": PROBE_HEADER, "string_match": {"exact": probe}}
-    other = {**own, "invert_match": True, "treat_missing_header_as_empty": True}
-    counted.append({"header_filter": {"header": other}})
+    is_probe = {"name": PROBE_HEADER, "string_match": {"exact": probe}}
+    not_probe = {**is_probe, "invert_match": True, "treat_missing_header_as_empty": True}
+    counted.append({"header_filter": {"header": not_probe}})
     return [
         _log(config, ACCESS_LOG, {"and_filter": {"filters": counted}}),
-        _log(config, PROBE_LOG, {"header_filter": {"header": own}}),
+        _log(config, PROBE_LOG, {"header_filter": {"header": is_probe}}),
     ]
 
 
@@ -142,7 +143,7 @@ def _log(config: GatewayConfig, name: str, only: Json) -> Json:
 
 
 def _overload(config: GatewayConfig) -> Json:
-    """Bounds of the whole process: connections of clients, and memory, for each may make the gateway keep a large body."""
+    """Limits of the whole process: client connections and memory, because each connection may buffer a large body."""
     connections = {
         "name": "envoy.resource_monitors.global_downstream_max_connections",
         "typed_config": {
@@ -166,7 +167,7 @@ def _overload(config: GatewayConfig) -> Json:
 
 
 def inlined(start: Json, rendered: Rendered) -> Json:
-    """A bootstrap that holds clusters and routes itself: ``envoy --mode validate`` does not open the files it names."""
+    """A bootstrap with inline clusters and routes: ``envoy --mode validate`` does not open the files it refers to."""
     listener = start["static_resources"]["listeners"][0]
     network = listener["filter_chains"][0]["filters"][0]
     manager = {key: value for key, value in network["typed_config"].items() if key != "rds"}

@@ -1,4 +1,4 @@
-"""What may change: nothing of a running experiment but its coverage, and what several experiments may share."""
+"""Allowed changes: only the coverage of a running experiment may change. Also conflicts between experiments."""
 
 from __future__ import annotations
 
@@ -21,50 +21,53 @@ _NEW = {
 
 
 def forbidden_changes(running: ExperimentFile, new: ExperimentFile, highest: float | None = None) -> list[str]:
-    """Why ``new`` may not replace ``running``, one sentence for each reason; empty when it may.
+    """Reasons why ``new`` must not replace ``running``, one sentence each; empty if it may.
 
     Args:
         highest: largest coverage the experiment ever had; default that of ``running``.
     """
     before, after = running.model_dump(mode="json"), new.model_dump(mode="json")
-    found = []
+    problems = []
     for name in before:
         if name != "coverage" and before[name] != after[name]:
-            place, old, value = _first_difference(name, before[name], after[name])
+            path, old, value = _first_difference(name, before[name], after[name])
             why = _NEW.get(name, "only coverage may change while an experiment runs")
-            found.append(f"{place} changed from {old!r} to {value!r}: {why}")
+            problems.append(f"{path} changed from {old!r} to {value!r}: {why}")
     top = running.coverage if highest is None else max(highest, running.coverage)
     if new.coverage and new.coverage < top:
-        found.append(
+        problems.append(
             f"coverage falls from {top} to {new.coverage}: enrolled units would leave their arm; set 0 to stop, "
             "and start again under a new name and salt"
         )
     if running.coverage == 0 and top > 0 and new.coverage > 0:
-        found.append("the experiment was stopped (coverage 0): a restart is a new experiment, with a new name and salt")
-    return found
+        problems.append(
+            "the experiment was stopped (coverage 0): a restart is a new experiment, with a new name and salt"
+        )
+    return problems
 
 
 def conflicts(files: Sequence[ExperimentFile]) -> list[str]:
-    """Why experiments cannot stand beside one another, finished ones among them; empty when they can.
+    """Conflicts between experiments, finished ones included; empty if there are none.
 
-    Experiments of one exclusive group share their salt, holdout and control, and their buckets do not overlap: a unit is in one of
-    them at most. All others have salts of their own: a salt used twice gives the same users the same arms again.
+    Experiments of one exclusive group share their salt, holdout and control, and their buckets do not overlap: a unit is in
+    at most one of them. All other experiments have different salts: a salt used twice gives the same users the same
+    arms again.
     """
-    found = []
+    problems = []
     for first, second in combinations(files, 2):
         both = f"{first.name} and {second.name}"
         if first.name == second.name:
-            found.append(f"two experiments are named {first.name}: choose another name")
+            problems.append(f"two experiments are named {first.name}: choose another name")
         elif first.exclusive_group is None or first.exclusive_group != second.exclusive_group:
             if first.salt == second.salt:
-                found.append(f"{both} use the salt {first.salt!r}: each needs its own, or both one exclusive_group")
+                problems.append(f"{both} use the salt {first.salt!r}: each needs its own, or both one exclusive_group")
         else:
-            found += _group_conflicts(first, second, both)
-    return found
+            problems += _group_conflicts(first, second, both)
+    return problems
 
 
 def check_together(files: Sequence[ExperimentFile]) -> None:
-    """Refuse experiments that cannot stand beside one another.
+    """Refuse conflicting experiments.
 
     Raises:
         ExperimentError: see :func:`conflicts`.
@@ -74,34 +77,34 @@ def check_together(files: Sequence[ExperimentFile]) -> None:
 
 
 def _group_conflicts(first: ExperimentFile, second: ExperimentFile, both: str) -> list[str]:
-    group, found = first.exclusive_group, []
+    group, problems = first.exclusive_group, []
     if first.salt != second.salt:
-        found.append(f"{both} are of the group {group!r} and need one salt, not {first.salt!r} and {second.salt!r}")
+        problems.append(f"{both} are of the group {group!r} and need one salt, not {first.salt!r} and {second.salt!r}")
     if first.unit != second.unit:
-        found.append(f"{both} are of the group {group!r} and need one unit, not {first.unit!r} and {second.unit!r}")
+        problems.append(f"{both} are of the group {group!r} and need one unit, not {first.unit!r} and {second.unit!r}")
     if first.holdout != second.holdout:
-        found.append(
+        problems.append(
             f"{both} are of the group {group!r} and need one holdout, not {first.holdout} and {second.holdout}"
         )
     if (first.control.bundle, first.control.mode) != (second.control.bundle, second.control.mode):
-        found.append(f"{both} are of the group {group!r} and need one control bundle and mode")
+        problems.append(f"{both} are of the group {group!r} and need one control bundle and mode")
     low, high = max(first.buckets[0], second.buckets[0]), min(first.buckets[1], second.buckets[1])
     if low < high:
-        found.append(
+        problems.append(
             f"{both} are of the group {group!r} and overlap in the buckets {low} to {high}: give each its own range, "
             "or start a group with a new salt when its buckets are used up"
         )
-    return found
+    return problems
 
 
-def _first_difference(place: str, old: Any, new: Any) -> tuple[str, Any, Any]:
-    """The innermost place in which two values differ."""
+def _first_difference(path: str, old: Any, new: Any) -> tuple[str, Any, Any]:
+    """The path of the innermost difference between two values, and the two values there."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(k for k in new if k not in old)]:
             if old.get(key) != new.get(key):
-                return _first_difference(f"{place}.{key}", old.get(key), new.get(key))
+                return _first_difference(f"{path}.{key}", old.get(key), new.get(key))
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for at, (a, b) in enumerate(zip(old, new, strict=True)):
+        for index, (a, b) in enumerate(zip(old, new, strict=True)):
             if a != b:
-                return _first_difference(f"{place}.{at}", a, b)
-    return place, old, new
+                return _first_difference(f"{path}.{index}", a, b)
+    return path, old, new

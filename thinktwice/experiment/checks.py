@@ -1,4 +1,4 @@
-"""Data quality: may the numbers be believed at all? Each check has the action that the experiment file declares."""
+"""Data-quality checks: whether the numbers can be trusted. The experiment file declares the action of each check."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SKEW_SHARE = 1e-3  # of rows and clicks whose clocks disagree
 
 
 class CheckResult(Frozen):
-    """One check. ``passed`` is None where nothing was measured."""
+    """One check. ``passed`` is None if nothing was measured."""
 
     name: str
     passed: bool | None
@@ -31,15 +31,15 @@ def check_results(file: ExperimentFile, evidence: Evidence, worst_p: float = 1.0
     """All checks, each by its name in the experiment file.
 
     Args:
-        worst_p: smallest p-value of the sample ratio so far: an alarm does not go away.
+        worst_p: smallest p-value of the sample ratio so far: an alarm is permanent.
     """
-    found = {
+    outcomes = {
         name: (passed, value, limit, reason) for name, passed, value, limit, reason in _all(file, evidence, worst_p)
     }
     actions = file.checks.model_dump()
     return tuple(
         CheckResult(name=name, action=actions[name], passed=passed, value=value, limit=limit, reason=reason)
-        for name, (passed, value, limit, reason) in found.items()
+        for name, (passed, value, limit, reason) in outcomes.items()
     )
 
 
@@ -50,7 +50,7 @@ def _all(file: ExperimentFile, evidence: Evidence, worst_p: float) -> Iterator[C
     yield _sample_ratio(file, evidence, worst_p)
     counts = evidence.exposures
     if counts is not None:
-        yield from _of_join(file, counts)
+        yield from _join_checks(file, counts)
     else:
         names = (
             "exposure_loss",
@@ -86,30 +86,38 @@ def _sample_ratio(file: ExperimentFile, evidence: Evidence, worst_p: float) -> C
     return "sample_ratio", p >= ALPHA, p, ALPHA, f"units by arm are {shown} where equal ones are expected (p {p:.2g})"
 
 
-def _of_join(file: ExperimentFile, counts: JoinCounts) -> Iterator[CheckOutcome]:
+def _join_checks(file: ExperimentFile, counts: JoinCounts) -> Iterator[CheckOutcome]:
     limits = file.limits
-    mine = [a for a in counts.arms if a.experiment == file.name]
-    worst = max(mine, key=lambda a: a.lost / max(a.answered, 1), default=None)
+    arms = [a for a in counts.arms if a.experiment == file.name]
+    worst = max(arms, key=lambda a: a.lost / max(a.answered, 1), default=None)
     loss = worst.lost / max(worst.answered, 1) if worst else 0.0
-    where = f" of the arm {worst.arm}" if worst else ""
-    yield _below("exposure_loss", loss, limits.exposure_loss, f"of the answered requests{where} have no prediction row")
+    of_arm = f" of the arm {worst.arm}" if worst else ""
+    yield _below(
+        "exposure_loss", loss, limits.exposure_loss, f"of the answered requests{of_arm} have no prediction row"
+    )
     computed = counts.predicted - counts.shadow
     unexplained = counts.unexplained / max(computed, 1)
     yield _below("unexplained_rows", unexplained, limits.unexplained_rows, "of the predictions are in no access log")
     repeated = (counts.ambiguous + counts.repeated + counts.doubled) / max(counts.requests, 1)
     yield _below("duplicate_requests", repeated, limits.duplicate_requests, "of the request ids came more than once")
-    wrong = counts.wrong_arm + counts.wrong_bucket
-    yield "assignment", wrong == 0, wrong, 0, f"{wrong} rows are in another arm or bucket than the pure function says"
-    changed = [a for a in mine if len(a.versions) > 1]
+    misassigned = counts.wrong_arm + counts.wrong_bucket
+    yield (
+        "assignment",
+        misassigned == 0,
+        misassigned,
+        0,
+        f"{misassigned} rows are in another arm or bucket than the pure function says",
+    )
+    changed = [a for a in arms if len(a.versions) > 1]
     text = "; ".join(f"{a.arm} served {', '.join(a.versions)}" for a in changed) or "every arm served one version"
     yield "version_changed", not changed, len(changed), 0, text
-    units = sum(a.units for a in mine)
-    both = counts.units_in_two_arms / max(units, 1)
-    yield _below("unit_in_two_arms", both, limits.unit_in_two_arms, "of the units were seen in two arms")
-    falling = max(mine, key=lambda a: a.fallbacks / max(a.answered, 1), default=None)
+    units = sum(a.units for a in arms)
+    share_in_two_arms = counts.units_in_two_arms / max(units, 1)
+    yield _below("unit_in_two_arms", share_in_two_arms, limits.unit_in_two_arms, "of the units were seen in two arms")
+    falling = max(arms, key=lambda a: a.fallbacks / max(a.answered, 1), default=None)
     share = falling.fallbacks / max(falling.answered, 1) if falling else 0.0
-    where = f" of the arm {falling.arm}" if falling else ""
-    yield _below("fallback_share", share, limits.fallback_share, f"of the answers{where} came from another arm")
+    of_arm = f" of the arm {falling.arm}" if falling else ""
+    yield _below("fallback_share", share, limits.fallback_share, f"of the answers{of_arm} came from another arm")
 
 
 def _pre_exposure_bias(file: ExperimentFile, evidence: Evidence) -> CheckOutcome:
@@ -125,9 +133,9 @@ def _pre_exposure_bias(file: ExperimentFile, evidence: Evidence) -> CheckOutcome
             or not {before.numerator} <= set(control.sums.names) & set(treatment.sums.names)
         ):
             continue
-        found = difference(control.sums.moments(), treatment.sums.moments(), before)
-        if found.usable:
-            p = two_sided_p(found.z)
+        change = difference(control.sums.moments(), treatment.sums.moments(), before)
+        if change.usable:
+            p = two_sided_p(change.z)
             smallest = p if smallest is None else min(p, smallest)
     if smallest is None:
         return "pre_exposure_bias", None, None, limit, "there is no pre-period to compare"
@@ -138,11 +146,11 @@ def _pre_exposure_bias(file: ExperimentFile, evidence: Evidence) -> CheckOutcome
 
 
 def _replicas(file: ExperimentFile, evidence: Evidence) -> CheckOutcome:
-    found = {arm.name: getattr(evidence.arm(arm.name), "warm_replicas", None) for arm in file.arms}
-    if any(n is None for n in found.values()):
+    replicas = {arm.name: getattr(evidence.arm(arm.name), "warm_replicas", None) for arm in file.arms}
+    if any(n is None for n in replicas.values()):
         return "unequal_replicas", None, None, None, "not measured"
-    numbers = [n for n in found.values() if n is not None]
-    shown = ", ".join(f"{arm} {n}" for arm, n in found.items())
+    numbers = [n for n in replicas.values() if n is not None]
+    shown = ", ".join(f"{arm} {n}" for arm, n in replicas.items())
     return "unequal_replicas", len(set(numbers)) == 1, max(numbers) - min(numbers), 0, f"warm replicas: {shown}"
 
 
@@ -162,5 +170,5 @@ def _below(name: str, value: float, limit: float, text: str) -> CheckOutcome:
 
 
 def failed(results: Sequence[CheckResult], action: Action) -> list[CheckResult]:
-    """Checks that failed and have this action."""
+    """Failed checks with this action."""
     return [r for r in results if r.passed is False and r.action == action]

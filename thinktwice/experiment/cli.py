@@ -16,7 +16,7 @@ from thinktwice.printable import printable
 if TYPE_CHECKING:
     from thinktwice.experiment.record import DecisionRecord
 
-# The commands import what they need when they run: every start of the command line loads this file.
+# Commands import their dependencies when they run, because every start of the command line loads this file.
 
 app = typer.Typer(help="Declare, check, plan, analyze and report online experiments.", no_args_is_help=True)
 
@@ -68,7 +68,7 @@ def new_file(
     text = TEMPLATE.format(name=name)
     parse_experiment(text, f"experiment {name!r}")
     if path.exists():
-        raise ExperimentError(f"{path} is there already: choose another name, or remove it")
+        raise ExperimentError(f"{path} exists already: choose another name, or remove it")
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     typer.echo(str(path))
@@ -89,13 +89,15 @@ def check_file(
     from thinktwice.experiment.changes import conflicts, forbidden_changes
     from thinktwice.experiment.file import load_experiment
 
-    found = load_experiment(file)
-    problems = conflicts([found, *map(load_experiment, beside or ())])
+    experiment = load_experiment(file)
+    problems = conflicts([experiment, *map(load_experiment, beside or ())])
     if running is not None:
-        problems += forbidden_changes(load_experiment(running), found)
+        problems += forbidden_changes(load_experiment(running), experiment)
     if problems:
         raise ExperimentError(f"{file}: " + "; ".join(problems))
-    tell(f"{file}: {found.name}, {len(found.arms)} arms, coverage {found.coverage:.2%}, {found.test.replace('_', ' ')}")
+    tell(
+        f"{file}: {experiment.name}, {len(experiment.arms)} arms, coverage {experiment.coverage:.2%}, {experiment.test.replace('_', ' ')}"
+    )
 
 
 @app.command("assign")
@@ -109,10 +111,10 @@ def assign_units(
 
     layout = layout_of([load_experiment(file)])
     for unit in units:
-        found = assign(layout, unit)
-        bucket = "–" if found.bucket is None else str(found.bucket)
+        assignment = assign(layout, unit)
+        bucket = "–" if assignment.bucket is None else str(assignment.bucket)
         typer.echo(
-            f"{printable(unit)}\t{found.arm}\t{bucket}\t{'enrolled' if found.enrolled else 'not enrolled'}\t{found.reason}"
+            f"{printable(unit)}\t{assignment.arm}\t{bucket}\t{'enrolled' if assignment.enrolled else 'not enrolled'}\t{assignment.reason}"
         )
 
 
@@ -135,26 +137,28 @@ def plan_file(
     from thinktwice.experiment.file import load_experiment
     from thinktwice.experiment.planning import plan_experiment
 
-    found = plan_experiment(
+    sample_plan = plan_experiment(
         load_experiment(file), log, unit=unit, time=time, label=label, power=power, relative_effect=effect
     )
-    tell(f"{found.metric}, {found.method.replace('_', ' ')}: {found.inflation:.2f} times the units of a fixed horizon")
-    if found.variance_reduction:
-        tell(f"the pre-period takes away {found.variance_reduction:.0%} of the variance")
+    tell(
+        f"{sample_plan.metric}, {sample_plan.method.replace('_', ' ')}: {sample_plan.inflation:.2f} times the units of a fixed horizon"
+    )
+    if sample_plan.variance_reduction:
+        tell(f"the pre-period removes {sample_plan.variance_reduction:.0%} of the variance")
     names = ("days", "units an arm", "smallest effect found", "relative", *(() if effect is None else ("power",)))
     records = []
-    for line in found.lines:
+    for line in sample_plan.lines:
         relative = "–" if line.relative is None else f"{line.relative:.2%}"
         power_shown = () if line.power is None else (f"{line.power:.1%}",)
         found_effect = f"{line.minimum_detectable:.6f}"
         records.append(Record((str(line.days), f"{line.units_per_arm:,}", found_effect, relative, *power_shown)))
     print_table(console_here(), [Column(name) for name in names], records)
     if effect is not None:
-        days = found.days_needed
+        days = sample_plan.days_needed
         enough = (
             f"{days} days find {effect:.2%}"
             if days
-            else f"{found.lines[-1].days} days, all the log holds, do not find {effect:.2%}"
+            else f"{sample_plan.lines[-1].days} days, the length of the log, do not find {effect:.2%}"
         )
         tell(f"{enough} with a power of {power:.0%}")
 
@@ -173,12 +177,12 @@ def decide_experiment(
     from thinktwice.experiment.file import load_experiment
     from thinktwice.experiment.record import append_decision
 
-    found = load_experiment(file)
+    experiment = load_experiment(file)
     try:
-        seen = Evidence.model_validate_json(evidence.read_bytes())
+        collected = Evidence.model_validate_json(evidence.read_bytes())
     except ValidationError as error:
         raise ExperimentError(f"{evidence} is not an evidence file ({reason(error)})") from None
-    _say(append_decision(_folder(records, work) / found.name / RECORD, found, seen))
+    _print_decision(append_decision(_folder(records, work) / experiment.name / RECORD, experiment, collected))
 
 
 @app.command("status")
@@ -188,7 +192,7 @@ def show_status(
     work: Work = WORK,
 ) -> None:
     """Print the last decision of an experiment."""
-    _say(_records(name, _folder(records, work))[-1])
+    _print_decision(_records(name, _folder(records, work))[-1])
 
 
 @app.command("list")
@@ -229,13 +233,13 @@ def replay_record(
     """Recompute all decisions of the record. The exit status is 1 if one differs."""
     from thinktwice.experiment.record import replay
 
-    found = _records(name, _folder(records, work))
-    for number, (before, again) in enumerate(replay(found), start=1):
+    recorded = _records(name, _folder(records, work))
+    for number, (before, again) in enumerate(replay(recorded), start=1):
         if before != again:
             raise ExperimentError(
                 f"line {number} of {name} says {before.action} ({before.status}); now it is {again.action} ({again.status})"
             )
-    tell(f"{name}: {len(found)} decisions, all the same")
+    tell(f"{name}: {len(recorded)} decisions, all the same")
 
 
 def _folder(records: Path | None, work: Path) -> Path:
@@ -245,22 +249,22 @@ def _folder(records: Path | None, work: Path) -> Path:
 def _records(name: str, folder: Path) -> tuple[DecisionRecord, ...]:
     from thinktwice.experiment.record import read_record
 
-    found = read_record(folder / name / RECORD)
-    if not found:
+    records = read_record(folder / name / RECORD)
+    if not records:
         raise ExperimentError(
-            f"no record of the experiment {name!r} in {folder}: `thinktwice experiment list` names those there are"
+            f"no record of the experiment {name!r} in {folder}: `thinktwice experiment list` lists them"
         )
-    return found
+    return records
 
 
-def _say(record: DecisionRecord) -> None:
+def _print_decision(record: DecisionRecord) -> None:
     decision = record.verdict.decision
-    what = decision.action.replace("_", " ")
+    action = decision.action.replace("_", " ")
     if decision.arm:
-        what += f" {decision.arm}"
+        action += f" {decision.arm}"
     if decision.coverage is not None:
-        what += f" to {decision.coverage:.2%}"
-    left = "" if decision.days_left is None else f", about {decision.days_left:.1f} days left"
-    tell(f"{printable(record.file.name)}: {printable(what)} ({decision.status.replace('_', ' ')}{left})")
+        action += f" to {decision.coverage:.2%}"
+    remaining = "" if decision.days_left is None else f", about {decision.days_left:.1f} days left"
+    tell(f"{printable(record.file.name)}: {printable(action)} ({decision.status.replace('_', ' ')}{remaining})")
     for why in decision.reasons:
         tell(printable(why), indent=2)

@@ -1,4 +1,5 @@
-"""Hold, ramp, promote or roll back: a pure function of the file, the evidence and the looks before, with its reasons."""
+"""Decision to hold, ramp, promote or roll back, with reasons: a pure function of the file, the evidence and the earlier
+looks."""
 
 from __future__ import annotations
 
@@ -25,16 +26,16 @@ DecisionAction = Literal["hold", "ramp", "promote", "roll_back"]
 Status = Literal["unhealthy", "no_data", "days_left", "ship", "roll_back", "ready_for_review"]
 
 
-OPTIONAL = ("pre_exposure_bias", "late_outcomes")  # checks that an experiment may do without
+OPTIONAL = ("pre_exposure_bias", "late_outcomes")  # checks that may be missing
 
 
 class Decision(Frozen):
-    """What to do.
+    """The decision.
 
     Attributes:
-        arm: the one to promote; null for other actions.
-        coverage: the next one of a ramp; null for other actions.
-        days_left: until a decision can be expected; null where nothing says when.
+        arm: the arm to promote; null for other actions.
+        coverage: the next coverage of a ramp; null for other actions.
+        days_left: days until a decision can be expected; null if unknown.
     """
 
     action: DecisionAction
@@ -50,7 +51,7 @@ class Decision(Frozen):
 
 
 class Verdict(Frozen):
-    """A decision and everything it rests on. ``look`` is set when this evidence counted as one."""
+    """A decision and everything it is based on. ``look`` is set if this evidence counted as a look."""
 
     decision: Decision
     look: Look | None
@@ -61,9 +62,9 @@ class Verdict(Frozen):
 
 
 def decide(file: ExperimentFile, evidence: Evidence, history: Sequence[Verdict] = ()) -> Verdict:
-    """The verdict on one piece of evidence after the verdicts before it.
+    """The verdict on new evidence, given the earlier verdicts.
 
-    A promotion or roll-back ends an experiment: later evidence is analysed, and the decision stays.
+    A promotion or roll-back ends an experiment: later evidence is analysed, but the decision is final.
     """
     looks = [v.look for v in history if v.look is not None]
     checks = check_results(file, evidence, _worst_ratio(history))
@@ -71,7 +72,7 @@ def decide(file: ExperimentFile, evidence: Evidence, history: Sequence[Verdict] 
     guardrails = guardrail_results(file, evidence, _first_judged(history))
     ended = next((v.decision for v in history if v.decision.final), None)
     if ended is None:
-        over = any(found.final for found in [*looks, *((look,) if look else ())])
+        over = any(outcome.final for outcome in [*looks, *((look,) if look else ())])
         decision = _decide(file, evidence, primary, guardrails, checks, over)
     else:
         decision = ended.model_copy(update={"reasons": (*ended.reasons, "decided before; it stays")})
@@ -88,12 +89,12 @@ def _decide(
     over: bool,
 ) -> Decision:
     if broken := failed(checks, "roll_back"):
-        return Decision(action="roll_back", status="roll_back", reasons=tuple(_said(c) for c in broken))
+        return Decision(action="roll_back", status="roll_back", reasons=tuple(_check_message(c) for c in broken))
     if breached := [g for g in guardrails if g.breached]:
         return Decision(action="roll_back", status="roll_back", reasons=tuple(_harm(g) for g in breached))
     if broken := failed(checks, "hold"):
-        return Decision(action="hold", status="unhealthy", reasons=tuple(_said(c) for c in broken))
-    warnings = tuple(f"warning: {_said(c)}" for c in failed(checks, "warn"))
+        return Decision(action="hold", status="unhealthy", reasons=tuple(_check_message(c) for c in broken))
+    warnings = tuple(f"warning: {_check_message(c)}" for c in failed(checks, "warn"))
     if unknown := [c.name for c in checks if c.passed is None and c.name not in OPTIONAL]:
         warnings = (*warnings, f"warning: not measured: {', '.join(unknown)}")
     empty = [a.name for a in file.arms if not getattr(evidence.arm(a.name), "units", 0)]
@@ -117,7 +118,7 @@ def _decide(
             days_left=0.0,
             reasons=(*text, *flags, *open_guardrails, *warnings),
         )
-    left = _days_left(file, evidence)
+    days_left = _days_left(file, evidence)
     waiting: tuple[str, ...] = tuple(_effect(r) for r in better) + (open_guardrails if better else ())
     if not minimum_reached(file, evidence):
         units = min(getattr(evidence.arm(a.name), "units", 0) for a in file.arms)
@@ -131,26 +132,26 @@ def _decide(
         units = min(getattr(evidence.arm(a.name), "units", 0) for a in file.arms)
         if evidence.days_at_coverage >= step.after_days and units >= step.after_units:
             return Decision(
-                action="ramp", status="days_left", coverage=step.coverage, days_left=left,
+                action="ramp", status="days_left", coverage=step.coverage, days_left=days_left,
                 reasons=(f"no check failed and no guardrail is breached at {evidence.coverage:.2%}", *reasons),
             )  # fmt: skip
-    return Decision(action="hold", status="days_left", days_left=left, reasons=reasons)
+    return Decision(action="hold", status="days_left", days_left=days_left, reasons=reasons)
 
 
 def _days_left(file: ExperimentFile, evidence: Evidence) -> float | None:
-    """Days until the minimums, or with a horizon until its end."""
+    """Days until the minimums are reached or, with a horizon, until its end."""
     units = min(getattr(evidence.arm(a.name), "units", 0) for a in file.arms)
-    left = max(0.0, file.minimum.days - evidence.days)
+    remaining = max(0.0, file.minimum.days - evidence.days)
     if units < file.minimum.units:
-        left = max(left, evidence.days * (file.minimum.units / units - 1)) if units else math.inf
+        remaining = max(remaining, evidence.days * (file.minimum.units / units - 1)) if units else math.inf
     if file.horizon is not None:
-        left = max(left, file.horizon.days - evidence.days)
-    return left if math.isfinite(left) and (file.horizon is not None or left > 0) else None
+        remaining = max(remaining, file.horizon.days - evidence.days)
+    return remaining if math.isfinite(remaining) and (file.horizon is not None or remaining > 0) else None
 
 
 def _worst_ratio(history: Sequence[Verdict]) -> float:
-    found = [c.value for v in history for c in v.checks if c.name == "sample_ratio" and c.value is not None]
-    return min(found, default=1.0)
+    ratios = [c.value for v in history for c in v.checks if c.name == "sample_ratio" and c.value is not None]
+    return min(ratios, default=1.0)
 
 
 def _first_judged(history: Sequence[Verdict]) -> list[GuardrailResult]:
@@ -162,7 +163,7 @@ def _first_judged(history: Sequence[Verdict]) -> list[GuardrailResult]:
     return list(first.values())
 
 
-def _said(check: CheckResult) -> str:
+def _check_message(check: CheckResult) -> str:
     return f"{check.name}: {check.reason}"
 
 

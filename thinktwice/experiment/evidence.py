@@ -1,4 +1,4 @@
-"""What was measured at one look: all that a decision rests on, small enough to be kept with it for ever."""
+"""Evidence of one look: everything a decision is based on, small enough to be stored with it permanently."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Number = float | None  # None: not finite, or not known
 
 
 class MomentsModel(Frozen):
-    """:class:`thinktwice.stats.moments.Moments` as JSON holds it; a number that is not finite is null."""
+    """:class:`thinktwice.stats.moments.Moments` as JSON; a number that is not finite is null."""
 
     names: tuple[str, ...]
     num_units: int = Field(ge=0)
@@ -56,7 +56,7 @@ class MomentsModel(Frozen):
 
 
 class QuantileModel(Frozen):
-    """A quantile of one arm with its standard error; both null where flags say why."""
+    """A quantile of one arm with its standard error; both null if there are flags, which give the reason."""
 
     metric: str
     value: Number
@@ -66,7 +66,7 @@ class QuantileModel(Frozen):
 
 
 class ArmEvidence(Frozen):
-    """One arm. ``units`` are those enrolled so far, ``warm_replicas`` the servers that answer (None: not measured)."""
+    """One arm. ``units``: enrolled so far; ``warm_replicas``: servers that answer (None: not measured)."""
 
     arm: str
     units: int = Field(ge=0)
@@ -90,7 +90,7 @@ class Evidence(Frozen):
     Attributes:
         days: since the first unit was enrolled.
         days_at_coverage: since the coverage last changed.
-        log_write_failures: of the gateway's access log since the start (None: not measured).
+        log_write_failures: failed writes of the gateway's access log since the start (None: not measured).
     """
 
     format: Literal[1] = 1
@@ -108,7 +108,7 @@ class Evidence(Frozen):
     def _consistent(self) -> Evidence:
         arms = [a.arm for a in self.arms]
         if len(set(arms)) < len(arms):
-            raise ValueError(f"an arm is there twice: {', '.join(arms)}")
+            raise ValueError(f"an arm is repeated: {', '.join(arms)}")
         names = {a.sums.names for a in self.arms if a.sums.names}
         if len(names) > 1 or any(not set(SUMS) <= set(n) for n in names):
             raise ValueError(f"every arm needs the same sums, these among them: {', '.join(SUMS)}")
@@ -137,7 +137,7 @@ def collect(
     """Evidence of one look from what ``unit_sums`` read; an arm without data has zero units."""
     names = next(iter(sums.values())).names if sums else ()
     counted = {a.arm: a.units for a in exposures.arms if a.experiment == file.name} if exposures else {}
-    wanted = [g.metric for g in file.guardrails if quantile_share(g.metric) is not None]
+    quantile_metrics = [g.metric for g in file.guardrails if quantile_share(g.metric) is not None]
     arms = []
     for arm in file.arms:
         moments = sums.get(("", arm.name), Moments.empty(names))
@@ -146,14 +146,14 @@ def collect(
                 arm=arm.name,
                 units=counted.get(arm.name, moments.num_units),
                 sums=MomentsModel.of(moments),
-                quantiles=tuple(_quantile(name, latencies.get(arm.name)) for name in wanted),
+                quantiles=tuple(_quantile(name, latencies.get(arm.name)) for name in quantile_metrics),
                 warm_replicas=None if warm_replicas is None else warm_replicas.get(arm.name, 0),
             )
         )
     parts = [
         SliceEvidence(slice=name, value=value, arm=arm, sums=MomentsModel.of(moments))
-        for name, found in slices.items()
-        for (value, arm), moments in sorted(found.items())
+        for name, sums_of_slice in slices.items()
+        for (value, arm), moments in sorted(sums_of_slice.items())
     ]
     return Evidence(
         at=at, days=days, days_at_coverage=days_at_coverage, coverage=file.coverage, arms=tuple(arms), slices=tuple(parts),
@@ -162,7 +162,7 @@ def collect(
 
 
 def known(value: float) -> Number:
-    """The number, or None where it is not finite."""
+    """The number, or None if it is not finite."""
     return float(value) if math.isfinite(value) else None
 
 
@@ -170,9 +170,13 @@ def _quantile(metric: str, histogram: Histogram | None) -> QuantileModel:
     share = quantile_share(metric)
     if histogram is None or share is None:
         return QuantileModel(metric=metric, value=None, se=None, num_rows=0, flags=("no_rows",))
-    found = quantile(histogram, share)
+    estimate = quantile(histogram, share)
     return QuantileModel(
-        metric=metric, value=known(found.value), se=known(found.se), num_rows=found.num_rows, flags=found.flags
+        metric=metric,
+        value=known(estimate.value),
+        se=known(estimate.se),
+        num_rows=estimate.num_rows,
+        flags=estimate.flags,
     )
 
 

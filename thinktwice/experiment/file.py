@@ -1,7 +1,7 @@
 """The experiment file: one versioned YAML that declares everything before the first user is enrolled.
 
-What is not declared here cannot be decided later: arms, coverage, primary metric, guardrails, horizon and looks, α, minimums, and
-what each data-quality check does. While an experiment runs only ``coverage`` may change (``changes.py``).
+It declares arms, coverage, primary metric, guardrails, horizon and looks, α, minimums, and the action of each data-quality
+check; nothing can be added later. While an experiment runs only ``coverage`` may change (``changes.py``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FORMAT = 1
 BUCKETS = 10_000
 MAX_UNIT_BYTES = 256
 UNIT = re.compile(rf"[A-Za-z0-9_.:@=+-]{{1,{MAX_UNIT_BYTES}}}")  # the gateway matches the same expression
-CONTROL = "control"  # name of the first arm, and arm of everybody whom no experiment has
+CONTROL = "control"  # name of the first arm, and arm of units in no experiment
 RESERVED = frozenset({"none", "override", "tester", "holdout"})  # values of the header x-experiment
 
 Method = Literal["group_sequential", "sequence", "fixed"]
@@ -66,7 +66,7 @@ Coverage = Annotated[float, AfterValidator(_share)]
 
 
 class Arm(Frozen):
-    """What serves one arm: a bundle, in its own test-time mode or in another one."""
+    """The model of one arm: a bundle, in its own test-time mode or in another one."""
 
     name: Slug
     bundle: str = Field(min_length=1, max_length=200)  # hash or version of the bundle
@@ -82,14 +82,14 @@ class RampStep(Frozen):
 
 
 class Primary(Frozen):
-    """The metric that decides, and which way is better."""
+    """The metric that decides, and the direction that is better."""
 
     metric: MetricName = "ctr"
     better: Literal["increase", "decrease"] = "increase"
 
 
 class Guardrail(Frozen):
-    """A metric that may not get worse by more than a margin (one-sided, always valid)."""
+    """A metric that must not get worse by more than a margin (one-sided, always valid)."""
 
     metric: MetricName
     worse: Literal["increase", "decrease", "either"]
@@ -98,22 +98,22 @@ class Guardrail(Frozen):
 
 
 class Horizon(Frozen):
-    """How long the experiment runs and how often it is looked at."""
+    """Length of the experiment and number of looks."""
 
     days: float = Field(gt=0, le=366)
     looks: int = Field(ge=1, le=100)
-    units: int | None = Field(default=None, ge=2)  # enrolled units planned at the end: α is spent by them, not by days
+    units: int | None = Field(default=None, ge=2)  # planned enrolled units at the end: α is spent by units, not days
 
 
 class Minimum(Frozen):
-    """No decision before both are reached (a roll-back for a guardrail or a check excepted)."""
+    """No decision before both are reached (except a roll-back for a guardrail or a check)."""
 
     days: float = Field(default=7.0, ge=0)
     units: int = Field(default=1000, ge=2)  # enrolled units of every arm
 
 
 class Checks(Frozen):
-    """What a failed data-quality check does."""
+    """Actions of failed data-quality checks."""
 
     sample_ratio: Action = "hold"
     exposure_loss: Action = "hold"
@@ -131,7 +131,7 @@ class Checks(Frozen):
 
 
 class Limits(Frozen):
-    """Above which shares a check fails."""
+    """Limits of the checks: larger shares fail."""
 
     exposure_loss: float = Field(default=0.01, ge=0, le=1)
     unexplained_rows: float = Field(default=0.01, ge=0, le=1)
@@ -142,7 +142,7 @@ class Limits(Frozen):
 
 
 class PrePeriod(Frozen):
-    """Days before the experiment whose sums per unit reduce variance (CUPED)."""
+    """Days before the experiment, whose sums per unit reduce variance (CUPED)."""
 
     days: int = Field(default=14, ge=1, le=90)
 
@@ -151,12 +151,12 @@ class ExperimentFile(Frozen):
     """One experiment.
 
     Attributes:
-        salt: of the hash that places units; experiments of one exclusive group share it, all others differ.
-        buckets: half-open range of the 10,000 buckets that this experiment owns; by default all but the holdout.
-        holdout: buckets at the top of the space that no experiment touches.
+        salt: salt of the hash that assigns units; shared by the experiments of an exclusive group, different otherwise.
+        buckets: half-open range of the 10,000 buckets that belong to this experiment; default: all except the holdout.
+        holdout: highest buckets, reserved from all experiments.
         arms: the first one is named ``control``.
         coverage: enrolled share of the owned buckets; the rest is served control and not enrolled.
-        horizon: None runs without an end and needs the method ``sequence``.
+        horizon: None: the experiment has no end and needs the method ``sequence``.
     """
 
     version: Literal[1]
@@ -206,7 +206,7 @@ class ExperimentFile(Frozen):
         return round(self.coverage * BUCKETS) * self.arm_width // BUCKETS
 
     def identity(self) -> str:
-        """Hash of everything but the coverage: two files of one identity are one experiment."""
+        """Hash of everything except the coverage: files with the same identity are the same experiment."""
         content = self.model_dump(mode="json", exclude={"coverage"})
         return sha256_text(json.dumps(content, sort_keys=True))[:16]
 
@@ -286,7 +286,7 @@ def parse_experiment(text: str, where: str) -> ExperimentFile:
     """Read an experiment from YAML text; ``where`` names it in messages.
 
     Raises:
-        ExperimentError: it is no YAML, has a key twice, or a field is wrong; all wrong fields are named.
+        ExperimentError: it is not YAML, has a duplicate key, or a field is wrong; all wrong fields are named.
     """
     content = mapping(text, where, ExperimentError)
     if content.get("version") != FORMAT:
@@ -301,7 +301,7 @@ def load_experiment(path: Path | str) -> ExperimentFile:
     """Read an experiment file.
 
     Raises:
-        ExperimentError: see :func:`parse_experiment`, or it is not there or not UTF-8.
+        ExperimentError: see :func:`parse_experiment`, or the file is missing or not UTF-8.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -317,15 +317,15 @@ def load_experiment(path: Path | str) -> ExperimentFile:
 
 
 def _sentences(error: ValidationError) -> list[str]:
-    found = []
+    sentences = []
     for issue in error.errors():
-        place = ".".join(str(part) for part in issue["loc"])
+        location = ".".join(str(part) for part in issue["loc"])
         value: Any = issue.get("input")
         shown = (
             "" if isinstance(value, dict | list | ExperimentFile) or value is None else f" (found {str(value)[:60]!r})"
         )
         message = issue["msg"].removeprefix("Value error, ")
         if isinstance(value, bool):
-            shown = f" (found {value}; YAML reads true and false as no text: put quotes around it)"
-        found.append(f"{place}: {message}{shown}" if place else message)
-    return found
+            shown = f" (found {value}; YAML does not read true and false as text: put quotes around it)"
+        sentences.append(f"{location}: {message}{shown}" if location else message)
+    return sentences

@@ -1,4 +1,4 @@
-"""Where the gateway listens, where its arms are and how long it waits: what the routes need besides the experiment."""
+"""Gateway settings: listener, addresses of the arms, timeouts. Routes are rendered from them and the experiment."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def _header(value: str) -> str:
     return value
 
 
-#: Headers that the gateway sets and that a client's own values never reach.
+#: Headers that the gateway sets; values from clients are removed.
 ARM, ENROLLED, EXPERIMENT, BUCKET, UNIT_HEADER = "x-arm", "x-enrolled", "x-experiment", "x-bucket", "x-ab-unit"
 OWN_HEADERS = (ARM, ENROLLED, EXPERIMENT, BUCKET, UNIT_HEADER)
-SERVED_ARM = "x-served-arm"  # of the answer: who gave it
+SERVED_ARM = "x-served-arm"  # of the answer: the arm that served it
 
 
 class Endpoint(Frozen):
@@ -50,19 +50,19 @@ class GatewayConfig(Frozen):
     """One gateway.
 
     Attributes:
-        folder: where its files are at run time: ``rds.json``, ``cds.json``, ``access.log``, ``admin.sock``.
+        folder: folder of its files at run time: ``rds.json``, ``cds.json``, ``access.log``, ``admin.sock``.
         model: name of the model in the paths of requests.
         unit_header: header in which clients send the unit.
-        watch_folder: watch the folder and not the files: needed where files are links that change (a ConfigMap).
-        timeout, per_try_timeout: seconds; the latter must exceed the control's p99.9 with room, or its retries go back. A predictor
-            refuses what takes longer than its own deadline, one second by default.
-        shadow: arms, by experiment and arm as ``experiment/arm``, that get a copy of the control's requests.
+        watch_folder: watch the folder and not the files: needed if the files are links that change (a ConfigMap).
+        timeout, per_try_timeout: seconds; the latter must be well above the control's p99.9, or requests are retried on
+            control. A predictor refuses requests beyond its own deadline, one second by default.
+        shadow: arms, by experiment and arm as ``experiment/arm``, that receive a copy of the control's requests.
         max_in_flight: requests, connections and retries that one arm may have at once.
-        health_path: path at which an arm says that it lives; whether it predicts well is seen in its answers.
-        max_body_bytes: of a request's body, as the predictor's setting of the same name.
-        max_connections: of clients, all together.
-        head_timeout, request_timeout: seconds that a client may take to send the headers, and the whole request.
-        idle_timeout: seconds that a connection without a request is kept.
+        health_path: liveness path of an arm; its answers show whether it predicts.
+        max_body_bytes: maximum size of a request's body, as the predictor's setting of the same name.
+        max_connections: total number of client connections.
+        head_timeout, request_timeout: seconds a client has to send the headers, and the whole request.
+        idle_timeout: seconds until a connection without requests is closed.
     """
 
     folder: str = "."

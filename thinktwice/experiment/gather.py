@@ -1,4 +1,4 @@
-"""From logs to evidence in one call: join, outcomes, sums per unit, moments."""
+"""Evidence from logs in one call: join, outcomes, sums per unit, moments."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SECONDS_A_DAY = 86_400
 
 @dataclass(frozen=True)
 class Sources:
-    """Where everything is that happened since the experiment started.
+    """Paths of the logs since the experiment started.
 
     Attributes:
-        before: ``units.parquet`` of the days before, for variance reduction; none goes without.
+        before: ``units.parquet`` of the days before, for variance reduction; empty: no variance reduction.
         others: experiments of the same exclusive group.
-        warm_replicas: servers that answer, by arm; None: not measured.
-        log_write_failures: of the access log; None: not measured.
+        warm_replicas: number of servers that answer, by arm; None: not measured.
+        log_write_failures: failed writes of the access log; None: not measured.
     """
 
     logs: Logs
@@ -46,15 +46,15 @@ def gather(
     at: datetime,
     window: Window | None = None,
 ) -> Evidence:
-    """Join everything into ``out`` and return the evidence of this instant.
+    """Join the logs, write the results to ``out``, and return the current evidence.
 
     Args:
         started: when the first unit was enrolled.
         coverage_since: when the coverage last changed.
-        at: up to when clicks are complete.
+        at: time up to which clicks are complete.
 
     Raises:
-        ExperimentError: a log is missing or damaged, or holds an arm that the experiment does not have.
+        ExperimentError: a log is missing or damaged, or contains an arm that the experiment does not have.
         ValueError: times are out of order.
     """
     if not started <= coverage_since <= at:

@@ -1,7 +1,7 @@
-"""What the gateway refuses before a request reaches an arm, and what it answers itself: methods, paths, content types, sizes.
+"""Ingress rules: requests that the gateway refuses or answers itself, by method, path, content type and size.
 
-TorchServe's front end lets through, or takes apart, what no server should see. The rules stand as routes before those of the arms, each
-with an answer of its own, so a request that no rule takes is a POST to one of the two predict paths and nothing else.
+TorchServe's front end accepts, or parses, requests that no server should see. The rules are routes before those of the
+arms, each with a direct answer, so a request that matches no rule is a POST to one of the two predict paths.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from thinktwice.experiment.gateway_config import SERVED_ARM, GatewayConfig
 Json = dict[str, Any]
 
 MAX_HEADER_KB = 16  # of request line and headers together
-MAX_REQUEST_ID = (
-    128  # characters; the predictor replaces a longer one, and its rows would then match no line of the access log
-)
+MAX_REQUEST_ID = 128  # characters; the predictor replaces a longer one, and its rows would not match the access log
 REQUEST_ID = rf"[ -~]{{1,{MAX_REQUEST_ID}}}"
 FORMS = r"(?i).*(x-www-form-urlencoded|multipart/).*"
 BUFFER = "envoy.filters.http.buffer"
@@ -28,12 +26,13 @@ OVERWRITE = "OVERWRITE_IF_EXISTS_OR_ADD"
 
 
 def predict_paths(model: str) -> tuple[str, str]:
-    """The two paths that reach an arm, KServe v1 and Open Inference v2."""
+    """The two paths that are routed to an arm, KServe v1 and Open Inference v2."""
     return f"/v1/models/{model}:predict", f"/v2/models/{model}/infer"
 
 
 def listed(model: str) -> dict[str, Any]:
-    """Bodies by path that the gateway answers itself to a GET, whatever the arms do: those of the KServe predictor."""
+    """Bodies by path of GET requests that the gateway answers itself, independently of the arms: those of the KServe
+    predictor."""
     return {
         "/": {"status": "alive"},
         "/v2/health/live": {"live": True},
@@ -44,7 +43,7 @@ def listed(model: str) -> dict[str, Any]:
 
 
 def readiness(model: str) -> dict[str, tuple[Any, Any]]:
-    """Bodies by path when control predicts, and when it does not."""
+    """Bodies by path, if control predicts and if it does not."""
     named = {"name": model, "ready": True}, {"name": model, "ready": False}
     return {
         "/v2/health/ready": ({"ready": True}, {"ready": False}),
@@ -54,7 +53,7 @@ def readiness(model: str) -> dict[str, tuple[Any, Any]]:
 
 
 def ingress_routes(config: GatewayConfig) -> list[Json]:
-    """Routes with an answer of their own, in the order in which they are tried."""
+    """Routes with a direct answer, in order of matching."""
     predict = predict_paths(config.model)
     is_predict = _path(*predict)
     known = (*listed(config.model), *readiness(config.model))
@@ -82,15 +81,15 @@ def ingress_routes(config: GatewayConfig) -> list[Json]:
 
 
 def too_large(most: int) -> str:
-    """What is said about a body of more than ``most`` bytes."""
+    """Error message for a body of more than ``most`` bytes."""
     return f"the body is too large, at most {most} bytes are accepted: send fewer rows"
 
 
 def ingress_filters(config: GatewayConfig, ready_cluster: str) -> list[Json]:
-    """HTTP filters before the router: readiness by whether ``ready_cluster`` is healthy, and whole bodies only.
+    """HTTP filters before the router: readiness from the health of ``ready_cluster``, and buffering of bodies.
 
-    A body is collected before an arm sees the request: a slow client then holds a connection of the gateway and none of a server, and
-    the request can be sent again to another server.
+    A body is buffered before the request is routed to an arm: a slow client then occupies a connection of the gateway and
+    not of a server, and the request can be retried on another server.
     """
     paths = "|".join(map(re.escape, readiness(config.model)))
     return [
@@ -114,12 +113,12 @@ def ingress_filters(config: GatewayConfig, ready_cluster: str) -> list[Json]:
 
 
 def local_replies(config: GatewayConfig) -> Json:
-    """Every answer that is the gateway's own has the form of the predictor's errors: ``{"error": ..., "field": ...}``."""
+    """Answers of the gateway itself have the form of the predictor's errors: ``{"error": ..., "field": ...}``."""
     mappers = []
-    for path, (good, bad) in readiness(config.model).items():
-        here = _by_header(_path(path))
-        mappers.append(_mapper([here, _status(200)], json.dumps(good)))
-        mappers.append(_mapper([here, _by_header(_method("GET")), _status(503)], json.dumps(bad)))
+    for path, (ready_body, unready_body) in readiness(config.model).items():
+        on_path = _by_header(_path(path))
+        mappers.append(_mapper([on_path, _status(200)], json.dumps(ready_body)))
+        mappers.append(_mapper([on_path, _by_header(_method("GET")), _status(503)], json.dumps(unready_body)))
     mappers.append(_mapper([_status(200)], None))
     head = f"request line and headers must be at most {MAX_HEADER_KB} KiB, and at most 100 headers"
     bad_id = _by_header(_not(_matches("x-request-id", REQUEST_ID)))
@@ -140,7 +139,7 @@ def local_replies(config: GatewayConfig) -> Json:
         (504, "", "no server answered in time, try again later"),
     ):
         mapper = _mapper([_status(status)], text, field)
-        if status in (502, 503, 504):  # nobody served it, whoever was tried last
+        if status in (502, 503, 504):  # no arm served it, even if one was tried
             nobody = {"header": {"key": SERVED_ARM, "value": ""}, "append_action": OVERWRITE, "keep_empty_value": True}
             later = {"header": {"key": "retry-after", "value": RETRY_AFTER}, "append_action": "ADD_IF_ABSENT"}
             mapper["headers_to_add"] = [nobody, later]
@@ -149,12 +148,12 @@ def local_replies(config: GatewayConfig) -> Json:
 
 
 def _mapper(filters: list[Json], text: str | None, field: str | None = None) -> Json:
-    """What is sent instead of a reply that all filters hold for; ``field`` None for one that is no error."""
-    found: Json = {"filter": filters[0] if len(filters) == 1 else {"and_filter": {"filters": filters}}}
+    """The replacement of a reply that matches all filters; ``field`` is None if it is not an error."""
+    mapper: Json = {"filter": filters[0] if len(filters) == 1 else {"and_filter": {"filters": filters}}}
     if text is not None:
-        found["body"] = {"inline_string": text}
-    found["body_format_override"] = _plain_json() if field is None else _error(field)
-    return found
+        mapper["body"] = {"inline_string": text}
+    mapper["body_format_override"] = _plain_json() if field is None else _error(field)
+    return mapper
 
 
 def _plain_json() -> Json:
@@ -165,26 +164,28 @@ def _error(field: str) -> Json:
     return {"json_format": {"error": "%LOCAL_REPLY_BODY%", "field": field}, "content_type": JSON_TYPE}
 
 
-def _answer(name: str, headers: list[Json], status: int, body: Any, more: dict[str, str] | None = None) -> Json:
+def _answer(
+    name: str, headers: list[Json], status: int, body: Any, extra_headers: dict[str, str] | None = None
+) -> Json:
     text = body if isinstance(body, str) else json.dumps(body)
     route: Json = {
         "name": f"ingress-{name}",
         "match": {"prefix": "/", "headers": headers},
         "direct_response": {"status": status, "body": {"inline_string": text}},
-        # Answered at once: what follows the headers is not waited for.
+        # Answered at once, without waiting for the body.
         "typed_per_filter_config": {
             BUFFER: {"@type": _type("extensions.filters.http.buffer.v3.BufferPerRoute"), "disabled": True}
         },
     }
-    if more:
+    if extra_headers:
         route["response_headers_to_add"] = [
-            {"header": {"key": key, "value": value}, "append_action": OVERWRITE} for key, value in more.items()
+            {"header": {"key": key, "value": value}, "append_action": OVERWRITE} for key, value in extra_headers.items()
         ]
     return route
 
 
 def _path(*paths: str) -> Json:
-    """One of these paths, to the letter and without a query."""
+    """Matches exactly one of these paths, without a query."""
     if len(paths) == 1:
         return {"name": ":path", "string_match": {"exact": paths[0]}}
     return _matches(":path", "|".join(map(re.escape, paths)))

@@ -1,8 +1,8 @@
-"""The exposure join: what the gateway answered (access log) with what the servers computed (prediction log).
+"""The exposure join: answers of the gateway (access log) with predictions of the servers (prediction log).
 
-The key is request id and serving arm. A request may have been computed more than once, by a slow server that was given up and by
-control after it, or by a shadow: the row kept is that of the answer that reached the caller. Everything else is counted by reason.
-Analysis goes by the *assigned* arm, whoever served.
+The key is request id and serving arm. A request may be computed more than once: by a slow server and, after its timeout, by
+control, or by a shadow. The row of the answer that reached the caller is kept; all others are counted by reason.
+Analysis is by the *assigned* arm, not by the serving one.
 """
 
 # ruff: noqa: S608 - names are of our own lists, values are escaped by `literal`
@@ -43,20 +43,20 @@ from thinktwice.records.served import (
 )
 
 EXPOSURES, REQUESTS = "exposures.parquet", "requests.parquet"
-SKEW = 60.0  # seconds by which the clocks of gateway and server may differ without being counted
+SKEW = 60.0  # seconds; a smaller difference between the clocks of gateway and server is not counted
 
 
 @dataclass(frozen=True)
 class Logs:
-    """What to join: lines of access logs, parts of prediction logs, and the column that holds the raw unit if there is one."""
+    """Input of the join: access logs, parts of prediction logs, and the column of the raw unit if there is one."""
 
     access: Sequence[Path]
     predictions: Sequence[Path]
-    unit_column: str | None = None  # log_user_id where the log keeps raw ids: buckets are then recomputed from it
+    unit_column: str | None = None  # log_user_id if the log contains raw ids: buckets are then recomputed from it
 
 
 class ArmCounts(Frozen):
-    """Requests of one assigned arm of one experiment, enrolled ones alone."""
+    """Enrolled requests of one assigned arm of one experiment."""
 
     experiment: str
     arm: str
@@ -66,50 +66,48 @@ class ArmCounts(Frozen):
     lost: int  # answered, without a row in the prediction log
     fallbacks: int  # answered by another arm
     units: int
-    versions: tuple[str, ...]  # model version and bundle of the rows that the arm itself served
+    versions: tuple[str, ...]  # model version and bundle of the rows served by the arm itself
 
 
 class JoinCounts(Frozen):
-    """Where every line and every row went.
+    """Counts of all lines and rows by outcome of the join.
 
     ``lines = requests + repeated + broken + torn``;
     ``predicted = joined + superseded + shadow + unexplained + ambiguous`` (prediction groups: a request at one server).
     """
 
     lines: int
-    torn: int  # last lines that a kill cut
-    broken: int  # other lines that are no JSON or name no request
+    torn: int  # last lines truncated by a kill
+    broken: int  # other lines that are not JSON or have no request id
     requests: int
     repeated: int  # further lines of a request id; the first counts
     unanswered: int  # requests whose status is not 2xx
-    unnamed: int  # answered, but the answer does not say by which arm
+    unnamed: int  # answered, but the answer does not name an arm
     lost: int  # answered by a named arm, without a row in the prediction log
     predicted: int
     joined: int
     superseded: int  # computed, but another arm's answer reached the caller, or none did
     shadow: int
     unexplained: int  # computed, without a line in the access log
-    ambiguous: int  # request ids that different units used: none of their rows is kept
-    wrong_arm: int  # gateway and server name different arms or experiments, or the bucket belongs elsewhere
-    wrong_bucket: int  # buckets that do not come out when computed again
+    ambiguous: int  # request ids used by different units: none of their rows is kept
+    wrong_arm: int  # gateway and server name different arms or experiments, or the bucket belongs to another arm
+    wrong_bucket: int  # buckets that differ when recomputed
     skewed: int  # rows whose server time is outside the request by more than a minute
-    doubled: (
-        int  # groups with several rows for one place (a request sent again, a part given twice); the first row counts
-    )
+    doubled: int  # groups with several rows for one position (a request sent again, a part passed twice); the first row counts
     exposures: int  # rows written
     units_in_two_arms: int
     arms: tuple[ArmCounts, ...]
 
 
 def join_exposures(logs: Logs, layout: BucketLayout, out: Path, memory: str = "2GB") -> JoinCounts:
-    """Write ``exposures.parquet`` (rows of the prediction log whose answer was delivered, enrolled or not, with what the gateway
-    knows) and ``requests.parquet`` (enrolled requests, answered or not) into ``out``.
+    """Write ``exposures.parquet`` (rows of the prediction log whose answer was delivered, enrolled or not, with the fields
+    of the gateway) and ``requests.parquet`` (enrolled requests, answered or not) into ``out``.
 
     Args:
-        layout: the split at its highest coverage.
+        layout: the layout of buckets at its highest coverage.
 
     Raises:
-        ExperimentError: a log is missing, damaged, or without the columns of experiments.
+        ExperimentError: a log is missing, damaged, or has no columns of experiments.
     """
     for file in logs.access:
         if not file.is_file():
@@ -134,14 +132,14 @@ def join_exposures(logs: Logs, layout: BucketLayout, out: Path, memory: str = "2
 
 
 def _load_access(db: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> None:
-    """Every line as it is, parsed where it can be. Bytes are read as Latin-1, which reads any; ids and arms are ASCII."""
-    wanted = {"ts": "VARCHAR", **{n: "VARCHAR" for n in ACCESS_COLUMNS.names if n != "ts"}}
-    shape = literal("{" + ", ".join(f'"{name}": "{kind}"' for name, kind in wanted.items()) + "}")
-    whole = [f for f in files if f.stat().st_size]
+    """Every line, parsed if possible. Bytes are decoded as Latin-1, which accepts any; ids and arms are ASCII."""
+    column_types = {"ts": "VARCHAR", **{n: "VARCHAR" for n in ACCESS_COLUMNS.names if n != "ts"}}
+    shape = literal("{" + ", ".join(f'"{name}": "{kind}"' for name, kind in column_types.items()) + "}")
+    nonempty = [f for f in files if f.stat().st_size]
     text = (
-        f"SELECT line FROM read_csv({listed(*whole)}, hive_partitioning = false, columns = {{'line': 'VARCHAR'}}, delim = '\x01', quote = '', escape = '', "
+        f"SELECT line FROM read_csv({listed(*nonempty)}, hive_partitioning = false, columns = {{'line': 'VARCHAR'}}, delim = '\x01', quote = '', escape = '', "
         "header = false, auto_detect = false, null_padding = true, encoding = 'latin-1', max_line_size = 16777216)"
-        if whole
+        if nonempty
         else "SELECT CAST(NULL AS VARCHAR) AS line WHERE false"
     )
     db.execute(f"""
@@ -152,7 +150,7 @@ def _load_access(db: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> None:
         FROM (SELECT CASE WHEN json_valid(line) AND json_type(line) = 'OBJECT' THEN json_transform(line, {shape}) END AS r
               FROM ({text}) WHERE line IS NOT NULL AND line <> '')
     """)
-    # The first line of a request counts; a client that repeats an id does not make a second exposure.
+    # The first line of a request counts: a repeated id is not a second exposure.
     db.execute("""
         CREATE TABLE access AS
         SELECT * EXCLUDE (place) FROM (
@@ -164,7 +162,7 @@ def _load_access(db: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> None:
 
 
 def _load_groups(db: duckdb.DuckDBPyConnection, predictions: str) -> None:
-    """One row for a request at one server: the rows of its candidates have all but the item in common."""
+    """One row per request and server: the rows of its candidates differ only in the item."""
     db.execute(f"""
         CREATE TABLE groups AS
         SELECT {REQUEST} AS request_id, {ARM} AS served, coalesce({SHADOW}, false) AS shadow,
@@ -177,7 +175,7 @@ def _load_groups(db: duckdb.DuckDBPyConnection, predictions: str) -> None:
 
 
 def _resolve(db: duckdb.DuckDBPyConnection) -> None:
-    """What becomes of each group."""
+    """Classify each group."""
     db.execute("""
         CREATE TABLE ambiguous AS
         SELECT request_id FROM groups WHERE NOT shadow GROUP BY request_id
@@ -209,15 +207,14 @@ def _resolve(db: duckdb.DuckDBPyConnection) -> None:
 
 def _write(db: duckdb.DuckDBPyConnection, predictions: str, out: Path) -> None:
     replaced = ", ".join(quoted(n) for n in (EXPERIMENT, ASSIGNED, ENROLLED))
-    kept = f"""SELECT p.* EXCLUDE ({replaced}, {SHADOW}), f.gateway_experiment AS {EXPERIMENT}, f.gateway_arm AS {ASSIGNED},
+    matched = f"""SELECT p.* EXCLUDE ({replaced}, {SHADOW}), f.gateway_experiment AS {EXPERIMENT}, f.gateway_arm AS {ASSIGNED},
             f.enrolled AS {ENROLLED}, f.ms AS {MS}, f.served <> f.gateway_arm AS {FALLBACK}
         FROM {predictions} p JOIN fates f ON f.request_id = p.{REQUEST} AND f.served = p.{ARM} AND f.fate = 'joined'
         WHERE NOT coalesce(p.{SHADOW}, false)"""
-    # A client that sends a request again with its id, or a part that was copied: one row a place. Few groups, so only these are sorted.
-    once = (
-        f"{kept} AND f.doubled QUALIFY row_number() OVER (PARTITION BY p.{REQUEST}, p.{PLACE} ORDER BY p.{AT}, p) = 1"
-    )
-    write_parquet(db, f"{kept} AND NOT f.doubled UNION ALL {once}", out / EXPOSURES)
+    # If a client resends a request with the same id, or a part was copied, keep one row per position. Few groups are
+    # affected, and only these are sorted.
+    once = f"{matched} AND f.doubled QUALIFY row_number() OVER (PARTITION BY p.{REQUEST}, p.{PLACE} ORDER BY p.{AT}, p) = 1"
+    write_parquet(db, f"{matched} AND NOT f.doubled UNION ALL {once}", out / EXPOSURES)
     write_parquet(
         db, 'SELECT request_id, "at", experiment, arm, served, unit, code, ms, attempts FROM requests', out / REQUESTS
     )
@@ -275,10 +272,10 @@ _TWO_ARMS = """
 
 
 def _counts(db: duckdb.DuckDBPyConnection) -> dict[str, int]:
-    found = {name: int(value or 0) for name, value in one_row(db, _COUNTS).items()}
+    counts = {name: int(value or 0) for name, value in one_row(db, _COUNTS).items()}
     for name, query in (("wrong_arm", _WRONG_ARM), ("skewed", _SKEWED), ("units_in_two_arms", _TWO_ARMS)):
-        found[name] = int(one_row(db, query)["n"] or 0)
-    return found
+        counts[name] = int(one_row(db, query)["n"] or 0)
+    return counts
 
 
 def _arms(db: duckdb.DuckDBPyConnection) -> tuple[ArmCounts, ...]:
@@ -293,7 +290,7 @@ def _arms(db: duckdb.DuckDBPyConnection) -> tuple[ArmCounts, ...]:
 
 
 def _wrong_buckets(db: duckdb.DuckDBPyConnection, salt: str, predictions: str, column: str | None) -> int:
-    """Distinct units whose logged bucket is not that of the pure function; 0 without raw units."""
+    """Distinct units whose logged bucket differs from the recomputed one; 0 without raw units."""
     if column is None:
         return 0
     reader = db.sql(
@@ -304,7 +301,7 @@ def _wrong_buckets(db: duckdb.DuckDBPyConnection, salt: str, predictions: str, c
 
 
 def _is_torn(file: Path) -> bool:
-    """Whether the last line was cut: it has no end, and is no JSON object."""
+    """Whether the last line is truncated: it has no line end and is not a JSON object."""
     size = file.stat().st_size
     with file.open("rb") as handle:
         handle.seek(max(0, size - (1 << 20)))

@@ -1,4 +1,4 @@
-"""The metrics of an experiment by name: which sums per unit they are made of. The only place that knows."""
+"""Metrics of an experiment by name, and the sums per unit they are computed from. Defined only in this module."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from thinktwice.stats.difference import Metric
 
 Direction = Literal["increase", "decrease"]
 
-#: Sums kept for every unit, in this order, wherever sums per unit are written.
+#: Sums of every unit, in the order of all files of sums per unit.
 SUMS = ("requests", "errors", "fallbacks", "impressions", "clicks", "escalated", "probability", "paths")
 
 RATIOS = {
@@ -18,8 +18,8 @@ RATIOS = {
     "impressions_per_unit": Metric("impressions"),
     "requests_per_unit": Metric("requests"),
     "error_rate": Metric("errors", "requests"),  # answers that are not 2xx
-    "fallback_share": Metric("fallbacks", "requests"),  # answered by another arm than the assigned one
-    "escalation_rate": Metric("escalated", "impressions"),  # rows that got a second look
+    "fallback_share": Metric("fallbacks", "requests"),  # answered by an arm other than the assigned one
+    "escalation_rate": Metric("escalated", "impressions"),  # escalated rows
     "paths_per_impression": Metric("paths", "impressions"),
     "calibration": Metric("probability", "clicks"),  # expected clicks over clicks; 1 is calibrated
 }

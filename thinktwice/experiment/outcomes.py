@@ -1,8 +1,8 @@
-"""The outcome join: which exposure was clicked, within a window, up to a watermark.
+"""The outcome join: exposures with their clicks within a window, up to a watermark.
 
-An exposure is *final* when its window lies before the watermark (the time up to which clicks are complete). Only final ones are
-written; the others are counted and come with the next run. A click belongs to the exposure with its request id and item; where a request
-shows an item twice, to the first place.
+An exposure is *final* when its window ends before the watermark (the time up to which clicks are complete). Only final ones
+are written; the others are counted and written by a later run. A click belongs to the exposure with its request id and
+item; if a request shows an item twice, to the first position.
 """
 
 # ruff: noqa: S608 - names are of our own lists, values are escaped by `literal`
@@ -27,11 +27,11 @@ OUTCOMES = "outcomes.parquet"
 
 
 class Window(Frozen):
-    """Which clicks count.
+    """The window within which clicks count.
 
     Attributes:
-        seconds: after the exposure.
-        early_seconds: by which a click may lie before its exposure, for clocks differ.
+        seconds: length of the window after the exposure.
+        early_seconds: seconds by which a click may precede its exposure, because clocks differ.
     """
 
     seconds: float = Field(default=86_400.0, gt=0)
@@ -39,7 +39,7 @@ class Window(Frozen):
 
 
 class OutcomeCounts(Frozen):
-    """Where every exposure and every click went.
+    """Counts of all exposures and clicks by outcome of the join.
 
     ``exposures = final + open``;
     ``clicks = matched + duplicate + late + before_exposure + unmatched + pending + broken``.
@@ -69,7 +69,7 @@ def join_outcomes(
     """Write ``outcomes.parquet``: every final exposure with ``label`` and the time of its first click.
 
     Raises:
-        ExperimentError: a file is damaged or lacks a column, or a clicked exposure is there twice.
+        ExperimentError: a file is damaged or lacks a column, or a clicked exposure occurs twice.
         ValueError: the watermark has no time zone.
     """
     if watermark.tzinfo is None:
@@ -106,7 +106,7 @@ _FATES = ("matched", "duplicate", "late", "before_exposure", "unmatched", "pendi
 
 
 def _match(db: duckdb.DuckDBPyConnection, shown: str, clicked: str, watermark: datetime, window: Window) -> None:
-    """What becomes of each click. Clicks are few and exposures many, so the clicks are the side that is held."""
+    """Classify each click. Clicks are few and exposures many, so the clicks are the side in memory."""
     db.execute(f"""
         CREATE TABLE fates AS
         WITH c AS (
@@ -133,9 +133,9 @@ def _match(db: duckdb.DuckDBPyConnection, shown: str, clicked: str, watermark: d
     """)
     doubled = db.execute("SELECT request_id, place FROM fates WHERE doubled LIMIT 1").fetchall()
     if doubled:
-        request, place = doubled[0]
+        request, position = doubled[0]
         raise ExperimentError(
-            f"the exposures contain place {place} of the request {request!r} twice: was a file given twice?"
+            f"the exposures contain place {position} of the request {request!r} twice: was a file given twice?"
         )
     db.execute("CREATE TABLE firsts AS SELECT request_id, item_id, place, clicked_at FROM fates WHERE fate = 'matched'")
 

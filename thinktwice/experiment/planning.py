@@ -1,4 +1,4 @@
-"""How long an experiment must run, from the log of the past weeks."""
+"""Planning: how long an experiment must run, from the log of the past weeks."""
 
 # ruff: noqa: S608 - names are of our own lists, values are escaped by `literal`
 
@@ -23,7 +23,7 @@ COUNTED = ("impressions", "clicks")
 
 
 class PlanLine(Frozen):
-    """What the experiment can find after so many days."""
+    """The smallest effect the experiment can detect after a number of days."""
 
     days: int
     units_per_arm: int
@@ -34,7 +34,7 @@ class PlanLine(Frozen):
 
 
 class ExperimentPlan(Frozen):
-    """Plans for every length that the log holds, at full coverage."""
+    """Plans for every length up to that of the log, at full coverage."""
 
     metric: str
     method: str
@@ -43,7 +43,7 @@ class ExperimentPlan(Frozen):
     inflation: float
     variance_reduction: float
     lines: tuple[PlanLine, ...]
-    days_needed: int | None  # for the effect asked for; null when the log is too short for it or none was asked for
+    days_needed: int | None  # for the requested effect; null if the log is too short for it or no effect was requested
 
 
 def plan_experiment(
@@ -58,7 +58,7 @@ def plan_experiment(
 ) -> ExperimentPlan:
     """Plan from a log of impressions in parquet with a unit, a time and a label (1 = click) in each row.
 
-    The last days of the log stand for the experiment; with a declared pre-period the days before them are its covariate.
+    The last days of the log represent the experiment; with a declared pre-period the days before them are the covariate.
 
     Raises:
         ExperimentError: the log is damaged, too short, or lacks a column, or the primary metric cannot be planned from it.
@@ -69,14 +69,14 @@ def plan_experiment(
             f"{file.primary.metric} cannot be planned from impressions and clicks: use ctr, clicks_per_unit or impressions_per_unit"
         )
     before = file.pre_period.days if file.pre_period else 0
-    wanted = max(1, round(file.horizon.days)) if file.horizon else 28
-    found = _moments(log, unit, time, label, before, wanted)
-    looks = file.horizon.looks if file.horizon else max(found)
+    max_days = max(1, round(file.horizon.days)) if file.horizon else 28
+    moments_by_days = _moments(log, unit, time, label, before, max_days)
+    looks = file.horizon.looks if file.horizon else max(moments_by_days)
     covariate = Metric(f"pre_{metric.numerator}", f"pre_{metric.denominator}" if metric.denominator else None)
-    reduction = explained_share(found[max(found)], metric, [covariate]) if before else 0.0
+    reduction = explained_share(moments_by_days[max(moments_by_days)], metric, [covariate]) if before else 0.0
     share = (file.buckets[1] - file.buckets[0]) / 10_000
     plans: list[SamplePlan] = []
-    for days, moments in sorted(found.items()):
+    for days, moments in sorted(moments_by_days.items()):
         try:
             horizon = horizon_of(days, moments, metric)
             effect = None if relative_effect is None else relative_effect * abs(horizon.baseline)
@@ -102,8 +102,8 @@ def plan_experiment(
     )  # fmt: skip
 
 
-def _moments(log: Path, unit: str, time: str, label: str, before: int, wanted: int) -> dict[int, Moments]:
-    """Moments by length in days, of at most the ``wanted`` last days of the log."""
+def _moments(log: Path, unit: str, time: str, label: str, before: int, max_days: int) -> dict[int, Moments]:
+    """Moments by length in days, over at most the last ``max_days`` days of the log."""
     if not log.is_file():
         raise ExperimentError(f"no log {log}: give a parquet file of impressions")
     table = source(log)
@@ -127,13 +127,13 @@ def _moments(log: Path, unit: str, time: str, label: str, before: int, wanted: i
         ((first, last),) = db.execute("SELECT min(day), max(day) FROM d").fetchall()
         if first is None:
             raise ExperimentError(f"{log} contains no row with a unit and a time")
-        longest = min(wanted, last - first + 1 - before)
+        longest = min(max_days, last - first + 1 - before)
         if longest < 1:
             raise ExperimentError(
                 f"{log} spans {last - first + 1} days, too short for a pre-period of {before} days and an experiment: give a longer log"
             )
         start = last - longest + 1
-        found = {}
+        moments_by_days = {}
         for days in range(1, longest + 1):
             rows = db.execute(
                 f"""SELECT sum(impressions) FILTER (day >= {start}) AS impressions, sum(clicks) FILTER (day >= {start}) AS clicks,
@@ -143,5 +143,7 @@ def _moments(log: Path, unit: str, time: str, label: str, before: int, wanted: i
                 GROUP BY unit HAVING count(*) FILTER (day >= {start}) > 0"""
             ).fetchnumpy()
             names = (*COUNTED, *(f"pre_{name}" for name in COUNTED))
-            found[days] = Moments.of(names, np.stack([np.asarray(rows[n], np.float64) for n in names], axis=1))
-    return found
+            moments_by_days[days] = Moments.of(
+                names, np.stack([np.asarray(rows[n], np.float64) for n in names], axis=1)
+            )
+    return moments_by_days

@@ -1,4 +1,4 @@
-"""Queries over logs of an experiment: damaged and missing files have an error of their own."""
+"""Queries over logs of an experiment, with specific errors for damaged and missing files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def engine(scratch: Path, memory: str = MEMORY) -> Iterator[duckdb.DuckDBPyConne
 
 
 def write_parquet(connection: duckdb.DuckDBPyConnection, query: str, target: Path) -> None:
-    """Write the rows of a query, aside and then renamed, without holding them in memory."""
+    """Write the rows of a query to a temporary file and rename it, without reading them into memory."""
     with atomic_file(target) as temporary:
         connection.execute(f"COPY ({query}) TO {written(temporary)} (FORMAT parquet, COMPRESSION zstd)")
 
@@ -48,22 +48,22 @@ def one_row(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, int 
 
 
 def parquet_table(files: Sequence[Path], columns: pa.Schema, what: str) -> str:
-    """Parquet files as a table of a query, by column name; none of them is an empty table of these columns.
+    """Parquet files as a table of a query, by column name; without files, an empty table of these columns.
 
     Raises:
         ExperimentError: a file is damaged, lacks a column, or has one of another type (null: any type will do).
     """
-    kept = []
+    nonempty = []
     for file in files:
         try:
-            found, rows = read_schema(file), num_rows(file)
+            schema, rows = read_schema(file), num_rows(file)
         except (OSError, pa.ArrowInvalid) as error:
             raise ExperimentError(
                 f"{what} {file} cannot be read ({str(error).splitlines()[0]}): remove it or restore it"
             ) from None
-        missing = [name for name in columns.names if name not in found.names]
+        missing = [name for name in columns.names if name not in schema.names]
         if missing and not rows:
-            continue  # nothing was written yet, so nobody knew of all columns
+            continue  # an empty file need not have all columns
         if missing:
             why = (
                 "it was written by a server without experiments"
@@ -72,18 +72,18 @@ def parquet_table(files: Sequence[Path], columns: pa.Schema, what: str) -> str:
             )
             raise ExperimentError(f"{what} {file} has no column {missing[0]!r}: {why}")
         for field in columns:
-            kind = found.field(field.name).type
+            kind = schema.field(field.name).type
             if not pa.types.is_null(field.type) and _family(kind) != _family(field.type):
                 raise ExperimentError(f"{what} {file}: column {field.name!r} is {kind}, not {field.type}")
-        kept.append(file)
-    if not kept:
+        nonempty.append(file)
+    if not nonempty:
         parts = ", ".join(f"CAST(NULL AS {_SQL_TYPES[str(field.type)]}) AS {quoted(field.name)}" for field in columns)
         return f"(SELECT {parts} WHERE false)"
-    return source(*kept, options=", union_by_name = true")
+    return source(*nonempty, options=", union_by_name = true")
 
 
 def _family(kind: pa.DataType) -> str:
-    """Types that the engine reads as one another."""
+    """Class of types that the engine treats as equal."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     tests = {

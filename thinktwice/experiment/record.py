@@ -1,7 +1,7 @@
-"""The record of an experiment: every piece of evidence and the verdict on it, one JSON line each, never changed.
+"""The record of an experiment: all evidence with its verdicts, one JSON line each, never changed.
 
-Each line holds the hash of the line before, so a line that was lost or altered shows. A line is added by writing the whole file aside
-and renaming it: a kill leaves the old record or the new one.
+Each line contains the hash of the previous line, so a lost or altered line is detected. A line is added by writing the
+whole file under a temporary name and renaming it: a kill leaves the old record or the new one.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from thinktwice.experiment.file import ExperimentFile
 from thinktwice.files import atomic_file
 from thinktwice.frozen import Frozen
 
-FIRST = ""  # what the first line names as the one before
+FIRST = ""  # previous hash of the first line
 
 
 class DecisionRecord(Frozen):
-    """One line. ``file`` is the experiment as it was declared then."""
+    """One line. ``file`` is the experiment as declared at that time."""
 
     format: Literal[1] = 1
     number: int
@@ -38,7 +38,7 @@ class DecisionRecord(Frozen):
 
 
 def read_record(path: Path | str) -> tuple[DecisionRecord, ...]:
-    """All lines, oldest first; none when there is no record yet.
+    """All lines, oldest first; empty if there is no record yet.
 
     Raises:
         ExperimentError: a line is damaged, of another version, out of place, or of another experiment.
@@ -50,7 +50,7 @@ def read_record(path: Path | str) -> tuple[DecisionRecord, ...]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
         raise ExperimentError(f"the record {path} is not UTF-8 text: restore it from a copy") from None
-    found: list[DecisionRecord] = []
+    records: list[DecisionRecord] = []
     previous = FIRST
     for number, line in enumerate(lines, start=1):
         try:
@@ -63,15 +63,15 @@ def read_record(path: Path | str) -> tuple[DecisionRecord, ...]:
             raise ExperimentError(
                 f"line {number} of the record {path} does not follow the one before: a line was lost or changed"
             )
-        if found and record.file.identity() != found[0].file.identity():
+        if records and record.file.identity() != records[0].file.identity():
             raise ExperimentError(f"line {number} of the record {path} is of another experiment than line 1")
-        found.append(record)
+        records.append(record)
         previous = _hash(line)
-    return tuple(found)
+    return tuple(records)
 
 
 def append_decision(path: Path | str, file: ExperimentFile, evidence: Evidence) -> DecisionRecord:
-    """Decide on new evidence and add the line. Two callers at once take turns.
+    """Decide on new evidence and append the line. Concurrent callers are serialised.
 
     Raises:
         ExperimentError: the record is damaged or of another experiment, the file changed in more than its coverage, or the evidence is
@@ -107,11 +107,11 @@ def append_decision(path: Path | str, file: ExperimentFile, evidence: Evidence) 
 
 
 def replay(records: Sequence[DecisionRecord]) -> Iterator[tuple[Decision, Decision]]:
-    """(recorded, decided again) of every line; the two are equal unless the code decides otherwise now."""
-    again: list[Verdict] = []
+    """(recorded decision, recomputed decision) of every line; they differ only if the code has changed."""
+    verdicts: list[Verdict] = []
     for record in records:
-        again.append(decide(record.file, record.evidence, again))
-        yield record.verdict.decision, again[-1].decision
+        verdicts.append(decide(record.file, record.evidence, verdicts))
+        yield record.verdict.decision, verdicts[-1].decision
 
 
 def _hash(line: str) -> str:

@@ -1,4 +1,4 @@
-"""The result of an experiment as typed data with a version: what a page or a screen draws, and nothing to compute any more."""
+"""The report of an experiment as versioned typed data, ready to be displayed without further computation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from thinktwice.stats.difference import arm_estimate
 
 
 class MetricValue(Frozen):
-    """A metric in one arm, with its standard error; null and a flag where it has none."""
+    """A metric in one arm, with its standard error; null with a flag if it is not defined."""
 
     metric: str
     value: Number
@@ -85,15 +85,19 @@ def report_of(records: Sequence[DecisionRecord]) -> ExperimentReport:
     file, evidence, verdict = last.file, last.evidence, last.verdict
     arms = []
     for arm in file.arms:
-        found = evidence.arm(arm.name)
-        metrics = _values(found.sums) if found else ()
-        if found:
+        arm_evidence = evidence.arm(arm.name)
+        metrics = _values(arm_evidence.sums) if arm_evidence else ()
+        if arm_evidence:
             metrics += tuple(
-                MetricValue(metric=q.metric, value=q.value, se=q.se, flags=q.flags) for q in found.quantiles
+                MetricValue(metric=q.metric, value=q.value, se=q.se, flags=q.flags) for q in arm_evidence.quantiles
             )
         arms.append(
             ArmReport(
-                arm=arm.name, bundle=arm.bundle, mode=arm.mode, units=found.units if found else 0, metrics=metrics
+                arm=arm.name,
+                bundle=arm.bundle,
+                mode=arm.mode,
+                units=arm_evidence.units if arm_evidence else 0,
+                metrics=metrics,
             )
         )
     return ExperimentReport(
@@ -119,15 +123,15 @@ def _point(record: DecisionRecord) -> SeriesPoint:
 
 
 def _values(sums: MomentsModel) -> tuple[MetricValue, ...]:
-    moments, found = sums.moments(), []
+    moments, values = sums.moments(), []
     for name, metric in RATIOS.items():
         if not {metric.numerator, metric.denominator} - {None} <= set(sums.names):
             continue
         value = arm_estimate(moments, metric)
         finite = not value.flags
-        found.append(
+        values.append(
             MetricValue(
                 metric=name, value=value.value if finite else None, se=value.se if finite else None, flags=value.flags
             )
         )
-    return tuple(found)
+    return tuple(values)

@@ -1,5 +1,5 @@
-"""The shape of a rendered route file: every key that may be there, typed. A key that is not listed is refused, for Envoy may know
-what it means and we do not."""
+"""The schema of a rendered route file: all allowed keys, typed. Other keys are refused: Envoy may give them a meaning that
+is not checked."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Text(_Shape):
 
 
 class DirectResponse(_Shape):
-    """An answer of the gateway's own."""
+    """A direct answer of the gateway."""
 
     status: int = Field(ge=200, le=599)
     body: Text
@@ -131,7 +131,7 @@ class ClusterType(_Shape):
 
 
 class Cluster(BaseModel):
-    """Only what routes rest on; how replicas are reached is the operator's business."""
+    """Only what routes depend on; how replicas are reached is up to the operator."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
@@ -152,7 +152,7 @@ def read_routes(content: Content) -> RouteConfig:
     """The one route configuration of a file.
 
     Raises:
-        ExperimentError: it is no JSON, of another version, or not of this shape.
+        ExperimentError: it is not JSON, has another version, or does not match this schema.
     """
     file = _read(_RouteFile, content, "routes")
     if len(file.resources) != 1 or file.resources[0].name != ROUTE_CONFIG:

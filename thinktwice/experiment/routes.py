@@ -1,7 +1,8 @@
 """Envoy's files from the experiment file: bootstrap (once), clusters (CDS) and routes (RDS), as plain JSON content.
 
-A ramp changes the routes alone. Nothing is written here: the gateway writes aside and renames, clusters first (a route may name a
-new one), and only after ``route_check`` has agreed. Envoy reads YAML 1.1, in which ``n`` is false, so the files are JSON.
+A ramp changes only the routes. This module writes nothing: the gateway writes temporary files and renames them, clusters
+first (a route may name a new one), and only after ``route_check`` has passed. Envoy reads YAML 1.1, in which ``n`` is
+false, so the files are JSON.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from thinktwice.experiment.ingress import JSON_TYPE, ingress_routes, predict_pat
 from thinktwice.files import sha256_text
 
 FORMAT = 2  # of the rendered files; one of another version is refused
-METADATA = "thinktwice"  # name under which a split says what it was rendered from, and an endpoint its arm
-READY = "control_ready"  # cluster of the control's replicas as a real prediction finds them; nothing is sent there
-NO_SALT = "none"  # of a gateway without an experiment; no experiment may have it
+METADATA = "thinktwice"  # metadata key with the source of a split and the arm of an endpoint
+READY = "control_ready"  # control's replicas, health-checked by a real prediction; no traffic is sent to it
+NO_SALT = "none"  # of a gateway without an experiment; reserved
 ROUTES, CLUSTERS = "rds.json", "cds.json"
 ROUTE_CONFIG = "thinktwice"
 REWRITE = "^(.*)$"
 GOOD_UNIT = UNIT.pattern
-TESTER_CHARACTERS = 60  # of the ids in one route's expression: the proxy limits its size
+TESTER_CHARACTERS = 60  # of the ids in one route's expression, whose size the proxy limits
 OVERWRITE = "OVERWRITE_IF_EXISTS_OR_ADD"
 RETRY_ON = "connect-failure,refused-stream,reset,5xx"
 Json = dict[str, Any]
@@ -43,7 +44,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Rendered:
-    """The two files that change, ready to be written: clusters first.
+    """The two files that change, in the order of writing: clusters first.
 
     Attributes:
         version: what Envoy reports in ``version_info`` once it has taken the routes.
@@ -59,7 +60,8 @@ class Rendered:
 
 
 def cluster_of(experiment: str, arm: str) -> str:
-    """Name of an arm's cluster. Control is one for all experiments; '_' is in no name of ours, so names never meet."""
+    """Name of an arm's cluster. All experiments share control; names of experiments and arms contain no '_', so cluster
+    names are unique."""
     return CONTROL if arm == CONTROL else f"{experiment}_{arm}"
 
 
@@ -70,20 +72,20 @@ def render(
     serial: int,
     secret: str | None = None,
 ) -> Rendered:
-    """Clusters and routes of one experiment, of all experiments of one exclusive group, or of none: everybody gets control.
+    """Clusters and routes of one experiment, of all experiments of one exclusive group, or of none (all requests get control).
 
     Args:
         endpoints: replicas by cluster (:func:`cluster_of`).
-        serial: number of this write; it makes the version differ from every earlier one.
-        secret: value that, as ``x-force-arm: <cluster>:<secret>``, chooses an arm for one request; it is read from a file of
-            its own, never from the experiment file. None offers no such way.
+        serial: number of this write, which makes the version unique.
+        secret: value that, as ``x-force-arm: <cluster>:<secret>``, chooses an arm for one request; it comes from a separate
+            file, never from the experiment file. None disables the header.
 
     Raises:
-        ExperimentError: an arm has no endpoint, or experiments cannot stand beside one another.
+        ExperimentError: an arm has no endpoint, or experiments conflict.
     """
-    layout = layout_of(experiments) if experiments else _nobody()
+    layout = layout_of(experiments) if experiments else _control_only()
     clusters = {CONTROL, *(cluster_of(e.name, arm.name) for e in experiments for arm in e.arms)}
-    if missing := sorted(clusters - {name for name, found in endpoints.items() if found}):
+    if missing := sorted(clusters - {name for name, addresses in endpoints.items() if addresses}):
         raise ExperimentError(f"no endpoint for the cluster {missing[0]!r}: give its host and port")
     if unknown := sorted(set(endpoints) - clusters):
         raise ExperimentError(
@@ -98,7 +100,7 @@ def render(
     )
 
 
-def _nobody() -> BucketLayout:
+def _control_only() -> BucketLayout:
     return BucketLayout(NO_SALT, (Range(0, BUCKETS, NO_EXPERIMENT, CONTROL, False),), {})
 
 
@@ -119,16 +121,17 @@ def _route_config(
             routes.append(_override(cluster, secret, config))
     routes += _tester_routes(layout, config)
     missing = {"name": UNIT_HEADER, "present_match": True, "invert_match": True}
-    bad = {"name": UNIT_HEADER, "string_match": {"safe_regex": {"regex": GOOD_UNIT}}, "invert_match": True}
+    invalid_unit = {"name": UNIT_HEADER, "string_match": {"safe_regex": {"regex": GOOD_UNIT}}, "invert_match": True}
     routes.append(_plain("no-unit", [missing], CONTROL, NO_EXPERIMENT, CONTROL, config))
-    routes.append(_plain("bad-unit", [bad], CONTROL, NO_EXPERIMENT, CONTROL, config))
+    routes.append(_plain("bad-unit", [invalid_unit], CONTROL, NO_EXPERIMENT, CONTROL, config))
     routes.append(_split(layout, experiments, shadows, config))
     return {
         "@type": "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
         "name": ROUTE_CONFIG,
         "validate_clusters": True,
         "request_headers_to_add": [_header("x-request-start", "t=%START_TIME(%s.%6f)%")],
-        # A server that does not say its arm is named by its endpoint: under an aggregate no field of the log tells who answered.
+        # If a server does not name its arm, its endpoint does: with an aggregate cluster no field of the log shows which
+        # arm answered.
         "response_headers_to_add": [
             {
                 "header": {"key": SERVED_ARM, "value": f"%UPSTREAM_METADATA({METADATA}:arm)%"},
@@ -140,7 +143,7 @@ def _route_config(
                 "name": "vh",
                 "domains": ["*"],
                 "include_request_attempt_count": True,
-                # A request is kept until it is answered, to be sent again.
+                # Requests are buffered until they are answered, for retries.
                 "request_body_buffer_limit": config.max_body_bytes,
                 "routes": routes,
             },
@@ -164,14 +167,14 @@ def _split(
     policy = {
         "header": {
             "header_name": UNIT_HEADER,
-            # Salts are a-z, 0-9 and '-': nothing in them means something to the rewrite.
+            # Salts are a-z, 0-9 and '-': none of these is special in the rewrite.
             "regex_rewrite": {"pattern": {"regex": REWRITE}, "substitution": f"{layout.salt}:\\1"},
         }
     }
     action = {
         "hash_policy": [policy],
         "weighted_clusters": {"use_hash_policy": True, "clusters": entries},
-        **_waiting(config),
+        **_retry_settings(config),
     }
     if shadows:
         everything = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
@@ -201,17 +204,18 @@ def _override(cluster: str, secret: str, config: GatewayConfig) -> Json:
 
 
 def _tester_routes(layout: BucketLayout, config: GatewayConfig) -> list[Json]:
-    """Testers by cluster, as many to a route as its expression holds; an id that is too long for one is matched as it is."""
+    """Routes of testers by cluster, with as many ids per route as fit into its expression; an id too long for one is
+    matched exactly."""
     routes = []
-    places = sorted({(cluster_of(*place), place[1]) for place in layout.testers.values()})
-    for cluster, arm in places:
-        units = sorted(u for u, place in layout.testers.items() if (cluster_of(*place), place[1]) == (cluster, arm))
-        for number, some in enumerate(_packed(units)):
+    targets = sorted({(cluster_of(*target), target[1]) for target in layout.testers.values()})
+    for cluster, arm in targets:
+        units = sorted(u for u, target in layout.testers.items() if (cluster_of(*target), target[1]) == (cluster, arm))
+        for number, batch in enumerate(_packed(units)):
             match: Json = {"name": UNIT_HEADER}
-            if len(some) == 1:
-                match["string_match"] = {"exact": some[0]}
+            if len(batch) == 1:
+                match["string_match"] = {"exact": batch[0]}
             else:
-                match["string_match"] = {"safe_regex": {"regex": "|".join(re.escape(u) for u in some)}}
+                match["string_match"] = {"safe_regex": {"regex": "|".join(re.escape(u) for u in batch)}}
             routes.append(_plain(f"testers-{cluster}-{number}", [match], cluster, TESTER, arm, config))
     return routes
 
@@ -230,18 +234,18 @@ def _packed(units: list[str]) -> list[list[str]]:
 
 
 def _plain(name: str, headers: list[Json], cluster: str, experiment: str, arm: str, config: GatewayConfig) -> Json:
-    """A route to one cluster, nobody enrolled."""
+    """A route to one cluster, without enrollment."""
     return {
         "name": name,
         "match": {"prefix": "/", "headers": headers},
-        "route": {"cluster": cluster, **_waiting(config)},
+        "route": {"cluster": cluster, **_retry_settings(config)},
         "stat_prefix": name.replace("-", "_"),
         "request_headers_to_add": _arm_headers(experiment, arm, False),
     }
 
 
 def _arm_headers(experiment: str, arm: str, enrolled: bool) -> list[Json]:
-    """All three headers, always: one that is not overwritten would let a client's own value through."""
+    """Always all three headers: one that is not overwritten would pass on a client's value."""
     return [_header(EXPERIMENT, experiment), _header(ARM, arm), _header(ENROLLED, "1" if enrolled else "0")]
 
 
@@ -249,7 +253,7 @@ def _header(key: str, value: str) -> Json:
     return {"header": {"key": key, "value": value}, "append_action": OVERWRITE}
 
 
-def _waiting(config: GatewayConfig) -> Json:
+def _retry_settings(config: GatewayConfig) -> Json:
     return {
         "timeout": _seconds(config.timeout),
         "retry_policy": {
@@ -278,9 +282,9 @@ def _clusters(endpoints: Mapping[str, Sequence[Endpoint]], shadows: list[str], c
         **_replicas(READY, endpoints[CONTROL], config, config.max_in_flight),
         "health_checks": [_prediction(config)],
     }
-    found = [control, ready]
+    clusters = [control, ready]
     for name in sorted(set(endpoints) - {CONTROL}):
-        own = {**_replicas(f"{name}_own", endpoints[name], config, config.max_in_flight), **_watched(config)}
+        settings = {**_replicas(f"{name}_own", endpoints[name], config, config.max_in_flight), **_watched(config)}
         aggregate = {
             "@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster",
             "name": name,
@@ -295,11 +299,11 @@ def _clusters(endpoints: Mapping[str, Sequence[Endpoint]], shadows: list[str], c
                 },
             },
         }
-        found += [own, aggregate]
+        clusters += [settings, aggregate]
     for shadow in shadows:
         name = shadow.removesuffix("_shadow")
-        found.append(_replicas(shadow, endpoints[name], config, config.shadow_in_flight))
-    return found
+        clusters.append(_replicas(shadow, endpoints[name], config, config.shadow_in_flight))
+    return clusters
 
 
 def _replicas(name: str, endpoints: Sequence[Endpoint], config: GatewayConfig, in_flight: int) -> Json:
@@ -322,7 +326,7 @@ def _replicas(name: str, endpoints: Sequence[Endpoint], config: GatewayConfig, i
 
 
 def _watched(config: GatewayConfig) -> Json:
-    """Health checks, and ejection that they may not undo: a server that is well and answers 500 stays out."""
+    """Health checks, and outlier ejection that they do not undo: a healthy server that answers 500 stays ejected."""
     return {
         "health_checks": [
             {
@@ -350,7 +354,7 @@ def _watched(config: GatewayConfig) -> Json:
 
 
 def _prediction(config: GatewayConfig) -> Json:
-    """A health check that scores a row: TorchServe says that it is ready without a worker. 429 is an answer too."""
+    """A health check that scores a row: TorchServe reports that it is ready even without a worker. 429 counts as healthy."""
     headers = {"content-type": JSON_TYPE, "x-deadline-ms": "2000"}
     return {
         "timeout": "3s",
@@ -370,7 +374,7 @@ def _prediction(config: GatewayConfig) -> Json:
 
 
 def _breakers(in_flight: int, few_retries: bool = False) -> Json:
-    """Bounds of one cluster. Control has nobody to fall back to: under load its retries would only add to the load, so they are few."""
+    """Limits of one cluster. Control has no fallback, and under load its retries would only add load, so they are few."""
     names = ("max_connections", "max_pending_requests", "max_requests")
     retries: Json = {"retry_budget": {"budget_percent": {"value": 20.0}}} if few_retries else {"max_retries": in_flight}
     return {"thresholds": [dict.fromkeys(names, in_flight) | retries]}

@@ -1,8 +1,8 @@
-"""Sums per unit from joined logs: what all statistics are computed from, as one small table.
+"""Sums per unit from joined logs: one small table, from which all statistics are computed.
 
-``units.parquet`` has a row for each experiment, arm, unit and day with the sums of ``metrics.SUMS``, and for each declared slice and its
-values too. Days add by unit; shards of disjoint units add as moments. ``latency.parquet`` has counts by arm, group of units
-and bin, which add in any way.
+``units.parquet`` has a row for each experiment, arm, unit and day with the sums of ``metrics.SUMS``, and the same for each
+value of each declared slice. Days add by unit; shards of disjoint units add as moments. ``latency.parquet`` has counts by
+arm, group of units and bin, which always add.
 """
 
 # ruff: noqa: S608 - names are of our own lists, values are escaped by `literal`
@@ -34,14 +34,14 @@ from thinktwice.stats.moments import Moments
 from thinktwice.stats.quantiles import GROUPS, Histogram, HistogramBins
 
 UNITS, LATENCY = "units.parquet", "latency.parquet"
-ALL = ""  # slice of everything
+ALL = ""  # slice of all rows
 BINS = HistogramBins()  # of latencies in milliseconds
 
 UNIT_COLUMNS = pa.schema(
     [
         ("experiment", pa.string()),
         ("arm", pa.string()),
-        ("slice", pa.string()),  # name of the column; "" for everything
+        ("slice", pa.string()),  # name of the column; "" for all rows
         ("value", pa.string()),
         ("unit", pa.uint64()),
         ("day", pa.int32()),  # since 1970, UTC
@@ -77,14 +77,15 @@ def write_unit_sums(
 ) -> None:
     """Write ``units.parquet`` and ``latency.parquet`` into ``out``.
 
-    Requests of which no server saw the unit count as units of their own, so that no error is lost.
+    A request whose unit no server logged counts as a separate unit, so that no error is lost.
 
     Raises:
         ExperimentError: a file is damaged or lacks a column, a declared slice among them.
     """
     out.mkdir(parents=True, exist_ok=True)
-    wanted = pa.schema([*_FROM_OUTCOMES, *((name, pa.null()) for name in slices)])
-    shown, asked = parquet_table(outcomes, wanted, "outcomes"), parquet_table(requests, REQUEST_COLUMNS, "requests")
+    columns = pa.schema([*_FROM_OUTCOMES, *((name, pa.null()) for name in slices)])
+    shown = parquet_table(outcomes, columns, "outcomes")
+    request_rows = parquet_table(requests, REQUEST_COLUMNS, "requests")
     parts = [_rows_of("''", "''", shown)]
     parts += [_rows_of(f"'{name}'", f"coalesce(CAST({quoted(name)} AS VARCHAR), '')", shown) for name in slices]
     parts.append(f"""
@@ -93,7 +94,7 @@ def write_unit_sums(
             count(*) FILTER (code IS NULL OR code NOT BETWEEN 200 AND 299) AS errors,
             count(*) FILTER (code BETWEEN 200 AND 299 AND served <> arm) AS fallbacks,
             0 AS impressions, 0 AS clicks, 0 AS escalated, 0 AS probability, 0 AS paths
-        FROM {asked} GROUP BY ALL
+        FROM {request_rows} GROUP BY ALL
     """)
     sums = ", ".join(f"CAST(sum({name}) AS DOUBLE) AS {name}" for name in SUMS)
     step = float(np.log1p(BINS.width))
@@ -103,14 +104,14 @@ def write_unit_sums(
             f"SELECT experiment, arm, slice, value, unit, day, {sums} FROM ({' UNION ALL '.join(parts)}) GROUP BY ALL",
             out / UNITS,
         )
-        # The bins of ``HistogramBins.position``, in the query's words.
-        place = f"least(greatest(CAST(floor(ln(ms / {BINS.lowest}) / {step!r}) AS INTEGER) + 1, 0), {BINS.count - 1})"
+        # The bins of ``HistogramBins.position``, in SQL.
+        bin_sql = f"least(greatest(CAST(floor(ln(ms / {BINS.lowest}) / {step!r}) AS INTEGER) + 1, 0), {BINS.count - 1})"
         write_parquet(
             db,
             f"""SELECT experiment, arm, CAST(coalesce(unit, hash(request_id)) % {GROUPS} AS INTEGER) AS "group",
-                    CASE WHEN ms < {BINS.lowest} THEN 0 ELSE {place} END AS bin,
+                    CASE WHEN ms < {BINS.lowest} THEN 0 ELSE {bin_sql} END AS bin,
                     CAST(count(*) AS DOUBLE) AS "count", sum(ms) AS "sum"
-                FROM {asked} WHERE ms >= 0 AND isfinite(ms) GROUP BY ALL""",
+                FROM {request_rows} WHERE ms >= 0 AND isfinite(ms) GROUP BY ALL""",
             out / LATENCY,
         )
 
@@ -137,14 +138,14 @@ def arm_moments(
     until_day: int | None = None,
     memory: str = "2GB",
 ) -> dict[tuple[str, str], Moments]:
-    """Moments by (value of the slice, arm); for everything the value is "".
+    """Moments by (value of the slice, arm); for all rows the value is "".
 
     Args:
         units: files of :func:`write_unit_sums`; days of one unit add.
-        before: the same of the days before the experiment; its arms do not matter, and a unit without any counts as zeros.
+        before: the same for the days before the experiment; its arms are ignored, and a unit without rows counts as zeros.
         until_day: last day that counts.
 
-    Units that were seen in two arms are left out (and counted elsewhere).
+    Units seen in two arms are left out (the join counts them).
     """
     table = parquet_table(units, UNIT_COLUMNS, "sums per unit")
     past = parquet_table(before, UNIT_COLUMNS, "sums per unit before the experiment") if before else None
@@ -166,13 +167,13 @@ def arm_moments(
     means = ", ".join(f"avg({n}) AS m_{n}" for n in names)
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i:]]
     products = ", ".join(f"sum(({a} - m_{a}) * ({b} - m_{b})) AS {a}__{b}" for a, b in pairs)
-    kept = ", ".join(f"any_value(m_{n})" for n in names)
-    found: dict[tuple[str, str], Moments] = {}
+    measures = ", ".join(f"any_value(m_{n})" for n in names)
+    moments: dict[tuple[str, str], Moments] = {}
     scratch = (units[0] if units else Path()).parent
     with engine(scratch, memory) as db:
         db.execute(f"CREATE TEMP TABLE u AS {inner}", [experiment, slice_name])
         rows = db.execute(f"""
-            SELECT u.value, u.arm, count(*), {kept}, {products} FROM u
+            SELECT u.value, u.arm, count(*), {measures}, {products} FROM u
             JOIN (SELECT value, arm, {means} FROM u GROUP BY value, arm) m
                 ON m.value = u.value AND m.arm = u.arm GROUP BY u.value, u.arm
         """).fetchall()
@@ -181,14 +182,14 @@ def arm_moments(
         for (a, b), product in zip(pairs, numbers[len(names) :], strict=True):
             i, j = names.index(a), names.index(b)
             scatter[i, j] = scatter[j, i] = product
-        found[value, arm] = Moments(tuple(names), count, np.array(numbers[: len(names)], np.float64), scatter)
-    return found
+        moments[value, arm] = Moments(tuple(names), count, np.array(numbers[: len(names)], np.float64), scatter)
+    return moments
 
 
 def arm_latencies(files: Sequence[Path], experiment: str) -> dict[str, Histogram]:
     """Latency histograms by arm."""
     table = parquet_table(files, LATENCY_COLUMNS, "latencies")
-    found: dict[str, Histogram] = {}
+    histograms: dict[str, Histogram] = {}
     with engine((files[0] if files else Path()).parent) as db:
         rows = db.execute(
             f"""SELECT arm, "group", bin, sum("count") AS n, sum("sum") AS s FROM {table}
@@ -201,15 +202,15 @@ def arm_latencies(files: Sequence[Path], experiment: str) -> dict[str, Histogram
         counts, sums = np.zeros((GROUPS, BINS.count)), np.zeros(BINS.count)
         counts[rows["group"][use], rows["bin"][use]] = rows["n"][use]
         np.add.at(sums, rows["bin"][use], rows["s"][use])
-        found[arm] = Histogram(BINS, counts, sums)
-    return found
+        histograms[arm] = Histogram(BINS, counts, sums)
+    return histograms
 
 
 def check_arms(moments: dict[tuple[str, str], Moments], arms: Sequence[str], experiment: str) -> None:
     """Refuse data of an arm that the experiment does not have.
 
     Raises:
-        ExperimentError: there is one.
+        ExperimentError: there is such an arm.
     """
     if unknown := sorted({arm for _, arm in moments} - set(arms)):
         raise ExperimentError(

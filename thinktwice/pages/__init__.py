@@ -1,5 +1,6 @@
-"""The one kit for HTML pages and charts: templates that escape every value, one style, nothing to load, no script.
+"""Shared kit for HTML pages and charts: templates that escape every value, one style, no external resources, no scripts.
 
-A page is a Jinja2 template beside the code that fills it: it extends ``page.html`` and draws with the macros of ``parts.html``. Charts are
+A page is a Jinja2 template next to the code that fills it: it extends ``page.html`` and uses the macros of ``parts.html``.
+Charts are
 inline SVG (:mod:`thinktwice.pages.drawing`).
 """

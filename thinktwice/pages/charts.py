@@ -1,4 +1,4 @@
-"""Charts of lines and of dots."""
+"""Line charts and dot charts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Series:
-    """Marks of one name; ``band`` draws their intervals as an area behind the lines, in :func:`line_chart`."""
+    """Marks of one name; with ``band``, :func:`line_chart` draws their intervals as an area behind the lines."""
 
     name: str
     color: str
@@ -55,7 +55,7 @@ def line_chart(
     height: int = 330,
 ) -> Drawing:
     """Lines with marks and whiskers, or with bands. With ``categories`` x is a position 0..n-1; with ``diagonal`` both
-    axes share a range and the line of equality is drawn."""
+    axes share a range and the diagonal is drawn."""
     left, right, top, bottom = 78, 14, 12, 62 if categories else 48
     marks = [m for s in series for m in s.marks]
     if not marks:
@@ -157,7 +157,7 @@ def dot_chart(
 
 
 def number(value: float, ticks: Sequence[float]) -> str:
-    """A value with the decimals that its ticks need."""
+    """A value with as many decimals as its ticks need."""
     step = min((b - a for a, b in pairwise(ticks)), default=1.0)
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     if abs(round(step, decimals) - step) > 1e-9 * max(step, 1e-12):

@@ -1,4 +1,4 @@
-"""Thin bars in a cell of a table, and bars over time with a line of rates."""
+"""Bar charts: thin bars in a table cell, and bars over time with a line of rates."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ MAX_BINS = 40
 
 
 def bars(labels: Sequence[str], series: Sequence[tuple[str, str, Sequence[float]]]) -> Drawing:
-    """Thin bars per bin, one of each (name, color, shares). Bins that are empty in all of them are left out."""
-    kept = [i for i in range(len(labels)) if any(shares[i] > 0 for _, _, shares in series)][:MAX_BINS]
-    most = max((shares[i] for i in kept for _, _, shares in series), default=1.0)
-    step = max(5.0, min(18.0, 300 / max(len(kept), 1)))
+    """Thin bars per bin, one of each (name, color, shares). Bins that are empty in all series are left out."""
+    shown_bins = [i for i in range(len(labels)) if any(shares[i] > 0 for _, _, shares in series)][:MAX_BINS]
+    most = max((shares[i] for i in shown_bins for _, _, shares in series), default=1.0)
+    step = max(5.0, min(18.0, 300 / max(len(shown_bins), 1)))
     width = step * 0.86 / max(len(series), 1)
     out: list[Shape] = []
-    for place, i in enumerate(kept):
+    for slot, i in enumerate(shown_bins):
         drawn = []
         for number, (_, color, shares) in enumerate(series):
             tall = 36 * shares[i] / most
-            x = place * step + number * width
+            x = slot * step + number * width
             drawn.append(shape("rect", x=x, y=38 - tall, width=width, height=tall, fill=color))
         shown = ", ".join(f"{name} {shares[i]:.2%}" for name, _, shares in series)
         out.append(group(f"{labels[i]}: {shown}", *drawn))
-    return Drawing(max(step * len(kept), step), 39, "shares", out, fixed=True)
+    return Drawing(max(step * len(shown_bins), step), 39, "shares", out, fixed=True)
 
 
 def timeline_chart(slices: Sequence[tuple[str, int, float]]) -> Drawing:

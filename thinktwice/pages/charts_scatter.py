@@ -1,4 +1,4 @@
-"""Named points with whiskers, such as the cost and the quality of every mode."""
+"""Scatter charts of named points with whiskers, such as the cost and the quality of every mode."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def scatter_chart(
     width: int = 760,
     height: int = 420,
 ) -> Drawing:
-    """Points with their names beside them, moved apart where they would overlap.
+    """Points with their names beside them, moved apart if they would overlap.
 
     With ``frontier`` a line joins the points that no point with a smaller x has a smaller y than (less is better on both).
-    ``log_x`` draws ratios of 1 to 128 alike, such as forward passes per row.
+    ``log_x`` is for ratios from 1 to 128, such as forward passes per row.
     """
     left, right, top, bottom = 72, 170, 30 if title else 14, 48
     if not points:
@@ -78,7 +78,7 @@ def scatter_chart(
         if p.low is not None and p.high is not None:
             drawn.insert(0, line(px(p.x), py(p.low), px(p.x), py(p.high), p.color))
         out.append(group(f"{p.name}: {p.tip}", *drawn))
-    positions = _apart(
+    positions = _label_positions(
         [(px(p.x) + 8, py(p.y) + 4, len(p.name) * LABEL_WIDTH) for p in points], top + 10, height - bottom
     )
     for p, (x, y) in zip(points, positions, strict=True):
@@ -95,7 +95,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def best_of(points: Sequence[Point]) -> list[Point]:
-    """The points that none with at most their x beats in y, by rising x."""
+    """The points whose y no point with the same or a smaller x beats, by ascending x."""
     out: list[Point] = []
     for p in sorted(points, key=lambda p: (p.x, p.y)):
         if not out or p.y < out[-1].y:
@@ -103,20 +103,20 @@ def best_of(points: Sequence[Point]) -> list[Point]:
     return out
 
 
-def _apart(labels: list[tuple[float, float, float]], low: float, high: float) -> list[tuple[float, float]]:
-    """Places of labels (x, y, width): each takes the free height nearest to its own, from the left to the right."""
-    taken = [(x - 12, y, 8.0) for x, y, _ in labels]  # the points themselves
+def _label_positions(labels: list[tuple[float, float, float]], low: float, high: float) -> list[tuple[float, float]]:
+    """Positions of labels (x, y, width): each gets the free height nearest to its point, from left to right."""
+    occupied = [(x - 12, y, 8.0) for x, y, _ in labels]  # the points themselves
     out: list[tuple[float, float]] = [(0.0, 0.0)] * len(labels)
     for i in sorted(range(len(labels)), key=lambda i: (labels[i][0], labels[i][1])):
         x, y, width = labels[i]
 
         def free(at: float, x: float = x, width: float = width) -> bool:
             return low <= at <= high and all(
-                abs(at - b) >= LABEL_HEIGHT or x >= a + w + 4 or a >= x + width + 4 for a, b, w in taken
+                abs(at - b) >= LABEL_HEIGHT or x >= a + w + 4 or a >= x + width + 4 for a, b, w in occupied
             )
 
         steps = (k * LABEL_HEIGHT / 2 * sign for k in range(80) for sign in (1, -1))
         position = next((y + step for step in steps if free(y + step)), y)
-        taken.append((x, position, width))
+        occupied.append((x, position, width))
         out[i] = x, position
     return out

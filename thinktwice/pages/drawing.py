@@ -1,4 +1,4 @@
-"""Drawings as SVG: no script, no font file, nothing to load. Hovering a mark shows its numbers."""
+"""SVG drawings without scripts, font files or external resources. Hovering over a mark shows its numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHARACTER = 6.4  # mean width of a character at the size of the charts
 
 @dataclass(frozen=True)
 class Shape:
-    """One element: its attributes, its words, what is shown on hover, and the elements in it."""
+    """One element: its attributes, its text, the text shown on hover, and its child elements."""
 
     tag: str
     attributes: dict[str, str]
@@ -27,7 +27,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Drawing:
-    """Shapes on a canvas of ``width`` by ``height`` pixels. A page shows it as wide as its box, a ``fixed`` one in its own size."""
+    """Shapes on a canvas of ``width`` by ``height`` pixels. A page scales it to the width of its box, except a ``fixed``
+    one."""
 
     width: float
     height: float
@@ -42,14 +43,14 @@ class Drawing:
 
 
 def picture(panels: Sequence[Drawing], names: Sequence[tuple[str, str]] = ()) -> str:
-    """A file of its own: drawings of one width below one another, with (name, color) as a legend on top."""
+    """A standalone SVG file: drawings of equal width below one another, with (name, color) as a legend on top."""
     at = LEGEND_HEIGHT if names else 0.0
     shapes = legend_shapes(names, 12, 18)
     for panel in panels:
         shapes.append(shape("g", transform=f"translate(0 {at:.0f})", inside=tuple(panel.shapes)))
         at += panel.height + 10
-    whole = Drawing(max(p.width for p in panels), at, "; ".join(p.label for p in panels), shapes)
-    return str(render(KIT, "picture.svg", drawing=whole))
+    combined = Drawing(max(p.width for p in panels), at, "; ".join(p.label for p in panels), shapes)
+    return str(render(KIT, "picture.svg", drawing=combined))
 
 
 def shape(tag: str, words: str = "", tip: str = "", inside: tuple[Shape, ...] = (), **attributes: str | float) -> Shape:
@@ -78,7 +79,8 @@ def text(
     bold: bool = False,
     halo: bool = False,
 ) -> Shape:
-    """Words at a place, anchored at their start, middle or end, turned by degrees around it; a ``halo`` keeps them legible over lines."""
+    """Text at a point, anchored at its start, middle or end, rotated by degrees around the point; a ``halo`` keeps it
+    legible over lines."""
     turned = f"rotate({turn:.0f} {x:.1f} {y:.1f})" if turn else ""
     weight, order, stroke, width = "600" if bold else "", *(("stroke", "#fff", "3") if halo else ("", "", ""))
     return shape(

@@ -1,4 +1,4 @@
-"""Numbers as the pages write them."""
+"""Formatting of numbers on pages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Estimate(Protocol):
 
 
 def number(value: float | None, decimals: int) -> str:
-    """The number, or a dash where it is not defined."""
+    """The number, or a dash if it is undefined."""
     return "–" if value is None else f"{value:.{decimals}f}".replace("-", "−")
 
 
@@ -29,7 +29,7 @@ def change(value: float | None, decimals: int) -> str:
 
 
 def interval(estimate: Estimate, decimals: int) -> str:
-    """From where to where a difference reaches; empty where chance has no bound."""
+    """The bounds of a difference; empty if the interval is unbounded."""
     if estimate.low is None or estimate.high is None:
         return ""
     return f"({change(estimate.low, decimals)} … {change(estimate.high, decimals)})"
@@ -41,7 +41,7 @@ def signed(estimate: Estimate, decimals: int) -> str:
 
 
 def judged(estimate: Estimate, better: int) -> str:
-    """The class of a difference: ``good`` or ``bad`` where chance is excluded, else empty."""
+    """The class of a difference: ``good`` or ``bad`` if it is significant, otherwise empty."""
     if estimate.value is None or not estimate.significant or not better:
         return ""
     return "good" if estimate.value * better > 0 else "bad"

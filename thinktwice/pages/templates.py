@@ -1,4 +1,4 @@
-"""Pages and charts from Jinja2 templates: every value is escaped, whatever it holds."""
+"""Rendering of pages and charts from Jinja2 templates, with every value escaped."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def render(folder: Path, name: str, **values: object) -> Markup:
     """Fill a template.
 
     Args:
-        folder: where the template is; it may use the templates of the kit by name.
-        values: what the template shows. Text is escaped; characters that show nothing or control what is shown are written as
-            Python writes them (``\\x1b``). Only what has ``__html__`` (markup of another template, a chart) is taken as it is.
+        folder: folder of the template, which may use the kit's templates by name.
+        values: values of the template. Text is escaped; invisible and control characters are written as Python escapes
+            (``\\x1b``). Only values with ``__html__`` (markup of another template, a chart) are inserted unchanged.
 
     Raises:
-        jinja2.UndefinedError: the template uses a value that was not given.
+        jinja2.UndefinedError: the template uses a value that was not passed.
     """
     return Markup(_environment(folder).get_template(name).render(values))  # noqa: S704 (the template has escaped it)
 
@@ -53,7 +53,7 @@ def _environment(folder: Path) -> Environment:
 
 
 def visible(value: object) -> object:
-    """The value as text without control characters, which no escaping of HTML covers; markup stays as it is."""
+    """The value as text without control characters, which HTML escaping does not cover; markup is unchanged."""
     if hasattr(value, "__html__"):
         return value
     text = str(value)

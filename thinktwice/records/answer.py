@@ -1,7 +1,8 @@
-"""The fields of an answer: one list, from which come the answers of both protocols, their document and the prediction log.
+"""The fields of an answer: one list, from which the answers of both protocols, their documentation and the prediction log
+are made.
 
-A field is one line of :class:`Answered`: its type there, and in :func:`per_row` or :func:`per_request` what callers and the log
-know of it. Whoever makes answers gives it a value; nothing else needs to know of it.
+A field is one line of :class:`Answered`: its type, and in :func:`per_row` or :func:`per_request` its form for callers and
+in the log. The code that makes answers sets its value; nothing else refers to it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 Kind = Literal["number", "integer", "text", "boolean", "texts"]
-#: JSON type, datatype of a v2 tensor, and type of a column, by kind. No tensor holds lists of texts.
+#: JSON type, datatype of a v2 tensor, and type of a column, by kind. There are no tensors of lists of texts.
 JSON: Mapping[Kind, dict[str, Any]] = {
     "number": {"type": "number"},
     "integer": {"type": "integer"},
@@ -34,19 +35,20 @@ COLUMNS: Mapping[Kind, pa.DataType] = {
 
 @dataclass(frozen=True)
 class AnswerField:
-    """What is known of one field.
+    """Description of one field.
 
     Attributes:
         name: attribute of an answer; of a field per row it is a tuple, one value for each row of the request.
-        kind: of one value.
+        kind: type of one value.
         rows: whether each row has a value of its own.
         meaning: for the interface document.
-        key: its name in v1 answers, "" where it is in none. A field per row stands in each entry, one per request beside them.
-        looked_up: it is in v1 answers to candidates alone; raw rows have no such thing.
+        key: its name in v1 answers, "" if it is not in them. A field per row is in each entry, one per request next to the
+            entries.
+        looked_up: it is only in v1 answers to candidates, not to raw rows.
         v2: ``tensor``; ``flag``, one of the flags of a request (of booleans per row: how many are true); ``parameter`` of the
             answer; ``tensor`` of a field per request repeats it for each row. None: not in v2 answers.
-        repeated: a field per request that stands in each entry as well.
-        column: of the prediction log, "" where it is not logged.
+        repeated: a field per request that is also in each entry.
+        column: column of the prediction log, "" if it is not logged.
         limits: JSON Schema keywords of one value beside its type.
     """
 
@@ -107,8 +109,8 @@ def _field(
     column: str,
     limits: dict[str, Any],
 ) -> Any:
-    found = {"kind": kind, "meaning": meaning, "rows": rows, "key": key, "looked_up": looked_up, "v2": v2}
-    return field(metadata={**found, "repeated": repeated, "column": column, "limits": limits})
+    metadata = {"kind": kind, "meaning": meaning, "rows": rows, "key": key, "looked_up": looked_up, "v2": v2}
+    return field(metadata={**metadata, "repeated": repeated, "column": column, "limits": limits})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,17 +123,17 @@ class Answered:
     # fmt: off
     item_ids: tuple[str, ...] | None = per_row("text", "The candidate.", key="item_id", looked_up=True, column="log_item_id")
     probability: tuple[float, ...] = per_row("number", "Probability of a click.", column="log_probability", exclusiveMinimum=0, exclusiveMaximum=1)
-    uncertainty: tuple[float, ...] = per_row("number", "How unsure the base pass was: 0 sure, 1 even odds.", column="log_uncertainty", minimum=0, maximum=1)
+    uncertainty: tuple[float, ...] = per_row("number", "Uncertainty of the base pass: 0 certain, 1 even odds.", column="log_uncertainty", minimum=0, maximum=1)
     num_paths: tuple[int, ...] = per_row("integer", "Passes that were scored.", column="log_num_paths", minimum=1)
     rank: tuple[int, ...] = per_row("integer", "1 is the most likely click; equal probabilities keep the order of the request.", minimum=1)
-    cold_items: tuple[bool, ...] = per_row("boolean", "The feature store knows nothing of the item.", key="cold", looked_up=True, v2="flag", column="log_cold_item")
+    cold_items: tuple[bool, ...] = per_row("boolean", "The item is not in the feature store.", key="cold", looked_up=True, v2="flag", column="log_cold_item")
     stale_items: tuple[bool, ...] = per_row("boolean", "Features of the item are older than allowed.", key="stale", looked_up=True, v2="flag")
-    cold_user: bool = per_request("boolean", "The feature store knows nothing of the user.", looked_up=True, column="log_cold_user")
+    cold_user: bool = per_request("boolean", "The user is not in the feature store.", looked_up=True, column="log_cold_user")
     stale_user: bool = per_request("boolean", "Features of the user are older than allowed.", looked_up=True)
     stale: bool = per_request("boolean", "Any features are older than allowed.", key="", v2=(), column="log_stale")
     defaulted: tuple[str, ...] = per_request("texts", "Context fields that the request left out.", looked_up=True)
-    default_features: tuple[str, ...] = per_request("texts", "Sides that were scored with defaults: their lookup was late or failed, or their stored features were too large for the model.", looked_up=True, column="log_defaulted", items={"enum": ["user", "item"]})
-    paths_capped: bool = per_request("boolean", "More work was wanted than one request may cost, or its deadline allows: the least uncertain of the uncertain rows kept the score of one pass.")
+    default_features: tuple[str, ...] = per_request("texts", "Sides that were scored with defaults: their lookup timed out or failed, or their stored features were too large for the model.", looked_up=True, column="log_defaulted", items={"enum": ["user", "item"]})
+    paths_capped: bool = per_request("boolean", "More passes were needed than the limit of a request or its deadline allows: the least uncertain of the uncertain rows kept the score of one pass.")
     model_version: str = per_request("text", "The model.", v2=("tensor", "parameter"), repeated=True, column="log_model_version")
     bundle_hash: str = per_request("text", "The bundle, by its hash.", v2=("parameter",), column="log_bundle_hash", pattern="^[0-9a-f]{64}$")
     # fmt: on
@@ -139,28 +141,28 @@ class Answered:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored(Answered):
-    """An answer with ``order``, the places to answer with: all in request order or, when the request has ``k``, the best ``k`` by
-    rank."""
+    """An answer with ``order``, the positions in the answer: all in request order or, if the request has ``k``, the best
+    ``k`` by rank."""
 
     order: tuple[int, ...]
 
 
 @lru_cache
 def answer_fields(answer: type) -> tuple[AnswerField, ...]:
-    """The fields of a class of answers: those of :class:`Answered`, and what a class below it adds."""
+    """The fields of a class of answers: those of :class:`Answered` and those added by a subclass."""
     out = []
-    for one in fields(answer):
-        if "kind" in one.metadata:
-            key = one.name if one.metadata["key"] is None else one.metadata["key"]
-            out.append(AnswerField(name=one.name, **{**one.metadata, "key": key}))
+    for field_ in fields(answer):
+        if "kind" in field_.metadata:
+            key = field_.name if field_.metadata["key"] is None else field_.metadata["key"]
+            out.append(AnswerField(name=field_.name, **{**field_.metadata, "key": key}))
     return tuple(out)
 
 
-#: Columns of the prediction log that are no part of an answer.
+#: Columns of the prediction log that are not part of an answer.
 REQUEST_LOGGED = (
     ("log_request_id", pa.string()),
     ("log_at", pa.timestamp("us", "UTC")),
-    ("log_arm", pa.string()),  # arm of the experiment that served, by its own name
+    ("log_arm", pa.string()),  # arm that served, as named by the server
     ("log_user_id", pa.string()),
     ("log_place", pa.int32()),  # index of the candidate or row in its request
 )
@@ -168,5 +170,5 @@ REQUEST_LOGGED = (
 
 def logged_columns(answer: type = Answered) -> dict[str, pa.DataType]:
     """Columns of the prediction log by name, without those of the model's fields."""
-    own = {f.column: COLUMNS[f.kind] for f in answer_fields(answer) if f.column}
-    return dict(REQUEST_LOGGED) | own
+    answer_columns = {f.column: COLUMNS[f.kind] for f in answer_fields(answer) if f.column}
+    return dict(REQUEST_LOGGED) | answer_columns

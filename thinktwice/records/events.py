@@ -1,6 +1,6 @@
-"""Events that come in one by one: an item was shown, an item was clicked.
+"""Events that arrive one by one: an item was shown, an item was clicked.
 
-This is the one form of an event, in a request, a file and the durable log of the feedback service. An impression and its click are
+An event has the same form in a request, a file and the durable log of the feedback service. An impression and its click are
 joined by request id and item id. Ids and values are spelled texts (:mod:`thinktwice.schema.values`).
 """
 
@@ -47,7 +47,7 @@ class Click(_Event):
 
 
 Event = Annotated[Impression | Click, Field(discriminator="kind")]
-#: Reads one event of a JSON object.
+#: Reads one event from a JSON object.
 EVENT: TypeAdapter[Impression | Click] = TypeAdapter(Event)
 
 CLICK_COLUMNS = pa.schema(

@@ -1,6 +1,6 @@
 """Columns of what was served: prediction (a model's row), access (a request at the gateway), exposure and outcome (both joined).
 
-Columns of prediction that do not belong to experiments are some of those of the prediction log.
+Columns of a prediction outside experiments are a subset of those of the prediction log.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from thinktwice.records.answer import logged_columns
 
-REQUEST, AT, ARM = "log_request_id", "log_at", "log_arm"  # log_arm: the arm that served, its own name
+REQUEST, AT, ARM = "log_request_id", "log_at", "log_arm"  # log_arm: the arm that served, as named by the server
 BUNDLE, VERSION = "log_bundle_hash", "log_model_version"
 USER, ITEM, PLACE = "log_user_id", "log_item_id", "log_place"
 PROBABILITY, UNCERTAINTY, NUM_PATHS = "log_probability", "log_uncertainty", "log_num_paths"
@@ -28,11 +28,11 @@ EXPERIMENT_COLUMNS = pa.schema(
         (UNIT, pa.uint64()),  # keyed hash of the unit; null without one
         (BUCKET, pa.int16()),  # of the unit; null without one
         (ATTEMPT, pa.int16()),  # the gateway's attempt that reached this server
-        (SHADOW, pa.bool_()),  # a copy whose answer nobody got
+        (SHADOW, pa.bool_()),  # a copy whose answer was discarded
     ]
 )
 
-#: One row of a model, as the prediction log has it; the fields of the model stand beside these.
+#: One row of a model, as the prediction log has it; the fields of the model are further columns.
 _LOGGED = logged_columns()
 PREDICTION_COLUMNS = pa.schema(
     [
@@ -49,7 +49,7 @@ ACCESS_COLUMNS = pa.schema(
         ("experiment", pa.string()),
         ("assigned", pa.string()),
         ("enrolled", pa.string()),  # "1" or "0"
-        ("served", pa.string()),  # arm that answered, by its own word; null when none did
+        ("served", pa.string()),  # arm that answered, as it named itself; null if none did
         ("code", pa.int32()),
         ("attempts", pa.int32()),
         ("ms", pa.float64()),  # whole duration

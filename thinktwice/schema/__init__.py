@@ -1,4 +1,4 @@
-"""The one description of a log; see :mod:`thinktwice.schema.log`."""
+"""The description of a log; see :mod:`thinktwice.schema.log`."""
 
 from thinktwice.schema.log import (
     EVENT_TIME,

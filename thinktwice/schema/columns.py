@@ -1,6 +1,6 @@
-"""Which columns of a source file a schema names, what it reads from them, and from which types it can read that.
+"""Source columns named by a schema, what is read from them, and the types that each use can be read from.
 
-The types are a list of those that are read; every other type is refused in one sentence, before a row is read.
+Only the listed types are supported; other types are refused with one message, before a row is read.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from thinktwice.schema.log import LogSchema
 from thinktwice.schema.times import is_time
 from thinktwice.schema.values import can_spell
 
-#: What is read from a column: a moment, a number (the label too), the text of an id or a category, or a list of numbers.
+#: Use of a column: a time, a number (including the label), the text of an id or a category, or a list of numbers.
 Kind = Literal["time", "number", "category", "vector"]
 
 
 class Use(NamedTuple):
-    """One use of a column; ``words`` name it in messages."""
+    """One use of a column; ``words``: its description in messages."""
 
     kind: Kind
     words: str
@@ -36,7 +36,7 @@ READ = {
 
 
 def named_columns(schema: LogSchema) -> dict[str, tuple[Use, ...]]:
-    """Every source column that a schema names, in schema order, with all that is read from it."""
+    """Every source column that a schema names, in schema order, with all its uses."""
     uses: dict[str, list[Use]] = {}
 
     def add(column: str | None, kind: Kind, words: str) -> None:
@@ -56,14 +56,14 @@ def named_columns(schema: LogSchema) -> dict[str, tuple[Use, ...]]:
         add(vector.source_column, "vector", f"vector {vector.name!r}")
     add(schema.propensity, "number", "propensity")
     add(schema.truth, "number", "truth")
-    return {column: tuple(found) for column, found in uses.items()}
+    return {column: tuple(names) for column, names in uses.items()}
 
 
 def check_columns(schema: LogSchema, columns: pa.Schema, where: str) -> None:
-    """Refuse a schema that names a column which the input does not have, has twice, or has in a type that is not read.
+    """Refuse a schema that names a column that the input lacks, has twice, or has in an unsupported type.
 
     Raises:
-        SchemaError: names the column, who wants it, and the nearest name and all columns, or the type and those that are read.
+        SchemaError: names the column, its use, and the nearest name and all columns, or the type and the supported types.
     """
     for column, uses in named_columns(schema).items():
         count = columns.names.count(column)
@@ -73,7 +73,7 @@ def check_columns(schema: LogSchema, columns: pa.Schema, where: str) -> None:
                 f"folder names such as '{column}=…' are not read; " if partition else "correct the schema's 'column'. "
             )
             raise SchemaError(
-                f"schema {schema.name!r} does not fit {where}: its {uses[0].words} wants column {column!r}, which is not there; "
+                f"schema {schema.name!r} does not fit {where}: its {uses[0].words} wants column {column!r}, which does not exist; "
                 f"{hint}{known_column(column, columns.names)}"
             )
         if count > 1:
@@ -83,7 +83,7 @@ def check_columns(schema: LogSchema, columns: pa.Schema, where: str) -> None:
 
 
 def twice(column: str, where: str) -> str:
-    """The sentence about a column that stands twice in a file."""
+    """The message about a column that a file has twice."""
     return f"column {column!r} is there twice in {where}: keep one of them, or give them different names"
 
 
@@ -97,14 +97,14 @@ def refuse_type(column: str, kind: pa.DataType, use: Use, where: str) -> None:
 
 
 def known_column(name: str, columns: list[str]) -> str:
-    """End of a sentence about a missing column: the nearest name, if there is one, and all that exist."""
-    near = difflib.get_close_matches(name, columns, n=1, cutoff=0.6)
+    """End of a message about a missing column: the nearest name, if there is one, and all columns."""
+    close = difflib.get_close_matches(name, columns, n=1, cutoff=0.6)
     listed = ", ".join(map(_shown, columns[:40])) + (", …" if len(columns) > 40 else "")
-    return (f"did you mean {near[0]!r}? " if near else "") + f"The columns are: {listed}"
+    return (f"did you mean {close[0]!r}? " if close else "") + f"The columns are: {listed}"
 
 
 def _shown(name: str) -> str:
-    """A column's name for a message: what is taken for a header may be anything."""
+    """A column's name for a message: a wrongly detected header may contain anything."""
     plain = "".join(c if c.isprintable() else "�" for c in name[:60])
     return plain + ("…" if len(name) > 60 else "")
 

@@ -1,6 +1,6 @@
 """The typed description of one log: its fields, entities, time, label, sequences, scenario and vectors.
 
-This is the only place where a field is described. Validation rules, Feast objects, the encoder, the model and the
+Fields are described only in this module. Validation rules, Feast objects, the encoder, the model and the
 request codec are derived from a :class:`LogSchema`.
 """
 
@@ -30,25 +30,25 @@ from thinktwice.strict_yaml import first_fault, mapping, read_mapping
 
 Entity = Literal["user", "item", "context"]
 
-SCHEMA_FILE = "schema.yaml"  # in every folder that is described by one
+SCHEMA_FILE = "schema.yaml"  # in every folder described by a schema
 
-#: Columns that a clean log, and what is made of it, may have besides the fields. No field may take these names.
+#: Additional columns of a clean log and of data derived from it. Fields must not have these names.
 ROW_ID = "row_id"  # stable 16 hex digits: hash of source name and row ordinal
 EVENT_TIME = "event_time"  # timestamp[us, UTC] of the impression
 LABEL = "label"  # int8, 1 = click
 _CLEAN = {ROW_ID, EVENT_TIME, LABEL, "title", "propensity", "truth", "split", "created_time", "source_row"}
 _TABLES = {"event_timestamp", "created_timestamp"}  # of the feature tables
-_QUERIES = {"key", "instant", "clicked", "latest_at"}  # columns that queries put beside those of the log
+_QUERIES = {"key", "instant", "clicked", "latest_at"}  # columns that queries add to those of the log
 _FEAST = {"entity_row_id", "rn"}  # columns that Feast's point-in-time join adds
 RESERVED = frozenset(_CLEAN | _TABLES | _QUERIES | _FEAST)
-#: Columns that stand beside the keys of users and items alone. Other fields may take these names.
+#: Additional columns of tables with only the keys of users and items. Other fields may have these names.
 RESERVED_KEYS = frozenset({"segment", "first_at", "last_at", "seg_user", "seg_item", "tested", "trained", "len"})
 
 
 def _name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,62}", value):
         raise ValueError(f"name {value!r} must be letters, digits and '_' and start with a letter (at most 63)")
-    if value.lower() in RESERVED:  # the query engine does not tell upper from lower case
+    if value.lower() in RESERVED:  # the query engine ignores case
         raise ValueError(f"name {value!r} is reserved, choose another")
     if "__" in value:
         raise ValueError(f"name {value!r} may not contain '__' (Feast joins view and feature names with it)")
@@ -62,7 +62,7 @@ def _key(value: str) -> str:
 
 
 def _spelled(value: object) -> object:
-    """YAML reads 1, 0.5, true and 2024-03-01 as other types than text; they mean the value that the log spells so."""
+    """YAML reads 1, 0.5, true and 2024-03-01 as other types than text; they mean the value with that spelling in the log."""
     try:
         return spell(value) or value
     except TypeError:
@@ -91,7 +91,7 @@ class LogField(_Frozen):
     column: str | None = None
     derived: Derived | None = None  # by the clocks in the zone of ``time``
     nullable: bool = True
-    allowed: tuple[Value, ...] | None = None  # categorical: every other value is a broken rule
+    allowed: tuple[Value, ...] | None = None  # categorical: allowed values; others break a rule
     minimum: float | None = None  # numeric bounds, inclusive
     maximum: float | None = None
     buckets: int = Field(default=32, ge=2, le=1024)  # numeric: quantile bins
@@ -122,7 +122,7 @@ class EntityKey(_Frozen):
     key: KeyName
     column: str | None = None
     as_field: bool = True
-    title: str | None = None  # source column with a name for people to read; never a model input
+    title: str | None = None  # source column with a display name; never a model input
 
     @property
     def source_column(self) -> str:
@@ -135,11 +135,11 @@ class Entities(_Frozen):
 
 
 class TimeColumn(_Frozen):
-    """When the impression happened. ``format`` is how the source writes it; ``order`` takes the row order, one second a row.
+    """When the impression happened. ``format`` is how the source writes it; ``order`` uses the row order, one second per row.
 
-    ``zone`` is an IANA time zone, such as Asia/Tokyo. Times that do not name their own offset are local times there, in the log as
-    in requests, and hour and weekday are those of its clocks. Without it that is UTC. :mod:`thinktwice.schema.times` says how
-    local times are read where the clocks change.
+    ``zone`` is an IANA time zone, such as Asia/Tokyo. Times without an offset are local times of that zone, in the log and
+    in requests, and hour and weekday are local. The default is UTC. See :mod:`thinktwice.schema.times` for local times at a
+    change of the clocks.
     """
 
     column: str | None = None
@@ -158,12 +158,12 @@ class TimeColumn(_Frozen):
         if (self.format == "order") != (self.column is None):
             raise ValueError("time: 'column' is required for every format but 'order', which takes none")
         if self.format == "order" and self.zone is not None:
-            raise ValueError("time: format 'order' has no clock: leave 'zone' out")
+            raise ValueError("time: format 'order' has no clock: omit 'zone'")
         return self
 
 
 class LabelColumn(_Frozen):
-    """Where the click comes from. With ``threshold`` a value of at least that is a click; otherwise it must be 0 or 1."""
+    """The source of the label. With ``threshold``, a value of at least that is a click; otherwise the value must be 0 or 1."""
 
     column: str = "label"
     threshold: float | None = None
@@ -172,8 +172,8 @@ class LabelColumn(_Frozen):
 class Sequence(_Frozen):
     """The user's latest values of an item field, newest first, strictly before the impression.
 
-    Training rows know every earlier click. An online store knows those of its last materialization, so a served sequence
-    is as old as that: materialize often, or push, where sessions matter.
+    Training rows contain every earlier click. An online store contains those up to its last materialization, so a served
+    sequence is as old as that: materialize often, or push, if sessions matter.
     """
 
     name: Name
@@ -223,7 +223,7 @@ class LogSchema(_Frozen):
     scenario: str | None = None  # name of the categorical field that is the scenario id
     propensity: str | None = None  # source column: probability with which the logging policy showed this item
     truth: str | None = None  # source column: true click probability (simulators only; never a model input)
-    quarantine_budget: float = Field(default=0.01, ge=0, le=1)  # share of bad rows above which the log fails validation
+    quarantine_budget: float = Field(default=0.01, ge=0, le=1)  # maximum share of quarantined rows
 
     @model_validator(mode="after")
     def _consistent(self) -> LogSchema:
@@ -232,7 +232,7 @@ class LogSchema(_Frozen):
         if not names:
             raise ValueError("the schema describes no field: name at least one under 'fields' or 'entities'")
         names += [k.key for k in (self.entities.user, self.entities.item) if k is not None and not k.as_field]
-        lower = [n.lower() for n in names]  # the query engine does not tell upper from lower case
+        lower = [n.lower() for n in names]  # the query engine ignores case
         repeated = sorted({n for n in names if lower.count(n.lower()) > 1})
         if repeated:
             raise ValueError(
@@ -282,29 +282,29 @@ class LogSchema(_Frozen):
             ("topics", instant.topics, "item"),
             ("attributes", instant.attributes, "user"),
         )
-        for what, names, entity in sides:
-            known = [f.name for f in self.attributes_of(entity) if f.kind == "categorical"]
+        for setting, names, entity in sides:
+            allowed_names = [f.name for f in self.attributes_of(entity) if f.kind == "categorical"]
             for name in names or ():
-                if name not in known:
+                if name not in allowed_names:
                     raise ValueError(
-                        f"statistics.instant: {what} name {name!r}, which is no categorical {entity} field; "
-                        f"those are {', '.join(known) or 'none'}"
+                        f"statistics.instant: {setting} name {name!r}, which is not a categorical {entity} field; "
+                        f"these are {', '.join(allowed_names) or 'none'}"
                     )
                 if self.entities.user is None or self.entities.item is None:
-                    raise ValueError(f"statistics.instant: {what} need entities.user and entities.item")
+                    raise ValueError(f"statistics.instant: {setting} need entities.user and entities.item")
 
     @property
     def instant(self) -> InstantStatistics | None:
-        """What ``statistics.instant`` says, None for a log without such counters."""
+        """The setting ``statistics.instant``; None for a log without such counters."""
         return None if self.statistics is None else self.statistics.instant
 
     @property
     def zone(self) -> Zone:
-        """The zone of times that do not name their own offset, and of hour and weekday."""
+        """The zone of times without an offset, and of hour and weekday."""
         return zone_named(self.time.zone or "UTC")
 
     def model_fields_in_order(self) -> tuple[ModelField, ...]:
-        """Every input of the model, in the one order used by encoder, model, counts and bundle."""
+        """All inputs of the model, in the order used by encoder, model, counts and bundle."""
         out: list[ModelField] = []
         for entity in ("user", "item"):
             key: EntityKey | None = getattr(self.entities, entity)
@@ -357,10 +357,10 @@ class LogSchema(_Frozen):
         if self.statistics is None or entity not in self.statistics.entities:
             return ()
         windows = [f"{w}d" if w else "all" for w in self.statistics.windows_days]
-        return tuple(f"{entity}_{what}_{w}" for w in windows for what in ("views", "rate"))
+        return tuple(f"{entity}_{measure}_{w}" for w in windows for measure in ("views", "rate"))
 
     def key_of(self, entity: Literal["user", "item"]) -> str | None:
-        """Name of the id column of an entity, or None when the log has no such entity."""
+        """Name of the id column of an entity, or None if the log has no such entity."""
         key: EntityKey | None = getattr(self.entities, entity)
         return None if key is None else key.key
 
@@ -376,7 +376,7 @@ def load_schema(path: Path | str) -> LogSchema:
     """Read a schema file.
 
     Raises:
-        SchemaError: the file is missing, is no YAML, or breaks a rule; the message names the place in the file.
+        SchemaError: the file is missing, is not YAML, or breaks a rule; the message names the location in the file.
     """
     return _schema_of(read_mapping(path, "schema file", SchemaError), str(path))
 
@@ -392,5 +392,5 @@ def _schema_of(value: dict[str, Any], where: str) -> LogSchema:
     try:
         return LogSchema.model_validate(value)
     except ValidationError as error:
-        place, message = first_fault(error, LogSchema, "schema")
-        raise SchemaError(f"schema {where}, {place}: {message}") from error
+        location, message = first_fault(error, LogSchema, "schema")
+        raise SchemaError(f"schema {where}, {location}: {message}") from error

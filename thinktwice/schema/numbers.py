@@ -1,4 +1,4 @@
-"""The one reading of numbers, for every type that a log, a feature store, a request or Python may hold; and where to cut them.
+"""Reading of numbers of every type in a log, a feature store, a request or Python, and borders of quantile bins.
 
 =====================  ==========================================================================================
 value                  the number (float64)
@@ -13,7 +13,7 @@ text                   a decimal number (:data:`NUMBER`), white space around it 
 anything else          not a number, like every number from 1e300 on
 =====================  ==========================================================================================
 
-:func:`number` reads one Python or numpy value, :func:`numbers` a whole Arrow array; a property test holds them to each other.
+:func:`number` reads one Python or numpy value, :func:`numbers` a whole Arrow array; a property test compares them.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ import pyarrow as pa
 from thinktwice.schema.limits import NUMBER_LIMIT, is_number
 from thinktwice.schema.values import as_series, one_array, texts
 
-#: Decimal text; what ``float`` reads beyond it (``nan``, ``inf``, ``1_000``) is not a number in a log.
+#: Decimal text; other input that ``float`` accepts (``nan``, ``inf``, ``1_000``) is not a number in a log.
 NUMBER = r"^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$"
 _NUMBER = re.compile(NUMBER)
 SPACE = " \t\n\r\v\f"
 
 
 class NumberRangeError(ValueError):
-    """A number that is not within the limits."""
+    """A number that is out of range."""
 
 
 def number(value: Any) -> float | None:
-    """The number that a value is, None for a missing value.
+    """The number of a value, None for a missing value.
 
     Raises:
-        NumberRangeError: the number is not within the limits.
+        NumberRangeError: the number is out of range.
         ValueError: the value is not a number.
     """
     if value is None:
@@ -56,29 +56,29 @@ def number(value: Any) -> float | None:
         text = (value.decode("utf-8", "replace") if isinstance(value, bytes) else value).strip(SPACE)
         if not _NUMBER.fullmatch(text):
             raise ValueError("is not a number")
-        found = float(text)
+        parsed = float(text)
     elif isinstance(value, (np.float32, np.float16)):
-        found = float(str(value))
+        parsed = float(str(value))
     elif isinstance(value, (bool, int, float, np.bool_, np.floating, Decimal)) or (
         isinstance(value, np.integer) and not isinstance(value, np.timedelta64)
     ):
         if value != value:
             return None
         try:
-            found = float(value)
+            parsed = float(value)
         except OverflowError:
-            found = math.inf
+            parsed = math.inf
     else:
         raise ValueError("is not a number")
-    if found != found:
+    if parsed != parsed:
         return None
-    if not is_number(found):
+    if not is_number(parsed):
         raise NumberRangeError(f"is not a number between -{NUMBER_LIMIT:g} and {NUMBER_LIMIT:g}")
-    return found
+    return parsed
 
 
 def numbers(values: pa.Array | pa.ChunkedArray) -> pl.Series:
-    """The numbers of an array as float64, null for missing values and for what is not a number."""
+    """The numbers of an array as float64, null for missing values and values that are not numbers."""
     if isinstance(values, pa.ChunkedArray):
         values = one_array(values)
     kind = values.type
@@ -89,19 +89,19 @@ def numbers(values: pa.Array | pa.ChunkedArray) -> pl.Series:
     if pa.types.is_float16(kind):
         unique = values.dictionary_encode()
         words = pl.Series([None if v is None else float(str(np.float16(v))) for v in unique.dictionary.to_pylist()])
-        found = words.cast(pl.Float64).gather(as_series(unique.indices).cast(pl.Int64))
+        parsed = words.cast(pl.Float64).gather(as_series(unique.indices).cast(pl.Int64))
     elif pa.types.is_float32(kind):
-        found = as_series(values).cast(pl.String).cast(pl.Float64, strict=False)
+        parsed = as_series(values).cast(pl.String).cast(pl.Float64, strict=False)
     elif pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind):
-        found = as_series(values).cast(pl.Float64)
+        parsed = as_series(values).cast(pl.Float64)
     elif pa.types.is_decimal(kind):
-        found = as_series(values.cast(pa.large_string())).cast(pl.Float64, strict=False)
+        parsed = as_series(values.cast(pa.large_string())).cast(pl.Float64, strict=False)
     elif holds_text(kind):
         text = texts(values).str.strip_chars(SPACE)
-        found = pl.select(pl.when(text.str.contains(NUMBER)).then(text)).to_series().cast(pl.Float64, strict=False)
+        parsed = pl.select(pl.when(text.str.contains(NUMBER)).then(text)).to_series().cast(pl.Float64, strict=False)
     else:
         return pl.Series([None] * len(values), dtype=pl.Float64)
-    return pl.select(pl.when(found.abs() < NUMBER_LIMIT).then(found)).to_series()
+    return pl.select(pl.when(parsed.abs() < NUMBER_LIMIT).then(parsed)).to_series()
 
 
 def missing(values: pa.Array | pa.ChunkedArray) -> pl.Series:
@@ -111,8 +111,8 @@ def missing(values: pa.Array | pa.ChunkedArray) -> pl.Series:
     if isinstance(values, pa.ExtensionArray):
         return missing(values.storage)
     if pa.types.is_dictionary(values.type):
-        found = missing(values.dictionary).gather(as_series(values.indices).cast(pl.Int64))
-        return found.fill_null(True)
+        flags = missing(values.dictionary).gather(as_series(values.indices).cast(pl.Int64))
+        return flags.fill_null(True)
     nothing = values.is_null(nan_is_null=True)
     if holds_text(values.type):
         return as_series(nothing) | (as_series(values.cast(pa.large_binary())).bin.size() == 0).fill_null(True)
@@ -120,7 +120,7 @@ def missing(values: pa.Array | pa.ChunkedArray) -> pl.Series:
 
 
 def holds_text(kind: pa.DataType) -> bool:
-    """Whether a type holds text, or bytes that may be text."""
+    """Whether the values of a type are text, or bytes that may be text."""
     t = pa.types
     text = t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind)
     return (
@@ -129,15 +129,15 @@ def holds_text(kind: pa.DataType) -> bool:
 
 
 def shortest(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """The numbers of the fewest digits that float32 tells apart: [n] -> [n]."""
+    """The numbers with the fewest digits that float32 distinguishes: [n] -> [n]."""
     return pl.Series(values).cast(pl.String).cast(pl.Float64).to_numpy()
 
 
 def borders(values: npt.NDArray[np.float64], bins: int, *, above: bool = False) -> npt.NDArray[np.float64]:
     """Inner borders of ``bins`` quantile bins of finite ``values``, ascending; fewer where values repeat.
 
-    A border lies in the middle between two neighbouring values: below each quantile, or ``above`` it (then also a little above the
-    largest value, where that is a quantile). So no value lies on a border, and one that is read with a small error falls into
+    A border is midway between two neighbouring values: below each quantile, or ``above`` it (then also slightly above the
+    largest value, if that is a quantile). So no value is on a border, and a value with a small reading error falls into
     the same bin.
     """
     if len(values) == 0:
@@ -145,13 +145,13 @@ def borders(values: npt.NDArray[np.float64], bins: int, *, above: bool = False) 
     ordered = np.sort(values)
     cuts = np.unique(np.quantile(ordered, np.linspace(0, 1, bins + 1)[1:-1], method="lower"))
     if above:
-        place = np.searchsorted(ordered, cuts, side="right")
+        position = np.searchsorted(ordered, cuts, side="right")
         beyond = cuts + np.maximum(np.abs(cuts), 1e-6) * 1e-6
-        low, high = cuts, np.where(place < len(ordered), ordered[np.minimum(place, len(ordered) - 1)], beyond)
+        low, high = cuts, np.where(position < len(ordered), ordered[np.minimum(position, len(ordered) - 1)], beyond)
     else:
         high = cuts[cuts > ordered[0]]
         low = ordered[np.searchsorted(ordered, high, side="left") - 1]
     middle = low + (high - low) / 2
-    if above:  # nothing lies between neighbouring floats: then the border is the value that belongs below it
+    if above:  # between adjacent floats there is none: then the border is the value that belongs below it
         return np.where(middle < high, middle, low)
     return np.where(middle > low, middle, high)

@@ -1,4 +1,4 @@
-"""The part of a schema that asks for statistics of users and items: over whole days, and up to the instant of an impression.
+"""Statistics settings of a schema: statistics of users and items over whole days, and up to the instant of an impression.
 
 :mod:`thinktwice.data.statistics` computes the former, :mod:`thinktwice.data.instant` the latter, in training and in serving alike.
 """
@@ -28,10 +28,10 @@ _LONGEST_DELAY = 90 * 86_400
 def _seconds(value: object) -> object:
     """Whole seconds from a number of seconds, or from text such as ``30s``, ``10m``, ``6h`` or ``1d``."""
     if isinstance(value, str):
-        found = re.fullmatch(r"([0-9]{1,9}) ?([smhd]?)", value)
-        if found is None:
+        match = re.fullmatch(r"([0-9]{1,9}) ?([smhd]?)", value)
+        if match is None:
             raise ValueError(f"{value!r} is not a duration: write whole seconds, or 30s, 10m, 6h or 1d")
-        return int(found[1]) * _UNITS[found[2] or "s"]
+        return int(match[1]) * _UNITS[match[2] or "s"]
     if isinstance(value, bool):
         raise ValueError(f"{value} is not a duration: write whole seconds, or 30s, 10m, 6h or 1d")
     return value
@@ -47,7 +47,7 @@ class _Frozen(BaseModel):
 class FeedbackDelay(_Frozen):
     """How long after an impression its outcome is known, in seconds or as ``10m``.
 
-    A click may be known within seconds. A non-click is known only when the time in which a click would have counted is over.
+    A click may be known within seconds. A non-click is known only after the time in which a click would count.
     """
 
     click: Seconds = 600
@@ -55,12 +55,12 @@ class FeedbackDelay(_Frozen):
 
 
 class InstantStatistics(_Frozen):
-    """Counters of users and items, as of the instant of every impression.
+    """Counters of users and items, up to the instant of every impression.
 
-    ``topics`` are categorical item fields: how a user likes items of each of their values. ``attributes`` are categorical user
-    fields: how users of each of their values like an item. By default each is the first two such fields of the schema. There
-    are ``topic_slots`` or ``attribute_slots`` slots for the values of a field: with as many ``allowed`` values at most, each has its
-    own; otherwise a hash chooses, and values may share one.
+    ``topics`` are categorical item fields: a user has counters per value of these. ``attributes`` are categorical user
+    fields: an item has counters per value of these. Defaults: the first two such fields of the schema. There are
+    ``topic_slots`` or ``attribute_slots`` slots for the values of a field: with at most as many ``allowed`` values, each
+    has its own slot; otherwise a hash selects the slot, and values may share one.
     """
 
     feedback_delay: FeedbackDelay = FeedbackDelay()
@@ -74,7 +74,7 @@ class InstantStatistics(_Frozen):
     @field_validator("feedback_delay", mode="before")
     @classmethod
     def _one_delay(cls, value: Any) -> Any:
-        """One duration is that of clicks and of non-clicks."""
+        """A single duration applies to clicks and non-clicks."""
         return {"click": value, "no_click": value} if isinstance(value, str | int) else value
 
     @model_validator(mode="after")

@@ -1,11 +1,11 @@
-"""The one reading of times, and what is derived from them, for logs and requests alike.
+"""Reading of times and of values derived from them, for logs and requests.
 
-A time that names its own offset, and Unix time, is an instant. One that does not (text without an offset, a timestamp without a
-zone, a date, ``yymmddhh``) is local time in the zone of the schema, UTC where the schema names none. Hour and weekday are those of
-the clocks in that zone.
+A time with an offset, and Unix time, is an instant. A time without one (text without an offset, a timestamp without a zone,
+a date, ``yymmddhh``) is local time in the zone of the schema (default UTC). Hour and weekday are local to that zone.
 
-Local times at a change of the clocks: one that occurs twice (clocks go back) is the first of the two instants; one that does not occur
-(clocks go forward) is read by the clock that was not put forward, so 02:30 in a gap of an hour is the instant that the new clock calls 03:30.
+Local times at a change of the clocks: a time that occurs twice (clocks go back) is the first of the two instants; a time
+that does not occur (clocks go forward) is read with the offset before the change, so 02:30 in a gap of an hour is the
+instant shown as 03:30.
 
 Text is a date, or a date and a time with ``T`` or a space between, to the hour, minute, second or fraction of a second, then an
 offset or none, with or without a space before it: ``Z``, ``UTC``, ``+09``, ``+0900``, ``+09:00``.
@@ -50,12 +50,12 @@ _EPOCH = datetime(1970, 1, 1)
 
 @dataclass(frozen=True, eq=False)
 class Zone:
-    """The clocks of one time zone, as changes of their offset from UTC; all in microseconds.
+    """One time zone, as changes of its offset from UTC; all in microseconds.
 
     Attributes:
         changes: instants [n - 1] at which the offset changes.
-        local_changes: what the later of the two clocks shows at that instant [n - 1].
-        offsets: [n]; ``offsets[i]`` holds before ``changes[i]``.
+        local_changes: later of the two local times at that instant [n - 1].
+        offsets: [n]; ``offsets[i]`` is valid before ``changes[i]``.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Zone:
     @overload
     def local(self, instant: Ints) -> Ints: ...
     def local(self, instant: int | Ints) -> int | Ints:
-        """What the clocks show at an instant."""
+        """The local time at an instant."""
         return instant + self._offset(self.changes, instant)
 
     @overload
@@ -76,7 +76,7 @@ class Zone:
     @overload
     def instant(self, local: Ints) -> Ints: ...
     def instant(self, local: int | Ints) -> int | Ints:
-        """The instant at which the clocks show ``local``; at a change as the head of this module says."""
+        """The instant of a local time; at a change of the clocks as described in the module's docstring."""
         return local - self._offset(self.local_changes, local)
 
     def _offset(self, changes: Ints, at: int | Ints) -> int | Ints:
@@ -87,7 +87,7 @@ class Zone:
 
 @lru_cache(maxsize=32)
 def zone_named(name: str) -> Zone:
-    """The zone with an IANA name, from the data of the package ``tzdata``, which is the same wherever the package is.
+    """The zone with an IANA name, from the data of the package ``tzdata``, which is independent of the system's data.
 
     Raises:
         ValueError: there is no such zone.
@@ -99,9 +99,9 @@ def zone_named(name: str) -> Zone:
         zone = ZoneInfo.from_file(file, key=name)
 
     def offset(instant: int) -> int:  # seconds
-        found = datetime.fromtimestamp(instant, zone).utcoffset()
-        assert found is not None
-        return round(found.total_seconds())
+        offset_now = datetime.fromtimestamp(instant, zone).utcoffset()
+        assert offset_now is not None
+        return round(offset_now.total_seconds())
 
     first, last = EARLIEST_US // _SECOND - 86_400, LATEST_US // _SECOND + 86_400
     days = range(first, last, 86_400)
@@ -109,24 +109,24 @@ def zone_named(name: str) -> Zone:
     changes, offsets = [], [known[0]]
     for day, before, after in zip(days, known, known[1:], strict=False):
         if before != after:
-            low, high = day, day + 86_400  # the change lies in (low, high]
+            low, high = day, day + 86_400  # the change is in (low, high]
             while high - low > 1:
                 middle = (low + high) // 2
                 low, high = (middle, high) if offset(middle) == before else (low, middle)
             changes.append(high)
             offsets.append(after)
     later = [at + max(offsets[i], offsets[i + 1]) for i, at in enumerate(changes)]
-    made = (np.array(values, np.int64) * _SECOND for values in (changes, later, offsets))
-    return Zone(name, *made)
+    arrays = (np.array(values, np.int64) * _SECOND for values in (changes, later, offsets))
+    return Zone(name, *arrays)
 
 
 def derive(what: Derived, local: Micros) -> Micros:
-    """The hour (0 .. 23), or the weekday (0 is Monday), of what a clock shows (:meth:`Zone.local`)."""
+    """The hour (0 .. 23) or the weekday (0 is Monday) of a local time (:meth:`Zone.local`)."""
     return local // _HOUR % 24 if what == "hour" else (local // _DAY + 3) % 7
 
 
 def in_window(instant: int) -> bool:
-    """Whether an instant lies within the years that a log may cover."""
+    """Whether an instant is within the years that a log may cover."""
     return EARLIEST_US <= instant <= LATEST_US
 
 
@@ -152,10 +152,10 @@ def instant_of(value: Any, zone: Zone) -> int:
 
 
 def _of_text(text: str, zone: Zone) -> int:
-    found = _TEXT.fullmatch(text.strip(SPACE))
-    if found is None:
+    match = _TEXT.fullmatch(text.strip(SPACE))
+    if match is None:
         raise ValueError("is not a time")
-    year, month, day, hour, minute, second, fraction, utc, sign, *offset = found.groups()
+    year, month, day, hour, minute, second, fraction, utc, sign, *offset = match.groups()
     moment = datetime(int(year), int(month), int(day), int(hour or 0), int(minute or 0), int(second or 0))
     local = (moment - _EPOCH) // timedelta(microseconds=1) + int((fraction or "").ljust(6, "0")[:6])
     if utc:
@@ -171,19 +171,19 @@ def _of_text(text: str, zone: Zone) -> int:
 
 @dataclass(frozen=True)
 class Instants:
-    """The times of a column: ``micros`` null where it holds no time; ``zoneless`` where it is local time."""
+    """The times of a column: ``micros``: null for values that are not times; ``zoneless``: whether it is local time."""
 
     micros: pl.Series
     zoneless: pl.Series
 
 
 def is_time(kind: pa.DataType) -> bool:
-    """Whether a type holds points in time."""
+    """Whether a type is a date or timestamp type."""
     return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind))
 
 
 def instants(values: pa.Array, zone: Zone) -> Instants:
-    """The instants of an array of texts, dates or timestamps; other types hold no times."""
+    """The times of an array of texts, dates or timestamps; null for other types."""
     kind = values.type
     if holds_text(kind):
         return _of_texts(texts(values), zone)
@@ -196,17 +196,17 @@ def instants(values: pa.Array, zone: Zone) -> Instants:
 
 
 def _micros(values: pa.Array) -> pl.Series:
-    """Dates and timestamps as microseconds; those too far away for 64 bits as the farthest."""
+    """Dates and timestamps as microseconds, clipped to 64 bits."""
     if pa.types.is_date32(values.type):
-        count, each = as_series(values.view(pa.int32())).cast(pl.Int64), _DAY
+        count, unit_us = as_series(values.view(pa.int32())).cast(pl.Int64), _DAY
     else:
         count = as_series(values.view(pa.int64()))
         unit = "ms" if pa.types.is_date64(values.type) else values.type.unit
         if unit == "ns":
             return count // 1000
-        each = {"s": _SECOND, "ms": 1000, "us": 1}[unit]
-    farthest = 2**62 // each
-    return count.clip(-farthest, farthest) * each
+        unit_us = {"s": _SECOND, "ms": 1000, "us": 1}[unit]
+    farthest = 2**62 // unit_us
+    return count.clip(-farthest, farthest) * unit_us
 
 
 def localized(local: pl.Series, zone: Zone) -> pl.Series:
@@ -215,7 +215,7 @@ def localized(local: pl.Series, zone: Zone) -> pl.Series:
 
 
 def on_present(values: pl.Series, rule: Callable[[Ints], Ints]) -> pl.Series:
-    """A rule for arrays on a series of microseconds; null stays null."""
+    """Apply a function of arrays to a series of microseconds; null stays null."""
     out = pl.Series(rule(values.fill_null(0).to_numpy()))
     return pl.select(pl.when(values.is_not_null()).then(out)).to_series()
 
@@ -224,13 +224,13 @@ def _of_texts(text: pl.Series, zone: Zone) -> Instants:
     text = text.str.strip_chars(SPACE)
     parts = text.str.extract_groups(TEXT).struct.unnest()
     parts.columns = ["year", "month", "day", "hour", "minute", "second", "fraction", "utc", "sign", "h", "m", "s"]
-    whole = ["year", "month", "day", "hour", "minute", "second", "h", "m", "s"]
+    groups = ["year", "month", "day", "hour", "minute", "second", "h", "m", "s"]
     east = pl.col("h") * 3600 + pl.col("m") * 60 + pl.col("s")
     # A date that does not exist (31 April) has no microseconds.
     moment = pl.datetime("year", "month", "day", "hour", "minute", "second", ambiguous="null").cast(pl.Int64)
-    found = (
+    matched = (
         parts.with_columns(
-            pl.col(whole).cast(pl.Int64).fill_null(0),
+            pl.col(groups).cast(pl.Int64).fill_null(0),
             pl.col("fraction").fill_null("").str.pad_end(6, "0").str.slice(0, 6).cast(pl.Int64),
             pl.col("year").is_not_null().alias("matched"),
         )
@@ -250,7 +250,7 @@ def _of_texts(text: pl.Series, zone: Zone) -> Instants:
             (east * pl.when(pl.col("sign") == "-").then(-_SECOND).otherwise(_SECOND)).fill_null(0).alias("east"),
         )
     )
-    local, fixed, east_us = found["local"], found["sign"], found["east"]
+    local, fixed, east_us = matched["local"], matched["sign"], matched["east"]
     micros = pl.select(pl.when(fixed).then(local - east_us).otherwise(localized(local, zone))).to_series()
     return Instants(micros, micros.is_not_null() & ~fixed)
 

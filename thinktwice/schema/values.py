@@ -1,4 +1,4 @@
-"""The one spelling of ids and categories: for every type that a log, a feature store, a request or Python may hold.
+"""Spelling of ids and categories of every type in a log, a feature store, a request or Python.
 
 =====================  ==========================================================================================
 value                  its spelling
@@ -7,7 +7,7 @@ missing                none: null, NaN, the empty text and empty bytes
 text                   as it is
 truth value            ``true``, ``false``
 whole number           its digits, of whatever type and size: 42, 42.0, Decimal("42.00") and float32 42 are ``42``
-other number           the fewest digits that its own type tells apart (float32 0.2 is ``0.2``), decimals exactly, without
+other number           the fewest digits that its own type distinguishes (float32 0.2 is ``0.2``), decimals exactly, without
                        zeros at the end; below 0.00001 with an exponent: ``1.5e-7``
 bytes                  the text that they are in UTF-8; other bytes ``\\x`` and two lower-case hex digits each
 date                   ``2024-03-01``
@@ -18,8 +18,8 @@ UUID                   ``8-4-4-4-12`` lower-case hex digits
 dictionary             as its values
 =====================  ==========================================================================================
 
-:func:`spell` spells one Python or numpy value, :func:`spelled` a whole Arrow array. Both follow this table; a property test holds
-them to each other over all types.
+:func:`spell` spells one Python or numpy value, :func:`spelled` a whole Arrow array. Both follow this table; a property test
+compares them over all types.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import pyarrow as pa
 
 from thinktwice.schema.limits import INEXACT_FROM
 
-_SMALL = 1e-5  # numbers smaller than this are spelled with an exponent
+_SMALL = 1e-5  # smaller numbers are spelled with an exponent
 _MOMENT = "%Y-%m-%dT%H:%M:%S%.f"
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
@@ -60,12 +60,12 @@ def spell(value: Any) -> str | None:
 def _spell_float(value: Any) -> str | None:
     if value != value:
         return None
-    # float64 is a float whose repr names its type; the others print the fewest digits that their width tells apart.
+    # float64 is a float whose repr names its type; the others print the fewest digits that their width distinguishes.
     return _spell_digits(float.__repr__(value) if isinstance(value, float) else str(value))
 
 
 def _spell_digits(text: str) -> str:
-    """A number as Python, numpy or Arrow write it, in our form."""
+    """A number as written by Python, numpy or Arrow, in the form of this module."""
     if "e" not in text and "E" not in text:
         if "." in text:
             text = text.rstrip("0").rstrip(".")
@@ -80,7 +80,7 @@ def _spell_digits(text: str) -> str:
     if not written:
         return "0"
     exponent += len(digits) - len(written)
-    minus, size = "-" if sign else "", len(written) + exponent  # size: digits before the point
+    minus, size = "-" if sign else "", len(written) + exponent  # number of digits before the point
     if exponent >= 0:
         return minus + written + "0" * exponent
     if size > 0:
@@ -127,8 +127,8 @@ def _finer(unit: str) -> str:
 
 
 def _seconds(count: int, per_second: int) -> str:
-    whole, rest = divmod(abs(count), per_second)
-    digits = f"{whole}.{rest:0{len(str(per_second)) - 1}d}" if per_second > 1 else str(whole)
+    seconds, fraction = divmod(abs(count), per_second)
+    digits = f"{seconds}.{fraction:0{len(str(per_second)) - 1}d}" if per_second > 1 else str(seconds)
     return _spell_digits(f"-{digits}" if count < 0 else digits)
 
 
@@ -155,7 +155,7 @@ _SCALARS: tuple[tuple[type | tuple[type, ...], _Rule], ...] = (
 
 
 def can_spell(kind: pa.DataType) -> bool:
-    """Whether :func:`spelled` reads arrays of this type: every plain type but calendar intervals."""
+    """Whether :func:`spelled` reads arrays of this type: every type that is not nested, except calendar intervals."""
     if isinstance(kind, pa.BaseExtensionType):
         return can_spell(kind.storage_type)
     if pa.types.is_dictionary(kind):
@@ -188,8 +188,8 @@ def spelled(values: pa.Array | pa.ChunkedArray) -> pl.Series:
 
 
 def one_array(values: pa.ChunkedArray) -> pa.Array:
-    """The chunks as one array. Dictionaries of float16 are taken apart first: joining them gives the bits of the numbers as
-    numbers (pyarrow 26)."""
+    """The chunks as one array. Dictionaries of float16 are decoded first: joining them corrupts the numbers (pyarrow
+    26)."""
     kind = values.type
     if pa.types.is_dictionary(kind) and pa.types.is_float16(kind.value_type):
         return pa.chunked_array(
@@ -202,21 +202,21 @@ def texts(values: pa.Array) -> pl.Series:
     """Text, or bytes that are UTF-8, as text; other bytes as :func:`spell` writes them, missing values null."""
     raw = values.cast(pa.large_binary())
     try:
-        found = as_series(raw.cast(pa.large_string()))  # checks that it is UTF-8
+        text = as_series(raw.cast(pa.large_string()))  # checks that it is UTF-8
     except pa.ArrowInvalid:
         return _one_by_one(raw, spell)
-    return pl.select(pl.when(found.str.len_bytes() > 0).then(found)).to_series()
+    return pl.select(pl.when(text.str.len_bytes() > 0).then(text)).to_series()
 
 
 def as_series(values: pa.Array | pa.ChunkedArray) -> pl.Series:
-    """An array as a series of the query engine, whose types must include that of the array."""
-    found = pl.from_arrow(values)
-    assert isinstance(found, pl.Series)
-    return found
+    """An array as a polars series; polars must support its type."""
+    series = pl.from_arrow(values)
+    assert isinstance(series, pl.Series)
+    return series
 
 
 def _one_by_one(values: pa.Array, rule: Callable[[Any], str | None]) -> pl.Series:
-    """A rule for single values, called once for each different one."""
+    """Apply a function of single values, called once for each distinct value."""
     code = values.dictionary_encode()
     words = pl.Series([None if v is None else rule(v) for v in code.dictionary.to_pylist()], dtype=pl.String)
     return words.gather(as_series(code.indices).cast(pl.Int64))
@@ -232,17 +232,20 @@ def _floats(values: pa.Array) -> pl.Series:
         return _floats_one_by_one(as_series(values.cast(pa.float32())).fill_nan(None), np.float16)
     number = as_series(values).fill_nan(None)
     exact = INEXACT_FROM[8 * kind.itemsize]
-    whole = (number == number.round()) & (number.abs() < exact)
-    # Here the query engine writes what we write; whole numbers beyond, and small ones, are few.
-    same = whole | ((number.abs() >= _SMALL) & (number.abs() < exact))
+    integral = (number == number.round()) & (number.abs() < exact)
+    # In this range polars writes the same text; larger integers and small numbers are rare.
+    direct = integral | ((number.abs() >= _SMALL) & (number.abs() < exact))
     text = pl.select(
-        pl.when(whole).then(number.cast(pl.Int64, strict=False).cast(pl.String)).when(same).then(number.cast(pl.String))
+        pl.when(integral)
+        .then(number.cast(pl.Int64, strict=False).cast(pl.String))
+        .when(direct)
+        .then(number.cast(pl.String))
     ).to_series()
-    rest = _floats_one_by_one(number.filter(~same), kind.type)
-    if rest.len() == rest.null_count():
+    slow = _floats_one_by_one(number.filter(~direct), kind.type)
+    if slow.len() == slow.null_count():
         return text
-    places = same.not_().arg_true()
-    return text.scatter(places, rest)
+    positions = direct.not_().arg_true()
+    return text.scatter(positions, slow)
 
 
 def _floats_one_by_one(number: pl.Series, kind: Callable[[float], Any]) -> pl.Series:
@@ -255,19 +258,21 @@ def _decimals(values: pa.Array) -> pl.Series:
     text = as_series(values.cast(pa.large_string()))
     pointed = text.str.contains(".", literal=True)
     plain = pl.when(pointed).then(text.str.strip_chars_end("0").str.strip_chars_end(".")).otherwise(text)
-    odd = text.str.contains("E", literal=True) | text.str.contains(r"^-?0\.00000") | (text == "-0")
-    if not odd.any():
+    rewritten = text.str.contains("E", literal=True) | text.str.contains(r"^-?0\.00000") | (text == "-0")
+    if not rewritten.any():
         return pl.select(plain).to_series()
-    unique = text.filter(odd).unique()
+    unique = text.filter(rewritten).unique()
     words = pl.Series([_spell_digits(t) for t in unique], dtype=pl.String)
     return pl.select(
-        pl.when(odd).then(text.replace_strict(unique, words, default=None, return_dtype=pl.String)).otherwise(plain)
+        pl.when(rewritten)
+        .then(text.replace_strict(unique, words, default=None, return_dtype=pl.String))
+        .otherwise(plain)
     ).to_series()
 
 
 def _timestamps(values: pa.Array) -> pl.Series:
     zoned = values.type.tz is not None
-    moment = as_series(values.cast(pa.timestamp(values.type.unit)))  # of one with a zone: its UTC
+    moment = as_series(values.cast(pa.timestamp(values.type.unit)))  # in UTC if it has a zone
     text = moment.dt.to_string(_MOMENT)
     pointed = text.str.contains(".", literal=True)
     text = pl.select(
@@ -281,9 +286,9 @@ def _times(values: pa.Array) -> pl.Series:
     numbers = values.view(pa.int32() if pa.types.is_time32(values.type) else pa.int64())
 
     def rule(count: int) -> str:
-        whole, rest = divmod(count, per_second)
-        clock = f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
-        return _trim(f"{clock}.{rest:0{len(str(per_second)) - 1}d}") if per_second > 1 else clock
+        seconds, fraction = divmod(count, per_second)
+        clock = f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+        return _trim(f"{clock}.{fraction:0{len(str(per_second)) - 1}d}") if per_second > 1 else clock
 
     return _one_by_one(numbers, rule)
 

@@ -1,5 +1,5 @@
-"""Statistics on numpy and scipy alone: what any package may use and what depends on none.
+"""Statistics with numpy and scipy only, which all packages may use and which depend on none of them.
 
-Functions raise ``ValueError`` for arguments that make no sense. Data that cannot answer (no unit, no variance, a number that is
-not finite) gives an estimate with a flag and never a silent number.
+Functions raise ``ValueError`` for invalid arguments. Insufficient data (no unit, no variance, a number that is not finite)
+give an estimate with a flag and never a silent number.
 """

@@ -1,4 +1,4 @@
-"""Fits of calibrations: from raw logits to log-odds whose probabilities match the clicks. Labels are 0 or 1."""
+"""Fits of calibrations: from raw logits to log-odds whose probabilities match the click rate. Labels are 0 or 1."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 
-RIDGE = 1e-4  # keeps the coefficients of a constant ``missing`` at 0
+RIDGE = 1e-4  # keeps the coefficients at 0 if ``missing`` is constant
 
 
 def fit_platt(logit: np.ndarray, label: np.ndarray) -> tuple[float, float]:
     """Slope and offset (a, b) of p = sigmoid(a z + b) that minimise the logloss of logits z [R] (Platt 1999); the slope is positive.
 
-    Labels of one class, or a fit that does not lower the logloss, give the identity (1, 0).
+    The identity (1, 0) if labels are of one class or the fit does not lower the logloss.
     """
     z, y = logit.astype(np.float64), label.astype(np.float64)
     if y.min() == y.max():
@@ -25,10 +25,10 @@ def fit_platt(logit: np.ndarray, label: np.ndarray) -> tuple[float, float]:
         value = np.mean(np.logaddexp(0.0, s) - y * s)
         return float(value), np.array([np.mean(error * z) * a, np.mean(error)])
 
-    found = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", bounds=[(-3.0, 3.0), (-10.0, 10.0)])
-    if not found.fun < loss(np.zeros(2))[0]:
+    optimum = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", bounds=[(-3.0, 3.0), (-10.0, 10.0)])
+    if not optimum.fun < loss(np.zeros(2))[0]:
         return 1.0, 0.0
-    return float(np.exp(found.x[0])), float(found.x[1])
+    return float(np.exp(optimum.x[0])), float(optimum.x[1])
 
 
 def fit_platt_by_support(
@@ -36,7 +36,7 @@ def fit_platt_by_support(
 ) -> tuple[float, float, float, float]:
     """(a, b, c, d) of the log-odds (a + d u) z + b + c u of logits z [R] with missing support u [R] in 0..1.
 
-    Labels of one class, or a fit that gains nothing, give the identity (1, 0, 0, 0).
+    The identity (1, 0, 0, 0) if labels are of one class or the fit does not lower the logloss.
     """
     z, y = logit.astype(np.float64), label.astype(np.float64)
     start = np.array([1.0, 0.0, 0.0, 0.0])
@@ -49,10 +49,10 @@ def fit_platt_by_support(
         value = np.mean(np.logaddexp(0.0, s) - y * s) + RIDGE * off @ off
         return float(value), design.T @ (expit(s) - y) / len(y) + 2 * RIDGE * off
 
-    found = minimize(loss, start, jac=True, method="L-BFGS-B")
-    if not found.fun < loss(start)[0]:
+    optimum = minimize(loss, start, jac=True, method="L-BFGS-B")
+    if not optimum.fun < loss(start)[0]:
         return 1.0, 0.0, 0.0, 0.0
-    a, b, c, d = (float(v) for v in found.x)
+    a, b, c, d = (float(v) for v in optimum.x)
     return a, b, c, d
 
 
@@ -66,5 +66,5 @@ def fit_temperature(logit: np.ndarray, label: np.ndarray) -> float:
         s = logit * np.exp(-log_t)
         return float(np.mean(np.logaddexp(0.0, s) - y * s))
 
-    found = minimize_scalar(loss, bounds=(-2.0, 2.0), method="bounded", options={"xatol": 1e-5})
-    return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
+    optimum = minimize_scalar(loss, bounds=(-2.0, 2.0), method="bounded", options={"xatol": 1e-5})
+    return float(np.exp(optimum.x)) if optimum.fun < loss(0.0) else 1.0

@@ -5,7 +5,8 @@ it is a mean per unit. The delta method linearises it: with gradient g = (e_y - 
 gᵀ Σ g / n, Σ the covariance of the sums between units (Deng, Knoblich and Lu 2018).
 
 Covariates from before the experiment (CUPED, Deng et al. 2013) are ratios or means too: R - θᵀ(c - c̄) with θ = Σ_cc⁻¹ Σ_cR over both
-arms, c̄ the mean over both arms. A fixed multiple of something no arm can have changed, so the estimate stays unbiased.
+arms, c̄ the mean over both arms. It is a fixed multiple of a quantity that no arm can have changed, so the estimate stays
+unbiased.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from scipy import special
 
 from thinktwice.stats.moments import Moments
 
-ROUNDING = 1e-13  # a standard error below this share of its value is what rounding leaves of zero
+ROUNDING = 1e-13  # a standard error below this share of its value is rounding error
 
 Flag = Literal[
     "no_units",  # an arm without data
-    "one_unit",  # chance cannot be told from one unit
+    "one_unit",  # one unit does not show how much chance varies
     "zero_denominator",  # nothing to divide by
-    "zero_variance",  # every unit alike: the data hold no noise to compare with
-    "not_finite",  # the sums hold a number that is not finite
+    "zero_variance",  # all units are equal: the data contain no noise to compare with
+    "not_finite",  # the sums contain a number that is not finite
     "baseline_near_zero",  # a relative change has no bound
 ]
 
@@ -41,7 +42,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class ArmEstimate:
-    """A metric in one arm; ``value`` and ``se`` are nan where a flag says why."""
+    """A metric in one arm; ``value`` and ``se`` are nan if a flag gives a reason."""
 
     value: float
     se: float
@@ -57,10 +58,10 @@ class Difference:
         control, treatment: the metric in each arm, adjusted for the covariates.
         value: treatment - control.
         se: its standard error.
-        borrowed: one arm does not vary (no click, no error at all), and the other arm's variance stands for its own; without that
-            an arm that lost everything could never be judged.
+        borrowed: one arm does not vary (no click, no error at all), and the other arm's variance is used for both;
+            otherwise an arm that lost everything could never be judged.
         variance_reduction: 1 - variance with covariates / variance without; 0 without covariates.
-        flags: reasons why nothing can be said; empty for a usable difference.
+        flags: reasons why the difference is not usable; empty otherwise.
     """
 
     control: ArmEstimate
@@ -96,9 +97,9 @@ def arm_estimate(moments: Moments, metric: Metric) -> ArmEstimate:
 
 
 def effective_units(moments: Moments, metric: Metric) -> float:
-    """Units of equal weight that would average as well: n / (1 + cv²) of what a unit weighs (the denominator, else its value).
+    """Effective number of units: n / (1 + cv²) of the units' weights (the denominator, else the value).
 
-    A few very active users make a ratio of thousands of users an average of a few: then no normal law holds.
+    A few very active users can dominate the ratio of thousands of users, and then the normal approximation fails.
     """
     column = moments.column(metric.denominator or metric.numerator)
     mean = float(moments.mean[column])
@@ -109,9 +110,9 @@ def effective_units(moments: Moments, metric: Metric) -> float:
 
 
 def difference(control: Moments, treatment: Moments, metric: Metric, covariates: Sequence[Metric] = ()) -> Difference:
-    """Treatment minus control with its standard error, adjusted for covariates of before the experiment.
+    """Treatment minus control with its standard error, adjusted for covariates from before the experiment.
 
-    A covariate that is constant, or undefined in either arm, is left out: it explains nothing.
+    A covariate that is constant, or undefined in either arm, is left out: it explains no variance.
     """
     arms = [arm_estimate(m, metric) for m in (control, treatment)]
     flags = tuple(dict.fromkeys(f for arm in arms for f in arm.flags))
@@ -137,7 +138,8 @@ def difference(control: Moments, treatment: Moments, metric: Metric, covariates:
 
 
 def explained_share(moments: Moments, metric: Metric, covariates: Sequence[Metric]) -> float:
-    """Share of a metric's variance between units that covariates of before take away: what CUPED will save. 0 where undefined."""
+    """Share of a metric's variance between units that covariates from before the experiment explain: the reduction by
+    CUPED. 0 if undefined."""
     empty = arm_estimate(moments, metric)
     theta, used = _coefficients(moments, moments, metric, covariates)
     if empty.flags or not used or empty.se == 0:
@@ -150,8 +152,9 @@ def relative_change(change: Difference, multiplier: float) -> tuple[float, float
     """(treatment - control) / |control| with Fieller's interval: value, low, high, flags.
 
     ``multiplier`` is the number of standard errors of the absolute interval (1.96 for a fixed test at 5 %, the boundary of a
-    sequential one), so both intervals exclude 0 together. The magnitude of the baseline divides: better is better with a
-    negative baseline too. Where the baseline is not told from 0 the interval is (-inf, inf) and flagged.
+    sequential one), so either both intervals exclude 0 or neither does. The divisor is the magnitude of the baseline, so
+    the sign is right for a negative baseline too. If the baseline cannot be distinguished from 0 the interval is (-inf,
+    inf) and flagged.
     """
     if not change.usable:
         return float("nan"), float("-inf"), float("inf"), change.flags
@@ -168,7 +171,7 @@ def relative_change(change: Difference, multiplier: float) -> tuple[float, float
 
 
 def fixed_interval(change: Difference, alpha: float) -> tuple[float, float, float]:
-    """Two-sided interval of level 1 - ``alpha`` and p-value of one single look: low, high, p."""
+    """Two-sided interval of level 1 - ``alpha`` and p-value of a single look: low, high, p."""
     if not change.usable:
         return float("-inf"), float("inf"), 1.0
     reach = two_sided_quantile(alpha) * change.se
@@ -186,7 +189,7 @@ def two_sided_p(z: float) -> float:
 
 
 def _linear(moments: Moments, metric: Metric) -> tuple[float, np.ndarray, tuple[Flag, ...]]:
-    """Value of a ratio, its gradient [K] by the means, and flags."""
+    """Value of a ratio, its gradient [K] with respect to the means, and flags."""
     gradient = np.zeros(len(moments.names))
     top = moments.column(metric.numerator)
     bottom = None if metric.denominator is None else moments.column(metric.denominator)
@@ -216,7 +219,7 @@ def _linear(moments: Moments, metric: Metric) -> tuple[float, np.ndarray, tuple[
 def _coefficients(
     control: Moments, treatment: Moments, metric: Metric, covariates: Sequence[Metric]
 ) -> tuple[np.ndarray, tuple[Metric, ...]]:
-    """θ [C] of the covariates that vary and have a value in both arms, and these covariates."""
+    """θ [C] of the covariates that vary and are defined in both arms, and these covariates."""
     if not covariates:
         return np.zeros(0), ()
     both = control + treatment
@@ -231,7 +234,7 @@ def _coefficients(
     if not used:
         return np.zeros(0), ()
     g, target = np.array(gradients), _linear(both, metric)[1]
-    # The minimum-norm solution where covariates are linearly dependent.
+    # The minimum-norm solution if covariates are linearly dependent.
     theta = np.linalg.lstsq(g @ covariance @ g.T, g @ covariance @ target, rcond=1e-12)[0]
     return theta, tuple(used)
 
@@ -240,8 +243,8 @@ def _adjusted(
     moments: Moments, metric: Metric, used: tuple[Metric, ...], theta: np.ndarray, pooled: np.ndarray
 ) -> ArmEstimate:
     value, gradient, _ = _linear(moments, metric)
-    own = [_linear(moments, covariate) for covariate in used]
-    value -= float(theta @ (np.array([v for v, _, _ in own]) - pooled))
-    gradient = gradient - theta @ np.array([g for _, g, _ in own])
+    effects = [_linear(moments, covariate) for covariate in used]
+    value -= float(theta @ (np.array([v for v, _, _ in effects]) - pooled))
+    gradient = gradient - theta @ np.array([g for _, g, _ in effects])
     variance = float(gradient @ moments.covariance() @ gradient)
     return ArmEstimate(value, float(np.sqrt(max(variance, 0.0) / moments.num_units)), moments.num_units)

@@ -1,10 +1,10 @@
-"""How far two samples of one distribution lie apart, and how far chance alone puts them.
+"""Distances between two samples of one distribution, and the distances expected by chance.
 
-Chance is computed and not sampled. Of two samples of n and m independent rows in k bins the population stability index is about
-(k - 1)(1/n + 1/m). Rows of a log are not independent: the rows of a request share their user and context, and a user comes
-again. So the variance of every bin is taken between *clusters* of rows (users, else requests); n and m are then the numbers of
-independent rows that would vary as much, and a chi-square law of the same mean and variance (Satterthwaite, as for survey
-data by Rao and Scott) says what chance exceeds once in a thousand.
+The distances by chance are computed and not sampled. For two samples of n and m independent rows in k bins the population
+stability index is about (k - 1)(1/n + 1/m). Rows of a log are not independent: the rows of a request share their user and
+context, and users return. So the variance of every bin is estimated between *clusters* of rows (users, else requests); n
+and m are then the numbers of independent rows with the same variance, and a chi-square distribution of the same mean and
+variance (Satterthwaite, as for survey data by Rao and Scott) gives the index that chance exceeds once in a thousand.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import chi2
 
 CONFIDENCE = 0.999  # share of samples of the same distribution that stay below the noise level
-MIN_EXPECTED = 5.0  # independent rows that a bin needs; rarer bins are one, for chi-square laws know no rare bins
+MIN_EXPECTED = 5.0  # independent rows that a bin needs; rarer bins are merged, as chi-square fails for them
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows per bin, and how much such a sample varies.
+    """Rows per bin, and the variability of such a sample.
 
     Attributes:
         counts: rows [k] per bin.
-        effective: independent rows that would vary as much.
-        uneven: 1 where all bins vary alike, more where a few do.
+        effective: number of independent rows with the same variance.
+        uneven: 1 if all bins vary equally, more if a few vary most.
     """
 
     counts: np.ndarray
@@ -41,7 +41,7 @@ class Distance:
 
     Attributes:
         psi: population stability index.
-        expected: the index that chance alone gives on average; ``noise``: what it exceeds once in a thousand times.
+        expected: average index by chance alone; ``noise``: index that chance exceeds once in a thousand times.
         js: Jensen-Shannon distance, 0..1.
     """
 
@@ -52,14 +52,14 @@ class Distance:
 
 
 def distance(reference: Sample, bins: np.ndarray, clusters: np.ndarray) -> Distance:
-    """Between a reference and the rows whose ``bins`` [R] and ``clusters`` [R] are given."""
+    """Distances between a reference and rows with ``bins`` [R] and ``clusters`` [R]."""
     k = len(reference.counts)
     now = sample(bins, clusters, k)
     rows = min(reference.effective, now.effective)
     share = (_shares(reference.counts) + _shares(now.counts)) / 2
     rare = (share > 0) & (share * rows < MIN_EXPECTED)
     position = np.cumsum(~rare) - 1
-    position[rare] = int((~rare).sum())  # the last bin takes them all
+    position[rare] = int((~rare).sum())  # the last bin contains them all
     merged = np.bincount(position, weights=reference.counts, minlength=position.max() + 1)
     now = sample(position[bins], clusters, len(merged))
     freedom = int(((merged > 0) | (now.counts > 0)).sum()) - 1
@@ -76,8 +76,8 @@ def distance(reference: Sample, bins: np.ndarray, clusters: np.ndarray) -> Dista
 def psi(reference: np.ndarray, now: np.ndarray) -> float:
     """Population stability index of two arrays of row counts [k].
 
-    Each sample gets one more row, spread over the bins as both samples together are: an empty bin gives a large number and not an
-    infinite one, and a bin that is empty in both gives none.
+    Each sample gets one more row, distributed over the bins like both samples together: an empty bin then gives a large and
+    not an infinite term, and a bin that is empty in both gives 0.
     """
     n, m = float(reference.sum()), float(now.sum())
     if n == 0 or m == 0:
@@ -93,13 +93,13 @@ def jensen_shannon(reference: np.ndarray, now: np.ndarray) -> float:
     """Jensen-Shannon distance of two arrays of row counts [k], 0..1: the square root of the divergence in bits."""
     if reference.sum() == 0 or now.sum() == 0:
         return 0.0
-    with np.errstate(invalid="ignore"):  # of shares that are equal but for rounding scipy may take the root of -1e-17
+    with np.errstate(invalid="ignore"):  # for shares that are equal up to rounding, scipy may take the root of -1e-17
         value = float(jensenshannon(reference, now, base=2))
     return 0.0 if np.isnan(value) else value
 
 
 def sample(bins: np.ndarray, clusters: np.ndarray, num_bins: int) -> Sample:
-    """Rows in ``bins`` [R] of 0..num_bins-1 that come in ``clusters`` [R] of any integers."""
+    """Sample of rows with ``bins`` [R] in 0..num_bins-1 and ``clusters`` [R], any integers."""
     rows = len(bins)
     counts = np.bincount(bins, minlength=num_bins).astype(np.float64)
     _, cluster = np.unique(clusters, return_inverse=True)
@@ -120,7 +120,7 @@ def sample(bins: np.ndarray, clusters: np.ndarray, num_bins: int) -> Sample:
     summed = squares - np.outer(share, cross) - np.outer(cross, share) + np.outer(share, share) * float(sizes @ sizes)
     covariance = summed * groups / (groups - 1) / rows**2 / np.sqrt(np.outer(share, share))
     freedom = len(used) - 1
-    expected = max(float(np.trace(covariance)), freedom / rows / 10)  # rows drawn without chance still are a sample
+    expected = max(float(np.trace(covariance)), freedom / rows / 10)  # rows without random variation are still a sample
     uneven = float(np.linalg.norm(covariance)) * np.sqrt(freedom) / expected
     return Sample(counts, min(freedom / expected, float(rows)), max(uneven, 1.0))
 

@@ -2,12 +2,13 @@
 
 At looks k = 1..K with information I_k (1 / se² of the estimate) the statistic Z_k = estimate / se has, for efficient estimates,
 independent increments of the score: S_k = Z_k √I_k, S_k - S_{k-1} ~ N(θ (I_k - I_{k-1}), I_k - I_{k-1}) (Scharfstein, Tsiatis and
-Robins 1997). The boundary c_k is what spends the planned share of α between two looks (Lan and DeMets 1983):
+Robins 1997). The boundary c_k spends the planned share of α between two looks (Lan and DeMets 1983):
 
     P(|Z_1| < c_1, ..., |Z_{k-1}| < c_{k-1}, |Z_k| >= c_k) = α(t_k) - α(t_{k-1})
 
-computed by recursive numerical integration (Armitage, McPherson and Rowe 1969; Jennison and Turnbull 2000, ch. 19), here with
-Gauss-Legendre panels as wide as an increment's standard deviation. Looks need not be evenly spaced nor known beforehand.
+It is computed by recursive numerical integration (Armitage, McPherson and Rowe 1969; Jennison and Turnbull 2000, ch. 19),
+with Gauss-Legendre panels as wide as an increment's standard deviation. Looks need be neither evenly spaced nor known
+beforehand.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from scipy import optimize, special
 
 from thinktwice.stats.difference import two_sided_quantile
 
-REACH = 8.5  # standard deviations: what lies beyond has a probability below 1e-16
+REACH = 8.5  # standard deviations: the probability beyond is below 1e-16
 NODES = 8  # of a panel
 CLOSEST = 2e-4  # smallest increase of information between two looks, as a share of the later one
 UNREACHABLE = 40.0  # a boundary that no path reaches
@@ -56,13 +57,13 @@ def pocock(fraction: float, alpha: float) -> float:
 def spent_by(
     fractions: Sequence[float], alpha: float, final: bool, spending: Callable[[float, float], float] = obrien_fleming
 ) -> tuple[float, ...]:
-    """Cumulative α at each look; a ``final`` last look spends what is left, wherever it stands.
+    """Cumulative α at each look; a ``final`` last look spends the remaining α, whatever its fraction.
 
     Raises:
         ValueError: fractions do not increase, or α is not between 0 and 1.
     """
     if not 0 < alpha < 1:
-        raise ValueError(f"alpha is {alpha}; it must lie between 0 and 1")
+        raise ValueError(f"alpha is {alpha}; it must be between 0 and 1")
     if any(b <= a for a, b in itertools.pairwise(fractions)) or (fractions and fractions[0] <= 0):
         raise ValueError(f"the fractions of the horizon must increase from above 0, not {list(fractions)}")
     spent = [spending(f, alpha) for f in fractions]
@@ -73,7 +74,7 @@ def spent_by(
 
 @lru_cache(maxsize=4096)
 def boundaries(information: tuple[float, ...], spent: tuple[float, ...]) -> tuple[float, ...]:
-    """Two-sided critical values of |Z| at each look; ``inf`` at a look that has nothing to spend.
+    """Two-sided critical values of |Z| at each look; ``inf`` at a look with no α to spend.
 
     Args:
         information: of each look, increasing; only ratios matter.
@@ -83,15 +84,15 @@ def boundaries(information: tuple[float, ...], spent: tuple[float, ...]) -> tupl
         ValueError: information does not increase by at least 0.02 % from look to look, or lengths differ.
     """
     _check(information, len(spent))
-    path, found, before = _Path(), list[float](), 0.0
+    path, bounds, before = _Path(), list[float](), 0.0
     for k, (info, total) in enumerate(zip(information, spent, strict=True)):
         target, before = total - before, max(before, total)
         path.step(info)
         critical = math.inf if target <= 1e-15 else path.critical(target)
-        found.append(critical)
+        bounds.append(critical)
         if k + 1 < len(spent):
             path.keep(critical, information[k + 1])
-    return tuple(found)
+    return tuple(bounds)
 
 
 def crossing(information: Sequence[float], bounds: Sequence[float], drift: float = 0.0) -> Crossing:
@@ -112,7 +113,7 @@ def crossing(information: Sequence[float], bounds: Sequence[float], drift: float
 def drift_for_power(information: Sequence[float], bounds: Sequence[float], power: float) -> float:
     """The drift θ with which the upper boundary is crossed by the last look with probability ``power``."""
     if not 0 < power < 1:
-        raise ValueError(f"power is {power}; it must lie between 0 and 1")
+        raise ValueError(f"power is {power}; it must be between 0 and 1")
 
     def gap(drift: float) -> float:
         return float(crossing(information, bounds, drift).upper.sum()) - power
@@ -130,9 +131,9 @@ def repeated_p(
     final: bool,
     spending: Callable[[float, float], float] = obrien_fleming,
 ) -> float:
-    """The smallest α at which any look so far has crossed its boundary: valid at every look, whenever one stops.
+    """The smallest α at which any look so far has crossed its boundary: valid at every look, under any stopping rule.
 
-    Returns 1 where even the largest α considered (0.5) has not crossed.
+    Returns 1 if no look crosses even at the largest α considered (0.5).
     """
 
     def crossed(alpha: float) -> bool:
@@ -152,7 +153,7 @@ def repeated_p(
 
 @dataclass(frozen=True)
 class AtStop:
-    """What is left of a result when a group sequential test has stopped.
+    """The adjusted result of a group sequential test that has stopped.
 
     Attributes:
         p: two-sided p-value by stage-wise ordering.
@@ -169,8 +170,8 @@ class AtStop:
 def at_stop(information: Sequence[float], bounds: Sequence[float], z: float, alpha: float) -> AtStop:
     """Adjusted p-value, estimate and interval at the last of these looks (stage-wise ordering; Tsiatis, Rosner and Mehta 1984).
 
-    A result is more extreme the earlier it crossed, then the larger |Z|. The estimate that ignores the stopping rule is too far
-    from 0 on average; this one is not.
+    A result is more extreme the earlier it crossed, then the larger |Z|. The estimate that ignores the stopping rule is
+    biased away from 0; this one is not.
     """
     bounds = [*bounds[:-1], abs(z)]
     sign = 1.0 if z >= 0 else -1.0
@@ -200,7 +201,7 @@ def fixed_boundaries(looks: int, alpha: float) -> tuple[float, ...]:
 
 
 class _Path:
-    """The density of the score on paths that have crossed nothing yet: nodes, and mass (weight times density) at each."""
+    """The density of the score on paths that have not crossed yet: nodes, and mass (weight times density) at each."""
 
     def __init__(self, drift: float = 0.0) -> None:
         self._drift = drift
@@ -210,7 +211,7 @@ class _Path:
         self._centre = self._score
 
     def step(self, info: float) -> None:
-        """Go on to the next look."""
+        """Advance to the next look."""
         self._sd, self._info = math.sqrt(info - self._at), info
         self._centre = self._score + self._drift * (info - self._at)
 
@@ -222,7 +223,7 @@ class _Path:
         return float(up), float(down)
 
     def critical(self, target: float) -> float:
-        """The bound whose two-sided crossing probability is the target; 0 where all paths together have less."""
+        """The bound whose two-sided crossing probability is the target; 0 if all paths together have less."""
         if sum(self.beyond(0.0)) <= target:
             return 0.0
         return float(optimize.brentq(lambda c: sum(self.beyond(c)) - target, 0.0, UNREACHABLE, xtol=1e-12))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import rankdata
 
-#: What is printed in place of a metric that needs clicks and non-clicks and has rows of one kind.
+#: Printed in place of a metric that needs clicks and non-clicks when only one of them occurs.
 UNDEFINED = "not defined (one class)"
 ECE_BINS = 15  # equal-mass bins of every calibration figure
 
@@ -16,8 +16,8 @@ ECE_BINS = 15  # equal-mass bins of every calibration figure
 def auc(label: np.ndarray, score: np.ndarray) -> float:
     """Probability that a click scores above a non-click; nan with one class only.
 
-    ``scipy.stats.mannwhitneyu`` has it up to a factor, and a p-value with it: equal to 1e-12 by test, and measured in
-    CPU time 8 times slower on 1,000 rows, 1.1 times on a million; it has no groups.
+    ``scipy.stats.mannwhitneyu`` computes the same up to a factor, and a p-value: equal to 1e-12 by test, 8 times slower in
+    CPU time on 1,000 rows and 1.1 times on a million; it does not support groups.
     """
     value = _grouped_auc(label, score, np.zeros(len(label), np.int64), 1)[0]
     return float(value[0])
@@ -30,14 +30,14 @@ def logloss(label: np.ndarray, logit: np.ndarray) -> float:
 
 def row_logloss(label: np.ndarray, logit: np.ndarray) -> np.ndarray:
     """Negative log likelihood of every row in nats."""
-    z = np.asarray(logit, np.float64)  # a mean over many float32 rows loses digits
+    z = np.asarray(logit, np.float64)  # a mean over many float32 rows loses precision
     return np.logaddexp(0.0, z) - label * z
 
 
 def group_auc(label: np.ndarray, score: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """AUC of every group [G] (nan with one class) and its number of rows [G].
 
-    One sort for all groups; ``scipy.stats.mannwhitneyu`` called for each takes 0.8 ms a group, equal to 1e-12 by test.
+    One sort for all groups; ``scipy.stats.mannwhitneyu`` called for each takes 0.8 ms per group, equal to 1e-12 by test.
     """
     return _grouped_auc(label, score, group, int(group.max(initial=-1)) + 1)
 
@@ -50,12 +50,12 @@ def gauc(label: np.ndarray, score: np.ndarray, group: np.ndarray) -> float:
 
 
 def calibration_bins(label: np.ndarray, p: np.ndarray, num_bins: int = ECE_BINS) -> np.ndarray:
-    """Bin [R] of every row: equal mass by rank, equal predictions always together."""
+    """Bin [R] of every row: equal mass by rank, with equal predictions in the same bin."""
     return np.minimum(((rankdata(p) - 0.5) / len(p) * num_bins).astype(np.int64), num_bins - 1)
 
 
 def reliability_curve(label: np.ndarray, p: np.ndarray, num_bins: int = ECE_BINS) -> list[dict[str, float]]:
-    """Mean prediction, click rate and rows of every bin that holds rows, lowest first."""
+    """Mean prediction, click rate and rows of every non-empty bin, lowest first."""
     bins = calibration_bins(label, p, num_bins)
     rows = np.bincount(bins, minlength=num_bins)
     predicted = np.bincount(bins, weights=p, minlength=num_bins)

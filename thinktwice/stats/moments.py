@@ -5,7 +5,7 @@ Two levels, because a unit's rows are not independent evidence:
 * :class:`UnitSums`: K sums (clicks, impressions, ...) of every unit. Days, hours and parts of a log add **by unit**.
 * :class:`Moments`: number of units, means and centred cross products of these sums. Shards of **disjoint units** add.
 
-Every estimate of this package is computed from :class:`Moments`, so an analysis of any size fits in K + K² numbers an arm.
+Every estimate of this package is computed from :class:`Moments`, so an analysis of any size needs only K + K² numbers per arm.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class UnitSums:
         values = np.asarray(values, np.float64)
         if values.ndim != 2 or values.shape != (len(unit), len(names)):
             raise ValueError(f"values must be [{len(unit)}, {len(names)}] (rows, names), not {list(values.shape)}")
-        keys, place = np.unique(unit, return_inverse=True)
+        keys, position = np.unique(unit, return_inverse=True)
         sums = np.empty((len(keys), len(names)))
         for k in range(len(names)):
-            sums[:, k] = np.bincount(place, weights=values[:, k], minlength=len(keys))
+            sums[:, k] = np.bincount(position, weights=values[:, k], minlength=len(keys))
         return cls(tuple(names), keys, sums)
 
     def __add__(self, other: UnitSums) -> UnitSums:
-        """Add by unit; a unit that one side lacks counts as zeros there."""
-        _same(self.names, other.names)
+        """Add by unit; a unit missing on one side counts as zeros."""
+        _check_same_names(self.names, other.names)
         unit = np.concatenate([self.unit, other.unit])
         return UnitSums.of_rows(self.names, unit, np.concatenate([self.values, other.values]))
 
@@ -71,7 +71,7 @@ class Moments:
 
     @classmethod
     def of(cls, names: Sequence[str], values: np.ndarray) -> Moments:
-        """Moments of values [N, K], one row a unit."""
+        """Moments of values [N, K], one row per unit."""
         values = np.asarray(values, np.float64)
         if values.ndim != 2 or values.shape[1] != len(names):
             raise ValueError(f"values must be [units, {len(names)}], not {list(values.shape)}")
@@ -88,7 +88,7 @@ class Moments:
 
     def __add__(self, other: Moments) -> Moments:
         """Moments of the union of two disjoint sets of units (Chan, Golub and LeVeque 1983: no cancellation)."""
-        _same(self.names, other.names)
+        _check_same_names(self.names, other.names)
         if not self.num_units or not other.num_units:
             return other if not self.num_units else self
         n = self.num_units + other.num_units
@@ -98,10 +98,10 @@ class Moments:
         return Moments(self.names, n, mean, self.scatter + other.scatter + between)
 
     def column(self, name: str) -> int:
-        """Place of a sum.
+        """Index of a sum.
 
         Raises:
-            ValueError: there is no such sum.
+            ValueError: the sum does not exist.
         """
         if name not in self.names:
             raise ValueError(f"no sum {name!r}; there are {', '.join(self.names)}")
@@ -139,6 +139,6 @@ class Moments:
         return cls(names, int(content["num_units"]), mean, scatter)
 
 
-def _same(mine: tuple[str, ...], others: tuple[str, ...]) -> None:
-    if mine != others:
-        raise ValueError(f"cannot add sums of {', '.join(mine)} and of {', '.join(others)}")
+def _check_same_names(left: tuple[str, ...], right: tuple[str, ...]) -> None:
+    if left != right:
+        raise ValueError(f"cannot add sums of {', '.join(left)} and of {', '.join(right)}")

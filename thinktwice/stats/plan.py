@@ -1,8 +1,8 @@
-"""How long must an experiment run, and what can it find?
+"""Planning of experiments: required length and detectable effects.
 
-Everything follows from one number per method: the *drift* that its boundaries catch with the wanted power, times the standard error
-that the log promises at the horizon. The inflation factor is the ratio of squared drifts: how many more units a method needs than
-one look at a fixed horizon.
+Everything follows from one number per method: the *drift* that its boundaries detect with the required power, times the
+standard error expected at the horizon from the log. The inflation factor is the ratio of squared drifts: the units a
+method needs relative to one look at a fixed horizon.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TUNED = 1.0  # share of the horizon at which a planned sequence is tightest
 
 @dataclass(frozen=True)
 class Horizon:
-    """What a log promises for an experiment of so many days.
+    """Expected data of an experiment of a number of days, from a log.
 
     Attributes:
         days: length.
@@ -43,13 +43,13 @@ class Horizon:
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """What an experiment of one length can find.
+    """The effects that an experiment of one length can detect.
 
     Attributes:
         units_per_arm: enrolled units of each arm.
-        minimum_detectable: absolute effect found with the wanted power.
+        minimum_detectable: absolute effect detected with the required power.
         relative: the same as a share of the baseline's magnitude; nan with a baseline of 0.
-        power: to find the effect asked for; None when none was asked for.
+        power: power to detect the requested effect; None if no effect was requested.
         inflation: units needed by the method over those needed by a fixed horizon.
     """
 
@@ -66,12 +66,12 @@ def horizon_of(days: int, moments: Moments, metric: Metric) -> Horizon:
     """A horizon from moments of the first ``days`` days of a log.
 
     Raises:
-        ValueError: the log holds no usable metric.
+        ValueError: the metric cannot be estimated from the log.
     """
-    found = arm_estimate(moments, metric)
-    if found.flags or found.se == 0:
-        raise ValueError(f"the log cannot plan {metric.numerator}: {', '.join(found.flags) or 'zero_variance'}")
-    return Horizon(days, found.num_units, found.value, found.se**2 * found.num_units)
+    estimate = arm_estimate(moments, metric)
+    if estimate.flags or estimate.se == 0:
+        raise ValueError(f"the log cannot plan {metric.numerator}: {', '.join(estimate.flags) or 'zero_variance'}")
+    return Horizon(days, estimate.num_units, estimate.value, estimate.se**2 * estimate.num_units)
 
 
 def method_boundaries(method: Method, fractions: tuple[float, ...], alpha: float) -> tuple[float, ...]:
@@ -85,18 +85,18 @@ def method_boundaries(method: Method, fractions: tuple[float, ...], alpha: float
 
 @lru_cache(maxsize=256)
 def drift(method: Method, looks: int, alpha: float, power: float) -> float:
-    """Effect in standard errors at the horizon that ``looks`` even looks find with this power."""
+    """Effect in standard errors at the horizon that ``looks`` evenly spaced looks detect with this power."""
     fractions = tuple((k + 1) / looks for k in range(looks))
     return drift_for_power(fractions, method_boundaries(method, fractions, alpha), power)
 
 
 def inflation(method: Method, looks: int, alpha: float, power: float) -> float:
-    """Units that a method needs over those of one look at a fixed horizon."""
+    """Units that a method needs relative to one look at a fixed horizon."""
     return (drift(method, looks, alpha, power) / drift("fixed", 1, alpha, power)) ** 2
 
 
 def power_of(method: Method, looks: int, alpha: float, effect_in_errors: float) -> float:
-    """Probability of finding (with its sign) an effect of so many standard errors at the horizon."""
+    """Probability of detecting (with its sign) an effect of so many standard errors at the horizon."""
     fractions = tuple((k + 1) / looks for k in range(looks))
     return float(crossing(fractions, method_boundaries(method, fractions, alpha), abs(effect_in_errors)).upper.sum())
 
@@ -114,13 +114,13 @@ def plan(
     variance_reduction: float = 0.0,
     comparisons: int | None = None,
 ) -> SamplePlan:
-    """What an experiment over this horizon can find.
+    """The plan of an experiment over this horizon.
 
     Args:
         arms: equal arms, control among them.
         coverage: share of all units that is enrolled.
-        effect: absolute effect whose power is asked for.
-        variance_reduction: share of the variance that covariates take away (from a past experiment or log).
+        effect: absolute effect whose power is computed.
+        variance_reduction: share of the variance explained by covariates (from a past experiment or log).
         comparisons: treatments or metrics that share α (Bonferroni); default all treatments.
 
     Raises:
@@ -130,23 +130,23 @@ def plan(
         raise ValueError(
             f"{arms} arms, coverage {coverage}, variance reduction {variance_reduction}: at least 2 arms and shares up to 1 are needed"
         )
-    each = int(horizon.num_units * coverage / arms)
-    if each < 2:
+    units_per_arm = int(horizon.num_units * coverage / arms)
+    if units_per_arm < 2:
         raise ValueError(
-            f"{horizon.num_units} units at coverage {coverage} leave {each} units an arm: at least 2 are needed"
+            f"{horizon.num_units} units at coverage {coverage} leave {units_per_arm} units an arm: at least 2 are needed"
         )
     level = alpha / (comparisons or arms - 1)
-    se = math.sqrt(2 * horizon.variance * (1 - variance_reduction) / each)
+    se = math.sqrt(2 * horizon.variance * (1 - variance_reduction) / units_per_arm)
     least = drift(method, looks, level, power) * se
     relative = least / abs(horizon.baseline) if horizon.baseline else float("nan")
-    found = None if effect is None else power_of(method, looks, level, effect / se)
+    achieved = None if effect is None else power_of(method, looks, level, effect / se)
     return SamplePlan(
-        horizon.days, each, horizon.baseline, least, relative, found, inflation(method, looks, level, power)
+        horizon.days, units_per_arm, horizon.baseline, least, relative, achieved, inflation(method, looks, level, power)
     )
 
 
 def days_needed(plans: Sequence[SamplePlan], effect: float) -> int | None:
-    """The shortest planned length that finds an absolute effect with the wanted power; None when none does."""
+    """The shortest planned length that detects an absolute effect with the required power; None if none does."""
     enough = [p.days for p in plans if p.minimum_detectable <= abs(effect)]
     return min(enough) if enough else None
 

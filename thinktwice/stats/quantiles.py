@@ -1,10 +1,11 @@
-"""Quantiles of a quantity (latency) from histograms that add, with intervals that know ties and repeated units.
+"""Quantiles of a quantity (latency) from additive histograms, with intervals that account for ties and repeated units.
 
-Rows go into bins of a fixed relative width, and units into a fixed number of *groups* by their hash. Counts [G, B] add over days and
-shards alike, as a unit stays in its group. How much a share varies between groups says how much chance moves it, whatever
-the rows of a unit have in common.
+Rows go into bins of a fixed relative width, and units into a fixed number of *groups* by their hash. Counts [G, B] add over
+days and shards, because a unit stays in its group. The variance of a share between groups estimates its sampling error,
+whatever the correlation of the rows of a unit.
 
-Ties: measured times are rounded, and a quantile that jumps between two values has an interval of width 0 or none that holds. So the
+Ties: measured times are rounded, and a quantile that jumps between two values has an interval of width 0 or without
+    coverage. So the
 distribution is the *mid-distribution*, F(v) - P(v)/2 at every occupied value, joined by straight lines: its quantiles are
 asymptotically normal for discrete data too (Ma, Genton and Parzen 2011). The interval inverts that of the share below the quantile
 (Woodruff 1952).
@@ -45,7 +46,7 @@ class HistogramBins:
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """Counts of rows by group of units and bin, and the sum of values of each bin. Add them freely.
+    """Counts of rows by group of units and bin, and the sum of values of each bin. Histograms can be added.
 
     Attributes:
         counts: float64 [G, B].
@@ -65,24 +66,25 @@ class Histogram:
         """Histogram of rows with a value [R] and the group [R] (0..groups-1) of their unit."""
         bins = bins or HistogramBins()
         value = np.asarray(value, np.float64)
-        good = np.isfinite(value) & (value >= 0)
-        value, group = value[good], np.asarray(group)[good]
+        valid = np.isfinite(value) & (value >= 0)
+        value, group = value[valid], np.asarray(group)[valid]
         position = bins.position(value)
         counts = np.bincount(group * bins.count + position, minlength=groups * bins.count)
         if len(counts) != groups * bins.count:
             raise ValueError(f"groups must be numbers from 0 to {groups - 1}")
         sums = np.bincount(position, weights=value, minlength=bins.count)
-        return cls(bins, counts.reshape(groups, bins.count).astype(np.float64), sums, int((~good).sum()))
+        return cls(bins, counts.reshape(groups, bins.count).astype(np.float64), sums, int((~valid).sum()))
 
     def __add__(self, other: Histogram) -> Histogram:
         if self.bins != other.bins or self.counts.shape != other.counts.shape:
-            raise ValueError("histograms of other bins or groups cannot be added")
+            raise ValueError("histograms with different bins or groups cannot be added")
         return Histogram(self.bins, self.counts + other.counts, self.sums + other.sums, self.invalid + other.invalid)
 
 
 @dataclass(frozen=True)
 class Quantile:
-    """A quantile with its interval; ``se`` is the half width over Student's quantile of the groups. Flags say why a number is missing."""
+    """A quantile with its interval; ``se`` is the half width over Student's quantile of the groups. Flags give the reason
+    for a missing number."""
 
     value: float
     low: float
@@ -93,13 +95,13 @@ class Quantile:
 
 
 def quantile(histogram: Histogram, share: float, alpha: float = 0.05) -> Quantile:
-    """The quantile below which ``share`` of the rows lie, with an interval of level 1 - ``alpha``.
+    """The quantile of a ``share`` of the rows, with an interval of level 1 - ``alpha``.
 
     Raises:
         ValueError: ``share`` or ``alpha`` is not between 0 and 1.
     """
     if not 0 < share < 1 or not 0 < alpha < 1:
-        raise ValueError(f"share {share} and alpha {alpha} must lie between 0 and 1")
+        raise ValueError(f"share {share} and alpha {alpha} must be between 0 and 1")
     rows = int(histogram.counts.sum())
     nothing = Quantile(float("nan"), float("-inf"), float("inf"), float("nan"), rows)
     if rows == 0:
@@ -133,15 +135,15 @@ def quantile(histogram: Histogram, share: float, alpha: float = 0.05) -> Quantil
 
 
 def _error_of_share(counts: np.ndarray, groups: np.ndarray, values: np.ndarray, value: float, share: float) -> float:
-    """Standard error of the mid-distribution at ``value``, from how it varies between groups (a ratio of two sums)."""
+    """Standard error of the mid-distribution at ``value``, from its variance between groups (a ratio of two sums)."""
     position = int(np.clip(np.searchsorted(values, value, side="right") - 1, 0, len(values) - 2))
-    part = (value - values[position]) / (values[position + 1] - values[position])
+    fraction = (value - values[position]) / (values[position + 1] - values[position])
     below = np.cumsum(counts, axis=1) - counts / 2  # [G, B] rows below the middle of each value
-    inside = (1 - part) * below[:, position] + part * below[:, position + 1]
-    rest = inside - share * groups
+    inside = (1 - fraction) * below[:, position] + fraction * below[:, position + 1]
+    residual = inside - share * groups
     g = len(groups)
-    return float(np.sqrt(g / (g - 1) * np.sum((rest - rest.mean()) ** 2)) / groups.sum())
+    return float(np.sqrt(g / (g - 1) * np.sum((residual - residual.mean()) ** 2)) / groups.sum())
 
 
-def _flagged(found: Quantile, flag: QuantileFlag) -> Quantile:
-    return Quantile(found.value, found.low, found.high, found.se, found.num_rows, (flag,))
+def _flagged(estimate: Quantile, flag: QuantileFlag) -> Quantile:
+    return Quantile(estimate.value, estimate.low, estimate.high, estimate.se, estimate.num_rows, (flag,))

@@ -1,12 +1,13 @@
-"""Does the split of units between arms fit the planned one? A sequential test that may be looked at any time.
+"""Sample-ratio test: whether the split of units between arms matches the planned one. It is sequential and valid at any time.
 
-Counts of units are multinomial with the planned shares p when assignment works. The Bayes factor against it with a Dirichlet
+Counts of units are multinomial with the planned shares p if assignment works. The Bayes factor against that with a Dirichlet
 prior around p of concentration k (Lindon and Malek 2022),
 
     E = Γ(k) / Γ(k + n) · Π Γ(k pᵢ + nᵢ) / Γ(k pᵢ) · Π pᵢ^(-nᵢ),
 
-is a martingale while the split is right, so P(E >= 1 / α at any time) <= α. A wide prior (small k) finds gross errors in a few
-units, a narrow one finds 50.2 / 49.8 in a million; the mean of martingales is one, so a mixture of three finds both.
+is a martingale if the split is right, so P(E >= 1 / α at any time) <= α. A wide prior (small k) detects gross errors in a
+few units, a narrow one detects 50.2 / 49.8 in a million; the mean of martingales is a martingale, so a mixture of three
+detects both.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ import numpy as np
 from scipy import special
 
 CONCENTRATIONS = ((30.0, 0.1), (1_000.0, 0.2), (30_000.0, 0.7))  # (k, weight)
-ALPHA = 0.01  # share of right splits that ever raise an alarm, at most; over 28 daily looks it is about 0.2 %
+ALPHA = 0.01  # maximum share of correct splits that ever raise an alarm; over 28 daily looks it is about 0.2 %
 
 
 @dataclass(frozen=True)
 class SampleRatio:
-    """Outcome of a look at the split.
+    """Result of one test of the split.
 
     Attributes:
         p: always-valid p-value; the smallest so far is valid too.
@@ -55,7 +56,7 @@ def sample_ratio(counts: Sequence[int], shares: Sequence[float], alpha: float = 
 
 
 def log_e_value(counts: Sequence[int], share: np.ndarray) -> float:
-    """Logarithm of the mixture martingale after these counts."""
+    """Logarithm of the mixture martingale for these counts."""
     n = np.asarray(counts, np.float64)
     parts = [math.log(weight) + log_bayes_factor(n, share, k) for k, weight in CONCENTRATIONS]
     return float(special.logsumexp(parts))

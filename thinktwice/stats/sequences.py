@@ -1,4 +1,4 @@
-"""Always-valid inference: intervals and p-values that hold at every look at once, with no horizon.
+"""Always-valid inference: intervals and p-values that are valid at all looks simultaneously, without a horizon.
 
 Asymptotic confidence sequences from the normal mixture (Robbins 1970; Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas 2021;
 for sums of independent units). With intrinsic time v = v* I / I*, I the information 1 / se² now, I* the information at which the
@@ -7,8 +7,8 @@ sequence is tightest, and z = estimate / se, the mixture martingale is
     two-sided   E = (1 + v)^(-1/2) exp(z² v / (2 (1 + v)))
     one-sided   E = 2 (1 + v)^(-1/2) exp(z² v / (2 (1 + v))) Φ(z √(v / (1 + v)))        for effects above 0
 
-and P(E >= 1 / α at any time) <= α when there is no effect. The interval is all effects that are not rejected. I* must not depend
-on later data; a fixed-horizon test is tighter at its horizon by a factor of about 1.8 in units (80 % power).
+and P(E >= 1 / α at any time) <= α when there is no effect. The interval contains all effects that are not rejected. I* must
+not depend on later data; a fixed-horizon test is tighter at its horizon by a factor of about 1.8 in units (80 % power).
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def log_e_value_above(z: float, v: float) -> float:
 
 
 def always_valid_p(z: float, relative_information: float, alpha: float) -> float:
-    """Two-sided p-value: may be looked at any time; the smallest so far is valid too.
+    """Two-sided p-value, valid at any time; the smallest so far is valid too.
 
     Args:
         z: estimate / se.
         relative_information: I / I*.
-        alpha: level for which the sequence is tuned; it does not bound the p-value's use.
+        alpha: level for which the sequence is tuned; the p-value is valid for other levels too.
     """
     return min(1.0, math.exp(-log_e_value(z, _time(relative_information, alpha))))
 
@@ -78,4 +78,4 @@ def _time(relative_information: float, alpha: float) -> float:
 
 def _level(alpha: float) -> None:
     if not 0 < alpha < 1:
-        raise ValueError(f"alpha is {alpha}; it must lie between 0 and 1")
+        raise ValueError(f"alpha is {alpha}; it must be between 0 and 1")

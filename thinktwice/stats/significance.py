@@ -1,5 +1,5 @@
-"""Is a difference more than chance? Everything is paired (both models on the same rows) and clustered by user: the rows of
-one user are not independent evidence.
+"""Significance of differences. Everything is paired (both models on the same rows) and clustered by user, because the rows
+of one user are not independent.
 
 Shapes: R rows; ``cluster`` [R] holds codes 0..G-1 (see :func:`clusters_of`).
 """
@@ -15,12 +15,12 @@ from scipy import stats
 from thinktwice.stats.metrics import calibration_bins, group_auc, row_logloss
 
 REPLICATES = 1000
-_CHUNK_CELLS = 4_000_000  # replicate weights held at once
+_CHUNK_CELLS = 4_000_000  # replicate weights in memory at once
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its confidence interval. ``significant`` says that the interval excludes 0."""
+    """An estimate and its confidence interval. ``significant``: the interval excludes 0."""
 
     value: float
     low: float
@@ -28,7 +28,7 @@ class Interval:
 
     @property
     def bounded(self) -> bool:
-        """False with fewer than two clusters: nothing then says how far chance reaches."""
+        """False with fewer than two clusters: the sampling error is then unknown."""
         return math.isfinite(self.low) and math.isfinite(self.high)
 
     @property
@@ -42,7 +42,7 @@ class Interval:
 
 
 def clusters_of(user: np.ndarray) -> np.ndarray:
-    """Cluster codes [R] of users [R]; a row without a user (-1) stands alone."""
+    """Cluster codes [R] of users [R]; a row without a user (-1) is its own cluster."""
     unknown = user < 0
     codes = np.unique(user, return_inverse=True)[1].astype(np.int64)
     codes[unknown] = codes.max(initial=0) + 1 + np.arange(int(unknown.sum()))
@@ -78,7 +78,7 @@ def auc_interval(label: np.ndarray, score: np.ndarray, cluster: np.ndarray, conf
 
 
 def clustered_error(influence: np.ndarray, cluster: np.ndarray) -> float:
-    """Standard error of an estimate from what every row adds to its error [R]; infinite with fewer than two clusters.
+    """Standard error of an estimate from the contribution of every row to its error [R]; infinite with fewer than two clusters.
 
     For a paired mean it is ``(difference - mean) / R``, for a paired AUC the difference of two :func:`auc_influence`.
     """
@@ -88,12 +88,12 @@ def clustered_error(influence: np.ndarray, cluster: np.ndarray) -> float:
 
 
 def auc_influence(label: np.ndarray, score: np.ndarray) -> tuple[float, np.ndarray]:
-    """AUC and what every row adds to its error [R] (DeLong's structural components, centred and scaled to sum)."""
+    """AUC and the contribution of every row to its error [R] (DeLong's structural components, centred and scaled to sum)."""
     positive = label > 0.5
     m, n = int(positive.sum()), int((~positive).sum())
     ranks = stats.rankdata(score)
     influence = np.empty(len(label))
-    # Share of the other class below a row: its rank among all minus its rank within its class.
+    # Share of the other class below a row: its rank among all rows minus its rank within its class.
     influence[positive] = (ranks[positive] - stats.rankdata(score[positive])) / n
     influence[~positive] = 1.0 - (ranks[~positive] - stats.rankdata(score[~positive])) / m
     area = float(influence[positive].mean())
@@ -115,10 +115,10 @@ def bootstrap_differences(
 ) -> dict[tuple[str, str], dict[str, Interval]]:
     """Percentile intervals of the differences (second minus first) of logloss, gauc and ece, by a Poisson bootstrap of users.
 
-    All columns share the drawn users, so differences are paired. ECE keeps the bins of the full sample.
+    All columns share the drawn users, so differences are paired. ECE uses the bins of the full sample.
 
     Returns:
-        (first, second) -> metric -> interval, unbounded with one user; gauc is left out when no user has both classes.
+        (first, second) -> metric -> interval, unbounded with one user; gauc is omitted if no user has both classes.
     """
     groups = int(cluster.max()) + 1
     names = list(logits)
@@ -128,8 +128,8 @@ def bootstrap_differences(
         sums.append(np.bincount(cluster, weights=row_logloss(label, logits[name]), minlength=groups)[:, None])
     for name in names:
         area, size = group_auc(label, logits[name], cluster)
-        both = ~np.isnan(area)
-        sums.append(np.stack([np.where(both, area, 0) * size * both, size * both], axis=1))
+        mixed = ~np.isnan(area)
+        sums.append(np.stack([np.where(mixed, area, 0) * size * mixed, size * mixed], axis=1))
     num_bins = 15
     for name in names:
         cell = cluster * num_bins + calibration_bins(label, probabilities[name], num_bins)
@@ -141,17 +141,17 @@ def bootstrap_differences(
 
     def statistics(totals: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
         out: dict[str, dict[str, np.ndarray]] = {"logloss": {}, "gauc": {}, "ece": {}}
-        at = 1
-        drawn_rows = np.where(totals[:, 0] > 0, totals[:, 0], np.nan)  # of few users, none may be drawn
-        for place, name in enumerate(names):
-            out["logloss"][name] = totals[:, at + place] / drawn_rows
-        at += len(names)
+        offset = 1
+        drawn_rows = np.where(totals[:, 0] > 0, totals[:, 0], np.nan)  # with few users, none may be drawn
+        for index, name in enumerate(names):
+            out["logloss"][name] = totals[:, offset + index] / drawn_rows
+        offset += len(names)
         for name in names:
-            out["gauc"][name] = totals[:, at] / np.where(totals[:, at + 1] > 0, totals[:, at + 1], np.nan)
-            at += 2
+            out["gauc"][name] = totals[:, offset] / np.where(totals[:, offset + 1] > 0, totals[:, offset + 1], np.nan)
+            offset += 2
         for name in names:
-            out["ece"][name] = np.abs(totals[:, at : at + num_bins]).sum(axis=1) / drawn_rows
-            at += num_bins
+            out["ece"][name] = np.abs(totals[:, offset : offset + num_bins]).sum(axis=1) / drawn_rows
+            offset += num_bins
         return out
 
     measured, replicated = statistics(full), statistics(drawn)
@@ -162,7 +162,7 @@ def bootstrap_differences(
             value = float(measured[metric][second][0] - measured[metric][first][0])
             if np.isnan(value):
                 continue
-            if groups < 2:  # every draw is the same user: nothing says how far chance reaches
+            if groups < 2:  # every draw is the same user: the sampling error is unknown
                 result[first, second][metric] = Interval(value, float("-inf"), float("inf"))
                 continue
             low, high = np.nanquantile(replicated[metric][second] - replicated[metric][first], [0.025, 0.975])

@@ -1,4 +1,5 @@
-"""Does a trigger find the rows that a second opinion helps? The gain, row after row, in the order of its signal."""
+"""Uplift curves: whether a trigger finds the rows that a second opinion improves. The gain is accumulated in the order of
+its signal."""
 
 from __future__ import annotations
 
@@ -10,11 +11,11 @@ from thinktwice.stats.significance import REPLICATES, Interval, replicated_sums
 
 
 def uplift_curve(signal: np.ndarray, change: np.ndarray, points: int = 20) -> tuple[np.ndarray, np.ndarray]:
-    """Mean change of logloss over all R rows when a share of them gets the second opinion, the largest signal first.
+    """Mean change of logloss over all R rows if a share of them gets the second opinion, largest signal first.
 
     Args:
-        signal: [R] of the trigger.
-        change: [R] of a row's logloss when it gets the second opinion (below 0 is better).
+        signal: [R] signal of the trigger.
+        change: [R] change of a row's logloss by the second opinion (below 0 is better).
 
     Returns:
         shares [points + 1] from 0 to 1, and the mean change [points + 1] at each of them.
@@ -26,8 +27,8 @@ def uplift_curve(signal: np.ndarray, change: np.ndarray, points: int = 20) -> tu
 
 
 def area(curve: tuple[np.ndarray, np.ndarray]) -> float:
-    """Area between the straight line to the end of the curve (rows chosen by chance) and the curve, as a share of what
-    the end is: above 0 where the signal finds the rows that gain most. 0 where the end is 0."""
+    """Area between the straight line to the end of the curve (rows chosen by chance) and the curve, as a share of the
+    curve's end: above 0 if the signal finds the rows that gain most. 0 if the end is 0."""
     shares, change = curve
     if change[-1] == 0:
         return 0.0
@@ -36,7 +37,7 @@ def area(curve: tuple[np.ndarray, np.ndarray]) -> float:
 
 @dataclass(frozen=True)
 class Band:
-    """How far chance moves an uplift curve: bounds [points + 1] at its shares, and the interval of its area."""
+    """Confidence band of an uplift curve: bounds [points + 1] at its shares, and the interval of its area."""
 
     low: np.ndarray
     high: np.ndarray
@@ -55,9 +56,9 @@ def uplift_band(
 ) -> Band:
     """Percentile band of :func:`uplift_curve`, pointwise, by a Poisson bootstrap of the clusters (users).
 
-    The thresholds of the signal stay those of the full sample. As drawn users have other shares of their rows above
-    them, a drawn curve is read between its points. The area is not a share of the curve's end, which may come near 0,
-    but in nats: :func:`area` times the size of that end, the mean gain over chance.
+    The thresholds of the signal are those of the full sample. As drawn users have different shares of rows above them, a
+    drawn curve is interpolated between its points. The area is not a share of the curve's end, which may be near 0, but in
+    nats: :func:`area` times the size of that end, the mean gain over chance.
 
     Args:
         signal, change: [R], see :func:`uplift_curve`.
@@ -65,19 +66,19 @@ def uplift_band(
     """
     shares, reached = uplift_curve(signal, change, points)
     rows, groups = len(change), int(cluster.max()) + 1
-    place = np.empty(rows, np.int64)
-    place[np.argsort(-signal, kind="stable")] = np.arange(rows)
+    rank = np.empty(rows, np.int64)
+    rank[np.argsort(-signal, kind="stable")] = np.arange(rows)
     cuts = np.round(shares * rows).astype(np.int64)
-    cell = cluster * points + np.searchsorted(cuts, place, side="right") - 1
+    cell = cluster * points + np.searchsorted(cuts, rank, side="right") - 1
     table = np.stack([np.bincount(cell, w, minlength=groups * points) for w in (None, change)])
     table = table.reshape(2, groups, points).transpose(1, 0, 2).reshape(groups, 2 * points).astype(np.float64)
     drawn = replicated_sums(table, seed, replicates)
     drawn = drawn[drawn[:, :points].sum(axis=1) > 0]
     zero = np.zeros((len(drawn), 1))
     total = drawn[:, :points].sum(axis=1, keepdims=True)
-    at = np.concatenate([zero, np.cumsum(drawn[:, :points], axis=1) / total], axis=1)
+    share = np.concatenate([zero, np.cumsum(drawn[:, :points], axis=1) / total], axis=1)
     value = np.concatenate([zero, np.cumsum(drawn[:, points:], axis=1) / total], axis=1)
-    curves = np.stack([np.interp(shares, x, y) for x, y in zip(at, value, strict=True)])
+    curves = np.stack([np.interp(shares, x, y) for x, y in zip(share, value, strict=True)])
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     low, high = np.quantile(curves, tails, axis=0)
     gains = np.trapezoid(shares * curves[:, -1:] - curves, shares, axis=1)

@@ -1,1 +1,1 @@
-"""Rules of a log, the split into clean and quarantined rows, and the profile. Knows no Great Expectations."""
+"""Rules of a log, the split into clean and quarantined rows, and the profile. Independent of Great Expectations."""

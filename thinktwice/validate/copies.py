@@ -1,4 +1,4 @@
-"""Finds later copies of a row. Two rows are copies when they are equal in every column, named by the schema or not."""
+"""Detection of later copies of a row. Two rows are copies if they are equal in every column, named by the schema or not."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Hashes = npt.NDArray[np.uint64]
 
 
 def later_copies(source: RawRows, first: Hashes, second: Hashes) -> npt.NDArray[np.bool_]:
-    """[R] whether an equal row stands before, by two hashes [R] of the named columns of each row.
+    """[R] whether an equal row comes earlier, by two hashes [R] of the named columns of each row.
 
-    The other columns, which may be of any type, are read for rows alone that are equal in the named ones.
+    The other columns, which may have any type, are read only for rows that are equal in the named ones.
     """
     candidates = repeated(first, second)
     if candidates.any() and source.unnamed:
@@ -46,10 +46,10 @@ def repeated(first: Hashes, second: Hashes) -> npt.NDArray[np.bool_]:
     """Rows whose hashes occur more than once."""
     order = np.lexsort((second, first))
     equal = (first[order][1:] == first[order][:-1]) & (second[order][1:] == second[order][:-1])
-    found = np.zeros(len(first), dtype=bool)
-    found[order[1:][equal]] = True
-    found[order[:-1][equal]] = True
-    return found
+    marked = np.zeros(len(first), dtype=bool)
+    marked[order[1:][equal]] = True
+    marked[order[:-1][equal]] = True
+    return marked
 
 
 def _hashes(array: pa.Array) -> Hashes:
@@ -60,10 +60,10 @@ def _hashes(array: pa.Array) -> Hashes:
     if isinstance(kind, pa.BaseExtensionType):
         return _hashes(array.storage)
     if pt.is_struct(kind):
-        found = _valid(array)
+        hashes = _valid(array)
         for child in array.flatten():
-            found = mix(found ^ _hashes(child))
-        return found
+            hashes = mix(hashes ^ _hashes(child))
+        return hashes
     if pt.is_map(kind):
         offsets = array.offsets.to_numpy()
         entries = pa.StructArray.from_arrays([array.keys, array.items], ["key", "value"])
@@ -78,12 +78,12 @@ def _hashes(array: pa.Array) -> Hashes:
 
 
 def _hashes_of_lists(array: pa.Array, values: pa.Array, sizes: npt.NDArray[Any]) -> Hashes:
-    """``values`` are the elements of all lists, one list after the other; ``sizes`` [n] how many each has."""
+    """``values``: the concatenated elements of all lists; ``sizes`` [n]: number of elements of each list."""
     parents = np.repeat(np.arange(len(sizes)), sizes)
     positions = np.arange(len(parents)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    found = _valid(array) + sizes.astype(np.uint64)
-    np.add.at(found, parents, mix(_hashes(values) + positions.astype(np.uint64)))
-    return mix(found)
+    hashes = _valid(array) + sizes.astype(np.uint64)
+    np.add.at(hashes, parents, mix(_hashes(values) + positions.astype(np.uint64)))
+    return mix(hashes)
 
 
 def _valid(array: pa.Array) -> Hashes:

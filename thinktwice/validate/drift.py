@@ -14,16 +14,16 @@ import polars as pl
 TOP_VALUES = 20
 OTHER = "other values"
 MISSING = "missing"
-PRIOR_WEIGHT = 20.0  # rows of prior click rate that a value starts with
+PRIOR_WEIGHT = 20.0  # weight, in rows, of the prior click rate of a value
 
 
 def hashed(value: str) -> str:
-    """How a value that identifies a user is shown to people: the same value always reads the same, and nothing more."""
+    """Display form of a value that identifies a user: a hash, equal for equal values."""
     return "#" + hashlib.sha256(f"thinktwice:{value}".encode()).hexdigest()[:8]
 
 
 class ValueBins(NamedTuple):
-    """How the values of a field fall into bins: the most frequent values of a reference, all others, missing.
+    """Bins of a field's values: the most frequent values of a reference, all others, missing.
 
     ``values`` are raw values (categoricals) or bin numbers (numbers, then ``edges`` are their inner borders).
     """
@@ -41,7 +41,7 @@ class ValueBins(NamedTuple):
         return cls(tuple(top["value"].to_list()), None)
 
     def labels(self) -> list[str]:
-        """What to write under each bin."""
+        """The label of each bin."""
         if self.edges is None:
             names = [str(v) for v in self.values]
         elif len(self.edges):
@@ -52,11 +52,11 @@ class ValueBins(NamedTuple):
 
     def to_json(self, counts: pl.DataFrame, *, secret: bool) -> dict[str, Any]:
         """The bins with the shares of ``counts`` in them; values that identify users are hashed."""
-        found = bin_counts(counts, self)
+        row_counts = bin_counts(counts, self)
         values = [hashed(v) for v in self.values] if secret else list(self.values)
         edges = None if self.edges is None else [float(e) for e in self.edges]
-        shares = (found / max(1, found.sum())).tolist()
-        return {"values": values, "edges": edges, "shares": shares, "rows": int(found.sum())}
+        shares = (row_counts / max(1, row_counts.sum())).tolist()
+        return {"values": values, "edges": edges, "shares": shares, "rows": int(row_counts.sum())}
 
     @classmethod
     def of_json(cls, value: dict[str, Any]) -> tuple[ValueBins, np.ndarray, int]:
@@ -68,19 +68,19 @@ class ValueBins(NamedTuple):
 def bin_counts(counts: pl.DataFrame, bins: ValueBins) -> np.ndarray:
     """Rows per bin [len(values) + 2] of the groups (value, ..., n): each value, all others, missing."""
     position = {value: i for i, value in enumerate(bins.values)}
-    other, missing = len(position), len(position) + 1
+    other_bin, missing_bin = len(position), len(position) + 1
     by_value = counts.group_by("value").agg(pl.col("n").sum())
     out = np.zeros(len(position) + 2)
     known = by_value.filter(pl.col("value").is_in(list(position))) if position else by_value.clear()
     for value, n in known.iter_rows():
         out[position[value]] += n
-    out[missing] = int(by_value.filter(pl.col("value").is_null())["n"].sum())
-    out[other] = int(by_value["n"].sum()) - out[:other].sum() - out[missing]
+    out[missing_bin] = int(by_value.filter(pl.col("value").is_null())["n"].sum())
+    out[other_bin] = int(by_value["n"].sum()) - out[:other_bin].sum() - out[missing_bin]
     return out
 
 
 def psi(reference: np.ndarray, now: np.ndarray) -> float | None:
-    """Population stability index of two arrays of counts [bins]; half a row is added everywhere. None without rows."""
+    """Population stability index of two arrays of counts [bins]; half a row is added to every bin. None without rows."""
     if reference.sum() == 0 or now.sum() == 0:
         return None
     p = (reference + 0.5) / (reference + 0.5).sum()
@@ -97,9 +97,10 @@ def ks(reference: np.ndarray, now: np.ndarray) -> float | None:
 
 
 def single_field_auc(counts: pl.DataFrame) -> tuple[float | None, int]:
-    """AUC of the smoothed click rate per value, learned from even rows, on odd rows; and the smaller class among the odd.
+    """AUC of the smoothed click rate per value, learned from even rows and measured on odd rows, and the number of odd rows
+    of the smaller class.
 
-    ``counts``: groups (value, parity, n, clicks). A copy of the label gives 1; None where the odd rows have one class.
+    ``counts``: groups (value, parity, n, clicks). A copy of the label gives 1; None if the odd rows have one class.
     """
     halves = counts.group_by("value", "parity").agg(pl.col("n", "clicks").sum())
     fitted = halves.filter(~pl.col("parity")).select("value", "n", "clicks")

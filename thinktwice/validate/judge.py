@@ -1,4 +1,4 @@
-"""Which rules a validated log breaks: the decisions of the pipeline's validation step, without Great Expectations.
+"""Rules broken by a validated log: the decisions of the pipeline's validation step, without Great Expectations.
 
 The pipeline reads the clean rows a second time with Great Expectations and writes a report; both apply the same catalogue
 (:mod:`thinktwice.validate.rules`), and a test compares their findings.
@@ -20,14 +20,14 @@ class BrokenRule(Frozen):
 
     rule: str
     severity: Severity
-    sentence: str  # what was expected, and what was found
+    sentence: str  # the expected and the actual value
 
 
 def broken_rules(split: SplitResult, profile: LogProfile, schema: LogSchema) -> tuple[BrokenRule, ...]:
     """The rules that a log breaks, critical ones first.
 
     Args:
-        split: what became of its rows.
+        split: result of splitting its rows.
         profile: of the clean rows.
     """
     out: list[BrokenRule] = []
@@ -46,22 +46,22 @@ def broken_rules(split: SplitResult, profile: LogProfile, schema: LogSchema) -> 
         if rows := split.notes.get(note.id, 0):
             sentence = f"{rows:,} clean rows break it: {note.description}"
             out.append(BrokenRule(rule=note.id, severity=note.severity, sentence=sentence))
-    out += [found for rule in profile_rules() if (found := _profile_rule(rule, profile.table)) is not None]
+    out += [rule_broken for rule in profile_rules() if (rule_broken := _profile_rule(rule, profile.table)) is not None]
     order = ("critical", "warning", "info")
-    return tuple(sorted(out, key=lambda found: order.index(found.severity)))
+    return tuple(sorted(out, key=lambda rule_broken: order.index(rule_broken.severity)))
 
 
 def _profile_rule(rule: ProfileRule, table: pl.DataFrame) -> BrokenRule | None:
     column = pl.col(rule.column)
     low = pl.lit(False) if rule.minimum is None else column < rule.minimum
     high = pl.lit(False) if rule.maximum is None else column > rule.maximum
-    bad = table.filter(column.is_not_null() & (low | high))
-    if not bad.height:
+    violations = table.filter(column.is_not_null() & (low | high))
+    if not violations.height:
         return None
-    worst = bad.sort((column - (rule.minimum if rule.maximum is None else rule.maximum)).abs(), descending=True).row(
-        0, named=True
-    )
+    worst = violations.sort(
+        (column - (rule.minimum if rule.maximum is None else rule.maximum)).abs(), descending=True
+    ).row(0, named=True)
     bounds = (("at least", rule.minimum), ("at most", rule.maximum))
-    wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
-    sentence = f"expected that {rule.description} ({wanted}), found {worst[rule.column]:.4g} for {worst['feature']}"
+    limits = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+    sentence = f"expected that {rule.description} ({limits}), found {worst[rule.column]:.4g} for {worst['feature']}"
     return BrokenRule(rule=rule.id, severity=rule.severity, sentence=sentence)

@@ -1,8 +1,8 @@
-"""Reads the source columns of a raw log into canonical columns, and marks which rule each row breaks.
+"""Parsing of the source columns of a raw log into canonical columns, and of the rules that each row breaks.
 
-A chunk of rows goes through twice: :func:`read_columns` reads every column that the schema names, once for each use of it (as text, as
-a number, as a time, ...), by the rules of :mod:`thinktwice.schema`; the rest is one polars selection over what was read. No Python
-loop sees a row.
+A chunk of rows is processed twice: :func:`read_columns` reads every column that the schema names, once for each use (as
+text, number, time, ...), by the rules of :mod:`thinktwice.schema`; the rest is one polars selection over the result.
+There is no Python loop over rows.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ _MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 
 
 def broken(rule: Rule) -> str:
-    """Name of the boolean column that says whether a row breaks ``rule``. No field name can start with '!'."""
+    """Name of the boolean column with whether a row breaks ``rule``. No field name can start with '!'."""
     return f"!{rule.id}"
 
 
 def read_columns(schema: LogSchema, rows: pa.RecordBatch) -> pl.DataFrame:
     """Every source column that the schema names, read once for each use of it, with the columns that ingest added.
 
-    Numbers are float64, texts strings, vectors lists of float32, times int64 microseconds; null where the value is missing or is
-    nothing of that kind. No other column of ``rows`` is looked at.
+    Numbers are float64, texts strings, vectors lists of float32, times int64 microseconds; null if the value is missing or
+    not of that kind. Other columns of ``rows`` are ignored.
     """
     out = {ROW_ID: as_series(rows.column(ROW_ID))}
-    if schema.time.column is None:  # format "order": one second a row
+    if schema.time.column is None:  # format "order": one second per row
         micros = as_series(rows.column(SOURCE_ROW)).cast(pl.Int64) * 1_000_000
         moment = Instants(micros, pl.repeat(False, len(micros), eager=True))
     else:
@@ -54,13 +54,13 @@ def read_columns(schema: LogSchema, rows: pa.RecordBatch) -> pl.DataFrame:
     for use, column in dict.fromkeys(_uses(schema)):
         values = _plain(rows.column(column))
         out[_name(_MISSING, column)] = missing(values)
-        for found, series in _READERS[use](values):
-            out[_name(found, column)] = series
+        for measure, series in _READERS[use](values):
+            out[_name(measure, column)] = series
     return pl.DataFrame({name: values.rename(name) for name, values in out.items()})
 
 
 def event_time(schema: LogSchema, rows: pa.RecordBatch) -> pl.Series:
-    """Microseconds since the epoch as int64; null where the time cannot be read or lies outside 1970 .. 2100."""
+    """Microseconds since the epoch as int64; null if the time cannot be read or is outside 1970 .. 2100."""
     only_time = schema.model_copy(
         update={"entities": Entities(), "fields": (), "vectors": (), "propensity": None, "truth": None}
     )
@@ -112,8 +112,8 @@ def clean_columns(schema: LogSchema) -> list[str]:
 
 
 def violations(rules: tuple[Rule, ...], *, as_of: datetime | None) -> list[pl.Expr]:
-    """One boolean expression per row rule over :func:`read_columns`, named by :func:`broken`. Duplicates need the whole log and are
-    not here."""
+    """One boolean expression per row rule over :func:`read_columns`, named by :func:`broken`. Duplicates need the whole log
+    and are not included."""
     out: list[pl.Expr] = []
     for rule in rules:
         if rule.check in ("splittable", "duplicate"):
@@ -148,8 +148,8 @@ def _violation(rule: Rule, as_of: datetime | None) -> pl.Expr:
     if rule.check == "vector":
         vector = read(_VECTOR)
         finite = vector.list.eval(pl.element().is_finite().fill_null(False)).list.all()
-        wrong = (vector.list.len() != int(rule.bound or 0)) | ~finite
-        return wrong | (vector.is_null() & ~read(_MISSING))
+        invalid = (vector.list.len() != int(rule.bound or 0)) | ~finite
+        return invalid | (vector.is_null() & ~read(_MISSING))
     if rule.check == "time":
         return ~pl.col(_READABLE)
     if rule.check == "window":
@@ -166,7 +166,7 @@ def _name(use: str, column: str) -> str:
 
 
 def _uses(schema: LogSchema) -> Iterator[tuple[str, str]]:
-    """What every source column is read as."""
+    """The uses of every source column."""
     yield _LABEL, schema.label.column
     ids = [entity for entity in (schema.entities.user, schema.entities.item) if entity is not None]
     fields = [field for field in schema.fields if field.derived is None]
@@ -183,21 +183,21 @@ def _plain(values: pa.Array) -> pa.Array:
 
 def _words(values: pa.Array) -> Iterator[tuple[str, pl.Series]]:
     text = spelled(values)
-    wrong = pl.select(text_is_wrong(pl.lit(text))).to_series()
+    invalid = pl.select(text_is_wrong(pl.lit(text))).to_series()
     inexact = pl.repeat(False, len(values), eager=True)
     if pa.types.is_floating(values.type):
         size = as_series(values.cast(pa.float64())).abs()
-        wrong |= size.is_infinite()
+        invalid |= size.is_infinite()
         inexact = size >= INEXACT_FROM[values.type.bit_width]
-    yield from ((_TEXT, text), (_WRONG, wrong), (_INEXACT, inexact))
+    yield from ((_TEXT, text), (_WRONG, invalid), (_INEXACT, inexact))
 
 
 def _label(values: pa.Array) -> pl.Series:
-    found = numbers(values)
+    parsed = numbers(values)
     if not holds_text(values.type):
-        return found
+        return parsed
     text = texts(values).str.strip_chars(SPACE).str.to_lowercase()
-    return pl.select(pl.when(text == "true").then(1.0).when(text == "false").then(0.0).otherwise(found)).to_series()
+    return pl.select(pl.when(text == "true").then(1.0).when(text == "false").then(0.0).otherwise(parsed)).to_series()
 
 
 def _vector(values: pa.Array) -> pl.Series:
@@ -207,15 +207,15 @@ def _vector(values: pa.Array) -> pl.Series:
         return pl.Series([None] * len(values), dtype=pl.List(pl.Float32))
     if holds_text(values.type):
         inner = texts(values).str.strip_chars("[]" + SPACE).str.split(",")
-        found = inner.list.eval(pl.element().str.strip_chars(SPACE).cast(pl.Float64, strict=False))
-        return found.cast(pl.List(pl.Float32))
+        parsed = inner.list.eval(pl.element().str.strip_chars(SPACE).cast(pl.Float64, strict=False))
+        return parsed.cast(pl.List(pl.Float32))
     if pa.types.is_fixed_size_list(values.type):
         values = values.cast(pa.list_(values.type.value_type))
     if values.type.value_type in (pa.float32(), pa.float64()):
         return as_series(values).cast(pl.List(pl.Float32))
     entries = numbers(values.values).to_arrow().cast(pa.float64())
-    made = pa.LargeListArray if pa.types.is_large_list(values.type) else pa.ListArray
-    lists = made.from_arrays(values.offsets, entries, mask=values.is_null() if values.null_count else None)
+    list_type = pa.LargeListArray if pa.types.is_large_list(values.type) else pa.ListArray
+    lists = list_type.from_arrays(values.offsets, entries, mask=values.is_null() if values.null_count else None)
     return as_series(lists).cast(pl.List(pl.Float32))
 
 
@@ -230,7 +230,7 @@ _READERS: dict[str, Callable[[pa.Array], Iterable[tuple[str, pl.Series]]]] = {
 def log_times(schema: LogSchema, values: pa.Array) -> Instants:
     """The time column of a log, read by the ``format`` of its schema."""
     kind = schema.time.format
-    if kind == "datetime" or is_time(values.type):  # the file may be better typed than the schema says
+    if kind == "datetime" or is_time(values.type):  # the file may have more specific types than the schema
         return instants(values, schema.zone)
     if kind == "yymmddhh":
         digits = spelled(values).str.strip_chars(SPACE).str.zfill(8)
@@ -239,11 +239,11 @@ def log_times(schema: LogSchema, values: pa.Array) -> Instants:
         return Instants(localized(local, schema.zone), local.is_not_null())
     unit = _MICROSECONDS[kind]
     number = numbers(values)
-    if pa.types.is_integer(values.type):  # exact, without the detour through floats
+    if pa.types.is_integer(values.type):  # exact, without conversion to float
         farthest = 2**62 // unit
         signed = _signed(values.type)
-        whole = as_series(values).cast(pl.Int64 if signed else pl.UInt64)  # a narrow type cannot hold the bounds
-        micros = whole.clip(-farthest if signed else 0, farthest).cast(pl.Int64) * unit
+        counts = as_series(values).cast(pl.Int64 if signed else pl.UInt64)  # a narrow type cannot represent the bounds
+        micros = counts.clip(-farthest if signed else 0, farthest).cast(pl.Int64) * unit
     else:
         micros = (number * unit).clip(-(2.0**62), 2.0**62).round().cast(pl.Int64)
     return Instants(micros, pl.repeat(False, len(values), eager=True))

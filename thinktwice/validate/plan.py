@@ -1,4 +1,4 @@
-"""The first pass over a raw log: which rows are copies of earlier ones, and which part of the clean log takes each row."""
+"""The first pass over a raw log: copies of earlier rows, and the part of the clean log that each row belongs to."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PART_ROWS = 1_200_000  # rows sorted at once
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """What the first pass finds of R rows."""
+    """Result of the first pass over R rows."""
 
     keys: Keys  # [R] row ids, in file order
     duplicate: npt.NDArray[np.bool_]  # [R] a later copy of a row
-    part: npt.NDArray[np.int32]  # [R] which part of the clean log a row belongs to, when it is clean
+    part: npt.NDArray[np.int32]  # [R] part of the clean log that a row belongs to if it is clean
     num_parts: int
 
 
@@ -62,13 +62,13 @@ def plan_of(source: RawRows) -> SplitPlan:
 
 
 def _only_hours(micros: pl.Series, schema: LogSchema) -> bool:
-    """Whether all times are whole hours of the clocks in the zone of the log: then equal rows are ordinary."""
+    """Whether all times are full hours in the log's time zone: then equal rows are normal."""
     known = micros.drop_nulls().to_numpy()
     return bool((schema.zone.local(known) % 3_600_000_000 == 0).all())
 
 
 def _hashable(rows: pa.RecordBatch) -> pl.DataFrame:
-    """Columns of any type in a form in which equal values have equal hashes. Text is taken as the bytes it is."""
+    """Columns of any type, converted so that equal values have equal hashes. Text is used as bytes."""
     columns = []
     for name, values in zip(rows.schema.names, rows.columns, strict=True):
         if pa.types.is_decimal256(values.type):

@@ -1,11 +1,11 @@
 """The profile table: one row per (partition, feature) of a clean log, small at any data size.
 
-Partitions are ``whole`` and up to 24 slices of whole days. What the rules judge stands in columns of its own
-(``judged_...``, ``..._from_reference``), null where there is nothing to judge, so that a rule is one plain
-"between" on one column. Judged are the whole log only: its second half against its first, and, where the profile of an
-earlier log is given, the whole against that. Slices are for people.
+Partitions are ``whole`` and up to 24 slices of whole days. The values that rules check are in separate columns
+(``judged_...``, ``..._from_reference``), null if not applicable, so that a rule is a simple range check on one column. Only
+the whole log is judged: its second half against its first and, with the profile of an earlier log, the whole log against
+that. Slices are for display.
 
-Ids and fields derived from the time are profiled, but their drift is not judged: new ids come by nature.
+Ids and fields derived from the time are profiled, but their drift is not judged, because new ids are normal.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class LogProfile(NamedTuple):
     """The profile of a log."""
 
     table: pl.DataFrame  # columns of PROFILE_SCHEMA
-    reference: dict[str, Any]  # JSON: what a later log is compared with; see `read_reference`
+    reference: dict[str, Any]  # JSON: the reference of a later log; see `read_reference`
     histograms: dict[str, dict[str, Any]]  # feature -> {labels, first, second}: shares of rows per bin in both halves
 
 
@@ -80,7 +80,7 @@ class _Feature(NamedTuple):
 
 
 def read_reference(path: Path | str) -> dict[str, Any]:
-    """Read the reference profile that an earlier run wrote. Raises DataError when it is none."""
+    """Read the reference profile that an earlier run wrote. Raises DataError if it is not one."""
     try:
         value = read_json(path)
     except (OSError, ValueError) as error:
@@ -120,11 +120,11 @@ def profile_log(clean_dir: Path | str, *, reference: Mapping[str, Any] | None = 
         counts, numbers, ids = _counts(path, base, feature)
         bins = ValueBins.of_reference(counts.filter(~pl.col("half")), ids)
         rows.extend(_rows(feature, counts, numbers, bins, labels))
-        whole = ValueBins.of_reference(counts, ids)
-        saved[feature.name] = whole.to_json(counts, secret=feature.secret)
+        value_bins = ValueBins.of_reference(counts, ids)
+        saved[feature.name] = value_bins.to_json(counts, secret=feature.secret)
         if feature.name in known:
-            _against(rows, feature, known[feature.name], path, base, widened=widened)
-        histograms[feature.name] = _histogram(feature, whole, counts)
+            _compare(rows, feature, known[feature.name], path, base, widened=widened)
+        histograms[feature.name] = _histogram(feature, value_bins, counts)
     _judge_log(rows[0], base, schema, reference)
     click_rate = float(base[LABEL].cast(pl.Float64).mean() or 0.0)  # type: ignore[arg-type]
     out = {"format": 1, "widened": False, "rows": base.height, "click_rate": click_rate, "features": saved}
@@ -182,10 +182,10 @@ def _column(path: Path, feature: _Feature) -> pl.Series:
 def _counts(
     path: Path, base: pl.DataFrame, feature: _Feature
 ) -> tuple[pl.DataFrame, pl.DataFrame | None, np.ndarray | None]:
-    """Groups (value, slice, half, parity) -> n, clicks: all the rest is derived from them.
+    """Groups (value, slice, half, parity) -> n, clicks, from which everything else is derived.
 
-    Numbers are grouped by quantile bin of the first half; their moments per slice (and the whole, slice null) and the bin edges
-    come along.
+    Numbers are grouped by quantile bin of the first half; their moments per slice (and of the whole log, slice null) and
+    the bin edges are returned too.
     """
     column = _column(path, feature)
     numbers, edges = None, None
@@ -197,8 +197,8 @@ def _counts(
             pl.col("x").max().alias("maximum"),
             pl.col("x").drop_nulls().approx_n_unique().cast(pl.Int64).alias("distinct"),
         ]
-        whole = frame.select(pl.lit(None, dtype=pl.Int8).alias("slice"), *moments)
-        numbers = pl.concat([whole, frame.group_by("slice").agg(*moments)])
+        all_rows = frame.select(pl.lit(None, dtype=pl.Int8).alias("slice"), *moments)
+        numbers = pl.concat([all_rows, frame.group_by("slice").agg(*moments)])
         known = column.head(base.height // 2 or 1).drop_nulls()
         edges = _edges(known if known.len() else column.drop_nulls())
         column = _binned(column, edges)
@@ -214,15 +214,16 @@ def _edges(known: pl.Series) -> np.ndarray:
 
 
 def _above_float32(edges: np.ndarray) -> np.ndarray:
-    """Edges that may be widened float32 numbers, moved up to the same numbers as they are read now, so that these stay below."""
+    """Edges that may be widened float32 numbers, moved up to the same numbers as read by this version, so that these stay
+    below the edge."""
     with np.errstate(over="ignore"):
         narrow = edges.astype(np.float32)
     return np.where(narrow == edges, np.maximum(edges, shortest(narrow)), edges)
 
 
 def _binned(column: pl.Series, edges: np.ndarray) -> pl.Series:
-    places = pl.Series(np.searchsorted(edges, column.fill_null(0.0).to_numpy(), side="left")).cast(pl.Int32)
-    return pl.select(pl.when(column.is_not_null()).then(places)).to_series()
+    bin_index = pl.Series(np.searchsorted(edges, column.fill_null(0.0).to_numpy(), side="left")).cast(pl.Int32)
+    return pl.select(pl.when(column.is_not_null()).then(bin_index)).to_series()
 
 
 def _rows(
@@ -237,8 +238,8 @@ def _rows(
         compared = bin_counts(part.filter(pl.col("half")) if slice_ is None else part, bins)
         row["psi"] = psi(first, compared)
         if numbers is not None:
-            same = pl.col("slice").is_null() if slice_ is None else pl.col("slice") == slice_
-            row.update(numbers.filter(same).drop("slice").row(0, named=True))
+            in_slice = pl.col("slice").is_null() if slice_ is None else pl.col("slice") == slice_
+            row.update(numbers.filter(in_slice).drop("slice").row(0, named=True))
             row["ks"] = ks(first, compared)
         out.append(row)
         if slice_ is None:
@@ -246,9 +247,9 @@ def _rows(
     return out
 
 
-def _summary(feature: _Feature, part: pl.DataFrame) -> dict[str, Any]:
-    rows, clicks = int(part["n"].sum()), int(part["clicks"].sum())
-    by_value = part.group_by("value").agg(pl.col("n").sum()).sort(["n", "value"], descending=[True, False])
+def _summary(feature: _Feature, counts: pl.DataFrame) -> dict[str, Any]:
+    rows, clicks = int(counts["n"].sum()), int(counts["clicks"].sum())
+    by_value = counts.group_by("value").agg(pl.col("n").sum()).sort(["n", "value"], descending=[True, False])
     known = by_value.drop_nulls("value")
     nulls = rows - int(known["n"].sum())
     row: dict[str, Any] = {"feature": feature.name, "kind": feature.kind, "rows": rows, "clicks": clicks}
@@ -274,7 +275,7 @@ def _judge(row: dict[str, Any], feature: _Feature, counts: pl.DataFrame, first: 
     row["null_share_change"] = abs(second[-1] / second.sum() - first[-1] / first.sum())
 
 
-def _against(
+def _compare(
     rows: list[dict[str, Any]],
     feature: _Feature,
     known: dict[str, Any],
@@ -285,7 +286,7 @@ def _against(
 ) -> None:
     """Compare the whole log with an earlier one, in the bins of the earlier one.
 
-    Earlier versions widened float32 numbers to float64 before they looked for edges, which lay on values.
+    Earlier versions widened float32 numbers to float64 before computing edges, which were values.
     """
     row = next(r for r in rows if r["feature"] == feature.name and r["partition"] == WHOLE)
     bins, shares, num_rows = ValueBins.of_json(known)
@@ -306,7 +307,7 @@ def _against(
 
 
 def _judge_log(row: dict[str, Any], base: pl.DataFrame, schema: LogSchema, reference: Mapping[str, Any] | None) -> None:
-    """Findings about the log and not about one field stand in the first row of the table."""
+    """Values of the log that do not belong to one field are in the first row of the table."""
     halves = (
         base.group_by("half").agg(pl.col(LABEL).cast(pl.Float64).mean().alias("rate"), pl.len().alias("n")).sort("half")
     )

@@ -1,7 +1,7 @@
-"""The quarantine folder: rows that broke a rule, their untouched source columns, and all the reasons.
+"""The quarantine folder: rows that broke a rule, with their unchanged source columns and all reasons.
 
 ``quarantine.parquet``  row_id, source_row, the source columns as they were, reasons list<string>, rule_set_version, run_id,
-                        ingested_at. Where the log itself has a column of one of these names, ours takes the prefix ``quarantine_``;
+                        ingested_at. If the log itself has a column of one of these names, ours gets the prefix ``quarantine_``;
                         ``quarantine.json`` says which under ``columns``.
 ``unparsable.parquet``  records that never became rows: row_id, source_row, raw, error and the same four columns.
 ``quarantine.json``     the counts and the proof; ``schema.yaml`` the schema in force.
@@ -32,7 +32,7 @@ _OWN: tuple[tuple[str, pa.DataType], ...] = (
 
 
 class Stamp(NamedTuple):
-    """What every quarantined row of one run carries."""
+    """Values written into every quarantined row of one run."""
 
     rule_set_version: str
     run_id: str
@@ -40,19 +40,19 @@ class Stamp(NamedTuple):
 
 
 def original_columns(columns: Iterable[str]) -> dict[str, str]:
-    """Our columns and the names they take beside the source columns ``columns``."""
+    """Our columns and their names, which avoid the source columns ``columns``."""
     taken = set(columns)
     names = {}
     for name, _ in _OWN:
-        own = name
-        while own in taken:
-            own = f"quarantine_{own}"
-        names[name] = own
+        unique_name = name
+        while unique_name in taken:
+            unique_name = f"quarantine_{unique_name}"
+        names[name] = unique_name
     return names
 
 
 class QuarantineWriter:
-    """Appends bad rows to ``path``; the file exists, with its columns, also when no row was bad."""
+    """Appends bad rows to ``path``; the file is created with its columns even if no row was bad."""
 
     def __init__(self, path: Path, log: Path, columns: tuple[str, ...], stamp: Stamp) -> None:
         source = read_schema(log)
@@ -82,7 +82,7 @@ class QuarantineWriter:
 
 
 def write_unparsable(source: Path, target: Path, stamp: Stamp) -> None:
-    """Carry the records that ingest could not split into columns to the quarantine."""
+    """Copy the records that ingest could not split into columns to the quarantine."""
     if source.exists():
         table = read_table(source)
         table = table.drop_columns([name for name, _ in _OWN if name in table.column_names])

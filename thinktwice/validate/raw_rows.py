@@ -1,4 +1,4 @@
-"""Reads the rows of a raw log or a quarantine: the columns that the schema names, and the others for single rows alone."""
+"""Reading of rows of a raw log or a quarantine: the columns that the schema names, and other columns for selected rows only."""
 
 from __future__ import annotations
 
@@ -83,10 +83,10 @@ class RawRows:
 def open_rows(
     log: Path, unparsable: Path, schema: LogSchema, as_of: datetime | None, own: dict[str, str] | None = None
 ) -> RawRows:
-    """Open ``log``. ``own`` are the columns that a quarantine has beside those of its rows.
+    """Open ``log``. ``own`` are the additional columns of a quarantine.
 
     Raises:
-        SchemaError: the schema does not fit the columns. DataError: the file is missing, damaged or no raw log.
+        SchemaError: the schema does not fit the columns. DataError: the file is missing, damaged or not a raw log.
     """
     with parquet_file(log) as file:
         arrow = file.schema_arrow
@@ -105,7 +105,7 @@ def open_rows(
 
 
 def parquet_file(path: Path) -> pq.ParquetFile:
-    """Open a parquet file. Raises DataError when it is missing or damaged."""
+    """Open a parquet file. Raises DataError if it is missing or damaged."""
     try:
         return open_parquet(path)
     except FileNotFoundError as error:
@@ -129,7 +129,7 @@ def _chunk_rows(num_columns: int, schema: LogSchema) -> int:
 
 
 def rows_where(batch: pa.RecordBatch, mask: npt.NDArray[np.bool_]) -> pa.RecordBatch:
-    """The rows where ``mask`` is true, with the types that they have."""
+    """The rows where ``mask`` is true, with their types."""
     try:
         return batch.filter(pa.array(mask))
     except pa.ArrowNotImplementedError:  # a type that arrow cannot filter

@@ -1,4 +1,4 @@
-"""Row ids as numbers, and the hash that proves that a set of them is conserved."""
+"""Row ids as numbers, and a hash that proves that a set of them is conserved."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Keys = npt.NDArray[np.uint64]
 
 
 def row_keys(row_ids: pl.Series, *, where: str) -> Keys:
-    """Row ids as numbers. Raises DataError when one is not 16 hex digits."""
+    """Row ids as numbers. Raises DataError if one is not 16 hex digits."""
     if row_ids.len() and not bool((row_ids.str.len_bytes() == 16).fill_null(False).all()):
         raise DataError(f"{where}: {ROW_ID} must be 16 hex digits in every row; ingest the log again")
     try:

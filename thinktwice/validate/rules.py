@@ -1,4 +1,4 @@
-"""The rule catalogue: what a row, and a log as a whole, must be. Derived from the schema of the log, and from nothing else.
+"""The rule catalogue: requirements on rows and on a log as a whole, derived only from the schema of the log.
 
 Row rules decide which rows are clean (:mod:`thinktwice.validate.split`); profile rules judge the log as a whole on its
 profile table (:mod:`thinktwice.validate.profile`). The same catalogue generates the Great Expectations suites.
@@ -37,7 +37,7 @@ Check = Literal[
     "zoneless",
 ]
 
-#: How the source writes the time, by ``time.format``.
+#: Forms of the time in the source, by ``time.format``.
 _TIME_FORMS = {
     "s": "Unix seconds",
     "ms": "Unix milliseconds",
@@ -46,12 +46,12 @@ _TIME_FORMS = {
     "yymmddhh": "two digits each of year, month, day and hour",
 }
 
-MIN_JUDGED_ROWS = 1_000  # fewer rows in a slice give only noise in PSI and KS
-MIN_JUDGED_LABELS = 50  # clicks and non-clicks that a single-field AUC needs before anyone believes it
+MIN_JUDGED_ROWS = 1_000  # with fewer rows in a slice PSI and KS are only noise
+MIN_JUDGED_LABELS = 50  # clicks and non-clicks required for a single-field AUC
 
 
 class Rule(Frozen):
-    """One row rule. ``column`` is the canonical column it reads, ``source`` the column of the raw log; ``fix`` is what a user
+    """One row rule. ``column`` is the canonical column it reads, ``source`` the column of the raw log; ``fix``: what a user
     can do about rows that break it."""
 
     id: str
@@ -66,7 +66,7 @@ class Rule(Frozen):
 
 
 class ProfileRule(Frozen):
-    """One rule on the profile table: every non-null value of ``column`` lies within ``minimum`` .. ``maximum``."""
+    """One rule on the profile table: every non-null value of ``column`` is within ``minimum`` .. ``maximum``."""
 
     id: str
     column: str
@@ -130,16 +130,16 @@ def row_rules(schema: LogSchema) -> tuple[Rule, ...]:
 
 
 def duplicates_count(schema: LogSchema) -> bool:
-    """Whether two equal rows are one impression written twice.
+    """Whether two equal rows are the same impression, written twice.
 
-    Without a user, or with time known only by the hour or by the row's place, equal rows are ordinary. A log may also turn out
-    to know its times only by the hour or the day (:func:`thinktwice.validate.split.split_log`).
+    Without a user, or with times known only by the hour or by row order, equal rows are normal. A log may also turn out to
+    have times only by the hour or the day (:func:`thinktwice.validate.split.split_log`).
     """
     return schema.entities.user is not None and schema.time.format not in ("order", "yymmddhh")
 
 
 def noted_rules(schema: LogSchema) -> tuple[Rule, ...]:
-    """What is counted and told but keeps no row out of the clean log."""
+    """Rules that are counted and reported but do not exclude rows from the clean log."""
     rules = []
     names = [(key.key, key.source_column) for key in (schema.entities.user, schema.entities.item) if key is not None]
     names += [(f.name, f.source_column) for f in schema.fields if f.kind == "categorical" and f.derived is None]
@@ -172,9 +172,9 @@ def noted_rules(schema: LogSchema) -> tuple[Rule, ...]:
 
 
 def profile_rules() -> tuple[ProfileRule, ...]:
-    """The rules on the profile table. Their columns are null where there is nothing to judge.
+    """The rules on the profile table. Their columns are null if not applicable.
 
-    Drift between two parts of one log is a warning: logs drift, and the model is trained on what drifted. Drift against
+    Drift between two parts of one log is a warning: logs drift, and the model is trained on both parts. Drift against
     an earlier log's profile beyond the usual limits is critical.
     """
     return (
@@ -280,11 +280,11 @@ def profile_rules() -> tuple[ProfileRule, ...]:
 
 
 def rule_set_version(schema: LogSchema) -> str:
-    """Version of the whole catalogue of a log: it changes when, and only when, some rule changes."""
+    """Version of the whole catalogue of a log: it changes if and only if some rule changes."""
     texts = [
         rule.model_dump_json(exclude={"fix"}) for rule in (*row_rules(schema), *noted_rules(schema), *profile_rules())
     ]
-    # How the source is read decides what is a click and which instant is meant, so it belongs to the rules.
+    # The reading of the source determines clicks and instants, so it is part of the rules.
     texts += [schema.time.model_dump_json(), schema.label.model_dump_json(), f"{NUMBER} {EARLIEST_US} {LATEST_US}"]
     texts.append(f"{MAX_TEXT} {NUMBER_LIMIT} {INEXACT_FROM}")
     texts.append(f"budget {schema.quarantine_budget!r}")

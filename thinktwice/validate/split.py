@@ -1,11 +1,11 @@
-"""Splits a raw log into a clean log and a quarantine, and proves that nothing was lost.
+"""Split of a raw log into a clean log and a quarantine, with a proof that nothing was lost.
 
-Three passes over the parquet file, each in bounded memory (chunks of rows; per row of the log only four numbers are held,
-so ten million rows need well under 3 GB):
+Three passes over the parquet file, each in bounded memory (chunks of rows; only four numbers per row of the log are kept in
+memory, so ten million rows need well under 3 GB):
 
-1. ids, times and two hashes of every row: the order of the clean log, and the duplicates;
-2. every rule on every row: bad rows go to the quarantine with all their reasons and their untouched source columns,
-   good rows to the part of the clean log that holds their time;
+1. ids, times and two hashes of every row: order of the clean log, and duplicates;
+2. every rule on every row: bad rows are written to the quarantine with all reasons and their unchanged source columns, good
+   rows to the part of the clean log with their time;
 3. each part is sorted by (event_time, row_id) and appended to the clean log.
 
 The proof is read back from the files just written: the row ids of both, sorted together, equal those of the input.
@@ -51,16 +51,16 @@ DUPLICATE = "!row:duplicate"
 
 @dataclass(frozen=True)
 class SplitResult:
-    """What became of the rows of a log. The hashes are order-free sums over row ids, as 16 hex digits."""
+    """Result of a split: counts and hashes of the rows. Hashes are order-free sums over row ids, as 16 hex digits."""
 
     rows_in: int
     rows_clean: int
     rows_quarantined: int
     key_hash_in: str
     key_hash_out: str
-    reasons: dict[str, int]  # rule id -> rows that break it; a row counts once under each of its reasons
+    reasons: dict[str, int]  # rule id -> rows that break it; a row counts once for each of its reasons
     rule_set_version: str
-    notes: dict[str, int] = field(default_factory=dict)  # rule id -> rows that break it and are clean all the same
+    notes: dict[str, int] = field(default_factory=dict)  # rule id -> rows that break it but are clean
     examples: dict[str, str] = field(default_factory=dict)  # rule id -> a value that breaks it; no ids of users
 
 
@@ -78,7 +78,7 @@ def split_log(
     Args:
         raw_dir: ``log.parquet``, ``schema.yaml``, ``snapshot.json``, optionally ``unparsable.parquet``.
         run_id: written into every quarantined row.
-        as_of: the moment of the check; later impressions are from the future and quarantined. None: not checked.
+        as_of: time of the check; later impressions are quarantined. None: not checked.
         ingested_at: written into every quarantined row. The same inputs give the same files.
 
     Raises:
@@ -106,11 +106,10 @@ def replay(
 ) -> SplitResult:
     """Judge quarantined rows again, under the rules of ``schema_path`` (default: the schema kept in the quarantine).
 
-    Rows that pass now become a clean log of their own; the others a new quarantine. The folder of the clean log is a raw log
-    folder too (``log.parquet`` with the untouched originals of the same rows), so a pipeline can read it as a source. A row
-    that was quarantined as a duplicate stays one while the schema has that rule, because its first copy lies outside the
-    quarantine.
-    Errors as in :func:`split_log`.
+    Rows that pass become a separate clean log; the others a new quarantine. The folder of the clean log is also a raw log
+    folder (``log.parquet`` with the unchanged originals of the same rows), so a pipeline can read it as a source. A row
+    that was quarantined as a duplicate stays one while the schema has that rule, because its first copy is outside the
+    quarantine. It raises the same errors as :func:`split_log`.
     """
     quarantine_dir = Path(quarantine_dir)
     schema = load_schema(Path(schema_path) if schema_path is not None else quarantine_dir / "schema.yaml")
@@ -154,7 +153,7 @@ def clean_arrow_schema(schema: LogSchema, names: list[str]) -> pa.Schema:
 
 
 class _Counts(NamedTuple):
-    """What :func:`_write_rows` counts; see :class:`SplitResult`."""
+    """Counts made by :func:`_write_rows`; see :class:`SplitResult`."""
 
     reasons: dict[str, int]
     notes: dict[str, int]
@@ -218,10 +217,10 @@ def _split(
 def _write_rows(
     source: RawRows, plan: SplitPlan, stamp: Stamp, clean: Path, quarantine: Path, counts: _Counts
 ) -> npt.NDArray[np.bool_]:
-    """Second and third pass, and the bad rows once more with all their columns; returns which rows [R] are bad."""
+    """Second and third pass, then the bad rows again with all their columns; returns which rows [R] are bad."""
     marks = violations(source.rules, as_of=source.as_of)
     notes = violations(source.noted, as_of=None)
-    every = [*(broken(rule) for rule in source.rules if rule.check not in ("splittable", "duplicate")), DUPLICATE]
+    checks = [*(broken(rule) for rule in source.rules if rule.check not in ("splittable", "duplicate")), DUPLICATE]
     arrow = clean_arrow_schema(source.schema, clean_columns(source.schema))
     parts: list[list[pl.DataFrame]] = [[] for _ in range(plan.num_parts)]
     scratch = clean / "parts"
@@ -229,7 +228,7 @@ def _write_rows(
     why: list[pl.DataFrame] = []
     with ExitStack() as open_files:
         writers = []
-        if plan.num_parts > 1:  # a log of one part is sorted in memory, without the detour over the disk
+        if plan.num_parts > 1:  # a log of one part is sorted in memory, without temporary files
             scratch.mkdir()
             for part in range(plan.num_parts):
                 writer = parquet_writer(scratch / f"{part}.parquet", arrow, compression="lz4")
@@ -239,28 +238,28 @@ def _write_rows(
             rows = slice(start, start + batch.num_rows)
             start = rows.stop
             read = read_columns(source.schema, batch)
-            marked = read.select(*marks).with_columns(pl.Series(DUPLICATE, plan.duplicate[rows]))
-            bad = marked.select(pl.any_horizontal(every).alias("bad"))["bad"]
+            checked = read.select(*marks).with_columns(pl.Series(DUPLICATE, plan.duplicate[rows]))
+            bad = checked.select(pl.any_horizontal(checks).alias("bad"))["bad"]
             bad_rows[rows] = bad.to_numpy()
             if bool(bad.any()):
-                why.append(marked.filter(bad).select(every))
+                why.append(checked.filter(bad).select(checks))
                 _count(why[-1], counts.reasons)
                 _exemplify(why[-1], rows_where(batch, bad_rows[rows]), source, counts.examples)
             if notes:
                 _count(read.filter(~bad).select(*notes), counts.notes)
             judged = canonical(source.schema, read)
             for part in range(plan.num_parts):
-                mine = judged.filter(~bad & pl.Series(plan.part[rows] == part))
-                if not mine.height:
+                rows_of_part = judged.filter(~bad & pl.Series(plan.part[rows] == part))
+                if not rows_of_part.height:
                     continue
                 if writers:
-                    writers[part].write_table(mine.to_arrow().cast(arrow))
+                    writers[part].write_table(rows_of_part.to_arrow().cast(arrow))
                 else:
-                    parts[part].append(mine)
+                    parts[part].append(rows_of_part)
     with QuarantineWriter(quarantine / "quarantine.parquet", source.log, source.columns, stamp) as out:
         _write_quarantine(source, bad_rows, why, out)
-    whole = (read_frame(scratch / f"{i}.parquet") for i in range(plan.num_parts)) if writers else _joined(parts)
-    _write_clean(clean / "clean.parquet", arrow, whole)
+    sorted_parts = (read_frame(scratch / f"{i}.parquet") for i in range(plan.num_parts)) if writers else _joined(parts)
+    _write_clean(clean / "clean.parquet", arrow, sorted_parts)
     if writers:
         shutil.rmtree(scratch)
     return bad_rows
@@ -269,7 +268,7 @@ def _write_rows(
 def _write_originals(
     source: RawRows, good: npt.NDArray[np.bool_], clean: Path, clean_keys: Keys, snapshot_id: str
 ) -> None:
-    """Make a raw log folder of ``clean``: the clean rows as they were in the source, in source order."""
+    """Turn ``clean`` into a raw log folder: the clean rows unchanged and in source order."""
     columns = [ROW_ID, SOURCE_ROW, *source.columns]
     with parquet_file(source.log) as file:
         schema = pa.schema([file.schema_arrow.field(name).remove_metadata() for name in columns])
@@ -322,15 +321,15 @@ def _exemplify(broken_rows: pl.DataFrame, rows: pa.RecordBatch, source: RawRows,
     for rule in source.rules:
         if rule.id in into or not rule.source or (user is not None and rule.source == user.source_column):
             continue
-        places = broken_rows[broken(rule)].arg_true()
-        if len(places):
-            into[rule.id] = _shown(rows.column(rule.source)[places[0]])
+        positions = broken_rows[broken(rule)].arg_true()
+        if len(positions):
+            into[rule.id] = _shown(rows.column(rule.source)[positions[0]])
 
 
 def _shown(scalar: pa.Scalar) -> str:
     try:
         value = scalar.as_py()
-    except (ValueError, OverflowError, pa.ArrowException):  # a time that Python has no type for, text that is no UTF-8
+    except (ValueError, OverflowError, pa.ArrowException):  # a time without a Python type, text that is not UTF-8
         return f"a {scalar.type} that cannot be shown"
     text = "nothing" if value is None else repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(str(value)):,} characters)"
@@ -344,11 +343,11 @@ def _unparsable_keys(path: Path) -> tuple[Keys, int]:
 
 
 def _span(path: Path) -> dict[str, Any]:
-    """First and last event (ISO 8601, UTC) and the click rate of a clean log; null when it is empty."""
-    found = scan_frame(path).select(
+    """First and last event (ISO 8601, UTC) and the click rate of a clean log; null if it is empty."""
+    span = scan_frame(path).select(
         first=pl.col(EVENT_TIME).min(), last=pl.col(EVENT_TIME).max(), rate=pl.col(LABEL).cast(pl.Float64).mean()
     )
-    first, last, rate = found.collect().row(0)
+    first, last, rate = span.collect().row(0)
     return {
         "first_event": first.isoformat() if first else None,
         "last_event": last.isoformat() if last else None,

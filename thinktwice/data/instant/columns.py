@@ -1,4 +1,4 @@
-"""States as a store keeps them: as bytes, or as plain columns of whole numbers and lists of them."""
+"""Storage forms of states: bytes, or plain columns of integers and lists of integers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from thinktwice.errors import FeatureStoreError
 
 @dataclass(frozen=True)
 class StateColumn:
-    """One column of a state: a whole number, or with ``length`` a list of that many."""
+    """One column of a state: an integer, or with ``length`` a list of that many integers."""
 
     name: str
     type: Literal["int32", "int64"]
@@ -23,7 +23,7 @@ class StateColumn:
 
 
 def state_columns(definition: Definition, kind: StateKind) -> tuple[StateColumn, ...]:
-    """The columns of a state. Feature stores have no unsigned numbers: those of 16 bits are int32 here, those of 32 bits int64."""
+    """The columns of a state. Feature stores have no unsigned integers: uint16 becomes int32, uint32 becomes int64."""
     out = []
     described = state_type(definition, kind)
     for name in described.names or ():
@@ -34,12 +34,12 @@ def state_columns(definition: Definition, kind: StateKind) -> tuple[StateColumn,
 
 
 def to_columns(states: State) -> dict[str, list[Any]]:
-    """Column -> the values of n states: whole numbers, or lists of them."""
+    """Column -> the values of n states: integers, or lists of integers."""
     return {name: states[name].tolist() for name in states.dtype.names or ()}
 
 
 def from_columns(definition: Definition, kind: StateKind, columns: Mapping[str, Iterable[Any]]) -> State:
-    """States [n] of what :func:`to_columns` gave; a state whose every column is None is an empty one.
+    """States [n] from the result of :func:`to_columns`; a state with None in every column is empty.
 
     Raises:
         FeatureStoreError: a column is missing, or a value does not fit it.
@@ -68,10 +68,10 @@ def to_bytes(states: State) -> list[bytes]:
 
 
 def from_bytes(definition: Definition, kind: StateKind, rows: Iterable[bytes | None]) -> State:
-    """States [n] of what :func:`to_bytes` gave; None is an empty one.
+    """States [n] from the result of :func:`to_bytes`; None is an empty state.
 
     Raises:
-        FeatureStoreError: bytes of another length, so of another definition.
+        FeatureStoreError: the bytes have the length of another definition.
     """
     described = state_type(definition, kind)
     empty = empty_states(definition, kind)[0].tobytes()

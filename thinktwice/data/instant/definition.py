@@ -1,15 +1,15 @@
-"""What the counters of a schema are: their names, order, keys and constants, and the hash of everything that changes a value.
+"""Definition of the counters of a schema: names, order, keys, constants, and the hash of everything that changes a value.
 
-An *outcome* is an impression whose label is known. That of an impression at ``t`` is known at ``t + delay``, with the delay of its
-label. A row at ``t`` counts the outcomes that are known strictly before ``t``, so a row never counts itself or another row of its
-instant. All instants are whole microseconds of UTC.
+An *outcome* is an impression whose label is known. The outcome of an impression at ``t`` is known at ``t + delay``, with
+the delay of its label. A row at ``t`` counts the outcomes known strictly before ``t``, so a row never counts itself or
+another row of the same instant. All instants are integer microseconds of UTC.
 
 *Windows* are made of aligned buckets (:data:`WINDOWS`). A window of ``n`` buckets at instant ``t`` counts the outcomes known before
 ``t`` and in the bucket of ``t`` or one of the ``n - 1`` before it, where the bucket of an instant is ``floor(instant / width)``. So
 the hour reaches 55 to 60 minutes back, the day 23 to 24 hours, the week 6 to 7 days.
 
-*The last k* outcomes of a user or an item are those known latest; of outcomes known at one instant, those with the higher
-:func:`thinktwice.data.instant.keys.ties`, and of these, clicks. Nothing depends on row ids or on the order of rows.
+*The last k* outcomes of a user or an item are those that became known last; ties are broken by the higher
+:func:`thinktwice.data.instant.keys.ties`, then in favour of clicks. Nothing depends on row ids or on the order of rows.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from thinktwice.schema import LogSchema
 Side = Literal["user", "item"]
 Kind = Literal["count", "seconds", "rate", "residual"]
 
-#: Changes with every change of code that changes a value or a state. It is part of the hash.
+#: Increased by every change of code that changes a value or a state. Part of the hash.
 FORMAT = 1
 SECOND_US = 1_000_000
 #: Width of a bucket in microseconds and number of buckets.
 WINDOWS = {"hour": (300 * SECOND_US, 12), "day": (3600 * SECOND_US, 24), "week": (86_400 * SECOND_US, 7)}
 #: The click rate of the log as a whole is (clicks + 10 * 0.1) / (outcomes + 10).
 FIRST_RATE, FIRST_VIEWS = 0.1, 10.0
-#: Weight, in outcomes, of what a rate is smoothed towards.
+#: Weight, in outcomes, of the prior that a rate is smoothed towards.
 RATE_PRIOR = 20.0
 #: Weight, in outcomes, of a residual of 0 in every residual rate.
 RESIDUAL_PRIOR = 2.0
-#: A residual is a whole number of 2**-20: sums are exact in whatever order they are added.
+#: Residuals are integers in units of 2**-20, so sums are exact in any order of addition.
 RESIDUAL_BITS = 20
-#: Bits of the order among outcomes of one instant.
+#: Bits of the tie-break between outcomes of one instant.
 TIE_BITS = 10
 #: Outcomes in a user's list of recent ones.
 RECENT = 200
@@ -69,7 +69,7 @@ class Crossed:
     allowed: tuple[str, ...] | None
 
     def slot(self, value: str | None) -> int:
-        """The slot of a spelled value, -1 for a missing one and for one that is not allowed."""
+        """The slot of a spelled value; -1 if it is missing or not allowed."""
         if value is None:
             return -1
         if self.allowed is not None:
@@ -90,8 +90,11 @@ class Window:
 class Buckets:
     """The buckets of W windows side by side, B in all.
 
-    width, number [W]: of each window's buckets; starts [W]: place of its first one; window [B]: the window of each bucket; place [B]:
-    its place in the window; wrap [B]: the number of buckets of its window.
+    width, number [W]: width and number of each window's buckets
+    starts [W]: position of each window's first bucket
+    window [B]: the window of each bucket
+    place [B]: the bucket's position in its window
+    wrap [B]: number of buckets of its window
     """
 
     width: npt.NDArray[np.int64]
@@ -130,7 +133,7 @@ class Definition:
 
     @cached_property
     def hash(self) -> str:
-        """Hex SHA-256 of everything that changes a value."""
+        """Hex SHA-256 of all settings and constants that change a value."""
         content = {
             "format": FORMAT,
             "keys": [self.user, self.item],
@@ -146,7 +149,7 @@ class Definition:
 
     @cached_property
     def buckets(self) -> Buckets:
-        """Where a state keeps the buckets of its windows."""
+        """Positions of the windows' buckets in a state."""
         number = np.array([w.buckets for w in self.windows], np.int64)
         window = np.repeat(np.arange(len(number)), number)
         starts = np.cumsum(number) - number

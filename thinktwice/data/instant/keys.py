@@ -22,9 +22,10 @@ def key_hash(value: str | None) -> int:
 
 
 def ties(users: Hashes, items: Hashes, times: Ints) -> npt.NDArray[np.int64]:
-    """Order of outcomes that are known at one instant: [n] numbers below ``2**TIE_BITS`` from the ids' hashes and the impressions' time.
+    """Tie-break between outcomes known at one instant: integers [n] below ``2**TIE_BITS`` from the ids' hashes and the
+    impressions' times.
 
-    It depends on nothing that training and serving could know differently, and favours neither clicks nor items.
+    It depends only on values that are the same in training and in serving, and favours neither clicks nor items.
     """
     mixed = mix(users ^ mix(items ^ times.astype(np.uint64)))
     return (mixed >> np.uint64(64 - TIE_BITS)).astype(np.int64)

@@ -1,8 +1,9 @@
 """Counters of every row of a log in one pass: sorts and sums of whole columns, never a loop over rows.
 
 Outcomes are ranked by the instant at which they are known. For a kind of key (user, item, user and topic, item and attribute) the
-ranks of every key's outcomes stand side by side in ascending order. A row at ``t`` sees those whose rank is below the number of outcomes
-that the whole log knows before ``t``, so counts are differences of positions and sums differences of running totals.
+ranks of each key's outcomes are contiguous and ascending. A row at ``t`` sees those whose rank is below the number of
+outcomes of the whole log known before ``t``, so counts are differences of positions, and sums are differences of running
+totals.
 
 Shapes: R rows in time order, T topics, A attributes.
 """
@@ -20,22 +21,25 @@ import polars as pl
 
 from thinktwice.data.instant.definition import RESIDUAL_BITS, Crossed, Definition, Side
 from thinktwice.data.instant.keys import Hashes, Ints, key_hash, ties
-from thinktwice.data.instant.ranks import Codes, by_code, composites, low_part, places, running_total
+from thinktwice.data.instant.ranks import Codes, by_code, composites, key_positions, low_part, running_total
 from thinktwice.data.instant.values import Sums, counters, log_rate, residuals, smoothed
 from thinktwice.schema import EVENT_TIME, LABEL
 from thinktwice.schema.values import spelled
 
-CHUNK_ROWS = 250_000  # rows whose counters are computed at a time
+CHUNK_ROWS = 250_000  # rows per chunk of counters
 
 Slots = npt.NDArray[np.int16]
 
 
 @dataclass(frozen=True)
 class LogRows:
-    """What counters need of the rows of a log, in time order.
+    """The columns of a log that counters are computed from, in time order.
 
-    time [R] int64 microseconds ascending; clicked [R] bool; users, items [R] int32 codes, -1 for a missing id, [0] without such keys;
-    user_ids, item_ids: spelled id of each code; topics, attributes: slots [R] int16 each, -1 for none.
+    time [R] int64: microseconds, ascending
+    clicked [R] bool
+    users, items [R] int32: codes, -1 for a missing id; [0] without such keys
+    user_ids, item_ids: spelled id of each code
+    topics, attributes [R] int16 each: slots, -1 for none
     """
 
     time: Ints
@@ -55,7 +59,7 @@ def log_rows(column: Callable[[str], pl.Series], definition: Definition) -> LogR
     """Read the columns of a clean log, one at a time.
 
     Args:
-        column: gives a column of the log by its name; the rows are in the order of their time.
+        column: returns a column of the log by name; the rows are in time order.
 
     Raises:
         ValueError: the rows are not in time order.
@@ -82,12 +86,12 @@ def log_counters(
 ) -> Iterator[npt.NDArray[np.float32]]:
     """Yield the counters of all rows in their order, float32 [up to ``chunk_rows``, C]; NaN is unknown.
 
-    Memory: about 120 bytes a row beside ``rows``, whatever the number of counters. Those of the user wait in an unnamed file in the
-    folder ``scratch``, 4 bytes each.
+    Memory: about 120 bytes per row in addition to ``rows``, whatever the number of counters. Counters of the user are
+        written to an unnamed file in the folder ``scratch``, 4 bytes each.
     """
-    known = rank(rows, definition)
+    ranked = rank(rows, definition)
     parts = [slice(start, min(start + chunk_rows, len(rows))) for start in range(0, len(rows), chunk_rows)]
-    users, items = _blocks("user", rows, definition, known, parts), _blocks("item", rows, definition, known, parts)
+    users, items = _blocks("user", rows, definition, ranked, parts), _blocks("item", rows, definition, ranked, parts)
     if definition.user is None or definition.item is None:
         yield from users
         yield from items
@@ -103,24 +107,30 @@ def log_counters(
 
 
 def _blocks(
-    side: Side, rows: LogRows, definition: Definition, known: Known, parts: list[slice]
+    side: Side, rows: LogRows, definition: Definition, ranked: RankedOutcomes, parts: list[slice]
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """Counters of one side, part by part; none when the log has no such keys."""
+    """Counters of one side, block by block; none when the log has no such keys."""
     if (definition.user if side == "user" else definition.item) is None:
         return
     codes, slots = (rows.users, rows.topics) if side == "user" else (rows.items, rows.attributes)
-    totals = _Side(codes, definition.crossed(side), slots, known, residual=side == "user")
+    totals = _Side(codes, definition.crossed(side), slots, ranked, residual=side == "user")
     for part in parts:
         yield counters(totals.sums(part, definition.last), definition.last, side)
 
 
 @dataclass(frozen=True)
-class Known:
+class RankedOutcomes:
     """Outcomes ranked by the instant at which they are known; rank r of R.
 
-    order [R]: row of each rank; at [R]: when it is known; first [R]: the first rank of the same instant; clicked [R]; clicks [R + 1]:
-    clicks of lower ranks; residual [R]; bits: of a rank. time [R] belongs to rows; before: per row, the number of outcomes
-    known before it, then before the first instant of each of its windows.
+    order [R]: row of each rank
+    at [R]: instant at which it is known
+    first [R]: first rank of the same instant
+    clicked [R]
+    clicks [R + 1]: clicks of lower ranks
+    residual [R]
+    bits: number of bits of a rank
+    time [R]: of the rows
+    before: per row, the number of outcomes known before it, then before the first instant of each of its windows
     """
 
     order: Codes
@@ -134,7 +144,7 @@ class Known:
     before: tuple[Codes, ...]
 
 
-def rank(rows: LogRows, definition: Definition) -> Known:
+def rank(rows: LogRows, definition: Definition) -> RankedOutcomes:
     """Rank the outcomes of a log by the instant at which they are known."""
     size = len(rows)
     at = rows.time + np.where(rows.clicked, definition.click_delay, definition.no_click_delay)
@@ -146,26 +156,27 @@ def rank(rows: LogRows, definition: Definition) -> Known:
     clicks = running_total(clicked, np.arange(size, dtype=np.int32), np.int32)
     bits = max(size.bit_length(), 1)
     residual = _residuals(rows, order, first, clicks, clicked, bits)
-    # Outcomes of one instant: by their tie, then clicks last. Ranks move within their instant alone.
-    place = row_ties(rows)[order]
-    place <<= RESIDUAL_BITS + 2
-    place += residual + (1 << RESIDUAL_BITS)
-    place |= first.astype(np.int64) << 32
-    moved = np.argsort(place, kind="stable")
+    # Outcomes of one instant are ordered by their tie-break, then clicks last. Ranks change only within an instant.
+    sort_key = row_ties(rows)[order]
+    sort_key <<= RESIDUAL_BITS + 2
+    sort_key += residual + (1 << RESIDUAL_BITS)
+    sort_key |= first.astype(np.int64) << 32
+    moved = np.argsort(sort_key, kind="stable")
     order, residual, clicked = order[moved], residual[moved], clicked[moved]
     clicks = running_total(clicked, np.arange(size, dtype=np.int32), np.int32)
-    del place, moved
+    del sort_key, moved
     instants = [rows.time] + [
         (rows.time // window.width - (window.buckets - 1)) * window.width for window in definition.windows
     ]
     before = tuple(np.searchsorted(at, instant, side="left").astype(np.int32) for instant in instants)
-    return Known(order, at, first, clicked, clicks, residual, bits, rows.time, before)
+    return RankedOutcomes(order, at, first, clicked, clicks, residual, bits, rows.time, before)
 
 
 def _residuals(
     rows: LogRows, order: Codes, first: Codes, clicks: Codes, clicked: npt.NDArray[np.bool_], bits: int
 ) -> Codes:
-    """Of each rank: click minus the item's rate just before it was known, [R] int32 in units of ``2**-RESIDUAL_BITS``.
+    """Residual of each rank: click minus the item's rate just before the outcome was known, [R] int32 in units of
+    ``2**-RESIDUAL_BITS``.
 
     An item without an earlier outcome has the rate of the whole log.
     """
@@ -180,15 +191,15 @@ def _residuals(
         del outcomes, codes
         running = running_total(clicked, ranks, np.int32)
         towards = rate[ranks]
-        seen = views > 0
-        towards[seen] = rate[ranks[reach[seen] - 1]]
+        counted = views > 0
+        towards[counted] = rate[ranks[reach[counted] - 1]]
         smooth = smoothed((running[reach] - running[reach - views]).astype(np.int64), views.astype(np.int64), towards)
-        rate[ranks] = np.where(seen, smooth, towards)
+        rate[ranks] = np.where(counted, smooth, towards)
     return residuals(clicked, rate).astype(np.int32)
 
 
 def row_ties(rows: LogRows) -> Ints:
-    """[R] tie of every row."""
+    """[R] tie-break of every row."""
     users, items = (
         id_hashes(codes, ids, len(rows)) for codes, ids in ((rows.users, rows.user_ids), (rows.items, rows.item_ids))
     )
@@ -203,16 +214,22 @@ def id_hashes(codes: Codes, ids: pl.Series, rows: int) -> Hashes:
 
 
 class _Side:
-    """Running totals over the outcomes of one side's keys, and where every row stands in them."""
+    """Running totals over the outcomes of one side's keys, and the positions of every row in them."""
 
     def __init__(
-        self, codes: Codes, crossed: tuple[Crossed, ...], slots: tuple[Slots, ...], known: Known, *, residual: bool
+        self,
+        codes: Codes,
+        crossed: tuple[Crossed, ...],
+        slots: tuple[Slots, ...],
+        known: RankedOutcomes,
+        *,
+        residual: bool,
     ) -> None:
         self._codes, self._known, self._residual = codes, known, residual
-        self._ranks, self._start, self._reach = places(codes, codes[known.order], known.bits, known.before)
+        self._ranks, self._start, self._reach = key_positions(codes, codes[known.order], known.bits, known.before)
         self._clicks = running_total(known.clicked, self._ranks, np.int32)
         self._totals = running_total(known.residual, self._ranks, np.int64) if residual else self._clicks
-        # The latest impression among a key's outcomes so far: rows are in time order, keys stand side by side.
+        # The latest impression among a key's outcomes so far: rows are in time order, outcomes of a key are contiguous.
         rows = known.order[self._ranks]
         latest = composites(codes[rows], rows, known.bits)
         np.maximum.accumulate(latest, out=latest)
@@ -222,7 +239,7 @@ class _Side:
         ]
 
     def sums(self, part: slice, last: tuple[int, ...]) -> Sums:
-        """What is known of the side at the instants of some rows."""
+        """The sums of the side as of the instants of some rows."""
         known, start, now = self._known, self._start[part], self._known.time[part]
         reach, *opened = (positions[part] for positions in self._reach)
         views = (reach - start).astype(np.int64)
@@ -246,17 +263,18 @@ class _Side:
         )
 
 
-def _crossed(codes: Codes, slots: int, slot: Slots, known: Known, *, residual: bool) -> tuple[Codes, Ints]:
-    """Of every row: outcomes of its key and slot (-1 without a slot), and the sum of their residuals or clicks."""
-    both = codes.astype(np.int64)
-    both *= slots
-    both += slot
-    both[(codes < 0) | (slot < 0)] = -1
-    ranks, start, (reach,) = places(both, both[known.order], known.bits, known.before[:1])
+def _crossed(codes: Codes, slots: int, slot: Slots, ranked: RankedOutcomes, *, residual: bool) -> tuple[Codes, Ints]:
+    """For every row: the number of outcomes of its key and slot (-1 without a slot), and the sum of their residuals or
+    clicks."""
+    codes_of_pairs = codes.astype(np.int64)
+    codes_of_pairs *= slots
+    codes_of_pairs += slot
+    codes_of_pairs[(codes < 0) | (slot < 0)] = -1
+    ranks, start, (reach,) = key_positions(codes_of_pairs, codes_of_pairs[ranked.order], ranked.bits, ranked.before[:1])
     running = (
-        running_total(known.residual, ranks, np.int64) if residual else running_total(known.clicked, ranks, np.int32)
+        running_total(ranked.residual, ranks, np.int64) if residual else running_total(ranked.clicked, ranks, np.int32)
     )
-    return np.where(both < 0, np.int32(-1), reach - start), running[reach] - running[start]
+    return np.where(codes_of_pairs < 0, np.int32(-1), reach - start), running[reach] - running[start]
 
 
 def _columns(columns: list[Ints], rows: int) -> Ints:

@@ -1,7 +1,7 @@
 """Sorting and counting outcomes by key, whole columns at a time.
 
-Outcomes of a log are numbered by *rank*, their place in the order in which they are known. Key and rank go into one 64-bit number, so one
-sort puts the outcomes of every key side by side in the order of their ranks.
+Outcomes of a log are numbered by *rank*, their position in the order in which they are known. Key and rank are packed into
+one 64-bit number, so one sort makes the outcomes of every key contiguous and ordered by rank.
 
 Shapes: R rows of a log, each of which is one outcome.
 """
@@ -20,48 +20,48 @@ Codes = npt.NDArray[np.int32]
 Whole = TypeVar("Whole", np.int32, np.int64)
 
 
-def places(
+def key_positions(
     codes: npt.NDArray[np.integer], ranked: npt.NDArray[np.integer], bits: int, before: tuple[Codes, ...]
 ) -> tuple[Codes, Codes, tuple[Codes, ...]]:
-    """Ranks of the outcomes with a key, by key and rank; and where every row stands in them.
+    """Ranks of the outcomes with a key, sorted by key and rank, and the positions of every row in them.
 
     Args:
         codes: key of each row [R], -1 for none.
         ranked: key of the outcome of each rank [R], -1 for none.
-        bits: of a rank.
-        before: ranks [R], of each of which the place is asked for.
+        bits: number of bits of a rank.
+        before: arrays of ranks [R]; one array of positions is returned for each.
 
     Returns:
-        The ranks; of every row the place of the first outcome of its key [R], and that after the last one below each of ``before``.
-        Rows without a key have 0.
+        The ranks; for every row the position of the first outcome of its key [R], and, for each of ``before``, the position
+        after the last outcome with a lower rank. Rows without a key have 0.
     """
     outcomes = by_code(ranked, bits)
-    row = low_part(by_code(codes, bits), bits)  # rows by key, then by time: what is asked for ascends
-    asked = codes[row]
+    row = low_part(by_code(codes, bits), bits)  # rows by key, then by time, so the searched values ascend
+    row_codes = codes[row]
 
-    def place(rank: Codes | int) -> Codes:
-        found = np.zeros(len(codes), np.int32)
-        found[row] = np.searchsorted(outcomes, composites(asked, rank, bits))
-        return found
+    def position(rank: Codes | int) -> Codes:
+        out = np.zeros(len(codes), np.int32)
+        out[row] = np.searchsorted(outcomes, composites(row_codes, rank, bits))
+        return out
 
-    start, reach = place(0), tuple(place(ranks[row]) for ranks in before)
+    start, reach = position(0), tuple(position(ranks[row]) for ranks in before)
     return low_part(outcomes, bits), start, reach
 
 
 def by_code(codes: npt.NDArray[np.integer], bits: int) -> Ints:
-    """Composites of codes and their places, ascending, without codes of -1.
+    """Composites of codes and their positions, ascending, without codes of -1.
 
     Raises:
-        DataError: codes and places together do not fit into 63 bits.
+        DataError: codes and positions together do not fit into 63 bits.
     """
-    there = np.flatnonzero(codes >= 0)
-    if len(there) and int(codes.max()).bit_length() + bits > 62:
+    rows = np.flatnonzero(codes >= 0)
+    if len(rows) and int(codes.max()).bit_length() + bits > 62:
         raise DataError(
             f"a log of {len(codes):,} rows has too many keys for its counters: use fewer slots, or a part of the log"
         )
-    found = composites(codes[there], there, bits)
-    found.sort()
-    return found
+    keys = composites(codes[rows], rows, bits)
+    keys.sort()
+    return keys
 
 
 def composites(codes: npt.NDArray[np.integer], numbers: npt.NDArray[np.integer] | int, bits: int) -> Ints:
@@ -78,7 +78,7 @@ def low_part(composite: Ints, bits: int) -> Codes:
 
 
 def running_total(values: npt.NDArray[np.generic], ranks: Codes, kind: type[Whole]) -> npt.NDArray[Whole]:
-    """Totals of the values before each place of ``ranks``: [len(ranks) + 1]."""
+    """Totals of the values before each position of ``ranks``: [len(ranks) + 1]."""
     out = np.zeros(len(ranks) + 1, kind)
     np.cumsum(values[ranks], out=out[1:])
     return out

@@ -8,15 +8,15 @@ import numpy as np
 
 from thinktwice.data.instant.definition import RECENT, Definition
 from thinktwice.data.instant.log_counters import LogRows, id_hashes
-from thinktwice.data.instant.ranks import Codes, places
+from thinktwice.data.instant.ranks import Codes, key_positions
 
 
 @dataclass(frozen=True)
 class RecentOutcomes:
     """Row r sees the outcomes of the rows ``outcomes[start[r] : end[r]]``, oldest first, at most :data:`RECENT`.
 
-    outcomes [up to R]: rows of the log, those of one user side by side in the order in which they are known; start, end [R].
-    Outcomes without an item do not enter; rows without a user have none. All int32.
+    outcomes [up to R]: rows of the log, those of one user contiguous, in the order in which they are known; start, end [R].
+    Outcomes without an item are left out; rows without a user have none. All int32.
     """
 
     outcomes: Codes
@@ -25,7 +25,7 @@ class RecentOutcomes:
 
 
 def recent_outcomes(rows: LogRows, definition: Definition) -> RecentOutcomes:
-    """The user's latest outcomes that are known strictly before each row; what a ``recent`` state holds at that instant.
+    """The user's latest outcomes known strictly before each row: the content of a ``recent`` state at that instant.
 
     Of outcomes known at one instant, those of the item with the higher hash (as a signed number) are later, then clicks.
     """
@@ -38,5 +38,5 @@ def recent_outcomes(rows: LogRows, definition: Definition) -> RecentOutcomes:
     before = np.searchsorted(at[order], rows.time, side="left").astype(np.int32)
     bits = max(len(rows).bit_length(), 1)
     known = np.where(rows.items < 0, np.int32(-1), rows.users)
-    ranks, start, (end,) = places(rows.users, known[order], bits, (before,))
+    ranks, start, (end,) = key_positions(rows.users, known[order], bits, (before,))
     return RecentOutcomes(order[ranks], np.maximum(start, end - RECENT), end)

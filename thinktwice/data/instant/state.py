@@ -1,10 +1,10 @@
 """Counters outcome by outcome: one small state for each user, each item and the log, and the counters of a request's candidates.
 
-A state is one row of whole numbers of fixed size (a numpy structured type), so a store keeps it as bytes or as plain columns
-(:mod:`thinktwice.data.instant.columns`). It depends on the outcomes that it holds, not on the order in which they came, but for two
-numbers: a residual is taken from the item's rate as it is known when the outcome comes, and the rate of the log that a rate is smoothed
-towards is that of the latest outcome's coming. Outcomes that come in the order of the instants at which they are known give the bits
-of :mod:`thinktwice.data.instant.log_counters`.
+A state is one row of integers of fixed size (a numpy structured type), so a store keeps it as bytes or as plain columns
+(:mod:`thinktwice.data.instant.columns`). It depends on the set of outcomes and not on their order of arrival, except for
+two numbers: a residual uses the item's rate as known when the outcome arrives, and the log's rate used as a prior is that
+at the arrival of the latest outcome. Outcomes that arrive in the order of the instants at which they are known give the
+same bits as :mod:`thinktwice.data.instant.log_counters`.
 
 A caller applies an outcome only after the instant at which it is known has passed, and each outcome once.
 """
@@ -24,7 +24,7 @@ from thinktwice.data.instant.values import Sums, counters, log_rate, residuals, 
 State = np.ndarray  # structured
 StateKind = Literal["user", "item", "log", "recent"]
 
-NEVER = -(2**63)  # the instant of an empty place
+NEVER = -(2**63)  # the instant of an empty slot
 _ZERO = 1 << RESIDUAL_BITS  # a residual of 0 in a mark
 _RESIDUAL_MASK = (1 << (RESIDUAL_BITS + 2)) - 1
 
@@ -55,8 +55,8 @@ def state_type(definition: Definition, kind: StateKind) -> np.dtype[Any]:
     """The structured type of a state: fixed size, no padding, little-endian.
 
     ``known_at`` is when the latest outcome was known, ``seen_at`` the latest impression; ``last_*`` are the latest outcomes, oldest
-    first. ``newest`` is the number of each window's newest bucket; the windows' buckets stand one window after the other, bucket ``b`` at
-    place ``b`` modulo the number of buckets of its window. The slots of crossed fields stand one field after the other.
+    first. ``newest`` is the number of each window's newest bucket. Buckets are stored window by window, bucket ``b`` at
+    position ``b`` modulo the number of buckets of its window. Slots of crossed fields are stored field by field.
     """
     if kind == "log":
         return _LOG
@@ -84,7 +84,7 @@ def state_type(definition: Definition, kind: StateKind) -> np.dtype[Any]:
 
 
 def empty_states(definition: Definition, kind: StateKind, number: int = 1) -> State:
-    """States that hold no outcome, [number]."""
+    """States without outcomes, [number]."""
     states = np.zeros(number, state_type(definition, kind))
     for name in ("known_at", "seen_at", "last_at", "at"):
         if name in (states.dtype.names or ()):
@@ -103,8 +103,8 @@ def apply(
     """Add one outcome to the states of the log, its user and its item, in place.
 
     Args:
-        log, user, item, recent: states of :func:`empty_states` or a store, [1] each; those of a missing id, or that the log
-            does not have, are None.
+        log, user, item, recent: states of :func:`empty_states` or a store, [1] each; None for a missing id, and for states
+            that the log does not have.
     """
     at, clicked = outcome.time + definition.delay(outcome.clicked), int(outcome.clicked)
     hashes = np.array([key_hash(outcome.user), key_hash(outcome.item)], np.uint64)
@@ -112,27 +112,27 @@ def apply(
     before = _add_to_log(log[0], at, clicked)
     rate = log_rate(*before)
     if item is not None and outcome.item is not None:
-        one = item[0]
-        if at > one["known_at"]:
+        item_state = item[0]
+        if at > item_state["known_at"]:
             for name in ("views", "clicks", "log_views", "log_clicks"):
-                one[f"before_{name}"] = one[name]
-        if one["before_views"]:
-            towards = log_rate(one["before_log_clicks"], one["before_log_views"])
-            rate = smoothed(one["before_clicks"], one["before_views"], towards)
-        if at < one["known_at"]:  # it comes late
-            one["before_views"] += 1
-            one["before_clicks"] += clicked
-        _add(definition, one, at, clicked, (tie << 1) | clicked, clicked)
-        _add_crossed(definition, "item", one, outcome.attributes, clicked)
-        _know(one, outcome.time, at, before)
+                item_state[f"before_{name}"] = item_state[name]
+        if item_state["before_views"]:
+            towards = log_rate(item_state["before_log_clicks"], item_state["before_log_views"])
+            rate = smoothed(item_state["before_clicks"], item_state["before_views"], towards)
+        if at < item_state["known_at"]:  # it comes late
+            item_state["before_views"] += 1
+            item_state["before_clicks"] += clicked
+        _add(definition, item_state, at, clicked, (tie << 1) | clicked, clicked)
+        _add_crossed(definition, "item", item_state, outcome.attributes, clicked)
+        _advance(item_state, outcome.time, at, before)
     if user is not None and outcome.user is not None:
-        one = user[0]
+        user_state = user[0]
         residual = int(residuals(np.array(outcome.clicked), rate))
         mark = (tie << (RESIDUAL_BITS + 2)) | (residual + _ZERO)
-        _add(definition, one, at, clicked, mark, residual)
-        _add_crossed(definition, "user", one, outcome.topics, residual)
-        one["residual"] += residual
-        _know(one, outcome.time, at, before)
+        _add(definition, user_state, at, clicked, mark, residual)
+        _add_crossed(definition, "user", user_state, outcome.topics, residual)
+        user_state["residual"] += residual
+        _advance(user_state, outcome.time, at, before)
         if recent is not None and outcome.item is not None:
             _add_recent(recent[0], at, int(hashes[1:].view(np.int64)[0]), clicked)
 
@@ -151,9 +151,9 @@ def values(
     """
     rows, blocks = len(items), []
     if definition.user is not None:
-        one = empty_states(definition, "user") if user is None else user
+        user_state = empty_states(definition, "user") if user is None else user
         slots = np.asarray(topics, np.int64).reshape(rows, len(definition.topics))
-        sums = _sums(definition, "user", one, instant, slots)
+        sums = _sums(definition, "user", user_state, instant, slots)
         blocks.append(counters(sums, definition.last, "user"))
     if definition.item is not None:
         slots = np.broadcast_to(np.asarray(attributes, np.int64), (rows, len(definition.attributes)))
@@ -175,43 +175,43 @@ def _add_to_log(log: Any, at: int, clicked: int) -> tuple[Any, Any]:
     return before
 
 
-def _know(one: Any, time: int, at: int, before: tuple[Any, Any]) -> None:
-    if at >= one["known_at"]:
-        one["log_clicks"], one["log_views"] = before
-        one["known_at"] = at
-    if time > one["seen_at"]:
-        one["seen_at"] = time
+def _advance(state: Any, time: int, at: int, before: tuple[Any, Any]) -> None:
+    if at >= state["known_at"]:
+        state["log_clicks"], state["log_views"] = before
+        state["known_at"] = at
+    if time > state["seen_at"]:
+        state["seen_at"] = time
 
 
-def _add(definition: Definition, one: Any, at: int, clicked: int, mark: int, amount: int) -> None:
-    first = not one["views"]
+def _add(definition: Definition, state: Any, at: int, clicked: int, mark: int, amount: int) -> None:
+    first = not state["views"]
     if definition.windows:
-        newest, views, sums = one["newest"], one["bucket_views"], one["bucket_sums"]
+        newest, views, sums = state["newest"], state["bucket_views"], state["bucket_sums"]
     start = 0
     for number, w in enumerate(definition.windows):
         bucket, latest = at // w.width, int(newest[number])
         if first or bucket > latest:
             for stale in range(bucket if first else max(latest + 1, bucket - w.buckets + 1), bucket + 1):
-                place = start + stale % w.buckets
-                views[place] = sums[place] = 0
+                slot = start + stale % w.buckets
+                views[slot] = sums[slot] = 0
             newest[number] = latest = bucket
         if bucket > latest - w.buckets:
-            place = start + bucket % w.buckets
-            views[place] += 1
-            sums[place] += amount
+            slot = start + bucket % w.buckets
+            views[slot] += 1
+            sums[slot] += amount
         start += w.buckets
     if definition.last:
-        _insert((one["last_at"], one["last_mark"]), (at, mark))
-    one["views"] += 1
-    one["clicks"] += clicked
+        _insert((state["last_at"], state["last_mark"]), (at, mark))
+    state["views"] += 1
+    state["clicks"] += clicked
 
 
-def _add_crossed(definition: Definition, side: Side, one: Any, slots: tuple[int, ...], amount: int) -> None:
+def _add_crossed(definition: Definition, side: Side, state: Any, slots: tuple[int, ...], amount: int) -> None:
     start = 0
     for crossed, slot in zip(definition.crossed(side), slots, strict=True):
         if slot >= 0:
-            one["crossed_views"][start + slot] += 1
-            one["crossed_sums"][start + slot] += amount
+            state["crossed_views"][start + slot] += 1
+            state["crossed_sums"][start + slot] += amount
         start += crossed.slots
 
 
@@ -220,19 +220,19 @@ def _add_recent(recent: Any, at: int, item: int, clicked: int) -> None:
 
 
 def _insert(columns: tuple[np.ndarray, ...], entry: tuple[int, ...]) -> None:
-    """Put an entry into ascending columns of fixed length; the lowest entry leaves, which may be the new one."""
-    place = len(columns[0])
-    while place and tuple(int(c[place - 1]) for c in columns) > entry:
-        place -= 1
-    if not place:
+    """Insert an entry into ascending columns of fixed length; the lowest entry, which may be the new one, is dropped."""
+    position = len(columns[0])
+    while position and tuple(int(c[position - 1]) for c in columns) > entry:
+        position -= 1
+    if not position:
         return
     for column, value in zip(columns, entry, strict=True):
-        column[: place - 1] = column[1:place]
-        column[place - 1] = value
+        column[: position - 1] = column[1:position]
+        column[position - 1] = value
 
 
 def _sums(definition: Definition, side: Side, states: State, instant: int, slots: Ints) -> Sums:
-    """What states [n], or one state [1] for n rows, know at an instant."""
+    """The sums of states [n], or of one state [1] for n rows, at an instant."""
     rows = len(slots)
     totals = [states["residual"]] if side == "user" else []
     totals += _last(definition, side, states)
@@ -245,9 +245,9 @@ def _sums(definition: Definition, side: Side, states: State, instant: int, slots
     start, state = 0, np.zeros(rows, np.int64) if len(states) < rows else np.arange(rows)
     for number, crossed in enumerate(definition.crossed(side)):
         slot = slots[:, number]
-        place = start + np.maximum(slot, 0)
-        crossed_views[:, number] = np.where(slot < 0, -1, states["crossed_views"][state, place])
-        sums[:, len(totals) + number] = np.where(slot < 0, 0, states["crossed_sums"][state, place])
+        position = start + np.maximum(slot, 0)
+        crossed_views[:, number] = np.where(slot < 0, -1, states["crossed_views"][state, position])
+        sums[:, len(totals) + number] = np.where(slot < 0, 0, states["crossed_sums"][state, position])
         start += crossed.slots
     known = states["views"] > 0
     gap, age = (np.where(known, instant - np.where(known, states[name], 0), 0) for name in ("seen_at", "known_at"))
@@ -270,8 +270,10 @@ def _windows(definition: Definition, states: State, instant: int) -> tuple[Ints,
         return np.zeros((len(states), 0), np.int64), np.zeros((len(states), 0), np.int64)
     buckets = definition.buckets
     newest = states["newest"]
-    behind = instant // buckets.width - newest  # how many buckets the newest one is behind that of the instant
-    back = (newest % buckets.number)[:, buckets.window] - buckets.place  # how many each bucket is behind the newest one
+    behind = instant // buckets.width - newest  # number of buckets from the newest one to that of the instant
+    back = (newest % buckets.number)[
+        :, buckets.window
+    ] - buckets.place  # number of buckets from each one to the newest one
     back += buckets.wrap * (back < 0)
     inside = (back < (buckets.number - behind)[:, buckets.window]) & (back >= (-behind)[:, buckets.window])
     views = np.add.reduceat(states["bucket_views"] * inside, buckets.starts, axis=1, dtype=np.int64)

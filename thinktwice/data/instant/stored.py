@@ -1,4 +1,4 @@
-"""The counters of a training set on disk: one array per part, and what standardises them."""
+"""Counters of a training set on disk: one array per part, and the means and spreads that standardise them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CounterScale(BaseModel):
     definition: Sha256  # of :attr:`Definition.hash`
     names: tuple[str, ...]
     means: tuple[float, ...]
-    sds: tuple[Annotated[float, Field(gt=0)], ...]  # 1 for a counter without spread
+    sds: tuple[Annotated[float, Field(gt=0)], ...]  # 1 for a constant counter
 
     @model_validator(mode="after")
     def _consistent(self) -> CounterScale:
@@ -108,16 +108,16 @@ def read_counters(folder: Path, part: str, rows: int, width: int) -> npt.NDArray
     """
     path = counters_path(folder, part)
     try:
-        found: Any = np.load(path, mmap_mode="r" if rows and width else None, allow_pickle=False)
-        if found.dtype != np.float32 or found.shape != (rows, width):
-            raise ValueError(f"it holds {found.dtype} of {list(found.shape)} instead of float32 of {[rows, width]}")
+        array: Any = np.load(path, mmap_mode="r" if rows and width else None, allow_pickle=False)
+        if array.dtype != np.float32 or array.shape != (rows, width):
+            raise ValueError(f"it contains {array.dtype} of {list(array.shape)} instead of float32 of {[rows, width]}")
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"counters {path} cannot be read ({reason(error)}): rebuild the training set") from error
-    return found
+    return array
 
 
 class _Spread:
-    """Means and standard deviations of columns, chunk by chunk; NaN does not count."""
+    """Means and standard deviations of columns, accumulated by chunk; NaN is ignored."""
 
     def __init__(self, width: int) -> None:
         self._number, self._mean, self._scatter = np.zeros(width), np.zeros(width), np.zeros(width)

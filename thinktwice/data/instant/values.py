@@ -1,8 +1,8 @@
-"""From sums to counters: the one place where a counter is computed, for rows of a log and for candidates of a request.
+"""Counters from sums: the only code that computes a counter, for rows of a log and for candidates of a request.
 
 Both ways of counting (:mod:`thinktwice.data.instant.log_counters` over a whole log, :mod:`thinktwice.data.instant.state` outcome by outcome)
-bring the same whole numbers here. Every step from there is an exactly rounded operation on single elements, so equal sums give
-equal bits, in arrays of any shape, on any machine.
+produce the same integers. Every step from there is an exactly rounded elementwise operation, so equal sums give equal bits,
+in arrays of any shape, on any machine.
 
 Shapes: n rows, W windows, K lengths of ``last``, X crossed fields, C counters of one side.
 """
@@ -33,12 +33,12 @@ _SQRT_HALF, _LN2 = 0.7071067811865476, 0.6931471805599453
 
 @dataclass(frozen=True)
 class Sums:
-    """What is known of one side at the instants of n rows. Whole numbers, int64.
+    """Sums of one side as of the instants of n rows, int64.
 
     Attributes:
-        views: outcomes [n]; 0 is an unknown user or item, all whose counters are NaN.
+        views: outcomes [n]; 0 is an unknown user or item, whose counters are all NaN.
         clicks: clicks among them [n].
-        log_views, log_clicks: those of the whole log before the latest outcome of the key [n].
+        log_views, log_clicks: outcomes and clicks of the whole log before the latest outcome of the key [n].
         gap, age: microseconds since its latest impression with a known outcome, and since its latest outcome was known [n].
         window_views: [n, W].
         crossed_views: [n, X]; -1 where the crossed value is missing.
@@ -72,14 +72,14 @@ def counters(sums: Sums, last: tuple[int, ...], side: Side) -> npt.NDArray[np.fl
     lengths = [np.minimum(sums.views, k)[:, None] for k in last]
     if side == "user":
         outcomes = np.concatenate([views[:, :1], *lengths, views[:, 1:]], axis=1)
-        rest = (sums.sums / _SCALE) / (outcomes + RESIDUAL_PRIOR)
+        residual = (sums.sums / _SCALE) / (outcomes + RESIDUAL_PRIOR)
     else:
         outcomes = np.concatenate([*lengths, views[:, 1:]], axis=1)
-        rest = smoothed(sums.sums, outcomes, rate[:, None])
-    out = np.empty((rows, counts + 3 + rest.shape[1]), np.float32)
+        residual = smoothed(sums.sums, outcomes, rate[:, None])
+    out = np.empty((rows, counts + 3 + residual.shape[1]), np.float32)
     out[:, : counts + 2] = log1p(logs)
     out[:, counts + 2] = rate
-    out[:, counts + 3 :] = rest
+    out[:, counts + 3 :] = residual
     if crossed:
         missing = sums.crossed_views < 0
         out[:, counts - crossed : counts][missing] = np.nan
@@ -94,7 +94,7 @@ def log_rate(clicks: Ints, views: Ints) -> Floats:
 
 
 def smoothed(clicks: Ints, views: Ints, towards: Floats) -> Floats:
-    """Click rate that starts at ``towards`` and moves with the outcomes."""
+    """Click rate smoothed towards ``towards``."""
     return (clicks + RATE_PRIOR * towards) / (views + RATE_PRIOR)
 
 
@@ -106,7 +106,7 @@ def residuals(clicked: npt.NDArray[np.bool_], rate: Floats) -> Ints:
 def log1p(x: Floats) -> Floats:
     """log(1 + x) of finite x >= 0, to 1e-11.
 
-    That of numpy chooses among implementations by the processor; this one has the same bits on all.
+    numpy's version depends on the processor; this one has the same bits on all.
     """
     mantissa, exponent = np.frexp(1.0 + x)
     low = mantissa < _SQRT_HALF

@@ -1,4 +1,4 @@
-"""An ad log with known truth: every row keeps its true click probability and the probability with which it was shown."""
+"""Simulated ad log with known truth: every row contains its true click probability and its propensity."""
 
 from thinktwice.data.simulator.config import SimConfig
 

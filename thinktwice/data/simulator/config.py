@@ -1,4 +1,4 @@
-"""What a simulated log is drawn from."""
+"""Settings of a simulated log."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ class SimConfig(Frozen):
 
     The true logit of a row is ``bias + id part + shared part + behaviour``:
 
-    - the *id part* hangs on values that are mostly rare (user, item, user x item taste, site x author): what a model does not
-      know about it is epistemic, and shrinks with more rows of that value;
-    - the *shared part* hangs on values that every row has plenty of (device, slot, hour, scenario, age, topic, price, load time);
+    - the *id part* depends on mostly rare values (user, item, user x item taste, site x author): a model's uncertainty
+      about it is epistemic, and shrinks with more rows of that value;
+    - the *shared part* depends on frequent values (device, slot, hour, scenario, age, topic, price, load time);
     - ``behaviour`` is added when all of the user's last three clicked topics are the item's topic (a third for each).
 
-    Ids need not mean the same for ever. ``drift`` turns the effects of users and items (their own and their taste) from one
-    independent draw towards another, effect(t) = cos(drift t) e0 + sin(drift t) e1 for t in 0..1 over the log, so that their
-    variance stays what it is; ``reuse`` is the share of users and items whose id passes, at one moment of the log after
-    its birth, to a newcomer with effects and a drift of its own (what else is known of the id stays: age, topic,
-    author, price, vector, fame, last clicks). A value that came often may then say nothing about its present owner. The true
-    probability is that of the row's own block, which is at most 1/256 of a log of 262,144 rows or more.
+    The meaning of ids may change. ``drift`` turns the effects of users and items (their own effect and their taste) from
+    one independent draw towards another, effect(t) = cos(drift t) e0 + sin(drift t) e1 for t in 0..1 over the log, so that
+    their variance stays constant; ``reuse`` is the share of users and items whose id passes, at one moment of the log after
+    its birth, to a new owner with its own effects and drift (other properties of the id stay: age, topic, author, price,
+    vector, fame, last clicks). A frequent value may then be uninformative about its present owner. The true probability is
+    that of the row's block, which is at most 1/256 of a log of 262,144 rows or more.
 
-    ``noise`` is the aleatoric part that no model can learn: that share of the clicks is a coin of the base rate.
+    ``noise`` is the aleatoric part that no model can learn: that share of the clicks is drawn at the base rate.
     """
 
     rows: int = Field(default=200_000, ge=1)

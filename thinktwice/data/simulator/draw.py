@@ -1,7 +1,7 @@
 """Impressions and clicks, drawn in blocks whose size follows from the number of rows alone.
 
-Every block has a random stream of its own. Within a block nobody is born, no fame fades, and what a user clicked counts
-from the next block on. So the log depends on the config alone, however the blocks are grouped into chunks.
+Every block has its own random stream. Within a block no user or item is born, fame is constant, and clicks count from the
+next block on. So the log depends only on the config, however the blocks are grouped into chunks.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from thinktwice.data.simulator.world import (
 PILOT = 1 << 15  # rows on which the scale is fitted
 START_US = 1_704_067_200_000_000  # 2024-01-01T00:00:00Z, a Monday
 HOUR_US = 3_600_000_000
-EXPLORE = 0.1  # share of the logging policy that shows a random candidate, so that no propensity comes near 0
-# How busy each hour of the day is, and how each part of the logit is made up.
+EXPLORE = 0.1  # share of impressions with a random candidate, so that no propensity is near 0
+# Traffic by hour of the day, and the weights of each part of the logit.
 BUSY = np.array([3, 2, 1, 1, 1, 2, 3, 5, 6, 6, 6, 7, 8, 7, 6, 6, 7, 8, 9, 10, 10, 9, 7, 5], np.float64)
 ID_WEIGHTS = {"user": 0.15, "item": 0.25, "taste": 0.35, "pair": 0.25}
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Turns raw parts into the logit: ``bias + id_sd * (id - id_mean) + shared_sd * (shared - shared_mean) + ...``."""
+    """Scale from raw parts to the logit: ``bias + id_sd * (id - id_mean) + shared_sd * (shared - shared_mean) + ...``."""
 
     bias: float
     id_sd: float
@@ -77,7 +77,7 @@ def draw_blocks(config: SimConfig, world: World) -> Iterator[Block]:
 
 
 def _at(world: World, now: float) -> World:
-    """The world with the effects that ids have at a share ``now`` of the simulated time."""
+    """The world with the effects of ids at the share ``now`` of the simulated time."""
     if world.change is None:
         return world
     user_main, user_taste, item_main, item_taste = effects_at(world, now)
@@ -85,12 +85,12 @@ def _at(world: World, now: float) -> World:
 
 
 def block_rows(config: SimConfig) -> int:
-    """Rows of a block: 256 blocks make a log, unless that makes them too small or too large to be drawn fast."""
+    """Rows of a block: a 256th of the log, unless such blocks are too small or too large to be drawn fast."""
     return min(max(config.rows // 256, 1 << 10), 1 << 15)
 
 
 def _times(config: SimConfig, first: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Rising times of rows ``first`` and following; rows are dense where the hour of the day is busy."""
+    """Ascending times of the rows from ``first`` on; rows are denser in busy hours."""
     busy = np.concatenate([[0.0], np.cumsum(np.tile(BUSY, config.days))])
     share = (np.arange(first, first + size) + rng.random(size)) / config.rows
     hours = np.interp(share * busy[-1], busy, np.arange(len(busy), dtype=np.float64))
@@ -98,11 +98,11 @@ def _times(config: SimConfig, first: int, size: int, rng: np.random.Generator) -
 
 
 def _pick(cdf: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Indices drawn with the weights whose cumulated sum is ``cdf``."""
+    """Indices drawn with the weights whose cumulative sum is ``cdf``."""
     target = np.minimum(rng.random(shape) * cdf[-1], np.nextafter(cdf[-1], 0))
     if target.size < len(cdf):
         return np.searchsorted(cdf, target, side="right").astype(np.int32)
-    # Many draws: a table of starting points and a few steps from there are five times as fast as a binary search.
+    # For many draws a table of starting points and a few steps from there are five times as fast as a binary search.
     cells = len(cdf)
     table = np.searchsorted(cdf, np.arange(cells) * (cdf[-1] / cells), side="right").astype(np.int32)
     target = target.reshape(-1)
@@ -118,7 +118,7 @@ def _draw(
     config: SimConfig, world: World, scale: Scale, topics: np.ndarray, first: int, size: int, rng: np.random.Generator
 ) -> Block:
     time_us = _times(config, first, size, rng)
-    now = first / config.rows  # fame is that of the block's first moment
+    now = first / config.rows  # fame at the start of the block
     user = _pick(np.cumsum(np.where(world.user_birth <= now, world.user_fame, 0.0)), (size,), rng)
     age = now - world.item_birth
     fame = np.where(age >= 0, world.item_fame * np.exp(-np.maximum(age, 0) / LIFE), 0.0)
@@ -201,7 +201,7 @@ def _show(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The logging policy: position [R] of the shown candidate, and the probability [R] of showing *that item* from the slate.
 
-    It knows the item's own effect and what each age likes, and nothing of taste, pairs or behaviour.
+    It uses the item's own effect and the preferences by age, but not taste, pairs or behaviour.
     """
     rows = np.arange(len(user))
     known = scale.id_sd * np.sqrt(ID_WEIGHTS["item"]) * world.item_main[candidates]
@@ -214,7 +214,7 @@ def _show(
     reached = np.cumsum(policy, axis=1)
     draw = rng.random(len(user)) * reached[:, -1]
     chosen = np.minimum((reached <= draw[:, None]).sum(axis=1), config.slate - 1)
-    same = candidates == candidates[rows, chosen][:, None]  # an item may stand twice in a slate
+    same = candidates == candidates[rows, chosen][:, None]  # an item may occur twice in a slate
     return chosen, np.minimum((policy * same).sum(axis=1), 1.0)
 
 
@@ -251,7 +251,7 @@ def _fit_scale(config: SimConfig, world: World) -> Scale:
         shared_sd=float(np.sqrt(config.shared_variance) / shared.std()),
         shared_mean=float(shared.mean()),
     )
-    # The policy's choice lifts the rate, so the bias is fitted on what it shows, not on what it could have shown.
+    # The policy raises the click rate, so the bias is fitted on shown items and not on all candidates.
     noiseless = config.model_copy(update={"rows": 2 * PILOT, "noise": 0.0})
     block = _draw(noiseless, world, scale, world.user_topics, PILOT, PILOT, np.random.default_rng([config.seed, 3]))
     logit = np.log(block.truth) - np.log1p(-block.truth)

@@ -1,4 +1,4 @@
-"""The simulated log as a source: raw columns in chunks, and the raw log folder of a given config."""
+"""Source of simulated logs: raw columns in chunks, and the raw log folder of a config."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def open_sim(path: Path | None, limit: int, seed: int, schema: LogSchema) -> Rea
 
 
 def reading_of(config: SimConfig, chunk_rows: int = CHUNK_ROWS) -> Reading:
-    """A simulated log, not drawn yet; a chunk has about ``chunk_rows``."""
+    """A simulated log, drawn when read; a chunk has about ``chunk_rows`` rows."""
 
     blocks_per_chunk = max(1, chunk_rows // block_rows(config))
 
@@ -118,7 +118,7 @@ def _lists(values: np.ndarray) -> pa.ListArray:
 
 
 def _vectors(world: World, item: np.ndarray) -> pa.ListArray:
-    """Each row's item vector; null where the item has none."""
+    """Each row's item vector; null if it has none."""
     known = world.item_vector_known[item]
     dim = world.item_vector.shape[1]
     offsets = np.concatenate([[0], np.cumsum(known * dim)]).astype(np.int32)

@@ -1,4 +1,4 @@
-"""The fixed part of a simulated log: who its users and items are, and what each of their values does to a click."""
+"""World of a simulated log: its users and items, and the effect of each of their values on clicks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SCENARIOS = ("feed", "search", "story", "video", "shop")
 SLOTS = 3
 CITIES = 200
 SITES = 500
-COOKIES = 40_000  # an id without any effect: whoever trusts it has learnt noise
+COOKIES = 40_000  # an id without any effect: a model that uses it has learnt noise
 RANK = 4  # of the user x item taste
 PAIRS = 1 << 16  # different effects of site x author
 LAST_CLICKS = 3
@@ -76,14 +76,14 @@ class World:
     hour_scenario_effect: np.ndarray  # [24, 5]
     age_topic_effect: np.ndarray  # [6, 16]
     city_effect: np.ndarray  # [CITIES]
-    change: Change | None  # None: effects of ids stay what they are
+    change: Change | None  # None: effects of ids are constant
 
 
 @dataclass(frozen=True)
 class Change:
     """How the effects of ids change: by ``drift`` towards the effects ``*_later``, and at the id's own moment
-    ``*_handover`` (a share of the simulated time; beyond 1: never) to those of its next owner, who starts from
-    ``*_next`` and drifts towards ``*_next_later``. Nothing of the former owner is left then."""
+    ``*_handover`` (a share of the simulated time; beyond 1: never) to those of its next owner, which start at ``*_next``
+    and drift towards ``*_next_later``. The former owner has no effect then."""
 
     drift: float
     user_later: np.ndarray  # [U, 1 + RANK], the id's own effect and its taste
@@ -117,7 +117,7 @@ def effects_at(world: World, now: float) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def _change(config: SimConfig, world: World) -> Change | None:
-    """The changes of ``config``, from a stream of their own: without them the world is what it would be."""
+    """The changes of ``config``, from their own random stream, so that the rest of the world does not depend on them."""
     if config.drift == 0 and config.reuse == 0:
         return None
     rng = np.random.default_rng([config.seed, 4])
@@ -126,7 +126,7 @@ def _change(config: SimConfig, world: World) -> Change | None:
         return rng.standard_normal((size, 1 + RANK), dtype=np.float32)
 
     def handover(birth: np.ndarray) -> np.ndarray:
-        first = np.maximum(birth, 0.0)  # before it is born an id has no owner to pass from
+        first = np.maximum(birth, 0.0)  # an id passes on only after its birth
         passes = rng.random(len(birth)) < config.reuse
         return np.where(passes, first + (1.0 - first) * rng.random(len(birth)), 2.0)
 
@@ -154,12 +154,12 @@ def _births(size: int, rng: np.random.Generator) -> np.ndarray:
     births = rng.random(size)
     mature = rng.random(size) < MATURE
     births[mature] -= 1.0
-    births[int(np.argmin(births))] = -1.0  # somebody is always there
+    births[int(np.argmin(births))] = -1.0  # at least one exists from the start
     return births
 
 
 def make_world(config: SimConfig) -> World:
-    """Draw the world of ``config`` (of its seed and sizes alone, and its changes of drift and reuse besides)."""
+    """Draw the world of ``config`` (from its seed and sizes, and its changes from drift and reuse)."""
     rng = np.random.default_rng([config.seed, 0])
     users, items = config.users, config.items
     authors = max(10, items // 10)

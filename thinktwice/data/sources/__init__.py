@@ -1,1 +1,1 @@
-"""Where logs come from; :mod:`thinktwice.data.sources.registry` lists them."""
+"""Sources of logs; :mod:`thinktwice.data.sources.registry` lists them."""

@@ -48,12 +48,12 @@ def header_of(line: str, path: Path) -> list[str]:
     """Column names of a CSV header line.
 
     Raises:
-        DataError: a name is missing or stands twice.
+        DataError: a name is missing or repeated.
     """
     columns = [c.strip() for c in next(csv.reader([line]), [])]
     repeated = sorted({c for c in columns if columns.count(c) > 1})
     if repeated or not columns or "" in columns:
-        problem = f"column {repeated[0]!r} stands twice" if repeated and repeated[0] else "a column has no name"
+        problem = f"column {repeated[0]!r} is repeated" if repeated and repeated[0] else "a column has no name"
         raise DataError(f"the first line of {path} is not a header ({problem}): give the file with its header line")
     return columns
 

@@ -1,4 +1,4 @@
-"""What a file is, told from its first bytes, and how to make a parquet file of it."""
+"""Detection of file formats from their first bytes, and how to convert them to parquet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import NamedTuple
 HEAD_BYTES = 1 << 16
 
 PARQUET = "a parquet file"
-#: First bytes -> what the file is. Longer ones first where one begins with the other.
+#: First bytes -> format. A longer prefix comes before a shorter one that it starts with.
 _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"PAR1", PARQUET),
     (b"PARE", "an encrypted parquet file"),
@@ -42,7 +42,8 @@ _PACKED: tuple[tuple[bytes, str], ...] = (
 
 
 class FileKind(NamedTuple):
-    """``words`` name what the file is; ``is_data`` says whether it may hold rows of a log; ``fix`` how to make parquet of it."""
+    """``words``: name of the format; ``is_data``: whether it may contain rows of a log; ``fix``: how to convert it to
+    parquet."""
 
     words: str
     is_data: bool
@@ -54,7 +55,7 @@ class FileKind(NamedTuple):
 
 
 def kind_of(path: Path) -> FileKind:
-    """Look at the first bytes of a file.
+    """Detect the format from the first bytes of a file.
 
     Raises:
         OSError: it cannot be read.
@@ -96,7 +97,7 @@ def _fix(words: str, path: Path) -> str:
     if words == "an Arrow stream":
         return _polars(f"read_ipc_stream({str(path)!r}).write_parquet({_new(path)!r})")
     if words == "a Git LFS pointer":
-        return "fetch the file it stands for with `git lfs pull`"
+        return "fetch the actual file with `git lfs pull`"
     if words == "an encrypted parquet file":
         return "decrypt it first"
     return "export it as CSV or parquet with the program that wrote it"
@@ -121,14 +122,14 @@ def _packed(head: bytes, codec: str, path: Path) -> FileKind:
     if inner is None:
         return FileKind(f"{article} {codec}-compressed file", True, f"{unpack} and give the parquet file in it")
     kind = _of_bytes(inner, path.with_suffix(""))
-    what = kind.words.removeprefix("an ").removeprefix("a ")
+    noun = kind.words.removeprefix("an ").removeprefix("a ")
     if kind.words.startswith("a CSV") or kind.words.startswith("a TSV"):
-        return FileKind(f"{article} {codec}-compressed {what}", True, _csv_fix(path, inner))
-    return FileKind(f"{article} {codec}-compressed {what}", True, f"{unpack} first")
+        return FileKind(f"{article} {codec}-compressed {noun}", True, _csv_fix(path, inner))
+    return FileKind(f"{article} {codec}-compressed {noun}", True, f"{unpack} first")
 
 
 def _unpacked(head: bytes, codec: str) -> bytes | None:
-    """The first bytes inside, as far as the head of the file holds them; None for a codec that is not looked into."""
+    """The first decompressed bytes, as far as the head of the file contains them; None for an unsupported codec."""
     try:
         if codec == "gzip":
             return gzip.GzipFile(fileobj=io.BytesIO(head)).read(1 << 12)
@@ -142,7 +143,7 @@ def _unpacked(head: bytes, codec: str) -> bytes | None:
 
 
 def _text(head: bytes, path: Path) -> FileKind:
-    other = FileKind("no table", False)
+    unknown = FileKind("no table", False)
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         text = head[: len(head) // 2 * 2].decode("utf-16", errors="replace")
     else:
@@ -151,25 +152,25 @@ def _text(head: bytes, path: Path) -> FileKind:
         except UnicodeDecodeError:
             text = head.decode("latin-1")
     if "\0" in text:
-        return FileKind("a binary file of no known kind", False)
+        return FileKind("a binary file of an unknown format", False)
     start = text.lstrip()[:2000]
     if start.lower().startswith(("<!doctype html", "<html")):
         return FileKind("an HTML page, perhaps the error page of a download", False, "download the file again")
     if start.startswith(("{", "[")):
         return _json(start, path)
     lines = [line for line in text.splitlines()[:20] if line.strip()]
-    whole = lines[:-1] if len(lines) > 2 else lines  # the last line may be cut
+    complete = lines[:-1] if len(lines) > 2 else lines  # the last line may be cut
     for delimiter, name in (("\t", "TSV"), (",", "CSV"), (";", "CSV"), ("|", "CSV"), ("\x01", "CSV")):
-        counts = {_cells(line, delimiter) for line in whole}
-        if len(whole) > 1 and len(counts) == 1 and counts != {1}:
+        counts = {_cells(line, delimiter) for line in complete}
+        if len(complete) > 1 and len(counts) == 1 and counts != {1}:
             return FileKind(f"a {name} file", True, _csv_fix(path, head))
     if path.suffix.lower() in (".csv", ".tsv") and lines:
         return FileKind(f"a {path.suffix[1:].upper()} file", True, _csv_fix(path, head))
-    return other
+    return unknown
 
 
 def _cut(head: bytes) -> bytes:
-    """Without a character that the end of the head has cut."""
+    """The bytes without a character cut at the end of the head."""
     for missing in range(min(4, len(head))):
         try:
             head[: len(head) - missing].decode("utf-8")
@@ -198,7 +199,7 @@ def _csv_fix(path: Path, head: bytes) -> str:
     line = head.split(b"\n", 1)[0]
     best = max((b",", b"\t", b";", b"|", b"\x01"), key=line.count)
     separator = "" if best == b"," else f", separator={best.decode()!r}"
-    # Every column stays text: ids keep their zeros, and the validation reads numbers and times from text.
+    # Every column stays text: ids keep their leading zeros, and the validation reads numbers and times from text.
     exact = ", glob=False" if set("*?[]{}").intersection(str(path)) else ""
     return _polars(f"scan_csv({str(path)!r}{separator}, infer_schema=False{exact}).sink_parquet({_new(path)!r})")
 

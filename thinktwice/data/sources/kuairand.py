@@ -1,9 +1,9 @@
 """KuaiRand: the standard logs of a short-video app in a folder of CSV files, with user and video features appended.
 
-Read are ``log_standard*.csv`` (in order of their names), ``user_features*.csv`` and ``video_features_basic*.csv``. The video
-*statistics* files are left alone: they count the whole period and so know the future. Feature files are held in memory
-(Pure and 1K; the 32 million videos of 27K need more memory than a laptop has).
-One column is computed and added: ``main_tag``, the first of a video's tags.
+It reads ``log_standard*.csv`` (in order of their names), ``user_features*.csv`` and ``video_features_basic*.csv``. The
+video *statistics* files are not used: they count the whole period, so they leak the future. Feature files are read into
+memory (Pure and 1K; the 32 million videos of 27K need more memory than a laptop has). One column is computed and added:
+``main_tag``, the first of a video's tags.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def open_kuairand(path: Path | None, limit: int, seed: int, schema: LogSchema) -
     columns = headers[logs[0]]
     for log in logs:
         if headers[log] != columns:
-            raise SchemaError(f"{log} has other columns than {logs[0].name}: give log files of one KuaiRand version")
+            raise SchemaError(
+                f"{log} has different columns from {logs[0].name}: give log files of one KuaiRand version"
+            )
     users, user_losses, user_files = _features(folder, "user_features*.csv", "user_id", columns)
     videos, video_losses, video_files = _features(folder, "video_features_basic*.csv", "video_id", columns)
     if "tag" in videos.columns:
@@ -64,18 +66,18 @@ def open_kuairand(path: Path | None, limit: int, seed: int, schema: LogSchema) -
 def _features(
     folder: Path, pattern: str, key: str, log_columns: list[str]
 ) -> tuple[pl.DataFrame, SideLosses, list[Path]]:
-    """Feature files as one frame with unique keys and without columns that the log has itself."""
-    found = sorted(folder.glob(pattern))
-    if not found:
+    """Feature files as one frame with unique keys, without the columns of the log."""
+    paths = sorted(folder.glob(pattern))
+    if not paths:
         raise DataError(f"folder {folder} contains no {pattern}: give --path, {WHAT}")
     if key not in log_columns:
         raise SchemaError(f"the logs in {folder} have no column {key!r}. {known_column(key, log_columns)}")
     files = []
-    for file in found:
+    for file in paths:
         open_stream = file_opener(file)
         columns = header_of(first_line(open_stream, str(file)), file)
         if key not in columns:
             raise SchemaError(f"{file} has no column {key!r}. {known_column(key, columns)}")
         files.append(SideFile(file.name, str(file), open_stream, tuple(columns), ",", header=True, quotes=True))
     frame, losses = read_side_table(files, key)
-    return frame.select(key, *(c for c in frame.columns if c != key and c not in log_columns)), losses, found
+    return frame.select(key, *(c for c in frame.columns if c != key and c not in log_columns)), losses, paths

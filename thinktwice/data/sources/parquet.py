@@ -1,4 +1,5 @@
-"""A user's own log: one parquet file, a folder of them, or a raw log folder, described by a schema file and by no code."""
+"""Source for a user's own log: one parquet file, a folder of them, or a raw log folder, described by a schema file without
+code."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ QUARANTINE_INFO = "quarantine.json"
 def open_parquet_log(path: Path | None, limit: int, seed: int, schema: LogSchema) -> Reading:
     """Open a parquet file, or the parquet files of a folder and the folders in it (:mod:`thinktwice.data.sources.parts`).
 
-    A raw log folder (what ``thinktwice data simulate``, ``ingest`` and ``replay`` write) is read as the log that it is.
+    A raw log folder (as written by ``thinktwice data simulate``, ``ingest`` and ``replay``) is read with its own rows and
+    schema.
     """
     path = need_path(path, "parquet", WHAT)
     if is_raw_log(path):
@@ -53,20 +55,20 @@ def open_parquet_log(path: Path | None, limit: int, seed: int, schema: LogSchema
                 refuse_partition(path, folder)
             in_names.setdefault(key, "in folder names, which are not read")
     layout = unite({file: columns for file, (_, columns) in footers.items()}, named)
-    taken = [c for c in ADDED if c in layout.columns.names]
-    if taken:
+    reserved = [c for c in ADDED if c in layout.columns.names]
+    if reserved:
         raise SchemaError(
-            f"column {taken[0]!r} of {path} has a reserved name: rename it in the file (if this is a file that thinktwice "
+            f"column {reserved[0]!r} of {path} has a reserved name: rename it in the file (if this is a file that thinktwice "
             "has written, give its folder)"
         )
     names = {str(f.relative_to(path)) if path.is_dir() else f.name: sha256_file(f) for f in parts.files}
     _refuse_copies(names, [num_rows for num_rows, _ in footers.values()])
-    wanted = None if not layout.left_out else layout.columns.names
+    selected = None if not layout.left_out else layout.columns.names
 
     def chunks() -> Iterator[Chunk]:
         start = 0
         for file in parts.files:
-            present = None if wanted is None else [c for c in wanted if c in footers[file][1].names]
+            present = None if selected is None else [c for c in selected if c in footers[file][1].names]
             for batch in batches(file, present):
                 table = shaped(batch, layout.columns, file)
                 yield Chunk(table, np.arange(start, start + table.num_rows, dtype=np.int64))
@@ -95,7 +97,7 @@ def _refuse_names(parts: Parts) -> None:
 
 
 def _refuse_copies(names: dict[str, str], num_rows: list[int]) -> None:
-    """Two files of one content would count every row twice; files without rows are often alike."""
+    """Refuse two files of the same content, which would count every row twice. Files without rows may be equal."""
     first: dict[str, str] = {}
     for (name, digest), rows in zip(names.items(), num_rows, strict=True):
         if rows and first.setdefault(digest, name) != name:

@@ -1,4 +1,4 @@
-"""Reads parquet files in batches; a missing, empty or damaged one is named."""
+"""Reading of parquet files in batches; errors name a missing, empty or damaged file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def footer(file: Path) -> tuple[int, pa.Schema]:
     """Number of rows and arrow schema of a parquet file.
 
     Raises:
-        DataError: it is empty, something else than parquet (then the sentence says how to convert it), or damaged.
+        DataError: it is empty, damaged, or not parquet (then the message says how to convert it).
     """
     with readable(file):
         kind = kind_of(file)
@@ -40,7 +40,7 @@ def footer(file: Path) -> tuple[int, pa.Schema]:
 def batches(file: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The rows of a parquet file, at most :data:`BATCH_ROWS` at a time.
 
-    With ``columns`` these alone are read; a column ``a.b`` may come along with ``a``.
+    With ``columns`` only these are read; a column ``a.b`` may come along with ``a``.
     """
     with open_parquet(file) as opened:
         width = 16 * len(opened.schema_arrow.names if columns is None else columns)
@@ -59,7 +59,7 @@ def batches(file: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Rec
 
 
 def short(error: Exception, limit: int = 160) -> str:
-    """First line of what a library says, cut between two words."""
+    """First line of a library's message, cut between two words."""
     line = next(iter(str(error).strip().splitlines()), "").strip().rstrip(".:")
     if len(line) <= limit:
         return line or type(error).__name__

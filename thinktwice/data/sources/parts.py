@@ -1,8 +1,9 @@
-"""The files of a log that is a folder, chosen and ordered as Spark, Hive and Arrow do.
+"""Files of a log that is a folder, selected and ordered as by Spark, Hive and Arrow.
 
-Names that start with ``.`` or ``_`` are left out, with all that is below such a folder. Numbers in names compare as
-numbers, so ``part.2`` comes before ``part.10``. What a file is, its first bytes say; the name says whether it is meant to be
-read. Whatever is not read is named: a file that is no data is left out, one that looks like data is refused.
+Names that start with ``.`` or ``_`` are left out, with everything below such a folder. Numbers in names compare as numbers,
+so ``part.2`` comes before ``part.10``. The format of a file is detected from its first bytes; the name decides whether it
+is meant to be read. Files that are not read are reported: a file that is not data is left out, one that looks like data is
+refused.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from thinktwice.data.reading import readable
 from thinktwice.data.sources.file_kind import kind_of
 from thinktwice.errors import DataError
 
-#: Endings of a parquet file; before and behind them may stand the codec (``.snappy.parquet``, ``.parquet.gz``).
+#: Endings of a parquet file; the codec may precede or follow (``.snappy.parquet``, ``.parquet.gz``).
 ENDINGS = frozenset({"parquet", "pq", "parq", "par"})
 CODECS = frozenset(
     {"snappy", "snap", "gz", "gzip", "zst", "zstd", "lz4", "lz4_raw", "br", "brotli", "lzo", "uncompressed", "none"}
 )
-MAX_NAMED = 5  # files in one sentence; the snapshot has them all
-#: Folders and files that make a folder of parquet files a table whose own log says which of them count.
+MAX_NAMED = 5  # files named in one sentence; the snapshot lists all
+#: Folders and files that mark a folder of parquet files as a table with its own list of valid files.
 TABLES = {"_delta_log": "a Delta Lake table", ".hoodie": "a Hudi table"}
 
 HIDDEN = "hidden"
@@ -47,11 +48,11 @@ class Parts:
 
 
 def parts_of(folder: Path) -> Parts:
-    """The parquet files below ``folder``, and what is left out.
+    """The parquet files below ``folder``, and those left out.
 
     Raises:
-        DataError: the folder is a table of another kind, holds a file that looks like data and would not be read, or may not be
-            read; or it holds no parquet file.
+        DataError: the folder is a table of another kind, contains a file that looks like data and would not be read, is not
+            readable, or contains no parquet file.
     """
     _refuse_table(folder)
     files: list[Path] = []
@@ -78,12 +79,12 @@ def parts_of(folder: Path) -> Parts:
         elif kind.is_data:
             refused.append(f"{name} is {kind.words}")
         elif _claims_parquet(path.name):
-            what = (
+            shown = (
                 "is empty: give the whole file"
                 if kind.words == "empty"
                 else "is not an intact parquet file: copy it again"
             )
-            raise DataError(f"{path} {what}")
+            raise DataError(f"{path} {shown}")
         else:
             left_out[name] = NO_DATA
     if refused:
@@ -106,7 +107,7 @@ def partition_key(folder: str) -> str:
 
 
 def is_parquet_name(name: str) -> bool:
-    """Whether a file of this name is meant to be read: it ends like a parquet file, or has no ending but numbers.
+    """Whether a file of this name is meant to be read: it ends like a parquet file, or has no ending except numbers.
 
     Hive writes ``000000_0``, Spark ``part-00000.c000.snappy.parquet``, dask ``part.0.parquet``. A backup (``.bak``, ``.old``,
     ``.tmp``, a name that ends with ``~``) is not meant to be read.
@@ -120,7 +121,7 @@ def _claims_parquet(name: str) -> bool:
 
 
 def _ending(name: str) -> str:
-    """The last ending of a name that is no codec; "" where there is none."""
+    """The last ending of a name that is not a codec; "" if there is none."""
     endings = [e for e in name.lower().split(".")[1:] if e not in CODECS]
     return endings[-1] if endings else ""
 
@@ -139,7 +140,7 @@ def what_was_read(
 ) -> list[str]:
     """A line about the files, ``5 files read, 2 left out: notes.txt (no data), .cache/ (hidden)``, and two about columns.
 
-    No line where there is nothing to say: one file that was read whole.
+    Empty for a single file that was read completely.
     """
     lines = []
     if num_files > 1 or left_out:
@@ -155,12 +156,12 @@ def what_was_read(
 
 
 def listed(left_out: Mapping[str, str]) -> str:
-    """The first few that were left out, and why."""
+    """The first of those left out, and why."""
     return _listed([f"{printable(name)} ({printable(why)})" for name, why in left_out.items()])
 
 
 def printable(name: str) -> str:
-    """A file name without line breaks, control characters and bytes that are no UTF-8."""
+    """A file name without line breaks, control characters and bytes that are not UTF-8."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
 
 
@@ -187,22 +188,22 @@ def _walk(folder: Path) -> Iterator[tuple[Path, str, str]]:
             yield path, name + folder_mark, HIDDEN
         elif status is None:
             if _claims_parquet(entry):
-                raise DataError(f"{path} is a link that leads to nothing: remove it, or bring back what it names")
-            yield path, name, "a link that leads to nothing"
+                raise DataError(f"{path} is a broken link: remove it, or restore its target")
+            yield path, name, "a broken link"
         elif stat.S_ISDIR(status.st_mode):
             known = entered.setdefault((status.st_dev, status.st_ino), name)
             if known != name:
                 yield path, f"{name}/", f"the same folder as {known or '.'}/"
                 continue
             with readable(path), os.scandir(path) as entries:
-                found = sorted((e.name for e in entries), key=natural, reverse=True)
-            waiting.extend((path / e, f"{name}/{e}" if name else e) for e in found)
+                names = sorted((e.name for e in entries), key=natural, reverse=True)
+            waiting.extend((path / e, f"{name}/{e}" if name else e) for e in names)
         else:
             yield path, name, "" if stat.S_ISREG(status.st_mode) else "not a file"
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """What a path leads to; None for a link that leads to nothing, or to itself."""
+    """The status of a path's target; None for a broken or circular link."""
     try:
         return path.stat()
     except FileNotFoundError:
@@ -214,15 +215,15 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _is_hidden(name: str) -> bool:
-    """As Spark has it: ``_day=1`` is a partition and not hidden; a file that Hadoop is still copying is."""
+    """As in Spark, ``_day=1`` is a partition and not hidden; a file that Hadoop is still copying is hidden."""
     return name.startswith(".") or (name.startswith("_") and "=" not in name) or name.endswith("._COPYING_")
 
 
 def _refuse_table(folder: Path) -> None:
-    for name, what in TABLES.items():
+    for name, table in TABLES.items():
         if (folder / name).exists():
             raise DataError(
-                f"{folder} is {what} ({name} is in it), which keeps its own list of valid files: "
+                f"{folder} is {table} ({name} is in it), which keeps its own list of valid files: "
                 "export its current rows to plain parquet files and give those"
             )
     metadata = folder / "metadata"
@@ -234,7 +235,7 @@ def _refuse_table(folder: Path) -> None:
 
 
 def refuse_partition(folder: Path, part: str) -> None:
-    """Refuse a log that has a column of the schema in the names of its folders alone; ``part`` is one of them.
+    """Refuse a log that has a column of the schema only in the names of its folders; ``part`` is one of them.
 
     Raises:
         DataError: always.

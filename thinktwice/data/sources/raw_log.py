@@ -1,6 +1,6 @@
-"""A raw log folder, as an ingest or the simulator wrote it, read once more as a source.
+"""Source that reads a raw log folder as written by an ingest or the simulator.
 
-Its records come in their old order, the broken ones among them, and are numbered afresh.
+Its records keep their order, broken ones included, and are renumbered.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from thinktwice.parquet import read_table
 
 
 def is_raw_log(path: Path) -> bool:
-    """Whether ``path`` is a folder that an ingest wrote, by its ``snapshot.json`` (others may have one of their own)."""
+    """Whether ``path`` is a folder that an ingest wrote, by its ``snapshot.json`` (other tools may write a file of that
+    name)."""
     if not (path / SNAPSHOT_FILE).is_file():
         return False
     try:
@@ -43,15 +44,15 @@ def is_raw_log(path: Path) -> bool:
 
 
 def schema_beside(path: Path) -> Path | None:
-    """The schema file of the raw log folder ``path``; None if it is no such folder."""
+    """The schema file of the raw log folder ``path``; None if it is not such a folder."""
     return path / SCHEMA_FILE if is_raw_log(path) else None
 
 
 def open_raw_log(folder: Path) -> Reading:
-    """Open a raw log folder; its columns are those of the first source, without the ids of its rows.
+    """Open a raw log folder; its columns are those of the original source, without row ids.
 
     Raises:
-        DataError: a file is missing or damaged, or the folder does not hold what its ``snapshot.json`` says.
+        DataError: a file is missing or damaged, or the folder does not match its ``snapshot.json``.
     """
     log = folder / LOG_FILE
     if not log.is_file():
@@ -62,10 +63,10 @@ def open_raw_log(folder: Path) -> Reading:
     columns = pa.schema([f for f in schema if f.name not in ADDED])
     info = _snapshot(folder)
     broken = _table(folder / UNPARSABLE_FILE, (SOURCE_ROW, "raw", "error"))
-    for name, found in (("rows", num_rows), ("unparsable_rows", broken.num_rows)):
-        if info.get(name, found) != found:
+    for name, count in (("rows", num_rows), ("unparsable_rows", broken.num_rows)):
+        if info.get(name, count) != count:
             raise DataError(
-                f"{folder} contains {found} {name.replace('_', ' ')} but its {SNAPSHOT_FILE} says {info[name]}: "
+                f"{folder} contains {count} {name.replace('_', ' ')} but its {SNAPSHOT_FILE} says {info[name]}: "
                 "ingest or simulate the log again"
             )
     files = {f.name: sha256_file(f) for f in (log, folder / UNPARSABLE_FILE, folder / SIDE_FILE) if f.is_file()}
@@ -74,11 +75,11 @@ def open_raw_log(folder: Path) -> Reading:
 
 
 def _chunks(log: Path, columns: pa.Schema, broken: pa.Table) -> Iterator[Chunk]:
-    """Rows and broken records merged by their old numbers. ``broken``: source_row, raw, error."""
+    """Rows and broken records merged by their original numbers. ``broken``: source_row, raw, error."""
     broken = broken.sort_by(SOURCE_ROW)
-    places = broken.column(SOURCE_ROW).to_numpy()
+    broken_rows = broken.column(SOURCE_ROW).to_numpy()
     texts, errors = broken.column("raw").to_pylist(), broken.column("error").to_pylist()
-    rows, told, last = 0, 0, -1
+    rows, reported, last = 0, 0, -1
     for batch in batches(log):
         table = pa.Table.from_batches([batch])
         old = table.column(SOURCE_ROW).to_numpy()
@@ -87,17 +88,18 @@ def _chunks(log: Path, columns: pa.Schema, broken: pa.Table) -> Iterator[Chunk]:
                 f"the rows of {log} are not in the order of {SOURCE_ROW!r}: ingest or simulate the log again"
             )
         last = int(old[-1]) if len(old) else last
-        before = np.searchsorted(places, old)  # broken records before each row
-        ordinals = np.arange(rows, rows + len(old), dtype=np.int64) + before
-        until = int(np.searchsorted(places, last))
+        earlier = np.searchsorted(broken_rows, old)  # broken records before each row
+        ordinals = np.arange(rows, rows + len(old), dtype=np.int64) + earlier
+        until = int(np.searchsorted(broken_rows, last))
         between = tuple(
-            Unparsable(i + rows + int(np.searchsorted(old, places[i])), texts[i], errors[i]) for i in range(told, until)
+            Unparsable(i + rows + int(np.searchsorted(old, broken_rows[i])), texts[i], errors[i])
+            for i in range(reported, until)
         )
-        rows, told = rows + len(old), until
+        rows, reported = rows + len(old), until
         yield Chunk(table.select(columns.names).cast(columns), ordinals, between)
-    rest = tuple(Unparsable(i + rows, texts[i], errors[i]) for i in range(told, len(places)))
-    if rest:
-        yield Chunk(columns.empty_table(), np.zeros(0, np.int64), rest)
+    trailing = tuple(Unparsable(i + rows, texts[i], errors[i]) for i in range(reported, len(broken_rows)))
+    if trailing:
+        yield Chunk(columns.empty_table(), np.zeros(0, np.int64), trailing)
 
 
 def _snapshot(folder: Path) -> dict[str, object]:
@@ -112,7 +114,7 @@ def _snapshot(folder: Path) -> dict[str, object]:
 
 
 def _table(path: Path, columns: tuple[str, ...]) -> pa.Table:
-    """These columns of a small parquet file beside the log; no rows if there is no such file."""
+    """These columns of a small parquet file beside the log; empty without such a file."""
     if not path.is_file():
         return pa.schema([(c, pa.int64() if c in (SOURCE_ROW, "line") else pa.string()) for c in columns]).empty_table()
     _, schema = footer(path)
@@ -123,7 +125,7 @@ def _table(path: Path, columns: tuple[str, ...]) -> pa.Table:
 
 
 def _side(folder: Path, info: dict[str, object]) -> SideLosses | None:
-    """Lost lines of the first source's side tables, carried on."""
+    """Lost lines of the original source's side tables."""
     if not (folder / SIDE_FILE).is_file():
         return None
     counts = [info.get(name) for name in ("side_unparsable", "side_duplicates")]

@@ -1,4 +1,4 @@
-"""All sources by name."""
+"""Registry of sources by name."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ def source_named(name: str) -> Source:
     """The source called ``name``.
 
     Raises:
-        DataError: there is none; the message lists those that exist.
+        DataError: it does not exist; the message lists the sources.
     """
     if name not in SOURCES:
-        near = difflib.get_close_matches(name, SOURCES, n=1)
-        guess = f"did you mean {near[0]!r}? " if near else ""
+        close = difflib.get_close_matches(name, SOURCES, n=1)
+        guess = f"did you mean {close[0]!r}? " if close else ""
         raise DataError(
             f"unknown source {name!r}: {guess}Known are {', '.join(SOURCES)}; your own log is source 'parquet'"
         )
@@ -96,7 +96,7 @@ def builtin_schema_text(name: str) -> str:
     """Text of the schema file that ships with source ``name``, comments included.
 
     Raises:
-        DataError: the source is unknown, or describes logs that only their owner knows.
+        DataError: the source is unknown, or has no built-in schema.
     """
     if not source_named(name).has_schema:
         raise DataError(f"source {name!r} has no schema of its own: write one for your log and give it by --schema")

@@ -1,4 +1,4 @@
-"""Tables of users and items beside a log: one row per key, and every line kept that did not become such a row."""
+"""Side tables (users, items) of a log: one row per key, and every line that did not become a row."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from thinktwice.data.reading import SIDE_LINES, SideLosses
 from thinktwice.data.sources.text import Opener, read_table
 from thinktwice.errors import DataError
 
-_FILE, _LINE = "!file", "!line"  # no column of a file can be in their way: the caller names the columns
+_FILE, _LINE = "!file", "!line"  # cannot clash with columns of a file: the caller names the columns
 
 
 @dataclass(frozen=True)
 class SideFile:
-    """One file of a side table. ``name`` is what people call it, ``where`` stands in messages."""
+    """One file of a side table. ``name`` is its name for display, ``where`` its location in messages."""
 
     name: str
     where: str
@@ -31,7 +31,7 @@ class SideFile:
 def read_side_table(files: list[SideFile], key: str) -> tuple[pl.DataFrame, SideLosses]:
     """All files as one frame of strings with unique, present keys, and the lines that are not in it.
 
-    The first line of a key counts. Broken lines, lines without a key and later lines of a key are kept as losses.
+    The first line of a key counts. Broken lines, lines without a key and later lines of a key are returned as losses.
 
     Raises:
         DataError: no line of the files became a row.
@@ -62,14 +62,14 @@ def read_side_table(files: list[SideFile], key: str) -> tuple[pl.DataFrame, Side
         raise DataError(
             f"{files[0].where} contains no line with {len(files[0].columns)} cells: it is empty or not the file it is named after"
         )
-    again = table.filter(~pl.col(key).is_first_distinct())
+    repeated_keys = table.filter(~pl.col(key).is_first_distinct())
     for file in files:
         why = pl.format(f"an earlier line has {key} {{}}, and that one counts", pl.col(key))
-        lost.append(_lines(again.filter(pl.col(_FILE) == file.name), file, why))
-    duplicates = {file.name: again.filter(pl.col(_FILE) == file.name).height for file in files}
-    kept = pl.concat(lost).sort("file", "line", maintain_order=True).to_arrow().cast(SIDE_LINES)
+        lost.append(_lines(repeated_keys.filter(pl.col(_FILE) == file.name), file, why))
+    duplicates = {file.name: repeated_keys.filter(pl.col(_FILE) == file.name).height for file in files}
+    lost_lines = pl.concat(lost).sort("file", "line", maintain_order=True).to_arrow().cast(SIDE_LINES)
     unique = table.filter(pl.col(key).is_first_distinct()).drop(_FILE, _LINE)
-    return unique, SideLosses(kept, unparsable, duplicates)
+    return unique, SideLosses(lost_lines, unparsable, duplicates)
 
 
 def joined_losses(*tables: SideLosses) -> SideLosses:
@@ -82,7 +82,7 @@ def joined_losses(*tables: SideLosses) -> SideLosses:
 
 
 def _lines(frame: pl.DataFrame, file: SideFile, error: pl.Expr) -> pl.DataFrame:
-    """Split lines as they stood in the file; a cell that holds the delimiter is quoted again."""
+    """Split lines as in the file; a cell that contains the delimiter is quoted again."""
     cells = []
     for name in file.columns:
         cell = pl.col(name).fill_null("")

@@ -1,6 +1,6 @@
-"""Delimited text, read in blocks: lines into columns of strings, and lines that do not split into the right number kept.
+"""Reader of delimited text in blocks: lines as columns of strings, and the lines with a wrong number of cells.
 
-An empty cell is a null. Nothing else is interpreted. A quoted field may hold the delimiter but not a line break.
+An empty cell is a null. Nothing else is interpreted. A quoted field may contain the delimiter but not a line break.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from thinktwice.errors import DataError
 BLOCK_BYTES = 8 << 20
 TEXT = ("a CSV", "a TSV", "a JSON", "a gzip-compressed")  # kinds of files that this reader can open
 
-#: Opens a file or archive member anew.
+#: Opens a file or archive member from its start.
 Opener = Callable[[], BinaryIO]
 
 
 def file_opener(path: Path) -> Opener:
-    """Opener of a plain or gzipped file; which of the two is seen from its first bytes.
+    """Opener of a plain or gzipped file; detected from its first bytes.
 
     Raises:
         DataError: it is a folder, cannot be read, or is empty.
@@ -55,7 +55,7 @@ def file_opener(path: Path) -> Opener:
 
 
 @contextmanager
-def _damage_named(where: str) -> Iterator[None]:
+def _read_errors(where: str) -> Iterator[None]:
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
@@ -66,22 +66,22 @@ def _damage_named(where: str) -> Iterator[None]:
 
 def blocks(open_stream: Opener, where: str) -> Iterator[bytes]:
     """Whole lines in blocks of about :data:`BLOCK_BYTES`, line ends normalised to one newline byte, without the last one."""
-    rest = b""
+    partial = b""
     first = True
-    with _damage_named(where), open_stream() as stream:
+    with _read_errors(where), open_stream() as stream:
         while data := stream.read(BLOCK_BYTES):
-            data = rest + data
+            data = partial + data
             if first:
                 data = data.removeprefix(b"\xef\xbb\xbf")
                 first = False
             end = data.rfind(b"\n")
             if end < 0:
-                rest = data
+                partial = data
                 continue
-            rest = data[end + 1 :]
+            partial = data[end + 1 :]
             yield data[:end].replace(b"\r\n", b"\n").removesuffix(b"\r")
-    if rest:
-        yield rest.removesuffix(b"\r")
+    if partial:
+        yield partial.removesuffix(b"\r")
 
 
 def first_line(open_stream: Opener, where: str, encoding: str = "utf-8") -> str:
@@ -124,59 +124,59 @@ def read_table(
 
 
 def _lines(block: bytes, encoding: str) -> tuple[pa.Array, dict[int, str]]:
-    """Lines of a block as strings, and the numbers of those that are no text, with the reason."""
+    """Lines of a block as strings, and the numbers of those that are not text, with the reason."""
     if encoding == "latin-1":
         return pa.array([block.decode("latin-1")], pa.large_string()), {}
     try:
         return pa.array([block], pa.large_binary()).cast(pa.large_string()), {}
     except pa.ArrowInvalid:
-        bad: dict[int, str] = {}
+        problems: dict[int, str] = {}
         texts = []
         for number, line in enumerate(block.split(b"\n")):
             try:
                 texts.append(line.decode("utf-8"))
             except UnicodeDecodeError as error:
                 texts.append(line.decode("utf-8", errors="backslashreplace"))
-                bad[number] = f"byte {error.start + 1} is not UTF-8 text"
-        return pa.array(["\n".join(texts)], pa.large_string()), bad
+                problems[number] = f"byte {error.start + 1} is not UTF-8 text"
+        return pa.array(["\n".join(texts)], pa.large_string()), problems
 
 
 def _split_block(block: bytes, columns: list[str], delimiter: str, encoding: str, quotes: bool, start: int) -> Chunk:
-    whole, bad = _lines(block, encoding)
-    lines = pc.split_pattern(whole, "\n").flatten()
+    text, problems = _lines(block, encoding)
+    lines = pc.split_pattern(text, "\n").flatten()
     cells = pc.split_pattern(lines, delimiter)
-    found = pc.list_value_length(cells).to_numpy(zero_copy_only=False)
-    good = found == len(columns)
-    good[list(bad)] = False
+    sizes = pc.list_value_length(cells).to_numpy(zero_copy_only=False)
+    valid = sizes == len(columns)
+    valid[list(problems)] = False
     quoted: dict[int, list[str]] = {}
     if quotes:
         for number in np.flatnonzero(pc.match_substring(lines, '"').to_numpy(zero_copy_only=False)):
-            if int(number) in bad:
+            if int(number) in problems:
                 continue
             cell_values, problem = _split_quoted(lines[int(number)].as_py(), delimiter, len(columns))
-            good[number] = not problem
+            valid[number] = not problem
             if problem:
-                bad[int(number)] = problem
+                problems[int(number)] = problem
             else:
                 quoted[int(number)] = cell_values
     unparsable = tuple(
         Unparsable(
             start + int(n),
             lines[int(n)].as_py(),
-            bad.get(int(n), f"{found[n]} cells instead of {len(columns)}"),
+            problems.get(int(n), f"{sizes[n]} cells instead of {len(columns)}"),
         )
-        for n in np.flatnonzero(~good)
+        for n in np.flatnonzero(~valid)
     )
-    kept = np.flatnonzero(good)
+    good_rows = np.flatnonzero(valid)
     if quoted:
-        rows = [quoted.get(int(n)) or cells[int(n)].as_py() for n in kept]
+        rows = [quoted.get(int(n)) or cells[int(n)].as_py() for n in good_rows]
         arrays = [pa.array([row[c] for row in rows], pa.large_string()) for c in range(len(columns))]
     else:
-        flat = cells.filter(pa.array(good)).flatten()
+        flat = cells.filter(pa.array(valid)).flatten()
         arrays = [flat.take(pa.array(np.arange(c, len(flat), len(columns)))) for c in range(len(columns))]
     empty = pa.scalar("", pa.large_string())
     arrays = [pc.if_else(pc.equal(a, empty), pa.scalar(None, a.type), a).cast(pa.string()) for a in arrays]
-    return Chunk(pa.table(arrays, names=columns), start + kept.astype(np.int64), unparsable)
+    return Chunk(pa.table(arrays, names=columns), start + good_rows.astype(np.int64), unparsable)
 
 
 def _split_quoted(line: str, delimiter: str, width: int) -> tuple[list[str], str]:

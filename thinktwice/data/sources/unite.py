@@ -1,7 +1,7 @@
-"""One layout for the files of a log: which columns are read, as which type, and which are left out.
+"""Common layout of the files of a log: which columns are read, as which type, and which are left out.
 
-A column that the schema names must be there once, in a type that can be read, and in types that go together over all
-files. The others are carried along where that takes nothing but a wider type, and left out where not.
+A column that the schema names must exist once, with a readable type, and its types must be compatible across all files.
+Other columns are kept if a wider type is enough, and left out otherwise.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from thinktwice.data.sources.parquet_files import batches, short
 from thinktwice.errors import DataError, SchemaError
 from thinktwice.schema.columns import Use, is_bytes, is_text, refuse_type, stored, twice
 
-WHOLE = 2**53  # floats up to here hold every whole number
+WHOLE = 2**53  # floats represent every integer up to here exactly
 Named = Mapping[str, tuple[Use, ...]]
 
 
 @dataclass(frozen=True)
 class ColumnLayout:
-    """``columns`` to read, the columns of the files that are left out, and named ones that a file lacks; with the reason."""
+    """``columns`` to read, columns of the files that are left out, and named columns that a file lacks, with the reason."""
 
     columns: pa.Schema
     left_out: dict[str, str]
@@ -36,22 +36,22 @@ def unite(files: Mapping[Path, pa.Schema], named: Named) -> ColumnLayout:
     """The layout of files with these arrow schemas.
 
     Raises:
-        SchemaError: a named column is there twice, has a type that is not read, or types that do not go together.
+        SchemaError: a named column is repeated, has an unsupported type, or incompatible types.
         DataError: a file is damaged.
     """
-    places: dict[str, dict[Path, pa.DataType]] = {}
+    files_by_column: dict[str, dict[Path, pa.DataType]] = {}
     left_out: dict[str, str] = {}
     for file, schema in files.items():
         several = {n for n in schema.names if schema.names.count(n) > 1} if _repeats(schema) else set()
         for number, name in enumerate(schema.names):
             if name not in several:
-                places.setdefault(name, {})[file] = schema.field(number).type
+                files_by_column.setdefault(name, {})[file] = schema.field(number).type
             elif name in named:
                 raise SchemaError(twice(name, str(file)))
             else:
                 left_out[name] = f"there twice in {file.name}"
     fields = []
-    for name, types in places.items():
+    for name, types in files_by_column.items():
         if name in left_out:
             continue
         if name in named:
@@ -59,19 +59,19 @@ def unite(files: Mapping[Path, pa.Schema], named: Named) -> ColumnLayout:
             continue
         common = reduce(_wider, map(_decoded, types.values()))
         if common is None:
-            left_out[name] = "of types that do not go together: " + _words(types)
+            left_out[name] = "of incompatible types: " + _words(types)
         else:
             fields.append(pa.field(name, common))
     layout = ColumnLayout(pa.schema(fields), left_out, _missing(files, named))
-    for name, types in places.items():
+    for name, types in files_by_column.items():
         if name in named:
             _check_values(name, types, layout.columns.field(name).type, named[name])
     return layout
 
 
 def _missing(files: Mapping[Path, pa.Schema], named: Named) -> dict[str, str]:
-    """Named columns that some files have and others not. A file with none of them is refused: it belongs to another log."""
-    found: dict[str, str] = {}
+    """Named columns that some files lack. A file with none of the named columns is refused: it belongs to another log."""
+    missing: dict[str, str] = {}
     have = {file: set(schema.names) & set(named) for file, schema in files.items()}
     everywhere = set().union(*have.values())
     for file, names in have.items():
@@ -80,30 +80,30 @@ def _missing(files: Mapping[Path, pa.Schema], named: Named) -> dict[str, str]:
                 f"{file} has none of the columns that the schema names ({', '.join(sorted(everywhere))}): move it out of the folder"
             )
         for name in sorted(everywhere - names):
-            found.setdefault(name, f"not in {file.name}")
-    return found
+            missing.setdefault(name, f"not in {file.name}")
+    return missing
 
 
 def shaped(batch: pa.RecordBatch, columns: pa.Schema, file: Path) -> pa.Table:
-    """The columns of a layout in its order; a column this file lacks is null.
+    """The columns of a layout in its order; a column that the file lacks is null.
 
     Raises:
         DataError: a value does not fit the type of the layout.
     """
-    found = []
+    arrays = []
     for field in columns:
-        place = batch.schema.get_field_index(field.name)
-        if place < 0:
-            found.append(pa.nulls(batch.num_rows, field.type))
+        index = batch.schema.get_field_index(field.name)
+        if index < 0:
+            arrays.append(pa.nulls(batch.num_rows, field.type))
             continue
         try:
-            found.append(_as_type(plain(batch.column(place)), field.type))
+            arrays.append(_as_type(plain(batch.column(index)), field.type))
         except pa.ArrowException as error:
             raise DataError(
-                f"column {field.name!r} of {file} does not fit the type {field.type} that the files have together "
+                f"column {field.name!r} of {file} does not fit the type {field.type} common to all files "
                 f"({short(error)}): write it with one type in every file"
             ) from error
-    return pa.table(found, schema=columns)
+    return pa.table(arrays, schema=columns)
 
 
 def plain(array: pa.Array) -> pa.Array:
@@ -128,20 +128,20 @@ def _named_type(name: str, types: dict[Path, pa.DataType], uses: tuple[Use, ...]
     for file, kind in types.items():
         for use in uses:
             refuse_type(name, kind, use, str(file))
-    found = [_decoded(kind) for kind in types.values()]
-    if any(not kind.equals(found[0]) for kind in found):
-        found = [stored(kind) for kind in found]
+    decoded = [_decoded(kind) for kind in types.values()]
+    if any(not kind.equals(decoded[0]) for kind in decoded):
+        decoded = [stored(kind) for kind in decoded]
     numbers_alone = all(use.kind == "number" for use in uses)
-    joined = reduce(_together, found[1:], found[0])
-    if joined is None and numbers_alone and all(_is_numeric(kind) for kind in found):
+    joined = reduce(_common_type, decoded[1:], decoded[0])
+    if joined is None and numbers_alone and all(_is_numeric(kind) for kind in decoded):
         joined = pa.float64()
     if joined is None:
         raise SchemaError(f"column {name!r} is {_words(types)}: write it with one type in every file")
     return joined
 
 
-def _together(first: pa.DataType | None, second: pa.DataType) -> pa.DataType | None:
-    """The type for values of both; None where there is none. Whether the values fit is looked at later."""
+def _common_type(first: pa.DataType | None, second: pa.DataType) -> pa.DataType | None:
+    """The type for values of both; None if there is none. Whether the values fit is checked later."""
     if first is None:
         return None
     wider = _wider(first, second)
@@ -152,12 +152,12 @@ def _together(first: pa.DataType | None, second: pa.DataType) -> pa.DataType | N
     if _is_whole_or_float(first) and _is_whole_or_float(second):
         return pa.float64()
     if pt.is_timestamp(first) and pt.is_timestamp(second):
-        return _joined_timestamp(first, second)
+        return _common_timestamp(first, second)
     return None
 
 
 def _wider(first: pa.DataType | None, second: pa.DataType) -> pa.DataType | None:
-    """The type that holds every value of both types as it is; None where there is none."""
+    """The type that represents every value of both types exactly; None if there is none."""
     if first is None or first.equals(second):
         return first
     if pt.is_null(first) or pt.is_null(second):
@@ -175,7 +175,7 @@ def _wider(first: pa.DataType | None, second: pa.DataType) -> pa.DataType | None
     if pt.is_date(first) and pt.is_date(second):
         return pa.date32()
     if pt.is_timestamp(first) and pt.is_timestamp(second) and first.unit == second.unit:
-        return _joined_timestamp(first, second)
+        return _common_timestamp(first, second)
     if _is_list(first) and _is_list(second):
         inner = _wider(first.value_type, second.value_type)
         return None if inner is None else pa.list_(inner)
@@ -196,18 +196,18 @@ def _wider_decimal(first: pa.DataType, second: pa.DataType) -> pa.DataType | Non
     return pa.decimal128(precision, scale) if precision <= 38 else None
 
 
-def _joined_timestamp(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
+def _common_timestamp(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
     if (first.tz is None) != (second.tz is None):
-        return None  # which instants the times without a zone mean, the files do not say
+        return None  # the files do not define the instants of times without a zone
     units = ("s", "ms", "us", "ns")
     unit = max(first.unit, second.unit, key=units.index)
     return pa.timestamp(unit, first.tz if first.tz == second.tz else "UTC")
 
 
 def _check_values(name: str, types: dict[Path, pa.DataType], target: pa.DataType, uses: tuple[Use, ...]) -> None:
-    """Look at the values of a named column where its type alone does not say that they fit; nothing is written yet."""
-    found = [stored(kind) for kind in types.values()]
-    mixed = any(map(pt.is_integer, found)) and any(map(pt.is_floating, found))
+    """Check the values of a named column if its type does not guarantee that they fit; nothing is written yet."""
+    stored_types = [stored(kind) for kind in types.values()]
+    mixed = any(map(pt.is_integer, stored_types)) and any(map(pt.is_floating, stored_types))
     exact = mixed and any(use.kind != "number" for use in uses)
     for file, kind in types.items():
         if _decoded(kind).equals(target) and not exact:
@@ -228,7 +228,7 @@ def _check_values(name: str, types: dict[Path, pa.DataType], target: pa.DataType
 
 
 def _beyond(file: Path, name: str) -> int | None:
-    """A whole number of the column that a float does not hold exactly, or that may have been rounded to one."""
+    """An integer of the column that a float cannot represent exactly, or that may have been rounded to one."""
     for array in _values(file, name):
         array = array.storage if isinstance(array, pa.ExtensionArray) else array
         if pt.is_floating(array.type):
@@ -252,10 +252,10 @@ def _as_type(array: pa.Array, kind: pa.DataType) -> pa.Array:
     if isinstance(array, pa.ExtensionArray):
         return _as_type(array.storage, kind)
     if pt.is_floating(array.type) and array.type.bit_width < 64 and kind.equals(pa.float64()):
-        # Through its shortest digits: 0.1 stored in 32 bits is the 0.1 of the other files, not 0.10000000149.
+        # By its shortest decimal form: 0.1 stored in 32 bits is the 0.1 of the other files, not 0.10000000149.
         return pc.cast(pc.cast(pc.cast(array, pa.float32()), pa.string()), kind)
     if pt.is_integer(array.type) and pt.is_floating(kind):
-        return pc.cast(array, kind, safe=False)  # ids were looked at; of a measured number the first digits count
+        return pc.cast(array, kind, safe=False)  # ids were checked; measured numbers may lose their last digits
     if pt.is_decimal(array.type) and pt.is_floating(kind):
         return pc.cast(array, kind, safe=False)
     return pc.cast(array, kind)
@@ -275,10 +275,10 @@ def _is_numeric(kind: pa.DataType) -> bool:
 
 def _words(types: Mapping[Path, pa.DataType]) -> str:
     """``integer (int64) in a.parquet and float (double) in b.parquet``: each type with the first file that has it."""
-    first: dict[str, str] = {}
+    first_spelling: dict[str, str] = {}
     for file, kind in types.items():
-        first.setdefault(_type_words(stored(kind)), file.name)
-    return " and ".join(f"{words} in {name}" for words, name in first.items())
+        first_spelling.setdefault(_type_words(stored(kind)), file.name)
+    return " and ".join(f"{words} in {name}" for words, name in first_spelling.items())
 
 
 def _type_words(kind: pa.DataType) -> str:
