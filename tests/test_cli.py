@@ -175,7 +175,7 @@ def test_the_champion_is_looked_for_where_the_options_say(
     assert main([*command, *arguments]) == 1
     error = capsys.readouterr().err
     assert error.startswith(
-        f"thinktwice: {folder} contains no champion: run 'thinktwice pipeline run' first, or give --state"
+        f"thinktwice: {folder} contains no champion: run 'thinktwice pipeline run' first, or set --state"
     )
     assert error.count("\n") == 1
 

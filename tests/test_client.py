@@ -109,9 +109,9 @@ def test_any_unit_and_deadline_is_sent_whole_or_refused(server: Any, unit: str, 
         (504, b"[]", OverloadedError, r"\[\]"),
         (500, b'{"error": "failed", "field": ""}', ServerError, "status 500 .failed."),
         (302, b"", ServerError, "status 302"),
-        (200, b"hello", ServerError, "something else than predictions"),
-        (200, b"{}", ServerError, "something else than predictions"),
-        (200, b"[1]", ServerError, "something else than predictions"),
+        (200, b"hello", ServerError, "did not return predictions"),
+        (200, b"{}", ServerError, "did not return predictions"),
+        (200, b"[1]", ServerError, "did not return predictions"),
     ],
 )
 def test_errors(client: Client, server: Any, status: int, content: bytes, kind: type[Exception], words: str) -> None:

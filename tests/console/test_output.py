@@ -185,7 +185,7 @@ def in_terminal(arguments: list[str], width: int, cwd: Path) -> tuple[int, str]:
         (
             ["evaluate"],
             1,
-            "contains no champion: run 'thinktwice pipeline run' first, or give --state, --work or --bundle",
+            "contains no champion: run 'thinktwice pipeline run' first, or set --state, --work or --bundle",
         ),
         (["experiment", "status", "x"], 1, "no record of the experiment 'x' in .thinktwice/experiments"),
     ],

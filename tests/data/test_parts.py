@@ -271,7 +271,7 @@ def test_a_partition_folder_that_is_named_by_path_is_only_a_folder(tmp_path: Pat
     schema.write_text(SCHEMA.replace("name: colour", "name: day"))
     write(tmp_path / "logs" / "day=7" / "part-0.parquet")
     with pytest.raises(
-        SchemaError, match="wants column 'day', which is not there; folder names such as 'day=…' are not read"
+        SchemaError, match="wants column 'day', which does not exist; folder names such as 'day=…' are not read"
     ):
         read(tmp_path / "logs" / "day=7", schema, tmp_path / "raw")
 
@@ -331,11 +331,9 @@ def test_links_that_lead_to_nothing(tmp_path: Path, schema: Path) -> None:
     write(logs / "part-0.parquet")
     (logs / "README").symlink_to("nowhere")
     (logs / "self").symlink_to("self")
-    assert read(logs, schema, tmp_path / "raw")[0].left_out == dict.fromkeys(
-        ["README", "self"], "a link that leads to nothing"
-    )
+    assert read(logs, schema, tmp_path / "raw")[0].left_out == dict.fromkeys(["README", "self"], "a broken link")
     (logs / "part-1.parquet").symlink_to("gone.parquet")
-    with pytest.raises(DataError, match=r"part-1\.parquet is a link that leads to nothing: remove it"):
+    with pytest.raises(DataError, match=r"part-1\.parquet is a broken link: remove it"):
         read(logs, schema, tmp_path / "raw")
 
 

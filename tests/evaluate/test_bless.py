@@ -121,7 +121,7 @@ def test_champion_that_reads_a_number_as_text_is_no_opponent(finished: Path, tmp
     other = small_bundle(tmp_path / "other", text, frame, "other-2")
     found = bless(finished / "set", finished / "bundle-good", other, tmp_path / "out")
     assert found.champion is None
-    assert "cannot be compared: it reads column price as categorical and the rows hold Float64" in found.reasons[1]
+    assert "cannot be compared: it reads column price as categorical and the rows contain Float64" in found.reasons[1]
     numbers = load_training_set(finished / "set").rows("test")
     assert misfit(load_bundle(finished / "bundle-good"), numbers) == ""
     names = {"recent": pl.Series([[1]] * numbers.height), "look": pl.Series([["x"]] * numbers.height)}

@@ -30,7 +30,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str, ends: int = 0) -> str:
 
 def test_from_a_new_file_to_a_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "fresh.yaml" in said(capsys, "new", "fresh")
-    assert "is there already" in said(capsys, "new", "fresh", ends=1)
+    assert "exists already" in said(capsys, "new", "fresh", ends=1)
     text = (folder / "fresh.yaml").read_text().replace("coverage: 0.0 ", "coverage: 0.5 ")
     (folder / "live.yaml").write_text(text)
     assert "2 arms, coverage 50.00%, group sequential" in said(capsys, "check", "live.yaml", "--running", "fresh.yaml")

@@ -136,7 +136,7 @@ def test_evidence_that_does_not_fit_together_is_refused() -> None:
     Evidence.model_validate(good)
     first = good["arms"][0]
     for wrong, words in [
-        ({"arms": [first, first]}, "twice"),
+        ({"arms": [first, first]}, "repeated"),
         ({"arms": [{**first, "sums": {**first["sums"], "mean": [1.0]}}]}, "need"),
         (
             {"arms": [{**first, "sums": {"names": ["a"], "num_units": 1, "mean": [1.0], "scatter": [[1.0]]}}]},

@@ -209,7 +209,7 @@ def test_a_cluster_that_is_not_defined() -> None:
         with pytest.raises(ExperimentError, match=r"not defined|not a shadow"):
             check_routes(GOOD.routes, clusters, [FILE])
         assert name
-    with pytest.raises(ExperimentError, match="twice"):
+    with pytest.raises(ExperimentError, match="repeated"):
         check_routes(GOOD.routes, {**GOOD.clusters, "resources": GOOD.clusters["resources"] * 2}, [FILE])
 
 

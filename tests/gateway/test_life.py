@@ -185,7 +185,7 @@ def test_without_envoy_the_reason_is_said_and_assignment_works(place: Path) -> N
         done = subprocess.run(
             [*line, *words, "gateway.yaml"], cwd=place, env=environment, capture_output=True, text=True, timeout=120
         )
-        assert done.returncode == code and "not a file: give the path of an Envoy" in " ".join(done.stderr.split())
+        assert done.returncode == code and "not a file: set it to the path of an Envoy" in " ".join(done.stderr.split())
         assert "Traceback" not in done.stderr
     done = subprocess.run(
         [*line, "experiment", "assign", "exp.yaml", "user-1"],

@@ -218,7 +218,7 @@ def test_two_reloads_at_once(live: Gateway, arms: list[Upstream]) -> None:
     for thread in threads:
         thread.join(60)
     assert live.admin.route_version() in results
-    assert all("under way" in found or found.startswith("2-") for found in results)
+    assert all("in progress" in found or found.startswith("2-") for found in results)
 
 
 def test_an_arm_that_does_not_answer_is_named_and_hurts_nobody(live: Gateway, arms: list[Upstream]) -> None:
@@ -233,6 +233,6 @@ def test_an_arm_that_does_not_answer_is_named_and_hurts_nobody(live: Gateway, ar
 @pytest.mark.parametrize("content", [b"", b"{", b'{"version_info": "1-1-abc", "resources": []}', b"\xff"])
 def test_live_files_of_another_kind_are_refused(live: Gateway, arms: list[Upstream], content: bytes) -> None:
     (live.folder / ROUTES).write_bytes(content)
-    with pytest.raises(ExperimentError, match="Another thinktwice wrote it, or a hand"):
+    with pytest.raises(ExperimentError, match="Another version of thinktwice wrote it, or it was edited by hand"):
         put(live, at(arms, 0.5, live.port))
     assert (live.folder / ROUTES).read_bytes() == content

@@ -95,7 +95,9 @@ def test_a_bundle_without_the_members_that_it_asks_is_refused(bundle: Path) -> N
         del manifest["files"][name]
     (bundle / MANIFEST_FILE).write_text(json.dumps(manifest))
     shutil.rmtree(bundle / "members")
-    with pytest.raises(BundleError, match="asks 1 further trunks and 0 are there: package the members with the model"):
+    with pytest.raises(
+        BundleError, match="needs 1 further trunks but 0 are available: package the members with the model"
+    ):
         load_bundle(bundle)
 
 

@@ -153,7 +153,7 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "count": (edit(T, "config", "second_look", "max_path_rows", value=10**30), "max_path_rows: Input should be"),
     "version": (edit(T, "format", value=True), "format: Input should be a valid integer"),
     "encoder list": (text(E, "[]"), r"encoder\.json cannot be read \(Input should be a valid dictionary"),
-    "bounds": (edit(E, "bounds", "price", value=[3.0, 1.0]), "the bounds of 'price' do not rise"),
+    "bounds": (edit(E, "bounds", "price", value=[3.0, 1.0]), "the bounds of 'price' are not ascending"),
     "entity": (edit(E, "fields", 3, "entity", value="user"), "field 'genre' has another entity"),
     "key": (edit(E, "user_key", value="item_id"), "the users' key is 'user_id' and 'item_id'"),
     "protected": (edit(E, "fields", 2, "protected", value=True), "field 'gender' has another protected"),

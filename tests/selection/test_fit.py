@@ -212,7 +212,7 @@ def test_one_user_in_validation_proves_nothing_and_ships_off(data: TrainingSet, 
     assert found.report.candidates
     for candidate in found.report.candidates:
         assert candidate.change.low is None and not candidate.accepted
-        assert "hold one user only" in candidate.reasons[0]
+        assert "are of a single user" in candidate.reasons[0]
     assert load_test_time(tmp_path / "out", load_model(tmp_path / "plain")[0]).report == found.report
 
 

@@ -138,7 +138,7 @@ def test_an_emptied_store_keeps_the_snapshot_until_it_is_filled_again(
         assert reader.refill()
         assert not reader.read("u1", ITEMS).cold_user
         first, second = messages(lines, "snapshot_reader")
-        assert first.startswith("60 of 60 items have no features in the store any more")
+        assert first.startswith("60 of 60 items have lost their features in the store")
         assert second.startswith("the store has the features of the items again")
         assert messages(lines, "guarded_source") == []
 

@@ -81,7 +81,7 @@ def test_nothing_is_let_in_whose_time_is_over() -> None:
         clock.now += 100
         assert not ask(admission, clock, 1, -1e-6)
         with pytest.raises(
-            OverloadedError, match=r"^no time is left before the deadline: try again later, or give more time$"
+            OverloadedError, match=r"^no time is left before the deadline: try again later, or set a longer deadline$"
         ) as caught:
             admission.refuse_hopeless(Deadline(clock.now - 2, clock.now - 1))
         assert caught.value.retry_after < 0.01, "how long ago its time was over says nothing about the server"

@@ -44,7 +44,7 @@ def fake_java(folder: Path, version: str) -> Path:
 
 
 def test_a_busy_port_is_named(busy_port: int, archive: Path) -> None:
-    with pytest.raises(ServerError, match=rf"port {busy_port} of 127\.0\.0\.1 .* give another one with --port"):
+    with pytest.raises(ServerError, match=rf"port {busy_port} of 127\.0\.0\.1 .* set another one with --port"):
         check_port(busy_port)
     with (
         pytest.raises(ServerError, match=str(busy_port)),

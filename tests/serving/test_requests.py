@@ -338,8 +338,8 @@ def test_a_list_of_ids_is_read_at_once_as_one_by_one(ids: list[object]) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("hour", "(it comes from timestamp, give that): known are bid, slot, timestamp"),
-        ("weekday", "(it comes from timestamp, give that)"),
+        ("hour", "(it is computed from timestamp, send that): known are bid, slot, timestamp"),
+        ("weekday", "(it is computed from timestamp, send that)"),
         ("genre", "(a field of the item, it is looked up by the id)"),
         ("gender", "(a field of the user, it is looked up by the id)"),
         ("colour", ": known are bid, slot, timestamp"),
@@ -363,5 +363,5 @@ def test_the_hint_names_the_time_as_the_log_does() -> None:
         """,
         where="test",
     )
-    with pytest.raises(RequestError, match="it comes from event_time, give that"):
+    with pytest.raises(RequestError, match="it is computed from event_time, send that"):
         RequestParser(schema, online=True).parse({"user_id": "u", "candidates": ["a"], "context": {"hour": 4}}, "r")

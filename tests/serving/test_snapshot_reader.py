@@ -78,7 +78,7 @@ def test_an_emptied_store_does_not_replace_what_is_good(full: tuple[Store, Snaps
     assert genres(reader) == ["g2"] * 60
     assert reader.lost == 0
     first, second = told(lines)
-    assert first.startswith("60 of 60 items have no features in the store any more, although they had: was it emptied?")
+    assert first.startswith("60 of 60 items have lost their features in the store: was it emptied?")
     assert second.startswith("the store has the features of the items again, after ")
 
 

@@ -178,7 +178,7 @@ def test_the_request_a_scorer_dies_of_gets_500(worker: Worker) -> None:
     os.kill(scorer.pid, signal.SIGKILL)
     said = worker.end.answer()
     assert (said.request, said.status, "retry-after" in said.headers) == (name, 500, False)
-    assert json.loads(said.body)["error"] == "the process that scored died while it was at work on this request"
+    assert json.loads(said.body)["error"] == "the scoring process died while it processed this request"
     assert worker.until_scored()
 
 

@@ -263,7 +263,7 @@ def test_bad_binary_data_are_named(tail: bytes, datatype: str, words: str) -> No
     with pytest.raises(RequestError, match=words) as caught:
         read(inputs, tail)
     assert caught.value.field == "inputs[0]"
-    with pytest.raises(RequestError, match="belong to none"):
+    with pytest.raises(RequestError, match="belong to no tensor"):
         read([USER], tail + b"x")
 
 
@@ -279,7 +279,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"inputs": changed(BY_CANDIDATE, 2, data=["a", "b"], shape=[2])}, "inputs[2].shape", "[1] beside candidates"),
     ({"inputs": changed(BY_CANDIDATE, 3, datatype="BYTES", data=["x"])}, "inputs[3].data[0]", "must be a number"),
     ({"inputs": changed(BY_CANDIDATE, 4, data=[-1])}, "inputs[4].data[0]", "Unix seconds"),
-    ({"inputs": BY_CANDIDATE[1:]}, "inputs.user_id", "is missing: give the id of the user"),
+    ({"inputs": BY_CANDIDATE[1:]}, "inputs.user_id", "is missing: send the id of the user"),
     ({"inputs": [*BY_CANDIDATE, tensor("colour", "BYTES", ["a"])]}, "inputs[5].data[0]", "inputs[5].data[0] (colour) is an unknown key"),
     ({"inputs": BY_CANDIDATE, "parameters": {"k": 0}}, "parameters.k", "parameters.k must be at least 1, not 0"),
     ({"inputs": BY_CANDIDATE, "parameters": {"deadline_ms": "x"}}, "parameters.deadline_ms", "a number, not 'x'"),

@@ -47,9 +47,9 @@ def look(**change: object) -> dict[str, Any]:
         ({"base": {"kind": "filter", "min_count": 0}}, "greater than or equal to 1"),
         (
             {"base": {"kind": "filter", "min_count": 2}} | look(opinion={"kind": "members"}),
-            "'members' sees every value",
+            "'members' reads every value",
         ),
-        ({"base": {"kind": "filter", "min_count": 2}} | look(opinion={"kind": "redefine"}), "'redefine' sees every"),
+        ({"base": {"kind": "filter", "min_count": 2}} | look(opinion={"kind": "redefine"}), "'redefine' reads every"),
         ({"temperature": 0.0}, "temperature"),
         ({"paths": 3}, "paths"),
         ({"trigger": "dual", "sampler": "matt"}, "sampler\\s+Extra inputs"),

@@ -222,16 +222,16 @@ def test_members_of_other_vocabularies_or_fields_are_refused(big: wide.Wide) -> 
         small_model(names=("user", *wide.FIELDS.names[1:])),
     ):
         with pytest.raises(
-            BundleError, match=r"member 1 knows other fields or vocabularies .* train it on the same data"
+            BundleError, match=r"member 1 has other fields or vocabularies .* train it on the same data"
         ):
             Engine(big.model, big.reliability, wide.MEMBERS, extras=Extras(members=(big.sharer, other)))
 
 
 def test_what_a_mode_needs_and_lacks_is_named_with_the_fix(big: wide.Wide) -> None:
     lacks = {
-        "members, two": "asks 2 further trunks and 0 are there: package the members with the model",
-        "sgctr": "mode 'sgctr' needs prediction heads and there are none: fit",
-        "matt": "mode 'matt' needs combination counts and there are none: fit",
+        "members, two": "needs 2 further trunks but 0 are available: package the members with the model",
+        "sgctr": "mode 'sgctr' needs prediction heads, which are missing: fit",
+        "matt": "mode 'matt' needs combination counts, which are missing: fit",
         "uttsi, pair support": "mode 'uttsi' needs combination counts",
     }
     for name, words in lacks.items():

@@ -194,7 +194,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("what", HOSTILE)
 def test_counters_that_do_not_fit_are_an_error(big: wide.Wide, what: str) -> None:
-    with pytest.raises(DataError, match=r"counter|evidence of"):
+    with pytest.raises(DataError, match=r"counter|evidence has"):
         engine(big, corrected()).score(big.batch(slice(0, ROWS)), evidence=evidence(HOSTILE[what]))
 
 

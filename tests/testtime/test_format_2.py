@@ -179,7 +179,7 @@ def test_an_option_that_has_gone_is_named_and_not_dropped(name: str, big: wide.W
         ({"redefine_rounds": 1, "members": 1}, "redefine_rounds and members, of which a configuration has one"),
         ({"strength": 1.0, "min_count": 2}, "of which a configuration has one"),
         ({"sampler": "bernoulli", "trigger": "always", "aggregator": "confidence"}, "Input tag 'confidence'"),
-        ({"members": 1, "trigger": "always", "min_count": 2}, "'members' sees every value"),
+        ({"members": 1, "trigger": "always", "min_count": 2}, "'members' reads every value"),
         ({"members": 3}, "less than or equal to 2"),
         ({"paths": 3}, "Extra inputs"),
         ({"max_paths": 1}, "max_paths"),

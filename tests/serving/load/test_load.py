@@ -111,11 +111,11 @@ def lying(change: str) -> Behaviour:
     ("change", "words"),
     [
         ("a row too few", "2 rows instead of 3"),
-        ("ranks", "no permutation"),
+        ("ranks", "not a permutation"),
         ("order", "do not follow"),
         ("probability", "outside of 0 to 1"),
         ("version", "several model versions"),
-        ("no JSON", "not the form"),
+        ("no JSON", "not a valid response"),
     ],
 )
 def test_wrong_answers_are_found(change: str, words: str) -> None:
@@ -135,7 +135,7 @@ def test_an_answer_that_changes_is_found() -> None:
     with serving(changing) as (url, _):
         found = open_loop(Target(url, [ASK, {**ASK, "user_id": "w"}]), np.array([0.0, 0.01]))
     assert (found.count("ok"), found.unequal) == (2, 2)
-    assert "got another answer when asked again" in trouble([Step("x", 1.0, found)])[0]
+    assert "got a different response when sent again" in trouble([Step("x", 1.0, found)])[0]
 
 
 def test_every_request_is_counted_once() -> None:
@@ -177,7 +177,7 @@ def test_too_many_under_way_are_not_sent_and_said_to_be() -> None:
     "body", [b'{"outputs": []}', b"[]", b'{"predictions": []}', b"null", b'{"predictions": [{"rows": 1}]}']
 )
 def test_things_that_are_no_answers(body: bytes) -> None:
-    assert "not the form" in wrong(ASK, body)
+    assert "not a valid response" in wrong(ASK, body)
 
 
 def test_v2_answers_and_the_best_k() -> None:
