@@ -65,7 +65,7 @@ def score_table(bundle: Bundle, rows: Rows, *, request: str | None = None) -> Sc
         SchemaError: a field of the model has no column, or its column has an unsupported type.
         DataError: a value has the wrong type or is out of range; the message names column, row and value.
     """
-    if bundle.engine.config.correction is not None:
+    if bundle.reads_counters:
         raise BundleError(
             f"model {bundle.manifest.model_version} corrects its scores by counters (mode {bundle.engine.config.mode!r}), which "
             "score_table does not read yet: train it with another test-time mode"

@@ -46,8 +46,7 @@ def _readable(kind: str, dtype: pl.DataType) -> bool:
 def evidence_of_test(bundle: Bundle, data: TrainingSet) -> Evidence | None:
     """Evidence of the test rows of ``data`` in the encoding of ``bundle``; None for a model that reads no evidence, or counters
     that the training set does not have: it is then judged by its base scores."""
-    correction = bundle.engine.config.correction
-    evidence = data.part_with_evidence("test").evidence if correction is not None else None
+    evidence = data.part_with_evidence("test").evidence if bundle.reads_counters else None
     definition, item = definition_of(bundle.schema), bundle.schema.key_of("item")
     if evidence is None or data.counter_scale is None or definition is None:
         return None

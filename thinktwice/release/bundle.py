@@ -99,6 +99,11 @@ class Bundle:
     model: Backbone
     engine: Engine
 
+    @property
+    def reads_counters(self) -> bool:
+        """Whether its scores depend on counters up to the instant of a request (``statistics.instant`` of its schema)."""
+        return self.engine.reads_counters
+
 
 def bundle_hash(folder: Path | str) -> str:
     """SHA-256 of the manifest, which identifies the whole bundle.

@@ -142,6 +142,11 @@ class Engine:
         return out
 
     @property
+    def reads_counters(self) -> bool:
+        """Whether scores depend on the counters of a request's rows: :meth:`score` then needs evidence."""
+        return self.config.correction is not None
+
+    @property
     def max_path_rows(self) -> int:
         """The configured cap on extra rows of a request; 0 without a second look."""
         look = self.config.second_look
