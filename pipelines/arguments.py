@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from components.choices import DeployTarget
-from thinktwice.choices import OnlineStoreKind, RecipeName, SearchMode, SplitKind
+from thinktwice.choices import OnlineStoreKind, RecipeName, SearchMode
+from thinktwice.data.split_spec import parse_split
+from thinktwice.errors import DataError
 
 
 class RunArguments(BaseModel):
@@ -22,9 +24,17 @@ class RunArguments(BaseModel):
     schema_path: str = ""
     limit: int = Field(0, ge=0)
     seed: int = Field(0, ge=0)
-    split: SplitKind = "time"
+    split: str = "time"
     recipe: RecipeName = "default"
     test_time_mode: SearchMode = "lean"
     online_store: OnlineStoreKind = "sqlite"
     redis_address: str = ""
     target: DeployTarget = "local"
+
+    @field_validator("split")
+    @classmethod
+    def _known_split(cls, value: str) -> str:
+        try:
+            return parse_split(value).text
+        except DataError as error:
+            raise ValueError(str(error)) from error

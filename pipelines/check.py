@@ -12,6 +12,19 @@ if TYPE_CHECKING:
     from pipelines.arguments import RunArguments
 
 
+def chosen_split(split: str, test_days: int) -> str:
+    """The split named by ``--split`` and ``--test-days`` (0: not given).
+
+    Raises:
+        DataError: it is unknown. PipelineError: both options were given.
+    """
+    from thinktwice.data.split_spec import parse_split
+
+    if test_days and split not in ("time", f"days:{test_days}"):
+        raise PipelineError(f"--split {split} and --test-days {test_days} exclude each other: give one of them")
+    return parse_split(f"days:{test_days}" if test_days else split).text
+
+
 def check_arguments(arguments: RunArguments) -> None:
     """Raise if a run would fail because of its arguments: the source or the files of the log.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from components.choices import DeployTarget, Profile
-from thinktwice.choices import OnlineStoreKind, RecipeName, SearchMode, SplitKind
+from thinktwice.choices import OnlineStoreKind, RecipeName, SearchMode
 from thinktwice.console.options import WORK, State, Work, state_folder
 from thinktwice.console.output import tell
 from thinktwice.console.stop import NOTHING_HALF_WRITTEN, on_stop
@@ -52,9 +52,21 @@ def run(
         str, typer.Option(help="Schema file (YAML) of the log, for --source parquet.", show_default=False)
     ] = "",
     split: Annotated[
-        SplitKind,
-        typer.Option(help="How rows are split into train, validation and test: by time, or at random by the seed."),
+        str,
+        typer.Option(
+            help="How rows are split into train, validation and test: time, random (by the seed), column:NAME (a column with the "
+            "values train, valid and test), days:N, or dates:2024-03-01,2024-03-08 (begin of validation, of test)."
+        ),
     ] = "time",
+    test_days: Annotated[
+        int,
+        typer.Option(
+            help="The last N days are test and the N days before them are validation; the same as --split days:N.",
+            min=0,
+            max=3650,
+            show_default=False,
+        ),
+    ] = 0,
     recipe: Annotated[RecipeName, typer.Option(help="Training recipe.")] = "default",
     test_time: Annotated[
         SearchMode,
@@ -87,6 +99,7 @@ def run(
             f"`thinktwice pipeline compile --profile {profile} --out pipeline.yaml` and submit that file"
         )
     from pipelines.arguments import RunArguments
+    from pipelines.check import chosen_split
     from pipelines.run import run_local
     from pipelines.summary import print_summary
     from thinktwice.console.processes import terminated_like_interrupted
@@ -99,7 +112,7 @@ def run(
         schema_path=schema,
         limit=limit,
         seed=seed,
-        split=split,
+        split=chosen_split(split, test_days),
         recipe=recipe,
         test_time_mode=test_time,
         online_store=online_store,

@@ -68,7 +68,7 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
             limit: read at most this many rows; 0 reads all.
             data_seed: seed of a source that draws its rows (sim); part of the cache key of ingest.
             seed: seed of training.
-            split: "time" or "random".
+            split: "time", "random", "column:NAME", "days:N" (the last N days are test) or "dates:FROM,FROM" (validation, test).
             split_seed: seed of a random split; part of the cache key of the training set.
             recipe: name of the training recipe.
             test_time_mode: which extra work may ship, if validation proves a gain: "lean" (any that costs next to nothing) or
@@ -108,6 +108,7 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
             rows = build_training_set(
                 clean=checked.outputs["clean"],
                 feature_store=features.outputs["feature_store"],
+                log=log.outputs["log"],
                 split=split,
                 seed=split_seed,
                 code_version=code_version,

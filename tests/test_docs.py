@@ -11,12 +11,15 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from serving.config import load_config
 from tests.pipelines.own_log import write_log
 from tests.pipelines.test_replay import REPLAY
+from thinktwice.choices import SplitKind
+from thinktwice.data.split_spec import parse_split
 from thinktwice.schema import parse_schema
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,6 +116,12 @@ def test_the_gate_runs_what_the_readme_promises() -> None:
     gate = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     for line in ("make setup", "make lint", "make demo DATASET=ml-100k", "make test"):
         assert re.search(rf"^{re.escape(line)}$", gate, re.MULTILINE), line
+
+
+def test_the_splits_of_the_page_about_logs_are_splits() -> None:
+    text = (ROOT / "docs" / "logs.md").read_text(encoding="utf-8")
+    splits = re.findall(r"`--split ([^`]+)`", text)
+    assert {parse_split(split).kind for split in splits} == set(get_args(SplitKind))
 
 
 ANYWHERE = (

@@ -10,14 +10,12 @@ import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from thinktwice import __version__, recipes
-from thinktwice.choices import RecipeName, SearchMode, SplitKind
+from thinktwice.choices import RecipeName, SearchMode
 from thinktwice.data.feature_tables import feature_version
 from thinktwice.data.ingest import Snapshot, ingest
 from thinktwice.data.point_in_time import training_rows
-from thinktwice.data.splits import SplitSpec
+from thinktwice.data.split_spec import SplitSpec, parse_split
 from thinktwice.data.training_set import build_training_set
 from thinktwice.errors import DataError, reason
 from thinktwice.evaluate.compare import evaluate
@@ -147,7 +145,8 @@ def train_model(
     out_dir: Path | str,
     *,
     recipe: RecipeName | Recipe = "default",
-    split: SplitKind | SplitSpec = "time",
+    split: str | SplitSpec = "time",
+    log_dir: Path | str | None = None,
     test_time: SearchMode = "lean",
     seed: int = 0,
 ) -> Training:
@@ -159,7 +158,9 @@ def train_model(
         clean_dir: clean log from :func:`validate_log`.
         out_dir: folder for ``training_set`` and ``bundle``.
         recipe: name of a recipe (``default``, ``dcnv2``, ``autoint``, ``ml-1m``, ``ml-100k``, ``tiny``), or a :class:`thinktwice.Recipe`.
-        split: how rows are divided into train, validation and test.
+        split: how rows are divided into train, validation and test: ``time``, ``random``, ``days:7``, ``dates:2024-03-01,2024-03-08``
+            or ``column:NAME``, as in ``thinktwice pipeline run --split``.
+        log_dir: raw log folder from :func:`ingest_log`; required for a split by column.
         test_time: test-time work that may ship if it passes the acceptance test: ``lean`` (any method within 1.2 times the time of
             the plain model), or the name of one mode.
         seed: random seed for weights, batches and a random split.
@@ -172,10 +173,7 @@ def train_model(
         raise DataError(f"{clean} is not a clean log (no {SCHEMA_FILE}): give the clean_dir of a validation")
     settings = recipes.get(recipe) if isinstance(recipe, str) else recipe
     search_settings = search(test_time, settings.testtime)
-    try:
-        spec = split if isinstance(split, SplitSpec) else SplitSpec.model_validate({"kind": split, "seed": seed})
-    except ValidationError as error:
-        raise DataError(f"split {split!r} is unknown ({reason(error)}): use time or random") from error
+    spec = split if isinstance(split, SplitSpec) else parse_split(split, seed)
     schema = load_schema(clean / SCHEMA_FILE)
     snapshot_id = _snapshot_id(clean / "clean.json")
     features = feature_version(schema, snapshot_id, __version__)
@@ -183,7 +181,7 @@ def train_model(
     version = model_version(schema, features, split=spec, recipe=name, mode=test_time, seed=seed)
     training_set, bundle = out / "training_set", out / "bundle"
     out.mkdir(parents=True, exist_ok=True)
-    build_training_set(training_rows(clean, schema), schema, training_set, spec)
+    build_training_set(training_rows(clean, schema), schema, training_set, spec, log_dir)
     with tempfile.TemporaryDirectory(prefix=".training-", dir=out) as folder:
         work = Path(folder)
         pretrain(training_set, work / "trunk", settings.model, settings.pretrain, seed=seed)

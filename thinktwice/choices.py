@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-SplitKind = Literal["time", "random"]
+SplitKind = Literal["time", "random", "days", "dates", "column"]
 RecipeName = Literal["default", "dcnv2", "autoint", "ml-1m", "ml-100k", "tiny"]
 Mode = Literal["off", "calibrated", "gate", "filter", "uttsi", "matt", "sgctr", "members", "corrected", "retrieve"]
 SearchMode = Literal["lean", Mode]  # one mode, or all of them within a limit of cost

@@ -47,6 +47,7 @@ def run(log: CleanLog, store: Path, out: Path, split: str) -> tuple[Any, dict[st
     component.build_training_set.python_func(
         clean=SimpleNamespace(path=str(log.folder)),
         feature_store=SimpleNamespace(path=str(store)),
+        log=SimpleNamespace(path=str(log.folder.parent / "raw")),
         split=split,
         seed=3,
         code_version="test",
@@ -70,6 +71,25 @@ def test_every_clean_row_ends_in_one_part(log: CleanLog, store: Path, tmp_path: 
     assert train.vectors["picture"].shape == (logged["rows_train"], 3)
 
 
+def test_a_column_of_the_raw_log_decides(log: CleanLog, store: Path, tmp_path: Path) -> None:
+    parts = {row["row_id"]: ("Train", "dev", "test")[n % 3] for n, row in enumerate(log.rows)}
+    raw = log.folder.parent / "raw"
+    raw.mkdir(exist_ok=True)
+    broken = {"f" * 16: "no part"}  # a quarantined row is not asked
+    columns = {"row_id": [*parts, *broken], "part": [*parts.values(), *broken.values()]}
+    pl.DataFrame(columns).sample(fraction=1, shuffle=True, seed=0).write_parquet(raw / "log.parquet")
+    run(log, store, tmp_path / "set", "column:part")
+    opened = load_training_set(tmp_path / "set")
+    assert opened.info.split.words == "by column 'part'"
+    for part, word in (("train", "Train"), ("valid", "dev"), ("test", "test")):
+        assert {parts[i] for i in opened.rows(part)["row_id"]} == {word}
+
+
+def test_dates_outside_the_log_are_explained(log: CleanLog, store: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"leaves no rows for valid, test: the rows are of .* choose dates within them"):
+        run(log, store, tmp_path / "set", "dates:2090-01-01,2090-02-01")
+
+
 def test_a_schema_with_instant_statistics_gives_counters(tmp_path: Path) -> None:
     instant = "statistics: {windows_days: [2, 7, 0], instant: {feedback_delay: {click: 5, no_click: 60}}}"
     text = SCHEMA.replace("statistics: {windows_days: [2, 7, 0]}", instant)
@@ -90,7 +110,7 @@ def test_a_schema_with_instant_statistics_gives_counters(tmp_path: Path) -> None
 
 
 def test_an_unknown_split_fails_the_step(log: CleanLog, store: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="'weekly' is unknown: choose one of time, random"):
+    with pytest.raises(DataError, match="'weekly' is unknown: choose one of time, random, column:NAME"):
         run(log, store, tmp_path / "set", "weekly")
 
 
@@ -114,6 +134,7 @@ def test_both_steps_under_the_local_runner(log: CleanLog, tmp_path: Path, monkey
         build_training_set(
             clean=clean.output,
             feature_store=filled.outputs["feature_store"],
+            log=clean.output,
             split="time",
             seed=0,
             code_version="test",

@@ -96,7 +96,7 @@ def run_steps(
         )
         step = "build-training-set"
         build_training_set.python_func(
-            made["clean"], made["store"], split, seed, "test", out("set"), out("metrics_set", dsl.Metrics)
+            made["clean"], made["store"], made["log"], split, seed, "test", out("set"), out("metrics_set", dsl.Metrics)
         )
         step = "pretrain"
         pretrain.python_func(made["set"], "tiny", seed, "test", out("pre"), out("metrics_pre", dsl.Metrics))

@@ -12,12 +12,12 @@ from pydantic import ValidationError
 from components.choices import DeployTarget
 from pipelines import cli
 from pipelines.arguments import RunArguments
-from pipelines.check import check_arguments
+from pipelines.check import check_arguments, chosen_split
 from pipelines.ctr_training import build_pipeline
 from pipelines.run import run_local
 from tests.pipelines.own_log import write_log
 from thinktwice import recipes
-from thinktwice.choices import Mode, OnlineStoreKind, RecipeName, SearchMode, SplitKind
+from thinktwice.choices import Mode, OnlineStoreKind, RecipeName, SearchMode
 from thinktwice.cli import main
 from thinktwice.data.sources.registry import SOURCES
 from thinktwice.errors import ThinktwiceError
@@ -25,7 +25,6 @@ from thinktwice.testtime.modes import PRESETS
 
 #: Every parameter with a closed set of values, by its name among the arguments of a run.
 CHOICES: dict[str, Any] = {
-    "split": SplitKind,
     "recipe": RecipeName,
     "test_time_mode": SearchMode,
     "online_store": OnlineStoreKind,
@@ -62,6 +61,22 @@ def test_a_value_that_is_not_among_the_choices_is_refused_with_the_choices(
     shown = " ".join(capsys.readouterr().err.replace("│", " ").split())
     for choice in get_args(CHOICES[name]):
         assert f"'{choice}'" in str(caught.value) and f"'{choice}'" in shown
+
+
+def test_the_split_of_the_command_line_is_one_text():
+    assert chosen_split("time", 0) == RunArguments().split == "time"
+    assert chosen_split("time", 7) == chosen_split("days:7", 7) == "days:7"
+    assert RunArguments(split="column:part").split == "column:part"
+    with pytest.raises(ThinktwiceError, match="exclude each other"):
+        chosen_split("random", 7)
+    with pytest.raises(ValidationError, match="did you mean random"):
+        RunArguments(split="randm")
+
+
+def test_a_wrong_split_ends_the_command_with_one_sentence(capsys: pytest.CaptureFixture[str]):
+    assert main(["pipeline", "run", "--source", "sim", "--split", "colum:part"]) == 1
+    shown = capsys.readouterr().err
+    assert "split 'colum:part' is unknown: did you mean column?" in shown and len(shown.splitlines()) == 1
 
 
 def test_naming_the_parameters_of_a_run_loads_no_torch():

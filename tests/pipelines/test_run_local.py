@@ -88,6 +88,12 @@ def test_a_good_model_of_ones_own_log_is_deployed(first: tuple[RunResult, Events
     print_summary(console, result)
     shown = console.export_text()
     assert f"{NUM_ODD} rows are in quarantine" in shown
+    parts = read_json(result.training_set / "training_set.json")["parts"]
+    table = shown[shown.index("rows, split by time") :].splitlines()[2:6]
+    assert table[0].split() == ["rows", "from", "to", "click", "rate", "unseen", "users", "unseen", "items"]
+    for line, part in zip(table[1:], ("train", "valid", "test"), strict=True):
+        assert f"{parts[part]['rows']:,}" in line and parts[part]["window"][1][:10] in line
+        assert part == "train" or f"{parts[part]['unseen_share']['user']:.1%}" in line
     words = shown[shown.index("thinktwice data replay") :].splitlines()[0].split()
     assert Path(words[words.index("--quarantine") + 1]).resolve() == result.quarantine
     assert words[-4:] == ["--out", "DIR", "--schema", "MENDED.yaml"]

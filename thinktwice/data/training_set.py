@@ -20,7 +20,7 @@ from thinktwice.data.instant.definition import definition_of
 from thinktwice.data.instant.log_counters import log_counters, log_rows
 from thinktwice.data.instant.recent import recent_outcomes
 from thinktwice.data.instant.stored import CounterScale, read_counters, write_counters
-from thinktwice.data.splits import PARTS, SplitSpec, assign_split
+from thinktwice.data.splits import PARTS, SplitSpec, assign_split, given_parts
 from thinktwice.data.training_set_info import INFO_FILE, Conservation, PartInfo, PartName, TrainingSetInfo
 from thinktwice.errors import DataError, RowsLostError
 from thinktwice.files import atomic_dir
@@ -127,11 +127,15 @@ class TrainingSet:
         return self.info.parts["train"].window
 
 
-def build_training_set(table: pa.Table, schema: LogSchema, out_dir: Path | str, split: SplitSpec) -> TrainingSetInfo:
+def build_training_set(
+    table: pa.Table, schema: LogSchema, out_dir: Path | str, split: SplitSpec, log_dir: Path | str | None = None
+) -> TrainingSetInfo:
     """Split, fit the encoder on train, encode all parts and write the folder; returns the content of its info file.
 
+    ``log_dir`` is the raw log folder of the rows; only a split by column reads it.
+
     Raises:
-        DataError: a part is empty or train has one class only.
+        DataError: a part is empty or train has one class only; a split by column has no or a wrong value in a row.
         RowsLostError: the parts do not add up to ``table``.
     """
     frame = pl.from_arrow(table)
@@ -141,7 +145,15 @@ def build_training_set(table: pa.Table, schema: LogSchema, out_dir: Path | str, 
         raise DataError(
             f"training rows lack the columns {', '.join(missing)}: materialize the features of this schema first"
         )
-    codes = assign_split(frame[EVENT_TIME].dt.epoch("us").to_numpy(), frame[ROW_ID].to_numpy(), split)
+    given = None
+    if split.column is not None:
+        if log_dir is None:
+            raise DataError(
+                f"a split by column {split.column!r} reads the raw log: give the folder that the log was ingested into"
+            )
+        given = given_parts(Path(log_dir), split.column, frame[ROW_ID])
+    times = frame[EVENT_TIME].dt.epoch("us").to_numpy()
+    codes = assign_split(times, frame[ROW_ID].to_numpy(), split, schema.zone, given)
     frame = frame.with_columns(pl.Series("split", np.asarray(PARTS)[codes])).sort(EVENT_TIME, ROW_ID)
     _check_parts(frame, split)
     train = frame.filter(pl.col("split") == "train")
@@ -189,14 +201,22 @@ def _check_parts(frame: pl.DataFrame, split: SplitSpec) -> None:
     sizes = dict(frame.group_by("split").len().iter_rows())
     empty = [p for p in PARTS if not sizes.get(p)]
     if empty:
+        times = frame[EVENT_TIME]
+        window = f"the rows are of {_iso(times.min())[:10]} to {_iso(times.max())[:10]}"
+        fix = {
+            "time": "give a log of more different times, or split it with --split random",
+            "random": "give a log of more rows",
+            "days": f"{window}; give a longer log, or a smaller number of days",
+            "dates": f"{window}; choose dates within them",
+            "column": f"write all three parts into column {split.column!r}, or choose another split",
+        }
         raise DataError(
-            f"the {split.kind} split of {frame.height:,} rows leaves no rows for {', '.join(empty)}: give a log "
-            + ("of more different times, or split it with --split random" if split.kind == "time" else "of more rows")
+            f"the {split.kind} split of {frame.height:,} rows leaves no rows for {', '.join(empty)}: {fix[split.kind]}"
         )
     labels = frame.filter(pl.col("split") == "train")[LABEL]
     if labels.n_unique() < 2:
         alternative = (
-            ", or split it with --split random" if split.kind == "time" and frame[LABEL].n_unique() > 1 else ""
+            ", or split it with --split random" if split.kind != "random" and frame[LABEL].n_unique() > 1 else ""
         )
         raise DataError(
             f"all {len(labels):,} training rows have the same label ({labels[0]}), and a click model needs clicks and "

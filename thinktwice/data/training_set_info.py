@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from thinktwice.data.splits import SplitSpec
+from thinktwice.data.split_spec import PartName as PartName
+from thinktwice.data.split_spec import SplitSpec
 from thinktwice.versioned import Record, ResultFile
 
 INFO_FILE = "training_set.json"
-PartName = Literal["train", "valid", "test"]
 
 
 class PartInfo(Record):

@@ -83,8 +83,7 @@ def _subtitle(content: Evaluation) -> str:
     users = f" of {content.users:,} users" if content.users else ""
     first, last = content.data.parts["test"].window
     when = f", {first[:10]} to {last[:10]}" if first else ""
-    split = content.data.split.kind
-    return f"{content.rows:,} test rows{users}{when} · split by {split} · click rate {content.click_rate:.2%}"
+    return f"{content.rows:,} test rows{users}{when} · split {content.data.split.words} · click rate {content.click_rate:.2%}"
 
 
 def _tiles(content: Evaluation, timings: Mapping[str, float]) -> list[tuple[str, str]]:

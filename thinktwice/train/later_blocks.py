@@ -1,13 +1,14 @@
 """Out-of-sample logits of train rows, on which the networks that change logits are trained.
 
 The train rows are cut into :data:`BLOCKS` blocks of about equal size by time, and the last :data:`SCORED` blocks are scored by a
-trunk trained on all earlier ones. After a random split the blocks are drawn at random and the trunk of a block is trained on
+trunk trained on all earlier ones. After a random split, or by a column that is not in the order of time, the blocks are drawn at random and the trunk of a block is trained on
 all others. Values that do not occur in those rows are unknown, as a new value is to the shipped model.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +41,9 @@ class ScoredBlock:
     logits: npt.NDArray[np.float64]
 
 
-def block_rows(time: npt.NDArray[np.int64], split: SplitKind, seed: int) -> list[tuple[Positions, Positions]]:
+def block_rows(
+    time: npt.NDArray[np.int64], split: Literal["time", "random"], seed: int
+) -> list[tuple[Positions, Positions]]:
     """Rows of each scored block, and the rows that its trunk may be trained on, both ascending.
 
     By time, all rows of an instant are in the later block. A block without rows, or without earlier rows, is skipped.
@@ -73,7 +76,7 @@ def later_blocks(
     """Train the trunk of every scored block like the shipped model, with the L2 and augmentation ``chosen`` for it, and score
     the block. A block whose earlier rows are of one class is skipped."""
     out = []
-    blocks = block_rows(rows.time, split, seed)
+    blocks = block_rows(rows.time, "time" if _is_by_time(rows, valid, split) else "random", seed)
     for number, (of, before) in enumerate(blocks):
         earlier = rows.take(before)
         if earlier.label.min() == earlier.label.max():
@@ -94,6 +97,13 @@ def later_blocks(
         logits = logits_of(model, BlockLoader(as_known(rows.take(of), known, fields))).astype(np.float64)
         out.append(ScoredBlock(of, before, logits))
     return out
+
+
+def _is_by_time(rows: EncodedRows, valid: EncodedRows, split: SplitKind) -> bool:
+    """Whether the split separates earlier rows from later ones. That of a given column does if validation is later than train."""
+    if split == "column":
+        return bool(len(rows) and len(valid) and rows.time.max() < valid.time.min())
+    return split != "random"
 
 
 def as_known(rows: EncodedRows, known: npt.NDArray[np.bool_], fields: FieldSpace) -> EncodedRows:
