@@ -50,7 +50,7 @@ def print_summary(console: Console, result: RunResult) -> None:
 def print_parts(console: Console, training_set: Path) -> None:
     """Print the rows, dates and click rate of each part, and the share of its rows whose user or item is not in train."""
     info = read_result(training_set / INFO_FILE, TrainingSetInfo, DataError, "run the pipeline again")
-    entities = list(info.parts["train"].unseen_share)
+    entities = [entity for entity in ("user", "item") if entity in info.parts["train"].unseen_share]
     heads = [Column("", right=False), *(Column(name) for name in ("rows", "from", "to", "click rate"))]
     heads += [Column(f"unseen {entity}s") for entity in entities]
     records = []
