@@ -32,6 +32,7 @@ from serving.protocol.v2_tensors import HEADER, split
 from serving.scorer import Answer, NoFiniteScoreError, Scorer
 from serving.sending_times import HEADER as START_HEADER
 from serving.sending_times import SendingTimes
+from serving.telemetry.exposures import ExposureHeaders
 from serving.telemetry.logs import EXTRA
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.prediction_log import PredictionLog, ServedRequest
@@ -39,6 +40,7 @@ from serving.telemetry.state import Trouble
 from serving.telemetry.tracing import Tracing
 from thinktwice.errors import FeatureStoreError, OverloadedError, RequestError
 from thinktwice.experiment.gateway_config import SERVED_ARM
+from thinktwice.records.exposure import NO_EXPOSURE, Exposure
 
 BINARY = "application/octet-stream"
 FORMS = (
@@ -133,6 +135,7 @@ class Service:
         self._v1 = V1(scorer.parser)
         self._v2 = V2(scorer.parser, model_name, scorer.bundle.manifest.model_version, Answer)
         self._sent = SendingTimes(metrics.start_ignored)
+        self._exposures = ExposureHeaders(config.prediction_log.user_ids, metrics.header_ignored)
         self._too_large = Trouble(
             logger, "stored features fit the model again, after {seconds} s and {times} answers without them"
         )
@@ -277,11 +280,13 @@ class Service:
         self.metrics.stage("queue", queued)
         self.metrics.stage("parse", parsed - start)
         self.metrics.stage("respond", end - scored)
+        exposure, place = NO_EXPOSURE if self._log is None else self._exposures.exposure(headers), 0
         for request, answer in zip(call.requests, answers, strict=True):
             self.metrics.answered(answer)
             self._check_stored_features(answer)
             if self._log is not None:
-                self._log.offer(self._served(context.request_id, request, answer))
+                self._log.offer(self._served(context.request_id, request, answer, exposure, place))
+            place += request.num_rows
         if self._log is not None:
             self.metrics.logged(self._log.counts)
         self.metrics.state(self.admission, self.scorer.reader, self._sent.offset)
@@ -322,9 +327,10 @@ class Service:
         elif answer.item_ids is not None:
             self._too_large.not_met()
 
-    def _served(self, request_id: str, request: Request, answer: Answer) -> ServedRequest:
+    def _served(self, request_id: str, request: Request, answer: Answer, seen: Exposure, place: int) -> ServedRequest:
         shared, items = answer.logged
-        return ServedRequest(request_id, time.time(), self.config.arm, request.user_id, shared, items, answer)
+        at, arm, user_id = time.time(), self.config.arm, request.user_id
+        return ServedRequest(request_id, at, arm, user_id, shared, items, answer, seen, place)
 
     def _decode(self, raw: Any, headers: Mapping[str, str]) -> tuple[dict[str, Any], bytes]:
         tail = b""

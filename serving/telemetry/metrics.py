@@ -78,6 +78,9 @@ class Metrics:
         self._ignored = counter(
             "request_start_ignored", "Requests whose X-Request-Start was not used, by what is wrong with it.", "reason"
         )
+        self._headers_ignored = counter(
+            "experiment_headers_ignored", "Headers of the gateway that were missing or invalid.", "header"
+        )
         self._budget = histogram(
             "path_budget_rows", "Extra rows a request was allowed, as far as something limits it.", BUDGET
         ).labels(**self._labels)
@@ -142,6 +145,10 @@ class Metrics:
     def start_ignored(self, reason: str) -> None:
         """Record an ignored ``X-Request-Start``."""
         self._ignored.labels(**self._labels, reason=reason).inc()
+
+    def header_ignored(self, header: str) -> None:
+        """Record a header of the gateway that was missing or invalid: its field is missing in the prediction log."""
+        self._headers_ignored.labels(**self._labels, header=header).inc()
 
     def state(self, admission: Admission, reader: object, clock_offset: float = 0.0) -> None:
         """Record the queue length, the age of the item features, and the offset of the callers' clock."""

@@ -28,6 +28,7 @@ from thinktwice.errors import ServerError, ThinktwiceError
 from thinktwice.frozen import Frozen
 from thinktwice.monitor.record import UserIds, log_schema
 from thinktwice.records.answer import REQUEST_LOGGED, Answered, answer_fields
+from thinktwice.records.exposure import EXPERIMENT_COLUMNS, NO_EXPOSURE, Exposure
 from thinktwice.schema import LogSchema
 from thinktwice.schema.numbers import number
 from thinktwice.schema.values import spell
@@ -46,7 +47,7 @@ class PredictionLogConfig(Frozen):
     """Settings of the prediction log."""
 
     folder: str = ""  # "": no log
-    sample: float = Field(default=0.01, gt=0, le=1)  # share of requests
+    sample: float = Field(default=0.01, gt=0, le=1)  # share of requests; enrolled ones are always logged
     queue: int = Field(default=1000, ge=1)  # requests that may wait for the writer
     part_rows: int = Field(default=50_000, ge=1)  # rows after which a part is written ...
     part_seconds: float = Field(default=60.0, gt=0)  # ... or seconds, whichever comes first
@@ -57,7 +58,10 @@ class PredictionLogConfig(Frozen):
 
 @dataclass(frozen=True)
 class ServedRequest:
-    """One answered request, as scored. ``shared`` has the user and context values, ``items`` the values per row."""
+    """One answered request, as scored. ``shared`` has the user and context values, ``items`` the values per row.
+
+    ``first_place``: rows of the same HTTP request before it, since a body may contain several requests.
+    """
 
     request_id: str
     at: float  # Unix seconds
@@ -66,6 +70,8 @@ class ServedRequest:
     shared: Mapping[str, Any]
     items: Sequence[Mapping[str, Any]]
     answer: Answered
+    exposure: Exposure = NO_EXPOSURE
+    first_place: int = 0
 
 
 def in_sample(request_id: str, share: float) -> bool:
@@ -111,8 +117,10 @@ class PredictionLog:
         self._thread.start()
 
     def offer(self, served: ServedRequest) -> bool:
-        """Log a request if it is in the sample. Never waits for the disk and never fails. Returns whether it was queued."""
-        sampled = in_sample(served.request_id, self._config.sample)
+        """Log a request if it is in the sample or enrolled. Never waits for the disk and never fails. Returns whether it was
+        queued."""
+        enrolled = bool(served.exposure.enrolled) and not served.exposure.shadow
+        sampled = enrolled or in_sample(served.request_id, self._config.sample)
         with self._changed:
             self.counts["offered"] += 1
             if not sampled:
@@ -245,7 +253,9 @@ class _Columns:
             pa.repeat(pa.scalar(value, kind), rows)
             for value, (_, kind) in zip(request_values, REQUEST_LOGGED[:-1], strict=True)
         ]
-        arrays.append(pa.array(range(rows), REQUEST_LOGGED[-1][1]))
+        arrays.append(pa.array(range(r.first_place, r.first_place + rows), REQUEST_LOGGED[-1][1]))
+        decided = zip(r.exposure.values(), EXPERIMENT_COLUMNS.types, strict=True)
+        arrays += [pa.repeat(pa.scalar(value, kind), rows) for value, kind in decided]
         for logged, kind in self._answered:
             value = getattr(answer, logged.name)
             if logged.rows and value:

@@ -17,7 +17,8 @@ from thinktwice.errors import ExperimentError
 from thinktwice.experiment.assignment import layout_of
 from thinktwice.experiment.join import EXPOSURES, REQUESTS, JoinCounts, Logs, join_exposures
 from thinktwice.monitor.record import HEAD
-from thinktwice.records.served import EXPERIMENT_COLUMNS, EXPOSURE_ADDS, PREDICTION_COLUMNS, REQUEST_COLUMNS
+from thinktwice.records.exposure import EXPERIMENT_COLUMNS
+from thinktwice.records.served import EXPOSURE_ADDS, PREDICTION_COLUMNS, REQUEST_COLUMNS
 
 FILE = experiment("exp1", arms=3, coverage=0.8)
 LAYOUT = layout_of([FILE])
@@ -129,8 +130,7 @@ def test_a_torn_last_line_is_counted_and_costs_itself_alone(tmp_path: Path) -> N
 
 
 def test_the_columns_are_those_of_the_prediction_log() -> None:
-    ours = {f.name: f.type for f in PREDICTION_COLUMNS if f.name not in EXPERIMENT_COLUMNS.names}
-    log = HEAD
-    assert ours == {name: log[name] for name in ours}
-    assert not set(EXPERIMENT_COLUMNS.names) & set(log)
+    ours = {f.name: f.type for f in PREDICTION_COLUMNS}
+    assert ours == {name: HEAD[name] for name in ours}
+    assert set(EXPERIMENT_COLUMNS.names) <= set(ours)
     assert set(COLUMNS.names) >= set(PREDICTION_COLUMNS.names)

@@ -98,13 +98,13 @@ changes = st.one_of(st.sampled_from([_delete, _repeat, _swap]), values.map(_set)
 
 def harmless(path: tuple[Any, ...], change: Callable[[Any, Any], None]) -> bool:
     """Whether a change may pass: it is the operator's business, or the order of a set."""
-    if any(key in HARMLESS for key in path) or path[2:3] == ("request_headers_to_add",):  # there: x-request-start alone
+    if any(key in HARMLESS for key in path) or path[2:4] == ("request_headers_to_add", 0):  # x-request-start
         return True
     if path[2:3] == ("response_headers_to_add",):  # what an answer says besides
         return True
     if path[-1] == "name" and path[-2] != "header" and "headers" not in path and "clusters" not in path:
         return True  # the name of a route or of the virtual host
-    if change is _swap and path[-2:-1] == ("request_headers_to_add",):
+    if change in (_swap, _repeat) and path[-2:-1] == ("request_headers_to_add",):
         return True
     if "request_mirror_policies" in path:  # how much is mirrored; where to is checked
         return True

@@ -124,6 +124,8 @@ def test_a_client_can_neither_choose_an_arm_nor_steer_the_proxy(live: Gateway, a
         (b"X-EXPERIMENT", b"exp1"),
         (b"x-ab-unit", b"u1"),
         (b"x-bucket", b"1"),
+        (b"x-ab-salt", b"mine"),
+        (b"X-Ab-Host", b"h-shadow"),
         (b"x-force-arm", b"exp1_t1:wrong"),
         (b"x-envoy-max-retries", b"100"),
         (b"X-Envoy-Retry-On", b"5xx"),
@@ -141,6 +143,7 @@ def test_a_client_can_neither_choose_an_arm_nor_steer_the_proxy(live: Gateway, a
     found = {name: [value for key, value in fields if key == name] for name, _ in fields}
     assert found[b"x-arm"] == [b"control"] and found[b"x-enrolled"] == [b"0"] and found[b"x-experiment"] == [b"none"]
     assert b"x-ab-unit" not in found and b"x-bucket" not in found
+    assert found[b"x-ab-salt"] == [FILE.salt.encode()] and found[b"x-ab-host"] == found[b"host"] == [b"h"]
     assert found[b"x-envoy-attempt-count"] == [b"1"] and b"x-envoy-max-retries" not in found
     assert b"x-envoy-original-path" not in found and b"x-envoy-upstream-rq-timeout-ms" not in found
     (start,) = found[b"x-request-start"]

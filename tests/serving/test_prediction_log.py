@@ -89,7 +89,7 @@ def test_what_was_scored_is_what_is_read(small: Path, tmp_path: Path) -> None:
     assert [r["log_probability"] for r in rows] == [i["probability"] for i in first["items"] + second["rows"]]
     assert [r["log_uncertainty"] for r in rows] == [i["uncertainty"] for i in first["items"] + second["rows"]]
     assert [r["log_num_paths"] for r in rows] == [i["num_paths"] for i in first["items"] + second["rows"]]
-    assert [r["log_place"] for r in rows] == [0, 1, 2, 0]
+    assert [r["log_place"] for r in rows] == [0, 1, 2, 3]
     assert [r["log_cold_item"] for r in rows] == [False, False, True, False]
     assert {(r["log_arm"], r["log_model_version"]) for r in rows} == {("b", MODEL_VERSION)}
     assert rows[0]["log_user_id"] == rows[0]["user_id"] == "u1"

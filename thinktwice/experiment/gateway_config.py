@@ -27,7 +27,9 @@ def _header(value: str) -> str:
 
 #: Headers that the gateway sets; values from clients are removed.
 ARM, ENROLLED, EXPERIMENT, BUCKET, UNIT_HEADER = "x-arm", "x-enrolled", "x-experiment", "x-bucket", "x-ab-unit"
-OWN_HEADERS = (ARM, ENROLLED, EXPERIMENT, BUCKET, UNIT_HEADER)
+SALT_HEADER = "x-ab-salt"  # of the assignment: predictors compute the bucket with it
+HOST_HEADER = "x-ab-host"  # the caller's Host: that of a shadow copy ends with "-shadow", but so may a caller's
+OWN_HEADERS = (ARM, ENROLLED, EXPERIMENT, BUCKET, UNIT_HEADER, SALT_HEADER, HOST_HEADER)
 SERVED_ARM = "x-served-arm"  # of the answer: the arm that served it
 
 

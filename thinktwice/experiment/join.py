@@ -23,22 +23,17 @@ from thinktwice.experiment.query import engine, one_row, parquet_table, write_pa
 from thinktwice.frozen import Frozen
 from thinktwice.parquet import num_rows
 from thinktwice.query import listed, literal, quoted
+from thinktwice.records.exposure import ASSIGNED, BUCKET, ENROLLED, EXPERIMENT, SHADOW, UNIT
 from thinktwice.records.served import (
     ACCESS_COLUMNS,
     ARM,
-    ASSIGNED,
     AT,
-    BUCKET,
     BUNDLE,
-    ENROLLED,
-    EXPERIMENT,
     FALLBACK,
     MS,
     PLACE,
     PREDICTION_COLUMNS,
     REQUEST,
-    SHADOW,
-    UNIT,
     VERSION,
 )
 

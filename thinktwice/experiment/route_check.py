@@ -14,7 +14,7 @@ from itertools import accumulate, pairwise
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.assignment import HOLDOUT, NO_EXPERIMENT, OVERRIDE, TESTER, Range
 from thinktwice.experiment.file import BUCKETS, CONTROL, ExperimentFile
-from thinktwice.experiment.gateway_config import ARM, ENROLLED, EXPERIMENT, UNIT_HEADER
+from thinktwice.experiment.gateway_config import ARM, ENROLLED, EXPERIMENT, HOST_HEADER, SALT_HEADER, UNIT_HEADER
 from thinktwice.experiment.ingress_check import check_ingress
 from thinktwice.experiment.route_file import (
     Action,
@@ -114,7 +114,12 @@ def check_routes(
             _require(
                 (r.start, r.stop) == (top, BUCKETS), f"the holdout is {r.start} to {r.stop}, not {top} to {BUCKETS}"
             )
-    declared = read_routes(routes).virtual_hosts[0].routes[-1].metadata
+    config = read_routes(routes)
+    sent = {o.header.key: (o.header.value, o.append_action) for o in config.request_headers_to_add}
+    for key, value in ((SALT_HEADER, split.salt), (HOST_HEADER, "%REQ(:AUTHORITY)%")):
+        found = sent.get(key)
+        _require(found == (value, OVERWRITE), f"{key} must be {value!r}, not {found}: predictors log the bucket by it")
+    declared = config.virtual_hosts[0].routes[-1].metadata
     identities = {e.name: e.identity() for e in experiments}
     _require(
         declared is not None and declared.ours is not None and declared.ours.experiments == identities,

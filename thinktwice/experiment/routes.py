@@ -20,6 +20,8 @@ from thinktwice.experiment.gateway_config import (
     ARM,
     ENROLLED,
     EXPERIMENT,
+    HOST_HEADER,
+    SALT_HEADER,
     SERVED_ARM,
     UNIT_HEADER,
     Endpoint,
@@ -129,7 +131,11 @@ def _route_config(
         "@type": "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
         "name": ROUTE_CONFIG,
         "validate_clusters": True,
-        "request_headers_to_add": [_header("x-request-start", "t=%START_TIME(%s.%6f)%")],
+        "request_headers_to_add": [
+            _header("x-request-start", "t=%START_TIME(%s.%6f)%"),
+            _header(SALT_HEADER, layout.salt),
+            _header(HOST_HEADER, "%REQ(:AUTHORITY)%"),
+        ],
         # If a server does not name its arm, its endpoint does: with an aggregate cluster no field of the log shows which
         # arm answered.
         "response_headers_to_add": [

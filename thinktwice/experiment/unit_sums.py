@@ -19,17 +19,8 @@ from thinktwice.errors import ExperimentError
 from thinktwice.experiment.metrics import SUMS
 from thinktwice.experiment.query import engine, parquet_table, write_parquet
 from thinktwice.query import quoted
-from thinktwice.records.served import (
-    ASSIGNED,
-    AT,
-    ENROLLED,
-    EXPERIMENT,
-    LABEL,
-    NUM_PATHS,
-    PROBABILITY,
-    REQUEST_COLUMNS,
-    UNIT,
-)
+from thinktwice.records.exposure import ASSIGNED, ENROLLED, EXPERIMENT, UNIT
+from thinktwice.records.served import AT, LABEL, NUM_PATHS, PROBABILITY, REQUEST_COLUMNS
 from thinktwice.stats.moments import Moments
 from thinktwice.stats.quantiles import GROUPS, Histogram, HistogramBins
 

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from thinktwice.records.exposure import EXPERIMENT_COLUMNS
+
 Kind = Literal["number", "integer", "text", "boolean", "texts"]
 #: JSON type, datatype of a v2 tensor, and type of a column, by kind. There are no tensors of lists of texts.
 JSON: Mapping[Kind, dict[str, Any]] = {
@@ -171,4 +173,4 @@ REQUEST_LOGGED = (
 def logged_columns(answer: type = Answered) -> dict[str, pa.DataType]:
     """Columns of the prediction log by name, without those of the model's fields."""
     answer_columns = {f.column: COLUMNS[f.kind] for f in answer_fields(answer) if f.column}
-    return dict(REQUEST_LOGGED) | answer_columns
+    return dict(REQUEST_LOGGED) | {f.name: f.type for f in EXPERIMENT_COLUMNS} | answer_columns

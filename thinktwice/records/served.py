@@ -8,29 +8,15 @@ from __future__ import annotations
 import pyarrow as pa
 
 from thinktwice.records.answer import logged_columns
+from thinktwice.records.exposure import EXPERIMENT_COLUMNS
 
 REQUEST, AT, ARM = "log_request_id", "log_at", "log_arm"  # log_arm: the arm that served, as named by the server
 BUNDLE, VERSION = "log_bundle_hash", "log_model_version"
 USER, ITEM, PLACE = "log_user_id", "log_item_id", "log_place"
 PROBABILITY, UNCERTAINTY, NUM_PATHS = "log_probability", "log_uncertainty", "log_num_paths"
 COLD_USER, COLD_ITEM, DEFAULTED = "log_cold_user", "log_cold_item", "log_defaulted"
-EXPERIMENT, ASSIGNED, ENROLLED = "log_experiment", "log_assigned_arm", "log_enrolled"
-UNIT, BUCKET, ATTEMPT, SHADOW = "log_unit", "log_bucket", "log_attempt", "log_shadow"
 MS, FALLBACK = "log_ms", "log_fallback"
 LABEL, CLICKED_AT = "label", "log_clicked_at"
-
-#: What an experiment adds to each row of the prediction log.
-EXPERIMENT_COLUMNS = pa.schema(
-    [
-        (EXPERIMENT, pa.string()),  # header x-experiment
-        (ASSIGNED, pa.string()),  # header x-arm
-        (ENROLLED, pa.bool_()),  # header x-enrolled
-        (UNIT, pa.uint64()),  # keyed hash of the unit; null without one
-        (BUCKET, pa.int16()),  # of the unit; null without one
-        (ATTEMPT, pa.int16()),  # the gateway's attempt that reached this server
-        (SHADOW, pa.bool_()),  # a copy whose answer was discarded
-    ]
-)
 
 #: One row of a model, as the prediction log has it; the fields of the model are further columns.
 _LOGGED = logged_columns()
