@@ -14,18 +14,18 @@ from thinktwice.query import engine, one_row, quoted, source
 MAX_ROWS = 10_000  # maximum differing rows per field that are examined
 
 
-def causes(told: pl.DataFrame, spec: TableSpec, name: str, kind: ColumnKind, data_dir: Path) -> Causes:
+def causes(differing: pl.DataFrame, spec: TableSpec, name: str, kind: ColumnKind, data_dir: Path) -> Causes:
     """Look up the served values in all change points of their users or items.
 
     Args:
-        told: ``key``, ``instant`` and ``served`` value of rows that differ.
+        differing: ``key``, ``instant`` and ``served`` value of rows that differ.
         spec: the table of the field ``name``, in ``data_dir``.
     """
-    told = told.head(MAX_ROWS).with_row_index("number")
+    differing = differing.head(MAX_ROWS).with_row_index("number")
     same = f"abs(value - served) <= {RELATIVE} * abs(served)" if kind == "number" else "value = served"
     key, column = quoted(spec.key), quoted(name)
     with engine(data_dir) as connection:
-        connection.register("told", told.to_arrow())
+        connection.register("differing", differing.to_arrow())
         old, early, hours_old, hours_early = one_row(
             connection,
             f"""
@@ -35,9 +35,9 @@ def causes(told: pl.DataFrame, spec: TableSpec, name: str, kind: ColumnKind, dat
                            PARTITION BY {key} ORDER BY {EVENT_TIMESTAMP}
                        ) AS valid_until
                 FROM {source(data_dir / f"{spec.name}.parquet")}
-                WHERE {key} IN (SELECT key FROM told)
+                WHERE {key} IN (SELECT key FROM differing)
             ),
-            hit AS (SELECT number, instant, valid_from, valid_until FROM told JOIN span USING (key) WHERE {same}),
+            hit AS (SELECT number, instant, valid_from, valid_until FROM differing JOIN span USING (key) WHERE {same}),
             per_row AS (
                 SELECT number,
                        min(epoch_us(instant) - epoch_us(valid_until)) FILTER (WHERE valid_until <= instant) AS old,
@@ -51,4 +51,4 @@ def causes(told: pl.DataFrame, spec: TableSpec, name: str, kind: ColumnKind, dat
             FROM per_row
         """,
         )
-    return Causes(told.height, old, early, told.height - old - early, hours_old, hours_early)
+    return Causes(differing.height, old, early, differing.height - old - early, hours_old, hours_early)

@@ -42,14 +42,14 @@ def check_arguments(arguments: RunArguments) -> None:
     source = source_named(arguments.source)
     path, schema = arguments.source_path, arguments.schema_path
     if source.path == "required" and not path:
-        raise DataError(f"source {source.name!r} reads your own copy: give {source.path_help} by --path")
+        raise DataError(f"source {source.name!r} reads your own copy: give {source.path_help} with --path")
     if source.path == "none" and path:
         raise DataError(f"source {source.name!r} takes no path, but {path} was given: leave --path out")
     refuse_object_store(path)
     if path and not Path(path).exists():
-        raise DataError(f"{path} does not exist: give {source.path_help} by --path")
+        raise DataError(f"{path} does not exist: give {source.path_help} with --path")
     if not schema and not source.has_schema and not schema_beside(Path(path)):
-        raise DataError(f"source {source.name!r} needs a schema file that describes your log: give it by --schema")
+        raise DataError(f"source {source.name!r} needs a schema file that describes your log: pass it with --schema")
     if schema:
         load_schema(schema)
     if arguments.online_store == "redis" and not (arguments.redis_address or os.environ.get(REDIS_ADDRESS)):

@@ -145,7 +145,7 @@ def test_the_types_that_are_read_are_a_list_of_those_that_are_read() -> None:
 def test_a_named_column_that_is_there_twice_is_refused_before_anything_is_written(tmp_path: Path, column: str) -> None:
     table = log()
     twice = table.append_column(column, table[column])
-    with pytest.raises(SchemaError, match=f"column '{column}' is there twice in .*b.parquet: keep one of them"):
+    with pytest.raises(SchemaError, match=f"column '{column}' appears twice in .*b.parquet: keep one of them"):
         taken(tmp_path, [log(), twice])
     assert not (tmp_path / "raw").exists()
 
@@ -153,7 +153,7 @@ def test_a_named_column_that_is_there_twice_is_refused_before_anything_is_writte
 def test_an_unnamed_column_that_is_there_twice_is_left_out_and_named(tmp_path: Path) -> None:
     table = log(x=[1, 2], y=[1, 2])
     snapshot, got = taken(tmp_path, [table, table.append_column("x", pa.array(["p", "q"]))])
-    assert snapshot.columns_left_out == {"x": "there twice in b.parquet"}
+    assert snapshot.columns_left_out == {"x": "twice in b.parquet"}
     assert got.column_names == ["row_id", "source_row", "at", "clicked", "u", "colour", "y"] and got.num_rows == 4
 
 

@@ -113,7 +113,7 @@ def test_every_source_is_known(source: str, tmp_path: Path):
         ({"source": "parquet"}, "by --path"),
         ({"source": "sim", "source_path": "LOG"}, "takes no path"),
         ({"source": "parquet", "source_path": "nowhere.parquet"}, "nowhere.parquet does not exist"),
-        ({"source": "parquet", "source_path": "LOG"}, "give it by --schema"),
+        ({"source": "parquet", "source_path": "LOG"}, "pass it with --schema"),
         ({"source": "parquet", "source_path": "LOG", "schema_path": "nowhere.yaml"}, "nowhere.yaml"),
         ({"source": "ml-100k", "online_store": "redis"}, "add --redis-address"),
     ],

@@ -172,7 +172,7 @@ def test_links_and_devices_are_refused(mar: Path, tmp_path: Path, kind: int) -> 
 
 def test_a_name_that_is_there_twice_is_refused(mar: Path, tmp_path: Path) -> None:
     bad = raw(mar, tmp_path / "a.mar", lambda info, name: None, twice="bundle/schema.yaml")
-    with pytest.raises(BundleError, match=r"bundle/schema.yaml is there twice"):
+    with pytest.raises(BundleError, match=r"bundle/schema.yaml appears twice"):
         unpacked(bad, tmp_path / "out")
 
 

@@ -171,7 +171,7 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
         for name in (M, T, E, "profile.json", "backend.json", "report/evaluation.json", "schema.yaml")
     },
     "number": (text(M, '{"a": ' + "9" * 5000 + "}"), "limit .4300 digits. for integer"),
-    "twice": (text(M, '{"stage": "x", "stage": "y"}'), "the key 'stage' is there twice"),
+    "twice": (text(M, '{"stage": "x", "stage": "y"}'), "the key 'stage' appears twice"),
     "surrogate": (text(T, '{"format": 3, "x": "\\ud800"}'), "it is not UTF-8 text"),
 }
 

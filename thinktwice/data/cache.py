@@ -20,7 +20,7 @@ from thinktwice.files import atomic_file, full_disk_named, sha256_file
 
 VARIABLE = "THINKTWICE_CACHE"
 DEFAULT = Path(".thinktwice/cache")
-FIX = "connect to the network once and run it again, or give your own copy of the official zip by --path"
+FIX = "connect to the network once and run it again, or give your own copy of the official zip with --path"
 
 
 @dataclass(frozen=True)

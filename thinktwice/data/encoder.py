@@ -342,7 +342,7 @@ def _read_vocabularies(path: Path, names: tuple[str, ...]) -> dict[str, list[str
             out[name].append(word)
     for name, words in out.items():
         if len(set(words)) < len(words):
-            raise ValueError(f"a value of {name!r} is there twice")
+            raise ValueError(f"a value of {name!r} appears twice")
     return out
 
 

@@ -98,7 +98,7 @@ def ingest(
     if not schema_path and not adapter.has_schema:
         schema_path = schema_beside(Path(path)) if path else None
     if not schema_path and not adapter.has_schema:
-        raise DataError(f"source {source!r} needs a schema file that describes your log: give it by --schema")
+        raise DataError(f"source {source!r} needs a schema file that describes your log: pass it with --schema")
     if isinstance(schema_path, LogSchema):
         schema = schema_path
     else:

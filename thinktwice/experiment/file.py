@@ -233,7 +233,7 @@ def _check_arms(file: ExperimentFile) -> None:
         raise ValueError(f"arms: the first arm must be named {CONTROL!r}, not {names[0]!r}")
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"arms: {name!r} is there twice")
+            raise ValueError(f"arms: {name!r} appears twice")
     if unknown := sorted(set(file.testers) - set(names)):
         raise ValueError(f"testers: no arm {unknown[0]!r}; there are {', '.join(names)}")
     testers = [unit for units in file.testers.values() for unit in units]
@@ -241,7 +241,7 @@ def _check_arms(file: ExperimentFile) -> None:
         raise ValueError(f"testers: {len(testers)} units; at most 500 are routed one by one")
     for unit in testers:
         if testers.count(unit) > 1:
-            raise ValueError(f"testers: {unit!r} is there twice")
+            raise ValueError(f"testers: {unit!r} appears twice")
 
 
 def _check_buckets(file: ExperimentFile) -> None:
@@ -274,7 +274,7 @@ def _check_test(file: ExperimentFile) -> None:
     names = [guardrail.metric for guardrail in file.guardrails]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"guardrails: {name!r} is there twice")
+            raise ValueError(f"guardrails: {name!r} appears twice")
     if file.primary.metric.startswith("latency_"):
         raise ValueError(f"primary metric {file.primary.metric!r}: a quantile is a guardrail, not a primary metric")
     for name in file.slices:

@@ -291,7 +291,7 @@ def _named(path: Path, content: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
         if info.flag_bits & 0x1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise BundleError(f"archive {path}: {name} is encrypted, or packed in another way than deflate: {FIX}")
         if name in out or info.filename != name:
-            raise BundleError(f"archive {path}: {name} is there twice, or under two names: {FIX}")
+            raise BundleError(f"archive {path}: {name} appears twice, or under two names: {FIX}")
         out[name] = info
     return out
 

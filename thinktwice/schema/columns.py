@@ -84,7 +84,7 @@ def check_columns(schema: LogSchema, columns: pa.Schema, where: str) -> None:
 
 def twice(column: str, where: str) -> str:
     """The message about a column that a file has twice."""
-    return f"column {column!r} is there twice in {where}: keep one of them, or give them different names"
+    return f"column {column!r} appears twice in {where}: keep one of them, or give them different names"
 
 
 def refuse_type(column: str, kind: pa.DataType, use: Use, where: str) -> None:

@@ -169,12 +169,12 @@ def _archive(path: Path, parts: tuple[Part, ...], name: str) -> dict[str, tuple[
             file = path / part.name
             if not file.is_file():
                 raise DataError(
-                    f"folder {path} contains no {part.name}: give the official {name} zip or its unpacked folder by --path"
+                    f"folder {path} contains no {part.name}: give the official {name} zip or its unpacked folder with --path"
                 )
             opened[part.name] = (file_opener(file), str(file), file.stat().st_size)
         return opened
     if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty: give the official {name}.zip by --path")
+        raise DataError(f"{path} is empty: give the official {name}.zip with --path")
     try:
         with readable(path), zipfile.ZipFile(path) as archive:
             members = {PurePosixPath(m.filename).name: m for m in archive.infolist() if not m.is_dir()}
@@ -185,7 +185,7 @@ def _archive(path: Path, parts: tuple[Part, ...], name: str) -> dict[str, tuple[
     for part in parts:
         if part.name not in members:
             raise DataError(
-                f"{path} contains no {part.name}, so it is not the official {name}.zip: give that one by --path"
+                f"{path} contains no {part.name}, so it is not the official {name}.zip: give that one with --path"
             )
         member = members[part.name]
         opened[part.name] = (_member(path, member.filename), f"{path}:{member.filename}", member.file_size)

@@ -99,5 +99,5 @@ def builtin_schema_text(name: str) -> str:
         DataError: the source is unknown, or has no built-in schema.
     """
     if not source_named(name).has_schema:
-        raise DataError(f"source {name!r} has no schema of its own: write one for your log and give it by --schema")
+        raise DataError(f"source {name!r} has no schema of its own: write one for your log and pass it with --schema")
     return resources.files("thinktwice.data.schemas").joinpath(f"{name}.yaml").read_text(encoding="utf-8")

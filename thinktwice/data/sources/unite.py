@@ -49,7 +49,7 @@ def unite(files: Mapping[Path, pa.Schema], named: Named) -> ColumnLayout:
             elif name in named:
                 raise SchemaError(twice(name, str(file)))
             else:
-                left_out[name] = f"there twice in {file.name}"
+                left_out[name] = f"twice in {file.name}"
     fields = []
     for name, types in files_by_column.items():
         if name in left_out:
