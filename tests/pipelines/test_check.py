@@ -110,7 +110,7 @@ def test_every_source_is_known(source: str, tmp_path: Path):
     ("changes", "words"),
     [
         ({"source": "movielens"}, "unknown source 'movielens'"),
-        ({"source": "parquet"}, "by --path"),
+        ({"source": "parquet"}, "with --path"),
         ({"source": "sim", "source_path": "LOG"}, "takes no path"),
         ({"source": "parquet", "source_path": "nowhere.parquet"}, "nowhere.parquet does not exist"),
         ({"source": "parquet", "source_path": "LOG"}, "pass it with --schema"),
