@@ -263,11 +263,11 @@ class Service:
         start = time.perf_counter()
         call = self._read(raw, headers)
         parsed = time.perf_counter()
-        deadlines = [
-            Deadline.of(request.deadline_ms, arrival.deadline) or arrival.deadline for request in call.requests
-        ]
-        soonest = min(deadlines, key=lambda deadline: deadline.ends)
-        rows = sum(request.num_rows for request in call.requests)
+        soonest, rows = arrival.deadline, 0
+        for request in call.requests:
+            rows += request.num_rows
+            own = Deadline.of(request.deadline_ms, arrival.deadline)
+            soonest = own if own is not None and own.ends < soonest.ends else soonest
         extra_paths = self.admission.admit(soonest, rows, queued)
         try:
             answers = self.scorer.score(call.requests, arrival.deadline, extra_paths=extra_paths)
@@ -291,8 +291,9 @@ class Service:
             self.metrics.logged(self._log.counts)
         self.metrics.state(self.admission, self.scorer.reader, self._sent.offset)
         stages = {"queue": queued, "parse": parsed - start}
-        for name in ("features", "encode", "engine"):
-            stages[name] = sum(answer.stages.get(name, 0.0) for answer in answers)
+        for answer in answers:
+            for name, seconds in answer.stages.items():
+                stages[name] = stages.get(name, 0.0) + seconds
         stages["respond"] = end - scored
         stages["total"] = queued + end - start
         reply.headers["server-timing"] = ", ".join(f"{n};dur={1000 * s:.3f}" for n, s in stages.items())

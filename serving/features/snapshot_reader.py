@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -133,8 +134,7 @@ class SnapshotReader:
         end = None if timeout is None else time.monotonic() + timeout
         user, user_defaulted = self._lookup.user(user_id, timeout)
         snapshot = self._snapshot  # the same one for the whole request, even if it is replaced meanwhile
-        find = snapshot.positions.get
-        positions = np.array([find(item, -1) for item in item_ids], np.int64)
+        positions = np.fromiter(map(snapshot.positions.get, item_ids, repeat(-1)), np.int64, len(item_ids))
         side, items_defaulted = snapshot.side.take(positions), False
         newest, cold = snapshot.newest[positions], snapshot.cold[positions]
         missed: dict[int, Mapping[str, Any]] = {}

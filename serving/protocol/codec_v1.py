@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import orjson
@@ -64,6 +64,11 @@ class _Layout:
     repeated: tuple[AnswerField, ...]  # at the end of each entry
     whole: tuple[AnswerField, ...]  # next to the list of entries
 
+    @cached_property
+    def names(self) -> tuple[tuple[tuple[str, str], ...], ...]:
+        """Key and attribute of each field of the three kinds."""
+        return tuple(tuple((f.key, f.name) for f in fields) for fields in (self.rows, self.repeated, self.whole))
+
 
 @lru_cache
 def layout(answer: type, looked_up: bool) -> _Layout:
@@ -77,17 +82,24 @@ def encode_answer(answer: Scored) -> dict[str, Any]:
     """``{"items": [...], ...}`` for candidates, ``{"rows": [...], ...}`` for raw rows."""
     looked_up = answer.item_ids is not None
     kind: type = type(answer)
-    fields = layout(kind, looked_up)
-    order = answer.order
+    rows, repeated, whole = layout(kind, looked_up).names
+    values, order = vars(answer), answer.order
     in_order = order == tuple(range(len(answer.probability)))  # as without k: the columns are already in this order
-    entries: list[dict[str, Any]] = [{} if looked_up else {"row": row} for row in order]
-    # Column by column: one dict(zip(...)) per entry takes more than twice as long.
-    for field in fields.rows:
-        key, values = field.key, getattr(answer, field.name)
-        for entry, value in zip(entries, values if in_order else [values[row] for row in order], strict=True):
+    # Column by column into copies of one entry: one dict(zip(...)) per entry takes more than twice as long.
+    entry: dict[str, Any] = {} if looked_up else {"row": None}
+    for key, _ in rows:
+        entry[key] = None
+    for key, name in repeated:
+        entry[key] = values[name]
+    entries = [entry.copy() for _ in order]
+    if not looked_up:
+        for entry, row in zip(entries, order, strict=True):
+            entry["row"] = row
+    for key, name in rows:
+        column = values[name] if in_order else [values[name][row] for row in order]
+        for entry, value in zip(entries, column, strict=True):
             entry[key] = value
-    for field in fields.repeated:
-        key, value = field.key, getattr(answer, field.name)
-        for entry in entries:
-            entry[key] = value
-    return {"items" if looked_up else "rows": entries, **{f.key: getattr(answer, f.name) for f in fields.whole}}
+    out: dict[str, Any] = {"items" if looked_up else "rows": entries}
+    for key, name in whole:
+        out[key] = values[name]
+    return out

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 SERVICE = "thinktwice-predictor"
+NO_SPAN: AbstractContextManager[Any] = nullcontext()
 
 
 class Tracing:
@@ -39,14 +40,9 @@ class Tracing:
         ) as span:
             yield f"{span.get_span_context().trace_id:032x}"
 
-    @contextmanager
-    def stage(self, name: str, **attributes: Any) -> Iterator[None]:
+    def stage(self, name: str, **attributes: Any) -> AbstractContextManager[Any]:
         """A span below the current one."""
-        if self._tracer is None:
-            yield
-            return
-        with self._tracer.start_as_current_span(name, attributes=attributes):
-            yield
+        return NO_SPAN if self._tracer is None else self._tracer.start_as_current_span(name, attributes=attributes)
 
 
 def trace_id_of(headers: Mapping[str, str]) -> str:

@@ -16,7 +16,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.telemetry.metrics import SECONDS, STAGES, observe_many
+from serving.telemetry.metrics import SECONDS, STAGES, Observer
 from tests.serving.fakes import make_service
 from tests.serving.small import MODEL_VERSION
 
@@ -24,21 +24,24 @@ ONE = b'{"instances": [{"user_id": "u1", "candidates": ["i1", "i2", "never"], "c
 WHO = {"arm": "b", "model_version": MODEL_VERSION}
 
 
-def test_many_observations_are_the_same_as_one_by_one() -> None:
+def test_an_observer_records_the_same_as_its_histogram() -> None:
     registry = CollectorRegistry()
     bounds = (0.1, 0.5, 1.0)
-    one = Histogram("one", "", buckets=bounds, registry=registry)
-    many = Histogram("many", "", buckets=bounds, registry=registry)
-    values = np.array([0.0, 0.1, 0.100001, 0.5, 0.7, 1.0, 3.0])
-    for value in values:
-        one.observe(float(value))
-    observe_many(many, values)
-    observe_many(many, values[:0])
+    histograms = {name: Histogram(name, "", buckets=bounds, registry=registry) for name in ("one", "single", "many")}
+    single, many = Observer(histograms["single"]), Observer(histograms["many"])
+    values = np.array([0.0, 0.1, 0.100001, 0.5, 0.5, 0.7, 1.0, 3.0])
+    for value in values.tolist():
+        histograms["one"].observe(value)
+    for value, times in zip(*(part.tolist() for part in np.unique(values, return_counts=True)), strict=True):
+        single.observe(value, times)
+    single.observe(0.7, 0)
+    many.observe_all(values)
+    many.observe_all(values[:0])
     names = ("0.1", "0.5", "1.0", "+Inf")
-    assert [registry.get_sample_value("many_bucket", {"le": n}) for n in names] == [
-        registry.get_sample_value("one_bucket", {"le": n}) for n in names
-    ]
-    assert registry.get_sample_value("many_sum") == pytest.approx(registry.get_sample_value("one_sum") or 0)
+    expected = [registry.get_sample_value("one_bucket", {"le": n}) for n in names]
+    for name in ("single", "many"):
+        assert [registry.get_sample_value(f"{name}_bucket", {"le": n}) for n in names] == expected
+        assert registry.get_sample_value(f"{name}_sum") == pytest.approx(registry.get_sample_value("one_sum") or 0)
 
 
 def test_what_a_request_leaves(small: Path) -> None:

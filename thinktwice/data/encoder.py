@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -70,6 +71,7 @@ class Encoder:
         self.sequences = tuple(f for f in fields if f.kind == "sequence")
         self.vectors = tuple(f for f in fields if f.kind == "vector")
         self.bounds = bounds
+        self._borders = {name: values.tolist() for name, values in bounds.items()}
         self._values = vocabularies
         self._index = {n: {v: i + 1 for i, v in enumerate(values)} for n, values in vocabularies.items()}
         self.num_values = tuple(
@@ -170,7 +172,10 @@ class Encoder:
                 ]
             else:
                 values = [v if type(v := row.get(name)) is float else self._number(v) for row in rows]
-                ids[:, position] = self._bucket(name, np.asarray(values, np.float64))
+                if len(values) == 1:  # as of the user of a request
+                    ids[0, position] = 0 if values[0] != values[0] else bisect_right(self._borders[name], values[0]) + 1
+                else:
+                    ids[:, position] = self._bucket(name, np.asarray(values, np.float64))
         sequences = {}
         for f in self.sequences:
             if f.name not in names:

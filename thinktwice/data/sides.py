@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,14 +68,20 @@ def join(shared: Side, own: Side) -> Batch:
         raise ValueError(f"the shared side must be one row, not {len(shared)}")
     rows = len(own)
     ids = np.empty((rows, len(shared.columns) + len(own.columns)), np.int64)
-    ids[:, shared.columns] = shared.ids
-    ids[:, own.columns] = own.ids
+    ids[:, _positions(shared.columns)] = shared.ids
+    ids[:, _positions(own.columns)] = own.ids
     # Expanded and not repeated: the stride shows readers that all rows share one.
     return Batch(
         torch.from_numpy(ids),
         _expanded(shared.sequences, rows) | {name: torch.from_numpy(block) for name, block in own.sequences.items()},
         _expanded(shared.vectors, rows) | {name: torch.from_numpy(block) for name, block in own.vectors.items()},
     )
+
+
+@lru_cache
+def _positions(columns: tuple[int, ...]) -> np.ndarray:
+    """The columns as an array, which numpy would otherwise make for every request."""
+    return np.array(columns, np.intp)
 
 
 def _expanded(blocks: Mapping[str, np.ndarray], rows: int) -> dict[str, torch.Tensor]:
