@@ -22,9 +22,8 @@ from thinktwice.combinations.sketch import FrequencySketch
 from thinktwice.data.encoded import Batch
 from thinktwice.data.row_ids import row_ids
 from thinktwice.data.splits import SplitSpec, assign_split
-from thinktwice.monitor.record import PART
 from thinktwice.monitor.served import _in_share
-from thinktwice.records.served import AT, USER
+from thinktwice.records.served import AT, PART, USER
 from thinktwice.splitmix import GOLDEN, mix
 from thinktwice.testtime.rowhash import hash_rows, uniforms
 from thinktwice.testtime.triggers import BasePass, Random

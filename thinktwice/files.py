@@ -24,12 +24,16 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux' renameat2
 
 @contextmanager
 def full_disk_named(target: Path) -> Iterator[None]:
-    """Turn "no space left" and "quota exceeded" errors into a sentence that names ``target``."""
+    """Turn the errors of a full disk, a quota and a limit on the size of files into a sentence that names ``target``."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(f"no space left while writing {target}: free some disk space and run again") from error
+        if error.errno == errno.EFBIG:
+            raise ResourceError(
+                f"a file is too large while writing {target}: raise the limit on the size of files (ulimit -f)"
+            ) from error
         raise
 
 

@@ -145,6 +145,10 @@ def engine(scratch: Path, memory: str = "", *, ordered: bool = True) -> Iterator
                 raise ResourceError(
                     f"no space left while writing {scratch}: free some disk space and run again"
                 ) from error
+            if "File too large" in str(error):
+                raise ResourceError(
+                    f"a file is too large while writing {scratch}: raise the limit on the size of files (ulimit -f)"
+                ) from error
             raise
         finally:
             connection.close()

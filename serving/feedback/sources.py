@@ -17,10 +17,9 @@ from serving.feedback.rules import EventRules
 from thinktwice.data.feature_tables import CLEAN_FILE
 from thinktwice.errors import DataError, reason
 from thinktwice.files import parse_json
-from thinktwice.monitor.record import PART
 from thinktwice.parquet import open_parquet, read_schema, scan_frame
 from thinktwice.records.events import CLICK_COLUMNS, Click, Impression
-from thinktwice.records.served import AT, ITEM, REQUEST, USER
+from thinktwice.records.served import AT, ITEM, PART, REQUEST, USER
 from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, SCHEMA_FILE, LogSchema, load_schema
 
 BATCH = 20_000  # rows per read

@@ -14,8 +14,8 @@ from typing import TypeVar
 from serving.telemetry.prediction_log import SALT
 from thinktwice.experiment.assignment import bucket_of, unit_problem
 from thinktwice.experiment.gateway_config import ARM, ENROLLED, EXPERIMENT, HOST_HEADER, SALT_HEADER, UNIT_HEADER
-from thinktwice.monitor.record import UserIds
 from thinktwice.records.exposure import NO_EXPOSURE, Exposure
+from thinktwice.records.served import UserIds
 
 ATTEMPT_HEADER, HOST, SHADOW_END = (
     "x-envoy-attempt-count",

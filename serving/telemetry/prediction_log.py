@@ -26,9 +26,10 @@ from pydantic import Field
 from serving.telemetry.parts import PartFolder, WhenFull
 from thinktwice.errors import ServerError, ThinktwiceError
 from thinktwice.frozen import Frozen
-from thinktwice.monitor.record import UserIds, log_schema
+from thinktwice.monitor.record import log_schema
 from thinktwice.records.answer import REQUEST_LOGGED, Answered, answer_fields
 from thinktwice.records.exposure import EXPERIMENT_COLUMNS, NO_EXPOSURE, Exposure
+from thinktwice.records.served import UserIds
 from thinktwice.schema import LogSchema
 from thinktwice.schema.numbers import number
 from thinktwice.schema.values import spell

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -118,7 +119,7 @@ def _spoil(world: World, rng: random.Random) -> None:
             world.access[number].insert(0, rng.choice(broken))
 
 
-def naive_join(world: World, layout: BucketLayout) -> dict[str, Any]:
+def naive_join(world: World, layout: BucketLayout, watermark: float = math.inf) -> dict[str, Any]:
     """All counts of the join, the slow way."""
     lines = [line for file in world.access for line in file]
     parsed = []
@@ -132,6 +133,8 @@ def naive_join(world: World, layout: BucketLayout) -> dict[str, Any]:
     order = sorted((c for c in parsed if c), key=lambda c: (float(c["ts"]), c["code"], c["served"] or "~"))
     for content in order:
         access.setdefault(content["request_id"], content)
+    first = access
+    access = {request: line for request, line in first.items() if float(line["ts"]) <= watermark}
     groups: dict[tuple[str, str, bool], list[dict[str, Any]]] = defaultdict(list)
     for row in world.rows:
         groups[row["log_request_id"], row["log_arm"], row["log_shadow"]].append(row)
@@ -144,9 +147,11 @@ def naive_join(world: World, layout: BucketLayout) -> dict[str, Any]:
     skewed = exposures = doubled = 0
     joined: dict[str, tuple[str, list[dict[str, Any]]]] = {}
     for (request, served, shadow), rows in groups.items():
-        line = access.get(request)
+        line = first.get(request)
         if shadow:
             fate = "shadow"
+        elif (float(line["ts"]) if line else min(r["log_at"] for r in rows).timestamp()) > watermark:
+            fate = "open_predicted"
         elif request in ambiguous:
             fate = "ambiguous"
         elif line is None:
@@ -167,7 +172,7 @@ def naive_join(world: World, layout: BucketLayout) -> dict[str, Any]:
     result = {
         "lines": len(lines) + sum(bool(t) for t in world.torn), "torn": sum(bool(t) for t in world.torn),
         "broken": sum(c is None for c in parsed), "requests": len(access),
-        "repeated": sum(c is not None for c in parsed) - len(access),
+        "open": len(first) - len(access), "repeated": sum(c is not None for c in parsed) - len(first),
         "unanswered": sum(not 200 <= c["code"] < 300 for c in access.values()),
         "unnamed": sum(200 <= c["code"] < 300 and c["served"] is None for c in access.values()),
         "lost": sum(
@@ -175,7 +180,10 @@ def naive_join(world: World, layout: BucketLayout) -> dict[str, Any]:
             for r, c in access.items()
         ),
         "predicted": len(groups), "exposures": exposures, "skewed": skewed, "doubled": doubled,
-        **{f: fates[f] for f in ("joined", "superseded", "shadow", "unexplained", "ambiguous")},
+        **{f: fates[f] for f in ("joined", "superseded", "shadow", "unexplained", "ambiguous", "open_predicted")},
+        "ambiguous_requests": sum(
+            r in ambiguous and 200 <= c["code"] < 300 and (r, c["served"], False) in groups for r, c in access.items()
+        ),
     }  # fmt: skip
     arms: dict[tuple[str, str], dict[str, Any]] = {}
     seen: dict[tuple[str, Any], set[str]] = defaultdict(set)

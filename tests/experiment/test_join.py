@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.experiment.files import experiment, repeatable
-from tests.experiment.logs import COLUMNS, World, naive_join, random_world
+from tests.experiment.logs import COLUMNS, T0, World, naive_join, random_world
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.assignment import layout_of
 from thinktwice.experiment.join import EXPOSURES, REQUESTS, JoinCounts, Logs, join_exposures
@@ -24,23 +26,33 @@ FILE = experiment("exp1", arms=3, coverage=0.8)
 LAYOUT = layout_of([FILE])
 
 
-def joined(world: World, folder: Path) -> JoinCounts:
+def joined(world: World, folder: Path, watermark: float | None = None) -> JoinCounts:
     access, predictions = world.write(folder)
-    return join_exposures(Logs(access, predictions, unit_column="log_user_id"), LAYOUT, folder / "out")
+    until = None if watermark is None else datetime.fromtimestamp(watermark, timezone.utc)
+    logs = Logs(access, predictions, unit_column="log_user_id")
+    return join_exposures(logs, LAYOUT, folder / "out", watermark=until)
+
+
+def assert_nothing_is_lost(c: JoinCounts) -> None:
+    assert c.lines == c.requests + c.open + c.repeated + c.broken + c.torn
+    assert c.requests == c.unanswered + c.unnamed + c.lost + c.joined + c.ambiguous_requests
+    known = c.joined + c.superseded + c.shadow + c.unexplained + c.ambiguous + c.open_predicted
+    assert c.predicted == known
 
 
 @settings(repeatable, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(0, 10_000))
-def test_the_join_is_the_naive_one(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+@given(st.integers(0, 10_000), st.one_of(st.none(), st.integers(-1, 61)))
+def test_the_join_is_the_naive_one(tmp_path_factory: pytest.TempPathFactory, seed: int, until: int | None) -> None:
     folder = tmp_path_factory.mktemp("logs")
     world = random_world(seed, LAYOUT)
-    counts, expected = joined(world, folder), naive_join(world, LAYOUT)
+    watermark = None if until is None else T0 + 10.0 * until
+    counts = joined(world, folder, watermark)
+    expected = naive_join(world, LAYOUT, math.inf if watermark is None else watermark)
     arms = {(a.experiment, a.arm): a.model_dump(exclude={"experiment", "arm"}) for a in counts.arms}
     assert arms == expected.pop("arms")
     found = counts.model_dump(exclude={"arms", "wrong_arm"})
     assert found == expected
-    assert counts.lines == counts.requests + counts.repeated + counts.broken + counts.torn
-    assert counts.predicted == counts.joined + counts.superseded + counts.shadow + counts.unexplained + counts.ambiguous
+    assert_nothing_is_lost(counts)
     rows = pq.read_table(folder / "out" / EXPOSURES)
     assert rows.num_rows == counts.exposures and "device" in rows.column_names
     assert not any(r["log_probability"] == 2.0 for r in rows.to_pylist())  # the first row of a place counts

@@ -25,9 +25,10 @@ from serving.scorer import Answer
 from serving.telemetry.prediction_log import PredictionLog, ServedRequest
 from tests.serving.small import SCHEMA
 from tests.serving.test_prediction_log import answered, config
-from thinktwice.monitor.record import HEAD, PART, log_schema
+from thinktwice.monitor.record import HEAD, log_schema
 from thinktwice.records import served as columns
 from thinktwice.records.answer import Answered, Scored, answer_fields, logged_columns, per_request, per_row
+from thinktwice.records.served import PART
 
 
 @dataclass(frozen=True, kw_only=True)

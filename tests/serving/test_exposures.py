@@ -20,8 +20,8 @@ from tests.serving.small import SCHEMA
 from thinktwice.experiment.assignment import bucket_of
 from thinktwice.experiment.file import BUCKETS
 from thinktwice.experiment.gateway_config import SERVED_ARM
-from thinktwice.monitor.record import PART
 from thinktwice.records.exposure import NO_EXPOSURE, Exposure
+from thinktwice.records.served import PART
 
 SENT = {
     "x-experiment": "fresh",

@@ -31,8 +31,9 @@ from tests.serving.conftest import Lines
 from tests.serving.fakes import make_service
 from tests.serving.small import MODEL_VERSION, SCHEMA
 from thinktwice.errors import SchemaError, ServerError
-from thinktwice.monitor.record import PART, USER_IDS, log_schema
+from thinktwice.monitor.record import log_schema
 from thinktwice.records.answer import Answered
+from thinktwice.records.served import PART, USER_IDS
 from thinktwice.schema import parse_schema
 
 CONTEXT = {"slot": "s1", "bid": 0.5, "timestamp": "2026-01-06T10:00:00Z"}

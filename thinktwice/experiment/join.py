@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import duckdb
@@ -67,14 +68,17 @@ class ArmCounts(Frozen):
 class JoinCounts(Frozen):
     """Counts of all lines and rows by outcome of the join.
 
-    ``lines = requests + repeated + broken + torn``;
-    ``predicted = joined + superseded + shadow + unexplained + ambiguous`` (prediction groups: a request at one server).
+    ``lines = requests + open + repeated + broken + torn``;
+    ``requests = unanswered + unnamed + lost + joined + ambiguous_requests``;
+    ``predicted = joined + superseded + shadow + unexplained + ambiguous + open_predicted`` (prediction groups: a request at one
+    server).
     """
 
     lines: int
     torn: int  # last lines truncated by a kill
     broken: int  # other lines that are not JSON or have no request id
-    requests: int
+    requests: int  # up to the watermark
+    open: int = 0  # after the watermark: their rows may not be written yet, so a later run counts them
     repeated: int  # further lines of a request id; the first counts
     unanswered: int  # requests whose status is not 2xx
     unnamed: int  # answered, but the answer does not name an arm
@@ -84,7 +88,9 @@ class JoinCounts(Frozen):
     superseded: int  # computed, but another arm's answer reached the caller, or none did
     shadow: int
     unexplained: int  # computed, without a line in the access log
-    ambiguous: int  # request ids used by different units: none of their rows is kept
+    ambiguous: int  # computed for a request id that different units use: none of its rows is kept
+    ambiguous_requests: int = 0  # answered requests with such an id
+    open_predicted: int = 0  # computed for an open request, or after the watermark and without a line yet
     wrong_arm: int  # gateway and server name different arms or experiments, or the bucket belongs to another arm
     wrong_bucket: int  # buckets that differ when recomputed
     skewed: int  # rows whose server time is outside the request by more than a minute
@@ -94,16 +100,22 @@ class JoinCounts(Frozen):
     arms: tuple[ArmCounts, ...]
 
 
-def join_exposures(logs: Logs, layout: BucketLayout, out: Path, memory: str = "2GB") -> JoinCounts:
+def join_exposures(
+    logs: Logs, layout: BucketLayout, out: Path, memory: str = "2GB", watermark: datetime | None = None
+) -> JoinCounts:
     """Write ``exposures.parquet`` (rows of the prediction log whose answer was delivered, enrolled or not, with the fields
     of the gateway) and ``requests.parquet`` (enrolled requests, answered or not) into ``out``.
 
     Args:
-        layout: the layout of buckets at its highest coverage.
+        layout: the layout of buckets at its highest coverage. Rows of an experiment that is not in it are not compared with it.
+        watermark: time up to which all logs are complete; later requests are left to a later run. None: all are complete.
 
     Raises:
         ExperimentError: a log is missing, damaged, or has no columns of experiments.
+        ValueError: the watermark has no time zone.
     """
+    if watermark is not None and watermark.tzinfo is None:
+        raise ValueError("the watermark needs a time zone")
     for file in logs.access:
         if not file.is_file():
             raise ExperimentError(f"no access log {file}")
@@ -112,7 +124,7 @@ def join_exposures(logs: Logs, layout: BucketLayout, out: Path, memory: str = "2
     with engine(out, memory) as db:
         _load_access(db, logs.access)
         _load_groups(db, predictions)
-        _resolve(db)
+        _resolve(db, "Infinity" if watermark is None else repr(watermark.timestamp()))
         _write(db, predictions, out)
         _load_layout(db, layout)
         counts = _counts(db)
@@ -147,7 +159,7 @@ def _load_access(db: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> None:
     """)
     # The first line of a request counts: a repeated id is not a second exposure.
     db.execute("""
-        CREATE TABLE access AS
+        CREATE TABLE firsts AS
         SELECT * EXCLUDE (place) FROM (
             SELECT *, row_number() OVER (PARTITION BY request_id ORDER BY ts NULLS LAST, code, served, experiment, assigned,
                 enrolled, attempts, ms) AS place
@@ -169,22 +181,25 @@ def _load_groups(db: duckdb.DuckDBPyConnection, predictions: str) -> None:
     """)
 
 
-def _resolve(db: duckdb.DuckDBPyConnection) -> None:
+def _resolve(db: duckdb.DuckDBPyConnection, watermark: str) -> None:
     """Classify each group."""
+    db.execute(f"CREATE VIEW access AS SELECT * FROM firsts WHERE coalesce(ts, 0) <= CAST('{watermark}' AS DOUBLE)")
     db.execute("""
         CREATE TABLE ambiguous AS
         SELECT request_id FROM groups WHERE NOT shadow GROUP BY request_id
         HAVING min(unit) <> max(other_unit) OR bool_or(mixed) OR (bool_or(unit IS NULL) AND bool_or(unit IS NOT NULL))
     """)
-    db.execute("""
+    db.execute(f"""
         CREATE TABLE fates AS
         SELECT g.*, a.ts, a.ms, a.code, a.experiment AS gateway_experiment, a.assigned AS gateway_arm, a.enrolled,
             CASE WHEN g.shadow THEN 'shadow'
+                 WHEN coalesce(a.ts, CASE WHEN a.request_id IS NULL THEN epoch(g.served_at) END, 0)
+                    > CAST('{watermark}' AS DOUBLE) THEN 'open'
                  WHEN g.request_id IN (SELECT request_id FROM ambiguous) THEN 'ambiguous'
                  WHEN a.request_id IS NULL THEN 'unexplained'
                  WHEN a.served = g.served AND a.code BETWEEN 200 AND 299 THEN 'joined'
                  ELSE 'superseded' END AS fate
-        FROM groups g LEFT JOIN access a ON a.request_id = g.request_id
+        FROM groups g LEFT JOIN firsts a ON a.request_id = g.request_id
     """)
     db.execute("""
         CREATE TABLE requests AS
@@ -230,7 +245,8 @@ def _load_layout(db: duckdb.DuckDBPyConnection, layout: BucketLayout) -> None:
 
 _COUNTS = """
     SELECT (SELECT count(*) FROM lines) AS lines, (SELECT count(*) FROM access) AS requests,
-        (SELECT count(*) FROM lines WHERE request_id IS NOT NULL) - (SELECT count(*) FROM access) AS repeated,
+        (SELECT count(*) FROM firsts) - (SELECT count(*) FROM access) AS open,
+        (SELECT count(*) FROM lines WHERE request_id IS NOT NULL) - (SELECT count(*) FROM firsts) AS repeated,
         (SELECT count(*) FROM access WHERE code IS NULL OR code NOT BETWEEN 200 AND 299) AS unanswered,
         (SELECT count(*) FROM access WHERE code BETWEEN 200 AND 299 AND served IS NULL) AS unnamed,
         (SELECT count(*) FROM access a WHERE code BETWEEN 200 AND 299 AND served IS NOT NULL
@@ -241,6 +257,9 @@ _COUNTS = """
         (SELECT count(*) FROM fates WHERE fate = 'shadow') AS shadow,
         (SELECT count(*) FROM fates WHERE fate = 'unexplained') AS unexplained,
         (SELECT count(*) FROM fates WHERE fate = 'ambiguous') AS ambiguous,
+        (SELECT count(*) FROM fates WHERE fate = 'open') AS open_predicted,
+        (SELECT count(*) FROM fates g JOIN access a ON a.request_id = g.request_id AND a.served = g.served
+            WHERE g.fate = 'ambiguous' AND a.code BETWEEN 200 AND 299) AS ambiguous_requests,
         (SELECT count(*) FROM lines WHERE request_id IS NULL) AS broken,
         (SELECT count(*) FROM fates WHERE doubled AND fate = 'joined') AS doubled
 """
@@ -251,7 +270,8 @@ _WRONG_ARM = f"""
     SELECT count(*) AS n FROM fates f LEFT JOIN ranges r ON f.bucket >= r.start AND f.bucket < r.stop
     WHERE f.fate = 'joined' AND (
         f.experiment IS DISTINCT FROM f.gateway_experiment OR f.assigned IS DISTINCT FROM f.gateway_arm
-        OR (f.enrolled AND (r.arm IS NULL OR NOT r.enrolled OR r.arm <> f.gateway_arm OR r.experiment <> f.gateway_experiment))
+        OR (f.enrolled AND f.gateway_experiment IN (SELECT experiment FROM ranges)
+            AND (r.arm IS NULL OR NOT r.enrolled OR r.arm <> f.gateway_arm OR r.experiment <> f.gateway_experiment))
         OR (f.enrolled AND f.gateway_experiment IN ('{NO_EXPERIMENT}', '{HOLDOUT}')))
 """
 

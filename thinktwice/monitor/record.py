@@ -6,18 +6,12 @@ every looked-up row, whether or not they are fields of the model.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import pyarrow as pa
 
 from thinktwice.errors import SchemaError
 from thinktwice.records.answer import Answered, logged_columns
+from thinktwice.records.served import USER_IDS, UserIds
 from thinktwice.schema import LogSchema
-
-UserIds = Literal["raw", "hashed", "none"]
-
-PART = "served-*.parquet"
-USER_IDS = b"thinktwice.user_ids"  # key of the file's metadata; the value is one of UserIds
 
 HEAD = logged_columns()
 FIELD_TYPES = {

@@ -13,9 +13,8 @@ import pyarrow as pa
 import xxhash
 
 from thinktwice.errors import DataError
-from thinktwice.monitor.record import PART, USER_IDS
 from thinktwice.parquet import read_schema, read_table
-from thinktwice.records.served import AT, BUNDLE, ITEM, REQUEST, VERSION
+from thinktwice.records.served import AT, BUNDLE, ITEM, PART, REQUEST, USER_IDS, VERSION
 
 KEYS = [REQUEST, AT, BUNDLE, VERSION, ITEM]  # columns read for every row to select the rows to read in full
 SEED = 1  # differs from seed 0, by which the log itself was sampled

@@ -5,10 +5,16 @@ Columns of a prediction outside experiments are a subset of those of the predict
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pyarrow as pa
 
 from thinktwice.records.answer import logged_columns
 from thinktwice.records.exposure import EXPERIMENT_COLUMNS
+
+PART = "served-*.parquet"  # files of a prediction log
+USER_IDS = b"thinktwice.user_ids"  # key of their metadata; the value is one of UserIds
+UserIds = Literal["raw", "hashed", "none"]
 
 REQUEST, AT, ARM = "log_request_id", "log_at", "log_arm"  # log_arm: the arm that served, as named by the server
 BUNDLE, VERSION = "log_bundle_hash", "log_model_version"
