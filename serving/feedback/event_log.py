@@ -11,10 +11,10 @@ import fcntl
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from serving.feedback.records import Record, from_json, to_json
 from thinktwice.errors import DataError, ResourceError, ServerError
@@ -24,6 +24,7 @@ SEGMENT_BYTES = 64 << 20  # size after which a new file is started
 READ_BYTES = 1 << 20  # bytes per read
 LONGEST_LINE = 256 << 10  # bytes; an accepted event is far shorter
 _NAME = re.compile(r"events-([0-9]{10})\.log")
+Parsed = TypeVar("Parsed", Record, bytes)
 MODE = 0o640  # by the group only: the log contains user ids
 
 
@@ -44,13 +45,21 @@ def line_of(record: Record) -> bytes:
     return b"%08x %b\n" % (zlib.crc32(body), body)
 
 
-def _parsed(line: bytes) -> Record | None:
-    """The record of a line, None if the line is invalid."""
+def _body(line: bytes) -> bytes | None:
+    """The JSON of a line, None if the line is invalid."""
     if len(line) < 10 or line[8:9] != b" " or not line.endswith(b"\n"):
         return None
     body = line[9:-1]
     try:
-        return from_json(body) if int(line[:8], 16) == zlib.crc32(body) else None
+        return body if int(line[:8], 16) == zlib.crc32(body) else None
+    except ValueError:
+        return None
+
+
+def _parsed(line: bytes) -> Record | None:
+    """The record of a line, None if the line is invalid."""
+    try:
+        return None if (body := _body(line)) is None else from_json(body)
     except ValueError:
         return None
 
@@ -76,6 +85,22 @@ def read(
     Raises:
         DataError: a file of the log is missing, or a line is damaged.
     """
+    return _read(folder, position, until, size, _parsed)
+
+
+def read_bodies(folder: Path) -> Iterator[list[bytes]]:
+    """The JSON of every record, checked and not parsed, in batches."""
+    position = START
+    while True:
+        bodies, position = _read(folder, position, None, READ_BYTES, _body)
+        if not bodies:
+            return
+        yield bodies
+
+
+def _read(
+    folder: Path, position: Position, until: Position | None, size: int, parse: Callable[[bytes], Parsed | None]
+) -> tuple[list[Parsed], Position]:
     number, offset = position.segment, position.offset
     while True:
         path = segment_file(folder, number)
@@ -92,9 +117,9 @@ def read(
             raise DataError(f"the event log {folder} lacks {path.name}: restore the file, every event counts") from None
         later = bool(until is not None and until.segment > number) or segment_file(folder, number + 1).exists()
         lines = data.splitlines(keepends=True)
-        records: list[Record] = []
+        records: list[Parsed] = []
         for index, line in enumerate(lines):
-            if (record := _parsed(line)) is None:
+            if (record := parse(line)) is None:
                 if index == len(lines) - 1 and not later and until is None:
                     break  # partial line
                 raise DataError(_damaged(path, offset))

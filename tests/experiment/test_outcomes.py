@@ -20,7 +20,7 @@ from thinktwice.experiment.outcomes import OUTCOMES, OutcomeCounts, Window, join
 from thinktwice.records.events import CLICK_COLUMNS
 
 T0 = datetime(2026, 1, 1, tzinfo=timezone.utc)
-WINDOW = Window(seconds=100, early_seconds=2)
+WINDOW = Window(seconds=100, early_seconds=2, late_seconds=5)
 SHOWN = pa.schema(
     [
         ("log_request_id", pa.string()), ("log_item_id", pa.string()), ("log_place", pa.int32()),
@@ -42,7 +42,7 @@ def random_events(seed: int) -> tuple[list[Row], list[Row], datetime]:
             )
             for _ in range(rng.choice([0, 0, 1, 1, 2, 3])):
                 moved = rng.choice([-50, -2, -1, 0, 1, 50, 100, 100.000001, 101, 500])
-                received = at + timedelta(seconds=moved + 1)
+                received = rng.choice([None, at + timedelta(seconds=moved + rng.choice([1, 5, 5.000001, 60]))])
                 clicks.append(
                     {
                         "request_id": f"r{number}",
@@ -53,7 +53,12 @@ def random_events(seed: int) -> tuple[list[Row], list[Row], datetime]:
                 )
     for _ in range(rng.randint(0, 5)):
         clicks.append(
-            {"request_id": rng.choice(["gone", None]), "item_id": "i0", "at": rng.choice([T0, None]), "received_at": T0}
+            {
+                "request_id": rng.choice(["gone", None]),
+                "item_id": "i0",
+                "at": rng.choice([T0, T0 - timedelta(seconds=3), None]),
+                "received_at": T0,
+            }
         )
     rng.shuffle(clicks)
     return shown, clicks, T0 + timedelta(seconds=rng.choice([0, 150, 10_000]))
@@ -69,13 +74,15 @@ def write(folder: Path, shown: list[Row], clicks: list[Row]) -> tuple[list[Path]
 
 def naive(shown: list[Row], clicks: list[Row], watermark: datetime) -> tuple[OutcomeCounts, dict[tuple[Any, ...], Any]]:
     reach, early = timedelta(seconds=WINDOW.seconds), timedelta(seconds=WINDOW.early_seconds)
+    arrival = reach + timedelta(seconds=WINDOW.late_seconds)
+    oldest = min((r["log_at"] for r in shown), default=datetime.min.replace(tzinfo=timezone.utc) + early) - early
     first: dict[tuple[str, str], Row] = {}
     for row in shown:
         if row["log_item_id"] is not None:
             first.setdefault((row["log_request_id"], row["log_item_id"]), row)
     fates: Counter[str] = Counter()
     labels: dict[tuple[Any, ...], Any] = {
-        (r["log_request_id"], r["log_place"]): None for r in shown if r["log_at"] + reach <= watermark
+        (r["log_request_id"], r["log_place"]): None for r in shown if r["log_at"] + arrival <= watermark
     }
     for click in sorted(clicks, key=lambda c: (c["at"] is None, c["at"] or T0)):
         if click["request_id"] is None or click["item_id"] is None or click["at"] is None:
@@ -83,19 +90,21 @@ def naive(shown: list[Row], clicks: list[Row], watermark: datetime) -> tuple[Out
             continue
         found = first.get((click["request_id"], click["item_id"]))
         if found is None:
-            fates["unmatched"] += 1
+            fates["older" if click["at"] < oldest else "unmatched"] += 1
         elif click["at"] < found["log_at"] - early:
             fates["before_exposure"] += 1
-        elif click["at"] > found["log_at"] + reach:
+        elif click["at"] > found["log_at"] + reach or (
+            click["received_at"] is not None and click["received_at"] > found["log_at"] + arrival
+        ):
             fates["late"] += 1
-        elif found["log_at"] + reach > watermark:
+        elif found["log_at"] + arrival > watermark:
             fates["pending"] += 1
         elif labels[found["log_request_id"], found["log_place"]] is not None:
             fates["duplicate"] += 1
         else:
             fates["matched"] += 1
             labels[found["log_request_id"], found["log_place"]] = click["at"]
-    names = ("matched", "duplicate", "late", "before_exposure", "unmatched", "pending", "broken")
+    names = ("matched", "duplicate", "late", "before_exposure", "unmatched", "older", "pending", "broken")
     counts = OutcomeCounts(
         exposures=len(shown), final=len(labels), open=len(shown) - len(labels), clicks=len(clicks),
         **{n: fates[n] for n in names},
@@ -112,7 +121,7 @@ def test_the_join_is_the_naive_one(tmp_path_factory: pytest.TempPathFactory, see
     expected, labels = naive(shown, clicks, watermark)
     assert counts == expected
     assert counts.exposures == counts.final + counts.open
-    fates = ("matched", "duplicate", "late", "before_exposure", "unmatched", "pending", "broken")
+    fates = ("matched", "duplicate", "late", "before_exposure", "unmatched", "older", "pending", "broken")
     assert counts.clicks == sum(getattr(counts, n) for n in fates)
     found = pq.read_table(folder / OUTCOMES).to_pylist()
     assert {(r["log_request_id"], r["log_place"]): r["log_clicked_at"] for r in found} == labels

@@ -1,8 +1,9 @@
 """The outcome join: exposures with their clicks within a window, up to a watermark.
 
-An exposure is *final* when its window ends before the watermark (the time up to which clicks are complete). Only final ones
-are written; the others are counted and written by a later run. A click belongs to the exposure with its request id and
-item; if a request shows an item twice, to the first position.
+An exposure is *final* when its window, and the time for clicks to arrive, end before the watermark (the time up to which
+clicks are complete). Only final ones are written; the others are counted and written by a later run. Clicks that arrive after
+that are late, so a label never changes. A click belongs to the exposure with its request id and item; if a request shows an
+item twice, to the first position.
 """
 
 # ruff: noqa: S608 - names are of our own lists, values are escaped by `literal`
@@ -32,17 +33,19 @@ class Window(Frozen):
     Attributes:
         seconds: length of the window after the exposure.
         early_seconds: seconds by which a click may precede its exposure, because clocks differ.
+        late_seconds: seconds after the window within which a click must have arrived (``received_at``, if it is known).
     """
 
     seconds: float = Field(default=86_400.0, gt=0)
     early_seconds: float = Field(default=5.0, ge=0)
+    late_seconds: float = Field(default=0.0, ge=0)
 
 
 class OutcomeCounts(Frozen):
     """Counts of all exposures and clicks by outcome of the join.
 
     ``exposures = final + open``;
-    ``clicks = matched + duplicate + late + before_exposure + unmatched + pending + broken``.
+    ``clicks = matched + duplicate + late + before_exposure + unmatched + older + pending + broken``.
     """
 
     exposures: int
@@ -51,10 +54,11 @@ class OutcomeCounts(Frozen):
     clicks: int
     matched: int
     duplicate: int  # further clicks on an exposure within its window
-    late: int  # after the window
+    late: int  # after the window, or arrived after it
     before_exposure: int
     unmatched: int  # no such exposure
-    pending: int  # on an exposure that is still open
+    older: int = 0  # no such exposure, and before the first one: clicks of other times, as of an imported training log
+    pending: int  # on an exposure that is still open, or may not be collected yet
     broken: int  # without request, item or time
 
 
@@ -65,14 +69,20 @@ def join_outcomes(
     watermark: datetime,
     window: Window | None = None,
     memory: str = "2GB",
+    collected: datetime | None = None,
 ) -> OutcomeCounts:
     """Write ``outcomes.parquet``: every final exposure with ``label`` and the time of its first click.
+
+    Args:
+        watermark: time up to which clicks are complete.
+        collected: time up to which exposures are complete; None: all are there. An unmatched click after it may belong to a
+            later one.
 
     Raises:
         ExperimentError: a file is damaged or lacks a column, or a clicked exposure occurs twice.
         ValueError: the watermark has no time zone.
     """
-    if watermark.tzinfo is None:
+    if watermark.tzinfo is None or (collected is not None and collected.tzinfo is None):
         raise ValueError("the watermark needs a time zone")
     window = window or Window()
     out.mkdir(parents=True, exist_ok=True)
@@ -80,9 +90,9 @@ def join_outcomes(
     shown = parquet_table(exposures, needed, "exposures")
     clicked = parquet_table(clicks, CLICK_COLUMNS, "clicks")
     with engine(out, memory) as db:
-        _match(db, shown, clicked, watermark, window)
+        _match(db, shown, clicked, watermark, window, collected)
         end = f"TIMESTAMPTZ {literal(watermark.isoformat())}"
-        final = f"e.{AT} + to_microseconds({_micros(window.seconds)}) <= {end}"
+        final = f"e.{AT} + to_microseconds({_micros(window.seconds + window.late_seconds)}) <= {end}"
         write_parquet(
             db,
             f"""SELECT e.*, CAST(c.request_id IS NOT NULL AS TINYINT) AS {LABEL}, c.clicked_at AS {CLICKED_AT}
@@ -102,16 +112,27 @@ def join_outcomes(
         )
 
 
-_FATES = ("matched", "duplicate", "late", "before_exposure", "unmatched", "pending", "broken")
+_FATES = ("matched", "duplicate", "late", "before_exposure", "unmatched", "older", "pending", "broken")
 
 
-def _match(db: duckdb.DuckDBPyConnection, shown: str, clicked: str, watermark: datetime, window: Window) -> None:
+def _match(
+    db: duckdb.DuckDBPyConnection,
+    shown: str,
+    clicked: str,
+    watermark: datetime,
+    window: Window,
+    collected: datetime | None,
+) -> None:
     """Classify each click. Clicks are few and exposures many, so the clicks are the side in memory."""
+    reach, arrival = _micros(window.seconds), _micros(window.seconds + window.late_seconds)
+    early = _micros(window.early_seconds)
+    later = "infinity" if collected is None else collected.isoformat()
     db.execute(f"""
         CREATE TABLE fates AS
         WITH c AS (
             SELECT row_number() OVER (ORDER BY request_id, item_id, "at", received_at) AS n, request_id, item_id,
-                "at" AS clicked_at FROM {clicked}),
+                "at" AS clicked_at, received_at FROM {clicked}),
+        first AS (SELECT min({AT}) - to_microseconds({early}) AS shown_at FROM {shown}),
         good AS (SELECT * FROM c WHERE request_id IS NOT NULL AND item_id IS NOT NULL AND clicked_at IS NOT NULL),
         e AS (SELECT {REQUEST} AS request_id, {ITEM} AS item_id, min({PLACE}) AS place, min({AT}) AS shown_at,
                   count(*) > count(DISTINCT {PLACE}) AS doubled
@@ -119,10 +140,14 @@ def _match(db: duckdb.DuckDBPyConnection, shown: str, clicked: str, watermark: d
         judged AS (
             SELECT c.n, c.request_id, c.item_id, c.clicked_at, e.place, coalesce(e.doubled, false) AS doubled,
                 CASE WHEN c.request_id IS NULL OR c.item_id IS NULL OR c.clicked_at IS NULL THEN 'broken'
+                     WHEN e.request_id IS NULL AND c.clicked_at < (SELECT shown_at FROM first) THEN 'older'
+                     WHEN e.request_id IS NULL AND c.clicked_at > TIMESTAMPTZ {literal(later)} - to_microseconds({early})
+                        THEN 'pending'
                      WHEN e.request_id IS NULL THEN 'unmatched'
-                     WHEN c.clicked_at < e.shown_at - to_microseconds({_micros(window.early_seconds)}) THEN 'before_exposure'
-                     WHEN c.clicked_at > e.shown_at + to_microseconds({_micros(window.seconds)}) THEN 'late'
-                     WHEN e.shown_at + to_microseconds({_micros(window.seconds)})
+                     WHEN c.clicked_at < e.shown_at - to_microseconds({early}) THEN 'before_exposure'
+                     WHEN c.clicked_at > e.shown_at + to_microseconds({reach})
+                        OR c.received_at > e.shown_at + to_microseconds({arrival}) THEN 'late'
+                     WHEN e.shown_at + to_microseconds({arrival})
                         > TIMESTAMPTZ {literal(watermark.isoformat())} THEN 'pending'
                      ELSE 'matched' END AS fate
             FROM c LEFT JOIN e ON e.request_id = c.request_id AND e.item_id = c.item_id)

@@ -106,6 +106,16 @@ def append_decision(path: Path | str, file: ExperimentFile, evidence: Evidence) 
     return record
 
 
+def ended_experiments(records: Path) -> set[str]:
+    """Names of the experiments of a folder of records that were decided; all others may still run."""
+    ended = set()
+    for path in records.glob("*/record.jsonl"):
+        lines = read_record(path)
+        if lines and lines[-1].verdict.decision.action in ("promote", "roll_back"):
+            ended.add(lines[-1].file.name)
+    return ended
+
+
 def replay(records: Sequence[DecisionRecord]) -> Iterator[tuple[Decision, Decision]]:
     """(recorded decision, recomputed decision) of every line; they differ only if the code has changed."""
     verdicts: list[Verdict] = []

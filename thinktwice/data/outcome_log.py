@@ -1,0 +1,109 @@
+"""Joined exposures as an ordinary log, from which the next model is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from thinktwice.errors import DataError
+from thinktwice.files import atomic_file
+from thinktwice.frozen import Frozen
+from thinktwice.parquet import num_rows, read_schema
+from thinktwice.query import engine, listed, literal, one_row, quoted, written
+from thinktwice.records.exposure import ASSIGNED, ENROLLED, EXPERIMENT
+from thinktwice.records.served import ARM, AT, BUNDLE, ITEM, LABEL, REQUEST, USER, VERSION
+from thinktwice.schema import LogSchema
+from thinktwice.schema.log import LabelColumn, TimeColumn
+
+LOG = "log.parquet"
+KEPT = (REQUEST, ARM, ASSIGNED, EXPERIMENT, ENROLLED, VERSION, BUNDLE)  # beside the columns of the schema
+
+
+class LogCounts(Frozen):
+    """``rows + running + without_ids`` are all outcomes.
+
+    Attributes:
+        rows: written.
+        running: left out: enrolled in an experiment that runs, whose arms would otherwise train each other's models.
+        without_ids: left out: raw rows, and rows whose user was not logged.
+    """
+
+    rows: int
+    running: int
+    without_ids: int
+
+
+def schema_of_outcomes(schema: LogSchema) -> LogSchema:
+    """The schema of :func:`write_outcome_log`: that of the model's log, but for how time and label are written, and without the
+    columns that serving does not know."""
+    time = TimeColumn(column=schema.time.column or AT, format="datetime", zone=schema.time.zone)
+    entities = schema.entities
+    plain = entities.model_copy(
+        update={
+            side: key.model_copy(update={"title": None})
+            for side in ("user", "item")
+            if (key := getattr(entities, side)) is not None
+        }
+    )
+    label = LabelColumn(column=schema.label.column)
+    changes = {"time": time, "label": label, "entities": plain, "propensity": None, "truth": None}
+    return schema.model_copy(update=changes)
+
+
+def write_outcome_log(
+    outcomes: Path,
+    schema: LogSchema,
+    target: Path,
+    *,
+    ended: Collection[str] = (),
+    include_running: bool = False,
+    memory: str = "2GB",
+) -> LogCounts:
+    """Write outcomes as a log with the columns of a schema, features as they were served, and the arms.
+
+    Args:
+        outcomes: rows of the outcome join.
+        schema: of the model that served them.
+        ended: experiments that have ended; all others run.
+        include_running: keep the rows of experiments that run.
+
+    Raises:
+        DataError: the rows lack a field of the schema.
+        ResourceError: memory and disk are too small.
+    """
+    columns = _columns(schema)
+    present = read_schema(outcomes).names
+    if missing := sorted({name for name in columns.values() if name not in present}):
+        raise DataError(
+            f"the outcomes have no column {missing[0]!r}, which the schema {schema.name} needs: another model served them, "
+            "pass its schema with --schema"
+        )
+    selected = ", ".join(f"{quoted(name)} AS {quoted(source)}" for source, name in columns.items())
+    kept = ", ".join(quoted(name) for name in KEPT if name not in columns)
+    without = [c for c, side in ((USER, "user"), (ITEM, "item")) if schema.key_of(side)]  # type: ignore[arg-type]
+    no_id = " OR ".join(f"{name} IS NULL" for name in without) or "false"
+    names = ", ".join(map(literal, sorted(ended))) or "''"
+    running = "false" if include_running else f"coalesce({ENROLLED} AND {EXPERIMENT} NOT IN ({names}), false)"
+    rows = f"read_parquet({listed(outcomes)}, hive_partitioning = false)"
+    with engine(target.parent, memory, ordered=False) as db:
+        with atomic_file(target) as temporary:
+            db.execute(
+                f"COPY (SELECT {selected}, {kept} FROM {rows} WHERE NOT ({no_id}) AND NOT {running}) "  # noqa: S608
+                f"TO {written(temporary)} (FORMAT parquet, COMPRESSION zstd)"
+            )
+        counted = f"SELECT count(*) FILTER ({no_id}), count(*) FILTER (NOT ({no_id}) AND {running}) FROM {rows}"  # noqa: S608
+        without_ids, left_out = one_row(db, counted)
+    return LogCounts(rows=num_rows(target), running=left_out, without_ids=without_ids)
+
+
+def _columns(schema: LogSchema) -> dict[str, str]:
+    """Column of the outcomes for each column of the log."""
+    outcome_schema = schema_of_outcomes(schema)
+    columns = {outcome_schema.time.column or AT: AT, schema.label.column: LABEL}
+    for key, name in ((schema.entities.user, USER), (schema.entities.item, ITEM)):
+        if key is not None:
+            columns[key.source_column] = name
+    named = [(f.source_column, f.name) for f in schema.fields if f.derived is None]
+    for source, name in (*named, *((v.source_column, v.name) for v in schema.vectors)):
+        columns.setdefault(source, name)
+    return columns
