@@ -149,33 +149,3 @@ def compile_(
 
     compile_pipeline(profile, out, kubernetes_manifest=kubernetes_manifest, namespace=namespace, image=image or IMAGE)
     tell(f"wrote {out}")
-
-
-@app.command()
-def upload(
-    to: Annotated[str, typer.Option(help="Folder of the models in the object store, s3://BUCKET/FOLDER.")],
-    state: State = None,
-    work: Work = WORK,
-    model: Annotated[
-        str,
-        typer.Option(
-            help="Upload this instead: the folder model/ of a deploy step with --target manifest, here or in the same store (s3://...).",
-            show_default="the champion",
-        ),
-    ] = "",
-) -> None:
-    """Copy the files that a predictor reads to TO/VERSION/, which KServe's storageUri names.
-
-    The store and its keys are those of the AWS_* variables of the environment.
-    """
-    from components.deployment.model_store import upload_model
-    from thinktwice.release.champion import require_champion, verify_archive
-
-    if not model:
-        champion = require_champion(state_folder(state, work), "--state, --work or --model")
-        verify_archive(champion)
-        model = str(champion.folder)
-    uri, keys = upload_model(model, to)
-    for key in keys:
-        tell(key, indent=2)
-    typer.echo(f"storageUri: {uri}")

@@ -127,14 +127,14 @@ def test_help_needs_no_heavy_library():
 #: Options that several commands have, by the commands that have them.
 SHARED = {
     "--state": {
-        ("drift",), ("evaluate",), ("load",), ("openapi",), ("pipeline", "run"), ("pipeline", "upload"), ("score",), ("serve",),
+        ("drift",), ("evaluate",), ("load",), ("openapi",), ("pipeline", "run"), ("bundle", "push"), ("score",), ("serve",),
         ("skew",), *(("feedback", name) for name in ("run", "import", "replay")),
     },
     "--work": {
         *(("feedback", name) for name in ("run", "import", "replay")),
         *(("experiment", name) for name in ("decide", "list", "replay", "report", "status")),
         *(("gateway", name) for name in ("check", "reload", "run", "status")),
-        ("drift",), ("evaluate",), ("load",), ("openapi",), ("pipeline", "run"), ("pipeline", "upload"), ("score",), ("serve",),
+        ("drift",), ("evaluate",), ("load",), ("openapi",), ("pipeline", "run"), ("bundle", "push"), ("score",), ("serve",),
         ("skew",),
     },
     "--bundle": {("drift",), ("evaluate",), ("openapi",), ("score",)},
@@ -165,7 +165,7 @@ def test_a_shared_option_is_the_same_everywhere(name: str, commands: dict):
 )
 @pytest.mark.parametrize(
     "command", [["drift", "--log", "x"], ["evaluate"], ["load", "--url", "http://127.0.0.1:1"], ["openapi"], ["serve"],
-                ["skew", "--log", "x"], ["pipeline", "upload", "--to", "s3://a/b"]],
+                ["skew", "--log", "x"], ["bundle", "push", "--to", "s3://a/b"]],
 )  # fmt: skip
 def test_the_champion_is_looked_for_where_the_options_say(
     command: list[str], arguments: list[str], folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -11,6 +11,7 @@ ThinktwiceError
 ├── ExperimentError      an experiment file, a route file or the records of an experiment that cannot be used
 ├── ServerError          the model server: no Java, a busy port, a worker that does not start
 ├── RequestError         a scoring request that cannot be answered (HTTP 4xx)
+├── StorageError         a location that names no store, or an object store that cannot be used
 ├── OverloadedError      a scoring request that cannot be answered now (HTTP 429 or 503)
 └── ResourceError        disk, memory or network of this machine
 
@@ -134,6 +135,10 @@ class OverloadedError(ThinktwiceError):
         super().__init__(message)
         self.retry_after = retry_after
         self.status = status
+
+
+class StorageError(ThinktwiceError):
+    """A location is not valid, or the store there cannot be used."""
 
 
 class ResourceError(ThinktwiceError):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from components.deployment.deploy.deployment import deploy_model, inference_service, label_value, storage_uri
+from components.deployment.deploy.deployment import deploy_model, inference_service, storage_uri
 from components.deployment.package.archive import write_archive
 from tests.components.deployed import make_store
 from tests.manifests import closed_schema
@@ -16,6 +16,7 @@ from thinktwice.errors import BundleError, FeatureStoreError, PipelineError
 from thinktwice.files import read_json, write_json
 from thinktwice.release.bundle import bundle_hash, verify_bundle
 from thinktwice.release.champion import read_champion, verify_archive
+from thinktwice.release.model_store import version_folder
 from thinktwice.release.release import verify_release
 
 Deploy = Callable[..., dict[str, Any]]
@@ -114,8 +115,8 @@ def test_uris_and_labels() -> None:
     assert storage_uri("minio://b/p/") == "s3://b/p"
     assert storage_uri("gs://b/p") == "gs://b/p"
     assert storage_uri("/mnt/x") == "file:///mnt/x"
-    assert label_value("0.1.0-abc") == "0.1.0-abc"
-    odd = [label_value(text) for text in ("a b", "a:b", "x" * 64, "x" * 65, "+")]
+    assert version_folder("0.1.0-abc") == "0.1.0-abc"
+    odd = [version_folder(text) for text in ("a b", "a:b", "x" * 64, "x" * 65, "+")]
     assert len(set(odd)) == 5
     assert all(len(label) <= 63 and label[0].isalnum() and label[-1].isalnum() for label in odd)
 

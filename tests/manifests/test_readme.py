@@ -24,6 +24,8 @@ from tests.manifests import closed_schema, kserve_admission, kserve_controller
 from tests.manifests.conftest import rendered
 from tests.manifests.kserve_cluster import Cluster
 from tests.serving.small import MODEL_VERSION
+from thinktwice.release.cli import bundle
+from thinktwice.release.model_store import push_model
 
 ROOT = Path(__file__).resolve().parents[2]
 README, IMAGES = ROOT / "manifests" / "README.md", ROOT / "images" / "README.md"
@@ -196,10 +198,11 @@ RUN: tuple[tuple[str, Callable[..., None]], ...] = (
     (r"kubectl get (\S+) (-n thinktwice .*)", lambda kinds, rest, tmp, crds: got(kinds, rest, crds)),
     (r"thinktwice pipeline compile (.*)", lambda rest, tmp, crds: compiled(rest, tmp)),
 )
-UPLOADS = [line for line in commands() if line.startswith("thinktwice pipeline upload ")]
+UPLOADS = [line for line in commands() if line.startswith("thinktwice bundle push ")]
+DOWNLOADS = [line for line in commands() if re.match("thinktwice bundle (list|pull) ", line)]
 
 
-@pytest.mark.parametrize("line", [line for line in commands() if line not in UPLOADS])
+@pytest.mark.parametrize("line", [line for line in commands() if line not in UPLOADS + DOWNLOADS])
 def test_every_command_is_run(line: str, crds: Path, tmp_path: Path) -> None:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
@@ -216,7 +219,7 @@ def test_the_upload_commands_copy_what_the_text_lists(deployed: Path, store: Any
     store.create_bucket(Bucket="thinktwice-models")
     store.create_bucket(Bucket="mlpipeline")
     for line in UPLOADS:
-        words = shlex.split(line)[2:]
+        words = shlex.split(line)[1:]
         if "--model" in words:
             source = words[words.index("--model") + 1].removeprefix("s3://mlpipeline/")
             model = deployed / "out" / "model"
@@ -224,7 +227,7 @@ def test_the_upload_commands_copy_what_the_text_lists(deployed: Path, store: Any
                 store.upload_file(str(path), "mlpipeline", f"{source}/{path.relative_to(model)}")
         else:
             words += ["--state", str(deployed / "state")]
-        done = CliRunner().invoke(app, words)
+        done = CliRunner().invoke(bundle, words[1:])
         assert done.exit_code == 0, done.output
         found = listed(store, "thinktwice-models")
         text = next(block for block in blocks("") if "ctr.mar" in block)
@@ -235,6 +238,20 @@ def test_the_upload_commands_copy_what_the_text_lists(deployed: Path, store: Any
         assert not any(key.endswith(".parquet") or "bundle" in key for key in found)
         for key in found:
             store.delete_object(Bucket="thinktwice-models", Key=key)
+
+
+@pytest.mark.server
+def test_the_other_bundle_commands_run_as_written(deployed: Path, store: Any, tmp_path: Path) -> None:
+    store.create_bucket(Bucket="thinktwice-models")
+    push_model(str(deployed / "state" / "champion"), "s3://thinktwice-models/ctr")
+    assert [line.split()[2] for line in DOWNLOADS] == ["list", "pull"]
+    for line in DOWNLOADS:
+        words = shlex.split(
+            line.replace("ml-1m-3f2a9c01d4e7", MODEL_VERSION).replace("--to model", f"--to {tmp_path / 'model'}")
+        )
+        done = CliRunner().invoke(bundle, words[2:])
+        assert done.exit_code == 0 and MODEL_VERSION in done.output, done.output
+    assert (tmp_path / "model" / "ctr.mar").is_file()
 
 
 def own_files() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The commands ``release keygen``, ``release sign``, ``release verify`` and ``bundle verify``."""
+"""The commands ``release keygen | sign | verify`` and ``bundle verify | push | pull | list``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from thinktwice.console.output import tell
+from thinktwice.console.options import WORK, State, Work, state_folder
+from thinktwice.console.output import Column, Record, print_table, tell
+from thinktwice.console.terminal import console_here
 from thinktwice.errors import BundleError
 from thinktwice.printable import printable
 
@@ -66,7 +68,7 @@ def verify(
 
 @bundle.callback()
 def bundles() -> None:
-    """Check bundles."""
+    """Check bundles, and move model versions to and from the store that predictors read."""
 
 
 @bundle.command("verify")
@@ -76,6 +78,87 @@ def verify_bundle_folder(folder: Annotated[Path, typer.Argument(help="Bundle fol
 
     loaded = load_bundle(folder)
     tell(f"{printable(loaded.manifest.model_version)}: whole, bundle {loaded.hash}")
+
+
+@bundle.command()
+def push(
+    to: Annotated[
+        str,
+        typer.Option(help="Folder of the models: s3://BUCKET/FOLDER, or a folder of this machine.", show_default=False),
+    ],
+    state: State = None,
+    work: Work = WORK,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Copy this instead: the folder model/ of a deploy step with --target manifest, here or in the store (s3://...).",
+            show_default="the champion",
+        ),
+    ] = "",
+) -> None:
+    """Copy the files that a predictor reads to TO/VERSION/, which KServe's storageUri names.
+
+    The store and its keys are those of the AWS_* variables of the environment. A version is written once; a second call completes an
+    interrupted one.
+    """
+    from thinktwice.release.champion import require_champion, verify_archive
+    from thinktwice.release.model_store import push_model
+
+    if not model:
+        champion = require_champion(state_folder(state, work), "--state, --work or --model")
+        verify_archive(champion)
+        model = str(champion.folder)
+    uri, keys = push_model(model, to)
+    for key in keys:
+        tell(key, indent=2)
+    typer.echo(f"storageUri: {uri if '://' in uri else Path(uri).resolve().as_uri() + '/'}")
+
+
+@bundle.command()
+def pull(
+    version: Annotated[str, typer.Argument(help="Folder of a version: s3://BUCKET/FOLDER/VERSION, or a folder.")],
+    to: Annotated[Path, typer.Option(help="Folder to create.", show_default=False)],
+    key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="File of a trusted key; can be repeated. Default: THINKTWICE_TRUSTED_KEYS.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Copy a version to this machine. It is verified, its signature too if there are trusted keys, before it appears in TO."""
+    from thinktwice.release.model_store import pull_model
+    from thinktwice.release.signing import trusted_keys
+
+    trusted = tuple(key) if key else trusted_keys()
+    pulled = pull_model(version, to, trusted)
+    checked = "signature and hashes are right" if trusted else "hashes are right, the signature was not checked"
+    tell(f"{printable(pulled.model_version)}: {checked}, in {to}")
+
+
+@bundle.command("list")
+def list_(where: Annotated[str, typer.Argument(help="Folder of the models: s3://BUCKET/FOLDER, or a folder.")]) -> None:
+    """List the versions in a store, the newest first."""
+    from thinktwice.release.model_store import list_versions
+
+    versions = list_versions(where)
+    if not versions:
+        tell(f"no model version in {where}")
+        return
+    columns = [
+        Column("version", right=False),
+        Column("created"),
+        Column("bytes"),
+        Column("signed"),
+        Column("state", right=False),
+    ]
+    records = [
+        Record(
+            [v.name, v.created, f"{v.size:,}", "yes" if v.signed else "no", v.state],
+            "" if v.state == "complete" else "red",
+        )
+        for v in versions
+    ]
+    print_table(console_here(), columns, records)
 
 
 def _covered(excluded: tuple[str, ...]) -> str:

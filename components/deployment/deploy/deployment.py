@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any, get_args
@@ -13,13 +12,14 @@ from components.choices import DeployTarget
 from feature_repo.store import ensure_online
 from thinktwice.choices import listed
 from thinktwice.errors import BundleError, FeatureStoreError, PipelineError, reason
-from thinktwice.files import atomic_dir, read_json, sha256_text, write_json
+from thinktwice.files import atomic_dir, read_json, write_json
 from thinktwice.release.archive import ARCHIVE_FILE, MODEL_NAME, open_archive
 from thinktwice.release.blessing import Blessing, require_blessing
 from thinktwice.release.bundle import Manifest, bundle_hash, read_manifest
 from thinktwice.release.champion import install_champion, read_champion
 from thinktwice.release.feature_store import DATA, FEATURE_STORE
 from thinktwice.release.feature_store import INFO_FILE as FEATURE_STORE_INFO
+from thinktwice.release.model_store import version_folder
 from thinktwice.release.release import copy_description
 
 INFO_FILE = "deployment.json"
@@ -121,7 +121,7 @@ def inference_service(model_version: str, bundle_hash: str, storage: str) -> dic
         },
         "spec": {
             "predictor": {
-                "labels": {"ctr.example.org/model-version": label_value(model_version)},
+                "labels": {"ctr.example.org/model-version": version_folder(model_version)},
                 "model": {
                     "modelFormat": {"name": "ctr-pytorch", "version": "1"},
                     "protocolVersion": "v1",
@@ -130,14 +130,6 @@ def inference_service(model_version: str, bundle_hash: str, storage: str) -> dic
             }
         },
     }
-
-
-def label_value(text: str) -> str:
-    """``text`` as a Kubernetes label value: at most 63 allowed characters; different texts give different values."""
-    allowed = re.sub(r"[^A-Za-z0-9_.-]", "-", text).strip("-_.")
-    if allowed == text and len(text) <= 63:
-        return text
-    return f"{allowed[:50].rstrip('-_.')}-{sha256_text(text)[:8]}".lstrip("-")
 
 
 def storage_uri(uri: str) -> str:
