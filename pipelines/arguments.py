@@ -23,6 +23,8 @@ class RunArguments(BaseModel):
     source_path: str = ""
     schema_path: str = ""
     limit: int = Field(0, ge=0)
+    since: str = ""
+    until: str = ""
     seed: int = Field(0, ge=0)
     split: str = "time"
     recipe: RecipeName = "default"

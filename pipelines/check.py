@@ -34,8 +34,10 @@ def check_arguments(arguments: RunArguments) -> None:
         PipelineError: the address of Redis is missing.
     """
     from thinktwice.data.reading import refuse_object_store
+    from thinktwice.data.sources.paths import SEPARATOR, expanded
     from thinktwice.data.sources.raw_log import schema_beside
     from thinktwice.data.sources.registry import source_named
+    from thinktwice.data.window import window_of
     from thinktwice.release.feature_store import REDIS_ADDRESS
     from thinktwice.schema import load_schema
 
@@ -45,13 +47,18 @@ def check_arguments(arguments: RunArguments) -> None:
         raise DataError(f"source {source.name!r} reads your own copy: give {source.path_help} with --path")
     if source.path == "none" and path:
         raise DataError(f"source {source.name!r} takes no path, but {path} was given: leave --path out")
-    refuse_object_store(path)
-    if path and not Path(path).exists():
+    if source.several:
+        expanded(path)
+        if SEPARATOR in path and not schema:
+            raise DataError(f"source {source.name!r} needs a schema file that describes your log: pass it with --schema")
+    elif path:
+        refuse_object_store(path)
+    if path and not source.several and not Path(path).exists():
         raise DataError(f"{path} does not exist: give {source.path_help} with --path")
     if not schema and not source.has_schema and not schema_beside(Path(path)):
         raise DataError(f"source {source.name!r} needs a schema file that describes your log: pass it with --schema")
     if schema:
-        load_schema(schema)
+        window_of(arguments.since, arguments.until, load_schema(schema))
     if arguments.online_store == "redis" and not (arguments.redis_address or os.environ.get(REDIS_ADDRESS)):
         raise PipelineError(
             "--online-store redis needs the address of the server: add --redis-address host:port, or set "

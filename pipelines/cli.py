@@ -8,7 +8,7 @@ import typer
 
 from components.choices import DeployTarget, Profile
 from thinktwice.choices import OnlineStoreKind, RecipeName, SearchMode
-from thinktwice.console.options import WORK, State, Work, state_folder
+from thinktwice.console.options import WORK, Since, State, Until, Work, state_folder
 from thinktwice.console.output import tell
 from thinktwice.console.stop import NOTHING_HALF_WRITTEN, on_stop
 from thinktwice.errors import PipelineError
@@ -41,15 +41,19 @@ def run(
     source: Annotated[
         str,
         typer.Option(
-            help="Where the log comes from: ml-1m, ml-100k, sim, parquet or another of `thinktwice data list`."
+            help="Where the log comes from: ml-1m, ml-100k, sim, log, parquet or another of `thinktwice data list`."
         ),
     ] = "ml-1m",
     path: Annotated[
-        str,
-        typer.Option(help="File or folder of the log, for the sources that read your own copy.", show_default=False),
-    ] = "",
+        list[str] | None,
+        typer.Option(
+            help="File or folder of the log, for the sources that read your own copy; for --source log also a pattern, and it "
+            "may repeat.",
+            show_default=False,
+        ),
+    ] = None,
     schema: Annotated[
-        str, typer.Option(help="Schema file (YAML) of the log, for --source parquet.", show_default=False)
+        str, typer.Option(help="Schema file (YAML) of the log, for --source log or parquet.", show_default=False)
     ] = "",
     split: Annotated[
         str,
@@ -76,6 +80,8 @@ def run(
     ] = "lean",
     seed: Annotated[int, typer.Option(help="Seed of the simulator, of a random split and of training.", min=0)] = 0,
     limit: Annotated[int, typer.Option(help="Read at most this many rows; 0 reads all.", min=0)] = 0,
+    since: Since = "",
+    until: Until = "",
     online_store: Annotated[OnlineStoreKind, typer.Option(help="Store the served features are read from.")] = "sqlite",
     redis_address: Annotated[
         str, typer.Option(help="host:port of the Redis server, for --online-store redis.", show_default=False)
@@ -105,12 +111,15 @@ def run(
     from thinktwice.console.processes import terminated_like_interrupted
     from thinktwice.console.stages import StageBoard
     from thinktwice.console.terminal import console_here
+    from thinktwice.data.sources.registry import one_path
 
     arguments = RunArguments(
         source=source,
-        source_path=path,
+        source_path=one_path(source, path or []),
         schema_path=schema,
         limit=limit,
+        since=since,
+        until=until,
         seed=seed,
         split=chosen_split(split, test_days),
         recipe=recipe,

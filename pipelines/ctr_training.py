@@ -46,6 +46,8 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
         source_path: str = "",
         schema_path: str = "",
         limit: int = 0,
+        since: str = "",
+        until: str = "",
         data_seed: int = 0,
         seed: int = 0,
         split: str = "time",
@@ -63,9 +65,11 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
 
         Args:
             source: where the log comes from, one of `thinktwice data list`.
-            source_path: file or folder of the log, for the sources that need one.
-            schema_path: schema file of the log, for the source `parquet`.
+            source_path: file or folder of the log, for the sources that need one; for `log` also several, a line each.
+            schema_path: schema file of the log, for the sources `log` and `parquet`.
             limit: read at most this many rows; 0 reads all.
+            since: read impressions from this time on; empty for all.
+            until: read impressions before this time; empty for all.
             data_seed: seed of a source that draws its rows (sim); part of the cache key of ingest.
             seed: seed of training.
             split: "time", "random", "column:NAME", "days:N" (the last N days are test) or "dates:FROM,FROM" (validation, test).
@@ -86,6 +90,8 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
             source_path=source_path,
             schema_path=schema_path,
             limit=limit,
+            since=since,
+            until=until,
             seed=data_seed,
             code_version=code_version,
             data_version=data_version,

@@ -149,15 +149,19 @@ def only_run(work_dir: Path) -> Iterator[None]:
 
 
 def _write_request(arguments: RunArguments, work_dir: Path, state_dir: Path, run_dir: Path) -> Path:
+    from thinktwice.data.sources.paths import SEPARATOR, expanded, joined
     from thinktwice.data.sources.registry import source_named
 
     for folder in (run_dir / "tmp", work_dir / "pipeline", work_dir / "reuse", state_dir):
         folder.mkdir(parents=True, exist_ok=True)
     paths = {
-        name: str(Path(value).absolute())
+        name: joined([str(Path(part).absolute()) for part in value.split(SEPARATOR)])
         for name in ("source_path", "schema_path")
         if (value := getattr(arguments, name))
     }
+    read_paths = list(paths.values())
+    if source_named(arguments.source).several and paths.get("source_path"):
+        read_paths = [*map(str, expanded(paths["source_path"])), *filter(None, [paths.get("schema_path")])]
     request = {
         "arguments": {
             **arguments.model_dump(),
@@ -166,7 +170,7 @@ def _write_request(arguments: RunArguments, work_dir: Path, state_dir: Path, run
             "split_seed": arguments.seed if arguments.split == "random" else 0,
             "state_dir": str(state_dir),
             "code_version": code_version(),
-            "data_version": data_version(*paths.values()),
+            "data_version": data_version(*read_paths),
         },
         "pipeline_root": str(work_dir / "pipeline"),
         "cache_root": str(work_dir / "reuse"),

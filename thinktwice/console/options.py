@@ -19,6 +19,14 @@ State = Annotated[
         show_default="state in the folder of --work",
     ),
 ]
+Since = Annotated[
+    str,
+    typer.Option(
+        help="Read only impressions from this time on, e.g. 2024-03-01 (local to the schema's zone).",
+        show_default=False,
+    ),
+]
+Until = Annotated[str, typer.Option(help="Read only impressions before this time.", show_default=False)]
 
 
 def state_folder(state: Path | None, work: Path) -> Path:

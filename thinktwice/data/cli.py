@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from thinktwice.console.options import Since, Until
 from thinktwice.console.output import tell
 from thinktwice.console.stop import NOTHING_HALF_WRITTEN, on_stop
 from thinktwice.errors import DataError, ResourceError
@@ -52,19 +53,27 @@ def ingest_log(
     out: Annotated[
         Path, typer.Option(help="Folder to write: log.parquet, unparsable.parquet, schema.yaml, snapshot.json.")
     ],
-    path: Annotated[Path | None, typer.Option(help="File or folder of the source.")] = None,
+    path: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="File or folder of the source; for --source log also a pattern, and it may repeat.", show_default=False
+        ),
+    ] = None,
     schema: Annotated[
         Path | None,
         typer.Option(help="Schema file of your log; built-in sources and raw log folders have their own."),
     ] = None,
     limit: Annotated[int, typer.Option(min=0, help="Read at most this many records; 0 reads all.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Random seed; used by the source sim only.")] = 0,
+    since: Since = "",
+    until: Until = "",
 ) -> None:
     """Read a log from any source into a raw log folder. Columns stay unchanged, and broken lines are kept in a separate file."""
     from thinktwice.data.ingest import ingest
+    from thinktwice.data.sources.registry import one_path
 
     with _written(out):
-        snapshot = ingest(source, path, schema, out, limit, seed)
+        snapshot = ingest(source, one_path(source, path or []), schema, out, limit, seed, since=since, until=until)
     _report(snapshot, out)
 
 

@@ -31,6 +31,7 @@ from thinktwice.data.simulator.source import reading_of
 from thinktwice.data.sources.parts import printable, what_was_read
 from thinktwice.data.sources.raw_log import schema_beside
 from thinktwice.data.sources.registry import builtin_schema, source_named
+from thinktwice.data.window import Window, window_of
 from thinktwice.errors import DataError, RowsLostError
 from thinktwice.files import atomic_dir, sha256_text, write_json
 from thinktwice.parquet import num_rows, parquet_writer, read_table, write_table
@@ -61,11 +62,17 @@ class Snapshot(BaseModel):
     left_out: dict[str, str] = {}  # files and folders that are not part of the log -> why
     columns_left_out: dict[str, str] = {}  # columns of the files that are not in the log -> why
     columns_missing: dict[str, str] = {}  # columns of the schema that some files lack (null there) -> first such file
+    rows_outside: int = 0  # rows that were not read because their time is outside --since and --until
+    notes: tuple[str, ...] = ()  # how the files were read
 
     def what_was_read(self) -> list[str]:
         """Lines about the files and columns of a log that is a folder of files; empty if all of it was read."""
-        num_files = len(self.files) if self.source == "parquet" else 1
-        return what_was_read(num_files, self.left_out, self.columns_left_out, self.columns_missing)
+        num_files = len(self.files) if self.source in ("log", "parquet") else 1
+        lines = what_was_read(num_files, self.left_out, self.columns_left_out, self.columns_missing)
+        lines += self.notes
+        if self.rows_outside:
+            lines.append(f"{self.rows_outside:,} rows outside --since and --until were not read")
+        return lines
 
 
 def ingest(
@@ -75,16 +82,20 @@ def ingest(
     out_dir: Path | str,
     limit: int = 0,
     seed: int = 0,
+    *,
+    since: str = "",
+    until: str = "",
 ) -> Snapshot:
     """Read a source into the raw log folder ``out_dir`` (replaced as a whole, or unchanged after an error).
 
     Args:
         source: name of a source, see ``thinktwice data list``.
-        path: file or folder of the source; empty or None for sources without one.
+        path: file or folder of the source, for ``log`` also several, a line each; empty or None for sources without one.
         schema_path: schema file, or a loaded schema; empty or None for that of a built-in source or of a raw log folder.
         out_dir: folder to write.
         limit: maximum number of records; 0 reads all. For ``sim`` the number of rows to draw.
         seed: for sources that draw rows (``sim``); others do not depend on it.
+        since, until: read impressions from the first time until before the second one; empty texts mean no border.
 
     Raises:
         DataError: unknown source, missing, empty or damaged input. SchemaError: the schema does not fit the input.
@@ -105,15 +116,29 @@ def ingest(
         schema = load_schema(schema_path) if schema_path else builtin_schema(source)
     seed = seed if adapter.seeded else 0
     reading = adapter.open(Path(path) if path else None, limit, seed, schema)
-    return write_raw_log(source, reading, schema, Path(out_dir), limit, seed)
+    return write_raw_log(source, reading, schema, Path(out_dir), limit, seed, window_of(since, until, schema))
 
 
-def write_raw_log(source: str, reading: Reading, schema: LogSchema, out_dir: Path, limit: int, seed: int) -> Snapshot:
+def write_raw_log(
+    source: str,
+    reading: Reading,
+    schema: LogSchema,
+    out_dir: Path,
+    limit: int,
+    seed: int,
+    window: Window = Window(None, None),  # noqa: B008 - frozen
+) -> Snapshot:
     """Write an opened source as a raw log folder; see :func:`ingest`."""
     check_columns(schema, reading.columns, reading.where)
-    digest = sha256_text(source, *reading.files.values(), str(limit), str(seed), schema.to_yaml())
+    borders = (f"since {window.since}", f"until {window.until}") if window else ()
+    identity = (*reading.files.values(), *reading.identity)
+    digest = sha256_text(source, *identity, str(limit), str(seed), *borders, schema.to_yaml())
     with atomic_dir(out_dir) as folder:
-        rows, unparsable_rows = _write_rows(source, reading, folder, limit)
+        rows, unparsable_rows, outside = _write_rows(source, reading, folder, limit, window, schema)
+        if rows == 0 and outside:
+            raise DataError(
+                f"all {outside:,} rows of {reading.where} are outside --since and --until: choose other times"
+            )
         if rows == 0:
             raise DataError(_no_rows_message(reading, folder, unparsable_rows))
         snapshot = Snapshot(
@@ -130,6 +155,8 @@ def write_raw_log(source: str, reading: Reading, schema: LogSchema, out_dir: Pat
             left_out={printable(name): why for name, why in reading.left_out.items()},
             columns_left_out=reading.columns_left_out,
             columns_missing=reading.columns_missing,
+            rows_outside=outside,
+            notes=reading.notes,
         )
         if reading.side:
             write_table(reading.side.lines, folder / SIDE_FILE, compression="zstd")
@@ -141,11 +168,14 @@ def write_raw_log(source: str, reading: Reading, schema: LogSchema, out_dir: Pat
     return snapshot
 
 
-def _write_rows(source: str, reading: Reading, folder: Path, limit: int) -> tuple[int, int]:
+def _write_rows(
+    source: str, reading: Reading, folder: Path, limit: int, window: Window, schema: LogSchema
+) -> tuple[int, int, int]:
+    """Counts of rows written, of unparsable records and of rows outside the window."""
     fields = [pa.field("row_id", pa.string()), pa.field(SOURCE_ROW, pa.int64()), *reading.columns]
     columns = pa.schema([f.with_metadata(None) for f in fields])
     dictionary = [f.name for f in columns if _repeats(f)]
-    rows = unparsable_rows = records = 0
+    rows = unparsable_rows = records = outside = 0
     with (
         parquet_writer(
             folder / LOG_FILE, columns, compression="zstd", compression_level=1, use_dictionary=dictionary
@@ -154,6 +184,10 @@ def _write_rows(source: str, reading: Reading, folder: Path, limit: int) -> tupl
     ):
         for chunk in track(_ahead(_limited(reading, limit)), stage="ingest", total=reading.num_chunks, label=source):
             records += chunk.table.num_rows + len(chunk.unparsable)
+            if window:
+                outside += chunk.table.num_rows
+                chunk = window.inside(chunk, schema)
+                outside -= chunk.table.num_rows
             if chunk.table.num_rows:
                 ids = [row_ids(source, chunk.ordinals), pa.array(chunk.ordinals, pa.int64())]
                 log.write_table(pa.table([*ids, *chunk.table.columns], schema=columns))
@@ -162,9 +196,9 @@ def _write_rows(source: str, reading: Reading, folder: Path, limit: int) -> tupl
                 unparsable_writer.write_table(_unparsable_table(source, chunk))
                 unparsable_rows += len(chunk.unparsable)
     written = num_rows(folder / LOG_FILE) + num_rows(folder / UNPARSABLE_FILE)
-    if written != records:
+    if written + outside != records:
         raise RowsLostError(f"{records} records were read from {reading.where} but {written} written: run it again")
-    return rows, unparsable_rows
+    return rows, unparsable_rows, outside
 
 
 def _repeats(field: pa.Field) -> bool:

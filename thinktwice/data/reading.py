@@ -71,6 +71,8 @@ class Reading:
         left_out: files and folders below the source that are not part of the log -> why.
         columns_left_out: columns of the files that are not in the log -> why; the schema names none of them.
         columns_missing: columns of the schema that some files lack -> the first of them; they are null there.
+        identity: further texts that determine the content, for the snapshot id.
+        notes: sentences about how the files are read, for the user.
     """
 
     where: str
@@ -82,6 +84,8 @@ class Reading:
     left_out: dict[str, str] = field(default_factory=dict)
     columns_left_out: dict[str, str] = field(default_factory=dict)
     columns_missing: dict[str, str] = field(default_factory=dict)
+    identity: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ class Source:
     open: Callable[[Path | None, int, int, LogSchema], Reading]
     has_schema: bool = True
     seeded: bool = False  # whether the rows depend on the seed
+    several: bool = False  # whether `path` may be several paths or a pattern
 
 
 def refuse_object_store(path: str) -> None:

@@ -70,7 +70,9 @@ def check_columns(schema: LogSchema, columns: pa.Schema, where: str) -> None:
         if not count:
             partition = f"{column}=" in where
             hint = (
-                f"folder names such as '{column}=…' are not read; " if partition else "correct the schema's 'column'. "
+                f"the folder '{column}=…' is read as a column only below the given path: give the path above it. "
+                if partition
+                else "correct the schema's 'column'. "
             )
             raise SchemaError(
                 f"schema {schema.name!r} does not fit {where}: its {uses[0].words} wants column {column!r}, which does not exist; "

@@ -17,6 +17,8 @@ def ingest(
     code_version: str,
     log: Output[Dataset],
     data_version: str = "",
+    since: str = "",
+    until: str = "",
 ) -> NamedTuple("Outputs", snapshot_id=str, feature_version=str):  # type: ignore[valid-type]
     """Read ``source`` into ``log``; empty paths mean the source's own.
 
@@ -29,7 +31,7 @@ def ingest(
     from thinktwice.data.ingest import ingest as read
     from thinktwice.schema import load_schema
 
-    snapshot = read(source, source_path, schema_path, log.path, limit, seed)
+    snapshot = read(source, source_path, schema_path, log.path, limit, seed, since=since, until=until)
     log.metadata.update(rows=snapshot.rows, unparsable_rows=snapshot.unparsable_rows, snapshot_id=snapshot.snapshot_id)
     if read_lines := snapshot.what_was_read():
         log.metadata["read"] = "; ".join(read_lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import gzip
 import io
 import lzma
 import shlex
@@ -132,7 +131,9 @@ def _unpacked(head: bytes, codec: str) -> bytes | None:
     """The first decompressed bytes, as far as the head of the file contains them; None for an unsupported codec."""
     try:
         if codec == "gzip":
-            return gzip.GzipFile(fileobj=io.BytesIO(head)).read(1 << 12)
+            return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(
+                head, 1 << 12
+            )  # of a truncated file, what there is
         if codec == "bzip2":
             return bz2.BZ2Decompressor().decompress(head, 1 << 12)
         if codec == "xz":

@@ -4,14 +4,15 @@ code."""
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from thinktwice.data.reading import ADDED, Chunk, Reading, need_path
 from thinktwice.data.sources.parquet_files import BATCH_ROWS, batches, footer
-from thinktwice.data.sources.parts import Parts, partition_key, parts_of, printable, refuse_partition
+from thinktwice.data.sources.parts import Parts, partition_key, partition_values, parts_of, printable
 from thinktwice.data.sources.raw_log import is_raw_log, open_raw_log
 from thinktwice.data.sources.unite import shaped, unite
 from thinktwice.errors import DataError, SchemaError
@@ -44,25 +45,27 @@ def open_parquet_log(path: Path | None, limit: int, seed: int, schema: LogSchema
             "`thinktwice data replay`"
         )
     parts = parts_of(path) if path.is_dir() else Parts((path,))
+    names = {file: str(file.relative_to(path)) if path.is_dir() else file.name for file in parts.files}
+    return open_parts(parts, names, str(path), schema)
+
+
+def open_parts(parts: Parts, names: Mapping[Path, str], where: str, schema: LogSchema) -> Reading:
+    """Open parquet files as one log; ``names`` are their names in messages and in the snapshot."""
     _refuse_names(parts)
     footers = {file: footer(file) for file in parts.files}
     named = named_columns(schema)
-    in_names: dict[str, str] = {}
-    for file, folders in parts.partitions.items():
-        for folder in folders:
-            key = partition_key(folder)
-            if key in named and key not in footers[file][1].names:
-                refuse_partition(path, folder)
-            in_names.setdefault(key, "in folder names, which are not read")
+    in_folders = partition_values(parts.files, parts.partitions, named, {f: c.names for f, (_, c) in footers.items()})
     layout = unite({file: columns for file, (_, columns) in footers.items()}, named)
     reserved = [c for c in ADDED if c in layout.columns.names]
     if reserved:
         raise SchemaError(
-            f"column {reserved[0]!r} of {path} has a reserved name: rename it in the file (if this is a file that thinktwice "
+            f"column {reserved[0]!r} of {where} has a reserved name: rename it in the file (if this is a file that thinktwice "
             "has written, give its folder)"
         )
-    names = {str(f.relative_to(path)) if path.is_dir() else f.name: sha256_file(f) for f in parts.files}
-    _refuse_copies(names, [num_rows for num_rows, _ in footers.values()])
+    digests = {names[file]: sha256_file(file) for file in parts.files}
+    identity = tuple(f"{column}={values[file]}" for column, values in in_folders.items() for file in parts.files)
+    values_of = {names[file]: tuple(values[file] for values in in_folders.values()) for file in parts.files}
+    _refuse_copies(digests, [num_rows for num_rows, _ in footers.values()], values_of)
     selected = None if not layout.left_out else layout.columns.names
 
     def chunks() -> Iterator[Chunk]:
@@ -70,22 +73,38 @@ def open_parquet_log(path: Path | None, limit: int, seed: int, schema: LogSchema
         for file in parts.files:
             present = None if selected is None else [c for c in selected if c in footers[file][1].names]
             for batch in batches(file, present):
-                table = shaped(batch, layout.columns, file)
+                table = with_partitions(shaped(batch, layout.columns, file), in_folders, file)
                 yield Chunk(table, np.arange(start, start + table.num_rows, dtype=np.int64))
                 start += table.num_rows
 
     num_chunks = sum(-(-num_rows // BATCH_ROWS) for num_rows, _ in footers.values())
+    unread = {partition_key(folder) for folders in parts.partitions.values() for folder in folders} - {*in_folders}
     return Reading(
-        str(path),
-        layout.columns,
-        names,
+        where,
+        with_partition_columns(layout.columns, in_folders),
+        digests,
         chunks,
         max(1, num_chunks),
         left_out=parts.left_out,
         columns_left_out=layout.left_out
-        | {key: why for key, why in in_names.items() if key not in layout.columns.names},
+        | {key: "in folder names" for key in sorted(unread) if key not in layout.columns.names},
         columns_missing=layout.missing,
+        identity=identity,
     )
+
+
+def with_partition_columns(columns: pa.Schema, in_folders: Mapping[str, object]) -> pa.Schema:
+    """The columns of files and those of their folder names."""
+    return pa.schema([*columns, *(pa.field(name, pa.string()) for name in in_folders)])
+
+
+def with_partitions(table: pa.Table, in_folders: Mapping[str, Mapping[Path, str | None]], file: Path) -> pa.Table:
+    """Append the columns of the folder names of ``file``."""
+    for name, values in in_folders.items():
+        table = table.append_column(
+            pa.field(name, pa.string()), pa.repeat(pa.scalar(values[file], pa.string()), len(table))
+        )
+    return table
 
 
 def _refuse_names(parts: Parts) -> None:
@@ -96,12 +115,13 @@ def _refuse_names(parts: Parts) -> None:
             raise DataError(f"the name of {printable(str(file))} is not UTF-8 text: rename the file") from error
 
 
-def _refuse_copies(names: dict[str, str], num_rows: list[int]) -> None:
-    """Refuse two files of the same content, which would count every row twice. Files without rows may be equal."""
-    first: dict[str, str] = {}
+def _refuse_copies(names: dict[str, str], num_rows: list[int], partition: Mapping[str, tuple[str | None, ...]]) -> None:
+    """Refuse two files of the same content and partition, which would count every row twice. Files without rows may be equal."""
+    first: dict[tuple[str, tuple[str | None, ...]], str] = {}
     for (name, digest), rows in zip(names.items(), num_rows, strict=True):
-        if rows and first.setdefault(digest, name) != name:
+        key = (digest, partition[name])
+        if rows and first.setdefault(key, name) != name:
             raise DataError(
-                f"{printable(first[digest])} and {printable(name)} have the same content, so their {rows:,} rows would count "
+                f"{printable(first[key])} and {printable(name)} have the same content, so their {rows:,} rows would count "
                 "twice: remove one of them"
             )

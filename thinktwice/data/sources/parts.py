@@ -9,13 +9,13 @@ refused.
 from __future__ import annotations
 
 import errno
-import glob
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
 from thinktwice.data.reading import readable
 from thinktwice.data.sources.file_kind import kind_of
@@ -39,7 +39,7 @@ SAME = "the same file again"
 class Parts:
     """``files`` in reading order; ``left_out`` is path below the folder (a folder ends with ``/``) -> why.
 
-    ``partitions`` is file -> the names ``key=value`` of folders between the given folder and the file. They are not read.
+    ``partitions`` is file -> the names ``key=value`` of folders between the given folder and the file.
     """
 
     files: tuple[Path, ...]
@@ -54,13 +54,13 @@ def parts_of(folder: Path) -> Parts:
         DataError: the folder is a table of another kind, contains a file that looks like data and would not be read, is not
             readable, or contains no parquet file.
     """
-    _refuse_table(folder)
+    refuse_table(folder)
     files: list[Path] = []
     left_out: dict[str, str] = {}
     partitions: dict[Path, tuple[str, ...]] = {}
     refused: list[str] = []
     seen: dict[tuple[int, int], str] = {}
-    for path, name, why in _walk(folder):
+    for path, name, why in walk(folder):
         if why:
             left_out[name] = why
             continue
@@ -89,7 +89,7 @@ def parts_of(folder: Path) -> Parts:
             left_out[name] = NO_DATA
     if refused:
         raise DataError(
-            f"folder {folder} contains {_count(len(refused), 'file')} that would not be read: {_listed(refused)}. "
+            f"folder {folder} contains {counted(len(refused), 'file')} that would not be read: {first_named(refused)}. "
             "Convert them to parquet (*.parquet), or move them out of the folder"
         )
     if not files:
@@ -145,19 +145,19 @@ def what_was_read(
     lines = []
     if num_files > 1 or left_out:
         out = f", {len(left_out)} left out: {listed(left_out)}" if left_out else ""
-        lines.append(f"{_count(num_files, 'file')} read{out}")
+        lines.append(f"{counted(num_files, 'file')} read{out}")
     if columns_left_out:
-        number = _count(len(columns_left_out), "column")
+        number = counted(len(columns_left_out), "column")
         lines.append(f"{number} left out that the schema does not name: {listed(columns_left_out)}")
     if columns_missing:
-        number = _count(len(columns_missing), "column")
+        number = counted(len(columns_missing), "column")
         lines.append(f"{number} of the schema not in every file, and empty there: {listed(columns_missing)}")
     return lines
 
 
 def listed(left_out: Mapping[str, str]) -> str:
     """The first of those left out, and why."""
-    return _listed([f"{printable(name)} ({printable(why)})" for name, why in left_out.items()])
+    return first_named([f"{printable(name)} ({printable(why)})" for name, why in left_out.items()])
 
 
 def printable(name: str) -> str:
@@ -165,16 +165,18 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
 
 
-def _listed(items: list[str]) -> str:
+def first_named(items: list[str]) -> str:
+    """The first items, and how many more there are."""
     more = f" and {len(items) - MAX_NAMED} more" if len(items) > MAX_NAMED else ""
     return ", ".join(items[:MAX_NAMED]) + more
 
 
-def _count(number: int, word: str) -> str:
+def counted(number: int, word: str) -> str:
+    """``1 file``, ``2 files``."""
     return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
-def _walk(folder: Path) -> Iterator[tuple[Path, str, str]]:
+def walk(folder: Path) -> Iterator[tuple[Path, str, str]]:
     """(path, name below the folder, why it is left out or "") of every entry in reading order; links are followed."""
     entered: dict[tuple[int, int], str] = {}
     waiting = [(folder, "")]
@@ -219,7 +221,8 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or (name.startswith("_") and "=" not in name) or name.endswith("._COPYING_")
 
 
-def _refuse_table(folder: Path) -> None:
+def refuse_table(folder: Path) -> None:
+    """Raise DataError for a table that keeps its own list of valid files."""
     for name, table in TABLES.items():
         if (folder / name).exists():
             raise DataError(
@@ -234,16 +237,40 @@ def _refuse_table(folder: Path) -> None:
         )
 
 
-def refuse_partition(folder: Path, part: str) -> None:
-    """Refuse a log that has a column of the schema only in the names of its folders; ``part`` is one of them.
+def partition_value(folder: str) -> str | None:
+    """The value of a folder ``key=value`` as Hive and Spark write it; None for their name of a missing value."""
+    value = unquote(folder.partition("=")[2])
+    return None if value in ("", "__HIVE_DEFAULT_PARTITION__") else value
+
+
+def partition_values(
+    files: Iterable[Path],
+    partitions: Mapping[Path, tuple[str, ...]],
+    named: Iterable[str],
+    has: Mapping[Path, Iterable[str]],
+) -> dict[str, dict[Path, str | None]]:
+    """Columns that the schema names and only folder names have: column -> file -> value.
+
+    Args:
+        named: columns that the schema names.
+        has: file -> the columns in it.
 
     Raises:
-        DataError: always.
+        DataError: some files have the column, or the folder, and others do not.
     """
-    # DuckDB takes [ and ] for a pattern; a character in brackets is itself.
-    inside = glob.escape(str(folder.absolute())).replace("'", "''")
-    query = f"COPY (FROM read_parquet('{inside}/**/*.parquet', hive_partitioning=true)) TO 'log.parquet'"
-    raise DataError(
-        f"folder {part} in {folder} is a Hive partition, and folder names are not read: the column {partition_key(part)!r}, "
-        f"which the schema names, would be missing. Write it into the files, e.g. with DuckDB: {query}"
-    )
+    files = list(files)
+    out: dict[str, dict[Path, str | None]] = {}
+    for column in named:
+        inside = [file for file in files if column in has[file]]
+        folders = {file: part for file in files for part in partitions.get(file, ()) if partition_key(part) == column}
+        if not folders or len(inside) == len(files):
+            continue
+        without = next((file for file in files if file not in folders or file in inside), None)
+        if without is not None:
+            other = "has the column itself" if without in inside else "is in no such folder"
+            raise DataError(
+                f"column {column!r}, which the schema names, is in the folder names of some files ({next(iter(folders.values()))}), "
+                f"but {without} {other}: write the column into all files, or put all files into such folders"
+            )
+        out[column] = {file: partition_value(part) for file, part in folders.items()}
+    return out

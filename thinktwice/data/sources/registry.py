@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from importlib import resources
 
 from thinktwice.data.reading import Source
@@ -10,7 +11,9 @@ from thinktwice.data.simulator.source import open_sim
 from thinktwice.data.sources.ads import open_avazu, open_criteo
 from thinktwice.data.sources.kuairand import open_kuairand
 from thinktwice.data.sources.movielens import opener
+from thinktwice.data.sources.own_log import open_log
 from thinktwice.data.sources.parquet import open_parquet_log
+from thinktwice.data.sources.paths import joined
 from thinktwice.errors import DataError
 from thinktwice.schema import LogSchema, parse_schema
 
@@ -53,8 +56,17 @@ SOURCES = {
             open=open_kuairand,
         ),
         Source(
+            name="log",
+            about="your own log, described by your schema file: parquet, CSV, TSV or JSON lines",
+            path="required",
+            path_help="a file, a folder of files or a pattern such as 'logs/*.csv', and --schema; --path may repeat",
+            open=open_log,
+            has_schema=False,
+            several=True,
+        ),
+        Source(
             name="parquet",
-            about="your own log, described by your schema file",
+            about="your own log in parquet files",
             path="required",
             path_help="a parquet file or a folder of them, and --schema; or the folder of `data simulate` or `data ingest`",
             open=open_parquet_log,
@@ -81,10 +93,19 @@ def source_named(name: str) -> Source:
     if name not in SOURCES:
         close = difflib.get_close_matches(name, SOURCES, n=1)
         guess = f"did you mean {close[0]!r}? " if close else ""
-        raise DataError(
-            f"unknown source {name!r}: {guess}Known are {', '.join(SOURCES)}; your own log is source 'parquet'"
-        )
+        raise DataError(f"unknown source {name!r}: {guess}Known are {', '.join(SOURCES)}; your own log is source 'log'")
     return SOURCES[name]
+
+
+def one_path(source: str, paths: Sequence[str]) -> str:
+    """The values of ``--path`` as the one text that a source takes.
+
+    Raises:
+        DataError: several paths were given to a source that reads one.
+    """
+    if len(paths) > 1 and not source_named(source).several:
+        raise DataError(f"source {source!r} reads one path, but {len(paths)} were given: give one, or use --source log")
+    return joined(paths)
 
 
 def builtin_schema(name: str) -> LogSchema:

@@ -1,0 +1,152 @@
+"""Source for a user's own log in any format that is read: parquet, CSV and TSV, JSON lines; one or several paths or patterns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from thinktwice.data.reading import ADDED, Chunk, Reading, need_path
+from thinktwice.data.sources.delimited import Dialect, detect, header, read_delimited
+from thinktwice.data.sources.json_lines import column_kinds, column_type, read_json_lines
+from thinktwice.data.sources.parquet import open_parquet_log, open_parts, with_partition_columns, with_partitions
+from thinktwice.data.sources.parts import Parts, partition_key, partition_values, printable
+from thinktwice.data.sources.paths import WHAT, LogFiles, expanded, is_text_log, log_files
+from thinktwice.data.sources.raw_log import is_raw_log
+from thinktwice.data.sources.text import BLOCK_BYTES, file_opener
+from thinktwice.errors import DataError, SchemaError
+from thinktwice.files import sha256_file
+from thinktwice.schema import LogSchema
+from thinktwice.schema.columns import named_columns
+
+
+def open_log(path: Path | None, limit: int, seed: int, schema: LogSchema) -> Reading:
+    """Open the log of ``path``, which may be several paths (:mod:`thinktwice.data.sources.paths`).
+
+    Raises:
+        DataError: there are no files, or files of several formats, or one is damaged. SchemaError: it lacks a column.
+    """
+    if path is None or not str(path):
+        need_path(None, "log", WHAT)
+    paths = expanded(str(path))
+    if len(paths) == 1 and (is_raw_log(paths[0]) or not is_text_log(paths[0])):
+        return open_parquet_log(paths[0], limit, seed, schema)
+    files = log_files(paths)
+    where = ", ".join(map(str, paths[:3])) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+    if files.format == "parquet":
+        return open_parts(Parts(tuple(files.files), files.left_out, files.partitions), files.files, where, schema)
+    return _open_delimited(files, where, schema) if files.format == "delimited" else _open_json(files, where, schema)
+
+
+def _open_delimited(files: LogFiles, where: str, schema: LogSchema) -> Reading:
+    dialects: dict[Path, Dialect] = {}
+    headers: dict[Path, list[str]] = {}
+    for file in files.files:
+        opener = file_opener(file)
+        dialects[file] = detect(opener, str(file))
+        headers[file] = header(opener, str(file), dialects[file])
+    columns = pa.schema([(name, pa.string()) for name in _union(headers.values())])
+    in_folders = partition_values(files.files, files.partitions, named_columns(schema), headers)
+
+    def chunks() -> Iterator[Chunk]:
+        start = 0
+        for file in files.files:
+            for chunk in read_delimited(file_opener(file), str(file), dialects[file], headers[file], start):
+                start += len(chunk.ordinals) + len(chunk.unparsable)
+                yield _shaped(chunk, columns, in_folders, file)
+
+    words = dict.fromkeys(dialect.words for dialect in dialects.values())
+    reading = _reading(files, where, columns, in_folders, schema, headers, chunks_of=chunks)
+    return replace(reading, notes=tuple(words), identity=(*reading.identity, *words))
+
+
+def _open_json(files: LogFiles, where: str, schema: LogSchema) -> Reading:
+    kinds: dict[str, set[str]] = {}
+    has: dict[Path, list[str]] = {}
+    for file in files.files:
+        of_file = column_kinds(file_opener(file), str(file))
+        has[file] = list(of_file)
+        for name, found in of_file.items():
+            kinds.setdefault(name, set()).update(found)
+    columns = pa.schema([(name, column_type(found)) for name, found in kinds.items()])
+    in_folders = partition_values(files.files, files.partitions, named_columns(schema), has)
+
+    def chunks() -> Iterator[Chunk]:
+        start = 0
+        for file in files.files:
+            for chunk in read_json_lines(file_opener(file), str(file), columns, start):
+                start += len(chunk.ordinals) + len(chunk.unparsable)
+                yield _shaped(chunk, columns, in_folders, file)
+
+    mixed = {
+        name: found for name, found in kinds.items() if len(found) > 1 and pa.types.is_string(columns.field(name).type)
+    }
+    notes = tuple(
+        f"column {name!r} contains {' and '.join(sorted(found))}, and is read as text" for name, found in mixed.items()
+    )
+    return replace(_reading(files, where, columns, in_folders, schema, has, chunks_of=chunks), notes=notes)
+
+
+def _reading(
+    files: LogFiles,
+    where: str,
+    columns: pa.Schema,
+    in_folders: dict[str, dict[Path, str | None]],
+    schema: LogSchema,
+    has: dict[Path, list[str]],
+    *,
+    chunks_of: object,
+) -> Reading:
+    reserved = [name for name in ADDED if name in columns.names]
+    if reserved:
+        raise SchemaError(f"column {reserved[0]!r} of {where} has a reserved name: rename it in the file")
+    named = set(named_columns(schema))
+    missing: dict[str, str] = {}
+    for file, names in has.items():
+        if named & set(columns.names) and not named & set(names):
+            raise SchemaError(
+                f"{file} has none of the columns that the schema names ({', '.join(sorted(named & set(columns.names)))}): move it out"
+            )
+        for name in sorted((named & set(columns.names)) - set(names)):
+            missing.setdefault(name, f"not in {file.name}")
+    digests: dict[str, str] = {}
+    first: dict[tuple[str, ...], str] = {}
+    for file, name in files.files.items():
+        digests[printable(name)] = digest = sha256_file(file)
+        same = first.setdefault((digest, *(str(values[file]) for values in in_folders.values())), name)
+        if same != name:
+            raise DataError(
+                f"{printable(same)} and {printable(name)} have the same content, so their rows would count twice: remove one of them"
+            )
+    size = sum(max(1, file.stat().st_size // BLOCK_BYTES) for file in files.files)
+    unread = {partition_key(folder) for folders in files.partitions.values() for folder in folders} - {
+        *in_folders,
+        *columns.names,
+    }
+    return Reading(
+        where,
+        with_partition_columns(columns, in_folders),
+        digests,
+        chunks_of,  # type: ignore[arg-type]
+        size,
+        left_out=files.left_out,
+        columns_left_out=dict.fromkeys(sorted(unread), "in folder names"),
+        columns_missing=missing,
+        identity=tuple(f"{name}={values[file]}" for name, values in in_folders.items() for file in files.files),
+    )
+
+
+def _union(headers: object) -> list[str]:
+    return list(dict.fromkeys(name for names in headers for name in names))  # type: ignore[attr-defined]
+
+
+def _shaped(chunk: Chunk, columns: pa.Schema, in_folders: dict[str, dict[Path, str | None]], file: Path) -> Chunk:
+    """The chunk with all columns of the log; a column that the file lacks is null."""
+    table = chunk.table
+    arrays = [
+        table.column(field.name) if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
+        for field in columns
+    ]
+    return Chunk(with_partitions(pa.table(arrays, schema=columns), in_folders, file), chunk.ordinals, chunk.unparsable)
