@@ -178,7 +178,12 @@ def _write_rows(
     rows = unparsable_rows = records = outside = 0
     with (
         parquet_writer(
-            folder / LOG_FILE, columns, compression="zstd", compression_level=1, use_dictionary=dictionary
+            folder / LOG_FILE,
+            columns,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=dictionary,
+            write_statistics=False,
         ) as log,
         parquet_writer(folder / UNPARSABLE_FILE, UNPARSABLE, compression="zstd") as unparsable_writer,
     ):

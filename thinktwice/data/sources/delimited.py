@@ -203,8 +203,8 @@ def _split(block: bytes, width: int, delimiter: str, *, last: bool) -> _Split:
         slow = num_quotes % 2 == 1
         misplaced = quotes[_misplaced(data, quotes, odd, ord(delimiter))]
         slow[np.searchsorted(starts, misplaced, side="right") - 1] = True
-        # Separators in quotes separate nothing. The count of quotes wraps around, which keeps its parity.
-        inside = np.cumsum(data == 34, dtype=np.uint8)[separators] % 2 == 1
+        # Separators in quotes separate nothing.
+        inside = np.searchsorted(quotes, separators) % 2 == 1
         if slow.any():
             line = np.searchsorted(starts, separators, side="right") - 1
             inside ^= (before[line] % 2).astype(np.bool_)
@@ -271,6 +271,8 @@ def _pieces(
 def _not_utf8(block: bytes, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> dict[int, str]:
     """Lines that are not UTF-8 or contain a NUL, with the reason."""
     nul = b"\0" in block
+    if not nul and block.isascii():
+        return {}
     if not nul:
         try:
             pa.array([block], pa.large_binary()).cast(pa.large_string())

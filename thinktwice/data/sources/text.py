@@ -79,7 +79,8 @@ def blocks(open_stream: Opener, where: str) -> Iterator[bytes]:
                 partial = data
                 continue
             partial = data[end + 1 :]
-            yield data[:end].replace(b"\r\n", b"\n").removesuffix(b"\r")
+            block = data[:end]
+            yield block.replace(b"\r\n", b"\n").removesuffix(b"\r") if b"\r" in block else block
     if partial:
         yield partial.removesuffix(b"\r")
 
