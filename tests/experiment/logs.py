@@ -107,6 +107,11 @@ def _spoil(world: World, rng: random.Random) -> None:
     if world.rows and rng.random() < 0.5:  # a request that was sent again, or a row that was written twice
         row = dict(rng.choice(world.rows))
         world.rows.append({**row, "log_at": row["log_at"] + timedelta(seconds=1), "log_probability": 2.0})
+    if world.rows and rng.random() < 0.5:  # a request to the server itself
+        row = dict.fromkeys(COLUMNS.names)
+        own = ("log_arm", "log_at", "log_model_version", "log_bundle_hash")
+        given = {name: world.rows[0][name] for name in own}
+        world.rows.append({**row, **given, "log_request_id": "direct", "log_place": 0, "log_shadow": False})
     if world.rows and rng.random() < 0.5:  # a wrong bucket
         row = rng.choice(world.rows)
         if row["log_bucket"] is not None:
@@ -155,7 +160,7 @@ def naive_join(world: World, layout: BucketLayout, watermark: float = math.inf) 
         elif request in ambiguous:
             fate = "ambiguous"
         elif line is None:
-            fate = "unexplained"
+            fate = "unexplained" if any(r["log_experiment"] or r["log_assigned_arm"] for r in rows) else "direct"
         elif line["served"] == served and 200 <= line["code"] < 300:
             fate = "joined"
         else:
@@ -169,18 +174,19 @@ def naive_join(world: World, layout: BucketLayout, watermark: float = math.inf) 
         doubled += len(rows) > len(places)
         at = min(r["log_at"] for r in rows).timestamp()
         skewed += at < float(line["ts"]) - 60 or at > float(line["ts"]) + line["ms"] / 1000 + 60
+    rowless = Counter(
+        c["enrolled"] for r, c in access.items()
+        if 200 <= c["code"] < 300 and c["served"] is not None and (r, c["served"], False) not in groups
+    )  # fmt: skip
     result = {
         "lines": len(lines) + sum(bool(t) for t in world.torn), "torn": sum(bool(t) for t in world.torn),
         "broken": sum(c is None for c in parsed), "requests": len(access),
         "open": len(first) - len(access), "repeated": sum(c is not None for c in parsed) - len(first),
         "unanswered": sum(not 200 <= c["code"] < 300 for c in access.values()),
         "unnamed": sum(200 <= c["code"] < 300 and c["served"] is None for c in access.values()),
-        "lost": sum(
-            200 <= c["code"] < 300 and c["served"] is not None and (r, c["served"], False) not in groups
-            for r, c in access.items()
-        ),
+        "lost": rowless["1"], "unlogged": rowless["0"],
         "predicted": len(groups), "exposures": exposures, "skewed": skewed, "doubled": doubled,
-        **{f: fates[f] for f in ("joined", "superseded", "shadow", "unexplained", "ambiguous", "open_predicted")},
+        **{f: fates[f] for f in ("joined", "superseded", "shadow", "direct", "unexplained", "ambiguous", "open_predicted")},
         "ambiguous_requests": sum(
             r in ambiguous and 200 <= c["code"] < 300 and (r, c["served"], False) in groups for r, c in access.items()
         ),

@@ -35,8 +35,8 @@ def joined(world: World, folder: Path, watermark: float | None = None) -> JoinCo
 
 def assert_nothing_is_lost(c: JoinCounts) -> None:
     assert c.lines == c.requests + c.open + c.repeated + c.broken + c.torn
-    assert c.requests == c.unanswered + c.unnamed + c.lost + c.joined + c.ambiguous_requests
-    known = c.joined + c.superseded + c.shadow + c.unexplained + c.ambiguous + c.open_predicted
+    assert c.requests == c.unanswered + c.unnamed + c.lost + c.unlogged + c.joined + c.ambiguous_requests
+    known = c.joined + c.superseded + c.shadow + c.direct + c.unexplained + c.ambiguous + c.open_predicted
     assert c.predicted == known
 
 

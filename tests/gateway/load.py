@@ -69,7 +69,10 @@ async def _ask(
 ) -> None:
     request = str(uuid.uuid4())
     found.units[request], found.statuses[request] = unit, 0
-    connection = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
+    try:
+        connection = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
+    except ConnectionError:
+        return
     reader, writer = connection
     writer.write(
         f"POST /v1/models/ctr:predict HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\nx-request-id: {request}\r\n"
@@ -81,6 +84,7 @@ async def _ask(
         fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line)
         await reader.readexactly(int(fields[b"content-length"]))
     except (asyncio.IncompleteReadError, ConnectionError):
+        writer.close()
         return
     found.statuses[request] = int(head.split(b" ", 2)[1])
     found.arms[request] = fields.get(b"x-served-arm", b"").decode()

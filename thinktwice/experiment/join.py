@@ -69,9 +69,9 @@ class JoinCounts(Frozen):
     """Counts of all lines and rows by outcome of the join.
 
     ``lines = requests + open + repeated + broken + torn``;
-    ``requests = unanswered + unnamed + lost + joined + ambiguous_requests``;
-    ``predicted = joined + superseded + shadow + unexplained + ambiguous + open_predicted`` (prediction groups: a request at one
-    server).
+    ``requests = unanswered + unnamed + lost + unlogged + joined + ambiguous_requests``;
+    ``predicted = joined + superseded + shadow + direct + unexplained + ambiguous + open_predicted`` (prediction groups: a
+    request at one server).
     """
 
     lines: int
@@ -82,12 +82,14 @@ class JoinCounts(Frozen):
     repeated: int  # further lines of a request id; the first counts
     unanswered: int  # requests whose status is not 2xx
     unnamed: int  # answered, but the answer does not name an arm
-    lost: int  # answered by a named arm, without a row in the prediction log
+    lost: int  # enrolled, answered by a named arm, without a row in the prediction log
+    unlogged: int = 0  # the same of requests that are not enrolled: of those the log may be a sample
     predicted: int
     joined: int
     superseded: int  # computed, but another arm's answer reached the caller, or none did
     shadow: int
-    unexplained: int  # computed, without a line in the access log
+    direct: int = 0  # without a line in the access log and without headers of a gateway: sent to the server itself
+    unexplained: int  # with the headers of a gateway, without a line in the access log
     ambiguous: int  # computed for a request id that different units use: none of its rows is kept
     ambiguous_requests: int = 0  # answered requests with such an id
     open_predicted: int = 0  # computed for an open request, or after the watermark and without a line yet
@@ -196,6 +198,7 @@ def _resolve(db: duckdb.DuckDBPyConnection, watermark: str) -> None:
                  WHEN coalesce(a.ts, CASE WHEN a.request_id IS NULL THEN epoch(g.served_at) END, 0)
                     > CAST('{watermark}' AS DOUBLE) THEN 'open'
                  WHEN g.request_id IN (SELECT request_id FROM ambiguous) THEN 'ambiguous'
+                 WHEN a.request_id IS NULL AND g.experiment IS NULL AND g.assigned IS NULL THEN 'direct'
                  WHEN a.request_id IS NULL THEN 'unexplained'
                  WHEN a.served = g.served AND a.code BETWEEN 200 AND 299 THEN 'joined'
                  ELSE 'superseded' END AS fate
@@ -244,17 +247,21 @@ def _load_layout(db: duckdb.DuckDBPyConnection, layout: BucketLayout) -> None:
 
 
 _COUNTS = """
+    WITH rowless AS (
+        SELECT * FROM access a WHERE code BETWEEN 200 AND 299 AND served IS NOT NULL
+            AND NOT EXISTS (FROM groups g WHERE g.request_id = a.request_id AND g.served = a.served AND NOT g.shadow))
     SELECT (SELECT count(*) FROM lines) AS lines, (SELECT count(*) FROM access) AS requests,
         (SELECT count(*) FROM firsts) - (SELECT count(*) FROM access) AS open,
         (SELECT count(*) FROM lines WHERE request_id IS NOT NULL) - (SELECT count(*) FROM firsts) AS repeated,
         (SELECT count(*) FROM access WHERE code IS NULL OR code NOT BETWEEN 200 AND 299) AS unanswered,
         (SELECT count(*) FROM access WHERE code BETWEEN 200 AND 299 AND served IS NULL) AS unnamed,
-        (SELECT count(*) FROM access a WHERE code BETWEEN 200 AND 299 AND served IS NOT NULL
-            AND NOT EXISTS (FROM groups g WHERE g.request_id = a.request_id AND g.served = a.served AND NOT g.shadow)) AS lost,
+        (SELECT count(*) FROM rowless WHERE enrolled) AS lost,
+        (SELECT count(*) FROM rowless WHERE NOT coalesce(enrolled, false)) AS unlogged,
         (SELECT count(*) FROM groups) AS predicted,
         (SELECT count(*) FROM fates WHERE fate = 'joined') AS joined,
         (SELECT count(*) FROM fates WHERE fate = 'superseded') AS superseded,
         (SELECT count(*) FROM fates WHERE fate = 'shadow') AS shadow,
+        (SELECT count(*) FROM fates WHERE fate = 'direct') AS direct,
         (SELECT count(*) FROM fates WHERE fate = 'unexplained') AS unexplained,
         (SELECT count(*) FROM fates WHERE fate = 'ambiguous') AS ambiguous,
         (SELECT count(*) FROM fates WHERE fate = 'open') AS open_predicted,
