@@ -15,6 +15,7 @@ from thinktwice.release.release import ReleasePolicy
 from thinktwice.strict_yaml import first_fault, read_mapping
 
 VARIABLE = "THINKTWICE_SERVING"
+ARM = "THINKTWICE_ARM"  # arm of the process, in place of the one in the file: arms on a cluster share their settings
 FEATURE_STORE = "THINKTWICE_FEATURE_STORE"  # folder of the feature store
 
 
@@ -51,9 +52,9 @@ def load_config(path: str | Path | None = None) -> ServingConfig:
         ServerError: the file is missing, is not a YAML mapping, or contains a setting that is unknown or out of range.
     """
     named = path or os.environ.get(VARIABLE)
-    if not named:
-        return ServingConfig()
-    value = read_mapping(named, "serving settings file", ServerError)
+    value = read_mapping(named, "serving settings file", ServerError) if named else {}
+    if arm := os.environ.get(ARM):
+        value, named = {**value, "arm": arm}, named or ARM
     try:
         return ServingConfig.model_validate(value)
     except ValidationError as error:

@@ -124,7 +124,9 @@ def running(
 
 def bootstrap_text(file: GatewayFile, token: str) -> str:
     """The bootstrap of a gateway that runs inside its folder: its paths are relative, so the folder's path may be of any length."""
-    return json.dumps(bootstrap(file.model_copy(update={"folder": "."}), probe=token), indent=1) + "\n"
+    return (
+        json.dumps(bootstrap(file.model_copy(update={"folder": ".", "log_folder": None}), probe=token), indent=1) + "\n"
+    )
 
 
 def probe_token(declared: Declared, folder: Path) -> str:

@@ -99,7 +99,7 @@ def bootstrap(config: GatewayConfig, node: str = "gateway-1", probe: str | None 
     runtime = {"re2.max_program_size.error_level": EXPRESSION_SIZE, "re2.max_program_size.warn_level": EXPRESSION_SIZE}
     return {
         "node": {"id": node, "cluster": "thinktwice"},
-        "admin": {"address": {"pipe": {"path": f"{config.folder}/{ADMIN_SOCKET}", "mode": 0o600}}},
+        "admin": {"address": {"pipe": {"path": f"{_log_folder(config)}/{ADMIN_SOCKET}", "mode": 0o600}}},
         "layered_runtime": {"layers": [{"name": "static", "static_layer": runtime}]},
         "overload_manager": _overload(config),
         "static_resources": {"listeners": [listener]},
@@ -136,7 +136,7 @@ def _log(config: GatewayConfig, name: str, only: Json) -> Json:
         "filter": only,
         "typed_config": {
             "@type": _type("extensions.access_loggers.file.v3.FileAccessLog"),
-            "path": f"{config.folder}/{name}",
+            "path": f"{_log_folder(config)}/{name}",
             "log_format": {"json_format": LOG_FORMAT, "omit_empty_values": False},
         },
     }
@@ -182,6 +182,10 @@ def inlined(start: Json, rendered: Rendered) -> Json:
             "clusters": clusters,
         },
     }
+
+
+def _log_folder(config: GatewayConfig) -> str:
+    return config.folder if config.log_folder is None else config.log_folder
 
 
 def _source(config: GatewayConfig, name: str) -> Json:

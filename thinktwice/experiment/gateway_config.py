@@ -52,7 +52,8 @@ class GatewayConfig(Frozen):
     """One gateway.
 
     Attributes:
-        folder: folder of its files at run time: ``rds.json``, ``cds.json``, ``access.log``, ``admin.sock``.
+        folder: folder of its files at run time: ``rds.json``, ``cds.json``.
+        log_folder: folder of ``access.log`` and ``admin.sock``; by default the same, which must be writable then.
         model: name of the model in the paths of requests.
         unit_header: header in which clients send the unit.
         watch_folder: watch the folder and not the files: needed if the files are links that change (a ConfigMap).
@@ -68,6 +69,7 @@ class GatewayConfig(Frozen):
     """
 
     folder: str = "."
+    log_folder: str | None = None
     model: str = Field(default="ctr", pattern=r"^[A-Za-z0-9_-]{1,64}$")
     listen: Endpoint = Endpoint(host="127.0.0.1", port=8080)
     unit_header: Annotated[str, AfterValidator(_header)] = "x-experiment-unit"
