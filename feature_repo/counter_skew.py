@@ -12,7 +12,7 @@ from thinktwice.data.feature_tables import CLEAN_FILE
 from thinktwice.data.instant.definition import Definition
 from thinktwice.data.instant.log_counters import log_counters, log_rows
 from thinktwice.parquet import scan_frame
-from thinktwice.records.served import AT, ITEM, USER
+from thinktwice.records.served import AT, INSTANT, ITEM, USER
 from thinktwice.schema import EVENT_TIME, ROW_ID
 from thinktwice.schema.values import spelled
 
@@ -46,7 +46,9 @@ def training_counters(
             _POSITION: np.arange(log.height),
         }
     ).unique(join_columns, keep="first", maintain_order=True)
-    served_keys = served.select(pl.col(AT).dt.epoch("us"), *join_columns[1:])
+    # Logs of earlier versions have no instant of the request.
+    instant = pl.coalesce(INSTANT, AT) if INSTANT in served.columns else pl.col(AT)
+    served_keys = served.select(instant.dt.epoch("us").alias(AT), *join_columns[1:])
     positions = served_keys.join(log_index, on=join_columns, how="left", nulls_equal=True, maintain_order="left")[
         _POSITION
     ]

@@ -9,7 +9,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from serving.admission import Admission
 from serving.config import FEATURE_STORE, ServingConfig
-from serving.scorer import Answer, open_scorer
+from serving.scorer import open_scorer
 from serving.service import Service
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.prediction_log import PredictionLog
@@ -57,7 +57,10 @@ def open_service(
     admission = Admission(workers=config.workers, queue=config.queue, shed=config.shed)
     log = None
     if config.prediction_log.folder:
-        log = PredictionLog(scorer.bundle.schema, config.prediction_log, metrics.log_writable, Answer)
+        log = PredictionLog(
+            scorer.bundle.schema, config.prediction_log, metrics.log_writable, scorer.answer, scorer.counter_names
+        )
+    metrics.mode(scorer.bundle.engine.config.mode)
     service = Service(scorer, config, metrics, admission, tracing, model_name=model_name, log=log)
     service.warm_up()
     return service

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from serving.deadline import Deadline
+from serving.evidence import HistoryRead, RequestEvidence
+from serving.features.counters import CounterReader, HistoryReader
 from serving.features.lookup import Entity, Features, OnDefault, OnlineFeatureReader
 from serving.features.open_reader import FeatureConfig, open_reader
 from serving.protocol.requests import Request, RequestParser
 from serving.telemetry.tracing import Tracing
 from thinktwice.data.encoded import Batch
+from thinktwice.data.evidence import History
 from thinktwice.data.sides import join
-from thinktwice.errors import BundleError, FeatureStoreError, ServerError
-from thinktwice.records.answer import Scored
+from thinktwice.errors import FeatureStoreError, ServerError
+from thinktwice.records.answer import Corrected, Escalated, Scored
 from thinktwice.release.bundle import Bundle, Manifest, load_bundle
 from thinktwice.testtime.budget import extra_rows
+from thinktwice.testtime.engine import Engine
+from thinktwice.testtime.engine import Scored as EngineScored
 
 WARM_UP_ROWS = 100
 WARM_UP_ROUNDS = 3
@@ -38,8 +44,11 @@ class Answer(Scored):
         path_budget: maximum number of extra rows if lower than the configured cap; None if only the cap applies.
         shed: whether extra rows were denied because of server load.
         path_rows: number of extra rows that were scored.
-        stages: seconds by stage ("features", "encode", "engine"). Varies between calls, so it is not part of a body.
+        stages: seconds by stage ("features", "encode", "counters", "engine"). Varies between calls, so it is not part of a body.
         logged: additional values for the prediction log: shared values, and values per row.
+        instant: of the request, UTC microseconds; None for raw rows.
+        counter_values: [rows, C] counters that were used, NaN for unknown; None if none were.
+        history: what became of reading the user's outcomes: "read", "late" or "failed"; "" if no row needed them.
     """
 
     unusable: tuple[Entity, ...] = ()
@@ -48,6 +57,26 @@ class Answer(Scored):
     path_rows: int = 0
     stages: Mapping[str, float] = field(default_factory=dict, compare=False)
     logged: Logged = field(default=({}, ()), compare=False)
+    instant: int | None = field(default=None, compare=False)
+    counter_values: npt.NDArray[np.float32] | None = field(default=None, compare=False)
+    history: HistoryRead = field(default="", compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EscalatedAnswer(Answer, Escalated):
+    """An answer of a model that gives some rows a second look."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectedAnswer(EscalatedAnswer, Corrected):
+    """An answer of a model that reads counters."""
+
+
+def answer_type(engine: Engine) -> type[Answer]:
+    """The class of the answers of a model: answers of models that score each row once have fewer fields."""
+    if engine.reads_counters:
+        return CorrectedAnswer
+    return Answer if engine.config.second_look is None else EscalatedAnswer
 
 
 class NoFiniteScoreError(ServerError):
@@ -74,17 +103,40 @@ class Scorer:
         bundle: a loaded bundle.
         reader: looks up features; None accepts raw rows only.
         tracing: receives the spans of the stages.
+        max_counter_age: maximum seconds between the watermark of the counters and a request; None: no limit.
+
+    Attributes:
+        answer: class of the answers.
     """
 
-    def __init__(self, bundle: Bundle, reader: OnlineFeatureReader | None, tracing: Tracing | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        reader: OnlineFeatureReader | None,
+        tracing: Tracing | None = None,
+        *,
+        max_counter_age: float | None = 60.0,
+    ) -> None:
         self.bundle = bundle
         self.reader = reader
+        self.answer = answer_type(bundle.engine)
+        self._counters: CounterReader | None = None
+        self._history: HistoryReader | None = None
+        if reader is not None and bundle.reads_counters:
+            self._counters = CounterReader(bundle.schema, max_counter_age)
+            if bundle.engine.reads_history:
+                self._history = HistoryReader(reader.source, bundle.schema, bundle.encoder)
         self.parser = RequestParser(bundle.schema, online=reader is not None, widens=bundle.encoder.widens)
         self._user_key, self._item_key = bundle.schema.key_of("user"), bundle.schema.key_of("item")
         self._item_fields = frozenset(f.name for f in bundle.encoder.fields if f.entity == "item")
         self._shared_fields = frozenset(f.name for f in bundle.encoder.fields if f.entity != "item")
         self._stage = (tracing or Tracing()).stage
         self._ms_per_path_row = 0.0
+
+    @property
+    def counter_names(self) -> tuple[str, ...]:
+        """Names of the counters of an answer; empty if none are read."""
+        return () if self._counters is None else self._counters.definition.names
 
     def warm_up(self) -> None:
         """Look up and score synthetic values so that the first request is not slow, and measure the cost of a path."""
@@ -147,14 +199,19 @@ class Scorer:
         batch, logged = self.encode(request, features)
         encoded = time.perf_counter()
         budget, shed = self._path_budget(request, deadline, extra_paths, rows_after)
+        evidence: RequestEvidence | None = None
+        if self._counters is not None and features is not None:
+            evidence = self._read_counters(request, features, logged, deadline, rows_after)
+        counted = time.perf_counter()
+        engine_evidence = None if evidence is None else evidence.for_engine
         with self._stage("engine", rows=request.num_rows):
-            scored = self.bundle.engine.score(batch, budget, request.k)
+            scored = self.bundle.engine.score(batch, budget, request.k, engine_evidence)
         probability = np.asarray(scored.probability, np.float64)
         unusable: tuple[Entity, ...] = ()
         if not np.isfinite(probability).all():  # JSON would turn NaN into null
             features, unusable = self._without_unusable(request, features, np.flatnonzero(~np.isfinite(probability)))
             batch, logged = self.encode(request, features)
-            scored = self.bundle.engine.score(batch, budget, request.k)
+            scored = self.bundle.engine.score(batch, budget, request.k, engine_evidence)
             probability = np.asarray(scored.probability, np.float64)
         best_first = np.argsort(-probability, kind="stable")
         rank = np.empty(request.num_rows, np.int64)
@@ -163,9 +220,12 @@ class Scorer:
         stages = {
             "features": looked_up - start,
             "encode": encoded - looked_up,
-            "engine": time.perf_counter() - encoded,
+            "engine": time.perf_counter() - counted,
         }
-        return Answer(
+        if evidence is not None:
+            stages["counters"] = counted - encoded
+        return self.answer(
+            **self._moves(batch, scored, features, evidence),
             item_ids=None if request.rows is not None else request.candidates,
             order=tuple(order),
             probability=tuple(probability.tolist()),
@@ -188,7 +248,60 @@ class Scorer:
             path_rows=scored.path_rows,
             stages=stages,
             logged=logged,
+            instant=request.instant,
         )
+
+    def _read_counters(
+        self, request: Request, features: Features, logged: Logged, deadline: Deadline | None, rows_after: int
+    ) -> RequestEvidence:
+        """The counters of a request, and its history on demand; neither if no time is left for more than the base pass."""
+        assert self._counters is not None and request.instant is not None
+        instant, rows = request.instant, request.num_rows
+        limit = Deadline.of(request.deadline_ms, deadline)
+        base_s = (rows + rows_after) * self._ms_per_path_row / 1000
+
+        def left() -> float | None:
+            return None if limit is None else limit.left(time.monotonic()) - base_s
+
+        if (remaining := left()) is not None and remaining <= 0:
+            return RequestEvidence("late")
+        topics = self._counters.topics_of(features.items) if features.topics is None else features.topics
+        read = self._counters.read(features.states, rows, instant, logged[0], topics)
+        if read.trouble is not None:
+            return RequestEvidence(read.trouble)
+        history: Callable[[], History] | None = None
+        if (reader := self._history) is not None:
+
+            def history() -> History:
+                return reader.read(request.user_id, instant, rows, left())
+
+        return RequestEvidence("used", read.values, history)
+
+    def _moves(
+        self, batch: Batch, scored: EngineScored, features: Features | None, evidence: RequestEvidence | None
+    ) -> dict[str, Any]:
+        """What moved each score, for answers that tell it."""
+        if self.answer is Answer:
+            return {}
+        reasons = np.full(len(batch), "", dtype=object)
+        escalated = np.flatnonzero(scored.num_paths > 1)
+        if len(escalated):
+            column = self.bundle.encoder.column_of(self._user_key)
+            if column is None:
+                new_user = np.full(len(batch), features is not None and features.cold_user)
+            else:
+                new_user = batch.ids[:, column].numpy() == 0
+            by_support = np.where(scored.thin_support, "thin_support", "uncertain_score")
+            reasons[escalated] = np.where(new_user, "new_user", by_support)[escalated]
+        out: dict[str, Any] = {
+            "base_probability": tuple(np.asarray(scored.base_probability, np.float64).tolist()),
+            "reason": tuple(reasons.tolist()),
+        }
+        if self.bundle.reads_counters:
+            out |= {"corrected": tuple(scored.corrected.tolist()), "counters": ""}
+        if evidence is not None:
+            out |= {"counters": evidence.counters, "counter_values": evidence.values, "history": evidence.history_read}
+        return out
 
     def encode(self, request: Request, features: Features | None) -> tuple[Batch, Logged]:
         """Encode the rows of a request for the model. Returns the batch and the values for the prediction log."""
@@ -268,14 +381,11 @@ def open_scorer(
 
     Raises:
         BundleError: the bundle is damaged.
-        FeatureStoreError: the bundle names a feature service, and there is no store or the store does not have it.
+        FeatureStoreError: the bundle names a feature service, and there is no store or the store does not have it; or the bundle
+            reads counters, and those of the store are of another definition.
     """
     bundle = load_bundle(bundle_dir, checked)
-    if bundle.engine.config.correction is not None:
-        raise BundleError(
-            f"model {bundle.manifest.model_version} corrects its scores by counters up to the instant of a request (mode "
-            f"{bundle.engine.config.mode!r}), which this server does not read yet: train it with another --test-time"
-        )
+    settings = features or FeatureConfig()
     service = bundle.manifest.feature_service
     reader: OnlineFeatureReader | None = None
     if service:
@@ -285,8 +395,14 @@ def open_scorer(
                 "set THINKTWICE_FEATURE_STORE to the feature store folder"
             )
         reader = open_reader(
-            feature_store_dir, service, bundle.schema, bundle.encoder, features or FeatureConfig(), on_default
+            feature_store_dir,
+            service,
+            bundle.schema,
+            bundle.encoder,
+            settings,
+            on_default,
+            states=bundle.reads_counters,
         )
-    scorer = Scorer(bundle, reader, tracing)
+    scorer = Scorer(bundle, reader, tracing, max_counter_age=settings.max_counter_age_seconds)
     scorer.warm_up()
     return scorer

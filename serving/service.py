@@ -133,7 +133,7 @@ class Service:
         self.scorer, self.config, self.metrics, self.admission = scorer, config, metrics, admission
         self._tracing, self._model_name, self._log = tracing, model_name, log
         self._v1 = V1(scorer.parser)
-        self._v2 = V2(scorer.parser, model_name, scorer.bundle.manifest.model_version, Answer)
+        self._v2 = V2(scorer.parser, model_name, scorer.bundle.manifest.model_version, scorer.answer)
         self._sent = SendingTimes(metrics.start_ignored)
         self._exposures = ExposureHeaders(config.prediction_log.user_ids, metrics.header_ignored)
         self._too_large = Trouble(
@@ -248,7 +248,11 @@ class Service:
         manifest = self.scorer.bundle.manifest
         online = self.scorer.reader is not None
         return openapi.document(
-            self.scorer.bundle.schema, self._model_name, manifest.model_version, online=online, answer=Answer
+            self.scorer.bundle.schema,
+            self._model_name,
+            manifest.model_version,
+            online=online,
+            answer=self.scorer.answer,
         )
 
     def _answer(self, raw: Any, headers: Mapping[str, str], context: _RequestContext) -> HTTPResponse:
@@ -331,7 +335,7 @@ class Service:
     def _served(self, request_id: str, request: Request, answer: Answer, seen: Exposure, place: int) -> ServedRequest:
         shared, items = answer.logged
         at, arm, user_id = time.time(), self.config.arm, request.user_id
-        return ServedRequest(request_id, at, arm, user_id, shared, items, answer, seen, place)
+        return ServedRequest(request_id, at, arm, user_id, shared, items, answer, seen, place, answer.instant)
 
     def _decode(self, raw: Any, headers: Mapping[str, str]) -> tuple[dict[str, Any], bytes]:
         tail = b""

@@ -1,4 +1,4 @@
-"""Counters of a request: the states pushed by the feedback service, read and converted to the values used in training.
+"""Counters of a request: the states pushed by the feedback service, converted to the values used in training.
 
 The states of a store are complete up to its *watermark*, which the service advances every second. If the watermark is older than the
 maximum age, all counters are unknown, a case that models see in training; a key without a state has no outcome yet.
@@ -6,137 +6,148 @@ maximum age, all counters are unknown, a case that models see in training; a key
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from serving.features.lookup import FeatureSource, States
+from thinktwice.data.encoder import Encoder
+from thinktwice.data.evidence import History
 from thinktwice.data.instant.columns import from_bytes
 from thinktwice.data.instant.definition import Definition, definition_of
-from thinktwice.data.instant.keys import slots_of
-from thinktwice.data.instant.state import State, empty_states, values
-from thinktwice.data.pushed_views import LOG_COLUMN, STATE, WATERMARK
+from thinktwice.data.instant.keys import key_hash, slots_of
+from thinktwice.data.instant.state import NEVER, State, empty_states, values
+from thinktwice.data.pushed_views import STATE, instant_views
 from thinktwice.errors import FeatureStoreError
 from thinktwice.schema import LogSchema
 
-LOOK_AGAIN = 0.5  # seconds after which the watermark is read again
+#: Why the counters of a request are unknown: the watermark is older than allowed, nothing was ever pushed, the store did not
+#: respond, or its states cannot be read.
+Trouble = Literal["stale", "without_watermark", "failed", "unreadable"]
+SECOND_US = 1_000_000
 
 
-class StateSource(Protocol):
-    """Reads fields of the online store directly, without the feature service."""
+@dataclass(frozen=True)
+class Counters:
+    """Counters of n candidates.
 
-    def fetch_fields(
-        self, key: str, fields: Sequence[tuple[str, str]], ids: Sequence[str], timeout: float | None = None
-    ) -> list[list[Any]]:
-        """Values of (view, field) pairs of one entity for each id, None where the store has none.
+    Attributes:
+        values: float32 [n, C] in the order of ``Definition.names``; NaN is unknown.
+        trouble: why all of them are unknown; None if they were read.
+    """
 
-        Args:
-            timeout: maximum seconds; ignored by a source without a time limit of its own.
-
-        Raises:
-            FeatureStoreError: the store does not respond.
-        """
-        ...
+    values: npt.NDArray[np.float32]
+    trouble: Trouble | None = None
 
 
 class CounterReader:
-    """Reads counters for one schema.
+    """Converts the states of a request to counters, and reads histories.
 
     Args:
-        source: the online store.
         schema: of the model.
         max_age: maximum seconds between the watermark and the instant of a request; None: no limit.
-        clock: monotonic seconds.
-
-    Attributes:
-        counts: requests ``read``, and of these ``stale`` (the watermark was older than ``max_age``), ``without_watermark`` (nothing was
-            ever pushed) and ``failed`` (the store did not respond). In these three cases all counters are unknown.
 
     Raises:
         FeatureStoreError: the schema has no ``statistics.instant``.
     """
 
-    def __init__(
-        self,
-        source: StateSource,
-        schema: LogSchema,
-        max_age: float | None = 60.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, schema: LogSchema, max_age: float | None = 60.0) -> None:
         definition = definition_of(schema)
         if definition is None:
             raise FeatureStoreError(
                 f"the schema {schema.name} has no statistics.instant: there are no counters to read"
             )
         self.definition: Definition = definition
-        self._source, self._name, self._clock = source, schema.name, clock
-        self._max_age = None if max_age is None else round(max_age * 1e6)
-        self._watermark: int | None = None
-        self._read_at = -1e9
-        self.counts: Counter[str] = Counter()
+        self._max_age_us = None if max_age is None else max_age * SECOND_US
+        self._no_item = empty_states(definition, "item")[0].tobytes()
 
     def read(
         self,
-        user_id: str | None,
-        item_ids: Sequence[str],
+        states: States | None,
+        rows: int,
         instant: int,
         user: Mapping[str, Any],
-        items: Sequence[Mapping[str, Any]],
-    ) -> npt.NDArray[np.float32]:
-        """Counters of n candidates, float32 [n, C] in the order of ``definition.names``; NaN is unknown.
+        topics: npt.NDArray[np.int64],
+    ) -> Counters:
+        """Counters of n = ``rows`` candidates.
 
         Args:
+            states: as read with the request; None if the store did not respond.
             instant: time of the request, UTC microseconds.
             user: values of the user, with the attributes.
-            items: values of each item, with the topics.
+            topics: [n, T] slots of the candidates' topics.
         """
-        self.counts["read"] += 1
-        unknown = np.full((len(item_ids), len(self.definition.names)), np.nan, np.float32)
-        try:
-            if trouble := self._trouble(instant):
-                self.counts[trouble] += 1
-                return unknown
-            return self._counters(user_id, item_ids, instant, user, items)
-        except FeatureStoreError:
-            self.counts["failed"] += 1
-            return unknown
+        trouble = self._trouble(states, instant)
+        if trouble is None:
+            assert states is not None
+            try:
+                return Counters(self._values(states, instant, user, topics))
+            except FeatureStoreError:
+                trouble = "unreadable"
+        return Counters(np.full((rows, len(self.definition.names)), np.nan, np.float32), trouble)
 
-    def _trouble(self, instant: int) -> str:
-        now = self._clock()
-        if now - self._read_at >= LOOK_AGAIN:
-            row = self._source.fetch_fields(LOG_COLUMN, [("log_instant", WATERMARK)], [self._name])[0]
-            self._watermark, self._read_at = (None if row[0] is None else int(row[0])), now
-        if self._watermark is None:
+    def topics_of(self, items: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.int64]:
+        """[n, T] slots of the topics of n items, from their values."""
+        slots = [slots_of(self.definition.topics, item) for item in items]
+        return np.array(slots, np.int64).reshape(len(items), len(self.definition.topics))
+
+    def _trouble(self, states: States | None, instant: int) -> Trouble | None:
+        if states is None:
+            return "failed"
+        if states.watermark is None:
             return "without_watermark"
-        return "stale" if self._max_age is not None and instant - self._watermark > self._max_age else ""
+        return "stale" if self._max_age_us is not None and instant - states.watermark > self._max_age_us else None
 
-    def _counters(
-        self,
-        user_id: str | None,
-        item_ids: Sequence[str],
-        instant: int,
-        user: Mapping[str, Any],
-        items: Sequence[Mapping[str, Any]],
+    def _values(
+        self, states: States, instant: int, user: Mapping[str, Any], topics: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
         definition = self.definition
         user_state: State | None = None
-        if definition.user is not None and user_id is not None:
-            content = self._source.fetch_fields(definition.user, [("user_instant", STATE)], [user_id])[0][0]
-            user_state = None if content is None else from_bytes(definition, "user", [content])
-        if definition.item is not None:
-            unique = list(dict.fromkeys(item_ids))
-            rows = self._source.fetch_fields(definition.item, [("item_instant", STATE)], unique) if unique else []
-            states = from_bytes(definition, "item", [row[0] for row in rows])
-            index = {item: n for n, item in enumerate(unique)}
-            item_states = states[[index[item] for item in item_ids]]
-        else:
-            item_states = empty_states(definition, "item", len(item_ids))
-        topics = np.array([slots_of(definition.topics, values) for values in items], np.int64).reshape(
-            len(items), len(definition.topics)
-        )
-        return values(
-            definition, user_state, item_states, instant, topics, np.array(slots_of(definition.attributes, user))
-        )
+        if definition.user is not None and states.user is not None:
+            user_state = from_bytes(definition, "user", [states.user])
+        items = from_bytes(definition, "item", states.items, states.header)
+        return values(definition, user_state, items, instant, topics, np.array(slots_of(definition.attributes, user)))
+
+
+class HistoryReader:
+    """Reads the latest outcomes of a user, as positions in the vocabulary of the item key.
+
+    Args:
+        source: the online store.
+        schema, encoder: of the model.
+    """
+
+    def __init__(self, source: FeatureSource, schema: LogSchema, encoder: Encoder) -> None:
+        definition, item = definition_of(schema), schema.key_of("item")
+        view = next((view for view in instant_views(schema) if view.kind == "recent"), None)
+        if definition is None or item is None or view is None:
+            raise FeatureStoreError(f"the schema {schema.name} has no outcomes of users: there is no history to read")
+        self._definition, self._source, self._view, self._key = definition, source, view.name, view.key
+        items = encoder.values_of(item)
+        hashes = np.array([key_hash(value) for value in items], np.uint64).view(np.int64)
+        order = np.argsort(hashes)
+        self._hashes = hashes[order]
+        self._positions = np.array([encoder.index_of(item, value) for value in items], np.int32)[order]
+
+    def read(self, user_id: str | None, instant: int, rows: int, timeout: float | None = None) -> History:
+        """The outcomes of a user that were known before an instant, oldest first, for the rows of a request.
+
+        Raises:
+            FeatureStoreError: the store does not respond in time, or the state is of another definition.
+        """
+        content: list[bytes | None] = [None]
+        if user_id is not None:
+            (content,) = self._source.fetch_fields(self._key, [(self._view, STATE)], [user_id], timeout)
+        state = from_bytes(self._definition, "recent", content)[0]
+        known = (state["at"] != NEVER) & (state["at"] < instant)
+        return History.of_user(self._position(state["item"][known]), state["clicked"][known] > 0, rows)
+
+    def _position(self, hashes: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """Vocabulary positions of items, 0 for unknown ones."""
+        if len(self._hashes) == 0:
+            return np.zeros(len(hashes), np.int32)
+        place = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+        return np.where(self._hashes[place] == hashes, self._positions[place], np.int32(0))

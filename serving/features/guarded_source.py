@@ -13,14 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
-from serving.features.lookup import BoundedSource, Entity, FeatureRow
+from serving.features.lookup import BoundedSource, Entity, FeatureRow, Fetched
 from serving.telemetry.state import Trouble
 from thinktwice.errors import FeatureStoreError
-
-if TYPE_CHECKING:
-    from serving.features.counters import StateSource
 
 Value = TypeVar("Value")
 Reason = Literal["timeout", "error", "bulkhead_full", "circuit_open"]
@@ -86,26 +83,44 @@ class GuardedSource:
             lambda limit: self._source.fetch(entity, list(ids), limit),
         )
 
-    def fetch_fields(
-        self, key: str, fields: Sequence[tuple[str, str]], ids: Sequence[str], timeout: float | None = None
-    ) -> list[list[Any]]:
-        """See :class:`serving.features.counters.StateSource`.
+    def fetch_request(
+        self,
+        user_id: str | None,
+        item_ids: Sequence[str],
+        feature_ids: Sequence[str],
+        timeout: float | None = None,
+    ) -> Fetched:
+        """See :class:`serving.features.lookup.FeatureSource`.
 
         Raises:
             LookupFailedError: the lookup timed out, failed, or was not attempted.
         """
-        source = cast("StateSource", self._source)
         return self._guarded(
-            fields[0][0], timeout, lambda _: None, lambda _: source.fetch_fields(key, list(fields), list(ids))
+            "request",
+            timeout,
+            lambda limit: self._source.fetch_request_within(user_id, item_ids, feature_ids, limit),
+            lambda limit: self._source.fetch_request(user_id, list(item_ids), list(feature_ids), limit),
+        )
+
+    def fetch_fields(
+        self, key: str, fields: Sequence[tuple[str, str]], ids: Sequence[str], timeout: float | None = None
+    ) -> list[list[Any]]:
+        """See :class:`serving.features.lookup.FeatureSource`.
+
+        Raises:
+            LookupFailedError: the lookup timed out, failed, or was not attempted.
+        """
+        return self._guarded(
+            fields[0][0], timeout, lambda _: None, lambda _: self._source.fetch_fields(key, list(fields), list(ids))
         )
 
     def _guarded(
         self,
         subject: str,
         timeout: float | None,
-        inline: Callable[[float], list[Value] | None],
-        in_pool: Callable[[float], list[Value]],
-    ) -> list[Value]:
+        inline: Callable[[float], Value | None],
+        in_pool: Callable[[float], Value],
+    ) -> Value:
         limit = self._timeout if timeout is None else min(self._timeout, timeout)
         if limit <= 0:
             raise LookupFailedError(f"no time is left to look up {subject} features", "timeout")
@@ -143,14 +158,14 @@ class GuardedSource:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._source.close()
 
-    def _on_a_thread(self, subject: str, work: Callable[[float], list[Value]], limit: float) -> list[Value]:
+    def _on_a_thread(self, subject: str, work: Callable[[float], Value], limit: float) -> Value:
         if limit <= 0:
             raise TimeoutError
         if not self._free.acquire(blocking=False):
             raise LookupFailedError(f"lookup pool exhausted: {subject} features were not requested", "bulkhead_full")
         return self._pool.submit(self._run, work, limit).result(limit)
 
-    def _run(self, work: Callable[[float], list[Value]], limit: float) -> list[Value]:
+    def _run(self, work: Callable[[float], Value], limit: float) -> Value:
         try:
             return work(limit)
         finally:

@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from thinktwice.data.sides import Side
 from thinktwice.errors import FeatureStoreError
@@ -37,6 +40,32 @@ class FeatureRow:
         return all(value is None for value in self.values.values())
 
 
+@dataclass(frozen=True)
+class States:
+    """Stored states of counters, undecoded; None where the store has none.
+
+    Attributes:
+        user: of the user.
+        items: of the items, in the order of the request.
+        watermark: instant up to which the states are complete, UTC microseconds; None if nothing was ever pushed.
+        header: bytes before the state of each item.
+    """
+
+    user: bytes | None
+    items: Sequence[bytes | None]
+    watermark: int | None
+    header: bytes = b""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Everything that the store has for a request: the user's row, the rows of some items, and the states of counters."""
+
+    user: FeatureRow
+    items: list[FeatureRow]
+    states: States | None
+
+
 class FeatureSource(Protocol):
     """Fetches rows from one store."""
 
@@ -52,6 +81,34 @@ class FeatureSource(Protocol):
 
         Raises:
             FeatureStoreError: the store does not respond, or not in time.
+        """
+        ...
+
+    def fetch_request(
+        self,
+        user_id: str | None,
+        item_ids: Sequence[str],
+        feature_ids: Sequence[str],
+        timeout: float | None = None,
+    ) -> Fetched:
+        """Fetch what a request needs at once: the user's row, the rows of the items ``feature_ids``, and the states of the user
+        and of the items ``item_ids``. No id may be repeated.
+
+        Raises:
+            FeatureStoreError: the store does not respond, or not in time.
+        """
+        ...
+
+    def fetch_fields(
+        self, key: str, fields: Sequence[tuple[str, str]], ids: Sequence[str], timeout: float | None = None
+    ) -> list[list[Any]]:
+        """Values of (view, field) pairs of one entity for each id, None where the store has none.
+
+        Args:
+            timeout: maximum seconds; ignored by a source without a time limit of its own.
+
+        Raises:
+            FeatureStoreError: the store does not respond.
         """
         ...
 
@@ -71,6 +128,12 @@ class BoundedSource(FeatureSource, Protocol):
         """
         ...
 
+    def fetch_request_within(
+        self, user_id: str | None, item_ids: Sequence[str], feature_ids: Sequence[str], timeout: float
+    ) -> Fetched | None:
+        """Like :meth:`fetch_request`, with the time limit of :meth:`fetch_within`."""
+        ...
+
 
 @dataclass(frozen=True)
 class Features:
@@ -83,6 +146,9 @@ class Features:
         stale_user, stale_items: whether their newest value is older than allowed.
         defaulted: entities whose lookup failed or timed out: their looked-up values are missing.
         encoded_items: the encoded item side, one row per candidate; None if the reader does not encode.
+        states: of the counters; None if they are not read, or could not be.
+        topics: [n, T] slots of the items' topics (:func:`thinktwice.data.instant.keys.slots_of`); None if the reader does not
+            keep them.
     """
 
     user: Mapping[str, Any]
@@ -93,10 +159,17 @@ class Features:
     stale_items: tuple[bool, ...]
     defaulted: tuple[Entity, ...] = ()
     encoded_items: Side | None = None
+    states: States | None = None
+    topics: npt.NDArray[np.int64] | None = None
 
 
 class OnlineFeatureReader(Protocol):
     """Reads the features of one request."""
+
+    @property
+    def source(self) -> FeatureSource:
+        """The store."""
+        ...
 
     def read(self, user_id: str | None, item_ids: Sequence[str], timeout: float | None = None) -> Features:
         """Features of one user and several items (ids may repeat).
@@ -149,6 +222,24 @@ class Lookup:
             self._on_default(entity, getattr(error, "reason", "error"))
             return [self._nothing[entity]] * len(ids), True
 
+    def request(
+        self, user_id: str | None, item_ids: Sequence[str], feature_ids: Sequence[str], timeout: float | None
+    ) -> tuple[Fetched, tuple[Entity, ...]]:
+        """What a request needs (:meth:`FeatureSource.fetch_request`), and the entities whose rows are defaults."""
+        try:
+            return self.source.fetch_request(user_id, item_ids, feature_ids, timeout), ()
+        except FeatureStoreError as error:
+            if self._on_default is None:
+                raise
+            failed = defaulted(
+                user_id is not None and bool(self.source.names("user")),
+                bool(feature_ids) and bool(self.source.names("item")),
+            )
+            for entity in failed:
+                self._on_default(entity, getattr(error, "reason", "error"))
+            user = FeatureRow({}) if user_id is None else self._nothing["user"]
+            return Fetched(user, [self._nothing["item"]] * len(feature_ids), None), failed
+
     def user(self, user_id: str | None, timeout: float | None) -> tuple[FeatureRow, bool]:
         """The row of a user, and whether it is a default."""
         rows, defaulted = self.rows("user", [] if user_id is None else [user_id], timeout)
@@ -169,18 +260,34 @@ class Lookup:
 
 
 class DirectReader:
-    """Queries the source for every request: one fetch for the user, one for all distinct items."""
+    """Queries the source for every request: one fetch for the user, one for all distinct items; or one for all, with states.
 
-    def __init__(self, lookup: Lookup) -> None:
-        self._lookup = lookup
+    Args:
+        lookup: the source, its time limit and its defaults.
+        states: whether to read the states of counters.
+    """
+
+    def __init__(self, lookup: Lookup, *, states: bool = False) -> None:
+        self._lookup, self._states = lookup, states
+
+    @property
+    def source(self) -> FeatureSource:
+        """See :class:`OnlineFeatureReader`."""
+        return self._lookup.source
 
     def read(self, user_id: str | None, item_ids: Sequence[str], timeout: float | None = None) -> Features:
         """See :class:`OnlineFeatureReader`."""
         end = None if timeout is None else time.monotonic() + timeout
-        user, user_defaulted = self._lookup.user(user_id, timeout)
         unique = list(dict.fromkeys(item_ids))
-        remaining = None if end is None else max(0.0, end - time.monotonic())
-        rows, items_defaulted = self._lookup.rows("item", unique, remaining)
+        states: States | None = None
+        if self._states:
+            fetched, failed = self._lookup.request(user_id, unique, unique, timeout)
+            user, rows, states = fetched.user, fetched.items, in_order(fetched.states, unique, item_ids)
+            user_defaulted, items_defaulted = "user" in failed, "item" in failed
+        else:
+            user, user_defaulted = self._lookup.user(user_id, timeout)
+            remaining = None if end is None else max(0.0, end - time.monotonic())
+            rows, items_defaulted = self._lookup.rows("item", unique, remaining)
         by_id = dict(zip(unique, rows, strict=True))
         item_rows = [by_id[item] for item in item_ids]
         return Features(
@@ -191,11 +298,20 @@ class DirectReader:
             stale_user=self._lookup.stale(user.newest),
             stale_items=tuple(self._lookup.stale(row.newest) for row in item_rows),
             defaulted=defaulted(user_defaulted, items_defaulted),
+            states=states,
         )
 
     def close(self) -> None:
         """See :class:`OnlineFeatureReader`."""
         self._lookup.source.close()
+
+
+def in_order(states: States | None, unique: Sequence[str], item_ids: Sequence[str]) -> States | None:
+    """States of the distinct items ``unique`` as those of the items of a request, which may be repeated."""
+    if states is None or len(unique) == len(item_ids):
+        return states
+    by_id = dict(zip(unique, states.items, strict=True))
+    return replace(states, items=[by_id[item] for item in item_ids])
 
 
 def defaulted(user: bool, items: bool) -> tuple[Entity, ...]:

@@ -13,6 +13,7 @@ from serving.features.guarded_source import GuardedSource
 from serving.features.lookup import BoundedSource, DirectReader, Lookup, OnDefault, OnlineFeatureReader
 from thinktwice.data.encoder import Encoder
 from thinktwice.data.feature_tables import table_specs
+from thinktwice.data.instant.definition import definition_of
 from thinktwice.errors import FeatureStoreError
 from thinktwice.frozen import Frozen
 from thinktwice.parquet import open_parquet
@@ -33,6 +34,9 @@ class FeatureConfig(Frozen):
     max_age_seconds: float | None = Field(
         default=None, gt=0
     )  # maximum age of a row, older ones are stale; None: no limit
+    max_counter_age_seconds: float | None = Field(
+        default=60.0, gt=0
+    )  # from the store's watermark to a request, older counters are unknown; None: no limit
 
 
 def open_reader(
@@ -42,6 +46,8 @@ def open_reader(
     encoder: Encoder,
     config: FeatureConfig,
     on_default: OnDefault | None = None,
+    *,
+    states: bool = False,
 ) -> OnlineFeatureReader:
     """Open the feature store in a folder.
 
@@ -50,13 +56,17 @@ def open_reader(
         service: feature service the model was trained on.
         schema, encoder: of the model.
         on_default: called for every lookup that was answered with defaults; without it such a lookup is an error.
+        states: whether to read the states of the schema's counters with each request.
 
     Raises:
-        FeatureStoreError: the store or the service does not exist, or the setting needs another kind of store.
+        FeatureStoreError: the store or the service does not exist, the setting needs another kind of store, or the states in
+            the store are of another definition.
     """
-    from serving.features.feast_source import FeastSource, open_feast
+    from serving.features.feast_source import FeastSource, check_definition, open_feast
 
     store, feature_service = open_feast(folder, service)
+    if states:
+        check_definition(store, schema, folder)
     is_redis = store.config.online_store.type == "redis"
     if config.reader == "redis" and not is_redis:
         raise FeatureStoreError(
@@ -67,14 +77,15 @@ def open_reader(
     if is_redis and config.reader != "feast":
         from serving.features.redis_source import RedisSource
 
-        source = RedisSource(store, schema)
+        source = RedisSource(store, schema, states=states)
     else:
-        source = FeastSource(store, feature_service, schema, timestamps=config.max_age_seconds is not None)
+        timestamps = config.max_age_seconds is not None
+        source = FeastSource(store, feature_service, schema, timestamps=timestamps, states=states)
     guarded = GuardedSource(source, timeout=config.timeout_ms / 1000, threads=config.threads)
     lookup = Lookup(guarded, config.max_age_seconds, on_default)
     item_key = schema.key_of("item")
     if config.reader != "snapshot" or item_key is None:
-        return DirectReader(lookup)
+        return DirectReader(lookup, states=states)
     from serving.features.snapshot_reader import SnapshotReader
 
     return SnapshotReader(
@@ -84,6 +95,7 @@ def open_reader(
         encoder,
         item_key,
         refresh=config.refresh_seconds,
+        counters=definition_of(schema) if states else None,
     )
 
 

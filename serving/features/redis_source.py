@@ -16,8 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from serving.features.lookup import Entity, FeatureRow
+from serving.features.lookup import Entity, FeatureRow, Fetched, States
+from serving.features.redis_script import SCRIPT, Hashes, call
 from thinktwice.data.feature_tables import table_specs
+from thinktwice.data.instant.definition import definition_of
+from thinktwice.data.instant.state import state_type
+from thinktwice.data.pushed_views import STATE, WATERMARK, instant_views
 from thinktwice.errors import FeatureStoreError
 from thinktwice.schema import LogSchema
 
@@ -35,12 +39,13 @@ class RedisSource:
     Args:
         store: an open Feast store whose online store is Redis; its connection is used.
         schema: defines the views and their features.
+        states: whether :meth:`fetch_request` is used.
 
     Raises:
         FeatureStoreError: the store is not Redis, or the installed Feast has another key layout.
     """
 
-    def __init__(self, store: Any, schema: LogSchema) -> None:
+    def __init__(self, store: Any, schema: LogSchema, *, states: bool = False) -> None:
         from feast.infra.online_stores.helpers import _mmh3
         from feast.infra.online_stores.redis import RedisOnlineStore
         from feast.protos.feast.types.Value_pb2 import Value
@@ -68,6 +73,10 @@ class RedisSource:
             self._check_layout(spec.key, spec.entity)
         for entity in times:
             self._fields[entity] += times[entity]
+        self._script: str | None = None  # hash of the loaded script; None: not loaded, or the server runs no scripts
+        self._log_key = b""
+        if states:
+            self._prepare_states(schema)
 
     def names(self, entity: Entity) -> tuple[str, ...]:
         """See :class:`serving.features.lookup.FeatureSource`."""
@@ -94,7 +103,7 @@ class RedisSource:
     def fetch_fields(
         self, key: str, fields: Sequence[tuple[str, str]], ids: Sequence[str], timeout: float | None = None
     ) -> list[list[Any]]:
-        """See :class:`serving.features.counters.StateSource`."""
+        """See :class:`serving.features.lookup.FeatureSource`."""
         from feast.infra.online_stores.helpers import _mmh3
         from redis import RedisError
 
@@ -102,12 +111,149 @@ class RedisSource:
         try:
             with self._client.pipeline(transaction=False) as pipe:
                 for value in ids:
-                    text = value.encode()
-                    pipe.hmget(prefix + struct.pack("<II", STRING, len(text)) + text + self._project, names)
+                    pipe.hmget(self._key_of(prefix, value), names)
                 answers = pipe.execute()
         except RedisError as error:
             raise FeatureStoreError(f"the online store does not answer for {fields[0][0]} ({error})") from error
         return [[None if raw is None else self._decoded(raw) for raw in answer] for answer in answers]
+
+    def fetch_request(
+        self,
+        user_id: str | None,
+        item_ids: Sequence[str],
+        feature_ids: Sequence[str],
+        timeout: float | None = None,
+    ) -> Fetched:
+        """See :class:`serving.features.lookup.FeatureSource`: one command if the server runs scripts, else one pipeline. The time
+        limit is that of the connection."""
+        from redis import RedisError
+
+        groups = self._groups(user_id, item_ids, feature_ids)
+        try:
+            answers = self._read_at_once(groups)
+        except RedisError as error:
+            raise FeatureStoreError(
+                f"the online store does not answer for the features of a request ({error})"
+            ) from error
+        self._connect_one()
+        return self._fetched(user_id, item_ids, feature_ids, answers)
+
+    def fetch_request_within(
+        self, user_id: str | None, item_ids: Sequence[str], feature_ids: Sequence[str], timeout: float
+    ) -> Fetched | None:
+        """See :class:`serving.features.lookup.BoundedSource`; None while no connection is open or the server has no script.
+
+        An answer of several packets times out :data:`REST_OF_ANSWER` after its last packet, which may be later than ``timeout``.
+        """
+        from redis import RedisError
+
+        if self._script is None or not self._open:
+            return None
+        try:
+            connection = self._open.pop()
+        except IndexError:  # another thread was faster
+            return None
+        try:
+            command = call(self._script, self._groups(user_id, item_ids, feature_ids))
+            connection.send_packed_command(connection.pack_command(*command), check_health=False)
+            if not connection.can_read(max(timeout, 0.0)):
+                raise TimeoutError
+            answers = connection.read_response()
+        except TimeoutError:
+            connection.disconnect()  # a late answer would be read as the answer to the next command
+            raise
+        except RedisError:  # the server closed the connection, or was restarted and has lost the script
+            connection.disconnect()
+            return None
+        self._open.append(connection)
+        return self._fetched(user_id, item_ids, feature_ids, answers)
+
+    def _groups(self, user_id: str | None, item_ids: Sequence[str], feature_ids: Sequence[str]) -> list[Hashes]:
+        groups = [Hashes([self._log_key], [self._watermark_field])]
+        if user_id is not None and self._user_fields:
+            groups.append(Hashes(self._keys("user", [user_id]), self._user_fields))
+        if self._item_state:
+            groups.append(Hashes(self._keys("item", item_ids), self._item_state))
+        if self._names["item"]:
+            groups.append(Hashes(self._keys("item", feature_ids), self._fields["item"]))
+        return groups
+
+    def _fetched(
+        self, user_id: str | None, item_ids: Sequence[str], feature_ids: Sequence[str], answers: list[Any]
+    ) -> Fetched:
+        watermark, done = answers[0], 1
+        user, state = FeatureRow({}), None
+        if user_id is not None and self._user_fields:
+            values = answers[done] if len(self._user_fields) > 1 else [answers[done]]
+            names, done = self._names["user"], done + 1
+            if self._user_has_state:
+                *values, raw = values
+                state = None if raw is None else self._decoded(raw)
+            user = self._row_of(names, values) if names else user
+        items: Sequence[bytes | None] = [None] * len(item_ids)
+        if self._item_state:
+            items, done = answers[done : done + len(item_ids)], done + len(item_ids)
+        rows = [FeatureRow({})] * len(feature_ids)
+        if self._names["item"]:
+            rows = [self._row_of(self._names["item"], answer) for answer in answers[done:]]
+        instant = None if watermark is None else self._decoded(watermark)
+        return Fetched(user, rows, States(state, items, instant, self._header))
+
+    def _read_at_once(self, groups: Sequence[Hashes]) -> list[Any]:
+        from redis.exceptions import NoScriptError
+
+        if self._script is not None:
+            try:
+                return list(self._client.execute_command(*call(self._script, groups)))
+            except NoScriptError:  # the server was restarted
+                self._load_script()
+                if self._script is not None:
+                    return list(self._client.execute_command(*call(self._script, groups)))
+        with self._client.pipeline(transaction=False) as pipe:
+            for group in groups:
+                for key in group.keys:
+                    pipe.hmget(key, group.fields)
+            answers = pipe.execute()
+        single = [len(group.fields) == 1 for group in groups for _ in group.keys]
+        return [answer[0] if alone else answer for answer, alone in zip(answers, single, strict=True)]
+
+    def _load_script(self) -> None:
+        """Load the script; a cluster, whose hashes are on several servers, and a server that forbids scripts get a pipeline."""
+        from redis import RedisError, ResponseError
+
+        self._script = None
+        if getattr(self._client, "connection_pool", None) is None:
+            return
+        try:
+            loaded = self._client.script_load(SCRIPT)
+            self._script = loaded.decode() if isinstance(loaded, bytes) else loaded
+        except ResponseError:
+            return
+        except RedisError as error:
+            raise FeatureStoreError(f"the online store does not answer ({error})") from error
+
+    def _prepare_states(self, schema: LogSchema) -> None:
+        from feast.infra.online_stores.helpers import _mmh3
+
+        views = {view.kind: view for view in instant_views(schema)}
+        self._watermark_field = _mmh3(f"{views['log'].name}:{WATERMARK}")
+        self._log_key = self._key_of(_prefix(views["log"].key), schema.name)
+        state: dict[Entity, list[bytes]] = {"user": [], "item": []}
+        for entity in state:
+            if entity in views:
+                self._prefix[entity] = _prefix(views[entity].key)
+                state[entity] = [_mmh3(f"{views[entity].name}:{STATE}")]
+                self._check_layout(views[entity].key, entity)
+        self._user_has_state, self._item_state = bool(state["user"]), state["item"]
+        self._user_fields = [*self._fields["user"], *state["user"]]
+        # The bytes of a state are the last ones of its protobuf value; the ones before depend on the length alone.
+        self._header = b""
+        if self._item_state:
+            definition = definition_of(schema)
+            assert definition is not None
+            state_bytes = bytes(state_type(definition, "item").itemsize)
+            self._header = self._value(bytes_val=state_bytes).SerializeToString()[: -len(state_bytes)]
+        self._load_script()
 
     def fetch_within(self, entity: Entity, ids: Sequence[str], timeout: float) -> list[FeatureRow] | None:
         """See :class:`serving.features.lookup.BoundedSource`; None for many ids, and while no connection is open.
@@ -172,8 +318,17 @@ class RedisSource:
         self._open.append(connection)
 
     def _key(self, entity: Entity, value: str) -> bytes:
+        return self._key_of(self._prefix[entity], value)
+
+    def _keys(self, entity: Entity, values: Sequence[str]) -> list[bytes]:
+        prefix, project = self._prefix[entity], self._project
+        texts = [value.encode() for value in values]
+        starts = {size: prefix + struct.pack("<II", STRING, size) for size in set(map(len, texts))}
+        return [starts[len(text)] + text + project for text in texts]
+
+    def _key_of(self, prefix: bytes, value: str) -> bytes:
         text = value.encode()
-        return self._prefix[entity] + struct.pack("<II", STRING, len(text)) + text + self._project
+        return prefix + struct.pack("<II", STRING, len(text)) + text + self._project
 
     def _row_of(self, names: tuple[str, ...], answer: list[bytes | None]) -> FeatureRow:
         values = {name: None if raw is None else self._decoded(raw) for name, raw in zip(names, answer, strict=False)}

@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from serving.features.lookup import FeatureRow, Features, Lookup, defaulted
+from serving.features.lookup import FeatureRow, Features, FeatureSource, Lookup, States, defaulted, in_order
 from serving.telemetry.state import Trouble
 from thinktwice.data.encoder import Encoder
+from thinktwice.data.instant.definition import Definition
+from thinktwice.data.instant.keys import slots_of
 from thinktwice.data.sides import Side
 from thinktwice.errors import FeatureStoreError
 
@@ -48,6 +50,7 @@ class ItemSnapshot:
         values: values from the store, in tables of CHUNK rows.
         newest: [n] Unix seconds, NaN if unknown.
         cold: [n] bool.
+        topics: [n, T] slots of the items' topics; T is 0 if no counters are read.
     """
 
     positions: Mapping[str, int]
@@ -55,6 +58,7 @@ class ItemSnapshot:
     values: tuple[pa.Table, ...]
     newest: np.ndarray
     cold: np.ndarray
+    topics: np.ndarray
     filled: float  # Unix seconds
 
     def row(self, position: int) -> dict[str, Any]:
@@ -92,6 +96,7 @@ class SnapshotReader:
         item_key: column of the item id.
         refresh: seconds between refills.
         first_limit: maximum seconds of the first fill, which delays the start; the remaining items follow in the background.
+        counters: definition of the counters whose states are read with each request; None reads no states.
     """
 
     def __init__(
@@ -104,7 +109,9 @@ class SnapshotReader:
         *,
         refresh: float = 300.0,
         first_limit: float = 20.0,
+        counters: Definition | None = None,
     ) -> None:
+        self._reads_states, self._topics = counters is not None, () if counters is None else counters.topics
         self._lookup, self._fill, self._item_ids = lookup, fill, item_ids
         self._encoder, self._key = encoder, item_key
         self._names = [f.name for f in encoder.fields if f.entity == "item"]
@@ -129,20 +136,36 @@ class SnapshotReader:
     def __len__(self) -> int:
         return len(self._snapshot.positions)
 
+    @property
+    def source(self) -> FeatureSource:
+        """See :class:`serving.features.lookup.OnlineFeatureReader`."""
+        return self._lookup.source
+
     def read(self, user_id: str | None, item_ids: Sequence[str], timeout: float | None = None) -> Features:
         """See :class:`serving.features.lookup.OnlineFeatureReader`."""
         end = None if timeout is None else time.monotonic() + timeout
-        user, user_defaulted = self._lookup.user(user_id, timeout)
         snapshot = self._snapshot  # the same one for the whole request, even if it is replaced meanwhile
         positions = np.fromiter(map(snapshot.positions.get, item_ids, repeat(-1)), np.int64, len(item_ids))
-        side, items_defaulted = snapshot.side.take(positions), False
-        newest, cold = snapshot.newest[positions], snapshot.cold[positions]
-        missed: dict[int, Mapping[str, Any]] = {}
         absent = np.flatnonzero(positions < 0).tolist()
+        unknown = list(dict.fromkeys(item_ids[i] for i in absent))
+        states: States | None = None
+        rows: list[FeatureRow] = []
+        items_defaulted = False
+        if self._reads_states:
+            unique = list(dict.fromkeys(item_ids))
+            fetched, failed = self._lookup.request(user_id, unique, unknown, timeout)
+            user, rows, states = fetched.user, fetched.items, in_order(fetched.states, unique, item_ids)
+            user_defaulted, items_defaulted = "user" in failed, "item" in failed
+        else:
+            user, user_defaulted = self._lookup.user(user_id, timeout)
+            if unknown:
+                remaining = None if end is None else max(0.0, end - time.monotonic())
+                rows, items_defaulted = self._lookup.rows("item", unknown, remaining)
+        side = snapshot.side.take(positions)
+        newest, cold = snapshot.newest[positions], snapshot.cold[positions]
+        topics = snapshot.topics[positions] if self._reads_states else None
+        missed: dict[int, Mapping[str, Any]] = {}
         if absent:
-            unknown = list(dict.fromkeys(item_ids[i] for i in absent))
-            remaining = None if end is None else max(0.0, end - time.monotonic())
-            rows, items_defaulted = self._lookup.rows("item", unknown, remaining)
             by_id = dict(zip(unknown, rows, strict=True))
             _put(
                 side,
@@ -153,6 +176,8 @@ class SnapshotReader:
                 row = by_id[item_ids[i]]
                 missed[i] = row.values
                 newest[i], cold[i] = row.newest, not items_defaulted and self._lookup.cold("item", row)
+                if topics is not None:
+                    topics[i] = slots_of(self._topics, row.values)
         stale = (
             tuple(self._lookup.stale(at) for at in newest.tolist()) if self._lookup.ages else (False,) * len(item_ids)
         )
@@ -165,6 +190,8 @@ class SnapshotReader:
             stale_items=stale,
             defaulted=defaulted(user_defaulted, items_defaulted),
             encoded_items=side,
+            states=states,
+            topics=topics,
         )
 
     def refill(self) -> bool:
@@ -222,7 +249,7 @@ class SnapshotReader:
         at = time.time()
         ids = list(dict.fromkeys(self._item_ids()))
         step, done = PIECE if gently else CHUNK, 0
-        sides, newest, cold = [], [], []
+        sides, newest, cold, topics = [], [], [], []
         positions: dict[str, int] = {}
         values: list[pa.Table] = []
         waiting: list[FeatureRow] = []  # rows for the next table
@@ -233,6 +260,7 @@ class SnapshotReader:
             sides.append(self._encode(batch_ids, rows))
             newest.append(np.array([row.newest for row in rows]))
             cold.append(np.array([self._fill.cold("item", row) for row in rows]))
+            topics += [slots_of(self._topics, row.values) for row in rows] if self._topics else []
             positions.update(zip(batch_ids, range(done, done + len(batch_ids)), strict=True))
             waiting += rows
             done += len(batch_ids)
@@ -252,6 +280,9 @@ class SnapshotReader:
                 values=tuple(values),
                 newest=np.concatenate([*newest, np.zeros(1)]),
                 cold=np.concatenate([*cold, np.zeros(1, bool)]),
+                topics=np.array([*topics, (-1,) * len(self._topics)], np.int64)
+                if self._topics
+                else np.zeros((done + 1, 0), np.int64),
                 filled=at,
             ),
             done == len(ids),

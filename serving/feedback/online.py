@@ -13,11 +13,11 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from serving.features.feast_source import close_feast_store, open_feast_store
+from serving.features.feast_source import check_definition, close_feast_store, feature_view, open_feast_store
 from serving.feedback.book import Row
 from serving.feedback.whole_days import pushed_tables
 from thinktwice.data.instant.definition import definition_of
-from thinktwice.data.pushed_views import DEFINITION_TAG, STATE, WATERMARK, instant_views, push_source_name
+from thinktwice.data.pushed_views import STATE, WATERMARK, instant_views, push_source_name
 from thinktwice.errors import FeatureStoreError, reason
 from thinktwice.release.feature_store import ONLINE_FILE
 from thinktwice.schema import SCHEMA_FILE, LogSchema, load_schema
@@ -54,13 +54,8 @@ class OnlineStore:
         self._key_type, self._value, self._strings = EntityKey, Value, StringList
         self._views: dict[str, tuple[Any, str]] = {}  # kind of row -> (view, key column)
         for view in instant_views(self.schema):
-            feast_view = self._view(view.name, folder)
-            if feast_view.tags.get(DEFINITION_TAG) != definition.hash:
-                raise FeatureStoreError(
-                    f"the view {view.name} of the feature store {folder} was made for the definition "
-                    f"{feast_view.tags.get(DEFINITION_TAG)}, this version counts by {definition.hash}: materialize the features again"
-                )
-            self._views[view.kind] = (feast_view, view.key)
+            self._views[view.kind] = (self._view(view.name, folder), view.key)
+        check_definition(self._store, self.schema, folder)
         if self._store.config.online_store.type == "sqlite":
             _let_read(folder / ONLINE_FILE)
         self._sequences = tuple(s.name for s in self.schema.sequences)
@@ -115,12 +110,7 @@ class OnlineStore:
         return {name: self._value(double_val=value) for name, value in content.items()}
 
     def _view(self, name: str, folder: Path) -> Any:
-        try:
-            view = self._store.get_feature_view(name)
-        except Exception as error:
-            raise FeatureStoreError(
-                f"the feature store {folder} has no view {name!r}: materialize the features again"
-            ) from error
+        view = feature_view(self._store, name, folder)
         source = view.stream_source
         if source is None or source.name != push_source_name(name):
             raise FeatureStoreError(

@@ -19,7 +19,7 @@ from thinktwice.errors import DataError, reason
 from thinktwice.files import parse_json
 from thinktwice.parquet import open_parquet, read_schema, scan_frame
 from thinktwice.records.events import CLICK_COLUMNS, Click, Impression
-from thinktwice.records.served import AT, ITEM, PART, REQUEST, USER
+from thinktwice.records.served import AT, INSTANT, ITEM, PART, REQUEST, USER
 from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, SCHEMA_FILE, LogSchema, load_schema
 
 BATCH = 20_000  # rows per read
@@ -88,15 +88,16 @@ def _of_clean(folder: Path, rules: EventRules, schema: LogSchema) -> Iterator[Ev
 
 
 def _of_served(parts: list[Path], rules: EventRules, quarantine: Quarantine) -> Iterator[Event]:
-    """Each looked-up row of a prediction log as an impression at the time of its request."""
+    """Each looked-up row of a prediction log as an impression at the instant of its request."""
     for part in parts:
         names = read_schema(part).names
         fields = [f for f in rules.fields if f in names]
+        instants = [name for name in (INSTANT, AT) if name in names]  # logs of earlier versions have no instant
         with open_parquet(part) as file:
-            for batch in file.iter_batches(BATCH, columns=[REQUEST, AT, USER, ITEM, *fields]):
+            for batch in file.iter_batches(BATCH, columns=[REQUEST, *instants, USER, ITEM, *fields]):
                 frame = pl.from_arrow(batch)
                 assert isinstance(frame, pl.DataFrame)
-                frame = frame.with_columns(pl.col(AT).dt.epoch("us")).sort(AT, maintain_order=True)
+                frame = frame.with_columns(pl.coalesce(instants).dt.epoch("us").alias(AT)).sort(AT, maintain_order=True)
                 for row in frame.iter_rows(named=True):
                     if row[ITEM] is None:
                         continue  # a raw row: nothing was looked up

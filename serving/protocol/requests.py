@@ -42,6 +42,7 @@ class Request:
     k: int | None
     deadline_ms: float | None
     missing: tuple[str, ...]  # context fields that the caller omitted
+    instant: int | None = None  # of the request, UTC microseconds: its timestamp or its arrival; None for raw rows
 
     @property
     def num_rows(self) -> int:
@@ -180,11 +181,13 @@ class RequestParser:
             return Request(None, (), {}, rows, form.k, form.deadline_ms, ())
         values = form.context or {}
         instant = values.get(self._time)
-        context = self._derive(round(self._clock() * 1_000_000) if instant is None else instant)
+        if instant is None:
+            instant = round(self._clock() * 1_000_000)
+        context = self._derive(instant)
         for name in self._context:
             context[name] = values.get(name)
         missing = tuple([name for name in self._context if context[name] is None or context[name] == ""])
-        return Request(form.user_id, tuple(form.candidates), context, None, form.k, form.deadline_ms, missing)
+        return Request(form.user_id, tuple(form.candidates), context, None, form.k, form.deadline_ms, missing, instant)
 
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:
         instant = row.pop(self._time)

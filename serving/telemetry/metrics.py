@@ -17,6 +17,7 @@ import numpy as np
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app, values
 
 from serving.outcome import OUTCOMES, Outcome
+from thinktwice.records.answer import COUNTERS, Corrected
 
 if TYPE_CHECKING:
     from serving.admission import Admission
@@ -27,9 +28,10 @@ SECONDS = (
     *(0.0005, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1),
     *(0.15, 0.25, 0.5, 1.0, 2.5, 10.0),
 )
-STAGES = ("queue", "parse", "features", "encode", "engine", "respond")
+STAGES = ("queue", "parse", "features", "encode", "counters", "engine", "respond")
 SHARES = tuple(i / 20 for i in range(1, 21))
 PATHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+HISTORIES = ("read", "late", "failed")
 LOGGED = ("sampled", "written", "dropped", "failed")
 BUDGET = (0, 8, 32, 64, 128, 256, 512, 1024, 4096)
 RETRY_SECONDS = 5.0  # between attempts of a worker to get the metrics port
@@ -98,6 +100,23 @@ class Metrics:
         self._clock_offset = gauge(
             "caller_clock_offset_seconds", "What the clock behind X-Request-Start is behind by, which is corrected."
         )
+        reads = counter("counter_reads", "Requests whose counters were read, by what became of them.", "outcome")
+        self._counters = {outcome: reads.labels(**self._labels, outcome=outcome) for outcome in COUNTERS}
+        reads = counter(
+            "history_reads", "Requests that read the outcomes of their user, by what became of them.", "outcome"
+        )
+        self._histories = {outcome: reads.labels(**self._labels, outcome=outcome) for outcome in HISTORIES}
+        self._corrected = counter("corrected_rows", "Rows corrected by their counters.").labels(**self._labels)
+        self._uncorrected = counter(
+            "uncorrected_rows", "Rows without a known counter, of a model that corrects rows."
+        ).labels(**self._labels)
+        self._mode = Gauge(
+            "thinktwice_model_mode",
+            "1 for the mode of the model's test-time work.",
+            (*names, "mode"),
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         log = counter("prediction_log_requests", "Requests of the prediction log by outcome.", "outcome")
         self._log = {outcome: log.labels(**self._labels, outcome=outcome) for outcome in LOGGED}
         self._unwritable = gauge("prediction_log_unwritable", "1 while the prediction log cannot be written, else 0.")
@@ -125,10 +144,21 @@ class Metrics:
                 self._cold[side].inc(cold)
             if stale:
                 self._stale[side].inc(stale)
+        if isinstance(answer, Corrected) and answer.counters:
+            self._counters[answer.counters].inc()
+            corrected = sum(answer.corrected)
+            self._corrected.inc(corrected)
+            self._uncorrected.inc(rows - corrected)
+            if answer.history:
+                self._histories[answer.history].inc()
         if answer.path_budget is not None:
             self._budget.observe(answer.path_budget)
         if answer.shed:
             self._shed.inc()
+
+    def mode(self, mode: str) -> None:
+        """Record the mode of the model's test-time work."""
+        self._mode.labels(**self._labels, mode=mode).set(1)
 
     def defaulted(self, side: str, reason: str) -> None:
         """Record a lookup that was answered with defaults."""

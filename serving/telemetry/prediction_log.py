@@ -73,6 +73,7 @@ class ServedRequest:
     answer: Answered
     exposure: Exposure = NO_EXPOSURE
     first_place: int = 0
+    instant: int | None = None  # of the request, UTC microseconds
 
 
 def in_sample(request_id: str, share: float) -> bool:
@@ -89,6 +90,7 @@ class PredictionLog:
     Args:
         on_writable: called from the writer's thread with whether the folder is writable.
         answer: class of the answers, whose fields define what is logged.
+        counters: names of the counters in ``answer.counter_values``, which are logged too.
 
     Attributes:
         counts: requests ``offered``, ``sampled``, and of these ``written``, ``dropped`` (full queue or folder, or after
@@ -105,9 +107,10 @@ class PredictionLog:
         config: PredictionLogConfig,
         on_writable: Callable[[bool], None] = lambda _: None,
         answer: type = Answered,
+        counters: tuple[str, ...] = (),
     ) -> None:
         self._config, self._on_writable = config, on_writable
-        self._columns = _Columns(schema, config.user_ids, answer)
+        self._columns = _Columns(schema, config.user_ids, answer, counters)
         self._folder = PartFolder(Path(config.folder), config.max_bytes, config.when_full)
         self._changed = threading.Condition()
         self._queue: deque[ServedRequest] = deque()
@@ -235,8 +238,9 @@ class PredictionLog:
 class _Columns:
     """Converts requests to record batches, one at a time: converting a whole part would block the interpreter for 0.1 s."""
 
-    def __init__(self, schema: LogSchema, user_ids: UserIds, answer: type) -> None:
-        self._schema = log_schema(schema, user_ids, answer)
+    def __init__(self, schema: LogSchema, user_ids: UserIds, answer: type, counters: tuple[str, ...]) -> None:
+        self._schema = log_schema(schema, user_ids, answer, counters)
+        self._counters = counters
         self._answered = tuple((f, self._schema.field(f.column).type) for f in answer_fields(answer) if f.column)
         self._fields = tuple((f.name, f.kind, f.entity == "item") for f in schema.model_fields_in_order())
         self._user_key, self._item_key, self._user_ids = schema.key_of("user"), schema.key_of("item"), user_ids
@@ -249,7 +253,7 @@ class _Columns:
     def batch(self, r: ServedRequest) -> pa.RecordBatch:
         answer = r.answer
         rows, item_ids = len(answer.probability), answer.item_ids
-        request_values = (r.request_id, round(r.at * 1e6), r.arm, self._user(r.user_id))
+        request_values = (r.request_id, round(r.at * 1e6), r.instant, r.arm, self._user(r.user_id))
         arrays = [
             pa.repeat(pa.scalar(value, kind), rows)
             for value, (_, kind) in zip(request_values, REQUEST_LOGGED[:-1], strict=True)
@@ -279,6 +283,11 @@ class _Columns:
             else:
                 values = [self._value(name, kind, row.get(name, r.shared.get(name))) for row in r.items]
                 arrays.append(pa.array(values, field_type))
+        if self._counters:
+            counters = getattr(answer, "counter_values", None)
+            for position in range(len(self._counters)):
+                column = pa.nulls(rows, pa.float32()) if counters is None else counters[:, position]
+                arrays.append(pa.array(column, pa.float32(), from_pandas=True))  # NaN is null
         return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
 
     def _value(self, name: str, kind: str, value: Any) -> Any:

@@ -12,9 +12,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from serving.features.counters import CounterReader
+from serving.features.counters import CounterReader, Counters
 from serving.features.feast_source import FeastSource, open_feast
 from serving.features.guarded_source import GuardedSource
+from serving.features.lookup import DirectReader, Lookup
 from serving.features.redis_source import RedisSource
 from serving.feedback.book import Book
 from serving.feedback.online import OnlineStore
@@ -68,21 +69,27 @@ def write(folder: Path, book: Book) -> None:
 
 def sources(folder: Path) -> Iterator[Any]:
     store, service = open_feast(folder, read_json(folder / "feature_store.json")["feature_service"])
-    yield FeastSource(store, service, SCHEMA)
+    yield FeastSource(store, service, SCHEMA, states=True)
     if store.config.online_store.type == "redis":
-        yield RedisSource(store, SCHEMA)
+        yield RedisSource(store, SCHEMA, states=True)
+
+
+def read(source: Any, reader: CounterReader, user: str | None, items: list[str], instant: int, row: Any) -> Counters:
+    """The counters of a request whose items all have the topics of ``row``."""
+    values = values_of(row)
+    states = source.fetch_request(user, items, []).states
+    return reader.read(states, len(items), instant, values, reader.topics_of([values] * len(items)))
 
 
 def test_what_was_pushed_is_what_a_request_reads(folder: Path, book: Book) -> None:
     write(folder, book)
     for source in sources(folder):
-        reader = CounterReader(source, SCHEMA, max_age=10**6)
+        reader = CounterReader(SCHEMA, max_age=10**6)
         for row in LOG[-30:]:
             row = type(row)(book.at + 1, row.clicked, row.user, row.item, row.topics, row.attributes)
-            values = values_of(row)
-            got = reader.read(row.user, [row.item or "", "never seen"], row.time, values, [values, values])
-            assert_same_bits(got[:1], counters_at(book, row)[None], book.definition.names)
-        assert reader.counts == {"read": 30}
+            got = read(source, reader, row.user, [row.item or "", "never seen"], row.time, row)
+            assert got.trouble is None
+            assert_same_bits(got.values[:1], counters_at(book, row)[None], book.definition.names)
         source.close()
 
 
@@ -138,13 +145,11 @@ def test_a_push_of_the_sdk_writes_the_same(tmp_path: Path, book: Book) -> None:
 def test_counters_without_news_are_unknown_and_counted(folder: Path, book: Book) -> None:
     write(folder, book)
     for source in sources(folder):
-        reader = CounterReader(source, SCHEMA, max_age=60)
-        row = LOG[-1]
-        values = values_of(row)
-        fresh = reader.read(row.user, [row.item or ""], book.watermark + 60 * SECOND, values, [values])
-        stale = reader.read(row.user, [row.item or ""], book.watermark + 60 * SECOND + 1, values, [values])
-        assert not np.isnan(fresh).all() and np.isnan(stale).all()
-        assert reader.counts == {"read": 2, "stale": 1}
+        reader, row = CounterReader(SCHEMA, max_age=60), LOG[-1]
+        fresh = read(source, reader, row.user, [row.item or ""], book.watermark + 60 * SECOND, row)
+        stale = read(source, reader, row.user, [row.item or ""], book.watermark + 60 * SECOND + 1, row)
+        assert not np.isnan(fresh.values).all() and np.isnan(stale.values).all()
+        assert fresh.trouble is None and stale.trouble == "stale"
         source.close()
 
 
@@ -152,25 +157,29 @@ def test_a_store_that_hangs_or_fails_costs_counters_and_no_time(folder: Path, bo
     """Behind the same guard as all lookups: bounded in time, given up after some failures, and tried again."""
     write(folder, book)
     inner, go, broken = next(sources(folder)), threading.Event(), [False]
-    real = inner.fetch_fields
+    real = inner.fetch_request
 
-    def fetch_fields(*arguments: Any) -> Any:
+    def fetch_request(*arguments: Any) -> Any:
         if broken[0]:
             go.wait(60)
         return real(*arguments)
 
-    inner.fetch_fields = fetch_fields
+    inner.fetch_request = fetch_request
     clock = [0.0]
     guarded = GuardedSource(inner, timeout=5.0, threads=2, clock=lambda: clock[0])
-    reader = CounterReader(guarded, SCHEMA, max_age=None)
+    feature_reader = DirectReader(Lookup(guarded, on_default=lambda *_: None), states=True)
+    reader = CounterReader(SCHEMA, max_age=None)
     values = values_of(LOG[-1])
 
     def unknown() -> bool:
-        return bool(np.isnan(reader.read("u", ["i"], book.at + 1, values, [values])).all())
+        states = feature_reader.read("u", ["i"]).states
+        got = reader.read(states, 1, book.at + 1, values, reader.topics_of([values]))
+        assert (got.trouble == "failed") == bool(np.isnan(got.values).all())
+        return got.trouble == "failed"
 
     assert not unknown()
     guarded._timeout, broken[0] = 0.01, True
-    assert all(unknown() for _ in range(8)) and reader.counts["failed"] == 8
+    assert all([unknown() for _ in range(8)])
     go.set()
     guarded._timeout, clock[0], broken[0] = 5.0, 10.0, False
     until(lambda: not unknown())  # the lookups that hung give their threads back
@@ -179,10 +188,8 @@ def test_a_store_that_hangs_or_fails_costs_counters_and_no_time(folder: Path, bo
 
 def test_a_store_that_nothing_was_pushed_to_knows_nothing(tmp_path: Path) -> None:
     source = next(sources(make_store(tmp_path, LOG, SCHEMA)))
-    reader = CounterReader(source, SCHEMA)
-    values = values_of(LOG[0])
-    assert np.isnan(reader.read("u", ["i", "j"], LOG[0].time, values, [values, values])).all()
-    assert reader.counts == {"read": 1, "without_watermark": 1}
+    got = read(source, CounterReader(SCHEMA), "u", ["i", "j"], LOG[0].time, LOG[0])
+    assert np.isnan(got.values).all() and got.trouble == "without_watermark"
     source.close()
 
 
@@ -190,7 +197,7 @@ def test_a_store_of_another_definition_is_refused_by_name(tmp_path: Path) -> Non
     folder = make_store(tmp_path, LOG, SCHEMA)
     schema = (folder / "schema.yaml").read_text()
     (folder / "schema.yaml").write_text(schema.replace("click: 5\n", "click: 6\n"))
-    with pytest.raises(FeatureStoreError, match=r"view user_instant .* was made for the definition [0-9a-f]{64}, this"):
+    with pytest.raises(FeatureStoreError, match=r"view user_instant .* was made for the definition [0-9a-f]{64}, and"):
         OnlineStore(folder)
 
 

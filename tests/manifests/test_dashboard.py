@@ -28,6 +28,7 @@ def exported() -> tuple[set[str], set[str]]:
     registry = CollectorRegistry()
     metrics = Metrics("a", "v1", registry)
     metrics.defaulted("user", "timeout")
+    metrics.mode("corrected")
     samples = [sample for family in registry.collect() for sample in family.samples]
     return {s.name for s in samples}, {label for s in samples for label in s.labels}
 

@@ -54,7 +54,8 @@ def test_v1(handler: CTRHandler) -> None:
     flags = ["cold_user", "stale_user", "defaulted", "default_features"]
     assert list(prediction) == ["items", *flags, "paths_capped", "model_version", "bundle_hash"]
     assert [item["item_id"] for item in prediction["items"]] == ["i1", "i2"]
-    names = ["item_id", "probability", "uncertainty", "num_paths", "rank", "cold", "stale", "model_version"]
+    names = ["item_id", "probability", "uncertainty", "num_paths", "rank", "cold", "stale"]
+    names += ["base_probability", "reason", "model_version"]
     assert all(list(item) == names for item in prediction["items"])
     assert {item["model_version"] for item in prediction["items"]} == {"small-20260101-abc"}
     assert prediction["paths_capped"] is False
@@ -78,7 +79,7 @@ def test_v2_says_the_same_as_v1(handler: CTRHandler) -> None:
     outputs = {o["name"]: o for o in first["outputs"]}
     assert all(o["shape"] == [4] and len(o["data"]) == 4 for o in outputs.values())
     assert {n: o["datatype"] for n, o in outputs.items()} == {
-        name: datatype for name, (datatype, _) in codec_v2.outputs_of(Answer).items()
+        name: datatype for name, (datatype, _) in codec_v2.outputs_of(EscalatedAnswer).items()
     }
     assert outputs["request_index"]["data"] == [0, 0, 1, 1]
     flat = [item for prediction in second["predictions"] for item in prediction["items"]]

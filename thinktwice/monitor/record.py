@@ -22,11 +22,14 @@ FIELD_TYPES = {
 }
 
 
-def log_schema(schema: LogSchema, user_ids: UserIds = "raw", answer: type = Answered) -> pa.Schema:
+def log_schema(
+    schema: LogSchema, user_ids: UserIds = "raw", answer: type = Answered, counters: tuple[str, ...] = ()
+) -> pa.Schema:
     """The columns of the log: keys of a row, its scores and flags, and every field of the model.
 
     Args:
         answer: class of the answers; its fields are logged.
+        counters: names of the counters that are logged.
 
     Raises:
         SchemaError: a field of the model has the name of a log column.
@@ -37,5 +40,9 @@ def log_schema(schema: LogSchema, user_ids: UserIds = "raw", answer: type = Answ
         raise SchemaError(
             f"field {clashes[0]!r} has the name of a column of the prediction log: rename it, or log no predictions"
         )
-    columns = [*ours.items(), *((f.name, FIELD_TYPES[f.kind]) for f in fields)]
+    columns = [
+        *ours.items(),
+        *((f.name, FIELD_TYPES[f.kind]) for f in fields),
+        *((name, pa.float32()) for name in counters),
+    ]
     return pa.schema(columns, metadata={USER_IDS: user_ids.encode()})

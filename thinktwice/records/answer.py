@@ -141,6 +141,34 @@ class Answered:
     # fmt: on
 
 
+#: Why a row got a second look. New user: the model has not seen the user in training. Thin support: values of the row are rare in
+#: training. Uncertain score: its probability is near even odds.
+REASONS = ("new_user", "thin_support", "uncertain_score")
+#: What became of the counters of a request: used; older than allowed; nothing was ever pushed; the store did not respond; its states
+#: cannot be read; no time was left.
+COUNTERS = ("used", "stale", "without_watermark", "failed", "unreadable", "late")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Escalated(Answered):
+    """An answer of a model that gives some rows a second look, or corrects scores."""
+
+    # fmt: off
+    base_probability: tuple[float, ...] = per_row("number", "Probability after the base pass alone.", column="log_base_probability", exclusiveMinimum=0, exclusiveMaximum=1)
+    reason: tuple[str, ...] = per_row("text", "Why the row got a second look; empty if it got none.", column="log_reason", enum=["", *REASONS])
+    # fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corrected(Escalated):
+    """An answer of a model that reads counters up to the instant of the request."""
+
+    # fmt: off
+    corrected: tuple[bool, ...] = per_row("boolean", "Counters of the row are known and were used.", column="log_corrected")
+    counters: str = per_request("text", "What became of the counters; without them each row has its score without counters.", looked_up=True, column="log_counters", enum=["", *COUNTERS])
+    # fmt: on
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scored(Answered):
     """An answer with ``order``, the positions in the answer: all in request order or, if the request has ``k``, the best
@@ -164,6 +192,7 @@ def answer_fields(answer: type) -> tuple[AnswerField, ...]:
 REQUEST_LOGGED = (
     ("log_request_id", pa.string()),
     ("log_at", pa.timestamp("us", "UTC")),
+    ("log_instant", pa.timestamp("us", "UTC")),  # timestamp of the request, or its arrival; null for raw rows
     ("log_arm", pa.string()),  # arm that served, as named by the server
     ("log_user_id", pa.string()),
     ("log_place", pa.int32()),  # index of the candidate or row in its request

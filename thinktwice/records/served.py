@@ -17,6 +17,7 @@ USER_IDS = b"thinktwice.user_ids"  # key of their metadata; the value is one of 
 UserIds = Literal["raw", "hashed", "none"]
 
 REQUEST, AT, ARM = "log_request_id", "log_at", "log_arm"  # log_arm: the arm that served, as named by the server
+INSTANT = "log_instant"
 BUNDLE, VERSION = "log_bundle_hash", "log_model_version"
 USER, ITEM, PLACE = "log_user_id", "log_item_id", "log_place"
 PROBABILITY, UNCERTAINTY, NUM_PATHS = "log_probability", "log_uncertainty", "log_num_paths"

@@ -79,7 +79,8 @@ class Scored:
     the probability in bits (uncertainty of the model) and of the missing support of the row's values (not seen in training),
     the same in every mode; num_paths [B] int64 passes per row, at least 1: forward passes, and one more for retrieved evidence;
     capped_rows [B] bool uncertain rows that kept their first score because of the cap; path_rows the passes beyond one per row;
-    corrected [B] bool rows whose counters were known and used.
+    corrected [B] bool rows whose counters were known and used; base_probability [B] float64 after the base pass alone;
+    thin_support [B] bool rows whose first score is uncertain more for missing support than for its entropy.
     """
 
     logit: np.ndarray
@@ -89,6 +90,8 @@ class Scored:
     capped_rows: np.ndarray
     path_rows: int
     corrected: np.ndarray
+    base_probability: np.ndarray
+    thin_support: np.ndarray
 
     @property
     def capped(self) -> bool:
@@ -152,6 +155,12 @@ class Engine:
         look = self.config.second_look
         return 0 if look is None else look.max_path_rows
 
+    @property
+    def reads_history(self) -> bool:
+        """Whether a second look reads the outcomes of the user."""
+        look = self.config.second_look
+        return look is not None and isinstance(look.opinion, Retrieve)
+
     def uncapped(self) -> Engine:
         """A copy of the engine without a cap on extra rows, for work without a deadline: every row has the score it would have
         alone."""
@@ -193,7 +202,19 @@ class Engine:
         probability = calibrate.sigmoid(logit)
         uncertainty = 0.5 * (raw.missing + entropy(probability))
         path_rows = int(raw.num_paths.sum()) - len(raw.z)
-        return Scored(logit, probability, uncertainty, raw.num_paths, raw.capped_rows, path_rows, raw.corrected)
+        base, thin = self._before(raw, probability)
+        return Scored(
+            logit, probability, uncertainty, raw.num_paths, raw.capped_rows, path_rows, raw.corrected, base, thin
+        )
+
+    def _before(self, raw: Raw, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities [B] of the base pass, and rows [B] whose first score is uncertain more for missing support."""
+        moved = raw.escalated | raw.corrected
+        if not moved.any():
+            return probability, np.zeros(len(moved), bool)
+        base = calibrate.sigmoid(self._base_logit(raw.z0, raw.missing) / self.config.temperature)
+        first = self._first_logit(raw.first, raw.missing, raw.corrected) / self.config.temperature
+        return np.where(moved, base, probability), raw.missing > entropy(calibrate.sigmoid(first))
 
     def raw(
         self,

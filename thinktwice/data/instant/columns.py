@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -67,18 +68,37 @@ def to_bytes(states: State) -> list[bytes]:
     return [state.tobytes() for state in states]
 
 
-def from_bytes(definition: Definition, kind: StateKind, rows: Iterable[bytes | None]) -> State:
+def from_bytes(definition: Definition, kind: StateKind, rows: Iterable[bytes | None], header: bytes = b"") -> State:
     """States [n] from the result of :func:`to_bytes`; None is an empty state.
 
+    Args:
+        header: bytes that precede each state.
+
     Raises:
-        FeatureStoreError: the bytes have the length of another definition.
+        FeatureStoreError: the bytes have the length of another definition, or another header.
     """
-    described = state_type(definition, kind)
-    empty = empty_states(definition, kind)[0].tobytes()
+    described, empty = _stored_form(definition, kind, header)
     filled = [empty if row is None else row for row in rows]
-    for row in filled:
-        if len(row) != described.itemsize:
-            raise FeatureStoreError(
-                f"a {kind} state has {len(row)} bytes, its definition {described.itemsize}: fill the store again"
-            )
+    if wrong := set(map(len, filled)) - {described.itemsize}:
+        raise FeatureStoreError(
+            f"a {kind} state has {wrong.pop() - len(header)} bytes, its definition "
+            f"{described.itemsize - len(header)}: fill the store again"
+        )
+    if not all(row.startswith(header) for row in filled):
+        raise FeatureStoreError(f"a stored value is not a {kind} state: fill the store again")
     return np.frombuffer(bytearray(b"".join(filled)), described)  # a bytearray: the states can be written
+
+
+@lru_cache(maxsize=16)
+def _stored_form(definition: Definition, kind: StateKind, header: bytes) -> tuple[np.dtype[Any], bytes]:
+    """The type of a state with its header, and an empty one."""
+    bare = state_type(definition, kind)
+    names, fields = bare.names or (), dict(bare.fields or {})
+    form: dict[str, Any] = {
+        "names": list(names),
+        "formats": [bare[name] for name in names],
+        "offsets": [fields[name][1] + len(header) for name in names],
+        "itemsize": bare.itemsize + len(header),
+    }
+    described: np.dtype[Any] = np.dtype(form) if header else bare  # type: ignore[call-overload]
+    return described, header + empty_states(definition, kind)[0].tobytes()
