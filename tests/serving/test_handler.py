@@ -11,7 +11,7 @@ import pytest
 from serving.adapters.torchserve_handler import CTRHandler
 from serving.config import ServingConfig
 from serving.protocol import codec_v2
-from serving.scorer import Answer, Scorer
+from serving.scorer import EscalatedAnswer, Scorer
 from serving.service import Service
 from tests.serving.conftest import Lines
 from tests.serving.fakes import FakeContext, FakeReader, make_service
