@@ -1,4 +1,7 @@
-"""The command line: a tiny entry that finds each package's commands through the entry points ``thinktwice.commands``."""
+"""The command line: a tiny entry that finds each package's commands through the entry points ``thinktwice.commands``.
+
+An entry point ``GROUP.COMMAND`` adds one command of another package to a group.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ class LazyCommands(TyperGroup):
     """Loads a package only when one of its commands is called: ``predict`` must not wait for the imports of ``pipeline``."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(point.name for point in entry_points(group=GROUP))
+        return sorted(point.name for point in entry_points(group=GROUP) if "." not in point.name)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         points = [point for point in entry_points(group=GROUP) if point.name == cmd_name]
@@ -45,13 +48,17 @@ def _command_of(point: EntryPoint) -> Any:
         raise ResourceError(
             f"the command {point.name!r} needs the package {error.name!r}, which is not installed: run `make setup`"
         ) from error
+    name = point.name.rpartition(".")[2]
     if isinstance(loaded, typer.Typer):
-        command = typer.main.get_command(loaded)
+        command: Any = typer.main.get_command(loaded)
+        for added in entry_points(group=GROUP):
+            if added.name.rpartition(".")[0] == point.name:
+                command.add_command(_command_of(added))
     else:
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        single.command(point.name)(loaded)
+        single.command(name)(loaded)
         command = typer.main.get_command(single)
-    command.name = point.name
+    command.name = name
     return with_plain_help(command)
 
 

@@ -14,7 +14,7 @@ from thinktwice.errors import ExperimentError, reason
 from thinktwice.printable import printable
 
 if TYPE_CHECKING:
-    from thinktwice.experiment.record import DecisionRecord
+    from thinktwice.experiment.record import DecisionRecord, ExperimentState, Line
 
 # Commands import their dependencies when they run, because every start of the command line loads this file.
 
@@ -30,7 +30,6 @@ RecordsOption = Annotated[
         show_default="experiments in the folder of --work",
     ),
 ]
-RECORD = "record.jsonl"
 
 TEMPLATE = """\
 version: 1
@@ -175,7 +174,7 @@ def decide_experiment(
 
     from thinktwice.experiment.evidence import Evidence
     from thinktwice.experiment.file import load_experiment
-    from thinktwice.experiment.record import append_decision
+    from thinktwice.experiment.record import RECORD, append_decision
 
     experiment = load_experiment(file)
     try:
@@ -191,23 +190,33 @@ def show_status(
     records: RecordsOption = None,
     work: Work = WORK,
 ) -> None:
-    """Print the last decision of an experiment."""
-    _print_decision(_records(name, _folder(records, work))[-1])
+    """Print where an experiment stands, and its last decision."""
+    from thinktwice.experiment.record import decisions_of, state_of
+
+    lines = _lines(name, _folder(records, work))
+    state = state_of(lines)
+    if state.started is not None:
+        tell(_standing(state))
+    if decisions := decisions_of(lines):
+        _print_decision(decisions[-1])
 
 
 @app.command("list")
 def list_experiments(records: RecordsOption = None, work: Work = WORK) -> None:
     """List experiments with a record and their last decision."""
+    from thinktwice.experiment.record import RECORD, decisions_of, state_of
+
     folder = _folder(records, work)
     names = sorted(path.parent.name for path in folder.glob(f"*/{RECORD}"))
     if not names:
         tell(f"no experiment has a record in {folder}")
     for name in names:
-        last = _records(name, folder)[-1]
-        decision = last.verdict.decision
-        typer.echo(
-            f"{printable(name)}\t{last.evidence.days:.1f} days\t{last.evidence.coverage:.2%}\t{decision.action}\t{decision.status}"
-        )
+        lines = _lines(name, folder)
+        state, decisions = state_of(lines), decisions_of(lines)
+        days = f"{decisions[-1].evidence.days:.1f} days" if decisions else "no look yet"
+        last = decisions[-1].verdict.decision if decisions else None
+        shown = (last.action, last.status) if last else ("–", "–")
+        typer.echo(f"{printable(name)}\t{days}\t{state.file.coverage:.2%}\t{shown[0]}\t{shown[1]}\t{_phase(state)}")
 
 
 @app.command("report")
@@ -246,15 +255,33 @@ def _folder(records: Path | None, work: Path) -> Path:
     return work / "experiments" if records is None else records
 
 
-def _records(name: str, folder: Path) -> tuple[DecisionRecord, ...]:
-    from thinktwice.experiment.record import read_record
+def _lines(name: str, folder: Path) -> tuple[Line, ...]:
+    from thinktwice.experiment.record import RECORD, read_lines
 
-    records = read_record(folder / name / RECORD)
-    if not records:
+    lines = read_lines(folder / name / RECORD)
+    if not lines:
         raise ExperimentError(
             f"no record of the experiment {name!r} in {folder}: `thinktwice experiment list` lists them"
         )
-    return records
+    return lines
+
+
+def _records(name: str, folder: Path) -> tuple[DecisionRecord, ...]:
+    from thinktwice.experiment.record import decisions_of
+
+    return decisions_of(_lines(name, folder))
+
+
+def _phase(state: ExperimentState) -> str:
+    if state.ended is not None:
+        return {"promote": "promoted", "roll_back": "rolled back", "stop": "stopped"}[state.ended]
+    return "running" if state.started is not None else "external"
+
+
+def _standing(state: ExperimentState) -> str:
+    coverage = f"coverage {state.file.coverage:.2%}"
+    pending = "" if state.pending is None else ", a decision is not applied yet: decide or `ramp` applies it"
+    return f"{state.file.name}: {_phase(state)} since {state.started:%Y-%m-%d %H:%M:%S} UTC, {coverage}{pending}"
 
 
 def _print_decision(record: DecisionRecord) -> None:

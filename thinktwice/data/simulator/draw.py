@@ -64,19 +64,19 @@ class Block:
 
 def draw_blocks(config: SimConfig, world: World) -> Iterator[Block]:
     """All blocks of a log, in time order; ``world`` is ``make_world(config)``."""
-    scale = _fit_scale(config, world)
+    scale = fit_scale(config, world)
     topics = world.user_topics.copy()
     rows = block_rows(config)
     for number in range(-(-config.rows // rows)):
         first = number * rows
         size = min(rows, config.rows - first)
         rng = np.random.default_rng([config.seed, 1, number])
-        block = _draw(config, _at(world, first / config.rows), scale, topics, first, size, rng)
+        block = _draw(config, at_time(world, first / config.rows), scale, topics, first, size, rng)
         _remember_clicks(topics, block, world)
         yield block
 
 
-def _at(world: World, now: float) -> World:
+def at_time(world: World, now: float) -> World:
     """The world with the effects of ids at the share ``now`` of the simulated time."""
     if world.change is None:
         return world
@@ -97,7 +97,7 @@ def _times(config: SimConfig, first: int, size: int, rng: np.random.Generator) -
     return START_US + (hours * HOUR_US).astype(np.int64)
 
 
-def _pick(cdf: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+def pick(cdf: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Indices drawn with the weights whose cumulative sum is ``cdf``."""
     target = np.minimum(rng.random(shape) * cdf[-1], np.nextafter(cdf[-1], 0))
     if target.size < len(cdf):
@@ -119,14 +119,14 @@ def _draw(
 ) -> Block:
     time_us = _times(config, first, size, rng)
     now = first / config.rows  # fame at the start of the block
-    user = _pick(np.cumsum(np.where(world.user_birth <= now, world.user_fame, 0.0)), (size,), rng)
+    user = pick(np.cumsum(np.where(world.user_birth <= now, world.user_fame, 0.0)), (size,), rng)
     age = now - world.item_birth
     fame = np.where(age >= 0, world.item_fame * np.exp(-np.maximum(age, 0) / LIFE), 0.0)
-    candidates = _pick(np.cumsum(fame), (size, config.slate), rng)
-    site = _pick(world.site_cdf, (size,), rng)
-    cookie = _pick(world.cookie_cdf, (size,), rng)
-    device = _pick(np.cumsum(DEVICE_SHARES), (size,), rng).astype(np.int8)
-    scenario = _pick(np.cumsum(SCENARIO_SHARES), (size,), rng).astype(np.int8)
+    candidates = pick(np.cumsum(fame), (size, config.slate), rng)
+    site = pick(world.site_cdf, (size,), rng)
+    cookie = pick(world.cookie_cdf, (size,), rng)
+    device = pick(np.cumsum(DEVICE_SHARES), (size,), rng).astype(np.int8)
+    scenario = pick(np.cumsum(SCENARIO_SHARES), (size,), rng).astype(np.int8)
     slot = rng.integers(0, SLOTS, size, dtype=np.int8)
     load_z = rng.standard_normal(size, dtype=np.float32)
 
@@ -234,7 +234,7 @@ def _remember_clicks(topics: np.ndarray, block: Block, world: World) -> None:
         topics[users[at], 0] = world.item_topic[block.shown[by_user[at]]]
 
 
-def _fit_scale(config: SimConfig, world: World) -> Scale:
+def fit_scale(config: SimConfig, world: World) -> Scale:
     """Find the scale that gives the variances and the click rate of ``config``, on a pilot block from the middle of the log."""
     rng = np.random.default_rng([config.seed, 2])
     pilot = config.model_copy(update={"slate": 1, "rows": 2 * PILOT})
