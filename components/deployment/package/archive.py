@@ -47,8 +47,18 @@ def write_archive(bundle_dir: Path | str, blessing: Path | str, out_dir: Path | 
         PipelineError: the bundle is not blessed, or the archiver failed.
         BundleError: the bundle is damaged.
     """
-    manifest = verify_bundle(bundle_dir)
     require_blessing(blessing, bundle_dir)
+    return pack_bundle(bundle_dir, out_dir)
+
+
+def pack_bundle(bundle_dir: Path | str, out_dir: Path | str) -> dict[str, Any]:
+    """The same for a bundle that need not be blessed: a challenger, which only an experiment may serve.
+
+    Raises:
+        PipelineError: the archiver failed.
+        BundleError: the bundle is damaged.
+    """
+    manifest = verify_bundle(bundle_dir)
     with atomic_dir(out_dir) as folder:
         with tempfile.TemporaryDirectory(prefix="thinktwice-archive-") as scratch:
             raw_archive = _run_archiver(Path(bundle_dir), Path(scratch), manifest.model_version)

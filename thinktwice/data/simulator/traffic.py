@@ -12,15 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from thinktwice.data.simulator.config import SimConfig
-from thinktwice.data.simulator.draw import (
-    Scale,
-    at_time,
-    fit_scale,
-    id_part,
-    pick,
-    shared_part,
+from thinktwice.data.simulator.draw import Scale, at_time, fit_scale, id_part, pick, shared_part
+from thinktwice.data.simulator.world import (
+    AGES,
+    DEVICE_SHARES,
+    DEVICES,
+    LIFE,
+    SCENARIO_SHARES,
+    SCENARIOS,
+    SLOTS,
+    TOPICS,
+    make_world,
 )
-from thinktwice.data.simulator.world import DEVICE_SHARES, DEVICES, LIFE, SCENARIO_SHARES, SCENARIOS, SLOTS, make_world
 
 BLOCK = 512  # visits drawn at once
 
@@ -32,6 +35,7 @@ class Visit:
     Attributes:
         context: fields of the request that are not looked up, by the names of the schema.
         candidates: items that may be shown, without repetitions.
+        values: fields of the user and of each candidate, by the names of the schema.
         truth: true click probability of each candidate.
         draw: a uniform number for each candidate: it is clicked, if shown, where the number is below its probability.
     """
@@ -40,6 +44,7 @@ class Visit:
     user: str
     context: dict[str, str | float]
     candidates: tuple[str, ...]
+    values: tuple[dict[str, str], ...]
     truth: tuple[float, ...]
     draw: tuple[float, ...]
 
@@ -104,9 +109,16 @@ class Traffic:
                     "load_ms": float(np.round(np.exp(6.0 + 0.5 * float(load_z[i])))),
                 },
                 candidates=tuple(map(str, item[i])),
+                values=tuple({**self._user_values(user[i]), **self._item_values(j)} for j in item[i]),
                 truth=tuple(truth[i].tolist()),
                 draw=tuple(draw[i].tolist()),
             )
+
+    def _user_values(self, user: int) -> dict[str, str]:
+        return {"age_band": AGES[self._world.user_age[user]], "city": str(self._world.user_city[user])}
+
+    def _item_values(self, item: int) -> dict[str, str]:
+        return {"author_id": str(self._world.item_author[item]), "topic": TOPICS[self._world.item_topic[item]]}
 
     def _truth(
         self,
