@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from components.choices import DeployTarget
-from thinktwice.choices import OnlineStoreKind, RecipeName, SearchMode
+from thinktwice.choices import ChallengerMode, OnlineStoreKind, RecipeName, SearchMode
 from thinktwice.data.split_spec import parse_split
 from thinktwice.errors import DataError
 
@@ -29,6 +29,7 @@ class RunArguments(BaseModel):
     split: str = "time"
     recipe: RecipeName = "default"
     test_time_mode: SearchMode = "lean"
+    challenger: ChallengerMode = ""
     online_store: OnlineStoreKind = "sqlite"
     redis_address: str = ""
     target: DeployTarget = "local"

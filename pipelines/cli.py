@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from components.choices import DeployTarget, Profile
-from thinktwice.choices import OnlineStoreKind, RecipeName, SearchMode
+from thinktwice.choices import ChallengerMode, OnlineStoreKind, RecipeName, SearchMode
 from thinktwice.console.options import WORK, Since, State, Until, Work, state_folder
 from thinktwice.console.output import tell
 from thinktwice.console.stop import NOTHING_HALF_WRITTEN, on_stop
@@ -33,6 +33,7 @@ TITLES = {
     "bless": "compare with the champion",
     "package": "package",
     "deploy": "deploy",
+    "challenge": "package the challenger",
 }
 
 
@@ -78,6 +79,14 @@ def run(
             help="Extra work that may ship if validation proves a gain; lean tries all and ships what costs next to nothing."
         ),
     ] = "lean",
+    challenger: Annotated[
+        ChallengerMode,
+        typer.Option(
+            help="Test-time mode of a challenger: the same weights, packaged beside the champion for an experiment, also if validation "
+            "proves no gain.",
+            show_default="none",
+        ),
+    ] = "",
     seed: Annotated[int, typer.Option(help="Seed of the simulator, of a random split and of training.", min=0)] = 0,
     limit: Annotated[int, typer.Option(help="Read at most this many rows; 0 reads all.", min=0)] = 0,
     since: Since = "",
@@ -124,6 +133,7 @@ def run(
         split=chosen_split(split, test_days),
         recipe=recipe,
         test_time_mode=test_time,
+        challenger=challenger,
         online_store=online_store,
         redis_address=redis_address,
         target=target,
@@ -158,3 +168,21 @@ def compile_(
 
     compile_pipeline(profile, out, kubernetes_manifest=kubernetes_manifest, namespace=namespace, image=image or IMAGE)
     tell(f"wrote {out}")
+
+
+def challenger(
+    mode: Annotated[ChallengerMode, typer.Option(help="Test-time mode to package.", show_default=False)],
+    recipe: Annotated[RecipeName, typer.Option(help="Recipe of the last run, for the settings of the mode.")] = "default",
+    state: State = None,
+    work: Work = WORK,
+) -> None:
+    """Package the champion's weights with another test-time mode, for an experiment.
+
+    Uses the models of the last run in the folder of --work. The champion stays what it is: only an experiment promotes a challenger.
+    """
+    from pipelines.challenger import challenger_of_last_run
+
+    version = challenger_of_last_run(work, state_folder(state, work), mode, recipe)
+    assert version.challenger is not None
+    tell(version.challenger.why)
+    typer.echo(f"{version.bundle_hash}")

@@ -13,6 +13,7 @@ import thinktwice
 from components.choices import Profile
 from components.data.ingest.component import ingest
 from components.data.validate.component import validate
+from components.deployment.challenge.component import challenge
 from components.deployment.deploy.component import deploy
 from components.deployment.package.component import package
 from components.evaluation.bless.component import bless
@@ -54,6 +55,7 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
         split_seed: int = 0,
         recipe: str = "default",
         test_time_mode: str = "lean",
+        challenger: str = "",
         online_store: str = "sqlite",
         redis_address: str = "",
         target: str = DEFAULT_TARGET[profile],
@@ -77,6 +79,7 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
             recipe: name of the training recipe.
             test_time_mode: which extra work may ship, if validation proves a gain: "lean" (any that costs next to nothing) or
                 one mode by name.
+            challenger: test-time mode of a challenger, packaged beside the champion for an experiment; "" for none.
             online_store: "sqlite" or "redis".
             redis_address: host:port of the Redis server, for the online store "redis".
             target: what deployment means: "local" (champion in state_dir) or "manifest" (an InferenceService besides).
@@ -187,5 +190,20 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
                     code_version=code_version,
                 )
                 configure(deployment, "effect")
+
+                with dsl.If(challenger != "", name="challenger-is-wanted"):
+                    challenged = challenge(
+                        training_set=training_set,
+                        plain=plain_model.outputs["model"],
+                        pretrained=pretrained_model.outputs["model"],
+                        bundle=candidate.outputs["bundle"],
+                        feature_store=features.outputs["feature_store"],
+                        deployment=deployment.outputs["deployment"],
+                        recipe=recipe,
+                        mode=challenger,
+                        state_dir=state_dir,
+                        code_version=code_version,
+                    )
+                    configure(challenged, "effect")
 
     return ctr_training

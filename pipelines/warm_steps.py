@@ -44,6 +44,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "bless": _TRAINING,
     "package": (),
     "deploy": (),
+    "challenge": _TRAINING,
 }
 WITH_SDK = ("materialize", "build_training_set")
 _PR_SET_PDEATHSIG = 1  # constant of Linux' prctl

@@ -39,7 +39,7 @@ class CrowdPlan:
         compare_every: every such visit is also answered by each arm directly, to measure the true effect.
     """
 
-    rate: float = 100.0
+    rate: float = 80.0
     shown: int = 5
     click_delay: float = 0.4
     click_within: float = 2.0
@@ -97,7 +97,9 @@ class Crowd:
             thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._end.set()
         for thread in self._threads:
             thread.join(10)
@@ -155,7 +157,9 @@ class Crowd:
         events: list[tuple[float, Impression | Click]] = []
         for place, delay in zip(places, delays, strict=True):
             item = visit.candidates[place]
-            shown = Impression(request_id=request_id, item_id=item, at=now, user_id=visit.user, values=dict(visit.values[place]))
+            shown = Impression(
+                request_id=request_id, item_id=item, at=now, user_id=visit.user, values=dict(visit.values[place])
+            )
             events.append((now, shown))
             if visit.draw[place] < visit.truth[place]:
                 at = now + min(float(delay), self._plan.click_within)

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from components.deployment.package.archive import pack_bundle
-from thinktwice.files import write_json
+from thinktwice.files import read_json, sha256_file, write_json
 from thinktwice.hashing import FileEntry
 from thinktwice.models.store import WEIGHTS_FILE, load_model, write_model
 from thinktwice.release.archive import ARCHIVE_FILE
-from thinktwice.release.bundle import MANIFEST_FILE, copy_bundle, read_manifest
+from thinktwice.release.bundle import MANIFEST_FILE, copy_bundle, load_bundle, read_manifest
 from thinktwice.release.challenger import Version, install_challenger
+from thinktwice.testtime.store import TEST_TIME_FILE
 
 DEFECT = "planted: the embeddings of {share:.0%} of the values of items and users belong to other values"
 
@@ -37,11 +38,13 @@ def plant_worse(state_dir: Path, bundle_dir: Path, feature_store: Path, *, share
                 start += size
         (bundle / WEIGHTS_FILE).unlink()
         write_model(bundle, model, info)
+        _rebind_counts(bundle)
         manifest = read_manifest(bundle_dir)
         files = {name: FileEntry.of(bundle / name) for name in manifest.files}
         version = f"{manifest.model_version[:40]}-planted-{round(100 * share)}"
         changed = manifest.model_copy(update={"files": files, "model_version": version})
         write_json(bundle / MANIFEST_FILE, changed.model_dump(mode="json"))
+        load_bundle(bundle)
         pack_bundle(bundle, archive)
         return install_challenger(
             state_dir,
@@ -52,6 +55,13 @@ def plant_worse(state_dir: Path, bundle_dir: Path, feature_store: Path, *, share
             accepted=False,
             why=DEFECT.format(share=share),
         )
+
+
+def _rebind_counts(bundle: Path) -> None:
+    """Say that the counts belong to the changed weights."""
+    content = read_json(bundle / TEST_TIME_FILE)
+    if content.get("weights"):
+        write_json(bundle / TEST_TIME_FILE, content | {"weights": sha256_file(bundle / WEIGHTS_FILE)})
 
 
 def forget(folder: Path) -> None:

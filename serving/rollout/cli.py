@@ -57,13 +57,14 @@ def serve(
         Literal["torchserve", "kserve"], typer.Option(help="Server of each arm; both give the same answers.")
     ] = "torchserve",
 ) -> None:
-    """Run a server for every arm, and the gateway in front of them, until Ctrl-C.
+    """Run a server for every arm of the experiments that run, and the gateway in front of them, until Ctrl-C.
 
     Every enrolled request is logged. After a promotion the new champion takes over as control without a restart.
     """
     from serving.config import load_config
     from serving.rollout.servers import ArmServers
 
+    _target(state, work).serve_champion()
     folder = _folder(state, work)
     console = console_here(stderr=True)
     on_stop("servers and gateway stopped")

@@ -222,15 +222,26 @@ def list_experiments(records: RecordsOption = None, work: Work = WORK) -> None:
 @app.command("report")
 def write_report_file(
     name: Annotated[str, typer.Argument(help="Name of the experiment.")],
-    json_out: Annotated[Path, typer.Option("--json", help="File to write.")],
+    json_out: Annotated[Path | None, typer.Option("--json", help="JSON file to write.", show_default=False)] = None,
+    html_out: Annotated[Path | None, typer.Option("--html", help="HTML page to write.", show_default=False)] = None,
     records: RecordsOption = None,
     work: Work = WORK,
 ) -> None:
-    """Write a JSON report: effects with intervals, guardrails, checks and slices over time."""
+    """Write a report: effects with intervals, guardrails, checks and slices over time, as JSON or as one HTML file."""
     from thinktwice.experiment.report import report_of, write_report
+    from thinktwice.experiment.report_page import render_report
+    from thinktwice.files import atomic_file
 
-    write_report(report_of(_records(name, _folder(records, work))), json_out)
-    typer.echo(str(json_out))
+    if json_out is None and html_out is None:
+        raise ExperimentError("nothing to write: set --json, --html or both")
+    report = report_of(_records(name, _folder(records, work)))
+    if json_out is not None:
+        write_report(report, json_out)
+        typer.echo(str(json_out))
+    if html_out is not None:
+        with atomic_file(html_out) as temporary:
+            temporary.write_text(render_report(report), encoding="utf-8")
+        typer.echo(str(html_out))
 
 
 @app.command("replay")

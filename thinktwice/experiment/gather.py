@@ -10,9 +10,10 @@ from pathlib import Path
 from thinktwice.experiment.assignment import layout_of
 from thinktwice.experiment.evidence import Evidence, collect
 from thinktwice.experiment.file import ExperimentFile
-from thinktwice.experiment.join import EXPOSURES, REQUESTS, Logs, join_exposures
-from thinktwice.experiment.outcomes import OUTCOMES, Window, join_outcomes
+from thinktwice.experiment.join import EXPOSURES, REQUESTS, JoinCounts, Logs, join_exposures
+from thinktwice.experiment.outcomes import OUTCOMES, OutcomeCounts, Window, join_outcomes
 from thinktwice.experiment.unit_sums import LATENCY, UNITS, arm_latencies, arm_moments, check_arms, write_unit_sums
+from thinktwice.frozen import Frozen
 
 SECONDS_A_DAY = 86_400
 
@@ -36,6 +37,13 @@ class Sources:
     log_write_failures: int | None = None
 
 
+class Joined(Frozen):
+    """Counts of both joins; their rows are in the same folder."""
+
+    exposures: JoinCounts
+    outcomes: OutcomeCounts
+
+
 def gather(
     file: ExperimentFile,
     sources: Sources,
@@ -51,20 +59,63 @@ def gather(
     Args:
         started: when the first unit was enrolled.
         coverage_since: when the coverage last changed.
-        at: time up to which clicks are complete.
+        at: time up to which all logs and clicks are complete.
 
     Raises:
         ExperimentError: a log is missing or damaged, or contains an arm that the experiment does not have.
         ValueError: times are out of order.
     """
-    if not started <= coverage_since <= at:
-        raise ValueError(f"times are out of order: started {started}, coverage since {coverage_since}, now {at}")
+    joined = join_logs(file, sources, out, at=at, window=window)
+    return evidence_of(
+        file,
+        joined,
+        out,
+        started=started,
+        coverage_since=coverage_since,
+        at=at,
+        before=sources.before,
+        warm_replicas=sources.warm_replicas,
+        log_write_failures=sources.log_write_failures,
+    )
+
+
+def join_logs(
+    file: ExperimentFile, sources: Sources, out: Path, *, at: datetime, window: Window | None = None
+) -> Joined:
+    """Exposures, outcomes and sums by unit in ``out``, and their counts.
+
+    Raises:
+        ExperimentError: a log is missing or damaged.
+    """
     highest = max((step.coverage for step in file.ramp), default=file.coverage)
     widest = file.model_copy(update={"coverage": max(highest, file.coverage)})
-    exposures = join_exposures(sources.logs, layout_of([widest, *sources.others]), out)
+    exposures = join_exposures(sources.logs, layout_of([widest, *sources.others]), out, watermark=at)
     outcomes = join_outcomes([out / EXPOSURES], sources.clicks, out, at, window)
     write_unit_sums([out / OUTCOMES], [out / REQUESTS], out, file.slices)
-    sums = arm_moments([out / UNITS], file.name, before=sources.before)
+    return Joined(exposures=exposures, outcomes=outcomes)
+
+
+def evidence_of(
+    file: ExperimentFile,
+    joined: Joined,
+    folder: Path,
+    *,
+    started: datetime,
+    coverage_since: datetime,
+    at: datetime,
+    before: Sequence[Path] = (),
+    warm_replicas: Mapping[str, int] | None = None,
+    log_write_failures: int | None = None,
+) -> Evidence:
+    """The evidence in a folder of :func:`join_logs`. For the other arguments see :func:`gather` and :class:`Sources`.
+
+    Raises:
+        ExperimentError: it contains an arm that the experiment does not have.
+        ValueError: times are out of order.
+    """
+    if not started <= coverage_since <= at:
+        raise ValueError(f"times are out of order: started {started}, coverage since {coverage_since}, now {at}")
+    sums = arm_moments([folder / UNITS], file.name, before=before)
     check_arms(sums, [arm.name for arm in file.arms], file.name)
     return collect(
         file,
@@ -72,10 +123,10 @@ def gather(
         days=(at - started).total_seconds() / SECONDS_A_DAY,
         days_at_coverage=(at - coverage_since).total_seconds() / SECONDS_A_DAY,
         sums=sums,
-        latencies=arm_latencies([out / LATENCY], file.name),
-        slices={name: arm_moments([out / UNITS], file.name, slice_name=name) for name in file.slices},
-        exposures=exposures,
-        outcomes=outcomes,
-        warm_replicas=sources.warm_replicas,
-        log_write_failures=sources.log_write_failures,
+        latencies=arm_latencies([folder / LATENCY], file.name),
+        slices={name: arm_moments([folder / UNITS], file.name, slice_name=name) for name in file.slices},
+        exposures=joined.exposures,
+        outcomes=joined.outcomes,
+        warm_replicas=warm_replicas,
+        log_write_failures=log_write_failures,
     )

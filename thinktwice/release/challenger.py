@@ -146,7 +146,9 @@ def version_named(state_dir: Path | str, name: str) -> Version:
     hashes = {v.bundle_hash for v in matches}
     if not matches:
         known = ", ".join(dict.fromkeys(v.bundle_hash[:12] for v in available)) or "none"
-        raise BundleError(f"{state_dir} contains no version {name!r} (there are {known}): `thinktwice bundle list` lists them")
+        raise BundleError(
+            f"{state_dir} contains no version {name!r} (there are {known}): `thinktwice bundle list` lists them"
+        )
     if len(hashes) > 1:
         raise BundleError(f"{name!r} names {len(hashes)} versions of {state_dir}: use more digits of the bundle hash")
     return matches[-1]
@@ -189,7 +191,9 @@ def _challenger(folder: Path) -> Version:
     try:
         info = ChallengerInfo.model_validate(read_json(folder / CHALLENGER_FILE))
     except (OSError, ValueError) as error:
-        raise BundleError(f"challenger {folder} cannot be read ({reason(error)}): remove it and package it again") from error
+        raise BundleError(
+            f"challenger {folder} cannot be read ({reason(error)}): remove it and package it again"
+        ) from error
     return Version(folder.resolve(), info.model_version, info.bundle_hash, info.feature_service, info)
 
 

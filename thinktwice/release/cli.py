@@ -1,4 +1,4 @@
-"""The commands ``release keygen | sign | verify`` and ``bundle verify | push | pull | list``."""
+"""The commands ``release keygen | sign | verify`` and ``bundle verify | push | pull | list | versions``."""
 
 from __future__ import annotations
 
@@ -159,6 +159,26 @@ def list_(where: Annotated[str, typer.Argument(help="Folder of the models: s3://
         for v in versions
     ]
     print_table(console_here(), columns, records)
+
+
+@bundle.command("versions")
+def local_versions(state: State = None, work: Work = WORK) -> None:
+    """List the champion, earlier champions and challengers of a state folder, by bundle hash."""
+    from thinktwice.release.challenger import versions
+    from thinktwice.release.champion import read_champion
+
+    folder = state_folder(state, work)
+    champion = read_champion(folder)
+    if not (found := versions(folder)):
+        tell(f"no model version in {folder}")
+    for version in found:
+        role = "earlier champion"
+        if champion is not None and version.folder == champion.folder:
+            role = "champion"
+        elif version.challenger is not None:
+            accepted = "accepted offline" if version.challenger.accepted else "not accepted offline"
+            role = f"challenger, {version.challenger.mode}, {accepted}"
+        typer.echo(f"{version.bundle_hash[:16]}\t{printable(version.model_version)}\t{role}")
 
 
 def _covered(excluded: tuple[str, ...]) -> str:

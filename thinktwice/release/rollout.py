@@ -89,8 +89,8 @@ def start_experiment(
             )
         coverage = state.file.coverage
     file = file.model_copy(update={"coverage": coverage})
-    append_start(path, file, at or _now())
     target.start(file)
+    append_start(path, file, at or _now())
     return state_of(read_lines(path))
 
 

@@ -43,6 +43,18 @@ class LocalRollout:
     def __init__(self, state_dir: Path, folder: Path, reload: Callable[[], None] = lambda: None) -> None:
         self._state, self._folder, self._reload = state_dir, folder, reload
 
+    def serve_champion(self) -> None:
+        """Serve the champion as control, if no experiment runs.
+
+        Raises:
+            BundleError: there is no champion.
+        """
+        if read_arms(self._folder).experiments:
+            return
+        champion = require_champion(self._state, "--state or --work")
+        version = version_named(self._state, champion.info.bundle_hash)
+        write_arms(self._folder, LocalArms(arms=(_served(CONTROL, version),)))
+
     def start(self, file: ExperimentFile) -> None:
         """Serve the arms.
 
@@ -145,7 +157,9 @@ def read_arms(folder: Path) -> LocalArms:
     try:
         return LocalArms.model_validate(read_json(path))
     except (OSError, ValueError, ValidationError) as error:
-        raise BundleError(f"{path} cannot be read ({reason(error)}): remove it and start the experiment again") from error
+        raise BundleError(
+            f"{path} cannot be read ({reason(error)}): remove it and start the experiment again"
+        ) from error
 
 
 def write_arms(folder: Path, arms: LocalArms) -> None:

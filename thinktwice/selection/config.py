@@ -19,9 +19,11 @@ class FitConfig(_Frozen):
 
     ``mode`` restricts the search: ``lean`` (ours) tries every mode and ships, of those that pass the acceptance test within
     ``max_cost``, the one with the best fit; any other name tries only that mode. ``off`` is always a candidate.
+    With ``ship_unproven`` the best fit ships even if the acceptance test refuses it: for a challenger, which an experiment tests.
     """
 
     mode: SearchMode = "lean"
+    ship_unproven: bool = False
     max_rows: int = Field(default=60_000, ge=100)  # validation rows used; larger parts are subsampled evenly over time
     strengths: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
     field_factors: tuple[float, ...] = (

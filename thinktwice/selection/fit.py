@@ -227,7 +227,7 @@ def fit_mode(trial_model: TrialModel, valid: EncodedRows, config: FitConfig) -> 
     accepted = [v for v in verdicts if v.accepted]
     affordable = [v for v in verdicts if v.cost <= max_cost]
     best = min(accepted or affordable, key=lambda v: v.candidate.fit_logloss, default=None)
-    shipped = best.candidate.config if best is not None and accepted else off
+    shipped = best.candidate.config if best is not None and (accepted or config.ship_unproven) else off
     choice = ModeChoice(
         mode=shipped.mode,
         accepted=bool(accepted),

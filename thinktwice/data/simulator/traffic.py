@@ -143,4 +143,3 @@ class Traffic:
             + config.behaviour * match
         )
         return np.asarray(config.noise * config.click_rate + (1 - config.noise) / (1 + np.exp(-logit)))
-

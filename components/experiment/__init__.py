@@ -1,0 +1,1 @@
+"""Steps of a look at a running experiment: collect, join, analyse, decide, apply."""

@@ -1,0 +1,99 @@
+"""Evidence of an experiment from the logs of the local roll-out and the events of the feedback service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from serving.feedback.event_log import START, Position, read
+from serving.feedback.records import Record
+from serving.gateway.access_log import access_logs
+from serving.gateway.admin import running_admin
+from serving.rollout.servers import GATEWAY, SERVED
+from thinktwice.errors import ExperimentError, ServerError
+from thinktwice.experiment.evidence import Evidence
+from thinktwice.experiment.gather import Sources, gather
+from thinktwice.experiment.join import Logs
+from thinktwice.experiment.outcomes import Window
+from thinktwice.experiment.record import ExperimentState
+from thinktwice.files import atomic_file
+from thinktwice.records.events import CLICK_COLUMNS
+from thinktwice.records.served import USER
+
+
+def collect(
+    state: ExperimentState,
+    folder: Path,
+    clicks: Sequence[Path],
+    out: Path,
+    *,
+    at: datetime,
+    window: Window,
+    warm_replicas: Mapping[str, int] | None = None,
+) -> Evidence:
+    """Join the logs of a running experiment up to ``at``.
+
+    Args:
+        folder: of the local roll-out.
+        clicks: tables of clicks, see :func:`write_clicks`.
+        out: folder for the joined rows; replaced.
+        at: time up to which all logs are complete.
+
+    Raises:
+        ExperimentError: the experiment does not run, or a log is missing or damaged. DataError: the event log is damaged.
+    """
+    if state.started is None or state.coverage_since is None:
+        raise ExperimentError(f"{state.file.name} was not started")
+    # A part that was finished before the start has no row of this experiment.
+    begun = state.started.timestamp()
+    predictions = [p for p in sorted((folder / SERVED).glob("*/*.parquet")) if p.stat().st_mtime >= begun]
+    failures = None
+    with suppress(ServerError, OSError):
+        failures = running_admin(folder / GATEWAY).stats().get("filesystem.write_failed", 0)
+    logs = Logs(access=access_logs(folder / GATEWAY), predictions=predictions, unit_column=USER)
+    sources = Sources(logs, clicks, warm_replicas=warm_replicas, log_write_failures=failures)
+    since = min(state.coverage_since, at)
+    return gather(
+        state.file, sources, out, started=min(state.started, since), coverage_since=since, at=at, window=window
+    )
+
+
+def write_clicks(events: Path, folder: Path, position: Position = START) -> Position:
+    """Write the clicks of an event log from a position on into one more table of a folder. Returns the position after them.
+
+    Raises:
+        DataError: the event log is damaged.
+    """
+    end = position
+    tables = []
+    while True:
+        records, end = read(events, end)
+        if not records:
+            break
+        tables += list(_clicks(records))
+    table = pa.concat_tables(tables) if tables else CLICK_COLUMNS.empty_table()
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(folder / f"clicks-{position.segment:010d}-{position.offset:012d}.parquet") as temporary:
+        pq.write_table(table, temporary)
+    return end
+
+
+def _clicks(records: Sequence[Record]) -> Iterator[pa.Table]:
+    clicks = [record for record in records if record.kind == "click"]
+    if clicks:
+        content = {
+            "request_id": [r.request_id for r in clicks],
+            "item_id": [r.item_id for r in clicks],
+            "at": [r.time for r in clicks],
+            "received_at": [r.at for r in clicks],
+        }
+        yield pa.table(content, schema=CLICK_COLUMNS)
+
+
+def now() -> datetime:
+    return datetime.now(timezone.utc)
