@@ -172,7 +172,9 @@ def compile_(
 
 def challenger(
     mode: Annotated[ChallengerMode, typer.Option(help="Test-time mode to package.", show_default=False)],
-    recipe: Annotated[RecipeName, typer.Option(help="Recipe of the last run, for the settings of the mode.")] = "default",
+    recipe: Annotated[
+        RecipeName, typer.Option(help="Recipe of the last run, for the settings of the mode.")
+    ] = "default",
     state: State = None,
     work: Work = WORK,
 ) -> None:

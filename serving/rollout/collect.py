@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from serving.feedback.event_log import START, Position, read
 from serving.feedback.records import Record
-from serving.gateway.access_log import access_logs
 from serving.gateway.admin import running_admin
+from serving.gateway.collect import frozen_access_logs, prediction_parts
 from serving.rollout.servers import GATEWAY, SERVED
 from thinktwice.errors import ExperimentError, ServerError
 from thinktwice.experiment.evidence import Evidence
@@ -51,16 +51,23 @@ def collect(
         raise ExperimentError(f"{state.file.name} was not started")
     # A part that was finished before the start has no row of this experiment.
     begun = state.started.timestamp()
-    predictions = [p for p in sorted((folder / SERVED).glob("*/*.parquet")) if p.stat().st_mtime >= begun]
+    parts = [part for log in sorted((folder / SERVED).iterdir()) for part in prediction_parts(log)]
+    predictions = [part for part in parts if part.stat().st_mtime >= begun]
     failures = None
     with suppress(ServerError, OSError):
         failures = running_admin(folder / GATEWAY).stats().get("filesystem.write_failed", 0)
-    logs = Logs(access=access_logs(folder / GATEWAY), predictions=predictions, unit_column=USER)
-    sources = Sources(logs, clicks, warm_replicas=warm_replicas, log_write_failures=failures)
     since = min(state.coverage_since, at)
-    return gather(
-        state.file, sources, out, started=min(state.started, since), coverage_since=since, at=at, window=window
-    )
+    out.mkdir(parents=True, exist_ok=True)
+    with frozen_access_logs(folder / GATEWAY, out / ".access.part") as access:
+        sources = Sources(
+            Logs(access, predictions, unit_column=USER),
+            clicks,
+            warm_replicas=warm_replicas,
+            log_write_failures=failures,
+        )
+        return gather(
+            state.file, sources, out, started=min(state.started, since), coverage_since=since, at=at, window=window
+        )
 
 
 def write_clicks(events: Path, folder: Path, position: Position = START) -> Position:

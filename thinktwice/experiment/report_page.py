@@ -47,7 +47,9 @@ def render_report(report: ExperimentReport, extras: PageExtras | None = None) ->
     extras = extras or PageExtras()
     decision = report.decision
     title = f"Experiment {report.experiment.name}"
-    lines = [f"{WORDS[decision.action]}{f' {decision.arm}' if decision.arm else ''} ({decision.status.replace('_', ' ')})"]
+    lines = [
+        f"{WORDS[decision.action]}{f' {decision.arm}' if decision.arm else ''} ({decision.status.replace('_', ' ')})"
+    ]
     lines += [*decision.reasons, *extras.remarks]
     unit, scale = _time_unit(report.days)
     known = [*extras.known, *[None] * (len(report.points) - len(extras.known))]
@@ -100,7 +102,11 @@ def _effects(report: ExperimentReport, known: Sequence[KnownEffect | None], scal
         series.append(Series(arm.name, (EFFECT, RATIO)[index % 2], marks))
     truth = [
         Mark(
-            point.days * scale, 100 * k.value, 100 * k.low, 100 * k.high, f"{k.value:+.2%} ({k.low:+.2%} to {k.high:+.2%})"
+            point.days * scale,
+            100 * k.value,
+            100 * k.low,
+            100 * k.high,
+            f"{k.value:+.2%} ({k.low:+.2%} to {k.high:+.2%})",
         )
         for point, k in zip(report.points, known, strict=False)
         if k is not None
@@ -152,7 +158,9 @@ def _effect(result: PrimaryResult) -> str:
 
 def _guardrail(result: GuardrailResult) -> str:
     margin = f"{result.margin:.1%} of control" if result.relative else f"{result.margin:g}"
-    return f"worse if it goes {result.worse.replace('increase', 'up').replace('decrease', 'down')} by more than {margin}"
+    return (
+        f"worse if it goes {result.worse.replace('increase', 'up').replace('decrease', 'down')} by more than {margin}"
+    )
 
 
 def _state(result: GuardrailResult) -> tuple[str, str]:

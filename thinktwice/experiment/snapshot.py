@@ -122,7 +122,9 @@ def read_snapshot(logs: Path | str) -> Snapshot:
     try:
         return Snapshot.model_validate(read_json(Path(logs) / SNAPSHOT))
     except (OSError, ValueError) as error:
-        raise ExperimentError(f"{logs} is not a snapshot of logs ({reason(error)}): run the step collect again") from error
+        raise ExperimentError(
+            f"{logs} is not a snapshot of logs ({reason(error)}): run the step collect again"
+        ) from error
 
 
 def _sources(logs: Path) -> Sources:

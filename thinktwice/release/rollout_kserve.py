@@ -81,7 +81,9 @@ class KServeRollout:
             BundleError: nothing was rendered there yet, or it is damaged.
         """
         if not (folder / STATE_FILE).exists():
-            raise BundleError(f"{folder} contains no {STATE_FILE}: render it with `thinktwice experiment start --kserve`")
+            raise BundleError(
+                f"{folder} contains no {STATE_FILE}: render it with `thinktwice experiment start --kserve`"
+            )
         return cls(folder, _read(folder, None).settings, {})
 
     def start(self, file: ExperimentFile) -> None:
@@ -146,7 +148,9 @@ class KServeRollout:
         settings, serial = self._settings, before.serial + 1
         endpoints = {
             name if name == CONTROL else cluster_of(*name.split("/")): [
-                Endpoint(host=f"{self._service(name)}-predictor.{settings.namespace}.svc.cluster.local", port=SERVICE_PORT)
+                Endpoint(
+                    host=f"{self._service(name)}-predictor.{settings.namespace}.svc.cluster.local", port=SERVICE_PORT
+                )
             ]
             for name in arms
         }
@@ -165,7 +169,9 @@ class KServeRollout:
                 names.append(f"inferenceservice-{name.replace('/', '-')}.yaml")
                 _dump(folder / names[-1], self._inference_service(name, arm))
             _dump(folder / KUSTOMIZATION, {"namespace": settings.namespace, "resources": names})
-            written = _Written(settings=settings, serial=serial, arms=tuple(arms.values()), experiments=tuple(experiments))
+            written = _Written(
+                settings=settings, serial=serial, arms=tuple(arms.values()), experiments=tuple(experiments)
+            )
             write_json(folder / STATE_FILE, written.model_dump(mode="json", exclude_none=True))
 
     def _live(self) -> tuple[bytes, bytes] | None:

@@ -7,7 +7,11 @@ from components.step import step
 
 @step
 def analyse(
-    logs: Input[Artifact], joined: Input[Artifact], code_version: str, evidence: Output[Artifact], metrics: Output[Metrics]
+    logs: Input[Artifact],
+    joined: Input[Artifact],
+    code_version: str,
+    evidence: Output[Artifact],
+    metrics: Output[Metrics],
 ) -> None:
     """Moments of every arm: all that a decision is based on, small enough to keep for ever."""
     from pathlib import Path
