@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from components.choices import DeployTarget, Profile
+from pipelines.choices import PipelineName
 from thinktwice.choices import ChallengerMode, OnlineStoreKind, RecipeName, SearchMode
 from thinktwice.console.options import WORK, Since, State, Until, Work, state_folder
 from thinktwice.console.output import tell
@@ -161,12 +162,22 @@ def compile_(
             show_default="the name in components/step.py",
         ),
     ] = "",
+    pipeline: Annotated[
+        PipelineName, typer.Option(help="Pipeline to compile: training, or a look at a running experiment.")
+    ] = "training",
 ) -> None:
-    """Compile the pipeline into a file for a Kubeflow Pipelines cluster."""
+    """Compile a pipeline into a file for a Kubeflow Pipelines cluster."""
     from components.step import IMAGE
     from pipelines.compile import compile_pipeline
 
-    compile_pipeline(profile, out, kubernetes_manifest=kubernetes_manifest, namespace=namespace, image=image or IMAGE)
+    compile_pipeline(
+        profile,
+        out,
+        kubernetes_manifest=kubernetes_manifest,
+        namespace=namespace,
+        image=image or IMAGE,
+        pipeline=pipeline,
+    )
     tell(f"wrote {out}")
 
 

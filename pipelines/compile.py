@@ -1,4 +1,4 @@
-"""Compilation of the pipeline for a cluster."""
+"""Compilation of the pipelines for a cluster."""
 
 import shutil
 import tempfile
@@ -10,8 +10,15 @@ from kfp.compiler.compiler_utils import KubernetesManifestOptions
 import thinktwice
 from components.choices import Profile
 from components.step import IMAGE
-from pipelines.ctr_training import NAME, build_pipeline
+from pipelines import ctr_experiment, ctr_training
+from pipelines.choices import PipelineName
 from thinktwice.files import atomic_file, sha256_file
+
+#: Name in the cluster, and graph, of each pipeline.
+BUILDERS = {
+    "training": (ctr_training.NAME, ctr_training.build_pipeline),
+    "experiment": (ctr_experiment.NAME, ctr_experiment.build_experiment_pipeline),
+}
 
 
 def compile_pipeline(
@@ -21,26 +28,28 @@ def compile_pipeline(
     kubernetes_manifest: bool = False,
     namespace: str = "kubeflow",
     image: str = IMAGE,
+    pipeline: PipelineName = "training",
 ) -> None:
-    """Write the pipeline for `profile` to `out`: KFP's IR, or objects for ``kubectl apply``.
+    """Write a pipeline for `profile` to `out`: KFP's IR, or objects for ``kubectl apply``.
 
     Every step runs in `image`. The objects need an API server that stores pipelines in Kubernetes. The spec of a PipelineVersion is
     immutable, so its name contains the package version and a hash of the spec: a different spec gets a different name.
     """
-    pipeline = build_pipeline(profile, image)
+    name, build = BUILDERS[pipeline]
+    graph = build(profile, image)
     with tempfile.TemporaryDirectory(prefix="thinktwice-compile-") as scratch:
         compiled = Path(scratch) / "pipeline.yaml"  # KFP requires this suffix
-        Compiler().compile(pipeline, str(compiled))
+        Compiler().compile(graph, str(compiled))
         if kubernetes_manifest:
             digest = sha256_file(compiled)[:8]
             options = KubernetesManifestOptions(
-                pipeline_name=NAME,
-                pipeline_version_name=f"{NAME}-{thinktwice.__version__.replace('.', '-')}-{profile}-{digest}",
+                pipeline_name=name,
+                pipeline_version_name=f"{name}-{thinktwice.__version__.replace('.', '-')}-{profile}-{digest}",
                 namespace=namespace,
                 include_pipeline_manifest=True,
             )
             Compiler().compile(
-                pipeline, str(compiled), kubernetes_manifest_format=True, kubernetes_manifest_options=options
+                graph, str(compiled), kubernetes_manifest_format=True, kubernetes_manifest_options=options
             )
         with atomic_file(out) as temporary:
             shutil.copyfile(compiled, temporary)

@@ -21,6 +21,13 @@ PROFILES: tuple[Profile, ...] = get_args(Profile)
 DEFAULT_TARGET: dict[Profile, DeployTarget] = {"local": "local", "gpu-single": "manifest"}
 STATE_MOUNT = "/var/lib/thinktwice"
 DEFAULT_STATE_DIR: dict[Profile, str] = {"local": ".thinktwice/state", "gpu-single": f"{STATE_MOUNT}/state"}
+DEFAULT_RECORDS_DIR: dict[Profile, str] = {
+    "local": ".thinktwice/experiments",
+    "gpu-single": f"{STATE_MOUNT}/experiments",
+}
+DEFAULT_ROLLOUT_DIR: dict[Profile, str] = {
+    profile: f"{folder}/rollout" for profile, folder in DEFAULT_STATE_DIR.items()
+}
 
 # Labels and names that a cluster must provide; `manifests/README.md` and `manifests/examples/` use the same ones.
 POOL_LABEL = "thinktwice.dev/pool"

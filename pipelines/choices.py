@@ -1,0 +1,7 @@
+"""Values of options of the pipeline commands."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+PipelineName = Literal["training", "experiment"]
