@@ -1,71 +1,22 @@
-"""``thinktwice experiment demo``: live experiments on simulated users, with a real gateway and real servers."""
+"""``thinktwice experiment demo``: live experiments on simulated users."""
 
 # Annotations stay real objects here: typer reads them.
-import os
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import typer
-from rich.console import Console
 
-from demo.experiment.crowd import Crowd, CrowdPlan
-from demo.experiment.loop import LookSeen, Place, run_experiment
-from demo.experiment.plan import Pace, plan_demo
-from demo.experiment.planted import forget, plant_worse
-from demo.experiment.screen import Screen, effect_text, true_text
-from demo.experiment.world import LOG, SCHEMA, DemoWorld
-from demo.server import free_port
-from serving.config import load_config
-from serving.rollout.servers import ArmServers, ServerKind, reload_gateway
-from thinktwice.cli import QUIET_STOP
-from thinktwice.console.output import say, shown
-from thinktwice.console.processes import POLITE, python_command, start, stop, terminated_like_interrupted, wait
-from thinktwice.console.stages import seconds_text
-from thinktwice.console.stop import on_stop
-from thinktwice.console.terminal import console_here
-from thinktwice.data.simulator.config import SimConfig
-from thinktwice.errors import PipelineError, ServerError
-from thinktwice.experiment.outcomes import Window
-from thinktwice.release.challenger import version_named
-from thinktwice.release.champion import install_champion, require_champion
-from thinktwice.release.rollout_local import LocalRollout
+# The command imports the demonstration when it runs, because every command of the group loads this file.
 
 WORK = Path(".thinktwice/demo-ab")
-ALPHA = 0.01
-Run = Literal["better", "worse", "same"]
-TITLES: dict[Run, str] = {
-    "better": "a better model",
-    "worse": "a planted worse model",
-    "same": "the same model twice (A/A)",
-}
-WORLD = SimConfig(rows=60_000, users=20_000, items=300, drift=1.5, click_rate=0.3, id_variance=3.0, shared_variance=0.3)
-
-
-@dataclass(frozen=True)
-class Demo:
-    """Everything that the three experiments share."""
-
-    console: Console
-    work: Path
-    world: DemoWorld
-    crowd: CrowdPlan
-    pace: Pace
-    seed: int
-
-    @property
-    def state(self) -> Path:
-        return self.work / "state"
+RunName = Literal["better", "worse", "same"]
 
 
 def demo(
     runs: Annotated[
         list[str] | None,
         typer.Option(
-            "--run", help="Experiments to run: better, worse, same; can be repeated.", show_default="all three"
+            "--run", help="Experiment to run: better, worse or same; can be repeated.", show_default="all three"
         ),
     ] = None,
     treatment: Annotated[
@@ -77,153 +28,11 @@ def demo(
     server: Annotated[Literal["torchserve", "kserve"], typer.Option(help="Server of each arm.")] = "torchserve",
 ) -> None:
     """Run three live experiments on simulated users: one ends in a promotion, one in a roll-back, one in no decision."""
-    chosen = _chosen(runs)
-    begin = time.monotonic()
-    console = console_here()
-    world = DemoWorld(WORLD.model_copy(update={"seed": seed}))
-    settings = Demo(console, work, world, CrowdPlan(rate=rate), Pace(), seed)
-    on_stop("servers, gateway and feedback stopped")
-    forget(work)
-    with terminated_like_interrupted(), ExitStack() as stack:
-        say(console, f"thinktwice experiment demo; everything it writes is under {work}\n")
-        world.write_log(work)
-        say(console, f"simulated {world.config.rows:,} past impressions of a world that drifts")
-        _train(settings)
-        place, events_url = _serve(stack, settings, server)
-        crowd = stack.enter_context(Crowd(world.traffic(seed + 1), settings.crowd, place.servers.url, events_url))
-        for run in chosen:
-            _run(run, settings, place, crowd, treatment)
-    say(
-        console,
-        f"\ndone in {seconds_text(time.monotonic() - begin)}; serve the champion: thinktwice serve --state {shown(settings.state)}",
-    )
+    from demo.experiment.session import run_demo
 
-
-def _chosen(runs: list[str] | None) -> list[Run]:
-    known = get_args(Run)
+    known = get_args(RunName)
     for run in runs or ():
         if run not in known:
             raise typer.BadParameter(f"{run!r} is not one of {', '.join(known)}", param_hint="--run")
-    return [run for run in known if not runs or run in runs]
-
-
-def _train(settings: Demo) -> None:
-    """Train the champion on the simulated log."""
-    command = python_command("thinktwice", "pipeline", "run", "--source", "parquet", "--recipe", "ml-100k")
-    command += ["--path", str(settings.work / LOG), "--schema", str(settings.work / SCHEMA), "--test-time", "off"]
-    command += ["--work", str(settings.work), "--state", str(settings.state)]
-    process = start(command, environment={**os.environ, QUIET_STOP: "1"})
-    try:
-        code = wait(process)
-    finally:
-        stop(process, polite=2 * POLITE)
-    if code != 0:
-        raise PipelineError("the training failed: its reason is above")
-    require_champion(settings.state, "--work")
-
-
-def _serve(stack: ExitStack, settings: Demo, server: ServerKind) -> tuple[Place, str]:
-    """Start the champion, the gateway and the feedback service."""
-    config = load_config()
-    logged = config.prediction_log.model_copy(update={"sample": 1.0, "part_seconds": 2.0})
-    config = config.model_copy(update={"prediction_log": logged, "deadline_ms": 2000.0})
-    folder = settings.state / "rollout"
-    events = settings.work / "events"
-    servers_of: list[ArmServers] = []
-
-    def reload() -> None:
-        if servers_of and not servers_of[0].follow():
-            reload_gateway(folder)
-
-    target = LocalRollout(settings.state, folder, reload)
-    target.serve_champion()
-    with settings.console.status("starting servers and gateway") as status:
-        servers = ArmServers(
-            folder,
-            free_port(),
-            config,
-            kind=server,
-            settings={"per_try_timeout": 3.0, "timeout": 6.0},
-            progress=status.update,
-        )
-        stack.enter_context(servers)
-        servers_of.append(servers)
-        events_url = stack.enter_context(_feedback(settings, events))
-    say(settings.console, f"gateway at {servers.url}, feedback at {events_url}")
-    window = Window(seconds=settings.crowd.click_within + 1.0)
-    return Place(settings.work / "experiments", folder, events, window, servers, target), events_url
-
-
-@contextmanager
-def _feedback(settings: Demo, events: Path) -> Iterator[str]:
-    """The feedback service, on the training log and the store that the servers read."""
-    log = settings.work / "feedback.log"
-    command = python_command(
-        "thinktwice", "feedback", "run", "--log", str(events), "--state", str(settings.state), "--port", "0"
-    )
-    with log.open("wb") as output:
-        process = start(command, environment={**os.environ, QUIET_STOP: "1"}, output=output)
-        try:
-            end = time.monotonic() + 60
-            while True:
-                lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-                if ready := [line for line in lines if line.startswith("ready ")]:
-                    break
-                if process.poll() is not None or time.monotonic() > end:
-                    raise ServerError(f"the feedback service did not start: see {log}")
-                time.sleep(0.1)
-            yield ready[0].removeprefix("ready ").strip()
-        finally:
-            stop(process)
-
-
-def _run(run: Run, settings: Demo, place: Place, crowd: Crowd, treatment: str) -> LookSeen:
-    """One experiment."""
-    console = settings.console
-    control, version = _arms(run, settings, place, treatment)
-    name = f"demo-{run}"
-    file, plan = plan_demo(name, control, version, settings.world, settings.crowd, settings.pace, ALPHA, settings.seed)
-    horizon = file.horizon
-    assert horizon is not None
-    say(console, f"\n{TITLES[run]}: control {control[:12]}, treatment {version[:12]}", style="bold")
-    say(
-        console,
-        f"planned to find an effect of {settings.pace.effect:.0%}: {horizon.days * 86_400:.0f} s, {horizon.looks} looks, "
-        f"at least {file.minimum.units:,} users an arm",
-    )
-    with Screen(console, file, plan, crowd) as screen:
-        seen = run_experiment(file, plan, place, crowd, settings.pace.look, screen.look)
-    _say_end(console, seen)
-    return seen
-
-
-def _say_end(console: Console, seen: LookSeen) -> None:
-    words = {"promote": "promoted", "roll_back": "rolled back", "stop": "no decision", None: "running"}
-    result = seen.record.verdict.primary[0]
-    say(
-        console,
-        f"{words[seen.state.ended]}: effect {effect_text(result.relative, result.relative_low, result.relative_high)}, "
-        f"true {true_text(seen.true_effect)}",
-        style="bold",
-    )
-
-
-def _arms(run: Run, settings: Demo, place: Place, treatment: str) -> tuple[str, str]:
-    """Bundle hashes of control and treatment."""
-    champion = require_champion(settings.state, "--work")
-    control = champion.info.bundle_hash
-    if run == "same":
-        return control, control
-    if run == "worse":
-        version = plant_worse(
-            settings.state, champion.bundle_dir, champion.feature_store_dir, share=1.0, seed=settings.seed
-        )
-        return control, version.bundle_hash
-    if treatment:
-        return control, version_named(settings.state, treatment).bundle_hash
-    worse = plant_worse(settings.state, champion.bundle_dir, champion.feature_store_dir, share=0.5, seed=settings.seed)
-    install_champion(
-        settings.state, bundle_dir=worse.bundle_dir, archive=worse.archive, feature_store_dir=champion.feature_store_dir
-    )
-    place.target.serve_champion()
-    return worse.bundle_hash, control
+    chosen = [run for run in known if not runs or run in runs]
+    run_demo(chosen, treatment=treatment, rate=rate, seed=seed, work=work, server=server)

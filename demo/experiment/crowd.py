@@ -143,7 +143,11 @@ class Crowd:
                 self._visit(client, visit)
 
     def _visit(self, client: Client, visit: Visit) -> None:
-        request = {"user_id": visit.user, "candidates": list(visit.candidates), "context": visit.context}
+        request: dict[str, object] = {
+            "user_id": visit.user,
+            "candidates": list(visit.candidates),
+            "context": visit.context,
+        }
         request_id = f"visit-{visit.number:08d}-{time.time_ns():x}"
         try:
             reply = client.predict(request, unit=visit.user, request_id=request_id, deadline_ms=DEADLINE_MS)

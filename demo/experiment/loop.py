@@ -14,7 +14,6 @@ from serving.rollout.collect import collect, now, write_clicks
 from serving.rollout.servers import ArmServers
 from thinktwice.experiment.file import CONTROL, ExperimentFile
 from thinktwice.experiment.outcomes import Window
-from thinktwice.experiment.planning import ExperimentPlan
 from thinktwice.experiment.record import (
     RECORD,
     DecisionRecord,
@@ -60,7 +59,6 @@ class LookSeen:
 
 def run_experiment(
     file: ExperimentFile,
-    plan: ExperimentPlan,
     place: Place,
     crowd: Crowd,
     look: float,

@@ -14,7 +14,6 @@ from demo.experiment.loop import LookSeen
 from thinktwice.console.output import say
 from thinktwice.experiment.file import ExperimentFile
 from thinktwice.experiment.metrics import RATIOS
-from thinktwice.experiment.planning import ExperimentPlan
 from thinktwice.stats.difference import arm_estimate
 
 REFRESH = 2  # a second
@@ -23,8 +22,8 @@ REFRESH = 2  # a second
 class Screen:
     """Shows one experiment while the block runs."""
 
-    def __init__(self, console: Console, file: ExperimentFile, plan: ExperimentPlan, crowd: Crowd) -> None:
-        self._console, self._file, self._plan, self._crowd = console, file, plan, crowd
+    def __init__(self, console: Console, file: ExperimentFile, crowd: Crowd) -> None:
+        self._console, self._file, self._crowd = console, file, crowd
         self._seen: LookSeen | None = None
         self._looks = 0
         self._live: Live | None = None

@@ -1,4 +1,4 @@
-"""The commands ``experiment start | serve | ramp | stop | apply``: the roll-out of experiments on this machine."""
+"""The commands ``experiment start | serve | collect | ramp | stop | apply``: the roll-out of experiments on this machine."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from thinktwice.console.terminal import console_here
 from thinktwice.printable import printable
 
 if TYPE_CHECKING:
+    from thinktwice.experiment.file import ExperimentFile
+    from thinktwice.release.rollout import Rollout
     from thinktwice.release.rollout_local import LocalRollout
 
 # Commands import their dependencies when they run, because every start of the command line loads this file.
@@ -24,6 +26,12 @@ RecordsOption = Annotated[
     Path | None,
     typer.Option("--records", help="Folder of the records.", show_default="experiments in the folder of --work"),
 ]
+KServeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--kserve", help="Render the files for KServe into this folder instead of serving here.", show_default=False
+    ),
+]
 WhyOption = Annotated[str, typer.Option(help="Reason, for the record.", show_default=False)]
 READY = "ready"  # first word of the line that `serve` prints when the gateway answers
 ROLLOUT = "rollout"  # folder below the state folder
@@ -32,6 +40,14 @@ ROLLOUT = "rollout"  # folder below the state folder
 def start(
     file: Annotated[Path, typer.Argument(help="Experiment file (YAML).")],
     records: RecordsOption = None,
+    kserve: KServeOption = None,
+    storage: Annotated[
+        str,
+        typer.Option(
+            help="With --kserve: URI of a version's folder, e.g. s3://models/ctr/{model_version}/, as `pipeline upload` writes it.",
+            show_default=False,
+        ),
+    ] = "",
     state: State = None,
     work: Work = WORK,
 ) -> None:
@@ -45,7 +61,10 @@ def start(
 
     experiment, folder = load_experiment(file), _records(records, work)
     check_together([*(known for known in known_experiments(folder) if known.name != experiment.name), experiment])
-    started = start_experiment(folder, experiment, _target(state, work))
+    target = (
+        _target(state, work) if kserve is None else _rendered(kserve, storage, state_folder(state, work), experiment)
+    )
+    started = start_experiment(folder, experiment, target)
     tell(f"{started.file.name}: started, coverage {started.file.coverage:.2%}")
 
 
@@ -87,13 +106,14 @@ def ramp(
     coverage: Annotated[float, typer.Option(min=0.0001, max=1.0, help="New share of enrolled users, e.g. 0.1.")],
     why: WhyOption = "",
     records: RecordsOption = None,
+    kserve: KServeOption = None,
     state: State = None,
     work: Work = WORK,
 ) -> None:
     """Raise the coverage by hand; nobody enrolled changes arm."""
     from thinktwice.release.rollout import change_coverage
 
-    change = change_coverage(_records(records, work), name, coverage, _target(state, work), why)
+    change = change_coverage(_records(records, work), name, coverage, _any_target(kserve, state, work), why)
     tell(f"{printable(name)}: coverage {change.coverage:.2%}")
 
 
@@ -101,6 +121,7 @@ def stop(
     name: NameArgument,
     why: WhyOption = "",
     records: RecordsOption = None,
+    kserve: KServeOption = None,
     state: State = None,
     work: Work = WORK,
 ) -> None:
@@ -108,25 +129,106 @@ def stop(
     from thinktwice.release.rollout import stop_experiment
 
     begin = time.monotonic()
-    stop_experiment(_records(records, work), name, _target(state, work), why)
+    stop_experiment(_records(records, work), name, _any_target(kserve, state, work), why)
     tell(f"{printable(name)}: everybody gets control (after {time.monotonic() - begin:.1f} s)")
 
 
 def apply(
     name: NameArgument,
     records: RecordsOption = None,
+    kserve: KServeOption = None,
     state: State = None,
     work: Work = WORK,
 ) -> None:
     """Carry out the last decision: ramp, promote or roll back. Does nothing if that is done already."""
     from thinktwice.release.rollout import apply_pending
 
-    change = apply_pending(_records(records, work), name, _target(state, work))
+    change = apply_pending(_records(records, work), name, _any_target(kserve, state, work))
     if change is None:
         tell(f"{printable(name)}: nothing to apply")
         return
     arm = f" {change.arm}" if change.arm else ""
     tell(f"{printable(name)}: {change.effect.replace('_', ' ')}{arm}, coverage {change.coverage:.2%}")
+
+
+def collect(
+    name: NameArgument,
+    events: Annotated[Path, typer.Option(help="Event log of the feedback service (folder).")],
+    out: Annotated[Path, typer.Option(help="Evidence file (JSON) to write.")],
+    window: Annotated[
+        float, typer.Option(min=0.001, help="Seconds after an exposure within which a click counts.")
+    ] = 86_400.0,
+    settle: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Seconds until every log has the rows of a request; later ones are left to the next look."
+        ),
+    ] = 120.0,
+    records: RecordsOption = None,
+    state: State = None,
+    work: Work = WORK,
+) -> None:
+    """Join the logs of the local roll-out up to now, and write the evidence for `experiment decide`."""
+    import shutil
+    import tempfile
+    from datetime import timedelta
+
+    from serving.rollout.collect import collect as collect_evidence
+    from serving.rollout.collect import now, write_clicks
+    from thinktwice.errors import ExperimentError
+    from thinktwice.experiment.outcomes import Window
+    from thinktwice.experiment.record import RECORD, read_lines, state_of
+    from thinktwice.files import atomic_file
+
+    lines = read_lines(_records(records, work) / name / RECORD)
+    if not lines:
+        raise ExperimentError(f"{name} was not started: `thinktwice experiment start` does")
+    at = now() - timedelta(seconds=settle)
+    scratch = Path(tempfile.mkdtemp(prefix="thinktwice-collect-"))
+    try:
+        write_clicks(events, scratch / "clicks")
+        evidence = collect_evidence(
+            state_of(lines),
+            _folder(state, work),
+            sorted((scratch / "clicks").iterdir()),
+            scratch / "joined",
+            at=at,
+            window=Window(seconds=window),
+        )
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    with atomic_file(out) as temporary:
+        temporary.write_text(evidence.model_dump_json(), encoding="utf-8")
+    typer.echo(str(out))
+
+
+def _any_target(kserve: Path | None, state: Path | None, work: Path) -> Rollout:
+    from thinktwice.release.rollout_kserve import KServeRollout
+
+    return _target(state, work) if kserve is None else KServeRollout.opened(kserve)
+
+
+def _rendered(folder: Path, storage: str, state_dir: Path, experiment: ExperimentFile) -> Rollout:
+    from thinktwice.errors import ExperimentError
+    from thinktwice.release.challenger import version_named
+    from thinktwice.release.rollout import ServedArm
+    from thinktwice.release.rollout_kserve import KServeRollout, KServeSettings
+
+    if "{model_version}" not in storage:
+        raise ExperimentError(
+            f"--storage {storage!r} does not contain {{model_version}}: give the URI of a version's folder"
+        )
+    named = {arm.bundle: version_named(state_dir, arm.bundle) for arm in experiment.arms}
+    versions = {
+        bundle: ServedArm(
+            name="",
+            model_version=version.model_version,
+            bundle_hash=version.bundle_hash,
+            where=storage.format(model_version=version.model_version),
+        )
+        for bundle, version in named.items()
+    }
+    return KServeRollout(folder, KServeSettings(storage=storage), versions)
 
 
 def _target(state: Path | None, work: Path) -> LocalRollout:

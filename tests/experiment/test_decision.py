@@ -10,7 +10,7 @@ import pytest
 
 from tests.experiment.evidence import changed_arm, counts_of, evidence, users
 from tests.experiment.files import experiment
-from thinktwice.experiment.analysis import due_look
+from thinktwice.experiment.analysis import due_look, guardrail_results
 from thinktwice.experiment.checks import check_results
 from thinktwice.experiment.decision import Verdict, decide
 from thinktwice.experiment.evidence import Evidence, MomentsModel, SliceEvidence
@@ -305,3 +305,21 @@ def test_a_few_very_active_users_are_no_evidence() -> None:
     found = decide(file, changed_arm(evidence(file, 5, t1={"lift": 0.5}), "t1", sums=sums_of(rows)))
     assert found.look is None and found.primary[0].flags == ("few_effective_units",)
     assert found.primary[0].verdict == "unclear" and not any(g.judged for g in found.guardrails)
+
+
+@pytest.mark.parametrize(("units", "safe"), [(3000, True), (500, False)])
+def test_an_error_rate_without_errors_is_shown_to_be_within_its_margin_by_enough_requests(
+    units: int, safe: bool
+) -> None:
+    file = experiment(
+        coverage=0.5,
+        horizon={"days": 14, "looks": 14},
+        minimum={"days": 1, "units": 100},
+        guardrails=[{"metric": "error_rate", "worse": "increase", "margin": 0.001}],
+    )
+    clean = evidence(file, 2, units=units, control={"errors": 0.0}, t1={"errors": 0.0})
+    (result,) = guardrail_results(file, clean, ())
+    assert (result.control, result.treatment, result.judged, result.breached) == (0.0, 0.0, True, False)
+    assert result.safe == safe
+    worse = evidence(file, 2, units=units, control={"errors": 0.0}, t1={"errors": 0.05})
+    assert guardrail_results(file, worse, ())[0].safe is False

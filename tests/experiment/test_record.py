@@ -9,12 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.experiment.evidence import evidence
+from tests.experiment.evidence import T0, evidence
 from tests.experiment.files import experiment
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.evidence import Evidence
 from thinktwice.experiment.file import ExperimentFile
-from thinktwice.experiment.record import append_decision, read_record, replay
+from thinktwice.experiment.record import (
+    append_decision,
+    append_effect,
+    append_start,
+    read_lines,
+    read_record,
+    replay,
+    state_of,
+)
 from thinktwice.experiment.report import ExperimentReport, report_of, write_report
 
 FILE = experiment(
@@ -148,3 +156,72 @@ def test_evidence_that_does_not_fit_together_is_refused() -> None:
     ]:
         with pytest.raises(ValueError, match=words):
             Evidence.model_validate({**good, **wrong})
+
+
+def started(path: Path, coverage: float = 0.5) -> ExperimentFile:
+    file = FILE.model_copy(update={"coverage": coverage})
+    append_start(path, file, T0)
+    return file
+
+
+def test_a_start_is_the_first_line_and_the_same_start_again_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    started(path)
+    before = path.read_bytes()
+    append_start(path, FILE, T0 + timedelta(days=1))
+    assert path.read_bytes() == before
+    other = experiment(coverage=0.5, alpha=0.1, horizon={"days": 14, "looks": 14})
+    with pytest.raises(ExperimentError, match="started with another file"):
+        append_start(path, other, T0)
+    with pytest.raises(ExperimentError, match="has decisions already"):
+        append_start(recorded(tmp_path / "other" / "record.jsonl", (1,)), FILE, T0)
+    state = state_of(read_lines(path))
+    assert (state.started, state.coverage_since, state.file.coverage, state.runs) == (T0, T0, 0.5, True)
+    assert read_record(path) == ()
+
+
+def test_a_decision_is_pending_until_its_effect_is_recorded(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    started(path)
+    recorded(path, (1, 3, 5), t1={"lift": 0.5})
+    state = state_of(read_lines(path))
+    assert state.pending is not None and state.pending.verdict.decision.action == "promote" and state.runs
+    number = state.pending.number
+    done = append_effect(path, "promote", 0.0, T0 + timedelta(days=6), decision=number, arm="t1")
+    ended = state_of(read_lines(path))
+    assert (ended.ended, ended.pending, ended.file.coverage, ended.runs) == ("promote", None, 0.0, False)
+    assert append_effect(path, "promote", 0.0, T0 + timedelta(days=7), decision=number, arm="t1") == done
+    with pytest.raises(ExperimentError, match="has ended"):
+        append_effect(path, "ramp", 1.0, T0 + timedelta(days=7))
+    assert all(before == again for before, again in replay(read_record(path)))
+
+
+def test_only_the_recorded_coverage_is_decided_on_and_it_never_falls_but_to_zero(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    started(path, 0.2)
+    with pytest.raises(ExperimentError, match=r"runs with coverage 0\.2, not 0\.5"):
+        recorded(path, (1,))
+    with pytest.raises(ExperimentError, match=r"coverage falls from 0\.2 to 0\.1"):
+        append_effect(path, "ramp", 0.1, T0 + timedelta(days=1))
+    append_effect(path, "ramp", 0.5, T0 + timedelta(days=1), why="all is well")
+    recorded(path, (2,))
+    state = state_of(read_lines(path))
+    assert (state.coverage_since, state.decisions) == (T0 + timedelta(days=1), 1)
+    append_effect(path, "stop", 0.0, T0 + timedelta(days=3))
+    assert state_of(read_lines(path)).ended == "stop"
+
+
+def test_an_effect_needs_a_start(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match="the record is empty"):
+        append_effect(tmp_path / "none.jsonl", "ramp", 0.5, T0)
+    path = recorded(tmp_path / "record.jsonl", (1,))
+    with pytest.raises(ExperimentError, match="was not started"):
+        append_effect(path, "ramp", 1.0, T0)
+
+
+def test_a_line_of_an_earlier_version_is_a_decision(tmp_path: Path) -> None:
+    path = recorded(tmp_path / "record.jsonl", (1,))
+    text = path.read_text()
+    assert '"kind":"decision",' in text
+    path.write_text(text.replace('"kind":"decision",', ""))
+    assert len(read_record(path)) == 1

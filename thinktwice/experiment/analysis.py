@@ -30,6 +30,7 @@ from thinktwice.stats.multiple import holm
 from thinktwice.stats.sequences import always_valid_p, one_sided_radius, two_sided_radius
 
 EFFECTIVE_UNITS = 100  # of each arm; with fewer, a few very active users dominate the average, and nothing is tested
+EVENTS = ("error_rate", "fallback_share")  # rates of events that may not occur at all
 OPEN_END = 4.0  # without a horizon, a sequence is tightest at this multiple of the first look's information
 
 Effect = Literal["better", "worse", "unclear"]
@@ -373,10 +374,27 @@ def _quantile_pair(
 ) -> tuple[tuple[float, float], tuple[float, float], tuple[str, ...]]:
     """Value and standard error in control and treatment, and flags."""
     if quantile_share(metric) is None:
-        d = difference(_moments(evidence, file.control.name), _moments(evidence, arm), RATIOS[metric])
+        moments = _moments(evidence, file.control.name), _moments(evidence, arm)
+        if metric in EVENTS and (none := _without_events(*moments, RATIOS[metric])) is not None:
+            return (0.0, none[0]), (0.0, none[1]), ()
+        d = difference(*moments, RATIOS[metric])
         return (d.control.value, d.control.se), (d.treatment.value, d.treatment.se), d.flags
     quantiles = [_quantile(evidence.arm(name), metric) for name in (file.control.name, arm)]
     return quantiles[0][:2], quantiles[1][:2], tuple(dict.fromkeys((*quantiles[0][2], *quantiles[1][2])))
+
+
+def _without_events(control: Moments, treatment: Moments, metric: Metric) -> tuple[float, float] | None:
+    """Standard errors of both arms where neither has an event: as if each had one. None if one has.
+
+    Without it, an error rate of 0 in both arms could never be shown to be within its margin.
+    """
+    errors = []
+    for moments in (control, treatment):
+        total = moments.num_units * float(moments.mean[moments.column(metric.denominator or metric.numerator)])
+        if moments.num_units < 2 or not total > 0 or moments.mean[moments.column(metric.numerator)] != 0:
+            return None
+        errors.append(1 / total)
+    return errors[0], errors[1]
 
 
 def _quantile(arm: ArmEvidence | None, metric: str) -> tuple[float, float, tuple[str, ...]]:

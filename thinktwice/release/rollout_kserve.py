@@ -228,7 +228,7 @@ class KServeRollout:
                         "runtime": self._settings.runtime,
                         "modelFormat": {"name": "ctr-pytorch", "version": "1"},
                         "protocolVersion": "v1",
-                        "storageUri": self._settings.storage.format(model_version=arm.model_version),
+                        "storageUri": arm.where,
                         "env": [{"name": "THINKTWICE_SERVING", "value": f"{ARM_SETTINGS}/serving.yaml"}],
                         "volumeMounts": [{"name": "arm-settings", "mountPath": ARM_SETTINGS, "readOnly": True}],
                     },
