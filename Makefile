@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PYTHONWARNINGS ?= ignore::DeprecationWarning,ignore::FutureWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long lint format clean
+.PHONY: help setup demo demo-ab test test-long lint format clean
 
 help: ## list the commands
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -51,6 +51,9 @@ $(READY): requirements.lock pyproject.toml
 
 demo: $(READY) ## train on MovieLens, serve the result, ask it a question (DATASET=ml-1m | ml-100k | sim)
 	@$(BIN)/thinktwice demo --dataset $(DATASET)
+
+demo-ab: $(READY) ## three live experiments on simulated users: a promotion, a roll-back, no decision
+	@$(BIN)/thinktwice experiment demo
 
 test: $(READY) ## run all tests (WORKERS=2 processes side by side)
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile

@@ -50,7 +50,9 @@ def check_arguments(arguments: RunArguments) -> None:
     if source.several:
         expanded(path)
         if SEPARATOR in path and not schema:
-            raise DataError(f"source {source.name!r} needs a schema file that describes your log: pass it with --schema")
+            raise DataError(
+                f"source {source.name!r} needs a schema file that describes your log: pass it with --schema"
+            )
     elif path:
         refuse_object_store(path)
     if path and not source.several and not Path(path).exists():

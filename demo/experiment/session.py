@@ -169,7 +169,7 @@ def _run(run: Run, settings: Demo, place: Place, crowd: Crowd, treatment: str) -
     console = settings.console
     control, version = _arms(run, settings, place, treatment)
     name = f"demo-{run}"
-    file, plan = plan_demo(name, control, version, settings.world, settings.crowd, settings.pace, ALPHA, settings.seed)
+    file, _ = plan_demo(name, control, version, settings.world, settings.crowd, settings.pace, ALPHA, settings.seed)
     horizon = file.horizon
     assert horizon is not None
     say(console, f"\n{TITLES[run]}: control {control[:12]}, treatment {version[:12]}", style="bold")

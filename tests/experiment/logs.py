@@ -223,6 +223,7 @@ def naive_join(world: World, layout: BucketLayout, watermark: float = math.inf) 
             (r["log_user_id"], r["log_bucket"])
             for r in world.rows
             if r["log_user_id"] is not None and r["log_bucket"] is not None
+            and r["log_experiment"] in {b.experiment for b in layout.ranges}
             and bucket_of(layout.salt, r["log_user_id"]) != r["log_bucket"]
         }
     )  # fmt: skip

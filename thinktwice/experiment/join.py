@@ -312,12 +312,12 @@ def _arms(db: duckdb.DuckDBPyConnection) -> tuple[ArmCounts, ...]:
 
 
 def _wrong_buckets(db: duckdb.DuckDBPyConnection, salt: str, predictions: str, column: str | None) -> int:
-    """Distinct units whose logged bucket differs from the recomputed one; 0 without raw units."""
+    """Distinct units of the layout's experiments whose logged bucket differs from the recomputed one; 0 without raw units."""
     if column is None:
         return 0
     reader = db.sql(
         f"SELECT DISTINCT CAST({quoted(column)} AS VARCHAR) AS unit, {BUCKET} AS bucket FROM {predictions} "
-        f"WHERE {quoted(column)} IS NOT NULL AND {BUCKET} IS NOT NULL"
+        f"WHERE {quoted(column)} IS NOT NULL AND {BUCKET} IS NOT NULL AND {EXPERIMENT} IN (SELECT experiment FROM ranges)"
     ).to_arrow_reader(100_000)
     return sum(int((buckets_of(salt, batch["unit"]) != batch["bucket"].to_numpy()).sum()) for batch in reader)
 
