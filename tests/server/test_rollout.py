@@ -1,0 +1,145 @@
+"""An experiment on this machine with real servers and a real Envoy: start, ramp, collect, decide, roll back, promote."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from demo.experiment.planted import plant_worse
+from serving.config import ServingConfig
+from serving.local.processes import free_ports
+from serving.rollout.collect import collect, now
+from serving.rollout.servers import ArmServers, reload_gateway
+from serving.telemetry.prediction_log import PredictionLogConfig
+from tests.gateway.gateways import need_envoy
+from thinktwice.client import Client
+from thinktwice.experiment.assignment import assign, layout_of
+from thinktwice.experiment.file import ExperimentFile
+from thinktwice.experiment.outcomes import Window
+from thinktwice.experiment.record import RECORD, append_decision, read_lines, state_of
+from thinktwice.records.events import CLICK_COLUMNS
+from thinktwice.release.challenger import install_challenger, version_named, versions
+from thinktwice.release.champion import read_champion
+from thinktwice.release.rollout import change_coverage, start_experiment, stop_experiment
+from thinktwice.release.rollout_local import LocalRollout
+
+CONFIG = ServingConfig(
+    deadline_ms=20_000, prediction_log=PredictionLogConfig(folder="set by the arm", sample=1.0, part_seconds=0.2)
+)
+PATIENT = {"per_try_timeout": 10.0, "timeout": 30.0}
+
+
+def declared(name: str, control: str, treatment: str, **fields: object) -> ExperimentFile:
+    content = {
+        "version": 1,
+        "name": name,
+        "salt": name,
+        "arms": [{"name": "control", "bundle": control}, {"name": "treatment", "bundle": treatment}],
+        "ramp": [{"coverage": 0.2}, {"coverage": 1.0, "after_days": 0}],
+        "horizon": {"days": 1, "looks": 2},
+        "minimum": {"days": 0, "units": 2},
+        **fields,
+    }
+    return ExperimentFile.model_validate(content)
+
+
+def test_the_whole_loop(state: Path, tmp_path: Path) -> None:
+    need_envoy()
+    home, records = tmp_path / "state", tmp_path / "experiments"
+    shutil.copytree(state, home, symlinks=True)
+    champion = read_champion(home)
+    assert champion is not None
+    worse = plant_worse(home, champion.bundle_dir, champion.feature_store_dir, share=1.0, seed=1)
+    file = declared("loop", champion.info.bundle_hash[:12], worse.bundle_hash[:12])
+    folder = home / "rollout"
+    running: list[ArmServers] = []
+
+    def reload() -> None:
+        if running and not running[0].follow():
+            reload_gateway(folder)
+
+    target = LocalRollout(home, folder, reload)
+    start_experiment(records, file, target)
+    with ArmServers(folder, free_ports(1)[0], CONFIG, settings=PATIENT) as servers:
+        running.append(servers)
+        clicks = answered(servers.url, 40, file.model_copy(update={"coverage": 0.2}))
+        change_coverage(records, file.name, 1.0, target)
+        clicks += answered(servers.url, 40, file.model_copy(update={"coverage": 1.0}))
+        pq.write_table(pa.Table.from_pylist(clicks, CLICK_COLUMNS), tmp_path / "clicks.parquet")
+        look = state_of(read_lines(records / file.name / RECORD))
+        at = now()
+        time.sleep(3.0)  # the last lines and rows are written
+        found = collect(
+            look, folder, [tmp_path / "clicks.parquet"], tmp_path / "look", at=at, window=Window(seconds=0.001), warm_replicas={"control": 1, "treatment": 1}
+        )  # fmt: skip
+        assert found.exposures is not None and found.exposures.lost == found.exposures.wrong_arm == 0
+        assert found.exposures.wrong_bucket == found.exposures.unexplained == 0
+        assert sum(arm.units for arm in found.arms) == len({assigned for assigned in clicks_units(40, file)})
+        versions_seen = {arm.arm: arm.versions for arm in found.exposures.arms}
+        assert versions_seen["treatment"][0].endswith(worse.bundle_hash)
+        record = append_decision(records / file.name / RECORD, look.file, found)
+        assert record.verdict.decision.action in ("hold", "ramp")
+        begin = time.monotonic()
+        stop_experiment(records, file.name, target)
+        assert {served for _, served in arms_of(servers.url, 40)} == {"control"}, time.monotonic() - begin
+        assert read_champion(home) == champion  # a challenger never becomes the champion by itself
+
+
+def clicks_units(number: int, file: ExperimentFile) -> list[str]:
+    """Units that are enrolled at some coverage."""
+    layout = layout_of([file.model_copy(update={"coverage": 1.0})])
+    return [unit for unit in (f"u{n}" for n in range(number)) if assign(layout, unit).enrolled]
+
+
+def arms_of(url: str, number: int) -> list[tuple[str, str | None]]:
+    """Arm that served each unit."""
+    with Client(url) as client:
+        return [
+            (f"u{n}", client.predict({"user_id": f"u{n}", "candidates": ["i1", "i2"]}, unit=f"u{n}").served_arm)
+            for n in range(number)
+        ]
+
+
+def answered(url: str, number: int, file: ExperimentFile) -> list[dict[str, object]]:
+    """Send requests, check their arms, and return a click on the first item of each."""
+    layout, clicks = layout_of([file]), []
+    with Client(url) as client:
+        for n in range(number):
+            reply = client.predict({"user_id": f"u{n}", "candidates": ["i1", "i2"]}, unit=f"u{n}")
+            assert reply.served_arm == assign(layout, f"u{n}").arm
+            clicks.append({"request_id": reply.request_id, "item_id": "i1", "at": now(), "received_at": now()})
+    return clicks
+
+
+def test_a_promotion_makes_a_challenger_the_champion_once(state: Path, tmp_path: Path) -> None:
+    home, records = tmp_path / "state", tmp_path / "experiments"
+    shutil.copytree(state, home, symlinks=True)
+    champion = read_champion(home)
+    assert champion is not None
+    version = plant_worse(home, champion.bundle_dir, champion.feature_store_dir, share=0.5, seed=2)
+    again = install_challenger(
+        home,
+        bundle_dir=version.bundle_dir,
+        archive=version.archive,
+        feature_store_dir=version.feature_store_dir,
+        mode="off",
+        accepted=True,
+        why="another time",
+    )
+    assert again == version and again.challenger is not None and not again.challenger.accepted
+    assert [v.challenger is not None for v in versions(home)] == [False, True]
+    assert version_named(home, version.bundle_hash[:8]) == version
+    target = LocalRollout(home, home / "rollout")
+    file = declared("promo", champion.info.bundle_hash, version.bundle_hash)
+    start_experiment(records, file, target)
+    assert target.status().coverage == {"promo": 0.2}
+    target.promote(file, "treatment")
+    target.promote(file, "treatment")
+    now_champion = read_champion(home)
+    assert now_champion is not None and now_champion.info.bundle_hash == version.bundle_hash
+    assert [arm.name for arm in target.status().arms] == ["control"]
+    assert len([v for v in versions(home) if v.bundle_hash == version.bundle_hash and v.challenger is None]) == 1
