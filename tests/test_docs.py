@@ -37,6 +37,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 #: Commands that no test can run inside itself, and what does.
 EXECUTED_ELSEWHERE = {
     "make demo": ".ci/run, with the small data set",
+    "make demo-ab": "takes minutes; tests/long/test_demo_ab.py runs it",
     "make test": ".ci/run",
     "make test-long": "takes minutes; its target is checked here",
     "make lint": ".ci/run",
@@ -92,6 +93,7 @@ def test_no_command_is_tested_that_the_documents_dropped() -> None:
     [
         "setup",
         "demo",
+        "demo-ab",
         "test",
         "test-long",
         "lint",

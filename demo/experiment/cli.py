@@ -20,8 +20,11 @@ def demo(
         ),
     ] = None,
     treatment: Annotated[
-        str, typer.Option(help="Bundle (hash or version) in place of the treatment of the first.", show_default=False)
-    ] = "",
+        str,
+        typer.Option(
+            help="Treatment of the run better: a test-time mode of the same weights, or a bundle; one that does not help ends in no decision."
+        ),
+    ] = "corrected",
     rate: Annotated[float, typer.Option(min=1, max=5000, help="Visits of simulated users per second.")] = 80.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the simulated world and its users.")] = 0,
     work: Annotated[Path, typer.Option("--work", help="Folder of everything it writes; removed first.")] = WORK,

@@ -12,9 +12,9 @@ from thinktwice.files import atomic_file
 
 REMARK = (
     "Users are simulated. The true effect is that of the simulation: clicks expected by the true probabilities, over visits that "
-    "both servers answered. It uses no click, no assignment and no log."
+    "both servers answered. It uses no click, no assignment and no log"
 )
-WITHOUT_DECISION = "The horizon has passed without a decision, so the experiment was stopped and control stays."
+WITHOUT_DECISION = "The horizon has passed without a decision, so the experiment was stopped and control stays"
 
 
 def write_page(looks: Sequence[LookSeen], path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from rich.console import Console
 
@@ -22,7 +22,9 @@ from demo.experiment.world import LOG, SCHEMA, DemoWorld
 from demo.server import free_port
 from serving.config import load_config
 from serving.rollout.servers import ArmServers, ServerKind, reload_gateway
+from thinktwice.choices import ChallengerMode
 from thinktwice.cli import QUIET_STOP
+from thinktwice.console.options import LAST_RUN
 from thinktwice.console.output import say, shown
 from thinktwice.console.processes import POLITE, python_command, start, stop, terminated_like_interrupted, wait
 from thinktwice.console.stages import seconds_text
@@ -31,14 +33,15 @@ from thinktwice.console.terminal import console_here
 from thinktwice.data.simulator.config import SimConfig
 from thinktwice.errors import PipelineError, ServerError
 from thinktwice.experiment.outcomes import Window
-from thinktwice.release.challenger import version_named
-from thinktwice.release.champion import install_champion, require_champion
+from thinktwice.files import read_json
+from thinktwice.release.challenger import version_named, versions
+from thinktwice.release.champion import require_champion
 from thinktwice.release.rollout_local import LocalRollout
 
 ALPHA = 0.01
 Run = Literal["better", "worse", "same"]
 TITLES: dict[Run, str] = {
-    "better": "a better model",
+    "better": "a model with fresh evidence against one without",
     "worse": "a planted worse model",
     "same": "the same model twice (A/A)",
 }
@@ -67,7 +70,7 @@ def run_demo(
     """Train, serve, and run experiments one after another. Returns their last looks.
 
     Args:
-        treatment: bundle in place of the treatment of the run ``better``; "" for none.
+        treatment: of the run ``better``: a test-time mode, or the bundle of a version in the state folder.
         rate: visits per second.
         work: folder of everything it writes; removed first.
     """
@@ -82,7 +85,7 @@ def run_demo(
         say(console, f"thinktwice experiment demo; everything it writes is under {work}\n")
         world.write_log(work)
         say(console, f"simulated {world.config.rows:,} past impressions of a world that drifts")
-        _train(settings)
+        _train(settings, treatment if treatment in get_args(ChallengerMode) else "")
         place, events_url = _serve(stack, settings, server)
         crowd = stack.enter_context(Crowd(world.traffic(seed + 1), settings.crowd, place.servers.url, events_url))
         for run in runs:
@@ -94,11 +97,13 @@ def run_demo(
     return ends
 
 
-def _train(settings: Demo) -> None:
-    """Train the champion on the simulated log."""
+def _train(settings: Demo, challenger: str) -> None:
+    """Train the champion on the simulated log, with a challenger of this mode beside it."""
     command = python_command("thinktwice", "pipeline", "run", "--source", "parquet", "--recipe", "ml-100k")
     command += ["--path", str(settings.work / LOG), "--schema", str(settings.work / SCHEMA), "--test-time", "off"]
     command += ["--work", str(settings.work), "--state", str(settings.state)]
+    if challenger:
+        command += ["--challenger", challenger]
     process = start(command, environment={**os.environ, QUIET_STOP: "1"})
     try:
         code = wait(process)
@@ -145,6 +150,17 @@ def _serve(stack: ExitStack, settings: Demo, server: ServerKind) -> tuple[Place,
 def _feedback(settings: Demo, events: Path) -> Iterator[str]:
     """The feedback service, on the training log and the store that the servers read."""
     log = settings.work / "feedback.log"
+    clean = read_json(settings.work / LAST_RUN)["tasks"]["validate"]["outputs"]["clean"]
+    begin = python_command(
+        "thinktwice", "feedback", "import", clean, "--log", str(events), "--state", str(settings.state)
+    )
+    with log.open("wb") as output:
+        importing = start(begin, environment={**os.environ, QUIET_STOP: "1"}, output=output)
+        try:
+            if wait(importing) != 0:
+                raise ServerError(f"the training log was not taken as events: see {log}")
+        finally:
+            stop(importing)
     command = python_command(
         "thinktwice", "feedback", "run", "--log", str(events), "--state", str(settings.state), "--port", "0"
     )
@@ -215,11 +231,5 @@ def _arms(run: Run, settings: Demo, place: Place, treatment: str) -> tuple[str, 
             settings.state, champion.bundle_dir, champion.feature_store_dir, share=1.0, seed=settings.seed
         )
         return control, version.bundle_hash
-    if treatment:
-        return control, version_named(settings.state, treatment).bundle_hash
-    worse = plant_worse(settings.state, champion.bundle_dir, champion.feature_store_dir, share=0.5, seed=settings.seed)
-    install_champion(
-        settings.state, bundle_dir=worse.bundle_dir, archive=worse.archive, feature_store_dir=champion.feature_store_dir
-    )
-    place.target.serve_champion()
-    return worse.bundle_hash, control
+    modes = [v for v in versions(settings.state) if v.challenger is not None and v.challenger.mode == treatment]
+    return control, modes[-1].bundle_hash if modes else version_named(settings.state, treatment).bundle_hash
