@@ -9,7 +9,7 @@ import pytest
 from tests.gateway.gateways import need_envoy
 from thinktwice.experiment.record import RECORD, DecisionRecord, decisions_of, read_lines, state_of
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 
 
 def test_all_three_end_as_planted(tmp_path: Path) -> None:

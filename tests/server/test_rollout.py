@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from demo.experiment.planted import plant_worse
 from serving.config import ServingConfig
@@ -26,6 +27,8 @@ from thinktwice.release.challenger import install_challenger, version_named, ver
 from thinktwice.release.champion import read_champion
 from thinktwice.release.rollout import change_coverage, start_experiment, stop_experiment
 from thinktwice.release.rollout_local import LocalRollout
+
+pytestmark = [pytest.mark.server]
 
 CONFIG = ServingConfig(
     deadline_ms=20_000, prediction_log=PredictionLogConfig(folder="set by the arm", sample=1.0, part_seconds=0.2)
