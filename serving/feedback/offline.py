@@ -10,8 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from serving.feedback.begin import TrainingRows, begin
 from serving.feedback.book import Book
-from serving.feedback.event_log import EventLog, Position, read_all, segment_file, segments
+from serving.feedback.event_log import START, EventLog, Position, read_all, segment_file, segments
 from serving.feedback.online import OnlineStore
 from serving.feedback.quarantine import Quarantine, num_quarantined
 from serving.feedback.records import Record, recorded
@@ -86,14 +87,21 @@ def import_files(
         if any(training) and not all(training):
             raise DataError("a training log is imported first and alone: import the other files after it")
         book = open_book(folder / STATE_FILE, store.schema, config)
-        if any(training) and not _has_records(folder):
+        begins = any(training) and not _has_records(folder)
+        if begins:
             log.append([Record("start", 0)])
+        columns = TrainingRows(rules.fields) if begins and len(sources) == 1 else None
         events = merged([events_of(source, rules, store.schema, quarantine) for source in sources])
         number = 0
         while batch := list(islice(events, TOGETHER)):
             log.append(list(_records(batch, log.last_at)))
             number += len(batch)
-        rebuild(folder, book, store.schema, log.end)
+            if columns is not None:
+                columns.extend(batch)
+        if columns is not None and book.position == START and (rows := columns.table()) is not None:
+            begin(book, store.schema, rows, log.end)
+        else:
+            rebuild(folder, book, store.schema, log.end)
         if push:
             push_changes(book, store)
         return Imported(number, quarantine.number, dict(book.counts))

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import groupby
+from operator import itemgetter
 from typing import Literal
 
 from serving.feedback.book import Book, RowKind, Shown
@@ -108,31 +110,60 @@ def _with_changes(book: Book, schema: LogSchema, days: set[int]) -> list[int]:
 def _close(book: Book, schema: LogSchema, entity: Literal["user", "item"], day: int, today: int) -> None:
     """Store the rows of the keys for which a day enters or leaves a window at the start of ``day``, with today's values."""
     assert schema.statistics is not None
-    windows = schema.statistics.windows_days
-    moved_days = [day - 1, *(day - w - 1 for w in windows if w)]
+    moved_days = [day - 1, *(day - w - 1 for w in schema.statistics.windows_days if w)]
     placeholders = ", ".join("?" * len(moved_days))
     keys = book.db.execute(
         f"SELECT DISTINCT key FROM days WHERE kind = ? AND day IN ({placeholders}) ORDER BY key",  # noqa: S608 - placeholders only
         (entity, *moved_days),
     ).fetchall()
     kind: RowKind = "user_statistics" if entity == "user" else "item_statistics"
-    names = schema.statistic_names(entity)
     rates: dict[int, float | None] = {}
     for (key,) in keys:
         counted = book.db.execute(
             "SELECT day, views, clicks FROM days WHERE kind = ? AND key = ? AND day < ?", (entity, key, today)
         ).fetchall()
-        back = [1, *(w + 1 for w in windows if w)]
-        valid = max((d + b for d, _, _ in counted for b in back if d + b <= today), default=None)
-        if valid is None or (rate := _rate(book, valid, rates)) is None:
-            continue
-        values: dict[str, float] = {}
-        for index, window in enumerate(windows):
-            inside = [(v, c) for d, v, c in counted if d < valid and (not window or d >= valid - window)]
-            views_in_window, clicks_in_window = sum(v for v, _ in inside), sum(c for _, c in inside)
-            values[names[2 * index]] = math.log2(1 + views_in_window)
-            values[names[2 * index + 1]] = (clicks_in_window + PRIOR_VIEWS * rate) / (views_in_window + PRIOR_VIEWS)
-        book.put(kind, key, json.dumps(values, sort_keys=True).encode())
+        if closed := _statistics(book, schema, entity, counted, today, rates):
+            book.put(kind, key, closed[1])
+
+
+def statistics_of(
+    book: Book, schema: LogSchema, entity: Literal["user", "item"], today: int
+) -> list[tuple[str, int, bytes]]:
+    """The key, the day and the row of all statistics of an entity that are closed by the start of ``today``."""
+    query = "SELECT key, day, views, clicks FROM days WHERE kind = ? AND day < ? ORDER BY key, day"
+    rows = groupby(book.db.execute(query, (entity, today)), key=itemgetter(0))
+    rates: dict[int, float | None] = {}
+    closed = ((key, _statistics(book, schema, entity, [row[1:] for row in days], today, rates)) for key, days in rows)
+    return [(key, *one) for key, one in closed if one is not None]
+
+
+def _statistics(
+    book: Book,
+    schema: LogSchema,
+    entity: Literal["user", "item"],
+    counted: list[tuple[int, int, int]],
+    today: int,
+    rates: dict[int, float | None],
+) -> tuple[int, bytes] | None:
+    """The latest statistics of one key, and the day from which they are valid.
+
+    Args:
+        counted: day, views and clicks of the key before today.
+        rates: click rates of the log by day, completed here.
+    """
+    assert schema.statistics is not None
+    windows = schema.statistics.windows_days
+    back = [1, *(w + 1 for w in windows if w)]
+    valid = max((d + b for d, _, _ in counted for b in back if d + b <= today), default=None)
+    if valid is None or (rate := _rate(book, valid, rates)) is None:
+        return None
+    names, values = schema.statistic_names(entity), {}
+    for index, window in enumerate(windows):
+        inside = [(v, c) for d, v, c in counted if d < valid and (not window or d >= valid - window)]
+        views_in_window, clicks_in_window = sum(v for v, _ in inside), sum(c for _, c in inside)
+        values[names[2 * index]] = math.log2(1 + views_in_window)
+        values[names[2 * index + 1]] = (clicks_in_window + PRIOR_VIEWS * rate) / (views_in_window + PRIOR_VIEWS)
+    return valid, json.dumps(values, sort_keys=True).encode()
 
 
 def _rate(book: Book, day: int, cache: dict[int, float | None]) -> float | None:
