@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from components.choices import DeployTarget
-from thinktwice.choices import ChallengerMode, OnlineStoreKind, RecipeName, SearchMode
+from thinktwice.choices import MAX_COST, ChallengerMode, OnlineStoreKind, RecipeName, SearchMode
 from thinktwice.data.split_spec import parse_split
 from thinktwice.errors import DataError
 
@@ -29,6 +29,7 @@ class RunArguments(BaseModel):
     split: str = "time"
     recipe: RecipeName = "default"
     test_time_mode: SearchMode = "lean"
+    max_cost: float = Field(MAX_COST, ge=1, allow_inf_nan=False)
     challenger: ChallengerMode = ""
     online_store: OnlineStoreKind = "sqlite"
     redis_address: str = ""

@@ -8,7 +8,7 @@ import typer
 
 from components.choices import DeployTarget, Profile
 from pipelines.choices import PipelineName
-from thinktwice.choices import ChallengerMode, OnlineStoreKind, RecipeName, SearchMode
+from thinktwice.choices import MAX_COST, ChallengerMode, OnlineStoreKind, RecipeName, SearchMode
 from thinktwice.console.options import WORK, Since, State, Until, Work, state_folder
 from thinktwice.console.output import tell
 from thinktwice.console.stop import NOTHING_HALF_WRITTEN, on_stop
@@ -77,9 +77,13 @@ def run(
     test_time: Annotated[
         SearchMode,
         typer.Option(
-            help="Extra work that may ship if validation proves a gain; lean tries all and ships what costs next to nothing."
+            help="Extra work that may ship if validation proves a gain; lean tries all and ships the best within --max-cost."
         ),
     ] = "lean",
+    max_cost: Annotated[
+        float,
+        typer.Option(help="Limit for lean: measured time of a request relative to the plain model's.", min=1.0),
+    ] = MAX_COST,
     challenger: Annotated[
         ChallengerMode,
         typer.Option(
@@ -134,6 +138,7 @@ def run(
         split=chosen_split(split, test_days),
         recipe=recipe,
         test_time_mode=test_time,
+        max_cost=max_cost,
         challenger=challenger,
         online_store=online_store,
         redis_address=redis_address,

@@ -25,6 +25,7 @@ from components.step import IMAGE
 from components.training.finetune.component import finetune
 from components.training.pretrain.component import pretrain
 from pipelines.profiles import DEFAULT_STATE_DIR, DEFAULT_TARGET, apply_profile, check_profile
+from thinktwice.choices import MAX_COST
 
 NAME = "ctr-training"
 
@@ -55,6 +56,7 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
         split_seed: int = 0,
         recipe: str = "default",
         test_time_mode: str = "lean",
+        max_cost: float = MAX_COST,
         challenger: str = "",
         online_store: str = "sqlite",
         redis_address: str = "",
@@ -77,8 +79,8 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
             split: "time", "random", "column:NAME", "days:N" (the last N days are test) or "dates:FROM,FROM" (validation, test).
             split_seed: seed of a random split; part of the cache key of the training set.
             recipe: name of the training recipe.
-            test_time_mode: which extra work may ship, if validation proves a gain: "lean" (any that costs next to nothing) or
-                one mode by name.
+            test_time_mode: which extra work may ship, if validation proves a gain: "lean" (any within max_cost) or one mode by name.
+            max_cost: limit for "lean": measured time of a request relative to the plain model.
             challenger: test-time mode of a challenger, packaged beside the champion for an experiment; "" for none.
             online_store: "sqlite" or "redis".
             redis_address: host:port of the Redis server, for the online store "redis".
@@ -146,6 +148,7 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
                 pretrained=pretrained_model.outputs["model"],
                 recipe=recipe,
                 mode=test_time_mode,
+                max_cost=max_cost,
                 code_version=code_version,
             )
             configure(test_time, "cpu")
@@ -159,6 +162,7 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
                 feature_version=log.outputs["feature_version"],
                 recipe=recipe,
                 mode=test_time_mode,
+                max_cost=max_cost,
                 seed=seed,
                 code_version=code_version,
             )

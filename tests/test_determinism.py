@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.testtime.world import make_training_set
-from thinktwice.files import sha256_file
+from thinktwice.files import read_json, sha256_file
 from thinktwice.threads import VARIABLE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,6 +58,7 @@ write_candidate(
     package_version="0.1.0",
 )
 """
+MEASURED = ("test_time/cost.json", "bundle/cost.json", "bundle/manifest.json")
 COMPARED = ("denoiser", "pretrained", "plain", "test_time", "bundle")
 
 
@@ -89,5 +90,11 @@ def test_a_bundle_made_under_load_has_the_same_bytes(threads: int, tmp_path: Pat
     alone = hashes(tmp_path / "alone")
     assert {path.split("/")[0] for path in alone} == set(COMPARED)
     again = hashes(tmp_path / "busy")
+    for measured in MEASURED:  # times, and the list of hashes that names their file
+        assert alone.pop(measured) and again.pop(measured)
+    manifests = [read_json(tmp_path / name / "bundle" / "manifest.json") for name in ("alone", "busy")]
+    for manifest in manifests:
+        del manifest["files"]["cost.json"]
+    assert manifests[0] == manifests[1]
     assert {path for path in alone if alone[path] != again.get(path)} == set()
     assert set(again) == set(alone)

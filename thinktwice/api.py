@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from thinktwice import __version__, recipes
-from thinktwice.choices import RecipeName, SearchMode
+from thinktwice.choices import MAX_COST, RecipeName, SearchMode
 from thinktwice.data.feature_tables import feature_version
 from thinktwice.data.ingest import Snapshot, ingest
 from thinktwice.data.point_in_time import training_rows
@@ -148,11 +148,12 @@ def train_model(
     split: str | SplitSpec = "time",
     log_dir: Path | str | None = None,
     test_time: SearchMode = "lean",
+    max_cost: float = MAX_COST,
     seed: int = 0,
 ) -> Training:
     """Train, evaluate and package a model: point-in-time features, pre-training, fine-tuning, test-time parameters, bundle.
 
-    The same inputs give the same bundle. The bundle is not blessed or deployed; use the pipeline for that.
+    The same inputs give the same bundle but for its measured costs (``cost.json``). The bundle is not blessed or deployed; use the pipeline for that.
 
     Args:
         clean_dir: clean log from :func:`validate_log`.
@@ -161,8 +162,9 @@ def train_model(
         split: how rows are divided into train, validation and test: ``time``, ``random``, ``days:7``, ``dates:2024-03-01,2024-03-08``
             or ``column:NAME``, as in ``thinktwice pipeline run --split``.
         log_dir: raw log folder from :func:`ingest_log`; required for a split by column.
-        test_time: test-time work that may ship if it passes the acceptance test: ``lean`` (any method within 1.2 times the time of
-            the plain model), or the name of one mode.
+        test_time: test-time work that may ship if it passes the acceptance test: ``lean`` (any method within ``max_cost``), or the
+            name of one mode.
+        max_cost: limit for ``lean``: measured time of a request relative to the plain model.
         seed: random seed for weights, batches and a random split.
 
     Raises:
@@ -172,13 +174,13 @@ def train_model(
     if not (clean / SCHEMA_FILE).is_file():
         raise DataError(f"{clean} is not a clean log (no {SCHEMA_FILE}): give the clean_dir of a validation")
     settings = recipes.get(recipe) if isinstance(recipe, str) else recipe
-    search_settings = search(test_time, settings.testtime)
+    search_settings = search(test_time, settings.testtime, max_cost)
     spec = split if isinstance(split, SplitSpec) else parse_split(split, seed)
     schema = load_schema(clean / SCHEMA_FILE)
     snapshot_id = _snapshot_id(clean / "clean.json")
     features = feature_version(schema, snapshot_id, __version__)
     name = recipe if isinstance(recipe, str) else sha256_text(settings.model_dump_json())
-    version = model_version(schema, features, split=spec, recipe=name, mode=test_time, seed=seed)
+    version = model_version(schema, features, split=spec, recipe=name, mode=test_time, seed=seed, max_cost=max_cost)
     training_set, bundle = out / "training_set", out / "bundle"
     out.mkdir(parents=True, exist_ok=True)
     build_training_set(training_rows(clean, schema), schema, training_set, spec, log_dir)

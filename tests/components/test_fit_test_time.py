@@ -8,8 +8,10 @@ import pytest
 import yaml
 from kfp.dsl import Artifact, Dataset, Metrics, Model
 
+from components.evaluation.evaluate.component import evaluate
 from components.evaluation.fit_test_time.component import fit_test_time
 from tests.testtime import world
+from thinktwice.choices import MAX_COST
 from thinktwice.errors import PipelineError
 from thinktwice.files import read_json
 
@@ -51,6 +53,9 @@ def test_writes_the_parameters_and_logs_every_candidate(inputs: tuple[Dataset, M
         name = candidate["name"].replace(", ", "_")
         assert metrics.metadata[f"logloss_change_{name}"] == candidate["change"]["value"]
         assert metrics.metadata[f"passes_{name}"] == candidate["passes"]
+    costs = read_json(tmp_path / "out" / "cost.json")
+    assert set(costs["candidates"]) == {c["name"] for c in written["report"]["candidates"]} and costs["max_cost"] == 2.0
+    assert metrics.metadata["cost_matt"] == costs["candidates"]["matt"]["value"]
 
 
 def test_the_mode_says_what_is_tried(inputs: tuple[Dataset, Model, Model], tmp_path: Path) -> None:
@@ -61,6 +66,11 @@ def test_the_mode_says_what_is_tried(inputs: tuple[Dataset, Model, Model], tmp_p
         fit_test_time.python_func(*inputs, "tiny", "fast", "0.1.0", test_time, metrics)
     with pytest.raises(PipelineError, match="recipe 'none' is unknown"):
         fit_test_time.python_func(*inputs, "none", "lean", "0.1.0", test_time, metrics)
+
+
+def test_the_default_limit_is_that_of_the_settings() -> None:
+    for component in (fit_test_time, evaluate):
+        assert component.component_spec.inputs["max_cost"].default == MAX_COST
 
 
 def test_the_interface_is_described() -> None:

@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
+from tests.selection.prices import exactly
 from tests.testtime.world import with_report
 from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import BundleError
@@ -29,9 +30,10 @@ from thinktwice.files import read_json
 from thinktwice.models import load_model
 from thinktwice.models.blocks import one_thread
 from thinktwice.pages.charts import nice_ticks
-from thinktwice.release.bundle import bundle_hash
+from thinktwice.release.bundle import bundle_hash, load_bundle
 from thinktwice.selection.trunks import open_trunks
 from thinktwice.stats import metrics
+from thinktwice.testtime.cost import COST_FILE, load_costs
 from thinktwice.testtime.store import load_test_time, read_report
 from thinktwice.versioned import read_result
 
@@ -215,19 +217,20 @@ def test_ticks_are_round_and_cover_the_range() -> None:
         assert 2 <= len(ticks) <= 9
 
 
-def test_evaluating_twice_gives_the_same_bundle(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However long the scoring took: wall times stay beside the bundle."""
-    hashes = set()
+def test_measured_times_change_one_file_of_a_bundle(finished: Path, tmp_path: Path) -> None:
+    """However long the scoring took: all files but the costs are the same."""
+    hashes, files = set(), []
     for name, ratio in (("a", 1.25), ("b", 3.5)):
-        monkeypatch.setattr("thinktwice.evaluate.compare.wall_ratio", lambda *_, ratio=ratio: ratio)
-        found = evaluate(
-            finished / "set", finished / "plain", finished / "bad", finished / "test_time-good", tmp_path / name
-        )
+        folder = tmp_path / f"test_time-{name}"
+        shutil.copytree(finished / "test_time-good", folder)
+        costs = load_costs(folder)
+        assert costs is not None
+        measured = {candidate: exactly(ratio) for candidate in costs.candidates}
+        costs.model_copy(update={"candidates": measured}).write(folder / COST_FILE)
+        found = evaluate(finished / "set", finished / "plain", finished / "bad", folder, tmp_path / name)
         assert found.timings == {"plain": 1.0, "pretrained": 1.0, "test_time": ratio}
         written = read_json(tmp_path / name / "timings.json")
-        assert written == {"wall_ratio": found.timings, "candidates": found.candidate_timings}
+        assert written == {"time_ratio": found.timings, "candidates": found.candidate_timings}
         assert set(found.candidate_timings.values()) == {ratio}
         assert f"{ratio:.2f}× time" in render(found.content, found.timings)
         write_candidate(
@@ -236,14 +239,16 @@ def test_evaluating_twice_gives_the_same_bundle(
             evaluation_dir=tmp_path / name,
             training_set_dir=finished / "set",
             model_dirs={"plain": finished / "plain", "pretrained": finished / "bad"},
-            test_time_dir=finished / "test_time-good",
+            test_time_dir=folder,
             snapshot_id="0" * 16,
             model_version="world-twice",
             feature_version="world-twice",
             package_version="0.1.0",
         )
         hashes.add(bundle_hash(tmp_path / f"bundle-{name}"))
-    assert len(hashes) == 1
+        files.append(load_bundle(tmp_path / f"bundle-{name}").manifest.files)
+    assert len(hashes) == 2 and files[0].keys() == files[1].keys()
+    assert [name for name in files[0] if files[0][name] != files[1][name]] == [COST_FILE]
 
 
 def test_only_one_of_several_accepted_candidates_ships(content: TrainingEvaluation) -> None:
@@ -286,9 +291,8 @@ def test_an_accepted_candidate_is_what_ships(finished: Path, tmp_path: Path) -> 
 
 
 def test_opened_once_they_give_the_same_evaluation_and_nothing_is_written(
-    finished: Path, content: TrainingEvaluation, monkeypatch: pytest.MonkeyPatch
+    finished: Path, content: TrainingEvaluation
 ) -> None:
-    monkeypatch.setattr("thinktwice.evaluate.compare.wall_ratio", lambda *_: 1.0)
     data, trunks = load_training_set(finished / "set"), open_trunks(finished / "plain", finished / "bad")
     test_time = load_test_time(finished / "test_time-good", trunks["plain"].model)
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}

@@ -9,11 +9,20 @@ import numpy as np
 import pytest
 import torch
 
+from tests.selection.prices import fixed
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.models import load_model
-from thinktwice.selection.accept import RANDOM_DRAWS, CandidateVerdict, control_losses, judge, sentence
+from thinktwice.selection.accept import (
+    RANDOM_DRAWS,
+    REPORTED,
+    CandidateVerdict,
+    control_losses,
+    judge,
+    sentence,
+)
 from thinktwice.selection.candidates import Candidate, candidates
 from thinktwice.selection.config import FitConfig
+from thinktwice.selection.fit import without_needless_looks
 from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats.metrics import row_logloss
 from thinktwice.stats.significance import Interval
@@ -33,12 +42,14 @@ def verdict(
     *,
     controls: dict[str, Interval] | None = None,
     auc: Interval = CHANCE,
-    passes: float = 1.0,
-    max_cost: float = 1.2,
+    cost: float = 1.0,
+    max_cost: float = 2.0,
+    all_rows: bool = False,
     config: TestTimeConfig = PRESETS["gate"],
 ) -> CandidateVerdict:
-    candidate = Candidate("gate", config, 0.5, passes, lambda model, trigger, salt: TestTimeConfig())
-    return CandidateVerdict(candidate, 0.5, 0.7, passes, change, auc, GOOD if controls is None else controls, max_cost)
+    candidate = Candidate("gate", config, 0.5, 1.0, lambda model, trigger, salt: TestTimeConfig(), all_rows)
+    controls = GOOD if controls is None else controls
+    return CandidateVerdict(candidate, 0.5, 0.7, 1.0, change, auc, controls, cost, max_cost)
 
 
 def test_acceptance_needs_a_gain_over_chance_and_over_every_control() -> None:
@@ -57,11 +68,29 @@ def test_acceptance_needs_a_gain_over_chance_and_over_every_control() -> None:
 
 
 def test_what_costs_too_much_is_not_accepted() -> None:
-    config = PRESETS["members"]
-    cheap, dear = (verdict(GAIN, config=config, passes=1.1, max_cost=most) for most in (1.35, 1.34))
-    assert cheap.cost == pytest.approx(1.35)
-    assert verdict(GAIN, config=config, passes=1.1, max_cost=float("inf")).accepted
-    assert dear.reasons == ["it takes 1.35 times the time of the plain model, more than 1.34"]
+    cheap, dear = (verdict(GAIN, cost=1.35, max_cost=most) for most in (1.35, 1.34))
+    assert cheap.accepted
+    assert verdict(GAIN, cost=1.35, max_cost=float("inf")).accepted
+    assert dear.reasons == ["it takes more than 1.34 times the time of the plain model"]
+
+
+def test_a_second_look_at_every_row_ships_only_where_no_choice_of_rows_is_accepted() -> None:
+    everybody, chosen = (verdict(GAIN, config=PRESETS["members"], all_rows=rows) for rows in (True, False))
+    other = verdict(GAIN, config=PRESETS["retrieve"])
+    assert without_needless_looks([everybody, other]) == [everybody, other]
+    assert without_needless_looks([everybody, chosen, other]) == [chosen, other]
+    assert without_needless_looks([]) == []
+
+
+def test_what_is_reported_refuses_nothing() -> None:
+    """A correction that is as good a day late is not wrong: it needs no fresh outcomes."""
+    for name in REPORTED:
+        assert verdict(GAIN, controls=GOOD | {name: CHANCE}).accepted
+        assert verdict(GAIN, controls=GOOD | {name: LOSS}).accepted
+    refused = verdict(GAIN, controls=GOOD | {"day_late": GAIN, "other_counters": CHANCE})
+    assert refused.reasons == [
+        "it does not clearly beat evidence of other rows, so it need not be knowledge of the row"
+    ]
 
 
 def test_sentences_say_what_ships_and_why() -> None:
@@ -84,13 +113,13 @@ def halves(rows: EncodedRows) -> tuple[EncodedRows, EncodedRows]:
 
 def tried(trial_model: TrialModel, fit: EncodedRows, **settings: object) -> dict[str, Candidate]:
     config = FitConfig.model_validate(settings)
-    return {c.name: c for c in candidates(trial_model, fit, TestTimeConfig(), config)}
+    return {c.name: c for c in candidates(trial_model, fit, TestTimeConfig(), config, fixed)}
 
 
 def judged(candidate: Candidate, trial_model: TrialModel, fit: EncodedRows, later: EncodedRows) -> CandidateVerdict:
     off = trial_model.logits(TestTimeConfig(), later)[0]
     return judge(
-        candidate, trial_model, fit, later, off, confidence=0.95, control_confidence=0.95, max_cost=float("inf")
+        candidate, trial_model, fit, later, off, confidence=0.95, control_confidence=0.95, cost=1.0, max_cost=9.0
     )
 
 
@@ -212,6 +241,7 @@ def test_controls_are_not_run_for_what_fails_without_them(
         off,
         confidence=0.95,
         control_confidence=0.95,
+        cost=1.0,
         max_cost=0.5,
     )
     assert found.failures and not found.controls
@@ -222,7 +252,9 @@ def test_a_higher_confidence_widens_the_intervals(rare_trial_model: TrialModel, 
     candidate = tried(rare_trial_model, fit, mode="calibrated")["calibrated by support"]
     off = rare_trial_model.logits(TestTimeConfig(), later)[0]
     low, high = (
-        judge(candidate, rare_trial_model, fit, later, off, confidence=c, control_confidence=0.95, max_cost=9.0).change
+        judge(
+            candidate, rare_trial_model, fit, later, off, confidence=c, control_confidence=0.95, cost=1.0, max_cost=9.0
+        ).change
         for c in (0.9, 0.999)
     )
     assert high.low < low.low < low.value < low.high < high.high

@@ -11,7 +11,9 @@ import pytest
 
 from serving.scorer import open_scorer
 from tests.selection import drifting
+from tests.selection.prices import fixed
 from tests.testtime import world
+from thinktwice.calibration import Calibration
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import TrainingSet
 from thinktwice.errors import BundleError
@@ -22,18 +24,25 @@ from thinktwice.evaluate.package import write_candidate
 from thinktwice.models import load_model
 from thinktwice.release.bundle import load_bundle
 from thinktwice.scoring import score_table
+from thinktwice.selection.candidates import with_correction
 from thinktwice.selection.config import FitConfig
 from thinktwice.selection.evidence import DAY_US, EvidenceFit, evidence_fit, fit_evidence
 from thinktwice.selection.fit import FitResult, fit_test_time
+from thinktwice.selection.parameters import trigger_of, triggered
+from thinktwice.selection.trial_model import TrialModel
 from thinktwice.selection.trunks import open_trunks
+from thinktwice.testtime.calibrate import sigmoid
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Engine, raw_rows
 from thinktwice.testtime.extras import Extras
+from thinktwice.testtime.modes import preset
 from thinktwice.testtime.opinions.config import Retrieve
 from thinktwice.testtime.reliability import Reliability
 from thinktwice.testtime.store import load_test_time
+from thinktwice.testtime.support import entropy
+from thinktwice.testtime.triggers import Predicted
 
-LEAN = FitConfig(strengths=(0.0,), min_counts=(0,), field_shares=(), max_paths=(4,), max_cost=3.0)
+LEAN = FitConfig(strengths=(0.0,), min_counts=(0,), field_shares=(), max_paths=(4,))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fitted(run: Path) -> FitResult:
-    return fit_test_time(run / "set", run / "model", None, run / "test_time", FitConfig(mode="retrieve"))
+    return fit_test_time(run / "set", run / "model", None, run / "test_time", FitConfig(mode="retrieve"), fixed)
 
 
 def parts(run: Path) -> tuple[TrainingSet, EvidenceFit]:
@@ -66,18 +75,18 @@ def parts(run: Path) -> tuple[TrainingSet, EvidenceFit]:
 
 
 def test_counters_ship_where_items_drift(run: Path, tmp_path: Path) -> None:
-    found = fit_test_time(run / "set", run / "model", None, tmp_path / "out", FitConfig(mode="corrected"))
+    found = fit_test_time(run / "set", run / "model", None, tmp_path / "out", FitConfig(mode="corrected"), fixed)
     assert found.config.mode == "corrected" and found.config.correction is not None
     (candidate,) = found.report.candidates
     assert set(candidate.controls) == {"recalibrated", "other_counters", "day_late"}
-    assert all(c.high < 0 for c in candidate.controls.values())
-    assert "counters of a day before" in found.sentence
+    assert all(candidate.controls[name].high < 0 for name in ("recalibrated", "other_counters"))
+    assert "evidence of other rows" in found.sentence and "day" not in found.sentence
     report = found.report.evidence
     assert report is not None
     assert report.correction is not None and report.correction.scale > 0 and report.retrieval is None
     shipped = load_test_time(tmp_path / "out")
     assert shipped.extras.correction is not None and shipped.extras.retrieval is None
-    again = fit_test_time(run / "set", run / "model", None, tmp_path / "again", FitConfig(mode="corrected"))
+    again = fit_test_time(run / "set", run / "model", None, tmp_path / "again", FitConfig(mode="corrected"), fixed)
     assert again.report == found.report
     for name in ("correction.safetensors", "test_time.json"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
@@ -88,19 +97,58 @@ def test_retrieved_outcomes_ship_where_users_have_tastes(fitted: FitResult) -> N
     assert fitted.config.mode == "retrieve" and look is not None and look.opinion == Retrieve(item_field="item_id")
     tried = {c.name: c for c in fitted.report.candidates}
     assert set(tried) == {"retrieve", "retrieve, all rows"}
-    assert set(tried["retrieve, all rows"].controls) == {"recalibrated", "first_look"}
+    assert set(tried["retrieve, all rows"].controls) == {"recalibrated", "first_look", "other_counters"}
+    assert tried["retrieve"].controls["other_counters"].high < 0
     report = fitted.report.evidence
     assert report is not None
     frontiers = {f.trigger: dict(zip(f.shares, f.kept, strict=True)) for f in report.frontiers}
-    assert set(frontiers) == {"entropy", "moved", "oracle", "random"}
+    assert set(frontiers) == {"entropy", "moved", "predicted", "oracle", "random"}
     assert all(kept[1.0] == pytest.approx(1.0) for kept in frontiers.values())
     assert frontiers["oracle"][0.2] > frontiers["random"][0.2] == 0.2
 
 
-def test_what_no_server_reads_is_shipped_by_name_alone(run: Path, tmp_path: Path) -> None:
-    found = fit_test_time(run / "set", run / "model", None, tmp_path / "out", LEAN)
-    assert found.config.correction is None and found.test_time.extras.correction is None
-    assert not {c.name for c in found.report.candidates} & {"corrected", "retrieve", "retrieve, all rows"}
+def test_a_forecast_finds_the_rows_that_a_second_look_changes(run: Path, fitted: FitResult) -> None:
+    _, found = parts(run)
+    trial_model = TrialModel(fitted.model, Calibration(), fitted.test_time.reliability, fitted.test_time.extras, found)
+    assert found.data.counter_scale is not None
+    looks = with_correction(preset("retrieve"), found.definition)
+    chosen = triggered(trial_model, looks, found.fit, "predicted", 0.3)
+    look = chosen.second_look
+    assert look is not None and isinstance(look.trigger, Predicted)
+    raw = trial_model.raw(chosen.looking(trigger=look.trigger.model_copy(update={"threshold": -1e3})), found.fit)
+    assert raw.escalated.mean() > 0.9 and (raw.signal > look.trigger.threshold).mean() == pytest.approx(0.3, abs=0.01)
+    moved = np.abs(raw.z - raw.first)
+    by_forecast, by_entropy = (
+        moved[np.argsort(-signal)[: len(moved) // 3]].mean() for signal in (raw.signal, entropy(sigmoid(raw.first)))
+    )
+    assert by_forecast > max(by_entropy, 1.1 * moved.mean())
+    blind = triggered(trial_model, chosen, found.fit, "random", 0.3)
+    assert trigger_of(blind) == "random"
+    wrong = chosen.looking(trigger=look.trigger.model_copy(update={"weights": look.trigger.weights[:-1]}))
+    with pytest.raises(BundleError, match="the trigger 'predicted' has .* weights instead of"):
+        trial_model.engine(wrong)
+    scored = trial_model.engine(chosen).uncapped()
+    batch, evidence = found.fit.batch(slice(None)), found.fit.evidence
+    assert evidence is not None
+    whole = scored.raw(batch, evidence=evidence)
+    for rows in (np.arange(3), np.array([700]), np.arange(200)[::-1].copy()):
+        some = scored.raw(found.fit.batch(rows), evidence=evidence.take(rows))
+        assert np.array_equal(some.signal, whole.signal[rows]) and np.array_equal(some.z, whole.z[rows])
+
+
+def test_lean_ships_evidence_where_it_proves_its_worth(run: Path, fitted: FitResult, tmp_path: Path) -> None:
+    """With the default mode, uncertain rows get a second look; more than the limit of cost ships without it, or nothing does."""
+    found = fit_test_time(run / "set", run / "model", None, tmp_path / "out", LEAN, fixed)
+    assert found.config.mode == "retrieve" and found.report.accepted
+    assert found.report.best_name == fitted.report.best_name
+    tried = {c.name: c for c in found.report.candidates}
+    assert {"corrected", "retrieve", "retrieve, all rows", "uttsi"} <= set(tried)
+    named = {c.name: c for c in fitted.report.candidates}
+    assert tried["retrieve"].config == named["retrieve"].config
+    for max_cost, mode in ((1.2, "corrected"), (1.0, "off")):
+        limited = LEAN.model_copy(update={"max_cost": max_cost})
+        less = fit_test_time(run / "set", run / "model", None, tmp_path / mode, limited, fixed)
+        assert less.config.mode == mode
 
 
 def test_a_bundle_holds_what_it_scores_with(run: Path, fitted: FitResult, tmp_path: Path) -> None:
@@ -221,9 +269,9 @@ def test_labels_of_a_block_change_nothing_that_its_rows_are_given(run: Path) -> 
 def test_a_log_without_instant_statistics_tries_nothing_new(tmp_path: Path) -> None:
     frame = drifting.log(4000)
     drifting.train_model(drifting.training_set(tmp_path / "set", frame, drifting.PLAIN), tmp_path / "model")
-    found = fit_test_time(tmp_path / "set", tmp_path / "model", None, tmp_path / "out", LEAN)
+    found = fit_test_time(tmp_path / "set", tmp_path / "model", None, tmp_path / "out", LEAN, fixed)
     assert not {c.name for c in found.report.candidates} & {"corrected", "retrieve", "retrieve, all rows"}
-    assert found.report.evidence is not None and found.report.evidence.reason == "the mode does not use evidence"
+    assert found.report.evidence is not None and found.report.evidence.reason == "the schema has no statistics.instant"
     assert {p.name for p in (tmp_path / "out").iterdir()} & {"correction.safetensors", "retrieval.safetensors"} == set()
 
 

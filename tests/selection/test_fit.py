@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import polars as pl
 import pytest
 
+from tests.selection.prices import fixed
 from tests.testtime import world
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.splits import SplitSpec
@@ -17,7 +19,6 @@ from thinktwice.errors import BundleError
 from thinktwice.files import sha256_file
 from thinktwice.models import load_model
 from thinktwice.selection.config import FitConfig
-from thinktwice.selection.cost import estimated_cost
 from thinktwice.selection.fit import choose_trunk, count_check, field_importance, fit_extras, fit_mode, fit_test_time
 from thinktwice.selection.trial_model import TrialModel
 from thinktwice.testtime.base_pass import Gate
@@ -28,16 +29,17 @@ from thinktwice.testtime.report import ModeChoice
 from thinktwice.testtime.store import load_test_time
 
 QUICK = FitConfig(member_shares=(0.2,), max_paths=(4,))
+TRIAL = cast(TrialModel, None)  # fixed prices do not read the model
 
 
 @pytest.fixture(scope="module")
 def lean(trial_model: TrialModel, valid: EncodedRows) -> ModeChoice:
     """The report of a search through every mode."""
-    return fit_mode(trial_model, valid, QUICK)[1]
+    return fit_mode(trial_model, valid, QUICK, fixed)[1]
 
 
 def test_a_healthy_model_ships_off(data: TrainingSet, plain: Path, memorised: Path, tmp_path: Path) -> None:
-    found = fit_test_time(data.folder, plain, memorised, tmp_path / "out", QUICK)
+    found = fit_test_time(data.folder, plain, memorised, tmp_path / "out", QUICK, fixed)
     assert found.trunk == "plain"  # the other one is worse on validation
     assert found.config.mode == "off"
     assert found.sentence.startswith("Test-time work ships off")
@@ -53,7 +55,7 @@ def test_a_healthy_model_ships_off(data: TrainingSet, plain: Path, memorised: Pa
 
 def test_a_model_that_memorised_rare_ids_ships_the_gate(rare: Path, tmp_path: Path) -> None:
     config = FitConfig(strengths=(0.0, 0.5, 1.0, 2.0), max_paths=(4,), max_cost=1.05)
-    found = fit_test_time(rare / "set", rare / "model", None, tmp_path / "out", config)
+    found = fit_test_time(rare / "set", rare / "model", None, tmp_path / "out", config, fixed)
     assert found.report.accepted
     assert found.config.mode == "gate" and isinstance(found.config.base, Gate)
     assert found.report.best_name in ("gate", "gate by field")
@@ -63,25 +65,25 @@ def test_a_model_that_memorised_rare_ids_ships_the_gate(rare: Path, tmp_path: Pa
     assert gate.change.high < 0 and gate.auc_change.high >= 0
     assert set(gate.controls) == {"shuffled_counts", "recalibrated"}
     assert all(control.high < 0 for control in gate.controls.values())
-    dear = [c for c in tried.values() if c.cost > 1.05]
+    dear = [c for c in tried.values() if fixed(TRIAL, c.config).value > 1.05]
     assert {"uttsi", "uttsi, exact", "matt", "sgctr", "filter"} <= {c.name for c in dear}
     assert min(c.fit_logloss for c in dear) < gate.fit_logloss  # it is not that they were worse
     for candidate in dear:
         assert not candidate.accepted and not candidate.controls
-        assert candidate.reasons[-1].endswith("times the time of the plain model, more than 1.05")
+        assert candidate.reasons[-1] == "it takes more than 1.05 times the time of the plain model"
 
 
 def test_a_mode_by_name_may_cost_what_it_costs(rare_trial_model: TrialModel, rare_valid: EncodedRows) -> None:
     settings = FitConfig(mode="members", member_shares=(0.2,), strengths=(0.0,))
-    config, report = fit_mode(rare_trial_model, rare_valid, settings)
+    config, report, _ = fit_mode(rare_trial_model, rare_valid, settings, fixed)
     assert report.accepted
     assert config.mode == report.mode == "members"
     assert {c.name for c in report.candidates} == {"members", "members, all rows"}
     (shipped,) = [c for c in report.candidates if c.name == report.best_name]
-    assert shipped.cost == estimated_cost(config, shipped.passes) > settings.max_cost
     assert shipped.config == report.best == config
-    lean, _ = fit_mode(rare_trial_model, rare_valid, settings.model_copy(update={"mode": "lean", "min_counts": (0,)}))
-    assert lean.mode != "members"
+    for max_cost, mode in ((1.4, "off"), (1.5, "members")):
+        limited = settings.model_copy(update={"mode": "lean", "min_counts": (0,), "max_cost": max_cost})
+        assert (fit_mode(rare_trial_model, rare_valid, limited, fixed)[0].mode == "members") == (mode == "members")
 
 
 TRIED: dict[Mode, set[str]] = {
@@ -100,7 +102,7 @@ TRIED: dict[Mode, set[str]] = {
 def test_a_mode_by_name_is_tried_alone(
     mode: Mode, lean: ModeChoice, trial_model: TrialModel, valid: EncodedRows
 ) -> None:
-    config, report = fit_mode(trial_model, valid, QUICK.model_copy(update={"mode": mode}))
+    config, report, _ = fit_mode(trial_model, valid, QUICK.model_copy(update={"mode": mode}), fixed)
     names = {c.name for c in report.candidates}
     assert names <= TRIED[mode]  # a gate or filter of no strength is no candidate
     assert names or mode in ("off", "gate", "filter")
@@ -115,15 +117,14 @@ def test_lean_tries_every_mode_and_ships_nothing_dear(lean: ModeChoice) -> None:
     assert {"calibrated by support", "uttsi", "uttsi, exact", "matt", "sgctr", "members", "members, all rows"} <= names
     for candidate in lean.candidates:
         config = candidate.config
-        assert candidate.cost == estimated_cost(config, candidate.passes)
         assert (candidate.passes > 1) == (config.second_look is not None)
-        if candidate.cost > QUICK.max_cost:
+        if fixed(TRIAL, config).value > QUICK.max_cost or candidate.name == "members, all rows":
             assert not candidate.accepted
 
 
 def test_fitting_twice_gives_the_same_bytes(data: TrainingSet, plain: Path, memorised: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        fit_test_time(data.folder, plain, memorised, tmp_path / name, QUICK)
+        fit_test_time(data.folder, plain, memorised, tmp_path / name, QUICK, fixed)
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
     assert len(files) == 6  # parameters, counts, combinations, heads, and a member of two files
     for name in files:
@@ -135,7 +136,7 @@ def test_the_later_half_decides_nothing_but_yes_or_no(
 ) -> None:
     flipped = valid.take(np.arange(len(valid)))
     flipped.label[len(valid) // 2 :] = 1 - flipped.label[len(valid) // 2 :]
-    _, other = fit_mode(trial_model, flipped, QUICK)
+    _, other, _ = fit_mode(trial_model, flipped, QUICK, fixed)
     assert [c.config for c in lean.candidates] == [c.config for c in other.candidates]
     assert [c.fit_logloss for c in lean.candidates] == [c.fit_logloss for c in other.candidates]
     assert [c.logloss for c in lean.candidates] != [c.logloss for c in other.candidates]
@@ -144,7 +145,7 @@ def test_the_later_half_decides_nothing_but_yes_or_no(
 def test_the_earlier_half_decides_the_parameters(lean: ModeChoice, trial_model: TrialModel, valid: EncodedRows) -> None:
     other = valid.take(np.arange(len(valid)))
     other.label[: len(valid) // 2] = 1 - other.label[: len(valid) // 2]
-    _, report = fit_mode(trial_model, other, QUICK.model_copy(update={"mode": "calibrated"}))
+    _, report, _ = fit_mode(trial_model, other, QUICK.model_copy(update={"mode": "calibrated"}), fixed)
     before = next(c.config for c in lean.candidates if c.name == "calibrated by support")
     assert report.candidates[0].config != before
 
@@ -156,7 +157,7 @@ def test_a_log_with_one_open_field_has_no_pairs_and_works(
     only = replace(trial_model.reliability, protected=np.arange(trial_model.model.num_fields) != 0)
     extras = fit_extras(trial_model.model, only, data.part("train"), (), QUICK)
     assert extras.combinations is None and extras.heads is not None
-    config, report = fit_mode(replace(trial_model, reliability=only, extras=extras), valid, QUICK)
+    config, report, _ = fit_mode(replace(trial_model, reliability=only, extras=extras), valid, QUICK, fixed)
     names = {c.name for c in report.candidates}
     assert {"uttsi", "uttsi, exact", "sgctr", "calibrated by support"} <= names
     assert not {"matt", "members", "members, all rows"} & names
@@ -192,7 +193,8 @@ def test_only_what_the_tried_modes_need_is_made(
 
 
 def test_too_few_validation_rows_ship_off(trial_model: TrialModel, valid: EncodedRows) -> None:
-    config, report = fit_mode(trial_model, valid.take(np.arange(300)), FitConfig())
+    config, report, costs = fit_mode(trial_model, valid.take(np.arange(300)), FitConfig())
+    assert costs is None
     assert config.mode == "off"
     assert "too few" in report.sentence
 
@@ -205,7 +207,7 @@ def test_one_user_in_validation_proves_nothing_and_ships_off(data: TrainingSet, 
     assert lonely.rows("valid")["user_id"].n_unique() == 1
     world.train_model(lonely, tmp_path / "plain", epochs=1)
     world.memorise_rare_values(lonely, tmp_path / "plain", tmp_path / "bad")
-    found = fit_test_time(lonely.folder, tmp_path / "bad", tmp_path / "plain", tmp_path / "out", QUICK)
+    found = fit_test_time(lonely.folder, tmp_path / "bad", tmp_path / "plain", tmp_path / "out", QUICK, fixed)
     assert found.trunk == "plain"
     assert found.config.mode == "off"
     assert "rows are of one user, so that chance cannot be excluded" in found.sentence
@@ -225,7 +227,7 @@ def data_of_one_user_in_validation() -> pl.DataFrame:
 
 def test_a_log_without_open_fields_ships_off(trial_model: TrialModel, valid: EncodedRows) -> None:
     closed = replace(trial_model.reliability, protected=np.ones_like(trial_model.reliability.protected))
-    config, report = fit_mode(replace(trial_model, reliability=closed, extras=Extras()), valid, FitConfig())
+    config, report, _ = fit_mode(replace(trial_model, reliability=closed, extras=Extras()), valid, FitConfig())
     assert config.mode == "off"
     assert "every field of this log is protected" in report.sentence
 

@@ -11,10 +11,9 @@ from thinktwice.calibration import Calibration, SupportCalibration
 from thinktwice.choices import Mode
 from thinktwice.errors import PipelineError
 from thinktwice.selection.config import FitConfig, search
-from thinktwice.selection.cost import ESCALATION_COST, FILTER_COST, PASS_COST, estimated_cost
 from thinktwice.testtime import TestTimeConfig
 from thinktwice.testtime.aggregators import Confidence
-from thinktwice.testtime.base_pass import Filter, Gate
+from thinktwice.testtime.base_pass import Gate
 from thinktwice.testtime.config import SecondLook
 from thinktwice.testtime.modes import PRESETS, preset
 from thinktwice.testtime.opinions.config import GrownPaths, Members
@@ -104,13 +103,7 @@ def test_a_search_names_its_choices() -> None:
         assert search(mode, settings) == settings.model_copy(update={"mode": mode})
     with pytest.raises(PipelineError, match="mode 'fast' is unknown: choose one of lean, off, calibrated, gate"):
         search("fast", settings)
-
-
-def test_reckoned_cost() -> None:
-    assert estimated_cost(TestTimeConfig(), 1.0) == 1.0
-    assert estimated_cost(TestTimeConfig(mode="gate", base=Gate(strength=1.0)), 1.0) == 1.0
-    assert estimated_cost(TestTimeConfig(mode="filter", base=Filter(min_count=2)), 1.0) == pytest.approx(
-        1 + FILTER_COST
-    )
-    assert estimated_cost(PRESETS["members"], 1.1) == pytest.approx(1 + ESCALATION_COST + 0.1 * PASS_COST)
-    assert estimated_cost(PRESETS["uttsi"], 2.0) == pytest.approx(1 + FILTER_COST + ESCALATION_COST + PASS_COST)
+    assert search("lean", settings, 3.0).max_cost == 3.0 and FitConfig().max_cost == 2.0
+    for wrong in (0.5, float("nan"), float("inf"), -1.0):
+        with pytest.raises(PipelineError, match="give a number of at least 1"):
+            search("lean", settings, wrong)

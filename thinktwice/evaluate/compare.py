@@ -7,11 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import TrainingSet, load_training_set
 from thinktwice.errors import BundleError
 from thinktwice.evaluate import slices
-from thinktwice.evaluate.cost import wall_ratio
 from thinktwice.evaluate.evaluation import CurvePoint, DataFacts, PartFacts, TrainingEvaluation
 from thinktwice.evaluate.extra_work import extra_work, fitting_rows, subsample, subsample_index
 from thinktwice.evaluate.measure import ScoreColumn, measure, operating_point
@@ -25,7 +23,7 @@ from thinktwice.selection.trunks import Trunk, Trunks, open_trunks
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.engine import Raw
 from thinktwice.testtime.extras import Extras
-from thinktwice.testtime.report import TestTimeReport, TrunkName
+from thinktwice.testtime.report import TrunkName
 from thinktwice.testtime.store import TestTime, load_test_time, read_report
 from thinktwice.threads import reproducible
 
@@ -39,8 +37,8 @@ OFF = TestTimeConfig()
 class EvaluatedRun:
     """The evaluation of a training run: the content of ``evaluation.json``, and timings, which are not part of it.
 
-    ``timings`` (column -> wall time against one pass) and ``candidate_timings`` (the same by candidate) differ from run to run.
-    They are not in the files of a bundle, so that the same inputs give the same bundle.
+    ``timings`` (column -> measured time against one plain pass) and ``candidate_timings`` (the same by candidate) differ from
+    run to run. They come from ``cost.json``, the only file of a bundle that contains measured times.
     """
 
     content: TrainingEvaluation
@@ -51,7 +49,7 @@ class EvaluatedRun:
         """Write ``evaluation.json``, ``report.html`` and ``timings.json``."""
         with atomic_dir(out_dir) as folder:
             self.content.write(folder / EVALUATION_FILE)
-            write_json(folder / TIMINGS_FILE, {"wall_ratio": self.timings, "candidates": self.candidate_timings})
+            write_json(folder / TIMINGS_FILE, {"time_ratio": self.timings, "candidates": self.candidate_timings})
             (folder / REPORT_FILE).write_text(render(self.content), encoding="utf-8")
 
 
@@ -109,7 +107,9 @@ def compare(data: TrainingSet, trunks: Trunks, test_time: TestTime) -> Evaluated
     }
     raw = {name: trial_model.raw(OFF, test) for name, trial_model in subjects.items()}
     columns = [_column(name, TRUNK_WORDS[name], subjects[name], OFF, raw[name]) for name in trunks]
-    scores_of, walls = {OFF: raw[trunk]}, _walls(subjects[trunk], report, test)
+    scores_of = {OFF: raw[trunk]}
+    costs = {} if test_time.costs is None else test_time.costs.candidates
+    candidate_timings = {name: cost.value for name, cost in costs.items()}
     config = OFF if report.best is None else report.best
     if config not in scores_of:
         scores_of[config] = subjects[trunk].raw(config, test)
@@ -117,7 +117,7 @@ def compare(data: TrainingSet, trunks: Trunks, test_time: TestTime) -> Evaluated
         f"{TRUNK_WORDS[trunk]}, nothing to add" if report.best is None else f"{TRUNK_WORDS[trunk]} + {report.best_name}"
     )
     columns.append(_column("test_time", label, subjects[trunk], config, scores_of[config]))
-    timings = {c.key: 1.0 for c in columns} | {"test_time": walls.get(report.best_name or "", 1.0)}
+    timings = {c.key: 1.0 for c in columns} | {"test_time": candidate_timings.get(report.best_name or "", 1.0)}
     shipped = "test_time" if report.accepted else trunk
     truth = rows["truth"].to_numpy() if "truth" in rows.columns else None
     measures = measure(
@@ -154,19 +154,12 @@ def compare(data: TrainingSet, trunks: Trunks, test_time: TestTime) -> Evaluated
         curves={name: curve for name, opened in trunks.items() if (curve := _curve(opened))},
         verdict=tuple(verdict_lines(measures, report, shipped)),
     )
-    return EvaluatedRun(content, timings, walls)
+    return EvaluatedRun(content, timings, candidate_timings)
 
 
 def _column(key: str, label: str, trial_model: TrialModel, config: TestTimeConfig, raw: Raw) -> ScoreColumn:
     scored = trial_model.engine(config).finish(raw)
     return ScoreColumn(key, label, scored.logit, scored.probability, 1 + scored.path_rows / len(raw.z))
-
-
-def _walls(trial_model: TrialModel, report: TestTimeReport, test: EncodedRows) -> dict[str, float]:
-    """Wall time of every candidate relative to one plain pass."""
-    base = trial_model.engine(OFF)
-    engines = {c.name: trial_model.engine(c.config) for c in report.candidates}
-    return {name: round(wall_ratio(engine, base, test), 2) for name, engine in engines.items()}
 
 
 def data_facts(data: TrainingSet) -> DataFacts:

@@ -28,7 +28,6 @@ from thinktwice.evaluate.extra_work_record import (
 )
 from thinktwice.selection.accept import RANDOM_DRAWS
 from thinktwice.selection.config import FitConfig
-from thinktwice.selection.cost import estimated_cost
 from thinktwice.selection.parameters import best_of, by_support, calibrated, filter_of, trigger_of, triggered
 from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats import metrics
@@ -84,7 +83,7 @@ def extra_work(
     truth: np.ndarray | None = None,
     known: Mapping[TestTimeConfig, Raw] | None = None,
 ) -> ExtraWork:
-    """The effect of every candidate of a test-time report on test rows, without wall times.
+    """The effect of every candidate of a test-time report on test rows, without measured times.
 
     Args:
         trial_model: the chosen trunk with the counts and extras of the report.
@@ -177,7 +176,6 @@ class Panel:
             name=tried.name,
             mode=tried.config.mode,
             passes=passes,
-            cost=estimated_cost(tried.config, passes),
             change=_tested(change),
             auc_change=_tested(auc_change),
             detectable=Detectable(logloss=_detectable(change), auc=_detectable(auc_change)),

@@ -44,7 +44,7 @@ class CandidateOnTest(TestQuality):
     name: str
     mode: Mode
     passes: float  # forward passes per row
-    cost: float  # estimated time relative to one plain pass
+    cost: float | None = None  # estimated, in files of earlier versions
     change: TestedChange
     auc_change: TestedChange
     detectable: Detectable

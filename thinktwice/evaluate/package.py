@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from thinktwice.choices import MAX_COST
 from thinktwice.data.feature_tables import feature_service_name
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set import load_training_set
@@ -20,10 +21,19 @@ from thinktwice.schema import SCHEMA_FILE, LogSchema
 
 
 def model_version(
-    schema: LogSchema, feature_version: str, *, split: SplitSpec, recipe: str, mode: str, seed: int
+    schema: LogSchema,
+    feature_version: str,
+    *,
+    split: SplitSpec,
+    recipe: str,
+    mode: str,
+    seed: int,
+    max_cost: float = MAX_COST,
 ) -> str:
-    """Name of the model given by features, split, recipe, test-time mode and training seed, e.g. ``ml-1m-3f2a9c01d4e7``."""
-    return f"{schema.name}-{sha256_text(feature_version, split.model_dump_json(), recipe, mode, str(seed))[:12]}"
+    """Name of the model given by features, split, recipe, test-time mode with its limit of cost, and training seed, e.g.
+    ``ml-1m-3f2a9c01d4e7``."""
+    search = mode if mode != "lean" or max_cost == MAX_COST else f"{mode} {max_cost!r}"
+    return f"{schema.name}-{sha256_text(feature_version, split.model_dump_json(), recipe, search, str(seed))[:12]}"
 
 
 logger = logging.getLogger(__name__)
@@ -82,12 +92,14 @@ def write_bundle(
     from thinktwice.data.encoder import ENCODER_FILE, VOCABULARY_FILE
     from thinktwice.models.backends.store import BACKEND_FILES
     from thinktwice.models.store import MODEL_FILES
+    from thinktwice.testtime.cost import COST_FILE
     from thinktwice.testtime.store import needed_files, read_config
 
+    measured = (COST_FILE,) if (Path(test_time_dir) / COST_FILE).is_file() else ()
     parts = (
         (Path(training_set_dir), (SCHEMA_FILE, ENCODER_FILE, VOCABULARY_FILE), ""),
         (Path(model_dir), MODEL_FILES, ""),
-        (Path(test_time_dir), needed_files(read_config(test_time_dir)), ""),
+        (Path(test_time_dir), (*needed_files(read_config(test_time_dir)), *measured), ""),
         (Path(evaluation_dir), (EVALUATION_FILE, REPORT_FILE), f"{REPORT}/"),
     )
     with atomic_dir(out_dir) as folder:

@@ -48,7 +48,7 @@ def render(
     """The page of an evaluation (the content of ``evaluation.json``).
 
     Args:
-        timings: wall time of every column relative to one pass. Without it the page depends only on ``content``, as the copy in
+        timings: measured time of every column relative to one pass. Without it the page depends only on ``content``, as the copy in
         a hashed bundle must.
         candidate_timings: the same for every candidate of the test-time work.
     """

@@ -26,12 +26,12 @@ CONTROLS = {
         "the same work with counts that belong to other values: a gain that survives is not due to knowledge of rare values",
     ),
     "other_counters": (
-        "counters of other rows",
-        "a correction fitted to counters that belong to other rows: a gain that survives is not due to knowledge of the row",
+        "evidence of other rows",
+        "the same networks fitted to counters and outcomes that belong to other rows: a gain that survives is not due to knowledge of the row",
     ),
     "day_late": (
         "counters a day late",
-        "a correction fitted to counters that know every outcome a day later: a gain that survives needs no fresh counters",
+        "a correction fitted to counters that know every outcome a day later: where it does as well, the gain needs no fresh outcomes. It refuses nothing",
     ),
     "first_look": (
         "the first look",
@@ -73,7 +73,7 @@ def extra_values(content: Evaluation, timings: Mapping[str, float]) -> dict[str,
     """The values of ``report_extra.html``.
 
     Args:
-        timings: wall time of every candidate relative to one pass, if known.
+        timings: measured time of every candidate relative to one pass, if known.
     """
     run = content if isinstance(content, TrainingEvaluation) else None
     extra_work = None if run is None else run.extra_work
@@ -119,7 +119,8 @@ def _frontier(extra_work: ExtraWork, timings: Mapping[str, float]) -> Frontier:
     for c in extra_work.candidates:
         value = c.change.value or 0.0  # a mean over rows is always finite
         color = NEUTRAL if not c.change.significant else GOOD if value < 0 else BAD
-        tip = f"{c.passes:.2f} passes, {_time(c, timings)}, logloss {signed(c.change, 5)}"
+        words = (f"{c.passes:.2f} passes", _time(c, timings), f"logloss {signed(c.change, 5)}")
+        tip = ", ".join(word for word in words if word)
         points.append(Point(c.name, c.passes, value, c.change.low, c.change.high, color, tip))
     near = [p for p in points if p.color != BAD]
     reach = max(abs(v) for p in near for v in (p.y, p.low, p.high) if v is not None)
@@ -137,7 +138,7 @@ def _scatter(points: list[Point], height: int) -> Drawing:
 def _time(candidate: CandidateOnTest, timings: Mapping[str, float]) -> str:
     if candidate.name in timings:
         return f"{timings[candidate.name]:.2f}× time"
-    return f"about {candidate.cost:.1f}× time"
+    return f"about {candidate.cost:.1f}× time" if candidate.cost is not None else ""
 
 
 def _detectable(candidates: Sequence[CandidateOnTest]) -> dict[str, Detected]:

@@ -54,10 +54,11 @@ def bundle_files() -> tuple[frozenset[str], frozenset[str]]:
     from thinktwice.models.backends.store import BACKEND_FILES
     from thinktwice.models.store import MODEL_FILES
     from thinktwice.release.profile import PROFILE_FILE
+    from thinktwice.testtime.cost import COST_FILE
     from thinktwice.testtime.store import EXTRA_FILES, TEST_TIME_FILES
 
     always = (SCHEMA_FILE, ENCODER_FILE, VOCABULARY_FILE, *MODEL_FILES, *TEST_TIME_FILES, *REPORT_FILES)
-    return frozenset(always), frozenset((PROFILE_FILE, *BACKEND_FILES, *EXTRA_FILES))
+    return frozenset(always), frozenset((PROFILE_FILE, COST_FILE, *BACKEND_FILES, *EXTRA_FILES))
 
 
 class BundleIdentity(Frozen):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
+from thinktwice.choices import Mode
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.selection.config import FitConfig
-from thinktwice.selection.cost import estimated_cost
+from thinktwice.selection.cost import Price
 from thinktwice.selection.parameters import (
     BY_THRESHOLD,
     best_filter,
@@ -31,6 +32,7 @@ from thinktwice.testtime.samplers.exact import Exact
 from thinktwice.testtime.samplers.matt import Matt
 from thinktwice.testtime.triggers import TriggerKind
 
+EVIDENCE_MODES: tuple[Mode, ...] = ("corrected", "retrieve")  # read counters, and mask no value
 STOP_AT = 0.05  # logits: at a click rate of 10 % an error of this size costs 1e-4 of logloss on the rows it touches
 
 #: Refit the free parameters to other counts (the trial model's) or another trigger, with the mode's settings unchanged.
@@ -40,17 +42,24 @@ Refit = Callable[[TrialModel, TriggerKind | None, int], TestTimeConfig]
 @dataclass(frozen=True)
 class Candidate:
     """A fitted configuration, its logloss and forward passes per row on the rows it was fitted on, and how to refit it for a
-    control."""
+    control. With ``all_rows`` it looks again at every row where another candidate chooses rows, and ships only if no choice of
+    rows proves itself."""
 
     name: str
     config: TestTimeConfig
     fit_logloss: float
     fit_passes: float
     refit: Refit
+    all_rows: bool = False
 
 
-def candidates(trial_model: TrialModel, fit: EncodedRows, off: TestTimeConfig, config: FitConfig) -> list[Candidate]:
-    """The best candidate of every mode that ``config`` allows. A gate or filter whose best strength is 0 is not a candidate."""
+def candidates(
+    trial_model: TrialModel, fit: EncodedRows, off: TestTimeConfig, config: FitConfig, price: Price
+) -> list[Candidate]:
+    """The best candidate of every mode that ``config`` allows. A gate or filter whose best strength is 0 is not a candidate.
+
+    Of the triggers and shares of retrieved evidence, those that ``price`` within the limit of cost come first.
+    """
 
     def candidate(name: str, settings: TestTimeConfig, refit: Refit) -> Candidate:
         logit, passes = trial_model.logits(settings, fit)
@@ -66,8 +75,10 @@ def candidates(trial_model: TrialModel, fit: EncodedRows, off: TestTimeConfig, c
 
         return candidate(name, refit(trial_model, trigger, 0), refit)
 
-    def tries(*modes: str) -> bool:
-        return config.mode == "lean" or config.mode in modes
+    maskable = len(trial_model.reliability.maskable_fields) > 0
+
+    def tries(mode: Mode) -> bool:
+        return config.mode in ("lean", mode) and (maskable or mode in EVIDENCE_MODES)
 
     def best(options: Iterable[Candidate]) -> Candidate:
         return min(options, key=lambda c: c.fit_logloss)
@@ -137,7 +148,7 @@ def candidates(trial_model: TrialModel, fit: EncodedRows, off: TestTimeConfig, c
         out.append(best(escalating("members", lambda _: member, "entropy", share) for share in config.member_shares))
         if isinstance(gate_of(trial_model).base, Gate):
             out.append(best(escalating("members, gated", gated, "entropy", share) for share in config.member_shares))
-        out.append(escalating("members, all rows", lambda _: member, "always", 1.0))
+        out.append(replace(escalating("members, all rows", lambda _: member, "always", 1.0), all_rows=True))
     if trial_model.evidence is not None and trial_model.extras.correction is not None:
         definition = trial_model.evidence.definition
         item = trial_model.evidence.data.schema.key_of("item")
@@ -150,21 +161,25 @@ def candidates(trial_model: TrialModel, fit: EncodedRows, off: TestTimeConfig, c
             )
         if tries("retrieve") and trial_model.extras.retrieval is not None and item is not None:
             looks = with_correction(preset("retrieve", off), definition).looking(opinion=Retrieve(item_field=item))
-            triggers: tuple[TriggerKind, ...] = ("entropy", "moved")
+            triggers: tuple[TriggerKind, ...] = ("entropy", "moved", "predicted")
             by_share = [
                 escalating("retrieve", by_trigger(looks, trigger), trigger, share)
                 for trigger in triggers
                 for share in config.retrieved_shares
             ]
             max_cost = config.max_cost if config.mode == "lean" else float("inf")
-            affordable = [c for c in by_share if estimated_cost(c.config, c.fit_passes) <= max_cost]
+            affordable = [
+                c for c in by_share if max_cost == float("inf") or price(trial_model, c.config).value <= max_cost
+            ]
             out.append(best(affordable or by_share))
-            out.append(escalating("retrieve, all rows", lambda _: looks, "always", 1.0))
+            out.append(replace(escalating("retrieve, all rows", lambda _: looks, "always", 1.0), all_rows=True))
     return out
 
 
 def by_trigger(settings: TestTimeConfig, trigger: TriggerKind) -> Callable[[TrialModel], TestTimeConfig]:
     """``settings``, the same for any model, with rows chosen by ``trigger``."""
+    if trigger == "predicted":  # its weights are fitted with its threshold
+        return lambda _: settings
     triggered_settings = settings.looking(trigger=BY_THRESHOLD[trigger]())
     return lambda _: triggered_settings
 

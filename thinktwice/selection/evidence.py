@@ -73,9 +73,16 @@ class EvidenceFit:
     def later(self) -> EncodedRows:
         return self.valid.take(np.arange(len(self.valid) // 2, len(self.valid)))
 
+    def of_other_rows(self, seed: int = 0) -> EvidenceFit:
+        """A copy in which every row has the counters and the history of another row."""
+        return replace(
+            self, rows=_with_evidence_of_others(self.rows, seed), valid=_with_evidence_of_others(self.valid, seed)
+        )
+
     def controls(self) -> Iterator[tuple[str, CorrectionNetwork, EncodedRows, EncodedRows]]:
-        """Controls of the correction, which has a real gain only if it beats them: name, the correction fitted to the control's
-        counters, and the rows ``fit`` and ``later`` with these counters."""
+        """Controls of the correction: name, the correction fitted to the control's counters, and the rows ``fit`` and ``later`` with
+        these counters. A gain that counters of other rows bring as well is not knowledge of the row. Counters a day late show how
+        much of a gain needs fresh outcomes."""
         assert self.rows.evidence is not None and self.fit.evidence is not None and self.later.evidence is not None
         counters = np.asarray(self.rows.evidence.counters[self.examples])
         permuted = [of_other_rows(c) for c in (counters, self.fit.evidence.counters, self.later.evidence.counters)]
@@ -232,6 +239,11 @@ def with_counters(rows: EncodedRows, counters: Floats) -> EncodedRows:
 def of_other_rows(counters: Floats, seed: int = 0) -> Floats:
     """Counters [n, C] permuted among rows: they contain no information about their row."""
     return np.asarray(counters)[np.random.default_rng(seed).permutation(len(counters))]
+
+
+def _with_evidence_of_others(rows: EncodedRows, seed: int) -> EncodedRows:
+    assert rows.evidence is not None
+    return replace(rows, evidence=rows.evidence.take(np.random.default_rng(seed).permutation(len(rows))))
 
 
 def _subsampled(block: ScoredBlock, limit: int) -> ScoredBlock:

@@ -7,6 +7,7 @@ Validation is cut in two by time. Every parameter is fitted on the earlier half;
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,10 @@ from thinktwice.errors import BundleError
 from thinktwice.files import atomic_dir
 from thinktwice.models.backbone import Backbone
 from thinktwice.progress import note
-from thinktwice.selection.accept import judge, sentence
+from thinktwice.selection.accept import CandidateVerdict, judge, sentence
 from thinktwice.selection.candidates import Candidate, candidates
 from thinktwice.selection.config import FitConfig
-from thinktwice.selection.cost import estimated_cost
+from thinktwice.selection.cost import Meter, Price
 from thinktwice.selection.evidence import evidence_fit, fit_evidence
 from thinktwice.selection.frontier import frontiers
 from thinktwice.selection.trial_model import TrialModel
@@ -32,6 +33,7 @@ from thinktwice.stats.metrics import auc, logloss, row_logloss
 from thinktwice.stats.significance import clusters_of, paired_mean
 from thinktwice.testtime import calibrate
 from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.cost import CostFile
 from thinktwice.testtime.engine import Engine, raw_rows
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.heads import fit_heads
@@ -84,14 +86,17 @@ def fit_test_time(
     pretrained_dir: Path | str | None,
     out_dir: Path | str,
     config: FitConfig | None = None,
+    price: Price | None = None,
 ) -> FitResult:
-    """Choose the trunk and the test-time configuration on validation; write ``test_time.json`` and ``counts.safetensors``.
+    """Choose the trunk and the test-time configuration on validation; write ``test_time.json`` and ``counts.safetensors``, and
+    ``cost.json`` with the measured costs. ``price`` replaces the measurement.
 
     Raises:
         DataError: the training set is missing or damaged.
         BundleError: a model is damaged, or was trained on another training set.
     """
-    result = choose(load_training_set(training_set_dir), open_trunks(plain_dir, pretrained_dir), config or FitConfig())
+    data, trunks = load_training_set(training_set_dir), open_trunks(plain_dir, pretrained_dir)
+    result = choose(data, trunks, config or FitConfig(), price)
     with atomic_dir(out_dir) as folder:
         save_test_time(folder, result.test_time, result.model)
     note(STAGE, result.sentence)
@@ -99,7 +104,7 @@ def fit_test_time(
 
 
 @reproducible()
-def choose(data: TrainingSet, trunks: Trunks, config: FitConfig) -> FitResult:
+def choose(data: TrainingSet, trunks: Trunks, config: FitConfig, price: Price | None = None) -> FitResult:
     """Choose the trunk and the test-time configuration on validation; nothing is written.
 
     Raises:
@@ -129,10 +134,7 @@ def choose(data: TrainingSet, trunks: Trunks, config: FitConfig) -> FitResult:
     extras = fit_extras(model, reliability, train, other_trunks, config)
     evidence_inputs = None
     evidence = EvidenceReport(reason="the mode does not use evidence")
-    if config.mode in (
-        "corrected",
-        "retrieve",
-    ):  # not "lean": a server does not read counters yet, and refuses such a bundle
+    if config.mode in ("lean", "corrected", "retrieve"):
         evidence_inputs = evidence_fit(
             data, trunks[trunk], positions, lambda rows: _off_logits(model, reliability, rows)
         )
@@ -140,7 +142,7 @@ def choose(data: TrainingSet, trunks: Trunks, config: FitConfig) -> FitResult:
     trial_model = TrialModel(
         model, info.calibration, reliability, extras, None if isinstance(evidence_inputs, str) else evidence_inputs
     )
-    shipped, choice = fit_mode(trial_model, valid, config)
+    shipped, choice, costs = fit_mode(trial_model, valid, config, price)
     count_auc, warnings = count_check(model, reliability, valid)
     report = TestTimeReport(
         **dict(choice),
@@ -151,7 +153,7 @@ def choose(data: TrainingSet, trunks: Trunks, config: FitConfig) -> FitResult:
         warnings=tuple(warnings),
         evidence=evidence.model_copy(update={"frontiers": frontiers(trial_model, valid)}),
     )
-    test_time = TestTime(shipped, reliability, report, extras, trunks[trunk].weights_hash)
+    test_time = TestTime(shipped, reliability, report, extras, trunks[trunk].weights_hash, costs)
     return FitResult(test_time, report, model)
 
 
@@ -189,14 +191,21 @@ def choose_trunk(logits: dict[TrunkName, np.ndarray], valid: EncodedRows) -> tup
     return ("pretrained" if change.high < 0 else "plain"), compared
 
 
-def fit_mode(trial_model: TrialModel, valid: EncodedRows, config: FitConfig) -> tuple[TestTimeConfig, ModeChoice]:
-    """The configuration that ships with one trunk, and the results behind it. ``valid`` is in time order."""
+def fit_mode(
+    trial_model: TrialModel, valid: EncodedRows, config: FitConfig, price: Price | None = None
+) -> tuple[TestTimeConfig, ModeChoice, CostFile | None]:
+    """The configuration that ships with one trunk, the results behind it, and the measured costs. ``valid`` is in time order.
+
+    Args:
+        price: replaces the measurement of costs.
+    """
     half = len(valid) // 2
     fit, later = valid.take(np.arange(half)), valid.take(np.arange(half, len(valid)))
     off = TestTimeConfig(importance=field_importance(trial_model.model, trial_model.reliability, fit))
     rows = HalfRows(fit=len(fit), accept=len(later))
     usable = half >= MIN_HALF and all(part.label.min() != part.label.max() for part in (fit, later))
-    if not usable or len(trial_model.reliability.maskable_fields) == 0:
+    counters = trial_model.evidence is not None
+    if not usable or (len(trial_model.reliability.maskable_fields) == 0 and not counters):
         reason = (
             f"validation has {len(valid)} rows, too few (or of one class in a half) to prove anything"
             if not usable
@@ -206,11 +215,15 @@ def fit_mode(trial_model: TrialModel, valid: EncodedRows, config: FitConfig) -> 
         nothing = ModeChoice(
             mode="off", accepted=False, candidates=(), best=None, best_name=None, rows=rows, sentence=no_trial
         )
-        return off, nothing
-    tried = candidates(trial_model, fit, off, config)
+        return off, nothing, None
+    injected = price
+    meter = cache(partial(Meter, trial_model, fit))  # nothing is measured unless something is tried
+    price = cache(price or (lambda model, tried_config: meter()(model, tried_config)))
+    tried = candidates(trial_model, fit, off, config, price)
     plain = trial_model.logits(off, later)[0]
     max_cost = config.max_cost if config.mode == "lean" else float("inf")
-    confidence = _shared(config.confidence, [c for c in tried if estimated_cost(c.config, c.fit_passes) <= max_cost])
+    measured = injected is None and len(tried) > 0
+    costs = {c.name: price(trial_model, c.config) for c in tried}
     verdicts = [
         judge(
             c,
@@ -218,13 +231,14 @@ def fit_mode(trial_model: TrialModel, valid: EncodedRows, config: FitConfig) -> 
             fit,
             later,
             plain,
-            confidence=confidence,
+            confidence=_shared(config.confidence, tried),
             control_confidence=config.confidence,
+            cost=costs[c.name].value,
             max_cost=max_cost,
         )
         for c in tried
     ]
-    accepted = [v for v in verdicts if v.accepted]
+    accepted = without_needless_looks([v for v in verdicts if v.accepted])
     affordable = [v for v in verdicts if v.cost <= max_cost]
     best = min(accepted or affordable, key=lambda v: v.candidate.fit_logloss, default=None)
     shipped = best.candidate.config if best is not None and (accepted or config.ship_unproven) else off
@@ -238,7 +252,22 @@ def fit_mode(trial_model: TrialModel, valid: EncodedRows, config: FitConfig) -> 
         off=Quality(logloss=logloss(later.label, plain), auc=auc(later.label, plain)),
         sentence=sentence(best, len(later)),
     )
-    return shipped, choice
+    return (
+        shipped,
+        choice,
+        meter().file(config.max_cost if config.mode == "lean" else None, costs) if measured else None,
+    )
+
+
+def without_needless_looks(accepted: list[CandidateVerdict]) -> list[CandidateVerdict]:
+    """``accepted`` without those that look at every row again, where a choice of rows for the same opinion is accepted too."""
+
+    def opinion(verdict: CandidateVerdict) -> str | None:
+        look = verdict.candidate.config.second_look
+        return None if look is None else look.opinion.kind
+
+    choosing = {opinion(v) for v in accepted if not v.candidate.all_rows}
+    return [v for v in accepted if not (v.candidate.all_rows and opinion(v) in choosing)]
 
 
 def field_importance(

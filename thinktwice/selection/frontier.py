@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.selection.candidates import with_correction
-from thinktwice.selection.parameters import calibrated
+from thinktwice.selection.parameters import calibrated, fit_base, forecast_weights
 from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats.metrics import row_logloss
 from thinktwice.testtime.calibrate import apply, sigmoid
@@ -16,7 +16,7 @@ from thinktwice.testtime.modes import preset
 from thinktwice.testtime.opinions.config import Retrieve
 from thinktwice.testtime.report import Frontier
 from thinktwice.testtime.support import entropy
-from thinktwice.testtime.triggers import Always
+from thinktwice.testtime.triggers import Always, Predicted
 
 SHARES = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -34,7 +34,9 @@ def frontiers(trial_model: TrialModel, valid: EncodedRows) -> tuple[Frontier, ..
     half = len(valid) // 2
     fit, later = valid.take(np.arange(half)), valid.take(np.arange(half, len(valid)))
     settings = with_correction(preset("retrieve", TestTimeConfig()), evidence.definition)
-    settings = calibrated(trial_model, settings.looking(opinion=Retrieve(item_field=item), trigger=Always()), fit)
+    settings = settings.looking(opinion=Retrieve(item_field=item))
+    forecast = Predicted(weights=forecast_weights(trial_model, fit_base(trial_model, settings, fit), fit))
+    settings = calibrated(trial_model, settings.looking(trigger=Always()), fit)
     engine, raw = trial_model.engine(settings), trial_model.raw(settings, later)
     first = np.where(raw.corrected, apply(engine.corrected_calibration, raw.first), apply(engine.calibration, raw.z0))
     second = engine.finish(raw).logit
@@ -44,6 +46,7 @@ def frontiers(trial_model: TrialModel, valid: EncodedRows) -> tuple[Frontier, ..
     orders = {
         "entropy": entropy(sigmoid(first)),
         "moved": np.abs(raw.first - raw.z0),
+        "predicted": trial_model.raw(settings.looking(trigger=forecast), later).signal,
         "oracle": np.abs(sigmoid(second) - sigmoid(first)),
     }
     measured = [Frontier(trigger=name, shares=SHARES, kept=_kept(signal, change)) for name, signal in orders.items()]

@@ -14,10 +14,24 @@ from thinktwice.stats.metrics import logloss
 from thinktwice.testtime import calibrate
 from thinktwice.testtime.base_pass import AnyBase, Filter, Gate, Plain
 from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.evidence.correction import counter_inputs
 from thinktwice.testtime.support import entropy
-from thinktwice.testtime.triggers import Always, Budget, Dual, Entropy, Moved, Random, ThresholdTrigger, TriggerKind
+from thinktwice.testtime.triggers import (
+    Always,
+    AnyTrigger,
+    BasePass,
+    Budget,
+    Dual,
+    Entropy,
+    Moved,
+    Predicted,
+    Random,
+    ThresholdTrigger,
+    TriggerKind,
+)
 from thinktwice.train.measure import fit_calibration
 
+RIDGE = 10.0  # rows that count as evidence for a weight of 0
 MIN_ESCALATED = 200  # minimum rows for a separate calibration
 NEVER_FIRES = MAX_MAGNITUDE  # above every signal
 BY_THRESHOLD: dict[TriggerKind, type[Dual] | type[Entropy] | type[Moved] | type[Random]] = {
@@ -165,7 +179,13 @@ def triggered(
     base = fit_base(trial_model, settings, rows)
     if trigger == "budget":
         return base.looking(trigger=Budget(share=share))
-    guide = look.trigger if trigger == "random" else BY_THRESHOLD[trigger]()
+    guide: AnyTrigger
+    if trigger == "random":
+        guide = look.trigger
+    elif trigger == "predicted":
+        guide = Predicted(weights=forecast_weights(trial_model, base, rows))
+    else:
+        guide = BY_THRESHOLD[trigger]()
     if isinstance(guide, ThresholdTrigger):
         guide = guide.model_copy(update={"threshold": NEVER_FIRES})
     signal = trial_model.raw(base.looking(trigger=guide), rows).signal
@@ -176,7 +196,33 @@ def triggered(
         depth = np.clip((signal[chosen] - threshold) / max(top - threshold, 1e-12), 0, 1)
         mean_depth = float(depth.mean()) if chosen.any() else 1.0
         threshold, top = 1 - actual, 1 - actual + actual / (2 * max(mean_depth, 1e-3))
-    return base.looking(trigger=BY_THRESHOLD[trigger](threshold=threshold, signal_max=top))
+        return base.looking(trigger=Random(threshold=threshold, signal_max=top))
+    assert isinstance(guide, ThresholdTrigger)
+    return base.looking(trigger=guide.model_copy(update={"threshold": threshold, "signal_max": top}))
+
+
+def forecast_weights(trial_model: TrialModel, settings: TestTimeConfig, rows: EncodedRows) -> tuple[float, ...]:
+    """Weights with which :class:`Predicted` forecasts the divergence of the second probability from the first, in nats, from what
+    the first look knows. No label decides about rows, so these weights cannot learn the noise of labels; only the calibrations
+    have read them."""
+    assert rows.evidence is not None and trial_model.extras.correction is not None
+    always = calibrated(trial_model, settings.looking(trigger=Always()), rows)
+    engine, raw = trial_model.engine(always), trial_model.raw(always, rows)
+    first = np.where(
+        raw.corrected,
+        calibrate.apply(engine.corrected_calibration, raw.first),
+        calibrate.apply(engine.calibration, raw.z0),
+    )
+    p, q = calibrate.sigmoid(engine.finish(raw).logit), calibrate.sigmoid(first)
+    p, q = np.clip(p, 1e-12, 1 - 1e-12), np.clip(q, 1e-12, 1 - 1e-12)
+    divergence = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    inputs = counter_inputs(trial_model.extras.correction.standard, raw.z0, np.asarray(rows.evidence.counters))
+    inputs[~raw.corrected] = 0
+    nothing = np.zeros(len(p))
+    known = BasePass(nothing, entropy(q), first, nothing.astype(np.uint64), None, np.abs(raw.first - raw.z0), inputs)
+    x = known.features(3 + inputs.shape[1])
+    weights = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ divergence)
+    return tuple(float(w) for w in weights)
 
 
 def fit_base(trial_model: TrialModel, settings: TestTimeConfig, rows: EncodedRows) -> TestTimeConfig:

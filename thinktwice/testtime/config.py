@@ -10,7 +10,7 @@ from thinktwice.hashing import Sha256
 from thinktwice.testtime.base_pass import AnyBase, Filter, Plain
 from thinktwice.testtime.opinions.config import AnyOpinion, FeaturePaths, GrownPaths, Retrieve
 from thinktwice.testtime.options import MAX_COUNT, Factor, Options
-from thinktwice.testtime.triggers import AnyTrigger, Moved
+from thinktwice.testtime.triggers import AnyTrigger, Moved, Predicted
 
 
 class Correction(Options):
@@ -72,8 +72,8 @@ class TestTimeConfig(Options):
         if look is not None and retrieves != (self.correction is not None):
             problem = "needs a correction" if retrieves else "was not fitted to corrected scores"
             raise ValueError(f"the second look {look.opinion.kind!r} {problem}: fit the test-time parameters again")
-        if look is not None and isinstance(look.trigger, Moved) and self.correction is None:
-            raise ValueError("the trigger 'moved' needs a correction: choose the trigger 'entropy'")
+        if look is not None and isinstance(look.trigger, Moved | Predicted) and self.correction is None:
+            raise ValueError(f"the trigger {look.trigger.kind!r} needs a correction: choose the trigger 'entropy'")
         return self
 
     @model_validator(mode="after")

@@ -35,7 +35,7 @@ from thinktwice.models.blocks import ESCALATED_ROWS, one_thread
 from thinktwice.testtime import calibrate
 from thinktwice.testtime.base_pass import Gate
 from thinktwice.testtime.config import SecondLook, TestTimeConfig
-from thinktwice.testtime.evidence.correction import known_rows
+from thinktwice.testtime.evidence.correction import counter_inputs, known_rows
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.opinions import members, paths, redefine, retrieve
 from thinktwice.testtime.opinions.config import FeaturePaths, GrownPaths, Members, Redefine, Retrieve
@@ -44,7 +44,7 @@ from thinktwice.testtime.reliability import Reliability
 from thinktwice.testtime.rowhash import hash_rows
 from thinktwice.testtime.samplers import Paths
 from thinktwice.testtime.support import entropy, missing_support
-from thinktwice.testtime.triggers import BasePass, Trigger
+from thinktwice.testtime.triggers import BasePass, Predicted, Trigger
 
 CHUNK = 4096  # rows that raw_rows scores at once
 UNBOUNDED = 1 << 60
@@ -235,7 +235,7 @@ class Engine:
         z0, state = self._base_pass(batch, kept)
         missing = missing_support(r, self.reliability.maskable_fields, config.importance)
         num_paths, capped_rows = np.ones(rows, np.int64), np.zeros(rows, bool)
-        first, corrected = self._corrected(z0, evidence)
+        first, corrected, inputs = self._corrected(z0, evidence)
 
         def found(z: np.ndarray, signal: np.ndarray) -> Raw:
             return Raw(z0, z, missing, signal, num_paths, capped_rows, first, corrected)
@@ -247,7 +247,8 @@ class Engine:
         logit = self._first_logit(first, missing, corrected)
         score_entropy = entropy(calibrate.sigmoid(logit / config.temperature))
         row_hash = hash_rows(batch, look.salt) if trigger.reads_row_hash else np.zeros(rows, np.uint64)
-        selection = trigger.mark(BasePass(missing, score_entropy, logit, row_hash, top_k, np.abs(first - z0)))
+        moved = np.abs(first - z0)
+        selection = trigger.mark(BasePass(missing, score_entropy, logit, row_hash, top_k, moved, inputs))
         capped_rows = selection.escalate & self._can_retrieve(corrected, evidence)
         selected = np.flatnonzero(capped_rows)
         cost_of_one = _cost_of_one(look)
@@ -294,19 +295,21 @@ class Engine:
         num_paths[chosen] += answer.passes
         return found(z, selection.signal)
 
-    def _corrected(self, z0: np.ndarray, evidence: Evidence | None) -> tuple[np.ndarray, np.ndarray]:
-        """First logits [B], and the rows [B] whose counters were used."""
+    def _corrected(self, z0: np.ndarray, evidence: Evidence | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """First logits [B], the rows [B] whose counters were used, and the inputs of the correction [B, I], 0 in other rows."""
         correction = self.extras.correction
         if self.config.correction is None or correction is None or evidence is None:
-            return z0, np.zeros(len(z0), bool)
+            return z0, np.zeros(len(z0), bool), None
         if len(evidence) != len(z0):
             raise DataError(
                 f"the evidence has {len(evidence)} rows and the request {len(z0)}: pass one row of evidence per row"
             )
         known = known_rows(evidence.counters, correction.num_counters)
+        inputs = counter_inputs(correction.standard, z0, evidence.counters)
+        inputs[~known] = 0
         if correction.is_zero:
-            return z0, known
-        return np.where(known, correction(z0, evidence.counters), z0), known
+            return z0, known, inputs
+        return np.where(known, z0 + correction.network(inputs), z0), known, inputs
 
     def _can_retrieve(self, corrected: np.ndarray, evidence: Evidence | None) -> np.ndarray:
         """Rows [B] that a second look can change: for retrieved evidence, those with evidence."""
@@ -392,6 +395,13 @@ def _check(model: Backbone, reliability: Reliability, config: TestTimeConfig, ex
         )
     if config.second_look is None:
         return
+    trigger = config.second_look.trigger
+    if isinstance(trigger, Predicted) and extras.correction is not None:
+        width = 4 + 2 * extras.correction.num_counters
+        if len(trigger.weights) != width:
+            raise BundleError(
+                f"the trigger 'predicted' has {len(trigger.weights)} weights instead of {width}: fit the test-time parameters again"
+            )
     opinion = config.second_look.opinion
     if isinstance(opinion, Retrieve) and extras.retrieval is not None:
         _check_retrieval(model, opinion, extras)

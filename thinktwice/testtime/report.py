@@ -46,7 +46,7 @@ class Evidence(Record):
     reasons: tuple[str, ...]  # why it was not accepted
 
 
-class TriedCandidate(Evidence):
+class TriedCandidate(Evidence, SparseRecord):
     """A configuration that was tried; ``fit_logloss`` is of the earlier rows, all other numbers are of the later ones."""
 
     name: str
@@ -55,7 +55,9 @@ class TriedCandidate(Evidence):
     logloss: float
     auc: float
     passes: float  # forward passes per row
-    cost: float  # estimated time relative to one plain pass
+    cost: float | None = (
+        None  # estimated, in files of earlier versions; :mod:`thinktwice.testtime.cost` has measured costs
+    )
     auc_change: MeasuredInterval
 
 

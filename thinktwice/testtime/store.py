@@ -16,6 +16,7 @@ from thinktwice.files import read_json
 from thinktwice.models.backbone import Backbone
 from thinktwice.models.store import MODEL_FILES, ModelInfo, load_model, write_model
 from thinktwice.testtime.config import TestTimeConfig
+from thinktwice.testtime.cost import COST_FILE, CostFile, load_costs
 from thinktwice.testtime.evidence.correction import CORRECTION_FILE, CorrectionNetwork
 from thinktwice.testtime.evidence.retrieval import NEIGHBOURS_FILE, RETRIEVAL_FILE, Retrieval
 from thinktwice.testtime.extras import Extras
@@ -62,7 +63,8 @@ class TestTime:
     """Test-time parameters of a model: the configuration, the counts, the ``report`` of its choice (None if the configuration
     was set, not chosen), and extras.
 
-    ``weights`` is the SHA-256 of the weights that the counts belong to; "" if not recorded.
+    ``weights`` is the SHA-256 of the weights that the counts belong to; "" if not recorded. ``costs`` are the measured costs of
+    what was tried; None if nothing was measured.
     """
 
     __test__ = False
@@ -72,6 +74,7 @@ class TestTime:
     report: TestTimeReport | None
     extras: Extras = field(default_factory=Extras)
     weights: str = ""
+    costs: CostFile | None = None
 
 
 def save_test_time(folder: Path | str, value: TestTime, model: Backbone | None = None) -> None:
@@ -87,6 +90,8 @@ def save_test_time(folder: Path | str, value: TestTime, model: Backbone | None =
             "drop the others"
         )
     value.reliability.save(folder)
+    if value.costs is not None:
+        value.costs.write(folder / COST_FILE)
     if value.extras.combinations is not None:
         value.extras.combinations.save(folder)
     if value.extras.heads is not None:
@@ -122,7 +127,7 @@ def load_test_time(folder: Path | str, model: Backbone | None = None) -> TestTim
         CorrectionNetwork.load(folder) if (folder / CORRECTION_FILE).is_file() else None,
         Retrieval.load(folder) if (folder / RETRIEVAL_FILE).is_file() else None,
     )
-    return TestTime(read.config, Reliability.load(folder), read.report, extras, read.weights)
+    return TestTime(read.config, Reliability.load(folder), read.report, extras, read.weights, load_costs(folder))
 
 
 def read_config(folder: Path | str) -> TestTimeConfig:

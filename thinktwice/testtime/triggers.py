@@ -25,8 +25,8 @@ _STREAM = np.uint64(0xA5A5A5A5)  # makes the draws of the trigger ``random`` ind
 class BasePass:
     """B rows of one request after their base pass: ``missing`` support 0..1 (from counts), ``entropy`` of the score in bits
     (from the model), calibrated ``logit``, ``row_hash`` uint64 of the content (0 for triggers that do not read it); all [B].
-    ``top_k`` is the number of positions that the request fills, if it states one; ``moved`` [B] how far the correction moved
-    the logit, None without a correction."""
+    ``top_k`` is the number of positions that the request fills, if it states one. With a correction: ``moved`` [B], how far it
+    moved the logit, and ``inputs`` [B, I], what it read (0 in rows that were not corrected)."""
 
     missing: np.ndarray
     entropy: np.ndarray
@@ -34,6 +34,16 @@ class BasePass:
     row_hash: np.ndarray
     top_k: int | None = None
     moved: np.ndarray | None = None
+    inputs: np.ndarray | None = None
+
+    def features(self, width: int) -> np.ndarray:
+        """Inputs of a linear forecast [B, width]: 1, the entropy, how far the correction moved the logit, and what it read; 0
+        without a correction."""
+        out = np.zeros((len(self.logit), width))
+        out[:, 0], out[:, 1] = 1.0, self.entropy
+        if self.moved is not None and self.inputs is not None:
+            out[:, 2], out[:, 3:] = self.moved, self.inputs
+        return out
 
 
 @dataclass(frozen=True)
@@ -117,6 +127,18 @@ class Moved(ThresholdTrigger):
         return np.zeros(len(base_pass.logit)) if base_pass.moved is None else base_pass.moved
 
 
+class Predicted(ThresholdTrigger):
+    """Rows whose score the second look is expected to change most: a linear forecast from what the first look knows, with
+    ``weights`` of :meth:`BasePass.features`. In nats, the forecast divergence of the second probability from the first."""
+
+    kind: Literal["predicted"] = "predicted"
+    weights: tuple[Coefficient, ...] = Field(min_length=3, max_length=4096)
+
+    def signal(self, base_pass: BasePass) -> np.ndarray:
+        # Not a matrix product, whose bits depend on the number of rows.
+        return (base_pass.features(len(self.weights)) * np.asarray(self.weights)).sum(axis=1)
+
+
 class Random(ThresholdTrigger):
     """Rows chosen by a hash of their content: the control that every other trigger must beat at the same rate."""
 
@@ -170,5 +192,7 @@ class Decision(Trigger):
 
 
 #: The triggers that a bundle can contain.
-AnyTrigger = Annotated[Always | Dual | Entropy | Moved | Random | Budget | Decision, Field(discriminator="kind")]
-TriggerKind = Literal["always", "dual", "entropy", "moved", "random", "budget", "decision"]
+AnyTrigger = Annotated[
+    Always | Dual | Entropy | Moved | Predicted | Random | Budget | Decision, Field(discriminator="kind")
+]
+TriggerKind = Literal["always", "dual", "entropy", "moved", "predicted", "random", "budget", "decision"]

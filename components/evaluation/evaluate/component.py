@@ -21,10 +21,11 @@ def evaluate(
     report: Output[HTML],
     metrics: Output[Metrics],
     classification: Output[ClassificationMetrics],
+    max_cost: float = 2.0,
 ) -> None:
     """Plain, pre-trained and test-time scores on the same rows; the bundle holds what validation chose.
 
-    ``recipe``, ``mode`` and ``seed`` are those the models were trained by; here they name the model version.
+    ``recipe``, ``mode``, ``max_cost`` and ``seed`` are those the models were trained by; here they name the model version.
     """
     import tempfile
     from pathlib import Path
@@ -35,7 +36,9 @@ def evaluate(
     from thinktwice.evaluate.report import render
 
     data = load_training_set(training_set.path)
-    name = model_version(data.schema, feature_version, split=data.info.split, recipe=recipe, mode=mode, seed=seed)
+    name = model_version(
+        data.schema, feature_version, split=data.info.split, recipe=recipe, mode=mode, seed=seed, max_cost=max_cost
+    )
     with tempfile.TemporaryDirectory() as folder:
         result = compare(training_set.path, plain.path, pretrained.path, test_time.path, f"{folder}/evaluation")
         write_candidate(
@@ -57,7 +60,7 @@ def evaluate(
         for name, value in column.metrics:
             if value is not None:
                 metrics.log_metric(f"{column.key}_{name}", value)
-        metrics.log_metric(f"{column.key}_wall_ratio", result.timings[column.key])
+        metrics.log_metric(f"{column.key}_time_ratio", result.timings[column.key])
     point = result.content.operating_point
     metrics.log_metric("confusion_threshold", point.threshold)
     classification.log_confusion_matrix(["no click", "click"], [list(row) for row in point.confusion])

@@ -40,11 +40,18 @@ def save_choice(folder: Path | str, eager: Backend) -> Choice:
     ONNX Runtime is skipped if its exporter is not installed.
     """
     folder = Path(folder)
-    choice = choose_backend(candidates(folder, eager.model, suitable(eager.model, bfloat16=has_bfloat16())), eager)
+    choice, _ = choice_for(folder, eager)
     if choice.name != "onnx":
         (folder / ONNX_FILE).unlink(missing_ok=True)
     write_json(folder / BACKEND_FILE, {"backend": choice.name})
     return choice
+
+
+def choice_for(folder: Path, eager: Backend) -> tuple[Choice, MakeBackend]:
+    """The backend that :func:`save_choice` chooses, without a record of it; a file of ONNX Runtime is written to ``folder``."""
+    made = candidates(folder, eager.model, suitable(eager.model, bfloat16=has_bfloat16()))
+    choice = choose_backend(made, eager)
+    return choice, made.get(choice.name, Eager)
 
 
 def candidates(folder: Path, model: Backbone, names: Sequence[str]) -> dict[str, MakeBackend]:
