@@ -125,7 +125,7 @@ def test_a_forecast_finds_the_rows_that_a_second_look_changes(run: Path, fitted:
     blind = triggered(trial_model, chosen, found.fit, "random", 0.3)
     assert trigger_of(blind) == "random"
     wrong = chosen.looking(trigger=look.trigger.model_copy(update={"weights": look.trigger.weights[:-1]}))
-    with pytest.raises(BundleError, match="the trigger 'predicted' has .* weights instead of"):
+    with pytest.raises(BundleError, match=r"the trigger 'predicted' has \d+ weights instead of"):
         trial_model.engine(wrong)
     scored = trial_model.engine(chosen).uncapped()
     batch, evidence = found.fit.batch(slice(None)), found.fit.evidence
