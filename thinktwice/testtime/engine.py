@@ -259,6 +259,10 @@ class Engine:
         selected = selected[np.lexsort((row_hash[selected], -score_entropy[selected]))][:cap]
         if len(selected) == 0:
             return found(first, selection.signal)
+        if isinstance(look.opinion, Retrieve):
+            capped_rows[selected] = False
+            z = self._retrieved(look.opinion, batch, selected, first, inputs, evidence, num_paths)
+            return found(z, selection.signal)
         depth = trigger.depth(selection.signal)
         kept = np.ones(r.shape, bool) if kept is None else kept
 
@@ -289,7 +293,7 @@ class Engine:
             return found(first, selection.signal)
         if len(chosen) < len(selected):
             whole, planned = escalated(chosen), None if planned is None else planned.rows(admitted)
-        answer = self._answer(look, whole, planned, None if evidence is None else evidence.take(chosen))
+        answer = self._answer(look, whole, planned)
         z = first.copy()
         z[chosen] = answer.z
         num_paths[chosen] += answer.passes
@@ -317,15 +321,29 @@ class Engine:
             return np.ones(len(corrected), bool)
         return corrected & (evidence is not None and evidence.history is not None)
 
-    def _answer(
-        self, look: SecondLook, escalated: EscalatedRows, planned: Paths | None, evidence: Evidence | None
-    ) -> SecondPass:
+    def _retrieved(
+        self,
+        opinion: Retrieve,
+        batch: Batch,
+        chosen: np.ndarray,
+        first: np.ndarray,
+        inputs: np.ndarray | None,
+        evidence: Evidence | None,
+        num_paths: np.ndarray,
+    ) -> np.ndarray:
+        """Logits [B] with retrieved outcomes for the rows ``chosen`` [U], whose passes are added to ``num_paths`` [B]."""
+        assert self.extras.retrieval is not None and inputs is not None and evidence is not None
+        read = evidence.take(chosen).history
+        items = batch.ids[:, self.model.fields.columns.index(opinion.item_field)].numpy()[chosen]
+        history = None if read is None else read()
+        answer = retrieve.answer(first[chosen], items, inputs[chosen], history, self.extras.retrieval)
+        z = first.copy()
+        z[chosen] = answer.z
+        num_paths[chosen] += answer.passes
+        return z
+
+    def _answer(self, look: SecondLook, escalated: EscalatedRows, planned: Paths | None) -> SecondPass:
         opinion = look.opinion
-        if isinstance(opinion, Retrieve):
-            correction, retrieval = self.extras.correction, self.extras.retrieval
-            assert correction is not None and retrieval is not None and evidence is not None
-            column = self.model.fields.columns.index(opinion.item_field)
-            return retrieve.answer(escalated, column, evidence, correction, retrieval)
         if isinstance(opinion, Members):
             return members.answer(escalated, self.member_backends)
         if isinstance(opinion, Redefine):

@@ -7,18 +7,21 @@ Shapes: I items (0 is the unknown one), N neighbours, n rows, K outcomes.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from safetensors.numpy import save_file
 
 from thinktwice.data.evidence import History
 from thinktwice.errors import BundleError, DataError
 from thinktwice.files import atomic_file
 from thinktwice.mapped import map_tensors
-from thinktwice.models.logit_network import Floats, Network
+from thinktwice.models.logit_network import Floats, Network, logit_input
 from thinktwice.testtime.evidence.arrays import read_network, write_network
 from thinktwice.testtime.evidence.correction import Standard, counter_inputs
 
@@ -47,48 +50,53 @@ class Neighbours:
         _check_history(history, len(items), len(self.rates))
         out = np.zeros((len(items), NUM_FEATURES), np.float32)
         has_outcome = np.zeros(len(items), bool)
-        slots = np.zeros(len(self.rates), np.int16)  # slot of an item among the current user's outcomes; 0: none
         for rows, start, end in _users(history):
             start = max(start, end - MAX_OUTCOMES)
             known = history.items[start:end] > 0
             if not known.any():
                 continue
-            seen_items, clicked = history.items[start:end][known], history.clicked[start:end][known]
-            distinct = np.unique(seen_items)
-            slots[distinct] = np.arange(1, len(distinct) + 1)
-            out[rows] = self._of_user(items[rows], slots, seen_items, clicked)
-            slots[distinct] = 0
+            out[rows] = self._of_user(items[rows], history.items[start:end][known], history.clicked[start:end][known])
             has_outcome[rows] = True
         return out, has_outcome
 
     def _of_user(
-        self,
-        items: npt.NDArray[np.int64],
-        slots: npt.NDArray[np.int16],
-        seen: npt.NDArray[np.int32],
-        clicked: npt.NDArray[np.bool_],
+        self, items: npt.NDArray[np.int64], seen: npt.NDArray[np.int32], clicked: npt.NDArray[np.bool_]
     ) -> Floats:
-        slot = slots[seen]
+        slots, size = self._slots, len(seen) + 1
+        try:
+            slots[seen] = np.arange(1, size, dtype=np.int32)  # the last outcome of an item gives it its slot
+            slot, near, candidate = slots[seen], slots[self.ids[items]], slots[items]
+        finally:
+            slots[seen] = 0
         residual = clicked - self.rates[seen]
-        size = int(slot.max()) + 1
-        total = np.bincount(slot, residual, size).astype(np.float32)
-        number = np.bincount(slot, minlength=size).astype(np.float32)
-        latest = np.bincount(slot[-LATEST:], residual[-LATEST:], size).astype(np.float32)
-        near = slots[self.ids[items]]
-        weight = self.weights[items].astype(np.float32)
-        agreement, support = (weight * total[near]).sum(axis=1), (np.abs(weight) * number[near]).sum(axis=1)
-        candidate = slots[items]
-        columns = (
-            agreement,
-            agreement / (support + np.float32(0.5)),
-            support,
-            (weight * latest[near]).sum(axis=1),
-            np.log1p((near > 0).sum(axis=1)),
-            total[candidate],
-            np.log1p(number[candidate]),
-            np.full(len(items), np.log1p(len(seen))),
-        )
-        return np.stack(columns, axis=1).astype(np.float32)
+        per_slot = np.zeros((size, 3), np.float32)  # sum of residuals, of the latest ones, number of outcomes
+        per_slot[:, 0] = np.bincount(slot, residual, size)
+        per_slot[:, 1] = np.bincount(slot[-LATEST:], residual[-LATEST:], size)
+        per_slot[:, 2] = np.bincount(slot, minlength=size)
+        weight = torch.from_numpy(self.weights[items]).float()
+        sums = _weighted_sums(per_slot[:, :2], near, weight)
+        support = _weighted_sums(per_slot[:, 2:], near, weight.abs())[:, 0]
+        own = per_slot[candidate]
+        out = np.empty((len(items), NUM_FEATURES), np.float32)
+        out[:, 0], out[:, 2], out[:, 3] = sums[:, 0], support, sums[:, 1]
+        out[:, 1] = sums[:, 0] / (support + np.float32(0.5))
+        out[:, 4] = np.log1p(np.count_nonzero(near, axis=1))
+        out[:, 5], out[:, 6] = own[:, 0], np.log1p(own[:, 2])
+        out[:, 7] = np.log1p(len(seen))
+        return out
+
+    @property
+    def _slots(self) -> npt.NDArray[np.int32]:
+        """[I] zeros: the slot of an item among a user's outcomes. Kept by each thread, because making it takes longer than using
+        it for a large catalogue."""
+        slots: npt.NDArray[np.int32] | None = getattr(self._of_thread, "slots", None)
+        if slots is None:
+            slots = self._of_thread.slots = np.zeros(len(self.rates), np.int32)
+        return slots
+
+    @cached_property
+    def _of_thread(self) -> threading.local:
+        return threading.local()
 
     def save(self, folder: Path | str) -> None:
         """Write ``neighbours.safetensors`` into ``folder``."""
@@ -127,7 +135,27 @@ def retrieval_inputs(
     features: Floats,
 ) -> Floats:
     """Inputs [n, 1 + 2 C + 8] of rows: :func:`counter_inputs` of the first logits [n], and standardised ``features`` [n, 8]."""
-    return np.concatenate([counter_inputs(counters_standard, first, counters), standard(features)], axis=1)
+    return with_features(standard, first, counter_inputs(counters_standard, first, counters), features)
+
+
+def with_features(standard: Standard, first: npt.NDArray[np.float64], inputs: Floats, features: Floats) -> Floats:
+    """Inputs as of :func:`retrieval_inputs`, from the ``inputs`` [n, 1 + 2 C] of the correction."""
+    width = inputs.shape[1]
+    out = np.empty((len(inputs), width + NUM_FEATURES), np.float32)
+    out[:, :1], out[:, 1:width] = logit_input(first), inputs[:, 1:]
+    standard.write(features, np.zeros(features.shape, bool), out[:, width:])
+    return out
+
+
+def _weighted_sums(values: Floats, index: npt.NDArray[np.int32], weight: torch.Tensor) -> Floats:
+    """Sums [n, d] over the columns of the rows ``index`` [n, N] of ``values`` [s, d], weighted by ``weight`` [n, N]. Sums run
+    over the columns in their order, so a row has the same bits in any batch."""
+    rows, width = index.shape
+    starts = torch.arange(0, rows * width, width, dtype=torch.int32)
+    with torch.inference_mode():
+        table = torch.from_numpy(np.ascontiguousarray(values))
+        flat = torch.from_numpy(index.reshape(-1))
+        return np.asarray(torch.embedding_bag(table, flat, starts, False, 0, False, weight.reshape(-1))[0].numpy())
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,27 +6,24 @@ A row keeps its first score if the history cannot be read in time or contains no
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
-from thinktwice.data.evidence import Evidence
-from thinktwice.testtime.evidence.correction import CorrectionNetwork
-from thinktwice.testtime.evidence.retrieval import Retrieval, retrieval_inputs
-from thinktwice.testtime.opinions.escalated import EscalatedRows, SecondPass
+from thinktwice.data.evidence import History
+from thinktwice.models.logit_network import Floats
+from thinktwice.testtime.evidence.retrieval import Retrieval, with_features
+from thinktwice.testtime.opinions.escalated import SecondPass
 
 
 def answer(
-    escalated: EscalatedRows,
-    column: int,
-    evidence: Evidence,
-    correction: CorrectionNetwork,
+    first: npt.NDArray[np.float64],
+    items: npt.NDArray[np.int64],
+    inputs: Floats,
+    history: History | None,
     retrieval: Retrieval,
 ) -> SecondPass:
-    """Logits of rows with this ``evidence``; ``column`` is the index of the candidate item in their ids."""
-    first = escalated.z0
-    history = None if evidence.history is None else evidence.history()
+    """Logits of U rows with these ``first`` logits and candidates ``items`` [U]; ``inputs`` [U, 1 + 2 C] of their correction."""
     if history is None:
         return SecondPass(first, np.zeros(len(first), np.int64))
-    items = escalated.batch.ids[:, column].numpy()
     features, has_outcome = retrieval.neighbours.features(items, history)
-    inputs = retrieval_inputs(correction.standard, retrieval.standard, first, evidence.counters, features)
-    change = retrieval.network(inputs)
+    change = retrieval.network(with_features(retrieval.standard, first, inputs, features))
     return SecondPass(np.where(has_outcome, first + change, first), has_outcome.astype(np.int64))
