@@ -9,7 +9,9 @@ from typing import Any, Literal, get_args
 
 SplitKind = Literal["time", "random", "days", "dates", "column"]
 RecipeName = Literal["default", "dcnv2", "autoint", "ml-1m", "ml-100k", "tiny"]
-Mode = Literal["off", "calibrated", "gate", "filter", "uttsi", "matt", "sgctr", "members", "corrected", "retrieve"]
+Mode = Literal[
+    "off", "calibrated", "gate", "filter", "uttsi", "matt", "sgctr", "members", "counters", "corrected", "retrieve"
+]
 SearchMode = Literal["lean", Mode]  # one mode, or all of them within a limit of cost
 ChallengerMode = Literal[
     "", "calibrated", "gate", "filter", "uttsi", "matt", "sgctr", "members", "corrected", "retrieve"

@@ -31,12 +31,14 @@ Rows = slice | np.ndarray
 class Batch:
     """One batch of model inputs: ids [B, C] int64, sequences name -> [B, L] int64, vectors name -> [B, dim] float32.
 
-    A vector row of NaN is a missing vector.
+    A vector row of NaN is a missing vector. ``counters`` [B, K] float32 are for models that read K counters as numbers, NaN for
+    unknown; None: all are unknown.
     """
 
     ids: torch.Tensor
     sequences: Mapping[str, torch.Tensor] = field(default_factory=dict)
     vectors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    counters: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.ids.shape[0])
@@ -47,6 +49,7 @@ class Batch:
             self.ids[index],
             {k: v[index] for k, v in self.sequences.items()},
             {k: v[index] for k, v in self.vectors.items()},
+            None if self.counters is None else self.counters[index],
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +105,10 @@ def compare(data: TrainingSet, trunks: Trunks, test_time: TestTime) -> Evaluated
         )
         for name, opened in trunks.items()
     }
+    if (counting := test_time.counter_trunk) is not None:
+        reliability = test_time.reliability.resized(counting.model.num_fields)
+        counter_model = TrialModel(counting.model, counting.calibration, reliability, Extras())
+        subjects[trunk] = replace(subjects[trunk], counter_model=counter_model)
     raw = {name: trial_model.raw(OFF, test) for name, trial_model in subjects.items()}
     columns = [_column(name, TRUNK_WORDS[name], subjects[name], OFF, raw[name]) for name in trunks]
     scores_of = {OFF: raw[trunk]}

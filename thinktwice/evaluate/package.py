@@ -18,6 +18,7 @@ from thinktwice.hashing import FileEntry
 from thinktwice.release.bundle import EVALUATION_FILE, MANIFEST_FILE, REPORT, REPORT_FILE, BundleIdentity, Manifest
 from thinktwice.release.profile import PROFILE_FILE, profile_of
 from thinktwice.schema import SCHEMA_FILE, LogSchema
+from thinktwice.testtime.store import COUNTER_FOLDER
 
 
 def model_version(
@@ -68,7 +69,9 @@ def write_candidate(
     return write_bundle(
         out_dir,
         training_set_dir=training_set_dir,
-        model_dir=model_dirs[evaluation.content.trunk],
+        model_dir=Path(test_time_dir) / COUNTER_FOLDER
+        if evaluation.content.mode == "counters"
+        else model_dirs[evaluation.content.trunk],
         test_time_dir=test_time_dir,
         evaluation_dir=evaluation_dir,
         identity=identity,
@@ -135,7 +138,8 @@ def _write_derived(folder: Path, training_set_dir: Path) -> None:
     data = load_training_set(training_set_dir)
     model, info = load_model(folder)
     test_time = load_test_time(folder, model)
-    engine = Engine(model, test_time.reliability, test_time.config, info.calibration, test_time.extras)
+    reliability = test_time.reliability.resized(model.num_fields)
+    engine = Engine(model, reliability, test_time.config, info.calibration, test_time.extras)
     profile = profile_of(data, Encoder.load(folder), engine)
     write_json(folder / PROFILE_FILE, profile.model_dump(mode="json"))
     choice = save_choice(folder, engine.backend)

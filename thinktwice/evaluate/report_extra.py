@@ -33,6 +33,10 @@ CONTROLS = {
         "counters a day late",
         "a correction fitted to counters that know every outcome a day later: where it does as well, the gain needs no fresh outcomes. It refuses nothing",
     ),
+    "counters_in_trunk": (
+        "the same counters in the trunk",
+        "the trunk trained with the counters among its inputs: of the two, the one with the better fit ships",
+    ),
     "first_look": (
         "the first look",
         "the corrected scores without a second look: a gain that survives is not due to retrieved outcomes",

@@ -55,6 +55,7 @@ def padded_batch(batch: Batch, rows: int) -> Batch:
         padded(batch.ids, rows),
         {k: padded(v, rows) for k, v in batch.sequences.items()},
         {k: padded(v, rows) for k, v in batch.vectors.items()},
+        None if batch.counters is None else padded(batch.counters, rows),
     )
 
 

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thinktwice.data.encoded import Batch
-from thinktwice.models.fields import FieldSpace
+from thinktwice.data.instant.stored import CLIP
+from thinktwice.models.fields import CounterFields, FieldSpace
 from thinktwice.models.sequences import MeanPooling
 
 
 class FieldEmbedding(nn.Module):
-    """Field vectors of rows, from three parts in the order of the fields: columns, sequences, vectors.
+    """Field vectors of rows, from four parts in the order of the fields: columns, sequences, vectors, groups of counters.
 
     Models that share an embedding share the object: ``member.embedding = model.embedding``.
 
@@ -27,7 +28,9 @@ class FieldEmbedding(nn.Module):
             unknown or masked value.
         sequences: one :class:`~thinktwice.models.sequences.SequenceEncoder` per sequence, over rows of the table.
         projections: one linear layer per vector.
-        extra_fill: the learned vectors [N - C, D] of an empty sequence and of a missing vector.
+        counters: one linear layer per group of counters, over their standardised values and which of them are unknown.
+        extra_fill: the learned vectors [N - C, D] of an empty sequence, of a missing vector, and of a group without a known
+            counter.
         offsets: first table row of each column, int64 [C].
         sparse_gradients: whether gradients of the table are sparse; set while a table too large for dense updates is
             trained.
@@ -41,6 +44,8 @@ class FieldEmbedding(nn.Module):
         self.extra_fill = nn.Parameter(torch.randn(fields.num_fields - len(fields.num_values), width) * init_sd)
         self.projections = nn.ModuleList(nn.Linear(size, width) for size in fields.vector_dims)
         self.sequences = nn.ModuleList(MeanPooling(fields, name) for name in fields.sequences)
+        self.counters = nn.ModuleList(nn.Linear(2 * len(group.columns), width) for group in fields.counter_groups)
+        self.scale = None if fields.counters is None else _Scale(fields.counters)
         self.register_buffer("offsets", torch.tensor(fields.offsets, dtype=torch.int64), persistent=False)
         self.offsets: Tensor
         self.sparse_gradients = False
@@ -59,7 +64,8 @@ class FieldEmbedding(nn.Module):
         """
         joint = batch.ids + self.offsets
         columns = self.rows(joint) if table is None else F.embedding(joint, table)
-        return torch.cat([columns, *self._encoded(batch, columns), *self.projected(batch.vectors)], dim=1)
+        parts = [columns, *self._encoded(batch, columns), *self.projected(batch.vectors)]
+        return torch.cat([*parts, *self.counted(batch.counters, len(batch))], dim=1)
 
     def _encoded(self, batch: Batch, columns: Tensor) -> list[Tensor]:
         """Field vectors [B, 1, D] of the sequences of a batch."""
@@ -81,6 +87,23 @@ class FieldEmbedding(nn.Module):
             parts.append(torch.where(known, projected, self.extra_fill[start + position])[:, None])
         return parts
 
+    def counted(self, counters: Tensor | None, rows: int) -> list[Tensor]:
+        """Field vectors [B, 1, D] of the groups of counters [B, K]; None: all are unknown."""
+        if self.scale is None:
+            return []
+        if counters is None:
+            counters = self.scale.means.new_full((rows, len(self.scale.means)), torch.nan)
+        values, unknown = self.scale(counters)
+        parts = []
+        start = len(self.fields.sequences) + len(self.fields.vectors)
+        for position, layer in enumerate(self.counters):
+            columns = self.scale.columns(position)
+            missing = unknown[:, columns]
+            vector = layer(torch.cat([values[:, columns], missing.to(values.dtype)], dim=1))
+            known = ~missing.all(dim=1, keepdim=True)
+            parts.append(torch.where(known, vector, self.extra_fill[start + position])[:, None])
+        return parts
+
     def fill(self) -> Tensor:
         """The learned vector of an unknown or masked value, per field [N, D]."""
         return torch.cat([self.rows(self.offsets), self.extra_fill])
@@ -95,3 +118,26 @@ class FieldEmbedding(nn.Module):
         sizes = torch.tensor(self.fields.num_values, dtype=torch.int64, device=self.offsets.device)
         fill = self.table[self.offsets.repeat_interleave(sizes)]
         return torch.lerp(fill, self.table, keep[:, None])
+
+
+class _Scale(nn.Module):
+    """Standardises counters [B, K]: standard deviations from their means, clipped at 4, 0 where unknown. It is part of the
+    description of a model and not of its weights."""
+
+    def __init__(self, fields: CounterFields) -> None:
+        super().__init__()
+        self.register_buffer("means", torch.tensor(fields.means, dtype=torch.float32), persistent=False)
+        self.register_buffer("sds", torch.tensor(fields.sds, dtype=torch.float32), persistent=False)
+        self.means: Tensor
+        self.sds: Tensor
+        for position, group in enumerate(fields.groups):
+            self.register_buffer(f"columns_{position}", torch.tensor(group.columns), persistent=False)
+
+    def columns(self, group: int) -> Tensor:
+        """Positions of the counters of a group."""
+        return self.get_buffer(f"columns_{group}")
+
+    def forward(self, counters: Tensor) -> tuple[Tensor, Tensor]:
+        """Standardised counters [B, K], and which of them are unknown."""
+        unknown = counters.isnan()
+        return ((counters - self.means) / self.sds).clamp(-CLIP, CLIP).masked_fill(unknown, 0.0), unknown

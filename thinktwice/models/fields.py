@@ -2,16 +2,68 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
+from thinktwice.calibration import MAX_MAGNITUDE
 from thinktwice.data.encoded import table_offsets
 from thinktwice.data.encoder import Encoder
+from thinktwice.data.instant.definition import Definition
+from thinktwice.data.instant.stored import CounterScale
+from thinktwice.hashing import Sha256
 from thinktwice.schema import LogSchema
 from thinktwice.schema.log import Entity
 
-Kind = Literal["categorical", "numeric", "sequence", "vector"]
+Number = Annotated[float, Field(ge=-MAX_MAGNITUDE, le=MAX_MAGNITUDE)]
+Kind = Literal["categorical", "numeric", "sequence", "vector", "counters"]
+
+
+class CounterGroup(BaseModel):
+    """Counters that are one field of a model. ``columns`` are their positions among all counters."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    entity: Entity
+    columns: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+
+
+class CounterFields(BaseModel):
+    """The K counters that a model reads as numbers, and their groups: counters of the user, of the user and a topic, of the item,
+    of the item and an attribute. ``means`` and ``sds`` standardise them; ``definition`` is the hash of what they count."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    definition: Sha256
+    means: tuple[Number, ...]
+    sds: tuple[Annotated[Number, Field(gt=0)], ...]
+    groups: tuple[CounterGroup, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CounterFields:
+        columns = sorted(column for group in self.groups for column in group.columns)
+        if len(self.means) != len(self.sds) or columns != list(range(len(self.means))):
+            raise ValueError("'groups' must name each counter once, and 'means' and 'sds' have one number per counter")
+        return self
+
+    @staticmethod
+    def of(definition: Definition, scale: CounterScale) -> CounterFields:
+        """All counters of a schema."""
+        columns: dict[tuple[str, Entity], list[int]] = {}
+        for column, counter in enumerate(definition.counters):
+            crossed = "" if not counter.crossed else " by topic" if counter.side == "user" else " by attribute"
+            columns.setdefault((f"{counter.side} counters{crossed}", counter.side), []).append(column)
+        groups = tuple(CounterGroup(name=n, entity=e, columns=tuple(c)) for (n, e), c in columns.items())
+        return CounterFields(definition=scale.definition, means=scale.means, sds=scale.sds, groups=groups)
 
 
 class FieldSpace(BaseModel):
@@ -19,7 +71,7 @@ class FieldSpace(BaseModel):
 
     ``num_values`` has one entry per column, the unknown index 0 included. ``sequence_of`` names, per sequence, the column whose
     values it contains and whose table rows it shares. ``entities`` names the entity that each field describes: the fields of a
-    new entity are all unknown.
+    new entity are all unknown. ``counters`` are further fields, one per group, after the vectors; None for a model without.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,18 +84,33 @@ class FieldSpace(BaseModel):
     sequence_of: tuple[str, ...] = ()
     sequence_lengths: tuple[PositiveInt, ...] = ()
     vector_dims: tuple[PositiveInt, ...] = ()
+    counters: CounterFields | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent_counters(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Files of models without counters are those of versions that knew none."""
+        written: dict[str, object] = serialize(self)
+        return {key: value for key, value in written.items() if key != "counters" or value is not None}
 
     @model_validator(mode="after")
     def _consistent(self) -> FieldSpace:
-        rank = {"categorical": 0, "numeric": 0, "sequence": 1, "vector": 2}
+        rank = {"categorical": 0, "numeric": 0, "sequence": 1, "vector": 2, "counters": 3}
         ranks = [rank[k] for k in self.kinds]
         if ranks != sorted(ranks):
-            raise ValueError("columns come first, then sequences, then vectors")
-        sizes = (ranks.count(0), ranks.count(1), ranks.count(1), ranks.count(2))
-        counts = (len(self.num_values), len(self.sequence_of), len(self.sequence_lengths), len(self.vector_dims))
+            raise ValueError("columns come first, then sequences, then vectors, then counters")
+        sizes = (ranks.count(0), ranks.count(1), ranks.count(1), ranks.count(2), ranks.count(3))
+        counts = (
+            len(self.num_values),
+            len(self.sequence_of),
+            len(self.sequence_lengths),
+            len(self.vector_dims),
+            len(self.counter_groups),
+        )
         lengths = {len(self.names), len(self.kinds), len(self.entities), len(self.protected)}
         if sizes != counts or len(lengths) > 1:
-            raise ValueError(f"field kinds ask for {sizes} value counts, sequences, lengths and dims, got {counts}")
+            raise ValueError(
+                f"field kinds ask for {sizes} value counts, sequences, lengths, dims and groups of counters, got {counts}"
+            )
         if unknown := sorted(set(self.sequence_of) - set(self.columns)):
             raise ValueError(f"a sequence contains values of {unknown[0]!r}, which is not a column")
         return self
@@ -80,7 +147,35 @@ class FieldSpace(BaseModel):
 
     @property
     def vectors(self) -> tuple[str, ...]:
-        return self.names[self.num_fields - len(self.vector_dims) :] if self.vector_dims else ()
+        start = len(self.num_values) + len(self.sequence_of)
+        return self.names[start : start + len(self.vector_dims)]
+
+    @property
+    def counter_groups(self) -> tuple[CounterGroup, ...]:
+        """The groups of counters; empty for a model that reads none."""
+        return () if self.counters is None else self.counters.groups
+
+    def with_counters(self, counters: CounterFields) -> FieldSpace:
+        """The same fields and counters. No test-time method masks counters: they are protected."""
+        groups = counters.groups
+        return FieldSpace.model_validate(
+            dict(self)
+            | {
+                "names": (*self.names, *(g.name for g in groups)),
+                "kinds": (*self.kinds, *("counters" for _ in groups)),
+                "entities": (*self.entities, *(g.entity for g in groups)),
+                "protected": (*self.protected, *(True for _ in groups)),
+                "counters": counters,
+            }
+        )
+
+    def without_counters(self) -> FieldSpace:
+        """The fields of the schema alone."""
+        if self.counters is None:
+            return self
+        end = self.num_fields - len(self.counter_groups)
+        cut = {name: getattr(self, name)[:end] for name in ("names", "kinds", "entities", "protected")}
+        return FieldSpace.model_validate(dict(self) | cut | {"counters": None})
 
     @property
     def num_rows(self) -> int:

@@ -100,14 +100,14 @@ def load_model(
 
     Args:
         table: the table that a model written without one shares (the object, not a copy).
-        fields: the fields that the model must read; None for any.
+        fields: the fields that the model must read, apart from counters; None for any.
 
     Raises:
         BundleError: a file is missing or damaged, or the weights do not fit the description or are not plausible numbers.
     """
     folder = Path(folder)
     described = _read_model_file(folder / MODEL_FILE)
-    if fields is not None and described.fields != fields:
+    if fields is not None and described.fields.without_counters() != fields:
         raise BundleError(f"{folder / MODEL_FILE} describes other fields than the encoder: train and package again")
     info = ModelInfo(stage=described.stage, calibration=described.calibration, provenance=described.provenance)
     try:

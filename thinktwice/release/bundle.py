@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from thinktwice.data.evidence import Evidence
     from thinktwice.models.backbone import Backbone
     from thinktwice.models.backends import MakeBackend
+    from thinktwice.models.fields import FieldSpace
     from thinktwice.models.store import ModelInfo
     from thinktwice.schema import LogSchema
     from thinktwice.testtime.engine import Engine
@@ -227,7 +228,7 @@ def _load(folder: Path, manifest: Manifest) -> Bundle:
             f"bundle {folder}: its counts were taken for other weights ({test_time.weights[:12]}...): counts that are newer or "
             "older than the weights would call untrained values reliable, fit the test-time parameters again"
         )
-    _check_counters(folder, schema, test_time)
+    _check_counters(folder, schema, model.fields, test_time)
     _check_metadata(folder, manifest, encoder)
     engine = _engine(folder, model, info, test_time)
     _check_scores(folder, engine)
@@ -253,17 +254,24 @@ def _other_fields(schema: LogSchema, encoder: Encoder) -> str:
     return ""
 
 
-def _check_counters(folder: Path, schema: LogSchema, test_time: TestTime) -> None:
-    """Refuse a correction trained on other counters than the schema defines, or neighbours of another item key."""
+def _check_counters(folder: Path, schema: LogSchema, fields: FieldSpace, test_time: TestTime) -> None:
+    """Refuse a model or a correction trained on other counters than the schema defines, or neighbours of another item key."""
     from thinktwice.data.instant.definition import definition_of
     from thinktwice.testtime.opinions.config import Retrieve
 
     config, network = test_time.config, test_time.extras.correction
-    if config.correction is None or network is None:
-        return
     definition = definition_of(schema)
     definition_hash = None if definition is None else definition.hash
     number = 0 if definition is None else len(definition.names)
+    if fields.counters is not None and (
+        fields.counters.definition != definition_hash or len(fields.counters.means) != number
+    ):
+        raise BundleError(
+            f"bundle {folder}: its model was trained on {len(fields.counters.means)} instant statistics of another definition than the "
+            f"{number} of {SCHEMA_FILE}: train and package again"
+        )
+    if config.correction is None or network is None:
+        return
     if config.correction.definition not in (None, definition_hash) or network.num_counters != number:
         raise BundleError(
             f"bundle {folder}: its correction was trained on {network.num_counters} instant statistics of another definition than the "
@@ -316,9 +324,11 @@ def _extreme_evidence(engine: Engine, rows: int) -> Evidence | None:
     from thinktwice.data.evidence import Evidence, History
 
     correction, retrieval = engine.extras.correction, engine.extras.retrieval
-    if correction is None or engine.config.correction is None:
+    if not engine.reads_counters:
         return None
-    counters = np.full((rows, correction.num_counters), np.finfo(np.float32).max)
+    read = engine.model.fields.counters
+    number = len(read.means) if read is not None else correction.num_counters if correction is not None else 0
+    counters = np.full((rows, number), np.finfo(np.float32).max)
     counters[1::2] *= -1
     if retrieval is None:
         return Evidence(counters)
@@ -332,7 +342,7 @@ def _engine(folder: Path, model: Backbone, info: ModelInfo, test_time: TestTime)
     from thinktwice.testtime.engine import Engine
 
     def made(make_backend: MakeBackend) -> Engine:
-        parts = (test_time.reliability, test_time.config, info.calibration, test_time.extras)
+        parts = (test_time.reliability.resized(model.num_fields), test_time.config, info.calibration, test_time.extras)
         return Engine(model, *parts, make_backend)
 
     make_backend = open_backend(folder)

@@ -97,7 +97,8 @@ class BundleProfile(_Frozen):
 def profile_of(data: TrainingSet, encoder: Encoder, engine: Engine) -> BundleProfile:
     """Profile a training set, and an engine's scores of its validation rows."""
     train, _ = _subsample(data.part("train"), TRAIN_ROWS)
-    valid, positions = _subsample(data.part("valid"), VALID_ROWS)
+    part = data.part_with_evidence("valid") if engine.reads_counters else data.part("valid")
+    valid, positions = _subsample(part, VALID_ROWS)
     missing = {name: mask[positions] for name, mask in missing_values(encoder, data.rows("valid")).items()}
     edges = {f.name: _edges(vector_norms(train, f.name), NORM_BINS) for f in encoder.vectors}
     before = row_bins(encoder, train, {}, edges)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from thinktwice.data.encoded import EncodedRows
-from thinktwice.selection.candidates import Candidate
+from thinktwice.selection.candidates import Candidate, counter_settings
+from thinktwice.selection.counter_model import fit_counter_model
 from thinktwice.selection.parameters import calibrated, trigger_of
 from thinktwice.selection.trial_model import TrialModel
 from thinktwice.stats.metrics import auc, logloss, row_logloss
@@ -160,7 +161,15 @@ def control_losses(
         first = config.model_copy(update={"second_look": None})
         out["first_look"] = losses(trial_model, calibrated(trial_model, first, fit))
         out["other_counters"] = _loss_with_other_evidence(trial_model, config)
+    elif config.mode == "counters" and trial_model.evidence is not None:
+        other = trial_model.evidence.of_other_rows()
+        other_counters = replace(trial_model, counter_model=fit_counter_model(other, trial_model))
+        logit = other_counters.logits(calibrated(other_counters, config, other.fit), other.later)[0]
+        out["other_counters"] = row_logloss(later.label, logit)
     elif config.correction is not None and trial_model.evidence is not None:
+        if trial_model.counter_model is not None:
+            in_trunk = counter_settings(trial_model, config.model_copy(update={"correction": None}))
+            out["counters_in_trunk"] = losses(trial_model, calibrated(trial_model, in_trunk, fit))
         for name, correction, other_fit, other_later in trial_model.evidence.controls():
             other_model = replace(trial_model, extras=replace(trial_model.extras, correction=correction))
             logit = other_model.logits(calibrated(other_model, config, other_fit), other_later)[0]

@@ -32,7 +32,7 @@ from thinktwice.testtime.samplers.exact import Exact
 from thinktwice.testtime.samplers.matt import Matt
 from thinktwice.testtime.triggers import TriggerKind
 
-EVIDENCE_MODES: tuple[Mode, ...] = ("corrected", "retrieve")  # read counters, and mask no value
+EVIDENCE_MODES: tuple[Mode, ...] = ("counters", "corrected", "retrieve")  # read counters, and mask no value
 STOP_AT = 0.05  # logits: at a click rate of 10 % an error of this size costs 1e-4 of logloss on the rows it touches
 
 #: Refit the free parameters to other counts (the trial model's) or another trigger, with the mode's settings unchanged.
@@ -149,6 +149,15 @@ def candidates(
         if isinstance(gate_of(trial_model).base, Gate):
             out.append(best(escalating("members, gated", gated, "entropy", share) for share in config.member_shares))
         out.append(replace(escalating("members, all rows", lambda _: member, "always", 1.0), all_rows=True))
+    if tries("counters") and trial_model.counter_model is not None:
+        counting = counter_settings(trial_model, off)
+        out.append(
+            candidate(
+                "counters in the trunk",
+                calibrated(trial_model, counting, fit),
+                lambda model, *_: calibrated(model, counting, fit),
+            )
+        )
     if trial_model.evidence is not None and trial_model.extras.correction is not None:
         definition = trial_model.evidence.definition
         item = trial_model.evidence.data.schema.key_of("item")
@@ -182,6 +191,14 @@ def by_trigger(settings: TestTimeConfig, trigger: TriggerKind) -> Callable[[Tria
         return lambda _: settings
     triggered_settings = settings.looking(trigger=BY_THRESHOLD[trigger]())
     return lambda _: triggered_settings
+
+
+def counter_settings(trial_model: TrialModel, off: TestTimeConfig) -> TestTimeConfig:
+    """The mode ``counters`` for the counter model of ``trial_model``, whose groups of counters have no importance."""
+    assert trial_model.counter_model is not None
+    more = trial_model.counter_model.model.num_fields - len(off.importance)
+    importance = (*off.importance, *(0.0 for _ in range(more))) if off.importance else ()
+    return preset("counters", off).model_copy(update={"importance": importance})
 
 
 def with_correction(settings: TestTimeConfig, definition: str) -> TestTimeConfig:

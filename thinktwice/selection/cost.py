@@ -99,6 +99,7 @@ class Meter:
 
     def engine(self, trial_model: TrialModel, config: TestTimeConfig) -> Engine:
         """The engine as a server runs it."""
+        trial_model = trial_model.of(config)
         model = trial_model.model
         if id(model) not in self._backends:
             self._backends[id(model)] = packaged_backend(model)

@@ -27,6 +27,7 @@ from thinktwice.testtime.report import EvidenceReport, NetworkReport
 from thinktwice.train.later_blocks import ScoredBlock, later_blocks
 from thinktwice.train.logit_network import Examples, FittedNetwork, fit_network
 from thinktwice.train.neighbours import fit_neighbours
+from thinktwice.train.record import FinetuneRecord
 from thinktwice.train.tune import TuningCandidate
 
 STAGE = "fit_test_time"
@@ -49,6 +50,7 @@ class EvidenceFit:
         fit_logits: base logits of ``fit`` from the shipped model.
         valid_positions: [V] positions of the rows ``valid`` in their part.
         seed: of every training run.
+        training: how the shipped trunk was trained.
     """
 
     data: TrainingSet
@@ -58,6 +60,7 @@ class EvidenceFit:
     fit_logits: Logits
     valid_positions: Positions
     seed: int
+    training: FinetuneRecord | None = None
 
     @property
     def definition(self) -> str:
@@ -200,7 +203,7 @@ def evidence_fit(data: TrainingSet, trunk: Trunk, positions: Positions, score: S
     blocks = [_subsampled(block, MAX_EXAMPLES // len(blocks)) for block in blocks]
     if not blocks:
         return "the train part cannot be cut into blocks"
-    return EvidenceFit(data, rows, blocks, valid, score(fit), positions, training.seed)
+    return EvidenceFit(data, rows, blocks, valid, score(fit), positions, training.seed, training)
 
 
 def network_report(fitted: FittedNetwork, examples: int) -> NetworkReport:

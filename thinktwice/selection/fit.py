@@ -6,7 +6,7 @@ Validation is cut in two by time. Every parameter is fitted on the earlier half;
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -22,10 +22,11 @@ from thinktwice.files import atomic_dir
 from thinktwice.models.backbone import Backbone
 from thinktwice.progress import note
 from thinktwice.selection.accept import CandidateVerdict, judge, sentence
-from thinktwice.selection.candidates import Candidate, candidates
+from thinktwice.selection.candidates import EVIDENCE_MODES, Candidate, candidates
 from thinktwice.selection.config import FitConfig
 from thinktwice.selection.cost import Meter, Price
-from thinktwice.selection.evidence import evidence_fit, fit_evidence
+from thinktwice.selection.counter_model import fit_counter_model
+from thinktwice.selection.evidence import EvidenceFit, evidence_fit, fit_evidence
 from thinktwice.selection.frontier import frontiers
 from thinktwice.selection.trial_model import TrialModel
 from thinktwice.selection.trunks import Trunks, open_trunks
@@ -47,7 +48,7 @@ from thinktwice.testtime.report import (
     TrunkChoice,
     TrunkName,
 )
-from thinktwice.testtime.store import TestTime, save_test_time
+from thinktwice.testtime.store import CounterTrunk, TestTime, save_test_time
 from thinktwice.threads import reproducible
 from thinktwice.versioned import MeasuredInterval
 
@@ -134,14 +135,18 @@ def choose(data: TrainingSet, trunks: Trunks, config: FitConfig, price: Price | 
     extras = fit_extras(model, reliability, train, other_trunks, config)
     evidence_inputs = None
     evidence = EvidenceReport(reason="the mode does not use evidence")
-    if config.mode in ("lean", "corrected", "retrieve"):
+    if config.mode in ("lean", *EVIDENCE_MODES):
         evidence_inputs = evidence_fit(
             data, trunks[trunk], positions, lambda rows: _off_logits(model, reliability, rows)
         )
-        extras, evidence = fit_evidence(evidence_inputs, extras, retrieves=config.mode != "corrected")
-    trial_model = TrialModel(
-        model, info.calibration, reliability, extras, None if isinstance(evidence_inputs, str) else evidence_inputs
-    )
+        if config.mode != "counters":
+            extras, evidence = fit_evidence(evidence_inputs, extras, retrieves=config.mode != "corrected")
+        elif isinstance(evidence_inputs, str):
+            evidence = EvidenceReport(reason=evidence_inputs)
+    inputs = evidence_inputs if isinstance(evidence_inputs, EvidenceFit) else None
+    trial_model = TrialModel(model, info.calibration, reliability, extras, inputs)
+    if inputs is not None and config.mode in ("lean", "counters"):
+        trial_model = replace(trial_model, counter_model=fit_counter_model(inputs, trial_model))
     shipped, choice, costs = fit_mode(trial_model, valid, config, price)
     count_auc, warnings = count_check(model, reliability, valid)
     report = TestTimeReport(
@@ -153,7 +158,9 @@ def choose(data: TrainingSet, trunks: Trunks, config: FitConfig, price: Price | 
         warnings=tuple(warnings),
         evidence=evidence.model_copy(update={"frontiers": frontiers(trial_model, valid)}),
     )
-    test_time = TestTime(shipped, reliability, report, extras, trunks[trunk].weights_hash, costs)
+    counting = trial_model.counter_model
+    parts = (shipped, reliability, report, extras, trunks[trunk].weights_hash, costs)
+    test_time = TestTime(*parts, None if counting is None else CounterTrunk(counting.model, counting.calibration))
     return FitResult(test_time, report, model)
 
 

@@ -19,16 +19,26 @@ from thinktwice.testtime.reliability import Reliability
 @dataclass(frozen=True, eq=False)
 class TrialModel:
     """A model with its own calibration, the counts of its training rows, and extras of some modes. ``evidence`` fits
-    corrections for controls."""
+    corrections for controls. ``counter_model`` is the same trunk trained with counters among its inputs; it scores the
+    configurations of the mode ``counters``."""
 
     model: Backbone
     calibration: Calibration
     reliability: Reliability
     extras: Extras
     evidence: EvidenceFit | None = None
+    counter_model: TrialModel | None = None
+
+    def of(self, config: TestTimeConfig) -> TrialModel:
+        """The model that a configuration belongs to."""
+        if config.mode != "counters":
+            return self
+        assert self.counter_model is not None
+        return self.counter_model
 
     def engine(self, config: TestTimeConfig) -> Engine:
-        return Engine(self.model, self.reliability, config, self.calibration, self.extras)
+        model = self.of(config)
+        return Engine(model.model, model.reliability, config, model.calibration, model.extras)
 
     def raw(self, config: TestTimeConfig, rows: EncodedRows) -> Raw:
         """Uncalibrated scores, without a cap on extra rows."""

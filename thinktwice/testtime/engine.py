@@ -13,7 +13,7 @@ first, so that the same rows are admitted in any order. An admitted row keeps it
 exact score of its base pass, or its corrected score, and is marked in ``capped_rows``.
 
 A request without evidence, and a row without a known counter, has the exact score of its base pass and is not marked in
-``corrected``.
+``corrected``. A model that reads counters itself scores such a row with its vectors of unknown counters.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ UNBOUNDED = 1 << 60
 class Raw:
     """Scores before calibration, per row [B]: base logit ``z0``, final logit ``z``, ``missing`` support, trigger
     ``signal``, number of forward passes ``num_paths``, mask ``capped_rows`` of uncertain rows that the cap did not admit,
-    ``first`` logit (the corrected one, or the base logit) and mask of ``corrected`` rows."""
+    ``first`` logit (the corrected one, or the base logit), mask of ``corrected`` rows, and mask ``counted`` of rows whose counters
+    were known and used, by the correction or by the model."""
 
     z0: np.ndarray
     z: np.ndarray
@@ -64,6 +65,7 @@ class Raw:
     capped_rows: np.ndarray
     first: np.ndarray
     corrected: np.ndarray
+    counted: np.ndarray
 
     @property
     def escalated(self) -> np.ndarray:
@@ -79,8 +81,9 @@ class Scored:
     the probability in bits (uncertainty of the model) and of the missing support of the row's values (not seen in training),
     the same in every mode; num_paths [B] int64 passes per row, at least 1: forward passes, and one more for retrieved evidence;
     capped_rows [B] bool uncertain rows that kept their first score because of the cap; path_rows the passes beyond one per row;
-    corrected [B] bool rows whose counters were known and used; base_probability [B] float64 after the base pass alone;
-    thin_support [B] bool rows whose first score is uncertain more for missing support than for its entropy.
+    corrected [B] bool rows whose counters were known and used, by the correction or by a model that reads counters itself;
+    base_probability [B] float64 after the base pass alone; thin_support [B] bool rows whose first score is uncertain more for
+    missing support than for its entropy.
     """
 
     logit: np.ndarray
@@ -147,7 +150,7 @@ class Engine:
     @property
     def reads_counters(self) -> bool:
         """Whether scores depend on the counters of a request's rows: :meth:`score` then needs evidence."""
-        return self.config.correction is not None
+        return self.config.correction is not None or self.model.fields.counters is not None
 
     @property
     def max_path_rows(self) -> int:
@@ -183,8 +186,8 @@ class Engine:
             max_path_rows: lowers the configured cap on extra rows for this request; it cannot raise the cap, which the operator
             sets. At 0 every row gets only its base pass and its correction.
             top_k: number of positions that the request fills, for the trigger ``decision``.
-            evidence: of the B rows; None if it was not read or there is no time to use it. A configuration without a correction
-            ignores it.
+            evidence: of the B rows; None if it was not read or there is no time to use it: all counters are then unknown. An
+            engine that does not read counters (:attr:`reads_counters`) ignores it.
 
         Raises:
             DataError: the evidence is of another number of rows or counters, or contains an infinite number.
@@ -204,7 +207,7 @@ class Engine:
         path_rows = int(raw.num_paths.sum()) - len(raw.z)
         base, thin = self._before(raw, probability)
         return Scored(
-            logit, probability, uncertainty, raw.num_paths, raw.capped_rows, path_rows, raw.corrected, base, thin
+            logit, probability, uncertainty, raw.num_paths, raw.capped_rows, path_rows, raw.counted, base, thin
         )
 
     def _before(self, raw: Raw, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -228,6 +231,7 @@ class Engine:
             return self._raw(batch, max_path_rows, top_k, evidence)
 
     def _raw(self, batch: Batch, max_path_rows: int | None, top_k: int | None, evidence: Evidence | None) -> Raw:
+        batch, counted = self._with_counters(batch, evidence)
         ids = batch.ids.numpy()
         config, rows = self.config, len(batch)
         r = self.reliability.of(ids)
@@ -238,7 +242,7 @@ class Engine:
         first, corrected, inputs = self._corrected(z0, evidence)
 
         def found(z: np.ndarray, signal: np.ndarray) -> Raw:
-            return Raw(z0, z, missing, signal, num_paths, capped_rows, first, corrected)
+            return Raw(z0, z, missing, signal, num_paths, capped_rows, first, corrected, counted | corrected)
 
         look, trigger = config.second_look, self.trigger
         if look is None or trigger is None or rows == 0:
@@ -299,15 +303,22 @@ class Engine:
         num_paths[chosen] += answer.passes
         return found(z, selection.signal)
 
+    def _with_counters(self, batch: Batch, evidence: Evidence | None) -> tuple[Batch, np.ndarray]:
+        """The batch with the counters that its model reads, and the rows [B] with a known one."""
+        counters = self.model.fields.counters
+        if counters is None or evidence is None:
+            return batch, np.zeros(len(batch), bool)
+        _check_rows(evidence, len(batch))
+        known = known_rows(evidence.counters, len(counters.means))
+        values = torch.from_numpy(np.array(evidence.counters))
+        return Batch(batch.ids, batch.sequences, batch.vectors, values), known
+
     def _corrected(self, z0: np.ndarray, evidence: Evidence | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """First logits [B], the rows [B] whose counters were used, and the inputs of the correction [B, I], 0 in other rows."""
         correction = self.extras.correction
         if self.config.correction is None or correction is None or evidence is None:
             return z0, np.zeros(len(z0), bool), None
-        if len(evidence) != len(z0):
-            raise DataError(
-                f"the evidence has {len(evidence)} rows and the request {len(z0)}: pass one row of evidence per row"
-            )
+        _check_rows(evidence, len(z0))
         known = known_rows(evidence.counters, correction.num_counters)
         inputs = counter_inputs(correction.standard, z0, evidence.counters)
         inputs[~known] = 0
@@ -382,6 +393,13 @@ class Engine:
         """The table with every value mixed with its field's mask vector by the gate; None without a gate."""
         keep = self.config.base.keep_of_table(self.reliability)
         return None if keep is None else model.embedding.gated(torch.from_numpy(keep))
+
+
+def _check_rows(evidence: Evidence, rows: int) -> None:
+    if len(evidence) != rows:
+        raise DataError(
+            f"the evidence has {len(evidence)} rows and the request {rows}: pass one row of evidence per row"
+        )
 
 
 def _cost_of_one(look: SecondLook) -> int | None:
@@ -489,7 +507,7 @@ def raw_rows(engine: Engine, rows: EncodedRows) -> Raw:
         eager = Engine(engine.model, engine.reliability, engine.config, engine.calibration, engine.extras)
         engine = eager if engine.trigger is None else eager.with_trigger(engine.trigger)
     free = engine.uncapped()
-    evidence = rows.evidence if engine.config.correction is not None else None
+    evidence = rows.evidence if engine.reads_counters else None
     chunks = [slice(s, min(s + CHUNK, len(rows))) for s in range(0, len(rows), CHUNK)]
     parts = [free.raw(rows.batch(c), evidence=None if evidence is None else evidence.take(c)) for c in chunks]
     return Raw(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Raw)))

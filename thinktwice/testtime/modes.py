@@ -11,6 +11,7 @@
 | matt | plain | all | paths grown along frequent combinations, confidence weights |
 | sgctr | plain | all | features redefined by the denoiser |
 | members | plain or gated | the most uncertain scores | one or two independently trained trunks |
+| counters | plain, of a trunk that also reads counters | none | |
 | corrected | plain, corrected by counters | none | |
 | retrieve | plain, corrected by counters | the most uncertain scores, or those moved most | the user's outcomes on similar items |
 
@@ -48,6 +49,7 @@ PRESETS: dict[Mode, TestTimeConfig] = {
     "members": TestTimeConfig(
         mode="members", second_look=SecondLook(trigger=Entropy(threshold=0.9), opinion=Members(count=1))
     ),
+    "counters": TestTimeConfig(mode="counters"),
     "corrected": TestTimeConfig(mode="corrected", correction=Correction()),
     "retrieve": TestTimeConfig(
         mode="retrieve",

@@ -122,6 +122,16 @@ class Reliability:
         column = np.repeat(np.arange(len(self.num_values)), self.num_values)
         return self._mixing_table(strength, factors, shares)[column, self.counts].astype(np.float32)
 
+    def resized(self, num_fields: int) -> Reliability:
+        """The same counts for a model with another number of fields after the columns, which are protected."""
+        columns, more = len(self.num_values), num_fields - len(self.kappa)
+        if more == 0:
+            return self
+        kappa = np.concatenate([self.kappa, np.full(max(more, 0), KAPPA_BOUNDS[1])])[:num_fields]
+        protected = np.concatenate([self.protected, np.ones(max(more, 0), bool)])[:num_fields]
+        assert num_fields >= columns
+        return Reliability(self.counts, kappa, self.num_values, protected)
+
     def shuffled(self, seed: int = 0) -> Reliability:
         """A control: the counts of a field's known values randomly permuted. A real gain disappears under it."""
         rng = np.random.default_rng(seed)

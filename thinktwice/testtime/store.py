@@ -10,11 +10,12 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator
 
+from thinktwice.calibration import Calibration
 from thinktwice.combinations.counts import COMBINATIONS_FILE, CombinationCounts
 from thinktwice.errors import BundleError, reason
-from thinktwice.files import read_json
+from thinktwice.files import read_json, sha256_file
 from thinktwice.models.backbone import Backbone
-from thinktwice.models.store import MODEL_FILES, ModelInfo, load_model, write_model
+from thinktwice.models.store import MODEL_FILES, WEIGHTS_FILE, ModelInfo, load_model, write_model
 from thinktwice.testtime.config import TestTimeConfig
 from thinktwice.testtime.cost import COST_FILE, CostFile, load_costs
 from thinktwice.testtime.evidence.correction import CORRECTION_FILE, CorrectionNetwork
@@ -28,6 +29,9 @@ from thinktwice.versioned import ResultFile
 
 TEST_TIME_FILE = "test_time.json"
 MEMBER_FOLDERS = ("members/0", "members/1")
+COUNTER_FOLDER = (
+    "counter_trunk"  # the trunk with counters; its files are the model of a bundle in the mode ``counters``
+)
 TEST_TIME_FILES = (TEST_TIME_FILE, COUNTS_FILE)
 # Files of some modes; only those that the configuration needs are shipped (:func:`needed_files`).
 EXTRA_FILES = (
@@ -58,13 +62,21 @@ class TestTimeFile(ResultFile):
         return None if value == {} else value
 
 
+@dataclass(frozen=True, eq=False)
+class CounterTrunk:
+    """The trunk that also reads counters, and its calibration."""
+
+    model: Backbone
+    calibration: Calibration
+
+
 @dataclass(frozen=True)
 class TestTime:
     """Test-time parameters of a model: the configuration, the counts, the ``report`` of its choice (None if the configuration
     was set, not chosen), and extras.
 
     ``weights`` is the SHA-256 of the weights that the counts belong to; "" if not recorded. ``costs`` are the measured costs of
-    what was tried; None if nothing was measured.
+    what was tried; None if nothing was measured. ``counter_trunk`` is the model of the mode ``counters``, if it was tried.
     """
 
     __test__ = False
@@ -75,6 +87,7 @@ class TestTime:
     extras: Extras = field(default_factory=Extras)
     weights: str = ""
     costs: CostFile | None = None
+    counter_trunk: CounterTrunk | None = None
 
 
 def save_test_time(folder: Path | str, value: TestTime, model: Backbone | None = None) -> None:
@@ -104,7 +117,14 @@ def save_test_time(folder: Path | str, value: TestTime, model: Backbone | None =
         shared = model is not None and member.embedding.table is model.embedding.table
         (folder / name).mkdir(parents=True)
         write_model(folder / name, member, ModelInfo(stage="finetuned"), with_table=not shared)
-    content = TestTimeFile(format=TestTimeFile.FORMAT, config=value.config, report=value.report, weights=value.weights)
+    weights = value.weights
+    if value.counter_trunk is not None:
+        (folder / COUNTER_FOLDER).mkdir(parents=True)
+        info = ModelInfo(stage="finetuned", calibration=value.counter_trunk.calibration)
+        write_model(folder / COUNTER_FOLDER, value.counter_trunk.model, info)
+        if value.config.mode == "counters":
+            weights = sha256_file(folder / COUNTER_FOLDER / WEIGHTS_FILE)
+    content = TestTimeFile(format=TestTimeFile.FORMAT, config=value.config, report=value.report, weights=weights)
     content.write(folder / TEST_TIME_FILE)
 
 
@@ -127,7 +147,13 @@ def load_test_time(folder: Path | str, model: Backbone | None = None) -> TestTim
         CorrectionNetwork.load(folder) if (folder / CORRECTION_FILE).is_file() else None,
         Retrieval.load(folder) if (folder / RETRIEVAL_FILE).is_file() else None,
     )
-    return TestTime(read.config, Reliability.load(folder), read.report, extras, read.weights, load_costs(folder))
+    counter_trunk = None
+    if (folder / COUNTER_FOLDER).is_dir():
+        trunk, info = load_model(folder / COUNTER_FOLDER)
+        counter_trunk = CounterTrunk(trunk, info.calibration)
+    return TestTime(
+        read.config, Reliability.load(folder), read.report, extras, read.weights, load_costs(folder), counter_trunk
+    )
 
 
 def read_config(folder: Path | str) -> TestTimeConfig:

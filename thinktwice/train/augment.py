@@ -59,7 +59,18 @@ class Augmenter:
             batch.ids.masked_fill(hidden[:, : batch.ids.shape[1]], 0),
             {k: v.masked_fill(hidden[:, positions[k], None], 0) for k, v in batch.sequences.items()},
             {k: v.masked_fill(hidden[:, positions[k], None], math.nan) for k, v in batch.vectors.items()},
+            None if batch.counters is None else self._counters(batch.counters, hidden, generator),
         )
+
+    def _counters(self, counters: Tensor, hidden: Tensor, generator: torch.Generator) -> Tensor:
+        """Counters [B, K], unknown in hidden fields, and all of them in a share of the rows: a server may have none, or stale ones."""
+        dropped = torch.rand(len(counters), 1, generator=generator) < self.config.dropped_counters
+        out = counters.masked_fill(dropped, math.nan)
+        first = self.fields.num_fields - len(self.fields.counter_groups)
+        for position, group in enumerate(self.fields.counter_groups):
+            columns = torch.tensor(group.columns)
+            out[:, columns] = out[:, columns].masked_fill(hidden[:, first + position, None], math.nan)
+        return out
 
     def _unknown(self, rows: int, generator: torch.Generator) -> Tensor:
         """Fields [B, N] made unknown at random, so that the vectors of unknown values are learned."""

@@ -33,6 +33,9 @@ class FinetuneConfig(BaseModel):
     unknown_share: float = Field(
         default=0.01, ge=0, le=0.5
     )  # share of values, of users and of items made unknown in training
+    dropped_counters: float = Field(
+        default=0.07, ge=0, le=0.5
+    )  # share of training rows whose counters are all made unknown, for a model that reads counters
     blocks: int = Field(default=10, ge=2)  # mask_block: number of blocks of equal size in the train window
     skipped_blocks: int = Field(
         default=3, ge=1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,13 +12,17 @@ from thinktwice.data.encoded import Batch, EncodedRows
 
 
 class BlockLoader:
-    """The rows of one part as tensors."""
+    """The rows of one part as tensors, ``with_counters`` for a model that reads them."""
 
-    def __init__(self, rows: EncodedRows) -> None:
+    def __init__(self, rows: EncodedRows, *, with_counters: bool = False) -> None:
         self.ids = torch.from_numpy(rows.ids)
         self.sequences = {k: torch.from_numpy(v) for k, v in rows.sequences.items()}
         self.vectors = {k: torch.from_numpy(v) for k, v in rows.vectors.items()}
         self.label = torch.from_numpy(rows.label)
+        self.counters: Tensor | None = None
+        if with_counters:
+            assert rows.evidence is not None
+            self.counters = torch.from_numpy(np.array(rows.evidence.counters))
 
     def __len__(self) -> int:
         return len(self.label)
@@ -28,6 +33,7 @@ class BlockLoader:
             self.ids[index].long(),
             {k: v[index].long() for k, v in self.sequences.items()},
             {k: v[index] for k, v in self.vectors.items()},
+            None if self.counters is None else self.counters[index],
         )
 
     def in_order(self, size: int) -> Iterator[Batch]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from thinktwice.data.encoded import Batch
 from thinktwice.models.backbone import Backbone
 from thinktwice.models.blocks import FIXED, SIZES, batch_in_blocks, in_blocks, one_thread
+from thinktwice.models.fields import FieldSpace
 
 State = tuple[Tensor, ...]  # what a backend has read of B rows, each [B, ...]
 
@@ -111,11 +112,23 @@ def random_rows(model: Backbone, rows: int, seed: int = 0) -> Batch:
         for name, dim in zip(fields.vectors, fields.vector_dims, strict=True)
     }
     ids = torch.cat([uniform(size, 1) for size in fields.num_values], dim=1)
-    return Batch(ids, sequences, vectors)
+    return Batch(ids, sequences, vectors, _random_counters(fields, rows, generator))
+
+
+def _random_counters(fields: FieldSpace, rows: int, generator: torch.Generator) -> Tensor | None:
+    """Counters [rows, K] around their means, a tenth of them unknown, and all of every tenth row."""
+    if fields.counters is None:
+        return None
+    values = torch.randn(rows, len(fields.counters.means), generator=generator) * torch.tensor(fields.counters.sds)
+    values += torch.tensor(fields.counters.means)
+    values[torch.rand(values.shape, generator=generator) < 0.1] = torch.nan
+    values[9::10] = torch.nan
+    return values
 
 
 def largest_rows(model: Backbone) -> Batch:
-    """Two rows with the largest-weight value of each column: one without sequences and vectors, one with full ones."""
+    """Two rows with the largest-weight value of each column: one without sequences, vectors and counters, one with full
+    ones."""
     fields = model.fields
     low, high = torch.aminmax(model.embedding.table.detach(), dim=1)
     size = torch.maximum(-low, high)
@@ -129,7 +142,11 @@ def largest_rows(model: Backbone) -> Batch:
         name: torch.stack([torch.full((dim,), torch.nan), torch.ones(dim)])
         for name, dim in zip(fields.vectors, fields.vector_dims, strict=True)
     }
-    return Batch(torch.tensor([worst, worst]), sequences, vectors)
+    counters = None
+    if fields.counters is not None:
+        counters = torch.full((2, len(fields.counters.means)), torch.finfo(torch.float32).max)
+        counters[0] = torch.nan
+    return Batch(torch.tensor([worst, worst]), sequences, vectors, counters)
 
 
 def verify_sizes(backend: Backend) -> bool:

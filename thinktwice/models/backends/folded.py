@@ -27,7 +27,7 @@ CHUNK = 65_536  # values folded at once
 
 
 class Folded(Backend):
-    """State: index [B, C] of table rows; with sequences or vectors also theirs and their squares [B, 2 * (N - C) * D]."""
+    """State: index [B, C] of table rows; with further fields also their vectors and the squares of these [B, 2 * (N - C) * D]."""
 
     name = "folded"
 
@@ -62,12 +62,21 @@ class Folded(Backend):
         fields = self.model.fields
         index = batch.ids + self._offsets
         lists = [*(batch.sequences[n] for n in fields.sequences), *(batch.vectors[n] for n in fields.vectors)]
-        if not lists:
+        if not lists and fields.counters is None:
             return (index,)
-        if all(block.stride(0) == 0 for block in lists):  # one user, many items
-            shared = in_blocks(self._read_lists, *(block[:1] for block in lists), sizes=self.sizes)
-            return index, shared.expand(len(batch), -1)
-        return index, in_blocks(self._read_lists, *lists, sizes=self.sizes)
+        x = None
+        if lists and all(block.stride(0) == 0 for block in lists):  # one user, many items
+            x = in_blocks(self._read_lists, *(block[:1] for block in lists), sizes=self.sizes)
+        elif lists:
+            x = in_blocks(self._read_lists, *lists, sizes=self.sizes)
+        if fields.counters is not None:
+            counters = batch.counters
+            if counters is None:
+                counters = torch.full((1, 1), torch.nan).expand(len(batch), len(fields.counters.means))
+            counted = in_blocks(self._read_counters, counters, sizes=self.sizes)
+            x = counted if x is None else torch.cat([x.expand(len(batch), -1), counted], dim=1)
+        assert x is not None
+        return index, torch.cat([x, x * x], dim=1).expand(len(batch), -1)
 
     def score(self, state: State, kept: Tensor | None = None) -> Tensor:
         index = state[0]
@@ -85,16 +94,19 @@ class Folded(Backend):
         return torch.addmm(z, pooled * pooled, self._half)[:, 0]
 
     def _read_lists(self, *lists: Tensor) -> Tensor:
-        """Vectors of the sequences and vectors of a block of rows, and their squares [B, 2 * (N - C) * D]."""
+        """Vectors of the sequences and vectors of a block of rows, side by side."""
         parts = [pool(index) for pool, index in zip(self._pooling, lists, strict=False)]
         if vectors := self.model.fields.vectors:
             named = dict(zip(vectors, lists[len(parts) :], strict=True))
             parts += [vector[:, 0] for vector in self.model.embedding.projected(named)]
-        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return torch.cat([x, x * x], dim=1)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _read_counters(self, counters: Tensor) -> Tensor:
+        """Vectors of the groups of counters of a block of rows, side by side."""
+        return torch.cat(self.model.embedding.counted(counters, len(counters)), dim=2)[:, 0]
 
     def _fold_lists(self) -> Tensor:
-        """Weights [2 * (N - C) * D, W] from the vectors of sequences and vectors, and their squares, to their contribution."""
+        """Weights [2 * (N - C) * D, W] from the vectors of the other fields, and their squares, to their contribution."""
         model, dim, width = self.model, self.model.dim, self._width
         columns, lists = len(model.fields.num_values), model.num_fields - len(model.fields.num_values)
         out, last = torch.zeros(2, lists, dim + 1, self._total_width), width + dim
