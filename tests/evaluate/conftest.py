@@ -7,6 +7,21 @@ from pathlib import Path
 import pytest
 
 from tests.testtime import world
+from tests.testtime.conftest import (
+    data as data,
+)
+from tests.testtime.conftest import (
+    memorised as memorised,
+)
+from tests.testtime.conftest import (
+    plain as plain,
+)
+from tests.testtime.conftest import (
+    trial_model as trial_model,
+)
+from tests.testtime.conftest import (
+    valid as valid,
+)
 
 
 @pytest.fixture(scope="session")

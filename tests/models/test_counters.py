@@ -61,7 +61,7 @@ def test_the_fields_of_the_schema_stay_as_they_are() -> None:
     assert SPACE.vectors == FIELDS.vectors and SPACE.sequences == FIELDS.sequences
     assert SPACE.without_counters() == FIELDS == FIELDS.without_counters()
     assert all(SPACE.protected[len(FIELDS.names) :])
-    assert "counters" not in FIELDS.model_dump() and SPACE == FieldSpace.model_validate(SPACE.model_dump(mode="json"))
+    assert "counters" not in FIELDS.model_dump() and FieldSpace.model_validate(SPACE.model_dump(mode="json")) == SPACE
 
 
 @pytest.mark.parametrize(

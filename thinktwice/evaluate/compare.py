@@ -14,6 +14,7 @@ from thinktwice.evaluate.evaluation import CurvePoint, DataFacts, PartFacts, Tra
 from thinktwice.evaluate.extra_work import extra_work, fitting_rows, subsample, subsample_index
 from thinktwice.evaluate.measure import ScoreColumn, measure, operating_point
 from thinktwice.evaluate.report import render
+from thinktwice.evaluate.thought_twice import thought_twice
 from thinktwice.evaluate.verdict import verdict_lines
 from thinktwice.files import atomic_dir, write_json
 from thinktwice.progress import note
@@ -157,6 +158,17 @@ def compare(data: TrainingSet, trunks: Trunks, test_time: TestTime) -> Evaluated
         data=data_facts(data),
         curves={name: curve for name, opened in trunks.items() if (curve := _curve(opened))},
         verdict=tuple(verdict_lines(measures, report, shipped)),
+        thought_twice=None
+        if report.best is None
+        else thought_twice(
+            subjects[trunk],
+            config,
+            scores_of[config],
+            subjects[trunk].engine(OFF).finish(raw[trunk]).logit,
+            test,
+            candidate=report.best_name or "",
+            ships=report.accepted,
+        ),
     )
     return EvaluatedRun(content, timings, candidate_timings)
 

@@ -11,7 +11,7 @@ from thinktwice.choices import Mode
 from thinktwice.data.splits import SplitSpec
 from thinktwice.data.training_set_info import Novelty, PartName
 from thinktwice.errors import BundleError
-from thinktwice.evaluate.extra_work_record import ExtraWork
+from thinktwice.evaluate.extra_work_record import ExtraWork, ThoughtTwice
 from thinktwice.release.bundle import EVALUATION_FILE, REPORT
 from thinktwice.testtime.report import TestTimeReport, TrunkName
 from thinktwice.versioned import MeasuredInterval, Record, ResultFile, SparseRecord, read_result
@@ -159,13 +159,14 @@ class CurvePoint(Record):
 
 class TrainingEvaluation(Evaluation):
     """The evaluation of a training run, part of its bundle. ``trunk`` names the weights that ship; ``curves`` by trunk, if its
-    training was recorded."""
+    training was recorded. ``thought_twice`` is of the best candidate; None if there is none, and in files of earlier versions."""
 
     trunk: TrunkName
     test_time: TestTimeReport
     extra_work: ExtraWork
     operating_point: OperatingPoint
     curves: dict[TrunkName, tuple[CurvePoint, ...]]
+    thought_twice: ThoughtTwice | None = None
 
 
 def recorded_evaluation(bundle_dir: Path | str) -> TrainingEvaluation:

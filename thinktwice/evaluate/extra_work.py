@@ -298,6 +298,9 @@ def _uplift(panel: Panel, name: str, config: TestTimeConfig, scored: Scored) -> 
         raw.missing, entropy(sigmoid(base)), base, np.zeros(len(base), np.uint64), np.abs(raw.first - raw.z0)
     )
     signals = {trigger: order.signal(base_pass) for trigger, order in ORDERS.items()} | {"oracle": -change}
+    own = config.second_look.trigger if config.second_look is not None else None
+    if isinstance(own, ThresholdTrigger):
+        signals = {own.kind: raw.signal} | signals if own.kind not in signals else signals
     curves = {trigger: uplift_curve(signal, change) for trigger, signal in signals.items()}
     shares = next(iter(curves.values()))[0]
     candidate_change = panel.change(panel.loss(_logit(trial_model, config, raw)), panel.loss(base))

@@ -1,4 +1,4 @@
-"""The part ``extra_work`` of ``evaluation.json``: whether extra work pays.
+"""The parts ``extra_work`` and ``thought_twice`` of ``evaluation.json``: whether extra work pays.
 
 All changes are of logloss against one plain pass of the same trunk (``off``), below 0 is better.
 """
@@ -9,6 +9,8 @@ from thinktwice.choices import Mode
 from thinktwice.testtime.report import Evidence
 from thinktwice.testtime.triggers import TriggerKind
 from thinktwice.versioned import MeasuredInterval, Record, SparseRecord
+
+STEPS = tuple(step / 20 for step in range(21))  # shares of rows at which :attr:`ThoughtTwice.moved` is recorded
 
 
 class TestQuality(SparseRecord):
@@ -102,3 +104,28 @@ class ExtraWork(Record):
     candidates: tuple[CandidateOnTest, ...]
     references: tuple[Reference, ...]
     uplift: Uplift | None
+
+
+class ThoughtTwice(Record):
+    """One configuration on test rows, against the plain model.
+
+    Attributes:
+        candidate, ships: its name, and whether the bundle contains it.
+        rows, looked, counted: test rows, those with a second look, and those whose counters were known and used.
+        requests, requests_looked: rows of one user within an hour, and those of them with a second look at some row.
+        first_change: of logloss by the first look (correction or another base pass) on all rows.
+        second_change: of logloss by the second look, over the first, on the rows that got it; None without any.
+        moved: by how much the second look (or, without one, the first) changed the probability of the rows that it read, at the
+            quantiles :data:`STEPS`; empty without any.
+    """
+
+    candidate: str
+    ships: bool
+    rows: int
+    looked: int
+    counted: int
+    requests: int
+    requests_looked: int
+    first_change: MeasuredInterval
+    second_change: MeasuredInterval | None
+    moved: tuple[float, ...]

@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 from thinktwice.data.training_set_info import Novelty
 from thinktwice.evaluate.evaluation import Evaluation, TrainingEvaluation
-from thinktwice.evaluate.extra_work_record import CandidateOnTest, ExtraWork, Uplift
+from thinktwice.evaluate.extra_work_record import STEPS, CandidateOnTest, ExtraWork, ThoughtTwice, Uplift
 from thinktwice.pages.charts import Mark, Series, line_chart
 from thinktwice.pages.charts_scatter import Point, scatter_chart
 from thinktwice.pages.drawing import Drawing
 from thinktwice.pages.figures import change, signed
+from thinktwice.testtime.report import TestTimeReport
 
 NOVELTY_GAP = (
     0.2  # difference of the shares of unseen users or items above which validation is not representative of test
@@ -53,6 +54,8 @@ CONTROLS = {
 ORDERS = (  # order of escalation, name, color, dashed
     ("entropy", "most uncertain score first", "#2f6fdb", False),
     ("dual", "thinnest support first (dual)", "#e0662f", False),
+    ("moved", "most corrected first", "#a4619b", False),
+    ("predicted", "largest expected change first", "#7a4fd0", False),
     ("random", "by chance", "#8a919d", True),
     ("oracle", "oracle (cannot be built)", "#3a9b6a", True),
 )
@@ -95,7 +98,12 @@ def extra_values(content: Evaluation, timings: Mapping[str, float]) -> dict[str,
         "detectable": _detectable(candidates),
         "truth": extra_work is not None and extra_work.off.truth_distance is not None,
         "uplift_charts": _uplift_charts(uplift) if uplift else [],
-        "areas": [(n, -uplift.curves[key].area) for key, n, *_ in ORDERS if key != "random"] if uplift else [],
+        "areas": [(n, -uplift.curves[key].area) for key, n, *_ in ORDERS if key != "random" and key in uplift.curves]
+        if uplift
+        else [],
+        "twice": None
+        if run is None or run.thought_twice is None
+        else _twice(run.thought_twice, run.test_time, timings),
     }
 
 
@@ -156,6 +164,59 @@ def _detectable(candidates: Sequence[CandidateOnTest]) -> dict[str, Detected]:
     return {metric: Detected(median(changes), min(changes)) for metric, changes in values.items()}
 
 
+class Twice(NamedTuple):
+    """Sentences on what thinking twice did, the share of the gain that each choice of rows keeps on validation, and how far
+    probabilities moved; None where there is nothing to draw."""
+
+    lines: list[str]
+    frontier: tuple[list[Series], Drawing] | None
+    moved: tuple[list[Series], Drawing] | None
+
+
+def _twice(found: ThoughtTwice, report: TestTimeReport, timings: Mapping[str, float]) -> Twice:
+    subject = f"{found.candidate} {'ships' if found.ships else 'does not ship; it'}"
+    lines = [
+        f"{subject} {'and ' if found.ships else ''}gave a second look to {_of(found.looked, found.rows)} test rows"
+    ]
+    if found.looked:
+        lines[0] += f", in {_of(found.requests_looked, found.requests)} requests (rows of one user within an hour)"
+    if found.counted:
+        lines.append(f"The counters of {_of(found.counted, found.rows)} rows were known and used")
+    lines.append(f"Its first look changed logloss by {signed(found.first_change, 5)} against the plain model")
+    if found.second_change is not None:
+        lines.append(
+            f"Its second look changed logloss by a further {signed(found.second_change, 5)} on the rows that got it"
+        )
+    if found.candidate in timings:
+        lines.append(f"A request takes {timings[found.candidate]:.2f} times the time of the plain model")
+    else:
+        lines.append("Its measured time is in cost.json")
+    frontiers = () if report.evidence is None else report.evidence.frontiers
+    names = {key: (name, color, dashed) for key, name, color, dashed in ORDERS}
+    series = [
+        Series(names[f.trigger][0], names[f.trigger][1], _marks(f.shares, f.kept), names[f.trigger][2])
+        for f in frontiers
+        if f.trigger in names
+    ]
+    labels = {"x_label": "share of rows with a second look", "y_label": "share of the gain that remains"}
+    moved = [Series("change of the probability", "#2f6fdb", _marks(STEPS, found.moved))] if found.moved else []
+    return Twice(
+        lines,
+        (series, line_chart(series, **labels)) if series else None,
+        (moved, line_chart(moved, x_label="share of the rows that were read again", y_label="changed by at most"))
+        if moved
+        else None,
+    )
+
+
+def _of(part: int, whole: int) -> str:
+    return f"{part:,} of {whole:,} ({part / max(whole, 1):.0%})"
+
+
+def _marks(xs: Sequence[float], ys: Sequence[float]) -> list[Mark]:
+    return [Mark(x, y, tip=f"{x:.0%}: {y:.3f}") for x, y in zip(xs, ys, strict=True)]
+
+
 def _uplift_charts(uplift: Uplift) -> list[tuple[list[Series], Drawing]]:
     """Uplift in the order of each trigger: without and with the upper bound."""
     candidate_change = uplift.change
@@ -172,9 +233,12 @@ def _uplift_charts(uplift: Uplift) -> list[tuple[list[Series], Drawing]]:
             )
         ],
     )
-    series = {key: _order(uplift, key, name, color, dashed) for key, name, color, dashed in ORDERS}
+    series = {
+        key: _order(uplift, key, name, color, dashed) for key, name, color, dashed in ORDERS if key in uplift.curves
+    }
     charts = []
-    for keys, more in ((("entropy", "dual", "random"), [chosen]), (tuple(series), [])):
+    buildable = tuple(key for key in series if key != "oracle")
+    for keys, more in ((buildable, [chosen]), (tuple(series), [])):
         shown_series = [series[key] for key in keys] + more
         charts.append(
             (shown_series, line_chart(shown_series, x_label="share of rows escalated", y_label="change of logloss"))

@@ -219,6 +219,10 @@ class Engine:
         first = self._first_logit(raw.first, raw.missing, raw.corrected) / self.config.temperature
         return np.where(moved, base, probability), raw.missing > entropy(calibrate.sigmoid(first))
 
+    def first_logit(self, raw: Raw) -> np.ndarray:
+        """Calibrated log-odds [B] as they were before any second look."""
+        return self._first_logit(raw.first, raw.missing, raw.corrected) / self.config.temperature
+
     def raw(
         self,
         batch: Batch,
@@ -360,7 +364,7 @@ class Engine:
         if isinstance(opinion, Redefine):
             assert self.extras.heads is not None
             return redefine.answer(escalated, self.extras.heads, opinion.rounds)
-        assert planned is not None
+        assert planned is not None and not isinstance(opinion, Retrieve)
         return paths.answer(opinion, escalated, planned)
 
     def _base_pass(self, batch: Batch, kept: np.ndarray | None) -> tuple[np.ndarray, State]:
