@@ -31,8 +31,16 @@ def measured(trial_model: TrialModel, valid: EncodedRows, config: TestTimeConfig
 def test_the_numbers_are_those_of_the_scores(trial_model: TrialModel, valid: EncodedRows) -> None:
     looks = triggered(trial_model, preset("members"), valid, "entropy", 0.2)
     config = calibrated(trial_model, looks, valid)
-    found, engine, raw = measured(trial_model, valid, config), trial_model.engine(config), trial_model.raw(config, valid)
-    final, first, off = engine.finish(raw).logit, engine.first_logit(raw), trial_model.logits(TestTimeConfig(), valid)[0]
+    found, engine, raw = (
+        measured(trial_model, valid, config),
+        trial_model.engine(config),
+        trial_model.raw(config, valid),
+    )
+    final, first, off = (
+        engine.finish(raw).logit,
+        engine.first_logit(raw),
+        trial_model.logits(TestTimeConfig(), valid)[0],
+    )
     looked = raw.num_paths > 1
     assert found.looked == looked.sum() > 0 and found.rows == len(valid) and found.counted == 0
     assert np.array_equal(final[~looked], first[~looked])

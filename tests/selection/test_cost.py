@@ -62,7 +62,7 @@ def test_a_cost_is_the_time_relative_to_the_plain_model(
     assert file.plain_us == pytest.approx(REQUEST_ROWS)
 
 
-@pytest.mark.parametrize("name", ["deepfm", "dcnv2"])
+@pytest.mark.parametrize("name", ["deepfm", "dcnv2", "autoint"])
 def test_engines_run_as_in_a_server(data: TrainingSet, valid: EncodedRows, name: str, tmp_path: Path) -> None:
     """With the backend that packaging chooses, for further trunks as well where it is a folded table."""
     models = [load_model(world.train_model(data, tmp_path / str(s), name=name, epochs=1, seed=s)) for s in (0, 1)]
@@ -70,7 +70,8 @@ def test_engines_run_as_in_a_server(data: TrainingSet, valid: EncodedRows, name:
     reliability = Reliability.fit(train.ids, train.label, models[0][0].fields)
     trial = TrialModel(models[0][0], models[0][1].calibration, reliability, Extras(members=(models[1][0],)))
     engine = Meter(trial, valid).engine(trial, PRESETS["members"])
-    expected = "folded" if name == "deepfm" else "eager"
+    # On a processor with instructions for bfloat16 a wide dcnv2 has that backend; this one is narrow.
+    expected = {"deepfm": "folded", "dcnv2": "eager", "autoint": "onnx"}[name]
     assert [b.name for b in (engine.backend, *engine.member_backends)] == [expected] * 2
     assert len(engine.backend.sizes) > 1 and engine.backend.sizes == engine.member_backends[0].sizes
 

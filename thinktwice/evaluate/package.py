@@ -18,7 +18,7 @@ from thinktwice.hashing import FileEntry
 from thinktwice.release.bundle import EVALUATION_FILE, MANIFEST_FILE, REPORT, REPORT_FILE, BundleIdentity, Manifest
 from thinktwice.release.profile import PROFILE_FILE, profile_of
 from thinktwice.schema import SCHEMA_FILE, LogSchema
-from thinktwice.testtime.store import COUNTER_FOLDER
+from thinktwice.testtime.store import COUNTER_FOLDER, MEMBER_FOLDERS
 
 
 def model_version(
@@ -93,7 +93,7 @@ def write_bundle(
         BundleError: a part lacks one of its files.
     """
     from thinktwice.data.encoder import ENCODER_FILE, VOCABULARY_FILE
-    from thinktwice.models.backends.store import BACKEND_FILES
+    from thinktwice.models.backends.store import BACKEND_FILES, ONNX_FILE
     from thinktwice.models.store import MODEL_FILES
     from thinktwice.testtime.cost import COST_FILE
     from thinktwice.testtime.store import needed_files, read_config
@@ -118,7 +118,7 @@ def write_bundle(
                 shutil.copyfile(source / name, target)
                 entries[prefix + name] = FileEntry.of(target)
         _write_derived(folder, Path(training_set_dir))
-        for name in (PROFILE_FILE, *BACKEND_FILES):
+        for name in (PROFILE_FILE, *BACKEND_FILES, *(f"{member}/{ONNX_FILE}" for member in MEMBER_FOLDERS)):
             if (target := folder / name).is_file():
                 entries[name] = FileEntry.of(target)
         manifest = Manifest(**identity.model_dump(), files=entries)
@@ -130,7 +130,7 @@ def _write_derived(folder: Path, training_set_dir: Path) -> None:
     """Files that depend on all parts: the profile of the scores, and the backend that computes them."""
     from thinktwice.data.encoder import Encoder
     from thinktwice.data.training_set import load_training_set
-    from thinktwice.models.backends import save_choice
+    from thinktwice.models.backends import save_choice, save_member
     from thinktwice.models.store import load_model
     from thinktwice.testtime.engine import Engine
     from thinktwice.testtime.store import load_test_time
@@ -143,4 +143,6 @@ def _write_derived(folder: Path, training_set_dir: Path) -> None:
     profile = profile_of(data, Encoder.load(folder), engine)
     write_json(folder / PROFILE_FILE, profile.model_dump(mode="json"))
     choice = save_choice(folder, engine.backend)
+    for name, member in zip(MEMBER_FOLDERS, test_time.extras.members, strict=False):
+        save_member(folder / name, member, choice)
     logger.info("backend %s", choice.name)

@@ -198,11 +198,15 @@ def _twice(found: ThoughtTwice, report: TestTimeReport, timings: Mapping[str, fl
         for f in frontiers
         if f.trigger in names
     ]
-    labels = {"x_label": "share of rows with a second look", "y_label": "share of the gain that remains"}
     moved = [Series("change of the probability", "#2f6fdb", _marks(STEPS, found.moved))] if found.moved else []
     return Twice(
         lines,
-        (series, line_chart(series, **labels)) if series else None,
+        (
+            series,
+            line_chart(series, x_label="share of rows with a second look", y_label="share of the gain that remains"),
+        )
+        if series
+        else None,
         (moved, line_chart(moved, x_label="share of the rows that were read again", y_label="changed by at most"))
         if moved
         else None,

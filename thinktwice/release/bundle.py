@@ -24,6 +24,8 @@ from thinktwice.hashing import FileEntry, check_folder, copy_folder, read_plain
 from thinktwice.schema import SCHEMA_FILE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from thinktwice.data.encoder import Encoder
     from thinktwice.data.evidence import Evidence
     from thinktwice.models.backbone import Backbone
@@ -52,14 +54,15 @@ logger = logging.getLogger(__name__)
 def bundle_files() -> tuple[frozenset[str], frozenset[str]]:
     """Names of required files, and of optional files of a bundle; each part defines the names of its files."""
     from thinktwice.data.encoder import ENCODER_FILE, VOCABULARY_FILE
-    from thinktwice.models.backends.store import BACKEND_FILES
+    from thinktwice.models.backends.store import BACKEND_FILES, ONNX_FILE
     from thinktwice.models.store import MODEL_FILES
     from thinktwice.release.profile import PROFILE_FILE
     from thinktwice.testtime.cost import COST_FILE
-    from thinktwice.testtime.store import EXTRA_FILES, TEST_TIME_FILES
+    from thinktwice.testtime.store import EXTRA_FILES, MEMBER_FOLDERS, TEST_TIME_FILES
 
     always = (SCHEMA_FILE, ENCODER_FILE, VOCABULARY_FILE, *MODEL_FILES, *TEST_TIME_FILES, *REPORT_FILES)
-    return frozenset(always), frozenset((PROFILE_FILE, COST_FILE, *BACKEND_FILES, *EXTRA_FILES))
+    members = (f"{folder}/{ONNX_FILE}" for folder in MEMBER_FOLDERS)
+    return frozenset(always), frozenset((PROFILE_FILE, COST_FILE, *BACKEND_FILES, *EXTRA_FILES, *members))
 
 
 class BundleIdentity(Frozen):
@@ -338,16 +341,18 @@ def _extreme_evidence(engine: Engine, rows: int) -> Evidence | None:
 
 def _engine(folder: Path, model: Backbone, info: ModelInfo, test_time: TestTime) -> Engine:
     """The engine with the packaged backend, or with eager torch if the backend gives different scores on this machine."""
-    from thinktwice.models.backends import Eager, open_backend, parity_of, verify_sizes
+    from thinktwice.models.backends import Eager, open_backend, open_member, parity_of, verify_sizes
     from thinktwice.testtime.engine import Engine
+    from thinktwice.testtime.store import MEMBER_FOLDERS
 
-    def made(make_backend: MakeBackend) -> Engine:
+    def made(make_backend: MakeBackend, make_members: Sequence[MakeBackend] = ()) -> Engine:
         parts = (test_time.reliability.resized(model.num_fields), test_time.config, info.calibration, test_time.extras)
-        return Engine(model, *parts, make_backend)
+        return Engine(model, *parts, make_backend, make_members)
 
     make_backend = open_backend(folder)
     try:
-        engine = made(make_backend)
+        members = [open_member(folder / name) for name in MEMBER_FOLDERS if (folder / name).is_dir()]
+        engine = made(make_backend, [make for make in members if make is not None])
     except ValueError as error:
         raise BundleError(f"bundle {folder}: its backend cannot score this model ({reason(error)}): {FIX}") from error
     for backend in (engine.backend, *engine.member_backends):

@@ -101,14 +101,18 @@ class Meter:
         """The engine as a server runs it."""
         trial_model = trial_model.of(config)
         model = trial_model.model
-        if id(model) not in self._backends:
-            self._backends[id(model)] = packaged_backend(model)
-        make_backend, _ = self._backends[id(model)]
+        make_backend, name = self._packaged(model)
+        members = trial_model.extras.members if name == "onnx" else ()
         parts = (trial_model.reliability, config, trial_model.calibration, trial_model.extras)
-        engine = Engine(model, *parts, make_backend)
+        engine = Engine(model, *parts, make_backend, [self._packaged(member)[0] for member in members])
         for backend in (engine.backend, *engine.member_backends):
             backend.sizes = self._verified_sizes(backend)
         return engine
+
+    def _packaged(self, model: Backbone) -> tuple[MakeBackend, str]:
+        if id(model) not in self._backends:
+            self._backends[id(model)] = packaged_backend(model)
+        return self._backends[id(model)]
 
     def _verified_sizes(self, backend: Backend) -> tuple[int, ...]:
         """Block sizes depend on the shapes of a model only, not on a gate."""

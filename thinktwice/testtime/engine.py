@@ -19,7 +19,9 @@ A request without evidence, and a row without a known counter, has the exact sco
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ from thinktwice.errors import BundleError, DataError
 from thinktwice.models.backbone import Backbone
 from thinktwice.models.backends.backend import Backend, Eager, MakeBackend, State
 from thinktwice.models.backends.folded import Folded, can_fold
+from thinktwice.models.backends.lower import BFloat16
 from thinktwice.models.blocks import ESCALATED_ROWS, one_thread
 from thinktwice.testtime import calibrate
 from thinktwice.testtime.base_pass import Gate
@@ -105,6 +108,10 @@ class Scored:
 class Engine:
     """Scores encoded rows with one model under one configuration. Keeps no state between calls.
 
+    Args:
+        make_backend: of the model.
+        make_members: of the further trunks, in their order, where each needs a file of its own.
+
     Raises:
         BundleError: counts, importance or extras belong to another model, or something that the configuration needs is missing.
     """
@@ -117,6 +124,7 @@ class Engine:
         calibration: Calibration | None = None,
         extras: Extras | None = None,
         make_backend: MakeBackend = Eager,
+        make_members: Sequence[MakeBackend] = (),
     ) -> None:
         self.extras = extras or Extras()
         _check(model, reliability, config, self.extras)
@@ -131,7 +139,9 @@ class Engine:
         self._members = tuple(m.eval() for m in self.extras.members[: 0 if look is None else look.opinion.num_members])
         with torch.inference_mode(), one_thread():
             self.backend = make_backend(model, self._gated(model), model.fill().detach())
-            self.member_backends = [self._of_member(m) for m in self._members]
+            self.member_backends = [
+                self._of_member(m, make) for m, make in zip_longest(self._members, make_members[: len(self._members)])
+            ]
 
     def with_trigger(self, trigger: Trigger) -> Engine:
         """A copy of the engine with this trigger instead of the configured one.
@@ -385,8 +395,13 @@ class Engine:
             return calibrate.apply_support(self.config.support_calibration, z, missing)
         return calibrate.apply(self.calibration, z)
 
-    def _of_member(self, member: Backbone) -> Backend:
+    def _of_member(self, member: Backbone, make: MakeBackend | None) -> Backend:
+        """The backend of a further trunk: the given one, else that of the model where it can score any trunk, else eager torch."""
         table = self.backend.table if member.embedding.table is self.model.embedding.table else self._gated(member)
+        if make is not None:
+            return make(member, table, self.backend.fill)
+        if isinstance(self.backend, BFloat16):
+            return BFloat16(member, table, self.backend.fill)
         if isinstance(self.backend, Folded) and can_fold(member):
             return Folded(member, table, self.backend.fill)
         eager = Eager(member, table, self.backend.fill)

@@ -124,12 +124,11 @@ class Reliability:
 
     def resized(self, num_fields: int) -> Reliability:
         """The same counts for a model with another number of fields after the columns, which are protected."""
-        columns, more = len(self.num_values), num_fields - len(self.kappa)
-        if more == 0:
-            return self
+        more = num_fields - len(self.kappa)
+        if more == 0 or num_fields < len(self.num_values):
+            return self  # the second: counts of another model, which the engine refuses
         kappa = np.concatenate([self.kappa, np.full(max(more, 0), KAPPA_BOUNDS[1])])[:num_fields]
         protected = np.concatenate([self.protected, np.ones(max(more, 0), bool)])[:num_fields]
-        assert num_fields >= columns
         return Reliability(self.counts, kappa, self.num_values, protected)
 
     def shuffled(self, seed: int = 0) -> Reliability:

@@ -2,7 +2,7 @@
 
 from thinktwice.models.backends.backend import Backend, Eager, MakeBackend, State, verify_sizes
 from thinktwice.models.backends.choose import Choice, choose_backend, parity_of
-from thinktwice.models.backends.store import open_backend, save_choice
+from thinktwice.models.backends.store import open_backend, open_member, save_choice, save_member
 
 __all__ = [
     "Backend",
@@ -12,7 +12,9 @@ __all__ = [
     "State",
     "choose_backend",
     "open_backend",
+    "open_member",
     "parity_of",
     "save_choice",
+    "save_member",
     "verify_sizes",
 ]

@@ -54,6 +54,21 @@ def choice_for(folder: Path, eager: Backend) -> tuple[Choice, MakeBackend]:
     return choice, made.get(choice.name, Eager)
 
 
+def save_member(folder: Path, member: Backbone, choice: Choice) -> None:
+    """Write the file that a further trunk needs if the model has this ``choice``: ``backend.onnx`` for ONNX Runtime."""
+    if choice.name == "onnx":
+        onnx.export(member, folder)
+
+
+def open_member(folder: Path | str) -> MakeBackend | None:
+    """The backend of a further trunk that :func:`save_member` wrote; None without a file, or without ONNX Runtime.
+
+    Raises:
+        BundleError: the file is damaged.
+    """
+    return onnx.load(folder) if (Path(folder) / ONNX_FILE).is_file() and _installed("onnxruntime") else None
+
+
 def candidates(folder: Path, model: Backbone, names: Sequence[str]) -> dict[str, MakeBackend]:
     """The backends with these names, in their order; the file of ONNX Runtime is written to ``folder``."""
     backends: dict[str, MakeBackend] = {}
