@@ -93,7 +93,8 @@ def write_bundle(
         BundleError: a part lacks one of its files.
     """
     from thinktwice.data.encoder import ENCODER_FILE, VOCABULARY_FILE
-    from thinktwice.models.backends.store import BACKEND_FILES, ONNX_FILE
+    from thinktwice.models.backends.onnx import ONNX_FILE
+    from thinktwice.models.backends.store import BACKEND_FILES
     from thinktwice.models.store import MODEL_FILES
     from thinktwice.testtime.cost import COST_FILE
     from thinktwice.testtime.store import needed_files, read_config

@@ -54,7 +54,8 @@ logger = logging.getLogger(__name__)
 def bundle_files() -> tuple[frozenset[str], frozenset[str]]:
     """Names of required files, and of optional files of a bundle; each part defines the names of its files."""
     from thinktwice.data.encoder import ENCODER_FILE, VOCABULARY_FILE
-    from thinktwice.models.backends.store import BACKEND_FILES, ONNX_FILE
+    from thinktwice.models.backends.onnx import ONNX_FILE
+    from thinktwice.models.backends.store import BACKEND_FILES
     from thinktwice.models.store import MODEL_FILES
     from thinktwice.release.profile import PROFILE_FILE
     from thinktwice.testtime.cost import COST_FILE
