@@ -57,16 +57,17 @@ class Evidence:
 
     def take(self, rows: Rows) -> Evidence:
         """The evidence of the rows at ``rows``. Reading its history raises a DataError if the number of rows differs."""
-        read = self.history
-        if read is None:
-            return Evidence(self.counters[rows])
+        return Evidence(self.counters[rows], None if self.history is None else lambda: self.history_of(rows))
 
-        def taken() -> History | None:
-            value = read()
-            if value is not None and not len(value.start) == len(value.end) == len(self):
-                raise DataError(
-                    f"a history of {len(value.start)} rows was read for a request of {len(self)}: give one range of outcomes per row"
-                )
-            return None if value is None else value.take(rows)
+    def history_of(self, rows: Rows) -> History | None:
+        """Read the outcomes of the rows at ``rows``; None if they cannot be read in time.
 
-        return Evidence(self.counters[rows], taken)
+        Raises:
+            DataError: the history is of another number of rows.
+        """
+        value = None if self.history is None else self.history()
+        if value is not None and not len(value.start) == len(value.end) == len(self):
+            raise DataError(
+                f"a history of {len(value.start)} rows was read for a request of {len(self)}: give one range of outcomes per row"
+            )
+        return None if value is None else value.take(rows)

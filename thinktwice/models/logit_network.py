@@ -42,8 +42,11 @@ class Network:
         """Changes [n] of the logits of rows with these inputs [n, I]."""
         if len(inputs) == 0 or self.is_zero:
             return np.zeros(len(inputs))
+        rows = torch.from_numpy(np.ascontiguousarray(inputs))
+        if torch.is_inference_mode_enabled() and torch.get_num_threads() == 1:  # within an engine
+            return np.asarray(self._forward(rows).double().numpy())
         with torch.inference_mode(), one_thread():
-            return self._forward(torch.from_numpy(np.ascontiguousarray(inputs))).double().numpy()
+            return np.asarray(self._forward(rows).double().numpy())
 
     @cached_property
     def _forward(self) -> Callable[[Tensor], Tensor]:

@@ -358,9 +358,8 @@ class Engine:
     ) -> np.ndarray:
         """Logits [B] with retrieved outcomes for the rows ``chosen`` [U], whose passes are added to ``num_paths`` [B]."""
         assert self.extras.retrieval is not None and inputs is not None and evidence is not None
-        read = evidence.take(chosen).history
         items = batch.ids[:, self.model.fields.columns.index(opinion.item_field)].numpy()[chosen]
-        history = None if read is None else read()
+        history = evidence.history_of(chosen)
         answer = retrieve.answer(first[chosen], items, inputs[chosen], history, self.extras.retrieval)
         z = first.copy()
         z[chosen] = answer.z

@@ -135,8 +135,13 @@ class Predicted(ThresholdTrigger):
     weights: tuple[Coefficient, ...] = Field(min_length=3, max_length=4096)
 
     def signal(self, base_pass: BasePass) -> np.ndarray:
+        bias, entropy_weight, moved_weight, *others = self.weights
+        signal = bias + entropy_weight * base_pass.entropy
+        if base_pass.moved is None or base_pass.inputs is None:
+            return signal
         # Not a matrix product, whose bits depend on the number of rows.
-        return (base_pass.features(len(self.weights)) * np.asarray(self.weights)).sum(axis=1)
+        read = (base_pass.inputs * np.asarray(others, np.float32)).sum(axis=1)
+        return np.asarray(signal + moved_weight * base_pass.moved + read)
 
 
 class Random(ThresholdTrigger):

@@ -192,11 +192,16 @@ def _users(history: History) -> list[tuple[slice | npt.NDArray[np.int64], int, i
     start, end = history.start, history.end
     if len(start) == 0:
         return []
-    if (start == start[0]).all() and (end == end[0]).all():
+    if _is_shared(history):
         return [(slice(None), int(start[0]), int(end[0]))]
     order = np.lexsort((end, start))
     fresh = np.flatnonzero((np.diff(start[order]) != 0) | (np.diff(end[order]) != 0)) + 1
     return [(rows, int(start[rows[0]]), int(end[rows[0]])) for rows in np.split(order, fresh)]
+
+
+def _is_shared(history: History) -> bool:
+    """Whether all rows see the same outcomes."""
+    return bool((history.start == history.start[0]).all() and (history.end == history.end[0]).all())
 
 
 def _check_history(history: History, rows: int, items: int) -> None:
@@ -205,9 +210,10 @@ def _check_history(history: History, rows: int, items: int) -> None:
         raise DataError(
             f"a history has {outcomes} outcomes and {len(history.clicked)} labels: pass one label per outcome"
         )
-    if rows and not (
-        history.start.min() >= 0 and (history.start <= history.end).all() and history.end.max() <= outcomes
-    ):
+    start, end = history.start, history.end
+    if rows and _is_shared(history):
+        start, end = start[:1], end[:1]
+    if rows and not (start.min() >= 0 and (start <= end).all() and end.max() <= outcomes):
         raise DataError(f"a history names outcomes outside the {outcomes} there are: correct its ranges")
     if outcomes and not (history.items.min() >= 0 and history.items.max() < items):
         raise DataError(
