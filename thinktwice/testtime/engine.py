@@ -226,7 +226,7 @@ class Engine:
         if not moved.any():
             return probability, np.zeros(len(moved), bool)
         base = calibrate.sigmoid(self._base_logit(raw.z0, raw.missing) / self.config.temperature)
-        first = self._first_logit(raw.first, raw.missing, raw.corrected) / self.config.temperature
+        first = self.first_logit(raw)
         return np.where(moved, base, probability), raw.missing > entropy(calibrate.sigmoid(first))
 
     def first_logit(self, raw: Raw) -> np.ndarray:
