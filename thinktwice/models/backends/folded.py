@@ -56,6 +56,7 @@ class Folded(Backend):
         self._table[model.fields.num_rows, :used] += bias
         self._out, self._half = model.out.weight.t().contiguous(), torch.full((model.dim, 1), 0.5)
         self._pooling = [_Pooling.of(model.embedding, position) for position in range(len(model.fields.sequences))]
+        self._counted = None if model.fields.counters is None else _Counted.of(model.embedding)
         self._lists = self._fold_lists()
 
     def read(self, batch: Batch) -> State:
@@ -73,7 +74,8 @@ class Folded(Backend):
             counters = batch.counters
             if counters is None:
                 counters = torch.full((1, 1), torch.nan).expand(len(batch), len(fields.counters.means))
-            counted = in_blocks(self._read_counters, counters, sizes=self.sizes)
+            assert self._counted is not None
+            counted = in_blocks(self._counted, counters, sizes=self.sizes)
             x = counted if x is None else torch.cat([x.expand(len(batch), -1), counted], dim=1)
         assert x is not None
         return index, torch.cat([x, x * x], dim=1).expand(len(batch), -1)
@@ -100,10 +102,6 @@ class Folded(Backend):
             named = dict(zip(vectors, lists[len(parts) :], strict=True))
             parts += [vector[:, 0] for vector in self.model.embedding.projected(named)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-    def _read_counters(self, counters: Tensor) -> Tensor:
-        """Vectors of the groups of counters of a block of rows, side by side."""
-        return torch.cat(self.model.embedding.counted(counters, len(counters)), dim=2)[:, 0]
 
     def _fold_lists(self) -> Tensor:
         """Weights [2 * (N - C) * D, W] from the vectors of the other fields, and their squares, to their contribution."""
@@ -152,6 +150,43 @@ class _Pooling:
         width = len(self.fill)
         count = total[:, width : width + 1]
         return torch.where(count > 0, total[:, :width] / count, self.fill)
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Vectors of all groups of K counters in one product, side by side, G * D numbers: :meth:`FieldEmbedding.counted` with the
+    layers in one matrix ``weight`` [2 K, G * D]. ``members`` [K, G * D] counts the unknown counters of a group, which has
+    its ``fill`` [G * D] if these are all of its ``sizes`` [G * D]."""
+
+    scale: nn.Module
+    weight: Tensor
+    bias: Tensor
+    members: Tensor
+    sizes: Tensor
+    fill: Tensor
+
+    @staticmethod
+    def of(embedding: FieldEmbedding) -> _Counted:
+        fields, layers = embedding.fields, [layer for layer in embedding.counters if isinstance(layer, nn.Linear)]
+        assert fields.counters is not None and embedding.scale is not None
+        number, width = len(fields.counters.means), embedding.table.shape[1]
+        weight = torch.zeros(2, number, len(layers), width)
+        members, sizes = torch.zeros(number, len(layers), width), torch.zeros(len(layers), width)
+        for position, (group, layer) in enumerate(zip(fields.counter_groups, layers, strict=True)):
+            columns = torch.tensor(group.columns)
+            weight[:, columns, position] = layer.weight.t().view(2, len(columns), width)
+            members[columns, position], sizes[position] = 1.0, float(len(columns))
+        bias = torch.cat([layer.bias for layer in layers])
+        fill = embedding.extra_fill[-len(layers) :].reshape(-1)
+        shapes = (weight.view(2 * number, -1), bias, members.view(number, -1), sizes.view(-1), fill)
+        return _Counted(embedding.scale, *shapes)
+
+    def __call__(self, counters: Tensor) -> Tensor:
+        """[B, G * D] of counters [B, K]."""
+        values, unknown = self.scale(counters)
+        missing = unknown.to(values.dtype)
+        vectors = torch.addmm(self.bias, torch.cat([values, missing], dim=1), self.weight)
+        return torch.where(missing @ self.members == self.sizes, self.fill, vectors)
 
 
 def _sums(table: Tensor, index: Tensor) -> Tensor:
