@@ -14,7 +14,7 @@ Mode = Literal[
 ]
 SearchMode = Literal["lean", Mode]  # one mode, or all of them within a limit of cost
 ChallengerMode = Literal[
-    "", "calibrated", "gate", "filter", "uttsi", "matt", "sgctr", "members", "corrected", "retrieve"
+    "", "calibrated", "gate", "filter", "uttsi", "matt", "sgctr", "members", "counters", "corrected", "retrieve"
 ]  # "": no challenger
 MAX_COST = 2.0  # default limit: time of a request relative to the plain model
 OnlineStoreKind = Literal["sqlite", "redis"]

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.scorer import open_scorer
 from tests.selection import drifting
 from tests.selection.prices import fixed
 from tests.testtime import world
@@ -178,8 +177,6 @@ def test_a_bundle_holds_what_it_scores_with(run: Path, fitted: FitResult, tmp_pa
     assert np.array_equal(found.z, raw_rows(expected, test).z) and found.corrected.all()
     content = evaluate_bundles(tmp_path / "bundle", run / "set")
     assert content.columns[0].metrics.logloss == pytest.approx(better, abs=1e-9)
-    with pytest.raises(BundleError, match="does not read yet"):
-        open_scorer(tmp_path / "bundle", None)
     with pytest.raises(BundleError, match="score_table does not read yet"):
         score_table(bundle, drifting.load_training_set(run / "set").rows("test"))
     judged = bless(run / "set", tmp_path / "bundle", tmp_path / "bundle", tmp_path / "verdict")

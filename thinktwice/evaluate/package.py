@@ -69,9 +69,7 @@ def write_candidate(
     return write_bundle(
         out_dir,
         training_set_dir=training_set_dir,
-        model_dir=Path(test_time_dir) / COUNTER_FOLDER
-        if evaluation.content.mode == "counters"
-        else model_dirs[evaluation.content.trunk],
+        model_dir=model_dirs[evaluation.content.trunk],
         test_time_dir=test_time_dir,
         evaluation_dir=evaluation_dir,
         identity=identity,
@@ -89,6 +87,8 @@ def write_bundle(
 ) -> Manifest:
     """Collect the parts of a model version in one folder, atomically; an existing folder of that name is replaced.
 
+    In the mode ``counters`` the model is the trunk with counters of ``test_time_dir``, and ``model_dir`` is not read.
+
     Raises:
         BundleError: a part lacks one of its files.
     """
@@ -99,11 +99,14 @@ def write_bundle(
     from thinktwice.testtime.cost import COST_FILE
     from thinktwice.testtime.store import needed_files, read_config
 
+    config = read_config(test_time_dir)
+    if config.mode == "counters":
+        model_dir = Path(test_time_dir) / COUNTER_FOLDER
     measured = (COST_FILE,) if (Path(test_time_dir) / COST_FILE).is_file() else ()
     parts = (
         (Path(training_set_dir), (SCHEMA_FILE, ENCODER_FILE, VOCABULARY_FILE), ""),
         (Path(model_dir), MODEL_FILES, ""),
-        (Path(test_time_dir), (*needed_files(read_config(test_time_dir)), *measured), ""),
+        (Path(test_time_dir), (*needed_files(config), *measured), ""),
         (Path(evaluation_dir), (EVALUATION_FILE, REPORT_FILE), f"{REPORT}/"),
     )
     with atomic_dir(out_dir) as folder:
