@@ -66,7 +66,7 @@ def outcomes(
         memory=memory,
     )
     typer.echo(
-        f"{done.counts.final:,} outcomes with {done.counts.matched:,} clicks, complete up to {done.watermark:%Y-%m-%d %H:%M:%S} UTC: {folder}"
+        f"{done.counts.final:,} outcomes, {done.counts.matched:,} of them clicked, complete up to {done.watermark:%Y-%m-%d %H:%M:%S} UTC: {folder}"
     )
     _print_counts(done)
     if done.log is None:

@@ -126,7 +126,7 @@ def test_the_command(
     line = ["outcomes", "--log", "events", "--exposures", "exposures", "--window", "60"]
     assert main(line) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
-    assert "180 outcomes with 20 clicks" in said and "no log for training" in said
+    assert "180 outcomes, 20 of them clicked" in said and "no log for training" in said
     assert main([*line, "--schema", "schema.yaml"]) == 0
     assert "rows of running experiments, not in log.parquet" in capsys.readouterr().out
     decided = append_decision(
