@@ -20,7 +20,6 @@ from serving.feedback.outcomes import JOINED, join
 from serving.feedback.records import Record
 from serving.gateway.collect import collect
 from serving.telemetry.prediction_log import PredictionLog, PredictionLogConfig
-from tests.experiment.evidence import evidence
 from tests.experiment.files import experiment
 from tests.serving.fakes import make_service
 from tests.serving.small import PLAIN_SCHEMA, SCHEMA
@@ -31,7 +30,7 @@ from thinktwice.errors import DataError, ExperimentError
 from thinktwice.experiment.assignment import assign, layout_of
 from thinktwice.experiment.exposures import read_collected, sole_writer
 from thinktwice.experiment.outcomes import OUTCOMES, Window
-from thinktwice.experiment.record import append_decision
+from thinktwice.experiment.record import append_effect, append_start
 from thinktwice.schema import parse_schema
 from thinktwice.validate.split import split_log
 
@@ -129,13 +128,14 @@ def test_the_command(
     assert "180 outcomes, 20 of them clicked" in said and "no log for training" in said
     assert main([*line, "--schema", "schema.yaml"]) == 0
     assert "rows of running experiments, not in log.parquet" in capsys.readouterr().out
-    decided = append_decision(
-        tmp_path / ".thinktwice" / "experiments" / "exp1" / "record.jsonl", FILE, evidence(FILE, 8)
-    )
+    record = tmp_path / ".thinktwice" / "experiments" / "exp1" / "record.jsonl"
+    append_start(record, FILE, shown)
     assert main([*line, "--schema", "schema.yaml"]) == 0
-    out = capsys.readouterr().out
-    assert ("running experiments" in out) is (decided.verdict.decision.action not in ("promote", "roll_back"))
+    assert "running experiments" in capsys.readouterr().out
     assert main([*line, "--schema", "schema.yaml", "--include-running"]) == 0
+    assert "running experiments" not in capsys.readouterr().out
+    append_effect(record, "stop", 0.0, shown + timedelta(hours=1), why="a test")
+    assert main([*line, "--schema", "schema.yaml"]) == 0
     assert "running experiments" not in capsys.readouterr().out
     assert pl.read_parquet(tmp_path / ".thinktwice" / "outcomes" / LOG).height == 180
 

@@ -147,7 +147,7 @@ def _load_access(db: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> None:
     nonempty = [f for f in files if f.stat().st_size]
     text = (
         f"SELECT line FROM read_csv({listed(*nonempty)}, hive_partitioning = false, columns = {{'line': 'VARCHAR'}}, delim = '\x01', quote = '', escape = '', "
-        "header = false, auto_detect = false, null_padding = true, encoding = 'latin-1', max_line_size = 16777216)"
+        "header = false, auto_detect = false, null_padding = true, encoding = 'latin-1', max_line_size = 16777216, buffer_size = 33554432)"
         if nonempty
         else "SELECT CAST(NULL AS VARCHAR) AS line WHERE false"
     )

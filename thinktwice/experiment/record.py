@@ -270,13 +270,18 @@ def append_effect(path: Path | str, effect: Effect, coverage: float, at: datetim
 
 
 def ended_experiments(records: Path) -> set[str]:
-    """Names of the experiments of a folder of records that were decided; all others may still run."""
-    ended = set()
+    """Names of the experiments of a folder of records that have ended; all others may still run."""
+    names = set()
     for path in records.glob("*/record.jsonl"):
-        lines = read_record(path)
-        if lines and lines[-1].verdict.decision.action in ("promote", "roll_back"):
-            ended.add(lines[-1].file.name)
-    return ended
+        lines = read_lines(path)
+        state = state_of(lines) if lines else None
+        if state is None:
+            continue
+        # A roll-out that is not ours records no effects: its last decision is what happened.
+        decided = state.pending.verdict.decision.action if state.pending and state.started is None else "hold"
+        if state.ended is not None or decided in ("promote", "roll_back"):
+            names.add(state.file.name)
+    return names
 
 
 def replay(records: Sequence[DecisionRecord]) -> Iterator[tuple[Decision, Decision]]:
