@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+import polars as pl
 import pytest
 
 from serving.config import load_config
@@ -77,14 +78,14 @@ def run(line: str, cwd: Path, ends_with: int = 0) -> subprocess.CompletedProcess
 
 
 def test_every_documented_command_has_its_test() -> None:
-    known = {*EXECUTED_ELSEWHERE, *OWN_LOG, *ANYWHERE, *IN_THE_REPOSITORY, *SERVED, *PYTHON}
+    known = {*EXECUTED_ELSEWHERE, *INFERRED, *OWN_LOG, *ANYWHERE, *IN_THE_REPOSITORY, *SERVED, *PYTHON}
     unknown = [line for document in DOCUMENTS for line in commands(document) if line not in known]
     assert unknown == [], "documented, but executed by nothing"
 
 
 def test_no_command_is_tested_that_the_documents_dropped() -> None:
     documented = {line for document in DOCUMENTS for line in commands(document)}
-    listed = {*EXECUTED_ELSEWHERE, *OWN_LOG, *ANYWHERE, *IN_THE_REPOSITORY, *SERVED, *PYTHON}
+    listed = {*EXECUTED_ELSEWHERE, *INFERRED, *OWN_LOG, *ANYWHERE, *IN_THE_REPOSITORY, *SERVED, *PYTHON}
     assert listed - documented == set()
 
 
@@ -118,6 +119,27 @@ def test_the_gate_runs_what_the_readme_promises() -> None:
     gate = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     for line in ("make setup", "make lint", "make demo DATASET=ml-100k", "make test"):
         assert re.search(rf"^{re.escape(line)}$", gate, re.MULTILINE), line
+
+
+INFERRED = (
+    "thinktwice data infer-schema impressions.csv --out shop.yaml",
+    "thinktwice pipeline run --source log --path impressions.csv --schema shop.yaml",
+)
+
+
+@pytest.mark.pipeline
+@pytest.mark.timeout(900)
+def test_a_csv_needs_two_commands(tmp_path: Path) -> None:
+    log, _ = write_log(tmp_path, rows=1500)
+    vectors = pl.format("[{}]", pl.col("look").list.eval(pl.element().cast(pl.String)).list.join(","))
+    pl.read_parquet(log).with_columns(look=vectors).write_csv(tmp_path / "impressions.csv")
+    infer, train = INFERRED
+    run(infer, tmp_path)
+    schema = parse_schema((tmp_path / "shop.yaml").read_text(encoding="utf-8"), where="inferred")
+    assert schema.entities.user is not None and schema.entities.user.source_column == "customer"
+    assert [v.entity for v in schema.vectors] == ["item"]
+    shown = run(f"{train} --recipe tiny --test-time off", tmp_path).stdout
+    assert "lessed and deployed" in shown or "Not blessed" in shown
 
 
 def test_the_splits_of_the_page_about_logs_are_splits() -> None:

@@ -119,6 +119,51 @@ def simulate_log(
     _report(snapshot, out)
 
 
+@app.command("infer-schema")
+def infer_schema_of_log(
+    log: Annotated[
+        list[str],
+        typer.Argument(
+            help="Your log: parquet, CSV, TSV or JSON lines; a file, a folder or a pattern, one or several."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Schema file to write.", show_default=False)],
+    label: Annotated[
+        str, typer.Option(help="Column of the label, if it is not found by itself.", show_default=False)
+    ] = "",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Write a schema file for your log, inferred from its columns. Comments in the file say why, and ask what cannot be known."""
+    from thinktwice.data.infer.infer import infer_schema
+    from thinktwice.data.infer.write import ASK
+    from thinktwice.data.sources.paths import joined
+    from thinktwice.files import atomic_file
+
+    if out.exists() and not force:
+        raise DataError(f"{out} exists, and may contain your changes: give another --out, or --force to replace it")
+    inferred = infer_schema(joined(log), label=label or None)
+    with _system_errors_named(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(out) as temporary:
+            temporary.write_text(inferred.text, encoding="utf-8")
+    schema, roles = inferred.schema, inferred.roles
+    tell(f"wrote {out}: {len(schema.model_fields_in_order())} fields of a model")
+    tell(
+        f"time: {roles.time.column or 'the order of the rows'}; label: {roles.label.column} ({roles.label.click_rate:.1%} clicks)"
+    )
+    tell(f"user: {roles.user or 'none'}; item: {roles.item or 'none'}")
+    leaks = [f.column for f in roles.fields if f.leak]
+    if leaks:
+        tell(f"suspected leaks, left out: {', '.join(leaks)}")
+    questions = sum(line.lstrip().startswith(f"# {ASK}") for line in inferred.text.splitlines())
+    if questions:
+        tell(
+            f"{questions} {'question is' if questions == 1 else 'questions are'} in the file, in comments that begin with '{ASK}'"
+        )
+    paths = " ".join(f"--path {shlex.quote(path)}" for path in log)
+    typer.echo(f"train on it: thinktwice pipeline run --source log {paths} --schema {shlex.quote(str(out))}")
+
+
 @app.command("schema")
 def show_schema(
     name: Annotated[str, typer.Argument(help="Source, e.g. ml-1m. Its schema is a good template for your own.")],
