@@ -130,7 +130,8 @@ INFERRED = (
 @pytest.mark.pipeline
 @pytest.mark.timeout(900)
 def test_a_csv_needs_two_commands(tmp_path: Path) -> None:
-    log, _ = write_log(tmp_path, rows=1500)
+    log, by_hand = write_log(tmp_path, rows=1500)
+    by_hand.unlink()
     vectors = pl.format("[{}]", pl.col("look").list.eval(pl.element().cast(pl.String)).list.join(","))
     pl.read_parquet(log).with_columns(look=vectors).write_csv(tmp_path / "impressions.csv")
     infer, train = INFERRED
