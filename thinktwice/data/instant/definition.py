@@ -95,14 +95,16 @@ class Buckets:
     window [B]: the window of each bucket
     place [B]: the bucket's position in its window
     wrap [B]: number of buckets of its window
+    blocks [B, W]: 1 where the bucket is of the window, else 0
     """
 
     width: npt.NDArray[np.int64]
     number: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int64]
     window: npt.NDArray[np.int64]
-    place: npt.NDArray[np.int64]
-    wrap: npt.NDArray[np.int64]
+    place: npt.NDArray[np.int16]
+    wrap: npt.NDArray[np.int16]
+    blocks: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,21 @@ class Definition:
         window = np.repeat(np.arange(len(number)), number)
         starts = np.cumsum(number) - number
         width = np.array([w.width for w in self.windows], np.int64)
-        return Buckets(width, number, starts, window, np.arange(len(window)) - starts[window], number[window])
+        place, wrap = np.arange(len(window)) - starts[window], number[window]
+        blocks = (window[:, None] == np.arange(len(number))).astype(np.float64)
+        return Buckets(width, number, starts, window, place.astype(np.int16), wrap.astype(np.int16), blocks)
+
+    @cached_property
+    def latest(self) -> npt.NDArray[np.float64]:
+        """[L, K] for the L latest outcomes, oldest first: 1 where an outcome is among the latest k, else 0."""
+        length = max(self.last, default=0)
+        return (np.arange(length)[:, None] >= length - np.array(self.last, np.int64)).astype(np.float64)
+
+    @cached_property
+    def slot_starts(self) -> dict[Side, npt.NDArray[np.int64]]:
+        """By side, [X] position of the first slot of each crossed field in a state."""
+        sides: tuple[Side, ...] = ("user", "item")
+        return {side: np.cumsum([0, *(c.slots for c in self.crossed(side))])[:-1] for side in sides}
 
     def delay(self, clicked: bool) -> int:
         """Microseconds from an impression to its known outcome."""

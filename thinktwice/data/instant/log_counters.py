@@ -249,7 +249,6 @@ class _Side:
         since = [start] if self._residual else []
         since += [np.maximum(reach - k, start) for k in last] + opened
         totals = [self._totals[reach].astype(np.int64) - self._totals[first] for first in since]
-        totals += [sums[part].astype(np.int64) for _, sums in self._crossed]
         return Sums(
             views=views,
             clicks=(self._clicks[reach] - self._clicks[start]).astype(np.int64),
@@ -258,8 +257,9 @@ class _Side:
             gap=now - (now if nothing else known.time[self._latest[newest]]),
             age=now - known.at[rank],
             window_views=_columns([(reach - first).astype(np.int64) for first in opened], len(now)),
-            crossed_views=_columns([views[part].astype(np.int64) for views, _ in self._crossed], len(now)),
             sums=_columns(totals, len(now)),
+            crossed_views=_columns([views[part].astype(np.int64) for views, _ in self._crossed], len(now)),
+            crossed_sums=_columns([sums[part].astype(np.int64) for _, sums in self._crossed], len(now)),
         )
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from thinktwice.data.instant.definition import RECENT, RESIDUAL_BITS, Definition, Side
 from thinktwice.data.instant.keys import Ints, key_hash, ties
-from thinktwice.data.instant.values import Sums, counters, log_rate, residuals, smoothed
+from thinktwice.data.instant.values import Floats, Sums, counters, log_rate, residuals, smoothed
 
 State = np.ndarray  # structured
 StateKind = Literal["user", "item", "log", "recent"]
@@ -149,14 +149,13 @@ def values(
         topics: slots of each candidate's topics [n, T], -1 for none.
         attributes: slots of the user's attributes [A], -1 for none.
     """
-    rows, blocks = len(items), []
+    blocks = []
     if definition.user is not None:
+        slots = np.asarray(topics, np.int64).reshape(len(items), len(definition.topics))
         user_state = empty_states(definition, "user") if user is None else user
-        slots = np.asarray(topics, np.int64).reshape(rows, len(definition.topics))
-        sums = _sums(definition, "user", user_state, instant, slots)
-        blocks.append(counters(sums, definition.last, "user"))
+        blocks.append(counters(_sums(definition, "user", user_state, instant, slots), definition.last, "user"))
     if definition.item is not None:
-        slots = np.broadcast_to(np.asarray(attributes, np.int64), (rows, len(definition.attributes)))
+        slots = np.asarray(attributes, np.int64)
         blocks.append(counters(_sums(definition, "item", items, instant, slots), definition.last, "item"))
     return np.concatenate(blocks, axis=1)
 
@@ -232,60 +231,58 @@ def _insert(columns: tuple[np.ndarray, ...], entry: tuple[int, ...]) -> None:
 
 
 def _sums(definition: Definition, side: Side, states: State, instant: int, slots: Ints) -> Sums:
-    """The sums of states [n], or of one state [1] for n rows, at an instant."""
-    rows = len(slots)
-    totals = [states["residual"]] if side == "user" else []
-    totals += _last(definition, side, states)
+    """The sums of one user for n rows with topics of these slots [n, T], or of n items for a user with attributes of these
+    slots [A]."""
     window_views, window_sums = _windows(definition, states, instant)
-    totals += list(window_sums.T)
-    crossed_views = np.full(slots.shape, -1, np.int64)
-    sums = np.empty((rows, len(totals) + slots.shape[1]), np.int64)
-    for number, total in enumerate(totals):
-        sums[:, number] = total
-    start, state = 0, np.zeros(rows, np.int64) if len(states) < rows else np.arange(rows)
-    for number, crossed in enumerate(definition.crossed(side)):
-        slot = slots[:, number]
-        position = start + np.maximum(slot, 0)
-        crossed_views[:, number] = np.where(slot < 0, -1, states["crossed_views"][state, position])
-        sums[:, len(totals) + number] = np.where(slot < 0, 0, states["crossed_sums"][state, position])
-        start += crossed.slots
-    known = states["views"] > 0
-    gap, age = (np.where(known, instant - np.where(known, states[name], 0), 0) for name in ("seen_at", "known_at"))
+    totals = [states["residual"][:, None]] if side == "user" else []
+    totals += [_last(definition, side, states), window_sums]
+    crossed_views = crossed_sums = np.zeros((len(slots) if side == "user" else len(states), 0), np.int64)
+    if slots.shape[-1]:
+        position = definition.slot_starts[side] + np.maximum(slots, 0)
+        views, sums = states["crossed_views"], states["crossed_sums"]
+        crossed_views, crossed_sums = (
+            (views[0][position], sums[0][position]) if side == "user" else (views[:, position], sums[:, position])
+        )
+        crossed_views = np.where(slots < 0, -1, crossed_views)
     return Sums(
-        views=states["views"][state],
-        clicks=states["clicks"][state],
-        log_views=states["log_views"][state],
-        log_clicks=states["log_clicks"][state],
-        gap=gap[state],
-        age=age[state],
-        window_views=window_views[state],
+        views=states["views"],
+        clicks=states["clicks"],
+        log_views=states["log_views"],
+        log_clicks=states["log_clicks"],
+        gap=instant - states["seen_at"],  # wraps around for an unknown key
+        age=instant - states["known_at"],
+        window_views=window_views,
+        sums=np.concatenate(totals, axis=1),
         crossed_views=crossed_views,
-        sums=sums,
+        crossed_sums=crossed_sums,
     )
 
 
-def _windows(definition: Definition, states: State, instant: int) -> tuple[Ints, Ints]:
+def _windows(definition: Definition, states: State, instant: int) -> tuple[Ints, Floats]:
     """Outcomes, and sums of residuals or clicks, in each window at an instant: [n, W] twice."""
     if not definition.windows:
-        return np.zeros((len(states), 0), np.int64), np.zeros((len(states), 0), np.int64)
+        return np.zeros((len(states), 0), np.int64), np.zeros((len(states), 0))
     buckets = definition.buckets
     newest = states["newest"]
     behind = instant // buckets.width - newest  # number of buckets from the newest one to that of the instant
-    back = (newest % buckets.number)[
-        :, buckets.window
-    ] - buckets.place  # number of buckets from each one to the newest one
-    back += buckets.wrap * (back < 0)
-    inside = (back < (buckets.number - behind)[:, buckets.window]) & (back >= (-behind)[:, buckets.window])
-    views = np.add.reduceat(states["bucket_views"] * inside, buckets.starts, axis=1, dtype=np.int64)
-    return views, np.add.reduceat(states["bucket_sums"] * inside, buckets.starts, axis=1, dtype=np.int64)
+    behind = np.minimum(np.maximum(behind, -buckets.number), buckets.number).astype(np.int16)
+    back = (newest % buckets.number).astype(np.int16)[:, buckets.window] - buckets.place
+    back += (back < 0) * buckets.wrap  # number of buckets from each one to the newest one
+    inside = back < (buckets.number - behind)[:, buckets.window]
+    if behind.min(initial=0) < 0:  # the instant is before the newest outcome
+        inside &= back >= -behind[:, buckets.window]
+    # Sums of buckets as products with a matrix of ones: whole numbers below 2**53 are exact.
+    views, sums = ((states[name] * inside).astype(np.float64) for name in ("bucket_views", "bucket_sums"))
+    return (views @ buckets.blocks).astype(np.int64), sums @ buckets.blocks
 
 
-def _last(definition: Definition, side: Side, states: State) -> list[Ints]:
-    """Sums of the latest k residuals or clicks, [n] for each k."""
+def _last(definition: Definition, side: Side, states: State) -> Floats:
+    """Sums of the latest k residuals or clicks, [n, K]."""
     if not definition.last:
-        return []
-    mark = states["last_mark"].astype(np.int64)
-    amount = (mark & _RESIDUAL_MASK) - _ZERO if side == "user" else mark & 1
-    newest_first = np.where(states["last_at"] == NEVER, 0, amount)[:, ::-1]
-    running = np.cumsum(newest_first, axis=1)
-    return [running[:, k - 1] for k in definition.last]
+        return np.zeros((len(states), 0))
+    if side == "item":
+        amount = (states["last_mark"] & np.uint16(1)).astype(np.float64)  # an empty slot has the mark 0
+    else:
+        mark = states["last_mark"].astype(np.int64)
+        amount = np.where(states["last_at"] == NEVER, 0, (mark & _RESIDUAL_MASK) - _ZERO).astype(np.float64)
+    return amount @ definition.latest

@@ -4,11 +4,12 @@ Both ways of counting (:mod:`thinktwice.data.instant.log_counters` over a whole 
 produce the same integers. Every step from there is an exactly rounded elementwise operation, so equal sums give equal bits,
 in arrays of any shape, on any machine.
 
-Shapes: n rows, W windows, K lengths of ``last``, X crossed fields, C counters of one side.
+Shapes: n rows, m is n or 1 for rows of one key, W windows, K lengths of ``last``, X crossed fields, C counters of one side.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,22 +28,26 @@ from thinktwice.data.instant.definition import (
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
+FEW = 4  # numbers whose logarithm is computed one by one
 _SCALE = float(2**RESIDUAL_BITS)
 _SQRT_HALF, _LN2 = 0.7071067811865476, 0.6931471805599453
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums of one side as of the instants of n rows, int64.
+    """Sums of one side as of the instants of n rows, whole numbers.
 
     Attributes:
-        views: outcomes [n]; 0 is an unknown user or item, whose counters are all NaN.
-        clicks: clicks among them [n].
-        log_views, log_clicks: outcomes and clicks of the whole log before the latest outcome of the key [n].
-        gap, age: microseconds since its latest impression with a known outcome, and since its latest outcome was known [n].
-        window_views: [n, W].
+        views: outcomes [m]; 0 is an unknown user or item, whose counters are all NaN.
+        clicks: clicks among them [m].
+        log_views, log_clicks: outcomes and clicks of the whole log before the latest outcome of the key [m].
+        gap, age: microseconds since its latest impression with a known outcome, and since its latest outcome was known [m];
+            anything for an unknown key.
+        window_views: [m, W].
+        sums: [m, (1 +) K + W] residuals (user: all, last, windows) or clicks (item: last, windows); int64, or float64 below
+            2**53.
         crossed_views: [n, X]; -1 where the crossed value is missing.
-        sums: [n, (1 +) K + W + X] residuals (user: all, last, windows, crossed) or clicks (item: last, windows, crossed).
+        crossed_sums: [n, X] residuals or clicks.
     """
 
     views: Ints
@@ -52,39 +57,48 @@ class Sums:
     gap: Ints
     age: Ints
     window_views: Ints
+    sums: Ints | Floats
     crossed_views: Ints
-    sums: Ints
+    crossed_sums: Ints
 
 
 def counters(sums: Sums, last: tuple[int, ...], side: Side) -> npt.NDArray[np.float32]:
     """Counters of one side, float32 [n, C] in the order of ``Definition.counters_of``; NaN is unknown."""
-    rows, windows, crossed = len(sums.views), sums.window_views.shape[1], sums.crossed_views.shape[1]
-    counts = 1 + windows + crossed
-    views = np.empty((rows, counts), np.int64)
-    views[:, 0] = sums.views
-    views[:, 1 : 1 + windows] = sums.window_views
-    np.maximum(sums.crossed_views, 0, out=views[:, 1 + windows :])
-    logs = np.empty((rows, counts + 2))
-    logs[:, :counts] = views
-    logs[:, counts] = np.maximum(sums.gap, 0) / SECOND_US
-    logs[:, counts + 1] = np.maximum(sums.age, 0) / SECOND_US
-    rate = smoothed(sums.clicks, sums.views, log_rate(sums.log_clicks, sums.log_views))
-    lengths = [np.minimum(sums.views, k)[:, None] for k in last]
-    if side == "user":
-        outcomes = np.concatenate([views[:, :1], *lengths, views[:, 1:]], axis=1)
-        residual = (sums.sums / _SCALE) / (outcomes + RESIDUAL_PRIOR)
-    else:
-        outcomes = np.concatenate([*lengths, views[:, 1:]], axis=1)
-        residual = smoothed(sums.sums, outcomes, rate[:, None])
-    out = np.empty((rows, counts + 3 + residual.shape[1]), np.float32)
-    out[:, : counts + 2] = log1p(logs)
+    views, (rows, crossed), windows = sums.views, sums.crossed_views.shape, sums.window_views.shape[1]
+    seen = 1 + windows  # columns of counts before the crossed ones
+    counts = seen + crossed
+    first = counts + 3  # column of residuals or rates
+    out = np.empty((rows, first + sums.sums.shape[1] + crossed), np.float32)
+    number = np.empty((len(views), seen), np.int64)
+    number[:, 0], number[:, 1:] = views, sums.window_views
+    out[:, :seen] = log1p_counts(number)
+    since = np.empty((len(views), 2))
+    since[:, 0], since[:, 1] = np.maximum(sums.gap, 0), np.maximum(sums.age, 0)
+    out[:, counts : counts + 2] = log1p(since / SECOND_US)
+    rate = smoothed(sums.clicks, views, log_rate(sums.log_clicks, sums.log_views))
     out[:, counts + 2] = rate
-    out[:, counts + 3 :] = residual
+    lengths = np.minimum(views[:, None], np.array(last, np.int64))
+    if side == "user":
+        outcomes = np.concatenate([number[:, :1], lengths, number[:, 1:]], axis=1)
+        out[:, first : out.shape[1] - crossed] = (sums.sums / _SCALE) / (outcomes + RESIDUAL_PRIOR)
+    else:
+        outcomes = np.concatenate([lengths, number[:, 1:]], axis=1)
+        out[:, first : out.shape[1] - crossed] = smoothed(sums.sums, outcomes, rate[:, None])
     if crossed:
-        missing = sums.crossed_views < 0
-        out[:, counts - crossed : counts][missing] = np.nan
-        out[:, -crossed:][missing] = np.nan
-    out[sums.views == 0] = np.nan
+        outcomes = np.maximum(sums.crossed_views, 0)
+        out[:, seen:counts] = log1p_counts(outcomes)
+        if side == "user":
+            out[:, -crossed:] = (sums.crossed_sums / _SCALE) / (outcomes + RESIDUAL_PRIOR)
+        else:
+            out[:, -crossed:] = smoothed(sums.crossed_sums, outcomes, rate[:, None])
+        if sums.crossed_views.min(initial=0) < 0:
+            missing = sums.crossed_views < 0
+            out[:, seen:counts][missing] = np.nan
+            out[:, -crossed:][missing] = np.nan
+    if len(views) == rows:
+        out[views == 0] = np.nan
+    elif views[0] == 0:
+        out[:] = np.nan
     return out
 
 
@@ -93,7 +107,7 @@ def log_rate(clicks: Ints, views: Ints) -> Floats:
     return (clicks + FIRST_VIEWS * FIRST_RATE) / (views + FIRST_VIEWS)
 
 
-def smoothed(clicks: Ints, views: Ints, towards: Floats) -> Floats:
+def smoothed(clicks: Ints | Floats, views: Ints, towards: Floats) -> Floats:
     """Click rate smoothed towards ``towards``."""
     return (clicks + RATE_PRIOR * towards) / (views + RATE_PRIOR)
 
@@ -103,11 +117,20 @@ def residuals(clicked: npt.NDArray[np.bool_], rate: Floats) -> Ints:
     return clicked.astype(np.int64) * 2**RESIDUAL_BITS - np.rint(rate * _SCALE).astype(np.int64)
 
 
+def log1p_counts(counts: Ints) -> npt.NDArray[np.floating]:
+    """:func:`log1p` of counts, which is read from a table unless one is large; for an array of any shape."""
+    if counts.size == 0 or counts.max() >= len(_LOG1P):
+        return log1p(counts.astype(np.float64))
+    return _LOG1P[counts]
+
+
 def log1p(x: Floats) -> Floats:
     """log(1 + x) of finite x >= 0, to 1e-11.
 
     numpy's version depends on the processor; this one has the same bits on all.
     """
+    if x.size <= FEW:  # numpy takes a microsecond for each of these steps, whatever the size
+        return np.array([_log1p_one(value) for value in x.ravel().tolist()]).reshape(x.shape)
     mantissa, exponent = np.frexp(1.0 + x)
     low = mantissa < _SQRT_HALF
     mantissa = np.where(low, mantissa * 2.0, mantissa)
@@ -118,3 +141,19 @@ def log1p(x: Floats) -> Floats:
         series *= square
         series += 2 / power
     return (exponent - low) * _LN2 + ratio * series
+
+
+def _log1p_one(x: float) -> float:
+    """The steps of :func:`log1p` for one number."""
+    mantissa, exponent = math.frexp(1.0 + x)
+    low = mantissa < _SQRT_HALF
+    mantissa = mantissa * 2.0 if low else mantissa
+    ratio = (mantissa - 1.0) / (mantissa + 1.0)
+    square = ratio * ratio
+    series = 2 / 13
+    for power in (11, 9, 7, 5, 3, 1):
+        series = series * square + 2 / power
+    return (exponent - low) * _LN2 + ratio * series
+
+
+_LOG1P = log1p(np.arange(1 << 14, dtype=np.float64)).astype(np.float32)
