@@ -81,6 +81,13 @@ def score(
             help="Column that identifies requests; without it, rows are scored independently.", show_default=False
         ),
     ] = None,
+    clean: Annotated[
+        Path | None,
+        typer.Option(
+            help="Clean log to count, for a model that reads counters, with --features point-in-time.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Score a parquet file with a bundle. Scores equal those of a server for the same values."""
     from rich.progress import Progress
@@ -103,6 +110,7 @@ def score(
             features=features,
             store_dir=store,
             request=request,
+            clean_dir=clean,
             on_progress=lambda rows, total: progress.update(bar, completed=rows, total=total),
         )
     typer.echo(f"{done.rows:,} rows scored by {done.model_version}, {done.escalated:,} in more than one pass: {out}")

@@ -9,22 +9,26 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_repo.online import online_features
 from feature_repo.retrieve import check_fits, features_at
 from feature_repo.store import open_store, read_info
-from thinktwice.data.feature_tables import TableSpec, table_specs
+from thinktwice.data.evidence import Evidence
+from thinktwice.data.feature_tables import CLEAN_FILE, TableSpec, table_specs
+from thinktwice.data.instant.as_of import columns_of, evidence_as_of
+from thinktwice.data.instant.definition import definition_of
 from thinktwice.data.point_in_time import with_columns
 from thinktwice.data.scoring_rows import as_table, event_times
 from thinktwice.errors import DataError, FeatureStoreError, SchemaError, reason
 from thinktwice.files import atomic_file
-from thinktwice.parquet import open_parquet, parquet_writer
+from thinktwice.parquet import open_parquet, parquet_writer, scan_frame
 from thinktwice.release.bundle import Bundle, load_bundle
 from thinktwice.release.feature_store import DATA
-from thinktwice.schema import EVENT_TIME, ROW_ID
-from thinktwice.schema.values import can_spell, spelled
+from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID
+from thinktwice.schema.values import as_series, can_spell, spelled
 from thinktwice.scoring import COLUMNS, MAX_REQUEST_ROWS, Scores, request_starts, score_table
 
 FeaturesFrom = Literal["point-in-time", "online", "given"]
@@ -33,6 +37,7 @@ BATCH_ROWS = 100_000
 OUT_TYPES = {"probability": pa.float64(), "uncertainty": pa.float64(), "num_paths": pa.int64()}
 
 Fetch = Callable[[pa.Table], pa.Table]
+Count = Callable[[pa.Table], Evidence]
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ def score_file(
     features: FeaturesFrom = "given",
     store_dir: Path | str | None = None,
     request: str | None = None,
+    clean_dir: Path | str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ScoredTable:
     """Score the rows of a parquet file and write them, with ``probability``, ``uncertainty`` and ``num_paths``, to another.
@@ -63,6 +69,8 @@ def score_file(
             ``online``, the online store now; ``given``, the columns of the file.
         store_dir: feature store of the model; not read with ``given``.
         request: column whose runs of equal values are requests, see :func:`thinktwice.score_table`.
+        clean_dir: clean log whose outcomes are counted, for a model that reads counters; only with ``point-in-time``. Of each row,
+            the outcomes that were known before its time count.
         on_progress: called with the number of scored rows and of all rows.
 
     Raises:
@@ -80,12 +88,13 @@ def score_file(
         if conflicts := [name for name in COLUMNS if name in file.schema_arrow.names]:
             raise DataError(f"{source} has a column {conflicts[0]!r}, which the scores would replace: rename it")
         fetch = _fetch(bundle, features, store_dir, stack)
+        count = _counting(bundle, features, clean_dir)
         schema = pa.schema([*file.schema_arrow, *(pa.field(name, kind) for name, kind in OUT_TYPES.items())])
         total, done, escalated = file.metadata.num_rows, 0, 0
         temporary = stack.enter_context(atomic_file(out))
         writer = stack.enter_context(parquet_writer(temporary, schema, compression="zstd"))
         for rows in _batches(file, source, bundle, request):
-            scores = _score(bundle, rows, fetch, request, source, done)
+            scores = _score(bundle, rows, fetch, count, request, source, done)
             writer.write_table(with_columns(rows, scores.to_table()).cast(schema))
             done += len(scores)
             escalated += int((scores.num_paths > 1).sum())
@@ -132,10 +141,19 @@ def _batch_rows(bundle: Bundle) -> int:
     return max(2 * MAX_REQUEST_ROWS, min(BATCH_ROWS, BATCH_BYTES // row_bytes))
 
 
-def _score(bundle: Bundle, rows: pa.Table, fetch: Fetch | None, request: str | None, source: Path, done: int) -> Scores:
+def _score(
+    bundle: Bundle,
+    rows: pa.Table,
+    fetch: Fetch | None,
+    count: Count | None,
+    request: str | None,
+    source: Path,
+    done: int,
+) -> Scores:
     try:
         table = as_table(rows, bundle.schema, bundle.encoder)
-        return score_table(bundle, table if fetch is None else fetch(table), request=request)
+        table = table if fetch is None else fetch(table)
+        return score_table(bundle, table, request=request, evidence=None if count is None else count(table))
     except (DataError, SchemaError) as error:
         location = f" (rows from {done} on)" if done else ""
         raise type(error)(f"{source}{location}: {error}") from error
@@ -178,6 +196,38 @@ def _fetch(bundle: Bundle, features: FeaturesFrom, store_dir: Path | str | None,
         return with_columns(table, features_at(rows.append_column(ROW_ID, ids), folder, info, specs))
 
     return fetch
+
+
+def _counting(bundle: Bundle, features: FeaturesFrom, clean_dir: Path | str | None) -> Count | None:
+    """Function that computes the counters of a table of rows; None if they are in the file, or the model reads none."""
+    if not bundle.reads_counters or features == "given":
+        return None
+    version = bundle.manifest.model_version
+    if features == "online":
+        raise FeatureStoreError(
+            f"model {version} reads counters, which --features online does not fetch: use point-in-time with --clean, or given"
+        )
+    if clean_dir is None:
+        raise DataError(
+            f"model {version} reads counters as of each row's time: give the clean log to count with --clean, or columns with "
+            "--features given"
+        )
+    definition = definition_of(bundle.schema)
+    assert definition is not None
+    names = [EVENT_TIME, LABEL, *columns_of(definition)]
+    path = Path(clean_dir) / CLEAN_FILE
+    try:
+        log = scan_frame(path).select(names).collect()
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"{path} cannot be counted ({reason(error)}): give the folder of a clean log") from error
+
+    def count(table: pa.Table) -> Evidence:
+        if absent := [name for name in columns_of(definition) if name not in table.column_names]:
+            raise SchemaError(f"the rows have no column {absent[0]!r}, which counters are computed from: add it")
+        rows = {name: as_series(table[name]) for name in columns_of(definition)}
+        return evidence_as_of(log, rows, event_times(table, bundle.schema), definition, bundle.encoder)
+
+    return count
 
 
 def _keys(table: pa.Table, specs: tuple[TableSpec, ...]) -> pa.Table:

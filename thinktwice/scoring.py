@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from thinktwice.data.encoded import EncodedRows
-from thinktwice.data.scoring_rows import Rows, as_table, read_fields
-from thinktwice.errors import BundleError, DataError, SchemaError
+from thinktwice.data.evidence import Evidence
+from thinktwice.data.scoring_rows import Rows, as_table, read_counters, read_fields
+from thinktwice.errors import DataError, SchemaError
 from thinktwice.release.bundle import Bundle
 from thinktwice.schema.values import can_spell, spelled
 from thinktwice.testtime.engine import Engine, Scored
@@ -46,7 +47,7 @@ class Scores:
         return pa.table({name: getattr(self, name) for name in COLUMNS})
 
 
-def score_table(bundle: Bundle, rows: Rows, *, request: str | None = None) -> Scores:
+def score_table(bundle: Bundle, rows: Rows, *, request: str | None = None, evidence: Evidence | None = None) -> Scores:
     """Score rows that contain all features.
 
     Scores equal those of a server for the same values. There is no deadline and no cap on extra passes, so a score does not
@@ -59,17 +60,14 @@ def score_table(bundle: Bundle, rows: Rows, *, request: str | None = None) -> Sc
             names to values. Null is an unknown value. Other columns are ignored. Derived fields without a column are computed
             from ``event_time`` or ``timestamp``.
         request: column whose runs of equal values are requests, of at most 1,000 rows each.
+        evidence: counters and outcomes of the R rows, for a model that reads counters. By default the counters are the columns
+            named as in ``counter_names(bundle.schema)``, null where unknown, and no outcomes are known: rows keep the
+            score before a second look that reads them.
 
     Raises:
-        BundleError: the model reads counters up to the instant of a request.
-        SchemaError: a field of the model has no column, or its column has an unsupported type.
+        SchemaError: a field or a counter of the model has no column, or its column has an unsupported type.
         DataError: a value has the wrong type or is out of range; the message names column, row and value.
     """
-    if bundle.reads_counters:
-        raise BundleError(
-            f"model {bundle.manifest.model_version} corrects its scores by counters (mode {bundle.engine.config.mode!r}), which "
-            "score_table does not read yet: train it with another test-time mode"
-        )
     table = as_table(rows, bundle.schema, bundle.encoder)
     requests = None if request is None else request_starts(table, request)
     trigger = bundle.engine.trigger
@@ -79,7 +77,13 @@ def score_table(bundle: Bundle, rows: Rows, *, request: str | None = None) -> Sc
             f"{getattr(trigger, 'kind', type(trigger).__name__)!r}): name the column that identifies requests"
         )
     encoded = bundle.encoder.encode_table(read_fields(table, bundle.schema, bundle.encoder))
-    parts = list(_scored(bundle.engine, encoded, requests))
+    if bundle.reads_counters and evidence is None:
+        evidence = Evidence(read_counters(table, bundle.schema))
+    if evidence is not None and len(evidence) != len(encoded):
+        raise DataError(
+            f"the evidence has {len(evidence)} rows and the table {len(encoded)}: give one row of evidence per row"
+        )
+    parts = list(_scored(bundle.engine, replace(encoded, evidence=evidence), requests))
     joined = [np.concatenate([getattr(part, name) for part in parts]) if parts else np.zeros(0) for name in COLUMNS]
     if len(invalid_rows := np.flatnonzero(~np.isfinite(joined[0]))):
         raise DataError(
@@ -116,4 +120,5 @@ def _scored(engine: Engine, rows: EncodedRows, starts: np.ndarray | None) -> Ite
         engine = engine.uncapped()
         starts = np.append(np.arange(0, len(rows), BLOCK_ROWS), len(rows))
     for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-        yield engine.score(rows.batch(slice(start, end)))
+        part = slice(start, end)
+        yield engine.score(rows.batch(part), evidence=None if rows.evidence is None else rows.evidence.take(part))

@@ -15,7 +15,7 @@ from tests.testtime import world
 from thinktwice.calibration import Calibration
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import TrainingSet
-from thinktwice.errors import BundleError
+from thinktwice.errors import BundleError, SchemaError
 from thinktwice.evaluate.bless import bless
 from thinktwice.evaluate.bundles import evaluate_bundles
 from thinktwice.evaluate.compare import evaluate
@@ -177,8 +177,13 @@ def test_a_bundle_holds_what_it_scores_with(run: Path, fitted: FitResult, tmp_pa
     assert np.array_equal(found.z, raw_rows(expected, test).z) and found.corrected.all()
     content = evaluate_bundles(tmp_path / "bundle", run / "set")
     assert content.columns[0].metrics.logloss == pytest.approx(better, abs=1e-9)
-    with pytest.raises(BundleError, match="score_table does not read yet"):
-        score_table(bundle, drifting.load_training_set(run / "set").rows("test"))
+    rows = drifting.load_training_set(run / "set").rows("test")
+    with pytest.raises(SchemaError, match=r"no column 'user_views', one of .* counters that the model reads"):
+        score_table(bundle, rows)
+    scored = score_table(bundle, rows, evidence=test.evidence)
+    first = np.flatnonzero(found.num_paths == 1)
+    expected_logit = bundle.engine.uncapped().finish(found).probability
+    np.testing.assert_allclose(scored.probability[first], expected_logit[first], rtol=1e-5)
     judged = bless(run / "set", tmp_path / "bundle", tmp_path / "bundle", tmp_path / "verdict")
     assert judged.candidate["logloss"] == pytest.approx(better, abs=1e-9)
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import orjson
+import polars as pl
 import pytest
 from prometheus_client import CollectorRegistry
 
+from feature_repo.score import score_file
 from serving.config import ServingConfig
 from serving.features.open_reader import FeatureConfig
 from serving.open_service import open_service
@@ -21,8 +23,9 @@ from serving.service import Service
 from tests.feedback.streams import SECOND
 from tests.serving.counted import NOW, SCHEMA, Counted, feed, make_counted, push
 from thinktwice.data.evidence import Evidence
-from thinktwice.errors import FeatureStoreError
+from thinktwice.errors import DataError, FeatureStoreError, SchemaError
 from thinktwice.schema import SCHEMA_FILE
+from thinktwice.scoring import score_table
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -218,6 +221,52 @@ def test_a_store_of_another_definition_is_refused_at_the_start(counted: Counted,
     with pytest.raises(FeatureStoreError, match=r"view user_instant .* was made for the definition [0-9a-f]{64}, and"):
         open_scorer(counted.bundles["corrected"], tmp_path / "other")
     open_scorer(counted.bundles["off"], tmp_path / "other").reader.close()  # type: ignore[union-attr]
+
+
+def test_a_table_with_the_counters_of_an_answer_has_its_scores(counted: Counted, opened: list[Scorer]) -> None:
+    scorer = counted.scorer()
+    opened.append(scorer)
+    answer = ask(scorer)
+    shared, items = answer.logged
+    rows = [
+        {**shared, **item, "item_id": item_id, **dict(zip(scorer.counter_names, counters.tolist(), strict=True))}
+        for item_id, item, counters in zip(answer.item_ids, items, answer.counter_values, strict=True)
+    ]
+    assert tuple(score_table(scorer.bundle, rows).probability.tolist()) == answer.probability
+    unknown = [{**row, **dict.fromkeys(scorer.counter_names)} for row in rows]
+    assert tuple(score_table(scorer.bundle, unknown).probability.tolist()) == answer.base_probability
+    with pytest.raises(SchemaError, match=r"no column 'user_views', one of .* counters that the model reads"):
+        score_table(scorer.bundle, [{k: v for k, v in row.items() if k not in scorer.counter_names} for row in rows])
+    with pytest.raises(DataError, match="'user_views', row 0: 'inf' is not a finite number"):
+        score_table(scorer.bundle, pl.DataFrame(rows).with_columns(user_views=pl.lit(float("inf"))))
+
+
+@pytest.mark.parametrize("mode", ["corrected", "retrieve"])
+def test_a_file_is_scored_with_the_counters_of_its_instants(
+    counted: Counted, opened: list[Scorer], tmp_path: Path, mode: str
+) -> None:
+    """The states of the store are complete at NOW, so a row of that instant has the same evidence in both ways."""
+    scorer = counted.scorer(mode)
+    opened.append(scorer)
+    answer = ask(scorer, candidates=["i", "j", "k"])
+    shared, items = answer.logged
+    rows = [{**shared, **item, "item_id": i, "event_time": NOW} for i, item in zip(answer.item_ids, items, strict=True)]
+    given = pl.DataFrame(rows).with_columns(pl.col("event_time").cast(pl.Datetime("us", "UTC")))
+    given.select("user_id", "item_id", "event_time", "site").write_parquet(tmp_path / "rows.parquet")
+    clean = counted.store.parent / "clean"
+    arguments = {"features": "point-in-time", "store_dir": counted.store}
+    with pytest.raises(DataError, match="reads counters as of each row's time"):
+        score_file(tmp_path / "rows.parquet", tmp_path / "out.parquet", counted.bundles[mode], **arguments)
+    score_file(tmp_path / "rows.parquet", tmp_path / "out.parquet", counted.bundles[mode], clean_dir=clean, **arguments)
+    assert tuple(pl.read_parquet(tmp_path / "out.parquet")["probability"].to_list()) == answer.probability
+    with pytest.raises(FeatureStoreError, match="which --features online does not fetch"):
+        score_file(
+            tmp_path / "rows.parquet",
+            tmp_path / "out.parquet",
+            counted.bundles[mode],
+            features="online",
+            store_dir=counted.store,
+        )
 
 
 def test_raw_rows_have_no_counters(counted: Counted, opened: list[Scorer]) -> None:

@@ -13,10 +13,12 @@ from functools import partial
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
 from thinktwice.data.encoder import Encoder
+from thinktwice.data.instant.definition import counter_names
 from thinktwice.errors import DataError, SchemaError
 from thinktwice.schema import EVENT_TIME, LogSchema, ModelField
 from thinktwice.schema.limits import EARLIEST_US, FLOAT32_LIMIT, INEXACT_FROM, LATEST_US, is_inexact, text_is_wrong
@@ -103,6 +105,31 @@ def read_fields(table: pa.Table, schema: LogSchema, encoder: Encoder) -> pa.Tabl
         else:
             out[f.name] = _checked(f, encoder.widened(table[f.name]))
     return pa.table(out)
+
+
+def read_counters(table: pa.Table, schema: LogSchema) -> npt.NDArray[np.float32]:
+    """The counters of the rows [R, C] from columns of their names; null and NaN are unknown.
+
+    Raises:
+        SchemaError: a counter has no column.
+        DataError: a value is not a finite number.
+    """
+    names = counter_names(schema)
+    if absent := [name for name in names if name not in table.column_names]:
+        raise SchemaError(
+            f"the rows have no column {absent[0]!r}, one of {len(names)} counters that the model reads: compute them with "
+            "`thinktwice score --features point-in-time --clean`, or add the columns (null where unknown)"
+        )
+    out = np.empty((table.num_rows, len(names)), np.float32)
+    for position, name in enumerate(names):
+        values = table[name]
+        numeric = any(test(values.type) for test in (pa.types.is_floating, pa.types.is_integer, pa.types.is_null))
+        if not numeric:
+            raise SchemaError(f"column {name!r} has type {values.type}: counters are numbers")
+        column = as_series(values.combine_chunks()).cast(pl.Float64).fill_nan(None)
+        _refuse(name, values, column.abs() >= FLOAT32_LIMIT, "is not a finite number")
+        out[:, position] = column.fill_null(np.nan).to_numpy()
+    return out
 
 
 def time_column(table: pa.Table, schema: LogSchema) -> str | None:
@@ -293,6 +320,8 @@ def _table_of_mappings(rows: Sequence[Mapping[str, Any]], schema: LogSchema, enc
     for key in (schema.key_of("user"), schema.key_of("item")):
         if key is not None and key not in out:
             column(key, [key, sources.get(key, key)], word, pa.string())
+    for name in counter_names(schema):
+        column(name, [name], lambda value: number(plain(value)), pa.float64())
     names = [EVENT_TIME, *([TIMESTAMP] if all(f.name != TIMESTAMP for f in schema.model_fields_in_order()) else [])]
     column(EVENT_TIME, names, when, pa.timestamp("us", "UTC"))
     return pa.table(out) if out else pa.table({EVENT_TIME: pa.nulls(len(rows), pa.timestamp("us", "UTC"))})

@@ -26,6 +26,7 @@ from thinktwice.data.instant.values import Sums, counters, log_rate, residuals, 
 from thinktwice.schema import EVENT_TIME, LABEL
 from thinktwice.schema.values import spelled
 
+_NEVER_KNOWN = 2**62
 CHUNK_ROWS = 250_000  # rows per chunk of counters
 
 Slots = npt.NDArray[np.int16]
@@ -40,6 +41,7 @@ class LogRows:
     users, items [R] int32: codes, -1 for a missing id; [0] without such keys
     user_ids, item_ids: spelled id of each code
     topics, attributes [R] int16 each: slots, -1 for none
+    outcomes [R] bool: rows whose outcomes count; None: all
     """
 
     time: Ints
@@ -50,9 +52,15 @@ class LogRows:
     item_ids: pl.Series
     topics: tuple[Slots, ...]
     attributes: tuple[Slots, ...]
+    outcomes: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.time)
+
+    def known_at(self, definition: Definition) -> Ints:
+        """Instants [R] at which the outcomes are known; after all rows for those that do not count."""
+        at = self.time + np.where(self.clicked, definition.click_delay, definition.no_click_delay)
+        return at if self.outcomes is None else np.where(self.outcomes, at, _NEVER_KNOWN)
 
 
 def log_rows(column: Callable[[str], pl.Series], definition: Definition) -> LogRows:
@@ -147,7 +155,7 @@ class RankedOutcomes:
 def rank(rows: LogRows, definition: Definition) -> RankedOutcomes:
     """Rank the outcomes of a log by the instant at which they are known."""
     size = len(rows)
-    at = rows.time + np.where(rows.clicked, definition.click_delay, definition.no_click_delay)
+    at = rows.known_at(definition)
     order = np.argsort(at, kind="stable").astype(np.int32)
     at = at[order]
     fresh = np.r_[True, at[1:] != at[:-1]] if size else np.zeros(0, np.bool_)

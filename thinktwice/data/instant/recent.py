@@ -29,7 +29,7 @@ def recent_outcomes(rows: LogRows, definition: Definition) -> RecentOutcomes:
 
     Of outcomes known at one instant, those of the item with the higher hash (as a signed number) are later, then clicks.
     """
-    at = rows.time + np.where(rows.clicked, definition.click_delay, definition.no_click_delay)
+    at = rows.known_at(definition)
     if not len(rows.users) or not len(rows.items):
         nothing = np.zeros(len(rows), np.int32)
         return RecentOutcomes(np.zeros(0, np.int32), nothing, nothing)
