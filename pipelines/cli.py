@@ -1,6 +1,7 @@
 """`thinktwice pipeline`: run the training pipeline here, or compile it for a cluster."""
 
 # Annotations stay real objects here: typer reads them.
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -118,6 +119,8 @@ def run(
             f"the profile {profile} needs a cluster: compile it with "
             f"`thinktwice pipeline compile --profile {profile} --out pipeline.yaml` and submit that file"
         )
+    if not math.isfinite(max_cost):
+        raise PipelineError(f"--max-cost {max_cost:g} is no limit: give a number of at least 1")
     from pipelines.arguments import RunArguments
     from pipelines.check import chosen_split
     from pipelines.run import run_local

@@ -125,3 +125,10 @@ def test_what_cannot_work_is_refused_before_anything_starts(tmp_path: Path, chan
         run_local(arguments, work_dir=tmp_path / "work", state_dir=tmp_path / "state")
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "work").exists() and not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("limit", ["nan", "inf", "0.5", "-1", "much"])
+def test_a_limit_of_cost_that_is_none_is_refused(limit: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["pipeline", "run", "--max-cost", limit]) != 0
+    error = " ".join(capsys.readouterr().err.split())
+    assert "--max-cost" in error and "Traceback" not in error
