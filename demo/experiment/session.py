@@ -183,7 +183,7 @@ def _feedback(settings: Demo, events: Path) -> Iterator[str]:
 def _run(run: Run, settings: Demo, place: Place, crowd: Crowd, treatment: str) -> LookSeen:
     """One experiment."""
     console = settings.console
-    control, version = _arms(run, settings, place, treatment)
+    control, version = _arms(run, settings, treatment)
     name = f"demo-{run}"
     file, _ = plan_demo(name, control, version, settings.world, settings.crowd, settings.pace, ALPHA, settings.seed)
     horizon = file.horizon
@@ -220,15 +220,16 @@ def _say_end(console: Console, seen: LookSeen) -> None:
     )
 
 
-def _arms(run: Run, settings: Demo, place: Place, treatment: str) -> tuple[str, str]:
+def _arms(run: Run, settings: Demo, treatment: str) -> tuple[str, str]:
     """Bundle hashes of control and treatment."""
     champion = require_champion(settings.state, "--work")
     control = champion.info.bundle_hash
     if run == "same":
         return control, control
     if run == "worse":
+        trained = versions(settings.state)[0]  # a promoted champion may repair the defect by fresh evidence
         version = plant_worse(
-            settings.state, champion.bundle_dir, champion.feature_store_dir, share=1.0, seed=settings.seed
+            settings.state, trained.bundle_dir, champion.feature_store_dir, share=1.0, seed=settings.seed
         )
         return control, version.bundle_hash
     modes = [v for v in versions(settings.state) if v.challenger is not None and v.challenger.mode == treatment]

@@ -82,6 +82,7 @@ def serve(
     """
     from serving.config import load_config
     from serving.rollout.servers import ArmServers
+    from thinktwice.errors import ExperimentError
 
     _target(state, work).serve_champion()
     folder = _folder(state, work)
@@ -96,8 +97,11 @@ def serve(
         say(console, f"logs in {servers.folder}, stop with Ctrl-C")
         while True:
             servers.check()
-            if servers.follow():
-                say(console, f"arms: {', '.join(servers.ports())}")
+            try:
+                if servers.follow():
+                    say(console, f"arms: {', '.join(servers.ports())}")
+            except ExperimentError as error:
+                say(console, f"the old routes stay live: {error}")
             time.sleep(0.2)
 
 

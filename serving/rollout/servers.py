@@ -18,12 +18,13 @@ from serving.gateway.process import Gateway, probe_token, running
 from serving.gateway.reload import lock, reload
 from serving.local import kserve_process, torchserve_process
 from serving.local.processes import HOST, LocalServer, free_ports, sigterm_as_interrupt
-from thinktwice.errors import ServerError
+from thinktwice.errors import ExperimentError, ServerError
 from thinktwice.experiment.file import CONTROL
 from thinktwice.files import atomic_file
+from thinktwice.hashing import FileEntry
 from thinktwice.release.archive import ARCHIVE_FILE
-from thinktwice.release.feature_store import FEATURE_STORE
-from thinktwice.release.release import ReleasePolicy, read_release
+from thinktwice.release.feature_store import FEATURE_STORE, ONLINE_FILE, PUSHED
+from thinktwice.release.release import Release, ReleasePolicy, read_release
 from thinktwice.release.rollout import ServedArm
 from thinktwice.release.rollout_local import EXPERIMENTS, LocalArms, read_arms
 
@@ -116,6 +117,7 @@ class ArmServers:
         self._limit, self._progress = start_limit, progress
         self._servers: dict[str, ArmServer] = {}
         self._followed: LocalArms | None = None
+        self._coverage: tuple[bytes, ...] = ()
         self._stack = ExitStack()
         self.gateway: Gateway | None = None
 
@@ -155,8 +157,9 @@ class ArmServers:
             ServerError, BundleError, ExperimentError: a server or the gateway does not start, or the routes are refused.
         """
         wanted = read_arms(self.folder)
+        coverage = self._experiment_files(wanted)
         if wanted == self._followed:
-            return False
+            return coverage != self._coverage and self._follow_coverage(coverage)
         if not wanted.arms:
             raise ServerError(f"{self.folder} serves no arms: `thinktwice experiment start FILE` does")
         old = dict(self._servers)
@@ -178,7 +181,7 @@ class ArmServers:
                     server.stop()
             self._servers = old
             raise
-        self._followed = wanted
+        self._followed, self._coverage = wanted, coverage
         for name, server in old.items():
             if self._servers.get(name) is not server:
                 server.stop()
@@ -191,6 +194,22 @@ class ArmServers:
             server.check()
         if self.gateway is not None:
             self.gateway.check()
+
+    def _experiment_files(self, wanted: LocalArms) -> tuple[bytes, ...]:
+        return tuple((self.folder / EXPERIMENTS / f"{name}.yaml").read_bytes() for name in wanted.experiments)
+
+    def _follow_coverage(self, coverage: tuple[bytes, ...]) -> bool:
+        """Reload the routes after a change of the coverage; False if another process does that now, and it is looked at again."""
+        try:
+            reload_gateway(self.folder)
+        except ServerError:
+            self.check()
+            return False
+        except ExperimentError:
+            self._coverage = coverage  # refused: the old routes stay live until the file changes again
+            raise
+        self._coverage = coverage
+        return True
 
     def _start(self, arm: ServedArm, wanted: LocalArms) -> ArmServer:
         label = arm.name.replace("/", ".")
@@ -254,5 +273,11 @@ def _store(arm: ServedArm, wanted: LocalArms) -> Path | None:
     accepted, base = (read_release(folder, ReleasePolicy(), ()) for folder in (own, control))
     if accepted is None or not accepted.release.feature_service:
         return None
-    shared = base is not None and base.release.feature_service == accepted.release.feature_service
+    shared = base is not None and _files(accepted.release) == _files(base.release)
     return (control if shared else own) / FEATURE_STORE
+
+
+def _files(release: Release) -> dict[str, FileEntry]:
+    """Files of a feature store that do not change while it is served."""
+    files = release.feature_store or {}
+    return {name: entry for name, entry in files.items() if name != ONLINE_FILE or PUSHED not in files}

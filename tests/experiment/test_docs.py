@@ -1,4 +1,5 @@
-"""Every command of docs/experiments.md, in its order; those of the gateway are run by tests/gateway/test_docs.py."""
+"""Every command of docs/experiments.md, in its order; those of the gateway and the roll-out are run by
+tests/gateway/test_docs.py and tests/server/test_rollout.py."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.chdir(tmp_path)
     a_log(tmp_path / "clean.parquet")
     blocks = re.findall(r"^```(\w*)\n(.*?)^```", PAGE.read_text(), re.M | re.S)
-    assert {language for language, _ in blocks} == {"", "sh", "yaml", "python"}, "sh: of the gateway"
+    languages = {language for language, _ in blocks}
+    assert languages == {"", "sh", "bash", "yaml", "python"}, "sh: of the gateway, bash: of the roll-out"
     lines = [line for language, block in blocks if language == "" for line in block.splitlines()]
     commands = []
     for line in lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from thinktwice.records.events import CLICK_COLUMNS
 from thinktwice.release.rollout import ServedArm, start_experiment
 from thinktwice.release.rollout_kserve import KServeRollout, KServeSettings
 
+COMPONENTS = Path(pipelines.__path__[0]).parent / "components" / "experiment"
 GOLDEN = Path(pipelines.__path__[0]) / "golden"
 START = datetime.fromtimestamp(T0, timezone.utc)
 FILE = experiment(
@@ -120,3 +122,11 @@ def test_a_look_under_the_local_runner(tmp_path: Path) -> None:
     run(tmp_path, 2)  # it has ended: the step collect says so, and nothing is written
     assert "look does not run" in (tmp_path / "run-2.log").read_text()
     assert read_lines(tmp_path / "records" / FILE.name / RECORD) == lines
+
+
+@pytest.mark.parametrize("name", ["collect", "join", "analyse", "decide", "apply"])
+def test_the_descriptions_name_inputs_and_outputs(name: str) -> None:
+    described = yaml.safe_load((COMPONENTS / name / "metadata.yaml").read_text())
+    component = getattr(importlib.import_module(f"components.experiment.{name}.component"), name)
+    assert set(described["inputs"]) == set(component.component_spec.inputs)
+    assert set(described["outputs"]) == set(component.component_spec.outputs)

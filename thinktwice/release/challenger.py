@@ -22,7 +22,7 @@ from thinktwice.frozen import Frozen
 from thinktwice.release.archive import ARCHIVE_FILE, BUNDLE
 from thinktwice.release.bundle import bundle_hash, copy_bundle, read_manifest
 from thinktwice.release.champion import CHAMPION_FILE, Champion, ChampionInfo, install_champion, read_champion
-from thinktwice.release.feature_store import FEATURE_STORE, ONLINE_FILE, ONLINE_SIDE_FILES
+from thinktwice.release.feature_store import FEATURE_STORE, ONLINE_FILE, ONLINE_SIDE_FILES, PUSHED
 from thinktwice.release.release import write_release
 from thinktwice.release.signing import signing_key
 
@@ -174,11 +174,14 @@ def promote(state_dir: Path | str, version: Version, *, store: Path | None = Non
 
 @contextmanager
 def store_snapshot(store: Path) -> Iterator[Path]:
-    """A consistent copy of a feature store while the block runs; a service may be writing to its SQLite file."""
+    """A copy of a feature store while the block runs, byte by byte; of a store that feedback updates a consistent one of its
+    online values."""
     with tempfile.TemporaryDirectory(prefix="thinktwice-store-") as scratch:
         target = Path(scratch) / FEATURE_STORE
-        shutil.copytree(store, target, ignore=shutil.ignore_patterns(ONLINE_FILE, *ONLINE_SIDE_FILES))
-        if (store / ONLINE_FILE).is_file():
+        pushed = (store / PUSHED).is_file() and (store / ONLINE_FILE).is_file()
+        left_out = (ONLINE_FILE, *ONLINE_SIDE_FILES) if pushed else tuple(ONLINE_SIDE_FILES)
+        shutil.copytree(store, target, ignore=shutil.ignore_patterns(*left_out))
+        if pushed:
             with (
                 closing(sqlite3.connect(f"file:{store / ONLINE_FILE}?mode=ro", uri=True)) as source,
                 closing(sqlite3.connect(target / ONLINE_FILE)) as copy,
