@@ -8,11 +8,12 @@ from typing import Any
 import yaml
 
 TRAINING_TASKS = {"pretrain", "finetune", "finetune-2"}
-EFFECTS = {"bless", "deploy"}
+EFFECTS = {"bless", "deploy", "challenge"}
 TASKS = {
     "ingest", "validate", "materialize", "build-training-set", "pretrain", "finetune", "finetune-2",
     "fit-test-time", "evaluate", "bless", "package", "deploy",
 }  # fmt: skip
+GRAPH = TASKS | {"challenge"}  # the last only where a challenger is asked for
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

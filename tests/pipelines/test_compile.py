@@ -53,8 +53,8 @@ def test_the_compiled_file_is_the_one_in_the_repository(profile: str, compiled: 
 
 def test_every_task_is_there_once(compiled: Path):
     spec, _ = ir.load(compiled)
-    assert set(ir.tasks(spec)) == ir.TASKS
-    assert set(ir.containers(spec)) == ir.TASKS
+    assert set(ir.tasks(spec)) == ir.GRAPH
+    assert set(ir.containers(spec)) == ir.GRAPH
 
 
 def test_nothing_is_installed_at_run_time(compiled: Path):
@@ -69,7 +69,7 @@ def test_every_step_runs_in_the_image_of_ones_own_registry(tmp_path: Path, capsy
     out, own = tmp_path / "own.yaml", "registry.example.com/ads/thinktwice-python:7"
     assert main(["pipeline", "compile", "--out", str(out), "--image", own]) == 0
     spec, kubernetes = ir.load(out)
-    assert set(ir.containers(spec)) == set(kubernetes) == ir.TASKS
+    assert set(ir.containers(spec)) == set(kubernetes) == ir.GRAPH
     assert {container["image"] for container in ir.containers(spec).values()} == {own}
     assert IMAGE not in out.read_text()
 
@@ -117,14 +117,15 @@ def test_gates_hold_back_what_lies_behind_them(compiled: Path):
         for c in spec["components"].values()
         if "dag" in c
     }
-    assert frozenset({"package", "deploy"}) in behind
+    assert frozenset({"package", "deploy"}) in behind and frozenset({"challenge"}) in behind
     conditions = [
         task["triggerPolicy"]["condition"]
         for dag in [spec["root"]["dag"], *(c["dag"] for c in spec["components"].values() if "dag" in c)]
         for task in dag["tasks"].values()
         if "triggerPolicy" in task
     ]
-    assert len(conditions) == 2
+    assert len(conditions) == 3
+    assert any("challenger'] != ''" in c for c in conditions)
     assert any("validate-Output'] == true" in c for c in conditions)
     assert any("bless-Output'] == true" in c for c in conditions)
 
@@ -158,7 +159,7 @@ def test_training_lands_on_gpus_and_everything_else_does_not(on_gpus: Path):
 
 def test_every_pod_is_bounded_unprivileged_and_gets_its_secrets(on_gpus: Path):
     spec, kubernetes = ir.load(on_gpus)
-    assert set(kubernetes) == ir.TASKS
+    assert set(kubernetes) == ir.GRAPH
     for name, settings in kubernetes.items():
         resources = ir.containers(spec)[name]["resources"]
         assert resources["resourceCpuRequest"] and resources["resourceMemoryRequest"], name

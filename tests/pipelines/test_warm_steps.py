@@ -96,7 +96,7 @@ def said(process: subprocess.Popen[str]) -> str:
 
 
 def test_every_step_of_the_graph_says_what_it_imports():
-    functions = {name.replace("-", "_") for name in ir.TASKS} - {"finetune_2"}
+    functions = {name.replace("-", "_") for name in ir.GRAPH} - {"finetune_2"}
     assert set(warm_steps.LIBRARIES) == functions
     assert set(warm_steps.WITH_SDK) <= functions
 
