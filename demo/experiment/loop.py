@@ -12,6 +12,7 @@ from demo.experiment.crowd import Crowd, TrueEffect
 from serving.feedback.event_log import START
 from serving.rollout.collect import collect, now, write_clicks
 from serving.rollout.servers import ArmServers
+from thinktwice.experiment.exposed import EXPOSED
 from thinktwice.experiment.file import CONTROL, ExperimentFile
 from thinktwice.experiment.outcomes import Window
 from thinktwice.experiment.record import (
@@ -90,7 +91,14 @@ def run_experiment(
         position = write_clicks(place.events, clicks, position)
         tables = sorted(clicks.iterdir())
         evidence = collect(
-            state, place.rollout, tables, path.parent / "look", at=at, window=place.window, warm_replicas=warm
+            state,
+            place.rollout,
+            tables,
+            path.parent / "look",
+            at=at,
+            window=place.window,
+            exposed=path.parent / EXPOSED,
+            warm_replicas=warm,
         )
         record = append_decision(path, state.file, evidence)
         decision = record.verdict.decision

@@ -180,6 +180,7 @@ def collect(
     from serving.rollout.collect import collect as collect_evidence
     from serving.rollout.collect import now, write_clicks
     from thinktwice.errors import ExperimentError
+    from thinktwice.experiment.exposed import EXPOSED
     from thinktwice.experiment.outcomes import Window
     from thinktwice.experiment.record import RECORD, read_lines, state_of
     from thinktwice.files import atomic_file
@@ -198,6 +199,7 @@ def collect(
             scratch / "joined",
             at=at,
             window=Window(seconds=window),
+            exposed=_records(records, work) / name / EXPOSED,
         )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

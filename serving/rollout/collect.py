@@ -17,8 +17,9 @@ from serving.gateway.collect import frozen_access_logs, prediction_parts
 from serving.rollout.servers import GATEWAY, SERVED
 from thinktwice.errors import ExperimentError, ServerError
 from thinktwice.experiment.evidence import Evidence
+from thinktwice.experiment.exposed import remember_exposed
 from thinktwice.experiment.gather import Sources, gather
-from thinktwice.experiment.join import Logs
+from thinktwice.experiment.join import REQUESTS, Logs
 from thinktwice.experiment.outcomes import Window
 from thinktwice.experiment.record import ExperimentState
 from thinktwice.files import atomic_file
@@ -34,6 +35,7 @@ def collect(
     *,
     at: datetime,
     window: Window,
+    exposed: Path,
     warm_replicas: Mapping[str, int] | None = None,
 ) -> Evidence:
     """Join the logs of a running experiment up to ``at``.
@@ -43,6 +45,7 @@ def collect(
         clicks: tables of clicks, see :func:`write_clicks`.
         out: folder for the joined rows; replaced.
         at: time up to which all logs are complete.
+        exposed: table of all users that were ever exposed, which is added to.
 
     Raises:
         ExperimentError: the experiment does not run, or a log is missing or damaged. DataError: the event log is damaged.
@@ -65,9 +68,11 @@ def collect(
             warm_replicas=warm_replicas,
             log_write_failures=failures,
         )
-        return gather(
+        evidence = gather(
             state.file, sources, out, started=min(state.started, since), coverage_since=since, at=at, window=window
         )
+    remember_exposed(out / REQUESTS, exposed, state.file.name)
+    return evidence
 
 
 def write_clicks(events: Path, folder: Path, position: Position = START) -> Position:

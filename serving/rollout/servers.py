@@ -271,7 +271,9 @@ def _store(arm: ServedArm, wanted: LocalArms) -> Path | None:
     """The feature store of an arm. Arms with the files of control's store share it, so that feedback reaches all of them."""
     own, control = Path(arm.where), next(Path(a.where) for a in wanted.arms if a.name == CONTROL)
     accepted, base = (read_release(folder, ReleasePolicy(), ()) for folder in (own, control))
-    if accepted is None or not accepted.release.feature_service:
+    if accepted is None:  # of an earlier version, without a description
+        return own / FEATURE_STORE if (own / FEATURE_STORE).is_dir() else None
+    if not accepted.release.feature_service:
         return None
     shared = base is not None and _files(accepted.release) == _files(base.release)
     return (control if shared else own) / FEATURE_STORE

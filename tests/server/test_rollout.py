@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -17,6 +19,7 @@ from serving.rollout.collect import collect, now
 from serving.rollout.servers import ArmServers, reload_gateway
 from serving.telemetry.prediction_log import PredictionLogConfig
 from tests.gateway.gateways import need_envoy
+from thinktwice.cli import main
 from thinktwice.client import Client
 from thinktwice.experiment.assignment import assign, layout_of
 from thinktwice.experiment.file import ExperimentFile
@@ -28,6 +31,7 @@ from thinktwice.release.champion import read_champion
 from thinktwice.release.rollout import change_coverage, start_experiment, stop_experiment
 from thinktwice.release.rollout_local import LocalRollout
 
+PAGE = Path(__file__).parents[2] / "docs" / "experiments.md"
 pytestmark = [pytest.mark.server]
 
 CONFIG = ServingConfig(
@@ -77,13 +81,15 @@ def test_the_whole_loop(state: Path, tmp_path: Path) -> None:
         at = now()
         time.sleep(3.0)  # the last lines and rows are written
         found = collect(
-            look, folder, [tmp_path / "clicks.parquet"], tmp_path / "look", at=at, window=Window(seconds=0.001), warm_replicas={"control": 1, "treatment": 1}
+            look, folder, [tmp_path / "clicks.parquet"], tmp_path / "look", at=at, window=Window(seconds=0.001), exposed=tmp_path / "exposed.parquet", warm_replicas={"control": 1, "treatment": 1}
         )  # fmt: skip
         assert found.exposures is not None and found.exposures.lost == found.exposures.wrong_arm == 0
         assert found.exposures.wrong_bucket == found.exposures.unexplained == 0
         assert sum(arm.units for arm in found.arms) == len({assigned for assigned in clicks_units(40, file)})
         versions_seen = {arm.arm: arm.versions for arm in found.exposures.arms}
         assert versions_seen["treatment"][0].endswith(worse.bundle_hash)
+        remembered = pq.read_table(tmp_path / "exposed.parquet")
+        assert remembered.num_rows == sum(arm.units for arm in found.arms)
         record = append_decision(records / file.name / RECORD, look.file, found)
         assert record.verdict.decision.action in ("hold", "ramp")
         begin = time.monotonic()
@@ -146,3 +152,38 @@ def test_a_promotion_makes_a_challenger_the_champion_once(state: Path, tmp_path:
     assert now_champion is not None and now_champion.info.bundle_hash == version.bundle_hash
     assert [arm.name for arm in target.status().arms] == ["control"]
     assert len([v for v in versions(home) if v.bundle_hash == version.bundle_hash and v.challenger is None]) == 1
+
+
+#: Commands of the page that are not run here, and what runs what they call.
+ELSEWHERE = {
+    "thinktwice experiment serve": "the servers and the gateway are those of test_the_whole_loop",
+    "thinktwice experiment collect fresh-evidence --events events --out evidence.json": "test_the_whole_loop collects",
+    "thinktwice bundle challenger --mode uttsi --recipe ml-100k": "tests/components/test_challenge.py",
+}
+
+
+def test_the_commands_of_the_page(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    assert set(ELSEWHERE) <= {line for block in blocks for line in block.splitlines()}
+    home = tmp_path / "home" / "state"
+    home.parent.mkdir()
+    shutil.copytree(state, home, symlinks=True)
+    champion = read_champion(home)
+    assert champion is not None
+    version = plant_worse(home, champion.bundle_dir, champion.feature_store_dir, share=0.5, seed=3)
+    file = declared("fresh-evidence", champion.info.bundle_hash, version.bundle_hash)
+    for number, block in enumerate(blocks):
+        folder = tmp_path / f"block-{number}"
+        (folder / ".thinktwice").mkdir(parents=True)
+        (folder / ".thinktwice" / "state").symlink_to(home, target_is_directory=True)
+        (folder / "fresh.yaml").write_text(file.model_dump_json(exclude_none=True))
+        monkeypatch.chdir(folder)
+        lines = [line for line in block.splitlines() if line not in ELSEWHERE]
+        if "experiment apply" in block:
+            lines.insert(0, "thinktwice experiment start fresh.yaml")
+        for line in lines:
+            capsys.readouterr()
+            assert main(shlex.split(line)[1:]) == 0, f"{line}\n{capsys.readouterr().err}"
+            assert capsys.readouterr().out.strip(), line

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from thinktwice.errors import ExperimentError
+from thinktwice.experiment.changes import forbidden_changes
 from thinktwice.experiment.file import ExperimentFile
 from thinktwice.experiment.record import (
     RECORD,
@@ -82,7 +83,12 @@ def start_experiment(
     if not coverage:
         raise ExperimentError(f"{file.name} enrolls nobody: set coverage, or a ramp")
     path = records / file.name / RECORD
-    if (lines := read_lines(path)) and (state := state_of(lines)).started is not None:
+    if lines := read_lines(path):
+        state = state_of(lines)
+        if state.started is None:
+            raise ExperimentError(f"{file.name} has decisions already: start it under a new name and salt")
+        if problems := forbidden_changes(state.file, file.model_copy(update={"coverage": state.file.coverage})):
+            raise ExperimentError(f"{file.name} was started with another file: " + "; ".join(problems))
         if state.ended is not None:
             raise ExperimentError(
                 f"{file.name} has ended ({state.ended.replace('_', ' ')}): a restart is a new experiment, with a new name and salt"
