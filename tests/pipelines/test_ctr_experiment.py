@@ -40,7 +40,7 @@ import json, sys
 from kfp import local
 from pipelines.ctr_experiment import build_experiment_pipeline
 request = json.loads(sys.argv[1])
-local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=request["root"], workspace_root=request["root"])
+local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=request["root"], workspace_root=request["root"] + "-workspace")
 build_experiment_pipeline("local")(**request["arguments"])
 """
 
