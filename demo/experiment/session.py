@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from demo.experiment.screen import Screen, effect_text, true_text
 from demo.experiment.world import LOG, SCHEMA, DemoWorld
 from demo.server import free_port
 from serving.config import load_config
+from serving.local.processes import free_ports
 from serving.rollout.servers import ArmServers, ServerKind, reload_gateway
 from thinktwice.choices import ChallengerMode
 from thinktwice.cli import QUIET_STOP
@@ -86,10 +87,17 @@ def run_demo(
         world.write_log(work)
         say(console, f"simulated {world.config.rows:,} past impressions of a world that drifts")
         _train(settings, treatment if treatment in get_args(ChallengerMode) else "")
-        place, events_url = _serve(stack, settings, server)
-        crowd = stack.enter_context(Crowd(world.traffic(seed + 1), settings.crowd, place.servers.url, events_url))
+        place = _serve(stack, settings, server)
+        port = free_ports(1)[0]
+        feedback = stack.enter_context(ExitStack())
+        url = feedback.enter_context(_feedback(settings, place.events, port))
+        say(console, f"gateway at {place.servers.url}, feedback at {url}")
+        crowd = stack.enter_context(Crowd(world.traffic(seed + 1), settings.crowd, place.servers.url, url))
         for run in runs:
             ends[run] = _run(run, settings, place, crowd, treatment)
+            if ends[run].state.ended == "promote":  # the new champion has its own store
+                feedback.close()
+                feedback.enter_context(_feedback(settings, place.events, port))
     say(
         console,
         f"\ndone in {seconds_text(time.monotonic() - begin)}; serve the champion: thinktwice serve --state {shown(settings.state)}",
@@ -114,8 +122,8 @@ def _train(settings: Demo, challenger: str) -> None:
     require_champion(settings.state, "--work")
 
 
-def _serve(stack: ExitStack, settings: Demo, server: ServerKind) -> tuple[Place, str]:
-    """Start the champion, the gateway and the feedback service."""
+def _serve(stack: ExitStack, settings: Demo, server: ServerKind) -> Place:
+    """Start the champion and the gateway, and take the training log as events."""
     config = load_config()
     logged = config.prediction_log.model_copy(update={"sample": 1.0, "part_seconds": 2.0})
     config = config.model_copy(update={"prediction_log": logged, "deadline_ms": 2000.0})
@@ -129,7 +137,7 @@ def _serve(stack: ExitStack, settings: Demo, server: ServerKind) -> tuple[Place,
 
     target = LocalRollout(settings.state, folder, reload)
     target.serve_champion()
-    with settings.console.status("starting servers and gateway") as status:
+    with settings.console.status("starting servers and gateway") as status, _imported(settings, events) as imported:
         servers = ArmServers(
             folder,
             free_port(),
@@ -140,30 +148,38 @@ def _serve(stack: ExitStack, settings: Demo, server: ServerKind) -> tuple[Place,
         )
         stack.enter_context(servers)
         servers_of.append(servers)
-        events_url = stack.enter_context(_feedback(settings, events))
-    say(settings.console, f"gateway at {servers.url}, feedback at {events_url}")
+        status.update("counting the events of the past")
+        imported()
     window = Window(seconds=settings.crowd.click_within + 1.0)
-    return Place(settings.work / "experiments", folder, events, window, servers, target), events_url
+    return Place(settings.work / "experiments", folder, events, window, servers, target)
 
 
 @contextmanager
-def _feedback(settings: Demo, events: Path) -> Iterator[str]:
-    """The feedback service, on the training log and the store that the servers read."""
-    log = settings.work / "feedback.log"
+def _imported(settings: Demo, events: Path) -> Iterator[Callable[[], None]]:
+    """The training log as first events, in a process beside the start of the servers. The result waits for its end."""
+    log = settings.work / "import.log"
     clean = read_json(settings.work / LAST_RUN)["tasks"]["validate"]["outputs"]["clean"]
-    begin = python_command(
-        "thinktwice", "feedback", "import", clean, "--log", str(events), "--state", str(settings.state)
-    )
+    command = python_command("thinktwice", "feedback", "import", clean)
+    command += ["--log", str(events), "--state", str(settings.state)]
     with log.open("wb") as output:
-        importing = start(begin, environment={**os.environ, QUIET_STOP: "1"}, output=output)
-        try:
-            if wait(importing) != 0:
+        process = start(command, environment={**os.environ, QUIET_STOP: "1"}, output=output)
+
+        def done() -> None:
+            if wait(process) != 0:
                 raise ServerError(f"the training log was not taken as events: see {log}")
+
+        try:
+            yield done
         finally:
-            stop(importing)
-    command = python_command(
-        "thinktwice", "feedback", "run", "--log", str(events), "--state", str(settings.state), "--port", "0"
-    )
+            stop(process)
+
+
+@contextmanager
+def _feedback(settings: Demo, events: Path, port: int) -> Iterator[str]:
+    """The feedback service, which writes to the store that the servers read."""
+    log = settings.work / "feedback.log"
+    command = python_command("thinktwice", "feedback", "run", "--log", str(events))
+    command += ["--state", str(settings.state), "--port", str(port)]
     with log.open("wb") as output:
         process = start(command, environment={**os.environ, QUIET_STOP: "1"}, output=output)
         try:
