@@ -147,7 +147,7 @@ def version_named(state_dir: Path | str, name: str) -> Version:
     if not matches:
         known = ", ".join(dict.fromkeys(v.bundle_hash[:12] for v in available)) or "none"
         raise BundleError(
-            f"{state_dir} contains no version {name!r} (there are {known}): `thinktwice bundle list` lists them"
+            f"{state_dir} contains no version {name!r} (there are {known}): `thinktwice bundle versions` lists them"
         )
     if len(hashes) > 1:
         raise BundleError(f"{name!r} names {len(hashes)} versions of {state_dir}: use more digits of the bundle hash")
