@@ -5,4 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 DeployTarget = Literal["local", "manifest"]
-Profile = Literal["local", "gpu-single"]
+Profile = Literal["local", "cpu-pool", "gpu-single", "gpu-trainjob"]
+Platform = Literal["pool", "nvidia", "gke", "eks", "aks"]
+TrainingStep = Literal["pretrain", "finetune"]

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from components.choices import DeployTarget, Profile
+from components.choices import DeployTarget, Platform, Profile
 from pipelines.choices import PipelineName
 from thinktwice.choices import MAX_COST, ChallengerMode, OnlineStoreKind, RecipeName, SearchMode
 from thinktwice.console.options import WORK, Since, State, Until, Work, state_folder
 from thinktwice.console.output import tell
 from thinktwice.console.stop import NOTHING_HALF_WRITTEN, on_stop
-from thinktwice.errors import PipelineError
+from thinktwice.errors import PipelineError, reason
 
 app = typer.Typer(
     name="pipeline",
@@ -173,11 +173,37 @@ def compile_(
     pipeline: Annotated[
         PipelineName, typer.Option(help="Pipeline to compile: training, or a look at a running experiment.")
     ] = "training",
+    platform: Annotated[
+        Platform,
+        typer.Option(
+            help="Labels of the nodes: pool is thinktwice.dev/pool, nvidia that of NVIDIA's feature discovery, eks those of Karpenter."
+        ),
+    ] = "pool",
+    gpu_pool: Annotated[
+        str, typer.Option(help="Node pool with GPUs; required on gke, eks, aks.", show_default=False)
+    ] = "",
+    cpu_pool: Annotated[
+        str, typer.Option(help="Node pool of all other steps, on gke, eks, aks.", show_default="any node")
+    ] = "",
+    spot: Annotated[bool, typer.Option("--spot", help="Train on spot nodes, with more retries.")] = False,
+    queue: Annotated[str, typer.Option(help="Kueue's LocalQueue for training.", show_default="none")] = "",
+    priority: Annotated[
+        str, typer.Option(help="Kueue's WorkloadPriorityClass for training.", show_default="none")
+    ] = "",
 ) -> None:
     """Compile a pipeline into a file for a Kubeflow Pipelines cluster."""
+    from pydantic import ValidationError
+
     from components.step import IMAGE
     from pipelines.compile import compile_pipeline
+    from pipelines.nodes import Nodes
 
+    try:
+        nodes = Nodes(
+            platform=platform, gpu_pool=gpu_pool, cpu_pool=cpu_pool, spot=spot, queue=queue, priority=priority
+        )
+    except ValidationError as error:
+        raise PipelineError(reason(error)) from error
     compile_pipeline(
         profile,
         out,
@@ -185,6 +211,7 @@ def compile_(
         namespace=namespace,
         image=image or IMAGE,
         pipeline=pipeline,
+        nodes=nodes,
     )
     tell(f"wrote {out}")
 

@@ -12,6 +12,8 @@ from components.choices import Profile
 from components.step import IMAGE
 from pipelines import ctr_experiment, ctr_training
 from pipelines.choices import PipelineName
+from pipelines.nodes import Nodes
+from pipelines.profiles import DEFAULT_NODES
 from thinktwice.files import atomic_file, sha256_file
 
 #: Name in the cluster, and graph, of each pipeline.
@@ -29,6 +31,7 @@ def compile_pipeline(
     namespace: str = "kubeflow",
     image: str = IMAGE,
     pipeline: PipelineName = "training",
+    nodes: Nodes = DEFAULT_NODES,
 ) -> None:
     """Write a pipeline for `profile` to `out`: KFP's IR, or objects for ``kubectl apply``.
 
@@ -36,7 +39,7 @@ def compile_pipeline(
     immutable, so its name contains the package version and a hash of the spec: a different spec gets a different name.
     """
     name, build = BUILDERS[pipeline]
-    graph = build(profile, image)
+    graph = build(profile, image, nodes)
     with tempfile.TemporaryDirectory(prefix="thinktwice-compile-") as scratch:
         compiled = Path(scratch) / "pipeline.yaml"  # KFP requires this suffix
         Compiler().compile(graph, str(compiled))

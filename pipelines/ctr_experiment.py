@@ -17,7 +17,9 @@ from components.experiment.collect.component import collect
 from components.experiment.decide.component import decide
 from components.experiment.join.component import join
 from components.step import IMAGE
+from pipelines.nodes import Nodes
 from pipelines.profiles import (
+    DEFAULT_NODES,
     DEFAULT_RECORDS_DIR,
     DEFAULT_ROLLOUT_DIR,
     DEFAULT_STATE_DIR,
@@ -29,14 +31,14 @@ from pipelines.profiles import (
 NAME = "ctr-experiment"
 
 
-def build_experiment_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
-    """The graph for one profile, every step in `image`.
+def build_experiment_pipeline(profile: Profile, image: str = IMAGE, nodes: Nodes = DEFAULT_NODES) -> GraphComponent:
+    """The graph for one profile, every step in `image`, on `nodes`.
 
     Raises:
         ValueError: the profile is unknown.
     """
     check_profile(profile)
-    configure = partial(apply_profile, profile=profile, image=image)
+    configure = partial(apply_profile, profile=profile, image=image, nodes=nodes)
 
     @dsl.pipeline(name=NAME, description="Look at a running experiment: collect, join, analyse, decide, apply.")
     def ctr_experiment(

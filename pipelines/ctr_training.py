@@ -4,13 +4,16 @@ One graph, written once. It runs on a laptop under KFP's local runner and compil
 only where tasks run (see `profiles.py`).
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 from kfp import dsl
+from kfp.dsl import PipelineTask
 from kfp.dsl.graph_component import GraphComponent
 
 import thinktwice
-from components.choices import Profile
+from components.choices import Profile, TrainingStep
 from components.data.ingest.component import ingest
 from components.data.validate.component import validate
 from components.deployment.challenge.component import challenge
@@ -23,15 +26,25 @@ from components.features.build_training_set.component import build_training_set
 from components.features.materialize.component import materialize
 from components.step import IMAGE
 from components.training.finetune.component import finetune
+from components.training.launch_trainjob.component import launch_trainjob
 from components.training.pretrain.component import pretrain
-from pipelines.profiles import DEFAULT_STATE_DIR, DEFAULT_TARGET, apply_profile, check_profile
+from components.training.remove_trainjobs.component import remove_trainjobs
+from pipelines.nodes import Nodes
+from pipelines.profiles import (
+    DEFAULT_NODES,
+    DEFAULT_STATE_DIR,
+    DEFAULT_TARGET,
+    apply_profile,
+    check_profile,
+    job_placement,
+)
 from thinktwice.choices import MAX_COST
 
 NAME = "ctr-training"
 
 
-def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
-    """The graph for one profile, every step in `image`.
+def build_pipeline(profile: Profile, image: str = IMAGE, nodes: Nodes = DEFAULT_NODES) -> GraphComponent:
+    """The graph for one profile, every step in `image`, on `nodes`.
 
     Each verdict (validation, blessing) is an output of a step that always succeeds; the following `dsl.If` is the gate.
     Steps with an effect outside their own outputs (`bless` reads the champion, `deploy` replaces it) are never cached.
@@ -40,7 +53,26 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
         ValueError: the profile is unknown.
     """
     check_profile(profile)
-    configure = partial(apply_profile, profile=profile, image=image)
+    configure = partial(apply_profile, profile=profile, image=image, nodes=nodes)
+
+    def train(name: TrainingStep, **inputs: Any) -> PipelineTask:
+        """A training step: a KFP task of its own, or one that waits for a TrainJob."""
+        if profile == "gpu-trainjob":
+            job = {"run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER, "image": image, "placement": job_placement(nodes)}
+            task = launch_trainjob(training_step=name, **job, **inputs).set_display_name(f"{name} (TrainJob)")
+            return configure(task, "launch")
+        return configure({"pretrain": pretrain, "finetune": finetune}[name](**inputs), "train")
+
+    def model_of(task: PipelineTask) -> Any:
+        return task.outputs["pretrained" if "pretrained" in task.outputs else "model"]
+
+    def cleaned_up() -> AbstractContextManager[Any]:
+        """What the run leaves in the cluster is removed however it ends."""
+        if profile != "gpu-trainjob":
+            return nullcontext()
+        removal = configure(remove_trainjobs(run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER), "launch")
+        removal.set_caching_options(False)
+        return dsl.ExitHandler(removal, name="remove-trainjobs-at-the-end")
 
     @dsl.pipeline(name=NAME, description="Validate a log, train a click-through-rate model, deploy it if it is better.")
     def ctr_training(
@@ -89,125 +121,127 @@ def build_pipeline(profile: Profile, image: str = IMAGE) -> GraphComponent:
             code_version: version of the installed code; part of every cache key, because KFP does not look into it.
             data_version: version of the files behind source_path and schema_path; part of the cache key of ingest.
         """
-        # A cache key contains the path of the log, not its content; the data version represents the content.
-        log = ingest(
-            source=source,
-            source_path=source_path,
-            schema_path=schema_path,
-            limit=limit,
-            since=since,
-            until=until,
-            seed=data_seed,
-            code_version=code_version,
-            data_version=data_version,
-        )
-        configure(log, "cpu")
-
-        checked = validate(log=log.outputs["log"], code_version=code_version)
-        configure(checked, "cpu")
-
-        with dsl.If(checked.outputs["Output"] == True, name="log-is-valid"):  # noqa: E712  (a KFP expression)
-            features = materialize(
-                clean=checked.outputs["clean"],
-                feature_version=log.outputs["feature_version"],
-                online_store=online_store,
-                redis_address=redis_address,
+        with cleaned_up():
+            # A cache key contains the path of the log, not its content; the data version represents the content.
+            log = ingest(
+                source=source,
+                source_path=source_path,
+                schema_path=schema_path,
+                limit=limit,
+                since=since,
+                until=until,
+                seed=data_seed,
                 code_version=code_version,
+                data_version=data_version,
             )
-            configure(features, "cpu")
+            configure(log, "cpu")
 
-            rows = build_training_set(
-                clean=checked.outputs["clean"],
-                feature_store=features.outputs["feature_store"],
-                log=log.outputs["log"],
-                split=split,
-                seed=split_seed,
-                code_version=code_version,
-            )
-            configure(rows, "cpu")
-            training_set = rows.outputs["training_set"]
+            checked = validate(log=log.outputs["log"], code_version=code_version)
+            configure(checked, "cpu")
 
-            pretrained = pretrain(training_set=training_set, recipe=recipe, seed=seed, code_version=code_version)
-            configure(pretrained, "train")
-
-            plain_model = finetune(training_set=training_set, recipe=recipe, seed=seed, code_version=code_version)
-            configure(plain_model, "train")
-
-            pretrained_model = finetune(
-                training_set=training_set,
-                recipe=recipe,
-                seed=seed,
-                code_version=code_version,
-                pretrained=pretrained.outputs["pretrained"],
-            )
-            configure(pretrained_model, "train")
-
-            test_time = fit_test_time(
-                training_set=training_set,
-                plain=plain_model.outputs["model"],
-                pretrained=pretrained_model.outputs["model"],
-                recipe=recipe,
-                mode=test_time_mode,
-                max_cost=max_cost,
-                code_version=code_version,
-            )
-            configure(test_time, "cpu")
-
-            candidate = evaluate(
-                training_set=training_set,
-                plain=plain_model.outputs["model"],
-                pretrained=pretrained_model.outputs["model"],
-                test_time=test_time.outputs["test_time"],
-                snapshot_id=log.outputs["snapshot_id"],
-                feature_version=log.outputs["feature_version"],
-                recipe=recipe,
-                mode=test_time_mode,
-                max_cost=max_cost,
-                seed=seed,
-                code_version=code_version,
-            )
-            configure(candidate, "cpu")
-
-            blessed = bless(
-                training_set=training_set,
-                bundle=candidate.outputs["bundle"],
-                state_dir=state_dir,
-                code_version=code_version,
-            )
-            configure(blessed, "effect")
-
-            with dsl.If(blessed.outputs["Output"] == True, name="model-is-blessed"):  # noqa: E712
-                archive = package(
-                    bundle=candidate.outputs["bundle"],
-                    blessing=blessed.outputs["blessing"],
+            with dsl.If(checked.outputs["Output"] == True, name="log-is-valid"):  # noqa: E712  (a KFP expression)
+                features = materialize(
+                    clean=checked.outputs["clean"],
+                    feature_version=log.outputs["feature_version"],
+                    online_store=online_store,
+                    redis_address=redis_address,
                     code_version=code_version,
                 )
-                configure(archive, "cpu")
+                configure(features, "cpu")
 
-                deployment = deploy(
-                    archive=archive.outputs["archive"],
-                    bundle=candidate.outputs["bundle"],
+                rows = build_training_set(
+                    clean=checked.outputs["clean"],
                     feature_store=features.outputs["feature_store"],
-                    blessing=blessed.outputs["blessing"],
-                    target=target,
+                    log=log.outputs["log"],
+                    split=split,
+                    seed=split_seed,
+                    code_version=code_version,
+                )
+                configure(rows, "cpu")
+                training_set = rows.outputs["training_set"]
+
+                pretrained = train(
+                    "pretrain", training_set=training_set, recipe=recipe, seed=seed, code_version=code_version
+                )
+
+                plain_model = train(
+                    "finetune", training_set=training_set, recipe=recipe, seed=seed, code_version=code_version
+                )
+                pretrained_model = train(
+                    "finetune",
+                    training_set=training_set,
+                    recipe=recipe,
+                    seed=seed,
+                    code_version=code_version,
+                    pretrained=model_of(pretrained),
+                )
+
+                test_time = fit_test_time(
+                    training_set=training_set,
+                    plain=model_of(plain_model),
+                    pretrained=model_of(pretrained_model),
+                    recipe=recipe,
+                    mode=test_time_mode,
+                    max_cost=max_cost,
+                    code_version=code_version,
+                )
+                configure(test_time, "cpu")
+
+                candidate = evaluate(
+                    training_set=training_set,
+                    plain=model_of(plain_model),
+                    pretrained=model_of(pretrained_model),
+                    test_time=test_time.outputs["test_time"],
+                    snapshot_id=log.outputs["snapshot_id"],
+                    feature_version=log.outputs["feature_version"],
+                    recipe=recipe,
+                    mode=test_time_mode,
+                    max_cost=max_cost,
+                    seed=seed,
+                    code_version=code_version,
+                )
+                configure(candidate, "cpu")
+
+                blessed = bless(
+                    training_set=training_set,
+                    bundle=candidate.outputs["bundle"],
                     state_dir=state_dir,
                     code_version=code_version,
                 )
-                configure(deployment, "effect")
+                configure(blessed, "effect")
 
-                with dsl.If(challenger != "", name="challenger-is-wanted"):
-                    challenged = challenge(
-                        training_set=training_set,
-                        plain=plain_model.outputs["model"],
-                        pretrained=pretrained_model.outputs["model"],
+                with dsl.If(blessed.outputs["Output"] == True, name="model-is-blessed"):  # noqa: E712
+                    archive = package(
+                        bundle=candidate.outputs["bundle"],
+                        blessing=blessed.outputs["blessing"],
+                        code_version=code_version,
+                    )
+                    configure(archive, "cpu")
+
+                    deployment = deploy(
+                        archive=archive.outputs["archive"],
                         bundle=candidate.outputs["bundle"],
                         feature_store=features.outputs["feature_store"],
-                        deployment=deployment.outputs["deployment"],
-                        recipe=recipe,
-                        mode=challenger,
+                        blessing=blessed.outputs["blessing"],
+                        target=target,
                         state_dir=state_dir,
                         code_version=code_version,
                     )
-                    configure(challenged, "effect")
+                    configure(deployment, "effect")
+
+                    with dsl.If(challenger != "", name="challenger-is-wanted"):
+                        challenged = challenge(
+                            training_set=training_set,
+                            plain=model_of(plain_model),
+                            pretrained=model_of(pretrained_model),
+                            bundle=candidate.outputs["bundle"],
+                            feature_store=features.outputs["feature_store"],
+                            deployment=deployment.outputs["deployment"],
+                            recipe=recipe,
+                            mode=challenger,
+                            state_dir=state_dir,
+                            code_version=code_version,
+                        )
+                        configure(challenged, "effect")
 
     return ctr_training

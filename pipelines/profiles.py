@@ -1,37 +1,40 @@
 """Profiles: all Kubernetes settings of the pipeline, by profile and by role of the task.
 
 Roles: `train` (uses the accelerator), `cpu` (all other tasks that only write their outputs) and `effect` (has an effect
-outside its outputs, so it is neither cached nor retried).
+outside its outputs, so it is neither cached nor retried), and `launch` (waits for a TrainJob, or removes it).
 Profiles: `local` sets only caching, because the local runner ignores all other settings, some with a warning;
-`gpu-single` runs each training step on one GPU of a GPU node pool and all other steps on a CPU pool.
+`cpu-pool` runs everything on CPU nodes; `gpu-single` runs each training step on one GPU of a GPU node pool;
+`gpu-trainjob` runs them as TrainJobs of Kubeflow Trainer, and the steps only wait for these.
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
 from components.choices import DeployTarget, Profile
+from pipelines.nodes import ACCELERATORS, GPU_RESOURCE, Nodes, Where, cpu_nodes, gpu_nodes, queue_labels
 
-Role = Literal["train", "cpu", "effect"]
+Role = Literal["train", "cpu", "launch", "effect"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 
-DEFAULT_TARGET: dict[Profile, DeployTarget] = {"local": "local", "gpu-single": "manifest"}
+DEFAULT_TARGET: dict[Profile, DeployTarget] = {
+    profile: "local" if profile == "local" else "manifest" for profile in PROFILES
+}
 STATE_MOUNT = "/var/lib/thinktwice"
-DEFAULT_STATE_DIR: dict[Profile, str] = {"local": ".thinktwice/state", "gpu-single": f"{STATE_MOUNT}/state"}
+DEFAULT_STATE_DIR: dict[Profile, str] = {
+    profile: ".thinktwice/state" if profile == "local" else f"{STATE_MOUNT}/state" for profile in PROFILES
+}
 DEFAULT_RECORDS_DIR: dict[Profile, str] = {
-    "local": ".thinktwice/experiments",
-    "gpu-single": f"{STATE_MOUNT}/experiments",
+    profile: ".thinktwice/experiments" if profile == "local" else f"{STATE_MOUNT}/experiments" for profile in PROFILES
 }
 DEFAULT_ROLLOUT_DIR: dict[Profile, str] = {
     profile: f"{folder}/rollout" for profile, folder in DEFAULT_STATE_DIR.items()
 }
 
 # Labels and names that a cluster must provide; `manifests/README.md` and `manifests/examples/` use the same ones.
-POOL_LABEL = "thinktwice.dev/pool"
-GPU_RESOURCE = "nvidia.com/gpu"
 STATE_CLAIM = "thinktwice-state"
 S3_SECRET = "thinktwice-s3"  # noqa: S105  (a name)
 S3_SECRET_KEYS = {
@@ -43,8 +46,13 @@ S3_SECRET_KEYS = {
 USER_ID = 1000  # the unprivileged user of the image
 
 # requests of cpu and memory, limit of memory, longest run in seconds
+LAUNCH_SIZE = ("250m", "512Mi", "2Gi", 25 * 3600)  # waits in a queue as well
 CPU_SIZE = ("2", "6Gi", "12Gi", 2 * 3600)
 TRAIN_SIZE = ("4", "16Gi", "32Gi", 12 * 3600)
+RETRIES, SPOT_RETRIES = 2, 6
+
+
+DEFAULT_NODES = Nodes()
 
 
 def check_profile(profile: str) -> None:
@@ -53,7 +61,9 @@ def check_profile(profile: str) -> None:
         raise ValueError(f"unknown profile {profile!r}: use one of {', '.join(PROFILES)}")
 
 
-def apply_profile(task: PipelineTask, role: Role, profile: Profile, image: str) -> PipelineTask:
+def apply_profile(
+    task: PipelineTask, role: Role, profile: Profile, image: str, nodes: Nodes = DEFAULT_NODES
+) -> PipelineTask:
     """Configure `task` for its `role` under `profile`, with `image`. The only Kubernetes-specific code of the pipeline.
 
     Raises:
@@ -65,7 +75,7 @@ def apply_profile(task: PipelineTask, role: Role, profile: Profile, image: str) 
     if profile == "local":
         return task
 
-    cpu, memory, memory_limit, timeout = TRAIN_SIZE if role == "train" else CPU_SIZE
+    cpu, memory, memory_limit, timeout = {"train": TRAIN_SIZE, "launch": LAUNCH_SIZE}.get(role, CPU_SIZE)
     task.set_cpu_request(cpu).set_memory_request(memory).set_memory_limit(memory_limit)
     kubernetes.set_timeout(task, seconds=timeout)
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
@@ -73,21 +83,45 @@ def apply_profile(task: PipelineTask, role: Role, profile: Profile, image: str) 
     # Optional: a cluster with pod identities has no such secret.
     kubernetes.use_secret_as_env(task, S3_SECRET, S3_SECRET_KEYS, optional=True)
 
-    if role == "train":
-        # KFP only adds the accelerator to the resource limits: the node selector and the toleration that place the pod
-        # in the GPU pool must be added here.
+    on_gpu = role == "train" and profile == "gpu-single"
+    _place(task, gpu_nodes(nodes) if on_gpu else cpu_nodes(nodes))
+    if on_gpu:
         task.set_accelerator_type(GPU_RESOURCE).set_accelerator_limit(1)
-        kubernetes.add_node_selector(task, POOL_LABEL, "gpu")
-        kubernetes.add_toleration(task, key=GPU_RESOURCE, operator="Exists", effect="NoSchedule")
+        # Without it, a step that gets no GPU after all would train on the CPU for days, and say nothing.
+        task.set_env_variable(ACCELERATORS, "1")
+        for label, value in queue_labels(nodes).items():
+            kubernetes.add_pod_label(task, label, value)
+    if role == "train":
         # Loader processes pass tensors in shared memory; with a container's default of 64 MB they are killed by SIGBUS.
         kubernetes.empty_dir_mount(task, "dshm", "/dev/shm", medium="Memory", size_limit="8Gi")  # noqa: S108
-    else:
-        kubernetes.add_node_selector(task, POOL_LABEL, "cpu")
 
     if role == "effect":
         # The champion outlives the run: it is stored on a volume claim, not in the pod.
         kubernetes.mount_pvc(task, pvc_name=STATE_CLAIM, mount_path=STATE_MOUNT)
     else:
         # For evicted pods and transient errors of object stores. A retry is safe because outputs are written from scratch.
-        task.set_retry(num_retries=2, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="300s")
+        retries = SPOT_RETRIES if on_gpu and nodes.spot else RETRIES
+        task.set_retry(num_retries=retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="300s")
     return task
+
+
+def job_placement(nodes: Nodes) -> dict[str, Any]:
+    """The placement of TrainJobs, a parameter of the step ``launch_trainjob``."""
+    where = gpu_nodes(nodes)
+    cpu, memory, memory_limit, _ = TRAIN_SIZE
+    return {
+        "labels": queue_labels(nodes),
+        "node_selector": where.selector,
+        "tolerations": [taint.to_json() for taint in where.tolerations],
+        "gpus": 1,
+        "cpu": cpu,
+        "memory": memory,
+        "memory_limit": memory_limit,
+    }
+
+
+def _place(task: PipelineTask, where: Where) -> None:
+    for label, value in where.selector.items():
+        kubernetes.add_node_selector(task, label, value)
+    for taint in where.tolerations:
+        kubernetes.add_toleration(task, **taint.to_json())

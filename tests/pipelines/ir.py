@@ -15,6 +15,14 @@ TASKS = {
 }  # fmt: skip
 GRAPH = TASKS | {"challenge"}  # the last only where a challenger is asked for
 
+LAUNCHES = {"launch-trainjob", "launch-trainjob-2", "launch-trainjob-3"}
+REMOVAL = "remove-trainjobs"
+
+
+def tasks_of(profile: str) -> set[str]:
+    """Names of the tasks under a profile."""
+    return GRAPH if profile != "gpu-trainjob" else GRAPH - TRAINING_TASKS | LAUNCHES | {REMOVAL}
+
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The pipeline spec, and the Kubernetes settings by task ({} when there are none)."""
@@ -39,6 +47,6 @@ def tasks(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
     dags = [spec["root"]["dag"], *(c["dag"] for c in spec["components"].values() if "dag" in c)]
     for dag in dags:
         for name, task in dag["tasks"].items():
-            if not task["componentRef"]["name"].startswith("comp-condition"):
+            if not task["componentRef"]["name"].startswith(("comp-condition", "comp-exit-handler")):
                 found[name] = task
     return found

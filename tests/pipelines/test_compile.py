@@ -11,14 +11,14 @@ import pipelines
 from components.step import IMAGE
 from pipelines.compile import compile_pipeline
 from pipelines.ctr_training import build_pipeline
+from pipelines.nodes import ACCELERATORS, GPU_RESOURCE, POOL_LABEL, Nodes, cpu_nodes, queue_labels
 from pipelines.profiles import (
-    GPU_RESOURCE,
-    POOL_LABEL,
     PROFILES,
     S3_SECRET,
     S3_SECRET_KEYS,
     STATE_CLAIM,
     STATE_MOUNT,
+    job_placement,
 )
 from tests.pipelines import ir
 from thinktwice.cli import main
@@ -51,10 +51,10 @@ def test_the_compiled_file_is_the_one_in_the_repository(profile: str, compiled: 
     assert compiled.read_text() == golden.read_text(), f"the graph changed: look at the difference, then `{regenerate}`"
 
 
-def test_every_task_is_there_once(compiled: Path):
+def test_every_task_is_there_once(compiled: Path, profile: str):
     spec, _ = ir.load(compiled)
-    assert set(ir.tasks(spec)) == ir.GRAPH
-    assert set(ir.containers(spec)) == ir.GRAPH
+    assert set(ir.tasks(spec)) == ir.tasks_of(profile)
+    assert set(ir.containers(spec)) == ir.tasks_of(profile)
 
 
 def test_nothing_is_installed_at_run_time(compiled: Path):
@@ -95,13 +95,13 @@ def test_steps_that_read_data_know_nothing_of_the_training(compiled: Path):
 def test_steps_with_effects_are_not_cached_and_all_others_are(compiled: Path):
     spec, _ = ir.load(compiled)
     for name, task in ir.tasks(spec).items():
-        assert bool(task.get("cachingOptions", {}).get("enableCache")) == (name not in ir.EFFECTS), name
+        assert bool(task.get("cachingOptions", {}).get("enableCache")) == (name not in {*ir.EFFECTS, ir.REMOVAL}), name
 
 
 def test_every_cached_step_knows_the_version_of_the_code(compiled: Path):
     spec, _ = ir.load(compiled)
     for name, task in ir.tasks(spec).items():
-        assert "code_version" in task["inputs"]["parameters"], name
+        assert "code_version" in task["inputs"]["parameters"] or name == ir.REMOVAL, name
 
 
 def test_ingest_knows_the_version_of_its_files(compiled: Path):
@@ -111,7 +111,9 @@ def test_ingest_knows_the_version_of_its_files(compiled: Path):
 
 def test_gates_hold_back_what_lies_behind_them(compiled: Path):
     spec, _ = ir.load(compiled)
-    assert {"ingest", "validate"} == {n for n in spec["root"]["dag"]["tasks"] if not n.startswith("condition")}
+    components = spec["components"]
+    first = components["comp-exit-handler-1"] if "comp-exit-handler-1" in components else spec["root"]
+    assert {"ingest", "validate"} == {n for n in first["dag"]["tasks"] if not n.startswith("condition")}
     behind = {
         frozenset(n for n in c["dag"]["tasks"] if not n.startswith("condition"))
         for c in spec["components"].values()
@@ -122,7 +124,7 @@ def test_gates_hold_back_what_lies_behind_them(compiled: Path):
         task["triggerPolicy"]["condition"]
         for dag in [spec["root"]["dag"], *(c["dag"] for c in spec["components"].values() if "dag" in c)]
         for task in dag["tasks"].values()
-        if "triggerPolicy" in task
+        if "condition" in task.get("triggerPolicy", {})
     ]
     assert len(conditions) == 3
     assert any("challenger'] != ''" in c for c in conditions)
@@ -155,6 +157,90 @@ def test_training_lands_on_gpus_and_everything_else_does_not(on_gpus: Path):
             assert accelerator is None, name
             assert "tolerations" not in settings and "emptyDirMounts" not in settings, name
             assert settings["nodeSelector"]["labels"] == {POOL_LABEL: "cpu"}, name
+
+
+PLATFORMS = {
+    "nvidia": (Nodes(platform="nvidia"), {"nvidia.com/gpu.present": "true"}, {GPU_RESOURCE}),
+    "gke": (
+        Nodes(platform="gke", gpu_pool="l4", cpu_pool="cpus", spot=True, queue="team", priority="low"),
+        {"cloud.google.com/gke-nodepool": "l4", "cloud.google.com/gke-spot": "true"},
+        {GPU_RESOURCE, "cloud.google.com/gke-spot"},
+    ),
+    "eks": (
+        Nodes(platform="eks", gpu_pool="gpus", spot=True),
+        {"karpenter.sh/nodepool": "gpus", "karpenter.sh/capacity-type": "spot"},
+        {GPU_RESOURCE},
+    ),
+    "aks": (
+        Nodes(platform="aks", gpu_pool="gpus", spot=True),
+        {"kubernetes.azure.com/agentpool": "gpus", "kubernetes.azure.com/scalesetpriority": "spot"},
+        {GPU_RESOURCE, "sku", "kubernetes.azure.com/scalesetpriority"},
+    ),
+}
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_training_lands_on_the_pool_of_the_platform(platform: str, tmp_path: Path):
+    nodes, selector, taints = PLATFORMS[platform]
+    compile_pipeline("gpu-single", tmp_path / "p.yaml", nodes=nodes)
+    spec, kubernetes = ir.load(tmp_path / "p.yaml")
+    for name, settings in kubernetes.items():
+        if name in ir.TRAINING_TASKS:
+            assert settings["nodeSelector"]["labels"] == selector
+            assert {toleration["key"] for toleration in settings["tolerations"]} == taints
+            assert settings.get("podMetadata", {}).get("labels", {}) == queue_labels(nodes)
+            retries = ir.tasks(spec)[name]["retryPolicy"]["maxRetryCount"]
+            assert retries == (6 if nodes.spot else 2)
+            env = {e["name"]: e["value"] for e in ir.containers(spec)[name]["env"]}
+            assert env == {ACCELERATORS: "1"}
+        else:
+            assert "tolerations" not in settings
+            assert settings.get("nodeSelector", {}).get("labels", {}) == cpu_nodes(nodes).selector
+
+
+@pytest.mark.parametrize("profile_of_one", ["cpu-pool", "gpu-trainjob"])
+def test_no_step_of_its_own_asks_for_a_gpu(profile_of_one: str, tmp_path: Path):
+    compile_pipeline(profile_of_one, tmp_path / "p.yaml", nodes=Nodes())
+    spec, kubernetes = ir.load(tmp_path / "p.yaml")
+    for name, container in ir.containers(spec).items():
+        assert "accelerator" not in container["resources"] and "env" not in container, name
+        assert "tolerations" not in kubernetes[name], name
+        assert kubernetes[name]["nodeSelector"]["labels"] == {POOL_LABEL: "cpu"}, name
+
+
+def test_trainjobs_get_the_placement_and_are_removed_at_the_end(tmp_path: Path):
+    nodes = PLATFORMS["gke"][0]
+    compile_pipeline("gpu-trainjob", tmp_path / "p.yaml", nodes=nodes)
+    spec, _ = ir.load(tmp_path / "p.yaml")
+    steps = []
+    for name in ir.LAUNCHES:
+        task = ir.tasks(spec)[name]
+        values = task["inputs"]["parameters"]
+        assert values["placement"]["runtimeValue"]["constant"] == job_placement(nodes)
+        assert values["run_id"]["runtimeValue"]["constant"] == "{{$.pipeline_job_uuid}}"
+        assert int(task["retryPolicy"]["maxRetryCount"]) > 0, "a retry finds the job again"
+        steps.append(values["training_step"]["runtimeValue"]["constant"])
+    assert sorted(steps) == ["finetune", "finetune", "pretrain"]
+    removal = spec["root"]["dag"]["tasks"][ir.REMOVAL]
+    assert removal["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+    assert removal["dependentTasks"] == ["exit-handler-1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--platform", "gke"], "--gpu-pool"),
+        (["--spot"], "no label for spot nodes"),
+        (["--gpu-pool", "x"], "no names of node pools"),
+        (["--priority", "low"], "--queue"),
+        (["--queue", "Not A Name"], "queue"),
+    ],
+)
+def test_settings_that_no_cluster_has_are_refused(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["pipeline", "compile", "--out", str(tmp_path / "p.yaml"), *options]) == 1
+    assert said in " ".join(capsys.readouterr().err.split()) and not (tmp_path / "p.yaml").exists()
 
 
 def test_every_pod_is_bounded_unprivileged_and_gets_its_secrets(on_gpus: Path):

@@ -16,18 +16,10 @@ def finetune(
     pretrained: Input[Model] = None,
 ) -> None:
     """Fine-tune by the recipe of that name; ``code_version`` is part of the cache key and does nothing else."""
-    from thinktwice import recipes
-    from thinktwice.train.finetune import finetune as run
+    from components.training.steps import run_training
 
     init_dir = pretrained.path if pretrained is not None else None
-    settings = recipes.get(recipe)
-    record = run(training_set.path, model.path, settings.model, settings.finetune, seed=seed, init_dir=init_dir)
-    chosen = record.chosen
-    model.metadata.update(
-        recipe=recipe, seed=seed, code_version=code_version, init=record.init, **chosen.model_dump(mode="json")
-    )
-    metrics.log_metric("valid_logloss", record.valid.logloss)
-    if record.valid.auc is not None:  # not defined with one class
-        metrics.log_metric("valid_auc", record.valid.auc)
-    metrics.log_metric("table_l2", chosen.table_l2)
-    metrics.log_metric("epochs", chosen.epochs)
+    result = run_training("finetune", training_set.path, model.path, recipe, seed, init_dir)
+    model.metadata.update(code_version=code_version, **result.metadata)
+    for name, value in result.metrics.items():
+        metrics.log_metric(name, value)

@@ -15,13 +15,9 @@ def pretrain(
     metrics: Output[Metrics],
 ) -> None:
     """Pre-train by the recipe of that name; ``code_version`` is part of the cache key and does nothing else."""
-    from thinktwice import recipes
-    from thinktwice.pretrain.pretrain import pretrain as run
+    from components.training.steps import run_training
 
-    settings = recipes.get(recipe)
-    record = run(training_set.path, pretrained.path, settings.model, settings.pretrain, seed=seed)
-    pretrained.metadata.update(recipe=recipe, seed=seed, code_version=code_version, train_rows=record.rows["train"])
-    last = record.curve[-1]
-    metrics.log_metric("label_logloss", last.label)
-    for name, loss in last.fields.items():
-        metrics.log_metric(f"loss_{name}", loss)
+    result = run_training("pretrain", training_set.path, pretrained.path, recipe, seed)
+    pretrained.metadata.update(code_version=code_version, **result.metadata)
+    for name, value in result.metrics.items():
+        metrics.log_metric(name, value)
