@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.testtime.world import make_training_set
-from thinktwice.files import read_json, sha256_file
+from thinktwice.files import sha256_file
 from thinktwice.threads import VARIABLE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,11 +20,12 @@ BURNERS = 2 * (os.cpu_count() or 1)
 BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
 BATCH = 1000  # so large that torch shares sums among threads
 
-#: All that is computed for a bundle, in one process of its own.
+#: All that is computed for a bundle, in one process of its own. Costs are given: measured ones are the one thing that may differ.
 SCRIPT = f"""
 import sys
 from pathlib import Path
 
+from tests.selection.prices import fixed
 from thinktwice.evaluate.compare import evaluate
 from thinktwice.evaluate.package import write_candidate
 from thinktwice.pretrain.pretrain import pretrain
@@ -43,7 +44,7 @@ recipe = recipe.model_copy(
 pretrain(data, out / "denoiser", recipe.model, recipe.pretrain, seed=3)
 finetune(data, out / "pretrained", recipe.model, recipe.finetune, seed=3, init_dir=out / "denoiser")
 finetune(data, out / "plain", recipe.model, recipe.finetune, seed=3)
-fit_test_time(data, out / "plain", out / "pretrained", out / "test_time")
+fit_test_time(data, out / "plain", out / "pretrained", out / "test_time", price=fixed)
 evaluation = evaluate(data, out / "plain", out / "pretrained", out / "test_time", out / "evaluation")
 write_candidate(
     out / "bundle",
@@ -58,7 +59,6 @@ write_candidate(
     package_version="0.1.0",
 )
 """
-MEASURED = ("test_time/cost.json", "bundle/cost.json", "bundle/manifest.json")
 COMPARED = ("denoiser", "pretrained", "plain", "test_time", "bundle")
 
 
@@ -90,11 +90,5 @@ def test_a_bundle_made_under_load_has_the_same_bytes(threads: int, tmp_path: Pat
     alone = hashes(tmp_path / "alone")
     assert {path.split("/")[0] for path in alone} == set(COMPARED)
     again = hashes(tmp_path / "busy")
-    for measured in MEASURED:  # times, and the list of hashes that names their file
-        assert alone.pop(measured) and again.pop(measured)
-    manifests = [read_json(tmp_path / name / "bundle" / "manifest.json") for name in ("alone", "busy")]
-    for manifest in manifests:
-        del manifest["files"]["cost.json"]
-    assert manifests[0] == manifests[1]
     assert {path for path in alone if alone[path] != again.get(path)} == set()
     assert set(again) == set(alone)
