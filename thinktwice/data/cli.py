@@ -174,6 +174,20 @@ def show_schema(
     typer.echo(builtin_schema_text(name), nl=False)
 
 
+@app.command("schema-reference")
+def show_reference(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON Schema, for completion and checks in editors.")
+    ] = False,
+) -> None:
+    """Print the reference of all keys of a schema file, in Markdown or as a JSON Schema."""
+    import json
+
+    from thinktwice.schema.reference import json_schema, reference_page
+
+    typer.echo(json.dumps(json_schema(), indent=2) if as_json else reference_page(), nl=as_json)
+
+
 @app.command("replay")
 def replay_quarantine(
     quarantine: Annotated[Path, typer.Option(help="Quarantine folder of a validation.")],

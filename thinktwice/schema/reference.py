@@ -1,0 +1,172 @@
+"""The reference of the schema file, generated from its types: a page for readers and a JSON Schema for editors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from thinktwice.schema.log import Entities, EntityKey, LabelColumn, LogField, LogSchema, Sequence, TimeColumn, Vector
+from thinktwice.schema.statistics import FeedbackDelay, InstantStatistics, Statistics
+
+#: Model -> where its mapping stands in the file, and key -> (what it means, an example of the key).
+KEYS: dict[type[BaseModel], tuple[str, dict[str, tuple[str, str]]]] = {
+    LogSchema: (
+        "the file itself",
+        {
+            "name": ("Name of the log: lower-case letters, digits and '-'.", "name: shop"),
+            "time": ("When the impression happened.", "time: {column: shown_at, format: datetime}"),
+            "label": ("What a click is.", "label: {column: bought}"),
+            "entities": ("The ids of users and items.", "entities: {user: {key: user}, item: {key: item}}"),
+            "fields": ("The features of an impression.", "fields: [{name: device}]"),
+            "sequences": ("The latest items of a user.", "sequences: [{name: recent_items, of: item, length: 20}]"),
+            "vectors": ("Fixed vectors of users or items.", "vectors: [{name: look, dim: 4}]"),
+            "statistics": ("Counts and click rates of users and items.", "statistics: {windows_days: [7, 0]}"),
+            "scenario": ("Name of the categorical field that names the scenario.", "scenario: device"),
+            "propensity": ("Column with the probability with which this item was shown.", "propensity: pscore"),
+            "truth": ("Column with the true click probability; simulated logs only.", "truth: probability"),
+            "quarantine_budget": ("Maximum share of quarantined rows.", "quarantine_budget: 0.02"),
+        },
+    ),
+    TimeColumn: (
+        "time",
+        {
+            "column": ("The column; none for the format order.", "column: shown_at"),
+            "format": (
+                "Unix time in s, ms or us; datetime for text, dates and timestamps; yymmddhh; order for the order of rows.",
+                "format: datetime",
+            ),
+            "zone": ("Time zone of times without an offset; default UTC.", "zone: Asia/Tokyo"),
+        },
+    ),
+    LabelColumn: (
+        "label",
+        {
+            "column": ("The column; its values are 0 and 1, or numbers with a threshold.", "column: rating"),
+            "threshold": ("A value of at least this is a click.", "threshold: 4"),
+        },
+    ),
+    Entities: (
+        "entities",
+        {
+            "user": ("The user's id.", "user: {key: user, column: customer}"),
+            "item": ("The item's id.", "item: {key: item, column: sku, title: product}"),
+        },
+    ),
+    EntityKey: (
+        "entities.user, entities.item",
+        {
+            "key": ("Name of the id in features and requests.", "key: user"),
+            "column": ("Its column; default: the key.", "column: customer"),
+            "as_field": ("Whether the id itself is an input of the model.", "as_field: false"),
+            "title": ("Column with a name for display; no input of the model.", "title: product"),
+        },
+    ),
+    LogField: (
+        "fields",
+        {
+            "name": ("Name of the field in the model and in requests.", "name: price"),
+            "kind": ("categorical, or numeric for numbers that are cut into quantile bins.", "kind: numeric"),
+            "entity": ("Whose attribute it is: user, item, or context of the impression.", "entity: item"),
+            "column": ("Its column; default: the name.", "column: price_eur"),
+            "derived": ("hour or weekday of the impression's time, in the zone of the schema.", "derived: hour"),
+            "nullable": ("Whether a missing value is allowed.", "nullable: false"),
+            "allowed": ("Allowed values of a categorical field; others are quarantined.", "allowed: [red, blue]"),
+            "minimum": ("Smallest allowed number.", "minimum: 0"),
+            "maximum": ("Largest allowed number.", "maximum: 120"),
+            "buckets": ("Number of quantile bins of a numeric field.", "buckets: 16"),
+            "protected": ("Whether the value is never masked at test time.", "protected: true"),
+        },
+    ),
+    Sequence: (
+        "sequences",
+        {
+            "name": ("Name of the sequence.", "name: recent_items"),
+            "of": ("The categorical item field, or the item's key, whose values it contains.", "of: item"),
+            "length": ("Number of values, newest first.", "length: 20"),
+            "clicks_only": ("Only of clicked impressions.", "clicks_only: false"),
+        },
+    ),
+    Vector: (
+        "vectors",
+        {
+            "name": ("Name of the vector.", "name: look"),
+            "entity": ("Whose vector it is.", "entity: user"),
+            "column": ("Its list column; default: the name.", "column: image_embedding"),
+            "dim": ("Number of its entries.", "dim: 64"),
+        },
+    ),
+    Statistics: (
+        "statistics",
+        {
+            "windows_days": ("Windows of whole days before the day of the impression; 0 is since the beginning.", "windows_days: [7, 0]"),
+            "entities": ("Whose statistics.", "entities: [item]"),
+            "buckets": ("Number of quantile bins of each statistic.", "buckets: 24"),
+            "instant": ("Counters up to the instant of the impression.", "instant: {feedback_delay: 10m}"),
+        },
+    ),
+    InstantStatistics: (
+        "statistics.instant",
+        {
+            "feedback_delay": ("How long after an impression its outcome is known.", "feedback_delay: 10m"),
+            "topics": ("Categorical item fields, for counters of a user per value.", "topics: [color]"),
+            "attributes": ("Categorical user fields, for counters of an item per value.", "attributes: [gender]"),
+            "last": ("Numbers of latest outcomes.", "last: [3, 10, 50]"),
+            "windows": ("Windows: hour, day, week.", "windows: [hour, day]"),
+            "topic_slots": ("Slots for the values of a topic.", "topic_slots: 32"),
+            "attribute_slots": ("Slots for the values of an attribute.", "attribute_slots: 8"),
+        },
+    ),
+    FeedbackDelay: (
+        "statistics.instant.feedback_delay",
+        {
+            "click": ("Delay of a click, in seconds or as 30s, 10m, 6h, 1d.", "click: 30s"),
+            "no_click": ("Time after which a missing click is a non-click.", "no_click: 10m"),
+        },
+    ),
+}  # fmt: skip
+
+
+def reference_page() -> str:
+    """The page ``docs/schema.md``."""
+    lines = [
+        "# Schema file",
+        "",
+        "All keys of a schema file. This page is generated from the types by `thinktwice data schema-reference`, and `--json` writes a JSON Schema for",
+        "editors. Other keys are an error that names the nearest one. A key without a default is required.",
+    ]
+    for model, (where, keys) in KEYS.items():
+        lines += ["", f"## {where}", "", "| key | meaning | default | example |", "| --- | --- | --- | --- |"]
+        for key, (meaning, example) in keys.items():
+            lines.append(f"| `{key}` | {meaning} | {_default(model, key)} | `{example}` |")
+    return "\n".join(lines) + "\n"
+
+
+def json_schema() -> dict[str, Any]:
+    """A JSON Schema of the file, with the meaning of every key as its description."""
+    schema = LogSchema.model_json_schema()
+    for model, properties in _definitions(schema):
+        for key, (meaning, example) in KEYS[model][1].items():
+            properties[key] |= {"description": f"{meaning} Example: {example}"}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _definitions(schema: dict[str, Any]) -> Iterator[tuple[type[BaseModel], dict[str, Any]]]:
+    for model in KEYS:
+        definition = schema if model is LogSchema else schema["$defs"][model.__name__]
+        yield model, definition["properties"]
+
+
+def _default(model: type[BaseModel], key: str) -> str:
+    default = model.model_fields[key].default
+    if default is PydanticUndefined:
+        return ""
+    if default is None or default == ():
+        return "none"
+    if isinstance(default, BaseModel):
+        return ", ".join(f"`{name}: {value}`" for name, value in default if value is not None) or "none"
+    if isinstance(default, tuple):
+        return f"`[{', '.join(map(str, default))}]`"
+    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
