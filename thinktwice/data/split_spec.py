@@ -106,9 +106,9 @@ def parse_split(text: str, seed: int = 0) -> SplitSpec:
     if kind not in kinds:
         close = difflib.get_close_matches(kind, kinds, n=1)
         guess = f"did you mean {close[0]}? " if close else ""
-        raise DataError(f"split {text!r} is unknown: {guess}choose one of {FORMS}")
+        raise DataError(f"--split {text!r} is unknown: {guess}choose one of {FORMS}")
     if value and kind not in _VALUE:
-        raise DataError(f"split {text!r}: {kind} takes no value; choose one of {FORMS}")
+        raise DataError(f"--split {text!r}: {kind} takes no value; choose one of {FORMS}")
     settings: dict[str, object] = {"kind": kind}
     if kind == "random":
         settings["seed"] = seed
@@ -120,4 +120,4 @@ def parse_split(text: str, seed: int = 0) -> SplitSpec:
     try:
         return SplitSpec.model_validate(settings)
     except ValidationError as error:
-        raise DataError(f"split {text!r} is not understood ({reason(error)}): choose one of {FORMS}") from error
+        raise DataError(f"--split {text!r} is not understood ({reason(error)}): choose one of {FORMS}") from error

@@ -150,6 +150,20 @@ def json_schema() -> dict[str, Any]:
     for model, properties in _definitions(schema):
         for key, (meaning, example) in KEYS[model][1].items():
             properties[key] |= {"description": f"{meaning} Example: {example}"}
+    # What the loader accepts besides: durations as text, one duration for both delays, and values that YAML reads as no text.
+    duration = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": "^[0-9]{1,9} ?[smhd]?$"}]}
+    definitions = schema["$defs"]
+    for key in ("click", "no_click"):
+        of = definitions["FeedbackDelay"]["properties"][key]
+        definitions["FeedbackDelay"]["properties"][key] = duration | {"description": of["description"], "default": 600}
+    instant = definitions["InstantStatistics"]["properties"]
+    described = instant["feedback_delay"]["description"]
+    instant["feedback_delay"] = {
+        "anyOf": [*duration["anyOf"], {"$ref": "#/$defs/FeedbackDelay"}],
+        "description": described,
+    }
+    allowed = definitions["LogField"]["properties"]["allowed"]
+    allowed["anyOf"][0]["items"] = {"type": ["string", "number", "boolean"]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
