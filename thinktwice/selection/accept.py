@@ -189,7 +189,7 @@ def _loss_with_other_evidence(trial_model: TrialModel, config: TestTimeConfig) -
     assert other.rows.evidence is not None and other.fit.evidence is not None
     counters = np.asarray(other.rows.evidence.counters[other.examples])
     correction, _ = other.correction(counters, other.fit.evidence.counters)
-    retrieved = other.retrieval(correction, counters)
+    retrieved = other.retrieval(correction, counters, other.retrieved())
     extras = replace(trial_model.extras, correction=correction, retrieval=None if retrieved is None else retrieved[0])
     model = replace(trial_model, extras=extras)
     if retrieved is None or retrieved[0].network.is_zero:

@@ -40,6 +40,18 @@ Score = Callable[[EncodedRows], Logits]  # base logits of rows from the shipped 
 
 
 @dataclass(frozen=True, eq=False)
+class Retrieved:
+    """The shipped ``neighbours``; retrieved features of the examples [M, 8] and of the rows ``fit`` [V, 8], each with the mask of
+    rows whose user has a known outcome."""
+
+    neighbours: Neighbours
+    features: Floats
+    has_outcome: npt.NDArray[np.bool_]
+    fit_features: Floats
+    fit_has_outcome: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
 class EvidenceFit:
     """Inputs for fitting the networks of one trunk.
 
@@ -129,8 +141,8 @@ class EvidenceFit:
         )
         return CorrectionNetwork(standard, fitted.network), fitted
 
-    def retrieval(self, correction: CorrectionNetwork, counters: Floats) -> tuple[Retrieval, FittedNetwork, int] | None:
-        """The retrieval over the first scores of ``correction``, and the number of its examples; None if no item is known or no
+    def retrieved(self) -> Retrieved | None:
+        """Retrieved features of the examples and of the rows ``fit``, the same for every correction; None if no item is known or no
         user of an example has a history."""
         column = self.data.encoder.column_of(self.data.schema.key_of("item"))
         if column is None or self.rows.evidence is None or self.fit.evidence is None:
@@ -138,16 +150,23 @@ class EvidenceFit:
         parts = []
         for block in self.blocks:
             earlier = self._neighbours(self.rows.take(block.trained_on), column)
-            parts.append(_retrieved(earlier, self.rows.take(block.rows), column))
+            parts.append(_features(earlier, self.rows.take(block.rows), column))
         features, has_outcome = (np.concatenate(part) for part in zip(*parts, strict=True))
         neighbours = self._neighbours(self.rows, column)
-        fit_features, fit_has_outcome = _retrieved(neighbours, self.fit, column)
+        fit_features, fit_has_outcome = _features(neighbours, self.fit, column)
         if not (has_outcome.any() and fit_has_outcome.any()):
             return None
-        sds = features[has_outcome].std(axis=0)
-        standard = Standard(
-            features[has_outcome].mean(axis=0), np.where(sds > 1e-6, sds, np.float32(1)).astype(np.float32)
-        )
+        return Retrieved(neighbours, features, has_outcome, fit_features, fit_has_outcome)
+
+    def retrieval(
+        self, correction: CorrectionNetwork, counters: Floats, retrieved: Retrieved | None
+    ) -> tuple[Retrieval, FittedNetwork, int] | None:
+        """The retrieval over the first scores of ``correction``, and the number of its examples; None without any."""
+        if retrieved is None or self.fit.evidence is None:
+            return None
+        known = retrieved.features[retrieved.has_outcome]
+        sds = known.std(axis=0)
+        standard = Standard(known.mean(axis=0), np.where(sds > 1e-6, sds, np.float32(1)).astype(np.float32))
 
         def examples(rows: EncodedRows, logits: Logits, values: Floats, features: Floats, use: np.ndarray) -> Examples:
             use = np.flatnonzero(use & known_rows(values, correction.num_counters))
@@ -155,19 +174,23 @@ class EvidenceFit:
             inputs = retrieval_inputs(correction.standard, standard, first, values[use], features[use])
             return Examples(inputs, first, rows.label[use], rows.user[use])
 
-        train = examples(self.rows.take(self.examples), self.logits, counters, features, has_outcome)
-        held_out = examples(self.fit, self.fit_logits, self.fit.evidence.counters, fit_features, fit_has_outcome)
+        train = examples(
+            self.rows.take(self.examples), self.logits, counters, retrieved.features, retrieved.has_outcome
+        )
+        held_out = examples(
+            self.fit, self.fit_logits, self.fit.evidence.counters, retrieved.fit_features, retrieved.fit_has_outcome
+        )
         if not (len(train) and len(held_out)):
             return None
         fitted = fit_network(train, held_out, seed=self.seed)
-        return Retrieval(neighbours, standard, fitted.network), fitted, len(train)
+        return Retrieval(retrieved.neighbours, standard, fitted.network), fitted, len(train)
 
     def _neighbours(self, rows: EncodedRows, column: int) -> Neighbours:
         num_items = self.data.encoder.num_values[column]
         return Neighbours(*fit_neighbours(rows.user, rows.ids[:, column], rows.label == 1, num_items))
 
 
-def _retrieved(neighbours: Neighbours, rows: EncodedRows, column: int) -> tuple[Floats, npt.NDArray[np.bool_]]:
+def _features(neighbours: Neighbours, rows: EncodedRows, column: int) -> tuple[Floats, npt.NDArray[np.bool_]]:
     history = None if rows.evidence is None or rows.evidence.history is None else rows.evidence.history()
     assert history is not None
     return neighbours.features(rows.ids[:, column].astype(np.int64), history)
@@ -222,9 +245,9 @@ def fit_evidence(inputs: EvidenceFit | str, extras: Extras, *, retrieves: bool) 
     report = EvidenceReport(correction=network_report(fitted, len(counters)))
     note(STAGE, f"correction by counters: {_words(fitted)}")
     extras = replace(extras, correction=correction)
-    retrieved = inputs.retrieval(correction, counters) if retrieves else None
-    if retrieved is not None:
-        retrieval, fitted, examples = retrieved
+    fitted_retrieval = inputs.retrieval(correction, counters, inputs.retrieved()) if retrieves else None
+    if fitted_retrieval is not None:
+        retrieval, fitted, examples = fitted_retrieval
         report = report.model_copy(update={"retrieval": network_report(fitted, examples)})
         note(STAGE, f"retrieved evidence: {_words(fitted)}")
         if not retrieval.network.is_zero:
