@@ -45,7 +45,7 @@ def collect(names: tuple[str, ...], seeds: int, work: Path, *, quick: bool) -> d
         second = {delay: second_look.table(measured, delay) for delay in DELAYS}
         logs[name] = measure.table(measured) | {"second_look": {d: t for d, t in second.items() if t is not None}}
         print(f"{name}: tables", flush=True)
-    rounds = 3 if quick else 40
+    rounds = 3 if quick else 25
     time = cost.measure(networks_of(names[0], work), COST_DELAY, rounds) if names[0] in logs else None
     return {"logs": logs, "time": time}
 
