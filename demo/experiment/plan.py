@@ -16,7 +16,7 @@ from thinktwice.experiment.file import ExperimentFile
 from thinktwice.experiment.planning import ExperimentPlan, plan_experiment
 
 DAY = 86_400.0
-LOOKS = 14  # most looks that are planned for
+LOOKS = 16  # most looks that are planned for
 POWER = 0.9
 
 
@@ -30,7 +30,7 @@ class Pace:
     """
 
     look: float = 8.0
-    effect: float = 0.15
+    effect: float = 0.12
     first: float = 0.2
 
 
