@@ -31,10 +31,12 @@ COMMANDS = {
     "drift",
     "evaluate",
     "experiment",
+    "exposures",
     "feedback",
     "gateway",
     "load",
     "openapi",
+    "outcomes",
     "pipeline",
     "predict",
     "release",
@@ -127,18 +129,22 @@ def test_help_needs_no_heavy_library():
     assert done.stderr.strip() == "[]"
 
 
+ROLL_OUT = (
+    *(("experiment", name) for name in ("apply", "collect", "ramp", "serve", "start", "stop")),
+    ("bundle", "challenger"), ("bundle", "versions"), ("outcomes",),
+)  # fmt: skip
 #: Options that several commands have, by the commands that have them.
 SHARED = {
     "--state": {
         ("drift",), ("evaluate",), ("load",), ("openapi",), ("pipeline", "run"), ("bundle", "push"), ("score",), ("serve",),
-        ("skew",), *(("feedback", name) for name in ("run", "import", "replay")),
+        ("skew",), *(("feedback", name) for name in ("run", "import", "replay")), *ROLL_OUT,
     },
     "--work": {
         *(("feedback", name) for name in ("run", "import", "replay")),
         *(("experiment", name) for name in ("decide", "list", "replay", "report", "status")),
         *(("gateway", name) for name in ("check", "reload", "run", "status")),
         ("drift",), ("evaluate",), ("load",), ("openapi",), ("pipeline", "run"), ("bundle", "push"), ("score",), ("serve",),
-        ("skew",),
+        ("skew",), ("exposures",), *ROLL_OUT,
     },
     "--bundle": {("drift",), ("evaluate",), ("openapi",), ("score",)},
 }  # fmt: skip

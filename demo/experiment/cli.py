@@ -27,7 +27,7 @@ def demo(
     ] = "corrected",
     rate: Annotated[float, typer.Option(min=1, max=5000, help="Visits of simulated users per second.")] = 80.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the simulated world and its users.")] = 0,
-    work: Annotated[Path, typer.Option("--work", help="Folder of everything it writes; removed first.")] = WORK,
+    work: Annotated[Path, typer.Option("--folder", help="Folder of everything it writes; removed first.")] = WORK,
     server: Annotated[Literal["torchserve", "kserve"], typer.Option(help="Server of each arm.")] = "torchserve",
 ) -> None:
     """Run three live experiments on simulated users: one ends in a promotion, one in a roll-back, one in no decision."""
