@@ -83,7 +83,7 @@ def test_a_replayed_day_has_the_counters_of_training(counted: Counted, tmp_path:
         for number, row in enumerate(day):
             run(book, SCHEMA, [tick(row.time)])
             push(counted.store, book)
-            source = service.scorer.reader.source._source  # type: ignore[union-attr, attr-defined]
+            source = service.scorer.reader.source._source  # type: ignore[union-attr]
             source._watermark_read = -1e9  # half a second passes
             request = {"user_id": row.user, "candidates": [row.item], "context": {"timestamp": row.time / 1e6}}
             reply = service.answer(orjson.dumps({"instances": [request]}), {})
