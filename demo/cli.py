@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 
 from demo.answer import print_answer, print_call
-from demo.question import choose_question
+from demo.fresh import EventFeed, choose_clicks, print_moves
+from demo.question import Question, choose_question
 from demo.server import ask, free_port, serving
 from thinktwice.choices import RecipeName
 from thinktwice.cli import QUIET_STOP
@@ -28,7 +29,10 @@ from thinktwice.release.champion import read_champion, verify_archive
 
 WORK = Path(".thinktwice/demo")
 SIMULATED_ROWS = 200_000
+COUNTERS = "counters"  # key of the answers of a model that reads counters
 TITLES = {"serve": "start the model server", "ask": "ask it a question"}
+FEED = {"log": "feed it the log up to its last day", "day": "feed it the last day", "before": "ask it a question"}
+CLICKS = {"clicks": "click some items", "after": "ask the same question again"}
 
 
 Dataset = Literal["ml-1m", "ml-100k", "sim"]
@@ -109,8 +113,34 @@ def _serve_and_ask(console: Console, work: Path, state: Path, keep_serving: bool
                 sent_at = time.perf_counter()
                 prediction = ask(port, question.request)
                 board.note(f"{len(question.titles)} items scored in {1000 * (time.perf_counter() - sent_at):.0f} ms")
-        print_answer(console, question, prediction)
+        if COUNTERS in prediction:
+            clean = Path(run["tasks"]["validate"]["outputs"]["clean"])
+            _feed_and_ask(console, EventFeed(clean, work / "feedback", "--state", str(state)), clean, question, port)
+        else:
+            print_answer(console, question, prediction)
         print_call(console, question, port, state, running=keep_serving)
         if keep_serving:
             on_stop("server stopped")
             wait(server)
+
+
+def _feed_and_ask(console: Console, feed: EventFeed, clean: Path, question: Question, port: int) -> None:
+    """Bring the counters of the server up to the end of the log, and ask before and after some clicks of the user."""
+    with StageBoard(console, FEED) as board:
+        with board.stage("log"):
+            board.note(f"{feed.begin():,} impressions")
+        with board.stage("day"):
+            board.note(f"{feed.last_day():,} impressions")
+        with board.stage("before"):
+            first = ask(port, question.at(feed.now).request)
+    clicks = choose_clicks(feed, clean, question, first)
+    asked = question.among(clicks.candidates)
+    before = ask(port, asked.at(feed.now).request)
+    print_answer(console, asked, before)
+    with StageBoard(console, CLICKS) as board:
+        with board.stage("clicks"):
+            feed.clicks(question, clicks)
+            board.note(f"{len(clicks.items)} clicks, counted after {seconds_text(feed.window.total_seconds())}")
+        with board.stage("after"):
+            after = ask(port, asked.at(feed.now).request)
+    print_moves(console, question, clicks, before, after)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from thinktwice.schema import EVENT_TIME, LABEL, LogSchema, load_schema
 
 NUM_CANDIDATES = 100
 NUM_SHOWN = 5
+TIME_KEYS = ("timestamp", "event_time")  # of a request, the second where the log has a field of the first name
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,17 @@ class Question:
     recent: tuple[str, ...]  # titles of the latest clicked items, newest first
     titles: dict[str, str]  # title of every candidate by item id
     request: dict[str, Any]  # one instance of a scoring request
+
+    def at(self, instant: datetime) -> Question:
+        """The same question at another time, answered with all candidates."""
+        context = self.request["context"]
+        timed = {name: instant.isoformat() if name in TIME_KEYS else value for name, value in context.items()}
+        return replace(self, request={"user_id": self.user, "candidates": self.request["candidates"], "context": timed})
+
+    def among(self, candidates: Sequence[str]) -> Question:
+        """The same question about fewer candidates."""
+        titles = {item: self.titles[item] for item in candidates}
+        return replace(self, titles=titles, request={**self.request, "candidates": list(candidates)})
 
 
 def choose_question(training_set: Path) -> Question:

@@ -70,6 +70,13 @@ def import_events(
     work: Work = WORK,
     lateness: Lateness = 0.0,
     push: Annotated[bool, typer.Option(help="Push what changes to the online store.")] = True,
+    until: Annotated[
+        str,
+        typer.Option(
+            help="Time up to which the files are complete, such as 2026-01-31T00:00:00Z: windows that end before are closed.",
+            show_default="the time of the last event",
+        ),
+    ] = "",
 ) -> None:
     """Append the events of files to the log, in the order of their time, and push what they change.
 
@@ -78,7 +85,9 @@ def import_events(
     """
     from serving.feedback.offline import import_files
 
-    done = import_files(log, _store(store, state, work), _config(lateness), sources, push=push)
+    done = import_files(
+        log, _store(store, state, work), _config(lateness), sources, push=push, until=_instant(until) if until else None
+    )
     typer.echo(f"{done.events:,} events imported, {done.quarantined:,} set aside: {log}")
     _print_counts(done.counts)
 
@@ -128,6 +137,19 @@ def status(
     if not log_state.complete:
         typer.echo("the log has records that are not yet counted: start 'thinktwice feedback run' if it is not running")
     _print_counts(log_state.counts)
+
+
+def _instant(text: str) -> int:
+    from thinktwice.errors import DataError
+    from thinktwice.schema.times import in_window, instant_of, zone_named
+
+    try:
+        instant = instant_of(text, zone_named("UTC"))
+    except ValueError as error:
+        raise DataError(f"--until {text!r} {error}: pass a time such as 2026-01-31T00:00:00Z") from None
+    if not in_window(instant):
+        raise DataError(f"--until {text!r} is not between 1970 and 2100")
+    return instant
 
 
 def _print_counts(counts: dict[str, int]) -> None:

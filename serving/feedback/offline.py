@@ -67,9 +67,18 @@ class LogStatus:
 
 
 def import_files(
-    folder: Path, store_dir: Path, config: FeedbackConfig, sources: Sequence[Path], *, push: bool
+    folder: Path,
+    store_dir: Path,
+    config: FeedbackConfig,
+    sources: Sequence[Path],
+    *,
+    push: bool,
+    until: int | None = None,
 ) -> Imported:
     """Append the events of files to a log and apply them.
+
+    Args:
+        until: UTC microseconds up to which the sources are complete: windows that end before are closed.
 
     Raises:
         DataError: a file is not a source of events.
@@ -101,6 +110,9 @@ def import_files(
         if columns is not None and book.position == START and (rows := columns.table()) is not None:
             begin(book, store.schema, rows, log.end)
         else:
+            rebuild(folder, book, store.schema, log.end)
+        if until is not None and until > log.last_at:
+            log.append([Record("tick", until)])
             rebuild(folder, book, store.schema, log.end)
         if push:
             push_changes(book, store)

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from serving.feedback import offline
 from serving.feedback.begin import TrainingRows, begin
 from serving.feedback.book import Book
+from serving.feedback.cli import app
 from serving.feedback.event_log import Position
 from serving.feedback.records import Record, recorded
 from serving.feedback.rules import EventRules
@@ -20,6 +22,7 @@ from tests.data.instant.oracle import Row
 from tests.feedback.stores import full_schema, make_store, random_log
 from tests.feedback.streams import SECOND, book_for, click, impression, rows, run, schema_of, values_of
 from tests.feedback.test_join import DELAYS, moved
+from thinktwice.errors import DataError
 from thinktwice.monitor.feedback import STATE_FILE
 from thinktwice.records.events import Click, Impression
 from thinktwice.schema import LogSchema
@@ -128,3 +131,23 @@ def test_an_import_of_a_training_log_equals_its_replay(tmp_path: Path, lateness:
     book = open_book(tmp_path / "log" / STATE_FILE, schema, config)
     assert book.counts["impressions"] == 300 and book.whole
     book.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the libraries that build the store
+def test_an_import_is_complete_up_to_the_time_that_is_said(tmp_path: Path) -> None:
+    schema, log = full_schema(), random_log(50, seed=2)
+    store, events = make_store(tmp_path / "made", log, schema), tmp_path / "log"
+    end = log[-1].time
+    for until, complete in ((end + 3600 * SECOND, True), (end, True)):  # the clock does not go back
+        offline.import_files(events, store, FeedbackConfig(), [tmp_path / "made" / "clean"], push=False, until=until)
+        status = offline.log_status(events)
+        outcomes = status.counts["outcomes_clicked"] + status.counts["outcomes_not_clicked"]
+        assert (outcomes == 50) is complete and status.complete
+    done = offline.replay_log(events, store, FeedbackConfig(), check=True, push=False)
+    assert done.different == 0
+
+
+@pytest.mark.parametrize("until", ["soon", "2026-13-01", "2101-01-01T00:00:00Z", "1"])
+def test_a_time_that_is_none_is_refused(until: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["import", "x", "--log", str(tmp_path), "--store", "s", "--until", until])
+    assert isinstance(result.exception, DataError) and f"--until {until!r}" in str(result.exception)
