@@ -35,6 +35,7 @@ DOCUMENTS = (
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
+SCORE_COUNTED = "thinktwice score rows.parquet scored.parquet --features point-in-time --clean clean"
 #: Commands that no test can run inside itself, and what does.
 EXECUTED_ELSEWHERE = {
     "make demo": ".ci/run, with the small data set",
@@ -51,6 +52,7 @@ EXECUTED_ELSEWHERE = {
     '.venv/bin/python -m pytest tests/serving -m "not server and not pipeline"': "pytest itself",
     '.venv/bin/python -m pytest -m "not server and not pipeline"': "pytest itself",
     "python examples/own_log.py out": "tests/test_examples.py",
+    SCORE_COUNTED: "tests/serving/test_counted_requests.py, with a bundle and a store",
     "pre-commit install": "its list of checks is compared with make lint in test_docs_structure.py",
     "source .venv/bin/activate": "the shell's; the tests call the command line of the running Python",
     **dict.fromkeys(REPLAY, "tests/pipelines/test_replay.py"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from serving.scorer import Answer, Scorer, open_scorer
 from serving.service import Service
 from tests.feedback.streams import SECOND
 from tests.serving.counted import NOW, SCHEMA, Counted, feed, make_counted, push
+from tests.test_docs import SCORE_COUNTED
 from thinktwice.data.evidence import Evidence
 from thinktwice.errors import DataError, FeatureStoreError, SchemaError
 from thinktwice.schema import SCHEMA_FILE
@@ -259,6 +262,12 @@ def test_a_file_is_scored_with_the_counters_of_its_instants(
         score_file(tmp_path / "rows.parquet", tmp_path / "out.parquet", counted.bundles[mode], **arguments)
     score_file(tmp_path / "rows.parquet", tmp_path / "out.parquet", counted.bundles[mode], clean_dir=clean, **arguments)
     assert tuple(pl.read_parquet(tmp_path / "out.parquet")["probability"].to_list()) == answer.probability
+    shutil.copytree(clean, tmp_path / "clean")
+    options = ["--bundle", str(counted.bundles[mode]), "--store", str(counted.store)]
+    command = [sys.executable, "-m", "thinktwice", *SCORE_COUNTED.split()[1:], *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert tuple(pl.read_parquet(tmp_path / "scored.parquet")["probability"].to_list()) == answer.probability
     with pytest.raises(FeatureStoreError, match="which --features online does not fetch"):
         score_file(
             tmp_path / "rows.parquet",
