@@ -108,6 +108,7 @@ class EventFeed:
 
     def _events(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         user, item = self.schema.key_of("user"), self.schema.key_of("item")
+        assert user is not None and item is not None  # choose_question has refused other logs
         for row in rows:
             self.now = max(self.now, row[EVENT_TIME])
             ids = {"request_id": row[ROW_ID], "item_id": row[item], "at": row[EVENT_TIME].timestamp()}

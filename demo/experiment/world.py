@@ -16,6 +16,7 @@ from thinktwice.data.simulator.source import reading_of
 from thinktwice.data.simulator.traffic import Traffic, Visit
 from thinktwice.data.sources.registry import builtin_schema_text
 from thinktwice.files import atomic_file
+from thinktwice.strict_yaml import parse_yaml
 
 HOUR_US = 3_600_000_000
 LOG, SCHEMA = "log.parquet", "sim.yaml"
@@ -42,7 +43,7 @@ class DemoWorld:
         table = table.set_column(0, "time_us", pa.array(times + shift))
         with atomic_file(folder / LOG) as temporary:
             pq.write_table(table, temporary)
-        schema = yaml.safe_load(builtin_schema_text("sim"))
+        schema = parse_yaml(builtin_schema_text("sim"))
         click, no_click = self.feedback
         schema["statistics"]["instant"] = {"feedback_delay": {"click": click, "no_click": no_click}}
         with atomic_file(folder / SCHEMA) as temporary:

@@ -24,6 +24,7 @@ from thinktwice.experiment.routes import CLUSTERS, ROUTES, cluster_of, render
 from thinktwice.files import atomic_dir, read_json, write_json
 from thinktwice.frozen import Frozen
 from thinktwice.release.rollout import RolloutStatus, ServedArm
+from thinktwice.strict_yaml import parse_yaml
 
 STATE_FILE, CONFIG_MAP, KUSTOMIZATION = "rollout.json", "gateway-config.yaml", "kustomization.yaml"
 MOUNT = "/etc/thinktwice-gateway"  # where the gateway mounts the ConfigMap
@@ -178,8 +179,13 @@ class KServeRollout:
         path = self._folder / CONFIG_MAP
         if not path.exists():
             return None
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]
-        return data[ROUTES].encode(), data[CLUSTERS].encode()
+        try:
+            data = parse_yaml(path.read_text(encoding="utf-8"))["data"]
+            return data[ROUTES].encode(), data[CLUSTERS].encode()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ExperimentError(
+                f"{path} is not a ConfigMap that this roll-out wrote ({reason(error)}): restore it, or start anew in another folder"
+            ) from error
 
     def _service(self, arm: str) -> str:
         return f"{self._settings.service}-{arm.replace('/', '-')}"
