@@ -26,6 +26,8 @@ from thinktwice.files import atomic_file
 from thinktwice.records.events import CLICK_COLUMNS
 from thinktwice.records.served import USER
 
+BEFORE_START = 120.0  # seconds by which routes may be live before the start is recorded
+
 
 def collect(
     state: ExperimentState,
@@ -52,8 +54,9 @@ def collect(
     """
     if state.started is None or state.coverage_since is None:
         raise ExperimentError(f"{state.file.name} was not started")
-    # A part that was finished before the start has no row of this experiment.
-    begun = state.started.timestamp()
+    # A part that was finished well before the start has no row of this experiment. The routes were live a little earlier than
+    # the start was recorded: the gateway asks every arm, and servers that are no longer needed end first.
+    begun = state.started.timestamp() - BEFORE_START
     parts = [part for log in sorted((folder / SERVED).iterdir()) for part in prediction_parts(log)]
     predictions = [part for part in parts if part.stat().st_mtime >= begun]
     failures = None

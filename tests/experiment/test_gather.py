@@ -21,6 +21,7 @@ from thinktwice.experiment.gather import Sources, gather
 from thinktwice.experiment.join import EXPOSURES, Logs
 from thinktwice.experiment.metrics import SUMS
 from thinktwice.experiment.outcomes import OUTCOMES
+from thinktwice.experiment.query import engine
 from thinktwice.experiment.unit_sums import LATENCY, UNITS, arm_latencies, arm_moments, check_arms, write_unit_sums
 from thinktwice.records.events import CLICK_COLUMNS
 from thinktwice.records.served import REQUEST_COLUMNS
@@ -187,3 +188,10 @@ def test_empty_logs_decide_nothing(tmp_path: Path) -> None:
         verdict = decide(file, found)
         assert (verdict.decision.action, verdict.decision.status) == ("hold", "no_data")
         assert all(r.flags == ("no_units",) for r in verdict.primary)
+
+
+def test_an_interrupted_query_ends_like_any_interrupted_command(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), engine(tmp_path):
+        raise RuntimeError("Query interrupted")
+    with pytest.raises(RuntimeError, match="another"), engine(tmp_path):
+        raise RuntimeError("another reason")

@@ -31,6 +31,10 @@ def engine(scratch: Path, memory: str = MEMORY) -> Iterator[duckdb.DuckDBPyConne
             yield connection
     except (duckdb.IOException, duckdb.InvalidInputException) as error:
         raise ExperimentError(f"a log cannot be read: {str(error).splitlines()[0]}") from None
+    except RuntimeError as error:
+        if str(error) == "Query interrupted":  # the engine's word for Ctrl-C
+            raise KeyboardInterrupt from error
+        raise
 
 
 def write_parquet(connection: duckdb.DuckDBPyConnection, query: str, target: Path) -> None:
