@@ -20,6 +20,7 @@ from tests.manifests import closed_schema, knative_admission, kserve_admission, 
 from tests.manifests.kserve_admission import MODE
 from tests.manifests.kserve_cluster import Cluster
 from tests.manifests.kserve_controller import predictors, storage_uris
+from tests.manifests.test_platform import OVERLAYS as PLATFORM
 
 OVERLAYS = (
     "standard",
@@ -333,11 +334,11 @@ def test_what_the_predictor_may_reach(render: Render, overlay: str) -> None:
 
 def test_every_overlay_is_tested() -> None:
     folders = {path.name for path in (ROOT / "manifests" / "overlays").iterdir()}
-    assert folders == {*OVERLAYS, "standard-log"}, "standard-log: test_prediction_log.py"
+    assert folders == {*OVERLAYS, *PLATFORM, "standard-log"}, "standard-log: test_prediction_log.py"
 
 
 def test_every_component_is_in_an_overlay() -> None:
-    files = (ROOT / "manifests" / "overlays").glob("*/kustomization.yaml")
+    files = (ROOT / "manifests" / "overlays").rglob("kustomization.yaml")
     used = {Path(c).name for file in files for c in yaml.safe_load(file.read_text()).get("components", [])}
     assert used == {path.name for path in (ROOT / "manifests" / "components").iterdir()}
 
