@@ -185,16 +185,21 @@ def openapi(
 ) -> None:
     """Print the OpenAPI 3.1 document of a model's requests and responses."""
     from serving.protocol.openapi import document
+    from serving.scorer import answer_type
     from thinktwice.files import atomic_file
-    from thinktwice.release.bundle import verify_bundle
+    from thinktwice.release.bundle import load_bundle
     from thinktwice.release.champion import MODEL_NAME, require_champion
-    from thinktwice.schema import SCHEMA_FILE, load_schema
 
     if bundle is None:
         bundle = require_champion(state_folder(state, work), "--state, --work or --bundle").bundle_dir
-    manifest = verify_bundle(bundle)
-    online = bool(manifest.feature_service)
-    openapi_document = document(load_schema(bundle / SCHEMA_FILE), MODEL_NAME, manifest.model_version, online=online)
+    opened = load_bundle(bundle)
+    openapi_document = document(
+        opened.schema,
+        MODEL_NAME,
+        opened.manifest.model_version,
+        online=bool(opened.manifest.feature_service),
+        answer=answer_type(opened.engine),
+    )
     text = json.dumps(openapi_document, indent=2)
     if out is None:
         typer.echo(text)

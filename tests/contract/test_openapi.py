@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from serving import cli
 from serving.protocol.openapi import MEDIA_TYPE, document
+from serving.scorer import EscalatedAnswer
 from tests.contract.conftest import Servers
 from tests.contract.test_contract import BAD, GOOD, ONE, V1, V2, ask, v2
 from tests.serving.small import MODEL_VERSION, PLAIN_SCHEMA, SCHEMA
@@ -20,7 +21,7 @@ from thinktwice.release.champion import Champion
 
 pytestmark = pytest.mark.server
 
-DOCUMENT = document(SCHEMA, "ctr", MODEL_VERSION, online=True)
+DOCUMENT = document(SCHEMA, "ctr", MODEL_VERSION, online=True, answer=EscalatedAnswer)  # the champion has a second look
 #: Wrong in a way that a schema cannot tell: sums over parts, texts within texts, sizes in bytes, arithmetic.
 BEYOND = {"no JSON", "too large", "numbers too large", "beyond INT8", "a float id"}
 
@@ -69,7 +70,7 @@ def test_it_is_a_valid_document_and_always_the_same() -> None:
     validate = pytest.importorskip("openapi_spec_validator").validate
     for found in (DOCUMENT, document(PLAIN_SCHEMA, "ctr", "v", online=False)):
         validate(found)
-    again = document(SCHEMA, "ctr", MODEL_VERSION, online=True)
+    again = document(SCHEMA, "ctr", MODEL_VERSION, online=True, answer=EscalatedAnswer)
     assert json.dumps(again) == json.dumps(DOCUMENT)
 
 

@@ -125,7 +125,7 @@ KINDS = {
     "clicks only in test": Kind(labels(TEST, 1), "all 30 test rows have the same label", undefined=True),
     "one class in validation and test": Kind(labels(slice(240, 300), 0), "all 30 test rows have the same label", undefined=True),
     "one click": Kind(lambda log: log.update(y=[1] + [0] * (ROWS - 1)), "all 30 test rows have the same", undefined=True),
-    "one user": Kind(every(u="c1"), "all 30 test rows are of one user, so nothing says how far chance reaches"),
+    "one user": Kind(every(u="c1"), "all 30 test rows are of one user, so chance cannot be excluded"),
     "one item": Kind(every(i="s1", price=1.0)),
     "one instant": Kind(lambda log: (every(t=START)(log), unique("u")(log)), "leaves no rows for train, valid: give a log of more different times, or split it with --split random"),
     "one instant at random": Kind(lambda log: (every(t=START)(log), unique("u")(log)), split="random"),

@@ -124,7 +124,7 @@ def _matches(matcher: Mapping[str, Any], value: str, where: str) -> bool:
             start, end = (_integer(matcher["range_match"][name]) for name in ("start", "end"))
             return value.isdigit() and start <= int(value) < end
         condition = dict(matcher["string_match"])
-        if set(condition) == {"exact"}:
+        if set(condition) == {"exact"} and isinstance(condition["exact"], str):
             return bool(value == condition["exact"])
         if set(condition) == {"safe_regex"} and set(condition["safe_regex"]) == {"regex"}:
             return re.fullmatch(condition["safe_regex"]["regex"], value) is not None
