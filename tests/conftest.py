@@ -9,6 +9,8 @@ import prometheus_client  # noqa: F401  (before feast, which changes how it coun
 import pytest
 from hypothesis import settings
 
+from thinktwice.imports import SHARED_METRICS
+
 # The library sets its own number of threads; this is for what tests compute in torch and numpy themselves.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
@@ -20,6 +22,13 @@ ROOT = Path(__file__).resolve().parents[1]
 settings.register_profile("gate", deadline=None, derandomize=True)
 settings.register_profile("search", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> None:
+    """Feast names folders of shared metrics in the environment when a test imports it; child processes would use them."""
+    for name in SHARED_METRICS:
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

@@ -131,8 +131,8 @@ def test_every_missing_key_every_unknown_key_and_every_torn_file_is_named(name: 
         read_result(path, type(value), PipelineError, "run it")
 
 
-#: Keys that a file may lack at any depth: of runs that have them, and of configurations, whose options have defaults.
-OPTIONAL = {"truth_distance", "truth_excess_logloss", "truth_distance_change", "truth_logloss_change", "off", "pretrained", "logloss_change"}  # fmt: skip
+#: Keys that a file may lack at any depth: of runs that have them, and those that files of earlier versions lack or have.
+OPTIONAL = {"truth_distance", "truth_excess_logloss", "truth_distance_change", "truth_logloss_change", "off", "pretrained", "logloss_change", "cost", "thought_twice"}  # fmt: skip
 NAMED_BY_THE_LOG = {"valid", "test", "count_auc"}  # shares by entity, AUC by field: any key is one of them
 CONFIGS = {"config", "best", "split"}
 

@@ -170,7 +170,7 @@ def first_fault(found: ValidationError, model: type[BaseModel], whole: str) -> t
     if first["type"] == "literal_error" and isinstance(first["input"], str):
         choices = re.findall(r"'([^']*)'", str(first.get("ctx", {}).get("expected", "")))
         close = difflib.get_close_matches(first["input"], choices, n=1)
-        message = f"{first['input']!r} is unknown; {f'did you mean {close[0]!r}? ' if close else ''}Choose one of {', '.join(choices)}"
+        message = f"{first['input']!r} is unknown{f': did you mean {close[0]!r}? Choose' if close else ': choose'} one of {', '.join(choices)}"
     if first["type"] == "string_type" and isinstance(first["input"], bool | int | float):
         message += f" (YAML has read it as {str(first['input']).lower()}: put it in quotes)"
     return location, message

@@ -71,7 +71,7 @@ def test_editors_accept_the_built_in_schemas_and_refuse_typos(capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("fields: [{name: a, kind: numerc}]", "'numerc' is unknown; did you mean 'numeric'"),
+        ("fields: [{name: a, kind: numerc}]", "'numerc' is unknown: did you mean 'numeric'"),
         ("fields: [{name: a, entity: itm}]", "did you mean 'item'"),
         ("fields: [{name: a, derived: hours}]", "did you mean 'hour'"),
         ("time: {column: t, format: date_time}\nfields: [{name: a}]", "did you mean 'datetime'"),

@@ -9,7 +9,6 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,15 +98,9 @@ def test_errors_have_one_form(live: Gateway, path: str) -> None:
 
 
 def test_a_body_that_is_far_too_large_is_refused_with_its_reason(live: Gateway) -> None:
-    for _ in range(
-        10
-    ):  # the gateway closes a second after its answer: a client that is still sending on a busy machine is cut off
-        with suppress(ConnectionError):
-            reply = ask(live.url, V1, b" " * (5 << 20))
-            break
-    else:
-        pytest.fail("no answer in ten tries")
-    assert reply.status == 413 and form_of_errors(reply.body)
+    # Only the start of the body is sent: the answer does not wait for the rest, and the gateway closes soon after it.
+    answer = raw(live, request(b" " * 1000, length=str(5 << 20)))
+    assert status(answer) == 413 and form_of_errors(answer.split(b"\r\n\r\n", 1)[1])
 
 
 def test_requests_behind_a_bad_one_are_answered(live: Gateway) -> None:

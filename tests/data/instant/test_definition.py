@@ -141,7 +141,7 @@ def test_statistics_of_days_alone_are_as_ever() -> None:
         ("{attributes: [genre]}", "which is not a categorical user field; these are none"),
         ("{topics: [genre, genre]}", "names a value twice"),
         ("{last: [0]}", "greater than or equal to 1"),
-        ("{windows: [month]}", "'hour', 'day' or 'week'"),
+        ("{windows: [month]}", "choose one of hour, day, week"),
         ("{window: [hour]}", "did you mean 'windows'?"),
     ],
 )
