@@ -15,11 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import polars as pl
-
 from thinktwice.data.ingest import simulate
 from thinktwice.data.simulator import SimConfig
 from thinktwice.files import write_json
+from thinktwice.parquet import scan_frame
 
 RESULT = Path(__file__).parent / "results" / "infer.json"
 SECONDS_PER_10M = 60.0
@@ -54,7 +53,7 @@ def measure(rows: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         simulate(SimConfig(rows=rows), folder / "raw")
-        log = pl.scan_parquet(folder / "raw" / "log.parquet").drop("row_id", "source_row")
+        log = scan_frame(folder / "raw" / "log.parquet").drop("row_id", "source_row")
         log.sink_parquet(folder / "log.parquet")
         log.drop(LISTS).sink_csv(folder / "log.csv")
         schema = (folder / "raw" / "schema.yaml").read_text(encoding="utf-8").split("vectors:")[0]

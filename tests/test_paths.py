@@ -33,6 +33,10 @@ HELPERS = {
     "thinktwice/parquet.py": "polars and pyarrow",
     "thinktwice/query.py": "DuckDB itself, and the files in its queries",
     "thinktwice/experiment/join.py": "DuckDB's reader of lines, of files listed by thinktwice.query",
+    "thinktwice/data/outcome_log.py": "DuckDB, of files listed by thinktwice.query",
+    "thinktwice/data/sources/delimited.py": "a buffer in memory, no path",
+    "thinktwice/release/challenger.py": "SQLite, by a quoted URI, and a temporary file",
+    "benchmarks/infer.py": "the peer that is measured",
     "feature_repo/tables_engine.py": "Feast's DuckDB",
     "examples/own_log.py": "a user's own code",
     "examples/score_table.py": "a user's own code",
@@ -42,7 +46,6 @@ HELPERS = {
     "serving/feedback/online.py": "SQLite",
     "thinktwice/monitor/feedback.py": "SQLite, by a quoted URI",
     "thinktwice/data/sources/file_kind.py": "commands for the user, nothing is opened",
-    "thinktwice/data/sources/parts.py": "a query for the user, nothing is opened",
 }
 DIRECT = re.compile(
     r"\b(?:scan|read)_(?:parquet|csv|ndjson|ipc|avro|delta)\(|\bpl\.read_json\(|\bparquet_scan\b|\.(?:write|sink)_parquet\("

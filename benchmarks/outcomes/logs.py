@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from serving.feedback.event_log import EventLog
 from serving.feedback.records import Record
 from thinktwice.experiment.assignment import bucket_of, layout_of, places_of
 from thinktwice.experiment.file import ExperimentFile, parse_experiment
 from thinktwice.monitor.record import log_schema
+from thinktwice.parquet import write_table
 from thinktwice.schema import LogSchema, parse_schema
 
 ITEMS_A_REQUEST = 10
@@ -95,7 +95,7 @@ def write_logs(folder: Path, size: Size) -> None:
         for name, of_arm in (("control", ~arm | moved), ("treatment", arm)):
             chosen = np.flatnonzero(of_arm & kept)
             table = _rows(name, first, ids_text, at, arm, user, keys, buckets, chosen, rng)
-            pq.write_table(table, folder / f"served-{name}" / f"served-{part:06}.parquet", compression="zstd")
+            write_table(table, folder / f"served-{name}" / f"served-{part:06}.parquet", compression="zstd")
         for records in _clicks(first, ids_text, at, rng):
             log.append(records)
     log.append([Record("tick", (START + (DAYS + 2) * 86_400) * 10**6)])

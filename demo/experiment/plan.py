@@ -14,6 +14,7 @@ from demo.experiment.crowd import CrowdPlan
 from demo.experiment.world import DemoWorld
 from thinktwice.experiment.file import ExperimentFile
 from thinktwice.experiment.planning import ExperimentPlan, plan_experiment
+from thinktwice.parquet import write_frame
 
 DAY = 86_400.0
 LOOKS = 16  # most looks that are planned for
@@ -87,4 +88,4 @@ def _write_past(path: Path, world: DemoWorld, crowd: CrowdPlan, pace: Pace, seed
             "label": clicks.reshape(-1).astype(np.int8),
         }
     ).with_columns(pl.from_epoch("event_time", "us").dt.replace_time_zone("UTC"))
-    frame.write_parquet(path)
+    write_frame(frame, path)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from thinktwice.data.simulator.config import SimConfig
@@ -16,6 +15,7 @@ from thinktwice.data.simulator.source import reading_of
 from thinktwice.data.simulator.traffic import Traffic, Visit
 from thinktwice.data.sources.registry import builtin_schema_text
 from thinktwice.files import atomic_file
+from thinktwice.parquet import write_table
 from thinktwice.strict_yaml import parse_yaml
 
 HOUR_US = 3_600_000_000
@@ -42,7 +42,7 @@ class DemoWorld:
         shift = (int(time.time() * 1e6) - int(times.max())) // HOUR_US * HOUR_US
         table = table.set_column(0, "time_us", pa.array(times + shift))
         with atomic_file(folder / LOG) as temporary:
-            pq.write_table(table, temporary)
+            write_table(table, temporary)
         schema = parse_yaml(builtin_schema_text("sim"))
         click, no_click = self.feedback
         schema["statistics"]["instant"] = {"feedback_delay": {"click": click, "no_click": no_click}}

@@ -8,7 +8,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from serving.feedback.event_log import START, Position, read
 from serving.feedback.records import Record
@@ -23,6 +22,7 @@ from thinktwice.experiment.join import REQUESTS, Logs
 from thinktwice.experiment.outcomes import Window
 from thinktwice.experiment.record import ExperimentState
 from thinktwice.files import atomic_file
+from thinktwice.parquet import write_table
 from thinktwice.records.events import CLICK_COLUMNS
 from thinktwice.records.served import USER
 
@@ -94,7 +94,7 @@ def write_clicks(events: Path, folder: Path, position: Position = START) -> Posi
     table = pa.concat_tables(tables) if tables else CLICK_COLUMNS.empty_table()
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(folder / f"clicks-{position.segment:010d}-{position.offset:012d}.parquet") as temporary:
-        pq.write_table(table, temporary)
+        write_table(table, temporary)
     return end
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from thinktwice.files import atomic_file
-from thinktwice.parquet import read_frame
+from thinktwice.parquet import read_frame, write_frame
 
 EXPOSED = "exposed.parquet"  # beside the record
 
@@ -26,5 +26,5 @@ def remember_exposed(requests: Path, path: Path, experiment: str) -> int:
     found = found.unique().sort("unit", "arm")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:
-        found.write_parquet(temporary)
+        write_frame(found, temporary)
     return found.height

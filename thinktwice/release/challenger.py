@@ -183,7 +183,7 @@ def store_snapshot(store: Path) -> Iterator[Path]:
         shutil.copytree(store, target, ignore=shutil.ignore_patterns(*left_out))
         if pushed:
             with (
-                closing(sqlite3.connect(f"file:{store / ONLINE_FILE}?mode=ro", uri=True)) as source,
+                closing(sqlite3.connect(f"{(store / ONLINE_FILE).resolve().as_uri()}?mode=ro", uri=True)) as source,
                 closing(sqlite3.connect(target / ONLINE_FILE)) as copy,
             ):
                 source.backup(copy)
