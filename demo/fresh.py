@@ -192,15 +192,16 @@ def print_moves(
 
 
 def summary(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """In one sentence or two: how many items got a second look, why, and how the list moved."""
+    """How many items got a second look and why, how many were moved by counters, and how many are new among the first."""
     entries = ranked(after)
     looked = Counter(entry["reason"] for entry in entries if entry["reason"])
     reasons = ", ".join(f"{number} for {REASONS[reason]}" for reason, number in looked.most_common())
     first = {entry["item_id"] for _, entry in _top(before)}
     entered = sum(entry["item_id"] not in first for _, entry in _top(after))
+    moved = sum(entry["corrected"] for entry in entries)
+    second = f"{sum(looked.values())} of {len(entries)} items got a second look ({reasons}); " if looked else ""
     return (
-        f"{sum(looked.values())} of {len(entries)} items got a second look{f' ({reasons})' if reasons else ''}; "
-        f"counters moved the probability of {sum(entry['corrected'] for entry in entries)}. "
+        f"{second}{'c' if second else 'C'}ounters moved the probability of {moved} of {len(entries)} items. "
         f"{entered} of the first {2 * NUM_SHOWN} items were not among them before."
     )
 

@@ -76,4 +76,14 @@ def test_the_summary_counts_second_looks_and_moves() -> None:
     after["items"][0]["reason"], after["items"][1]["reason"], after["items"][2]["corrected"] = "", "thin_support", False
     text = summary(before, after)
     assert "19 of 20 items got a second look (18 for new user, 1 for thin support)" in text
-    assert "moved the probability of 19." in text and "10 of the first 10 items were not among them before." in text
+    assert (
+        "; counters moved the probability of 19 of 20 items." in text
+        and "10 of the first 10 items were not among them before." in text
+    )
+
+
+def test_without_second_looks_none_is_mentioned() -> None:
+    answered = answer({"a": 0.5, "b": 0.4})
+    for entry in answered["items"]:
+        entry["reason"] = ""
+    assert summary(answered, answered).startswith("Counters moved the probability of 2 of 2 items. 0 of the first 10")

@@ -11,7 +11,7 @@ TRAINING_TASKS = {"pretrain", "finetune", "finetune-2"}
 EFFECTS = {"bless", "deploy", "challenge"}
 TASKS = {
     "ingest", "validate", "materialize", "build-training-set", "pretrain", "finetune", "finetune-2",
-    "fit-test-time", "evaluate", "bless", "package", "deploy", "challenge",
+    "fit-test-time", "evaluate", "bless", "package", "deploy",
 }  # fmt: skip
 GRAPH = TASKS | {"challenge"}  # the last only where a challenger is asked for
 
