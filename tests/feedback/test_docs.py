@@ -47,7 +47,7 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(clicks, CLICK_COLUMNS), tmp_path / "clicks.parquet")
     event = {"kind": "click", "request_id": "q0", "item_id": "i", "at": DAY[-1].time / 1e6}
     (tmp_path / "events.jsonl").write_text(json.dumps(event) + "\n")
-    assert RUN in COMMANDS and DRIFT in COMMANDS and len(COMMANDS) == 9
+    assert RUN in COMMANDS and DRIFT in COMMANDS and len(COMMANDS) == 10
     for command in COMMANDS:
         words = shlex.split(command)
         assert words[0] == "thinktwice"
