@@ -21,7 +21,14 @@ from thinktwice.files import atomic_dir, read_json, write_json
 from thinktwice.frozen import Frozen
 from thinktwice.release.archive import ARCHIVE_FILE, BUNDLE
 from thinktwice.release.bundle import bundle_hash, copy_bundle, read_manifest
-from thinktwice.release.champion import CHAMPION_FILE, Champion, ChampionInfo, install_champion, read_champion
+from thinktwice.release.champion import (
+    CHAMPION_FILE,
+    Champion,
+    ChampionInfo,
+    VersionFolder,
+    install_champion,
+    read_champion,
+)
 from thinktwice.release.feature_store import FEATURE_STORE, ONLINE_FILE, ONLINE_SIDE_FILES, PUSHED
 from thinktwice.release.release import write_release
 from thinktwice.release.signing import signing_key
@@ -52,26 +59,13 @@ class ChallengerInfo(Frozen):
 
 
 @dataclass(frozen=True)
-class Version:
+class Version(VersionFolder):
     """A version that can be served: the champion, an earlier one, or a challenger (``challenger`` is set)."""
 
-    folder: Path
     model_version: str
     bundle_hash: str
     feature_service: str
     challenger: ChallengerInfo | None = None
-
-    @property
-    def bundle_dir(self) -> Path:
-        return self.folder / BUNDLE
-
-    @property
-    def archive(self) -> Path:
-        return self.folder / ARCHIVE_FILE
-
-    @property
-    def feature_store_dir(self) -> Path:
-        return self.folder / FEATURE_STORE
 
 
 def install_challenger(

@@ -42,11 +42,10 @@ class ChampionInfo(BaseModel):
 
 
 @dataclass(frozen=True)
-class Champion:
-    """A deployed version. All paths are in the version's folder, so a later deployment does not change them."""
+class VersionFolder:
+    """The folder of a version that can be served. All paths are in it, so a later deployment does not change them."""
 
     folder: Path
-    info: ChampionInfo
 
     @property
     def bundle_dir(self) -> Path:
@@ -59,6 +58,13 @@ class Champion:
     @property
     def feature_store_dir(self) -> Path:
         return self.folder / FEATURE_STORE
+
+
+@dataclass(frozen=True)
+class Champion(VersionFolder):
+    """A deployed version."""
+
+    info: ChampionInfo
 
 
 def read_champion(state_dir: Path | str) -> Champion | None:

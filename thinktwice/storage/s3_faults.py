@@ -92,7 +92,9 @@ def as_sentences(uri: str) -> Iterator[None]:
             f"{uri}: the object store does not answer in time ({_told(error)}): check {ADDRESS} and try again"
         ) from error
     except (boto.HTTPClientError, boto.ConnectionError) as error:  # no connection, or one that broke
-        if isinstance(getattr(error, "kwargs", {}).get("error"), RecursionError):  # as below, met within the HTTP client
+        if isinstance(
+            getattr(error, "kwargs", {}).get("error"), RecursionError
+        ):  # as below, met within the HTTP client
             raise StorageError(f"{uri}: the object store {_REGION[0]}: {_REGION[1]}") from error
         raise StorageError(
             f"{uri}: the object store cannot be reached ({_told(error)}): check {ADDRESS} and the network"
