@@ -46,7 +46,7 @@ TITLES: dict[Run, str] = {
     "worse": "a planted worse model",
     "same": "the same model twice (A/A)",
 }
-WORLD = SimConfig(rows=60_000, users=20_000, items=300, drift=1.5, click_rate=0.3, id_variance=3.0, shared_variance=0.3)
+WORLD = SimConfig(rows=60_000, users=20_000, items=300, drift=2.5, click_rate=0.3, id_variance=3.0, shared_variance=0.3)
 
 
 @dataclass(frozen=True)
