@@ -112,7 +112,7 @@ class Recorder:
         with atomic_file(target) as temporary:
             shutil.copyfile(outputs["report"].path, temporary)
         if any(kind == "message" for kind, _ in said_since(self._progress_file, start)):
-            progress.tell(TASK_PREFIX + task_name, f"all of it: {shown(target)}")
+            progress.tell(TASK_PREFIX + task_name, f"full report: {shown(target)}")
 
 
 class TaskFailedError(Exception):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from serving.feedback.service import FeedbackConfig
 
 app = typer.Typer(
-    help="Take impressions and clicks, and keep the counters and sequences of the online store up to this instant.",
+    help="Accept impressions and clicks, and keep the counters and sequences of the online store up to date.",
     no_args_is_help=True,
 )
 
@@ -41,11 +41,13 @@ def run(
     work: Work = WORK,
     lateness: Lateness = 0.0,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = DEFAULT_PORT,
-    host: Annotated[str, typer.Option(help="Address to listen on. Whoever reaches it can send events.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Anyone who can reach it can send events.")
+    ] = "127.0.0.1",
 ) -> None:
-    """Take events at POST /v1/events until Ctrl-C, and push what they change to the online store.
+    """Accept events at POST /v1/events until Ctrl-C, and push the changes to the online store.
 
-    Prints one line "ready URL" when events are taken. Events are answered with 202 when they are on the disk. /healthz says whether
+    Prints one line "ready URL" when events are accepted. Events are answered with 202 once they are on disk. /healthz says whether
     events are taken and pushed, /metrics has the counts for Prometheus.
     """
     from serving.feedback.server import serve
@@ -102,7 +104,7 @@ def replay(
     check: Annotated[bool, typer.Option("--check", help="Only compare; change nothing.")] = False,
     push: Annotated[bool, typer.Option(help="Push every row to the online store again.")] = True,
 ) -> None:
-    """Build all counters from the log again and put them in the place of those there; with --check, 1 when they differ.
+    """Rebuild all counters from the log and replace the stored ones; with --check, only compare: the exit status is 1 if they differ.
 
     Needed after the definition of the counters or the lateness has changed, after an online store was emptied, and after the state beside
     the log was lost.
@@ -120,7 +122,7 @@ def status(
     log: Log,
     json_out: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """What became of every event, and how far the counters are."""
+    """Print what happened to the events, and up to which time the counters are complete."""
     import json
 
     from serving.feedback.offline import log_status

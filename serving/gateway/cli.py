@@ -34,7 +34,7 @@ LOOK = 5.0  # seconds between checks of the log
 
 @app.command("check")
 def check(file: FileArgument, folder: FolderOption = None, work: Work = WORK) -> None:
-    """Render the gateway's files and check them by our rules and by Envoy's, also against the live ones; nothing is written."""
+    """Render the gateway's files and validate them, also with Envoy and against the running ones; nothing is written."""
     from serving.gateway.binary import find_envoy
     from serving.gateway.file import load_gateway
     from serving.gateway.reload import plan
@@ -54,7 +54,7 @@ def render_files(
     file: FileArgument,
     out: Annotated[Path, typer.Option(help="Folder to write bootstrap.json, cds.json, rds.json into.")],
 ) -> None:
-    """Write Envoy's files for an Envoy elsewhere; they are checked against those that are there already."""
+    """Write the files of an Envoy that runs elsewhere, validated against those that the folder already holds."""
     from serving.gateway.file import load_gateway
     from serving.gateway.process import BOOTSTRAP
     from serving.gateway.reload import plan, write
@@ -102,7 +102,7 @@ def run(file: FileArgument, folder: FolderOption = None, work: Work = WORK) -> N
 
 @app.command("reload")
 def reload_routes(file: FileArgument, folder: FolderOption = None, work: Work = WORK) -> None:
-    """Give a running gateway the experiments and arms that the file declares now; requests under way lose nothing.
+    """Apply the experiments and arms of the file to a running gateway; no request in flight is lost.
 
     When anything is wrong the old routes stay live, and the command ends with 1.
     """
@@ -126,7 +126,7 @@ def status(
     work: Work = WORK,
     raw: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Print what the running gateway serves and what its access logs hold."""
+    """Print the experiments and arms of the running gateway, and the counts of its access logs."""
     from serving.gateway.access_log import access_logs, count_lines
     from serving.gateway.admin import running_admin
     from serving.gateway.reload import read_live

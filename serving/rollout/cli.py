@@ -51,7 +51,7 @@ def start(
     state: State = None,
     work: Work = WORK,
 ) -> None:
-    """Start an experiment with its coverage, or that of the first step of its ramp. Another `start` completes an interrupted one.
+    """Start an experiment with its coverage, or that of the first step of its ramp. Running `start` again completes an interrupted start.
 
     `thinktwice experiment serve` runs its servers; a process that runs already takes the new arms.
     """
@@ -76,7 +76,7 @@ def serve(
         Literal["torchserve", "kserve"], typer.Option(help="Server of each arm; both give the same answers.")
     ] = "torchserve",
 ) -> None:
-    """Run a server for every arm of the experiments that run, and the gateway in front of them, until Ctrl-C.
+    """Run a server for every arm of the running experiments, and the gateway in front of them, until Ctrl-C.
 
     Every enrolled request is logged. After a promotion the new champion takes over as control without a restart.
     """

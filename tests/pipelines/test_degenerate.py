@@ -229,12 +229,12 @@ def test_warnings_of_a_log_that_passes_say_what_to_do(tmp_path: Path, monkeypatc
     lines = outcome.told[first_line : first_line + 4]
     assert lines[0] == "3 warnings:"
     assert lines[1].startswith(
-        "  label:binary: 1 row quarantined; expected: the label is 0 or 1 (or true or false); for other numbers say in the schema"
+        "  label:binary: 1 row quarantined; expected: the label is 0 or 1 (or true or false); for other numbers set in the schema"
     )
     assert lines[2].startswith("  price:number: 2 rows quarantined") and "`thinktwice data replay`" in lines[2]
     assert (
         lines[3]
-        == "  field:constant: 1 (dev); expected: the field has at least two values. Leave the field out of the schema: one value teaches nothing."
+        == "  field:constant: 1 (dev); expected: the field has at least two values. Leave the field out of the schema: a constant carries no information."
     )
     assert "Leave the field out" not in (outcome.folder / "report").read_text()  # there in the words of a table
     assert "leave the field out of the schema" in (outcome.folder / "report").read_text()

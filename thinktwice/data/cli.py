@@ -128,9 +128,7 @@ def infer_schema_of_log(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Schema file to write.", show_default=False)],
-    label: Annotated[
-        str, typer.Option(help="Column of the label, if it is not found by itself.", show_default=False)
-    ] = "",
+    label: Annotated[str, typer.Option(help="Column of the label, if it is not detected.", show_default=False)] = "",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a schema file for your log, inferred from its columns. Comments in the file say why, and ask what cannot be known."""

@@ -62,7 +62,7 @@ class Rule(Frozen):
     severity: Severity = "critical"
     allowed: tuple[str, ...] | None = None
     bound: float | None = None  # minimum, maximum: inclusive; vector: its length
-    fix: str = "mend the rows or the rule, then judge them again with `thinktwice data replay`"
+    fix: str = "correct the rows or the rule, then check the rows again with `thinktwice data replay`"
 
 
 class ProfileRule(Frozen):
@@ -121,7 +121,7 @@ def row_rules(schema: LogSchema) -> tuple[Rule, ...]:
                 column="",
                 source="",
                 description="no earlier row of the log has the same ids, time and values in every column; "
-                "where equal rows are impressions of their own, give the log a column that differs, such as an impression id "
+                "where equal rows are separate impressions, give the log a column that differs, such as an impression id "
                 "(the schema need not name it)",
                 fix="",
             )
@@ -164,8 +164,8 @@ def noted_rules(schema: LogSchema) -> tuple[Rule, ...]:
                 column=EVENT_TIME,
                 source=schema.time.column,
                 severity="warning",
-                description=f"the time names its zone or offset, or the schema does; {', '.join(derived)} is now taken from the clock "
-                "of UTC: add 'zone' to 'time' in the schema (zone: Asia/Tokyo; zone: UTC where that is meant)",
+                description=f"the time has a zone or offset, or the schema names one; {', '.join(derived)} is now computed in "
+                "UTC: add 'zone' to 'time' in the schema (zone: Asia/Tokyo, or zone: UTC if the times are in UTC)",
             )
         )
     return tuple(rules)
@@ -189,10 +189,10 @@ def profile_rules() -> tuple[ProfileRule, ...]:
         ProfileRule(
             id="field:leak",
             column="judged_auc",
-            description="no field alone separates clicks from non-clicks (held-out AUC), as only a copy of the label does",
+            description="no field alone separates clicks from non-clicks (held-out AUC), as only a copy of the label would",
             severity="critical",
             maximum=0.99,
-            fix="leave the field out: it is the label in other words, or is known only after the click",
+            fix="leave the field out: it repeats the label, or is known only after the click",
         ),
         ProfileRule(
             id="drift:psi_from_reference",
@@ -200,7 +200,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="the field is distributed as in the reference log (population stability index)",
             severity="critical",
             maximum=0.25,
-            fix="find out what changed where the log comes from; if the change is meant, compare with a newer reference",
+            fix="find out what changed at the source; if the change is intended, compare with a newer reference",
         ),
         ProfileRule(
             id="volume:from_reference",
@@ -209,7 +209,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             severity="critical",
             minimum=0.2,
             maximum=5.0,
-            fix="make sure that the log is whole, or compare with a newer reference",
+            fix="check that the log is complete, or compare with a newer reference",
         ),
         ProfileRule(
             id="field:suspicious",
@@ -217,7 +217,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="no field alone predicts clicks suspiciously well (held-out AUC)",
             severity="warning",
             maximum=0.9,
-            fix="make sure that the field is known before the impression; if it is not, leave it out",
+            fix="check that the field is known before the impression; if it is not, leave it out",
         ),
         ProfileRule(
             id="field:constant",
@@ -225,15 +225,15 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="the field has at least two values",
             severity="warning",
             minimum=2.0,
-            fix="leave the field out of the schema: one value teaches nothing",
+            fix="leave the field out of the schema: a constant carries no information",
         ),
         ProfileRule(
             id="field:identifier",
             column="judged_distinct_share",
-            description="the values of an attribute repeat; a value of its own in nearly every row teaches nothing",
+            description="the values of an attribute repeat; a field that differs in nearly every row carries no information",
             severity="warning",
             maximum=0.9,
-            fix="leave the field out of the schema, or describe it as the id of the user or the item",
+            fix="leave the field out of the schema, or declare it as the key of the user or the item",
         ),
         ProfileRule(
             id="drift:psi",
@@ -241,7 +241,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="the field is distributed as in the first half of the log (population stability index)",
             severity="warning",
             maximum=0.25,
-            fix="find out what changed: mend what broke at the source, or train on the later part alone if that is how it stays; values that come with time (campaigns, new goods) need nothing",
+            fix="find out what changed: repair a fault at the source; if the change is permanent, train on the later part only; for values that come and go, such as campaigns and new products, do nothing",
         ),
         ProfileRule(
             id="drift:ks",
@@ -249,7 +249,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="the number is distributed as in the reference (Kolmogorov-Smirnov distance)",
             severity="warning",
             maximum=0.2,
-            fix="find out what changed, a unit or a source; prices and counts that grow with time need nothing",
+            fix="check whether a unit or a source changed; for numbers that grow with time, such as prices and counts, do nothing",
         ),
         ProfileRule(
             id="drift:nulls",
@@ -257,7 +257,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             description="the share of missing values is as in the reference",
             severity="warning",
             maximum=0.1,
-            fix="find out where the values went missing, or since when they are there, and train on that part alone",
+            fix="find out when the values disappeared or first appeared, and train on the part of the log that has them",
         ),
         ProfileRule(
             id="drift:click_rate",
@@ -266,7 +266,7 @@ def profile_rules() -> tuple[ProfileRule, ...]:
             severity="warning",
             minimum=0.5,
             maximum=2.0,
-            fix="find out what changed, the label or the traffic; with the split by time the model is judged on the later rate",
+            fix="find out whether the label or the traffic changed; with a split by time the model is evaluated at the later rate",
         ),
         ProfileRule(
             id="time:unit",
@@ -339,7 +339,7 @@ def _label_rules(schema: LogSchema) -> list[Rule]:
                 check="binary",
                 column=LABEL,
                 source=source,
-                description="the label is 0 or 1 (or true or false); for other numbers say in the schema from which on they are a "
+                description="the label is 0 or 1 (or true or false); for other numbers set in the schema the value from which they count as a "
                 f"click: label: {{column: {source}, threshold: ...}}",
             )
         )
