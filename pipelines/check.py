@@ -33,13 +33,14 @@ def check_arguments(arguments: RunArguments) -> None:
         SchemaError: the schema file is invalid.
         PipelineError: the address of Redis is missing.
     """
-    from thinktwice.data.reading import refuse_object_store
+    from thinktwice.data.reading import refuse_url
     from thinktwice.data.sources.paths import SEPARATOR, expanded
     from thinktwice.data.sources.raw_log import schema_beside
     from thinktwice.data.sources.registry import source_named
     from thinktwice.data.window import window_of
     from thinktwice.release.feature_store import REDIS_ADDRESS
     from thinktwice.schema import load_schema
+    from thinktwice.storage.location import is_remote
 
     source = source_named(arguments.source)
     path, schema = arguments.source_path, arguments.schema_path
@@ -54,10 +55,10 @@ def check_arguments(arguments: RunArguments) -> None:
                 f"source {source.name!r} needs a schema file that describes your log: pass it with --schema"
             )
     elif path:
-        refuse_object_store(path)
+        refuse_url(path, source.name)
     if path and not source.several and not Path(path).exists():
         raise DataError(f"{path} does not exist: give {source.path_help} with --path")
-    if not schema and not source.has_schema and not schema_beside(Path(path)):
+    if not schema and not source.has_schema and (is_remote(path) or not schema_beside(Path(path))):
         raise DataError(f"source {source.name!r} needs a schema file that describes your log: pass it with --schema")
     if schema:
         window_of(arguments.since, arguments.until, load_schema(schema))

@@ -50,13 +50,16 @@ def run(
     path: Annotated[
         list[str] | None,
         typer.Option(
-            help="File or folder of the log, for the sources that read your own copy; for --source log also a pattern, and it "
-            "may repeat.",
+            help="File or folder of the log, for the sources that read your own copy; for --source log also a pattern or s3://, "
+            "and it may repeat.",
             show_default=False,
         ),
     ] = None,
     schema: Annotated[
-        str, typer.Option(help="Schema file (YAML) of the log, for --source log or parquet.", show_default=False)
+        str,
+        typer.Option(
+            help="Schema file (YAML) of the log, also at s3://, for --source log or parquet.", show_default=False
+        ),
     ] = "",
     split: Annotated[
         str,

@@ -27,6 +27,7 @@ from thinktwice.console.output import shown
 from thinktwice.console.processes import python_command, start, stop
 from thinktwice.errors import PipelineError
 from thinktwice.files import full_disk_named, read_json, write_json
+from thinktwice.storage.object_path import AnyPath
 from thinktwice.threads import thread_environment
 
 POLL = 0.1  # seconds between checks of a running pipeline
@@ -151,17 +152,20 @@ def only_run(work_dir: Path) -> Iterator[None]:
 def _write_request(arguments: RunArguments, work_dir: Path, state_dir: Path, run_dir: Path) -> Path:
     from thinktwice.data.sources.paths import SEPARATOR, expanded, joined
     from thinktwice.data.sources.registry import source_named
+    from thinktwice.storage.location import is_remote
 
     for folder in (run_dir / "tmp", work_dir / "pipeline", work_dir / "reuse", state_dir):
         folder.mkdir(parents=True, exist_ok=True)
     paths = {
-        name: joined([str(Path(part).absolute()) for part in value.split(SEPARATOR)])
+        name: joined([part if is_remote(part) else str(Path(part).absolute()) for part in value.split(SEPARATOR)])
         for name in ("source_path", "schema_path")
         if (value := getattr(arguments, name))
     }
-    read_paths = list(paths.values())
+    read_paths: list[str | AnyPath] = [*filter(None, [paths.get("schema_path")])]
     if source_named(arguments.source).several and paths.get("source_path"):
-        read_paths = [*map(str, expanded(paths["source_path"])), *filter(None, [paths.get("schema_path")])]
+        read_paths += expanded(paths["source_path"])
+    else:
+        read_paths += filter(None, [paths.get("source_path")])
     request = {
         "arguments": {
             **arguments.model_dump(),

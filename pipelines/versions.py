@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import thinktwice
+from thinktwice.storage.location import is_remote
+from thinktwice.storage.object_path import AnyPath, Buckets, ObjectPath
 
 PACKAGES = ("thinktwice", "feature_repo", "components", "pipelines")
 # Subpackages that do not affect results.
@@ -44,17 +46,29 @@ def code_version() -> str:
     return f"{thinktwice.__version__}-{digest.hexdigest()[:12]}"
 
 
-def data_version(*paths: str) -> str:
-    """Hash (12 hex digits) of name, size and modification time of all files at or under `paths`; "" if there are none.
+def data_version(*paths: str | AnyPath) -> str:
+    """Hash (12 hex digits) of name, size and modification time (of objects: ETag) of all files at or under `paths`; "" if
+    there are none.
 
     It indicates whether a step must read its input again, without reading the input, which may have many gigabytes.
     """
     digest = hashlib.sha256()
     any_file = False
-    for path in (Path(text) for text in paths if text):
-        for entry in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if entry.is_file():
-                any_file = True
-                stat = entry.stat()
-                digest.update(f"{entry}\n{stat.st_size}\n{stat.st_mtime_ns}\n".encode())
+    for path in paths:
+        for line in _files_of(path) if path else ():
+            any_file = True
+            digest.update(f"{line}\n".encode())
     return digest.hexdigest()[:12] if any_file else ""
+
+
+def _files_of(path: str | AnyPath) -> Iterator[str]:
+    if isinstance(path, str):
+        path = Buckets().path(path) if is_remote(path) else Path(path)
+    if isinstance(path, ObjectPath):
+        for file in [path] if path.is_file() else [found for found, _ in path.objects()]:
+            yield f"{file}\n{file.stat().st_size}\n{file.stat().version}"
+        return
+    for entry in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if entry.is_file():
+            stat = entry.stat()
+            yield f"{entry}\n{stat.st_size}\n{stat.st_mtime_ns}"

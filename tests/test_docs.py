@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 
 from serving.config import load_config
+from tests.data.test_object_log import OBJECT_LOG
 from tests.pipelines.own_log import write_log
 from tests.pipelines.test_replay import REPLAY
 from thinktwice.choices import SplitKind
@@ -55,6 +56,7 @@ EXECUTED_ELSEWHERE = {
     SCORE_COUNTED: "tests/serving/test_counted_requests.py, with a bundle and a store",
     "pre-commit install": "its list of checks is compared with make lint in test_docs_structure.py",
     "source .venv/bin/activate": "the shell's; the tests call the command line of the running Python",
+    **dict.fromkeys(OBJECT_LOG, "tests/data/test_object_log.py, with an object store"),
     **dict.fromkeys(REPLAY, "tests/pipelines/test_replay.py"),
 }
 

@@ -16,6 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 
+from thinktwice.storage.object_path import AnyPath, ObjectPath
+
+COLUMN_BYTES = 1 << 20  # of a column of an object, read at a time
+
 
 def read_frame(path: Path | str, columns: Sequence[str] | None = None) -> pl.DataFrame:
     """The file as a polars frame; ``columns`` names those to read."""
@@ -33,8 +37,13 @@ def write_frame(frame: pl.DataFrame, path: Path | str) -> None:
     frame.write_parquet(_exact(path))
 
 
-def open_parquet(path: Path | str) -> pq.ParquetFile:
-    """The file, opened; a context manager that closes it."""
+def open_parquet(path: AnyPath | str) -> pq.ParquetFile:
+    """The file, opened; a context manager that closes it.
+
+    Of an object, columns are read in blocks: memory is bounded by the number of columns, whatever the size of a row group.
+    """
+    if isinstance(path, ObjectPath):
+        return pq.ParquetFile(path.open("rb", buffering=COLUMN_BYTES), buffer_size=COLUMN_BYTES, pre_buffer=False)
     return pq.ParquetFile(_exact(path), filesystem=LocalFileSystem())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import re
 import shlex
 import subprocess
 import sys
@@ -147,10 +148,11 @@ def test_parquet_is_known_by_its_content(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "path", ["s3://bucket/log.parquet", "gs://b/x", "https://example.org/log.parquet", "hdfs://n/x", "abfss://c@a/x"]
 )
-def test_object_stores_are_not_read(tmp_path: Path, path: str) -> None:
+def test_only_the_source_log_reads_urls(tmp_path: Path, path: str) -> None:
     for given in (path, Path(path)):
         with pytest.raises(
-            DataError, match=r"is not a local path: a log is not read from object stores or the web \(yet\); copy it"
+            DataError,
+            match=f"{re.escape(path)} is not a local path, and source 'parquet' reads files of this machine: copy",
         ):
             ingest("parquet", given, _schema(tmp_path), tmp_path / "raw")
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.layouts import START_S, differences, generated, write
-from tests.data.own_logs import small_log
+from tests.data.own_logs import as_csv, small_log
 from thinktwice.cli import main
 from thinktwice.data.infer import measure as measuring
 from thinktwice.data.infer.depend import dependence
@@ -126,7 +126,7 @@ def test_every_line_has_a_reason_and_questions_are_marked(tmp_path: Path) -> Non
 
 
 def test_vectors_of_every_format_belong_to_their_entity(tmp_path: Path) -> None:
-    from tests.data.own_logs import as_csv, as_json_lines
+    from tests.data.own_logs import as_json_lines
 
     log = small_log(600)
     log.write_parquet(tmp_path / "log.parquet")
@@ -226,6 +226,16 @@ def test_the_command_writes_a_file_and_keeps_an_edited_one(tmp_path: Path, capsy
     assert main(command) == 1 and "may contain your changes" in capsys.readouterr().err
     assert (tmp_path / "s.yaml").read_text() == "mine"
     assert main([*command, "--force"]) == 0 and load_schema(tmp_path / "s.yaml").label.column == "is_click"
+
+
+@pytest.mark.parametrize("name", ["2024", "null", "true", "off", "1e5", "0x1f", "1_000", "2024-03-01", "~", "y"])
+def test_a_file_of_any_name_gives_a_schema_with_a_name(name: str, tmp_path: Path) -> None:
+    as_csv(small_log(100), tmp_path / f"{name}.csv")
+    assert infer_schema(str(tmp_path / f"{name}.csv"), label="bought").schema.name in (
+        name,
+        name.replace("_", "-"),
+        "log",
+    )
 
 
 def test_many_rows_without_a_user_raise_the_budget_with_a_question(tmp_path: Path) -> None:

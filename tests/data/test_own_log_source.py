@@ -19,7 +19,7 @@ from tests.data.own_logs import SCHEMA, as_csv, as_json_lines, small_log
 from thinktwice.cli import main
 from thinktwice.data.ingest import Snapshot, ingest
 from thinktwice.data.sources import text
-from thinktwice.errors import DataError, SchemaError
+from thinktwice.errors import DataError, SchemaError, StorageError
 from thinktwice.schema.values import spell
 
 Writer = Callable[[pl.DataFrame, Path], None]
@@ -100,7 +100,10 @@ FAULTS: dict[str, tuple[Callable[[Path], str], str]] = {
     ),
     "nothing matches": (lambda f: str(f / "*.tsv"), "nothing matches the pattern"),
     "no such file": (lambda f: str(f / "none.csv"), "no such path"),
-    "an object store": (lambda f: "s3://bucket/log.csv", "is not a local path"),
+    "a URL of the web": (
+        lambda f: "https://example.org/log.csv",
+        "is not an object or a folder of an object store: use s3",
+    ),
     "two formats": (
         lambda f: (small_log(5).write_parquet(f.parent / "x.parquet"), f"{f / '2.csv'}\n{f.parent / 'x.parquet'}")[1],
         "must be of one format, but these are delimited (.*) and parquet",
@@ -125,7 +128,7 @@ FAULTS: dict[str, tuple[Callable[[Path], str], str]] = {
 def test_faults_of_paths_and_files_are_one_sentence(name: str, tmp_path: Path) -> None:
     parts(tmp_path / "logs", "csv")
     path, message = FAULTS[name]
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises((DataError, StorageError), match=message) as caught:
         read(path(tmp_path / "logs"), tmp_path)
     assert "\n" not in str(caught.value) and not (tmp_path / "raw").exists()
 

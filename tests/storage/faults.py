@@ -22,7 +22,8 @@ class Seen(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Answer with this instead of the store's answer; ``hang`` never answers, ``cut`` forwards and breaks the store's answer in the middle."""
+    """Answer with this instead of the store's answer; ``hang`` never answers, ``cut`` forwards and breaks the store's answer in the middle,
+    ``damage`` changes its first byte."""
 
     status: int = 0
     code: str = ""
@@ -30,6 +31,7 @@ class Answer(NamedTuple):
     hang: bool = False
     cut: bool = False
     reset: bool = False
+    damage: bool = False
 
 
 Plan = Callable[[Seen], Answer | None]
@@ -75,11 +77,11 @@ class _Handler(BaseHTTPRequestHandler):
             )
             self.reply(answer.status, {"content-type": "application/xml"}, text.encode(), False)
         else:
-            self.forward(seen, body, cut=answer is not None and answer.cut)
+            self.forward(seen, body, answer or Answer())
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = do_any
 
-    def forward(self, seen: Seen, body: bytes, *, cut: bool) -> None:
+    def forward(self, seen: Seen, body: bytes, fault: Answer) -> None:
         upstream = http.client.HTTPConnection(*self.server.target, timeout=60)
         try:
             upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -91,7 +93,10 @@ class _Handler(BaseHTTPRequestHandler):
             upstream.endheaders(body or None)
             answer = upstream.getresponse()
             headers = {k: v for k, v in answer.getheaders() if k.lower() not in ("connection", "transfer-encoding")}
-            self.reply(answer.status, headers, answer.read(), cut)
+            content = answer.read()
+            if fault.damage and content:
+                content = bytes([content[0] ^ 1]) + content[1:]
+            self.reply(answer.status, headers, content, fault.cut)
         finally:
             upstream.close()
 

@@ -56,13 +56,17 @@ def ingest_log(
     path: Annotated[
         list[str] | None,
         typer.Option(
-            help="File or folder of the source; for --source log also a pattern, and it may repeat.", show_default=False
+            help="File or folder of the source; for --source log also a pattern or s3://, and it may repeat.",
+            show_default=False,
         ),
     ] = None,
     schema: Annotated[
-        Path | None,
-        typer.Option(help="Schema file of your log; built-in sources and raw log folders have their own."),
-    ] = None,
+        str,
+        typer.Option(
+            help="Schema file of your log, also at s3://; built-in sources and raw log folders have their own.",
+            show_default=False,
+        ),
+    ] = "",
     limit: Annotated[int, typer.Option(min=0, help="Read at most this many records; 0 reads all.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Random seed; used by the source sim only.")] = 0,
     since: Since = "",
@@ -124,7 +128,7 @@ def infer_schema_of_log(
     log: Annotated[
         list[str],
         typer.Argument(
-            help="Your log: parquet, CSV, TSV or JSON lines; a file, a folder or a pattern, one or several."
+            help="Your log: parquet, CSV, TSV or JSON lines; a file, a folder or a pattern, here or at s3://, one or several."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Schema file to write.", show_default=False)],

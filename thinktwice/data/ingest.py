@@ -38,6 +38,7 @@ from thinktwice.parquet import num_rows, parquet_writer, read_table, write_table
 from thinktwice.progress import note, tell, track
 from thinktwice.schema import LogSchema, load_schema
 from thinktwice.schema.columns import check_columns
+from thinktwice.storage.location import as_text, is_remote
 
 UNPARSABLE = pa.schema(
     [("row_id", pa.string()), (SOURCE_ROW, pa.int64()), ("raw", pa.string()), ("error", pa.string())]
@@ -90,8 +91,8 @@ def ingest(
 
     Args:
         source: name of a source, see ``thinktwice data list``.
-        path: file or folder of the source, for ``log`` also several, a line each; empty or None for sources without one.
-        schema_path: schema file, or a loaded schema; empty or None for that of a built-in source or of a raw log folder.
+        path: file or folder of the source, for ``log`` also several, a line each, and ``s3://``; empty or None for sources without one.
+        schema_path: schema file, also ``s3://``, or a loaded schema; empty or None for that of a built-in source or of a raw log folder.
         out_dir: folder to write.
         limit: maximum number of records; 0 reads all. For ``sim`` the number of rows to draw.
         seed: for sources that draw rows (``sim``); others do not depend on it.
@@ -107,7 +108,7 @@ def ingest(
     if adapter.path == "none" and path:
         raise DataError(f"source {source!r} takes no path, but {path} was given: leave --path out")
     if not schema_path and not adapter.has_schema:
-        schema_path = schema_beside(Path(path)) if path else None
+        schema_path = schema_beside(Path(path)) if path and not is_remote(as_text(path)) else None
     if not schema_path and not adapter.has_schema:
         raise DataError(f"source {source!r} needs a schema file that describes your log: pass it with --schema")
     if isinstance(schema_path, LogSchema):
@@ -115,7 +116,7 @@ def ingest(
     else:
         schema = load_schema(schema_path) if schema_path else builtin_schema(source)
     seed = seed if adapter.seeded else 0
-    reading = adapter.open(Path(path) if path else None, limit, seed, schema)
+    reading = adapter.open(path or None, limit, seed, schema)
     return write_raw_log(source, reading, schema, Path(out_dir), limit, seed, window_of(since, until, schema))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +16,8 @@ import pyarrow as pa
 from thinktwice.errors import DataError, RowsLostError
 from thinktwice.schema import SCHEMA_FILE as SCHEMA_FILE
 from thinktwice.schema import LogSchema
+from thinktwice.storage.location import as_text, is_remote
+from thinktwice.storage.object_path import AnyPath
 
 # The files of a raw log folder, and the columns that an ingest puts before those of the source.
 LOG_FILE = "log.parquet"
@@ -96,31 +97,37 @@ class Source:
     about: str
     path: Literal["none", "optional", "required"]
     path_help: str
-    open: Callable[[Path | None, int, int, LogSchema], Reading]
+    open: Callable[[Path | str | None, int, int, LogSchema], Reading]
     has_schema: bool = True
     seeded: bool = False  # whether the rows depend on the seed
     several: bool = False  # whether `path` may be several paths or a pattern
 
 
-def refuse_object_store(path: str) -> None:
-    """Raise DataError for a URL: logs are read from this machine's files."""
-    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/{1,2}(?!/)", path)
-    if match and len(match[1]) > 1 and not Path(path).exists():
+def is_object(path: str) -> bool:
+    """Whether a path of a log is a URL, of an object store or of the web; a file of this machine may have such a name."""
+    return is_remote(path) and not Path(path).exists()
+
+
+def refuse_url(path: Path | str, source: str) -> None:
+    """Raise DataError for a URL: all sources but ``log`` read files of this machine."""
+    url = as_text(path)
+    if is_object(url):
         raise DataError(
-            f"{path} is not a local path: a log is not read from object stores or the web (yet); copy it to this machine and give "
-            "its local path with --path"
+            f"{url} is not a local path, and source {source!r} reads files of this machine: copy it here and give its local path with "
+            "--path, or describe it by a schema file and use --source log, which also reads s3://"
         )
 
 
-def need_path(path: Path | None, source: str, what: str) -> Path:
-    """The given path, which must exist and, if it is a folder, be readable.
+def need_path(path: Path | str | None, source: str, what: str) -> Path:
+    """The given path of this machine, which must exist and, if it is a folder, be readable.
 
     Raises:
         DataError: no path was given, it does not exist, or it is not readable.
     """
     if path is None:
         raise DataError(f"source {source!r} reads your own copy: give --path, {what}")
-    refuse_object_store(str(path))
+    refuse_url(path, source)
+    path = Path(path)
     with readable(path):
         if not path.exists():
             raise DataError(f"no such path: {path}; give --path, {what}")
@@ -130,7 +137,7 @@ def need_path(path: Path | None, source: str, what: str) -> Path:
 
 
 @contextmanager
-def readable(path: Path) -> Iterator[None]:
+def readable(path: AnyPath) -> Iterator[None]:
     """Turn operating system errors about ``path`` into a sentence that names it."""
     try:
         yield

@@ -26,7 +26,9 @@ from thinktwice.errors import SchemaError
 from thinktwice.schema.statistics import InstantStatistics, Statistics
 from thinktwice.schema.times import Derived, Zone, zone_named
 from thinktwice.schema.values import spell
-from thinktwice.strict_yaml import first_fault, mapping, read_mapping
+from thinktwice.storage.location import as_text, is_remote
+from thinktwice.storage.open import read_uri
+from thinktwice.strict_yaml import MAX_CHARACTERS, first_fault, mapping, read_mapping
 
 Entity = Literal["user", "item", "context"]
 
@@ -373,11 +375,20 @@ class LogSchema(_Frozen):
 
 
 def load_schema(path: Path | str) -> LogSchema:
-    """Read a schema file.
+    """Read a schema file, of this machine or at ``s3://``.
 
     Raises:
+        StorageError: the object store does not give the file.
         SchemaError: the file is missing, is not YAML, or breaks a rule; the message names the location in the file.
     """
+    uri = as_text(path)
+    if is_remote(uri) and not Path(path).exists():
+        try:
+            return parse_schema(read_uri(uri, MAX_CHARACTERS).decode("utf-8-sig"), where=uri)
+        except UnicodeDecodeError as error:
+            raise SchemaError(
+                f"schema file {uri} is not UTF-8 text (byte {error.start + 1}): save it as UTF-8"
+            ) from error
     return _schema_of(read_mapping(path, "schema file", SchemaError), str(path))
 
 

@@ -44,6 +44,10 @@ class LocalStore:
             return []
         return sorted(entry.name for entry in os.scandir(self.folder) if entry.is_dir(follow_symlinks=False))
 
+    def entry(self, key: str) -> Entry | None:
+        path = self._path(key)
+        return Entry(key, path.stat().st_size) if path.is_file() and not path.is_symlink() else None
+
     @contextmanager
     def open(self, key: str) -> Iterator[BufferedReader]:
         try:

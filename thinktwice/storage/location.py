@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -24,9 +24,22 @@ class Location(NamedTuple):
         return f"s3://{self.bucket}/{self.prefix}"
 
 
+def as_text(path: Path | str) -> str:
+    """A path or URI as text; pathlib leaves one slash of the two after a scheme."""
+    text = str(path)
+    if isinstance(path, Path) and not path.exists():
+        return re.sub(r"(?m)^([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", r"\1://", text)
+    return text
+
+
 def is_remote(text: str) -> bool:
     """Whether ``text`` is a URI and not a path of this machine."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
+
+
+def is_bucket(name: str) -> bool:
+    """Whether a bucket can have this name."""
+    return _BUCKET.fullmatch(name) is not None
 
 
 def parse_location(uri: str) -> Location:
@@ -40,7 +53,7 @@ def parse_location(uri: str) -> Location:
         parts = urlsplit(uri)
     except ValueError:  # e.g. an unclosed bracket
         plain = False
-    if not plain or parts.scheme not in SCHEMES or not _BUCKET.fullmatch(parts.netloc) or parts.query or parts.fragment:
+    if not plain or parts.scheme not in SCHEMES or not is_bucket(parts.netloc) or parts.query or parts.fragment:
         raise StorageError(f"{uri!r} is not a folder of an object store: use s3://BUCKET/FOLDER")
     prefix = parts.path.strip("/")
     if prefix and not is_safe_key(prefix):

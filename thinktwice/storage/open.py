@@ -10,7 +10,7 @@ from thinktwice.errors import StorageError
 from thinktwice.storage.local import LocalStore
 from thinktwice.storage.location import is_remote, parse_location
 from thinktwice.storage.settings import S3Settings
-from thinktwice.storage.store import Store
+from thinktwice.storage.store import Store, read_all
 
 
 @contextmanager
@@ -37,3 +37,14 @@ def open_store(where: str | Path, settings: S3Settings | None = None) -> Iterato
         raise StorageError("s3:// needs boto3: run `pip install 'thinktwice[s3]'`") from error
     with open_s3(location, settings or S3Settings.from_environment()) as store:
         yield store
+
+
+def read_uri(uri: str, most: int) -> bytes:
+    """The content of an object of at most ``most`` bytes, by its URI.
+
+    Raises:
+        StorageError: it is larger, missing or unreadable.
+    """
+    folder, _, name = uri.rpartition("/")
+    with open_store(folder) as store:
+        return read_all(store, name, most)

@@ -18,6 +18,7 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    FlexibleChecksumError,
     IncompleteReadError,
     ReadTimeoutError,
     ResponseStreamingError,
@@ -25,7 +26,7 @@ from botocore.exceptions import (
 
 from thinktwice.errors import StorageError
 from thinktwice.storage.location import Location
-from thinktwice.storage.s3_faults import as_sentences, status_of
+from thinktwice.storage.s3_faults import as_sentences, code_of, status_of
 from thinktwice.storage.settings import UNCONDITIONAL, S3Settings
 from thinktwice.storage.store import Entry
 
@@ -33,7 +34,9 @@ BROKEN = (
     IncompleteReadError,
     ReadTimeoutError,
     ResponseStreamingError,
-)  # a body that ends early; boto3 tries only requests again
+    FlexibleChecksumError,
+)  # a body that ends early or is damaged; boto3 tries only requests again
+CHECKSUMS = ("SHA256", "SHA1", "CRC32")  # of those that S3 knows, the ones in Python's library
 THREADS = 4  # parts of one object uploaded side by side
 LONGEST_PAUSE_S = 5.0
 ABSENT = {"IfNoneMatch": "*"}  # the condition of a write: no object with this key
@@ -72,8 +75,11 @@ class S3Store:
             pages = self.client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.location.bucket, Prefix=prefix + below
             )
-            objects = [found for page in pages for found in page.get("Contents", [])]
-        found = [Entry(each["Key"].removeprefix(prefix), each["Size"]) for each in objects]
+            found = [
+                Entry(each["Key"].removeprefix(prefix), each["Size"], each["ETag"])
+                for page in pages
+                for each in page.get("Contents", [])
+            ]
         # Not every store lists in order, and some tools write a marker for a folder.
         yield from sorted(entry for entry in found if entry.key and not entry.key.endswith("/"))
 
@@ -86,13 +92,44 @@ class S3Store:
             names = [entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", [])]
         return sorted(name.removeprefix(prefix).rstrip("/") for name in names)
 
+    def entry(self, key: str) -> Entry | None:
+        with as_sentences(self.uri + key):
+            try:
+                head = self._head(key)
+            except ClientError as error:
+                if status_of(error) == 404 and code_of(error) != "NoSuchBucket":
+                    return None
+                raise
+        return Entry(key, head["ContentLength"], head["ETag"])
+
     @contextmanager
     def open(self, key: str) -> Iterator[io.BufferedReader]:
         with as_sentences(self.uri + key):
-            head = self.client.head_object(**self._object(key))
-        reader = _Ranges(self, key, head["ContentLength"], head["ETag"])
-        with io.BufferedReader(cast(Any, reader), buffer_size=self.settings.read_bytes) as file:
+            head = self._head(key)
+        with self.open_entry(Entry(key, head["ContentLength"], head["ETag"]), self.settings.read_bytes) as file:
             yield file
+
+    def open_entry(self, entry: Entry, buffer_bytes: int) -> io.BufferedReader:
+        """The object as it was listed, read with requests of ``buffer_bytes`` or, for a larger read, as many bytes as asked for."""
+        return io.BufferedReader(cast(Any, _Ranges(self, entry)), buffer_size=buffer_bytes)
+
+    def checksum(self, entry: Entry) -> tuple[str, str] | None:
+        """The algorithm and base64 value of a checksum of the whole object that the store keeps and that is known here."""
+        with as_sentences(self.uri + entry.key):
+            head = self._head(entry.key, ChecksumMode="ENABLED")
+        if head["ETag"] != entry.version or head.get("ChecksumType", "FULL_OBJECT") != "FULL_OBJECT":
+            return None
+        found = {name: str(head.get(f"Checksum{name}", "")) for name in CHECKSUMS}
+        # A checksum of the checksums of parts ends with their number.
+        return next(((name, value) for name, value in found.items() if value and "-" not in value), None)
+
+    def _head(self, key: str, **options: str) -> Any:
+        """Size, ETag and more of an object. An answer to HEAD has no body, so the reason of a refusal comes from a GET."""
+        try:
+            return self.client.head_object(**self._object(key), **options)
+        except ClientError:
+            with closing(self.client.get_object(**self._object(key), Range="bytes=0-0")["Body"]):
+                raise
 
     def read_range(self, key: str, start: int, end: int, etag: str) -> bytes:
         """Bytes ``start`` to ``end`` (exclusive) of the object with this ETag; a connection that breaks is tried again."""
@@ -229,8 +266,8 @@ class S3Store:
 class _Ranges(io.RawIOBase):
     """An object as a file that can seek; each read is a request for a range of the object as it was when it was opened."""
 
-    def __init__(self, store: S3Store, key: str, size: int, etag: str) -> None:
-        self._store, self._key, self._size, self._etag, self._place = store, key, size, etag, 0
+    def __init__(self, store: S3Store, entry: Entry) -> None:
+        self._store, self._entry, self._size, self._place = store, entry, entry.size, 0
 
     def readable(self) -> bool:
         return True
@@ -250,7 +287,7 @@ class _Ranges(io.RawIOBase):
         end = min(self._size, self._place + min(len(buffer), self._store.settings.read_bytes))
         if end <= self._place:
             return 0
-        data = self._store.read_range(self._key, self._place, end, self._etag)
+        data = self._store.read_range(self._entry.key, self._place, end, self._entry.version)
         buffer[: len(data)] = data
         self._place = end
         return len(data)

@@ -87,6 +87,11 @@ def as_sentences(uri: str) -> Iterator[None]:
         raise StorageError(
             f"{uri}: the object store has no trusted certificate ({_told(error)}): check {ADDRESS}, or set AWS_CA_BUNDLE"
         ) from error
+    except boto.FlexibleChecksumError as error:
+        raise StorageError(
+            f"{uri}: the object store sends other bytes than were written ({_told(error)}): run again, and if it stays so, upload the "
+            "object again"
+        ) from error
     except (boto.ReadTimeoutError, boto.ConnectTimeoutError) as error:
         raise StorageError(
             f"{uri}: the object store does not answer in time ({_told(error)}): check {ADDRESS} and try again"
@@ -125,6 +130,11 @@ def refusal(response: Any) -> str:
 def status_of(error: boto.ClientError) -> int:
     """HTTP status of an error response."""
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def code_of(error: boto.ClientError) -> str:
+    """S3's code of an error response; of an answer without a body its status."""
+    return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def _told(error: BaseException) -> str:

@@ -12,10 +12,11 @@ from thinktwice.errors import StorageError
 
 
 class Entry(NamedTuple):
-    """A file of a store."""
+    """A file of a store, as it was when it was listed."""
 
     key: str
     size: int  # bytes
+    version: str = ""  # of the content: an object's ETag
 
 
 class Store(Protocol):
@@ -33,6 +34,9 @@ class Store(Protocol):
 
     def folders(self) -> list[str]:
         """Names of the folders directly in this one, sorted."""
+
+    def entry(self, key: str) -> Entry | None:
+        """The file with this key; None if there is none."""
 
     def open(self, key: str) -> AbstractContextManager[BufferedReader]:
         """Open a file for reading; the file object can seek. A file that is replaced meanwhile is an error."""

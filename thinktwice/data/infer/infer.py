@@ -43,7 +43,7 @@ def infer_schema(path: str, *, label: str | None = None, name: str | None = None
     Raises:
         DataError: the log cannot be read, has no rows, or no column can be the label.
     """
-    reading = open_log(Path(path), 0, 0, UNKNOWN)
+    reading = open_log(path, 0, 0, UNKNOWN)
     measured = measure(reading)
     if not measured.rows:
         raise DataError(f"{reading.where} contains no rows: give the whole file")

@@ -48,7 +48,7 @@ def schema_text(measured: Measured, roles: Roles, where: str, schema_name: str) 
     keys = {e: given.of(c, key=True) for e, c in (("user", roles.user), ("item", roles.item)) if c is not None}
     lines = [
         f"# Inferred from {where} ({measured.rows:,} rows). It can be used as it is. Comments say why; a comment with '{ASK}' asks.",
-        f"name: {schema_name}",
+        f"name: {_scalar(schema_name)}",
         *_time(measured, roles),
         *_label(roles),
         *_entities(measured, roles, keys),

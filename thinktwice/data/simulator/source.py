@@ -43,7 +43,7 @@ COLUMNS = pa.schema(
 )
 
 
-def open_sim(path: Path | None, limit: int, seed: int, schema: LogSchema) -> Reading:
+def open_sim(path: Path | str | None, limit: int, seed: int, schema: LogSchema) -> Reading:
     """Source ``sim``: the default config with ``limit`` rows (0: its default) and ``seed``."""
     config = SimConfig(seed=seed, rows=limit) if limit else SimConfig(seed=seed)
     return reading_of(config)

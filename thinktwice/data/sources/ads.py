@@ -21,7 +21,7 @@ def _strings(columns: list[str]) -> pa.Schema:
     return pa.schema([(c, pa.string()) for c in columns])
 
 
-def open_criteo(path: Path | None, limit: int, seed: int, schema: LogSchema) -> Reading:
+def open_criteo(path: Path | str | None, limit: int, seed: int, schema: LogSchema) -> Reading:
     """``train.txt``: no header, tab separated, label, 13 counts, 26 hashed categories."""
     path = need_path(path, "criteo", "the Criteo train.txt or train.txt.gz")
     open_stream = file_opener(path)
@@ -32,7 +32,7 @@ def open_criteo(path: Path | None, limit: int, seed: int, schema: LogSchema) -> 
     return Reading(str(path), _strings(CRITEO), {path.name: sha256_file(path)}, chunks, _expected(path))
 
 
-def open_avazu(path: Path | None, limit: int, seed: int, schema: LogSchema) -> Reading:
+def open_avazu(path: Path | str | None, limit: int, seed: int, schema: LogSchema) -> Reading:
     """``train.csv``: comma separated with a header line (id, click, hour as YYMMDDHH, C1, banner_pos, ...)."""
     path = need_path(path, "avazu", "the Avazu train.csv or train.gz")
     open_stream = file_opener(path)

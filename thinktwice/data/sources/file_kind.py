@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import bz2
-import io
 import lzma
 import shlex
 import zipfile
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
+
+from thinktwice.storage.object_path import AnyPath
 
 HEAD_BYTES = 1 << 16
 
@@ -53,20 +54,20 @@ class FileKind(NamedTuple):
         return self.words == PARQUET
 
 
-def kind_of(path: Path) -> FileKind:
+def kind_of(path: AnyPath) -> FileKind:
     """Detect the format from the first bytes of a file.
 
     Raises:
         OSError: it cannot be read.
     """
-    with path.open("rb") as handle:
+    with path.open("rb", buffering=HEAD_BYTES) as handle:
         head = handle.read(HEAD_BYTES)
         if head.startswith(b"PK\x03\x04"):
             return _zip(handle, path)
     return _of_bytes(head, path)
 
 
-def _of_bytes(head: bytes, path: Path) -> FileKind:
+def _of_bytes(head: bytes, path: AnyPath) -> FileKind:
     if not head:
         return FileKind("empty", False, "give the whole file")
     for magic, words in _MAGIC:
@@ -84,7 +85,7 @@ def _of_bytes(head: bytes, path: Path) -> FileKind:
     return _text(head, path)
 
 
-def _fix(words: str, path: Path) -> str:
+def _fix(words: str, path: AnyPath) -> str:
     if words == "an ORC file":
         return _python(
             f"import pyarrow.orc as o, pyarrow.parquet as p; p.write_table(o.read_table({str(path)!r}), {_new(path)!r})"
@@ -102,7 +103,7 @@ def _fix(words: str, path: Path) -> str:
     return "export it as CSV or parquet with the program that wrote it"
 
 
-def _zip(handle: io.BufferedReader, path: Path) -> FileKind:
+def _zip(handle: BinaryIO, path: AnyPath) -> FileKind:
     try:
         with zipfile.ZipFile(handle) as archive:
             names = archive.namelist()
@@ -113,7 +114,7 @@ def _zip(handle: io.BufferedReader, path: Path) -> FileKind:
     return FileKind("a zip archive", True, "unpack it and give the parquet files in it")
 
 
-def _packed(head: bytes, codec: str, path: Path) -> FileKind:
+def _packed(head: bytes, codec: str, path: AnyPath) -> FileKind:
     inner = _unpacked(head, codec)
     article = "an" if codec in ("xz", "lz4") else "a"
     tool = {"gzip": "gunzip", "bzip2": "bunzip2", "xz": "unxz", "zstd": "unzstd", "lz4": "unlz4"}.get(codec)
@@ -143,7 +144,7 @@ def _unpacked(head: bytes, codec: str) -> bytes | None:
     return None
 
 
-def _text(head: bytes, path: Path) -> FileKind:
+def _text(head: bytes, path: AnyPath) -> FileKind:
     unknown = FileKind("no table", False)
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         text = head[: len(head) // 2 * 2].decode("utf-16", errors="replace")
@@ -186,7 +187,7 @@ def _cells(line: str, delimiter: str) -> int:
     return sum(part.count(delimiter) for part in line.split('"')[::2]) + 1
 
 
-def _json(start: str, path: Path) -> FileKind:
+def _json(start: str, path: AnyPath) -> FileKind:
     lines = [line for line in start.splitlines() if line.strip()]
     named = path.suffix.lower() in (".jsonl", ".ndjson")
     if start.startswith("{") and (named or sum(line.startswith("{") for line in lines) > 1):
@@ -196,7 +197,7 @@ def _json(start: str, path: Path) -> FileKind:
     return FileKind("a JSON document", False, "give the log itself")
 
 
-def _csv_fix(path: Path, head: bytes) -> str:
+def _csv_fix(path: AnyPath, head: bytes) -> str:
     line = head.split(b"\n", 1)[0]
     best = max((b",", b"\t", b";", b"|", b"\x01"), key=line.count)
     separator = "" if best == b"," else f", separator={best.decode()!r}"
@@ -205,7 +206,7 @@ def _csv_fix(path: Path, head: bytes) -> str:
     return _polars(f"scan_csv({str(path)!r}{separator}, infer_schema=False{exact}).sink_parquet({_new(path)!r})")
 
 
-def _new(path: Path) -> str:
+def _new(path: AnyPath) -> str:
     name = path.name
     while Path(name).suffix.lower() in (
         *(

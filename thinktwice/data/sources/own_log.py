@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from thinktwice.data.reading import ADDED, Chunk, Reading, need_path
+from thinktwice.data.reading import ADDED, Chunk, Reading
 from thinktwice.data.sources.delimited import Dialect, detect, header, read_delimited
 from thinktwice.data.sources.json_lines import column_kinds, column_type, read_json_lines
 from thinktwice.data.sources.parquet import open_parquet_log, open_parts, with_partition_columns, with_partitions
@@ -17,22 +17,24 @@ from thinktwice.data.sources.paths import WHAT, LogFiles, expanded, is_text_log,
 from thinktwice.data.sources.raw_log import is_raw_log
 from thinktwice.data.sources.text import BLOCK_BYTES, file_opener
 from thinktwice.errors import DataError, SchemaError
-from thinktwice.files import sha256_file
 from thinktwice.schema import LogSchema
 from thinktwice.schema.columns import named_columns
+from thinktwice.storage.location import as_text
+from thinktwice.storage.object_path import AnyPath, sha256_of
 
 
-def open_log(path: Path | None, limit: int, seed: int, schema: LogSchema) -> Reading:
+def open_log(path: Path | str | None, limit: int, seed: int, schema: LogSchema) -> Reading:
     """Open the log of ``path``, which may be several paths (:mod:`thinktwice.data.sources.paths`).
 
     Raises:
         DataError: there are no files, or files of several formats, or one is damaged. SchemaError: it lacks a column.
     """
     if path is None or not str(path):
-        need_path(None, "log", WHAT)
-    paths = expanded(str(path))
-    if len(paths) == 1 and (is_raw_log(paths[0]) or not is_text_log(paths[0])):
-        return open_parquet_log(paths[0], limit, seed, schema)
+        raise DataError(f"source 'log' reads your own copy: give --path, {WHAT}")
+    paths = expanded(as_text(path))
+    first = paths[0]
+    if len(paths) == 1 and isinstance(first, Path) and (is_raw_log(first) or not is_text_log(first)):
+        return open_parquet_log(first, limit, seed, schema)
     files = log_files(paths)
     where = ", ".join(map(str, paths[:3])) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
     if files.format == "parquet":
@@ -41,8 +43,8 @@ def open_log(path: Path | None, limit: int, seed: int, schema: LogSchema) -> Rea
 
 
 def _open_delimited(files: LogFiles, where: str, schema: LogSchema) -> Reading:
-    dialects: dict[Path, Dialect] = {}
-    headers: dict[Path, list[str]] = {}
+    dialects: dict[AnyPath, Dialect] = {}
+    headers: dict[AnyPath, list[str]] = {}
     for file in files.files:
         opener = file_opener(file)
         dialects[file] = detect(opener, str(file))
@@ -64,7 +66,7 @@ def _open_delimited(files: LogFiles, where: str, schema: LogSchema) -> Reading:
 
 def _open_json(files: LogFiles, where: str, schema: LogSchema) -> Reading:
     kinds: dict[str, set[str]] = {}
-    has: dict[Path, list[str]] = {}
+    has: dict[AnyPath, list[str]] = {}
     for file in files.files:
         of_file = column_kinds(file_opener(file), str(file))
         has[file] = list(of_file)
@@ -93,9 +95,9 @@ def _reading(
     files: LogFiles,
     where: str,
     columns: pa.Schema,
-    in_folders: dict[str, dict[Path, str | None]],
+    in_folders: dict[str, dict[AnyPath, str | None]],
     schema: LogSchema,
-    has: dict[Path, list[str]],
+    has: dict[AnyPath, list[str]],
     *,
     chunks_of: object,
 ) -> Reading:
@@ -114,7 +116,7 @@ def _reading(
     digests: dict[str, str] = {}
     first: dict[tuple[str, ...], str] = {}
     for file, name in files.files.items():
-        digests[printable(name)] = digest = sha256_file(file)
+        digests[printable(name)] = digest = sha256_of(file)
         same = first.setdefault((digest, *(str(values[file]) for values in in_folders.values())), name)
         if same != name:
             raise DataError(
@@ -142,7 +144,7 @@ def _union(headers: object) -> list[str]:
     return list(dict.fromkeys(name for names in headers for name in names))  # type: ignore[attr-defined]
 
 
-def _shaped(chunk: Chunk, columns: pa.Schema, in_folders: dict[str, dict[Path, str | None]], file: Path) -> Chunk:
+def _shaped(chunk: Chunk, columns: pa.Schema, in_folders: dict[str, dict[AnyPath, str | None]], file: AnyPath) -> Chunk:
     """The chunk with all columns of the log; a column that the file lacks is null."""
     table = chunk.table
     arrays = [

@@ -16,16 +16,16 @@ from thinktwice.data.sources.parts import Parts, partition_key, partition_values
 from thinktwice.data.sources.raw_log import is_raw_log, open_raw_log
 from thinktwice.data.sources.unite import shaped, unite
 from thinktwice.errors import DataError, SchemaError
-from thinktwice.files import sha256_file
 from thinktwice.schema import LogSchema
 from thinktwice.schema.columns import named_columns
+from thinktwice.storage.object_path import AnyPath, sha256_of
 
 WHAT = "your parquet file, a folder of parquet files or a raw log folder"
 CLEAN_FILE = "clean.parquet"
 QUARANTINE_INFO = "quarantine.json"
 
 
-def open_parquet_log(path: Path | None, limit: int, seed: int, schema: LogSchema) -> Reading:
+def open_parquet_log(path: Path | str | None, limit: int, seed: int, schema: LogSchema) -> Reading:
     """Open a parquet file, or the parquet files of a folder and the folders in it (:mod:`thinktwice.data.sources.parts`).
 
     A raw log folder (as written by ``thinktwice data simulate``, ``ingest`` and ``replay``) is read with its own rows and
@@ -45,11 +45,11 @@ def open_parquet_log(path: Path | None, limit: int, seed: int, schema: LogSchema
             "`thinktwice data replay`"
         )
     parts = parts_of(path) if path.is_dir() else Parts((path,))
-    names = {file: str(file.relative_to(path)) if path.is_dir() else file.name for file in parts.files}
+    names = {file: str(Path(str(file)).relative_to(path)) if path.is_dir() else file.name for file in parts.files}
     return open_parts(parts, names, str(path), schema)
 
 
-def open_parts(parts: Parts, names: Mapping[Path, str], where: str, schema: LogSchema) -> Reading:
+def open_parts(parts: Parts, names: Mapping[AnyPath, str], where: str, schema: LogSchema) -> Reading:
     """Open parquet files as one log; ``names`` are their names in messages and in the snapshot."""
     _refuse_names(parts)
     footers = {file: footer(file) for file in parts.files}
@@ -62,7 +62,7 @@ def open_parts(parts: Parts, names: Mapping[Path, str], where: str, schema: LogS
             f"column {reserved[0]!r} of {where} has a reserved name: rename it in the file (if this is a file that thinktwice "
             "has written, give its folder)"
         )
-    digests = {names[file]: sha256_file(file) for file in parts.files}
+    digests = {names[file]: sha256_of(file) for file in parts.files}
     identity = tuple(f"{column}={values[file]}" for column, values in in_folders.items() for file in parts.files)
     values_of = {names[file]: tuple(values[file] for values in in_folders.values()) for file in parts.files}
     _refuse_copies(digests, [num_rows for num_rows, _ in footers.values()], values_of)
@@ -98,7 +98,7 @@ def with_partition_columns(columns: pa.Schema, in_folders: Mapping[str, object])
     return pa.schema([*columns, *(pa.field(name, pa.string()) for name in in_folders)])
 
 
-def with_partitions(table: pa.Table, in_folders: Mapping[str, Mapping[Path, str | None]], file: Path) -> pa.Table:
+def with_partitions(table: pa.Table, in_folders: Mapping[str, Mapping[AnyPath, str | None]], file: AnyPath) -> pa.Table:
     """Append the columns of the folder names of ``file``."""
     for name, values in in_folders.items():
         table = table.append_column(

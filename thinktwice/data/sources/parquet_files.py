@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -11,12 +10,13 @@ from thinktwice.data.reading import readable
 from thinktwice.data.sources.file_kind import kind_of
 from thinktwice.errors import DataError
 from thinktwice.parquet import open_parquet
+from thinktwice.storage.object_path import AnyPath
 
 BATCH_ROWS = 1 << 17
 BATCH_BYTES = 256 << 20  # of a batch, roughly: a file with thousands of columns is read in fewer rows at a time
 
 
-def footer(file: Path) -> tuple[int, pa.Schema]:
+def footer(file: AnyPath) -> tuple[int, pa.Schema]:
     """Number of rows and arrow schema of a parquet file.
 
     Raises:
@@ -37,7 +37,7 @@ def footer(file: Path) -> tuple[int, pa.Schema]:
         ) from error
 
 
-def batches(file: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+def batches(file: AnyPath, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The rows of a parquet file, at most :data:`BATCH_ROWS` at a time.
 
     With ``columns`` only these are read; a column ``a.b`` may come along with ``a``.

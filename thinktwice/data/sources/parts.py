@@ -20,6 +20,7 @@ from urllib.parse import unquote
 from thinktwice.data.reading import readable
 from thinktwice.data.sources.file_kind import kind_of
 from thinktwice.errors import DataError
+from thinktwice.storage.object_path import AnyPath, ObjectPath
 
 #: Endings of a parquet file; the codec may precede or follow (``.snappy.parquet``, ``.parquet.gz``).
 ENDINGS = frozenset({"parquet", "pq", "parq", "par"})
@@ -42,9 +43,9 @@ class Parts:
     ``partitions`` is file -> the names ``key=value`` of folders between the given folder and the file.
     """
 
-    files: tuple[Path, ...]
+    files: tuple[AnyPath, ...]
     left_out: dict[str, str] = field(default_factory=dict)
-    partitions: dict[Path, tuple[str, ...]] = field(default_factory=dict)
+    partitions: dict[AnyPath, tuple[str, ...]] = field(default_factory=dict)
 
 
 def parts_of(folder: Path) -> Parts:
@@ -55,12 +56,12 @@ def parts_of(folder: Path) -> Parts:
             readable, or contains no parquet file.
     """
     refuse_table(folder)
-    files: list[Path] = []
+    files: list[AnyPath] = []
     left_out: dict[str, str] = {}
-    partitions: dict[Path, tuple[str, ...]] = {}
+    partitions: dict[AnyPath, tuple[str, ...]] = {}
     refused: list[str] = []
     seen: dict[tuple[int, int], str] = {}
-    for path, name, why in walk(folder):
+    for path, name, why in _walk_folder(folder):
         if why:
             left_out[name] = why
             continue
@@ -176,8 +177,26 @@ def counted(number: int, word: str) -> str:
     return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
-def walk(folder: Path) -> Iterator[tuple[Path, str, str]]:
+def walk(folder: AnyPath) -> Iterator[tuple[AnyPath, str, str]]:
     """(path, name below the folder, why it is left out or "") of every entry in reading order; links are followed."""
+    return _walk_objects(folder) if isinstance(folder, ObjectPath) else _walk_folder(folder)
+
+
+def _walk_objects(folder: ObjectPath) -> Iterator[tuple[AnyPath, str, str]]:
+    """The same of the objects below a folder: all in one listing, in the order that their names would have as files."""
+    hidden: set[str] = set()
+    for path, name in sorted(folder.objects(), key=lambda found: [natural(part) for part in found[1].split("/")]):
+        parts = name.split("/")
+        depth = next((number for number, part in enumerate(parts, 1) if _is_hidden(part)), 0)
+        shown = "/".join(parts[:depth]) + ("/" if depth < len(parts) else "")
+        if not depth:
+            yield path, name, ""
+        elif shown not in hidden:
+            hidden.add(shown)
+            yield path, shown, HIDDEN
+
+
+def _walk_folder(folder: Path) -> Iterator[tuple[Path, str, str]]:
     entered: dict[tuple[int, int], str] = {}
     waiting = [(folder, "")]
     while waiting:
@@ -221,7 +240,7 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or (name.startswith("_") and "=" not in name) or name.endswith("._COPYING_")
 
 
-def refuse_table(folder: Path) -> None:
+def refuse_table(folder: AnyPath) -> None:
     """Raise DataError for a table that keeps its own list of valid files."""
     for name, table in TABLES.items():
         if (folder / name).exists():
@@ -230,7 +249,11 @@ def refuse_table(folder: Path) -> None:
                 "export its current rows to plain parquet files and give those"
             )
     metadata = folder / "metadata"
-    if metadata.is_dir() and any(metadata.glob("*.metadata.json")):
+    if isinstance(metadata, ObjectPath):
+        versioned = any(name.endswith(".metadata.json") and "/" not in name for _, name in metadata.objects())
+    else:
+        versioned = metadata.is_dir() and any(metadata.glob("*.metadata.json"))
+    if versioned:
         raise DataError(
             f"{folder} is an Iceberg table (metadata/*.metadata.json is in it), which keeps its own list of valid files: "
             "export its current rows to plain parquet files and give those"
@@ -244,11 +267,11 @@ def partition_value(folder: str) -> str | None:
 
 
 def partition_values(
-    files: Iterable[Path],
-    partitions: Mapping[Path, tuple[str, ...]],
+    files: Iterable[AnyPath],
+    partitions: Mapping[AnyPath, tuple[str, ...]],
     named: Iterable[str],
-    has: Mapping[Path, Iterable[str]],
-) -> dict[str, dict[Path, str | None]]:
+    has: Mapping[AnyPath, Iterable[str]],
+) -> dict[str, dict[AnyPath, str | None]]:
     """Columns that the schema names and only folder names have: column -> file -> value.
 
     Args:
@@ -259,7 +282,7 @@ def partition_values(
         DataError: some files have the column, or the folder, and others do not.
     """
     files = list(files)
-    out: dict[str, dict[Path, str | None]] = {}
+    out: dict[str, dict[AnyPath, str | None]] = {}
     for column in named:
         inside = [file for file in files if column in has[file]]
         folders = {file: part for file in files for part in partitions.get(file, ()) if partition_key(part) == column}

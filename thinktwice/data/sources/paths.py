@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from thinktwice.data.reading import need_path, readable
+from thinktwice.data.reading import SNAPSHOT_FILE, is_object, need_path, readable
 from thinktwice.data.sources.file_kind import FileKind, kind_of
 from thinktwice.data.sources.parts import (
     CODECS,
@@ -28,11 +28,13 @@ from thinktwice.data.sources.parts import (
     walk,
 )
 from thinktwice.errors import DataError
+from thinktwice.storage.object_path import AnyPath, Buckets, ObjectPath, has_magic
 
 Format = Literal["parquet", "delimited", "json lines"]
-WHAT = "your log: a parquet, CSV, TSV or JSON lines file, a folder of them, or a pattern such as 'logs/*.csv'"
+WHAT = "your log: a parquet, CSV, TSV or JSON lines file, a folder of them, or a pattern such as 'logs/*.csv', here or at s3://BUCKET/"
 TEXT_ENDINGS = frozenset({"csv", "tsv", "tab", "psv", "txt", "jsonl", "ndjson", "json"})
 SEPARATOR = "\n"  # between two paths
+CLEAN_INFO, QUARANTINE_INFO = "clean.json", "quarantine.json"  # in the folders of a validation
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,9 @@ class LogFiles:
     """``files`` in reading order -> their names in messages; ``partitions`` as in :class:`~thinktwice.data.sources.parts.Parts`."""
 
     format: Format
-    files: dict[Path, str]
+    files: dict[AnyPath, str]
     left_out: dict[str, str] = field(default_factory=dict)
-    partitions: dict[Path, tuple[str, ...]] = field(default_factory=dict)
+    partitions: dict[AnyPath, tuple[str, ...]] = field(default_factory=dict)
 
 
 def joined(paths: Sequence[str]) -> str:
@@ -53,33 +55,50 @@ def joined(paths: Sequence[str]) -> str:
     return SEPARATOR.join(paths)
 
 
-def expanded(text: str) -> tuple[Path, ...]:
+def expanded(text: str) -> tuple[AnyPath, ...]:
     """The paths in a text, with patterns replaced by the names that match, each once, patterns in natural order.
 
     Raises:
         DataError: nothing matches a pattern, a path does not exist, or a path occurs twice.
     """
-    out: dict[Path, str] = {}
+    out: dict[AnyPath, AnyPath] = {}
+    buckets = Buckets()
     for part in filter(None, text.split(SEPARATOR)):
-        path = Path(part)
-        if glob.has_magic(part) and not path.exists():
-            matches = sorted(glob.glob(part, recursive=True), key=natural)  # noqa: PTH207 - of absolute and relative patterns
-            if not matches:
-                raise DataError(f"nothing matches the pattern {part}: give --path, {WHAT}")
-        else:
-            need_path(path, "log", WHAT)
-            matches = [part]
-        for match in matches:
-            key = Path(os.path.realpath(match))
+        for match in _objects(part, buckets) if is_object(part) else _files(part):
+            key = match if isinstance(match, ObjectPath) else Path(os.path.realpath(match))
             if key in out:
                 raise DataError(
                     f"{match} is given twice (also as {out[key]}), so its rows would count twice: give it once"
                 )
             out[key] = match
-    return tuple(Path(match) for match in out.values())
+    return tuple(out.values())
 
 
-def is_text_log(path: Path) -> bool:
+def _files(part: str) -> list[Path]:
+    """The files and folders of this machine that one path or pattern names."""
+    path = Path(part)
+    if not glob.has_magic(part) or path.exists():
+        return [need_path(path, "log", WHAT)]
+    matches = sorted(glob.glob(part, recursive=True), key=natural)  # noqa: PTH207 - of absolute and relative patterns
+    if not matches:
+        raise DataError(f"nothing matches the pattern {part}: give --path, {WHAT}")
+    return [Path(match) for match in matches]
+
+
+def _objects(part: str, buckets: Buckets) -> list[ObjectPath]:
+    """The objects and folders of an object store that one URI or pattern names."""
+    path = buckets.path(part)
+    if path.exists():
+        return [path]
+    if not has_magic(part):
+        raise DataError(f"no such object or folder: {part}; give --path, {WHAT}")
+    matches = sorted(buckets.matches(part), key=lambda match: natural(str(match)))
+    if not matches:
+        raise DataError(f"nothing matches the pattern {part}: give --path, {WHAT}")
+    return matches
+
+
+def is_text_log(path: AnyPath) -> bool:
     """Whether a path is a file of text, or a folder that contains text files of a log and no parquet file."""
     formats = set()
     for file, name, why in walk(path) if path.is_dir() else [(path, "", "")]:
@@ -89,28 +108,29 @@ def is_text_log(path: Path) -> bool:
     return bool(formats & {"delimited", "json lines"}) and "parquet" not in formats
 
 
-def log_files(paths: Sequence[Path]) -> LogFiles:
+def log_files(paths: Sequence[AnyPath]) -> LogFiles:
     """The files below ``paths``, which exist.
 
     Raises:
         DataError: there is none, their formats differ, or one of them is no log.
     """
-    files: dict[Path, str] = {}
+    files: dict[AnyPath, str] = {}
     formats: dict[Format, str] = {}
     left_out: dict[str, str] = {}
-    partitions: dict[Path, tuple[str, ...]] = {}
+    partitions: dict[AnyPath, tuple[str, ...]] = {}
     refused: list[str] = []
-    seen: dict[tuple[int, int], str] = {}
+    seen: dict[tuple[int, int] | AnyPath, str] = {}
     for root in paths:
         if root.is_dir():
             refuse_table(root)
+            if isinstance(root, ObjectPath):
+                _refuse_written(root)
         for path, name, why in walk(root) if root.is_dir() else [(root, "", "")]:
             shown = str(root / name) if len(paths) > 1 else name or root.name
             if why:
                 left_out[shown] = why
                 continue
-            status = path.stat()
-            known = seen.setdefault((status.st_dev, status.st_ino), shown)
+            known = seen.setdefault(_identity(path), shown)
             if known != shown:
                 left_out[shown] = f"the same file as {known}"
                 continue
@@ -146,7 +166,25 @@ def log_files(paths: Sequence[Path]) -> LogFiles:
     return LogFiles(form, files, left_out, partitions)
 
 
-def _format(kind: FileKind, path: Path, *, given: bool) -> Format | None:
+def _identity(path: AnyPath) -> tuple[int, int] | AnyPath:
+    """The same for two names of one file."""
+    if isinstance(path, ObjectPath):
+        return path
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _refuse_written(folder: ObjectPath) -> None:
+    """Raise DataError for a folder that thinktwice has written, which is more than its parquet files."""
+    for name in (SNAPSHOT_FILE, CLEAN_INFO, QUARANTINE_INFO):
+        if (folder / name).is_file():
+            raise DataError(
+                f"{folder} is a folder that thinktwice has written ({name} is in it), not a log: give the log that it was made from, or copy "
+                "the folder to this machine"
+            )
+
+
+def _format(kind: FileKind, path: AnyPath, *, given: bool) -> Format | None:
     """The format of a file that is meant to be read, else None. ``given``: the user named this very file."""
     if kind.is_parquet:
         return "parquet"

@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from thinktwice.data.reading import Chunk, Unparsable
-from thinktwice.data.sources.file_kind import kind_of
+from thinktwice.data.sources.file_kind import HEAD_BYTES, kind_of
 from thinktwice.errors import DataError
+from thinktwice.storage.object_path import AnyPath
 
 BLOCK_BYTES = 8 << 20
 TEXT = ("a CSV", "a TSV", "a JSON", "a gzip-compressed")  # kinds of files that this reader can open
@@ -29,7 +30,7 @@ TEXT = ("a CSV", "a TSV", "a JSON", "a gzip-compressed")  # kinds of files that 
 Opener = Callable[[], BinaryIO]
 
 
-def file_opener(path: Path) -> Opener:
+def file_opener(path: AnyPath) -> Opener:
     """Opener of a plain or gzipped file; detected from its first bytes.
 
     Raises:
@@ -38,7 +39,7 @@ def file_opener(path: Path) -> Opener:
     if path.is_dir():
         raise DataError(f"{path} is a folder: give the path of the file itself")
     try:
-        with path.open("rb") as handle:
+        with path.open("rb", buffering=HEAD_BYTES) as handle:
             magic = handle.read(2)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): give a readable file") from error
@@ -50,7 +51,7 @@ def file_opener(path: Path) -> Opener:
             f"{path} is {kind.words}, and this source reads text, plain or gzipped: give the file as published"
         )
     if magic == b"\x1f\x8b":
-        return lambda: gzip.open(path, "rb")  # type: ignore[return-value]
+        return lambda: gzip.open(path if isinstance(path, Path) else path.open("rb"), "rb")  # type: ignore[return-value]
     return lambda: path.open("rb")
 
 

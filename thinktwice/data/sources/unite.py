@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +17,7 @@ import pyarrow.types as pt
 from thinktwice.data.sources.parquet_files import batches, short
 from thinktwice.errors import DataError, SchemaError
 from thinktwice.schema.columns import Use, is_bytes, is_text, refuse_type, stored, twice
+from thinktwice.storage.object_path import AnyPath
 
 WHOLE = 2**53  # floats represent every integer up to here exactly
 Named = Mapping[str, tuple[Use, ...]]
@@ -32,14 +32,14 @@ class ColumnLayout:
     missing: dict[str, str]
 
 
-def unite(files: Mapping[Path, pa.Schema], named: Named) -> ColumnLayout:
+def unite(files: Mapping[AnyPath, pa.Schema], named: Named) -> ColumnLayout:
     """The layout of files with these arrow schemas.
 
     Raises:
         SchemaError: a named column is repeated, has an unsupported type, or incompatible types.
         DataError: a file is damaged.
     """
-    files_by_column: dict[str, dict[Path, pa.DataType]] = {}
+    files_by_column: dict[str, dict[AnyPath, pa.DataType]] = {}
     left_out: dict[str, str] = {}
     for file, schema in files.items():
         several = {n for n in schema.names if schema.names.count(n) > 1} if _repeats(schema) else set()
@@ -69,7 +69,7 @@ def unite(files: Mapping[Path, pa.Schema], named: Named) -> ColumnLayout:
     return layout
 
 
-def _missing(files: Mapping[Path, pa.Schema], named: Named) -> dict[str, str]:
+def _missing(files: Mapping[AnyPath, pa.Schema], named: Named) -> dict[str, str]:
     """Named columns that some files lack. A file with none of the named columns is refused: it belongs to another log."""
     missing: dict[str, str] = {}
     have = {file: set(schema.names) & set(named) for file, schema in files.items()}
@@ -84,7 +84,7 @@ def _missing(files: Mapping[Path, pa.Schema], named: Named) -> dict[str, str]:
     return missing
 
 
-def shaped(batch: pa.RecordBatch, columns: pa.Schema, file: Path) -> pa.Table:
+def shaped(batch: pa.RecordBatch, columns: pa.Schema, file: AnyPath) -> pa.Table:
     """The columns of a layout in its order; a column that the file lacks is null.
 
     Raises:
@@ -124,7 +124,7 @@ def _repeats(schema: pa.Schema) -> bool:
     return len(set(schema.names)) < len(schema.names)
 
 
-def _named_type(name: str, types: dict[Path, pa.DataType], uses: tuple[Use, ...]) -> pa.DataType:
+def _named_type(name: str, types: dict[AnyPath, pa.DataType], uses: tuple[Use, ...]) -> pa.DataType:
     for file, kind in types.items():
         for use in uses:
             refuse_type(name, kind, use, str(file))
@@ -204,7 +204,7 @@ def _common_timestamp(first: pa.DataType, second: pa.DataType) -> pa.DataType | 
     return pa.timestamp(unit, first.tz if first.tz == second.tz else "UTC")
 
 
-def _check_values(name: str, types: dict[Path, pa.DataType], target: pa.DataType, uses: tuple[Use, ...]) -> None:
+def _check_values(name: str, types: dict[AnyPath, pa.DataType], target: pa.DataType, uses: tuple[Use, ...]) -> None:
     """Check the values of a named column if its type does not guarantee that they fit; nothing is written yet."""
     stored_types = [stored(kind) for kind in types.values()]
     mixed = any(map(pt.is_integer, stored_types)) and any(map(pt.is_floating, stored_types))
@@ -227,7 +227,7 @@ def _check_values(name: str, types: dict[Path, pa.DataType], target: pa.DataType
                 ) from error
 
 
-def _beyond(file: Path, name: str) -> int | None:
+def _beyond(file: AnyPath, name: str) -> int | None:
     """An integer of the column that a float cannot represent exactly, or that may have been rounded to one."""
     for array in _values(file, name):
         array = array.storage if isinstance(array, pa.ExtensionArray) else array
@@ -241,7 +241,7 @@ def _beyond(file: Path, name: str) -> int | None:
     return None
 
 
-def _values(file: Path, name: str) -> Iterator[pa.Array]:
+def _values(file: AnyPath, name: str) -> Iterator[pa.Array]:
     for batch in batches(file, [name]):
         yield plain(batch.column(batch.schema.get_field_index(name)))
 
@@ -273,7 +273,7 @@ def _is_numeric(kind: pa.DataType) -> bool:
     return bool(_is_whole_or_float(kind) or pt.is_decimal(kind) or pt.is_boolean(kind))
 
 
-def _words(types: Mapping[Path, pa.DataType]) -> str:
+def _words(types: Mapping[AnyPath, pa.DataType]) -> str:
     """``integer (int64) in a.parquet and float (double) in b.parquet``: each type with the first file that has it."""
     first_spelling: dict[str, str] = {}
     for file, kind in types.items():
