@@ -164,7 +164,7 @@ KINDS = {
         "give the log a column that differs, such as an impression id",
     ),
     "equal rows of one hour": Kind(lambda log: (every(u="a", i="b", dev="c", price=1.0)(log), log.update(t=[START + timedelta(hours=k // 9) for k in range(ROWS)]))),
-    "a copy of the label": Kind(lambda log: log.update(dev=[str(y) for y in log["y"]]), "leave the field out: it is the label in other words"),
+    "a copy of the label": Kind(lambda log: log.update(dev=[str(y) for y in log["y"]]), "leave the field out: it repeats the label"),
 }  # fmt: skip
 
 
