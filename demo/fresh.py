@@ -21,9 +21,10 @@ from thinktwice.console.output import Column, Record, print_table, say
 from thinktwice.console.processes import python_command, start, stop, wait
 from thinktwice.data.instant.definition import definition_of
 from thinktwice.errors import DataError
-from thinktwice.parquet import read_frame, write_table
+from thinktwice.parquet import read_schema, write_table
 from thinktwice.printable import printable
 from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, SCHEMA_FILE, LogSchema, load_schema
+from thinktwice.validate.side_tables import read_clean
 
 NUM_CLICKS = 5
 CLEAN = "clean.parquet"
@@ -73,7 +74,8 @@ class EventFeed:
             )
         )
         self.window = timedelta(microseconds=max(definition.click_delay, definition.no_click_delay))
-        self._rows = read_frame(clean / CLEAN).sort(EVENT_TIME, ROW_ID)
+        names = read_schema(clean / CLEAN).names
+        self._rows = read_clean(clean, self.schema, [*names, *self._fields]).sort(EVENT_TIME, ROW_ID)
         end: datetime = self._rows[EVENT_TIME][-1]
         self._last_day = self._rows.filter(pl.col(EVENT_TIME) >= end - timedelta(days=1))
         self.now = end
@@ -153,7 +155,7 @@ def choose_clicks(feed: EventFeed, clean: Path, question: Question, prediction: 
     if not definition.topics or item is None:
         return FreshClicks(None, tuple(order[-NUM_CLICKS:]), tuple(order[:-NUM_CLICKS]))
     field = definition.topics[0].field
-    rows = read_frame(clean / CLEAN).select(item, field).drop_nulls()
+    rows = read_clean(clean, feed.schema, [item, field]).drop_nulls()
     topics: dict[str, str] = dict(rows.group_by(item).agg(pl.col(field).last()).iter_rows())
     ranks: dict[str, list[int]] = {}
     for rank, candidate in enumerate(order):

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from thinktwice.data.feature_tables import CLEAN_FILE
 from thinktwice.data.instant.definition import Definition
 from thinktwice.data.instant.log_counters import log_counters, log_rows
-from thinktwice.parquet import scan_frame
 from thinktwice.records.served import AT, INSTANT, ITEM, USER
-from thinktwice.schema import EVENT_TIME, ROW_ID
+from thinktwice.schema import EVENT_TIME, ROW_ID, SCHEMA_FILE, load_schema
 from thinktwice.schema.values import spelled
+from thinktwice.validate.side_tables import read_clean
 
 _POSITION = "position in the log"
 
@@ -37,7 +36,7 @@ def training_counters(
     present = [key for key in keys.values() if key is not None]
     fields = [c.field for c in (*definition.topics, *definition.attributes)]
     columns = list(dict.fromkeys([EVENT_TIME, ROW_ID, "label", *present, *fields]))
-    log = scan_frame(clean_dir / CLEAN_FILE).select(columns).sort(EVENT_TIME, ROW_ID).collect()
+    log = read_clean(clean_dir, load_schema(clean_dir / SCHEMA_FILE), columns).sort(EVENT_TIME, ROW_ID)
     join_columns = [AT, *(name for name, key in keys.items() if key is not None)]
     log_index = pl.DataFrame(
         {

@@ -6,15 +6,21 @@ definition, and compared with the result of the join.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 
 from thinktwice.data.statistics import DAY_US, PRIOR_VIEWS
 from thinktwice.errors import FeatureStoreError
+from thinktwice.parquet import scan_frame
 from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, LogSchema
+from thinktwice.schema.fields import VALID_FROM
+from thinktwice.validate.side_tables import Side, clean_table
 
 SAMPLE_ROWS = 40
 TOLERANCE = 1e-9  # for sums in a different order
@@ -23,13 +29,20 @@ Ints = npt.NDArray[np.int64]
 
 
 def assert_no_leak(
-    table: pa.Table, clean: pa.Table, schema: LogSchema, *, sample_rows: int = SAMPLE_ROWS, seed: int = 0
+    table: pa.Table,
+    clean: pa.Table,
+    schema: LogSchema,
+    tables: Mapping[Side, pl.LazyFrame] | None = None,
+    *,
+    sample_rows: int = SAMPLE_ROWS,
+    seed: int = 0,
 ) -> int:
     """Recompute the features of a sample of rows and compare; returns the number of values compared.
 
     Args:
         table: training rows as :func:`feature_repo.retrieve.training_set` returns them, all rows of the log.
         clean: the clean rows they were made from, in the same order.
+        tables: the clean side tables, see :func:`side_rows`.
 
     Raises:
         FeatureStoreError: an attribute differs from the latest one in the log, or another feature differs from the value
@@ -39,6 +52,8 @@ def assert_no_leak(
     labels = _integers(clean[LABEL].cast(pa.int64()))
     picked = np.sort(np.random.default_rng(seed).permutation(len(times))[:sample_rows])
     compared = _compare_attributes(table, clean, schema, times, picked)
+    for side, rows in (tables or {}).items():
+        compared += _compare_side_table(table, clean, schema, side, rows, times, picked)
     for entity in schema.statistics.entities if schema.statistics else ():
         names = schema.statistic_names(entity)
         if not names:
@@ -80,7 +95,7 @@ def _compare_attributes(table: pa.Table, clean: pa.Table, schema: LogSchema, tim
     for entity in entities:
         names = [f.name for f in schema.attributes_of(entity)]
         names += [v.name for v in schema.vectors if v.entity == entity]
-        if not names:
+        if not names or entity in schema.side_tables:
             continue
         for row, same in _rows_of_same(clean, schema.key_of(entity), picked):
             latest = None
@@ -97,6 +112,40 @@ def _compare_attributes(table: pa.Table, clean: pa.Table, schema: LogSchema, tim
                         f"{entity} in the clean log has {expected!r}: materialize again from this log"
                     )
                 compared += 1
+    return compared
+
+
+def side_rows(clean_dir: Path, schema: LogSchema) -> dict[Side, pl.LazyFrame]:
+    """The clean side tables of a clean log."""
+    return {side: scan_frame(clean_table(clean_dir, side)) for side in schema.side_tables}
+
+
+def _compare_side_table(
+    table: pa.Table, clean: pa.Table, schema: LogSchema, side: Side, rows: pl.LazyFrame, times: Ints, picked: Ints
+) -> int:
+    """Compare attributes with the newest row of the side table that is valid at the row's instant."""
+    key = str(schema.key_of(side))
+    names = [f.name for f in schema.table_fields(side)] + [v.name for v in schema.table_vectors(side)]
+    keys = [clean[key][int(row)].as_py() for row in picked]
+    known = rows.filter(pl.col(key).is_in([k for k in keys if k is not None])).collect()
+    valid_from = known[VALID_FROM].dt.epoch("us").to_list()
+    compared = 0
+    for row, wanted in zip(picked, keys, strict=True):
+        valid = [
+            i
+            for i, (k, at) in enumerate(zip(known[key].to_list(), valid_from, strict=True))
+            if k == wanted and at <= times[row]
+        ]
+        newest = known.row(max(valid, key=lambda i: valid_from[i]), named=True) if valid else None
+        for name in names:
+            expected = None if newest is None else newest[name]
+            actual = table[name][int(row)].as_py()
+            if actual != expected:
+                raise FeatureStoreError(
+                    f"feature {name!r} of row {table[ROW_ID][int(row)].as_py()} is {actual!r}, but the table of {side}s has {expected!r} at "
+                    "its time: materialize again from this log"
+                )
+            compared += 1
     return compared
 
 

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feature_repo.leaks import assert_no_leak
+from feature_repo.leaks import assert_no_leak, side_rows
 from feature_repo.segments import SEGMENT_ROWS, write_chunk
 from feature_repo.store import FeatureStoreInfo, open_store, quiet, read_info
 from feature_repo.tables_engine import feast_engine
 from thinktwice.data.feature_tables import CLEAN_FILE, EVENT_TIMESTAMP, TableSpec, table_specs
-from thinktwice.data.point_in_time import COLUMN_TYPES, with_columns
+from thinktwice.data.point_in_time import COLUMN_TYPES, clean_rows, with_columns
 from thinktwice.errors import DataError, FeatureStoreError, RowsLostError
-from thinktwice.parquet import read_table
 from thinktwice.progress import note, track
 from thinktwice.query import engine
 from thinktwice.release.feature_store import DATA, REGISTRY_FILE, SETTINGS_FILE
@@ -55,14 +54,14 @@ def training_set(clean_dir: Path | str, store_dir: Path | str) -> pa.Table:
     clean_path = clean_dir / CLEAN_FILE
     if not clean_path.is_file():
         raise DataError(f"clean log {clean_path} does not exist: run the validation step first")
-    clean = read_table(clean_path)
+    clean = clean_rows(clean_dir, schema)
     if not clean.num_rows:
         raise DataError(f"clean log {clean_path} contains no rows: every row was quarantined or the source is empty")
     if not specs:
         return clean
     features = features_at(clean, store_dir, info, specs)
     table = with_columns(clean, features)
-    assert_no_leak(table, clean, schema)
+    assert_no_leak(table, clean, schema, side_rows(clean_dir, schema))
     note("build_training_set", f"{table.num_rows:,} rows with {features.num_columns} point-in-time features")
     return table
 

@@ -24,12 +24,13 @@ from thinktwice.data.point_in_time import with_columns
 from thinktwice.data.scoring_rows import as_table, event_times
 from thinktwice.errors import DataError, FeatureStoreError, SchemaError, reason
 from thinktwice.files import atomic_file
-from thinktwice.parquet import open_parquet, parquet_writer, scan_frame
+from thinktwice.parquet import open_parquet, parquet_writer
 from thinktwice.release.bundle import Bundle, load_bundle
 from thinktwice.release.feature_store import DATA
-from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID
+from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, SCHEMA_FILE, load_schema
 from thinktwice.schema.values import as_series, can_spell, spelled
 from thinktwice.scoring import COLUMNS, MAX_REQUEST_ROWS, Scores, request_starts, score_table
+from thinktwice.validate.side_tables import read_clean
 
 FeaturesFrom = Literal["point-in-time", "online", "given"]
 BATCH_BYTES = 64_000_000  # approximate decoded size of the rows in memory
@@ -217,7 +218,7 @@ def _counting(bundle: Bundle, features: FeaturesFrom, clean_dir: Path | str | No
     names = [EVENT_TIME, LABEL, *columns_of(definition)]
     path = Path(clean_dir) / CLEAN_FILE
     try:
-        log = scan_frame(path).select(names).collect()
+        log = read_clean(path.parent, load_schema(path.parent / SCHEMA_FILE), names)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{path} cannot be counted ({reason(error)}): give the folder of a clean log") from error
 

@@ -40,6 +40,7 @@ def check_arguments(arguments: RunArguments) -> None:
     from thinktwice.data.window import window_of
     from thinktwice.release.feature_store import REDIS_ADDRESS
     from thinktwice.schema import load_schema
+    from thinktwice.schema.tables import located, table_paths
     from thinktwice.storage.location import is_remote
 
     source = source_named(arguments.source)
@@ -61,7 +62,10 @@ def check_arguments(arguments: RunArguments) -> None:
     if not schema and not source.has_schema and (is_remote(path) or not schema_beside(Path(path))):
         raise DataError(f"source {source.name!r} needs a schema file that describes your log: pass it with --schema")
     if schema:
-        window_of(arguments.since, arguments.until, load_schema(schema))
+        described = located(load_schema(schema), schema)
+        window_of(arguments.since, arguments.until, described)
+        for table in table_paths(described):
+            expanded(table)
     if arguments.online_store == "redis" and not (arguments.redis_address or os.environ.get(REDIS_ADDRESS)):
         raise PipelineError(
             "--online-store redis needs the address of the server: add --redis-address host:port, or set "

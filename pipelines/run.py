@@ -152,6 +152,8 @@ def only_run(work_dir: Path) -> Iterator[None]:
 def _write_request(arguments: RunArguments, work_dir: Path, state_dir: Path, run_dir: Path) -> Path:
     from thinktwice.data.sources.paths import SEPARATOR, expanded, joined
     from thinktwice.data.sources.registry import source_named
+    from thinktwice.schema import load_schema
+    from thinktwice.schema.tables import located, table_paths
     from thinktwice.storage.location import is_remote
 
     for folder in (run_dir / "tmp", work_dir / "pipeline", work_dir / "reuse", state_dir):
@@ -166,6 +168,12 @@ def _write_request(arguments: RunArguments, work_dir: Path, state_dir: Path, run
         read_paths += expanded(paths["source_path"])
     else:
         read_paths += filter(None, [paths.get("source_path")])
+    if paths.get("schema_path"):
+        read_paths += [
+            file
+            for path in table_paths(located(load_schema(paths["schema_path"]), paths["schema_path"]))
+            for file in expanded(path)
+        ]
     request = {
         "arguments": {
             **arguments.model_dump(),

@@ -26,7 +26,7 @@ from tests.serving.front_end import load, predict
 from thinktwice.errors import ResourceError
 from thinktwice.imports import without_typeguard
 from thinktwice.query import engine
-from thinktwice.schema.log import RESERVED
+from thinktwice.schema.fields import RESERVED
 
 # The libraries' own, when they are imported.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -17,10 +17,11 @@ from serving.feedback.rules import EventRules
 from thinktwice.data.feature_tables import CLEAN_FILE
 from thinktwice.errors import DataError, reason
 from thinktwice.files import parse_json
-from thinktwice.parquet import open_parquet, read_schema, scan_frame
+from thinktwice.parquet import open_parquet, read_schema
 from thinktwice.records.events import CLICK_COLUMNS, Click, Impression
 from thinktwice.records.served import AT, INSTANT, ITEM, PART, REQUEST, USER
 from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, SCHEMA_FILE, LogSchema, load_schema
+from thinktwice.validate.side_tables import read_clean
 
 BATCH = 20_000  # rows per read
 
@@ -70,7 +71,7 @@ def _of_clean(folder: Path, rules: EventRules, schema: LogSchema) -> Iterator[Ev
         )
     user, item = schema.key_of("user"), schema.key_of("item")
     columns = [ROW_ID, EVENT_TIME, LABEL, *rules.fields, *(c for c in (user, item) if c)]
-    rows = scan_frame(folder / CLEAN_FILE).select(list(dict.fromkeys(columns))).sort(EVENT_TIME, ROW_ID).collect()
+    rows = read_clean(folder, log_schema, columns).sort(EVENT_TIME, ROW_ID)
     for row in rows.with_columns(pl.col(EVENT_TIME).dt.epoch("us")).iter_rows(named=True):
         at = row[EVENT_TIME] / 1e6
         shown = {

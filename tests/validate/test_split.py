@@ -15,7 +15,7 @@ from thinktwice.errors import DataError, RowsLostError, SchemaError
 from thinktwice.files import read_json
 from thinktwice.schema.log import load_schema, parse_schema
 from thinktwice.validate import copies, plan, quarantine, raw_rows, split
-from thinktwice.validate.parse import clean_columns
+from thinktwice.validate.layout import clean_columns
 from thinktwice.validate.rules import profile_rules, row_rules, rule_set_version
 from thinktwice.validate.split import replay, split_log
 

@@ -206,7 +206,7 @@ def replay_quarantine(
     """Check quarantined rows again with corrected rules. The quarantine is not changed."""
     from datetime import datetime, timezone
 
-    from thinktwice.validate.split import replay
+    from thinktwice.data.replay import replay
 
     if not (quarantine / "quarantine.json").is_file():
         raise DataError(
@@ -217,15 +217,7 @@ def replay_quarantine(
         raise DataError(f"{out} already contains a replay: give a new folder")
     now = datetime.now(timezone.utc)  # without it, rows with a future time would count as clean
     with _system_errors_named(out):
-        replayed = replay(
-            quarantine,
-            out / "clean",
-            out / "quarantine",
-            run_id="replay",
-            schema_path=schema,
-            as_of=now,
-            ingested_at=now,
-        )
+        replayed = replay(quarantine, out / "clean", out / "quarantine", schema_path=schema, now=now)
     tell(
         f"{replayed.rows_in:,} rows judged again: "
         f"{replayed.rows_clean:,} are clean now, {replayed.rows_quarantined:,} stay set aside"

@@ -24,6 +24,9 @@ from thinktwice.parquet import num_rows
 from thinktwice.progress import note, track
 from thinktwice.query import engine, one_row, quoted, source, written
 from thinktwice.schema import EVENT_TIME, ROW_ID, LogSchema
+from thinktwice.schema.fields import VALID_FROM
+from thinktwice.schema.limits import EARLIEST_US
+from thinktwice.validate.side_tables import clean_table
 
 CLEAN_FILE = "clean.parquet"
 EVENT_TIMESTAMP = "event_timestamp"
@@ -52,7 +55,7 @@ class TableSpec:
 class FeatureTables:
     """The feature tables written: the tables, their row counts, and the time range ``[start, end]`` of their rows.
 
-    ``end`` is the midnight (UTC) that closes the last day of the log: the moment at which every statistic of the log
+    ``start`` may be before the log, where a side table has rows that were valid before it. ``end`` is the midnight (UTC) that closes the last day of the log: the moment at which every statistic of the log
     is final, and therefore the moment as of which an online store is filled.
     """
 
@@ -127,17 +130,21 @@ def build_feature_tables(clean_dir: Path | str, out_dir: Path | str, schema: Log
     rows: dict[str, int] = {}
     with engine(out) as connection:
         start_us, end_us = _time_range(connection, clean)
+        first_us = start_us
         for spec in track(specs, stage="materialize", total=len(specs), label="feature tables"):
             target = out / f"{spec.name}.parquet"
-            if spec.kind == "attributes":
+            if spec.kind == "attributes" and spec.entity in schema.side_tables:
+                first = _write_side_table(connection, clean_table(clean.parent, spec.entity), spec, start_us, target)
+                first_us = min(first_us, first)
+            elif spec.kind == "attributes":
                 _write_attributes(connection, clean, spec, target)
             elif spec.kind == "statistics":
                 write_statistics(connection, clean, schema, spec.entity, end_us, target)
             else:
-                write_sequences(connection, clean, schema, target)
+                write_sequences(connection, clean, schema, out / "item_attributes.parquet", target)
             rows[spec.name] = num_rows(target)
     note("materialize", f"{sum(rows.values()):,} change points in {len(rows)} tables")
-    return FeatureTables(specs=specs, rows=rows, start=from_microseconds(start_us), end=from_microseconds(end_us))
+    return FeatureTables(specs=specs, rows=rows, start=from_microseconds(first_us), end=from_microseconds(end_us))
 
 
 def from_microseconds(microseconds: int) -> datetime:
@@ -188,3 +195,22 @@ def _write_attributes(connection: duckdb.DuckDBPyConnection, clean: Path, spec: 
             ORDER BY {EVENT_TIMESTAMP}, {key}
         ) TO {written(target)} (FORMAT parquet, COMPRESSION zstd)
     """)
+
+
+def _write_side_table(
+    connection: duckdb.DuckDBPyConnection, table: Path, spec: TableSpec, start_us: int, target: Path
+) -> int:
+    """Write the rows of a clean side table. Rows that are valid at all times are valid from ``start_us``, the first instant of the
+    log, on. Returns the first instant of a row in microseconds."""
+    columns = ", ".join(quoted(c) for c in spec.features)
+    always = f"{VALID_FROM} = make_timestamptz({EARLIEST_US})"
+    timeless = one_row(connection, f"SELECT coalesce(bool_and({always}), true) FROM {source(table)}")[0]
+    at = f"make_timestamptz({start_us})" if timeless else VALID_FROM
+    connection.execute(f"""
+        COPY (
+            SELECT {quoted(spec.key)}, {at} AS {EVENT_TIMESTAMP}, {at} AS {CREATED_TIMESTAMP}, {columns}
+            FROM {source(table)} ORDER BY {EVENT_TIMESTAMP}, {quoted(spec.key)}
+        ) TO {written(target)} (FORMAT parquet, COMPRESSION zstd)
+    """)
+    first = one_row(connection, f"SELECT min(epoch_us({EVENT_TIMESTAMP})) FROM {source(target)}")[0]
+    return start_us if first is None else int(first)

@@ -26,6 +26,7 @@ from thinktwice.data.reading import (
 )
 from thinktwice.data.reading import SCHEMA_FILE as SCHEMA_FILE
 from thinktwice.data.row_ids import row_ids
+from thinktwice.data.side_tables import read_tables
 from thinktwice.data.simulator.config import SimConfig
 from thinktwice.data.simulator.source import reading_of
 from thinktwice.data.sources.parts import printable, what_was_read
@@ -38,6 +39,7 @@ from thinktwice.parquet import num_rows, parquet_writer, read_table, write_table
 from thinktwice.progress import note, tell, track
 from thinktwice.schema import LogSchema, load_schema
 from thinktwice.schema.columns import check_columns
+from thinktwice.schema.tables import located, stored_schema
 from thinktwice.storage.location import as_text, is_remote
 
 UNPARSABLE = pa.schema(
@@ -58,6 +60,7 @@ class Snapshot(BaseModel):
     limit: int
     seed: int
     files: dict[str, str]  # name -> SHA-256
+    tables: dict[str, int] = {}  # side tables of the schema -> rows
     side_unparsable: dict[str, int] = {}  # broken lines of user and item tables: lost attributes, not lost impressions
     side_duplicates: dict[str, int] = {}  # lines of them whose user or item has an earlier line; the earlier one counts
     left_out: dict[str, str] = {}  # files and folders that are not part of the log -> why
@@ -68,8 +71,10 @@ class Snapshot(BaseModel):
 
     def what_was_read(self) -> list[str]:
         """Lines about the files and columns of a log that is a folder of files; empty if all of it was read."""
-        num_files = len(self.files) if self.source in ("log", "parquet") else 1
+        of_tables = sum(name.startswith(tuple(f"{table}: " for table in self.tables)) for name in self.files)
+        num_files = len(self.files) - of_tables if self.source in ("log", "parquet") else 1
         lines = what_was_read(num_files, self.left_out, self.columns_left_out, self.columns_missing)
+        lines += [f"{rows:,} rows of the table {name}" for name, rows in self.tables.items()]
         lines += self.notes
         if self.rows_outside:
             lines.append(f"{self.rows_outside:,} rows outside --since and --until were not read")
@@ -99,7 +104,7 @@ def ingest(
         since, until: read impressions from the first time until before the second one; empty texts mean no border.
 
     Raises:
-        DataError: unknown source, missing, empty or damaged input. SchemaError: the schema does not fit the input.
+        DataError: unknown source, missing, empty or damaged input, or a side table that describes a key twice. SchemaError: the schema does not fit the input.
         ResourceError: no network to download a data set, or the disk is full.
     """
     adapter = source_named(source)
@@ -114,7 +119,7 @@ def ingest(
     if isinstance(schema_path, LogSchema):
         schema = schema_path
     else:
-        schema = load_schema(schema_path) if schema_path else builtin_schema(source)
+        schema = located(load_schema(schema_path), schema_path) if schema_path else builtin_schema(source)
     seed = seed if adapter.seeded else 0
     reading = adapter.open(path or None, limit, seed, schema)
     return write_raw_log(source, reading, schema, Path(out_dir), limit, seed, window_of(since, until, schema))
@@ -132,9 +137,11 @@ def write_raw_log(
     """Write an opened source as a raw log folder; see :func:`ingest`."""
     check_columns(schema, reading.columns, reading.where)
     borders = (f"since {window.since}", f"until {window.until}") if window else ()
-    identity = (*reading.files.values(), *reading.identity)
-    digest = sha256_text(source, *identity, str(limit), str(seed), *borders, schema.to_yaml())
     with atomic_dir(out_dir) as folder:
+        tables = read_tables(schema, source, folder)
+        schema = stored_schema(schema)
+        identity = (*reading.files.values(), *reading.identity, *tables.files.values(), *tables.identity)
+        digest = sha256_text(source, *identity, str(limit), str(seed), *borders, schema.to_yaml())
         rows, unparsable_rows, outside = _write_rows(source, reading, folder, limit, window, schema)
         if rows == 0 and outside:
             raise DataError(
@@ -150,17 +157,19 @@ def write_raw_log(
             unparsable_rows=unparsable_rows,
             limit=limit,
             seed=seed,
-            files=reading.files,
-            side_unparsable=reading.side.unparsable if reading.side else {},
+            files=reading.files | tables.files,
+            tables=tables.rows,
+            side_unparsable=(reading.side.unparsable if reading.side else {}) | tables.unparsable,
             side_duplicates=reading.side.duplicates if reading.side else {},
             left_out={printable(name): why for name, why in reading.left_out.items()},
             columns_left_out=reading.columns_left_out,
             columns_missing=reading.columns_missing,
             rows_outside=outside,
-            notes=reading.notes,
+            notes=(*reading.notes, *tables.notes),
         )
-        if reading.side:
-            write_table(reading.side.lines, folder / SIDE_FILE, compression="zstd")
+        if reading.side or tables.rows:
+            lines = [tables.lines, *([reading.side.lines] if reading.side else [])]
+            write_table(pa.concat_tables(lines), folder / SIDE_FILE, compression="zstd")
         (folder / SCHEMA_FILE).write_text(schema.to_yaml(), encoding="utf-8")
         write_json(folder / SNAPSHOT_FILE, snapshot.model_dump(mode="json"))
     note("ingest", f"{rows:,} rows" + (f", {unparsable_rows:,} unparsable" if unparsable_rows else ""))

@@ -13,7 +13,7 @@ from thinktwice.query import engine, listed, literal, one_row, quoted, written
 from thinktwice.records.exposure import ASSIGNED, ENROLLED, EXPERIMENT
 from thinktwice.records.served import ARM, AT, BUNDLE, ITEM, LABEL, REQUEST, USER, VERSION
 from thinktwice.schema import LogSchema
-from thinktwice.schema.log import LabelColumn, TimeColumn
+from thinktwice.schema.fields import LabelColumn, SideTables, TimeColumn
 
 LOG = "log.parquet"
 KEPT = (REQUEST, ARM, ASSIGNED, EXPERIMENT, ENROLLED, VERSION, BUNDLE)  # beside the columns of the schema
@@ -46,8 +46,16 @@ def schema_of_outcomes(schema: LogSchema) -> LogSchema:
         }
     )
     label = LabelColumn(column=schema.label.column)
+    # Outcomes have the attributes as they were served, so no side table is needed.
+    served = {
+        name: tuple(
+            part.model_copy(update={"column": None}) if part.entity in schema.side_tables else part
+            for part in getattr(schema, name)
+        )
+        for name in ("fields", "vectors")
+    }
     changes = {"time": time, "label": label, "entities": plain, "propensity": None, "truth": None}
-    return schema.model_copy(update=changes)
+    return schema.model_copy(update=changes | served | {"tables": SideTables()})
 
 
 def write_outcome_log(
@@ -103,7 +111,7 @@ def _columns(schema: LogSchema) -> dict[str, str]:
     for key, name in ((schema.entities.user, USER), (schema.entities.item, ITEM)):
         if key is not None:
             columns[key.source_column] = name
-    named = [(f.source_column, f.name) for f in schema.fields if f.derived is None]
-    for source, name in (*named, *((v.source_column, v.name) for v in schema.vectors)):
+    named = [(f.source_column, f.name) for f in outcome_schema.fields if f.derived is None]
+    for source, name in (*named, *((v.source_column, v.name) for v in outcome_schema.vectors)):
         columns.setdefault(source, name)
     return columns

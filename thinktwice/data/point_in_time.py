@@ -23,6 +23,9 @@ from thinktwice.errors import DataError, RowsLostError
 from thinktwice.parquet import read_table
 from thinktwice.query import engine, quoted, source
 from thinktwice.schema import EVENT_TIME, LogSchema
+from thinktwice.validate.layout import clean_table_columns
+from thinktwice.validate.parse import TITLE
+from thinktwice.validate.side_tables import read_clean
 
 #: Types of feature columns, by their kind.
 COLUMN_TYPES = {
@@ -44,7 +47,7 @@ def training_rows(clean_dir: Path | str, schema: LogSchema) -> pa.Table:
     clean_path = Path(clean_dir) / CLEAN_FILE
     if not clean_path.is_file():
         raise DataError(f"clean log {clean_path} does not exist: validate the log first")
-    clean = read_table(clean_path)
+    clean = clean_rows(Path(clean_dir), schema)
     if not clean.num_rows:
         raise DataError(f"clean log {clean_path} has no rows: every row was quarantined, see its quarantine")
     specs = table_specs(schema)
@@ -53,6 +56,15 @@ def training_rows(clean_dir: Path | str, schema: LogSchema) -> pa.Table:
     with tempfile.TemporaryDirectory(prefix="thinktwice-features-") as scratch:
         build_feature_tables(clean_dir, scratch, schema)
         return with_columns(clean, features_at(clean, Path(scratch), specs))
+
+
+def clean_rows(clean_dir: Path, schema: LogSchema) -> pa.Table:
+    """The clean log, with the titles of items and the fields of sequences also where a side table has them."""
+    clean = read_table(clean_dir / CLEAN_FILE)
+    wanted = [name for name in ({s.of for s in schema.sequences} | {TITLE}) if name not in clean.column_names]
+    from_table = [name for name in sorted(wanted) if "item" in schema.side_tables]
+    from_table = [name for name in from_table if name in clean_table_columns(schema, "item")]
+    return with_columns(clean, read_clean(clean_dir, schema, from_table).to_arrow()) if from_table else clean
 
 
 def features_at(rows: pa.Table, tables_dir: Path, specs: tuple[TableSpec, ...]) -> pa.Table:

@@ -25,12 +25,14 @@ TIME = pa.timestamp("us", tz="UTC")
 Ints = npt.NDArray[np.int64]
 
 
-def write_sequences(connection: duckdb.DuckDBPyConnection, clean: Path, schema: LogSchema, target: Path) -> None:
+def write_sequences(
+    connection: duckdb.DuckDBPyConnection, clean: Path, schema: LogSchema, items: Path, target: Path
+) -> None:
     """Write one row per user and instant that changed a sequence of that user to ``target``, sorted by user and time.
 
     Columns: the user key, ``event_timestamp`` and ``created_timestamp`` (the instant plus 1 us), then per sequence of
     the schema a list of strings, newest first, cut to its length. Within one instant the higher ``row_id`` counts as
-    newer. Missing values are left out.
+    newer. Missing values are left out. ``items`` is the feature table of items, which is read for the fields of a side table.
     """
     key = schema.key_of("user")
     assert key is not None
@@ -43,22 +45,27 @@ def write_sequences(connection: duckdb.DuckDBPyConnection, clean: Path, schema: 
         ]
     )
     with parquet_writer(target, out_schema, compression="zstd") as writer:
-        for users, times, lists in _blocks(connection, clean, schema, key):
+        for users, times, lists in _blocks(connection, clean, schema, items, key):
             at = pa.array(times + 1).cast(TIME)
             writer.write_table(pa.Table.from_arrays([users, at, at, *lists], schema=out_schema))
 
 
 def _blocks(
-    connection: duckdb.DuckDBPyConnection, clean: Path, schema: LogSchema, key: str
+    connection: duckdb.DuckDBPyConnection, clean: Path, schema: LogSchema, items: Path, key: str
 ) -> Iterator[tuple[pa.Array, Ints, list[pa.Array]]]:
     """Yield (user ids, instants in us, one list array per sequence) block by block, in order."""
     source_fields = sorted({s.of for s in schema.sequences})
-    columns = ", ".join(quoted(c) for c in source_fields)
-    only_clicks = f"AND {LABEL} = 1" if all(s.clicks_only for s in schema.sequences) else ""
+    from_table = {f.name for f in schema.table_fields("item")}
+    columns = ", ".join(f"{'i' if c in from_table else 'c'}.{quoted(c)}" for c in source_fields)
+    joined = ""
+    if from_table & set(source_fields):
+        item = quoted(str(schema.key_of("item")))
+        joined = f"ASOF LEFT JOIN {source(items)} i ON c.{item} = i.{item} AND c.{EVENT_TIME} >= i.event_timestamp"
+    only_clicks = f"AND c.{LABEL} = 1" if all(s.clicks_only for s in schema.sequences) else ""
     reader = connection.sql(
-        f"SELECT {quoted(key)} AS key, epoch_us({EVENT_TIME}) AS instant, {LABEL} = 1 AS clicked, {columns} "
-        f"FROM {source(clean)} WHERE {quoted(key)} IS NOT NULL {only_clicks} "
-        f"ORDER BY {quoted(key)}, {EVENT_TIME}, {ROW_ID}"
+        f"SELECT c.{quoted(key)} AS key, epoch_us(c.{EVENT_TIME}) AS instant, c.{LABEL} = 1 AS clicked, {columns} "
+        f"FROM {source(clean)} c {joined} WHERE c.{quoted(key)} IS NOT NULL {only_clicks} "
+        f"ORDER BY c.{quoted(key)}, c.{EVENT_TIME}, c.{ROW_ID}"
     ).to_arrow_reader(BATCH_ROWS)
     longest = max(s.length for s in schema.sequences)
     pending: pa.Table | None = None  # events of the last user that later rows may need

@@ -15,7 +15,7 @@ from thinktwice.data.split_spec import SplitSpec as SplitSpec
 from thinktwice.errors import DataError, SchemaError
 from thinktwice.parquet import read_schema, read_table
 from thinktwice.schema.columns import known_column
-from thinktwice.schema.log import ROW_ID
+from thinktwice.schema.fields import ROW_ID
 from thinktwice.schema.times import Zone, zone_named
 from thinktwice.schema.values import can_spell, spelled
 from thinktwice.xxh64 import xxh64_of_integers

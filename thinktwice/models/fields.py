@@ -21,7 +21,7 @@ from thinktwice.data.instant.definition import Definition
 from thinktwice.data.instant.stored import CounterScale
 from thinktwice.hashing import Sha256
 from thinktwice.schema import LogSchema
-from thinktwice.schema.log import Entity
+from thinktwice.schema.fields import Entity
 
 Number = Annotated[float, Field(ge=-MAX_MAGNITUDE, le=MAX_MAGNITUDE)]
 Kind = Literal["categorical", "numeric", "sequence", "vector", "counters"]

@@ -1,6 +1,6 @@
 """The description of a log; see :mod:`thinktwice.schema.log`."""
 
-from thinktwice.schema.log import (
+from thinktwice.schema.fields import (
     EVENT_TIME,
     LABEL,
     ROW_ID,
@@ -9,14 +9,14 @@ from thinktwice.schema.log import (
     EntityKey,
     LabelColumn,
     LogField,
-    LogSchema,
     ModelField,
     Sequence,
+    SideTable,
+    SideTables,
     TimeColumn,
     Vector,
-    load_schema,
-    parse_schema,
 )
+from thinktwice.schema.log import LogSchema, load_schema, parse_schema
 from thinktwice.schema.statistics import FeedbackDelay, InstantStatistics, Statistics
 
 __all__ = [
@@ -33,6 +33,8 @@ __all__ = [
     "LogSchema",
     "ModelField",
     "Sequence",
+    "SideTable",
+    "SideTables",
     "Statistics",
     "TimeColumn",
     "Vector",

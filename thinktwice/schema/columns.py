@@ -6,12 +6,14 @@ Only the listed types are supported; other types are refused with one message, b
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.types as pt
 
 from thinktwice.errors import SchemaError
+from thinktwice.schema.fields import LogField, Vector
 from thinktwice.schema.log import LogSchema
 from thinktwice.schema.times import is_time
 from thinktwice.schema.values import can_spell
@@ -35,37 +37,71 @@ READ = {
 }
 
 
+#: Named source columns with all their uses.
+Named = Mapping[str, tuple[Use, ...]]
+
+
 def named_columns(schema: LogSchema) -> dict[str, tuple[Use, ...]]:
-    """Every source column that a schema names, in schema order, with all its uses."""
-    uses: dict[str, list[Use]] = {}
-
-    def add(column: str | None, kind: Kind, words: str) -> None:
-        if column is not None:
-            uses.setdefault(column, []).append(Use(kind, words))
-
-    add(schema.time.column, "time", "time")
-    add(schema.label.column, "number", "label")
+    """Every source column of the log that a schema names, in schema order, with all its uses."""
+    uses = _Uses()
+    uses.add(schema.time.column, "time", "time")
+    uses.add(schema.label.column, "number", "label")
     for name, entity in (("user", schema.entities.user), ("item", schema.entities.item)):
         if entity is not None:
-            add(entity.source_column, "category", f"{name} id")
-            add(entity.title, "category", f"{name} title")
-    for field in schema.fields:
-        if field.derived is None:
-            add(field.source_column, "number" if field.kind == "numeric" else "category", f"field {field.name!r}")
-    for vector in schema.vectors:
-        add(vector.source_column, "vector", f"vector {vector.name!r}")
-    add(schema.propensity, "number", "propensity")
-    add(schema.truth, "number", "truth")
-    return {column: tuple(names) for column, names in uses.items()}
+            uses.add(entity.source_column, "category", f"{name} id")
+            uses.add(schema.logged_title if name == "item" else entity.title, "category", f"{name} title")
+    uses.add_fields(schema.logged_fields, schema.logged_vectors)
+    uses.add(schema.propensity, "number", "propensity")
+    uses.add(schema.truth, "number", "truth")
+    return uses.all()
+
+
+def table_columns(schema: LogSchema, entity: Literal["user", "item"]) -> dict[str, tuple[Use, ...]]:
+    """Every column of a side table that a schema names, with all its uses."""
+    uses = _Uses()
+    uses.add(schema.table_key(entity), "category", f"{entity} id")
+    valid_from = schema.valid_from(entity)
+    uses.add(None if valid_from is None else valid_from.column, "time", "valid_from")
+    uses.add(schema.table_title(entity), "category", f"{entity} title")
+    uses.add_fields(schema.table_fields(entity), schema.table_vectors(entity))
+    return uses.all()
+
+
+class _Uses:
+    """Collects the uses of columns."""
+
+    def __init__(self) -> None:
+        self._uses: dict[str, list[Use]] = {}
+
+    def add(self, column: str | None, kind: Kind, words: str) -> None:
+        if column is not None:
+            self._uses.setdefault(column, []).append(Use(kind, words))
+
+    def add_fields(self, fields: tuple[LogField, ...], vectors: tuple[Vector, ...]) -> None:
+        for field in fields:
+            if field.derived is None:
+                self.add(
+                    field.source_column, "number" if field.kind == "numeric" else "category", f"field {field.name!r}"
+                )
+        for vector in vectors:
+            self.add(vector.source_column, "vector", f"vector {vector.name!r}")
+
+    def all(self) -> dict[str, tuple[Use, ...]]:
+        return {column: tuple(uses) for column, uses in self._uses.items()}
 
 
 def check_columns(schema: LogSchema, columns: pa.Schema, where: str) -> None:
-    """Refuse a schema that names a column that the input lacks, has twice, or has in an unsupported type.
+    """Refuse a schema that names a column that the log lacks, has twice, or has in an unsupported type.
 
     Raises:
         SchemaError: names the column, its use, and the nearest name and all columns, or the type and the supported types.
     """
-    for column, uses in named_columns(schema).items():
+    check_named(named_columns(schema), schema.name, columns, where)
+
+
+def check_named(named: Named, schema_name: str, columns: pa.Schema, where: str) -> None:
+    """Like :func:`check_columns`, for the named columns of any file of a log."""
+    for column, uses in named.items():
         count = columns.names.count(column)
         if not count:
             partition = f"{column}=" in where
@@ -75,7 +111,7 @@ def check_columns(schema: LogSchema, columns: pa.Schema, where: str) -> None:
                 else "correct the schema's 'column'. "
             )
             raise SchemaError(
-                f"schema {schema.name!r} does not fit {where}: its {uses[0].words} wants column {column!r}, which does not exist; "
+                f"schema {schema_name!r} does not fit {where}: its {uses[0].words} wants column {column!r}, which does not exist; "
                 f"{hint}{known_column(column, columns.names)}"
             )
         if count > 1:

@@ -1,217 +1,41 @@
-"""The typed description of one log: its fields, entities, time, label, sequences, scenario and vectors.
+"""The typed description of one log: its fields, entities, time, label, sequences, scenario, vectors and side tables.
 
-Fields are described only in this module. Validation rules, Feast objects, the encoder, the model and the
-request codec are derived from a :class:`LogSchema`.
+Fields are described only in this room. Validation rules, Feast objects, the encoder, the model and the request codec are
+derived from a :class:`LogSchema`. Its parts are in :mod:`thinktwice.schema.fields`.
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, model_validator
 
 from thinktwice.errors import SchemaError
+from thinktwice.schema.fields import (
+    TABLE_OF,
+    Described,
+    Entities,
+    Entity,
+    EntityKey,
+    LabelColumn,
+    LogField,
+    ModelField,
+    Sequence,
+    SideTable,
+    SideTables,
+    TimeColumn,
+    Vector,
+)
 from thinktwice.schema.statistics import InstantStatistics, Statistics
-from thinktwice.schema.times import Derived, Zone, zone_named
-from thinktwice.schema.values import spell
+from thinktwice.schema.times import Zone, zone_named
 from thinktwice.storage.location import as_text, is_remote
 from thinktwice.storage.open import read_uri
 from thinktwice.strict_yaml import MAX_CHARACTERS, first_fault, mapping, read_mapping
 
-Entity = Literal["user", "item", "context"]
 
-SCHEMA_FILE = "schema.yaml"  # in every folder described by a schema
-
-#: Additional columns of a clean log and of data derived from it. Fields must not have these names.
-ROW_ID = "row_id"  # stable 16 hex digits: hash of source name and row ordinal
-EVENT_TIME = "event_time"  # timestamp[us, UTC] of the impression
-LABEL = "label"  # int8, 1 = click
-_CLEAN = {ROW_ID, EVENT_TIME, LABEL, "title", "propensity", "truth", "split", "created_time", "source_row"}
-_TABLES = {"event_timestamp", "created_timestamp"}  # of the feature tables
-_QUERIES = {"key", "instant", "clicked", "latest_at"}  # columns that queries add to those of the log
-_FEAST = {"entity_row_id", "rn"}  # columns that Feast's point-in-time join adds
-RESERVED = frozenset(_CLEAN | _TABLES | _QUERIES | _FEAST)
-#: Additional columns of tables with only the keys of users and items. Other fields may have these names.
-RESERVED_KEYS = frozenset({"segment", "first_at", "last_at", "seg_user", "seg_item", "tested", "trained", "len"})
-
-
-def _name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,62}", value):
-        raise ValueError(f"name {value!r} must be letters, digits and '_' and start with a letter (at most 63)")
-    if value.lower() in RESERVED:  # the query engine ignores case
-        raise ValueError(f"name {value!r} is reserved, choose another")
-    if "__" in value:
-        raise ValueError(f"name {value!r} may not contain '__' (Feast joins view and feature names with it)")
-    return value
-
-
-def _key(value: str) -> str:
-    if value.lower() in RESERVED_KEYS:
-        raise ValueError(f"name {value!r} is reserved, choose another")
-    return value
-
-
-def _spelled(value: object) -> object:
-    """YAML reads 1, 0.5, true and 2024-03-01 as other types than text; they mean the value with that spelling in the log."""
-    try:
-        return spell(value) or value
-    except TypeError:
-        return value
-
-
-Name = Annotated[str, AfterValidator(_name)]
-Value = Annotated[str, BeforeValidator(_spelled)]
-KeyName = Annotated[Name, AfterValidator(_key)]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class LogField(_Frozen):
-    """One feature of an impression.
-
-    ``column`` is its name in the source file (default: ``name``). ``derived`` computes it from the impression's time.
-    ``protected`` values are never masked at test time; by default numeric and derived fields are protected.
-    """
-
-    name: Name
-    kind: Literal["categorical", "numeric"] = "categorical"
-    entity: Entity = "context"
-    column: str | None = None
-    derived: Derived | None = None  # by the clocks in the zone of ``time``
-    nullable: bool = True
-    allowed: tuple[Value, ...] | None = None  # categorical: allowed values; others break a rule
-    minimum: float | None = None  # numeric bounds, inclusive
-    maximum: float | None = None
-    buckets: int = Field(default=32, ge=2, le=1024)  # numeric: quantile bins
-    protected: bool | None = None
-
-    @model_validator(mode="after")
-    def _consistent(self) -> LogField:
-        if self.derived and (self.kind != "categorical" or self.entity != "context" or self.column):
-            raise ValueError(f"field {self.name!r}: a derived field is a categorical context field without a column")
-        if self.kind == "numeric" and self.allowed is not None:
-            raise ValueError(f"field {self.name!r}: 'allowed' is for categorical fields; use minimum and maximum")
-        if self.kind == "categorical" and (self.minimum is not None or self.maximum is not None):
-            raise ValueError(f"field {self.name!r}: minimum and maximum are for numeric fields; use 'allowed'")
-        return self
-
-    @property
-    def source_column(self) -> str:
-        return self.column or self.name
-
-    @property
-    def is_protected(self) -> bool:
-        return self.protected if self.protected is not None else self.kind == "numeric" or self.derived is not None
-
-
-class EntityKey(_Frozen):
-    """The id of a user or an item. The id is itself a model field, unless ``as_field`` is false."""
-
-    key: KeyName
-    column: str | None = None
-    as_field: bool = True
-    title: str | None = None  # source column with a display name; never a model input
-
-    @property
-    def source_column(self) -> str:
-        return self.column or self.key
-
-
-class Entities(_Frozen):
-    user: EntityKey | None = None
-    item: EntityKey | None = None
-
-
-class TimeColumn(_Frozen):
-    """When the impression happened. ``format`` is how the source writes it; ``order`` uses the row order, one second per row.
-
-    ``zone`` is an IANA time zone, such as Asia/Tokyo. Times without an offset are local times of that zone, in the log and
-    in requests, and hour and weekday are local. The default is UTC. See :mod:`thinktwice.schema.times` for local times at a
-    change of the clocks.
-    """
-
-    column: str | None = None
-    format: Literal["s", "ms", "us", "datetime", "yymmddhh", "order"] = "s"
-    zone: str | None = None
-
-    @field_validator("zone")
-    @classmethod
-    def _known(cls, value: str | None) -> str | None:
-        if value is not None:
-            zone_named(value)
-        return value
-
-    @model_validator(mode="after")
-    def _consistent(self) -> TimeColumn:
-        if (self.format == "order") != (self.column is None):
-            raise ValueError("time: 'column' is required for every format but 'order', which takes none")
-        if self.format == "order" and self.zone is not None:
-            raise ValueError("time: format 'order' has no clock: omit 'zone'")
-        return self
-
-
-class LabelColumn(_Frozen):
-    """The source of the label. With ``threshold``, a value of at least that is a click; otherwise the value must be 0 or 1."""
-
-    column: str = "label"
-    threshold: float | None = None
-
-
-class Sequence(_Frozen):
-    """The user's latest values of an item field, newest first, strictly before the impression.
-
-    Training rows contain every earlier click. An online store contains those up to its last materialization, so a served
-    sequence is as old as that: materialize often, or push, if sessions matter.
-    """
-
-    name: Name
-    of: str
-    length: int = Field(default=20, ge=1, le=200)
-    clicks_only: bool = True
-
-
-class Vector(_Frozen):
-    """A fixed vector of the item or user, a list column of the source. A missing vector is an unknown value."""
-
-    name: Name
-    entity: Literal["user", "item"] = "item"
-    column: str | None = None
-    dim: int = Field(ge=1, le=4096)
-
-    @property
-    def source_column(self) -> str:
-        return self.column or self.name
-
-
-class ModelField(_Frozen):
-    """One input position of the model, in model order. Derived from the schema by :meth:`LogSchema.model_fields`."""
-
-    name: str
-    kind: Literal["categorical", "numeric", "sequence", "vector"]
-    entity: Entity
-    origin: Literal["key", "attribute", "derived", "statistic", "sequence", "vector"]
-    protected: bool
-    buckets: int = 0  # numeric
-    length: int = 0  # sequence
-    dim: int = 0  # vector
-    of: str = ""  # sequence: the categorical field whose vocabulary and table it shares
-
-
-class LogSchema(_Frozen):
+class LogSchema(Described):
     """One log, described. Read it with :func:`load_schema`."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
@@ -221,6 +45,7 @@ class LogSchema(_Frozen):
     fields: tuple[LogField, ...] = ()
     sequences: tuple[Sequence, ...] = ()
     vectors: tuple[Vector, ...] = ()
+    tables: SideTables = SideTables()
     statistics: Statistics | None = None
     scenario: str | None = None  # name of the categorical field that is the scenario id
     propensity: str | None = None  # source column: probability with which the logging policy showed this item
@@ -269,10 +94,23 @@ class LogSchema(_Frozen):
             for entity in self.statistics.entities:
                 if getattr(self.entities, entity) is None:
                     raise ValueError(f"statistics name the {entity}, but entities.{entity} is not described")
+        self._check_tables()
         self._check_instant()
         if self.scenario is not None and self.scenario not in {f.name for f in self.fields if f.kind == "categorical"}:
             raise ValueError(f"scenario names {self.scenario!r}, which is not a categorical field")
         return self
+
+    def _check_tables(self) -> None:
+        for entity, table in self.side_tables.items():
+            if self.key_of(entity) is None:
+                raise ValueError(f"tables.{TABLE_OF[entity]} is given, but entities.{entity} is not described")
+            if not self.table_fields(entity) and not self.table_vectors(entity):
+                raise ValueError(
+                    f"tables.{TABLE_OF[entity]} is given, but no field or vector belongs to the {entity}: add 'entity: {entity}' to those "
+                    "that are read from it, or leave the table out"
+                )
+            if table.valid_from is not None and table.valid_from.format is None and self.time.format == "order":
+                raise ValueError(f"tables.{TABLE_OF[entity]}.valid_from needs a 'format': the time of the log has none")
 
     def _check_instant(self) -> None:
         instant = self.instant
@@ -294,6 +132,56 @@ class LogSchema(_Frozen):
                     )
                 if self.entities.user is None or self.entities.item is None:
                     raise ValueError(f"statistics.instant: {setting} need entities.user and entities.item")
+
+    @property
+    def side_tables(self) -> dict[Literal["user", "item"], SideTable]:
+        """The given side tables by entity."""
+        tables = {entity: getattr(self.tables, name) for entity, name in TABLE_OF.items()}
+        return {entity: table for entity, table in tables.items() if table is not None}
+
+    @property
+    def logged_fields(self) -> tuple[LogField, ...]:
+        """The fields that are read from the log or derived from its time, and not from a side table."""
+        return tuple(f for f in self.fields if f.entity not in self.side_tables)
+
+    @property
+    def logged_vectors(self) -> tuple[Vector, ...]:
+        """The vectors that are read from the log."""
+        return tuple(v for v in self.vectors if v.entity not in self.side_tables)
+
+    @property
+    def logged_title(self) -> str | None:
+        """The log's column of item titles."""
+        item = self.entities.item
+        return None if item is None or "item" in self.side_tables else item.title
+
+    def table_fields(self, entity: Literal["user", "item"]) -> tuple[LogField, ...]:
+        """The fields that are read from the side table of an entity; empty without one."""
+        return self.attributes_of(entity) if entity in self.side_tables else ()
+
+    def table_vectors(self, entity: Literal["user", "item"]) -> tuple[Vector, ...]:
+        """The vectors that are read from the side table of an entity."""
+        return tuple(v for v in self.vectors if v.entity == entity) if entity in self.side_tables else ()
+
+    def table_title(self, entity: Literal["user", "item"]) -> str | None:
+        """The column of titles in the side table of an entity."""
+        item = self.entities.item
+        return item.title if item is not None and entity == "item" and "item" in self.side_tables else None
+
+    def table_key(self, entity: Literal["user", "item"]) -> str:
+        """The column of the id in the side table of an entity, which must have one."""
+        key: EntityKey | None = getattr(self.entities, entity)
+        assert key is not None
+        return self.side_tables[entity].key or key.source_column
+
+    def valid_from(self, entity: Literal["user", "item"]) -> TimeColumn | None:
+        """The time of the rows of a side table; None if they are valid at all times."""
+        given = self.side_tables[entity].valid_from
+        if given is None:
+            return None
+        return TimeColumn(
+            column=given.column, format=given.format or self.time.format, zone=given.zone or self.time.zone
+        )
 
     @property
     def instant(self) -> InstantStatistics | None:

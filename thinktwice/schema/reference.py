@@ -8,7 +8,19 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from thinktwice.schema.log import Entities, EntityKey, LabelColumn, LogField, LogSchema, Sequence, TimeColumn, Vector
+from thinktwice.schema.fields import (
+    Entities,
+    EntityKey,
+    LabelColumn,
+    LogField,
+    Sequence,
+    SideTable,
+    SideTables,
+    TimeColumn,
+    ValidFrom,
+    Vector,
+)
+from thinktwice.schema.log import LogSchema
 from thinktwice.schema.statistics import FeedbackDelay, InstantStatistics, Statistics
 
 #: Model -> where its mapping stands in the file, and key -> (what it means, an example of the key).
@@ -23,6 +35,7 @@ KEYS: dict[type[BaseModel], tuple[str, dict[str, tuple[str, str]]]] = {
             "fields": ("The features of an impression.", "fields: [{name: device}]"),
             "sequences": ("The latest items of a user.", "sequences: [{name: recent_items, of: item, length: 20}]"),
             "vectors": ("Fixed vectors of users or items.", "vectors: [{name: look, dim: 4}]"),
+            "tables": ("Side tables with the attributes of users and items.", "tables: {items: {path: items.csv}}"),
             "statistics": ("Counts and click rates of users and items.", "statistics: {windows_days: [7, 0]}"),
             "scenario": ("Name of the categorical field that names the scenario.", "scenario: device"),
             "propensity": ("Column with the probability with which this item was shown.", "propensity: pscore"),
@@ -98,6 +111,29 @@ KEYS: dict[type[BaseModel], tuple[str, dict[str, tuple[str, str]]]] = {
             "dim": ("Number of its entries.", "dim: 64"),
         },
     ),
+    SideTables: (
+        "tables",
+        {
+            "users": ("The table of users. Their fields and vectors are read from it and not from the log.", "users: {path: users.csv}"),
+            "items": ("The table of items. Their fields, vectors and title are read from it and not from the log.", "items: {path: items.parquet, key: sku}"),
+        },
+    ),
+    SideTable: (
+        "tables.users, tables.items",
+        {
+            "path": ("Its file, or folder or pattern of files, relative to the folder of this file: parquet, CSV, TSV or JSON lines.", "path: items.csv"),
+            "key": ("Its column of the id; default: the log's column.", "key: sku"),
+            "valid_from": ("Column with the time from which a row is valid, until the next row of its key. Without it a key has one row, which is always valid.", "valid_from: since"),
+        },
+    ),
+    ValidFrom: (
+        "tables.users.valid_from, tables.items.valid_from",
+        {
+            "column": ("The column; valid_from: NAME is short for valid_from: {column: NAME}.", "column: since"),
+            "format": ("As that of time; default: the same format.", "format: datetime"),
+            "zone": ("Time zone of times without an offset; default: that of time.", "zone: Asia/Tokyo"),
+        },
+    ),
     Statistics: (
         "statistics",
         {
@@ -162,6 +198,8 @@ def json_schema() -> dict[str, Any]:
         "anyOf": [*duration["anyOf"], {"$ref": "#/$defs/FeedbackDelay"}],
         "description": described,
     }
+    valid_from = definitions["SideTable"]["properties"]["valid_from"]
+    valid_from["anyOf"] = [{"type": "string", "minLength": 1}, *valid_from["anyOf"]]
     allowed = definitions["LogField"]["properties"]["allowed"]
     allowed["anyOf"][0]["items"] = {"type": ["string", "number", "boolean"]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

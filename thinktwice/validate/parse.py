@@ -10,14 +10,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from functools import partial
+from typing import Literal
 
 import polars as pl
 import pyarrow as pa
 
+from thinktwice.schema.fields import (
+    EVENT_TIME,
+    LABEL,
+    ROW_ID,
+    VALID_FROM,
+    Entities,
+    EntityKey,
+    LogField,
+    SideTables,
+    TimeColumn,
+    Vector,
+)
 from thinktwice.schema.limits import EARLIEST_US, INEXACT_FROM, LATEST_US, text_is_wrong
-from thinktwice.schema.log import EVENT_TIME, LABEL, ROW_ID, Entities, LogSchema
+from thinktwice.schema.log import LogSchema
 from thinktwice.schema.numbers import SPACE, holds_text, missing, numbers
-from thinktwice.schema.times import Instants, derive, instants, is_time, localized, on_present
+from thinktwice.schema.times import Instants, derive, instants, is_time, localized, on_present, zone_named
 from thinktwice.schema.values import as_series, spelled, texts
 from thinktwice.validate.rules import Rule
 
@@ -51,7 +64,28 @@ def read_columns(schema: LogSchema, rows: pa.RecordBatch) -> pl.DataFrame:
         moment = log_times(schema, _plain(rows.column(schema.time.column)))
     inside = pl.when(moment.micros.is_between(EARLIEST_US, LATEST_US)).then(moment.micros)
     out |= {_READABLE: moment.micros.is_not_null(), _MICROS: pl.select(inside).to_series(), _ZONELESS: moment.zoneless}
-    for use, column in dict.fromkeys(_uses(schema)):
+    return _read(_uses(schema), rows, out)
+
+
+def read_table_columns(schema: LogSchema, entity: Literal["user", "item"], rows: pa.RecordBatch) -> pl.DataFrame:
+    """Like :func:`read_columns`, for rows of the side table of an entity; without ``valid_from`` their time is that of
+    :data:`~thinktwice.schema.limits.EARLIEST_US`."""
+    out = {ROW_ID: as_series(rows.column(ROW_ID))}
+    valid_from = schema.valid_from(entity)
+    if valid_from is None:
+        always = pl.repeat(EARLIEST_US, rows.num_rows, dtype=pl.Int64, eager=True)
+        moment = Instants(always, pl.repeat(False, rows.num_rows, eager=True))
+    else:
+        moment = times_of(valid_from, _plain(rows.column(str(valid_from.column))))
+    inside = pl.when(moment.micros.is_between(EARLIEST_US, LATEST_US)).then(moment.micros)
+    out |= {_READABLE: moment.micros.is_not_null(), _MICROS: pl.select(inside).to_series(), _ZONELESS: moment.zoneless}
+    uses = [(_TEXT, schema.table_key(entity)), *_uses_of(schema.table_fields(entity), schema.table_vectors(entity))]
+    title = schema.table_title(entity)
+    return _read([*uses, *([(_TEXT, title)] if title is not None else [])], rows, out)
+
+
+def _read(uses: Iterable[tuple[str, str]], rows: pa.RecordBatch, out: dict[str, pl.Series]) -> pl.DataFrame:
+    for use, column in dict.fromkeys(uses):
         values = _plain(rows.column(column))
         out[_name(_MISSING, column)] = missing(values)
         for measure, series in _READERS[use](values):
@@ -62,7 +96,14 @@ def read_columns(schema: LogSchema, rows: pa.RecordBatch) -> pl.DataFrame:
 def event_time(schema: LogSchema, rows: pa.RecordBatch) -> pl.Series:
     """Microseconds since the epoch as int64; null if the time cannot be read or is outside 1970 .. 2100."""
     only_time = schema.model_copy(
-        update={"entities": Entities(), "fields": (), "vectors": (), "propensity": None, "truth": None}
+        update={
+            "entities": Entities(),
+            "fields": (),
+            "vectors": (),
+            "tables": SideTables(),
+            "propensity": None,
+            "truth": None,
+        }
     )
     return read_columns(only_time, rows)[_MICROS]
 
@@ -84,39 +125,54 @@ def canonical(schema: LogSchema, read: pl.DataFrame) -> pl.DataFrame:
     for entity in (schema.entities.user, schema.entities.item):
         if entity is not None:
             out[entity.key] = pl.col(_name(_TEXT, entity.source_column))
-    for field in schema.fields:
+    for field in schema.logged_fields:
         if field.derived is not None:
             out[field.name] = on_present(local, partial(derive, field.derived)).cast(pl.String)
         else:
-            out[field.name] = pl.col(_name(_NUMBER if field.kind == "numeric" else _TEXT, field.source_column))
-    for vector in schema.vectors:
+            out[field.name] = _canonical_field(field)
+    for vector in schema.logged_vectors:
         out[vector.name] = pl.col(_name(_VECTOR, vector.source_column))
-    item = schema.entities.item
-    if item is not None and item.title is not None:
-        out[TITLE] = pl.col(_name(_TEXT, item.title))
+    if schema.logged_title is not None:
+        out[TITLE] = pl.col(_name(_TEXT, schema.logged_title))
     for name, column in ((PROPENSITY, schema.propensity), (TRUTH, schema.truth)):
         if column is not None:
             out[name] = pl.col(_name(_NUMBER, column))
     return read.select(values.alias(name) for name, values in out.items())
 
 
-def clean_columns(schema: LogSchema) -> list[str]:
-    """Names of the columns of a clean log, in order."""
-    keys = [entity.key for entity in (schema.entities.user, schema.entities.item) if entity is not None]
-    out = [ROW_ID, EVENT_TIME, LABEL, *keys, *(f.name for f in schema.fields), *(v.name for v in schema.vectors)]
-    if schema.entities.item is not None and schema.entities.item.title is not None:
-        out.append(TITLE)
-    return out + [
-        name for name, column in ((PROPENSITY, schema.propensity), (TRUTH, schema.truth)) if column is not None
-    ]
+def canonical_table(schema: LogSchema, entity: Literal["user", "item"], read: pl.DataFrame) -> pl.DataFrame:
+    """The columns of a clean side table in their order, from :func:`read_table_columns`: row_id, the key, the time from which
+    the row is valid, fields, vectors, title."""
+    key = schema.key_of(entity)
+    assert key is not None
+    out: dict[str, pl.Expr | pl.Series] = {ROW_ID: pl.col(ROW_ID)}
+    out[key] = pl.col(_name(_TEXT, schema.table_key(entity)))
+    out[VALID_FROM] = read[_MICROS].cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    out |= {field.name: _canonical_field(field) for field in schema.table_fields(entity)}
+    out |= {v.name: pl.col(_name(_VECTOR, v.source_column)) for v in schema.table_vectors(entity)}
+    title = schema.table_title(entity)
+    if title is not None:
+        out[TITLE] = pl.col(_name(_TEXT, title))
+    return read.select(values.alias(name) for name, values in out.items())
+
+
+def _canonical_field(field: LogField) -> pl.Expr:
+    return pl.col(_name(_NUMBER if field.kind == "numeric" else _TEXT, field.source_column))
+
+
+def key_and_time(schema: LogSchema, read: pl.DataFrame, entity: Literal["user", "item"]) -> pl.DataFrame:
+    """``key`` and ``micros`` of rows of the log, from :func:`read_columns`."""
+    key: EntityKey | None = getattr(schema.entities, entity)
+    assert key is not None
+    return read.select(pl.col(_name(_TEXT, key.source_column)).alias("key"), pl.col(_MICROS).alias("micros"))
 
 
 def violations(rules: tuple[Rule, ...], *, as_of: datetime | None) -> list[pl.Expr]:
     """One boolean expression per row rule over :func:`read_columns`, named by :func:`broken`. Duplicates need the whole log
-    and are not included."""
+    and keys without a row of their side table need that, so they are not included."""
     out: list[pl.Expr] = []
     for rule in rules:
-        if rule.check in ("splittable", "duplicate"):
+        if rule.check in ("splittable", "duplicate", "unmatched"):
             continue
         out.append(_violation(rule, as_of).fill_null(False).alias(broken(rule)))
     return out
@@ -169,12 +225,18 @@ def _uses(schema: LogSchema) -> Iterator[tuple[str, str]]:
     """The uses of every source column."""
     yield _LABEL, schema.label.column
     ids = [entity for entity in (schema.entities.user, schema.entities.item) if entity is not None]
-    fields = [field for field in schema.fields if field.derived is None]
-    words = [e.source_column for e in ids] + [f.source_column for f in fields if f.kind == "categorical"]
-    yield from ((_TEXT, column) for column in (*words, *(e.title for e in ids)) if column is not None)
-    amounts = [f.source_column for f in fields if f.kind == "numeric"]
-    yield from ((_NUMBER, column) for column in (*amounts, schema.propensity, schema.truth) if column is not None)
-    yield from ((_VECTOR, vector.source_column) for vector in schema.vectors)
+    yield from ((_TEXT, entity.source_column) for entity in ids)
+    if schema.logged_title is not None:
+        yield _TEXT, schema.logged_title
+    yield from _uses_of(schema.logged_fields, schema.logged_vectors)
+    yield from ((_NUMBER, column) for column in (schema.propensity, schema.truth) if column is not None)
+
+
+def _uses_of(fields: Iterable[LogField], vectors: Iterable[Vector]) -> Iterator[tuple[str, str]]:
+    for field in fields:
+        if field.derived is None:
+            yield _NUMBER if field.kind == "numeric" else _TEXT, field.source_column
+    yield from ((_VECTOR, vector.source_column) for vector in vectors)
 
 
 def _plain(values: pa.Array) -> pa.Array:
@@ -229,14 +291,19 @@ _READERS: dict[str, Callable[[pa.Array], Iterable[tuple[str, pl.Series]]]] = {
 
 def log_times(schema: LogSchema, values: pa.Array) -> Instants:
     """The time column of a log, read by the ``format`` of its schema."""
-    kind = schema.time.format
+    return times_of(schema.time, values)
+
+
+def times_of(time: TimeColumn, values: pa.Array) -> Instants:
+    """The values of a time column, read by its ``format`` and ``zone``."""
+    kind, zone = time.format, zone_named(time.zone or "UTC")
     if kind == "datetime" or is_time(values.type):  # the file may have more specific types than the schema
-        return instants(values, schema.zone)
+        return instants(values, zone)
     if kind == "yymmddhh":
         digits = spelled(values).str.strip_chars(SPACE).str.zfill(8)
         # Minutes are added because a time of day cannot be read from the hour alone.
         local = (digits + "00").str.strptime(pl.Datetime("us"), "%y%m%d%H%M", strict=False).cast(pl.Int64)
-        return Instants(localized(local, schema.zone), local.is_not_null())
+        return Instants(localized(local, zone), local.is_not_null())
     unit = _MICROSECONDS[kind]
     number = numbers(values)
     if pa.types.is_integer(values.type):  # exact, without conversion to float

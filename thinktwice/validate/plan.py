@@ -9,7 +9,8 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from thinktwice.schema.log import ROW_ID, LogSchema
+from thinktwice.schema.fields import ROW_ID
+from thinktwice.schema.log import LogSchema
 from thinktwice.schema.values import as_series
 from thinktwice.validate.copies import later_copies
 from thinktwice.validate.parse import event_time

@@ -21,10 +21,12 @@ from thinktwice.errors import DataError
 from thinktwice.files import read_json
 from thinktwice.parquet import read_frame
 from thinktwice.progress import track
-from thinktwice.schema.log import EVENT_TIME, LABEL, LogSchema, load_schema
+from thinktwice.schema.fields import EVENT_TIME, LABEL
+from thinktwice.schema.log import LogSchema, load_schema
 from thinktwice.schema.numbers import borders, shortest
 from thinktwice.validate.drift import ValueBins, bin_counts, hashed, ks, psi, single_field_auc
 from thinktwice.validate.rules import MIN_JUDGED_LABELS, MIN_JUDGED_ROWS
+from thinktwice.validate.side_tables import read_clean
 
 WHOLE = "whole"
 MAX_SLICES = 24
@@ -73,6 +75,13 @@ class LogProfile(NamedTuple):
     histograms: dict[str, dict[str, Any]]  # feature -> {labels, first, second}: shares of rows per bin in both halves
 
 
+class _Log(NamedTuple):
+    """A clean log."""
+
+    folder: Path
+    schema: LogSchema
+
+
 class _Feature(NamedTuple):
     name: str
     kind: str
@@ -111,19 +120,20 @@ def profile_log(clean_dir: Path | str, *, reference: Mapping[str, Any] | None = 
     if base.height == 0:
         return LogProfile(pl.DataFrame(schema=PROFILE_SCHEMA), {"format": 1, "rows": 0, "features": {}}, {})
     labels = _partition_labels(base, schema)
+    log = _Log(clean_dir, schema)
     rows: list[dict[str, Any]] = []
     known = dict(reference["features"]) if reference else {}
     widened = bool(reference and reference.get("widened", True))
     saved: dict[str, Any] = {}
     histograms: dict[str, dict[str, Any]] = {}
     for feature in track(features, stage="validate", total=len(features), label="profile"):
-        counts, numbers, ids = _counts(path, base, feature)
+        counts, numbers, ids = _counts(log, base, feature)
         bins = ValueBins.of_reference(counts.filter(~pl.col("half")), ids)
         rows.extend(_rows(feature, counts, numbers, bins, labels))
         value_bins = ValueBins.of_reference(counts, ids)
         saved[feature.name] = value_bins.to_json(counts, secret=feature.secret)
         if feature.name in known:
-            _compare(rows, feature, known[feature.name], path, base, widened=widened)
+            _compare(rows, feature, known[feature.name], log, base, widened=widened)
         histograms[feature.name] = _histogram(feature, value_bins, counts)
     _judge_log(rows[0], base, schema, reference)
     click_rate = float(base[LABEL].cast(pl.Float64).mean() or 0.0)  # type: ignore[arg-type]
@@ -171,23 +181,25 @@ def _partition_labels(base: pl.DataFrame, schema: LogSchema) -> dict[int, str]:
     return dict(zip(starts["slice"].to_list(), days.to_list(), strict=True))
 
 
-def _column(path: Path, feature: _Feature) -> pl.Series:
-    column = read_frame(path, columns=[feature.name])[feature.name]
+def _column(log: _Log, feature: _Feature) -> pl.Series:
     if feature.kind == "vector":
-        squares = pl.DataFrame({"v": column}).select(pl.col("v").list.eval(pl.element() ** 2).list.sum().sqrt())
-        return squares.select(pl.col("v").fill_nan(None).cast(pl.Float64))["v"]
-    return column
+        return read_clean(log.folder, log.schema, [feature.name], convert=_norms)[feature.name]
+    return read_clean(log.folder, log.schema, [feature.name])[feature.name]
+
+
+def _norms(vectors: pl.Expr) -> pl.Expr:
+    return vectors.list.eval(pl.element() ** 2).list.sum().sqrt().fill_nan(None).cast(pl.Float64)
 
 
 def _counts(
-    path: Path, base: pl.DataFrame, feature: _Feature
+    log: _Log, base: pl.DataFrame, feature: _Feature
 ) -> tuple[pl.DataFrame, pl.DataFrame | None, np.ndarray | None]:
     """Groups (value, slice, half, parity) -> n, clicks, from which everything else is derived.
 
     Numbers are grouped by quantile bin of the first half; their moments per slice (and of the whole log, slice null) and
     the bin edges are returned too.
     """
-    column = _column(path, feature)
+    column = _column(log, feature)
     numbers, edges = None, None
     if feature.kind in ("numeric", "vector"):
         frame = base.select("slice").with_columns(column.alias("x"))
@@ -279,7 +291,7 @@ def _compare(
     rows: list[dict[str, Any]],
     feature: _Feature,
     known: dict[str, Any],
-    path: Path,
+    log: _Log,
     base: pl.DataFrame,
     *,
     widened: bool,
@@ -294,7 +306,7 @@ def _compare(
         bins = bins._replace(edges=_above_float32(bins.edges))
     if feature.kind in ("key", "derived") or min(num_rows, base.height) < MIN_JUDGED_ROWS:
         return
-    column = _column(path, feature)
+    column = _column(log, feature)
     value = column if bins.edges is None else _binned(column, bins.edges)
     if feature.secret:
         value = value.replace_strict({v: hashed(v) for v in value.unique().drop_nulls()}, default=None)

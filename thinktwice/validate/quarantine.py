@@ -19,9 +19,9 @@ import polars as pl
 import pyarrow as pa
 
 from thinktwice.parquet import parquet_writer, read_schema, read_table, write_table
-from thinktwice.schema.log import ROW_ID
-from thinktwice.validate.parse import SOURCE_ROW
-from thinktwice.validate.rules import UNSPLITTABLE
+from thinktwice.schema.fields import ROW_ID
+from thinktwice.validate.parse import SOURCE_ROW, broken
+from thinktwice.validate.rules import UNSPLITTABLE, Rule
 
 _OWN: tuple[tuple[str, pa.DataType], ...] = (
     ("reasons", pa.list_(pa.string())),
@@ -29,6 +29,9 @@ _OWN: tuple[tuple[str, pa.DataType], ...] = (
     ("run_id", pa.string()),
     ("ingested_at", pa.timestamp("us", tz="UTC")),
 )
+
+
+SHOWN = 60  # characters of a value in a message
 
 
 class Stamp(NamedTuple):
@@ -79,6 +82,28 @@ class QuarantineWriter:
         arrays = [rows.column(name) for name in self.source_columns]
         arrays += _stamped(reasons.to_arrow().cast(pa.list_(pa.string())), self._stamp)
         self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
+
+
+def exemplify(
+    broken_rows: pl.DataFrame, rows: pa.RecordBatch, rules: tuple[Rule, ...], hidden: str | None, into: dict[str, str]
+) -> None:
+    """Keep the first value that breaks each rule, for messages; not those of the column ``hidden``, the ids of users."""
+    for rule in rules:
+        if rule.id in into or not rule.source or rule.source == hidden:
+            continue
+        positions = broken_rows[broken(rule)].arg_true()
+        if len(positions):
+            into[rule.id] = shown_value(rows.column(rule.source)[positions[0]])
+
+
+def shown_value(scalar: pa.Scalar) -> str:
+    """A value of a log for a message."""
+    try:
+        value = scalar.as_py()
+    except (ValueError, OverflowError, pa.ArrowException):  # a time without a Python type, text that is not UTF-8
+        return f"a {scalar.type} that cannot be shown"
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(str(value)):,} characters)"
 
 
 def write_unparsable(source: Path, target: Path, stamp: Stamp) -> None:

@@ -17,7 +17,8 @@ from thinktwice.errors import DataError
 from thinktwice.parquet import open_parquet
 from thinktwice.progress import track
 from thinktwice.schema.columns import check_columns, named_columns
-from thinktwice.schema.log import ROW_ID, LogSchema
+from thinktwice.schema.fields import ROW_ID
+from thinktwice.schema.log import LogSchema
 from thinktwice.validate.parse import SOURCE_ROW
 from thinktwice.validate.rules import Rule, noted_rules, row_rules
 
@@ -88,13 +89,7 @@ def open_rows(
     Raises:
         SchemaError: the schema does not fit the columns. DataError: the file is missing, damaged or not a raw log.
     """
-    with parquet_file(log) as file:
-        arrow = file.schema_arrow
-    for name in (ROW_ID, SOURCE_ROW):
-        if name not in arrow.names:
-            raise DataError(f"{log} has no column {name!r}: a raw log is written by ingest, ingest the source again")
-    ours = {ROW_ID, SOURCE_ROW, *(own or {}).values()}
-    source = pa.schema([f for f in arrow if f.name not in ours])
+    source = open_columns(log, own)
     check_columns(schema, source, str(log))
     named = tuple(name for name in named_columns(schema) if name in source.names)
     if as_of is not None and as_of.tzinfo is None:
@@ -102,6 +97,21 @@ def open_rows(
     dates = schema.time.column is not None and pa.types.is_date(source.field(schema.time.column).type)
     rules, noted = row_rules(schema), noted_rules(schema)
     return RawRows(log, unparsable, schema, tuple(source.names), named, rules, noted, as_of, dates)
+
+
+def open_columns(log: Path, own: dict[str, str] | None = None) -> pa.Schema:
+    """The source columns of a file of raw rows: without those that ingest added, and those of a quarantine, ``own``.
+
+    Raises:
+        DataError: the file is missing, damaged or has no row ids.
+    """
+    with parquet_file(log) as file:
+        arrow = file.schema_arrow
+    for name in (ROW_ID, SOURCE_ROW):
+        if name not in arrow.names:
+            raise DataError(f"{log} has no column {name!r}: a raw log is written by ingest, ingest the source again")
+    ours = {ROW_ID, SOURCE_ROW, *(own or {}).values()}
+    return pa.schema([f for f in arrow if f.name not in ours])
 
 
 def parquet_file(path: Path) -> pq.ParquetFile:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import polars as pl
 
 from thinktwice.errors import DataError
-from thinktwice.schema.log import ROW_ID
+from thinktwice.schema.fields import ROW_ID
 from thinktwice.splitmix import mix
 from thinktwice.validate.raw_rows import frame_of, parquet_file
 

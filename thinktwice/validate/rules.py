@@ -13,8 +13,9 @@ from typing import Literal
 
 from thinktwice.files import sha256_text
 from thinktwice.frozen import Frozen
+from thinktwice.schema.fields import EVENT_TIME, LABEL, TABLE_OF, VALID_FROM, EntityKey, LogField, TimeColumn, Vector
 from thinktwice.schema.limits import EARLIEST_US, INEXACT_FROM, LATEST_US, MAX_TEXT, NUMBER_LIMIT
-from thinktwice.schema.log import EVENT_TIME, LABEL, EntityKey, LogField, LogSchema
+from thinktwice.schema.log import LogSchema
 from thinktwice.schema.numbers import NUMBER
 from thinktwice.schema.times import FORMS
 
@@ -35,6 +36,7 @@ Check = Literal[
     "duplicate",
     "inexact",
     "zoneless",
+    "unmatched",
 ]
 
 #: Forms of the time in the source, by ``time.format``.
@@ -94,20 +96,7 @@ def row_rules(schema: LogSchema) -> tuple[Rule, ...]:
         if key is not None:
             rules.append(_missing(key.key, key.source_column, f"the {entity} id is present", _without_id(entity)))
             rules.append(_text(key.key, key.source_column))
-    for field in schema.fields:
-        if field.derived is None:
-            rules.extend(_field_rules(field))
-    for vector in schema.vectors:
-        rules.append(
-            Rule(
-                id=f"{vector.name}:vector",
-                check="vector",
-                column=vector.name,
-                source=vector.source_column,
-                description=f"{vector.name} is absent or {vector.dim} finite numbers",
-                bound=float(vector.dim),
-            )
-        )
+    rules += _rules_of(schema.logged_fields, schema.logged_vectors)
     for name, column in (("propensity", schema.propensity), ("truth", schema.truth)):
         if column is not None:
             rules.append(_number(name, column))
@@ -129,6 +118,57 @@ def row_rules(schema: LogSchema) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
+def table_rules(schema: LogSchema, entity: Literal["user", "item"]) -> tuple[Rule, ...]:
+    """The rules on rows of a side table, whose ids start with the name of the table: ``items.price:minimum``.
+
+    A row that breaks one is quarantined, and impressions of its user or item have no attributes.
+    """
+    key, column = schema.key_of(entity), schema.table_key(entity)
+    assert key is not None
+    rules = [_missing(key, column, f"the {entity} id is present"), _text(key, column)]
+    valid_from = schema.valid_from(entity)
+    if valid_from is not None:
+        rules += _times_of(valid_from, VALID_FROM, "valid_from")
+    rules += _rules_of(schema.table_fields(entity), schema.table_vectors(entity))
+    name = TABLE_OF[entity]
+    return tuple(rule.model_copy(update={"id": f"{name}.{rule.id}"}) for rule in rules)
+
+
+def unmatched_rule(schema: LogSchema, entity: Literal["user", "item"]) -> Rule:
+    """The noted rule about impressions whose user or item has no row in its side table."""
+    key: EntityKey = getattr(schema.entities, entity)
+    name = TABLE_OF[entity]
+    when = " that is valid at the time of the impression" if schema.valid_from(entity) is not None else ""
+    return Rule(
+        id=f"{name}:unmatched",
+        check="unmatched",
+        column=key.key,
+        source=key.source_column,
+        severity="warning",
+        description=f"the {entity} of the impression has a row in the table {name}{when}; its attributes are missing otherwise: "
+        f"add the rows to {name}",
+    )
+
+
+def _rules_of(fields: tuple[LogField, ...], vectors: tuple[Vector, ...]) -> list[Rule]:
+    rules: list[Rule] = []
+    for field in fields:
+        if field.derived is None:
+            rules.extend(_field_rules(field))
+    for vector in vectors:
+        rules.append(
+            Rule(
+                id=f"{vector.name}:vector",
+                check="vector",
+                column=vector.name,
+                source=vector.source_column,
+                description=f"{vector.name} is absent or {vector.dim} finite numbers",
+                bound=float(vector.dim),
+            )
+        )
+    return rules
+
+
 def duplicates_count(schema: LogSchema) -> bool:
     """Whether two equal rows are the same impression, written twice.
 
@@ -142,7 +182,7 @@ def noted_rules(schema: LogSchema) -> tuple[Rule, ...]:
     """Rules that are counted and reported but do not exclude rows from the clean log."""
     rules = []
     names = [(key.key, key.source_column) for key in (schema.entities.user, schema.entities.item) if key is not None]
-    names += [(f.name, f.source_column) for f in schema.fields if f.kind == "categorical" and f.derived is None]
+    names += [(f.name, f.source_column) for f in schema.logged_fields if f.kind == "categorical" and f.derived is None]
     for name, column in names:
         rules.append(
             Rule(
@@ -155,6 +195,7 @@ def noted_rules(schema: LogSchema) -> tuple[Rule, ...]:
                 f"float32 from 2^24): it was rounded before this log was written, write column {column!r} as integers or text",
             )
         )
+    rules += [unmatched_rule(schema, entity) for entity in schema.side_tables]
     derived = [f.name for f in schema.fields if f.derived]
     if derived and schema.time.column is not None and schema.time.zone is None:
         rules.append(
@@ -284,6 +325,8 @@ def rule_set_version(schema: LogSchema) -> str:
     texts = [
         rule.model_dump_json(exclude={"fix"}) for rule in (*row_rules(schema), *noted_rules(schema), *profile_rules())
     ]
+    for entity in schema.side_tables:
+        texts += [rule.model_dump_json(exclude={"fix"}) for rule in table_rules(schema, entity)]
     # The reading of the source determines clicks and instants, so it is part of the rules.
     texts += [schema.time.model_dump_json(), schema.label.model_dump_json(), f"{NUMBER} {EARLIEST_US} {LATEST_US}"]
     texts.append(f"{MAX_TEXT} {NUMBER_LIMIT} {INEXACT_FROM}")
@@ -349,29 +392,32 @@ def _label_rules(schema: LogSchema) -> list[Rule]:
 def _time_rules(schema: LogSchema) -> list[Rule]:
     if schema.time.column is None:
         return []
-    source = schema.time.column
+    future = Rule(
+        id="time:future",
+        check="future",
+        column=EVENT_TIME,
+        source=schema.time.column,
+        description="the time is not after the moment of the check",
+    )
+    return [*_times_of(schema.time, EVENT_TIME, "time"), future]
+
+
+def _times_of(time: TimeColumn, column: str, name: str) -> list[Rule]:
+    source = str(time.column)
     return [
         Rule(
-            id="time:parsable",
+            id=f"{name}:parsable",
             check="time",
-            column=EVENT_TIME,
+            column=column,
             source=source,
-            description=f"the time is present and reads as {_TIME_FORMS[schema.time.format]} (time.format "
-            f"{schema.time.format!r})",
+            description=f"the time is present and reads as {_TIME_FORMS[time.format]} ({name}.format {time.format!r})",
         ),
         Rule(
-            id="time:window",
+            id=f"{name}:window",
             check="window",
-            column=EVENT_TIME,
+            column=column,
             source=source,
             description="the time lies between 1970 and 2100",
-        ),
-        Rule(
-            id="time:future",
-            check="future",
-            column=EVENT_TIME,
-            source=source,
-            description="the time is not after the moment of the check",
         ),
     ]
 

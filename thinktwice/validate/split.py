@@ -29,22 +29,24 @@ import pyarrow as pa
 from thinktwice.errors import DataError, RowsLostError
 from thinktwice.files import atomic_dir, read_json, write_json
 from thinktwice.parquet import parquet_writer, read_frame, read_table, scan_frame
-from thinktwice.schema.log import EVENT_TIME, LABEL, ROW_ID, LogSchema, load_schema
+from thinktwice.schema.fields import EVENT_TIME, LABEL, ROW_ID
+from thinktwice.schema.log import LogSchema, load_schema
+from thinktwice.schema.tables import stored_schema
+from thinktwice.validate.layout import arrow_schema, clean_columns
 from thinktwice.validate.parse import (
     SOURCE_ROW,
     broken,
     canonical,
-    clean_columns,
+    key_and_time,
     read_columns,
     violations,
 )
 from thinktwice.validate.plan import SplitPlan, plan_of
-from thinktwice.validate.quarantine import QuarantineWriter, Stamp, original_columns, write_unparsable
+from thinktwice.validate.quarantine import QuarantineWriter, Stamp, exemplify, original_columns, write_unparsable
 from thinktwice.validate.raw_rows import RawRows, frame_of, open_rows, parquet_file, rows_where
 from thinktwice.validate.row_keys import Keys, key_hash, read_keys
-from thinktwice.validate.rules import UNSPLITTABLE, rule_set_version
-
-SHOWN = 60  # characters of a value in a message
+from thinktwice.validate.rules import UNSPLITTABLE, rule_set_version, unmatched_rule
+from thinktwice.validate.side_tables import Side, TableSplit, copy_tables, first_valid, split_tables, unmatched
 
 DUPLICATE = "!row:duplicate"
 
@@ -62,6 +64,7 @@ class SplitResult:
     rule_set_version: str
     notes: dict[str, int] = field(default_factory=dict)  # rule id -> rows that break it but are clean
     examples: dict[str, str] = field(default_factory=dict)  # rule id -> a value that breaks it; no ids of users
+    tables: dict[Side, TableSplit] = field(default_factory=dict)  # the side tables, by entity
 
 
 def split_log(
@@ -91,7 +94,7 @@ def split_log(
     snapshot = _described(raw_dir / "snapshot.json") if (raw_dir / "snapshot.json").exists() else {}
     source = open_rows(raw_dir / "log.parquet", raw_dir / "unparsable.parquet", schema, as_of)
     stamp = Stamp(rule_set_version(schema), run_id, ingested_at)
-    return _split(source, Path(clean_dir), Path(quarantine_dir), stamp, str(snapshot.get("snapshot_id", "")))
+    return _split(source, raw_dir, Path(clean_dir), Path(quarantine_dir), stamp, str(snapshot.get("snapshot_id", "")))
 
 
 def replay(
@@ -101,6 +104,7 @@ def replay(
     *,
     run_id: str,
     schema_path: Path | str | None = None,
+    tables_dir: Path | str | None = None,
     as_of: datetime | None = None,
     ingested_at: datetime | None = None,
 ) -> SplitResult:
@@ -109,7 +113,8 @@ def replay(
     Rows that pass become a separate clean log; the others a new quarantine. The folder of the clean log is also a raw log
     folder (``log.parquet`` with the unchanged originals of the same rows), so a pipeline can read it as a source. A row
     that was quarantined as a duplicate stays one while the schema has that rule, because its first copy is outside the
-    quarantine. It raises the same errors as :func:`split_log`.
+    quarantine. It raises the same errors as :func:`split_log`. ``tables_dir`` has the side tables as they were read (default:
+    those kept in the quarantine).
     """
     quarantine_dir = Path(quarantine_dir)
     schema = load_schema(Path(schema_path) if schema_path is not None else quarantine_dir / "schema.yaml")
@@ -124,7 +129,8 @@ def replay(
         source = replace(source, known_duplicates=frozenset(reasons[ROW_ID].to_list()))
     stamp = Stamp(rule_set_version(schema), run_id, ingested_at)
     snapshot_id = str(info.get("snapshot_id", ""))
-    return _split(source, Path(clean_dir), Path(still_quarantined_dir), stamp, snapshot_id, keep_originals=True)
+    clean, still = Path(clean_dir), Path(still_quarantined_dir)
+    return _split(source, Path(tables_dir or quarantine_dir), clean, still, stamp, snapshot_id, keep_originals=True)
 
 
 def _described(path: Path) -> dict[str, Any]:
@@ -137,21 +143,6 @@ def _described(path: Path) -> dict[str, Any]:
     return value
 
 
-def clean_arrow_schema(schema: LogSchema, names: list[str]) -> pa.Schema:
-    """Arrow types of a clean log with these columns."""
-    numbers = {f.name for f in schema.fields if f.kind == "numeric"} | {"propensity", "truth"}
-    vectors = {v.name for v in schema.vectors}
-    special = {EVENT_TIME: pa.timestamp("us", tz="UTC"), LABEL: pa.int8()}
-    fields = []
-    for name in names:
-        if name in vectors:
-            kind: pa.DataType = pa.list_(pa.float32())
-        else:
-            kind = special.get(name) or (pa.float64() if name in numbers else pa.string())
-        fields.append(pa.field(name, kind))
-    return pa.schema(fields)
-
-
 class _Counts(NamedTuple):
     """Counts made by :func:`_write_rows`; see :class:`SplitResult`."""
 
@@ -162,6 +153,7 @@ class _Counts(NamedTuple):
 
 def _split(
     source: RawRows,
+    tables_dir: Path,
     clean_dir: Path,
     quarantine_dir: Path,
     stamp: Stamp,
@@ -181,10 +173,11 @@ def _split(
     counts = _Counts(dict.fromkeys((rule.id for rule in source.rules), 0), {}, {})
     counts.reasons[UNSPLITTABLE.id] = num_unparsable
     with atomic_dir(clean_dir) as clean, atomic_dir(quarantine_dir) as quarantine:
+        tables = split_tables(tables_dir, source.schema, clean, quarantine, stamp)
         bad_rows = _write_rows(source, plan, stamp, clean, quarantine, counts)
         write_unparsable(source.unparsable, quarantine / "unparsable.parquet", stamp)
         for folder in (clean, quarantine):
-            (folder / "schema.yaml").write_text(source.schema.to_yaml(), encoding="utf-8")
+            (folder / "schema.yaml").write_text(stored_schema(source.schema).to_yaml(), encoding="utf-8")
         clean_keys = read_keys(clean / "clean.parquet")
         bad_keys = np.concatenate([read_keys(quarantine / f"{n}.parquet") for n in ("quarantine", "unparsable")])
         keys_out = np.sort(np.concatenate([clean_keys, bad_keys]))
@@ -198,6 +191,7 @@ def _split(
             rule_set_version=stamp.rule_set_version,
             notes={rule: count for rule, count in counts.notes.items() if count},
             examples=counts.examples,
+            tables=tables,
         )
         if not np.array_equal(keys_in, keys_out) or result.key_hash_in != result.key_hash_out:
             raise RowsLostError(
@@ -206,6 +200,7 @@ def _split(
             )
         if keep_originals:
             _write_originals(source, ~bad_rows, clean, clean_keys, snapshot_id)
+            copy_tables(tables_dir, clean, source.schema)
         info: dict[str, Any] = {**asdict(result), "snapshot_id": snapshot_id, "run_id": stamp.run_id}
         info["schema_name"] = source.schema.name
         info["conserved"] = True
@@ -221,10 +216,11 @@ def _write_rows(
     marks = violations(source.rules, as_of=source.as_of)
     notes = violations(source.noted, as_of=None)
     checks = [*(broken(rule) for rule in source.rules if rule.check not in ("splittable", "duplicate")), DUPLICATE]
-    arrow = clean_arrow_schema(source.schema, clean_columns(source.schema))
+    arrow = arrow_schema(source.schema, clean_columns(source.schema))
     parts: list[list[pl.DataFrame]] = [[] for _ in range(plan.num_parts)]
     scratch = clean / "parts"
     bad_rows = np.zeros(len(plan.keys), dtype=bool)
+    valid = first_valid(clean, source.schema)
     why: list[pl.DataFrame] = []
     with ExitStack() as open_files:
         writers = []
@@ -244,9 +240,19 @@ def _write_rows(
             if bool(bad.any()):
                 why.append(checked.filter(bad).select(checks))
                 _count(why[-1], counts.reasons)
-                _exemplify(why[-1], rows_where(batch, bad_rows[rows]), source, counts.examples)
+                exemplify(
+                    why[-1],
+                    rows_where(batch, bad_rows[rows]),
+                    source.rules,
+                    _user_column(source.schema),
+                    counts.examples,
+                )
             if notes:
                 _count(read.filter(~bad).select(*notes), counts.notes)
+            for side, first in valid.items():
+                rule = unmatched_rule(source.schema, side).id
+                missing = unmatched(key_and_time(source.schema, read, side).filter(~bad), first)
+                counts.notes[rule] = counts.notes.get(rule, 0) + int(missing.sum())
             judged = canonical(source.schema, read)
             for part in range(plan.num_parts):
                 rows_of_part = judged.filter(~bad & pl.Series(plan.part[rows] == part))
@@ -315,24 +321,8 @@ def _count(broken_rows: pl.DataFrame, into: dict[str, int]) -> None:
         into[name[1:]] = into.get(name[1:], 0) + (count or 0)
 
 
-def _exemplify(broken_rows: pl.DataFrame, rows: pa.RecordBatch, source: RawRows, into: dict[str, str]) -> None:
-    """Keep the first value that breaks each rule, for messages."""
-    user = source.schema.entities.user
-    for rule in source.rules:
-        if rule.id in into or not rule.source or (user is not None and rule.source == user.source_column):
-            continue
-        positions = broken_rows[broken(rule)].arg_true()
-        if len(positions):
-            into[rule.id] = _shown(rows.column(rule.source)[positions[0]])
-
-
-def _shown(scalar: pa.Scalar) -> str:
-    try:
-        value = scalar.as_py()
-    except (ValueError, OverflowError, pa.ArrowException):  # a time without a Python type, text that is not UTF-8
-        return f"a {scalar.type} that cannot be shown"
-    text = "nothing" if value is None else repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(str(value)):,} characters)"
+def _user_column(schema: LogSchema) -> str | None:
+    return None if schema.entities.user is None else schema.entities.user.source_column
 
 
 def _unparsable_keys(path: Path) -> tuple[Keys, int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
 from components.data.validate.report import render
 from components.data.validate.suite import (
@@ -18,18 +19,21 @@ from components.data.validate.suite import (
     check_notes,
     check_profile,
     check_rows,
+    check_table,
 )
 from components.data.validate.verdict import DataVerdict
 from thinktwice.data.ingest import Snapshot
 from thinktwice.files import atomic_dir, atomic_file, read_json, write_json
 from thinktwice.parquet import read_schema, read_table, write_frame
 from thinktwice.progress import note, tell
-from thinktwice.schema.log import ROW_ID, LogSchema, load_schema
-from thinktwice.validate.parse import clean_columns
+from thinktwice.schema.fields import ROW_ID
+from thinktwice.schema.log import LogSchema, load_schema
+from thinktwice.validate.layout import arrow_schema, clean_columns, clean_table_columns
 from thinktwice.validate.profile import LogProfile, profile_log
 from thinktwice.validate.raw_rows import STAGE, frame_of
-from thinktwice.validate.rules import UNSPLITTABLE, noted_rules, profile_rules, row_rules
-from thinktwice.validate.split import SplitResult, clean_arrow_schema, split_log
+from thinktwice.validate.rules import UNSPLITTABLE, Rule, noted_rules, profile_rules, row_rules, table_rules
+from thinktwice.validate.side_tables import TableSplit, clean_table, quarantined_table, share_quarantined
+from thinktwice.validate.split import SplitResult, split_log
 
 MAX_TOLD = 3  # maximum warnings on the console; the report has all of them
 
@@ -63,9 +67,17 @@ def validate_log(
     samples = sample_rows(quarantine_dir, schema)
     as_of_us = None if as_of is None else int(as_of.timestamp() * 1_000_000)
     clean = check_rows(clean_dir, schema, as_of_us=as_of_us) if split.rows_clean else []
+    of_tables = [
+        finding
+        for side, table in split.tables.items()
+        for finding in _with_quarantined(
+            check_table(clean_dir, schema, side), table, table_rules(schema, side), samples, future_checked=False
+        )
+    ]
     findings = [
         *check_ledger(_ledger(split, clean_dir, schema), budget=schema.quarantine_budget),
-        *_with_quarantined(clean, split, schema, samples, future_checked=as_of is not None),
+        *_with_quarantined(clean, split, row_rules(schema), samples, future_checked=as_of is not None),
+        *of_tables,
         *check_notes(split.notes, noted_rules(schema)),
         *check_profile(profile.table),
     ]
@@ -99,7 +111,8 @@ def _sentence(text: str) -> str:
 
 
 def _with_fixes(findings: list[Finding], schema: LogSchema) -> list[Finding]:
-    fixes = {r.id: r.fix for r in row_rules(schema)} | {r.id: r.fix for r in profile_rules()}
+    tables = [rule for side in schema.side_tables for rule in table_rules(schema, side)]
+    fixes = {r.id: r.fix for r in (*row_rules(schema), *tables)} | {r.id: r.fix for r in profile_rules()}
     fixes |= {
         "ledger:budget": "correct the rows or the rules that quarantine them, or raise quarantine_budget in the schema",
         "ledger:clean": "every row broke a rule: read the reasons, and correct the schema or the log",
@@ -163,28 +176,41 @@ def sample_rows(quarantine_dir: Path, schema: LogSchema) -> dict[str, list[str]]
         row_ids = matching[ROW_ID].head(MAX_SAMPLES).to_list()
         if row_ids:
             out[rule.id] = row_ids
+    for side in schema.side_tables:
+        file = quarantined_table(quarantine_dir, side)
+        reasons = read_schema(file).names[-4]  # the first of our columns, which come last
+        bad = frame_of(read_table(file, [ROW_ID, reasons]))
+        for rule in table_rules(schema, side):
+            row_ids = bad.filter(pl.col(reasons).list.contains(rule.id))[ROW_ID].head(MAX_SAMPLES).to_list()
+            if row_ids:
+                out[rule.id] = row_ids
     return out
 
 
 def _ledger(split: SplitResult, clean_dir: Path, schema: LogSchema) -> dict[str, float]:
-    expected = clean_arrow_schema(schema, clean_columns(schema))
-    actual = read_schema(clean_dir / "clean.parquet")
-    wrong = {f.name for f in expected if f.name not in actual.names or actual.field(f.name).type != f.type}
-    wrong |= set(actual.names) - set(expected.names)
+    expected = {clean_dir / "clean.parquet": clean_columns(schema)}
+    expected |= {clean_table(clean_dir, side): clean_table_columns(schema, side) for side in split.tables}
+    parts: list[SplitResult | TableSplit] = [split, *split.tables.values()]
     return {
-        "rows_lost": split.rows_in - split.rows_clean - split.rows_quarantined,
-        "keys_differ": float(split.key_hash_in != split.key_hash_out),
-        "columns_wrong": len(wrong),
+        "rows_lost": sum(part.rows_in - part.rows_clean - part.rows_quarantined for part in parts),
+        "keys_differ": float(any(part.key_hash_in != part.key_hash_out for part in parts)),
+        "columns_wrong": sum(_wrong_columns(path, arrow_schema(schema, names)) for path, names in expected.items()),
         "rows_clean": split.rows_clean,
         "rows_quarantined": split.rows_quarantined,
-        "quarantined_share": split.rows_quarantined / split.rows_in,
+        "quarantined_share": max(split.rows_quarantined / split.rows_in, share_quarantined(split.tables)),
     }
+
+
+def _wrong_columns(path: Path, expected: pa.Schema) -> int:
+    actual = read_schema(path)
+    wrong = {f.name for f in expected if f.name not in actual.names or actual.field(f.name).type != f.type}
+    return len(wrong | (set(actual.names) - set(expected.names)))
 
 
 def _with_quarantined(
     clean: list[Finding],
-    split: SplitResult,
-    schema: LogSchema,
+    split: SplitResult | TableSplit,
+    rules: tuple[Rule, ...],
     samples: Mapping[str, list[str]],
     *,
     future_checked: bool,
@@ -192,7 +218,7 @@ def _with_quarantined(
     """One finding per row rule: critical if clean rows break it, a warning if it sent rows to the quarantine."""
     by_rule = {f.rule: f for f in clean}
     findings = []
-    for rule in row_rules(schema):
+    for rule in rules:
         if rule.check == "future" and not future_checked:
             continue
         checked = by_rule.get(rule.id)

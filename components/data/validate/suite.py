@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import polars as pl
 
 from thinktwice.errors import DataError
+from thinktwice.schema.fields import EVENT_TIME, LABEL, ROW_ID, VALID_FROM
 from thinktwice.schema.limits import EARLIEST_US, LATEST_US, MAX_TEXT
-from thinktwice.schema.log import EVENT_TIME, LABEL, ROW_ID, LogSchema
+from thinktwice.schema.log import LogSchema
 from thinktwice.validate.raw_rows import parquet_file
 from thinktwice.validate.rules import (
     ProfileRule,
@@ -34,7 +35,9 @@ from thinktwice.validate.rules import (
     Severity,
     profile_rules,
     row_rules,
+    table_rules,
 )
+from thinktwice.validate.side_tables import Side, clean_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,7 +101,11 @@ def _row_expectation(schema: LogSchema, rule: Rule) -> tuple[str, dict[str, Any]
     if rule.check == "binary":
         return "ExpectColumnValuesToBeInSet", {"column": LABEL, "value_set": [0, 1]}
     if rule.check == "window":
-        return "ExpectColumnValuesToBeBetween", {"column": EVENT_TIME, "min_value": EARLIEST_US, "max_value": LATEST_US}
+        return "ExpectColumnValuesToBeBetween", {
+            "column": rule.column,
+            "min_value": EARLIEST_US,
+            "max_value": LATEST_US,
+        }
     if rule.check == "future":
         return "ExpectColumnValuesToBeBetween", {"column": EVENT_TIME, "max_value": {"$PARAMETER": "as_of"}}
     if rule.check == "text":
@@ -140,7 +147,7 @@ def row_frame(frame: pl.DataFrame, schema: LogSchema, expected: list[Expected]) 
             columns.append(length.alias(_length_of(name)))
         if name not in used:
             continue
-        if name == EVENT_TIME:
+        if name in (EVENT_TIME, VALID_FROM):
             columns.append(pl.col(name).cast(pl.Int64))
         elif name in vectors:
             finite = pl.col(name).list.eval(pl.element().filter(pl.element().is_finite())).list.len()
@@ -155,14 +162,22 @@ def row_frame(frame: pl.DataFrame, schema: LogSchema, expected: list[Expected]) 
 
 def check_rows(clean_dir: Path, schema: LogSchema, *, as_of_us: int | None = None) -> list[Finding]:
     """Run the row suite on every row of the clean log. One finding per rule that GX can check on clean rows."""
-    rules = row_rules(schema)
+    return _check(clean_dir / "clean.parquet", schema, row_rules(schema), as_of_us=as_of_us)
+
+
+def check_table(clean_dir: Path, schema: LogSchema, side: Side) -> list[Finding]:
+    """Run the suite of a side table on every clean row of it."""
+    return _check(clean_table(clean_dir, side), schema, table_rules(schema, side), as_of_us=None)
+
+
+def _check(path: Path, schema: LogSchema, rules: tuple[Rule, ...], *, as_of_us: int | None) -> list[Finding]:
     expected = [e for e in row_expectations(schema, rules) if as_of_us is not None or not e.rule.endswith(":future")]
     failed: dict[str, list[str]] = {}
     counts: dict[str, int] = {}
     rows = 0
     parameters = {"as_of": as_of_us}
     columns = {rule.column for rule in rules} | {ROW_ID}
-    for frame in _clean_chunks(clean_dir / "clean.parquet", columns):
+    for frame in _clean_chunks(path, columns):
         rows += frame.height
         pandas = row_frame(frame, schema, expected)
         outcome = run_suite("rows", pandas, expected, parameters=parameters)

@@ -12,7 +12,7 @@ import yaml
 
 from thinktwice.data.infer.measure import Measured
 from thinktwice.data.infer.roles import FieldRole, Roles
-from thinktwice.schema.log import RESERVED, RESERVED_KEYS
+from thinktwice.schema.fields import RESERVED, RESERVED_KEYS
 from thinktwice.schema.times import derive, on_present
 from thinktwice.schema.values import one_array
 from thinktwice.validate.parse import log_times

@@ -11,14 +11,14 @@ import pyarrow as pa
 from thinktwice.data.reading import ADDED, Chunk, Reading
 from thinktwice.data.sources.delimited import Dialect, detect, header, read_delimited
 from thinktwice.data.sources.json_lines import column_kinds, column_type, read_json_lines
-from thinktwice.data.sources.parquet import open_parquet_log, open_parts, with_partition_columns, with_partitions
+from thinktwice.data.sources.parquet import open_parquet_files, open_parts, with_partition_columns, with_partitions
 from thinktwice.data.sources.parts import Parts, partition_key, partition_values, printable
 from thinktwice.data.sources.paths import WHAT, LogFiles, expanded, is_text_log, log_files
 from thinktwice.data.sources.raw_log import is_raw_log
 from thinktwice.data.sources.text import BLOCK_BYTES, file_opener
 from thinktwice.errors import DataError, SchemaError
 from thinktwice.schema import LogSchema
-from thinktwice.schema.columns import named_columns
+from thinktwice.schema.columns import Named, named_columns
 from thinktwice.storage.location import as_text
 from thinktwice.storage.object_path import AnyPath, sha256_of
 
@@ -31,18 +31,27 @@ def open_log(path: Path | str | None, limit: int, seed: int, schema: LogSchema) 
     """
     if path is None or not str(path):
         raise DataError(f"source 'log' reads your own copy: give --path, {WHAT}")
-    paths = expanded(as_text(path))
+    return open_files(as_text(path), named_columns(schema))
+
+
+def open_files(path: str, named: Named) -> Reading:
+    """Open the files of a path or of several as one table, which may be a log or a side table.
+
+    Args:
+        named: the columns that must be readable for their uses, if they exist.
+    """
+    paths = expanded(path)
     first = paths[0]
     if len(paths) == 1 and isinstance(first, Path) and (is_raw_log(first) or not is_text_log(first)):
-        return open_parquet_log(first, limit, seed, schema)
+        return open_parquet_files(first, named)
     files = log_files(paths)
     where = ", ".join(map(str, paths[:3])) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
     if files.format == "parquet":
-        return open_parts(Parts(tuple(files.files), files.left_out, files.partitions), files.files, where, schema)
-    return _open_delimited(files, where, schema) if files.format == "delimited" else _open_json(files, where, schema)
+        return open_parts(Parts(tuple(files.files), files.left_out, files.partitions), files.files, where, named)
+    return _open_delimited(files, where, named) if files.format == "delimited" else _open_json(files, where, named)
 
 
-def _open_delimited(files: LogFiles, where: str, schema: LogSchema) -> Reading:
+def _open_delimited(files: LogFiles, where: str, named: Named) -> Reading:
     dialects: dict[AnyPath, Dialect] = {}
     headers: dict[AnyPath, list[str]] = {}
     for file in files.files:
@@ -50,7 +59,7 @@ def _open_delimited(files: LogFiles, where: str, schema: LogSchema) -> Reading:
         dialects[file] = detect(opener, str(file))
         headers[file] = header(opener, str(file), dialects[file])
     columns = pa.schema([(name, pa.string()) for name in _union(headers.values())])
-    in_folders = partition_values(files.files, files.partitions, named_columns(schema), headers)
+    in_folders = partition_values(files.files, files.partitions, named, headers)
 
     def chunks() -> Iterator[Chunk]:
         start = 0
@@ -60,11 +69,11 @@ def _open_delimited(files: LogFiles, where: str, schema: LogSchema) -> Reading:
                 yield _shaped(chunk, columns, in_folders, file)
 
     words = dict.fromkeys(dialect.words for dialect in dialects.values())
-    reading = _reading(files, where, columns, in_folders, schema, headers, chunks_of=chunks)
+    reading = _reading(files, where, columns, in_folders, named, headers, chunks_of=chunks)
     return replace(reading, notes=tuple(words), identity=(*reading.identity, *words))
 
 
-def _open_json(files: LogFiles, where: str, schema: LogSchema) -> Reading:
+def _open_json(files: LogFiles, where: str, named: Named) -> Reading:
     kinds: dict[str, set[str]] = {}
     has: dict[AnyPath, list[str]] = {}
     for file in files.files:
@@ -73,7 +82,7 @@ def _open_json(files: LogFiles, where: str, schema: LogSchema) -> Reading:
         for name, found in of_file.items():
             kinds.setdefault(name, set()).update(found)
     columns = pa.schema([(name, column_type(found)) for name, found in kinds.items()])
-    in_folders = partition_values(files.files, files.partitions, named_columns(schema), has)
+    in_folders = partition_values(files.files, files.partitions, named, has)
 
     def chunks() -> Iterator[Chunk]:
         start = 0
@@ -88,7 +97,7 @@ def _open_json(files: LogFiles, where: str, schema: LogSchema) -> Reading:
     notes = tuple(
         f"column {name!r} contains {' and '.join(sorted(found))}, and is read as text" for name, found in mixed.items()
     )
-    return replace(_reading(files, where, columns, in_folders, schema, has, chunks_of=chunks), notes=notes)
+    return replace(_reading(files, where, columns, in_folders, named, has, chunks_of=chunks), notes=notes)
 
 
 def _reading(
@@ -96,7 +105,7 @@ def _reading(
     where: str,
     columns: pa.Schema,
     in_folders: dict[str, dict[AnyPath, str | None]],
-    schema: LogSchema,
+    named: Named,
     has: dict[AnyPath, list[str]],
     *,
     chunks_of: object,
@@ -104,14 +113,14 @@ def _reading(
     reserved = [name for name in ADDED if name in columns.names]
     if reserved:
         raise SchemaError(f"column {reserved[0]!r} of {where} has a reserved name: rename it in the file")
-    named = set(named_columns(schema))
+    names_of_schema = set(named)
     missing: dict[str, str] = {}
     for file, names in has.items():
-        if named & set(columns.names) and not named & set(names):
+        if names_of_schema & set(columns.names) and not names_of_schema & set(names):
             raise SchemaError(
-                f"{file} has none of the columns that the schema names ({', '.join(sorted(named & set(columns.names)))}): move it out"
+                f"{file} has none of the columns that the schema names ({', '.join(sorted(names_of_schema & set(columns.names)))}): move it out"
             )
-        for name in sorted((named & set(columns.names)) - set(names)):
+        for name in sorted((names_of_schema & set(columns.names)) - set(names)):
             missing.setdefault(name, f"not in {file.name}")
     digests: dict[str, str] = {}
     first: dict[tuple[str, ...], str] = {}

@@ -17,7 +17,7 @@ from thinktwice.data.sources.raw_log import is_raw_log, open_raw_log
 from thinktwice.data.sources.unite import shaped, unite
 from thinktwice.errors import DataError, SchemaError
 from thinktwice.schema import LogSchema
-from thinktwice.schema.columns import named_columns
+from thinktwice.schema.columns import Named, named_columns
 from thinktwice.storage.object_path import AnyPath, sha256_of
 
 WHAT = "your parquet file, a folder of parquet files or a raw log folder"
@@ -31,7 +31,11 @@ def open_parquet_log(path: Path | str | None, limit: int, seed: int, schema: Log
     A raw log folder (as written by ``thinktwice data simulate``, ``ingest`` and ``replay``) is read with its own rows and
     schema.
     """
-    path = need_path(path, "parquet", WHAT)
+    return open_parquet_files(need_path(path, "parquet", WHAT), named_columns(schema))
+
+
+def open_parquet_files(path: Path, named: Named) -> Reading:
+    """Like :func:`open_parquet_log`, for any table whose columns have the uses ``named``."""
     if is_raw_log(path):
         return open_raw_log(path)
     if (path / QUARANTINE_INFO).is_file():
@@ -46,14 +50,13 @@ def open_parquet_log(path: Path | str | None, limit: int, seed: int, schema: Log
         )
     parts = parts_of(path) if path.is_dir() else Parts((path,))
     names = {file: str(Path(str(file)).relative_to(path)) if path.is_dir() else file.name for file in parts.files}
-    return open_parts(parts, names, str(path), schema)
+    return open_parts(parts, names, str(path), named)
 
 
-def open_parts(parts: Parts, names: Mapping[AnyPath, str], where: str, schema: LogSchema) -> Reading:
+def open_parts(parts: Parts, names: Mapping[AnyPath, str], where: str, named: Named) -> Reading:
     """Open parquet files as one log; ``names`` are their names in messages and in the snapshot."""
     _refuse_names(parts)
     footers = {file: footer(file) for file in parts.files}
-    named = named_columns(schema)
     in_folders = partition_values(parts.files, parts.partitions, named, {f: c.names for f, (_, c) in footers.items()})
     layout = unite({file: columns for file, (_, columns) in footers.items()}, named)
     reserved = [c for c in ADDED if c in layout.columns.names]

@@ -16,11 +16,10 @@ import pyarrow.types as pt
 
 from thinktwice.data.sources.parquet_files import batches, short
 from thinktwice.errors import DataError, SchemaError
-from thinktwice.schema.columns import Use, is_bytes, is_text, refuse_type, stored, twice
+from thinktwice.schema.columns import Named, Use, is_bytes, is_text, refuse_type, stored, twice
 from thinktwice.storage.object_path import AnyPath
 
 WHOLE = 2**53  # floats represent every integer up to here exactly
-Named = Mapping[str, tuple[Use, ...]]
 
 
 @dataclass(frozen=True)

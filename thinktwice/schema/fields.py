@@ -1,0 +1,248 @@
+"""The parts of a schema file: fields, ids, time, label, sequences, vectors and side tables; and the inputs of a model.
+
+They are put together by :class:`thinktwice.schema.log.LogSchema`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from thinktwice.schema.times import Derived, zone_named
+from thinktwice.schema.values import spell
+
+Entity = Literal["user", "item", "context"]
+
+SCHEMA_FILE = "schema.yaml"  # in every folder described by a schema
+
+#: Additional columns of a clean log and of data derived from it. Fields must not have these names.
+ROW_ID = "row_id"  # stable 16 hex digits: hash of source name and row ordinal
+EVENT_TIME = "event_time"  # timestamp[us, UTC] of the impression
+LABEL = "label"  # int8, 1 = click
+_CLEAN = {ROW_ID, EVENT_TIME, LABEL, "title", "propensity", "truth", "split", "created_time", "source_row"}
+_TABLES = {"event_timestamp", "created_timestamp"}  # of the feature tables
+_QUERIES = {"key", "instant", "clicked", "latest_at"}  # columns that queries add to those of the log
+_FEAST = {"entity_row_id", "rn"}  # columns that Feast's point-in-time join adds
+RESERVED = frozenset(_CLEAN | _TABLES | _QUERIES | _FEAST)
+#: The side table of an entity, and the column of a clean side table with the instant from which a row is valid.
+TABLE_OF: dict[Literal["user", "item"], Literal["users", "items"]] = {"user": "users", "item": "items"}
+VALID_FROM = "event_timestamp"
+#: Additional columns of tables with only the keys of users and items. Other fields may have these names.
+RESERVED_KEYS = frozenset({"segment", "first_at", "last_at", "seg_user", "seg_item", "tested", "trained", "len"})
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,62}", value):
+        raise ValueError(f"name {value!r} must be letters, digits and '_' and start with a letter (at most 63)")
+    if value.lower() in RESERVED:  # the query engine ignores case
+        raise ValueError(f"name {value!r} is reserved, choose another")
+    if "__" in value:
+        raise ValueError(f"name {value!r} may not contain '__' (Feast joins view and feature names with it)")
+    return value
+
+
+def _key(value: str) -> str:
+    if value.lower() in RESERVED_KEYS:
+        raise ValueError(f"name {value!r} is reserved, choose another")
+    return value
+
+
+def _spelled(value: object) -> object:
+    """YAML reads 1, 0.5, true and 2024-03-01 as other types than text; they mean the value with that spelling in the log."""
+    try:
+        return spell(value) or value
+    except TypeError:
+        return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Value = Annotated[str, BeforeValidator(_spelled)]
+KeyName = Annotated[Name, AfterValidator(_key)]
+
+
+class Described(BaseModel):
+    """A part of a schema file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LogField(Described):
+    """One feature of an impression.
+
+    ``column`` is its name in the source file (default: ``name``). ``derived`` computes it from the impression's time.
+    ``protected`` values are never masked at test time; by default numeric and derived fields are protected.
+    """
+
+    name: Name
+    kind: Literal["categorical", "numeric"] = "categorical"
+    entity: Entity = "context"
+    column: str | None = None
+    derived: Derived | None = None  # by the clocks in the zone of ``time``
+    nullable: bool = True
+    allowed: tuple[Value, ...] | None = None  # categorical: allowed values; others break a rule
+    minimum: float | None = None  # numeric bounds, inclusive
+    maximum: float | None = None
+    buckets: int = Field(default=32, ge=2, le=1024)  # numeric: quantile bins
+    protected: bool | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LogField:
+        if self.derived and (self.kind != "categorical" or self.entity != "context" or self.column):
+            raise ValueError(f"field {self.name!r}: a derived field is a categorical context field without a column")
+        if self.kind == "numeric" and self.allowed is not None:
+            raise ValueError(f"field {self.name!r}: 'allowed' is for categorical fields; use minimum and maximum")
+        if self.kind == "categorical" and (self.minimum is not None or self.maximum is not None):
+            raise ValueError(f"field {self.name!r}: minimum and maximum are for numeric fields; use 'allowed'")
+        return self
+
+    @property
+    def source_column(self) -> str:
+        return self.column or self.name
+
+    @property
+    def is_protected(self) -> bool:
+        return self.protected if self.protected is not None else self.kind == "numeric" or self.derived is not None
+
+
+class EntityKey(Described):
+    """The id of a user or an item. The id is itself a model field, unless ``as_field`` is false."""
+
+    key: KeyName
+    column: str | None = None
+    as_field: bool = True
+    title: str | None = None  # source column with a display name; never a model input
+
+    @property
+    def source_column(self) -> str:
+        return self.column or self.key
+
+
+class Entities(Described):
+    user: EntityKey | None = None
+    item: EntityKey | None = None
+
+
+class TimeColumn(Described):
+    """When the impression happened. ``format`` is how the source writes it; ``order`` uses the row order, one second per row.
+
+    ``zone`` is an IANA time zone, such as Asia/Tokyo. Times without an offset are local times of that zone, in the log and
+    in requests, and hour and weekday are local. The default is UTC. See :mod:`thinktwice.schema.times` for local times at a
+    change of the clocks.
+    """
+
+    column: str | None = None
+    format: Literal["s", "ms", "us", "datetime", "yymmddhh", "order"] = "s"
+    zone: str | None = None
+
+    @field_validator("zone")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None:
+            zone_named(value)
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TimeColumn:
+        if (self.format == "order") != (self.column is None):
+            raise ValueError("time: 'column' is required for every format but 'order', which takes none")
+        if self.format == "order" and self.zone is not None:
+            raise ValueError("time: format 'order' has no clock: omit 'zone'")
+        return self
+
+
+class LabelColumn(Described):
+    """The source of the label. With ``threshold``, a value of at least that is a click; otherwise the value must be 0 or 1."""
+
+    column: str = "label"
+    threshold: float | None = None
+
+
+class Sequence(Described):
+    """The user's latest values of an item field, newest first, strictly before the impression.
+
+    Training rows contain every earlier click. An online store contains those up to its last materialization, so a served
+    sequence is as old as that: materialize often, or push, if sessions matter.
+    """
+
+    name: Name
+    of: str
+    length: int = Field(default=20, ge=1, le=200)
+    clicks_only: bool = True
+
+
+class Vector(Described):
+    """A fixed vector of the item or user, a list column of the source. A missing vector is an unknown value."""
+
+    name: Name
+    entity: Literal["user", "item"] = "item"
+    column: str | None = None
+    dim: int = Field(ge=1, le=4096)
+
+    @property
+    def source_column(self) -> str:
+        return self.column or self.name
+
+
+class ValidFrom(Described):
+    """The column of a side table with the time from which a row is valid, until the next row of the same key.
+
+    ``format`` and ``zone`` as in :class:`TimeColumn`; by default those of the log's own time.
+    """
+
+    column: str
+    format: Literal["s", "ms", "us", "datetime", "yymmddhh"] | None = None
+    zone: str | None = None
+
+    @field_validator("zone")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None:
+            zone_named(value)
+        return value
+
+
+def _named_column(value: object) -> object:
+    return {"column": value} if isinstance(value, str) else value
+
+
+class SideTable(Described):
+    """A table with the attributes of the users or the items: their fields and vectors, and the title, are read from it and not
+    from the log. It has one row per key or, with ``valid_from``, one per key and time.
+
+    ``path`` is relative to the folder of the schema file. ``key`` is the column of the id (default: the log's column).
+    """
+
+    path: Annotated[str, Field(min_length=1)]
+    key: str | None = None
+    valid_from: Annotated[ValidFrom | None, BeforeValidator(_named_column)] = None
+
+
+class SideTables(Described):
+    """The side tables of a log."""
+
+    users: SideTable | None = None
+    items: SideTable | None = None
+
+
+class ModelField(Described):
+    """One input position of the model, in model order. Derived from the schema by :meth:`LogSchema.model_fields`."""
+
+    name: str
+    kind: Literal["categorical", "numeric", "sequence", "vector"]
+    entity: Entity
+    origin: Literal["key", "attribute", "derived", "statistic", "sequence", "vector"]
+    protected: bool
+    buckets: int = 0  # numeric
+    length: int = 0  # sequence
+    dim: int = 0  # vector
+    of: str = ""  # sequence: the categorical field whose vocabulary and table it shares

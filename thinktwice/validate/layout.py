@@ -1,0 +1,47 @@
+"""The columns of a clean log and of its side tables, in order, and their types."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pyarrow as pa
+
+from thinktwice.schema.fields import EVENT_TIME, LABEL, ROW_ID, VALID_FROM
+from thinktwice.schema.log import LogSchema
+from thinktwice.validate.parse import PROPENSITY, TITLE, TRUTH
+
+
+def clean_columns(schema: LogSchema) -> list[str]:
+    """Names of the columns of a clean log. Fields of a side table are not among them."""
+    keys = [entity.key for entity in (schema.entities.user, schema.entities.item) if entity is not None]
+    fields = (*(f.name for f in schema.logged_fields), *(v.name for v in schema.logged_vectors))
+    out = [ROW_ID, EVENT_TIME, LABEL, *keys, *fields]
+    if schema.logged_title is not None:
+        out.append(TITLE)
+    return out + [
+        name for name, column in ((PROPENSITY, schema.propensity), (TRUTH, schema.truth)) if column is not None
+    ]
+
+
+def clean_table_columns(schema: LogSchema, entity: Literal["user", "item"]) -> list[str]:
+    """Names of the columns of a clean side table: row_id, the key, the time from which a row is valid, and what it describes."""
+    key = schema.key_of(entity)
+    assert key is not None
+    fields = (*(f.name for f in schema.table_fields(entity)), *(v.name for v in schema.table_vectors(entity)))
+    return [ROW_ID, key, VALID_FROM, *fields, *([TITLE] if schema.table_title(entity) is not None else [])]
+
+
+def arrow_schema(schema: LogSchema, names: list[str]) -> pa.Schema:
+    """Arrow types of columns with these names."""
+    numbers = {f.name for f in schema.fields if f.kind == "numeric"} | {PROPENSITY, TRUTH}
+    vectors = {v.name for v in schema.vectors}
+    time = pa.timestamp("us", tz="UTC")
+    special = {EVENT_TIME: time, VALID_FROM: time, LABEL: pa.int8()}
+    fields = []
+    for name in names:
+        if name in vectors:
+            kind: pa.DataType = pa.list_(pa.float32())
+        else:
+            kind = special.get(name) or (pa.float64() if name in numbers else pa.string())
+        fields.append(pa.field(name, kind))
+    return pa.schema(fields)
