@@ -19,10 +19,12 @@ from components.data.validate.suite import (
     Expected,
     check_ledger,
     check_rows,
+    check_table,
     row_expectations,
     run_suite,
 )
 from components.data.validate.verdict import DataVerdict
+from tests.data.shop_tables import impressions, items, prepared, users
 from tests.validate.raw import SHOP, START, broken_shop, row_id, shop_columns, write_raw
 from thinktwice.files import read_json
 from thinktwice.schema.log import load_schema
@@ -335,3 +337,23 @@ def test_a_reason_shows_a_value_that_breaks_the_rule(tmp_path: Path) -> None:
     (reason,) = [r for r in verdict.reasons if r.startswith("label:number")]
     assert "1 row quarantined, for example 'maybe'; expected: the label is a number, or true or false" in reason
     assert "&#39;maybe&#39;" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_great_expectations_judges_the_rows_of_side_tables(tmp_path: Path) -> None:
+    of_items = [{**row, "color": "green"} if row["item"] == 3 else row for row in items()]
+    prepared(tmp_path, impressions(), users()[1:], of_items)
+    verdict = validate_log(
+        tmp_path / "raw", tmp_path / "c", tmp_path / "q", tmp_path / "r.html", tmp_path / "v", run_id="run-1"
+    )
+    findings = {f.rule: f for f in verdict.findings}
+    assert findings["items.color:allowed"].observed == "1 row quarantined"
+    assert len(findings["items.color:allowed"].samples) == 1 and findings["items.color:allowed"].example == "'green'"
+    assert findings["users:unmatched"].observed == "12 clean rows break it"
+    assert findings["items.price:minimum"].passed and findings["ledger:columns"].passed
+    assert not findings["ledger:budget"].passed  # 1 of 11 rows of the table, 0 of the log
+    clean = pl.read_parquet(tmp_path / "c" / "clean_items.parquet")
+    clean.with_columns(price=-pl.col("price") - 1).write_parquet(tmp_path / "c" / "clean_items.parquet")
+    broken = {
+        f.rule for f in check_table(tmp_path / "c", load_schema(tmp_path / "c" / "schema.yaml"), "item") if not f.passed
+    }
+    assert broken == {"items.price:minimum"}

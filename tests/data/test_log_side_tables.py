@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.data.shop_tables import SCHEMA, START, TABLES, Row, impressions, items, prepared, repeated, users, written
 from thinktwice.cli import main
 from thinktwice.data.ingest import ingest
 from thinktwice.data.point_in_time import training_rows
@@ -19,87 +20,7 @@ from thinktwice.files import read_json
 from thinktwice.schema import load_schema
 from thinktwice.validate.profile import profile_log
 from thinktwice.validate.side_tables import clean_table, quarantined_table
-from thinktwice.validate.split import SplitResult, split_log
-
-SCHEMA = """\
-name: shop
-time: {column: at, format: datetime}
-label: {column: bought}
-entities: {user: {key: user}, item: {key: item, title: name}}
-TABLES
-fields:
-- {name: device}
-- {name: gender, entity: user}
-- {name: color, entity: item, allowed: [red, blue]}
-- {name: price, entity: item, kind: numeric, minimum: 0}
-sequences:
-- {name: recent_colors, of: color, length: 3}
-vectors:
-- {name: look, dim: 2}
-"""
-TABLES = "tables: {users: {path: users.csv}, items: {path: items.parquet}}"
-START = datetime(2024, 3, 1, tzinfo=timezone.utc)
-Row = dict[str, Any]
-
-
-def impressions(rows: int = 60) -> list[Row]:
-    return [
-        {
-            "at": (START + timedelta(hours=n)).isoformat(),
-            "bought": n * n % 3 % 2,
-            "user": f"u{n % 5}",
-            "item": n * 7 % 11,
-            "device": "ab"[n % 2],
-        }
-        for n in range(rows)
-    ]
-
-
-def users() -> list[Row]:
-    return [{"user": f"u{n}", "gender": "fm"[n % 2]} for n in range(5)]
-
-
-def items() -> list[Row]:
-    return [
-        {"item": n, "name": f"No. {n}", "color": ("red", "blue")[n % 2], "price": n / 4, "look": [float(n), 1.5]}
-        for n in range(11)
-    ]
-
-
-def written(folder: Path, rows: list[Row], name: str) -> Path:
-    frame = pl.DataFrame(rows, infer_schema_length=None)
-    path = folder / name
-    if name.endswith(".csv"):
-        lists = [c for c, kind in frame.schema.items() if isinstance(kind, pl.List)]
-        texts = [pl.format("[{}]", pl.col(c).list.eval(pl.element().cast(pl.String)).list.join(",")).alias(c) for c in lists]
-        frame.with_columns(texts).write_csv(path)
-    elif name.endswith(".jsonl"):
-        frame.write_ndjson(path)
-    else:
-        frame.write_parquet(path)
-    return path
-
-
-def prepared(
-    folder: Path, log: list[Row], of_users: list[Row], of_items: list[Row], tables: str = TABLES, schema: str = SCHEMA
-) -> tuple[Path, SplitResult]:
-    """The folder of a clean log, and its split."""
-    folder.mkdir(exist_ok=True)
-    path = written(folder, log, "log.csv")
-    written(folder, of_users, "users.csv")
-    written(folder, of_items, "items.parquet")
-    (folder / "s.yaml").write_text(schema.replace("TABLES", tables))
-    ingest("log", path, folder / "s.yaml", folder / "raw")
-    return folder / "clean", split_log(folder / "raw", folder / "clean", folder / "quarantine", run_id="test")
-
-
-def repeated(log: list[Row], of_users: list[Row], of_items: list[Row]) -> list[Row]:
-    """The log with the attributes in every row."""
-    by_user, by_item = {r["user"]: r for r in of_users}, {r["item"]: r for r in of_items}
-    names = ("gender", "name", "color", "price", "look")
-    return [
-        {**row, **{n: {**by_user.get(row["user"], {}), **by_item.get(row["item"], {})}.get(n) for n in names}} for row in log
-    ]
+from thinktwice.validate.split import split_log
 
 
 def columns(clean: Path) -> dict[str, list[Any]]:
@@ -132,7 +53,14 @@ def test_attributes_are_those_valid_at_the_impression(
     changes: list[tuple[int, int]], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     table = [
-        {"item": item, "since": (START + timedelta(hours=at)).isoformat(), "name": "x", "color": "red", "price": float(n), "look": [0.0, 0.0]}
+        {
+            "item": item,
+            "since": (START + timedelta(hours=at)).isoformat(),
+            "name": "x",
+            "color": "red",
+            "price": float(n),
+            "look": [0.0, 0.0],
+        }
         for n, (item, at) in enumerate(changes)
     ]
     log = [{**row, "item": data.draw(st.integers(0, 4))} for row in impressions(20)]
@@ -166,7 +94,10 @@ def test_rows_that_break_a_rule_are_quarantined_with_their_proof(tmp_path: Path)
     assert table.key_hash_in == table.key_hash_out
     assert table.reasons == {"items.color:allowed": 2, "items.price:minimum": 1, "items.look:vector": 1}
     assert table.examples["items.color:allowed"] == "'green'"
-    assert split.tables["user"].reasons == {"users.user:missing": 1} and "users.user:missing" in split.tables["user"].reasons
+    assert (
+        split.tables["user"].reasons == {"users.user:missing": 1}
+        and "users.user:missing" in split.tables["user"].reasons
+    )
     kept = pl.read_parquet(quarantined_table(tmp_path / "a" / "quarantine", "item"))
     assert kept["item"].to_list() == [3, 11] and kept["color"].to_list() == ["green", "pink"]
     assert kept["reasons"].to_list()[0] == ["items.color:allowed"]
@@ -225,9 +156,17 @@ def twice(rows: list[Row], **change: Any) -> list[Row]:
         ),
         (items()[:0], TABLES, ("items", "no rows")),
         ([{"sku": 1, "color": "red"}], TABLES, ("items.parquet", "wants column 'item'", "sku")),
-        ([{"item": 1, "colour": "red", "price": 1.0, "look": [1.0, 2.0], "name": "x"}], TABLES, ("'color'", "did you mean 'colour'")),
+        (
+            [{"item": 1, "colour": "red", "price": 1.0, "look": [1.0, 2.0], "name": "x"}],
+            TABLES,
+            ("'color'", "did you mean 'colour'"),
+        ),
         (items(), "tables: {users: {path: users.csv}, items: {path: nowhere.csv}}", ("table of items", "nowhere.csv")),
-        (items(), "tables: {users: {path: users.csv}, items: {path: items.parquet, valid_from: since}}", ("items.parquet", "valid_from wants column 'since'")),
+        (
+            items(),
+            "tables: {users: {path: users.csv}, items: {path: items.parquet, valid_from: since}}",
+            ("items.parquet", "valid_from wants column 'since'"),
+        ),
     ],
 )
 def test_tables_that_cannot_be_used_are_refused_in_one_sentence(

@@ -10,19 +10,22 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from feature_repo import retrieve
-from feature_repo.leaks import assert_no_leak
+from feature_repo.leaks import assert_no_leak, side_rows
 from feature_repo.store import build, open_store, quiet, read_info
 from feature_repo.tables_engine import feast_engine
+from tests.data.shop_tables import prepared, users
 from tests.features import oracle
 from tests.features.conftest import SCHEMA, START, CleanLog, Row, make_rows
 from thinktwice.data.feature_tables import build_feature_tables, table_specs
-from thinktwice.data.point_in_time import training_rows
+from thinktwice.data.point_in_time import clean_rows, training_rows
 from thinktwice.errors import DataError, FeatureStoreError, RowsLostError
+from thinktwice.schema import load_schema
 
 pytestmark = [
     # Feast's own, on import and in its calls of pandas and dask.
@@ -257,3 +260,34 @@ def test_the_library_joins_as_feast_does(seed: int, write_log: WriteLog, tmp_pat
     log = write_log(SCHEMA, make_rows(seed=seed, num_rows=300))
     build(log.folder, tmp_path / "store", feature_version="v")
     assert training_rows(log.folder, log.schema).equals(retrieve.training_set(log.folder, tmp_path / "store"))
+
+
+def test_side_tables_join_as_feast_does(tmp_path: Path) -> None:
+    """Attributes of side tables come from the store as they were valid, and the leak check sees those that were not."""
+    at = [START + timedelta(hours=n) for n in range(30)]
+    items = [
+        {
+            "item": n % 4,
+            "since": at[(n * 7) % 30].isoformat(),
+            "name": "x",
+            "color": "red",
+            "price": float(n),
+            "look": [0.5, n / 4],
+        }
+        for n in range(20)
+    ]
+    items = list({(row["item"], row["since"]): row for row in items}.values())
+    log = [
+        {"at": moment.isoformat(), "bought": n % 2, "user": f"u{n % 5}", "item": n % 4, "device": "a"}
+        for n, moment in enumerate(at)
+    ]
+    tables = "tables: {users: {path: users.csv}, items: {path: items.parquet, valid_from: since}}"
+    clean, _ = prepared(tmp_path / "log", log, users()[1:], items, tables)
+    build(clean, tmp_path / "store", feature_version="v")
+    schema = load_schema(clean / "schema.yaml")
+    joined = retrieve.training_set(clean, tmp_path / "store")
+    assert training_rows(clean, schema).equals(joined)
+    assert 0 < joined["price"].null_count < 30 and joined["gender"].null_count == 6
+    changed = joined.set_column(joined.column_names.index("price"), "price", pc.add(joined["price"], 1))
+    with pytest.raises(FeatureStoreError, match="the table of items has"):
+        assert_no_leak(changed, clean_rows(clean, schema), schema, side_rows(clean, schema))

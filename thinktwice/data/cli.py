@@ -128,7 +128,8 @@ def infer_schema_of_log(
     log: Annotated[
         list[str],
         typer.Argument(
-            help="Your log: parquet, CSV, TSV or JSON lines; a file, a folder or a pattern, here or at s3://, one or several."
+            help="Your log: parquet, CSV, TSV or JSON lines; a file, a folder or a pattern, here or at s3://, one or several. "
+            "Files with other columns are its tables of users and items."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Schema file to write.", show_default=False)],
@@ -143,7 +144,7 @@ def infer_schema_of_log(
 
     if out.exists() and not force:
         raise DataError(f"{out} exists, and may contain your changes: give another --out, or --force to replace it")
-    inferred = infer_schema(joined(log), label=label or None)
+    inferred = infer_schema(joined(log), label=label or None, base=out.parent)
     with _system_errors_named(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(out) as temporary:
@@ -154,7 +155,7 @@ def infer_schema_of_log(
         f"time: {roles.time.column or 'the order of the rows'}; label: {roles.label.column} ({roles.label.click_rate:.1%} clicks)"
     )
     tell(f"user: {roles.user or 'none'}; item: {roles.item or 'none'}")
-    leaks = [f.column for f in roles.fields if f.leak]
+    leaks = [f.column for f in (*roles.fields, *(f for t in roles.tables for f in t.fields)) if f.leak]
     if leaks:
         tell(f"suspected leaks, left out: {', '.join(leaks)}")
     questions = sum(line.lstrip().startswith(f"# {ASK}") for line in inferred.text.splitlines())
@@ -162,7 +163,9 @@ def infer_schema_of_log(
         tell(
             f"{questions} {'question is' if questions == 1 else 'questions are'} in the file, in comments that begin with '{ASK}'"
         )
-    paths = " ".join(f"--path {shlex.quote(path)}" for path in log)
+    for table in roles.tables:
+        tell(f"table of {table.side}s: {table.path}, by {table.key}")
+    paths = " ".join(f"--path {shlex.quote(path)}" for path in inferred.log_paths)
     typer.echo(f"train on it: thinktwice pipeline run --source log {paths} --schema {shlex.quote(str(out))}")
 
 

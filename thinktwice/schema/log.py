@@ -104,7 +104,7 @@ class LogSchema(Described):
         for entity, table in self.side_tables.items():
             if self.key_of(entity) is None:
                 raise ValueError(f"tables.{TABLE_OF[entity]} is given, but entities.{entity} is not described")
-            if not self.table_fields(entity) and not self.table_vectors(entity):
+            if not (self.table_fields(entity) or self.table_vectors(entity) or self.table_title(entity)):
                 raise ValueError(
                     f"tables.{TABLE_OF[entity]} is given, but no field or vector belongs to the {entity}: add 'entity: {entity}' to those "
                     "that are read from it, or leave the table out"

@@ -19,7 +19,9 @@ def raw_name(side: Side) -> str:
 
 def located(schema: LogSchema, file: Path | str) -> LogSchema:
     """The schema with the paths of its side tables, which are relative to the folder of the schema ``file``, resolved."""
-    return _with_paths(schema, {side: _located(table.path, as_text(file)) for side, table in schema.side_tables.items()})
+    return _with_paths(
+        schema, {side: _located(table.path, as_text(file)) for side, table in schema.side_tables.items()}
+    )
 
 
 def table_paths(schema: LogSchema) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from thinktwice.errors import DataError
 from thinktwice.schema.columns import known_column
 from thinktwice.schema.times import TEXT
 
+Side = Literal["user", "item"]
 MAX_ALLOWED = 20  # values of a small vocabulary that the schema lists
 MIN_EACH = 5  # rows in which each of them occurs in the sample, so that the list is likely to be complete
 MAX_PER_ID = 0.5  # different values of a field per id, from which it says little more than the id
@@ -56,6 +57,22 @@ class FieldRole:
     leak: str = ""
 
 
+@dataclass(frozen=True)
+class TableRole:
+    """A side table: its file relative to the schema's folder, the column of its key, and of the time from which a row is valid."""
+
+    side: Side
+    path: str
+    key: str
+    valid_from: str | None
+    format: str | None
+    share: float  # of the sample's impressions with a row
+    rows: int
+    fields: tuple[FieldRole, ...]
+    title: str | None
+    left_out: dict[str, str]
+
+
 @dataclass
 class Roles:
     time: TimeRole
@@ -68,6 +85,7 @@ class Roles:
     fields: list[FieldRole] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     questions: list[str] = field(default_factory=list)
+    tables: list[TableRole] = field(default_factory=list)
 
 
 def decide(measured: Measured, label: str | None = None) -> Roles:
@@ -88,13 +106,42 @@ def decide(measured: Measured, label: str | None = None) -> Roles:
             roles.questions.append(
                 f"No column is clearly the {entity}'s id{choices}. If there is one: entities: {{{entity}: {{key: NAME}}}}"
             )
-    clicked = _clicked(measured, chosen)
+    clicked = clicked_of(measured, chosen)
     taken = {time.column, chosen.column, roles.user, roles.item}
     kinds = _kinds(measured, [name for name in facts if name not in taken])
     key_values = {e: measured.text(k) for e, k in keys.items() if k is not None}
     for name, of in facts.items():
         if name not in taken:
             _place(measured, of, roles, kinds.get(name), key_values, clicked)
+    return roles
+
+
+def looks_like_log(measured: Measured, label: str | None) -> tuple[int, int]:
+    """How many of user and item ids a table has, and whether it has a label."""
+    time = _time(measured)
+    keys = [_key(measured, entity, time) for entity in ("user", "item")]
+    try:
+        _label(measured, label, {time.column, *keys})
+    except DataError:
+        return len([k for k in keys if k is not None]), 0
+    return len([k for k in keys if k is not None]), 1
+
+
+def key_of_log(measured: Measured, entity: Side, column: str) -> list[str]:
+    """Columns of a side table that may have the ids of the log's ``column``, the likeliest first."""
+    same = [name for name in measured.facts if name.lower() == column.lower()]
+    named = _key(measured, entity, TimeRole(None, "order", ""))
+    alone = [name for name in measured.facts if {"id", "key"} & set(names.glued(name))]
+    return list(dict.fromkeys([*same, *([named] if named else []), *alone]))
+
+
+def place_fields(measured: Measured, entity: Side, sample_key: pl.Series, clicked: pl.Series) -> Roles:
+    """The roles of the columns of a side table, whose sample are the rows of the log's sample; only fields, title and the columns
+    that are left out are set."""
+    roles = Roles(TimeRole(None, "order", ""), LabelRole("", None, "", 0.0))
+    kinds = _kinds(measured, list(measured.facts))
+    for name, of in measured.facts.items():
+        _place(measured, of, roles, kinds.get(name), {entity: sample_key}, clicked, of_table=entity)
     return roles
 
 
@@ -105,30 +152,38 @@ def _place(
     kind: tuple[Literal["categorical", "numeric"], str] | None,
     keys: dict[str, pl.Series],
     clicked: pl.Series,
+    *,
+    of_table: Side | None = None,
 ) -> None:
     name = of.name
     if of.constant:
         only = next(iter(of.vocabulary or ()), None)
         roles.left_out[name] = "it has no value" if only is None else f"it has one value, {only[:40]!r}"
         return
-    if of.vocabulary is not None and {w.lower() for w in of.vocabulary} <= set(names.SPLIT):
+    if of_table is None and of.vocabulary is not None and {w.lower() for w in of.vocabulary} <= set(names.SPLIT):
         roles.split = name
         roles.left_out[name] = f"it names parts of the log: give --split column:{name} to split by it"
         return
     text = measured.text(name)
     if of.is_list or _is_vector_text(text):
-        _place_vector(of, text, roles, keys)
+        _place_vector(of, text, roles, keys, of_table)
         return
-    if of.is_time or (kind is None and _time_format(measured, of) is not None):
+    if of.is_time or (kind is None and time_format(measured, of) is not None):
         roles.left_out[name] = "it is a second time; hour and weekday are derived from the impression's time"
         return
     assert kind is not None
     distinct = text.n_unique()
-    if distinct > 0.98 * len(text) and len(text) > 200 and not (kind[0] == "numeric" and not of.whole):
+    if (
+        of_table is None
+        and distinct > 0.98 * len(text)
+        and len(text) > 200
+        and not (kind[0] == "numeric" and not of.whole)
+    ):
         roles.left_out[name] = "it is different in (almost) every row, as the id of an impression is"
         return
     if (
-        roles.propensity is None
+        of_table is None
+        and roles.propensity is None
         and names.rank(name, names.PROPENSITY) is not None
         and of.minimum > 0
         and of.maximum <= 1
@@ -136,7 +191,7 @@ def _place(
     ):
         roles.propensity = name
         return
-    entity, reason, question = _entity(text, keys)
+    entity, reason, question = _entity(text, keys) if of_table is None else (of_table, "of the table", "")
     if roles.title is None and entity == "item" and kind[0] == "categorical" and _is_title(name, text, keys["item"]):
         roles.title = name
         return
@@ -228,7 +283,9 @@ def _is_vector_text(text: pl.Series) -> bool:
     )
 
 
-def _place_vector(of: ColumnFacts, text: pl.Series, roles: Roles, keys: dict[str, pl.Series]) -> None:
+def _place_vector(
+    of: ColumnFacts, text: pl.Series, roles: Roles, keys: dict[str, pl.Series], of_table: Side | None
+) -> None:
     sizes = text.drop_nulls().str.strip_chars("[] ").str.count_matches(r"[,\s]+") + 1
     if of.is_list and not _numbers_inside(of):
         roles.left_out[of.name] = "it is a list of texts; a field has one value per row"
@@ -236,7 +293,7 @@ def _place_vector(of: ColumnFacts, text: pl.Series, roles: Roles, keys: dict[str
     if not len(sizes) or sizes.n_unique() != 1:
         roles.left_out[of.name] = "it is a list of different lengths; a vector has one length"
         return
-    entity, reason, _ = _entity(text, keys)
+    entity, reason, _ = _entity(text, keys) if of_table is None else (of_table, "of the table", "")
     if entity == "context":
         roles.left_out[of.name] = f"it is a vector of neither the user nor the item ({reason})"
         return
@@ -253,7 +310,7 @@ def _kinds(measured: Measured, columns: list[str]) -> dict[str, tuple[Literal["c
     out: dict[str, tuple[Literal["categorical", "numeric"], str]] = {}
     for name in columns:
         of = measured.facts[name]
-        if of.constant or of.is_list or of.is_time or (not of.numeric and _time_format(measured, of) is not None):
+        if of.constant or of.is_list or of.is_time or (not of.numeric and time_format(measured, of) is not None):
             continue
         out[name] = _kind(measured, of)
     families: dict[str, list[str]] = {}
@@ -313,7 +370,7 @@ def _time(measured: Measured) -> TimeRole:
     """The impression's time: by its values, then its name, then how fine it is."""
     best: tuple[tuple[int, int, int], TimeRole] | None = None
     for of in measured.facts.values():
-        form = _time_format(measured, of)
+        form = time_format(measured, of)
         if form is None:
             continue
         position = names.rank(of.name, names.TIME)
@@ -330,7 +387,8 @@ def _time(measured: Measured) -> TimeRole:
     return best[1] if best else TimeRole(None, "order", "no column looks like a time: the order of the rows is used")
 
 
-def _time_format(measured: Measured, of: ColumnFacts) -> str | None:
+def time_format(measured: Measured, of: ColumnFacts) -> str | None:
+    """How a column writes times; None if it has none."""
     if of.present == 0 or of.is_list:
         return None
     if of.is_time:
@@ -436,12 +494,13 @@ def _described(measured: Measured, of: ColumnFacts, reason: str) -> LabelRole:
             4.0 if of.minimum >= 0 and of.maximum == 5 else round(of.minimum + 0.75 * (of.maximum - of.minimum), 3)
         )
     role = LabelRole(of.name, threshold, reason, 0.0, of.missing + of.not_numbers)
-    clicked = _clicked(measured, role)
+    clicked = clicked_of(measured, role)
     role.click_rate = float(clicked.mean() or 0)  # type: ignore[arg-type]
     return role
 
 
-def _clicked(measured: Measured, label: LabelRole) -> pl.Series:
+def clicked_of(measured: Measured, label: LabelRole) -> pl.Series:
+    """1 for a click [S], by the label."""
     text = measured.text(label.column).str.to_lowercase()
     number = measured.numbers(label.column)
     number = pl.select(pl.when(text == "true").then(1.0).when(text == "false").then(0.0).otherwise(number)).to_series()

@@ -53,7 +53,9 @@ def schema_text(measured: Measured, roles: Roles, where: str, schema_name: str) 
         *_label(roles),
         *_entities(measured, roles, keys),
     ]
-    fields = _fields(roles.fields, given)
+    lines += _tables(roles, keys)
+    of_tables = [field for table in roles.tables for field in table.fields]
+    fields = _fields([*roles.fields, *of_tables], given)
     derived = _derived(measured, roles, given)
     if fields or derived:
         lines += [
@@ -62,7 +64,7 @@ def schema_text(measured: Measured, roles: Roles, where: str, schema_name: str) 
             *derived,
         ]
     lines += _sequences(roles, keys, given)
-    vectors = [f for f in roles.fields if f.kind == "vector"]
+    vectors = [f for f in (*roles.fields, *of_tables) if f.kind == "vector"]
     if vectors:
         lines.append("vectors:")
         for field in vectors:
@@ -80,6 +82,8 @@ def schema_text(measured: Measured, roles: Roles, where: str, schema_name: str) 
     lines += _budget(measured, roles)
     for column, why in roles.left_out.items():
         lines.append(f"# left out: {_scalar(column)}: {_plain(why)}")
+    for table in roles.tables:
+        lines += [f"# left out of {table.side}s: {_scalar(c)}: {_plain(why)}" for c, why in table.left_out.items()]
     lines += [f"# {ASK} {_plain(question)}" for question in roles.questions]
     return "\n".join(lines) + "\n"
 
@@ -133,13 +137,32 @@ def _entities(measured: Measured, roles: Roles, keys: dict[str, str]) -> list[st
         column = roles.user if entity == "user" else roles.item
         assert column is not None
         written: dict[str, object] = {"key": name} if name == column else {"key": name, "column": column}
-        if entity == "item" and roles.title is not None:
-            written["title"] = roles.title
+        title = next((table.title for table in roles.tables if table.side == "item"), roles.title)
+        if entity == "item" and title is not None:
+            written["title"] = title
         of = measured.facts[column]
         missing = f", {of.missing:,} rows without one" if of.missing else ""
         lines += [
             f"  # by its name; {measured.text(column).n_unique():,} values in the sample{missing}",
             f"  {entity}: {_flow(written)}",
+        ]
+    return lines
+
+
+def _tables(roles: Roles, keys: dict[str, str]) -> list[str]:
+    used = [t for t in roles.tables if t.title is not None or not all(f.leak for f in t.fields)]
+    lines = [f"# left out: the table {t.path}: none of its columns can be used" for t in roles.tables if t not in used]
+    lines += ["tables:"] if used else []
+    for table in used:
+        column = roles.user if table.side == "user" else roles.item
+        written: dict[str, object] = {"path": table.path}
+        if table.key != column:
+            written["key"] = table.key
+        if table.valid_from is not None:
+            written["valid_from"] = {"column": table.valid_from, "format": table.format}
+        lines += [
+            f"  # {table.rows:,} rows; {table.share:.1%} of the log's sample have one",
+            f"  {table.side}s: {_flow(written)}",
         ]
     return lines
 
