@@ -10,7 +10,7 @@ import typer
 from thinktwice.console.options import WORK, State, Work, state_folder
 
 if TYPE_CHECKING:
-    from serving.feedback.service import FeedbackConfig
+    from serving.feedback.config import FeedbackConfig
 
 app = typer.Typer(
     help="Accept impressions and clicks, and keep the counters and sequences of the online store up to date.",
@@ -29,6 +29,13 @@ Lateness = Annotated[
         help="Seconds by which events may come late and still be counted in their order. The counters wait as long.",
     ),
 ]
+RecordOnly = Annotated[
+    bool,
+    typer.Option(
+        "--record-only",
+        help="Join and record events for outcomes; count and push nothing. For a model without statistics.instant.",
+    ),
+]
 DEFAULT_PORT = 8090
 READY = "ready"  # first word of the line that `run` prints when events are taken
 
@@ -40,6 +47,7 @@ def run(
     state: State = None,
     work: Work = WORK,
     lateness: Lateness = 0.0,
+    record_only: RecordOnly = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = DEFAULT_PORT,
     host: Annotated[
         str, typer.Option(help="Address to listen on. Anyone who can reach it can send events.")
@@ -48,14 +56,28 @@ def run(
     """Accept events at POST /v1/events until Ctrl-C, and push the changes to the online store.
 
     Prints one line "ready URL" when events are accepted. Events are answered with 202 once they are on disk. /healthz says whether
-    events are taken and pushed, /metrics has the counts for Prometheus.
+    events are accepted and pushed, /metrics has the counts for Prometheus. Without --store the service follows the champion: after a
+    promotion the new champion's store gets every row. A champion with another definition of the counters is refused by name.
     """
-    from serving.feedback.server import serve
-    from thinktwice.console.stop import on_stop
+    from functools import partial
 
-    folder = _store(store, state, work)
+    from serving.feedback.server import serve
+    from thinktwice.console.output import say
+    from thinktwice.console.stop import on_stop
+    from thinktwice.console.terminal import console_here
+
+    champion = partial(_store, None, state, work, record_only)
     on_stop("feedback stopped; every accepted event is in the log")
-    serve(log, folder, _config(lateness), host, port, lambda url: typer.echo(f"{READY} {url}"))
+    serve(
+        log,
+        _store(store, state, work, record_only),
+        _config(lateness, record_only),
+        host,
+        port,
+        lambda url: typer.echo(f"{READY} {url}"),
+        champion if store is None else None,
+        lambda sentence: say(console_here(stderr=True), sentence),
+    )
 
 
 @app.command("import")
@@ -71,6 +93,7 @@ def import_events(
     state: State = None,
     work: Work = WORK,
     lateness: Lateness = 0.0,
+    record_only: RecordOnly = False,
     push: Annotated[bool, typer.Option(help="Push what changes to the online store.")] = True,
     until: Annotated[
         str,
@@ -88,7 +111,12 @@ def import_events(
     from serving.feedback.offline import import_files
 
     done = import_files(
-        log, _store(store, state, work), _config(lateness), sources, push=push, until=_instant(until) if until else None
+        log,
+        _store(store, state, work, record_only),
+        _config(lateness, record_only),
+        sources,
+        push=push,
+        until=_instant(until) if until else None,
     )
     typer.echo(f"{done.events:,} events imported, {done.quarantined:,} set aside: {log}")
     _print_counts(done.counts)
@@ -101,6 +129,7 @@ def replay(
     state: State = None,
     work: Work = WORK,
     lateness: Lateness = 0.0,
+    record_only: RecordOnly = False,
     check: Annotated[bool, typer.Option("--check", help="Only compare; change nothing.")] = False,
     push: Annotated[bool, typer.Option(help="Push every row to the online store again.")] = True,
 ) -> None:
@@ -111,7 +140,8 @@ def replay(
     """
     from serving.feedback.offline import replay_log
 
-    done = replay_log(log, _store(store, state, work), _config(lateness), check=check, push=push)
+    folder = _store(store, state, work, record_only)
+    done = replay_log(log, folder, _config(lateness, record_only), check=check, push=push)
     typer.echo(f"{done.records:,} records played, {done.rows:,} rows, {done.different:,} differ from those before")
     if check and done.different:
         raise typer.Exit(1)
@@ -164,15 +194,17 @@ def _print_counts(counts: dict[str, int]) -> None:
         print_table(console_here(), [Column("number", right=True), Column("what became of them")], records)
 
 
-def _store(store: Path | None, state: Any, work: Any) -> Path:
+def _store(store: Path | None, state: Any, work: Any, record_only: bool) -> Path:
+    """Folder of the feature store; to record only, that of the champion's bundle: a model may have no store."""
     if store is not None:
         return store
     from thinktwice.release.champion import require_champion
 
-    return require_champion(state_folder(state, work), "--state, --work or --store").feature_store_dir
+    champion = require_champion(state_folder(state, work), "--state, --work or --store")
+    return champion.bundle_dir if record_only else champion.feature_store_dir
 
 
-def _config(lateness: float) -> FeedbackConfig:
-    from serving.feedback.service import FeedbackConfig
+def _config(lateness: float, record_only: bool) -> FeedbackConfig:
+    from serving.feedback.config import FeedbackConfig
 
-    return FeedbackConfig(lateness=lateness)
+    return FeedbackConfig(lateness=lateness, record_only=record_only)

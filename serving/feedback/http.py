@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -32,10 +33,16 @@ MAX_BODY = 4 << 20  # bytes
 MAX_EVENTS = 10_000  # per request
 
 
-def application(feedback: Feedback, rules: EventRules, quarantine: Quarantine) -> Starlette:
-    """The HTTP application of one service."""
+def application(
+    feedback: Feedback, rules: EventRules, quarantine: Quarantine, refused: Callable[[], str] = lambda: ""
+) -> Starlette:
+    """The HTTP application of one service.
+
+    Args:
+        refused: returns why the present champion gets no counters, "" if it does.
+    """
     registry = CollectorRegistry()
-    registry.register(_Metrics(feedback, quarantine))
+    registry.register(_Metrics(feedback, quarantine, refused))
 
     async def events(request: Request) -> Response:
         body = await _body(request)
@@ -53,7 +60,7 @@ def application(feedback: Feedback, rules: EventRules, quarantine: Quarantine) -
         return Response(orjson.dumps(answer), 202 if valid or not invalid else 422, media_type=JSON)
 
     async def health(_: Request) -> Response:
-        why = problems(feedback)
+        why = problems(feedback, refused())
         return Response(orjson.dumps({"ok": not why, "problems": why}), 200 if not why else 503, media_type=JSON)
 
     async def metrics(_: Request) -> Response:
@@ -69,9 +76,9 @@ def application(feedback: Feedback, rules: EventRules, quarantine: Quarantine) -
     )
 
 
-def problems(feedback: Feedback) -> list[str]:
+def problems(feedback: Feedback, refused: str = "") -> list[str]:
     """Problems that prevent accepting or pushing events, one sentence each."""
-    out = []
+    out = [refused] if refused else []
     if not feedback.recorder.writable:
         out.append("the event log cannot be written")
     if feedback.follower.error:
@@ -141,8 +148,8 @@ class _Line:
 class _Metrics:
     """Collector of the Prometheus metrics, read from the service on each scrape."""
 
-    def __init__(self, feedback: Feedback, quarantine: Quarantine) -> None:
-        self._feedback, self._quarantine = feedback, quarantine
+    def __init__(self, feedback: Feedback, quarantine: Quarantine, refused: Callable[[], str]) -> None:
+        self._feedback, self._quarantine, self._refused = feedback, quarantine, refused
 
     def collect(self) -> Any:
         feedback, follower = self._feedback, self._feedback.follower
@@ -173,7 +180,11 @@ class _Metrics:
                 "Instant before which all known outcomes are in the counters.",
                 follower.watermark / 1e6,
             ),
-            ("healthy", "1 while events are accepted and pushed, else 0.", float(not problems(feedback))),
+            (
+                "healthy",
+                "1 while events are accepted and pushed, else 0.",
+                float(not problems(feedback, self._refused())),
+            ),
         ):
             yield GaugeMetricFamily(f"thinktwice_feedback_{name}", text, value=value)
 

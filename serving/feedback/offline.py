@@ -12,13 +12,14 @@ from typing import Any
 
 from serving.feedback.begin import TrainingRows, begin
 from serving.feedback.book import Book
+from serving.feedback.config import FeedbackConfig
 from serving.feedback.event_log import START, EventLog, Position, read_all, segment_file, segments
-from serving.feedback.online import OnlineStore
 from serving.feedback.quarantine import Quarantine, num_quarantined
 from serving.feedback.records import Record, recorded
 from serving.feedback.rules import EventRules
-from serving.feedback.service import FeedbackConfig, open_book, push_changes, rebuild
+from serving.feedback.service import open_book, push_changes, rebuild
 from serving.feedback.sources import events_of, is_training_log, merged
+from serving.feedback.target import open_target
 from thinktwice.errors import DataError
 from thinktwice.monitor.feedback import STATE_FILE, read_state
 from thinktwice.records.events import Click, Impression
@@ -86,21 +87,22 @@ def import_files(
         FeatureStoreError: the store does not match, or does not accept the rows. The events are in the log.
         ResourceError: the disk is full. Events that were already appended stay; import again.
     """
-    store = OnlineStore(store_dir)
+    target = open_target(store_dir, config)
+    schema, store = target.schema, target.store
     log: EventLog | None = None
     book: Book | None = None
     try:
-        rules, log = EventRules(store.schema), EventLog(folder)
+        rules, log = EventRules(schema, config), EventLog(folder)
         quarantine = Quarantine(folder)
         training = [is_training_log(source) for source in sources]
         if any(training) and not all(training):
             raise DataError("a training log is imported first and alone: import the other files after it")
-        book = open_book(folder / STATE_FILE, store.schema, config)
+        book = open_book(folder / STATE_FILE, schema, config)
         begins = any(training) and not _has_records(folder)
         if begins:
             log.append([Record("start", 0)])
         columns = TrainingRows(rules.fields) if begins and len(sources) == 1 else None
-        events = merged([events_of(source, rules, store.schema, quarantine) for source in sources])
+        events = merged([events_of(source, rules, schema, quarantine) for source in sources])
         number = 0
         while batch := list(islice(events, TOGETHER)):
             log.append(list(_records(batch, log.last_at)))
@@ -108,13 +110,13 @@ def import_files(
             if columns is not None:
                 columns.extend(batch)
         if columns is not None and book.position == START and (rows := columns.table()) is not None:
-            begin(book, store.schema, rows, log.end)
+            begin(book, schema, rows, log.end)
         else:
-            rebuild(folder, book, store.schema, log.end)
+            rebuild(folder, book, schema, log.end)
         if until is not None and until > log.last_at:
             log.append([Record("tick", until)])
-            rebuild(folder, book, store.schema, log.end)
-        if push:
+            rebuild(folder, book, schema, log.end)
+        if push and store is not None:
             push_changes(book, store)
         return Imported(number, quarantine.number, dict(book.counts))
     finally:
@@ -122,7 +124,7 @@ def import_files(
             book.close()
         if log is not None:
             log.close()
-        store.close()
+        target.close()
 
 
 def _records(events: Sequence[Impression | Click], last_at: int) -> Iterator[Record]:
@@ -149,7 +151,8 @@ def replay_log(folder: Path, store_dir: Path, config: FeedbackConfig, *, check: 
         raise DataError(
             f"{folder} contains no event log: correct --log, or begin one with 'thinktwice feedback import'"
         )
-    store = OnlineStore(store_dir)
+    target = open_target(store_dir, config)
+    schema, store = target.schema, target.store
     log: EventLog | None = None
     rebuilt: Book | None = None
     state_file, new_file = folder / STATE_FILE, folder / f".{STATE_FILE}.new"
@@ -157,20 +160,20 @@ def replay_log(folder: Path, store_dir: Path, config: FeedbackConfig, *, check: 
         log = EventLog(folder)
         for path in _files(new_file):
             path.unlink(missing_ok=True)
-        rebuilt = open_book(new_file, store.schema, config)
+        rebuilt = open_book(new_file, schema, config)
         before = _rows_of(state_file)
         until = _position_of(state_file) if check else None
-        rebuild(folder, rebuilt, store.schema, until)
+        rebuild(folder, rebuilt, schema, until)
         rows: dict[tuple[str, str], bytes] = {(r.kind, r.key): r.content for r in rebuilt.rows()}
         different = sum(rows.get(key) != content for key, content in before.items()) + len(rows.keys() - before.keys())
         number = sum(len(part) for part in read_all(folder, until=until))
         if not check:
-            if push:
+            if push and store is not None:
                 if _facts(state_file) != _facts(new_file):
                     rebuilt.restamp()  # rows with another lateness or definition may have later stamps
                 push_changes(rebuilt, store)
                 with rebuilt.transaction():
-                    rebuilt.set_fact("store", store.project)
+                    rebuilt.set_fact("store", store.identity)
             rebuilt.close()
             rebuilt = None
             for path in _files(state_file)[1:]:  # the database is replaced as a whole
@@ -184,7 +187,7 @@ def replay_log(folder: Path, store_dir: Path, config: FeedbackConfig, *, check: 
             path.unlink(missing_ok=True)
         if log is not None:
             log.close()
-        store.close()
+        target.close()
 
 
 def log_status(folder: Path) -> LogStatus:
@@ -229,7 +232,9 @@ def _position_of(database: Path) -> Position | None:
 
 
 def _facts(database: Path) -> list[Any]:
-    return _query(database, "SELECT value FROM facts WHERE name IN ('definition', 'lateness') ORDER BY name")
+    return _query(
+        database, "SELECT value FROM facts WHERE name IN ('definition', 'lateness') OR name LIKE 'kept %' ORDER BY name"
+    )
 
 
 def _query(database: Path, query: str) -> list[Any]:

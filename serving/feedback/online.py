@@ -30,7 +30,8 @@ class OnlineStore:
 
     Attributes:
         schema: of the store.
-        project: Feast's name of the store; stores with different names have different rows.
+        project: Feast's name of the store.
+        identity: of the rows: the project and, for SQLite, the file. A copy of a store has rows of its own.
 
     Raises:
         FeatureStoreError: there is no store, it has no instant statistics, or its views have another definition.
@@ -40,12 +41,14 @@ class OnlineStore:
         folder = Path(folder)
         self._store = open_feast_store(folder)
         self.schema: LogSchema = load_schema(folder / SCHEMA_FILE)
-        self.project = str(self._store.project)
+        self.project = self.identity = str(self._store.project)
+        if self._store.config.online_store.type == "sqlite":
+            self.identity += f" {(folder / ONLINE_FILE).resolve()}"
         definition = definition_of(self.schema)
         if definition is None:
             raise FeatureStoreError(
-                f"the log of the feature store {folder} has no statistics.instant: there is nothing that feedback could "
-                "update; add it to the schema and train again"
+                f"the log of the feature store {folder} has no statistics.instant: there are no counters to update: add "
+                "'instant' to the statistics of its schema and train again, or record events for outcomes alone with --record-only"
             )
         # Prepared once, because they are used for every row.
         from feast.protos.feast.types.EntityKey_pb2 import EntityKey

@@ -7,8 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from thinktwice.data.instant.definition import definition_of
-from thinktwice.errors import FeatureStoreError, reason
+from serving.feedback.config import FeedbackConfig
+from serving.feedback.target import definition_for
+from thinktwice.errors import reason
 from thinktwice.records.events import EVENT, Click, Impression
 from thinktwice.schema import LogSchema
 from thinktwice.schema.limits import is_inexact, text_problem
@@ -21,21 +22,19 @@ class EventRules:
     """Validates events of one log.
 
     Raises:
-        FeatureStoreError: the log has no ``statistics.instant``.
+        FeatureStoreError: the log has no ``statistics.instant``, and events are not only recorded.
     """
 
-    def __init__(self, schema: LogSchema) -> None:
-        definition = definition_of(schema)
-        if definition is None:
-            raise FeatureStoreError(
-                f"the log {schema.name} has no statistics.instant: there are no counters to keep up with feedback; add "
-                "'instant' to the statistics of its schema and train again"
-            )
-        self.definition = definition
-        self._needs_item = definition.item is not None
+    def __init__(self, schema: LogSchema, config: FeedbackConfig | None = None) -> None:
+        config = config or FeedbackConfig()
+        definition = definition_for(schema, config)
         item_key = schema.key_of("item")
-        fields = [c.field for c in (*definition.topics, *definition.attributes)]
-        fields += [s.of for s in schema.sequences if s.of != item_key]
+        self._needs_item = item_key is not None
+        if config.record_only:  # all of them: a later model may count them
+            fields = [f.name for f in schema.fields if f.derived is None]
+        else:
+            fields = [c.field for c in (*definition.topics, *definition.attributes)]
+            fields += [s.of for s in schema.sequences if s.of != item_key]
         #: Fields that an impression may contain: those that counters and sequences need.
         self.fields = tuple(dict.fromkeys(fields))
 

@@ -10,30 +10,55 @@ from typing import Any
 import uvicorn
 
 from serving.adapters.bounded_http import bounded
+from serving.feedback.config import FeedbackConfig
 from serving.feedback.http import application
-from serving.feedback.online import OnlineStore
 from serving.feedback.quarantine import Quarantine
 from serving.feedback.rules import EventRules
-from serving.feedback.service import Feedback, FeedbackConfig
+from serving.feedback.service import Feedback
+from serving.feedback.target import ChampionFollower, open_target
 from thinktwice.errors import ServerError
 
 GRACE = 5  # seconds for requests in progress after SIGTERM
 
 
 def serve(
-    log: Path, store_dir: Path, config: FeedbackConfig, host: str, port: int, on_ready: Callable[[str], None]
+    log: Path,
+    folder: Path,
+    config: FeedbackConfig,
+    host: str,
+    port: int,
+    on_ready: Callable[[str], None],
+    champion: Callable[[], Path] | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> None:
     """Accept events until SIGINT or SIGTERM. All accepted events are durable, and are pushed for at most 10 s.
+
+    Args:
+        folder: of the feature store; to record only, one with the schema of the log.
+        champion: returns the folder of the present champion, which is followed; None: ``folder`` stays.
+        say: takes a sentence about each change of the champion.
 
     Raises:
         ServerError: the address is in use, or another process uses the log.
         FeatureStoreError, DataError: see :class:`serving.feedback.service.Feedback`.
     """
-    store = OnlineStore(store_dir)
-    rules = EventRules(store.schema)
-    listener = _listening(host, port)
-    feedback = Feedback(log, store.schema, store, config)
+    target = open_target(folder, config)
     try:
+        rules = EventRules(target.schema, config)
+        listener = _listening(host, port)
+    except BaseException:
+        target.close()
+        raise
+    try:
+        feedback = Feedback(log, target.schema, target.store, config)
+    except BaseException:
+        target.close()
+        listener.close()
+        raise
+    follower: ChampionFollower | None = None
+    try:
+        if champion is not None:
+            follower = ChampionFollower(champion, folder, target.schema, config, feedback.follower.use, say)
         address = listener.getsockname()
 
         class Server(uvicorn.Server):
@@ -42,7 +67,7 @@ def serve(
                 on_ready(f"http://{host}:{address[1]}/v1/events")
 
         settings = uvicorn.Config(
-            application(feedback, rules, Quarantine(log)),
+            application(feedback, rules, Quarantine(log), lambda: "" if follower is None else follower.refused),
             http=bounded(),
             ws="none",
             log_level="warning",
@@ -53,8 +78,10 @@ def serve(
         )
         Server(settings).run(sockets=[listener])
     finally:
+        if follower is not None:
+            follower.close()
         feedback.close()
-        store.close()
+        target.close()
         listener.close()
 
 

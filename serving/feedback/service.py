@@ -16,20 +16,18 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from serving.feedback.book import LOG_KEY, Book
 from serving.feedback.clock import SteadyClock
+from serving.feedback.config import FeedbackConfig
 from serving.feedback.event_log import EventLog, Position, read
 from serving.feedback.join import play
 from serving.feedback.online import OnlineStore
 from serving.feedback.records import Record, recorded
+from serving.feedback.target import Target, definition_for, kept
 from serving.telemetry.state import Trouble
 from thinktwice.data.instant.columns import to_bytes
-from thinktwice.data.instant.definition import Definition, definition_of
 from thinktwice.data.instant.state import empty_states
 from thinktwice.errors import FeatureStoreError, OverloadedError
-from thinktwice.frozen import Frozen
 from thinktwice.monitor.feedback import STATE_FILE
 from thinktwice.records.events import Click, Impression
 from thinktwice.schema import LogSchema
@@ -40,21 +38,6 @@ HANGS = 5.0  # seconds without a response after which the store counts as hangin
 FIRST_WAIT, LONGEST_WAIT = 0.2, 5.0  # seconds between attempts on a store that does not respond
 
 logger = logging.getLogger(__name__)
-
-
-class FeedbackConfig(Frozen):
-    """Settings of the service."""
-
-    lateness: float = Field(
-        default=0.0, ge=0, le=86_400
-    )  # seconds by which events may arrive late and still be counted in order
-    queue: int = Field(default=20_000, ge=1)  # events that may wait for the disk; further ones are refused
-    tick: float = Field(default=0.25, gt=0, le=60)  # seconds without an event after which a tick is recorded
-
-    @property
-    def lateness_us(self) -> int:
-        """:attr:`lateness` in microseconds."""
-        return round(self.lateness * 1e6)
 
 
 class Recorder:
@@ -175,6 +158,8 @@ class Follower:
     ) -> None:
         self._folder, self._book, self._schema, self._end = folder, book, schema, end
         self._store, self._now = store, now
+        self._next: Target | None = None  # replaces the store at the next step
+        self._own: Target | None = None  # the one that replaced it, closed here
         self._wake, self._stop = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._try_at, self._wait = 0.0, FIRST_WAIT
@@ -194,11 +179,22 @@ class Follower:
         """Notify that the log has new records."""
         self._wake.set()
 
+    def use(self, target: Target) -> None:
+        """Push to another store from the next step on, beginning with every row."""
+        with self._lock:
+            replaced, self._next = self._next, target
+        if replaced is not None:
+            replaced.close()
+        self._wake.set()
+
     def close(self, limit: float = 10.0) -> None:
         """Apply and push the available records, for at most ``limit`` seconds; the remaining ones follow at the next start."""
         self._stop.set()
         self._wake.set()
         self._thread.join(limit)
+        for target in (self._own, self._next):
+            if target is not None:
+                target.close()
 
     def counts(self) -> dict[str, int]:
         """Counts of events and outcomes."""
@@ -238,6 +234,7 @@ class Follower:
 
     def step(self) -> bool:
         """Apply some records and push. Returns whether there are more records."""
+        self._switch()
         records, position = read(self._folder, self._book.position, self._end())
         if records:
             with self._lock, self._book.transaction():
@@ -253,6 +250,21 @@ class Follower:
             finally:
                 self._push_began = None
         return bool(records) and self.behind
+
+    def _switch(self) -> None:
+        with self._lock:
+            target, self._next = self._next, None
+        if target is None:
+            return
+        old, self._own = self._own, target
+        self._store, self._schema = target.store, target.schema
+        if old is not None:
+            old.close()
+        if target.store is not None:
+            with self._lock:
+                push_everything(self._book, target.store)
+            self._wait, self._try_at, self._pushed_stamp = FIRST_WAIT, 0.0, -1
+            self.to_push, self.store_down = self._book.num_to_push(), False
 
     def _push(self, store: OnlineStore) -> None:
         try:
@@ -270,6 +282,14 @@ class Follower:
         self._wait, self.to_push, self.store_down = FIRST_WAIT, 0, False
         if self._events_since is not None:
             self.lag, self._events_since = max(0.0, (self._now() - self._events_since) / 1e6), None
+
+
+def push_everything(book: Book, store: OnlineStore) -> None:
+    """Mark every row to be pushed if the book was pushed to another store before."""
+    if book.fact("store", "") != store.identity:
+        book.push_all()
+        with book.transaction():
+            book.set_fact("store", store.identity)
 
 
 def push_changes(book: Book, store: OnlineStore, lock: AbstractContextManager[Any] | None = None) -> int:
@@ -310,10 +330,8 @@ class Feedback:
         self.log = EventLog(folder)
         try:
             self.book = open_book(folder / STATE_FILE, schema, config)
-            if store is not None and self.book.fact("store", "") != store.project:
-                self.book.push_all()
-                with self.book.transaction():
-                    self.book.set_fact("store", store.project)
+            if store is not None:
+                push_everything(self.book, store)
         except BaseException:
             self.log.close()
             raise
@@ -331,19 +349,26 @@ class Feedback:
         self.log.close()
 
 
-def definition_for(schema: LogSchema) -> Definition:
-    """The definition of the counters of a schema; raises FeatureStoreError if there are none."""
-    definition = definition_of(schema)
-    if definition is None:
-        raise FeatureStoreError(
-            f"the log {schema.name} has no statistics.instant: there are no counters to keep up with feedback"
-        )
-    return definition
-
-
 def open_book(path: Path | str, schema: LogSchema, config: FeedbackConfig) -> Book:
-    """The book of a log."""
-    return Book(path, definition_for(schema), config.lateness_us)
+    """The book of a log.
+
+    Raises:
+        FeatureStoreError: it was written for another definition, lateness, sequences or statistics.
+    """
+    book = Book(path, definition_for(schema, config), config.lateness_us)
+    try:
+        with book.transaction_of_facts():
+            for name, value in kept(schema, config).items():
+                if (actual := book.fact(f"kept {name}", value)) != value:
+                    raise FeatureStoreError(
+                        f"the state {path} was counted for other {name} than the feature store has ({actual} instead of {value}): "
+                        "build it from the log again with 'thinktwice feedback replay'"
+                    )
+                book.set_fact(f"kept {name}", value)
+    except BaseException:
+        book.close()
+        raise
+    return book
 
 
 def rebuild(folder: Path, book: Book, schema: LogSchema, until: Position | None = None) -> None:

@@ -22,10 +22,17 @@ def running(
     log: Path, store: Path, *more: str, before: Sequence[str] = ()
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Yield the address of events and the process, which is ended at the end."""
-    command = [*before, sys.executable, "-m", "thinktwice", "feedback", "run", "--log", str(log), "--store", str(store)]
+    with running_with("--log", str(log), "--store", str(store), *more, before=before) as started:
+        yield started
+
+
+@contextmanager
+def running_with(*options: str, before: Sequence[str] = ()) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The same with other options."""
+    command = [*before, sys.executable, "-m", "thinktwice", "feedback", "run"]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [*command, "--port", "0", *more],
+        [*command, "--port", "0", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

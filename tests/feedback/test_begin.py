@@ -13,10 +13,11 @@ from serving.feedback import offline
 from serving.feedback.begin import TrainingRows, begin
 from serving.feedback.book import Book
 from serving.feedback.cli import app
+from serving.feedback.config import FeedbackConfig
 from serving.feedback.event_log import Position
 from serving.feedback.records import Record, recorded
 from serving.feedback.rules import EventRules
-from serving.feedback.service import FeedbackConfig, open_book
+from serving.feedback.service import open_book
 from tests.data.instant.logs import logs
 from tests.data.instant.oracle import Row
 from tests.feedback.stores import full_schema, make_store, random_log

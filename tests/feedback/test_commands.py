@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 
 from serving.features.feast_source import FeastSource, open_feast
 from serving.feedback.cli import app
+from serving.feedback.config import FeedbackConfig
 from serving.feedback.event_log import EventLog, segment_file
 from serving.feedback.offline import import_files, log_status, replay_log
-from serving.feedback.service import FeedbackConfig, open_book
+from serving.feedback.service import open_book
 from tests.data.instant.logs import assert_same_bits
 from tests.data.instant.oracle import Row
 from tests.feedback.stores import full_schema, make_store, random_log

@@ -35,6 +35,7 @@ COMMANDS = [
     line for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL) for line in block.splitlines()
 ]
 RUN = "thinktwice feedback run --log events"
+RECORD = "thinktwice feedback run --log outcomes-only --record-only"
 DRIFT = "thinktwice drift --log served --feedback events"  # needs a bundle: tests/feedback/test_monitoring.py has what it shows
 
 
@@ -47,7 +48,7 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(clicks, CLICK_COLUMNS), tmp_path / "clicks.parquet")
     event = {"kind": "click", "request_id": "q0", "item_id": "i", "at": DAY[-1].time / 1e6}
     (tmp_path / "events.jsonl").write_text(json.dumps(event) + "\n")
-    assert RUN in COMMANDS and DRIFT in COMMANDS and len(COMMANDS) == 10
+    assert RUN in COMMANDS and DRIFT in COMMANDS and len(COMMANDS) == 11
     for command in COMMANDS:
         words = shlex.split(command)
         assert words[0] == "thinktwice"
@@ -56,6 +57,10 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
                 assert url.endswith("/v1/events") and send(url, [event])[0] == 202
             # Its clock is that of today; the files below are of the log's day.
             shutil.rmtree(tmp_path / "events")
+            continue
+        if command == RECORD:
+            with running(tmp_path / "outcomes-only", store, "--record-only") as (url, _):
+                assert send(url, [event])[0] == 202
             continue
         if command == DRIFT:
             words = [*words, "--help"]

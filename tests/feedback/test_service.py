@@ -20,6 +20,7 @@ import pytest
 from serving.features.feast_source import FeastSource, open_feast
 from serving.feedback.book import Row
 from serving.feedback.clock import SteadyClock
+from serving.feedback.config import FeedbackConfig
 from serving.feedback.event_log import EventLog, read_all
 from serving.feedback.http import MAX_BODY, MAX_EVENTS, application
 from serving.feedback.offline import log_status, replay_log
@@ -27,7 +28,7 @@ from serving.feedback.online import OnlineStore
 from serving.feedback.quarantine import Quarantine, num_quarantined
 from serving.feedback.records import Record
 from serving.feedback.rules import EventRules
-from serving.feedback.service import Feedback, FeedbackConfig, Recorder
+from serving.feedback.service import Feedback, Recorder
 from tests.features import redis_server
 from tests.feedback.server import get, running, send, until
 from tests.feedback.stores import full_schema, make_store, random_log
@@ -63,9 +64,8 @@ def store_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Memory:
     """A store in memory that may be down; a fake beside the real ones of test_online and below."""
 
-    project = "memory"
-
-    def __init__(self) -> None:
+    def __init__(self, identity: str = "memory") -> None:
+        self.identity, self.closed = identity, False
         self.down, self.rows, self.watermark = False, dict[tuple[str, str], tuple[int, bytes]](), 0
         self.writes = 0
 
@@ -74,6 +74,9 @@ class Memory:
         if self.down:
             raise FeatureStoreError("the online store does not take user_instant (connection refused)")
         self.rows |= {(r.kind, r.key): (r.stamp, r.content) for r in found}
+
+    def close(self) -> None:
+        self.closed = True
 
     def write_watermark(self, state: bytes, watermark: int, stamp: int) -> None:
         self.write([Row("log", "log", stamp, state)])
@@ -305,8 +308,7 @@ def test_another_store_gets_every_row(tmp_path: Path) -> None:
     with client(tmp_path, Memory()) as (http, feedback):
         http.post("/v1/events", json={"events": [shown(1)]})
         until(lambda: feedback.follower.counts().get("outcomes_not_clicked"))
-    other = Memory()
-    other.project = "other"
+    other = Memory("other")
     with client(tmp_path, other):
         until(lambda: ("user", "u1") in other.rows)
     assert stored(other) == replayed(tmp_path)
