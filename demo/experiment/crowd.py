@@ -40,7 +40,7 @@ class CrowdPlan:
     """
 
     rate: float = 80.0
-    shown: int = 5
+    shown: int = 3
     click_delay: float = 0.4
     click_within: float = 2.0
     threads: int = 4

@@ -89,15 +89,11 @@ def run_demo(
         _train(settings, treatment if treatment in get_args(ChallengerMode) else "")
         place = _serve(stack, settings, server)
         port = free_ports(1)[0]
-        feedback = stack.enter_context(ExitStack())
-        url = feedback.enter_context(_feedback(settings, place.events, port))
+        url = stack.enter_context(_feedback(settings, place.events, port))
         say(console, f"gateway at {place.servers.url}, feedback at {url}")
         crowd = stack.enter_context(Crowd(world.traffic(seed + 1), settings.crowd, place.servers.url, url))
         for run in runs:
             ends[run] = _run(run, settings, place, crowd, treatment)
-            if ends[run].state.ended == "promote":  # the new champion has its own store
-                feedback.close()
-                feedback.enter_context(_feedback(settings, place.events, port))
     say(
         console,
         f"\ndone in {seconds_text(time.monotonic() - begin)}; serve the champion: thinktwice serve --state {shown(settings.state)}",
