@@ -47,20 +47,30 @@ class Client:
         url: ``http://HOST:PORT`` or ``https://HOST:PORT``.
         model: name of the model in the path.
         unit_header: header of the unit, as the gateway file names it.
+        token: bearer token of the gateway.
+        tls: trusted authorities and the client's certificate; default: those of the system, and none.
     """
 
-    def __init__(self, url: str, model: str = "ctr", unit_header: str = UNIT) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str = "ctr",
+        unit_header: str = UNIT,
+        *,
+        token: str | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ServerError(f"{url} is not an address: give http://HOST:PORT")
         if parts.scheme == "https":
-            context = ssl.create_default_context()
+            context = ssl.create_default_context() if tls is None else tls
             self._connection: http.client.HTTPConnection = http.client.HTTPSConnection(
                 parts.hostname, parts.port, context=context
             )
         else:
             self._connection = http.client.HTTPConnection(parts.hostname, parts.port)
-        self._url, self._unit_header = url, unit_header
+        self._url, self._unit_header, self._token = url, unit_header, token
         self._path = f"{parts.path.rstrip('/')}/v1/models/{model}:predict"
 
     def predict(
@@ -86,6 +96,8 @@ class Client:
         """
         request_id = uuid.uuid4().hex if request_id is None else request_id
         headers = {"content-type": "application/json", REQUEST_ID: request_id}
+        if self._token is not None:
+            headers["authorization"] = f"Bearer {self._token}"
         if unit is not None:
             headers[self._unit_header] = unit
         if deadline_ms is not None:

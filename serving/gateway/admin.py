@@ -60,10 +60,8 @@ class Admin:
 
     def _ask(self, method: str, path: str) -> tuple[int, str]:
         connection = http.client.HTTPConnection("admin", timeout=self._limit)
-        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock = connected(self._path, self._limit)
         with closing(connection):
-            connection.sock.settimeout(self._limit)
-            _connect(connection.sock, self._path)
             connection.request(method, path)
             try:
                 answer = connection.getresponse()
@@ -86,8 +84,19 @@ def running_admin(folder: Path) -> Admin:
     return admin
 
 
+def connected(path: Path, limit: float) -> socket.socket:
+    """A connection to a Unix socket with a path of any length. Raises OSError."""
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.settimeout(limit)
+        _connect(sock, path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 def _connect(sock: socket.socket, path: Path) -> None:
-    """Connect to a socket with a path of any length."""
     if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
         sock.connect(str(path))
         return

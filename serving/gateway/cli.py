@@ -52,7 +52,9 @@ def check(file: FileArgument, folder: FolderOption = None, work: Work = WORK) ->
 @app.command("render")
 def render_files(
     file: FileArgument,
-    out: Annotated[Path, typer.Option(help="Folder to write bootstrap.json, cds.json, rds.json into.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder to write bootstrap.json, cds.json, rds.json (with TLS also sds-*.json) into.")
+    ],
 ) -> None:
     """Write the files of an Envoy that runs elsewhere, validated against those that the folder already holds."""
     from serving.gateway.file import load_gateway
@@ -64,7 +66,7 @@ def render_files(
     declared = load_gateway(file)
     rendered = plan(declared, out, None)
     out.mkdir(parents=True, exist_ok=True)
-    write(out, rendered)
+    write(out, rendered, declared.file)
     write_json(out / BOOTSTRAP, bootstrap(declared.file))
     typer.echo(f"{out}: {rendered.version}")
 
@@ -86,7 +88,8 @@ def run(file: FileArgument, folder: FolderOption = None, work: Work = WORK) -> N
         running(declared, _folder(folder, work), progress=status.update) as started,
     ):
         status.stop()
-        typer.echo(f"{READY} http://{declared.file.listen.host}:{declared.file.listen.port}")
+        scheme = "http" if declared.file.tls is None else "https"
+        typer.echo(f"{READY} {scheme}://{declared.file.listen.host}:{declared.file.listen.port}")
         for sentence in _strange(started.probes):
             say(console, sentence)
         say(console, f"log {started.log}, access log next to it, stop with Ctrl-C")

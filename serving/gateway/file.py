@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,12 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from thinktwice.errors import ServerError
 from thinktwice.experiment.file import CONTROL, ExperimentFile, load_experiment
-from thinktwice.experiment.gateway_config import Endpoint, GatewayConfig
+from thinktwice.experiment.gateway_config import Endpoint, GatewayConfig, Tls
 from thinktwice.experiment.routes import cluster_of
 from thinktwice.strict_yaml import first_fault, read_mapping
 
 FORMAT = 1
+MOST_TOKENS = 20
 
 
 def _endpoint(value: Any) -> Any:
@@ -71,12 +73,14 @@ class Declared:
     Attributes:
         endpoints: replicas by cluster.
         secret: content of the secret file.
+        tokens: lines of the token file.
     """
 
     file: GatewayFile
     experiments: Sequence[ExperimentFile]
     endpoints: Mapping[str, Sequence[Endpoint]]
     secret: str | None
+    tokens: tuple[str, ...] = ()
 
 
 def load_gateway(path: Path | str) -> Declared:
@@ -101,15 +105,56 @@ def load_gateway(path: Path | str) -> Declared:
     endpoints = {
         name if name == CONTROL else cluster_of(*name.split("/")): replicas for name, replicas in file.arms.items()
     }
-    return Declared(file, experiments, endpoints, _secret(path.parent, file.secret_file))
+    if file.tls is not None:  # relative to this file, as everything else in it
+        folder = path.parent.resolve()
+        tls = {name: str(folder / value) for name, value in file.tls.model_dump(exclude_none=True).items()}
+        file = file.model_copy(update={"tls": Tls.model_validate(tls)})
+    secret = _text(path.parent, file.secret_file, "secret_file")
+    return Declared(file, experiments, endpoints, secret, _tokens(path.parent, file.token_file))
 
 
-def _secret(folder: Path, name: str | None) -> str | None:
+def check_certificates(file: GatewayFile) -> None:
+    """Check that the files of TLS can be read here.
+
+    Raises:
+        ServerError: one cannot.
+    """
+    for name, value in (file.tls.model_dump(exclude_none=True) if file.tls else {}).items():
+        try:
+            Path(value).open("rb").close()
+        except OSError as error:
+            raise ServerError(
+                f"tls.{name} {value} cannot be read ({error.strerror or error}): set it to a readable PEM file"
+            ) from error
+
+
+def _tokens(folder: Path, name: str | None) -> tuple[str, ...]:
+    text = _text(folder, name, "token_file")
+    if text is None:
+        return ()
+    tokens = tuple(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    if not tokens:
+        raise ServerError(f"token file {folder / str(name)} is empty: write one token a line, or leave token_file out")
+    if len(tokens) > MOST_TOKENS:
+        raise ServerError(
+            f"token file {folder / str(name)} has {len(tokens)} tokens, at most {MOST_TOKENS} are accepted"
+        )
+    for number, token in enumerate(tokens, start=1):
+        if not re.fullmatch(r"[A-Za-z0-9._~+/=-]{16,200}", token):
+            raise ServerError(
+                f"token {number} of {folder / str(name)} must be 16 to 200 of A-Z a-z 0-9 . _ ~ + / = -: generate it, for example "
+                "with `openssl rand -hex 32`"
+            )
+    return tokens
+
+
+def _text(folder: Path, name: str | None, setting: str) -> str | None:
     if name is None:
         return None
     try:
         return (folder / name).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
+        what = setting.replace("_", " ")
         raise ServerError(
-            f"secret file {folder / name} cannot be read ({error}): set secret_file to a readable text file"
+            f"{what} {folder / name} cannot be read ({error}): set {setting} to a readable text file"
         ) from error

@@ -9,6 +9,8 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
+import socket
+import ssl
 import time
 import uuid
 from collections.abc import Iterator
@@ -16,14 +18,18 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.gateway.admin import connected
 from serving.gateway.file import Declared
 from thinktwice.errors import ExperimentError, ServerError
 from thinktwice.experiment.assignment import NO_EXPERIMENT, assign, layout_of
 from thinktwice.experiment.bootstrap import PROBE_HEADER, PROBE_LOG
+from thinktwice.experiment.door import AUTHORIZATION, PROBE_SOCKET, bearers, is_guarded
 from thinktwice.experiment.file import CONTROL
+from thinktwice.experiment.gateway_config import Endpoint
 from thinktwice.experiment.ingress import predict_paths
 
 LOG_LIMIT = 15.0  # seconds until a line must be in the log; Envoy flushes every second
+HANDSHAKE_LIMIT = 10.0  # seconds until the listener must have its certificate
 ATTEMPTS = 5  # Envoy's threads get new routes one after another
 BODY = b"{}"
 
@@ -40,6 +46,31 @@ class Probed:
     arm: str
     unit: str | None
     served: str | None
+
+
+def check_handshake(listen: Endpoint, log: Path) -> None:
+    """Check that the listener shows a certificate; whose it is does not matter here.
+
+    Raises:
+        ServerError: it does not.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    end = time.monotonic() + HANDSHAKE_LIMIT
+    while True:
+        try:
+            with socket.create_connection((_reached(listen.host), listen.port), HANDSHAKE_LIMIT) as plain:
+                context.wrap_socket(plain).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise ServerError(f"Envoy shows no certificate ({error}): see {log}") from error
+            time.sleep(0.1)
+
+
+def _reached(host: str) -> str:
+    """The address at which this machine reaches a listener."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
 
 
 def probe_arms(declared: Declared, folder: Path, secret: str) -> tuple[Probed, ...]:
@@ -75,7 +106,7 @@ def _probe(declared: Declared, folder: Path, secret: str, experiment: str, arm: 
     expected = (experiment, arm, "0" if unit is None else "1")
     for attempt in range(ATTEMPTS):
         time.sleep(0.1 * attempt)
-        actual = _line(folder, _ask(declared, secret, unit))
+        actual = _line(folder, _ask(declared, folder, secret, unit))
         if actual[:3] == expected:
             return Probed(experiment, arm, unit, actual[3])
     raise ExperimentError(
@@ -84,16 +115,20 @@ def _probe(declared: Declared, folder: Path, secret: str, experiment: str, arm: 
     )
 
 
-def _ask(declared: Declared, secret: str, unit: str | None) -> str:
+def _ask(declared: Declared, folder: Path, secret: str, unit: str | None) -> str:
     """Send a probe and return its request id."""
     request_id = f"gateway-probe-{uuid.uuid4()}"
     headers = {"content-type": "application/json", "x-request-id": request_id, PROBE_HEADER: secret}
     if unit is not None:
         headers[declared.file.unit_header] = unit
+    if declared.tokens:
+        headers[AUTHORIZATION] = bearers(declared.tokens)[0]
     listen = declared.file.listen
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host)  # noqa: S104
+    host = _reached(listen.host)
     try:
         with closing(http.client.HTTPConnection(host, listen.port, timeout=declared.file.timeout + 5)) as connection:
+            if is_guarded(declared.file):
+                connection.sock = connected(folder / PROBE_SOCKET, declared.file.timeout + 5)
             connection.request("POST", predict_paths(declared.file.model)[0], BODY, headers)
             connection.getresponse().read()
     except (OSError, http.client.HTTPException) as error:

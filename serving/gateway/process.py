@@ -19,7 +19,7 @@ from serving.exits import ended
 from serving.gateway.admin import ROUTE_STATS, Admin
 from serving.gateway.binary import find_envoy
 from serving.gateway.file import Declared, GatewayFile
-from serving.gateway.probe import Probed, probe_arms
+from serving.gateway.probe import Probed, check_handshake, probe_arms
 from serving.gateway.reload import lock, plan, write
 from serving.local.processes import (
     HOST,
@@ -33,7 +33,8 @@ from serving.local.processes import (
 )
 from thinktwice.errors import ServerError
 from thinktwice.experiment.bootstrap import ACCESS_LOG, bootstrap
-from thinktwice.files import atomic_file
+from thinktwice.experiment.door import PROBE_SOCKET, secret_files
+from thinktwice.files import atomic_file, read_json
 
 BOOTSTRAP, TOKEN, ENVOY_LOG = "bootstrap.json", "probe.token", "envoy.log"
 FLUSH_MS = 250  # of the access log, which a kill may lose
@@ -104,8 +105,11 @@ def running(
         folder.chmod(0o700)  # secrets and logs
         with lock(folder / "gateway.lock", f"another gateway runs in {folder}: stop it, or set another --folder"):
             rendered = plan(declared, folder, envoy)
-            write(folder, rendered)
+            write(folder, rendered, declared.file)
             token = secrets.token_hex(16)
+            for left in (folder / PROBE_SOCKET, *folder.glob("sds-*.json")):  # of an earlier gateway
+                if left.name not in secret_files(declared.file):
+                    left.unlink(missing_ok=True)
             for name, text in ((TOKEN, token), (BOOTSTRAP, bootstrap_text(declared.file, token))):
                 with atomic_file(folder / name, mode=0o600) as temporary:
                     temporary.write_text(text, encoding="utf-8")
@@ -114,6 +118,8 @@ def running(
                 with signals_later():  # an interrupt between starting the child and assigning it would orphan it
                     gateway = _launch(envoy, declared.file, folder)
                 _wait_until_ready(gateway, limit, progress)
+                if declared.file.tls is not None:
+                    check_handshake(declared.file.listen, gateway.log)
                 progress("asking every arm")
                 gateway.probes = probe_arms(declared, folder, token)
                 yield gateway
@@ -138,12 +144,14 @@ def probe_token(declared: Declared, folder: Path) -> str:
     try:
         token = (folder / TOKEN).read_text(encoding="utf-8")
         same = (folder / BOOTSTRAP).read_text(encoding="utf-8") == bootstrap_text(declared.file, token)
+        secrets_now = {path.name: read_json(path) for path in folder.glob("sds-*.json")}
+        same &= secrets_now == secret_files(declared.file)
     except OSError as error:
         raise ServerError(f"{folder} contains no gateway: start it with `thinktwice gateway run`") from error
     if not same:
         raise ServerError(
-            "the running gateway listens with other settings than the file has (address, unit header, limits or model): "
-            "restart it; a reload changes experiments, arms, timeouts and testers"
+            "the running gateway listens with other settings than the file has (address, unit header, limits, TLS or model): "
+            "restart it; a reload changes experiments, arms, timeouts, testers and tokens"
         )
     return token
 

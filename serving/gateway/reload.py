@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.gateway.admin import CLUSTER_STATS, ROUTE_STATS, Admin
-from serving.gateway.file import Declared
+from serving.gateway.file import Declared, check_certificates
 from serving.gateway.probe import Probed, probe_arms
 from thinktwice.errors import ExperimentError, ServerError
 from thinktwice.experiment.bootstrap import bootstrap, inlined
+from thinktwice.experiment.door import secret_files
+from thinktwice.experiment.gateway_config import GatewayConfig
 from thinktwice.experiment.route_check import TrafficSplit, check_routes, read_split
 from thinktwice.experiment.routes import CLUSTERS, ROUTES, Json, Rendered, render
 from thinktwice.files import atomic_file
@@ -79,11 +81,18 @@ def plan(declared: Declared, folder: Path, envoy: Path | None) -> Rendered:
     """
     live = read_live(folder)
     rendered = render(
-        declared.experiments, declared.endpoints, declared.file, live.serial + 1 if live else 1, declared.secret
+        declared.experiments,
+        declared.endpoints,
+        declared.file,
+        live.serial + 1 if live else 1,
+        declared.secret,
+        declared.tokens,
     )
     files = dict(rendered.files())
-    check_routes(files[ROUTES], files[CLUSTERS], declared.experiments, live.split if live else None)
+    split = live.split if live else None
+    check_routes(files[ROUTES], files[CLUSTERS], declared.experiments, split, declared.tokens)
     if envoy is not None:
+        check_certificates(declared.file)
         _ask_envoy(envoy, declared, rendered)
     return rendered
 
@@ -116,8 +125,10 @@ def reload(declared: Declared, folder: Path, envoy: Path | None, admin: Admin, p
         return Reloaded(str(admin.route_version()), probes)
 
 
-def write(folder: Path, rendered: Rendered) -> None:
-    """Write both files when no Envoy is running."""
+def write(folder: Path, rendered: Rendered, config: GatewayConfig | None = None) -> None:
+    """Write the files when no Envoy is running; with ``config`` also the paths of its certificates."""
+    for name, secret in (secret_files(config) if config is not None else {}).items():
+        _write(folder / name, (json.dumps(secret, indent=1) + "\n").encode())
     for name, content in rendered.files():
         _write(folder / name, content)
 
@@ -141,7 +152,9 @@ def _ask_envoy(envoy: Path, declared: Declared, rendered: Rendered) -> None:
     """Validate with Envoy, on a single inlined file, because its validation does not open files referenced by the bootstrap."""
     with tempfile.TemporaryDirectory(prefix="tt-gateway-") as name:
         inlined_file = Path(name) / "whole.json"
-        inlined_file.write_text(json.dumps(inlined(bootstrap(declared.file), rendered)), encoding="utf-8")
+        inlined_file.write_text(
+            json.dumps(inlined(bootstrap(declared.file), rendered, declared.file)), encoding="utf-8"
+        )
         command = [str(envoy), "--mode", "validate", "-c", str(inlined_file), "--reject-unknown-dynamic-fields"]
         result = subprocess.run(
             [*command, "--log-level", "error"], cwd=name, capture_output=True, text=True, timeout=60

@@ -190,7 +190,7 @@ ENTRIES = (*SPLIT, "route", "weighted_clusters", "clusters")
         ((*SPLIT, "metadata", "filter_metadata", "thinktwice", "format"), _set(9), "of version 9"),
         ((*SPLIT, "metadata"), _delete, "of version None"),
         (("resources", 0, "validate_clusters"), _delete, "validate_clusters"),
-        (("resources", 0, "request_headers_to_remove"), _set(["x-arm"]), "Extra inputs"),
+        (("resources", 0, "request_headers_to_remove"), _set(["x-arm"]), "should be 'authorization'"),
         ((*SPLIT[:-1], -3), _delete, "no-unit"),
         ((*SPLIT[:-1], -2), _delete, "no-unit must match"),
         (("version_info",), _set("9-1-abc"), "of version '9-1-abc'"),

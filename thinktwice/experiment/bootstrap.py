@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from thinktwice.experiment.door import (
+    PROBE_SOCKET,
+    inlined_socket,
+    is_guarded,
+    limit_filters,
+    transport_socket,
+)
 from thinktwice.experiment.gateway_config import OWN_HEADERS, SERVED_ARM, UNIT_HEADER, GatewayConfig
 from thinktwice.experiment.ingress import MAX_HEADER_KB, ingress_filters, local_replies
 from thinktwice.experiment.routes import CLUSTERS, METADATA, OVERWRITE, READY, ROUTE_CONFIG, ROUTES, Json, Rendered
@@ -54,7 +63,7 @@ def bootstrap(config: GatewayConfig, node: str = "gateway-1", probe: str | None 
         "@type": _type("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"),
         "stat_prefix": "in",
         "codec_type": "AUTO",
-        "http_filters": [*ingress_filters(config, READY), router],
+        "http_filters": [*ingress_filters(config, READY, limit_filters(config)), router],
         "local_reply_config": local_replies(config),
         "early_header_mutation_extensions": [
             {
@@ -88,22 +97,42 @@ def bootstrap(config: GatewayConfig, node: str = "gateway-1", probe: str | None 
         "request_timeout": _seconds(config.request_timeout),
         "stream_idle_timeout": "30s",
     }
-    chain = {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
-    listener = {
+    chain: Json = {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
+    if (socket := transport_socket(config, partial(_source, config))) is not None:
+        chain["transport_socket"] = socket
+    listener: Json = {
         "name": "gateway",
         "address": {"socket_address": {"address": config.listen.host, "port_value": config.listen.port}},
         "enable_reuse_port": False,  # otherwise two gateways could silently share one port
         "per_connection_buffer_limit_bytes": config.max_body_bytes + (1 << 16),
         "filter_chains": [chain],
     }
+    listeners = [listener]
+    if probe is not None and is_guarded(config):
+        listeners.append(_own_listener(listener, config))
     runtime = {"re2.max_program_size.error_level": EXPRESSION_SIZE, "re2.max_program_size.warn_level": EXPRESSION_SIZE}
     return {
         "node": {"id": node, "cluster": "thinktwice"},
         "admin": {"address": {"pipe": {"path": f"{_log_folder(config)}/{ADMIN_SOCKET}", "mode": 0o600}}},
         "layered_runtime": {"layers": [{"name": "static", "static_layer": runtime}]},
         "overload_manager": _overload(config),
-        "static_resources": {"listeners": [listener]},
+        "static_resources": {"listeners": listeners},
         "dynamic_resources": {"cds_config": _source(config, CLUSTERS)},
+    }
+
+
+def _own_listener(listener: Json, config: GatewayConfig) -> Json:
+    """A socket of this user for the gateway's own requests, with everything but TLS and rate limits."""
+    network = listener["filter_chains"][0]["filters"][0]
+    kept = [*ingress_filters(config, READY), network["typed_config"]["http_filters"][-1]]
+    manager = {**network["typed_config"], "http_filters": kept}
+    pipe = {"path": f"{_log_folder(config)}/{PROBE_SOCKET}", "mode": 0o600}
+    chain = {"filters": [{**network, "typed_config": manager}]}
+    return {
+        "name": "probes",
+        "address": {"pipe": pipe},
+        "per_connection_buffer_limit_bytes": listener["per_connection_buffer_limit_bytes"],
+        "filter_chains": [chain],
     }
 
 
@@ -166,19 +195,25 @@ def _overload(config: GatewayConfig) -> Json:
     }
 
 
-def inlined(start: Json, rendered: Rendered) -> Json:
-    """A bootstrap with inline clusters and routes: ``envoy --mode validate`` does not open the files it refers to."""
+def inlined(start: Json, rendered: Rendered, config: GatewayConfig | None = None) -> Json:
+    """A bootstrap with inline clusters and routes: ``envoy --mode validate`` does not open the files it refers to.
+
+    Args:
+        config: whose certificates are checked too; None: they are of another machine.
+    """
     listener = start["static_resources"]["listeners"][0]
     network = listener["filter_chains"][0]["filters"][0]
     manager = {key: value for key, value in network["typed_config"].items() if key != "rds"}
     routes = {key: value for key, value in rendered.routes["resources"][0].items() if key != "@type"}
     manager["route_config"] = routes
-    filters = [{**network, "typed_config": manager}]
+    chain: Json = {"filters": [{**network, "typed_config": manager}]}
+    if config is not None and (socket := inlined_socket(config)) is not None:
+        chain["transport_socket"] = socket
     clusters = [{k: v for k, v in c.items() if k != "@type"} for c in rendered.clusters["resources"]]
     return {
         **{key: value for key, value in start.items() if key != "dynamic_resources"},
         "static_resources": {
-            "listeners": [{**listener, "filter_chains": [{"filters": filters}]}],
+            "listeners": [{**listener, "filter_chains": [chain]}],
             "clusters": clusters,
         },
     }

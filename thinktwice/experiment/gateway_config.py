@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from pathlib import PurePath
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
@@ -48,6 +49,40 @@ class Endpoint(Frozen):
         return True
 
 
+class RateLimit(Frozen):
+    """Most requests per second; ``burst`` more may come at once after a pause (default: those of one second)."""
+
+    requests_per_second: int = Field(ge=1, le=10_000_000)
+    burst: int | None = Field(default=None, ge=1, le=10_000_000)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RateLimit:
+        if self.burst is not None and self.burst < self.requests_per_second:
+            raise ValueError(f"burst {self.burst} is less than requests_per_second {self.requests_per_second}")
+        return self
+
+
+class Tls(Frozen):
+    """TLS of the listener: paths of PEM files as Envoy sees them.
+
+    Attributes:
+        certificate, key: chain and private key of the server, in one folder.
+        client_ca: authorities of client certificates; with it a client without one is refused in the handshake.
+    """
+
+    certificate: str = Field(min_length=1)
+    key: str = Field(min_length=1)
+    client_ca: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Tls:
+        if PurePath(self.certificate).parent != PurePath(self.key).parent:
+            raise ValueError(
+                f"certificate {self.certificate} and key {self.key} must be in one folder, which is watched"
+            )
+        return self
+
+
 class GatewayConfig(Frozen):
     """One gateway.
 
@@ -66,6 +101,9 @@ class GatewayConfig(Frozen):
         max_connections: total number of client connections.
         head_timeout, request_timeout: seconds a client has to send the headers, and the whole request.
         idle_timeout: seconds until a connection without requests is closed.
+        rate_limit, connection_rate_limit: of all requests together, and of those of one connection; more are answered 429.
+        tls: of the listener; None: plain HTTP.
+        token_file: file with the bearer tokens of which a prediction needs one, a line each; None: no token is needed.
     """
 
     folder: str = "."
@@ -87,6 +125,10 @@ class GatewayConfig(Frozen):
     head_timeout: float = Field(default=10.0, gt=0, le=600)
     request_timeout: float = Field(default=20.0, gt=0, le=600)
     idle_timeout: float = Field(default=60.0, gt=0, le=3600)
+    rate_limit: RateLimit | None = None
+    connection_rate_limit: RateLimit | None = None
+    tls: Tls | None = None
+    token_file: str | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> GatewayConfig:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+from thinktwice.experiment.door import AUTHORIZATION, bearers
 from thinktwice.experiment.gateway_config import SERVED_ARM, GatewayConfig
 
 Json = dict[str, Any]
@@ -52,12 +54,17 @@ def readiness(model: str) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def ingress_routes(config: GatewayConfig) -> list[Json]:
-    """Routes with a direct answer, in order of matching."""
+def ingress_routes(config: GatewayConfig, tokens: Sequence[str] = ()) -> list[Json]:
+    """Routes with a direct answer, in order of matching.
+
+    Args:
+        tokens: of which a prediction needs one; without any, none is asked for.
+    """
     predict = predict_paths(config.model)
     is_predict = _path(*predict)
     known = (*listed(config.model), *readiness(config.model))
-    routes = [_answer("method", [is_predict, _not(_method("POST"))], 405, "send a POST", {"allow": "POST"})]
+    routes = _token_routes(is_predict, tokens)
+    routes += [_answer("method", [is_predict, _not(_method("POST"))], 405, "send a POST", {"allow": "POST"})]
     for path, body in listed(config.model).items():
         routes.append(_answer(f"get {path}", [_path(path), _method("GET")], 200, body))
     routes += [
@@ -80,13 +87,25 @@ def ingress_routes(config: GatewayConfig) -> list[Json]:
     return routes
 
 
+def _token_routes(is_predict: Json, tokens: Sequence[str]) -> list[Json]:
+    if not tokens:
+        return []
+    asked = {"www-authenticate": "Bearer"}
+    wrong = [_not({"name": AUTHORIZATION, "string_match": {"exact": bearer}}) for bearer in bearers(tokens)]
+    return [
+        _answer("token", [is_predict, _not(_present(AUTHORIZATION))], 401, "send a bearer token", asked),
+        _answer("token-known", [is_predict, *wrong], 401, "this is not a token of this gateway", asked),
+    ]
+
+
 def too_large(most: int) -> str:
     """Error message for a body of more than ``most`` bytes."""
     return f"the body is too large, at most {most} bytes are accepted: send fewer rows"
 
 
-def ingress_filters(config: GatewayConfig, ready_cluster: str) -> list[Json]:
-    """HTTP filters before the router: readiness from the health of ``ready_cluster``, and buffering of bodies.
+def ingress_filters(config: GatewayConfig, ready_cluster: str, limits: Sequence[Json] = ()) -> list[Json]:
+    """HTTP filters before the router: readiness from the health of ``ready_cluster``, buffering of bodies, and
+    rate limits.
 
     A body is buffered before the request is routed to an arm: a slow client then occupies a connection of the gateway and
     not of a server, and the request can be retried on another server.
@@ -109,6 +128,8 @@ def ingress_filters(config: GatewayConfig, ready_cluster: str) -> list[Json]:
                 "max_request_bytes": config.max_body_bytes,
             },
         },
+        # After the buffer: a refused request that was read whole leaves its connection open.
+        *limits,
     ]
 
 
@@ -126,6 +147,12 @@ def local_replies(config: GatewayConfig) -> Json:
     for status, field, text in (
         (400, "", "the request is not valid HTTP"),
         (403, "", "the connection cannot be upgraded to another protocol"),
+        *([(401, AUTHORIZATION, None)] if config.token_file is not None else []),
+        *(
+            [(429, "", "too many requests, send it again later")]
+            if config.rate_limit or config.connection_rate_limit
+            else []
+        ),
         (404, "path", None),
         (405, "method", None),
         (415, "content-type", None),
@@ -139,7 +166,7 @@ def local_replies(config: GatewayConfig) -> Json:
         (504, "", "no server answered in time, try again later"),
     ):
         mapper = _mapper([_status(status)], text, field)
-        if status in (502, 503, 504):  # no arm served it, even if one was tried
+        if status in (429, 502, 503, 504):  # no arm served it, even if one was tried
             nobody = {"header": {"key": SERVED_ARM, "value": ""}, "append_action": OVERWRITE, "keep_empty_value": True}
             later = {"header": {"key": "retry-after", "value": RETRY_AFTER}, "append_action": "ADD_IF_ABSENT"}
             mapper["headers_to_add"] = [nobody, later]

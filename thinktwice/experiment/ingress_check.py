@@ -6,7 +6,7 @@ The matchers are evaluated as in Envoy, so a wrong rule is detected by its effec
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from thinktwice.errors import ExperimentError
@@ -24,6 +24,13 @@ FORMS = (
 GOOD_TYPES = (None, "", "application/json", "application/json; charset=utf-8", "application/octet-stream", "text/plain")
 GOOD_IDS, BAD_IDS = ("a", "00000000-0000-4000-8000-000000000001", " " * 128), ("\x7f", "ü", "a" * 129)
 SMALL, LARGE = ("0", "1023"), str(2**40)
+#: Changes of the value of a right token that must be refused.
+WRONG_TOKENS: tuple[Callable[[str], str], ...] = (
+    lambda value: value + "x",
+    lambda value: value[:-1],
+    lambda value: value.removeprefix("Bearer "),
+    lambda value: value.replace("Bearer", "Basic"),
+)
 
 
 def check_ingress(routes: Sequence[Route]) -> list[Route]:
@@ -40,29 +47,48 @@ def check_ingress(routes: Sequence[Route]) -> list[Route]:
         unchanged = not route.request_headers_to_add and not route.request_headers_to_remove and route.metadata is None
         _require(unchanged, f"{route.name} must not touch requests")
     model = _model(rules)
+    tokens = accepted_tokens(rules)
+    good = tokens[0] if tokens else None
     predict = (f"/v1/models/{model}:predict", f"/v2/models/{model}/infer")
     for path in predict:
         for kind in GOOD_TYPES:
             for request_id in GOOD_IDS:
                 for size in (None, *SMALL):
-                    _check_status(rules, (), path, kind=kind, request_id=request_id, size=size)
+                    _check_status(rules, (), path, kind=kind, request_id=request_id, size=size, token=good)
         for method in METHODS:
-            _check_status(rules, (405,), path, method=method)
+            _check_status(rules, (405,), path, method=method, token=good)
         for suffix in AROUND:
-            _check_status(rules, (404,), path + suffix)
+            _check_status(rules, (404,), path + suffix, token=good)
         for kind in FORMS:
-            _check_status(rules, (415,), path, kind=kind)
+            _check_status(rules, (415,), path, kind=kind, token=good)
         for request_id in BAD_IDS:
-            _check_status(rules, (400,), path, request_id=request_id)
-        _check_status(rules, (413,), path, size=LARGE)
+            _check_status(rules, (400,), path, request_id=request_id, token=good)
+        _check_status(rules, (413,), path, size=LARGE, token=good)
+        for token in tokens:
+            _check_status(rules, (), path, token=token)
+        if tokens:
+            for token in (None, "", "Bearer", "Bearer ", *(change(t) for t in tokens for change in WRONG_TOKENS)):
+                _check_status(rules, (401,), path, token=token)
     for template in OTHER_PATHS:
         for method in ("POST", "GET", "PUT"):
-            _check_status(rules, (404,), template.format(model), method=method)
+            _check_status(rules, (404,), template.format(model), method=method, token=good)
     for path in ("/", "/v1/models", "/v2", "/v2/health/live", f"/v2/models/{model}"):
-        _check_status(rules, (200,), path, method="GET")
+        _check_status(rules, (200,), path, method="GET", token=good)
         for method in ("POST", "PUT", "HEAD"):
-            _check_status(rules, (405,), path, method=method)
+            _check_status(rules, (405,), path, method=method, token=good)
     return list(routes[len(rules) :])
+
+
+def accepted_tokens(routes: Sequence[Route]) -> list[str]:
+    """Values of the header of bearer tokens that the route ``ingress-token-known`` lets pass; none without such a route."""
+    for route in routes:
+        if route.name == "ingress-token-known":
+            matchers = [h for h in route.match.headers if h.get("name") == "authorization"]
+            values = [m.get("string_match") for m in matchers if m.get("invert_match") is True]
+            exact = [value.get("exact") for value in values if isinstance(value, dict)]
+            _require(bool(exact) and all(isinstance(value, str) for value in exact), f"{route.name} names no token")
+            return [str(value) for value in exact]
+    return []
 
 
 def _model(rules: Sequence[Route]) -> str:
@@ -85,6 +111,7 @@ def _check_status(
     kind: str | None = None,
     request_id: str = "a",
     size: str | None = None,
+    token: str | None = None,
 ) -> None:
     """Prove that a request gets one of these statuses or, if there are none, that it passes."""
     request = {
@@ -93,6 +120,7 @@ def _check_status(
         "content-type": kind,
         "x-request-id": request_id,
         "content-length": size,
+        "authorization": token,
     }
     headers = {name: value for name, value in request.items() if value is not None}
     rule = next((r for r in rules if all(_header_matches(m, headers, r.name) for m in r.match.headers)), None)
@@ -112,7 +140,8 @@ def _header_matches(matcher: Mapping[str, Any], headers: Mapping[str, str], wher
     value = headers.get(str(matcher.get("name")))
     invert = matcher.get("invert_match", False) is True
     if "present_match" in matcher:
-        return (value is not None) is (matcher["present_match"] is True) is not invert
+        present = (value is not None) is (matcher["present_match"] is True)
+        return present is not invert
     if value is None:
         return False
     return _matches(matcher, value, where) is not invert

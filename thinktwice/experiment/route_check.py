@@ -13,9 +13,10 @@ from itertools import accumulate, pairwise
 
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.assignment import HOLDOUT, NO_EXPERIMENT, OVERRIDE, TESTER, Range
+from thinktwice.experiment.door import bearers
 from thinktwice.experiment.file import BUCKETS, CONTROL, ExperimentFile
 from thinktwice.experiment.gateway_config import ARM, ENROLLED, EXPERIMENT, HOST_HEADER, SALT_HEADER, UNIT_HEADER
-from thinktwice.experiment.ingress_check import check_ingress
+from thinktwice.experiment.ingress_check import accepted_tokens, check_ingress
 from thinktwice.experiment.route_file import (
     Action,
     Cluster,
@@ -84,9 +85,14 @@ def read_split(routes: Content, clusters: Content) -> TrafficSplit:
 
 
 def check_routes(
-    routes: Content, clusters: Content, experiments: Sequence[ExperimentFile], live: TrafficSplit | None = None
+    routes: Content,
+    clusters: Content,
+    experiments: Sequence[ExperimentFile],
+    live: TrafficSplit | None = None,
+    tokens: Sequence[str] = (),
 ) -> TrafficSplit:
-    """Check that a route file does what the experiments declare, and moves no unit enrolled by the live file.
+    """Check that a route file does what the experiments declare, asks for one of the bearer tokens if there are any, and moves
+    no unit enrolled by the live file.
 
     Raises:
         ExperimentError: the first broken rule.
@@ -115,6 +121,11 @@ def check_routes(
                 (r.start, r.stop) == (top, BUCKETS), f"the holdout is {r.start} to {r.stop}, not {top} to {BUCKETS}"
             )
     config = read_routes(routes)
+    asked = accepted_tokens(config.virtual_hosts[0].routes)
+    _require(asked == bearers(tokens), "the routes accept other bearer tokens than the token file has")
+    _require(
+        bool(asked) == ("authorization" in config.request_headers_to_remove), "a bearer token must not reach an arm"
+    )
     sent = {o.header.key: (o.header.value, o.append_action) for o in config.request_headers_to_add}
     for key, value in ((SALT_HEADER, split.salt), (HOST_HEADER, "%REQ(:AUTHORITY)%")):
         found = sent.get(key)

@@ -111,6 +111,7 @@ class RouteConfig(_Shape):
     name: str
     validate_clusters: bool
     request_headers_to_add: list[HeaderOption]
+    request_headers_to_remove: list[Literal["authorization"]] = []
     response_headers_to_add: list[HeaderOption]
     virtual_hosts: list[VirtualHost]
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.assignment import NO_EXPERIMENT, OVERRIDE, TESTER, BucketLayout, Range, layout_of
+from thinktwice.experiment.door import AUTHORIZATION
 from thinktwice.experiment.file import BUCKETS, CONTROL, UNIT, ExperimentFile
 from thinktwice.experiment.gateway_config import (
     ARM,
@@ -73,6 +74,7 @@ def render(
     config: GatewayConfig,
     serial: int,
     secret: str | None = None,
+    tokens: Sequence[str] = (),
 ) -> Rendered:
     """Clusters and routes of one experiment, of all experiments of one exclusive group, or of none (all requests get control).
 
@@ -81,6 +83,7 @@ def render(
         serial: number of this write, which makes the version unique.
         secret: value that, as ``x-force-arm: <cluster>:<secret>``, chooses an arm for one request; it comes from a separate
             file, never from the experiment file. None disables the header.
+        tokens: bearer tokens of which a prediction needs one; they are not passed on. Without any, none is asked for.
 
     Raises:
         ExperimentError: an arm has no endpoint, or experiments conflict.
@@ -95,7 +98,7 @@ def render(
         )
     shadows = [_shadow(name, clusters) for name in config.shadow]
     resources = _clusters(endpoints, shadows, config)
-    routes = _route_config(layout, experiments, shadows, config, secret)
+    routes = _route_config(layout, experiments, shadows, config, secret, tokens)
     version = f"{FORMAT}-{serial}-{sha256_text(_text(resources), _text(routes))[:12]}"
     return Rendered(
         {"version_info": version, "resources": resources}, {"version_info": version, "resources": [routes]}, version
@@ -112,8 +115,9 @@ def _route_config(
     shadows: list[str],
     config: GatewayConfig,
     secret: str | None,
+    tokens: Sequence[str],
 ) -> Json:
-    routes = ingress_routes(config)
+    routes = ingress_routes(config, tokens)
     if secret is not None:
         if not re.fullmatch(r"[!-~]{16,200}", secret):
             raise ExperimentError(
@@ -131,6 +135,7 @@ def _route_config(
         "@type": "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
         "name": ROUTE_CONFIG,
         "validate_clusters": True,
+        **({"request_headers_to_remove": [AUTHORIZATION]} if tokens else {}),
         "request_headers_to_add": [
             _header("x-request-start", "t=%START_TIME(%s.%6f)%"),
             _header(SALT_HEADER, layout.salt),
