@@ -75,7 +75,7 @@ bench-against: $(READY) ## CPU time of a request now and in COMMIT (QUICK=1 for 
 	@COMMIT=$(COMMIT) $(BIN)/python -m benchmarks.against_commit
 
 bench-%: $(READY) ## run benchmarks/NAME.py and write benchmarks/results/NAME.json (QUICK=1 for a short form)
-	@$(BIN)/python -m benchmarks.$*
+	@$(BIN)/python -m benchmarks.$(subst -,_,$*)
 
 clean: ## remove runs, models and caches of this project (not the virtual environment)
 	@rm -rf .thinktwice .pytest_cache .mypy_cache .ruff_cache

@@ -113,6 +113,12 @@ class Crowd:
         """Visits per second so far."""
         return self.requests / max(time.monotonic() - self._start, 1e-9)
 
+    def measured_rate(self, seconds: float) -> float:
+        """Requests per second during the next ``seconds``, at least 1."""
+        before, start = self.requests, time.monotonic()
+        self._end.wait(seconds)
+        return max(1.0, (self.requests - before) / (time.monotonic() - start))
+
     def compare(self, control_port: int, treatment_port: int) -> None:
         """Measure the true effect from now on between the servers at these ports."""
         with self._lock:

@@ -17,7 +17,7 @@ from thinktwice.experiment.planning import ExperimentPlan, plan_experiment
 from thinktwice.parquet import write_frame
 
 DAY = 86_400.0
-LOOKS = 16  # most looks that are planned for
+LOOKS = 30  # most looks that are planned for
 POWER = 0.9
 
 

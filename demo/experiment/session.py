@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -40,6 +40,7 @@ from thinktwice.release.champion import require_champion
 from thinktwice.release.rollout_local import LocalRollout
 
 ALPHA = 0.01
+RATE_SECONDS = 4.0  # for which the rate of requests is measured before an experiment is planned
 Run = Literal["better", "worse", "same"]
 TITLES: dict[Run, str] = {
     "better": "a model with fresh evidence against one without",
@@ -86,7 +87,7 @@ def run_demo(
         say(console, f"thinktwice experiment demo; everything it writes is under {work}\n")
         world.write_log(work)
         say(console, f"simulated {world.config.rows:,} past impressions of a world that drifts")
-        _train(settings, treatment if treatment in get_args(ChallengerMode) else "")
+        _train(settings, treatment if "better" in runs and treatment in get_args(ChallengerMode) else "")
         place = _serve(stack, settings, server)
         port = free_ports(1)[0]
         url = stack.enter_context(_feedback(settings, place.events, port))
@@ -197,14 +198,17 @@ def _run(run: Run, settings: Demo, place: Place, crowd: Crowd, treatment: str) -
     console = settings.console
     control, version = _arms(run, settings, treatment)
     name = f"demo-{run}"
-    file, _ = plan_demo(name, control, version, settings.world, settings.crowd, settings.pace, ALPHA, settings.seed)
+    rate = crowd.measured_rate(RATE_SECONDS)
+    plans = replace(settings.crowd, rate=min(settings.crowd.rate, rate))
+    file, plan = plan_demo(name, control, version, settings.world, plans, settings.pace, ALPHA, settings.seed)
     horizon = file.horizon
     assert horizon is not None
     say(console, f"\n{TITLES[run]}: control {control[:12]}, treatment {version[:12]}", style="bold")
+    chance = f"with a probability of {plan.wanted_power:.0%}" if plan.days_needed else "if the users come faster"
     say(
         console,
-        f"planned to find an effect of {settings.pace.effect:.0%}: {horizon.days * 86_400:.0f} s, {horizon.looks} looks, "
-        f"at least {file.minimum.units:,} users an arm",
+        f"{plans.rate:.0f} requests/s; planned to find an effect of {settings.pace.effect:.0%} {chance}: at most "
+        f"{horizon.days * 86_400:.0f} s, {horizon.looks} looks, at least {file.minimum.units:,} users an arm",
     )
     looks: list[LookSeen] = []
     with Screen(console, file, crowd) as screen:

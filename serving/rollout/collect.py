@@ -17,14 +17,17 @@ from serving.rollout.servers import GATEWAY, SERVED
 from thinktwice.errors import ExperimentError, ServerError
 from thinktwice.experiment.evidence import Evidence
 from thinktwice.experiment.exposed import remember_exposed
+from thinktwice.experiment.file import CONTROL
 from thinktwice.experiment.gather import Sources, gather
-from thinktwice.experiment.join import REQUESTS, Logs
+from thinktwice.experiment.join import REQUESTS, Logs, raw_unit_column
 from thinktwice.experiment.outcomes import Window
 from thinktwice.experiment.record import ExperimentState
 from thinktwice.files import atomic_file
 from thinktwice.parquet import write_table
 from thinktwice.records.events import CLICK_COLUMNS
-from thinktwice.records.served import USER
+from thinktwice.release.archive import BUNDLE
+from thinktwice.release.rollout_local import read_arms
+from thinktwice.schema import SCHEMA_FILE, load_schema
 
 BEFORE_START = 120.0  # seconds by which routes may be live before the start is recorded
 
@@ -66,7 +69,7 @@ def collect(
     out.mkdir(parents=True, exist_ok=True)
     with frozen_access_logs(folder / GATEWAY, out / ".access.part") as access:
         sources = Sources(
-            Logs(access, predictions, unit_column=USER),
+            Logs(access, predictions, raw_unit_column(predictions, state.file.unit, _user_key(folder))),
             clicks,
             warm_replicas=warm_replicas,
             log_write_failures=failures,
@@ -76,6 +79,15 @@ def collect(
         )
     remember_exposed(out / REQUESTS, exposed, state.file.name)
     return evidence
+
+
+def _user_key(folder: Path) -> str:
+    """Name of the user's id in the schema of control's model."""
+    control = next((arm for arm in read_arms(folder).arms if arm.name == CONTROL), None)
+    schema = None if control is None else Path(control.where) / BUNDLE / SCHEMA_FILE
+    if schema is None or not schema.is_file():  # nothing is served here now
+        return "user_id"
+    return load_schema(schema).key_of("user") or "user_id"
 
 
 def write_clicks(events: Path, folder: Path, position: Position = START) -> Position:

@@ -6,6 +6,7 @@ import json
 import math
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,10 +18,10 @@ from tests.experiment.files import experiment, repeatable
 from tests.experiment.logs import COLUMNS, T0, World, naive_join, random_world
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.assignment import layout_of
-from thinktwice.experiment.join import EXPOSURES, REQUESTS, JoinCounts, Logs, join_exposures
+from thinktwice.experiment.join import EXPOSURES, REQUESTS, JoinCounts, Logs, join_exposures, raw_unit_column
 from thinktwice.monitor.record import HEAD
 from thinktwice.records.exposure import EXPERIMENT_COLUMNS
-from thinktwice.records.served import EXPOSURE_ADDS, PREDICTION_COLUMNS, REQUEST_COLUMNS
+from thinktwice.records.served import EXPOSURE_ADDS, PREDICTION_COLUMNS, REQUEST_COLUMNS, USER_IDS
 
 FILE = experiment("exp1", arms=3, coverage=0.8)
 LAYOUT = layout_of([FILE])
@@ -109,6 +110,38 @@ def test_shares_of_a_server_without_experiments_are_refused(tmp_path: Path) -> N
         join_exposures(Logs(access, predictions), LAYOUT, tmp_path / "out")
     with pytest.raises(ExperimentError, match="no access log"):
         join_exposures(Logs([tmp_path / "none.log"], []), LAYOUT, tmp_path / "out")
+
+
+def test_buckets_are_recomputed_from_the_unit_of_the_experiment(tmp_path: Path) -> None:
+    def part(name: str, columns: dict[str, Any], **metadata: str) -> Path:
+        table = pa.table({"log_bucket": [1], **columns})
+        made = {USER_IDS: metadata["user_ids"].encode()} if metadata else None
+        pq.write_table(table.replace_schema_metadata(made), tmp_path / f"{name}.parquet")
+        return tmp_path / f"{name}.parquet"
+
+    raw = part("raw", {"log_user_id": ["u"], "cookie": ["c"], "age": [3]}, user_ids="raw")
+    other = part("other", {"log_user_id": ["u"]})
+    hidden = part("hidden", {"log_user_id": ["h"], "cookie": ["c"]}, user_ids="hashed")
+    assert raw_unit_column([raw, other], "user_id") == raw_unit_column([raw], "customer", "customer") == "log_user_id"
+    assert raw_unit_column([raw, hidden], "user_id") is None, "a hash is no unit"
+    assert raw_unit_column([raw, hidden, other], "cookie") == "cookie"
+    for unit in ("age", "session", "customer"):  # not text, not logged
+        assert raw_unit_column([raw, other], unit) is None
+    assert raw_unit_column([], "user_id") is None
+
+
+def test_an_experiment_on_another_unit_is_checked_by_that_unit(tmp_path: Path) -> None:
+    layout = layout_of([experiment("exp1", coverage=0.8)])
+    world = random_world(3, layout)
+    access, predictions = world.write(tmp_path)
+    wrong = join_exposures(Logs(access, predictions, "log_user_id"), layout, tmp_path / "out").wrong_bucket
+    for row in world.rows:
+        row["device"], row["log_user_id"] = row["log_user_id"], "somebody"
+    access, predictions = world.write(tmp_path)
+    column = raw_unit_column(predictions, "device")
+    assert column == "device"
+    assert join_exposures(Logs(access, predictions, column), layout, tmp_path / "out").wrong_bucket == wrong
+    assert join_exposures(Logs(access, predictions, "log_user_id"), layout, tmp_path / "out").wrong_bucket != wrong
 
 
 def test_empty_logs(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ import pyarrow as pa
 
 from thinktwice.errors import ExperimentError
 from thinktwice.experiment.assignment import HOLDOUT, NO_EXPERIMENT, BucketLayout, buckets_of
-from thinktwice.experiment.query import engine, one_row, parquet_table, write_parquet
+from thinktwice.experiment.query import engine, is_text, one_row, parquet_table, write_parquet
 from thinktwice.frozen import Frozen
-from thinktwice.parquet import num_rows
+from thinktwice.parquet import num_rows, read_schema
 from thinktwice.query import listed, literal, quoted
 from thinktwice.records.exposure import ASSIGNED, BUCKET, ENROLLED, EXPERIMENT, SHADOW, UNIT
 from thinktwice.records.served import (
@@ -35,6 +35,8 @@ from thinktwice.records.served import (
     PLACE,
     PREDICTION_COLUMNS,
     REQUEST,
+    USER,
+    USER_IDS,
     VERSION,
 )
 
@@ -48,7 +50,27 @@ class Logs:
 
     access: Sequence[Path]
     predictions: Sequence[Path]
-    unit_column: str | None = None  # log_user_id if the log contains raw ids: buckets are then recomputed from it
+    unit_column: str | None = None  # of :func:`raw_unit_column`: buckets are recomputed from it
+
+
+def raw_unit_column(predictions: Sequence[Path], unit: str, user_key: str = "user_id") -> str | None:
+    """The column of prediction logs with the raw unit of an experiment, from which buckets can be recomputed.
+
+    Args:
+        unit: as the experiment file names it.
+        user_key: name of the user's id in the schema of the model; its column is ``log_user_id``.
+
+    Returns:
+        None if no log has it as text, or the logs hide user ids.
+    """
+    schemas = [read_schema(part) for part in predictions]
+    if unit in (user_key, "user_id"):
+        hidden = any((schema.metadata or {}).get(USER_IDS, b"raw") != b"raw" for schema in schemas)
+        column = None if hidden else USER
+    else:
+        column = unit
+    kinds = [schema.field(column).type for schema in schemas if column is not None and column in schema.names]
+    return column if kinds and all(map(is_text, kinds)) else None
 
 
 class ArmCounts(Frozen):

@@ -86,6 +86,11 @@ def parquet_table(files: Sequence[Path], columns: pa.Schema, what: str) -> str:
     return source(*nonempty, options=", union_by_name = true")
 
 
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values of a type are text."""
+    return _family(kind) == "text"
+
+
 def _family(kind: pa.DataType) -> str:
     """Class of types that the engine treats as equal."""
     if pa.types.is_dictionary(kind):

@@ -11,7 +11,7 @@ from pydantic import AwareDatetime, ValidationError
 from thinktwice.errors import ExperimentError, reason
 from thinktwice.experiment.evidence import Evidence
 from thinktwice.experiment.gather import Joined, Sources, evidence_of, join_logs
-from thinktwice.experiment.join import Logs
+from thinktwice.experiment.join import Logs, raw_unit_column
 from thinktwice.experiment.outcomes import Window
 from thinktwice.experiment.record import RECORD, DecisionRecord, ExperimentState, append_decision, read_lines, state_of
 from thinktwice.files import atomic_dir, read_json, write_json
@@ -77,7 +77,8 @@ def join_snapshot(logs: Path | str, out: Path | str, window: Window) -> Joined:
     """Join the logs of a snapshot. The counts are written too."""
     snapshot = read_snapshot(logs)
     with atomic_dir(out) as folder:
-        joined = join_logs(snapshot.state.file, _sources(Path(logs)), folder, at=snapshot.at, window=window)
+        file = snapshot.state.file
+        joined = join_logs(file, _sources(Path(logs), file.unit), folder, at=snapshot.at, window=window)
         write_json(folder / JOINED, joined.model_dump(mode="json"))
     return joined
 
@@ -127,6 +128,6 @@ def read_snapshot(logs: Path | str) -> Snapshot:
         ) from error
 
 
-def _sources(logs: Path) -> Sources:
+def _sources(logs: Path, unit: str) -> Sources:
     access, predictions, clicks = (sorted((logs / name).iterdir()) for name in (ACCESS, PREDICTIONS, CLICKS))
-    return Sources(Logs(access=access, predictions=predictions), clicks)
+    return Sources(Logs(access, predictions, raw_unit_column(predictions, unit)), clicks)
