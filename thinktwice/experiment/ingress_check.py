@@ -67,8 +67,9 @@ def check_ingress(routes: Sequence[Route]) -> list[Route]:
         for token in tokens:
             _check_status(rules, (), path, token=token)
         if tokens:
-            for token in (None, "", "Bearer", "Bearer ", *(change(t) for t in tokens for change in WRONG_TOKENS)):
-                _check_status(rules, (401,), path, token=token)
+            wrong = (change(t) for t in tokens for change in WRONG_TOKENS)
+            for other in (None, "", "Bearer", "Bearer ", *wrong):
+                _check_status(rules, (401,), path, token=other)
     for template in OTHER_PATHS:
         for method in ("POST", "GET", "PUT"):
             _check_status(rules, (404,), template.format(model), method=method, token=good)
