@@ -9,6 +9,7 @@ ThinktwiceError
 ├── FeatureStoreError    the feature store lacks something, or returns what was not written
 ├── PipelineError        a pipeline run that cannot start, or that failed in a step
 ├── ExperimentError      an experiment file, a route file or the records of an experiment that cannot be used
+├── RolloutError         a model version that cannot be rolled out; the version before keeps serving
 ├── ServerError          the model server: no Java, a busy port, a worker that does not start
 ├── RequestError         a scoring request that cannot be answered (HTTP 4xx)
 ├── StorageError         a location that names no store, or an object store that cannot be used
@@ -86,6 +87,10 @@ class PipelineError(ThinktwiceError):
 
 class ExperimentError(ThinktwiceError):
     """An experiment file, a route file or the records of an experiment cannot be used."""
+
+
+class RolloutError(ThinktwiceError):
+    """A model version cannot be rolled out; the version before keeps serving."""
 
 
 class ServerError(ThinktwiceError):

@@ -7,7 +7,9 @@ exist. What Trainer would do is told to it: ``PUT /control`` sets the status of 
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,7 +37,13 @@ class Handler(BaseHTTPRequestHandler):
             STATE["seen"].append([self.command, self.path])
             for fault in STATE["faults"]:
                 if fault["times"] > 0 and re.search(fault["match"], f"{self.command} {self.path}"):
+                    if fault.get("skip", 0) > 0:
+                        fault["skip"] -= 1
+                        continue
                     fault["times"] -= 1
+                    if fault.get("kill"):  # the client, when this request has come; it is carried out all the same
+                        os.kill(fault["kill"], signal.SIGKILL)
+                        continue
                     if fault.get("cut"):
                         self.close_connection = True
                         return None

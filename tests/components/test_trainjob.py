@@ -145,7 +145,7 @@ def api(server: Api, monkeypatch: pytest.MonkeyPatch) -> Api:
 @pytest.fixture
 def cluster(api: Api) -> Cluster:
     connected = connect()
-    connected.sleep = lambda _: None
+    connected.api.sleep = lambda _: None
     return connected
 
 

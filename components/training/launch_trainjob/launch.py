@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from components.training.launch_trainjob.api import Cluster, Json
+from components.cluster.client import Json
+from components.training.launch_trainjob.api import Cluster
 from components.training.launch_trainjob.objects import SETTINGS_ANNOTATION, JobSettings, train_job
 from thinktwice.errors import PipelineError
 
@@ -61,7 +62,7 @@ def launch(
             raise PipelineError(
                 f"TrainJob {name} {state} and is not complete after {wait_s:.0f} s, so it was deleted{causes}"
             )
-        cluster.sleep(poll_s)
+        cluster.api.sleep(poll_s)
 
 
 def remove_jobs(run: str, cluster: Cluster, tell: Callable[[str], None]) -> None:
@@ -101,12 +102,13 @@ def _new_lines(cluster: Cluster, name: str, seen: dict[str, str]) -> list[str]:
     """Log lines since the last look, without their times. A line is known by its time, which the log is sorted by."""
     new = []
     for pod in cluster.pods(name):
-        known = seen.get(pod.metadata.name, "")
-        for line in cluster.log(pod.metadata.name, LOG_LINES):
+        own = pod["metadata"]["name"]
+        known = seen.get(own, "")
+        for line in cluster.log(own, LOG_LINES):
             at, _, text = line.partition(" ")
             if at > known:
                 new.append(text)
-                seen[pod.metadata.name] = at
+                seen[own] = at
     return new
 
 
@@ -116,14 +118,15 @@ def _causes(cluster: Cluster, name: str) -> str:
     try:
         parts += cluster.events(name)[-SHOWN_EVENTS:]
         for pod in cluster.pods(name):
-            for status in pod.status.container_statuses or []:
-                waiting, ended = status.state.waiting, status.state.terminated
+            own = pod["metadata"]["name"]
+            for status in pod.get("status", {}).get("containerStatuses", []):
+                waiting, ended = status["state"].get("waiting"), status["state"].get("terminated")
                 if waiting is not None:
-                    parts.append(f"{pod.metadata.name}: {waiting.reason}: {waiting.message}")
-                if ended is not None and ended.exit_code != 0:
-                    parts.append(f"{pod.metadata.name}: exit {ended.exit_code}, {ended.reason}")
-            lines = [line.partition(" ")[2] for line in cluster.log(pod.metadata.name, SHOWN_LINES)]
-            parts += [f"{pod.metadata.name}: {line}" for line in lines[-3:]]
+                    parts.append(f"{own}: {waiting.get('reason')}: {waiting.get('message')}")
+                if ended is not None and ended["exitCode"] != 0:
+                    parts.append(f"{own}: exit {ended['exitCode']}, {ended.get('reason')}")
+            lines = [line.partition(" ")[2] for line in cluster.log(own, SHOWN_LINES)]
+            parts += [f"{own}: {line}" for line in lines[-3:]]
     except PipelineError as error:
         parts.append(str(error))
     return "; " + "; ".join(parts) if parts else ""
