@@ -40,6 +40,7 @@ COMMANDS = {
     "pipeline",
     "predict",
     "release",
+    "rollout",
     "score",
     "serve",
     "skew",
@@ -131,6 +132,7 @@ def test_help_needs_no_heavy_library():
 
 ROLL_OUT = (
     *(("experiment", name) for name in ("apply", "collect", "ramp", "serve", "start", "stop")),
+    *(("rollout", name) for name in ("apply", "start", "stop")),
     ("bundle", "challenger"), ("bundle", "versions"), ("outcomes",),
 )  # fmt: skip
 #: Options that several commands have, by the commands that have them.

@@ -234,7 +234,8 @@ def test_the_gateway_is_the_only_way_to_an_arm(objects: Callable[[str], Objects]
     found = objects("experiment")
     policy = one(found, "NetworkPolicy", "ctr-predictor")["spec"]
     on_port = [rule["from"] for rule in policy["ingress"] if 8080 in {port["port"] for port in rule["ports"]}]
-    assert on_port == [[{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "ctr-gateway"}}}]]
+    gateway, test_request = {"app.kubernetes.io/name": "ctr-gateway"}, {"ctr.example.org/probes-arms": "true"}
+    assert on_port == [[{"podSelector": {"matchLabels": labels}} for labels in (gateway, test_request)]]
     for arm in ("ctr-control", "ctr-treatment"):
         labels = one(found, "InferenceService", arm)["metadata"]["labels"]
         assert labels[kserve_controller.VISIBILITY["Standard"]] == "cluster-local"

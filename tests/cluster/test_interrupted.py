@@ -1,0 +1,129 @@
+"""Roll-outs that are killed at any request, and roll-outs at the same time: a second call repairs, and only one works at a time."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from components.deployment.rollout.lock import Lock, State, read_state
+from components.deployment.rollout.run import canary, promote, roll_back, status
+from tests.cluster.objects_store import Json
+from tests.cluster.served import ROOT, V1, V2, V3, Api, install, load, session
+from tests.cluster.test_rollout import FORMS
+from thinktwice.errors import RolloutError
+
+Overlay = Callable[[str], list[Json]]
+ACTIONS = {"canary": (canary, V1, V2), "promote": (promote, V2, None), "rollback": (roll_back, V1, None)}
+
+
+def killed(api: Api, action: str, after: int) -> bool:
+    """Run an action in a process that is killed when its request number ``after`` has come. Returns whether it was."""
+    command = [sys.executable, "-m", "tests.cluster.driver", action, api.address, str(api.kubeconfig)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    api.control(faults=[{"match": " /apis?/", "times": 1, "skip": after, "kill": process.pid}])
+    _, error = process.communicate(b"go\n", timeout=60)
+    api.control(faults=[])
+    assert process.returncode in (0, -9), error.decode()
+    return process.returncode == -9
+
+
+@pytest.mark.parametrize(("name", "form", "url"), FORMS, ids=[form for _, form, _ in FORMS])
+def test_a_killed_action_is_completed_by_another_call(
+    api: Api, overlay: Overlay, name: str, form: str, url: str
+) -> None:
+    install(api, overlay(name))
+    chance, kills = random.Random(form), 0
+    with load(api, url, rate=30.0) as traffic:
+        for action, (complete, stable, beside) in ACTIONS.items():
+            for most in (12, 60) if form == "standard" else (40,):
+                kills += killed(api, action, chance.randrange(most))
+            here = session(api)
+            try:
+                complete(here, V2, 20, duration_s=1) if action == "canary" else complete(here, duration_s=1)  # type: ignore[operator]
+            except RolloutError as error:  # the process had done it
+                assert action == "rollback" and "nothing to roll back" in str(error)
+            found = status(session(api))
+            assert found.live.stable == stable and found.state is not None
+            assert (found.state.canary, found.state.action) == (beside, "")
+    assert kills >= 2 and traffic.failed == 0, traffic.statuses
+    left = [n for kind in ("deployments", "pods", "horizontalpodautoscalers") for n in api.objects(kind)]
+    assert not [n for n in left if "bbbb" in n or "treatment" in n or "probe" in n], left
+
+
+@pytest.mark.parametrize("after", [5, 14, 23])
+def test_a_killed_canary_can_be_rolled_back(api: Api, overlay: Overlay, after: int) -> None:
+    install(api, overlay("standard"))
+    assert killed(api, "canary", after)
+    state = read_state(session(api).api, "ctr")
+    if state is not None and state.action:
+        with pytest.raises(RolloutError, match="interrupted: run `thinktwice rollout canary` again to complete it, or"):
+            promote(session(api), duration_s=1)
+        roll_back(session(api), duration_s=1)
+    found = status(session(api))
+    assert (found.live.stable, found.live.canary) == (V1, None)
+    assert [name for name in api.objects("deployments") if "bbbb" in name] == []
+
+
+def test_two_at_once_are_refused_and_the_first_goes_on(api: Api, overlay: Overlay) -> None:
+    install(api, overlay("standard"))
+    api.control(ready_s=3.0)
+    failed: list[BaseException] = []
+
+    def first() -> None:
+        try:
+            canary(session(api), V2, 10, duration_s=3)
+        except BaseException as error:  # noqa: BLE001 (shown by the test's thread)
+            failed.append(error)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    time.sleep(0.7)
+    for other in (lambda: canary(session(api), V3, 10, duration_s=3), lambda: roll_back(session(api), duration_s=3)):
+        with pytest.raises(
+            RolloutError, match=rf"canary of {V2.name} of the service ctr runs already \(by .*: wait for it"
+        ):
+            other()
+    thread.join(60)
+    assert not failed, failed
+    assert status(session(api)).live.canary == V2
+
+
+def test_a_process_that_lost_its_lease_stops(api: Api) -> None:
+    here = session(api)
+    state = State(form="standard", stable=V1)
+    with Lock(here.api, "ctr", duration_s=1) as first:
+        first.save(state)
+        time.sleep(1.2)
+        with Lock(session(api).api, "ctr", duration_s=1) as second:
+            assert second.state == state
+            with pytest.raises(RolloutError, match="another process has taken over the roll-out of ctr"):
+                first.save(state)
+            second.save(state.model_copy(update={"percent": 7}))
+    found = read_state(here.api, "ctr")
+    assert found is not None and found.percent == 7
+
+
+def test_a_released_lease_is_taken_at_once(api: Api) -> None:
+    begin = time.monotonic()
+    for _ in range(3):
+        with Lock(session(api).api, "ctr"):
+            pass
+    assert time.monotonic() - begin < 10.0, "no wait for the lease's 15 seconds"
+
+
+def test_a_record_of_another_version_is_a_sentence(api: Api) -> None:
+    lease = {
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": {"name": "ctr-rollout", "annotations": {"thinktwice.dev/rollout": '{"format": 9}'}},
+        "spec": {},
+    }
+    api.control(objects=[["leases", lease]])
+    with pytest.raises(RolloutError, match=r"of the lease ctr-rollout cannot be read .*another version of thinktwice"):
+        read_state(session(api).api, "ctr")
