@@ -132,7 +132,6 @@ def test_help_needs_no_heavy_library():
 
 ROLL_OUT = (
     *(("experiment", name) for name in ("apply", "collect", "ramp", "serve", "start", "stop")),
-    *(("rollout", name) for name in ("apply", "start", "stop")),
     ("bundle", "challenger"), ("bundle", "versions"), ("outcomes",),
 )  # fmt: skip
 #: Options that several commands have, by the commands that have them.
@@ -145,6 +144,7 @@ SHARED = {
         *(("feedback", name) for name in ("run", "import", "replay")),
         *(("experiment", name) for name in ("decide", "list", "replay", "report", "status")),
         *(("gateway", name) for name in ("check", "reload", "run", "status")),
+        *(("rollout", name) for name in ("apply", "start", "stop")),
         ("drift",), ("evaluate",), ("load",), ("openapi",), ("pipeline", "run"), ("bundle", "push"), ("score",), ("serve",),
         ("skew",), ("exposures",), *ROLL_OUT,
     },
