@@ -18,8 +18,9 @@ from thinktwice.data.encoder import Encoder
 from thinktwice.data.evidence import History
 from thinktwice.data.instant.columns import from_bytes
 from thinktwice.data.instant.definition import Definition, definition_of
+from thinktwice.data.instant.kept import KeptCounters
 from thinktwice.data.instant.keys import key_hash, slots_of
-from thinktwice.data.instant.state import NEVER, State, empty_states, values
+from thinktwice.data.instant.state import NEVER
 from thinktwice.data.pushed_views import STATE, instant_views
 from thinktwice.errors import FeatureStoreError
 from thinktwice.schema import LogSchema
@@ -62,7 +63,7 @@ class CounterReader:
             )
         self.definition: Definition = definition
         self._max_age_us = None if max_age is None else max_age * SECOND_US
-        self._no_item = empty_states(definition, "item")[0].tobytes()
+        self._kept = KeptCounters(definition)
 
     def read(
         self,
@@ -104,12 +105,10 @@ class CounterReader:
     def _values(
         self, states: States, instant: int, user: Mapping[str, Any], topics: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
-        definition = self.definition
-        user_state: State | None = None
-        if definition.user is not None and states.user is not None:
-            user_state = from_bytes(definition, "user", [states.user])
-        items = from_bytes(definition, "item", states.items, states.header)
-        return values(definition, user_state, items, instant, topics, np.array(slots_of(definition.attributes, user)))
+        if self._kept.header != states.header:
+            self._kept = KeptCounters(self.definition, states.header)
+        attributes = slots_of(self.definition.attributes, user)
+        return self._kept.values(states.user, states.items, instant, topics, attributes)
 
 
 class HistoryReader:

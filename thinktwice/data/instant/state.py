@@ -160,6 +160,12 @@ def values(
     return np.concatenate(blocks, axis=1)
 
 
+def slot_values(definition: Definition, side: Side, states: State, instant: int) -> npt.NDArray[np.float32]:
+    """Counters of n users or items at one instant, for every slot of their crossed fields: float32 [n, C - 2 X + 2 S] in the order of
+    ``Definition.counters_of``, with S slots in place of X crossed fields. The counters of seconds are 0; NaN is unknown."""
+    return counters(_sums(definition, side, states, instant, None), definition.last, side)
+
+
 def _add_to_log(log: Any, at: int, clicked: int) -> tuple[Any, Any]:
     """Add an outcome; returns clicks and outcomes known before its instant."""
     if at > log["known_at"]:
@@ -230,27 +236,30 @@ def _insert(columns: tuple[np.ndarray, ...], entry: tuple[int, ...]) -> None:
         column[position - 1] = value
 
 
-def _sums(definition: Definition, side: Side, states: State, instant: int, slots: Ints) -> Sums:
+def _sums(definition: Definition, side: Side, states: State, instant: int, slots: Ints | None) -> Sums:
     """The sums of one user for n rows with topics of these slots [n, T], or of n items for a user with attributes of these
-    slots [A]."""
+    slots [A]; None: of n users or items for every slot, without the time since their outcomes."""
     window_views, window_sums = _windows(definition, states, instant)
     totals = [states["residual"][:, None]] if side == "user" else []
     totals += [_last(definition, side, states), window_sums]
-    crossed_views = crossed_sums = np.zeros((len(slots) if side == "user" else len(states), 0), np.int64)
-    if slots.shape[-1]:
-        position = definition.slot_starts[side] + np.maximum(slots, 0)
-        views, sums = states["crossed_views"], states["crossed_sums"]
-        crossed_views, crossed_sums = (
-            (views[0][position], sums[0][position]) if side == "user" else (views[:, position], sums[:, position])
-        )
-        crossed_views = np.where(slots < 0, -1, crossed_views)
+    crossed_views = crossed_sums = np.zeros((len(slots) if slots is not None and side == "user" else len(states), 0), np.int64)
+    if definition.crossed(side):
+        crossed_views, crossed_sums = states["crossed_views"], states["crossed_sums"]
+        if slots is not None:
+            position = definition.slot_starts[side] + np.maximum(slots, 0)
+            crossed_views, crossed_sums = (
+                (values[0][position] if side == "user" else values[:, position]) for values in (crossed_views, crossed_sums)
+            )
+            crossed_views = np.where(slots < 0, -1, crossed_views)
+    since = None
+    if slots is not None:  # wraps around for an unknown key
+        since = instant - np.stack([states["seen_at"], states["known_at"]], axis=1)
     return Sums(
         views=states["views"],
         clicks=states["clicks"],
         log_views=states["log_views"],
         log_clicks=states["log_clicks"],
-        gap=instant - states["seen_at"],  # wraps around for an unknown key
-        age=instant - states["known_at"],
+        since=since,
         window_views=window_views,
         sums=np.concatenate(totals, axis=1),
         crossed_views=crossed_views,

@@ -41,8 +41,8 @@ class Sums:
         views: outcomes [m]; 0 is an unknown user or item, whose counters are all NaN.
         clicks: clicks among them [m].
         log_views, log_clicks: outcomes and clicks of the whole log before the latest outcome of the key [m].
-        gap, age: microseconds since its latest impression with a known outcome, and since its latest outcome was known [m];
-            anything for an unknown key.
+        since: microseconds since its latest impression with a known outcome, and since its latest outcome was known [m, 2];
+            anything for an unknown key. None: the counters of seconds are 0 for now.
         window_views: [m, W].
         sums: [m, (1 +) K + W] residuals (user: all, last, windows) or clicks (item: last, windows); int64, or float64 below
             2**53.
@@ -54,8 +54,7 @@ class Sums:
     clicks: Ints
     log_views: Ints
     log_clicks: Ints
-    gap: Ints
-    age: Ints
+    since: Ints | None
     window_views: Ints
     sums: Ints | Floats
     crossed_views: Ints
@@ -72,9 +71,7 @@ def counters(sums: Sums, last: tuple[int, ...], side: Side) -> npt.NDArray[np.fl
     number = np.empty((len(views), seen), np.int64)
     number[:, 0], number[:, 1:] = views, sums.window_views
     out[:, :seen] = log1p_counts(number)
-    since = np.empty((len(views), 2))
-    since[:, 0], since[:, 1] = np.maximum(sums.gap, 0), np.maximum(sums.age, 0)
-    out[:, counts : counts + 2] = log1p(since / SECOND_US)
+    out[:, counts : counts + 2] = 0.0 if sums.since is None else elapsed(sums.since)
     rate = smoothed(sums.clicks, views, log_rate(sums.log_clicks, sums.log_views))
     out[:, counts + 2] = rate
     lengths = np.minimum(views[:, None], np.array(last, np.int64))
@@ -100,6 +97,11 @@ def counters(sums: Sums, last: tuple[int, ...], side: Side) -> npt.NDArray[np.fl
     elif views[0] == 0:
         out[:] = np.nan
     return out
+
+
+def elapsed(since: Ints) -> Floats:
+    """Counters of seconds of microseconds, of any shape; 0 if negative."""
+    return log1p(np.maximum(since, 0) / SECOND_US)
 
 
 def log_rate(clicks: Ints, views: Ints) -> Floats:
@@ -133,14 +135,19 @@ def log1p(x: Floats) -> Floats:
         return np.array([_log1p_one(value) for value in x.ravel().tolist()]).reshape(x.shape)
     mantissa, exponent = np.frexp(1.0 + x)
     low = mantissa < _SQRT_HALF
-    mantissa = np.where(low, mantissa * 2.0, mantissa)
-    ratio = (mantissa - 1.0) / (mantissa + 1.0)
+    np.multiply(mantissa, 2.0, out=mantissa, where=low)
+    ratio = mantissa - 1.0
+    mantissa += 1.0
+    ratio /= mantissa
     square = ratio * ratio
-    series = np.full_like(square, 2 / 13)
-    for power in (11, 9, 7, 5, 3, 1):
-        series *= square
+    series = square * (2 / 13)
+    for power in (11, 9, 7, 5, 3):
         series += 2 / power
-    return (exponent - low) * _LN2 + ratio * series
+        series *= square
+    series += 2.0
+    series *= ratio
+    exponent -= low
+    return exponent * _LN2 + series
 
 
 def _log1p_one(x: float) -> float:
