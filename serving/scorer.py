@@ -22,14 +22,15 @@ from thinktwice.data.encoded import Batch
 from thinktwice.data.evidence import History
 from thinktwice.data.sides import join
 from thinktwice.errors import FeatureStoreError, ServerError
-from thinktwice.records.answer import Corrected, Escalated, Scored
+from thinktwice.records.answer import REASONS, Corrected, Escalated, Scored
 from thinktwice.release.bundle import Bundle, Manifest, load_bundle
 from thinktwice.testtime.budget import extra_rows
 from thinktwice.testtime.engine import Engine
-from thinktwice.testtime.engine import Scored as EngineScored
+from thinktwice.testtime.scores import Scored as EngineScored
 
 WARM_UP_ROWS = 100
 WARM_UP_ROUNDS = 3
+WHY = np.array(["", *REASONS], object)
 
 
 Logged = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
@@ -224,11 +225,12 @@ class Scorer:
         }
         if evidence is not None:
             stages["counters"] = counted - encoded
+        probabilities = tuple(probability.tolist())
         return self.answer(
-            **self._moves(batch, scored, features, evidence),
+            **self._moves(batch, scored, probabilities, features, evidence),
             item_ids=None if request.rows is not None else request.candidates,
             order=tuple(order),
-            probability=tuple(probability.tolist()),
+            probability=probabilities,
             uncertainty=tuple(np.asarray(scored.uncertainty, np.float64).tolist()),
             num_paths=tuple(scored.num_paths.tolist()),
             rank=tuple(rank.tolist()),
@@ -278,30 +280,37 @@ class Scorer:
         return RequestEvidence("used", read.values, history)
 
     def _moves(
-        self, batch: Batch, scored: EngineScored, features: Features | None, evidence: RequestEvidence | None
+        self,
+        batch: Batch,
+        scored: EngineScored,
+        probability: tuple[float, ...],
+        features: Features | None,
+        evidence: RequestEvidence | None,
     ) -> dict[str, Any]:
         """What moved each score, for answers that tell it."""
         if self.answer is Answer:
             return {}
-        reasons = np.full(len(batch), "", dtype=object)
-        escalated = np.flatnonzero(scored.num_paths > 1)
-        if len(escalated):
-            column = self.bundle.encoder.column_of(self._user_key)
-            if column is None:
-                new_user = np.full(len(batch), features is not None and features.cold_user)
-            else:
-                new_user = batch.ids[:, column].numpy() == 0
-            by_support = np.where(scored.thin_support, "thin_support", "uncertain_score")
-            reasons[escalated] = np.where(new_user, "new_user", by_support)[escalated]
+        moved = scored.base_probability is not scored.probability
         out: dict[str, Any] = {
-            "base_probability": tuple(np.asarray(scored.base_probability, np.float64).tolist()),
-            "reason": tuple(reasons.tolist()),
+            "base_probability": tuple(scored.base_probability.tolist()) if moved else probability,
+            "reason": self._reasons(batch, scored, features),
         }
         if self.bundle.reads_counters:
             out |= {"corrected": tuple(scored.corrected.tolist()), "counters": ""}
         if evidence is not None:
             out |= {"counters": evidence.counters, "counter_values": evidence.values, "history": evidence.history_read}
         return out
+
+    def _reasons(self, batch: Batch, scored: EngineScored, features: Features | None) -> tuple[str, ...]:
+        """Why each row got a second look; empty if it got none."""
+        if scored.path_rows == 0:
+            return ("",) * len(batch)
+        column = self.bundle.encoder.column_of(self._user_key)
+        new_user: Any = features is not None and features.cold_user
+        if column is not None:
+            new_user = batch.ids[:, column].numpy() == 0
+        why = np.where(new_user, 1, np.where(scored.thin_support, 2, 3))
+        return tuple(WHY[np.where(scored.num_paths > 1, why, 0)].tolist())
 
     def encode(self, request: Request, features: Features | None) -> tuple[Batch, Logged]:
         """Encode the rows of a request for the model. Returns the batch and the values for the prediction log."""

@@ -14,7 +14,8 @@ from thinktwice.data.scoring_rows import Rows, as_table, read_counters, read_fie
 from thinktwice.errors import DataError, SchemaError
 from thinktwice.release.bundle import Bundle
 from thinktwice.schema.values import can_spell, spelled
-from thinktwice.testtime.engine import Engine, Scored
+from thinktwice.testtime.engine import Engine
+from thinktwice.testtime.scores import Scored
 
 BLOCK_ROWS = 4096  # rows per batch when rows are scored independently
 MAX_REQUEST_ROWS = 1000  # limit of a server per request

@@ -42,13 +42,13 @@ from thinktwice.testtime import calibrate
 from thinktwice.testtime.aggregators import Mean
 from thinktwice.testtime.base_pass import Gate
 from thinktwice.testtime.config import TestTimeConfig
-from thinktwice.testtime.engine import Raw
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.modes import UTTSI_PATHS, preset
 from thinktwice.testtime.opinions.config import GrownPaths, Members
 from thinktwice.testtime.reliability import Reliability
 from thinktwice.testtime.samplers.exact import Exact
 from thinktwice.testtime.samplers.matt import Matt
+from thinktwice.testtime.scores import Raw
 from thinktwice.testtime.triggers import Always, Decision, Dual, Entropy, TriggerKind
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import fit_calibration, logits_of

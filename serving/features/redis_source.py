@@ -9,7 +9,9 @@ Feast's when it is created.
 
 from __future__ import annotations
 
+import math
 import struct
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +20,7 @@ import numpy as np
 
 from serving.features.lookup import Entity, FeatureRow, Fetched, States
 from serving.features.redis_script import SCRIPT, Hashes, call
+from serving.features.redis_tracking import Command, Name, TrackedFields
 from thinktwice.data.feature_tables import table_specs
 from thinktwice.data.instant.definition import definition_of
 from thinktwice.data.instant.state import state_type
@@ -30,6 +33,7 @@ SELF_CHECK = "ä b"
 MAX_SMALL_READ = 8  # ids whose answers arrive in one packet
 OPEN = 4  # connections kept open for small reads
 REST_OF_ANSWER = 0.05  # seconds for the rest of an answer after its first bytes arrived
+LOG = ("log",)  # name of the watermark among the ids of items
 TRY_AGAIN = 10.0  # seconds to wait after a connection could not be opened
 
 
@@ -74,6 +78,8 @@ class RedisSource:
         for entity in times:
             self._fields[entity] += times[entity]
         self._script: str | None = None  # hash of the loaded script; None: not loaded, or the server runs no scripts
+        self._tracked: TrackedFields | None = None  # states of items and the watermark, by one request at a time
+        self._tracking, self._track_from = threading.Lock(), math.inf  # monotonic time before which none is made
         self._log_key = b""
         if states:
             self._prepare_states(schema)
@@ -136,6 +142,7 @@ class RedisSource:
                 f"the online store does not answer for the features of a request ({error})"
             ) from error
         self._connect_one()
+        self._track()
         return self._fetched(user_id, item_ids, feature_ids, answers)
 
     def fetch_request_within(
@@ -143,10 +150,20 @@ class RedisSource:
     ) -> Fetched | None:
         """See :class:`serving.features.lookup.BoundedSource`; None while no connection is open or the server has no script.
 
-        An answer of several packets times out :data:`REST_OF_ANSWER` after its last packet, which may be later than ``timeout``.
+        States that have not changed since an earlier request are not read again. An answer of several packets times out
+        :data:`REST_OF_ANSWER` after its last packet, which may be later than ``timeout``.
         """
         from redis import RedisError
 
+        start = time.monotonic()
+        if self._tracked is None:
+            if start >= self._track_from:  # what connects belongs on another thread
+                return None
+        elif len(feature_ids) <= MAX_SMALL_READ:
+            answers = self._tracked_answers(user_id, item_ids, feature_ids, timeout)
+            if answers is not None:
+                return self._fetched(user_id, item_ids, feature_ids, answers)
+            timeout -= time.monotonic() - start
         if self._script is None or not self._open:
             return None
         try:
@@ -167,6 +184,69 @@ class RedisSource:
             return None
         self._open.append(connection)
         return self._fetched(user_id, item_ids, feature_ids, answers)
+
+    def _tracked_answers(
+        self, user_id: str | None, item_ids: Sequence[str], feature_ids: Sequence[str], timeout: float
+    ) -> list[Any] | None:
+        """The answers for :meth:`_fetched` with what is kept; None if another request uses it, or it cannot be used."""
+        from redis import RedisError
+
+        if not self._tracking.acquire(blocking=False):
+            return None
+        try:
+            if self._tracked is None:
+                return None
+            commands: list[Command] = []
+            reads_user = user_id is not None and bool(self._user_fields)
+            if user_id is not None and reads_user:
+                commands.append(("HMGET", self._key("user", user_id), *self._user_fields))
+            if self._names["item"]:
+                commands += [("HMGET", key, *self._fields["item"]) for key in self._keys("item", feature_ids)]
+            names: list[Name] = [LOG, *item_ids] if self._item_state else [LOG]
+            try:
+                read = self._tracked.read(names, commands, timeout)
+            except (RedisError, TimeoutError) as error:  # a late answer would be read as the answer to the next command
+                self._tracked.close()
+                self._tracked, self._track_from = None, 0.0
+                if isinstance(error, RedisError):
+                    return None
+                raise
+            if read is None:
+                return None
+            (watermark, *items), answers = read
+            if reads_user and len(self._user_fields) == 1:
+                answers[0] = answers[0][0]
+            return [watermark, *answers[:reads_user], *items, *answers[reads_user:]]
+        finally:
+            self._tracking.release()
+
+    def _track(self) -> None:
+        """Open the connection over which unchanged states are kept; a cluster and a server that cannot track have none."""
+        from redis import RedisError, ResponseError
+
+        if time.monotonic() < self._track_from or not self._tracking.acquire(blocking=False):
+            return
+        try:
+            if self._tracked is None:
+                self._track_from = math.inf
+                self._tracked = TrackedFields(self._new_connection(protocol=3), self._state_command, self._state_name)
+        except (ResponseError, AttributeError):  # AttributeError: a parser that knows no such messages
+            return
+        except RedisError:
+            self._track_from = time.monotonic() + TRY_AGAIN
+        finally:
+            self._tracking.release()
+
+    def _state_command(self, name: Name) -> Command:
+        if not isinstance(name, str):
+            return ("HGET", self._log_key, self._watermark_field)
+        return ("HGET", self._key("item", name), self._item_state[0])
+
+    def _state_name(self, key: bytes) -> Name | None:
+        prefix, rest = self._prefix.get("item", b""), len(self._project)
+        if key == self._log_key:
+            return LOG
+        return key[len(prefix) + 8 : len(key) - rest].decode() if prefix and key.startswith(prefix) else None
 
     def _groups(self, user_id: str | None, item_ids: Sequence[str], feature_ids: Sequence[str]) -> list[Hashes]:
         groups = [Hashes([self._log_key], [self._watermark_field])]
@@ -253,6 +333,8 @@ class RedisSource:
             assert definition is not None
             state_bytes = bytes(state_type(definition, "item").itemsize)
             self._header = self._value(bytes_val=state_bytes).SerializeToString()[: -len(state_bytes)]
+        if getattr(self._client, "connection_pool", None) is not None:
+            self._track_from = 0.0
         self._load_script()
 
     def fetch_within(self, entity: Entity, ids: Sequence[str], timeout: float) -> list[FeatureRow] | None:
@@ -294,28 +376,35 @@ class RedisSource:
         """Close the connections."""
         while self._open:
             self._open.pop().disconnect()
+        with self._tracking:
+            self._track_from = math.inf
+            if self._tracked is not None:
+                self._tracked.close()
+                self._tracked = None
         self._client.close()
 
     def _connect_one(self) -> None:
         """Open one more connection for :meth:`fetch_within`; not for a cluster, which has no single address."""
         from redis import RedisError
+
+        if len(self._open) >= OPEN or time.monotonic() < self._open_from:
+            return
+        if getattr(self._client, "connection_pool", None) is None:
+            return
+        try:
+            self._open.append(self._new_connection())
+        except RedisError:  # lookups continue with the client's own connections
+            self._open_from = time.monotonic() + TRY_AGAIN
+
+    def _new_connection(self, **settings: Any) -> Any:
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
-        pool = getattr(self._client, "connection_pool", None)
-        if pool is None or len(self._open) >= OPEN or time.monotonic() < self._open_from:
-            return
-        try:
-            once = {
-                "socket_timeout": REST_OF_ANSWER,
-                "retry": Retry(NoBackoff(), 0),
-            }  # a lookup waits for this connection
-            connection = pool.connection_class(**{**pool.connection_kwargs, **once})
-            connection.connect()
-        except RedisError:  # lookups continue with the client's own connections
-            self._open_from = time.monotonic() + TRY_AGAIN
-            return
-        self._open.append(connection)
+        pool = self._client.connection_pool
+        once = {"socket_timeout": REST_OF_ANSWER, "retry": Retry(NoBackoff(), 0)}  # a lookup waits for this connection
+        connection = pool.connection_class(**{**pool.connection_kwargs, **once, **settings})
+        connection.connect()
+        return connection
 
     def _key(self, entity: Entity, value: str) -> bytes:
         return self._key_of(self._prefix[entity], value)

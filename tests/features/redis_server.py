@@ -30,11 +30,12 @@ def running(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def started(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Yield ``host:port`` and the process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def started(folder: Path, port: int = 0) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Yield ``host:port`` and the process; by default at a free port."""
+    if not port:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
     command = [str(binary()), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     with (folder / "redis.log").open("wb") as log:
         process = subprocess.Popen([*command, "--dir", str(folder)], stdout=log, stderr=log)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thinktwice.models.logit_network import HIDDEN, MAX_LOGIT, Network, logit_input
+from thinktwice.models.logit_network import HIDDEN, MAX_LOGIT, Network, logit_input, padded_rows
 
 WIDTH = 23
 
@@ -25,20 +25,42 @@ def network(seed: int = 0, width: int = WIDTH, *, last: float = 1.0) -> Network:
     return Network(tuple(arrays))
 
 
+FIRST = 9  # inputs that are given separately
+
+
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 400), st.integers(0, 2**31), st.booleans())
-def test_a_row_has_the_same_bits_in_any_company(rows: int, seed: int, ordered: bool) -> None:
-    found = network()
+@given(st.integers(1, 400), st.integers(0, 2**31), st.booleans(), st.booleans())
+def test_a_row_has_the_same_bits_in_any_company(rows: int, seed: int, ordered: bool, apart: bool) -> None:
+    found, again = network(), network()
     if ordered:
-        found.__dict__["_forward"] = found._in_order
+        found._forwards[FIRST] = found._forwards[WIDTH] = found._in_order
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(rows, WIDTH)).astype(np.float32)
-    expected, order = found(x), rng.permutation(rows)
-    assert np.array_equal(found(x[order]), expected[order])
+    x[rng.random(rows) < 0.5, FIRST:] = 0
+
+    def changes(part: np.ndarray, of: Network = found) -> np.ndarray:
+        if not apart:
+            return of(part)
+        return of(part[:, :FIRST], part[:, FIRST:] if part[:, FIRST:].any() else None)
+
+    expected, order = changes(x), rng.permutation(rows)
+    assert np.array_equal(changes(x[order]), expected[order])
     start = int(rng.integers(0, rows))
-    assert np.array_equal(found(x[start:]), expected[start:])
-    assert np.array_equal(found(x[start : start + 1]), expected[start : start + 1])
-    assert np.array_equal(network()(x), expected) or ordered  # after a restart
+    assert np.array_equal(changes(x[start:]), expected[start:])
+    assert np.array_equal(changes(x[start : start + 1]), expected[start : start + 1])
+    with torch.inference_mode():
+        assert np.array_equal(changes(x), expected)
+    assert np.array_equal(changes(x, again), expected) or ordered  # after a restart
+    padded = np.zeros((padded_rows(rows), WIDTH), np.float32)
+    padded[:rows] = x
+    assert np.array_equal(changes(padded)[:rows], expected)
+
+
+def test_inputs_of_a_call_are_the_sum_of_its_parts() -> None:
+    found, x = network(), np.random.default_rng(3).normal(size=(50, WIDTH)).astype(np.float32)
+    np.testing.assert_allclose(found(x[:, :FIRST], x[:, FIRST:]), found(x), rtol=1e-4, atol=1e-4)
+    x[:, FIRST:] = 0
+    np.testing.assert_allclose(found(x[:, :FIRST]), found(x), rtol=1e-4, atol=1e-4)
 
 
 def test_both_ways_to_compute_agree() -> None:
@@ -53,12 +75,17 @@ def test_both_ways_to_compute_agree() -> None:
 def test_kernels_whose_bits_depend_on_the_place_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     found = network()
 
-    def by_place(x: torch.Tensor) -> torch.Tensor:
-        return Network._in_blocks(found, x) + 1e-6 * torch.arange(len(x))
+    def by_place(*parts: torch.Tensor) -> torch.Tensor:
+        return Network._in_blocks(found, *parts) + 1e-6 * torch.arange(len(parts[0]))
 
-    assert found.same_bits(found._in_blocks) and not found.same_bits(by_place)
-    monkeypatch.setattr(Network, "same_bits", lambda self, forward: False)
-    assert network()._forward.__name__ == "_in_order"
+    def by_zeros(*parts: torch.Tensor) -> torch.Tensor:
+        return Network._in_blocks(found, *parts) + 1e-3 * len(parts)
+
+    for first in (FIRST, WIDTH):
+        assert found.same_bits(found._in_blocks, first) and not found.same_bits(by_place, first)
+    assert not found.same_bits(by_zeros, FIRST)
+    monkeypatch.setattr(Network, "same_bits", lambda self, forward, first: False)
+    assert network()._forward(WIDTH).__name__ == "_in_order"
 
 
 def test_a_last_layer_of_zeros_changes_nothing() -> None:
@@ -70,4 +97,4 @@ def test_a_last_layer_of_zeros_changes_nothing() -> None:
 
 def test_logits_enter_within_bounds() -> None:
     found = logit_input(np.array([-1e9, 2.0, 1e9]))
-    assert found.dtype == np.float32 and found[:, 0].tolist() == [-MAX_LOGIT / 2, 1.0, MAX_LOGIT / 2]
+    assert found.tolist() == [-MAX_LOGIT / 2, 1.0, MAX_LOGIT / 2]

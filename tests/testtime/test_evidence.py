@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tests.models.test_logit_network import network
 from tests.testtime import evidence as given_evidence
 from tests.testtime import wide
 from tests.testtime.evidence import COUNTERS, Counted, corrected, counters, evidence, extras, history, retrieving
@@ -20,11 +21,12 @@ from thinktwice.errors import BundleError, DataError
 from thinktwice.models.logit_network import Network
 from thinktwice.testtime import TestTimeConfig
 from thinktwice.testtime.config import Correction, SecondLook
-from thinktwice.testtime.engine import Engine, Scored, raw_rows
-from thinktwice.testtime.evidence.correction import CorrectionNetwork
+from thinktwice.testtime.engine import Engine, raw_rows
+from thinktwice.testtime.evidence.correction import CorrectionNetwork, Standard, counter_inputs
 from thinktwice.testtime.evidence.retrieval import MAX_OUTCOMES, Neighbours, Retrieval
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.opinions.config import Members, Retrieve
+from thinktwice.testtime.scores import Scored
 from thinktwice.testtime.triggers import Entropy, Moved
 
 ROWS = 300
@@ -323,3 +325,32 @@ def test_damaged_files_are_named(big: wide.Wide, tmp_path: Path, damage: str) ->
     with pytest.raises(BundleError, match=f"{name}.safetensors .*fit the test-time parameters again"):
         CorrectionNetwork.load(tmp_path)
         Retrieval.load(tmp_path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 200),
+    seed=st.integers(0, 2**31),
+    scale=st.sampled_from([1e-20, 1e-3, 1.0, 1e6, 1e37]),
+    unknown=st.sampled_from([0.0, 0.01, 0.5, 1.0]),
+)
+def test_a_correction_is_that_of_the_standardised_counters(rows: int, seed: int, scale: float, unknown: float) -> None:
+    rng = np.random.default_rng(seed)
+    means, sds = (scale * rng.normal(size=COUNTERS)).astype(np.float32), rng.uniform(0.1, 2, COUNTERS)
+    standard = Standard(means, (scale * sds).astype(np.float32))
+    found = CorrectionNetwork(standard, network(1, 1 + 2 * COUNTERS, last=0.02))
+    values = (scale * rng.normal(size=(rows, COUNTERS)) * rng.choice([1.0, 9.0])).astype(np.float32)
+    values[rng.random(values.shape) < 0.05] = np.float32(3.4e38)
+    values[rng.random(values.shape) < unknown] = np.nan
+    logit = rng.normal(0, 5, rows)
+    with np.errstate(all="raise", under="ignore"):
+        scored = found(logit, values)
+        inputs = counter_inputs(standard, logit, values)
+    with np.errstate(all="ignore"):
+        plain = np.nan_to_num(np.clip((values - means) / standard.sds, -4, 4))
+    np.testing.assert_allclose(inputs[:, 1 : 1 + COUNTERS], plain, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(inputs[:, 1 + COUNTERS :], np.isnan(values))
+    np.testing.assert_allclose(scored, logit + found.network(inputs), rtol=1e-4, atol=2e-3)
+    order = rng.permutation(rows)
+    assert np.array_equal(found(logit[order], values[order]), scored[order])
+    assert np.array_equal(found(logit[:1], values[:1]), scored[:1])

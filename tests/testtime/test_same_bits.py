@@ -14,9 +14,9 @@ from tests.testtime.wide import but
 from thinktwice.models.backends import verify_sizes
 from thinktwice.models.backends.folded import Folded
 from thinktwice.testtime import TestTimeConfig
-from thinktwice.testtime.engine import Scored
 from thinktwice.testtime.samplers import SamplerInput
 from thinktwice.testtime.samplers.exact import Exact
+from thinktwice.testtime.scores import Scored
 from thinktwice.testtime.triggers import Always
 
 BY_THE_ROW = wide.MODES | wide.SHARED

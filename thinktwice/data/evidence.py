@@ -21,22 +21,24 @@ class History:
     """Known outcomes of the users of B rows.
 
     items [K] int32: positions of the items in the vocabulary of the item key, 0 for an unknown item; clicked [K] bool;
-    start, end [B] int32: row r sees the outcomes ``start[r] : end[r]``, oldest first.
+    start, end [B] int32: row r sees the outcomes ``start[r] : end[r]``, oldest first; of_one_user: all rows see the same ones (if it is
+    False, they still may).
     """
 
     items: npt.NDArray[np.int32]
     clicked: npt.NDArray[np.bool_]
     start: npt.NDArray[np.int32]
     end: npt.NDArray[np.int32]
+    of_one_user: bool = False
 
     @staticmethod
     def of_user(items: npt.NDArray[np.int32], clicked: npt.NDArray[np.bool_], rows: int) -> History:
         """The outcomes of one user, oldest first, shared by all ``rows`` rows of a request."""
-        return History(items, clicked, np.zeros(rows, np.int32), np.full(rows, len(items), np.int32))
+        return History(items, clicked, np.zeros(rows, np.int32), np.full(rows, len(items), np.int32), True)
 
     def take(self, rows: Rows) -> History:
         """The outcomes of the rows at ``rows``."""
-        return History(self.items, self.clicked, self.start[rows], self.end[rows])
+        return History(self.items, self.clicked, self.start[rows], self.end[rows], self.of_one_user)
 
 
 @dataclass(frozen=True, eq=False)

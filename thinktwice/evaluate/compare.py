@@ -22,9 +22,9 @@ from thinktwice.release.bundle import EVALUATION_FILE, REPORT_FILE
 from thinktwice.selection.trial_model import TrialModel
 from thinktwice.selection.trunks import Trunk, Trunks, open_trunks
 from thinktwice.testtime.config import TestTimeConfig
-from thinktwice.testtime.engine import Raw
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.report import TrunkName
+from thinktwice.testtime.scores import Raw
 from thinktwice.testtime.store import TestTime, load_test_time, read_report
 from thinktwice.threads import reproducible
 

@@ -39,8 +39,8 @@ from thinktwice.stats.uplift import area, uplift_curve
 from thinktwice.testtime.base_pass import AnyBase, Filter, Gate
 from thinktwice.testtime.calibrate import sigmoid
 from thinktwice.testtime.config import TestTimeConfig
-from thinktwice.testtime.engine import Raw
 from thinktwice.testtime.report import Evidence, TestTimeReport, TriedCandidate
+from thinktwice.testtime.scores import Raw
 from thinktwice.testtime.support import entropy
 from thinktwice.testtime.triggers import Always, BasePass, Dual, Entropy, ThresholdTrigger, TriggerKind
 from thinktwice.versioned import MeasuredInterval

@@ -11,7 +11,7 @@ from thinktwice.stats.metrics import row_logloss
 from thinktwice.stats.significance import clusters_of, paired_mean
 from thinktwice.testtime.calibrate import sigmoid
 from thinktwice.testtime.config import TestTimeConfig
-from thinktwice.testtime.engine import Raw
+from thinktwice.testtime.scores import Raw
 from thinktwice.versioned import MeasuredInterval
 
 REQUEST_US = 3_600_000_000  # a log names no requests: the rows of one user within an hour of the clock count as one

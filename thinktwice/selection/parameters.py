@@ -14,7 +14,7 @@ from thinktwice.stats.metrics import logloss
 from thinktwice.testtime import calibrate
 from thinktwice.testtime.base_pass import AnyBase, Filter, Gate, Plain
 from thinktwice.testtime.config import TestTimeConfig
-from thinktwice.testtime.evidence.correction import counter_inputs
+from thinktwice.testtime.evidence.correction import CounterInputs
 from thinktwice.testtime.support import entropy
 from thinktwice.testtime.triggers import (
     Always,
@@ -216,11 +216,10 @@ def forecast_weights(trial_model: TrialModel, settings: TestTimeConfig, rows: En
     p, q = calibrate.sigmoid(engine.finish(raw).logit), calibrate.sigmoid(first)
     p, q = np.clip(p, 1e-12, 1 - 1e-12), np.clip(q, 1e-12, 1 - 1e-12)
     divergence = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
-    inputs = counter_inputs(trial_model.extras.correction.standard, raw.z0, np.asarray(rows.evidence.counters))
-    inputs[~raw.corrected] = 0
+    inputs = CounterInputs.of(trial_model.extras.correction.standard, raw.z0, np.asarray(rows.evidence.counters))
     nothing = np.zeros(len(p))
     known = BasePass(nothing, entropy(q), first, nothing.astype(np.uint64), None, np.abs(raw.first - raw.z0), inputs)
-    x = known.features(3 + inputs.shape[1])
+    x = known.features(4 + 2 * trial_model.extras.correction.num_counters)
     weights = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ divergence)
     return tuple(float(w) for w in weights)
 

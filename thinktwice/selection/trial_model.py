@@ -11,9 +11,10 @@ from thinktwice.data.encoded import EncodedRows
 from thinktwice.models.backbone import Backbone
 from thinktwice.selection.evidence import EvidenceFit
 from thinktwice.testtime.config import TestTimeConfig
-from thinktwice.testtime.engine import Engine, Raw, raw_rows
+from thinktwice.testtime.engine import Engine, raw_rows
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.reliability import Reliability
+from thinktwice.testtime.scores import Raw
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from itertools import zip_longest
 
 import numpy as np
@@ -29,16 +29,16 @@ import torch
 from thinktwice.calibration import Calibration
 from thinktwice.data.encoded import Batch, EncodedRows
 from thinktwice.data.evidence import Evidence
-from thinktwice.errors import BundleError, DataError
+from thinktwice.errors import DataError
 from thinktwice.models.backbone import Backbone
 from thinktwice.models.backends.backend import Backend, Eager, MakeBackend, State
 from thinktwice.models.backends.folded import Folded, can_fold
 from thinktwice.models.backends.lower import BFloat16
 from thinktwice.models.blocks import ESCALATED_ROWS, one_thread
 from thinktwice.testtime import calibrate
-from thinktwice.testtime.base_pass import Gate
+from thinktwice.testtime.checks import check
 from thinktwice.testtime.config import SecondLook, TestTimeConfig
-from thinktwice.testtime.evidence.correction import counter_inputs, known_rows
+from thinktwice.testtime.evidence.correction import CounterInputs, known_rows
 from thinktwice.testtime.extras import Extras
 from thinktwice.testtime.opinions import members, paths, redefine, retrieve
 from thinktwice.testtime.opinions.config import FeaturePaths, GrownPaths, Members, Redefine, Retrieve
@@ -46,63 +46,12 @@ from thinktwice.testtime.opinions.escalated import EscalatedRows, SecondPass
 from thinktwice.testtime.reliability import Reliability
 from thinktwice.testtime.rowhash import hash_rows
 from thinktwice.testtime.samplers import Paths
+from thinktwice.testtime.scores import Raw, Scored
 from thinktwice.testtime.support import entropy, missing_support
-from thinktwice.testtime.triggers import BasePass, Predicted, Trigger
+from thinktwice.testtime.triggers import BasePass, Trigger
 
 CHUNK = 4096  # rows that raw_rows scores at once
 UNBOUNDED = 1 << 60
-
-
-@dataclass(frozen=True)
-class Raw:
-    """Scores before calibration, per row [B]: base logit ``z0``, final logit ``z``, ``missing`` support, trigger
-    ``signal``, number of forward passes ``num_paths``, mask ``capped_rows`` of uncertain rows that the cap did not admit,
-    ``first`` logit (the corrected one, or the base logit), mask of ``corrected`` rows, and mask ``counted`` of rows whose counters
-    were known and used, by the correction or by the model."""
-
-    z0: np.ndarray
-    z: np.ndarray
-    missing: np.ndarray
-    signal: np.ndarray
-    num_paths: np.ndarray
-    capped_rows: np.ndarray
-    first: np.ndarray
-    corrected: np.ndarray
-    counted: np.ndarray
-
-    @property
-    def escalated(self) -> np.ndarray:
-        """Rows [B] with a second opinion."""
-        return self.num_paths > 1
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Scores of B rows.
-
-    logit [B] float64 calibrated log-odds; probability [B] float64; uncertainty [B] float64 in 0..1, the mean of the entropy of
-    the probability in bits (uncertainty of the model) and of the missing support of the row's values (not seen in training),
-    the same in every mode; num_paths [B] int64 passes per row, at least 1: forward passes, and one more for retrieved evidence;
-    capped_rows [B] bool uncertain rows that kept their first score because of the cap; path_rows the passes beyond one per row;
-    corrected [B] bool rows whose counters were known and used, by the correction or by a model that reads counters itself;
-    base_probability [B] float64 after the base pass alone; thin_support [B] bool rows whose first score is uncertain more for
-    missing support than for its entropy.
-    """
-
-    logit: np.ndarray
-    probability: np.ndarray
-    uncertainty: np.ndarray
-    num_paths: np.ndarray
-    capped_rows: np.ndarray
-    path_rows: int
-    corrected: np.ndarray
-    base_probability: np.ndarray
-    thin_support: np.ndarray
-
-    @property
-    def capped(self) -> bool:
-        """Whether the cap on extra rows was binding."""
-        return bool(self.capped_rows.any())
 
 
 class Engine:
@@ -127,7 +76,7 @@ class Engine:
         make_members: Sequence[MakeBackend] = (),
     ) -> None:
         self.extras = extras or Extras()
-        _check(model, reliability, config, self.extras)
+        check(model, reliability, config, self.extras)
         self.model = model.eval()
         self.reliability = reliability
         self.config = config
@@ -206,28 +155,27 @@ class Engine:
 
     def finish(self, raw: Raw) -> Scored:
         """Calibrate raw scores: rows with and without a second opinion share one ranking."""
-        logit = np.where(
-            raw.escalated,
-            calibrate.apply(self.explored_calibration, raw.z),
-            self._first_logit(raw.z, raw.missing, raw.corrected),
-        )
+        escalated, nobody = raw.escalated, np.zeros(len(raw.z), bool)
+        some_escalated = bool(escalated.any())
+        logit = self._first_logit(raw.z, raw.missing, raw.corrected)
+        if some_escalated:
+            logit = np.where(escalated, calibrate.apply(self.explored_calibration, raw.z), logit)
         logit = logit / self.config.temperature
         probability = calibrate.sigmoid(logit)
-        uncertainty = 0.5 * (raw.missing + entropy(probability))
-        path_rows = int(raw.num_paths.sum()) - len(raw.z)
-        base, thin = self._before(raw, probability)
+        base = probability
+        if some_escalated or raw.corrected.any():  # rows that did not move have the same bits
+            base = calibrate.sigmoid(self._base_logit(raw.z0, raw.missing) / self.config.temperature)
         return Scored(
-            logit, probability, uncertainty, raw.num_paths, raw.capped_rows, path_rows, raw.counted, base, thin
+            logit,
+            probability,
+            uncertainty=0.5 * (raw.missing + entropy(probability)),
+            num_paths=raw.num_paths,
+            capped_rows=raw.capped_rows,
+            path_rows=int(raw.num_paths.sum()) - len(raw.z) if some_escalated else 0,
+            corrected=raw.counted,
+            base_probability=base,
+            thin_support=escalated & (raw.missing > raw.entropy) if some_escalated else nobody,
         )
-
-    def _before(self, raw: Raw, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Probabilities [B] of the base pass, and rows [B] whose first score is uncertain more for missing support."""
-        moved = raw.escalated | raw.corrected
-        if not moved.any():
-            return probability, np.zeros(len(moved), bool)
-        base = calibrate.sigmoid(self._base_logit(raw.z0, raw.missing) / self.config.temperature)
-        first = self.first_logit(raw)
-        return np.where(moved, base, probability), raw.missing > entropy(calibrate.sigmoid(first))
 
     def first_logit(self, raw: Raw) -> np.ndarray:
         """Calibrated log-odds [B] as they were before any second look."""
@@ -253,28 +201,35 @@ class Engine:
         z0, state = self._base_pass(batch, kept)
         missing = missing_support(r, self.reliability.maskable_fields, config.importance)
         num_paths, capped_rows = np.ones(rows, np.int64), np.zeros(rows, bool)
-        first, corrected, inputs = self._corrected(z0, evidence)
-
-        def found(z: np.ndarray, signal: np.ndarray) -> Raw:
-            return Raw(z0, z, missing, signal, num_paths, capped_rows, first, corrected, counted | corrected)
-
+        first, inputs = self._corrected(z0, evidence)
+        corrected = np.zeros(rows, bool) if inputs is None else inputs.known
+        counted = corrected if counted is None else counted | corrected
         look, trigger = config.second_look, self.trigger
         if look is None or trigger is None or rows == 0:
-            return found(first, np.full(rows, -np.inf))
+            signal = np.full(rows, -np.inf)
+            return Raw(z0, first, missing, signal, num_paths, capped_rows, first, corrected, counted, np.zeros(rows))
         cap = look.max_path_rows if max_path_rows is None else min(look.max_path_rows, max_path_rows)
         logit = self._first_logit(first, missing, corrected)
         score_entropy = entropy(calibrate.sigmoid(logit / config.temperature))
+
+        def found(z: np.ndarray, signal: np.ndarray) -> Raw:
+            return Raw(z0, z, missing, signal, num_paths, capped_rows, first, corrected, counted, score_entropy)
+
         row_hash = hash_rows(batch, look.salt) if trigger.reads_row_hash else np.zeros(rows, np.uint64)
         moved = np.abs(first - z0)
         selection = trigger.mark(BasePass(missing, score_entropy, logit, row_hash, top_k, moved, inputs))
-        capped_rows = selection.escalate & self._can_retrieve(corrected, evidence)
+        capped_rows = selection.escalate.copy()
+        if config.correction is not None:  # without evidence there is nothing to retrieve
+            capped_rows &= corrected & (evidence is not None and evidence.history is not None)
         selected = np.flatnonzero(capped_rows)
         cost_of_one = _cost_of_one(look)
         if not trigger.reads_row_hash and len(selected) and (cost_of_one is None or len(selected) * cost_of_one > cap):
             row_hash[selected] = hash_rows(batch.select(torch.from_numpy(selected)), look.salt)
         # Ties are broken by row hash, so that the order of rows does not matter when the cap binds. No more rows are planned
         # than could be admitted at one pass each.
-        selected = selected[np.lexsort((row_hash[selected], -score_entropy[selected]))][:cap]
+        if len(selected) > (cap if isinstance(look.opinion, Retrieve) else 1):
+            selected = selected[np.lexsort((row_hash[selected], -score_entropy[selected]))]
+        selected = selected[:cap]
         if len(selected) == 0:
             return found(first, selection.signal)
         if isinstance(look.opinion, Retrieve):
@@ -317,34 +272,27 @@ class Engine:
         num_paths[chosen] += answer.passes
         return found(z, selection.signal)
 
-    def _with_counters(self, batch: Batch, evidence: Evidence | None) -> tuple[Batch, np.ndarray]:
-        """The batch with the counters that its model reads, and the rows [B] with a known one."""
+    def _with_counters(self, batch: Batch, evidence: Evidence | None) -> tuple[Batch, np.ndarray | None]:
+        """The batch with the counters that its model reads, and the rows [B] with a known one; None if it reads none."""
         counters = self.model.fields.counters
         if counters is None or evidence is None:
-            return batch, np.zeros(len(batch), bool)
+            return batch, None
         _check_rows(evidence, len(batch))
         known = known_rows(evidence.counters, len(counters.means))
         values = torch.from_numpy(np.array(evidence.counters))
         return Batch(batch.ids, batch.sequences, batch.vectors, values), known
 
-    def _corrected(self, z0: np.ndarray, evidence: Evidence | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """First logits [B], the rows [B] whose counters were used, and the inputs of the correction [B, I], 0 in other rows."""
+    def _corrected(self, z0: np.ndarray, evidence: Evidence | None) -> tuple[np.ndarray, CounterInputs | None]:
+        """First logits [B] and what the correction read, None if nothing; it changes the rows with a known counter."""
         correction = self.extras.correction
         if self.config.correction is None or correction is None or evidence is None:
-            return z0, np.zeros(len(z0), bool), None
+            return z0, None
         _check_rows(evidence, len(z0))
-        known = known_rows(evidence.counters, correction.num_counters)
-        inputs = counter_inputs(correction.standard, z0, evidence.counters)
-        inputs[~known] = 0
+        inputs = CounterInputs.of(correction.standard, z0, evidence.counters)
         if correction.is_zero:
-            return z0, known, inputs
-        return np.where(known, z0 + correction.network(inputs), z0), known, inputs
-
-    def _can_retrieve(self, corrected: np.ndarray, evidence: Evidence | None) -> np.ndarray:
-        """Rows [B] that a second look can change: for retrieved evidence, those with evidence."""
-        if self.config.correction is None:
-            return np.ones(len(corrected), bool)
-        return corrected & (evidence is not None and evidence.history is not None)
+            return z0, inputs
+        first = z0 + correction.changes(inputs)
+        return first if inputs.unknown is None else np.where(inputs.known, first, z0), inputs
 
     def _retrieved(
         self,
@@ -352,7 +300,7 @@ class Engine:
         batch: Batch,
         chosen: np.ndarray,
         first: np.ndarray,
-        inputs: np.ndarray | None,
+        inputs: CounterInputs | None,
         evidence: Evidence | None,
         num_paths: np.ndarray,
     ) -> np.ndarray:
@@ -360,7 +308,7 @@ class Engine:
         assert self.extras.retrieval is not None and inputs is not None and evidence is not None
         items = batch.ids[:, self.model.fields.columns.index(opinion.item_field)].numpy()[chosen]
         history = evidence.history_of(chosen)
-        answer = retrieve.answer(first[chosen], items, inputs[chosen], history, self.extras.retrieval)
+        answer = retrieve.answer(first[chosen], items, inputs, chosen, history, self.extras.retrieval)
         z = first.copy()
         z[chosen] = answer.z
         num_paths[chosen] += answer.passes
@@ -386,8 +334,10 @@ class Engine:
 
     def _first_logit(self, z: np.ndarray, missing: np.ndarray, corrected: np.ndarray) -> np.ndarray:
         """Calibrated log-odds [B] of first logits z [B]."""
-        logit = self._base_logit(z, missing)
-        return np.where(corrected, calibrate.apply(self.corrected_calibration, z), logit) if corrected.any() else logit
+        if not corrected.any():
+            return self._base_logit(z, missing)
+        logit = calibrate.apply(self.corrected_calibration, z)
+        return logit if corrected.all() else np.where(corrected, logit, self._base_logit(z, missing))
 
     def _base_logit(self, z: np.ndarray, missing: np.ndarray) -> np.ndarray:
         if self.config.support_calibration is not None:
@@ -427,96 +377,6 @@ def _cost_of_one(look: SecondLook) -> int | None:
     if isinstance(look.opinion, Retrieve):
         return 1
     return redefine.num_passes(look.opinion.rounds) if isinstance(look.opinion, Redefine) else None
-
-
-def _check(model: Backbone, reliability: Reliability, config: TestTimeConfig, extras: Extras) -> None:
-    again = "fit the test-time parameters for this model"
-    if reliability.num_values != model.fields.num_values:
-        raise BundleError(
-            f"counts describe {sum(reliability.num_values)} values and the model has {model.fields.num_rows}: "
-            "counts and weights must come from the same bundle"
-        )
-    by_field: dict[str, tuple[float, ...]] = {"test-time importance": config.importance}
-    if isinstance(config.base, Gate):
-        by_field |= {name: getattr(config.base, name) for name in ("field_strengths", "field_shares")}
-    for name, numbers in by_field.items():
-        if numbers and len(numbers) != model.num_fields:
-            raise BundleError(f"{name} names {len(numbers)} fields and the model has {model.num_fields}: {again}")
-    _check_extras(model, reliability, extras)
-    if config.correction is not None and extras.correction is None:
-        raise BundleError(
-            f"mode {config.mode!r} needs a correction network, which is missing: fit the test-time parameters again"
-        )
-    if config.second_look is None:
-        return
-    trigger = config.second_look.trigger
-    if isinstance(trigger, Predicted) and extras.correction is not None:
-        width = 4 + 2 * extras.correction.num_counters
-        if len(trigger.weights) != width:
-            raise BundleError(
-                f"the trigger 'predicted' has {len(trigger.weights)} weights instead of {width}: fit the test-time parameters again"
-            )
-    opinion = config.second_look.opinion
-    if isinstance(opinion, Retrieve) and extras.retrieval is not None:
-        _check_retrieval(model, opinion, extras)
-    if opinion.num_members > len(extras.members):
-        raise BundleError(
-            f"the configuration needs {opinion.num_members} further trunks but {len(extras.members)} are available: "
-            "package the members with the model, or fit the test-time parameters without them"
-        )
-    for description, needed, extra in (
-        ("prediction heads", opinion.needs_heads, extras.heads),
-        ("combination counts", opinion.needs_combinations, extras.combinations),
-        ("neighbours of items", opinion.needs_retrieval, extras.retrieval),
-    ):
-        if needed and extra is None:
-            raise BundleError(
-                f"mode {config.mode!r} needs {description}, which are missing: fit the test-time parameters again"
-            )
-
-
-def _check_retrieval(model: Backbone, opinion: Retrieve, extras: Extras) -> None:
-    """Refuse neighbours and networks that do not belong to this model and to each other."""
-    retrieval, correction = extras.retrieval, extras.correction
-    assert retrieval is not None and correction is not None
-    fields, again = model.fields, "fit the test-time parameters for this model"
-    if opinion.item_field not in fields.columns:
-        raise BundleError(
-            f"retrieved evidence is of the field {opinion.item_field!r}, which the model does not have: {again}"
-        )
-    items = fields.num_values[fields.columns.index(opinion.item_field)]
-    if items != len(retrieval.neighbours.rates):
-        raise BundleError(
-            f"neighbours describe {len(retrieval.neighbours.rates)} items and the model has {items}: {again}"
-        )
-    width = 1 + 2 * correction.num_counters + len(retrieval.standard.means)
-    if retrieval.network.width != width:
-        raise BundleError(f"the retrieval network has {retrieval.network.width} inputs instead of {width}: {again}")
-
-
-def _check_extras(model: Backbone, reliability: Reliability, extras: Extras) -> None:
-    """Refuse extras that do not belong to this model."""
-    again = "fit the test-time parameters for this model"
-    for position, member in enumerate(extras.members):
-        if member.fields != model.fields:
-            raise BundleError(
-                f"member {position} has other fields or vocabularies than the model: train it on the same data"
-            )
-    heads, combinations, maskable_fields = extras.heads, extras.combinations, reliability.maskable_fields.tolist()
-    if heads is not None and (
-        heads.fields.tolist() != maskable_fields or heads.weight.shape[1:] != (model.hidden_width + 1, model.dim + 1)
-    ):
-        raise BundleError(f"prediction heads are of another model: {again}")
-    if combinations is None:
-        return
-    if combinations.num_values != model.fields.num_values:
-        raise BundleError(
-            f"combination counts describe {sum(combinations.num_values)} values and the model has "
-            f"{model.fields.num_rows}: {again}"
-        )
-    for triple in combinations.triples:
-        if not set(triple) <= set(maskable_fields):
-            raise BundleError(f"combination counts name the columns {triple}, and not all of them are open: {again}")
 
 
 def raw_rows(engine: Engine, rows: EncodedRows) -> Raw:

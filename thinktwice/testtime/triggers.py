@@ -7,12 +7,14 @@ Your own trigger is a subclass of :class:`Trigger`; ``Engine.with_trigger`` inst
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from thinktwice.calibration import Coefficient
+from thinktwice.testtime.evidence.correction import CounterInputs
 from thinktwice.testtime.options import MAX_COUNT, Options, Share
 from thinktwice.testtime.rowhash import uniforms
 
@@ -26,7 +28,7 @@ class BasePass:
     """B rows of one request after their base pass: ``missing`` support 0..1 (from counts), ``entropy`` of the score in bits
     (from the model), calibrated ``logit``, ``row_hash`` uint64 of the content (0 for triggers that do not read it); all [B].
     ``top_k`` is the number of positions that the request fills, if it states one. With a correction: ``moved`` [B], how far it
-    moved the logit, and ``inputs`` [B, I], what it read (0 in rows that were not corrected)."""
+    moved the logit, and ``read``, the inputs of the correction."""
 
     missing: np.ndarray
     entropy: np.ndarray
@@ -34,15 +36,25 @@ class BasePass:
     row_hash: np.ndarray
     top_k: int | None = None
     moved: np.ndarray | None = None
-    inputs: np.ndarray | None = None
+    read: CounterInputs | None = None
+
+    @property
+    def inputs(self) -> np.ndarray | None:
+        """What the correction read, [B, I]; 0 in rows that were not corrected. None without a correction."""
+        if self.read is None:
+            return None
+        out = self.read.joined
+        if self.read.unknown is not None:
+            out[~self.read.known] = 0
+        return out
 
     def features(self, width: int) -> np.ndarray:
         """Inputs of a linear forecast [B, width]: 1, the entropy, how far the correction moved the logit, and what it read; 0
         without a correction."""
         out = np.zeros((len(self.logit), width))
         out[:, 0], out[:, 1] = 1.0, self.entropy
-        if self.moved is not None and self.inputs is not None:
-            out[:, 2], out[:, 3:] = self.moved, self.inputs
+        if self.moved is not None and (inputs := self.inputs) is not None:
+            out[:, 2], out[:, 3:] = self.moved, inputs
         return out
 
 
@@ -135,13 +147,17 @@ class Predicted(ThresholdTrigger):
     weights: tuple[Coefficient, ...] = Field(min_length=3, max_length=4096)
 
     def signal(self, base_pass: BasePass) -> np.ndarray:
-        bias, entropy_weight, moved_weight, *others = self.weights
+        bias, entropy_weight, moved_weight = self.weights[:3]
         signal = bias + entropy_weight * base_pass.entropy
-        if base_pass.moved is None or base_pass.inputs is None:
+        if base_pass.moved is None or (inputs := base_pass.inputs) is None:
             return signal
         # Not a matrix product, whose bits depend on the number of rows.
-        read = (base_pass.inputs * np.asarray(others, np.float32)).sum(axis=1)
-        return np.asarray(signal + moved_weight * base_pass.moved + read)
+        return np.asarray(signal + moved_weight * base_pass.moved + (inputs * _float32(self.weights[3:])).sum(axis=1))
+
+
+@lru_cache(maxsize=16)
+def _float32(weights: tuple[float, ...]) -> np.ndarray:
+    return np.asarray(weights, np.float32)
 
 
 class Random(ThresholdTrigger):

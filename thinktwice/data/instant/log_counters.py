@@ -262,7 +262,9 @@ class _Side:
             clicks=(self._clicks[reach] - self._clicks[start]).astype(np.int64),
             log_views=known.first[rank].astype(np.int64),
             log_clicks=known.clicks[known.first[rank]].astype(np.int64),
-            since=_columns([now - (now if nothing else known.time[self._latest[newest]]), now - known.at[rank]], len(now)),
+            since=_columns(
+                [now - (now if nothing else known.time[self._latest[newest]]), now - known.at[rank]], len(now)
+            ),
             window_views=_columns([(reach - first).astype(np.int64) for first in opened], len(now)),
             sums=_columns(totals, len(now)),
             crossed_views=_columns([views[part].astype(np.int64) for views, _ in self._crossed], len(now)),

@@ -242,13 +242,16 @@ def _sums(definition: Definition, side: Side, states: State, instant: int, slots
     window_views, window_sums = _windows(definition, states, instant)
     totals = [states["residual"][:, None]] if side == "user" else []
     totals += [_last(definition, side, states), window_sums]
-    crossed_views = crossed_sums = np.zeros((len(slots) if slots is not None and side == "user" else len(states), 0), np.int64)
+    crossed_views = crossed_sums = np.zeros(
+        (len(slots) if slots is not None and side == "user" else len(states), 0), np.int64
+    )
     if definition.crossed(side):
         crossed_views, crossed_sums = states["crossed_views"], states["crossed_sums"]
         if slots is not None:
             position = definition.slot_starts[side] + np.maximum(slots, 0)
             crossed_views, crossed_sums = (
-                (values[0][position] if side == "user" else values[:, position]) for values in (crossed_views, crossed_sums)
+                (values[0][position] if side == "user" else values[:, position])
+                for values in (crossed_views, crossed_sums)
             )
             crossed_views = np.where(slots < 0, -1, crossed_views)
     since = None

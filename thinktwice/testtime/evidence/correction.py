@@ -6,17 +6,21 @@ Shapes: n rows, C counters.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from thinktwice.errors import BundleError, DataError
-from thinktwice.models.logit_network import Floats, Network, logit_input
+from thinktwice.models.logit_network import Floats, Network, logit_input, padded_rows
 from thinktwice.testtime.evidence.arrays import read_network, write_network
 
 CORRECTION_FILE = "correction.safetensors"
 CLIP = 4.0  # standard deviations
+Logits = npt.NDArray[np.float64]
+Unknown = npt.NDArray[np.bool_]
+_ALL = slice(None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,17 +36,26 @@ class Standard:
         self.write(values, np.isnan(values), out)
         return out
 
-    def write(self, values: Floats, unknown: npt.NDArray[np.bool_], out: Floats) -> None:
-        """Like a call, into ``out`` [n, C]; ``unknown`` [n, C] marks the unknown values."""
-        np.subtract(values, self.means, out=out)
-        with np.errstate(over="ignore"):  # an overflow is clipped to 4
-            out /= self.sds
-        np.minimum(np.maximum(out, -CLIP, out=out), CLIP, out=out)
-        out[unknown] = 0
+    def write(self, values: Floats, unknown: Unknown | None, out: Floats) -> None:
+        """Like a call, into ``out`` [n, C]; ``unknown`` [n, C] marks the unknown values, None if there are none."""
+        low, high = self._bounds
+        np.minimum(np.maximum(values, low, out=out), high, out=out)
+        out -= self.means
+        out /= self.sds
+        if unknown is not None:
+            np.copyto(out, 0, where=unknown)
+
+    @cached_property
+    def _bounds(self) -> tuple[Floats, Floats]:
+        """The values [C] that are 4 standard deviations from the means, or so large that their differences are finite."""
+        limit = float(np.finfo(np.float32).max) / 2
+        reach = CLIP * self.sds.astype(np.float64)
+        low, high = (np.clip(self.means + side * reach, -limit, limit).astype(np.float32) for side in (-1, 1))
+        return low, high
 
 
-def known_rows(counters: Floats, num_counters: int) -> npt.NDArray[np.bool_]:
-    """Rows [n] with at least one known counter; a row without one keeps its base logit.
+def unknown_values(counters: Floats, num_counters: int) -> Unknown | None:
+    """Marks of the unknown counters [n, C]; None if every one is known.
 
     Raises:
         DataError: the number or type of the counters is wrong, or one is infinite.
@@ -52,25 +65,87 @@ def known_rows(counters: Floats, num_counters: int) -> npt.NDArray[np.bool_]:
             f"counters are {counters.dtype} of shape {list(counters.shape)} and the model reads float32 of shape "
             f"[rows, {num_counters}]: compute them by the definition in the bundle's schema"
         )
+    if np.isfinite(counters).all():
+        return None
     if (bad := np.isinf(counters)).any():
         row, column = np.argwhere(bad)[0].tolist()
         raise DataError(f"counter {column} of row {row} is infinite: use NaN for an unknown counter")
-    return np.asarray((~np.isnan(counters)).any(axis=1))
+    return np.isnan(counters)
 
 
-def counter_inputs(standard: Standard, logit: npt.NDArray[np.float64], counters: Floats) -> Floats:
+def known_rows(counters: Floats, num_counters: int) -> npt.NDArray[np.bool_]:
+    """Rows [n] with at least one known counter; a row without one keeps its base logit.
+
+    Raises:
+        DataError: see :func:`unknown_values`.
+    """
+    return CounterInputs.rows_of(unknown_values(counters, num_counters), len(counters), num_counters)
+
+
+@dataclass(frozen=True, eq=False)
+class CounterInputs:
+    """Inputs of n rows to the networks that read counters.
+
+    Attributes:
+        first: [m, 1 + C] logits and standardised counters, m >= n rows as the blocks of a network have them; 0 after row n.
+        unknown: [n, C] marks of the unknown counters; None if every one is known.
+        known: [n] rows with at least one known counter.
+    """
+
+    first: Floats
+    unknown: Unknown | None
+    known: npt.NDArray[np.bool_]
+
+    @staticmethod
+    def of(standard: Standard, logit: Logits, counters: Floats) -> CounterInputs:
+        """The inputs of rows with these logits [n] and counters [n, C].
+
+        Raises:
+            DataError: see :func:`unknown_values`.
+        """
+        width, rows = len(standard.means), len(counters)
+        unknown = unknown_values(counters, width)
+        first = np.empty((padded_rows(rows), 1 + width), np.float32)
+        first[rows:] = 0
+        first[:rows, 0] = logit_input(logit)
+        standard.write(counters, unknown, first[:rows, 1:])
+        return CounterInputs(first, unknown, CounterInputs.rows_of(unknown, rows, width))
+
+    @staticmethod
+    def rows_of(unknown: Unknown | None, rows: int, width: int) -> npt.NDArray[np.bool_]:
+        return np.full(rows, width > 0) if unknown is None else np.asarray(~unknown.all(axis=1))
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def indicators(self, rows: slice | npt.NDArray[np.int64] = _ALL) -> Floats | None:
+        """Indicators of the unknown counters of some rows, padded like :attr:`first`; None if all of theirs are known."""
+        if self.unknown is None or not (unknown := self.unknown[rows]).any():
+            return None
+        out = np.zeros((padded_rows(len(unknown)), unknown.shape[1]), np.float32)
+        out[: len(unknown)] = unknown
+        return out
+
+    @property
+    def joined(self) -> Floats:
+        """[n, 1 + 2 C]: logits, standardised counters and indicators of unknown counters."""
+        rows, width = len(self), self.first.shape[1]
+        out = np.zeros((rows, 2 * width - 1), np.float32)
+        out[:, :width] = self.first[:rows]
+        if self.unknown is not None:
+            out[:, width:] = self.unknown
+        return out
+
+
+def counter_inputs(standard: Standard, logit: Logits, counters: Floats) -> Floats:
     """Inputs [n, 1 + 2 C] of rows: their logits [n], standardised counters, and indicators of unknown counters."""
-    width = counters.shape[1]
-    out, unknown = np.empty((len(counters), 1 + 2 * width), np.float32), np.isnan(counters)
-    out[:, :1] = logit_input(logit)
-    standard.write(counters, unknown, out[:, 1 : 1 + width])
-    out[:, 1 + width :] = unknown
-    return out
+    return CounterInputs.of(standard, logit, counters).joined
 
 
 @dataclass(frozen=True, eq=False)
 class CorrectionNetwork:
-    """The network over :func:`counter_inputs` of the base logit."""
+    """The network over :func:`counter_inputs` of the base logit. A row has the same bits in any request and in training's
+    evaluations."""
 
     standard: Standard
     network: Network
@@ -79,9 +154,13 @@ class CorrectionNetwork:
     def num_counters(self) -> int:
         return len(self.standard.means)
 
-    def __call__(self, logit: npt.NDArray[np.float64], counters: Floats) -> npt.NDArray[np.float64]:
+    def __call__(self, logit: Logits, counters: Floats) -> Logits:
         """Corrected logits [n]."""
-        return logit + self.network(counter_inputs(self.standard, logit, counters))
+        return logit + self.changes(CounterInputs.of(self.standard, logit, counters))
+
+    def changes(self, inputs: CounterInputs) -> Logits:
+        """Changes [n] of the logits of rows with these inputs."""
+        return self.network(inputs.first, inputs.indicators())[: len(inputs)]
 
     @property
     def is_zero(self) -> bool:

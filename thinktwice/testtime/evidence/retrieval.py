@@ -14,16 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from safetensors.numpy import save_file
 
 from thinktwice.data.evidence import History
 from thinktwice.errors import BundleError, DataError
 from thinktwice.files import atomic_file
 from thinktwice.mapped import map_tensors
-from thinktwice.models.logit_network import Floats, Network, logit_input
+from thinktwice.models.logit_network import Floats, Network, logit_input, padded_rows
 from thinktwice.testtime.evidence.arrays import read_network, write_network
-from thinktwice.testtime.evidence.correction import Standard, counter_inputs
+from thinktwice.testtime.evidence.correction import CounterInputs, Logits, Standard, counter_inputs
 
 RETRIEVAL_FILE = "retrieval.safetensors"
 NEIGHBOURS_FILE = "neighbours.safetensors"
@@ -65,23 +64,24 @@ class Neighbours:
         slots, size = self._slots, len(seen) + 1
         try:
             slots[seen] = np.arange(1, size, dtype=np.int32)  # the last outcome of an item gives it its slot
-            slot, near, candidate = slots[seen], slots[self.ids[items]], slots[items]
+            slot, near, candidate = slots[seen], slots.take(self.ids.take(items, axis=0)), slots[items]
         finally:
             slots[seen] = 0
         residual = clicked - self.rates[seen]
-        per_slot = np.zeros((size, 3), np.float32)  # sum of residuals, of the latest ones, number of outcomes
-        per_slot[:, 0] = np.bincount(slot, residual, size)
-        per_slot[:, 1] = np.bincount(slot[-LATEST:], residual[-LATEST:], size)
-        per_slot[:, 2] = np.bincount(slot, minlength=size)
-        weight = torch.from_numpy(self.weights[items]).float()
-        sums = _weighted_sums(per_slot[:, :2], near, weight)
-        support = _weighted_sums(per_slot[:, 2:], near, weight.abs())[:, 0]
-        own = per_slot[candidate]
+        of_slot = np.bincount(slot, residual, size), np.bincount(slot[-LATEST:], residual[-LATEST:], size)
+        outcomes = np.bincount(slot, minlength=size)
+        # Few neighbours have an outcome. Sums run over the neighbours in their order, so a row has the same bits in any request.
+        place = np.flatnonzero(near)
+        row, near = place // near.shape[1], near.reshape(-1)[place]
+        weight = self.weights.reshape(-1)[place + ((items - np.arange(len(items))) * self.weights.shape[1])[row]]
+        weight = weight.astype(np.float64)
+        total, latest = (np.bincount(row, weight * part[near], len(items)) for part in of_slot)
+        support = np.bincount(row, np.abs(weight) * outcomes[near], len(items))
+        own = outcomes[candidate]
         out = np.empty((len(items), NUM_FEATURES), np.float32)
-        out[:, 0], out[:, 2], out[:, 3] = sums[:, 0], support, sums[:, 1]
-        out[:, 1] = sums[:, 0] / (support + np.float32(0.5))
-        out[:, 4] = np.log1p(np.count_nonzero(near, axis=1))
-        out[:, 5], out[:, 6] = own[:, 0], np.log1p(own[:, 2])
+        out[:, 0], out[:, 1], out[:, 2], out[:, 3] = total, total / (support + 0.5), support, latest
+        out[:, 4] = np.log1p(np.bincount(row, minlength=len(items)))
+        out[:, 5], out[:, 6] = of_slot[0][candidate], np.log1p(own)
         out[:, 7] = np.log1p(len(seen))
         return out
 
@@ -128,34 +128,10 @@ class Neighbours:
 
 
 def retrieval_inputs(
-    counters_standard: Standard,
-    standard: Standard,
-    first: npt.NDArray[np.float64],
-    counters: Floats,
-    features: Floats,
+    counters_standard: Standard, standard: Standard, first: Logits, counters: Floats, features: Floats
 ) -> Floats:
     """Inputs [n, 1 + 2 C + 8] of rows: :func:`counter_inputs` of the first logits [n], and standardised ``features`` [n, 8]."""
-    return with_features(standard, first, counter_inputs(counters_standard, first, counters), features)
-
-
-def with_features(standard: Standard, first: npt.NDArray[np.float64], inputs: Floats, features: Floats) -> Floats:
-    """Inputs as of :func:`retrieval_inputs`, from the ``inputs`` [n, 1 + 2 C] of the correction."""
-    width = inputs.shape[1]
-    out = np.empty((len(inputs), width + NUM_FEATURES), np.float32)
-    out[:, :1], out[:, 1:width] = logit_input(first), inputs[:, 1:]
-    standard.write(features, np.zeros(features.shape, bool), out[:, width:])
-    return out
-
-
-def _weighted_sums(values: Floats, index: npt.NDArray[np.int32], weight: torch.Tensor) -> Floats:
-    """Sums [n, d] over the columns of the rows ``index`` [n, N] of ``values`` [s, d], weighted by ``weight`` [n, N]. Sums run
-    over the columns in their order, so a row has the same bits in any batch."""
-    rows, width = index.shape
-    starts = torch.arange(0, rows * width, width, dtype=torch.int32)
-    with torch.inference_mode():
-        table = torch.from_numpy(np.ascontiguousarray(values))
-        flat = torch.from_numpy(index.reshape(-1))
-        return np.asarray(torch.embedding_bag(table, flat, starts, False, 0, False, weight.reshape(-1))[0].numpy())
+    return np.concatenate([counter_inputs(counters_standard, first, counters), standard(features)], axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +141,24 @@ class Retrieval:
     neighbours: Neighbours
     standard: Standard
     network: Network
+
+    def changes(self, first: Logits, inputs: CounterInputs, rows: npt.NDArray[np.int64], features: Floats) -> Logits:
+        """Changes [U] of the first logits [U] of some ``rows`` [U] of the ``inputs``, with retrieved features [U, 8]. A row has the
+        same bits in any request."""
+        width, number = inputs.first.shape[1], len(rows)
+        block = np.empty((padded_rows(number), width + NUM_FEATURES), np.float32)
+        block[number:] = 0
+        block[:number, 0], block[:number, 1:width] = logit_input(first), inputs.first.take(rows, axis=0)[:, 1:]
+        self.standard.write(features, None, block[:number, width:])
+        return self._indicators_last(block, inputs.indicators(rows))[:number]
+
+    @cached_property
+    def _indicators_last(self) -> Network:
+        """The network with the indicators of unknown counters as its last inputs."""
+        weights, *others = self.network.arrays
+        counters = (self.network.width - 1 - NUM_FEATURES) // 2
+        start, end = 1 + counters, 1 + 2 * counters
+        return Network((np.concatenate([weights[:start], weights[end:], weights[start:end]]), *others))
 
     def save(self, folder: Path | str) -> None:
         """Write ``retrieval.safetensors`` and ``neighbours.safetensors`` into ``folder``."""
@@ -201,7 +195,9 @@ def _users(history: History) -> list[tuple[slice | npt.NDArray[np.int64], int, i
 
 def _is_shared(history: History) -> bool:
     """Whether all rows see the same outcomes."""
-    return bool((history.start == history.start[0]).all() and (history.end == history.end[0]).all())
+    return history.of_one_user or bool(
+        (history.start == history.start[0]).all() and (history.end == history.end[0]).all()
+    )
 
 
 def _check_history(history: History, rows: int, items: int) -> None:
@@ -215,7 +211,8 @@ def _check_history(history: History, rows: int, items: int) -> None:
         start, end = start[:1], end[:1]
     if rows and not (start.min() >= 0 and (start <= end).all() and end.max() <= outcomes):
         raise DataError(f"a history names outcomes outside the {outcomes} there are: correct its ranges")
-    if outcomes and not (history.items.min() >= 0 and history.items.max() < items):
+    most = history.items.view(np.uint32).max(initial=0)  # a negative number is a large one
+    if most >= items:
         raise DataError(
             f"a history names the item {int(history.items.max())} and the model has {items}: encode it with the bundle's encoder"
         )

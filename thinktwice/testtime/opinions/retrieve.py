@@ -9,21 +9,22 @@ import numpy as np
 import numpy.typing as npt
 
 from thinktwice.data.evidence import History
-from thinktwice.models.logit_network import Floats
-from thinktwice.testtime.evidence.retrieval import Retrieval, with_features
+from thinktwice.testtime.evidence.correction import CounterInputs, Logits
+from thinktwice.testtime.evidence.retrieval import Retrieval
 from thinktwice.testtime.opinions.escalated import SecondPass
 
 
 def answer(
-    first: npt.NDArray[np.float64],
+    first: Logits,
     items: npt.NDArray[np.int64],
-    inputs: Floats,
+    inputs: CounterInputs,
+    rows: npt.NDArray[np.int64],
     history: History | None,
     retrieval: Retrieval,
 ) -> SecondPass:
-    """Logits of U rows with these ``first`` logits and candidates ``items`` [U]; ``inputs`` [U, 1 + 2 C] of their correction."""
+    """Logits of U rows with these ``first`` logits and candidates ``items`` [U], which are the ``rows`` [U] of ``inputs``."""
     if history is None:
         return SecondPass(first, np.zeros(len(first), np.int64))
     features, has_outcome = retrieval.neighbours.features(items, history)
-    change = retrieval.network(with_features(retrieval.standard, first, inputs, features))
-    return SecondPass(np.where(has_outcome, first + change, first), has_outcome.astype(np.int64))
+    changed = first + retrieval.changes(first, inputs, rows, features)
+    return SecondPass(np.where(has_outcome, changed, first), has_outcome.astype(np.int64))
