@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from components.choices import DeployTarget
-from thinktwice.choices import MAX_COST, ChallengerMode, OnlineStoreKind, RecipeName, SearchMode
+from thinktwice.choices import MAX_COST, ChallengerMode, OnlineStoreKind, PretrainingOption, SearchMode
 from thinktwice.data.split_spec import parse_split
-from thinktwice.errors import DataError
+from thinktwice.errors import DataError, PipelineError
+from thinktwice.recipes import resolved
 
 
 class RunArguments(BaseModel):
@@ -27,7 +28,9 @@ class RunArguments(BaseModel):
     until: str = ""
     seed: int = Field(0, ge=0)
     split: str = "time"
-    recipe: RecipeName = "default"
+    recipe: str = "default"
+    backbone: str = ""
+    pretraining: PretrainingOption = ""
     test_time_mode: SearchMode = "lean"
     max_cost: float = Field(MAX_COST, ge=1, allow_inf_nan=False)
     challenger: ChallengerMode = ""
@@ -42,3 +45,11 @@ class RunArguments(BaseModel):
             return parse_split(value).text
         except DataError as error:
             raise ValueError(str(error)) from error
+
+    @model_validator(mode="after")
+    def _known_recipe(self) -> RunArguments:
+        try:
+            resolved(self.recipe, backbone=self.backbone, pretraining=self.pretraining)
+        except PipelineError as error:
+            raise ValueError(str(error)) from error
+        return self

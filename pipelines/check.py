@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
+from thinktwice.choices import PretrainingOption
 from thinktwice.errors import DataError, PipelineError
 
 if TYPE_CHECKING:
@@ -23,6 +25,37 @@ def chosen_split(split: str, test_days: int) -> str:
     if test_days and split not in ("time", f"days:{test_days}"):
         raise PipelineError(f"--split {split} and --test-days {test_days} exclude each other: give one of them")
     return parse_split(f"days:{test_days}" if test_days else split).text
+
+
+class ChosenRecipe(TypedDict):
+    """The arguments of a run that say how it trains."""
+
+    recipe: str
+    backbone: str
+    pretraining: PretrainingOption
+
+
+def chosen_recipe(
+    recipe: str, backbone: str, pretraining: PretrainingOption, settings: Sequence[str]
+) -> ChosenRecipe:
+    """What ``--recipe``, ``--backbone``, ``--pretraining`` and ``--set`` mean for a run: names as they are, a file or single
+    settings as the text of the whole recipe. The steps of a local run may open a backbone of your own.
+
+    Raises:
+        PipelineError: a name, the file or a setting is unknown or wrong.
+    """
+    from thinktwice import recipes
+    from thinktwice.models.own import trust
+
+    path = Path(recipe)
+    is_file = recipe not in recipes.RECIPES and (path.suffix != "" or len(path.parts) > 1 or path.is_file())
+    named = recipes.from_file(path).model_dump_json() if is_file else recipe
+    found = recipes.resolved(named, backbone=backbone, pretraining=pretraining, settings=settings)
+    if ":" in backbone:
+        trust(backbone)
+    if settings or is_file:
+        return {"recipe": found.model_dump_json(), "backbone": "", "pretraining": ""}
+    return {"recipe": recipe, "backbone": backbone, "pretraining": pretraining}
 
 
 def check_arguments(arguments: RunArguments) -> None:

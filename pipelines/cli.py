@@ -9,7 +9,7 @@ import typer
 
 from components.choices import DeployTarget, Platform, Profile
 from pipelines.choices import PipelineName
-from thinktwice.choices import MAX_COST, ChallengerMode, OnlineStoreKind, RecipeName, SearchMode
+from thinktwice.choices import MAX_COST, ChallengerMode, OnlineStoreKind, PretrainingOption, SearchMode
 from thinktwice.console.options import WORK, Since, State, Until, Work, state_folder
 from thinktwice.console.output import tell
 from thinktwice.console.stop import NOTHING_HALF_WRITTEN, on_stop
@@ -77,7 +77,31 @@ def run(
             show_default=False,
         ),
     ] = 0,
-    recipe: Annotated[RecipeName, typer.Option(help="Training recipe.")] = "default",
+    recipe: Annotated[
+        str,
+        typer.Option(help="Training recipe: default, dcnv2, autoint, ml-1m, ml-100k, tiny, or a recipe file (YAML)."),
+    ] = "default",
+    backbone: Annotated[
+        str,
+        typer.Option(
+            help="Architecture of the model: lr, fm, deepfm, dcnv2, autoint, masknet, finalmlp, din, or package.module:Class of "
+            "your own.",
+            show_default="the recipe's",
+        ),
+    ] = "",
+    pretraining: Annotated[
+        PretrainingOption,
+        typer.Option(
+            help="Pre-training: none, dgenctr (all fields weigh the same) or hetegenctr (learned weights).",
+            show_default="the recipe's",
+        ),
+    ] = "",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="A setting of the recipe, such as finetune.rate=0.002; may repeat.", show_default=False
+        ),
+    ] = None,
     test_time: Annotated[
         SearchMode,
         typer.Option(
@@ -125,7 +149,7 @@ def run(
     if not math.isfinite(max_cost):
         raise PipelineError(f"--max-cost {max_cost:g} is no limit: give a number of at least 1")
     from pipelines.arguments import RunArguments
-    from pipelines.check import chosen_split
+    from pipelines.check import chosen_recipe, chosen_split
     from pipelines.run import run_local
     from pipelines.summary import print_summary
     from thinktwice.console.processes import terminated_like_interrupted
@@ -142,7 +166,7 @@ def run(
         until=until,
         seed=seed,
         split=chosen_split(split, test_days),
-        recipe=recipe,
+        **chosen_recipe(recipe, backbone, pretraining, settings or []),
         test_time_mode=test_time,
         max_cost=max_cost,
         challenger=challenger,
@@ -222,7 +246,7 @@ def compile_(
 def challenger(
     mode: Annotated[ChallengerMode, typer.Option(help="Test-time mode to package.", show_default=False)],
     recipe: Annotated[
-        RecipeName, typer.Option(help="Recipe of the last run, for the settings of the mode.")
+        str, typer.Option(help="Recipe of the last run, its name or file, for the settings of the mode.")
     ] = "default",
     state: State = None,
     work: Work = WORK,
@@ -232,8 +256,10 @@ def challenger(
     Uses the models of the last run in the folder of --work. The champion stays what it is: only an experiment promotes a challenger.
     """
     from pipelines.challenger import challenger_of_last_run
+    from pipelines.check import chosen_recipe
 
-    version = challenger_of_last_run(work, state_folder(state, work), mode, recipe)
+    chosen = chosen_recipe(recipe, "", "", [])["recipe"]
+    version = challenger_of_last_run(work, state_folder(state, work), mode, chosen)
     assert version.challenger is not None
     tell(version.challenger.why)
     typer.echo(f"{version.bundle_hash}")

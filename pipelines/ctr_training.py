@@ -87,6 +87,8 @@ def build_pipeline(profile: Profile, image: str = IMAGE, nodes: Nodes = DEFAULT_
         split: str = "time",
         split_seed: int = 0,
         recipe: str = "default",
+        backbone: str = "",
+        pretraining: str = "",
         test_time_mode: str = "lean",
         max_cost: float = MAX_COST,
         challenger: str = "",
@@ -110,7 +112,9 @@ def build_pipeline(profile: Profile, image: str = IMAGE, nodes: Nodes = DEFAULT_
             seed: seed of training.
             split: "time", "random", "column:NAME", "days:N" (the last N days are test) or "dates:FROM,FROM" (validation, test).
             split_seed: seed of a random split; part of the cache key of the training set.
-            recipe: name of the training recipe.
+            recipe: name of the training recipe, or the text of a recipe file.
+            backbone: name of the model's architecture, or package.module:Class of your own; "" for the recipe's.
+            pretraining: "none", "dgenctr" or "hetegenctr"; "" for the recipe's.
             test_time_mode: which extra work may ship, if validation proves a gain: "lean" (any within max_cost) or one mode by name.
             max_cost: limit for "lean": measured time of a request relative to the plain model.
             challenger: test-time mode of a challenger, packaged beside the champion for an experiment; "" for none.
@@ -160,21 +164,16 @@ def build_pipeline(profile: Profile, image: str = IMAGE, nodes: Nodes = DEFAULT_
                 configure(rows, "cpu")
                 training_set = rows.outputs["training_set"]
 
-                pretrained = train(
-                    "pretrain", training_set=training_set, recipe=recipe, seed=seed, code_version=code_version
-                )
-
-                plain_model = train(
-                    "finetune", training_set=training_set, recipe=recipe, seed=seed, code_version=code_version
-                )
-                pretrained_model = train(
-                    "finetune",
-                    training_set=training_set,
-                    recipe=recipe,
-                    seed=seed,
-                    code_version=code_version,
-                    pretrained=model_of(pretrained),
-                )
+                settings: dict[str, Any] = {
+                    "training_set": training_set,
+                    "recipe": recipe,
+                    "backbone": backbone,
+                    "seed": seed,
+                    "code_version": code_version,
+                }
+                pretrained = train("pretrain", pretraining=pretraining, **settings)
+                plain_model = train("finetune", **settings)
+                pretrained_model = train("finetune", pretrained=model_of(pretrained), **settings)
 
                 test_time = fit_test_time(
                     training_set=training_set,
@@ -195,6 +194,8 @@ def build_pipeline(profile: Profile, image: str = IMAGE, nodes: Nodes = DEFAULT_
                     snapshot_id=log.outputs["snapshot_id"],
                     feature_version=log.outputs["feature_version"],
                     recipe=recipe,
+                    backbone=backbone,
+                    pretraining=pretraining,
                     mode=test_time_mode,
                     max_cost=max_cost,
                     seed=seed,

@@ -175,7 +175,7 @@ def test_a_backbone_of_an_installed_package_is_found(tmp_path: Path, monkeypatch
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[thinktwice.backbones]\ntheirs = theirs:Theirs\n")
-    with pytest.raises(ValidationError, match="backbone 'theirs' is unknown, known are autoint, dcnv2, deepfm"):
+    with pytest.raises(ValidationError, match="backbone 'theirs' is unknown, known are autoint, dcnv2, deepfm, din"):
         thinktwice.Recipe.model_validate({"model": {"name": "theirs"}})
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(BACKBONES, "theirs", DeepFM)  # so that the entry is removed after the test

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from thinktwice import __version__, recipes
-from thinktwice.choices import MAX_COST, RecipeName, SearchMode
+from thinktwice.choices import MAX_COST, SearchMode
 from thinktwice.data.feature_tables import feature_version
 from thinktwice.data.ingest import Snapshot, ingest
 from thinktwice.data.point_in_time import training_rows
@@ -23,6 +23,7 @@ from thinktwice.evaluate.evaluation import recorded_evaluation
 from thinktwice.evaluate.package import model_version, write_candidate
 from thinktwice.files import read_json, sha256_text
 from thinktwice.frozen import Frozen
+from thinktwice.models.absent import write_absent
 from thinktwice.pretrain.pretrain import pretrain
 from thinktwice.recipes import Recipe
 from thinktwice.release.bundle import REPORT, REPORT_FILE, Bundle, load_bundle
@@ -144,7 +145,7 @@ def train_model(
     clean_dir: Path | str,
     out_dir: Path | str,
     *,
-    recipe: RecipeName | Recipe = "default",
+    recipe: str | Recipe = "default",
     split: str | SplitSpec = "time",
     log_dir: Path | str | None = None,
     test_time: SearchMode = "lean",
@@ -158,7 +159,8 @@ def train_model(
     Args:
         clean_dir: clean log from :func:`validate_log`.
         out_dir: folder for ``training_set`` and ``bundle``.
-        recipe: name of a recipe (``default``, ``dcnv2``, ``autoint``, ``ml-1m``, ``ml-100k``, ``tiny``), or a :class:`thinktwice.Recipe`.
+        recipe: name of a recipe (``default``, ``dcnv2``, ``autoint``, ``ml-1m``, ``ml-100k``, ``tiny``), the text of a recipe file, or a
+            :class:`thinktwice.Recipe`.
         split: how rows are divided into train, validation and test: ``time``, ``random``, ``days:7``, ``dates:2024-03-01,2024-03-08``
             or ``column:NAME``, as in ``thinktwice pipeline run --split``.
         log_dir: raw log folder from :func:`ingest_log`; required for a split by column.
@@ -186,11 +188,14 @@ def train_model(
     build_training_set(training_rows(clean, schema), schema, training_set, spec, log_dir)
     with tempfile.TemporaryDirectory(prefix=".training-", dir=out) as folder:
         work = Path(folder)
-        pretrain(training_set, work / "trunk", settings.model, settings.pretrain, seed=seed)
         finetune(training_set, work / "plain", settings.model, settings.finetune, seed=seed)
-        finetune(
-            training_set, work / "pretrained", settings.model, settings.finetune, seed=seed, init_dir=work / "trunk"
-        )
+        if settings.pretraining == "none":
+            write_absent(work / "pretrained", "the recipe has no pre-training")
+        else:
+            pretrain(training_set, work / "trunk", settings.model, settings.pretrain, seed=seed)
+            finetune(
+                training_set, work / "pretrained", settings.model, settings.finetune, seed=seed, init_dir=work / "trunk"
+            )
         fit_test_time(training_set, work / "plain", work / "pretrained", work / "test_time", search_settings)
         evaluation = evaluate(
             training_set, work / "plain", work / "pretrained", work / "test_time", work / "evaluation"

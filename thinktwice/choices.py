@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 
 SplitKind = Literal["time", "random", "days", "dates", "column"]
 RecipeName = Literal["default", "dcnv2", "autoint", "ml-1m", "ml-100k", "tiny"]
+Pretraining = Literal["none", "dgenctr", "hetegenctr"]
+PretrainingOption = Literal["", "none", "dgenctr", "hetegenctr"]  # "": what the recipe names
 Mode = Literal[
     "off", "calibrated", "gate", "filter", "uttsi", "matt", "sgctr", "members", "counters", "corrected", "retrieve"
 ]

@@ -7,6 +7,7 @@ from pathlib import Path
 from components.choices import TrainingStep
 from thinktwice import recipes
 from thinktwice.frozen import Frozen
+from thinktwice.models.absent import is_absent, write_absent
 
 
 class StepResult(Frozen):
@@ -17,20 +18,33 @@ class StepResult(Frozen):
 
 
 def run_training(
-    step: TrainingStep, training_set: str, model: str, recipe: str, seed: int, pretrained: str | None = None
+    step: TrainingStep,
+    training_set: str,
+    model: str,
+    recipe: str,
+    seed: int,
+    pretrained: str | None = None,
+    *,
+    backbone: str = "",
+    pretraining: str = "",
 ) -> StepResult:
     """Run one step.
 
     Args:
         training_set: folder of ``build_training_set``.
         model: folder to write.
+        recipe: name, or text of a recipe file.
         pretrained: folder of a pre-trained model to start from, for ``finetune``.
+        backbone, pretraining: replace the recipe's unless they are empty.
 
     Raises:
         DataError: the training set or the pre-trained model is damaged or does not fit. TrainingError: the loss diverged.
-        ResourceError: a promised GPU is missing.
+        ResourceError: a promised GPU is missing. PipelineError: the recipe, or a part of it, is unknown.
     """
-    settings = recipes.get(recipe)
+    settings = recipes.resolved(recipe, backbone=backbone, pretraining=pretraining)
+    if settings.pretraining == "none" if step == "pretrain" else pretrained and is_absent(pretrained):
+        write_absent(model, "the recipe has no pre-training")
+        return StepResult(metadata={"recipe": recipe, "seed": seed, "pretraining": "none"}, metrics={})
     if step == "pretrain":
         from thinktwice.pretrain.pretrain import pretrain
 

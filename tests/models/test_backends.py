@@ -13,7 +13,7 @@ from tests.models.synthetic import FIELDS
 from thinktwice.data.encoded import Batch
 from thinktwice.errors import BundleError
 from thinktwice.files import read_json
-from thinktwice.models import DeepFMConfig, FieldSpace, backbone_config, build_backbone
+from thinktwice.models import BACKBONES, DeepFMConfig, FieldSpace, backbone_config, build_backbone
 from thinktwice.models.backbone import Backbone
 from thinktwice.models.backends import (
     Backend,
@@ -34,7 +34,9 @@ from thinktwice.models.backends.lower import BFloat16
 from thinktwice.models.blocks import SIZES, blocks_of
 
 ROWS = 150
-CASES = [("deepfm", "folded"), *((m, b) for m in ("deepfm", "dcnv2", "autoint") for b in ("onnx", "bfloat16"))]
+FOLDED = ("lr", "fm", "deepfm")
+NAMES = sorted(BACKBONES)
+CASES = [*((m, "folded") for m in FOLDED), *((m, b) for m in NAMES for b in ("onnx", "bfloat16"))]
 PLAIN = FieldSpace(
     names=("a", "b"), kinds=("categorical",) * 2, entities=("context",) * 2, protected=(False,) * 2, num_values=(50, 7)
 )
@@ -52,7 +54,7 @@ def trained(name: str, fields: FieldSpace = FIELDS) -> Backbone:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folders = {}
-    for name in ("deepfm", "dcnv2", "autoint"):
+    for name in NAMES:
         folders[name] = tmp_path_factory.mktemp(name)
         onnx.export(trained(name), folders[name])
     return folders
@@ -100,7 +102,7 @@ def test_scores_are_those_of_eager_torch(name: str, kind: str, gated: bool, expo
         assert paths.view(ROWS, 5).std(dim=1).mean() > 10 * tolerance
 
 
-@pytest.mark.parametrize(("name", "kind"), [*CASES, ("deepfm", "eager"), ("dcnv2", "eager"), ("autoint", "eager")])
+@pytest.mark.parametrize(("name", "kind"), [*CASES, *((name, "eager") for name in NAMES)])
 @torch.inference_mode()
 def test_a_row_has_the_same_bits_in_any_block(name: str, kind: str, exported: dict[str, Path]) -> None:
     model = trained(name)
@@ -149,7 +151,7 @@ def test_folding_needs_no_sequences() -> None:
 
 def test_what_cannot_be_folded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert can_fold(trained("deepfm"))
-    assert not can_fold(trained("dcnv2"))
+    assert not any(can_fold(trained(name)) for name in NAMES if name not in FOLDED)
     assert not can_fold(build_backbone(DeepFMConfig(hidden=()), FIELDS))
     monkeypatch.setattr(folded, "MAX_BYTES", 4 * 32 * (85 + 4) - 1)
     model = trained("deepfm")
@@ -207,6 +209,13 @@ def test_the_first_backend_with_the_right_scores_is_chosen() -> None:
         ("dcnv2", (400, 400, 400), 3_000, ("bfloat16",), ()),
         ("autoint", (128, 64), 3_000, ("onnx",), ("onnx",)),
         ("autoint", (400, 400, 400), 3_000, ("onnx",), ("onnx",)),
+        ("masknet", (128, 64), 3_000, ("onnx",), ("onnx",)),
+        ("finalmlp", (128, 64), 3_000, ("onnx",), ("onnx",)),
+        ("lr", (128, 64), 3_000, ("folded",), ("folded",)),
+        ("fm", (128, 64), 3_000, ("folded",), ("folded",)),
+        ("fm", (128, 64), 20_000_000, (), ()),  # its table is too large to fold
+        ("din", (128, 64), 3_000, (), ()),
+        ("din", (400, 400, 400), 3_000, ("bfloat16",), ()),
     ],
 )
 def test_what_suits_a_model_follows_from_its_size(
@@ -251,7 +260,7 @@ def test_parity_looks_at_the_ranking() -> None:
     assert not parity.holds
 
 
-@pytest.mark.parametrize("name", ["deepfm", "dcnv2", "autoint"])
+@pytest.mark.parametrize("name", NAMES)
 @torch.inference_mode()
 def test_a_choice_comes_back_from_disk(name: str, tmp_path: Path) -> None:
     model = trained(name)
@@ -260,7 +269,7 @@ def test_a_choice_comes_back_from_disk(name: str, tmp_path: Path) -> None:
     backend = open_backend(tmp_path)(model, None, model.fill())
     assert backend.name == choice.name
     assert (tmp_path / "backend.onnx").is_file() == (choice.name == "onnx")
-    assert choice.name == {"deepfm": "folded", "dcnv2": "eager", "autoint": "onnx"}[name]
+    assert choice.name == "folded" if name in FOLDED else "onnx" if name in ("autoint", "masknet", "finalmlp") else "eager"
     assert read_json(tmp_path / "backend.json") == {"backend": choice.name}
     assert parity_of(backend).holds
 

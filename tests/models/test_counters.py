@@ -19,7 +19,7 @@ from thinktwice.data.encoded import Batch
 from thinktwice.data.evidence import Evidence
 from thinktwice.errors import BundleError, DataError
 from thinktwice.files import read_json, write_json
-from thinktwice.models import FieldSpace, ModelInfo, backbone_config, build_backbone, load_model, save_model
+from thinktwice.models import BACKBONES, FieldSpace, ModelInfo, backbone_config, build_backbone, load_model, save_model
 from thinktwice.models.backbone import Backbone
 from thinktwice.models.backends import Backend, Eager, onnx, parity_of, verify_sizes
 from thinktwice.models.backends.backend import largest_rows, random_rows
@@ -107,7 +107,7 @@ def test_a_group_without_a_known_counter_is_its_learned_vector() -> None:
     assert torch.isfinite(model.embed(largest_rows(model))).all()
 
 
-@pytest.mark.parametrize("name", ["deepfm", "dcnv2", "autoint"])
+@pytest.mark.parametrize("name", sorted(BACKBONES))
 @torch.inference_mode()
 def test_masking_a_group_is_not_knowing_it(name: str) -> None:
     model = model_of(name)
@@ -120,7 +120,7 @@ def test_masking_a_group_is_not_knowing_it(name: str) -> None:
     assert (z[:, 0] - z[:, 1]).abs().max() > 0.01
 
 
-@pytest.mark.parametrize(("name", "kind"), [("deepfm", "folded"), ("dcnv2", "onnx"), ("autoint", "eager")])
+@pytest.mark.parametrize(("name", "kind"), [*((n, "folded") for n in ("lr", "fm", "deepfm")), *((n, k) for n in sorted(BACKBONES) for k in ("onnx", "eager"))])
 @torch.inference_mode()
 def test_backends_agree_and_give_a_row_the_same_bits(name: str, kind: str, tmp_path: Path) -> None:
     spaces = [SPACE] if kind == "onnx" else [SPACE, BARE]

@@ -17,7 +17,7 @@ from pipelines.ctr_training import build_pipeline
 from pipelines.run import run_local
 from tests.pipelines.own_log import write_log
 from thinktwice import recipes
-from thinktwice.choices import Mode, OnlineStoreKind, RecipeName, SearchMode
+from thinktwice.choices import Mode, OnlineStoreKind, PretrainingOption, RecipeName, SearchMode
 from thinktwice.cli import main
 from thinktwice.data.sources.registry import SOURCES
 from thinktwice.errors import ThinktwiceError
@@ -25,7 +25,7 @@ from thinktwice.testtime.modes import PRESETS
 
 #: Every parameter with a closed set of values, by its name among the arguments of a run.
 CHOICES: dict[str, Any] = {
-    "recipe": RecipeName,
+    "pretraining": PretrainingOption,
     "test_time_mode": SearchMode,
     "online_store": OnlineStoreKind,
     "target": DeployTarget,

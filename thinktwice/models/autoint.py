@@ -19,6 +19,7 @@ class AutoInt(Backbone):
     """
 
     config_class = AutoIntConfig
+    many_small_operations = True
 
     def __init__(self, config: AutoIntConfig, fields: FieldSpace) -> None:
         super().__init__(config, fields)

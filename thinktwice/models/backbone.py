@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from thinktwice.data.encoded import Batch
-from thinktwice.models.config import CONFIGS, GROUP, BackboneConfig
+from thinktwice.models.config import CONFIGS, GROUP, BackboneConfig, config_class
 from thinktwice.models.embedding import FieldEmbedding
 from thinktwice.models.fields import FieldSpace
+from thinktwice.models.sequences import MeanPooling, SequenceEncoder
 from thinktwice.models.views import Views
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def backbone_class(name: str) -> type[Backbone]:
         for point in entry_points(group=GROUP, name=name):
             register_backbone(name, point.load())
     if name not in BACKBONES:
+        config_class(name)  # registers the classes that the environment names, or refuses
+    if name not in BACKBONES:
         raise ValueError(f"backbone {name!r} is unknown, known are {', '.join(sorted(BACKBONES))}")
     return BACKBONES[name]
 
@@ -59,10 +62,12 @@ class Backbone(nn.Module, ABC):
     """Base of all models: an embedding, and a trunk and a head over field vectors.
 
     A subclass defines ``hidden_width``, :meth:`trunk` and :meth:`head`. They read field vectors only, so that trunks can share
-    one embedding. It declares its own options in a subclass of :class:`BackboneConfig`.
+    one embedding; the last number of a hidden state is the sum of first-order weights. It declares its own options in a
+    subclass of :class:`BackboneConfig`. :func:`thinktwice.models.conformance.broken_rules` checks it.
     """
 
     config_class: ClassVar[type[BackboneConfig]] = BackboneConfig
+    many_small_operations: ClassVar[bool] = False  # ONNX Runtime, which fuses them, is then tried for serving
     hidden_width: int  # H
 
     def __init__(self, config: BackboneConfig, fields: FieldSpace) -> None:
@@ -71,8 +76,20 @@ class Backbone(nn.Module, ABC):
         self.fields = fields
         self.num_fields = fields.num_fields
         self.dim = config.dim
-        self.embedding = FieldEmbedding(fields, config.dim, config.init_sd)
+        self.embedding = FieldEmbedding(
+            fields, config.dim, config.init_sd, lambda fields, name: self.sequence_encoder(config, fields, name)
+        )
         self.bias = nn.Parameter(torch.zeros(()))
+
+    @staticmethod
+    def sequence_encoder(config: Any, fields: FieldSpace, name: str) -> SequenceEncoder:
+        """The encoder of the sequence ``name``: the mean of its values, unless a subclass makes another."""
+        return MeanPooling(fields, name)
+
+    @property
+    def protected(self) -> tuple[bool, ...]:
+        """Which fields [N] no test-time method may mask: those of the schema, and those that a sequence encoder reads."""
+        return self.fields.protected
 
     def embed(self, batch: Batch, table: Tensor | None = None) -> Tensor:
         """Field vectors X [B, N, D]; ``table`` as in :meth:`FieldEmbedding.forward`."""

@@ -15,13 +15,26 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsA
 class BackboneConfig(BaseModel):
     """Options of every backbone. A backbone with options of its own declares them in a subclass, its ``config_class``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     dim: int = Field(default=16, ge=1, le=512)
     hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(default=(128, 64), max_length=32)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     init_sd: float = Field(default=0.05, gt=0.0, le=1e3)  # of the embedding table
+
+
+class LRConfig(BackboneConfig):
+    """First-order weights alone; ``hidden`` and ``dropout`` have no effect."""
+
+    name: Literal["lr"] = "lr"
+    dim: int = Field(default=1, ge=1, le=512)
+
+
+class FMConfig(BackboneConfig):
+    """Pairwise products; ``hidden`` and ``dropout`` have no effect."""
+
+    name: Literal["fm"] = "fm"
 
 
 class DeepFMConfig(BackboneConfig):
@@ -46,13 +59,42 @@ class AutoIntConfig(BackboneConfig):
     attention_width: int = Field(default=16, ge=1, le=256)  # numbers per field and head
 
 
+class MaskNetConfig(BackboneConfig):
+    """Blocks with instance-guided masks in parallel, and an MLP over them."""
+
+    name: Literal["masknet"] = "masknet"
+    mask_blocks: int = Field(default=3, ge=1, le=16)
+    block_width: int = Field(default=64, ge=1, le=4096)
+    reduction: float = Field(default=1.0, gt=0, le=8)  # width of a mask's inner layer over that of all embeddings
+
+
+class FinalMLPConfig(BackboneConfig):
+    """Two MLP streams with gated inputs and a bilinear fusion."""
+
+    name: Literal["finalmlp"] = "finalmlp"
+    gate_width: int = Field(default=64, ge=1, le=4096)
+    fusion_heads: int = Field(default=4, ge=1, le=256)  # one head if they do not divide the last layer
+
+
+class DINConfig(BackboneConfig):
+    """Target attention over sequences, and an MLP."""
+
+    name: Literal["din"] = "din"
+    attention_hidden: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(default=(32,), max_length=8)
+
+
 GROUP = "thinktwice.backbones"  # entry points by which an installed package offers its own
 
 #: Classes of options by the name of their backbone; registering a backbone adds its own.
 CONFIGS: dict[str, type[BackboneConfig]] = {
+    "lr": LRConfig,
+    "fm": FMConfig,
     "deepfm": DeepFMConfig,
     "dcnv2": DCNv2Config,
     "autoint": AutoIntConfig,
+    "masknet": MaskNetConfig,
+    "finalmlp": FinalMLPConfig,
+    "din": DINConfig,
 }
 
 
@@ -66,16 +108,27 @@ def config_class(name: str) -> type[BackboneConfig]:
         for point in entry_points(group=GROUP, name=name):
             CONFIGS[name] = point.load().config_class
     if name not in CONFIGS:
-        raise ValueError(f"backbone {name!r} is unknown, known are {', '.join(sorted(CONFIGS))}")
+        from thinktwice.models.own import register_trusted
+
+        register_trusted()
+    if name not in CONFIGS:
+        raise ValueError(
+            f"backbone {name!r} is unknown, known are {', '.join(sorted(CONFIGS))}; name the class of your own as "
+            "package.module:Class, in a recipe or in the environment variable THINKTWICE_BACKBONES"
+        )
     return CONFIGS[name]
 
 
 def backbone_config(name: str = "deepfm", **options: Any) -> BackboneConfig:
-    """Options of a backbone by its name.
+    """Options of a backbone by its name, or by ``package.module:Class`` of a class of your own, which is then registered.
 
     Raises:
         ValueError: there is no such backbone, or it has no such option or value.
     """
+    if ":" in name:
+        from thinktwice.models.own import register_class
+
+        name = register_class(name)
     return config_class(name).model_validate({"name": name} | options)
 
 

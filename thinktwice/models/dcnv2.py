@@ -14,7 +14,11 @@ from thinktwice.models.views import Views
 
 
 class DCNv2(Backbone):
-    """Hidden state: [last cross layer, last MLP layer, sum of first-order weights]."""
+    """Hidden state: [last cross layer, last MLP layer, sum of first-order weights].
+
+    The parallel form with full matrices of Wang et al., "DCN V2: Improved Deep & Cross Network", WWW 2021 (arXiv 2008.13535).
+    We differ in one thing: the logit also includes first-order weights, as in the other models.
+    """
 
     config_class = DCNv2Config
 

@@ -8,11 +8,16 @@ from torch import Tensor, nn
 from thinktwice.models.backbone import Backbone, mlp
 from thinktwice.models.config import DeepFMConfig
 from thinktwice.models.fields import FieldSpace
+from thinktwice.models.fm import second_order
 from thinktwice.models.views import Views
 
 
 class DeepFM(Backbone):
-    """Hidden state: [last MLP layer, sum of pairwise products per embedding dimension, sum of first-order weights]."""
+    """Hidden state: [last MLP layer, sum of pairwise products per embedding dimension, sum of first-order weights].
+
+    Guo et al., "DeepFM: A Factorization-Machine based Neural Network for CTR Prediction", IJCAI 2017 (arXiv 1703.04247). We
+    differ in one thing: numbers, sequences, vectors and counters are one field each, with one embedding.
+    """
 
     config_class = DeepFMConfig
 
@@ -25,17 +30,11 @@ class DeepFM(Backbone):
 
     def trunk(self, x_masked: Tensor) -> Tensor:
         deep = self.mlp(x_masked[..., :-1].flatten(1))
-        return _joined(deep, x_masked.sum(dim=1), (x_masked * x_masked).sum(dim=1))
+        return torch.cat([deep, *second_order(x_masked.sum(dim=1), (x_masked * x_masked).sum(dim=1))], dim=1)
 
     def trunk_paths(self, views: Views) -> Tensor:
-        return _joined(views.mlp(self.mlp), views.total(), views.squares())
+        return torch.cat([views.mlp(self.mlp), *second_order(views.total(), views.squares())], dim=2)
 
     def head(self, hidden: Tensor) -> Tensor:
         deep, linear = hidden[:, : self.deep_width], hidden[:, self.deep_width :]
         return self.out(deep)[:, 0] + linear.sum(dim=1) + self.bias
-
-
-def _joined(deep: Tensor, total: Tensor, squares: Tensor) -> Tensor:
-    """Hidden state from the MLP and the sums of field vectors and of their squares [..., D]."""
-    pairs = 0.5 * (total * total - squares)[..., :-1]
-    return torch.cat([deep, pairs, total[..., -1:].contiguous()], dim=-1)  # cat is slow if any part is strided

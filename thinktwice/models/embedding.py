@@ -6,7 +6,7 @@ last, the first-order weight of the value.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from thinktwice.data.encoded import Batch
 from thinktwice.data.instant.stored import CLIP
 from thinktwice.models.fields import CounterFields, FieldSpace
-from thinktwice.models.sequences import MeanPooling
+from thinktwice.models.sequences import MeanPooling, SequenceEncoder
 
 
 class FieldEmbedding(nn.Module):
@@ -36,14 +36,20 @@ class FieldEmbedding(nn.Module):
             trained.
     """
 
-    def __init__(self, fields: FieldSpace, dim: int, init_sd: float) -> None:
+    def __init__(
+        self,
+        fields: FieldSpace,
+        dim: int,
+        init_sd: float,
+        sequence_encoder: Callable[[FieldSpace, str], SequenceEncoder] = MeanPooling,
+    ) -> None:
         super().__init__()
         width = dim + 1
         self.fields = fields
         self.table = nn.Parameter(torch.randn(fields.num_rows, width) * init_sd)
         self.extra_fill = nn.Parameter(torch.randn(fields.num_fields - len(fields.num_values), width) * init_sd)
         self.projections = nn.ModuleList(nn.Linear(size, width) for size in fields.vector_dims)
-        self.sequences = nn.ModuleList(MeanPooling(fields, name) for name in fields.sequences)
+        self.sequences = nn.ModuleList(sequence_encoder(fields, name) for name in fields.sequences)
         self.counters = nn.ModuleList(nn.Linear(2 * len(group.columns), width) for group in fields.counter_groups)
         self.scale = None if fields.counters is None else _Scale(fields.counters)
         self.register_buffer("offsets", torch.tensor(fields.offsets, dtype=torch.int64), persistent=False)

@@ -5,15 +5,25 @@ from __future__ import annotations
 import torch
 
 from thinktwice.models.autoint import AutoInt
-from thinktwice.models.backbone import BACKBONES, EMBEDDING, Backbone, register_backbone
+from thinktwice.models.backbone import EMBEDDING, Backbone, backbone_class, register_backbone
 from thinktwice.models.config import BackboneConfig
 from thinktwice.models.dcnv2 import DCNv2
 from thinktwice.models.deepfm import DeepFM
+from thinktwice.models.din import DIN
 from thinktwice.models.fields import FieldSpace
+from thinktwice.models.finalmlp import FinalMLP
+from thinktwice.models.fm import FM
+from thinktwice.models.lr import LR
+from thinktwice.models.masknet import MaskNet
 
+register_backbone("lr", LR)
+register_backbone("fm", FM)
 register_backbone("deepfm", DeepFM)
 register_backbone("dcnv2", DCNv2)
 register_backbone("autoint", AutoInt)
+register_backbone("masknet", MaskNet)
+register_backbone("finalmlp", FinalMLP)
+register_backbone("din", DIN)
 
 
 def build_backbone(config: BackboneConfig, fields: FieldSpace, *, seed: int = 0) -> Backbone:
@@ -24,7 +34,7 @@ def build_backbone(config: BackboneConfig, fields: FieldSpace, *, seed: int = 0)
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = BACKBONES[config.name](config, fields)
+        model = backbone_class(config.name)(config, fields)
     _check_names(model)
     return model
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,14 +23,15 @@ class SequenceEncoder(nn.Module, ABC):
         name: the sequence.
 
     Attributes:
-        first_row: first row, in the joint table, of the column whose values the sequence contains; it represents padding.
+        column: position of the column whose values the sequence contains.
+        first_row: first row, in the joint table, of that column; it represents padding.
         num_values: rows of that column.
     """
 
     def __init__(self, fields: FieldSpace, name: str) -> None:
         super().__init__()
         column = fields.columns.index(fields.sequence_of[fields.sequences.index(name)])
-        self.name = name
+        self.name, self.column = name, column
         self.first_row, self.num_values = fields.offsets[column], fields.num_values[column]
 
     @abstractmethod
@@ -50,3 +52,27 @@ class MeanPooling(SequenceEncoder):
     def forward(self, batch: Batch, columns: Tensor, table: Tensor, *, sparse: bool) -> Tensor:
         index, first = batch.sequences[self.name], self.first_row
         return F.embedding_bag(index + first, table, mode="mean", padding_idx=first, sparse=sparse)
+
+
+class TargetAttention(SequenceEncoder):
+    """The sum of the values, each weighted by an MLP over the row's own value of the column t, the value b, t - b and t * b.
+
+    The weights are not normalised, as in DIN: their sum says how much of the history concerns the target. Padding has weight 0.
+    """
+
+    def __init__(self, fields: FieldSpace, name: str, dim: int, hidden: tuple[int, ...]) -> None:
+        super().__init__(fields, name)
+        layers: list[nn.Module] = []
+        width = 4 * dim
+        for size in hidden:
+            layers += [nn.Linear(width, size), nn.ReLU()]
+            width = size
+        self.unit = nn.Sequential(*layers, nn.Linear(width, 1))
+
+    def forward(self, batch: Batch, columns: Tensor, table: Tensor, *, sparse: bool) -> Tensor:
+        index = batch.sequences[self.name]
+        values = F.embedding(index + self.first_row, table, sparse=sparse)  # [B, L, D]
+        target = columns[:, self.column, None, :-1].expand(-1, index.shape[1], -1)
+        each = values[..., :-1]
+        weight = self.unit(torch.cat([target, each, target - each, target * each], dim=-1))  # [B, L, 1]
+        return (weight * (index != 0)[..., None] * values).sum(dim=1)

@@ -76,9 +76,16 @@ def _read_model_file(path: Path) -> _ModelFile:
                 value = _from_format_1(value)
             elif type(version := value["format"]) is int and version != FORMAT:
                 raise BundleError(f"{path} has format {version}, this version reads {FORMAT} and 1: train it again")
+            _refuse_code(value.get("backbone"))
         return _ModelFile.model_validate(value)
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read ({reason(error)}): train it again") from error
+
+
+def _refuse_code(backbone: object) -> None:
+    """A file names a backbone that this process knows, never a class to import."""
+    if isinstance(backbone, dict) and ":" in str(backbone.get("name", "")):
+        raise ValueError(f"its backbone {backbone['name']!r} is not a name")
 
 
 def _from_format_1(value: dict[str, Any]) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def choose(data: TrainingSet, trunks: Trunks, config: FitConfig, price: Price | 
                 f"the {name} model was trained on another training set than {data.folder}: train it on this one"
             )
     train = data.part("train")
-    reliability = Reliability.fit(train.ids, train.label, trunks["plain"].model.fields)
+    reliability = Reliability.fit(train.ids, train.label, plain.fields, plain.protected)
     trunk, trunks_compared = choose_trunk(
         {
             name: calibrate.apply(opened.info.calibration, _off_logits(opened.model, reliability, valid))

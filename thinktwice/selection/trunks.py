@@ -9,6 +9,7 @@ from pathlib import Path
 
 from thinktwice.errors import BundleError
 from thinktwice.files import sha256_file
+from thinktwice.models.absent import is_absent
 from thinktwice.models.backbone import Backbone
 from thinktwice.models.store import WEIGHTS_FILE, ModelInfo, load_model
 from thinktwice.testtime.report import TrunkName
@@ -49,12 +50,12 @@ Trunks = Mapping[TrunkName, Trunk]
 
 
 def open_trunks(plain_dir: Path | str, pretrained_dir: Path | str | None) -> dict[TrunkName, Trunk]:
-    """Load the models, the plain one first.
+    """Load the models, the plain one first; without pre-training there is no other.
 
     Raises:
         BundleError: a model is missing or damaged.
     """
     folders: dict[TrunkName, Path] = {"plain": Path(plain_dir)}
-    if pretrained_dir is not None:
+    if pretrained_dir is not None and not is_absent(pretrained_dir):
         folders["pretrained"] = Path(pretrained_dir)
     return {name: Trunk(folder, *load_model(folder)) for name, folder in folders.items()}

@@ -81,6 +81,14 @@ class LocalStore:
             ) from error
         return True
 
+    def remove(self, key: str) -> None:
+        try:
+            self._path(key).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"{self.uri}{key} cannot be removed ({reason(error)}): check the folder and its rights"
+            ) from error
+
     def _path(self, key: str) -> Path:
         if not is_safe_key(key):
             raise StorageError(f"{self.uri} contains the key {key!r}, which is not a file name: use another folder")

@@ -162,6 +162,10 @@ class S3Store:
                 _pause(attempt)
         raise AssertionError("unreachable")
 
+    def remove(self, key: str) -> None:
+        with as_sentences(self.uri + key):
+            self.client.delete_object(**self._object(key))
+
     def _put(self, key: str, source: Path, condition: dict[str, str] = ABSENT) -> bool:
         if self.settings.unconditional:
             condition = {}

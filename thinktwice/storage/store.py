@@ -49,6 +49,9 @@ class Store(Protocol):
             writes in one step; SeaweedFS does so only for objects of one part. So whoever must own a folder writes a small file first.
         """
 
+    def remove(self, key: str) -> None:
+        """Remove a file; one that does not exist is no error."""
+
 
 def read_all(store: Store, key: str, most: int) -> bytes:
     """The content of a file of at most ``most`` bytes.

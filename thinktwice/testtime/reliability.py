@@ -7,6 +7,7 @@ untrained vector reliable.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,13 +64,18 @@ class Reliability:
     protected: np.ndarray
 
     @staticmethod
-    def fit(ids: np.ndarray, label: np.ndarray, fields: FieldSpace) -> Reliability:
-        """Count the training rows (ids [R, C], label [R]) and fit kappa per field by moments."""
+    def fit(
+        ids: np.ndarray, label: np.ndarray, fields: FieldSpace, protected: Sequence[bool] | None = None
+    ) -> Reliability:
+        """Count the training rows (ids [R, C], label [R]) and fit kappa per field by moments.
+
+        ``protected`` [N]: fields that the model lets no method mask; None: those of the schema.
+        """
         kappa = np.full(fields.num_fields, KAPPA_BOUNDS[1])
         for column, size in enumerate(fields.num_values):
             kappa[column] = moment_kappa(ids[:, column], label, size)
         counts = quantise(count_values(ids, fields.num_values))
-        return Reliability(counts, kappa, fields.num_values, np.asarray(fields.protected, bool))
+        return Reliability(counts, kappa, fields.num_values, np.asarray(fields.protected if protected is None else protected, bool))
 
     @cached_property
     def offsets(self) -> np.ndarray:

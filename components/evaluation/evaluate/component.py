@@ -22,10 +22,12 @@ def evaluate(
     metrics: Output[Metrics],
     classification: Output[ClassificationMetrics],
     max_cost: float = 2.0,
+    backbone: str = "",
+    pretraining: str = "",
 ) -> None:
     """Plain, pre-trained and test-time scores on the same rows; the bundle holds what validation chose.
 
-    ``recipe``, ``mode``, ``max_cost`` and ``seed`` are those the models were trained by; here they name the model version.
+    ``recipe``, ``backbone``, ``pretraining``, ``mode``, ``max_cost`` and ``seed`` are those the models were trained by; here they name the model version.
     """
     import tempfile
     from pathlib import Path
@@ -36,8 +38,9 @@ def evaluate(
     from thinktwice.evaluate.report import render
 
     data = load_training_set(training_set.path)
+    settings = " ".join(filter(None, (recipe, backbone, pretraining)))
     name = model_version(
-        data.schema, feature_version, split=data.info.split, recipe=recipe, mode=mode, seed=seed, max_cost=max_cost
+        data.schema, feature_version, split=data.info.split, recipe=settings, mode=mode, seed=seed, max_cost=max_cost
     )
     with tempfile.TemporaryDirectory() as folder:
         result = compare(training_set.path, plain.path, pretrained.path, test_time.path, f"{folder}/evaluation")

@@ -14,12 +14,16 @@ def finetune(
     model: Output[Model],
     metrics: Output[Metrics],
     pretrained: Input[Model] = None,
+    backbone: str = "",
 ) -> None:
-    """Fine-tune by the recipe of that name; ``code_version`` is part of the cache key and does nothing else."""
+    """Fine-tune by a recipe, its name or text; ``backbone`` replaces the recipe's unless it is empty.
+
+    ``code_version`` is part of the cache key and does nothing else.
+    """
     from components.training.steps import run_training
 
     init_dir = pretrained.path if pretrained is not None else None
-    result = run_training("finetune", training_set.path, model.path, recipe, seed, init_dir)
+    result = run_training("finetune", training_set.path, model.path, recipe, seed, init_dir, backbone=backbone)
     model.metadata.update(code_version=code_version, **result.metadata)
     for name, value in result.metrics.items():
         metrics.log_metric(name, value)

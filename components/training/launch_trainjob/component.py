@@ -19,6 +19,8 @@ def launch_trainjob(
     metrics: Output[Metrics],
     deadline_s: int = 43200,
     pretrained: Input[Model] = None,
+    backbone: str = "",
+    pretraining: str = "",
 ) -> None:
     """Create or find the TrainJob of this run, wait, and take over its model."""
     from pathlib import Path
@@ -36,6 +38,8 @@ def launch_trainjob(
             "pretrained": pretrained.uri if pretrained is not None else "",
             "out": model.uri.rstrip("/") + "-trainjob",
             "recipe": recipe,
+            "backbone": backbone,
+            "pretraining": pretraining,
             "seed": seed,
             "code_version": code_version,
             "image": image,

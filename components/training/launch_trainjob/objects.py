@@ -44,7 +44,7 @@ class JobSettings(Frozen):
 
     Attributes:
         run: id of the pipeline run. Settings with the same run and content have the same job.
-        step, training_set, pretrained, recipe, seed: of the training step; the folders are URIs that the pods can read.
+        step, training_set, pretrained, recipe, backbone, pretraining, seed: of the training step; the folders are URIs that the pods can read.
         out: URI of the folder that the pods write.
         image: of the pods.
         deadline_s: seconds that the job may run, waiting in a queue not included.
@@ -56,6 +56,8 @@ class JobSettings(Frozen):
     pretrained: str = ""
     out: str
     recipe: str
+    backbone: str = ""
+    pretraining: str = ""
     seed: int
     code_version: str
     image: str
@@ -133,6 +135,8 @@ def worker_arguments(settings: JobSettings) -> list[str]:
         "--pretrained": settings.pretrained,
         "--out": settings.out,
         "--recipe": settings.recipe,
+        "--backbone": settings.backbone,
+        "--pretraining": settings.pretraining,
         "--seed": str(settings.seed),
     }
     return [word for name, value in options.items() if value for word in (name, value)]

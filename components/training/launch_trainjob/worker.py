@@ -21,7 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("--training-set", "--out", "--recipe"):
         parser.add_argument(name, required=True)
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--pretrained", default="")
+    for name in ("--pretrained", "--backbone", "--pretraining"):
+        parser.add_argument(name, default="")
     options = parser.parse_args(arguments)
     try:
         training_device()  # before gigabytes are fetched: the promised GPU must be there
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.recipe,
                 options.seed,
                 str(folder / "pretrained") if options.pretrained else None,
+                backbone=options.backbone,
+                pretraining=options.pretraining,
             )
             write_result(options.out, folder / "model", result)
     except ThinktwiceError as error:

@@ -13,11 +13,18 @@ def pretrain(
     code_version: str,
     pretrained: Output[Model],
     metrics: Output[Metrics],
+    backbone: str = "",
+    pretraining: str = "",
 ) -> None:
-    """Pre-train by the recipe of that name; ``code_version`` is part of the cache key and does nothing else."""
+    """Pre-train by a recipe, its name or text; ``backbone`` and ``pretraining`` replace the recipe's unless they are empty.
+
+    ``code_version`` is part of the cache key and does nothing else.
+    """
     from components.training.steps import run_training
 
-    result = run_training("pretrain", training_set.path, pretrained.path, recipe, seed)
+    result = run_training(
+        "pretrain", training_set.path, pretrained.path, recipe, seed, backbone=backbone, pretraining=pretraining
+    )
     pretrained.metadata.update(code_version=code_version, **result.metadata)
     for name, value in result.metrics.items():
         metrics.log_metric(name, value)

@@ -65,7 +65,7 @@ def suitable(model: Backbone, *, bfloat16: bool) -> tuple[str, ...]:
     """
     if can_fold(model):
         return ("folded",)
-    if model.config.name == "autoint":  # many small operations, which ONNX Runtime fuses
+    if model.many_small_operations:
         return ("onnx",)
     return ("bfloat16",) if bfloat16 and multiplications(model) >= WIDE else ()
 

@@ -76,8 +76,12 @@ def candidates(folder: Path, model: Backbone, names: Sequence[str]) -> dict[str,
         if name != "onnx":
             backends[name] = {"folded": Folded, "bfloat16": BFloat16}[name]
         elif _installed("onnx", "onnxscript", "onnxruntime"):
-            onnx.export(model, folder)
-            backends[name] = onnx.load(folder)
+            try:
+                onnx.export(model, folder)
+                backends[name] = onnx.load(folder)
+            except Exception as error:  # of the exporter, whose classes share no base, or an operator that is not allowed
+                (folder / ONNX_FILE).unlink(missing_ok=True)
+                logger.warning("ONNX Runtime cannot serve %s (%s): eager torch does", model.config.name, reason(error))
     return backends
 
 

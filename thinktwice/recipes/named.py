@@ -1,28 +1,14 @@
-"""Recipes: named sets of settings, one function each, selected by name in a pipeline run."""
+"""The named recipes, one function each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from pydantic import BaseModel, ConfigDict
-
-from thinktwice.choices import RecipeName, listed
-from thinktwice.errors import PipelineError
-from thinktwice.models.config import AnyBackboneConfig, AutoIntConfig, DCNv2Config, DeepFMConfig
+from thinktwice.choices import RecipeName
+from thinktwice.models.config import AutoIntConfig, DCNv2Config, DeepFMConfig
 from thinktwice.pretrain.config import PretrainConfig
-from thinktwice.selection.config import FitConfig
+from thinktwice.recipes.recipe import Recipe
 from thinktwice.train.config import FinetuneConfig
-
-
-class Recipe(BaseModel):
-    """All settings of one training, each owned by the part it configures."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: AnyBackboneConfig = DeepFMConfig()
-    pretrain: PretrainConfig = PretrainConfig()
-    finetune: FinetuneConfig = FinetuneConfig()
-    testtime: FitConfig = FitConfig()
 
 
 def default() -> Recipe:
@@ -76,15 +62,3 @@ RECIPES: dict[RecipeName, Callable[[], Recipe]] = {
     "ml-100k": ml_100k,
     "tiny": tiny,
 }
-
-
-def get(name: str) -> Recipe:
-    """The recipe of that name.
-
-    Raises:
-        PipelineError: it does not exist; the message lists the recipes.
-    """
-    for known, recipe in RECIPES.items():
-        if name == known:
-            return recipe()
-    raise PipelineError(f"recipe {name!r} is unknown: choose one of {listed(RecipeName)}")
