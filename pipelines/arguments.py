@@ -31,6 +31,7 @@ class RunArguments(BaseModel):
     recipe: str = "default"
     backbone: str = ""
     pretraining: PretrainingOption = ""
+    checkpoints: str = ""
     test_time_mode: SearchMode = "lean"
     max_cost: float = Field(MAX_COST, ge=1, allow_inf_nan=False)
     challenger: ChallengerMode = ""

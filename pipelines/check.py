@@ -35,9 +35,7 @@ class ChosenRecipe(TypedDict):
     pretraining: PretrainingOption
 
 
-def chosen_recipe(
-    recipe: str, backbone: str, pretraining: PretrainingOption, settings: Sequence[str]
-) -> ChosenRecipe:
+def chosen_recipe(recipe: str, backbone: str, pretraining: PretrainingOption, settings: Sequence[str]) -> ChosenRecipe:
     """What ``--recipe``, ``--backbone``, ``--pretraining`` and ``--set`` mean for a run: names as they are, a file or single
     settings as the text of the whole recipe. The steps of a local run may open a backbone of your own.
 
@@ -56,6 +54,19 @@ def chosen_recipe(
     if settings or is_file:
         return {"recipe": found.model_dump_json(), "backbone": "", "pretraining": ""}
     return {"recipe": recipe, "backbone": backbone, "pretraining": pretraining}
+
+
+def checkpoints_place(place: str) -> str:
+    """``--checkpoints`` for steps that run in another folder.
+
+    Raises:
+        StorageError: it names no object store.
+    """
+    from thinktwice.storage.location import is_remote, parse_location
+
+    if not place:
+        return ""
+    return parse_location(place).uri if is_remote(place) else str(Path(place).absolute())
 
 
 def check_arguments(arguments: RunArguments) -> None:

@@ -102,6 +102,13 @@ def run(
             "--set", help="A setting of the recipe, such as finetune.rate=0.002; may repeat.", show_default=False
         ),
     ] = None,
+    checkpoints: Annotated[
+        str,
+        typer.Option(
+            help="Folder or s3://BUCKET/FOLDER for checkpoints of training: a killed run continues from there.",
+            show_default="none",
+        ),
+    ] = "",
     test_time: Annotated[
         SearchMode,
         typer.Option(
@@ -149,7 +156,7 @@ def run(
     if not math.isfinite(max_cost):
         raise PipelineError(f"--max-cost {max_cost:g} is no limit: give a number of at least 1")
     from pipelines.arguments import RunArguments
-    from pipelines.check import chosen_recipe, chosen_split
+    from pipelines.check import checkpoints_place, chosen_recipe, chosen_split
     from pipelines.run import run_local
     from pipelines.summary import print_summary
     from thinktwice.console.processes import terminated_like_interrupted
@@ -167,6 +174,7 @@ def run(
         seed=seed,
         split=chosen_split(split, test_days),
         **chosen_recipe(recipe, backbone, pretraining, settings or []),
+        checkpoints=checkpoints_place(checkpoints),
         test_time_mode=test_time,
         max_cost=max_cost,
         challenger=challenger,

@@ -89,6 +89,7 @@ def build_pipeline(profile: Profile, image: str = IMAGE, nodes: Nodes = DEFAULT_
         recipe: str = "default",
         backbone: str = "",
         pretraining: str = "",
+        checkpoints: str = "",
         test_time_mode: str = "lean",
         max_cost: float = MAX_COST,
         challenger: str = "",
@@ -115,6 +116,7 @@ def build_pipeline(profile: Profile, image: str = IMAGE, nodes: Nodes = DEFAULT_
             recipe: name of the training recipe, or the text of a recipe file.
             backbone: name of the model's architecture, or package.module:Class of your own; "" for the recipe's.
             pretraining: "none", "dgenctr" or "hetegenctr"; "" for the recipe's.
+            checkpoints: folder or s3://BUCKET/FOLDER from which a killed training continues; "" for none.
             test_time_mode: which extra work may ship, if validation proves a gain: "lean" (any within max_cost) or one mode by name.
             max_cost: limit for "lean": measured time of a request relative to the plain model.
             challenger: test-time mode of a challenger, packaged beside the champion for an experiment; "" for none.
@@ -168,6 +170,7 @@ def build_pipeline(profile: Profile, image: str = IMAGE, nodes: Nodes = DEFAULT_
                     "training_set": training_set,
                     "recipe": recipe,
                     "backbone": backbone,
+                    "checkpoints": checkpoints,
                     "seed": seed,
                     "code_version": code_version,
                 }

@@ -42,7 +42,7 @@ def test_every_backbone_keeps_the_contract(name: str, hidden: tuple[int, ...], s
 def test_every_backbone_has_its_options_and_its_page() -> None:
     assert set(CONFIGS) == set(NAMES) == {"lr", "fm", "deepfm", "dcnv2", "autoint", "masknet", "finalmlp", "din"}
     for name, kind in BACKBONES.items():
-        text = kind.__doc__ or ""
+        text = " ".join((kind.__doc__ or "").split())
         assert kind.config_class is CONFIGS[name]
         assert "We differ in" in text and "Hidden state: [" in text and re.search(r"(19|20)\d\d", text), name
 

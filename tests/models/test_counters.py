@@ -120,7 +120,10 @@ def test_masking_a_group_is_not_knowing_it(name: str) -> None:
     assert (z[:, 0] - z[:, 1]).abs().max() > 0.01
 
 
-@pytest.mark.parametrize(("name", "kind"), [*((n, "folded") for n in ("lr", "fm", "deepfm")), *((n, k) for n in sorted(BACKBONES) for k in ("onnx", "eager"))])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*((n, "folded") for n in ("lr", "fm", "deepfm")), *((n, k) for n in sorted(BACKBONES) for k in ("onnx", "eager"))],
+)
 @torch.inference_mode()
 def test_backends_agree_and_give_a_row_the_same_bits(name: str, kind: str, tmp_path: Path) -> None:
     spaces = [SPACE] if kind == "onnx" else [SPACE, BARE]

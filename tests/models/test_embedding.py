@@ -116,7 +116,7 @@ def test_only_means_can_be_folded() -> None:
     assert "folded" not in suitable(model, bfloat16=False)
 
 
-@pytest.mark.parametrize("name", sorted(BACKBONES))
+@pytest.mark.parametrize("name", sorted(set(BACKBONES) - {"lr", "fm"}))  # these have no weights outside of it
 def test_models_share_an_embedding_as_one_object(name: str) -> None:
     config = sizes(name)
     model, other = build_backbone(config, FIELDS, seed=1).eval(), build_backbone(config, FIELDS, seed=2).eval()

@@ -34,7 +34,9 @@ def rows_of_two_fields_that_follow(number: int, seed: int) -> EncodedRows:
     return EncodedRows(ids, {}, {}, np.zeros(number, np.float32), a.astype(np.int64), np.arange(number))
 
 
-@pytest.mark.parametrize("name", sorted(BACKBONES))
+@pytest.mark.parametrize(
+    "name", sorted(set(BACKBONES) - {"lr", "fm"})
+)  # their hidden states do not tell the fields apart
 def test_a_field_that_follows_from_the_others_is_recovered(name: str) -> None:
     size = wide.sizes(name).model_copy(update={"hidden": (64,)})
     model = build_backbone(size, FIELDS, seed=1).eval()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from thinktwice.data.encoded import Batch
-from thinktwice.models.config import CONFIGS, GROUP, BackboneConfig, config_class
+from thinktwice.models.config import CONFIGS, GROUP, OWN, BackboneConfig, config_class
 from thinktwice.models.embedding import FieldEmbedding
 from thinktwice.models.fields import FieldSpace
 from thinktwice.models.sequences import MeanPooling, SequenceEncoder
@@ -52,7 +52,9 @@ def backbone_class(name: str) -> type[Backbone]:
         for point in entry_points(group=GROUP, name=name):
             register_backbone(name, point.load())
     if name not in BACKBONES:
-        config_class(name)  # registers the classes that the environment names, or refuses
+        config_class(name)  # imports the classes that the environment names, or refuses
+        if name in OWN:
+            register_backbone(name, OWN[name])
     if name not in BACKBONES:
         raise ValueError(f"backbone {name!r} is unknown, known are {', '.join(sorted(BACKBONES))}")
     return BACKBONES[name]

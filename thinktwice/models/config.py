@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
+from thinktwice.models.own import imported, trusted
+
 
 class BackboneConfig(BaseModel):
     """Options of every backbone. A backbone with options of its own declares them in a subclass, its ``config_class``."""
@@ -97,6 +99,9 @@ CONFIGS: dict[str, type[BackboneConfig]] = {
     "din": DINConfig,
 }
 
+#: Classes of your own by their short name, as far as this process has imported them.
+OWN: dict[str, Any] = {}
+
 
 def config_class(name: str) -> type[BackboneConfig]:
     """The class of options of a backbone, which may come from an installed package.
@@ -108,15 +113,32 @@ def config_class(name: str) -> type[BackboneConfig]:
         for point in entry_points(group=GROUP, name=name):
             CONFIGS[name] = point.load().config_class
     if name not in CONFIGS:
-        from thinktwice.models.own import register_trusted
-
-        register_trusted()
+        for reference in trusted():
+            register_own(reference)
     if name not in CONFIGS:
         raise ValueError(
             f"backbone {name!r} is unknown, known are {', '.join(sorted(CONFIGS))}; name the class of your own as "
             "package.module:Class, in a recipe or in the environment variable THINKTWICE_BACKBONES"
         )
     return CONFIGS[name]
+
+
+def register_own(reference: str) -> str:
+    """Import a backbone by ``package.module:Class`` and register its options; returns its short name.
+
+    Raises:
+        ValueError: it cannot be imported, is not a backbone, has no short name, or its name is taken by another class.
+    """
+    kind = imported(reference)
+    short = kind.config_class.model_fields["name"].default
+    if not isinstance(short, str) or ":" in short:
+        raise ValueError(
+            f"backbone {reference!r} has no short name for bundles: declare `name: Literal['...'] = '...'` in its config_class"
+        )
+    if OWN.get(short) is not kind and short in CONFIGS:
+        raise ValueError(f"the backbone {short!r} exists already: give the config_class of {reference!r} another name")
+    OWN[short], CONFIGS[short] = kind, kind.config_class
+    return short
 
 
 def backbone_config(name: str = "deepfm", **options: Any) -> BackboneConfig:
@@ -126,9 +148,7 @@ def backbone_config(name: str = "deepfm", **options: Any) -> BackboneConfig:
         ValueError: there is no such backbone, or it has no such option or value.
     """
     if ":" in name:
-        from thinktwice.models.own import register_class
-
-        name = register_class(name)
+        name = register_own(name)
     return config_class(name).model_validate({"name": name} | options)
 
 

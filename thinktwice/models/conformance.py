@@ -1,7 +1,7 @@
 """The contract of a backbone as a check that any class can be held to, one of your own included.
 
-    from thinktwice.models.conformance import broken_rules
-    assert not broken_rules(MyConfig(dim=4, hidden=(8,), init_sd=0.5), fields)
+from thinktwice.models.conformance import broken_rules
+assert not broken_rules(MyConfig(dim=4, hidden=(8,), init_sd=0.5), fields)
 """
 
 from __future__ import annotations
@@ -98,8 +98,11 @@ def _paths(model: Backbone) -> bool:
 
 
 def _independent(model: Backbone) -> bool:
-    batch, order = random_rows(model, ROWS), torch.randperm(ROWS, generator=torch.Generator().manual_seed(3))
-    return _close(model(batch.select(order)), model(batch)[order])
+    batch, some = (
+        random_rows(model, ROWS),
+        torch.randperm(ROWS, generator=torch.Generator().manual_seed(3))[: ROWS // 3],
+    )
+    return _close(model(batch.select(some)), model(batch)[some])
 
 
 def _same_weights(model: Backbone, again: Backbone) -> bool:

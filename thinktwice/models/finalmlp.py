@@ -53,13 +53,13 @@ class Gate(nn.Module):
         super().__init__()
         self.positions = [i for i, e in enumerate(fields.entities) if e == entity]
         read = max(1, len(self.positions)) * config.dim
-        self.constant = nn.Parameter(torch.zeros(0 if self.positions else read))
+        self.constant = None if self.positions else nn.Parameter(torch.zeros(read))
         self.aggregate = nn.Linear(read, config.gate_width)
         self.project = nn.Linear(config.gate_width, fields.num_fields * config.dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """The factors for field vectors x [B, N, D]."""
-        if self.positions:
+        if self.constant is None:
             context = torch.cat([x[:, i, :-1] for i in self.positions], dim=1)
         else:
             context = self.constant[None]

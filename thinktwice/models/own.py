@@ -9,54 +9,41 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
+from typing import Any
 
 from thinktwice.errors import reason
 
 VARIABLE = "THINKTWICE_BACKBONES"
 
 
-def register_class(reference: str) -> str:
-    """Import and register a backbone; returns its short name, that of its options.
+def imported(reference: str) -> Any:
+    """The class of a backbone by ``package.module:Class``.
 
     Raises:
-        ValueError: it cannot be imported, is not a backbone, has no short name, or its name is taken by another class.
+        ValueError: it cannot be imported, or is not a backbone.
     """
-    import thinktwice.models.registry  # noqa: F401  (the built-in names are taken)
-    from thinktwice.models.backbone import Backbone, register_backbone
-
     module, _, name = reference.partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), name)):
         raise ValueError(f"backbone {reference!r} is not of the form package.module:Class")
     try:
         kind = getattr(import_module(module), name)
-    except Exception as error:  # whatever the module raises when it is imported
+    except Exception as error:
         raise ValueError(
             f"backbone {reference!r} cannot be imported ({type(error).__name__}: {reason(error)}): install its package, or put "
             "its folder on PYTHONPATH"
         ) from error
-    if not (isinstance(kind, type) and issubclass(kind, Backbone)):
+    if not (isinstance(kind, type) and hasattr(kind, "config_class") and hasattr(kind, "score_paths")):
         raise ValueError(f"{reference!r} is not a subclass of thinktwice.models.Backbone")
-    short = kind.config_class.model_fields["name"].default
-    if not isinstance(short, str) or ":" in short:
-        raise ValueError(
-            f"backbone {reference!r} has no short name for bundles: declare `name: Literal['...'] = '...'` in its config_class"
-        )
-    register_backbone(short, kind)
-    return short
+    return kind
 
 
-def register_trusted() -> None:
-    """Register the classes that the environment variable names.
-
-    Raises:
-        ValueError: one cannot be registered.
-    """
-    for reference in filter(None, (part.strip() for part in os.environ.get(VARIABLE, "").split(","))):
-        register_class(reference)
+def trusted() -> list[str]:
+    """The classes that the environment variable names."""
+    return list(filter(None, (part.strip() for part in os.environ.get(VARIABLE, "").split(","))))
 
 
 def trust(reference: str) -> None:
     """Let this process and those that it starts open models of a class of your own."""
-    known = list(filter(None, os.environ.get(VARIABLE, "").split(",")))
+    known = trusted()
     if reference not in known:
         os.environ[VARIABLE] = ",".join([*known, reference])

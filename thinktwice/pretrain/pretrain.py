@@ -22,9 +22,11 @@ from thinktwice.pretrain.denoiser import HIDDEN_LABEL, Denoiser
 from thinktwice.pretrain.record import TRAINING_FILE, LossRecord, PretrainRecord
 from thinktwice.progress import note
 from thinktwice.threads import reproducible
+from thinktwice.train.checkpoint import Checkpoints, training_checkpoints
+from thinktwice.train.checks import check_rows
 from thinktwice.train.device import on_device
 from thinktwice.train.loader import BlockLoader
-from thinktwice.train.loop import Bar, LoopPlan, Steps, run_loop
+from thinktwice.train.loop import Bar, LoopPlan, Resume, Steps, run_loop
 
 STAGE = "pretrain"
 CURVE_POINTS = 10  # approximate number in a run
@@ -132,15 +134,24 @@ def log_shares(rows: EncodedRows, fields: FieldSpace) -> Tensor:
 
 @reproducible()
 def fit(
-    train: EncodedRows, fields: FieldSpace, backbone: BackboneConfig, config: PretrainConfig, *, seed: int = 0
+    train: EncodedRows,
+    fields: FieldSpace,
+    backbone: BackboneConfig,
+    config: PretrainConfig,
+    *,
+    seed: int = 0,
+    checkpoints: Checkpoints | None = None,
 ) -> Pretrained:
     """Pre-train in memory; the model is returned on the CPU.
 
-    The same arguments give identical weights on the same CPU and number of threads.
+    The same arguments give identical weights on the same CPU and number of threads, also if the process is killed and
+    continues from ``checkpoints``.
 
     Raises:
-        TrainingError: the loss of a batch is not finite.
+        DataError: there are no rows, or an id is outside its vocabulary.
+        TrainingError: the loss of a batch is not finite, or a checkpoint is of another training.
     """
+    check_rows(train, fields, "train")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Denoiser(build_backbone(backbone, fields, seed=seed), config, log_shares(train, fields))
@@ -165,6 +176,14 @@ def fit(
             curve.append({"epoch": epoch} | _mean(window))
             window.clear()
 
+        def restore(points: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+            curve.extend(points["curve"])
+            window.extend(Losses(torch.zeros(()), each["fields"], each["label"]) for each in points["window"])
+
+        def gathered() -> tuple[dict[str, Any], dict[str, Tensor]]:
+            since = [{"fields": losses.fields, "label": losses.label} for losses in window]
+            return {"curve": curve, "window": since}, {}
+
         run_loop(
             model,
             model.backbone.embedding,
@@ -174,6 +193,7 @@ def fit(
             seed=seed,
             on_eval=on_eval,
             bar=Bar(STAGE, "steps"),
+            resume=None if checkpoints is None else Resume(checkpoints.run(STAGE), gathered, restore),
         )
     sampled = _sampled(model)
     unigram = {name: entropy for name, entropy in unigram_entropy(train, fields).items() if name not in sampled}
@@ -202,12 +222,20 @@ def pretrain(
     config: PretrainConfig,
     *,
     seed: int = 0,
+    checkpoints: str = "",
 ) -> PretrainRecord:
-    """Pre-train on the train part of a training set and write a model folder; returns its ``training.json``."""
+    """Pre-train on the train part of a training set and write a model folder; returns its ``training.json``.
+
+    With ``checkpoints`` (a folder, or ``s3://BUCKET/FOLDER``) a killed training continues where it was; they are removed at the
+    end.
+    """
     data = load_training_set(training_set_dir)
     fields = FieldSpace.of(data.schema, data.encoder)
     train = data.part("train")
-    done = fit(train, fields, backbone, config, seed=seed)
+    saved = None
+    if checkpoints:
+        saved = training_checkpoints(checkpoints, data, fields, {"backbone": backbone, "settings": config}, seed=seed)
+    done = fit(train, fields, backbone, config, seed=seed, checkpoints=saved)
     record = PretrainRecord(
         format=PretrainRecord.FORMAT,
         seed=seed,
@@ -222,5 +250,7 @@ def pretrain(
     with atomic_dir(out_dir) as folder:
         write_model(folder, done.denoiser.backbone, ModelInfo(stage="pretrained", provenance=provenance))
         record.write(folder / TRAINING_FILE)
+    if saved is not None:
+        saved.remove()
     note(STAGE, f"label loss {done.curve[-1]['label']:.4f} with half of the sample hidden")
     return record

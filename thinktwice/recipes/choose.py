@@ -33,7 +33,9 @@ def get(recipe: str) -> Recipe:
             return make()
     close = difflib.get_close_matches(recipe, get_args(RecipeName), n=1)
     guess = f" did you mean {close[0]}?" if close else ""
-    raise PipelineError(f"recipe {recipe!r} is unknown:{guess} choose one of {listed(RecipeName)}, or give a recipe file")
+    raise PipelineError(
+        f"recipe {recipe!r} is unknown:{guess} choose one of {listed(RecipeName)}, or give a recipe file"
+    )
 
 
 def from_file(path: Path | str) -> Recipe:
@@ -109,12 +111,15 @@ def _changed(recipe: Recipe, changes: Mapping[str, Any], where: str) -> Recipe:
     for section, change in changes.items():
         current = merged.get(section)
         if section not in Recipe.model_fields:
-            raise PipelineError(_unknown(recipe, section, where))
+            inner = f".{next(iter(change))}" if isinstance(change, Mapping) and change else ""
+            raise PipelineError(_unknown(recipe, section + inner, where))
         if not isinstance(current, BaseModel):
             merged[section] = change
             continue
         if not isinstance(change, Mapping):
-            raise PipelineError(f"{where}: {section} is a section: name a setting in it, such as {_example(section, current)}")
+            raise PipelineError(
+                f"{where}: {section} is a section: name a setting in it, such as {_example(section, current)}"
+            )
         if section == "model" and "name" in change and change["name"] != recipe.model.name:
             current = _with_backbone(recipe, str(change["name"]), f"{where}: model.name")
             change = {key: value for key, value in change.items() if key != "name"}
@@ -128,7 +133,7 @@ def _changed(recipe: Recipe, changes: Mapping[str, Any], where: str) -> Recipe:
         }
         merged[section] = current.model_dump(exclude_unset=section == "model") | listed_values
         if section == "model":
-            merged[section]["name"] = current.name
+            merged[section]["name"] = dict(current)["name"]
     return _checked(merged, where)
 
 

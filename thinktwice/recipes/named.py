@@ -12,8 +12,9 @@ from thinktwice.train.config import FinetuneConfig
 
 
 def default() -> Recipe:
-    """For a log of unknown size: every candidate is trained fully and the best on validation is kept."""
-    return Recipe(finetune=FinetuneConfig(trial_epochs=8.0, epochs=8.0))
+    """For a log of unknown size: length, L2, augmentation and the share of unknown values are found on validation, in ten
+    epochs."""
+    return Recipe(finetune=FinetuneConfig(trial_epochs=1.0, epochs=16.0, budget=10.0, unknown_shares=(0.0,)))
 
 
 def dcnv2() -> Recipe:

@@ -32,12 +32,12 @@ def fit_counter_model(inputs: EvidenceFit, trial_model: TrialModel) -> TrialMode
     rows, fit = BlockLoader(inputs.rows, with_counters=True), BlockLoader(inputs.fit, with_counters=True)
     run_training(
         model,
-        Augmenter(training.chosen.augmentation, inputs.rows, fields, training.config),
+        Augmenter(training.chosen.augmentation, inputs.rows, fields, training.chosen_settings),
         rows,
         fit,
-        training.config,
+        training.chosen_settings,
         table_l2=training.chosen.table_l2,
-        epochs=training.config.epochs,
+        epochs=training.chosen_settings.epochs,
         seed=training.seed,
         bar=Bar(STAGE, "trunk with counters"),
     )

@@ -217,7 +217,7 @@ def evidence_fit(data: TrainingSet, trunk: Trunk, positions: Positions, score: S
         data.part("valid"),
         trunk.model.fields,
         trunk.model.config,
-        training.config,
+        training.chosen_settings,
         TuningCandidate(training.chosen.table_l2, training.chosen.augmentation),
         split=data.info.split.kind,
         seed=training.seed,

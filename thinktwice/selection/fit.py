@@ -119,7 +119,7 @@ def choose(data: TrainingSet, trunks: Trunks, config: FitConfig, price: Price | 
             raise BundleError(
                 f"the {name} model was trained on another training set than {data.folder}: train it on this one"
             )
-    train = data.part("train")
+    train, plain = data.part("train"), trunks["plain"].model
     reliability = Reliability.fit(train.ids, train.label, plain.fields, plain.protected)
     trunk, trunks_compared = choose_trunk(
         {

@@ -75,7 +75,9 @@ class Reliability:
         for column, size in enumerate(fields.num_values):
             kappa[column] = moment_kappa(ids[:, column], label, size)
         counts = quantise(count_values(ids, fields.num_values))
-        return Reliability(counts, kappa, fields.num_values, np.asarray(fields.protected if protected is None else protected, bool))
+        return Reliability(
+            counts, kappa, fields.num_values, np.asarray(fields.protected if protected is None else protected, bool)
+        )
 
     @cached_property
     def offsets(self) -> np.ndarray:

@@ -9,6 +9,7 @@ vectors of unknown values, which must be learned even if the train part contains
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -48,6 +49,14 @@ class Augmenter:
         self.most = max(1, math.floor(config.masked_fields * fields.num_fields))
         if kind != "none":
             self.keep, self.maskable = self._history(rows)
+
+    def with_config(self, config: FinetuneConfig) -> Augmenter:
+        """The same with another ``unknown_share``; the history of the rows is shared."""
+        if config == self.config:
+            return self
+        other = copy.copy(self)
+        other.config = config
+        return other
 
     def __call__(self, batch: Batch, index: Tensor, generator: torch.Generator) -> Batch:
         """Augmented copy of a batch; ``index`` [B] are the rows' positions in the training part."""

@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from thinktwice.data.training_set import TrainingSet
 from thinktwice.errors import StorageError, TrainingError, reason
-from thinktwice.files import full_disk_named
+from thinktwice.files import full_disk_named, sha256_text
+from thinktwice.models.fields import FieldSpace
 from thinktwice.storage.open import open_store
 from thinktwice.storage.store import Store
 
@@ -69,6 +72,21 @@ class Checkpoints:
                     store.remove(entry.key)
 
 
+def training_checkpoints(
+    where: str, data: TrainingSet, fields: FieldSpace, settings: Mapping[str, BaseModel], *, seed: int, start: str = ""
+) -> Checkpoints:
+    """The checkpoints of a training on a training set; ``start`` is the hash of the weights that it starts from."""
+    identity = {
+        "schema": sha256_text(fields.model_dump_json()),
+        "training set": sha256_text(data.info.model_dump_json()),
+        **{name: sha256_text(value.model_dump_json()) for name, value in settings.items()},
+        "seed": str(seed),
+        "start": start,
+        "version of torch": torch.__version__,
+    }
+    return Checkpoints(where, identity)
+
+
 class RunCheckpoints:
     """The checkpoints of one run, the newest first."""
 
@@ -94,7 +112,9 @@ class RunCheckpoints:
                         data = file.read()
                     return self._read(f"{store.uri}{key}", data)
                 except (SafetensorError, ValueError, KeyError, StorageError) as error:
-                    logger.warning("checkpoint %s%s cannot be read (%s): the one before it is used", store.uri, key, reason(error))
+                    logger.warning(
+                        "checkpoint %s%s cannot be read (%s): the one before it is used", store.uri, key, reason(error)
+                    )
         return None
 
     def write(self, checkpoint: Checkpoint) -> None:
@@ -126,7 +146,9 @@ class RunCheckpoints:
     def _read(self, place: str, data: bytes) -> Checkpoint:
         described = _metadata(data)
         if described["format"] != FORMAT:
-            raise TrainingError(f"checkpoint {place} has format {described['format']}: remove it, or give another location")
+            raise TrainingError(
+                f"checkpoint {place} has format {described['format']}: remove it, or give another location"
+            )
         identity = json.loads(described["identity"])
         if different := [part for part, value in self.training.identity.items() if identity.get(part) != value]:
             raise TrainingError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,27 +12,39 @@ Augmentation = Literal["none", "mask_block", "mask_loo"]
 class FinetuneConfig(BaseModel):
     """How a model is trained on clicks.
 
-    ``table_l2`` and ``augmentations`` are the candidates. The best L2 under the first augmentation is chosen first, then the
-    best augmentation under that L2. Each trial runs for ``trial_epochs`` with the whole rate schedule compressed to that
-    length; the candidate with the best validation logloss then trains from scratch for ``epochs``. Of all these runs the one
-    with the lowest validation logloss is kept.
+    ``table_l2``, ``augmentations`` and ``unknown_shares`` are the candidates.
+
+    Without a ``budget`` the best L2 under the first augmentation is chosen first, then the best augmentation under that L2. Each
+    trial runs for ``trial_epochs`` with the whole rate schedule compressed to that length; the candidate with the best
+    validation logloss then trains from scratch for ``epochs``. Of all these runs the one with the lowest validation logloss
+    is kept, with the weights of its best evaluation on validation.
+
+    With a ``budget``, the number of epochs that all runs together may take, the length is found as well
+    (:mod:`thinktwice.train.search`): ``trial_epochs`` is the first length tried and ``epochs`` the longest. Every run anneals its
+    rate to the end and is judged by its last weights, and a grid opens itself where its best value lies at an end.
+
     The rate rises over the first ``warmup`` share of the steps and then falls linearly to 0, which replaces waiting for a
-    plateau; the weights kept are those of the best evaluation on validation, at any point of the run.
+    plateau.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     batch_size: int = Field(default=1024, ge=1)
     rate: float = Field(default=4e-3, gt=0)  # peak of the schedule
     warmup: float = Field(default=0.05, ge=0, lt=1)
-    table_l2: tuple[float, ...] = Field(default=(3e-4, 1e-3, 3e-3), min_length=1)
+    table_l2: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(3e-4, 1e-3, 3e-3), min_length=1)
     augmentations: tuple[Augmentation, ...] = Field(default=("none", "mask_block"), min_length=1)
     trial_epochs: float = Field(default=1.0, gt=0)
     epochs: float = Field(default=4.0, gt=0)
+    budget: float | None = Field(default=None, gt=0)  # epochs of all runs together
     checks_per_epoch: int = Field(default=2, ge=1)  # evaluations on validation
     unknown_share: float = Field(
         default=0.01, ge=0, le=0.5
     )  # share of values, of users and of items made unknown in training
+    unknown_shares: tuple[Annotated[float, Field(ge=0, le=0.5)], ...] = ()  # further shares to try within the budget
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)  # labels become s/2 and 1 - s/2
+    click_weight: float = Field(default=1.0, gt=0)  # weight of a clicked row relative to others
+    half_life_days: float | None = Field(default=None, gt=0)  # rows this much older than the newest count half
     dropped_counters: float = Field(
         default=0.07, ge=0, le=0.5
     )  # share of training rows whose counters are all made unknown, for a model that reads counters

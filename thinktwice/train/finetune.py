@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,13 +12,16 @@ import torch
 from thinktwice.data.encoded import EncodedRows
 from thinktwice.data.training_set import load_training_set
 from thinktwice.errors import DataError
-from thinktwice.files import atomic_dir
+from thinktwice.files import atomic_dir, sha256_file
 from thinktwice.models import Backbone, Calibration, FieldSpace, ModelInfo, build_backbone, load_model, write_model
 from thinktwice.models.config import BackboneConfig
+from thinktwice.models.store import WEIGHTS_FILE
 from thinktwice.progress import note
 from thinktwice.stats.metrics import UNDEFINED, logloss
 from thinktwice.threads import reproducible
 from thinktwice.train.augment import Augmenter
+from thinktwice.train.checkpoint import Checkpoints, training_checkpoints
+from thinktwice.train.checks import check_rows
 from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.measure import fit_calibration, known_auc, logits_of
@@ -30,7 +34,8 @@ from thinktwice.train.record import (
     TrialRecord,
 )
 from thinktwice.train.run import EvalPoint
-from thinktwice.train.tune import STAGE, Trial, TuningCandidate, tune
+from thinktwice.train.tune import STAGE, TrainingParts, Trial, TuningCandidate, tune
+from thinktwice.train.weights import row_weights
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,16 @@ def fit(
     *,
     seed: int = 0,
     start_from: Backbone | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Finetuned:
-    """Train, tune and calibrate a model in memory; ``start_from`` provides all initial weights."""
+    """Train, tune and calibrate a model in memory.
+
+    Args:
+        start_from: provides all initial weights.
+        checkpoints: of this training, to continue from and to write.
+    """
+    for part, rows in (("train", train), ("validation", valid)):
+        check_rows(rows, fields, part)
     train_rows, valid_rows = BlockLoader(train), BlockLoader(valid)
     augmenters = {kind: Augmenter(kind, train, fields, config) for kind in config.augmentations}
     if start_from is not None:
@@ -71,7 +84,9 @@ def fit(
         return model
 
     label = "pre-trained, " if start_from is not None else "plain, "
-    tuned = tune(config, start, augmenters, train_rows, valid_rows, seed=seed, label=label)
+    weights = row_weights(train, config)
+    parts = TrainingParts(start, augmenters, train_rows, valid_rows, seed, label, weights, checkpoints)
+    tuned = tune(config, parts)
     logit, truth = logits_of(tuned.model, valid_rows), valid.label
     calibration = fit_calibration(logit, truth)
     calibrated = calibration.a * logit.astype(np.float64) + calibration.b
@@ -95,13 +110,17 @@ def finetune(
     *,
     seed: int = 0,
     init_dir: Path | str | None = None,
+    checkpoints: str = "",
 ) -> FinetuneRecord:
     """Fine-tune on a training set folder and write a model folder; returns the content of its ``training.json``.
 
-    With ``init_dir`` (a pre-trained model folder) all parameters start from there and the architecture is taken from it.
+    With ``init_dir`` (a pre-trained model folder) all parameters start from there and the architecture is taken from it. With
+    ``checkpoints`` (a folder, or ``s3://BUCKET/FOLDER``) a killed training continues where it was; they are removed at the end.
 
     Raises:
-        DataError: the pre-trained model was built on another training set.
+        DataError: the pre-trained model was built on another training set, or a label is not 0 or 1.
+        TrainingError: the loss diverged, or the checkpoints are of another training.
+        ResourceError: the disk is full. StorageError: the location of the checkpoints cannot be used.
     """
     data = load_training_set(training_set_dir)
     fields = FieldSpace.of(data.schema, data.encoder)
@@ -114,14 +133,23 @@ def finetune(
                 "pre-train on the same training set"
             )
     train, valid = data.part("train"), data.part("valid")
-    done = fit(train, valid, fields, backbone, config, seed=seed, start_from=start_from)
+    saved = None
+    if checkpoints:
+        start = "" if init_dir is None else sha256_file(Path(init_dir) / WEIGHTS_FILE)
+        saved = training_checkpoints(
+            checkpoints, data, fields, {"backbone": backbone, "settings": config}, seed=seed, start=start
+        )
+    done = fit(train, valid, fields, backbone, config, seed=seed, start_from=start_from, checkpoints=saved)
     record = FinetuneRecord(
         format=FinetuneRecord.FORMAT,
         init="pretrained" if init_dir is not None else "random",
         seed=seed,
         torch=torch.__version__,
-        chosen=ChosenRecord(**asdict(done.chosen), epochs=done.epochs),
-        trials=tuple(TrialRecord.model_validate(asdict(trial)) for trial in done.trials),
+        chosen=ChosenRecord(**_described(done.chosen), epochs=done.epochs),
+        trials=tuple(
+            TrialRecord.model_validate(asdict(trial) | {"candidate": _described(trial.candidate)})
+            for trial in done.trials
+        ),
         curve=tuple(EvalRecord.model_validate(asdict(point)) for point in done.curve),
         valid=Reached(logloss=done.valid_logloss, auc=done.valid_auc),
         config=config,
@@ -138,6 +166,18 @@ def finetune(
     with atomic_dir(out_dir) as folder:
         write_model(folder, done.model, info)
         record.write(folder / TRAINING_FILE)
+    if saved is not None:
+        saved.remove()
     valid_auc = UNDEFINED if done.valid_auc is None else f"{done.valid_auc:.4f}"
     note(STAGE, f"valid AUC {valid_auc}, L2 {done.chosen.table_l2:g}, {done.chosen.augmentation}")
     return record
+
+
+def _described(candidate: TuningCandidate) -> dict[str, Any]:
+    """A candidate in the words of the record, where ``epochs`` is the length until the weights that were kept."""
+    return {
+        "table_l2": candidate.table_l2,
+        "augmentation": candidate.augmentation,
+        "unknown_share": candidate.unknown_share,
+        "length": candidate.epochs,
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -41,10 +41,41 @@ class BlockLoader:
         for start in range(0, len(self), size):
             yield self.batch(slice(start, start + size))
 
-    def shuffled(self, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Endless epochs: row indices [size] in random order; the incomplete last batch of an epoch is dropped."""
-        size = min(size, len(self))
-        while True:
-            order = torch.randperm(len(self), generator=generator)
-            for start in range(0, len(self) - size + 1, size):
-                yield order[start : start + size]
+    def shuffled(self, size: int, generator: torch.Generator) -> Shuffled:
+        """Endless epochs of row indices [size]."""
+        return Shuffled(len(self), min(size, len(self)), generator)
+
+
+class Shuffled:
+    """Endless epochs: row indices [size] in random order; the incomplete last batch of an epoch is dropped.
+
+    The generator may be used by others between two batches. :meth:`state` is enough to continue in another process.
+    """
+
+    def __init__(self, rows: int, size: int, generator: torch.Generator) -> None:
+        self.rows, self.size, self.generator = rows, size, generator
+        self._at = rows  # the next batch begins an epoch
+        self._order = torch.zeros(0, dtype=torch.int64)
+        self._before = generator.get_state()  # of the generator, before the order of this epoch was drawn
+
+    def __iter__(self) -> Shuffled:
+        return self
+
+    def __next__(self) -> Tensor:
+        if self._at + self.size > self.rows:
+            self._before = self.generator.get_state()
+            self._order = torch.randperm(self.rows, generator=self.generator)
+            self._at = 0
+        start, self._at = self._at, self._at + self.size
+        return self._order[start : self._at]
+
+    def state(self) -> dict[str, Tensor]:
+        """Position in the data, and states of the generator at the begin of the epoch and now."""
+        return {"at": torch.tensor(self._at), "before": self._before, "now": self.generator.get_state()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Continue where :meth:`state` was taken."""
+        self._before, self._at = state["before"], int(state["at"])
+        self.generator.set_state(self._before)
+        self._order = torch.randperm(self.rows, generator=self.generator)
+        self.generator.set_state(state["now"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from thinktwice.errors import TrainingError
 from thinktwice.models.embedding import FieldEmbedding
 from thinktwice.progress import track
+from thinktwice.train.checkpoint import Checkpoint, RunCheckpoints, restore_tensors
 from thinktwice.train.device import training_device
-from thinktwice.train.loader import BlockLoader
+from thinktwice.train.loader import BlockLoader, Shuffled
 from thinktwice.train.optimizer import TableAdam
 
 Loss = Callable[[Tensor, torch.Generator], Tensor]  # of the rows at an index [B]; all draws come from the generator
@@ -70,6 +72,21 @@ class Bar:
     label: str
 
 
+@dataclass(frozen=True)
+class Resume:
+    """How a run is saved and continued.
+
+    Attributes:
+        checkpoints: of the run.
+        state: what the caller of the loop has gathered: a JSON value, and tensors by name.
+        restore: puts it back.
+    """
+
+    checkpoints: RunCheckpoints
+    state: Callable[[], tuple[dict[str, Any], dict[str, Tensor]]]
+    restore: Callable[[dict[str, Any], dict[str, Tensor]], None]
+
+
 def run_loop(
     model: nn.Module,
     embedding: FieldEmbedding,
@@ -80,6 +97,7 @@ def run_loop(
     seed: int,
     on_eval: OnEval,
     bar: Bar | None = None,
+    resume: Resume | None = None,
 ) -> None:
     """Train ``model`` in place; it is left on the CPU, in evaluation mode.
 
@@ -90,10 +108,12 @@ def run_loop(
         loss: minimised by each step. The model is on the device of ``embedding.table``.
         plan: settings.
         seed: of the generator; dropout draws from the global one, which the caller seeds.
+        resume: continue from the last checkpoint of this run, and write further ones; None: neither.
         on_eval: called after every ``plan.eval_every`` steps and after the last.
 
     Raises:
-        TrainingError: the loss of a batch is not finite. The weights are those before that step.
+        TrainingError: the loss of a batch is not finite. The weights are those before that step. Or the checkpoint is of
+            another training.
     """
     steps = plan.steps
     generator = torch.Generator().manual_seed(seed)
@@ -105,12 +125,18 @@ def run_loop(
         table_l2=plan.table_l2,
         sparse_rows=plan.sparse_rows,
     )
-    numbers = range(1, steps.total + 1)
+    order = rows.shuffled(steps.size, generator)
+    device = embedding.table.device
+    done, sum_of_losses, since = 0, torch.zeros((), device=device), 0
+    if resume is not None and (saved := resume.checkpoints.last()) is not None:
+        done, since = saved.step, int(saved.extra["since"])
+        sum_of_losses = saved.tensors["sum_of_losses"].to(device)
+        _restore(saved, model, optimizer, order, resume)
+    numbers = range(done + 1, steps.total + 1)
     counted = numbers if bar is None else track(numbers, stage=bar.stage, total=steps.total, label=bar.label)
-    sum_of_losses, since = torch.zeros(()), 0
     model.train()
     try:
-        for step, index in zip(counted, rows.shuffled(steps.size, generator), strict=False):
+        for step, index in zip(counted, order, strict=False):
             optimizer.set_rate(plan.rate * plan.rate_factor((step - 0.5) / steps.total))
             value = loss(index, generator)
             if not math.isfinite(number := value.item()):
@@ -119,10 +145,59 @@ def run_loop(
             sum_of_losses, since = sum_of_losses + value.detach(), since + 1
             if step % plan.eval_every == 0 or step == steps.total:
                 on_eval(step / steps.per_epoch, float(sum_of_losses) / since)
-                sum_of_losses, since = torch.zeros(()), 0
+                sum_of_losses, since = torch.zeros((), device=device), 0
+            if resume is not None and (step == steps.total or resume.checkpoints.due()):
+                resume.checkpoints.write(_saved(step, since, sum_of_losses, model, optimizer, order, resume))
     finally:
         embedding.sparse_gradients = False
         model.cpu().eval()
+
+
+def _saved(
+    step: int,
+    since: int,
+    sum_of_losses: Tensor,
+    model: nn.Module,
+    optimizer: TableAdam,
+    order: Shuffled,
+    resume: Resume,
+) -> Checkpoint:
+    """Everything that decides the steps that follow."""
+    extra, gathered = resume.state()
+    groups = {
+        "model": weights_of(model),
+        "optimizer": optimizer.state(),
+        "order": order.state(),
+        "random": _random_states(),
+        "caller": gathered,
+    }
+    tensors = {f"{group}:{name}": value for group, values in groups.items() for name, value in values.items()}
+    return Checkpoint(step, tensors | {"sum_of_losses": sum_of_losses}, {"since": since, "caller": extra})
+
+
+def _restore(saved: Checkpoint, model: nn.Module, optimizer: TableAdam, order: Shuffled, resume: Resume) -> None:
+    restore_tensors(weights_of(model), saved.tensors, "model:")
+    restore_tensors(optimizer.state(), saved.tensors, "optimizer:")
+    groups: dict[str, dict[str, Tensor]] = {"order": {}, "random": {}, "caller": {}}
+    for name, value in saved.tensors.items():
+        group, _, own = name.partition(":")
+        groups.setdefault(group, {})[own] = value
+    order.restore(groups["order"])
+    torch.set_rng_state(groups["random"]["cpu"])
+    if "cuda" in groups["random"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(groups["random"]["cuda"])
+    resume.restore(saved.extra["caller"], groups["caller"])
+
+
+def _random_states() -> dict[str, Tensor]:
+    """Of the global generators, which dropout draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else states
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name; shared ones only once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _diverged(loss: float, step: int, plan: LoopPlan) -> str:

@@ -62,6 +62,7 @@ class TableAdam:
         self.sparse = embedding.fields.num_rows >= sparse_rows
         embedding.sparse_gradients = self.sparse
         self._dense = {p: _State.of(p) for p in model.parameters() if p is not self.table and p.numel()}
+        self._names = {parameter: name for name, parameter in model.named_parameters()}
         self._table = _State.of(self.table)
 
     def step(self, loss: Tensor) -> None:
@@ -79,6 +80,15 @@ class TableAdam:
     def set_rate(self, rate: float) -> None:
         """Learning rate of the next steps."""
         self.rate = rate
+
+    def state(self) -> dict[str, Tensor]:
+        """The moving means and the numbers of updates (not copies), by parameter."""
+        states = {**self._dense, self.table: self._table}
+        return {
+            f"{part}.{self._names[parameter]}": value
+            for parameter, state in states.items()
+            for part, value in (("mean", state.mean), ("square", state.square), ("steps", state.steps))
+        }
 
     def _update_rows(self) -> None:
         if self.table.grad is None:

@@ -24,6 +24,8 @@ class CandidateRecord(Record):
 
     table_l2: float
     augmentation: Augmentation
+    unknown_share: float | None = None  # None: that of the settings
+    length: float | None = None  # epochs of the run; None: those of the settings
 
 
 class ChosenRecord(CandidateRecord):
@@ -61,3 +63,9 @@ class FinetuneRecord(ResultFile):
     valid: Reached
     config: FinetuneConfig
     rows: dict[str, int]
+
+    @property
+    def chosen_settings(self) -> FinetuneConfig:
+        """The settings with the length and the share of unknown values that were chosen."""
+        own = {"unknown_share": self.chosen.unknown_share, "epochs": self.chosen.length}
+        return self.config.model_copy(update={name: value for name, value in own.items() if value is not None})

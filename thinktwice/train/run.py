@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from thinktwice.data.encoded import Batch
 from thinktwice.stats.metrics import logloss
 from thinktwice.threads import reproducible
 from thinktwice.train.augment import Augmenter
+from thinktwice.train.checkpoint import RunCheckpoints
 from thinktwice.train.config import FinetuneConfig
 from thinktwice.train.device import on_device
 from thinktwice.train.joint import Joint, Trainee
 from thinktwice.train.loader import BlockLoader
-from thinktwice.train.loop import Bar, LoopPlan, Steps, run_loop
+from thinktwice.train.loop import Bar, LoopPlan, Resume, Steps, run_loop, weights_of
 from thinktwice.train.measure import known_auc, logits_of
 
 
@@ -33,7 +35,7 @@ class EvalPoint:
 
 @dataclass(frozen=True)
 class Trained:
-    """The evaluations of a run; the model has the weights of ``best``."""
+    """The evaluations of a run; the model has the weights of ``best``, which is the last one where the end was asked for."""
 
     curve: list[EvalPoint]
     best: EvalPoint
@@ -57,13 +59,22 @@ def train(
     epochs: float,
     seed: int,
     bar: Bar | None = None,
+    checkpoints: RunCheckpoints | None = None,
+    annealed: bool = False,
+    weights: Tensor | None = None,
 ) -> Trained:
     """Train ``model`` in place and leave it with its best weights, in evaluation mode and on the CPU.
 
-    The same arguments give identical weights on the same CPU and number of threads.
+    The same arguments give identical weights on the same CPU and number of threads, also if the process is killed and
+    continues from ``checkpoints``.
+
+    Args:
+        checkpoints: of this run, to continue from and to write.
+        annealed: keep the weights of the end, where the rate is 0, instead of those of the best evaluation.
+        weights: of the training rows [R], with a mean of 1; None: all count the same.
 
     Raises:
-        TrainingError: the loss of a batch is not finite.
+        TrainingError: the loss of a batch is not finite, or a checkpoint is of another training.
     """
     steps = Steps.of(len(rows), config.batch_size, epochs)
     plan = LoopPlan(
@@ -80,36 +91,52 @@ def train(
     def loss(index: Tensor, generator: torch.Generator) -> Tensor:
         device = model.embedding.table.device
         batch = augmenter(rows.batch(index), index, generator)
-        return _loss(model, on_device(batch, device), rows.label[index].to(device))
+        target = smoothed(rows.label[index], config.label_smoothing).to(device)
+        weight = None if weights is None else weights[index].to(device)
+        return _loss(model, on_device(batch, device), target, weight)
 
     def on_eval(epoch: float, train_logloss: float) -> None:
         nonlocal best
         point = _evaluate(model, valid, epoch, train_logloss)
         curve.append(point)
-        if best is None or point.valid_logloss < best[0].valid_logloss:
-            best = point, {name: value.detach().clone() for name, value in _weights(model).items()}
+        if annealed or best is None or point.valid_logloss < best[0].valid_logloss:
+            kept = {} if annealed else {name: value.detach().clone() for name, value in weights_of(model).items()}
+            best = point, kept
+
+    def gathered() -> tuple[dict[str, Any], dict[str, Tensor]]:
+        points = {"curve": [asdict(point) for point in curve], "best": None if best is None else asdict(best[0])}
+        return points, {} if best is None else best[1]
+
+    def restore(points: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        nonlocal best
+        curve.extend(EvalPoint(**point) for point in points["curve"])
+        if points["best"] is not None:
+            best = EvalPoint(**points["best"]), tensors
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # dropout draws from the global generator
-        run_loop(model, model.embedding, rows, loss, plan, seed=seed, on_eval=on_eval, bar=bar)
+        resume = None if checkpoints is None else Resume(checkpoints, gathered, restore)
+        run_loop(model, model.embedding, rows, loss, plan, seed=seed, on_eval=on_eval, bar=bar, resume=resume)
     assert best is not None
-    with torch.no_grad():
-        for name, value in _weights(model).items():
-            value.copy_(best[1][name])
+    if not annealed:
+        with torch.no_grad():
+            for name, value in weights_of(model).items():
+                value.copy_(best[1][name])
     return Trained(curve, best[0])
 
 
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name; shared ones only once."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+def smoothed(label: Tensor, smoothing: float) -> Tensor:
+    """Labels moved towards 0.5: 0 becomes ``smoothing / 2``, and 1 becomes ``1 - smoothing / 2``."""
+    return label if smoothing == 0 else label * (1.0 - smoothing) + 0.5 * smoothing
 
 
-def _loss(model: Trainee, batch: Batch, target: Tensor) -> Tensor:
-    """Mean logloss under targets [B] in 0..1; for a joint model, the mean over its members."""
+def _loss(model: Trainee, batch: Batch, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean logloss under targets [B] in 0..1, each row with its ``weight`` [B]; for a joint model, the mean over its members."""
     if isinstance(model, Joint):
         logit = model.each(batch)
-        return F.binary_cross_entropy_with_logits(logit, target[:, None].expand_as(logit))
-    return F.binary_cross_entropy_with_logits(model(batch), target)
+        rows = None if weight is None else weight[:, None]
+        return F.binary_cross_entropy_with_logits(logit, target[:, None].expand_as(logit), rows)
+    return F.binary_cross_entropy_with_logits(model(batch), target, weight)
 
 
 def _evaluate(model: Trainee, valid: BlockLoader, epoch: float, train_logloss: float) -> EvalPoint:

@@ -20,6 +20,7 @@ def launch_trainjob(
     deadline_s: int = 43200,
     pretrained: Input[Model] = None,
     backbone: str = "",
+    checkpoints: str = "",
     pretraining: str = "",
 ) -> None:
     """Create or find the TrainJob of this run, wait, and take over its model."""
@@ -39,6 +40,7 @@ def launch_trainjob(
             "out": model.uri.rstrip("/") + "-trainjob",
             "recipe": recipe,
             "backbone": backbone,
+            "checkpoints": checkpoints,
             "pretraining": pretraining,
             "seed": seed,
             "code_version": code_version,

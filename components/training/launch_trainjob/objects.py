@@ -44,7 +44,7 @@ class JobSettings(Frozen):
 
     Attributes:
         run: id of the pipeline run. Settings with the same run and content have the same job.
-        step, training_set, pretrained, recipe, backbone, pretraining, seed: of the training step; the folders are URIs that the pods can read.
+        step, training_set, pretrained, recipe, backbone, pretraining, checkpoints, seed: of the training step; the folders are URIs that the pods can read.
         out: URI of the folder that the pods write.
         image: of the pods.
         deadline_s: seconds that the job may run, waiting in a queue not included.
@@ -57,6 +57,7 @@ class JobSettings(Frozen):
     out: str
     recipe: str
     backbone: str = ""
+    checkpoints: str = ""
     pretraining: str = ""
     seed: int
     code_version: str
@@ -136,6 +137,7 @@ def worker_arguments(settings: JobSettings) -> list[str]:
         "--out": settings.out,
         "--recipe": settings.recipe,
         "--backbone": settings.backbone,
+        "--checkpoints": settings.checkpoints,
         "--pretraining": settings.pretraining,
         "--seed": str(settings.seed),
     }

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("--training-set", "--out", "--recipe"):
         parser.add_argument(name, required=True)
     parser.add_argument("--seed", type=int, required=True)
-    for name in ("--pretrained", "--backbone", "--pretraining"):
+    for name in ("--pretrained", "--backbone", "--pretraining", "--checkpoints"):
         parser.add_argument(name, default="")
     options = parser.parse_args(arguments)
     try:
@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 str(folder / "pretrained") if options.pretrained else None,
                 backbone=options.backbone,
                 pretraining=options.pretraining,
+                checkpoints=options.checkpoints,
             )
             write_result(options.out, folder / "model", result)
     except ThinktwiceError as error:

@@ -14,16 +14,25 @@ def pretrain(
     pretrained: Output[Model],
     metrics: Output[Metrics],
     backbone: str = "",
+    checkpoints: str = "",
     pretraining: str = "",
 ) -> None:
     """Pre-train by a recipe, its name or text; ``backbone`` and ``pretraining`` replace the recipe's unless they are empty.
+    ``checkpoints`` is a folder or ``s3://BUCKET/FOLDER`` from which a killed step continues.
 
     ``code_version`` is part of the cache key and does nothing else.
     """
     from components.training.steps import run_training
 
     result = run_training(
-        "pretrain", training_set.path, pretrained.path, recipe, seed, backbone=backbone, pretraining=pretraining
+        "pretrain",
+        training_set.path,
+        pretrained.path,
+        recipe,
+        seed,
+        backbone=backbone,
+        pretraining=pretraining,
+        checkpoints=checkpoints,
     )
     pretrained.metadata.update(code_version=code_version, **result.metadata)
     for name, value in result.metrics.items():

@@ -79,7 +79,7 @@ def candidates(folder: Path, model: Backbone, names: Sequence[str]) -> dict[str,
             try:
                 onnx.export(model, folder)
                 backends[name] = onnx.load(folder)
-            except Exception as error:  # of the exporter, whose classes share no base, or an operator that is not allowed
+            except Exception as error:  # noqa: BLE001  (the exporter's classes share no base)
                 (folder / ONNX_FILE).unlink(missing_ok=True)
                 logger.warning("ONNX Runtime cannot serve %s (%s): eager torch does", model.config.name, reason(error))
     return backends

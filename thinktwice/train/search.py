@@ -1,0 +1,108 @@
+"""The search for the length, the L2 and the handling of unknown values within a budget of epochs.
+
+Each setting is searched in turn with the others at their best so far, and a longer or stronger candidate is tried only while it
+pays: lengths double (or halve) from the first one, L2 moves by a constant factor, until the best value lies between two that are
+worse. So a grid opens itself where its best value is at an end. All runs anneal their rate to the end and are compared by the
+validation logloss of their last weights, so a longer run never replaces a better shorter one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from thinktwice.train.config import Augmentation, FinetuneConfig
+
+DOUBLED = 2.0
+STEP_OF_L2 = math.sqrt(10.0)  # where the grid names a single value
+WEAKEST_L2, STRONGEST_L2 = 1e-7, 1.0
+SHORTEST = 0.25  # epochs
+
+
+@dataclass(frozen=True)
+class Point:
+    """Settings of one run."""
+
+    epochs: float
+    table_l2: float
+    augmentation: Augmentation
+    unknown_share: float
+
+
+class Search:
+    """Asks for one run at a time: :meth:`next`, then :meth:`tell`. The same answers give the same questions."""
+
+    def __init__(self, config: FinetuneConfig, budget: float) -> None:
+        self.config, self.left = config, budget
+        self.losses: dict[Point, float] = {}
+        middle = sorted(config.table_l2)[len(config.table_l2) // 2]
+        first = min(config.trial_epochs, config.epochs)
+        self.start = Point(first, middle, config.augmentations[0], config.unknown_share)
+        self._asked = self._questions()
+
+    @staticmethod
+    def of(config: FinetuneConfig) -> Search:
+        """The search that settings with a budget describe."""
+        assert config.budget is not None
+        return Search(config, config.budget)
+
+    def next(self) -> Point | None:
+        """The next run; None at the end of the search. The first run is made whatever it costs."""
+        return next(self._asked, None)
+
+    def tell(self, point: Point, loss: float) -> None:
+        """The validation logloss of a run; NaN counts as worst."""
+        self.losses[point] = math.inf if math.isnan(loss) else loss
+        self.left -= point.epochs
+
+    @property
+    def best(self) -> Point:
+        """The best run so far; of equals the first, which is the shorter one."""
+        return min(self.losses, key=self.losses.__getitem__)
+
+    def _questions(self) -> Iterator[Point]:
+        yield self.start
+        yield from self._lengths()
+        yield from self._l2()
+        for share in self.config.unknown_shares:
+            yield from self._affordable(replace(self.best, unknown_share=share))
+        for kind in self.config.augmentations[1:]:
+            yield from self._affordable(replace(self.best, augmentation=kind))
+        yield from self._lengths()  # a stronger L2 bears a longer training
+
+    def _lengths(self) -> Iterator[Point]:
+        yield from self._moved("epochs", DOUBLED, SHORTEST, self.config.epochs)
+
+    def _l2(self) -> Iterator[Point]:
+        grid = sorted(value for value in self.config.table_l2 if value > 0)
+        if not grid:
+            return
+        step = (grid[-1] / grid[0]) ** (1 / (len(grid) - 1)) if len(grid) > 1 else STEP_OF_L2
+        yield from self._moved("table_l2", step, WEAKEST_L2, STRONGEST_L2)
+        if 0 in self.config.table_l2:
+            yield from self._affordable(replace(self.best, table_l2=0.0))
+
+    def _moved(self, name: str, step: float, low: float, high: float) -> Iterator[Point]:
+        """Move one setting by a factor, up and then down, as long as the best run moves with it."""
+        for factor in (step, 1.0 / step):
+            while True:
+                start = self.best
+                value = getattr(start, name) * factor
+                changed: Any = {name: _rounded(value)}
+                moved = replace(start, **changed)
+                if not low <= value <= high * (1 + 1e-9) or moved in self.losses:
+                    break
+                yield from self._affordable(moved)
+                if self.best == start:
+                    break
+
+    def _affordable(self, point: Point) -> Iterator[Point]:
+        if point not in self.losses and point.epochs <= self.left + 1e-9:
+            yield point
+
+
+def _rounded(value: float) -> float:
+    """Four digits, so that a factor and its inverse lead back to the same value."""
+    return float(f"{value:.4g}")
