@@ -192,7 +192,14 @@ def train_model(
         if settings.pretraining == "none":
             write_absent(work / "pretrained", "the recipe has no pre-training")
         else:
-            pretrain(training_set, work / "trunk", settings.model, settings.pretrain, seed=seed)
+            pretrain(
+                training_set,
+                work / "trunk",
+                settings.model,
+                settings.pretrain,
+                seed=seed,
+                kind=settings.pretraining,
+            )
             finetune(
                 training_set, work / "pretrained", settings.model, settings.finetune, seed=seed, init_dir=work / "trunk"
             )

@@ -54,7 +54,15 @@ def run_training(
     if step == "pretrain":
         from thinktwice.pretrain.pretrain import pretrain
 
-        trained = pretrain(training_set, model, settings.model, settings.pretrain, seed=seed, checkpoints=checkpoints)
+        trained = pretrain(
+            training_set,
+            model,
+            settings.model,
+            settings.pretrain,
+            seed=seed,
+            checkpoints=checkpoints,
+            kind="hetegenctr" if settings.pretraining == "hetegenctr" else "dgenctr",
+        )
         last = trained.curve[-1]
         losses = {f"loss_{name}": loss for name, loss in last.fields.items()}
         return StepResult(

@@ -270,7 +270,11 @@ def test_a_choice_comes_back_from_disk(name: str, tmp_path: Path) -> None:
     assert backend.name == choice.name
     assert (tmp_path / "backend.onnx").is_file() == (choice.name == "onnx")
     assert (
-        choice.name == "folded" if name in FOLDED else "onnx" if name in ("autoint", "masknet", "finalmlp") else "eager"
+        choice.name == "folded"
+        if name in FOLDED
+        else "onnx"
+        if name in ("autoint", "masknet", "finalmlp", "hstu")
+        else "eager"
     )
     assert read_json(tmp_path / "backend.json") == {"backend": choice.name}
     assert parity_of(backend).holds

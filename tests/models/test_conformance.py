@@ -40,7 +40,9 @@ def test_every_backbone_keeps_the_contract(name: str, hidden: tuple[int, ...], s
 
 
 def test_every_backbone_has_its_options_and_its_page() -> None:
-    assert set(CONFIGS) == set(NAMES) == {"lr", "fm", "deepfm", "dcnv2", "autoint", "masknet", "finalmlp", "din"}
+    assert (
+        set(CONFIGS) == set(NAMES) == {"lr", "fm", "deepfm", "dcnv2", "autoint", "masknet", "finalmlp", "din", "hstu"}
+    )
     for name, kind in BACKBONES.items():
         text = " ".join((kind.__doc__ or "").split())
         assert kind.config_class is CONFIGS[name]

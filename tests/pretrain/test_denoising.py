@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from tests.models.synthetic import FIELDS, random_batch, random_rows
+from tests.models.test_counters import SPACE
 from thinktwice.models import BACKBONES, DeepFMConfig, backbone_config, build_backbone
+from thinktwice.models.hstu import HSTU
 from thinktwice.pretrain.config import PretrainConfig
-from thinktwice.pretrain.corrupt import corrupt
+from thinktwice.pretrain.corrupt import corrupt, corrupt_batch, mask_rates
 from thinktwice.pretrain.denoiser import HIDDEN_LABEL, Denoiser
-from thinktwice.pretrain.pretrain import _candidates, denoising_loss, fit, log_shares, unigram_entropy
+from thinktwice.pretrain.losses import candidates_of, denoising_loss
+from thinktwice.pretrain.pretrain import fit, log_shares, transferred_parts, unigram_entropy
 
 NAMES = sorted(BACKBONES)
 pretraining = importlib.import_module("thinktwice.pretrain.pretrain")  # the package exports a function of that name
@@ -110,7 +114,7 @@ def test_sampled_softmax_learns_how_often_skewed_values_come(negatives: int) -> 
     generator, late = torch.Generator().manual_seed(0), []
     for step in range(3000):
         target = torch.multinomial(share, rows, replacement=True, generator=generator) + 1
-        candidates = _candidates(target, negatives, generator)
+        candidates = candidates_of(target, negatives, generator)
         loss = model.field_loss(1, logits.expand(rows, size), target, candidates, draws=rows).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -193,3 +197,115 @@ def test_large_tables_pretrain_with_row_updates(full_softmax: int) -> None:
     done = fit(rows, FIELDS, DeepFMConfig(dim=4, hidden=(8,)), config)
     assert np.isfinite(done.curve[-1]["label"])
     assert not done.denoiser.backbone.embedding.sparse_gradients
+
+
+def test_every_behaviour_is_masked_at_the_rate_of_its_row_and_cannot_be_seen() -> None:
+    batch, rows = random_batch(4000), 4000
+    rate = torch.linspace(0.05, 1.0, rows)
+    keep = torch.ones(rows, FIELDS.num_fields)
+    found = corrupt_batch(batch, FIELDS, keep, rate, torch.Generator().manual_seed(0))
+    masked, before = found.behaviours["history"], batch.sequences["history"]
+    assert not bool((masked & (before == 0)).any())  # padding is no behaviour
+    assert torch.equal(found.batch.sequences["history"], before.masked_fill(masked, 0))
+    for part in (slice(0, 1000), slice(3000, 4000)):
+        share = masked[part].sum() / (before[part] != 0).sum()
+        assert float(share) == pytest.approx(float(rate[part].mean()), abs=0.03)
+    assert torch.equal(found.batch.ids, batch.ids)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_masked_batch_is_embedded_as_if_it_were_unknown(name: str) -> None:
+    """Target attention reads columns: what is masked is gone before."""
+    model, batch = denoiser(name), random_batch(40)
+    keep = torch.ones(40, FIELDS.num_fields)
+    keep[:, [1, 4, 5]] = 0.0
+    other = type(batch)(batch.ids.clone(), batch.sequences, random_batch(40, 8).vectors)
+    other.ids[:, 1] = random_batch(40, 9).ids[:, 1]
+    found = [
+        model.backbone.embed(corrupt_batch(b, FIELDS, keep, torch.zeros(40), torch.Generator().manual_seed(1)).batch)
+        for b in (batch, other)
+    ]
+    torch.testing.assert_close(found[0], found[1], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "fixed"])
+def test_schedules_and_weights(schedule: str) -> None:
+    draws = torch.Generator().manual_seed(0)
+    config = PretrainConfig.model_validate({"schedule": schedule, "loss_weight": "elbo"})
+    rate, weight = mask_rates(20_000, config, draws)
+    assert bool(((rate > 0) & (rate <= 1)).all())
+    if schedule == "fixed":
+        assert rate.unique().tolist() == [pytest.approx(0.3)] and weight.unique().tolist() == [1.0]
+        return
+    mean = 0.5 if schedule == "linear" else 1 - 2 / np.pi
+    assert float(rate.mean()) == pytest.approx(mean, abs=0.01)
+    assert float(weight.max()) <= config.most_weight and float(weight.min()) >= 0
+    if schedule == "linear":
+        torch.testing.assert_close(weight, (1 / rate).clamp_max(10))
+    assert mask_rates(9, PretrainConfig.model_validate({"schedule": schedule}), draws)[1].tolist() == [1.0] * 9
+
+
+@pytest.mark.parametrize("name", ["deepfm", "hstu", "din"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"schedule": "cosine", "loss_weight": "elbo", "time_embedding": True},
+        {"schedule": "fixed", "ablation": "no_label"},
+    ],
+)
+def test_every_form_learns_counters_included(name: str, options: dict[str, object]) -> None:
+    rows = random_rows(1500)
+    values = np.random.default_rng(0).normal(size=(1500, 5)).astype(np.float32) * 3
+    values[::7] = np.nan
+    config = PretrainConfig.model_validate(
+        {"batch_size": 256, "rate": 1e-2, "epochs": 3, "full_softmax": 20, **options}
+    )
+    model = Denoiser(build_backbone(backbone_config(name, dim=4, hidden=(8,)), SPACE), config, log_shares(rows, FIELDS))
+    batch = replace(rows.batch(slice(None)), counters=torch.from_numpy(values))
+    optimizer, label, draws = (
+        torch.optim.Adam(model.parameters(), 1e-2),
+        torch.from_numpy(rows.label),
+        torch.Generator(),
+    )
+    totals = []
+    for _ in range(25):
+        losses = denoising_loss(model, batch, label, draws)
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+        totals.append(float(losses.total.detach()))
+    assert set(losses.fields) == set(SPACE.names) and all(np.isfinite(v) for v in losses.fields.values())
+    assert np.mean(totals[-5:]) < np.mean(totals[:5])
+    assert (losses.label == 0.0) == (config.ablation == "no_label")
+    keep, token = torch.ones(1500, SPACE.num_fields), torch.full((1500,), HIDDEN_LABEL)
+    with torch.inference_mode():  # nothing is masked and the label is hidden: time says nothing either
+        hidden, _ = model.eval().encoded(model.backbone.embed(batch), token, torch.zeros(1500))
+        assert torch.equal(hidden, model.hidden(model.backbone.embed(batch), keep, token))
+
+
+def test_the_outputs_of_a_transformer_move_with_the_fields() -> None:
+    """Permuting the fields, with what is learned about each, permutes the outputs."""
+    model = build_backbone(backbone_config("hstu", dim=4, init_sd=0.5), FIELDS, seed=3).eval()
+    assert isinstance(model, HSTU)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    with torch.no_grad():
+        model.log_weights.copy_(torch.randn(6, generator=torch.Generator().manual_seed(0)))
+        x = model.embed(random_batch(7))
+        expected = model.field_states(x)[:, order]
+        model.field.copy_(model.field[order].clone())
+        model.log_weights.copy_(model.log_weights[order].clone())
+        torch.testing.assert_close(model.field_states(x[:, order]), expected, atol=1e-5, rtol=1e-5)
+        model.log_weights.zero_()
+        assert not torch.allclose(model.field_states(x[:, order]), expected)
+
+
+@pytest.mark.parametrize("ablation", ["none", "embeddings_only", "trunk_only"])
+def test_ablations_transfer_what_their_name_says(ablation: str) -> None:
+    config = PretrainConfig.model_validate({"batch_size": 100, "epochs": 1, "ablation": ablation})
+    size = DeepFMConfig(dim=4, hidden=(8,))
+    done = fit(random_rows(500), FIELDS, size, config, seed=2).denoiser.backbone
+    start, found = build_backbone(size, FIELDS, seed=2).state_dict(), transferred_parts(done, config, 2).state_dict()
+    for name, value in done.state_dict().items():
+        embedded = name.startswith("embedding.")
+        kept = ablation == "none" or embedded == (ablation == "embeddings_only")
+        assert torch.equal(found[name], value if kept else start[name]), name

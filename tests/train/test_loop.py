@@ -20,8 +20,9 @@ from thinktwice.errors import TrainingError
 from thinktwice.models import BACKBONES, Backbone, BackboneConfig, backbone_config, build_backbone
 from thinktwice.pretrain.config import PretrainConfig
 from thinktwice.pretrain.denoiser import Denoiser
-from thinktwice.pretrain.pretrain import denoising_loss, log_shares
+from thinktwice.pretrain.losses import denoising_loss
 from thinktwice.pretrain.pretrain import fit as fit_pretrained
+from thinktwice.pretrain.pretrain import log_shares
 from thinktwice.threads import reproducible
 from thinktwice.train.augment import Augmenter
 from thinktwice.train.config import FinetuneConfig

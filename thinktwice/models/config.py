@@ -85,6 +85,15 @@ class DINConfig(BackboneConfig):
     attention_hidden: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(default=(32,), max_length=8)
 
 
+class HSTUConfig(BackboneConfig):
+    """A transformer over the fields, with the layers of HSTU."""
+
+    name: Literal["hstu"] = "hstu"
+    attention_layers: int = Field(default=2, ge=1, le=8)
+    attention_heads: int = Field(default=2, ge=1, le=16)
+    attention_width: int = Field(default=16, ge=1, le=256)  # numbers per field and head
+
+
 GROUP = "thinktwice.backbones"  # entry points by which an installed package offers its own
 
 #: Classes of options by the name of their backbone; registering a backbone adds its own.
@@ -97,6 +106,7 @@ CONFIGS: dict[str, type[BackboneConfig]] = {
     "masknet": MaskNetConfig,
     "finalmlp": FinalMLPConfig,
     "din": DINConfig,
+    "hstu": HSTUConfig,
 }
 
 #: Classes of your own by their short name, as far as this process has imported them.

@@ -13,6 +13,7 @@ from thinktwice.models.din import DIN
 from thinktwice.models.fields import FieldSpace
 from thinktwice.models.finalmlp import FinalMLP
 from thinktwice.models.fm import FM
+from thinktwice.models.hstu import HSTU
 from thinktwice.models.lr import LR
 from thinktwice.models.masknet import MaskNet
 
@@ -24,6 +25,7 @@ register_backbone("autoint", AutoInt)
 register_backbone("masknet", MaskNet)
 register_backbone("finalmlp", FinalMLP)
 register_backbone("din", DIN)
+register_backbone("hstu", HSTU)
 
 
 def build_backbone(config: BackboneConfig, fields: FieldSpace, *, seed: int = 0) -> Backbone:

@@ -2,104 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from thinktwice.data.encoded import Batch, EncodedRows, count_values
+from thinktwice.data.encoded import EncodedRows, count_values
 from thinktwice.data.training_set import load_training_set
 from thinktwice.files import atomic_dir
-from thinktwice.models import FieldSpace, ModelInfo, build_backbone, write_model
+from thinktwice.models import Backbone, FieldSpace, ModelInfo, build_backbone, write_model
+from thinktwice.models.backbone import EMBEDDING
 from thinktwice.models.config import BackboneConfig
+from thinktwice.pretrain.balance import Balance
 from thinktwice.pretrain.config import PretrainConfig
-from thinktwice.pretrain.corrupt import corrupt
+from thinktwice.pretrain.corrupt import corrupt, corrupt_batch
 from thinktwice.pretrain.denoiser import HIDDEN_LABEL, Denoiser
-from thinktwice.pretrain.record import TRAINING_FILE, LossRecord, PretrainRecord
+from thinktwice.pretrain.losses import Losses, Restoration, denoising_loss
+from thinktwice.pretrain.record import TRAINING_FILE, DifficultyRecord, LossRecord, PretrainRecord
 from thinktwice.progress import note
 from thinktwice.threads import reproducible
 from thinktwice.train.checkpoint import Checkpoints, training_checkpoints
 from thinktwice.train.checks import check_rows
-from thinktwice.train.device import on_device
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.loop import Bar, LoopPlan, Resume, Steps, run_loop
 
 STAGE = "pretrain"
 CURVE_POINTS = 10  # approximate number in a run
+CLASS_ROWS = 4096  # rows whose restoration by class is measured
+TOKENS = {"no click": 0, "click": 1, "hidden": HIDDEN_LABEL}
 
-
-@dataclass(frozen=True)
-class Losses:
-    """Loss of one batch: the sum to minimise, per target the mean loss in nats (NaN: nothing masked), the label's loss."""
-
-    total: Tensor
-    fields: dict[str, float]
-    label: float
-
-
-def denoising_loss(model: Denoiser, batch: Batch, label: Tensor, generator: torch.Generator) -> Losses:
-    """Corrupt a batch and score the restoration of every masked element, on the model's device."""
-    fields, config, device = model.backbone.fields, model.config, model.label_shift.device
-    corrupted = corrupt(label, fields.num_fields, config.label_hidden, generator)
-    keep, token = (part.to(device) for part in corrupted)
-    batch, label = on_device(batch, device), label.to(device)
-    hidden = model.hidden(model.backbone.embed(batch), keep, token)
-    unseen = token == HIDDEN_LABEL
-    label_loss = torch.zeros((), device=device)
-    if unseen.any():
-        label_loss = F.binary_cross_entropy_with_logits(model.backbone.head(hidden)[unseen], label[unseen])
-    predicted = model.predictions(hidden)
-    terms: dict[str, Tensor] = {}
-    for position, name in enumerate(fields.names):
-        masked = keep[:, position] == 0
-        if name in fields.vectors:
-            term = _vector_loss(model, fields.vectors.index(name), hidden, batch.vectors[name], masked)
-        else:
-            column, target = _targets(fields, position, name, batch, generator)
-            known = masked & (target > 0)
-            if not known.any():
-                continue
-            values = target[known]
-            candidates = None if model.small[column] else _candidates(values, config.negatives, generator)
-            term = model.field_loss(column, predicted[known, position], values, candidates, draws=len(values)).mean()
-        if term is not None:
-            terms[name] = term
-    total = config.label_weight * label_loss
-    if terms:
-        total = total + torch.stack(list(terms.values())).sum() / fields.num_fields
-    return Losses(total, {k: float(v.detach()) for k, v in terms.items()}, float(label_loss.detach()))
-
-
-def _targets(
-    fields: FieldSpace, position: int, name: str, batch: Batch, generator: torch.Generator
-) -> tuple[int, Tensor]:
-    """Column whose vocabulary contains the field's values, and the local value [B] to restore (0: none)."""
-    if position < len(fields.num_values):
-        return position, batch.ids[:, position]
-    sequence = batch.sequences[name]
-    length = (sequence != 0).sum(dim=1)
-    share = torch.rand(len(sequence), generator=generator).to(length.device)
-    pick = (share * length).long()  # one behaviour of each row
-    return fields.columns.index(fields.sequence_of[fields.sequences.index(name)]), sequence.gather(1, pick[:, None])[
-        :, 0
-    ]
-
-
-def _candidates(values: Tensor, limit: int, generator: torch.Generator) -> Tensor:
-    """At most ``limit`` distinct values of the batch."""
-    unique = values.unique()
-    return unique if len(unique) <= limit else unique[torch.randperm(len(unique), generator=generator)[:limit]]
-
-
-def _vector_loss(model: Denoiser, index: int, hidden: Tensor, vector: Tensor, masked: Tensor) -> Tensor | None:
-    known = masked & ~vector.isnan().any(dim=1)
-    if not known.any():
-        return None
-    return (1.0 - F.cosine_similarity(model.vector_heads[index](hidden[known]), vector[known], dim=-1)).mean()
+Kind = Literal["dgenctr", "hetegenctr"]
 
 
 @dataclass(frozen=True)
@@ -114,6 +50,10 @@ class Pretrained:
     curve: list[dict[str, Any]]
     unigram: dict[str, float]  # entropy in train of the values of each column that is not sampled, nats
     sampled: list[str]
+    difficulties: dict[
+        str, dict[str, float]
+    ]  # by field: start, end, weight, and its equilibrium; empty without balancing
+    by_class: dict[str, dict[str, float]]  # by class and token: mean loss of the fields
 
 
 def unigram_entropy(rows: EncodedRows, fields: FieldSpace) -> dict[str, float]:
@@ -141,8 +81,10 @@ def fit(
     *,
     seed: int = 0,
     checkpoints: Checkpoints | None = None,
+    kind: Kind = "dgenctr",
 ) -> Pretrained:
-    """Pre-train in memory; the model is returned on the CPU.
+    """Pre-train in memory, with the weights of the fields by ``config.balancing`` for the kind ``hetegenctr``; the model is
+    returned on the CPU.
 
     The same arguments give identical weights on the same CPU and number of threads, also if the process is killed and
     continues from ``checkpoints``.
@@ -154,7 +96,9 @@ def fit(
     check_rows(train, fields, "train")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Denoiser(build_backbone(backbone, fields, seed=seed), config, log_shares(train, fields))
+        entropies = unigram_entropy(train, fields)
+        balance = _balance(fields, config, entropies) if kind == "hetegenctr" else None
+        model = Denoiser(build_backbone(backbone, fields, seed=seed), config, log_shares(train, fields), balance)
         rows = BlockLoader(train)
         steps = Steps.of(len(rows), config.batch_size, config.epochs)
         plan = LoopPlan(
@@ -168,12 +112,14 @@ def fit(
         window: list[Losses] = []
 
         def loss(index: Tensor, generator: torch.Generator) -> Tensor:
-            losses = denoising_loss(model, rows.batch(index), rows.label[index], generator)
-            window.append(losses)
+            guidance = 0.0 if balance is None else 1.0 - float(balance.steps) / steps.total  # none is left at the end
+            losses = denoising_loss(model, rows.batch(index), rows.label[index], generator, guidance)
+            window.append(replace(losses, total=losses.total.detach()))
             return losses.total
 
         def on_eval(epoch: float, loss: float) -> None:
-            curve.append({"epoch": epoch} | _mean(window))
+            weights = {} if balance is None else {"weights": _named(fields, balance.weights())}
+            curve.append({"epoch": epoch} | _mean(window) | weights)
             window.clear()
 
         def restore(points: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -195,9 +141,71 @@ def fit(
             bar=Bar(STAGE, "steps"),
             resume=None if checkpoints is None else Resume(checkpoints.run(STAGE), gathered, restore),
         )
+    model.guide()
     sampled = _sampled(model)
-    unigram = {name: entropy for name, entropy in unigram_entropy(train, fields).items() if name not in sampled}
-    return Pretrained(model, curve, unigram, sampled)
+    unigram = {name: entropy for name, entropy in entropies.items() if name not in sampled}
+    return Pretrained(model, curve, unigram, sampled, _difficulties(fields, balance), by_class(model, rows, seed))
+
+
+def _balance(fields: FieldSpace, config: PretrainConfig, entropies: dict[str, float]) -> Balance:
+    """Known entropies of small vocabularies; vectors and counters have 1, the loss of a prediction by the mean."""
+    entropy, source = [], []
+    for position, (name, kind) in enumerate(zip(fields.names, fields.kinds, strict=True)):
+        of = position
+        if kind == "sequence":
+            of = fields.columns.index(fields.sequence_of[fields.sequences.index(name)])
+        source.append(of)
+        if kind in ("vector", "counters"):
+            entropy.append(1.0)
+        elif position < len(fields.num_values) and fields.num_values[position] <= config.full_softmax:
+            entropy.append(entropies[name])
+        else:
+            entropy.append(math.nan)
+    return Balance(config.balancing, torch.tensor(entropy), torch.tensor(source))
+
+
+def _named(fields: FieldSpace, values: Tensor) -> dict[str, float]:
+    return {name: float(value) for name, value in zip(fields.names, values, strict=True)}
+
+
+def _difficulties(fields: FieldSpace, balance: Balance | None) -> dict[str, dict[str, float]]:
+    if balance is None:
+        return {}
+    parts = {
+        "start": balance.start(),
+        "end": balance.difficulty(),
+        "weight": balance.weights(),
+        "equilibrium": balance.equilibrium(),
+    }
+    named = {part: _named(fields, values) for part, values in parts.items()}
+    return {name: {part: values[name] for part, values in named.items()} for name in fields.names}
+
+
+@torch.inference_mode()
+def by_class(model: Denoiser, rows: BlockLoader, seed: int) -> dict[str, dict[str, float]]:
+    """Mean loss of the fields of rows of each class under the token of either class and a hidden one, with half of the fields
+    masked: rows are restored best under their own class if positives and negatives have learned distinct distributions."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(len(rows), generator=generator)[:CLASS_ROWS]
+    model.eval()
+    found: dict[str, dict[str, float]] = {}
+    for clicked in (0.0, 1.0):
+        of_class = index[rows.label[index] == clicked]
+        if not len(of_class):
+            continue
+        batch, rate = rows.batch(of_class), torch.full((len(of_class),), 0.5)
+        keep, _ = corrupt(rows.label[of_class], model.backbone.num_fields, 0.0, generator, rate)
+        corrupted = corrupt_batch(batch, model.backbone.fields, keep, rate, generator)
+        x = model.backbone.embed(corrupted.batch)
+        losses = {}
+        for name, token in TOKENS.items():
+            hidden, read = model.encoded(x, torch.full((len(of_class),), token), rate)
+            draws = torch.Generator().manual_seed(seed)
+            each = Restoration(model, batch, keep, torch.ones(len(of_class)), hidden, read, draws)
+            terms = each.terms(corrupted.behaviours)
+            losses[name] = float(torch.stack(list(terms.values())).mean()) if terms else 0.0
+        found["click" if clicked else "no click"] = losses
+    return found
 
 
 def _sampled(model: Denoiser) -> list[str]:
@@ -215,6 +223,21 @@ def _mean(window: list[Losses]) -> dict[str, Any]:
     return {"label": float(np.mean([losses.label for losses in window])), "fields": fields}
 
 
+def transferred_parts(model: Backbone, config: PretrainConfig, seed: int) -> Backbone:
+    """The model that fine-tuning starts from: all parameters, or as in the ablations only the embeddings or only the trunk, and the
+    rest newly initialised."""
+    if config.ablation not in ("embeddings_only", "trunk_only"):
+        return model
+    fresh = build_backbone(model.config, model.fields, seed=seed)
+    own = fresh.state_dict()
+    kept = {
+        name: value if name.startswith(EMBEDDING) == (config.ablation == "embeddings_only") else own[name]
+        for name, value in model.state_dict().items()
+    }
+    fresh.load_state_dict(kept)
+    return fresh.eval()
+
+
 def pretrain(
     training_set_dir: Path | str,
     out_dir: Path | str,
@@ -223,6 +246,7 @@ def pretrain(
     *,
     seed: int = 0,
     checkpoints: str = "",
+    kind: Kind = "dgenctr",
 ) -> PretrainRecord:
     """Pre-train on the train part of a training set and write a model folder; returns its ``training.json``.
 
@@ -234,8 +258,10 @@ def pretrain(
     train = data.part("train")
     saved = None
     if checkpoints:
-        saved = training_checkpoints(checkpoints, data, fields, {"backbone": backbone, "settings": config}, seed=seed)
-    done = fit(train, fields, backbone, config, seed=seed, checkpoints=saved)
+        saved = training_checkpoints(
+            checkpoints, data, fields, {"backbone": backbone, "settings": config}, seed=seed, start=kind
+        )
+    done = fit(train, fields, backbone, config, seed=seed, checkpoints=saved, kind=kind)
     record = PretrainRecord(
         format=PretrainRecord.FORMAT,
         seed=seed,
@@ -245,10 +271,14 @@ def pretrain(
         sampled_losses=tuple(done.sampled),
         config=config,
         rows={"train": len(train)},
+        kind=kind,
+        difficulties={name: DifficultyRecord.model_validate(value) for name, value in done.difficulties.items()},
+        by_class=done.by_class,
     )
     provenance = {"schema": data.schema.name, "train_window": list(data.train_window), "seed": seed}
     with atomic_dir(out_dir) as folder:
-        write_model(folder, done.denoiser.backbone, ModelInfo(stage="pretrained", provenance=provenance))
+        transferred = transferred_parts(done.denoiser.backbone, config, seed)
+        write_model(folder, transferred, ModelInfo(stage="pretrained", provenance=provenance))
         record.write(folder / TRAINING_FILE)
     if saved is not None:
         saved.remove()
