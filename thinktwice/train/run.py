@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -62,6 +63,7 @@ def train(
     checkpoints: RunCheckpoints | None = None,
     annealed: bool = False,
     weights: Tensor | None = None,
+    watch: Callable[[EvalPoint], None] | None = None,
 ) -> Trained:
     """Train ``model`` in place and leave it with its best weights, in evaluation mode and on the CPU.
 
@@ -72,6 +74,7 @@ def train(
         checkpoints: of this run, to continue from and to write.
         annealed: keep the weights of the end, where the rate is 0, instead of those of the best evaluation.
         weights: of the training rows [R], with a mean of 1; None: all count the same.
+        watch: told of every evaluation; an error that it raises ends the run.
 
     Raises:
         TrainingError: the loss of a batch is not finite, or a checkpoint is of another training.
@@ -99,6 +102,8 @@ def train(
         nonlocal best
         point = _evaluate(model, valid, epoch, train_logloss)
         curve.append(point)
+        if watch is not None:
+            watch(point)
         if annealed or best is None or point.valid_logloss < best[0].valid_logloss:
             kept = {} if annealed else {name: value.detach().clone() for name, value in weights_of(model).items()}
             best = point, kept
