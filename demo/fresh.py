@@ -70,7 +70,7 @@ class EventFeed:
         self._fields = list(
             dict.fromkeys(
                 [c.field for c in (*definition.topics, *definition.attributes)]
-                + [s.of for s in self.schema.sequences if s.of != self.schema.key_of("item")]
+                + [s.of for s in self.schema.computed_sequences if s.of != self.schema.key_of("item")]
             )
         )
         self.window = timedelta(microseconds=max(definition.click_delay, definition.no_click_delay))

@@ -71,7 +71,7 @@ def assert_no_leak(
             for number, name in enumerate(names):
                 _compare(table, row, name, None if expected is None else expected[number])
                 compared += 1
-    for sequence in schema.sequences:
+    for sequence in schema.computed_sequences:
         for row, same in _rows_of_same(clean, schema.key_of("user"), picked):
             expected_values: list[str] = []
             if same is not None:
@@ -95,6 +95,7 @@ def _compare_attributes(table: pa.Table, clean: pa.Table, schema: LogSchema, tim
     for entity in entities:
         names = [f.name for f in schema.attributes_of(entity)]
         names += [v.name for v in schema.vectors if v.entity == entity]
+        names += [s.name for s in schema.logged_sequences if entity == "user"]
         if not names or entity in schema.side_tables:
             continue
         for row, same in _rows_of_same(clean, schema.key_of(entity), picked):
@@ -126,6 +127,7 @@ def _compare_side_table(
     """Compare attributes with the newest row of the side table that is valid at the row's instant."""
     key = str(schema.key_of(side))
     names = [f.name for f in schema.table_fields(side)] + [v.name for v in schema.table_vectors(side)]
+    names += [s.name for s in schema.table_sequences(side)]
     keys = [clean[key][int(row)].as_py() for row in picked]
     known = rows.filter(pl.col(key).is_in([k for k in keys if k is not None])).collect()
     valid_from = known[VALID_FROM].dt.epoch("us").to_list()

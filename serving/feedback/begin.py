@@ -190,7 +190,7 @@ def _sequences(book: Book, schema: LogSchema, rows: pl.DataFrame, records: _Reco
     found: dict[str, dict[str, list[list[int | str]]]] = {}
     stamps: dict[str, int] = {}
     known = rows.with_row_index("row").filter(pl.col(USER).is_not_null())
-    for sequence in schema.sequences:
+    for sequence in schema.computed_sequences:
         source = ITEM if sequence.of == schema.key_of("item") else VALUE + sequence.of
         entering = known.filter(
             (pl.col(source).fill_null("") != "") & ((pl.col(LABEL) == 1) | (not sequence.clicks_only))

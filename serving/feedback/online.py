@@ -61,7 +61,7 @@ class OnlineStore:
         check_definition(self._store, self.schema, folder)
         if self._store.config.online_store.type == "sqlite":
             _let_read(folder / ONLINE_FILE)
-        self._sequences = tuple(s.name for s in self.schema.sequences)
+        self._sequences = tuple(s.name for s in self.schema.computed_sequences)
         for spec in pushed_tables(self.schema):
             self._views[spec.name] = (self._view(spec.name, folder), spec.key)
 

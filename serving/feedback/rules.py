@@ -31,10 +31,10 @@ class EventRules:
         item_key = schema.key_of("item")
         self._needs_item = item_key is not None
         if config.record_only:  # all of them: a later model may count them
-            fields = [f.name for f in schema.fields if f.derived is None]
+            fields = [f.name for f in schema.fields if f.derived is None and f.kind != "list"]
         else:
             fields = [c.field for c in (*definition.topics, *definition.attributes)]
-            fields += [s.of for s in schema.sequences if s.of != item_key]
+            fields += [s.of for s in schema.computed_sequences if s.of != item_key]
         #: Fields that an impression may contain: those that counters and sequences need.
         self.fields = tuple(dict.fromkeys(fields))
 

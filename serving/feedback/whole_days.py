@@ -32,7 +32,7 @@ def enter_sequences(book: Book, schema: LogSchema, one: Shown, values: dict[str,
     """Add a shown or clicked item to the sequences of its user."""
     if not book.whole or one.user is None:
         return
-    entering = [s for s in schema.sequences if s.clicks_only == clicked]
+    entering = [s for s in schema.computed_sequences if s.clicks_only == clicked]
     if not entering:
         return
     content = book.content("user_sequences", one.user)

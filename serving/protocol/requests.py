@@ -137,6 +137,9 @@ class RequestParser:
         self.model = RequestModel(schema, online=online)
         self.widens = widens
         self.vectors = frozenset(f.name for f in schema.model_fields_in_order() if f.kind == "vector")
+        self.context_lists = frozenset(
+            f.name for f in schema.model_fields_in_order() if f.kind == "sequence" and f.entity == "context"
+        )
         self._checked: Checked[list[Any]] = Checked(self.model.requests, self.model.words)
         self._clock, self._zone, self._time = clock, schema.zone, self.model.time
         self._derived = {f.name: f.derived for f in schema.fields if f.derived}
@@ -186,7 +189,7 @@ class RequestParser:
         context = self._derive(instant)
         for name in self._context:
             context[name] = values.get(name)
-        missing = tuple([name for name in self._context if context[name] is None or context[name] == ""])
+        missing = tuple([name for name in self._context if context[name] is None or context[name] in ("", [])])
         return Request(form.user_id, tuple(form.candidates), context, None, form.k, form.deadline_ms, missing, instant)
 
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 There are two forms; the first has a tensor ``candidates``:
 
-* candidates: ``candidates`` [n] and ``user_id`` [1] (BYTES or integers), context fields and ``timestamp`` [1] each;
+* candidates: ``candidates`` [n] and ``user_id`` [1] (BYTES or integers), context fields and ``timestamp`` [1] each, and fields
+  of kind list [1, length];
 * raw rows: one tensor [n] per field, vectors [n, dim], sequences BYTES [n, length] whose rows end with empty texts.
 
 ``k`` and ``deadline_ms`` are parameters of the body. A missing value is null, NaN in the numbers of a binary tensor (a
@@ -12,7 +13,7 @@ vector of NaN is a missing vector), and the empty text.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def parse(tensors: Sequence[Tensor], limits: Mapping[str, Any], parser: RequestP
         Fault: the invalid input, or the invalid position in its data.
     """
     by_name = {tensor.name: tensor for tensor in tensors}
-    value = (_candidates(by_name) if "candidates" in by_name else _rows(tensors)) | dict(limits)
+    value = (_candidates(by_name, parser.context_lists) if "candidates" in by_name else _rows(tensors)) | dict(limits)
     try:
         (request,) = parser.read([value])
     except Fault as fault:
@@ -69,13 +70,16 @@ def _at(fault: Fault, tensors: Mapping[str, Tensor], name: str, *data: str | int
     return fault.at(loc, name)
 
 
-def _candidates(tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _candidates(tensors: dict[str, Tensor], lists: Collection[str]) -> dict[str, Any]:
     candidates = tensors["candidates"]
     if len(candidates.shape) != 1:
         raise candidates.fault("must be one size", "shape", kind="shape")
     single = {}
     for name, tensor in tensors.items():
         if tensor is candidates:
+            continue
+        if name in lists and len(tensor.shape) == 2 and tensor.shape[0] == 1:
+            single[name] = _column(tensor, 1)[0]
             continue
         if tensor.shape != (1,):
             raise tensor.fault("must be [1] beside candidates", "shape", kind="shape")

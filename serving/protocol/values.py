@@ -235,5 +235,6 @@ def type_of(field: ModelField) -> Any:
     if field.kind == "categorical":
         return Category
     if field.kind == "sequence":
-        return Annotated[list[Element], Field(max_length=MAX_SEQUENCE, fail_fast=True)] | None
+        most = field.length if field.has_own_values else MAX_SEQUENCE  # logs accept no longer list either
+        return Annotated[list[Element], Field(max_length=most, fail_fast=True)] | None
     return Annotated[list[Entry], Field(min_length=field.dim, max_length=field.dim, fail_fast=True)] | None

@@ -18,9 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from thinktwice.data.encoded import Batch, EncodedRows
 from thinktwice.data.sides import Side
+from thinktwice.data.training_set_info import CutVocabulary
 from thinktwice.errors import BundleError, reason
 from thinktwice.files import atomic_file, read_json, write_json
-from thinktwice.schema import EVENT_TIME, LABEL, LogSchema, ModelField
+from thinktwice.schema import EVENT_TIME, LABEL, LogField, LogSchema, ModelField
 from thinktwice.schema.numbers import borders, number, numbers
 from thinktwice.schema.values import as_series, spell, spelled
 
@@ -51,6 +52,7 @@ class Encoder:
         fields: all model fields in order.
         columns: the categorical and numeric ones; column c of ``ids`` is ``columns[c]``.
         num_values: indices per column, the unknown index 0 included.
+        cut: vocabularies that ``min_count`` or ``max_values`` has limited; of an encoder just fitted, empty for a stored one.
         widens: float32 and float16 values are widened to float64 before they are read, as earlier versions did in training;
             otherwise they are read as their shortest decimal form.
     """
@@ -65,6 +67,7 @@ class Encoder:
         widens: bool = False,
     ) -> None:
         self.widens = widens
+        self.cut: dict[str, CutVocabulary] = {}
         self.fields = fields
         self.user_key = user_key
         self.columns = tuple(f for f in fields if f.kind in ("categorical", "numeric"))
@@ -85,20 +88,34 @@ class Encoder:
         Bounds are midway between two neighbouring values, see :func:`thinktwice.schema.numbers.borders`.
         """
         fields = schema.model_fields_in_order()
+        described = {f.name: f for f in schema.fields}
         vocabularies: dict[str, list[str]] = {}
         bounds: dict[str, np.ndarray] = {}
+        cut: dict[str, CutVocabulary] = {}
         for f in fields:
-            if f.kind == "categorical":
-                counts = (
-                    pl.DataFrame({"value": spelled(table[f.name]).fill_null(NULL)})
-                    .group_by("value")
-                    .len()
-                    .sort(["len", "value"], descending=[True, False])
-                )
-                vocabularies[f.name] = counts["value"].to_list()
+            if f.kind == "categorical" or f.has_own_values:
+                counts = _value_counts(table[f.name])
+                kept = counts
+                if (of := described.get(f.name)) is not None:
+                    kept = counts.filter(pl.col("len") >= of.min_count).head(of.max_values or counts.height)
+                vocabularies[f.name] = kept["value"].to_list()
+                if kept.height < counts.height:
+                    lost = int(counts["len"].sum()) - int(kept["len"].sum())
+                    cut[f.name] = CutVocabulary(
+                        kept=kept.height, cut=counts.height - kept.height, share=lost / int(counts["len"].sum())
+                    )
             elif f.kind == "numeric":
-                bounds[f.name] = borders(numbers(table[f.name]).drop_nulls().to_numpy(), f.buckets)
-        return Encoder(fields, schema.key_of("user"), vocabularies, bounds)
+                bounds[f.name] = _bounds(
+                    numbers(table[f.name]).drop_nulls().to_numpy(), described.get(f.name), f.buckets
+                )
+        encoder = Encoder(fields, schema.key_of("user"), vocabularies, bounds)
+        encoder.cut = cut
+        return encoder
+
+    @property
+    def list_values(self) -> tuple[int, ...]:
+        """Indices of each field of kind list, in order, the index 0 of padding included."""
+        return tuple(len(self._values[f.name]) + 1 for f in self.sequences if f.has_own_values)
 
     def column_of(self, name: str | None) -> int | None:
         """The column of a categorical or numeric field in ``ids``; None for other names."""
@@ -319,7 +336,8 @@ class _EncoderFile(BaseModel):
         if len(set(names)) < len(names):
             raise ValueError("two fields have the same name")
         kinds = {kind: [f.name for f in self.fields if f.kind == kind] for kind in ("categorical", "numeric")}
-        if sorted(self.vocabulary_fields) != sorted(kinds["categorical"]):
+        lists = [f.name for f in self.fields if f.has_own_values]
+        if sorted(self.vocabulary_fields) != sorted([*kinds["categorical"], *lists]):
             raise ValueError("'vocabulary_fields' does not name the categorical fields")
         if sorted(self.bounds) != sorted(kinds["numeric"]):
             raise ValueError("'bounds' does not name the numeric fields")
@@ -328,6 +346,28 @@ class _EncoderFile(BaseModel):
         if invalid := [n for n, b in self.bounds.items() if any(high <= low for low, high in pairwise(b))]:
             raise ValueError(f"the bounds of {invalid[0]!r} are not ascending")
         return self
+
+
+def _value_counts(column: pa.ChunkedArray) -> pl.DataFrame:
+    """The values of a column or of its lists and how often each occurs, most frequent first."""
+    values = as_series(column)
+    if isinstance(values.dtype, pl.List):
+        words = values.explode(empty_as_null=True, keep_nulls=True).drop_nulls()
+    else:
+        words = spelled(column).fill_null(NULL)
+    counts = pl.DataFrame({"value": words}, schema={"value": pl.String}).group_by("value").len()
+    return counts.sort(["len", "value"], descending=[True, False])
+
+
+def _bounds(values: np.ndarray, field: LogField | None, buckets: int) -> np.ndarray:
+    """Bucket bounds of a numeric field: given, of equal width on a logarithmic scale, or of quantiles."""
+    if field is not None and field.boundaries is not None:
+        return np.asarray(field.boundaries, np.float64)
+    if field is None or field.scale == "quantiles" or not len(values):
+        return borders(values, buckets)
+    low, high = (float(np.sign(v) * np.log1p(abs(v))) for v in (values.min(), values.max()))
+    steps = np.linspace(low, high, buckets + 1)[1:-1]
+    return np.unique(np.sign(steps) * np.expm1(np.abs(steps)))
 
 
 def _read_vocabularies(path: Path, names: tuple[str, ...]) -> dict[str, list[str]]:

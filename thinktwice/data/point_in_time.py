@@ -61,7 +61,7 @@ def training_rows(clean_dir: Path | str, schema: LogSchema) -> pa.Table:
 def clean_rows(clean_dir: Path, schema: LogSchema) -> pa.Table:
     """The clean log, with the titles of items and the fields of sequences also where a side table has them."""
     clean = read_table(clean_dir / CLEAN_FILE)
-    wanted = [name for name in ({s.of for s in schema.sequences} | {TITLE}) if name not in clean.column_names]
+    wanted = [name for name in ({s.of for s in schema.computed_sequences} | {TITLE}) if name not in clean.column_names]
     from_table = [name for name in sorted(wanted) if "item" in schema.side_tables]
     from_table = [name for name in from_table if name in clean_table_columns(schema, "item")]
     return with_columns(clean, read_clean(clean_dir, schema, from_table).to_arrow()) if from_table else clean

@@ -41,7 +41,7 @@ def write_sequences(
             pa.field(key, pa.string()),
             pa.field("event_timestamp", TIME),
             pa.field("created_timestamp", TIME),
-            *(pa.field(s.name, pa.list_(pa.string())) for s in schema.sequences),
+            *(pa.field(s.name, pa.list_(pa.string())) for s in schema.computed_sequences),
         ]
     )
     with parquet_writer(target, out_schema, compression="zstd") as writer:
@@ -54,20 +54,20 @@ def _blocks(
     connection: duckdb.DuckDBPyConnection, clean: Path, schema: LogSchema, items: Path, key: str
 ) -> Iterator[tuple[pa.Array, Ints, list[pa.Array]]]:
     """Yield (user ids, instants in us, one list array per sequence) block by block, in order."""
-    source_fields = sorted({s.of for s in schema.sequences})
+    source_fields = sorted({s.of for s in schema.computed_sequences})
     from_table = {f.name for f in schema.table_fields("item")}
     columns = ", ".join(f"{'i' if c in from_table else 'c'}.{quoted(c)}" for c in source_fields)
     joined = ""
     if from_table & set(source_fields):
         item = quoted(str(schema.key_of("item")))
         joined = f"ASOF LEFT JOIN {source(items)} i ON c.{item} = i.{item} AND c.{EVENT_TIME} >= i.event_timestamp"
-    only_clicks = f"AND c.{LABEL} = 1" if all(s.clicks_only for s in schema.sequences) else ""
+    only_clicks = f"AND c.{LABEL} = 1" if all(s.clicks_only for s in schema.computed_sequences) else ""
     reader = connection.sql(
         f"SELECT c.{quoted(key)} AS key, epoch_us(c.{EVENT_TIME}) AS instant, c.{LABEL} = 1 AS clicked, {columns} "
         f"FROM {source(clean)} c {joined} WHERE c.{quoted(key)} IS NOT NULL {only_clicks} "
         f"ORDER BY c.{quoted(key)}, c.{EVENT_TIME}, c.{ROW_ID}"
     ).to_arrow_reader(BATCH_ROWS)
-    longest = max(s.length for s in schema.sequences)
+    longest = max(s.length for s in schema.computed_sequences)
     pending: pa.Table | None = None  # events of the last user that later rows may need
     done_until: tuple[str, int] | None = None  # last (user, instant) written; earlier events are context only
     for batch in reader:
@@ -97,8 +97,8 @@ def _tail_start(keys: pa.ChunkedArray, times: Ints) -> int:
 def _context_start(table: pa.Table, user: str, complete: int, longest: int, schema: LogSchema) -> int:
     """First row the next batch needs: far enough back for every sequence of the user whose events continue."""
     keys = table["key"]
-    enters = [_enters(table, s) for s in schema.sequences]
-    missing = [s.length for s in schema.sequences]
+    enters = [_enters(table, s) for s in schema.computed_sequences]
+    missing = [s.length for s in schema.computed_sequences]
     row = complete
     while row > 0 and any(m > 0 for m in missing) and keys[row - 1].as_py() == user:
         row -= 1
@@ -127,7 +127,7 @@ def _finished(
     starts = np.r_[True, user[1:] != user[:-1]]
     first_row = np.maximum.accumulate(np.where(starts, np.arange(rows), 0))  # [n] first row of the user
     last_of_instant = np.r_[(user[1:] != user[:-1]) | (times[1:] != times[:-1]), True]
-    enters = [_enters(table, s) for s in schema.sequences]
+    enters = [_enters(table, s) for s in schema.computed_sequences]
     any_enters = np.logical_or.reduce(enters)
     # An instant is written when any of its events is added to any sequence.
     instant = np.r_[0, np.cumsum(last_of_instant)[:-1]]
@@ -138,7 +138,8 @@ def _finished(
     if not len(ends):
         return
     lists = [
-        _newest_first(table[s.of], e, ends, first_row, s.length) for s, e in zip(schema.sequences, enters, strict=True)
+        _newest_first(table[s.of], e, ends, first_row, s.length)
+        for s, e in zip(schema.computed_sequences, enters, strict=True)
     ]
     yield keys.take(pa.array(ends)), times[ends], lists
 

@@ -25,6 +25,7 @@ from thinktwice.data.training_set_info import INFO_FILE, Conservation, PartInfo,
 from thinktwice.errors import DataError, RowsLostError
 from thinktwice.files import atomic_dir
 from thinktwice.parquet import read_frame, write_frame
+from thinktwice.progress import tell
 from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, SCHEMA_FILE, LogSchema, load_schema
 from thinktwice.versioned import read_result
 
@@ -176,9 +177,16 @@ def build_training_set(
             rows=frame.height,
             parts=parts,
             conservation=_conservation(frame, table.num_rows),
+            cut=encoder.cut,
         )
         write_frame(frame, folder / ROWS_FILE)
         info.write(folder / INFO_FILE)
+    for name, of in info.cut.items():
+        tell(
+            "build_training_set",
+            f"{name}: {of.kept:,} of {of.kept + of.cut:,} values are in the vocabulary; the others, {of.share:.1%} of its training "
+            "values, count as unknown",
+        )
     return info
 
 

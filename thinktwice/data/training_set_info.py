@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from thinktwice.data.split_spec import PartName as PartName
 from thinktwice.data.split_spec import SplitSpec
@@ -38,6 +40,15 @@ class Conservation(Record):
     unique_row_ids: int
 
 
+class CutVocabulary(Record):
+    """How ``min_count`` or ``max_values`` limited a vocabulary: values ``kept`` and ``cut``, and the share of train rows (of
+    elements, for a list) whose value counts as unknown."""
+
+    kept: int
+    cut: int
+    share: float
+
+
 class TrainingSetInfo(ResultFile):
     """The content of the file."""
 
@@ -48,6 +59,7 @@ class TrainingSetInfo(ResultFile):
     rows: int
     parts: dict[PartName, PartInfo]
     conservation: Conservation
+    cut: Annotated[dict[str, CutVocabulary], Field(default_factory=dict)]  # by field
 
     def novelty(self) -> Novelty:
         return Novelty(valid=self.parts["valid"].unseen_share, test=self.parts["test"].unseen_share)

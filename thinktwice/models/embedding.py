@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from thinktwice.data.encoded import Batch
 from thinktwice.data.instant.stored import CLIP
 from thinktwice.models.fields import CounterFields, FieldSpace
-from thinktwice.models.sequences import MeanPooling, SequenceEncoder
+from thinktwice.models.sequences import ListPooling, MeanPooling, SequenceEncoder
 
 
 class FieldEmbedding(nn.Module):
@@ -26,7 +26,8 @@ class FieldEmbedding(nn.Module):
     Attributes:
         table: joint table [rows, D] of the values of all columns; the first row of a column is the learned vector of an
             unknown or masked value.
-        sequences: one :class:`~thinktwice.models.sequences.SequenceEncoder` per sequence, over rows of the table.
+        sequences: one :class:`~thinktwice.models.sequences.SequenceEncoder` per sequence, over rows of the table, or a
+            :class:`~thinktwice.models.sequences.ListPooling` with vectors of its own.
         projections: one linear layer per vector.
         counters: one linear layer per group of counters, over their standardised values and which of them are unknown.
         extra_fill: the learned vectors [N - C, D] of an empty sequence, of a missing vector, and of a group without a known
@@ -49,7 +50,10 @@ class FieldEmbedding(nn.Module):
         self.table = nn.Parameter(torch.randn(fields.num_rows, width) * init_sd)
         self.extra_fill = nn.Parameter(torch.randn(fields.num_fields - len(fields.num_values), width) * init_sd)
         self.projections = nn.ModuleList(nn.Linear(size, width) for size in fields.vector_dims)
-        self.sequences = nn.ModuleList(sequence_encoder(fields, name) for name in fields.sequences)
+        self.sequences = nn.ModuleList(
+            ListPooling(fields, name, width, init_sd) if of == name else sequence_encoder(fields, name)
+            for name, of in zip(fields.sequences, fields.sequence_of, strict=True)
+        )
         self.counters = nn.ModuleList(nn.Linear(2 * len(group.columns), width) for group in fields.counter_groups)
         self.scale = None if fields.counters is None else _Scale(fields.counters)
         self.register_buffer("offsets", torch.tensor(fields.offsets, dtype=torch.int64), persistent=False)

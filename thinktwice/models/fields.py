@@ -70,7 +70,7 @@ class FieldSpace(BaseModel):
     """N fields in model order: categorical and numeric ones (columns of ``ids``), then sequences, then vectors.
 
     ``num_values`` has one entry per column, the unknown index 0 included. ``sequence_of`` names, per sequence, the column whose
-    values it contains and whose table rows it shares. ``entities`` names the entity that each field describes: the fields of a
+    values it contains and whose table rows it shares, or the sequence itself: a list with ``list_values`` values of its own. ``entities`` names the entity that each field describes: the fields of a
     new entity are all unknown. ``counters`` are further fields, one per group, after the vectors; None for a model without.
     """
 
@@ -84,13 +84,15 @@ class FieldSpace(BaseModel):
     sequence_of: tuple[str, ...] = ()
     sequence_lengths: tuple[PositiveInt, ...] = ()
     vector_dims: tuple[PositiveInt, ...] = ()
+    list_values: tuple[PositiveInt, ...] = ()
     counters: CounterFields | None = None
 
     @model_serializer(mode="wrap")
     def _without_absent_counters(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Files of models without counters are those of versions that knew none."""
+        """Files of models without counters or lists are those of versions that knew none."""
         written: dict[str, object] = serialize(self)
-        return {key: value for key, value in written.items() if key != "counters" or value is not None}
+        absent = {"counters": None, "list_values": ()}
+        return {key: value for key, value in written.items() if not (key in absent and value in (absent[key], []))}
 
     @model_validator(mode="after")
     def _consistent(self) -> FieldSpace:
@@ -111,7 +113,10 @@ class FieldSpace(BaseModel):
             raise ValueError(
                 f"field kinds ask for {sizes} value counts, sequences, lengths, dims and groups of counters, got {counts}"
             )
-        if unknown := sorted(set(self.sequence_of) - set(self.columns)):
+        lists = [name for name, of in zip(self.sequences, self.sequence_of, strict=True) if of == name]
+        if len(lists) != len(self.list_values):
+            raise ValueError(f"{len(lists)} lists have values of their own, got {len(self.list_values)} value counts")
+        if unknown := sorted(set(self.sequence_of) - set(self.columns) - set(lists)):
             raise ValueError(f"a sequence contains values of {unknown[0]!r}, which is not a column")
         return self
 
@@ -129,6 +134,7 @@ class FieldSpace(BaseModel):
             sequence_of=tuple(f.of for f in sequences),
             sequence_lengths=tuple(f.length for f in sequences),
             vector_dims=tuple(f.dim for f in fields if f.kind == "vector"),
+            list_values=encoder.list_values,
         )
 
     @property
@@ -144,6 +150,20 @@ class FieldSpace(BaseModel):
     def sequences(self) -> tuple[str, ...]:
         start = len(self.num_values)
         return self.names[start : start + len(self.sequence_of)]
+
+    @property
+    def own_lists(self) -> tuple[str, ...]:
+        """The sequences with values of their own."""
+        return tuple(name for name, of in zip(self.sequences, self.sequence_of, strict=True) if of == name)
+
+    @property
+    def values_of_sequences(self) -> tuple[int, ...]:
+        """Number of values that each sequence may contain, the index 0 of padding included."""
+        sizes = dict(zip(self.columns, self.num_values, strict=True))
+        own = iter(self.list_values)
+        return tuple(
+            next(own) if of == name else sizes[of] for name, of in zip(self.sequences, self.sequence_of, strict=True)
+        )
 
     @property
     def vectors(self) -> tuple[str, ...]:

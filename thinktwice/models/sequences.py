@@ -46,6 +46,20 @@ class SequenceEncoder(nn.Module, ABC):
         """
 
 
+class ListPooling(nn.Module):
+    """The mean of vectors of its own for the values of a list, ``values`` [V, D]; row 0 is padding and not used."""
+
+    def __init__(self, fields: FieldSpace, name: str, width: int, init_sd: float) -> None:
+        super().__init__()
+        size = fields.values_of_sequences[fields.sequences.index(name)]
+        self.name = name
+        self.values = nn.Parameter(torch.randn(size, width) * init_sd)
+
+    def forward(self, batch: Batch, columns: Tensor, table: Tensor, *, sparse: bool) -> Tensor:
+        """See :class:`SequenceEncoder`; only ``batch`` is read."""
+        return F.embedding_bag(batch.sequences[self.name], self.values, mode="mean", padding_idx=0)
+
+
 class MeanPooling(SequenceEncoder):
     """The mean of the table rows of the values."""
 

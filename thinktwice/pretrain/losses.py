@@ -102,6 +102,8 @@ class Restoration:
     def _sequence(self, name: str, output: Tensor, masked: Tensor) -> Tensor | None:
         """Every masked behaviour [B, L], predicted from the row and its place."""
         model = self.model
+        if name in model.backbone.fields.own_lists:  # their values are in no column, so no head restores them
+            return None
         number = model.backbone.fields.sequences.index(name)
         row, place = masked.nonzero(as_tuple=True)
         # Lookups and not indexing: rows repeat, and their gradients must be summed in a fixed order.

@@ -152,7 +152,7 @@ def _balance(fields: FieldSpace, config: PretrainConfig, entropies: dict[str, fl
     entropy, source = [], []
     for position, (name, kind) in enumerate(zip(fields.names, fields.kinds, strict=True)):
         of = position
-        if kind == "sequence":
+        if kind == "sequence" and name not in fields.own_lists:
             of = fields.columns.index(fields.sequence_of[fields.sequences.index(name)])
         source.append(of)
         if kind in ("vector", "counters"):

@@ -13,13 +13,14 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from thinktwice.errors import SchemaError
-from thinktwice.schema.fields import LogField, Vector
+from thinktwice.schema.fields import LogField, Sequence, Vector
 from thinktwice.schema.log import LogSchema
 from thinktwice.schema.times import is_time
 from thinktwice.schema.values import can_spell
 
-#: Use of a column: a time, a number (including the label), the text of an id or a category, or a list of numbers.
-Kind = Literal["time", "number", "category", "vector"]
+#: Use of a column: a time, a number (including the label), the text of an id or a category, or a list of numbers
+#: or of categories.
+Kind = Literal["time", "number", "category", "list", "vector"]
 
 
 class Use(NamedTuple):
@@ -33,6 +34,7 @@ READ = {
     "time": "timestamps, dates, integers, floats, decimals and text",
     "number": "integers, floats, decimals, booleans and text",
     "category": "text, bytes, integers, floats, decimals, booleans, dates, times, timestamps and durations",
+    "list": "lists of ids or categories, and text with a separator",
     "vector": "lists of numbers and text",
 }
 
@@ -50,7 +52,7 @@ def named_columns(schema: LogSchema) -> dict[str, tuple[Use, ...]]:
         if entity is not None:
             uses.add(entity.source_column, "category", f"{name} id")
             uses.add(schema.logged_title if name == "item" else entity.title, "category", f"{name} title")
-    uses.add_fields(schema.logged_fields, schema.logged_vectors)
+    uses.add_fields(schema.logged_fields, schema.logged_vectors, schema.logged_sequences)
     uses.add(schema.propensity, "number", "propensity")
     uses.add(schema.truth, "number", "truth")
     return uses.all()
@@ -63,8 +65,11 @@ def table_columns(schema: LogSchema, entity: Literal["user", "item"]) -> dict[st
     valid_from = schema.valid_from(entity)
     uses.add(None if valid_from is None else valid_from.column, "time", "valid_from")
     uses.add(schema.table_title(entity), "category", f"{entity} title")
-    uses.add_fields(schema.table_fields(entity), schema.table_vectors(entity))
+    uses.add_fields(schema.table_fields(entity), schema.table_vectors(entity), schema.table_sequences(entity))
     return uses.all()
+
+
+_KIND: dict[str, Kind] = {"categorical": "category", "numeric": "number", "list": "list"}
 
 
 class _Uses:
@@ -77,14 +82,16 @@ class _Uses:
         if column is not None:
             self._uses.setdefault(column, []).append(Use(kind, words))
 
-    def add_fields(self, fields: tuple[LogField, ...], vectors: tuple[Vector, ...]) -> None:
+    def add_fields(
+        self, fields: tuple[LogField, ...], vectors: tuple[Vector, ...], sequences: tuple[Sequence, ...]
+    ) -> None:
         for field in fields:
             if field.derived is None:
-                self.add(
-                    field.source_column, "number" if field.kind == "numeric" else "category", f"field {field.name!r}"
-                )
+                self.add(field.source_column, _KIND[field.kind], f"field {field.name!r}")
         for vector in vectors:
             self.add(vector.source_column, "vector", f"vector {vector.name!r}")
+        for sequence in sequences:
+            self.add(sequence.column, "list", f"sequence {sequence.name!r}")
 
     def all(self) -> dict[str, tuple[Use, ...]]:
         return {column: tuple(uses) for column, uses in self._uses.items()}
@@ -152,11 +159,14 @@ def is_read(kind: pa.DataType, use: Kind) -> bool:
     if use == "category":
         return can_spell(kind)
     kind = stored(kind)
+    if use == "list":
+        return pt.is_null(kind) or is_text(kind) or (_is_list(kind) and can_spell(kind.value_type))
     if pt.is_null(kind) or is_text(kind) or (is_bytes(kind) and use != "vector"):
         return True
     if use == "vector":
-        listed = pt.is_list(kind) or pt.is_large_list(kind) or pt.is_fixed_size_list(kind)
-        return listed and (pt.is_null(kind.value_type) or pt.is_boolean(kind.value_type) or _is_number(kind.value_type))
+        return _is_list(kind) and (
+            pt.is_null(kind.value_type) or pt.is_boolean(kind.value_type) or _is_number(kind.value_type)
+        )
     return _is_number(kind) or (pt.is_boolean(kind) if use == "number" else is_time(kind))
 
 
@@ -179,6 +189,10 @@ def is_bytes(kind: pa.DataType) -> bool:
     return bool(
         pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_binary_view(kind) or pt.is_fixed_size_binary(kind)
     )
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pt.is_list(kind) or pt.is_large_list(kind) or pt.is_fixed_size_list(kind))
 
 
 def _is_number(kind: pa.DataType) -> bool:

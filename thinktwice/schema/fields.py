@@ -6,6 +6,7 @@ They are put together by :class:`thinktwice.schema.log.LogSchema`.
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -21,6 +22,7 @@ from pydantic import (
 from thinktwice.schema.times import Derived, zone_named
 from thinktwice.schema.values import spell
 
+LIST_LENGTH = 20  # categories of a field of kind list
 Entity = Literal["user", "item", "context"]
 
 SCHEMA_FILE = "schema.yaml"  # in every folder described by a schema
@@ -80,11 +82,14 @@ class LogField(Described):
     """One feature of an impression.
 
     ``column`` is its name in the source file (default: ``name``). ``derived`` computes it from the impression's time.
-    ``protected`` values are never masked at test time; by default numeric and derived fields are protected.
+    ``protected`` values are never masked at test time; by default only categorical fields that are not derived are masked.
+
+    A field of kind ``list`` has several categories in a row: a list column, or text with a ``separator``. ``min_count`` and
+    ``max_values`` limit the vocabulary: other values count as unknown.
     """
 
     name: Name
-    kind: Literal["categorical", "numeric"] = "categorical"
+    kind: Literal["categorical", "numeric", "list"] = "categorical"
     entity: Entity = "context"
     column: str | None = None
     derived: Derived | None = None  # by the clocks in the zone of ``time``
@@ -93,6 +98,16 @@ class LogField(Described):
     minimum: float | None = None  # numeric bounds, inclusive
     maximum: float | None = None
     buckets: int = Field(default=32, ge=2, le=1024)  # numeric: quantile bins
+    boundaries: tuple[float, ...] | None = None  # numeric: bins between these numbers instead of quantiles
+    scale: Literal["quantiles", "log"] = "quantiles"  # numeric, log: bins of equal width on a logarithmic scale
+    separator: str | None = None  # list: between the categories of a text (default |)
+    length: int | None = Field(default=None, ge=1, le=200)  # list: maximum number of categories (default 20)
+    min_count: int = Field(
+        default=1, ge=1
+    )  # categorical, list: least number of train rows with a value of the vocabulary
+    max_values: int | None = Field(
+        default=None, ge=1
+    )  # categorical, list: number of most frequent values in the vocabulary
     protected: bool | None = None
 
     @model_validator(mode="after")
@@ -101,9 +116,34 @@ class LogField(Described):
             raise ValueError(f"field {self.name!r}: a derived field is a categorical context field without a column")
         if self.kind == "numeric" and self.allowed is not None:
             raise ValueError(f"field {self.name!r}: 'allowed' is for categorical fields; use minimum and maximum")
-        if self.kind == "categorical" and (self.minimum is not None or self.maximum is not None):
+        if self.kind != "numeric" and (self.minimum is not None or self.maximum is not None):
             raise ValueError(f"field {self.name!r}: minimum and maximum are for numeric fields; use 'allowed'")
+        if self.kind != "numeric" and (self.boundaries is not None or self.scale != "quantiles"):
+            raise ValueError(f"field {self.name!r}: boundaries and scale are for numeric fields")
+        if self.kind == "numeric" and (self.min_count > 1 or self.max_values is not None):
+            raise ValueError(
+                f"field {self.name!r}: min_count and max_values are for categories; use buckets or boundaries"
+            )
+        if self.kind != "list" and (self.separator is not None or self.length is not None):
+            raise ValueError(f"field {self.name!r}: separator and length are for fields of kind list")
+        if self.separator == "":
+            raise ValueError(f"field {self.name!r}: the separator is empty: give the text between two categories")
+        if self.boundaries is not None:
+            if self.scale == "log":
+                raise ValueError(f"field {self.name!r}: give boundaries or scale: log, not both")
+            if not self.boundaries or any(b <= a for a, b in pairwise(self.boundaries)):
+                raise ValueError(f"field {self.name!r}: boundaries are numbers in ascending order")
         return self
+
+    @property
+    def separated_by(self) -> str:
+        """The separator of a text of several categories."""
+        return self.separator or "|"
+
+    @property
+    def max_length(self) -> int:
+        """The maximum number of categories of a field of kind list."""
+        return self.length or LIST_LENGTH
 
     @property
     def source_column(self) -> str:
@@ -111,7 +151,7 @@ class LogField(Described):
 
     @property
     def is_protected(self) -> bool:
-        return self.protected if self.protected is not None else self.kind == "numeric" or self.derived is not None
+        return self.protected if self.protected is not None else self.kind != "categorical" or self.derived is not None
 
 
 class EntityKey(Described):
@@ -168,7 +208,8 @@ class LabelColumn(Described):
 
 
 class Sequence(Described):
-    """The user's latest values of an item field, newest first, strictly before the impression.
+    """The user's latest values of an item field, newest first, strictly before the impression; or, with ``column``, a list of such
+    values that the log has in each row (or the side table of users in each of its rows).
 
     Training rows contain every earlier click. An online store contains those up to its last materialization, so a served
     sequence is as old as that: materialize often, or push, if sessions matter.
@@ -178,6 +219,26 @@ class Sequence(Described):
     of: str
     length: int = Field(default=20, ge=1, le=200)
     clicks_only: bool = True
+    column: str | None = None  # a list column, or text with a separator
+    separator: str | None = None  # of the column, if it is text (default |)
+    order: Literal["newest_first", "newest_last"] | None = None  # of the column's values (default newest_first)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Sequence:
+        if self.column is None and (self.separator is not None or self.order is not None):
+            raise ValueError(f"sequence {self.name!r}: separator and order are for a sequence with a column")
+        if self.column is not None and not self.clicks_only:
+            raise ValueError(
+                f"sequence {self.name!r}: clicks_only is for a sequence without a column, which is computed from the log"
+            )
+        if self.separator == "":
+            raise ValueError(f"sequence {self.name!r}: the separator is empty: give the text between two values")
+        return self
+
+    @property
+    def separated_by(self) -> str:
+        """The separator of a text of several values."""
+        return self.separator or "|"
 
 
 class Vector(Described):
@@ -245,4 +306,11 @@ class ModelField(Described):
     buckets: int = 0  # numeric
     length: int = 0  # sequence
     dim: int = 0  # vector
-    of: str = ""  # sequence: the categorical field whose vocabulary and table it shares
+    of: str = (
+        ""  # sequence: the categorical field whose vocabulary and table it shares, or its own name: it has its own
+    )
+
+    @property
+    def has_own_values(self) -> bool:
+        """Whether it is a list with a vocabulary of its own, and not that of a column."""
+        return self.kind == "sequence" and self.of == self.name

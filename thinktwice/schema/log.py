@@ -104,7 +104,8 @@ class LogSchema(Described):
         for entity, table in self.side_tables.items():
             if self.key_of(entity) is None:
                 raise ValueError(f"tables.{TABLE_OF[entity]} is given, but entities.{entity} is not described")
-            if not (self.table_fields(entity) or self.table_vectors(entity) or self.table_title(entity)):
+            read = (self.table_fields(entity), self.table_vectors(entity), self.table_sequences(entity))
+            if not any(read) and self.table_title(entity) is None:
                 raise ValueError(
                     f"tables.{TABLE_OF[entity]} is given, but no field or vector belongs to the {entity}: add 'entity: {entity}' to those "
                     "that are read from it, or leave the table out"
@@ -148,6 +149,22 @@ class LogSchema(Described):
     def logged_vectors(self) -> tuple[Vector, ...]:
         """The vectors that are read from the log."""
         return tuple(v for v in self.vectors if v.entity not in self.side_tables)
+
+    @property
+    def computed_sequences(self) -> tuple[Sequence, ...]:
+        """The sequences that are computed from the log."""
+        return tuple(s for s in self.sequences if s.column is None)
+
+    @property
+    def logged_sequences(self) -> tuple[Sequence, ...]:
+        """The sequences that are read from the log."""
+        return () if "user" in self.side_tables else tuple(s for s in self.sequences if s.column is not None)
+
+    def table_sequences(self, entity: Literal["user", "item"]) -> tuple[Sequence, ...]:
+        """The sequences that are read from the side table of an entity."""
+        if entity != "user" or "user" not in self.side_tables:
+            return ()
+        return tuple(s for s in self.sequences if s.column is not None)
 
     @property
     def logged_title(self) -> str | None:
@@ -201,6 +218,8 @@ class LogSchema(Described):
             if key is not None and key.as_field:
                 out.append(ModelField(name=key.key, kind="categorical", entity=entity, origin="key", protected=False))
         for f in self.fields:
+            if f.kind == "list":
+                continue
             out.append(
                 ModelField(
                     name=f.name,
@@ -224,13 +243,26 @@ class LogSchema(Described):
                             buckets=self.statistics.buckets,
                         )
                     )
+        for f in self.fields:
+            if f.kind == "list":
+                out.append(
+                    ModelField(
+                        name=f.name,
+                        kind="sequence",
+                        entity=f.entity,
+                        origin="attribute",
+                        protected=f.is_protected,
+                        length=f.max_length,
+                        of=f.name,
+                    )
+                )
         for s in self.sequences:
             out.append(
                 ModelField(
                     name=s.name,
                     kind="sequence",
                     entity="user",
-                    origin="sequence",
+                    origin="sequence" if s.column is None else "attribute",
                     protected=True,
                     length=s.length,
                     of=s.of,

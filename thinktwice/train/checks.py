@@ -25,9 +25,8 @@ def check_rows(rows: EncodedRows, fields: FieldSpace, part: str) -> None:
         )
     for column, (name, size) in enumerate(zip(fields.columns, fields.num_values, strict=True)):
         _check_ids(rows.ids[:, column], size, name, part)
-    sizes = dict(zip(fields.columns, fields.num_values, strict=True))
-    for name, of in zip(fields.sequences, fields.sequence_of, strict=True):
-        _check_ids(rows.sequences[name], sizes[of], name, part)
+    for name, size in zip(fields.sequences, fields.values_of_sequences, strict=True):
+        _check_ids(rows.sequences[name], size, name, part)
 
 
 def _check_ids(ids: np.ndarray, size: int, name: str, part: str) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from thinktwice.models.embedding import FieldEmbedding
+from thinktwice.models.sequences import ListPooling
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -43,7 +44,7 @@ class TableAdam:
     only in the rows of the batch: the cost of a step then depends on the batch, not the vocabulary.
 
     Args:
-        model: everything that is trained, the embedding included. Parameters other than the table have no L2.
+        model: everything that is trained, the embedding included. Parameters other than the table and the vectors of lists have no L2.
         embedding: its ``sparse_gradients`` is set.
     """
 
@@ -61,17 +62,22 @@ class TableAdam:
         self.l2 = table_l2
         self.sparse = embedding.fields.num_rows >= sparse_rows
         embedding.sparse_gradients = self.sparse
-        self._dense = {p: _State.of(p) for p in model.parameters() if p is not self.table and p.numel()}
+        lists = [encoder.values for encoder in embedding.sequences if isinstance(encoder, ListPooling)]
+        self._lists = {p: _State.of(p) for p in lists}
+        self._dense = {
+            p: _State.of(p) for p in model.parameters() if p is not self.table and p not in self._lists and p.numel()
+        }
         self._names = {parameter: name for name, parameter in model.named_parameters()}
         self._table = _State.of(self.table)
 
     def step(self, loss: Tensor) -> None:
         """Back-propagate and update."""
-        for parameter in (self.table, *self._dense):
+        for parameter in (self.table, *self._lists, *self._dense):
             parameter.grad = None
         loss.backward()
         with torch.no_grad():
             _update(self._dense, self.rate, 0.0)
+            _update(self._lists, self.rate, self.l2)
             if self.sparse:
                 self._update_rows()
             else:
@@ -83,7 +89,7 @@ class TableAdam:
 
     def state(self) -> dict[str, Tensor]:
         """The moving means and the numbers of updates (not copies), by parameter."""
-        states = {**self._dense, self.table: self._table}
+        states = {**self._dense, **self._lists, self.table: self._table}
         return {
             f"{part}.{self._names[parameter]}": value
             for parameter, state in states.items()

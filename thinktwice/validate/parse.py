@@ -23,6 +23,7 @@ from thinktwice.schema.fields import (
     Entities,
     EntityKey,
     LogField,
+    Sequence,
     SideTables,
     TimeColumn,
     Vector,
@@ -40,6 +41,7 @@ PROPENSITY = "propensity"
 TRUTH = "truth"
 
 _TEXT, _NUMBER, _LABEL, _MISSING, _VECTOR = "text", "number", "label", "missing", "vector"
+_LIST, _SPLIT = "list ", "split "  # each followed by the separator
 _WRONG, _INEXACT = "wrong text", "inexact"
 _READABLE, _MICROS, _ZONELESS = "time readable", "time micros", "time zoneless"
 _MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
@@ -79,7 +81,8 @@ def read_table_columns(schema: LogSchema, entity: Literal["user", "item"], rows:
         moment = times_of(valid_from, _plain(rows.column(str(valid_from.column))))
     inside = pl.when(moment.micros.is_between(EARLIEST_US, LATEST_US)).then(moment.micros)
     out |= {_READABLE: moment.micros.is_not_null(), _MICROS: pl.select(inside).to_series(), _ZONELESS: moment.zoneless}
-    uses = [(_TEXT, schema.table_key(entity)), *_uses_of(schema.table_fields(entity), schema.table_vectors(entity))]
+    parts = (schema.table_fields(entity), schema.table_vectors(entity), schema.table_sequences(entity))
+    uses = [(_TEXT, schema.table_key(entity)), *_uses_of(*parts)]
     title = schema.table_title(entity)
     return _read([*uses, *([(_TEXT, title)] if title is not None else [])], rows, out)
 
@@ -88,7 +91,8 @@ def _read(uses: Iterable[tuple[str, str]], rows: pa.RecordBatch, out: dict[str, 
     for use, column in dict.fromkeys(uses):
         values = _plain(rows.column(column))
         out[_name(_MISSING, column)] = missing(values)
-        for measure, series in _READERS[use](values):
+        separator = use.removeprefix(_LIST) if use.startswith(_LIST) else None
+        for measure, series in _READERS[use](values) if separator is None else _lists(values, separator):
             out[_name(measure, column)] = series
     return pl.DataFrame({name: values.rename(name) for name, values in out.items()})
 
@@ -130,6 +134,7 @@ def canonical(schema: LogSchema, read: pl.DataFrame) -> pl.DataFrame:
             out[field.name] = on_present(local, partial(derive, field.derived)).cast(pl.String)
         else:
             out[field.name] = _canonical_field(field)
+    out |= {s.name: _canonical_sequence(s) for s in schema.logged_sequences}
     for vector in schema.logged_vectors:
         out[vector.name] = pl.col(_name(_VECTOR, vector.source_column))
     if schema.logged_title is not None:
@@ -149,6 +154,7 @@ def canonical_table(schema: LogSchema, entity: Literal["user", "item"], read: pl
     out[key] = pl.col(_name(_TEXT, schema.table_key(entity)))
     out[VALID_FROM] = read[_MICROS].cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     out |= {field.name: _canonical_field(field) for field in schema.table_fields(entity)}
+    out |= {s.name: _canonical_sequence(s) for s in schema.table_sequences(entity)}
     out |= {v.name: pl.col(_name(_VECTOR, v.source_column)) for v in schema.table_vectors(entity)}
     title = schema.table_title(entity)
     if title is not None:
@@ -157,7 +163,14 @@ def canonical_table(schema: LogSchema, entity: Literal["user", "item"], read: pl
 
 
 def _canonical_field(field: LogField) -> pl.Expr:
-    return pl.col(_name(_NUMBER if field.kind == "numeric" else _TEXT, field.source_column))
+    return pl.col(_name(_use(field), field.source_column))
+
+
+def _canonical_sequence(sequence: Sequence) -> pl.Expr:
+    """The newest values of a sequence column, newest first."""
+    values = pl.col(_name(_LIST + sequence.separated_by, str(sequence.column)))
+    values = values.list.reverse() if sequence.order == "newest_last" else values
+    return values.list.head(sequence.length)
 
 
 def key_and_time(schema: LogSchema, read: pl.DataFrame, entity: Literal["user", "item"]) -> pl.DataFrame:
@@ -183,6 +196,8 @@ def _violation(rule: Rule, as_of: datetime | None) -> pl.Expr:
         return pl.col(_name(use, rule.source))
 
     value = read(_LABEL if rule.column == LABEL else _NUMBER)
+    if rule.separator is not None:
+        return _list_violation(rule)
     if rule.check == "missing":
         return read(_MISSING)
     if rule.check == "number":
@@ -213,6 +228,20 @@ def _violation(rule: Rule, as_of: datetime | None) -> pl.Expr:
     return pl.col(_MICROS) > _microseconds(as_of) if as_of is not None else pl.lit(False)  # rule.check == "future"
 
 
+def _list_violation(rule: Rule) -> pl.Expr:
+    """Of a rule on the elements of a list."""
+    lists = pl.col(_name(f"{_LIST}{rule.separator}", rule.source))
+    if rule.check == "text":
+        return pl.col(_name(f"{_WRONG}{rule.separator}", rule.source))
+    if rule.check == "separator":
+        return pl.col(_name(f"{_SPLIT}{rule.separator}", rule.source))
+    if rule.check == "allowed":
+        return ~lists.list.eval(pl.element().is_in(list(rule.allowed or ()))).list.all()
+    if rule.check == "length":
+        return lists.list.len() > int(rule.bound or 0)
+    return lists.list.len().fill_null(0) == 0  # rule.check == "missing"
+
+
 def _microseconds(moment: datetime) -> int:
     return int(moment.timestamp() * 1_000_000)
 
@@ -228,15 +257,24 @@ def _uses(schema: LogSchema) -> Iterator[tuple[str, str]]:
     yield from ((_TEXT, entity.source_column) for entity in ids)
     if schema.logged_title is not None:
         yield _TEXT, schema.logged_title
-    yield from _uses_of(schema.logged_fields, schema.logged_vectors)
+    yield from _uses_of(schema.logged_fields, schema.logged_vectors, schema.logged_sequences)
     yield from ((_NUMBER, column) for column in (schema.propensity, schema.truth) if column is not None)
 
 
-def _uses_of(fields: Iterable[LogField], vectors: Iterable[Vector]) -> Iterator[tuple[str, str]]:
+def _uses_of(
+    fields: Iterable[LogField], vectors: Iterable[Vector], sequences: Iterable[Sequence]
+) -> Iterator[tuple[str, str]]:
     for field in fields:
         if field.derived is None:
-            yield _NUMBER if field.kind == "numeric" else _TEXT, field.source_column
+            yield _use(field), field.source_column
+    yield from ((_LIST + sequence.separated_by, str(sequence.column)) for sequence in sequences)
     yield from ((_VECTOR, vector.source_column) for vector in vectors)
+
+
+def _use(field: LogField) -> str:
+    if field.kind == "list":
+        return _LIST + field.separated_by
+    return _NUMBER if field.kind == "numeric" else _TEXT
 
 
 def _plain(values: pa.Array) -> pa.Array:
@@ -252,6 +290,31 @@ def _words(values: pa.Array) -> Iterator[tuple[str, pl.Series]]:
         invalid |= size.is_infinite()
         inexact = size >= INEXACT_FROM[values.type.bit_width]
     yield from ((_TEXT, text), (_WRONG, invalid), (_INEXACT, inexact))
+
+
+def _lists(values: pa.Array, separator: str) -> Iterator[tuple[str, pl.Series]]:
+    """The elements of each list or text, spelled, without missing ones; null for a missing list. A text whose quotes are not in
+    pairs within its elements may have the separator inside an element."""
+    values = values.storage if isinstance(values, pa.ExtensionArray) else values
+    use = _LIST + separator
+    never = pl.repeat(False, len(values), eager=True)
+    if pa.types.is_null(values.type):
+        lists = pl.Series([None] * len(values), dtype=pl.List(pl.String))
+    elif holds_text(values.type):
+        text = texts(values)
+        lists = pl.select(pl.when(text != "").then(pl.lit(text)).otherwise(None).str.split(separator)).to_series()
+    else:
+        if not pa.types.is_list(values.type):
+            values = values.cast(pa.list_(values.type.value_type))
+        words = spelled(values.values).to_arrow().cast(pa.string())
+        mask = values.is_null() if values.null_count else None
+        lists = as_series(pa.ListArray.from_arrays(values.offsets, words, mask=mask))
+    element = pl.element()
+    split = lists.list.eval(element.str.count_matches('"', literal=True) % 2 == 1).list.any().fill_null(False)
+    yield _SPLIT + separator, split if holds_text(values.type) else never
+    lists = lists.list.eval(element.filter(element.is_not_null() & (element != "")))
+    wrong = lists.list.eval(text_is_wrong(element)).list.any().fill_null(False)
+    yield from ((use, lists), (_WRONG + separator, wrong))
 
 
 def _label(values: pa.Array) -> pl.Series:

@@ -36,7 +36,7 @@ _DAY_US = 86_400_000_000
 PROFILE_SCHEMA: dict[str, Any] = {
     "partition": pl.String,
     "feature": pl.String,
-    "kind": pl.String,  # key, categorical, derived, numeric, vector (its length, the Euclidean norm, is profiled)
+    "kind": pl.String,  # key, categorical, derived, numeric, list (its number of elements is profiled), vector (its Euclidean norm is)
     "rows": pl.Int64,
     "clicks": pl.Int64,
     "click_rate": pl.Float64,
@@ -150,6 +150,7 @@ def _features(schema: LogSchema) -> list[_Feature]:
     for field in schema.fields:
         kind = "derived" if field.derived else field.kind
         out.append(_Feature(field.name, kind, False))
+    out += [_Feature(s.name, "list", False) for s in schema.sequences if s.column is not None]
     return out + [_Feature(v.name, "vector", False) for v in schema.vectors]
 
 
@@ -184,7 +185,13 @@ def _partition_labels(base: pl.DataFrame, schema: LogSchema) -> dict[int, str]:
 def _column(log: _Log, feature: _Feature) -> pl.Series:
     if feature.kind == "vector":
         return read_clean(log.folder, log.schema, [feature.name], convert=_norms)[feature.name]
+    if feature.kind == "list":
+        return read_clean(log.folder, log.schema, [feature.name], convert=_lengths)[feature.name]
     return read_clean(log.folder, log.schema, [feature.name])[feature.name]
+
+
+def _lengths(lists: pl.Expr) -> pl.Expr:
+    return lists.list.len().cast(pl.Float64)
 
 
 def _norms(vectors: pl.Expr) -> pl.Expr:
@@ -201,7 +208,7 @@ def _counts(
     """
     column = _column(log, feature)
     numbers, edges = None, None
-    if feature.kind in ("numeric", "vector"):
+    if feature.kind in ("numeric", "list", "vector"):
         frame = base.select("slice").with_columns(column.alias("x"))
         moments = [
             pl.col("x").min().alias("minimum"),
@@ -266,7 +273,7 @@ def _summary(feature: _Feature, counts: pl.DataFrame) -> dict[str, Any]:
     nulls = rows - int(known["n"].sum())
     row: dict[str, Any] = {"feature": feature.name, "kind": feature.kind, "rows": rows, "clicks": clicks}
     row |= {"click_rate": clicks / rows, "nulls": nulls, "null_share": nulls / rows, "distinct": known.height}
-    if known.height and feature.kind not in ("numeric", "vector"):
+    if known.height and feature.kind not in ("numeric", "list", "vector"):
         row["top_value"] = hashed(known["value"][0]) if feature.secret else known["value"][0]
         row["top_share"] = known["n"][0] / rows
     return row

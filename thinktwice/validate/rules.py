@@ -13,8 +13,18 @@ from typing import Literal
 
 from thinktwice.files import sha256_text
 from thinktwice.frozen import Frozen
-from thinktwice.schema.fields import EVENT_TIME, LABEL, TABLE_OF, VALID_FROM, EntityKey, LogField, TimeColumn, Vector
-from thinktwice.schema.limits import EARLIEST_US, INEXACT_FROM, LATEST_US, MAX_TEXT, NUMBER_LIMIT
+from thinktwice.schema.fields import (
+    EVENT_TIME,
+    LABEL,
+    TABLE_OF,
+    VALID_FROM,
+    EntityKey,
+    LogField,
+    Sequence,
+    TimeColumn,
+    Vector,
+)
+from thinktwice.schema.limits import EARLIEST_US, INEXACT_FROM, LATEST_US, MAX_SEQUENCE, MAX_TEXT, NUMBER_LIMIT
 from thinktwice.schema.log import LogSchema
 from thinktwice.schema.numbers import NUMBER
 from thinktwice.schema.times import FORMS
@@ -37,6 +47,8 @@ Check = Literal[
     "inexact",
     "zoneless",
     "unmatched",
+    "length",
+    "separator",
 ]
 
 #: Forms of the time in the source, by ``time.format``.
@@ -63,7 +75,8 @@ class Rule(Frozen):
     description: str
     severity: Severity = "critical"
     allowed: tuple[str, ...] | None = None
-    bound: float | None = None  # minimum, maximum: inclusive; vector: its length
+    bound: float | None = None  # minimum, maximum: inclusive; vector: its length; length: of a list, at most
+    separator: str | None = None  # of a list: the rule holds for its elements
     fix: str = "correct the rows or the rule, then check the rows again with `thinktwice data replay`"
 
 
@@ -96,7 +109,7 @@ def row_rules(schema: LogSchema) -> tuple[Rule, ...]:
         if key is not None:
             rules.append(_missing(key.key, key.source_column, f"the {entity} id is present", _without_id(entity)))
             rules.append(_text(key.key, key.source_column))
-    rules += _rules_of(schema.logged_fields, schema.logged_vectors)
+    rules += _rules_of(schema.logged_fields, schema.logged_vectors, schema.logged_sequences)
     for name, column in (("propensity", schema.propensity), ("truth", schema.truth)):
         if column is not None:
             rules.append(_number(name, column))
@@ -129,7 +142,7 @@ def table_rules(schema: LogSchema, entity: Literal["user", "item"]) -> tuple[Rul
     valid_from = schema.valid_from(entity)
     if valid_from is not None:
         rules += _times_of(valid_from, VALID_FROM, "valid_from")
-    rules += _rules_of(schema.table_fields(entity), schema.table_vectors(entity))
+    rules += _rules_of(schema.table_fields(entity), schema.table_vectors(entity), schema.table_sequences(entity))
     name = TABLE_OF[entity]
     return tuple(rule.model_copy(update={"id": f"{name}.{rule.id}"}) for rule in rules)
 
@@ -150,11 +163,13 @@ def unmatched_rule(schema: LogSchema, entity: Literal["user", "item"]) -> Rule:
     )
 
 
-def _rules_of(fields: tuple[LogField, ...], vectors: tuple[Vector, ...]) -> list[Rule]:
+def _rules_of(fields: tuple[LogField, ...], vectors: tuple[Vector, ...], sequences: tuple[Sequence, ...]) -> list[Rule]:
     rules: list[Rule] = []
     for field in fields:
         if field.derived is None:
             rules.extend(_field_rules(field))
+    for sequence in sequences:
+        rules += _list_rules(sequence.name, str(sequence.column), sequence.separated_by, MAX_SEQUENCE)
     for vector in vectors:
         rules.append(
             Rule(
@@ -422,7 +437,54 @@ def _times_of(time: TimeColumn, column: str, name: str) -> list[Rule]:
     ]
 
 
+def _list_rules(
+    name: str,
+    source: str,
+    separator: str,
+    length: int,
+    *,
+    nullable: bool = True,
+    allowed: tuple[str, ...] | None = None,
+) -> list[Rule]:
+    """The rules on a list of categories or ids and on its elements."""
+    words: list[tuple[Check, str]] = [
+        ("text", f"each element of {name} has at most {MAX_TEXT} characters, none of them NUL"),
+        ("length", f"{name} has at most {length} elements"),
+        (
+            "separator",
+            f"no element of {name} contains the separator {separator!r} (quotes around elements are not read): choose another separator "
+            "when the log is written, or write a list column",
+        ),
+    ]
+    if not nullable:
+        words.insert(0, ("missing", f"{name} has an element"))
+    if allowed is not None:
+        words.append(("allowed", f"each element of {name} is one of its {len(allowed)} allowed values"))
+    return [
+        Rule(
+            id=f"{name}:{check}",
+            check=check,
+            column=name,
+            source=source,
+            description=description,
+            allowed=allowed if check == "allowed" else None,
+            bound=float(length) if check == "length" else None,
+            separator=separator,
+        )
+        for check, description in words
+    ]
+
+
 def _field_rules(field: LogField) -> list[Rule]:
+    if field.kind == "list":
+        return _list_rules(
+            field.name,
+            field.source_column,
+            field.separated_by,
+            field.max_length,
+            nullable=field.nullable,
+            allowed=field.allowed,
+        )
     rules: list[Rule] = []
     if not field.nullable:
         rules.append(_missing(field.name, field.source_column, f"{field.name} is present"))

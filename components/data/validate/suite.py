@@ -96,6 +96,8 @@ def row_expectations(schema: LogSchema, rules: tuple[Rule, ...]) -> list[Expecte
 
 
 def _row_expectation(schema: LogSchema, rule: Rule) -> tuple[str, dict[str, Any]] | None:
+    if rule.separator is not None and rule.check != "text":
+        return _list_expectation(rule)
     if rule.check in ("missing", "time"):
         return "ExpectColumnValuesToNotBeNull", {"column": rule.column}
     if rule.check == "binary":
@@ -124,6 +126,20 @@ def _row_expectation(schema: LogSchema, rule: Rule) -> tuple[str, dict[str, Any]
     return None
 
 
+def _list_expectation(rule: Rule) -> tuple[str, dict[str, Any]] | None:
+    if rule.check == "separator":
+        return None  # a property of the text in the log; the clean list has none
+    if rule.check == "allowed":
+        return "ExpectColumnValuesToBeBetween", {"column": _others_of(rule.column), "max_value": 0}
+    bounds = {"min_value": 1} if rule.check == "missing" else {"max_value": rule.bound}
+    return "ExpectColumnValuesToBeBetween", {"column": rule.column, **bounds}
+
+
+def _others_of(column: str) -> str:
+    """The column of :func:`row_frame` with the number of elements of a list that are not allowed."""
+    return f"{column} not allowed"
+
+
 def _length_of(column: str) -> str:
     """The column of :func:`row_frame` with the number of characters of ``column``; no field name contains a space."""
     return f"{column} characters"
@@ -138,7 +154,11 @@ def row_frame(frame: pl.DataFrame, schema: LogSchema, expected: list[Expected]) 
     used = {e.arguments["column"] for e in expected} | {ROW_ID}
     columns: list[pl.Expr] = []
     vectors = {v.name for v in schema.vectors}
+    allowed = {f.name: list(f.allowed or ()) for f in schema.fields}
     for name in frame.columns:
+        if name not in vectors and isinstance(frame.schema[name], pl.List):
+            columns += _list_columns(name, used, allowed.get(name, []))
+            continue
         if _length_of(name) in used:
             text = pl.col(name)
             length = (
@@ -158,6 +178,22 @@ def row_frame(frame: pl.DataFrame, schema: LogSchema, expected: list[Expected]) 
         else:
             columns.append(pl.col(name))
     return frame.select(columns).to_pandas()
+
+
+def _list_columns(name: str, used: set[str], allowed: list[str]) -> list[pl.Expr]:
+    """Number of elements, number of those that are not allowed, and the longest one, of a list of categories."""
+    lists, element = pl.col(name), pl.element()
+    length = (
+        pl.when(element.str.contains("\x00", literal=True)).then(-1).otherwise(element.str.len_chars().cast(pl.Int64))
+    )
+    lengths = lists.list.eval(length)
+    longest = pl.when(lengths.list.min() < 0).then(-1).otherwise(lengths.list.max())
+    out = {
+        _length_of(name): longest,
+        name: lists.list.len().cast(pl.Int64).fill_null(0),
+        _others_of(name): lists.list.eval((~element.is_in(allowed)).cast(pl.Int64)).list.sum().fill_null(0),
+    }
+    return [values.alias(column) for column, values in out.items() if column in used]
 
 
 def check_rows(clean_dir: Path, schema: LogSchema, *, as_of_us: int | None = None) -> list[Finding]:

@@ -1,6 +1,6 @@
 """JSON lines files of a user's own log: one object per line, plain or gzipped, read in blocks of bounded memory.
 
-The type of a column follows from all its values: integers, numbers, booleans, text, or lists of numbers. A column of mixed types
+The type of a column follows from all its values: integers, numbers, booleans, text, or lists of integers, numbers or text. A column of mixed types
 becomes text, with the spelling that an id or category has in every log (:mod:`thinktwice.schema.values`), so that 42, 42.0 and
 ``"42"`` stay one id. A line that is not one JSON object is unparsable; it is kept with its text and line number.
 """
@@ -48,9 +48,12 @@ def column_type(kinds: set[str]) -> pa.DataType:
         return pa.int64()
     if kinds <= {"number", "integer"}:
         return pa.float64()
-    if kinds == {"numbers"}:
+    lists = kinds - {"empty list"}
+    if lists == {"integers"}:
+        return pa.list_(pa.int64())
+    if lists <= {"integers", "numbers"}:
         return pa.list_(pa.float64())
-    return pa.string()
+    return pa.list_(pa.string()) if lists <= {"integers", "numbers", "texts"} else pa.string()
 
 
 def read_json_lines(open_stream: Opener, where: str, columns: pa.Schema, start: int = 0) -> Iterator[Chunk]:
@@ -111,16 +114,27 @@ def _kind(value: Any) -> str:
         return "integer" if abs(value) <= _EXACT else "integer beyond 2^53"
     if isinstance(value, float):
         return "number"
-    if isinstance(value, list) and all(
-        v is None or (isinstance(v, int | float) and not isinstance(v, bool)) for v in value
-    ):
-        return "numbers"
+    if isinstance(value, list):
+        return _kind_of_list(value)
     return "text" if isinstance(value, str) else "nested"
+
+
+def _kind_of_list(values: list[Any]) -> str:
+    kinds = {_kind(value) for value in values} - {""}
+    if not kinds:
+        return "empty list"
+    if kinds <= {"integer", "integer beyond 2^53"}:
+        return "integers"
+    if kinds <= {"number", "integer"}:
+        return "numbers"
+    return "texts" if kinds <= {"text", "boolean", "number", "integer", "integer beyond 2^53", "large integer"} else "nested"
 
 
 def _converter(kind: pa.DataType) -> Callable[[Any], Any]:
     if pa.types.is_string(kind):
         return _text
+    if pa.types.is_list(kind) and pa.types.is_string(kind.value_type):
+        return lambda value: None if value is None else [_text(element) for element in value]
     if pa.types.is_floating(kind):
         return lambda value: None if value is None else float(value)
     return lambda value: value

@@ -16,6 +16,7 @@ from thinktwice.data.encoded import Batch
 from thinktwice.models.backbone import Backbone
 from thinktwice.models.blocks import FIXED, SIZES, batch_in_blocks, in_blocks, one_thread
 from thinktwice.models.fields import FieldSpace
+from thinktwice.models.sequences import ListPooling
 
 State = tuple[Tensor, ...]  # what a backend has read of B rows, each [B, ...]
 
@@ -98,15 +99,14 @@ def random_rows(model: Backbone, rows: int, seed: int = 0) -> Batch:
     """Rows of uniformly drawn values, unknown values and empty sequences included."""
     generator = torch.Generator().manual_seed(seed)
     fields = model.fields
-    sizes = dict(zip(fields.columns, fields.num_values, strict=True))
 
     def uniform(size: int, width: int) -> Tensor:
         return torch.randint(0, size, (rows, width), generator=generator)
 
     sequences = {}
-    for name, of, length in zip(fields.sequences, fields.sequence_of, fields.sequence_lengths, strict=True):
+    for name, size, length in zip(fields.sequences, fields.values_of_sequences, fields.sequence_lengths, strict=True):
         filled = torch.arange(length) < uniform(length + 1, 1)
-        sequences[name] = torch.where(filled, uniform(sizes[of], length), 0)
+        sequences[name] = torch.where(filled, uniform(size, length), 0)
     vectors = {
         name: torch.randn(rows, dim, generator=generator)
         for name, dim in zip(fields.vectors, fields.vector_dims, strict=True)
@@ -130,10 +130,11 @@ def largest_rows(model: Backbone) -> Batch:
     """Two rows with the largest-weight value of each column: one without sequences, vectors and counters, one with full
     ones."""
     fields = model.fields
-    low, high = torch.aminmax(model.embedding.table.detach(), dim=1)
-    size = torch.maximum(-low, high)
-    worst = [int(part.argmax()) for part in size.split(list(fields.num_values))]
+    worst = [int(part.argmax()) for part in _sizes(model.embedding.table).split(list(fields.num_values))]
     places = dict(zip(fields.columns, worst, strict=True))
+    for encoder in model.embedding.sequences:
+        if isinstance(encoder, ListPooling):
+            places[encoder.name] = 1 + int(_sizes(encoder.values)[1:].argmax()) if len(encoder.values) > 1 else 0
     sequences = {
         name: torch.tensor([[0] * length, [places[of]] * length])
         for name, of, length in zip(fields.sequences, fields.sequence_of, fields.sequence_lengths, strict=True)
@@ -147,6 +148,12 @@ def largest_rows(model: Backbone) -> Batch:
         counters = torch.full((2, len(fields.counters.means)), torch.finfo(torch.float32).max)
         counters[0] = torch.nan
     return Batch(torch.tensor([worst, worst]), sequences, vectors, counters)
+
+
+def _sizes(table: Tensor) -> Tensor:
+    """The largest magnitude in each row."""
+    low, high = torch.aminmax(table.detach(), dim=1)
+    return torch.maximum(-low, high)
 
 
 def verify_sizes(backend: Backend) -> bool:

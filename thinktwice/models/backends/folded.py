@@ -22,7 +22,7 @@ from thinktwice.models.deepfm import DeepFM
 from thinktwice.models.embedding import FieldEmbedding
 from thinktwice.models.fm import FM
 from thinktwice.models.lr import LR
-from thinktwice.models.sequences import MeanPooling
+from thinktwice.models.sequences import ListPooling, MeanPooling
 
 MAX_BYTES = 256 << 20  # of a folded table; a larger one misses the cache on every row and is slower than the product
 CHUNK = 65_536  # values folded at once
@@ -151,11 +151,14 @@ class _Pooling:
     @staticmethod
     def of(embedding: FieldEmbedding, position: int) -> _Pooling:
         encoder = embedding.sequences[position]
-        assert isinstance(encoder, MeanPooling)
-        first, size = encoder.first_row, encoder.num_values
+        if isinstance(encoder, ListPooling):
+            values: Tensor = encoder.values
+        else:
+            assert isinstance(encoder, MeanPooling)
+            values = embedding.table[encoder.first_row : encoder.first_row + encoder.num_values]
         width = embedding.table.shape[1]
-        table = torch.zeros(size, _aligned(width + 1))
-        table[1:, :width] = embedding.table[first + 1 : first + size]
+        table = torch.zeros(len(values), _aligned(width + 1))
+        table[1:, :width] = values[1:]
         table[1:, width] = 1.0
         return _Pooling(table, embedding.extra_fill[position])
 
@@ -235,6 +238,6 @@ def can_fold(model: Backbone) -> bool:
         return False
     if isinstance(model, DeepFM) and not model.config.hidden:
         return False
-    if not all(isinstance(encoder, MeanPooling) for encoder in model.embedding.sequences):
+    if not all(isinstance(encoder, (MeanPooling, ListPooling)) for encoder in model.embedding.sequences):
         return False
     return 4 * _total_width(model) * (model.fields.num_rows + len(model.fields.num_values)) <= MAX_BYTES
