@@ -133,6 +133,7 @@ class Service:
         self.scorer, self.config, self.metrics, self.admission = scorer, config, metrics, admission
         self._tracing, self._model_name, self._log = tracing, model_name, log
         self._v1 = V1(scorer.parser)
+        self._anonymous = scorer.bundle.schema.has_anonymous_users
         self._v2 = V2(scorer.parser, model_name, scorer.bundle.manifest.model_version, scorer.answer)
         self._sent = SendingTimes(metrics.start_ignored)
         self._exposures = ExposureHeaders(config.prediction_log.user_ids, metrics.header_ignored)
@@ -287,6 +288,8 @@ class Service:
         exposure, place = NO_EXPOSURE if self._log is None else self._exposures.exposure(headers), 0
         for request, answer in zip(call.requests, answers, strict=True):
             self.metrics.answered(answer)
+            if self._anonymous and request.user_id is None and request.rows is None:
+                self.metrics.anonymous()
             self._check_stored_features(answer)
             if self._log is not None:
                 self._log.offer(self._served(context.request_id, request, answer, exposure, place))

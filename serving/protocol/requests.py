@@ -83,10 +83,11 @@ class RequestModel:
         when = {self.time: time_of(schema.zone)}
         self.row = {f.name: type_of(f) for f in fields} | when
         user, item = schema.key_of("user") is not None, schema.key_of("item") is not None
+        id_of_user = (Id | None, None) if schema.has_anonymous_users else (Id, ...)
         absent: dict[str, Any] = {name: (None, None) for name in ("rows", "user_id", "candidates", "context")}
         context = _object("Context", self.context | when)
         looked_up = {
-            "user_id": (Id, ...) if user else (None, None),
+            "user_id": id_of_user if user else (None, None),
             "candidates": (ids(MAX_CANDIDATES), ...),
             "context": (context | None, None),
         }

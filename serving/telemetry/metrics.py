@@ -73,6 +73,9 @@ class Metrics:
         self._uncertainty = Observer(uncertainty.labels(**self._labels))
         cold = counter("cold", "Users and candidates that the feature store does not know.", "side")
         self._cold = {side: cold.labels(**self._labels, side=side) for side in ("user", "item")}
+        self._anonymous = counter(
+            "anonymous_requests", "Requests without a user id, where the model allows it."
+        ).labels(**self._labels)
         stale = counter("stale", "Users and candidates with features older than allowed.", "side")
         self._stale = {side: stale.labels(**self._labels, side=side) for side in ("user", "item")}
         self._defaults = counter(
@@ -122,6 +125,10 @@ class Metrics:
         self._unwritable = gauge("prediction_log_unwritable", "1 while the prediction log cannot be written, else 0.")
         self._logged = dict.fromkeys(LOGGED, 0)
         self._logging = threading.Lock()
+
+    def anonymous(self) -> None:
+        """Record one request without a user id."""
+        self._anonymous.inc()
 
     def answered(self, answer: Answer) -> None:
         """Record one scored request."""

@@ -95,6 +95,8 @@ class Encoder:
         for f in fields:
             if f.kind == "categorical" or f.has_own_values:
                 counts = _value_counts(table[f.name])
+                if f.origin == "key":  # a row without an id has the vector of an unknown one
+                    counts = counts.filter(pl.col("value") != NULL)
                 kept = counts
                 if (of := described.get(f.name)) is not None:
                     kept = counts.filter(pl.col("len") >= of.min_count).head(of.max_values or counts.height)

@@ -155,12 +155,17 @@ class LogField(Described):
 
 
 class EntityKey(Described):
-    """The id of a user or an item. The id is itself a model field, unless ``as_field`` is false."""
+    """The id of a user or an item. The id is itself a model field, unless ``as_field`` is false.
+
+    With ``anonymous`` rows and requests may have no id of the user. They have the vector of an unknown user, which these rows
+    train, and no attributes, statistics or sequences of a user.
+    """
 
     key: KeyName
     column: str | None = None
     as_field: bool = True
     title: str | None = None  # source column with a display name; never a model input
+    anonymous: bool = False  # of the user: rows without an id are allowed
 
     @property
     def source_column(self) -> str:

@@ -95,6 +95,8 @@ class LogSchema(Described):
                 if getattr(self.entities, entity) is None:
                     raise ValueError(f"statistics name the {entity}, but entities.{entity} is not described")
         self._check_tables()
+        if self.entities.item is not None and self.entities.item.anonymous:
+            raise ValueError("entities.item: only users may be anonymous")
         self._check_instant()
         if self.scenario is not None and self.scenario not in {f.name for f in self.fields if f.kind == "categorical"}:
             raise ValueError(f"scenario names {self.scenario!r}, which is not a categorical field")
@@ -117,6 +119,10 @@ class LogSchema(Described):
         instant = self.instant
         if instant is None:
             return
+        if self.has_anonymous_users:
+            raise ValueError(
+                "statistics.instant counts the outcomes of each user, so it cannot be given with anonymous users: leave one of them out"
+            )
         if self.entities.user is None and self.entities.item is None:
             raise ValueError("statistics.instant needs entities.user or entities.item: there is nothing to count")
         sides: tuple[tuple[str, tuple[str, ...] | None, Entity], ...] = (
@@ -133,6 +139,11 @@ class LogSchema(Described):
                     )
                 if self.entities.user is None or self.entities.item is None:
                     raise ValueError(f"statistics.instant: {setting} need entities.user and entities.item")
+
+    @property
+    def has_anonymous_users(self) -> bool:
+        """Whether rows and requests may have no id of the user."""
+        return self.entities.user is not None and self.entities.user.anonymous
 
     @property
     def side_tables(self) -> dict[Literal["user", "item"], SideTable]:

@@ -75,6 +75,7 @@ KEYS: dict[type[BaseModel], tuple[str, dict[str, tuple[str, str]]]] = {
             "column": ("Its column; default: the key.", "column: customer"),
             "as_field": ("Whether the id itself is an input of the model.", "as_field: false"),
             "title": ("Column with a name for display; no input of the model.", "title: product"),
+            "anonymous": ("Of the user: rows and requests without an id are allowed; they train and get the vector of an unknown user.", "anonymous: true"),
         },
     ),
     LogField: (

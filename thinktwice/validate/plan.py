@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from thinktwice.schema.fields import ROW_ID
 from thinktwice.schema.log import LogSchema
+from thinktwice.schema.numbers import missing
 from thinktwice.schema.values import as_series
 from thinktwice.validate.copies import later_copies
 from thinktwice.validate.parse import event_time
@@ -34,6 +35,7 @@ def plan_of(source: RawRows) -> SplitPlan:
     """First pass."""
     find = any(rule.check == "duplicate" for rule in source.rules)
     keys, times, first, second, known = [], [], [], [], []
+    nobody: list[npt.NDArray[np.bool_]] = []
     coarse = True
     for batch in source.batches(what="order"):
         ids = as_series(batch.column(ROW_ID))
@@ -41,6 +43,8 @@ def plan_of(source: RawRows) -> SplitPlan:
         micros = event_time(source.schema, batch)
         coarse = coarse and _only_hours(micros, source.schema)
         times.append(micros.fill_null(0).to_numpy())
+        if find and source.schema.has_anonymous_users:
+            nobody.append(_without_user(source.schema, batch))
         if find:
             rows = _hashable(batch.select(source.named))
             first.append(rows.hash_rows(seed=1).to_numpy())
@@ -55,6 +59,8 @@ def plan_of(source: RawRows) -> SplitPlan:
         duplicate = np.concatenate(known)
     else:
         duplicate = np.zeros(len(key), dtype=bool)
+    if nobody:  # equal rows of two anonymous users are normal
+        duplicate &= ~np.concatenate(nobody)
     num_parts = -(-len(key) // PART_ROWS)
     part = np.zeros(len(key), dtype=np.int32)
     if num_parts > 1:
@@ -78,3 +84,11 @@ def _hashable(rows: pa.RecordBatch) -> pl.DataFrame:
             values = values.cast(pa.large_binary())
         columns.append(as_series(values).rename(name))
     return pl.DataFrame(columns)
+
+
+def _without_user(schema: LogSchema, rows: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+    """[R] whether a row has no id of the user."""
+    assert schema.entities.user is not None
+    values = rows.column(schema.entities.user.source_column)
+    values = values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+    return missing(values).to_numpy()

@@ -107,7 +107,8 @@ def row_rules(schema: LogSchema) -> tuple[Rule, ...]:
     for entity in ("user", "item"):
         key: EntityKey | None = getattr(schema.entities, entity)
         if key is not None:
-            rules.append(_missing(key.key, key.source_column, f"the {entity} id is present", _without_id(entity)))
+            if not key.anonymous:
+                rules.append(_missing(key.key, key.source_column, f"the {entity} id is present", _without_id(entity)))
             rules.append(_text(key.key, key.source_column))
     rules += _rules_of(schema.logged_fields, schema.logged_vectors, schema.logged_sequences)
     for name, column in (("propensity", schema.propensity), ("truth", schema.truth)):
@@ -208,6 +209,19 @@ def noted_rules(schema: LogSchema) -> tuple[Rule, ...]:
                 severity="warning",
                 description=f"no id or category in {name} is a float too large to represent integers exactly (from 2^53 on, in "
                 f"float32 from 2^24): it was rounded before this log was written, write column {column!r} as integers or text",
+            )
+        )
+    user = schema.entities.user
+    if user is not None and user.anonymous:
+        rules.append(
+            Rule(
+                id=f"{user.key}:anonymous",
+                check="missing",
+                column=user.key,
+                source=user.source_column,
+                severity="info",
+                description="the impression has the id of its user; the others are anonymous, as the schema allows, and train the vector of "
+                "an unknown user",
             )
         )
     rules += [unmatched_rule(schema, entity) for entity in schema.side_tables]
@@ -355,10 +369,14 @@ def _missing(column: str, source: str, description: str, fix: str = "") -> Rule:
 
 
 def _without_id(entity: str) -> str:
+    if entity == "user":
+        return (
+            "to train on rows without a user id, as those of visitors who are not logged in, add 'anonymous: true' to entities.user in the "
+            "schema; a larger quarantine_budget only sets these rows aside"
+        )
     return (
         f"to train on rows without a {entity} id, leave the {entity} out of the schema (entities.{entity}, its fields, "
-        f"sequences and statistics), or fill the ids before, for instance with one per session; a larger quarantine_budget only "
-        "sets these rows aside"
+        f"sequences and statistics); a larger quarantine_budget only sets these rows aside"
     )
 
 

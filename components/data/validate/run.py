@@ -88,7 +88,7 @@ def validate_log(
     with atomic_file(report_path) as temporary:
         temporary.write_text(render(verdict, profile, info, samples), encoding="utf-8")
     note(STAGE, verdict.headline)
-    for line in warning_lines(verdict):
+    for line in [*warning_lines(verdict), *info_lines(verdict)]:
         tell(STAGE, line)
     return verdict
 
@@ -104,6 +104,12 @@ def warning_lines(verdict: DataVerdict) -> list[str]:
         first,
         *(f"  {f.rule}: {f.observed}; expected: {f.description}. {_sentence(f.fix)}" for f in warnings[:MAX_TOLD]),
     ]
+
+
+def info_lines(verdict: DataVerdict) -> list[str]:
+    """Console lines about what was counted and is as the schema allows."""
+    counted = [f for f in verdict.findings if not f.passed and f.severity == "info"]
+    return [f"{f.rule}: {f.observed.removesuffix(' break it')}; expected: {f.description}" for f in counted]
 
 
 def _sentence(text: str) -> str:

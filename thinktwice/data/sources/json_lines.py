@@ -127,7 +127,11 @@ def _kind_of_list(values: list[Any]) -> str:
         return "integers"
     if kinds <= {"number", "integer"}:
         return "numbers"
-    return "texts" if kinds <= {"text", "boolean", "number", "integer", "integer beyond 2^53", "large integer"} else "nested"
+    return (
+        "texts"
+        if kinds <= {"text", "boolean", "number", "integer", "integer beyond 2^53", "large integer"}
+        else "nested"
+    )
 
 
 def _converter(kind: pa.DataType) -> Callable[[Any], Any]:
