@@ -205,17 +205,26 @@ def replay_quarantine(
     schema: Annotated[
         Path | None, typer.Option(help="Corrected schema file; the default is the schema of the quarantine.")
     ] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also put the rows that now pass into this folder of your log, in its format, so that the next run reads them.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Check quarantined rows again with corrected rules. The quarantine is not changed."""
     from datetime import datetime, timezone
 
-    from thinktwice.data.replay import replay
+    from thinktwice.data.replay import put_back, replay
 
     if not (quarantine / "quarantine.json").is_file():
         raise DataError(
             f"{quarantine} is not a quarantine (no quarantine.json): "
             "give the quarantine folder that `pipeline run` printed"
         )
+    if into is not None and not into.is_dir():
+        raise DataError(f"{into} is not a folder: give --into the folder that your log is read from")
     if (out / "clean").exists() or (out / "quarantine").exists():
         raise DataError(f"{out} already contains a replay: give a new folder")
     now = datetime.now(timezone.utc)  # without it, rows with a future time would count as clean
@@ -236,9 +245,16 @@ def replay_quarantine(
         quoted_path = shlex.quote(str(out / "clean"))
         typer.echo(f"train on the clean rows: thinktwice pipeline run --source parquet --path {quoted_path}")
         mended = shlex.quote(str(schema or quarantine / "schema.yaml"))
-        typer.echo(
-            f"train on the whole log:  thinktwice pipeline run --source parquet --path YOUR_LOG --schema {mended}"
-        )
+        log = "YOUR_LOG"
+        if into is not None:
+            with _system_errors_named(into):
+                file = put_back(out, quarantine, into, replayed)
+            tell(
+                f"put back {replayed.rows_clean:,} rows as {file}; with the {replayed.rows_quarantined:,} set aside they are the rows of "
+                f"{quarantine} (_{file.stem}.json)"
+            )
+            log = shlex.quote(str(into))
+        typer.echo(f"train on the whole log:  thinktwice pipeline run --source log --path {log} --schema {mended}")
 
 
 @contextmanager
