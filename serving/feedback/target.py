@@ -84,7 +84,9 @@ def kept(schema: LogSchema, config: FeedbackConfig) -> dict[str, str]:
     days = None if statistics is None else [list(statistics.windows_days), list(statistics.entities)]
     return {
         "definition of the counters": definition_for(schema, config).hash,
-        "sequences": _hash([sequence.model_dump(mode="json") for sequence in schema.sequences]),
+        "sequences": _hash(
+            [sequence.model_dump(mode="json", exclude_none=True) for sequence in schema.computed_sequences]
+        ),
         "statistics of whole days": _hash(days),
         **ids,
     }
