@@ -32,6 +32,9 @@ from thinktwice.models.backends.folded import Folded, can_fold
 from thinktwice.models.config import DeepFMConfig
 from thinktwice.models.fields import FieldSpace
 from thinktwice.models.registry import build_backbone
+from thinktwice.models.store import load_model
+from thinktwice.pretrain.config import PretrainConfig
+from thinktwice.pretrain.pretrain import Kind, pretrain
 from thinktwice.schema import LogSchema, load_schema, parse_schema
 from thinktwice.validate.split import SplitResult, split_log
 
@@ -328,3 +331,15 @@ def test_log_bins_of_negative_numbers_ascend() -> None:
 def test_the_reference_shows_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "schema-reference"]) == 0
     assert "newest_last" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["dgenctr", "hetegenctr"])
+def test_lists_are_trained_and_pretrained(kind: Kind, tmp_path: Path) -> None:
+    folder = trained(tmp_path, log(400))
+    config = PretrainConfig(epochs=1, batch_size=128)
+    pretrain(folder, tmp_path / "pretrained", DeepFMConfig(dim=4, hidden=(8,)), config, kind=kind)
+    model, _ = load_model(tmp_path / "pretrained")
+    data = load_training_set(folder)
+    first = build_backbone(DeepFMConfig(dim=4, hidden=(8,)), FieldSpace.of(data.schema, data.encoder), seed=0)
+    # The label trains the vectors of lists, though no head restores them.
+    assert not torch.equal(model.embedding.sequences[0].values, first.embedding.sequences[0].values)
