@@ -38,7 +38,10 @@ def rows_of_two_fields_that_follow(number: int, seed: int) -> EncodedRows:
     "name", sorted(set(BACKBONES) - {"lr", "fm"})
 )  # their hidden states do not tell the fields apart
 def test_a_field_that_follows_from_the_others_is_recovered(name: str) -> None:
-    size = wide.sizes(name).model_copy(update={"hidden": (64,)})
+    width = (
+        256 if name == "hstu" else 64
+    )  # an untrained transformer mixes the fields: a narrow state loses some of them
+    size = wide.sizes(name).model_copy(update={"hidden": (width,)})
     model = build_backbone(size, FIELDS, seed=1).eval()
     fitted = fit_heads(model, rows_of_two_fields_that_follow(4000, 0), np.arange(3))
     found = []
