@@ -1,0 +1,1 @@
+"""The step ``promote``: the canary of a cluster becomes its stable version."""
