@@ -185,10 +185,16 @@ def _selected(value: Json, query: Json) -> bool:
     return all(labels.get(k) == v for k, v in wanted.items()) and all(value.get(k) == v for k, v in fields.items())
 
 
+class Server(ThreadingHTTPServer):
+    """Bursts of new connections wait and are not reset."""
+
+    request_queue_size = 512
+    daemon_threads = True
+
+
 def main(schemas: str) -> None:
     Handler.schemas = Path(schemas) if schemas else None
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), Handler)
     Handler.platform.port = server.server_address[1]
 
     def clock() -> None:

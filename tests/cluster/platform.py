@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,7 +23,8 @@ from tests.cluster.objects_store import Json, Store
 from tests.manifests import kserve_cluster
 from tests.manifests.kserve_admission import MODE
 from tests.manifests.kserve_controller import workload_name
-from thinktwice.experiment.route_check import read_split
+from thinktwice.experiment.assignment import bucket_of
+from thinktwice.experiment.route_check import TrafficSplit, read_split
 from thinktwice.experiment.routes import CLUSTERS, ROUTES
 
 VERSION = "ctr.example.org/model-version"
@@ -56,6 +58,12 @@ FAULTS: dict[str, Json] = {
     "quota": {"event": 'pods "x" is forbidden: exceeded quota: team, requested: cpu=1, used: cpu=4, limited: cpu=4'},
     "psa": {"event": 'pods "x" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot != true'},
 }
+
+
+@cache
+def _split(routes: str, clusters: str) -> TrafficSplit:
+    """Read once: the load asks for it with every request."""
+    return read_split(routes.encode(), clusters.encode())
 
 
 class Platform:
@@ -200,7 +208,12 @@ class Platform:
         """Let time pass: pods are made, become ready, and replace others one after the other."""
         now = time.monotonic()
         for deployment in self.store.all("deployments"):
-            self._roll(deployment, now)
+            if "owner" in deployment["metadata"].get("labels", {}):
+                self._roll(deployment, now)
+            else:  # of an overlay: the gateway, which is Envoy itself in tests/gateway
+                deployment["status"] = {"availableReplicas": deployment["spec"].get("replicas", 1)}
+        for stateful in self.store.all("statefulsets"):
+            stateful["status"] = {"readyReplicas": stateful["spec"].get("replicas", 1)}
         for name, service in ((s["metadata"]["name"], s) for s in self.store.all("inferenceservices")):
             if name in self._clusters and "transitionStatus" not in service.get("status", {}).get("modelStatus", {}):
                 self._reconcile_routes(name, service)
@@ -358,6 +371,8 @@ class Platform:
         host = urlsplit(url).hostname or ""
         name = host.split(".")[0]
         arm = ""
+        if name == "ctr-feedback" and self.store.get("statefulsets", name) is not None:
+            return 202, {"accepted": 1}, {}
         if name in ("ctr-gateway",) and self.store.get("configmaps", name) is not None:
             arm = self._arm(headers.get("x-experiment-unit") or "")
             name = f"ctr-{arm}-predictor"
@@ -394,9 +409,7 @@ class Platform:
         now = time.monotonic()
         live = [data for since, data in self._gateway if since <= now]
         data = live[-1] if live else {}
-        split = read_split(data[ROUTES].encode(), data[CLUSTERS].encode())
-        from thinktwice.experiment.assignment import bucket_of
-
+        split = _split(data[ROUTES], data[CLUSTERS])
         bucket = bucket_of(split.salt, unit) if unit else 0
         for part in split.ranges:
             if unit and part.start <= bucket < part.stop:

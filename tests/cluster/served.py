@@ -25,11 +25,12 @@ from tests.cluster.api_server import NAMESPACE
 from tests.cluster.objects_store import Json
 
 ROOT = Path(__file__).resolve().parents[2]
-FAST = Waiting(limit_s=8.0, settle_s=0.6, poll_s=0.1, drain_s=0.6, spread_s=0.6)
+FAST = Waiting(limit_s=90.0, settle_s=0.6, poll_s=0.1, drain_s=0.6, spread_s=0.6)
+SHORT = Waiting(limit_s=4.0, settle_s=60.0, poll_s=0.1, drain_s=0.6, spread_s=0.6)  # for what never becomes ready
 PLURALS = {
     "InferenceService": "inferenceservices", "ServingRuntime": "servingruntimes", "ConfigMap": "configmaps", "Deployment": "deployments",
     "Service": "services", "NetworkPolicy": "networkpolicies", "PodDisruptionBudget": "poddisruptionbudgets",
-    "ServiceAccount": "serviceaccounts", "PersistentVolumeClaim": "persistentvolumeclaims", "Lease": "leases",
+    "ServiceAccount": "serviceaccounts", "PersistentVolumeClaim": "persistentvolumeclaims", "Lease": "leases", "StatefulSet": "statefulsets",
 }  # fmt: skip
 V1, V2, V3 = (
     version_at(f"s3://models/ctr/{name}/")
@@ -115,7 +116,7 @@ def _all_ready(api: Api) -> bool:
     return bool(ready) and all(ready) and rolled
 
 
-def until(done: Any, limit_s: float = 20.0) -> None:
+def until(done: Any, limit_s: float = 90.0) -> None:
     end = time.monotonic() + limit_s
     while not done():
         assert time.monotonic() < end, "it does not come about"

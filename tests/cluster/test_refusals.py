@@ -10,8 +10,9 @@ import pytest
 
 from components.deployment.rollout.objects import version_at
 from components.deployment.rollout.run import canary, promote, roll_back, status
+from components.deployment.rollout.waiting import Waiting
 from tests.cluster.objects_store import Json
-from tests.cluster.served import V1, V2, Api, install, load, session, until
+from tests.cluster.served import SHORT, V1, V2, Api, install, load, session, until
 from tests.cluster.test_rollout import FORMS, ROUTE_URL, stable_pods
 from thinktwice.errors import RolloutError, ThinktwiceError
 
@@ -100,9 +101,9 @@ def test_pods_without_a_node_fail_when_the_time_is_over(api: Api, overlay: Overl
     install(api, overlay("standard"))
     api.control(broken={V2.name: "nodes"})
     with pytest.raises(
-        RolloutError, match=r"is not ready after 8 s: pod \S+ has no node \(0/3 nodes are available.*add nodes"
+        RolloutError, match=r"is not ready after 4 s: pod \S+ has no node \(0/3 nodes are available.*add nodes"
     ):
-        canary(session(api), V2, 10)
+        canary(session(api, waiting=SHORT), V2, 10)
 
 
 def test_a_mode_that_ignores_the_form_is_refused(api: Api, overlay: Overlay) -> None:
@@ -133,8 +134,10 @@ def test_a_cluster_where_spec_canary_has_no_effect(api: Api, overlay: Overlay) -
         canary(session(api), V2, 10)
     api.control(reset=True, weights=False)  # KServe 0.20: the pods come, the share does not
     install(api, overlay("standard"))
-    with pytest.raises(RolloutError, match=r"gives it no share of 10 % after 8 s: KServe before 0\.21.*--form gateway"):
-        canary(session(api), V2, 10)
+    with pytest.raises(
+        RolloutError, match=r"gives it no share of 10 % after 10 s: KServe before 0\.21.*--form gateway"
+    ):
+        canary(session(api, waiting=Waiting(limit_s=10.0, poll_s=0.1, drain_s=0.6)), V2, 10)
     assert status(session(api)).live.canary is None
     with pytest.raises(RolloutError, match=r"at most 50"):
         from components.deployment.rollout.gateway import canary_experiment

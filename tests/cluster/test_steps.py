@@ -1,0 +1,87 @@
+"""The steps ``deploy_to_cluster`` and ``promote``, and the file by which other pipelines import the first."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from kfp import compiler, dsl
+from kfp import components as kfp_components
+
+import components.deployment.rollout.connect as connect_module
+from components.deployment.deploy_to_cluster.component import deploy_to_cluster
+from components.deployment.promote.component import promote
+from components.deployment.rollout.run import status
+from tests.cluster.objects_store import Json
+from tests.cluster.served import FAST, ROOT, V1, V2, V3, Api, install, session
+from thinktwice.errors import PipelineError, RolloutError
+
+Overlay = Callable[[str], list[Json]]
+PUBLISHED = ROOT / "components/deployment/deploy_to_cluster/component.yaml"
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = connect_module.open_session
+
+    def quick(service: str, namespace: str, waiting: object, **more: object) -> object:
+        return real(service, namespace, FAST, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(connect_module, "open_session", quick)
+    monkeypatch.setattr("components.deployment.deploy_to_cluster.deploy.open_session", quick)
+
+
+def test_a_version_becomes_a_canary_and_then_the_stable_version(api: Api, overlay: Overlay) -> None:
+    install(api, overlay("standard"))
+    for _ in range(2):  # a step that is tried again
+        assert deploy_to_cluster.python_func(model_uri=V2.uri, namespace="runs", percent=20) == V2.uri
+    assert status(session(api)).live.canary == V2
+    for _ in range(2):
+        promote.python_func(namespace="runs")
+    assert status(session(api)).live.stable == V2
+    assert deploy_to_cluster.python_func(model_uri=V3.uri, namespace="runs", whole=True) == V3.uri
+    assert status(session(api)).live.stable == V3 and status(session(api)).live.canary is None
+
+
+def test_a_version_that_fails_fails_the_step(api: Api, overlay: Overlay) -> None:
+    install(api, overlay("standard"))
+    api.control(broken={V2.name: "storage"})
+    with pytest.raises(RolloutError, match=f"was taken back, {V1.name} keeps serving"):
+        deploy_to_cluster.python_func(model_uri=V2.uri, namespace="runs")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"form": "moon"}, "form 'moon' is unknown"),
+        ({"percent": 0}, "percent 0 is not a share"),
+        ({"percent": 101}, "not a share"),
+    ],
+)
+def test_wrong_arguments(change: Json, said: str) -> None:
+    with pytest.raises(PipelineError, match=said):
+        deploy_to_cluster.python_func(**{"model_uri": V2.uri, "namespace": "runs", **change})
+
+
+def test_the_published_file_is_what_the_step_compiles_to(tmp_path: Path) -> None:
+    compiler.Compiler().compile(deploy_to_cluster, str(tmp_path / "component.yaml"))
+    assert PUBLISHED.read_text() == (tmp_path / "component.yaml").read_text(), (
+        "compile it again: kfp dsl compile --py components/deployment/deploy_to_cluster/component.py "
+        "--function deploy_to_cluster --output components/deployment/deploy_to_cluster/component.yaml"
+    )
+    assert "packages_to_install" not in PUBLISHED.read_text() and "pip install" not in PUBLISHED.read_text()
+
+
+def test_another_pipeline_imports_the_file(tmp_path: Path) -> None:
+    imported = kfp_components.load_component_from_file(str(PUBLISHED))
+
+    @dsl.pipeline(name="theirs")
+    def theirs(uri: str) -> None:
+        imported(model_uri=uri, namespace="ads", percent=5)
+
+    compiler.Compiler().compile(theirs, str(tmp_path / "theirs.yaml"))
+    spec = next(yaml.safe_load_all((tmp_path / "theirs.yaml").read_text()))
+    (executor,) = spec["deploymentSpec"]["executors"].values()
+    assert executor["container"]["image"].startswith("ghcr.io/thinktwice/thinktwice-python:")
+    (task,) = spec["root"]["dag"]["tasks"].values()
+    assert task["inputs"]["parameters"]["percent"]["runtimeValue"]["constant"] == 5.0
