@@ -206,7 +206,8 @@ def _counting(bundle: Bundle, features: FeaturesFrom, clean_dir: Path | str | No
     version = bundle.manifest.model_version
     if features == "online":
         raise FeatureStoreError(
-            f"model {version} reads counters, which --features online does not fetch: use point-in-time with --clean, or given"
+            f"model {version} reads counters, which --features online does not fetch, because the states of an online store are those "
+            "of now and each row of a file has a time of its own: use point-in-time with --clean, or given"
         )
     if clean_dir is None:
         raise DataError(

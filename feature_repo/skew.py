@@ -23,7 +23,7 @@ from thinktwice.data.instant.definition import definition_of
 from thinktwice.errors import DataError, FeatureStoreError
 from thinktwice.monitor.served import read_served
 from thinktwice.monitor.skew import FieldSkew, SkewReport, compare
-from thinktwice.records.served import AT, ITEM, USER, VERSION
+from thinktwice.records.served import AT, COUNTERS, ITEM, USED, USER, VERSION
 from thinktwice.release.feature_store import DATA, REGISTRY_FILE, SETTINGS_FILE
 from thinktwice.schema import ROW_ID, SCHEMA_FILE, LogSchema, load_schema
 
@@ -97,14 +97,19 @@ def measure_skew(
 
 
 def _counters(frame: pl.DataFrame, schema: LogSchema, clean_dir: Path) -> tuple[FieldSkew, ...]:
-    """Skew of the logged counters against those of training, for the rows that are impressions of the clean log."""
+    """Skew of the logged counters against those of training, for the rows that are impressions of the clean log and were scored
+    with counters."""
     definition = definition_of(schema)
     logged_counters = [] if definition is None else [c for c in definition.counters if c.name in frame.columns]
     if definition is None or not logged_counters:
         return ()
+    unknown = 0  # stale, late, or not read: the predictor used none, and says so with each answer
+    if COUNTERS in frame.columns:
+        used = frame.filter(pl.col(COUNTERS).fill_null(USED) == USED)
+        frame, unknown = used, frame.height - used.height
     rows, later = training_counters(frame, [c.name for c in logged_counters], clean_dir, definition)
     report, _ = compare(frame[rows], later, [(c.name, "number", c.side) for c in logged_counters])
-    return report.fields
+    return tuple(replace(f, defaulted=f.defaulted + unknown) for f in report.fields)
 
 
 @contextmanager

@@ -111,12 +111,17 @@ def push(store: Path, book: Book) -> None:
     """Write all rows of a book and its watermark."""
     online = OnlineStore(store)
     try:
-        online.write(row for row in book.rows() if row.kind != "log")
-        content = book.content("log", "log")
-        assert content is not None
-        online.write_watermark(content, book.watermark, book.stamp)
+        push_to(online, book)
     finally:
         online.close()
+
+
+def push_to(online: OnlineStore, book: Book) -> None:
+    """Like :func:`push`, to an open store."""
+    online.write(row for row in book.rows() if row.kind != "log")
+    content = book.content("log", "log")
+    assert content is not None
+    online.write_watermark(content, book.watermark, book.stamp)
 
 
 def _test_time(mode: str, schema: LogSchema, fields: FieldSpace) -> tuple[TestTimeConfig, Extras]:

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from feature_repo.skew import measure_skew
 from serving.config import ServingConfig
 from serving.features.open_reader import FeatureConfig
+from serving.feedback.online import OnlineStore
 from serving.feedback.records import Record
 from serving.open_service import open_service
 from serving.telemetry.prediction_log import PredictionLogConfig
@@ -23,17 +24,19 @@ from tests.data.instant.oracle import Row
 from tests.features import redis_server
 from tests.feedback.stores import random_log, write_clean
 from tests.feedback.streams import SECOND, book_for, click, impression, in_order, run, tick
-from tests.serving.counted import LOG, NOW, SCHEMA, Counted, make_counted, push
+from tests.serving.counted import LOG, NOW, SCHEMA, Counted, make_counted, push_to
+from thinktwice.errors import FeatureStoreError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
+DAY = 86_400  # seconds
 
 
-def _day(counted: Counted, requests: int = 6) -> list[Row]:
-    """One impression of a known user and item at an instant, a few minutes apart."""
+def _day(counted: Counted, requests: int) -> list[Row]:
+    """Impressions of known users and items, evenly over a day."""
     items = (
         pl.read_parquet(counted.store / "data" / "item_attributes.parquet")
         .sort("event_timestamp")
@@ -49,8 +52,12 @@ def _day(counted: Counted, requests: int = 6) -> list[Row]:
     rows = []
     for n, row in enumerate(random_log(requests, seed=5)):
         user, item = row.user or "u", row.item or "i"
-        rows.append(Row(NOW + n * 301 * SECOND, n % 3 == 0, user, item, topics[item], attributes[user]))
+        rows.append(Row(NOW + n * (DAY // requests) * SECOND, n % 3 == 0, user, item, topics[item], attributes[user]))
     return rows
+
+
+def _down(*_: object) -> None:
+    raise FeatureStoreError("the online store does not answer")
 
 
 @pytest.fixture(scope="module", params=["sqlite", "redis"])
@@ -64,7 +71,8 @@ def counted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_a_replayed_day_has_the_counters_of_training(counted: Counted, tmp_path: Path) -> None:
-    day, book = _day(counted), book_for(SCHEMA)
+    day, book = _day(counted, 240), book_for(SCHEMA)
+    unknown = {number: ("stale", "failed")[number // 20 % 2] for number in range(7, len(day), 20)}
     run(book, SCHEMA, [Record("start", 0), *in_order(LOG)])
     config = ServingConfig(
         shed=False,
@@ -79,27 +87,35 @@ def test_a_replayed_day_has_the_counters_of_training(counted: Counted, tmp_path:
         feature_store=counted.store,
         registry=CollectorRegistry(),
     )
+    online = OnlineStore(counted.store)
     try:
         for number, row in enumerate(day):
-            run(book, SCHEMA, [tick(row.time)])
-            push(counted.store, book)
+            expected = unknown.get(number, "used")
             source = service.scorer.reader.source._source  # type: ignore[union-attr]
+            reads = source.fetch_request, source.fetch_request_within
+            if expected != "stale":  # else the feedback service is down
+                run(book, SCHEMA, [tick(row.time)])
+                push_to(online, book)
+            if expected == "failed":
+                source.fetch_request = source.fetch_request_within = _down
             source._watermark_read = -1e9  # half a second passes
             request = {"user_id": row.user, "candidates": [row.item], "context": {"timestamp": row.time / 1e6}}
             reply = service.answer(orjson.dumps({"instances": [request]}), {})
+            source.fetch_request, source.fetch_request_within = reads
             (prediction,) = orjson.loads(reply.body)["predictions"]
-            assert prediction["counters"] == "used" and prediction["items"][0]["corrected"]
+            assert prediction["counters"] == expected
+            assert prediction["items"][0]["corrected"] == (expected == "used")
             run(book, SCHEMA, [impression(row, 1000 + number)])
             if row.clicked:
                 run(book, SCHEMA, [click(row, 1000 + number)])
     finally:
+        online.close()
         service.close()
     write_clean(tmp_path / "later", [*LOG, *day], SCHEMA)
     report = measure_skew(tmp_path / "log", counted.store, clean_dir=tmp_path / "later")
     counters = {f.name: f for f in report.fields if f.name in book.definition.names}
     assert counters.keys() == set(book.definition.names)
-    assert sum(f.rows for f in counters.values()) >= len(day) * len(counters) * 0.9
-    assert {name: f.mismatches for name, f in counters.items() if f.mismatches} == {}
+    assert {(f.rows, f.mismatches, f.defaulted) for f in counters.values()} == {(len(day) - 12, 0, 12)}
     shifted = [replace(row, time=row.time + 3600 * SECOND) for row in LOG]  # another past gives other counters
     shutil.rmtree(tmp_path / "later")
     write_clean(tmp_path / "later", [*sorted(shifted, key=lambda r: r.time), *day], SCHEMA)

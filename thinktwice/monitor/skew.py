@@ -45,7 +45,7 @@ class FieldSkew:
         mismatches: rows whose values differ, the two kinds below included.
         only_served: rows with a served value but none in the store.
         only_later: rows without a served value but with one in the store.
-        defaulted: rows not compared because the lookup failed or timed out.
+        defaulted: rows not compared because the lookup failed or timed out; of a counter, also rows scored without counters.
         cold: rows not compared because neither predictor nor store knew the user or item.
     """
 

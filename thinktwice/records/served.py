@@ -21,6 +21,7 @@ INSTANT = "log_instant"
 BUNDLE, VERSION = "log_bundle_hash", "log_model_version"
 USER, ITEM, PLACE = "log_user_id", "log_item_id", "log_place"
 PROBABILITY, UNCERTAINTY, NUM_PATHS = "log_probability", "log_uncertainty", "log_num_paths"
+COUNTERS, USED = "log_counters", "used"  # what became of the counters; the value if they were used
 COLD_USER, COLD_ITEM, DEFAULTED = "log_cold_user", "log_cold_item", "log_defaulted"
 MS, FALLBACK = "log_ms", "log_fallback"
 LABEL, CLICKED_AT = "label", "log_clicked_at"
