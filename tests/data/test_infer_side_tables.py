@@ -165,3 +165,22 @@ def test_a_leak_in_a_table_is_found(tmp_path: Path) -> None:
     movies.drop("title").write_csv(next((tmp_path / "movies").iterdir()))
     found = infer_schema(paths(tmp_path, "ratings", "movies"), base=tmp_path)
     assert "item" not in found.schema.side_tables and "none of its columns can be used" in found.text
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
+def test_columns_of_several_values_become_lists(ending: str, tmp_path: Path) -> None:
+    frames = files(tmp_path, ending)
+    draw = np.random.default_rng(1)
+    genres = [
+        sorted(draw.choice(["Action", "Drama", "War", "Comedy", "Noir"], n % 3 + 1, replace=False)) for n in range(70)
+    ]
+    movies = frames["movies"].with_columns(genres=pl.Series(genres))
+    if ending == "csv":
+        movies = movies.with_columns(pl.col("genres").list.join("|"))
+    write(movies, tmp_path / "movies", ending)
+    found = infer_schema(paths(tmp_path, "ratings", "movies"), base=tmp_path)
+    of = {f.name: f for f in found.schema.fields}
+    assert (of["genres"].kind, of["genres"].entity, of["genres"].max_length) == ("list", "item", 20)
+    assert of["studio"].kind == "categorical" and found.schema.table_title("item") == "title"
+    (tmp_path / "s.yaml").write_text(found.text)
+    run(tmp_path / "run", tmp_path / "s.yaml", paths(tmp_path, "ratings"))

@@ -16,6 +16,8 @@ from thinktwice.schema.columns import known_column
 from thinktwice.schema.times import TEXT
 
 Side = Literal["user", "item"]
+SEPARATORS = ("|", ";")  # between the categories of a text
+MAX_LIST = 200  # values of a list in one row
 MAX_ALLOWED = 20  # values of a small vocabulary that the schema lists
 MIN_EACH = 5  # rows in which each of them occurs in the sample, so that the list is likely to be complete
 MAX_PER_ID = 0.5  # different values of a field per id, from which it says little more than the id
@@ -47,13 +49,15 @@ class FieldRole:
     """A field of the schema; ``leak`` is the reason why it is written as a comment."""
 
     column: str
-    kind: Literal["categorical", "numeric", "vector"]
+    kind: Literal["categorical", "numeric", "list", "vector"]
     entity: Literal["user", "item", "context"]
     reason: str
     question: str = ""
     minimum: float | None = None
     allowed: tuple[str, ...] | None = None
     dim: int = 0
+    separator: str = ""
+    length: int = 0
     leak: str = ""
 
 
@@ -165,6 +169,10 @@ def _place(
         roles.left_out[name] = f"it names parts of the log: give --split column:{name} to split by it"
         return
     text = measured.text(name)
+    separator = _separator(of, text)
+    if separator is not None:
+        _place_list(of, text, separator, roles, keys, of_table)
+        return
     if of.is_list or _is_vector_text(text):
         _place_vector(of, text, roles, keys, of_table)
         return
@@ -283,12 +291,50 @@ def _is_vector_text(text: pl.Series) -> bool:
     )
 
 
+def _separator(of: ColumnFacts, text: pl.Series) -> str | None:
+    """The separator of a column of several categories, as :meth:`Measured.text` writes it; None for other columns."""
+    if of.is_list:
+        return "," if not _numbers_inside(of) else None
+    if of.numeric or of.is_time:
+        return None
+    present = text.drop_nulls()
+    for separator in SEPARATORS:
+        several = present.filter(present.str.contains(separator, literal=True))
+        if len(several) < 0.1 * len(present) or len(several) < MIN_EACH:
+            continue
+        combinations, values = present.n_unique(), present.str.split(separator).explode().n_unique()
+        if values < 0.7 * combinations and values < 0.2 * len(present):
+            return separator
+    return None
+
+
+def _place_list(
+    of: ColumnFacts, text: pl.Series, separator: str, roles: Roles, keys: dict[str, pl.Series], of_table: Side | None
+) -> None:
+    sizes = text.drop_nulls().str.count_matches(separator, literal=True) + 1
+    most = int(sizes.max() or 1)  # type: ignore[arg-type]
+    if most > MAX_LIST:
+        roles.left_out[of.name] = f"it has up to {most} values in a row, and a list at most {MAX_LIST}"
+        return
+    entity, reason, question = _entity(text, keys) if of_table is None else (of_table, "of the table", "")
+    why = (
+        f"a list of up to {most} values"
+        if of.is_list
+        else f"text of up to {most} values with {separator!r} between them"
+    )
+    role = FieldRole(of.name, "list", entity, f"{why}; {reason}", question, length=min(MAX_LIST, max(20, 2 * most)))
+    role.separator = "" if of.is_list else separator
+    if entity == "context" and names.rank(of.name, names.OUTCOME) is not None:
+        role.leak = "suspected leak: its name says that it happens after the impression"
+    roles.fields.append(role)
+
+
 def _place_vector(
     of: ColumnFacts, text: pl.Series, roles: Roles, keys: dict[str, pl.Series], of_table: Side | None
 ) -> None:
     sizes = text.drop_nulls().str.strip_chars("[] ").str.count_matches(r"[,\s]+") + 1
     if of.is_list and not _numbers_inside(of):
-        roles.left_out[of.name] = "it is a list of texts; a field has one value per row"
+        roles.left_out[of.name] = "it is a list of lists"
         return
     if not len(sizes) or sizes.n_unique() != 1:
         roles.left_out[of.name] = "it is a list of different lengths; a vector has one length"

@@ -176,8 +176,12 @@ def _fields(fields: list[FieldRole], given: _Names) -> list[str]:
         written = _named(name, field.column)
         if field.entity != "context":
             written["entity"] = field.entity
-        if field.kind == "numeric":
-            written["kind"] = "numeric"
+        if field.kind != "categorical":
+            written["kind"] = field.kind
+        if field.separator not in ("", "|"):
+            written["separator"] = field.separator
+        if field.length > 20:
+            written["length"] = field.length
         if field.minimum is not None:
             written["minimum"] = int(field.minimum)
         if field.allowed is not None:
