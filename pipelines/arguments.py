@@ -39,6 +39,22 @@ class RunArguments(BaseModel):
     redis_address: str = ""
     target: DeployTarget = "local"
 
+    def parameters(self, code_version: str, data_version: str) -> dict[str, str | int | float]:
+        """The parameters of the graph, but for those that say where the champion is.
+
+        Args:
+            code_version, data_version: of the code of the steps and of the files that are read, for the cache keys.
+        """
+        from thinktwice.data.sources.registry import source_named
+
+        return {
+            **self.model_dump(),
+            "data_seed": self.seed if source_named(self.source).seeded else 0,
+            "split_seed": self.seed if self.split == "random" else 0,
+            "code_version": code_version,
+            "data_version": data_version,
+        }
+
     @field_validator("split")
     @classmethod
     def _known_split(cls, value: str) -> str:

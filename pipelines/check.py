@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from thinktwice.choices import PretrainingOption
-from thinktwice.errors import DataError, PipelineError
+from thinktwice.errors import DataError, PipelineError, StorageError
 
 if TYPE_CHECKING:
+    from components.choices import Profile
     from pipelines.arguments import RunArguments
 
 
@@ -115,3 +116,37 @@ def check_arguments(arguments: RunArguments) -> None:
             "--online-store redis needs the address of the server: add --redis-address host:port, or set "
             f"{REDIS_ADDRESS} (with a password: only there, it is then written nowhere)"
         )
+
+
+def check_for_cluster(arguments: RunArguments, profile: Profile) -> str:
+    """Raise if a run in a cluster would fail because of its arguments; a note where this machine cannot see the log.
+
+    Raises:
+        PipelineError: the profile is local, or a path is of this machine, which no step in a cluster sees.
+        DataError, SchemaError, StorageError: as :func:`check_arguments`; StorageError alone if a path at ``s3://`` has a wrong form.
+    """
+    from thinktwice.data.sources.paths import SEPARATOR
+    from thinktwice.storage.location import is_remote
+    from thinktwice.storage.object_path import parse_object
+
+    if profile == "local":
+        raise PipelineError(
+            "the profile local runs here: use `thinktwice pipeline run`, or give --profile of a cluster"
+        )
+    for option, text in (
+        ("--path", arguments.source_path),
+        ("--schema", arguments.schema_path),
+        ("--checkpoints", arguments.checkpoints),
+    ):
+        for part in filter(None, text.split(SEPARATOR)):
+            if not is_remote(part):
+                raise PipelineError(
+                    f"{option} {part} is on this machine, and steps in a cluster do not see it: copy it to an object store and give its "
+                    "s3:// address, a log with --source log"
+                )
+            parse_object(part)
+    try:
+        check_arguments(arguments)
+    except StorageError as error:
+        return f"the log cannot be checked from here ({error}); the step ingest will tell"
+    return ""

@@ -7,13 +7,41 @@ from typing import Annotated
 
 import typer
 
-from components.choices import DeployTarget, Platform, Profile
+from components.choices import DeployTarget, Profile
 from pipelines.choices import PipelineName
-from thinktwice.choices import MAX_COST, ChallengerMode, OnlineStoreKind, PretrainingOption, SearchMode
+from pipelines.cluster_cli import schedule, submit, upload
+from pipelines.options import (
+    Backbone,
+    Challenger,
+    Checkpoints,
+    CpuPool,
+    GpuPool,
+    Image,
+    Limit,
+    MaxCost,
+    OnlineStore,
+    Paths,
+    PlatformOption,
+    Pretraining,
+    Priority,
+    Queue,
+    Recipe,
+    RedisAddress,
+    SchemaFile,
+    Seed,
+    Settings,
+    Source,
+    Split,
+    Spot,
+    TestDays,
+    TestTime,
+    nodes_of,
+)
+from thinktwice.choices import MAX_COST, ChallengerMode
 from thinktwice.console.options import WORK, Since, State, Until, Work, state_folder
 from thinktwice.console.output import tell
 from thinktwice.console.stop import NOTHING_HALF_WRITTEN, on_stop
-from thinktwice.errors import PipelineError, reason
+from thinktwice.errors import PipelineError
 
 app = typer.Typer(
     name="pipeline",
@@ -41,100 +69,25 @@ TITLES = {
 
 @app.command()
 def run(
-    source: Annotated[
-        str,
-        typer.Option(
-            help="Where the log comes from: ml-1m, ml-100k, sim, log, parquet or another of `thinktwice data list`."
-        ),
-    ] = "ml-1m",
-    path: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="File or folder of the log, for the sources that read your own copy; for --source log also a pattern or s3://, "
-            "and it may repeat.",
-            show_default=False,
-        ),
-    ] = None,
-    schema: Annotated[
-        str,
-        typer.Option(
-            help="Schema file (YAML) of the log, also at s3://, for --source log or parquet.", show_default=False
-        ),
-    ] = "",
-    split: Annotated[
-        str,
-        typer.Option(
-            help="How rows are split into train, validation and test: time, random (by the seed), column:NAME (a column with the "
-            "values train, valid and test), days:N, or dates:2024-03-01,2024-03-08 (begin of validation, of test)."
-        ),
-    ] = "time",
-    test_days: Annotated[
-        int,
-        typer.Option(
-            help="The last N days are test and the N days before them are validation; the same as --split days:N.",
-            min=0,
-            max=3650,
-            show_default=False,
-        ),
-    ] = 0,
-    recipe: Annotated[
-        str,
-        typer.Option(help="Training recipe: default, dcnv2, autoint, ml-1m, ml-100k, tiny, or a recipe file (YAML)."),
-    ] = "default",
-    backbone: Annotated[
-        str,
-        typer.Option(
-            help="Architecture of the model: lr, fm, deepfm, dcnv2, autoint, masknet, finalmlp, din, or package.module:Class of "
-            "your own.",
-            show_default="the recipe's",
-        ),
-    ] = "",
-    pretraining: Annotated[
-        PretrainingOption,
-        typer.Option(
-            help="Pre-training: none, dgenctr (all fields weigh the same) or hetegenctr (learned weights).",
-            show_default="the recipe's",
-        ),
-    ] = "",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="A setting of the recipe, such as finetune.rate=0.002; may repeat.", show_default=False
-        ),
-    ] = None,
-    checkpoints: Annotated[
-        str,
-        typer.Option(
-            help="Folder or s3://BUCKET/FOLDER for checkpoints of training: a killed run continues from there.",
-            show_default="none",
-        ),
-    ] = "",
-    test_time: Annotated[
-        SearchMode,
-        typer.Option(
-            help="Extra work that may ship if validation proves a gain; lean tries all and ships the best within --max-cost."
-        ),
-    ] = "lean",
-    max_cost: Annotated[
-        float,
-        typer.Option(help="Limit for lean: measured time of a request relative to the plain model's.", min=1.0),
-    ] = MAX_COST,
-    challenger: Annotated[
-        ChallengerMode,
-        typer.Option(
-            help="Test-time mode of a challenger: the same weights, packaged beside the champion for an experiment, also if validation "
-            "proves no gain.",
-            show_default="none",
-        ),
-    ] = "",
-    seed: Annotated[int, typer.Option(help="Seed of the simulator, of a random split and of training.", min=0)] = 0,
-    limit: Annotated[int, typer.Option(help="Read at most this many rows; 0 reads all.", min=0)] = 0,
+    source: Source = "ml-1m",
+    path: Paths = None,
+    schema: SchemaFile = "",
+    split: Split = "time",
+    test_days: TestDays = 0,
+    recipe: Recipe = "default",
+    backbone: Backbone = "",
+    pretraining: Pretraining = "",
+    settings: Settings = None,
+    checkpoints: Checkpoints = "",
+    test_time: TestTime = "lean",
+    max_cost: MaxCost = MAX_COST,
+    challenger: Challenger = "",
+    seed: Seed = 0,
+    limit: Limit = 0,
     since: Since = "",
     until: Until = "",
-    online_store: Annotated[OnlineStoreKind, typer.Option(help="Store the served features are read from.")] = "sqlite",
-    redis_address: Annotated[
-        str, typer.Option(help="host:port of the Redis server, for --online-store redis.", show_default=False)
-    ] = "",
+    online_store: OnlineStore = "sqlite",
+    redis_address: RedisAddress = "",
     target: Annotated[
         DeployTarget,
         typer.Option(
@@ -150,8 +103,8 @@ def run(
     """Run the whole pipeline on this machine: read, validate, train, evaluate and deploy if the model is blessed."""
     if profile != "local":
         raise PipelineError(
-            f"the profile {profile} needs a cluster: compile it with "
-            f"`thinktwice pipeline compile --profile {profile} --out pipeline.yaml` and submit that file"
+            f"the profile {profile} needs a cluster: start it there with `thinktwice pipeline submit --host URL --profile {profile}`, or "
+            f"compile it with `thinktwice pipeline compile --profile {profile} --out pipeline.yaml`"
         )
     if not math.isfinite(max_cost):
         raise PipelineError(f"--max-cost {max_cost:g} is no limit: give a number of at least 1")
@@ -198,47 +151,27 @@ def compile_(
         typer.Option("--kubernetes-manifest", help="Write Pipeline and PipelineVersion objects for kubectl apply."),
     ] = False,
     namespace: Annotated[str, typer.Option(help="Namespace of those objects.")] = "kubeflow",
-    image: Annotated[
-        str,
-        typer.Option(
-            help="Image of the steps in your registry, as images/build_pipeline.sh made it.",
-            show_default="the name in components/step.py",
-        ),
-    ] = "",
+    image: Image = "",
     pipeline: Annotated[
         PipelineName, typer.Option(help="Pipeline to compile: training, or a look at a running experiment.")
     ] = "training",
-    platform: Annotated[
-        Platform,
-        typer.Option(
-            help="Labels of the nodes: pool is thinktwice.dev/pool, nvidia that of NVIDIA's feature discovery, eks those of Karpenter."
-        ),
-    ] = "pool",
-    gpu_pool: Annotated[
-        str, typer.Option(help="Node pool with GPUs; required on gke, eks, aks.", show_default=False)
-    ] = "",
-    cpu_pool: Annotated[
-        str, typer.Option(help="Node pool of all other steps, on gke, eks, aks.", show_default="any node")
-    ] = "",
-    spot: Annotated[bool, typer.Option("--spot", help="Train on spot nodes, with more retries.")] = False,
-    queue: Annotated[str, typer.Option(help="Kueue's LocalQueue for training.", show_default="none")] = "",
-    priority: Annotated[
-        str, typer.Option(help="Kueue's WorkloadPriorityClass for training.", show_default="none")
-    ] = "",
+    platform: PlatformOption = "pool",
+    gpu_pool: GpuPool = "",
+    cpu_pool: CpuPool = "",
+    spot: Spot = False,
+    queue: Queue = "",
+    priority: Priority = "",
+    scheduled: Annotated[
+        bool,
+        typer.Option("--scheduled", help="For recurring runs: read the log until the time a run is scheduled for."),
+    ] = False,
 ) -> None:
     """Compile a pipeline into a file for a Kubeflow Pipelines cluster."""
-    from pydantic import ValidationError
-
     from components.step import IMAGE
     from pipelines.compile import compile_pipeline
-    from pipelines.nodes import Nodes
 
-    try:
-        nodes = Nodes(
-            platform=platform, gpu_pool=gpu_pool, cpu_pool=cpu_pool, spot=spot, queue=queue, priority=priority
-        )
-    except ValidationError as error:
-        raise PipelineError(reason(error)) from error
+    if scheduled and pipeline == "experiment":
+        raise PipelineError("the pipeline experiment reads logs of its own: leave --scheduled out")
     compile_pipeline(
         profile,
         out,
@@ -246,9 +179,15 @@ def compile_(
         namespace=namespace,
         image=image or IMAGE,
         pipeline=pipeline,
-        nodes=nodes,
+        nodes=nodes_of(platform, gpu_pool, cpu_pool, spot, queue, priority),
+        scheduled=scheduled,
     )
     tell(f"wrote {out}")
+
+
+app.command()(submit)
+app.command()(schedule)
+app.command()(upload)
 
 
 def challenger(

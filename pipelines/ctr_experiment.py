@@ -26,6 +26,7 @@ from pipelines.profiles import (
     DEFAULT_TARGET,
     apply_profile,
     check_profile,
+    pipeline_config,
 )
 
 NAME = "ctr-experiment"
@@ -40,7 +41,11 @@ def build_experiment_pipeline(profile: Profile, image: str = IMAGE, nodes: Nodes
     check_profile(profile)
     configure = partial(apply_profile, profile=profile, image=image, nodes=nodes)
 
-    @dsl.pipeline(name=NAME, description="Look at a running experiment: collect, join, analyse, decide, apply.")
+    @dsl.pipeline(
+        name=NAME,
+        description="Look at a running experiment: collect, join, analyse, decide, apply.",
+        pipeline_config=pipeline_config(profile),
+    )
     def ctr_experiment(
         name: str,
         access_logs: str,

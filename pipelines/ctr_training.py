@@ -37,14 +37,20 @@ from pipelines.profiles import (
     apply_profile,
     check_profile,
     job_placement,
+    pipeline_config,
+    with_online_store,
 )
 from thinktwice.choices import MAX_COST
 
 NAME = "ctr-training"
 
 
-def build_pipeline(profile: Profile, image: str = IMAGE, nodes: Nodes = DEFAULT_NODES) -> GraphComponent:
+def build_pipeline(
+    profile: Profile, image: str = IMAGE, nodes: Nodes = DEFAULT_NODES, *, scheduled: bool = False
+) -> GraphComponent:
     """The graph for one profile, every step in `image`, on `nodes`.
+
+    A `scheduled` run reads the log until the time that it is scheduled for, whenever it really starts; `until` is not read then.
 
     Each verdict (validation, blessing) is an output of a step that always succeeds; the following `dsl.If` is the gate.
     Steps with an effect outside their own outputs (`bless` reads the champion, `deploy` replaces it) are never cached.
@@ -74,7 +80,11 @@ def build_pipeline(profile: Profile, image: str = IMAGE, nodes: Nodes = DEFAULT_
         removal.set_caching_options(False)
         return dsl.ExitHandler(removal, name="remove-trainjobs-at-the-end")
 
-    @dsl.pipeline(name=NAME, description="Validate a log, train a click-through-rate model, deploy it if it is better.")
+    @dsl.pipeline(
+        name=NAME,
+        description="Validate a log, train a click-through-rate model, deploy it if it is better.",
+        pipeline_config=pipeline_config(profile),
+    )
     def ctr_training(
         source: str = "ml-1m",
         source_path: str = "",
@@ -135,7 +145,7 @@ def build_pipeline(profile: Profile, image: str = IMAGE, nodes: Nodes = DEFAULT_
                 schema_path=schema_path,
                 limit=limit,
                 since=since,
-                until=until,
+                until=dsl.PIPELINE_JOB_SCHEDULE_TIME_UTC_PLACEHOLDER if scheduled else until,
                 seed=data_seed,
                 code_version=code_version,
                 data_version=data_version,
@@ -153,7 +163,7 @@ def build_pipeline(profile: Profile, image: str = IMAGE, nodes: Nodes = DEFAULT_
                     redis_address=redis_address,
                     code_version=code_version,
                 )
-                configure(features, "cpu")
+                with_online_store(configure(features, "cpu"), profile)
 
                 rows = build_training_set(
                     clean=checked.outputs["clean"],

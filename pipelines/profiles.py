@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from kfp import kubernetes
+from kfp import dsl, kubernetes
 from kfp.dsl import PipelineTask
 
 from components.choices import DeployTarget, Profile
 from pipelines.nodes import ACCELERATORS, GPU_RESOURCE, Nodes, Where, cpu_nodes, gpu_nodes, queue_labels
+from thinktwice.release.feature_store import REDIS_ADDRESS, REDIS_PASSWORD
 
 Role = Literal["train", "cpu", "launch", "effect"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
@@ -43,6 +44,8 @@ S3_SECRET_KEYS = {
     "endpoint-url": "AWS_ENDPOINT_URL",
     "region": "AWS_DEFAULT_REGION",
 }
+ONLINE_SECRET = "ctr-feature-store"  # noqa: S105  (a name)
+ONLINE_SECRET_KEYS = {"redis-address": REDIS_ADDRESS, "redis-password": REDIS_PASSWORD}
 USER_ID = 1000  # the unprivileged user of the image
 
 # requests of cpu and memory, limit of memory, longest run in seconds
@@ -50,6 +53,11 @@ LAUNCH_SIZE = ("250m", "512Mi", "2Gi", 25 * 3600)  # waits in a queue as well
 CPU_SIZE = ("2", "6Gi", "12Gi", 2 * 3600)
 TRAIN_SIZE = ("4", "16Gi", "32Gi", 12 * 3600)
 RETRIES, SPOT_RETRIES = 2, 6
+DAY = 24 * 3600
+# Seconds for which the cluster keeps the objects of a finished run (its record and artifacts stay), and a run's longest time:
+# training twice in a row, and all other steps.
+TTL_SUCCESS, TTL_FAILURE = 3 * DAY, 14 * DAY
+DEADLINE: dict[Profile, int] = {"local": 0, "cpu-pool": 2 * DAY, "gpu-single": 2 * DAY, "gpu-trainjob": 4 * DAY}
 
 
 DEFAULT_NODES = Nodes()
@@ -59,6 +67,29 @@ def check_profile(profile: str) -> None:
     """Raise a ValueError with the known profiles if `profile` is unknown."""
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}: use one of {', '.join(PROFILES)}")
+
+
+def pipeline_config(profile: Profile) -> dsl.PipelineConfig:
+    """The settings of a whole run; the local runner has none.
+
+    Raises:
+        ValueError: the profile is unknown.
+    """
+    check_profile(profile)
+    if profile == "local":
+        return dsl.PipelineConfig()
+    return dsl.PipelineConfig(
+        ttl_seconds_after_success=TTL_SUCCESS,
+        ttl_seconds_after_failure=TTL_FAILURE,
+        active_deadline_seconds=DEADLINE[profile],
+    )
+
+
+def with_online_store(task: PipelineTask, profile: Profile) -> PipelineTask:
+    """Give a task the address and the password of the online store, which are no parameters of a run: those are shown to all."""
+    if profile != "local":
+        kubernetes.use_secret_as_env(task, ONLINE_SECRET, ONLINE_SECRET_KEYS, optional=True)
+    return task
 
 
 def apply_profile(

@@ -19,7 +19,7 @@ import pipelines
 from pipelines.arguments import RunArguments
 from pipelines.check import check_arguments
 from pipelines.local_remains import remove_unfinished
-from pipelines.versions import code_version, data_version
+from pipelines.versions import code_version, data_version, read_files
 from thinktwice import progress
 from thinktwice.console.events import EventTail
 from thinktwice.console.options import LAST_RUN
@@ -27,7 +27,6 @@ from thinktwice.console.output import shown
 from thinktwice.console.processes import python_command, start, stop
 from thinktwice.errors import PipelineError
 from thinktwice.files import full_disk_named, read_json, write_json
-from thinktwice.storage.object_path import AnyPath
 from thinktwice.threads import thread_environment
 
 POLL = 0.1  # seconds between checks of a running pipeline
@@ -150,10 +149,7 @@ def only_run(work_dir: Path) -> Iterator[None]:
 
 
 def _write_request(arguments: RunArguments, work_dir: Path, state_dir: Path, run_dir: Path) -> Path:
-    from thinktwice.data.sources.paths import SEPARATOR, expanded, joined
-    from thinktwice.data.sources.registry import source_named
-    from thinktwice.schema import load_schema
-    from thinktwice.schema.tables import located, table_paths
+    from thinktwice.data.sources.paths import SEPARATOR, joined
     from thinktwice.storage.location import is_remote
 
     for folder in (run_dir / "tmp", work_dir / "pipeline", work_dir / "reuse", state_dir):
@@ -163,26 +159,14 @@ def _write_request(arguments: RunArguments, work_dir: Path, state_dir: Path, run
         for name in ("source_path", "schema_path")
         if (value := getattr(arguments, name))
     }
-    read_paths: list[str | AnyPath] = [*filter(None, [paths.get("schema_path")])]
-    if source_named(arguments.source).several and paths.get("source_path"):
-        read_paths += expanded(paths["source_path"])
-    else:
-        read_paths += filter(None, [paths.get("source_path")])
-    if paths.get("schema_path"):
-        read_paths += [
-            file
-            for path in table_paths(located(load_schema(paths["schema_path"]), paths["schema_path"]))
-            for file in expanded(path)
-        ]
     request = {
         "arguments": {
-            **arguments.model_dump(),
+            **arguments.parameters(
+                code_version(),
+                data_version(*read_files(arguments.source, paths.get("source_path", ""), paths.get("schema_path", ""))),
+            ),
             **paths,
-            "data_seed": arguments.seed if source_named(arguments.source).seeded else 0,
-            "split_seed": arguments.seed if arguments.split == "random" else 0,
             "state_dir": str(state_dir),
-            "code_version": code_version(),
-            "data_version": data_version(*read_paths),
         },
         "pipeline_root": str(work_dir / "pipeline"),
         "cache_root": str(work_dir / "reuse"),

@@ -46,6 +46,28 @@ def code_version() -> str:
     return f"{thinktwice.__version__}-{digest.hexdigest()[:12]}"
 
 
+def read_files(source: str, source_path: str, schema_path: str) -> list[str | AnyPath]:
+    """The files that a run reads: the schema, the log and the tables that the schema names.
+
+    Raises:
+        DataError, SchemaError, StorageError: as when they are read.
+    """
+    from thinktwice.data.sources.paths import expanded
+    from thinktwice.data.sources.registry import source_named
+    from thinktwice.schema import load_schema
+    from thinktwice.schema.tables import located, table_paths
+
+    several = source_named(source).several
+    files: list[str | AnyPath] = [*filter(None, [schema_path])]
+    if source_path:
+        files += expanded(source_path) if several else [source_path]
+    if schema_path:
+        files += [
+            file for path in table_paths(located(load_schema(schema_path), schema_path)) for file in expanded(path)
+        ]
+    return files
+
+
 def data_version(*paths: str | AnyPath) -> str:
     """Hash (12 hex digits) of name, size and modification time (of objects: ETag) of all files at or under `paths`; "" if
     there are none.

@@ -13,6 +13,7 @@ from pipelines.compile import compile_pipeline
 from pipelines.ctr_training import build_pipeline
 from pipelines.nodes import ACCELERATORS, GPU_RESOURCE, POOL_LABEL, Nodes, cpu_nodes, queue_labels
 from pipelines.profiles import (
+    ONLINE_SECRET,
     PROFILES,
     S3_SECRET,
     S3_SECRET_KEYS,
@@ -253,7 +254,10 @@ def test_every_pod_is_bounded_unprivileged_and_gets_its_secrets(on_gpus: Path):
         assert settings["securityContext"]["runAsNonRoot"] is True, name
         assert int(settings["securityContext"]["runAsUser"]) > 0, name
         assert int(settings["activeDeadlineSeconds"]) > 0, name
-        (secret,) = settings["secretAsEnv"]
+        secret, *online = settings["secretAsEnv"]
+        assert [(found["secretName"], found["optional"]) for found in online] == (
+            [(ONLINE_SECRET, True)] if name == "materialize" else []
+        )
         assert secret["secretName"] == S3_SECRET and secret["optional"] is True, name
         variables = {pair["envVar"] for pair in secret["keyToEnv"]}
         assert {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} <= variables, name

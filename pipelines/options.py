@@ -1,0 +1,160 @@
+"""Options of the commands that run or compile a pipeline: one name, one meaning and one help each."""
+
+# Annotations stay real objects here: typer reads them.
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from components.choices import Platform
+from thinktwice.choices import ChallengerMode, OnlineStoreKind, PretrainingOption, SearchMode
+from thinktwice.errors import PipelineError, reason
+
+if TYPE_CHECKING:
+    from pipelines.nodes import Nodes
+
+Source = Annotated[
+    str,
+    typer.Option(
+        help="Where the log comes from: ml-1m, ml-100k, sim, log, parquet or another of `thinktwice data list`."
+    ),
+]
+Paths = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--path",
+        help="File or folder of the log, for the sources that read your own copy; for --source log also a pattern or s3://, "
+        "and it may repeat.",
+        show_default=False,
+    ),
+]
+SchemaFile = Annotated[
+    str,
+    typer.Option(
+        "--schema",
+        help="Schema file (YAML) of the log, also at s3://, for --source log or parquet.",
+        show_default=False,
+    ),
+]
+Split = Annotated[
+    str,
+    typer.Option(
+        help="How rows are split into train, validation and test: time, random (by the seed), column:NAME (a column with the "
+        "values train, valid and test), days:N, or dates:2024-03-01,2024-03-08 (begin of validation, of test)."
+    ),
+]
+TestDays = Annotated[
+    int,
+    typer.Option(
+        help="The last N days are test and the N days before them are validation; the same as --split days:N.",
+        min=0,
+        max=3650,
+        show_default=False,
+    ),
+]
+Recipe = Annotated[
+    str, typer.Option(help="Training recipe: default, dcnv2, autoint, ml-1m, ml-100k, tiny, or a recipe file (YAML).")
+]
+Backbone = Annotated[
+    str,
+    typer.Option(
+        help="Architecture of the model: lr, fm, deepfm, dcnv2, autoint, masknet, finalmlp, din, or package.module:Class of "
+        "your own.",
+        show_default="the recipe's",
+    ),
+]
+Pretraining = Annotated[
+    PretrainingOption,
+    typer.Option(
+        help="Pre-training: none, dgenctr (all fields weigh the same) or hetegenctr (learned weights).",
+        show_default="the recipe's",
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting of the recipe, such as finetune.rate=0.002; may repeat.", show_default=False),
+]
+Checkpoints = Annotated[
+    str,
+    typer.Option(
+        help="Folder or s3://BUCKET/FOLDER for checkpoints of training: a killed run continues from there.",
+        show_default="none",
+    ),
+]
+TestTime = Annotated[
+    SearchMode,
+    typer.Option(
+        help="Extra work that may ship if validation proves a gain; lean tries all and ships the best within --max-cost."
+    ),
+]
+MaxCost = Annotated[
+    float, typer.Option(help="Limit for lean: measured time of a request relative to the plain model's.", min=1.0)
+]
+Challenger = Annotated[
+    ChallengerMode,
+    typer.Option(
+        help="Test-time mode of a challenger: the same weights, packaged beside the champion for an experiment, also if validation "
+        "proves no gain.",
+        show_default="none",
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Seed of the simulator, of a random split and of training.", min=0)]
+Limit = Annotated[int, typer.Option(help="Read at most this many rows; 0 reads all.", min=0)]
+OnlineStore = Annotated[OnlineStoreKind, typer.Option(help="Store the served features are read from.")]
+RedisAddress = Annotated[
+    str, typer.Option(help="host:port of the Redis server, for --online-store redis.", show_default=False)
+]
+
+Image = Annotated[
+    str,
+    typer.Option(
+        help="Image of the steps in your registry, as images/build_pipeline.sh made it.",
+        show_default="the name in components/step.py",
+    ),
+]
+PlatformOption = Annotated[
+    Platform,
+    typer.Option(
+        "--platform",
+        help="Labels of the nodes: pool is thinktwice.dev/pool, nvidia that of NVIDIA's feature discovery, eks those of Karpenter.",
+    ),
+]
+GpuPool = Annotated[str, typer.Option(help="Node pool with GPUs; required on gke, eks, aks.", show_default=False)]
+CpuPool = Annotated[str, typer.Option(help="Node pool of all other steps, on gke, eks, aks.", show_default="any node")]
+Spot = Annotated[bool, typer.Option("--spot", help="Train on spot nodes, with more retries.")]
+Queue = Annotated[str, typer.Option(help="Kueue's LocalQueue for training.", show_default="none")]
+Priority = Annotated[str, typer.Option(help="Kueue's WorkloadPriorityClass for training.", show_default="none")]
+
+Host = Annotated[
+    str,
+    typer.Option(
+        help="Address of the API of Kubeflow Pipelines, or of its UI; a token comes from THINKTWICE_KFP_TOKEN.",
+        envvar="KF_PIPELINES_ENDPOINT",
+        show_default=False,
+    ),
+]
+UserNamespace = Annotated[
+    str,
+    typer.Option(
+        "--namespace", help="Namespace of your profile, where Kubeflow serves several users.", show_default="none"
+    ),
+]
+ExperimentName = Annotated[str, typer.Option("--experiment", help="Experiment in the UI that the runs belong to.")]
+ServiceAccount = Annotated[
+    str, typer.Option(help="Kubernetes service account of the steps.", show_default="that of the installation")
+]
+
+
+def nodes_of(platform: Platform, gpu_pool: str, cpu_pool: str, spot: bool, queue: str, priority: str) -> "Nodes":
+    """The node pools that options name.
+
+    Raises:
+        PipelineError: they contradict each other.
+    """
+    from pydantic import ValidationError
+
+    from pipelines.nodes import Nodes
+
+    try:
+        return Nodes(platform=platform, gpu_pool=gpu_pool, cpu_pool=cpu_pool, spot=spot, queue=queue, priority=priority)
+    except ValidationError as error:
+        raise PipelineError(reason(error)) from error
