@@ -9,7 +9,6 @@ from datetime import timedelta
 from pathlib import Path
 
 from demo.experiment.crowd import Crowd, TrueEffect
-from serving.feedback.event_log import START
 from serving.rollout.collect import collect, now, write_clicks
 from serving.rollout.servers import ArmServers
 from thinktwice.experiment.exposed import EXPOSED
@@ -78,7 +77,7 @@ def run_experiment(
     ports = place.servers.ports()
     crowd.compare(ports[CONTROL], ports[f"{file.name}/{treatment}"])
     path = place.records / file.name / RECORD
-    clicks, position = path.parent / "clicks", START
+    clicks = path.parent / "clicks"
     next_look = time.monotonic() + look
     while True:
         while time.monotonic() < next_look:
@@ -88,8 +87,7 @@ def run_experiment(
         state = state_of(read_lines(path))
         at = now() - timedelta(seconds=SETTLE)
         warm = {arm.name: 1 for arm in file.arms}
-        position = write_clicks(place.events, clicks, position)
-        tables = sorted(clicks.iterdir())
+        tables = write_clicks(place.events, clicks)
         evidence = collect(
             state,
             place.rollout,

@@ -47,7 +47,7 @@ TITLES: dict[Run, str] = {
     "worse": "a planted worse model",
     "same": "the same model twice (A/A)",
 }
-WORLD = SimConfig(rows=60_000, users=20_000, items=300, drift=2.5, click_rate=0.3, id_variance=3.0, shared_variance=0.3)
+WORLD = SimConfig(rows=60_000, users=20_000, items=300, drift=2.0, click_rate=0.3, id_variance=3.0, shared_variance=0.3)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,11 @@ def run_demo(
     with terminated_like_interrupted(), ExitStack() as stack:
         say(console, f"thinktwice experiment demo; everything it writes is under {work}\n")
         world.write_log(work)
-        say(console, f"simulated {world.config.rows:,} past impressions of a world that drifts")
+        say(
+            console,
+            f"simulated {world.config.rows:,} past impressions of a world that drifts: the validation below will say so "
+            "(drift:psi, drift:ks), as it should",
+        )
         _train(settings, treatment if "better" in runs and treatment in get_args(ChallengerMode) else "")
         place = _serve(stack, settings, server)
         port = free_ports(1)[0]
@@ -204,7 +208,11 @@ def _run(run: Run, settings: Demo, place: Place, crowd: Crowd, treatment: str) -
     horizon = file.horizon
     assert horizon is not None
     say(console, f"\n{TITLES[run]}: control {control[:12]}, treatment {version[:12]}", style="bold")
-    chance = f"with a probability of {plan.wanted_power:.0%}" if plan.days_needed else "if the users come faster"
+    chance = (
+        f"with a probability of {plan.wanted_power:.0%}"
+        if plan.days_needed
+        else "(less surely: requests are too slow here)"
+    )
     say(
         console,
         f"{plans.rate:.0f} requests/s; planned to find an effect of {settings.pace.effect:.0%} {chance}: at most "

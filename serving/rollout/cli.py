@@ -172,9 +172,7 @@ def collect(
     state: State = None,
     work: Work = WORK,
 ) -> None:
-    """Join the logs of the local roll-out up to now, and write the evidence for `experiment decide`."""
-    import shutil
-    import tempfile
+    """Join what is new in the logs of the local roll-out since the last look, and write the evidence for `experiment decide`."""
     from datetime import timedelta
 
     from serving.rollout.collect import collect as collect_evidence
@@ -185,24 +183,20 @@ def collect(
     from thinktwice.experiment.record import RECORD, read_lines, state_of
     from thinktwice.files import atomic_file
 
-    lines = read_lines(_records(records, work) / name / RECORD)
+    place = _records(records, work) / name
+    lines = read_lines(place / RECORD)
     if not lines:
         raise ExperimentError(f"{name} was not started: `thinktwice experiment start` does")
     at = now() - timedelta(seconds=settle)
-    scratch = Path(tempfile.mkdtemp(prefix="thinktwice-collect-"))
-    try:
-        write_clicks(events, scratch / "clicks")
-        evidence = collect_evidence(
-            state_of(lines),
-            _folder(state, work),
-            sorted((scratch / "clicks").iterdir()),
-            scratch / "joined",
-            at=at,
-            window=Window(seconds=window),
-            exposed=_records(records, work) / name / EXPOSED,
-        )
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    evidence = collect_evidence(
+        state_of(lines),
+        _folder(state, work),
+        write_clicks(events, place / "clicks"),
+        place / "look",
+        at=at,
+        window=Window(seconds=window),
+        exposed=place / EXPOSED,
+    )
     with atomic_file(out) as temporary:
         temporary.write_text(evidence.model_dump_json(), encoding="utf-8")
     typer.echo(str(out))

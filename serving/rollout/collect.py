@@ -9,17 +9,18 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from serving.feedback.event_log import START, Position, read
+from serving.feedback.event_log import START, Position, read, segment_file
 from serving.feedback.records import Record
 from serving.gateway.admin import running_admin
 from serving.gateway.collect import frozen_access_logs, prediction_parts
 from serving.rollout.servers import GATEWAY, SERVED
-from thinktwice.errors import ExperimentError, ServerError
+from thinktwice.errors import DataError, ExperimentError, ServerError
 from thinktwice.experiment.evidence import Evidence
 from thinktwice.experiment.exposed import remember_exposed
 from thinktwice.experiment.file import CONTROL
-from thinktwice.experiment.gather import Sources, gather
-from thinktwice.experiment.join import REQUESTS, Logs, raw_unit_column
+from thinktwice.experiment.gather import Sources, evidence_of
+from thinktwice.experiment.join import Logs, raw_unit_column
+from thinktwice.experiment.looks import join_look
 from thinktwice.experiment.outcomes import Window
 from thinktwice.experiment.record import ExperimentState
 from thinktwice.files import atomic_file
@@ -48,7 +49,7 @@ def collect(
     Args:
         folder: of the local roll-out.
         clicks: tables of clicks, see :func:`write_clicks`.
-        out: folder for the joined rows; replaced.
+        out: folder of the looks at this experiment: a look reads what is new since the last one and what is not final yet.
         at: time up to which all logs are complete.
         exposed: table of all users that were ever exposed, which is added to.
 
@@ -67,17 +68,16 @@ def collect(
         failures = running_admin(folder / GATEWAY).stats().get("filesystem.write_failed", 0)
     since = min(state.coverage_since, at)
     out.mkdir(parents=True, exist_ok=True)
+    started = min(state.started, since)
     with frozen_access_logs(folder / GATEWAY, out / ".access.part") as access:
-        sources = Sources(
-            Logs(access, predictions, raw_unit_column(predictions, state.file.unit, _user_key(folder))),
-            clicks,
-            warm_replicas=warm_replicas,
+        logs = Logs(access, predictions, raw_unit_column(predictions, state.file.unit, _user_key(folder)))
+        look = join_look(state.file, Sources(logs, clicks), out, at=at, window=window)
+        evidence = evidence_of(
+            state.file, look.joined, look.folders, started=started, coverage_since=since, at=at, warm_replicas=warm_replicas,
             log_write_failures=failures,
-        )
-        evidence = gather(
-            state.file, sources, out, started=min(state.started, since), coverage_since=since, at=at, window=window
-        )
-    remember_exposed(out / REQUESTS, exposed, state.file.name)
+        )  # fmt: skip
+    for requests in look.requests:
+        remember_exposed(requests, exposed, state.file.name)
     return evidence
 
 
@@ -90,24 +90,42 @@ def _user_key(folder: Path) -> str:
     return load_schema(schema).key_of("user") or "user_id"
 
 
-def write_clicks(events: Path, folder: Path, position: Position = START) -> Position:
-    """Write the clicks of an event log from a position on into one more table of a folder. Returns the position after them.
+def write_clicks(events: Path, folder: Path) -> list[Path]:
+    """Write the clicks of an event log that are new since the last call into one more table of a folder. Returns all tables.
 
     Raises:
-        DataError: the event log is damaged.
+        DataError: the event log is damaged, or is not the one that the tables were made from.
     """
-    end = position
-    tables = []
+    folder.mkdir(parents=True, exist_ok=True)
+    ends = [_end(path) for path in folder.glob("clicks-*.parquet")]
+    begin = max(ends, default=START)
+    if begin != START and _size(events, begin.segment) < begin.offset:
+        raise DataError(
+            f"the event log {events} is shorter than it was at the last look: restore it, or remove {folder}"
+        )
+    end, tables = begin, []
     while True:
-        records, end = read(events, end)
+        records, position = read(events, end)
         if not records:
             break
+        end = position
         tables += list(_clicks(records))
-    table = pa.concat_tables(tables) if tables else CLICK_COLUMNS.empty_table()
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_file(folder / f"clicks-{position.segment:010d}-{position.offset:012d}.parquet") as temporary:
-        write_table(table, temporary)
-    return end
+    if end != begin:
+        table = pa.concat_tables(tables) if tables else CLICK_COLUMNS.empty_table()
+        with atomic_file(folder / f"clicks-{end.segment:010d}-{end.offset:012d}.parquet") as temporary:
+            write_table(table, temporary)
+    return sorted(folder.glob("clicks-*.parquet"))
+
+
+def _end(path: Path) -> Position:
+    """Position after the events of a table, from its name."""
+    _, segment, offset = path.stem.split("-")
+    return Position(int(segment), int(offset))
+
+
+def _size(events: Path, segment: int) -> int:
+    path = segment_file(events, segment)
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _clicks(records: Sequence[Record]) -> Iterator[pa.Table]:

@@ -12,7 +12,7 @@ from tests.experiment.evidence import evidence
 from tests.experiment.files import experiment
 from thinktwice.experiment.record import append_decision, read_record
 from thinktwice.experiment.report import ExperimentReport, report_of
-from thinktwice.experiment.report_page import KnownEffect, PageExtras, render_report
+from thinktwice.experiment.report_page import KnownEffect, PageExtras, _readable, render_report
 
 FILE = experiment(
     coverage=0.5,
@@ -65,3 +65,19 @@ def test_a_report_without_a_judged_look(tmp_path: Path) -> None:
     early = evidence(FILE, 1)
     append_decision(path, FILE, early.model_copy(update={"at": early.at + timedelta(seconds=1)}))
     assert "Hold" in render_report(report_of(read_record(path)))
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        (
+            "ctr of t1 is better: +0.0103117 (+0.00050573 to -0.0201178), +13.29%, p 0.0066",
+            "CTR of t1 is better: +0.0103 (+0.000506 to -0.0201), +13.29%, p 0.0066",
+        ),
+        ("error_rate of t1 is within its margin", "error rate of t1 is within its margin"),
+        ("latency_p90 of t_1 is worse by 12.34567", "latency p90 of t_1 is worse by 12.3"),
+        ("5.5 of at least 7 days and 12,345 of at least 1,000 units", "5.5 of at least 7 days and 12,345 of at least 1,000 units"),
+    ],
+)  # fmt: skip
+def test_reasons_are_readable(reason: str, shown: str) -> None:
+    assert _readable(reason) == shown

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from thinktwice.experiment.assignment import layout_of
+from thinktwice.experiment.assignment import BucketLayout, layout_of
 from thinktwice.experiment.evidence import Evidence, collect
 from thinktwice.experiment.file import ExperimentFile
 from thinktwice.experiment.join import EXPOSURES, REQUESTS, JoinCounts, Logs, join_exposures
@@ -87,18 +87,22 @@ def join_logs(
     Raises:
         ExperimentError: a log is missing or damaged.
     """
-    highest = max((step.coverage for step in file.ramp), default=file.coverage)
-    widest = file.model_copy(update={"coverage": max(highest, file.coverage)})
-    exposures = join_exposures(sources.logs, layout_of([widest, *sources.others]), out, watermark=at)
+    exposures = join_exposures(sources.logs, widest_layout(file, sources.others), out, watermark=at)
     outcomes = join_outcomes([out / EXPOSURES], sources.clicks, out, at, window)
     write_unit_sums([out / OUTCOMES], [out / REQUESTS], out, file.slices)
     return Joined(exposures=exposures, outcomes=outcomes)
 
 
+def widest_layout(file: ExperimentFile, others: Sequence[ExperimentFile]) -> BucketLayout:
+    """The layout with the highest coverage of an experiment: enrolled at any coverage is enrolled there."""
+    highest = max((step.coverage for step in file.ramp), default=file.coverage)
+    return layout_of([file.model_copy(update={"coverage": max(highest, file.coverage)}), *others])
+
+
 def evidence_of(
     file: ExperimentFile,
     joined: Joined,
-    folder: Path,
+    folders: Path | Sequence[Path],
     *,
     started: datetime,
     coverage_since: datetime,
@@ -107,7 +111,8 @@ def evidence_of(
     warm_replicas: Mapping[str, int] | None = None,
     log_write_failures: int | None = None,
 ) -> Evidence:
-    """The evidence in a folder of :func:`join_logs`. For the other arguments see :func:`gather` and :class:`Sources`.
+    """The evidence in folders of :func:`join_logs` with different requests. For the other arguments see :func:`gather` and
+    :class:`Sources`.
 
     Raises:
         ExperimentError: it contains an arm that the experiment does not have.
@@ -115,7 +120,9 @@ def evidence_of(
     """
     if not started <= coverage_since <= at:
         raise ValueError(f"times are out of order: started {started}, coverage since {coverage_since}, now {at}")
-    sums = arm_moments([folder / UNITS], file.name, before=before)
+    places = [folders] if isinstance(folders, Path) else folders
+    units = [folder / UNITS for folder in places]
+    sums = arm_moments(units, file.name, before=before)
     check_arms(sums, [arm.name for arm in file.arms], file.name)
     return collect(
         file,
@@ -123,8 +130,8 @@ def evidence_of(
         days=(at - started).total_seconds() / SECONDS_A_DAY,
         days_at_coverage=(at - coverage_since).total_seconds() / SECONDS_A_DAY,
         sums=sums,
-        latencies=arm_latencies([folder / LATENCY], file.name),
-        slices={name: arm_moments([folder / UNITS], file.name, slice_name=name) for name in file.slices},
+        latencies=arm_latencies([folder / LATENCY for folder in places], file.name),
+        slices={name: arm_moments(units, file.name, slice_name=name) for name in file.slices},
         exposures=joined.exposures,
         outcomes=joined.outcomes,
         warm_replicas=warm_replicas,

@@ -46,11 +46,16 @@ SKEW = 60.0  # seconds; a smaller difference between the clocks of gateway and s
 
 @dataclass(frozen=True)
 class Logs:
-    """Input of the join: access logs, parts of prediction logs, and the column of the raw unit if there is one."""
+    """Input of the join: access logs, parts of prediction logs, and the column of the raw unit if there is one.
+
+    Attributes:
+        lines: further lines of access logs, as :func:`write_lines` has parsed them.
+    """
 
     access: Sequence[Path]
     predictions: Sequence[Path]
     unit_column: str | None = None  # of :func:`raw_unit_column`: buckets are recomputed from it
+    lines: Sequence[Path] = ()
 
 
 def raw_unit_column(predictions: Sequence[Path], unit: str, user_key: str = "user_id") -> str | None:
@@ -146,7 +151,7 @@ def join_exposures(
     out.mkdir(parents=True, exist_ok=True)
     predictions = parquet_table(logs.predictions, PREDICTION_COLUMNS, "prediction log")
     with engine(out, memory) as db:
-        _load_access(db, logs.access)
+        _load_access(db, logs)
         _load_groups(db, predictions)
         _resolve(db, "Infinity" if watermark is None else repr(watermark.timestamp()))
         _write(db, predictions, out)
@@ -156,14 +161,35 @@ def join_exposures(
         return JoinCounts(
             **{name: number - torn if name == "broken" else number for name, number in counts.items()},
             torn=torn,
-            wrong_bucket=_wrong_buckets(db, layout.salt, predictions, logs.unit_column),
+            wrong_bucket=len(_wrong_buckets(db, layout.salt, predictions, logs.unit_column)),
             exposures=num_rows(out / EXPOSURES),
             arms=_arms(db),
         )
 
 
-def _load_access(db: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> None:
-    """Every line, parsed if possible. Bytes are decoded as Latin-1, which accepts any; ids and arms are ASCII."""
+LINE_COLUMNS = pa.schema(
+    [(f.name, pa.bool_() if f.name == "enrolled" else f.type) for f in ACCESS_COLUMNS if f.name != "ts"]
+    + [("ts", pa.float64())]
+)
+
+
+def write_lines(files: Sequence[Path], target: Path, memory: str = "2GB") -> None:
+    """Parse access logs into a table with :data:`LINE_COLUMNS`; a broken line has nulls alone."""
+    names = ", ".join(quoted(name) for name in LINE_COLUMNS.names)
+    with engine(target.parent, memory) as db:
+        write_parquet(db, f"SELECT {names} FROM ({_parsed(files)})", target)
+
+
+def wrong_buckets(logs: Logs, layout: BucketLayout, scratch: Path) -> set[tuple[str, int]]:
+    """Distinct units of the layout's experiments with a logged bucket that differs from the recomputed one."""
+    predictions = parquet_table(logs.predictions, PREDICTION_COLUMNS, "prediction log")
+    with engine(scratch) as db:
+        _load_layout(db, layout)
+        return _wrong_buckets(db, layout.salt, predictions, logs.unit_column)
+
+
+def _parsed(files: Sequence[Path]) -> str:
+    """Query of every line, parsed if possible. Bytes are decoded as Latin-1, which accepts any; ids and arms are ASCII."""
     column_types = {"ts": "VARCHAR", **{n: "VARCHAR" for n in ACCESS_COLUMNS.names if n != "ts"}}
     shape = literal("{" + ", ".join(f'"{name}": "{kind}"' for name, kind in column_types.items()) + "}")
     nonempty = [f for f in files if f.stat().st_size]
@@ -173,14 +199,20 @@ def _load_access(db: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> None:
         if nonempty
         else "SELECT CAST(NULL AS VARCHAR) AS line WHERE false"
     )
-    db.execute(f"""
-        CREATE TABLE lines AS
+    return f"""
         SELECT nullif(r.request_id, '') AS request_id, try_cast(r.ts AS DOUBLE) AS ts, r.experiment, r.assigned,
             r.enrolled = '1' AS enrolled, nullif(r.served, '') AS served, try_cast(r.code AS INTEGER) AS code,
             try_cast(r.attempts AS INTEGER) AS attempts, try_cast(r.ms AS DOUBLE) AS ms
         FROM (SELECT CASE WHEN json_valid(line) AND json_type(line) = 'OBJECT' THEN json_transform(line, {shape}) END AS r
               FROM ({text}) WHERE line IS NOT NULL AND line <> '')
-    """)
+    """
+
+
+def _load_access(db: duckdb.DuckDBPyConnection, logs: Logs) -> None:
+    names = ", ".join(quoted(name) for name in LINE_COLUMNS.names)
+    db.execute(f"CREATE TABLE lines AS SELECT {names} FROM ({_parsed(logs.access)})")
+    if logs.lines:
+        db.execute(f"INSERT INTO lines SELECT {names} FROM {parquet_table(logs.lines, LINE_COLUMNS, 'lines')}")
     # The first line of a request counts: a repeated id is not a second exposure.
     db.execute("""
         CREATE TABLE firsts AS
@@ -333,15 +365,23 @@ def _arms(db: duckdb.DuckDBPyConnection) -> tuple[ArmCounts, ...]:
     return tuple(ArmCounts(**dict(zip(names, row[:8], strict=True)), versions=tuple(row[8] or ())) for row in rows)
 
 
-def _wrong_buckets(db: duckdb.DuckDBPyConnection, salt: str, predictions: str, column: str | None) -> int:
-    """Distinct units of the layout's experiments whose logged bucket differs from the recomputed one; 0 without raw units."""
+def _wrong_buckets(
+    db: duckdb.DuckDBPyConnection, salt: str, predictions: str, column: str | None
+) -> set[tuple[str, int]]:
+    """Distinct units of the layout's experiments, with their logged bucket, if it differs from the recomputed one; none without
+    raw units."""
     if column is None:
-        return 0
+        return set()
     reader = db.sql(
         f"SELECT DISTINCT CAST({quoted(column)} AS VARCHAR) AS unit, {BUCKET} AS bucket FROM {predictions} "
         f"WHERE {quoted(column)} IS NOT NULL AND {BUCKET} IS NOT NULL AND {EXPERIMENT} IN (SELECT experiment FROM ranges)"
     ).to_arrow_reader(100_000)
-    return sum(int((buckets_of(salt, batch["unit"]) != batch["bucket"].to_numpy()).sum()) for batch in reader)
+    wrong: set[tuple[str, int]] = set()
+    for batch in reader:
+        differs = pa.array(buckets_of(salt, batch["unit"]) != batch["bucket"].to_numpy())
+        found = batch.filter(differs)
+        wrong.update(zip(found["unit"].to_pylist(), found["bucket"].to_pylist(), strict=True))
+    return wrong
 
 
 def _is_torn(file: Path) -> bool:

@@ -70,6 +70,7 @@ def join_outcomes(
     window: Window | None = None,
     memory: str = "2GB",
     collected: datetime | None = None,
+    first: datetime | None = None,
 ) -> OutcomeCounts:
     """Write ``outcomes.parquet``: every final exposure with ``label`` and the time of its first click.
 
@@ -77,6 +78,7 @@ def join_outcomes(
         watermark: time up to which clicks are complete.
         collected: time up to which exposures are complete; None: all are there. An unmatched click after it may belong to a
             later one.
+        first: time of an exposure that is not among these; clicks before the first exposure are of other times.
 
     Raises:
         ExperimentError: a file is damaged or lacks a column, or a clicked exposure occurs twice.
@@ -90,7 +92,7 @@ def join_outcomes(
     shown = parquet_table(exposures, needed, "exposures")
     clicked = parquet_table(clicks, CLICK_COLUMNS, "clicks")
     with engine(out, memory) as db:
-        _match(db, shown, clicked, watermark, window, collected)
+        _match(db, shown, clicked, watermark, window, collected, first)
         end = f"TIMESTAMPTZ {literal(watermark.isoformat())}"
         final = f"e.{AT} + to_microseconds({_micros(window.seconds + window.late_seconds)}) <= {end}"
         write_parquet(
@@ -122,17 +124,19 @@ def _match(
     watermark: datetime,
     window: Window,
     collected: datetime | None,
+    first: datetime | None,
 ) -> None:
     """Classify each click. Clicks are few and exposures many, so the clicks are the side in memory."""
     reach, arrival = _micros(window.seconds), _micros(window.seconds + window.late_seconds)
     early = _micros(window.early_seconds)
     later = "infinity" if collected is None else collected.isoformat()
+    earlier = "NULL" if first is None else f"TIMESTAMPTZ {literal(first.isoformat())}"
     db.execute(f"""
         CREATE TABLE fates AS
         WITH c AS (
             SELECT row_number() OVER (ORDER BY request_id, item_id, "at", received_at) AS n, request_id, item_id,
                 "at" AS clicked_at, received_at FROM {clicked}),
-        first AS (SELECT min({AT}) - to_microseconds({early}) AS shown_at FROM {shown}),
+        first AS (SELECT least(min({AT}), {earlier}) - to_microseconds({early}) AS shown_at FROM {shown}),
         good AS (SELECT * FROM c WHERE request_id IS NOT NULL AND item_id IS NOT NULL AND clicked_at IS NOT NULL),
         e AS (SELECT {REQUEST} AS request_id, {ITEM} AS item_id, min({PLACE}) AS place, min({AT}) AS shown_at,
                   count(*) > count(DISTINCT {PLACE}) AS doubled

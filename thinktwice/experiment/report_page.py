@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from thinktwice.experiment.analysis import GuardrailResult, PrimaryResult
 from thinktwice.experiment.checks import CheckResult
+from thinktwice.experiment.metrics import RATIOS
 from thinktwice.experiment.report import ExperimentReport
 from thinktwice.frozen import Frozen
 from thinktwice.pages import templates
@@ -50,7 +52,7 @@ def render_report(report: ExperimentReport, extras: PageExtras | None = None) ->
     lines = [
         f"{WORDS[decision.action]}{f' {decision.arm}' if decision.arm else ''} ({decision.status.replace('_', ' ')})"
     ]
-    lines += [*decision.reasons, *extras.remarks]
+    lines += [*map(_readable, decision.reasons), *extras.remarks]
     unit, scale = _time_unit(report.days)
     known = [*extras.known, *[None] * (len(report.points) - len(extras.known))]
     effects = _effects(report, known, scale)
@@ -80,6 +82,16 @@ def render_report(report: ExperimentReport, extras: PageExtras | None = None) ->
         verdict=_verdict,
     )
     return str(html)
+
+
+def _readable(reason: str) -> str:
+    """A reason with names of metrics as words, and numbers of three digits; the record has all of them."""
+    for name in RATIOS:
+        reason = re.sub(rf"\b{name}\b", "CTR" if name == "ctr" else name.replace("_", " "), reason)
+    reason = re.sub(r"\blatency_p(?=\d)", "latency p", reason)
+    return re.sub(
+        r"[+-]?\d+\.\d{4,}(?:e[+-]?\d+)?", lambda m: f"{float(m[0]):{'+' if m[0][0] in '+-' else ''}.3g}", reason
+    )
 
 
 def _time_unit(days: float) -> tuple[str, float]:
