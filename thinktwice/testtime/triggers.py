@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from thinktwice.calibration import Coefficient
-from thinktwice.testtime.evidence.correction import CounterInputs
 from thinktwice.testtime.options import MAX_COUNT, Options, Share
 from thinktwice.testtime.rowhash import uniforms
+
+if TYPE_CHECKING:  # the settings of a run are read without torch
+    from thinktwice.testtime.evidence.correction import CounterInputs
 
 ENTROPY_FLOOR = 0.5  # dual signal at entropy 0, as a share of that at entropy 1
 REACH = 2.0  # half width of the interval of the trigger ``decision``, in spreads of a logit
