@@ -97,17 +97,20 @@ def plan(declared: Declared, folder: Path, envoy: Path | None) -> Rendered:
     return rendered
 
 
-def reload(declared: Declared, folder: Path, envoy: Path | None, admin: Admin, probe: str) -> Reloaded:
+def reload(
+    declared: Declared, folder: Path, envoy: Path | None, admin: Admin, probe: str, wait: float = 0.0
+) -> Reloaded:
     """Replace the live routes by those of a gateway file. Requests in progress are not affected.
 
     Args:
         probe: secret of the gateway's probe requests.
+        wait: seconds for another reload to end.
 
     Raises:
         ExperimentError: the files are refused, by our rules or by Envoy; the old ones stay live.
         ServerError: Envoy does not respond, or another reload is in progress.
     """
-    with lock(folder / "reload.lock", "another reload of this gateway is in progress: wait for it"):
+    with lock(folder / "reload.lock", "another reload of this gateway is in progress: wait for it", wait):
         rendered = plan(declared, folder, envoy)
         live = read_live(folder)
         if live is None:
@@ -134,17 +137,22 @@ def write(folder: Path, rendered: Rendered, config: GatewayConfig | None = None)
 
 
 @contextmanager
-def lock(path: Path, problem: str) -> Iterator[None]:
+def lock(path: Path, problem: str, wait: float = 0.0) -> Iterator[None]:
     """Hold a lock that ends with this process.
 
     Raises:
         ServerError: another process has it; the message is ``problem``.
     """
     with path.open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ServerError(problem) from error
+        end = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() >= end:
+                    raise ServerError(problem) from error
+                time.sleep(POLL)
         yield
 
 

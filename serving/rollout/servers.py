@@ -29,6 +29,7 @@ from thinktwice.release.rollout import ServedArm
 from thinktwice.release.rollout_local import EXPERIMENTS, LocalArms, read_arms
 
 GATEWAY_FILE, GATEWAY, SERVED, LOGS = "gateway.yaml", "gateway", "served", "logs"
+RELOAD_LIMIT = 60.0  # seconds for another reload to end
 ServerKind = Literal["torchserve", "kserve"]
 
 
@@ -257,7 +258,9 @@ def reload_gateway(folder: Path) -> None:
     if admin is None:
         return
     declared = load_gateway(folder / GATEWAY_FILE)
-    reload(declared, folder / GATEWAY, find_envoy(), admin, probe_token(declared, folder / GATEWAY))
+    token = probe_token(declared, folder / GATEWAY)
+    # A roll-back is never refused because an earlier change is still being applied.
+    reload(declared, folder / GATEWAY, find_envoy(), admin, token, wait=RELOAD_LIMIT)
 
 
 def _admin(folder: Path) -> Admin | None:

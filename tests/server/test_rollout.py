@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from demo.experiment.planted import plant_worse
-from serving.config import ServingConfig
+from serving.config import VARIABLE, ServingConfig
 from serving.local.processes import free_ports
 from serving.rollout.collect import collect, now
 from serving.rollout.servers import ArmServers, reload_gateway
@@ -154,9 +158,59 @@ def test_a_promotion_makes_a_challenger_the_champion_once(state: Path, tmp_path:
     assert len([v for v in versions(home) if v.bundle_hash == version.bundle_hash and v.challenger is None]) == 1
 
 
+def served(port: int, home: Path, work: Path) -> subprocess.Popen[str]:
+    patient = home.parent / "serving.yaml"
+    patient.write_text("deadline_ms: 20000\n")
+    command = [sys.executable, "-m", "thinktwice", "experiment", "serve", "--state", str(home), "--work", str(work)]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", VARIABLE: str(patient)}
+    return subprocess.Popen(
+        [*command, "--port", str(port)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def test_the_command_that_serves(
+    state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`experiment serve` serves the champion, takes and drops the arms of experiments, and ends with its servers."""
+    need_envoy()
+    home, work = tmp_path / "state", tmp_path / "work"
+    shutil.copytree(state, home, symlinks=True)
+    champion = read_champion(home)
+    assert champion is not None
+    version = plant_worse(home, champion.bundle_dir, champion.feature_store_dir, share=0.5, seed=4)
+    file = declared("served", champion.info.bundle_hash, version.bundle_hash, coverage=1.0, ramp=[])
+    (tmp_path / "served.yaml").write_text(file.model_dump_json(exclude_none=True))
+    place = ["--state", str(home), "--work", str(work)]
+    port = free_ports(1)[0]
+    process = served(port, home, work)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"ready http://127.0.0.1:{port}/v1/models/ctr:predict\n"
+        url = f"http://127.0.0.1:{port}"
+        assert {arm for _, arm in arms_of(url, 8)} == {"control"}
+        second = served(free_ports(1)[0], home, work)
+        _, errors = second.communicate(timeout=120)
+        assert second.returncode == 1 and "are served already" in " ".join(errors.split())
+        assert main(["experiment", "start", str(tmp_path / "served.yaml"), *place]) == 0
+        end = time.monotonic() + 240
+        while {arm for _, arm in arms_of(url, 8)} != {"control", "treatment"}:
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.5)
+        assert main(["experiment", "stop", "served", *place]) == 0
+        assert {arm for _, arm in arms_of(url, 8)} == {"control"}
+    finally:
+        process.terminate()
+        _, errors = process.communicate(timeout=120)
+    said = " ".join(errors.split())
+    assert "arms: control, served/treatment" in said and "servers and gateway stopped" in said
+    assert "Traceback" not in said
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
 #: Commands of the page that are not run here, and what runs what they call.
 ELSEWHERE = {
-    "thinktwice experiment serve": "the servers and the gateway are those of test_the_whole_loop",
+    "thinktwice experiment serve": "test_the_command_that_serves",
     "thinktwice experiment collect fresh-evidence --events events --out evidence.json": "test_the_whole_loop collects",
     "thinktwice bundle challenger --mode uttsi --recipe ml-100k": "tests/components/test_challenge.py",
 }
