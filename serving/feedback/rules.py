@@ -26,7 +26,12 @@ class EventRules:
     """
 
     def __init__(self, schema: LogSchema, config: FeedbackConfig | None = None) -> None:
-        config = config or FeedbackConfig()
+        self._config = config or FeedbackConfig()
+        self.use(schema)
+
+    def use(self, schema: LogSchema) -> None:
+        """Validate by another schema from now on."""
+        config = self._config
         definition = definition_for(schema, config)
         item_key = schema.key_of("item")
         self._needs_item = item_key is not None

@@ -15,7 +15,7 @@ from serving.feedback.http import application
 from serving.feedback.quarantine import Quarantine
 from serving.feedback.rules import EventRules
 from serving.feedback.service import Feedback
-from serving.feedback.target import ChampionFollower, open_target
+from serving.feedback.target import ChampionFollower, Target, open_target
 from thinktwice.errors import ServerError
 
 GRACE = 5  # seconds for requests in progress after SIGTERM
@@ -58,7 +58,12 @@ def serve(
     follower: ChampionFollower | None = None
     try:
         if champion is not None:
-            follower = ChampionFollower(champion, folder, target.schema, config, feedback.follower.use, say)
+
+            def use(followed: Target) -> None:
+                rules.use(followed.schema)
+                feedback.follower.use(followed)
+
+            follower = ChampionFollower(champion, folder, target.schema, config, use, say)
         address = listener.getsockname()
 
         class Server(uvicorn.Server):

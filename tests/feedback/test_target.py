@@ -192,13 +192,15 @@ def test_a_model_without_counters_has_outcomes(tmp_path: Path) -> None:
         base = url.removesuffix("/v1/events")
         until(lambda: log_status(log).counts.get("clicks_waiting"))
         assert json.loads(get(f"{base}/healthz")[1])["ok"] and "pushed_rows_total 0.0" in get(f"{base}/metrics")[1]
-        deployed(state, "next", schema, None)  # another model of the same log changes nothing
-        time.sleep(1.5)
+        text = schema.to_yaml().replace("- name: site\n", "- name: colour\n- name: site\n", 1)
+        assert "colour" in text
+        deployed(state, "next", parse_schema(text, where="test"), None)  # another model, of a log with one more field
+        until(lambda: send(url, [shown(4, values={"colour": "red"})])[0] == 202)
         assert json.loads(get(f"{base}/healthz")[1])["ok"]
         process.terminate()
         process.communicate(timeout=60)
     counts = log_status(log).counts
-    assert (counts["impressions"], counts["clicks"], counts["clicks_twice"]) == (2, 1, 1)
+    assert (counts["impressions"], counts["clicks"], counts["clicks_twice"]) == (3, 1, 1)
     watermark = write_clicks(log, tmp_path / "clicks.parquet")
     assert (
         watermark is not None and read_frame(tmp_path / "clicks.parquet").height == 3
