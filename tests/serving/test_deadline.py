@@ -14,7 +14,7 @@ from thinktwice.errors import RequestError
 
 @given(st.floats(-LONGEST_MS, LONGEST_MS), st.sampled_from(["{}", " {}", "{} ", "+{}"]))
 def test_every_number_is_a_deadline(value: float, form: str) -> None:
-    text = form.format(value if value >= 0 or "+" not in form else -value)
+    text = form.format(abs(value) if "+" in form else value)  # -0.0 has a sign too
     assert header_deadline_ms({"x-deadline-ms": text}) == pytest.approx(float(text))
 
 
