@@ -24,6 +24,15 @@ settings.register_profile("search", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes minutes runs when it is asked for: ``make test-long``, or ``-m long``."""
+    if config.option.markexpr == "long":
+        return
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="it takes minutes: run it with `make test-long`"))
+
+
 @pytest.fixture(autouse=True)
 def own_environment() -> None:
     """Feast names folders of shared metrics in the environment when a test imports it; child processes would use them."""

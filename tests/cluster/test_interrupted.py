@@ -56,7 +56,7 @@ def test_a_killed_action_is_completed_by_another_call(
     assert not [n for n in left if "bbbb" in n or "treatment" in n or "probe" in n], left
 
 
-@pytest.mark.parametrize("after", [5, 14, 23])
+@pytest.mark.parametrize("after", [14, *(pytest.param(after, marks=pytest.mark.long) for after in (5, 23))])
 def test_a_killed_canary_can_be_rolled_back(api: Api, overlay: Overlay, after: int) -> None:
     install(api, overlay("standard"))
     assert killed(api, "canary", after)

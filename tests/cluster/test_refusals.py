@@ -38,7 +38,13 @@ def check_sentence(error: BaseException) -> str:
     return text
 
 
-@pytest.mark.parametrize("fault", BROKEN)
+#: Tried in every run; the others by `make test-long`.
+OFTEN = ("image", "storage", "full", "quota")
+
+
+@pytest.mark.parametrize(
+    "fault", [fault if fault in OFTEN else pytest.param(fault, marks=pytest.mark.long) for fault in BROKEN]
+)
 def test_a_canary_that_does_not_start_is_taken_back(api: Api, overlay: Overlay, fault: str) -> None:
     install(api, overlay("standard"))
     api.control(broken={V2.name: fault})
@@ -56,6 +62,7 @@ def test_a_canary_that_does_not_start_is_taken_back(api: Api, overlay: Overlay, 
     canary(session(api), V2, 10)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "form", "url"), FORMS, ids=IDS)
 @pytest.mark.parametrize("fault", ["image", "storage"])
 def test_in_every_form(api: Api, overlay: Overlay, name: str, form: str, url: str, fault: str) -> None:
@@ -229,7 +236,7 @@ def test_a_uri_without_a_version_is_refused(uri: str) -> None:
         version_at(uri)
 
 
-@pytest.mark.parametrize("code", [429, 500, 502, 503, 504])
+@pytest.mark.parametrize("code", [429, *(pytest.param(code, marks=pytest.mark.long) for code in (500, 502, 504)), 503])
 def test_a_busy_api_server_is_asked_again(api: Api, overlay: Overlay, code: int) -> None:
     install(api, overlay("standard"))
     faults: list[dict[str, Any]] = [
