@@ -253,6 +253,8 @@ def test_a_damaged_bundle_is_refused_with_its_sentence(
     (before,) = found
     assert len(before) >= 2  # the launcher and Java: the mark does find them
     assert [process for process in before if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
+    # A worker that Java was starting just then ends by itself when it finds Java gone.
+    psutil.wait_procs(_marked(mark), timeout=30)
     assert _marked(mark) == []
     check_port(port)
 
