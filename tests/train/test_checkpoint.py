@@ -135,10 +135,12 @@ def test_kill_at_random_moments_and_resume_gives_the_bytes_of_a_run_in_peace(tmp
             begun = {path.name for path in (tmp_path / "checkpoints").rglob("*")}
             while process.poll() is None and {p.name for p in (tmp_path / "checkpoints").rglob("*")} == begun:
                 time.sleep(0.01)
-            time.sleep(pause.random() * 0.3)
+            time.sleep(pause.random() * 0.1)
             process.send_signal(signal.SIGKILL)
             kills += process.wait() == -signal.SIGKILL
-            assert len(list((tmp_path / "checkpoints").rglob("*.safetensors"))) >= min(1, written)
+            left = list((tmp_path / "checkpoints").rglob("*.safetensors"))
+            done = (tmp_path / "model" / "weights.safetensors").is_file()  # then its checkpoints go
+            assert done or len(left) >= min(1, written)
             if process.returncode == 0:
                 break
         elif process.wait() == 0:
