@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 TORCH := $(shell grep '^torch==' requirements.lock)
 UV := $(shell grep '^uv==' requirements.lock)
 DATASET ?= ml-1m
-WORKERS ?= 2
+WORKERS ?= 3
 TORCH_INDEX ?=
 export TORCH_INDEX
 
@@ -55,7 +55,7 @@ demo: $(READY) ## train on MovieLens, serve the result, ask it a question (DATAS
 demo-ab: $(READY) ## three live experiments on simulated users: a promotion, a roll-back, no decision
 	@$(BIN)/thinktwice experiment demo
 
-test: $(READY) ## run all tests (WORKERS=2 processes side by side)
+test: $(READY) ## run all tests (WORKERS=3 processes side by side; many wait for servers)
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 test-long: $(READY) ## run the simulations that take minutes
