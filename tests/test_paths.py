@@ -44,6 +44,7 @@ HELPERS = {
     "serving/feedback/book.py": "SQLite, which takes a path for characters",
     "serving/feedback/offline.py": "SQLite",
     "serving/feedback/online.py": "SQLite",
+    "thinktwice/selection/study.py": "SQLite, which takes a path for characters",
     "thinktwice/monitor/feedback.py": "SQLite, by a quoted URI",
     "thinktwice/data/sources/file_kind.py": "commands for the user, nothing is opened",
 }
