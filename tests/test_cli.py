@@ -44,6 +44,7 @@ COMMANDS = {
     "score",
     "serve",
     "skew",
+    "tune",
 }
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -146,7 +147,7 @@ SHARED = {
         *(("gateway", name) for name in ("check", "reload", "run", "status")),
         *(("rollout", name) for name in ("apply", "start", "stop")),
         ("drift",), ("evaluate",), ("load",), ("openapi",), ("pipeline", "run"), ("bundle", "push"), ("score",), ("serve",),
-        ("skew",), ("exposures",), *ROLL_OUT,
+        ("skew",), ("exposures",), ("tune",), *ROLL_OUT,
     },
     "--bundle": {("drift",), ("evaluate",), ("openapi",), ("score",)},
 }  # fmt: skip
