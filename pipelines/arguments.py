@@ -32,6 +32,7 @@ class RunArguments(BaseModel):
     backbone: str = ""
     pretraining: PretrainingOption = ""
     checkpoints: str = ""
+    continue_from: str = ""
     test_time_mode: SearchMode = "lean"
     max_cost: float = Field(MAX_COST, ge=1, allow_inf_nan=False)
     challenger: ChallengerMode = ""
@@ -39,11 +40,14 @@ class RunArguments(BaseModel):
     redis_address: str = ""
     target: DeployTarget = "local"
 
-    def parameters(self, code_version: str, data_version: str) -> dict[str, str | int | float]:
+    def parameters(
+        self, code_version: str, data_version: str, continue_version: str = ""
+    ) -> dict[str, str | int | float]:
         """The parameters of the graph, but for those that say where the champion is.
 
         Args:
             code_version, data_version: of the code of the steps and of the files that are read, for the cache keys.
+            continue_version: hash of the bundle that training continues; "" for none, or one that is not on this machine.
         """
         from thinktwice.data.sources.registry import source_named
 
@@ -53,6 +57,7 @@ class RunArguments(BaseModel):
             "split_seed": self.seed if self.split == "random" else 0,
             "code_version": code_version,
             "data_version": data_version,
+            "continue_version": continue_version,
         }
 
     @field_validator("split")

@@ -70,12 +70,44 @@ def checkpoints_place(place: str) -> str:
     return parse_location(place).uri if is_remote(place) else str(Path(place).absolute())
 
 
+def continued_bundle(place: str) -> str:
+    """``--continue-from`` for steps that run in another folder.
+
+    Raises:
+        StorageError: it names no object store.
+    """
+    return checkpoints_place(place)
+
+
+def _check_continued(arguments: RunArguments) -> None:
+    """Raise early, before the log is read, if training cannot continue the bundle; the steps check it again.
+
+    Raises:
+        DataError: it is of another schema or backbone. BundleError: it is damaged.
+    """
+    from thinktwice.data.sources.raw_log import schema_beside
+    from thinktwice.data.sources.registry import builtin_schema
+    from thinktwice.models.store import described_model
+    from thinktwice.recipes import resolved
+    from thinktwice.release.warm_start import start_of
+    from thinktwice.schema import load_schema
+    from thinktwice.storage.location import is_remote
+    from thinktwice.train.warm_start import check_backbone
+
+    if not arguments.continue_from or is_remote(arguments.continue_from):
+        return
+    recipe = resolved(arguments.recipe, backbone=arguments.backbone, pretraining=arguments.pretraining)
+    file = arguments.schema_path or schema_beside(Path(arguments.source_path))
+    start = start_of(arguments.continue_from, load_schema(file) if file else builtin_schema(arguments.source))
+    check_backbone(recipe.model, described_model(start.folder).backbone)
+
+
 def check_arguments(arguments: RunArguments) -> None:
     """Raise if a run would fail because of its arguments: the source or the files of the log.
 
     Raises:
-        DataError: the source is unknown, or the log does not exist.
-        SchemaError: the schema file is invalid.
+        DataError: the source is unknown, the log does not exist, or the bundle to continue from is of another schema or backbone.
+        SchemaError: the schema file is invalid. BundleError: the bundle to continue from is damaged.
         PipelineError: the address of Redis is missing.
     """
     from thinktwice.data.reading import refuse_url
@@ -111,6 +143,7 @@ def check_arguments(arguments: RunArguments) -> None:
         window_of(arguments.since, arguments.until, described)
         for table in table_paths(described):
             expanded(table)
+    _check_continued(arguments)
     if arguments.online_store == "redis" and not (arguments.redis_address or os.environ.get(REDIS_ADDRESS)):
         raise PipelineError(
             "--online-store redis needs the address of the server: add --redis-address host:port, or set "
@@ -137,6 +170,7 @@ def check_for_cluster(arguments: RunArguments, profile: Profile) -> str:
         ("--path", arguments.source_path),
         ("--schema", arguments.schema_path),
         ("--checkpoints", arguments.checkpoints),
+        ("--continue-from", arguments.continue_from),
     ):
         for part in filter(None, text.split(SEPARATOR)):
             if not is_remote(part):

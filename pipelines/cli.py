@@ -14,6 +14,7 @@ from pipelines.options import (
     Backbone,
     Challenger,
     Checkpoints,
+    ContinueFrom,
     CpuPool,
     GpuPool,
     Image,
@@ -79,6 +80,7 @@ def run(
     pretraining: Pretraining = "",
     settings: Settings = None,
     checkpoints: Checkpoints = "",
+    continue_from: ContinueFrom = "",
     test_time: TestTime = "lean",
     max_cost: MaxCost = MAX_COST,
     challenger: Challenger = "",
@@ -109,7 +111,7 @@ def run(
     if not math.isfinite(max_cost):
         raise PipelineError(f"--max-cost {max_cost:g} is no limit: give a number of at least 1")
     from pipelines.arguments import RunArguments
-    from pipelines.check import checkpoints_place, chosen_recipe, chosen_split
+    from pipelines.check import checkpoints_place, chosen_recipe, chosen_split, continued_bundle
     from pipelines.run import run_local
     from pipelines.summary import print_summary
     from thinktwice.console.processes import terminated_like_interrupted
@@ -128,6 +130,7 @@ def run(
         split=chosen_split(split, test_days),
         **chosen_recipe(recipe, backbone, pretraining, settings or []),
         checkpoints=checkpoints_place(checkpoints),
+        continue_from=continued_bundle(continue_from),
         test_time_mode=test_time,
         max_cost=max_cost,
         challenger=challenger,

@@ -14,6 +14,7 @@ from pipelines.options import (
     Backbone,
     Challenger,
     Checkpoints,
+    ContinueFrom,
     CpuPool,
     ExperimentName,
     GpuPool,
@@ -66,6 +67,7 @@ def submit(
     pretraining: Pretraining = "",
     settings: Settings = None,
     checkpoints: Checkpoints = "",
+    continue_from: ContinueFrom = "",
     test_time: TestTime = "lean",
     max_cost: MaxCost = MAX_COST,
     challenger: Challenger = "",
@@ -93,10 +95,10 @@ def submit(
     from pipelines.kubeflow import check_parameters, connect, stamped
 
     arguments = _arguments(
-        source, path, schema, split, test_days, recipe, backbone, pretraining, settings, checkpoints, test_time, max_cost, challenger, seed, limit, since, until,
+        source, path, schema, split, test_days, recipe, backbone, pretraining, settings, checkpoints, continue_from, test_time, max_cost, challenger, seed, limit, since, until,
         online_store, redis_address,
     )  # fmt: skip
-    parameters = _parameters(arguments, profile, _data_version)
+    parameters = _parameters(arguments, profile, _data_version, _continue_version)
     nodes = nodes_of(platform, gpu_pool, cpu_pool, spot, queue, priority)
     with compiled(profile, image=image or IMAGE, nodes=nodes) as pipeline, connect(host, namespace) as kubeflow:
         given = {name: value for name, value in parameters.items() if name in pipeline.parameters}
@@ -129,6 +131,7 @@ def schedule(
     pretraining: Pretraining = "",
     settings: Settings = None,
     checkpoints: Checkpoints = "",
+    continue_from: ContinueFrom = "",
     test_time: TestTime = "lean",
     max_cost: MaxCost = MAX_COST,
     challenger: Challenger = "",
@@ -157,10 +160,11 @@ def schedule(
     times = checked_cron(cron)
     # The log needs a clock; which time is checked does not matter.
     arguments = _arguments(
-        source, path, schema, split, test_days, recipe, backbone, pretraining, settings, checkpoints, test_time, max_cost, challenger, seed, limit, since, "9999-01-01",
+        source, path, schema, split, test_days, recipe, backbone, pretraining, settings, checkpoints, continue_from, test_time, max_cost, challenger, seed, limit, since, "9999-01-01",
         online_store, redis_address,
     )  # fmt: skip
-    parameters = _parameters(arguments, profile, lambda _: "")  # every cut-off is a cache key of its own
+    # Every cut-off is a cache key of its own, and every run continues from what is then in the bundle's place.
+    parameters = _parameters(arguments, profile, lambda _: "", lambda _: "")
     nodes = nodes_of(platform, gpu_pool, cpu_pool, spot, queue, priority)
     with (
         compiled(profile, image=image or IMAGE, nodes=nodes, scheduled=True) as pipeline,
@@ -216,6 +220,7 @@ def _arguments(
     pretraining: PretrainingOption,
     settings: "list[str] | None",
     checkpoints: str,
+    continue_from: str,
     test_time: SearchMode,
     max_cost: float,
     challenger: ChallengerMode,
@@ -243,6 +248,7 @@ def _arguments(
         split=chosen_split(split, test_days),
         **chosen_recipe(recipe, backbone, pretraining, settings or []),
         checkpoints=checkpoints,
+        continue_from=continue_from,
         test_time_mode=test_time,
         max_cost=max_cost,
         challenger=challenger,
@@ -252,7 +258,10 @@ def _arguments(
 
 
 def _parameters(
-    arguments: "RunArguments", profile: Profile, data_version: "Callable[[RunArguments], str]"
+    arguments: "RunArguments",
+    profile: Profile,
+    data_version: "Callable[[RunArguments], str]",
+    continue_version: "Callable[[RunArguments], str]",
 ) -> "Parameters":
     """The parameters of a run in a cluster: the place of the champion and the meaning of deployment are the profile's."""
     from pipelines.check import check_for_cluster
@@ -260,8 +269,18 @@ def _parameters(
 
     if note := check_for_cluster(arguments, profile):
         tell(note)
-    found = arguments.parameters(code_version(), data_version(arguments))
+    found = arguments.parameters(code_version(), data_version(arguments), continue_version(arguments))
     return {name: value for name, value in found.items() if name != "target"}
+
+
+def _continue_version(arguments: "RunArguments") -> str:
+    """The hash of the bundle that training continues; "" where this machine does not see it."""
+    from thinktwice.release.warm_start import bundle_version
+
+    try:
+        return bundle_version(arguments.continue_from) if arguments.continue_from else ""
+    except StorageError:
+        return ""
 
 
 def _data_version(arguments: "RunArguments") -> str:

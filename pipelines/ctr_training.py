@@ -100,6 +100,8 @@ def build_pipeline(
         backbone: str = "",
         pretraining: str = "",
         checkpoints: str = "",
+        continue_from: str = "",
+        continue_version: str = "",
         test_time_mode: str = "lean",
         max_cost: float = MAX_COST,
         challenger: str = "",
@@ -127,6 +129,8 @@ def build_pipeline(
             backbone: name of the model's architecture, or package.module:Class of your own; "" for the recipe's.
             pretraining: "none", "dgenctr" or "hetegenctr"; "" for the recipe's.
             checkpoints: folder or s3://BUCKET/FOLDER from which a killed training continues; "" for none.
+            continue_from: bundle whose vocabularies and weights training continues, a folder or s3://BUCKET/FOLDER; "" for none.
+            continue_version: hash of that bundle; part of the cache key of the training set, "" for any.
             test_time_mode: which extra work may ship, if validation proves a gain: "lean" (any within max_cost) or one mode by name.
             max_cost: limit for "lean": measured time of a request relative to the plain model.
             challenger: test-time mode of a challenger, packaged beside the champion for an experiment; "" for none.
@@ -171,6 +175,8 @@ def build_pipeline(
                     log=log.outputs["log"],
                     split=split,
                     seed=split_seed,
+                    continue_from=continue_from,
+                    continue_version=continue_version,
                     code_version=code_version,
                 )
                 configure(rows, "cpu")

@@ -80,6 +80,13 @@ Checkpoints = Annotated[
         show_default="none",
     ),
 ]
+ContinueFrom = Annotated[
+    str,
+    typer.Option(
+        help="Bundle, a folder or s3://BUCKET/FOLDER, whose vocabularies and weights training continues on this log.",
+        show_default="train from scratch",
+    ),
+]
 TestTime = Annotated[
     SearchMode,
     typer.Option(

@@ -150,6 +150,7 @@ def only_run(work_dir: Path) -> Iterator[None]:
 
 def _write_request(arguments: RunArguments, work_dir: Path, state_dir: Path, run_dir: Path) -> Path:
     from thinktwice.data.sources.paths import SEPARATOR, joined
+    from thinktwice.release.warm_start import bundle_version
     from thinktwice.storage.location import is_remote
 
     for folder in (run_dir / "tmp", work_dir / "pipeline", work_dir / "reuse", state_dir):
@@ -164,6 +165,7 @@ def _write_request(arguments: RunArguments, work_dir: Path, state_dir: Path, run
             **arguments.parameters(
                 code_version(),
                 data_version(*read_files(arguments.source, paths.get("source_path", ""), paths.get("schema_path", ""))),
+                bundle_version(arguments.continue_from) if arguments.continue_from else "",
             ),
             **paths,
             "state_dir": str(state_dir),

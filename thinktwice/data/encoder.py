@@ -12,26 +12,25 @@ from typing import Annotated, Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.ipc
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from thinktwice.data.encoded import Batch, EncodedRows
 from thinktwice.data.sides import Side
 from thinktwice.data.training_set_info import CutVocabulary
+from thinktwice.data.vocabulary import NULL as NULL
+from thinktwice.data.vocabulary import VOCABULARY_FILE as VOCABULARY_FILE
+from thinktwice.data.vocabulary import continued, read_vocabularies, value_counts, write_vocabularies
 from thinktwice.errors import BundleError, reason
-from thinktwice.files import atomic_file, read_json, write_json
+from thinktwice.files import read_json, write_json
 from thinktwice.schema import EVENT_TIME, LABEL, LogField, LogSchema, ModelField
 from thinktwice.schema.numbers import borders, number, numbers
 from thinktwice.schema.values import as_series, spell, spelled
 
-NULL = "\u0000null"  # a missing categorical value is a value like any other if it occurred in training
 ENCODER_FILE = "encoder.json"
-VOCABULARY_FILE = "vocabularies.arrow"
 #: Files without a format number have format 1: float32 values of their logs were widened to float64 before spelling and
 #: binning.
 FORMAT = 2
-_VOCABULARY = pa.schema([("field", pa.string()), ("value", pa.string())])
 
 
 def canonical(value: Any) -> str:
@@ -82,10 +81,14 @@ class Encoder:
         )
 
     @staticmethod
-    def fit(table: pa.Table, schema: LogSchema) -> Encoder:
+    def fit(table: pa.Table, schema: LogSchema, before: Encoder | None = None) -> Encoder:
         """Learn vocabularies (most frequent value first) and bucket bounds from the rows of ``table``.
 
         Bounds are midway between two neighbouring values, see :func:`thinktwice.schema.numbers.borders`.
+
+        Args:
+            before: an encoder of the same fields to continue. Its values keep their indices, whatever the limits of the schema, and
+                new ones follow them; its bounds are kept.
         """
         fields = schema.model_fields_in_order()
         described = {f.name: f for f in schema.fields}
@@ -94,18 +97,15 @@ class Encoder:
         cut: dict[str, CutVocabulary] = {}
         for f in fields:
             if f.kind == "categorical" or f.has_own_values:
-                counts = _value_counts(table[f.name])
+                counts = value_counts(table[f.name])
                 if f.origin == "key":  # a row without an id has the vector of an unknown one
                     counts = counts.filter(pl.col("value") != NULL)
-                kept = counts
-                if (of := described.get(f.name)) is not None:
-                    kept = counts.filter(pl.col("len") >= of.min_count).head(of.max_values or counts.height)
-                vocabularies[f.name] = kept["value"].to_list()
-                if kept.height < counts.height:
-                    lost = int(counts["len"].sum()) - int(kept["len"].sum())
-                    cut[f.name] = CutVocabulary(
-                        kept=kept.height, cut=counts.height - kept.height, share=lost / int(counts["len"].sum())
-                    )
+                earlier = [] if before is None else before._values[f.name]
+                vocabularies[f.name], lost = continued(counts, described.get(f.name), earlier)
+                if lost is not None:
+                    cut[f.name] = lost
+            elif f.kind == "numeric" and before is not None:
+                bounds[f.name] = before.bounds[f.name]
             elif f.kind == "numeric":
                 bounds[f.name] = _bounds(
                     numbers(table[f.name]).drop_nulls().to_numpy(), described.get(f.name), f.buckets
@@ -113,6 +113,12 @@ class Encoder:
         encoder = Encoder(fields, schema.key_of("user"), vocabularies, bounds)
         encoder.cut = cut
         return encoder
+
+    def continues(self, before: Encoder) -> bool:
+        """Whether every value and every bucket of an encoder of the same fields has the same index here."""
+        return all(self._values[name][: len(values)] == values for name, values in before._values.items()) and all(
+            np.array_equal(self.bounds[name], values) for name, values in before.bounds.items()
+        )
 
     @property
     def list_values(self) -> tuple[int, ...]:
@@ -225,12 +231,7 @@ class Encoder:
     def save(self, folder: Path | str) -> None:
         """Write ``encoder.json`` and ``vocabularies.arrow`` into ``folder``."""
         folder = Path(folder)
-        names = [n for n, values in self._values.items() for _ in values]
-        values = [v for values in self._values.values() for v in values]
-        table = pa.table([pa.array(names, pa.string()), pa.array(values, pa.string())], schema=_VOCABULARY)
-        with atomic_file(folder / VOCABULARY_FILE) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-            with pa.ipc.new_file(sink, table.schema) as writer:
-                writer.write_table(table)
+        write_vocabularies(folder / VOCABULARY_FILE, self._values)
         write_json(
             folder / ENCODER_FILE,
             {
@@ -264,7 +265,7 @@ class Encoder:
         except (OSError, ValueError) as error:
             raise BundleError(f"{folder / ENCODER_FILE} cannot be read ({reason(error)}): build it again") from error
         try:
-            vocabularies = _read_vocabularies(folder / VOCABULARY_FILE, content.vocabulary_fields)
+            vocabularies = read_vocabularies(folder / VOCABULARY_FILE, content.vocabulary_fields)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise BundleError(f"{folder / VOCABULARY_FILE} cannot be read ({reason(error)}): build it again") from error
         bounds = {name: np.asarray(values, np.float64) for name, values in content.bounds.items()}
@@ -350,17 +351,6 @@ class _EncoderFile(BaseModel):
         return self
 
 
-def _value_counts(column: pa.ChunkedArray) -> pl.DataFrame:
-    """The values of a column or of its lists and how often each occurs, most frequent first."""
-    values = as_series(column)
-    if isinstance(values.dtype, pl.List):
-        words = values.explode(empty_as_null=True, keep_nulls=True).drop_nulls()
-    else:
-        words = spelled(column).fill_null(NULL)
-    counts = pl.DataFrame({"value": words}, schema={"value": pl.String}).group_by("value").len()
-    return counts.sort(["len", "value"], descending=[True, False])
-
-
 def _bounds(values: np.ndarray, field: LogField | None, buckets: int) -> np.ndarray:
     """Bucket bounds of a numeric field: given, of equal width on a logarithmic scale, or of quantiles."""
     if field is not None and field.boundaries is not None:
@@ -370,27 +360,6 @@ def _bounds(values: np.ndarray, field: LogField | None, buckets: int) -> np.ndar
     low, high = (float(np.sign(v) * np.log1p(abs(v))) for v in (values.min(), values.max()))
     steps = np.linspace(low, high, buckets + 1)[1:-1]
     return np.unique(np.sign(steps) * np.expm1(np.abs(steps)))
-
-
-def _read_vocabularies(path: Path, names: tuple[str, ...]) -> dict[str, list[str]]:
-    """Values by field, in the order of the file."""
-    with pa.memory_map(str(path)) as source:
-        file = pa.ipc.open_file(source)
-        if file.schema.remove_metadata() != _VOCABULARY:
-            raise ValueError("it does not have the columns 'field' and 'value' of strings")
-        table = file.read_all()
-        table.validate(full=True)
-        if any(column.null_count for column in table.columns):
-            raise ValueError("a value is missing")
-        out: dict[str, list[str]] = {name: [] for name in names}
-        for name, word in zip(table["field"].to_pylist(), table["value"].to_pylist(), strict=True):
-            if name not in out:
-                raise ValueError(f"it contains values of the unknown field {name!r}")
-            out[name].append(word)
-    for name, words in out.items():
-        if len(set(words)) < len(words):
-            raise ValueError(f"a value of {name!r} appears twice")
-    return out
 
 
 def _stack_vectors(column: pl.Series, dim: int) -> np.ndarray:

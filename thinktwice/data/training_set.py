@@ -22,8 +22,9 @@ from thinktwice.data.instant.recent import recent_outcomes
 from thinktwice.data.instant.stored import CounterScale, read_counters, write_counters
 from thinktwice.data.splits import PARTS, SplitSpec, assign_split, given_parts
 from thinktwice.data.training_set_info import INFO_FILE, Conservation, PartInfo, PartName, TrainingSetInfo
+from thinktwice.data.warm_start import START_FOLDER, Start
 from thinktwice.errors import DataError, RowsLostError
-from thinktwice.files import atomic_dir
+from thinktwice.files import atomic_dir, sha256_file, sha256_text
 from thinktwice.parquet import read_frame, write_frame
 from thinktwice.progress import tell
 from thinktwice.schema import EVENT_TIME, LABEL, ROW_ID, SCHEMA_FILE, LogSchema, load_schema
@@ -122,6 +123,17 @@ class TrainingSet:
             )
         return scale
 
+    @property
+    def start(self) -> Path | None:
+        """Folder of the earlier model that training continues; None for training from scratch."""
+        folder = self.folder / START_FOLDER
+        return folder if folder.is_dir() else None
+
+    @property
+    def continued(self) -> str:
+        """Hash of the files of that model; "" without one."""
+        return "" if self.start is None else sha256_text(*(sha256_file(p) for p in sorted(self.start.iterdir())))
+
     @cached_property
     def train_window(self) -> tuple[str, str]:
         """First and last instant of the train part, ISO 8601 UTC."""
@@ -129,11 +141,17 @@ class TrainingSet:
 
 
 def build_training_set(
-    table: pa.Table, schema: LogSchema, out_dir: Path | str, split: SplitSpec, log_dir: Path | str | None = None
+    table: pa.Table,
+    schema: LogSchema,
+    out_dir: Path | str,
+    split: SplitSpec,
+    log_dir: Path | str | None = None,
+    start: Start | None = None,
 ) -> TrainingSetInfo:
     """Split, fit the encoder on train, encode all parts and write the folder; returns the content of its info file.
 
-    ``log_dir`` is the raw log folder of the rows; only a split by column reads it.
+    ``log_dir`` is the raw log folder of the rows; only a split by column reads it. ``start`` is an earlier model of the same fields:
+    the encoder continues its own, and training its weights.
 
     Raises:
         DataError: a part is empty or train has one class only; a split by column has no or a wrong value in a row.
@@ -158,7 +176,7 @@ def build_training_set(
     frame = frame.with_columns(pl.Series("split", np.asarray(PARTS)[codes])).sort(EVENT_TIME, ROW_ID)
     _check_parts(frame, split)
     train = frame.filter(pl.col("split") == "train")
-    encoder = Encoder.fit(train.to_arrow(), schema)
+    encoder = Encoder.fit(train.to_arrow(), schema, None if start is None else start.encoder())
     parts: dict[PartName, PartInfo] = {}
     with atomic_dir(out_dir) as folder:
         (folder / SCHEMA_FILE).write_text(schema.to_yaml(), encoding="utf-8")
@@ -180,6 +198,8 @@ def build_training_set(
             cut=encoder.cut,
         )
         write_frame(frame, folder / ROWS_FILE)
+        if start is not None:
+            start.copy(folder / START_FOLDER)
         info.write(folder / INFO_FILE)
     for name, of in info.cut.items():
         tell(

@@ -46,7 +46,7 @@ def write_model(folder: Path | str, model: Backbone, info: ModelInfo, *, with_ta
         del tensors["table"]
     with atomic_file(folder / WEIGHTS_FILE) as temporary:
         save_file(tensors, str(temporary))
-    file = _ModelFile(format=FORMAT, backbone=model.config, fields=model.fields, **dict(info))
+    file = ModelFile(format=FORMAT, backbone=model.config, fields=model.fields, **dict(info))
     write_json(folder / MODEL_FILE, file.model_dump(mode="json"))
 
 
@@ -60,7 +60,7 @@ def _by_stored_name(model: Backbone) -> dict[str, Tensor]:
     return {stored_name(name): value for name, value in model.state_dict().items()}
 
 
-class _ModelFile(ModelInfo):
+class ModelFile(ModelInfo):
     """Content of ``model.json``."""
 
     format: StrictInt
@@ -68,7 +68,16 @@ class _ModelFile(ModelInfo):
     fields: FieldSpace
 
 
-def _read_model_file(path: Path) -> _ModelFile:
+def described_model(folder: Path | str) -> ModelFile:
+    """The description of the model in a folder, without its weights.
+
+    Raises:
+        BundleError: it is missing or damaged.
+    """
+    return _read_model_file(Path(folder) / MODEL_FILE)
+
+
+def _read_model_file(path: Path) -> ModelFile:
     try:
         value = read_json(path)
         if isinstance(value, dict):
@@ -77,7 +86,7 @@ def _read_model_file(path: Path) -> _ModelFile:
             elif type(version := value["format"]) is int and version != FORMAT:
                 raise BundleError(f"{path} has format {version}, this version reads {FORMAT} and 1: train it again")
             _refuse_code(value.get("backbone"))
-        return _ModelFile.model_validate(value)
+        return ModelFile.model_validate(value)
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read ({reason(error)}): train it again") from error
 
@@ -113,7 +122,7 @@ def load_model(
         BundleError: a file is missing or damaged, or the weights do not fit the description or are not plausible numbers.
     """
     folder = Path(folder)
-    described = _read_model_file(folder / MODEL_FILE)
+    described = described_model(folder)
     if fields is not None and described.fields.without_counters() != fields:
         raise BundleError(f"{folder / MODEL_FILE} describes other fields than the encoder: train and package again")
     info = ModelInfo(stage=described.stage, calibration=described.calibration, provenance=described.provenance)

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from thinktwice.data.encoded import EncodedRows, count_values
 from thinktwice.data.training_set import load_training_set
-from thinktwice.files import atomic_dir
+from thinktwice.files import atomic_dir, sha256_file
 from thinktwice.models import Backbone, FieldSpace, ModelInfo, build_backbone, write_model
 from thinktwice.models.backbone import EMBEDDING
 from thinktwice.models.config import BackboneConfig
+from thinktwice.models.store import WEIGHTS_FILE
 from thinktwice.pretrain.balance import Balance
 from thinktwice.pretrain.config import PretrainConfig
 from thinktwice.pretrain.corrupt import corrupt, corrupt_batch
@@ -29,6 +30,8 @@ from thinktwice.train.checkpoint import Checkpoints, training_checkpoints
 from thinktwice.train.checks import check_rows
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.loop import Bar, LoopPlan, Resume, Steps, run_loop
+from thinktwice.train.unread import unread_rows
+from thinktwice.train.warm_start import continued_model
 
 STAGE = "pretrain"
 CURVE_POINTS = 10  # approximate number in a run
@@ -82,9 +85,10 @@ def fit(
     seed: int = 0,
     checkpoints: Checkpoints | None = None,
     kind: Kind = "dgenctr",
+    start_from: Backbone | None = None,
 ) -> Pretrained:
     """Pre-train in memory, with the weights of the fields by ``config.balancing`` for the kind ``hetegenctr``; the model is
-    returned on the CPU.
+    returned on the CPU. ``start_from`` provides the initial weights of the backbone and is trained in place.
 
     The same arguments give identical weights on the same CPU and number of threads, also if the process is killed and
     continues from ``checkpoints``.
@@ -98,7 +102,9 @@ def fit(
         torch.manual_seed(seed)
         entropies = unigram_entropy(train, fields)
         balance = _balance(fields, config, entropies) if kind == "hetegenctr" else None
-        model = Denoiser(build_backbone(backbone, fields, seed=seed), config, log_shares(train, fields), balance)
+        start = build_backbone(backbone, fields, seed=seed) if start_from is None else start_from
+        unread = None if start_from is None else unread_rows(start_from, train)
+        model = Denoiser(start, config, log_shares(train, fields), balance)
         rows = BlockLoader(train)
         steps = Steps.of(len(rows), config.batch_size, config.epochs)
         plan = LoopPlan(
@@ -141,6 +147,8 @@ def fit(
             bar=Bar(STAGE, "steps"),
             resume=None if checkpoints is None else Resume(checkpoints.run(STAGE), gathered, restore),
         )
+    if unread is not None:
+        unread.restore(model.backbone)
     model.guide()
     sampled = _sampled(model)
     unigram = {name: entropy for name, entropy in entropies.items() if name not in sampled}
@@ -250,7 +258,7 @@ def pretrain(
 ) -> PretrainRecord:
     """Pre-train on the train part of a training set and write a model folder; returns its ``training.json``.
 
-    With ``checkpoints`` (a folder, or ``s3://BUCKET/FOLDER``) a killed training continues where it was; they are removed at the
+    A training set that continues an earlier model gives the initial weights. With ``checkpoints`` (a folder, or ``s3://BUCKET/FOLDER``) a killed training continues where it was; they are removed at the
     end.
     """
     data = load_training_set(training_set_dir)
@@ -259,9 +267,15 @@ def pretrain(
     saved = None
     if checkpoints:
         saved = training_checkpoints(
-            checkpoints, data, fields, {"backbone": backbone, "settings": config}, seed=seed, start=kind
+            checkpoints,
+            data,
+            fields,
+            {"backbone": backbone, "settings": config},
+            seed=seed,
+            start=kind if data.start is None else f"{kind} {sha256_file(data.start / WEIGHTS_FILE)}",
         )
-    done = fit(train, fields, backbone, config, seed=seed, checkpoints=saved, kind=kind)
+    start_from = continued_model(data, fields, backbone, seed=seed)
+    done = fit(train, fields, backbone, config, seed=seed, checkpoints=saved, kind=kind, start_from=start_from)
     record = PretrainRecord(
         format=PretrainRecord.FORMAT,
         seed=seed,

@@ -213,6 +213,7 @@ def load_bundle(folder: Path | str, checked: Manifest | None = None) -> Bundle:
 
 def _load(folder: Path, manifest: Manifest) -> Bundle:
     from thinktwice.data.encoder import ENCODER_FILE, Encoder
+    from thinktwice.data.warm_start import different_fields
     from thinktwice.models.fields import FieldSpace
     from thinktwice.models.store import WEIGHTS_FILE, load_model
     from thinktwice.schema import load_schema
@@ -220,7 +221,7 @@ def _load(folder: Path, manifest: Manifest) -> Bundle:
 
     schema = load_schema(folder / SCHEMA_FILE)
     encoder = Encoder.load(folder)
-    if different := _other_fields(schema, encoder):
+    if different := different_fields(schema, encoder):
         raise BundleError(
             f"bundle {folder}: {SCHEMA_FILE} and {ENCODER_FILE} describe different fields ({different}): "
             "train and package again"
@@ -237,25 +238,6 @@ def _load(folder: Path, manifest: Manifest) -> Bundle:
     engine = _engine(folder, model, info, test_time)
     _check_scores(folder, engine)
     return Bundle(folder, manifest, bundle_hash(folder), schema, encoder, model, engine)
-
-
-def _other_fields(schema: LogSchema, encoder: Encoder) -> str:
-    """The first difference between the fields of a schema and of an encoder (order, kind, entity, key); empty if they are
-    equal."""
-    ours, theirs = schema.model_fields_in_order(), encoder.fields
-    for schema_field, encoder_field in zip(ours, theirs, strict=False):
-        if schema_field != encoder_field:
-            names = [
-                name
-                for name in type(schema_field).model_fields
-                if getattr(schema_field, name) != getattr(encoder_field, name)
-            ]
-            return f"field {schema_field.name!r} has another {names[0]}"
-    if len(ours) != len(theirs):
-        return f"{len(ours)} fields and {len(theirs)}"
-    if schema.key_of("user") != encoder.user_key:
-        return f"the users' key is {schema.key_of('user')!r} and {encoder.user_key!r}"
-    return ""
 
 
 def _check_counters(folder: Path, schema: LogSchema, fields: FieldSpace, test_time: TestTime) -> None:

@@ -30,12 +30,17 @@ from thinktwice.train.record import (
     ChosenRecord,
     EvalRecord,
     FinetuneRecord,
+    Init,
     Reached,
     TrialRecord,
 )
 from thinktwice.train.run import EvalPoint
 from thinktwice.train.tune import STAGE, TrainingParts, Trial, TuningCandidate, tune
+from thinktwice.train.unread import unread_rows
+from thinktwice.train.warm_start import continued_model
 from thinktwice.train.weights import row_weights
+
+LABELS: dict[Init, str] = {"random": "plain", "continued": "continued", "pretrained": "pre-trained"}
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,15 @@ def fit(
     seed: int = 0,
     start_from: Backbone | None = None,
     checkpoints: Checkpoints | None = None,
+    label: str = "plain",
+    keep_unread: bool = False,
 ) -> Finetuned:
     """Train, tune and calibrate a model in memory.
 
     Args:
-        start_from: provides all initial weights.
+        start_from: provides all initial weights, and the architecture.
+        label: of the runs in the progress.
+        keep_unread: values that no training row has keep the vectors of ``start_from``.
         checkpoints: of this training, to continue from and to write.
     """
     for part, rows in (("train", train), ("validation", valid)):
@@ -83,9 +92,9 @@ def fit(
             model.load_state_dict(start_from.state_dict())
         return model
 
-    label = "pre-trained, " if start_from is not None else "plain, "
     weights = row_weights(train, config)
-    parts = TrainingParts(start, augmenters, train_rows, valid_rows, seed, label, weights, checkpoints)
+    unread = unread_rows(start_from, train) if start_from is not None and keep_unread else None
+    parts = TrainingParts(start, augmenters, train_rows, valid_rows, seed, f"{label}, ", weights, checkpoints, unread)
     tuned = tune(config, parts)
     logit, truth = logits_of(tuned.model, valid_rows), valid.label
     calibration = fit_calibration(logit, truth)
@@ -114,18 +123,24 @@ def finetune(
 ) -> FinetuneRecord:
     """Fine-tune on a training set folder and write a model folder; returns the content of its ``training.json``.
 
-    With ``init_dir`` (a pre-trained model folder) all parameters start from there and the architecture is taken from it. With
+    With ``init_dir`` (a pre-trained model folder) all parameters start from there and the architecture is taken from it. Without, a
+    training set that continues an earlier model gives the parameters (:mod:`thinktwice.train.warm_start`). With
     ``checkpoints`` (a folder, or ``s3://BUCKET/FOLDER``) a killed training continues where it was; they are removed at the end.
 
     Raises:
-        DataError: the pre-trained model was built on another training set, or a label is not 0 or 1.
+        DataError: the pre-trained model was built on another training set, the earlier model has another backbone, or a label is not
+            0 or 1.
         TrainingError: the loss diverged, or the checkpoints are of another training.
         ResourceError: the disk is full. StorageError: the location of the checkpoints cannot be used.
     """
     data = load_training_set(training_set_dir)
     fields = FieldSpace.of(data.schema, data.encoder)
-    start_from = None
-    if init_dir is not None:
+    init: Init = "random"
+    if init_dir is None:
+        if (start_from := continued_model(data, fields, backbone, seed=seed)) is not None:
+            init = "continued"
+    else:
+        init = "pretrained"
         start_from, _ = load_model(init_dir)
         if start_from.fields != fields:
             raise DataError(
@@ -135,14 +150,26 @@ def finetune(
     train, valid = data.part("train"), data.part("valid")
     saved = None
     if checkpoints:
-        start = "" if init_dir is None else sha256_file(Path(init_dir) / WEIGHTS_FILE)
+        origin = data.start if init_dir is None else Path(init_dir)
+        start = "" if origin is None else sha256_file(origin / WEIGHTS_FILE)
         saved = training_checkpoints(
             checkpoints, data, fields, {"backbone": backbone, "settings": config}, seed=seed, start=start
         )
-    done = fit(train, valid, fields, backbone, config, seed=seed, start_from=start_from, checkpoints=saved)
+    done = fit(
+        train,
+        valid,
+        fields,
+        backbone,
+        config,
+        seed=seed,
+        start_from=start_from,
+        checkpoints=saved,
+        label=LABELS[init],
+        keep_unread=data.start is not None,
+    )
     record = FinetuneRecord(
         format=FinetuneRecord.FORMAT,
-        init="pretrained" if init_dir is not None else "random",
+        init=init,
         seed=seed,
         torch=torch.__version__,
         chosen=ChosenRecord(**_described(done.chosen), epochs=done.epochs),

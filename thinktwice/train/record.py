@@ -9,6 +9,8 @@ from thinktwice.versioned import Record, ResultFile
 
 TRAINING_FILE = "training.json"
 
+Init = Literal["pretrained", "random", "continued"]  # continued: from the model of an earlier bundle
+
 
 class EvalRecord(Record):
     """One evaluation on validation during training."""
@@ -54,7 +56,7 @@ class FinetuneRecord(ResultFile):
 
     FORMAT: ClassVar[int] = 2
 
-    init: Literal["pretrained", "random"]
+    init: Init
     seed: int
     torch: str
     chosen: ChosenRecord

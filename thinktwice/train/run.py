@@ -22,6 +22,7 @@ from thinktwice.train.joint import Joint, Trainee
 from thinktwice.train.loader import BlockLoader
 from thinktwice.train.loop import Bar, LoopPlan, Resume, Steps, run_loop, weights_of
 from thinktwice.train.measure import known_auc, logits_of
+from thinktwice.train.unread import UnreadRows
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def train(
     annealed: bool = False,
     weights: Tensor | None = None,
     watch: Callable[[EvalPoint], None] | None = None,
+    unread: UnreadRows | None = None,
 ) -> Trained:
     """Train ``model`` in place and leave it with its best weights, in evaluation mode and on the CPU.
 
@@ -74,6 +76,7 @@ def train(
         checkpoints: of this run, to continue from and to write.
         annealed: keep the weights of the end, where the rate is 0, instead of those of the best evaluation.
         weights: of the training rows [R], with a mean of 1; None: all count the same.
+        unread: rows of embeddings that keep their values; None: L2 moves them too.
         watch: told of every evaluation; an error that it raises ends the run.
 
     Raises:
@@ -100,6 +103,8 @@ def train(
 
     def on_eval(epoch: float, train_logloss: float) -> None:
         nonlocal best
+        if unread is not None:
+            unread.restore(model)  # no step reads them, so it is enough to do it before each look
         point = _evaluate(model, valid, epoch, train_logloss)
         curve.append(point)
         if watch is not None:

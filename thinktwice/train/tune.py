@@ -19,6 +19,7 @@ from thinktwice.train.loader import BlockLoader
 from thinktwice.train.loop import Bar
 from thinktwice.train.run import EvalPoint, Trained, train
 from thinktwice.train.search import Search
+from thinktwice.train.unread import UnreadRows
 
 STAGE = "finetune"
 
@@ -55,7 +56,8 @@ class Tuned:
 
 @dataclass(frozen=True)
 class TrainingParts:
-    """What all runs of a tuning share. ``augmenters`` by kind, ``weights`` of the rows [R] or None, ``checkpoints`` or None."""
+    """What all runs of a tuning share. ``augmenters`` by kind, ``weights`` of the rows [R] or None, ``checkpoints`` or None, ``unread``
+    rows that keep their values or None."""
 
     start: Callable[[], Backbone]
     augmenters: Mapping[Augmentation, Augmenter]
@@ -65,6 +67,7 @@ class TrainingParts:
     label: str = ""
     weights: Tensor | None = None
     checkpoints: Checkpoints | None = None
+    unread: UnreadRows | None = None
 
 
 class _Runs:
@@ -92,6 +95,7 @@ class _Runs:
             checkpoints=checkpoints,
             annealed=annealed,
             weights=parts.weights,
+            unread=parts.unread,
         )
         if self.best is None or trained.best.valid_logloss < self.best[2].best.valid_logloss:
             self.best = candidate, model, trained

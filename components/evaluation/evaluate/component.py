@@ -38,7 +38,7 @@ def evaluate(
     from thinktwice.evaluate.report import render
 
     data = load_training_set(training_set.path)
-    settings = " ".join(filter(None, (recipe, backbone, pretraining)))
+    settings = " ".join(filter(None, (recipe, backbone, pretraining, data.continued)))
     name = model_version(
         data.schema, feature_version, split=data.info.split, recipe=settings, mode=mode, seed=seed, max_cost=max_cost
     )
