@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tests.pipelines import ir
 from tests.pipelines.own_log import NUM_ODD, write_log
 from thinktwice.console.options import LAST_RUN
 from thinktwice.console.processes import group_alive
+from thinktwice.data.encoder import Encoder
 from thinktwice.errors import PipelineError
 from thinktwice.files import read_json
 from thinktwice.release.champion import read_champion, verify_archive
@@ -172,6 +174,22 @@ def command(arguments: RunArguments, work: Path) -> list[str]:
         "--path", arguments.source_path, "--schema", arguments.schema_path, "--recipe", arguments.recipe,
         "--work", str(work), "--state", str(work / "state"),
     ]  # fmt: skip
+
+
+def test_a_training_continues_a_bundle(first: tuple[RunResult, Events], work: Path, arguments: RunArguments):
+    """From where the page says that the champion's bundle is."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^thinktwice pipeline run --continue-from (.+)$", page, re.MULTILINE)
+    bundle = work / Path(line).relative_to(".thinktwice")
+    continued = arguments.model_copy(update={"continue_from": str(bundle), "pretraining": "none"})
+    result = run_local(continued, work_dir=work, state_dir=work / "continued")
+    assert {name for name, task in result.tasks.items() if task.reused} == {"ingest", "validate", "materialize"}
+    trained = read_json(Path(result.tasks["finetune"].outputs["model"]) / "training.json")
+    assert trained["init"] == "continued"
+    before, after = Encoder.load(first[0].bundle), Encoder.load(result.bundle)
+    assert after.continues(before)
+    versions = {read_json(folder / "manifest.json")["model_version"] for folder in (first[0].bundle, result.bundle)}
+    assert len(versions) == 2
 
 
 def test_a_refused_log_stops_the_run_with_reasons_and_a_report(tmp_path: Path):
