@@ -97,7 +97,8 @@ def _check_continued(arguments: RunArguments) -> None:
     if not arguments.continue_from or is_remote(arguments.continue_from):
         return
     recipe = resolved(arguments.recipe, backbone=arguments.backbone, pretraining=arguments.pretraining)
-    file = arguments.schema_path or schema_beside(Path(arguments.source_path))
+    path = arguments.source_path
+    file = arguments.schema_path or (schema_beside(Path(path)) if path else None)
     start = start_of(arguments.continue_from, load_schema(file) if file else builtin_schema(arguments.source))
     check_backbone(recipe.model, described_model(start.folder).backbone)
 

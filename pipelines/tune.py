@@ -55,12 +55,16 @@ def tune(
     ``on_trial`` is called with every trial that ends; ``clock`` gives the seconds by which the budget is spent.
 
     Raises:
-        DataError: the training set is missing or damaged. PipelineError: ``out`` cannot be written, the folder is of another
+        DataError: the training set is missing or damaged. PipelineError: ``out`` cannot be written, the training set continues a bundle, the folder is of another
             search, or no trial gave a loss.
     """
     if not Path(out).absolute().parent.is_dir():
         raise PipelineError(f"{out} cannot be written: the folder {Path(out).parent} does not exist, create it")
     data = load_training_set(training_set)
+    if data.start is not None:
+        raise PipelineError(
+            f"training set {training_set} continues a bundle, whose sizes are given: search on one of a run without --continue-from"
+        )
     fields = FieldSpace.of(data.schema, data.encoder)
     parts = {"train": data.part("train"), "validation": data.part("valid")}
     for name, part in parts.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pipelines.tune import PAGE, chosen_training, first_settings, suggested, tun
 from tests.train.logs import build_small
 from thinktwice import recipes
 from thinktwice.cli import main
+from thinktwice.data.warm_start import START_FOLDER
 from thinktwice.errors import PipelineError, ResourceError, TrainingError
 from thinktwice.files import write_json
 from thinktwice.selection.study import STATE_FILE, TrialResult, search
@@ -77,7 +79,7 @@ def test_a_search_over_a_recipe_starts_with_it_prunes_at_the_budget_and_repeats(
     def results(name: str) -> tuple[Any, ...]:
         ended: list[TrialResult] = []
         out, clock = tmp_path / f"{name}.yaml", Clock(tick=1.0)
-        done = tune(data, out, tmp_path / name, TINY, minutes=1, seed=3, on_trial=ended.append, clock=clock)
+        done = tune(data, out, tmp_path / name, TINY, minutes=0.5, seed=3, on_trial=ended.append, clock=clock)
         assert tuple(ended) == done.trials
         return done.trials
 
@@ -85,7 +87,7 @@ def test_a_search_over_a_recipe_starts_with_it_prunes_at_the_budget_and_repeats(
     first = {name: pytest.approx(value) for name, value in first_settings(TINY).items()}
     assert {name: one[0].settings[name] for name in first} == first  # the recipe itself was tried
     assert one[0].state == "complete" and one[0].notes["AUC"] > 0 and one[-1].state == "pruned"
-    assert 60 <= sum(trial.seconds for trial in one) <= 63  # the last trial ends with the budget
+    assert 30 <= sum(trial.seconds for trial in one) <= 33  # the last trial ends with the budget
     assert one == results("two")
     assert (tmp_path / "one.yaml").read_text() == (tmp_path / "two.yaml").read_text()
 
@@ -118,6 +120,15 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_search(data: Pat
     with pytest.raises(PipelineError, match="cannot be written: the folder"):
         tune(data, tmp_path / "none" / "out.yaml", tmp_path / "s", TINY, minutes=1, seed=0)
     assert not (tmp_path / "s").exists()
+
+
+def test_a_training_set_that_continues_a_bundle_is_refused(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "set")
+    (tmp_path / "set" / START_FOLDER).mkdir()
+    with pytest.raises(
+        PipelineError, match="continues a bundle, whose sizes are given: search on one of a run without"
+    ):
+        tune(tmp_path / "set", tmp_path / "out.yaml", tmp_path / "s", TINY, minutes=1, seed=0)
 
 
 def test_a_search_stops_at_its_budget_and_continues_with_what_is_left(tmp_path: Path) -> None:
