@@ -87,6 +87,14 @@ def clustered_error(influence: np.ndarray, cluster: np.ndarray) -> float:
     return float(np.sqrt(groups / (groups - 1) * np.sum(sums**2))) if groups > 1 else math.inf
 
 
+def standard_error(interval: Interval, freedom: int, confidence: float = 0.95) -> float:
+    """The standard error behind an interval of :func:`paired_mean` or :func:`paired_auc` with ``freedom`` = clusters - 1 degrees
+    of freedom; infinite if the interval is unbounded."""
+    if not interval.bounded:
+        return math.inf
+    return (interval.high - interval.low) / 2 / float(stats.t.ppf(0.5 + confidence / 2, freedom))
+
+
 def auc_influence(label: np.ndarray, score: np.ndarray) -> tuple[float, np.ndarray]:
     """AUC and the contribution of every row to its error [R] (DeLong's structural components, centred and scaled to sum)."""
     positive = label > 0.5
