@@ -41,6 +41,7 @@ COMMANDS = {
     "predict",
     "release",
     "rollout",
+    "runs",
     "score",
     "serve",
     "skew",
@@ -138,16 +139,16 @@ ROLL_OUT = (
 #: Options that several commands have, by the commands that have them.
 SHARED = {
     "--state": {
-        ("drift",), ("evaluate",), ("load",), ("openapi",), ("pipeline", "run"), ("bundle", "push"), ("score",), ("serve",),
-        ("skew",), *(("feedback", name) for name in ("run", "import", "replay")), *ROLL_OUT,
+        ("drift",), ("evaluate",), ("load",), ("openapi",), ("pipeline", "run"), ("bundle", "push"), ("runs",), ("runs", "clean"), ("score",),
+        ("serve",), ("skew",), *(("feedback", name) for name in ("run", "import", "replay")), *ROLL_OUT,
     },
     "--work": {
         *(("feedback", name) for name in ("run", "import", "replay")),
         *(("experiment", name) for name in ("decide", "list", "replay", "report", "status")),
         *(("gateway", name) for name in ("check", "reload", "run", "status")),
         *(("rollout", name) for name in ("apply", "start", "stop")),
-        ("drift",), ("evaluate",), ("load",), ("openapi",), ("pipeline", "run"), ("bundle", "push"), ("score",), ("serve",),
-        ("skew",), ("exposures",), ("tune",), *ROLL_OUT,
+        ("drift",), ("evaluate",), ("load",), ("openapi",), ("pipeline", "run"), ("bundle", "push"), ("runs",), ("runs", "clean"), ("runs", "compare"),
+        ("score",), ("serve",), ("skew",), ("exposures",), ("tune",), *ROLL_OUT,
     },
     "--bundle": {("drift",), ("evaluate",), ("openapi",), ("score",)},
 }  # fmt: skip

@@ -31,7 +31,7 @@ API = ROOT / "docs" / "api.md"
 DOCUMENTS = (
     *(README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "examples" / "README.md", SERVING, API),
     *(ROOT / "docs" / name for name in ("architecture.md", "evidence.md", "internals-we-rely-on.md")),
-    *(ROOT / "docs" / name for name in ("logs.md", "monitoring.md", "thinking-twice.md")),
+    *(ROOT / "docs" / name for name in ("logs.md", "monitoring.md", "thinking-twice.md", "training.md")),
     *sorted((ROOT / "docs" / "decisions").glob("*.md")),
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -82,14 +82,14 @@ def run(line: str, cwd: Path, ends_with: int = 0) -> subprocess.CompletedProcess
 
 
 def test_every_documented_command_has_its_test() -> None:
-    known = {*EXECUTED_ELSEWHERE, *INFERRED, *OWN_LOG, *ANYWHERE, *IN_THE_REPOSITORY, *SERVED, *PYTHON}
+    known = {*EXECUTED_ELSEWHERE, *INFERRED, *OWN_LOG, *ANYWHERE, *IN_THE_REPOSITORY, *SERVED, *RUNS, *PYTHON}
     unknown = [line for document in DOCUMENTS for line in commands(document) if line not in known]
     assert unknown == [], "documented, but executed by nothing"
 
 
 def test_no_command_is_tested_that_the_documents_dropped() -> None:
     documented = {line for document in DOCUMENTS for line in commands(document)}
-    listed = {*EXECUTED_ELSEWHERE, *INFERRED, *OWN_LOG, *ANYWHERE, *IN_THE_REPOSITORY, *SERVED, *PYTHON}
+    listed = {*EXECUTED_ELSEWHERE, *INFERRED, *OWN_LOG, *ANYWHERE, *IN_THE_REPOSITORY, *SERVED, *RUNS, *PYTHON}
     assert listed - documented == set()
 
 
@@ -201,6 +201,13 @@ OWN_LOG = (
 )
 
 
+RUNS = (
+    "thinktwice runs",
+    "thinktwice runs compare 2026-11-30T10-06-36 last",
+    "thinktwice runs clean --keep 5 --yes",
+)
+
+
 SERVED = (
     "thinktwice release verify .thinktwice/state/champion",
     "thinktwice serve --port 8080 --server kserve",
@@ -254,6 +261,20 @@ def test_the_settings_that_refuse_older_releases_are_settings(tmp_path: Path) ->
     assert load_config(tmp_path / "serving.json").release.oldest is not None
 
 
+def the_runs(folder: Path) -> None:
+    """docs/training.md on two runs; what follows needs the champion and the last run only."""
+    before, last = sorted(path.name for path in folder.glob(".thinktwice/runs/*"))
+    listing, compare, clean = RUNS
+    shown = run(listing, folder).stdout
+    assert before[:19] in shown and last[:19] in shown and "champion)" in shown
+    shown = run(compare.replace("2026-11-30T10-06-36", before), folder).stdout
+    (change,) = [line for line in shown.splitlines() if re.match(rf"{last[:19]} +[+-]0\.\d{{4}} \[", line)]
+    assert change.count("[") == 2 and f"change from {before[:19]}" in shown  # AUC and logloss: the same test rows
+    shown = run(clean.replace("--keep 5", "--keep 1"), folder).stdout
+    assert f"remove  {before}" in shown and f"keep    {last}" in shown
+    assert [path.name for path in folder.glob(".thinktwice/runs/*")] == [last]
+
+
 def the_second_server(folder: Path, port: str) -> None:
     """docs/serving.md and docs/monitoring.md on the state that the README left: its settings, its server, load on it, and what was logged."""
     (settings,) = [text for language, text in FENCE.findall(SERVING.read_text(encoding="utf-8")) if language == "yaml"]
@@ -297,7 +318,9 @@ def test_your_own_log_as_the_readme_tells_it(tmp_path: Path) -> None:
     (tmp_path / "shop.yaml").write_text(schema, encoding="utf-8")
 
     train, serve, predict, curl, evaluate, evaluate_there = OWN_LOG
+    run(f"{train} --recipe tiny --test-time off", tmp_path)
     assert "Blessed and deployed" in run(train, tmp_path).stdout
+    the_runs(tmp_path)
     assert "AUC" in run(evaluate, tmp_path).stdout
     assert run(evaluate_there, tmp_path).stdout == run(evaluate, tmp_path).stdout
     assert "9,000 rows scored by shop-" in run(PYTHON[1], tmp_path).stdout
