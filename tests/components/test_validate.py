@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import json
 import re
 import socket
@@ -27,7 +28,8 @@ from components.data.validate.verdict import DataVerdict
 from tests.data.shop_tables import impressions, items, prepared, users
 from tests.validate.raw import SHOP, START, broken_shop, row_id, shop_columns, write_raw
 from thinktwice.files import read_json
-from thinktwice.schema.log import load_schema
+from thinktwice.schema.describe import field_words
+from thinktwice.schema.log import load_schema, parse_schema
 from thinktwice.validate.profile import read_reference
 from thinktwice.validate.rules import NUMBER, Rule, profile_rules, row_rules
 from thinktwice.validate.split import split_log
@@ -310,6 +312,22 @@ def test_the_schema_sets_the_quarantine_budget(tmp_path: Path, budget: float, pa
     (finding,) = [f for f in verdict.findings if f.rule == "ledger:budget"]
     assert (finding.passed, finding.bound) == (passes, f"at most {100 * budget:g}%")
     assert f"Budget: {finding.bound} of the rows" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("zone", "words"), [("", "zone UTC (none is set)"), (", zone: Asia/Tokyo", "zone Asia/Tokyo")])
+def test_the_report_says_what_every_field_is(tmp_path: Path, zone: str, words: str) -> None:
+    text = SHOP.replace("format: s", f"format: s{zone}").replace("kind: numeric", "kind: numeric, unit: <EUR>")
+    schema = parse_schema(text, where="test")
+    run(tmp_path, shop_columns(300), schema=text)
+    page = html.unescape((tmp_path / "report.html").read_text())
+    assert f"times: column ts, Unix time in seconds, {words}" in page
+    described = field_words(schema)
+    profiled = [*described][: 2 + len(schema.fields)]
+    assert [name for name in profiled if f"<b>{name}</b><small>{described[name]}</small>" not in page] == []
+    assert (
+        "number in <EUR>" in page
+        and f"the hour of the impression's time (column ts, Unix time in seconds, {words})" in page
+    )
 
 
 def test_doubtful_values_are_warnings_by_name(tmp_path: Path) -> None:

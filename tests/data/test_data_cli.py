@@ -18,7 +18,7 @@ from thinktwice.errors import DataError, ResourceError
 from thinktwice.schema import parse_schema
 from thinktwice.validate.split import split_log
 
-COMMANDS = {"infer-schema", "schema-reference", "list", "fetch", "ingest", "simulate", "schema", "replay"}
+COMMANDS = {"fields", "infer-schema", "schema-reference", "list", "fetch", "ingest", "simulate", "schema", "replay"}
 
 
 def run(*arguments: str) -> str:

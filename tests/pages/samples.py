@@ -171,7 +171,14 @@ def data(t: Texts) -> str:
         "key_hash_out": t("out"),
         "read": [t("read")],
     }
-    return data_page(verdict, LogProfile(table, {}, numbers), info, {reason: [t("row id")]})
+    return data_page(
+        verdict,
+        LogProfile(table, {}, numbers),
+        info,
+        {reason: [t("row id")]},
+        t("times"),
+        {next(iter(numbers)): t("words")},
+    )
 
 
 _METRICS = {"click_rate": 0.2, "quarantined_share": 0.1, "critical": 1.0, "warnings": 1.0}

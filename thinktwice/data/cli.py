@@ -179,6 +179,22 @@ def show_schema(
     typer.echo(builtin_schema_text(name), nl=False)
 
 
+@app.command("fields")
+def show_fields(
+    schema: Annotated[str, typer.Argument(help="Schema file, or the name of a built-in source.")],
+) -> None:
+    """Say of every field what it is, its unit and where it comes from, computed fields included."""
+    from thinktwice.console.output import Column, Record, print_table
+    from thinktwice.console.terminal import console_here
+    from thinktwice.data.sources.registry import SOURCES, builtin_schema_text
+    from thinktwice.schema import load_schema, parse_schema
+    from thinktwice.schema.describe import field_words, time_words
+
+    described = parse_schema(builtin_schema_text(schema), where=schema) if schema in SOURCES else load_schema(schema)
+    records = [Record(("time", time_words(described))), *map(Record, field_words(described).items())]
+    print_table(console_here(), [Column("field", right=False), Column("what it is", right=False, wraps=True)], records)
+
+
 @app.command("schema-reference")
 def show_reference(
     as_json: Annotated[

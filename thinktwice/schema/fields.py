@@ -85,13 +85,14 @@ class LogField(Described):
     ``protected`` values are never masked at test time; by default only categorical fields that are not derived are masked.
 
     A field of kind ``list`` has several categories in a row: a list column, or text with a ``separator``. ``min_count`` and
-    ``max_values`` limit the vocabulary: other values count as unknown.
+    ``max_values`` limit the vocabulary: other values count as unknown. ``unit`` is for readers; no number is converted.
     """
 
     name: Name
     kind: Literal["categorical", "numeric", "list"] = "categorical"
     entity: Entity = "context"
     column: str | None = None
+    unit: str | None = Field(default=None, min_length=1, max_length=30)  # numeric: of its values, such as EUR
     derived: Derived | None = None  # by the clocks in the zone of ``time``
     nullable: bool = True
     allowed: tuple[Value, ...] | None = None  # categorical: allowed values; others break a rule
@@ -118,6 +119,8 @@ class LogField(Described):
             raise ValueError(f"field {self.name!r}: 'allowed' is for categorical fields; use minimum and maximum")
         if self.kind != "numeric" and (self.minimum is not None or self.maximum is not None):
             raise ValueError(f"field {self.name!r}: minimum and maximum are for numeric fields; use 'allowed'")
+        if self.unit is not None and (self.kind != "numeric" or not self.unit.isprintable()):
+            raise ValueError(f"field {self.name!r}: a unit is a word for the values of a numeric field, such as EUR")
         if self.kind != "numeric" and (self.boundaries is not None or self.scale != "quantiles"):
             raise ValueError(f"field {self.name!r}: boundaries and scale are for numeric fields")
         if self.kind == "numeric" and (self.min_count > 1 or self.max_values is not None):

@@ -85,6 +85,7 @@ KEYS: dict[type[BaseModel], tuple[str, dict[str, tuple[str, str]]]] = {
             "kind": ("categorical; numeric for numbers that are cut into bins; list for several categories in a row.", "kind: numeric"),
             "entity": ("Whose attribute it is: user, item, or context of the impression.", "entity: item"),
             "column": ("Its column; default: the name.", "column: price_eur"),
+            "unit": ("Unit of a numeric field, for the data report; nothing is converted.", "unit: EUR"),
             "derived": ("hour or weekday of the impression's time, in the zone of the schema.", "derived: hour"),
             "nullable": ("Whether a missing value is allowed.", "nullable: false"),
             "allowed": ("Allowed values of a categorical field; others are quarantined.", "allowed: [red, blue]"),

@@ -21,13 +21,27 @@ if TYPE_CHECKING:
 FIRST, SECOND = Series("first half", SOFT, ()), Series("second half", STRONG, ())
 
 
-def render(verdict: DataVerdict, profile: LogProfile, info: Mapping[str, Any], samples: Mapping[str, list[str]]) -> str:
-    """Render the page. ``info`` is clean.json; ``samples`` are row ids per reason."""
+def render(
+    verdict: DataVerdict,
+    profile: LogProfile,
+    info: Mapping[str, Any],
+    samples: Mapping[str, list[str]],
+    times: str,
+    words: Mapping[str, str],
+) -> str:
+    """Render the page.
+
+    Args:
+        info: clean.json.
+        samples: row ids per reason.
+        times: what the times of the log are.
+        words: field -> its kind, unit and origin.
+    """
     html = templates.render(
         Path(__file__).parent,
         "report.html",
         title=f"Validation of {info['schema_name']}",
-        subtitles=[_facts(info), *info.get("read", [])],
+        subtitles=[_facts(info), f"times: {times}", *info.get("read", [])],
         verdict=verdict,
         headline=verdict.headline.partition(": ")[2],
         split=verdict.split,
@@ -42,6 +56,7 @@ def render(verdict: DataVerdict, profile: LogProfile, info: Mapping[str, Any], s
         timeline=_timeline(profile.table),
         halves=[FIRST, SECOND],
         fields=_fields(profile),
+        words=words,
     )
     return str(html)
 
