@@ -12,16 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serving.protocol.requests import RequestParser
 from tests.data.layouts import START_S, differences, generated, write
 from tests.data.own_logs import as_csv, small_log
 from thinktwice.cli import main
+from thinktwice.data.encoder import Encoder
 from thinktwice.data.infer import measure as measuring
 from thinktwice.data.infer.depend import dependence
 from thinktwice.data.infer.infer import Inferred, infer_schema
 from thinktwice.data.ingest import ingest
 from thinktwice.data.sources.registry import builtin_schema
 from thinktwice.errors import DataError
-from thinktwice.schema import load_schema
+from thinktwice.parquet import read_frame
+from thinktwice.schema import LogSchema, load_schema
 from thinktwice.validate.split import split_log
 
 
@@ -244,3 +247,64 @@ def test_many_rows_without_a_user_raise_the_budget_with_a_question(tmp_path: Pat
     found = infer(log, tmp_path)
     assert found.schema.quarantine_budget >= 0.1
     assert "# ? Up to 10.0% of the rows will be quarantined (300 without user_id)" in found.text
+
+
+def two_valued(values: tuple[object, object], rows: int = 3000) -> pl.DataFrame:
+    """A small log with a column ``flag`` of two values."""
+    draw = np.random.default_rng(4)
+    return pl.DataFrame(
+        {
+            "shown_at": [START_S + 60 * n for n in range(rows)],
+            "clicked": draw.integers(0, 2, rows),
+            "user_id": [f"u{n % 41}" for n in range(rows)],
+            "item_id": [f"i{n % 17}" for n in range(rows)],
+            "flag": [values[int(n)] for n in draw.integers(0, 2, rows)],
+        }
+    )
+
+
+TRUTHS = [
+    (True, False),
+    ("true", "false"),
+    ("True", "False"),
+    ("TRUE", "FALSE"),
+    ("t", "f"),
+    ("Yes", "No"),
+    ("y", "n"),
+    ("on", "off"),
+    (1, 0),
+]
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
+@pytest.mark.parametrize("values", TRUTHS, ids=str)
+def test_truth_values_say_what_a_request_must_send(values: tuple[object, object], ending: str, tmp_path: Path) -> None:
+    found = infer(two_valued(values), tmp_path, ending)
+    lines = found.text.splitlines()
+    (place,) = [number for number, line in enumerate(lines) if line.lstrip(" #").startswith("- {name: flag")]
+    comment = lines[place - 1]
+    same = "which JSON's true and false are" in comment
+    assert ("truth values" in comment) == (type(values[0]) is not int) and same != (
+        "would be other categories" in comment
+    )
+    # What the comment promises is so: JSON's true is a value of the log's vocabulary, or it is unknown.
+    (tmp_path / "s.yaml").write_text(found.text)
+    ingest("log", found.log_paths[0], tmp_path / "s.yaml", tmp_path / "raw")
+    split_log(tmp_path / "raw", tmp_path / "clean", tmp_path / "bad", run_id="r")
+    schema = load_schema(tmp_path / "clean" / "schema.yaml")
+    table = read_frame(tmp_path / "clean" / "clean.parquet").with_columns(recent_items=pl.lit(None, pl.List(pl.String)))
+    encoder = Encoder.fit(
+        table.select(f.name for f in schema.model_fields_in_order() if f.name in table.columns).to_arrow(), bare(schema)
+    )
+    written = {False: [str(v) for v in values], True: ["true", "false"]}[same]
+    assert set(encoder.values_of("flag")) == set(written)
+    parser = RequestParser(bare(schema), online=False)
+    for value, known in ((True, same), (False, same), *((text, True) for text in written)):
+        (row,) = parser.parse({"rows": [{"flag": value}]}, "r").rows or ()
+        column = encoder.column_of("flag")
+        assert (encoder.encode_rows([row]).ids[0, column] > 0) == known, value
+
+
+def bare(schema: LogSchema) -> LogSchema:
+    """Without statistics and sequences, which the feature store computes."""
+    return schema.model_copy(update={"statistics": None, "sequences": ()})

@@ -378,8 +378,25 @@ def of_two(of: ColumnFacts) -> bool:
     return of.vocabulary is not None and len(of.vocabulary) <= 2
 
 
+def truth_words(of: ColumnFacts) -> str:
+    """How a column of truth values is read, and how a request spells them; empty for another column."""
+    values = sorted(of.vocabulary or (), reverse=True)
+    if {value.lower() for value in values} not in names.TRUTH or len(values) != len({v.lower() for v in values}):
+        return ""
+    if values == ["true", "false"]:
+        return "truth values, read as the categories true and false, which JSON's true and false are in a request"
+    first, second = values
+    what = "two values" if of.numeric else "truth values"
+    return (
+        f"{what}, read as the categories {first} and {second}, as they are written here; a request sends {first} and {second} too, because "
+        "JSON's true and false would be other categories"
+    )
+
+
 def _kind(measured: Measured, of: ColumnFacts) -> tuple[Literal["categorical", "numeric"], str]:
     size = "more than 100" if of.vocabulary is None else str(len(of.vocabulary))
+    if truth := truth_words(of):
+        return "categorical", truth
     if not of.numeric:
         return "categorical", f"text, {size} values"
     if of_two(of):
