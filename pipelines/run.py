@@ -30,6 +30,7 @@ from thinktwice.files import full_disk_named, read_json, write_json
 from thinktwice.threads import thread_environment
 
 POLL = 0.1  # seconds between checks of a running pipeline
+LOCK_TRIES = 3  # before a work folder counts as taken
 QUARANTINE = "quarantine.json"  # in the quarantine folder
 REPORTS = {"validate": "data.html", "evaluate": "model.html"}  # below work_dir/reports
 MAX_REASONS = 3  # maximum reasons of a refusal in the message; the report has all of them
@@ -139,12 +140,16 @@ def only_run(work_dir: Path) -> Iterator[None]:
     """Lock a work folder: two runs in it would remove each other's unfinished steps."""
     work_dir.mkdir(parents=True, exist_ok=True)
     with (work_dir / "lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PipelineError(
-                f"another run works in {work_dir}: wait for it, or give --work another folder"
-            ) from None
+        for last in (*[False] * LOCK_TRIES, True):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if last:
+                    raise PipelineError(
+                        f"another run works in {work_dir}: wait for it, or give --work another folder"
+                    ) from None
+                time.sleep(POLL)  # `thinktwice runs` takes it for an instant, to see whether a run is active
         yield
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.arguments import RunArguments
+from pipelines.run import only_run
 from pipelines.runs import clean as cleaning
 from pipelines.runs import records
 from pipelines.runs.records import named, runs_of, short_names
@@ -298,6 +300,20 @@ def test_a_run_in_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert main(["runs", "clean", "--keep", "1", "--yes", "--work", str(tmp_path)]) == 1
         assert "a run works in" in capsys.readouterr().err
     assert [run.verdict for run in runs_of(tmp_path)][1] == "stopped"
+
+
+def test_a_look_at_the_runs_stops_no_run(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        released = threading.Timer(0.15, lambda: fcntl.flock(looking, fcntl.LOCK_UN))
+        released.start()
+        with only_run(tmp_path):
+            assert records.is_running(tmp_path)
+        released.join()
+        assert not records.is_running(tmp_path)
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        with pytest.raises(PipelineError, match="another run works in"), only_run(tmp_path):
+            pass
 
 
 def test_the_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
