@@ -20,7 +20,6 @@ from serving.protocol.requests import Request, RequestParser
 from serving.telemetry.tracing import Tracing
 from thinktwice.data.encoded import Batch
 from thinktwice.data.evidence import History
-from thinktwice.data.sides import join
 from thinktwice.errors import FeatureStoreError, ServerError
 from thinktwice.records.answer import REASONS, Corrected, Escalated, Scored
 from thinktwice.release.bundle import Bundle, Manifest, load_bundle
@@ -325,7 +324,7 @@ class Scorer:
         if items is None:
             rows = [{**row, self._item_key: item} for item, row in zip(request.candidates, features.items, strict=True)]
             items = encoder.encode_side(rows, self._item_fields)
-        return join(encoder.encode_side([shared], self._shared_fields), items), (shared, features.items)
+        return encoder.join(encoder.encode_side([shared], self._shared_fields), items), (shared, features.items)
 
     def _without_unusable(
         self, request: Request, features: Features | None, unscored: np.ndarray

@@ -19,7 +19,6 @@ from benchmarks.evidence.trunks import counter_groups
 from thinktwice.calibration import Calibration
 from thinktwice.data.encoded import Batch, EncodedRows
 from thinktwice.data.evidence import Evidence, History
-from thinktwice.data.sides import join
 from thinktwice.data.training_set import TrainingSet
 from thinktwice.models import Backbone, load_model
 from thinktwice.models.backends.folded import Folded
@@ -58,7 +57,7 @@ class Requests:
     def encode(self, number: int) -> Batch:
         raw = self.raw[number]
         shared = self.encoder.encode_side(raw[:1], self.shared_fields)
-        return join(shared, self.encoder.encode_side(raw, self.item_fields))
+        return self.encoder.join(shared, self.encoder.encode_side(raw, self.item_fields))
 
 
 def measure(networks: Networks, delay: str, rounds: int) -> dict[str, Any]:

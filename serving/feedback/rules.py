@@ -13,6 +13,7 @@ from thinktwice.errors import reason
 from thinktwice.records.events import EVENT, Click, Impression
 from thinktwice.schema import LogSchema
 from thinktwice.schema.limits import is_inexact, text_problem
+from thinktwice.schema.truth import truth
 from thinktwice.schema.values import spell
 
 _IDS = ("request_id", "item_id", "user_id")
@@ -33,6 +34,7 @@ class EventRules:
         """Validate by another schema from now on."""
         config = self._config
         definition = definition_for(schema, config)
+        self._truths = schema.boolean_fields
         item_key = schema.key_of("item")
         self._needs_item = item_key is not None
         if config.record_only:  # all of them: a later model may count them
@@ -63,7 +65,9 @@ class EventRules:
                 raise ValueError(
                     f"values.{unknown[0][:64]}: no counter needs this field; those are {', '.join(self.fields) or 'none'}"
                 )
-            fields["values"] = {name: _spelled(f"values.{name}", v) for name, v in values.items()}
+            fields["values"] = {
+                name: (_truth if name in self._truths else _spelled)(f"values.{name}", v) for name, v in values.items()
+            }
         try:
             event = EVENT.validate_python(fields, strict=True)
         except ValidationError as error:
@@ -71,6 +75,13 @@ class EventRules:
         if item_needed and self._needs_item and event.item_id is None:
             raise ValueError("item_id: is missing")
         return event
+
+
+def _truth(name: str, value: Any) -> str | None:
+    try:
+        return truth(value)
+    except ValueError:
+        raise ValueError(f"{name}: must be true or false (or yes and no, 1 and 0)") from None
 
 
 def _spelled(name: str, value: Any) -> str | None:

@@ -77,11 +77,13 @@ class RequestModel:
     """
 
     def __init__(self, schema: LogSchema, *, online: bool) -> None:
-        fields = schema.model_fields_in_order()
+        fields = schema.row_fields()
         self.time = "event_time" if any(f.name == "timestamp" for f in fields) else "timestamp"
-        self.context = {f.name: type_of(f) for f in fields if f.entity == "context" and f.origin == "attribute"}
+        truths = schema.boolean_fields
+        types = {f.name: type_of(f, is_truth=f.name in truths) for f in fields}
+        self.context = {f.name: types[f.name] for f in fields if f.entity == "context" and f.origin == "attribute"}
         when = {self.time: time_of(schema.zone)}
-        self.row = {f.name: type_of(f) for f in fields} | when
+        self.row = types | when
         user, item = schema.key_of("user") is not None, schema.key_of("item") is not None
         id_of_user = (Id | None, None) if schema.has_anonymous_users else (Id, ...)
         absent: dict[str, Any] = {name: (None, None) for name in ("rows", "user_id", "candidates", "context")}
@@ -114,6 +116,7 @@ class RequestModel:
             unknown={
                 **{f.name: f"a field of the {f.entity}, it is looked up by the id" for f in entity_fields},
                 **{f.name: f"it is computed from {self.time}, send that" for f in schema.fields if f.derived},
+                **{c.name: f"it is computed from {c.of[0]} and {c.of[1]}, leave it out" for c in schema.crosses},
                 "user_id": "rows have all their fields" if user else "this model knows no users, leave it out",
                 "candidates": "send either candidates or rows",
                 "context": "rows have all their fields",

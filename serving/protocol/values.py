@@ -29,6 +29,7 @@ from thinktwice.schema.limits import (
 )
 from thinktwice.schema.numbers import NUMBER, NumberRangeError, number
 from thinktwice.schema.times import FORMS, TEXT, Zone, in_window, instant_of
+from thinktwice.schema.truth import TRUTH_PATTERN, truth
 from thinktwice.schema.values import spell
 
 Json = dict[str, Any]
@@ -85,6 +86,18 @@ def is_missing(value: Any) -> bool:
 def read_category(value: Any) -> str | None:
     """Like :func:`read_text`, None for null."""
     return None if is_missing(value) else read_text(value)
+
+
+def read_truth(value: Any) -> str | None:
+    """``true`` or ``false``, None for a missing value."""
+    if value is True or value is False:  # the common case
+        return "true" if value else "false"
+    try:
+        return truth(value)
+    except ValueError:
+        raise custom(
+            "not_a_truth_value", f"must be true or false (or yes and no, 1 and 0), not {shown(value)}"
+        ) from None
 
 
 def read_element(value: Any) -> str:
@@ -176,6 +189,20 @@ Id = Annotated[str, PlainValidator(read_id), WithJsonSchema({**TEXT_OF_ID, "minL
 Category = Annotated[
     str | None, PlainValidator(read_category), WithJsonSchema({**TEXT_OF_ID, "type": [*SCALARS, "null"]})
 ]
+Truth = Annotated[
+    str | None,
+    PlainValidator(read_truth),
+    WithJsonSchema(
+        {
+            "description": "true or false; yes and no, t and f, y and n, on and off, 1 and 0 are the same.",
+            "anyOf": [
+                {"type": ["boolean", "null"]},
+                {"type": "number", "enum": [0, 1]},
+                {"type": "string", "pattern": f"^(?:{WHITE}(?:{TRUTH_PATTERN}){WHITE})?{END}"},
+            ],
+        }
+    ),
+]
 Element = Annotated[str, PlainValidator(read_element), WithJsonSchema({**TEXT_OF_ID, "type": [*SCALARS, "null"]})]
 Numeric = Annotated[
     float | None,
@@ -228,8 +255,10 @@ def time_of(zone: Zone) -> Any:
     return Annotated[int | None, PlainValidator(time_reader(zone)), WithJsonSchema(document)]
 
 
-def type_of(field: ModelField) -> Any:
-    """The type of the values of a field."""
+def type_of(field: ModelField, *, is_truth: bool = False) -> Any:
+    """The type of the values of a field; ``is_truth``: of kind boolean."""
+    if is_truth:
+        return Truth
     if field.kind == "numeric":
         return Numeric
     if field.kind == "categorical":

@@ -242,7 +242,7 @@ class _Columns:
         self._schema = log_schema(schema, user_ids, answer, counters)
         self._counters = counters
         self._answered = tuple((f, self._schema.field(f.column).type) for f in answer_fields(answer) if f.column)
-        self._fields = tuple((f.name, f.kind, f.entity == "item") for f in schema.model_fields_in_order())
+        self._fields = tuple((f.name, f.kind, f.entity == "item") for f in schema.row_fields())
         self._user_key, self._item_key, self._user_ids = schema.key_of("user"), schema.key_of("item"), user_ids
         self._salt = os.environ.get(SALT, "").encode()
         if user_ids == "hashed" and not self._salt:

@@ -127,6 +127,23 @@ def test_gx_sees_bad_rows_in_a_clean_file(tmp_path: Path) -> None:
     assert broken == {"device:allowed": [row_id(1)], "user_id:missing": [row_id(2)]}
 
 
+def test_gx_sees_truth_values_that_the_clean_file_does_not_spell_so(tmp_path: Path) -> None:
+    words = {"gift": [("Yes", "0", "f", "ON", "perhaps", "")[i % 6] for i in range(200)]}
+    schema = SHOP.replace("vectors:", "- {name: gift, kind: boolean}\nvectors:")
+    raw = write_raw(tmp_path / "raw", shop_columns(200) | words, schema)
+    split = split_log(raw, tmp_path / "clean", tmp_path / "bad", run_id="r")
+    assert split.reasons == {"gift:boolean": 33}
+    path = tmp_path / "clean/clean.parquet"
+    clean = pl.read_parquet(path)
+    assert sorted(clean["gift"].unique().to_list(), key=str) == [None, "false", "true"]
+    described = load_schema(raw / "schema.yaml")
+    assert all(f.passed for f in check_rows(tmp_path / "clean", described))
+    spoiled = pl.when(pl.col("row_id") == row_id(3)).then(pl.lit("ON")).otherwise("gift").alias("gift")
+    clean.with_columns(spoiled).write_parquet(path)
+    broken = {f.rule: f.samples for f in check_rows(tmp_path / "clean", described) if not f.passed}
+    assert broken == {"gift:boolean": [row_id(3)]}
+
+
 def test_a_check_that_breaks_is_no_verdict() -> None:
     frame = pd.DataFrame({"row_id": ["a"], "x": [1]})
     missing = Expected("x:rule", "critical", "", "ExpectColumnValuesToNotBeNull", {"column": "no_such_column"})

@@ -113,7 +113,7 @@ def test_an_inferred_schema_runs_unedited_on_a_hostile_log(seed: int, ending: st
     assert {f.column: bool(f.leak) for f in roles.fields if f.leak} == {"dwell_ms": True, "shared": True}
     assert {"impression_id", "constant", "empty", "zip"} <= set(roles.left_out)
     entities = {f.column: (f.kind, f.entity) for f in roles.fields}
-    assert entities["label"] == ("categorical", "item") and entities["Label"] == ("categorical", "user")
+    assert entities["label"] == ("categorical", "item") and entities["Label"] == ("boolean", "user")
     assert entities["9 lives"] == ("numeric", "context") and entities["a__b"] == ("categorical", "context")
 
 
@@ -278,28 +278,27 @@ TRUTHS = [
 
 @pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
 @pytest.mark.parametrize("values", TRUTHS, ids=str)
-def test_truth_values_say_what_a_request_must_send(values: tuple[object, object], ending: str, tmp_path: Path) -> None:
+def test_spelled_truth_values_are_boolean_and_digits_are_not(
+    values: tuple[object, object], ending: str, tmp_path: Path
+) -> None:
     found = infer(two_valued(values), tmp_path, ending)
     lines = found.text.splitlines()
     (place,) = [number for number, line in enumerate(lines) if line.lstrip(" #").startswith("- {name: flag")]
-    comment = lines[place - 1]
-    same = "which JSON's true and false are" in comment
-    assert ("truth values" in comment) == (type(values[0]) is not int) and same != (
-        "would be other categories" in comment
-    )
-    # What the comment promises is so: JSON's true is a value of the log's vocabulary, or it is unknown.
+    spelled = type(values[0]) is not int
+    assert ("kind: boolean" in lines[place]) == spelled
+    assert ("truth values" if spelled else "with kind: boolean a request may send true and false") in lines[place - 1]
     (tmp_path / "s.yaml").write_text(found.text)
     ingest("log", found.log_paths[0], tmp_path / "s.yaml", tmp_path / "raw")
-    split_log(tmp_path / "raw", tmp_path / "clean", tmp_path / "bad", run_id="r")
+    assert split_log(tmp_path / "raw", tmp_path / "clean", tmp_path / "bad", run_id="r").rows_quarantined == 0
     schema = load_schema(tmp_path / "clean" / "schema.yaml")
     table = read_frame(tmp_path / "clean" / "clean.parquet").with_columns(recent_items=pl.lit(None, pl.List(pl.String)))
     encoder = Encoder.fit(
         table.select(f.name for f in schema.model_fields_in_order() if f.name in table.columns).to_arrow(), bare(schema)
     )
-    written = {False: [str(v) for v in values], True: ["true", "false"]}[same]
-    assert set(encoder.values_of("flag")) == set(written)
+    assert set(encoder.values_of("flag")) == ({"true", "false"} if spelled else {"0", "1"})
     parser = RequestParser(bare(schema), online=False)
-    for value, known in ((True, same), (False, same), *((text, True) for text in written)):
+    # What the comment promises is so: in a boolean field JSON's true is the log's yes; among the codes 0 and 1 it is unknown.
+    for value, known in ((True, spelled), (False, spelled), *((each, True) for each in values)):
         (row,) = parser.parse({"rows": [{"flag": value}]}, "r").rows or ()
         column = encoder.column_of("flag")
         assert (encoder.encode_rows([row]).ids[0, column] > 0) == known, value

@@ -1,5 +1,5 @@
-"""Fields of several categories and a precomputed sequence, from a CSV log through Feast to a real server: every form of a request
-gives the same scores, and what was served is what the log and the store say."""
+"""Fields of several categories, truth values, crosses and a precomputed sequence, from a CSV log through Feast to a real server: every form
+of a request gives the same scores, and what was served is what the log and the store say."""
 
 from __future__ import annotations
 
@@ -54,7 +54,11 @@ fields:
 - {name: tags, entity: item, kind: list, length: 4}
 - {name: likes, entity: user, kind: list, separator: "+"}
 - {name: moods, kind: list, separator: ";"}
-- {name: premium, allowed: ["true", "false"]}
+- {name: premium, kind: boolean}
+- {name: city, entity: user}
+- {name: color, entity: item}
+- {name: boxed, entity: item, kind: boolean}
+crosses: [[city, color], [premium, city], [color, boxed], {name: both, of: [user_id, item_id], min_count: 1}]
 sequences:
 - {name: past, of: item_id, column: seen, separator: ",", order: newest_last, length: 3}
 statistics: {windows_days: [0]}
@@ -62,6 +66,7 @@ statistics: {windows_days: [0]}
 MOODS = [[], ["calm"], ["calm", "glad"], ["glad", "42", "é"], ["never seen", "calm"]]
 #: Values per item and per user; some have none.
 TAGS = {f"i{i}": [f"t{k}" for k in range(i % 5)] for i in range(20)}
+CITIES = ["Köln", "Bern", ""]
 LIKES = {f"u{u}": [f"l{(u + k) % 6}" for k in range(u % 4)] for u in range(12)}
 
 
@@ -77,7 +82,10 @@ def write_csv(path: Path, rows: int = 600) -> None:
             "tags": ["|".join(TAGS[f"i{i}"]) for i in items],
             "likes": ["+".join(LIKES[f"u{u}"]) for u in users],
             "moods": [";".join(MOODS[n % 4]) for n in range(rows)],
-            "premium": [("true", "false")[u % 2] for u in users],
+            "premium": [("Yes", "no")[u % 2] for u in users],
+            "city": [CITIES[u % 3] for u in users],
+            "color": [("red", "blue", "green")[i % 3] for i in items],
+            "boxed": [("1", "0", "")[i % 3] for i in items],
             "seen": [",".join(f"i{(u + k) % 20}" for k in range(u % 6)) for u in users],
         }
     ).write_csv(path)
@@ -179,7 +187,7 @@ def test_candidates_have_one_score_in_every_form_and_no_skew(served: Served) -> 
         moods = MOODS[user % len(MOODS)]
         request = {
             "user_id": f"u{user}", "candidates": candidates,
-            "context": {"moods": moods, "premium": "true", "timestamp": 1_767_900_000},
+            "context": {"moods": moods, "premium": (True, "YES", 1)[user % 3], "timestamp": 1_767_900_000},
         }  # fmt: skip
         texts, shape = padded([moods])
         found = in_every_form(
@@ -189,7 +197,7 @@ def test_candidates_have_one_score_in_every_form_and_no_skew(served: Served) -> 
                 ("user_id", [f"u{user}"], [1]),
                 ("candidates", candidates, [len(candidates)]),
                 ("moods", texts, shape),
-                ("premium", ["true"], [1]),
+                ("premium", [("true", "y", "1")[user % 3]], [1]),
             ],
         )
         assert len(set(map(tuple, found.values()))) == 1 and len(found["v1"]) == len(candidates), found
@@ -205,7 +213,7 @@ def test_candidates_have_one_score_in_every_form_and_no_skew(served: Served) -> 
     report = measure_skew(served.log, served.folder / "store")
     assert report.matching == report.rows == asked
     names = {field.name for field in report.fields}
-    assert {"tags", "likes", "past"} <= names
+    assert {"tags", "likes", "past", "city", "color", "boxed"} <= names
     assert {field.name: field.mismatches for field in report.fields if field.mismatches} == {}
     # The lists are what the log says, so the comparison is not one of nothing with nothing.
     known = rows.filter(pl.col("log_item_id") != "never seen")
@@ -214,12 +222,23 @@ def test_candidates_have_one_score_in_every_form_and_no_skew(served: Served) -> 
         user = int(row["log_user_id"][1:])
         assert (row["past"] or []) == [f"i{(user + k) % 20}" for k in range(user % 6)][::-1][:3]
         assert (row["moods"] or []) == MOODS[user % len(MOODS)]
-        assert row["premium"] == "true"
+        assert row["premium"] == "true" and row["city"] == (CITIES[user % 3] or None)
+        assert row["boxed"] == ("true", "false", None)[int(row["log_item_id"][1:]) % 3]
+    # The crosses of the served values are those of the training rows with the same values.
+    bundle = load_bundle(served.folder / "bundle")
+    fields = [field.name for field in bundle.encoder.row_fields]
+    encoded = bundle.encoder.encode_table(known.select(fields).to_arrow())
+    for name in ("city_x_color", "premium_x_city", "color_x_boxed", "both"):
+        values = [bundle.encoder.value_of(name, i) for i in encoded.ids[:, bundle.encoder.column_of(name)].tolist()]
+        assert len(set(values)) > 2, name
+        a, b = next(cross.of for cross in bundle.schema.crosses if cross.name == name)
+        pairs = [[row[a], row[b]] for row in known.to_dicts()]
+        assert all(value is None or json.loads(value) == pair for value, pair in zip(values, pairs, strict=True))
 
 
 def test_training_rows_have_their_offline_score_in_every_form(served: Served) -> None:
     bundle = load_bundle(served.folder / "bundle")
-    names = [field.name for field in bundle.encoder.fields]
+    names = [field.name for field in bundle.encoder.row_fields]
     rows = served.training.tail(40)
     encoded = bundle.encoder.encode_table(rows.select(names).to_arrow())
     expected = bundle.engine.finish(raw_rows(bundle.engine, encoded)).probability.tolist()

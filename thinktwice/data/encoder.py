@@ -15,15 +15,16 @@ import pyarrow as pa
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from thinktwice.data.crosses import CrossIndex, pair_counts
 from thinktwice.data.encoded import Batch, EncodedRows
-from thinktwice.data.sides import Side
+from thinktwice.data.sides import Side, join
 from thinktwice.data.training_set_info import CutVocabulary
 from thinktwice.data.vocabulary import NULL as NULL
 from thinktwice.data.vocabulary import VOCABULARY_FILE as VOCABULARY_FILE
 from thinktwice.data.vocabulary import continued, read_vocabularies, value_counts, write_vocabularies
 from thinktwice.errors import BundleError, reason
 from thinktwice.files import read_json, write_json
-from thinktwice.schema import EVENT_TIME, LABEL, LogField, LogSchema, ModelField
+from thinktwice.schema import EVENT_TIME, LABEL, Cross, LogField, LogSchema, ModelField
 from thinktwice.schema.numbers import borders, number, numbers
 from thinktwice.schema.values import as_series, spell, spelled
 
@@ -49,6 +50,7 @@ class Encoder:
 
     Attributes:
         fields: all model fields in order.
+        row_fields: those that a row has values of; the others, crosses, are computed from them.
         columns: the categorical and numeric ones; column c of ``ids`` is ``columns[c]``.
         num_values: indices per column, the unknown index 0 included.
         cut: vocabularies that ``min_count`` or ``max_values`` has limited; of an encoder just fitted, empty for a stored one.
@@ -68,6 +70,7 @@ class Encoder:
         self.widens = widens
         self.cut: dict[str, CutVocabulary] = {}
         self.fields = fields
+        self.row_fields = tuple(f for f in fields if f.origin != "cross")
         self.user_key = user_key
         self.columns = tuple(f for f in fields if f.kind in ("categorical", "numeric"))
         self.sequences = tuple(f for f in fields if f.kind == "sequence")
@@ -78,6 +81,18 @@ class Encoder:
         self._index = {n: {v: i + 1 for i, v in enumerate(values)} for n, values in vocabularies.items()}
         self.num_values = tuple(
             len(vocabularies[f.name]) + 1 if f.kind == "categorical" else len(bounds[f.name]) + 2 for f in self.columns
+        )
+        place = {f.name: c for c, f in enumerate(self.columns)}
+        self.crosses = tuple(
+            CrossIndex.of(
+                place[f.name],
+                (place[f.crossed[0]], place[f.crossed[1]]),
+                vocabularies[f.name],
+                self._index[f.crossed[0]],
+                self._index[f.crossed[1]],
+            )
+            for f in self.columns
+            if f.crossed
         )
 
     @staticmethod
@@ -91,12 +106,15 @@ class Encoder:
                 new ones follow them; its bounds are kept.
         """
         fields = schema.model_fields_in_order()
-        described = {f.name: f for f in schema.fields}
+        described: dict[str, LogField | Cross] = {f.name: f for f in schema.fields}
+        described |= {cross.name: cross for cross in schema.crosses}
         vocabularies: dict[str, list[str]] = {}
         bounds: dict[str, np.ndarray] = {}
         cut: dict[str, CutVocabulary] = {}
         for f in fields:
-            if f.kind == "categorical" or f.has_own_values:
+            if f.crossed:
+                vocabularies[f.name] = []  # below, from the other fields
+            elif f.kind == "categorical" or f.has_own_values:
                 counts = value_counts(table[f.name])
                 if f.origin == "key":  # a row without an id has the vector of an unknown one
                     counts = counts.filter(pl.col("value") != NULL)
@@ -111,6 +129,17 @@ class Encoder:
                     numbers(table[f.name]).drop_nulls().to_numpy(), described.get(f.name), f.buckets
                 )
         encoder = Encoder(fields, schema.key_of("user"), vocabularies, bounds)
+        if encoder.crosses:
+            ids = encoder.encode_table(table).ids
+            for one in encoder.crosses:
+                a, b = one.parents
+                name, parents = encoder.columns[one.column].name, (encoder.columns[a].name, encoder.columns[b].name)
+                counts = pair_counts(ids[:, a], ids[:, b], (vocabularies[parents[0]], vocabularies[parents[1]]))
+                earlier = [] if before is None else before._values[name]
+                vocabularies[name], lost = continued(counts, described[name], earlier)
+                if lost is not None:
+                    cut[name] = lost
+            encoder = Encoder(fields, schema.key_of("user"), vocabularies, bounds)
         encoder.cut = cut
         return encoder
 
@@ -146,11 +175,15 @@ class Encoder:
         rows = table.num_rows
         ids = np.zeros((rows, len(self.columns)), np.int32)
         for c, f in enumerate(self.columns):
+            if f.crossed:
+                continue
             column = self.widened(table[f.name])
             if f.kind == "categorical":
                 ids[:, c] = self._lookup(f.name, spelled(column).fill_null(NULL))
             else:
                 ids[:, c] = self._bucket(f.name, numbers(column).fill_null(math.nan).to_numpy())
+        for cross in self.crosses:
+            cross.fill(ids)
         sequences = {f.name: self._encode_sequence(f, table[f.name]) for f in self.sequences}
         vectors = {f.name: _stack_vectors(as_series(table[f.name]), f.dim) for f in self.vectors}
         label = as_series(table[LABEL]).to_numpy().astype(np.float32) if LABEL in table.column_names else None
@@ -184,11 +217,16 @@ class Encoder:
         )
 
     def encode_side(self, rows: Sequence[Mapping[str, Any]], names: Collection[str]) -> Side:
-        """Encode the fields ``names`` of some rows; other values in the rows are ignored."""
-        columns = [(c, f) for c, f in enumerate(self.columns) if f.name in names]
+        """Encode the fields ``names`` of some rows; other values in the rows are ignored. A cross is left out, unless its two fields are
+        among the names: :meth:`join` adds it."""
+        columns = [
+            (c, f) for c, f in enumerate(self.columns) if f.name in names and all(name in names for name in f.crossed)
+        ]
         ids = np.empty((len(rows), len(columns)), np.int64)
         for position, (_, f) in enumerate(columns):
             name = f.name
+            if f.crossed:
+                continue
             if f.kind == "categorical":
                 index = self._index[name]
                 ids[:, position] = [
@@ -201,6 +239,12 @@ class Encoder:
                     ids[0, position] = 0 if values[0] != values[0] else bisect_right(self._borders[name], values[0]) + 1
                 else:
                     ids[:, position] = self._bucket(name, np.asarray(values, np.float64))
+        if self.crosses:
+            place = {c: position for position, (c, _) in enumerate(columns)}
+            for cross in self.crosses:
+                if cross.column in place:
+                    a, b = (place[parent] for parent in cross.parents)
+                    ids[:, place[cross.column]] = cross.index(ids[:, a], ids[:, b])
         sequences = {}
         for f in self.sequences:
             if f.name not in names:
@@ -227,6 +271,11 @@ class Encoder:
                     matrix[r] = value
             vectors[f.name] = matrix
         return Side(tuple(c for c, _ in columns), ids, sequences, vectors)
+
+    def join(self, shared: Side, own: Side) -> Batch:
+        """The batch of n rows: the one row of ``shared`` joined with each of the n rows of ``own``, which together have all fields."""
+        present = {*shared.columns, *own.columns}
+        return join(shared, own, tuple(cross for cross in self.crosses if cross.column not in present))
 
     def save(self, folder: Path | str) -> None:
         """Write ``encoder.json`` and ``vocabularies.arrow`` into ``folder``."""
@@ -269,7 +318,10 @@ class Encoder:
         except (OSError, ValueError, pa.ArrowException) as error:
             raise BundleError(f"{folder / VOCABULARY_FILE} cannot be read ({reason(error)}): build it again") from error
         bounds = {name: np.asarray(values, np.float64) for name, values in content.bounds.items()}
-        return Encoder(content.fields, content.user_key, vocabularies, bounds, widens=content.format == 1)
+        try:
+            return Encoder(content.fields, content.user_key, vocabularies, bounds, widens=content.format == 1)
+        except ValueError as error:
+            raise BundleError(f"{folder / VOCABULARY_FILE} cannot be read ({reason(error)}): build it again") from error
 
     def _number(self, value: Any) -> float:
         parsed = number(self._plain(value))
@@ -346,16 +398,23 @@ class _EncoderFile(BaseModel):
             raise ValueError("'bounds' does not name the numeric fields")
         if invalid := [f.name for f in self.fields if f.kind == "sequence" and f.of not in self.vocabulary_fields]:
             raise ValueError(f"sequence {invalid[0]!r} contains values of a field without a vocabulary")
+        columns = {f.name for f in self.fields if f.kind == "categorical" and not f.crossed}
+        if invalid := [f.name for f in self.fields if (f.origin == "cross") != bool(f.crossed)]:
+            raise ValueError(f"{invalid[0]!r} is a cross without two fields")
+        if invalid := [f.name for f in self.fields if not columns.issuperset(f.crossed)]:
+            raise ValueError(f"{invalid[0]!r} is a cross of fields that are not categorical")
         if invalid := [n for n, b in self.bounds.items() if any(high <= low for low, high in pairwise(b))]:
             raise ValueError(f"the bounds of {invalid[0]!r} are not ascending")
         return self
 
 
-def _bounds(values: np.ndarray, field: LogField | None, buckets: int) -> np.ndarray:
+def _bounds(values: np.ndarray, field: LogField | Cross | None, buckets: int) -> np.ndarray:
     """Bucket bounds of a numeric field: given, of equal width on a logarithmic scale, or of quantiles."""
-    if field is not None and field.boundaries is not None:
+    if not isinstance(field, LogField):
+        return borders(values, buckets)
+    if field.boundaries is not None:
         return np.asarray(field.boundaries, np.float64)
-    if field is None or field.scale == "quantiles" or not len(values):
+    if field.scale == "quantiles" or not len(values):
         return borders(values, buckets)
     low, high = (float(np.sign(v) * np.log1p(abs(v))) for v in (values.min(), values.max()))
     steps = np.linspace(low, high, buckets + 1)[1:-1]

@@ -24,6 +24,7 @@ from thinktwice.schema import EVENT_TIME, LogSchema, ModelField
 from thinktwice.schema.limits import EARLIEST_US, FLOAT32_LIMIT, INEXACT_FROM, LATEST_US, is_inexact, text_is_wrong
 from thinktwice.schema.numbers import missing, number, numbers
 from thinktwice.schema.times import FORMS, derive, instant_of, instants, is_time, on_present
+from thinktwice.schema.truth import truth, truths
 from thinktwice.schema.values import as_series, can_spell, spell, spelled
 from thinktwice.validate.parse import log_times
 
@@ -92,18 +93,19 @@ def read_fields(table: pa.Table, schema: LogSchema, encoder: Encoder) -> pa.Tabl
         local = on_present(event_times(table, schema), schema.zone.local)
     absent = [
         f.name
-        for f in encoder.fields
+        for f in encoder.row_fields
         if f.name not in table.column_names and not (f.name in derived and local is not None)
     ]
     if absent:
         raise SchemaError(_absent(absent, encoder, derived))
     out: dict[str, pa.Array] = {}
-    for f in encoder.fields:
+    for f in encoder.row_fields:
         part = derived.get(f.name)
         if part is not None and local is not None:
             out[f.name] = on_present(local, partial(derive, part)).cast(pl.String).to_arrow()
         else:
-            out[f.name] = _checked(f, encoder.widened(table[f.name]))
+            values = encoder.widened(table[f.name])
+            out[f.name] = _truths(f.name, values) if f.name in schema.boolean_fields else _checked(f, values)
     return pa.table(out)
 
 
@@ -134,7 +136,7 @@ def read_counters(table: pa.Table, schema: LogSchema) -> npt.NDArray[np.float32]
 
 def time_column(table: pa.Table, schema: LogSchema) -> str | None:
     """The column with the time of the impressions, None if there is none."""
-    fields = {f.name for f in schema.model_fields_in_order()}
+    fields = {f.name for f in schema.row_fields()}
     for name in (EVENT_TIME, TIMESTAMP, schema.time.column):
         if name is not None and name in table.column_names and (name == EVENT_TIME or name not in fields):
             return name
@@ -218,6 +220,14 @@ def _texts(name: str, values: pa.ChunkedArray) -> pa.Array:
             name, values, inexact, "is a float too large to represent integers exactly: give ids as integers or text"
         )
     return words.to_arrow()
+
+
+def _truths(name: str, values: pa.ChunkedArray) -> pa.Array:
+    if not can_spell(values.type):
+        raise SchemaError(f"column {name!r} has type {values.type}: the model reads truth values there")
+    read = truths(values)
+    _refuse(name, values, read.is_null() & ~missing(values), "is neither true nor false")
+    return read.to_arrow()
 
 
 def _numbers(name: str, values: pa.ChunkedArray) -> pa.Array:
@@ -314,8 +324,8 @@ def _table_of_mappings(rows: Sequence[Mapping[str, Any]], schema: LogSchema, enc
         "sequence": (words, pa.list_(pa.string())),
         "vector": (vector, pa.list_(pa.float64())),
     }
-    for f in encoder.fields:
-        read, kind = readers[f.kind]
+    for f in encoder.row_fields:
+        read, kind = (truth, pa.string()) if f.name in schema.boolean_fields else readers[f.kind]
         column(f.name, [f.name, sources.get(f.name, f.name)], read, kind)
     for key in (schema.key_of("user"), schema.key_of("item")):
         if key is not None and key not in out:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from thinktwice.data.crosses import CrossIndex
 from thinktwice.data.encoded import Batch
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ class Side:
         )
 
 
-def join(shared: Side, own: Side) -> Batch:
-    """The batch of n rows: the one row of ``shared`` joined with each of the n rows of ``own``.
+def join(shared: Side, own: Side, crosses: Sequence[CrossIndex] = ()) -> Batch:
+    """The batch of n rows: the one row of ``shared`` joined with each of the n rows of ``own``, and the crosses between them.
 
     Raises:
         ValueError: ``shared`` is not one row.
@@ -67,9 +68,11 @@ def join(shared: Side, own: Side) -> Batch:
     if len(shared) != 1:
         raise ValueError(f"the shared side must be one row, not {len(shared)}")
     rows = len(own)
-    ids = np.empty((rows, len(shared.columns) + len(own.columns)), np.int64)
+    ids = np.empty((rows, len(shared.columns) + len(own.columns) + len(crosses)), np.int64)
     ids[:, _positions(shared.columns)] = shared.ids
     ids[:, _positions(own.columns)] = own.ids
+    for cross in crosses:
+        cross.fill(ids)
     # Expanded and not repeated: the stride shows readers that all rows share one.
     return Batch(
         torch.from_numpy(ids),

@@ -159,7 +159,7 @@ def build_training_set(
     """
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
-    missing = [f.name for f in schema.model_fields_in_order() if f.name not in frame.columns]
+    missing = [f.name for f in schema.row_fields() if f.name not in frame.columns]
     if missing:
         raise DataError(
             f"training rows lack the columns {', '.join(missing)}: materialize the features of this schema first"

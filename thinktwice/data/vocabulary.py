@@ -11,7 +11,7 @@ import pyarrow.ipc
 
 from thinktwice.data.training_set_info import CutVocabulary
 from thinktwice.files import atomic_file
-from thinktwice.schema import LogField
+from thinktwice.schema import Cross, LogField
 from thinktwice.schema.values import as_series, spelled
 
 NULL = "\u0000null"  # a missing categorical value is a value like any other if it occurred in training
@@ -31,7 +31,7 @@ def value_counts(column: pa.ChunkedArray) -> pl.DataFrame:
 
 
 def continued(
-    counts: pl.DataFrame, field: LogField | None, earlier: list[str]
+    counts: pl.DataFrame, field: LogField | Cross | None, earlier: list[str]
 ) -> tuple[list[str], CutVocabulary | None]:
     """The values that get an index: the ``earlier`` ones in their order, then new ones within the limits of the field. And what the
     limits have cut."""

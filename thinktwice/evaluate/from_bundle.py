@@ -20,10 +20,10 @@ from thinktwice.threads import reproducible
 
 def misfit(bundle: Bundle, rows: pl.DataFrame) -> str:
     """Why the bundle cannot score ``rows``, naming the columns; empty if it can."""
-    missing = [f.name for f in bundle.encoder.fields if f.name not in rows.columns]
+    missing = [f.name for f in bundle.encoder.row_fields if f.name not in rows.columns]
     if missing:
         return f"the rows lack its columns {', '.join(missing)}"
-    for f in bundle.encoder.fields:
+    for f in bundle.encoder.row_fields:
         dtype = rows.schema[f.name]
         if not _readable(f.kind, dtype):
             return f"it reads column {f.name} as {f.kind} and the rows contain {dtype}"

@@ -24,6 +24,7 @@ from thinktwice.schema import LogSchema
 from thinktwice.schema.fields import Entity
 
 Number = Annotated[float, Field(ge=-MAX_MAGNITUDE, le=MAX_MAGNITUDE)]
+Position = Annotated[int, Field(ge=0)]
 Kind = Literal["categorical", "numeric", "sequence", "vector", "counters"]
 
 
@@ -71,7 +72,7 @@ class FieldSpace(BaseModel):
 
     ``num_values`` has one entry per column, the unknown index 0 included. ``sequence_of`` names, per sequence, the column whose
     values it contains and whose table rows it shares, or the sequence itself: a list with ``list_values`` values of its own. ``entities`` names the entity that each field describes: the fields of a
-    new entity are all unknown. ``counters`` are further fields, one per group, after the vectors; None for a model without.
+    new entity are all unknown. ``crosses`` are columns with the two columns that each is computed from. ``counters`` are further fields, one per group, after the vectors; None for a model without.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -85,13 +86,14 @@ class FieldSpace(BaseModel):
     sequence_lengths: tuple[PositiveInt, ...] = ()
     vector_dims: tuple[PositiveInt, ...] = ()
     list_values: tuple[PositiveInt, ...] = ()
+    crosses: tuple[tuple[Position, Position, Position], ...] = ()
     counters: CounterFields | None = None
 
     @model_serializer(mode="wrap")
     def _without_absent_counters(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
         """Files of models without counters or lists are those of versions that knew none."""
         written: dict[str, object] = serialize(self)
-        absent = {"counters": None, "list_values": ()}
+        absent = {"counters": None, "list_values": (), "crosses": ()}
         return {key: value for key, value in written.items() if not (key in absent and value in (absent[key], []))}
 
     @model_validator(mode="after")
@@ -113,6 +115,8 @@ class FieldSpace(BaseModel):
             raise ValueError(
                 f"field kinds ask for {sizes} value counts, sequences, lengths, dims and groups of counters, got {counts}"
             )
+        if any(max(cross) >= len(self.num_values) or cross[0] in cross[1:] for cross in self.crosses):
+            raise ValueError("a cross names three different columns")
         lists = [name for name, of in zip(self.sequences, self.sequence_of, strict=True) if of == name]
         if len(lists) != len(self.list_values):
             raise ValueError(f"{len(lists)} lists have values of their own, got {len(self.list_values)} value counts")
@@ -135,6 +139,7 @@ class FieldSpace(BaseModel):
             sequence_lengths=tuple(f.length for f in sequences),
             vector_dims=tuple(f.dim for f in fields if f.kind == "vector"),
             list_values=encoder.list_values,
+            crosses=tuple((cross.column, *cross.parents) for cross in encoder.crosses),
         )
 
     @property

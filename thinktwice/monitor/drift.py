@@ -137,7 +137,7 @@ def drift_of_log(
     """
     bundle = load_bundle(bundle_dir)
     profile = read_profile(bundle.folder)
-    names = [f.name for f in bundle.encoder.fields]
+    names = [f.name for f in bundle.encoder.row_fields]
     served = read_served(log, most_rows, bundle_hash=bundle.hash, since=since, columns=names)
     return measure_drift(served, profile, bundle, threshold)
 
@@ -165,7 +165,11 @@ def measure_drift(
         names = labels(encoder, field, edges[f.name])
         if field.name == encoder.user_key:
             names = [hashed(n) if n not in ("unknown", "missing", "other values") else n for n in names]
-        unjudged = {"key": "ids change by nature", "derived": "follows the hours of the log"}.get(field.origin, "")
+        unjudged = {
+            "key": "ids change by nature",
+            "derived": "follows the hours of the log",
+            "cross": "follows its two fields",
+        }.get(field.origin, "")
         live = bins[f.name]
         facts = _facts(field.kind, f.train, f.valid, live)
         fields.append(

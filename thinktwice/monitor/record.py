@@ -34,7 +34,7 @@ def log_schema(
     Raises:
         SchemaError: a field of the model has the name of a log column.
     """
-    fields = schema.model_fields_in_order()
+    fields = schema.row_fields()
     ours = logged_columns(answer)
     if clashes := [f.name for f in fields if f.name.lower() in ours]:
         raise SchemaError(

@@ -125,7 +125,9 @@ def quantile_edges(values: np.ndarray, bins: int) -> np.ndarray:
 
 def missing_values(encoder: Encoder, frame: pl.DataFrame) -> dict[str, np.ndarray]:
     """Rows [R] without a value, by categorical field."""
-    return {f.name: frame[f.name].is_null().to_numpy() for f in encoder.columns if f.kind == "categorical"}
+    return {
+        f.name: frame[f.name].is_null().to_numpy() for f in encoder.columns if f.kind == "categorical" and not f.crossed
+    }
 
 
 def clusters_of(users: np.ndarray, requests: np.ndarray | None = None) -> np.ndarray:

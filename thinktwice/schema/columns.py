@@ -69,7 +69,7 @@ def table_columns(schema: LogSchema, entity: Literal["user", "item"]) -> dict[st
     return uses.all()
 
 
-_KIND: dict[str, Kind] = {"categorical": "category", "numeric": "number", "list": "list"}
+_KIND: dict[str, Kind] = {"categorical": "category", "boolean": "category", "numeric": "number", "list": "list"}
 
 
 class _Uses:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from thinktwice.schema.fields import LogField, Sequence, Vector
 from thinktwice.schema.log import LogSchema
 
-KINDS = {"categorical": "category", "numeric": "number", "list": "list of categories"}
+KINDS = {
+    "categorical": "category",
+    "boolean": "truth value (true or false)",
+    "numeric": "number",
+    "list": "list of categories",
+}
 RANGES = {"hour": "0 to 23", "weekday": "0 (Monday) to 6"}
 FORMATS = {
     "s": "Unix time in seconds",
@@ -38,6 +43,10 @@ def field_words(schema: LogSchema) -> dict[str, str]:
             use = "" if key.as_field else ", no input of the model"
             found[key.key] = f"id of the {entity}, from column {key.source_column}{use}"
     found |= {field.name: _field(schema, field) for field in schema.fields}
+    found |= {
+        cross.name: f"pair of {cross.of[0]} and {cross.of[1]}, computed from them; a request sends these, not this field"
+        for cross in schema.crosses
+    }
     found |= {sequence.name: _sequence(sequence) for sequence in schema.sequences}
     found |= {vector.name: _vector(schema, vector) for vector in schema.vectors}
     for entity in ("user", "item"):

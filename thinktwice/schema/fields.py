@@ -15,7 +15,9 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -85,11 +87,12 @@ class LogField(Described):
     ``protected`` values are never masked at test time; by default only categorical fields that are not derived are masked.
 
     A field of kind ``list`` has several categories in a row: a list column, or text with a ``separator``. ``min_count`` and
-    ``max_values`` limit the vocabulary: other values count as unknown. ``unit`` is for readers; no number is converted.
+    ``max_values`` limit the vocabulary: other values count as unknown. ``unit`` is for readers; no number is converted. A field of kind
+    ``boolean`` has the categories ``true`` and ``false``, read from every spelling in :mod:`thinktwice.schema.truth`.
     """
 
     name: Name
-    kind: Literal["categorical", "numeric", "list"] = "categorical"
+    kind: Literal["categorical", "boolean", "numeric", "list"] = "categorical"
     entity: Entity = "context"
     column: str | None = None
     unit: str | None = Field(default=None, min_length=1, max_length=30)  # numeric: of its values, such as EUR
@@ -117,6 +120,11 @@ class LogField(Described):
             raise ValueError(f"field {self.name!r}: a derived field is a categorical context field without a column")
         if self.kind == "numeric" and self.allowed is not None:
             raise ValueError(f"field {self.name!r}: 'allowed' is for categorical fields; use minimum and maximum")
+        if self.kind == "boolean" and (self.allowed is not None or self.min_count > 1 or self.max_values is not None):
+            raise ValueError(
+                f"field {self.name!r}: a boolean has the values true and false; allowed, min_count and max_values are for "
+                "categorical fields"
+            )
         if self.kind != "numeric" and (self.minimum is not None or self.maximum is not None):
             raise ValueError(f"field {self.name!r}: minimum and maximum are for numeric fields; use 'allowed'")
         if self.unit is not None and (self.kind != "numeric" or not self.unit.isprintable()):
@@ -153,8 +161,13 @@ class LogField(Described):
         return self.column or self.name
 
     @property
+    def is_category(self) -> bool:
+        """Whether a row has one category."""
+        return self.kind in ("categorical", "boolean")
+
+    @property
     def is_protected(self) -> bool:
-        return self.protected if self.protected is not None else self.kind != "categorical" or self.derived is not None
+        return self.protected if self.protected is not None else not self.is_category or self.derived is not None
 
 
 class EntityKey(Described):
@@ -249,6 +262,36 @@ class Sequence(Described):
         return self.separator or "|"
 
 
+class Cross(Described):
+    """A pair of two categorical fields as a category of its own. It is computed from them; logs and requests do not have it.
+
+    A pair that occurs in fewer than ``min_count`` training rows, or is not among the ``max_values`` most frequent ones, is unknown, as is
+    a pair with an unknown value. The order of the fields has no meaning. A cross is never masked at test time.
+    """
+
+    name: Name
+    of: tuple[str, str]
+    min_count: int = Field(default=2, ge=1)
+    max_values: int = Field(default=100_000, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        """``[a, b]`` is short for ``{name: a_x_b, of: [a, b]}``."""
+        value = {"of": value} if isinstance(value, (list, tuple)) else value
+        if isinstance(value, dict) and "name" not in value:
+            of = value.get("of")
+            if isinstance(of, (list, tuple)) and len(of) == 2:
+                return {"name": f"{of[0]}_x_{of[1]}", **value}
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Cross:
+        if self.of[0] == self.of[1]:
+            raise ValueError(f"cross {self.name!r}: {self.of[0]!r} is crossed with itself, give two different fields")
+        return self
+
+
 class Vector(Described):
     """A fixed vector of the item or user, a list column of the source. A missing vector is an unknown value."""
 
@@ -309,7 +352,7 @@ class ModelField(Described):
     name: str
     kind: Literal["categorical", "numeric", "sequence", "vector"]
     entity: Entity
-    origin: Literal["key", "attribute", "derived", "statistic", "sequence", "vector"]
+    origin: Literal["key", "attribute", "derived", "cross", "statistic", "sequence", "vector"]
     protected: bool
     buckets: int = 0  # numeric
     length: int = 0  # sequence
@@ -317,6 +360,14 @@ class ModelField(Described):
     of: str = (
         ""  # sequence: the categorical field whose vocabulary and table it shares, or its own name: it has its own
     )
+
+    crossed: tuple[str, str] | tuple[()] = ()  # cross: the two fields that it is computed from
+
+    @model_serializer(mode="wrap")
+    def _without_absent_cross(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Files of models without crosses are those of versions that knew none."""
+        written: dict[str, object] = serialize(self)
+        return {key: value for key, value in written.items() if key != "crossed" or value}
 
     @property
     def has_own_values(self) -> bool:

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from thinktwice.errors import SchemaError
 from thinktwice.schema.fields import (
     TABLE_OF,
+    Cross,
     Described,
     Entities,
     Entity,
@@ -43,6 +44,7 @@ class LogSchema(Described):
     label: LabelColumn = LabelColumn()
     entities: Entities = Entities()
     fields: tuple[LogField, ...] = ()
+    crosses: tuple[Cross, ...] = ()
     sequences: tuple[Sequence, ...] = ()
     vectors: tuple[Vector, ...] = ()
     tables: SideTables = SideTables()
@@ -80,7 +82,7 @@ class LogSchema(Described):
                     raise ValueError(
                         f"field {users[0]!r} belongs to the {entity}, but entities.{entity} is not described"
                     )
-        item_categoricals = {f.name for f in self.fields if f.entity == "item" and f.kind == "categorical"}
+        item_categoricals = {f.name for f in self.fields if f.entity == "item" and f.is_category}
         if self.entities.item is not None and self.entities.item.as_field:
             item_categoricals.add(self.entities.item.key)
         for sequence in self.sequences:
@@ -94,13 +96,28 @@ class LogSchema(Described):
             for entity in self.statistics.entities:
                 if getattr(self.entities, entity) is None:
                     raise ValueError(f"statistics name the {entity}, but entities.{entity} is not described")
+        self._check_crosses()
         self._check_tables()
         if self.entities.item is not None and self.entities.item.anonymous:
             raise ValueError("entities.item: only users may be anonymous")
         self._check_instant()
-        if self.scenario is not None and self.scenario not in {f.name for f in self.fields if f.kind == "categorical"}:
+        if self.scenario is not None and self.scenario not in {f.name for f in self.fields if f.is_category}:
             raise ValueError(f"scenario names {self.scenario!r}, which is not a categorical field")
         return self
+
+    def _check_crosses(self) -> None:
+        known = [key.key for key in (self.entities.user, self.entities.item) if key is not None and key.as_field]
+        known += [f.name for f in self.fields if f.is_category]
+        pairs: set[frozenset[str]] = set()
+        for cross in self.crosses:
+            for name in cross.of:
+                if name not in known:
+                    raise ValueError(
+                        f"cross {cross.name!r}: 'of' names {name!r}, which is not a categorical field; these are {', '.join(known) or 'none'}"
+                    )
+            if frozenset(cross.of) in pairs:
+                raise ValueError(f"{cross.of[0]!r} and {cross.of[1]!r} are crossed twice: leave one cross out")
+            pairs.add(frozenset(cross.of))
 
     def _check_tables(self) -> None:
         for entity, table in self.side_tables.items():
@@ -130,7 +147,7 @@ class LogSchema(Described):
             ("attributes", instant.attributes, "user"),
         )
         for setting, names, entity in sides:
-            allowed_names = [f.name for f in self.attributes_of(entity) if f.kind == "categorical"]
+            allowed_names = [f.name for f in self.attributes_of(entity) if f.is_category]
             for name in names or ():
                 if name not in allowed_names:
                     raise ValueError(
@@ -144,6 +161,11 @@ class LogSchema(Described):
     def has_anonymous_users(self) -> bool:
         """Whether rows and requests may have no id of the user."""
         return self.entities.user is not None and self.entities.user.anonymous
+
+    @property
+    def boolean_fields(self) -> frozenset[str]:
+        """Names of the fields of kind boolean."""
+        return frozenset(f.name for f in self.fields if f.kind == "boolean")
 
     @property
     def side_tables(self) -> dict[Literal["user", "item"], SideTable]:
@@ -234,11 +256,24 @@ class LogSchema(Described):
             out.append(
                 ModelField(
                     name=f.name,
-                    kind=f.kind,
+                    kind="numeric" if f.kind == "numeric" else "categorical",
                     entity=f.entity,
                     origin="derived" if f.derived else "attribute",
                     protected=f.is_protected,
                     buckets=f.buckets if f.kind == "numeric" else 0,
+                )
+            )
+        entities = {f.name: f.entity for f in out}
+        for cross in self.crosses:
+            of = {entities.get(name) for name in cross.of}
+            out.append(
+                ModelField(
+                    name=cross.name,
+                    kind="categorical",
+                    entity="item" if "item" in of else "user" if "user" in of else "context",
+                    origin="cross",
+                    protected=True,
+                    crossed=cross.of,
                 )
             )
         if self.statistics is not None:
@@ -284,6 +319,10 @@ class LogSchema(Described):
                 ModelField(name=v.name, kind="vector", entity=v.entity, origin="vector", protected=True, dim=v.dim)
             )
         return tuple(out)
+
+    def row_fields(self) -> tuple[ModelField, ...]:
+        """The inputs of the model that a row has values of. The others, crosses, are computed from them by the encoder."""
+        return tuple(f for f in self.model_fields_in_order() if f.origin != "cross")
 
     def statistic_names(self, entity: Literal["user", "item"]) -> tuple[str, ...]:
         """Names of the statistic fields of one entity: ``user_views_7d``, ``user_rate_7d``, ..., ``item_views_all``."""

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from thinktwice.schema.fields import (
+    Cross,
     Entities,
     EntityKey,
     LabelColumn,
@@ -33,6 +34,7 @@ KEYS: dict[type[BaseModel], tuple[str, dict[str, tuple[str, str]]]] = {
             "label": ("What a click is.", "label: {column: bought}"),
             "entities": ("The ids of users and items.", "entities: {user: {key: user}, item: {key: item}}"),
             "fields": ("The features of an impression.", "fields: [{name: device}]"),
+            "crosses": ("Pairs of two categorical fields as categories of their own.", "crosses: [[device, item]]"),
             "sequences": ("The latest items of a user.", "sequences: [{name: recent_items, of: item, length: 20}]"),
             "vectors": ("Fixed vectors of users or items.", "vectors: [{name: look, dim: 4}]"),
             "tables": ("Side tables with the attributes of users and items.", "tables: {items: {path: items.csv}}"),
@@ -82,7 +84,7 @@ KEYS: dict[type[BaseModel], tuple[str, dict[str, tuple[str, str]]]] = {
         "fields",
         {
             "name": ("Name of the field in the model and in requests.", "name: price"),
-            "kind": ("categorical; numeric for numbers that are cut into bins; list for several categories in a row.", "kind: numeric"),
+            "kind": ("categorical; boolean for true and false, also written yes and no, or 1 and 0; numeric for numbers that are cut into bins; list for several categories in a row.", "kind: numeric"),
             "entity": ("Whose attribute it is: user, item, or context of the impression.", "entity: item"),
             "column": ("Its column; default: the name.", "column: price_eur"),
             "unit": ("Unit of a numeric field, for the data report; nothing is converted.", "unit: EUR"),
@@ -99,6 +101,15 @@ KEYS: dict[type[BaseModel], tuple[str, dict[str, tuple[str, str]]]] = {
             "min_count": ("Values that occur in fewer training rows count as unknown.", "min_count: 5"),
             "max_values": ("Only this many most frequent values are known; others count as unknown.", "max_values: 10000"),
             "protected": ("Whether the value is never masked at test time.", "protected: true"),
+        },
+    ),
+    Cross: (
+        "crosses",
+        {
+            "name": ("Name of the cross; default: a_x_b for the fields a and b. [a, b] is short for {of: [a, b]}.", "name: city_x_device"),
+            "of": ("The two categorical fields, keys and derived fields included, that it is computed from.", "of: [city, device]"),
+            "min_count": ("Pairs that occur in fewer training rows count as unknown.", "min_count: 5"),
+            "max_values": ("Only this many most frequent pairs are known.", "max_values: 10000"),
         },
     ),
     Sequence: (
@@ -211,6 +222,14 @@ def json_schema() -> dict[str, Any]:
     }
     valid_from = definitions["SideTable"]["properties"]["valid_from"]
     valid_from["anyOf"] = [{"type": "string", "minLength": 1}, *valid_from["anyOf"]]
+    crosses = schema["properties"]["crosses"]
+    crosses["items"] = {
+        "anyOf": [
+            {"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 2},
+            {"$ref": "#/$defs/Cross"},
+        ]
+    }
+    definitions["Cross"]["required"] = ["of"]
     allowed = definitions["LogField"]["properties"]["allowed"]
     allowed["anyOf"][0]["items"] = {"type": ["string", "number", "boolean"]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

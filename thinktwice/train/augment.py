@@ -63,6 +63,8 @@ class Augmenter:
         hidden = self._unknown(len(batch), generator)
         if self.kind != "none" and len(self.columns):
             hidden[:, self.columns] |= self._masked(index, generator)
+        for column, first, second in self.fields.crosses:
+            hidden[:, column] |= hidden[:, first] | hidden[:, second]
         positions = {name: position for position, name in enumerate(self.fields.names)}
         return Batch(
             batch.ids.masked_fill(hidden[:, : batch.ids.shape[1]], 0),

@@ -32,6 +32,7 @@ from thinktwice.schema.limits import EARLIEST_US, INEXACT_FROM, LATEST_US, text_
 from thinktwice.schema.log import LogSchema
 from thinktwice.schema.numbers import SPACE, holds_text, missing, numbers
 from thinktwice.schema.times import Instants, derive, instants, is_time, localized, on_present, zone_named
+from thinktwice.schema.truth import truths
 from thinktwice.schema.values import as_series, spelled, texts
 from thinktwice.validate.rules import Rule
 
@@ -40,7 +41,7 @@ TITLE = "title"
 PROPENSITY = "propensity"
 TRUTH = "truth"
 
-_TEXT, _NUMBER, _LABEL, _MISSING, _VECTOR = "text", "number", "label", "missing", "vector"
+_TEXT, _TRUTH, _NUMBER, _LABEL, _MISSING, _VECTOR = "text", "truth", "number", "label", "missing", "vector"
 _LIST, _SPLIT = "list ", "split "  # each followed by the separator
 _WRONG, _INEXACT = "wrong text", "inexact"
 _READABLE, _MICROS, _ZONELESS = "time readable", "time micros", "time zoneless"
@@ -204,6 +205,8 @@ def _violation(rule: Rule, as_of: datetime | None) -> pl.Expr:
         return value.is_null() & ~read(_MISSING)
     if rule.check == "binary":
         return ~value.is_in([0.0, 1.0])
+    if rule.check == "boolean":
+        return read(_TRUTH).is_null() & ~read(_MISSING)
     if rule.check == "minimum":
         return value < rule.bound
     if rule.check == "maximum":
@@ -274,7 +277,7 @@ def _uses_of(
 def _use(field: LogField) -> str:
     if field.kind == "list":
         return _LIST + field.separated_by
-    return _NUMBER if field.kind == "numeric" else _TEXT
+    return {"numeric": _NUMBER, "boolean": _TRUTH}.get(field.kind, _TEXT)
 
 
 def _plain(values: pa.Array) -> pa.Array:
@@ -346,6 +349,7 @@ def _vector(values: pa.Array) -> pl.Series:
 
 _READERS: dict[str, Callable[[pa.Array], Iterable[tuple[str, pl.Series]]]] = {
     _TEXT: _words,
+    _TRUTH: lambda values: [(_TRUTH, truths(values))],
     _NUMBER: lambda values: [(_NUMBER, numbers(values))],
     _LABEL: lambda values: [(_LABEL, _label(values))],
     _VECTOR: lambda values: [(_VECTOR, _vector(values))],

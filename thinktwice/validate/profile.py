@@ -148,7 +148,7 @@ def _features(schema: LogSchema) -> list[_Feature]:
         if key is not None:
             out.append(_Feature(key, "key", entity == "user"))
     for field in schema.fields:
-        kind = "derived" if field.derived else field.kind
+        kind = "derived" if field.derived else "categorical" if field.kind == "boolean" else field.kind
         out.append(_Feature(field.name, kind, False))
     out += [_Feature(s.name, "list", False) for s in schema.sequences if s.column is not None]
     return out + [_Feature(v.name, "vector", False) for v in schema.vectors]

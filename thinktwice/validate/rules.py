@@ -40,6 +40,7 @@ Check = Literal[
     "missing",
     "text",
     "allowed",
+    "boolean",
     "minimum",
     "maximum",
     "vector",
@@ -512,6 +513,19 @@ def _field_rules(field: LogField) -> list[Rule]:
             rules.append(_bound(field.name, field.source_column, "minimum", field.minimum))
         if field.maximum is not None:
             rules.append(_bound(field.name, field.source_column, "maximum", field.maximum))
+        return rules
+    if field.kind == "boolean":
+        rules.append(
+            Rule(
+                id=f"{field.name}:boolean",
+                check="boolean",
+                column=field.name,
+                source=field.source_column,
+                description=f"{field.name} is absent, or true or false (or yes and no, t and f, y and n, on and off, 1 and 0)",
+                fix="correct these rows, or make the field categorical if it has other values, then check the rows again with "
+                "`thinktwice data replay`",
+            )
+        )
         return rules
     rules.append(_text(field.name, field.source_column))
     if field.allowed is not None:

@@ -118,6 +118,8 @@ def _row_expectation(schema: LogSchema, rule: Rule) -> tuple[str, dict[str, Any]
         }
     if rule.check == "allowed":
         return "ExpectColumnValuesToBeInSet", {"column": rule.column, "value_set": list(rule.allowed or ())}
+    if rule.check == "boolean":
+        return "ExpectColumnValuesToBeInSet", {"column": rule.column, "value_set": ["true", "false"]}
     if rule.check in ("minimum", "maximum"):
         return "ExpectColumnValuesToBeBetween", {"column": rule.column, f"{rule.check[:3]}_value": rule.bound}
     if rule.check == "vector":

@@ -22,10 +22,6 @@ ITEM = (
     *("item", "iid", "product", "sku", "movie", "video", "ad", "creative", "article", "news", "song", "track", "book"),
     *("listing", "hotel", "doc", "document", "content", "offer", "post", "app", "game", "recipe", "restaurant", "film"),
 )
-#: Spellings of truth values, in lower case.
-TRUTH = tuple(
-    {yes, no} for yes, no in (("true", "false"), ("t", "f"), ("yes", "no"), ("y", "n"), ("on", "off"), ("1", "0"))
-)
 KEY = ("id", "key", "uid", "iid", "sku", "no", "nr", "code", "hash", "uuid", "guid")
 #: Best first.
 LABEL = (

@@ -13,9 +13,12 @@ from thinktwice.data.infer.depend import FOLLOWS, LEAK, PERHAPS, auc_alone, depe
 from thinktwice.data.infer.measure import ColumnFacts, Measured
 from thinktwice.errors import DataError
 from thinktwice.schema.columns import known_column
+from thinktwice.schema.numbers import SPACE
 from thinktwice.schema.times import TEXT
+from thinktwice.schema.truth import TRUTH_WORDS
 
 Side = Literal["user", "item"]
+FieldKind = Literal["categorical", "boolean", "numeric"]  # of one value in a row
 SEPARATORS = ("|", ";")  # between the categories of a text
 MAX_LIST = 200  # values of a list in one row
 MAX_ALLOWED = 20  # values of a small vocabulary that the schema lists
@@ -49,7 +52,7 @@ class FieldRole:
     """A field of the schema; ``leak`` is the reason why it is written as a comment."""
 
     column: str
-    kind: Literal["categorical", "numeric", "list", "vector"]
+    kind: Literal["categorical", "boolean", "numeric", "list", "vector"]
     entity: Literal["user", "item", "context"]
     reason: str
     question: str = ""
@@ -153,7 +156,7 @@ def _place(
     measured: Measured,
     of: ColumnFacts,
     roles: Roles,
-    kind: tuple[Literal["categorical", "numeric"], str] | None,
+    kind: tuple[FieldKind, str] | None,
     keys: dict[str, pl.Series],
     clicked: pl.Series,
     *,
@@ -217,7 +220,7 @@ def _place(
     if kind[0] == "numeric":
         role.minimum = 0.0 if of.minimum >= 0 else None
         role.reason += f"; {of.minimum:g} to {of.maximum:g}"
-    else:
+    elif kind[0] == "categorical":
         role.allowed = _allowed(of, text)
     if of.missing:
         role.reason += f"; {of.missing / of.rows:.1%} missing"
@@ -351,9 +354,9 @@ def _numbers_inside(of: ColumnFacts) -> bool:
     return inner is None or any(word in str(inner) for word in ("int", "float", "double", "decimal"))
 
 
-def _kinds(measured: Measured, columns: list[str]) -> dict[str, tuple[Literal["categorical", "numeric"], str]]:
+def _kinds(measured: Measured, columns: list[str]) -> dict[str, tuple[FieldKind, str]]:
     """Kind and reason of every column that is no time, list or constant. Columns I1, I2, ... of whole numbers share a kind."""
-    out: dict[str, tuple[Literal["categorical", "numeric"], str]] = {}
+    out: dict[str, tuple[FieldKind, str]] = {}
     for name in columns:
         of = measured.facts[name]
         if of.constant or of.is_list or of.is_time or (not of.numeric and time_format(measured, of) is not None):
@@ -379,26 +382,23 @@ def of_two(of: ColumnFacts) -> bool:
 
 
 def truth_words(of: ColumnFacts) -> str:
-    """How a column of truth values is read, and how a request spells them; empty for another column."""
-    values = sorted(of.vocabulary or (), reverse=True)
-    if {value.lower() for value in values} not in names.TRUTH or len(values) != len({v.lower() for v in values}):
+    """What to say about a column of truth values, of text that spells them; empty for another column."""
+    spellings = sorted(of.vocabulary or ())
+    words = {TRUTH_WORDS.get(value.strip(SPACE).lower()) for value in spellings}
+    if None in words or len(words) < 2 or all(_is_float(value) for value in spellings):
         return ""
-    if values == ["true", "false"]:
-        return "truth values, read as the categories true and false, which JSON's true and false are in a request"
-    first, second = values
-    what = "two values" if of.numeric else "truth values"
-    return (
-        f"{what}, read as the categories {first} and {second}, as they are written here; a request sends {first} and {second} too, because "
-        "JSON's true and false would be other categories"
-    )
+    written = "" if spellings == ["false", "true"] else f", written {', '.join(spellings)}"
+    return f"truth values{written}; a request may send true and false in any of their spellings"
 
 
-def _kind(measured: Measured, of: ColumnFacts) -> tuple[Literal["categorical", "numeric"], str]:
+def _kind(measured: Measured, of: ColumnFacts) -> tuple[FieldKind, str]:
     size = "more than 100" if of.vocabulary is None else str(len(of.vocabulary))
     if truth := truth_words(of):
-        return "categorical", truth
+        return "boolean", truth
     if not of.numeric:
         return "categorical", f"text, {size} values"
+    if of.vocabulary == {"0", "1"}:
+        return "categorical", "0 and 1; with kind: boolean a request may send true and false"
     if of_two(of):
         return "categorical", "two values"
     named = glued_set(of.name)

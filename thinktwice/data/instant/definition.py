@@ -207,7 +207,7 @@ def definition_of(schema: LogSchema) -> Definition | None:
     both = schema.entities.user is not None and schema.entities.item is not None
 
     def crossed(names: tuple[str, ...] | None, side: Side, slots: int) -> tuple[Crossed, ...]:
-        fields = {f.name: f for f in schema.attributes_of(side) if f.kind == "categorical"}
+        fields = {f.name: f for f in schema.attributes_of(side) if f.is_category}
         chosen = (list(fields)[:2] if both else []) if names is None else names
         out = []
         for name in chosen:
