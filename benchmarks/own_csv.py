@@ -26,7 +26,7 @@ from thinktwice.data.ingest import ingest
 from thinktwice.data.sources.registry import builtin_schema_text
 from thinktwice.evaluate.evaluation import recorded_evaluation
 from thinktwice.files import write_json
-from thinktwice.parquet import num_rows, read_frame
+from thinktwice.parquet import num_rows, read_frame, write_frame
 
 RESULT = Path(__file__).parent / "results" / "own_csv.json"
 MOST_BELOW = 0.003  # AUC of the inferred schema below that of the hand-written one
@@ -38,7 +38,7 @@ def write_files(name: str, folder: Path, users: float) -> None:
     ingest(name, None, None, folder / "raw")
     log = read_frame(folder / "raw" / "log.parquet").drop("row_id", "source_row")
     log = log.filter(pl.col("user_id").hash(seed=1) % 1000 < int(1000 * users))
-    log.write_parquet(folder / "log.parquet")
+    write_frame(log, folder / "log.parquet")
     log.select("user_id", "item_id", "rating", "timestamp").write_csv(folder / "ratings.csv")
     of_user = log.select("user_id", "gender", "age", "occupation", "zip_code").unique("user_id", maintain_order=True)
     of_user.write_csv(folder / "users.csv")

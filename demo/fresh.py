@@ -65,7 +65,9 @@ class EventFeed:
         self.schema: LogSchema = load_schema(clean / SCHEMA_FILE)
         definition = definition_of(self.schema)
         if definition is None:
-            raise DataError(f"the log {self.schema.name} has no statistics.instant: there is no feedback to show")
+            raise DataError(
+                f"the log {self.schema.name} has no statistics.instant, so there is no feedback to show: choose another data set"
+            )
         self.definition = definition
         self._fields = list(
             dict.fromkeys(

@@ -53,7 +53,9 @@ def choose_question(training_set: Path) -> Question:
     schema = load_schema(training_set / "schema.yaml")
     user_key, item_key = schema.key_of("user"), schema.key_of("item")
     if user_key is None or item_key is None:
-        raise DataError(f"the log {schema.name} describes no users or no items: the demo needs users and items")
+        raise DataError(
+            f"the log {schema.name} describes no users or no items: the demo needs users and items, choose another data set"
+        )
     context = [field.name for field in schema.attributes_of("context")]
     columns = [user_key, item_key, EVENT_TIME, LABEL, "split", *context]
     rows = read_frame(training_set / "rows.parquet")
@@ -66,7 +68,7 @@ def choose_question(training_set: Path) -> Question:
     clicked = history.filter(pl.col(LABEL) == 1)
     candidates = _popular(rows, item_key, without=set(history[item_key].to_list()))
     if not candidates:
-        raise DataError(f"user {user} has seen every item of {schema.name}: the demo has nothing left to recommend")
+        raise DataError(f"user {user} has seen every item of {schema.name}: choose another user")
     return Question(
         user=user,
         num_impressions=history.height,

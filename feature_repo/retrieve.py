@@ -56,7 +56,9 @@ def training_set(clean_dir: Path | str, store_dir: Path | str) -> pa.Table:
         raise DataError(f"clean log {clean_path} does not exist: run the validation step first")
     clean = clean_rows(clean_dir, schema)
     if not clean.num_rows:
-        raise DataError(f"clean log {clean_path} contains no rows: every row was quarantined or the source is empty")
+        raise DataError(
+            f"clean log {clean_path} contains no rows: every row was quarantined or the source is empty, see the reasons in the quarantine"
+        )
     if not specs:
         return clean
     features = features_at(clean, store_dir, info, specs)

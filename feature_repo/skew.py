@@ -58,7 +58,7 @@ def measure_skew(
     specs = table_specs(schema)
     if not specs:
         raise FeatureStoreError(
-            f"feature store {store_dir} has no features to look up (its log has no users and items): there is no skew to measure"
+            f"feature store {store_dir} has no features to look up (its log has no users and items): there is no skew to measure, use `thinktwice drift`"
         )
     fields = [(name, kind, spec.entity) for spec in specs for name, kind in spec.columns]
     served = read_served(log, most_rows, looked_up=True, since=since, columns=[name for name, _, _ in fields])

@@ -319,7 +319,7 @@ def _check_redis(address: str) -> None:
     endpoint = address.split(",")[0]
     host, _, port = endpoint.rpartition(":")
     if not host or not port.isdigit():
-        raise FeatureStoreError(f"redis address {endpoint!r} is not host:port, for example 127.0.0.1:6379")
+        raise FeatureStoreError(f"redis address {endpoint!r} is not host:port: give one such as 127.0.0.1:6379")
     options = dict(part.split("=", 1) for part in address.split(",")[1:] if "=" in part)
     client = redis.Redis(
         host=host,

@@ -68,7 +68,7 @@ def test_every_room_brings_its_verbs(commands: dict):
     assert {name for name in points if "." not in name} == COMMANDS
     added = {tuple(name.split(".")) for name in points if "." in name}  # commands that another room adds to a group
     assert {path[0] for path in added} <= COMMANDS and added <= set(commands)
-    assert {path[0] for path in commands if path} == COMMANDS
+    assert {path[0] for path in commands if path} == COMMANDS | {"completion"}
     assert ("pipeline", "run") in commands and ("pipeline", "compile") in commands
 
 
@@ -275,3 +275,42 @@ def test_any_error_of_a_command_is_one_sentence(
     for named in tmp_path.iterdir():  # for whoever mends it, and only of what nobody had foreseen
         assert str(named) in line and "Traceback" in named.read_text()
     assert ("what led to it is in" in line) == bool(list(tmp_path.iterdir()))
+
+
+def complete(line: str, shell: str, **more: str) -> list[str]:
+    """What the command line answers a shell that completes ``line``; the candidates without their help."""
+    asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)} if shell == "bash" else {}
+    environment = {
+        **os.environ,
+        **asked,
+        "_TYPER_COMPLETE_ARGS": line,
+        "_THINKTWICE_COMPLETE": f"complete_{shell}",
+        **more,
+    }
+    command = [sys.executable, "-m", "thinktwice.cli"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert not done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_and_options(shell: str, capsys: pytest.CaptureFixture[str]):
+    more = {"_TYPER_COMPLETE_FISH_ACTION": "get-args"} if shell == "fish" else {}
+    found = " ".join(complete("thinktwice data in", shell, **more))
+    assert "ingest" in found and "infer-schema" in found and "replay" not in found
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert f"complete_{shell}" in script and "thinktwice" in script
+
+
+def test_bash_itself_completes_with_the_script(tmp_path: Path):
+    program = tmp_path / "thinktwice"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m thinktwice.cli "$@"\n')
+    program.chmod(0o755)
+    script = (
+        "source <(thinktwice completion bash); COMP_WORDS=(thinktwice pipeline run --rec); COMP_CWORD=3; "
+        'COMPREPLY=(); _thinktwice_completion thinktwice; echo "${COMPREPLY[@]}"'
+    )
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(["bash", "-c", script], env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert done.stdout.split() == ["--recipe"], done.stderr

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import traceback
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -24,6 +24,12 @@ from thinktwice.explain import error_record
 from thinktwice.printable import printable
 
 GROUP = "thinktwice.commands"
+PROGRAM = "thinktwice"
+TYPER_COMPLETION = (
+    "install_completion",
+    "show_completion",
+)  # options of typer, which know nothing of the whole command line
+COMPLETE = "_THINKTWICE_COMPLETE"  # environment variable: what a shell asks for, see `thinktwice completion`
 LINE_BREAKS = "\n"  # of messages that list several things
 INTERRUPTED = 130  # exit status after Ctrl-C
 QUIET_STOP = "THINKTWICE_QUIET_STOP"  # set by a caller that prints the message about stopping itself
@@ -33,11 +39,12 @@ class LazyCommands(TyperGroup):
     """Loads a package only when one of its commands is called: ``predict`` must not wait for the imports of ``pipeline``."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(point.name for point in entry_points(group=GROUP) if "." not in point.name)
+        found = {point.name for point in entry_points(group=GROUP) if "." not in point.name}
+        return sorted({*found, *super().list_commands(ctx)})
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         points = [point for point in entry_points(group=GROUP) if point.name == cmd_name]
-        return _command_of(points[0]) if points else None
+        return _command_of(points[0]) if points else super().get_command(ctx, cmd_name)
 
 
 def _command_of(point: EntryPoint) -> Any:
@@ -51,6 +58,7 @@ def _command_of(point: EntryPoint) -> Any:
     name = point.name.rpartition(".")[2]
     if isinstance(loaded, typer.Typer):
         command: Any = typer.main.get_command(loaded)
+        command.params = [p for p in command.params if p.name not in TYPER_COMPLETION]
         for added in entry_points(group=GROUP):
             if added.name.rpartition(".")[0] == point.name:
                 command.add_command(_command_of(added))
@@ -80,13 +88,33 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
         raise typer.Exit
 
 
+@app.command()
+def completion(
+    shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="Your shell.", show_default=False)],
+) -> None:
+    """Print a script that completes commands and options in your shell: `source <(thinktwice completion bash)` in ~/.bashrc or, with zsh,
+    ~/.zshrc; for fish `thinktwice completion fish > ~/.config/fish/completions/thinktwice.fish`."""
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]
+
+    typer.echo(get_completion_script(prog_name=PROGRAM, complete_var=COMPLETE, shell=shell).strip())
+
+
+def _prepare_completion() -> None:
+    """Register the forms in which the scripts of `completion` ask, when a shell does."""
+    if COMPLETE in os.environ:
+        from typer.completion import completion_init  # type: ignore[attr-defined]
+
+        completion_init()
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status is 0, 1 for an error (one sentence on stderr), 2 for wrong usage, 130 for Ctrl-C."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # so that a background job can be stopped too
     on_stop()
+    _prepare_completion()
     try:
-        with_plain_help(typer.main.get_command(app)).main(args=arguments, prog_name="thinktwice")
+        with_plain_help(typer.main.get_command(app)).main(args=arguments, prog_name=PROGRAM, complete_var=COMPLETE)
     except ThinktwiceError as error:
         _print_error(str(error))
         return 1

@@ -114,7 +114,9 @@ class Client:
         try:
             predictions = json.loads(content)["predictions"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ServerError(f"{self._url} did not return predictions: is it a predictor?") from error
+            raise ServerError(
+                f"{self._url} did not return predictions, so it is not a predictor: give the URL that `thinktwice serve` prints"
+            ) from error
         return Reply(predictions, answered.get(REQUEST_ID, request_id), answered.get(SERVED_ARM))
 
     def close(self) -> None:
@@ -135,13 +137,13 @@ class Client:
             return self._once(body, headers, limit)
         except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
             if not reused:
-                raise ServerError(f"{self._url} does not answer ({error}): is the gateway running?") from error
+                raise ServerError(f"{self._url} does not answer ({error}): start it, or correct the URL") from error
         except (OSError, http.client.HTTPException) as error:
-            raise ServerError(f"{self._url} does not answer ({error}): is the gateway running?") from error
+            raise ServerError(f"{self._url} does not answer ({error}): start it, or correct the URL") from error
         try:  # the connection was reused, and the server had closed it in the meantime
             return self._once(body, headers, limit)
         except (OSError, http.client.HTTPException) as error:
-            raise ServerError(f"{self._url} does not answer ({error}): is the gateway running?") from error
+            raise ServerError(f"{self._url} does not answer ({error}): start it, or correct the URL") from error
 
     def _once(self, body: bytes, headers: dict[str, bytes], limit: float) -> tuple[int, dict[str, str], bytes]:
         connection = self._connection

@@ -119,7 +119,7 @@ def _train(settings: Demo, challenger: str) -> None:
     finally:
         stop(process, polite=2 * POLITE)
     if code != 0:
-        raise PipelineError("the training failed: its reason is above")
+        raise PipelineError("the training failed for the reason above: remove it, and run the demo again")
     require_champion(settings.state, "--work")
 
 

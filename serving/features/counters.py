@@ -59,7 +59,7 @@ class CounterReader:
         definition = definition_of(schema)
         if definition is None:
             raise FeatureStoreError(
-                f"the schema {schema.name} has no statistics.instant: there are no counters to read"
+                f"the schema {schema.name} has no statistics.instant, so there are no counters to read: add it to the schema, and train again"
             )
         self.definition: Definition = definition
         self._max_age_us = None if max_age is None else max_age * SECOND_US
@@ -123,7 +123,9 @@ class HistoryReader:
         definition, item = definition_of(schema), schema.key_of("item")
         view = next((view for view in instant_views(schema) if view.kind == "recent"), None)
         if definition is None or item is None or view is None:
-            raise FeatureStoreError(f"the schema {schema.name} has no outcomes of users: there is no history to read")
+            raise FeatureStoreError(
+                f"the schema {schema.name} has no outcomes of users, so there is no history to read: add statistics.instant to the schema, and train again"
+            )
         self._definition, self._source, self._view, self._key = definition, source, view.name, view.key
         items = encoder.values_of(item)
         hashes = np.array([key_hash(value) for value in items], np.uint64).view(np.int64)

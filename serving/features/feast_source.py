@@ -176,7 +176,9 @@ class FeastSource:
                 answer = self._store.get_online_features(features=wanted, entity_rows=[{key: value} for value in ids])
             columns = answer.to_dict(include_event_timestamps=self._timestamps)
         except Exception as error:
-            raise FeatureStoreError(f"the online store does not answer for {entity} features ({error})") from error
+            raise FeatureStoreError(
+                f"the online store does not answer for {entity} features ({error}): check that it runs"
+            ) from error
         found = columns[STATE] if state else [None] * len(ids)
         if not names:
             return [FeatureRow({})] * len(ids), found
@@ -210,7 +212,9 @@ class FeastSource:
                 )
             columns = answer.to_dict()
         except Exception as error:
-            raise FeatureStoreError(f"the online store does not answer for {fields[0][0]} ({error})") from error
+            raise FeatureStoreError(
+                f"the online store does not answer for {fields[0][0]} ({error}): check that it runs"
+            ) from error
         return [list(values) for values in zip(*(columns[name] for _, name in fields), strict=True)]
 
     def close(self) -> None:

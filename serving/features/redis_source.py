@@ -102,7 +102,9 @@ class RedisSource:
                     pipe.hmget(self._key(entity, value), fields)
                 answers = pipe.execute()
         except RedisError as error:
-            raise FeatureStoreError(f"the online store does not answer for {entity} features ({error})") from error
+            raise FeatureStoreError(
+                f"the online store does not answer for {entity} features ({error}): check that it runs"
+            ) from error
         self._connect_one()
         return [self._row_of(names, answer) for answer in answers]
 
@@ -120,7 +122,9 @@ class RedisSource:
                     pipe.hmget(self._key_of(prefix, value), names)
                 answers = pipe.execute()
         except RedisError as error:
-            raise FeatureStoreError(f"the online store does not answer for {fields[0][0]} ({error})") from error
+            raise FeatureStoreError(
+                f"the online store does not answer for {fields[0][0]} ({error}): check that it runs"
+            ) from error
         return [[None if raw is None else self._decoded(raw) for raw in answer] for answer in answers]
 
     def fetch_request(
@@ -139,7 +143,7 @@ class RedisSource:
             answers = self._read_at_once(groups)
         except RedisError as error:
             raise FeatureStoreError(
-                f"the online store does not answer for the features of a request ({error})"
+                f"the online store does not answer for the features of a request ({error}): check that it runs"
             ) from error
         self._connect_one()
         self._track()
@@ -310,7 +314,7 @@ class RedisSource:
         except ResponseError:
             return
         except RedisError as error:
-            raise FeatureStoreError(f"the online store does not answer ({error})") from error
+            raise FeatureStoreError(f"the online store does not answer ({error}): check that it runs") from error
 
     def _prepare_states(self, schema: LogSchema) -> None:
         from feast.infra.online_stores.helpers import _mmh3

@@ -96,7 +96,9 @@ class OnlineStore:
         try:
             self._store._get_provider().online_write_batch(self._store.config, view, data, None)
         except Exception as error:  # whatever the online store's client raises
-            raise FeatureStoreError(f"the online store does not take {view.name} ({reason(error)})") from error
+            raise FeatureStoreError(
+                f"the online store does not take {view.name} ({reason(error)}): check that it runs"
+            ) from error
 
     def _row(self, key: str, value: str, values: dict[str, Any], stamp: int) -> Any:
         entity = self._key_type(join_keys=[key], entity_values=[self._value(string_val=value)])

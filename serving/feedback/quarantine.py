@@ -48,7 +48,9 @@ class Quarantine:
                     finally:
                         os.close(file)
             except OSError as error:
-                raise ResourceError(f"{self._path} cannot be written ({error.strerror or error})") from error
+                raise ResourceError(
+                    f"{self._path} cannot be written ({error.strerror or error}): make room there, or allow this user to write there"
+                ) from error
             self.number += len(values)
 
 

@@ -42,7 +42,7 @@ def find_envoy() -> Path:
         )
     envoy_version = _version(path)
     if envoy_version < OLDEST:
-        raise ServerError(f"{path} is Envoy {'.'.join(map(str, envoy_version))}: the gateway needs {NAMED} or later")
+        raise ServerError(f"{path} is Envoy {'.'.join(map(str, envoy_version))}: install {NAMED} or later")
     return Path(path)
 
 

@@ -137,7 +137,7 @@ def _tokens(folder: Path, name: str | None) -> tuple[str, ...]:
         raise ServerError(f"token file {folder / str(name)} is empty: write one token a line, or leave token_file out")
     if len(tokens) > MOST_TOKENS:
         raise ServerError(
-            f"token file {folder / str(name)} has {len(tokens)} tokens, at most {MOST_TOKENS} are accepted"
+            f"token file {folder / str(name)} has {len(tokens)} tokens, at most {MOST_TOKENS} are accepted: remove some"
         )
     for number, token in enumerate(tokens, start=1):
         if not re.fullmatch(r"[A-Za-z0-9._~+/=-]{16,200}", token):

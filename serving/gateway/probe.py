@@ -111,7 +111,7 @@ def _probe(declared: Declared, folder: Path, secret: str, experiment: str, arm: 
             return Probed(experiment, arm, unit, actual[3])
     raise ExperimentError(
         f"the gateway puts the unit {unit!r} into {actual[1]!r} of {actual[0]!r} (enrolled {actual[2]}), not {arm!r} of {experiment!r}: "
-        "the old routes are live"
+        "the old routes are live, apply them again"
     )
 
 
@@ -146,4 +146,6 @@ def _line(folder: Path, request_id: str) -> tuple[str, str, str, str | None]:
                 entry = json.loads(line.decode("latin-1"))
                 return entry["experiment"], entry["assigned"], entry["enrolled"], entry["served"] or None
         time.sleep(0.05)
-    raise ServerError(f"a probe is not in {folder / PROBE_LOG} after {LOG_LIMIT:g} s: is the disk full?")
+    raise ServerError(
+        f"a probe is not in {folder / PROBE_LOG} after {LOG_LIMIT:g} s: make room on the disk if it is full, and try again"
+    )

@@ -57,7 +57,7 @@ def collect(
         ExperimentError: the experiment does not run, or a log is missing or damaged. DataError: the event log is damaged.
     """
     if state.started is None or state.coverage_since is None:
-        raise ExperimentError(f"{state.file.name} was not started")
+        raise ExperimentError(f"{state.file.name} was not started: start it with `thinktwice experiment start`")
     # A part that was finished well before the start has no row of this experiment. The routes were live a little earlier than
     # the start was recorded: the gateway asks every arm, and servers that are no longer needed end first.
     begun = state.started.timestamp() - BEFORE_START

@@ -11,7 +11,7 @@ import pytest
 
 from thinktwice.console.events import EventTail
 from thinktwice.console.processes import group_alive, start, stop
-from thinktwice.console.stages import SIGN_OF_LIFE, StageBoard, seconds_text
+from thinktwice.console.stages import SIGN_OF_LIFE, Pace, StageBoard, left_text, seconds_text
 from thinktwice.console.terminal import Terminal
 
 
@@ -49,6 +49,62 @@ def test_a_failed_and_a_reused_stage_are_told_apart():
     first, second = out.getvalue().splitlines()
     assert first.startswith("↻") and "reused" in first
     assert second.startswith("✗ other")
+
+
+def test_progress_tells_the_time_left_of_each_piece_of_work():
+    stages, out = board()
+    with stages:
+        stages.feed(event("task/ingest", "start", 0.0))
+        for at, done, label in (
+            (1.0, 10, "rows"),
+            (21.0, 30, "rows"),
+            (41.5, 50, "rows"),
+            (42.0, 1, "users"),
+            (62.0, 3, "users"),
+        ):
+            stages.feed(event("ingest", "progress", at, done=done, total=1000, label=label))
+        stages.feed(event("task/ingest", "done", 70.0))
+    lines = [" ".join(line.split()) for line in out.getvalue().splitlines()]
+    assert lines == [
+        "… read the log 21.0 s 3 % rows, about 16 min left",
+        "… read the log 41.5 s 5 % rows, about 16 min left",
+        "… read the log 1 min 02 s 0 % users, about 2.8 h left",
+        "✓ read the log 1 min 10 s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reports", "at", "left"),
+    [
+        ([], 5.0, None),
+        ([(0.0, 1)], 50.0, None),  # one report has no pace
+        ([(0.0, 0), (1.0, 5)], 1.0, None),  # too early
+        ([(0.0, 0), (4.0, 4)], 4.0, 6.0),
+        ([(0.0, 0), (4.0, 4)], 7.0, 3.0),  # it counts down between two reports
+        ([(0.0, 0), (4.0, 4)], 99.0, 0.0),  # and is never negative
+        ([(0.0, 0), (4.0, 8), (5.0, 1)], 5.0, None),  # it began again
+        ([(0.0, 0), (4.0, 10)], 4.0, 0.0),
+    ],
+)
+def test_the_time_left_follows_from_the_pace(reports: list[tuple[float, int]], at: float, left: float | None):
+    pace = Pace()
+    for instant, done in reports:
+        pace.report(instant, done, 10, "rows")
+    assert pace.left(at) == left
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, ""),
+        (0.2, "about 1 s left"),
+        (89.0, "about 89 s left"),
+        (100.0, "about 2 min left"),
+        (7200.0, "about 2.0 h left"),
+    ],
+)
+def test_the_time_left_is_short(seconds: float | None, text: str):
+    assert left_text(seconds) == text
 
 
 @pytest.mark.parametrize("width", [40, 80, 110, 120])

@@ -25,6 +25,7 @@ from thinktwice.printable import printable
 TITLE_WIDTH = 32
 TIME_WIDTH = 12
 DETAIL_INDENT = 4
+FIRST_ESTIMATE = 2.0  # seconds of a piece of work after which the time left is estimated
 BAR_WIDTH = 24
 SIGN_OF_LIFE = 20.0  # seconds between two progress lines of a running stage without a terminal
 TASK_PREFIX = "task/"  # marks the events that open and close a stage line; all others belong to the running stage
@@ -33,6 +34,39 @@ TASK_PREFIX = "task/"  # marks the events that open and close a stage line; all 
 def seconds_text(seconds: float) -> str:
     """``8.1 s``, ``2 min 05 s``."""
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+
+
+class Pace:
+    """Estimates the time left of a piece of work from the pace since its first report. Work with another label, or that begins again,
+    is another piece."""
+
+    def __init__(self) -> None:
+        self._label: str | None = None
+        self._from = (0.0, 0)
+        self._latest = (0.0, 0)
+        self._total = 0
+
+    def report(self, at: float, done: int, total: int, label: str) -> None:
+        """Take the instant, how much is done, and of how much."""
+        if label != self._label or done < self._latest[1] or total != self._total:
+            self._label, self._from, self._total = label, (at, done), total
+        self._latest = at, done
+
+    def left(self, at: float) -> float | None:
+        """Seconds left at an instant; None if too little is known."""
+        (since, first), (until, done) = self._from, self._latest
+        if self._label is None or done <= first or until - since < FIRST_ESTIMATE:
+            return None
+        return max(0.0, (self._total - done) * (until - since) / (done - first) - (at - until))
+
+
+def left_text(seconds: float | None) -> str:
+    """``about 40 s left``, ``about 3 min left``; empty if nothing is known."""
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"about {max(1, round(seconds)):d} s left"
+    return f"about {round(seconds / 60):d} min left" if seconds < 5400 else f"about {seconds / 3600:.1f} h left"
 
 
 class StageBoard:
@@ -47,6 +81,7 @@ class StageBoard:
         self._notes: list[str] = []
         self._messages: list[str] = []
         self._label = ""
+        self._pace = Pace()
         self._done: int = 0
         self._total: int | None = None
         self._last_sign = 0.0
@@ -85,11 +120,14 @@ class StageBoard:
                 self._messages.append(str(event["text"]))
         elif kind == "progress" and self._running is not None:
             self._done, self._total, self._label = event["done"], event["total"], str(event["label"])
+            if self._total:
+                self._pace.report(event["at"], self._done, self._total, self._label)
             self._print_progress(event["at"])
 
     def _open(self, name: str, at: float) -> None:
         self._running, self._started, self._last_sign, self._begun = name, at, at, True
         self._notes, self._messages, self._label, self._done, self._total = [], [], "", 0, None
+        self._pace = Pace()
 
     def _close(self, outcome: str, at: float | None = None) -> None:
         seconds = (time.time() if at is None else at) - self._started
@@ -136,7 +174,8 @@ class StageBoard:
             return
         self._last_sign = at
         share = f"{100 * self._done // self._total} % {self._label}".rstrip()
-        self._print_line(Text("…"), share, at - self._started)
+        left = left_text(self._pace.left(at))
+        self._print_line(Text("…"), f"{share}, {left}" if left else share, at - self._started)
 
     def __rich__(self) -> Table | Text:
         """The running stage, for the live display."""
@@ -144,7 +183,8 @@ class StageBoard:
             return Text("" if self._begun else "  starting", style="dim")
         detail = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=self._total, completed=self._done, width=BAR_WIDTH, pulse=self._total is None)
-        detail.add_row(bar, Text(printable(self._label), style="dim"))
+        left = left_text(self._pace.left(time.time()))
+        detail.add_row(bar, Text(", ".join(filter(None, (printable(self._label), left))), style="dim"))
         return self._line(self._spinner, detail, time.time() - self._started)
 
     @contextmanager

@@ -165,7 +165,9 @@ def _time_range(connection: duckdb.DuckDBPyConnection, clean: Path) -> tuple[int
             f"clean log {clean} cannot be read ({str(error).splitlines()[0]}): validate the log again"
         ) from error
     if first is None:
-        raise DataError(f"clean log {clean} contains no rows: every row was quarantined or the source is empty")
+        raise DataError(
+            f"clean log {clean} contains no rows: every row was quarantined or the source is empty, see the reasons in the quarantine"
+        )
     return int(first), (int(last) // DAY_US + 1) * DAY_US
 
 

@@ -127,7 +127,7 @@ def read_counters(table: pa.Table, schema: LogSchema) -> npt.NDArray[np.float32]
         values = table[name]
         numeric = any(test(values.type) for test in (pa.types.is_floating, pa.types.is_integer, pa.types.is_null))
         if not numeric:
-            raise SchemaError(f"column {name!r} has type {values.type}: counters are numbers")
+            raise SchemaError(f"column {name!r} has type {values.type}: counters are numbers, write them as such")
         column = as_series(values.combine_chunks()).cast(pl.Float64).fill_nan(None)
         _refuse(name, values, column.abs() >= FLOAT32_LIMIT, "is not a finite number")
         out[:, position] = column.fill_null(np.nan).to_numpy()
@@ -196,21 +196,27 @@ def _checked(f: ModelField, values: pa.ChunkedArray) -> pa.Array | pa.ChunkedArr
     if pa.types.is_null(values.type):
         return pa.nulls(len(values), pa.list_(pa.string() if f.kind == "sequence" else pa.float32()))
     if not any(test(values.type) for test in _LISTS):
-        raise SchemaError(f"column {f.name!r} has type {values.type}: the model reads a list in every row")
+        raise SchemaError(
+            f"column {f.name!r} has type {values.type}: the model reads a list in every row, write one (null for none)"
+        )
     values = values.combine_chunks()
     inner = values.type.value_type
     if pa.types.is_fixed_size_list(values.type):
         values = values.cast(pa.list_(inner))
     if f.kind == "sequence":
         if not can_spell(inner):
-            raise SchemaError(f"column {f.name!r} has type {values.type}: the model reads lists of ids")
+            raise SchemaError(
+                f"column {f.name!r} has type {values.type}: the model reads ids, write lists of text or integers"
+            )
         return values
     return _vectors(f, values, inner)
 
 
 def _texts(name: str, values: pa.ChunkedArray) -> pa.Array:
     if not can_spell(values.type):
-        raise SchemaError(f"column {name!r} has type {values.type}: the model reads ids or categories there")
+        raise SchemaError(
+            f"column {name!r} has type {values.type}: the model reads ids or categories there, write them as text or integers"
+        )
     words = spelled(values)
     _refuse(name, words.to_arrow(), pl.select(text_is_wrong(pl.lit(words))).to_series(), "is too long, or contains NUL")
     if pa.types.is_floating(values.type):
@@ -224,7 +230,9 @@ def _texts(name: str, values: pa.ChunkedArray) -> pa.Array:
 
 def _truths(name: str, values: pa.ChunkedArray) -> pa.Array:
     if not can_spell(values.type):
-        raise SchemaError(f"column {name!r} has type {values.type}: the model reads truth values there")
+        raise SchemaError(
+            f"column {name!r} has type {values.type}: the model reads truth values there, write true and false"
+        )
     read = truths(values)
     _refuse(name, values, read.is_null() & ~missing(values), "is neither true nor false")
     return read.to_arrow()
@@ -240,7 +248,9 @@ def _numbers(name: str, values: pa.ChunkedArray) -> pa.Array:
 
 def _vectors(f: ModelField, values: pa.Array, inner: pa.DataType) -> pa.Array:
     if not (pa.types.is_floating(inner) or pa.types.is_integer(inner) or pa.types.is_null(inner)):
-        raise SchemaError(f"column {f.name!r} has type {values.type}: the model reads lists of {f.dim} numbers")
+        raise SchemaError(
+            f"column {f.name!r} has type {values.type}: the model reads {f.dim} numbers in every row, write lists of them"
+        )
     lists = as_series(values).cast(pl.List(pl.Float64))
     invalid = lists.list.len() != f.dim
     within = (pl.element().is_finite() & (pl.element().abs() < FLOAT32_LIMIT)).fill_null(False)

@@ -71,7 +71,9 @@ def evaluate(
     data, trunks = load_training_set(training_set_dir), open_trunks(plain_dir, pretrained_dir)
     trunk = read_report(test_time_dir).trunk
     if trunk not in trunks:
-        raise BundleError(f"test-time parameters in {test_time_dir} belong to the {trunk} model, which was not passed")
+        raise BundleError(
+            f"test-time parameters in {test_time_dir} belong to the {trunk} model, which was not passed: pass it, or fit them again"
+        )
     run = compare(data, trunks, load_test_time(test_time_dir, trunks[trunk].model))
     run.write(out_dir)
     note(STAGE, run.content.verdict[0])

@@ -180,7 +180,9 @@ def decide_experiment(
     try:
         collected = Evidence.model_validate_json(evidence.read_bytes())
     except ValidationError as error:
-        raise ExperimentError(f"{evidence} is not an evidence file ({reason(error)})") from None
+        raise ExperimentError(
+            f"{evidence} is not an evidence file ({reason(error)}): collect the evidence with `thinktwice experiment collect`"
+        ) from None
     _print_decision(append_decision(_folder(records, work) / experiment.name / RECORD, experiment, collected))
 
 
@@ -257,7 +259,7 @@ def replay_record(
     for number, (before, again) in enumerate(replay(recorded), start=1):
         if before != again:
             raise ExperimentError(
-                f"line {number} of {name} says {before.action} ({before.status}); now it is {again.action} ({again.status})"
+                f"line {number} of {name} says {before.action} ({before.status}); now it is {again.action} ({again.status}): restore the record from a backup, or decide with the version that wrote it"
             )
     tell(f"{name}: {len(recorded)} decisions, all the same")
 

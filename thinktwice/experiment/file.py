@@ -312,7 +312,9 @@ def load_experiment(path: Path | str) -> ExperimentFile:
             f"experiment file {path} cannot be read ({error.strerror or error}): give the path of a YAML file"
         ) from None
     except UnicodeDecodeError as error:
-        raise ExperimentError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise ExperimentError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"
+        ) from None
     return parse_experiment(text, str(path))
 
 

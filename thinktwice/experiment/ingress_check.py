@@ -100,7 +100,9 @@ def _model(rules: Sequence[Route]) -> str:
             exact = matcher.get("exact") if isinstance(matcher, dict) else None
             if isinstance(exact, str) and (match := re.fullmatch(r"/v2/models/([A-Za-z0-9_-]+)", exact)):
                 return match[1]
-    raise ExperimentError("routes refused: no rule answers for a model at /v2/models/NAME")
+    raise ExperimentError(
+        "routes refused: no rule answers for a model at /v2/models/NAME: render the routes again with `thinktwice gateway render`"
+    )
 
 
 def _check_status(
@@ -137,7 +139,10 @@ def _header_matches(matcher: Mapping[str, Any], headers: Mapping[str, str], wher
     """Whether a matcher of one header matches, evaluated as in Envoy: a value matcher never matches without the header."""
     known = {"name", "present_match", "string_match", "range_match", "invert_match"}
     kinds = set(matcher) - {"name", "invert_match"}
-    _require(set(matcher) <= known and len(kinds) == 1, f"{where} has a matcher of an unknown kind")
+    _require(
+        set(matcher) <= known and len(kinds) == 1,
+        f"{where} has a matcher of an unknown kind: use exact, prefix or range matchers",
+    )
     value = headers.get(str(matcher.get("name")))
     invert = matcher.get("invert_match", False) is True
     if "present_match" in matcher:
@@ -160,7 +165,9 @@ def _matches(matcher: Mapping[str, Any], value: str, where: str) -> bool:
             return re.fullmatch(condition["safe_regex"]["regex"], value) is not None
     except (KeyError, TypeError, ValueError, re.error):
         pass
-    raise ExperimentError(f"routes refused: {where} has a matcher of an unknown kind")
+    raise ExperimentError(
+        f"routes refused: {where} has a matcher of an unknown kind: use exact, prefix or range matchers"
+    )
 
 
 def _integer(value: object) -> int:

@@ -164,7 +164,7 @@ def _match(
     if doubled:
         request, position = doubled[0]
         raise ExperimentError(
-            f"the exposures contain place {position} of the request {request!r} twice: was a file given twice?"
+            f"the exposures contain place {position} of the request {request!r} twice: give each file once"
         )
     db.execute("CREATE TABLE firsts AS SELECT request_id, item_id, place, clicked_at FROM fates WHERE fate = 'matched'")
 

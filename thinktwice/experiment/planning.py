@@ -117,7 +117,9 @@ def _moments(log: Path, unit: str, time: str, label: str, before: int, max_days:
                 f"column {time!r} of {log} is {types[time]}, not a time: plan from the clean log of a validation"
             )
         if types[label] in ("VARCHAR", "BLOB"):
-            raise ExperimentError(f"column {label!r} of {log} is {types[label]}, not 0 or 1")
+            raise ExperimentError(
+                f"column {label!r} of {log} is {types[label]}, not 0 or 1: plan from the clean log of a validation"
+            )
         db.execute(f"""
             CREATE TEMP TABLE d AS
             SELECT CAST({quoted(unit)} AS VARCHAR) AS unit, CAST(epoch({quoted(time)}) // 86400 AS INTEGER) AS day,
@@ -126,7 +128,9 @@ def _moments(log: Path, unit: str, time: str, label: str, before: int, max_days:
         """)
         ((first, last),) = db.execute("SELECT min(day), max(day) FROM d").fetchall()
         if first is None:
-            raise ExperimentError(f"{log} contains no row with a unit and a time")
+            raise ExperimentError(
+                f"{log} contains no row with a unit and a time: plan from the clean log of a validation"
+            )
         longest = min(max_days, last - first + 1 - before)
         if longest < 1:
             raise ExperimentError(

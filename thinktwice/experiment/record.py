@@ -122,7 +122,7 @@ def state_of(lines: Sequence[Line]) -> ExperimentState:
         ExperimentError: the record is empty.
     """
     if not lines:
-        raise ExperimentError("the record is empty: the experiment has not started")
+        raise ExperimentError("the record is empty: start the experiment first")
     started = since = ended = pending = None
     file, decisions = None, 0
     for line in lines:
@@ -138,7 +138,7 @@ def state_of(lines: Sequence[Line]) -> ExperimentState:
             file, since = file.model_copy(update={"coverage": line.coverage}), line.at
             ended = line.effect if line.effect != "ramp" else ended
     if file is None:
-        raise ExperimentError("the record starts with an effect: a line was lost")
+        raise ExperimentError("the record starts with an effect: restore the lost line from a backup")
     return ExperimentState(
         file=file, started=started, coverage_since=since, ended=ended, pending=pending, decisions=decisions
     )
@@ -168,14 +168,18 @@ def read_lines(path: Path | str) -> tuple[Line, ...]:
             ) from None
         if line.number != number or line.previous != previous:
             raise ExperimentError(
-                f"line {number} of the record {path} does not follow the one before: a line was lost or changed"
+                f"line {number} of the record {path} does not follow the one before: a line was lost or changed, restore the record from a backup"
             )
         if isinstance(line, StartRecord) and number > 1:
-            raise ExperimentError(f"line {number} of the record {path} starts the experiment a second time")
+            raise ExperimentError(
+                f"line {number} of the record {path} starts the experiment a second time: restore the record from a backup"
+            )
         if not isinstance(line, EffectRecord):
             identity = identity or line.file.identity()
             if line.file.identity() != identity:
-                raise ExperimentError(f"line {number} of the record {path} is of another experiment than line 1")
+                raise ExperimentError(
+                    f"line {number} of the record {path} is of another experiment than line 1: restore the record from a backup"
+                )
         lines.append(line)
         previous = _hash(text)
     return tuple(lines)
@@ -227,14 +231,16 @@ def append_decision(path: Path | str, file: ExperimentFile, evidence: Evidence) 
         before = decisions_of(lines)
         if before and evidence.at <= before[-1].evidence.at:
             raise ExperimentError(
-                f"the evidence of {evidence.at} is not newer than the last line of {path} ({before[-1].evidence.at})"
+                f"the evidence of {evidence.at} is not newer than the last line of {path} ({before[-1].evidence.at}): collect it again"
             )
         if evidence.coverage != file.coverage:
             raise ExperimentError(
                 f"the evidence is of coverage {evidence.coverage}, the file says {file.coverage}: collect it again"
             )
         if unknown := sorted({a.arm for a in evidence.arms} - {a.name for a in file.arms}):
-            raise ExperimentError(f"the evidence contains the arm {unknown[0]!r}, which {file.name} does not have")
+            raise ExperimentError(
+                f"the evidence contains the arm {unknown[0]!r}, which {file.name} does not have: collect it again with this file"
+            )
         return DecisionRecord(
             **chain, file=file, evidence=evidence, verdict=decide(file, evidence, [r.verdict for r in before])
         )
@@ -260,7 +266,9 @@ def append_effect(path: Path | str, effect: Effect, coverage: float, at: datetim
         if state.ended is not None:
             if isinstance(last, EffectRecord) and (last.effect, last.decision) == (effect, fields.get("decision")):
                 return last
-            raise ExperimentError(f"{state.file.name} has ended ({state.ended.replace('_', ' ')})")
+            raise ExperimentError(
+                f"{state.file.name} has ended ({state.ended.replace('_', ' ')}): start a new experiment with a new name and salt"
+            )
         moved = state.file.model_copy(update={"coverage": coverage})
         if problems := forbidden_changes(state.file, moved):
             raise ExperimentError("; ".join(problems))

@@ -80,7 +80,7 @@ def report_of(records: Sequence[DecisionRecord]) -> ExperimentReport:
         ExperimentError: the record is empty.
     """
     if not records:
-        raise ExperimentError("the record is empty: nothing has been decided yet")
+        raise ExperimentError("the record is empty: decide first with `thinktwice experiment decide`")
     last = records[-1]
     file, evidence, verdict = last.file, last.evidence, last.verdict
     arms = []

@@ -199,7 +199,9 @@ def _read_ranges(split: Route, defined: set[str]) -> TrafficSplit:
     )
     weighted = action.weighted_clusters
     if weighted is None or action.cluster is not None:
-        raise ExperimentError("routes refused: the split must have weighted_clusters and no cluster")
+        raise ExperimentError(
+            "routes refused: the split must have weighted_clusters and no cluster: render the routes again"
+        )
     _require(weighted.use_hash_policy, "use_hash_policy is not true: assignment would be random")
     weights = [entry.weight for entry in weighted.clusters]
     _require(
@@ -246,7 +248,7 @@ def _check_plain(route: Route, defined: set[str]) -> None:
 def _action(route: Route) -> Action:
     """The target of a route after the ingress rules."""
     if route.route is None or route.direct_response is not None:
-        raise ExperimentError(f"routes refused: {route.name} must go to an arm: ingress rules come before it")
+        raise ExperimentError(f"routes refused: {route.name} must go to an arm: move ingress rules before it")
     _require(
         not route.response_headers_to_add and not route.typed_per_filter_config,
         f"{route.name} must change neither answers nor filters",

@@ -159,7 +159,7 @@ def read_routes(content: Content) -> RouteConfig:
     if len(file.resources) != 1 or file.resources[0].name != ROUTE_CONFIG:
         names = [r.name for r in file.resources]
         raise ExperimentError(
-            f"routes refused: the file contains the configurations {names}, not {ROUTE_CONFIG!r} alone"
+            f"routes refused: the file contains the configurations {names}, not {ROUTE_CONFIG!r} alone: render the routes again"
         )
     return file.resources[0]
 
@@ -178,10 +178,14 @@ def _read(shape: type[Shape], content: Content, what: str) -> Shape:
         try:
             content = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise ExperimentError(f"{what} refused: the file is not JSON ({type(error).__name__})") from None
+            raise ExperimentError(
+                f"{what} refused: the file is not JSON ({type(error).__name__}), render it again"
+            ) from None
     version = content.get("version_info") if isinstance(content, dict) else None
     if not isinstance(version, str) or not version.startswith(f"{FORMAT}-"):
-        raise ExperimentError(f"{what} refused: the file is of version {version!r}; this thinktwice reads {FORMAT}-…")
+        raise ExperimentError(
+            f"{what} refused: the file is of version {version!r}; this thinktwice reads {FORMAT}-…, render it again"
+        )
     try:
         return shape.model_validate(content)
     except ValidationError as error:

@@ -121,7 +121,7 @@ def _route_config(
     if secret is not None:
         if not re.fullmatch(r"[!-~]{16,200}", secret):
             raise ExperimentError(
-                "the secret that chooses an arm must be 16 to 200 printable ASCII characters without blanks"
+                "the secret that chooses an arm must be 16 to 200 printable ASCII characters without blanks: choose another"
             )
         for cluster in sorted({CONTROL, *(cluster_of(e.name, a.name) for e in experiments for a in e.arms)}):
             routes.append(_override(cluster, secret, config))

@@ -88,7 +88,7 @@ def evidence_of_snapshot(logs: Path | str, joined: Path | str) -> Evidence:
     snapshot = read_snapshot(logs)
     state = snapshot.state
     if state.started is None or state.coverage_since is None:
-        raise ExperimentError(f"{state.file.name} was not started")
+        raise ExperimentError(f"{state.file.name} was not started: start it with `thinktwice experiment start`")
     since = min(state.coverage_since, snapshot.at)
     return evidence_of(
         state.file,
@@ -106,7 +106,9 @@ def decide_on(logs: Path | str, evidence: Path | str, records_dir: Path | str) -
     try:
         collected = Evidence.model_validate_json(Path(evidence).read_bytes())
     except (OSError, ValidationError) as error:
-        raise ExperimentError(f"{evidence} is not an evidence file ({reason(error)})") from error
+        raise ExperimentError(
+            f"{evidence} is not an evidence file ({reason(error)}): collect the evidence again"
+        ) from error
     path = Path(records_dir) / snapshot.state.file.name / RECORD
     for line in reversed(read_lines(path)):
         if isinstance(line, DecisionRecord) and line.evidence == collected:

@@ -65,7 +65,9 @@ def require_blessing(path: Path | str, bundle_dir: Path | str) -> Blessing:
     value = read_blessing(path)
     if not value.blessed:
         why = "; ".join(value.reasons) or "no reason given"
-        raise PipelineError(f"the model is not blessed ({why}): it is not deployed, the champion stays")
+        raise PipelineError(
+            f"the model is not blessed ({why}): it is not deployed, the champion stays; read the report for what to improve, or train on more rows"
+        )
     if (actual := bundle_hash(bundle_dir)) != value.bundle_hash:
         raise PipelineError(
             f"the blessing is for bundle {value.bundle_hash[:12]} and this is bundle {actual[:12]}: bless this bundle"

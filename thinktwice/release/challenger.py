@@ -88,7 +88,7 @@ def install_challenger(
     champion = read_champion(state)
     if champion is not None and champion.info.bundle_hash == digest:
         raise BundleError(
-            f"the bundle {digest[:12]} is the champion itself: an experiment can name it, no challenger is needed"
+            f"the bundle {digest[:12]} is the champion itself: name it in the experiment, no challenger is needed"
         )
     folder = state / CHALLENGERS / digest[:16]
     if not (folder / CHALLENGER_FILE).is_file():

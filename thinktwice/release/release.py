@@ -189,7 +189,9 @@ def _store_files(store: Path) -> dict[str, FileEntry]:
         try:
             out[name] = FileEntry.of(path)
         except OSError as error:
-            raise FeatureStoreError(f"feature store {store}: {name} cannot be read ({reason(error)})") from error
+            raise FeatureStoreError(
+                f"feature store {store}: {name} cannot be read ({reason(error)}): materialize it again"
+            ) from error
     return out
 
 

@@ -91,7 +91,7 @@ def start_experiment(
             raise ExperimentError(f"{file.name} was started with another file: " + "; ".join(problems))
         if state.ended is not None:
             raise ExperimentError(
-                f"{file.name} has ended ({state.ended.replace('_', ' ')}): a restart is a new experiment, with a new name and salt"
+                f"{file.name} has ended ({state.ended.replace('_', ' ')}): start a new experiment with a new name and salt"
             )
         coverage = state.file.coverage
     file = file.model_copy(update={"coverage": coverage})
@@ -117,7 +117,7 @@ def apply_pending(records: Path, name: str, target: Rollout, at: datetime | None
         return append_effect(path, "ramp", coverage, at or _now(), decision=number)
     if decision.action == "promote":
         if decision.arm is None:
-            raise ExperimentError(f"line {number} of {path} promotes no arm")
+            raise ExperimentError(f"line {number} of {path} promotes no arm: give the number of a decision to promote")
         target.promote(state.file, decision.arm)
         return append_effect(path, "promote", 0.0, at or _now(), decision=number, arm=decision.arm)
     target.roll_back(state.file)

@@ -102,7 +102,7 @@ class KServeRollout:
         if (served := arms.get(CONTROL)) is not None and served.bundle_hash != control.bundle_hash:
             raise ExperimentError(
                 f"the control of {file.name} is bundle {control.bundle_hash[:12]} and {served.bundle_hash[:12]} is served: "
-                "everybody outside the experiment gets control, so it must be the same"
+                "everybody outside the experiment gets control, so it must be the same; name the served bundle as control"
             )
         for arm in file.arms:
             name = CONTROL if arm.name == CONTROL else f"{file.name}/{arm.name}"

@@ -140,7 +140,7 @@ class LocalRollout:
         if versions[0].bundle_hash != champion.info.bundle_hash:
             raise ExperimentError(
                 f"the control of {file.name} is bundle {versions[0].bundle_hash[:12]} and the champion is "
-                f"{champion.info.bundle_hash[:12]}: everybody outside the experiment gets control, so it must be the champion"
+                f"{champion.info.bundle_hash[:12]}: everybody outside the experiment gets control, so it must be the champion; name that as control"
             )
         return versions
 

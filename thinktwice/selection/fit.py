@@ -20,7 +20,7 @@ from thinktwice.data.training_set_info import Novelty
 from thinktwice.errors import BundleError
 from thinktwice.files import atomic_dir
 from thinktwice.models.backbone import Backbone
-from thinktwice.progress import note
+from thinktwice.progress import note, track
 from thinktwice.selection.accept import CandidateVerdict, judge, sentence
 from thinktwice.selection.candidates import EVIDENCE_MODES, Candidate, candidates
 from thinktwice.selection.config import FitConfig
@@ -230,7 +230,7 @@ def fit_mode(
     plain = trial_model.logits(off, later)[0]
     max_cost = config.max_cost if config.mode == "lean" else float("inf")
     measured = injected is None and len(tried) > 0
-    costs = {c.name: price(trial_model, c.config) for c in tried}
+    costs = {c.name: price(trial_model, c.config) for c in track(tried, stage=STAGE, total=len(tried), label="costs")}
     verdicts = [
         judge(
             c,
@@ -243,7 +243,7 @@ def fit_mode(
             cost=costs[c.name].value,
             max_cost=max_cost,
         )
-        for c in tried
+        for c in track(tried, stage=STAGE, total=len(tried), label="candidates")
     ]
     accepted = without_needless_looks([v for v in verdicts if v.accepted])
     affordable = [v for v in verdicts if v.cost <= max_cost]

@@ -60,4 +60,6 @@ class S3Settings(Frozen):
             return cls.model_validate(values)
         except ValidationError as error:
             field = str(error.errors()[0]["loc"][0]) if error.errors()[0]["loc"] else "kms_key"
-            raise StorageError(f"the environment variable {names[field]} is not usable ({reason(error)})") from error
+            raise StorageError(
+                f"the environment variable {names[field]} is not usable ({reason(error)}): correct it, or unset it"
+            ) from error

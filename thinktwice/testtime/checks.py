@@ -17,7 +17,7 @@ def check(model: Backbone, reliability: Reliability, config: TestTimeConfig, ext
     if reliability.num_values != model.fields.num_values:
         raise BundleError(
             f"counts describe {sum(reliability.num_values)} values and the model has {model.fields.num_rows}: "
-            "counts and weights must come from the same bundle"
+            "counts and weights must come from the same bundle, fit the test-time parameters again"
         )
     by_field: dict[str, tuple[float, ...]] = {"test-time importance": config.importance}
     if isinstance(config.base, Gate):

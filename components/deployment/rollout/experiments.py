@@ -25,7 +25,7 @@ def versions_of_arms(session: Session, file: ExperimentFile, given: Sequence[str
         arm, _, uri = text.partition("=")
         if arm not in {declared.name for declared in file.arms}:
             raise ExperimentError(
-                f"{text!r} is not ARM=URI for an arm of {file.name} ({', '.join(a.name for a in file.arms)})"
+                f"{text!r} is not ARM=URI for an arm of {file.name} ({', '.join(a.name for a in file.arms)}): give one per arm"
             )
         uris[arm] = version_at(uri)
     if missing := [arm.name for arm in file.arms if arm.name not in uris]:
@@ -55,7 +55,7 @@ class ClusterRollout:
             if known[CONTROL].name != state.stable.name:
                 raise ExperimentError(
                     f"the control of {file.name} is version {known[CONTROL].name} and {state.stable.name} is served: everybody outside the "
-                    "experiment gets control, so it must be the same"
+                    "experiment gets control, so it must be the same; name the served version as control"
                 )
             self._gateway.start_arms({arm.name: known[arm.name] for arm in file.treatments})
             self._gateway.route(file)

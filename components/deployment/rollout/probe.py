@@ -183,7 +183,7 @@ def _result(pod: Json) -> Probed:
         why = pod.get("status", {}).get("reason") or ended.get("reason") or "no message"
         raise RolloutError(
             f"the pod {pod['metadata']['name']}, which sends the test request, ended without a result ({why}, "
-            f"exit {ended.get('exitCode')}, {' '.join(text.split())[:200]!r}): the image of the predictor needs /opt/venv/bin/python"
+            f"exit {ended.get('exitCode')}, {' '.join(text.split())[:200]!r}): build the image of the predictor with /opt/venv/bin/python, as images/ does"
         ) from None
 
 
@@ -204,7 +204,9 @@ def check_smoke(probed: Probed, version: str, url: str) -> None:
             f"the test request to {url} was answered by {', '.join(served) or 'no version'} instead of {version}"
         )
     if not probed.scored:
-        raise RolloutError(f"the test request to {url} was answered without a score")
+        raise RolloutError(
+            f"the test request to {url} was answered without a score: look into the log of the predictor"
+        )
 
 
 def remove_probes(api: Api, service: str) -> None:

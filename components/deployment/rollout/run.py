@@ -141,7 +141,7 @@ def roll_back(session: Session, form: Choice = "auto", duration_s: int = DURATIO
             state = State(form=kind, action="rollback", stable=known.previous, min_replicas=live.min_replicas)
         else:
             raise RolloutError(
-                f"there is nothing to roll back: {live.stable.name} serves all requests and no version before it is known"
+                f"there is nothing to roll back: {live.stable.name} serves all requests and no version before it is known; roll out an earlier bundle instead"
             )
         lock.save(state)
         target.roll_back(state)

@@ -44,7 +44,7 @@ def fetch_folder(uri: str, target: Path, below: str = "") -> None:
             raise StorageError(f"{store.uri}{below} contains nothing: check that the step before has written there")
         for key in keys:
             if not is_safe_key(key):
-                raise StorageError(f"{store.uri} contains the key {key!r}, which is not a file name")
+                raise StorageError(f"{store.uri} contains the key {key!r}, which is not a file name: remove it")
             _copy(store, key, target / key.removeprefix(below))
 
 
@@ -81,7 +81,9 @@ def read_result(uri: str, target: Path) -> StepResult:
             raise PipelineError(f"the TrainJob has written no result: {error}") from error
         for key in written.files:
             if not is_safe_key(key):
-                raise PipelineError(f"{store.uri}{RESULT_FILE} names {key!r}, which is not a file name")
+                raise PipelineError(
+                    f"{store.uri}{RESULT_FILE} names {key!r}, which is not a file name: run the step again"
+                )
             _copy(store, f"{written.attempt}/{key}", target / key)
     check_folder(f"result of {uri}", target, written.files, "run the step again")
     return written.result

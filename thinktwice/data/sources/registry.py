@@ -93,7 +93,9 @@ def source_named(name: str) -> Source:
     if name not in SOURCES:
         close = difflib.get_close_matches(name, SOURCES, n=1)
         guess = f"did you mean {close[0]!r}? " if close else ""
-        raise DataError(f"unknown source {name!r}: {guess}Known are {', '.join(SOURCES)}; your own log is source 'log'")
+        raise DataError(
+            f"unknown source {name!r}: {guess}Known are {', '.join(SOURCES)}; see `thinktwice data list`; your own log is source 'log'"
+        )
     return SOURCES[name]
 
 

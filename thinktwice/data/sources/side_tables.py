@@ -60,7 +60,7 @@ def read_side_table(files: list[SideFile], key: str) -> tuple[pl.DataFrame, Side
     table = pl.concat(frames, how="diagonal") if frames else pl.DataFrame()
     if not table.height:
         raise DataError(
-            f"{files[0].where} contains no line with {len(files[0].columns)} cells: it is empty or not the file it is named after"
+            f"{files[0].where} contains no line with {len(files[0].columns)} cells: it is empty or not the file it is named after, download the data again"
         )
     repeated_keys = table.filter(~pl.col(key).is_first_distinct())
     for file in files:
