@@ -16,7 +16,7 @@ from thinktwice.models.hstu import HSTU
 from thinktwice.pretrain.config import PretrainConfig
 from thinktwice.pretrain.corrupt import corrupt, corrupt_batch, mask_rates
 from thinktwice.pretrain.denoiser import HIDDEN_LABEL, Denoiser
-from thinktwice.pretrain.losses import candidates_of, denoising_loss
+from thinktwice.pretrain.losses import Restoration, candidates_of, denoising_loss
 from thinktwice.pretrain.pretrain import fit, log_shares, transferred_parts, unigram_entropy
 
 NAMES = sorted(BACKBONES)
@@ -211,6 +211,67 @@ def test_every_behaviour_is_masked_at_the_rate_of_its_row_and_cannot_be_seen() -
         share = masked[part].sum() / (before[part] != 0).sum()
         assert float(share) == pytest.approx(float(rate[part].mean()), abs=0.03)
     assert torch.equal(found.batch.ids, batch.ids)
+
+
+@pytest.mark.parametrize("behaviours", [0.01, 0.5, 1.0])
+def test_a_sample_of_the_masked_behaviours_has_the_loss_of_all_on_average(behaviours: float) -> None:
+    """Every masked behaviour is as likely as any other to be restored, and no more of them than the settings say."""
+    rows = 200
+    batch, rate = random_batch(rows), torch.linspace(0.1, 1.0, rows)
+    keep, token = torch.ones(rows, FIELDS.num_fields), torch.full((rows,), HIDDEN_LABEL)
+    masked = corrupt_batch(batch, FIELDS, keep, rate, torch.Generator().manual_seed(0)).behaviours
+
+    def loss(restored: float, seed: int) -> float:
+        model = denoiser(config=PretrainConfig(behaviours=restored))
+        with torch.no_grad():
+            model.places[0].copy_(torch.randn(model.places[0].shape, generator=torch.Generator().manual_seed(1)))
+            hidden, read = model.encoded(model.backbone.embed(batch), token)
+            draws = torch.Generator().manual_seed(seed)
+            each = Restoration(model, batch, keep, 1.0 + rate, hidden, read, draws)
+            assert len(each._sampled(masked["history"].nonzero())) <= max(1, restored * rows)
+            return float(each.terms(masked)["history"])
+
+    every = [loss(1000.0, seed) for seed in (0, 1)]
+    assert every[0] == every[1]
+    drawn = np.array([loss(behaviours, seed) for seed in range(60)])
+    assert drawn.std() > 0
+    assert drawn.mean() == pytest.approx(every[0], abs=4 * drawn.std() / np.sqrt(len(drawn)))
+
+
+def test_a_label_that_is_not_known_is_neither_seen_nor_restored() -> None:
+    """Other values of unknown labels change neither the loss nor the gradient."""
+    rows = random_rows(300)
+    known = torch.from_numpy(np.random.default_rng(0).random(300) < 0.3)
+    label = torch.from_numpy(rows.label)
+    found = []
+    for given in (label, torch.where(known, label, 1.0 - label)):
+        model = denoiser()
+        losses = denoising_loss(model, rows.batch(slice(None)), given, torch.Generator().manual_seed(2), labelled=known)
+        losses.total.backward()
+        assert model.label_shift.grad is not None
+        found.append((losses.total.detach(), losses.label, model.label_shift.grad))
+    assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1] > 0
+    assert torch.equal(found[0][2], found[1][2])
+    none = denoising_loss(
+        denoiser(), rows.batch(slice(None)), label, torch.Generator().manual_seed(2), labelled=torch.zeros_like(known)
+    )
+    assert none.label == 0.0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2])
+def test_pretraining_on_rows_of_which_few_have_a_label(share: float) -> None:
+    rows = random_rows(600)
+    known = np.random.default_rng(0).random(600) < share
+    config = PretrainConfig(batch_size=100, epochs=1)
+    size = DeepFMConfig(dim=4, hidden=(8,))
+    done = fit(rows, FIELDS, size, config, labelled=known)
+    assert all(np.isfinite(value) for value in done.curve[-1]["fields"].values())
+    assert set(done.by_class) == ({"click", "no click"} if share else set())
+    other = fit(
+        replace(rows, label=np.where(known, rows.label, 0).astype(np.float32)), FIELDS, size, config, labelled=known
+    )
+    for (name, value), again in zip(done.denoiser.named_parameters(), other.denoiser.parameters(), strict=True):
+        assert torch.equal(value, again), name
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,11 +1,12 @@
 """The loss of pre-training: what was masked in a batch is restored, each kind of field by its own target.
 
 Values of columns have a softmax over the vocabulary, or over candidates of the batch where it is large; numbers are such values
-through their buckets. Every behaviour of a sequence is masked and predicted by itself. Vectors and counters have a regression.
+through their buckets. Every behaviour of a sequence is masked, and predicted, by itself. Vectors and counters have a regression.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -29,11 +30,17 @@ class Losses:
 
 
 def denoising_loss(
-    model: Denoiser, batch: Batch, label: Tensor, generator: torch.Generator, guidance: float = 0.0
+    model: Denoiser,
+    batch: Batch,
+    label: Tensor,
+    generator: torch.Generator,
+    guidance: float = 0.0,
+    labelled: Tensor | None = None,
 ) -> Losses:
     """Corrupt a batch and score the restoration of every masked element, on the model's device.
 
-    ``guidance`` is how much the weights of fields scale their inputs, where there is no attention to guide.
+    ``guidance`` is how much the weights of fields scale their inputs, where there is no attention to guide. ``labelled`` [B] bool says
+    whose label is known: the others are hidden and not restored; None: all are known.
     """
     fields, config, device = model.backbone.fields, model.config, model.label_shift.device
     model.guide()
@@ -41,12 +48,16 @@ def denoising_loss(
     keep, token = corrupt(label, fields.num_fields, config.label_hidden, generator, rate)
     if config.ablation == "no_label":
         token = torch.full_like(token, HIDDEN_LABEL)
+    if labelled is not None:
+        token = token.masked_fill(~labelled, HIDDEN_LABEL)
     corrupted = corrupt_batch(batch, fields, keep, rate, generator)
     masked = on_device(corrupted.batch, device)
     keep, token, weight, label, rate = (part.to(device) for part in (keep, token, weight, label, rate))
     hidden, read = model.encoded(model.backbone.embed(masked), token, rate, guidance)
     label_loss = torch.zeros((), device=device)
     unseen = token == HIDDEN_LABEL
+    if labelled is not None:
+        unseen &= labelled.to(device)
     if config.ablation != "no_label" and unseen.any():
         label_loss = F.binary_cross_entropy_with_logits(model.backbone.head(hidden)[unseen], label[unseen])
     each = Restoration(model, on_device(batch, device), keep, weight, hidden, read, generator)
@@ -100,16 +111,24 @@ class Restoration:
         return {name: term for name, term in found.items() if term is not None}
 
     def _sequence(self, name: str, output: Tensor, masked: Tensor) -> Tensor | None:
-        """Every masked behaviour [B, L], predicted from the row and its place."""
+        """Masked behaviours [B, L], each predicted from the row and its place; a random sample of them where they are many."""
         model = self.model
         if name in model.backbone.fields.own_lists:  # their values are in no column, so no head restores them
             return None
         number = model.backbone.fields.sequences.index(name)
-        row, place = masked.nonzero(as_tuple=True)
+        row, place = self._sampled(masked.nonzero()).unbind(dim=1)
         # Lookups and not indexing: rows repeat, and their gradients must be summed in a fixed order.
         predicted = F.embedding(row, output) + F.embedding(place, model.places[number])
         column = model.backbone.fields.columns.index(model.backbone.fields.sequence_of[number])
         return self._values(column, F.normalize(predicted, dim=-1), self.batch.sequences[name][row, place], row)
+
+    def _sampled(self, behaviours: Tensor) -> Tensor:
+        """At most ``config.behaviours`` per row of the masked behaviours [M, 2]. All are equally likely, so the loss is that of all of
+        them in expectation."""
+        limit = max(1, math.ceil(self.model.config.behaviours * len(self.keep)))
+        if len(behaviours) <= limit:
+            return behaviours
+        return behaviours[torch.randperm(len(behaviours), generator=self.generator)[:limit].to(behaviours.device)]
 
     def _values(self, column: int, predicted: Tensor, values: Tensor, row: Tensor) -> Tensor | None:
         if not len(values):

@@ -86,9 +86,11 @@ def fit(
     checkpoints: Checkpoints | None = None,
     kind: Kind = "dgenctr",
     start_from: Backbone | None = None,
+    labelled: np.ndarray | None = None,
 ) -> Pretrained:
     """Pre-train in memory, with the weights of the fields by ``config.balancing`` for the kind ``hetegenctr``; the model is
-    returned on the CPU. ``start_from`` provides the initial weights of the backbone and is trained in place.
+    returned on the CPU. ``start_from`` provides the initial weights of the backbone and is trained in place. ``labelled`` [R] bool says
+    of which rows the label is known; None: of all.
 
     The same arguments give identical weights on the same CPU and number of threads, also if the process is killed and
     continues from ``checkpoints``.
@@ -116,10 +118,12 @@ def fit(
         )
         curve: list[dict[str, Any]] = []
         window: list[Losses] = []
+        known = None if labelled is None else torch.from_numpy(labelled)
 
         def loss(index: Tensor, generator: torch.Generator) -> Tensor:
             guidance = 0.0 if balance is None else 1.0 - float(balance.steps) / steps.total  # none is left at the end
-            losses = denoising_loss(model, rows.batch(index), rows.label[index], generator, guidance)
+            of_batch = None if known is None else known[index]
+            losses = denoising_loss(model, rows.batch(index), rows.label[index], generator, guidance, of_batch)
             window.append(replace(losses, total=losses.total.detach()))
             return losses.total
 
@@ -152,7 +156,9 @@ def fit(
     model.guide()
     sampled = _sampled(model)
     unigram = {name: entropy for name, entropy in entropies.items() if name not in sampled}
-    return Pretrained(model, curve, unigram, sampled, _difficulties(fields, balance), by_class(model, rows, seed))
+    return Pretrained(
+        model, curve, unigram, sampled, _difficulties(fields, balance), by_class(model, rows, seed, known)
+    )
 
 
 def _balance(fields: FieldSpace, config: PretrainConfig, entropies: dict[str, float]) -> Balance:
@@ -190,11 +196,13 @@ def _difficulties(fields: FieldSpace, balance: Balance | None) -> dict[str, dict
 
 
 @torch.inference_mode()
-def by_class(model: Denoiser, rows: BlockLoader, seed: int) -> dict[str, dict[str, float]]:
+def by_class(model: Denoiser, rows: BlockLoader, seed: int, known: Tensor | None = None) -> dict[str, dict[str, float]]:
     """Mean loss of the fields of rows of each class under the token of either class and a hidden one, with half of the fields
-    masked: rows are restored best under their own class if positives and negatives have learned distinct distributions."""
+    masked: rows are restored best under their own class if positives and negatives have learned distinct distributions. Rows whose
+    label is not ``known`` [R] are left out."""
     generator = torch.Generator().manual_seed(seed)
-    index = torch.randperm(len(rows), generator=generator)[:CLASS_ROWS]
+    index = torch.randperm(len(rows), generator=generator)
+    index = (index if known is None else index[known[index]])[:CLASS_ROWS]
     model.eval()
     found: dict[str, dict[str, float]] = {}
     for clicked in (0.0, 1.0):
