@@ -74,7 +74,7 @@ def measure_skew(
     }
     for entity, key in info.join_keys.items():
         ids = frame[IDS[entity]]
-        if ids.null_count():
+        if ids.null_count() and not (entity == "user" and schema.has_anonymous_users):
             raise DataError(
                 f"{ids.null_count()} rows of the prediction log have no {entity} id: log them, skew cannot be measured without"
             )

@@ -347,6 +347,14 @@ def test_the_report_says_what_every_field_is(tmp_path: Path, zone: str, words: s
     )
 
 
+def test_the_report_says_what_a_truth_value_and_a_cross_are(tmp_path: Path) -> None:
+    schema = SHOP.replace("vectors:", "- {name: gift, kind: boolean}\ncrosses: [[device, gift]]\nvectors:")
+    run(tmp_path, shop_columns(300) | {"gift": ["yes", "no"] * 150}, schema=schema)
+    page = html.unescape((tmp_path / "report.html").read_text())
+    assert "<b>gift</b><small>truth value (true or false), context of the impression, from column gift</small>" in page
+    assert "device_x_gift: pair of device and gift, computed from them" in page
+
+
 def test_doubtful_values_are_warnings_by_name(tmp_path: Path) -> None:
     """Ids that were rounded, and hours of times without a zone: GX judges their counts, and no row is lost."""
     columns = shop_columns(300)

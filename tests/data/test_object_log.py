@@ -23,6 +23,7 @@ from pipelines.arguments import RunArguments
 from pipelines.check import check_arguments
 from pipelines.run import _write_request
 from pipelines.versions import data_version
+from tests.data import shop_tables
 from tests.data.own_logs import SCHEMA, small_log
 from tests.data.test_own_log_source import WRITERS
 from tests.storage.faults import Answer, Proxy, Seen, proxy
@@ -370,3 +371,61 @@ def test_the_connection_lives_as_long_as_its_paths(bucket: Bucket) -> None:
         assert file.read() == b"a,b\n1,2\n"
     assert (path.name, path.suffix, str(path.with_suffix(".tsv"))) == ("1.csv", ".csv", f"{bucket.uri}/1.tsv")
     assert str(path.with_name("x") / "y") == f"{bucket.uri}/x/y" and object_path.sha256_of(path) == path.sha256()
+
+
+def tables_at(bucket: Bucket, folder: Path, kind: str = "parquet") -> Path:
+    """A shop log on this machine whose side tables are at s3://; returns its schema file."""
+    folder.mkdir(exist_ok=True)
+    shop_tables.written(folder, shop_tables.impressions(), "log.csv")
+    for rows, name in ((shop_tables.users(), f"users.{kind}"), (shop_tables.items(), f"items.{kind}")):
+        body = shop_tables.written(folder, rows, name).read_bytes()
+        bucket.client.put_object(Bucket=bucket.name, Key=f"tables/{name}", Body=body)
+    base = f"{bucket.uri}/tables"
+    tables = f"tables: {{users: {{path: {base}/users.{kind}}}, items: {{path: {base}/items.{kind}}}}}"
+    (folder / "s.yaml").write_text(shop_tables.SCHEMA.replace("TABLES", tables))
+    return folder / "s.yaml"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_side_tables_at_s3_are_those_of_files(kind: str, bucket: Bucket, tmp_path: Path) -> None:
+    schema = tables_at(bucket, tmp_path / "log", kind)
+    ingest("log", tmp_path / "log/log.csv", schema, tmp_path / "objects")
+    local = schema.read_text().replace(f"{bucket.uri}/tables/", "")
+    (tmp_path / "log/local.yaml").write_text(local)
+    ingest("log", tmp_path / "log/log.csv", tmp_path / "log/local.yaml", tmp_path / "files")
+    # Relative to a schema at s3:// too.
+    bucket.client.put_object(Bucket=bucket.name, Key="tables/s.yaml", Body=local.encode())
+    ingest("log", tmp_path / "log/log.csv", f"{bucket.uri}/tables/s.yaml", tmp_path / "relative")
+    for name in ("users.parquet", "items.parquet"):
+        read_back = [pl.read_parquet(tmp_path / folder / name) for folder in ("files", "objects", "relative")]
+        assert read_back[0].height > 4 and all(table.equals(read_back[0]) for table in read_back[1:])
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_refusals_of_a_side_table_are_one_sentence(kind: str, bucket: Bucket, faulty: Proxy, tmp_path: Path) -> None:
+    schema = tables_at(bucket, tmp_path / "log", "csv")
+    plan, message = REFUSALS[kind]
+    faulty.plan(lambda seen: plan(seen) if "items" in seen.path else None)
+    with pytest.raises((StorageError, DataError), match=message) as caught:
+        ingest("log", tmp_path / "log/log.csv", schema, tmp_path / "raw")
+    told = str(caught.value)
+    assert f"{bucket.uri}/tables/items.csv" in told and "\n" not in told and not (tmp_path / "raw").exists()
+
+
+@pytest.mark.parametrize("name", ["items.parquet", "items.csv.gz"])
+def test_a_missing_and_a_half_side_table_are_named(name: str, bucket: Bucket, tmp_path: Path) -> None:
+    schema = tables_at(bucket, tmp_path / "log")
+    at = f"{bucket.uri}/tables/{name}"
+    schema.write_text(schema.read_text().replace(f"{bucket.uri}/tables/items.parquet", at))
+    content = (tmp_path / "log/items.parquet").read_bytes()
+    if name.endswith(".gz"):
+        many = "item,name,color,price,look\n" + "".join(f'{n},x{n * n},red,1,"[1.0, 2.0]"\n' for n in range(3000))
+        content = gzip.compress(many.encode(), mtime=0)
+    bucket.client.put_object(Bucket=bucket.name, Key=f"tables/{name}", Body=content[: len(content) // 2])
+    with pytest.raises(DataError, match="truncated") as caught:
+        ingest("log", tmp_path / "log/log.csv", schema, tmp_path / "raw")
+    assert at in str(caught.value)
+    bucket.client.delete_object(Bucket=bucket.name, Key=f"tables/{name}")
+    with pytest.raises((DataError, StorageError), match=r"no such object|has no such object") as caught:
+        ingest("log", tmp_path / "log/log.csv", schema, tmp_path / "raw")
+    assert at in str(caught.value) and "\n" not in str(caught.value) and not (tmp_path / "raw").exists()

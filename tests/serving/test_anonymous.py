@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
+from serving.feedback.rules import EventRules
 from serving.protocol.requests import RequestParser
 from serving.protocol.v2_fields import parse
 from serving.protocol.v2_tensors import InputTensor, read
 from thinktwice.data.encoder import Encoder
 from thinktwice.data.ingest import ingest
+from thinktwice.data.instant.definition import definition_of
+from thinktwice.data.instant.log_counters import log_counters, log_rows
 from thinktwice.data.point_in_time import training_rows
 from thinktwice.errors import RequestError, SchemaError
 from thinktwice.schema import load_schema, parse_schema
@@ -105,6 +109,49 @@ def test_they_train_the_vector_that_their_requests_get(tmp_path: Path) -> None:
             parser.parse({**asked, "user_id": value}, "r")
 
 
+def test_their_outcomes_count_for_items_and_for_no_user(tmp_path: Path) -> None:
+    schema = SCHEMA.replace("windows_days: [0]", "instant: {feedback_delay: 1m, attributes: [gender], topics: []}")
+    frame = pl.DataFrame(
+        {
+            "at": [1_700_000_000 + 3600 * n for n in range(40)],
+            "y": [n % 2 for n in range(40)],
+            "user": [None if n % 4 < 3 else "u1" for n in range(40)],
+            "item": ["i"] * 40,
+            "gender": ["f"] * 40,  # also where the visitor is unknown
+            "device": ["a"] * 40,
+        }
+    )
+    frame.write_parquet(tmp_path / "log.parquet")
+    (tmp_path / "s.yaml").write_text(schema)
+    ingest("log", tmp_path / "log.parquet", tmp_path / "s.yaml", tmp_path / "raw")
+    assert split_log(tmp_path / "raw", tmp_path / "clean", tmp_path / "bad", run_id="r").rows_quarantined == 0
+    clean = pl.read_parquet(tmp_path / "clean" / "clean.parquet")
+    assert clean["gender"].is_null().to_list() == clean["user"].is_null().to_list()
+    definition = definition_of(load_schema(tmp_path / "clean" / "schema.yaml"))
+    assert definition is not None
+    counted = np.concatenate(list(log_counters(log_rows(lambda n: clean[n], definition), definition, tmp_path)))
+    counters = dict(zip(definition.names, counted.T, strict=True))
+    nobody = clean["user"].is_null().to_numpy()
+    for name, values in counters.items():
+        if name.startswith("user_"):
+            assert np.isnan(values[nobody]).all(), name
+    earlier = np.arange(40)
+    assert np.allclose(counters["item_views"][1:], np.log1p(earlier[1:]))  # all impressions of the item, whoever saw it
+    known_before = np.cumsum(~nobody) - ~nobody
+    seen = ~nobody & (known_before > 0)
+    assert np.allclose(counters["user_views"][seen], np.log1p(known_before[seen]))
+    assert np.isnan(counters["item_x_gender_views"][nobody]).all()
+    assert np.allclose(counters["item_x_gender_views"][seen], np.log1p(known_before[seen]))
+
+
+def test_events_of_anonymous_visitors_have_no_attributes_of_a_user() -> None:
+    schema = SCHEMA.replace("windows_days: [0]", "instant: {attributes: [gender], topics: []}")
+    event = {"kind": "impression", "request_id": "r", "item_id": "i", "at": 1.7e9, "values": {"gender": "f"}}
+    rules = EventRules(parse_schema(schema, where="t"))
+    assert rules.event({**event, "user_id": "u"}).values == {"gender": "f"}
+    assert rules.event(event).values == {}
+
+
 def test_a_model_that_needs_users_refuses_requests_without_one() -> None:
     parser = RequestParser(parse_schema(SCHEMA.replace(", anonymous: true", ""), where="t"), online=True)
     with pytest.raises(RequestError, match="user_id"):
@@ -115,7 +162,7 @@ def test_a_model_that_needs_users_refuses_requests_without_one() -> None:
     ("change", "word"),
     [
         (("item: {key: item}", "item: {key: item, anonymous: true}"), "only users"),
-        (("windows_days: [0]", "instant: {feedback_delay: 10m}"), "anonymous users"),
+        (("entity: user}", "entity: user, nullable: false}"), "'gender': anonymous users have no attributes"),
     ],
 )
 def test_what_cannot_be_anonymous_is_refused(change: tuple[str, str], word: str) -> None:

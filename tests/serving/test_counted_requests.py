@@ -22,10 +22,13 @@ from serving.features.open_reader import FeatureConfig
 from serving.open_service import open_service
 from serving.scorer import Answer, Scorer, open_scorer
 from serving.service import Service
+from tests.data.instant.oracle import Row
+from tests.data.instant.oracle import counters as oracle
 from tests.feedback.streams import SECOND
-from tests.serving.counted import NOW, SCHEMA, Counted, feed, make_counted, push
+from tests.serving.counted import LOG, NOW, SCHEMA, Counted, feed, make_counted, push
 from tests.test_docs import SCORE_COUNTED
 from thinktwice.data.evidence import Evidence
+from thinktwice.data.instant.definition import definition_of
 from thinktwice.errors import DataError, FeatureStoreError, SchemaError
 from thinktwice.schema import SCHEMA_FILE
 from thinktwice.scoring import score_table
@@ -305,3 +308,28 @@ def _post(service: Service) -> Any:
     reply = service.answer(orjson.dumps({"instances": [REQUEST]}), {})
     assert reply.status == 200, reply.body
     return orjson.loads(reply.body)["predictions"][0]
+
+
+def test_an_anonymous_request_has_the_counters_of_its_items(tmp_path: Path, opened: list[Scorer]) -> None:
+    user = SCHEMA.entities.user
+    assert user is not None
+    entities = SCHEMA.entities.model_copy(update={"user": user.model_copy(update={"anonymous": True})})
+    schema = SCHEMA.model_copy(update={"entities": entities})
+    made = make_counted(tmp_path, schema=schema, version="anonymous-1")
+    feed(made.store, schema=schema)
+    items = ["i", "j", "k"]
+    rows = [Row(NOW, False, None, item, (None, None), (None, None)) for item in items]
+    definition = definition_of(schema)
+    assert definition is not None
+    expected = oracle([*LOG, *rows], definition)[-len(rows) :]
+    for mode in ("corrected", "retrieve"):
+        scorer = made.scorer(mode)
+        opened.append(scorer)
+        request = {"candidates": items, "context": {"timestamp": NOW / 1e6}}
+        (answer,) = scorer.score([scorer.parser.parse(request, "request")])
+        assert answer.counters == "used" and answer.counter_values is not None
+        side = np.array([name.startswith("user_") for name in definition.names])
+        crossed = np.array(["_x_" in name for name in definition.names])
+        assert np.isnan(answer.counter_values[:, side]).all()
+        found, wanted = (values[:, ~side & ~crossed] for values in (answer.counter_values, expected))
+        assert not np.isnan(found).any() and np.allclose(found, wanted, rtol=1e-5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from thinktwice.schema.fields import LogField, Sequence, Vector
+from thinktwice.schema.fields import Cross, LogField, Sequence, Vector
 from thinktwice.schema.log import LogSchema
 
 KINDS = {
@@ -43,15 +43,21 @@ def field_words(schema: LogSchema) -> dict[str, str]:
             use = "" if key.as_field else ", no input of the model"
             found[key.key] = f"id of the {entity}, from column {key.source_column}{use}"
     found |= {field.name: _field(schema, field) for field in schema.fields}
-    found |= {
-        cross.name: f"pair of {cross.of[0]} and {cross.of[1]}, computed from them; a request sends these, not this field"
-        for cross in schema.crosses
-    }
+    found |= {cross.name: _cross(cross) for cross in schema.crosses}
     found |= {sequence.name: _sequence(sequence) for sequence in schema.sequences}
     found |= {vector.name: _vector(schema, vector) for vector in schema.vectors}
     for entity in ("user", "item"):
         found |= {name: _statistic(name, entity) for name in schema.statistic_names(entity)}  # type: ignore[arg-type]
     return found
+
+
+def cross_words(schema: LogSchema) -> tuple[str, ...]:
+    """One sentence per cross, which begins with its name."""
+    return tuple(f"{cross.name}: {_cross(cross)}" for cross in schema.crosses)
+
+
+def _cross(cross: Cross) -> str:
+    return f"pair of {cross.of[0]} and {cross.of[1]}, computed from them; a request sends these, not this field"
 
 
 def _field(schema: LogSchema, field: LogField) -> str:

@@ -100,6 +100,12 @@ class LogSchema(Described):
         self._check_tables()
         if self.entities.item is not None and self.entities.item.anonymous:
             raise ValueError("entities.item: only users may be anonymous")
+        if self.has_anonymous_users:
+            required = [f.name for f in self.logged_fields if f.entity == "user" and not f.nullable]
+            if required:
+                raise ValueError(
+                    f"field {required[0]!r}: anonymous users have no attributes, so one cannot be required: omit 'nullable: false'"
+                )
         self._check_instant()
         if self.scenario is not None and self.scenario not in {f.name for f in self.fields if f.is_category}:
             raise ValueError(f"scenario names {self.scenario!r}, which is not a categorical field")
@@ -136,10 +142,6 @@ class LogSchema(Described):
         instant = self.instant
         if instant is None:
             return
-        if self.has_anonymous_users:
-            raise ValueError(
-                "statistics.instant counts the outcomes of each user, so it cannot be given with anonymous users: leave one of them out"
-            )
         if self.entities.user is None and self.entities.item is None:
             raise ValueError("statistics.instant needs entities.user or entities.item: there is nothing to count")
         sides: tuple[tuple[str, tuple[str, ...] | None, Entity], ...] = (

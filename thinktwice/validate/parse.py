@@ -21,6 +21,7 @@ from thinktwice.schema.fields import (
     ROW_ID,
     VALID_FROM,
     Entities,
+    Entity,
     EntityKey,
     LogField,
     Sequence,
@@ -134,10 +135,11 @@ def canonical(schema: LogSchema, read: pl.DataFrame) -> pl.DataFrame:
         if field.derived is not None:
             out[field.name] = on_present(local, partial(derive, field.derived)).cast(pl.String)
         else:
-            out[field.name] = _canonical_field(field)
-    out |= {s.name: _canonical_sequence(s) for s in schema.logged_sequences}
+            out[field.name] = _of_known_user(schema, field.entity, _canonical_field(field))
+    out |= {s.name: _of_known_user(schema, "user", _canonical_sequence(s)) for s in schema.logged_sequences}
     for vector in schema.logged_vectors:
-        out[vector.name] = pl.col(_name(_VECTOR, vector.source_column))
+        values = pl.col(_name(_VECTOR, vector.source_column))
+        out[vector.name] = _of_known_user(schema, vector.entity, values)
     if schema.logged_title is not None:
         out[TITLE] = pl.col(_name(_TEXT, schema.logged_title))
     for name, column in ((PROPENSITY, schema.propensity), (TRUTH, schema.truth)):
@@ -161,6 +163,14 @@ def canonical_table(schema: LogSchema, entity: Literal["user", "item"], read: pl
     if title is not None:
         out[TITLE] = pl.col(_name(_TEXT, title))
     return read.select(values.alias(name) for name, values in out.items())
+
+
+def _of_known_user(schema: LogSchema, entity: Entity, values: pl.Expr) -> pl.Expr:
+    """The values; of a user, null where the row is anonymous: its request is answered without them too."""
+    user = schema.entities.user
+    if entity != "user" or user is None or not user.anonymous:
+        return values
+    return pl.when(pl.col(_name(_TEXT, user.source_column)).is_not_null()).then(values)
 
 
 def _canonical_field(field: LogField) -> pl.Expr:

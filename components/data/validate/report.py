@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ def render(
     samples: Mapping[str, list[str]],
     times: str,
     words: Mapping[str, str],
+    crosses: Sequence[str] = (),
 ) -> str:
     """Render the page.
 
@@ -36,12 +37,13 @@ def render(
         samples: row ids per reason.
         times: what the times of the log are.
         words: field -> its kind, unit and origin.
+        crosses: a sentence for each cross, which has no column in the log.
     """
     html = templates.render(
         Path(__file__).parent,
         "report.html",
         title=f"Validation of {info['schema_name']}",
-        subtitles=[_facts(info), f"times: {times}", *info.get("read", [])],
+        subtitles=[_facts(info), f"times: {times}", *crosses, *info.get("read", [])],
         verdict=verdict,
         headline=verdict.headline.partition(": ")[2],
         split=verdict.split,

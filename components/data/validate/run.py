@@ -26,7 +26,7 @@ from thinktwice.data.ingest import Snapshot
 from thinktwice.files import atomic_dir, atomic_file, read_json, write_json
 from thinktwice.parquet import read_schema, read_table, write_frame
 from thinktwice.progress import note, tell
-from thinktwice.schema.describe import field_words, time_words
+from thinktwice.schema.describe import cross_words, field_words, time_words
 from thinktwice.schema.fields import ROW_ID
 from thinktwice.schema.log import LogSchema, load_schema
 from thinktwice.validate.layout import arrow_schema, clean_columns, clean_table_columns
@@ -86,7 +86,7 @@ def validate_log(
     verdict = replace(verdict, not_evaluated=_not_evaluated(findings, schema, reference is not None))
     _write(Path(verdict_dir), verdict, profile)
     info = read_json(clean_dir / "clean.json") | {"read": _what_was_read(Path(raw_dir) / "snapshot.json")}
-    page = render(verdict, profile, info, samples, time_words(schema), field_words(schema))
+    page = render(verdict, profile, info, samples, time_words(schema), field_words(schema), cross_words(schema))
     with atomic_file(report_path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     note(STAGE, verdict.headline)
