@@ -126,27 +126,48 @@ def read_delimited(
 def _encoding(head: bytes) -> str:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "utf-16"
-    lines = head.split(b"\n")[:-1] or [head]
+    lines = head.split(b"\n")
     broken = valid = False
     try:
-        b"\n".join(lines).decode("utf-8")
+        head.decode("utf-8")
     except UnicodeDecodeError:
         broken = True
-        for line in lines:
-            if not line.isascii():
-                try:
-                    line.decode("utf-8")
-                    valid = True
-                    break
-                except UnicodeDecodeError:
-                    continue
+        valid = any(map(_is_utf8, lines))
     return "cp1252" if broken and not valid else "utf-8"
 
 
+def _is_utf8(line: bytes) -> bool:
+    """Whether a line has other characters than ASCII and is UTF-8: hardly any text of another encoding is."""
+    if line.isascii():
+        return False
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _text_blocks(open_stream: Opener, where: str, encoding: str) -> Iterator[bytes]:
-    """Whole lines as UTF-8; a file that claims to be UTF-8 is not checked here."""
+    """Whole lines as UTF-8; a file that claims to be UTF-8 is not checked here.
+
+    Raises:
+        DataError: the first block is Windows-1252, and a later line is UTF-8, which would be read as other characters.
+    """
     if encoding == "utf-8":
         yield from blocks(open_stream, where)
+        return
+    if encoding == "cp1252":
+        number = 0
+        for block in blocks(open_stream, where):
+            lines = [] if block.isascii() else block.split(b"\n")
+            found = next((place for place, line in enumerate(lines, number + 1) if _is_utf8(line)), None)
+            if found is not None:
+                raise DataError(
+                    f"{where}, line {found} is UTF-8, and the lines before it are Windows-1252: write the file in one encoding, such as "
+                    "with iconv"
+                )
+            number += block.count(b"\n") + 1
+            yield block.decode("cp1252", LATIN).encode("utf-8")
         return
     yield from blocks(lambda: _Transcoded(open_stream(), encoding), where)  # type: ignore[arg-type, return-value]
 
@@ -156,7 +177,7 @@ class _Transcoded:
 
     def __init__(self, stream: io.BufferedIOBase, encoding: str) -> None:
         self._stream = stream
-        self._decoder = codecs.getincrementaldecoder(encoding)("replace" if encoding == "utf-16" else LATIN)
+        self._decoder = codecs.getincrementaldecoder(encoding)("replace")
 
     def read(self, size: int) -> bytes:
         while data := self._stream.read(size):
