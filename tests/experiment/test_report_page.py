@@ -46,6 +46,21 @@ def test_nothing_is_loaded_or_run(report: ExperimentReport) -> None:
     assert "width=device-width" in page
 
 
+def test_a_phone_shows_whole_charts_and_named_cells(report: ExperimentReport) -> None:
+    page = render_report(report)
+    widths = [int(width) for width in re.findall(r"min-width:(\d+)px\" role=\"img\"", page)]
+    assert len(widths) == 2 and max(widths) <= 340  # of 400 pixels without margins
+    stacked = re.findall(r"<table class=\"[a-z ]*stack\">(.*?)</table>", page, re.DOTALL)
+    assert len(stacked) == page.count("<table")
+    for table in stacked:
+        for row in re.findall(r"<tr><td.*?</tr>", table, re.DOTALL):
+            title, *cells = re.findall(r"<td([^>]*)>(.)", row)
+            assert "data-name" not in title[0] and cells
+            assert all(
+                "data-name=" in attributes or first == "<" for attributes, first in cells
+            )  # an empty cell is hidden
+
+
 def test_the_truth_of_a_simulation_stands_beside_the_interval(report: ExperimentReport) -> None:
     known = (None, *(KnownEffect(value=0.3, low=0.25, high=0.35) for _ in range(3)))
     page = render_report(report, PageExtras(known=known, remarks=("users are <b>simulated</b>",)))

@@ -15,6 +15,7 @@ from thinktwice.pages import templates
 from thinktwice.pages.charts import Mark, Series, line_chart
 
 SECONDS_A_DAY = 86_400.0
+CHART_WIDTH = 420  # as wide as a phone can show whole; two fit side by side on a desk
 EFFECT, TRUTH, CONTROL, RATIO = "#2f6fdb", "#3a9b6a", "#7a818c", "#d9962b"
 WORDS = {
     "promote": "Promote",
@@ -69,9 +70,9 @@ def render_report(report: ExperimentReport, extras: PageExtras | None = None) ->
         kind={"promote": "on", "roll_back": "fail"}.get(decision.action, "warn"),
         tiles=_tiles(report, known[-1] if known else None),
         effects=effects,
-        effect_chart=line_chart(effects, x_label=unit, y_label="relative effect (%)", width=760),
+        effect_chart=line_chart(effects, x_label=unit, y_label="relative effect (%)", width=CHART_WIDTH),
         users=_users(report, scale),
-        users_chart=line_chart(_users(report, scale), x_label=unit, y_label="enrolled users", width=760),
+        users_chart=line_chart(_users(report, scale), x_label=unit, y_label="enrolled users", width=CHART_WIDTH),
         known=known,
         unit=unit,
         scale=scale,
