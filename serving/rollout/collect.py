@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,6 +22,7 @@ from thinktwice.experiment.gather import Sources, evidence_of
 from thinktwice.experiment.join import Logs, raw_unit_column
 from thinktwice.experiment.looks import join_look
 from thinktwice.experiment.outcomes import Window
+from thinktwice.experiment.query import shared_engine
 from thinktwice.experiment.record import ExperimentState
 from thinktwice.files import atomic_file
 from thinktwice.parquet import write_table
@@ -60,24 +61,24 @@ def collect(
         raise ExperimentError(f"{state.file.name} was not started: start it with `thinktwice experiment start`")
     # A part that was finished well before the start has no row of this experiment. The routes were live a little earlier than
     # the start was recorded: the gateway asks every arm, and servers that are no longer needed end first.
-    begun = state.started.timestamp() - BEFORE_START
+    begun = state.started - timedelta(seconds=BEFORE_START)
     parts = [part for log in sorted((folder / SERVED).iterdir()) for part in prediction_parts(log)]
-    predictions = [part for part in parts if part.stat().st_mtime >= begun]
+    predictions = [part for part in parts if part.stat().st_mtime >= begun.timestamp()]
     failures = None
     with suppress(ServerError, OSError):
         failures = running_admin(folder / GATEWAY).stats().get("filesystem.write_failed", 0)
     since = min(state.coverage_since, at)
     out.mkdir(parents=True, exist_ok=True)
     started = min(state.started, since)
-    with frozen_access_logs(folder / GATEWAY, out / ".access.part") as access:
+    with frozen_access_logs(folder / GATEWAY, out / ".access.part") as access, shared_engine(out):
         logs = Logs(access, predictions, raw_unit_column(predictions, state.file.unit, _user_key(folder)))
-        look = join_look(state.file, Sources(logs, clicks), out, at=at, window=window)
+        look = join_look(state.file, Sources(logs, clicks, rows_since=begun), out, at=at, window=window)
         evidence = evidence_of(
             state.file, look.joined, look.folders, started=started, coverage_since=since, at=at, warm_replicas=warm_replicas,
             log_write_failures=failures,
         )  # fmt: skip
-    for requests in look.requests:
-        remember_exposed(requests, exposed, state.file.name)
+        for requests in look.requests:
+            remember_exposed(requests, exposed, state.file.name)
     return evidence
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from contextlib import nullcontext
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from thinktwice.experiment.gather import Sources, evidence_of, join_logs
 from thinktwice.experiment.join import Logs
 from thinktwice.experiment.looks import LookJoined, join_look
 from thinktwice.experiment.outcomes import Window
+from thinktwice.experiment.query import engine, shared_engine
 from thinktwice.records.events import CLICK_COLUMNS
 
 FILE = experiment("exp1", arms=3, coverage=0.8, slices=["device"], guardrails=[{"metric": "latency_p50", "worse": "increase", "margin": 5}])  # fmt: skip
@@ -130,10 +133,14 @@ def assert_equal(one: Evidence, other: Evidence) -> None:
 
 @settings(repeatable, max_examples=6, phases=(Phase.generate,))
 @given(
-    st.integers(0, 10_000), st.sampled_from([0.0, 0.02, 0.3]), st.lists(st.integers(20, 900), min_size=2, max_size=4)
+    st.integers(0, 10_000),
+    st.sampled_from([0.0, 0.02, 0.3]),
+    st.lists(st.integers(20, 900), min_size=2, max_size=4),
+    st.sampled_from([None, 0.0, 400.0]),
+    st.booleans(),
 )
 def test_any_looks_equal_a_join_of_all_logs(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, late: float, steps: list[int]
+    tmp_path_factory: pytest.TempPathFactory, seed: int, late: float, steps: list[int], rows: float | None, shared: bool
 ) -> None:
     tmp_path = tmp_path_factory.mktemp("looks")
     with pytest.MonkeyPatch.context() as patch:
@@ -144,8 +151,42 @@ def test_any_looks_equal_a_join_of_all_logs(
             now += step
             sources, at = logs.until(now), datetime.fromtimestamp(now - SETTLE, timezone.utc)
             at = max(at, START)
-            found = join_look(FILE, sources, tmp_path / "kept", at=at, window=WINDOW)
+            if rows is not None:
+                sources = replace(sources, rows_since=START + timedelta(seconds=rows))
+            with shared_engine(tmp_path) if shared else nullcontext():
+                found = join_look(FILE, sources, tmp_path / "kept", at=at, window=WINDOW)
             assert_equal(seen(found, at), from_start(sources, tmp_path / "whole", at))
+
+
+def test_lines_that_can_have_no_row_are_not_read_again(tmp_path: Path) -> None:
+    """An experiment that starts later finds lines of earlier ones, whose rows are not among its logs."""
+    world = orderly(7)
+    logs = Growing(tmp_path / "logs", World(world.access, world.rows[:1], world.torn), 7, 0.0)
+    for number, since in enumerate([None, START + timedelta(seconds=10_000)]):
+        sources, at = logs.until(T0 + 3_000 + number), START + timedelta(seconds=2_900 + number)
+        join_look(FILE, replace(sources, rows_since=since), tmp_path / "kept", at=at, window=WINDOW)
+        (folder,) = [path for path in (tmp_path / "kept").iterdir() if path.name.isdigit()]
+        assert (pq.read_metadata(folder / looks.LINES).num_rows == 0) is (
+            since is not None
+        )  # else they wait for an hour
+
+
+def test_a_shared_engine_is_emptied_between_two_uses(tmp_path: Path) -> None:
+    with shared_engine(tmp_path):
+        with engine(tmp_path) as first:
+            first.execute("CREATE TABLE a AS SELECT 1 AS x")
+            first.execute("CREATE TEMP TABLE b AS SELECT 1 AS x")
+            first.execute("CREATE VIEW c AS FROM a")
+            first.register("d", pa.table({"x": [1]}))
+            with engine(tmp_path) as inner:
+                assert inner is not first
+                inner.execute("CREATE TABLE a AS SELECT 2 AS x")
+        with engine(tmp_path) as second:
+            assert second is first and second.execute("SHOW ALL TABLES").fetchall() == []
+        with engine(tmp_path, "1GB") as other:
+            assert other is not first
+    with engine(tmp_path) as after:
+        assert after is not first
 
 
 def orderly(seed: int, requests: int = REQUESTS) -> World:

@@ -27,6 +27,7 @@ class Sources:
         others: experiments of the same exclusive group.
         warm_replicas: number of servers that answer, by arm; None: not measured.
         log_write_failures: failed writes of the access log; None: not measured.
+        rows_since: time before which the prediction logs were left out: no row is waited for; None: nothing was left out.
     """
 
     logs: Logs
@@ -35,6 +36,7 @@ class Sources:
     others: Sequence[ExperimentFile] = ()
     warm_replicas: Mapping[str, int] | None = None
     log_write_failures: int | None = None
+    rows_since: datetime | None = None
 
 
 class Joined(Frozen):

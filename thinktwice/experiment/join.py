@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 
 import duckdb
@@ -68,14 +69,22 @@ def raw_unit_column(predictions: Sequence[Path], unit: str, user_key: str = "use
     Returns:
         None if no log has it as text, or the logs hide user ids.
     """
-    schemas = [read_schema(part) for part in predictions]
-    if unit in (user_key, "user_id"):
-        hidden = any((schema.metadata or {}).get(USER_IDS, b"raw") != b"raw" for schema in schemas)
-        column = None if hidden else USER
-    else:
-        column = unit
-    kinds = [schema.field(column).type for schema in schemas if column is not None and column in schema.names]
-    return column if kinds and all(map(is_text, kinds)) else None
+    named_user = unit in (user_key, "user_id")
+    column = USER if named_user else unit
+    found = [_unit_of(part, column, part.stat().st_size, part.stat().st_mtime_ns) for part in predictions]
+    if named_user and any(hidden for hidden, _ in found):
+        return None
+    kinds = [text for _, text in found if text is not None]
+    return column if kinds and all(kinds) else None
+
+
+@lru_cache(maxsize=1 << 16)
+def _unit_of(part: Path, column: str, size: int, changed: int) -> tuple[bool, bool | None]:
+    """Whether a part hides user ids, and whether a column of it is text (None: it has no such column). A part never changes, so
+    it is opened once, by its size and time."""
+    schema = read_schema(part)
+    hidden = (schema.metadata or {}).get(USER_IDS, b"raw") != b"raw"
+    return hidden, is_text(schema.field(column).type) if column in schema.names else None
 
 
 class ArmCounts(Frozen):

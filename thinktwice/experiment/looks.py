@@ -48,6 +48,7 @@ from thinktwice.files import read_json, sha256_text, write_json
 from thinktwice.frozen import Frozen
 from thinktwice.query import literal, quoted
 from thinktwice.records.events import CLICK_COLUMNS
+from thinktwice.records.exposure import SHADOW
 from thinktwice.records.served import AT, ITEM, PLACE, PREDICTION_COLUMNS, REQUEST, REQUEST_COLUMNS
 
 STATE = "looks.json"
@@ -186,7 +187,7 @@ def _look(
         lines=[here / "new" / LINES, here / "new" / "tails.parquet"], rows=new_parts, clicks=new_clicks, ids=ids
     )
     final = at - timedelta(seconds=window.seconds + window.late_seconds)
-    _separate(split, fresh, here, final)
+    _separate(split, fresh, here, final, sources.rows_since)
 
     closed_logs = Logs([], [here / CLOSED / ROWS], sources.logs.unit_column, [here / CLOSED / LINES])
     open_logs = Logs(tails, [here / ROWS], sources.logs.unit_column, [here / LINES])
@@ -252,8 +253,11 @@ class _Split:
         }
 
 
-def _separate(every: _Split, fresh: _Split, here: Path, final: datetime) -> None:
+def _separate(every: _Split, fresh: _Split, here: Path, final: datetime, rows_since: datetime | None) -> None:
     """Write the tables of requests that are closed now, and of those that stay open.
+
+    A line without a row waits for it, and a row for its line, but for lines that can have none (before ``rows_since``) and rows that
+    have none (of copies that a shadow computed).
 
     Raises:
         _StartOverError: a closed request has a new line or row.
@@ -269,13 +273,17 @@ def _separate(every: _Split, fresh: _Split, here: Path, final: datetime) -> None
             raise _StartOverError
         until = f"epoch(TIMESTAMPTZ {literal(final.isoformat())})"
         waited = f"epoch(TIMESTAMPTZ {literal((final - GRACE).isoformat())})"
+        rowless = "false" if rows_since is None else f"seen_at < epoch(TIMESTAMPTZ {literal(rows_since.isoformat())})"
         db.execute(f"""
             CREATE TEMP TABLE ended AS
             SELECT id FROM (
-                SELECT request_id AS id, coalesce(ts, 0) AS seen_at, 1 AS line FROM {known["lines"]} WHERE request_id IS NOT NULL
-                UNION ALL SELECT {REQUEST}, coalesce(epoch({AT}), 0), 0 FROM {known["rows"]} WHERE {REQUEST} IS NOT NULL)
+                SELECT request_id AS id, coalesce(ts, 0) AS seen_at, 1 AS line, false AS copied
+                FROM {known["lines"]} WHERE request_id IS NOT NULL
+                UNION ALL SELECT {REQUEST}, coalesce(epoch({AT}), 0), 0, coalesce({SHADOW}, false)
+                FROM {known["rows"]} WHERE {REQUEST} IS NOT NULL)
             GROUP BY id
-            HAVING max(seen_at) <= {until} AND ((bool_or(line = 1) AND bool_or(line = 0)) OR max(seen_at) <= {waited})
+            HAVING max(seen_at) <= {until} AND ((bool_or(line = 1) AND bool_or(line = 0)) OR bool_and(copied)
+                OR bool_and({rowless}) OR max(seen_at) <= {waited})
         """)
         # Lines without an id belong to no request: they are counted once.
         for name, column, target in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import duckdb
@@ -17,6 +18,22 @@ from thinktwice.query import quoted, source, written
 
 MEMORY = "2GB"  # of the engine; what does not fit goes to disk
 
+_SHARED: ContextVar[duckdb.DuckDBPyConnection | None] = ContextVar("shared", default=None)
+
+
+@contextmanager
+def shared_engine(scratch: Path) -> Iterator[None]:
+    """Every :func:`engine` of the default memory within the block is the same one, emptied between two uses.
+
+    For many small queries: to open an engine takes more time than they do.
+    """
+    with query_engine(scratch, MEMORY, ordered=False) as connection:
+        token = _SHARED.set(connection)
+        try:
+            yield
+        finally:
+            _SHARED.reset(token)
+
 
 @contextmanager
 def engine(scratch: Path, memory: str = MEMORY) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -26,15 +43,34 @@ def engine(scratch: Path, memory: str = MEMORY) -> Iterator[duckdb.DuckDBPyConne
         ResourceError: memory and disk are too small, or the disk is full.
         ExperimentError: a log cannot be read.
     """
+    shared = _SHARED.get() if memory == MEMORY else None
     try:
-        with query_engine(scratch, memory, ordered=False) as connection:
-            yield connection
+        if shared is None:
+            with query_engine(scratch, memory, ordered=False) as connection:
+                yield connection
+            return
+        token = _SHARED.set(None)  # an engine within this one is another
+        try:
+            yield shared
+        finally:
+            _SHARED.reset(token)
+            _empty(shared)
     except (duckdb.IOException, duckdb.InvalidInputException) as error:
         raise ExperimentError(f"a log cannot be read: {str(error).splitlines()[0]}") from None
     except RuntimeError as error:
         if str(error) == "Query interrupted":  # the engine's word for Ctrl-C
             raise KeyboardInterrupt from error
         raise
+
+
+def _empty(connection: duckdb.DuckDBPyConnection) -> None:
+    """Remove all tables and views."""
+    names = connection.execute(
+        "SELECT table_type = 'VIEW', table_catalog, table_schema, table_name FROM information_schema.tables "
+        "WHERE table_catalog IN ('memory', 'temp')"
+    ).fetchall()
+    for is_view, *path in sorted(names, reverse=True):  # views first
+        connection.execute(f"DROP {'VIEW' if is_view else 'TABLE'} IF EXISTS {'.'.join(map(quoted, path))}")
 
 
 def write_parquet(connection: duckdb.DuckDBPyConnection, query: str, target: Path) -> None:
