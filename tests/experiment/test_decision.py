@@ -120,6 +120,15 @@ def test_looks_are_counted_as_declared() -> None:
     assert due_look(by_units, evidence(by_units, 3, units=6000), []) == (1.0, True)
 
 
+def test_a_horizon_of_units_does_not_depend_on_its_days() -> None:
+    """Days are then only the most that the experiment may take: guardrails and the time left follow the units."""
+    short, long = (declared(horizon={"days": days, "looks": 10, "units": 20_000}) for days in (14, 300))
+    for units in (1_000, 4_000):
+        one, other = (decide(file, evidence(file, 5, units=units)) for file in (short, long))
+        assert one.guardrails == other.guardrails and one.primary == other.primary
+        assert other.decision.days_left == pytest.approx(5 * (20_000 / (2 * units) - 1))
+
+
 def test_a_promotion_waits_for_its_guardrails() -> None:
     file = declared(guardrails=[{"metric": "error_rate", "worse": "increase", "margin": 0.0001}])
     history = run(file, [3, 5, 7, 14], t1={"lift": 0.3})

@@ -142,15 +142,22 @@ def due_look(file: ExperimentFile, evidence: Evidence, history: Sequence[Look]) 
     if file.horizon is None:
         return 0.0, False
     last = history[-1].fraction if history else 0.0
-    fraction = evidence.days / file.horizon.days
-    if file.horizon.units is not None:
-        fraction = sum(a.units for a in evidence.arms) / file.horizon.units
+    fraction = horizon_fraction(file, evidence)
     final = evidence.days >= file.horizon.days or fraction >= 1
     if final:
         return 1.0, True
     if fraction - last < 0.5 / file.horizon.looks:
         return None
     return fraction, False
+
+
+def horizon_fraction(file: ExperimentFile, evidence: Evidence) -> float:
+    """How much of the horizon has passed: of its units if they are planned, else of its days; 0 without a horizon."""
+    if file.horizon is None:
+        return 0.0
+    if file.horizon.units is not None:
+        return sum(a.units for a in evidence.arms) / file.horizon.units
+    return evidence.days / file.horizon.days
 
 
 def minimum_reached(file: ExperimentFile, evidence: Evidence) -> bool:
@@ -355,7 +362,7 @@ def _guardrail(
     tuned = 0.0
     if judged:
         information = 1 / se**2
-        fraction = min(evidence.days / file.horizon.days, 1.0) if file.horizon else 0.0
+        fraction = min(horizon_fraction(file, evidence), 1.0)
         tuned = tuned_information(file, fraction, information) if first is None else first
         # Any breach rolls back, so all guardrails of all arms share α; safety requires all of them, so each has its own α.
         harm = file.guardrail_alpha / (len(signs) * len(file.guardrails) * len(file.treatments))

@@ -13,6 +13,7 @@ from thinktwice.experiment.analysis import (
     PrimaryResult,
     SliceResult,
     guardrail_results,
+    horizon_fraction,
     minimum_reached,
     primary_results,
     slice_results,
@@ -145,7 +146,10 @@ def _days_left(file: ExperimentFile, evidence: Evidence) -> float | None:
     if units < file.minimum.units:
         remaining = max(remaining, evidence.days * (file.minimum.units / units - 1)) if units else math.inf
     if file.horizon is not None:
-        remaining = max(remaining, file.horizon.days - evidence.days)
+        left = file.horizon.days - evidence.days
+        if file.horizon.units is not None and (fraction := horizon_fraction(file, evidence)) > 0:
+            left = min(left, evidence.days * max(0.0, 1 / fraction - 1))
+        remaining = max(remaining, left)
     return remaining if math.isfinite(remaining) and (file.horizon is not None or remaining > 0) else None
 
 
